@@ -1,0 +1,62 @@
+/* The guest's memory: one memfd, mapped once, shown to the guest as regions with a hole below 4 GiB.
+ *
+ *   gpa 0 ............ 3 GiB |  hole: BARs, IOAPIC, LAPIC, firmware | 4 GiB ............ rest of the memory
+ *   memfd offset 0 ... 3 GiB |                                        3 GiB ............ size_bytes
+ *
+ * memory_at() is the only way from a guest-physical address to a pointer. Whoever writes through it tells
+ * memory_mark_dirty(): KVM sees the guest's own writes, but not ours (reference: dirty log for migration).
+ * Any thread may call memory_at, memory_mark_dirty; the rest belongs to the thread that builds the machine. */
+#ifndef COMPUTE_VMM_MEMORY_H
+#define COMPUTE_VMM_MEMORY_H
+
+#include "common/base.h"
+#include "common/error.h"
+
+#define MEMORY_PAGE_BYTES 4096u
+#define MEMORY_HOLE_START 0xc0000000ull   /* 3 GiB: where memory below the hole ends at the latest */
+#define MEMORY_HOLE_END 0x100000000ull    /* 4 GiB: where the rest goes on */
+#define MEMORY_BYTES_MIN 0x200000ull      /* 2 MiB */
+#define MEMORY_BYTES_MAX 0x10000000000ull /* 1 TiB */
+#define MEMORY_REGIONS_MAX 4              /* below and above the hole, and room for firmware */
+
+struct memory_region {
+    uint64_t gpa;        /* guest-physical address of the first byte */
+    uint64_t size;       /* bytes */
+    uint64_t fd_offset;  /* of the first byte within the memfd */
+    uint8_t *host;       /* the same byte in this process */
+};
+
+struct guest_memory {
+    int fd;                   /* memfd, so that another process may map the same pages (hand-over, vhost-user) */
+    uint64_t size_bytes;      /* sum of all regions */
+    uint8_t *host;            /* the whole memfd, mapped shared */
+    size_t region_count;
+    struct memory_region regions[MEMORY_REGIONS_MAX]; /* ascending by gpa, never overlapping */
+    uint64_t *dirty;          /* one bit per page of the memfd, for writes by this process */
+    bool tracking;            /* set while `dirty` is kept (atomic) */
+};
+
+/* @size_bytes: a multiple of the page size within MEMORY_BYTES_MIN and _MAX. Needs no KVM. */
+int memory_init(struct guest_memory *m, uint64_t size_bytes, struct error *err);
+void memory_finish(struct guest_memory *m);
+
+/* @size bytes of guest memory at @gpa, or NULL unless they lie wholly inside one region. @size 0 gives NULL.
+ * The guest may change the bytes at any moment: copy out what is to be checked, then use the copy. */
+void *memory_at(const struct guest_memory *m, uint64_t gpa, uint64_t size);
+/* Copies that check the range and mark what they write; false when the range is not guest memory. */
+bool memory_read(const struct guest_memory *m, uint64_t gpa, void *to, uint64_t size);
+bool memory_write(struct guest_memory *m, uint64_t gpa, const void *from, uint64_t size);
+/* Zero everything: a machine that resets keeps its memory, one that starts anew must not see the old. */
+void memory_clear(struct guest_memory *m);
+
+/* This process has written @size bytes at @gpa. Nothing happens unless tracking is on. Call it AFTER the write:
+ * a page that is fetched between write and mark is sent again, one marked before the write could be missed. */
+void memory_mark_dirty(struct guest_memory *m, uint64_t gpa, uint64_t size);
+/* Begin and end of keeping `dirty`; starting clears it. Negative errno when there is no room for the bitmap. */
+int memory_tracking_start(struct guest_memory *m, struct error *err);
+void memory_tracking_stop(struct guest_memory *m);
+/* OR the bits of region @index into @bitmap (one bit per page of the region, size/4096/8 rounded up to 8 bytes)
+ * and clear them here. */
+void memory_tracking_fetch(struct guest_memory *m, size_t index, uint64_t *bitmap);
+
+#endif
