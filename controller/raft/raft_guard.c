@@ -1,0 +1,119 @@
+/* The guards around a raft_io: see the header for what they are for.
+ *
+ * snapshot_put with trailing > 0 is libraft writing a snapshot that it took; with trailing 0 it installs one that the
+ * leader sent. Only the first kind makes an arriving InstallSnapshot dangerous. */
+#include "controller/raft/raft_guard.h"
+
+struct guard_append { /* one log write on its way to the disk */
+    struct raft_io_append req;
+    struct raft_io_append *inner;
+    raft_io_append_cb cb;
+    struct raft_guard *guard;
+    uint64_t start_us;
+};
+
+static struct raft_guard *guard_of(struct raft_io *io)
+{
+    return CONTAINER_OF(io, struct raft_guard, io);
+}
+
+static void guard_recv(struct raft_io *io, struct raft_message *message)
+{
+    struct raft_guard *guard = guard_of(io);
+
+    if (message->type == RAFT_INSTALL_SNAPSHOT && guard->taking) {
+        guard->installs_dropped++;
+        raft_configuration_close(&message->install_snapshot.conf);
+        raft_free(message->install_snapshot.data.base);
+        return;
+    }
+    guard->recv(io, message);
+}
+
+static int guard_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv)
+{
+    struct raft_guard *guard = guard_of(io);
+
+    guard->recv = recv;
+    return guard->inner_start(io, msecs, tick, guard_recv);
+}
+
+static void guard_put_cb(struct raft_io_snapshot_put *put, int status)
+{
+    struct raft_guard *guard = CONTAINER_OF(put, struct raft_guard, put);
+    struct raft_io_snapshot_put *inner = TAKE_PTR(guard->put_inner);
+
+    guard->taking = false; /* before the callback: it may start the next one */
+    inner->cb(inner, status);
+}
+
+static int guard_snapshot_put(struct raft_io *io, unsigned trailing, struct raft_io_snapshot_put *req,
+                              const struct raft_snapshot *snapshot, raft_io_snapshot_put_cb cb)
+{
+    struct raft_guard *guard = guard_of(io);
+    int rv;
+
+    if (trailing == 0)
+        return guard->inner_snapshot_put(io, trailing, req, snapshot, cb);
+    ASSERT(!guard->taking);
+    req->cb = cb;
+    guard->put_inner = req;
+    guard->taking = true;
+    rv = guard->inner_snapshot_put(io, trailing, &guard->put, snapshot, guard_put_cb);
+    if (rv != 0) {
+        guard->put_inner = NULL;
+        guard->taking = false;
+    }
+    return rv;
+}
+
+static void guard_append_cb(struct raft_io_append *req, int status)
+{
+    struct guard_append *append = CONTAINER_OF(req, struct guard_append, req);
+    struct raft_guard *guard = append->guard;
+    struct raft_io_append *inner = append->inner;
+    raft_io_append_cb cb = append->cb;
+
+    if (status == 0) {
+        uint64_t took_us = guard->now_us() - append->start_us;
+
+        guard->writes++;
+        guard->write_us += took_us;
+        guard->write_us_max = MAX(guard->write_us_max, took_us);
+    }
+    free(append);
+    cb(inner, status);
+}
+
+static int guard_append(struct raft_io *io, struct raft_io_append *req, const struct raft_entry entries[], unsigned n,
+                        raft_io_append_cb cb)
+{
+    struct raft_guard *guard = guard_of(io);
+    struct guard_append *append = NEW(struct guard_append);
+    int rv;
+
+    *append = (struct guard_append){.inner = req, .cb = cb, .guard = guard, .start_us = guard->now_us()};
+    rv = guard->inner_append(io, &append->req, entries, n, guard_append_cb);
+    if (rv != 0)
+        free(append);
+    return rv;
+}
+
+void raft_guard_wrap(struct raft_guard *guard, uint64_t (*now_us)(void))
+{
+    guard->taking = false;
+    guard->put_inner = NULL;
+    guard->now_us = now_us;
+    guard->inner_start = guard->io.start;
+    guard->inner_snapshot_put = guard->io.snapshot_put;
+    guard->inner_append = guard->io.append;
+    guard->io.start = guard_start;
+    guard->io.snapshot_put = guard_snapshot_put;
+    if (now_us != NULL)
+        guard->io.append = guard_append;
+}
+
+bool raft_guard_may_snapshot(struct raft *raft)
+{
+    return raft_last_applied(raft) == raft_commit_index(raft);
+}

@@ -1,0 +1,44 @@
+/* Two guards that libraft 0.22.1 needs to be safe, with public API only, and a meter of its log writes.
+ *
+ * A. InstallSnapshot while this server takes a snapshot itself: libraft first applies stale entries and then follows
+ *    a null pointer. The guard drops the message; the leader sends it again after its install timeout. One that
+ *    arrives while no snapshot is being taken is let through, and no snapshot is started then (libraft checks that).
+ * B. A follower's commit index can go backwards. A snapshot taken at that moment would carry the lower index, and a
+ *    restart would apply entries twice. The state machine's snapshot callback answers RAFT_BUSY then
+ *    (raft_guard_may_snapshot); libraft asks again later.
+ *
+ * Both were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`.
+ *
+ * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on &guard->io.
+ * The struct must outlive the raft server. Thread: the raft loop's. */
+#ifndef CONTROLLER_RAFT_RAFT_GUARD_H
+#define CONTROLLER_RAFT_RAFT_GUARD_H
+
+#include "common/base.h"
+
+#include <raft.h>
+
+struct raft_guard {
+    struct raft_io io; /* the wrapped one; its methods are replaced in place */
+
+    bool taking;                  /* a snapshot of ours is being written */
+    struct raft_io_snapshot_put put; /* stands in for libraft's own request meanwhile */
+    struct raft_io_snapshot_put *put_inner;
+    raft_io_recv_cb recv;
+    int (*inner_start)(struct raft_io *, unsigned, raft_io_tick_cb, raft_io_recv_cb);
+    int (*inner_snapshot_put)(struct raft_io *, unsigned, struct raft_io_snapshot_put *, const struct raft_snapshot *,
+                              raft_io_snapshot_put_cb);
+    int (*inner_append)(struct raft_io *, struct raft_io_append *, const struct raft_entry[], unsigned,
+                        raft_io_append_cb);
+
+    uint64_t (*now_us)(void); /* NULL: writes are not metered */
+    uint64_t installs_dropped;
+    uint64_t writes, write_us, write_us_max; /* log writes that reached the disk */
+};
+
+/* Replace the methods of guard->io, which must be ready for raft_init. */
+void raft_guard_wrap(struct raft_guard *guard, uint64_t (*now_us)(void));
+/* Whether a snapshot taken now would carry the right index (guard B). */
+bool raft_guard_may_snapshot(struct raft *raft);
+
+#endif
