@@ -21,8 +21,8 @@ typedef void (*io_post_fn)(void *arg);
 
 /* Embedded by its owner; io_timer_init before first use. */
 struct io_timer {
-    struct list link;    /* in the loop's list while armed, ascending by due time */
-    uint64_t due_ns;     /* CLOCK_MONOTONIC */
+    struct list link; /* in the loop's list while armed, ascending by due time */
+    uint64_t due_ns;  /* CLOCK_MONOTONIC */
     io_post_fn callback;
     void *arg;
 };
@@ -40,7 +40,8 @@ void io_loop_stop(struct io_loop *loop);
  * waiting on I/O while the thread is not started. The device lock must not be held. */
 void io_loop_run_once(struct io_loop *loop, int timeout_ms);
 
-/* Watch @fd for @events (EPOLLIN, EPOLLOUT; level-triggered). The descriptor stays the caller's: remove, then close. */
+/* Watch @fd for @events (EPOLLIN, EPOLLOUT; level-triggered). The descriptor stays the caller's: remove, then
+ * close. */
 int io_loop_add(struct io_loop *loop, int fd, uint32_t events, io_fn callback, void *arg,
                 struct io_handler **ret_handler, struct error *err);
 void io_loop_change(struct io_loop *loop, struct io_handler *handler, uint32_t events);

@@ -20,20 +20,20 @@
 #define MEMORY_REGIONS_MAX 4              /* below and above the hole, and room for firmware */
 
 struct memory_region {
-    uint64_t gpa;        /* guest-physical address of the first byte */
-    uint64_t size;       /* bytes */
-    uint64_t fd_offset;  /* of the first byte within the memfd */
-    uint8_t *host;       /* the same byte in this process */
+    uint64_t gpa;       /* guest-physical address of the first byte */
+    uint64_t size;      /* bytes */
+    uint64_t fd_offset; /* of the first byte within the memfd */
+    uint8_t *host;      /* the same byte in this process */
 };
 
 struct guest_memory {
-    int fd;                   /* memfd, so that another process may map the same pages (hand-over, vhost-user) */
-    uint64_t size_bytes;      /* sum of all regions */
-    uint8_t *host;            /* the whole memfd, mapped shared */
+    int fd;              /* memfd, so that another process may map the same pages (hand-over, vhost-user) */
+    uint64_t size_bytes; /* sum of all regions */
+    uint8_t *host;       /* the whole memfd, mapped shared */
     size_t region_count;
     struct memory_region regions[MEMORY_REGIONS_MAX]; /* ascending by gpa, never overlapping */
-    uint64_t *dirty;          /* one bit per page of the memfd, for writes by this process */
-    bool tracking;            /* set while `dirty` is kept (atomic) */
+    uint64_t *dirty;                                  /* one bit per page of the memfd, for writes by this process */
+    bool tracking;                                    /* set while `dirty` is kept (atomic) */
 };
 
 /* @size_bytes: a multiple of the page size within MEMORY_BYTES_MIN and _MAX. Needs no KVM. */

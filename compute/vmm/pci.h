@@ -36,6 +36,8 @@ enum {
 enum { PCI_COMMAND_IO = 1, PCI_COMMAND_MEMORY = 2, PCI_COMMAND_MASTER = 4, PCI_COMMAND_INTX_OFF = 0x400 };
 enum { PCI_STATUS_CAPABILITIES = 0x10 };
 
+struct pci_device;
+
 enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MEMORY32, PCI_BAR_MEMORY64 };
 
 struct pci_bar {
@@ -44,15 +46,14 @@ struct pci_bar {
     uint64_t size;    /* power of two; >= 16 for memory, >= 4 for ports. A 64-bit BAR uses up the next index too. */
     uint64_t address; /* what the guest wrote */
     bool mapped;      /* answers at `address` now */
+    struct pci_device *device;
 };
-
-struct pci_device;
 
 struct pci_ops {
     /* An access to BAR @bar: @offset within it, @size 1, 2, 4 or 8 (8 only for memory). */
     uint64_t (*bar_read)(struct pci_device *, unsigned bar, uint64_t offset, unsigned size);
     void (*bar_write)(struct pci_device *, unsigned bar, uint64_t offset, unsigned size, uint64_t value);
-    /* BAR @bar answers at its `address` from now on (@mapped), or no longer: place or take away ioeventfds. NULL: none */
+    /* BAR @bar answers at its `address` from now on (@mapped), or no longer: place or take away doorbells there */
     void (*bar_mapped)(struct pci_device *, unsigned bar, bool mapped);
     /* Before config space is read, to refresh bytes in `config` that a register stands behind. NULL: none. */
     void (*config_read)(struct pci_device *, unsigned offset, unsigned size);
@@ -66,9 +67,9 @@ struct pci_device {
     uint8_t config[PCI_CONFIG_BYTES];
     uint8_t writable[PCI_CONFIG_BYTES]; /* bits the guest may change; BARs and command are the bus's own affair */
     struct pci_bar bars[PCI_BARS];
-    struct pci_bus *bus;                /* set by pci_bus_add */
+    struct pci_bus *bus; /* set by pci_bus_add */
     uint8_t slot, function;
-    uint8_t capability_end;             /* where pci_capability_add puts the next one */
+    uint8_t capability_end; /* where pci_capability_add puts the next one */
     uint8_t capability_last;
 };
 
@@ -88,7 +89,8 @@ int pci_bus_add_function(struct pci_bus *bus, unsigned slot, unsigned function, 
 /* Command register and BARs of every function back to power-on; devices reset their own registers (device.h). */
 void pci_bus_reset(struct pci_bus *bus);
 /* Give every BAR an address and enable memory and port decoding, as firmware would: for direct boot, where nobody
- * else does. 32-bit BARs go up from @window32, 64-bit from @window64, ports from @ports_start. -ENOSPC past the ends. */
+ * else does. 32-bit BARs go up from @window32, 64-bit from @window64, ports from @ports_start.
+ * -ENOSPC past the ends. */
 int pci_bus_assign(struct pci_bus *bus, uint64_t window32, uint64_t window32_end, uint64_t window64,
                    uint64_t window64_end, uint64_t ports_start, struct error *err);
 

@@ -1,0 +1,157 @@
+/* One memfd, mapped once; see memory.h for the layout. */
+#include "compute/vmm/memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static void region_add(struct guest_memory *m, uint64_t gpa, uint64_t size, uint64_t fd_offset)
+{
+    ASSERT(m->region_count < MEMORY_REGIONS_MAX);
+    m->regions[m->region_count++] =
+        (struct memory_region){.gpa = gpa, .size = size, .fd_offset = fd_offset, .host = m->host + fd_offset};
+}
+
+int memory_init(struct guest_memory *m, uint64_t size_bytes, struct error *err)
+{
+    memset(m, 0, sizeof(*m));
+    m->fd = -1;
+    if (size_bytes < MEMORY_BYTES_MIN || size_bytes > MEMORY_BYTES_MAX || size_bytes % MEMORY_PAGE_BYTES)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/memory_bytes",
+                               "guest memory must be a multiple of 4096 between %llu and %llu bytes, not %" PRIu64,
+                               MEMORY_BYTES_MIN, MEMORY_BYTES_MAX, size_bytes);
+    m->fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (m->fd < 0)
+        return error_errno(err, -errno, "cannot create guest memory");
+    if (ftruncate(m->fd, (off_t)size_bytes) < 0 ||
+        fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+        int code = error_errno(err, -errno, "cannot size guest memory to %" PRIu64 " bytes", size_bytes);
+        memory_finish(m);
+        return code;
+    }
+    /* NORESERVE: pages come when the guest touches them; how much a host may promise is the scheduler's decision. */
+    void *host = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, m->fd, 0);
+    if (host == MAP_FAILED) {
+        int code = error_errno(err, -errno, "cannot map %" PRIu64 " bytes of guest memory", size_bytes);
+        memory_finish(m);
+        return code;
+    }
+    m->host = host;
+    m->size_bytes = size_bytes;
+    (void)madvise(host, size_bytes, MADV_HUGEPAGE); /* an advice: works without */
+    (void)madvise(host, size_bytes, MADV_DONTDUMP); /* a core file must not carry a guest's secrets */
+    region_add(m, 0, MIN(size_bytes, MEMORY_HOLE_START), 0);
+    if (size_bytes > MEMORY_HOLE_START)
+        region_add(m, MEMORY_HOLE_END, size_bytes - MEMORY_HOLE_START, MEMORY_HOLE_START);
+    return 0;
+}
+
+void memory_finish(struct guest_memory *m)
+{
+    if (m->host)
+        munmap(m->host, m->size_bytes);
+    if (m->fd >= 0)
+        close(m->fd);
+    free(m->dirty);
+    memset(m, 0, sizeof(*m));
+    m->fd = -1;
+}
+
+/* The region that wholly contains the range. Written so that no sum can wrap. */
+static const struct memory_region *region_of(const struct guest_memory *m, uint64_t gpa, uint64_t size)
+{
+    if (size == 0)
+        return NULL;
+    for (size_t i = 0; i < m->region_count; i++) {
+        const struct memory_region *r = &m->regions[i];
+        if (gpa >= r->gpa && gpa - r->gpa < r->size && size <= r->size - (gpa - r->gpa))
+            return r;
+    }
+    return NULL;
+}
+
+void *memory_at(const struct guest_memory *m, uint64_t gpa, uint64_t size)
+{
+    const struct memory_region *r = region_of(m, gpa, size);
+    return r ? r->host + (gpa - r->gpa) : NULL;
+}
+
+bool memory_read(const struct guest_memory *m, uint64_t gpa, void *to, uint64_t size)
+{
+    const void *from = memory_at(m, gpa, size);
+    if (!from)
+        return size == 0;
+    memcpy(to, from, size);
+    return true;
+}
+
+bool memory_write(struct guest_memory *m, uint64_t gpa, const void *from, uint64_t size)
+{
+    void *to = memory_at(m, gpa, size);
+    if (!to)
+        return size == 0;
+    memcpy(to, from, size);
+    memory_mark_dirty(m, gpa, size);
+    return true;
+}
+
+void memory_clear(struct guest_memory *m)
+{
+    /* Punching gives the pages back; a later read finds zeros. */
+    if (fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)m->size_bytes) < 0)
+        memset(m->host, 0, m->size_bytes);
+    for (size_t i = 0; i < m->region_count; i++)
+        memory_mark_dirty(m, m->regions[i].gpa, m->regions[i].size);
+}
+
+static size_t bitmap_words(const struct guest_memory *m)
+{
+    return (m->size_bytes / MEMORY_PAGE_BYTES + 63) / 64;
+}
+
+void memory_mark_dirty(struct guest_memory *m, uint64_t gpa, uint64_t size)
+{
+    if (!__atomic_load_n(&m->tracking, __ATOMIC_ACQUIRE))
+        return;
+    const struct memory_region *r = region_of(m, gpa, size);
+    if (!r)
+        return;
+    uint64_t offset = r->fd_offset + (gpa - r->gpa);
+    for (uint64_t page = offset / MEMORY_PAGE_BYTES; page <= (offset + size - 1) / MEMORY_PAGE_BYTES; page++)
+        __atomic_fetch_or(&m->dirty[page / 64], 1ull << (page % 64), __ATOMIC_RELEASE);
+}
+
+int memory_tracking_start(struct guest_memory *m, struct error *err)
+{
+    /* The bitmap, once there, stays until memory_finish: a thread inside memory_mark_dirty may still hold it. */
+    if (!m->dirty) {
+        m->dirty = calloc(bitmap_words(m), sizeof(*m->dirty));
+        if (!m->dirty)
+            return error_set(err, -ENOMEM, ERROR_INTERNAL, "no memory for a dirty bitmap of %zu bytes",
+                             bitmap_words(m) * sizeof(*m->dirty));
+    }
+    for (size_t i = 0; i < bitmap_words(m); i++)
+        __atomic_store_n(&m->dirty[i], 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&m->tracking, true, __ATOMIC_RELEASE);
+    return 0;
+}
+
+void memory_tracking_stop(struct guest_memory *m)
+{
+    __atomic_store_n(&m->tracking, false, __ATOMIC_RELEASE);
+}
+
+void memory_tracking_fetch(struct guest_memory *m, size_t index, uint64_t *bitmap)
+{
+    ASSERT(index < m->region_count);
+    if (!m->dirty)
+        return;
+    const struct memory_region *r = &m->regions[index];
+    /* Regions begin at multiples of 64 pages within the memfd, so words of theirs never straddle two regions. */
+    size_t first = r->fd_offset / MEMORY_PAGE_BYTES / 64;
+    size_t words = (r->size / MEMORY_PAGE_BYTES + 63) / 64;
+    for (size_t i = 0; i < words; i++)
+        bitmap[i] |= __atomic_exchange_n(&m->dirty[first + i], 0, __ATOMIC_ACQ_REL);
+}
