@@ -1,0 +1,92 @@
+/* Disks as devices see them: one vtable, so that a file, a network or a stack of filters can stand behind it.
+ *
+ * A driver (block_file.h; later layers, rbd, nbd) ends the stack; a filter (change tracking, mirror, throttle) is a
+ * struct block too, that hands requests on to the one below with its own `done`. Asynchronous throughout:
+ *
+ *   block_submit() < 0  : refused, done never fires
+ *   block_submit() == 0 : done fires exactly once, later, on the I/O thread with the device lock held -- or inside
+ *                         block_drain, which is called with the lock held as well
+ *
+ * Durability (the only promise): what was completed before a FLUSH was submitted is on stable storage when the FLUSH
+ * completes with 0. There is no order between requests in flight.
+ *
+ * The fail-stop hook: `may_submit` is asked by the driver on the thread that is about to touch the disk, immediately
+ * before it does, for every request. False completes the request with -EAGAIN, untouched: the VM has lost the right to
+ * its disk (its lease ran out), the guest must not see an error, and so the device keeps the request and submits it
+ * again after the VM goes on. A request whose system call has begun is not stopped: the lease's margin is there for
+ * those (lease.h). */
+#ifndef COMPUTE_VMM_BLOCK_H
+#define COMPUTE_VMM_BLOCK_H
+
+#include <sys/uio.h>
+
+#include "common/base.h"
+#include "common/error.h"
+#include "common/list.h"
+
+enum {
+    BLOCK_SECTOR_BYTES = 512,          /* offsets and sizes are multiples of it */
+    BLOCK_REQUEST_BYTES_MAX = 1 << 25, /* read or write: 32 MiB, so that no request takes long */
+};
+
+enum block_op {
+    BLOCK_READ,
+    BLOCK_WRITE,
+    BLOCK_FLUSH,        /* offset, size, iovecs unused */
+    BLOCK_DISCARD,      /* contents undefined afterwards */
+    BLOCK_WRITE_ZEROES, /* reads zero afterwards */
+    BLOCK_OPS
+};
+
+struct block_request;
+typedef void (*block_done_cb)(struct block_request *, int result); /* 0 or negative errno */
+
+/* Embedded by the submitter; it and what it points at stay until done. */
+struct block_request {
+    enum block_op op;
+    bool may_unmap;              /* WRITE_ZEROES: space may be given back */
+    uint64_t offset, size;       /* bytes */
+    const struct iovec *iovecs;  /* READ, WRITE: together exactly `size` bytes */
+    unsigned iovec_count;
+    block_done_cb done;
+
+    int result;                  /* the driver's, from here on */
+    struct list link;
+};
+
+struct block;
+
+struct block_ops {
+    /* Begin @request, already checked by block_submit. 0 or negative errno as above. */
+    int (*submit)(struct block *, struct block_request *);
+    /* Return when no request is in flight; `done` of those that were has been called from here. The I/O loop need not
+     * run meanwhile. With the device lock held. */
+    void (*drain)(struct block *);
+    /* Release the block and what it owns. Nothing is in flight. */
+    void (*close)(struct block *);
+};
+
+/* Embedded by each driver and filter. */
+struct block {
+    const struct block_ops *ops;
+    uint64_t size_bytes;       /* capacity: a multiple of BLOCK_SECTOR_BYTES */
+    uint32_t block_bytes;      /* the size that is best written whole: a power of two >= 512 */
+    bool read_only;
+    bool can_discard, can_write_zeroes;
+    bool (*may_submit)(void *arg); /* see above; any thread; NULL: always */
+    void *may_submit_arg;
+    unsigned in_flight;        /* submitted, done not called yet; kept by block_submit and block_complete */
+};
+
+/* Checks the range, the alignment, read-only and the sums, then hands @request to the driver. -EINVAL, -ERANGE, -EROFS,
+ * -EOPNOTSUPP or the driver's own. */
+int block_submit(struct block *b, struct block_request *request);
+/* For drivers: call request->done, on the I/O thread or within drain. */
+void block_complete(struct block *b, struct block_request *request);
+/* For drivers: ask the fail-stop hook. */
+bool block_may_submit(const struct block *b);
+void block_drain(struct block *b);
+/* Drains, then releases. NULL is allowed. */
+void block_close(struct block *b);
+
+#endif
