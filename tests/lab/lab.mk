@@ -1,0 +1,22 @@
+# The lab: whole Debian hosts with KVM, without hardware virtualization; tests/lab/lab says more.
+.PHONY: lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke guest-stock
+export LAB
+
+lab-up: guest-stock             ## start the lab: HOSTS=3 whole Debian hosts with KVM (first time about 100 s, then 2 s)
+	@tests/lab/lab up $(or $(HOSTS),3)
+lab-down:                       ## end the lab, whatever state it is in
+	@tests/lab/lab down
+lab-status:                     ## the lab's hosts and faults
+	@tests/lab/lab status
+lab-run:                        ## a command on a lab host: make lab-run HOST=1 CMD='uname -a'
+	@tests/lab/lab run '$(HOST)' '$(subst ','\'',$(value CMD))'
+lab-ssh:                        ## a shell on a lab host: make lab-ssh HOST=2
+	@tests/lab/lab ssh '$(HOST)' $(CMD)
+lab-share:                      ## give the running lab hosts the programs as they are built now (/mnt/share)
+	@tests/lab/lab share
+lab-fault:                      ## break something: make lab-fault FAULT="cut 1 2" (power, isolate, freeze...; tests/lab/lab)
+	@tests/lab/lab fault $(FAULT)
+lab-smoke: programs guest-stock ## one lab host, one VM by hand
+	@tests/lab/smoke
+guest-stock:                    ## build the stock Debian guest (kernel, initrd, disk) into build/guest
+	@tests/lab/guest/build
