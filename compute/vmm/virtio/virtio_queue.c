@@ -144,6 +144,16 @@ static const char *chain_follow(struct virtio_queue *q, struct virtio_chain *cha
     }
 }
 
+static int chain_from_head(struct virtio_queue *q, uint16_t head, struct virtio_chain *ret_chain)
+{
+    ret_chain->head = head;
+    ret_chain->out_count = ret_chain->in_count = 0;
+    ret_chain->out_bytes = ret_chain->in_bytes = 0;
+    uint32_t left = q->size;
+    const char *wrong = chain_follow(q, ret_chain, q->desc, q->size, head, &left, false);
+    return wrong != NULL ? queue_break(q, -EBADMSG, wrong) : 0;
+}
+
 int virtio_queue_pop(struct virtio_queue *q, struct virtio_chain *ret_chain)
 {
     if (!q->ready || q->broken)
@@ -158,17 +168,27 @@ int virtio_queue_pop(struct virtio_queue *q, struct virtio_chain *ret_chain)
         return queue_break(q, -EBADMSG, "head out of range");
     if (head_is_taken(q, head))
         return queue_break(q, -EBADMSG, "head offered twice");
-    ret_chain->head = head;
-    ret_chain->out_count = ret_chain->in_count = 0;
-    ret_chain->out_bytes = ret_chain->in_bytes = 0;
-    uint32_t left = q->size;
-    const char *wrong = chain_follow(q, ret_chain, q->desc, q->size, head, &left, false);
-    if (wrong != NULL)
-        return queue_break(q, -EBADMSG, wrong);
+    int code = chain_from_head(q, head, ret_chain);
+    if (code < 0)
+        return code;
     q->taken[head / 8] |= (uint8_t)(1u << head % 8);
     q->in_flight++;
     q->next_avail++;
     return 1;
+}
+
+int virtio_queue_retake(struct virtio_queue *q, uint16_t *position, struct virtio_chain *ret_chain)
+{
+    if (!q->ready || q->broken)
+        return 0;
+    for (; *position < q->size; (*position)++) {
+        if (!head_is_taken(q, *position))
+            continue;
+        int code = chain_from_head(q, *position, ret_chain);
+        (*position)++;
+        return code < 0 ? code : 1;
+    }
+    return 0;
 }
 
 static void head_give_back(struct virtio_queue *q, uint16_t head)
@@ -258,7 +278,6 @@ bool virtio_queue_ask_notify(struct virtio_queue *q, bool on)
 
 void virtio_queue_save(const struct virtio_queue *q, struct bytes_writer *out)
 {
-    ASSERT(q->in_flight == 0);
     bytes_put_u16(out, q->size_max);
     bytes_put_u16(out, q->size);
     bytes_put_u64(out, q->desc_gpa);
@@ -268,6 +287,28 @@ void virtio_queue_save(const struct virtio_queue *q, struct bytes_writer *out)
     bytes_put_u8(out, q->broken);
     bytes_put_u16(out, q->next_avail);
     bytes_put_u16(out, q->next_used);
+    bytes_put_u16(out, (uint16_t)q->in_flight);
+    for (uint16_t head = 0; head < q->size; head++)
+        if (head_is_taken(q, head))
+            bytes_put_u16(out, head);
+}
+
+/* The heads taken, ascending, each once. */
+static bool taken_load(struct virtio_queue *q, struct bytes_reader *in)
+{
+    uint16_t count = bytes_get_u16(in);
+    int last = -1;
+    if (count > q->size)
+        return false;
+    for (uint16_t i = 0; i < count; i++) {
+        uint16_t head = bytes_get_u16(in);
+        if (in->bad || head >= q->size || head <= last)
+            return false;
+        q->taken[head / 8] |= (uint8_t)(1u << head % 8);
+        last = head;
+    }
+    q->in_flight = count;
+    return true;
 }
 
 int virtio_queue_load(struct virtio_queue *q, struct bytes_reader *in, bool event_idx, bool indirect)
@@ -284,7 +325,8 @@ int virtio_queue_load(struct virtio_queue *q, struct bytes_reader *in, bool even
     loaded.next_used = bytes_get_u16(in);
     loaded.event_idx = event_idx;
     loaded.indirect = indirect;
-    if (in->bad || size_max != q->size_max || ready > 1 || broken > 1)
+    if (in->bad || size_max != q->size_max || ready > 1 || broken > 1 || loaded.size > q->size_max ||
+        !taken_load(&loaded, in) || in->bad)
         return -EBADMSG;
     if (ready && virtio_queue_enable(&loaded) < 0)
         return -EBADMSG;

@@ -89,7 +89,11 @@ bool virtio_queue_ask_notify(struct virtio_queue *q, bool on);
 /* Requests that wait, without taking one. */
 bool virtio_queue_has_more(const struct virtio_queue *q);
 
-/* Everything that is needed to go on in another process; in_flight must be 0 (§3 of device state: drained first). */
+/* Read a request again that was taken and not completed: the first whose head is >= *@position, which then moves past
+ * it. 1, 0 when there is none left, -EBADMSG as pop. For requests parked while the VM may not submit, also after load. */
+int virtio_queue_retake(struct virtio_queue *q, uint16_t *position, struct virtio_chain *ret_chain);
+
+/* Everything that is needed to go on in another process, requests taken and not completed included. */
 void virtio_queue_save(const struct virtio_queue *q, struct bytes_writer *out);
 /* Into an initialised queue of the same size_max. -EBADMSG for values no queue of ours can have. */
 int virtio_queue_load(struct virtio_queue *q, struct bytes_reader *in, bool event_idx, bool indirect);
