@@ -1,0 +1,70 @@
+/* The common door to every disk: see block.h. */
+#include "compute/vmm/block/block.h"
+
+#include <errno.h>
+
+bool block_may_submit(const struct block *b)
+{
+    return b->may_submit == NULL || b->may_submit(b->may_submit_arg);
+}
+
+static uint64_t iovecs_bytes(const struct block_request *r)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < r->iovec_count; i++)
+        sum += r->iovecs[i].iov_len;
+    return sum;
+}
+
+static int request_check(const struct block *b, const struct block_request *r)
+{
+    if (r->op >= BLOCK_OPS)
+        return -EOPNOTSUPP;
+    if (r->op == BLOCK_FLUSH)
+        return 0;
+    if (r->op != BLOCK_READ && b->read_only)
+        return -EROFS;
+    if ((r->op == BLOCK_DISCARD && !b->can_discard) || (r->op == BLOCK_WRITE_ZEROES && !b->can_write_zeroes))
+        return -EOPNOTSUPP;
+    if (r->offset % BLOCK_SECTOR_BYTES != 0 || r->size % BLOCK_SECTOR_BYTES != 0 || r->size == 0)
+        return -EINVAL;
+    if (r->offset > b->size_bytes || r->size > b->size_bytes - r->offset)
+        return -ERANGE;
+    bool carries_data = r->op == BLOCK_READ || r->op == BLOCK_WRITE;
+    if (carries_data && (r->size > BLOCK_REQUEST_BYTES_MAX || iovecs_bytes(r) != r->size))
+        return -EINVAL;
+    return 0;
+}
+
+int block_submit(struct block *b, struct block_request *request)
+{
+    int code = request_check(b, request);
+    if (code < 0)
+        return code;
+    b->in_flight++;
+    code = b->ops->submit(b, request);
+    if (code < 0)
+        b->in_flight--;
+    return code;
+}
+
+void block_complete(struct block *b, struct block_request *request)
+{
+    ASSERT(b->in_flight > 0);
+    b->in_flight--;
+    request->done(request, request->result);
+}
+
+void block_drain(struct block *b)
+{
+    b->ops->drain(b);
+    ASSERT(b->in_flight == 0);
+}
+
+void block_close(struct block *b)
+{
+    if (b == NULL)
+        return;
+    block_drain(b);
+    b->ops->close(b);
+}
