@@ -67,6 +67,30 @@ static int guard_snapshot_put(struct raft_io *io, unsigned trailing, struct raft
     return rv;
 }
 
+static int guard_check(struct raft_io *io, const char *what, int rv)
+{
+    struct raft_guard *guard = guard_of(io);
+
+    if (rv != 0)
+        guard->broken(guard, what, rv);
+    return rv;
+}
+
+static int guard_set_term(struct raft_io *io, raft_term term)
+{
+    return guard_check(io, "write the term", guard_of(io)->inner_set_term(io, term));
+}
+
+static int guard_set_vote(struct raft_io *io, raft_id id)
+{
+    return guard_check(io, "write the vote", guard_of(io)->inner_set_vote(io, id));
+}
+
+static int guard_truncate(struct raft_io *io, raft_index index)
+{
+    return guard_check(io, "cut the log", guard_of(io)->inner_truncate(io, index));
+}
+
 static void guard_append_cb(struct raft_io_append *req, int status)
 {
     struct guard_append *append = CONTAINER_OF(req, struct guard_append, req);
@@ -89,28 +113,38 @@ static int guard_append(struct raft_io *io, struct raft_io_append *req, const st
                         raft_io_append_cb cb)
 {
     struct raft_guard *guard = guard_of(io);
-    struct guard_append *append = NEW(struct guard_append);
+    struct guard_append *append;
     int rv;
 
+    if (guard->now_us == NULL)
+        return guard_check(io, "write the log", guard->inner_append(io, req, entries, n, cb));
+    append = NEW(struct guard_append);
     *append = (struct guard_append){.inner = req, .cb = cb, .guard = guard, .start_us = guard->now_us()};
     rv = guard->inner_append(io, &append->req, entries, n, guard_append_cb);
     if (rv != 0)
         free(append);
-    return rv;
+    return guard_check(io, "write the log", rv);
 }
 
-void raft_guard_wrap(struct raft_guard *guard, uint64_t (*now_us)(void))
+void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard *, const char *, int),
+                     uint64_t (*now_us)(void))
 {
     guard->taking = false;
     guard->put_inner = NULL;
+    guard->broken = broken;
     guard->now_us = now_us;
     guard->inner_start = guard->io.start;
     guard->inner_snapshot_put = guard->io.snapshot_put;
     guard->inner_append = guard->io.append;
+    guard->inner_set_term = guard->io.set_term;
+    guard->inner_set_vote = guard->io.set_vote;
+    guard->inner_truncate = guard->io.truncate;
     guard->io.start = guard_start;
     guard->io.snapshot_put = guard_snapshot_put;
-    if (now_us != NULL)
-        guard->io.append = guard_append;
+    guard->io.append = guard_append;
+    guard->io.set_term = guard_set_term;
+    guard->io.set_vote = guard_set_vote;
+    guard->io.truncate = guard_truncate;
 }
 
 bool raft_guard_may_snapshot(struct raft *raft)

@@ -1,4 +1,4 @@
-/* Two guards that libraft 0.22.1 needs to be safe, with public API only, and a meter of its log writes.
+/* Three guards that libraft 0.22.1 needs to be safe, with public API only, and a meter of its log writes.
  *
  * A. InstallSnapshot while this server takes a snapshot itself: libraft first applies stale entries and then follows
  *    a null pointer. The guard drops the message; the leader sends it again after its install timeout. One that
@@ -7,7 +7,11 @@
  *    restart would apply entries twice. The state machine's snapshot callback answers RAFT_BUSY then
  *    (raft_guard_may_snapshot); libraft asks again later.
  *
- * Both were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`.
+ * C. When term or vote cannot be written, libraft (built without assertions) goes on with what it has in memory, and
+ *    may vote twice in one term after a restart. The guard calls `broken`, which must end the server at once. The same
+ *    for a log write or truncation that is refused outright.
+ *
+ * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`.
  *
  * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on &guard->io.
  * The struct must outlive the raft server. Thread: the raft loop's. */
@@ -31,13 +35,20 @@ struct raft_guard {
     int (*inner_append)(struct raft_io *, struct raft_io_append *, const struct raft_entry[], unsigned,
                         raft_io_append_cb);
 
+    int (*inner_set_term)(struct raft_io *, raft_term);
+    int (*inner_set_vote)(struct raft_io *, raft_id);
+    int (*inner_truncate)(struct raft_io *, raft_index);
+
+    /* Guard C: must not return to libraft (in a process of its own: end it). */
+    void (*broken)(struct raft_guard *guard, const char *what, int raft_code);
     uint64_t (*now_us)(void); /* NULL: writes are not metered */
     uint64_t installs_dropped;
     uint64_t writes, write_us, write_us_max; /* log writes that reached the disk */
 };
 
 /* Replace the methods of guard->io, which must be ready for raft_init. */
-void raft_guard_wrap(struct raft_guard *guard, uint64_t (*now_us)(void));
+void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard *, const char *, int),
+                     uint64_t (*now_us)(void));
 /* Whether a snapshot taken now would carry the right index (guard B). */
 bool raft_guard_may_snapshot(struct raft *raft);
 

@@ -1,0 +1,143 @@
+/* The state machine as libraft sees it: groups are unpacked into commands, commands are counted and given to the
+ * machine under its write lock; snapshots get our header, whose checksum is verified before anything is restored.
+ *
+ * What can go wrong here is a committed entry or a snapshot that can't be read: damaged, or written by a newer Drover.
+ * Skipping it would make this server's state differ from the others' for ever, so the server ends. */
+#include "controller/raft/raft_frame.h"
+#include "controller/raft/raft_internal.h"
+
+#include "common/log.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static void apply_command(struct raft_node *node, struct group *mine, unsigned at, const void *command, size_t size)
+{
+    struct raft_machine *machine = &node->machine;
+    void *result = NULL;
+
+    machine->apply(machine->ctx, ++node->index, command, size, &result);
+    if (mine != NULL)
+        raft_propose_set_result(mine, at, result);
+    else if (result != NULL && machine->release != NULL)
+        machine->release(machine->ctx, result);
+}
+
+static int apply_group(struct raft_node *node, const struct raft_buffer *buf)
+{
+    struct raft_group group;
+    struct group *mine;
+    const void *command;
+    unsigned at = 0;
+    size_t size;
+    int rv = raft_group_open(&group, buf->base, buf->len);
+
+    if (rv != 0)
+        return rv;
+    mine = raft_propose_find(node, group.proposer, group.sequence);
+    pthread_rwlock_wrlock(node->machine.lock);
+    while ((rv = raft_group_next(&group, &command, &size)) > 0)
+        apply_command(node, mine, at++, command, size);
+    pthread_rwlock_unlock(node->machine.lock);
+    if (rv == 0 && mine != NULL)
+        raft_propose_set_applied(mine);
+    return rv;
+}
+
+static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)
+{
+    struct raft_node *node = fsm->data;
+    uint64_t start_us = raft_node_now_us(), took_us;
+    int rv = apply_group(node, buf);
+
+    *result = NULL; /* results travel in the group */
+    if (rv != 0) {
+        raft_node_fatal(node, "a committed log entry cannot be read (%s); %s", strerror(-rv),
+                        rv == -EPROTONOSUPPORT ? "a newer version wrote it: upgrade this controller"
+                                               : "wipe the data directory and join again under a new id");
+        return 0;
+    }
+    took_us = raft_node_now_us() - start_us;
+    node->now.applies++;
+    node->now.apply_us += took_us;
+    node->now.apply_us_max = MAX(node->now.apply_us_max, took_us);
+    raft_mailbox_post_applied(node->mailbox, node->index);
+    return 0;
+}
+
+static int node_fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *bufs[], unsigned *n_bufs)
+{
+    struct raft_node *node = fsm->data;
+    uint64_t start_us = raft_node_now_us();
+    struct bytes_writer out = {0};
+    struct raft_buffer *buf;
+
+    if (!raft_guard_may_snapshot(&node->raft)) {
+        node->now.snapshots_postponed++;
+        return RAFT_BUSY;
+    }
+    raft_snapshot_begin(&out);
+    pthread_rwlock_rdlock(node->machine.lock);
+    node->machine.snapshot(node->machine.ctx, &out);
+    pthread_rwlock_unlock(node->machine.lock);
+    raft_snapshot_end(&out, node->index);
+
+    buf = raft_malloc(sizeof(*buf));
+    ASSERT(buf != NULL);
+    *buf = (struct raft_buffer){.base = out.data, .len = out.size}; /* raft_free is free */
+    *bufs = buf;
+    *n_bufs = 1;
+    node->now.snapshots_taken++;
+    node->now.snapshot_bytes = out.size;
+    node->now.snapshot_us = raft_node_now_us() - start_us;
+    return 0;
+}
+
+static int restore_state(struct raft_node *node, const struct raft_buffer *buf, struct error *err)
+{
+    uint64_t index;
+    const void *state;
+    size_t state_size;
+    int rv = raft_snapshot_open(buf->base, buf->len, &index, &state, &state_size);
+
+    if (rv == -EPROTONOSUPPORT)
+        return error_set(err, rv, ERROR_NOT_SUPPORTED, "a newer version wrote it: upgrade this controller");
+    if (rv != 0)
+        return error_set(err, rv, ERROR_CHECKSUM, "its checksum does not match: it is damaged");
+    pthread_rwlock_wrlock(node->machine.lock);
+    rv = node->machine.restore(node->machine.ctx, state, state_size, err);
+    pthread_rwlock_unlock(node->machine.lock);
+    if (rv == 0)
+        node->index = index;
+    return rv;
+}
+
+/* On success libraft leaves the buffer to us, on failure it keeps it. */
+static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
+{
+    struct raft_node *node = fsm->data;
+    struct error err = {0};
+
+    if (restore_state(node, buf, &err) != 0) {
+        snprintf(node->restore_error, sizeof(node->restore_error), "%s", err.text);
+        if (node->started)
+            raft_node_fatal(node, "the leader's snapshot cannot be restored: %s", node->restore_error);
+        return RAFT_CORRUPT; /* while starting: raft_node_create reports it */
+    }
+    raft_free(buf->base);
+    node->now.snapshots_restored++;
+    raft_mailbox_post_applied(node->mailbox, node->index);
+    return 0;
+}
+
+void raft_apply_init(struct raft_node *node)
+{
+    node->fsm = (struct raft_fsm){
+        .version = 1,
+        .data = node,
+        .apply = node_fsm_apply,
+        .snapshot = node_fsm_snapshot,
+        .restore = node_fsm_restore,
+    };
+}

@@ -1,0 +1,55 @@
+/* A look at a data directory before libraft loads it, for the two kinds of damage that libraft 0.22.1 does not survive:
+ * an open segment cut short (it crashes at every start), and both metadata files gone while there is a log (it starts,
+ * having forgotten its vote). Everything else it detects itself. */
+#include "controller/raft/raft_internal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static bool dir_is_segment_or_snapshot(const char *name)
+{
+    return strncmp(name, "snapshot-", 9) == 0 || (name[0] >= '0' && name[0] <= '9' && strchr(name, '-') != NULL);
+}
+
+/* An open segment is written at its full size before the first entry goes in. */
+static bool dir_open_segment_is_cut(int dir_fd, const char *name)
+{
+    CLEANUP_FD int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    uint64_t format;
+
+    if (fd < 0 || fstat(fd, &st) != 0 || st.st_size >= RAFT_SEGMENT_BYTES)
+        return false;
+    return pread(fd, &format, sizeof(format), 0) == sizeof(format) && format != 0;
+}
+
+int raft_dir_check(const char *dir, struct error *err)
+{
+    bool has_metadata = false, has_log = false, is_cut = false;
+    char cut_name[256] = "";
+    DIR *d = opendir(dir);
+    struct dirent *entry;
+
+    if (d == NULL)
+        return error_errno(err, -errno, "cannot open the Raft directory %s", dir);
+    while ((entry = readdir(d)) != NULL) {
+        const char *name = entry->d_name;
+
+        has_metadata = has_metadata || strncmp(name, "metadata", 8) == 0;
+        has_log = has_log || dir_is_segment_or_snapshot(name);
+        if (!is_cut && strncmp(name, "open-", 5) == 0 && dir_open_segment_is_cut(dirfd(d), name)) {
+            is_cut = true;
+            snprintf(cut_name, sizeof(cut_name), "%s", name);
+        }
+    }
+    closedir(d);
+    if (is_cut)
+        return error_set(err, -EUCLEAN, ERROR_CHECKSUM, "the log file %s is cut short", cut_name);
+    if (has_log && !has_metadata)
+        return error_set(err, -EUCLEAN, ERROR_CHECKSUM, "there is a log, but the files with term and vote are gone");
+    return 0;
+}

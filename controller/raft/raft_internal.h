@@ -1,0 +1,96 @@
+/* The inside of a raft_node, shared by raft_node.c (life), raft_propose.c (commands and readers), raft_apply.c (the
+ * state machine as libraft sees it) and raft_members.c. Nothing outside controller/raft includes this.
+ *
+ * Two halves: what is marked "locked" is touched under `lock` by any thread; all else belongs to the node's thread
+ * once raft_node_create has returned. The rule for libraft: none of its functions is called from its own callbacks;
+ * callbacks leave notes, and node_turn (a uv_check handle, once per loop turn) acts on them. */
+#ifndef CONTROLLER_RAFT_RAFT_INTERNAL_H
+#define CONTROLLER_RAFT_RAFT_INTERNAL_H
+
+#include "controller/raft/raft_guard.h"
+#include "controller/raft/raft_node.h"
+#include "controller/raft/raft_reply.h"
+#include "controller/raft/raft_transport.h"
+
+#define RAFT_GROUP_COMMANDS_MAX 512u     /* commands in one log entry */
+#define RAFT_GROUP_BYTES_MAX (1u << 20)  /* bytes of one log entry, when it has more than one command */
+#define RAFT_GROUPS_INFLIGHT_MAX 8u      /* log entries of ours under way; the rest waits and is grouped */
+#define RAFT_SEGMENT_BYTES (8u << 20)    /* of libraft's log files: below 4 MiB it refuses all writes */
+#define RAFT_NO_SPACE_GRACE_MS 1000u     /* "no space" is also what libraft says before its first segment is ready */
+#define RAFT_TICK_MS 100u
+
+struct raft_node {
+    struct raft_machine machine;
+    raft_node_fatal_cb fatal_cb;
+    void *arg;
+    char *dir, *address, *listen_address;
+    unsigned proposals_max, proposal_bytes_max;
+    struct raft_mailbox *mailbox;
+
+    uv_loop_t loop;
+    uv_async_t wake;
+    uv_check_t check;
+    uv_timer_t tick;
+    pthread_t thread;
+    bool started; /* raft_start is done, the thread runs */
+    bool closing; /* raft_close was called */
+    bool failed;  /* raft_node_fatal was called */
+
+    struct raft raft;
+    struct raft_fsm fsm;
+    struct raft_guard guard;
+    struct raft_tracer tracer;
+    struct raft_transport *transport;
+
+    uint64_t index;          /* commands applied */
+    char restore_error[512]; /* why a snapshot could not be restored */
+    uint64_t proposer;       /* random, of this start */
+    uint64_t sequence;       /* of the last group */
+    struct list groups;      /* struct group, in flight */
+    unsigned group_count;
+    uint64_t no_space_since_ms; /* 0: there is space */
+    struct raft_barrier barrier;
+    bool barrier_inflight;
+    struct list barrier_readers;       /* of the barrier in flight */
+    struct raft_node_status now; /* ours; copied to `status` at the end of each turn */
+    bool told;                   /* the reply loop has been told who leads */
+    struct raft_change change_req;     /* embedded for good: libraft may keep a pointer after a failure */
+    struct raft_transfer transfer_req;
+    struct member_change *change_active; /* the one libraft works on: raft_members.c */
+
+    pthread_mutex_t lock;
+    bool stopping;                       /* locked, like all below */
+    struct list proposals;               /* struct proposal, waiting */
+    unsigned proposal_count;             /* accepted and not yet answered */
+    uint64_t proposal_bytes;
+    uint64_t commands_refused;
+    struct list readers;                 /* struct reader, waiting */
+    unsigned reader_count;               /* accepted and not yet answered */
+    struct member_change *change;        /* waiting or under way */
+    struct raft_node_status status;
+};
+
+uint64_t raft_node_now_us(void);
+/* The server can't go on: tell the owner, or end the process. */
+void raft_node_fatal(struct raft_node *node, const char *format, ...) PRINTF_LIKE(2, 3);
+
+/* raft_apply.c */
+void raft_apply_init(struct raft_node *node); /* fill node->fsm */
+
+/* raft_propose.c */
+struct group;
+void raft_propose_turn(struct raft_node *node); /* hand waiting commands and readers to libraft */
+void raft_propose_stop(struct raft_node *node); /* after raft_close: answer what still waits */
+/* Where the results of a group of ours go; NULL where it is not ours or no longer waited for. */
+struct group *raft_propose_find(struct raft_node *node, uint64_t proposer, uint64_t sequence);
+void raft_propose_set_result(struct group *group, unsigned at, void *result);
+void raft_propose_set_applied(struct group *group);
+
+/* raft_members.c */
+void raft_members_turn(struct raft_node *node);
+void raft_members_stop(struct raft_node *node);
+
+/* raft_dir.c: does @dir look like something libraft can load without crashing or forgetting its vote? */
+int raft_dir_check(const char *dir, struct error *err);
+
+#endif
