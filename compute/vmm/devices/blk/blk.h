@@ -18,6 +18,8 @@ enum {
     BLK_SEGMENT_BYTES_MAX = 1 << 18,    /* of one segment: 126 * 256 KiB < BLOCK_REQUEST_BYTES_MAX */
     BLK_DISCARD_SECTORS_MAX = 1 << 21,  /* one range of DISCARD or WRITE_ZEROES: 1 GiB */
     BLK_SERIAL_BYTES = 20,
+    BLK_BATCH_REQUESTS = 256,           /* per call, then the other devices have their turn */
+    BLK_RETRY_MS = 100,                 /* between tries while the lease is lost */
 };
 
 struct blk_options {
@@ -26,7 +28,31 @@ struct blk_options {
     unsigned queues;         /* 1 to BLK_QUEUES_MAX; 0 means 1 */
 };
 
+struct blk {
+    struct virtio_device virtio;
+    struct block *block;              /* owned */
+    struct io_loop *loop;             /* borrowed */
+    uint64_t size_bytes;              /* capacity as the guest was told */
+    uint8_t serial[BLK_SERIAL_BYTES];
+    unsigned in_flight;               /* requests that the block has */
+    struct list parked;               /* struct blk_request: the block answered -EAGAIN */
+    struct io_timer retry;            /* armed while something is parked and the machine runs */
+    struct virtio_chain chain;        /* the request being read */
+};
+
 int blk_create(const struct blk_options *options, struct guest_memory *memory, struct io_loop *loop,
                struct virtio_device **ret_device, struct error *err);
+
+/* queue.c, for device.c: requests. */
+void blk_queue_notify(struct virtio_device *d, unsigned queue);
+/* Requests taken from the driver and held by nobody are started (after a resume or load). */
+void blk_queue_restart_taken(struct blk *blk);
+/* Finish what the block has; requests that end up parked are let go, but stay taken from their queue. */
+void blk_queue_quiesce(struct blk *blk);
+void blk_queue_retry(void *blk);
+
+/* state.c */
+void blk_state_save(const struct virtio_device *d, struct bytes_writer *out);
+int blk_state_load(struct virtio_device *d, struct bytes_reader *in, struct error *err);
 
 #endif

@@ -1,0 +1,111 @@
+/* virtio-blk: making the device, its configuration space and its course of life. Requests are in queue.c. */
+#include <endian.h>
+#include <errno.h>
+#include <linux/virtio_blk.h>
+#include <linux/virtio_ids.h>
+#include <string.h>
+
+#include "compute/vmm/devices/blk/blk.h"
+
+#define BIT(n) (1ull << (n))
+enum { PCI_CLASS_STORAGE = 0x018000 }; /* mass storage, other */
+
+static struct blk *of_virtio(struct virtio_device *d)
+{
+    return CONTAINER_OF(d, struct blk, virtio);
+}
+
+static void blk_reset(struct virtio_device *d)
+{
+    blk_queue_quiesce(of_virtio(d));
+}
+
+static void blk_pause(struct virtio_device *d)
+{
+    blk_queue_quiesce(of_virtio(d));
+}
+
+static void blk_resume(struct virtio_device *d)
+{
+    blk_queue_restart_taken(of_virtio(d));
+}
+
+static void blk_destroy(struct virtio_device *d)
+{
+    struct blk *blk = of_virtio(d);
+    blk_queue_quiesce(blk);
+    block_close(blk->block);
+    virtio_device_finish(d);
+    free(blk);
+}
+
+static const struct virtio_device_ops blk_ops = {
+    .notify = blk_queue_notify,
+    .reset = blk_reset,
+    .pause = blk_pause,
+    .resume = blk_resume,
+    .save = blk_state_save,
+    .load = blk_state_load,
+    .destroy = blk_destroy,
+};
+
+static uint64_t blk_features(const struct block *block, unsigned queues)
+{
+    uint64_t features = BIT(VIRTIO_BLK_F_SIZE_MAX) | BIT(VIRTIO_BLK_F_SEG_MAX) | BIT(VIRTIO_BLK_F_BLK_SIZE) |
+                        BIT(VIRTIO_BLK_F_TOPOLOGY) | BIT(VIRTIO_BLK_F_FLUSH);
+    if (block->read_only)
+        features |= BIT(VIRTIO_BLK_F_RO);
+    if (queues > 1)
+        features |= BIT(VIRTIO_BLK_F_MQ);
+    if (block->can_discard && !block->read_only)
+        features |= BIT(VIRTIO_BLK_F_DISCARD);
+    if (block->can_write_zeroes && !block->read_only)
+        features |= BIT(VIRTIO_BLK_F_WRITE_ZEROES);
+    return features;
+}
+
+/* §5.2.4. Logical blocks are always 512 bytes; what the disk likes best goes into the topology. */
+static void blk_fill_config(struct blk *blk, unsigned queues)
+{
+    const struct block *block = blk->block;
+    uint32_t blocks_best = block->block_bytes / BLOCK_SECTOR_BYTES;
+    struct virtio_blk_config config = {
+        .capacity = htole64(block->size_bytes / BLOCK_SECTOR_BYTES),
+        .size_max = htole32(BLK_SEGMENT_BYTES_MAX),
+        .seg_max = htole32(BLK_SEGMENTS_MAX),
+        .blk_size = htole32(BLOCK_SECTOR_BYTES),
+        .physical_block_exp = (uint8_t)__builtin_ctz(blocks_best),
+        .min_io_size = htole16((uint16_t)blocks_best),
+        .num_queues = htole16((uint16_t)queues),
+        .max_discard_sectors = htole32(BLK_DISCARD_SECTORS_MAX),
+        .max_discard_seg = htole32(1),
+        .discard_sector_alignment = htole32(blocks_best),
+        .max_write_zeroes_sectors = htole32(BLK_DISCARD_SECTORS_MAX),
+        .max_write_zeroes_seg = htole32(1),
+        .write_zeroes_may_unmap = 1,
+    };
+    STATIC_ASSERT(sizeof config <= VIRTIO_CONFIG_BYTES_MAX, "room for the configuration");
+    memcpy(blk->virtio.config, &config, sizeof config);
+    blk->virtio.config_bytes = sizeof config;
+}
+
+int blk_create(const struct blk_options *options, struct guest_memory *memory, struct io_loop *loop,
+               struct virtio_device **ret_device, struct error *err)
+{
+    unsigned queues = options->queues == 0 ? 1 : options->queues;
+    if (queues > BLK_QUEUES_MAX)
+        return error_set(err, -EINVAL, ERROR_INVALID, "a disk has at most %d queues", BLK_QUEUES_MAX);
+    struct blk *blk = NEW(struct blk);
+    blk->block = options->block;
+    blk->loop = loop;
+    blk->size_bytes = options->block->size_bytes;
+    if (options->serial != NULL)
+        memcpy(blk->serial, options->serial, strnlen(options->serial, BLK_SERIAL_BYTES));
+    list_init(&blk->parked);
+    io_timer_init(&blk->retry, blk_queue_retry, blk);
+    virtio_device_init(&blk->virtio, &blk_ops, "blk", VIRTIO_ID_BLOCK, PCI_CLASS_STORAGE,
+                       blk_features(options->block, queues), memory, (uint16_t)queues, BLK_QUEUE_SIZE);
+    blk_fill_config(blk, queues);
+    *ret_device = &blk->virtio;
+    return 0;
+}
