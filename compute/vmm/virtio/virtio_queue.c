@@ -52,6 +52,8 @@ int virtio_queue_enable(struct virtio_queue *q)
     if (q->desc == NULL || q->avail == NULL || q->used == NULL)
         return queue_break(q, -EFAULT, "ring address");
     q->ready = true;
+    q->signalled = q->next_used;
+    q->signalled_valid = true;
     return 0;
 }
 
@@ -258,6 +260,11 @@ bool virtio_queue_has_more(const struct virtio_queue *q)
     return q->ready && !q->broken && avail_index(q) != q->next_avail;
 }
 
+uint16_t virtio_queue_offered(const struct virtio_queue *q)
+{
+    return q->ready && !q->broken ? avail_index(q) : q->next_avail;
+}
+
 bool virtio_queue_ask_notify(struct virtio_queue *q, bool on)
 {
     if (!q->ready || q->broken)
@@ -267,7 +274,8 @@ bool virtio_queue_ask_notify(struct virtio_queue *q, bool on)
         if (!on)
             return false;
         size_t offset = RING_HEADER_BYTES + (size_t)USED_ENTRY_BYTES * q->size;
-        word_put(q->used + offset, q->next_avail);
+        /* Not next_avail: who needs more than what waits already must hear of the next one, too. */
+        word_put(q->used + offset, avail_index(q));
         memory_mark_dirty(q->memory, q->device_gpa + offset, 2);
     } else {
         word_put(q->used, on ? 0 : VRING_USED_F_NO_NOTIFY);
@@ -330,6 +338,7 @@ int virtio_queue_load(struct virtio_queue *q, struct bytes_reader *in, bool even
         return -EBADMSG;
     if (ready && virtio_queue_enable(&loaded) < 0)
         return -EBADMSG;
+    loaded.signalled_valid = false;
     if (broken) {
         loaded.broken = true;
         loaded.reason = "broken before it was saved";

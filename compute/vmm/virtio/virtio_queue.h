@@ -88,6 +88,8 @@ bool virtio_queue_wants_interrupt(struct virtio_queue *q);
 bool virtio_queue_ask_notify(struct virtio_queue *q, bool on);
 /* Requests that wait, without taking one. */
 bool virtio_queue_has_more(const struct virtio_queue *q);
+/* How far the driver has come (the avail index): differs from an earlier answer when it has offered more. */
+uint16_t virtio_queue_offered(const struct virtio_queue *q);
 
 /* Read a request again that was taken and not completed: the first whose head is >= *@position, which then moves past
  * it. 1, 0 when there is none left, -EBADMSG as pop. For requests parked while the VM may not submit, also after load. */

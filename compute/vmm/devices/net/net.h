@@ -15,6 +15,9 @@ enum {
     NET_FRAME_BYTES_MAX = 65535 + 14 + 4, /* the largest offloaded frame: IP packet, Ethernet header, VLAN tag */
     NET_BATCH_FRAMES = 64,                /* per call, then the other devices have their turn */
     NET_MAC_BYTES = 6,
+    NET_HEADER_BYTES = 12,                /* struct virtio_net_hdr_v1 */
+    NET_MERGE_MAX = 64,                   /* receive buffers that one frame may take */
+    NET_RETRY_MS = 100,                   /* between tries while the lease is lost */
 };
 
 struct net_options {
@@ -27,15 +30,59 @@ struct net_options {
     void *may_submit_arg;
 };
 
-int net_create(const struct net_options *options, struct guest_memory *memory, struct io_loop *loop,
-               struct virtio_device **ret_device, struct error *err);
-/* Cable in or out: the guest sees it in config space; while it is out nothing is carried. */
-void net_set_link(struct virtio_device *device, bool up);
-
 struct net_counters {
     uint64_t rx_frames, rx_bytes, rx_dropped;
     uint64_t tx_frames, tx_bytes, tx_dropped;
 };
+
+struct net {
+    struct virtio_device virtio;
+    int fd;                        /* owned */
+    bool is_tap;                   /* takes the tap's ioctls */
+    bool gone;                     /* the tap was taken away from under us */
+    struct io_loop *loop;          /* borrowed */
+    struct io_handler *handler;
+    uint32_t watched;              /* epoll events that the handler waits for */
+    bool rx_starved;               /* the driver has no buffers: leave frames in the tap until it notifies */
+    bool tx_blocked;               /* the tap takes no more: wait for EPOLLOUT */
+    bool link_up;
+    uint8_t mac[NET_MAC_BYTES];
+    uint16_t mtu;
+    bool (*may_submit)(void *arg);
+    void *may_submit_arg;
+    struct io_timer retry;         /* armed while frames wait for the lease */
+    struct net_counters counters;
+    struct virtio_chain chain;     /* the request being served */
+    uint32_t rx_pending_bytes;     /* of a frame in rx_buffer that waits for buffers; 0: none */
+    uint8_t rx_buffer[NET_HEADER_BYTES + NET_FRAME_BYTES_MAX];
+};
+
+int net_create(const struct net_options *options, struct guest_memory *memory, struct io_loop *loop,
+               struct virtio_device **ret_device, struct error *err);
+/* Cable in or out: the guest sees it in config space; while it is out nothing is carried. */
+void net_set_link(struct virtio_device *device, bool up);
+/* Tell the network where the MAC address lives: one RARP broadcast in the guest's name, as after a migration
+ * (RFC 903, operation 3). 0, -EAGAIN without a lease, or the tap's error. */
+int net_announce(struct virtio_device *device);
+
 struct net_counters net_counters(const struct virtio_device *device);
+
+/* tap.c: an open tap with 12-byte headers, or @fd made into one; refused in words where it cannot be. */
+int tap_open(const char *name, int *ret_fd, struct error *err);
+int tap_prepare(int fd, bool *ret_is_tap, struct error *err);
+/* What the guest takes: VIRTIO_NET_F_GUEST_* of @features. */
+int tap_set_offloads(int fd, uint64_t features);
+
+/* queue.c */
+enum { NET_QUEUE_RX, NET_QUEUE_TX };
+void net_queue_notify(struct virtio_device *d, unsigned queue);
+void net_queue_fd_ready(void *net, uint32_t events);
+void net_queue_retry(void *net);
+/* Wait for what is wanted now: frames while there is room for them, space while some wait to be sent. */
+void net_queue_watch(struct net *net);
+
+/* state.c */
+void net_state_save(const struct virtio_device *d, struct bytes_writer *out);
+int net_state_load(struct virtio_device *d, struct bytes_reader *in, struct error *err);
 
 #endif
