@@ -60,10 +60,7 @@ static void node_trace(struct raft_tracer *tracer UNUSED, int type, const void *
 
     if (type != RAFT_TRACER_DIAGNOSTIC)
         return;
-    if (info->diagnostic.level <= 2)
-        log_warning("raft", "message=\"%s\"", info->diagnostic.message);
-    else
-        log_debug("raft", "message=\"%s\"", info->diagnostic.message);
+    log_debug("raft", "message=\"%s\"", info->diagnostic.message);
 }
 
 /* --- Each turn -------------------------------------------------------------------------------------------------- */
@@ -257,7 +254,8 @@ static void node_configure(struct raft_node *node, const struct raft_node_config
 
     node->tracer = (struct raft_tracer){.version = 2, .emit = node_trace};
     raft->data = node;
-    raft->tracer = &node->tracer;
+    raft->tracer = log_enabled(LOG_LEVEL_DEBUG) ? &node->tracer : NULL; /* costs a printf for each message */
+    raft_uv_set_tracer(&node->guard.io, raft->tracer);
     raft_set_election_timeout(raft, or_default(config->election_timeout_ms, 500));
     raft_set_heartbeat_timeout(raft, or_default(config->heartbeat_ms, 50));
     raft_set_install_snapshot_timeout(raft, or_default(config->install_timeout_ms, 3000));
@@ -315,7 +313,6 @@ static int node_open(struct raft_node *node, const struct raft_node_config *conf
         goto out_close_handles;
     }
     node_configure(node, config);
-    raft_uv_set_tracer(&node->guard.io, &node->tracer);
     rv = raft_start(&node->raft);
     if (rv != 0) {
         rv = node_start_error(node, rv, err);
