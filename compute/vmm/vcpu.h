@@ -1,0 +1,79 @@
+/* The vCPU threads of a machine, and stopping and going on of all of them together.
+ *
+ * vCPUs run while nobody holds them. Each reason to stand still is a bit of its own, so that a user's pause, a lease that
+ * has run out and a reset under way do not undo one another:
+ *
+ *                     hold == 0
+ *          PARKED ----------------> RUNNING       a kick (signal + immediate_exit) ends KVM_RUN after the exit under
+ *             ^                        |          way is complete: a parked vCPU has no port or memory access pending
+ *             +------ hold != 0 -------+
+ *
+ * Threads: hold, release and wait from any thread that does NOT hold the device lock (a vCPU may be waiting for it);
+ * vcpu_set_hold without waiting from everywhere. */
+#ifndef COMPUTE_VMM_VCPU_H
+#define COMPUTE_VMM_VCPU_H
+
+#include <pthread.h>
+
+#include "compute/vmm/boot.h"
+#include "compute/vmm/bus.h"
+#include "compute/vmm/kvm.h"
+#include "compute/vmm/vcpu_state.h"
+
+enum vcpu_hold {
+    VCPU_HOLD_START = 1 << 0,   /* not started yet */
+    VCPU_HOLD_USER = 1 << 1,    /* paused by request */
+    VCPU_HOLD_LEASE = 1 << 2,   /* the lease is about to run out */
+    VCPU_HOLD_EVENT = 1 << 3,   /* reset, power-off or failure is being dealt with */
+    VCPU_HOLD_MIGRATE = 1 << 4, /* state is being taken out or put in */
+};
+
+/* Why a vCPU stopped by itself; reported on its own thread, after all vCPUs were told to hold (VCPU_HOLD_EVENT). */
+enum vcpu_event { VCPU_EVENT_TRIPLE_FAULT, VCPU_EVENT_FAILURE };
+typedef void (*vcpu_event_fn)(void *arg, enum vcpu_event event, const char *why);
+
+struct vcpu_counters {
+    uint64_t exits, port_exits, memory_exits; /* relaxed atomics, for statistics */
+};
+
+struct vcpu_set;
+struct vcpu {
+    struct vcpu_set *set;
+    struct kvm_vcpu kvm;
+    struct vcpu_state initial; /* at power-on, for reset */
+    pthread_t thread;
+    bool started, parked;
+    struct vcpu_counters counters;
+};
+
+struct vcpu_set {
+    struct bus *ports, *memory;
+    vcpu_event_fn event;
+    void *event_arg;
+    pthread_mutex_t lock; /* guards holds, ending and every `parked` */
+    pthread_cond_t changed;
+    unsigned holds; /* bits of enum vcpu_hold */
+    bool ending;
+    unsigned count;
+    struct kvm_msr_list *msrs; /* that make up a vCPU's state here */
+    struct vcpu vcpus[KVM_VCPUS_MAX];
+};
+
+/* Creates @count vCPUs with their CPUID and remembers their state at power-on. */
+int vcpu_set_init(struct vcpu_set *set, struct kvm *kvm, unsigned count, struct bus *ports, struct bus *memory,
+                  vcpu_event_fn event, void *event_arg, struct error *err);
+/* Ends the threads. */
+void vcpu_set_finish(struct vcpu_set *set);
+/* Start the threads, parked (VCPU_HOLD_START). */
+int vcpu_set_start(struct vcpu_set *set, struct error *err);
+
+/* Add @reason; with @wait return when every vCPU is parked. Never waits for the calling thread itself. */
+void vcpu_set_hold(struct vcpu_set *set, unsigned reason, bool wait);
+void vcpu_set_release(struct vcpu_set *set, unsigned reason);
+unsigned vcpu_set_holds(struct vcpu_set *set);
+
+/* All parked: back to power-on, the first vCPU at @entry, the others waiting for INIT and SIPI. */
+int vcpu_set_reset(struct vcpu_set *set, const struct boot_entry *entry, struct error *err);
+struct vcpu_counters vcpu_set_counters(struct vcpu_set *set);
+
+#endif
