@@ -1,0 +1,38 @@
+/* A controller's data directory:
+ *
+ *   identity.json                    who this controller is (schema: node_identity); written last by init and join
+ *   ca.pem ca.key cert.pem key.pem   the cluster's CA and this controller's certificate
+ *   raft/                            log and snapshots (controller/raft)
+ *   init.json                        the first command of a new cluster, until it has been committed
+ *   admin/                           after init: certificate of the first user
+ *   lock                             held while a program works in the directory
+ *
+ * All of it is readable by its owner alone. Blocking; used at start and by init and join only. */
+#ifndef CONTROLLER_DATA_DIR_H
+#define CONTROLLER_DATA_DIR_H
+
+#include "schema/objects.h"
+
+#define DATA_DIR_FILE_BYTES_MAX (256u * 1024)
+#define DATA_DIR_PATH_MAX 4096
+
+struct data_dir {
+    char *path;
+    int lock_fd;
+    struct node_identity identity; /* has an id only where the directory belongs to a cluster */
+    char *ca_pem, *ca_key_pem, *certificate_pem, *key_pem;
+};
+
+/* Make the directory where there is none and take its lock. -EBUSY: another program works in it. */
+int data_dir_open(const char *path, struct data_dir *ret_dir, struct error *err);
+/* Does it hold the identity of a cluster's controller? */
+bool data_dir_has_identity(const struct data_dir *dir);
+/* Read identity, certificates and keys. -ENOENT: the directory belongs to no cluster. */
+int data_dir_load(struct data_dir *dir, struct error *err);
+/* Write what is in @dir; identity.json comes last, so that a broken-off call leaves no half member behind. */
+int data_dir_save(const struct data_dir *dir, struct error *err);
+/* Path of @name inside; returns @buffer. */
+const char *data_dir_file(const struct data_dir *dir, const char *name, char buffer[DATA_DIR_PATH_MAX]);
+void data_dir_close(struct data_dir *dir); /* zeroed is fine */
+
+#endif
