@@ -1,0 +1,137 @@
+/* The replicated state of the cluster: tables of objects, their indexes, the ring of events and the answers given under
+ * an Idempotency-Key. Only apply.h changes it; the same commands in the same order make the same state on every
+ * controller, byte for byte in a snapshot. No clock, no random numbers, no I/O inside.
+ *
+ *   struct state -- table of each kind -- record -- object (struct vm, ...) and its canonical JSON, made at each change
+ *                |                          +------ host: its VMs in name order and the sums promised to them
+ *                |                          +------ VM: its running operations
+ *                +- events: the last STATE_EVENTS_MAX
+ *                +- answers by key: the last STATE_ANSWERS_MAX, at most STATE_ANSWER_AGE_MS old by the time of commands
+ *
+ * Thread: none of its own. Readers and the one writer are kept apart by the caller (the read-write lock of
+ * raft_machine); every pointer given out is good until the lock is let go. */
+#ifndef CONTROLLER_FSM_STATE_H
+#define CONTROLLER_FSM_STATE_H
+
+#include "common/map.h"
+#include "schema/objects.h"
+
+#define STATE_EVENTS_MAX 10000u           /* events kept */
+#define STATE_OPERATIONS_ENDED_MAX 10000u /* ended operations kept; running ones are bounded by the VMs */
+#define STATE_ANSWERS_MAX 10000u          /* Idempotency-Keys remembered */
+#define STATE_ANSWER_AGE_MS (UINT64_C(24) * 3600 * 1000)
+#define STATE_VMS_MAX 100000u             /* VMs of a cluster */
+#define STATE_HOST_VMS_MAX 4096u          /* VMs of a host: bound of node_orders.vms */
+#define STATE_SMALL_TABLE_MAX 10000u      /* controllers, hosts, flavors, images, tokens: of each */
+#define STATE_VM_OPERATIONS_MAX 64u       /* running operations of one VM */
+#define STATE_ID_BYTES 37u                /* an id with its NUL */
+
+struct state;
+
+/* The fields that every stored object begins with. */
+struct record_common {
+    struct object_head head;
+    char *id, *name;
+    uint64_t revision;
+    char *created_at;
+    struct string_map labels;
+};
+
+/* Records in name order. */
+struct record_index {
+    struct record **items;
+    size_t count, capacity;
+};
+
+/* One object. Read-only for all but controller/fsm. */
+struct record {
+    enum object_kind kind;
+    const struct object_desc *desc;
+    union {
+        void *object;
+        struct record_common *common;
+        struct cluster *cluster;
+        struct controller *controller;
+        struct host *host;
+        struct flavor *flavor;
+        struct image *image;
+        struct vm *vm;
+        struct operation *operation;
+        struct token *token;
+    };
+    char *json; /* canonical, SECRET fields included (snapshots); answers: state_put_json */
+    size_t json_size;
+    union {
+        struct {                     /* OBJECT host */
+            struct record_index vms; /* that it owns */
+            uint64_t committed_memory_bytes;
+            uint64_t committed_vcpus;
+            uint64_t orders_index; /* see state_host_orders_index */
+        } of_host;
+        struct {                            /* OBJECT vm */
+            struct record_index operations; /* running ones about it */
+        } of_vm;
+        struct { /* OBJECT operation */
+            struct record *older, *newer; /* ended ones, by (revision, id) */
+        } of_operation;
+    };
+};
+
+struct state *state_create(void);
+/* NULL is fine. */
+void state_destroy(struct state *state);
+
+/* Index of the last command applied, 0 at first; X-Drover-Index. */
+uint64_t state_index(const struct state *state);
+/* Whether a cluster has been made (command init). */
+bool state_initialized(const struct state *state);
+/* The cluster, or NULL before init. */
+const struct cluster *state_cluster(const struct state *state);
+/* Controllers with a vote, by the table. */
+unsigned state_voters(const struct state *state);
+
+/* --- Objects (every kind but event) --- */
+
+/* By id, or else by name; @length bytes of @id_or_name. NULL: none. */
+const struct record *state_find(const struct state *state, enum object_kind kind, const char *id_or_name, size_t length);
+/* The same for NUL-terminated text; NULL text gives NULL. */
+const struct record *state_get(const struct state *state, enum object_kind kind, const char *id_or_name);
+
+/* In name order (operations: in id order): for (size_t i = 0; i < state_count(s, k); i++) state_at(s, k, i). */
+size_t state_count(const struct state *state, enum object_kind kind);
+const struct record *state_at(const struct state *state, enum object_kind kind, size_t position);
+/* Position of the first object whose name is greater than @name (a cursor: it need not exist any more). */
+size_t state_after(const struct state *state, enum object_kind kind, const char *name);
+
+/* The VMs that @host owns: host->of_host.vms, in name order. The running operations of a VM: vm->of_vm.operations. */
+
+/* Append what a user may see of the object: secrets left out, a host with its committed sums. */
+void state_put_json(const struct state *state, const struct record *record, struct bytes_writer *out);
+
+/* Index of the last change to what @host is to do (node_orders): a long poll that has this index or a newer one
+ * waits. */
+uint64_t state_host_orders_index(const struct record *host);
+
+/* --- Events --- */
+
+struct state_event {
+    uint64_t index;   /* Raft position; one command may have several */
+    uint64_t serial;  /* 1 + the number of events ever before it: resume within an index */
+    enum object_kind kind; /* of the object concerned */
+    const char *json; /* struct event */
+    size_t json_size;
+};
+/* The first event with an index above @after. True and *ret_event; false: none yet. */
+bool state_event_after(const struct state *state, uint64_t after, struct state_event *ret_event);
+/* The event with the next serial after @serial (0: the oldest held). */
+bool state_event_next(const struct state *state, uint64_t serial, struct state_event *ret_event);
+/* Whether every event above @after is still held; false: answer ERROR_GONE, the reader reads the lists again. */
+bool state_events_complete(const struct state *state, uint64_t after);
+uint64_t state_events_serial(const struct state *state); /* of the newest event, 0 = none */
+
+/* --- Answers under an Idempotency-Key --- */
+
+/* What was answered under @key, or NULL. */
+const struct answer_record *state_answer(const struct state *state, const char *key);
+
+#endif
