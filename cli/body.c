@@ -1,0 +1,246 @@
+/* Options to JSON by the tables of the schema. */
+#include "cli/body.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <openssl/evp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define FILE_CHUNK_BYTES (1 << 20)
+#define VALUE_BYTES_MAX 4096
+
+const char *body_option_name(const struct field_desc *f, char *buffer, size_t size)
+{
+    snprintf(buffer, size, "%s", f->name);
+    size_t n = strlen(buffer);
+    if (n > 6 && strcmp(buffer + n - 6, "_bytes") == 0)
+        buffer[n - 6] = '\0';
+    else if ((f->kind == KIND_LIST || f->kind == KIND_MAP) && buffer[n - 1] == 's')
+        buffer[n - 1] = '\0';
+    for (char *c = buffer; *c != '\0'; c++)
+        if (*c == '_')
+            *c = '-';
+    return buffer;
+}
+
+static const struct field_desc *field_of_option(const struct object_desc *desc, const char *option)
+{
+    char name[64];
+    for (unsigned i = 0; i < desc->n_fields; i++)
+        if (!(desc->fields[i].flags & READ_ONLY) && strcmp(body_option_name(&desc->fields[i], name, sizeof name), option) == 0)
+            return &desc->fields[i];
+    return NULL;
+}
+
+bool body_has_option(const struct object_desc *desc, const char *option)
+{
+    return field_of_option(desc, option) != NULL;
+}
+
+bool body_option_is_flag(const struct object_desc *desc, const char *option)
+{
+    const struct field_desc *f = field_of_option(desc, option);
+    return f != NULL && f->kind == KIND_BOOL;
+}
+
+int size_parse(const char *text, uint64_t *ret_bytes)
+{
+    static const struct {
+        const char *suffix;
+        unsigned shift;
+    } units[] = {{"", 0},    {"B", 0},    {"K", 10},   {"KiB", 10}, {"M", 20},   {"MiB", 20},
+                 {"G", 30},  {"GiB", 30}, {"T", 40},   {"TiB", 40}};
+    char *end;
+    if (*text < '0' || *text > '9')
+        return -EINVAL;
+    errno = 0;
+    uint64_t n = strtoull(text, &end, 10);
+    if (errno != 0)
+        return -ERANGE;
+    for (size_t i = 0; i < ARRAY_SIZE(units); i++)
+        if (strcmp(end, units[i].suffix) == 0) {
+            if (n > (OBJECT_INTEGER_MAX >> units[i].shift))
+                return -ERANGE;
+            *ret_bytes = n << units[i].shift;
+            return 0;
+        }
+    return -EINVAL;
+}
+
+static int file_digest(const char *path, char hex[65], uint64_t *ret_size, struct error *err)
+{
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    unsigned n = 0;
+    int rc = 0;
+    FILE *f = fopen(path, "re");
+    if (f == NULL)
+        return error_set(err, -errno, ERROR_INVALID, "cannot read %s: %s", path, strerror(errno));
+    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    char *chunk = xcalloc(1, FILE_CHUNK_BYTES);
+    ASSERT(ctx != NULL && EVP_DigestInit_ex(ctx, EVP_sha256(), NULL) == 1);
+    *ret_size = 0;
+    for (size_t got; (got = fread(chunk, 1, FILE_CHUNK_BYTES, f)) > 0; *ret_size += got)
+        EVP_DigestUpdate(ctx, chunk, got);
+    if (ferror(f))
+        rc = error_set(err, -EIO, ERROR_INVALID, "cannot read %s: %s", path, strerror(errno));
+    EVP_DigestFinal_ex(ctx, digest, &n);
+    for (unsigned i = 0; i < 32; i++)
+        snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+    EVP_MD_CTX_free(ctx);
+    free(chunk);
+    fclose(f);
+    return rc;
+}
+
+/* A bare local path in place of an artifact's fields. */
+static int artifact_from_path(const char *path, json_t **ret, struct error *err)
+{
+    char resolved[4096], hex[65];
+    uint64_t size = 0;
+    if (realpath(path, resolved) == NULL)
+        return error_set(err, -errno, ERROR_INVALID, "cannot find %s: %s", path, strerror(errno));
+    int rc = file_digest(resolved, hex, &size, err);
+    if (rc < 0)
+        return rc;
+    char *url = xasprintf("file://%s", resolved);
+    *ret = json_pack("{s:s, s:s, s:I}", "url", url, "sha256", hex, "size_bytes", (json_int_t)size);
+    free(url);
+    return 0;
+}
+
+static int scalar(const struct field_desc *f, const char *option, const char *value, json_t **ret, struct error *err)
+{
+    uint64_t n;
+    switch (f->kind) {
+    case KIND_STR:
+    case KIND_ENUM:
+        *ret = json_string(value);
+        return *ret ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "--%s is not UTF-8", option);
+    case KIND_BOOL:
+        if (strcmp(value, "") != 0 && strcmp(value, "true") != 0 && strcmp(value, "false") != 0)
+            return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes true or false, not '%s'", option, value);
+        *ret = json_boolean(strcmp(value, "false") != 0);
+        return 0;
+    case KIND_U32:
+    case KIND_U64:
+        if (size_parse(value, &n) < 0)
+            return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes a number such as %s, not '%s'", option,
+                             strstr(f->name, "bytes") ? "512MiB or 1073741824" : "2", value);
+        *ret = json_integer((json_int_t)n);
+        return 0;
+    default:
+        return error_set(err, -EINVAL, ERROR_INVALID, "--%s cannot be given here", option);
+    }
+}
+
+/* "name=data,size=10GiB" by the fields of @desc. */
+static int object_from_words(const struct object_desc *desc, const char *option, const char *value, json_t **ret, struct error *err)
+{
+    char text[VALUE_BYTES_MAX], *rest = NULL;
+    if (strcmp(desc->name, "artifact") == 0 && strchr(value, '=') == NULL && strstr(value, "://") == NULL)
+        return artifact_from_path(value, ret, err);
+    if (strlen(value) >= sizeof text)
+        return error_set(err, -EINVAL, ERROR_INVALID, "--%s is longer than %d bytes", option, VALUE_BYTES_MAX);
+    snprintf(text, sizeof text, "%s", value);
+    json_t *o = json_object();
+    for (char *word = strtok_r(text, ",", &rest); word != NULL; word = strtok_r(NULL, ",", &rest)) {
+        char *equals = strchr(word, '=');
+        json_t *v = NULL;
+        const char *name = word, *content = equals ? equals + 1 : "";
+        if (equals != NULL)
+            *equals = '\0';
+        const struct field_desc *f = field_of_option(desc, name);
+        if (f == NULL)
+            f = object_field(desc, name);
+        int rc = f ? scalar(f, option, content, &v, err)
+                   : error_set(err, -EINVAL, ERROR_INVALID, "--%s has no part '%s'; see `--help`", option, name);
+        if (rc < 0) {
+            json_decref(o);
+            return rc;
+        }
+        json_object_set_new(o, f->name, v);
+    }
+    *ret = o;
+    return 0;
+}
+
+static int add_option(const struct field_desc *f, const struct option_given *given, json_t *body, struct error *err)
+{
+    const char *value = given->value ? given->value : "";
+    json_t *v = NULL;
+    int rc;
+    if (f->kind == KIND_MAP) {
+        const char *equals = strchr(value, '=');
+        json_t *map = json_object_get(body, f->name);
+        if (equals == NULL || equals == value)
+            return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes key=value, not '%s'", given->name, value);
+        if (map == NULL)
+            json_object_set_new(body, f->name, map = json_object());
+        return json_object_setn_new(map, value, (size_t)(equals - value), json_string(equals + 1)) == 0
+                   ? 0
+                   : error_set(err, -EINVAL, ERROR_INVALID, "--%s is not UTF-8", given->name);
+    }
+    if (f->kind == KIND_OBJ || f->kind == KIND_LIST)
+        rc = object_from_words(f->ref.object, given->name, value, &v, err);
+    else if (given->value == NULL && f->kind != KIND_BOOL)
+        rc = error_set(err, -EINVAL, ERROR_INVALID, "--%s needs a value", given->name);
+    else
+        rc = scalar(f, given->name, value, &v, err);
+    if (rc < 0)
+        return rc;
+    if (f->kind == KIND_LIST) {
+        json_t *list = json_object_get(body, f->name);
+        if (list == NULL)
+            json_object_set_new(body, f->name, list = json_array());
+        json_array_append_new(list, v);
+    } else {
+        json_object_set_new(body, f->name, v);
+    }
+    return 0;
+}
+
+int body_build(const struct invocation *call, const struct object_desc *desc, bool patch, json_t **ret, struct error *err)
+{
+    json_t *body = json_object();
+    if (!patch && call->name != NULL && object_field(desc, "name") != NULL)
+        json_object_set_new(body, "name", json_string(call->name));
+    for (size_t i = 0; i < call->n_options; i++) {
+        const struct field_desc *f = field_of_option(desc, call->options[i].name);
+        int rc = f ? add_option(f, &call->options[i], body, err) : 0;
+        if (rc < 0) {
+            json_decref(body);
+            return rc;
+        }
+    }
+    *ret = body;
+    return 0;
+}
+
+void body_help(const struct object_desc *desc, bool patch)
+{
+    char name[64], left[96];
+    for (unsigned i = 0; i < desc->n_fields; i++) {
+        const struct field_desc *f = &desc->fields[i];
+        if ((f->flags & READ_ONLY) || (patch && (f->flags & IMMUTABLE)) || (!patch && strcmp(f->name, "name") == 0))
+            continue;
+        const char *value = f->kind == KIND_BOOL                                       ? "[=false]"
+                            : f->kind == KIND_MAP                                      ? " KEY=VALUE"
+                            : f->kind == KIND_OBJ                                      ? " PATH"
+                            : f->kind == KIND_LIST                                     ? " KEY=VALUE,..."
+                            : f->kind == KIND_STR                                      ? " TEXT"
+                            : strstr(f->name, "_bytes") != NULL                        ? " SIZE"
+                            : f->kind == KIND_ENUM                                     ? " WORD"
+                                                                                       : " N";
+        snprintf(left, sizeof left, "--%s%s", body_option_name(f, name, sizeof name), value);
+        printf("  %-22s %s%s\n", left, f->doc, (f->flags & REQUIRED) && !patch ? " (needed)" : "");
+        if (f->kind == KIND_ENUM)
+            for (unsigned k = 0; k < f->ref.enums->count; k++)
+                printf("  %-22s   %-12s %s\n", "", f->ref.enums->names[k], f->ref.enums->docs[k]);
+        if (f->kind == KIND_LIST || f->kind == KIND_OBJ)
+            for (unsigned k = 0; k < f->ref.object->n_fields; k++)
+                printf("  %-22s   %s=  %s\n", "", body_option_name(&f->ref.object->fields[k], name, sizeof name),
+                       f->ref.object->fields[k].doc);
+    }
+}

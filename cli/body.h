@@ -1,0 +1,24 @@
+/* Options to JSON, driven by the schema's tables: every field that a user may set is an option.
+ *
+ *   memory_bytes  --memory 512MiB        labels  --label tier=web (repeat)
+ *   ha            --ha, --ha=false        disks   --disk name=data,size=10GiB (repeat)
+ *   kernel        --kernel /srv/vmlinuz   (a local path: its file:// URL and SHA-256 are filled in) */
+#ifndef CLI_BODY_H
+#define CLI_BODY_H
+
+#include <jansson.h>
+
+#include "cli/invocation.h"
+
+/* The body for @desc; the caller decrefs. -EINVAL names the option and the cure. */
+int body_build(const struct invocation *call, const struct object_desc *desc, bool patch, json_t **ret, struct error *err);
+/* Is @option one of the fields' (for the parser)? */
+bool body_has_option(const struct object_desc *desc, const char *option);
+bool body_option_is_flag(const struct object_desc *desc, const char *option);
+/* Name of the option of a field, without "--"; returns @buffer. */
+const char *body_option_name(const struct field_desc *field, char *buffer, size_t size);
+void body_help(const struct object_desc *desc, bool patch);
+/* "512MiB", "2G", "1048576" to bytes. */
+int size_parse(const char *text, uint64_t *ret_bytes);
+
+#endif

@@ -1,0 +1,42 @@
+/* The CLI's side of the REST API: tries every controller, repeats what can be repeated without harm. */
+#ifndef CLI_CLIENT_H
+#define CLI_CLIENT_H
+
+#include <jansson.h>
+
+#include "cli/invocation.h"
+#include "common/tls.h"
+
+#define ENDPOINTS_MAX 16
+
+struct client {
+    char *endpoints[ENDPOINTS_MAX]; /* host:port */
+    size_t n_endpoints, at;
+    struct tls_context *tls;
+    unsigned timeout_s;
+};
+
+struct reply {
+    int status;
+    char *body; /* text; owned by the reply */
+    size_t body_size;
+    json_t *json; /* parsed body, or NULL; owned by the reply */
+};
+
+/* From options, environment or the contexts file. -ENOENT tells how to make a cluster known. */
+int client_init(struct client *client, const struct invocation *call, struct error *err);
+void client_finish(struct client *client);
+
+/* One request. @path begins with '/', query included; @body may be NULL. A controller that does not answer, or
+ * answers 503, is followed by the next one until the call's time is up; a POST carries an Idempotency-Key, so that
+ * a repeat gets the first answer. Answers of 400 and above: negative errno, @err from the problem document. */
+int client_request(struct client *client, const char *method, const char *path, const json_t *body, struct reply *ret,
+                   struct error *err);
+void reply_finish(struct reply *reply);
+/* Path of a route with {id} filled in (percent-encoded) and @query ("" or "?..."). The caller frees. */
+char *client_path(enum route_id route, const char *id, const char *query);
+/* @text for use in a query. The caller frees. */
+char *client_escape(const char *text);
+const char *client_endpoint(const struct client *client);
+
+#endif

@@ -1,0 +1,202 @@
+/* From words to struct invocation: global options, options of the verb's own, options of the body's fields. */
+#include "cli/invocation.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/body.h"
+
+#define TIMEOUT_DEFAULT_S 60
+#define TIMEOUT_MAX_S 86400
+
+static const struct {
+    const char *name;
+    char letter;
+    bool takes_value;
+} globals[] = {
+    {"output", 'o', true}, {"yes", 'y', false},   {"quiet", 'q', false}, {"timeout", 0, true}, {"context", 0, true},
+    {"endpoint", 0, true}, {"ca", 0, true},       {"cert", 0, true},     {"key", 0, true},     {"wait", 0, false},
+    {"help", 'h', false},
+};
+
+const char *invocation_option(const struct invocation *call, const char *name)
+{
+    for (size_t i = call->n_options; i-- > 0;)
+        if (strcmp(call->options[i].name, name) == 0)
+            return call->options[i].value ? call->options[i].value : "";
+    return NULL;
+}
+
+static int set_output(struct invocation *call, const char *value, struct error *err)
+{
+    static const char *const words[] = {"table", "json", "yaml", "name"};
+    for (size_t i = 0; i < ARRAY_SIZE(words); i++)
+        if (strcmp(words[i], value) == 0) {
+            call->output = (enum output_format)i;
+            return 0;
+        }
+    return error_set(err, -EINVAL, ERROR_INVALID, "--output takes table, json, yaml or name, not '%s'", value);
+}
+
+static int set_global(struct invocation *call, const char *name, const char *value, struct error *err)
+{
+    if (strcmp(name, "output") == 0)
+        return set_output(call, value, err);
+    if (strcmp(name, "timeout") == 0) {
+        char *end;
+        unsigned long n = strtoul(value, &end, 10);
+        if (*end != '\0' || end == value || n < 1 || n > TIMEOUT_MAX_S)
+            return error_set(err, -EINVAL, ERROR_INVALID, "--timeout takes seconds from 1 to %d, not '%s'", TIMEOUT_MAX_S, value);
+        call->timeout_s = (unsigned)n;
+    } else if (strcmp(name, "yes") == 0) {
+        call->yes = true;
+    } else if (strcmp(name, "quiet") == 0) {
+        call->quiet = true;
+    } else if (strcmp(name, "wait") == 0) {
+        call->wait = value == NULL || strcmp(value, "false") != 0;
+    } else if (strcmp(name, "context") == 0) {
+        call->context = value;
+    } else if (strcmp(name, "endpoint") == 0) {
+        call->endpoint = value;
+    } else if (strcmp(name, "ca") == 0) {
+        call->ca = value;
+    } else if (strcmp(name, "cert") == 0) {
+        call->cert = value;
+    } else if (strcmp(name, "key") == 0) {
+        call->key = value;
+    }
+    return 0;
+}
+
+/* The verb's own options stand in its help text as "  --name": one place for both. */
+static bool own_option(const struct verb *v, const char *name, bool *ret_takes_value)
+{
+    char want[80];
+    snprintf(want, sizeof want, "  --%s ", name);
+    const char *found = v->options ? strstr(v->options, want) : NULL;
+    if (found == NULL)
+        return false;
+    *ret_takes_value = found[strlen(want)] != ' ';
+    return true;
+}
+
+static bool verb_option(const struct verb *v, const char *name, bool *ret_takes_value)
+{
+    if (own_option(v, name, ret_takes_value))
+        return true;
+    if (v->route == ROUTE_COUNT)
+        return false;
+    const struct route_desc *r = &schema_routes[v->route];
+    *ret_takes_value = true;
+    if ((r->flags & ROUTE_LIST) && (strcmp(name, "filter") == 0 || strcmp(name, "fields") == 0))
+        return true;
+    if ((r->flags & ROUTE_DRY) && strcmp(name, "dry-run") == 0) {
+        *ret_takes_value = false;
+        return true;
+    }
+    *ret_takes_value = r->body->name != NULL && !body_option_is_flag(r->body, name);
+    return r->body->name != NULL && body_has_option(r->body, name);
+}
+
+struct words {
+    char **argv;
+    int argc, at;
+};
+
+static int take_value(struct words *w, const char *name, char *inline_value, bool needed, const char **ret, struct error *err)
+{
+    *ret = inline_value;
+    if (!needed || inline_value != NULL)
+        return 0;
+    if (w->at + 1 >= w->argc)
+        return error_set(err, -EINVAL, ERROR_INVALID, "--%s needs a value", name);
+    *ret = w->argv[++w->at];
+    return 0;
+}
+
+static int parse_option(struct invocation *call, struct words *w, char *word, bool *ret_help, struct error *err)
+{
+    char *name = word + 2, *value = NULL, letter = 0;
+    if (word[1] != '-') {
+        letter = word[1];
+        if (word[2] != '\0')
+            value = word + (word[2] == '=' ? 3 : 2);
+    } else if ((value = strchr(name, '=')) != NULL) {
+        *value++ = '\0';
+    }
+    bool shadowed = call->verb != NULL && letter == 0 && strcmp(name, "wait") != 0 && verb_option(call->verb, name, &(bool){false});
+    for (size_t i = 0; i < ARRAY_SIZE(globals) && !shadowed; i++) {
+        if (letter ? globals[i].letter != letter : strcmp(globals[i].name, name) != 0)
+            continue;
+        if (strcmp(globals[i].name, "help") == 0) {
+            *ret_help = true;
+            return 0;
+        }
+        const char *taken;
+        int rc = take_value(w, globals[i].name, value, globals[i].takes_value, &taken, err);
+        return rc < 0 ? rc : set_global(call, globals[i].name, taken, err);
+    }
+    bool takes_value = false;
+    if (letter || call->verb == NULL || !verb_option(call->verb, name, &takes_value))
+        return error_set(err, -EINVAL, ERROR_INVALID, "there is no option %s here; `drover %s %s --help` lists them",
+                         letter ? word : word, call->verb ? call->verb->noun : "NOUN", call->verb ? call->verb->verb : "VERB");
+    if (call->n_options == OPTIONS_MAX)
+        return error_set(err, -E2BIG, ERROR_INVALID, "more than %d options", OPTIONS_MAX);
+    struct option_given *o = &call->options[call->n_options];
+    int rc = take_value(w, name, value, takes_value, &o->value, err);
+    o->name = name;
+    call->n_options += rc == 0;
+    return rc;
+}
+
+static int check_argument(const struct invocation *call, struct error *err)
+{
+    const struct verb *v = call->verb;
+    if (v->argument != ARGUMENT_NONE && call->name == NULL)
+        return error_set(err, -EINVAL, ERROR_INVALID, "which %s? Type it after the verb, such as: %s", v->noun, v->example);
+    return 0;
+}
+
+int invocation_parse(int argc, char **argv, struct invocation *ret, struct error *err)
+{
+    struct words w = {argv, argc, 0};
+    const char *noun = NULL;
+    bool help = false;
+    *ret = (struct invocation){.timeout_s = TIMEOUT_DEFAULT_S};
+    for (; w.at < argc; w.at++) {
+        char *word = argv[w.at];
+        int rc = 0;
+        if (word[0] == '-' && word[1] != '\0') {
+            rc = parse_option(ret, &w, word, &help, err);
+        } else if (noun == NULL) {
+            noun = word;
+            if (!noun_known(noun) && strcmp(noun, "help") != 0)
+                rc = error_set(err, -EINVAL, ERROR_INVALID, "there is no noun '%s'; `drover --help` lists them", noun);
+        } else if (ret->verb == NULL) {
+            ret->verb = verb_find(noun, word);
+            if (ret->verb == NULL)
+                rc = error_set(err, -EINVAL, ERROR_INVALID, "%s has no verb '%s'; `drover %s --help` lists them", noun, word, noun);
+        } else if (ret->name == NULL && ret->verb->argument != ARGUMENT_NONE) {
+            ret->name = word;
+        } else {
+            rc = error_set(err, -EINVAL, ERROR_INVALID, "'%s' is one word too many; an example: %s", word, ret->verb->example);
+        }
+        if (rc < 0)
+            return rc;
+    }
+    if (noun == NULL || strcmp(noun, "help") == 0 || (help && ret->verb == NULL) || ret->verb == NULL) {
+        if (noun == NULL || strcmp(noun, "help") == 0)
+            help_all();
+        else
+            help_noun(noun);
+        ret->verb = NULL;
+        return 0;
+    }
+    if (help) {
+        help_verb(ret->verb);
+        ret->verb = NULL;
+        return 0;
+    }
+    return check_argument(ret, err);
+}

@@ -1,0 +1,40 @@
+/* drover: the command line of the cluster. One more REST client; every verb works from anywhere. */
+#include <locale.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "common/log.h"
+
+static void print_error(const struct error *err)
+{
+    if (err->field[0] != '\0')
+        fprintf(stderr, "drover: %s %s\n", err->field, err->text);
+    else
+        fprintf(stderr, "drover: %s\n", err->text[0] ? err->text : "it did not work, and no reason is known");
+}
+
+int main(int argc, char **argv)
+{
+    struct invocation call;
+    struct error err = {0};
+    setlocale(LC_CTYPE, "");
+    signal(SIGPIPE, SIG_IGN);
+    log_set_level(LOG_LEVEL_ERROR);
+    if (argc > 1 && strcmp(argv[1], "__complete") == 0) {
+        complete_words(argc - 2, argv + 2);
+        return 0;
+    }
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
+        puts("drover 0.1");
+        return 0;
+    }
+    int rc = invocation_parse(argc - 1, argv + 1, &call, &err);
+    if (rc == 0 && call.verb != NULL)
+        rc = call.verb->run ? call.verb->run(&call, &err) : request_verb(&call, &err);
+    if (rc == 0)
+        return 0;
+    print_error(&err);
+    return error_kind_info(err.kind)->exit_status;
+}

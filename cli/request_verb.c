@@ -1,0 +1,134 @@
+/* The verbs that are one request: list, show, create, update, delete and the actions. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/body.h"
+#include "cli/client.h"
+#include "cli/commands.h"
+#include "cli/operation_wait.h"
+#include "cli/output.h"
+
+#define LIST_PAGE 1000
+
+int confirm(const struct invocation *call, const char *question, const char *name, struct error *err)
+{
+    char answer[8] = "", clean[200];
+    if (call->yes || question == NULL || invocation_option(call, "dry-run") != NULL)
+        return 0;
+    if (!isatty(STDIN_FILENO))
+        return error_set(err, -EPERM, ERROR_INVALID, "this asks before it acts, and there is no terminal to ask on: add --yes");
+    fprintf(stderr, question, output_clean(name, clean, sizeof clean));
+    fprintf(stderr, " [y/N] ");
+    fflush(stderr);
+    if (fgets(answer, sizeof answer, stdin) == NULL || (answer[0] != 'y' && answer[0] != 'Y'))
+        return error_set(err, -ECANCELED, ERROR_CANCELLED, "nothing was changed");
+    return 0;
+}
+
+/* Every page of a list. */
+static int list_all(struct client *client, const struct invocation *call, json_t **ret, struct error *err)
+{
+    const char *filter = invocation_option(call, "filter");
+    CLEANUP_FREE char *escaped = client_escape(filter ? filter : "");
+    CLEANUP_FREE char *cursor = xstrdup("");
+    json_t *all = json_array();
+    for (;;) {
+        struct reply reply;
+        CLEANUP_FREE char *query = xasprintf("?limit=%d%s%s%s%s", LIST_PAGE, *escaped ? "&filter=" : "", escaped,
+                                             *cursor ? "&cursor=" : "", cursor);
+        CLEANUP_FREE char *path = client_path(call->verb->route, "", query);
+        int rc = client_request(client, "GET", path, NULL, &reply, err);
+        const json_t *items = json_is_object(reply.json) ? json_object_get(reply.json, "items") : reply.json;
+        if (rc == 0 && !json_is_array(items))
+            rc = error_set(err, -EPROTO, ERROR_INTERNAL, "the controller's list is not a list");
+        if (rc < 0) {
+            reply_finish(&reply);
+            json_decref(all);
+            return rc;
+        }
+        json_array_extend(all, (json_t *)(uintptr_t)items);
+        const char *next = json_is_object(reply.json) ? json_string_value(json_object_get(reply.json, "cursor")) : NULL;
+        free(TAKE_PTR(cursor));
+        cursor = client_escape(next ? next : "");
+        bool more = *cursor != '\0';
+        reply_finish(&reply);
+        if (!more)
+            break;
+    }
+    *ret = all;
+    return 0;
+}
+
+static int run_list(const struct invocation *call, struct client *client, struct error *err)
+{
+    const char *fields = invocation_option(call, "fields");
+    json_t *rows = NULL;
+    int rc = list_all(client, call, &rows, err);
+    if (rc == 0)
+        output_list(call, rows, fields ? fields : call->verb->columns);
+    json_decref(rows);
+    return rc;
+}
+
+static void say_done(const struct invocation *call, const json_t *answer)
+{
+    char clean[200];
+    const char *id = json_string_value(json_object_get(answer, "id"));
+    if (call->quiet)
+        return;
+    if (call->output != OUTPUT_TABLE && answer != NULL)
+        output_object(call, answer);
+    else if (schema_routes[call->verb->route].answer == &operation_desc && id != NULL)
+        printf("%s %s: accepted, operation %s\n", call->verb->noun, call->name, output_clean(id, clean, sizeof clean));
+    else
+        printf("%s %s: %s\n", call->verb->noun, call->name, invocation_option(call, "dry-run") ? "would be done" : "done");
+}
+
+static int run_write(const struct invocation *call, struct client *client, struct error *err)
+{
+    const struct route_desc *route = &schema_routes[call->verb->route];
+    bool dry = invocation_option(call, "dry-run") != NULL;
+    json_t *body = NULL;
+    struct reply reply = {0};
+    int rc = confirm(call, call->verb->confirm, call->name, err);
+    if (rc == 0 && route->body->name != NULL)
+        rc = body_build(call, route->body, route->method == ROUTE_PATCH, &body, err);
+    if (rc < 0)
+        return rc;
+    CLEANUP_FREE char *path = client_path(route->id, call->name, dry ? "?dry_run=true" : "");
+    rc = client_request(client, route_method_name(route->method), path, body, &reply, err);
+    json_decref(body);
+    const char *id = json_string_value(json_object_get(reply.json, "id"));
+    if (rc == 0 && call->wait && !dry && route->answer == &operation_desc && id != NULL)
+        rc = operation_wait(call, client, id, NULL, err);
+    else if (rc == 0)
+        say_done(call, reply.json);
+    reply_finish(&reply);
+    return rc;
+}
+
+int request_verb(const struct invocation *call, struct error *err)
+{
+    const struct route_desc *route = &schema_routes[call->verb->route];
+    struct client client;
+    int rc = client_init(&client, call, err);
+    if (rc < 0) {
+        client_finish(&client);
+        return rc;
+    }
+    if (route->method != ROUTE_GET) {
+        rc = run_write(call, &client, err);
+    } else if (route->flags & ROUTE_LIST) {
+        rc = run_list(call, &client, err);
+    } else {
+        struct reply reply;
+        CLEANUP_FREE char *path = client_path(route->id, call->name ? call->name : "", "");
+        rc = client_request(&client, "GET", path, NULL, &reply, err);
+        if (rc == 0)
+            output_object(call, reply.json);
+        reply_finish(&reply);
+    }
+    client_finish(&client);
+    return rc;
+}

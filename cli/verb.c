@@ -1,0 +1,184 @@
+/* The table of nouns and verbs, and the help that is printed from it. */
+#include "cli/verb.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/body.h"
+#include "cli/commands.h"
+
+#define OWN ROUTE_COUNT
+#define WAIT_HELP "  --wait                 wait until it is done, with progress\n"
+
+const struct verb verbs[] = {
+    {"cluster", "init", "Make a new cluster with this machine as its first controller.",
+     "drover cluster init --name c1 --address 10.0.0.1 --data /var/lib/drover/controller", OWN, ARGUMENT_NONE, NULL, NULL, cluster_init,
+     "  --name NAME            name of this controller\n"
+     "  --address IP[:PORT]    where its API answers (port 7443)\n"
+     "  --data DIR             its data directory\n"
+     "  --cluster-name NAME    name of the cluster\n"},
+    {"cluster", "show", NULL, "drover cluster show", ROUTE_ID_cluster_show, ARGUMENT_NONE, NULL, NULL, NULL, NULL},
+    {"cluster", "status", "Show controllers, hosts and VMs at a glance.", "drover cluster status", OWN, ARGUMENT_NONE, NULL, NULL,
+     cluster_status, NULL},
+    {"controller", "list", NULL, "drover controller list", ROUTE_ID_controller_list, ARGUMENT_NONE,
+     "name,role,leader,address,raft_id,created_at", NULL, NULL, NULL},
+    {"controller", "show", NULL, "drover controller show c1", ROUTE_ID_controller_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"controller", "promote", NULL, "drover controller promote c2", ROUTE_ID_controller_promote, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"controller", "transfer", NULL, "drover controller transfer c2", ROUTE_ID_controller_transfer, ARGUMENT_NAME, NULL, NULL, NULL,
+     NULL},
+    {"controller", "remove", NULL, "drover controller remove c3 --yes", ROUTE_ID_controller_remove, ARGUMENT_NAME, NULL,
+     "Take controller %s out of the cluster for good?", NULL, NULL},
+    {"host", "list", NULL, "drover host list", ROUTE_ID_host_list, ARGUMENT_NONE,
+     "name,state,schedulable,vms,cpus,committed_vcpus,memory_bytes,committed_memory_bytes,kvm,address", NULL, NULL, NULL},
+    {"host", "show", NULL, "drover host show n1", ROUTE_ID_host_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"host", "update", NULL, "drover host update n1 --schedulable=false", ROUTE_ID_host_update, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"host", "remove", NULL, "drover host remove n3 --yes", ROUTE_ID_host_remove, ARGUMENT_NAME, NULL,
+     "Take host %s out of the cluster?", NULL, NULL},
+    {"flavor", "list", NULL, "drover flavor list", ROUTE_ID_flavor_list, ARGUMENT_NONE, "name,vcpus,memory_bytes,disk_bytes,created_at",
+     NULL, NULL, NULL},
+    {"flavor", "create", NULL, "drover flavor create small --vcpus 1 --memory 512MiB", ROUTE_ID_flavor_create, ARGUMENT_NEW_NAME, NULL,
+     NULL, NULL, NULL},
+    {"flavor", "show", NULL, "drover flavor show small", ROUTE_ID_flavor_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"flavor", "update", NULL, "drover flavor update small --label tier=web", ROUTE_ID_flavor_update, ARGUMENT_NAME, NULL, NULL, NULL,
+     NULL},
+    {"flavor", "delete", NULL, "drover flavor delete small --yes", ROUTE_ID_flavor_delete, ARGUMENT_NAME, NULL, "Remove flavor %s?",
+     NULL, NULL},
+    {"image", "list", NULL, "drover image list", ROUTE_ID_image_list, ARGUMENT_NONE, "name,kind,cmdline,created_at", NULL, NULL, NULL},
+    {"image", "create", NULL, "drover image create debian --kind kernel --kernel /srv/images/vmlinuz --initrd /srv/images/initrd",
+     ROUTE_ID_image_create, ARGUMENT_NEW_NAME, NULL, NULL, NULL, NULL},
+    {"image", "show", NULL, "drover image show debian", ROUTE_ID_image_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"image", "update", NULL, "drover image update debian --label os=debian", ROUTE_ID_image_update, ARGUMENT_NAME, NULL, NULL, NULL,
+     NULL},
+    {"image", "delete", NULL, "drover image delete debian --yes", ROUTE_ID_image_delete, ARGUMENT_NAME, NULL, "Forget image %s?", NULL,
+     NULL},
+    {"vm", "list", NULL, "drover vm list --filter state=running", ROUTE_ID_vm_list, ARGUMENT_NONE,
+     "name,state,wanted,host_name,vcpus,memory_bytes,image,restarts", NULL, NULL, NULL},
+    {"vm", "create", NULL, "drover vm create web1 --image debian --flavor small --wait", ROUTE_ID_vm_create, ARGUMENT_NEW_NAME, NULL,
+     NULL, NULL, WAIT_HELP},
+    {"vm", "show", NULL, "drover vm show web1", ROUTE_ID_vm_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"vm", "update", NULL, "drover vm update web1 --restart always", ROUTE_ID_vm_update, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"vm", "start", NULL, "drover vm start web1 --wait", ROUTE_ID_vm_start, ARGUMENT_NAME, NULL, NULL, NULL, WAIT_HELP},
+    {"vm", "stop", NULL, "drover vm stop web1 --wait", ROUTE_ID_vm_stop, ARGUMENT_NAME, NULL, "Stop VM %s?", NULL, WAIT_HELP},
+    {"vm", "reboot", NULL, "drover vm reboot web1 --wait", ROUTE_ID_vm_reboot, ARGUMENT_NAME, NULL, "Reboot VM %s?", NULL, WAIT_HELP},
+    {"vm", "pause", NULL, "drover vm pause web1", ROUTE_ID_vm_pause, ARGUMENT_NAME, NULL, NULL, NULL, WAIT_HELP},
+    {"vm", "resume", NULL, "drover vm resume web1", ROUTE_ID_vm_resume, ARGUMENT_NAME, NULL, NULL, NULL, WAIT_HELP},
+    {"vm", "delete", NULL, "drover vm delete web1 --yes --wait", ROUTE_ID_vm_delete, ARGUMENT_NAME, NULL,
+     "Remove VM %s and its disks for good?", NULL, WAIT_HELP},
+    {"vm", "placement", NULL, "drover vm placement web1", ROUTE_ID_vm_placement, ARGUMENT_NAME, NULL, NULL, vm_placement, NULL},
+    {"vm", "console", "Attach to the serial console; Ctrl-] ends it.", "drover vm console web1", OWN, ARGUMENT_NAME, NULL, NULL,
+     vm_console,
+     "  --seconds N            end by itself after so long\n"
+     "  --until TEXT           end when this text has been shown\n"},
+    {"vm", "events", "Show what happened to a VM.", "drover vm events web1", OWN, ARGUMENT_NAME, NULL, NULL, event_list, NULL},
+    {"operation", "list", NULL, "drover operation list --filter state=running", ROUTE_ID_operation_list, ARGUMENT_NONE,
+     "id,kind,target_name,state,step,error_text,created_at,ended_at", NULL, NULL, NULL},
+    {"operation", "show", NULL, "drover operation show 6f1c0b0e-6c1e-4d7a-9a57-0c6b8f3b2a11", ROUTE_ID_operation_show, ARGUMENT_NAME,
+     NULL, NULL, NULL, NULL},
+    {"operation", "wait", "Wait for the end of an operation, with progress.",
+     "drover operation wait 6f1c0b0e-6c1e-4d7a-9a57-0c6b8f3b2a11", OWN, ARGUMENT_NAME, NULL, NULL, operation_wait_verb, NULL},
+    {"operation", "cancel", NULL, "drover operation cancel 6f1c0b0e-6c1e-4d7a-9a57-0c6b8f3b2a11", ROUTE_ID_operation_cancel,
+     ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"token", "list", NULL, "drover token list", ROUTE_ID_token_list, ARGUMENT_NONE, "name,role,expires_at,uses", NULL, NULL, NULL},
+    {"token", "create", "Make a join token; it is shown this once.", "drover token create n2 --role host", ROUTE_ID_token_create,
+     ARGUMENT_NEW_NAME, NULL, NULL, token_create, NULL},
+    {"token", "delete", NULL, "drover token delete n2 --yes", ROUTE_ID_token_delete, ARGUMENT_NAME, NULL, "Remove token %s?", NULL,
+     NULL},
+    {"event", "list", "Show what happened, oldest first.", "drover event list --after 100", OWN, ARGUMENT_NONE, NULL, NULL, event_list,
+     "  --after INDEX          only what came after\n"},
+    {"event", "follow", "Show what happens, as it happens; Ctrl-C ends it.", "drover event follow", OWN, ARGUMENT_NONE, NULL, NULL,
+     event_follow, "  --after INDEX          begin after this\n"},
+    {"context", "list", "List the clusters that this CLI knows.", "drover context list", OWN, ARGUMENT_NONE, NULL, NULL, context_list,
+     NULL},
+    {"context", "add", "Make a cluster known to this CLI.",
+     "drover context add lab --endpoint 10.0.0.1:7443 --ca ca.pem --cert cert.pem --key key.pem", OWN, ARGUMENT_NEW_NAME, NULL, NULL,
+     context_add, NULL},
+    {"context", "use", "Use this cluster from now on.", "drover context use lab", OWN, ARGUMENT_NAME, NULL, NULL, context_use, NULL},
+    {"context", "remove", "Forget a cluster; its files stay.", "drover context remove lab --yes", OWN, ARGUMENT_NAME, NULL,
+     "Forget context %s?", context_remove, NULL},
+    {"completion", "bash", "Print the completion script for bash.", "drover completion bash > /etc/bash_completion.d/drover", OWN,
+     ARGUMENT_NONE, NULL, NULL, completion_bash, NULL},
+    {"completion", "zsh", "Print the completion script for zsh.", "drover completion zsh > ~/.zfunc/_drover", OWN, ARGUMENT_NONE, NULL,
+     NULL, completion_zsh, NULL},
+    {"completion", "fish", "Print the completion script for fish.",
+     "drover completion fish > ~/.config/fish/completions/drover.fish", OWN, ARGUMENT_NONE, NULL, NULL, completion_fish, NULL},
+};
+const size_t verbs_count = ARRAY_SIZE(verbs);
+
+const struct verb *verb_find(const char *noun, const char *verb)
+{
+    for (size_t i = 0; i < verbs_count; i++)
+        if (strcmp(verbs[i].noun, noun) == 0 && strcmp(verbs[i].verb, verb) == 0)
+            return &verbs[i];
+    return NULL;
+}
+
+bool noun_known(const char *noun)
+{
+    for (size_t i = 0; i < verbs_count; i++)
+        if (strcmp(verbs[i].noun, noun) == 0)
+            return true;
+    return false;
+}
+
+static const char *help_of(const struct verb *v)
+{
+    return v->help ? v->help : schema_routes[v->route].doc;
+}
+
+static const char *argument_of(const struct verb *v)
+{
+    return v->argument == ARGUMENT_NONE ? "" : strcmp(v->noun, "operation") == 0 ? " ID" : " NAME";
+}
+
+static void help_global(void)
+{
+    puts("\nOptions of every command:\n"
+         "  -o, --output FORMAT    table, json, yaml, or name\n"
+         "  -y, --yes              do not ask before dangerous things\n"
+         "  -q, --quiet            print results only\n"
+         "      --timeout SECONDS  give up after so long (60)\n"
+         "      --context NAME     a cluster of `drover context list`\n"
+         "      --endpoint LIST    API addresses by comma, in place of a context (DROVER_ENDPOINT)\n"
+         "      --ca, --cert, --key FILE   PEM files that go with it (DROVER_CA, DROVER_CERT, DROVER_KEY)\n"
+         "  -h, --help             this help");
+}
+
+void help_all(void)
+{
+    puts("drover - clusters of virtual machines\n\nUsage: drover NOUN VERB [NAME] [--option value]...\n");
+    for (size_t i = 0; i < verbs_count; i++) {
+        if (i == 0 || strcmp(verbs[i].noun, verbs[i - 1].noun) != 0)
+            printf("%s  %-12s", i ? "\n" : "", verbs[i].noun);
+        printf(" %s", verbs[i].verb);
+    }
+    puts("\n\n`drover NOUN --help` and `drover NOUN VERB --help` tell more, with an example for each.");
+    help_global();
+    puts("\nExit status: 0 done; 2 wrong request; 3 not allowed; 4 not found; 5 conflict; 6 changed meanwhile; 7 no host can\n"
+         "take the VM; 8 cluster busy or without a leader; 9 unreachable or too slow; 10 not supported; 11 cancelled; 1 other.");
+}
+
+void help_noun(const char *noun)
+{
+    printf("Usage: drover %s VERB\n\n", noun);
+    for (size_t i = 0; i < verbs_count; i++)
+        if (strcmp(verbs[i].noun, noun) == 0)
+            printf("  %-10s %s\n  %-10s   %s\n", verbs[i].verb, help_of(&verbs[i]), "", verbs[i].example);
+    help_global();
+}
+
+void help_verb(const struct verb *v)
+{
+    printf("%s\n\nUsage: drover %s %s%s [--option value]...\nExample: %s\n", help_of(v), v->noun, v->verb, argument_of(v), v->example);
+    if (v->options != NULL)
+        printf("\nOptions:\n%s", v->options);
+    if (v->route != ROUTE_COUNT && schema_routes[v->route].body->name != NULL) {
+        puts("\nFields:");
+        body_help(schema_routes[v->route].body, schema_routes[v->route].method == ROUTE_PATCH);
+    }
+    if (v->route != ROUTE_COUNT && (schema_routes[v->route].flags & ROUTE_LIST))
+        puts("\nOptions:\n  --filter TEXT          such as 'state=running and labels.tier=web'\n"
+             "  --fields LIST          columns, by comma");
+    if (v->route != ROUTE_COUNT && (schema_routes[v->route].flags & ROUTE_DRY))
+        puts("  --dry-run              check and place, but change nothing");
+    help_global();
+}
