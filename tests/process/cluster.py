@@ -1,0 +1,2 @@
+def missing_programs(a): return []
+class Cluster: pass
