@@ -1,0 +1,179 @@
+/* What is typed: taken apart rightly, refused with the cure, and turned into the body that the API takes. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/body.h"
+
+#define WORDS_MAX 32
+
+/* Split a command line at blanks; the words live in @line. */
+static int parse(char *line, struct invocation *call, struct error *err)
+{
+    char *argv[WORDS_MAX], *rest = NULL;
+    int argc = 0;
+    for (char *w = strtok_r(line, " ", &rest); w != NULL && argc < WORDS_MAX; w = strtok_r(NULL, " ", &rest))
+        argv[argc++] = w;
+    static char *kept[WORDS_MAX]; /* options point into argv's strings, not into argv itself */
+    memcpy(kept, argv, sizeof kept);
+    return invocation_parse(argc, kept, call, err);
+}
+
+static void test_bodies(void **state)
+{
+    static const struct {
+        const char *line, *body;
+    } cases[] = {
+        {"vm create web1 --image debian --flavor small", "{\"name\":\"web1\",\"image\":\"debian\",\"flavor\":\"small\"}"},
+        {"vm create w --image i --vcpus 2 --memory 512MiB --ha --started=false",
+         "{\"name\":\"w\",\"image\":\"i\",\"vcpus\":2,\"memory_bytes\":536870912,\"ha\":true,\"started\":false}"},
+        {"vm create w --image=i --disk name=data,size=10GiB --disk name=b,size=1M,read-only --nic bridge=br0",
+         "{\"name\":\"w\",\"image\":\"i\",\"disks\":[{\"name\":\"data\",\"size_bytes\":10737418240},"
+         "{\"name\":\"b\",\"size_bytes\":1048576,\"read_only\":true}],\"nics\":[{\"bridge\":\"br0\"}]}"},
+        {"vm create w --label a=b --image i --label c=d=e", "{\"name\":\"w\",\"labels\":{\"a\":\"b\",\"c\":\"d=e\"},\"image\":\"i\"}"},
+        {"image create d --kind kernel --kernel url=https://h/k,sha256=ab",
+         "{\"name\":\"d\",\"kind\":\"kernel\",\"kernel\":{\"url\":\"https://h/k\",\"sha256\":\"ab\"}}"},
+        {"host update n1 --schedulable=false -o json", "{\"schedulable\":false}"},
+    };
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct invocation call;
+        struct error err = {0};
+        json_t *body = NULL;
+        CLEANUP_FREE char *line = xstrdup(cases[i].line);
+        if (parse(line, &call, &err) < 0)
+            fail_msg("%s: %s", cases[i].line, err.text);
+        const struct route_desc *route = &schema_routes[call.verb->route];
+        if (body_build(&call, route->body, route->method == ROUTE_PATCH, &body, &err) < 0)
+            fail_msg("%s: %s", cases[i].line, err.text);
+        json_t *want = json_loads(cases[i].body, 0, NULL);
+        assert_non_null(want);
+        if (!json_equal(body, want)) {
+            char *got = json_dumps(body, JSON_COMPACT);
+            fail_msg("%s: %s", cases[i].line, got);
+        }
+        json_decref(want);
+        json_decref(body);
+    }
+}
+
+static void test_refusals(void **state)
+{
+    static const struct {
+        const char *line, *words;
+    } cases[] = {
+        {"vms list", "no noun 'vms'"},
+        {"vm creat x", "vm has no verb 'creat'; `drover vm --help`"},
+        {"vm stop", "which vm? Type it after the verb, such as: drover vm stop web1"},
+        {"vm list extra", "one word too many"},
+        {"vm list --bogus", "no option --bogus here; `drover vm list --help`"},
+        {"vm list -o xml", "table, json, yaml or name"},
+        {"vm list --timeout 0", "from 1 to"},
+        {"vm list --filter", "--filter needs a value"},
+        {"vm create a --image", "--image needs a value"},
+    };
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct invocation call;
+        struct error err = {0};
+        CLEANUP_FREE char *line = xstrdup(cases[i].line);
+        if (parse(line, &call, &err) != -EINVAL || strstr(err.text, cases[i].words) == NULL)
+            fail_msg("%s: '%s'", cases[i].line, err.text);
+    }
+}
+
+static void test_bad_values(void **state)
+{
+    static const struct {
+        const char *line, *words;
+    } cases[] = {
+        {"vm create a --image i --memory lots", "--memory takes a number such as 512MiB"},
+        {"vm create a --image i --ha=maybe", "true or false"},
+        {"vm create a --image i --disk colour=red", "has no part 'colour'"},
+        {"vm create a --image i --label nothing", "key=value"},
+        {"image create a --kind kernel --kernel /does/not/exist", "cannot find /does/not/exist"},
+    };
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct invocation call;
+        struct error err = {0};
+        json_t *body = NULL;
+        CLEANUP_FREE char *line = xstrdup(cases[i].line);
+        assert_int_equal(parse(line, &call, &err), 0);
+        if (body_build(&call, schema_routes[call.verb->route].body, false, &body, &err) >= 0 || strstr(err.text, cases[i].words) == NULL)
+            fail_msg("%s: '%s'", cases[i].line, err.text);
+    }
+}
+
+static void test_local_file_becomes_artifact(void **state)
+{
+    char path[] = "build/test-artifact-XXXXXX", line[200];
+    struct invocation call;
+    struct error err = {0};
+    json_t *body = NULL;
+    (void)state;
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, "abc", 3), 3);
+    close(fd);
+    snprintf(line, sizeof line, "image create d --kind kernel --kernel %s", path);
+    assert_int_equal(parse(line, &call, &err), 0);
+    assert_int_equal(body_build(&call, &image_desc, false, &body, &err), 0);
+    unlink(path);
+    const json_t *kernel = json_object_get(body, "kernel");
+    assert_string_equal(json_string_value(json_object_get(kernel, "sha256")),
+                        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"); /* FIPS 180-2 B.1 */
+    assert_int_equal(json_integer_value(json_object_get(kernel, "size_bytes")), 3);
+    assert_memory_equal(json_string_value(json_object_get(kernel, "url")), "file:///", 8);
+    json_decref(body);
+}
+
+static void test_sizes(void **state)
+{
+    static const struct {
+        const char *text;
+        int rc;
+        uint64_t bytes;
+    } cases[] = {{"0", 0, 0},          {"1K", 0, 1024},        {"2MiB", 0, 2 << 20},         {"3G", 0, UINT64_C(3) << 30},
+                 {"1TiB", 0, UINT64_C(1) << 40}, {"", -EINVAL, 0}, {"-1", -EINVAL, 0},       {"1MB", -EINVAL, 0},
+                 {"9999999T", -ERANGE, 0},       {"99999999999999999999", -ERANGE, 0}};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        uint64_t got = 0;
+        int rc = size_parse(cases[i].text, &got);
+        if (rc != cases[i].rc || got != cases[i].bytes)
+            fail_msg("'%s' -> %d %llu", cases[i].text, rc, (unsigned long long)got);
+    }
+}
+
+static void test_every_verb_has_an_example_that_parses(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < verbs_count; i++) {
+        struct invocation call;
+        struct error err = {0};
+        CLEANUP_FREE char *line = xstrdup(verbs[i].example);
+        char *redirect = strchr(line, '>');
+        if (redirect != NULL)
+            *redirect = '\0';
+        assert_memory_equal(line, "drover ", 7);
+        if (parse(line + 7, &call, &err) < 0)
+            fail_msg("%s: %s", verbs[i].example, err.text);
+        assert_ptr_equal(call.verb, &verbs[i]);
+        assert_true(verbs[i].run != NULL || verbs[i].route != ROUTE_COUNT);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bodies),     cmocka_unit_test(test_refusals), cmocka_unit_test(test_bad_values),
+        cmocka_unit_test(test_local_file_becomes_artifact), cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_every_verb_has_an_example_that_parses),
+    };
+    return cmocka_run_group_tests_name("invocation", tests, NULL, NULL);
+}
