@@ -1,6 +1,14 @@
 # The lab: whole Debian hosts with KVM, without hardware virtualization; tests/lab/lab says more.
-.PHONY: lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke guest-stock
+.PHONY: lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke guest-stock kvm-probe
 export LAB
+KVM_PROBE = $(CURDIR)/build/lab/kvm-probe
+
+# Static: it runs on this machine and inside a lab host.
+$(KVM_PROBE): tests/lab/kvm_probe.c
+	@mkdir -p $(@D)
+	$(call say,cc,$@)$(CC) -std=gnu11 -O2 -g -D_GNU_SOURCE $(WARN) -static $< -o $@
+kvm-probe: $(KVM_PROBE)         ## say whether this machine's KVM can run a stock kernel, and if not, why
+	@$< || [ $$? = 1 ]
 
 lab-up: guest-stock             ## start the lab: HOSTS=3 whole Debian hosts with KVM (first time about 100 s, then 2 s)
 	@tests/lab/lab up $(or $(HOSTS),3)
