@@ -1,0 +1,536 @@
+/* Tables, indexes and rings of the replicated state; see state.h and state_edit.h. */
+#include "controller/fsm/state_edit.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "controller/fsm/time_text.h"
+
+#define SAME_OFFSET(o, field)                                                                                        \
+    STATIC_ASSERT(offsetof(struct o, field) == offsetof(struct record_common, field), #o " begins otherwise")
+#define BEGINS_ALIKE(o)                                                                                              \
+    SAME_OFFSET(o, id);                                                                                              \
+    SAME_OFFSET(o, name);                                                                                            \
+    SAME_OFFSET(o, revision);                                                                                        \
+    SAME_OFFSET(o, created_at);                                                                                      \
+    SAME_OFFSET(o, labels)
+BEGINS_ALIKE(cluster);
+BEGINS_ALIKE(controller);
+BEGINS_ALIKE(host);
+BEGINS_ALIKE(flavor);
+BEGINS_ALIKE(image);
+BEGINS_ALIKE(vm);
+BEGINS_ALIKE(operation);
+BEGINS_ALIKE(token);
+
+/* ---- kinds ---- */
+
+const struct object_desc *state_kind_desc(enum object_kind kind)
+{
+    switch (kind) {
+    case object_kind_CLUSTER:
+        return &cluster_desc;
+    case object_kind_CONTROLLER:
+        return &controller_desc;
+    case object_kind_HOST:
+        return &host_desc;
+    case object_kind_FLAVOR:
+        return &flavor_desc;
+    case object_kind_IMAGE:
+        return &image_desc;
+    case object_kind_VM:
+        return &vm_desc;
+    case object_kind_OPERATION:
+        return &operation_desc;
+    case object_kind_TOKEN:
+        return &token_desc;
+    case object_kind_EVENT:
+    case object_kind_COUNT:
+        break;
+    }
+    return NULL;
+}
+
+size_t state_table_max(enum object_kind kind)
+{
+    switch (kind) {
+    case object_kind_CLUSTER:
+        return 1;
+    case object_kind_VM:
+        return STATE_VMS_MAX;
+    case object_kind_OPERATION:
+        return STATE_OPERATIONS_ENDED_MAX + (size_t)STATE_VMS_MAX * STATE_VM_OPERATIONS_MAX;
+    default:
+        return STATE_SMALL_TABLE_MAX;
+    }
+}
+
+/* ---- records in name order ---- */
+
+/* Position of the first item whose name is not less than @name. */
+static size_t index_lower(const struct record_index *index, const char *name)
+{
+    size_t low = 0, high = index->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (strcmp(index->items[middle]->common->name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+void record_index_add(struct record_index *index, struct record *record)
+{
+    size_t at = index_lower(index, record->common->name);
+    if (index->count == index->capacity) {
+        index->capacity = MAX(index->capacity * 2, (size_t)8);
+        index->items = xrealloc(index->items, index->capacity * sizeof *index->items);
+    }
+    memmove(index->items + at + 1, index->items + at, (index->count - at) * sizeof *index->items);
+    index->items[at] = record;
+    index->count++;
+}
+
+bool record_index_has(const struct record_index *index, const struct record *record)
+{
+    size_t at = index_lower(index, record->common->name);
+    return at < index->count && index->items[at] == record;
+}
+
+void record_index_remove(struct record_index *index, struct record *record)
+{
+    size_t at = index_lower(index, record->common->name);
+    ASSERT(at < index->count && index->items[at] == record);
+    index->count--;
+    memmove(index->items + at, index->items + at + 1, (index->count - at) * sizeof *index->items);
+}
+
+/* ---- life ---- */
+
+struct state *state_create(void)
+{
+    struct state *state = NEW(struct state);
+    state->events = xcalloc(STATE_EVENTS_MAX, sizeof *state->events);
+    state->answer_queue = xcalloc(STATE_ANSWERS_MAX, sizeof *state->answer_queue);
+    return state;
+}
+
+static void record_destroy(struct record *record)
+{
+    object_clear(record->desc, record->object);
+    free(record->object);
+    free(record->json);
+    if (record->kind == object_kind_HOST)
+        free(record->of_host.vms.items);
+    else if (record->kind == object_kind_VM)
+        free(record->of_vm.operations.items);
+    free(record);
+}
+
+static void answer_destroy(struct answer_record *record)
+{
+    OBJECT_CLEAR(answer_record, record);
+    free(record);
+}
+
+void state_destroy(struct state *state)
+{
+    if (state == NULL)
+        return;
+    for (unsigned kind = 0; kind < object_kind_COUNT; kind++) {
+        struct state_table *table = &state->tables[kind];
+        for (size_t i = 0; i < table->order.count; i++)
+            record_destroy(table->order.items[i]);
+        free(table->order.items);
+        map_finish(&table->by_id);
+        map_finish(&table->by_name);
+    }
+    for (size_t i = 0; i < STATE_EVENTS_MAX; i++)
+        free(state->events[i].json);
+    free(state->events);
+    for (size_t i = 0; i < state->answer_count; i++)
+        answer_destroy(state->answer_queue[(state->answer_first + i) % STATE_ANSWERS_MAX]);
+    free(state->answer_queue);
+    map_finish(&state->answers);
+    free(state);
+}
+
+/* ---- looking ---- */
+
+uint64_t state_index(const struct state *state)
+{
+    return state->index;
+}
+
+const struct cluster *state_cluster(const struct state *state)
+{
+    const struct record_index *order = &state->tables[object_kind_CLUSTER].order;
+    return order->count > 0 ? order->items[0]->cluster : NULL;
+}
+
+bool state_initialized(const struct state *state)
+{
+    return state_cluster(state) != NULL;
+}
+
+unsigned state_voters(const struct state *state)
+{
+    unsigned voters = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_CONTROLLER); i++)
+        voters += state_at(state, object_kind_CONTROLLER, i)->controller->role == controller_role_VOTER;
+    return voters;
+}
+
+const struct record *state_find(const struct state *state, enum object_kind kind, const char *id_or_name, size_t length)
+{
+    const struct state_table *table = &state->tables[kind];
+    if (memchr(id_or_name, '\0', length) != NULL)
+        return NULL;
+    const struct record *record = map_get_n(&table->by_id, id_or_name, length);
+    return record != NULL ? record : map_get_n(&table->by_name, id_or_name, length);
+}
+
+const struct record *state_get(const struct state *state, enum object_kind kind, const char *id_or_name)
+{
+    return id_or_name != NULL ? state_find(state, kind, id_or_name, strlen(id_or_name)) : NULL;
+}
+
+struct record *state_edit_find(struct state *state, enum object_kind kind, const char *id_or_name)
+{
+    struct state_table *table = &state->tables[kind];
+    if (id_or_name == NULL)
+        return NULL;
+    struct record *record = map_get(&table->by_id, id_or_name);
+    return record != NULL ? record : map_get(&table->by_name, id_or_name);
+}
+
+size_t state_count(const struct state *state, enum object_kind kind)
+{
+    return state->tables[kind].order.count;
+}
+
+const struct record *state_at(const struct state *state, enum object_kind kind, size_t position)
+{
+    ASSERT(position < state->tables[kind].order.count);
+    return state->tables[kind].order.items[position];
+}
+
+size_t state_after(const struct state *state, enum object_kind kind, const char *name)
+{
+    const struct record_index *order = &state->tables[kind].order;
+    size_t at = index_lower(order, name);
+    return at < order->count && strcmp(order->items[at]->common->name, name) == 0 ? at + 1 : at;
+}
+
+uint64_t state_host_orders_index(const struct record *host)
+{
+    return host->of_host.orders_index;
+}
+
+static void put_host(const struct record *record, struct bytes_writer *out)
+{
+    struct host host = {0};
+    OBJECT_COPY(host, &host, record->host);
+    OBJECT_SET(host, &host, committed_memory_bytes, MIN(record->of_host.committed_memory_bytes, OBJECT_INTEGER_MAX));
+    OBJECT_SET(host, &host, committed_vcpus, (uint32_t)MIN(record->of_host.committed_vcpus, (uint64_t)UINT32_MAX));
+    OBJECT_SET(host, &host, vms, (uint32_t)record->of_host.vms.count);
+    object_encode_public(&host_desc, &host, out);
+    OBJECT_CLEAR(host, &host);
+}
+
+void state_put_json(const struct state *state UNUSED, const struct record *record, struct bytes_writer *out)
+{
+    if (record->kind == object_kind_HOST)
+        put_host(record, out);
+    else if (record->kind == object_kind_TOKEN)
+        object_encode_public(record->desc, record->object, out);
+    else
+        bytes_put(out, record->json, record->json_size);
+}
+
+/* ---- links between records ---- */
+
+static void link_ended(struct state *state, struct record *record)
+{
+    struct record *older = state->ended_newest;
+    while (older != NULL && older->common->revision == record->common->revision &&
+           strcmp(older->common->id, record->common->id) > 0)
+        older = older->of_operation.older;
+    struct record *newer = older != NULL ? older->of_operation.newer : state->ended_oldest;
+    record->of_operation.older = older;
+    record->of_operation.newer = newer;
+    *(older != NULL ? &older->of_operation.newer : &state->ended_oldest) = record;
+    *(newer != NULL ? &newer->of_operation.older : &state->ended_newest) = record;
+    state->ended_count++;
+}
+
+static void unlink_ended(struct state *state, struct record *record)
+{
+    struct record *older = record->of_operation.older, *newer = record->of_operation.newer;
+    *(older != NULL ? &older->of_operation.newer : &state->ended_oldest) = newer;
+    *(newer != NULL ? &newer->of_operation.older : &state->ended_newest) = older;
+    record->of_operation.older = record->of_operation.newer = NULL;
+    state->ended_count--;
+}
+
+static struct record *operation_vm(struct state *state, const struct record *operation)
+{
+    return operation->operation->target_kind == object_kind_VM
+               ? map_get(&state->tables[object_kind_VM].by_id, operation->operation->target_id)
+               : NULL;
+}
+
+static struct record *vm_host(struct state *state, const struct record *vm)
+{
+    return vm->vm->host != NULL ? map_get(&state->tables[object_kind_HOST].by_id, vm->vm->host) : NULL;
+}
+
+/* Put @record into the indexes that follow from its fields. False: it refers to an object that is not there. */
+static bool link_record(struct state *state, struct record *record)
+{
+    if (record->kind == object_kind_VM && record->vm->host != NULL) {
+        struct record *host = vm_host(state, record);
+        if (host == NULL)
+            return false;
+        record_index_add(&host->of_host.vms, record);
+        host->of_host.committed_memory_bytes += record->vm->memory_bytes;
+        host->of_host.committed_vcpus += record->vm->vcpus;
+    } else if (record->kind == object_kind_OPERATION && record->operation->state == operation_state_RUNNING) {
+        struct record *vm = operation_vm(state, record);
+        if (vm == NULL)
+            return false;
+        record_index_add(&vm->of_vm.operations, record);
+    } else if (record->kind == object_kind_OPERATION) {
+        link_ended(state, record);
+    }
+    return true;
+}
+
+static void unlink_record(struct state *state, struct record *record)
+{
+    if (record->kind == object_kind_VM && record->vm->host != NULL) {
+        struct record *host = vm_host(state, record);
+        record_index_remove(&host->of_host.vms, record);
+        host->of_host.committed_memory_bytes -= record->vm->memory_bytes;
+        host->of_host.committed_vcpus -= record->vm->vcpus;
+    } else if (record->kind == object_kind_OPERATION && record->operation->state == operation_state_RUNNING) {
+        record_index_remove(&operation_vm(state, record)->of_vm.operations, record);
+    } else if (record->kind == object_kind_OPERATION) {
+        unlink_ended(state, record);
+    }
+}
+
+static void refresh_json(struct record *record)
+{
+    struct bytes_writer out = {0};
+    object_encode(record->desc, record->object, &out);
+    free(record->json);
+    record->json = xrealloc(out.data, out.size); /* tight: there are tens of thousands */
+    record->json_size = out.size;
+}
+
+/* ---- changing ---- */
+
+struct record *state_insert(struct state *state, enum object_kind kind, void *object, uint64_t revision)
+{
+    struct state_table *table = &state->tables[kind];
+    struct record *record = NEW(struct record);
+    record->kind = kind;
+    record->desc = state_kind_desc(kind);
+    record->object = xcalloc(1, record->desc->size);
+    memcpy(record->object, object, record->desc->size);
+    memset(object, 0, record->desc->size);
+    ASSERT(map_put(&table->by_id, record->common->id, record) == NULL);
+    ASSERT(map_put(&table->by_name, record->common->name, record) == NULL);
+    record_index_add(&table->order, record);
+    record->common->revision = revision;
+    object_mark(record->desc, record->object, "revision");
+    refresh_json(record);
+    if (!state->loading)
+        ASSERT(link_record(state, record));
+    return record;
+}
+
+void state_edit_begin(struct state *state, struct record *record)
+{
+    unlink_record(state, record);
+}
+
+void state_edit_end(struct state *state, struct record *record, uint64_t revision)
+{
+    record->common->revision = revision;
+    object_mark(record->desc, record->object, "revision");
+    refresh_json(record);
+    ASSERT(link_record(state, record));
+}
+
+void state_rename(struct state *state, struct record *record, const char *name)
+{
+    struct state_table *table = &state->tables[record->kind];
+    unlink_record(state, record);
+    record_index_remove(&table->order, record);
+    map_remove(&table->by_name, record->common->name);
+    object_set_text(record->desc, record->object, "name", name);
+    ASSERT(map_put(&table->by_name, record->common->name, record) == NULL);
+    record_index_add(&table->order, record);
+    ASSERT(link_record(state, record));
+}
+
+void state_remove(struct state *state, struct record *record)
+{
+    struct state_table *table = &state->tables[record->kind];
+    if (record->kind == object_kind_HOST)
+        ASSERT(record->of_host.vms.count == 0);
+    if (record->kind == object_kind_VM)
+        ASSERT(record->of_vm.operations.count == 0);
+    unlink_record(state, record);
+    record_index_remove(&table->order, record);
+    map_remove(&table->by_id, record->common->id);
+    map_remove(&table->by_name, record->common->name);
+    record_destroy(record);
+}
+
+void state_prune_operations(struct state *state)
+{
+    while (state->ended_count > STATE_OPERATIONS_ENDED_MAX)
+        state_remove(state, state->ended_oldest);
+}
+
+static int compare_age(const void *a, const void *b)
+{
+    const struct record_common *x = (*(struct record *const *)a)->common, *y = (*(struct record *const *)b)->common;
+    if (x->revision != y->revision)
+        return x->revision < y->revision ? -1 : 1;
+    return strcmp(x->id, y->id);
+}
+
+int state_link_all(struct state *state, struct error *err)
+{
+    static const enum object_kind kinds[] = {object_kind_VM, object_kind_OPERATION};
+    for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
+        const struct record_index *order = &state->tables[kinds[k]].order;
+        CLEANUP_FREE struct record **by_age = xcalloc(order->count + 1, sizeof *by_age);
+        for (size_t i = 0; i < order->count; i++)
+            by_age[i] = order->items[i];
+        if (kinds[k] == object_kind_OPERATION) /* ended ones are linked at the new end */
+            qsort(by_age, order->count, sizeof *by_age, compare_age);
+        for (size_t i = 0; i < order->count; i++)
+            if (!link_record(state, by_age[i]))
+                return error_set(err, -EBADMSG, ERROR_CHECKSUM, "%s '%s' refers to an object that is not there",
+                                 by_age[i]->desc->name, by_age[i]->common->name);
+    }
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++)
+        state->tables[object_kind_HOST].order.items[i]->of_host.orders_index = state->index;
+    state->loading = false;
+    return 0;
+}
+
+void state_host_orders_changed(struct state *state, const char *host_id, uint64_t index)
+{
+    struct record *host = host_id != NULL ? map_get(&state->tables[object_kind_HOST].by_id, host_id) : NULL;
+    if (host != NULL)
+        host->of_host.orders_index = index;
+}
+
+/* ---- events ---- */
+
+void state_add_event(struct state *state, struct event *event)
+{
+    struct bytes_writer out = {0};
+    OBJECT_ENCODE(event, event, &out);
+    uint64_t serial = ++state->events_serial;
+    struct state_event_slot *slot = &state->events[(serial - 1) % STATE_EVENTS_MAX];
+    free(slot->json);
+    *slot = (struct state_event_slot){.index = event->index,
+                                      .serial = serial,
+                                      .kind = event->object_kind,
+                                      .json = xrealloc(out.data, out.size),
+                                      .json_size = out.size};
+    state->events_count = MIN(state->events_count + 1, (size_t)STATE_EVENTS_MAX);
+    OBJECT_CLEAR(event, event);
+}
+
+static const struct state_event_slot *event_slot(const struct state *state, uint64_t serial)
+{
+    return &state->events[(serial - 1) % STATE_EVENTS_MAX];
+}
+
+uint64_t state_events_serial(const struct state *state)
+{
+    return state->events_serial;
+}
+
+bool state_event_next(const struct state *state, uint64_t serial, struct state_event *ret_event)
+{
+    if (state->events_count == 0 || serial >= state->events_serial)
+        return false;
+    uint64_t oldest = state->events_serial - state->events_count + 1;
+    const struct state_event_slot *slot = event_slot(state, MAX(serial + 1, oldest));
+    *ret_event = (struct state_event){slot->index, slot->serial, slot->kind, slot->json, slot->json_size};
+    return true;
+}
+
+bool state_event_after(const struct state *state, uint64_t after, struct state_event *ret_event)
+{
+    uint64_t low = state->events_serial - state->events_count + 1, high = state->events_serial + 1;
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+        if (event_slot(state, middle)->index <= after)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return state_event_next(state, low - 1, ret_event);
+}
+
+bool state_events_complete(const struct state *state, uint64_t after)
+{
+    uint64_t oldest = state->events_serial - state->events_count + 1;
+    if (state->events_serial == 0 || oldest == 1)
+        return true;
+    return after >= event_slot(state, oldest)->index;
+}
+
+/* ---- answers ---- */
+
+static void forget_oldest_answer(struct state *state)
+{
+    struct answer_record *record = state->answer_queue[state->answer_first];
+    if (map_get(&state->answers, record->key) == record)
+        map_remove(&state->answers, record->key);
+    answer_destroy(record);
+    state->answer_queue[state->answer_first] = NULL;
+    state->answer_first = (state->answer_first + 1) % STATE_ANSWERS_MAX;
+    state->answer_count--;
+}
+
+void state_expire_answers(struct state *state, uint64_t now_ms)
+{
+    while (state->answer_count > 0 &&
+           time_text_ms(state->answer_queue[state->answer_first]->at) + STATE_ANSWER_AGE_MS < now_ms)
+        forget_oldest_answer(state);
+}
+
+void state_add_answer(struct state *state, struct answer_record *record)
+{
+    if (state->answer_count == STATE_ANSWERS_MAX)
+        forget_oldest_answer(state);
+    struct answer_record *copy = NEW(struct answer_record);
+    *copy = *record;
+    *record = (struct answer_record){0};
+    ASSERT(map_put(&state->answers, copy->key, copy) == NULL);
+    state->answer_queue[(state->answer_first + state->answer_count++) % STATE_ANSWERS_MAX] = copy;
+}
+
+const struct answer_record *state_answer(const struct state *state, const char *key)
+{
+    return map_get(&state->answers, key);
+}
+
+const struct answer_record *state_answer_at(const struct state *state, size_t position)
+{
+    ASSERT(position < state->answer_count);
+    return state->answer_queue[(state->answer_first + position) % STATE_ANSWERS_MAX];
+}

@@ -1,0 +1,86 @@
+/* The filters; see the header for their order. */
+#include "scheduler/filter.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MIB_SHIFT 20
+
+static const struct {
+    const char *name, *words;
+} filters[] = {
+#define X(symbol, name, words) {name, words},
+    FILTERS(X)
+#undef X
+};
+
+static uint64_t free_of(uint64_t all, uint64_t committed)
+{
+    return all > committed ? all - committed : 0;
+}
+
+static bool pinned_elsewhere(const struct scheduler_view *view, size_t i, const char *pin)
+{
+    return pin != NULL && strcmp(view->names[i], pin) != 0 && strcmp(view->ids[i], pin) != 0;
+}
+
+enum filter filter_host(const struct scheduler_view *view, size_t i, const struct place_request *request)
+{
+    if (pinned_elsewhere(view, i, request->pin))
+        return FILTER_PIN;
+    if (view->states[i] != host_state_UP)
+        return FILTER_STATE;
+    if (!view->schedulable[i])
+        return FILTER_SCHEDULABLE;
+    if (!view->kvm[i])
+        return FILTER_KVM;
+    if (free_of(view->memory_bytes[i], view->committed_memory_bytes[i]) < request->memory_bytes)
+        return FILTER_MEMORY;
+    if (free_of(view->vcpus[i], view->committed_vcpus[i]) < request->vcpus)
+        return FILTER_VCPUS;
+    return FILTER_PASSED;
+}
+
+const char *filter_name(enum filter filter)
+{
+    return filters[filter].name;
+}
+
+const char *filter_words(enum filter filter)
+{
+    return filters[filter].words;
+}
+
+void filter_reason(const struct scheduler_view *view, size_t i, const struct place_request *request,
+                   enum filter filter, char *buffer, size_t size)
+{
+    switch (filter) {
+    case FILTER_PIN:
+        snprintf(buffer, size, "the VM is pinned to %s", request->pin);
+        break;
+    case FILTER_STATE:
+        snprintf(buffer, size, "is %s", host_state_desc.names[view->states[i]]);
+        break;
+    case FILTER_SCHEDULABLE:
+        snprintf(buffer, size, "takes no new VMs: schedulable is false");
+        break;
+    case FILTER_KVM:
+        snprintf(buffer, size, "has no usable /dev/kvm");
+        break;
+    case FILTER_MEMORY:
+        snprintf(buffer, size, "needs %" PRIu64 " MiB, %" PRIu64 " of %" PRIu64 " MiB are free",
+                 request->memory_bytes >> MIB_SHIFT,
+                 free_of(view->memory_bytes[i], view->committed_memory_bytes[i]) >> MIB_SHIFT,
+                 view->memory_bytes[i] >> MIB_SHIFT);
+        break;
+    case FILTER_VCPUS:
+        snprintf(buffer, size, "needs %" PRIu64 " vCPUs, %" PRIu64 " of %" PRIu64 " are free", request->vcpus,
+                 free_of(view->vcpus[i], view->committed_vcpus[i]), view->vcpus[i]);
+        break;
+    case FILTER_PASSED:
+    case FILTER_COUNT:
+        snprintf(buffer, size, "can hold it");
+        break;
+    }
+}

@@ -1,0 +1,38 @@
+/* Can a host hold the VM, and if not, for which reason? Filters in the order in which a person would name them. */
+#ifndef SCHEDULER_FILTER_H
+#define SCHEDULER_FILTER_H
+
+#include "scheduler/view.h"
+
+/* X(SYMBOL, "name in placement.rejected", "of hosts, in a summary") */
+#define FILTERS(X)                                                                                                   \
+    X(PASSED, "", "fit")                                                                                             \
+    X(PIN, "pin", "excluded by its pin")                                                                             \
+    X(STATE, "state", "not up")                                                                                      \
+    X(SCHEDULABLE, "schedulable", "not schedulable")                                                                 \
+    X(KVM, "kvm", "without KVM")                                                                                     \
+    X(MEMORY, "memory", "with too little memory")                                                                    \
+    X(VCPUS, "vcpus", "with too few processors")
+
+enum filter {
+#define X(symbol, name, words) FILTER_##symbol,
+    FILTERS(X)
+#undef X
+        FILTER_COUNT
+};
+
+struct place_request {
+    uint64_t memory_bytes;
+    uint64_t vcpus;
+    const char *pin; /* only the host of this name or id; NULL = any */
+};
+
+/* The first filter that refuses host @i, or FILTER_PASSED. */
+enum filter filter_host(const struct scheduler_view *view, size_t i, const struct place_request *request);
+const char *filter_name(enum filter filter);
+const char *filter_words(enum filter filter);
+/* Why host @i is refused by @filter, with the numbers: "needs 2048 MiB, 1024 of 8192 MiB are free". */
+void filter_reason(const struct scheduler_view *view, size_t i, const struct place_request *request,
+                   enum filter filter, char *buffer, size_t size);
+
+#endif

@@ -1,0 +1,73 @@
+/* Filling of the scheduler's arrays, and what a host's settings amount to. */
+#include "scheduler/view.h"
+
+#include <string.h>
+
+#define GROW(array, capacity) ((array) = xrealloc((array), (capacity) * sizeof *(array)))
+
+uint64_t view_host_memory_bytes(const struct host *host)
+{
+    uint64_t reserve = OBJECT_HAS(host, host, memory_reserve_bytes)
+                           ? host->memory_reserve_bytes
+                           : MIN(VIEW_MEMORY_RESERVE_BYTES, host->memory_bytes / 10);
+    return host->memory_bytes > reserve ? host->memory_bytes - reserve : 0;
+}
+
+uint64_t view_host_vcpus(const struct host *host)
+{
+    uint64_t percent = OBJECT_HAS(host, host, cpu_ratio_percent) ? host->cpu_ratio_percent : VIEW_CPU_RATIO_PERCENT;
+    return host->cpus * percent / 100;
+}
+
+bool view_host_has_kvm(const struct host *host)
+{
+    return host->kvm != NULL && host->kvm[0] != '\0' && strcmp(host->kvm, "none") != 0;
+}
+
+static void grow(struct scheduler_view *view)
+{
+    view->capacity = MAX(view->capacity * 2, (size_t)16);
+    GROW(view->names, view->capacity);
+    GROW(view->ids, view->capacity);
+    GROW(view->states, view->capacity);
+    GROW(view->schedulable, view->capacity);
+    GROW(view->kvm, view->capacity);
+    GROW(view->memory_bytes, view->capacity);
+    GROW(view->committed_memory_bytes, view->capacity);
+    GROW(view->vcpus, view->capacity);
+    GROW(view->committed_vcpus, view->capacity);
+}
+
+void view_add(struct scheduler_view *view, const struct host *host, uint64_t committed_memory_bytes,
+              uint64_t committed_vcpus)
+{
+    ASSERT(view->count < VIEW_HOSTS_MAX);
+    if (view->count == view->capacity)
+        grow(view);
+    size_t i = view->count++;
+    view->names[i] = host->name;
+    view->ids[i] = host->id;
+    view->states[i] = (uint8_t)host->state;
+    view->schedulable[i] = !OBJECT_HAS(host, host, schedulable) || host->schedulable;
+    view->kvm[i] = view_host_has_kvm(host);
+    view->memory_bytes[i] = view_host_memory_bytes(host);
+    view->committed_memory_bytes[i] = committed_memory_bytes;
+    view->vcpus[i] = view_host_vcpus(host);
+    view->committed_vcpus[i] = committed_vcpus;
+}
+
+void view_finish(struct scheduler_view *view)
+{
+    if (view == NULL)
+        return;
+    free(view->names);
+    free(view->ids);
+    free(view->states);
+    free(view->schedulable);
+    free(view->kvm);
+    free(view->memory_bytes);
+    free(view->committed_memory_bytes);
+    free(view->vcpus);
+    free(view->committed_vcpus);
+    *view = (struct scheduler_view){0};
+}
