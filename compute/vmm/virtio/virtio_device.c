@@ -10,6 +10,7 @@
 
 enum {
     STATE_VERSION = 1,
+    COMPLAINTS_MAX = 8,
     /* Bits that a driver may set; NEEDS_RESET is ours. */
     STATUS_OF_DRIVER = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_DRIVER_OK |
                        VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_FAILED,
@@ -59,7 +60,11 @@ void virtio_device_needs_reset(struct virtio_device *d, const char *reason)
 {
     if ((d->status & VIRTIO_CONFIG_S_NEEDS_RESET) != 0)
         return;
-    log_warning("virtio-needs-reset", "device=%s why=\"%s\"", d->kind, reason);
+    /* A guest may do this in a loop: the log hears of the first few times. */
+    if (d->complaints < COMPLAINTS_MAX) {
+        d->complaints++;
+        log_warning("virtio-needs-reset", "device=%s why=\"%s\"", d->kind, reason);
+    }
     d->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
     /* Before DRIVER_OK the driver reads the status anyway, and no interrupt may be sent (§2.1.2, §3.1.1). */
     if ((d->status & VIRTIO_CONFIG_S_DRIVER_OK) != 0 && d->transport != NULL)

@@ -67,6 +67,7 @@ struct virtio_device {
     uint8_t status;             /* VIRTIO_CONFIG_S_* */
     uint8_t config_generation;  /* steps whenever config changes while the driver may be reading it (§2.5.1) */
     bool paused;
+    uint8_t complaints;         /* NEEDS_RESET so far that went to the log */
     uint16_t config_bytes;
     uint8_t config[VIRTIO_CONFIG_BYTES_MAX]; /* little-endian, as the guest reads it; read-only to the guest */
     uint16_t queue_count;

@@ -115,7 +115,7 @@ static void bar_mapped(struct pci_device *pci, unsigned bar, bool mapped)
         bell->address = 0;
         if (!mapped)
             continue;
-        uint64_t address = pci->bars[bar].address + VIRTIO_PCI_NOTIFY + (uint64_t)i * VIRTIO_PCI_NOTIFY_STEP;
+        uint64_t address = pci->bars[bar].address + VIRTIO_PCI_AT_NOTIFY + (uint64_t)i * VIRTIO_PCI_NOTIFY_STEP;
         if (doorbell_attach(p->chip, address, 0, false, bell->fd, &err) < 0)
             log_debug("virtio-doorbell-slow-path", "device=%s queue=%u why=\"%s\"", p->device.name, i, err.text);
         else
@@ -255,20 +255,20 @@ static uint64_t bar_read(struct pci_device *pci, unsigned bar UNUSED, uint64_t o
     struct virtio_pci_common_cfg common;
     uint8_t isr;
     switch (offset - at) {
-    case VIRTIO_PCI_COMMON:
+    case VIRTIO_PCI_AT_COMMON:
         common_image(p, &common);
         return piece_of(&common, sizeof common, at, size);
-    case VIRTIO_PCI_ISR:
+    case VIRTIO_PCI_AT_ISR:
         if (at != 0)
             return 0;
         isr = p->isr;
         p->isr = 0; /* reading acknowledges */
         return isr;
-    case VIRTIO_PCI_DEVICE:
+    case VIRTIO_PCI_AT_DEVICE:
         return piece_of(p->vdev->config, p->vdev->config_bytes, at, size);
-    case VIRTIO_PCI_MSIX_TABLE:
+    case VIRTIO_PCI_AT_MSIX_TABLE:
         return msix_table_read(&p->msix, at, size);
-    case VIRTIO_PCI_MSIX_PBA:
+    case VIRTIO_PCI_AT_MSIX_PBA:
         return msix_pba_read(&p->msix, at, size);
     default:
         return 0;
@@ -280,15 +280,15 @@ static void bar_write(struct pci_device *pci, unsigned bar UNUSED, uint64_t offs
     struct virtio_pci *p = CONTAINER_OF(pci, struct virtio_pci, pci);
     uint64_t at = offset % VIRTIO_PCI_REGION_BYTES;
     switch (offset - at) {
-    case VIRTIO_PCI_COMMON:
+    case VIRTIO_PCI_AT_COMMON:
         common_write(p, (unsigned)at, size, value);
         break;
-    case VIRTIO_PCI_NOTIFY:
+    case VIRTIO_PCI_AT_NOTIFY:
         /* Only where no ioeventfd catches it, or by way of the PCI_CFG capability. */
         if (at / VIRTIO_PCI_NOTIFY_STEP < p->vdev->queue_count)
             virtio_device_notify(p->vdev, (unsigned)(at / VIRTIO_PCI_NOTIFY_STEP));
         break;
-    case VIRTIO_PCI_MSIX_TABLE:
+    case VIRTIO_PCI_AT_MSIX_TABLE:
         msix_table_write(&p->msix, at, size, value);
         break;
     default: /* ISR, device configuration and pending bits are read-only */
@@ -356,18 +356,18 @@ static void fill_config_space(struct virtio_pci *p)
     pci_config_set16(&p->pci, PCI_SUBSYSTEM_VENDOR_ID, VENDOR);
     pci_config_set16(&p->pci, PCI_SUBSYSTEM_ID, SUBSYSTEM);
     pci_bar_set(&p->pci, VIRTIO_PCI_BAR, PCI_BAR_MEMORY64, VIRTIO_PCI_BAR_BYTES, true);
-    add_capability(p, VIRTIO_PCI_CAP_COMMON_CFG, CAP_BYTES, VIRTIO_PCI_COMMON, COMMON_BYTES);
-    unsigned notify = add_capability(p, VIRTIO_PCI_CAP_NOTIFY_CFG, CAP_NOTIFY_BYTES, VIRTIO_PCI_NOTIFY,
+    add_capability(p, VIRTIO_PCI_CAP_COMMON_CFG, CAP_BYTES, VIRTIO_PCI_AT_COMMON, COMMON_BYTES);
+    unsigned notify = add_capability(p, VIRTIO_PCI_CAP_NOTIFY_CFG, CAP_NOTIFY_BYTES, VIRTIO_PCI_AT_NOTIFY,
                                      (uint32_t)d->queue_count * VIRTIO_PCI_NOTIFY_STEP);
     pci_config_set32(&p->pci, notify + CAP_BYTES, VIRTIO_PCI_NOTIFY_STEP);
-    add_capability(p, VIRTIO_PCI_CAP_ISR_CFG, CAP_BYTES, VIRTIO_PCI_ISR, 1);
+    add_capability(p, VIRTIO_PCI_CAP_ISR_CFG, CAP_BYTES, VIRTIO_PCI_AT_ISR, 1);
     if (d->config_bytes > 0)
-        add_capability(p, VIRTIO_PCI_CAP_DEVICE_CFG, CAP_BYTES, VIRTIO_PCI_DEVICE, d->config_bytes);
+        add_capability(p, VIRTIO_PCI_CAP_DEVICE_CFG, CAP_BYTES, VIRTIO_PCI_AT_DEVICE, d->config_bytes);
     p->pci_cfg = add_capability(p, VIRTIO_PCI_CAP_PCI_CFG, CAP_PCI_CFG_BYTES, 0, 0);
     p->pci.writable[p->pci_cfg + CAP_BAR] = 0xff;
     memset(&p->pci.writable[p->pci_cfg + CAP_OFFSET], 0xff, CAP_PCI_CFG_BYTES - CAP_OFFSET);
-    msix_init(&p->msix, &p->pci, p->chip, d->queue_count + 1u, VIRTIO_PCI_BAR, VIRTIO_PCI_MSIX_TABLE,
-              VIRTIO_PCI_MSIX_PBA);
+    msix_init(&p->msix, &p->pci, p->chip, d->queue_count + 1u, VIRTIO_PCI_BAR, VIRTIO_PCI_AT_MSIX_TABLE,
+              VIRTIO_PCI_AT_MSIX_PBA);
 }
 
 /* ---- as the machine sees it ---- */

@@ -224,7 +224,7 @@ static inline void driver_detach(struct driver *d)
 /* Vector @vector -> message address 0xfee00000, data @vector; unmasked. */
 static inline void driver_vector(struct driver *d, unsigned vector)
 {
-    uint64_t entry = VIRTIO_PCI_MSIX_TABLE + vector * 16ull;
+    uint64_t entry = VIRTIO_PCI_AT_MSIX_TABLE + vector * 16ull;
     driver_write(d, entry, 4, 0xfee00000);
     driver_write(d, entry + 4, 4, 0);
     driver_write(d, entry + 8, 4, vector);
@@ -355,7 +355,7 @@ static inline uint16_t driver_add_indirect(struct driver *d, unsigned queue, uin
 /* As the guest's store reaches us: through the doorbell where one is attached, else through the bus. */
 static inline void driver_kick(struct driver *d, unsigned queue)
 {
-    uint64_t address = d->bar + VIRTIO_PCI_NOTIFY + 4ull * queue, one = 1;
+    uint64_t address = d->bar + VIRTIO_PCI_AT_NOTIFY + 4ull * queue, one = 1;
     for (unsigned i = 0; i < d->m->doorbell_count; i++)
         if (d->m->doorbells[i].address == address) {
             ASSERT(write(d->m->doorbells[i].fd, &one, sizeof one) == sizeof one);
