@@ -1,0 +1,168 @@
+/* The agent's decisions; see agent_plan.h. */
+#include "common/map.h"
+#include "compute/agent/agent_plan.h"
+
+bool agent_plan_answer_ok(const struct node_orders *orders, uint64_t known_generation)
+{
+    return orders->generation >= known_generation;
+}
+
+/* An answer looked up by VM: hosts hold thousands. */
+struct answer {
+    const struct node_orders *orders;
+    struct map by_id, forget;
+};
+
+static void answer_init(struct answer *answer, const struct node_orders *orders)
+{
+    struct vm_order *all = orders->vms.items;
+    *answer = (struct answer){.orders = orders};
+    for (size_t i = 0; i < orders->vms.count; i++)
+        if (map_get(&answer->by_id, all[i].id) == NULL) /* of two orders for one VM the first counts */
+            map_put(&answer->by_id, all[i].id, &all[i]);
+    for (size_t i = 0; i < orders->forget.count; i++)
+        map_put(&answer->forget, orders->forget.items[i], orders->forget.items[i]);
+}
+
+static void answer_finish(struct answer *answer)
+{
+    map_finish(&answer->by_id);
+    map_finish(&answer->forget);
+}
+
+/* An order for a VM that we have one for already. */
+static enum plan_change_kind compare(const struct plan_have *have, const struct vm_order *order, const char **ret_why)
+{
+    const struct vm_order *known = have->order;
+    if (order->epoch < known->epoch) {
+        *ret_why = "its epoch is lower than the one known: it comes from before the VM changed hands";
+        return PLAN_REFUSE;
+    }
+    if (order->epoch == known->epoch && order->generation < known->generation) {
+        *ret_why = "its generation is lower than the one known: a newer wish was given already";
+        return PLAN_REFUSE;
+    }
+    if (have->removing)
+        return PLAN_LATER;
+    /* what was deleted stays deleted under the same epoch: only a new start can bring it back */
+    if (have->gone)
+        return order->epoch > known->epoch ? PLAN_ACCEPT : PLAN_KEEP;
+    return object_equal(&vm_order_desc, known, order) ? PLAN_KEEP : PLAN_ACCEPT;
+}
+
+static struct plan_change change_of_have(const struct plan_have *have, size_t at, const struct answer *answer)
+{
+    const struct vm_order *order = map_get(&answer->by_id, have->id);
+    struct plan_change change = {.kind = PLAN_ORPHAN, .have = at, .order = order};
+    if (order != NULL)
+        change.kind = compare(have, order, &change.why);
+    else if (have->gone)
+        change.kind = PLAN_DROP;
+    /* An answer older than the order we obey may simply not have heard of the VM. */
+    else if (map_get(&answer->forget, have->id) != NULL && answer->orders->index >= have->index && !have->removing)
+        change.kind = PLAN_FORGET;
+    return change;
+}
+
+size_t agent_plan_orders(const struct plan_have *have, size_t have_count, const struct node_orders *orders,
+                         struct plan_change *ret_changes)
+{
+    const struct vm_order *all = orders->vms.items;
+    struct answer answer;
+    size_t n = 0;
+    answer_init(&answer, orders);
+    for (size_t i = 0; i < have_count; i++) {
+        ret_changes[n++] = change_of_have(&have[i], i, &answer);
+        map_remove(&answer.by_id, have[i].id);
+    }
+    for (size_t i = 0; i < orders->vms.count; i++)
+        if (map_get(&answer.by_id, all[i].id) == &all[i])
+            ret_changes[n++] = (struct plan_change){.kind = PLAN_ACCEPT, .have = PLAN_NEW, .order = &all[i]};
+    answer_finish(&answer);
+    return n;
+}
+
+/* A VMM lives. */
+static enum plan_step plan_alive(const struct plan_vm *vm)
+{
+    bool unwanted = vm->forgotten || vm->wanted == vm_wanted_DELETED || vm->wanted == vm_wanted_STOPPED;
+    if (unwanted || vm->process_old || vm->reboot || vm->stop_asked) {
+        if (vm->kill_sent)
+            return PLAN_WAIT_END;
+        if (vm->stop_overdue)
+            return PLAN_KILL;
+        return vm->stop_asked ? PLAN_WAIT_END : PLAN_STOP;
+    }
+    if (!vm->process_answers) {
+        if (vm->start_overdue)
+            return vm->kill_sent ? PLAN_WAIT_END : PLAN_KILL;
+        return PLAN_WAIT_ANSWER;
+    }
+    if (vm->wanted == vm_wanted_PAUSED && !vm->process_paused)
+        return PLAN_PAUSE;
+    if (vm->wanted == vm_wanted_RUNNING && vm->process_paused)
+        return PLAN_RESUME;
+    return PLAN_REST;
+}
+
+/* No VMM lives, and one should. */
+static enum plan_step plan_start(const struct plan_vm *vm)
+{
+    bool again = vm->restart != restart_policy_NEVER;
+    switch (vm->end) {
+    case PLAN_END_NONE:
+        break;
+    case PLAN_END_CLEAN:
+        if (vm->restart != restart_policy_ALWAYS)
+            return PLAN_REST_OFF;
+        break;
+    case PLAN_END_BROKEN:
+    case PLAN_END_NOT_STARTED:
+        if (!again)
+            return PLAN_REST_FAILED;
+        break;
+    case PLAN_END_IMPOSSIBLE:
+        return PLAN_REST_FAILED;
+    }
+    /* Since it was written down the VM may have gone elsewhere: a VMM that lives is proof, a file is not. */
+    if (!vm->confirmed)
+        return PLAN_REST_UNCONFIRMED;
+    if (vm->end != PLAN_END_NONE && !vm->backoff_over)
+        return PLAN_WAIT_BACKOFF;
+    return vm->prepared ? PLAN_START : PLAN_PREPARE;
+}
+
+enum plan_step agent_plan_vm(const struct plan_vm *vm)
+{
+    if (vm->gone)
+        return PLAN_REST_GONE;
+    if (vm->process)
+        return plan_alive(vm);
+    if (vm->forgotten || vm->wanted == vm_wanted_DELETED)
+        return PLAN_REMOVE;
+    if (vm->wanted == vm_wanted_STOPPED)
+        return PLAN_REST;
+    return plan_start(vm);
+}
+
+const char *agent_plan_step_name(enum plan_step step)
+{
+    static const char *const names[PLAN_STEP_COUNT] = {
+        [PLAN_REST] = "rest",
+        [PLAN_REST_OFF] = "rest-off",
+        [PLAN_REST_FAILED] = "rest-failed",
+        [PLAN_REST_GONE] = "rest-gone",
+        [PLAN_REST_UNCONFIRMED] = "rest-unconfirmed",
+        [PLAN_WAIT_BACKOFF] = "wait-backoff",
+        [PLAN_WAIT_END] = "wait-end",
+        [PLAN_WAIT_ANSWER] = "wait-answer",
+        [PLAN_PREPARE] = "prepare",
+        [PLAN_START] = "start",
+        [PLAN_PAUSE] = "pause",
+        [PLAN_RESUME] = "resume",
+        [PLAN_STOP] = "stop",
+        [PLAN_KILL] = "kill",
+        [PLAN_REMOVE] = "remove",
+    };
+    return names[step];
+}
