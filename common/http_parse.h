@@ -76,5 +76,6 @@ int http_chunked_scan(struct http_chunked *chunked, const char *data, size_t siz
  * or %00; -ENOBUFS. */
 ssize_t http_percent_decode(const char *text, size_t length, char *buffer, size_t size);
 const char *http_reason(int status);
+const char *http_method_name(enum http_method method);
 
 #endif

@@ -36,6 +36,7 @@ struct http_limits {
     unsigned connections_max;       /* beyond: accepted and closed at once (1024 * 8) */
     unsigned handshakes_max;        /* connections that have not finished the TLS handshake (256) */
     size_t body_bytes_max;          /* of a request: 413 beyond (1 MiB) */
+    size_t bodies_bytes_max;        /* of all requests together: 503 beyond (256 MiB) */
     size_t write_queue_bytes_max;   /* of a stream, relay or WebSocket (4 MiB) */
     unsigned handshake_timeout_ms;  /* (10 s) */
     unsigned header_timeout_ms;     /* first to last byte of a head: 408 (10 s) */
@@ -100,7 +101,6 @@ int http_request_next_parameter(const struct http_request *request, size_t *posi
 void http_request_on_gone(struct http_request *request, http_gone gone, void *arg);
 bool http_request_is_gone(const struct http_request *request);
 uv_loop_t *http_request_loop(const struct http_request *request);
-const char *http_method_name(enum http_method method);
 
 /* --- whole answers --- */
 
@@ -143,7 +143,7 @@ void http_stream_end(struct http_request *request);
 
 /* --- answers that another server has framed already (http_proxy) --- */
 
-/* @head: status line and headers up to and with the empty line, sent as they are. */
+/* @head: status line and headers, sent as they are; Connection and the empty line are added here. */
 void http_relay_begin(struct http_request *request, const char *head, size_t size, http_gone drained, void *arg);
 int http_relay_write(struct http_request *request, const void *data, size_t size); /* -EPIPE: gone */
 /* @complete: the answer's framing has ended, so that the connection may be kept; else it is closed. */

@@ -49,16 +49,23 @@ void tls_context_unref(struct tls_context *context); /* NULL is fine */
  * as SNI, NULL = none; @peer_prefix: what the server's URI must begin with, NULL = host check instead. */
 SSL *tls_context_server_session(struct tls_context *context, enum tls_client_check check);
 SSL *tls_context_client_session(struct tls_context *context, const char *host, const char *peer_prefix);
-/* Put roots, certificate, key and @peer_prefix into somebody else's SSL_CTX (libcurl's). 0 or negative errno. */
+/* Put roots, certificate, key and @peer_prefix into somebody else's SSL_CTX (libcurl's), which must go before
+ * @context does. 0 or negative errno. */
 int tls_context_apply(struct tls_context *context, SSL_CTX *ctx, const char *peer_prefix);
 
 /* The URI of the peer's verified certificate; false and "" where there is none or not exactly one. */
 bool tls_peer_identity(const SSL *ssl, char *buffer, size_t size);
 /* Of any certificate. */
 bool tls_certificate_identity(const X509 *certificate, char *buffer, size_t size);
+/* SHA-256 of its DER, 64 lower-case hex digits. */
+void tls_fingerprint(const X509 *certificate, char ret_hex[TLS_PIN_SIZE]);
 /* Does @identity belong under @prefix? "spiffe://drover/c1/host/" owns ".../host/7"; a prefix without a trailing
  * slash must match whole. */
 bool tls_identity_matches(const char *identity, const char *prefix);
+/* Changes with each reload: connections of one context and generation may be shared. */
+unsigned tls_context_generation(const struct tls_context *context);
+/* Why the other side's certificate was refused, in words; "" where it was not. */
+const char *tls_verify_failure(const SSL *ssl);
 /* The newest OpenSSL error in words, and the error queue emptied. Returns @code. */
 int tls_error(struct error *err, int code, const char *what);
 

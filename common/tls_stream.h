@@ -52,6 +52,9 @@ int tls_stream_connect(uv_loop_t *loop, const char *endpoint, const struct tls_s
 int tls_stream_accept(uv_stream_t *listener, const struct tls_stream_options *options,
                       const struct tls_stream_callbacks *callbacks, void *arg, struct tls_stream **ret_stream);
 
+/* The address that an endpoint of numbers names; -EINVAL for names of hosts. */
+int tls_stream_parse_address(const char *endpoint, struct sockaddr_storage *ret_address);
+
 /* Queue bytes: copied, or taken over together with the function that frees them (called on failure too).
  * 0, or -EPIPE once ended, finishing or closed. */
 int tls_stream_write(struct tls_stream *stream, const void *data, size_t size);
