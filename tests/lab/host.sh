@@ -2,8 +2,8 @@
 # One lab host: a QEMU process with emulated SVM, started cold or from its saved machine state. Sourced.
 #
 # A saved state is the host's memory and devices right after boot, with what every test will need in the page cache.
-# It fits one QEMU version, one image and one set of hardware only; lab_state_id names all of that, and a state with
-# another id is made anew.
+# It fits one QEMU version, one image and one set of hardware only; lab_state_id names all of that, and states of
+# another id lie in another directory: a lab that runs stands on its own.
 
 # The share: a read-only disk (vdb) that every host sees. Its size is fixed, so that it can be given new content
 # under a saved state, or under running hosts.
@@ -36,7 +36,7 @@ lab_share_refresh() {
 
 lab_host_disk() { # ID cold|saved: a fresh overlay on the image, or on the disk that belongs to the saved state
     local base=$lab_image/root.img format=raw
-    [ "$2" = cold ] || { base=$lab_states/host$1.qcow2 format=qcow2; }
+    [ "$2" = cold ] || { base=$(lab_state_directory)/host$1.qcow2 format=qcow2; }
     rm -f "$lab_run/host$1.qcow2"
     qemu-img create -q -f qcow2 -b "$base" -F "$format" "$lab_run/host$1.qcow2"
 }
@@ -66,7 +66,7 @@ lab_state_id() {
     echo "$($LAB_QEMU --version | head -1); image $(cat "$lab_image/id") in $LAB_BUILD; $LAB_CPU x $LAB_CPUS," \
         "$LAB_MEMORY_MIB MiB, share $LAB_SHARE_MIB MiB; $(lab_host_cmdline 0 | sha256sum | cut -c1-8)"
 }
-lab_state_fits() { [ -f "$lab_states/host$1.state" ] && [ "$(cat "$lab_states/host$1.id" 2>/dev/null)" = "$(lab_state_id)" ]; }
+lab_state_directory() { echo "$lab_states/$(lab_state_id | sha256sum | cut -c1-12)"; }
 
 lab_host_start() { # ID cold|saved: QEMU in the namespace, detached
     local id=$1 incoming=()
@@ -80,7 +80,7 @@ lab_host_start() { # ID cold|saved: QEMU in the namespace, detached
 }
 
 lab_host_restore() { # ID
-    lab_qmp "$1" migrate-incoming "{\"uri\":\"exec:cat $lab_states/host$1.state\"}" wait-migrate cont >/dev/null
+    lab_qmp "$1" migrate-incoming "{\"uri\":\"exec:cat $(lab_state_directory)/host$1.state\"}" wait-migrate cont >/dev/null
 }
 
 lab_host_is_up() { local pid; pid=$(lab_pid "$1"); [ -n "$pid" ] && lab_pid_is_ours "$pid" "$1"; }
@@ -110,10 +110,11 @@ lab_host_kill() { # ID: pull the plug; wait until the process is gone
 
 # Saves the hosts given: they boot, are warmed, stopped and written to files, one lab of their own for it.
 lab_states_make() { # ID...
-    local id
+    local id states
     lab_say "states: boot and save host" "$@"
-    mkdir -p "$lab_states"
-    for id in "$@"; do rm -f "$lab_states/host$id".*; done
+    states=$(lab_state_directory)
+    mkdir -p "$states"
+    lab_state_id >"$states/id"
     lab_network_up "$@"
     lab_share_write
     for id in "$@"; do
@@ -123,10 +124,10 @@ lab_states_make() { # ID...
     lab_each lab_state_warm "$@"
     for id in "$@"; do
         lab_qmp "$id" stop migrate-set-parameters '{"max-bandwidth":10000000000}' \
-            migrate "{\"uri\":\"exec:cat > $lab_states/host$id.state\"}" wait-migrate quit >"$lab_run/host$id.save"
+            migrate "{\"uri\":\"exec:cat > $states/host$id.new\"}" wait-migrate quit >"$lab_run/host$id.save"
         lab_host_kill "$id"
-        mv "$lab_run/host$id.qcow2" "$lab_states/host$id.qcow2"
-        lab_state_id >"$lab_states/host$id.id"
+        mv "$lab_run/host$id.qcow2" "$states/host$id.qcow2"
+        mv "$states/host$id.new" "$states/host$id.state"    # last: what is there is whole
     done
 }
 

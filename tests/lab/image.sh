@@ -124,7 +124,7 @@ lab_image_ensure() {
         -L labroot -d "$tree" "$work/root.img"
     rm -rf --one-file-system "$tree"
     lab_image_id >"$work/id"
-    rm -rf "$lab_image"
+    rm -rf "$lab_image" "$lab_states"
     mv "$work" "$lab_image"
 }
 

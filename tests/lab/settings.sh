@@ -20,7 +20,7 @@ lab_root=$(cd "$lab_source/../.." && pwd)
 
 lab_kernel=$LAB_BUILD/kernel                # vmlinuz, vmlinux, modules/, version
 lab_image=$LAB_BUILD/image                  # root.img, initrd, remote-shell, key, key.pub, libraries, id
-lab_states=$LAB_BUILD/states                # hostN.state, hostN.qcow2, hostN.id
+lab_states=$LAB_BUILD/states                # <what they fit>/hostN.state, hostN.qcow2 (host.sh)
 lab_run=$LAB_BUILD/run-$LAB                 # one running lab: overlays, sockets, consoles, logs, hostN.pid
 lab_guest=$lab_root/build/guest             # the stock guest that runs inside the hosts
 lab_share_tree=$lab_run/share               # what goes to the hosts as /mnt/share

@@ -143,7 +143,7 @@ class Cluster:
         status, _, body = self.api('GET', path, **arguments)
         if status != 200:
             raise BedError(f'GET {path}: {status} {body}')
-        return body['items'] if isinstance(body, dict) else body
+        return body if isinstance(body, list) else next(value for value in body.values() if isinstance(value, list))
 
     def _count(self, path, field, value):
         try:
@@ -173,6 +173,7 @@ class Cluster:
         return wait_until(find, timeout_s, 'there is a leader')
 
     def token(self, role):
+        """A join token; @role controller or host."""
         return self.cli('token', 'create', f'{role}-{uuid.uuid4().hex[:8]}', '--role', role)['secret']
 
     # ---- the two ways in
@@ -180,12 +181,12 @@ class Cluster:
     def cli_command(self, *words, to=None):
         """DETAIL: the CLI as the admin."""
         admin = self.controllers[0].admin
-        to = to or self.controllers[0]
-        return [program('drover', self.kind), '--endpoint', f'https://{to.host.address}:{API_PORT}', '--ca', admin / 'ca.pem',
-                '--cert', admin / 'cert.pem', '--key', admin / 'key.pem', *words]
+        asked = [to] if to else self.controllers
+        return [program('drover', self.kind), *words, '--endpoint', ','.join(f'{c.host.address}:{API_PORT}' for c in asked),
+                '--ca', admin / 'ca.pem', '--cert', admin / 'cert.pem', '--key', admin / 'key.pem']
 
     def cli(self, *words, to=None, parse=True, check=True, timeout_s=60):
-        """Run the CLI; its JSON, or its text when not @parse."""
+        """Run the CLI, against controller @to or whichever answers; its JSON, or its text when not @parse."""
         words = list(words) + (['--output', 'json'] if '--output' not in words else [])
         done = self.bed.run(self.cli_command(*words, to=to), timeout_s=timeout_s, check=check)
         if not parse:
