@@ -34,4 +34,12 @@ struct device {
     struct list link; /* in the machine's list, in order of creation */
 };
 
+/* Fill in the embedded struct; @name is cut to fit. */
+void device_init(struct device *d, const struct device_ops *ops, const char *name);
+/* The callbacks over a whole list; a missing one is passed over. load names the device in its errors. */
+void device_list_reset(struct list *devices);
+void device_list_pause(struct list *devices);
+void device_list_resume(struct list *devices);
+void device_list_destroy(struct list *devices); /* newest first */
+
 #endif

@@ -296,8 +296,9 @@ int pci_bus_add_function(struct pci_bus *bus, unsigned slot, unsigned function, 
     bus->functions[slot * PCI_FUNCTIONS + function] = device;
     /* A scan looks at functions 1-7 only where function 0 says that there are more (§6.2.1). */
     struct pci_device *first = function_at(bus, slot, 0);
-    if (first && function > 0)
-        first->config[PCI_HEADER_TYPE] |= 0x80;
+    for (unsigned other = 1; first && other < PCI_FUNCTIONS; other++)
+        if (function_at(bus, slot, other))
+            first->config[PCI_HEADER_TYPE] |= 0x80;
     return 0;
 }
 

@@ -113,7 +113,7 @@ static void exit_handle(struct vcpu *v)
 
 /* ---- the thread ---- */
 
-/* Run until somebody holds the set. A kick that comes before KVM_RUN is not lost: immediate_exit makes it return at
+/* Run until kicked. A kick that comes before KVM_RUN is not lost: immediate_exit makes it return at
  * once, after completing the access that the last exit was about. */
 static void vcpu_run(struct vcpu *v)
 {
@@ -123,8 +123,7 @@ static void vcpu_run(struct vcpu *v)
         if (code == 0) {
             exit_handle(v);
         } else if (code == -EINTR || code == -EAGAIN) {
-            if (__atomic_load_n(&v->set->holds, __ATOMIC_ACQUIRE))
-                return;
+            return; /* to the one place that looks at `holds` and clears immediate_exit */
         } else {
             failure_report(v, "KVM_RUN failed", (uint64_t)-code);
             return;

@@ -1,0 +1,234 @@
+/* The ring and its readers.
+ *
+ * Happy path: output -> ring -> one posted wake-up -> every reader is written to until it would block; then EPOLLOUT
+ * brings it back. Failure modes: a follower that hangs up, fails or is lapped is closed and forgotten; a log that fails
+ * is given up with one line in the VMM's own log. */
+#include "compute/vmm/console.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "common/log.h"
+
+#define CHUNK_BYTES 4096u
+#define CHUNKS_PER_ROUND 32u /* so that one reader does not keep the control loop for itself */
+
+struct console_reader {
+    struct console *console;
+    struct list link;
+    enum console_reader_kind kind;
+    int fd, input_fd;
+    uint64_t position; /* of the next byte to be written */
+    bool waiting;      /* for EPOLLOUT */
+    struct io_handler *output_handler, *input_handler; /* one and the same watch for a follower: output_handler */
+};
+
+void console_init(struct console *c, struct io_loop *loop)
+{
+    memset(c, 0, sizeof(*c));
+    c->loop = loop;
+    pthread_mutex_init(&c->lock, NULL);
+    list_init(&c->readers);
+}
+
+void console_set_input(struct console *c, console_input_fn input, void *arg)
+{
+    c->input = input;
+    c->input_arg = arg;
+}
+
+static void reader_destroy(struct console_reader *r)
+{
+    io_loop_remove(r->console->loop, r->output_handler);
+    io_loop_remove(r->console->loop, r->input_handler);
+    if (r->kind == CONSOLE_FOLLOWER)
+        close(r->fd);
+    list_remove(&r->link);
+    r->console->reader_count--;
+    free(r);
+}
+
+/* Copy from the ring at @position; 0 when there is nothing. *ret_lost counts bytes that were overwritten before. */
+static size_t ring_read(struct console *c, uint64_t *position, uint8_t *to, size_t room, uint64_t *ret_lost)
+{
+    pthread_mutex_lock(&c->lock);
+    uint64_t oldest = c->written > CONSOLE_RING_BYTES ? c->written - CONSOLE_RING_BYTES : 0;
+    *ret_lost = *position < oldest ? oldest - *position : 0;
+    *position += *ret_lost;
+    size_t n = (size_t)MIN((uint64_t)room, c->written - *position);
+    for (size_t i = 0; i < n; i++)
+        to[i] = c->ring[(*position + i) % CONSOLE_RING_BYTES];
+    pthread_mutex_unlock(&c->lock);
+    return n;
+}
+
+static void reader_wait(struct console_reader *r, bool wait)
+{
+    if (r->waiting == wait)
+        return;
+    r->waiting = wait;
+    if (r->output_handler)
+        io_loop_change(r->console->loop, r->output_handler, EPOLLIN | (wait ? EPOLLOUT : 0u));
+}
+
+static void note_gap(struct console_reader *r, uint64_t lost)
+{
+    char note[80];
+    int n = snprintf(note, sizeof(note), "\r\n[%llu bytes of console output lost]\r\n", (unsigned long long)lost);
+    ssize_t written = write(r->fd, note, (size_t)n);
+    (void)written;
+}
+
+/* False: the reader is gone. */
+static bool reader_write(struct console_reader *r)
+{
+    uint8_t chunk[CHUNK_BYTES];
+    for (unsigned round = 0; round < CHUNKS_PER_ROUND; round++) {
+        uint64_t lost;
+        size_t n = ring_read(r->console, &r->position, chunk, sizeof(chunk), &lost);
+        if (lost && r->kind == CONSOLE_FOLLOWER) {
+            r->console->followers_dropped++;
+            log_warning("console-follower-dropped", "behind_bytes=%llu", (unsigned long long)lost);
+            reader_destroy(r);
+            return false;
+        }
+        if (lost)
+            note_gap(r, lost);
+        if (n == 0) {
+            reader_wait(r, false);
+            return true;
+        }
+        ssize_t written = write(r->fd, chunk, n);
+        if (written < 0 && (errno == EAGAIN || errno == EINTR)) {
+            reader_wait(r, true);
+            return true;
+        }
+        if (written < 0) {
+            if (r->kind == CONSOLE_LOG)
+                log_warning("console-log-failed", "error=\"%s\", ignoring", strerror(errno));
+            reader_destroy(r);
+            return false;
+        }
+        r->position += (uint64_t)written;
+    }
+    reader_wait(r, true);
+    return true;
+}
+
+static void on_wake(void *arg)
+{
+    struct console *c = arg;
+    pthread_mutex_lock(&c->lock);
+    c->wake_pending = false;
+    pthread_mutex_unlock(&c->lock);
+    LIST_FOREACH_SAFE(link, &c->readers)
+    {
+        struct console_reader *r = LIST_ENTRY(link, struct console_reader, link);
+        if (!r->waiting || !r->output_handler)
+            reader_write(r);
+    }
+}
+
+void console_output(struct console *c, const void *data, size_t size)
+{
+    const uint8_t *from = data;
+    pthread_mutex_lock(&c->lock);
+    for (size_t i = 0; i < size; i++)
+        c->ring[(c->written + i) % CONSOLE_RING_BYTES] = from[i];
+    c->written += size;
+    bool wake = !c->wake_pending;
+    c->wake_pending = true;
+    pthread_mutex_unlock(&c->lock);
+    if (wake)
+        io_loop_post(c->loop, on_wake, c);
+}
+
+/* False: the other side has hung up. */
+static bool input_read(struct console_reader *r, int fd)
+{
+    uint8_t data[256];
+    ssize_t n = read(fd, data, sizeof(data));
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return true;
+    if (n <= 0)
+        return false;
+    if (r->console->input)
+        r->console->input(r->console->input_arg, data, (size_t)n);
+    return true;
+}
+
+static void on_follower(void *arg, uint32_t events)
+{
+    struct console_reader *r = arg;
+    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && !input_read(r, r->fd)) {
+        reader_destroy(r);
+        return;
+    }
+    if (events & EPOLLOUT)
+        reader_write(r);
+}
+
+static void on_input(void *arg, uint32_t events)
+{
+    struct console_reader *r = arg;
+    (void)events;
+    if (!input_read(r, r->input_fd)) {
+        io_loop_remove(r->console->loop, r->input_handler);
+        r->input_handler = NULL;
+    }
+}
+
+static struct console_reader *reader_create(struct console *c, enum console_reader_kind kind, int fd, int input_fd)
+{
+    struct console_reader *r = NEW(struct console_reader);
+    *r = (struct console_reader){.console = c, .kind = kind, .fd = fd, .input_fd = input_fd};
+    list_append(&c->readers, &r->link);
+    c->reader_count++;
+    return r;
+}
+
+int console_follow(struct console *c, int fd, struct error *err)
+{
+    if (c->reader_count >= CONSOLE_READERS_MAX) {
+        close(fd);
+        return error_set(err, -EUSERS, ERROR_OVERLOAD, "the console has %u readers already", CONSOLE_READERS_MAX);
+    }
+    struct console_reader *r = reader_create(c, CONSOLE_FOLLOWER, fd, -1);
+    pthread_mutex_lock(&c->lock);
+    r->position = c->written > CONSOLE_RING_BYTES ? c->written - CONSOLE_RING_BYTES : 0;
+    pthread_mutex_unlock(&c->lock);
+    int code = io_loop_add(c->loop, fd, EPOLLIN, on_follower, r, &r->output_handler, err);
+    if (code < 0)
+        reader_destroy(r);
+    else
+        reader_write(r);
+    return code;
+}
+
+int console_log_to(struct console *c, int fd, int input_fd, struct error *err)
+{
+    struct console_reader *r = reader_create(c, CONSOLE_LOG, fd, input_fd);
+    int code = 0;
+    if (input_fd >= 0)
+        code = io_loop_add(c->loop, input_fd, EPOLLIN, on_input, r, &r->input_handler, err);
+    /* A regular file (standard input from /dev/null or a file) cannot be watched: no input then. */
+    return code == -EPERM ? 0 : code;
+}
+
+unsigned console_reader_count(const struct console *c)
+{
+    return c->reader_count;
+}
+
+void console_finish(struct console *c)
+{
+    LIST_FOREACH_SAFE(link, &c->readers)
+    {
+        struct console_reader *r = LIST_ENTRY(link, struct console_reader, link);
+        if (reader_write(r))
+            reader_destroy(r);
+    }
+    pthread_mutex_destroy(&c->lock);
+}

@@ -1,0 +1,358 @@
+/* Building the machine, and the moves between its states. Requests of vCPU threads (reset, power-off, failure) are noted
+ * under a lock, all vCPUs are told to hold, and the control loop is woken to act on them. */
+#include "compute/vmm/machine.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "compute/vmm/acpi.h"
+#include "compute/vmm/devices/pm/pm.h"
+#include "compute/vmm/devices/serial/serial.h"
+#include "compute/vmm/pc1_layout.h"
+
+enum machine_request {
+    REQUEST_POWER_OFF = 1 << 0,
+    REQUEST_RESET = 1 << 1,
+    REQUEST_TRIPLE_FAULT = 1 << 2,
+    REQUEST_FAILURE = 1 << 3,
+};
+
+static const uint32_t chip_ids[3] = {KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC};
+
+const char *machine_state_name(enum machine_state state)
+{
+    static const char *const names[] = {"created", "running", "paused", "stopped", "failed"};
+    return names[state];
+}
+
+/* The only writer of `state`. */
+static void state_set(struct machine *m, enum machine_state to, const char *why)
+{
+    static const uint8_t allowed[] = {
+        [MACHINE_CREATED] = 1 << MACHINE_RUNNING | 1 << MACHINE_PAUSED | 1 << MACHINE_STOPPED | 1 << MACHINE_FAILED,
+        [MACHINE_RUNNING] = 1 << MACHINE_PAUSED | 1 << MACHINE_STOPPED | 1 << MACHINE_FAILED,
+        [MACHINE_PAUSED] = 1 << MACHINE_RUNNING | 1 << MACHINE_STOPPED | 1 << MACHINE_FAILED,
+        [MACHINE_STOPPED] = 0,
+        [MACHINE_FAILED] = 0,
+    };
+    ASSERT(allowed[m->state] & 1 << to);
+    log_info("machine-state", "vm=%s from=%s to=%s why=\"%s\"", m->config->name, machine_state_name(m->state),
+             machine_state_name(to), why);
+    m->state = to;
+}
+
+static void machine_end_with(struct machine *m, enum machine_end end, const char *why)
+{
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, true);
+    m->end = end;
+    state_set(m, end == MACHINE_END_FAILURE ? MACHINE_FAILED : MACHINE_STOPPED, why);
+}
+
+/* ---- requests of the guest ---- */
+
+static void machine_boot(struct machine *m, const char *why);
+
+static unsigned requests_take(struct machine *m)
+{
+    pthread_mutex_lock(&m->request_lock);
+    unsigned requests = m->requests;
+    m->requests = 0;
+    pthread_mutex_unlock(&m->request_lock);
+    return requests;
+}
+
+static void on_requests(void *arg)
+{
+    struct machine *m = arg;
+    if (machine_has_ended(m))
+        return;
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, true); /* nobody can ask any more */
+    unsigned requests = requests_take(m);
+    if (requests & REQUEST_FAILURE)
+        machine_end_with(m, MACHINE_END_FAILURE, m->failure);
+    else if (requests & REQUEST_POWER_OFF)
+        machine_end_with(m, MACHINE_END_POWER_OFF, "the guest powered off");
+    else if (requests && m->exit_on_reset)
+        machine_end_with(m, requests & REQUEST_RESET ? MACHINE_END_RESET : MACHINE_END_TRIPLE_FAULT, "reset");
+    else if (requests & REQUEST_RESET)
+        machine_boot(m, "reset by the guest");
+    else if (requests)
+        machine_boot(m, "triple fault");
+    else
+        vcpu_set_release(&m->vcpus, VCPU_HOLD_EVENT);
+}
+
+static void request_note(struct machine *m, unsigned request, const char *why)
+{
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, false);
+    pthread_mutex_lock(&m->request_lock);
+    m->requests |= request;
+    if (request == REQUEST_FAILURE)
+        snprintf(m->failure, sizeof(m->failure), "%s", why);
+    pthread_mutex_unlock(&m->request_lock);
+    io_loop_post(m->control, on_requests, m);
+}
+
+static void on_power(void *arg, enum power_request request)
+{
+    request_note(arg, request == POWER_OFF ? REQUEST_POWER_OFF : REQUEST_RESET, "");
+}
+
+static void on_vcpu_event(void *arg, enum vcpu_event event, const char *why)
+{
+    request_note(arg, event == VCPU_EVENT_TRIPLE_FAULT ? REQUEST_TRIPLE_FAULT : REQUEST_FAILURE, why);
+}
+
+static size_t on_console_input(void *arg, const uint8_t *data, size_t size)
+{
+    struct machine *m = arg;
+    pthread_mutex_lock(&m->device_lock);
+    size_t taken = serial_receive(m->serial, data, size);
+    pthread_mutex_unlock(&m->device_lock);
+    return taken;
+}
+
+/* ---- building ---- */
+
+static int boot_open(struct machine *m, struct error *err)
+{
+    const struct vmm_config *c = m->config;
+    m->boot.cmdline = c->cmdline ? c->cmdline : "";
+    m->boot.rsdp = PC1_ACPI;
+    m->boot.kernel.fd = m->boot.initrd.fd = -1;
+    int code = boot_image_open(c->kernel, &m->boot.kernel, err);
+    if (code == 0 && c->initrd)
+        code = boot_image_open(c->initrd, &m->boot.initrd, err);
+    return code;
+}
+
+static int memory_attach(struct machine *m, struct error *err)
+{
+    int code = 0;
+    for (uint32_t i = 0; code == 0 && i < m->memory.region_count; i++) {
+        struct memory_region *r = &m->memory.regions[i];
+        code = kvm_memory_set(&m->kvm, i, r->gpa, r->size, r->host, 0, err);
+    }
+    return code;
+}
+
+static int chips_get(struct machine *m, struct error *err)
+{
+    int code = kvm_get_pit(&m->kvm, &m->pit, err);
+    for (unsigned i = 0; code == 0 && i < ARRAY_SIZE(chip_ids); i++)
+        code = kvm_get_irqchip(&m->kvm, chip_ids[i], &m->chips[i], err);
+    return code;
+}
+
+static int chips_set(struct machine *m, struct error *err)
+{
+    int code = kvm_set_pit(&m->kvm, &m->pit, err);
+    for (unsigned i = 0; code == 0 && i < ARRAY_SIZE(chip_ids); i++)
+        code = kvm_set_irqchip(&m->kvm, &m->chips[i], err);
+    return code;
+}
+
+static int machine_build(struct machine *m, struct error *err)
+{
+    int code;
+    if ((code = boot_open(m, err)) < 0 || (code = memory_init(&m->memory, m->config->memory_bytes, err)) < 0 ||
+        (code = kvm_init(&m->kvm, err)) < 0)
+        return code;
+    if ((code = memory_attach(m, err)) < 0 || (code = io_loop_create(&m->device_lock, &m->io, err)) < 0 ||
+        (code = pci_bus_init(&m->pci, &m->mmio, &m->ports, err)) < 0 ||
+        (code = vcpu_set_init(&m->vcpus, &m->kvm, m->config->vcpus, &m->ports, &m->mmio, on_vcpu_event, m, err)) < 0)
+        return code;
+    /* After the vCPUs: their APICs are part of what the chips see. */
+    if ((code = chips_get(m, err)) < 0 ||
+        (code = lease_watch_start(&m->lease, m->config->lease_path, &m->vcpus, err)) < 0 ||
+        (code = machine_devices_add(m, on_power, m, err)) < 0 || (code = io_loop_start(m->io, err)) < 0 ||
+        (code = vcpu_set_start(&m->vcpus, err)) < 0)
+        return code;
+    return 0;
+}
+
+int machine_init(struct machine *m, const struct vmm_config *config, struct io_loop *control, struct console *console,
+                 struct error *err)
+{
+    memset(m, 0, sizeof(*m));
+    m->config = config;
+    m->control = control;
+    m->console = console;
+    m->memory.fd = m->kvm.device_fd = m->kvm.vm_fd = -1;
+    list_init(&m->devices);
+    pthread_mutex_init(&m->device_lock, NULL);
+    pthread_mutex_init(&m->request_lock, NULL);
+    bus_init(&m->ports, &m->device_lock);
+    bus_init(&m->mmio, &m->device_lock);
+    if (config->machine && strcmp(config->machine, "pc-1") != 0) {
+        int code = error_set_field(err, -EINVAL, ERROR_NOT_SUPPORTED, "/machine",
+                                   "machine type \"%s\" is not known here; pc-1 is", config->machine);
+        machine_finish(m);
+        return code;
+    }
+    int code = machine_build(m, err);
+    if (code < 0) {
+        machine_finish(m);
+        return code;
+    }
+    console_set_input(console, on_console_input, m);
+    return 0;
+}
+
+void machine_finish(struct machine *m)
+{
+    console_set_input(m->console, NULL, NULL);
+    lease_watch_stop(&m->lease);
+    if (m->vcpus.count)
+        vcpu_set_finish(&m->vcpus);
+    if (m->io)
+        io_loop_stop(m->io);
+    pthread_mutex_lock(&m->device_lock);
+    device_list_pause(&m->devices); /* what the guest was told is written must be written */
+    device_list_destroy(&m->devices);
+    pthread_mutex_unlock(&m->device_lock);
+    io_loop_destroy(m->io);
+    if (m->kvm.device_fd >= 0)
+        kvm_finish(&m->kvm);
+    if (m->memory.host)
+        memory_finish(&m->memory);
+    close_fd(&m->boot.kernel.fd);
+    close_fd(&m->boot.initrd.fd);
+    bus_finish(&m->ports);
+    bus_finish(&m->mmio);
+    pthread_mutex_destroy(&m->device_lock);
+    pthread_mutex_destroy(&m->request_lock);
+}
+
+/* ---- booting ---- */
+
+static int tables_write(struct machine *m, uint64_t window64, struct error *err)
+{
+    struct bytes_writer tables = {0};
+    struct acpi_options options = {.address = PC1_ACPI,
+                                   .size_max = PC1_ACPI_END - PC1_ACPI,
+                                   .vcpus = m->config->vcpus,
+                                   .window64 = window64,
+                                   .window64_bytes = PC1_WINDOW64_BYTES};
+    int code = acpi_build(&options, &tables, err);
+    if (code == 0)
+        ASSERT(memory_write(&m->memory, PC1_ACPI, tables.data, tables.size));
+    bytes_writer_finish(&tables);
+    return code;
+}
+
+/* All vCPUs parked: every part back to power-on, kernel and tables into memory. With the device lock held. */
+static int power_on(struct machine *m, struct error *err)
+{
+    const struct memory_region *last = &m->memory.regions[m->memory.region_count - 1];
+    uint64_t window64 = pc1_window64(last->gpa + last->size);
+    struct boot_entry entry;
+    int code;
+    device_list_reset(&m->devices);
+    pci_bus_reset(&m->pci);
+    if ((code = chips_set(m, err)) < 0 || (code = tables_write(m, window64, err)) < 0 ||
+        (code = pci_bus_assign(&m->pci, PC1_WINDOW32, PC1_WINDOW32_END, window64, window64 + PC1_WINDOW64_BYTES,
+                               PC1_PORTS_BARS, err)) < 0 ||
+        (code = boot_load(&m->memory, &m->boot, &entry, err)) < 0)
+        return code;
+    return vcpu_set_reset(&m->vcpus, &entry, err);
+}
+
+/* Boot anew and go on in the state that the machine is in. */
+static void machine_boot(struct machine *m, const char *why)
+{
+    struct error err;
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, true);
+    requests_take(m); /* what was asked before the reset is settled by it */
+    log_info("machine-reset", "vm=%s why=\"%s\"", m->config->name, why);
+    pthread_mutex_lock(&m->device_lock);
+    int code = power_on(m, &err);
+    pthread_mutex_unlock(&m->device_lock);
+    if (code < 0) {
+        snprintf(m->failure, sizeof(m->failure), "%s", err.text);
+        machine_end_with(m, MACHINE_END_FAILURE, m->failure);
+        return;
+    }
+    m->resets++;
+    vcpu_set_release(&m->vcpus, VCPU_HOLD_EVENT);
+}
+
+int machine_start(struct machine *m, bool paused, struct error *err)
+{
+    ASSERT(m->state == MACHINE_CREATED);
+    pthread_mutex_lock(&m->device_lock);
+    int code = power_on(m, err);
+    if (code == 0 && paused)
+        device_list_pause(&m->devices);
+    pthread_mutex_unlock(&m->device_lock);
+    if (code < 0)
+        return code;
+    if (paused)
+        vcpu_set_hold(&m->vcpus, VCPU_HOLD_USER, true);
+    state_set(m, paused ? MACHINE_PAUSED : MACHINE_RUNNING, "started");
+    vcpu_set_release(&m->vcpus, VCPU_HOLD_START);
+    return 0;
+}
+
+/* ---- moves from outside ---- */
+
+static int refuse(const struct machine *m, const char *verb, struct error *err)
+{
+    return error_set(err, -EINVAL, ERROR_CONFLICT, "the VM is %s and cannot be %s", machine_state_name(m->state), verb);
+}
+
+int machine_pause(struct machine *m, struct error *err)
+{
+    if (m->state == MACHINE_PAUSED)
+        return 0;
+    if (m->state != MACHINE_RUNNING)
+        return refuse(m, "paused", err);
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_USER, true);
+    pthread_mutex_lock(&m->device_lock);
+    device_list_pause(&m->devices);
+    pthread_mutex_unlock(&m->device_lock);
+    state_set(m, MACHINE_PAUSED, "request");
+    return 0;
+}
+
+int machine_resume(struct machine *m, struct error *err)
+{
+    if (m->state == MACHINE_RUNNING)
+        return 0;
+    if (m->state != MACHINE_PAUSED)
+        return refuse(m, "resumed", err);
+    pthread_mutex_lock(&m->device_lock);
+    device_list_resume(&m->devices);
+    pthread_mutex_unlock(&m->device_lock);
+    state_set(m, MACHINE_RUNNING, "request");
+    vcpu_set_release(&m->vcpus, VCPU_HOLD_USER);
+    return 0;
+}
+
+int machine_reset(struct machine *m, struct error *err)
+{
+    if (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED)
+        return refuse(m, "reset", err);
+    machine_boot(m, "request");
+    return m->state == MACHINE_FAILED ? error_set(err, -EIO, ERROR_INTERNAL, "the reset failed: %s", m->failure) : 0;
+}
+
+int machine_stop(struct machine *m, struct error *err)
+{
+    (void)err;
+    if (!machine_has_ended(m))
+        machine_end_with(m, MACHINE_END_REQUEST, "request");
+    return 0;
+}
+
+int machine_press_power_button(struct machine *m, struct error *err)
+{
+    if (m->state != MACHINE_RUNNING)
+        return refuse(m, "asked to power off", err);
+    pthread_mutex_lock(&m->device_lock);
+    pm_press_power_button(m->pm);
+    pthread_mutex_unlock(&m->device_lock);
+    return 0;
+}

@@ -1,0 +1,96 @@
+/* A virtual machine of type pc-1, built from its configuration, and its life:
+ *
+ *            start            pause
+ *   CREATED -------> RUNNING --------> PAUSED        reset by guest, user or triple fault: boots anew and stays in
+ *      |             |  ^  |   resume    |           its state, unless `exit_on_reset`
+ *      |             |  +--|-------------+
+ *      |             |     |             |
+ *      +-------------+-----+-------------+--- stop, power-off by the guest ---> STOPPED  (final)
+ *                    |                   +--- failure of KVM or of a reset ---> FAILED   (final)
+ *
+ * Threads: the machine belongs to the thread of the control loop; vCPU threads, the I/O thread and the lease thread
+ * live below it. Functions here are called on the control loop with the device lock NOT held. */
+#ifndef COMPUTE_VMM_MACHINE_H
+#define COMPUTE_VMM_MACHINE_H
+
+#include "compute/vmm/boot.h"
+#include "compute/vmm/bus.h"
+#include "compute/vmm/console.h"
+#include "compute/vmm/device.h"
+#include "compute/vmm/io_loop.h"
+#include "compute/vmm/kvm.h"
+#include "compute/vmm/lease_watch.h"
+#include "compute/vmm/memory.h"
+#include "compute/vmm/pci.h"
+#include "compute/vmm/power.h"
+#include "compute/vmm/vcpu.h"
+#include "schema/objects.h"
+
+enum machine_state { MACHINE_CREATED, MACHINE_RUNNING, MACHINE_PAUSED, MACHINE_STOPPED, MACHINE_FAILED };
+const char *machine_state_name(enum machine_state state);
+
+/* Why it came to an end (state STOPPED or FAILED). */
+enum machine_end {
+    MACHINE_END_NONE,
+    MACHINE_END_POWER_OFF,    /* the guest powered off */
+    MACHINE_END_REQUEST,      /* stopped from outside */
+    MACHINE_END_RESET,        /* the guest reset, and exit_on_reset is set */
+    MACHINE_END_TRIPLE_FAULT, /* the same by a triple fault */
+    MACHINE_END_FAILURE,      /* KVM or we could not go on; machine.failure says why */
+};
+
+struct pm;
+struct serial;
+
+struct machine {
+    const struct vmm_config *config; /* borrowed */
+    bool exit_on_reset;              /* set before start: a reset ends the machine */
+    enum machine_state state;
+    enum machine_end end;
+    char failure[512];  /* in state FAILED */
+
+    struct guest_memory memory;
+    struct kvm kvm;
+    pthread_mutex_t device_lock;
+    struct bus ports, mmio;
+    struct pci_bus pci;
+    struct io_loop *io;              /* the I/O thread's loop */
+    struct io_loop *control;         /* borrowed: where requests of vCPU threads are dealt with */
+    struct console *console;         /* borrowed */
+    struct list devices;
+    struct pm *pm;
+    struct serial *serial;
+    struct vcpu_set vcpus;
+    struct lease_watch lease;
+
+    struct boot_source boot;
+    struct kvm_irqchip chips[3];     /* at power-on, for reset */
+    struct kvm_pit_state2 pit;
+
+    pthread_mutex_t request_lock;    /* guards requests and failure until the control loop takes them */
+    unsigned requests;               /* bits of enum machine_request in machine.c */
+    uint64_t resets;                 /* since start */
+};
+
+/* Build everything; nothing runs yet. On failure nothing is left behind. */
+int machine_init(struct machine *m, const struct vmm_config *config, struct io_loop *control, struct console *console,
+                 struct error *err);
+void machine_finish(struct machine *m);
+
+/* Load the kernel and run, or begin PAUSED. */
+int machine_start(struct machine *m, bool paused, struct error *err);
+/* -EINVAL where the state does not allow it; pausing what is paused is no error, nor is resuming what runs. */
+int machine_pause(struct machine *m, struct error *err);
+int machine_resume(struct machine *m, struct error *err);
+int machine_reset(struct machine *m, struct error *err);
+int machine_stop(struct machine *m, struct error *err);
+int machine_press_power_button(struct machine *m, struct error *err);
+static inline bool machine_has_ended(const struct machine *m)
+{
+    return m->state == MACHINE_STOPPED || m->state == MACHINE_FAILED;
+}
+
+/* machine_devices.c: put every device of the configuration on its bus, in a fixed order. */
+int machine_devices_add(struct machine *m, power_fn power, void *power_arg, struct error *err);
+
+#endif

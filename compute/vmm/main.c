@@ -1,0 +1,246 @@
+/* drover-vmm: one virtual machine.
+ *
+ * Reads the configuration, builds the machine, opens the control socket, runs the control loop until the machine has
+ * come to an end, and leaves with a status that says how. */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+
+#include "common/log.h"
+#include "compute/vmm/control.h"
+#include "compute/vmm/machine.h"
+
+#define CONFIG_BYTES_MAX 1048576u
+
+enum exit_status {
+    STATUS_OK = 0,           /* the guest powered off, or the VM was stopped by request */
+    STATUS_ERROR = 1,        /* could not start */
+    STATUS_USAGE = 2,        /* bad option or configuration */
+    STATUS_RESET = 3,        /* with --no-restart: the guest reset */
+    STATUS_TRIPLE_FAULT = 4, /* with --no-restart: the guest's processor gave up */
+    STATUS_FAILURE = 5,      /* KVM or the VMM could not go on */
+};
+
+struct options {
+    const char *config, *control;
+    bool console_stdio, no_restart;
+};
+
+static const char help[] =
+    "drover-vmm - run one virtual machine\n"
+    "\n"
+    "  drover-vmm --config FILE [--control PATH] [--console stdio] [--no-restart] [--log-level LEVEL]\n"
+    "\n"
+    "  --config FILE      the VM as JSON (schema: vmm_config)\n"
+    "  --control PATH     Unix socket for control; instead of control_path in FILE\n"
+    "  --console stdio    show the serial console here and send it what is typed\n"
+    "  --no-restart       end when the guest resets, instead of booting it again\n"
+    "  --log-level LEVEL  error, warning, info (default) or debug; the log goes to standard error\n"
+    "\n"
+    "Example:\n"
+    "  cat > vm.json <<'END'\n"
+    "  {\"name\": \"try\", \"vcpus\": 2, \"memory_bytes\": 536870912,\n"
+    "   \"kernel\": \"/boot/vmlinuz\", \"initrd\": \"/boot/initrd.img\", \"cmdline\": \"console=ttyS0\",\n"
+    "   \"disks\": [{\"path\": \"/var/lib/try.raw\"}]}\n"
+    "  END\n"
+    "  drover-vmm --config vm.json --control /run/try.sock --console stdio\n"
+    "  curl --unix-socket /run/try.sock http://vm/v1/vm\n"
+    "  curl --unix-socket /run/try.sock -X PUT -d '{\"state\": \"paused\"}' http://vm/v1/vm/state\n"
+    "\n"
+    "Exit status: 0 the guest powered off or the VM was stopped; 1 it could not be started; 2 bad option or\n"
+    "configuration; 3 the guest reset (with --no-restart); 4 triple fault (with --no-restart); 5 the VM failed.\n";
+
+static int options_parse(int argc, char **argv, struct options *o)
+{
+    static const struct option names[] = {
+        {"config", required_argument, NULL, 'c'},    {"control", required_argument, NULL, 's'},
+        {"console", required_argument, NULL, 'o'},   {"no-restart", no_argument, NULL, 'n'},
+        {"log-level", required_argument, NULL, 'l'}, {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
+    };
+    enum log_level level;
+    int option;
+    while ((option = getopt_long(argc, argv, "", names, NULL)) >= 0) {
+        if (option == 'c') {
+            o->config = optarg;
+        } else if (option == 's') {
+            o->control = optarg;
+        } else if (option == 'o' && strcmp(optarg, "stdio") == 0) {
+            o->console_stdio = true;
+        } else if (option == 'n') {
+            o->no_restart = true;
+        } else if (option == 'l' && log_parse_level(optarg, &level) == 0) {
+            log_set_level(level);
+        } else if (option == 'h') {
+            fputs(help, stdout);
+            exit(STATUS_OK);
+        } else {
+            if (option != '?')
+                fprintf(stderr, "drover-vmm: \"%s\" is not possible there\n", optarg);
+            return -EINVAL;
+        }
+    }
+    if (optind != argc || !o->config) {
+        fputs("drover-vmm: give --config FILE and nothing else; see --help\n", stderr);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+/* Both the words for a person and the log line. */
+static void report(const char *event, const struct error *err)
+{
+    char quoted[640];
+    log_error(event, "error=%s field=%s", log_quote(err->text, quoted, sizeof(quoted)),
+              err->field[0] ? err->field : "-");
+}
+
+static int config_read(const char *path, struct vmm_config *ret_config, struct error *err)
+{
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_errno(err, -errno, "cannot open %s", path);
+    CLEANUP_FREE char *text = malloc(CONFIG_BYTES_MAX);
+    if (!text)
+        return error_errno(err, -ENOMEM, "cannot read %s", path);
+    size_t size = 0;
+    ssize_t n;
+    while ((n = read(fd, text + size, CONFIG_BYTES_MAX - size)) > 0)
+        size += (size_t)n;
+    if (n < 0)
+        return error_errno(err, -errno, "cannot read %s", path);
+    if (size == CONFIG_BYTES_MAX)
+        return error_set(err, -EFBIG, ERROR_TOO_LARGE, "%s is larger than %u bytes", path, CONFIG_BYTES_MAX);
+    int code = OBJECT_DECODE(vmm_config, text, size, OBJECT_CREATE, ret_config, err);
+    if (code < 0)
+        error_prefix(err, "%s: ", path);
+    return code;
+}
+
+/* ---- running ---- */
+
+struct program {
+    struct options options;
+    struct vmm_config config;
+    pthread_mutex_t lock; /* of the control loop; nobody else takes it */
+    struct io_loop *loop;
+    struct console console;
+    struct machine machine;
+    struct control *control;
+    int signal_fd, log_fd;
+    struct io_handler *signal_handler;
+};
+
+static void on_signal(void *arg, uint32_t events)
+{
+    struct program *p = arg;
+    struct signalfd_siginfo info;
+    (void)events;
+    if (read(p->signal_fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
+        return;
+    log_info("signal", "number=%u", info.ssi_signo);
+    machine_stop(&p->machine, NULL);
+}
+
+/* TERM and INT stop the VM. Blocked in every thread, so before the first is started. */
+static int signals_open(struct program *p, struct error *err)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    p->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (p->signal_fd < 0)
+        return error_errno(err, -errno, "cannot watch for signals");
+    return io_loop_add(p->loop, p->signal_fd, EPOLLIN, on_signal, p, &p->signal_handler, err);
+}
+
+static int console_open(struct program *p, struct error *err)
+{
+    const char *path = p->config.console_log_path;
+    if (path) {
+        p->log_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+        if (p->log_fd < 0)
+            return error_errno(err, -errno, "cannot open console log %s", path);
+        int code = console_log_to(&p->console, p->log_fd, -1, err);
+        if (code < 0)
+            return code;
+    }
+    return p->options.console_stdio ? console_log_to(&p->console, STDOUT_FILENO, STDIN_FILENO, err) : 0;
+}
+
+static int program_start(struct program *p, struct error *err)
+{
+    const char *control = p->options.control ? p->options.control : p->config.control_path;
+    int code;
+    if ((code = signals_open(p, err)) < 0 || (code = console_open(p, err)) < 0)
+        return code;
+    code = machine_init(&p->machine, &p->config, p->loop, &p->console, err);
+    if (code < 0)
+        return code;
+    p->machine.exit_on_reset = p->options.no_restart;
+    code = control ? control_create(&p->machine, control, &p->control, err) : 0;
+    if (code == 0)
+        code = machine_start(&p->machine, p->config.paused, err);
+    if (code < 0) {
+        control_destroy(p->control);
+        machine_finish(&p->machine);
+    }
+    return code;
+}
+
+static int program_run(struct program *p)
+{
+    static const int statuses[] = {
+        [MACHINE_END_NONE] = STATUS_FAILURE,    [MACHINE_END_POWER_OFF] = STATUS_OK,
+        [MACHINE_END_REQUEST] = STATUS_OK,      [MACHINE_END_RESET] = STATUS_RESET,
+        [MACHINE_END_TRIPLE_FAULT] = STATUS_TRIPLE_FAULT, [MACHINE_END_FAILURE] = STATUS_FAILURE,
+    };
+    while (!machine_has_ended(&p->machine))
+        io_loop_run_once(p->loop, -1);
+    int status = statuses[p->machine.end];
+    if (p->machine.end == MACHINE_END_FAILURE)
+        log_error("machine-failed", "vm=%s why=\"%s\"", p->config.name, p->machine.failure);
+    control_destroy(p->control);
+    machine_finish(&p->machine);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    struct error err = {0};
+    CLEANUP_FREE struct program *p = NEW(struct program);
+    p->signal_fd = p->log_fd = -1;
+    if (options_parse(argc, argv, &p->options) < 0)
+        return STATUS_USAGE;
+    if (config_read(p->options.config, &p->config, &err) < 0) {
+        report("config-refused", &err);
+        return STATUS_USAGE;
+    }
+    pthread_mutex_init(&p->lock, NULL);
+    if (io_loop_create(&p->lock, &p->loop, &err) < 0) {
+        report("start-failed", &err);
+        return STATUS_ERROR;
+    }
+    console_init(&p->console, p->loop);
+    int status = STATUS_ERROR;
+    if (program_start(p, &err) < 0)
+        report("start-failed", &err);
+    else
+        status = program_run(p);
+    console_finish(&p->console);
+    io_loop_remove(p->loop, p->signal_handler);
+    io_loop_destroy(p->loop);
+    close_fd(&p->signal_fd);
+    close_fd(&p->log_fd);
+    OBJECT_CLEAR(vmm_config, &p->config);
+    return status;
+}

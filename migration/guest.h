@@ -1,0 +1,43 @@
+/* The guest as migration/ sees it: memory to copy, a log of what was written, and a state to carry over. Behind the
+ * vtable stands a VM (compute/vmm/guest_ops.c) or, in tests, an array.
+ *
+ * Threads: all calls from one thread, that of the migration. Errors are negative errno with words in @err. */
+#ifndef MIGRATION_GUEST_H
+#define MIGRATION_GUEST_H
+
+#include "common/bytes.h"
+#include "common/error.h"
+
+#define GUEST_PAGE_BYTES 4096u
+#define GUEST_REGIONS_MAX 4u
+
+struct guest_region {
+    uint64_t gpa, size; /* bytes, multiples of GUEST_PAGE_BYTES */
+    uint8_t *host;      /* readable and writable by this process */
+};
+
+struct guest;
+
+struct guest_ops {
+    /* Fill @regions, ascending by gpa; returns how many. They never change. */
+    size_t (*regions)(struct guest *, struct guest_region regions[GUEST_REGIONS_MAX]);
+    /* From now on keep note of written pages, by the guest or its devices. What the first fetch gives may be every page. */
+    int (*dirty_start)(struct guest *, struct error *err);
+    /* OR into @bitmap one bit per page of region @region (rounded up to whole uint64_t) that was written since the
+     * last fetch, and begin anew. A page copied after the fetch that named it is as it was at that time or later. */
+    int (*dirty_fetch)(struct guest *, size_t region, uint64_t *bitmap, struct error *err);
+    void (*dirty_stop)(struct guest *);
+    /* vCPUs stand still, I/O in flight is finished: neither memory nor state changes until resume. */
+    int (*pause)(struct guest *, struct error *err);
+    int (*resume)(struct guest *, struct error *err);
+    /* While paused. Save may write guest memory (fetch the dirty log once more afterwards). Load into a machine of the
+     * same description that has not run. */
+    int (*state_save)(struct guest *, struct bytes_writer *out, struct error *err);
+    int (*state_load)(struct guest *, struct bytes_reader *in, struct error *err);
+};
+
+struct guest {
+    const struct guest_ops *ops;
+};
+
+#endif
