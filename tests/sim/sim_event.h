@@ -24,6 +24,7 @@ struct sim_actor {
     uint64_t paused_until_us;
     uint64_t clock_offset_us;
     int64_t clock_drift_ppm;
+    void *owner;           /* of whoever embeds it */
 };
 
 typedef void (*sim_event_fn)(struct sim *sim, struct sim_event *event);

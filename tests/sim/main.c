@@ -1,0 +1,336 @@
+/* sim - the controllers in a world of our making: simulated disks, network, clocks and crashes; real Raft, real guards.
+ *
+ *   sim [--seeds N] [--first S] [--jobs N] [--seconds T] [--scenario NAME]   many histories, each in a forked child
+ *   sim --seed S [--verbose]                                                 one, in this process
+ *   sim --mutate NAME ...          break something on purpose
+ *   sim --mutations                break each thing in turn; fail where one is not found
+ *   sim --list                     scenarios and mutations
+ *
+ * Prints a line for each failing seed (with the command that shows it again) and, at the end,
+ * "N passed, N failed, N skipped". Exit status 0 where nothing failed. */
+#include "tests/sim/sim_faults.h"
+#include "tests/sim/sim_node.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+
+enum { JOBS_MAX = 64, SEED_SECONDS_MAX = 120, SECONDS_MIN = 30 };
+
+struct mutation {
+    const char *name;
+    size_t offset;           /* of the flag in struct sim_mutations */
+    const char *scenario;    /* where it shows soonest */
+    unsigned seeds;          /* in which it must be found; 0: it breaks no promise, all must pass */
+    const char *text;
+};
+#define FLAG(member) offsetof(struct sim_mutations, member)
+
+static const struct mutation mutations[] = {
+    {"no-install-guard", FLAG(raft.no_install_guard), "snapshots", 200, "guard A of raft_guard.h is off"},
+    {"no-snapshot-guard", FLAG(raft.no_snapshot_guard), "snapshots", 4000, "guard B is off"},
+    {"no-metadata-guard", FLAG(raft.no_metadata_guard), "metadata", 2000, "guard C is off"},
+    {"disk-lies", FLAG(disk_acknowledges_early), "faults", 200, "disks say written before it is true"},
+    {"early-answer", FLAG(acknowledge_before_commit), "faults", 200, "commands acknowledged before they are committed"},
+    {"no-barrier", FLAG(read_without_barrier), "faults", 200, "reads from the state of whoever thinks it leads"},
+    {"not-deterministic", FLAG(apply_depends_on_node), "faults", 20, "a command has another effect on one controller"},
+    {"snapshot-index", FLAG(snapshot_forgets), "faults", 100, "snapshots sometimes count one command too few"},
+    {"no-prevote", FLAG(no_prevote), "faults", 0, "no pre-vote: slower, not wrong (the control)"},
+};
+
+struct options {
+    uint64_t first, seeds, seed;
+    unsigned jobs, seconds;
+    bool verbose, one, all_mutations;
+    const struct sim_scenario *scenario;
+    const struct mutation *mutation;
+};
+
+struct report { /* from a child */
+    bool failed;
+    char text[400];
+    struct sim_stats stats;
+    uint64_t events;
+};
+
+struct job {
+    pid_t pid; /* 0: free */
+    int fd;
+    uint64_t seed;
+};
+
+struct totals {
+    uint64_t passed, failed;
+    uint64_t first_failed_seed;
+    struct sim_stats stats;
+    uint64_t events, seeds_with_double_free;
+};
+
+static void report_fill(struct report *report, const struct sim_cluster *cluster)
+{
+    report->failed = cluster->sim.violation[0] != '\0';
+    snprintf(report->text, sizeof(report->text), "%s", cluster->sim.violation);
+    report->stats = cluster->stats;
+    report->events = cluster->sim.events;
+}
+
+static void run_seed(const struct options *options, uint64_t seed, struct report *ret_report)
+{
+    struct sim_cluster *cluster = NEW(struct sim_cluster);
+    struct sim_mutations broken = {0};
+
+    if (options->mutation != NULL)
+        *((bool *)&broken + options->mutation->offset) = true;
+    sim_cluster_init(cluster, seed, options->verbose, &sim_history_class, options->scenario, &broken, options->seconds);
+    sim_cluster_run(cluster);
+    report_fill(ret_report, cluster);
+    sim_cluster_finish(cluster);
+    free(cluster);
+}
+
+/* --- Many seeds ----------------------------------------------------------------------------------------------------- */
+
+static _Noreturn void child_run(const struct options *options, uint64_t seed, int fd)
+{
+    struct report report = {0};
+
+    alarm(SEED_SECONDS_MAX);
+    run_seed(options, seed, &report);
+    _exit(write(fd, &report, sizeof(report)) == (ssize_t)sizeof(report) ? 0 : 3);
+}
+
+static void job_start(struct job *job, const struct options *options, uint64_t seed)
+{
+    int fds[2];
+
+    ASSERT(pipe(fds) == 0);
+    fflush(stdout);
+    job->pid = fork();
+    ASSERT(job->pid >= 0);
+    if (job->pid == 0) {
+        close(fds[0]);
+        child_run(options, seed, fds[1]);
+    }
+    close(fds[1]);
+    job->fd = fds[0];
+    job->seed = seed;
+}
+
+static void stats_add(struct sim_stats *to, const struct sim_stats *from)
+{
+    uint64_t *sums = (uint64_t *)to;
+    const uint64_t *values = (const uint64_t *)from;
+
+    for (size_t i = 0; i < sizeof(*to) / sizeof(*sums); i++)
+        sums[i] += values[i];
+}
+
+static void job_end(struct job *job, const struct options *options, struct totals *totals)
+{
+    struct report report = {0};
+    ssize_t n = read(job->fd, &report, sizeof(report));
+    int status = 0;
+
+    close(job->fd);
+    ASSERT(waitpid(job->pid, &status, 0) == job->pid);
+    job->pid = 0;
+    if (n != (ssize_t)sizeof(report)) {
+        report.failed = true;
+        if (WIFSIGNALED(status))
+            snprintf(report.text, sizeof(report.text), "the process was killed by signal %d (%s)", WTERMSIG(status),
+                     strsignal(WTERMSIG(status)));
+        else
+            snprintf(report.text, sizeof(report.text), "the process ended with status %d", WEXITSTATUS(status));
+    }
+    stats_add(&totals->stats, &report.stats);
+    totals->events += report.events;
+    totals->seeds_with_double_free += report.stats.double_frees > 0;
+    if (!report.failed) {
+        totals->passed++;
+        return;
+    }
+    if (totals->failed++ == 0)
+        totals->first_failed_seed = job->seed;
+    if (!options->all_mutations)
+        printf("FAIL seed %llu: %s\n     sim --scenario %s --seconds %u --seed %llu --verbose%s%s\n",
+               (unsigned long long)job->seed, report.text, options->scenario->name, options->seconds,
+               (unsigned long long)job->seed, options->mutation != NULL ? " --mutate " : "",
+               options->mutation != NULL ? options->mutation->name : "");
+}
+
+/* Run the seeds; with @stop_at_failure no new ones are begun after the first that fails. */
+static void run_seeds(const struct options *options, bool stop_at_failure, struct totals *totals)
+{
+    struct job jobs[JOBS_MAX] = {0};
+    uint64_t next = options->first, end = options->first + options->seeds;
+    unsigned running = 0;
+
+    while (running > 0 || next < end) {
+        struct pollfd fds[JOBS_MAX];
+        unsigned count = 0;
+
+        for (unsigned i = 0; i < options->jobs && next < end; i++) {
+            if (jobs[i].pid == 0) {
+                job_start(&jobs[i], options, next++);
+                running++;
+            }
+        }
+        for (unsigned i = 0; i < options->jobs; i++)
+            fds[count++] = (struct pollfd){.fd = jobs[i].pid != 0 ? jobs[i].fd : -1, .events = POLLIN};
+        if (poll(fds, count, -1) < 0) {
+            ASSERT(errno == EINTR);
+            continue;
+        }
+        for (unsigned i = 0; i < count; i++) {
+            if (fds[i].revents != 0) {
+                job_end(&jobs[i], options, totals);
+                running--;
+            }
+        }
+        if (stop_at_failure && totals->failed > 0)
+            next = end;
+    }
+}
+
+static void totals_print(const struct options *options, const struct totals *totals)
+{
+    const struct sim_stats *s = &totals->stats;
+
+    printf("scenario %s, %llu seeds of %u s: %llu events, %llu commands acknowledged, %llu unknown, %llu refused, "
+           "%llu reads\n",
+           options->scenario->name, (unsigned long long)options->seeds, options->seconds,
+           (unsigned long long)totals->events, (unsigned long long)s->acknowledged, (unsigned long long)s->unknown,
+           (unsigned long long)s->refused, (unsigned long long)s->reads);
+    printf("%llu elections, %llu crashes, %llu snapshots, %llu installed, %llu ended by guard C\n",
+           (unsigned long long)s->elections, (unsigned long long)s->crashes, (unsigned long long)s->snapshots,
+           (unsigned long long)s->installs, (unsigned long long)s->broken);
+    printf("libraft aborts of the known kind (a batch freed twice, see sim_raft_io.h): %llu in %llu seeds\n",
+           (unsigned long long)s->double_frees, (unsigned long long)totals->seeds_with_double_free);
+    printf("%llu passed, %llu failed, 0 skipped\n", (unsigned long long)totals->passed,
+           (unsigned long long)totals->failed);
+}
+
+/* --- Mutations ------------------------------------------------------------------------------------------------------ */
+
+static int run_mutations(struct options options)
+{
+    unsigned passed = 0, failed = 0;
+
+    options.all_mutations = true;
+    for (size_t i = 0; i < ARRAY_SIZE(mutations); i++) {
+        const struct mutation *mutation = &mutations[i];
+        struct totals totals = {0};
+        bool well;
+
+        options.mutation = mutation;
+        options.scenario = sim_scenario_find(mutation->scenario);
+        options.seeds = mutation->seeds > 0 ? mutation->seeds : 100;
+        run_seeds(&options, true, &totals);
+        well = (totals.failed > 0) == (mutation->seeds > 0);
+        if (mutation->seeds > 0 && well)
+            printf("ok   %-18s found by seed %llu\n", mutation->name, (unsigned long long)totals.first_failed_seed);
+        else if (mutation->seeds > 0)
+            printf("FAIL %-18s not found in %u seeds: %s\n", mutation->name, mutation->seeds, mutation->text);
+        else
+            printf("%s %-18s %s\n", well ? "ok  " : "FAIL", mutation->name,
+                   well ? "breaks no promise, as it should" : "breaks a promise");
+        fflush(stdout);
+        passed += well;
+        failed += !well;
+    }
+    printf("%u passed, %u failed, 0 skipped\n", passed, failed);
+    return failed > 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* --- Options -------------------------------------------------------------------------------------------------------- */
+
+static int list(void)
+{
+    const struct sim_scenario *scenario;
+
+    printf("scenarios:\n");
+    for (size_t i = 0; (scenario = sim_scenario_at(i)) != NULL; i++)
+        printf("  %-18s %s\n", scenario->name, scenario->text);
+    printf("mutations:\n");
+    for (size_t i = 0; i < ARRAY_SIZE(mutations); i++)
+        printf("  %-18s %s\n", mutations[i].name, mutations[i].text);
+    return EXIT_SUCCESS;
+}
+
+static const struct mutation *mutation_find(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(mutations); i++)
+        if (strcmp(mutations[i].name, name) == 0)
+            return &mutations[i];
+    return NULL;
+}
+
+static int usage(const char *what)
+{
+    fprintf(stderr, "sim: %s; the head of tests/sim/main.c lists the options, --list scenarios and mutations\n", what);
+    return 2;
+}
+
+static int run_one(const struct options *options)
+{
+    struct report report = {0};
+
+    run_seed(options, options->seed, &report);
+    printf("seed %llu: %s (%llu events, %llu acknowledged, %llu elections, %llu crashes, %llu installed)\n",
+           (unsigned long long)options->seed, report.failed ? report.text : "well", (unsigned long long)report.events,
+           (unsigned long long)report.stats.acknowledged, (unsigned long long)report.stats.elections,
+           (unsigned long long)report.stats.crashes, (unsigned long long)report.stats.installs);
+    printf("%d passed, %d failed, 0 skipped\n", !report.failed, report.failed);
+    return report.failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option long_options[] = {
+        {"seeds", required_argument, NULL, 'n'},    {"first", required_argument, NULL, 'f'},
+        {"seed", required_argument, NULL, 's'},     {"jobs", required_argument, NULL, 'j'},
+        {"seconds", required_argument, NULL, 't'},  {"scenario", required_argument, NULL, 'c'},
+        {"mutate", required_argument, NULL, 'm'},   {"mutations", no_argument, NULL, 'M'},
+        {"verbose", no_argument, NULL, 'v'},        {"list", no_argument, NULL, 'l'},
+        {NULL, 0, NULL, 0},
+    };
+    struct options options = {.first = 1, .seeds = 100, .jobs = 2, .seconds = 60};
+    struct totals totals = {0};
+    int c;
+
+    options.scenario = sim_scenario_find("faults");
+    while ((c = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        switch (c) {
+        case 'n': options.seeds = strtoull(optarg, NULL, 10); break;
+        case 'f': options.first = strtoull(optarg, NULL, 10); break;
+        case 's': options.seed = strtoull(optarg, NULL, 10); options.one = true; break;
+        case 'j': options.jobs = (unsigned)strtoul(optarg, NULL, 10); break;
+        case 't': options.seconds = (unsigned)strtoul(optarg, NULL, 10); break;
+        case 'c': options.scenario = sim_scenario_find(optarg); break;
+        case 'm':
+            options.mutation = mutation_find(optarg);
+            if (options.mutation == NULL)
+                return usage("no such mutation");
+            break;
+        case 'M': options.all_mutations = true; break;
+        case 'v': options.verbose = true; break;
+        case 'l': return list();
+        default: return usage("unknown option");
+        }
+    }
+    if (options.scenario == NULL)
+        return usage("no such scenario");
+    if (options.seconds < SECONDS_MIN || options.jobs < 1 || options.jobs > JOBS_MAX)
+        return usage("--seconds must be at least 30, --jobs 1 to 64");
+    if (options.all_mutations)
+        return run_mutations(options);
+    if (options.one)
+        return run_one(&options);
+    run_seeds(&options, false, &totals);
+    totals_print(&options, &totals);
+    return totals.failed > 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,163 @@
+/* The run of a simulated cluster: controllers start, clients load the leader, faults come and go, the last 20 seconds
+ * are quiet, and then all must be well again. */
+#include "tests/sim/sim_faults.h"
+#include "tests/sim/sim_node.h"
+
+#include <string.h>
+
+enum { QUIET_SECONDS = 20, LEVEL_LAG_MAX = 200, CLOCK_DRIFT_PPM_MAX = 500 };
+
+void sim_cluster_init(struct sim_cluster *cluster, uint64_t seed, bool verbose, const struct sim_machine_class *class,
+                      const struct sim_scenario *scenario, const struct sim_mutations *mutations, unsigned seconds)
+{
+    struct sim *sim = &cluster->sim;
+
+    memset(cluster, 0, sizeof(*cluster));
+    sim_init(sim, seed, verbose);
+    sim_network_init(&cluster->network, sim);
+    sim_raft_heap_install(&cluster->heap);
+    cluster->class = class;
+    cluster->scenario = scenario;
+    cluster->mutations = *mutations;
+    cluster->node_count = sim_chance(sim, 200) ? 5 : 3;
+    cluster->end_us = seconds * SIM_SECOND;
+    cluster->quiet_us = cluster->end_us - QUIET_SECONDS * SIM_SECOND;
+    for (unsigned id = 1; id <= cluster->node_count; id++) {
+        struct sim_node *node = &cluster->nodes[id];
+
+        node->cluster = cluster;
+        node->actor.id = id;
+        node->actor.kind = "controller";
+        node->actor.clock_offset_us = sim_between(sim, SIM_SECOND, 1000 * SIM_SECOND);
+        node->actor.clock_drift_ppm = (int64_t)sim_below(sim, 2 * CLOCK_DRIFT_PPM_MAX + 1) - CLOCK_DRIFT_PPM_MAX;
+        ASSERT(pthread_rwlock_init(&node->lock, NULL) == 0);
+        sim_disk_init(&node->disk, sim, &node->actor);
+        node->disk.snapshot_extra_ms = scenario->snapshot_extra_ms;
+        node->disk.acknowledges_early = mutations->disk_acknowledges_early;
+    }
+}
+
+struct sim_node *sim_cluster_leader(struct sim_cluster *cluster)
+{
+    struct sim_node *found = NULL;
+    unsigned count = 0;
+
+    for (unsigned id = 1; id <= cluster->node_count; id++) /* there may be two: one of them does not know better yet */
+        if (sim_node_leads(&cluster->nodes[id]) && sim_below(&cluster->sim, ++count) == 0)
+            found = &cluster->nodes[id];
+    return found;
+}
+
+/* --- Clients -------------------------------------------------------------------------------------------------------- */
+
+/* Each client asks a controller at random; whoever thinks that it leads gets the command. */
+static void client_next(struct sim *sim, struct sim_event *event)
+{
+    struct sim_cluster *cluster = event->data;
+    unsigned commands = sim_chance(sim, 100) ? SIM_GROUP_COMMANDS_MAX : (unsigned)sim_between(sim, 1, 3);
+    struct sim_node *node = &cluster->nodes[sim_between(sim, 1, cluster->node_count)];
+
+    if (sim_node_leads(node))
+        sim_node_load(node, commands);
+    if (sim_chance(sim, 300) && sim_node_leads(node))
+        sim_node_barrier(node, NULL, NULL);
+    sim_after(sim, sim_between(sim, SIM_MS, 30 * SIM_MS), client_next, NULL, cluster);
+}
+
+/* --- Checks --------------------------------------------------------------------------------------------------------- */
+
+static void cluster_check_leaders(struct sim_cluster *cluster)
+{
+    for (unsigned id = 1; id <= cluster->node_count; id++) {
+        const struct sim_node *node = &cluster->nodes[id];
+        size_t term;
+
+        if (!node->actor.up || raft_state(node->raft) != RAFT_LEADER)
+            continue;
+        term = (size_t)raft_current_term(node->raft);
+        if (term >= cluster->leaders_size) {
+            size_t size = MAX(term + 1, cluster->leaders_size * 2 + 64);
+
+            cluster->leaders = xrealloc(cluster->leaders, size * sizeof(*cluster->leaders));
+            memset(cluster->leaders + cluster->leaders_size, 0,
+                   (size - cluster->leaders_size) * sizeof(*cluster->leaders));
+            cluster->leaders_size = size;
+        }
+        if (cluster->leaders[term] == 0) {
+            cluster->leaders[term] = id;
+            cluster->stats.elections++;
+            sim_log(&cluster->sim, "controller %u leads term %zu", id, term);
+        } else if (cluster->leaders[term] != id) {
+            sim_violation(&cluster->sim, "controllers %u and %u both lead term %zu", (unsigned)cluster->leaders[term],
+                          id, term);
+        }
+    }
+}
+
+static void cluster_check_end(struct sim_cluster *cluster, uint64_t acknowledged_before_last_second)
+{
+    struct sim *sim = &cluster->sim;
+    uint64_t lowest = UINT64_MAX, highest = 0;
+    unsigned leaders = 0;
+
+    for (unsigned id = 1; id <= cluster->node_count; id++) {
+        const struct sim_node *node = &cluster->nodes[id];
+
+        leaders += sim_node_leads(node);
+        lowest = MIN(lowest, node->index);
+        highest = MAX(highest, node->index);
+    }
+    if (leaders != 1)
+        sim_violation(sim, "%u leaders after %d s without faults", leaders, QUIET_SECONDS);
+    else if (highest - lowest > LEVEL_LAG_MAX)
+        sim_violation(sim, "a controller is at index %llu, another at %llu, after %d s without faults",
+                      (unsigned long long)lowest, (unsigned long long)highest, QUIET_SECONDS);
+    else if (cluster->acknowledged_index > cluster->history_count)
+        sim_violation(sim, "index %llu was acknowledged, the history ends at %zu",
+                      (unsigned long long)cluster->acknowledged_index, cluster->history_count);
+    else if (cluster->stats.acknowledged == acknowledged_before_last_second)
+        sim_violation(sim, "no command is acknowledged after %d s without faults", QUIET_SECONDS);
+}
+
+/* --- The run -------------------------------------------------------------------------------------------------------- */
+
+static void cluster_run_to(struct sim_cluster *cluster, uint64_t until_us)
+{
+    while (sim_step(&cluster->sim, until_us)) {
+        cluster_check_leaders(cluster);
+        if (cluster->class->check_world != NULL)
+            cluster->class->check_world(cluster);
+    }
+}
+
+void sim_cluster_run(struct sim_cluster *cluster)
+{
+    struct sim *sim = &cluster->sim;
+    uint64_t acknowledged;
+
+    for (unsigned id = 1; id <= cluster->node_count; id++)
+        sim_node_start(&cluster->nodes[id]);
+    if (cluster->class->begin != NULL)
+        cluster->class->begin(cluster);
+    sim_after(sim, 2 * SIM_SECOND, client_next, NULL, cluster);
+    sim_faults_start(cluster);
+    cluster_run_to(cluster, cluster->quiet_us);
+    sim_faults_heal(cluster);
+    cluster_run_to(cluster, cluster->end_us - SIM_SECOND);
+    acknowledged = cluster->stats.acknowledged;
+    cluster_run_to(cluster, cluster->end_us);
+    for (unsigned id = 1; id <= cluster->node_count; id++)
+        cluster->stats.installs += cluster->nodes[id].disk.installs;
+    if (sim->violation[0] == '\0')
+        cluster_check_end(cluster, acknowledged);
+    if (cluster->class->finish != NULL)
+        cluster->class->finish(cluster);
+}
+
+void sim_cluster_finish(struct sim_cluster *cluster)
+{
+    sim_finish(&cluster->sim);
+    free(cluster->history);
+    free(cluster->leaders);
+    raft_heap_set_default();
+}

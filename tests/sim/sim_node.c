@@ -1,0 +1,531 @@
+/* One simulated controller, and what it must never do. See sim_node.h for the list of checks. */
+#include "tests/sim/sim_node.h"
+
+#include "controller/raft/raft_errors.h"
+#include "controller/raft/raft_frame.h"
+
+#include <errno.h>
+#include <string.h>
+
+struct command { /* of a group in flight */
+    uint64_t index;  /* 0: not applied here yet */
+    uint64_t hash;
+    void *result;
+};
+
+struct group {
+    struct list in_groups;
+    struct raft_apply req;
+    struct sim_node *node;
+    struct raft_buffer buf;
+    uint64_t sequence;
+    uint64_t floor; /* everything up to here was acknowledged before this was proposed */
+    sim_propose_cb done;
+    void *arg;
+    int rv;
+    unsigned count;
+    struct command commands[SIM_GROUP_COMMANDS_MAX];
+};
+
+struct barrier {
+    struct raft_barrier req;
+    struct sim_node *node;
+    uint64_t floor;
+    sim_barrier_cb done;
+    void *arg;
+    int rv;
+};
+
+static uint64_t bytes_hash(const void *data, size_t size)
+{
+    uint64_t hash = 14695981039346656037ull;
+
+    for (size_t i = 0; i < size; i++)
+        hash = (hash ^ ((const uint8_t *)data)[i]) * 1099511628211ull;
+    return hash;
+}
+
+/* --- The state machine as libraft sees it ------------------------------------------------------------------------- */
+
+static struct group *node_find_group(struct sim_node *node, uint64_t proposer, uint64_t sequence)
+{
+    if (proposer != node->proposer)
+        return NULL;
+    LIST_FOREACH (at, &node->groups) {
+        struct group *group = LIST_ENTRY(at, struct group, in_groups);
+
+        if (group->sequence == sequence)
+            return group;
+    }
+    return NULL;
+}
+
+static void node_check_state(struct sim_node *node)
+{
+    struct sim_cluster *cluster = node->cluster;
+    char text[200] = "";
+
+    if (cluster->class->check != NULL && !cluster->class->check(&node->machine, text, sizeof(text)))
+        sim_violation(&cluster->sim, "controller %u at index %llu: %s", node->actor.id,
+                      (unsigned long long)node->index, text);
+}
+
+/* The first controller to apply an index writes history, the others must agree with it. */
+static void node_check_history(struct sim_node *node, uint64_t command_hash)
+{
+    struct sim_cluster *cluster = node->cluster;
+    struct sim_history_entry now = {command_hash, cluster->class->hash(&node->machine)}, *then;
+
+    if (node->index == cluster->history_count + 1) {
+        if (cluster->history_count == cluster->history_capacity) {
+            cluster->history_capacity = MAX(4096, cluster->history_capacity * 2);
+            cluster->history = xrealloc(cluster->history, cluster->history_capacity * sizeof(*cluster->history));
+        }
+        cluster->history[cluster->history_count++] = now;
+        return;
+    }
+    if (node->index > cluster->history_count) {
+        sim_violation(&cluster->sim, "controller %u applies index %llu, nobody has applied %llu", node->actor.id,
+                      (unsigned long long)node->index, (unsigned long long)cluster->history_count + 1);
+        return;
+    }
+    then = &cluster->history[node->index - 1];
+    if (then->command_hash != now.command_hash)
+        sim_violation(&cluster->sim, "controller %u applies another command at index %llu", node->actor.id,
+                      (unsigned long long)node->index);
+    else if (then->state_hash != now.state_hash)
+        sim_violation(&cluster->sim, "controller %u has another state at index %llu", node->actor.id,
+                      (unsigned long long)node->index);
+}
+
+static void node_apply_command(struct sim_node *node, struct command *mine, const void *data, size_t size)
+{
+    struct raft_machine *machine = &node->machine;
+    void *result = NULL;
+
+    node->index++;
+    if (node->cluster->mutations.apply_depends_on_node && node->index % 500 == node->actor.id)
+        return; /* mutation: this controller skips it */
+    machine->apply(machine->ctx, node->index, data, size, &result);
+    node_check_history(node, bytes_hash(data, size));
+    node_check_state(node);
+    if (mine != NULL) {
+        mine->index = node->index;
+        mine->result = result;
+    } else if (result != NULL && machine->release != NULL) {
+        machine->release(machine->ctx, result);
+    }
+}
+
+static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)
+{
+    struct sim_node *node = fsm->data;
+    struct raft_group reader;
+    struct group *mine;
+    const void *data;
+    unsigned at = 0;
+    size_t size;
+    int rv = raft_group_open(&reader, buf->base, buf->len);
+
+    *result = NULL;
+    if (rv == 0) {
+        mine = node_find_group(node, reader.proposer, reader.sequence);
+        while ((rv = raft_group_next(&reader, &data, &size)) > 0) {
+            node_apply_command(node, mine != NULL ? &mine->commands[at] : NULL, data, size);
+            at++;
+        }
+    }
+    if (rv != 0)
+        sim_violation(&node->cluster->sim, "controller %u applies an entry that is no group: %s", node->actor.id,
+                      strerror(-rv));
+    return 0;
+}
+
+static int node_fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *bufs[], unsigned *n_bufs)
+{
+    struct sim_node *node = fsm->data;
+    struct sim_cluster *cluster = node->cluster;
+    struct bytes_writer out = {0};
+    struct raft_buffer *buf;
+
+    if (!cluster->mutations.raft.no_snapshot_guard && !raft_guard_may_snapshot(node->raft))
+        return RAFT_BUSY;
+    raft_snapshot_begin(&out);
+    node->machine.snapshot(node->machine.ctx, &out);
+    raft_snapshot_end(&out, node->index - (cluster->mutations.snapshot_forgets && node->index % 64 == 7));
+    buf = raft_malloc(sizeof(*buf));
+    *buf = (struct raft_buffer){.base = out.data, .len = out.size};
+    *bufs = buf;
+    *n_bufs = 1;
+    cluster->stats.snapshots++;
+    return 0;
+}
+
+static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
+{
+    struct sim_node *node = fsm->data;
+    struct sim_cluster *cluster = node->cluster;
+    struct error err = {0};
+    const void *state;
+    size_t size;
+    uint64_t index;
+    int rv = raft_snapshot_open(buf->base, buf->len, &index, &state, &size);
+
+    if (rv == 0)
+        rv = node->machine.restore(node->machine.ctx, state, size, &err);
+    if (rv != 0) {
+        sim_violation(&cluster->sim, "controller %u cannot restore a snapshot: %s %s", node->actor.id, strerror(-rv),
+                      err.text);
+        return RAFT_CORRUPT;
+    }
+    raft_free(buf->base);
+    node->index = index;
+    if (index > cluster->history_count ||
+        (index > 0 && cluster->history[index - 1].state_hash != cluster->class->hash(&node->machine)))
+        sim_violation(&cluster->sim, "controller %u restores a state that is not the one of index %llu",
+                      node->actor.id, (unsigned long long)index);
+    node_check_state(node);
+    return 0;
+}
+
+/* --- Commands ----------------------------------------------------------------------------------------------------- */
+
+static void group_check_acknowledged(struct group *group)
+{
+    struct sim_cluster *cluster = group->node->cluster;
+
+    for (unsigned i = 0; i < group->count; i++) {
+        const struct command *command = &group->commands[i];
+
+        if (command->index == 0 || command->index > cluster->history_count ||
+            cluster->history[command->index - 1].command_hash != command->hash)
+            sim_violation(&cluster->sim, "controller %u acknowledges a command that is not in the history",
+                          group->node->actor.id);
+        else if (command->index <= group->floor)
+            sim_violation(&cluster->sim, "a command proposed after index %llu was acknowledged gets index %llu",
+                          (unsigned long long)group->floor, (unsigned long long)command->index);
+        cluster->acknowledged_index = MAX(cluster->acknowledged_index, command->index);
+    }
+    cluster->stats.acknowledged += group->count;
+}
+
+static void group_finish(struct group *group, int status)
+{
+    struct sim_cluster *cluster = group->node->cluster;
+    struct raft_machine *machine = &group->node->machine;
+    void *result = group->commands[0].result;
+
+    list_remove(&group->in_groups);
+    if (status == 0)
+        group_check_acknowledged(group);
+    else
+        cluster->stats.unknown += group->count;
+    for (unsigned i = 0; i < group->count; i++) {
+        bool taken = i == 0 && group->done != NULL;
+
+        if (!taken && group->commands[i].result != NULL && machine->release != NULL)
+            machine->release(machine->ctx, group->commands[i].result);
+    }
+    if (group->done != NULL)
+        group->done(group->arg, status, result);
+    free(group);
+}
+
+static void group_cb(struct raft_apply *req, int status, void *result UNUSED)
+{
+    struct group *group = req->data;
+    bool applied = group->commands[group->count - 1].index != 0;
+
+    group_finish(group, status == 0 || applied ? 0 : -EINPROGRESS);
+}
+
+static void group_submit(struct sim_raft_io *io, void *arg)
+{
+    struct group *group = arg;
+
+    group->rv = raft_apply(io->raft, &group->req, &group->buf, 1, group_cb);
+    if (group->rv != 0)
+        raft_free(group->buf.base);
+}
+
+static struct group *group_new(struct sim_node *node)
+{
+    struct group *group = NEW(struct group);
+
+    group->node = node;
+    group->req.data = group;
+    group->sequence = ++node->sequence;
+    group->floor = node->cluster->acknowledged_index;
+    list_append(&node->groups, &group->in_groups);
+    return group;
+}
+
+static void group_add(struct group *group, struct bytes_writer *frame, const void *command, size_t size)
+{
+    group->commands[group->count++].hash = bytes_hash(command, size);
+    raft_group_add(frame, command, size);
+}
+
+static int group_send(struct group *group, struct bytes_writer *frame)
+{
+    struct sim_node *node = group->node;
+    uint64_t incarnation = node->actor.incarnation;
+    int rv;
+
+    raft_group_end(frame, group->count);
+    group->buf = (struct raft_buffer){.base = frame->data, .len = frame->size};
+    if (node->cluster->mutations.acknowledge_before_commit && sim_chance(&node->cluster->sim, 100))
+        node->cluster->acknowledged_index = MAX(node->cluster->acknowledged_index, node->index + group->count);
+    sim_raft_io_call(&node->io, group_submit, group);
+    if (!node->actor.up || node->actor.incarnation != incarnation)
+        return -ECANCELED; /* it died of it */
+    rv = raft_errors_errno(group->rv);
+    if (rv != 0) {
+        node->cluster->stats.refused += group->count;
+        list_remove(&group->in_groups);
+        free(group);
+    }
+    return rv;
+}
+
+int sim_node_propose(struct sim_node *node, const void *command, size_t size, sim_propose_cb done, void *arg)
+{
+    struct bytes_writer frame = {0};
+    struct group *group;
+
+    if (!sim_node_leads(node))
+        return -ENOTCONN;
+    group = group_new(node);
+    group->done = done;
+    group->arg = arg;
+    raft_group_begin(&frame, node->proposer, group->sequence);
+    group_add(group, &frame, command, size);
+    return group_send(group, &frame);
+}
+
+void sim_node_load(struct sim_node *node, unsigned commands)
+{
+    struct bytes_writer frame = {0};
+    struct group *group = group_new(node);
+
+    ASSERT(commands > 0 && commands <= SIM_GROUP_COMMANDS_MAX);
+    raft_group_begin(&frame, node->proposer, group->sequence);
+    for (unsigned i = 0; i < commands; i++) {
+        struct bytes_writer command = {0};
+
+        node->cluster->class->generate(node, &command);
+        group_add(group, &frame, command.data, command.size);
+        bytes_writer_finish(&command);
+    }
+    group_send(group, &frame);
+}
+
+/* --- Reads -------------------------------------------------------------------------------------------------------- */
+
+static void barrier_cb(struct raft_barrier *req, int status)
+{
+    struct barrier *barrier = req->data;
+    struct sim_node *node = barrier->node;
+
+    if (status == 0) {
+        node->cluster->stats.reads++;
+        if (node->index < barrier->floor)
+            sim_violation(&node->cluster->sim, "a read behind a barrier sees index %llu, %llu was acknowledged before",
+                          (unsigned long long)node->index, (unsigned long long)barrier->floor);
+    }
+    if (barrier->done != NULL)
+        barrier->done(barrier->arg, status == 0 ? 0 : -ENOTCONN);
+    free(barrier);
+}
+
+static void barrier_submit(struct sim_raft_io *io, void *arg)
+{
+    struct barrier *barrier = arg;
+
+    barrier->rv = raft_barrier(io->raft, &barrier->req, barrier_cb);
+}
+
+int sim_node_barrier(struct sim_node *node, sim_barrier_cb done, void *arg)
+{
+    struct barrier *barrier;
+    uint64_t incarnation = node->actor.incarnation;
+    int rv;
+
+    if (!sim_node_leads(node))
+        return -ENOTCONN;
+    barrier = NEW(struct barrier);
+    *barrier = (struct barrier){
+        .node = node, .floor = node->cluster->acknowledged_index, .done = done, .arg = arg, .req.data = barrier};
+    if (node->cluster->mutations.read_without_barrier) {
+        barrier_cb(&barrier->req, 0);
+        return 0;
+    }
+    sim_raft_io_call(&node->io, barrier_submit, barrier);
+    if (!node->actor.up || node->actor.incarnation != incarnation)
+        return -ECANCELED;
+    rv = raft_errors_errno(barrier->rv);
+    if (rv != 0)
+        free(barrier);
+    return rv;
+}
+
+/* --- Leading -------------------------------------------------------------------------------------------------------- */
+
+static void lead_ready(void *arg, int status)
+{
+    struct sim_node *node = arg;
+
+    if (status == 0)
+        node->ready_term = node->barrier_term;
+    else
+        node->barrier_term = 0;
+}
+
+static void node_lead(struct sim *sim, struct sim_event *event)
+{
+    struct sim_node *node = CONTAINER_OF(event->actor, struct sim_node, actor);
+    const struct sim_machine_class *class = node->cluster->class;
+    uint64_t term;
+
+    sim_after(sim, sim_true_us(&node->actor, 100 * SIM_MS), node_lead, &node->actor, NULL);
+    if (class->lead == NULL || !sim_node_leads(node))
+        return;
+    term = raft_current_term(node->raft);
+    if (node->ready_term == term) {
+        class->lead(node);
+    } else if (node->barrier_term != term) {
+        node->barrier_term = term;
+        if (sim_node_barrier(node, lead_ready, node) != 0)
+            node->barrier_term = 0;
+    }
+}
+
+bool sim_node_leads(const struct sim_node *node)
+{
+    return node->actor.up && node->actor.paused_until_us <= node->cluster->sim.now_us &&
+           raft_state(node->raft) == RAFT_LEADER;
+}
+
+/* --- Life ----------------------------------------------------------------------------------------------------------- */
+
+static struct sim_raft_io *node_peer(struct sim_raft_io *io, raft_id id)
+{
+    struct sim_node *node = CONTAINER_OF(io, struct sim_node, io);
+
+    return id >= 1 && id <= node->cluster->node_count ? &node->cluster->nodes[id].io : NULL;
+}
+
+static void node_restart(struct sim *sim UNUSED, struct sim_event *event)
+{
+    struct sim_node *node = event->data;
+
+    if (!node->actor.up)
+        sim_node_start(node);
+}
+
+static void node_ended(struct sim_raft_io *io, enum sim_raft_end end, const char *why)
+{
+    struct sim_node *node = CONTAINER_OF(io, struct sim_node, io);
+    struct sim *sim = &node->cluster->sim;
+
+    if (end == SIM_RAFT_DOUBLE_FREE)
+        node->cluster->stats.double_frees++;
+    else
+        node->cluster->stats.broken++;
+    sim_node_crash(node, why);
+    sim_after(sim, sim_between(sim, 100 * SIM_MS, SIM_SECOND), node_restart, NULL, node);
+}
+
+static void node_bootstrap(struct sim_node *node)
+{
+    struct sim_cluster *cluster = node->cluster;
+    struct raft_configuration configuration;
+
+    raft_configuration_init(&configuration);
+    for (unsigned id = 1; id <= cluster->node_count; id++) {
+        char address[16];
+
+        snprintf(address, sizeof(address), "c%u:7444", id);
+        ASSERT(raft_configuration_add(&configuration, id, address, RAFT_VOTER) == 0);
+    }
+    ASSERT(raft_bootstrap(node->raft, &configuration) == 0);
+    raft_configuration_close(&configuration);
+}
+
+static void node_raft_start(struct sim_raft_io *io, void *arg UNUSED)
+{
+    struct sim_node *node = CONTAINER_OF(io, struct sim_node, io);
+    const struct sim_scenario *scenario = node->cluster->scenario;
+    struct raft *raft = node->raft;
+    int rv;
+
+    ASSERT(raft_init(raft, &io->guard.io, &node->fsm, node->actor.id, io->address) == 0);
+    raft->tracer = NULL;
+    if (node->disk.term == 0)
+        node_bootstrap(node);
+    raft_set_election_timeout(raft, 500);
+    raft_set_heartbeat_timeout(raft, 50);
+    raft_set_install_snapshot_timeout(raft, 2000);
+    raft_set_pre_vote(raft, !node->cluster->mutations.no_prevote);
+    raft_set_snapshot_threshold(raft, scenario->snapshot_threshold);
+    raft_set_snapshot_trailing(raft, scenario->snapshot_trailing);
+    rv = raft_start(raft);
+    if (rv != 0)
+        sim_violation(&node->cluster->sim, "controller %u does not start: %s", node->actor.id, raft_strerror(rv));
+}
+
+void sim_node_start(struct sim_node *node)
+{
+    struct sim_cluster *cluster = node->cluster;
+
+    ASSERT(!node->actor.up);
+    sim_log(&cluster->sim, "controller %u starts: log %llu..%llu, snapshot %llu", node->actor.id, node->disk.first,
+            node->disk.first + node->disk.count - 1, node->disk.snapshot.index);
+    node->actor.up = true;
+    node->actor.paused_until_us = 0;
+    node->index = 0;
+    node->proposer = sim_random(&cluster->sim);
+    node->sequence = 0;
+    node->barrier_term = node->ready_term = 0;
+    list_init(&node->groups);
+    memset(&node->machine, 0, sizeof(node->machine));
+    cluster->class->create(node, &node->machine);
+    node->machine.lock = &node->lock;
+    node->fsm = (struct raft_fsm){.version = 1,
+                                  .data = node,
+                                  .apply = node_fsm_apply,
+                                  .snapshot = node_fsm_snapshot,
+                                  .restore = node_fsm_restore};
+    node->raft = NEW(struct raft);
+    node->io.sim = &cluster->sim;
+    node->io.network = &cluster->network;
+    node->io.heap = &cluster->heap;
+    node->io.actor = &node->actor;
+    node->io.disk = &node->disk;
+    node->io.raft = node->raft;
+    node->io.peer = node_peer;
+    node->io.ended = node_ended;
+    sim_raft_io_init(&node->io, &cluster->mutations.raft);
+    sim_raft_io_call(&node->io, node_raft_start, NULL);
+    if (node->actor.up)
+        sim_after(&cluster->sim, 100 * SIM_MS, node_lead, &node->actor, NULL);
+}
+
+void sim_node_crash(struct sim_node *node, const char *why)
+{
+    struct sim_cluster *cluster = node->cluster;
+
+    if (!node->actor.up)
+        return;
+    sim_log(&cluster->sim, "controller %u is gone: %s", node->actor.id, why);
+    cluster->stats.crashes++;
+    node->actor.up = false;
+    node->actor.incarnation++;
+    sim_disk_crash(&node->disk);
+    while (!list_empty(&node->groups)) { /* whoever proposed will never hear of it */
+        struct group *group = LIST_ENTRY(node->groups.next, struct group, in_groups);
+
+        group_finish(group, -EINPROGRESS);
+    }
+    cluster->class->destroy(&node->machine);
+}

@@ -1,0 +1,105 @@
+/* A simulated cluster of controllers: the real Raft core on our raft_io, entries and snapshots framed as the real
+ * controller frames them, one state machine each, and the checks that hold at every moment:
+ *
+ *   - one leader a term, no vote twice, no term going back (also on disk)
+ *   - the same command and the same state at each index on every controller; snapshots are states of that history
+ *   - an acknowledged command is in the history, where its proposer was told, and behind all that was acknowledged
+ *     before it was proposed; nothing acknowledged is ever missing (for one log of commands that is linearizability)
+ *   - a read behind a barrier sees all that was acknowledged before it was asked
+ *   - after 20 seconds without faults: one leader, all controllers level, commands acknowledged again */
+#ifndef TESTS_SIM_SIM_NODE_H
+#define TESTS_SIM_SIM_NODE_H
+
+#include "common/list.h"
+#include "tests/sim/sim_machine.h"
+#include "tests/sim/sim_raft_io.h"
+
+#define SIM_NODES_MAX 5u
+#define SIM_GROUP_COMMANDS_MAX 20u
+
+/* What is broken on purpose, to see that it is found (main.c has the list). */
+struct sim_mutations {
+    struct sim_raft_mutations raft;
+    bool no_prevote;
+    bool disk_acknowledges_early;
+    bool acknowledge_before_commit;
+    bool read_without_barrier;
+    bool apply_depends_on_node;
+    bool snapshot_forgets;
+};
+
+struct sim_scenario {
+    const char *name;
+    unsigned faults; /* bits of enum sim_fault */
+    unsigned snapshot_threshold, snapshot_trailing, snapshot_extra_ms;
+    unsigned metadata_faults_per_thousand;
+    unsigned fault_gap_ms; /* the longest time between two faults */
+    const char *text;
+};
+
+struct sim_history_entry {
+    uint64_t command_hash, state_hash;
+};
+
+struct sim_stats {
+    uint64_t acknowledged, unknown, refused, reads, elections, crashes, double_frees, broken, snapshots, installs;
+};
+
+struct sim_node {
+    struct sim_actor actor; /* first */
+    struct sim_cluster *cluster;
+    struct sim_raft_io io;
+    struct sim_disk disk;
+    struct raft *raft; /* of this process; leaks with it, as a crashed process's memory would */
+    struct raft_fsm fsm;
+    struct raft_machine machine;
+    pthread_rwlock_t lock;
+    uint64_t index;    /* commands applied */
+    uint64_t proposer; /* of this process */
+    uint64_t sequence;
+    struct list groups;
+    uint64_t barrier_term, ready_term; /* a barrier of that term was asked for, was applied */
+};
+
+struct sim_cluster {
+    struct sim sim;
+    struct sim_network network;
+    struct sim_raft_heap heap;
+    const struct sim_machine_class *class;
+    const struct sim_scenario *scenario;
+    struct sim_mutations mutations;
+    unsigned node_count;
+    struct sim_node nodes[SIM_NODES_MAX + 1]; /* [1] .. [node_count] */
+    void *world;                              /* the machine class's own: agents, hosts, VMs */
+    uint64_t end_us, quiet_us;                /* faults stop at quiet_us */
+    struct sim_history_entry *history;        /* [index - 1] */
+    size_t history_count, history_capacity;
+    uint64_t acknowledged_index; /* the highest told to anybody */
+    uint64_t *leaders;           /* [term]: who led it */
+    size_t leaders_size;
+    struct sim_stats stats;
+};
+
+void sim_cluster_init(struct sim_cluster *cluster, uint64_t seed, bool verbose, const struct sim_machine_class *class,
+                      const struct sim_scenario *scenario, const struct sim_mutations *mutations, unsigned seconds);
+/* Start all controllers, clients and faults, run to the end, check that all is well again. The result is in
+ * cluster->sim.violation. */
+void sim_cluster_run(struct sim_cluster *cluster);
+void sim_cluster_finish(struct sim_cluster *cluster);
+
+void sim_node_start(struct sim_node *node);
+void sim_node_crash(struct sim_node *node, const char *why);
+bool sim_node_leads(const struct sim_node *node); /* it thinks so, and is not paused */
+struct sim_node *sim_cluster_leader(struct sim_cluster *cluster); /* one that thinks so, or NULL */
+
+/* Propose one command: @done comes once, with a status as of raft_node_propose and the machine's result (to be released
+ * by the callee). Negative: nothing happened. For the machine class; @done may be NULL. */
+typedef void (*sim_propose_cb)(void *arg, int status, void *result);
+int sim_node_propose(struct sim_node *node, const void *command, size_t size, sim_propose_cb done, void *arg);
+typedef void (*sim_barrier_cb)(void *arg, int status);
+int sim_node_barrier(struct sim_node *node, sim_barrier_cb done, void *arg);
+
+/* For clients: several of the class's commands as one group. */
+void sim_node_load(struct sim_node *node, unsigned commands);
+
+#endif

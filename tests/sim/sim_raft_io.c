@@ -1,0 +1,451 @@
+/* The methods of our raft_io: each hands the work to disk or network and calls libraft back in a later event. */
+#include "tests/sim/sim_raft_io.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* In the static library only (which is why the simulator and the controllers link it): raft_uv calls it each loop turn
+ * to fire the callbacks of finished requests, and so must any other raft_io. */
+extern void LegacyFireCompletedRequests(struct raft *raft);
+
+static struct sim_raft_io *sim_io(struct raft_io *io)
+{
+    return io->impl;
+}
+
+/* --- The way in and out ------------------------------------------------------------------------------------------- */
+
+static _Noreturn void io_escape(struct sim_raft_io *io, enum sim_raft_end end, const char *why)
+{
+    ASSERT(io->inside);
+    io->end_why = why;
+    longjmp(io->escape, 1 + (int)end);
+}
+
+void sim_raft_io_call(struct sim_raft_io *io, void (*fn)(struct sim_raft_io *io, void *arg), void *arg)
+{
+    int ended;
+
+    if (io->inside) {
+        fn(io, arg);
+        return;
+    }
+    io->inside = true;
+    ended = setjmp(io->escape);
+    if (ended == 0) {
+        fn(io, arg);
+        if (io->actor->up)
+            LegacyFireCompletedRequests(io->raft);
+    }
+    io->inside = false;
+    if (ended != 0)
+        io->ended(io, (enum sim_raft_end)(ended - 1), io->end_why);
+}
+
+static void io_broken(struct raft_guard *guard, const char *what, int raft_code UNUSED)
+{
+    io_escape(CONTAINER_OF(guard, struct sim_raft_io, guard), SIM_RAFT_BROKEN, what);
+}
+
+static void io_broken_ignored(struct raft_guard *guard UNUSED, const char *what UNUSED, int raft_code UNUSED)
+{
+}
+
+/* --- The allocator ------------------------------------------------------------------------------------------------ */
+
+static void *heap_malloc(void *data UNUSED, size_t size)
+{
+    return xcalloc(1, size); /* the same bytes in each run, even those that libraft never sets */
+}
+
+static void *heap_calloc(void *data UNUSED, size_t count, size_t size)
+{
+    return xcalloc(count, size);
+}
+
+static void *heap_realloc(void *data UNUSED, void *p, size_t size)
+{
+    return xrealloc(p, size);
+}
+
+static void *heap_aligned_alloc(void *data UNUSED, size_t alignment, size_t size)
+{
+    return aligned_alloc(alignment, size);
+}
+
+static void heap_aligned_free(void *data UNUSED, size_t alignment UNUSED, void *p)
+{
+    free(p);
+}
+
+static void heap_free(void *data, void *p)
+{
+    struct sim_raft_heap *heap = data;
+
+    if (p == NULL || p != heap->batch) {
+        free(p);
+        return;
+    }
+    if (heap->batch_freed) {
+        heap->batch = NULL;
+        io_escape(heap->receiving, SIM_RAFT_DOUBLE_FREE, "the batch of an AppendEntries is freed twice");
+    }
+    heap->batch_freed = true;
+}
+
+void sim_raft_heap_install(struct sim_raft_heap *heap)
+{
+    *heap = (struct sim_raft_heap){.heap = {.data = heap,
+                                            .malloc = heap_malloc,
+                                            .free = heap_free,
+                                            .calloc = heap_calloc,
+                                            .realloc = heap_realloc,
+                                            .aligned_alloc = heap_aligned_alloc,
+                                            .aligned_free = heap_aligned_free}};
+    raft_heap_set(&heap->heap);
+}
+
+/* --- Messages ------------------------------------------------------------------------------------------------------- */
+
+static void message_free(void *data)
+{
+    struct raft_message *message = data;
+
+    if (message->type == RAFT_APPEND_ENTRIES && message->append_entries.n_entries > 0) {
+        raft_free(message->append_entries.entries[0].batch);
+        raft_free(message->append_entries.entries);
+    } else if (message->type == RAFT_INSTALL_SNAPSHOT) {
+        raft_configuration_close(&message->install_snapshot.conf);
+        raft_free(message->install_snapshot.data.base);
+    }
+    free(message);
+}
+
+static void message_copy_entries(struct raft_append_entries *to, const struct raft_append_entries *from)
+{
+    size_t bytes = 8, at = 0;
+    char *batch;
+
+    for (unsigned i = 0; i < from->n_entries; i++)
+        bytes += (from->entries[i].buf.len + 7) & ~(size_t)7;
+    batch = raft_malloc(bytes);
+    to->entries = raft_calloc(from->n_entries, sizeof(*to->entries));
+    for (unsigned i = 0; i < from->n_entries; i++) {
+        const struct raft_entry *entry = &from->entries[i];
+
+        to->entries[i] = (struct raft_entry){entry->term, entry->type, {batch + at, entry->buf.len}, batch};
+        memcpy(batch + at, entry->buf.base, entry->buf.len);
+        at += (entry->buf.len + 7) & ~(size_t)7;
+    }
+}
+
+static struct raft_message *message_copy(const struct raft_message *from)
+{
+    struct raft_message *to = NEW(struct raft_message);
+
+    *to = *from;
+    if (from->type == RAFT_APPEND_ENTRIES && from->append_entries.n_entries > 0) {
+        message_copy_entries(&to->append_entries, &from->append_entries);
+    } else if (from->type == RAFT_INSTALL_SNAPSHOT) {
+        struct raft_buffer *data = &to->install_snapshot.data;
+
+        sim_disk_copy_configuration(&from->install_snapshot.conf, &to->install_snapshot.conf);
+        data->base = raft_malloc(data->len);
+        memcpy(data->base, from->install_snapshot.data.base, data->len);
+    }
+    return to;
+}
+
+static void io_recv(struct sim_raft_io *io, void *arg)
+{
+    struct sim_raft_heap *heap = io->heap;
+    struct raft_message *message = arg;
+    bool has_batch = message->type == RAFT_APPEND_ENTRIES && message->append_entries.n_entries > 0;
+
+    heap->receiving = io;
+    heap->batch = has_batch ? message->append_entries.entries[0].batch : NULL;
+    heap->batch_freed = false;
+    io->recv(&io->guard.io, message); /* what the message points to is libraft's now */
+    if (heap->batch_freed)
+        free(heap->batch);
+    heap->batch = NULL;
+}
+
+static void io_deliver(struct sim_actor *to, struct sim_actor *from, void *data);
+
+struct sent {
+    struct sim_raft_io *io;
+    struct raft_io_send *req;
+    int status;
+};
+
+static void io_send_done(struct sim_raft_io *io UNUSED, void *arg)
+{
+    struct sent *sent = arg;
+
+    sent->req->cb(sent->req, sent->status);
+}
+
+static void io_sent(struct sim *sim UNUSED, struct sim_event *event)
+{
+    struct sent *sent = event->data;
+
+    sim_raft_io_call(sent->io, io_send_done, sent);
+    free(sent);
+}
+
+static int io_send(struct raft_io *raft_io, struct raft_io_send *req, const struct raft_message *message,
+                   raft_io_send_cb cb)
+{
+    struct sim_raft_io *io = sim_io(raft_io), *peer = io->peer(io, message->server_id);
+    struct sim *sim = io->sim;
+    struct raft_message *copy = message_copy(message);
+    struct sent *sent = NEW(struct sent);
+    bool under_way, failure_seen;
+
+    copy->server_id = io->actor->id;
+    copy->server_address = io->address;
+    if (peer == NULL)
+        message_free(copy);
+    under_way = peer != NULL && sim_network_send(io->network, io->actor, peer->actor, copy, io_deliver, message_free);
+    failure_seen = !under_way && sim_chance(sim, 500);
+    req->cb = cb;
+    *sent = (struct sent){io, req, failure_seen ? RAFT_NOCONNECTION : 0};
+    sim_after(sim, failure_seen ? sim_between(sim, SIM_MS, 300 * SIM_MS) : sim_below(sim, 200), io_sent, io->actor, sent)
+        ->drop = free;
+    return 0;
+}
+
+static void io_deliver(struct sim_actor *to, struct sim_actor *from, void *data)
+{
+    struct raft_message *message = data;
+    struct sim_raft_io *io;
+
+    (void)from;
+    io = to->owner;
+    if (io->recv == NULL) {
+        message_free(message);
+        return;
+    }
+    sim_raft_io_call(io, io_recv, message);
+    free(message);
+}
+
+/* --- Disk ----------------------------------------------------------------------------------------------------------- */
+
+static int io_load(struct raft_io *raft_io, raft_term *term, raft_id *voted_for, struct raft_snapshot **snapshot,
+                   raft_index *start_index, struct raft_entry *entries[], size_t *n_entries)
+{
+    const struct sim_disk *disk = sim_io(raft_io)->disk;
+
+    *term = disk->term;
+    *voted_for = disk->vote;
+    *snapshot = sim_disk_get_snapshot(disk);
+    *entries = sim_disk_get_entries(disk);
+    *n_entries = disk->count;
+    *start_index = disk->count == 0 && *snapshot != NULL ? (*snapshot)->index + 1 : disk->first;
+    return 0;
+}
+
+static int io_bootstrap(struct raft_io *raft_io, const struct raft_configuration *configuration)
+{
+    struct sim_disk *disk = sim_io(raft_io)->disk;
+    struct raft_entry entry = {.term = 1, .type = RAFT_CHANGE};
+
+    if (disk->term != 0)
+        return RAFT_CANTBOOTSTRAP;
+    ASSERT(raft_configuration_encode(configuration, &entry.buf) == 0);
+    disk->term = 1;
+    disk->entries = NEW(struct sim_disk_entry);
+    disk->entries[0] = (struct sim_disk_entry){entry.term, entry.type, entry.buf.len, entry.buf.base};
+    disk->count = disk->capacity = 1;
+    disk->next = 2;
+    return 0;
+}
+
+static int io_recover(struct raft_io *raft_io UNUSED, const struct raft_configuration *configuration UNUSED)
+{
+    return RAFT_IOERR;
+}
+
+static bool io_metadata_fails(struct sim_raft_io *io)
+{
+    bool fails = io->metadata_faults_per_thousand > 0 && sim_chance(io->sim, io->metadata_faults_per_thousand);
+
+    if (fails)
+        sim_log(io->sim, "controller %u cannot write its term or vote", io->actor->id);
+    return fails;
+}
+
+static int io_set_term(struct raft_io *raft_io, raft_term term)
+{
+    struct sim_raft_io *io = sim_io(raft_io);
+
+    if (io_metadata_fails(io))
+        return RAFT_IOERR;
+    sim_disk_set_term(io->disk, term);
+    return 0;
+}
+
+static int io_set_vote(struct raft_io *raft_io, raft_id id)
+{
+    struct sim_raft_io *io = sim_io(raft_io);
+
+    if (io_metadata_fails(io))
+        return RAFT_IOERR;
+    sim_disk_set_vote(io->disk, id);
+    return 0;
+}
+
+static void io_append_done(struct sim_raft_io *io UNUSED, void *arg)
+{
+    struct raft_io_append *req = arg;
+
+    req->cb(req, 0);
+}
+
+static void io_appended(struct sim_disk *disk, void *req)
+{
+    sim_raft_io_call(disk->actor->owner, io_append_done, req);
+}
+
+static int io_append(struct raft_io *raft_io, struct raft_io_append *req, const struct raft_entry entries[],
+                     unsigned n, raft_io_append_cb cb)
+{
+    req->cb = cb;
+    sim_disk_append(sim_io(raft_io)->disk, entries, n, io_appended, req);
+    return 0;
+}
+
+static int io_truncate(struct raft_io *raft_io, raft_index index)
+{
+    sim_disk_truncate(sim_io(raft_io)->disk, index);
+    return 0;
+}
+
+static void io_put_done(struct sim_raft_io *io UNUSED, void *arg)
+{
+    struct raft_io_snapshot_put *req = arg;
+
+    req->cb(req, 0);
+}
+
+static void io_put(struct sim_disk *disk, void *req)
+{
+    sim_raft_io_call(disk->actor->owner, io_put_done, req);
+}
+
+static int io_snapshot_put(struct raft_io *raft_io, unsigned trailing, struct raft_io_snapshot_put *req,
+                           const struct raft_snapshot *snapshot, raft_io_snapshot_put_cb cb)
+{
+    req->cb = cb;
+    sim_disk_put_snapshot(sim_io(raft_io)->disk, trailing, snapshot, io_put, req);
+    return 0;
+}
+
+static void io_get_done(struct sim_raft_io *io, void *arg)
+{
+    struct raft_io_snapshot_get *req = arg;
+
+    req->cb(req, sim_disk_get_snapshot(io->disk), 0);
+}
+
+static void io_got(struct sim *sim UNUSED, struct sim_event *event)
+{
+    sim_raft_io_call(event->actor->owner, io_get_done, event->data);
+}
+
+static int io_snapshot_get(struct raft_io *raft_io, struct raft_io_snapshot_get *req, raft_io_snapshot_get_cb cb)
+{
+    struct sim_raft_io *io = sim_io(raft_io);
+
+    req->cb = cb;
+    sim_after(io->sim, sim_between(io->sim, SIM_MS, 20 * SIM_MS), io_got, io->actor, req);
+    return 0;
+}
+
+/* --- Time and life ------------------------------------------------------------------------------------------------ */
+
+static raft_time io_time(struct raft_io *raft_io)
+{
+    struct sim_raft_io *io = sim_io(raft_io);
+
+    return sim_local_us(io->sim, io->actor) / SIM_MS;
+}
+
+static int io_random(struct raft_io *raft_io, int min, int max)
+{
+    return min + (int)sim_below(sim_io(raft_io)->sim, (uint64_t)(max - min));
+}
+
+static void io_tick(struct sim_raft_io *io, void *arg UNUSED)
+{
+    /* 64 MiB prepared, or none on a full disk: libraft refuses new commands then. */
+    io->guard.io.capacity = io->disk->full_until_us > io->sim->now_us ? 0 : UINT16_MAX;
+    io->tick(&io->guard.io);
+}
+
+static void io_ticked(struct sim *sim, struct sim_event *event)
+{
+    struct sim_raft_io *io = event->actor->owner;
+
+    sim_raft_io_call(io, io_tick, NULL);
+    if (io->actor->up && io->actor->incarnation == event->incarnation)
+        sim_after(sim, sim_true_us(io->actor, io->tick_ms * SIM_MS), io_ticked, io->actor, NULL);
+}
+
+static int io_start(struct raft_io *raft_io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv)
+{
+    struct sim_raft_io *io = sim_io(raft_io);
+
+    io->tick_ms = msecs;
+    io->tick = tick;
+    io->recv = recv;
+    sim_after(io->sim, msecs * SIM_MS, io_ticked, io->actor, NULL);
+    return 0;
+}
+
+static int io_init(struct raft_io *raft_io UNUSED, raft_id id UNUSED, const char *address UNUSED)
+{
+    return 0;
+}
+
+static void io_close(struct raft_io *raft_io, raft_io_close_cb cb)
+{
+    if (cb != NULL)
+        cb(raft_io);
+}
+
+void sim_raft_io_init(struct sim_raft_io *io, const struct sim_raft_mutations *mutations)
+{
+    io->recv = NULL;
+    io->inside = false;
+    io->actor->owner = io;
+    snprintf(io->address, sizeof(io->address), "c%u:7444", io->actor->id);
+    memset(&io->guard, 0, sizeof(io->guard));
+    io->guard.io = (struct raft_io){
+        .version = 2,
+        .capacity = UINT16_MAX,
+        .impl = io,
+        .init = io_init,
+        .close = io_close,
+        .load = io_load,
+        .start = io_start,
+        .bootstrap = io_bootstrap,
+        .recover = io_recover,
+        .set_term = io_set_term,
+        .set_vote = io_set_vote,
+        .send = io_send,
+        .append = io_append,
+        .truncate = io_truncate,
+        .snapshot_put = io_snapshot_put,
+        .snapshot_get = io_snapshot_get,
+        .time = io_time,
+        .random = io_random,
+    };
+    raft_guard_wrap(&io->guard, mutations->no_metadata_guard ? io_broken_ignored : io_broken, NULL);
+    if (mutations->no_install_guard) {
+        io->guard.io.start = io->guard.inner_start;
+        io->guard.io.snapshot_put = io->guard.inner_snapshot_put;
+    }
+}

@@ -1,0 +1,61 @@
+/* libraft's raft_io on the simulated disk, network and clock, with the guards of controller/raft around it: the real
+ * Raft core runs in the simulator, only raft_uv and its files do not.
+ *
+ * Every call into libraft goes through sim_raft_io_call, because it may end in one of two ways that no C program
+ * returns from: guard C ends the server (raft_guard.h), or libraft frees a batch of entries twice and glibc aborts the
+ * process. The second is a known fault of 0.22.1 that no guard can prevent: recvCb frees the batch of an AppendEntries
+ * that logAppend refused with RAFT_BUSY after it had been freed. It costs a restart, not safety, so exactly that (the
+ * second free of the batch of the message being received) counts as a crash of this controller and is reported apart.
+ * Any other double free still ends the run. */
+#ifndef TESTS_SIM_SIM_RAFT_IO_H
+#define TESTS_SIM_SIM_RAFT_IO_H
+
+#include "controller/raft/raft_guard.h"
+#include "tests/sim/sim_disk.h"
+#include "tests/sim/sim_network.h"
+
+#include <setjmp.h>
+
+struct sim_raft_io;
+
+/* Watches for the double free; one per process, since libraft's allocator is. */
+struct sim_raft_heap {
+    struct raft_heap heap;
+    struct sim_raft_io *receiving; /* who is in recv */
+    void *batch;                   /* of the message being received */
+    bool batch_freed;              /* once; really freed when recv returns, so that the address is not used anew */
+};
+void sim_raft_heap_install(struct sim_raft_heap *heap);
+
+enum sim_raft_end { SIM_RAFT_BROKEN, SIM_RAFT_DOUBLE_FREE };
+
+struct sim_raft_io {
+    struct raft_guard guard; /* its io is libraft's */
+    struct sim *sim;
+    struct sim_network *network;
+    struct sim_raft_heap *heap;
+    struct sim_actor *actor;
+    struct sim_disk *disk;
+    struct raft *raft;
+    struct sim_raft_io *(*peer)(struct sim_raft_io *io, raft_id id); /* NULL: no such controller */
+    void (*ended)(struct sim_raft_io *io, enum sim_raft_end end, const char *why); /* the process is gone */
+    unsigned metadata_faults_per_thousand; /* writes of term or vote that fail */
+    unsigned tick_ms;
+    raft_io_tick_cb tick;
+    raft_io_recv_cb recv;
+    bool inside; /* a call into libraft is under way */
+    jmp_buf escape;
+    const char *end_why;
+    char address[16];
+};
+
+struct sim_raft_mutations { /* what is broken on purpose */
+    bool no_install_guard, no_snapshot_guard, no_metadata_guard;
+};
+
+/* Fill all but what the caller sets: sim .. metadata_faults. @raft is about to be raft_init'ed with &io->guard.io. */
+void sim_raft_io_init(struct sim_raft_io *io, const struct sim_raft_mutations *mutations);
+/* Run @fn, which may call libraft; afterwards fire what libraft has completed. Nested calls just run. */
+void sim_raft_io_call(struct sim_raft_io *io, void (*fn)(struct sim_raft_io *io, void *arg), void *arg);
+
+#endif
