@@ -1,0 +1,65 @@
+/* What the parts of apply share. Only for controller/fsm/apply*.c. */
+#ifndef CONTROLLER_FSM_APPLY_INTERNAL_H
+#define CONTROLLER_FSM_APPLY_INTERNAL_H
+
+#include "controller/fsm/apply.h"
+#include "controller/fsm/state_edit.h"
+
+#define APPLY_TEXT_BYTES_MAX 701u /* the longest text of a field that apply writes, NUL included */
+#define APPLY_STEP_BYTES_MAX 401u
+
+struct apply {
+    struct state *state;
+    uint64_t index;
+    const struct command_request *request;
+    struct apply_result *result;
+};
+
+/* One function for each command. Each checks everything before it changes anything. */
+void apply_init(struct apply *a, struct command_init *command);
+void apply_put(struct apply *a, struct command_put *command);
+void apply_remove(struct apply *a, struct command_remove *command);
+void apply_token_use(struct apply *a, struct command_token_use *command);
+void apply_vm_create(struct apply *a, struct command_vm_create *command);
+void apply_vm_want(struct apply *a, struct command_vm_want *command);
+void apply_vm_place(struct apply *a, struct command_vm_place *command);
+void apply_seen(struct apply *a, struct command_seen *command);
+void apply_host_state(struct apply *a, struct command_host_state *command);
+void apply_operation(struct apply *a, struct command_operation *command);
+
+/* Answer with a refusal; nothing may have been changed. */
+void apply_refuse(struct apply *a, int code, enum error_kind kind, const char *format, ...) PRINTF_LIKE(4, 5);
+void apply_refuse_field(struct apply *a, int code, enum error_kind kind, const char *field, const char *format, ...)
+    PRINTF_LIKE(5, 6);
+/* The object that the answer is about. */
+void apply_answer(struct apply *a, const struct record *record);
+/* Append an event about @record in words. */
+void apply_event(struct apply *a, enum event_type type, const struct record *record, const char *format, ...)
+    PRINTF_LIKE(4, 5);
+/* snprintf that never cuts a UTF-8 character in two. */
+void apply_text(char *buffer, size_t size, const char *format, ...) PRINTF_LIKE(3, 4);
+/* Is id and name of a new object there and free, and is there room? Refuses if not. */
+bool apply_may_insert(struct apply *a, enum object_kind kind, const struct record_common *common);
+/* The object with @id of @kind, with @if_revision (0 = any); refuses and gives NULL if not. */
+struct record *apply_find(struct apply *a, enum object_kind kind, const char *id, uint64_t if_revision);
+
+/* ---- operations (apply_operation.c) ---- */
+
+/* Insert @command's operation (id, kind, requested_by are its own) about @vm, running, done at @generation. */
+struct record *operation_begin(struct apply *a, struct operation *operation, const struct record *vm, uint64_t generation);
+/* May it be inserted? Refuses if not. @vm may be NULL (not made yet). */
+bool operation_may_begin(struct apply *a, const struct operation *operation, const struct record *vm);
+/* End it; @error_code and @error_text are NULL for success. The record may be gone after state_prune_operations. */
+void operation_end(struct apply *a, struct record *operation, enum operation_state state, const char *error_code,
+                   const char *text);
+/* End what is done or has failed of @vm's running operations. */
+void operation_settle(struct apply *a, const struct record *vm);
+/* End all of @vm's running operations as overtaken by @kind. */
+void operation_overtake(struct apply *a, const struct record *vm, enum operation_kind kind);
+
+/* ---- hosts ---- */
+
+/* Has @host room for the VM? @ret_why: in words if not. */
+bool apply_host_fits(const struct record *host, uint64_t memory_bytes, uint64_t vcpus, char *ret_why, size_t size);
+
+#endif

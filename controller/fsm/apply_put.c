@@ -1,0 +1,301 @@
+/* Objects without a life of their own: the cluster, controllers, hosts, flavors, images, tokens; and the fields of a VM
+ * that its user may change. */
+#include "controller/fsm/apply_internal.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "controller/fsm/time_text.h"
+
+#define HA_VOTERS_MIN 3u
+
+/* ---- who uses what ---- */
+
+static bool vm_uses(const struct vm *vm, enum object_kind kind, const char *name, const char *id)
+{
+    const char *used = kind == object_kind_IMAGE ? vm->image : kind == object_kind_FLAVOR ? vm->flavor : NULL;
+    if (kind == object_kind_HOST)
+        return (vm->host != NULL && strcmp(vm->host, id) == 0) || (vm->pin != NULL && strcmp(vm->pin, name) == 0);
+    return used != NULL && strcmp(used, name) == 0;
+}
+
+/* Refuses where a VM uses @record, and names it. */
+static bool in_use(struct apply *a, const struct record *record, const char *what_to_do)
+{
+    const struct record_index *vms = &a->state->tables[object_kind_VM].order;
+    for (size_t i = 0; i < vms->count; i++) {
+        if (!vm_uses(vms->items[i]->vm, record->kind, record->common->name, record->common->id))
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "%s '%s' cannot be %s: VM '%s' uses it", record->desc->name,
+                     record->common->name, what_to_do, vms->items[i]->common->name);
+        return true;
+    }
+    return false;
+}
+
+/* ---- put ---- */
+
+/* The fields that a put may change, by kind; "name" stands for a rename. */
+static const char *const changeable[object_kind_COUNT][8] = {
+    [object_kind_CLUSTER] = {"name", "labels", "epoch", "lease_ttl_ms"},
+    [object_kind_CONTROLLER] = {"labels", "role", "address", "raft_address"},
+    [object_kind_HOST] = {"labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
+    [object_kind_FLAVOR] = {"name", "labels"},
+    [object_kind_IMAGE] = {"name", "labels"},
+    [object_kind_VM] = {"name", "labels", "ha", "restart"},
+};
+
+static bool may_change(enum object_kind kind, const char *field)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(changeable[kind]) && changeable[kind][i] != NULL; i++)
+        if (strcmp(changeable[kind][i], field) == 0)
+            return true;
+    return false;
+}
+
+/* Lay the list of fields to take away over @patch->cleared, and refuse what may not be changed. */
+static bool check_patch(struct apply *a, enum object_kind kind, struct record_common *patch, const struct string_list *clear)
+{
+    const struct object_desc *desc = state_kind_desc(kind);
+    patch->head.cleared = 0;
+    for (size_t i = 0; i < clear->count; i++) {
+        const struct field_desc *field = object_field(desc, clear->items[i]);
+        if (field == NULL || (field->flags & REQUIRED)) {
+            apply_refuse_field(a, -EINVAL, ERROR_INVALID, clear->items[i], "cannot be taken away from a %s", desc->name);
+            return false;
+        }
+        patch->head.cleared |= UINT64_C(1) << (field - desc->fields);
+    }
+    for (unsigned i = 0; i < desc->n_fields; i++) {
+        uint64_t bit = UINT64_C(1) << i;
+        const char *name = desc->fields[i].name;
+        if (!((patch->head.present | patch->head.cleared) & bit) || may_change(kind, name))
+            continue;
+        if (strcmp(name, "id") != 0) {
+            apply_refuse_field(a, -EINVAL, ERROR_INVALID, name, "of a %s cannot be changed", desc->name);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool may_rename(struct apply *a, struct record *record, const char *name)
+{
+    const char *rule;
+    if (text_format_ok(FORMAT_id, name, &rule)) {
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/name", "'%s' looks like an id; choose another name", name);
+        return false;
+    }
+    if (state_edit_find(a->state, record->kind, name) != NULL) {
+        apply_refuse_field(a, -EEXIST, ERROR_EXISTS, "/name", "a %s named '%s' exists; choose another name",
+                           record->desc->name, name);
+        return false;
+    }
+    return record->kind == object_kind_VM || record->kind == object_kind_CLUSTER || !in_use(a, record, "renamed");
+}
+
+static void put_update(struct apply *a, enum object_kind kind, struct record_common *patch, const struct command_put *command)
+{
+    struct record *record = apply_find(a, kind, patch->id, command->if_revision);
+    if (record == NULL || !check_patch(a, kind, patch, &command->clear))
+        return;
+    const char *name = patch->name != NULL && strcmp(patch->name, record->common->name) != 0 ? patch->name : NULL;
+    if (name != NULL && !may_rename(a, record, name))
+        return;
+    if (kind == object_kind_VM && record->vm->wanted == vm_wanted_DELETED) {
+        apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", record->common->name);
+        return;
+    }
+    if (kind == object_kind_VM && ((struct vm *)(void *)patch)->ha && state_voters(a->state) < HA_VOTERS_MIN) {
+        apply_refuse_field(a, -EPERM, ERROR_CONFLICT, "/ha", "ha needs %u controllers with a vote, there are %u",
+                           HA_VOTERS_MIN, state_voters(a->state));
+        return;
+    }
+    if (name != NULL)
+        state_rename(a->state, record, name);
+    state_edit_begin(a->state, record);
+    uint64_t given = patch->head.present;
+    patch->head.present &= ~(UINT64_C(1) << (object_field(record->desc, "name") - record->desc->fields));
+    object_merge(record->desc, record->object, patch);
+    patch->head.present = given;
+    state_edit_end(a->state, record, a->index);
+    apply_answer(a, record);
+    apply_event(a, event_type_UPDATED, record, "%s %s changed", record->desc->name, record->common->name);
+    if (kind == object_kind_VM)
+        state_host_orders_changed(a->state, record->vm->host, a->index);
+}
+
+static void put_create(struct apply *a, enum object_kind kind, struct record_common *object)
+{
+    if (kind == object_kind_VM || kind == object_kind_CLUSTER) {
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not made by a put", state_kind_desc(kind)->name);
+        return;
+    }
+    if (!apply_may_insert(a, kind, object))
+        return;
+    object_set_text(state_kind_desc(kind), object, "created_at", a->request->at);
+    struct record *record = state_insert(a->state, kind, object, a->index);
+    apply_answer(a, record);
+    apply_event(a, event_type_CREATED, record, "%s %s made", record->desc->name, record->common->name);
+}
+
+void apply_put(struct apply *a, struct command_put *command)
+{
+    const struct {
+        enum object_kind kind;
+        bool given;
+        void *object;
+    } parts[] = {
+        {object_kind_CONTROLLER, OBJECT_HAS(command_put, command, controller), &command->controller},
+        {object_kind_HOST, OBJECT_HAS(command_put, command, host), &command->host},
+        {object_kind_FLAVOR, OBJECT_HAS(command_put, command, flavor), &command->flavor},
+        {object_kind_IMAGE, OBJECT_HAS(command_put, command, image), &command->image},
+        {object_kind_TOKEN, OBJECT_HAS(command_put, command, token), &command->token},
+        {object_kind_VM, OBJECT_HAS(command_put, command, vm), &command->vm},
+        {object_kind_CLUSTER, OBJECT_HAS(command_put, command, cluster), &command->cluster},
+    };
+    const unsigned none = ARRAY_SIZE(parts);
+    unsigned found = none, count = 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(parts); i++)
+        if (parts[i].given) {
+            found = i;
+            count++;
+        }
+    if (count != 1)
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "a put is of one object, not of %u", count);
+    else if (command->create)
+        put_create(a, parts[found].kind, parts[found].object);
+    else
+        put_update(a, parts[found].kind, parts[found].object, command);
+}
+
+/* ---- remove ---- */
+
+void apply_remove(struct apply *a, struct command_remove *command)
+{
+    switch (command->kind) {
+    case object_kind_CONTROLLER:
+    case object_kind_HOST:
+    case object_kind_FLAVOR:
+    case object_kind_IMAGE:
+    case object_kind_TOKEN:
+        break;
+    default:
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not removed so", object_kind_desc.names[command->kind]);
+        return;
+    }
+    struct record *record = apply_find(a, command->kind, command->id, command->if_revision);
+    if (record == NULL || in_use(a, record, "removed"))
+        return;
+    apply_event(a, event_type_DELETED, record, "%s %s removed", record->desc->name, record->common->name);
+    state_remove(a->state, record);
+}
+
+/* ---- the cluster and its members ---- */
+
+void apply_init(struct apply *a, struct command_init *command)
+{
+    struct cluster *cluster = &command->cluster;
+    if (state_initialized(a->state)) {
+        apply_refuse(a, -EEXIST, ERROR_EXISTS, "the cluster '%s' exists already", state_cluster(a->state)->name);
+        return;
+    }
+    if (!apply_may_insert(a, object_kind_CLUSTER, (const struct record_common *)cluster) ||
+        !apply_may_insert(a, object_kind_CONTROLLER, (const struct record_common *)&command->controller))
+        return;
+    OBJECT_TEXT(cluster, cluster, created_at, a->request->at);
+    OBJECT_TEXT(controller, &command->controller, created_at, a->request->at);
+    OBJECT_SET(controller, &command->controller, role, controller_role_VOTER);
+    struct record *record = state_insert(a->state, object_kind_CLUSTER, cluster, a->index);
+    apply_answer(a, record);
+    apply_event(a, event_type_CREATED, record, "cluster %s made", record->common->name);
+    record = state_insert(a->state, object_kind_CONTROLLER, &command->controller, a->index);
+    apply_event(a, event_type_CREATED, record, "controller %s made", record->common->name);
+}
+
+static bool may_use(struct apply *a, const struct record *token, enum role role)
+{
+    if (token->token->role != role) {
+        apply_refuse(a, -EPERM, ERROR_FORBIDDEN, "token '%s' is for a %s, not for a %s", token->common->name,
+                     role_desc.names[token->token->role], role_desc.names[role]);
+        return false;
+    }
+    if (time_text_ms(token->token->expires_at) <= time_text_ms(a->request->at)) {
+        apply_refuse(a, -EPERM, ERROR_FORBIDDEN, "token '%s' ended at %s; make another", token->common->name,
+                     token->token->expires_at);
+        return false;
+    }
+    return true;
+}
+
+/* A newcomer of that identity that nobody has seen at work yet: its first answer was lost and it asks again. */
+static struct record *asks_again(struct apply *a, enum object_kind kind, const struct record_common *newcomer)
+{
+    struct record *record = newcomer->id != NULL ? map_get(&a->state->tables[kind].by_id, newcomer->id) : NULL;
+    if (record == NULL || newcomer->name == NULL || strcmp(record->common->name, newcomer->name) != 0)
+        return NULL;
+    bool fresh = kind == object_kind_HOST ? record->host->boot_id == NULL
+                                          : record->controller->role == controller_role_SPARE;
+    return fresh ? record : NULL;
+}
+
+static void join_again(struct apply *a, struct record *record, const struct record_common *newcomer)
+{
+    state_edit_begin(a->state, record);
+    if (record->kind == object_kind_HOST) {
+        OBJECT_TEXT(host, record->host, address, ((const struct host *)(const void *)newcomer)->address);
+    } else {
+        OBJECT_TEXT(controller, record->controller, address, ((const struct controller *)(const void *)newcomer)->address);
+        OBJECT_TEXT(controller, record->controller, raft_address,
+                    ((const struct controller *)(const void *)newcomer)->raft_address);
+    }
+    state_edit_end(a->state, record, a->index);
+    apply_answer(a, record);
+    apply_event(a, event_type_UPDATED, record, "%s %s asks to join again", record->desc->name, record->common->name);
+}
+
+static bool may_join(struct apply *a, enum object_kind kind, const struct record_common *newcomer)
+{
+    const struct controller *controller = (const void *)newcomer;
+    if (!apply_may_insert(a, kind, newcomer))
+        return false;
+    if (kind == object_kind_CONTROLLER && controller->raft_id != state_cluster(a->state)->next_raft_id) {
+        apply_refuse(a, -EAGAIN, ERROR_CONFLICT, "another controller joined at the same moment; ask again");
+        return false;
+    }
+    return true;
+}
+
+static void join_new(struct apply *a, enum object_kind kind, struct record_common *newcomer)
+{
+    struct record *cluster = a->state->tables[object_kind_CLUSTER].order.items[0];
+    object_set_text(state_kind_desc(kind), newcomer, "created_at", a->request->at);
+    struct record *record = state_insert(a->state, kind, newcomer, a->index);
+    if (kind == object_kind_CONTROLLER) {
+        state_edit_begin(a->state, cluster);
+        OBJECT_SET(cluster, cluster->cluster, next_raft_id, cluster->cluster->next_raft_id + 1);
+        state_edit_end(a->state, cluster, a->index);
+    }
+    apply_answer(a, record);
+    apply_event(a, event_type_CREATED, record, "%s %s joined", record->desc->name, record->common->name);
+}
+
+void apply_token_use(struct apply *a, struct command_token_use *command)
+{
+    bool is_host = OBJECT_HAS(command_token_use, command, host);
+    enum object_kind kind = is_host ? object_kind_HOST : object_kind_CONTROLLER;
+    struct record_common *newcomer = is_host ? (void *)&command->host : (void *)&command->controller;
+    struct record *token = apply_find(a, object_kind_TOKEN, command->id, 0);
+    if (token == NULL || !may_use(a, token, is_host ? role_HOST : role_CONTROLLER))
+        return;
+    struct record *again = asks_again(a, kind, newcomer);
+    if (again == NULL && !may_join(a, kind, newcomer))
+        return;
+    state_edit_begin(a->state, token);
+    OBJECT_SET(token, token->token, uses, token->token->uses + 1);
+    state_edit_end(a->state, token, a->index);
+    if (again != NULL)
+        join_again(a, again, newcomer);
+    else
+        join_new(a, kind, newcomer);
+}

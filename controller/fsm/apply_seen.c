@@ -1,0 +1,159 @@
+/* What hosts report. A VM is believed only from the host that owns it, under the epoch that is held, and its generation
+ * never goes back: a report that was late, doubled or from before a restart changes nothing. */
+#include "controller/fsm/apply_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- hosts ---- */
+
+/* Copy the fields that a host reports about itself. True if any differs. */
+static bool take_host_fields(struct host *held, const struct host *seen)
+{
+    static const char *const names[] = {"address", "cpus", "memory_bytes", "disk_bytes", "boot_id", "kvm", "version"};
+    struct host old = {0}, patch = {0};
+    OBJECT_COPY(host, &old, held);
+    OBJECT_COPY(host, &patch, seen);
+    uint64_t mask = 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
+        mask |= UINT64_C(1) << (object_field(&host_desc, names[i]) - host_desc.fields);
+    patch.head.present &= mask;
+    patch.head.cleared = 0;
+    object_merge(&host_desc, held, &patch);
+    bool changed = !object_equal(&host_desc, held, &old);
+    OBJECT_CLEAR(host, &old);
+    patch.head.present = seen->head.present; /* all that was copied */
+    OBJECT_CLEAR(host, &patch);
+    return changed;
+}
+
+static void see_host(struct apply *a, struct record *record, const struct host *seen)
+{
+    bool was_up = record->host->state == host_state_UP;
+    bool booted = seen->boot_id != NULL && (record->host->boot_id == NULL || strcmp(seen->boot_id, record->host->boot_id) != 0);
+    state_edit_begin(a->state, record);
+    bool changed = take_host_fields(record->host, seen);
+    OBJECT_SET(host, record->host, state, host_state_UP);
+    state_edit_end(a->state, record, changed || !was_up ? a->index : record->common->revision);
+    if (!was_up)
+        apply_event(a, event_type_UPDATED, record, "host %s is up%s", record->common->name, booted ? ", booted anew" : "");
+    else if (booted)
+        apply_event(a, event_type_UPDATED, record, "host %s has booted", record->common->name);
+    else if (changed)
+        apply_event(a, event_type_UPDATED, record, "host %s has changed", record->common->name);
+}
+
+/* ---- VMs ---- */
+
+static bool believed(const struct vm *vm, const struct record *host, const struct vm_seen *seen)
+{
+    if (vm->host == NULL || strcmp(vm->host, host->common->id) != 0)
+        return false; /* not its own */
+    if (seen->epoch != vm->epoch)
+        return false; /* acts for an earlier run */
+    if (seen->state == vm_state_DELETED) /* if it is not to go, the next orders make it again */
+        return vm->wanted == vm_wanted_DELETED;
+    return seen->generation >= vm->seen_generation;
+}
+
+static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen)
+{
+    const char *reason = seen->reason != NULL ? seen->reason : "", *held = vm->state_reason != NULL ? vm->state_reason : "";
+    uint64_t generation = MIN(seen->generation, vm->generation); /* nobody has reached what was never wanted */
+    if (vm->state == seen->state && vm->seen_generation == generation && vm->restarts == seen->restarts &&
+        strcmp(reason, held) == 0)
+        return false;
+    OBJECT_SET(vm, vm, state, seen->state);
+    OBJECT_SET(vm, vm, seen_generation, generation);
+    OBJECT_SET(vm, vm, restarts, seen->restarts);
+    OBJECT_TEXT(vm, vm, state_reason, reason[0] != '\0' ? reason : NULL);
+    return true;
+}
+
+static void see_progress(struct apply *a, const struct record *vm, const struct vm_seen *seen)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
+        struct record *record = vm->of_vm.operations.items[i];
+        struct operation *operation = record->operation;
+        const char *step = seen->step != NULL ? seen->step : operation->step;
+        bool same_step = step == operation->step || (operation->step != NULL && strcmp(step, operation->step) == 0);
+        if (same_step && operation->progress_done == seen->progress_done &&
+            operation->progress_total == seen->progress_total)
+            continue;
+        state_edit_begin(a->state, record);
+        OBJECT_TEXT(operation, operation, step, step);
+        OBJECT_SET(operation, operation, progress_done, seen->progress_done);
+        OBJECT_SET(operation, operation, progress_total, seen->progress_total);
+        state_edit_end(a->state, record, a->index);
+        apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[operation->kind],
+                    operation->target_name, step != NULL ? step : "goes on");
+    }
+}
+
+static void vm_deleted(struct apply *a, struct record *record, const struct record *host)
+{
+    operation_settle(a, record);
+    apply_event(a, event_type_DELETED, record, "VM %s is gone from host %s", record->common->name, host->common->name);
+    state_host_orders_changed(a->state, host->common->id, a->index);
+    state_remove(a->state, record);
+}
+
+static void see_vm(struct apply *a, const struct record *host, const struct vm_seen *seen)
+{
+    struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, seen->id);
+    if (record == NULL || !believed(record->vm, host, seen))
+        return;
+    state_edit_begin(a->state, record);
+    bool changed = take_vm_fields(record->vm, seen);
+    state_edit_end(a->state, record, changed ? a->index : record->common->revision);
+    if (record->vm->state == vm_state_DELETED) {
+        OBJECT_SET(vm, record->vm, seen_generation, record->vm->generation);
+        vm_deleted(a, record, host);
+        return;
+    }
+    see_progress(a, record, seen);
+    if (!changed)
+        return;
+    apply_event(a, event_type_UPDATED, record, "VM %s is %s on host %s%s%s", record->common->name,
+                vm_state_desc.names[record->vm->state], host->common->name, record->vm->state_reason ? ": " : "",
+                record->vm->state_reason ? record->vm->state_reason : "");
+    operation_settle(a, record);
+}
+
+void apply_seen(struct apply *a, struct command_seen *command)
+{
+    struct record *host = apply_find(a, object_kind_HOST, command->host.id, 0);
+    if (host == NULL)
+        return;
+    if (host->host->state == host_state_LOST) {
+        apply_refuse(a, -EPERM, ERROR_CONFLICT, "host %s was declared lost and has not come back under a new generation",
+                     host->common->name);
+        return;
+    }
+    apply_answer(a, host);
+    see_host(a, host, &command->host);
+    for (size_t i = 0; i < command->vms.count; i++)
+        see_vm(a, host, (const struct vm_seen *)command->vms.items + i);
+}
+
+/* ---- marks ---- */
+
+void apply_host_state(struct apply *a, struct command_host_state *command)
+{
+    struct record *record = apply_find(a, object_kind_HOST, command->id, command->from_revision);
+    if (record == NULL)
+        return;
+    if (command->state == host_state_LOST || record->host->state == host_state_LOST) {
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "hosts are declared lost by their lease only");
+        return;
+    }
+    apply_answer(a, record);
+    if (record->host->state == command->state)
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_SET(host, record->host, state, command->state);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "host %s is %s%s%s", record->common->name,
+                host_state_desc.names[command->state], command->reason ? ": " : "", command->reason ? command->reason : "");
+}

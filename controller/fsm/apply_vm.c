@@ -1,0 +1,290 @@
+/* Making VMs, wanting another state of them, giving them to hosts.
+ *
+ *   wanted:   RUNNING <--start/resume, pause--> PAUSED        any --delete--> DELETED (for good)
+ *                ^--start, stop--> STOPPED <--stop--+
+ *
+ * Each change of what is wanted raises the generation; each start raises the epoch as well, so that nothing that acts for
+ * the last run can be taken for this one. The owner (host, epoch) changes here and nowhere else. */
+#include "controller/fsm/apply_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "scheduler/view.h"
+
+#define MIB_SHIFT 20
+#define HA_VOTERS_MIN 3u
+
+bool apply_host_fits(const struct record *host, uint64_t memory_bytes, uint64_t vcpus, char *ret_why, size_t size)
+{
+    uint64_t memory_all = view_host_memory_bytes(host->host), vcpus_all = view_host_vcpus(host->host);
+    uint64_t memory_used = host->of_host.committed_memory_bytes, vcpus_used = host->of_host.committed_vcpus;
+    if (memory_used + memory_bytes > memory_all)
+        apply_text(ret_why, size, "%s has no room: needs %llu MiB, %llu of %llu MiB are taken", host->common->name,
+                   (unsigned long long)(memory_bytes >> MIB_SHIFT), (unsigned long long)(memory_used >> MIB_SHIFT),
+                   (unsigned long long)(memory_all >> MIB_SHIFT));
+    else if (vcpus_used + vcpus > vcpus_all)
+        apply_text(ret_why, size, "%s has no room: needs %llu vCPUs, %llu of %llu are taken", host->common->name,
+                   (unsigned long long)vcpus, (unsigned long long)vcpus_used, (unsigned long long)vcpus_all);
+    else if (host->of_host.vms.count >= STATE_HOST_VMS_MAX)
+        apply_text(ret_why, size, "%s holds %u VMs, the most that a host may", host->common->name, STATE_HOST_VMS_MAX);
+    else
+        return true;
+    return false;
+}
+
+/* ---- create ---- */
+
+static bool may_create(struct apply *a, struct vm *vm)
+{
+    if (!apply_may_insert(a, object_kind_VM, (const struct record_common *)vm))
+        return false;
+    if (vm->vcpus == 0 || vm->memory_bytes == 0) {
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "the VM has no size");
+        return false;
+    }
+    if (vm->wanted != vm_wanted_RUNNING && vm->wanted != vm_wanted_STOPPED) {
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "a VM is made running or stopped");
+        return false;
+    }
+    if (vm->image == NULL || state_get(a->state, object_kind_IMAGE, vm->image) == NULL) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/image", "there is no image '%s'", vm->image ? vm->image : "");
+        return false;
+    }
+    if (vm->flavor != NULL && state_get(a->state, object_kind_FLAVOR, vm->flavor) == NULL) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/flavor", "there is no flavor '%s'", vm->flavor);
+        return false;
+    }
+    if (vm->pin != NULL && state_get(a->state, object_kind_HOST, vm->pin) == NULL) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/pin", "there is no host '%s'", vm->pin);
+        return false;
+    }
+    if (vm->ha && state_voters(a->state) < HA_VOTERS_MIN) {
+        apply_refuse_field(a, -EPERM, ERROR_CONFLICT, "/ha", "ha needs %u controllers with a vote, there are %u",
+                           HA_VOTERS_MIN, state_voters(a->state));
+        return false;
+    }
+    /* Names, not ids, are kept: a rename is refused while a VM uses the object. */
+    OBJECT_TEXT(vm, vm, image, state_get(a->state, object_kind_IMAGE, vm->image)->common->name);
+    if (vm->flavor != NULL)
+        OBJECT_TEXT(vm, vm, flavor, state_get(a->state, object_kind_FLAVOR, vm->flavor)->common->name);
+    if (vm->pin != NULL)
+        OBJECT_TEXT(vm, vm, pin, state_get(a->state, object_kind_HOST, vm->pin)->common->name);
+    return true;
+}
+
+/* The host that was decided on, unless it has gone or filled up since: then the VM waits for reconcile. */
+static struct record *decided_host(struct apply *a, struct vm *vm)
+{
+    char why[APPLY_STEP_BYTES_MAX];
+    struct record *host = vm->host != NULL ? map_get(&a->state->tables[object_kind_HOST].by_id, vm->host) : NULL;
+    if (vm->host == NULL)
+        return NULL;
+    if (host == NULL)
+        apply_text(why, sizeof why, "the host that was chosen has been removed meanwhile");
+    else if (apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why))
+        return host;
+    OBJECT_TEXT(vm, vm, placement, why);
+    return NULL;
+}
+
+static void give_to_host(struct vm *vm, const struct record *host, uint64_t epoch)
+{
+    OBJECT_TEXT(vm, vm, host, host->common->id);
+    OBJECT_TEXT(vm, vm, host_name, host->common->name);
+    OBJECT_SET(vm, vm, epoch, epoch);
+    OBJECT_SET(vm, vm, state, vm_state_STARTING);
+    OBJECT_TEXT(vm, vm, state_reason, NULL);
+}
+
+void apply_vm_create(struct apply *a, struct command_vm_create *command)
+{
+    struct vm *vm = &command->vm;
+    if (!may_create(a, vm) || !operation_may_begin(a, &command->operation, NULL))
+        return;
+    struct record *host = decided_host(a, vm);
+    OBJECT_TEXT(vm, vm, created_at, a->request->at);
+    OBJECT_SET(vm, vm, generation, 1);
+    OBJECT_SET(vm, vm, boot, 0);
+    OBJECT_SET(vm, vm, seen_generation, 0);
+    OBJECT_SET(vm, vm, restarts, 0);
+    if (host != NULL) {
+        give_to_host(vm, host, 1);
+    } else {
+        OBJECT_TEXT(vm, vm, host, NULL);
+        OBJECT_TEXT(vm, vm, host_name, NULL);
+        OBJECT_SET(vm, vm, epoch, 0);
+        OBJECT_SET(vm, vm, state, vm_state_PENDING);
+    }
+    struct record *record = state_insert(a->state, object_kind_VM, vm, a->index);
+    apply_answer(a, record);
+    if (host != NULL)
+        apply_event(a, event_type_CREATED, record, "VM %s made, on host %s", record->common->name, host->common->name);
+    else
+        apply_event(a, event_type_CREATED, record, "VM %s made, waits for a host: %s", record->common->name,
+                    record->vm->placement != NULL ? record->vm->placement : "not placed yet");
+    operation_begin(a, &command->operation, record, 1);
+    state_host_orders_changed(a->state, record->vm->host, a->index);
+}
+
+/* ---- want ---- */
+
+static bool ran_out(const struct vm *vm) /* it is off or broken although it is wanted */
+{
+    return (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED) && vm->seen_generation >= vm->generation;
+}
+
+static bool may_want(struct apply *a, const struct record *record, const struct command_vm_want *command)
+{
+    const struct vm *vm = record->vm;
+    enum operation_kind kind = command->operation.kind;
+    bool off = vm->wanted == vm_wanted_STOPPED || (vm->wanted != vm_wanted_DELETED && ran_out(vm));
+    if (vm->wanted == vm_wanted_DELETED && command->wanted != vm_wanted_DELETED) {
+        apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", vm->name);
+        return false;
+    }
+    if (off && (command->reboot || command->wanted == vm_wanted_PAUSED || kind == operation_kind_VM_RESUME)) {
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is off; start it", vm->name);
+        return false;
+    }
+    if (command->reboot && (vm->wanted != vm_wanted_RUNNING || command->wanted != vm_wanted_RUNNING)) {
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is paused; resume it before a reboot", vm->name);
+        return false;
+    }
+    return true;
+}
+
+/* Change what is wanted. True: the VM has a new generation. */
+static bool change_wanted(struct vm *vm, const struct command_vm_want *command)
+{
+    bool start = command->wanted == vm_wanted_RUNNING && (vm->wanted == vm_wanted_STOPPED || ran_out(vm));
+    bool retry = vm->state == vm_state_FAILED && vm->seen_generation >= vm->generation;
+    if (command->wanted == vm->wanted && !command->reboot && !start && !retry)
+        return false;
+    OBJECT_SET(vm, vm, wanted, command->wanted);
+    OBJECT_SET(vm, vm, generation, vm->generation + 1);
+    if (command->reboot)
+        OBJECT_SET(vm, vm, boot, vm->boot + 1);
+    if (start && vm->host != NULL) {
+        OBJECT_SET(vm, vm, epoch, vm->epoch + 1);
+        OBJECT_SET(vm, vm, state, vm_state_STARTING);
+        OBJECT_TEXT(vm, vm, state_reason, NULL);
+    } else if (vm->host == NULL) {
+        /* Nobody holds it: nobody has to do anything for it to be off. */
+        OBJECT_SET(vm, vm, state, command->wanted == vm_wanted_STOPPED ? vm_state_STOPPED : vm_state_PENDING);
+        if (command->wanted == vm_wanted_STOPPED)
+            OBJECT_SET(vm, vm, seen_generation, vm->generation);
+    }
+    return true;
+}
+
+/* No host holds anything of it any more, or ever did. */
+static void vm_gone(struct apply *a, struct record *record)
+{
+    state_edit_begin(a->state, record);
+    OBJECT_SET(vm, record->vm, state, vm_state_DELETED);
+    OBJECT_SET(vm, record->vm, seen_generation, record->vm->generation);
+    state_edit_end(a->state, record, a->index);
+    operation_settle(a, record);
+    apply_event(a, event_type_DELETED, record, "VM %s is gone", record->common->name);
+    state_host_orders_changed(a->state, record->vm->host, a->index);
+    state_remove(a->state, record);
+}
+
+void apply_vm_want(struct apply *a, struct command_vm_want *command)
+{
+    struct record *record = apply_find(a, object_kind_VM, command->id, command->if_revision);
+    if (record == NULL || !may_want(a, record, command) || !operation_may_begin(a, &command->operation, record))
+        return;
+    if (command->wanted != record->vm->wanted)
+        operation_overtake(a, record, command->operation.kind);
+    state_edit_begin(a->state, record);
+    bool changed = change_wanted(record->vm, command);
+    state_edit_end(a->state, record, changed ? a->index : record->common->revision);
+    apply_answer(a, record);
+    if (changed) {
+        apply_event(a, event_type_UPDATED, record, "VM %s: %s", record->common->name,
+                    operation_kind_desc.docs[command->operation.kind]);
+        state_host_orders_changed(a->state, record->vm->host, a->index);
+    }
+    operation_begin(a, &command->operation, record, record->vm->generation);
+    if (record->vm->wanted == vm_wanted_DELETED && record->vm->host == NULL)
+        vm_gone(a, record);
+    else
+        operation_settle(a, record);
+}
+
+/* ---- place ---- */
+
+static bool may_place(struct apply *a, const struct vm *vm, const struct command_vm_place *command,
+                      const struct record *host)
+{
+    const struct record *owner = state_get(a->state, object_kind_HOST, vm->host);
+    char why[APPLY_STEP_BYTES_MAX];
+    if (vm->epoch != command->from_epoch) {
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "VM '%s' has epoch %llu, not %llu", vm->name,
+                     (unsigned long long)vm->epoch, (unsigned long long)command->from_epoch);
+        return false;
+    }
+    if (vm->wanted == vm_wanted_DELETED) {
+        apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", vm->name);
+        return false;
+    }
+    /* The joint of "never twice": an owner that may still run it keeps it. */
+    if (owner != NULL && owner->host->state != host_state_LOST) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' belongs to host %s, which is not lost", vm->name, vm->host_name);
+        return false;
+    }
+    if (command->host == NULL)
+        return true;
+    if (host == NULL) {
+        apply_refuse(a, -ENOENT, ERROR_NOT_FOUND, "there is no host with id %s", command->host);
+        return false;
+    }
+    if (vm->pin != NULL && strcmp(vm->pin, host->common->name) != 0 && strcmp(vm->pin, host->common->id) != 0) {
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is pinned to %s", vm->name, vm->pin);
+        return false;
+    }
+    if (!apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why)) {
+        apply_refuse(a, -ENOSPC, ERROR_NO_HOST, "%s", why);
+        return false;
+    }
+    return true;
+}
+
+static void waiting_for(struct apply *a, const struct record *vm, const char *step)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
+        struct record *operation = vm->of_vm.operations.items[i];
+        state_edit_begin(a->state, operation); /* takes it out and puts it back at the same place */
+        OBJECT_TEXT(operation, operation->operation, step, step);
+        state_edit_end(a->state, operation, a->index);
+    }
+}
+
+void apply_vm_place(struct apply *a, struct command_vm_place *command)
+{
+    struct record *record = apply_find(a, object_kind_VM, command->id, 0);
+    struct record *host = command->host ? map_get(&a->state->tables[object_kind_HOST].by_id, command->host) : NULL;
+    char step[APPLY_STEP_BYTES_MAX];
+    if (record == NULL || !may_place(a, record->vm, command, host))
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(vm, record->vm, placement, command->note);
+    if (host != NULL)
+        give_to_host(record->vm, host, record->vm->epoch + 1);
+    state_edit_end(a->state, record, a->index);
+    apply_answer(a, record);
+    if (host != NULL) {
+        apply_event(a, event_type_UPDATED, record, "VM %s placed on host %s: %s", record->common->name,
+                    host->common->name, command->note != NULL ? command->note : "");
+        apply_text(step, sizeof step, "waiting for host %s", host->common->name);
+        state_host_orders_changed(a->state, record->vm->host, a->index);
+    } else {
+        apply_event(a, event_type_UPDATED, record, "VM %s waits for a host: %s", record->common->name,
+                    command->note != NULL ? command->note : "");
+        apply_text(step, sizeof step, "waiting for a host: %s", command->note != NULL ? command->note : "");
+    }
+    waiting_for(a, record, step);
+}

@@ -1,0 +1,157 @@
+/* Every invariant of the state in one function each; see check.h. */
+#include "controller/fsm/check.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "controller/fsm/state_edit.h"
+
+#define BROKEN(err, ...) error_set(err, -EILSEQ, ERROR_INTERNAL, __VA_ARGS__)
+
+static int check_record(const struct state *state, const struct record *record, struct error *err)
+{
+    const struct state_table *table = &state->tables[record->kind];
+    struct bytes_writer json = {0};
+    if (map_get(&table->by_id, record->common->id) != record || map_get(&table->by_name, record->common->name) != record)
+        return BROKEN(err, "%s '%s' is not found by its id or name", record->desc->name, record->common->name);
+    if (record->common->revision > state->index)
+        return BROKEN(err, "%s '%s' has a revision that has not been", record->desc->name, record->common->name);
+    if (object_validate(record->desc, record->object, OBJECT_STORED, err) < 0)
+        return -EILSEQ;
+    object_encode(record->desc, record->object, &json);
+    bool same = json.size == record->json_size && memcmp(json.data, record->json, json.size) == 0;
+    bytes_writer_finish(&json);
+    return same ? 0 : BROKEN(err, "%s '%s' has old JSON: %.300s", record->desc->name, record->common->name, record->json);
+}
+
+static int check_table(const struct state *state, enum object_kind kind, struct error *err)
+{
+    const struct state_table *table = &state->tables[kind];
+    if (table->by_id.count != table->order.count || table->by_name.count != table->order.count)
+        return BROKEN(err, "the maps of %s have another size than its list", object_kind_desc.names[kind]);
+    for (size_t i = 0; i < table->order.count; i++) {
+        const struct record *record = table->order.items[i];
+        if (i > 0 && strcmp(table->order.items[i - 1]->common->name, record->common->name) >= 0)
+            return BROKEN(err, "%s '%s' is out of order", record->desc->name, record->common->name);
+        int rc = check_record(state, record, err);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int check_vm(const struct state *state, const struct record *record, struct error *err)
+{
+    const struct vm *vm = record->vm;
+    const struct record *host = state_get(state, object_kind_HOST, vm->host);
+    if ((vm->host != NULL) != (host != NULL))
+        return BROKEN(err, "VM '%s' is on a host that does not exist", vm->name);
+    if (host != NULL && (strcmp(vm->host_name, host->common->name) != 0 || !record_index_has(&host->of_host.vms, record)))
+        return BROKEN(err, "VM '%s' is not among those of host %s", vm->name, host->common->name);
+    if ((host != NULL) != (vm->epoch > 0))
+        return BROKEN(err, "VM '%s' has epoch %llu", vm->name, (unsigned long long)vm->epoch);
+    if (vm->seen_generation > vm->generation || vm->generation == 0)
+        return BROKEN(err, "VM '%s' has reached what was never wanted", vm->name);
+    if (vm->state == vm_state_DELETED || (vm->wanted == vm_wanted_DELETED && host == NULL))
+        return BROKEN(err, "VM '%s' should be gone", vm->name);
+    if (state_get(state, object_kind_IMAGE, vm->image) == NULL ||
+        (vm->flavor != NULL && state_get(state, object_kind_FLAVOR, vm->flavor) == NULL) ||
+        (vm->pin != NULL && state_get(state, object_kind_HOST, vm->pin) == NULL))
+        return BROKEN(err, "VM '%s' has an image, flavor or pin that does not exist", vm->name);
+    if (vm->pin != NULL && host != NULL && strcmp(vm->pin, host->common->name) != 0)
+        return BROKEN(err, "VM '%s' is not on the host that it is pinned to", vm->name);
+    for (size_t i = 0; i < record->of_vm.operations.count; i++) {
+        const struct operation *operation = record->of_vm.operations.items[i]->operation;
+        if (operation->state != operation_state_RUNNING || strcmp(operation->target_id, vm->id) != 0)
+            return BROKEN(err, "operation %s is not a running one of VM '%s'", operation->id, vm->name);
+        if (operation->generation > vm->generation)
+            return BROKEN(err, "operation %s waits for what was never wanted", operation->id);
+    }
+    return 0;
+}
+
+static int check_vms(const struct state *state, struct error *err)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        int rc = check_vm(state, state_at(state, object_kind_VM, i), err);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int check_hosts(const struct state *state, struct error *err)
+{
+    size_t placed = 0, owned = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++)
+        placed += state_at(state, object_kind_VM, i)->vm->host != NULL;
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const struct record *host = state_at(state, object_kind_HOST, i);
+        uint64_t memory_bytes = 0, vcpus = 0;
+        for (size_t k = 0; k < host->of_host.vms.count; k++) {
+            memory_bytes += host->of_host.vms.items[k]->vm->memory_bytes;
+            vcpus += host->of_host.vms.items[k]->vm->vcpus;
+            if (strcmp(host->of_host.vms.items[k]->vm->host, host->common->id) != 0)
+                return BROKEN(err, "host %s lists a VM of another", host->common->name);
+        }
+        owned += host->of_host.vms.count;
+        if (memory_bytes != host->of_host.committed_memory_bytes || vcpus != host->of_host.committed_vcpus)
+            return BROKEN(err, "the sums of host %s are wrong", host->common->name);
+    }
+    return placed == owned ? 0 : BROKEN(err, "%zu VMs are placed, but hosts own %zu", placed, owned);
+}
+
+static int check_operations(const struct state *state, struct error *err)
+{
+    size_t running = 0, listed = 0, ended = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_OPERATION); i++)
+        running += state_at(state, object_kind_OPERATION, i)->operation->state == operation_state_RUNNING;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++)
+        listed += state_at(state, object_kind_VM, i)->of_vm.operations.count;
+    if (running != listed)
+        return BROKEN(err, "%zu operations run, but VMs list %zu", running, listed);
+    for (const struct record *r = state->ended_oldest, *older = NULL; r != NULL; older = r, r = r->of_operation.newer) {
+        ended++;
+        if (r->of_operation.older != older || r->operation->state == operation_state_RUNNING || r->operation->ended_at == NULL)
+            return BROKEN(err, "operation %s does not belong to the ended ones", r->operation->id);
+        if (older != NULL && (older->common->revision > r->common->revision ||
+                              (older->common->revision == r->common->revision && strcmp(older->common->id, r->common->id) >= 0)))
+            return BROKEN(err, "ended operation %s is out of order", r->operation->id);
+    }
+    if (ended != state->ended_count || ended > STATE_OPERATIONS_ENDED_MAX ||
+        ended + running != state_count(state, object_kind_OPERATION))
+        return BROKEN(err, "%zu operations have ended, %zu are counted", ended, state->ended_count);
+    return 0;
+}
+
+static int check_rings(const struct state *state, struct error *err)
+{
+    struct state_event event;
+    uint64_t last = 0, count = 0;
+    for (uint64_t serial = 0; state_event_next(state, serial, &event); serial = event.serial, count++) {
+        if (event.index < last || event.index > state->index || (count > 0 && event.serial != serial + 1))
+            return BROKEN(err, "event %llu is out of order", (unsigned long long)event.serial);
+        last = event.index;
+    }
+    if (count != state->events_count || count > STATE_EVENTS_MAX)
+        return BROKEN(err, "%llu events are there, %zu are counted", (unsigned long long)count, state->events_count);
+    if (state->answers.count != state->answer_count || state->answer_count > STATE_ANSWERS_MAX)
+        return BROKEN(err, "%zu answers by key, %zu in the queue", state->answers.count, state->answer_count);
+    return 0;
+}
+
+int check_state(const struct state *state, struct error *err)
+{
+    int rc = 0;
+    for (unsigned kind = 0; rc == 0 && kind < object_kind_COUNT; kind++)
+        rc = state_kind_desc(kind) != NULL ? check_table(state, kind, err) : 0;
+    if (rc == 0)
+        rc = check_vms(state, err);
+    if (rc == 0)
+        rc = check_hosts(state, err);
+    if (rc == 0)
+        rc = check_operations(state, err);
+    if (rc == 0)
+        rc = check_rings(state, err);
+    return rc;
+}
