@@ -249,6 +249,8 @@ static uint64_t ports_read(void *arg, uint64_t offset, unsigned size)
 {
     struct pci_bus *bus = arg;
     uint32_t a = bus->config_address;
+    if (offset == 1 && size == 1 && bus->reset_port.read)
+        return bus->reset_port.read(bus->reset_port.arg, 0, 1);
     if (offset < 4)
         return offset == 0 && size == 4 ? a : UINT64_MAX;
     if (!(a & 0x80000000u) || (a >> 16 & 0xff) != 0)
@@ -260,6 +262,8 @@ static void ports_write(void *arg, uint64_t offset, unsigned size, uint64_t valu
 {
     struct pci_bus *bus = arg;
     uint32_t a = bus->config_address;
+    if (offset == 1 && size == 1 && bus->reset_port.write)
+        bus->reset_port.write(bus->reset_port.arg, 0, 1, value);
     if (offset == 0 && size == 4)
         bus->config_address = (uint32_t)value & 0x80fffffcu;
     if (offset < 4 || !(a & 0x80000000u) || (a >> 16 & 0xff) != 0)
@@ -274,6 +278,11 @@ int pci_bus_init(struct pci_bus *bus, struct bus *memory, struct bus *ports, str
     bus->ports = ports;
     struct bus_range range = {.start = 0xcf8, .size = 8, .read = ports_read, .write = ports_write, .arg = bus};
     return bus_add(ports, &range, err);
+}
+
+void pci_bus_set_reset_port(struct pci_bus *bus, bus_read_fn read, bus_write_fn write, void *arg)
+{
+    bus->reset_port = (struct bus_range){.start = 0xcf9, .size = 1, .read = read, .write = write, .arg = arg};
 }
 
 int pci_bus_add(struct pci_bus *bus, unsigned slot, struct pci_device *device, struct error *err)

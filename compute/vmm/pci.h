@@ -75,12 +75,15 @@ struct pci_device {
 
 struct pci_bus {
     struct bus *memory, *ports;
-    uint32_t config_address; /* port 0xcf8 */
+    uint32_t config_address;      /* port 0xcf8, which takes whole dwords only... */
+    struct bus_range reset_port;  /* ...and so leaves byte 0xcf9 to another register of the board */
     struct pci_device *functions[PCI_SLOTS * PCI_FUNCTIONS];
 };
 
 /* Registers ports 0xcf8-0xcff on @ports. The buses must outlive it. */
 int pci_bus_init(struct pci_bus *bus, struct bus *memory, struct bus *ports, struct error *err);
+/* Who answers byte accesses to port 0xcf9, which lies within the configuration address register. */
+void pci_bus_set_reset_port(struct pci_bus *bus, bus_read_fn read, bus_write_fn write, void *arg);
 /* Put @device at @slot, function 0 (pci_bus_add) or another. It stays the caller's memory and must outlive the bus.
  * -EEXIST when the place is taken. Command register starts at 0, BARs unassigned. */
 int pci_bus_add(struct pci_bus *bus, unsigned slot, struct pci_device *device, struct error *err);

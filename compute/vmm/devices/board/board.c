@@ -104,7 +104,6 @@ static void ports_remove(struct board *b)
     bus_remove(b->ports, PC1_PORT_I8042_DATA);
     bus_remove(b->ports, PC1_PORT_I8042);
     bus_remove(b->ports, PORT_92);
-    bus_remove(b->ports, PC1_PORT_RESET);
 }
 
 static void board_destroy(struct device *d)
@@ -123,7 +122,6 @@ static int ports_add(struct board *b, struct error *err)
         {.start = PC1_PORT_I8042_DATA, .size = 1, .read = i8042_read, .arg = b},
         {.start = PC1_PORT_I8042, .size = 1, .read = i8042_read, .write = i8042_write, .arg = b},
         {.start = PORT_92, .size = 1, .read = port92_read, .write = port92_write, .arg = b},
-        {.start = PC1_PORT_RESET, .size = 1, .read = reset_read, .write = reset_write, .arg = b},
     };
     int code = 0;
     for (size_t i = 0; code == 0 && i < ARRAY_SIZE(ranges); i++)
@@ -154,6 +152,7 @@ int board_create(struct bus *ports, struct pci_bus *pci, power_fn power, void *p
         free(b);
         return code;
     }
+    pci_bus_set_reset_port(pci, reset_read, reset_write, b);
     board_reset(&b->device);
     *ret_device = &b->device;
     return 0;

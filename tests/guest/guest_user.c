@@ -1,0 +1,156 @@
+/* The test guest's user half: says hello, ticks each 100 ms, and does what the words of its command line ask.
+ *
+ *   halt=N     power off (ACPI S5) after N ticks
+ *   reset=N    reset (port 0xcf9) after N ticks
+ *   fault=N    triple fault after N ticks
+ *   dirty=MIB  write that much memory over and over, each page with the number of the round, and check on the way that
+ *              it still holds the number of the round before: a page lost by a snapshot or migration is told
+ *   quiet      no tick lines
+ *
+ * A line typed on COM1 comes back as "echo <line>". */
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { COM1 = 0x3f8, COM1_STATUS = COM1 + 5, PM_CONTROL = 0x604, RESET_CONTROL = 0xcf9 };
+enum { CALL_OUT8 = 1, CALL_OUT16 = 2, CALL_IN8 = 3, CALL_WAIT = 4 };
+#define SLEEP_S5 (5u << 10 | 1u << 13)
+#define DIRTY_START 0x1000000ull /* 16 MiB: above this image */
+#define PAGE 4096u
+
+extern volatile uint64_t timer_ticks;
+
+struct start_info { /* hvm_start_info, as far as it is used */
+    uint32_t magic, version, flags, modules;
+    uint64_t modules_address, cmdline, rsdp;
+};
+
+static uint64_t call(uint64_t number, uint64_t port, uint64_t value)
+{
+    __asm__ volatile("int3" : "+a"(number) : "d"(port), "b"(value) : "memory", "cc");
+    return number;
+}
+
+static void put_char(char c)
+{
+    call(CALL_OUT8, COM1, (uint8_t)c);
+}
+
+static void put(const char *text)
+{
+    while (*text)
+        put_char(*text++);
+}
+
+static void put_number(uint64_t n)
+{
+    char digits[21];
+    unsigned at = sizeof(digits) - 1;
+    digits[at] = 0;
+    do {
+        digits[--at] = (char)('0' + n % 10);
+        n /= 10;
+    } while (n);
+    put(digits + at);
+}
+
+/* "name=123" among the words of @text; @otherwise when it is not there. */
+static uint64_t option(const char *text, const char *name, uint64_t otherwise)
+{
+    while (*text) {
+        const char *n = name;
+        while (*text == ' ')
+            text++;
+        while (*n && *text == *n) {
+            text++;
+            n++;
+        }
+        if (!*n && *text == '=') {
+            uint64_t value = 0;
+            for (text++; *text >= '0' && *text <= '9'; text++)
+                value = value * 10 + (uint64_t)(*text - '0');
+            return value;
+        }
+        if (!*n && (*text == ' ' || !*text))
+            return 1;
+        while (*text && *text != ' ')
+            text++;
+    }
+    return otherwise;
+}
+
+static void echo_input(void)
+{
+    static char line[256];
+    static unsigned length;
+    while (call(CALL_IN8, COM1_STATUS, 0) & 1) {
+        char c = (char)call(CALL_IN8, COM1, 0);
+        if (c != '\n' && c != '\r') {
+            if (length < sizeof(line) - 1)
+                line[length++] = c;
+            continue;
+        }
+        line[length] = 0;
+        length = 0;
+        put("echo ");
+        put(line);
+        put("\n");
+    }
+}
+
+/* One page of the dirtier's endless rounds. */
+static void dirty_step(uint64_t pages)
+{
+    static uint64_t round = 1, page;
+    volatile uint64_t *at = (volatile uint64_t *)(DIRTY_START + page * PAGE);
+    if (*at != round - 1 && round > 1) {
+        put("memory corrupt at page ");
+        put_number(page);
+        put("\n");
+    }
+    *at = round;
+    if (++page < pages)
+        return;
+    page = 0;
+    round++;
+}
+
+static void wait_for_tick(uint64_t seen, uint64_t dirty_pages)
+{
+    if (!dirty_pages) {
+        while (timer_ticks == seen)
+            call(CALL_WAIT, 0, seen);
+        return;
+    }
+    while (timer_ticks == seen)
+        dirty_step(dirty_pages);
+}
+
+static void end_if_asked(const char *cmdline, uint64_t ticks)
+{
+    if (ticks == option(cmdline, "halt", UINT64_MAX))
+        call(CALL_OUT16, PM_CONTROL, SLEEP_S5);
+    if (ticks == option(cmdline, "reset", UINT64_MAX))
+        call(CALL_OUT8, RESET_CONTROL, 6);
+    if (ticks == option(cmdline, "fault", UINT64_MAX))
+        *(volatile uint8_t *)0x7fffffffffull = 1; /* not mapped: the guest's last exception */
+}
+
+void user_main(const struct start_info *info)
+{
+    const char *cmdline = (const char *)info->cmdline;
+    bool quiet = option(cmdline, "quiet", 0) != 0;
+    uint64_t dirty_pages = option(cmdline, "dirty", 0) * (1048576 / PAGE);
+    put("drover-guest: hello cmdline=<");
+    put(cmdline);
+    put(">\n");
+    for (uint64_t n = 1;; n++) {
+        wait_for_tick(timer_ticks, dirty_pages);
+        if (!quiet) {
+            put("tick ");
+            put_number(n);
+            put("\n");
+        }
+        echo_input();
+        end_if_asked(cmdline, n);
+    }
+}
