@@ -188,8 +188,8 @@ static void queue_register_write(struct virtio_pci *p, unsigned offset, unsigned
     if (!virtio_device_accepts_setup(p->vdev) || q->ready)
         return;
     if (offset == VIRTIO_PCI_COMMON_Q_SIZE && size == 2) {
-        /* A size that cannot be shows when the queue is enabled. */
-        q->size = (uint16_t)value;
+        /* 0 for a size that cannot be: then the queue cannot be enabled. */
+        q->size = value <= q->size_max && (value & (value - 1)) == 0 ? (uint16_t)value : 0;
     } else if (offset == VIRTIO_PCI_COMMON_Q_ENABLE && size == 2) {
         if (value == 1)
             virtio_device_enable_queue(p->vdev, p->queue_select);

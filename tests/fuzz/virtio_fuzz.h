@@ -1,0 +1,112 @@
+/* What the virtio fuzz targets share: a machine without KVM whose guest memory is the input, and a guest that does to one
+ * device what the input says. The input begins with a list of 12-byte operations, up to a zero one; what follows is
+ * copied to the start of guest memory, where rings and descriptors are. */
+#ifndef TESTS_FUZZ_VIRTIO_FUZZ_H
+#define TESTS_FUZZ_VIRTIO_FUZZ_H
+
+#include <stdio.h>
+
+#include "common/log.h"
+#include "tests/unit/compute/vmm/virtio_driver.h"
+
+enum {
+    FUZZ_OPERATIONS_MAX = 64,
+    FUZZ_OPERATION_BYTES = 12,
+    FUZZ_RINGS = 0x1000, /* where a started driver's rings are: within what the input fills */
+};
+
+enum fuzz_operation {
+    FUZZ_END,
+    FUZZ_KICK,
+    FUZZ_TURN,
+    FUZZ_BAR_READ,
+    FUZZ_BAR_WRITE,
+    FUZZ_CONFIG_READ,
+    FUZZ_CONFIG_WRITE,
+    FUZZ_MEMORY_WRITE,
+    FUZZ_START,
+    FUZZ_PAUSE_SAVE_RESUME,
+    FUZZ_OPERATIONS
+};
+
+static inline void fuzz_save(struct driver *d)
+{
+    driver_pause(d);
+    struct bytes_writer saved = driver_save(d);
+    struct error err = {0};
+    /* Whatever the guest has done to the device: what was saved can be loaded. */
+    if (driver_load(d, saved.data, saved.size, &err) != 0) {
+        fprintf(stderr, "%s\n", err.text);
+        ASSERT(!"own state is refused");
+    }
+    driver_resume(d);
+    bytes_writer_finish(&saved);
+}
+
+/* Do what @data says to @d; returns when it is used up. */
+static inline void fuzz_run(struct driver *d, const uint8_t *data, size_t size)
+{
+    struct bytes_reader in = bytes_reader(data, size);
+    struct bytes_reader rest = in;
+    for (unsigned i = 0; i < FUZZ_OPERATIONS_MAX; i++) {
+        const uint8_t *op = bytes_get(&rest, FUZZ_OPERATION_BYTES);
+        if (op == NULL || op[0] % FUZZ_OPERATIONS == FUZZ_END)
+            break;
+    }
+    if (!rest.bad) {
+        size_t fill = MIN(bytes_left(&rest), (size_t)1 << 16);
+        memcpy(driver_at(d, 0, 1 << 16), bytes_get(&rest, fill), fill);
+    }
+    for (unsigned i = 0; i < FUZZ_OPERATIONS_MAX; i++) {
+        uint8_t operation = bytes_get_u8(&in) % FUZZ_OPERATIONS;
+        unsigned width = 1u << (bytes_get_u8(&in) & 3);
+        uint16_t at = bytes_get_u16(&in);
+        uint64_t value = bytes_get_u64(&in);
+        if (in.bad)
+            return;
+        switch ((enum fuzz_operation)operation) {
+        case FUZZ_KICK:
+            driver_kick(d, at % d->vdev->queue_count);
+            break;
+        case FUZZ_TURN:
+            io_loop_run_once(d->m->loop, 0);
+            break;
+        case FUZZ_BAR_READ:
+            driver_read(d, at % VIRTIO_PCI_BAR_BYTES & ~(width - 1u), width);
+            break;
+        case FUZZ_BAR_WRITE:
+            driver_write(d, at % VIRTIO_PCI_BAR_BYTES & ~(width - 1u), width, value);
+            break;
+        case FUZZ_CONFIG_READ:
+            driver_config_read(d, at % 256 & ~3u, 4);
+            break;
+        case FUZZ_CONFIG_WRITE:
+            /* Not the BAR: a driver that has lost its device has nothing more to do. */
+            if (at % 256 < 0x10 || at % 256 >= 0x28)
+                driver_config_write(d, at % 256 & ~(MIN(width, 4u) - 1u), MIN(width, 4u), (uint32_t)value);
+            break;
+        case FUZZ_MEMORY_WRITE:
+            memcpy(driver_at(d, at, 8), &value, width);
+            break;
+        case FUZZ_START:
+            d->free_gpa = FUZZ_RINGS;
+            driver_start(d, value, (uint16_t)(1u << (at % 6)));
+            break;
+        case FUZZ_PAUSE_SAVE_RESUME:
+            fuzz_save(d);
+            break;
+        case FUZZ_END:
+        case FUZZ_OPERATIONS:
+            return;
+        }
+    }
+}
+
+/* Rings as a driver would set them up, then overwritten by the input: gets past the outer checks at once. */
+static inline void fuzz_start(struct driver *d, const uint8_t *data, size_t size)
+{
+    d->free_gpa = FUZZ_RINGS;
+    driver_start(d, size > 0 && data[0] & 0x80 ? 0 : UINT64_MAX, 16);
+}
+
+#endif
