@@ -1,4 +1,4 @@
-/* Three guards that libraft 0.22.1 needs to be safe, with public API only, and a meter of its log writes.
+/* Guards that libraft 0.22.1 needs to be safe, with public API only, and a meter of its log writes.
  *
  * A. InstallSnapshot while this server takes a snapshot itself: libraft first applies stale entries and then follows
  *    a null pointer. The guard drops the message; the leader sends it again after its install timeout. One that
@@ -10,6 +10,12 @@
  * C. When term or vote cannot be written, libraft (built without assertions) goes on with what it has in memory, and
  *    may vote twice in one term after a restart. The guard calls `broken`, which must end the server at once. The same
  *    for a log write or truncation that is refused outright.
+ *
+ * D. (raft_propose.c) A server elected while a majority reports full disks is a leader for whom libraft has forgotten
+ *    to note it (raft_step fails after the conversion): when it steps down, its requests are not failed, and later
+ *    libraft calls them successful when another leader's entries are applied at their indexes. So we believe no status:
+ *    a command is acknowledged when a group with its own number is applied, a barrier only while the server still leads
+ *    the term in which it was asked for, and a server that steps down answers what is in flight itself.
  *
  * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`.
  *

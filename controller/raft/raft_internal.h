@@ -46,12 +46,11 @@ struct raft_node {
     char restore_error[512]; /* why a snapshot could not be restored */
     uint64_t proposer;       /* random, of this start */
     uint64_t sequence;       /* of the last group */
-    struct list groups;      /* struct group, in flight */
-    unsigned group_count;
+    struct list groups;      /* struct group, in flight or orphans */
+    unsigned group_count;    /* without orphans */
     uint64_t no_space_since_ms; /* 0: there is space */
-    struct raft_barrier barrier;
-    bool barrier_inflight;
-    struct list barrier_readers;       /* of the barrier in flight */
+    struct list barriers;       /* struct barrier, in flight or orphans */
+    bool barrier_inflight;      /* one that is no orphan */
     struct raft_node_status now; /* ours; copied to `status` at the end of each turn */
     bool told;                   /* the reply loop has been told who leads */
     struct raft_change change_req;     /* embedded for good: libraft may keep a pointer after a failure */

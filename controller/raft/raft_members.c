@@ -22,6 +22,7 @@ struct member_change {
     uint64_t id;
     char address[RAFT_NODE_ADDRESS_MAX];
     bool started, done;
+    raft_term term; /* in which the step was started */
     int raft_status;
     struct error err;
 };
@@ -147,6 +148,7 @@ static void change_start(struct raft_node *node, struct member_change *change)
 
     change->started = true; /* libraft may call back from inside */
     change->done = false;
+    change->term = raft_current_term(&node->raft);
     node->change_active = change;
     rv = change_start_step(node, change);
     if (rv == 0 || change->done)
@@ -168,6 +170,10 @@ void raft_members_turn(struct raft_node *node)
     if (!change->started) {
         change_start(node, change);
         return;
+    }
+    if (!change->done && raft_current_term(&node->raft) != change->term) {
+        change->done = true; /* guard D: libraft may never say so */
+        change->raft_status = change->step == RAFT_NODE_TRANSFER ? 0 : RAFT_LEADERSHIPLOST;
     }
     if (!change->done)
         return;

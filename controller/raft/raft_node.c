@@ -220,7 +220,7 @@ static struct raft_node *node_new(const struct raft_node_config *config)
     node->now.id = config->id;
     ASSERT(getrandom(&node->proposer, sizeof(node->proposer), 0) == sizeof(node->proposer));
     list_init(&node->groups);
-    list_init(&node->barrier_readers);
+    list_init(&node->barriers);
     list_init(&node->proposals);
     list_init(&node->readers);
     ASSERT(pthread_mutex_init(&node->lock, NULL) == 0);

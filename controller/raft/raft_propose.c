@@ -12,7 +12,9 @@
  * share the next one.
  *
  * Failure modes: not leading -> -ENOTCONN for all that waits. Leadership lost with groups in flight -> -EINPROGRESS
- * (unless the group has been applied all the same: then the outcome is known). No space: commands wait for a grace
+ * (unless the group has been applied all the same: then the outcome is known). What libraft says of a request is not
+ * enough (raft_guard.h, D): what is in flight when the server stops leading, or leads another term, is answered by us,
+ * and stays as an orphan until libraft calls back or is closed, since libraft still points to it. No space: commands wait for a grace
  * period, then each turn refuses what waits with -ENOSPC; every try is a probe, so it ends by itself. */
 #include "controller/raft/raft_errors.h"
 #include "controller/raft/raft_frame.h"
@@ -39,9 +41,20 @@ struct group { /* one log entry of ours in flight */
     struct raft_apply req;
     struct raft_node *node;
     uint64_t sequence;
+    raft_term term; /* in which it was proposed */
     bool applied;
+    bool answered; /* an orphan: only libraft still knows it */
     unsigned count;
     struct proposal *commands[]; /* count of them */
+};
+
+struct barrier { /* in flight, at most one that is not answered */
+    struct list in_barriers;
+    struct raft_barrier req;
+    struct raft_node *node;
+    raft_term term;
+    bool answered;
+    struct list readers;
 };
 
 struct reader {
@@ -185,7 +198,7 @@ struct group *raft_propose_find(struct raft_node *node, uint64_t proposer, uint6
         struct group *group = LIST_ENTRY(at, struct group, in_groups);
 
         if (group->sequence == sequence)
-            return group->applied ? NULL : group;
+            return group->applied || group->answered ? NULL : group;
     }
     return NULL;
 }
@@ -201,23 +214,29 @@ void raft_propose_set_applied(struct group *group)
     group->applied = true;
 }
 
-static void group_finish(struct group *group, int status)
+/* Tell those who wait; the memory stays until libraft has called back. */
+static void group_answer(struct group *group)
 {
-    list_remove(&group->in_groups);
+    if (group->answered)
+        return;
+    group->answered = true;
     group->node->group_count--;
     for (unsigned i = 0; i < group->count; i++)
-        proposal_answer(group->commands[i], status);
+        proposal_answer(group->commands[i], group->applied ? 0 : -EINPROGRESS);
+}
+
+static void group_free(struct group *group)
+{
+    list_remove(&group->in_groups);
     free(group);
 }
 
-static void group_cb(struct raft_apply *req, int status, void *result UNUSED)
+static void group_cb(struct raft_apply *req, int status UNUSED, void *result UNUSED)
 {
     struct group *group = req->data;
 
-    if (group->applied)
-        group_finish(group, 0);
-    else /* in the log, perhaps; also what libraft calls cancelled when it closes */
-        group_finish(group, status == RAFT_NOSPACE ? -ENOSPC : -EINPROGRESS);
+    group_answer(group);
+    group_free(group);
 }
 
 /* Take up to a group's worth from the front of @from. */
@@ -237,6 +256,7 @@ static struct group *group_create(struct raft_node *node, struct list *from)
     group->node = node;
     group->req.data = group;
     group->sequence = ++node->sequence;
+    group->term = raft_current_term(&node->raft);
     group->count = count;
     for (unsigned i = 0; i < count; i++) {
         group->commands[i] = LIST_ENTRY(from->next, struct proposal, in_list);
@@ -327,27 +347,72 @@ static void propose_commands(struct raft_node *node, struct list *waiting)
     }
 }
 
+static bool still_leads(const struct raft_node *node, raft_term term)
+{
+    return raft_state((struct raft *)&node->raft) == RAFT_LEADER && raft_current_term(&node->raft) == term;
+}
+
+static void barrier_answer(struct barrier *barrier, int status)
+{
+    if (barrier->answered)
+        return;
+    barrier->answered = true;
+    barrier->node->barrier_inflight = false;
+    readers_answer_all(barrier->node, &barrier->readers, status);
+}
+
+static void barrier_free(struct barrier *barrier)
+{
+    list_remove(&barrier->in_barriers);
+    free(barrier);
+}
+
 static void barrier_cb(struct raft_barrier *req, int status)
 {
-    struct raft_node *node = req->data;
+    struct barrier *barrier = req->data;
 
-    node->barrier_inflight = false;
-    readers_answer_all(node, &node->barrier_readers, status == 0 ? 0 : -ENOTCONN);
+    barrier_answer(barrier, status == 0 && still_leads(barrier->node, barrier->term) ? 0 : -ENOTCONN);
+    barrier_free(barrier);
 }
 
 static void propose_barrier(struct raft_node *node, struct list *waiting)
 {
+    struct barrier *barrier;
     int rv;
 
     if (list_empty(waiting) || node->barrier_inflight)
         return;
-    node->barrier.data = node;
-    rv = raft_barrier(&node->raft, &node->barrier, barrier_cb);
+    barrier = NEW(struct barrier);
+    barrier->node = node;
+    barrier->term = raft_current_term(&node->raft);
+    barrier->req.data = barrier;
+    list_init(&barrier->readers);
+    rv = raft_barrier(&node->raft, &barrier->req, barrier_cb);
     if (rv == 0) {
         node->barrier_inflight = true;
-        list_take(&node->barrier_readers, waiting);
-    } else if (rv != RAFT_NOSPACE || no_space_is_real(node, true)) {
+        list_append(&node->barriers, &barrier->in_barriers);
+        list_take(&barrier->readers, waiting);
+        return;
+    }
+    free(barrier);
+    if (rv != RAFT_NOSPACE || no_space_is_real(node, true))
         readers_answer_all(node, waiting, raft_errors_errno(rv));
+}
+
+/* Guard D: what was in flight under another term, or when this server led. */
+static void propose_answer_orphans(struct raft_node *node)
+{
+    LIST_FOREACH (at, &node->groups) {
+        struct group *group = LIST_ENTRY(at, struct group, in_groups);
+
+        if (!still_leads(node, group->term))
+            group_answer(group);
+    }
+    LIST_FOREACH (at, &node->barriers) {
+        struct barrier *barrier = LIST_ENTRY(at, struct barrier, in_barriers);
+
+        if (!still_leads(node, barrier->term))
+            barrier_answer(barrier, -ENOTCONN);
     }
 }
 
@@ -363,6 +428,7 @@ void raft_propose_turn(struct raft_node *node)
     list_take(&proposals, &node->proposals);
     list_take(&readers, &node->readers);
     pthread_mutex_unlock(&node->lock);
+    propose_answer_orphans(node);
     if (leads) {
         propose_commands(node, &proposals);
         propose_barrier(node, &readers);
@@ -394,7 +460,16 @@ void raft_propose_stop(struct raft_node *node)
     pthread_mutex_unlock(&node->lock);
     proposals_answer_all(&proposals, -ECANCELED);
     readers_answer_all(node, &readers, -ECANCELED);
-    readers_answer_all(node, &node->barrier_readers, -ECANCELED);
-    while (!list_empty(&node->groups)) /* those whose callback libraft did not fire */
-        group_finish(LIST_ENTRY(node->groups.next, struct group, in_groups), -EINPROGRESS);
+    while (!list_empty(&node->barriers)) { /* those whose callback libraft did not fire */
+        struct barrier *barrier = LIST_ENTRY(node->barriers.next, struct barrier, in_barriers);
+
+        barrier_answer(barrier, -ECANCELED);
+        barrier_free(barrier);
+    }
+    while (!list_empty(&node->groups)) {
+        struct group *group = LIST_ENTRY(node->groups.next, struct group, in_groups);
+
+        group_answer(group);
+        group_free(group);
+    }
 }

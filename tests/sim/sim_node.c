@@ -30,6 +30,7 @@ struct group {
 struct barrier {
     struct raft_barrier req;
     struct sim_node *node;
+    raft_term term; /* in which it was asked for */
     uint64_t floor;
     sim_barrier_cb done;
     void *arg;
@@ -235,8 +236,9 @@ static void group_cb(struct raft_apply *req, int status, void *result UNUSED)
 {
     struct group *group = req->data;
     bool applied = group->commands[group->count - 1].index != 0;
+    bool believed = group->node->cluster->mutations.no_result_guard && status == 0;
 
-    group_finish(group, status == 0 || applied ? 0 : -EINPROGRESS);
+    group_finish(group, applied || believed ? 0 : -EINPROGRESS); /* as raft_propose.c: guard D */
 }
 
 static void group_submit(struct sim_raft_io *io, void *arg)
@@ -327,6 +329,9 @@ static void barrier_cb(struct raft_barrier *req, int status)
     struct barrier *barrier = req->data;
     struct sim_node *node = barrier->node;
 
+    if (!node->cluster->mutations.no_result_guard && !node->cluster->mutations.read_without_barrier &&
+        (raft_state(node->raft) != RAFT_LEADER || raft_current_term(node->raft) != barrier->term))
+        status = RAFT_LEADERSHIPLOST; /* as raft_propose.c: guard D */
     if (status == 0) {
         node->cluster->stats.reads++;
         if (node->index < barrier->floor)
@@ -354,8 +359,12 @@ int sim_node_barrier(struct sim_node *node, sim_barrier_cb done, void *arg)
     if (!sim_node_leads(node))
         return -ENOTCONN;
     barrier = NEW(struct barrier);
-    *barrier = (struct barrier){
-        .node = node, .floor = node->cluster->acknowledged_index, .done = done, .arg = arg, .req.data = barrier};
+    *barrier = (struct barrier){.node = node,
+                                .term = raft_current_term(node->raft),
+                                .floor = node->cluster->acknowledged_index,
+                                .done = done,
+                                .arg = arg,
+                                .req.data = barrier};
     if (node->cluster->mutations.read_without_barrier) {
         barrier_cb(&barrier->req, 0);
         return 0;

@@ -20,6 +20,7 @@
 /* What is broken on purpose, to see that it is found (main.c has the list). */
 struct sim_mutations {
     struct sim_raft_mutations raft;
+    bool no_result_guard; /* guard D: libraft's statuses are believed */
     bool no_prevote;
     bool disk_acknowledges_early;
     bool acknowledge_before_commit;
