@@ -6,7 +6,7 @@
 #include <sys/wait.h>
 
 #include "cli/client.h"
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 #include "cli/context.h"
 #include "cli/output.h"
 

@@ -5,7 +5,7 @@
 
 #include "cli/body.h"
 #include "cli/client.h"
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 
 int completion_bash(const struct invocation *call, struct error *err)
 {

@@ -11,7 +11,7 @@
 #include <termios.h>
 
 #include "cli/client.h"
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 #include "common/websocket.h"
 
 #define ESCAPE_BYTE 0x1d /* Ctrl-] */

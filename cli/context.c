@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 #include "cli/output.h"
 #include "common/file.h"
 

@@ -7,7 +7,7 @@
 #include <time.h>
 
 #include "cli/client.h"
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 #include "cli/output.h"
 #include "common/http_client.h"
 

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 #include "common/log.h"
 
 static void print_error(const struct error *err)

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 #include "cli/output.h"
 
 #define BAR_WIDTH 30

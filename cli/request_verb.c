@@ -5,7 +5,7 @@
 
 #include "cli/body.h"
 #include "cli/client.h"
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 #include "cli/operation_wait.h"
 #include "cli/output.h"
 

@@ -4,7 +4,7 @@
 
 #include "cli/body.h"
 #include "cli/client.h"
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 #include "cli/output.h"
 
 int token_create(const struct invocation *call, struct error *err)

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "cli/body.h"
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 
 #define OWN ROUTE_COUNT
 #define WAIT_HELP "  --wait                 wait until it is done, with progress\n"

@@ -2,7 +2,7 @@
 #include <stdio.h>
 
 #include "cli/client.h"
-#include "cli/commands.h"
+#include "cli/verb_functions.h"
 #include "cli/output.h"
 
 int vm_placement(const struct invocation *call, struct error *err)

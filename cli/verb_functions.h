@@ -1,7 +1,7 @@
 /* The functions behind the verbs that are not plain requests. Each returns 0 or a negative errno with @err in words
  * and prints its result on standard output. */
-#ifndef CLI_COMMANDS_H
-#define CLI_COMMANDS_H
+#ifndef CLI_VERB_FUNCTIONS_H
+#define CLI_VERB_FUNCTIONS_H
 
 #include "cli/invocation.h"
 
