@@ -228,8 +228,10 @@ static int common_load(struct virtio_device *d, struct bytes_reader *in, struct 
         return load_refuse(err, d, "it is of another kind of device");
     if (queue_count != d->queue_count)
         return load_refuse(err, d, "the number of queues differs");
-    /* What this side does not offer, but that one did not use either, is no obstacle. */
-    if ((features & ~d->features_offered) != 0 || (features & ~offered) != 0)
+    /* What this side does not offer, but that one did not use either, is no obstacle; nor is what a driver has asked
+     * for but not been granted. */
+    bool granted = (status & VIRTIO_CONFIG_S_FEATURES_OK) != 0;
+    if (granted && ((features & ~d->features_offered) != 0 || (features & ~offered) != 0))
         return load_refuse(err, d, "a feature in use is not offered here");
     if ((status & ~(STATUS_OF_DRIVER | VIRTIO_CONFIG_S_NEEDS_RESET)) != 0)
         return load_refuse(err, d, "unknown status bits");
