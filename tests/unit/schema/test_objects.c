@@ -70,7 +70,7 @@ static void random_object(const struct object_desc *d, void *o)
             break;
         case KIND_LIST: {
             struct object_list *l = v;
-            l->count = MIN(rnd(3), f->max);
+            l->count = MIN(f->min + rnd(3), f->max);
             l->items = xcalloc(l->count, f->ref.object->size);
             for (size_t k = 0; k < l->count; k++)
                 random_object(f->ref.object, (char *)l->items + k * f->ref.object->size);
@@ -78,7 +78,7 @@ static void random_object(const struct object_desc *d, void *o)
         }
         case KIND_STRS: {
             struct string_list *l = v;
-            l->count = rnd(3);
+            l->count = MIN(f->min + rnd(3), f->max);
             l->items = xcalloc(l->count, sizeof *l->items);
             for (size_t k = 0; k < l->count; k++)
                 l->items[k] = random_text(&(struct field_desc){.kind = KIND_STR, .min = 1, .max = 9, .ref.format = f->ref.format});
