@@ -1,6 +1,6 @@
 /* The ring and its readers.
  *
- * Happy path: output -> ring -> one posted wake-up -> every reader is written to until it would block; then EPOLLOUT
+ * Happy path: output -> ring -> one posted wake-up -> a flush -> every reader is written to until it would block; then EPOLLOUT
  * brings it back. Failure modes: a follower that hangs up, fails or is lapped is closed and forgotten; a log that fails
  * is given up with one line in the VMM's own log. */
 #include "compute/vmm/console.h"
@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <time.h>
 
 #include "common/log.h"
 
@@ -25,9 +26,12 @@ struct console_reader {
     struct io_handler *output_handler, *input_handler; /* one and the same watch for a follower: output_handler */
 };
 
+static void flush(void *arg);
+
 void console_init(struct console *c, struct io_loop *loop)
 {
     memset(c, 0, sizeof(*c));
+    io_timer_init(&c->flush_timer, flush, c);
     c->loop = loop;
     pthread_mutex_init(&c->lock, NULL);
     list_init(&c->readers);
@@ -117,9 +121,17 @@ static bool reader_write(struct console_reader *r)
     return true;
 }
 
-static void on_wake(void *arg)
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+static void flush(void *arg)
 {
     struct console *c = arg;
+    c->flushed_ns = now_ns();
     pthread_mutex_lock(&c->lock);
     c->wake_pending = false;
     pthread_mutex_unlock(&c->lock);
@@ -129,6 +141,17 @@ static void on_wake(void *arg)
         if (!r->waiting || !r->output_handler)
             reader_write(r);
     }
+}
+
+/* The first byte after a silence goes out at once; what follows waits for company. */
+static void on_wake(void *arg)
+{
+    struct console *c = arg;
+    uint64_t since = now_ns() - c->flushed_ns;
+    if (since >= CONSOLE_FLUSH_NS)
+        flush(c);
+    else
+        io_timer_arm(c->loop, &c->flush_timer, CONSOLE_FLUSH_NS - since);
 }
 
 void console_output(struct console *c, const void *data, size_t size)
@@ -224,6 +247,7 @@ unsigned console_reader_count(const struct console *c)
 
 void console_finish(struct console *c)
 {
+    io_timer_cancel(&c->flush_timer);
     LIST_FOREACH_SAFE(link, &c->readers)
     {
         struct console_reader *r = LIST_ENTRY(link, struct console_reader, link);

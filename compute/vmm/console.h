@@ -18,6 +18,7 @@
 
 #define CONSOLE_RING_BYTES 65536u
 #define CONSOLE_READERS_MAX 16u
+#define CONSOLE_FLUSH_NS 5000000u /* least time between flushes: guests print byte by byte, readers want lines */
 
 /* Bytes for the guest. Returns how many were taken; the rest is lost, as on a serial line. */
 typedef size_t (*console_input_fn)(void *arg, const uint8_t *data, size_t size);
@@ -33,7 +34,9 @@ struct console {
     void *input_arg;
     pthread_mutex_t lock;   /* guards ring, written, wake_pending */
     uint64_t written;       /* bytes of output ever */
-    bool wake_pending;
+    bool wake_pending;      /* the control loop will flush, now or by the timer */
+    uint64_t flushed_ns;    /* CLOCK_MONOTONIC of the last flush */
+    struct io_timer flush_timer;
     uint8_t ring[CONSOLE_RING_BYTES];
     struct list readers;
     unsigned reader_count;
