@@ -1,0 +1,124 @@
+/* Promote, transfer, remove.
+ *
+ * Remove changes the table first: a leader that dies in between leaves the rest to the next one's membership driver.
+ * A leader that is to remove itself hands leadership over, and the request goes to the new leader. */
+#include "controller/api/api_member.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/api/api_write.h"
+
+/* Raft id of the controller in the path; 0: there is none. */
+static uint64_t find_raft_id(struct api_call *call, char id[STATE_ID_BYTES])
+{
+    uint64_t raft_id = 0;
+    service_lock_state(call->service);
+    const struct record *record = state_get(call->service->state, object_kind_CONTROLLER, call->id);
+    if (record != NULL) {
+        raft_id = record->controller->raft_id;
+        snprintf(id, STATE_ID_BYTES, "%s", record->common->id);
+    }
+    service_unlock_state(call->service);
+    return raft_id;
+}
+
+static void answer_controller(struct api_call *call)
+{
+    char id[STATE_ID_BYTES];
+    struct apply_result result = {.status = 200, .object_kind = object_kind_CONTROLLER};
+    if (find_raft_id(call, id) != 0)
+        memcpy(result.object_id, id, sizeof id);
+    api_write_answer(call, &result);
+}
+
+static void refuse_unknown(struct api_call *call)
+{
+    struct error err;
+    error_set(&err, -ENOENT, ERROR_NOT_FOUND, "there is no controller '%s'", call->id);
+    api_write_refuse(call, &err);
+}
+
+static void on_promoted(void *arg, int status, const struct error *err)
+{
+    struct api_call *call = arg;
+    service_change_done(call->service);
+    if (status < 0)
+        api_call_error(call, err);
+    else
+        api_write(call); /* the table follows */
+}
+
+void api_member_promote(struct api_call *call)
+{
+    struct error err;
+    char id[STATE_ID_BYTES];
+    uint64_t raft_id = find_raft_id(call, id);
+    if (raft_id == 0) {
+        refuse_unknown(call);
+        return;
+    }
+    if (call->query.dry_run || service_is_voter(call->service, raft_id)) {
+        api_write(call);
+        return;
+    }
+    if (service_change(call->service, RAFT_NODE_PROMOTE, raft_id, NULL, on_promoted, call, &err) < 0)
+        api_call_error(call, &err);
+}
+
+static void on_transferred(void *arg, int status, const struct error *err)
+{
+    struct api_call *call = arg;
+    service_change_done(call->service);
+    if (status < 0)
+        api_call_error(call, err);
+    else
+        answer_controller(call);
+}
+
+void api_member_transfer(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct error err;
+    char id[STATE_ID_BYTES];
+    uint64_t raft_id = find_raft_id(call, id);
+    if (raft_id == 0) {
+        refuse_unknown(call);
+    } else if (!service_is_voter(service, raft_id)) {
+        error_set(&err, -EINVAL, ERROR_CONFLICT, "controller '%s' has no vote, so it cannot lead; promote it first", call->id);
+        api_call_error(call, &err);
+    } else if (call->query.dry_run || raft_id == service->dir.identity.raft_id) {
+        answer_controller(call);
+    } else if (service_change(service, RAFT_NODE_TRANSFER, raft_id, NULL, on_transferred, call, &err) < 0) {
+        api_call_error(call, &err);
+    }
+}
+
+/* The new leader carries the request out. */
+static void on_handed_over(void *arg, int status, const struct error *err)
+{
+    struct api_call *call = arg;
+    struct error again;
+    service_change_done(call->service);
+    if (status < 0) {
+        api_call_error(call, err);
+        return;
+    }
+    error_set(&again, -ENOTCONN, ERROR_NO_LEADER, "leadership was handed over; ask again");
+    api_call_retry(call, &again);
+}
+
+void api_member_remove(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct error err;
+    char id[STATE_ID_BYTES];
+    bool self = find_raft_id(call, id) == service->dir.identity.raft_id;
+    if (self && !call->query.dry_run && service_voters(service) > 1) {
+        if (service_change(service, RAFT_NODE_TRANSFER, 0, NULL, on_handed_over, call, &err) < 0)
+            api_call_error(call, &err);
+        return;
+    }
+    api_write(call);
+}

@@ -1,0 +1,200 @@
+/* GET of one object and of lists, placement previews, and waiting for operations. */
+#include "controller/api/api_read.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/http_parse.h"
+#include "controller/api/api_record.h"
+#include "controller/command/decide.h"
+
+static void not_found(struct api_call *call, const char *kind)
+{
+    struct error err;
+    error_set(&err, -ENOENT, ERROR_NOT_FOUND, "there is no %s '%s'", kind, call->id);
+    api_call_error(call, &err);
+}
+
+void api_read_list(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct api_record_filter filter;
+    struct bytes_writer body = {0};
+    struct error err;
+    enum object_kind kind;
+    char cursor[64], header[128];
+    ASSERT(api_record_kind(call->route->answer, &kind));
+    if (api_record_filter_parse(call->route->answer, &call->query, &filter, &err) < 0) {
+        api_call_error(call, &err);
+        return;
+    }
+    service_lock_state(service);
+    api_record_put_list(service->state, kind, &call->query, &filter, service->leader.leader_id, &body, cursor);
+    call->index = MAX(call->index, state_index(service->state));
+    service_unlock_state(service);
+    snprintf(header, sizeof header, "X-Drover-Cursor: %s\r\n", cursor);
+    api_call_answer_json(call, 200, cursor[0] != '\0' ? header : NULL, &body);
+}
+
+/* Does If-None-Match name this ETag (or "*")? Weak comparison, RFC 9110 §13.1.2. */
+static bool is_known(const struct api_call *call, const char *etag)
+{
+    const char *text = http_request_header(call->request, "If-None-Match");
+    char weak[64];
+    snprintf(weak, sizeof weak, "W/%s", etag);
+    return text != NULL && (strcmp(text, "*") == 0 || http_has_token(text, etag) || http_has_token(text, weak));
+}
+
+static const struct record *find(const struct state *state, enum object_kind kind, const char *id)
+{
+    if (kind == object_kind_CLUSTER)
+        return state_count(state, kind) > 0 ? state_at(state, kind, 0) : NULL;
+    return state_get(state, kind, id);
+}
+
+void api_read_show(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct bytes_writer body = {0};
+    enum object_kind kind;
+    char etag[32], headers[64];
+    ASSERT(api_record_kind(call->route->answer, &kind));
+    service_lock_state(service);
+    const struct record *record = find(service->state, kind, call->id);
+    if (record != NULL) {
+        snprintf(etag, sizeof etag, "\"%llu\"", (unsigned long long)record->common->revision);
+        api_record_put(service->state, record, service->leader.leader_id, 0, &body);
+        bytes_put_text(&body, "\n");
+    }
+    call->index = MAX(call->index, state_index(service->state));
+    service_unlock_state(service);
+    if (record == NULL) {
+        not_found(call, object_kind_desc.names[kind]);
+        return;
+    }
+    snprintf(headers, sizeof headers, "ETag: %s\r\n", etag);
+    if (is_known(call, etag)) {
+        bytes_writer_finish(&body);
+        api_call_answer(call, 304, NULL, headers, NULL);
+        return;
+    }
+    api_call_answer_json(call, 200, headers, &body);
+}
+
+void api_read_placement(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct placement placement = {.head = {0}};
+    struct bytes_writer body = {0};
+    struct error err;
+    int r = -ENOENT;
+    service_lock_state(service);
+    const struct record *record = state_get(service->state, object_kind_VM, call->id);
+    if (record != NULL)
+        r = decide_placement(service->state, record->vm, &placement, &err);
+    service_unlock_state(service);
+    if (record == NULL) {
+        not_found(call, "vm");
+        return;
+    }
+    if (r < 0) {
+        api_call_error(call, &err);
+        return;
+    }
+    OBJECT_ENCODE(placement, &placement, &body);
+    OBJECT_CLEAR(placement, &placement);
+    api_call_answer_json(call, 200, NULL, &body);
+}
+
+/* --- operations --- */
+
+/* 1: ended, 0: still running, -ENOENT. */
+static int operation_ended(struct service *service, const char *id)
+{
+    service_lock_state(service);
+    const struct record *record = state_get(service->state, object_kind_OPERATION, id);
+    int r = record == NULL ? -ENOENT : record->operation->state != operation_state_RUNNING;
+    service_unlock_state(service);
+    return r;
+}
+
+void api_read_answer_operation(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct bytes_writer body = {0};
+    bool ended = false;
+    char headers[160];
+    http_request_on_gone(call->request, NULL, NULL);
+    service_lock_state(service);
+    const struct record *record = state_get(service->state, object_kind_OPERATION, call->operation_id);
+    if (record != NULL) {
+        ended = record->operation->state != operation_state_RUNNING;
+        snprintf(headers, sizeof headers, "Location: /v1/operations/%s\r\nETag: \"%llu\"\r\n", call->operation_id,
+                 (unsigned long long)record->operation->revision);
+        state_put_json(service->state, record, &body);
+        bytes_put_text(&body, "\n");
+    }
+    call->index = MAX(call->index, state_index(service->state));
+    service_unlock_state(service);
+    if (record == NULL) {
+        snprintf(call->id, sizeof call->id, "%s", call->operation_id);
+        not_found(call, "operation");
+        return;
+    }
+    api_call_answer_json(call, call->route->method == ROUTE_GET || ended ? 200 : 202, headers, &body);
+}
+
+static void on_waiter_gone(struct http_request *request, void *arg)
+{
+    struct api_call *call = arg;
+    api_call_unwait(call);
+    http_release(request);
+    api_call_release(call, 0);
+}
+
+void api_read_await_operation(struct api_call *call)
+{
+    if (call->query.wait_ms == 0 || operation_ended(call->service, call->operation_id) != 0 ||
+        api_call_wait(call, &call->service->api.operation_waiters, call->query.wait_ms, api_read_answer_operation) < 0) {
+        api_read_answer_operation(call);
+        return;
+    }
+    http_request_on_gone(call->request, on_waiter_gone, call);
+}
+
+void api_read_operation(struct api_call *call)
+{
+    if (call->query.wait_ms == 0) {
+        api_read_show(call);
+        return;
+    }
+    enum object_kind kind = object_kind_OPERATION;
+    service_lock_state(call->service);
+    const struct record *record = state_get(call->service->state, kind, call->id);
+    if (record != NULL)
+        snprintf(call->operation_id, sizeof call->operation_id, "%s", record->common->id);
+    service_unlock_state(call->service);
+    if (record == NULL)
+        not_found(call, "operation");
+    else
+        api_read_await_operation(call);
+}
+
+void api_read_applied(struct api *api)
+{
+    struct list ended;
+    list_init(&ended);
+    LIST_FOREACH_SAFE(link, &api->operation_waiters) {
+        struct api_call *call = LIST_ENTRY(link, struct api_call, link);
+        if (operation_ended(api->service, call->operation_id) == 0)
+            continue;
+        list_remove(link);
+        list_append(&ended, link);
+    }
+    while (!list_empty(&ended)) {
+        struct api_call *call = LIST_ENTRY(ended.next, struct api_call, link);
+        api_call_unwait(call);
+        api_read_answer_operation(call);
+    }
+}

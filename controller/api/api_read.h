@@ -1,0 +1,19 @@
+/* Handlers of GET routes on objects, and waiting for operations (?wait=). */
+#ifndef CONTROLLER_API_API_READ_H
+#define CONTROLLER_API_API_READ_H
+
+#include "controller/api/api_call.h"
+
+void api_read_list(struct api_call *call);
+void api_read_show(struct api_call *call);
+void api_read_placement(struct api_call *call);
+void api_read_operation(struct api_call *call);
+
+/* Answer with call->operation_id: at its end or when ?wait= is over, whichever comes first. */
+void api_read_await_operation(struct api_call *call);
+/* Answer with it as it is now: 202 while it runs, else 200. */
+void api_read_answer_operation(struct api_call *call);
+/* The state has changed: answer those whose operation has ended. */
+void api_read_applied(struct api *api);
+
+#endif

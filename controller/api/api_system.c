@@ -1,0 +1,116 @@
+/* Health, readiness, metrics, OpenAPI. */
+#include "controller/api/api_system.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "schema/commands.h"
+
+void api_healthz(struct api_call *call)
+{
+    struct bytes_writer body = {0};
+    bytes_put_text(&body, "ok\n");
+    api_call_answer(call, 200, "text/plain", NULL, &body);
+}
+
+void api_readyz(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct bytes_writer body = {0};
+    struct error err;
+    service_lock_state(service);
+    bool initialized = state_initialized(service->state);
+    service_unlock_state(service);
+    if (!initialized) {
+        error_set(&err, -EAGAIN, ERROR_NOT_INITIALIZED, "this controller has not yet got the cluster's state from a leader");
+        api_call_error(call, &err);
+    } else if (service->leader.leader_id == 0 || (service_leads(service) && !service->ready)) {
+        error_set(&err, -EAGAIN, ERROR_NO_LEADER, "there is no leader at this moment");
+        api_call_error(call, &err);
+    } else {
+        bytes_put_text(&body, "ok\n");
+        api_call_answer(call, 200, "text/plain", NULL, &body);
+    }
+}
+
+void api_openapi(struct api_call *call)
+{
+    struct bytes_writer body = {0};
+    schema_openapi(&body);
+    api_call_answer_json(call, 200, "Cache-Control: max-age=300\r\n", &body);
+}
+
+/* --- metrics --- */
+
+static void put_raft(const struct raft_node_status *status, struct bytes_writer *out)
+{
+    const struct {
+        const char *name, *type, *help;
+        uint64_t value;
+    } rows[] = {
+        {"drover_raft_leading", "gauge", "1 on the leader.", status->leader.role == RAFT_NODE_LEADER},
+        {"drover_raft_leader_id", "gauge", "Raft id of the leader, 0 = none known.", status->leader.leader_id},
+        {"drover_raft_term", "counter", "Raft term.", status->leader.term},
+        {"drover_raft_index", "counter", "Commands applied.", status->index},
+        {"drover_raft_log_applied", "counter", "Log entries applied.", status->raft_applied},
+        {"drover_raft_log_commit", "counter", "Log entries committed.", status->raft_commit},
+        {"drover_raft_log_last", "counter", "Log entries held.", status->raft_last},
+        {"drover_raft_members", "gauge", "Members of the configuration.", status->member_count},
+        {"drover_raft_proposals", "gauge", "Commands waiting or in flight.", status->proposals},
+        {"drover_raft_proposals_refused_total", "counter", "Commands refused because too many waited.", status->commands_refused},
+        {"drover_raft_groups_total", "counter", "Log entries proposed here.", status->groups},
+        {"drover_raft_no_space", "gauge", "1 while the disk has no room.", status->no_space},
+        {"drover_raft_disk_writes_total", "counter", "Writes of the log.", status->disk_writes},
+        {"drover_raft_disk_write_microseconds_total", "counter", "Time in them.", status->disk_write_us},
+        {"drover_raft_disk_write_microseconds_max", "gauge", "The slowest.", status->disk_write_us_max},
+        {"drover_raft_apply_microseconds_total", "counter", "Time in the state machine.", status->apply_us},
+        {"drover_raft_apply_microseconds_max", "gauge", "The slowest group.", status->apply_us_max},
+        {"drover_raft_snapshots_total", "counter", "Snapshots taken.", status->snapshots_taken},
+        {"drover_raft_snapshots_restored_total", "counter", "Snapshots restored.", status->snapshots_restored},
+        {"drover_raft_snapshot_bytes", "gauge", "Size of the last snapshot.", status->snapshot_bytes},
+        {"drover_raft_snapshot_microseconds", "gauge", "Time of the last snapshot.", status->snapshot_us},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
+        api_metrics_put(out, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
+}
+
+static void put_objects(struct service *service, struct bytes_writer *out)
+{
+    bytes_put_text(out, "# HELP drover_objects Objects in the state.\n# TYPE drover_objects gauge\n");
+    service_lock_state(service);
+    for (unsigned kind = 0; kind < object_kind_COUNT; kind++)
+        if (kind != object_kind_EVENT)
+            bytes_put_format(out, "drover_objects{kind=\"%s\"} %zu\n", object_kind_desc.names[kind],
+                             state_count(service->state, (enum object_kind)kind));
+    service_unlock_state(service);
+}
+
+static uint64_t resident_bytes(void)
+{
+    size_t rss = 0;
+    return uv_resident_set_memory(&rss) == 0 ? rss : 0;
+}
+
+void api_metrics_show(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct api *api = &service->api;
+    struct raft_node_status *status CLEANUP_FREE = NEW(struct raft_node_status);
+    struct bytes_writer body = {0};
+    const struct http_server_counters *http = http_server_counters(api->server);
+    raft_node_status(service->raft, status);
+    api_metrics_text(&api->metrics, &body);
+    put_raft(status, &body);
+    put_objects(service, &body);
+    api_metrics_put(&body, "drover_http_connections", "gauge", "Open connections.", http->connections);
+    api_metrics_put(&body, "drover_http_accepted_total", "counter", "Connections accepted.", http->accepted);
+    api_metrics_put(&body, "drover_http_refused_total", "counter", "Connections refused.", http->refused);
+    api_metrics_put(&body, "drover_http_bad_requests_total", "counter", "Requests that were not well-formed.", http->bad_requests);
+    api_metrics_put(&body, "drover_http_timeouts_total", "counter", "Connections closed because a client was slow.", http->timeouts);
+    api_metrics_put(&body, "drover_api_watchers", "gauge", "Event streams.", api->watcher_count);
+    api_metrics_put(&body, "drover_api_waiting", "gauge", "Requests that wait for something.", api->waiting);
+    api_metrics_put(&body, "drover_api_ready", "gauge", "1 on a leader that answers.", service->ready);
+    api_metrics_put(&body, "drover_process_resident_bytes", "gauge", "Memory of the process.", resident_bytes());
+    api_call_answer(call, 200, "text/plain; version=0.0.4", NULL, &body);
+}

@@ -1,0 +1,12 @@
+/* /healthz, /readyz, /metrics and the OpenAPI document. Answered by whichever controller is asked. */
+#ifndef CONTROLLER_API_API_SYSTEM_H
+#define CONTROLLER_API_API_SYSTEM_H
+
+#include "controller/api/api_call.h"
+
+void api_healthz(struct api_call *call);
+void api_readyz(struct api_call *call);
+void api_metrics_show(struct api_call *call);
+void api_openapi(struct api_call *call);
+
+#endif

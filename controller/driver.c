@@ -1,0 +1,140 @@
+/* The reconciler's driver. A round: look (under the read lock), propose all, wait for all answers; then again at once if
+ * the state has changed meanwhile or there was more to do, else at the next tick. */
+#include "controller/driver.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "controller/environment.h"
+#include "controller/fsm/apply.h"
+#include "controller/membership.h"
+#include "controller/reconcile/reconcile.h"
+#include "controller/service.h"
+
+static void run(struct driver *driver);
+
+static void on_answered(void *arg, int status, void *raw)
+{
+    struct driver *driver = arg;
+    struct apply_result *result CLEANUP_FREE = raw;
+    if (status == 0 && result->code < 0)
+        log_debug("reconcile-refused", "%s", result->error.text);
+    driver->outstanding--;
+    if (driver->outstanding == 0 && driver->again && !driver->service->stopping)
+        run(driver);
+}
+
+static size_t list_nodes(struct driver *driver, struct reconcile_node **ret_nodes)
+{
+    struct reconcile_node *nodes = xcalloc(driver->nodes.count + 1, sizeof *nodes);
+    const struct driver_node *node;
+    size_t n = 0;
+    for (size_t i = 0; (node = map_next(&driver->nodes, &i)) != NULL;)
+        nodes[n++] = (struct reconcile_node){.host = node->host, .last_report_ms = node->last_report_ms};
+    *ret_nodes = nodes;
+    return n;
+}
+
+static void propose_all(struct driver *driver, struct reconcile_output *output)
+{
+    for (unsigned i = 0; i < output->count; i++) {
+        size_t size = output->commands[i].size;
+        void *command = TAKE_PTR(output->commands[i].data);
+        if (raft_node_propose(driver->service->raft, command, size, on_answered, driver) < 0)
+            free(command); /* the next round decides it again */
+        else
+            driver->outstanding++;
+    }
+    driver->service->api.metrics.reconcile_commands += output->count;
+}
+
+static void run(struct driver *driver)
+{
+    struct service *service = driver->service;
+    struct api_metrics *metrics = &service->api.metrics;
+    if (!service->ready || driver->outstanding > 0)
+        return;
+    struct reconcile_output *output = NEW(struct reconcile_output);
+    struct reconcile_node *nodes CLEANUP_FREE = NULL;
+    char now[ENVIRONMENT_TIME_SIZE];
+    uint64_t begin = environment_monotonic_us();
+    environment_time_text(environment_unix_ms(), now);
+    struct reconcile_input input = {
+        .now = now, .now_ms = environment_monotonic_ms(), .leader_since_ms = service->ready_since_ms};
+    input.n_nodes = list_nodes(driver, &nodes);
+    input.nodes = nodes;
+    driver->again = false;
+    service_lock_state(service);
+    reconcile_tick(service->state, &input, output);
+    service_unlock_state(service);
+    uint64_t took = environment_monotonic_us() - begin;
+    metrics->reconcile_ticks++;
+    metrics->reconcile_us += took;
+    metrics->reconcile_us_max = MAX(metrics->reconcile_us_max, took);
+    driver->again = output->more;
+    propose_all(driver, output);
+    reconcile_output_finish(output);
+    free(output);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+    struct driver *driver = timer->data;
+    run(driver);
+    membership_tick(driver->service);
+}
+
+void driver_start(struct driver *driver, struct service *service)
+{
+    *driver = (struct driver){.service = service};
+    ASSERT(uv_timer_init(service->loop, &driver->timer) == 0);
+    driver->timer.data = driver;
+    ASSERT(uv_timer_start(&driver->timer, on_timer, DRIVER_TICK_MS, DRIVER_TICK_MS) == 0);
+}
+
+static void clear_nodes(struct driver *driver)
+{
+    struct driver_node *node;
+    for (size_t i = 0; (node = map_next(&driver->nodes, &i)) != NULL;)
+        free(node);
+    map_finish(&driver->nodes);
+    driver->nodes = (struct map){.count = 0};
+}
+
+void driver_reset(struct driver *driver)
+{
+    clear_nodes(driver);
+    driver->again = false;
+}
+
+void driver_wake(struct driver *driver)
+{
+    uint64_t due = uv_timer_get_due_in(&driver->timer);
+    if (!driver->service->ready || driver->service->stopping)
+        return;
+    /* Soon, not at once: a burst of writes shares one look at the state. */
+    if (due > DRIVER_SOON_MS)
+        uv_timer_start(&driver->timer, on_timer, DRIVER_SOON_MS, DRIVER_TICK_MS);
+}
+
+void driver_seen(struct driver *driver, const char *host_id)
+{
+    struct driver_node *node = map_get(&driver->nodes, host_id);
+    if (node == NULL) {
+        node = NEW(struct driver_node);
+        snprintf(node->host, sizeof node->host, "%s", host_id);
+        map_put(&driver->nodes, node->host, node);
+    }
+    node->last_report_ms = environment_monotonic_ms();
+}
+
+void driver_stop(struct driver *driver)
+{
+    uv_close((uv_handle_t *)&driver->timer, NULL);
+}
+
+void driver_finish(struct driver *driver)
+{
+    clear_nodes(driver);
+}

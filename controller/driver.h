@@ -1,0 +1,41 @@
+/* The reconciler's driver: on a ready leader it runs controller/reconcile at a steady pace and soon after changes, and
+ * proposes what it says. One round at a time: the next begins when every command of the last one is answered. It also
+ * keeps the leader's volatile table of when each host last reported. */
+#ifndef CONTROLLER_DRIVER_H
+#define CONTROLLER_DRIVER_H
+
+#include "common/base.h" /* before uv.h, which brings other MIN and MAX */
+
+#include <uv.h>
+
+#include "common/map.h"
+
+#define DRIVER_TICK_MS 200u /* between runs while nothing else asks for one */
+#define DRIVER_SOON_MS 20u  /* after a change of the state */
+
+struct service;
+
+struct driver_node {
+    char host[64];
+    uint64_t last_report_ms; /* steady clock */
+};
+
+struct driver {
+    struct service *service;
+    uv_timer_t timer;
+    struct map nodes;     /* host id -> struct driver_node */
+    unsigned outstanding; /* commands proposed and not answered */
+    bool again;           /* there was more to do */
+};
+
+void driver_start(struct driver *driver, struct service *service);
+/* Leadership lost or won: forget the volatile table. */
+void driver_reset(struct driver *driver);
+/* The state has changed. */
+void driver_wake(struct driver *driver);
+/* An agent's report has come. */
+void driver_seen(struct driver *driver, const char *host_id);
+void driver_stop(struct driver *driver); /* closes the timer */
+void driver_finish(struct driver *driver); /* after the loop has ended */
+
+#endif

@@ -1,0 +1,87 @@
+/* One running controller: the struct that owns all of its parts, and what happens when Raft tells of a new leader or of
+ * applied commands.
+ *
+ *             +-------------------- API loop = main thread -----------------------------+
+ *   clients --> http_server -> api/ (accept, authorise, decide, answer)  driver (reconcile)|
+ *             |      |  forwards: http_proxy          reads `state` under the read lock    |
+ *             +------|----------------------------------------------------------------------+
+ *                    v propose, barrier        ^ results, leader, applied (reply loop)
+ *             +-------------------- raft_node's own thread: log, peers, apply under the write lock
+ *
+ * All members belong to the main thread but `state`, which is shared under `state_lock` and read for short times. */
+#ifndef CONTROLLER_SERVICE_H
+#define CONTROLLER_SERVICE_H
+
+#include "common/base.h" /* before uv.h, which brings other MIN and MAX */
+
+#include <pthread.h>
+#include <uv.h>
+
+#include "common/http_proxy.h"
+#include "common/http_server.h"
+#include "common/tls.h"
+#include "controller/api/api.h"
+#include "controller/data_dir.h"
+#include "controller/driver.h"
+#include "controller/fsm/state.h"
+#include "controller/raft/raft_node.h"
+
+#define SERVICE_TRANSFER_WAIT_MS 3000u /* at SIGTERM, for another leader to be found */
+
+struct service_options {
+    const char *listen; /* of the API; NULL: the address of the identity */
+};
+
+struct service {
+    struct data_dir dir;
+    char *ca_sha256; /* fingerprint of the CA certificate, for join tokens */
+    uv_loop_t *loop;
+    struct tls_context *tls;
+    struct state *state;
+    pthread_rwlock_t state_lock;
+    struct raft_node *raft;
+    struct raft_node_leader leader; /* as last told */
+    bool ready;                     /* this one leads, and all that was acknowledged before is applied here */
+    uint64_t ready_since_ms;        /* steady clock */
+    uint64_t applied_index;
+    bool change_busy;               /* a change of Raft's configuration is under way */
+    uint64_t membership_next_ms;    /* no change of ours before this time */
+    bool init_proposed;  /* and not answered */
+    bool init_file_gone; /* init.json */
+    bool barrier_busy;   /* service_become_ready's */
+    bool stopping, closing;
+    uv_signal_t signals[2]; /* SIGTERM, SIGINT */
+    uv_timer_t stop_timer, watchdog_timer;
+    struct api api;
+    struct driver driver;
+};
+
+/* @dir has been loaded and is taken over. Blocks while the Raft log is read. */
+int service_start(struct service *service, uv_loop_t *loop, struct data_dir *dir,
+                     const struct service_options *options, struct error *err);
+/* Hand leadership over, end every request, stop Raft; the loop then ends by itself. */
+void service_stop(struct service *service);
+/* After the loop has ended. */
+void service_finish(struct service *service);
+
+/* Does this one lead, as far as it knows? */
+bool service_leads(const struct service *service);
+/* Barrier of a new leader: until it succeeds the state may lack what was acknowledged before. */
+void service_become_ready(struct service *service);
+/* raft_node_change, one at a time with those of the membership driver. @done must call service_change_done first. */
+int service_change(struct service *service, enum raft_node_change change, uint64_t raft_id, const char *address,
+                   raft_node_change_cb done, void *arg, struct error *err);
+void service_change_done(struct service *service);
+bool service_is_voter(struct service *service, uint64_t raft_id);
+unsigned service_voters(struct service *service);
+/* Let the state be read; short. */
+static inline void service_lock_state(struct service *service)
+{
+    ASSERT(pthread_rwlock_rdlock(&service->state_lock) == 0);
+}
+static inline void service_unlock_state(struct service *service)
+{
+    ASSERT(pthread_rwlock_unlock(&service->state_lock) == 0);
+}
+
+#endif
