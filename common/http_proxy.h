@@ -19,7 +19,7 @@
 #include "common/http_server.h"
 #include "common/tls.h"
 
-#define HTTP_PROXY_QUEUE_BYTES_MAX (1024 * 1024) /* per direction; the source pauses beyond */
+#define HTTP_PROXY_QUEUE_BYTES_MAX (256 * 1024) /* per direction; the source pauses beyond */
 
 /* All borrowed for the call, except @tls (counted). */
 struct http_proxy_target {
