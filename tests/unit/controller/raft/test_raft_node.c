@@ -520,7 +520,7 @@ static void test_follower_refuses(void **state)
     assert_int_equal(raft_node_change(load.node, RAFT_NODE_REMOVE, 1, NULL, change_cb, NULL, &err), -ENOTCONN);
     assert_int_equal(err.kind, ERROR_NO_LEADER);
     assert_int_equal(load_propose(&load, 1), -ENOTCONN);
-    assert_int_equal(raft_node_propose(load.node, "x", RAFT_NODE_COMMAND_BYTES_MAX + 1, load_cb, NULL), -E2BIG);
+    assert_int_equal(raft_node_propose(load.node, &load, RAFT_NODE_COMMAND_BYTES_MAX + 1, load_cb, NULL), -E2BIG);
 }
 
 static void test_leader_dies_and_returns(void **state)
