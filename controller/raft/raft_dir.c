@@ -29,24 +29,26 @@ static bool dir_open_segment_is_cut(int dir_fd, const char *name)
 
 int raft_dir_check(const char *dir, struct error *err)
 {
+    CLEANUP_FD int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     bool has_metadata = false, has_log = false, is_cut = false;
+    struct dirent **entries = NULL;
     char cut_name[256] = "";
-    DIR *d = opendir(dir);
-    struct dirent *entry;
+    int count = dir_fd < 0 ? -1 : scandir(dir, &entries, NULL, alphasort);
 
-    if (d == NULL)
+    if (count < 0)
         return error_errno(err, -errno, "cannot open the Raft directory %s", dir);
-    while ((entry = readdir(d)) != NULL) {
-        const char *name = entry->d_name;
+    for (int i = 0; i < count; i++) {
+        const char *name = entries[i]->d_name;
 
         has_metadata = has_metadata || strncmp(name, "metadata", 8) == 0;
         has_log = has_log || dir_is_segment_or_snapshot(name);
-        if (!is_cut && strncmp(name, "open-", 5) == 0 && dir_open_segment_is_cut(dirfd(d), name)) {
+        if (!is_cut && strncmp(name, "open-", 5) == 0 && dir_open_segment_is_cut(dir_fd, name)) {
             is_cut = true;
             snprintf(cut_name, sizeof(cut_name), "%s", name);
         }
+        free(entries[i]);
     }
-    closedir(d);
+    free(entries);
     if (is_cut)
         return error_set(err, -EUCLEAN, ERROR_CHECKSUM, "the log file %s is cut short", cut_name);
     if (has_log && !has_metadata)

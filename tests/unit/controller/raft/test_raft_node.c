@@ -171,13 +171,17 @@ static int setup(void **state)
 
 static void dir_remove(const char *path)
 {
-    DIR *d = opendir(path);
-    struct dirent *entry;
+    struct dirent **entries = NULL;
+    int count = scandir(path, &entries, NULL, NULL);
 
-    while (d != NULL && (entry = readdir(d)) != NULL)
-        unlinkat(dirfd(d), entry->d_name, 0);
-    if (d != NULL)
-        closedir(d);
+    for (int i = 0; i < count; i++) {
+        char *name = xasprintf("%s/%s", path, entries[i]->d_name);
+
+        unlink(name);
+        free(name);
+        free(entries[i]);
+    }
+    free(entries);
     rmdir(path);
 }
 
@@ -700,22 +704,36 @@ static void test_wrong_certificate_is_refused(void **state)
     bed_wait(bed, follows, &third, "the right certificate to be accepted");
 }
 
+static void file_damage(const char *path, off_t at, bool cut)
+{
+    CLEANUP_FD int fd = open(path, O_RDWR | O_CLOEXEC);
+
+    assert_true(fd >= 0);
+    if (cut)
+        assert_int_equal(ftruncate(fd, at), 0);
+    else
+        assert_int_equal(pwrite(fd, "damaged!", 8, at), 8);
+}
+
 static void server_damage(struct server *server, const char *prefix, off_t at, bool cut)
 {
-    DIR *d = opendir(server->dir);
-    struct dirent *entry;
+    struct dirent **entries = NULL;
+    int count = scandir(server->dir, &entries, NULL, NULL);
     unsigned hit = 0;
 
-    while ((entry = readdir(d)) != NULL) {
-        CLEANUP_FD int fd = -1;
+    for (int i = 0; i < count; i++) {
+        const char *name = entries[i]->d_name;
 
-        if (strncmp(entry->d_name, prefix, strlen(prefix)) != 0 || strstr(entry->d_name, ".meta") != NULL)
-            continue;
-        fd = openat(dirfd(d), entry->d_name, O_RDWR);
-        assert_int_equal(cut ? ftruncate(fd, at) : pwrite(fd, "damaged!", 8, at) - 8, 0);
-        hit++;
+        if (strncmp(name, prefix, strlen(prefix)) == 0 && strstr(name, ".meta") == NULL) {
+            char *path = xasprintf("%s/%s", server->dir, name);
+
+            file_damage(path, at, cut);
+            free(path);
+            hit++;
+        }
+        free(entries[i]);
     }
-    closedir(d);
+    free(entries);
     assert_true(hit > 0);
 }
 
