@@ -55,6 +55,8 @@ struct proxy_exchange {
     char *endpoint, *peer_prefix;
     struct tls_context *tls;
     unsigned connect_timeout_ms;
+    void (*failed)(struct http_request *request, const struct error *err, void *arg);
+    void *failed_arg;
 };
 
 struct http_proxy {
@@ -158,9 +160,15 @@ static void answer_failure(struct proxy_exchange *x, enum error_kind kind, const
 {
     struct error err = {0};
     error_set(&err, -EIO, kind, "%s: %s", x->endpoint, words);
-    http_request_on_gone(x->request, NULL, NULL);
-    http_respond_error(x->request, &err);
+    struct http_request *request = x->request;
+    void (*failed)(struct http_request *, const struct error *, void *) = x->failed;
+    void *failed_arg = x->failed_arg;
+    http_request_on_gone(request, NULL, NULL);
     exchange_free(x);
+    if (failed != NULL)
+        failed(request, &err, failed_arg);
+    else
+        http_respond_error(request, &err);
 }
 
 static void body_failure(struct proxy_exchange *x)
@@ -555,6 +563,8 @@ static struct proxy_exchange *exchange_create(struct http_proxy *proxy, struct h
     x->request = request;
     x->is_read = request->method == HTTP_GET || request->method == HTTP_HEAD;
     x->old_client = http_exchange_of(request)->head.minor_version == 0;
+    x->failed = target->failed;
+    x->failed_arg = target->failed_arg;
     x->connect_timeout_ms = target->connect_timeout_ms > 0 ? target->connect_timeout_ms : CONNECT_TIMEOUT_MS;
     x->answer_timeout_ms = target->answer_timeout_ms > 0 ? target->answer_timeout_ms : ANSWER_TIMEOUT_MS;
     x->endpoint = xstrdup(target->endpoint);

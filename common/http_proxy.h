@@ -32,6 +32,10 @@ struct http_proxy_target {
     const char *drop_headers;   /* comma-separated names of the client's headers not to send on, or NULL */
     unsigned connect_timeout_ms; /* 0 = 3 s */
     unsigned answer_timeout_ms;  /* until the head of the answer; 0 = 60 s */
+    /* NULL: a failure before the answer's head is answered here. Else the request is the caller's again (to be tried
+     * elsewhere, or answered); ERROR_UNKNOWN_OUTCOME where it may have been carried out. */
+    void (*failed)(struct http_request *request, const struct error *err, void *arg);
+    void *failed_arg;
 };
 
 struct http_proxy;

@@ -20,7 +20,8 @@
 #include "controller/api/console_ticket.h"
 
 #define API_TICK_MS 50u           /* how late a deadline may be noticed */
-#define API_LEADER_WAIT_MS 1000u  /* for a leader to be found, before 503 */
+#define API_LEADER_WAIT_MS 2000u  /* for a leader to be found and reached, before 503; an election takes 0.5 to 1.5 s */
+#define API_CONNECT_MS 1000u      /* to the leader */
 #define API_ATTEMPTS_MAX 8u       /* tries of one request across changes of leader */
 #define API_WAITING_MAX 8192u     /* requests that wait for something, of all kinds */
 #define API_WATCHERS_MAX 2048u

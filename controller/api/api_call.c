@@ -189,7 +189,7 @@ void api_call_run(struct api_call *call)
             start_barrier(call);
         else
             api_handlers[call->route->id](call);
-    } else if (service->leader.leader_id == 0 || service_leads(service) || call->caller.forwarded) {
+    } else if (service->leader.leader_id == 0 || service_leads(service) || call->caller.hops >= API_CALLER_HOPS_MAX) {
         wait_for_leader(call);
     } else if (api_forward(call) < 0) {
         wait_for_leader(call);
@@ -326,18 +326,40 @@ static int accept_call(struct api_call *call, struct error *err)
     return read_body(call, err);
 }
 
-void api_call_start(struct http_request *request, void *arg)
+static struct api_call *make_call(struct http_request *request, struct service *service)
 {
     struct api_call *call = NEW(struct api_call);
-    struct error err;
-    call->service = arg;
+    call->service = service;
     call->request = request;
     call->started_us = environment_monotonic_us();
     snprintf(call->caller.text, sizeof call->caller.text, "anonymous");
     list_init(&call->link);
     list_init(&call->same_key);
+    return call;
+}
+
+void api_call_start(struct http_request *request, void *arg)
+{
+    struct api_call *call = make_call(request, arg);
+    struct error err;
     if (accept_call(call, &err) < 0)
         api_call_error(call, &err);
     else
         api_call_run(call);
+}
+
+void api_call_again(struct http_request *request, struct service *service, const struct error *why)
+{
+    struct api_call *call = make_call(request, service);
+    struct error err;
+    call->leader_deadline_ms = (uint64_t)(uintptr_t)request->data;
+    uint64_t now = environment_monotonic_ms();
+    if (accept_call(call, &err) < 0)
+        api_call_error(call, &err);
+    else if (service->stopping || now >= call->leader_deadline_ms ||
+             (why->kind == ERROR_UNKNOWN_OUTCOME && call->route->method != ROUTE_GET && call->key[0] == '\0') ||
+             api_call_wait(call, &service->api.leader_waiters, API_TICK_MS, api_call_run) < 0)
+        api_call_error(call, why);
+    else
+        service->api.metrics.retries++;
 }

@@ -56,6 +56,9 @@ struct api_call {
 
 /* From http_server's handler. */
 void api_call_start(struct http_request *request, void *arg);
+/* A request that was forwarded and came back without an answer: tried again until the time for a leader
+ * (request->data, as api_forward set it) is over, unless it may have been carried out and has no Idempotency-Key. */
+void api_call_again(struct http_request *request, struct service *service, const struct error *why);
 /* Decide again what to do with the call: who leads may have changed. */
 void api_call_run(struct api_call *call);
 /* After losing leadership under it: run again if attempts are left, else answer @err. */

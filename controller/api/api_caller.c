@@ -51,7 +51,8 @@ int api_caller_find(const struct http_request *request, const char *cluster_id, 
         return error_set(err, -EACCES, ERROR_FORBIDDEN, "only controllers may send " API_CALLER_HEADER);
     if (claimed[0] != '\0' && !parse_identity(claimed, cluster_id, &original))
         return error_set(err, -EACCES, ERROR_UNAUTHENTICATED, "the forwarded identity is not one of this cluster's");
-    original.forwarded = true;
+    const char *hops = http_request_header(request, API_CALLER_HOPS_HEADER);
+    original.hops = hops != NULL && hops[0] > '0' && hops[0] <= '9' ? (unsigned)(hops[0] - '0') : 1;
     *ret_caller = original;
     return 0;
 }

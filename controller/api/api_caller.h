@@ -8,6 +8,8 @@
 
 /* Header with the original identity (empty: none) on requests from one controller to another. */
 #define API_CALLER_HEADER "X-Drover-Forwarded-Identity"
+#define API_CALLER_HOPS_HEADER "X-Drover-Hops" /* how often it was forwarded, one digit */
+#define API_CALLER_HOPS_MAX 3u
 #define API_CALLER_ID_MAX 128
 
 struct api_caller {
@@ -15,7 +17,7 @@ struct api_caller {
     char id[API_CALLER_ID_MAX];
     char text[API_CALLER_ID_MAX + 16]; /* "user/admin", "host/<id>"; "anonymous" */
     char identity[256];            /* the whole URI, "" where there is none */
-    bool forwarded;                /* came through another controller */
+    unsigned hops;                 /* controllers it came through; 0 = straight from the client */
 };
 
 /* -EACCES: the certificate is of another cluster, or a client claims to be a controller. */
