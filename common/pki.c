@@ -268,6 +268,8 @@ int pki_sign_request(const char *ca_certificate_pem, const char *ca_key_pem, con
     CLEANUP_OF(EVP_PKEY) *ca_key = read_key(ca_key_pem);
     if (ca == NULL || ca_key == NULL || X509_check_private_key(ca, ca_key) != 1)
         return tls_error(err, -EINVAL, "the certificate authority's certificate and key are not a pair");
+    if (X509_check_ca(ca) != 1)
+        return error_set(err, -EINVAL, ERROR_INVALID, "the certificate to sign with is not that of an authority");
     CLEANUP_OF(EVP_PKEY) *key = request_key(request_pem, err);
     if (key == NULL)
         return -EINVAL;
