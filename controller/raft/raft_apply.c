@@ -1,8 +1,8 @@
 /* The state machine as libraft sees it: groups are unpacked into commands, commands are counted and given to the
  * machine under its write lock; snapshots get our header, whose checksum is verified before anything is restored.
  *
- * What can go wrong here is a committed entry or a snapshot that can't be read: damaged, or written by a newer Drover.
- * Skipping it would make this server's state differ from the others' for ever, so the server ends. */
+ * What can go wrong here is a committed entry or a snapshot that can't be read: damaged, or written by a newer
+ * Drover. Skipping it would make this server's state differ from the others' for ever, so the server ends. */
 #include "controller/raft/raft_frame.h"
 #include "controller/raft/raft_internal.h"
 

@@ -1,6 +1,6 @@
-/* A look at a data directory before libraft loads it, for the two kinds of damage that libraft 0.22.1 does not survive:
- * an open segment cut short (it crashes at every start), and both metadata files gone while there is a log (it starts,
- * having forgotten its vote). Everything else it detects itself. */
+/* A look at a data directory before libraft loads it, for the two kinds of damage that libraft 0.22.1 does not
+ * survive: an open segment cut short (it crashes at every start), and both metadata files gone while there is a log
+ * (it starts, having forgotten its vote). Everything else it detects itself. */
 #include "controller/raft/raft_internal.h"
 
 #include <dirent.h>

@@ -6,21 +6,20 @@
  * B. A follower's commit index can go backwards. A snapshot taken at that moment would carry the lower index, and a
  *    restart would apply entries twice. The state machine's snapshot callback answers RAFT_BUSY then
  *    (raft_guard_may_snapshot); libraft asks again later.
- *
  * C. When term or vote cannot be written, libraft (built without assertions) goes on with what it has in memory, and
- *    may vote twice in one term after a restart. The guard calls `broken`, which must end the server at once. The same
- *    for a log write or truncation that is refused outright.
+ *    may vote twice in one term after a restart. The guard calls `broken`, which must end the server at once. The
+ *    same for a log write or truncation that is refused outright.
  *
  * D. (raft_propose.c) A server elected while a majority reports full disks is a leader for whom libraft has forgotten
  *    to note it (raft_step fails after the conversion): when it steps down, its requests are not failed, and later
- *    libraft calls them successful when another leader's entries are applied at their indexes. So we believe no status:
- *    a command is acknowledged when a group with its own number is applied, a barrier only while the server still leads
- *    the term in which it was asked for, and a server that steps down answers what is in flight itself.
+ *    libraft calls them successful when another leader's entries are applied at their indexes. So we believe no
+ *    status: a command is acknowledged when a group with its own number is applied, a barrier only while the server
+ *    still leads the term in which it was asked for, and a server that steps down answers what is in flight itself.
  *
  * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`.
  *
- * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on &guard->io.
- * The struct must outlive the raft server. Thread: the raft loop's. */
+ * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on
+ * &guard->io. The struct must outlive the raft server. Thread: the raft loop's. */
 #ifndef CONTROLLER_RAFT_RAFT_GUARD_H
 #define CONTROLLER_RAFT_RAFT_GUARD_H
 

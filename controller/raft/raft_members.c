@@ -3,8 +3,9 @@
  *   raft_node_change (any thread) -> `change` waiting -> members_start calls libraft -> callback leaves the status in
  *   `change_active` -> the next turn either goes on with the second step (ADD: spare, then voter) or answers.
  *
- * Failure modes: libraft refuses at once, or the change fails while it waits (leader lost: unknown outcome; the member
- * did not catch up: unreachable). A member that was added but could not be promoted stays a spare; the error says so. */
+ * Failure modes: libraft refuses at once, or the change fails while it waits (leader lost: unknown outcome; the
+ * member did not catch up: unreachable). A member that was added but could not be promoted stays a spare; the error
+ * says so. */
 #include "controller/raft/raft_errors.h"
 #include "controller/raft/raft_internal.h"
 

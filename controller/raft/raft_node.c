@@ -1,9 +1,10 @@
 /* The life of a raft server: loading, the thread, each turn of its loop, the end.
  *
- *   raft_node_create: check the directory -> loop, TLS transport, raft_uv, guards -> raft_init, raft_start (restores the
- *   machine and reads the log) -> thread
+ *   raft_node_create: check the directory -> loop, TLS transport, raft_uv, guards -> raft_init, raft_start (restores
+ *   the machine and reads the log) -> thread
  *   each turn (node_turn): member changes, commands, readers, then the status is published
- *   raft_node_destroy: `stopping` -> the next turn calls raft_close -> its callback closes our handles -> the loop ends
+ *   raft_node_destroy: `stopping` -> the next turn calls raft_close -> its callback closes our handles -> the loop
+ *   ends
  *   -> the thread is joined, what is left is answered
  *
  * Failure modes: anything wrong before the thread starts is an error of raft_node_create, in words with the cure.

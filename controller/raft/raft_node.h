@@ -11,12 +11,13 @@
  * function here may be called from any thread between them. No callback runs from inside the call that asked for it,
  * raft_node_destroy excepted: it answers everything outstanding before it returns.
  *
- * Index: libraft tells a state machine no log index. The node counts commands itself: the first command ever committed
- * has index 1, the next 2, with no gaps, the same on each controller; the count is kept in the header of each snapshot
- * (raft_frame.h) and goes on from there after a restart. It is this index that users see (X-Drover-Index).
+ * Index: libraft tells a state machine no log index. The node counts commands itself: the first command ever
+ * committed has index 1, the next 2, with no gaps, the same on each controller; the count is kept in the header of
+ * each snapshot (raft_frame.h) and goes on from there after a restart. It is this index that users see
+ * (X-Drover-Index).
  *
- * Failure: when libraft gives up (its state becomes "unavailable") nothing can be saved by going on: `fatal` is called,
- * or the process ends with RAFT_NODE_EXIT_STATUS, for its supervisor to start it again. */
+ * Failure: when libraft gives up (its state becomes "unavailable") nothing can be saved by going on: `fatal` is
+ * called, or the process ends with RAFT_NODE_EXIT_STATUS, for its supervisor to start it again. */
 #ifndef CONTROLLER_RAFT_RAFT_NODE_H
 #define CONTROLLER_RAFT_RAFT_NODE_H
 
@@ -173,14 +174,14 @@ void raft_node_destroy(struct raft_node *node);
 typedef void (*raft_node_propose_cb)(void *arg, int status, void *result);
 
 /* Have @command (malloc, 1..RAFT_NODE_COMMAND_BYTES_MAX bytes) committed and applied. Commands of one thread are put
- * into the log in order, grouped with what else waits. 0: @command now belongs to the node and @cb fires exactly once,
- * later, on the reply loop. Negative: nothing taken, @cb never fires: -EAGAIN the queue is full (try later: 503 with
- * Retry-After), -E2BIG, -ENOTCONN, -ENOSPC, -ECANCELED. */
+ * into the log in order, grouped with what else waits. 0: @command now belongs to the node and @cb fires exactly
+ * once, later, on the reply loop. Negative: nothing taken, @cb never fires: -EAGAIN the queue is full (try later: 503
+ * with Retry-After), -E2BIG, -ENOTCONN, -ENOSPC, -ECANCELED. */
 int raft_node_propose(struct raft_node *node, void *command, size_t size, raft_node_propose_cb cb, void *arg);
 
 /* Linearizable read: when @cb fires with status 0, this server led after the call and its machine holds every command
- * acknowledged, by anyone, before it. Readers that wait together share one log entry. Return values and statuses as of
- * raft_node_propose, but never -EINPROGRESS; @index is the machine's index then. */
+ * acknowledged, by anyone, before it. Readers that wait together share one log entry. Return values and statuses as
+ * of raft_node_propose, but never -EINPROGRESS; @index is the machine's index then. */
 typedef void (*raft_node_barrier_cb)(void *arg, int status, uint64_t index);
 int raft_node_barrier(struct raft_node *node, raft_node_barrier_cb cb, void *arg);
 

@@ -1,6 +1,6 @@
 /* Work on a data directory whose server is not running: making a new cluster, and rescuing what is left of one.
- * libraft is set up without ever being started, on a loop of its own and with its stock transport, which opens nothing
- * before a start. */
+ * libraft is set up without ever being started, on a loop of its own and with its stock transport, which opens
+ * nothing before a start. */
 #include "controller/raft/raft_errors.h"
 #include "controller/raft/raft_internal.h"
 

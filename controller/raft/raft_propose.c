@@ -13,9 +13,10 @@
  *
  * Failure modes: not leading -> -ENOTCONN for all that waits. Leadership lost with groups in flight -> -EINPROGRESS
  * (unless the group has been applied all the same: then the outcome is known). What libraft says of a request is not
- * enough (raft_guard.h, D): what is in flight when the server stops leading, or leads another term, is answered by us,
- * and stays as an orphan until libraft calls back or is closed, since libraft still points to it. No space: commands wait for a grace
- * period, then each turn refuses what waits with -ENOSPC; every try is a probe, so it ends by itself. */
+ * enough (raft_guard.h, D): what is in flight when the server stops leading, or leads another term, is answered by
+ * us, and stays as an orphan until libraft calls back or is closed, since libraft still points to it. No space:
+ * commands wait for a grace period, then each turn refuses what waits with -ENOSPC; every try is a probe, so it ends
+ * by itself. */
 #include "controller/raft/raft_errors.h"
 #include "controller/raft/raft_frame.h"
 #include "controller/raft/raft_internal.h"

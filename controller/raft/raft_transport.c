@@ -242,7 +242,8 @@ static void connector_open(struct tls_stream *stream, void *arg)
 }
 
 /* Only beats come back. */
-static void connector_data(struct tls_stream *stream, const uint8_t *data UNUSED, size_t size UNUSED, void *arg UNUSED)
+static void connector_data(struct tls_stream *stream, const uint8_t *data UNUSED, size_t size UNUSED,
+                           void *arg UNUSED)
 {
     tls_stream_set_timer(stream, RAFT_TRANSPORT_SILENCE_MS);
 }

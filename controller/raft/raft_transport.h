@@ -1,15 +1,17 @@
 /* How raft servers reach each other: mutual TLS 1.3, in libraft's loop.
  *
- * libraft wants a uv_stream_t and uses each connection in one direction: who connects writes, who accepts reads. So each
- * TLS connection (common/tls_stream.h) gives libraft one end of a socket pair and pumps between the other end and TLS.
+ * libraft wants a uv_stream_t and uses each connection in one direction: who connects writes, who accepts reads. So
+ * each TLS connection (common/tls_stream.h) gives libraft one end of a socket pair and pumps between the other end
+ * and TLS.
  *
- * Who is who: the certificate's URI must be spiffe://drover/<cluster id>/controller/<raft id>; both sides check it, the
- * connecting one against the id it wants, the accepting one against the id that the preamble claims. libraft believes
- * every byte that comes through, so nothing else may.
+ * Who is who: the certificate's URI must be spiffe://drover/<cluster id>/controller/<raft id>; both sides check it,
+ * the connecting one against the id it wants, the accepting one against the id that the preamble claims. libraft
+ * believes every byte that comes through, so nothing else may.
  *
- * On the wire: the connector sends {u64 version 1, u64 raft id, u64 length, its own address} and then libraft's bytes.
- * The acceptor sends one zero byte each second; a connector that hears none for RAFT_TRANSPORT_SILENCE_MS hangs up and
- * libraft connects again (TCP alone would need minutes to notice a cut cable, and as long again after it is mended).
+ * On the wire: the connector sends {u64 version 1, u64 raft id, u64 length, its own address} and then libraft's
+ * bytes. The acceptor sends one zero byte each second; a connector that hears none for RAFT_TRANSPORT_SILENCE_MS
+ * hangs up and libraft connects again (TCP alone would need minutes to notice a cut cable, and as long again after it
+ * is mended).
  *
  * Limits: RAFT_TRANSPORT_PENDING_MAX connections that have not yet proved who they are; further ones are closed at
  * once. One accepted connection per raft id: a newer one replaces it. Both directions stop reading at

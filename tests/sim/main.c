@@ -1,4 +1,5 @@
-/* sim - the controllers in a world of our making: simulated disks, network, clocks and crashes; real Raft, real guards.
+/* sim - the controllers in a world of our making: simulated disks, network, clocks and crashes; real Raft, real
+ * guards.
  *
  *   sim [--seeds N] [--first S] [--jobs N] [--seconds T] [--scenario NAME]   many histories, each in a forked child
  *   sim --seed S [--verbose]                                                 one, in this process
@@ -36,9 +37,9 @@ static const struct mutation mutations[] = {
     {"no-metadata-guard", FLAG(raft.no_metadata_guard), "metadata", 2000, "guard C is off"},
     {"no-result-guard", FLAG(no_result_guard), "full-disk", 1000, "guard D is off"},
     {"disk-lies", FLAG(disk_acknowledges_early), "faults", 200, "disks say written before it is true"},
-    {"early-answer", FLAG(acknowledge_before_commit), "faults", 200, "commands acknowledged before they are committed"},
+    {"early-answer", FLAG(acknowledge_before_commit), "faults", 200, "commands acknowledged before their commit"},
     {"no-barrier", FLAG(read_without_barrier), "faults", 200, "reads from the state of whoever thinks it leads"},
-    {"not-deterministic", FLAG(apply_depends_on_node), "faults", 20, "a command has another effect on one controller"},
+    {"not-deterministic", FLAG(apply_depends_on_node), "faults", 20, "a command has no effect on one controller"},
     {"snapshot-index", FLAG(snapshot_forgets), "faults", 100, "snapshots sometimes count one command too few"},
     {"no-prevote", FLAG(no_prevote), "faults", 0, "no pre-vote: slower, not wrong (the control)"},
 };
@@ -86,14 +87,15 @@ static void run_seed(const struct options *options, uint64_t seed, struct report
 
     if (options->mutation != NULL)
         *((bool *)&broken + options->mutation->offset) = true;
-    sim_cluster_init(cluster, seed, options->verbose, &sim_history_class, options->scenario, &broken, options->seconds);
+    sim_cluster_init(cluster, seed, options->verbose, &sim_history_class, options->scenario, &broken,
+                     options->seconds);
     sim_cluster_run(cluster);
     report_fill(ret_report, cluster);
     sim_cluster_finish(cluster);
     free(cluster);
 }
 
-/* --- Many seeds ----------------------------------------------------------------------------------------------------- */
+/* --- Many seeds ------------------------------------------------------------------------------------------------- */
 
 static _Noreturn void child_run(const struct options *options, uint64_t seed, int fd)
 {
@@ -215,7 +217,7 @@ static void totals_print(const struct options *options, const struct totals *tot
            (unsigned long long)totals->failed);
 }
 
-/* --- Mutations ------------------------------------------------------------------------------------------------------ */
+/* --- Mutations -------------------------------------------------------------------------------------------------- */
 
 static int run_mutations(struct options options)
 {
@@ -247,7 +249,7 @@ static int run_mutations(struct options options)
     return failed > 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
-/* --- Options -------------------------------------------------------------------------------------------------------- */
+/* --- Options ---------------------------------------------------------------------------------------------------- */
 
 static int list(void)
 {
@@ -272,7 +274,7 @@ static const struct mutation *mutation_find(const char *name)
 
 static int usage(const char *what)
 {
-    fprintf(stderr, "sim: %s; the head of tests/sim/main.c lists the options, --list scenarios and mutations\n", what);
+    fprintf(stderr, "sim: %s; the head of tests/sim/main.c lists the options, --list the rest\n", what);
     return 2;
 }
 

@@ -42,13 +42,14 @@ struct sim_node *sim_cluster_leader(struct sim_cluster *cluster)
     struct sim_node *found = NULL;
     unsigned count = 0;
 
-    for (unsigned id = 1; id <= cluster->node_count; id++) /* there may be two: one of them does not know better yet */
+    /* There may be two: one of them does not know better yet. */
+    for (unsigned id = 1; id <= cluster->node_count; id++)
         if (sim_node_leads(&cluster->nodes[id]) && sim_below(&cluster->sim, ++count) == 0)
             found = &cluster->nodes[id];
     return found;
 }
 
-/* --- Clients -------------------------------------------------------------------------------------------------------- */
+/* --- Clients ---------------------------------------------------------------------------------------------------- */
 
 /* Each client asks a controller at random; whoever thinks that it leads gets the command. */
 static void client_next(struct sim *sim, struct sim_event *event)
@@ -64,7 +65,7 @@ static void client_next(struct sim *sim, struct sim_event *event)
     sim_after(sim, sim_between(sim, SIM_MS, 30 * SIM_MS), client_next, NULL, cluster);
 }
 
-/* --- Checks --------------------------------------------------------------------------------------------------------- */
+/* --- Checks ----------------------------------------------------------------------------------------------------- */
 
 static void cluster_check_leaders(struct sim_cluster *cluster)
 {
@@ -119,7 +120,7 @@ static void cluster_check_end(struct sim_cluster *cluster, uint64_t acknowledged
         sim_violation(sim, "no command is acknowledged after %d s without faults", QUIET_SECONDS);
 }
 
-/* --- The run -------------------------------------------------------------------------------------------------------- */
+/* --- The run ---------------------------------------------------------------------------------------------------- */
 
 static void cluster_run_to(struct sim_cluster *cluster, uint64_t until_us)
 {

@@ -29,7 +29,7 @@ static raft_index disk_last(const struct sim_disk *disk)
     return disk->first + disk->count - 1;
 }
 
-/* --- What writes do when they reach the platters ------------------------------------------------------------------ */
+/* --- What writes do when they reach the platters ---------------------------------------------------------------- */
 
 static void disk_do_append(struct sim_disk *disk, const struct sim_disk_write *write)
 {
@@ -94,7 +94,7 @@ static void disk_do(struct sim_disk *disk, const struct sim_disk_write *write)
     }
 }
 
-/* --- The queue ------------------------------------------------------------------------------------------------------ */
+/* --- The queue -------------------------------------------------------------------------------------------------- */
 
 static void disk_next(struct sim_disk *disk);
 
@@ -187,7 +187,7 @@ void sim_disk_crash(struct sim_disk *disk)
     disk->next = disk_last(disk) + 1;
 }
 
-/* --- Requests ------------------------------------------------------------------------------------------------------- */
+/* --- Requests --------------------------------------------------------------------------------------------------- */
 
 void sim_disk_set_term(struct sim_disk *disk, raft_term term)
 {
@@ -260,7 +260,7 @@ void sim_disk_put_snapshot(struct sim_disk *disk, unsigned trailing, const struc
     disk_push(disk, write);
 }
 
-/* --- Reading -------------------------------------------------------------------------------------------------------- */
+/* --- Reading ---------------------------------------------------------------------------------------------------- */
 
 void sim_disk_copy_configuration(const struct raft_configuration *from, struct raft_configuration *to)
 {

@@ -1,6 +1,6 @@
-/* The disk of a simulated controller, as libraft uses it: term and vote (written at once), a log and a snapshot (written
- * through an ordered queue, like raft_uv's). A crash keeps a random prefix of what was not yet done: that is all that
- * ordered, checksummed writes promise. */
+/* The disk of a simulated controller, as libraft uses it: term and vote (written at once), a log and a snapshot
+ * (written through an ordered queue, like raft_uv's). A crash keeps a random prefix of what was not yet done: that is
+ * all that ordered, checksummed writes promise. */
 #ifndef TESTS_SIM_SIM_DISK_H
 #define TESTS_SIM_SIM_DISK_H
 

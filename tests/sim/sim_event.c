@@ -105,7 +105,7 @@ bool sim_step(struct sim *sim, uint64_t end_us)
     return true;
 }
 
-/* --- Random numbers and clocks ------------------------------------------------------------------------------------ */
+/* --- Random numbers and clocks ---------------------------------------------------------------------------------- */
 
 uint64_t sim_random(struct sim *sim)
 {
@@ -143,7 +143,7 @@ uint64_t sim_true_us(const struct sim_actor *actor, uint64_t local_us)
     return (uint64_t)((int64_t)local_us * 1000000 / (1000000 + actor->clock_drift_ppm));
 }
 
-/* --- Words -------------------------------------------------------------------------------------------------------- */
+/* --- Words ------------------------------------------------------------------------------------------------------ */
 
 static void sim_print(const struct sim *sim, const char *prefix, const char *format, va_list args)
 {

@@ -1,6 +1,6 @@
-/* The engine of the simulator: virtual time, an event heap, seeded random numbers, and actors that can crash, pause and
- * have clocks of their own. One seed = one history, on every machine: nothing here or above it reads a real clock,
- * real random numbers or the address of anything.
+/* The engine of the simulator: virtual time, an event heap, seeded random numbers, and actors that can crash, pause
+ * and have clocks of their own. One seed = one history, on every machine: nothing here or above it reads a real
+ * clock, real random numbers or the address of anything.
  *
  * Times are microseconds of true virtual time unless they say "local". */
 #ifndef TESTS_SIM_SIM_EVENT_H

@@ -172,7 +172,8 @@ static void fault_next(struct sim *sim, struct sim_event *event)
         }
         at -= faults[i].percent;
     }
-    sim_after(sim, sim_between(sim, 50 * SIM_MS, cluster->scenario->fault_gap_ms * SIM_MS), fault_next, NULL, cluster);
+    sim_after(sim, sim_between(sim, 50 * SIM_MS, cluster->scenario->fault_gap_ms * SIM_MS), fault_next, NULL,
+              cluster);
 }
 
 void sim_faults_start(struct sim_cluster *cluster)

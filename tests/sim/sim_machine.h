@@ -13,7 +13,7 @@ struct sim_node;
 
 struct sim_machine_class {
     const char *name;
-    /* A controller process starts: an empty state (the engine then restores and applies). The engine fills in `lock`. */
+    /* A controller process starts: an empty state (the engine then restores and applies, and fills in `lock`). */
     void (*create)(struct sim_node *node, struct raft_machine *ret_machine);
     /* The process is gone. */
     void (*destroy)(struct raft_machine *machine);
@@ -31,7 +31,7 @@ struct sim_machine_class {
     void (*fault)(struct sim_cluster *cluster);  /* one fault of the class's own: an agent stops, a host burns */
     void (*heal)(struct sim_cluster *cluster);   /* no more faults from now on */
     void (*check_world)(struct sim_cluster *cluster); /* after each event: sim_violation where a promise is broken */
-    void (*finish)(struct sim_cluster *cluster); /* after 20 quiet seconds: must be well again; frees cluster->world */
+    void (*finish)(struct sim_cluster *cluster); /* after 20 quiet seconds: is all well again? Frees `world` */
 };
 
 extern const struct sim_machine_class sim_history_class;

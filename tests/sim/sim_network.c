@@ -1,5 +1,5 @@
-/* Links of the simulated network. A message waits on the link in an envelope; a restarted receiver never sees what was
- * sent to the process before it (the connection is gone), which the event's incarnation takes care of. */
+/* Links of the simulated network. A message waits on the link in an envelope; a restarted receiver never sees what
+ * was sent to the process before it (the connection is gone), which the event's incarnation takes care of. */
 #include "tests/sim/sim_network.h"
 
 #include <string.h>

@@ -46,7 +46,7 @@ static uint64_t bytes_hash(const void *data, size_t size)
     return hash;
 }
 
-/* --- The state machine as libraft sees it ------------------------------------------------------------------------- */
+/* --- The state machine as libraft sees it ----------------------------------------------------------------------- */
 
 static struct group *node_find_group(struct sim_node *node, uint64_t proposer, uint64_t sequence)
 {
@@ -189,7 +189,7 @@ static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
     return 0;
 }
 
-/* --- Commands ----------------------------------------------------------------------------------------------------- */
+/* --- Commands --------------------------------------------------------------------------------------------------- */
 
 static void group_check_acknowledged(struct group *group)
 {
@@ -322,7 +322,7 @@ void sim_node_load(struct sim_node *node, unsigned commands)
     group_send(group, &frame);
 }
 
-/* --- Reads -------------------------------------------------------------------------------------------------------- */
+/* --- Reads ------------------------------------------------------------------------------------------------------ */
 
 static void barrier_cb(struct raft_barrier *req, int status)
 {
@@ -335,7 +335,7 @@ static void barrier_cb(struct raft_barrier *req, int status)
     if (status == 0) {
         node->cluster->stats.reads++;
         if (node->index < barrier->floor)
-            sim_violation(&node->cluster->sim, "a read behind a barrier sees index %llu, %llu was acknowledged before",
+            sim_violation(&node->cluster->sim, "a read behind a barrier sees index %llu, %llu was told before",
                           (unsigned long long)node->index, (unsigned long long)barrier->floor);
     }
     if (barrier->done != NULL)
@@ -378,7 +378,7 @@ int sim_node_barrier(struct sim_node *node, sim_barrier_cb done, void *arg)
     return rv;
 }
 
-/* --- Leading -------------------------------------------------------------------------------------------------------- */
+/* --- Leading ---------------------------------------------------------------------------------------------------- */
 
 static void lead_ready(void *arg, int status)
 {
@@ -415,7 +415,7 @@ bool sim_node_leads(const struct sim_node *node)
            raft_state(node->raft) == RAFT_LEADER;
 }
 
-/* --- Life ----------------------------------------------------------------------------------------------------------- */
+/* --- Life ------------------------------------------------------------------------------------------------------- */
 
 static struct sim_raft_io *node_peer(struct sim_raft_io *io, raft_id id)
 {

@@ -93,8 +93,8 @@ void sim_node_crash(struct sim_node *node, const char *why);
 bool sim_node_leads(const struct sim_node *node); /* it thinks so, and is not paused */
 struct sim_node *sim_cluster_leader(struct sim_cluster *cluster); /* one that thinks so, or NULL */
 
-/* Propose one command: @done comes once, with a status as of raft_node_propose and the machine's result (to be released
- * by the callee). Negative: nothing happened. For the machine class; @done may be NULL. */
+/* Propose one command: @done comes once, with a status as of raft_node_propose and the machine's result (to be
+ * released by the callee). Negative: nothing happened. For the machine class; @done may be NULL. */
 typedef void (*sim_propose_cb)(void *arg, int status, void *result);
 int sim_node_propose(struct sim_node *node, const void *command, size_t size, sim_propose_cb done, void *arg);
 typedef void (*sim_barrier_cb)(void *arg, int status);

@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* In the static library only (which is why the simulator and the controllers link it): raft_uv calls it each loop turn
- * to fire the callbacks of finished requests, and so must any other raft_io. */
+/* In the static library only (which is why the simulator and the controllers link it): raft_uv calls it each loop
+ * turn to fire the callbacks of finished requests, and so must any other raft_io. */
 extern void LegacyFireCompletedRequests(struct raft *raft);
 
 static struct sim_raft_io *sim_io(struct raft_io *io)
@@ -13,7 +13,7 @@ static struct sim_raft_io *sim_io(struct raft_io *io)
     return io->impl;
 }
 
-/* --- The way in and out ------------------------------------------------------------------------------------------- */
+/* --- The way in and out ----------------------------------------------------------------------------------------- */
 
 static _Noreturn void io_escape(struct sim_raft_io *io, enum sim_raft_end end, const char *why)
 {
@@ -51,7 +51,7 @@ static void io_broken_ignored(struct raft_guard *guard UNUSED, const char *what 
 {
 }
 
-/* --- The allocator ------------------------------------------------------------------------------------------------ */
+/* --- The allocator ---------------------------------------------------------------------------------------------- */
 
 static void *heap_malloc(void *data UNUSED, size_t size)
 {
@@ -105,7 +105,7 @@ void sim_raft_heap_install(struct sim_raft_heap *heap)
     raft_heap_set(&heap->heap);
 }
 
-/* --- Messages ------------------------------------------------------------------------------------------------------- */
+/* --- Messages --------------------------------------------------------------------------------------------------- */
 
 static void message_free(void *data)
 {
@@ -202,6 +202,7 @@ static int io_send(struct raft_io *raft_io, struct raft_io_send *req, const stru
     struct raft_message *copy = message_copy(message);
     struct sent *sent = NEW(struct sent);
     bool under_way, failure_seen;
+    uint64_t delay_us;
 
     copy->server_id = io->actor->id;
     copy->server_address = io->address;
@@ -211,8 +212,8 @@ static int io_send(struct raft_io *raft_io, struct raft_io_send *req, const stru
     failure_seen = !under_way && sim_chance(sim, 500);
     req->cb = cb;
     *sent = (struct sent){io, req, failure_seen ? RAFT_NOCONNECTION : 0};
-    sim_after(sim, failure_seen ? sim_between(sim, SIM_MS, 300 * SIM_MS) : sim_below(sim, 200), io_sent, io->actor, sent)
-        ->drop = free;
+    delay_us = failure_seen ? sim_between(sim, SIM_MS, 300 * SIM_MS) : sim_below(sim, 200);
+    sim_after(sim, delay_us, io_sent, io->actor, sent)->drop = free;
     return 0;
 }
 
@@ -231,7 +232,7 @@ static void io_deliver(struct sim_actor *to, struct sim_actor *from, void *data)
     free(message);
 }
 
-/* --- Disk ----------------------------------------------------------------------------------------------------------- */
+/* --- Disk ------------------------------------------------------------------------------------------------------- */
 
 static int io_load(struct raft_io *raft_io, raft_term *term, raft_id *voted_for, struct raft_snapshot **snapshot,
                    raft_index *start_index, struct raft_entry *entries[], size_t *n_entries)
@@ -364,7 +365,7 @@ static int io_snapshot_get(struct raft_io *raft_io, struct raft_io_snapshot_get 
     return 0;
 }
 
-/* --- Time and life ------------------------------------------------------------------------------------------------ */
+/* --- Time and life ---------------------------------------------------------------------------------------------- */
 
 static raft_time io_time(struct raft_io *raft_io)
 {

@@ -2,11 +2,11 @@
  * Raft core runs in the simulator, only raft_uv and its files do not.
  *
  * Every call into libraft goes through sim_raft_io_call, because it may end in one of two ways that no C program
- * returns from: guard C ends the server (raft_guard.h), or libraft frees a batch of entries twice and glibc aborts the
- * process. The second is a known fault of 0.22.1 that no guard can prevent: recvCb frees the batch of an AppendEntries
- * that logAppend refused with RAFT_BUSY after it had been freed. It costs a restart, not safety, so exactly that (the
- * second free of the batch of the message being received) counts as a crash of this controller and is reported apart.
- * Any other double free still ends the run. */
+ * returns from: guard C ends the server (raft_guard.h), or libraft frees a batch of entries twice and glibc aborts
+ * the process. The second is a known fault of 0.22.1 that no guard can prevent: recvCb frees the batch of an
+ * AppendEntries that logAppend refused with RAFT_BUSY after it had been freed. It costs a restart, not safety, so
+ * exactly that (the second free of the batch of the message being received) counts as a crash of this controller and
+ * is reported apart. Any other double free still ends the run. */
 #ifndef TESTS_SIM_SIM_RAFT_IO_H
 #define TESTS_SIM_SIM_RAFT_IO_H
 

@@ -225,7 +225,8 @@ static void server_on_applied(void *arg, uint64_t index)
     server->told_index = index;
 }
 
-static int server_try_start_as(struct bed *bed, int i, const char *cluster, uint64_t certificate_id, struct error *err)
+static int server_try_start_as(struct bed *bed, int i, const char *cluster, uint64_t certificate_id,
+                               struct error *err)
 {
     struct server *server = &bed->servers[i];
     struct raft_node_config config = bed->extra;
