@@ -180,16 +180,16 @@ static void keep_answer(struct apply *a)
 
 /* ---- entry ---- */
 
-static void dispatch(struct apply *a, const struct command_message *message)
+static void dispatch(struct apply *a, enum command number, void *payload)
 {
-    if (message->desc->number != COMMAND_init && !state_initialized(a->state)) {
+    if (number != COMMAND_init && !state_initialized(a->state)) {
         apply_refuse(a, -EAGAIN, ERROR_NOT_INITIALIZED, "there is no cluster yet: drover-controller init makes one");
         return;
     }
-    switch (message->desc->number) {
+    switch (number) {
 #define COMMAND(number, name, doc)                                                                                   \
     case COMMAND_##name:                                                                                             \
-        apply_##name(a, message->payload);                                                                           \
+        apply_##name(a, payload);                                                                           \
         return;
 #include "schema/commands.def"
 #undef COMMAND
@@ -210,16 +210,27 @@ void fsm_apply(struct state *state, uint64_t index, const void *command, size_t 
         return; /* not even readable: the same refusal everywhere */
     /* Every payload begins with its request, after the head (checked by command_codec's own rule). */
     const struct command_request *request = (const void *)((const char *)message.payload + sizeof(struct object_head));
-    struct apply a = {state, index, request, ret_result};
+    struct apply a = {state, index, request, ret_result, false};
     ret_result->status = request->answer_status;
     state_expire_answers(state, time_text_ms(request->at));
     if (!answered_before(&a)) {
-        dispatch(&a, &message);
+        dispatch(&a, message.desc->number, message.payload);
         if (ret_result->code == 0)
             keep_answer(&a);
     }
     state_prune_operations(state);
     command_message_finish(&message);
+}
+
+int fsm_check(const struct state *state, enum command number, void *payload, struct error *err)
+{
+    struct apply_result result = {0};
+    const struct command_request *request = (const void *)((const char *)payload + sizeof(struct object_head));
+    struct apply a = {(struct state *)(uintptr_t)state, state->index + 1, request, &result, true};
+    dispatch(&a, number, payload);
+    if (result.code < 0 && err != NULL)
+        *err = result.error;
+    return result.code;
 }
 
 #define REQUEST_IS_FIRST(number, name, doc)                                                                          \

@@ -8,6 +8,7 @@
 #define CONTROLLER_FSM_APPLY_H
 
 #include "controller/fsm/state.h"
+#include "schema/commands.h"
 
 struct apply_result {
     int code;            /* 0, or negative errno: refused, see error */
@@ -25,5 +26,9 @@ struct apply_result {
 
 /* @index must be above state_index(). @command is any bytes (command_codec.h); borrowed. */
 void fsm_apply(struct state *state, uint64_t index, const void *command, size_t size, struct apply_result *ret_result);
+
+/* Would the command be refused now? Runs the very checks of its apply, and changes nothing but @payload (struct
+ * command_<name>: names are made canonical). 0, or the code of the refusal with @err filled. Under the read lock. */
+int fsm_check(const struct state *state, enum command number, void *payload, struct error *err);
 
 #endif

@@ -13,6 +13,7 @@ struct apply {
     uint64_t index;
     const struct command_request *request;
     struct apply_result *result;
+    bool check_only; /* fsm_check: stop where the changes would begin */
 };
 
 /* One function for each command. Each checks everything before it changes anything. */

@@ -134,6 +134,8 @@ void apply_operation(struct apply *a, struct command_operation *command)
                      operation_state_desc.names[record->operation->state]);
         return;
     }
+    if (a->check_only)
+        return;
     apply_answer(a, record);
     if (command->state != operation_state_RUNNING) {
         operation_end(a, record, command->state, command->error_code,

@@ -111,6 +111,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
                            HA_VOTERS_MIN, state_voters(a->state));
         return;
     }
+    if (a->check_only)
+        return;
     if (name != NULL)
         state_rename(a->state, record, name);
     state_edit_begin(a->state, record);
@@ -132,6 +134,8 @@ static void put_create(struct apply *a, enum object_kind kind, struct record_com
         return;
     }
     if (!apply_may_insert(a, kind, object))
+        return;
+    if (a->check_only)
         return;
     object_set_text(state_kind_desc(kind), object, "created_at", a->request->at);
     struct record *record = state_insert(a->state, kind, object, a->index);
@@ -187,6 +191,8 @@ void apply_remove(struct apply *a, struct command_remove *command)
     struct record *record = apply_find(a, command->kind, command->id, command->if_revision);
     if (record == NULL || in_use(a, record, "removed"))
         return;
+    if (a->check_only)
+        return;
     apply_event(a, event_type_DELETED, record, "%s %s removed", record->desc->name, record->common->name);
     state_remove(a->state, record);
 }
@@ -202,6 +208,8 @@ void apply_init(struct apply *a, struct command_init *command)
     }
     if (!apply_may_insert(a, object_kind_CLUSTER, (const struct record_common *)cluster) ||
         !apply_may_insert(a, object_kind_CONTROLLER, (const struct record_common *)&command->controller))
+        return;
+    if (a->check_only)
         return;
     OBJECT_TEXT(cluster, cluster, created_at, a->request->at);
     OBJECT_TEXT(controller, &command->controller, created_at, a->request->at);
@@ -290,6 +298,8 @@ void apply_token_use(struct apply *a, struct command_token_use *command)
         return;
     struct record *again = asks_again(a, kind, newcomer);
     if (again == NULL && !may_join(a, kind, newcomer))
+        return;
+    if (a->check_only)
         return;
     state_edit_begin(a->state, token);
     OBJECT_SET(token, token->token, uses, token->token->uses + 1);

@@ -131,6 +131,8 @@ void apply_seen(struct apply *a, struct command_seen *command)
                      host->common->name);
         return;
     }
+    if (a->check_only)
+        return;
     apply_answer(a, host);
     see_host(a, host, &command->host);
     for (size_t i = 0; i < command->vms.count; i++)
@@ -148,6 +150,8 @@ void apply_host_state(struct apply *a, struct command_host_state *command)
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "hosts are declared lost by their lease only");
         return;
     }
+    if (a->check_only)
+        return;
     apply_answer(a, record);
     if (record->host->state == command->state)
         return;

@@ -103,6 +103,8 @@ void apply_vm_create(struct apply *a, struct command_vm_create *command)
     struct vm *vm = &command->vm;
     if (!may_create(a, vm) || !operation_may_begin(a, &command->operation, NULL))
         return;
+    if (a->check_only)
+        return;
     struct record *host = decided_host(a, vm);
     OBJECT_TEXT(vm, vm, created_at, a->request->at);
     OBJECT_SET(vm, vm, generation, 1);
@@ -197,6 +199,8 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
     struct record *record = apply_find(a, object_kind_VM, command->id, command->if_revision);
     if (record == NULL || !may_want(a, record, command) || !operation_may_begin(a, &command->operation, record))
         return;
+    if (a->check_only)
+        return;
     if (command->wanted != record->vm->wanted)
         operation_overtake(a, record, command->operation.kind);
     state_edit_begin(a->state, record);
@@ -269,6 +273,8 @@ void apply_vm_place(struct apply *a, struct command_vm_place *command)
     struct record *host = command->host ? map_get(&a->state->tables[object_kind_HOST].by_id, command->host) : NULL;
     char step[APPLY_STEP_BYTES_MAX];
     if (record == NULL || !may_place(a, record->vm, command, host))
+        return;
+    if (a->check_only)
         return;
     state_edit_begin(a->state, record);
     OBJECT_TEXT(vm, record->vm, placement, command->note);

@@ -1,0 +1,35 @@
+/* What the parts of decide share. Only for controller/command/. */
+#ifndef CONTROLLER_COMMAND_DECIDE_INTERNAL_H
+#define CONTROLLER_COMMAND_DECIDE_INTERNAL_H
+
+#include "controller/command/decide.h"
+#include "schema/commands.h"
+
+struct deciding {
+    const struct state *state;
+    const struct decision_context *context;
+    struct decision *decision; /* filled on the way; thrown away on failure */
+    struct error *err;
+};
+
+/* Fill command->request; @status is the HTTP status of the answer. */
+void decide_request(struct deciding *d, uint32_t status, struct command_request *request);
+/* Check the command against the state, encode it, and clear @payload in any case. */
+int decide_finish(struct deciding *d, enum command number, void *payload);
+/* The object at {id}; refuses (ERROR_NOT_FOUND, ERROR_STALE). */
+const struct record *decide_target(struct deciding *d, enum object_kind kind, const char *id, size_t id_length);
+/* The object that the answer is about. */
+void decide_object(struct deciding *d, enum object_kind kind, const char *id);
+/* Preview: @object as it will be. */
+void decide_preview(struct deciding *d, const struct object_desc *desc, const void *object);
+void decide_uuid(const struct deciding *d, char ret_id[STATE_ID_BYTES]);
+
+/* decide_vm.c */
+int decide_vm_create(struct deciding *d, const struct vm *body);
+int decide_vm_want(struct deciding *d, enum route_id route, const char *id, size_t id_length);
+/* decide_object.c */
+int decide_create(struct deciding *d, enum object_kind kind, const void *body);
+int decide_update(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body);
+int decide_remove(struct deciding *d, enum object_kind kind, const char *id, size_t id_length);
+
+#endif

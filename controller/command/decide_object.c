@@ -1,0 +1,170 @@
+/* Requests about objects without a life of their own: create, patch, remove. */
+#include "controller/command/decide_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/fsm/time_text.h"
+
+#define MIB (UINT64_C(1) << 20)
+
+/* The place of an object of @kind in a put, and its name there. */
+static void *part(struct command_put *command, enum object_kind kind)
+{
+    switch (kind) {
+    case object_kind_CONTROLLER:
+        return &command->controller;
+    case object_kind_HOST:
+        return &command->host;
+    case object_kind_FLAVOR:
+        return &command->flavor;
+    case object_kind_IMAGE:
+        return &command->image;
+    case object_kind_TOKEN:
+        return &command->token;
+    case object_kind_VM:
+        return &command->vm;
+    case object_kind_CLUSTER:
+        return &command->cluster;
+    default:
+        return NULL;
+    }
+}
+
+static const struct object_desc *desc_of(enum object_kind kind)
+{
+    return object_field(&command_put_desc, object_kind_desc.names[kind])->ref.object;
+}
+
+/* ---- create ---- */
+
+static int check_flavor(const struct flavor *flavor, struct error *err)
+{
+    if (flavor->memory_bytes % MIB != 0)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/memory_bytes", "is %llu; it must be a multiple of 1 MiB (1048576)",
+                               (unsigned long long)flavor->memory_bytes);
+    return 0;
+}
+
+static int check_image(const struct image *image, struct error *err)
+{
+    if (image->kind == image_kind_KERNEL && !OBJECT_HAS(image, image, kernel))
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/kernel", "is missing: an image of kind kernel needs one");
+    if (image->kind == image_kind_DISK && !OBJECT_HAS(image, image, disk))
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/disk", "is missing: an image of kind disk needs one");
+    if (image->kind == image_kind_DISK && (OBJECT_HAS(image, image, kernel) || OBJECT_HAS(image, image, initrd)))
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/kernel", "an image of kind disk boots from its disk; leave kernel and initrd out");
+    return 0;
+}
+
+static int fill_token(struct deciding *d, struct token *token)
+{
+    char expires_at[TIME_TEXT_BYTES];
+    if (token->secret_sha256 == NULL)
+        return error_set(d->err, -EINVAL, ERROR_INTERNAL, "the token has no secret");
+    if (!OBJECT_HAS(token, token, ttl_s))
+        OBJECT_SET(token, token, ttl_s, DECIDE_TOKEN_TTL_S);
+    time_text_format(time_text_ms(d->context->now) + token->ttl_s * 1000, expires_at);
+    OBJECT_TEXT(token, token, expires_at, expires_at);
+    OBJECT_TEXT(token, token, secret, NULL); /* never stored */
+    OBJECT_SET(token, token, uses, 0);
+    return 0;
+}
+
+int decide_create(struct deciding *d, enum object_kind kind, const void *body)
+{
+    struct command_put command = {0};
+    char id[STATE_ID_BYTES];
+    const struct object_desc *desc = desc_of(kind);
+    void *object = part(&command, kind);
+    object_copy(desc, object, body);
+    decide_uuid(d, id);
+    object_set_text(desc, object, "id", id);
+    object_mark(&command_put_desc, &command, object_kind_desc.names[kind]);
+    OBJECT_SET(command_put, &command, create, true);
+    decide_request(d, 201, &command.request);
+    int rc = kind == object_kind_FLAVOR  ? check_flavor(object, d->err)
+             : kind == object_kind_IMAGE ? check_image(object, d->err)
+             : kind == object_kind_TOKEN ? fill_token(d, object)
+                                         : 0;
+    if (rc < 0) {
+        OBJECT_CLEAR(command_put, &command);
+        return rc;
+    }
+    object_set_text(desc, object, "created_at", d->context->now);
+    decide_object(d, kind, id);
+    decide_preview(d, desc, object);
+    snprintf(d->decision->summary, sizeof d->decision->summary, "%s %s is made", desc->name,
+             ((struct record_common *)object)->name);
+    return decide_finish(d, COMMAND_put, &command);
+}
+
+/* ---- patch ---- */
+
+/* What the patch takes away travels by name. */
+static void list_cleared(const struct object_desc *desc, const struct object_head *patch, struct command_put *command)
+{
+    for (unsigned i = 0; i < desc->n_fields; i++) {
+        if (!(patch->cleared >> i & 1))
+            continue;
+        struct string_list *list = &command->clear;
+        list->items = xrealloc(list->items, (list->count + 1) * sizeof *list->items);
+        list->items[list->count++] = xstrdup(desc->fields[i].name);
+        object_mark(&command_put_desc, command, "clear");
+    }
+}
+
+static int check_host_patch(const struct record *record, const struct host *patch, struct error *err)
+{
+    if (OBJECT_HAS(host, patch, memory_reserve_bytes) && record->host->memory_bytes > 0 &&
+        patch->memory_reserve_bytes > record->host->memory_bytes)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/memory_reserve_bytes", "is more than the %llu bytes that the host has",
+                               (unsigned long long)record->host->memory_bytes);
+    return 0;
+}
+
+int decide_update(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body)
+{
+    struct command_put command = {0};
+    const struct object_desc *desc = desc_of(kind);
+    const struct record *record = decide_target(d, kind, id, id_length);
+    if (record == NULL)
+        return -ENOENT;
+    if (kind == object_kind_HOST && check_host_patch(record, body, d->err) < 0)
+        return -EINVAL;
+    void *patch = part(&command, kind);
+    object_merge(desc, patch, body);
+    object_set_text(desc, patch, "id", record->common->id);
+    list_cleared(desc, body, &command);
+    object_mark(&command_put_desc, &command, object_kind_desc.names[kind]);
+    if (d->context->if_revision != 0)
+        OBJECT_SET(command_put, &command, if_revision, d->context->if_revision);
+    decide_request(d, 200, &command.request);
+    CLEANUP_FREE void *after = xcalloc(1, desc->size);
+    object_copy(desc, after, record->object);
+    object_merge(desc, after, body);
+    decide_preview(d, desc, after);
+    object_clear(desc, after);
+    snprintf(d->decision->summary, sizeof d->decision->summary, "%s %s is changed", desc->name, record->common->name);
+    return decide_finish(d, COMMAND_put, &command);
+}
+
+/* ---- remove ---- */
+
+int decide_remove(struct deciding *d, enum object_kind kind, const char *id, size_t id_length)
+{
+    struct command_remove command = {0};
+    const struct record *record = decide_target(d, kind, id, id_length);
+    if (record == NULL)
+        return -ENOENT;
+    if (kind == object_kind_CONTROLLER && state_count(d->state, kind) == 1)
+        return error_set(d->err, -EBUSY, ERROR_CONFLICT, "controller '%s' is the last one", record->common->name);
+    decide_request(d, 204, &command.request);
+    OBJECT_SET(command_remove, &command, kind, kind);
+    OBJECT_TEXT(command_remove, &command, id, record->common->id);
+    if (d->context->if_revision != 0)
+        OBJECT_SET(command_remove, &command, if_revision, d->context->if_revision);
+    snprintf(d->decision->summary, sizeof d->decision->summary, "%s %s is removed", record->desc->name, record->common->name);
+    return decide_finish(d, COMMAND_remove, &command);
+}

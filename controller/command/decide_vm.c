@@ -1,0 +1,230 @@
+/* Requests about VMs: complete the description, choose the host, name the wanted state. */
+#include "controller/command/decide_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/command/host_view.h"
+
+#define MIB (UINT64_C(1) << 20)
+#define SECTOR_BYTES 512u
+#define NOTE_BYTES_MAX 701u
+
+/* ---- completing the description ---- */
+
+static int fill_size(struct deciding *d, struct vm *vm)
+{
+    const struct record *flavor = state_get(d->state, object_kind_FLAVOR, vm->flavor);
+    if (vm->flavor != NULL && flavor == NULL)
+        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/flavor", "there is no flavor '%s'", vm->flavor);
+    if (flavor != NULL && (OBJECT_HAS(vm, vm, vcpus) || OBJECT_HAS(vm, vm, memory_bytes)))
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, OBJECT_HAS(vm, vm, vcpus) ? "/vcpus" : "/memory_bytes",
+                               "is given by flavor '%s'; leave one of the two out", flavor->common->name);
+    if (flavor != NULL) {
+        OBJECT_SET(vm, vm, vcpus, flavor->flavor->vcpus);
+        OBJECT_SET(vm, vm, memory_bytes, flavor->flavor->memory_bytes);
+    }
+    if (vm->vcpus == 0)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/vcpus", "is missing: give a flavor, or vcpus and memory_bytes");
+    if (vm->memory_bytes == 0)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/memory_bytes",
+                               "is missing: give a flavor, or vcpus and memory_bytes");
+    if (vm->memory_bytes % MIB != 0)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/memory_bytes",
+                               "is %llu; it must be a multiple of 1 MiB (1048576)", (unsigned long long)vm->memory_bytes);
+    return 0;
+}
+
+static int disk_error(struct deciding *d, size_t i, const char *field, const char *text)
+{
+    char pointer[64];
+    snprintf(pointer, sizeof pointer, "/disks/%zu/%s", i, field);
+    return error_set_field(d->err, -EINVAL, ERROR_INVALID, pointer, "%s", text);
+}
+
+/* A VM without disks of its own gets one: the image's, or an empty one where only the flavor asks for it. */
+static void add_default_disk(struct vm *vm, const struct image *image, uint64_t flavor_disk_bytes)
+{
+    bool from_image = OBJECT_HAS(image, image, disk);
+    if (OBJECT_HAS(vm, vm, disks) || (!from_image && flavor_disk_bytes == 0))
+        return;
+    struct vm_disk *disk = OBJECT_ADD(vm, vm, disks);
+    OBJECT_TEXT(vm_disk, disk, name, "root");
+    if (from_image)
+        OBJECT_SET(vm_disk, disk, image, true);
+}
+
+static int fill_disk(struct deciding *d, struct vm *vm, size_t i, const struct image *image, uint64_t flavor_disk_bytes)
+{
+    struct vm_disk *disks = vm->disks.items, *disk = &disks[i];
+    uint64_t image_bytes = disk->image ? image->disk.size_bytes : 0;
+    for (size_t k = 0; k < i; k++) {
+        if (strcmp(disks[k].name, disk->name) == 0)
+            return disk_error(d, i, "name", "is the name of another disk of this VM too");
+        if (disks[k].image && disk->image)
+            return disk_error(d, i, "image", "only one disk can begin as a copy of the image's disk");
+    }
+    if (disk->image && !OBJECT_HAS(image, image, disk))
+        return disk_error(d, i, "image", "the image has no disk to copy");
+    if (disk->size_bytes == 0 && i == 0 && flavor_disk_bytes > image_bytes)
+        OBJECT_SET(vm_disk, disk, size_bytes, flavor_disk_bytes);
+    if (disk->size_bytes == 0 && image_bytes > 0)
+        OBJECT_SET(vm_disk, disk, size_bytes, MAX((image_bytes + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES, MIB));
+    if (disk->size_bytes == 0 && !disk->image)
+        return disk_error(d, i, "size_bytes", "is missing: only the disk of an image has a size of its own");
+    if (disk->size_bytes % SECTOR_BYTES != 0)
+        return disk_error(d, i, "size_bytes", "must be a multiple of 512");
+    if (disk->size_bytes != 0 && disk->size_bytes < image_bytes)
+        return disk_error(d, i, "size_bytes", "is smaller than the image's disk");
+    return 0;
+}
+
+static int fill_disks(struct deciding *d, struct vm *vm)
+{
+    const struct record *image = state_get(d->state, object_kind_IMAGE, vm->image);
+    const struct record *flavor = state_get(d->state, object_kind_FLAVOR, vm->flavor);
+    uint64_t flavor_disk_bytes = flavor != NULL ? flavor->flavor->disk_bytes : 0;
+    if (image == NULL)
+        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/image", "there is no image '%s'", vm->image ? vm->image : "");
+    add_default_disk(vm, image->image, flavor_disk_bytes);
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        int rc = fill_disk(d, vm, i, image->image, flavor_disk_bytes);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* 52:54:00 is the locally administered range of virtual machines; the rest comes from a random id. */
+static void fill_macs(struct deciding *d, struct vm *vm)
+{
+    for (size_t i = 0; i < vm->nics.count; i++) {
+        struct vm_nic *nic = (struct vm_nic *)vm->nics.items + i;
+        char id[STATE_ID_BYTES], mac[18];
+        if (nic->mac != NULL)
+            continue;
+        decide_uuid(d, id);
+        snprintf(mac, sizeof mac, "52:54:00:%.2s:%.2s:%.2s", id, id + 2, id + 4);
+        OBJECT_TEXT(vm_nic, nic, mac, mac);
+    }
+}
+
+static void choose_host(struct deciding *d, struct vm *vm)
+{
+    struct scheduler_view view = {0};
+    struct place_result result = {0};
+    struct place_request request = host_view_request(vm);
+    const struct record *pin = state_get(d->state, object_kind_HOST, vm->pin);
+    char note[NOTE_BYTES_MAX];
+    if (pin != NULL)
+        request.pin = pin->common->name;
+    host_view_fill(d->state, NULL, &view);
+    place_vm(&view, &request, &result);
+    place_summary(&view, &request, &result, note, sizeof note);
+    OBJECT_TEXT(vm, vm, placement, note);
+    if (result.chosen != PLACE_NONE) {
+        OBJECT_TEXT(vm, vm, host, view.ids[result.chosen]);
+        OBJECT_TEXT(vm, vm, host_name, view.names[result.chosen]);
+        OBJECT_SET(vm, vm, epoch, 1);
+    }
+    snprintf(d->decision->summary, sizeof d->decision->summary, "VM %s is made: %.180s", vm->name, note);
+    place_result_finish(&result);
+    view_finish(&view);
+}
+
+static void new_operation(struct deciding *d, enum operation_kind kind, struct operation *operation)
+{
+    decide_uuid(d, d->decision->operation_id);
+    OBJECT_TEXT(operation, operation, id, d->decision->operation_id);
+    OBJECT_SET(operation, operation, kind, kind);
+}
+
+int decide_vm_create(struct deciding *d, const struct vm *body)
+{
+    struct command_vm_create command = {0};
+    struct vm *vm = &command.vm;
+    char id[STATE_ID_BYTES];
+    OBJECT_COPY(vm, vm, body);
+    int rc = fill_size(d, vm);
+    if (rc == 0)
+        rc = fill_disks(d, vm);
+    if (rc < 0) {
+        OBJECT_CLEAR(command_vm_create, &command);
+        return rc;
+    }
+    decide_uuid(d, id);
+    OBJECT_TEXT(vm, vm, id, id);
+    fill_macs(d, vm);
+    choose_host(d, vm);
+    bool started = !OBJECT_HAS(vm, vm, started) || vm->started;
+    OBJECT_SET(vm, vm, wanted, started ? vm_wanted_RUNNING : vm_wanted_STOPPED);
+    vm->started = false; /* a wish of the moment, not a property */
+    vm->head.present &= ~(UINT64_C(1) << (object_field(&vm_desc, "started") - vm_desc.fields));
+    if (!OBJECT_HAS(vm, vm, restart))
+        OBJECT_SET(vm, vm, restart, restart_policy_ON_FAILURE);
+    new_operation(d, operation_kind_VM_CREATE, &command.operation);
+    object_mark(&command_vm_create_desc, &command, "vm");
+    object_mark(&command_vm_create_desc, &command, "operation");
+    decide_request(d, 202, &command.request);
+    decide_object(d, object_kind_VM, id);
+    decide_preview(d, &vm_desc, vm);
+    return decide_finish(d, COMMAND_vm_create, &command);
+}
+
+/* ---- want ---- */
+
+static const struct {
+    enum route_id route;
+    enum operation_kind kind;
+    enum vm_wanted wanted;
+    bool reboot;
+} wants[] = {
+    {ROUTE_ID_vm_delete, operation_kind_VM_DELETE, vm_wanted_DELETED, false},
+    {ROUTE_ID_vm_start, operation_kind_VM_START, vm_wanted_RUNNING, false},
+    {ROUTE_ID_vm_stop, operation_kind_VM_STOP, vm_wanted_STOPPED, false},
+    {ROUTE_ID_vm_reboot, operation_kind_VM_REBOOT, vm_wanted_RUNNING, true},
+    {ROUTE_ID_vm_pause, operation_kind_VM_PAUSE, vm_wanted_PAUSED, false},
+    {ROUTE_ID_vm_resume, operation_kind_VM_RESUME, vm_wanted_RUNNING, false},
+};
+
+int decide_vm_want(struct deciding *d, enum route_id route, const char *id, size_t id_length)
+{
+    struct command_vm_want command = {0};
+    const struct record *record = decide_target(d, object_kind_VM, id, id_length);
+    unsigned row = 0;
+    if (record == NULL)
+        return -ENOENT;
+    while (wants[row].route != route)
+        ASSERT(++row < ARRAY_SIZE(wants));
+    decide_request(d, 202, &command.request);
+    OBJECT_TEXT(command_vm_want, &command, id, record->common->id);
+    if (d->context->if_revision != 0)
+        OBJECT_SET(command_vm_want, &command, if_revision, d->context->if_revision);
+    OBJECT_SET(command_vm_want, &command, wanted, wants[row].wanted);
+    if (wants[row].reboot)
+        OBJECT_SET(command_vm_want, &command, reboot, true);
+    new_operation(d, wants[row].kind, &command.operation);
+    object_mark(&command_vm_want_desc, &command, "operation");
+    snprintf(d->decision->summary, sizeof d->decision->summary, "%s of %s",
+             operation_kind_desc.names[wants[row].kind], record->common->name);
+    decide_preview(d, record->desc, record->object);
+    return decide_finish(d, COMMAND_vm_want, &command);
+}
+
+/* ---- where it would go ---- */
+
+int decide_placement(const struct state *state, const struct vm *vm, struct placement *ret, struct error *err)
+{
+    struct scheduler_view view = {0};
+    struct place_result result = {0};
+    struct place_request request = host_view_request(vm);
+    if (vm->vcpus == 0 || vm->memory_bytes == 0)
+        return error_set(err, -EINVAL, ERROR_INVALID, "the VM has no size yet");
+    host_view_fill(state, state_get(state, object_kind_VM, vm->id), &view);
+    place_vm(&view, &request, &result);
+    place_explain(&view, &request, &result, ret);
+    place_result_finish(&result);
+    view_finish(&view);
+    return 0;
+}

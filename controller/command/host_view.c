@@ -1,0 +1,19 @@
+/* From state to scheduler; see the header. */
+#include "controller/command/host_view.h"
+
+#include <string.h>
+
+void host_view_fill(const struct state *state, const struct record *vm, struct scheduler_view *view)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const struct record *host = state_at(state, object_kind_HOST, i);
+        bool own = vm != NULL && vm->vm->host != NULL && strcmp(vm->vm->host, host->common->id) == 0;
+        view_add(view, host->host, host->of_host.committed_memory_bytes - (own ? vm->vm->memory_bytes : 0),
+                 host->of_host.committed_vcpus - (own ? vm->vm->vcpus : 0));
+    }
+}
+
+struct place_request host_view_request(const struct vm *vm)
+{
+    return (struct place_request){.memory_bytes = vm->memory_bytes, .vcpus = vm->vcpus, .pin = vm->pin};
+}

@@ -1,0 +1,12 @@
+/* The scheduler's view of the state, and placing one VM in it. */
+#ifndef CONTROLLER_COMMAND_HOST_VIEW_H
+#define CONTROLLER_COMMAND_HOST_VIEW_H
+
+#include "controller/fsm/state.h"
+#include "scheduler/place.h"
+
+/* Fill @view (zeroed) with every host. What @vm (NULL = none) holds of its host is counted as free. Borrows names. */
+void host_view_fill(const struct state *state, const struct record *vm, struct scheduler_view *view);
+struct place_request host_view_request(const struct vm *vm);
+
+#endif

@@ -1,0 +1,217 @@
+/* Reports and orders; see the header. */
+#include "controller/nodes/node_sync.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "controller/fsm/command_codec.h"
+
+static const struct record *reporter(const struct state *state, const struct node_report *report, struct error *err)
+{
+    const struct record *host = state_get(state, object_kind_HOST, report->host);
+    if (host == NULL || strcmp(host->common->id, report->host) != 0) {
+        error_set(err, -ENOENT, ERROR_NOT_FOUND, "host %s is not part of this cluster; join it again",
+                  report->host != NULL ? report->host : "(none)");
+        return NULL;
+    }
+    return host;
+}
+
+/* ---- what has changed ---- */
+
+static bool same_text(const char *a, const char *b)
+{
+    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
+}
+
+/* Progress counts only where it has crossed a step: bytes of downloads do not go through Raft one by one. */
+static uint64_t progress_step(uint64_t done, uint64_t total)
+{
+    return total == 0 ? 0 : done / MAX(total / NODE_SYNC_PROGRESS_STEPS, UINT64_C(1));
+}
+
+static bool progress_differs(const struct record *vm, const struct vm_seen *seen)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
+        const struct operation *held = vm->of_vm.operations.items[i]->operation;
+        if (seen->step != NULL && !same_text(seen->step, held->step))
+            return true;
+        if (held->progress_total != seen->progress_total ||
+            progress_step(held->progress_done, held->progress_total) != progress_step(seen->progress_done, seen->progress_total))
+            return true;
+    }
+    return false;
+}
+
+/* The rules of apply_seen.c, so that what apply would ignore is not even sent. */
+static bool vm_differs(const struct state *state, const struct record *host, const struct vm_seen *seen)
+{
+    const struct record *record = state_get(state, object_kind_VM, seen->id);
+    if (record == NULL || strcmp(record->common->id, seen->id) != 0)
+        return false;
+    const struct vm *vm = record->vm;
+    if (vm->host == NULL || strcmp(vm->host, host->common->id) != 0 || seen->epoch != vm->epoch)
+        return false;
+    if (seen->state == vm_state_DELETED)
+        return vm->wanted == vm_wanted_DELETED;
+    if (seen->generation < vm->seen_generation)
+        return false;
+    return vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) ||
+           vm->restarts != seen->restarts || !same_text(vm->state_reason, seen->reason) || progress_differs(record, seen);
+}
+
+static bool host_differs(const struct host *host, const struct node_report *report)
+{
+    return host->state != host_state_UP || !same_text(host->address, report->address) || host->cpus != report->cpus ||
+           host->memory_bytes != report->memory_bytes || host->disk_bytes != report->disk_bytes ||
+           !same_text(host->boot_id, report->boot_id) || !same_text(host->kvm, report->kvm) ||
+           !same_text(host->version, report->version);
+}
+
+static void fill_host(struct command_seen *command, const struct node_report *report)
+{
+    struct host *host = &command->host;
+    OBJECT_TEXT(host, host, id, report->host);
+    OBJECT_TEXT(host, host, address, report->address);
+    OBJECT_SET(host, host, cpus, report->cpus);
+    OBJECT_SET(host, host, memory_bytes, report->memory_bytes);
+    OBJECT_SET(host, host, disk_bytes, report->disk_bytes);
+    OBJECT_TEXT(host, host, boot_id, report->boot_id);
+    if (report->kvm != NULL)
+        OBJECT_TEXT(host, host, kvm, report->kvm);
+    if (report->version != NULL)
+        OBJECT_TEXT(host, host, version, report->version);
+    object_mark(&command_seen_desc, command, "host");
+}
+
+int node_sync_changes(const struct state *state, const char *now, const struct node_report *report,
+                      struct bytes_writer *ret_command, struct error *err)
+{
+    const struct record *host = reporter(state, report, err);
+    struct command_seen command = {0};
+    if (host == NULL)
+        return -ENOENT;
+    if (!same_text(report->name, host->common->name))
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/name", "host %s is named '%s', not '%s'", report->host,
+                               host->common->name, report->name != NULL ? report->name : "");
+    for (size_t i = 0; i < report->vms.count; i++) {
+        const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
+        if (vm_differs(state, host, seen))
+            OBJECT_COPY(vm_seen, (struct vm_seen *)OBJECT_ADD(command_seen, &command, vms), seen);
+    }
+    if (command.vms.count == 0 && !host_differs(host->host, report))
+        return 0;
+    fill_host(&command, report);
+    OBJECT_TEXT(command_request, &command.request, at, now);
+    OBJECT_TEXT(command_request, &command.request, by, host->common->name);
+    object_mark(&command_seen_desc, &command, "request");
+    int rc = command_encode(COMMAND_seen, &command, ret_command, err);
+    OBJECT_CLEAR(command_seen, &command);
+    return rc;
+}
+
+/* ---- what is wanted ---- */
+
+static void give_artifact(struct vm_order *order, const char *field, struct artifact *to, const struct artifact *from, bool given)
+{
+    if (!given)
+        return;
+    OBJECT_COPY(artifact, to, from);
+    object_mark(&vm_order_desc, order, field);
+}
+
+static void give_list(struct vm_order *order, const char *field, const struct object_desc *desc, struct object_list *to,
+                      const struct object_list *from)
+{
+    if (from->count == 0)
+        return;
+    to->items = xcalloc(from->count, desc->size);
+    to->count = from->count;
+    for (size_t i = 0; i < from->count; i++)
+        object_copy(desc, (char *)to->items + i * desc->size, (const char *)from->items + i * desc->size);
+    object_mark(&vm_order_desc, order, field);
+}
+
+static void fill_order(const struct state *state, const struct vm *vm, struct vm_order *order)
+{
+    const struct record *record = state_get(state, object_kind_IMAGE, vm->image);
+    OBJECT_TEXT(vm_order, order, id, vm->id);
+    OBJECT_TEXT(vm_order, order, name, vm->name);
+    OBJECT_SET(vm_order, order, epoch, vm->epoch);
+    OBJECT_SET(vm_order, order, generation, vm->generation);
+    OBJECT_SET(vm_order, order, boot, vm->boot);
+    OBJECT_SET(vm_order, order, wanted, vm->wanted);
+    OBJECT_SET(vm_order, order, restart, vm->restart);
+    OBJECT_SET(vm_order, order, vcpus, vm->vcpus);
+    OBJECT_SET(vm_order, order, memory_bytes, vm->memory_bytes);
+    OBJECT_SET(vm_order, order, ha, vm->ha);
+    give_list(order, "disks", &vm_disk_desc, &order->disks, &vm->disks);
+    give_list(order, "nics", &vm_nic_desc, &order->nics, &vm->nics);
+    if (vm->cmdline != NULL)
+        OBJECT_TEXT(vm_order, order, cmdline, vm->cmdline);
+    if (record == NULL)
+        return;
+    const struct image *image = record->image;
+    if (vm->cmdline == NULL && image->cmdline != NULL)
+        OBJECT_TEXT(vm_order, order, cmdline, image->cmdline);
+    give_artifact(order, "kernel", &order->kernel, &image->kernel, OBJECT_HAS(image, image, kernel));
+    give_artifact(order, "initrd", &order->initrd, &image->initrd, OBJECT_HAS(image, image, initrd));
+    give_artifact(order, "disk", &order->disk, &image->disk, OBJECT_HAS(image, image, disk));
+}
+
+/* A reported VM that is not the host's: another's by now, or gone. One of a lower epoch that is still its own is not to
+ * be forgotten, for its disks are in use: the order with the newer epoch replaces it. */
+static bool to_forget(const struct state *state, const struct record *host, const struct vm_seen *seen)
+{
+    const struct record *vm = state_get(state, object_kind_VM, seen->id);
+    if (vm == NULL || strcmp(vm->common->id, seen->id) != 0)
+        return true; /* also what it says is deleted: it need not say so again */
+    return vm->vm->host == NULL || strcmp(vm->vm->host, host->common->id) != 0;
+}
+
+static void add_text(struct node_orders *orders, struct string_list *list, const char *field, const char *text)
+{
+    list->items = xrealloc(list->items, (list->count + 1) * sizeof *list->items);
+    list->items[list->count++] = xstrdup(text);
+    object_mark(&node_orders_desc, orders, field);
+}
+
+int node_sync_orders(const struct state *state, const struct node_report *report, struct node_orders *ret,
+                     struct error *err)
+{
+    const struct record *host = reporter(state, report, err);
+    if (host == NULL)
+        return -ENOENT;
+    if (report->have_index > state_index(state))
+        return error_set(err, -EAGAIN, ERROR_OVERLOAD, "this controller is behind: at %llu, the host knows %llu",
+                         (unsigned long long)state_index(state), (unsigned long long)report->have_index);
+    OBJECT_SET(node_orders, ret, index, state_index(state));
+    OBJECT_SET(node_orders, ret, generation, host->host->generation);
+    ret->vms.count = host->of_host.vms.count;
+    ret->vms.items = xcalloc(ret->vms.count + 1, sizeof(struct vm_order));
+    object_mark(&node_orders_desc, ret, "vms");
+    for (size_t i = 0; i < host->of_host.vms.count; i++)
+        fill_order(state, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
+    for (size_t i = 0; i < report->vms.count; i++) {
+        const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
+        if (to_forget(state, host, seen))
+            add_text(ret, &ret->forget, "forget", seen->id);
+    }
+    for (size_t i = 0; i < state_count(state, object_kind_CONTROLLER); i++) {
+        const struct controller *controller = state_at(state, object_kind_CONTROLLER, i)->controller;
+        if (controller->address != NULL && ret->controllers.count < 16)
+            add_text(ret, &ret->controllers, "controllers", controller->address);
+    }
+    return 0;
+}
+
+bool node_sync_may_wait(const struct state *state, const struct node_report *report)
+{
+    const struct record *host = state_get(state, object_kind_HOST, report->host);
+    if (host == NULL || state_host_orders_index(host) > report->have_index || report->have_index > state_index(state))
+        return false;
+    for (size_t i = 0; i < report->vms.count; i++)
+        if (to_forget(state, host, (const struct vm_seen *)report->vms.items + i))
+            return false;
+    return true;
+}

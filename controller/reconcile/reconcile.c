@@ -1,0 +1,141 @@
+/* The leader's tick; see the header. One pass over hosts, VMs and tokens; the first RECONCILE_COMMANDS_MAX steps are given,
+ * the rest comes with the next call. */
+#include "controller/reconcile/reconcile.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/command/host_view.h"
+#include "controller/fsm/command_codec.h"
+#include "controller/fsm/time_text.h"
+
+#define BY "controller"
+#define NOTE_BYTES_MAX 701u
+
+struct reconciling {
+    const struct state *state;
+    const struct reconcile_input *input;
+    struct reconcile_output *out;
+    struct map nodes; /* input->nodes by host id */
+};
+
+static bool full(struct reconciling *r)
+{
+    r->out->more |= r->out->count == RECONCILE_COMMANDS_MAX;
+    return r->out->count == RECONCILE_COMMANDS_MAX;
+}
+
+static void emit(struct reconciling *r, enum command number, void *payload, struct command_request *request)
+{
+    const struct object_desc *desc = command_find(number)->payload;
+    OBJECT_TEXT(command_request, request, at, r->input->now);
+    OBJECT_TEXT(command_request, request, by, BY);
+    object_mark(desc, payload, "request");
+    if (command_encode(number, payload, &r->out->commands[r->out->count], NULL) == 0)
+        r->out->count++;
+    object_clear(desc, payload);
+}
+
+/* ---- hosts ---- */
+
+static uint64_t last_heard_ms(const struct reconciling *r, const char *host_id)
+{
+    const struct reconcile_node *node = map_get(&r->nodes, host_id);
+    return node != NULL ? MAX(node->last_report_ms, r->input->leader_since_ms) : r->input->leader_since_ms;
+}
+
+static void mark_host(struct reconciling *r, const struct host *host)
+{
+    struct command_host_state command = {0};
+    char reason[128];
+    uint64_t heard_ms = last_heard_ms(r, host->id);
+    if (host->state != host_state_UP || r->input->now_ms < heard_ms + RECONCILE_SILENCE_MS)
+        return;
+    snprintf(reason, sizeof reason, "no report for %" PRIu64 " s", (r->input->now_ms - heard_ms) / 1000);
+    OBJECT_TEXT(command_host_state, &command, id, host->id);
+    OBJECT_SET(command_host_state, &command, from_revision, host->revision);
+    OBJECT_SET(command_host_state, &command, state, host_state_UNREACHABLE);
+    OBJECT_TEXT(command_host_state, &command, reason, reason);
+    emit(r, COMMAND_host_state, &command, &command.request);
+}
+
+/* ---- VMs without a host ---- */
+
+static void place(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm)
+{
+    struct command_vm_place command = {0};
+    struct place_request request = host_view_request(vm);
+    char note[NOTE_BYTES_MAX];
+    place_vm(view, &request, result);
+    place_summary(view, &request, result, note, sizeof note);
+    if (result->chosen == PLACE_NONE && vm->placement != NULL && strcmp(vm->placement, note) == 0)
+        return; /* said once; again when the reasons change */
+    OBJECT_TEXT(command_vm_place, &command, id, vm->id);
+    OBJECT_SET(command_vm_place, &command, from_epoch, vm->epoch);
+    OBJECT_TEXT(command_vm_place, &command, note, note);
+    if (result->chosen != PLACE_NONE) {
+        OBJECT_TEXT(command_vm_place, &command, host, view->ids[result->chosen]);
+        view->committed_memory_bytes[result->chosen] += vm->memory_bytes; /* the next one of this tick sees it */
+        view->committed_vcpus[result->chosen] += vm->vcpus;
+    }
+    emit(r, COMMAND_vm_place, &command, &command.request);
+}
+
+static bool needs_host(const struct vm *vm)
+{
+    return vm->host == NULL && vm->state == vm_state_PENDING && vm->wanted != vm_wanted_DELETED;
+}
+
+static void place_pending(struct reconciling *r)
+{
+    struct scheduler_view view = {0};
+    struct place_result result = {0};
+    for (size_t i = 0; i < state_count(r->state, object_kind_VM) && !full(r); i++) {
+        const struct vm *vm = state_at(r->state, object_kind_VM, i)->vm;
+        if (!needs_host(vm))
+            continue;
+        if (view.count == 0)
+            host_view_fill(r->state, NULL, &view);
+        place(r, &view, &result, vm);
+    }
+    place_result_finish(&result);
+    view_finish(&view);
+}
+
+/* ---- tokens ---- */
+
+static void expire_token(struct reconciling *r, const struct token *token)
+{
+    struct command_remove command = {0};
+    if (time_text_ms(token->expires_at) > time_text_ms(r->input->now))
+        return;
+    OBJECT_SET(command_remove, &command, kind, object_kind_TOKEN);
+    OBJECT_TEXT(command_remove, &command, id, token->id);
+    OBJECT_SET(command_remove, &command, if_revision, token->revision);
+    emit(r, COMMAND_remove, &command, &command.request);
+}
+
+void reconcile_tick(const struct state *state, const struct reconcile_input *input, struct reconcile_output *ret)
+{
+    struct reconciling r = {state, input, ret, {0}};
+    if (!state_initialized(state))
+        return;
+    for (size_t i = 0; i < input->n_nodes; i++)
+        map_put(&r.nodes, input->nodes[i].host, (void *)(uintptr_t)&input->nodes[i]);
+    for (size_t i = 0; i < state_count(state, object_kind_HOST) && !full(&r); i++)
+        mark_host(&r, state_at(state, object_kind_HOST, i)->host);
+    place_pending(&r);
+    for (size_t i = 0; i < state_count(state, object_kind_TOKEN) && !full(&r); i++)
+        expire_token(&r, state_at(state, object_kind_TOKEN, i)->token);
+    map_finish(&r.nodes);
+}
+
+void reconcile_output_finish(struct reconcile_output *output)
+{
+    if (output == NULL)
+        return;
+    for (unsigned i = 0; i < output->count; i++)
+        bytes_writer_finish(&output->commands[i]);
+    *output = (struct reconcile_output){0};
+}
