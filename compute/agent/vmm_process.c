@@ -36,7 +36,8 @@ static bool id_parse(const char *text, struct vmm_process_id *ret_id)
 {
     int pid, end = 0;
     struct vmm_process_id id = {.pid = 0};
-    if (sscanf(text, "%d %" SCNu64 " %39s\n%n", &pid, &id.start_ticks, id.boot_id, &end) != 3 || end == 0 || pid <= 1)
+    if (sscanf(text, "%d %" SCNu64 " %39s %" SCNu64 "\n%n", &pid, &id.start_ticks, id.boot_id, &id.epoch, &end) != 4 || end == 0 ||
+        pid <= 1)
         return false;
     id.pid = pid;
     *ret_id = id;
@@ -118,7 +119,7 @@ static char *put_number(char *out, uint64_t value)
     return out;
 }
 
-static void child_write_id(int lock_fd, const char *boot_id)
+static void child_write_id(int lock_fd, const char *boot_id, uint64_t epoch)
 {
     char text[1024], line[128], *at = line;
     uint64_t ticks;
@@ -131,6 +132,8 @@ static void child_write_id(int lock_fd, const char *boot_id)
     *at++ = ' ';
     memcpy(at, boot_id, boot_length);
     at += boot_length;
+    *at++ = ' ';
+    at = put_number(at, epoch);
     *at++ = '\n';
     if (ftruncate(lock_fd, 0) < 0 || pwrite(lock_fd, line, (size_t)(at - line), 0) != at - line)
         _exit(VMM_PROCESS_EXEC_FAILED);
@@ -148,7 +151,7 @@ static _Noreturn void child_run(const struct vmm_process_spawn *spawn, char *con
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     setsid();
-    child_write_id(lock_fd, spawn->boot_id);
+    child_write_id(lock_fd, spawn->boot_id, spawn->epoch);
     /* The three were opened above 2 (the agent's own 0, 1, 2 are always open), but one of them may be number 3. */
     if (dup2(null_fd, 0) < 0 || dup2(log_fd, 1) < 0 || dup2(log_fd, 2) < 0)
         _exit(VMM_PROCESS_EXEC_FAILED);
@@ -200,7 +203,7 @@ int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct
         child_run(spawn, argv, lock_fd, log_fd, null_fd);
     /* It is our child and not yet waited for: the number is its own, even if it has ended already. */
     int pidfd = pidfd_open_cloexec(pid);
-    struct vmm_process_id id = {.pid = pid};
+    struct vmm_process_id id = {.pid = pid, .epoch = spawn->epoch};
     snprintf(id.boot_id, sizeof(id.boot_id), "%s", spawn->boot_id);
     if (pidfd < 0 || !start_ticks(pid, &id.start_ticks)) {
         int r = pidfd < 0 ? pidfd : -ESRCH, status;

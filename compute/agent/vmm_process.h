@@ -8,7 +8,7 @@
  *   1. the order (epoch) is on disk in vm.json                        died here: no process; the order is read again
  *   2. take L; -EAGAIN: a VMM lives, do not start another             died here: L is free again, no process
  *   3. fork; parent and child hold L now                              died here: the child goes on alone
- *   4. the child writes "pid start-time boot-id" into vmm.lock,
+ *   4. the child writes "pid start-time boot-id epoch" into vmm.lock,
  *   5.   and becomes drover-vmm, descriptor of L included
  *   6. the parent closes its own descriptor; L stays the child's
  *
@@ -36,6 +36,7 @@ struct vmm_process_id {
     pid_t pid;
     uint64_t start_ticks; /* field 22 of /proc/<pid>/stat, proc(5) */
     char boot_id[40];     /* /proc/sys/kernel/random/boot_id */
+    uint64_t epoch;       /* of the order that it was started for */
 };
 
 /* Paths are absolute; all borrowed for the call. */
@@ -44,6 +45,7 @@ struct vmm_process_spawn {
     const char *config_path;
     const char *log_path;    /* its standard output and error are appended here */
     const char *boot_id;
+    uint64_t epoch;
 };
 
 /* Take L. @ret_fd: close-on-exec; closing it gives L back. -EAGAIN: held by a VMM. */

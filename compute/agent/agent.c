@@ -1,0 +1,367 @@
+/* The agent: its start, its VMs against the orders, its end.
+ *
+ * Start: lock of the data directory, identity, what earlier agents left half removed, every VM directory (running VMMs
+ * are adopted before the first report goes out), server, session. A VM directory that cannot be read is left alone and
+ * told in the log; the controllers' order for it brings it back. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+
+#include "common/file.h"
+#include "common/http_server.h"
+#include "common/log.h"
+#include "compute/agent/agent.h"
+#include "compute/agent/agent_plan.h"
+#include "compute/agent/console_bridge.h"
+
+static void part_closed(void *arg);
+
+/* ---- VMs ---- */
+
+/* Nothing of it is left here, or nothing that we are to know. */
+static void drop_vm(struct agent *a, struct local_vm *vm)
+{
+    map_remove(&a->vms, vm_id(vm));
+    a->closing++;
+    vm_close(vm, part_closed, a);
+}
+
+static void vm_changed(struct local_vm *vm, void *arg)
+{
+    struct agent *a = arg;
+    bool gone = vm_is_gone(vm);
+    if (gone && vm_is_forgotten(vm))
+        drop_vm(a, vm);
+    if (a->session == NULL)
+        return;
+    if (gone && a->ask_again) {
+        a->ask_again = false;
+        session_ask_again(a->session);
+    } else {
+        session_poke(a->session);
+    }
+}
+
+static void put_report(struct node_report *report, void *arg)
+{
+    struct agent *a = arg;
+    struct local_vm *vm;
+    host_facts_read(a->data_dir, &a->facts, NULL); /* where it fails, those of the last time hold */
+    OBJECT_TEXT(node_report, report, host, a->identity.id);
+    OBJECT_TEXT(node_report, report, name, a->identity.name);
+    OBJECT_TEXT(node_report, report, address, a->identity.address);
+    OBJECT_TEXT(node_report, report, boot_id, a->facts.boot_id);
+    OBJECT_SET(node_report, report, generation, a->generation);
+    OBJECT_SET(node_report, report, cpus, a->facts.cpus);
+    OBJECT_SET(node_report, report, memory_bytes, a->facts.memory_bytes);
+    OBJECT_SET(node_report, report, disk_bytes, a->facts.disk_bytes);
+    OBJECT_TEXT(node_report, report, kvm, a->facts.kvm);
+    OBJECT_TEXT(node_report, report, version, AGENT_VERSION);
+    object_mark(&node_report_desc, report, "vms");
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+        vm_put_seen(vm, OBJECT_ADD(node_report, report, vms));
+}
+
+static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_change *change, uint64_t index)
+{
+    switch (change->kind) {
+    case PLAN_ACCEPT:
+        if (vm != NULL && vm_is_gone(vm)) { /* deleted once, wanted again under a new epoch */
+            drop_vm(a, vm);
+            vm = NULL;
+        }
+        if (vm != NULL) {
+            vm_give_order(vm, change->order, index);
+            break;
+        }
+        vm = vm_create(&a->vm_context, change->order, index);
+        map_put(&a->vms, vm_id(vm), vm);
+        break;
+    case PLAN_KEEP:
+        vm_give_order(vm, change->order, index);
+        break;
+    case PLAN_REFUSE:
+        log_warning("order-refused", "vm=%s epoch=%llu generation=%llu why=\"%s\"", change->order->name,
+                    (unsigned long long)change->order->epoch, (unsigned long long)change->order->generation,
+                    change->why);
+        break;
+    case PLAN_LATER:
+        a->ask_again = true;
+        break;
+    case PLAN_FORGET:
+        vm_forget(vm);
+        break;
+    case PLAN_DROP:
+        drop_vm(a, vm);
+        break;
+    case PLAN_ORPHAN:
+        break;
+    }
+}
+
+static void obey(const struct node_orders *orders, void *arg)
+{
+    struct agent *a = arg;
+    size_t count = 0, have_count = a->vms.count;
+    CLEANUP_FREE struct plan_have *have = xcalloc(have_count + 1, sizeof(*have));
+    CLEANUP_FREE struct local_vm **vms = xcalloc(have_count + 1, sizeof(struct local_vm *));
+    CLEANUP_FREE struct plan_change *changes = xcalloc(have_count + orders->vms.count + 1, sizeof(*changes));
+    struct local_vm *vm;
+    if (!agent_plan_answer_ok(orders, a->generation)) {
+        log_warning("orders-refused", "generation=%llu known=%llu", (unsigned long long)orders->generation,
+                    (unsigned long long)a->generation);
+        return;
+    }
+    a->generation = orders->generation;
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
+        vms[count] = vm;
+        have[count++] = (struct plan_have){
+            .id = vm_id(vm),
+            .order = vm_order_of(vm),
+            .index = vm_order_index(vm),
+            .removing = vm_is_removing(vm),
+            .gone = vm_is_gone(vm),
+        };
+    }
+    size_t n = agent_plan_orders(have, count, orders, changes);
+    for (size_t i = 0; i < n; i++)
+        carry_out(a, changes[i].have == PLAN_NEW ? NULL : vms[changes[i].have], &changes[i], orders->index);
+}
+
+static void controllers_changed(const struct string_list *controllers, void *arg)
+{
+    struct agent *a = arg;
+    struct error err = {.code = 0};
+    struct node_identity update = {.head = {0}};
+    struct bytes_writer out = {.data = NULL};
+    CLEANUP_FREE char *path = xasprintf("%s/identity.json", a->data_dir);
+    update.controllers = *controllers; /* borrowed: merge copies */
+    object_mark(&node_identity_desc, &update, "controllers");
+    object_merge(&node_identity_desc, &a->identity, &update);
+    OBJECT_ENCODE(node_identity, &a->identity, &out);
+    if (file_write_atomic(path, out.data, out.size, 0644, &err) < 0)
+        log_warning("identity-save", "error=\"%s, ignoring\"", err.text);
+    bytes_writer_finish(&out);
+}
+
+/* Downloads progress without any state changing: tell of it now and then. */
+static void progress_tick(uv_timer_t *timer)
+{
+    struct agent *a = timer->data;
+    struct local_vm *vm;
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+        if (vm_is_fetching(vm)) {
+            session_poke(a->session);
+            return;
+        }
+}
+
+/* ---- start ---- */
+
+static int lock_data_dir(struct agent *a, struct error *err)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/agent.lock", a->data_dir);
+    a->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (a->lock_fd < 0)
+        return error_errno(err, -errno, "cannot open %s", path);
+    if (flock(a->lock_fd, LOCK_EX | LOCK_NB) < 0)
+        return error_set(err, -errno, ERROR_IN_USE, "another agent runs on %s", a->data_dir);
+    return 0;
+}
+
+static int load_identity(struct agent *a, struct error *err)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/identity.json", a->data_dir);
+    CLEANUP_FREE char *ca = xasprintf("%s/ca.pem", a->data_dir);
+    CLEANUP_FREE char *cert = xasprintf("%s/cert.pem", a->data_dir);
+    CLEANUP_FREE char *key = xasprintf("%s/key.pem", a->data_dir);
+    CLEANUP_FREE char *text = NULL;
+    size_t size;
+    int r = file_read(path, AGENT_JSON_BYTES_MAX, &text, &size, err);
+    if (r == -ENOENT)
+        return error_set(err, r, ERROR_NOT_INITIALIZED, "%s belongs to no cluster yet; use drover-agent join", a->data_dir);
+    if (r == 0)
+        r = OBJECT_DECODE(node_identity, text, size, OBJECT_STORED, &a->identity, err);
+    if (r == 0 && (a->identity.role != role_HOST || a->identity.controllers.count == 0))
+        r = error_set(err, -EINVAL, ERROR_INVALID, "it is not of a host, or names no controllers");
+    if (r < 0) {
+        error_prefix(err, "%s: ", path);
+        return r;
+    }
+    return tls_context_load(ca, cert, key, &a->tls, err);
+}
+
+static void load_vms(struct agent *a)
+{
+    struct dirent *entry;
+    const char *rule;
+    vm_files_remove_leftovers(&a->vm_context.places);
+    DIR *d = opendir(a->vms_dir);
+    while (d != NULL && (entry = readdir(d)) != NULL) {
+        struct error err = {.code = 0};
+        struct local_vm *vm;
+        if (!text_format_ok(FORMAT_id, entry->d_name, &rule))
+            continue;
+        if (vm_load(&a->vm_context, entry->d_name, &vm, &err) == 0)
+            map_put(&a->vms, vm_id(vm), vm);
+        else
+            log_error("vm-unreadable", "id=%s error=\"%s, ignoring\"", entry->d_name, err.text);
+    }
+    if (d != NULL)
+        closedir(d);
+}
+
+static int make_places(struct agent *a, bool make_bridges, struct error *err)
+{
+    int r;
+    a->vms_dir = xasprintf("%s/vms", a->data_dir);
+    a->run_dir = xasprintf("%s/run", a->data_dir);
+    a->images_dir = xasprintf("%s/images", a->data_dir);
+    if ((r = file_make_directories(a->vms_dir, 0700, err)) < 0 || (r = file_make_directories(a->run_dir, 0700, err)) < 0)
+        return r;
+    a->vm_context = (struct vm_context){
+        .loop = a->loop,
+        .places = {a->vms_dir, a->run_dir, a->images_dir, geteuid(), make_bridges},
+        .vmm_path = a->vmm_path,
+        .boot_id = a->facts.boot_id,
+        .changed = vm_changed,
+        .arg = a,
+    };
+    return 0;
+}
+
+static int start_parts(struct agent *a, const struct agent_options *options, struct error *err)
+{
+    int r;
+    if ((r = lock_data_dir(a, err)) < 0 || (r = load_identity(a, err)) < 0 ||
+        (r = host_facts_read(a->data_dir, &a->facts, err)) < 0 || (r = make_places(a, options->make_bridges, err)) < 0 ||
+        (r = http_client_create(a->loop, &a->http, err)) < 0 ||
+        (r = image_cache_create(a->loop, a->images_dir, &a->images, err)) < 0)
+        return r;
+    a->vm_context.http = a->http;
+    a->vm_context.images = a->images;
+    load_vms(a);
+    return agent_server_start(a, options->listen != NULL ? options->listen : a->identity.address, err);
+}
+
+static void start_session(struct agent *a)
+{
+    CLEANUP_FREE char *peer = xasprintf("spiffe://drover/%s/controller/", a->identity.cluster_id);
+    const struct session_options options = {
+        .loop = a->loop,
+        .http = a->http,
+        .tls = a->tls,
+        .peer_prefix = peer,
+        .controllers = &a->identity.controllers,
+        .put_report = put_report,
+        .obey = obey,
+        .controllers_changed = controllers_changed,
+        .arg = a,
+    };
+    a->session = session_start(&options);
+    uv_timer_start(&a->progress, progress_tick, AGENT_PROGRESS_MS, AGENT_PROGRESS_MS);
+}
+
+static void agent_free(struct agent *a)
+{
+    map_finish(&a->vms);
+    OBJECT_CLEAR(node_identity, &a->identity);
+    tls_context_unref(a->tls);
+    if (a->lock_fd >= 0)
+        close(a->lock_fd);
+    free(a->data_dir);
+    free(a->vms_dir);
+    free(a->run_dir);
+    free(a->images_dir);
+    free(a->vmm_path);
+    free(a);
+}
+
+int agent_start(uv_loop_t *loop, const struct agent_options *options, struct agent **ret_agent, struct error *err)
+{
+    struct agent *a = NEW(struct agent);
+    a->loop = loop;
+    a->lock_fd = -1;
+    a->data_dir = xstrdup(options->data_dir);
+    a->vmm_path = xstrdup(options->vmm_path);
+    list_init(&a->consoles);
+    uv_timer_init(loop, &a->progress);
+    a->progress.data = a;
+    int r = start_parts(a, options, err);
+    if (r < 0) {
+        agent_stop(a, NULL, NULL);
+        uv_run(loop, UV_RUN_DEFAULT);
+        return r;
+    }
+    start_session(a);
+    log_info("agent-started", "host=%s id=%s vms=%zu kvm=%s", a->identity.name, a->identity.id, a->vms.count,
+             a->facts.kvm);
+    *ret_agent = a;
+    return 0;
+}
+
+/* ---- end: session and server first, then VMs, then what VMs use ---- */
+
+static void stop_last(struct agent *a);
+
+static void part_closed(void *arg)
+{
+    struct agent *a = arg;
+    a->closing--;
+    if (a->closing == 0 && a->stopping)
+        stop_last(a);
+}
+
+static void handle_closed(uv_handle_t *handle)
+{
+    part_closed(handle->data);
+}
+
+static void stop_last(struct agent *a)
+{
+    struct image_cache *images = a->images;
+    struct http_client *http = a->http;
+    a->images = NULL;
+    a->http = NULL;
+    if (images != NULL || http != NULL) {
+        a->closing = (images != NULL) + (http != NULL);
+        if (images != NULL)
+            image_cache_close(images, part_closed, a);
+        if (http != NULL)
+            http_client_close(http, part_closed, a);
+        return;
+    }
+    void (*stopped)(void *arg) = a->stopped;
+    void *arg = a->stopped_arg;
+    agent_free(a);
+    if (stopped != NULL)
+        stopped(arg);
+}
+
+void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
+{
+    struct local_vm *vm;
+    a->stopping = true;
+    a->stopped = stopped;
+    a->stopped_arg = arg;
+    a->closing += 1;
+    uv_close((uv_handle_t *)&a->progress, handle_closed);
+    console_bridge_close_all(&a->consoles);
+    if (a->server != NULL) {
+        a->closing++;
+        http_server_stop(a->server, part_closed, a);
+        a->server = NULL;
+    }
+    if (a->session != NULL) {
+        a->closing++;
+        session_stop(a->session, part_closed, a);
+        a->session = NULL;
+    }
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
+        a->closing++;
+        vm_close(vm, part_closed, a);
+    }
+}

@@ -1,0 +1,152 @@
+/* The agent's HTTPS interface, for controllers only: consoles, metrics, health.
+ *
+ *   GET /v1/vms/<id>/console   WebSocket, binary messages both ways
+ *   GET /metrics               Prometheus text
+ *   GET /healthz               200 while the loop turns
+ *
+ * A certificate of the cluster with the role controller is needed for all of it. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/http_server.h"
+#include "compute/agent/agent.h"
+#include "compute/agent/console_bridge.h"
+
+#define VMS_PATH "/v1/vms/"
+#define ID_LENGTH 36
+
+static void put_metric_head(struct bytes_writer *out, const char *name, const char *type, const char *help)
+{
+    bytes_put_format(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void put_host_metrics(struct agent *a, struct bytes_writer *out)
+{
+    const struct session_counters *session = session_counters(a->session);
+    put_metric_head(out, "drover_host_memory_bytes", "gauge", "Memory of the host.");
+    bytes_put_format(out, "drover_host_memory_bytes %llu\n", (unsigned long long)a->facts.memory_bytes);
+    put_metric_head(out, "drover_host_disk_bytes", "gauge", "Size of the file system that holds disks.");
+    bytes_put_format(out, "drover_host_disk_bytes %llu\n", (unsigned long long)a->facts.disk_bytes);
+    put_metric_head(out, "drover_host_disk_free_bytes", "gauge", "Free room on it.");
+    bytes_put_format(out, "drover_host_disk_free_bytes %llu\n", (unsigned long long)a->facts.disk_free_bytes);
+    put_metric_head(out, "drover_agent_reports_total", "counter", "Reports sent to controllers.");
+    bytes_put_format(out, "drover_agent_reports_total %llu\n", (unsigned long long)session->reports);
+    put_metric_head(out, "drover_agent_report_failures_total", "counter", "Reports without an answer.");
+    bytes_put_format(out, "drover_agent_report_failures_total %llu\n", (unsigned long long)session->failures);
+    put_metric_head(out, "drover_agent_connected", "gauge", "1 while a controller answers.");
+    bytes_put_format(out, "drover_agent_connected %d\n", session->connected);
+}
+
+/* One line for each VM; names of VMs have no characters that would have to be escaped (FORMAT_name). */
+static void put_vm_metric(struct agent *a, struct bytes_writer *out, const char *name,
+                          void (*put)(const struct local_vm *vm, struct bytes_writer *out))
+{
+    struct local_vm *vm;
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
+        bytes_put_format(out, "%s{vm=\"%s\",id=\"%s\"} ", name, vm_order_of(vm)->name, vm_id(vm));
+        put(vm, out);
+    }
+}
+
+static void put_cpu(const struct local_vm *vm, struct bytes_writer *out)
+{
+    struct vmm_process_usage usage = {.cpu_ms = 0};
+    vm_usage(vm, &usage);
+    bytes_put_format(out, "%llu.%03u\n", (unsigned long long)(usage.cpu_ms / 1000), (unsigned)(usage.cpu_ms % 1000));
+}
+
+static void put_rss(const struct local_vm *vm, struct bytes_writer *out)
+{
+    struct vmm_process_usage usage = {.rss_bytes = 0};
+    vm_usage(vm, &usage);
+    bytes_put_format(out, "%llu\n", (unsigned long long)usage.rss_bytes);
+}
+
+static void put_running(const struct local_vm *vm, struct bytes_writer *out)
+{
+    bytes_put_format(out, "%d\n", vm_state_of(vm) == vm_state_RUNNING);
+}
+
+static void put_restarts(const struct local_vm *vm, struct bytes_writer *out)
+{
+    bytes_put_format(out, "%llu\n", (unsigned long long)vm_restarts(vm));
+}
+
+static void handle_metrics(struct agent *a, struct http_request *request)
+{
+    struct bytes_writer out = {.data = NULL};
+    put_host_metrics(a, &out);
+    put_metric_head(&out, "drover_vm_cpu_seconds_total", "counter", "Processor time of the VM's VMM and its vCPUs.");
+    put_vm_metric(a, &out, "drover_vm_cpu_seconds_total", put_cpu);
+    put_metric_head(&out, "drover_vm_resident_bytes", "gauge", "Resident memory of the VM's VMM, guest memory included.");
+    put_vm_metric(a, &out, "drover_vm_resident_bytes", put_rss);
+    put_metric_head(&out, "drover_vm_running", "gauge", "1 while the VM runs.");
+    put_vm_metric(a, &out, "drover_vm_running", put_running);
+    put_metric_head(&out, "drover_vm_restarts_total", "counter", "Restarts by the agent.");
+    put_vm_metric(a, &out, "drover_vm_restarts_total", put_restarts);
+    http_respond_take(request, 200, "text/plain; version=0.0.4", NULL, out.data, out.size, free);
+}
+
+/* The VM's id in "/v1/vms/<id>/console"; NULL: another path. */
+static struct local_vm *console_vm(struct agent *a, const char *path, bool *ret_is_console)
+{
+    const char *id = path + strlen(VMS_PATH);
+    *ret_is_console = strncmp(path, VMS_PATH, strlen(VMS_PATH)) == 0 && strlen(id) > ID_LENGTH &&
+                      strcmp(id + ID_LENGTH, "/console") == 0;
+    return *ret_is_console ? map_get_n(&a->vms, id, ID_LENGTH) : NULL;
+}
+
+static void handle_console(struct agent *a, struct local_vm *vm, struct http_request *request)
+{
+    struct error err = {.code = 0};
+    if (vm == NULL) {
+        error_set(&err, -ENOENT, ERROR_NOT_FOUND, "this host has no such VM");
+        http_respond_error(request, &err);
+    } else if (vm_control_path(vm) == NULL) {
+        error_set(&err, -ENOTCONN, ERROR_CONFLICT, "the VM does not run, so it has no console; start it");
+        http_respond_error(request, &err);
+    } else {
+        console_bridge_start(request, vm_control_path(vm), &a->consoles);
+    }
+}
+
+static bool is_controller(const struct agent *a, const struct http_request *request)
+{
+    char prefix[TLS_IDENTITY_MAX];
+    snprintf(prefix, sizeof(prefix), "spiffe://drover/%s/controller/", a->identity.cluster_id);
+    return tls_identity_matches(request->peer, prefix);
+}
+
+static void handle(struct http_request *request, void *arg)
+{
+    struct agent *a = arg;
+    struct error err = {.code = 0};
+    bool is_console;
+    struct local_vm *vm = console_vm(a, request->path, &is_console);
+    if (!is_controller(a, request))
+        error_set(&err, -EACCES, ERROR_FORBIDDEN, "only controllers of this cluster may talk to its agents; ask a controller");
+    else if (request->method != HTTP_GET)
+        error_set(&err, -EINVAL, ERROR_METHOD, "there is nothing here but GET");
+    else if (is_console)
+        return handle_console(a, vm, request);
+    else if (strcmp(request->path, "/metrics") == 0 && a->session != NULL)
+        return handle_metrics(a, request);
+    else if (strcmp(request->path, "/healthz") == 0)
+        return http_respond(request, 200, "text/plain", NULL, "ok\n", 3);
+    else
+        error_set(&err, -ENOENT, ERROR_NOT_FOUND, "there is /healthz, /metrics and /v1/vms/<id>/console");
+    http_respond_error(request, &err);
+}
+
+int agent_server_start(struct agent *agent, const char *listen, struct error *err)
+{
+    const struct http_server_options options = {
+        .address = listen,
+        .tls = agent->tls,
+        .client_check = TLS_CLIENT_REQUIRED,
+        .handler = handle,
+        .arg = agent,
+    };
+    return http_server_start(agent->loop, &options, &agent->server, err);
+}

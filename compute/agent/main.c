@@ -1,0 +1,202 @@
+/* drover-agent: keeps the VMs of a host as the cluster wants them. This file: options, signals, and the loop. */
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/file.h"
+#include "common/log.h"
+#include "compute/agent/agent.h"
+#include "compute/agent/agent_join.h"
+
+static const char help[] =
+    "drover-agent - keep the virtual machines of this host as its cluster wants them\n"
+    "\n"
+    "  drover-agent join --data DIR --address HOST[:7445] --name NAME --token TOKEN\n"
+    "  drover-agent run --data DIR [--vmm PATH] [--listen ADDRESS] [--bridge-create] [--log-level LEVEL]\n"
+    "\n"
+    "  --data DIR         everything of this host: identity, images, virtual machines\n"
+    "  --address ADDRESS  where the controllers reach this host\n"
+    "  --name NAME        name of this host in the cluster\n"
+    "  --token TOKEN      from: drover token create NAME --role host\n"
+    "  --vmm PATH         drover-vmm; where not given the one beside this program\n"
+    "  --listen ADDRESS   where to answer, if not at the address given to join\n"
+    "  --bridge-create    make a bridge that a virtual machine names and this host has not\n"
+    "  --log-level LEVEL  error, warning, info (default) or debug; the log goes to standard error\n"
+    "\n"
+    "Examples:\n"
+    "  drover-agent join --data /var/lib/drover/agent --address 192.0.2.11 --name n1 --token \"$TOKEN\"\n"
+    "  drover-agent run --data /var/lib/drover/agent\n"
+    "\n"
+    "Ending or restarting it touches no virtual machine: each has a process of its own, drover-vmm.\n"
+    "Exit status: 0 ended by a signal, or joined; 1 it did not work; 2 wrong use.\n";
+
+struct options {
+    const char *data, *address, *name, *token, *vmm, *listen;
+    bool make_bridges;
+};
+
+static int usage(const char *text)
+{
+    fprintf(stderr, "drover-agent: %s; see drover-agent --help\n", text);
+    return 2;
+}
+
+/* 0; 1: all is said, end with *ret_status. */
+static int parse_options(int argc, char **argv, struct options *o, int *ret_status)
+{
+    enum { OPT_DATA = 'd', OPT_ADDRESS = 'a', OPT_NAME = 'n', OPT_TOKEN = 't', OPT_VMM = 'v', OPT_LISTEN = 'l',
+           OPT_BRIDGE = 'b', OPT_LOG = 'g', OPT_HELP = 'h', OPT_VERSION = 'V' };
+    static const struct option names[] = {
+        {"data", required_argument, NULL, OPT_DATA},     {"address", required_argument, NULL, OPT_ADDRESS},
+        {"name", required_argument, NULL, OPT_NAME},     {"token", required_argument, NULL, OPT_TOKEN},
+        {"vmm", required_argument, NULL, OPT_VMM},       {"listen", required_argument, NULL, OPT_LISTEN},
+        {"bridge-create", no_argument, NULL, OPT_BRIDGE}, {"log-level", required_argument, NULL, OPT_LOG},
+        {"help", no_argument, NULL, OPT_HELP},           {"version", no_argument, NULL, OPT_VERSION},
+        {NULL, 0, NULL, 0},
+    };
+    enum log_level level;
+    int option;
+    while ((option = getopt_long(argc, argv, "", names, NULL)) >= 0) {
+        switch (option) {
+        case OPT_DATA: o->data = optarg; break;
+        case OPT_ADDRESS: o->address = optarg; break;
+        case OPT_NAME: o->name = optarg; break;
+        case OPT_TOKEN: o->token = optarg; break;
+        case OPT_VMM: o->vmm = optarg; break;
+        case OPT_LISTEN: o->listen = optarg; break;
+        case OPT_BRIDGE: o->make_bridges = true; break;
+        case OPT_LOG:
+            if (log_parse_level(optarg, &level) < 0) {
+                *ret_status = usage("--log-level is error, warning, info or debug");
+                return 1;
+            }
+            log_set_level(level);
+            break;
+        case OPT_HELP:
+            fputs(help, stdout);
+            *ret_status = 0;
+            return 1;
+        case OPT_VERSION:
+            puts("drover-agent " AGENT_VERSION);
+            *ret_status = 0;
+            return 1;
+        default:
+            *ret_status = usage("that option is not known, or lacks its value");
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Absolute path of @path; the caller frees. */
+static char *absolute(const char *path)
+{
+    char cwd[PATH_MAX];
+    if (path[0] == '/' || getcwd(cwd, sizeof(cwd)) == NULL)
+        return xstrdup(path);
+    return xasprintf("%s/%s", cwd, path);
+}
+
+static char *default_vmm(void)
+{
+    char self[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    char *slash;
+    self[MAX(n, (ssize_t)0)] = '\0';
+    slash = strrchr(self, '/');
+    if (slash == NULL)
+        return xstrdup("/usr/local/bin/drover-vmm");
+    return xasprintf("%.*s/drover-vmm", (int)(slash - self), self);
+}
+
+static void print_error(const struct error *err)
+{
+    fprintf(stderr, "drover-agent: %s%s%s\n", err->field, err->field[0] != '\0' ? " " : "", err->text);
+}
+
+static int command_join(const struct options *o)
+{
+    struct error err = {.code = 0};
+    if (o->data == NULL || o->address == NULL || o->name == NULL || o->token == NULL)
+        return usage("join needs --data, --address, --name and --token");
+    CLEANUP_FREE char *data = absolute(o->data);
+    const struct agent_join_options options = {data, o->address, o->name, o->token};
+    if (agent_join(&options, &err) < 0) {
+        print_error(&err);
+        return 1;
+    }
+    printf("%s is a host of the cluster now; start it with: drover-agent run --data %s\n", o->name, o->data);
+    return 0;
+}
+
+/* ---- run ---- */
+
+struct program {
+    struct agent *agent;
+    uv_signal_t signals[2];
+};
+
+static void on_stopped(void *arg)
+{
+    struct program *p = arg;
+    p->agent = NULL;
+}
+
+static void on_signal(uv_signal_t *handle, int number)
+{
+    struct program *p = handle->data;
+    log_info("agent-ending", "signal=%d", number);
+    for (size_t i = 0; i < ARRAY_SIZE(p->signals); i++)
+        uv_close((uv_handle_t *)&p->signals[i], NULL);
+    agent_stop(p->agent, on_stopped, p);
+}
+
+static int command_run(const struct options *o)
+{
+    static const int numbers[] = {SIGTERM, SIGINT};
+    struct program p = {.agent = NULL};
+    struct error err = {.code = 0};
+    uv_loop_t loop;
+    if (o->data == NULL || o->address != NULL || o->name != NULL || o->token != NULL)
+        return usage("run needs --data, and takes no options of join");
+    CLEANUP_FREE char *data = absolute(o->data);
+    CLEANUP_FREE char *vmm = o->vmm != NULL ? absolute(o->vmm) : default_vmm();
+    const struct agent_options options = {data, vmm, o->listen, o->make_bridges};
+    int r = uv_loop_init(&loop);
+    if (r < 0 || (r = agent_start(&loop, &options, &p.agent, &err)) < 0) {
+        if (err.text[0] == '\0')
+            error_errno(&err, r, "cannot start");
+        print_error(&err);
+        return 1;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
+        uv_signal_init(&loop, &p.signals[i]);
+        p.signals[i].data = &p;
+        uv_signal_start(&p.signals[i], on_signal, numbers[i]);
+    }
+    uv_run(&loop, UV_RUN_DEFAULT);
+    r = uv_loop_close(&loop);
+    ASSERT(r == 0 && p.agent == NULL);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct options options = {.data = NULL};
+    int status;
+    signal(SIGPIPE, SIG_IGN);
+    /* fetches and copies of disks wait on disks and networks, and each holds a thread; set before the first is used */
+    setenv("UV_THREADPOOL_SIZE", "8", 0);
+    if (parse_options(argc, argv, &options, &status) != 0)
+        return status;
+    if (argc - optind != 1)
+        return usage("give one command, join or run");
+    if (strcmp(argv[optind], "join") == 0)
+        return command_join(&options);
+    if (strcmp(argv[optind], "run") == 0)
+        return command_run(&options);
+    return usage("give one command, join or run");
+}

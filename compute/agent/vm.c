@@ -1,0 +1,1054 @@
+/* One VM of this host, as a state machine on the loop.
+ *
+ *                  +--------------------- VMM ended badly, tried again -------------------+
+ *                  v                                                                      |
+ *   PENDING --> STARTING ----- the VMM answers -----> RUNNING <--- pause, resume ---> PAUSED
+ *      |         |    ^                                 |                                |
+ *      |         v    | tried again                     +--- stop, delete, new epoch ----+
+ *      |       FAILED                                   v
+ *      |         |                                  STOPPING --> STOPPED --> (start) --> STARTING
+ *      +---------+------------- delete ---------------> |
+ *                                                       +------> DELETED
+ *
+ * Happy path of a VM that is new here and wanted running:
+ *   1. vm_create       vm.json is written: from now on a killed agent finds the order again
+ *   2. PLAN_PREPARE    images one after another from the cache; then disks and taps, in the thread pool
+ *   3. PLAN_START      config.json, the VM's lock, fork and exec (vmm_process.h), a pidfd watched by the loop
+ *   4. PLAN_WAIT_ANSWER  GET /v1/vm on its control socket until it answers: same VM, same epoch -> RUNNING
+ *   5. PLAN_REST       asked again every VM_ASK_MS; anything else comes from the pidfd or from a new order
+ *
+ * How it works: facts are stored by callbacks, and nothing is decided there. Every callback ends in vm_tick(), which
+ * turns the facts into a struct plan_vm, asks agent_plan_vm() for the one next step and carries it out. At most one
+ * thing is under way at a time (vm->busy); a tick that comes meanwhile does nothing, for the end of that thing ticks.
+ *
+ * Failure modes, and what the controllers see:
+ *   image unreachable, no bridge, no space   FAILED with the cure, tried again with backoff (policy never: not)
+ *   wrong checksum, disk too small           FAILED, not tried again before the order changes
+ *   VMM ends before it answers               FAILED with the last line of its log, tried again with backoff
+ *   VMM ends later                           by the restart policy: STARTING after 1 s doubling to 60 s, or STOPPED
+ *                                            (the guest powered off), or FAILED
+ *   VMM does not answer any more             left alone, with the reason; a stop then ends in SIGKILL by pidfd
+ *   agent killed                             vm_load: the lock says whether a VMM lives; it goes on at step 4
+ *   controllers not reachable                nothing: what runs runs on. What does not run is started only after the
+ *                                            controllers have given the order to this process (`confirmed`), for the
+ *                                            VM may have gone elsewhere since it was written down. */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "common/log.h"
+#include "common/state_machine.h"
+#include "compute/agent/agent_plan.h"
+#include "compute/agent/vm.h"
+
+#define ASK_SOON_MS 10 /* between questions to a VMM that has just been started, doubled up to VM_RETRY_MS */
+#define REASON_SIZE 401
+
+enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING };
+
+/* A process that is watched; freed by the loop, which may be after the VM has another one. */
+struct vm_watch {
+    uv_poll_t poll;
+    struct local_vm *vm; /* NULL: nobody wants to know any more */
+    int pidfd;
+};
+
+/* Work in the thread pool, with a copy of all that it needs. */
+struct vm_work {
+    uv_work_t work;
+    struct local_vm *vm;
+    struct vm_order order;
+    bool disks_made;
+    int status;
+    struct error err;
+};
+
+struct local_vm {
+    const struct vm_context *context;
+    struct agent_vm file; /* vm.json, the order in it */
+    struct state_machine machine;
+    bool unsaved;         /* `file` has changed since it was written */
+    char control_path[VM_FILES_CONTROL_PATH_SIZE];
+    char name[64]; /* for the log: the order's own text may be replaced */
+    char id[37];
+
+    /* facts */
+    bool confirmed, forgotten, gone, prepared;
+    bool looking; /* something holds the VM's lock and its name is not known yet */
+    bool process, process_child, process_answers, process_paused, process_silent;
+    struct vmm_process_id process_id;
+    uint64_t process_since_ms, start_deadline_ms; /* 0: we did not start it, there is none */
+    bool stop_asked, stop_failed, kill_sent;
+    uint64_t stop_deadline_ms;
+    enum plan_end end;
+    char end_text[REASON_SIZE];
+    unsigned failures; /* in a row, for the backoff */
+    uint64_t backoff_until_ms;
+    char reason[REASON_SIZE];
+
+    /* what is under way */
+    enum vm_busy busy;
+    struct image_wait *wait;
+    struct http_call *call;
+    enum vmm_state telling;
+    struct vm_watch *watch;
+    uv_timer_t timer;
+    uint64_t hold_until_ms; /* no step before */
+    uint64_t ask_at_ms, ask_pause_ms;
+
+    bool closing, timer_closed;
+    void (*closed)(void *arg);
+    void *closed_arg;
+};
+
+static const char *const state_names[] = {"pending", "starting", "running", "paused",
+                                          "stopping", "stopped",  "failed",  "deleted"};
+STATIC_ASSERT(ARRAY_SIZE(state_names) == vm_state_COUNT, "a name for each state");
+#define TO(state) STATE_BIT(vm_state_##state)
+static const uint32_t state_moves[] = {
+    [vm_state_PENDING] = TO(STARTING) | TO(STOPPED) | TO(STOPPING) | TO(FAILED) | TO(DELETED),
+    [vm_state_STARTING] = TO(RUNNING) | TO(PAUSED) | TO(STOPPING) | TO(STOPPED) | TO(FAILED),
+    [vm_state_RUNNING] = TO(PAUSED) | TO(STARTING) | TO(STOPPING) | TO(STOPPED) | TO(FAILED),
+    [vm_state_PAUSED] = TO(RUNNING) | TO(STARTING) | TO(STOPPING) | TO(STOPPED) | TO(FAILED),
+    [vm_state_STOPPING] = TO(STARTING) | TO(STOPPED) | TO(FAILED) | TO(DELETED),
+    [vm_state_STOPPED] = TO(STARTING) | TO(STOPPING) | TO(FAILED),
+    [vm_state_FAILED] = TO(STARTING) | TO(RUNNING) | TO(PAUSED) | TO(STOPPING) | TO(STOPPED),
+    [vm_state_DELETED] = 0,
+};
+static const struct state_machine_desc machine_desc = {"vm", state_names, state_moves, ARRAY_SIZE(state_moves)};
+
+static void vm_tick(struct local_vm *vm);
+static void vm_maybe_finish(struct local_vm *vm);
+
+/* ---- small helpers ---- */
+
+static uint64_t now_ms(const struct local_vm *vm)
+{
+    return uv_now(vm->context->loop);
+}
+
+static void vm_timer(uv_timer_t *timer)
+{
+    vm_tick(timer->data);
+}
+
+/* Tick again in @ms at the latest. */
+static void vm_wake_in(struct local_vm *vm, uint64_t ms)
+{
+    uv_timer_start(&vm->timer, vm_timer, ms, 0);
+}
+
+static void vm_wake_at(struct local_vm *vm, uint64_t at_ms)
+{
+    vm_wake_in(vm, at_ms > now_ms(vm) ? at_ms - now_ms(vm) : 0);
+}
+
+/* Words that go to controllers and logs: printable, however odd what they came from. */
+static void put_reason(char *to, const char *text)
+{
+    snprintf(to, REASON_SIZE, "%s", text);
+    for (char *at = to; *at != '\0'; at++)
+        if (*at < ' ' || *at > '~')
+            *at = '?';
+}
+
+/* Write vm.json if it has changed. */
+static int vm_save(struct local_vm *vm, struct error *err)
+{
+    if (!vm->unsaved)
+        return 0;
+    int r = vm_files_save(&vm->context->places, &vm->file, err);
+    if (r == 0)
+        vm->unsaved = false;
+    return r;
+}
+
+static void vm_save_or_log(struct local_vm *vm)
+{
+    struct error err = {.code = 0};
+    if (vm_save(vm, &err) < 0)
+        log_error("vm-save", "vm=%s error=\"%s, ignoring\"", vm->name, err.text);
+}
+
+/* The one place where state and reason change. */
+static void vm_move(struct local_vm *vm, enum vm_state state, const char *reason)
+{
+    bool changed = vm->machine.state != state || strcmp(vm->reason, reason) != 0;
+    put_reason(vm->reason, reason);
+    state_machine_move(&vm->machine, state, "%s", vm->reason);
+    if (changed && !vm->closing)
+        vm->context->changed(vm, vm->context->arg);
+}
+
+/* On the way to running. What has failed is called failed until it runs, however often it is tried: a state that
+ * flickers tells nobody anything. */
+static void vm_progress(struct local_vm *vm, const char *step)
+{
+    if (vm->machine.state != vm_state_FAILED || vm->end == PLAN_END_NONE)
+        vm_move(vm, vm_state_STARTING, step);
+}
+
+/* Like vm_move, for the outcome of the present order: it is written down and answers the order's generation. */
+static void vm_settle(struct local_vm *vm, enum vm_state state, const char *reason)
+{
+    struct agent_vm *file = &vm->file;
+    bool same = OBJECT_HAS(agent_vm, file, state) && file->state == (uint32_t)state &&
+                file->generation == file->order.generation && vm->machine.state == (unsigned)state;
+    if (same && strcmp(vm->reason, reason) == 0)
+        return;
+    OBJECT_SET(agent_vm, file, state, state);
+    OBJECT_SET(agent_vm, file, generation, file->order.generation);
+    OBJECT_SET(agent_vm, file, pid, vm->process ? (uint64_t)vm->process_id.pid : 0);
+    OBJECT_SET(agent_vm, file, pid_start, vm->process ? vm->process_id.start_ticks : 0);
+    OBJECT_TEXT(agent_vm, file, boot_id, vm->context->boot_id);
+    put_reason(vm->reason, reason);
+    OBJECT_TEXT(agent_vm, file, reason, vm->reason);
+    vm->unsaved = true;
+    if (!vm->gone && !vm->forgotten)
+        vm_save_or_log(vm);
+    state_machine_move(&vm->machine, state, "%s", vm->reason);
+    if (!vm->closing)
+        vm->context->changed(vm, vm->context->arg);
+}
+
+/* An attempt to have the VM as wanted came to nothing: when is the next one? */
+static void vm_failed(struct local_vm *vm, enum plan_end end, const char *text)
+{
+    uint64_t pause_ms = VM_BACKOFF_MS_MIN;
+    for (unsigned i = 0; i < vm->failures && pause_ms < VM_BACKOFF_MS_MAX; i++)
+        pause_ms *= 2;
+    pause_ms = MIN(pause_ms, (uint64_t)VM_BACKOFF_MS_MAX);
+    vm->failures++;
+    vm->end = end;
+    put_reason(vm->end_text, text);
+    vm->backoff_until_ms = now_ms(vm) + pause_ms;
+    vm->prepared = false; /* look again at all of it: that may be the cure */
+}
+
+/* ---- the process ---- */
+
+static void watch_closed(uv_handle_t *handle)
+{
+    struct vm_watch *watch = CONTAINER_OF((uv_poll_t *)handle, struct vm_watch, poll);
+    close(watch->pidfd);
+    free(watch);
+}
+
+static void watch_close(struct local_vm *vm)
+{
+    if (vm->watch == NULL)
+        return;
+    vm->watch->vm = NULL;
+    uv_close((uv_handle_t *)&vm->watch->poll, watch_closed);
+    vm->watch = NULL;
+}
+
+/* How did it end? A wait status, or -1 where nobody can tell. */
+static int end_status(struct local_vm *vm)
+{
+    int status;
+    if (vm->process_child && vmm_process_reap(vm->process_id.pid, &status) == 0)
+        return status;
+    if (vm_files_read_exit(&vm->context->places, vm->id, vm->process_id.pid, &status) == 0)
+        return W_EXITCODE(status, 0);
+    return -1;
+}
+
+static void describe_end(struct local_vm *vm, int status, char *buffer, size_t size)
+{
+    char how[80], line[200];
+    if (status < 0)
+        snprintf(how, sizeof(how), "ended while no agent watched it");
+    else
+        vmm_process_end_text(status, how, sizeof(how));
+    vm_files_last_log_line(&vm->context->places, vm->id, line, sizeof(line));
+    snprintf(buffer, size, "its VMM %s%s%s", how, line[0] != '\0' ? ": " : "", line);
+}
+
+static void vm_on_process_end(struct local_vm *vm)
+{
+    int status = end_status(vm);
+    bool clean = status >= 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    bool answered = vm->process_answers, wanted_end = vm->stop_asked;
+    char text[REASON_SIZE];
+    describe_end(vm, status, text, sizeof(text));
+    watch_close(vm);
+    log_info("vmm-ended", "vm=%s pid=%d why=\"%s\"", vm->name, vm->process_id.pid, text);
+    if (now_ms(vm) - vm->process_since_ms >= VM_STEADY_MS)
+        vm->failures = 0;
+    vm->process = vm->process_child = vm->process_answers = vm->process_paused = vm->process_silent = false;
+    vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
+    vm->start_deadline_ms = 0;
+    vm->hold_until_ms = 0;
+    if (wanted_end)
+        vm->end = PLAN_END_NONE;
+    else if (!answered)
+        vm_failed(vm, PLAN_END_NOT_STARTED, text);
+    else if (clean)
+        vm_failed(vm, PLAN_END_CLEAN, "the guest powered off");
+    else
+        vm_failed(vm, PLAN_END_BROKEN, text);
+}
+
+static void watch_poll(uv_poll_t *poll, int uv_status, int events)
+{
+    struct vm_watch *watch = CONTAINER_OF(poll, struct vm_watch, poll);
+    struct local_vm *vm = watch->vm;
+    (void)uv_status;
+    (void)events;
+    if (vm == NULL)
+        return;
+    vm_on_process_end(vm);
+    vm_tick(vm);
+}
+
+/* Watch the process of @pidfd, which is the watch's from now on. */
+static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *id, int pidfd, bool child)
+{
+    struct vm_watch *watch = NEW(struct vm_watch);
+    watch->vm = vm;
+    watch->pidfd = pidfd;
+    int r = uv_poll_init(vm->context->loop, &watch->poll, pidfd);
+    ASSERT(r == 0);
+    r = uv_poll_start(&watch->poll, UV_READABLE, watch_poll);
+    ASSERT(r == 0);
+    vm->watch = watch;
+    vm->process = true;
+    vm->process_child = child;
+    vm->process_answers = vm->process_paused = vm->process_silent = false;
+    vm->process_id = *id;
+    vm->process_since_ms = now_ms(vm);
+    vm->start_deadline_ms = child ? now_ms(vm) + VM_START_MS : 0;
+    vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
+    vm->ask_at_ms = 0;
+    vm->ask_pause_ms = ASK_SOON_MS;
+}
+
+/* Does a VMM live that we do not know of? 1: now we do; 0: none; -EAGAIN: something holds the lock and cannot be named
+ * yet (it is just being started, or just ending): look again. */
+static int vm_adopt(struct local_vm *vm, struct error *err)
+{
+    CLEANUP_FREE char *lock_path = vm_files_path(&vm->context->places, vm->id, "vmm.lock");
+    struct vmm_process_id id;
+    int pidfd, r = vmm_process_look(lock_path, &id, err);
+    if (r <= 0)
+        return r;
+    r = vmm_process_open(&id, vm->context->boot_id, &pidfd);
+    if (r == -ESRCH) /* it ends at this moment, or has not written its name over that of the one before it */
+        return -EAGAIN;
+    if (r < 0)
+        return error_errno(err, r, "cannot watch process %d", id.pid);
+    vm_watch_process(vm, &id, pidfd, false);
+    log_info("vmm-adopted", "vm=%s pid=%d epoch=%llu", vm->name, id.pid, (unsigned long long)id.epoch);
+    return 1;
+}
+
+static void vm_look(struct local_vm *vm)
+{
+    struct error err = {.code = 0};
+    int r = vm_adopt(vm, &err);
+    vm->looking = r == -EAGAIN;
+    if (r == -EAGAIN)
+        vm->hold_until_ms = now_ms(vm) + ASK_SOON_MS;
+    else if (r < 0)
+        vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
+}
+
+/* ---- the control socket ---- */
+
+static int vm_call(struct local_vm *vm, const char *method, const char *url, const struct bytes_writer *body,
+                   http_client_done done)
+{
+    const struct http_call_options options = {
+        .method = method,
+        .url = url,
+        .unix_socket = vm->control_path,
+        .body = body != NULL ? body->data : NULL,
+        .body_size = body != NULL ? body->size : 0,
+        .deadline_ms = VM_CONTROL_MS,
+        .done = done,
+        .arg = vm,
+    };
+    struct error err = {.code = 0};
+    int r = http_client_start(vm->context->http, &options, &vm->call, &err);
+    if (r < 0)
+        log_warning("vm-control", "vm=%s error=\"%s\"", vm->name, err.text);
+    return r;
+}
+
+/* The answer is of this VM's VMM, or why not. */
+static int check_status(struct local_vm *vm, const struct http_answer *answer, struct vmm_status *ret_status,
+                        struct error *err)
+{
+    struct vmm_status status = {.name = NULL};
+    if (answer->error != 0)
+        return error_set(err, answer->error, answer->problem.kind, "%s", answer->problem.text);
+    if (answer->status != 200)
+        return error_set(err, -EPROTO, ERROR_INTERNAL, "it answered %d", answer->status);
+    int r = OBJECT_DECODE(vmm_status, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &status, err);
+    if (r < 0)
+        return r;
+    if (status.vm_id == NULL || strcmp(status.vm_id, vm->id) != 0 || status.epoch != vm->process_id.epoch)
+        r = error_set(err, -EPROTO, ERROR_INTERNAL, "it says that it is VM %.40s at epoch %llu",
+                      status.vm_id != NULL ? status.vm_id : "?", (unsigned long long)status.epoch);
+    else
+        *ret_status = status;
+    if (r < 0)
+        OBJECT_CLEAR(vmm_status, &status);
+    return r;
+}
+
+static void vm_on_status(const struct http_answer *answer, void *arg)
+{
+    struct local_vm *vm = arg;
+    struct vmm_status status;
+    struct error err = {.code = 0};
+    vm->busy = VM_IDLE;
+    vm->call = NULL;
+    if (vm->closing) {
+        vm_maybe_finish(vm);
+        return;
+    }
+    if (vm->process && check_status(vm, answer, &status, &err) == 0) {
+        vm->process_answers = true;
+        vm->end = PLAN_END_NONE;
+        vm->process_silent = false;
+        vm->process_paused = status.state == vmm_state_PAUSED;
+        vm->ask_at_ms = now_ms(vm) + VM_ASK_MS;
+        OBJECT_CLEAR(vmm_status, &status);
+    } else if (vm->process) {
+        vm->ask_at_ms = now_ms(vm) + vm->ask_pause_ms;
+        vm->ask_pause_ms = MIN(vm->ask_pause_ms * 2, (uint64_t)VM_RETRY_MS);
+        if (!vm->process_silent && vm->start_deadline_ms == 0)
+            log_warning("vmm-silent", "vm=%s pid=%d error=\"%s\"", vm->name, vm->process_id.pid, err.text);
+        vm->process_silent = vm->start_deadline_ms == 0 || vm->process_answers;
+    }
+    vm_tick(vm);
+}
+
+static void vm_ask(struct local_vm *vm)
+{
+    if (vm_call(vm, "GET", "http://vmm/v1/vm", NULL, vm_on_status) == 0)
+        vm->busy = VM_ASKING;
+    else
+        vm->ask_at_ms = now_ms(vm) + VM_RETRY_MS;
+}
+
+static void vm_on_told(const struct http_answer *answer, void *arg)
+{
+    struct local_vm *vm = arg;
+    vm->busy = VM_IDLE;
+    vm->call = NULL;
+    if (vm->closing) {
+        vm_maybe_finish(vm);
+        return;
+    }
+    bool ok = answer->error == 0 && answer->status / 100 == 2;
+    if (!ok && vm->process)
+        log_warning("vm-control", "vm=%s wanted=%s status=%d error=\"%s\"", vm->name, vmm_state_desc.names[vm->telling],
+                    answer->status, answer->problem.text);
+    if (vm->telling == vmm_state_STOPPED) {
+        vm->stop_failed = !ok;
+    } else if (ok) {
+        vm->process_paused = vm->telling == vmm_state_PAUSED;
+    } else {
+        vm->ask_at_ms = 0; /* it may know better than we what it does */
+        vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
+    }
+    vm_tick(vm);
+}
+
+static bool vm_tell(struct local_vm *vm, enum vmm_state state)
+{
+    struct vmm_state_order order = {.state = 0};
+    struct bytes_writer body = {.data = NULL};
+    OBJECT_SET(vmm_state_order, &order, state, state);
+    OBJECT_ENCODE(vmm_state_order, &order, &body);
+    vm->telling = state;
+    int r = vm_call(vm, "PUT", "http://vmm/v1/vm/state", &body, vm_on_told);
+    if (r == 0)
+        vm->busy = VM_TELLING;
+    bytes_writer_finish(&body);
+    OBJECT_CLEAR(vmm_state_order, &order);
+    return r == 0;
+}
+
+/* ---- prepare and remove: the thread pool ---- */
+
+static void work_prepare(uv_work_t *uv_work)
+{
+    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    work->status = vm_files_prepare(&work->vm->context->places, &work->order, work->disks_made, &work->err);
+}
+
+static void work_remove(uv_work_t *uv_work)
+{
+    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    work->status = vm_files_remove(&work->vm->context->places, work->order.id, &work->err);
+}
+
+static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
+{
+    if (work->status == 0) {
+        vm->prepared = true;
+        if (!vm->file.disks_made && work->order.disks.count > 0) {
+            OBJECT_SET(agent_vm, &vm->file, disks_made, true);
+            vm->unsaved = true;
+        }
+        return;
+    }
+    bool hopeless = work->status == -EFBIG;
+    vm_failed(vm, hopeless ? PLAN_END_IMPOSSIBLE : PLAN_END_NOT_STARTED, work->err.text);
+}
+
+static void vm_on_removed(struct local_vm *vm, const struct vm_work *work)
+{
+    if (work->status == 0) {
+        vm->gone = true;
+        return;
+    }
+    vm->looking = work->status == -EAGAIN;
+    vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
+    vm_move(vm, vm_state_STOPPING, work->err.text);
+}
+
+static void work_after(uv_work_t *uv_work, int uv_status)
+{
+    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    struct local_vm *vm = work->vm;
+    bool removing = vm->busy == VM_REMOVING;
+    (void)uv_status;
+    vm->busy = VM_IDLE;
+    if (!vm->closing && removing)
+        vm_on_removed(vm, work);
+    else if (!vm->closing)
+        vm_on_prepared(vm, work);
+    OBJECT_CLEAR(vm_order, &work->order);
+    free(work);
+    if (vm->closing)
+        vm_maybe_finish(vm);
+    else
+        vm_tick(vm);
+}
+
+static void vm_work_start(struct local_vm *vm, enum vm_busy busy, uv_work_cb run)
+{
+    struct vm_work *work = NEW(struct vm_work);
+    work->vm = vm;
+    work->disks_made = vm->file.disks_made;
+    OBJECT_COPY(vm_order, &work->order, &vm->file.order);
+    vm->busy = busy;
+    int r = uv_queue_work(vm->context->loop, &work->work, run, work_after);
+    ASSERT(r == 0);
+}
+
+static void vm_on_image(int status, const struct error *err, const char *path, void *arg)
+{
+    struct local_vm *vm = arg;
+    (void)path;
+    vm->busy = VM_IDLE;
+    vm->wait = NULL;
+    if (vm->closing) {
+        vm_maybe_finish(vm);
+        return;
+    }
+    if (status < 0 && status != -ECANCELED)
+        vm_failed(vm, status == -EBADMSG ? PLAN_END_IMPOSSIBLE : PLAN_END_NOT_STARTED, err->text);
+    vm_tick(vm);
+}
+
+/* ---- steps ---- */
+
+static bool wants_to_run(const struct local_vm *vm)
+{
+    uint32_t wanted = vm->file.order.wanted;
+    return !vm->forgotten && (wanted == vm_wanted_RUNNING || wanted == vm_wanted_PAUSED);
+}
+
+/* The next image that is not there yet; then disks and taps. */
+static void vm_prepare(struct local_vm *vm)
+{
+    const struct vm_order *order = &vm->file.order;
+    const struct artifact *images[] = {&order->kernel, &order->initrd, &order->disk};
+    static const char *const steps[] = {"fetching the kernel", "fetching the initial RAM disk", "fetching the disk image"};
+    for (size_t i = 0; i < ARRAY_SIZE(images); i++) {
+        char path[IMAGE_CACHE_PATH_BYTES_MAX];
+        struct error err = {.code = 0};
+        if (images[i]->sha256 == NULL ||
+            image_cache_find(vm->context->images, images[i], path, sizeof(path)) == 0)
+            continue;
+        vm_progress(vm, steps[i]);
+        if (image_cache_get(vm->context->images, images[i], vm_on_image, vm, &vm->wait, &err) == 0)
+            vm->busy = VM_FETCHING;
+        else
+            vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
+        return;
+    }
+    vm_progress(vm, "making disks and network interfaces");
+    vm_work_start(vm, VM_PREPARING, work_prepare);
+}
+
+/* Steps 2 to 6 of vmm_process.h, step 1 made sure of. */
+static int vm_start_locked(struct local_vm *vm, struct error *err)
+{
+    const struct vm_places *places = &vm->context->places;
+    CLEANUP_FREE char *config_path = vm_files_path(places, vm->id, "config.json");
+    CLEANUP_FREE char *log_path = vm_files_path(places, vm->id, "vmm.log");
+    CLEANUP_FREE char *exit_path = vm_files_path(places, vm->id, "exit.json");
+    CLEANUP_FREE char *lock_path = vm_files_path(places, vm->id, "vmm.lock");
+    CLEANUP_FD int lock_fd = -1;
+    struct vmm_process_id id;
+    int pidfd, r = vm_save(vm, err);
+    if (r == 0)
+        r = vmm_process_lock(lock_path, &lock_fd, err);
+    if (r == 0)
+        r = vm_files_write_config(places, &vm->file.order, err);
+    if (r < 0)
+        return r;
+    unlink(vm->control_path);
+    unlink(exit_path);
+    const struct vmm_process_spawn spawn = {
+        .program = vm->context->vmm_path,
+        .config_path = config_path,
+        .log_path = log_path,
+        .boot_id = vm->context->boot_id,
+        .epoch = vm->file.order.epoch,
+    };
+    r = vmm_process_start(&spawn, lock_fd, &id, &pidfd, err);
+    if (r == 0) {
+        vm_watch_process(vm, &id, pidfd, true);
+        log_info("vmm-started", "vm=%s pid=%d epoch=%llu", vm->name, id.pid, (unsigned long long)id.epoch);
+    }
+    return r;
+}
+
+static void vm_start(struct local_vm *vm)
+{
+    struct error err = {.code = 0};
+    if (vm->end == PLAN_END_BROKEN || vm->end == PLAN_END_CLEAN)
+        OBJECT_SET(agent_vm, &vm->file, restarts, vm->file.restarts + 1);
+    OBJECT_SET(agent_vm, &vm->file, boot, vm->file.order.boot);
+    vm->unsaved = true;
+    vm_progress(vm, "starting its VMM");
+    int r = vm_start_locked(vm, &err);
+    if (r == -EAGAIN)
+        vm->looking = true; /* a VMM lives that we do not know of: it is the one */
+    else if (r < 0)
+        vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
+}
+
+static void vm_wait_answer(struct local_vm *vm)
+{
+    if (vm->machine.state != vm_state_RUNNING && vm->machine.state != vm_state_PAUSED)
+        vm_progress(vm, "waiting for its VMM");
+    else if (vm->process_silent)
+        vm_move(vm, vm->machine.state, "its VMM does not answer");
+    if (vm->ask_at_ms <= now_ms(vm))
+        vm_ask(vm);
+    vm_wake_at(vm, vm->ask_at_ms);
+}
+
+/* As wanted. A VMM that runs is asked now and then. */
+static void vm_rest(struct local_vm *vm)
+{
+    if (!vm->process) {
+        vm_settle(vm, vm_state_STOPPED, "");
+        return;
+    }
+    vm->start_deadline_ms = 0;
+    if (now_ms(vm) - vm->process_since_ms >= VM_STEADY_MS)
+        vm->failures = 0;
+    vm_settle(vm, vm->process_paused ? vm_state_PAUSED : vm_state_RUNNING,
+              vm->process_silent ? "its VMM does not answer" : "");
+    if (vm->closing)
+        return;
+    if (vm->ask_at_ms <= now_ms(vm))
+        vm_ask(vm);
+    vm_wake_at(vm, vm->ask_at_ms);
+}
+
+static void vm_wait_backoff(struct local_vm *vm)
+{
+    if (vm->end == PLAN_END_NOT_STARTED)
+        vm_settle(vm, vm_state_FAILED, vm->end_text);
+    else
+        vm_move(vm, vm_state_STARTING, vm->end_text);
+    vm_wake_at(vm, vm->backoff_until_ms);
+}
+
+static void vm_stop(struct local_vm *vm)
+{
+    const char *why = vm->forgotten                                 ? "it is not this host's any more"
+                      : vm->file.order.wanted == vm_wanted_STOPPED ? "it is wanted stopped"
+                      : vm->file.order.wanted == vm_wanted_DELETED ? "it is wanted deleted"
+                                                                   : "it is to be started anew";
+    vm_move(vm, vm_state_STOPPING, why);
+    vm->stop_asked = true;
+    vm->stop_deadline_ms = now_ms(vm) + VM_STOP_MS;
+    vm->stop_failed = !vm_tell(vm, vmm_state_STOPPED);
+    vm_wake_at(vm, vm->stop_deadline_ms);
+}
+
+static void vm_kill(struct local_vm *vm)
+{
+    int r = vmm_process_signal(vm->watch->pidfd, SIGKILL);
+    log_warning("vmm-killed", "vm=%s pid=%d why=\"%s\" result=%d", vm->name, vm->process_id.pid,
+                vm->stop_asked ? "it did not end when asked" : "it did not answer in time", r);
+    vm->kill_sent = true; /* the pidfd tells when it is gone */
+}
+
+/* Carry out one step. True: look at once for the next one; false: something will tick. */
+static bool vm_do(struct local_vm *vm, enum plan_step step)
+{
+    switch (step) {
+    case PLAN_REST:
+        vm_rest(vm);
+        return false;
+    case PLAN_REST_OFF:
+        vm_settle(vm, vm_state_STOPPED, "the guest powered off");
+        return false;
+    case PLAN_REST_FAILED:
+        vm_settle(vm, vm_state_FAILED, vm->end_text);
+        return false;
+    case PLAN_REST_GONE:
+        vm_settle(vm, vm_state_DELETED, "");
+        return false;
+    case PLAN_REST_UNCONFIRMED:
+        vm_move(vm, vm_state_STARTING, "waiting for the controllers to say that it is still this host's");
+        return false;
+    case PLAN_WAIT_BACKOFF:
+        vm_wait_backoff(vm);
+        return false;
+    case PLAN_WAIT_END:
+        if (!vm->kill_sent)
+            vm_wake_at(vm, vm->stop_deadline_ms);
+        return false;
+    case PLAN_WAIT_ANSWER:
+        vm_wait_answer(vm);
+        return false;
+    case PLAN_PREPARE:
+        vm_prepare(vm);
+        break;
+    case PLAN_START:
+        vm_start(vm);
+        break;
+    case PLAN_PAUSE:
+    case PLAN_RESUME:
+        if (!vm_tell(vm, step == PLAN_PAUSE ? vmm_state_PAUSED : vmm_state_RUNNING))
+            vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
+        break;
+    case PLAN_STOP:
+        vm_stop(vm);
+        break;
+    case PLAN_KILL:
+        vm_kill(vm);
+        break;
+    case PLAN_REMOVE:
+        if (vm->machine.state != vm_state_STOPPING)
+            vm_move(vm, vm_state_STOPPING, "removing its files");
+        vm_work_start(vm, VM_REMOVING, work_remove);
+        break;
+    case PLAN_STEP_COUNT:
+        break;
+    }
+    return true;
+}
+
+static struct plan_vm vm_facts(const struct local_vm *vm)
+{
+    const struct vm_order *order = &vm->file.order;
+    uint64_t now = now_ms(vm);
+    return (struct plan_vm){
+        .wanted = order->wanted,
+        .forgotten = vm->forgotten,
+        .restart = OBJECT_HAS(vm_order, order, restart) ? order->restart : restart_policy_ON_FAILURE,
+        .confirmed = vm->confirmed,
+        .reboot = order->boot > vm->file.boot,
+        .gone = vm->gone,
+        .process = vm->process,
+        .process_old = vm->process && vm->process_id.epoch < order->epoch,
+        .process_answers = vm->process_answers,
+        .process_paused = vm->process_paused,
+        .start_overdue = vm->start_deadline_ms != 0 && now >= vm->start_deadline_ms,
+        .stop_asked = vm->stop_asked,
+        .stop_overdue = vm->stop_asked && (vm->stop_failed || now >= vm->stop_deadline_ms),
+        .kill_sent = vm->kill_sent,
+        .prepared = vm->prepared,
+        .end = vm->end,
+        .backoff_over = now >= vm->backoff_until_ms,
+    };
+}
+
+/* All decisions. Ends when something is under way, or all that is left is to wait. */
+static void vm_tick(struct local_vm *vm)
+{
+    while (!vm->closing) {
+        if (vm->busy == VM_FETCHING && !wants_to_run(vm))
+            image_cache_cancel(vm->wait); /* its end comes as -ECANCELED */
+        if (vm->busy != VM_IDLE)
+            return;
+        if (now_ms(vm) < vm->hold_until_ms) {
+            vm_wake_at(vm, vm->hold_until_ms);
+            return;
+        }
+        if (vm->looking && !vm->process) {
+            vm_look(vm);
+            continue;
+        }
+        struct plan_vm facts = vm_facts(vm);
+        if (!vm_do(vm, agent_plan_vm(&facts)))
+            return;
+    }
+}
+
+/* ---- from outside ---- */
+
+static struct local_vm *vm_alloc(const struct vm_context *context, const struct agent_vm *file)
+{
+    struct local_vm *vm = NEW(struct local_vm);
+    vm->context = context;
+    vm->file = *file;
+    snprintf(vm->id, sizeof(vm->id), "%s", file->order.id);
+    snprintf(vm->name, sizeof(vm->name), "%s", file->order.name);
+    uv_timer_init(context->loop, &vm->timer);
+    vm->timer.data = vm;
+    return vm;
+}
+
+struct local_vm *vm_create(const struct vm_context *context, const struct vm_order *order, uint64_t index)
+{
+    struct agent_vm file = {.format = 0};
+    struct error err = {.code = 0};
+    OBJECT_SET(agent_vm, &file, format, 1);
+    OBJECT_COPY(vm_order, &file.order, order);
+    object_mark(&agent_vm_desc, &file, "order");
+    OBJECT_SET(agent_vm, &file, boot, order->boot);
+    OBJECT_SET(agent_vm, &file, index, index);
+    struct local_vm *vm = vm_alloc(context, &file);
+    vm->confirmed = true;
+    vm->unsaved = true;
+    state_machine_init(&vm->machine, &machine_desc, vm->name, vm_state_PENDING);
+    CLEANUP_FREE char *dir = vm_files_path(&context->places, vm->id, "");
+    if (order->wanted == vm_wanted_DELETED && access(dir, F_OK) < 0) {
+        vm->gone = true;
+    } else if (vm_files_control_path(&context->places, vm->id, vm->control_path, &err) < 0) {
+        vm_failed(vm, PLAN_END_IMPOSSIBLE, err.text);
+    } else {
+        vm_save_or_log(vm); /* a start tries again, and does not happen without */
+        vm->looking = true;
+    }
+    vm_wake_in(vm, 0);
+    return vm;
+}
+
+/* Where an agent before us had come to. */
+static void vm_recall(struct local_vm *vm)
+{
+    enum vm_state state = OBJECT_HAS(agent_vm, &vm->file, state) ? vm->file.state : vm_state_PENDING;
+    const char *reason = vm->file.reason != NULL ? vm->file.reason : "";
+    bool settled = vm->file.generation == vm->file.order.generation;
+    if (vm->process) {
+        /* a guest that runs is said to run, also before its VMM has answered us: nothing has changed for it */
+        if (state != vm_state_RUNNING && state != vm_state_PAUSED)
+            state = vm_state_STARTING;
+        reason = "";
+    } else if (state == vm_state_RUNNING || state == vm_state_PAUSED) {
+        state = vm_state_STARTING; /* it ended while no agent watched: by a failure, or with the host */
+        reason = "its VMM ended while no agent watched it";
+    } else if (wants_to_run(vm) && settled && state == vm_state_STOPPED) {
+        vm->end = PLAN_END_CLEAN;
+    } else if (wants_to_run(vm) && settled && state == vm_state_FAILED) {
+        vm->end = PLAN_END_NOT_STARTED;
+        put_reason(vm->end_text, reason);
+    } else if (state == vm_state_STOPPING || state == vm_state_DELETED) {
+        state = vm_state_STOPPING;
+    }
+    put_reason(vm->reason, reason);
+    state_machine_init(&vm->machine, &machine_desc, vm->name, state);
+}
+
+/* A VM that ran when the agent ended and does not now: the VMM's parting word, if it could leave one. */
+static void vm_recall_end(struct local_vm *vm)
+{
+    int status;
+    bool ran = OBJECT_HAS(agent_vm, &vm->file, state) &&
+               (vm->file.state == vm_state_RUNNING || vm->file.state == vm_state_PAUSED) && vm->file.pid != 0;
+    bool same_boot = vm->file.boot_id != NULL && strcmp(vm->file.boot_id, vm->context->boot_id) == 0;
+    if (vm->process || !ran || !wants_to_run(vm))
+        return;
+    if (vm_files_read_exit(&vm->context->places, vm->id, (pid_t)vm->file.pid, &status) == 0 && status == 0) {
+        vm->end = PLAN_END_CLEAN;
+        put_reason(vm->end_text, "the guest powered off");
+    } else if (same_boot) { /* after a boot of the host it is started again whatever its policy for failures */
+        vm->end = PLAN_END_BROKEN;
+        put_reason(vm->end_text, "its VMM ended while no agent watched it");
+    }
+}
+
+int vm_load(const struct vm_context *context, const char *id, struct local_vm **ret_vm, struct error *err)
+{
+    struct agent_vm file = {.format = 0};
+    int r = vm_files_load(&context->places, id, &file, err);
+    if (r < 0)
+        return r;
+    struct local_vm *vm = vm_alloc(context, &file);
+    if (vm_files_control_path(&context->places, vm->id, vm->control_path, err) < 0)
+        vm->control_path[0] = '\0'; /* it had fitted once; nobody will answer there, and its reason says so */
+    vm_look(vm);
+    vm_recall(vm);
+    vm_recall_end(vm);
+    log_info("vm-loaded", "vm=%s id=%s state=%s epoch=%llu generation=%llu", vm->name, vm->id,
+             state_machine_name(&vm->machine), (unsigned long long)vm->file.order.epoch,
+             (unsigned long long)vm->file.order.generation);
+    vm_wake_in(vm, 0);
+    *ret_vm = vm;
+    return 0;
+}
+
+void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t index)
+{
+    struct vm_order *known = &vm->file.order;
+    bool same = object_equal(&vm_order_desc, known, order);
+    bool newer = order->epoch > known->epoch || order->generation > known->generation || order->boot > known->boot;
+    if (same && vm->confirmed)
+        return;
+    vm->confirmed = true;
+    if (!same) {
+        OBJECT_CLEAR(vm_order, known);
+        OBJECT_COPY(vm_order, known, order);
+        OBJECT_SET(agent_vm, &vm->file, index, index);
+        vm->unsaved = true;
+        vm_save_or_log(vm);
+        log_info("vm-order", "vm=%s wanted=%s epoch=%llu generation=%llu boot=%llu", vm->name,
+                 vm_wanted_desc.names[order->wanted], (unsigned long long)order->epoch,
+                 (unsigned long long)order->generation, (unsigned long long)order->boot);
+    }
+    if (newer) {
+        vm->end = PLAN_END_NONE;
+        vm->failures = 0;
+        vm->hold_until_ms = 0;
+    }
+    vm_wake_in(vm, 0);
+}
+
+void vm_forget(struct local_vm *vm)
+{
+    if (vm->forgotten)
+        return;
+    log_info("vm-forgotten", "vm=%s id=%s", vm->name, vm->id);
+    vm->forgotten = true;
+    vm->hold_until_ms = 0;
+    vm_wake_in(vm, 0);
+}
+
+static void vm_timer_closed(uv_handle_t *handle)
+{
+    struct local_vm *vm = handle->data;
+    vm->timer_closed = true;
+    vm_maybe_finish(vm);
+}
+
+/* Every reason to stay alive. The watch is not one: it knows that nobody wants to hear of it. */
+static void vm_maybe_finish(struct local_vm *vm)
+{
+    if (!vm->closing || !vm->timer_closed || vm->busy != VM_IDLE)
+        return;
+    void (*closed)(void *arg) = vm->closed;
+    void *arg = vm->closed_arg;
+    OBJECT_CLEAR(agent_vm, &vm->file);
+    free(vm);
+    if (closed != NULL)
+        closed(arg);
+}
+
+void vm_close(struct local_vm *vm, void (*closed)(void *arg), void *arg)
+{
+    ASSERT(!vm->closing);
+    vm->closing = true;
+    vm->closed = closed;
+    vm->closed_arg = arg;
+    if (vm->wait != NULL)
+        image_cache_cancel(vm->wait);
+    if (vm->call != NULL)
+        http_call_cancel(vm->call);
+    watch_close(vm);
+    uv_close((uv_handle_t *)&vm->timer, vm_timer_closed);
+}
+
+void vm_put_seen(const struct local_vm *vm, struct vm_seen *seen)
+{
+    OBJECT_TEXT(vm_seen, seen, id, vm->id);
+    OBJECT_SET(vm_seen, seen, epoch, vm->file.order.epoch);
+    OBJECT_SET(vm_seen, seen, generation, vm->file.generation);
+    OBJECT_SET(vm_seen, seen, state, vm->machine.state);
+    OBJECT_SET(vm_seen, seen, restarts, vm->file.restarts);
+    if (vm->machine.state == vm_state_STARTING || vm->machine.state == vm_state_STOPPING) {
+        char step[200];
+        snprintf(step, sizeof(step), "%.199s", vm->reason);
+        OBJECT_TEXT(vm_seen, seen, step, step);
+    }
+    OBJECT_TEXT(vm_seen, seen, reason, vm->reason);
+    if (vm->wait != NULL) {
+        uint64_t done, total;
+        image_cache_progress(vm->wait, &done, &total);
+        OBJECT_SET(vm_seen, seen, progress_done, done);
+        OBJECT_SET(vm_seen, seen, progress_total, total);
+    }
+}
+
+const char *vm_id(const struct local_vm *vm)
+{
+    return vm->id;
+}
+
+const struct vm_order *vm_order_of(const struct local_vm *vm)
+{
+    return &vm->file.order;
+}
+
+uint64_t vm_order_index(const struct local_vm *vm)
+{
+    return vm->file.index;
+}
+
+bool vm_is_removing(const struct local_vm *vm)
+{
+    return vm->busy == VM_REMOVING || (vm->forgotten && !vm->gone);
+}
+
+bool vm_is_gone(const struct local_vm *vm)
+{
+    return vm->gone;
+}
+
+bool vm_is_forgotten(const struct local_vm *vm)
+{
+    return vm->forgotten;
+}
+
+bool vm_is_fetching(const struct local_vm *vm)
+{
+    return vm->busy == VM_FETCHING;
+}
+
+enum vm_state vm_state_of(const struct local_vm *vm)
+{
+    return (enum vm_state)vm->machine.state;
+}
+
+uint64_t vm_restarts(const struct local_vm *vm)
+{
+    return vm->file.restarts;
+}
+
+const char *vm_control_path(const struct local_vm *vm)
+{
+    return vm->process && vm->process_answers ? vm->control_path : NULL;
+}
+
+int vm_usage(const struct local_vm *vm, struct vmm_process_usage *ret_usage)
+{
+    return vm->process ? vmm_process_usage(vm->process_id.pid, ret_usage) : -ESRCH;
+}

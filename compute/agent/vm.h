@@ -1,0 +1,72 @@
+/* One VM of this host: brings it step by step to what is wanted of it, and keeps it there.
+ *
+ * A struct local_vm lives on the loop's thread, from vm_create or vm_load until vm_close has called back. It can be
+ * given orders, be asked what it sees, and be closed at any time; nothing is called back from inside these calls.
+ * Closing it touches neither VMM nor files: guests outlive the agent. */
+#ifndef COMPUTE_AGENT_VM_H
+#define COMPUTE_AGENT_VM_H
+
+#include "common/base.h" /* before uv.h, which brings other MIN and MAX */
+
+#include <uv.h>
+
+#include "common/error.h"
+#include "common/http_client.h"
+#include "compute/agent/image_cache.h"
+#include "compute/agent/vm_files.h"
+#include "compute/agent/vmm_process.h"
+#include "schema/objects.h"
+
+#define VM_START_MS 20000       /* from the start of a VMM to its first answer */
+#define VM_STOP_MS 15000        /* from asking a VMM to end to SIGKILL */
+#define VM_CONTROL_MS 3000      /* one request to a VMM */
+#define VM_ASK_MS 5000          /* how often a VMM that runs is asked how it is */
+#define VM_RETRY_MS 1000        /* after a request to a VMM, or a removal, that failed */
+#define VM_BACKOFF_MS_MIN 1000  /* before a VM that ended badly is started again; doubled each time */
+#define VM_BACKOFF_MS_MAX 60000
+#define VM_STEADY_MS 60000      /* a VM that ran so long begins at VM_BACKOFF_MS_MIN again */
+
+struct local_vm;
+
+/* What all VMs of a host share; whoever made it outlives them. */
+struct vm_context {
+    uv_loop_t *loop;
+    struct http_client *http;    /* to control sockets */
+    struct image_cache *images;
+    struct vm_places places;
+    const char *vmm_path, *boot_id;
+    /* What vm_put_seen would say has changed. It may close the VM. */
+    void (*changed)(struct local_vm *vm, void *arg);
+    void *arg;
+};
+
+/* A VM that an order speaks of for the first time. @order is copied. For one that is to be deleted nothing is made.
+ * A failure to write its vm.json is the VM's state then, and no failure of this call. */
+struct local_vm *vm_create(const struct vm_context *context, const struct vm_order *order, uint64_t index);
+/* A VM that an agent before us had, with its VMM if one lives. -ENOENT: there is no vm.json. */
+int vm_load(const struct vm_context *context, const char *id, struct local_vm **ret_vm, struct error *err);
+
+/* An order of the controllers that agent_plan_orders() accepted or keeps. @index: of the answer it came in. */
+void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t index);
+/* The controllers say that it is not ours: end it and remove what is left. */
+void vm_forget(struct local_vm *vm);
+/* Nothing is called back after @closed, and the memory is gone. */
+void vm_close(struct local_vm *vm, void (*closed)(void *arg), void *arg);
+
+/* Fill *seen (zeroed before), to be cleared by the caller. */
+void vm_put_seen(const struct local_vm *vm, struct vm_seen *seen);
+const char *vm_id(const struct local_vm *vm);
+const struct vm_order *vm_order_of(const struct local_vm *vm);
+uint64_t vm_order_index(const struct local_vm *vm);
+bool vm_is_removing(const struct local_vm *vm); /* its files are going away */
+bool vm_is_gone(const struct local_vm *vm);     /* nothing of it is left */
+bool vm_is_forgotten(const struct local_vm *vm);
+bool vm_is_fetching(const struct local_vm *vm); /* its progress changes without `changed` */
+enum vm_state vm_state_of(const struct local_vm *vm);
+uint64_t vm_restarts(const struct local_vm *vm);
+/* Its VMM's control socket; NULL while no VMM answers. */
+const char *vm_control_path(const struct local_vm *vm);
+/* -ESRCH: no VMM. */
+int vm_usage(const struct local_vm *vm, struct vmm_process_usage *ret_usage);
+
+#endif

@@ -1,0 +1,295 @@
+/* Files of a VM; see vm_files.h for the layout.
+ *
+ * Order of writing, so that a kill at any instant leaves something that can be gone on with:
+ *   make    vm.json first (intent), then images, disks, taps, config.json, and last the process
+ *   remove  taps and socket, then the directory gets another name (from then on the VM is gone), then its files */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/sha.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/file.h"
+#include "common/log.h"
+#include "compute/agent/disk_file.h"
+#include "compute/agent/tap.h"
+#include "compute/agent/vm_files.h"
+#include "compute/agent/vmm_process.h"
+
+#define LOG_TAIL_BYTES 1024
+
+char *vm_files_path(const struct vm_places *places, const char *vm_id, const char *leaf)
+{
+    return leaf[0] == '\0' ? xasprintf("%s/%s", places->vms_dir, vm_id)
+                           : xasprintf("%s/%s/%s", places->vms_dir, vm_id, leaf);
+}
+
+int vm_files_control_path(const struct vm_places *places, const char *vm_id, char buffer[VM_FILES_CONTROL_PATH_SIZE],
+                          struct error *err)
+{
+    char digits[13];
+    unsigned n = 0;
+    for (const char *at = vm_id; *at != '\0' && n < sizeof(digits) - 1; at++)
+        if (*at != '-')
+            digits[n++] = *at;
+    digits[n] = '\0';
+    int length = snprintf(buffer, VM_FILES_CONTROL_PATH_SIZE, "%s/%s.sock", places->run_dir, digits);
+    if (length < 0 || length >= VM_FILES_CONTROL_PATH_SIZE)
+        return error_set(err, -ENAMETOOLONG, ERROR_INVALID,
+                         "the control socket's path in %s would be longer than 107 bytes; give a shorter --data", places->run_dir);
+    return 0;
+}
+
+int vm_files_load(const struct vm_places *places, const char *vm_id, struct agent_vm *ret_file, struct error *err)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, vm_id, "vm.json");
+    CLEANUP_FREE char *text = NULL;
+    struct agent_vm file = {.format = 0};
+    size_t size;
+    int r = file_read(path, VM_FILES_JSON_BYTES_MAX, &text, &size, err);
+    if (r < 0)
+        return r;
+    r = OBJECT_DECODE(agent_vm, text, size, OBJECT_STORED, &file, err);
+    if (r == 0 && strcmp(file.order.id, vm_id) != 0) {
+        OBJECT_CLEAR(agent_vm, &file);
+        r = error_set(err, -EINVAL, ERROR_INTERNAL, "it is of another VM");
+    }
+    if (r < 0) {
+        error_prefix(err, "%s: ", path);
+        return r;
+    }
+    *ret_file = file;
+    return 0;
+}
+
+int vm_files_save(const struct vm_places *places, const struct agent_vm *file, struct error *err)
+{
+    CLEANUP_FREE char *dir = vm_files_path(places, file->order.id, "");
+    CLEANUP_FREE char *path = vm_files_path(places, file->order.id, "vm.json");
+    struct bytes_writer out = {.data = NULL};
+    int r = file_make_directories(dir, 0700, err);
+    if (r < 0)
+        return r;
+    OBJECT_ENCODE(agent_vm, file, &out);
+    r = file_write_atomic(path, out.data, out.size, 0600, err);
+    bytes_writer_finish(&out);
+    /* the directory's own name has to last as well */
+    return r < 0 ? r : file_sync_directory(places->vms_dir, err);
+}
+
+static char *disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
+{
+    return xasprintf("%s/%s/disks/%s.raw", places->vms_dir, order->id, disk->name);
+}
+
+/* A fixed address for a card that was given none: locally administered, of the VM's id and the card's index. */
+static void make_mac(const char *vm_id, unsigned index, char buffer[18])
+{
+    uint8_t hash[SHA256_DIGEST_LENGTH];
+    char text[64];
+    int length = snprintf(text, sizeof(text), "%s/%u", vm_id, index);
+    SHA256((const uint8_t *)text, (size_t)length, hash);
+    snprintf(buffer, 18, "52:54:00:%02x:%02x:%02x", hash[0], hash[1], hash[2]);
+}
+
+static void config_devices(const struct vm_places *places, const struct vm_order *order, struct vmm_config *config)
+{
+    const struct vm_disk *disks = order->disks.items;
+    const struct vm_nic *nics = order->nics.items;
+    for (size_t i = 0; i < order->disks.count; i++) {
+        struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);
+        CLEANUP_FREE char *path = disk_path(places, order, &disks[i]);
+        OBJECT_TEXT(vmm_disk, disk, path, path);
+        OBJECT_SET(vmm_disk, disk, read_only, disks[i].read_only);
+        OBJECT_TEXT(vmm_disk, disk, serial, disks[i].name);
+    }
+    for (size_t i = 0; i < order->nics.count; i++) {
+        struct vmm_nic *nic = OBJECT_ADD(vmm_config, config, nics);
+        char tap[TAP_NAME_SIZE], mac[18];
+        tap_name(order->id, (unsigned)i, tap);
+        make_mac(order->id, (unsigned)i, mac);
+        OBJECT_TEXT(vmm_nic, nic, tap, tap);
+        OBJECT_TEXT(vmm_nic, nic, mac, nics[i].mac != NULL ? nics[i].mac : mac);
+    }
+}
+
+static void config_image(const struct vm_places *places, const struct artifact *artifact, struct vmm_config *config,
+                         const char *field)
+{
+    if (artifact->sha256 == NULL)
+        return;
+    CLEANUP_FREE char *path = xasprintf("%s/%s", places->images_dir, artifact->sha256);
+    object_set_text(&vmm_config_desc, config, field, path);
+}
+
+int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, order->id, "config.json");
+    CLEANUP_FREE char *console = vm_files_path(places, order->id, "console.log");
+    CLEANUP_FREE char *exit_path = vm_files_path(places, order->id, "exit.json");
+    char control[VM_FILES_CONTROL_PATH_SIZE];
+    struct vmm_config config = {.name = NULL};
+    struct bytes_writer out = {.data = NULL};
+    int r = vm_files_control_path(places, order->id, control, err);
+    if (r < 0)
+        return r;
+    OBJECT_TEXT(vmm_config, &config, name, order->name);
+    OBJECT_TEXT(vmm_config, &config, vm_id, order->id);
+    OBJECT_SET(vmm_config, &config, epoch, order->epoch);
+    OBJECT_SET(vmm_config, &config, vcpus, order->vcpus);
+    OBJECT_SET(vmm_config, &config, memory_bytes, order->memory_bytes);
+    config_image(places, &order->kernel, &config, "kernel");
+    config_image(places, &order->initrd, &config, "initrd");
+    OBJECT_TEXT(vmm_config, &config, cmdline, order->cmdline);
+    config_devices(places, order, &config);
+    OBJECT_TEXT(vmm_config, &config, control_path, control);
+    OBJECT_TEXT(vmm_config, &config, console_log_path, console);
+    OBJECT_TEXT(vmm_config, &config, exit_path, exit_path);
+    OBJECT_SET(vmm_config, &config, paused, order->wanted == vm_wanted_PAUSED);
+    r = object_validate(&vmm_config_desc, &config, OBJECT_STORED, err);
+    if (r == 0) {
+        OBJECT_ENCODE(vmm_config, &config, &out);
+        r = file_write_atomic(path, out.data, out.size, 0600, err);
+    }
+    bytes_writer_finish(&out);
+    OBJECT_CLEAR(vmm_config, &config);
+    return r;
+}
+
+int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, int *ret_status)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, vm_id, "exit.json");
+    CLEANUP_FREE char *text = NULL;
+    struct vmm_exit word = {.status = 0};
+    size_t size;
+    if (file_read(path, VM_FILES_JSON_BYTES_MAX, &text, &size, NULL) < 0 ||
+        OBJECT_DECODE(vmm_exit, text, size, OBJECT_LENIENT, &word, NULL) < 0)
+        return -ENOENT;
+    int r = word.pid == (uint64_t)pid ? 0 : -ENOENT;
+    if (r == 0)
+        *ret_status = (int)word.status;
+    OBJECT_CLEAR(vmm_exit, &word);
+    return r;
+}
+
+const char *vm_files_last_log_line(const struct vm_places *places, const char *vm_id, char *buffer, size_t size)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, vm_id, "vmm.log");
+    char tail[LOG_TAIL_BYTES + 1];
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    off_t end = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
+    ssize_t n = end <= 0 ? 0 : pread(fd, tail, LOG_TAIL_BYTES, MAX((off_t)0, end - LOG_TAIL_BYTES));
+    buffer[0] = '\0';
+    if (n <= 0)
+        return buffer;
+    while (n > 0 && tail[n - 1] == '\n')
+        n--;
+    tail[n] = '\0';
+    const char *line = strrchr(tail, '\n');
+    line = line == NULL ? tail : line + 1;
+    if (line[0] == '<' && strchr(line, '>') == line + 2)
+        line += 3; /* the priority, for journald */
+    snprintf(buffer, size, "%s", line);
+    for (char *at = buffer; *at != '\0'; at++)
+        if (*at < ' ' || *at > '~')
+            *at = '?';
+        else if (*at == '"')
+            *at = '\''; /* it is shown within quotes */
+    return buffer;
+}
+
+/* ---- the thread pool's part ---- */
+
+static int prepare_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk,
+                        bool disks_made, struct error *err)
+{
+    CLEANUP_FREE char *path = disk_path(places, order, disk);
+    CLEANUP_FREE char *image = NULL;
+    if (disks_made && access(path, F_OK) < 0)
+        return error_errno(err, -errno, "disk %s was made once and is missing now: %s", disk->name, path);
+    if (disk->image && order->disk.sha256 == NULL)
+        return error_set(err, -EFBIG, ERROR_INVALID, "disk %s begins as a copy of the image's disk, and the image has none",
+                         disk->name);
+    if (disk->image)
+        image = xasprintf("%s/%s", places->images_dir, order->disk.sha256);
+    int r = disk_file_make(path, disk->size_bytes, image, err);
+    if (r < 0)
+        error_prefix(err, "disk %s: ", disk->name);
+    return r;
+}
+
+int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, bool disks_made, struct error *err)
+{
+    CLEANUP_FREE char *disks_dir = vm_files_path(places, order->id, "disks");
+    const struct vm_disk *disks = order->disks.items;
+    const struct vm_nic *nics = order->nics.items;
+    int r = file_make_directories(disks_dir, 0700, err);
+    for (size_t i = 0; r == 0 && i < order->disks.count; i++)
+        r = prepare_disk(places, order, &disks[i], disks_made, err);
+    for (size_t i = 0; r == 0 && i < order->nics.count; i++) {
+        char name[TAP_NAME_SIZE];
+        tap_name(order->id, (unsigned)i, name);
+        r = tap_create(name, places->owner, nics[i].bridge, places->make_bridges, err);
+        if (r < 0)
+            error_prefix(err, "network interface %zu: ", i);
+    }
+    return r;
+}
+
+static int remove_taps(const char *vm_id, struct error *err)
+{
+    for (unsigned i = 0; i <= TAP_INDEX_MAX; i++) {
+        char name[TAP_NAME_SIZE];
+        tap_name(vm_id, i, name);
+        int r = tap_destroy(name, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+int vm_files_remove(const struct vm_places *places, const char *vm_id, struct error *err)
+{
+    CLEANUP_FREE char *dir = vm_files_path(places, vm_id, "");
+    CLEANUP_FREE char *gone = xasprintf("%s" VM_FILES_GONE, dir);
+    CLEANUP_FREE char *gone_name = xasprintf("%s" VM_FILES_GONE, vm_id);
+    CLEANUP_FREE char *lock_path = vm_files_path(places, vm_id, "vmm.lock");
+    char control[VM_FILES_CONTROL_PATH_SIZE];
+    CLEANUP_FD int lock_fd = -1;
+    int r = vm_files_control_path(places, vm_id, control, err);
+    if (r == 0)
+        r = remove_taps(vm_id, err);
+    if (r < 0)
+        return r;
+    unlink(control);
+    if (access(dir, F_OK) == 0) {
+        r = vmm_process_lock(lock_path, &lock_fd, err);
+        if (r < 0)
+            return r;
+        r = file_remove_tree(places->vms_dir, gone_name, err);
+        if (r < 0)
+            return r;
+        if (rename(dir, gone) < 0)
+            return error_errno(err, -errno, "cannot remove %s", dir);
+        r = file_sync_directory(places->vms_dir, err);
+        if (r < 0)
+            return r;
+    }
+    return file_remove_tree(places->vms_dir, gone_name, err);
+}
+
+void vm_files_remove_leftovers(const struct vm_places *places)
+{
+    DIR *d = opendir(places->vms_dir);
+    struct dirent *entry;
+    while (d != NULL && (entry = readdir(d)) != NULL) {
+        const char *dot = strrchr(entry->d_name, '.');
+        struct error err = {.code = 0};
+        if (dot != NULL && strcmp(dot, VM_FILES_GONE) == 0 && file_remove_tree(places->vms_dir, entry->d_name, &err) < 0)
+            log_warning("vm-leftovers", "what=%s error=\"%s, ignoring\"", entry->d_name, err.text);
+    }
+    if (d != NULL)
+        closedir(d);
+}

@@ -1,0 +1,56 @@
+/* The files of one VM on its host, and the work on them. Blocking; prepare and remove run in the loop's thread pool.
+ *
+ *   <vms>/<id>/vm.json        struct agent_vm: the intent, written before anything is done
+ *              config.json    struct vmm_config, written before each start of the VMM
+ *              vmm.lock       held by the VMM while it lives (vmm_process.h)
+ *              vmm.log        the VMM's own words
+ *              exit.json      struct vmm_exit: the VMM's last ones
+ *              console.log    what the guest wrote to its console
+ *              disks/<name>.raw
+ *   <vms>/<id>.gone           being removed: never looked into again
+ *   <run>/<12 digits>.sock    the VMM's control socket: a path that fits into sun_path (107 bytes, unix(7)) */
+#ifndef COMPUTE_AGENT_VM_FILES_H
+#define COMPUTE_AGENT_VM_FILES_H
+
+#include <sys/types.h>
+
+#include "common/base.h"
+#include "common/error.h"
+#include "schema/objects.h"
+
+#define VM_FILES_JSON_BYTES_MAX (256 * 1024)
+#define VM_FILES_CONTROL_PATH_SIZE 108
+#define VM_FILES_GONE ".gone"
+
+/* Where the VMs of a host are. Borrowed strings; whoever holds this outlives them all. */
+struct vm_places {
+    const char *vms_dir, *run_dir, *images_dir; /* absolute */
+    uid_t owner;       /* of taps: the user that the VMMs run as */
+    bool make_bridges; /* a missing bridge is made */
+};
+
+/* <vms>/<id>/<leaf>; @leaf "" = the directory itself. The caller frees. */
+char *vm_files_path(const struct vm_places *places, const char *vm_id, const char *leaf);
+/* -ENAMETOOLONG with the cure. */
+int vm_files_control_path(const struct vm_places *places, const char *vm_id, char buffer[VM_FILES_CONTROL_PATH_SIZE],
+                          struct error *err);
+
+/* *ret_file is the caller's to clear. -ENOENT: no vm.json. */
+int vm_files_load(const struct vm_places *places, const char *vm_id, struct agent_vm *ret_file, struct error *err);
+/* Makes the directory where it is missing; after 0 it survives a power cut. */
+int vm_files_save(const struct vm_places *places, const struct agent_vm *file, struct error *err);
+int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
+/* The VMM's parting word: 0 and its status if process @pid left one; -ENOENT. */
+int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, int *ret_status);
+/* Last line of vmm.log, made printable; "" where there is none. Returns @buffer. */
+const char *vm_files_last_log_line(const struct vm_places *places, const char *vm_id, char *buffer, size_t size);
+
+/* Disks and taps of @order; images are there already. @disks_made: they were made once, so a missing one is an error.
+ * -EBADMSG, -EFBIG: cannot succeed with this order. */
+int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, bool disks_made, struct error *err);
+/* Taps, control socket, directory. -EAGAIN: a VMM holds the VM. */
+int vm_files_remove(const struct vm_places *places, const char *vm_id, struct error *err);
+/* Finish what removals of a killed agent left, for all of <vms>. Errors are logged, ignoring. */
+void vm_files_remove_leftovers(const struct vm_places *places);
+
+#endif
