@@ -143,6 +143,13 @@ static int problem_error(const struct reply *reply, struct error *err)
     return error_set(err, -EPROTO, ERROR_INTERNAL, "the controller answered with status %d and no reason", reply->status);
 }
 
+static void take_cursor(const struct http_answer *answer, void *arg)
+{
+    struct reply *reply = arg;
+    const char *cursor = http_answer_header(answer, "X-Drover-Cursor");
+    snprintf(reply->cursor, sizeof reply->cursor, "%s", cursor ? cursor : "");
+}
+
 static int attempt(struct client *client, const struct http_call_options *base, const char *path, struct reply *ret, struct error *err)
 {
     CLEANUP_FREE char *url = xasprintf("https://%s%s", client_endpoint(client), path);
@@ -150,6 +157,8 @@ static int attempt(struct client *client, const struct http_call_options *base, 
     options.url = url;
     options.tls = client->tls;
     options.peer_prefix = "spiffe://drover/";
+    options.done = take_cursor;
+    options.arg = ret;
     reply_finish(ret);
     return http_client_perform(&options, &ret->status, &ret->body, &ret->body_size, err);
 }
@@ -168,7 +177,7 @@ int client_request(struct client *client, const char *method, const char *path, 
     CLEANUP_FREE char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
     random_key(key);
     snprintf(key_header, sizeof key_header, "Idempotency-Key: %s", key);
-    const char *headers[] = {strcmp(method, "POST") == 0 ? key_header : NULL, NULL};
+    const char *headers[] = {"Accept: application/json", strcmp(method, "POST") == 0 ? key_header : NULL, NULL};
     struct http_call_options options = {
         .method = method, .headers = headers, .body = text, .body_size = text ? strlen(text) : 0, .content_type = "application/json"};
     bool unsure = false; /* an earlier attempt may have been carried out */

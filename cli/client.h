@@ -21,6 +21,7 @@ struct reply {
     char *body; /* text; owned by the reply */
     size_t body_size;
     json_t *json; /* parsed body, or NULL; owned by the reply */
+    char cursor[256]; /* of a list: where the next page begins; "" = that was all */
 };
 
 /* From options, environment or the contexts file. -ENOENT tells how to make a cluster known. */

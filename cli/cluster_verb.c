@@ -78,10 +78,9 @@ static int section(struct client *client, const struct invocation *call, const c
     struct reply reply;
     int rc = client_request(client, "GET", path, NULL, &reply, err);
     if (rc == 0) {
-        const json_t *items = json_is_object(reply.json) ? json_object_get(reply.json, "items") : reply.json;
-        printf("%s (%zu)\n", title, json_array_size(items));
-        if (json_array_size(items) > 0)
-            output_list(call, items, columns);
+        printf("%s (%zu)\n", title, json_array_size(reply.json));
+        if (json_array_size(reply.json) > 0)
+            output_list(call, reply.json, columns);
         putchar('\n');
     }
     reply_finish(&reply);

@@ -70,8 +70,7 @@ static void complete_names(const struct verb *v)
     size_t i;
     CLEANUP_FREE char *path = xasprintf("/v1/%ss?limit=200&consistency=stale", v->noun);
     if (client_init(&client, &call, NULL) == 0 && client_request(&client, "GET", path, NULL, &reply, NULL) == 0) {
-        const json_t *items = json_is_object(reply.json) ? json_object_get(reply.json, "items") : reply.json;
-        json_array_foreach(items, i, row)
+        json_array_foreach(reply.json, i, row)
         {
             const char *name = json_string_value(json_object_get(row, strcmp(v->noun, "operation") == 0 ? "id" : "name"));
             if (name != NULL)

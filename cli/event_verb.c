@@ -53,12 +53,11 @@ int event_list(const struct invocation *call, struct error *err)
     if (rc == 0)
         rc = parse_after(call, &after, err);
     if (rc == 0) {
-        CLEANUP_FREE char *path = xasprintf("/v1/events?format=json&after=%" PRIu64, after);
+        CLEANUP_FREE char *path = xasprintf("/v1/events?after=%" PRIu64, after);
         rc = client_request(&client, "GET", path, NULL, &reply, err);
     }
     if (rc == 0) {
-        const json_t *items = json_is_object(reply.json) ? json_object_get(reply.json, "items") : reply.json;
-        json_t *kept = events_of(items, call->name);
+        json_t *kept = events_of(reply.json, call->name);
         output_list(call, kept, EVENT_COLUMNS);
         json_decref(kept);
     }

@@ -9,8 +9,9 @@
 
 static void print_error(const struct error *err)
 {
-    if (err->field[0] != '\0')
-        fprintf(stderr, "drover: %s %s\n", err->field, err->text);
+    const char *field = err->field + strspn(err->field, "#/"); /* a JSON pointer, with or without its '#' */
+    if (*field != '\0')
+        fprintf(stderr, "drover: %s %s\n", field, err->text);
     else
         fprintf(stderr, "drover: %s\n", err->text[0] ? err->text : "it did not work, and no reason is known");
 }

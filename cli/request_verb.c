@@ -39,18 +39,16 @@ static int list_all(struct client *client, const struct invocation *call, json_t
                                              *cursor ? "&cursor=" : "", cursor);
         CLEANUP_FREE char *path = client_path(call->verb->route, "", query);
         int rc = client_request(client, "GET", path, NULL, &reply, err);
-        const json_t *items = json_is_object(reply.json) ? json_object_get(reply.json, "items") : reply.json;
-        if (rc == 0 && !json_is_array(items))
+        if (rc == 0 && !json_is_array(reply.json))
             rc = error_set(err, -EPROTO, ERROR_INTERNAL, "the controller's list is not a list");
         if (rc < 0) {
             reply_finish(&reply);
             json_decref(all);
             return rc;
         }
-        json_array_extend(all, (json_t *)(uintptr_t)items);
-        const char *next = json_is_object(reply.json) ? json_string_value(json_object_get(reply.json, "cursor")) : NULL;
+        json_array_extend(all, reply.json);
         free(TAKE_PTR(cursor));
-        cursor = client_escape(next ? next : "");
+        cursor = client_escape(reply.cursor);
         bool more = *cursor != '\0';
         reply_finish(&reply);
         if (!more)
