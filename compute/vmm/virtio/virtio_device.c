@@ -182,6 +182,9 @@ void virtio_device_resume(struct virtio_device *d)
     d->paused = false;
     if (d->ops->resume != NULL)
         d->ops->resume(d);
+    if ((d->status & VIRTIO_CONFIG_S_NEEDS_RESET) != 0 && (d->status & VIRTIO_CONFIG_S_DRIVER_OK) != 0 &&
+        d->transport != NULL)
+        d->transport->ops->config_interrupt(d->transport);
     if (!virtio_device_running(d))
         return;
     for (unsigned i = 0; i < d->queue_count; i++) {
@@ -190,7 +193,8 @@ void virtio_device_resume(struct virtio_device *d)
         if (d->queues[i].ready && d->transport != NULL)
             d->transport->ops->queue_interrupt(d->transport, i);
     }
-    if (d->transport != NULL)
+    /* For the configuration only where it has ever changed: guests log each time that they look at it. */
+    if (d->config_generation != 0 && d->transport != NULL)
         d->transport->ops->config_interrupt(d->transport);
 }
 
