@@ -1,0 +1,98 @@
+/* raft_node on a full disk (a small tmpfs in a mount namespace of this process; skipped without the right to make one):
+ * commands are refused with -ENOSPC, and accepted again by themselves when there is room. THREADED. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "tests/unit/controller/raft/raft_bed.h"
+
+#include <sched.h>
+#include <sys/mount.h>
+
+enum { COMMAND_BYTES = 64 * 1024 };
+
+struct answers {
+    unsigned answered, ok, no_space;
+};
+
+static void answer_cb(void *arg, int status, void *result)
+{
+    struct answers *answers = arg;
+
+    answers->answered++;
+    answers->ok += status == 0;
+    answers->no_space += status == -ENOSPC;
+    free(result);
+}
+
+/* Fill what is left of the file system. */
+static void disk_fill(const char *path)
+{
+    CLEANUP_FD int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    static const char zeros[65536];
+
+    assert_true(fd >= 0);
+    while (write(fd, zeros, sizeof(zeros)) > 0)
+        ;
+    assert_int_equal(errno, ENOSPC);
+}
+
+/* Propose large commands until @wanted of @counter's kind were seen. */
+static void propose_until(struct bed *bed, struct answers *answers, const unsigned *counter)
+{
+    uint64_t end_ms = uv_hrtime() / 1000000 + WAIT_MS;
+    unsigned before = *counter;
+
+    while (*counter == before) {
+        void *command = xcalloc(1, COMMAND_BYTES);
+
+        if (raft_node_propose(bed->servers[0].node, command, COMMAND_BYTES, answer_cb, answers) != 0)
+            free(command);
+        uv_run(&bed->loop, UV_RUN_ONCE);
+        if (uv_hrtime() / 1000000 > end_ms)
+            fail_msg("not within %d ms", WAIT_MS);
+    }
+}
+
+static void test_full_disk_refuses_and_recovers(void **state)
+{
+    struct bed *bed = *state;
+    struct answers answers = {0};
+    struct raft_node_status status;
+    char *ballast = xasprintf("%s/ballast", bed->servers[0].dir);
+
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("none", bed->servers[0].dir, "tmpfs", 0, "size=40m") != 0) {
+        free(ballast);
+        skip();
+    }
+    bed_start_cluster(bed, 1);
+    propose_one(bed, 1);
+    disk_fill(ballast);
+    propose_until(bed, &answers, &answers.no_space);
+    raft_node_status(bed->servers[0].node, &status);
+    assert_true(status.no_space);
+
+    assert_int_equal(unlink(ballast), 0);
+    propose_until(bed, &answers, &answers.ok);
+    propose_one(bed, 2);
+    raft_node_status(bed->servers[0].node, &status);
+    assert_false(status.no_space);
+    server_stop(&bed->servers[0]);
+    server_start(bed, 0); /* and what was acknowledged is there */
+    propose_one(bed, 3);
+    assert_true(history_count(&bed->servers[0]) >= answers.ok + 3);
+    server_stop(&bed->servers[0]);
+    umount2(bed->servers[0].dir, MNT_DETACH);
+    free(ballast);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_full_disk_refuses_and_recovers, setup, teardown),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
