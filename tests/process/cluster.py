@@ -13,6 +13,7 @@ All that depends on how the programs are called or what they answer stands in th
 import contextlib
 import http.client
 import json
+import os
 import pathlib
 import ssl
 import time
@@ -22,7 +23,7 @@ from bed import ROOT, BedError, wait_until
 
 API_PORT = 7443
 START_S = 30
-KIND = 'debug'
+KIND = os.environ.get('DROVER_KIND', 'debug')    # build kind whose programs run: debug, asan, tsan
 
 
 def program(name, kind=KIND):
