@@ -142,8 +142,6 @@ static void on_leader(void *arg, const struct raft_node_leader *leader)
     struct service *service = arg;
     bool was = service_leads(service) && service->leader.term == leader->term;
     service->leader = *leader;
-    log_info("raft", "role=%s term=%llu leader=%llu", raft_node_role_name(leader->role), (unsigned long long)leader->term,
-             (unsigned long long)leader->leader_id);
     if (service->stopping)
         return;
     if (!service_leads(service) || !was) {

@@ -72,7 +72,7 @@ static const struct {
     const char *rule;
 } parameters[] = {
     {"consistency", ON_READ, "linearizable or stale"},
-    {"filter", ON_LIST, "field=value pairs with commas between them, at most 511 bytes"},
+    {"filter", ON_LIST, "conditions such as state=running, joined by ' and ', at most 511 bytes"},
     {"fields", ON_LIST, "names of fields with commas between them, at most 511 bytes"},
     {"limit", ON_LIST, "a number from 1 to " STRINGIFY(API_QUERY_LIMIT_MAX)},
     {"cursor", ON_LIST, "the X-Drover-Cursor of the last answer"},

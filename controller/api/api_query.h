@@ -7,7 +7,7 @@
 #include "schema/routes.h"
 
 #define API_QUERY_WAIT_MS_MAX 300000u
-#define API_QUERY_LIMIT_MAX 100000u
+#define API_QUERY_LIMIT_MAX 20000
 #define API_QUERY_TEXT_MAX 512
 
 struct api_query {

@@ -20,18 +20,19 @@ bool api_record_kind(const struct object_desc *desc, enum object_kind *ret_kind)
 
 /* --- filter and fields --- */
 
-/* The next part of *at up to a comma, in @buffer. False: the end, or (*bad) one that is too long or empty. */
-static bool next_part(const char **at, char *buffer, size_t size, bool *bad)
+/* The next part of *at up to @separator, in @buffer. False: the end, or (*bad) one that is too long or empty. */
+static bool next_part(const char **at, const char *separator, char *buffer, size_t size, bool *bad)
 {
     if (**at == '\0')
         return false;
-    size_t length = strcspn(*at, ",");
+    const char *end = strstr(*at, separator);
+    size_t length = end != NULL ? (size_t)(end - *at) : strlen(*at);
     *bad = length == 0 || length >= size;
     if (*bad)
         return false;
     memcpy(buffer, *at, length);
     buffer[length] = '\0';
-    *at += length + ((*at)[length] == ',');
+    *at += length + (end != NULL ? strlen(separator) : 0);
     return true;
 }
 
@@ -70,13 +71,13 @@ int api_record_filter_parse(const struct object_desc *desc, const struct api_que
     const char *at = query->filter;
     bool bad = false;
     int r;
-    while (next_part(&at, part, sizeof part, &bad))
+    while (next_part(&at, " and ", part, sizeof part, &bad))
         if ((r = parse_condition(desc, part, &filter, err)) < 0)
             return r;
     if (bad)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "?filter", "a condition is empty or too long");
     at = query->fields;
-    while (next_part(&at, part, sizeof part, &bad)) {
+    while (next_part(&at, ",", part, sizeof part, &bad)) {
         const struct field_desc *field = object_field(desc, part);
         if (field == NULL || (field->flags & SECRET))
             return error_set_field(err, -EINVAL, ERROR_UNKNOWN_FIELD, "?fields", "a %s has no field '%s'", desc->name, part);

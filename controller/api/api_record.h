@@ -22,7 +22,7 @@ struct api_record_filter {
 
 /* The kind whose objects @desc describes; false: none is stored. */
 bool api_record_kind(const struct object_desc *desc, enum object_kind *ret_kind);
-/* filter: field=value or field!=value or labels.key=value, separated by commas: all must hold. fields: names separated
+/* filter: field=value, field!=value or labels.key=value, joined by " and ": all must hold. fields: names separated
  * by commas. -EINVAL with the field or condition in words. */
 int api_record_filter_parse(const struct object_desc *desc, const struct api_query *query,
                             struct api_record_filter *ret_filter, struct error *err);

@@ -118,22 +118,31 @@ static void fill_answer(struct api_call *call, const char *id, struct join_answe
     service_unlock_state(service);
 }
 
+static int sign(struct api_call *call, const char *id, uint64_t raft_id, char **ret_certificate, struct error *err)
+{
+    const struct join_request *request = call->body;
+    const char *const addresses[] = {request->address, request->raft_address};
+    char number[24];
+    snprintf(number, sizeof number, "%llu", (unsigned long long)raft_id);
+    int r = cluster_sign(&call->service->dir, call->service->dir.identity.cluster_id, role_desc.names[request->role],
+                         request->role == role_CONTROLLER ? number : id, request->name, addresses,
+                         request->raft_address != NULL ? 2 : 1, request->csr_pem, ret_certificate, err);
+    if (r < 0 && err->field[0] == '\0')
+        snprintf(err->field, sizeof err->field, "/csr_pem");
+    return r;
+}
+
 static void on_joined(struct api_call *call, const struct apply_result *result)
 {
     const struct join_request *request = call->body;
     struct join_answer answer = {.head = {0}};
     struct bytes_writer body = {0};
     struct error err;
-    char raft_id[24], *certificate = NULL;
+    char *certificate = NULL;
     const char *id = result->object_id[0] != '\0' ? result->object_id : call->joined_id;
     fill_answer(call, id, &answer);
-    snprintf(raft_id, sizeof raft_id, "%llu", (unsigned long long)answer.raft_id);
-    const char *const addresses[] = {request->address, request->raft_address};
-    int r = cluster_sign(&call->service->dir, answer.cluster_id, role_desc.names[request->role],
-                         request->role == role_CONTROLLER ? raft_id : id, request->name, addresses,
-                         request->raft_address != NULL ? 2 : 1, request->csr_pem, &certificate, &err);
+    int r = sign(call, id, answer.raft_id, &certificate, &err);
     if (r < 0) {
-        error_prefix(&err, "csr_pem: ");
         api_call_error(call, &err);
     } else {
         OBJECT_TEXT(join_answer, &answer, cert_pem, certificate);
@@ -152,21 +161,26 @@ void api_join(struct api_call *call)
     const struct join_request *request = call->body;
     struct decision decision CLEANUP(decision_finish) = {.status = 0};
     struct join_token token;
-    char now[ENVIRONMENT_TIME_SIZE];
+    char now[ENVIRONMENT_TIME_SIZE], *trial CLEANUP_FREE = NULL;
     struct error err;
     if (api_write_wait_for_key(call))
         return;
-    if (join_token_parse(request->token, &token, &err) < 0) {
-        api_call_error(call, &err);
-        return;
-    }
     environment_time_text(environment_unix_ms(), now);
     struct decision_context context = api_write_context(call, now);
-    service_lock_state(service);
-    int r = check_token(service->state, &token, request->role, now, &err);
+    int r = join_token_parse(request->token, &token, &err);
+    if (r == 0) {
+        service_lock_state(service);
+        r = check_token(service->state, &token, request->role, now, &err);
+        service_unlock_state(service);
+    }
+    /* A request that could not be signed must not use up a Raft id: try it with an identity that is nobody's. */
     if (r == 0)
+        r = sign(call, "none", 0, &trial, &err);
+    if (r == 0) {
+        service_lock_state(service);
         r = decide_join(service->state, &context, token.id, request, &decision, &call->raft_id, &err);
-    service_unlock_state(service);
+        service_unlock_state(service);
+    }
     if (r < 0) {
         api_write_refuse(call, &err);
         return;
