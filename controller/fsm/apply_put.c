@@ -94,6 +94,11 @@ static bool may_rename(struct apply *a, struct record *record, const char *name)
     return record->kind == object_kind_VM || record->kind == object_kind_CLUSTER || !in_use(a, record, "renamed");
 }
 
+static uint64_t row_bit(const struct object_desc *desc, const char *field)
+{
+    return UINT64_C(1) << (object_field(desc, field) - desc->fields);
+}
+
 static void put_update(struct apply *a, enum object_kind kind, struct record_common *patch, const struct command_put *command)
 {
     struct record *record = apply_find(a, kind, patch->id, command->if_revision);
@@ -116,10 +121,9 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     if (name != NULL)
         state_rename(a->state, record, name);
     state_edit_begin(a->state, record);
-    uint64_t given = patch->head.present;
-    patch->head.present &= ~(UINT64_C(1) << (object_field(record->desc, "name") - record->desc->fields));
+    /* Not id and name: the maps borrow those very strings. */
+    patch->head.present &= ~row_bit(record->desc, "id") & ~row_bit(record->desc, "name");
     object_merge(record->desc, record->object, patch);
-    patch->head.present = given;
     state_edit_end(a->state, record, a->index);
     apply_answer(a, record);
     apply_event(a, event_type_UPDATED, record, "%s %s changed", record->desc->name, record->common->name);
