@@ -105,6 +105,13 @@ static void used_ring_is_marked_dirty(void **state)
 {
     struct bench *b = *state;
     uint64_t bitmap[8] = {0};
+    /* Index and entries on two pages. */
+    virtio_queue_reset(&b->q);
+    b->q.size = SIZE;
+    b->q.desc_gpa = DESC;
+    b->q.driver_gpa = AVAIL;
+    b->q.device_gpa = USED + 4096 - 4;
+    assert_int_equal(virtio_queue_enable(&b->q), 0);
     assert_int_equal(memory_tracking_start(&b->memory, NULL), 0);
     desc(b, DESC, 0, DATA, 4, VRING_DESC_F_WRITE, 0);
     offer(b, 0);
@@ -114,7 +121,7 @@ static void used_ring_is_marked_dirty(void **state)
     virtio_chain_write(&b->chain, &b->memory, 0, "abcd", 4);
     virtio_queue_push(&b->q, 0, 4);
     memory_tracking_fetch(&b->memory, 0, bitmap);
-    assert_int_equal(bitmap[0], 1ull << (DATA / 4096) | 1ull << (USED / 4096));
+    assert_int_equal(bitmap[0], 1ull << (DATA / 4096) | 3ull << (USED / 4096));
 }
 
 static void indirect_table_is_followed(void **state)
@@ -307,6 +314,7 @@ static void interrupts_follow_flags_and_event_index(void **state)
     assert_int_equal(get16(b, USED + 4 + 8 * SIZE), 5);
     offer(b, 5);
     assert_true(virtio_queue_ask_notify(&b->q, true));
+    assert_int_equal(get16(b, USED + 4 + 8 * SIZE), 6);
     b->q.event_idx = false;
     virtio_queue_ask_notify(&b->q, false);
     assert_int_equal(get16(b, USED), VRING_USED_F_NO_NOTIFY);
