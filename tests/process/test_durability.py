@@ -17,6 +17,7 @@ import pytest
 from bed import wait_until
 
 WRITERS = 4
+KEPT_MAX = 1500     # flavors that a writer keeps before it checks and removes the oldest: a table holds 10,000
 ANSWER_S = 60   # a write must be answered within this, whatever is killed meanwhile
 
 
@@ -25,6 +26,7 @@ class Writer(threading.Thread):
         super().__init__(daemon=True)
         self.cluster, self.number, self.random = cluster, number, random.Random(seed)
         self.acknowledged = {}      # name -> id
+        self.checked = 0            # acknowledged ones that were found again and then removed
         self.attempts = self.unanswered = 0
         self.error = None
         self.stop = threading.Event()
@@ -40,6 +42,28 @@ class Writer(threading.Thread):
         if answer.status in (502, 503, 504):
             return None
         raise AssertionError(f'{name}: {answer.status} {text[:400]}')
+
+    def retire(self):
+        """Find the older half again, then remove it."""
+        for name, identity in list(self.acknowledged.items())[:KEPT_MAX // 2]:
+            status, body = self.until_answered('GET', f'/v1/flavors/{name}')
+            assert status == 200 and body['id'] == identity, f'{name} was acknowledged as {identity}, but now: {status} {body}'
+            status, body = self.until_answered('DELETE', f'/v1/flavors/{name}')
+            assert status in (204, 404), f'{name}: {status} {body}'    # 404: an attempt without an answer removed it
+            del self.acknowledged[name]
+            self.checked += 1
+
+    def until_answered(self, method, path):
+        end = time.monotonic() + ANSWER_S
+        while time.monotonic() < end:
+            try:
+                status, _, body = self.cluster.api(method, path, to=self.random.choice(self.cluster.controllers), timeout_s=5)
+                if status not in (502, 503, 504):
+                    return status, body
+            except (OSError, http.client.HTTPException):
+                pass
+            time.sleep(0.02)
+        raise AssertionError(f'{method} {path} was not answered in {ANSWER_S} s')
 
     def run(self):
         connection = None
@@ -68,6 +92,8 @@ class Writer(threading.Thread):
                     if not repeat:
                         break
                     repeat = False
+                if len(self.acknowledged) > KEPT_MAX:
+                    self.retire()
         except AssertionError as error:
             self.error = error
 
@@ -95,8 +121,8 @@ def run_rounds(cluster, rounds, seed):
             if any(writer.error for writer in writers):
                 break
             if chance.random() < 0.5:
-                before = sum(len(w.acknowledged) for w in writers)
-                wait_until(lambda: sum(len(w.acknowledged) for w in writers) > before or any(w.error for w in writers), ANSWER_S,
+                before = sum(w.attempts - w.unanswered for w in writers)
+                wait_until(lambda: sum(w.attempts - w.unanswered for w in writers) > before + WRITERS or any(w.error for w in writers), ANSWER_S,
                            'writes are acknowledged again')
     finally:
         for writer in writers:
@@ -123,7 +149,7 @@ def run_rounds(cluster, rounds, seed):
     for writer in writers:
         acknowledged.update(writer.acknowledged)
     lost = [name for name, identity in acknowledged.items() if found.get(name) != identity]
-    print(f'{rounds} rounds, {len(acknowledged)} acknowledged, {sum(w.attempts for w in writers)} attempts, '
+    print(f'{rounds} rounds, {len(acknowledged) + sum(w.checked for w in writers)} acknowledged, {sum(w.attempts for w in writers)} attempts, '
           f'{sum(w.unanswered for w in writers)} without an answer, {len(lost)} lost')
     assert acknowledged, 'nothing was written: this run shows nothing'
     assert not lost, lost[:10]
