@@ -19,6 +19,7 @@
 #include "controller/fsm/time_text.h"
 #include "controller/nodes/node_sync.h"
 #include "controller/reconcile/reconcile.h"
+#include "scheduler/view.h"
 
 #define FIXTURE_EPOCH_MS UINT64_C(1769860800000) /* 2026-01-31T12:00:00.000Z */
 #define FIXTURE_SHA "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -219,6 +220,7 @@ static inline int fixture_vm_is(struct fixture *f, const char *name, enum vm_sta
     const struct vm *vm = fixture_vm(f, name);
     const struct host *host = fixture_get(f, object_kind_HOST, vm->host)->host;
     struct node_report report = fixture_report(f, vm->host_name, host->memory_bytes >> 20);
+    OBJECT_SET(node_report, &report, cpus, host->cpus);
     fixture_seen(&report, vm, state);
     return fixture_send(f, &report);
 }

@@ -1,0 +1,172 @@
+/* Requests that must be refused, with the field and the kind, and what is filled in for those that are not. */
+#include "tests/unit/controller/fsm_fixture.h"
+
+static int setup(void **test)
+{
+    struct fixture *f = NEW(struct fixture);
+    fixture_init(f);
+    fixture_host(f, "n1", 8192);
+    fixture_must(f, ROUTE_ID_image_create, NULL,
+                 "{\"name\":\"debian\",\"kind\":\"disk\",\"disk\":{\"url\":\"https://example.org/d.raw\",\"sha256\":\"" FIXTURE_SHA
+                 "\",\"size_bytes\":2147483648}}");
+    fixture_must(f, ROUTE_ID_flavor_create, NULL,
+                 "{\"name\":\"large\",\"vcpus\":2,\"memory_bytes\":1073741824,\"disk_bytes\":10737418240}");
+    *test = f;
+    return 0;
+}
+static int teardown(void **test)
+{
+    fixture_finish_all(*test);
+    free(*test);
+    return 0;
+}
+
+static void refusals(void **test)
+{
+    struct fixture *f = *test;
+    static const struct {
+        enum route_id route;
+        const char *id, *body;
+        enum error_kind kind;
+        const char *field;
+    } cases[] = {
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"none\",\"flavor\":\"small\"}", ERROR_NOT_FOUND, "/image"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"none\"}", ERROR_NOT_FOUND, "/flavor"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\"}", ERROR_INVALID, "/vcpus"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"vcpus\":1}", ERROR_INVALID, "/memory_bytes"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":16777217}", ERROR_INVALID, "/memory_bytes"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"vcpus\":2}", ERROR_INVALID, "/vcpus"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n7\"}", ERROR_NOT_FOUND, "/pin"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"ha\":true}", ERROR_CONFLICT, "/ha"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"host\":\"n1\"}", ERROR_INVALID, "/host"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"d\"}]}", ERROR_INVALID, "/disks/0/size_bytes"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"d\",\"image\":true}]}", ERROR_INVALID, "/disks/0/image"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"d\",\"size_bytes\":1048576},{\"name\":\"d\",\"size_bytes\":1048576}]}", ERROR_INVALID, "/disks/1/name"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"d\",\"size_bytes\":1048577}]}", ERROR_INVALID, "/disks/0/size_bytes"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"debian\",\"flavor\":\"small\",\"disks\":[{\"name\":\"d\",\"image\":true,\"size_bytes\":1048576}]}", ERROR_INVALID, "/disks/0/size_bytes"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"debian\",\"flavor\":\"small\",\"disks\":[{\"name\":\"d\",\"image\":true},{\"name\":\"e\",\"image\":true}]}", ERROR_INVALID, "/disks/1/image"},
+        {ROUTE_ID_vm_create, NULL, "{\"name\":\"01234567-0123-4123-8123-0123456789ab\",\"image\":\"tiny\",\"flavor\":\"small\"}", ERROR_INVALID, "/name"},
+        {ROUTE_ID_vm_start, "none", NULL, ERROR_NOT_FOUND, ""},
+        {ROUTE_ID_flavor_create, NULL, "{\"name\":\"small\",\"vcpus\":1,\"memory_bytes\":16777216}", ERROR_EXISTS, "/name"},
+        {ROUTE_ID_flavor_create, NULL, "{\"name\":\"odd\",\"vcpus\":1,\"memory_bytes\":16777217}", ERROR_INVALID, "/memory_bytes"},
+        {ROUTE_ID_image_create, NULL, "{\"name\":\"i\",\"kind\":\"kernel\"}", ERROR_INVALID, "/kernel"},
+        {ROUTE_ID_image_create, NULL, "{\"name\":\"i\",\"kind\":\"disk\"}", ERROR_INVALID, "/disk"},
+        {ROUTE_ID_host_update, "n1", "{\"memory_reserve_bytes\":9007199254740992}", ERROR_INVALID, "/memory_reserve_bytes"},
+        {ROUTE_ID_controller_remove, "c1", NULL, ERROR_CONFLICT, ""},
+        {ROUTE_ID_controller_transfer, "c1", NULL, ERROR_NOT_SUPPORTED, ""},
+        {ROUTE_ID_token_delete, "none", NULL, ERROR_NOT_FOUND, ""},
+        {ROUTE_ID_operation_cancel, "none", NULL, ERROR_NOT_FOUND, ""},
+    };
+    uint64_t index = state_index(f->state);
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        int rc = fixture_do(f, cases[i].route, cases[i].id, cases[i].body);
+        if (rc >= 0 || f->error.kind != cases[i].kind || strcmp(f->error.field, cases[i].field) != 0)
+            fail_msg("case %u: %d, kind %s, field '%s': %s", i, rc, error_kind_info(f->error.kind)->code, f->error.field, f->error.text);
+        assert_true(strlen(f->error.text) > 0);
+        assert_null(f->decision.command.data);
+    }
+    assert_int_equal(state_index(f->state), index); /* nothing was even proposed */
+}
+
+static void defaults(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"a\",\"image\":\"debian\",\"flavor\":\"large\",\"nics\":[{\"bridge\":\"br0\"},{\"bridge\":\"br0\",\"mac\":\"52:54:00:00:00:01\"}]}");
+    const struct vm *vm = fixture_vm(f, "a");
+    assert_int_equal(vm->vcpus, 2);
+    assert_int_equal(vm->restart, restart_policy_ON_FAILURE);
+    assert_int_equal(vm->wanted, vm_wanted_RUNNING);
+    assert_int_equal(vm->disks.count, 1);
+    const struct vm_disk *disk = vm->disks.items;
+    assert_string_equal(disk->name, "root");
+    assert_true(disk->image);
+    assert_int_equal(disk->size_bytes, 10737418240);
+    const struct vm_nic *nics = vm->nics.items;
+    assert_memory_equal(nics[0].mac, "52:54:00:", 9);
+    assert_string_equal(nics[1].mac, "52:54:00:00:00:01");
+    assert_string_equal(vm->placement, "n1, the only one of 1 hosts that fits: 13 % full with it");
+    assert_false(OBJECT_HAS(vm, vm, started));
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"b\",\"image\":\"debian\",\"flavor\":\"small\",\"started\":false}");
+    vm = fixture_vm(f, "b");
+    assert_int_equal(vm->wanted, vm_wanted_STOPPED);
+    assert_int_equal(((struct vm_disk *)vm->disks.items)->size_bytes, 2147483648);
+    const struct host *host = fixture_get(f, object_kind_HOST, "n1")->host;
+    assert_true(host->schedulable);
+    assert_int_equal(host->cpu_ratio_percent, 400);
+    assert_int_equal(view_host_memory_bytes(host) >> 20, 8192 - 512);
+    assert_int_equal(view_host_vcpus(host), 32);
+}
+
+static void a_dry_run_changes_nothing(void **test)
+{
+    struct fixture *f = *test;
+    uint64_t index = state_index(f->state);
+    f->dry_run = true;
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\"}");
+    assert_null(f->decision.command.data);
+    struct vm vm;
+    assert_int_equal(OBJECT_DECODE(vm, (char *)f->decision.preview.data, f->decision.preview.size, OBJECT_STORED, &vm, NULL), 0);
+    assert_string_equal(vm.host_name, "n1");
+    OBJECT_CLEAR(vm, &vm);
+    assert_int_equal(fixture_do(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"none\",\"flavor\":\"small\"}"), -ENOENT);
+    fixture_must(f, ROUTE_ID_image_delete, "tiny", NULL);
+    assert_non_null(state_get(f->state, object_kind_IMAGE, "tiny"));
+    assert_int_equal(state_index(f->state), index);
+}
+
+static void a_token_is_shown_without_its_hash(void **test)
+{
+    struct fixture *f = *test;
+    struct bytes_writer json = {0};
+    fixture_must(f, ROUTE_ID_token_create, NULL, "{\"name\":\"t\",\"role\":\"host\"}");
+    state_put_json(f->state, fixture_get(f, object_kind_TOKEN, "t"), &json);
+    bytes_put_u8(&json, 0);
+    assert_null(strstr((char *)json.data, FIXTURE_SHA));
+    assert_non_null(strstr(fixture_get(f, object_kind_TOKEN, "t")->json, FIXTURE_SHA));
+    bytes_writer_finish(&json);
+}
+
+static void placement_is_explained(void **test)
+{
+    struct fixture *f = *test;
+    struct placement placement = {0};
+    fixture_host(f, "n2", 1024);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":2147483648}");
+    assert_int_equal(decide_placement(f->state, fixture_vm(f, "a"), &placement, NULL), 0);
+    assert_string_equal(placement.host, "n1");
+    assert_int_equal(placement.hosts.count, 2);
+    const struct placement_host *hosts = placement.hosts.items;
+    assert_true(hosts[0].chosen);
+    assert_string_equal(hosts[1].reason, "needs 2048 MiB, 921 of 921 MiB are free");
+    assert_string_equal(hosts[1].rejected, "memory");
+    assert_int_equal(object_validate(&placement_desc, &placement, OBJECT_STORED, &f->error), 0);
+    OBJECT_CLEAR(placement, &placement);
+}
+
+static void nothing_before_init(void **test UNUSED)
+{
+    struct fixture f;
+    fixture_empty(&f);
+    assert_int_equal(fixture_do(&f, ROUTE_ID_flavor_create, NULL, "{\"name\":\"s\",\"vcpus\":1,\"memory_bytes\":16777216}"), -EAGAIN);
+    assert_int_equal(f.error.kind, ERROR_NOT_INITIALIZED);
+    fixture_make_cluster(&f);
+    assert_int_equal(state_voters(f.state), 1);
+    assert_int_equal(state_cluster(f.state)->next_raft_id, 2);
+    assert_int_equal(state_cluster(f.state)->lease_ttl_ms, 5000);
+    fixture_finish_all(&f);
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(refusals),
+        TEST(defaults),
+        TEST(a_dry_run_changes_nothing),
+        TEST(a_token_is_shown_without_its_hash),
+        TEST(placement_is_explained),
+        cmocka_unit_test(nothing_before_init),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

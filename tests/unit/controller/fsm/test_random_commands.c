@@ -1,0 +1,192 @@
+/* Random streams of requests, reports, ticks and repeats: the invariants hold after each command, two states that get
+ * the same commands are equal byte for byte, and so is one that was saved and read back on the way. Then every VM is
+ * brought to rest: no operation may be left running. */
+#include "tests/unit/controller/fsm_fixture.h"
+
+#define STREAMS 30u
+#define STEPS 400u
+#define HOSTS 3u
+
+struct walk {
+    struct fixture f;
+    uint64_t random;
+    struct bytes_writer old[8]; /* commands to be applied again, late */
+};
+
+static unsigned pick(struct walk *w, unsigned below)
+{
+    w->random ^= w->random << 13;
+    w->random ^= w->random >> 7;
+    w->random ^= w->random << 17;
+    return (unsigned)((w->random * UINT64_C(2685821657736338717)) >> 33) % below;
+}
+
+static const struct record *random_of(struct walk *w, enum object_kind kind)
+{
+    size_t count = state_count(w->f.state, kind);
+    return count > 0 ? state_at(w->f.state, kind, pick(w, (unsigned)count)) : NULL;
+}
+
+static void keep_for_later(struct walk *w, const struct bytes_writer *command)
+{
+    struct bytes_writer *slot = &w->old[pick(w, ARRAY_SIZE(w->old))];
+    bytes_writer_finish(slot);
+    bytes_put(slot, command->data, command->size);
+}
+
+static void request(struct walk *w)
+{
+    static const enum route_id routes[] = {ROUTE_ID_vm_start, ROUTE_ID_vm_stop,   ROUTE_ID_vm_reboot,
+                                           ROUTE_ID_vm_pause, ROUTE_ID_vm_resume, ROUTE_ID_vm_delete};
+    char body[200], key[16], name[16];
+    bool keyed = pick(w, 3) == 0;
+    snprintf(key, sizeof key, "k%u", pick(w, 40));
+    w->f.key = keyed ? key : NULL;
+    w->f.fingerprint = pick(w, 8) == 0 ? "b" : "a";
+    const struct record *vm = random_of(w, object_kind_VM);
+    unsigned what = pick(w, 12);
+    if (what < 3 || vm == NULL) {
+        snprintf(body, sizeof body, "{\"name\":\"vm%u\",\"image\":\"tiny\",\"vcpus\":%u,\"memory_bytes\":%u%s%s}", pick(w, 12),
+                 1 + pick(w, 8), 16777216 * (1 + pick(w, 40)), pick(w, 4) == 0 ? ",\"started\":false" : "",
+                 pick(w, 5) == 0 ? ",\"pin\":\"n1\"" : "");
+        fixture_do(&w->f, ROUTE_ID_vm_create, NULL, body);
+    } else if (what < 10) {
+        fixture_do(&w->f, routes[pick(w, ARRAY_SIZE(routes))], vm->common->id, NULL);
+    } else if (what == 10) {
+        snprintf(name, sizeof name, "{\"name\":\"vm%u\"}", pick(w, 12));
+        fixture_do(&w->f, ROUTE_ID_vm_update, vm->common->id, name);
+    } else {
+        const struct record *operation = random_of(w, object_kind_OPERATION);
+        if (operation != NULL)
+            fixture_do(&w->f, ROUTE_ID_operation_cancel, operation->common->id, NULL);
+    }
+    if (w->f.decision.command.size > 0)
+        keep_for_later(w, &w->f.decision.command);
+    w->f.key = NULL;
+}
+
+/* A host reports about its VMs: mostly the truth of some agent, at times an old epoch, another's VM, a wild state. */
+static void report(struct walk *w)
+{
+    const struct record *host = random_of(w, object_kind_HOST);
+    struct node_report r = fixture_report(&w->f, host->common->name, pick(w, 10) == 0 ? 700 : 1024);
+    for (size_t i = 0; i < state_count(w->f.state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(w->f.state, object_kind_VM, i)->vm;
+        if (pick(w, 3) == 0)
+            continue;
+        struct vm_seen *seen = fixture_seen(&r, vm, (enum vm_state)pick(w, vm_state_COUNT));
+        if (pick(w, 4) == 0)
+            seen->epoch = pick(w, 4);
+        if (pick(w, 4) == 0)
+            seen->generation = pick(w, 6);
+        if (pick(w, 4) == 0)
+            OBJECT_TEXT(vm_seen, seen, reason, "for some reason");
+    }
+    struct bytes_writer command = {0};
+    assert_int_equal(node_sync_changes(w->f.state, fixture_now(&w->f), &r, &command, NULL), 0);
+    OBJECT_CLEAR(node_report, &r);
+    if (command.size > 0) {
+        keep_for_later(w, &command);
+        if (pick(w, 5) != 0) /* else it comes late or never */
+            fixture_apply(&w->f, &command);
+    }
+    bytes_writer_finish(&command);
+}
+
+static void step(struct walk *w)
+{
+    struct reconcile_input silence = {.now_ms = 1000000};
+    switch (pick(w, 10)) {
+    case 0:
+        fixture_reconcile(&w->f, NULL);
+        break;
+    case 1:
+        if (pick(w, 5) == 0)
+            fixture_reconcile(&w->f, &silence);
+        break;
+    case 2: {
+        const struct bytes_writer *old = &w->old[pick(w, ARRAY_SIZE(w->old))];
+        if (old->size > 0)
+            fixture_apply(&w->f, old);
+        break;
+    }
+    case 3:
+    case 4:
+    case 5:
+        report(w);
+        break;
+    default:
+        request(w);
+    }
+}
+
+/* What an agent does in the end: everything as it is wanted. */
+static void come_to_rest(struct walk *w)
+{
+    static const enum vm_state reached[] = {[vm_wanted_RUNNING] = vm_state_RUNNING,
+                                            [vm_wanted_PAUSED] = vm_state_PAUSED,
+                                            [vm_wanted_STOPPED] = vm_state_STOPPED,
+                                            [vm_wanted_DELETED] = vm_state_DELETED};
+    struct fixture *f = &w->f;
+    fixture_must(f, ROUTE_ID_host_update, "n1", "{\"memory_reserve_bytes\":0,\"cpu_ratio_percent\":6400}");
+    for (unsigned round = 0; round < 3; round++) {
+        struct node_report r = fixture_report(f, "n1", 1 << 20);
+        fixture_send(f, &r);
+        fixture_reconcile(f, NULL);
+        for (size_t i = state_count(f->state, object_kind_VM); i-- > 0;) {
+            const struct vm *vm = state_at(f->state, object_kind_VM, i)->vm;
+            if (vm->host != NULL)
+                fixture_vm_is(f, vm->name, reached[vm->wanted]);
+        }
+    }
+    for (size_t i = 0; i < state_count(f->state, object_kind_OPERATION); i++) {
+        const struct operation *operation = state_at(f->state, object_kind_OPERATION, i)->operation;
+        if (operation->state == operation_state_RUNNING)
+            fail_msg("at rest, %s of %s still runs: %s", operation_kind_desc.names[operation->kind], operation->target_name,
+                     operation->step);
+    }
+}
+
+static void walk(uint64_t seed)
+{
+    struct walk w = {.random = seed * UINT64_C(0x9e3779b97f4a7c15) + 1};
+    fixture_init(&w.f);
+    for (unsigned i = 1; i <= HOSTS; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "n%u", i);
+        fixture_host(&w.f, name, 1024);
+    }
+    struct bytes_writer snapshot = fixture_snapshot(w.f.state);
+    assert_int_equal(snapshot_read(snapshot.data, snapshot.size, &w.f.twin, NULL), 0);
+    bytes_writer_finish(&snapshot);
+    for (unsigned i = 0; i < STEPS; i++) {
+        step(&w);
+        if (i % 50 == 49) { /* the twin starts again from a snapshot of itself */
+            fixture_same_bytes(w.f.state, w.f.twin);
+            snapshot = fixture_snapshot(w.f.twin);
+            assert_int_equal(snapshot_restore(w.f.twin, snapshot.data, snapshot.size, NULL), 0);
+            bytes_writer_finish(&snapshot);
+        }
+    }
+    come_to_rest(&w);
+    fixture_same_bytes(w.f.state, w.f.twin);
+    for (unsigned i = 0; i < ARRAY_SIZE(w.old); i++)
+        bytes_writer_finish(&w.old[i]);
+    fixture_finish_all(&w.f);
+}
+
+static void random_streams(void **test UNUSED)
+{
+    const char *given = getenv("SEED");
+    uint64_t first = given != NULL ? strtoull(given, NULL, 10) : 1;
+    for (uint64_t seed = first; seed < first + (given != NULL ? 1 : STREAMS); seed++) {
+        printf("seed %llu\n", (unsigned long long)seed);
+        walk(seed);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(random_streams)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

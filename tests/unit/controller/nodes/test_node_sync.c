@@ -1,0 +1,174 @@
+/* Reports against the state: what differs, what is ordered, what is to be forgotten. */
+#include "tests/unit/controller/fsm_fixture.h"
+
+static int setup(void **test)
+{
+    struct fixture *f = NEW(struct fixture);
+    fixture_init(f);
+    fixture_host(f, "n1", 8192);
+    *test = f;
+    return 0;
+}
+static int teardown(void **test)
+{
+    fixture_finish_all(*test);
+    free(*test);
+    return 0;
+}
+
+static void only_changes_make_a_command(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report = fixture_report(f, "n1", 8192);
+    assert_int_equal(fixture_send(f, &report), 0);
+    report = fixture_report(f, "n1", 8192);
+    OBJECT_TEXT(node_report, &report, boot_id, "boot-2");
+    assert_int_equal(fixture_send(f, &report), 1);
+    fixture_create_vm(f, "a");
+    assert_int_equal(fixture_vm_is(f, "a", vm_state_STARTING), 1); /* its generation is reached */
+    assert_int_equal(fixture_vm_is(f, "a", vm_state_STARTING), 0);
+    assert_int_equal(fixture_vm_is(f, "a", vm_state_RUNNING), 1);
+    assert_int_equal(fixture_vm_is(f, "a", vm_state_RUNNING), 0);
+}
+
+static int send_progress(struct fixture *f, uint64_t done, uint64_t total, const char *step)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct vm_seen *seen = fixture_seen(&report, fixture_vm(f, "a"), vm_state_STARTING);
+    OBJECT_SET(vm_seen, seen, progress_done, done);
+    OBJECT_SET(vm_seen, seen, progress_total, total);
+    OBJECT_TEXT(vm_seen, seen, step, step);
+    return fixture_send(f, &report);
+}
+
+static void progress_goes_in_steps(void **test)
+{
+    struct fixture *f = *test;
+    unsigned commands = 0;
+    fixture_create_vm(f, "a");
+    assert_int_equal(send_progress(f, 0, 1000, "fetching"), 1);
+    for (unsigned done = 0; done <= 1000; done++)
+        commands += (unsigned)send_progress(f, done, 1000, "fetching");
+    assert_int_equal(commands, NODE_SYNC_PROGRESS_STEPS);
+    assert_int_equal(fixture_operation(f)->progress_done, 1000);
+    assert_string_equal(fixture_operation(f)->step, "fetching");
+    assert_int_equal(send_progress(f, 1000, 1000, "booting"), 1);
+}
+
+static void orders_hold_the_whole_vm(void **test)
+{
+    struct fixture *f = *test;
+    struct node_orders orders = {0};
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"d\",\"size_bytes\":1048576}],"
+                 "\"nics\":[{\"bridge\":\"br0\"}]}");
+    struct node_report report = fixture_report(f, "n1", 8192);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.index, state_index(f->state));
+    assert_int_equal(orders.generation, 1);
+    assert_int_equal(orders.vms.count, 1);
+    const struct vm_order *order = orders.vms.items;
+    assert_string_equal(order->id, fixture_vm(f, "a")->id);
+    assert_int_equal(order->epoch, 1);
+    assert_int_equal(order->vcpus, 1);
+    assert_string_equal(order->kernel.url, "file:///boot/k");
+    assert_string_equal(order->cmdline, "console=ttyS0");
+    assert_int_equal(order->disks.count, 1);
+    assert_int_equal(order->nics.count, 1);
+    assert_int_equal(object_validate(&node_orders_desc, &orders, OBJECT_CREATE, &f->error), 0);
+    assert_string_equal(orders.controllers.items[0], "192.0.2.1:7443");
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+static void what_is_not_its_own_is_forgotten(void **test)
+{
+    struct fixture *f = *test;
+    struct node_orders orders = {0};
+    fixture_create_vm(f, "a");
+    fixture_host(f, "n2", 65536);
+    fixture_create_vm(f, "b"); /* n2 is the emptier one */
+    assert_string_equal(fixture_vm(f, "b")->host_name, "n2");
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct vm unknown = {.id = (char *)"99999999-9999-4999-8999-999999999999", .epoch = 3};
+    fixture_seen(&report, fixture_vm(f, "a"), vm_state_RUNNING)->epoch = 0; /* an older run of its own: kept */
+    fixture_seen(&report, fixture_vm(f, "b"), vm_state_RUNNING);
+    fixture_seen(&report, &unknown, vm_state_RUNNING);
+    assert_false(node_sync_may_wait(f->state, &report));
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.forget.count, 2);
+    assert_string_equal(orders.forget.items[0], fixture_vm(f, "b")->id);
+    assert_string_equal(orders.forget.items[1], unknown.id);
+    assert_int_equal(orders.vms.count, 1);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+static void a_deleted_vm_is_ordered_until_it_is_gone(void **test)
+{
+    struct fixture *f = *test;
+    struct node_orders orders = {0};
+    fixture_create_vm(f, "a");
+    fixture_must(f, ROUTE_ID_vm_delete, "a", NULL);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.vms.count, 1);
+    assert_int_equal(((struct vm_order *)orders.vms.items)->wanted, vm_wanted_DELETED);
+    OBJECT_CLEAR(node_orders, &orders);
+    /* It held nothing of it, and so knows no generation. */
+    fixture_seen(&report, fixture_vm(f, "a"), vm_state_DELETED)->generation = 0;
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_null(state_get(f->state, object_kind_VM, "a"));
+}
+
+static void waiting(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_SET(node_report, &report, have_index, 1);
+    assert_false(node_sync_may_wait(f->state, &report) && state_host_orders_index(fixture_get(f, object_kind_HOST, "n1")) > 1);
+    fixture_create_vm(f, "a");
+    assert_false(node_sync_may_wait(f->state, &report));
+    report.have_index = state_index(f->state);
+    assert_true(node_sync_may_wait(f->state, &report));
+    fixture_must(f, ROUTE_ID_image_update, "tiny", "{\"labels\":{\"a\":\"b\"}}");
+    assert_true(node_sync_may_wait(f->state, &report)); /* nothing new for this host */
+    fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
+    assert_false(node_sync_may_wait(f->state, &report));
+    report.have_index = state_index(f->state) + 1;
+    struct node_orders orders = {0};
+    assert_false(node_sync_may_wait(f->state, &report));
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), -EAGAIN); /* this controller is behind */
+    OBJECT_CLEAR(node_report, &report);
+}
+
+static void strangers(void **test)
+{
+    struct fixture *f = *test;
+    struct bytes_writer command = {0};
+    struct node_orders orders = {0};
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_TEXT(node_report, &report, name, "n9");
+    assert_int_equal(node_sync_changes(f->state, fixture_now(f), &report, &command, NULL), -EINVAL);
+    OBJECT_TEXT(node_report, &report, host, "n1"); /* a name is no identity */
+    assert_int_equal(node_sync_changes(f->state, fixture_now(f), &report, &command, NULL), -ENOENT);
+    OBJECT_TEXT(node_report, &report, host, "99999999-9999-4999-8999-999999999999");
+    assert_int_equal(node_sync_changes(f->state, fixture_now(f), &report, &command, NULL), -ENOENT);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), -ENOENT);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(only_changes_make_a_command),
+        TEST(progress_goes_in_steps),
+        TEST(orders_hold_the_whole_vm),
+        TEST(what_is_not_its_own_is_forgotten),
+        TEST(a_deleted_vm_is_ordered_until_it_is_gone),
+        TEST(waiting),
+        TEST(strangers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

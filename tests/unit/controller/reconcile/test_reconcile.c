@@ -1,0 +1,144 @@
+/* The leader's tick: placing what waits, marking silent hosts, removing old tokens, and nothing twice. */
+#include "tests/unit/controller/fsm_fixture.h"
+
+static int setup(void **test)
+{
+    struct fixture *f = NEW(struct fixture);
+    fixture_init(f);
+    *test = f;
+    return 0;
+}
+static int teardown(void **test)
+{
+    fixture_finish_all(*test);
+    free(*test);
+    return 0;
+}
+
+static void pending_vms_are_placed_when_there_is_room(void **test)
+{
+    struct fixture *f = *test;
+    fixture_create_vm(f, "a");
+    assert_string_equal(fixture_vm(f, "a")->placement, "no host fits: there are no hosts");
+    assert_int_equal(fixture_reconcile(f, NULL), 0); /* said already */
+    fixture_join(f, "n1");
+    assert_int_equal(fixture_reconcile(f, NULL), 1); /* the reason has changed: a note */
+    assert_string_equal(fixture_vm(f, "a")->placement, "no host fits: 1 not up (n1: is unreachable)");
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    struct node_report report = fixture_report(f, "n1", 400);
+    fixture_send(f, &report);
+    fixture_create_vm(f, "b"); /* takes the room that "a" waits for */
+    assert_string_equal(fixture_vm(f, "b")->host_name, "n1");
+    assert_int_equal(fixture_reconcile(f, NULL), 1);
+    assert_string_equal(fixture_vm(f, "a")->placement,
+                        "no host fits: 1 with too little memory (nearest is n1: needs 256 MiB, 104 of 360 MiB are free)");
+    assert_int_equal(fixture_vm(f, "a")->epoch, 0);
+    fixture_must(f, ROUTE_ID_vm_delete, "b", NULL);
+    fixture_vm_is(f, "b", vm_state_DELETED);
+    assert_int_equal(fixture_reconcile(f, NULL), 1);
+    assert_string_equal(fixture_vm(f, "a")->host_name, "n1");
+    assert_int_equal(fixture_vm(f, "a")->epoch, 1);
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+}
+
+static void one_tick_does_not_overfill_a_host(void **test)
+{
+    struct fixture *f = *test;
+    for (char name[] = "a"; name[0] <= 'd'; name[0]++)
+        fixture_create_vm(f, name);
+    fixture_host(f, "n1", 1000); /* 900 MiB: three of them */
+    fixture_reconcile(f, NULL);
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n1")->of_host.vms.count, 3);
+    assert_null(fixture_vm(f, "d")->host);
+}
+
+static void steps_are_bounded(void **test)
+{
+    struct fixture *f = *test;
+    char body[128];
+    for (unsigned i = 0; i < RECONCILE_COMMANDS_MAX + 6; i++) {
+        snprintf(body, sizeof body, "{\"name\":\"vm-%u\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":16777216}", i);
+        fixture_must(f, ROUTE_ID_vm_create, NULL, body);
+    }
+    fixture_join(f, "n1");
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_SET(node_report, &report, cpus, 64);
+    fixture_send(f, &report);
+    assert_int_equal(fixture_reconcile(f, NULL), RECONCILE_COMMANDS_MAX);
+    assert_int_equal(fixture_reconcile(f, NULL), 6);
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+}
+
+static void silent_hosts_are_marked_once(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n1", 1024);
+    fixture_host(f, "n2", 1024);
+    const char *id = fixture_get(f, object_kind_HOST, "n1")->common->id;
+    struct reconcile_node node = {.host = id, .last_report_ms = 50000};
+    struct reconcile_input input = {.leader_since_ms = 50000, .nodes = &node, .n_nodes = 1};
+    input.now_ms = 50000 + RECONCILE_SILENCE_MS - 1;
+    assert_int_equal(fixture_reconcile(f, &input), 0); /* a new leader gives everybody time */
+    node.last_report_ms = 55000;
+    input.now_ms = 50000 + RECONCILE_SILENCE_MS;
+    assert_int_equal(fixture_reconcile(f, &input), 1); /* n2 has never reported to this leader */
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n2")->host->state, host_state_UNREACHABLE);
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n1")->host->state, host_state_UP);
+    assert_int_equal(fixture_reconcile(f, &input), 0);
+    struct node_report report = fixture_report(f, "n2", 1024);
+    assert_int_equal(fixture_send(f, &report), 1); /* back, though nothing else has changed */
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n2")->host->state, host_state_UP);
+}
+
+static void a_mark_that_was_overtaken_by_a_report(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n1", 1024);
+    struct reconcile_output *output = NEW(struct reconcile_output);
+    struct reconcile_input input = {.now = fixture_now(f), .now_ms = 99999};
+    reconcile_tick(f->state, &input, output);
+    assert_int_equal(output->count, 1);
+    struct node_report report = fixture_report(f, "n1", 2048);
+    fixture_send(f, &report);
+    assert_int_equal(fixture_apply(f, &output->commands[0]), -ESTALE);
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n1")->host->state, host_state_UP);
+    reconcile_output_finish(output);
+    free(output);
+}
+
+static void old_tokens_go(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_token_create, NULL, "{\"name\":\"t\",\"role\":\"host\",\"ttl_s\":60}");
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    f->now_ms += 61000;
+    assert_int_equal(fixture_reconcile(f, NULL), 1);
+    assert_null(state_get(f->state, object_kind_TOKEN, "t"));
+}
+
+static void stopped_vms_without_a_host_are_left_alone(void **test)
+{
+    struct fixture *f = *test;
+    fixture_create_vm(f, "a");
+    fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
+    fixture_host(f, "n1", 1024);
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    fixture_must(f, ROUTE_ID_vm_start, "a", NULL);
+    assert_int_equal(fixture_reconcile(f, NULL), 1);
+    assert_string_equal(fixture_vm(f, "a")->host_name, "n1");
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(pending_vms_are_placed_when_there_is_room),
+        TEST(one_tick_does_not_overfill_a_host),
+        TEST(steps_are_bounded),
+        TEST(silent_hosts_are_marked_once),
+        TEST(a_mark_that_was_overtaken_by_a_report),
+        TEST(old_tokens_go),
+        TEST(stopped_vms_without_a_host_are_left_alone),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
