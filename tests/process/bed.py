@@ -10,7 +10,7 @@
         with bed.inside():                         # this thread's sockets reach the hosts
             urllib.request.urlopen('http://10.78.0.11/')
 
-A host is a network, mount, pid, uts and ipc namespace with a private /run and /tmp and a state directory that
+A host is a network, mount, pid, uts and ipc namespace with a private /run and /tmp and a state directory, /srv, that
 outlives its power_off; kernel, other files and /dev/kvm are this machine's. The hosts' cables end in one bridge in a
 network namespace of the bed's own: nothing touches the machine's own network, and no namespace has a name that could
 stay behind.
@@ -55,8 +55,11 @@ table bridge bed {
 # First process of a host. /sys is mounted anew, for it shows the network namespace that it was mounted in.
 BOOT = '''
 hostname "$1" && ip link set lo up && mount -t tmpfs tmpfs /run && mount -t tmpfs -o mode=1777 tmpfs /tmp || exit 1
+mount --bind "$3" /srv || exit 1
 mount -t sysfs sysfs /sys && { mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null || :; }
-touch "$2" && exec sleep infinity
+touch "$2"
+sleep infinity &
+wait    # and reap whatever is orphaned meanwhile, as the first process of a host must
 '''
 
 
@@ -243,7 +246,7 @@ class Host:
         with open(self.directory / 'boot.log', 'ab') as log:
             self.keeper = start_keeper(
                 ['unshare', '--net', '--mount', '--uts', '--ipc', '--pid', '--fork', '--kill-child', '--mount-proc',
-                 '--', 'sh', '-c', BOOT, 'boot', str(self), str(ready)], self.bed.environment, log)
+                 '--', 'sh', '-c', BOOT, 'boot', str(self), str(ready), str(self.directory)], self.bed.environment, log)
         wait_until(lambda: ready.exists() or not self.is_on, what=f'{self} boots', poll_s=POLL_S)
         if not self.is_on:
             raise BedError(f'{self} did not boot: {(self.directory / "boot.log").read_text()[-500:]}')

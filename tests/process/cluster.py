@@ -19,7 +19,7 @@ import ssl
 import time
 import uuid
 
-from bed import ROOT, BedError, wait_until
+from bed import ROOT, BedError, process_state, wait_until
 
 API_PORT = 7443
 START_S = 30
@@ -41,7 +41,9 @@ class Member:
     def __init__(self, cluster, host, binary, name):
         self.cluster, self.host, self.name = cluster, host, name
         self.binary = program(binary, cluster.kind)
-        self.data = host.directory / binary.removeprefix('drover-')
+        # the same directory as the host and as this machine see it; a Unix socket's path must be short
+        self.data = pathlib.Path('/srv') / binary.removeprefix('drover-')
+        self.directory = host.directory / binary.removeprefix('drover-')
         self.program = None
 
     def run(self):
@@ -69,7 +71,7 @@ class Controller(Member):
     @property
     def admin(self):
         """DETAIL: where init leaves the admin's certificate."""
-        return self.data / 'admin'
+        return self.directory / 'admin'
 
 
 class Agent(Member):
@@ -81,7 +83,7 @@ class Agent(Member):
         found = []
         for pid in self.host.pids():
             with contextlib.suppress(OSError):
-                if pathlib.Path(f'/proc/{pid}/comm').read_text().strip() == 'drover-vmm':
+                if pathlib.Path(f'/proc/{pid}/comm').read_text().strip() == 'drover-vmm' and process_state(pid) != 'Z':
                     found.append(pid)
         return found
 
@@ -192,6 +194,8 @@ class Cluster:
         done = self.bed.run(self.cli_command(*words, to=to), timeout_s=timeout_s, check=check)
         if not parse:
             return done.stdout
+        if not done.stdout.strip():
+            return None     # a verb with --wait tells its progress and nothing else
         try:
             return json.loads(done.stdout)
         except ValueError:
@@ -205,12 +209,17 @@ class Cluster:
         return self._tls
 
     def connection(self, to=None, timeout_s=10):
-        """An HTTPS connection as the admin, opened: any thread may use it."""
-        to = to or self.controllers[0]
-        connection = http.client.HTTPSConnection(to.host.address, API_PORT, timeout=timeout_s, context=self.tls())
-        with self.bed.inside():
-            connection.connect()
-        return connection
+        """An HTTPS connection as the admin to controller @to or to the first that takes it: any thread may use it."""
+        problem = None
+        for asked in [to] if to else self.controllers:
+            connection = http.client.HTTPSConnection(asked.host.address, API_PORT, timeout=timeout_s, context=self.tls())
+            try:
+                with self.bed.inside():
+                    connection.connect()
+                return connection
+            except OSError as error:
+                problem = error
+        raise problem
 
     def api(self, method, path, body=None, headers=None, to=None, timeout_s=10):
         """One request: (status, headers, decoded body). OSError when the controller does not answer."""

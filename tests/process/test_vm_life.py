@@ -1,0 +1,106 @@
+"""A VM on real hosts of the process bed, its guest the test guest: what is killed comes back, what is not is untouched."""
+import os
+import re
+import signal
+
+import pytest
+
+from bed import ROOT, wait_until
+
+TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
+VM = 'web'
+
+pytestmark = [pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built'),
+              pytest.mark.skipif(not os.path.exists('/dev/kvm'), reason='there is no /dev/kvm')]
+
+
+class Running:
+    """A cluster with one VM that runs."""
+
+    def __init__(self, cluster, *options):
+        self.cluster = cluster
+        cluster.cli('image', 'create', 'ticker', '--kind', 'kernel', '--kernel', TICKER)
+        cluster.cli('vm', 'create', VM, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', *options, '--wait')
+        self.wait_ticks()
+
+    def vm(self):
+        return self.cluster.vm(VM)
+
+    def agent(self):
+        name = self.vm()['host_name']
+        return next(agent for agent in self.cluster.agents if agent.name == name)
+
+    def vmm_pid(self):
+        pids = self.agent().vmm_pids()
+        assert len(pids) <= 1, f'{len(pids)} VMMs of one VM: {pids}'
+        return pids[0] if pids else None
+
+    def tick(self):
+        """The last number that the guest counted to, or None."""
+        text = self.cluster.cli('vm', 'console', VM, '--seconds', '1', '--output', 'table', parse=False, check=False)
+        found = re.findall(r'^tick (\d+)\s*$', text.replace('\r', ''), re.M)
+        return int(found[-1]) if found else None
+
+    def wait_ticks(self):
+        return wait_until(self.tick, 20, 'the guest counts')
+
+
+@pytest.fixture
+def running(make_cluster):
+    def make(*options):
+        return Running(make_cluster(controllers=3, agents=3), *options)
+    return make
+
+
+def test_a_vm_outlives_agent_and_controllers(running):
+    web = running()
+    pid, agent, before = web.vmm_pid(), web.agent(), web.wait_ticks()
+    agent.program.kill9()
+    assert web.vmm_pid() == pid
+    agent.program.restart()
+    after_agent = web.wait_ticks()
+    assert after_agent > before and web.vmm_pid() == pid
+    web.cluster.leader().program.kill9()
+    web.cluster.leader()
+    after_leader = web.wait_ticks()
+    assert after_leader > after_agent and web.vmm_pid() == pid
+    for controller in web.cluster.controllers:
+        if controller.program.alive:
+            controller.program.kill9()
+    for controller in web.cluster.controllers:
+        controller.program.restart()
+    web.cluster.leader()
+    assert web.wait_ticks() > after_leader and web.vmm_pid() == pid
+    assert web.vm()['restarts'] == 0 and web.vm()['state'] == 'running'
+
+
+def test_a_killed_vmm_is_started_again(running):
+    web = running('--restart', 'always')
+    pid = web.vmm_pid()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: web.vmm_pid() not in (None, pid) and web.vm()['restarts'] == 1 and web.vm()['state'] == 'running',
+               20, 'the VM runs again')
+    assert web.wait_ticks()
+
+
+def test_a_vmm_that_dies_while_its_agent_is_away(running):
+    web = running('--restart', 'always')
+    pid, agent = web.vmm_pid(), web.agent()
+    agent.program.kill9()
+    os.kill(pid, signal.SIGKILL)
+    agent.program.restart()
+    wait_until(lambda: web.vmm_pid() not in (None, pid) and web.vm()['state'] == 'running', 20, 'the VM runs again')
+    assert web.wait_ticks()
+
+
+def test_stop_start_delete(running):
+    web = running()
+    agent = web.agent()
+    web.cluster.cli('vm', 'stop', VM, '--yes', '--wait')
+    assert web.vm()['state'] == 'stopped' and agent.vmm_pids() == []
+    web.cluster.cli('vm', 'start', VM, '--wait')
+    assert web.vm()['state'] == 'running'
+    assert web.wait_ticks()
+    web.cluster.cli('vm', 'delete', VM, '--yes', '--wait')
+    wait_until(lambda: agent.vmm_pids() == [], 10, 'no VMM is left')
+    assert web.cluster.cli('vm', 'list') == []
