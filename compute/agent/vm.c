@@ -258,12 +258,14 @@ static int end_status(struct local_vm *vm)
 
 static void describe_end(struct local_vm *vm, int status, char *buffer, size_t size)
 {
-    char how[80], line[200];
+    char how[80], line[240];
     if (status < 0)
-        snprintf(how, sizeof(how), "ended while no agent watched it");
+        snprintf(how, sizeof(how), "ended, and how is not known to an agent that did not start it");
     else
         vmm_process_end_text(status, how, sizeof(how));
-    vm_files_last_log_line(&vm->context->places, vm->id, line, sizeof(line));
+    vm_files_last_error(&vm->context->places, vm->id, line, sizeof(line));
+    if (status == 0)
+        line[0] = '\0'; /* an error of another time */
     snprintf(buffer, size, "its VMM %s%s%s", how, line[0] != '\0' ? ": " : "", line);
 }
 

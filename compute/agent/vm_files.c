@@ -174,24 +174,21 @@ int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t 
     return r;
 }
 
-const char *vm_files_last_log_line(const struct vm_places *places, const char *vm_id, char *buffer, size_t size)
+const char *vm_files_last_error(const struct vm_places *places, const char *vm_id, char *buffer, size_t size)
 {
     CLEANUP_FREE char *path = vm_files_path(places, vm_id, "vmm.log");
-    char tail[LOG_TAIL_BYTES + 1];
+    char tail[LOG_TAIL_BYTES + 1], *line = NULL;
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
     off_t end = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
     ssize_t n = end <= 0 ? 0 : pread(fd, tail, LOG_TAIL_BYTES, MAX((off_t)0, end - LOG_TAIL_BYTES));
     buffer[0] = '\0';
-    if (n <= 0)
+    tail[MAX(n, (ssize_t)0)] = '\0';
+    for (char *at = strstr(tail, "<3>"); at != NULL; at = strstr(at + 1, "<3>"))
+        if (at == tail || at[-1] == '\n')
+            line = at;
+    if (line == NULL)
         return buffer;
-    while (n > 0 && tail[n - 1] == '\n')
-        n--;
-    tail[n] = '\0';
-    const char *line = strrchr(tail, '\n');
-    line = line == NULL ? tail : line + 1;
-    if (line[0] == '<' && strchr(line, '>') == line + 2)
-        line += 3; /* the priority, for journald */
-    snprintf(buffer, size, "%s", line);
+    snprintf(buffer, size, "%.*s", (int)strcspn(line + 3, "\n"), line + 3);
     for (char *at = buffer; *at != '\0'; at++)
         if (*at < ' ' || *at > '~')
             *at = '?';

@@ -42,8 +42,9 @@ int vm_files_save(const struct vm_places *places, const struct agent_vm *file, s
 int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
 /* The VMM's parting word: 0 and its status if process @pid left one; -ENOENT. */
 int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, int *ret_status);
-/* Last line of vmm.log, made printable; "" where there is none. Returns @buffer. */
-const char *vm_files_last_log_line(const struct vm_places *places, const char *vm_id, char *buffer, size_t size);
+/* The last error that vmm.log tells near its end (a line "<3>..." of common/log.h), made printable; "" where there is
+ * none. Returns @buffer. */
+const char *vm_files_last_error(const struct vm_places *places, const char *vm_id, char *buffer, size_t size);
 
 /* Disks and taps of @order; images are there already. @disks_made: they were made once, so a missing one is an error.
  * -EBADMSG, -EFBIG: cannot succeed with this order. */

@@ -1,0 +1,256 @@
+/* The agent's decisions as tables: which orders count, and the next step for one VM. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "compute/agent/agent_plan.h"
+
+#define A "aaaaaaaa-0000-4000-8000-000000000001"
+#define B "bbbbbbbb-0000-4000-8000-000000000002"
+#define C "cccccccc-0000-4000-8000-000000000003"
+
+/* ---- a whole answer ---- */
+
+struct order_row { /* what the host knows, and what the answer says, of VM A */
+    const char *what;
+    uint64_t known_epoch, known_generation, known_index;
+    bool removing, gone;
+    bool told;           /* the answer has an order */
+    uint64_t epoch, generation;
+    bool other_policy;   /* a field other than the numbers differs */
+    bool forget;
+    uint64_t index;      /* of the answer */
+    enum plan_change_kind expected;
+};
+
+static const struct order_row order_rows[] = {
+    {"the same again", 3, 7, 10, false, false, true, 3, 7, false, false, 11, PLAN_KEEP},
+    {"newer wish", 3, 7, 10, false, false, true, 3, 8, false, false, 11, PLAN_ACCEPT},
+    {"new epoch", 3, 7, 10, false, false, true, 4, 8, false, false, 11, PLAN_ACCEPT},
+    {"new epoch rules over generation", 3, 7, 10, false, false, true, 4, 1, false, false, 11, PLAN_ACCEPT},
+    {"lower generation", 3, 7, 10, false, false, true, 3, 6, false, false, 11, PLAN_REFUSE},
+    {"lower epoch", 3, 7, 10, false, false, true, 2, 9, false, false, 11, PLAN_REFUSE},
+    {"lower epoch while removing", 3, 7, 10, true, false, true, 2, 9, false, false, 11, PLAN_REFUSE},
+    {"another policy, same numbers", 3, 7, 10, false, false, true, 3, 7, true, false, 11, PLAN_ACCEPT},
+    {"newer while removing", 3, 7, 10, true, false, true, 4, 9, false, false, 11, PLAN_LATER},
+    {"same while removing", 3, 7, 10, true, false, true, 3, 7, false, false, 11, PLAN_LATER},
+    {"deleted, told again", 3, 7, 10, false, true, true, 3, 7, false, false, 11, PLAN_KEEP},
+    {"deleted, newer wish of the same epoch", 3, 7, 10, false, true, true, 3, 8, false, false, 11, PLAN_KEEP},
+    {"deleted, given again", 3, 7, 10, false, true, true, 4, 8, false, false, 11, PLAN_ACCEPT},
+    {"deleted and no longer told", 3, 7, 10, false, true, false, 0, 0, false, false, 11, PLAN_DROP},
+    {"not spoken of", 3, 7, 10, false, false, false, 0, 0, false, false, 11, PLAN_ORPHAN},
+    {"forgotten", 3, 7, 10, false, false, false, 0, 0, false, true, 11, PLAN_FORGET},
+    {"forgotten by the answer that it came with", 3, 7, 10, false, false, false, 0, 0, false, true, 10, PLAN_FORGET},
+    {"forgotten by an answer older than its order", 3, 7, 10, false, false, false, 0, 0, false, true, 9, PLAN_ORPHAN},
+    {"forgotten while removing", 3, 7, 10, true, false, false, 0, 0, false, true, 11, PLAN_ORPHAN},
+    {"both an order and forgotten: the order counts", 3, 7, 10, false, false, true, 3, 7, false, true, 11, PLAN_KEEP},
+};
+
+static void fill_order(struct vm_order *order, const char *id, uint64_t epoch, uint64_t generation)
+{
+    OBJECT_TEXT(vm_order, order, id, id);
+    OBJECT_TEXT(vm_order, order, name, "web1");
+    OBJECT_SET(vm_order, order, epoch, epoch);
+    OBJECT_SET(vm_order, order, generation, generation);
+    OBJECT_SET(vm_order, order, wanted, vm_wanted_RUNNING);
+    OBJECT_SET(vm_order, order, restart, restart_policy_ON_FAILURE);
+}
+
+static void add_forget(struct node_orders *orders, const char *id)
+{
+    orders->forget.items = xrealloc(orders->forget.items, (orders->forget.count + 1) * sizeof(char *));
+    orders->forget.items[orders->forget.count++] = xstrdup(id);
+    object_mark(&node_orders_desc, orders, "forget");
+}
+
+static void test_one_order(void **unused)
+{
+    (void)unused;
+    for (size_t i = 0; i < ARRAY_SIZE(order_rows); i++) {
+        const struct order_row *row = &order_rows[i];
+        struct vm_order known = {.epoch = 0};
+        struct node_orders orders = {.index = row->index};
+        struct plan_change changes[4];
+        fill_order(&known, A, row->known_epoch, row->known_generation);
+        if (row->told) {
+            struct vm_order *order = OBJECT_ADD(node_orders, &orders, vms);
+            fill_order(order, A, row->epoch, row->generation);
+            if (row->other_policy)
+                order->restart = restart_policy_NEVER;
+        }
+        if (row->forget)
+            add_forget(&orders, A);
+        const struct plan_have have = {A, &known, row->known_index, row->removing, row->gone};
+        size_t n = agent_plan_orders(&have, 1, &orders, changes);
+        if (n != 1 || changes[0].kind != row->expected)
+            fail_msg("%s: %zu changes, kind %d and not %d", row->what, n, changes[0].kind, row->expected);
+        assert_int_equal(changes[0].have, 0);
+        assert_true((changes[0].why != NULL) == (row->expected == PLAN_REFUSE));
+        OBJECT_CLEAR(node_orders, &orders);
+        OBJECT_CLEAR(vm_order, &known);
+    }
+}
+
+static void test_new_and_doubled_orders(void **unused)
+{
+    (void)unused;
+    struct vm_order known_a = {.epoch = 0}, known_b = {.epoch = 0};
+    struct node_orders orders = {.index = 5};
+    struct plan_change changes[8];
+    fill_order(&known_a, A, 1, 1);
+    fill_order(&known_b, B, 1, 1);
+    fill_order(OBJECT_ADD(node_orders, &orders, vms), C, 1, 1);
+    fill_order(OBJECT_ADD(node_orders, &orders, vms), A, 1, 2);
+    fill_order(OBJECT_ADD(node_orders, &orders, vms), C, 9, 9); /* the same VM twice: the first counts */
+    const struct plan_have have[] = {{A, &known_a, 1, false, false}, {B, &known_b, 1, false, false}};
+    size_t n = agent_plan_orders(have, 2, &orders, changes);
+    assert_int_equal(n, 3);
+    assert_int_equal(changes[0].kind, PLAN_ACCEPT);
+    assert_int_equal(changes[0].order->generation, 2);
+    assert_int_equal(changes[1].kind, PLAN_ORPHAN);
+    assert_int_equal(changes[2].kind, PLAN_ACCEPT);
+    assert_true(changes[2].have == PLAN_NEW);
+    assert_int_equal(changes[2].order->epoch, 1);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(vm_order, &known_a);
+    OBJECT_CLEAR(vm_order, &known_b);
+}
+
+static void test_lease_generation(void **unused)
+{
+    (void)unused;
+    struct node_orders orders = {.generation = 4};
+    assert_true(agent_plan_answer_ok(&orders, 3));
+    assert_true(agent_plan_answer_ok(&orders, 4));
+    assert_false(agent_plan_answer_ok(&orders, 5));
+}
+
+/* ---- one VM ---- */
+
+#define RUN_BY(policy) .wanted = vm_wanted_RUNNING, .restart = restart_policy_##policy, .confirmed = true
+#define RUN RUN_BY(ON_FAILURE)
+#define ALIVE .process = true, .process_answers = true
+
+static const struct {
+    const char *what;
+    struct plan_vm vm;
+    enum plan_step expected;
+} step_rows[] = {
+    {"new", {RUN}, PLAN_PREPARE},
+    {"prepared", {RUN, .prepared = true}, PLAN_START},
+    {"started", {RUN, .process = true}, PLAN_WAIT_ANSWER},
+    {"started and does not answer", {RUN, .process = true, .start_overdue = true}, PLAN_KILL},
+    {"and was killed", {RUN, .process = true, .start_overdue = true, .kill_sent = true}, PLAN_WAIT_END},
+    {"runs", {RUN, ALIVE}, PLAN_REST},
+    {"runs, late answer", {RUN, ALIVE, .start_overdue = true}, PLAN_REST},
+    {"runs, wanted paused", {.wanted = vm_wanted_PAUSED, ALIVE}, PLAN_PAUSE},
+    {"is paused as wanted", {.wanted = vm_wanted_PAUSED, ALIVE, .process_paused = true}, PLAN_REST},
+    {"is paused, wanted running", {RUN, ALIVE, .process_paused = true}, PLAN_RESUME},
+    {"wanted paused and off", {.wanted = vm_wanted_PAUSED, .confirmed = true, .prepared = true}, PLAN_START},
+
+    {"runs, wanted stopped", {.wanted = vm_wanted_STOPPED, ALIVE}, PLAN_STOP},
+    {"asked to stop", {.wanted = vm_wanted_STOPPED, ALIVE, .stop_asked = true}, PLAN_WAIT_END},
+    {"did not stop", {.wanted = vm_wanted_STOPPED, ALIVE, .stop_asked = true, .stop_overdue = true}, PLAN_KILL},
+    {"killed", {.wanted = vm_wanted_STOPPED, ALIVE, .stop_asked = true, .stop_overdue = true, .kill_sent = true},
+     PLAN_WAIT_END},
+    {"off as wanted", {.wanted = vm_wanted_STOPPED}, PLAN_REST},
+    {"asked to stop, then wanted again: it still ends first", {RUN, ALIVE, .stop_asked = true}, PLAN_WAIT_END},
+    {"does not answer, wanted stopped", {.wanted = vm_wanted_STOPPED, .process = true}, PLAN_STOP},
+
+    {"runs, reboot", {RUN, ALIVE, .reboot = true}, PLAN_STOP},
+    {"off, reboot", {RUN, .reboot = true, .prepared = true}, PLAN_START},
+    {"runs under an old epoch", {RUN, ALIVE, .process_old = true}, PLAN_STOP},
+    {"old epoch, silent", {RUN, .process = true, .process_old = true}, PLAN_STOP},
+
+    {"runs, wanted deleted", {.wanted = vm_wanted_DELETED, ALIVE}, PLAN_STOP},
+    {"off, wanted deleted", {.wanted = vm_wanted_DELETED}, PLAN_REMOVE},
+    {"runs, forgotten", {RUN, ALIVE, .forgotten = true}, PLAN_STOP},
+    {"off, forgotten", {RUN, .forgotten = true}, PLAN_REMOVE},
+    {"nothing left", {.wanted = vm_wanted_DELETED, .gone = true}, PLAN_REST_GONE},
+
+    {"powered off", {RUN, .end = PLAN_END_CLEAN, .backoff_over = true}, PLAN_REST_OFF},
+    {"powered off, always", {RUN_BY(ALWAYS), .end = PLAN_END_CLEAN}, PLAN_WAIT_BACKOFF},
+    {"powered off, always, later",
+     {RUN_BY(ALWAYS), .end = PLAN_END_CLEAN, .backoff_over = true, .prepared = true}, PLAN_START},
+    {"broken", {RUN, .end = PLAN_END_BROKEN}, PLAN_WAIT_BACKOFF},
+    {"broken, later", {RUN, .end = PLAN_END_BROKEN, .backoff_over = true}, PLAN_PREPARE},
+    {"broken, never", {RUN_BY(NEVER), .end = PLAN_END_BROKEN, .backoff_over = true},
+     PLAN_REST_FAILED},
+    {"not started", {RUN, .end = PLAN_END_NOT_STARTED}, PLAN_WAIT_BACKOFF},
+    {"not started, never", {RUN_BY(NEVER), .end = PLAN_END_NOT_STARTED}, PLAN_REST_FAILED},
+    {"impossible", {RUN_BY(ALWAYS), .end = PLAN_END_IMPOSSIBLE, .backoff_over = true},
+     PLAN_REST_FAILED},
+    {"broken, wanted stopped", {.wanted = vm_wanted_STOPPED, .end = PLAN_END_BROKEN}, PLAN_REST},
+
+    {"known from a file only", {.wanted = vm_wanted_RUNNING, .prepared = true}, PLAN_REST_UNCONFIRMED},
+    {"known from a file, broken, later",
+     {.wanted = vm_wanted_RUNNING, .restart = restart_policy_ALWAYS, .end = PLAN_END_BROKEN, .backoff_over = true},
+     PLAN_REST_UNCONFIRMED},
+    {"known from a file, runs", {.wanted = vm_wanted_RUNNING, ALIVE}, PLAN_REST},
+    {"known from a file, deleted", {.wanted = vm_wanted_DELETED}, PLAN_REMOVE},
+};
+
+static void test_steps(void **unused)
+{
+    (void)unused;
+    for (size_t i = 0; i < ARRAY_SIZE(step_rows); i++) {
+        enum plan_step step = agent_plan_vm(&step_rows[i].vm);
+        if (step != step_rows[i].expected)
+            fail_msg("%s: %s and not %s", step_rows[i].what, agent_plan_step_name(step),
+                     agent_plan_step_name(step_rows[i].expected));
+    }
+}
+
+/* Whatever the facts: never start beside a living VMM, never without the controllers' word, never what is not wanted;
+ * never remove beside a living VMM; no VMM is touched for lack of a word. */
+static void test_every_combination(void **unused)
+{
+    (void)unused;
+    for (unsigned bits = 0; bits < 1u << 13; bits++)
+        for (unsigned wanted = 0; wanted < vm_wanted_COUNT; wanted++)
+            for (unsigned end = 0; end <= PLAN_END_IMPOSSIBLE; end++) {
+                struct plan_vm vm = {
+                    .wanted = wanted,
+                    .end = end,
+                    .restart = bits % restart_policy_COUNT,
+                    .forgotten = bits & 1,
+                    .confirmed = bits & 2,
+                    .reboot = bits & 4,
+                    .process = bits & 8,
+                    .process_old = bits & 16,
+                    .process_answers = bits & 32,
+                    .process_paused = bits & 64,
+                    .start_overdue = bits & 128,
+                    .stop_asked = bits & 256,
+                    .stop_overdue = bits & 512,
+                    .kill_sent = bits & 1024,
+                    .prepared = bits & 2048,
+                    .backoff_over = bits & 4096,
+                };
+                enum plan_step step = agent_plan_vm(&vm);
+                bool wants = !vm.forgotten && (wanted == vm_wanted_RUNNING || wanted == vm_wanted_PAUSED);
+                if (step == PLAN_START || step == PLAN_PREPARE)
+                    assert_true(!vm.process && vm.confirmed && wants);
+                if (step == PLAN_REMOVE)
+                    assert_true(!vm.process && (vm.forgotten || wanted == vm_wanted_DELETED));
+                if (step == PLAN_STOP)
+                    assert_true(vm.process && (!wants || vm.process_old || vm.reboot));
+                if (step == PLAN_KILL)
+                    assert_true(vm.process && !vm.kill_sent && (vm.stop_overdue || vm.start_overdue));
+            }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one_order),
+        cmocka_unit_test(test_new_and_doubled_orders),
+        cmocka_unit_test(test_lease_generation),
+        cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_every_combination),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
