@@ -46,8 +46,8 @@ static bool has_content(int status)
 /* --- whole answers --- */
 
 /* Give the head and, behind it, a body that fits into one buffer with it. Frees or passes on @body. */
-static void send_answer(struct http_exchange *e, int status, const char *content_type, const char *headers, void *body,
-                        size_t body_size, void (*free_body)(void *body))
+static void send_answer(struct http_exchange *e, int status, const char *content_type, const char *headers,
+                        void *body, size_t body_size, void (*free_body)(void *body))
 {
     struct http_connection *c = e->connection;
     struct bytes_writer head = {0};

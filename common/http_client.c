@@ -55,9 +55,9 @@ struct http_call {
     char *peer_prefix;
     void *body;
     struct bytes_writer answer;
-    int status;   /* of the answer's head; 0 before */
-    int error;    /* ours: why the transfer was broken off */
-    bool ended;   /* error holds, to be told by kick_cb */
+    int status; /* of the answer's head; 0 before */
+    int error;  /* ours: why the transfer was broken off */
+    bool ended; /* error holds, to be told by kick_cb */
     bool resume;
     char words[CURL_ERROR_SIZE];
 };
@@ -85,7 +85,8 @@ static void maybe_closed(struct http_client *client)
 {
     if (--client->handles > 0)
         return;
-    LIST_FOREACH_SAFE (link, &client->contexts) {
+    LIST_FOREACH_SAFE(link, &client->contexts)
+    {
         struct client_context *c = LIST_ENTRY(link, struct client_context, link);
         tls_context_unref(c->tls);
         free(c);
@@ -323,7 +324,8 @@ static void kick_cb(uv_timer_t *timer)
     bool again = true;
     while (again) {
         again = false;
-        LIST_FOREACH (link, &client->calls) {
+        LIST_FOREACH(link, &client->calls)
+        {
             struct http_call *call = LIST_ENTRY(link, struct http_call, link);
             if (call->ended) {
                 call_finish(call, CURLE_OK);
@@ -424,9 +426,9 @@ static CURLcode ssl_ctx_cb(CURL *easy, void *ssl_ctx, void *arg)
 
 static void keep_context(struct http_client *client, struct tls_context *tls)
 {
-    LIST_FOREACH (link, &client->contexts)
-        if (LIST_ENTRY(link, struct client_context, link)->tls == tls)
-            return;
+    LIST_FOREACH(link, &client->contexts)
+    if (LIST_ENTRY(link, struct client_context, link)->tls == tls)
+        return;
     struct client_context *c = NEW(struct client_context);
     c->tls = tls_context_ref(tls);
     list_append(&client->contexts, &c->link);
@@ -602,8 +604,8 @@ void http_client_close(struct http_client *client, void (*closed)(void *arg), vo
     client->closing = true;
     client->closed = closed;
     client->closed_arg = arg;
-    LIST_FOREACH (link, &client->calls)
-        call_end(LIST_ENTRY(link, struct http_call, link), -ECANCELED);
+    LIST_FOREACH(link, &client->calls)
+    call_end(LIST_ENTRY(link, struct http_call, link), -ECANCELED);
     kick(client);
 }
 

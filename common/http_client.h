@@ -1,8 +1,8 @@
 /* HTTP client: libcurl's multi interface on a uv loop, or blocking for the CLI.
  *
  * Start contract: http_client_start returns <0 and `done` never comes, or 0 and `done` comes exactly once, later,
- * from the loop; the call is gone when `done` returns. Redirects are not followed. Only http, https and Unix
- * sockets. */
+ * from the loop; the call is gone when `done` returns. Redirects are not followed. The program must ignore SIGPIPE.
+ * Only http, https and Unix sockets. */
 #ifndef COMMON_HTTP_CLIENT_H
 #define COMMON_HTTP_CLIENT_H
 
@@ -21,13 +21,13 @@ struct http_client;
 struct http_call;
 
 struct http_answer {
-    int status;           /* HTTP status; 0 where no answer came */
+    int status; /* HTTP status; 0 where no answer came */
     /* 0, or negative errno: -ECANCELED, -ETIMEDOUT, -ECONNREFUSED, -EMSGSIZE, -EPROTO, -EACCES (TLS), ... */
     int error;
     struct error problem; /* filled when error != 0, or when the answer is problem+json: its code and detail */
     const uint8_t *body;  /* borrowed until done returns; a 0 byte follows; never NULL */
     size_t body_size;
-    const char *content_type; /* "" where there is none */
+    const char *content_type;     /* "" where there is none */
     const struct http_call *call; /* for http_answer_header */
 };
 /* Header of the answer, any case; NULL. */
@@ -37,22 +37,22 @@ typedef void (*http_client_done)(const struct http_answer *answer, void *arg);
 
 /* All pointers are borrowed for the call of start only, except @tls (counted) and @arg. */
 struct http_call_options {
-    const char *method;       /* NULL = "GET" */
-    const char *url;          /* "https://host:port/path?query" */
-    const char *unix_socket;  /* path: connect there whatever the URL's host */
+    const char *method;         /* NULL = "GET" */
+    const char *url;            /* "https://host:port/path?query" */
+    const char *unix_socket;    /* path: connect there whatever the URL's host */
     const char *const *headers; /* "Name: value", NULL-terminated; or NULL */
-    const char *content_type; /* of the body; NULL = application/json */
-    const void *body;         /* copied */
+    const char *content_type;   /* of the body; NULL = application/json */
+    const void *body;           /* copied */
     size_t body_size;
-    unsigned deadline_ms;     /* whole call; 0 = HTTP_CLIENT_DEADLINE_MS. Streams: until the head of the answer */
-    unsigned idle_ms;         /* streams: silence after which the call fails with -ETIMEDOUT; 0 = none */
-    size_t body_bytes_max;    /* of a collected answer; 0 = HTTP_CLIENT_BODY_BYTES_MAX; beyond: -EMSGSIZE */
-    struct tls_context *tls;  /* for https; NULL: what this machine trusts, no certificate */
-    const char *peer_prefix;  /* identity the server must have, instead of the host name check */
+    unsigned deadline_ms;    /* whole call; 0 = HTTP_CLIENT_DEADLINE_MS. Streams: until the head of the answer */
+    unsigned idle_ms;        /* streams: silence after which the call fails with -ETIMEDOUT; 0 = none */
+    size_t body_bytes_max;   /* of a collected answer; 0 = HTTP_CLIENT_BODY_BYTES_MAX; beyond: -EMSGSIZE */
+    struct tls_context *tls; /* for https; NULL: what this machine trusts, no certificate */
+    const char *peer_prefix; /* identity the server must have, instead of the host name check */
     /* Streaming: a 2xx body goes here piece by piece and is not collected. 0 taken; HTTP_CLIENT_PAUSE; <0: end the
      * call with that error. Other answers are collected as always. */
     int (*on_data)(const void *data, size_t size, void *arg);
-    void (*on_head)(int status, void *arg);                           /* may be NULL */
+    void (*on_head)(int status, void *arg); /* may be NULL */
     /* bytes received; total 0 = unknown; may be NULL */
     void (*on_progress)(uint64_t done, uint64_t total, void *arg);
     http_client_done done;

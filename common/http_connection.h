@@ -54,7 +54,7 @@ enum http_connection_state { HTTP_READ_HEAD, HTTP_READ_BODY, HTTP_HANDLING, HTTP
 
 /* A request with all it points to. */
 struct http_exchange {
-    struct http_request request; /* first: the handler's pointer is ours */
+    struct http_request request;        /* first: the handler's pointer is ours */
     struct http_connection *connection; /* NULL: gone */
     uv_loop_t *loop;
     char *head_data;

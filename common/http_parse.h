@@ -38,11 +38,11 @@ struct http_head {
     int minor_version;        /* of HTTP/1.x: 0 or 1 */
     struct http_header headers[HTTP_HEADERS_MAX];
     size_t header_count;
-    uint64_t content_length;  /* if has_length */
+    uint64_t content_length; /* if has_length */
     bool has_length, chunked;
-    bool keep_alive;          /* the other side will take more on this connection */
-    bool upgrade;             /* Connection: upgrade and an Upgrade header */
-    bool expect_continue;     /* Expect: 100-continue of a 1.1 client */
+    bool keep_alive;      /* the other side will take more on this connection */
+    bool upgrade;         /* Connection: upgrade and an Upgrade header */
+    bool expect_continue; /* Expect: 100-continue of a 1.1 client */
 };
 
 /* Size of the head at the start of @data (up to and with the empty line) so far as it can be told: > 0 complete,

@@ -5,8 +5,9 @@
  *       |                   |                |
  *       +--502/504          +--502/503/504   +-- BODY broken off: the client's connection closes
  *
- * An idle upstream connection may have been closed by the other side at the moment we use it. A read that meets that is
- * sent once more on a fresh connection; a write is answered with "unknown-outcome", because it may have been done. */
+ * An idle upstream connection may have been closed by the other side at the moment we use it. A read that meets that
+ * is sent once more on a fresh connection; a write is answered with "unknown-outcome", because it may have been done.
+ */
 #include "common/http_proxy.h"
 
 #include <errno.h>
@@ -129,7 +130,8 @@ static char *link_key(const struct proxy_exchange *x)
 
 static struct proxy_link *take_idle(struct http_proxy *proxy, const char *key)
 {
-    LIST_FOREACH (link, &proxy->idle) {
+    LIST_FOREACH(link, &proxy->idle)
+    {
         struct proxy_link *l = LIST_ENTRY(link, struct proxy_link, link);
         if (strcmp(l->key, key) == 0) {
             list_remove(&l->link);
@@ -318,8 +320,9 @@ static void begin_tunnel(struct proxy_exchange *x, const struct bytes_writer *he
 
 static bool is_hop_header(const char *name)
 {
-    static const char *const names[] = {"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-                                        "Proxy-Connection", "TE", "Trailer", "Upgrade"};
+    static const char *const names[] = {
+        "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "TE",
+        "Trailer",    "Upgrade"};
     for (size_t i = 0; i < ARRAY_SIZE(names); i++)
         if (strcasecmp(names[i], name) == 0)
             return true;
@@ -331,7 +334,8 @@ static void put_answer_head(struct bytes_writer *out, const struct http_head *he
     bytes_put_format(out, "HTTP/1.1 %d %s\r\n", head->status, http_reason(head->status));
     for (size_t i = 0; i < head->header_count; i++) {
         const char *name = head->headers[i].name;
-        bool upgrade = head->status == 101 && (strcasecmp(name, "Upgrade") == 0 || strcasecmp(name, "Connection") == 0);
+        bool upgrade =
+            head->status == 101 && (strcasecmp(name, "Upgrade") == 0 || strcasecmp(name, "Connection") == 0);
         if (drop_chunked && strcasecmp(name, "Transfer-Encoding") == 0)
             continue;
         if (!is_hop_header(name) || upgrade)
@@ -628,7 +632,8 @@ void http_proxy_close(struct http_proxy *proxy, void (*closed)(void *arg), void 
     proxy->closing = true;
     proxy->closed = closed;
     proxy->closed_arg = arg;
-    LIST_FOREACH_SAFE (link, &proxy->exchanges) {
+    LIST_FOREACH_SAFE(link, &proxy->exchanges)
+    {
         struct proxy_exchange *x = LIST_ENTRY(link, struct proxy_exchange, link);
         if (x->state == TUNNEL)
             tunnel_end(x, false);
@@ -637,7 +642,7 @@ void http_proxy_close(struct http_proxy *proxy, void (*closed)(void *arg), void 
         else
             answer_failure(x, ERROR_OVERLOAD, "this server is stopping");
     }
-    LIST_FOREACH_SAFE (link, &proxy->idle)
-        link_close(LIST_ENTRY(link, struct proxy_link, link));
+    LIST_FOREACH_SAFE(link, &proxy->idle)
+    link_close(LIST_ENTRY(link, struct proxy_link, link));
     uv_close((uv_handle_t *)&proxy->handle, handle_closed_cb);
 }

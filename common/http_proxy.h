@@ -29,7 +29,7 @@ struct http_proxy_target {
     const char *path_and_query; /* NULL: as the client sent them */
     /* "Name: value\r\n" lines to add; the client's own of these names are dropped; or NULL */
     const char *headers;
-    const char *drop_headers;   /* comma-separated names of the client's headers not to send on, or NULL */
+    const char *drop_headers;    /* comma-separated names of the client's headers not to send on, or NULL */
     unsigned connect_timeout_ms; /* 0 = 3 s */
     unsigned answer_timeout_ms;  /* until the head of the answer; 0 = 60 s */
     /* NULL: a failure before the answer's head is answered here. Else the request is the caller's again (to be tried

@@ -84,8 +84,8 @@ void http_server_stop(struct http_server *server, void (*closed)(void *arg), voi
     server->stopping = true;
     server->closed = closed;
     server->closed_arg = arg;
-    LIST_FOREACH (link, &server->streams)
-        tls_stream_abort(tls_stream_from_link(link), -ECANCELED);
+    LIST_FOREACH(link, &server->streams)
+    tls_stream_abort(tls_stream_from_link(link), -ECANCELED);
     uv_close(&server->listener.handle, listener_closed_cb);
 }
 

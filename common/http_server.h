@@ -33,23 +33,23 @@
 
 /* 0 in any member = the default. */
 struct http_limits {
-    unsigned connections_max;       /* beyond: accepted and closed at once (1024 * 8) */
-    unsigned handshakes_max;        /* connections that have not finished the TLS handshake (256) */
-    size_t body_bytes_max;          /* of a request: 413 beyond (1 MiB) */
-    size_t bodies_bytes_max;        /* of all requests together: 503 beyond (256 MiB) */
-    size_t write_queue_bytes_max;   /* of a stream, relay or WebSocket (4 MiB) */
-    unsigned handshake_timeout_ms;  /* (10 s) */
-    unsigned header_timeout_ms;     /* first to last byte of a head: 408 (10 s) */
-    unsigned body_timeout_ms;       /* whole body: 408 (30 s) */
-    unsigned idle_timeout_ms;       /* between requests (75 s) */
-    unsigned write_timeout_ms;      /* an answer of which the client takes nothing for so long (30 s) */
+    unsigned connections_max;      /* beyond: accepted and closed at once (1024 * 8) */
+    unsigned handshakes_max;       /* connections that have not finished the TLS handshake (256) */
+    size_t body_bytes_max;         /* of a request: 413 beyond (1 MiB) */
+    size_t bodies_bytes_max;       /* of all requests together: 503 beyond (256 MiB) */
+    size_t write_queue_bytes_max;  /* of a stream, relay or WebSocket (4 MiB) */
+    unsigned handshake_timeout_ms; /* (10 s) */
+    unsigned header_timeout_ms;    /* first to last byte of a head: 408 (10 s) */
+    unsigned body_timeout_ms;      /* whole body: 408 (30 s) */
+    unsigned idle_timeout_ms;      /* between requests (75 s) */
+    unsigned write_timeout_ms;     /* an answer of which the client takes nothing for so long (30 s) */
 };
 
 struct http_request {
     enum http_method method;
-    const char *path;         /* as sent: "/v1/a%20b"; decode segments with http_percent_decode */
-    const char *query;        /* as sent, without '?'; "" where there is none */
-    const uint8_t *body;      /* decoded of chunks; a 0 byte follows the last one; never NULL */
+    const char *path;    /* as sent: "/v1/a%20b"; decode segments with http_percent_decode */
+    const char *query;   /* as sent, without '?'; "" where there is none */
+    const uint8_t *body; /* decoded of chunks; a 0 byte follows the last one; never NULL */
     size_t body_size;
     const char *peer;         /* "spiffe://..." of the client's verified certificate, or "" */
     const char *peer_address; /* "192.0.2.1:4711", "[2001:db8::1]:4711" or "unix" */
@@ -61,9 +61,9 @@ typedef void (*http_handler)(struct http_request *request, void *arg);
 typedef void (*http_gone)(struct http_request *request, void *arg);
 
 struct http_server_options {
-    const char *address;               /* "0.0.0.0:7443", "[::]:7443", "127.0.0.1:0" or "unix:/run/x.sock" */
-    mode_t unix_mode;                  /* of the socket file; 0 = 0600 */
-    struct tls_context *tls;           /* NULL: plain */
+    const char *address;     /* "0.0.0.0:7443", "[::]:7443", "127.0.0.1:0" or "unix:/run/x.sock" */
+    mode_t unix_mode;        /* of the socket file; 0 = 0600 */
+    struct tls_context *tls; /* NULL: plain */
     enum tls_client_check client_check;
     struct http_limits limits;
     http_handler handler;

@@ -171,8 +171,8 @@ static EVP_PKEY *request_key(const char *request_pem, struct error *err)
     }
     char group[64] = "";
     EVP_PKEY_get_utf8_string_param(key, "group", group, sizeof group, NULL);
-    bool strong = strcmp(group, "prime256v1") == 0 || strcmp(group, "secp384r1") == 0 ||
-                  EVP_PKEY_is_a(key, "ED25519") == 1;
+    bool strong =
+        strcmp(group, "prime256v1") == 0 || strcmp(group, "secp384r1") == 0 || EVP_PKEY_is_a(key, "ED25519") == 1;
     if (!strong || X509_REQ_verify(request, key) != 1) {
         tls_error(err, -EINVAL,
                   strong ? "the certificate request is not signed by its own key"
@@ -221,7 +221,8 @@ static int alternative_names(const struct pki_subject *subject, struct bytes_wri
     }
     for (size_t i = 0; i < subject->address_count; i++) {
         if (!is_address(subject->addresses[i]))
-            return error_set(err, -EINVAL, ERROR_INVALID, "address %zu for the certificate is not an IP address", i + 1);
+            return error_set(err, -EINVAL, ERROR_INVALID, "address %zu for the certificate is not an IP address",
+                             i + 1);
         bytes_put_format(out, "IP:%s,", subject->addresses[i]);
     }
     if (out->size > 0)

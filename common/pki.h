@@ -9,7 +9,7 @@
 #include "common/base.h"
 #include "common/error.h"
 
-#define PKI_NAMES_MAX 32      /* DNS names, and as many addresses, in one certificate */
+#define PKI_NAMES_MAX 32 /* DNS names, and as many addresses, in one certificate */
 #define PKI_BACKDATE_SECONDS 300
 #define PKI_FINGERPRINT_SIZE 65 /* 64 lower-case hex digits and a terminator */
 
@@ -38,9 +38,9 @@ int pki_issue(const char *ca_certificate_pem, const char *ca_key_pem, const stru
 /* SHA-256 over the DER of the first certificate in @certificate_pem. */
 int pki_fingerprint(const char *certificate_pem, char ret_hex[PKI_FINGERPRINT_SIZE], struct error *err);
 struct pki_info {
-    char uri[256];         /* the identity, "" where there is none */
+    char uri[256]; /* the identity, "" where there is none */
     char common_name[128];
-    int64_t not_before_s;  /* Unix time */
+    int64_t not_before_s; /* Unix time */
     int64_t not_after_s;
 };
 int pki_read_info(const char *certificate_pem, struct pki_info *ret_info, struct error *err);

@@ -22,9 +22,9 @@
 
 /* The parsed identity. */
 struct tls_material {
-    STACK_OF(X509) *roots; /* NULL: pin or system */
-    X509 *certificate;     /* NULL: none */
-    STACK_OF(X509) *intermediates;
+    STACK_OF(X509) * roots; /* NULL: pin or system */
+    X509 *certificate;      /* NULL: none */
+    STACK_OF(X509) * intermediates;
     EVP_PKEY *key;
     char pin[TLS_PIN_SIZE]; /* "" = none */
     bool system_roots;
@@ -117,7 +117,7 @@ static void material_finish(struct tls_material *m)
 }
 
 /* All certificates of @pem in their order; NULL where there is none or one is not readable. */
-static STACK_OF(X509) *read_certificates(const char *pem)
+static STACK_OF(X509) * read_certificates(const char *pem)
 {
     if (strlen(pem) > TLS_PEM_BYTES_MAX)
         return NULL;
@@ -187,7 +187,7 @@ static int material_init(struct tls_material *ret_m, const struct tls_identity *
 /* --- checking the other side --- */
 
 /* Among what the other side sent, the certificate with our fingerprint becomes the only root. */
-static bool trust_pinned(X509_STORE_CTX *store, const char *pin, STACK_OF(X509) *roots)
+static bool trust_pinned(X509_STORE_CTX *store, const char *pin, STACK_OF(X509) * roots)
 {
     STACK_OF(X509) *sent = X509_STORE_CTX_get0_untrusted(store);
     for (int i = 0; i < sk_X509_num(sent); i++) {
@@ -266,7 +266,8 @@ static int set_own_certificate(SSL_CTX *ctx, const struct tls_material *m)
 static int fill_ctx(SSL_CTX *ctx, const struct tls_material *m, struct tls_expectation *expected)
 {
     SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION);
-    SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    SSL_CTX_set_mode(ctx,
+                     SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     SSL_CTX_set_verify_depth(ctx, CHAIN_DEPTH_MAX);
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
     /* No resumption: each connection proves its certificate anew, so that a removed peer stays out. */
@@ -279,7 +280,8 @@ static int fill_ctx(SSL_CTX *ctx, const struct tls_material *m, struct tls_expec
 
 static struct tls_expectation *find_expectation(struct tls_context *context, const char *prefix)
 {
-    LIST_FOREACH (link, &context->expectations) {
+    LIST_FOREACH(link, &context->expectations)
+    {
         struct tls_expectation *e = LIST_ENTRY(link, struct tls_expectation, link);
         bool same = prefix == NULL || e->prefix == NULL ? prefix == e->prefix : strcmp(prefix, e->prefix) == 0;
         if (same)
@@ -335,7 +337,8 @@ int tls_context_reload(struct tls_context *context, const struct tls_identity *i
     context->material = fresh->material;
     fresh->material = old;
     context->generation++;
-    LIST_FOREACH (link, &context->expectations) {
+    LIST_FOREACH(link, &context->expectations)
+    {
         struct tls_expectation *e = LIST_ENTRY(link, struct tls_expectation, link);
         SSL_CTX_free(e->ctx); /* sessions that stand hold their own count */
         e->ctx = NULL;
@@ -387,7 +390,8 @@ void tls_context_unref(struct tls_context *context)
 {
     if (context == NULL || --context->references > 0)
         return;
-    LIST_FOREACH_SAFE (link, &context->expectations) {
+    LIST_FOREACH_SAFE(link, &context->expectations)
+    {
         struct tls_expectation *e = LIST_ENTRY(link, struct tls_expectation, link);
         SSL_CTX_free(e->ctx);
         free(e->prefix);

@@ -13,13 +13,13 @@
 #include "common/base.h"
 #include "common/error.h"
 
-#define TLS_IDENTITY_MAX 256   /* bytes of a peer's URI, terminator included */
-#define TLS_PIN_SIZE 65        /* 64 hex digits of SHA-256 and a terminator */
+#define TLS_IDENTITY_MAX 256 /* bytes of a peer's URI, terminator included */
+#define TLS_PIN_SIZE 65      /* 64 hex digits of SHA-256 and a terminator */
 #define TLS_PEM_BYTES_MAX (256 * 1024)
 
 /* PEM text; all borrowed for the call. */
 struct tls_identity {
-    const char *ca_pem;          /* one or more roots (two during a change of CA); NULL: see the next two */
+    const char *ca_pem; /* one or more roots (two during a change of CA); NULL: see the next two */
     /* ca_pem NULL: trust the one root of this fingerprint that the server sends (join) */
     const char *ca_sha256_hex;
     bool system_roots;           /* ca_pem NULL: trust what this machine trusts (image downloads, S3) */

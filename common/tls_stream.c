@@ -22,11 +22,11 @@
 
 #include "common/bytes.h"
 
-#define RECORD_BYTES_MAX 16384       /* of plain text in one TLS record, RFC 8446 §5.1 */
-#define CHUNK_BYTES_MIN 1024         /* small writes are gathered in chunks of at least this */
-#define BIO_KEEP_BYTES_MAX 4096      /* larger memory BIOs are replaced when empty */
+#define RECORD_BYTES_MAX 16384  /* of plain text in one TLS record, RFC 8446 §5.1 */
+#define CHUNK_BYTES_MIN 1024    /* small writes are gathered in chunks of at least this */
+#define BIO_KEEP_BYTES_MAX 4096 /* larger memory BIOs are replaced when empty */
 #define HOST_MAX 256
-#define HANDLE_COUNT 3               /* socket, timer, kick */
+#define HANDLE_COUNT 3 /* socket, timer, kick */
 
 enum stream_state { RESOLVING, CONNECTING, HANDSHAKING, OPEN, FINISHING, CLOSED };
 
@@ -104,8 +104,8 @@ static void chunk_free(struct stream_chunk *chunk)
 
 static void stream_free(struct tls_stream *s)
 {
-    LIST_FOREACH_SAFE (link, &s->chunks)
-        chunk_free(LIST_ENTRY(link, struct stream_chunk, link));
+    LIST_FOREACH_SAFE(link, &s->chunks)
+    chunk_free(LIST_ENTRY(link, struct stream_chunk, link));
     if (s->release != NULL)
         s->release(&s->link, s->release_arg);
     SSL_free(s->ssl);
@@ -376,7 +376,8 @@ static bool is_writable(const struct tls_stream *s)
     return !s->ended && s->end_status == 0 && s->state < FINISHING;
 }
 
-static void append_chunk(struct tls_stream *s, void *data, size_t size, size_t capacity, void (*free_data)(void *data))
+static void append_chunk(struct tls_stream *s, void *data, size_t size, size_t capacity,
+                         void (*free_data)(void *data))
 {
     struct stream_chunk *chunk = NEW(struct stream_chunk);
     *chunk = (struct stream_chunk){.data = data, .size = size, .capacity = capacity, .free_data = free_data};
@@ -901,8 +902,7 @@ int tls_stream_accept(uv_stream_t *listener, const struct tls_stream_options *op
                       const struct tls_stream_callbacks *callbacks, void *arg, struct tls_stream **ret_stream)
 {
     unsigned timeout_ms = options->open_timeout_ms;
-    struct tls_stream *s =
-        stream_create(listener->loop, listener->type == UV_NAMED_PIPE, options, callbacks, arg);
+    struct tls_stream *s = stream_create(listener->loop, listener->type == UV_NAMED_PIPE, options, callbacks, arg);
     s->is_server = true;
     s->state = CONNECTING;
     int rc = uv_accept(listener, &s->socket.stream);

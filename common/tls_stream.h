@@ -10,6 +10,7 @@
  * - Everything is closed by tls_stream_close or tls_stream_finish; memory goes by itself when the handles are closed.
  * - Output is queued without bound: the owner looks at tls_stream_queued_bytes before writing, and stops its source
  *   until on_drain. Input stops with tls_stream_pause: what has been read stays here (one read's worth at most).
+ * - The program must ignore SIGPIPE (main.c), or a peer that has gone ends the process.
  * - One timer is lent to the owner while the stream is open (tls_stream_set_timer). */
 #ifndef COMMON_TLS_STREAM_H
 #define COMMON_TLS_STREAM_H
@@ -36,10 +37,10 @@ struct tls_stream_callbacks {
 };
 
 struct tls_stream_options {
-    struct tls_context *tls;           /* NULL: plain bytes */
+    struct tls_context *tls;            /* NULL: plain bytes */
     enum tls_client_check client_check; /* server side */
-    const char *peer_prefix;           /* client side: what the server's identity must begin with; NULL: check host */
-    unsigned open_timeout_ms;          /* connect and handshake together; 0 = TLS_STREAM_OPEN_TIMEOUT_MS */
+    const char *peer_prefix;  /* client side: what the server's identity must begin with; NULL: check host */
+    unsigned open_timeout_ms; /* connect and handshake together; 0 = TLS_STREAM_OPEN_TIMEOUT_MS */
 };
 #define TLS_STREAM_OPEN_TIMEOUT_MS 10000
 

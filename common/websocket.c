@@ -103,7 +103,7 @@ static bool take_message(struct websocket *w, const struct websocket_message *me
         take_close(w, message);
         return false;
     case WEBSOCKET_PING:
-        /* A peer that asks faster than it reads is not answered: RFC 6455 §5.5.3 lets the last ping stand for all. */
+        /* A peer that asks faster than it reads is not answered: §5.5.3 lets the last ping stand for all. */
         if (w->state == OPEN && tls_stream_queued_bytes(w->stream) < w->queue_bytes_max)
             send_frame(w, WEBSOCKET_PONG, message->data, message->size);
         break;

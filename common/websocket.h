@@ -38,7 +38,7 @@ struct websocket_connect_options {
     const char *protocol;    /* Sec-WebSocket-Protocol or NULL */
     struct tls_context *tls; /* NULL: ws, else wss */
     const char *peer_prefix;
-    unsigned timeout_ms;     /* until on_open; 0 = 10 s */
+    unsigned timeout_ms; /* until on_open; 0 = 10 s */
 };
 /* 0: on_open or on_close follows. A refusal by the server gives on_close(1006, "the server answered 403: ..."). */
 int websocket_connect(uv_loop_t *loop, const struct websocket_connect_options *options,

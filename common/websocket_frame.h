@@ -24,7 +24,7 @@ enum websocket_opcode {
 };
 
 struct websocket_decoder {
-    bool expect_mask;         /* we are the server */
+    bool expect_mask; /* we are the server */
     size_t message_bytes_max;
     /* the rest is the decoder's */
     uint8_t head[WEBSOCKET_FRAME_HEAD_BYTES_MAX];

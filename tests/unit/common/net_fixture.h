@@ -3,10 +3,10 @@
 #ifndef TESTS_NET_FIXTURE_H
 #define TESTS_NET_FIXTURE_H
 
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <cmocka.h>
 
 #include "common/base.h"
 
@@ -155,14 +155,15 @@ static inline void raw_end(struct tls_stream *stream, int status, void *arg)
     raw->stream = NULL;
 }
 
-static const struct tls_stream_callbacks raw_callbacks = {.on_open = raw_open, .on_data = raw_data, .on_end = raw_end};
+static const struct tls_stream_callbacks raw_callbacks = {
+    .on_open = raw_open, .on_data = raw_data, .on_end = raw_end};
 
 static inline void raw_connect(struct net *net, struct raw *raw, struct tls_context *tls, const char *peer_prefix)
 {
     struct tls_stream_options options = {.tls = tls, .peer_prefix = peer_prefix};
     *raw = (struct raw){0};
-    assert_int_equal(
-        tls_stream_connect(&net->loop, net->endpoint, &options, &raw_callbacks, raw, &raw->stream, NULL), 0);
+    assert_int_equal(tls_stream_connect(&net->loop, net->endpoint, &options, &raw_callbacks, raw, &raw->stream, NULL),
+                     0);
     NET_WAIT(net, raw->open || raw->ended);
 }
 

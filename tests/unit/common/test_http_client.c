@@ -140,7 +140,8 @@ static void test_answers(void **state)
     assert_string_equal(app.seen, "GET /a -  one");
     fetch(&app, &r, "/b", (struct http_call_options){.method = "POST", .body = "{}", .body_size = 2});
     assert_string_equal(app.seen, "POST /b application/json {} -");
-    fetch(&app, &r, "/b", (struct http_call_options){.method = "PUT", .body = "xy", .body_size = 1, .content_type = "a/b"});
+    fetch(&app, &r, "/b",
+          (struct http_call_options){.method = "PUT", .body = "xy", .body_size = 1, .content_type = "a/b"});
     assert_string_equal(app.seen, "PUT /b a/b x -");
     fetch(&app, &r, "/b", (struct http_call_options){.method = "POST"});
     assert_string_equal(app.seen, "POST /b application/json  -");
@@ -359,7 +360,8 @@ static void test_tls(void **state)
     fetch(&app, &r, "/peer", (struct http_call_options){.tls = none});
     assert_string_equal(r.body, "");
     /* Nor does a call that expects somebody else there. */
-    fetch(&app, &r, "/peer", (struct http_call_options){.tls = user, .peer_prefix = "spiffe://drover/c1/controller/"});
+    fetch(&app, &r, "/peer",
+          (struct http_call_options){.tls = user, .peer_prefix = "spiffe://drover/c1/controller/"});
     assert_string_equal(r.body, "spiffe://drover/c1/user/u");
     fetch(&app, &r, "/peer", (struct http_call_options){.tls = user, .peer_prefix = "spiffe://drover/c1/host/"});
     assert_int_equal(r.error, -EACCES);
@@ -500,10 +502,10 @@ static void test_events(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_answers),      cmocka_unit_test(test_problem), cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_cancel),       cmocka_unit_test(test_stream),  cmocka_unit_test(test_stream_stops),
-        cmocka_unit_test(test_many),         cmocka_unit_test(test_tls),     cmocka_unit_test(test_unix_socket),
-        cmocka_unit_test(test_blocking),     cmocka_unit_test(test_events),
+        cmocka_unit_test(test_answers),  cmocka_unit_test(test_problem), cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_cancel),   cmocka_unit_test(test_stream),  cmocka_unit_test(test_stream_stops),
+        cmocka_unit_test(test_many),     cmocka_unit_test(test_tls),     cmocka_unit_test(test_unix_socket),
+        cmocka_unit_test(test_blocking), cmocka_unit_test(test_events),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,9 @@
 /* The strict HTTP parser against a table of well-formed requests and of attacks; chunked bodies cut everywhere. */
+#include <cmocka.h>
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <cmocka.h>
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -114,8 +114,9 @@ static void test_zero_byte(void **state)
 
 static void test_parts(void **state)
 {
-    static const char text[] = "PATCH /v1/x%20y?a=1&b=%41?c HTTP/1.1\r\nhOsT: a\r\nX-One: \t first  value \t\r\n"
-                               "Content-Length: 007\r\nConnection: keep-alive, UpGrade\r\nUpgrade: websocket\r\n\r\nrest";
+    static const char text[] =
+        "PATCH /v1/x%20y?a=1&b=%41?c HTTP/1.1\r\nhOsT: a\r\nX-One: \t first  value \t\r\n"
+        "Content-Length: 007\r\nConnection: keep-alive, UpGrade\r\nUpgrade: websocket\r\n\r\nrest";
     struct http_head head;
     char *copy;
     (void)state;
@@ -224,8 +225,20 @@ static void test_chunked(void **state)
 {
     static const char good[] = "5\r\nhello\r\n00000001\r\n,\r\n6\r\n world\r\n0\r\nTrailer: x\r\n\r\nGET /";
     static const char *const bad[] = {
-        "\r\n", "5;a=b\r\nhello\r\n", "5 \r\nhello\r\n", "5\nhello\r\n", "-5\r\n", "0x5\r\n", "123456789\r\n",
-        "FFFFFFFFFFFFFFFFF\r\n", "5\r\nhello!\r\n", "5\r\nhello\n", "5\r\nhello\r0", "0\r\n\n", "0\r\nX\n\r\n", "g\r\n",
+        "\r\n",
+        "5;a=b\r\nhello\r\n",
+        "5 \r\nhello\r\n",
+        "5\nhello\r\n",
+        "-5\r\n",
+        "0x5\r\n",
+        "123456789\r\n",
+        "FFFFFFFFFFFFFFFFF\r\n",
+        "5\r\nhello!\r\n",
+        "5\r\nhello\n",
+        "5\r\nhello\r0",
+        "0\r\n\n",
+        "0\r\nX\n\r\n",
+        "g\r\n",
         "0\r\n\rX",
     };
     char out[64];
@@ -247,7 +260,8 @@ static void test_long_trailer(void **state)
 {
     struct http_chunked chunked = {0};
     size_t used, out;
-    char line[] = "X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n", end[] = "0\r\n";
+    char line[] = "X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n",
+         end[] = "0\r\n";
     int rc = http_chunked_decode(&chunked, end, 3, &used, &out);
     (void)state;
     for (int i = 0; i < 100 && rc == 0; i++) {
@@ -277,9 +291,9 @@ static void test_percent(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_vectors),   cmocka_unit_test(test_zero_byte), cmocka_unit_test(test_parts),
-        cmocka_unit_test(test_limits),    cmocka_unit_test(test_slow_head), cmocka_unit_test(test_answers),
-        cmocka_unit_test(test_chunked),   cmocka_unit_test(test_long_trailer), cmocka_unit_test(test_percent),
+        cmocka_unit_test(test_vectors), cmocka_unit_test(test_zero_byte),    cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_limits),  cmocka_unit_test(test_slow_head),    cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_chunked), cmocka_unit_test(test_long_trailer), cmocka_unit_test(test_percent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,8 +8,8 @@
 #include "common/websocket.h"
 
 struct app {
-    struct net front;  /* the server that clients talk to; its loop serves both */
-    struct net back;   /* only server and endpoint are used */
+    struct net front; /* the server that clients talk to; its loop serves both */
+    struct net back;  /* only server and endpoint are used */
     struct http_proxy *proxy;
     bool proxy_closed;
     struct http_proxy_target target;
@@ -85,8 +85,9 @@ static void back_handle(struct http_request *request, void *arg)
     } else if (strcmp(request->path, "/ws") == 0) {
         assert_int_equal(http_websocket_accept(request, NULL, &websocket, app, &ws, NULL), 0);
     } else if (strcmp(request->path, "/raw") == 0) {
-        assert_int_equal(http_upgrade_raw(request, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: raw\r\n"
-                                                   "Connection: Upgrade\r\n\r\n",
+        assert_int_equal(http_upgrade_raw(request,
+                                          "HTTP/1.1 101 Switching Protocols\r\nUpgrade: raw\r\n"
+                                          "Connection: Upgrade\r\n\r\n",
                                           &stream, app, &app->raw),
                          0);
     } else if (strcmp(request->path, "/empty") == 0) {
@@ -455,10 +456,11 @@ static void test_close(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole),     cmocka_unit_test(test_tls),       cmocka_unit_test(test_stream),
-        cmocka_unit_test(test_back_pressure), cmocka_unit_test(test_failures), cmocka_unit_test(test_stale_connection),
-        cmocka_unit_test(test_no_http),   cmocka_unit_test(test_websocket), cmocka_unit_test(test_tunnel),
-        cmocka_unit_test(test_close),
+        cmocka_unit_test(test_whole),    cmocka_unit_test(test_tls),
+        cmocka_unit_test(test_stream),   cmocka_unit_test(test_back_pressure),
+        cmocka_unit_test(test_failures), cmocka_unit_test(test_stale_connection),
+        cmocka_unit_test(test_no_http),  cmocka_unit_test(test_websocket),
+        cmocka_unit_test(test_tunnel),   cmocka_unit_test(test_close),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

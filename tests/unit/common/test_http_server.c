@@ -288,14 +288,8 @@ static void test_query(void **state)
     static const struct {
         const char *query, *answer;
     } queries[] = {
-        {"", "-2:"},
-        {"?q=", "0:"},
-        {"?q", "0:"},
-        {"?a=1&q=b%20c&d=2", "3:b c"},
-        {"?%71=x", "1:x"},
-        {"?q=1&q=2", "-17:"},
-        {"?q=%zz", "-22:"},
-        {"?q=12345678901234567", "-105:"},
+        {"", "-2:"},           {"?q=", "0:"},        {"?q", "0:"},       {"?a=1&q=b%20c&d=2", "3:b c"},
+        {"?%71=x", "1:x"},     {"?q=1&q=2", "-17:"}, {"?q=%zz", "-22:"}, {"?q=12345678901234567", "-105:"},
         {"?qq=1&xq=2", "-2:"},
     };
     struct app app;
@@ -327,7 +321,8 @@ static void test_all_parameters(void **state)
     assert_string_equal(all, "a:1,b:2,c:,:d,");
     request.query = "a=%";
     position = 0;
-    assert_int_equal(http_request_next_parameter(&request, &position, name, sizeof name, value, sizeof value), -EINVAL);
+    assert_int_equal(http_request_next_parameter(&request, &position, name, sizeof name, value, sizeof value),
+                     -EINVAL);
 }
 
 static void test_client_goes_away(void **state)
@@ -581,7 +576,8 @@ static void test_memory_stays_flat(void **state)
     (void)state;
     app_start(&app, (struct http_limits){0});
     for (int i = 0; i < 30; i++) {
-        size_t n = (size_t)sprintf(text, "POST /x HTTP/1.1\r\n" H "Content-Length: %zu\r\n\r\n", size * (i % 3 ? 1 : 12));
+        size_t n =
+            (size_t)sprintf(text, "POST /x HTTP/1.1\r\n" H "Content-Length: %zu\r\n\r\n", size * (i % 3 ? 1 : 12));
         memset(text + n, 'm', size);
         text[n + size] = '\0';
         exchange(&app, &raw, text, i % 3 ? "HTTP/1.1 200" : "HTTP/1.1 413", 1);

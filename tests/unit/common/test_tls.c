@@ -1,4 +1,5 @@
-/* Certificates and TLS: signing, identities, pins; streams and the HTTP server with good, wrong and no certificates. */
+/* Certificates and TLS: signing, identities, pins; streams and the HTTP server with good, wrong and no certificates.
+ */
 #include "tests/unit/common/net_fixture.h"
 
 #include <errno.h>
@@ -25,7 +26,8 @@ static void test_certificate_content(void **state)
     assert_string_equal(info.uri, HOST);
     assert_string_equal(info.common_name, "seven");
     int64_t now = (int64_t)time(NULL);
-    assert_true(info.not_before_s <= now - PKI_BACKDATE_SECONDS && info.not_before_s >= now - PKI_BACKDATE_SECONDS - 60);
+    assert_true(info.not_before_s <= now - PKI_BACKDATE_SECONDS &&
+                info.not_before_s >= now - PKI_BACKDATE_SECONDS - 60);
     assert_true(info.not_after_s >= now + 90 * 86400 - 60 && info.not_after_s <= now + 90 * 86400 + 60);
     assert_int_equal(pki_verify(certificate, ca, &err), 0);
     assert_int_equal(pki_fingerprint(ca, hex, &err), 0);
@@ -51,7 +53,8 @@ static void test_certificate_content(void **state)
 
 static void test_requests_refused(void **state)
 {
-    static const char *const bad_dns[] = {"a,URI:spiffe://drover/c1/controller/1"}, *const bad_ip[] = {"10.0.0.1,DNS:x"};
+    static const char *const bad_dns[] = {"a,URI:spiffe://drover/c1/controller/1"}, *const bad_ip[] = {
+                                                                                        "10.0.0.1,DNS:x"};
     struct pki_subject good = {.common_name = "x", .uri = HOST, .valid_days = 1}, bad;
     char *ca, *ca_key, *key, *request, *certificate = NULL;
     struct error err = {0};
@@ -138,8 +141,8 @@ static void whoami(struct http_request *request, void *arg)
 static void serve_tls(struct net *net, enum tls_client_check check, struct http_limits limits)
 {
     struct tls_context *server = net_tls(net, CONTROLLER);
-    net_serve(net, (struct http_server_options){
-                       .tls = server, .client_check = check, .limits = limits, .handler = whoami});
+    net_serve(
+        net, (struct http_server_options){.tls = server, .client_check = check, .limits = limits, .handler = whoami});
     tls_context_unref(server);
 }
 
@@ -454,8 +457,8 @@ static void test_connect_failures(void **state)
     (void)state;
     net_init(&net);
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
-        assert_int_equal(
-            tls_stream_connect(&net.loop, bad[i], &options, &raw_callbacks, &raw, &raw.stream, NULL), -EINVAL);
+        assert_int_equal(tls_stream_connect(&net.loop, bad[i], &options, &raw_callbacks, &raw, &raw.stream, NULL),
+                         -EINVAL);
     net_serve(&net, (struct http_server_options){.handler = whoami});
     http_server_stop(net.server, net_server_closed, &net);
     NET_WAIT(&net, net.server_closed);
