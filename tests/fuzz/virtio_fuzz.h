@@ -12,6 +12,7 @@
 enum {
     FUZZ_OPERATIONS_MAX = 64,
     FUZZ_OPERATION_BYTES = 12,
+    FUZZ_DATA = 0x8000,  /* where its requests have their segments: there, too */
     FUZZ_RINGS = 0x1000, /* where a started driver's rings are: within what the input fills */
 };
 
@@ -26,6 +27,7 @@ enum fuzz_operation {
     FUZZ_MEMORY_WRITE,
     FUZZ_START,
     FUZZ_PAUSE_SAVE_RESUME,
+    FUZZ_REQUEST,
     FUZZ_OPERATIONS
 };
 
@@ -41,6 +43,31 @@ static inline void fuzz_save(struct driver *d)
     }
     driver_resume(d);
     bytes_writer_finish(&saved);
+}
+
+/* A request of a shape that drivers use: up to four segments of likely sizes, in memory that the input fills. */
+static inline void fuzz_request(struct driver *d, uint16_t shape, uint64_t value)
+{
+    static const uint32_t sizes[] = {16, 1, 512, 12, 1024, 4096, 1526, 60};
+    struct segment segments[4];
+    unsigned count = 1 + (shape & 3), queue = (shape >> 2) % d->vdev->queue_count;
+    if (d->queues[queue].size < 4)
+        return;
+    for (unsigned i = 0; i < count; i++, value >>= 16) {
+        segments[i] = (struct segment){FUZZ_DATA + 64 * (value >> 8 & 0xff), sizes[value & 7], (value & 8) != 0};
+        /* Often the outer framing is right, so that what is inside is reached. */
+        if ((shape & 0x100) != 0)
+            segments[i].writable = i > 0 && (i + 1 == count || (shape & 0x200) != 0);
+    }
+    if ((shape & 0x400) != 0) {
+        /* A disk request's header: read, write, flush, id, discard, write zeroes (§5.2.6); to others it is just bytes. */
+        static const uint8_t types[] = {0, 1, 4, 8, 11, 13, 2, 5};
+        uint8_t header[16] = {types[shape >> 11 & 7], [8] = (uint8_t)(shape >> 14)};
+        memcpy(driver_at(d, segments[0].gpa, sizeof header), header, sizeof header);
+        segments[0].size = sizeof header;
+    }
+    driver_add(d, queue, segments, count);
+    driver_kick(d, queue);
 }
 
 /* Do what @data says to @d; returns when it is used up. */
@@ -94,6 +121,9 @@ static inline void fuzz_run(struct driver *d, const uint8_t *data, size_t size)
             break;
         case FUZZ_PAUSE_SAVE_RESUME:
             fuzz_save(d);
+            break;
+        case FUZZ_REQUEST:
+            fuzz_request(d, at, value);
             break;
         case FUZZ_END:
         case FUZZ_OPERATIONS:

@@ -233,12 +233,6 @@ void virtio_queue_unpop(struct virtio_queue *q, uint16_t head)
     q->next_avail--;
 }
 
-void virtio_queue_forget(struct virtio_queue *q)
-{
-    memset(q->taken, 0, sizeof q->taken);
-    q->in_flight = 0;
-}
-
 bool virtio_queue_wants_interrupt(struct virtio_queue *q)
 {
     if (!q->ready || q->broken)
@@ -382,14 +376,4 @@ size_t virtio_chain_write(const struct virtio_chain *chain, struct guest_memory 
         offset = 0;
     }
     return done;
-}
-
-void virtio_chain_mark_dirty(const struct virtio_chain *chain, struct guest_memory *memory, uint64_t size)
-{
-    unsigned end = (unsigned)chain->out_count + chain->in_count;
-    for (unsigned i = chain->out_count; i < end && size > 0; i++) {
-        uint64_t piece = MIN(size, (uint64_t)chain->segments[i].iov_len);
-        memory_mark_dirty(memory, chain->gpas[i], piece);
-        size -= piece;
-    }
 }

@@ -78,8 +78,6 @@ void virtio_queue_push_held(struct virtio_queue *q, uint16_t ahead, uint16_t hea
 void virtio_queue_publish(struct virtio_queue *q, uint16_t count);
 /* Put the request popped last back, untouched: the next pop gives it again. */
 void virtio_queue_unpop(struct virtio_queue *q, uint16_t head);
-/* The requests in flight will not be completed: they belong to a driver that has been reset. */
-void virtio_queue_forget(struct virtio_queue *q);
 
 /* Does the driver want an interrupt for what was pushed since the last call? (§2.7.7.2, §2.7.10) */
 bool virtio_queue_wants_interrupt(struct virtio_queue *q);
@@ -105,7 +103,5 @@ int virtio_queue_load(struct virtio_queue *q, struct bytes_reader *in, bool even
 size_t virtio_chain_read(const struct virtio_chain *chain, uint64_t offset, void *ret_data, size_t size);
 size_t virtio_chain_write(const struct virtio_chain *chain, struct guest_memory *memory, uint64_t offset, const void *data,
                           size_t size);
-/* Mark the first @size bytes of the writable part as dirty. */
-void virtio_chain_mark_dirty(const struct virtio_chain *chain, struct guest_memory *memory, uint64_t size);
 
 #endif
