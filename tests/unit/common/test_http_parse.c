@@ -1,9 +1,11 @@
 /* The strict HTTP parser against a table of well-formed requests and of attacks; chunked bodies cut everywhere. */
-#include <cmocka.h>
-#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 

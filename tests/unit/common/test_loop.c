@@ -1,11 +1,13 @@
 /* Functions pushed to a loop from several threads (pthread): each runs once, in its thread's order; limits; closing.
  */
-#include <cmocka.h>
-#include <errno.h>
-#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <sched.h>
 
 #include "common/loop.h"
 
