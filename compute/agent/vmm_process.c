@@ -34,10 +34,10 @@ int vmm_process_lock(const char *lock_path, int *ret_fd, struct error *err)
 
 static bool id_parse(const char *text, struct vmm_process_id *ret_id)
 {
-    int pid, end = 0;
+    int pid;
     struct vmm_process_id id = {.pid = 0};
-    if (sscanf(text, "%d %" SCNu64 " %39s %" SCNu64 "\n%n", &pid, &id.start_ticks, id.boot_id, &id.epoch, &end) != 4 || end == 0 ||
-        pid <= 1)
+    if (strchr(text, '\n') == NULL || /* not whole yet */
+        sscanf(text, "%d %" SCNu64 " %39s %" SCNu64, &pid, &id.start_ticks, id.boot_id, &id.epoch) != 4 || pid <= 1)
         return false;
     id.pid = pid;
     *ret_id = id;

@@ -1,0 +1,513 @@
+/* The machine of one VM on a real loop, with a shell script in the VMM's place and its control socket served by the test:
+ * start, stop, delete, adoption after the agent's end, stale names, epochs, failures.
+ * THREADED: disks and images are made in the loop's pool. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "common/file.h"
+#include "common/http_server.h"
+#include "common/log.h"
+#include "compute/agent/vm.h"
+
+#define VM_ID "aaaaaaaa-0000-4000-8000-000000000001"
+#define BOOT "11111111-2222-4333-8444-555555555555"
+#define SHA_ABC "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+#define DEADLINE_MS 20000
+
+struct fixture {
+    uv_loop_t loop;
+    uv_timer_t deadline, turn; /* turn: no wait of the loop is longer than this */
+    char dir[64], vms[96], run[96], images[96], program[96], kernel[96];
+    struct vm_context context;
+    struct http_client *http;
+    struct image_cache *cache;
+    struct http_server *server; /* the VMM's control socket */
+    struct local_vm *vm;
+    uint64_t epoch;             /* that the VMM says it runs under */
+    bool paused;
+    unsigned stops, changes, closed;
+};
+
+static void write_program(struct fixture *f, const char *text)
+{
+    assert_int_equal(file_write_atomic(f->program, text, strlen(text), 0755, NULL), 0);
+}
+
+static void on_deadline(uv_timer_t *timer)
+{
+    (void)timer;
+    fail_msg("not within %d ms", DEADLINE_MS);
+}
+
+static void on_turn(uv_timer_t *timer)
+{
+    (void)timer;
+}
+
+static void on_changed(struct local_vm *vm, void *arg)
+{
+    (void)vm;
+    ((struct fixture *)arg)->changes++;
+}
+
+static int setup(void **state)
+{
+    struct fixture *f = NEW(struct fixture);
+    strcpy(f->dir, "/tmp/local_vm.XXXXXX");
+    assert_non_null(mkdtemp(f->dir));
+    snprintf(f->vms, sizeof(f->vms), "%s/vms", f->dir);
+    snprintf(f->run, sizeof(f->run), "%s/run", f->dir);
+    snprintf(f->images, sizeof(f->images), "%s/images", f->dir);
+    snprintf(f->program, sizeof(f->program), "%s/vmm", f->dir);
+    snprintf(f->kernel, sizeof(f->kernel), "%s/kernel", f->dir);
+    assert_int_equal(mkdir(f->vms, 0700) | mkdir(f->run, 0700), 0);
+    assert_int_equal(file_write_atomic(f->kernel, "abc", 3, 0644, NULL), 0);
+    write_program(f, "#!/bin/sh\nexec sleep 600\n");
+    uv_loop_init(&f->loop);
+    uv_timer_init(&f->loop, &f->deadline);
+    uv_timer_start(&f->deadline, on_deadline, DEADLINE_MS, 0);
+    uv_timer_init(&f->loop, &f->turn);
+    uv_timer_start(&f->turn, on_turn, 5, 5);
+    assert_int_equal(http_client_create(&f->loop, &f->http, NULL), 0);
+    assert_int_equal(image_cache_create(&f->loop, f->images, &f->cache, NULL), 0);
+    f->context = (struct vm_context){
+        .loop = &f->loop,
+        .http = f->http,
+        .images = f->cache,
+        .places = {f->vms, f->run, f->images, geteuid(), false},
+        .vmm_path = f->program,
+        .boot_id = BOOT,
+        .changed = on_changed,
+        .arg = f,
+    };
+    f->epoch = 1;
+    *state = f;
+    return 0;
+}
+
+static void on_closed(void *arg)
+{
+    ((struct fixture *)arg)->closed++;
+}
+
+static char *lock_path(struct fixture *f)
+{
+    return xasprintf("%s/%s/vmm.lock", f->vms, VM_ID);
+}
+
+/* The VMM's pid by its lock; 0 where none lives. */
+static pid_t vmm_pid(struct fixture *f)
+{
+    CLEANUP_FREE char *path = lock_path(f);
+    struct vmm_process_id id;
+    return vmm_process_look(path, &id, NULL) == 1 ? id.pid : 0;
+}
+
+static void close_vm(struct fixture *f)
+{
+    unsigned closed = f->closed;
+    vm_close(f->vm, on_closed, f);
+    while (f->closed == closed)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    f->vm = NULL;
+}
+
+static void stop_server(struct fixture *f)
+{
+    unsigned closed = f->closed;
+    if (f->server == NULL)
+        return;
+    http_server_stop(f->server, on_closed, f);
+    while (f->closed == closed)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    f->server = NULL;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+    pid_t pid = vmm_pid(f);
+    if (f->vm != NULL)
+        close_vm(f);
+    if (pid != 0) {
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+    }
+    stop_server(f);
+    image_cache_close(f->cache, NULL, NULL);
+    http_client_close(f->http, NULL, NULL);
+    uv_close((uv_handle_t *)&f->deadline, NULL);
+    uv_close((uv_handle_t *)&f->turn, NULL);
+    uv_run(&f->loop, UV_RUN_DEFAULT);
+    assert_int_equal(uv_loop_close(&f->loop), 0);
+    assert_int_equal(file_remove_tree("/tmp", f->dir + 5, NULL), 0);
+    free(f);
+    return 0;
+}
+
+/* ---- the VMM's control socket ---- */
+
+static void put_status(struct fixture *f, struct http_request *request)
+{
+    CLEANUP_FREE char *text = xasprintf("{\"name\":\"web1\",\"vm_id\":\"" VM_ID "\",\"epoch\":%llu,\"state\":\"%s\"}",
+                                        (unsigned long long)f->epoch, f->paused ? "paused" : "running");
+    http_respond(request, 200, "application/json", NULL, text, strlen(text));
+}
+
+static void control(struct http_request *request, void *arg)
+{
+    struct fixture *f = arg;
+    if (request->method == HTTP_PUT && strstr((const char *)request->body, "stopped") != NULL) {
+        f->stops++;
+        if (vmm_pid(f) != 0)
+            kill(vmm_pid(f), SIGTERM);
+    } else if (request->method == HTTP_PUT) {
+        f->paused = strstr((const char *)request->body, "paused") != NULL;
+    }
+    put_status(f, request);
+}
+
+static void start_server(struct fixture *f)
+{
+    CLEANUP_FREE char *address = xasprintf("unix:%s/aaaaaaaa0000.sock", f->run);
+    const struct http_server_options options = {.address = address, .handler = control, .arg = f};
+    assert_int_equal(http_server_start(&f->loop, &options, &f->server, NULL), 0);
+}
+
+/* ---- orders ---- */
+
+static void fill_order(struct fixture *f, struct vm_order *order, uint32_t wanted, uint64_t epoch, uint64_t generation)
+{
+    CLEANUP_FREE char *url = xasprintf("file://%s", f->kernel);
+    *order = (struct vm_order){.epoch = 0};
+    OBJECT_TEXT(vm_order, order, id, VM_ID);
+    OBJECT_TEXT(vm_order, order, name, "web1");
+    OBJECT_SET(vm_order, order, epoch, epoch);
+    OBJECT_SET(vm_order, order, generation, generation);
+    OBJECT_SET(vm_order, order, wanted, wanted);
+    OBJECT_SET(vm_order, order, vcpus, 1);
+    OBJECT_SET(vm_order, order, memory_bytes, 64u << 20);
+    OBJECT_TEXT(artifact, &order->kernel, url, url);
+    OBJECT_TEXT(artifact, &order->kernel, sha256, SHA_ABC);
+    object_mark(&vm_order_desc, order, "kernel");
+    struct vm_disk *disk = OBJECT_ADD(vm_order, order, disks);
+    OBJECT_TEXT(vm_disk, disk, name, "root");
+    OBJECT_SET(vm_disk, disk, size_bytes, 1u << 20);
+}
+
+static void give(struct fixture *f, uint32_t wanted, uint64_t epoch, uint64_t generation)
+{
+    struct vm_order order;
+    fill_order(f, &order, wanted, epoch, generation);
+    if (f->vm == NULL)
+        f->vm = vm_create(&f->context, &order, 10);
+    else
+        vm_give_order(f->vm, &order, 11);
+    OBJECT_CLEAR(vm_order, &order);
+}
+
+/* Run the loop until the VM is in @state and has reached @generation. */
+static void run_until(struct fixture *f, enum vm_state state, uint64_t generation)
+{
+    for (;;) {
+        struct vm_seen seen = {.id = NULL};
+        vm_put_seen(f->vm, &seen);
+        bool there = seen.state == (uint32_t)state && seen.generation == generation;
+        OBJECT_CLEAR(vm_seen, &seen);
+        if (there)
+            return;
+        uv_run(&f->loop, UV_RUN_ONCE);
+    }
+}
+
+static pid_t run_until_process(struct fixture *f, pid_t other_than)
+{
+    while (vmm_pid(f) == 0 || vmm_pid(f) == other_than)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    return vmm_pid(f);
+}
+
+static bool reason_has(struct fixture *f, const char *words)
+{
+    struct vm_seen seen = {.id = NULL};
+    vm_put_seen(f->vm, &seen);
+    bool has = seen.reason != NULL && strstr(seen.reason, words) != NULL;
+    OBJECT_CLEAR(vm_seen, &seen);
+    return has;
+}
+
+/* A new VM up to RUNNING; its pid. */
+static pid_t run_new(struct fixture *f)
+{
+    give(f, vm_wanted_RUNNING, 1, 1);
+    pid_t pid = run_until_process(f, 0);
+    start_server(f);
+    run_until(f, vm_state_RUNNING, 1);
+    return pid;
+}
+
+static bool file_exists(struct fixture *f, const char *leaf)
+{
+    CLEANUP_FREE char *path = vm_files_path(&f->context.places, VM_ID, leaf);
+    return access(path, F_OK) == 0;
+}
+
+static unsigned count_files(const char *dir)
+{
+    CLEANUP_FREE char *command = xasprintf("find %s -mindepth 1 | wc -l", dir);
+    FILE *p = popen(command, "r");
+    unsigned n = 0;
+    assert_int_equal(fscanf(p, "%u", &n), 1);
+    pclose(p);
+    return n;
+}
+
+static void test_life(void **state)
+{
+    struct fixture *f = *state;
+    struct stat st;
+    pid_t pid = run_new(f);
+    assert_true(file_exists(f, "vm.json") && file_exists(f, "config.json"));
+    CLEANUP_FREE char *disk = vm_files_path(&f->context.places, VM_ID, "disks/root.raw");
+    assert_int_equal(stat(disk, &st), 0);
+    assert_int_equal(st.st_size, 1 << 20);
+    assert_true(st.st_blocks == 0);
+    assert_non_null(vm_control_path(f->vm));
+    give(f, vm_wanted_PAUSED, 1, 2);
+    run_until(f, vm_state_PAUSED, 2);
+    assert_true(f->paused);
+    give(f, vm_wanted_RUNNING, 1, 3);
+    run_until(f, vm_state_RUNNING, 3);
+    assert_int_equal(vmm_pid(f), pid);
+    give(f, vm_wanted_STOPPED, 1, 4);
+    run_until(f, vm_state_STOPPED, 4);
+    assert_int_equal(f->stops, 1);
+    assert_int_equal(vmm_pid(f), 0);
+    assert_int_equal(vm_restarts(f->vm), 0);
+    give(f, vm_wanted_DELETED, 1, 5);
+    run_until(f, vm_state_DELETED, 5);
+    assert_true(vm_is_gone(f->vm));
+    assert_int_equal(count_files(f->vms), 0);
+}
+
+static void test_agent_ends_and_comes_back(void **state)
+{
+    struct fixture *f = *state;
+    pid_t pid = run_new(f);
+    unsigned stops = f->stops;
+    close_vm(f);
+    assert_int_equal(kill(pid, 0), 0);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    assert_int_equal(vm_state_of(f->vm), vm_state_RUNNING); /* from the first moment: for the guest nothing has changed */
+    while (vm_control_path(f->vm) == NULL)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vmm_pid(f), pid);
+    give(f, vm_wanted_RUNNING, 1, 1); /* the same order again */
+    run_until(f, vm_state_RUNNING, 1);
+    assert_int_equal(vmm_pid(f), pid);
+    assert_int_equal(f->stops, stops);
+    vm_forget(f->vm);
+    while (!vm_is_gone(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(count_files(f->vms), 0);
+}
+
+/* The agent dies between the start of the VMM and the writing of its state: vm.json knows of no process. */
+static void test_agent_dies_before_it_wrote_the_pid(void **state)
+{
+    struct fixture *f = *state;
+    give(f, vm_wanted_RUNNING, 1, 1);
+    pid_t pid = run_until_process(f, 0);
+    close_vm(f);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    start_server(f);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_int_equal(vmm_pid(f), pid);
+}
+
+/* vm.json names a process that lives, and is not a VMM. */
+static void test_stale_pid_in_file(void **state)
+{
+    struct fixture *f = *state;
+    struct agent_vm file = {.format = 0};
+    OBJECT_SET(agent_vm, &file, format, 1);
+    fill_order(f, &file.order, vm_wanted_RUNNING, 1, 1);
+    object_mark(&agent_vm_desc, &file, "order");
+    OBJECT_SET(agent_vm, &file, pid, (uint64_t)getpid());
+    OBJECT_SET(agent_vm, &file, state, vm_state_RUNNING);
+    OBJECT_SET(agent_vm, &file, generation, 1);
+    OBJECT_TEXT(agent_vm, &file, boot_id, BOOT);
+    assert_int_equal(vm_files_save(&f->context.places, &file, NULL), 0);
+    OBJECT_CLEAR(agent_vm, &file);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    /* not started either: the VM may have gone elsewhere meanwhile */
+    while (!reason_has(f, "waiting for the controllers"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vmm_pid(f), 0);
+    assert_int_equal(vm_state_of(f->vm), vm_state_STARTING);
+    give(f, vm_wanted_RUNNING, 1, 1); /* the controllers say that it has not */
+    assert_int_not_equal(run_until_process(f, 0), getpid());
+    assert_int_equal(vm_restarts(f->vm), 1);
+}
+
+/* Somebody holds the lock whose name is not known: nothing may be started beside it. */
+static void test_held_lock_with_a_stale_name(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP_FREE char *path = lock_path(f), *dir = vm_files_path(&f->context.places, VM_ID, "");
+    char name[128];
+    int lock_fd;
+    assert_int_equal(mkdir(dir, 0700), 0);
+    assert_int_equal(vmm_process_lock(path, &lock_fd, NULL), 0);
+    int length = snprintf(name, sizeof(name), "%d 1 " BOOT " 1\n", getpid()); /* our number, another start time */
+    assert_int_equal(pwrite(lock_fd, name, (size_t)length, 0), length);
+    give(f, vm_wanted_RUNNING, 1, 1);
+    for (unsigned i = 0; i < 20; i++) {
+        uv_run(&f->loop, UV_RUN_ONCE);
+        assert_false(file_exists(f, "vmm.log")); /* no VMM was started */
+    }
+    close(lock_fd);
+    while (!file_exists(f, "vmm.log"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_not_equal(run_until_process(f, getpid()), getpid());
+}
+
+static void test_higher_epoch_starts_anew(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP_FREE char *path = lock_path(f);
+    struct vmm_process_id id;
+    pid_t pid = run_new(f);
+    stop_server(f); /* and it does not answer any more: it is killed */
+    give(f, vm_wanted_RUNNING, 2, 2);
+    assert_int_not_equal(run_until_process(f, pid), pid);
+    assert_int_equal(vmm_process_look(path, &id, NULL), 1);
+    assert_int_equal(id.epoch, 2);
+    /* a VMM that says it is of another epoch is not taken for ours */
+    f->epoch = 1;
+    start_server(f);
+    for (unsigned i = 0; i < 20; i++)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vm_state_of(f->vm), vm_state_STARTING);
+    f->epoch = 2;
+    run_until(f, vm_state_RUNNING, 2);
+}
+
+static void test_killed_vmm_is_started_again(void **state)
+{
+    struct fixture *f = *state;
+    pid_t pid = run_new(f);
+    kill(pid, SIGKILL);
+    pid_t second = run_until_process(f, pid);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_int_not_equal(second, pid);
+    assert_int_equal(vm_restarts(f->vm), 1);
+}
+
+static void test_program_that_ends_at_once(void **state)
+{
+    struct fixture *f = *state;
+    write_program(f, "#!/bin/sh\necho '<3>start-failed error=\"no luck\"' >&2\nexit 1\n");
+    give(f, vm_wanted_RUNNING, 1, 1);
+    run_until(f, vm_state_FAILED, 1);
+    assert_true(reason_has(f, "ended with status 1: start-failed error='no luck'"));
+    write_program(f, "#!/bin/sh\nexec sleep 600\n"); /* and once it is mended, it runs without anybody asking */
+    run_until_process(f, 0);
+    start_server(f);
+    run_until(f, vm_state_RUNNING, 1);
+}
+
+static void test_wrong_checksum_is_final(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(file_write_atomic(f->kernel, "abd", 3, 0644, NULL), 0);
+    give(f, vm_wanted_RUNNING, 1, 1);
+    run_until(f, vm_state_FAILED, 1);
+    assert_true(reason_has(f, "SHA-256"));
+    assert_int_equal(file_write_atomic(f->kernel, "abc", 3, 0644, NULL), 0);
+    give(f, vm_wanted_RUNNING, 2, 2); /* a new order tries again */
+    run_until_process(f, 0);
+}
+
+static void test_disk_that_has_gone_is_not_made_anew(void **state)
+{
+    struct fixture *f = *state;
+    run_new(f);
+    give(f, vm_wanted_STOPPED, 1, 2);
+    run_until(f, vm_state_STOPPED, 2);
+    close_vm(f);
+    CLEANUP_FREE char *disk = vm_files_path(&f->context.places, VM_ID, "disks/root.raw");
+    assert_int_equal(unlink(disk), 0);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    give(f, vm_wanted_RUNNING, 2, 3);
+    run_until(f, vm_state_FAILED, 3);
+    assert_true(reason_has(f, "missing"));
+}
+
+static void test_order_to_delete_what_is_not_there(void **state)
+{
+    struct fixture *f = *state;
+    give(f, vm_wanted_DELETED, 5, 9);
+    run_until(f, vm_state_DELETED, 9);
+    struct vm_seen seen = {.id = NULL};
+    vm_put_seen(f->vm, &seen);
+    assert_int_equal(seen.epoch, 5);
+    OBJECT_CLEAR(vm_seen, &seen);
+    assert_int_equal(count_files(f->vms), 0);
+}
+
+static void test_guest_powers_off(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP_FREE char *exit_path = vm_files_path(&f->context.places, VM_ID, "exit.json");
+    pid_t pid = run_new(f);
+    /* the agent is away while the guest powers off: the VMM's parting word tells */
+    close_vm(f);
+    CLEANUP_FREE char *word = xasprintf("{\"status\":0,\"pid\":%d}", pid);
+    assert_int_equal(file_write_atomic(exit_path, word, strlen(word), 0600, NULL), 0);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    give(f, vm_wanted_RUNNING, 1, 1);
+    run_until(f, vm_state_STOPPED, 1);
+    assert_true(reason_has(f, "powered off"));
+    close_vm(f); /* and it stays off after another restart of the agent */
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    give(f, vm_wanted_RUNNING, 1, 1);
+    for (unsigned i = 0; i < 3; i++)
+        uv_run(&f->loop, UV_RUN_NOWAIT);
+    assert_int_equal(vm_state_of(f->vm), vm_state_STOPPED);
+    assert_int_equal(vmm_pid(f), 0);
+    give(f, vm_wanted_RUNNING, 2, 2); /* until somebody starts it */
+    run_until_process(f, 0);
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        T(test_life),
+        T(test_agent_ends_and_comes_back),
+        T(test_agent_dies_before_it_wrote_the_pid),
+        T(test_stale_pid_in_file),
+        T(test_held_lock_with_a_stale_name),
+        T(test_higher_epoch_starts_anew),
+        T(test_killed_vmm_is_started_again),
+        T(test_program_that_ends_at_once),
+        T(test_wrong_checksum_is_final),
+        T(test_disk_that_has_gone_is_not_made_anew),
+        T(test_order_to_delete_what_is_not_there),
+        T(test_guest_powers_off),
+    };
+    log_set_level(LOG_LEVEL_ERROR);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
