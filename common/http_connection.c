@@ -34,9 +34,15 @@ static void connection_free(struct http_connection *c)
 
 static void leave_handshake(struct http_connection *c)
 {
-    if (!c->is_open)
-        c->server->counters.handshakes--;
+    struct http_server *server = c->server;
+    if (c->is_open)
+        return;
     c->is_open = true;
+    server->counters.handshakes--;
+    if (server->accept_waiting && !server->stopping) {
+        server->accept_waiting = false;
+        http_connection_accept(server);
+    }
 }
 
 /* The connection has no more use: forget the stream, which closes by itself, and tell the handler. */
@@ -417,8 +423,7 @@ void http_connection_accept(struct http_server *server)
     list_append(&server->streams, tls_stream_link(c->stream));
     tls_stream_set_release(c->stream, released, server);
     server->counters.connections++;
-    if (server->counters.connections > server->limits.connections_max ||
-        server->counters.handshakes >= server->limits.handshakes_max) {
+    if (server->counters.connections > server->limits.connections_max) {
         server->counters.refused++;
         tls_stream_close(c->stream);
         free(c);

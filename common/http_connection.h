@@ -35,6 +35,7 @@ struct http_server {
         uv_pipe_t pipe;
     } listener;
     bool listener_open, stopping;
+    bool accept_waiting; /* a connection waits for a handshake to end */
     struct tls_context *tls;
     enum tls_client_check client_check;
     struct http_limits limits;

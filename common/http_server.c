@@ -96,6 +96,8 @@ static void connection_cb(uv_stream_t *listener, int status)
     struct http_server *server = listener->data;
     if (status < 0)
         server->counters.refused++;
+    else if (server->tls != NULL && server->counters.handshakes >= server->limits.handshakes_max)
+        server->accept_waiting = true; /* not accepted: libuv asks for no more until it is */
     else
         http_connection_accept(server);
 }

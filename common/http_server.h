@@ -34,7 +34,7 @@
 /* 0 in any member = the default. */
 struct http_limits {
     unsigned connections_max;      /* beyond: accepted and closed at once (1024 * 8) */
-    unsigned handshakes_max;       /* connections that have not finished the TLS handshake (256) */
+    unsigned handshakes_max;       /* of TLS at once: further connections wait to be accepted (256) */
     size_t body_bytes_max;         /* of a request: 413 beyond (1 MiB) */
     size_t bodies_bytes_max;       /* of all requests together: 503 beyond (256 MiB) */
     size_t write_queue_bytes_max;  /* of a stream, relay or WebSocket (4 MiB) */
