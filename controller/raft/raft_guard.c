@@ -4,12 +4,20 @@
  * leader sent. Only the first kind makes an arriving InstallSnapshot dangerous. */
 #include "controller/raft/raft_guard.h"
 
+#include <string.h>
+
 struct guard_append { /* one log write on its way to the disk */
     struct raft_io_append req;
     struct raft_io_append *inner;
     raft_io_append_cb cb;
     struct raft_guard *guard;
     uint64_t start_us;
+};
+
+struct guard_send { /* a copy of an AppendEntries, on its way */
+    struct raft_io_send req;
+    struct raft_message message;
+    struct raft_entry entries[]; /* and behind them their data */
 };
 
 static struct raft_guard *guard_of(struct raft_io *io)
@@ -65,6 +73,55 @@ static int guard_snapshot_put(struct raft_io *io, unsigned trailing, struct raft
         guard->taking = false;
     }
     return rv;
+}
+
+static struct guard_send *guard_copy_message(const struct raft_message *from)
+{
+    const struct raft_append_entries *append = &from->append_entries;
+    size_t size = sizeof(struct guard_send) + append->n_entries * sizeof(struct raft_entry);
+    struct guard_send *send;
+    uint8_t *data;
+
+    for (unsigned i = 0; i < append->n_entries; i++)
+        size += append->entries[i].buf.len;
+    send = xcalloc(1, size);
+    send->message = *from;
+    send->message.append_entries.entries = send->entries;
+    data = (uint8_t *)&send->entries[append->n_entries];
+    for (unsigned i = 0; i < append->n_entries; i++) {
+        const struct raft_entry *entry = &append->entries[i];
+
+        send->entries[i] = (struct raft_entry){entry->term, entry->type, {data, entry->buf.len}, NULL};
+        memcpy(data, entry->buf.base, entry->buf.len);
+        data += entry->buf.len;
+    }
+    return send;
+}
+
+static void guard_send_cb(struct raft_io_send *req, int status UNUSED)
+{
+    free(CONTAINER_OF(req, struct guard_send, req));
+}
+
+/* libraft ignores the status of a message: success is as good an answer as any. Its callback only gives back the
+ * references and the request, and it touches neither after we return. */
+static int guard_send(struct raft_io *io, struct raft_io_send *req, const struct raft_message *message,
+                      raft_io_send_cb cb)
+{
+    struct raft_guard *guard = guard_of(io);
+    struct guard_send *send;
+    int rv;
+
+    if (message->type != RAFT_APPEND_ENTRIES || message->append_entries.n_entries == 0)
+        return guard->inner_send(io, req, message, cb);
+    send = guard_copy_message(message);
+    rv = guard->inner_send(io, &send->req, &send->message, guard_send_cb);
+    if (rv != 0) {
+        free(send);
+        return rv;
+    }
+    cb(req, 0);
+    return 0;
 }
 
 static int guard_check(struct raft_io *io, const char *what, int rv)
@@ -136,12 +193,14 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
     guard->inner_start = guard->io.start;
     guard->inner_snapshot_put = guard->io.snapshot_put;
     guard->inner_append = guard->io.append;
+    guard->inner_send = guard->io.send;
     guard->inner_set_term = guard->io.set_term;
     guard->inner_set_vote = guard->io.set_vote;
     guard->inner_truncate = guard->io.truncate;
     guard->io.start = guard_start;
     guard->io.snapshot_put = guard_snapshot_put;
     guard->io.append = guard_append;
+    guard->io.send = guard_send;
     guard->io.set_term = guard_set_term;
     guard->io.set_vote = guard_set_vote;
     guard->io.truncate = guard_truncate;

@@ -16,6 +16,11 @@
  *    status: a command is acknowledged when a group with its own number is applied, a barrier only while the server
  *    still leads the term in which it was asked for, and a server that steps down answers what is in flight itself.
  *
+ * E. libraft keeps references to log entries while a message with them is on its way. When the log is truncated or
+ *    compacted meanwhile it miscounts them: the memory is freed while raft_uv still sends from it, and freed again
+ *    afterwards (a crash, and what is sent is whatever lies there by then); or the next append is refused as busy and
+ *    its batch freed twice. The guard sends a copy and gives the references back at once, so that there are none.
+ *
  * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`.
  *
  * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on
@@ -40,6 +45,7 @@ struct raft_guard {
     int (*inner_append)(struct raft_io *, struct raft_io_append *, const struct raft_entry[], unsigned,
                         raft_io_append_cb);
 
+    int (*inner_send)(struct raft_io *, struct raft_io_send *, const struct raft_message *, raft_io_send_cb);
     int (*inner_set_term)(struct raft_io *, raft_term);
     int (*inner_set_vote)(struct raft_io *, raft_id);
     int (*inner_truncate)(struct raft_io *, raft_index);

@@ -449,4 +449,6 @@ void sim_raft_io_init(struct sim_raft_io *io, const struct sim_raft_mutations *m
         io->guard.io.start = io->guard.inner_start;
         io->guard.io.snapshot_put = io->guard.inner_snapshot_put;
     }
+    if (mutations->no_send_guard)
+        io->guard.io.send = io->guard.inner_send;
 }

@@ -50,7 +50,7 @@ struct sim_raft_io {
 };
 
 struct sim_raft_mutations { /* what is broken on purpose */
-    bool no_install_guard, no_snapshot_guard, no_metadata_guard;
+    bool no_install_guard, no_snapshot_guard, no_metadata_guard, no_send_guard;
 };
 
 /* Fill all but what the caller sets: sim .. metadata_faults. @raft is about to be raft_init'ed with &io->guard.io. */
