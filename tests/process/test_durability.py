@@ -29,6 +29,7 @@ class Writer(threading.Thread):
         self.checked = 0            # acknowledged ones that were found again and then removed
         self.attempts = self.unanswered = 0
         self.error = None
+        self.connection = None
         self.stop = threading.Event()
 
     def once(self, connection, name, key):
@@ -57,16 +58,19 @@ class Writer(threading.Thread):
         end = time.monotonic() + ANSWER_S
         while time.monotonic() < end:
             try:
-                status, _, body = self.cluster.api(method, path, to=self.random.choice(self.cluster.controllers), timeout_s=5)
-                if status not in (502, 503, 504):
-                    return status, body
+                if self.connection is None:
+                    self.connection = self.cluster.connection(self.random.choice(self.cluster.controllers), timeout_s=5)
+                self.connection.request(method, path)
+                answer = self.connection.getresponse()
+                text = answer.read()
+                if answer.status not in (502, 503, 504):
+                    return answer.status, json.loads(text) if text else None
             except (OSError, http.client.HTTPException):
-                pass
+                self.connection = None
             time.sleep(0.02)
         raise AssertionError(f'{method} {path} was not answered in {ANSWER_S} s')
 
     def run(self):
-        connection = None
         count = 0
         try:
             while not self.stop.is_set():
@@ -77,11 +81,11 @@ class Writer(threading.Thread):
                 while True:
                     self.attempts += 1
                     try:
-                        if connection is None:
-                            connection = self.cluster.connection(self.random.choice(self.cluster.controllers), timeout_s=5)
-                        got = self.once(connection, name, key)
+                        if self.connection is None:
+                            self.connection = self.cluster.connection(self.random.choice(self.cluster.controllers), timeout_s=5)
+                        got = self.once(self.connection, name, key)
                     except (OSError, http.client.HTTPException):
-                        got, connection = None, None
+                        got, self.connection = None, None
                     if got is None:
                         self.unanswered += 1
                         assert time.monotonic() < end, f'{name} was not answered in {ANSWER_S} s'
@@ -96,6 +100,10 @@ class Writer(threading.Thread):
                     self.retire()
         except AssertionError as error:
             self.error = error
+
+
+def progress(writers):
+    return sum(w.attempts - w.unanswered + w.checked for w in writers)
 
 
 def restart(controller):
@@ -121,8 +129,8 @@ def run_rounds(cluster, rounds, seed):
             if any(writer.error for writer in writers):
                 break
             if chance.random() < 0.5:
-                before = sum(w.attempts - w.unanswered for w in writers)
-                wait_until(lambda: sum(w.attempts - w.unanswered for w in writers) > before + WRITERS or any(w.error for w in writers), ANSWER_S,
+                before = progress(writers)
+                wait_until(lambda: progress(writers) > before + WRITERS or any(w.error for w in writers), ANSWER_S,
                            'writes are acknowledged again')
     finally:
         for writer in writers:
