@@ -126,7 +126,11 @@ class Controller:
 
 
 class Controllers:
+    made = 0  # clusters in this process, so far
+
     def __init__(self, name, count=1):
+        self.slot = Controllers.made % 30 * 8
+        Controllers.made += 1
         base = ROOT / 'build' / 'process'
         base.mkdir(parents=True, exist_ok=True)
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix=f'api-{name}.', dir=base))
@@ -135,7 +139,7 @@ class Controllers:
 
     def address(self, number):
         pid = os.getpid()
-        return f'127.{64 + pid // 256 % 128}.{pid % 256}.{number}'
+        return f'127.{64 + pid // 256 % 128}.{pid % 256}.{self.slot + number}'
 
     def __getitem__(self, index):
         return self.members[index]
@@ -222,8 +226,14 @@ class Controllers:
 class EventStream:
     """Server-Sent Events: an iterator of (id or None, name, data)."""
 
-    def __init__(self, member, query='', headers=None, timeout_s=10):
+    def __init__(self, member, query='', headers=None, timeout_s=10, receive_bytes=None):
         self.connection = member.connect(timeout_s=timeout_s)
+        if receive_bytes:  # a reader that is slow in earnest: the kernel takes little for it
+            plain = socket.socket()
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            plain.settimeout(timeout_s)
+            plain.connect((member.address, PORT))
+            self.connection.sock = member.cluster.tls('admin').wrap_socket(plain, server_hostname=member.address)
         self.connection.request('GET', '/v1/events' + query, headers={'Accept': 'text/event-stream', **(headers or {})})
         self.answer = self.connection.getresponse()
         self.status = self.answer.status

@@ -421,7 +421,7 @@ def test_slow_watcher_is_told(one):
     c = one[0].connect()
     made = c.call('POST', '/v1/flavors', flavor())[2]
     index = int(c.call('GET', '/v1/flavors')[1]['X-Drover-Index'])
-    slow = EventStream(one[0], f'?after={index}', timeout_s=30)
+    slow = EventStream(one[0], f'?after={index}', timeout_s=30, receive_bytes=4096)
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         def many(n):
             mine = one[0].connect()
@@ -430,9 +430,12 @@ def test_slow_watcher_is_told(one):
             mine.close()
         list(pool.map(many, [800] * 32))
     last, indexes = None, []
+    end = int(c.call('GET', '/v1/flavors')[1]['X-Drover-Index'])
     for _, name, data in slow:
         last = name
         indexes.append(data.get('index'))
+        if indexes[-1] == end:
+            break
     slow.close()
     seen = [i for i in indexes if i is not None]
     assert seen == list(range(index + 1, index + 1 + len(seen))), 'a gap without a word'
