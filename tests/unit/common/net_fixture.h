@@ -189,6 +189,7 @@ static inline void raw_finish(struct raw *raw)
 {
     if (raw->stream != NULL)
         tls_stream_close(raw->stream);
+    raw->stream = NULL;
     bytes_writer_finish(&raw->got);
 }
 

@@ -591,6 +591,41 @@ static void test_memory_stays_flat(void **state)
     net_finish(&app.net);
 }
 
+/* A chunked body says no length: it is counted as it comes. And all bodies together have a limit. */
+static void test_body_limits(void **state)
+{
+    struct app app;
+    struct raw raw, first;
+    char text[2000];
+    (void)state;
+    app_start(&app, (struct http_limits){.body_bytes_max = 1000, .bodies_bytes_max = 1500});
+    snprintf(text, sizeof text, "POST /echo HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n3e8\r\n%01000d\r\n",
+             0);
+    raw_connect(&app.net, &raw, NULL, NULL);
+    raw_send(&raw, text);
+    raw_send(&raw, "1\r\nx\r\n0\r\n\r\n");
+    NET_WAIT(&app.net, raw.ended);
+    assert_int_equal(raw_count(&raw, "HTTP/1.1 413 "), 1);
+    raw_finish(&raw);
+    for (int round = 0; round < 3; round++) {
+        snprintf(text, sizeof text, "POST /hold HTTP/1.1\r\n" H "Content-Length: 900\r\n\r\n%0900d", 0);
+        app.held_count = 0;
+        raw_connect(&app.net, &first, NULL, NULL);
+        raw_send(&first, text);
+        NET_WAIT(&app.net, app.held_count == 1);
+        exchange(&app, &raw, text, "HTTP/1.1 503 ", 1);
+        raw_finish(&raw);
+        /* Given back when answered, and when the client has gone. */
+        if (round == 1) {
+            raw_finish(&first);
+            NET_WAIT(&app.net, app.gone == 1);
+        }
+        http_respond(app.held[0], 200, "text/plain", NULL, "x", 1);
+        raw_finish(&first);
+    }
+    net_finish(&app.net);
+}
+
 /* Bytes read ahead of a held request are bounded: the client's own socket fills up. */
 static void test_read_ahead_is_bounded(void **state)
 {
@@ -709,6 +744,7 @@ int main(void)
         cmocka_unit_test(test_events_slow_reader),
         cmocka_unit_test(test_stream_drained),
         cmocka_unit_test(test_memory_stays_flat),
+        cmocka_unit_test(test_body_limits),
         cmocka_unit_test(test_read_ahead_is_bounded),
         cmocka_unit_test(test_unix_socket),
         cmocka_unit_test(test_bad_address),

@@ -345,11 +345,12 @@ static void test_handshake_limits(void **state)
     for (int i = 0; i < 3; i++)
         raw_connect(&net, &silent[i], NULL, NULL);
     NET_WAIT(&net, http_server_counters(net.server)->handshakes == 2);
+    assert_int_equal(http_server_counters(net.server)->accepted, 2);
     while (!(silent[0].ended && silent[1].ended && silent[2].ended) && !net.expired) {
         uv_run(&net.loop, UV_RUN_ONCE);
         most = MAX(most, http_server_counters(net.server)->handshakes);
     }
-    assert_int_equal(most, 2);
+    assert_true(most <= 2);
     assert_int_equal(http_server_counters(net.server)->accepted, 3);
     assert_int_equal(http_server_counters(net.server)->handshakes, 0);
     for (int i = 0; i < 3; i++)
