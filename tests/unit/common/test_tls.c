@@ -481,6 +481,58 @@ static void test_bulk_tls(void **state)
     bulk_transfer(true);
 }
 
+/* Bytes given back, twice, come again in their order and before what follows. */
+struct giver {
+    char all[64];
+    bool gave;
+};
+
+static void giver_data(struct tls_stream *stream, const uint8_t *data, size_t size, void *arg)
+{
+    struct giver *giver = arg;
+    if (!giver->gave) {
+        giver->gave = true;
+        assert_memory_equal(data, "abcdef", 6);
+        tls_stream_unread(stream, data + 4, size - 4);
+        tls_stream_unread(stream, data + 2, 2);
+        return;
+    }
+    strncat(giver->all, (const char *)data, size);
+}
+
+static void giver_end(struct tls_stream *stream, int status, void *arg)
+{
+    (void)status, (void)arg;
+    tls_stream_close(stream);
+}
+
+static void give(struct http_request *request, void *arg)
+{
+    static const struct tls_stream_callbacks callbacks = {.on_data = giver_data, .on_end = giver_end};
+    struct tls_stream *stream;
+    assert_int_equal(http_upgrade_raw(request, "HTTP/1.1 101 x\r\n\r\n", &callbacks, arg, &stream), 0);
+}
+
+static void test_unread(void **state)
+{
+    struct net net;
+    struct raw raw;
+    struct giver giver = {0};
+    (void)state;
+    net_init(&net);
+    net_serve(&net, (struct http_server_options){.handler = give, .arg = &giver});
+    raw_connect(&net, &raw, NULL, NULL);
+    raw_send(&raw, "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
+    NET_WAIT(&net, raw.got.size > 0);
+    raw_send(&raw, "abcdef");
+    NET_WAIT(&net, strlen(giver.all) == 4);
+    raw_send(&raw, "g");
+    NET_WAIT(&net, strlen(giver.all) == 5);
+    assert_string_equal(giver.all, "cdefg");
+    raw_finish(&raw);
+    net_finish(&net);
+}
+
 static void test_connect_failures(void **state)
 {
     static const char *const bad[] = {"", "a", "a:", ":80", "a:b", "a:70000", "::1:80", "unix"};
@@ -532,6 +584,7 @@ int main(void)
         cmocka_unit_test(test_stop_while_waiting),
         cmocka_unit_test(test_bulk_plain),
         cmocka_unit_test(test_bulk_tls),
+        cmocka_unit_test(test_unread),
         cmocka_unit_test(test_connect_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
