@@ -146,7 +146,7 @@ static void test_what_the_child_gets(void **state)
     int lock_fd, pidfd, status;
     char *text;
     size_t size;
-    CLEANUP_FD int stray = open("/dev/zero", O_RDONLY); /* without close-on-exec */
+    CLEANUP_FD UNUSED int stray = open("/dev/zero", O_RDONLY); /* without close-on-exec */
     write_program(f, "#!/bin/sh\necho \"$@\"\nreadlink /proc/$$/fd/3\nreadlink /proc/$$/fd/*\n"
                      "[ \"$(ps -o sid= -p $$ | tr -d ' ')\" = $$ ] && echo leader\nexit 3\n");
     assert_int_equal(vmm_process_lock(f->lock, &lock_fd, NULL), 0);
