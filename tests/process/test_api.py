@@ -190,7 +190,7 @@ def host_certificate(member, directory, name):
 
 def report(host, name, have_index=0, vms=(), wait_ms=0):
     return {'host': host, 'name': name, 'address': '127.0.0.1:7445', 'boot_id': 'b1', 'cpus': 8, 'memory_bytes': 16 << 30,
-            'disk_bytes': 100 << 30, 'kvm': 'none', 'version': 'test', 'have_index': have_index, 'wait_ms': wait_ms,
+            'disk_bytes': 100 << 30, 'kvm': 'svm', 'version': 'test', 'have_index': have_index, 'wait_ms': wait_ms,
             'vms': list(vms)}
 
 
@@ -360,6 +360,7 @@ def test_transfer_remove_and_join_again(fresh_three):
     cs.add(target)
     ids = [c['raft_id'] for c in cs.request('GET', '/v1/controllers')[2]]
     assert sorted(ids)[-1] == 4 and len(ids) == 3
+    target.stop()
     again = target.join('drover1/x')
     assert again.returncode == 0 and 'nothing was changed' in again.stdout
 
@@ -511,6 +512,10 @@ def routes(cs):
             yield method.upper(), path, schema, schemas
 
 
+FORMATS = {'address': '127.0.0.1:7445', 'raft_address': '127.0.0.1:7444', 'url': 'file:///a', 'sha256': 'a' * 64,
+           'id': '0f8fad5b-d9cb-469f-a165-70867728950e', 'host': '0f8fad5b-d9cb-469f-a165-70867728950e'}
+
+
 def sample(schema, schemas):
     """A value that the schema takes."""
     if '$ref' in schema:
@@ -519,7 +524,7 @@ def sample(schema, schemas):
         return schema['enum'][0]
     kind = schema.get('type')
     if kind == 'object':
-        return {k: sample(v, schemas) for k, v in schema.get('properties', {}).items() if k in schema.get('required', [])}
+        return {k: FORMATS.get(k) or sample(v, schemas) for k, v in schema.get('properties', {}).items() if k in schema.get('required', [])}
     if kind == 'array':
         return []
     if kind == 'integer':
@@ -586,8 +591,8 @@ def test_bad_input_on_every_route(one, tmp_path):
             answer = c.call(method, path, body)
             problem = check_problem(*answer)
             assert answer[0] in (400, 404), (method, path, body[:200], problem)
-            if pointer and answer[0] == 400:
-                assert problem['errors'][0]['pointer'].split('/')[1] == pointer.split('/')[1], (method, path, body[:300], problem)
+            if pointer and answer[0] == 400 and problem['code'] != 'malformed':
+                assert problem.get('errors', [{'pointer': '#/'}])[0]['pointer'].split('/')[1] == pointer.split('/')[1], (method, path, body[:300], problem)
             tried += 1
     assert tried > 500
     assert one[0].request('GET', '/v1/vms')[0] == 200
