@@ -120,6 +120,8 @@ static int errno_of(const struct http_call *call, CURLcode code)
     case CURLE_URL_MALFORMAT:
     case CURLE_UNSUPPORTED_PROTOCOL:
         return -EINVAL;
+    case CURLE_TOO_MANY_REDIRECTS:
+        return -ELOOP;
     case CURLE_OUT_OF_MEMORY:
         return -ENOMEM;
     case CURLE_SEND_ERROR:
@@ -371,9 +373,12 @@ static size_t header_cb(char *data, size_t size, size_t count, void *arg)
     if (size * count != 2 || data[0] != '\r')
         return size * count;
     curl_easy_getinfo(call->easy, CURLINFO_RESPONSE_CODE, &status);
-    if (status < 200 || call->status != 0)
+    bool after_redirect = call->options.redirects_max > 0 && call->status >= 300 && call->status <= 399;
+    if (status < 200 || (call->status != 0 && !after_redirect))
         return size * count; /* 100 Continue, or the end of trailers */
     call->status = (int)status;
+    if (call->options.redirects_max > 0 && status >= 300 && status <= 399 && status != 304)
+        return size * count; /* the answer that counts is still to come, or the call fails */
     if (is_streaming(call)) {
         uv_timer_stop(&call->deadline);
         restart_idle(call);
@@ -488,7 +493,14 @@ static void set_transfer(struct http_call *call)
     curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, call->words);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(easy, CURLOPT_PROXY, ""); /* our peers are not behind the user's web proxy */
+    if (call->options.redirects_max > 0) {
+        bool secure = strncmp(call->options.url, "https:", 6) == 0;
+        curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 1L);
+        curl_easy_setopt(easy, CURLOPT_MAXREDIRS, (long)call->options.redirects_max);
+        curl_easy_setopt(easy, CURLOPT_REDIR_PROTOCOLS_STR, secure ? "https" : "http,https");
+    } else {
+        curl_easy_setopt(easy, CURLOPT_PROXY, ""); /* our peers are not behind the user's web proxy */
+    }
     curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, CONNECT_TIMEOUT_MS);
     curl_easy_setopt(easy, CURLOPT_TCP_NODELAY, 1L);

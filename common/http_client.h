@@ -1,7 +1,7 @@
 /* HTTP client: libcurl's multi interface on a uv loop, or blocking for the CLI.
  *
  * Start contract: http_client_start returns <0 and `done` never comes, or 0 and `done` comes exactly once, later,
- * from the loop; the call is gone when `done` returns. Redirects are not followed. The program must ignore SIGPIPE.
+ * from the loop; the call is gone when `done` returns. The program must ignore SIGPIPE.
  * Only http, https and Unix sockets. */
 #ifndef COMMON_HTTP_CLIENT_H
 #define COMMON_HTTP_CLIENT_H
@@ -49,6 +49,9 @@ struct http_call_options {
     size_t body_bytes_max;   /* of a collected answer; 0 = HTTP_CLIENT_BODY_BYTES_MAX; beyond: -EMSGSIZE */
     struct tls_context *tls; /* for https; NULL: what this machine trusts, no certificate */
     const char *peer_prefix; /* identity the server must have, instead of the host name check */
+    /* For calls into the world (images): redirects to follow, from https to https only, and the proxy of the
+     * environment is used. 0 = our own peers: neither. */
+    unsigned redirects_max;
     /* Streaming: a 2xx body goes here piece by piece and is not collected. 0 taken; HTTP_CLIENT_PAUSE; <0: end the
      * call with that error. Other answers are collected as always. */
     int (*on_data)(const void *data, size_t size, void *arg);

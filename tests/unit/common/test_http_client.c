@@ -58,6 +58,9 @@ static void handle(struct http_request *request, void *arg)
         http_respond_error(request, &err);
     } else if (strcmp(request->path, "/big") == 0) {
         http_respond_take(request, 200, "application/octet-stream", NULL, calloc(1, 3000000), 3000000, free);
+    } else if (strcmp(request->path, "/moved") == 0 || strcmp(request->path, "/forever") == 0) {
+        const char *to = strcmp(request->path, "/moved") == 0 ? "Location: /big\r\n" : "Location: /forever\r\n";
+        http_respond(request, 302, "text/plain", to, "go", 2);
     } else if (strcmp(request->path, "/peer") == 0) {
         http_respond(request, 200, "text/plain", NULL, request->peer, strlen(request->peer));
     } else {
@@ -323,6 +326,25 @@ static void test_stream_stops(void **state)
     app_finish(&app);
 }
 
+static void test_redirects(void **state)
+{
+    struct app app;
+    struct result r = {0};
+    (void)state;
+    app_start(&app, NULL);
+    fetch(&app, &r, "/moved", (struct http_call_options){0});
+    assert_int_equal(r.status, 302); /* our own peers: as it is */
+    assert_string_equal(r.body, "go");
+    fetch(&app, &r, "/moved", (struct http_call_options){.redirects_max = 2, .on_data = on_data, .on_head = on_head});
+    assert_int_equal(r.status, 200);
+    assert_int_equal(r.heads, 1);
+    assert_int_equal(r.head_status, 200);
+    assert_int_equal(r.streamed, 3000000);
+    fetch(&app, &r, "/forever", (struct http_call_options){.redirects_max = 2});
+    assert_int_equal(r.error, -ELOOP);
+    app_finish(&app);
+}
+
 static void test_many(void **state)
 {
     struct app app;
@@ -502,10 +524,11 @@ static void test_events(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_answers),  cmocka_unit_test(test_problem), cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_cancel),   cmocka_unit_test(test_stream),  cmocka_unit_test(test_stream_stops),
-        cmocka_unit_test(test_many),     cmocka_unit_test(test_tls),     cmocka_unit_test(test_unix_socket),
-        cmocka_unit_test(test_blocking), cmocka_unit_test(test_events),
+        cmocka_unit_test(test_answers),     cmocka_unit_test(test_problem),     cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_cancel),      cmocka_unit_test(test_stream),      cmocka_unit_test(test_stream_stops),
+        cmocka_unit_test(test_redirects),   cmocka_unit_test(test_many),        cmocka_unit_test(test_tls),
+        cmocka_unit_test(test_unix_socket), cmocka_unit_test(test_unix_socket), cmocka_unit_test(test_blocking),
+        cmocka_unit_test(test_events),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
