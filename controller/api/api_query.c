@@ -13,9 +13,10 @@ static int parse_number(const char *text, uint64_t max, uint64_t *ret_value)
     if (*text == '\0')
         return -EINVAL;
     for (; *text != '\0'; text++) {
-        if (*text < '0' || *text > '9' || value > (max - (uint64_t)(*text - '0')) / 10)
+        uint64_t digit = (uint64_t)(*text - '0');
+        if (*text < '0' || *text > '9' || digit > max || value > (max - digit) / 10)
             return -EINVAL;
-        value = value * 10 + (uint64_t)(*text - '0');
+        value = value * 10 + digit;
     }
     *ret_value = value;
     return 0;
