@@ -524,11 +524,10 @@ static void test_events(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_answers),     cmocka_unit_test(test_problem),     cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_cancel),      cmocka_unit_test(test_stream),      cmocka_unit_test(test_stream_stops),
-        cmocka_unit_test(test_redirects),   cmocka_unit_test(test_many),        cmocka_unit_test(test_tls),
-        cmocka_unit_test(test_unix_socket), cmocka_unit_test(test_unix_socket), cmocka_unit_test(test_blocking),
-        cmocka_unit_test(test_events),
+        cmocka_unit_test(test_answers),     cmocka_unit_test(test_problem),  cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_cancel),      cmocka_unit_test(test_stream),   cmocka_unit_test(test_stream_stops),
+        cmocka_unit_test(test_redirects),   cmocka_unit_test(test_many),     cmocka_unit_test(test_tls),
+        cmocka_unit_test(test_unix_socket), cmocka_unit_test(test_blocking), cmocka_unit_test(test_events),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

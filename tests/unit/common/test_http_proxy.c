@@ -16,7 +16,7 @@ struct app {
     char endpoint[64];
     /* the back's */
     struct http_request *held;
-    unsigned gone, requests, ws_closed;
+    unsigned gone, requests, ws_closed, drops;
     char seen[2048];
     struct tls_stream *raw;
     size_t raw_received;
@@ -77,6 +77,8 @@ static void back_handle(struct http_request *request, void *arg)
     if (strcmp(request->path, "/hold") == 0) {
         http_request_on_gone(request, count_gone, app);
         app->held = request;
+    } else if (strcmp(request->path, "/drop-once") == 0 && app->drops++ == 0) {
+        http_release(request);
     } else if (strcmp(request->path, "/stream") == 0) {
         struct http_stream_options options = {.content_type = "text/event-stream"};
         http_request_on_gone(request, count_gone, app);
@@ -314,7 +316,7 @@ static void test_failures(void **state)
     app_finish(&app);
 }
 
-/* An idle connection that has died meanwhile: a read is sent again on a fresh one. */
+/* An idle connection that has died meanwhile: a read is sent again on a fresh one, once; a write never. */
 static void test_stale_connection(void **state)
 {
     struct app app;
@@ -322,11 +324,28 @@ static void test_stale_connection(void **state)
     (void)state;
     start_plain(&app);
     ask(&app, &raw, "GET / HTTP/1.1\r\n" H "\r\n", "nobody");
-    http_server_stop(app.back.server, net_server_closed, &app.back);
     raw_forget(&raw);
-    raw_send(&raw, "GET /again HTTP/1.1\r\n" H "\r\n");
+    raw_send(&raw, "GET /drop-once HTTP/1.1\r\n" H "\r\n");
+    NET_WAIT(&app.front, raw_count(&raw, "nobody") == 1);
+    assert_int_equal(app.requests, 3);
+    app.drops = 0;
+    raw_forget(&raw);
+    raw_send(&raw, "POST /drop-once HTTP/1.1\r\n" H "\r\n");
+    NET_WAIT(&app.front, raw_count(&raw, "\"code\":\"unknown-outcome\"") == 1);
+    assert_int_equal(app.requests, 4);
+    /* On a fresh connection it is no staleness. */
+    app.drops = 0;
+    raw_forget(&raw);
+    raw_send(&raw, "GET /drop-once HTTP/1.1\r\n" H "\r\n");
+    NET_WAIT(&app.front, raw_count(&raw, "\"code\":\"unreachable\"") == 1);
+    assert_int_equal(app.requests, 5);
+    /* The other server stops while its connection is idle here. */
+    raw_forget(&raw);
+    raw_send(&raw, "GET / HTTP/1.1\r\n" H "\r\n");
+    NET_WAIT(&app.front, raw_count(&raw, "nobody") == 1);
+    stop_back(&app);
+    raw_send(&raw, "GET / HTTP/1.1\r\n" H "\r\n");
     NET_WAIT(&app.front, raw_count(&raw, "HTTP/1.1 502") == 1);
-    NET_WAIT(&app.front, app.back.server_closed);
     raw_finish(&raw);
     app_finish(&app);
 }
@@ -429,6 +448,38 @@ static void test_tunnel(void **state)
     app_finish(&app);
 }
 
+/* The client ends while its bytes wait in the proxy: they still arrive. The other server is on a Unix socket, whose
+ * buffer does not grow. */
+static void test_tunnel_last_bytes(void **state)
+{
+    struct app app;
+    struct raw raw;
+    struct net local = {0};
+    static uint8_t block[400 * 1024];
+    char dir[] = "/tmp/drover-test-XXXXXX", path[64];
+    (void)state;
+    start_plain(&app);
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "unix:%s/s", dir);
+    struct http_server_options options = {.address = path, .handler = back_handle, .arg = &app};
+    assert_int_equal(http_server_start(&app.front.loop, &options, &local.server, NULL), 0);
+    app.target.endpoint = path;
+    ask(&app, &raw, "GET /raw HTTP/1.1\r\n" H "Connection: Upgrade\r\nUpgrade: raw\r\n\r\n", "HTTP/1.1 101");
+    tls_stream_pause(app.raw);
+    tls_stream_write(raw.stream, block, sizeof block);
+    tls_stream_finish(TAKE_PTR(raw.stream), 1000);
+    for (int i = 0; i < 100; i++)
+        uv_run(&app.front.loop, UV_RUN_NOWAIT);
+    tls_stream_resume(app.raw);
+    NET_WAIT(&app.front, app.raw_ended);
+    assert_int_equal(app.raw_received, sizeof block);
+    http_server_stop(local.server, net_server_closed, &local);
+    NET_WAIT(&app.front, local.server_closed);
+    raw_finish(&raw);
+    app_finish(&app);
+    assert_int_equal(rmdir(dir), 0);
+}
+
 /* Closing with one exchange in each state. */
 static void test_close(void **state)
 {
@@ -460,7 +511,8 @@ int main(void)
         cmocka_unit_test(test_stream),   cmocka_unit_test(test_back_pressure),
         cmocka_unit_test(test_failures), cmocka_unit_test(test_stale_connection),
         cmocka_unit_test(test_no_http),  cmocka_unit_test(test_websocket),
-        cmocka_unit_test(test_tunnel),   cmocka_unit_test(test_close),
+        cmocka_unit_test(test_tunnel),   cmocka_unit_test(test_tunnel_last_bytes),
+        cmocka_unit_test(test_close),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
