@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <openssl/sha.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -214,11 +215,26 @@ static void load_vms(struct agent *a)
         closedir(d);
 }
 
+/* Where control sockets are: in the data directory, or where their paths would not fit into sun_path there, in a
+ * directory of /run that no other data directory shares. */
+static char *make_run_dir(const char *data_dir)
+{
+    struct vm_places places = {.run_dir = xasprintf("%s/run", data_dir)};
+    char path[VM_FILES_CONTROL_PATH_SIZE];
+    uint8_t hash[SHA256_DIGEST_LENGTH];
+    char *dir = (char *)places.run_dir;
+    if (vm_files_control_path(&places, "00000000-0000-4000-8000-000000000000", path, NULL) == 0)
+        return dir;
+    free(dir);
+    SHA256((const uint8_t *)data_dir, strlen(data_dir), hash);
+    return xasprintf("/run/drover-agent-%02x%02x%02x%02x%02x%02x", hash[0], hash[1], hash[2], hash[3], hash[4], hash[5]);
+}
+
 static int make_places(struct agent *a, bool make_bridges, struct error *err)
 {
     int r;
     a->vms_dir = xasprintf("%s/vms", a->data_dir);
-    a->run_dir = xasprintf("%s/run", a->data_dir);
+    a->run_dir = make_run_dir(a->data_dir);
     a->images_dir = xasprintf("%s/images", a->data_dir);
     if ((r = file_make_directories(a->vms_dir, 0700, err)) < 0 || (r = file_make_directories(a->run_dir, 0700, err)) < 0)
         return r;
