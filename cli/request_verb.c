@@ -83,6 +83,16 @@ static void say_done(const struct invocation *call, const json_t *answer)
         printf("%s %s: %s\n", call->verb->noun, call->name, invocation_option(call, "dry-run") ? "would be done" : "done");
 }
 
+static int wait_and_show(const struct invocation *call, struct client *client, const char *id, struct error *err)
+{
+    json_t *operation = NULL;
+    int rc = operation_wait(call, client, id, &operation, err);
+    if (operation != NULL && call->output != OUTPUT_TABLE)
+        output_object(call, operation);
+    json_decref(operation);
+    return rc;
+}
+
 static int run_write(const struct invocation *call, struct client *client, struct error *err)
 {
     const struct route_desc *route = &schema_routes[call->verb->route];
@@ -99,7 +109,7 @@ static int run_write(const struct invocation *call, struct client *client, struc
     json_decref(body);
     const char *id = json_string_value(json_object_get(reply.json, "id"));
     if (rc == 0 && call->wait && !dry && route->answer == &operation_desc && id != NULL)
-        rc = operation_wait(call, client, id, NULL, err);
+        rc = wait_and_show(call, client, id, err);
     else if (rc == 0)
         say_done(call, reply.json);
     reply_finish(&reply);
