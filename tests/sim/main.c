@@ -3,6 +3,8 @@
  *
  *   sim [--seeds N] [--first S] [--jobs N] [--seconds T] [--scenario NAME]   many histories, each in a forked child
  *   sim --seed S [--verbose]                                                 one, in this process
+ *   sim --class history|cluster    the simulator's own registers, or the real state machine with agents and clients
+ *   sim --script DIR [--write]     one story (sim_script.c); --write makes its expect.log
  *   sim --mutate NAME ...          break something on purpose
  *   sim --mutations                break each thing in turn; fail where one is not found
  *   sim --list                     scenarios and mutations
@@ -11,6 +13,7 @@
  * "N passed, N failed, N skipped". Exit status 0 where nothing failed. */
 #include "tests/sim/sim_faults.h"
 #include "tests/sim/sim_node.h"
+#include "tests/sim/sim_world.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -43,7 +46,19 @@ static const struct mutation mutations[] = {
     {"not-deterministic", FLAG(apply_depends_on_node), "faults", 20, "a command has no effect on one controller"},
     {"snapshot-index", FLAG(snapshot_forgets), "faults", 100, "snapshots sometimes count one command too few"},
     {"no-prevote", FLAG(no_prevote), "faults", 0, "no pre-vote: slower, not wrong (the control)"},
+    {"no-idempotency", FLAG(world.no_idempotency), "faults", 60, "no answer is kept under its key"},
+    {"new-key", FLAG(world.new_key_for_retry), "faults", 60, "clients ask again under a new key"},
+    {"believe-all", FLAG(world.believe_all_reports), "faults", 300, "reports of any epoch and generation are believed"},
+    {"silent-is-lost", FLAG(world.unreachable_is_lost), "faults", 100, "VMs of silent hosts are placed again"},
+    {"stale-orders", FLAG(world.orders_without_barrier), "faults", 1000, "deposed leaders give orders"},
+    {"no-reconcile", FLAG(world.no_reconcile), "faults", 60, "nobody places what waits"},
 };
+
+/* The machine that a mutation is about. */
+static const struct sim_machine_class *mutation_class(const struct mutation *mutation)
+{
+    return mutation->offset >= offsetof(struct sim_mutations, world) ? &sim_cluster_class : &sim_history_class;
+}
 
 struct options {
     uint64_t first, seeds, seed;
@@ -51,6 +66,9 @@ struct options {
     bool verbose, one, all_mutations;
     const struct sim_scenario *scenario;
     const struct mutation *mutation;
+    const struct sim_machine_class *class;
+    const char *script;
+    bool write_script;
 };
 
 struct report { /* from a child */
@@ -88,7 +106,7 @@ static void run_seed(const struct options *options, uint64_t seed, struct report
 
     if (options->mutation != NULL)
         *((bool *)&broken + options->mutation->offset) = true;
-    sim_cluster_init(cluster, seed, options->verbose, &sim_history_class, options->scenario, &broken,
+    sim_cluster_init(cluster, seed, options->verbose, options->class, options->scenario, &broken,
                      options->seconds);
     sim_cluster_run(cluster);
     report_fill(ret_report, cluster);
@@ -160,8 +178,8 @@ static void job_end(struct job *job, const struct options *options, struct total
     if (totals->failed++ == 0)
         totals->first_failed_seed = job->seed;
     if (!options->all_mutations)
-        printf("FAIL seed %llu: %s\n     sim --scenario %s --seconds %u --seed %llu --verbose%s%s\n",
-               (unsigned long long)job->seed, report.text, options->scenario->name, options->seconds,
+        printf("FAIL seed %llu: %s\n     sim --class %s --scenario %s --seconds %u --seed %llu --verbose%s%s\n",
+               (unsigned long long)job->seed, report.text, options->class->name, options->scenario->name, options->seconds,
                (unsigned long long)job->seed, options->mutation != NULL ? " --mutate " : "",
                options->mutation != NULL ? options->mutation->name : "");
 }
@@ -204,9 +222,9 @@ static void totals_print(const struct options *options, const struct totals *tot
 {
     const struct sim_stats *s = &totals->stats;
 
-    printf("scenario %s, %llu seeds of %u s: %llu events, %llu commands acknowledged, %llu unknown, %llu refused, "
+    printf("class %s, scenario %s, %llu seeds of %u s: %llu events, %llu commands acknowledged, %llu unknown, %llu refused, "
            "%llu reads\n",
-           options->scenario->name, (unsigned long long)options->seeds, options->seconds,
+           options->class->name, options->scenario->name, (unsigned long long)options->seeds, options->seconds,
            (unsigned long long)totals->events, (unsigned long long)s->acknowledged, (unsigned long long)s->unknown,
            (unsigned long long)s->refused, (unsigned long long)s->reads);
     printf("%llu elections, %llu crashes, %llu snapshots, %llu installed, %llu ended by guard C\n",
@@ -231,6 +249,7 @@ static int run_mutations(struct options options)
         bool well;
 
         options.mutation = mutation;
+        options.class = mutation_class(mutation);
         options.scenario = sim_scenario_find(mutation->scenario);
         options.seeds = mutation->seeds > 0 ? mutation->seeds : 100;
         run_seeds(&options, true, &totals);
@@ -263,6 +282,26 @@ static int list(void)
     for (size_t i = 0; i < ARRAY_SIZE(mutations); i++)
         printf("  %-18s %s\n", mutations[i].name, mutations[i].text);
     return EXIT_SUCCESS;
+}
+
+/* Without --class: the stories, the seeds with the history machine, and a fifth as many with the cluster. */
+static int run_all(struct options options)
+{
+    struct totals history = {0}, cluster = {0};
+    unsigned passed = 0, failed = 0;
+
+    sim_script_run_all("tests/sim", &passed, &failed);
+    printf("stories: %u as expected, %u not\n", passed, failed);
+    options.class = &sim_history_class;
+    run_seeds(&options, false, &history);
+    totals_print(&options, &history);
+    options.class = &sim_cluster_class;
+    options.seeds = MAX(options.seeds / 5, 1);
+    run_seeds(&options, false, &cluster);
+    totals_print(&options, &cluster);
+    failed += (unsigned)(history.failed + cluster.failed);
+    printf("%llu passed, %u failed, 0 skipped\n", (unsigned long long)(passed + history.passed + cluster.passed), failed);
+    return failed > 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 static const struct mutation *mutation_find(const char *name)
@@ -299,7 +338,8 @@ int main(int argc, char **argv)
         {"seed", required_argument, NULL, 's'},     {"jobs", required_argument, NULL, 'j'},
         {"seconds", required_argument, NULL, 't'},  {"scenario", required_argument, NULL, 'c'},
         {"mutate", required_argument, NULL, 'm'},   {"mutations", no_argument, NULL, 'M'},
-        {"verbose", no_argument, NULL, 'v'},        {"list", no_argument, NULL, 'l'},
+        {"class", required_argument, NULL, 'k'},    {"script", required_argument, NULL, 'p'},
+        {"write", no_argument, NULL, 'w'},          {"verbose", no_argument, NULL, 'v'},        {"list", no_argument, NULL, 'l'},
         {NULL, 0, NULL, 0},
     };
     struct options options = {.first = 1, .seeds = 100, .jobs = 2, .seconds = 60};
@@ -320,6 +360,15 @@ int main(int argc, char **argv)
             if (options.mutation == NULL)
                 return usage("no such mutation");
             break;
+        case 'k':
+            options.class = strcmp(optarg, "cluster") == 0   ? &sim_cluster_class
+                            : strcmp(optarg, "history") == 0 ? &sim_history_class
+                                                             : NULL;
+            if (options.class == NULL)
+                return usage("--class is history or cluster");
+            break;
+        case 'p': options.script = optarg; break;
+        case 'w': options.write_script = true; break;
         case 'M': options.all_mutations = true; break;
         case 'v': options.verbose = true; break;
         case 'l': return list();
@@ -330,8 +379,16 @@ int main(int argc, char **argv)
         return usage("no such scenario");
     if (options.seconds < SECONDS_MIN || options.jobs < 1 || options.jobs > JOBS_MAX)
         return usage("--seconds must be at least 30, --jobs 1 to 64");
+    if (options.script != NULL)
+        return sim_script_run(options.script, options.write_script);
     if (options.all_mutations)
         return run_mutations(options);
+    if (options.class == NULL && options.mutation != NULL)
+        options.class = mutation_class(options.mutation);
+    if (options.class == NULL && !options.one && options.mutation == NULL)
+        return run_all(options);
+    if (options.class == NULL)
+        options.class = &sim_history_class;
     if (options.one)
         return run_one(&options);
     run_seeds(&options, false, &totals);

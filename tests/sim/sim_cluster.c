@@ -55,14 +55,15 @@ struct sim_node *sim_cluster_leader(struct sim_cluster *cluster)
 static void client_next(struct sim *sim, struct sim_event *event)
 {
     struct sim_cluster *cluster = event->data;
-    unsigned commands = sim_chance(sim, 100) ? SIM_GROUP_COMMANDS_MAX : (unsigned)sim_between(sim, 1, 3);
+    bool light = cluster->class->load_gap_ms > 0;
+    unsigned commands = !light && sim_chance(sim, 100) ? SIM_GROUP_COMMANDS_MAX : (unsigned)sim_between(sim, 1, 3);
     struct sim_node *node = &cluster->nodes[sim_between(sim, 1, cluster->node_count)];
 
     if (sim_node_leads(node))
         sim_node_load(node, commands);
     if (sim_chance(sim, 300) && sim_node_leads(node))
         sim_node_barrier(node, NULL, NULL);
-    sim_after(sim, sim_between(sim, SIM_MS, 30 * SIM_MS), client_next, NULL, cluster);
+    sim_after(sim, sim_between(sim, SIM_MS, (cluster->class->load_gap_ms ? cluster->class->load_gap_ms : 30) * SIM_MS), client_next, NULL, cluster);
 }
 
 /* --- Checks ----------------------------------------------------------------------------------------------------- */

@@ -13,6 +13,7 @@ struct sim_node;
 
 struct sim_machine_class {
     const char *name;
+    unsigned load_gap_ms; /* the longest time between two loads of the engine's own client; 0: 30 */
     /* A controller process starts: an empty state (the engine then restores and applies, and fills in `lock`). */
     void (*create)(struct sim_node *node, struct raft_machine *ret_machine);
     /* The process is gone. */

@@ -18,6 +18,15 @@
 #define SIM_GROUP_COMMANDS_MAX 20u
 
 /* What is broken on purpose, to see that it is found (main.c has the list). */
+struct sim_world_mutations { /* of the cluster class (sim_fsm.c) */
+    bool no_idempotency;          /* commands lose their key before they are applied */
+    bool believe_all_reports;     /* any epoch and generation is taken for the newest */
+    bool unreachable_is_lost;     /* VMs of silent hosts are placed again, and apply lets it happen */
+    bool orders_without_barrier;  /* whoever thinks that it leads gives orders, agents take old ones */
+    bool no_reconcile;
+    bool new_key_for_retry;       /* clients forget their key */
+};
+
 struct sim_mutations {
     struct sim_raft_mutations raft;
     bool no_result_guard; /* guard D: libraft's statuses are believed */
@@ -27,6 +36,7 @@ struct sim_mutations {
     bool read_without_barrier;
     bool apply_depends_on_node;
     bool snapshot_forgets;
+    struct sim_world_mutations world;
 };
 
 struct sim_scenario {

@@ -1,0 +1,356 @@
+/* A model of an agent: it reports every 300 ms, takes orders, and brings its VMs step by step to what is wanted.
+ *
+ * Of a VM it keeps order, state and generation on disk; the VMM is a process of its own that outlives the agent; only
+ * what is under way is lost with its memory, and begun again. Rules: orders older than the newest known are ignored, an
+ * order of a lower epoch or generation is refused, an order "deleted" for a VM it does not have is reported as done.
+ *
+ *   wanted running: (none) --start--> STARTING --ticks--> RUNNING | FAILED       RUNNING --guest powers off--> STOPPED
+ *   wanted stopped: RUNNING --> STOPPING --ticks--> STOPPED      wanted deleted: any --> DELETED (kept until not ordered) */
+#include "tests/sim/sim_world.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#define TICK_US (300 * SIM_MS)
+#define ANSWER_TIMEOUT_US SIM_SECOND
+#define MIB (UINT64_C(1) << 20)
+
+static struct sim_world *world_of(const struct sim_agent *agent)
+{
+    return agent->cluster->world;
+}
+
+static struct sim_vm *find_vm(struct sim_agent *agent, const char *id)
+{
+    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+        if (agent->vms[i].used && strcmp(agent->vms[i].order.id, id) == 0)
+            return &agent->vms[i];
+    return NULL;
+}
+
+/* ---- VMMs ---- */
+
+static void vmm_start(struct sim_agent *agent, struct sim_vm *vm)
+{
+    struct sim_world *world = world_of(agent);
+    struct world_vm *known = sim_world_vm_by_id(world, vm->order.id);
+    for (unsigned i = 0; i < world->agent_count; i++) {
+        const struct sim_vm *other = find_vm(&world->agents[i], vm->order.id);
+        if (other != NULL && other->process)
+            sim_violation(&agent->cluster->sim, "VM %s is started on %s and runs on %s already", vm->order.name,
+                          agent->name, world->agents[i].name);
+    }
+    vm->process = true;
+    vm->paused = false;
+    vm->run_epoch = vm->order.epoch;
+    vm->boot_done = vm->order.boot;
+    if (known == NULL) { /* its creation is not acknowledged yet: known by name */
+        known = sim_world_vm(world, vm->order.name);
+    }
+    if (known != NULL)
+        known->started_epoch = MAX(known->started_epoch, vm->order.epoch);
+    sim_world_tell(agent->cluster, "%s: VM %s runs, epoch %llu", agent->name, vm->order.name,
+                   (unsigned long long)vm->order.epoch);
+}
+
+static void vmm_kill(struct sim_agent *agent, struct sim_vm *vm, const char *why)
+{
+    if (vm->process)
+        sim_world_tell(agent->cluster, "%s: VM %s ends: %s", agent->name, vm->order.name, why);
+    vm->process = vm->paused = false;
+}
+
+static void remove_disks(struct sim_agent *agent, const struct sim_vm *vm)
+{
+    const struct world_vm *known = sim_world_vm(world_of(agent), vm->order.name);
+    if (known != NULL && !known->deletion_asked && vm->run_epoch > 0)
+        sim_violation(&agent->cluster->sim, "%s removes the disks of VM %s, which nobody asked for", agent->name,
+                      vm->order.name);
+}
+
+/* ---- towards what is wanted ---- */
+
+static void reach(struct sim_vm *vm, enum vm_state state, const char *reason)
+{
+    vm->state = state;
+    vm->reason = reason;
+    vm->generation = vm->order.generation;
+}
+
+static unsigned work_ticks(struct sim_agent *agent)
+{
+    return agent->work_ticks > 0 ? (unsigned)agent->work_ticks : (unsigned)sim_between(&agent->cluster->sim, 1, 4);
+}
+
+/* True while the work is under way. */
+static bool working(struct sim_agent *agent, struct sim_vm *vm, enum vm_state meanwhile)
+{
+    if (vm->state != meanwhile || vm->busy_ticks == 0) {
+        vm->state = meanwhile;
+        vm->reason = NULL;
+        vm->busy_ticks = 1 + work_ticks(agent);
+    }
+    return --vm->busy_ticks > 0;
+}
+
+static void start_it(struct sim_agent *agent, struct sim_vm *vm)
+{
+    vmm_kill(agent, vm, "it is of an older epoch");
+    if (working(agent, vm, vm_state_STARTING))
+        return;
+    if (!world_of(agent)->scripted && sim_chance(&agent->cluster->sim, 30)) {
+        vm->run_epoch = vm->order.epoch;
+        reach(vm, vm_state_FAILED, "the kernel cannot be fetched");
+        return;
+    }
+    vmm_start(agent, vm);
+    if (vm->order.wanted == vm_wanted_PAUSED)
+        vm->paused = true;
+    reach(vm, vm->paused ? vm_state_PAUSED : vm_state_RUNNING, NULL);
+}
+
+static void want_on(struct sim_agent *agent, struct sim_vm *vm)
+{
+    bool ended = !vm->process && (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED);
+    if (vm->run_epoch != vm->order.epoch || (ended && vm->generation < vm->order.generation &&
+                                             vm->order.wanted == vm_wanted_RUNNING)) {
+        start_it(agent, vm);
+        return;
+    }
+    if (ended) {
+        vm->generation = vm->order.generation;
+        return;
+    }
+    if (!vm->process) { /* the host went down under it */
+        if (vm->state != vm_state_STARTING)
+            vm->restarts++;
+        start_it(agent, vm);
+        return;
+    }
+    if (vm->boot_done < vm->order.boot) {
+        sim_world_tell(agent->cluster, "%s: VM %s reboots", agent->name, vm->order.name);
+        vm->boot_done = vm->order.boot;
+    }
+    vm->paused = vm->order.wanted == vm_wanted_PAUSED;
+    reach(vm, vm->paused ? vm_state_PAUSED : vm_state_RUNNING, NULL);
+}
+
+static void want_off(struct sim_agent *agent, struct sim_vm *vm)
+{
+    if (vm->process && working(agent, vm, vm_state_STOPPING))
+        return;
+    vmm_kill(agent, vm, "it is stopped");
+    vm->run_epoch = vm->order.epoch;
+    reach(vm, vm_state_STOPPED, NULL);
+}
+
+static void want_gone(struct sim_agent *agent, struct sim_vm *vm)
+{
+    if (vm->state == vm_state_DELETED)
+        return;
+    vmm_kill(agent, vm, "it is deleted");
+    remove_disks(agent, vm);
+    reach(vm, vm_state_DELETED, NULL);
+}
+
+static void work(struct sim_agent *agent, struct sim_vm *vm)
+{
+    switch ((enum vm_wanted)vm->order.wanted) {
+    case vm_wanted_RUNNING:
+    case vm_wanted_PAUSED:
+        want_on(agent, vm);
+        break;
+    case vm_wanted_STOPPED:
+        want_off(agent, vm);
+        break;
+    default:
+        want_gone(agent, vm);
+    }
+    if (vm->process && !vm->paused && !world_of(agent)->scripted && agent->cluster->sim.now_us < agent->cluster->quiet_us &&
+        sim_chance(&agent->cluster->sim, 3)) {
+        vmm_kill(agent, vm, "the guest powers off");
+        vm->state = vm_state_STOPPED;
+        vm->reason = "the guest powered off";
+    }
+}
+
+/* ---- orders ---- */
+
+static void drop_vm(struct sim_agent *agent, struct sim_vm *vm)
+{
+    vmm_kill(agent, vm, "it is to be forgotten");
+    if (vm->state != vm_state_DELETED)
+        remove_disks(agent, vm);
+    OBJECT_CLEAR(vm_order, &vm->order);
+    *vm = (struct sim_vm){0};
+}
+
+static void take_order(struct sim_agent *agent, const struct vm_order *order)
+{
+    struct sim_vm *vm = find_vm(agent, order->id);
+    for (unsigned i = 0; vm == NULL && i < SIM_AGENT_VMS_MAX; i++)
+        if (!agent->vms[i].used)
+            vm = &agent->vms[i];
+    ASSERT(vm != NULL);
+    if (vm->used && (order->epoch < vm->order.epoch || order->generation < vm->order.generation)) {
+        sim_world_tell(agent->cluster, "%s: refuses an old order for VM %s", agent->name, order->name);
+        return;
+    }
+    vm->used = true;
+    OBJECT_CLEAR(vm_order, &vm->order);
+    OBJECT_COPY(vm_order, &vm->order, order);
+}
+
+static bool ordered(const struct node_orders *orders, const char *id)
+{
+    for (size_t i = 0; i < orders->vms.count; i++)
+        if (strcmp(((const struct vm_order *)orders->vms.items)[i].id, id) == 0)
+            return true;
+    return false;
+}
+
+static void take_orders(struct sim_agent *agent, const struct node_orders *orders)
+{
+    bool stale = orders->index < agent->have_index;
+    if (stale && !agent->cluster->mutations.world.orders_without_barrier)
+        return;
+    agent->have_index = MAX(agent->have_index, orders->index);
+    for (size_t i = 0; i < orders->vms.count; i++)
+        take_order(agent, (const struct vm_order *)orders->vms.items + i);
+    for (size_t i = 0; i < orders->forget.count; i++) {
+        struct sim_vm *vm = find_vm(agent, orders->forget.items[i]);
+        if (vm != NULL)
+            drop_vm(agent, vm);
+    }
+    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+        if (agent->vms[i].used && agent->vms[i].state == vm_state_DELETED && !ordered(orders, agent->vms[i].order.id))
+            drop_vm(agent, &agent->vms[i]);
+}
+
+void sim_agent_deliver(struct sim_actor *to, struct sim_actor *from UNUSED, void *data)
+{
+    struct sim_agent *agent = CONTAINER_OF(to, struct sim_agent, actor);
+    struct world_message *message = data;
+    struct node_orders orders;
+    if (message->number == agent->number)
+        agent->sent_us = 0;
+    if (message->code < 0) {
+        agent->controller++;
+    } else if (OBJECT_DECODE(node_orders, message->text, strlen(message->text), OBJECT_LENIENT, &orders, NULL) == 0) {
+        take_orders(agent, &orders);
+        OBJECT_CLEAR(node_orders, &orders);
+    }
+    sim_world_message_free(message);
+}
+
+/* ---- reports ---- */
+
+static void fill_report(struct sim_agent *agent, struct node_report *report)
+{
+    char boot_id[64];
+    snprintf(boot_id, sizeof boot_id, "%s-%u", agent->name, agent->boots);
+    OBJECT_TEXT(node_report, report, host, agent->id);
+    OBJECT_TEXT(node_report, report, name, agent->name);
+    OBJECT_TEXT(node_report, report, address, "192.0.2.1:7445");
+    OBJECT_TEXT(node_report, report, boot_id, boot_id);
+    OBJECT_TEXT(node_report, report, kvm, "svm");
+    OBJECT_TEXT(node_report, report, version, "1");
+    OBJECT_SET(node_report, report, cpus, 8);
+    OBJECT_SET(node_report, report, memory_bytes, world_of(agent)->host_mib * MIB);
+    OBJECT_SET(node_report, report, have_index, agent->have_index);
+    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++) {
+        const struct sim_vm *vm = &agent->vms[i];
+        if (!vm->used)
+            continue;
+        struct vm_seen *seen = OBJECT_ADD(node_report, report, vms);
+        OBJECT_TEXT(vm_seen, seen, id, vm->order.id);
+        OBJECT_SET(vm_seen, seen, epoch, vm->order.epoch);
+        OBJECT_SET(vm_seen, seen, generation, vm->generation);
+        OBJECT_SET(vm_seen, seen, state, vm->state);
+        OBJECT_SET(vm_seen, seen, restarts, vm->restarts);
+        if (vm->reason != NULL)
+            OBJECT_TEXT(vm_seen, seen, reason, vm->reason);
+    }
+}
+
+static void send_report(struct sim_agent *agent)
+{
+    struct sim_cluster *cluster = agent->cluster;
+    struct node_report report = {0};
+    struct bytes_writer json = {0};
+    struct world_message message = {.kind = WORLD_REPORT, .number = ++agent->number};
+    fill_report(agent, &report);
+    OBJECT_ENCODE(node_report, &report, &json);
+    bytes_put_u8(&json, 0);
+    message.text = (char *)json.data;
+    agent->sent_us = sim_local_us(&cluster->sim, &agent->actor);
+    struct sim_node *node = &cluster->nodes[1 + agent->controller % cluster->node_count];
+    sim_world_send(cluster, &agent->actor, &node->actor, &message, sim_fsm_deliver);
+    OBJECT_CLEAR(node_report, &report);
+    bytes_writer_finish(&json);
+}
+
+static void tick(struct sim *sim, struct sim_event *event)
+{
+    struct sim_agent *agent = CONTAINER_OF(event->actor, struct sim_agent, actor);
+    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+        if (agent->vms[i].used)
+            work(agent, &agent->vms[i]);
+    if (agent->sent_us != 0 && sim_local_us(sim, &agent->actor) > agent->sent_us + ANSWER_TIMEOUT_US) {
+        agent->sent_us = 0;
+        agent->controller++;
+    }
+    if (agent->sent_us == 0)
+        send_report(agent);
+    sim_after(sim, sim_true_us(&agent->actor, TICK_US), tick, &agent->actor, NULL);
+}
+
+/* ---- life ---- */
+
+void sim_agent_init(struct sim_agent *agent, struct sim_cluster *cluster, unsigned number)
+{
+    agent->cluster = cluster;
+    agent->actor.id = WORLD_AGENT_ID + number;
+    agent->actor.kind = "agent";
+    agent->actor.clock_offset_us = sim_between(&cluster->sim, SIM_SECOND, 100 * SIM_SECOND);
+    agent->actor.clock_drift_ppm = (int64_t)sim_below(&cluster->sim, 1001) - 500;
+    snprintf(agent->id, sizeof agent->id, "0000000%u-0000-4000-8000-00000000aaaa", number % 10);
+    snprintf(agent->name, sizeof agent->name, "n%u", number + 1);
+}
+
+void sim_agent_start(struct sim_agent *agent)
+{
+    if (agent->actor.up)
+        return;
+    agent->actor.up = true;
+    agent->controller = (unsigned)sim_below(&agent->cluster->sim, agent->cluster->node_count);
+    sim_after(&agent->cluster->sim, sim_between(&agent->cluster->sim, SIM_MS, TICK_US), tick, &agent->actor, NULL);
+}
+
+void sim_agent_crash(struct sim_agent *agent)
+{
+    if (!agent->actor.up)
+        return;
+    agent->actor.up = false;
+    agent->actor.incarnation++;
+    agent->have_index = agent->sent_us = 0;
+    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+        agent->vms[i].busy_ticks = 0;
+    sim_log(&agent->cluster->sim, "agent %s is gone", agent->name);
+}
+
+void sim_agent_host_reboot(struct sim_agent *agent)
+{
+    sim_agent_crash(agent);
+    agent->boots++;
+    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+        if (agent->vms[i].used)
+            vmm_kill(agent, &agent->vms[i], "its host goes down");
+}
+
+void sim_agent_finish(struct sim_agent *agent)
+{
+    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+        OBJECT_CLEAR(vm_order, &agent->vms[i].order);
+}

@@ -1,0 +1,821 @@
+/* The machine class with the real state machine, and the controllers' side of requests and reports: what controller/api
+ * does around HTTP, here around simulated messages. Like there, every answer waits for a barrier first: a controller that
+ * was deposed and does not know it yet must neither refuse nor give orders. */
+#include "tests/sim/sim_world.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/fsm/check.h"
+#include "controller/fsm/command_codec.h"
+#include "controller/fsm/snapshot.h"
+#include "controller/fsm/state_edit.h"
+#include "controller/fsm/time_text.h"
+
+#define IMAGE_ID "00000000-0000-4000-8000-00000000bbbb"
+#define SHA "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+#define LOAD "load" /* who the engine's own load is */
+#define CHECK_EVERY 4u /* commands between two checks of all invariants, which cost more than everything else */
+
+struct process { /* a controller process */
+    struct sim_node *node;
+    struct state *state;
+    uint64_t heard_ms[WORLD_AGENTS]; /* local clock */
+    uint64_t lead_term, leader_since_ms, next_tick_ms;
+    unsigned proposed; /* commands of the last tick that are not answered */
+};
+
+static struct process *process_of(struct sim_node *node)
+{
+    return node->machine.ctx;
+}
+const struct state *sim_fsm_state(struct sim_node *node)
+{
+    return process_of(node)->state;
+}
+static uint64_t local_ms(const struct sim_node *node)
+{
+    return sim_local_us(&node->cluster->sim, &node->actor) / 1000;
+}
+static void wall_clock(const struct sim_node *node, char ret_text[TIME_TEXT_BYTES])
+{
+    time_text_format(WORLD_EPOCH_MS + local_ms(node), ret_text);
+}
+static void uuid(void *arg, char ret_id[STATE_ID_BYTES])
+{
+    struct sim *sim = arg;
+    uint64_t a = sim_random(sim), b = sim_random(sim);
+    snprintf(ret_id, STATE_ID_BYTES, "%08llx-%04llx-4%03llx-8%03llx-%012llx", (unsigned long long)(a >> 32),
+             (unsigned long long)(a >> 16 & 0xffff), (unsigned long long)(a & 0xfff), (unsigned long long)(b >> 52),
+             (unsigned long long)(b & 0xffffffffffff));
+}
+
+/* ---- messages ---- */
+
+void sim_world_message_free(void *data)
+{
+    struct world_message *message = data;
+    free(message->text);
+    free(message);
+}
+
+static struct world_message *copy_message(const struct world_message *message)
+{
+    struct world_message *copy = NEW(struct world_message);
+    *copy = *message;
+    copy->text = message->text != NULL ? xstrdup(message->text) : NULL;
+    return copy;
+}
+
+struct late { /* a message that is sent once more */
+    struct sim_cluster *cluster;
+    struct sim_actor *from, *to;
+    struct world_message *message;
+    sim_deliver_fn deliver;
+};
+
+static void late_drop(void *data)
+{
+    struct late *late = data;
+    sim_world_message_free(late->message);
+    free(late);
+}
+
+static void late_send(struct sim *sim UNUSED, struct sim_event *event)
+{
+    struct late *late = event->data;
+    sim_network_send(&late->cluster->network, late->from, late->to, late->message, late->deliver, sim_world_message_free);
+    free(late);
+}
+
+void sim_world_send(struct sim_cluster *cluster, struct sim_actor *from, struct sim_actor *to,
+                    const struct world_message *message, sim_deliver_fn deliver)
+{
+    const struct sim_world *world = cluster->world;
+    sim_network_send(&cluster->network, from, to, copy_message(message), deliver, sim_world_message_free);
+    if (!sim_chance(&cluster->sim, world->doubled_per_thousand))
+        return;
+    struct late *late = NEW(struct late);
+    *late = (struct late){cluster, from, to, copy_message(message), deliver};
+    sim_after(&cluster->sim, sim_between(&cluster->sim, SIM_MS, 3 * SIM_SECOND), late_send, NULL, late)->drop = late_drop;
+}
+
+struct world_vm *sim_world_vm(struct sim_world *world, const char *name)
+{
+    for (unsigned i = 0; i < world->vm_count; i++)
+        if (strcmp(world->vms[i].name, name) == 0)
+            return &world->vms[i];
+    return NULL;
+}
+
+struct world_vm *sim_world_vm_by_id(struct sim_world *world, const char *id)
+{
+    for (unsigned i = 0; i < world->vm_count; i++)
+        if (strcmp(world->vms[i].id, id) == 0)
+            return &world->vms[i];
+    return NULL;
+}
+
+void sim_world_tell(struct sim_cluster *cluster, const char *format, ...)
+{
+    const struct sim_world *world = cluster->world;
+    va_list args;
+    FILE *out = world == NULL ? NULL : world->story != NULL ? world->story : cluster->sim.verbose ? stdout : NULL;
+    if (out == NULL)
+        return;
+    fprintf(out, "%8.3f ", (double)cluster->sim.now_us / 1e6);
+    va_start(args, format);
+    vfprintf(out, format, args);
+    va_end(args);
+    fputc('\n', out);
+}
+
+/* ---- the machine ---- */
+
+/* Take a rule out by changing the command that it is about, the same on every controller. */
+static bool mutate(const struct process *process, struct command_message *message)
+{
+    const struct sim_world_mutations *broken = &process->node->cluster->mutations.world;
+    struct command_request *request = (void *)((char *)message->payload + sizeof(struct object_head));
+    if (broken->no_idempotency && request->idempotency_key != NULL) {
+        OBJECT_TEXT(command_request, request, idempotency_key, NULL);
+        return true;
+    }
+    if (broken->believe_all_reports && message->desc->number == COMMAND_seen) {
+        struct command_seen *seen = message->payload;
+        for (size_t i = 0; i < seen->vms.count; i++) {
+            struct vm_seen *vm = (struct vm_seen *)seen->vms.items + i;
+            const struct record *record = state_get(process->state, object_kind_VM, vm->id);
+            vm->epoch = record != NULL ? record->vm->epoch : vm->epoch;
+            vm->generation = record != NULL ? record->vm->generation : vm->generation;
+        }
+        return true;
+    }
+    if (broken->unreachable_is_lost && message->desc->number == COMMAND_vm_place) {
+        struct command_vm_place *place = message->payload;
+        const struct record *record = state_get(process->state, object_kind_VM, place->id);
+        const struct record *owner = record != NULL ? state_get(process->state, object_kind_HOST, record->vm->host) : NULL;
+        if (owner != NULL)
+            owner->host->state = host_state_LOST;
+        return owner != NULL;
+    }
+    return false;
+}
+
+static void tell_events(struct process *process, uint64_t index)
+{
+    struct state_event e;
+    if (!state_event_after(process->state, index - 1, &e))
+        return;
+    do {
+        struct event event;
+        if (OBJECT_DECODE(event, e.json, e.json_size, OBJECT_STORED, &event, NULL) == 0) {
+            if (event.by == NULL || strcmp(event.by, LOAD) != 0)
+                sim_world_tell(process->node->cluster, "%s", event.message);
+            OBJECT_CLEAR(event, &event);
+        }
+    } while (state_event_next(process->state, e.serial, &e));
+}
+
+/* An operation that starts a VM has ended well: then it did run, under the epoch that the state names. */
+static void check_started(struct process *process)
+{
+    struct sim_world *world = process->node->cluster->world;
+    for (const struct record *r = process->state->ended_newest; r != NULL && r->common->revision == state_index(process->state);
+         r = r->of_operation.older) {
+        const struct operation *operation = r->operation;
+        const struct record *vm = state_get(process->state, object_kind_VM, operation->target_id);
+        const struct world_vm *known = sim_world_vm(world, operation->target_name);
+        if (operation->state != operation_state_SUCCEEDED || vm == NULL || known == NULL || vm->vm->wanted != vm_wanted_RUNNING ||
+            vm->vm->state != vm_state_RUNNING)
+            continue;
+        if (known->started_epoch < vm->vm->epoch)
+            sim_violation(&process->node->cluster->sim, "%s of %s succeeded, but epoch %llu was never started",
+                          operation_kind_desc.names[operation->kind], operation->target_name,
+                          (unsigned long long)vm->vm->epoch);
+    }
+}
+
+static void crash_now(struct sim *sim UNUSED, struct sim_event *event)
+{
+    struct sim_node *node = event->data;
+    sim_world_tell(node->cluster, "controller %u is killed", node->actor.id);
+    sim_node_crash(node, "killed by the script");
+}
+
+static void fsm_class_apply(void *ctx, uint64_t index, const void *entry, size_t size, void **ret_result)
+{
+    struct process *process = ctx;
+    struct sim_cluster *cluster = process->node->cluster;
+    struct sim_world *world = cluster->world;
+    struct apply_result *result = NEW(struct apply_result);
+    struct command_message message = {0};
+    struct bytes_writer changed = {0};
+    if (command_decode(entry, size, &message, NULL) == 0 && mutate(process, &message))
+        command_encode(message.desc->number, message.payload, &changed, NULL);
+    fsm_apply(process->state, index, changed.data != NULL ? changed.data : entry, changed.data != NULL ? changed.size : size,
+              result);
+    for (size_t i = 0; cluster->mutations.world.unreachable_is_lost && i < state_count(process->state, object_kind_HOST); i++) {
+        struct host *host = state_at(process->state, object_kind_HOST, i)->host;
+        host->state = host->state == host_state_LOST ? host_state_UNREACHABLE : host->state;
+    }
+    if (index == cluster->history_count + 1) {
+        tell_events(process, index);
+        check_started(process);
+        if (world->crash_after != 0 && message.desc != NULL && message.desc->number == world->crash_after && sim_node_leads(process->node)) {
+            world->crash_after = 0;
+            sim_after(&cluster->sim, 0, crash_now, NULL, process->node);
+        }
+    }
+    command_message_finish(&message);
+    bytes_writer_finish(&changed);
+    *ret_result = result;
+}
+
+static void fsm_class_snapshot(void *ctx, struct bytes_writer *out)
+{
+    snapshot_write(((struct process *)ctx)->state, out);
+}
+
+/* What raft_frame pads the state with is not part of it. */
+static int fsm_class_restore(void *ctx, const void *data, size_t size, struct error *err)
+{
+    return snapshot_restore(((struct process *)ctx)->state, data, size, err);
+}
+
+static void fsm_class_release(void *ctx UNUSED, void *result)
+{
+    free(result);
+}
+
+static void fsm_class_create(struct sim_node *node, struct raft_machine *ret_machine)
+{
+    struct process *process = NEW(struct process);
+    process->node = node;
+    process->state = state_create();
+    *ret_machine = (struct raft_machine){.ctx = process,
+                                         .apply = fsm_class_apply,
+                                         .snapshot = fsm_class_snapshot,
+                                         .restore = fsm_class_restore,
+                                         .release = fsm_class_release};
+}
+
+static void fsm_class_destroy(struct raft_machine *machine)
+{
+    struct process *process = machine->ctx;
+    state_destroy(process->state);
+    free(process);
+    machine->ctx = NULL;
+}
+
+static uint64_t mix(uint64_t hash, const void *data, size_t size)
+{
+    const uint8_t *bytes = data;
+    for (; size >= 8; size -= 8, bytes += 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        hash = (hash ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+        hash ^= hash >> 29;
+    }
+    for (; size > 0; size--, bytes++)
+        hash = (hash ^ *bytes) * UINT64_C(1099511628211);
+    return hash;
+}
+
+static uint64_t fsm_class_hash(const struct raft_machine *machine)
+{
+    const struct state *state = ((struct process *)machine->ctx)->state;
+    uint64_t hash = mix(1, &state->index, sizeof state->index);
+    struct state_event event;
+    for (unsigned kind = 0; kind < object_kind_COUNT; kind++)
+        for (size_t i = 0; i < state->tables[kind].order.count; i++)
+            hash = mix(hash, state->tables[kind].order.items[i]->json, state->tables[kind].order.items[i]->json_size);
+    if (state_event_after(state, state->index - 1, &event)) /* older ones were hashed at their own index */
+        hash = mix(hash, event.json, event.json_size);
+    hash = mix(hash, &state->events_serial, sizeof state->events_serial);
+    return mix(hash, &state->answer_count, sizeof state->answer_count);
+}
+
+static bool fsm_class_check(const struct raft_machine *machine, char *text, size_t size)
+{
+    const struct state *state = ((struct process *)machine->ctx)->state;
+    struct error err = {0};
+    if (state_index(state) % CHECK_EVERY != 0 || check_state(state, &err) == 0)
+        return true;
+    snprintf(text, size, "%s", err.text);
+    return false;
+}
+
+/* The engine's own load: a label of the image. */
+static void fsm_class_generate(struct sim_node *node, struct bytes_writer *out)
+{
+    struct command_put command = {0};
+    char now[TIME_TEXT_BYTES], body[100];
+    wall_clock(node, now);
+    snprintf(body, sizeof body, "{\"id\":\"" IMAGE_ID "\",\"labels\":{\"n\":\"%llu\"}}",
+             (unsigned long long)sim_below(&node->cluster->sim, 1000));
+    ASSERT(OBJECT_DECODE(image, body, strlen(body), OBJECT_STORED, &command.image, NULL) == 0);
+    object_mark(&command_put_desc, &command, "image");
+    object_mark(&command_put_desc, &command, "request");
+    OBJECT_TEXT(command_request, &command.request, at, now);
+    OBJECT_TEXT(command_request, &command.request, by, LOAD);
+    command_encode(COMMAND_put, &command, out, NULL);
+    OBJECT_CLEAR(command_put, &command);
+}
+
+/* ---- answering ---- */
+
+struct call { /* a request or report in work */
+    struct sim_node *node;
+    uint64_t incarnation;
+    struct sim_actor *from;
+    struct world_message *message;
+    struct decision decision;
+};
+
+static void call_free(struct call *call)
+{
+    decision_finish(&call->decision);
+    sim_world_message_free(call->message);
+    free(call);
+}
+
+static bool call_alive(const struct call *call)
+{
+    return call->node->actor.up && call->node->actor.incarnation == call->incarnation;
+}
+
+static void answer(struct call *call, const struct world_message *given)
+{
+    struct world_message message = *given;
+    message.number = call->message->number;
+    memcpy(message.key, call->message->key, sizeof message.key);
+    message.kind = call->message->kind == WORLD_REQUEST ? WORLD_ANSWER : WORLD_ORDERS;
+    sim_deliver_fn deliver = message.kind == WORLD_ANSWER ? sim_client_deliver : sim_agent_deliver;
+    if (call_alive(call))
+        sim_world_send(call->node->cluster, &call->node->actor, call->from, &message, deliver);
+    call_free(call);
+}
+
+static void answer_error(struct call *call, int code, enum error_kind kind, const char *words)
+{
+    struct world_message message = {.code = code, .error = kind};
+    snprintf(message.words, sizeof message.words, "%.199s", words);
+    answer(call, &message);
+}
+
+static void answer_status(struct call *call, int status)
+{
+    if (status == -EINPROGRESS)
+        answer_error(call, status, ERROR_UNKNOWN_OUTCOME, "it is not known whether the change was made");
+    else
+        answer_error(call, status, ERROR_NO_LEADER, "this controller does not lead");
+}
+
+/* ---- requests ---- */
+
+static void request_done(void *arg, int status, void *data)
+{
+    struct call *call = arg;
+    CLEANUP_FREE struct apply_result *result = data;
+    struct world_message message = {0};
+    if (status != 0) {
+        answer_status(call, status);
+        return;
+    }
+    message.code = result->code;
+    message.error = result->error.kind;
+    snprintf(message.words, sizeof message.words, "%.199s", result->error.text);
+    memcpy(message.object_id, result->object_id, sizeof message.object_id);
+    memcpy(message.operation_id, result->operation_id, sizeof message.operation_id);
+    answer(call, &message);
+}
+
+static void request_ready(void *arg, int status)
+{
+    struct call *call = arg;
+    struct sim *sim = &call->node->cluster->sim;
+    const struct world_message *m = call->message;
+    char now[TIME_TEXT_BYTES], print[WORLD_NAME_BYTES];
+    struct error err = {0};
+    struct vm vm = {0};
+    if (status != 0 || !call_alive(call)) {
+        answer_status(call, -ENOTCONN);
+        return;
+    }
+    wall_clock(call->node, now);
+    snprintf(print, sizeof print, "%016llx", (unsigned long long)mix(m->route, m->text ? m->text : m->target,
+                                                                    strlen(m->text ? m->text : m->target)));
+    struct decision_context context = {.now = now, .uuid = uuid, .uuid_arg = sim, .by = "client",
+                                       .idempotency_key = m->key, .fingerprint = print};
+    if (m->text != NULL)
+        ASSERT(OBJECT_DECODE(vm, m->text, strlen(m->text), OBJECT_CREATE, &vm, NULL) == 0);
+    int rc = decide_route(process_of(call->node)->state, &context, m->route, m->target, strlen(m->target), &vm,
+                          &call->decision, &err);
+    OBJECT_CLEAR(vm, &vm);
+    if (rc < 0) {
+        answer_error(call, rc, err.kind, err.text);
+    } else if (call->decision.repeated) {
+        struct world_message message = {0};
+        memcpy(message.object_id, call->decision.object_id, sizeof message.object_id);
+        memcpy(message.operation_id, call->decision.operation_id, sizeof message.operation_id);
+        answer(call, &message);
+    } else {
+        rc = sim_node_propose(call->node, call->decision.command.data, call->decision.command.size, request_done, call);
+        if (rc != 0 && rc != -ECANCELED)
+            answer_status(call, rc);
+    }
+}
+
+/* ---- reports ---- */
+
+static void report_orders(struct call *call)
+{
+    struct node_report report;
+    struct node_orders orders = {0};
+    struct world_message message = {0};
+    struct bytes_writer json = {0};
+    struct error err = {0};
+    ASSERT(OBJECT_DECODE(node_report, call->message->text, strlen(call->message->text), OBJECT_CREATE, &report, NULL) == 0);
+    if (call->node->cluster->mutations.world.orders_without_barrier)
+        report.have_index = 0;
+    int rc = node_sync_orders(process_of(call->node)->state, &report, &orders, &err);
+    OBJECT_CLEAR(node_report, &report);
+    if (rc < 0) {
+        answer_error(call, rc, err.kind, err.text);
+        return;
+    }
+    OBJECT_ENCODE(node_orders, &orders, &json);
+    bytes_put_u8(&json, 0);
+    message.text = (char *)json.data;
+    OBJECT_CLEAR(node_orders, &orders);
+    answer(call, &message);
+    bytes_writer_finish(&json);
+}
+
+static void report_done(void *arg, int status, void *result)
+{
+    struct call *call = arg;
+    free(result);
+    if (status != 0 || !call_alive(call))
+        answer_status(call, status != 0 ? status : -ENOTCONN);
+    else
+        report_orders(call);
+}
+
+static void report_ready(void *arg, int status)
+{
+    struct call *call = arg;
+    struct bytes_writer command = {0};
+    struct node_report report;
+    struct error err = {0};
+    char now[TIME_TEXT_BYTES];
+    if (status != 0 || !call_alive(call)) {
+        answer_status(call, -ENOTCONN);
+        return;
+    }
+    struct process *process = process_of(call->node);
+    process->heard_ms[call->from->id - WORLD_AGENT_ID] = local_ms(call->node);
+    wall_clock(call->node, now);
+    ASSERT(OBJECT_DECODE(node_report, call->message->text, strlen(call->message->text), OBJECT_CREATE, &report, NULL) == 0);
+    int rc = node_sync_changes(process->state, now, &report, &command, &err);
+    OBJECT_CLEAR(node_report, &report);
+    if (rc < 0) {
+        answer_error(call, rc, err.kind, err.text);
+    } else if (command.size == 0) {
+        report_orders(call);
+    } else {
+        rc = sim_node_propose(call->node, command.data, command.size, report_done, call);
+        if (rc != 0 && rc != -ECANCELED)
+            answer_status(call, rc);
+    }
+    bytes_writer_finish(&command);
+}
+
+void sim_fsm_deliver(struct sim_actor *to, struct sim_actor *from, void *data)
+{
+    struct sim_node *node = CONTAINER_OF(to, struct sim_node, actor);
+    struct call *call = NEW(struct call);
+    *call = (struct call){.node = node, .incarnation = to->incarnation, .from = from, .message = data};
+    bool report = call->message->kind == WORLD_REPORT;
+    if (report && node->cluster->mutations.world.orders_without_barrier && sim_node_leads(node)) {
+        report_orders(call);
+        return;
+    }
+    int rc = sim_node_barrier(node, report ? report_ready : request_ready, call);
+    if (rc != 0 && rc != -ECANCELED)
+        answer_status(call, -ENOTCONN);
+}
+
+/* ---- leading ---- */
+
+static void tick_done(void *arg, int status UNUSED, void *result)
+{
+    struct sim_node *node = arg;
+    free(result);
+    if (node->actor.up && node->machine.ctx != NULL && process_of(node)->proposed > 0)
+        process_of(node)->proposed--;
+}
+
+static void propose_own(struct sim_node *node, const struct bytes_writer *command)
+{
+    uint64_t incarnation = node->actor.incarnation;
+    process_of(node)->proposed++;
+    if (sim_node_propose(node, command->data, command->size, tick_done, node) != 0 && node->actor.incarnation == incarnation)
+        process_of(node)->proposed--;
+}
+
+/* What a person would have done with CLI and tokens: cluster, image, hosts. */
+static void furnish(struct sim_node *node, enum command number, const char *json)
+{
+    const struct command_desc *desc = command_find(number);
+    struct bytes_writer command = {0};
+    struct error err = {0};
+    char now[TIME_TEXT_BYTES];
+    CLEANUP_FREE void *payload = xcalloc(1, desc->payload->size);
+    wall_clock(node, now);
+    CLEANUP_FREE char *text = xasprintf("{\"request\":{\"at\":\"%s\"},%s}", now, json);
+    if (object_decode(desc->payload, text, strlen(text), OBJECT_STORED, payload, &err) < 0)
+        assert_failed(err.text, __FILE__, __LINE__, __func__);
+    command_encode(number, payload, &command, NULL);
+    object_clear(desc->payload, payload);
+    propose_own(node, &command);
+    bytes_writer_finish(&command);
+}
+
+static bool furnished(struct sim_node *node)
+{
+    const struct sim_world *world = node->cluster->world;
+    const struct state *state = process_of(node)->state;
+    if (!state_initialized(state)) {
+        furnish(node, COMMAND_init,
+                "\"cluster\":{\"id\":\"00000000-0000-4000-8000-00000000cccc\",\"name\":\"sim\",\"next_raft_id\":9},"
+                "\"controller\":{\"id\":\"00000000-0000-4000-8000-00000000dddd\",\"name\":\"c1\",\"raft_id\":1}");
+        return false;
+    }
+    if (state_get(state, object_kind_IMAGE, "tiny") == NULL) {
+        furnish(node, COMMAND_put, "\"create\":true,\"image\":{\"id\":\"" IMAGE_ID "\",\"name\":\"tiny\",\"kind\":\"kernel\","
+                "\"kernel\":{\"url\":\"file:///k\",\"sha256\":\"" SHA "\"}}");
+        return false;
+    }
+    for (unsigned i = 0; i < world->agent_count; i++) {
+        const struct sim_agent *agent = &world->agents[i];
+        if (state_get(state, object_kind_HOST, agent->id) != NULL)
+            continue;
+        CLEANUP_FREE char *json = xasprintf("\"create\":true,\"host\":{\"id\":\"%s\",\"name\":\"%s\",\"state\":\"unreachable\","
+                                            "\"memory_reserve_bytes\":0,\"generation\":1}", agent->id, agent->name);
+        furnish(node, COMMAND_put, json);
+        return false;
+    }
+    return true;
+}
+
+/* The mutation: a VM of a silent host goes to the first other one. */
+static void place_again(struct sim_node *node)
+{
+    const struct state *state = process_of(node)->state;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        const struct record *owner = state_get(state, object_kind_HOST, vm->host);
+        if (owner == NULL || owner->host->state == host_state_UP || vm->wanted != vm_wanted_RUNNING)
+            continue;
+        for (size_t k = 0; k < state_count(state, object_kind_HOST); k++) {
+            const struct host *host = state_at(state, object_kind_HOST, k)->host;
+            if (host->state != host_state_UP)
+                continue;
+            CLEANUP_FREE char *json = xasprintf("\"id\":\"%s\",\"from_epoch\":%llu,\"host\":\"%s\"", vm->id,
+                                                (unsigned long long)vm->epoch, host->id);
+            furnish(node, COMMAND_vm_place, json);
+            return;
+        }
+    }
+}
+
+static void tick(struct sim_node *node)
+{
+    struct process *process = process_of(node);
+    const struct sim_world *world = node->cluster->world;
+    struct reconcile_output *output = NEW(struct reconcile_output);
+    struct reconcile_node nodes[WORLD_AGENTS];
+    uint64_t incarnation = node->actor.incarnation;
+    char now[TIME_TEXT_BYTES];
+    wall_clock(node, now);
+    for (unsigned i = 0; i < world->agent_count; i++)
+        nodes[i] = (struct reconcile_node){world->agents[i].id, process->heard_ms[i]};
+    struct reconcile_input input = {.now = now, .now_ms = local_ms(node), .leader_since_ms = process->leader_since_ms,
+                                    .nodes = nodes, .n_nodes = world->agent_count};
+    reconcile_tick(process->state, &input, output);
+    for (unsigned i = 0; i < output->count && node->actor.up && node->actor.incarnation == incarnation; i++)
+        propose_own(node, &output->commands[i]);
+    reconcile_output_finish(output);
+    free(output);
+    if (node->cluster->mutations.world.unreachable_is_lost && node->actor.up && node->actor.incarnation == incarnation)
+        place_again(node);
+}
+
+static void fsm_class_lead(struct sim_node *node)
+{
+    struct process *process = process_of(node);
+    struct sim_world *world = node->cluster->world;
+    if (process->lead_term != node->ready_term) {
+        *process = (struct process){.node = node, .state = process->state, .lead_term = node->ready_term,
+                                    .leader_since_ms = local_ms(node)};
+        if (world->story_term < node->ready_term)
+            sim_world_tell(node->cluster, "controller %u leads", node->actor.id);
+        world->story_term = MAX(world->story_term, node->ready_term);
+    }
+    if (process->proposed > 0 || !furnished(node))
+        return;
+    if (node->cluster->mutations.world.no_reconcile || local_ms(node) < process->next_tick_ms)
+        return;
+    process->next_tick_ms = local_ms(node) + RECONCILE_PERIOD_MS;
+    tick(node);
+}
+
+/* ---- the world ---- */
+
+static void fsm_class_begin(struct sim_cluster *cluster)
+{
+    struct sim_world *world = cluster->world;
+    if (world == NULL) {
+        world = cluster->world = NEW(struct sim_world);
+        world->agent_count = WORLD_AGENTS;
+        world->host_mib = WORLD_HOST_MIB;
+        world->doubled_per_thousand = cluster->scenario->faults != 0 ? 20 : 0;
+    }
+    for (unsigned i = 0; i < WORLD_AGENTS; i++)
+        sim_agent_init(&world->agents[i], cluster, i);
+    for (unsigned i = 0; i < WORLD_CLIENTS; i++)
+        sim_client_init(&world->clients[i], cluster, i);
+    for (unsigned i = 0; i < world->agent_count; i++)
+        sim_agent_start(&world->agents[i]);
+    if (world->scripted)
+        sim_script_begin(cluster);
+    for (unsigned i = 0; i < WORLD_CLIENTS; i++)
+        sim_client_start(&world->clients[i]);
+}
+
+static void agent_again(struct sim *sim UNUSED, struct sim_event *event)
+{
+    sim_agent_start(event->data);
+}
+
+static void mend_agent(struct sim *sim UNUSED, struct sim_event *event)
+{
+    struct sim_agent *agent = event->data;
+    for (unsigned id = 0; id < SIM_ACTORS_MAX; id++)
+        agent->cluster->network.cut[id][agent->actor.id] = agent->cluster->network.cut[agent->actor.id][id] = false;
+}
+
+static void fsm_class_fault(struct sim_cluster *cluster)
+{
+    struct sim *sim = &cluster->sim;
+    struct sim_world *world = cluster->world;
+    struct sim_agent *agent = &world->agents[sim_below(sim, world->agent_count)];
+    switch (sim_below(sim, 4)) {
+    case 0:
+        sim_agent_crash(agent);
+        break;
+    case 1:
+        sim_agent_host_reboot(agent);
+        break;
+    case 2:
+        agent->actor.paused_until_us = sim->now_us + sim_between(sim, 100 * SIM_MS, 4 * SIM_SECOND);
+        return;
+    default:
+        sim_network_isolate(&cluster->network, agent->actor.id, true, true);
+        sim_after(sim, sim_between(sim, SIM_SECOND, 15 * SIM_SECOND), mend_agent, NULL, agent);
+        return;
+    }
+    sim_after(sim, sim_between(sim, 100 * SIM_MS, 15 * SIM_SECOND), agent_again, NULL, agent);
+}
+
+static void fsm_class_heal(struct sim_cluster *cluster)
+{
+    struct sim_world *world = cluster->world;
+    for (unsigned i = 0; i < world->agent_count; i++) {
+        world->agents[i].actor.paused_until_us = 0;
+        sim_agent_start(&world->agents[i]);
+    }
+    world->doubled_per_thousand = 0;
+}
+
+/* ---- the end ---- */
+
+static void check_vm_at_rest(struct sim_cluster *cluster, const struct vm *vm)
+{
+    static const enum vm_state reached[] = {[vm_wanted_RUNNING] = vm_state_RUNNING, [vm_wanted_PAUSED] = vm_state_PAUSED,
+                                            [vm_wanted_STOPPED] = vm_state_STOPPED, [vm_wanted_DELETED] = vm_state_DELETED};
+    struct sim_world *world = cluster->world;
+    const struct world_vm *known = sim_world_vm(world, vm->name);
+    bool by_itself = vm->seen_generation == vm->generation && (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED);
+    bool waits = vm->host == NULL && vm->placement != NULL && strncmp(vm->placement, "no host fits", 12) == 0;
+    if (known == NULL || (!known->exists && known->id[0] != '\0'))
+        sim_violation(&cluster->sim, "VM %s is there, but nobody wants it", vm->name);
+    else if (known->exists && !known->uncertain && vm->wanted != known->wanted)
+        sim_violation(&cluster->sim, "VM %s is wanted %s, acknowledged was %s", vm->name, vm_wanted_desc.names[vm->wanted],
+                      vm_wanted_desc.names[known->wanted]);
+    else if (vm->state != reached[vm->wanted] && !by_itself && !waits)
+        sim_violation(&cluster->sim, "at rest VM %s is %s, wanted %s", vm->name, vm_state_desc.names[vm->state],
+                      vm_wanted_desc.names[vm->wanted]);
+}
+
+/* Who says it runs, where does it run? */
+static void check_vmm_at_rest(struct sim_cluster *cluster, const struct state *state)
+{
+    struct sim_world *world = cluster->world;
+    for (unsigned i = 0; i < world->agent_count; i++) {
+        for (unsigned k = 0; k < SIM_AGENT_VMS_MAX; k++) {
+            const struct sim_vm *vm = &world->agents[i].vms[k];
+            const struct record *held = vm->used ? state_get(state, object_kind_VM, vm->order.id) : NULL;
+            if (!vm->used)
+                continue;
+            bool own = held != NULL && held->vm->host != NULL && strcmp(held->vm->host, world->agents[i].id) == 0;
+            if (!own && vm->process)
+                sim_violation(&cluster->sim, "at rest VM %s runs on %s, which does not own it", vm->order.name,
+                              world->agents[i].name);
+            else if (own && vm->process != (held->vm->state == vm_state_RUNNING || held->vm->state == vm_state_PAUSED))
+                sim_violation(&cluster->sim, "at rest VM %s is %s, but its VMM %s", vm->order.name,
+                              vm_state_desc.names[held->vm->state], vm->process ? "runs" : "does not run");
+        }
+    }
+}
+
+static void check_at_rest(struct sim_cluster *cluster, const struct state *state)
+{
+    struct sim_world *world = cluster->world;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++)
+        check_vm_at_rest(cluster, state_at(state, object_kind_VM, i)->vm);
+    for (unsigned i = 0; i < world->vm_count; i++)
+        if (world->vms[i].exists && state_get(state, object_kind_VM, world->vms[i].id) == NULL)
+            sim_violation(&cluster->sim, "VM %s was acknowledged and is gone", world->vms[i].name);
+    for (size_t i = 0; i < state_count(state, object_kind_OPERATION); i++) {
+        const struct operation *operation = state_at(state, object_kind_OPERATION, i)->operation;
+        const struct record *vm = state_get(state, object_kind_VM, operation->target_id);
+        if (operation->state == operation_state_RUNNING && vm->vm->host != NULL)
+            sim_violation(&cluster->sim, "at rest %s of %s still runs: %s", operation_kind_desc.names[operation->kind],
+                          operation->target_name, operation->step);
+    }
+    for (unsigned i = 0; i < WORLD_CLIENTS; i++)
+        if (world->clients[i].busy)
+            sim_violation(&cluster->sim, "at rest client %u still waits for its answer", i + 1);
+    check_vmm_at_rest(cluster, state);
+}
+
+static void check_same_bytes(struct sim_cluster *cluster)
+{
+    struct bytes_writer first = {0};
+    uint64_t index = 0;
+    for (unsigned id = 1; id <= cluster->node_count; id++) {
+        struct sim_node *node = &cluster->nodes[id];
+        struct bytes_writer bytes = {0};
+        if (!node->actor.up || (first.size > 0 && node->index != index))
+            continue;
+        snapshot_write(process_of(node)->state, &bytes);
+        if (first.size == 0) {
+            first = bytes;
+            index = node->index;
+            continue;
+        }
+        if (bytes.size != first.size || memcmp(bytes.data, first.data, first.size) != 0)
+            sim_violation(&cluster->sim, "controller %u has other bytes at index %llu", id, (unsigned long long)index);
+        bytes_writer_finish(&bytes);
+    }
+    bytes_writer_finish(&first);
+}
+
+static void fsm_class_finish(struct sim_cluster *cluster)
+{
+    struct sim_world *world = cluster->world;
+    struct sim_node *leader = sim_cluster_leader(cluster);
+    if (cluster->sim.violation[0] == '\0' && leader != NULL) {
+        check_at_rest(cluster, process_of(leader)->state);
+        check_same_bytes(cluster);
+    }
+    if (cluster->sim.violation[0] != '\0')
+        sim_world_tell(cluster, "VIOLATION %s", cluster->sim.violation);
+    for (unsigned i = 0; i < WORLD_AGENTS; i++)
+        sim_agent_finish(&world->agents[i]);
+    for (unsigned i = 0; i < WORLD_CLIENTS; i++)
+        sim_client_finish(&world->clients[i]);
+    free(world->answers);
+    free(world);
+    cluster->world = NULL;
+}
+
+const struct sim_machine_class sim_cluster_class = {
+    .name = "cluster",
+    .load_gap_ms = 150,
+    .create = fsm_class_create,
+    .destroy = fsm_class_destroy,
+    .hash = fsm_class_hash,
+    .check = fsm_class_check,
+    .generate = fsm_class_generate,
+    .begin = fsm_class_begin,
+    .lead = fsm_class_lead,
+    .fault = fsm_class_fault,
+    .heal = fsm_class_heal,
+    .finish = fsm_class_finish,
+};

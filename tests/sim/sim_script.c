@@ -1,0 +1,332 @@
+/* Stories: a folder with README, cmdlist and expect.log. The cmdlist is carried out in virtual time on three controllers
+ * without chance faults; what happens is told line by line and must be what expect.log says, to the byte.
+ *
+ * Lines of a cmdlist (# begins a comment):
+ *   set hosts N | memory MIB | doubled PER_THOUSAND | slow TICKS | seconds N     before all else
+ *   SECONDS client N VERB VM [KEY]       create, start, stop, reboot, pause, resume, delete
+ *   SECONDS crash N|leader|all           SECONDS restart
+ *   SECONDS agent-crash HOST             SECONDS agent-start HOST      SECONDS host-reboot HOST
+ *   SECONDS cut HOST                     SECONDS mend
+ *   SECONDS crash-after COMMAND          the leader dies when it has applied the next such command (vm_create, ...)
+ *   SECONDS show                         what the leader holds of every VM */
+#include <dirent.h>
+#include <errno.h>
+#include <string.h>
+
+#include "tests/sim/sim_faults.h"
+#include "tests/sim/sim_world.h"
+
+#define SCRIPT_LINES_MAX 200u
+#define SCRIPT_LINE_BYTES 200u
+#define SCRIPT_WORDS_MAX 6u
+#define SCRIPT_SECONDS 45u
+#define SCRIPT_SEED 1u
+
+struct script_line {
+    struct sim_cluster *cluster;
+    char text[SCRIPT_LINE_BYTES];
+    char *words[SCRIPT_WORDS_MAX];
+    unsigned count;
+};
+
+struct sim_script {
+    struct script_line lines[SCRIPT_LINES_MAX];
+    unsigned count, seconds;
+};
+
+static const struct sim_scenario script_scenario = {.name = "script", .snapshot_threshold = 24, .snapshot_trailing = 8,
+                                                    .snapshot_extra_ms = 5, .text = "a story"};
+
+static void split(struct script_line *line)
+{
+    char *rest = line->text, *word;
+    line->text[strcspn(line->text, "#\n")] = '\0';
+    while ((word = strsep(&rest, " \t")) != NULL)
+        if (*word != '\0' && line->count < SCRIPT_WORDS_MAX)
+            line->words[line->count++] = word;
+}
+
+/* ---- verbs ---- */
+
+static const char *word(const struct script_line *line, unsigned i)
+{
+    return i < line->count ? line->words[i] : "";
+}
+
+static struct sim_agent *agent_named(struct sim_cluster *cluster, const char *name)
+{
+    struct sim_world *world = cluster->world;
+    for (unsigned i = 0; i < world->agent_count; i++)
+        if (strcmp(world->agents[i].name, name) == 0)
+            return &world->agents[i];
+    return NULL;
+}
+
+static bool do_client(struct script_line *line)
+{
+    static const struct {
+        const char *verb;
+        enum route_id route;
+    } verbs[] = {
+        {"create", ROUTE_ID_vm_create}, {"start", ROUTE_ID_vm_start}, {"stop", ROUTE_ID_vm_stop},
+        {"reboot", ROUTE_ID_vm_reboot}, {"pause", ROUTE_ID_vm_pause}, {"resume", ROUTE_ID_vm_resume},
+        {"delete", ROUTE_ID_vm_delete},
+    };
+    struct sim_world *world = line->cluster->world;
+    unsigned client = (unsigned)atoi(word(line, 2)) - 1;
+    const char *vm = word(line, 4), *key = line->count > 5 ? line->words[5] : NULL;
+    char body[200];
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912}", vm);
+    for (unsigned i = 0; i < ARRAY_SIZE(verbs) && client < WORLD_CLIENTS; i++) {
+        if (strcmp(verbs[i].verb, word(line, 3)) != 0)
+            continue;
+        int rc = sim_client_ask(&world->clients[client], verbs[i].route, vm,
+                                verbs[i].route == ROUTE_ID_vm_create ? body : NULL, key);
+        sim_world_tell(line->cluster, "client %u: %s %s%s%s%s", client + 1, word(line, 3), vm, key ? ", key " : "",
+                       key ? key : "", rc < 0 ? " -- is still busy" : "");
+        return true;
+    }
+    return false;
+}
+
+static void crash(struct sim_node *node)
+{
+    if (!node->actor.up)
+        return;
+    sim_world_tell(node->cluster, "controller %u is killed", node->actor.id);
+    sim_node_crash(node, "killed by the script");
+}
+
+static bool do_crash(struct script_line *line)
+{
+    struct sim_cluster *cluster = line->cluster;
+    struct sim_node *leader = sim_cluster_leader(cluster);
+    unsigned id = (unsigned)atoi(word(line, 2));
+    if (strcmp(word(line, 2), "leader") == 0 && leader != NULL)
+        crash(leader);
+    for (unsigned i = 1; i <= cluster->node_count; i++)
+        if (strcmp(word(line, 2), "all") == 0 || i == id)
+            crash(&cluster->nodes[i]);
+    return true;
+}
+
+static bool do_restart(struct script_line *line)
+{
+    for (unsigned i = 1; i <= line->cluster->node_count; i++) {
+        struct sim_node *node = &line->cluster->nodes[i];
+        if (node->actor.up)
+            continue;
+        sim_node_start(node);
+        sim_world_tell(line->cluster, "controller %u starts%s", i, node->disk.snapshot.index > 0 ? ", with a snapshot" : "");
+    }
+    return true;
+}
+
+static bool do_agent(struct script_line *line)
+{
+    struct sim_agent *agent = agent_named(line->cluster, word(line, 2));
+    const char *verb = word(line, 1);
+    if (agent == NULL)
+        return false;
+    sim_world_tell(line->cluster, "%s: %s", agent->name,
+                   strcmp(verb, "agent-crash") == 0   ? "the agent is killed"
+                   : strcmp(verb, "host-reboot") == 0 ? "the host goes down and boots"
+                   : strcmp(verb, "cut") == 0         ? "the network cable is pulled"
+                                                      : "the agent starts");
+    if (strcmp(verb, "agent-crash") == 0)
+        sim_agent_crash(agent);
+    else if (strcmp(verb, "host-reboot") == 0)
+        sim_agent_host_reboot(agent);
+    else if (strcmp(verb, "cut") == 0)
+        sim_network_isolate(&line->cluster->network, agent->actor.id, true, true);
+    if (strcmp(verb, "host-reboot") == 0 || strcmp(verb, "agent-start") == 0)
+        sim_agent_start(agent);
+    return true;
+}
+
+static bool do_mend(struct script_line *line)
+{
+    sim_network_heal(&line->cluster->network);
+    sim_world_tell(line->cluster, "the network is whole");
+    return true;
+}
+
+static bool do_crash_after(struct script_line *line)
+{
+    struct sim_world *world = line->cluster->world;
+    for (unsigned number = 1; number < 100; number++) {
+        const struct command_desc *desc = command_find(number);
+        if (desc != NULL && strcmp(desc->name, word(line, 2)) == 0)
+            world->crash_after = desc->number;
+    }
+    return world->crash_after != 0;
+}
+
+static bool do_show(struct script_line *line)
+{
+    struct sim_node *leader = sim_cluster_leader(line->cluster);
+    const struct state *state = leader != NULL ? sim_fsm_state(leader) : NULL;
+    if (state == NULL)
+        sim_world_tell(line->cluster, "nobody leads");
+    for (size_t i = 0; state != NULL && i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        sim_world_tell(line->cluster, "held: %s is %s, wanted %s, on %s, epoch %llu, generation %llu", vm->name,
+                       vm_state_desc.names[vm->state], vm_wanted_desc.names[vm->wanted], vm->host_name ? vm->host_name : "no host",
+                       (unsigned long long)vm->epoch, (unsigned long long)vm->generation);
+    }
+    if (state != NULL && state_count(state, object_kind_VM) == 0)
+        sim_world_tell(line->cluster, "held: no VMs");
+    return true;
+}
+
+static const struct {
+    const char *verb;
+    bool (*run)(struct script_line *line);
+} script_verbs[] = {
+    {"client", do_client},       {"crash", do_crash},      {"restart", do_restart}, {"agent-crash", do_agent},
+    {"agent-start", do_agent},   {"host-reboot", do_agent}, {"cut", do_agent},      {"mend", do_mend},
+    {"crash-after", do_crash_after}, {"show", do_show},
+};
+
+static void run_line(struct sim *sim, struct sim_event *event)
+{
+    struct script_line *line = event->data;
+    for (unsigned i = 0; i < ARRAY_SIZE(script_verbs); i++)
+        if (strcmp(script_verbs[i].verb, word(line, 1)) == 0 && script_verbs[i].run(line))
+            return;
+    sim_violation(sim, "the cmdlist has a line that cannot be carried out: %s %s %s", word(line, 0), word(line, 1), word(line, 2));
+}
+
+/* ---- running ---- */
+
+static void set(struct sim_world *world, struct sim_script *script, const struct script_line *line)
+{
+    unsigned value = (unsigned)atoi(word(line, 2));
+    if (strcmp(word(line, 1), "hosts") == 0)
+        world->agent_count = MIN(value, WORLD_AGENTS);
+    else if (strcmp(word(line, 1), "memory") == 0)
+        world->host_mib = value;
+    else if (strcmp(word(line, 1), "doubled") == 0)
+        world->doubled_per_thousand = value;
+    else if (strcmp(word(line, 1), "seconds") == 0)
+        script->seconds = value;
+    for (unsigned i = 0; strcmp(word(line, 1), "slow") == 0 && i < WORLD_AGENTS; i++)
+        world->agents[i].work_ticks = value;
+}
+
+void sim_script_begin(struct sim_cluster *cluster)
+{
+    struct sim_world *world = cluster->world;
+    for (unsigned i = 0; i < world->script->count; i++) {
+        struct script_line *line = &world->script->lines[i];
+        line->cluster = cluster;
+        if (strcmp(word(line, 0), "set") != 0)
+            sim_after(&cluster->sim, (uint64_t)(atof(word(line, 0)) * 1000) * SIM_MS, run_line, NULL, line);
+    }
+}
+
+static bool load(const char *dir, struct sim_script *script, struct sim_world *world)
+{
+    char path[300];
+    snprintf(path, sizeof path, "%s/cmdlist", dir);
+    FILE *file = fopen(path, "r");
+    if (file == NULL)
+        return false;
+    for (; script->count < SCRIPT_LINES_MAX; script->count++) {
+        struct script_line *line = &script->lines[script->count];
+        if (fgets(line->text, sizeof line->text, file) == NULL)
+            break;
+        split(line);
+        if (line->count == 0)
+            *line = (struct script_line){0}, script->count--;
+        else if (strcmp(word(line, 0), "set") == 0)
+            set(world, script, line);
+    }
+    fclose(file);
+    return true;
+}
+
+static void play(struct sim_script *script, struct sim_world *world)
+{
+    static const struct sim_mutations none;
+    struct sim_cluster *cluster = NEW(struct sim_cluster);
+    sim_cluster_init(cluster, SCRIPT_SEED, false, &sim_cluster_class, &script_scenario, &none, script->seconds);
+    cluster->node_count = 3;
+    cluster->world = world;
+    for (unsigned i = 0; i < WORLD_CLIENTS; i++)
+        world->clients[i].quiet = true;
+    sim_cluster_run(cluster); /* frees the world */
+    sim_cluster_finish(cluster);
+    free(cluster);
+}
+
+static bool same_as(const char *path, const char *text, size_t size)
+{
+    FILE *file = fopen(path, "r");
+    CLEANUP_FREE char *expected = xcalloc(1, size + 2);
+    size_t length = file != NULL ? fread(expected, 1, size + 1, file) : 0;
+    if (file != NULL)
+        fclose(file);
+    if (length == size && memcmp(expected, text, size) == 0)
+        return true;
+    size_t at = 0, line = 1;
+    for (; at < MIN(length, size) && expected[at] == text[at]; at++)
+        line += text[at] == '\n';
+    while (at > 0 && text[at - 1] != '\n')
+        at--;
+    printf("%s: line %zu is now\n  %.*s\n", path, line, (int)strcspn(text + at, "\n"), text + at);
+    return false;
+}
+
+int sim_script_run(const char *dir, bool write)
+{
+    struct sim_script *script = NEW(struct sim_script);
+    struct sim_world *world = NEW(struct sim_world);
+    char path[300], *text = NULL;
+    size_t size = 0;
+    world->agent_count = 2;
+    world->host_mib = WORLD_HOST_MIB;
+    world->scripted = true;
+    world->script = script;
+    script->seconds = SCRIPT_SECONDS;
+    bool ok = load(dir, script, world);
+    if (!ok) {
+        printf("%s: there is no cmdlist\n", dir);
+        free(world);
+        free(script);
+        return 1;
+    }
+    FILE *story = world->story = open_memstream(&text, &size);
+    play(script, world);
+    fclose(story);
+    snprintf(path, sizeof path, "%s/expect.log", dir);
+    FILE *file = write ? fopen(path, "w") : NULL;
+    if (file != NULL) {
+        fwrite(text, 1, size, file);
+        fclose(file);
+    } else {
+        ok = same_as(path, text, size);
+    }
+    free(text);
+    free(script);
+    return !ok;
+}
+
+void sim_script_run_all(const char *parent, unsigned *passed, unsigned *failed)
+{
+    struct dirent **entries;
+    int count = scandir(parent, &entries, NULL, alphasort);
+    for (int i = 0; i < count; i++) {
+        char path[600];
+        snprintf(path, sizeof path, "%s/%s/cmdlist", parent, entries[i]->d_name);
+        bool story = access(path, R_OK) == 0;
+        path[strlen(path) - strlen("/cmdlist")] = '\0';
+        if (story && sim_script_run(path, false) == 0)
+            ++*passed;
+        else if (story)
+            ++*failed;
+        free(entries[i]);
+    }
+    if (count >= 0)
+        free(entries);
+}

@@ -1,0 +1,170 @@
+/* The cluster in the simulator: real state machine, decide, reconcile and node_sync in the simulated controllers; models
+ * of agents and of clients around them. The machine class is sim_cluster_class.
+ *
+ *   client --request, Idempotency-Key--> controller --decide, propose--> state --orders--> agent --> a VMM runs
+ *          <--answer--                              <--changes--         <--report--
+ *
+ * Checked besides what sim_node.h lists, at every moment:
+ *   - the state's own invariants (check.h) after each command, on every controller
+ *   - a VM runs on at most one host, and its disks are never removed unless its owner asked for it
+ *   - one Idempotency-Key has one answer; what was acknowledged is there; a fresh name is never refused as taken
+ *   - a start that is called succeeded did happen, under its epoch
+ * and after 20 quiet seconds: every operation has ended, every VM is as its owner wants it, no VM is there that nobody
+ * made, and controllers at the same index have the same bytes. */
+#ifndef TESTS_SIM_SIM_WORLD_H
+#define TESTS_SIM_SIM_WORLD_H
+
+#include <stdio.h>
+
+#include "controller/command/decide.h"
+#include "controller/fsm/apply.h"
+#include "controller/nodes/node_sync.h"
+#include "controller/reconcile/reconcile.h"
+#include "tests/sim/sim_node.h"
+
+#define WORLD_AGENTS 3u
+#define WORLD_CLIENTS 2u
+#define WORLD_AGENT_ID 11u  /* actor ids of agents: 11, 12, ... */
+#define WORLD_CLIENT_ID 21u /* of clients: 21, 22 */
+#define WORLD_VMS_MAX 200u  /* ever made in one run */
+#define WORLD_NAME_BYTES 32u
+#define WORLD_HOST_MIB 1200u
+#define WORLD_EPOCH_MS UINT64_C(1769860800000) /* the wall clock at time 0: 2026-01-31T12:00:00Z */
+
+/* ---- messages ---- */
+
+enum world_kind { WORLD_REQUEST, WORLD_ANSWER, WORLD_REPORT, WORLD_ORDERS };
+
+struct world_message {
+    enum world_kind kind;
+    uint64_t number; /* of the request or report; its answer carries it back */
+    enum route_id route;
+    char target[WORLD_NAME_BYTES];
+    char key[WORLD_NAME_BYTES];
+    char *text; /* JSON: body, report or orders; NULL = none; owned */
+    int code;   /* of an answer: 0, or a negative errno with kind and words */
+    enum error_kind error;
+    char words[200];
+    char object_id[STATE_ID_BYTES], operation_id[STATE_ID_BYTES];
+};
+
+/* ---- what is true, whoever knows it ---- */
+
+struct world_vm { /* one that a client has asked for */
+    char name[WORLD_NAME_BYTES];
+    char id[STATE_ID_BYTES]; /* as acknowledged; "" = not yet */
+    bool exists;             /* acknowledged and not acknowledged as deleted */
+    bool deletion_asked;
+    bool uncertain;          /* a request was refused: a lost twin of it may still be carried out, `wanted` says nothing */
+    enum vm_wanted wanted;   /* as last acknowledged */
+    uint64_t started_epoch;  /* the highest that a VMM was started under */
+};
+
+struct world_answer { /* of a key */
+    char key[WORLD_NAME_BYTES];
+    char object_id[STATE_ID_BYTES], operation_id[STATE_ID_BYTES];
+};
+
+/* ---- agents (sim_agent.c) ---- */
+
+#define SIM_AGENT_VMS_MAX 64u
+
+struct sim_vm {
+    bool used;
+    /* on its disk */
+    struct vm_order order;   /* the last one; id, name, epoch, generation, boot, wanted matter */
+    enum vm_state state;
+    uint64_t generation;     /* reached */
+    uint64_t boot_done, restarts;
+    uint64_t run_epoch;      /* of the last start; 0 = never */
+    const char *reason;
+    /* its VMM: lives on when the agent dies */
+    bool process, paused;
+    /* the agent's memory */
+    unsigned busy_ticks; /* until the start or stop that is under way is done */
+};
+
+struct sim_agent {
+    struct sim_actor actor; /* first */
+    struct sim_cluster *cluster;
+    char id[STATE_ID_BYTES], name[WORLD_NAME_BYTES];
+    unsigned boots;
+    struct sim_vm vms[SIM_AGENT_VMS_MAX];
+    /* its memory */
+    uint64_t have_index, number, sent_us; /* sent_us: of the report that waits for its answer; 0 = none */
+    unsigned controller;                  /* that it talks to */
+    uint64_t work_ticks;                  /* slower than usual: ticks for a start (scripts) */
+};
+
+void sim_agent_init(struct sim_agent *agent, struct sim_cluster *cluster, unsigned number);
+void sim_agent_start(struct sim_agent *agent);
+void sim_agent_crash(struct sim_agent *agent);       /* the agent dies; VMMs go on */
+void sim_agent_host_reboot(struct sim_agent *agent); /* and all VMMs with it */
+void sim_agent_deliver(struct sim_actor *to, struct sim_actor *from, void *message);
+void sim_agent_finish(struct sim_agent *agent);
+
+/* ---- clients (sim_client.c) ---- */
+
+struct sim_client {
+    struct sim_actor actor; /* first */
+    struct sim_cluster *cluster;
+    bool busy;
+    uint64_t number, sent_us, keys;
+    struct world_message request; /* the one under way; sent again until it has an answer */
+    struct world_vm *vm;          /* that it is about */
+    bool quiet;                   /* asks for nothing by itself (scripts) */
+    void (*answered)(struct sim_client *client, const struct world_message *answer); /* scripts; may be NULL */
+};
+
+void sim_client_init(struct sim_client *client, struct sim_cluster *cluster, unsigned number);
+void sim_client_start(struct sim_client *client);
+/* Ask now; -EBUSY while another request is under way. @key NULL: a new one. */
+int sim_client_ask(struct sim_client *client, enum route_id route, const char *vm, const char *body, const char *key);
+void sim_client_deliver(struct sim_actor *to, struct sim_actor *from, void *message);
+void sim_client_finish(struct sim_client *client);
+
+/* ---- the world ---- */
+
+struct sim_world {
+    struct sim_agent agents[WORLD_AGENTS];
+    struct sim_client clients[WORLD_CLIENTS];
+    unsigned agent_count; /* hosts of the cluster */
+    uint64_t host_mib;
+    struct world_vm vms[WORLD_VMS_MAX];
+    unsigned vm_count;
+    struct world_answer *answers;
+    size_t answer_count;
+    unsigned doubled_per_thousand; /* messages that come twice, the second time late */
+    FILE *story;                   /* where what happens is told (scripts); NULL = nowhere */
+    bool scripted;
+    enum command crash_after;      /* scripts: the leader dies when it has applied such a command; 0 = never */
+    uint64_t story_term;
+    struct sim_script *script;
+};
+
+/* Send a copy of @message, perhaps twice, perhaps never. */
+void sim_world_send(struct sim_cluster *cluster, struct sim_actor *from, struct sim_actor *to,
+                    const struct world_message *message, sim_deliver_fn deliver);
+void sim_world_message_free(void *message);
+struct world_vm *sim_world_vm(struct sim_world *world, const char *name);
+struct world_vm *sim_world_vm_by_id(struct sim_world *world, const char *id);
+/* A line of the story: what a person watching the cluster would note. */
+void sim_world_tell(struct sim_cluster *cluster, const char *format, ...) PRINTF_LIKE(2, 3);
+/* The controllers' door (sim_fsm.c). */
+void sim_fsm_deliver(struct sim_actor *to, struct sim_actor *from, void *message);
+
+/* What @node, which is up, holds. */
+const struct state *sim_fsm_state(struct sim_node *node);
+
+extern const struct sim_machine_class sim_cluster_class;
+
+/* ---- scripts (sim_script.c) ---- */
+
+/* Run <dir>/cmdlist and compare the story with <dir>/expect.log (@write: write it instead). 0 or 1 (differs, broken). */
+int sim_script_run(const char *dir, bool write);
+/* All folders with a cmdlist under @parent, in order of their names; adds to the counts. */
+void sim_script_run_all(const char *parent, unsigned *passed, unsigned *failed);
+/* For sim_fsm.c's `begin`. */
+void sim_script_begin(struct sim_cluster *cluster);
+
+#endif
