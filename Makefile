@@ -21,7 +21,7 @@ override LDFLAGS += -pie -Wl,-z,relro,-z,now
 LDLIBS  = $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lpthread
 ifneq ($(SAN),)
 # Instrumentation hides value ranges from gcc, and these two warnings then cry wolf; the plain build keeps them.
-override CFLAGS += -Wno-format-truncation -Wno-maybe-uninitialized -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+override CFLAGS += $(if $(findstring clang,$(CC)),,-Wno-format-truncation -Wno-maybe-uninitialized) -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
 endif
 ifneq ($(COV),)
 override CFLAGS += --coverage -O0
