@@ -73,6 +73,7 @@ static void run(struct driver *driver)
     metrics->reconcile_us += took;
     metrics->reconcile_us_max = MAX(metrics->reconcile_us_max, took);
     driver->again = output->more;
+    driver->last_us = took;
     propose_all(driver, output);
     reconcile_output_finish(output);
     free(output);
@@ -113,9 +114,10 @@ void driver_wake(struct driver *driver)
     uint64_t due = uv_timer_get_due_in(&driver->timer);
     if (!driver->service->ready || driver->service->stopping)
         return;
-    /* Soon, not at once: a burst of writes shares one look at the state. */
-    if (due > DRIVER_SOON_MS)
-        uv_timer_start(&driver->timer, on_timer, DRIVER_SOON_MS, DRIVER_TICK_MS);
+    /* Soon, not at once: a burst of writes shares one look at the state. A timer that is due sooner stays. */
+    uint64_t soon = MAX((uint64_t)DRIVER_SOON_MS, driver->last_us * DRIVER_REST / 1000);
+    if (due > soon)
+        uv_timer_start(&driver->timer, on_timer, soon, MAX((uint64_t)DRIVER_TICK_MS, soon));
 }
 
 void driver_seen(struct driver *driver, const char *host_id)

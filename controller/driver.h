@@ -12,6 +12,7 @@
 
 #define DRIVER_TICK_MS 200u /* between runs while nothing else asks for one */
 #define DRIVER_SOON_MS 20u  /* after a change of the state */
+#define DRIVER_REST 10u     /* at least so many times the last run's time lie between runs: a tenth of the loop at most */
 
 struct service;
 
@@ -25,6 +26,7 @@ struct driver {
     uv_timer_t timer;
     struct map nodes;     /* host id -> struct driver_node */
     unsigned outstanding; /* commands proposed and not answered */
+    uint64_t last_us;     /* time that the last run took */
     bool again;           /* there was more to do */
 };
 

@@ -104,11 +104,11 @@ static int run_join(struct data_dir *dir, const struct options *options)
 static int run_run(struct data_dir *dir, const struct options *options)
 {
     struct error err = {.text = ""};
-    struct service *service = NEW(struct service);
     struct service_options run = {.listen = options->listen};
     uv_loop_t loop;
     if (data_dir_load(dir, &err) < 0)
         return fail(&err);
+    struct service *service = NEW(struct service);
     signal(SIGPIPE, SIG_IGN);
     ASSERT(uv_loop_init(&loop) == 0);
     if (service_start(service, &loop, dir, &run, &err) < 0)

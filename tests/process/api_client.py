@@ -220,7 +220,12 @@ class Controllers:
                 member.process.send_signal(signal.SIGCONT)
                 member.process.kill()
                 member.process.wait()
+        logs = {m.name: m.log() for m in self.members if (self.directory / f'{m.name}.log').exists()}
         shutil.rmtree(self.directory, ignore_errors=True)
+        for name, text in logs.items():
+            for word in ('Sanitizer', 'runtime error:', 'assertion failed'):
+                if word in text:
+                    raise AssertionError(f'{name}: {text[max(0, text.index(word) - 500):][:6000]}')
 
 
 class EventStream:

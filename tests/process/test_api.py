@@ -610,7 +610,7 @@ def test_big_bodies_and_memory(one):
             pass  # the server may close while the client still writes
         body = json.dumps({'name': 'x', 'labels': {str(i): 'v' * 10 for i in range(30000)}}).encode()
         assert c.request('POST', '/v1/flavors', body)[0] == 400
-    assert c.metric('drover_process_resident_bytes') - before < 64 * MIB
+    assert c.metric('drover_process_resident_bytes') - before < (512 if 'asan' in str(PROGRAM) else 64) * MIB  # asan keeps what was freed
 
 
 def test_half_requests_and_slow_clients(one):
