@@ -62,7 +62,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static struct machine m;
     static uint8_t disk[DISK_BYTES];
     struct memory_block block = {
-        .block = {.ops = &ops, .size_bytes = DISK_BYTES, .block_bytes = 4096, .can_discard = true, .can_write_zeroes = true},
+        .block = {.ops = &ops,
+                  .size_bytes = DISK_BYTES,
+                  .block_bytes = 4096,
+                  .can_discard = true,
+                  .can_write_zeroes = true},
         .disk = disk,
     };
     struct driver d;

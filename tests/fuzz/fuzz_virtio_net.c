@@ -1,5 +1,5 @@
-/* Fuzz target: virtio-net frames and buffers in guest memory that the input fills; the network is a socketpair on which
- * some frames wait. */
+/* Fuzz target: virtio-net frames and buffers in guest memory that the input fills; the network is a socketpair on
+ * which some frames wait. */
 #include <fcntl.h>
 #include <sys/socket.h>
 

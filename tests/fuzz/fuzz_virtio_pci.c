@@ -1,4 +1,5 @@
-/* Fuzz target: the PCI transport, MSI-X and the virtqueue, by every register a guest can reach. Device: virtio-rng. */
+/* Fuzz target: the PCI transport, MSI-X and the virtqueue, by every register a guest can reach. Device: virtio-rng.
+ */
 #include "compute/vmm/devices/rng/rng.h"
 #include "tests/fuzz/virtio_fuzz.h"
 

@@ -1,6 +1,6 @@
-/* What the virtio fuzz targets share: a machine without KVM whose guest memory is the input, and a guest that does to one
- * device what the input says. The input begins with a list of 12-byte operations, up to a zero one; what follows is
- * copied to the start of guest memory, where rings and descriptors are. */
+/* What the virtio fuzz targets share: a machine without KVM whose guest memory is the input, and a guest that does to
+ * one device what the input says. The input begins with a list of 12-byte operations, up to a zero one; what follows
+ * is copied to the start of guest memory, where rings and descriptors are. */
 #ifndef TESTS_FUZZ_VIRTIO_FUZZ_H
 #define TESTS_FUZZ_VIRTIO_FUZZ_H
 
@@ -60,7 +60,8 @@ static inline void fuzz_request(struct driver *d, uint16_t shape, uint64_t value
             segments[i].writable = i > 0 && (i + 1 == count || (shape & 0x200) != 0);
     }
     if ((shape & 0x400) != 0) {
-        /* A disk request's header: read, write, flush, id, discard, write zeroes (§5.2.6); to others it is just bytes. */
+        /* A disk request's header: read, write, flush, id, discard, write zeroes (§5.2.6); to others it is just
+         * bytes. */
         static const uint8_t types[] = {0, 1, 4, 8, 11, 13, 2, 5};
         uint8_t header[16] = {types[shape >> 11 & 7], [8] = (uint8_t)(shape >> 14)};
         memcpy(driver_at(d, segments[0].gpa, sizeof header), header, sizeof header);

@@ -11,10 +11,10 @@
  * completes with 0. There is no order between requests in flight.
  *
  * The fail-stop hook: `may_submit` is asked by the driver on the thread that is about to touch the disk, immediately
- * before it does, for every request. False completes the request with -EAGAIN, untouched: the VM has lost the right to
- * its disk (its lease ran out), the guest must not see an error, and so the device keeps the request and submits it
- * again after the VM goes on. A request whose system call has begun is not stopped: the lease's margin is there for
- * those (lease.h). */
+ * before it does, for every request. False completes the request with -EAGAIN, untouched: the VM has lost the right
+ * to its disk (its lease ran out), the guest must not see an error, and so the device keeps the request and submits
+ * it again after the VM goes on. A request whose system call has begun is not stopped: the lease's margin is there
+ * for those (lease.h). */
 #ifndef COMPUTE_VMM_BLOCK_H
 #define COMPUTE_VMM_BLOCK_H
 
@@ -44,13 +44,13 @@ typedef void (*block_done_cb)(struct block_request *, int result); /* 0 or negat
 /* Embedded by the submitter; it and what it points at stay until done. */
 struct block_request {
     enum block_op op;
-    bool may_unmap;              /* WRITE_ZEROES: space may be given back */
-    uint64_t offset, size;       /* bytes */
-    const struct iovec *iovecs;  /* READ, WRITE: together exactly `size` bytes */
+    bool may_unmap;             /* WRITE_ZEROES: space may be given back */
+    uint64_t offset, size;      /* bytes */
+    const struct iovec *iovecs; /* READ, WRITE: together exactly `size` bytes */
     unsigned iovec_count;
     block_done_cb done;
 
-    int result;                  /* the driver's, from here on */
+    int result; /* the driver's, from here on */
     struct list link;
 };
 
@@ -69,17 +69,17 @@ struct block_ops {
 /* Embedded by each driver and filter. */
 struct block {
     const struct block_ops *ops;
-    uint64_t size_bytes;       /* capacity: a multiple of BLOCK_SECTOR_BYTES */
-    uint32_t block_bytes;      /* the size that is best written whole: a power of two >= 512 */
+    uint64_t size_bytes;  /* capacity: a multiple of BLOCK_SECTOR_BYTES */
+    uint32_t block_bytes; /* the size that is best written whole: a power of two >= 512 */
     bool read_only;
     bool can_discard, can_write_zeroes;
     bool (*may_submit)(void *arg); /* see above; any thread; NULL: always */
     void *may_submit_arg;
-    unsigned in_flight;        /* submitted, done not called yet; kept by block_submit and block_complete */
+    unsigned in_flight; /* submitted, done not called yet; kept by block_submit and block_complete */
 };
 
-/* Checks the range, the alignment, read-only and the sums, then hands @request to the driver. -EINVAL, -ERANGE, -EROFS,
- * -EOPNOTSUPP or the driver's own. */
+/* Checks the range, the alignment, read-only and the sums, then hands @request to the driver. -EINVAL, -ERANGE,
+ * -EROFS, -EOPNOTSUPP or the driver's own. */
 int block_submit(struct block *b, struct block_request *request);
 /* For drivers: call request->done, on the I/O thread or within drain. */
 void block_complete(struct block *b, struct block_request *request);

@@ -19,8 +19,8 @@
 
 enum {
     WORKER_STACK_BYTES = 64 * 1024,
-    ZERO_BYTES = 64 * 1024,  /* written at a time where zeroes must be written */
-    IOVECS_AT_ONCE = 128,    /* copied to the stack, to advance in them */
+    ZERO_BYTES = 64 * 1024, /* written at a time where zeroes must be written */
+    IOVECS_AT_ONCE = 128,   /* copied to the stack, to advance in them */
 };
 
 struct block_file {
@@ -28,14 +28,14 @@ struct block_file {
     int fd;
     struct io_loop *loop;
     struct io_handler *handler;
-    int finished_fd;            /* eventfd: the finished list has something */
+    int finished_fd; /* eventfd: the finished list has something */
 
     pthread_mutex_t lock;
-    pthread_cond_t work;        /* waiting has something, or stopping */
-    pthread_cond_t idle;        /* a worker finished a request */
-    struct list waiting;        /* struct block_request */
+    pthread_cond_t work; /* waiting has something, or stopping */
+    pthread_cond_t idle; /* a worker finished a request */
+    struct list waiting; /* struct block_request */
     struct list finished;
-    unsigned running;           /* requests that a worker holds */
+    unsigned running; /* requests that a worker holds */
     bool stopping;
     unsigned thread_count;
     pthread_t threads[BLOCK_FILE_THREADS];
@@ -54,8 +54,8 @@ static int transfer(int fd, const struct block_request *r)
         memcpy(iovecs, r->iovecs + next, count * sizeof *iovecs);
         next += count;
         for (struct iovec *at = iovecs; count > 0;) {
-            ssize_t n = is_write ? pwritev(fd, at, (int)count, (off_t)offset)
-                                 : preadv(fd, at, (int)count, (off_t)offset);
+            ssize_t n =
+                is_write ? pwritev(fd, at, (int)count, (off_t)offset) : preadv(fd, at, (int)count, (off_t)offset);
             if (n < 0 && errno == EINTR)
                 continue;
             if (n <= 0)

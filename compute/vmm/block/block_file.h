@@ -2,8 +2,8 @@
  *
  * Happy path:  submit queues the request -> a worker asks may_submit, then does pread/pwrite/fdatasync/fallocate
  *              -> the worker puts it on the finished list and rings an eventfd -> the I/O loop calls done.
- * Failures:    a system call's error is the request's result (-EIO where a file has become shorter); DISCARD on a file
- *              system without hole punching succeeds without effect, as a hint may; WRITE_ZEROES there writes zeroes.
+ * Failures:    a system call's error is the request's result (-EIO where a file has become shorter); DISCARD on a
+ * file system without hole punching succeeds without effect, as a hint may; WRITE_ZEROES there writes zeroes.
  *
  * Writes go to the page cache and are made durable by FLUSH (fdatasync). */
 #ifndef COMPUTE_VMM_BLOCK_FILE_H

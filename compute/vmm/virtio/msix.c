@@ -10,7 +10,7 @@
 enum {
     CAPABILITY_ID = 0x11,
     CAPABILITY_BYTES = 12,
-    CONTROL = 2,               /* offset of the control word within the capability */
+    CONTROL = 2, /* offset of the control word within the capability */
     CONTROL_ENABLE = 0x8000,
     CONTROL_MASK_ALL = 0x4000,
     ENTRY_MASKED = 1,

@@ -23,17 +23,17 @@ struct msix_vector {
     uint64_t address;
     uint32_t data;
     bool masked;
-    bool routed;     /* gsi, fd are valid and the route is that of address and data */
+    bool routed; /* gsi, fd are valid and the route is that of address and data */
     uint32_t gsi;
-    int fd;          /* eventfd; -1 */
+    int fd; /* eventfd; -1 */
 };
 
 struct msix {
-    struct irq_chip *chip;     /* borrowed */
-    struct pci_device *pci;    /* borrowed: holds the capability */
-    unsigned capability;       /* its offset in config space */
+    struct irq_chip *chip;  /* borrowed */
+    struct pci_device *pci; /* borrowed: holds the capability */
+    unsigned capability;    /* its offset in config space */
     unsigned count;
-    uint64_t pending;          /* bit per vector */
+    uint64_t pending; /* bit per vector */
     struct msix_vector vectors[MSIX_VECTORS_MAX];
 };
 
@@ -45,8 +45,8 @@ void msix_finish(struct msix *m);
 void msix_reset(struct msix *m);
 bool msix_enabled(const struct msix *m);
 
-/* Raise @vector: now, or once it is unmasked. Without effect for MSIX_NO_VECTOR, a number out of range, or while MSI-X
- * is off. */
+/* Raise @vector: now, or once it is unmasked. Without effect for MSIX_NO_VECTOR, a number out of range, or while
+ * MSI-X is off. */
 void msix_signal(struct msix *m, unsigned vector);
 
 /* The guest's accesses, by offset within table or pending bits; any width, also across fields. */

@@ -1,7 +1,7 @@
 /* What every virtio device is, whatever carries it: features, status, queues, configuration bytes (virtio 1.2 §2).
  *
- * A device implements struct virtio_device_ops and embeds struct virtio_device; a transport (virtio_pci.h) shows it to
- * the guest and implements struct virtio_transport_ops. Neither knows more of the other than this header.
+ * A device implements struct virtio_device_ops and embeds struct virtio_device; a transport (virtio_pci.h) shows it
+ * to the guest and implements struct virtio_transport_ops. Neither knows more of the other than this header.
  *
  *   status 0 --ACKNOWLEDGE, DRIVER--> features chosen --FEATURES_OK--> queues set up --DRIVER_OK--> start(): running
  *      ^                                                                                              |
@@ -47,8 +47,8 @@ struct virtio_device_ops {
     void (*reset)(struct virtio_device *);
     /* Finish what is in flight and start nothing; requests that cannot be finished now stay taken. (NULL) */
     void (*pause)(struct virtio_device *);
-    /* Go on. Afterwards notify() is called for every ready queue. Requests still taken (virtio_queue_retake) are to be
-     * started again. (NULL) */
+    /* Go on. Afterwards notify() is called for every ready queue. Requests still taken (virtio_queue_retake) are to
+     * be started again. (NULL) */
     void (*resume)(struct virtio_device *);
     /* The device's own state between pause and resume; load refuses what save cannot have written. (NULL) */
     void (*save)(const struct virtio_device *, struct bytes_writer *out);
@@ -59,25 +59,25 @@ struct virtio_device_ops {
 
 struct virtio_device {
     const struct virtio_device_ops *ops;
-    const char *kind;           /* "blk", "net": for logs */
-    uint16_t id;                /* VIRTIO_ID_* (§5) */
-    uint32_t pci_class;         /* class << 16 | subclass << 8 | prog-if */
+    const char *kind;   /* "blk", "net": for logs */
+    uint16_t id;        /* VIRTIO_ID_* (§5) */
+    uint32_t pci_class; /* class << 16 | subclass << 8 | prog-if */
     uint64_t features_offered;
-    uint64_t features;          /* what the driver accepted; final once FEATURES_OK is set */
-    uint8_t status;             /* VIRTIO_CONFIG_S_* */
-    uint8_t config_generation;  /* steps whenever config changes while the driver may be reading it (§2.5.1) */
+    uint64_t features;         /* what the driver accepted; final once FEATURES_OK is set */
+    uint8_t status;            /* VIRTIO_CONFIG_S_* */
+    uint8_t config_generation; /* steps whenever config changes while the driver may be reading it (§2.5.1) */
     bool paused;
-    uint8_t complaints;         /* NEEDS_RESET so far that went to the log */
+    uint8_t complaints; /* NEEDS_RESET so far that went to the log */
     uint16_t config_bytes;
     uint8_t config[VIRTIO_CONFIG_BYTES_MAX]; /* little-endian, as the guest reads it; read-only to the guest */
     uint16_t queue_count;
     struct virtio_queue *queues;
-    struct guest_memory *memory;         /* borrowed */
-    struct virtio_transport *transport;  /* set by the transport; NULL before */
+    struct guest_memory *memory;        /* borrowed */
+    struct virtio_transport *transport; /* set by the transport; NULL before */
 };
 
-/* @queue_count within VIRTIO_QUEUES_MAX, each of up to @queue_size entries. VERSION_1, INDIRECT_DESC and EVENT_IDX are
- * offered besides @features. finish frees the queues only. */
+/* @queue_count within VIRTIO_QUEUES_MAX, each of up to @queue_size entries. VERSION_1, INDIRECT_DESC and EVENT_IDX
+ * are offered besides @features. finish frees the queues only. */
 void virtio_device_init(struct virtio_device *d, const struct virtio_device_ops *ops, const char *kind, uint16_t id,
                         uint32_t pci_class, uint64_t features, struct guest_memory *memory, uint16_t queue_count,
                         uint16_t queue_size);

@@ -12,41 +12,41 @@
 #include "common/log.h"
 
 enum {
-    VENDOR = 0x1af4,          /* virtio 1.2 §4.1.2 */
+    VENDOR = 0x1af4, /* virtio 1.2 §4.1.2 */
     DEVICE_ID_FIRST = 0x1040,
     SUBSYSTEM = 0x1100,
     CAPABILITY_VENDOR = 0x09,
-    CAP_BYTES = 16,           /* struct virtio_pci_cap */
+    CAP_BYTES = 16, /* struct virtio_pci_cap */
     CAP_NOTIFY_BYTES = 20,
     CAP_PCI_CFG_BYTES = 20,
-    CAP_BAR = 4,              /* offsets within a virtio capability */
+    CAP_BAR = 4, /* offsets within a virtio capability */
     CAP_OFFSET = 8,
     CAP_LENGTH = 12,
-    CAP_DATA = 16,            /* of the PCI_CFG capability */
+    CAP_DATA = 16, /* of the PCI_CFG capability */
     ISR_QUEUE = 1,
     ISR_CONFIG = 2,
     STATE_VERSION = 1,
-    COMMON_BYTES = 56,        /* up to queue_device: queue_notify_data and queue_reset are not offered */
+    COMMON_BYTES = 56, /* up to queue_device: queue_notify_data and queue_reset are not offered */
 };
 
 struct doorbell {
     struct virtio_pci *pci;
     unsigned queue;
-    int fd;                      /* eventfd: rung by the guest through KVM, or by queue_again */
+    int fd; /* eventfd: rung by the guest through KVM, or by queue_again */
     struct io_handler *handler;
-    uint64_t address;            /* where it is attached, 0: nowhere */
+    uint64_t address; /* where it is attached, 0: nowhere */
 };
 
 struct virtio_pci {
     struct device device;
     struct pci_device pci;
     struct virtio_transport transport;
-    struct virtio_device *vdev;  /* owned */
-    struct irq_chip *chip;       /* borrowed, as bus and loop */
+    struct virtio_device *vdev; /* owned */
+    struct irq_chip *chip;      /* borrowed, as bus and loop */
     struct io_loop *loop;
     struct msix msix;
     uint8_t isr;
-    unsigned pci_cfg;            /* offset of the PCI_CFG capability */
+    unsigned pci_cfg; /* offset of the PCI_CFG capability */
 
     /* Registers of the common configuration that are the transport's own */
     uint32_t device_feature_select, driver_feature_select;
@@ -338,7 +338,8 @@ static const struct pci_ops pci_function_ops = {
     .config_write = config_write,
 };
 
-static unsigned add_capability(struct virtio_pci *p, uint8_t type, unsigned cap_bytes, uint32_t offset, uint32_t length)
+static unsigned add_capability(struct virtio_pci *p, uint8_t type, unsigned cap_bytes, uint32_t offset,
+                               uint32_t length)
 {
     unsigned at = pci_capability_add(&p->pci, CAPABILITY_VENDOR, cap_bytes);
     pci_config_set8(&p->pci, at + 2, (uint8_t)cap_bytes);

@@ -1,4 +1,5 @@
-/* A virtio device on the PCI bus: the modern transport (virtio 1.2 §4.1), without the legacy interface and without INTx.
+/* A virtio device on the PCI bus: the modern transport (virtio 1.2 §4.1), without the legacy interface and without
+ * INTx.
  *
  * Vendor 1af4, device 1040 + virtio id, revision 1. One 64-bit memory BAR holds everything:
  *
@@ -34,8 +35,8 @@ enum {
 
 struct virtio_pci;
 
-/* Put @vdev at @slot of @bus. On success the transport owns @vdev and is released by device.ops->destroy (it leaves the
- * bus to the caller: pci.h keeps its functions); on failure @vdev stays the caller's. @name: as struct device. */
+/* Put @vdev at @slot of @bus. On success the transport owns @vdev and is released by device.ops->destroy (it leaves
+ * the bus to the caller: pci.h keeps its functions); on failure @vdev stays the caller's. @name: as struct device. */
 int virtio_pci_create(struct virtio_device *vdev, const char *name, struct pci_bus *bus, unsigned slot,
                       struct irq_chip *chip, struct io_loop *loop, struct virtio_pci **ret_pci, struct error *err);
 

@@ -196,7 +196,7 @@ int virtio_queue_retake(struct virtio_queue *q, uint16_t *position, struct virti
 static void head_give_back(struct virtio_queue *q, uint16_t head)
 {
     ASSERT(head < q->size && head_is_taken(q, head) && q->in_flight > 0);
-    q->taken[head / 8] &= (uint8_t)~(1u << head % 8);
+    q->taken[head / 8] &= (uint8_t) ~(1u << head % 8);
     q->in_flight--;
 }
 
@@ -358,8 +358,8 @@ size_t virtio_chain_read(const struct virtio_chain *chain, uint64_t offset, void
     return done;
 }
 
-size_t virtio_chain_write(const struct virtio_chain *chain, struct guest_memory *memory, uint64_t offset, const void *data,
-                          size_t size)
+size_t virtio_chain_write(const struct virtio_chain *chain, struct guest_memory *memory, uint64_t offset,
+                          const void *data, size_t size)
 {
     size_t done = 0;
     unsigned end = (unsigned)chain->out_count + chain->in_count;

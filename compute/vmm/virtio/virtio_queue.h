@@ -24,22 +24,22 @@ enum {
 
 /* One request of the driver: what it gives the device to read (out), then what the device may write (in). */
 struct virtio_chain {
-    uint16_t head;       /* first descriptor: the request's name in the used ring */
-    uint16_t out_count;  /* the first segments[] are readable */
-    uint16_t in_count;   /* and these many after them writable */
-    uint64_t out_bytes;  /* sum over the readable ones */
-    uint64_t in_bytes;   /* sum over the writable ones; out_bytes + in_bytes < 4 GiB */
+    uint16_t head;                                /* first descriptor: the request's name in the used ring */
+    uint16_t out_count;                           /* the first segments[] are readable */
+    uint16_t in_count;                            /* and these many after them writable */
+    uint64_t out_bytes;                           /* sum over the readable ones */
+    uint64_t in_bytes;                            /* sum over the writable ones; out_bytes + in_bytes < 4 GiB */
     struct iovec segments[VIRTIO_QUEUE_SIZE_MAX]; /* host addresses, checked to lie in guest RAM */
     uint64_t gpas[VIRTIO_QUEUE_SIZE_MAX];         /* their guest addresses, for memory_mark_dirty */
 };
 
 struct virtio_queue {
     /* Set by the transport while the queue is not ready. */
-    uint16_t size_max;    /* what the device offers */
-    uint16_t size;        /* what the driver chose: a power of two <= size_max */
-    uint64_t desc_gpa;    /* descriptor table, 16 bytes each */
-    uint64_t driver_gpa;  /* available ring */
-    uint64_t device_gpa;  /* used ring */
+    uint16_t size_max;   /* what the device offers */
+    uint16_t size;       /* what the driver chose: a power of two <= size_max */
+    uint64_t desc_gpa;   /* descriptor table, 16 bytes each */
+    uint64_t driver_gpa; /* available ring */
+    uint64_t device_gpa; /* used ring */
     bool ready;
 
     bool broken;          /* the driver broke the rules; only a reset helps */
@@ -52,9 +52,9 @@ struct virtio_queue {
     bool signalled_valid; /* false just after a start or load: interrupt in any case */
     unsigned in_flight;   /* popped, not yet pushed */
 
-    struct guest_memory *memory;                       /* borrowed */
-    uint8_t taken[VIRTIO_QUEUE_SIZE_MAX / 8];    /* heads in flight, a bit each */
-    const uint8_t *desc;                         /* host addresses while ready */
+    struct guest_memory *memory;              /* borrowed */
+    uint8_t taken[VIRTIO_QUEUE_SIZE_MAX / 8]; /* heads in flight, a bit each */
+    const uint8_t *desc;                      /* host addresses while ready */
     uint8_t *avail, *used;
 };
 
@@ -66,8 +66,8 @@ void virtio_queue_reset(struct virtio_queue *q);
  * the queue is broken then. */
 int virtio_queue_enable(struct virtio_queue *q);
 
-/* Take the next request. 1: @ret_chain filled; 0: none, or not ready or broken; -EBADMSG: the driver broke a rule, the
- * queue has just become broken, and the caller tells its device (virtio_device_needs_reset). */
+/* Take the next request. 1: @ret_chain filled; 0: none, or not ready or broken; -EBADMSG: the driver broke a rule,
+ * the queue has just become broken, and the caller tells its device (virtio_device_needs_reset). */
 int virtio_queue_pop(struct virtio_queue *q, struct virtio_chain *ret_chain);
 /* The request whose head is @head is completed; @written_bytes were written to its writable part. Each popped head
  * is pushed or unpopped exactly once. The caller marked what it wrote as dirty. */
@@ -90,7 +90,8 @@ bool virtio_queue_has_more(const struct virtio_queue *q);
 uint16_t virtio_queue_offered(const struct virtio_queue *q);
 
 /* Read a request again that was taken and not completed: the first whose head is >= *@position, which then moves past
- * it. 1, 0 when there is none left, -EBADMSG as pop. For requests parked while the VM may not submit, also after load. */
+ * it. 1, 0 when there is none left, -EBADMSG as pop. For requests parked while the VM may not submit, also after
+ * load. */
 int virtio_queue_retake(struct virtio_queue *q, uint16_t *position, struct virtio_chain *ret_chain);
 
 /* Everything that is needed to go on in another process, requests taken and not completed included. */
@@ -101,7 +102,7 @@ int virtio_queue_load(struct virtio_queue *q, struct bytes_reader *in, bool even
 /* Copy between the chain and a buffer; both go by the offset within the readable or the writable part and answer the
  * number of bytes moved, less than @size at the end of the part. chain_write marks what it wrote as dirty. */
 size_t virtio_chain_read(const struct virtio_chain *chain, uint64_t offset, void *ret_data, size_t size);
-size_t virtio_chain_write(const struct virtio_chain *chain, struct guest_memory *memory, uint64_t offset, const void *data,
-                          size_t size);
+size_t virtio_chain_write(const struct virtio_chain *chain, struct guest_memory *memory, uint64_t offset,
+                          const void *data, size_t size);
 
 #endif

@@ -34,7 +34,10 @@ static void integer_put(const struct virtio_state_field *f, void *object, uint64
     uint8_t v8 = (uint8_t)value;
     uint16_t v16 = (uint16_t)value;
     uint32_t v32 = (uint32_t)value;
-    const void *from = f->size == 1 ? (void *)&v8 : f->size == 2 ? (void *)&v16 : f->size == 4 ? (void *)&v32 : &value;
+    const void *from = f->size == 1   ? (void *)&v8
+                       : f->size == 2 ? (void *)&v16
+                       : f->size == 4 ? (void *)&v32
+                                      : &value;
     memcpy(at, from, f->size);
 }
 

@@ -19,10 +19,10 @@ enum virtio_state_kind {
 };
 
 struct virtio_state_field {
-    const char *name;            /* for messages */
+    const char *name; /* for messages */
     enum virtio_state_kind kind;
-    uint16_t offset, size;       /* within the struct */
-    bool must_match;             /* a property of the device as made: load compares and does not assign */
+    uint16_t offset, size; /* within the struct */
+    bool must_match;       /* a property of the device as made: load compares and does not assign */
 };
 #define VIRTIO_STATE_FIELD(type, member, kind_, must_match_)                                                         \
     {                                                                                                                \

@@ -1,9 +1,10 @@
 /* virtio-blk (virtio 1.2 §5.2) on any struct block: several request queues, FLUSH, DISCARD, WRITE_ZEROES, GET_ID,
  * read-only disks.
  *
- * A request is copied out of its chain, checked, and submitted; it completes exactly once, with OK, IOERR or UNSUPP in
- * its status byte. A request that finds the lease lost (-EAGAIN, block.h) is parked and submitted again by a timer or
- * when the machine resumes. A chain without room for a status byte, or too short for a header, breaks the queue. */
+ * A request is copied out of its chain, checked, and submitted; it completes exactly once, with OK, IOERR or UNSUPP
+ * in its status byte. A request that finds the lease lost (-EAGAIN, block.h) is parked and submitted again by a timer
+ * or when the machine resumes. A chain without room for a status byte, or too short for a header, breaks the queue.
+ */
 #ifndef COMPUTE_VMM_DEVICES_BLK_H
 #define COMPUTE_VMM_DEVICES_BLK_H
 
@@ -14,30 +15,30 @@
 enum {
     BLK_QUEUES_MAX = 8,
     BLK_QUEUE_SIZE = 256,
-    BLK_SEGMENTS_MAX = 126,             /* data segments of one request */
-    BLK_SEGMENT_BYTES_MAX = 1 << 18,    /* of one segment: 126 * 256 KiB < BLOCK_REQUEST_BYTES_MAX */
-    BLK_DISCARD_SECTORS_MAX = 1 << 21,  /* one range of DISCARD or WRITE_ZEROES: 1 GiB */
+    BLK_SEGMENTS_MAX = 126,            /* data segments of one request */
+    BLK_SEGMENT_BYTES_MAX = 1 << 18,   /* of one segment: 126 * 256 KiB < BLOCK_REQUEST_BYTES_MAX */
+    BLK_DISCARD_SECTORS_MAX = 1 << 21, /* one range of DISCARD or WRITE_ZEROES: 1 GiB */
     BLK_SERIAL_BYTES = 20,
-    BLK_BATCH_REQUESTS = 256,           /* per call, then the other devices have their turn */
-    BLK_RETRY_MS = 100,                 /* between tries while the lease is lost */
+    BLK_BATCH_REQUESTS = 256, /* per call, then the other devices have their turn */
+    BLK_RETRY_MS = 100,       /* between tries while the lease is lost */
 };
 
 struct blk_options {
-    struct block *block;     /* owned by the device once blk_create has succeeded */
-    const char *serial;      /* what GET_ID answers, cut to 20 bytes; NULL: empty */
-    unsigned queues;         /* 1 to BLK_QUEUES_MAX; 0 means 1 */
+    struct block *block; /* owned by the device once blk_create has succeeded */
+    const char *serial;  /* what GET_ID answers, cut to 20 bytes; NULL: empty */
+    unsigned queues;     /* 1 to BLK_QUEUES_MAX; 0 means 1 */
 };
 
 struct blk {
     struct virtio_device virtio;
-    struct block *block;              /* owned */
-    struct io_loop *loop;             /* borrowed */
-    uint64_t size_bytes;              /* capacity as the guest was told */
+    struct block *block;  /* owned */
+    struct io_loop *loop; /* borrowed */
+    uint64_t size_bytes;  /* capacity as the guest was told */
     uint8_t serial[BLK_SERIAL_BYTES];
-    unsigned in_flight;               /* requests that the block has */
-    struct list parked;               /* struct blk_request: the block answered -EAGAIN */
-    struct io_timer retry;            /* armed while something is parked and the machine runs */
-    struct virtio_chain chain;        /* the request being read */
+    unsigned in_flight;        /* requests that the block has */
+    struct list parked;        /* struct blk_request: the block answered -EAGAIN */
+    struct io_timer retry;     /* armed while something is parked and the machine runs */
+    struct virtio_chain chain; /* the request being read */
 };
 
 int blk_create(const struct blk_options *options, struct guest_memory *memory, struct io_loop *loop,

@@ -24,17 +24,17 @@ enum {
 struct blk_request {
     struct block_request block;
     struct blk *blk;
-    struct list link;           /* in blk->parked */
+    struct list link; /* in blk->parked */
     uint16_t queue, head;
     bool is_read;
-    bool flush_after;           /* write-through: a flush follows */
-    uint8_t *status;            /* where the guest wants its status byte */
+    bool flush_after; /* write-through: a flush follows */
+    uint8_t *status;  /* where the guest wants its status byte */
     uint64_t status_gpa;
-    uint32_t in_bytes;          /* writable part, status included */
-    uint16_t in_count;          /* of its segments, for marking them dirty */
-    struct iovec *in_segments;  /* both within the tail */
+    uint32_t in_bytes;         /* writable part, status included */
+    uint16_t in_count;         /* of its segments, for marking them dirty */
+    struct iovec *in_segments; /* both within the tail */
     uint64_t *in_gpas;
-    struct iovec iovecs[];      /* data for the block; then in_segments, in_gpas */
+    struct iovec iovecs[]; /* data for the block; then in_segments, in_gpas */
 };
 
 static struct virtio_queue *request_queue(const struct blk_request *r)
@@ -97,7 +97,8 @@ static void request_submit(struct blk_request *r)
 }
 
 /* The part [@skip, @skip + @size) of @count segments, into @to; returns how many entries that took. */
-static unsigned segments_slice(const struct iovec *from, unsigned count, uint64_t skip, uint64_t size, struct iovec *to)
+static unsigned segments_slice(const struct iovec *from, unsigned count, uint64_t skip, uint64_t size,
+                               struct iovec *to)
 {
     unsigned used = 0;
     for (unsigned i = 0; i < count && size > 0; i++) {
@@ -139,8 +140,9 @@ static struct blk_request *request_create(struct blk *blk, unsigned queue, bool 
         return r;
     r->block.size = is_read ? c->in_bytes - STATUS_BYTES : c->out_bytes - HEADER_BYTES;
     r->block.iovecs = r->iovecs;
-    r->block.iovec_count = is_read ? segments_slice(c->segments + c->out_count, c->in_count, 0, r->block.size, r->iovecs)
-                                   : segments_slice(c->segments, c->out_count, HEADER_BYTES, r->block.size, r->iovecs);
+    r->block.iovec_count = is_read
+                               ? segments_slice(c->segments + c->out_count, c->in_count, 0, r->block.size, r->iovecs)
+                               : segments_slice(c->segments, c->out_count, HEADER_BYTES, r->block.size, r->iovecs);
     return r;
 }
 
@@ -247,8 +249,7 @@ void blk_queue_restart_taken(struct blk *blk)
     for (unsigned queue = 0; queue < d->queue_count; queue++) {
         uint16_t position = 0;
         int got = 0;
-        while (virtio_device_running(d) &&
-               (got = virtio_queue_retake(&d->queues[queue], &position, &blk->chain)) > 0)
+        while (virtio_device_running(d) && (got = virtio_queue_retake(&d->queues[queue], &position, &blk->chain)) > 0)
             request_start(blk, queue);
         if (got < 0)
             virtio_device_needs_reset(d, d->queues[queue].reason);

@@ -135,8 +135,8 @@ int net_create(const struct net_options *options, struct guest_memory *memory, s
         free(net);
         return code;
     }
-    virtio_device_init(&net->virtio, &net_ops, "net", VIRTIO_ID_NET, PCI_CLASS_ETHERNET, net_features(options), memory,
-                       2, NET_QUEUE_SIZE);
+    virtio_device_init(&net->virtio, &net_ops, "net", VIRTIO_ID_NET, PCI_CLASS_ETHERNET, net_features(options),
+                       memory, 2, NET_QUEUE_SIZE);
     net_fill_config(net);
     offloads_apply(net, 0);
     *ret_device = &net->virtio;

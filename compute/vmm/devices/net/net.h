@@ -2,8 +2,8 @@
  * merged receive buffers, MAC address and link status in config space.
  *
  * The tap carries struct virtio_net_hdr_v1 (12 bytes) before each frame, which is what the driver sees as well: the
- * kernel does the offloads, we only carry. Nothing blocks: a tap that is full is watched until it takes more, a driver
- * without receive buffers leaves frames in the tap's own queue, whose length bounds them. */
+ * kernel does the offloads, we only carry. Nothing blocks: a tap that is full is watched until it takes more, a
+ * driver without receive buffers leaves frames in the tap's own queue, whose length bounds them. */
 #ifndef COMPUTE_VMM_DEVICES_NET_H
 #define COMPUTE_VMM_DEVICES_NET_H
 
@@ -15,17 +15,17 @@ enum {
     NET_FRAME_BYTES_MAX = 65535 + 14 + 4, /* the largest offloaded frame: IP packet, Ethernet header, VLAN tag */
     NET_BATCH_FRAMES = 64,                /* per call, then the other devices have their turn */
     NET_MAC_BYTES = 6,
-    NET_HEADER_BYTES = 12,                /* struct virtio_net_hdr_v1 */
-    NET_MERGE_MAX = 64,                   /* receive buffers that one frame may take */
-    NET_RETRY_MS = 100,                   /* between tries while the lease is lost */
+    NET_HEADER_BYTES = 12, /* struct virtio_net_hdr_v1 */
+    NET_MERGE_MAX = 64,    /* receive buffers that one frame may take */
+    NET_RETRY_MS = 100,    /* between tries while the lease is lost */
 };
 
 struct net_options {
-    const char *tap;             /* name of an existing or new tap; NULL: use fd */
-    int fd;                      /* an open tap, or a packet-preserving socket whose frames begin with the 12-byte
-                                    header; owned by the device once net_create has succeeded */
+    const char *tap; /* name of an existing or new tap; NULL: use fd */
+    int fd;          /* an open tap, or a packet-preserving socket whose frames begin with the 12-byte
+                        header; owned by the device once net_create has succeeded */
     uint8_t mac[NET_MAC_BYTES];
-    uint16_t mtu;                /* told to the guest; 0: not told */
+    uint16_t mtu;                  /* told to the guest; 0: not told */
     bool (*may_submit)(void *arg); /* fail-stop hook, as in block.h: false keeps frames in the queue; NULL: always */
     void *may_submit_arg;
 };
@@ -37,23 +37,23 @@ struct net_counters {
 
 struct net {
     struct virtio_device virtio;
-    int fd;                        /* owned */
-    bool is_tap;                   /* takes the tap's ioctls */
-    bool gone;                     /* the tap was taken away from under us */
-    struct io_loop *loop;          /* borrowed */
+    int fd;               /* owned */
+    bool is_tap;          /* takes the tap's ioctls */
+    bool gone;            /* the tap was taken away from under us */
+    struct io_loop *loop; /* borrowed */
     struct io_handler *handler;
-    uint32_t watched;              /* epoll events that the handler waits for */
-    bool rx_starved;               /* the driver has no buffers: leave frames in the tap until it notifies */
-    bool tx_blocked;               /* the tap takes no more: wait for EPOLLOUT */
+    uint32_t watched; /* epoll events that the handler waits for */
+    bool rx_starved;  /* the driver has no buffers: leave frames in the tap until it notifies */
+    bool tx_blocked;  /* the tap takes no more: wait for EPOLLOUT */
     bool link_up;
     uint8_t mac[NET_MAC_BYTES];
     uint16_t mtu;
     bool (*may_submit)(void *arg);
     void *may_submit_arg;
-    struct io_timer retry;         /* armed while frames wait for the lease */
+    struct io_timer retry; /* armed while frames wait for the lease */
     struct net_counters counters;
-    struct virtio_chain chain;     /* the request being served */
-    uint32_t rx_pending_bytes;     /* of a frame in rx_buffer that waits for buffers; 0: none */
+    struct virtio_chain chain; /* the request being served */
+    uint32_t rx_pending_bytes; /* of a frame in rx_buffer that waits for buffers; 0: none */
     uint8_t rx_buffer[NET_HEADER_BYTES + NET_FRAME_BYTES_MAX];
 };
 

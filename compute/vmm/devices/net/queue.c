@@ -2,9 +2,9 @@
  *
  * Receive:   tap readable -> read one frame -> as many buffers as it takes -> published together -> interrupt.
  *            Too few buffers: the frame waits in rx_buffer and the tap is not watched until the driver notifies.
- * Transmit:  chain -> writev to the tap -> used. The tap is full: the chain goes back, and EPOLLOUT brings us here again.
- * Frames that cannot be (too short, too long, refused by the tap) are dropped and counted; the driver gets its buffer
- * back either way. */
+ * Transmit:  chain -> writev to the tap -> used. The tap is full: the chain goes back, and EPOLLOUT brings us here
+ * again. Frames that cannot be (too short, too long, refused by the tap) are dropped and counted; the driver gets its
+ * buffer back either way. */
 #include <endian.h>
 #include <errno.h>
 #include <linux/virtio_net.h>
@@ -54,8 +54,8 @@ struct taken_buffer {
     uint32_t bytes;
 };
 
-/* Copy @size bytes of rx_buffer into buffers of the driver, at most @most of them. The number of buffers, 0 when there
- * are not enough (all were put back), negative when the frame can never fit or the driver broke the rules. */
+/* Copy @size bytes of rx_buffer into buffers of the driver, at most @most of them. The number of buffers, 0 when
+ * there are not enough (all were put back), negative when the frame can never fit or the driver broke the rules. */
 static int frame_scatter(struct net *net, uint32_t size, int most, struct taken_buffer *taken)
 {
     struct virtio_queue *q = &net->virtio.queues[NET_QUEUE_RX];
@@ -182,8 +182,8 @@ static void receive(struct net *net)
 static bool frame_send(struct net *net)
 {
     const struct virtio_chain *c = &net->chain;
-    bool fits = c->out_bytes >= NET_HEADER_BYTES + ETHERNET_BYTES &&
-                c->out_bytes <= NET_HEADER_BYTES + NET_FRAME_BYTES_MAX;
+    bool fits =
+        c->out_bytes >= NET_HEADER_BYTES + ETHERNET_BYTES && c->out_bytes <= NET_HEADER_BYTES + NET_FRAME_BYTES_MAX;
     ssize_t n = -1;
     if (fits && net->link_up) {
         do

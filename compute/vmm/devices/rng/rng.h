@@ -12,8 +12,8 @@ enum {
 
 struct rng {
     struct virtio_device virtio;
-    uint64_t given_bytes;       /* in all, over migrations too */
-    struct virtio_chain chain;  /* the request being served */
+    uint64_t given_bytes;      /* in all, over migrations too */
+    struct virtio_chain chain; /* the request being served */
 };
 
 int rng_create(struct guest_memory *memory, struct virtio_device **ret_device, struct error *err);

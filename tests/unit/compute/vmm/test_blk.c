@@ -1,9 +1,9 @@
-/* virtio-blk through the PCI transport on a real file with its worker threads (pthread): data, flush, discard, limits,
- * hostile requests, the fail-stop hook, pause, save and load. */
+/* virtio-blk through the PCI transport on a real file with its worker threads (pthread): data, flush, discard,
+ * limits, hostile requests, the fail-stop hook, pause, save and load. */
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <cmocka.h>
 
 #include <errno.h>
 #include <fcntl.h>
@@ -23,9 +23,9 @@ struct bench {
     struct driver d;
     struct block *block;
     char path[64];
-    int fd;              /* the same file, seen from outside */
+    int fd; /* the same file, seen from outside */
     uint64_t header, status, data;
-    bool lease;          /* what the fail-stop hook answers (atomic: workers ask) */
+    bool lease; /* what the fail-stop hook answers (atomic: workers ask) */
 };
 
 static bool ask_lease(void *arg)
@@ -225,8 +225,8 @@ static void framing_is_free(void **state)
     struct virtio_blk_outhdr header = {.type = htole32(VIRTIO_BLK_T_OUT), .sector = htole64(40)};
     memcpy(frame, &header, 16);
     fill(frame + 16, 1024, 9);
-    struct segment write_it[] = {{b->data, 7, false}, {b->data + 7, 500, false}, {b->data + 507, 533, false},
-                                 {b->status, 1, true}};
+    struct segment write_it[] = {
+        {b->data, 7, false}, {b->data + 7, 500, false}, {b->data + 507, 533, false}, {b->status, 1, true}};
     driver_add_indirect(&b->d, 0, driver_alloc(&b->d, 4096), write_it, 4);
     driver_kick(&b->d, 0);
     assert_true(driver_wait(&b->d, 0, &used));

@@ -1,10 +1,10 @@
-/* virtio-net through the PCI transport, with one end of a socketpair in the tap's place: frames both ways, merged buffers,
- * a driver without buffers, a full tap, link state, the fail-stop hook, hostile rings; and a real tap where the machine
- * allows one. */
+/* virtio-net through the PCI transport, with one end of a socketpair in the tap's place: frames both ways, merged
+ * buffers, a driver without buffers, a full tap, link state, the fail-stop hook, hostile rings; and a real tap where
+ * the machine allows one. */
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <cmocka.h>
 
 #include <errno.h>
 #include <fcntl.h>
@@ -25,7 +25,7 @@ enum { QUEUE_SIZE = 64, HEADER = NET_HEADER_BYTES };
 struct bench {
     struct machine m;
     struct driver d;
-    int wire;        /* the network's end */
+    int wire; /* the network's end */
     uint64_t buffers;
     bool lease;
 };
@@ -41,8 +41,7 @@ static void attach(struct bench *b)
     struct virtio_device *vdev;
     int pair[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
-    struct net_options options = {
-        .fd = pair[0], .mtu = 1400, .may_submit = ask_lease, .may_submit_arg = &b->lease};
+    struct net_options options = {.fd = pair[0], .mtu = 1400, .may_submit = ask_lease, .may_submit_arg = &b->lease};
     memcpy(options.mac, mac, sizeof mac);
     assert_int_equal(net_create(&options, &b->m.memory, b->m.loop, &vdev, NULL), 0);
     b->wire = pair[1];
@@ -100,8 +99,8 @@ static void frames_go_out(void **state)
     struct used_entry used = {0};
     fill(buffer(b, 0), HEADER + 100, 1);
     /* The header apart, or together with the frame. */
-    struct segment split[] = {{b->buffers, HEADER, false}, {b->buffers + HEADER, 60, false},
-                              {b->buffers + HEADER + 60, 40, false}};
+    struct segment split[] = {
+        {b->buffers, HEADER, false}, {b->buffers + HEADER, 60, false}, {b->buffers + HEADER + 60, 40, false}};
     struct segment whole = {b->buffers, HEADER + 100, false};
     driver_add(&b->d, NET_QUEUE_TX, split, 3);
     driver_add(&b->d, NET_QUEUE_TX, &whole, 1);

@@ -1,9 +1,9 @@
 /* The PCI transport as a guest sees it: ids, capabilities, negotiation rules, MSI-X, doorbells that follow the BAR,
  * the config space window, save and load. The device behind it is virtio-rng, which needs nothing. */
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <cmocka.h>
 
 #include <errno.h>
 #include <linux/virtio_ids.h>
@@ -267,9 +267,13 @@ static void firmware_goes_by_the_window(void **state)
     driver_config_write(d, at + 12, 4, 2);
     assert_int_equal(driver_config_read(d, at + 16, 4) & 0xffff, 1);
     /* Places that are not there, widths that are none. */
-    static const uint32_t wrong[][3] = {{VIRTIO_PCI_BAR, 1, 2}, {VIRTIO_PCI_BAR, VIRTIO_PCI_BAR_BYTES, 4},
-                                        {VIRTIO_PCI_BAR, UINT32_MAX - 3, 4}, {0, 0, 4}, {VIRTIO_PCI_BAR, 0, 3},
-                                        {VIRTIO_PCI_BAR, 0, 0}, {VIRTIO_PCI_BAR, 0, 8}};
+    static const uint32_t wrong[][3] = {{VIRTIO_PCI_BAR, 1, 2},
+                                        {VIRTIO_PCI_BAR, VIRTIO_PCI_BAR_BYTES, 4},
+                                        {VIRTIO_PCI_BAR, UINT32_MAX - 3, 4},
+                                        {0, 0, 4},
+                                        {VIRTIO_PCI_BAR, 0, 3},
+                                        {VIRTIO_PCI_BAR, 0, 0},
+                                        {VIRTIO_PCI_BAR, 0, 8}};
     for (unsigned i = 0; i < ARRAY_SIZE(wrong); i++) {
         driver_config_write(d, at + 4, 1, wrong[i][0]);
         driver_config_write(d, at + 8, 4, wrong[i][1]);

@@ -1,8 +1,8 @@
 /* The virtqueue alone, on fake guest memory: chains, indirect tables, event indexes, wrapping, and rings that lie. */
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <cmocka.h>
 
 #include <endian.h>
 #include <errno.h>
@@ -55,7 +55,8 @@ static uint16_t get16(struct bench *b, uint64_t gpa)
     assert_true(memory_read(&b->memory, gpa, &v, 2));
     return le16toh(v);
 }
-static void desc(struct bench *b, uint64_t table, unsigned i, uint64_t gpa, uint32_t size, uint16_t flags, uint16_t next)
+static void desc(struct bench *b, uint64_t table, unsigned i, uint64_t gpa, uint32_t size, uint16_t flags,
+                 uint16_t next)
 {
     struct vring_desc d = {htole64(gpa), htole32(size), htole16(flags), htole16(next)};
     assert_true(memory_write(&b->memory, table + 16 * i, &d, sizeof d));
@@ -232,9 +233,11 @@ static void queue_that_cannot_be_is_not_enabled(void **state)
         uint16_t size;
         uint64_t desc, avail, used;
     } rows[] = {
-        {0, DESC, AVAIL, USED},      {3, DESC, AVAIL, USED},          {32, DESC, AVAIL, USED},
-        {8, DESC + 8, AVAIL, USED},  {8, DESC, AVAIL + 1, USED},      {8, DESC, AVAIL, USED + 2},
-        {8, 1ull << 40, AVAIL, USED}, {8, DESC, MEMORY_BYTES_MIN - 2, USED}, {8, DESC, AVAIL, UINT64_MAX - 3},
+        {0, DESC, AVAIL, USED},           {3, DESC, AVAIL, USED},
+        {32, DESC, AVAIL, USED},          {8, DESC + 8, AVAIL, USED},
+        {8, DESC, AVAIL + 1, USED},       {8, DESC, AVAIL, USED + 2},
+        {8, 1ull << 40, AVAIL, USED},     {8, DESC, MEMORY_BYTES_MIN - 2, USED},
+        {8, DESC, AVAIL, UINT64_MAX - 3},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
         struct virtio_queue q;

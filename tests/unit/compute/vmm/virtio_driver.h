@@ -1,5 +1,5 @@
-/* A guest's virtio driver in a few functions, for tests: it finds the device on the PCI bus, negotiates, builds rings in
- * fake guest memory, kicks and waits, the way a kernel does. No KVM: interrupts and doorbells go to a fake chip.
+/* A guest's virtio driver in a few functions, for tests: it finds the device on the PCI bus, negotiates, builds rings
+ * in fake guest memory, kicks and waits, the way a kernel does. No KVM: interrupts and doorbells go to a fake chip.
  *
  *   struct machine m; machine_init(&m);
  *   blk_create(..., &m.memory, m.loop, &vdev, NULL);
@@ -37,11 +37,11 @@ struct machine {
     struct irq_chip chip;
     uint64_t message_address[IRQ_GSI_MAX]; /* routes */
     uint32_t message_data[IRQ_GSI_MAX];
-    int irq_fd[IRQ_GSI_MAX];               /* attached eventfds, -1: none */
+    int irq_fd[IRQ_GSI_MAX]; /* attached eventfds, -1: none */
     struct fake_doorbell doorbells[FAKE_DOORBELLS_MAX];
     unsigned doorbell_count;
-    unsigned messages_sent;                /* by msi_send */
-    bool refuse_doorbells, refuse_gsis;    /* make the device take its slow paths */
+    unsigned messages_sent;             /* by msi_send */
+    bool refuse_doorbells, refuse_gsis; /* make the device take its slow paths */
 };
 
 static inline int fake_route(struct irq_chip *chip, uint32_t gsi, uint64_t address, uint32_t data, struct error *err)
@@ -142,7 +142,7 @@ struct driver {
     struct virtio_device *vdev;
     unsigned slot;
     uint64_t bar;
-    uint64_t free_gpa;          /* next unused guest memory */
+    uint64_t free_gpa; /* next unused guest memory */
     uint64_t features;
     struct driver_queue queues[VIRTIO_QUEUES_MAX];
 };
@@ -292,7 +292,8 @@ static inline bool driver_negotiate(struct driver *d, uint64_t features)
     driver_set_status(d, (uint8_t)(driver_status(d) | VIRTIO_CONFIG_S_FEATURES_OK));
     return (driver_status(d) & VIRTIO_CONFIG_S_FEATURES_OK) != 0;
 }
-/* The whole way to DRIVER_OK with @features of those offered (VERSION_1 in any case), MSI-X on, every queue of @size. */
+/* The whole way to DRIVER_OK with @features of those offered (VERSION_1 in any case), MSI-X on, every queue of @size.
+ */
 static inline void driver_start(struct driver *d, uint64_t features, uint16_t size)
 {
     ASSERT(driver_negotiate(d, (features & driver_features_offered(d)) | 1ull << VIRTIO_F_VERSION_1));
@@ -324,8 +325,8 @@ static inline void driver_chain(struct driver *d, uint64_t table, unsigned first
                                 unsigned count, unsigned modulo)
 {
     for (unsigned i = 0; i < count; i++) {
-        uint16_t flags = (uint16_t)((segments[i].writable ? VRING_DESC_F_WRITE : 0) |
-                                    (i + 1 < count ? VRING_DESC_F_NEXT : 0));
+        uint16_t flags =
+            (uint16_t)((segments[i].writable ? VRING_DESC_F_WRITE : 0) | (i + 1 < count ? VRING_DESC_F_NEXT : 0));
         driver_descriptor(d, table, (first + i) % modulo, segments[i].gpa, segments[i].size, flags,
                           (uint16_t)((first + i + 1) % modulo));
     }
