@@ -1,9 +1,10 @@
 /* virtio-blk through the PCI transport on a real file with its worker threads (pthread): data, flush, discard,
  * limits, hostile requests, the fail-stop hook, pause, save and load. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,10 +1,11 @@
 /* virtio-net through the PCI transport, with one end of a socketpair in the tap's place: frames both ways, merged
  * buffers, a driver without buffers, a full tap, link state, the fail-stop hook, hostile rings; and a real tap where
  * the machine allows one. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
 
 #include <errno.h>
 #include <fcntl.h>

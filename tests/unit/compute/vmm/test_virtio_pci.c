@@ -1,9 +1,10 @@
 /* The PCI transport as a guest sees it: ids, capabilities, negotiation rules, MSI-X, doorbells that follow the BAR,
  * the config space window, save and load. The device behind it is virtio-rng, which needs nothing. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
 
 #include <errno.h>
 #include <linux/virtio_ids.h>

@@ -1,8 +1,9 @@
 /* The virtqueue alone, on fake guest memory: chains, indirect tables, event indexes, wrapping, and rings that lie. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
 
 #include <endian.h>
 #include <errno.h>
