@@ -15,7 +15,40 @@ static bool dir_is_segment_or_snapshot(const char *name)
     return strncmp(name, "snapshot-", 9) == 0 || (name[0] >= '0' && name[0] <= '9' && strchr(name, '-') != NULL);
 }
 
-/* An open segment is written at its full size before the first entry goes in. */
+/* Does the segment of @size bytes end exactly behind a batch? A batch is two checksums (4 bytes each), the number of
+ * entries (8), for each entry term (8), type and padding (4) and size (4), then the entries' data. */
+static bool dir_segment_ends_with_a_batch(int fd, uint64_t size)
+{
+    uint64_t offset = sizeof(uint64_t); /* behind the format */
+
+    while (offset < size) {
+        uint8_t preamble[16], entry[16];
+        struct bytes_reader r = bytes_reader(preamble, sizeof(preamble));
+        uint64_t count, data_bytes = 0;
+
+        if (pread(fd, preamble, sizeof(preamble), (off_t)offset) != (ssize_t)sizeof(preamble))
+            return false;
+        bytes_get_u64(&r);
+        count = bytes_get_u64(&r);
+        offset += sizeof(preamble);
+        if (count == 0 || count > (size - offset) / sizeof(entry))
+            return false;
+        for (uint64_t i = 0; i < count; i++, offset += sizeof(entry)) {
+            if (pread(fd, entry, sizeof(entry), (off_t)offset) != (ssize_t)sizeof(entry))
+                return false;
+            r = bytes_reader(entry + 12, 4);
+            data_bytes += bytes_get_u32(&r);
+        }
+        if (data_bytes > size - offset)
+            return false;
+        offset += data_bytes;
+    }
+    return true;
+}
+
+/* An open segment is written at its full size before the first entry goes in. When it is full or its server starts
+ * anew, libraft cuts it behind its last batch and then renames it: a process that was killed between the two leaves a
+ * short one that is whole. Any other short one is damaged. */
 static bool dir_open_segment_is_cut(int dir_fd, const char *name)
 {
     CLEANUP_FD int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC);
@@ -24,7 +57,8 @@ static bool dir_open_segment_is_cut(int dir_fd, const char *name)
 
     if (fd < 0 || fstat(fd, &st) != 0 || st.st_size >= RAFT_SEGMENT_BYTES)
         return false;
-    return pread(fd, &format, sizeof(format), 0) == sizeof(format) && format != 0;
+    return pread(fd, &format, sizeof(format), 0) == sizeof(format) && format != 0 &&
+           !dir_segment_ends_with_a_batch(fd, (uint64_t)st.st_size);
 }
 
 int raft_dir_check(const char *dir, struct error *err)
