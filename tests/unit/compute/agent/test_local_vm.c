@@ -22,6 +22,8 @@
 #define BOOT "11111111-2222-4333-8444-555555555555"
 #define SHA_ABC "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 #define DEADLINE_MS 20000
+/* ends with this process at the latest, so that nothing stays behind */
+#define LONG_PROGRAM "#!/bin/sh\nexec setpriv --pdeathsig KILL -- sleep 600\n"
 
 struct fixture {
     uv_loop_t loop;
@@ -71,7 +73,7 @@ static int setup(void **state)
     snprintf(f->kernel, sizeof(f->kernel), "%s/kernel", f->dir);
     assert_int_equal(mkdir(f->vms, 0700) | mkdir(f->run, 0700), 0);
     assert_int_equal(file_write_atomic(f->kernel, "abc", 3, 0644, NULL), 0);
-    write_program(f, "#!/bin/sh\nexec sleep 600\n");
+    write_program(f, LONG_PROGRAM);
     uv_loop_init(&f->loop);
     uv_timer_init(&f->loop, &f->deadline);
     uv_timer_start(&f->deadline, on_deadline, DEADLINE_MS, 0);
@@ -135,12 +137,16 @@ static void stop_server(struct fixture *f)
 static int teardown(void **state)
 {
     struct fixture *f = *state;
-    pid_t pid = vmm_pid(f);
+    CLEANUP_FREE char *path = lock_path(f);
+    struct vmm_process_id id;
+    int r;
     if (f->vm != NULL)
         close_vm(f);
-    if (pid != 0) {
-        kill(pid, SIGKILL);
-        waitpid(pid, NULL, 0);
+    while ((r = vmm_process_look(path, &id, NULL)) == -EAGAIN)
+        usleep(1000); /* it writes its name just now, and that gives no event */
+    if (r == 1) {
+        kill(id.pid, SIGKILL);
+        waitpid(id.pid, NULL, 0);
     }
     stop_server(f);
     image_cache_close(f->cache, NULL, NULL);
@@ -420,7 +426,7 @@ static void test_program_that_ends_at_once(void **state)
     give(f, vm_wanted_RUNNING, 1, 1);
     run_until(f, vm_state_FAILED, 1);
     assert_true(reason_has(f, "ended with status 1: start-failed error='no luck'"));
-    write_program(f, "#!/bin/sh\nexec sleep 600\n"); /* and once it is mended, it runs without anybody asking */
+    write_program(f, LONG_PROGRAM); /* and once it is mended, it runs without anybody asking */
     run_until_process(f, 0);
     start_server(f);
     run_until(f, vm_state_RUNNING, 1);

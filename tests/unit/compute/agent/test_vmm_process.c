@@ -35,7 +35,7 @@ static int setup(void **state)
     snprintf(f->program, sizeof(f->program), "%s/vmm", f->dir);
     snprintf(f->lock, sizeof(f->lock), "%s/vmm.lock", f->dir);
     snprintf(f->log, sizeof(f->log), "%s/vmm.log", f->dir);
-    write_program(f, "#!/bin/sh\nexec sleep 600\n");
+    write_program(f, "#!/bin/sh\nexec setpriv --pdeathsig KILL -- sleep 600\n");
     *state = f;
     return 0;
 }
