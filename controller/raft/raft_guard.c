@@ -75,6 +75,51 @@ static int guard_snapshot_put(struct raft_io *io, unsigned trailing, struct raft
     return rv;
 }
 
+struct guard_get { /* a snapshot being loaded */
+    struct raft_io_snapshot_get req;
+    struct raft_io_snapshot_get *inner;
+    raft_io_snapshot_get_cb cb;
+    struct raft_guard *guard;
+};
+
+/* libraft sends the message from inside its callback. */
+static void guard_get_cb(struct raft_io_snapshot_get *req, struct raft_snapshot *snapshot, int status)
+{
+    struct guard_get *get = CONTAINER_OF(req, struct guard_get, req);
+    struct raft_guard *guard = get->guard;
+
+    if (status == 0) {
+        guard->loaded_index = snapshot->index;
+        guard->loaded_term = snapshot->term;
+    }
+    get->cb(get->inner, snapshot, status);
+    guard->loaded_index = 0;
+    free(get);
+}
+
+static int guard_snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, raft_io_snapshot_get_cb cb)
+{
+    struct raft_guard *guard = guard_of(io);
+    struct guard_get *get = NEW(struct guard_get);
+    int rv;
+
+    *get = (struct guard_get){.inner = req, .cb = cb, .guard = guard};
+    rv = guard->inner_snapshot_get(io, &get->req, guard_get_cb);
+    if (rv != 0)
+        free(get);
+    return rv;
+}
+
+static int guard_send_snapshot(struct raft_guard *guard, struct raft_io_send *req, const struct raft_message *message,
+                               raft_io_send_cb cb)
+{
+    struct raft_message corrected = *message;
+
+    if (message->install_snapshot.last_index == guard->loaded_index)
+        corrected.install_snapshot.last_term = guard->loaded_term;
+    return guard->inner_send(&guard->io, req, &corrected, cb);
+}
+
 static struct guard_send *guard_copy_message(const struct raft_message *from)
 {
     const struct raft_append_entries *append = &from->append_entries;
@@ -112,6 +157,8 @@ static int guard_send(struct raft_io *io, struct raft_io_send *req, const struct
     struct guard_send *send;
     int rv;
 
+    if (message->type == RAFT_INSTALL_SNAPSHOT)
+        return guard_send_snapshot(guard, req, message, cb);
     if (message->type != RAFT_APPEND_ENTRIES || message->append_entries.n_entries == 0)
         return guard->inner_send(io, req, message, cb);
     send = guard_copy_message(message);
@@ -188,12 +235,14 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
 {
     guard->taking = false;
     guard->put_inner = NULL;
+    guard->loaded_index = 0;
     guard->broken = broken;
     guard->now_us = now_us;
     guard->inner_start = guard->io.start;
     guard->inner_snapshot_put = guard->io.snapshot_put;
     guard->inner_append = guard->io.append;
     guard->inner_send = guard->io.send;
+    guard->inner_snapshot_get = guard->io.snapshot_get;
     guard->inner_set_term = guard->io.set_term;
     guard->inner_set_vote = guard->io.set_vote;
     guard->inner_truncate = guard->io.truncate;
@@ -201,6 +250,7 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
     guard->io.snapshot_put = guard_snapshot_put;
     guard->io.append = guard_append;
     guard->io.send = guard_send;
+    guard->io.snapshot_get = guard_snapshot_get;
     guard->io.set_term = guard_set_term;
     guard->io.set_vote = guard_set_vote;
     guard->io.truncate = guard_truncate;

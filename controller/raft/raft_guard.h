@@ -16,10 +16,14 @@
  *    status: a command is acknowledged when a group with its own number is applied, a barrier only while the server
  *    still leads the term in which it was asked for, and a server that steps down answers what is in flight itself.
  *
- * E. libraft keeps references to log entries while a message with them is on its way. When the log is truncated or
- *    compacted meanwhile it miscounts them: the memory is freed while raft_uv still sends from it, and freed again
- *    afterwards (a crash, and what is sent is whatever lies there by then); or the next append is refused as busy and
- *    its batch freed twice. The guard sends a copy and gives the references back at once, so that there are none.
+ * E. libraft keeps references to log entries while a message with them is on its way. When the log is compacted
+ *    meanwhile it miscounts them: the memory is freed while raft_uv still sends from it (what is sent is whatever lies
+ *    there by then), and freed again afterwards. The guard sends a copy and gives the references back at once.
+ *
+ * F. When libraft loads a snapshot to send, it may get a newer one than it asked for. It then corrects the index in
+ *    the message, but not the term: the follower believes that its log ends in an older term than it does. It votes
+ *    for servers that lack committed entries, or meets a "conflict" below its commit index, and the error path of
+ *    that frees the batch twice and aborts. The guard puts the right term into the message.
  *
  * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`.
  *
@@ -39,6 +43,9 @@ struct raft_guard {
     struct raft_io_snapshot_put put; /* stands in for libraft's own request meanwhile */
     struct raft_io_snapshot_put *put_inner;
     raft_io_recv_cb recv;
+    raft_index loaded_index; /* of the snapshot that libraft is being handed, while it is; else 0 */
+    raft_term loaded_term;
+    int (*inner_snapshot_get)(struct raft_io *, struct raft_io_snapshot_get *, raft_io_snapshot_get_cb);
     int (*inner_start)(struct raft_io *, unsigned, raft_io_tick_cb, raft_io_recv_cb);
     int (*inner_snapshot_put)(struct raft_io *, unsigned, struct raft_io_snapshot_put *, const struct raft_snapshot *,
                               raft_io_snapshot_put_cb);

@@ -432,15 +432,12 @@ static void node_restart(struct sim *sim UNUSED, struct sim_event *event)
         sim_node_start(node);
 }
 
-static void node_ended(struct sim_raft_io *io, enum sim_raft_end end, const char *why)
+static void node_ended(struct sim_raft_io *io, const char *why)
 {
     struct sim_node *node = CONTAINER_OF(io, struct sim_node, io);
     struct sim *sim = &node->cluster->sim;
 
-    if (end == SIM_RAFT_DOUBLE_FREE)
-        node->cluster->stats.double_frees++;
-    else
-        node->cluster->stats.broken++;
+    node->cluster->stats.broken++;
     sim_node_crash(node, why);
     sim_after(sim, sim_between(sim, 100 * SIM_MS, SIM_SECOND), node_restart, NULL, node);
 }
@@ -508,7 +505,6 @@ void sim_node_start(struct sim_node *node)
     node->raft = NEW(struct raft);
     node->io.sim = &cluster->sim;
     node->io.network = &cluster->network;
-    node->io.heap = &cluster->heap;
     node->io.actor = &node->actor;
     node->io.disk = &node->disk;
     node->io.raft = node->raft;

@@ -53,7 +53,7 @@ struct sim_history_entry {
 };
 
 struct sim_stats {
-    uint64_t acknowledged, unknown, refused, reads, elections, crashes, double_frees, broken, snapshots, installs;
+    uint64_t acknowledged, unknown, refused, reads, elections, crashes, broken, snapshots, installs;
 };
 
 struct sim_node {

@@ -15,11 +15,11 @@ static struct sim_raft_io *sim_io(struct raft_io *io)
 
 /* --- The way in and out ----------------------------------------------------------------------------------------- */
 
-static _Noreturn void io_escape(struct sim_raft_io *io, enum sim_raft_end end, const char *why)
+static _Noreturn void io_escape(struct sim_raft_io *io, const char *why)
 {
     ASSERT(io->inside);
     io->end_why = why;
-    longjmp(io->escape, 1 + (int)end);
+    longjmp(io->escape, 1);
 }
 
 void sim_raft_io_call(struct sim_raft_io *io, void (*fn)(struct sim_raft_io *io, void *arg), void *arg)
@@ -39,12 +39,12 @@ void sim_raft_io_call(struct sim_raft_io *io, void (*fn)(struct sim_raft_io *io,
     }
     io->inside = false;
     if (ended != 0)
-        io->ended(io, (enum sim_raft_end)(ended - 1), io->end_why);
+        io->ended(io, io->end_why);
 }
 
 static void io_broken(struct raft_guard *guard, const char *what, int raft_code UNUSED)
 {
-    io_escape(CONTAINER_OF(guard, struct sim_raft_io, guard), SIM_RAFT_BROKEN, what);
+    io_escape(CONTAINER_OF(guard, struct sim_raft_io, guard), what);
 }
 
 static void io_broken_ignored(struct raft_guard *guard UNUSED, const char *what UNUSED, int raft_code UNUSED)
@@ -55,7 +55,7 @@ static void io_broken_ignored(struct raft_guard *guard UNUSED, const char *what 
 
 static void *heap_malloc(void *data UNUSED, size_t size)
 {
-    return xcalloc(1, size); /* the same bytes in each run, even those that libraft never sets */
+    return xcalloc(1, size);
 }
 
 static void *heap_calloc(void *data UNUSED, size_t count, size_t size)
@@ -78,19 +78,9 @@ static void heap_aligned_free(void *data UNUSED, size_t alignment UNUSED, void *
     free(p);
 }
 
-static void heap_free(void *data, void *p)
+static void heap_free(void *data UNUSED, void *p)
 {
-    struct sim_raft_heap *heap = data;
-
-    if (p == NULL || p != heap->batch) {
-        free(p);
-        return;
-    }
-    if (heap->batch_freed) {
-        heap->batch = NULL;
-        io_escape(heap->receiving, SIM_RAFT_DOUBLE_FREE, "the batch of an AppendEntries is freed twice");
-    }
-    heap->batch_freed = true;
+    free(p);
 }
 
 void sim_raft_heap_install(struct sim_raft_heap *heap)
@@ -158,17 +148,7 @@ static struct raft_message *message_copy(const struct raft_message *from)
 
 static void io_recv(struct sim_raft_io *io, void *arg)
 {
-    struct sim_raft_heap *heap = io->heap;
-    struct raft_message *message = arg;
-    bool has_batch = message->type == RAFT_APPEND_ENTRIES && message->append_entries.n_entries > 0;
-
-    heap->receiving = io;
-    heap->batch = has_batch ? message->append_entries.entries[0].batch : NULL;
-    heap->batch_freed = false;
-    io->recv(&io->guard.io, message); /* what the message points to is libraft's now */
-    if (heap->batch_freed)
-        free(heap->batch);
-    heap->batch = NULL;
+    io->recv(&io->guard.io, arg); /* what the message points to is libraft's now */
 }
 
 static void io_deliver(struct sim_actor *to, struct sim_actor *from, void *data);
@@ -417,6 +397,17 @@ static void io_close(struct raft_io *raft_io, raft_io_close_cb cb)
         cb(raft_io);
 }
 
+/* Mutation: guard E off, guard F on. */
+static int io_send_entries_unguarded(struct raft_io *raft_io, struct raft_io_send *req,
+                                     const struct raft_message *message, raft_io_send_cb cb)
+{
+    struct sim_raft_io *io = sim_io(raft_io);
+
+    if (message->type == RAFT_APPEND_ENTRIES)
+        return io->guard.inner_send(raft_io, req, message, cb);
+    return io->guarded_send(raft_io, req, message, cb);
+}
+
 void sim_raft_io_init(struct sim_raft_io *io, const struct sim_raft_mutations *mutations)
 {
     io->recv = NULL;
@@ -449,6 +440,10 @@ void sim_raft_io_init(struct sim_raft_io *io, const struct sim_raft_mutations *m
         io->guard.io.start = io->guard.inner_start;
         io->guard.io.snapshot_put = io->guard.inner_snapshot_put;
     }
-    if (mutations->no_send_guard)
-        io->guard.io.send = io->guard.inner_send;
+    if (mutations->no_send_guard) {
+        io->guarded_send = io->guard.io.send;
+        io->guard.io.send = io_send_entries_unguarded;
+    }
+    if (mutations->no_term_guard)
+        io->guard.io.snapshot_get = io->guard.inner_snapshot_get;
 }

@@ -1,12 +1,8 @@
 /* libraft's raft_io on the simulated disk, network and clock, with the guards of controller/raft around it: the real
  * Raft core runs in the simulator, only raft_uv and its files do not.
  *
- * Every call into libraft goes through sim_raft_io_call, because it may end in one of two ways that no C program
- * returns from: guard C ends the server (raft_guard.h), or libraft frees a batch of entries twice and glibc aborts
- * the process. The second is a known fault of 0.22.1 that no guard can prevent: recvCb frees the batch of an
- * AppendEntries that logAppend refused with RAFT_BUSY after it had been freed. It costs a restart, not safety, so
- * exactly that (the second free of the batch of the message being received) counts as a crash of this controller and
- * is reported apart. Any other double free still ends the run. */
+ * Every call into libraft goes through sim_raft_io_call, because it may end in a way that no C function returns from:
+ * guard C ends the server (raft_guard.h). When libraft crashes or aborts, so does the seed's process: it has failed. */
 #ifndef TESTS_SIM_SIM_RAFT_IO_H
 #define TESTS_SIM_SIM_RAFT_IO_H
 
@@ -18,31 +14,26 @@
 
 struct sim_raft_io;
 
-/* Watches for the double free; one per process, since libraft's allocator is. */
+/* libraft's allocator: zeroed memory, so that not even unset bytes differ between two runs. */
 struct sim_raft_heap {
     struct raft_heap heap;
-    struct sim_raft_io *receiving; /* who is in recv */
-    void *batch;                   /* of the message being received */
-    bool batch_freed;              /* once; really freed when recv returns, so that the address is not used anew */
 };
 void sim_raft_heap_install(struct sim_raft_heap *heap);
-
-enum sim_raft_end { SIM_RAFT_BROKEN, SIM_RAFT_DOUBLE_FREE };
 
 struct sim_raft_io {
     struct raft_guard guard; /* its io is libraft's */
     struct sim *sim;
     struct sim_network *network;
-    struct sim_raft_heap *heap;
     struct sim_actor *actor;
     struct sim_disk *disk;
     struct raft *raft;
     struct sim_raft_io *(*peer)(struct sim_raft_io *io, raft_id id); /* NULL: no such controller */
-    void (*ended)(struct sim_raft_io *io, enum sim_raft_end end, const char *why); /* the process is gone */
+    void (*ended)(struct sim_raft_io *io, const char *why); /* the process is gone */
     unsigned metadata_faults_per_thousand; /* writes of term or vote that fail */
     unsigned tick_ms;
     raft_io_tick_cb tick;
     raft_io_recv_cb recv;
+    int (*guarded_send)(struct raft_io *, struct raft_io_send *, const struct raft_message *, raft_io_send_cb);
     bool inside; /* a call into libraft is under way */
     jmp_buf escape;
     const char *end_why;
@@ -50,7 +41,7 @@ struct sim_raft_io {
 };
 
 struct sim_raft_mutations { /* what is broken on purpose */
-    bool no_install_guard, no_snapshot_guard, no_metadata_guard, no_send_guard;
+    bool no_install_guard, no_snapshot_guard, no_metadata_guard, no_send_guard, no_term_guard;
 };
 
 /* Fill all but what the caller sets: sim .. metadata_faults. @raft is about to be raft_init'ed with &io->guard.io. */
