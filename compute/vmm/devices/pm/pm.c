@@ -42,13 +42,16 @@ static uint32_t timer_value(struct pm *p)
     return (uint32_t)((unsigned __int128)elapsed_ns(p) * TIMER_HZ / 1000000000u);
 }
 
+static void line_tell(struct pm *p)
+{
+    p->line_high = (p->status & p->enable) != 0;
+    irq_line_set(p->chip, PC1_IRQ_SCI, p->line_high);
+}
+
 static void line_update(struct pm *p)
 {
-    bool high = (p->status & p->enable) != 0;
-    if (high == p->line_high)
-        return;
-    p->line_high = high;
-    irq_line_set(p->chip, PC1_IRQ_SCI, high);
+    if (p->line_high != ((p->status & p->enable) != 0))
+        line_tell(p);
 }
 
 static uint64_t timer_read(void *arg, uint64_t offset, unsigned size)
@@ -124,8 +127,7 @@ static void pm_resume(struct device *d)
 {
     struct pm *p = CONTAINER_OF(d, struct pm, device);
     __atomic_store_n(&p->timer_base_ns, now_ns() - p->paused_ns, __ATOMIC_RELAXED);
-    p->line_high = !p->line_high; /* tell the chip in any case */
-    line_update(p);
+    line_tell(p); /* whatever the chip knew before */
 }
 
 static void pm_save(struct device *d, struct bytes_writer *out)

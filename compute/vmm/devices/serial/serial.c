@@ -41,13 +41,17 @@ static uint8_t iir_value(const struct serial *s)
 }
 
 /* On a PC the interrupt is gated by OUT2; Linux and others set it, firmware that polls does not. */
+static void line_tell(struct serial *s)
+{
+    s->line_high = !(iir_value(s) & IIR_NONE) && (s->mcr & MCR_OUT2);
+    irq_line_set(s->chip, s->irq, s->line_high);
+}
+
 static void line_update(struct serial *s)
 {
     bool high = !(iir_value(s) & IIR_NONE) && (s->mcr & MCR_OUT2);
-    if (high == s->line_high)
-        return;
-    s->line_high = high;
-    irq_line_set(s->chip, s->irq, high);
+    if (high != s->line_high)
+        line_tell(s);
 }
 
 static uint8_t data_read(struct serial *s)
@@ -212,8 +216,7 @@ static int serial_load(struct device *d, struct bytes_reader *in, struct error *
     memcpy(s->queue, queue, count);
     s->queue_start = 0;
     s->queue_count = count;
-    s->line_high = !s->line_high; /* unknown: tell the chip in any case */
-    line_update(s);
+    line_tell(s); /* whatever the chip knew before */
     return 0;
 }
 

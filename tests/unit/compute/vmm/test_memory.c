@@ -1,0 +1,136 @@
+/* Guest memory: the hole, the edges of regions, sums that wrap, and the log of our own writes. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <string.h>
+
+#include "compute/vmm/memory.h"
+
+#define MIB 1048576ull
+
+static void sizes_are_checked(void **state)
+{
+    static const uint64_t refused[] = {0, 4096, MEMORY_BYTES_MIN + 1, MEMORY_BYTES_MAX + 4096, UINT64_MAX};
+    struct guest_memory m;
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
+        struct error err = {0};
+        assert_int_equal(memory_init(&m, refused[i], &err), -EINVAL);
+        assert_string_equal(err.field, "/memory_bytes");
+    }
+}
+
+static void small_memory_is_one_region(void **state)
+{
+    struct guest_memory m;
+    (void)state;
+    assert_int_equal(memory_init(&m, 64 * MIB, NULL), 0);
+    assert_int_equal(m.region_count, 1);
+    assert_non_null(memory_at(&m, 0, 64 * MIB));
+    assert_non_null(memory_at(&m, 64 * MIB - 1, 1));
+    assert_null(memory_at(&m, 64 * MIB - 1, 2));
+    assert_null(memory_at(&m, 64 * MIB, 1));
+    assert_null(memory_at(&m, 0, 0));
+    assert_null(memory_at(&m, UINT64_MAX, 2));
+    assert_null(memory_at(&m, 1, UINT64_MAX));
+    assert_null(memory_at(&m, MEMORY_HOLE_END, 1));
+    memory_finish(&m);
+}
+
+static void hole_is_below_4_gib(void **state)
+{
+    struct guest_memory m;
+    (void)state;
+    assert_int_equal(memory_init(&m, MEMORY_HOLE_START + 8 * MIB, NULL), 0);
+    assert_int_equal(m.region_count, 2);
+    assert_non_null(memory_at(&m, MEMORY_HOLE_START - 1, 1));
+    assert_null(memory_at(&m, MEMORY_HOLE_START - 1, 2)); /* the memfd goes on there, the guest's memory does not */
+    assert_null(memory_at(&m, MEMORY_HOLE_START, 1));
+    assert_null(memory_at(&m, MEMORY_HOLE_END - 1, 1));
+    assert_null(memory_at(&m, MEMORY_HOLE_END - 1, 2));
+    uint8_t *high = memory_at(&m, MEMORY_HOLE_END, 8 * MIB);
+    assert_non_null(high);
+    assert_null(memory_at(&m, MEMORY_HOLE_END, 8 * MIB + 1));
+    assert_ptr_equal(high, m.host + MEMORY_HOLE_START);
+    memory_finish(&m);
+    /* Exactly up to the hole: nothing above it. */
+    assert_int_equal(memory_init(&m, MEMORY_HOLE_START, NULL), 0);
+    assert_int_equal(m.region_count, 1);
+    memory_finish(&m);
+}
+
+static void copies_are_checked(void **state)
+{
+    struct guest_memory m;
+    char text[8] = "";
+    (void)state;
+    assert_int_equal(memory_init(&m, 2 * MIB, NULL), 0);
+    assert_true(memory_write(&m, 2 * MIB - 6, "drover", 6));
+    assert_true(memory_read(&m, 2 * MIB - 6, text, 6));
+    assert_string_equal(text, "drover");
+    assert_false(memory_write(&m, 2 * MIB - 5, "drover", 6));
+    assert_false(memory_read(&m, 2 * MIB - 5, text, 6));
+    memory_finish(&m);
+}
+
+static bool bit(const uint64_t *bitmap, uint64_t page)
+{
+    return bitmap[page / 64] >> (page % 64) & 1;
+}
+
+static void own_writes_are_logged(void **state)
+{
+    struct guest_memory m;
+    uint64_t low[8] = {0}, pages = 2 * MIB / MEMORY_PAGE_BYTES, count = 0;
+    (void)state;
+    assert_int_equal(memory_init(&m, 2 * MIB, NULL), 0);
+    memory_mark_dirty(&m, 0, 1); /* before the log: no effect */
+    assert_int_equal(memory_tracking_start(&m, NULL), 0);
+    memory_mark_dirty(&m, 0x3fff, 2); /* the last byte of page 3 and the first of page 4 */
+    memory_mark_dirty(&m, 2 * MIB - 1, 1);
+    memory_mark_dirty(&m, 2 * MIB, 1); /* outside: no effect */
+    memory_tracking_fetch(&m, 0, low);
+    for (uint64_t i = 0; i < pages; i++)
+        count += bit(low, i);
+    assert_int_equal(count, 3);
+    assert_true(bit(low, 3) && bit(low, 4) && bit(low, pages - 1));
+    memset(low, 0, sizeof(low));
+    memory_tracking_fetch(&m, 0, low);
+    for (size_t i = 0; i < ARRAY_SIZE(low); i++)
+        assert_int_equal(low[i], 0); /* fetched once */
+    memory_tracking_stop(&m);
+    memory_mark_dirty(&m, 0, 1);
+    memory_tracking_fetch(&m, 0, low);
+    assert_int_equal(low[0], 0);
+    memory_finish(&m);
+}
+
+static void regions_have_logs_of_their_own(void **state)
+{
+    struct guest_memory m;
+    (void)state;
+    assert_int_equal(memory_init(&m, MEMORY_HOLE_START + 8 * MIB, NULL), 0);
+    assert_int_equal(memory_tracking_start(&m, NULL), 0);
+    uint64_t *low = xcalloc(MEMORY_HOLE_START / MEMORY_PAGE_BYTES / 64, 8), high[32] = {0};
+    memory_mark_dirty(&m, MEMORY_HOLE_END + MEMORY_PAGE_BYTES, 1);
+    memory_mark_dirty(&m, MEMORY_HOLE_START - 1, 1);
+    memory_tracking_fetch(&m, 1, high);
+    memory_tracking_fetch(&m, 0, low);
+    assert_int_equal(high[0], 2);
+    assert_true(bit(low, MEMORY_HOLE_START / MEMORY_PAGE_BYTES - 1));
+    free(low);
+    memory_finish(&m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sizes_are_checked),     cmocka_unit_test(small_memory_is_one_region),
+        cmocka_unit_test(hole_is_below_4_gib),   cmocka_unit_test(copies_are_checked),
+        cmocka_unit_test(own_writes_are_logged), cmocka_unit_test(regions_have_logs_of_their_own),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
