@@ -12,7 +12,8 @@
 #include "controller/environment.h"
 #include "controller/raft/raft_node.h"
 
-int cluster_address(const char *text, unsigned default_port, char ret_address[CLUSTER_ADDRESS_SIZE], struct error *err)
+int cluster_address(const char *text, unsigned default_port, char ret_address[CLUSTER_ADDRESS_SIZE],
+                    struct error *err)
 {
     char address[CLUSTER_ADDRESS_SIZE];
     struct in6_addr v6;
@@ -55,7 +56,8 @@ struct subject_names {
     size_t dns_count, address_count;
 };
 
-static void subject_names_fill(struct subject_names *names, const char *name, const char *const *addresses, size_t count)
+static void subject_names_fill(struct subject_names *names, const char *name, const char *const *addresses,
+                               size_t count)
 {
     names->dns[names->dns_count++] = "localhost";
     names->dns[names->dns_count++] = name;
@@ -71,8 +73,8 @@ static void subject_names_fill(struct subject_names *names, const char *name, co
     }
 }
 
-int cluster_sign(const struct data_dir *dir, const char *cluster_id, const char *role, const char *id, const char *name,
-                 const char *const *addresses, size_t address_count, const char *request_pem,
+int cluster_sign(const struct data_dir *dir, const char *cluster_id, const char *role, const char *id,
+                 const char *name, const char *const *addresses, size_t address_count, const char *request_pem,
                  char **ret_certificate_pem, struct error *err)
 {
     struct subject_names names = {.dns_count = 0};
@@ -98,8 +100,8 @@ static int make_certificates(struct data_dir *dir, const char *cluster_name, str
     if (r < 0 || (r = pki_create_request(&dir->key_pem, &request, err)) < 0)
         return r;
     const char *const addresses[] = {me->address, me->raft_address};
-    return cluster_sign(dir, me->cluster_id, "controller", "1", me->name, addresses, 2, request, &dir->certificate_pem,
-                        err);
+    return cluster_sign(dir, me->cluster_id, "controller", "1", me->name, addresses, 2, request,
+                        &dir->certificate_pem, err);
 }
 
 /* The first user's certificate, for the CLI: everything in one directory that can be copied away. */

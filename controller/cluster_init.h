@@ -24,14 +24,15 @@ struct cluster_init_options {
 int cluster_init(struct data_dir *dir, const struct cluster_init_options *options, struct error *err);
 
 /* "host" or "host:port" as "host:port"; an IPv6 address without a port needs no brackets. -EINVAL with words. */
-int cluster_address(const char *text, unsigned default_port, char ret_address[CLUSTER_ADDRESS_SIZE], struct error *err);
+int cluster_address(const char *text, unsigned default_port, char ret_address[CLUSTER_ADDRESS_SIZE],
+                    struct error *err);
 /* The host part of "host:port", without brackets. */
 void cluster_address_host(const char *address, char ret_host[CLUSTER_ADDRESS_SIZE]);
 /* A certificate's identity: spiffe://drover/<cluster id>/<role>/<id>; returns @uri. */
 const char *cluster_identity(const char *cluster_id, const char *role, const char *id, char uri[256]);
 /* Sign @request_pem for @role of the cluster; @name and the hosts of the @addresses go into it too. */
-int cluster_sign(const struct data_dir *dir, const char *cluster_id, const char *role, const char *id, const char *name,
-                 const char *const *addresses, size_t address_count, const char *request_pem,
+int cluster_sign(const struct data_dir *dir, const char *cluster_id, const char *role, const char *id,
+                 const char *name, const char *const *addresses, size_t address_count, const char *request_pem,
                  char **ret_certificate_pem, struct error *err);
 
 #endif

@@ -1,5 +1,5 @@
-/* Joining: a key and a signing request; POST /v1/join over TLS that trusts only the CA whose fingerprint is in the token
- * (the secret goes to nobody else); the answer's CA must have that fingerprint too; then the files. */
+/* Joining: a key and a signing request; POST /v1/join over TLS that trusts only the CA whose fingerprint is in the
+ * token (the secret goes to nobody else); the answer's CA must have that fingerprint too; then the files. */
 #include "controller/cluster_join.h"
 
 #include <errno.h>
@@ -32,8 +32,8 @@ static int fill_request(struct join_request *request, const struct cluster_join_
 }
 
 /* Ask one controller. */
-static int ask(const char *address, struct tls_context *tls, const struct bytes_writer *body, struct join_answer *answer,
-               struct error *err)
+static int ask(const char *address, struct tls_context *tls, const struct bytes_writer *body,
+               struct join_answer *answer, struct error *err)
 {
     char url[CLUSTER_ADDRESS_SIZE + 32], *text CLEANUP_FREE = NULL;
     size_t size = 0;
@@ -52,8 +52,8 @@ static int ask(const char *address, struct tls_context *tls, const struct bytes_
     if (status / 100 != 2) {
         struct problem problem = {.head = {0}};
         if (text != NULL && OBJECT_DECODE(problem, text, size, OBJECT_LENIENT, &problem, NULL) == 0)
-            r = error_set_field(err, -EREMOTEIO, problem.code ? error_kind_from_code(problem.code) : ERROR_INTERNAL, "",
-                                "%s", problem.detail ? problem.detail : "refused");
+            r = error_set_field(err, -EREMOTEIO, problem.code ? error_kind_from_code(problem.code) : ERROR_INTERNAL,
+                                "", "%s", problem.detail ? problem.detail : "refused");
         else
             r = error_set(err, -EREMOTEIO, ERROR_INTERNAL, "it answered with status %d", status);
         OBJECT_CLEAR(problem, &problem);

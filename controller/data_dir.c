@@ -67,7 +67,8 @@ int data_dir_load(struct data_dir *dir, struct error *err)
     }
     if (dir->identity.role != role_CONTROLLER || dir->identity.raft_id == 0 || dir->identity.raft_address == NULL)
         return error_set(err, -EINVAL, ERROR_INVALID, "%s/identity.json is not a controller's", dir->path);
-    if ((r = read_text(dir, "ca.pem", &dir->ca_pem, err)) < 0 || (r = read_text(dir, "ca.key", &dir->ca_key_pem, err)) < 0 ||
+    if ((r = read_text(dir, "ca.pem", &dir->ca_pem, err)) < 0 ||
+        (r = read_text(dir, "ca.key", &dir->ca_key_pem, err)) < 0 ||
         (r = read_text(dir, "cert.pem", &dir->certificate_pem, err)) < 0)
         return r;
     return read_text(dir, "key.pem", &dir->key_pem, err);

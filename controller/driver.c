@@ -1,5 +1,5 @@
-/* The reconciler's driver. A round: look (under the read lock), propose all, wait for all answers; then again at once if
- * the state has changed meanwhile or there was more to do, else at the next tick. */
+/* The reconciler's driver. A round: look (under the read lock), propose all, wait for all answers; then again at once
+ * if the state has changed meanwhile or there was more to do, else at the next tick. */
 #include "controller/driver.h"
 
 #include <stdio.h>

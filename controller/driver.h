@@ -1,6 +1,6 @@
-/* The reconciler's driver: on a ready leader it runs controller/reconcile at a steady pace and soon after changes, and
- * proposes what it says. One round at a time: the next begins when every command of the last one is answered. It also
- * keeps the leader's volatile table of when each host last reported. */
+/* The reconciler's driver: on a ready leader it runs controller/reconcile at a steady pace and soon after changes,
+ * and proposes what it says. One round at a time: the next begins when every command of the last one is answered. It
+ * also keeps the leader's volatile table of when each host last reported. */
 #ifndef CONTROLLER_DRIVER_H
 #define CONTROLLER_DRIVER_H
 
@@ -12,7 +12,8 @@
 
 #define DRIVER_TICK_MS 200u /* between runs while nothing else asks for one */
 #define DRIVER_SOON_MS 20u  /* after a change of the state */
-#define DRIVER_REST 10u     /* at least so many times the last run's time lie between runs: a tenth of the loop at most */
+#define DRIVER_REST 10u /* at least so many times the last run's time lie between runs: a tenth of the loop at most  \
+                         */
 
 struct service;
 
@@ -37,7 +38,7 @@ void driver_reset(struct driver *driver);
 void driver_wake(struct driver *driver);
 /* An agent's report has come. */
 void driver_seen(struct driver *driver, const char *host_id);
-void driver_stop(struct driver *driver); /* closes the timer */
+void driver_stop(struct driver *driver);   /* closes the timer */
 void driver_finish(struct driver *driver); /* after the loop has ended */
 
 #endif

@@ -5,7 +5,7 @@
 
 #include "common/base.h"
 
-#define ENVIRONMENT_TIME_SIZE 25   /* "2026-01-31T12:00:00.000Z" and a terminator */
+#define ENVIRONMENT_TIME_SIZE 25 /* "2026-01-31T12:00:00.000Z" and a terminator */
 #define ENVIRONMENT_UUID_SIZE 37
 #define ENVIRONMENT_SECRET_SIZE 65 /* 256 random bits in hexadecimal */
 

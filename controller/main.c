@@ -15,13 +15,15 @@
 static const char help[] =
     "drover-controller: a controller of a Drover cluster (Raft member, REST API, scheduler)\n"
     "\n"
-    "  drover-controller init --data DIR --address IP[:PORT] --name NAME [--raft-address IP[:PORT]] [--cluster-name NAME]\n"
+    "  drover-controller init --data DIR --address IP[:PORT] --name NAME [--raft-address IP[:PORT]] [--cluster-name "
+    "NAME]\n"
     "      Make a new cluster with this machine as its first controller.\n"
     "      drover-controller init --data /var/lib/drover/controller --address 192.0.2.1 --name c1\n"
     "\n"
     "  drover-controller join --data DIR --address IP[:PORT] --name NAME --token TOKEN [--raft-address IP[:PORT]]\n"
     "      Become a further controller of a cluster; `drover token create --role controller` makes the token.\n"
-    "      drover-controller join --data /var/lib/drover/controller --address 192.0.2.2 --name c2 --token drover1/...\n"
+    "      drover-controller join --data /var/lib/drover/controller --address 192.0.2.2 --name c2 --token "
+    "drover1/...\n"
     "\n"
     "  drover-controller run --data DIR [--listen IP:PORT]\n"
     "      Run the controller that init or join made.\n"
@@ -29,7 +31,8 @@ static const char help[] =
     "\n"
     "Options: --log-level error|warning|info|debug, --help, --version\n"
     "Ports: 7443 (API, HTTPS), 7444 (Raft) unless given otherwise.\n"
-    "Exit status: 0 done; 1 failure; 2 wrong usage or value; 3 refused by the cluster; 5 the directory belongs to a cluster\n"
+    "Exit status: 0 done; 1 failure; 2 wrong usage or value; 3 refused by the cluster; 5 the directory belongs to a "
+    "cluster\n"
     "already or is in use; 8, 9 the cluster cannot be reached or has no leader; 70 Raft gave up (start it again).\n";
 
 struct options {
@@ -53,7 +56,8 @@ static bool is_repeat(struct data_dir *dir, const struct options *options)
 {
     char address[CLUSTER_ADDRESS_SIZE];
     struct error err;
-    return data_dir_has_identity(dir) && data_dir_load(dir, &err) == 0 && strcmp(dir->identity.name, options->name) == 0 &&
+    return data_dir_has_identity(dir) && data_dir_load(dir, &err) == 0 &&
+           strcmp(dir->identity.name, options->name) == 0 &&
            cluster_address(options->address, CLUSTER_API_PORT, address, &err) == 0 &&
            strcmp(dir->identity.address, address) == 0;
 }
@@ -125,29 +129,47 @@ static int run_run(struct data_dir *dir, const struct options *options)
 
 static int parse(int argc, char **argv, struct options *options)
 {
-    static const struct option longs[] = {
-        {"data", required_argument, NULL, 'd'},         {"address", required_argument, NULL, 'a'},
-        {"raft-address", required_argument, NULL, 'r'}, {"name", required_argument, NULL, 'n'},
-        {"cluster-name", required_argument, NULL, 'c'}, {"token", required_argument, NULL, 't'},
-        {"listen", required_argument, NULL, 'l'},       {"log-level", required_argument, NULL, 'g'},
-        {NULL, 0, NULL, 0}};
+    static const struct option longs[] = {{"data", required_argument, NULL, 'd'},
+                                          {"address", required_argument, NULL, 'a'},
+                                          {"raft-address", required_argument, NULL, 'r'},
+                                          {"name", required_argument, NULL, 'n'},
+                                          {"cluster-name", required_argument, NULL, 'c'},
+                                          {"token", required_argument, NULL, 't'},
+                                          {"listen", required_argument, NULL, 'l'},
+                                          {"log-level", required_argument, NULL, 'g'},
+                                          {NULL, 0, NULL, 0}};
     enum log_level level;
     int c;
     while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
         switch (c) {
-        case 'd': options->data = optarg; break;
-        case 'a': options->address = optarg; break;
-        case 'r': options->raft_address = optarg; break;
-        case 'n': options->name = optarg; break;
-        case 'c': options->cluster_name = optarg; break;
-        case 't': options->token = optarg; break;
-        case 'l': options->listen = optarg; break;
+        case 'd':
+            options->data = optarg;
+            break;
+        case 'a':
+            options->address = optarg;
+            break;
+        case 'r':
+            options->raft_address = optarg;
+            break;
+        case 'n':
+            options->name = optarg;
+            break;
+        case 'c':
+            options->cluster_name = optarg;
+            break;
+        case 't':
+            options->token = optarg;
+            break;
+        case 'l':
+            options->listen = optarg;
+            break;
         case 'g':
             if (log_parse_level(optarg, &level) < 0)
                 return -EINVAL;
             log_set_level(level);
             break;
-        default: return -EINVAL;
+        default:
+            return -EINVAL;
         }
     }
     return optind == argc ? 0 : -EINVAL;

@@ -42,7 +42,8 @@ static enum controller_role role_of(enum raft_node_vote vote)
 }
 
 /* What to do with one controller of the table. True: *plan is it. */
-static bool plan_controller(const struct controller *controller, const struct raft_node_status *status, struct plan *plan)
+static bool plan_controller(const struct controller *controller, const struct raft_node_status *status,
+                            struct plan *plan)
 {
     const struct raft_node_member *member = find_member(status, controller->raft_id);
     plan->raft_id = controller->raft_id;
@@ -150,7 +151,9 @@ void membership_tick(struct service *service)
     if (plan.step == STEP_NONE)
         return;
     log_info("membership", "step=%s raft_id=%llu address=%s",
-             plan.step == STEP_ADD ? "add" : plan.step == STEP_REMOVE ? "remove" : "role",
+             plan.step == STEP_ADD      ? "add"
+             : plan.step == STEP_REMOVE ? "remove"
+                                        : "role",
              (unsigned long long)plan.raft_id, plan.address);
     const struct raft_node_member *member = find_member(status, plan.raft_id);
     if (plan.step == STEP_ROLE)

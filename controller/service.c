@@ -1,7 +1,7 @@
 /* One running controller: wiring, leadership, stopping.
  *
- * Start: state, Raft (which loads it), driver, API. Leadership: Raft names a new leader -> barrier -> (first run of a new
- * cluster: the init command) -> ready. Only a ready leader answers linearizably, reconciles and takes reports.
+ * Start: state, Raft (which loads it), driver, API. Leadership: Raft names a new leader -> barrier -> (first run of a
+ * new cluster: the init command) -> ready. Only a ready leader answers linearizably, reconciles and takes reports.
  *
  * Stop: 1. leadership is handed over, at most SERVICE_TRANSFER_WAIT_MS; 2. streams and waiting requests are ended;
  * 3. Raft is stopped, which answers everything proposed; 4. the server closes; the loop ends when all handles are. */
@@ -174,7 +174,8 @@ int service_change(struct service *service, enum raft_node_change change, uint64
                    raft_node_change_cb done, void *arg, struct error *err)
 {
     if (service->change_busy)
-        return error_set(err, -EBUSY, ERROR_OVERLOAD, "another change of the controllers is under way; ask again soon");
+        return error_set(err, -EBUSY, ERROR_OVERLOAD,
+                         "another change of the controllers is under way; ask again soon");
     int r = raft_node_change(service->raft, change, raft_id, address, done, arg, err);
     service->change_busy = r == 0;
     return r;
@@ -263,8 +264,8 @@ static void start_handles(struct service *service)
     ASSERT(uv_timer_start(&service->watchdog_timer, on_watchdog, period, period) == 0);
 }
 
-int service_start(struct service *service, uv_loop_t *loop, struct data_dir *dir, const struct service_options *options,
-                  struct error *err)
+int service_start(struct service *service, uv_loop_t *loop, struct data_dir *dir,
+                  const struct service_options *options, struct error *err)
 {
     *service = (struct service){.loop = loop, .dir = *dir};
     *dir = (struct data_dir){.lock_fd = -1};

@@ -1,5 +1,5 @@
-/* One running controller: the struct that owns all of its parts, and what happens when Raft tells of a new leader or of
- * applied commands.
+/* One running controller: the struct that owns all of its parts, and what happens when Raft tells of a new leader or
+ * of applied commands.
  *
  *             +-------------------- API loop = main thread -----------------------------+
  *   clients --> http_server -> api/ (accept, authorise, decide, answer)  driver (reconcile)|
@@ -44,11 +44,11 @@ struct service {
     bool ready;                     /* this one leads, and all that was acknowledged before is applied here */
     uint64_t ready_since_ms;        /* steady clock */
     uint64_t applied_index;
-    bool change_busy;               /* a change of Raft's configuration is under way */
-    uint64_t membership_next_ms;    /* no change of ours before this time */
-    bool init_proposed;  /* and not answered */
-    bool init_file_gone; /* init.json */
-    bool barrier_busy;   /* service_become_ready's */
+    bool change_busy;            /* a change of Raft's configuration is under way */
+    uint64_t membership_next_ms; /* no change of ours before this time */
+    bool init_proposed;          /* and not answered */
+    bool init_file_gone;         /* init.json */
+    bool barrier_busy;           /* service_become_ready's */
     bool stopping, closing;
     uv_signal_t signals[2]; /* SIGTERM, SIGINT */
     uv_timer_t stop_timer, watchdog_timer;
@@ -58,7 +58,7 @@ struct service {
 
 /* @dir has been loaded and is taken over. Blocks while the Raft log is read. */
 int service_start(struct service *service, uv_loop_t *loop, struct data_dir *dir,
-                     const struct service_options *options, struct error *err);
+                  const struct service_options *options, struct error *err);
 /* Hand leadership over, end every request, stop Raft; the loop then ends by itself. */
 void service_stop(struct service *service);
 /* After the loop has ended. */

@@ -1,7 +1,8 @@
 /* The text of a join token: all that a newcomer needs to find the cluster, to know that it is the right one and to be
  * let in. Made by the controllers, read by controllers and agents that join.
  *
- *   drover1/<token id>/<secret, 64 hex digits>/<SHA-256 of the CA certificate, 64 hex digits>/<address>[,<address>...]
+ *   drover1/<token id>/<secret, 64 hex digits>/<SHA-256 of the CA certificate, 64 hex
+ * digits>/<address>[,<address>...]
  *
  * The newcomer connects to one of the addresses after another, accepts only a server whose CA has that fingerprint
  * (tls_identity.ca_sha256_hex), and sends the whole text as join_request.token. Controllers keep only a hash of the
@@ -12,12 +13,12 @@
 #include "common/base.h"
 #include "common/error.h"
 
-#define JOIN_TOKEN_TEXT_MAX 513   /* bytes, terminator included */
+#define JOIN_TOKEN_TEXT_MAX 513 /* bytes, terminator included */
 #define JOIN_TOKEN_ADDRESSES_MAX 5u
 #define JOIN_TOKEN_ADDRESS_SIZE 256
 
 struct join_token {
-    char id[37];        /* of the token object */
+    char id[37]; /* of the token object */
     char secret[65];
     char ca_sha256[65];
     char addresses[JOIN_TOKEN_ADDRESSES_MAX][JOIN_TOKEN_ADDRESS_SIZE]; /* "host:port", API addresses of controllers */

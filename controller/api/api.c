@@ -70,7 +70,8 @@ static void fire_due(struct list *list, uint64_t now)
 {
     struct list due;
     list_init(&due);
-    LIST_FOREACH_SAFE(link, list) {
+    LIST_FOREACH_SAFE(link, list)
+    {
         struct api_call *call = LIST_ENTRY(link, struct api_call, link);
         if (call->deadline_ms > now)
             continue;

@@ -19,14 +19,14 @@
 #include "controller/api/api_metrics.h"
 #include "controller/api/console_ticket.h"
 
-#define API_TICK_MS 50u           /* how late a deadline may be noticed */
-#define API_LEADER_WAIT_MS 2000u  /* for a leader to be found and reached, before 503; an election takes 0.5 to 1.5 s */
-#define API_CONNECT_MS 1000u      /* to the leader */
-#define API_ATTEMPTS_MAX 8u       /* tries of one request across changes of leader */
-#define API_WAITING_MAX 8192u     /* requests that wait for something, of all kinds */
+#define API_TICK_MS 50u /* how late a deadline may be noticed */
+#define API_LEADER_WAIT_MS 2000u /* to find and reach a leader, before 503; an election takes 0.5 to 1.5 s */
+#define API_CONNECT_MS 1000u  /* to the leader */
+#define API_ATTEMPTS_MAX 8u   /* tries of one request across changes of leader */
+#define API_WAITING_MAX 8192u /* requests that wait for something, of all kinds */
 #define API_WATCHERS_MAX 2048u
-#define API_POLLS_MAX 4096u       /* agents' long polls */
-#define API_KEY_BYTES_MAX 255u    /* of an Idempotency-Key */
+#define API_POLLS_MAX 4096u    /* agents' long polls */
+#define API_KEY_BYTES_MAX 255u /* of an Idempotency-Key */
 
 struct service;
 
@@ -40,7 +40,7 @@ struct api {
     struct list polls;             /* api_call: node reports */
     struct list watchers;          /* api_watch.c */
     size_t waiting, watcher_count, poll_count;
-    struct map keys;               /* Idempotency-Key -> api_call in flight */
+    struct map keys; /* Idempotency-Key -> api_call in flight */
     struct console_tickets tickets;
     struct api_metrics metrics;
     uint64_t started_ms;

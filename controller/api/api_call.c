@@ -27,7 +27,8 @@ static void finish(struct api_call *call, int status)
     free(call->body);
     bytes_writer_finish(&call->answer_body);
     free(call);
-    LIST_FOREACH_SAFE(link, &followers) {
+    LIST_FOREACH_SAFE(link, &followers)
+    {
         struct api_call *next = LIST_ENTRY(link, struct api_call, link);
         api_call_unwait(next);
         api_call_run(next);
@@ -36,7 +37,8 @@ static void finish(struct api_call *call, int status)
 
 static void put_index(const struct api_call *call, struct bytes_writer *headers)
 {
-    bytes_put_format(headers, "X-Drover-Index: %llu\r\n", (unsigned long long)MAX(call->index, call->service->applied_index));
+    bytes_put_format(headers, "X-Drover-Index: %llu\r\n",
+                     (unsigned long long)MAX(call->index, call->service->applied_index));
 }
 
 void api_call_error(struct api_call *call, const struct error *err)
@@ -62,8 +64,8 @@ void api_call_answer(struct api_call *call, int status, const char *content_type
         bytes_put_text(&all, headers);
     bytes_put_u8(&all, 0);
     if (body != NULL && body->size > 0)
-        http_respond_take(call->request, status, content_type, (const char *)all.data, TAKE_PTR(body->data), body->size,
-                          free);
+        http_respond_take(call->request, status, content_type, (const char *)all.data, TAKE_PTR(body->data),
+                          body->size, free);
     else
         http_respond(call->request, status, content_type, (const char *)all.data, "", 0);
     bytes_writer_finish(&all);
@@ -203,8 +205,8 @@ static int find_route(struct api_call *call, struct error *err)
     static const struct {
         enum http_method http;
         enum route_method route;
-    } methods[] = {{HTTP_GET, ROUTE_GET},     {HTTP_HEAD, ROUTE_GET},     {HTTP_POST, ROUTE_POST},
-                   {HTTP_PUT, ROUTE_PUT},     {HTTP_PATCH, ROUTE_PATCH},  {HTTP_DELETE, ROUTE_DELETE}};
+    } methods[] = {{HTTP_GET, ROUTE_GET}, {HTTP_HEAD, ROUTE_GET},    {HTTP_POST, ROUTE_POST},
+                   {HTTP_PUT, ROUTE_PUT}, {HTTP_PATCH, ROUTE_PATCH}, {HTTP_DELETE, ROUTE_DELETE}};
     const char *path = call->request->path, *id = NULL;
     size_t id_length = 0;
     bool known = false;
@@ -214,7 +216,8 @@ static int find_route(struct api_call *call, struct error *err)
     if (call->request->method == HTTP_OPTIONS)
         route_find(ROUTE_GET, path, &id, &id_length, &known);
     if (call->route == NULL && known)
-        return error_set(err, -EINVAL, ERROR_METHOD, "this path does not take %s; /v1/openapi.json lists what it takes",
+        return error_set(err, -EINVAL, ERROR_METHOD,
+                         "this path does not take %s; /v1/openapi.json lists what it takes",
                          http_method_name(call->request->method));
     if (call->route == NULL)
         return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no such path; /v1/openapi.json lists them");
@@ -223,7 +226,8 @@ static int find_route(struct api_call *call, struct error *err)
     const char *rule;
     ssize_t n = http_percent_decode(id, id_length, call->id, sizeof call->id);
     if (n == -ENOBUFS)
-        return error_set(err, -ENOENT, ERROR_NOT_FOUND, "no id or name is longer than %zu bytes", sizeof call->id - 1);
+        return error_set(err, -ENOENT, ERROR_NOT_FOUND, "no id or name is longer than %zu bytes",
+                         sizeof call->id - 1);
     if (n <= 0 || !text_format_ok(FORMAT_any, call->id, &rule))
         return error_set(err, -EINVAL, ERROR_INVALID, "the id or name in the path is not well-formed");
     return 0;

@@ -20,8 +20,8 @@
 #include "common/list.h"
 #include "controller/api/api_caller.h"
 #include "controller/api/api_query.h"
-#include "controller/service.h"
 #include "controller/fsm/apply.h"
+#include "controller/service.h"
 
 struct api_call {
     struct service *service;
@@ -29,28 +29,28 @@ struct api_call {
     const struct route_desc *route;
     struct api_caller caller;
     struct api_query query;
-    char id[64];                      /* what stands at {id}, decoded; "" = nothing */
-    char key[API_KEY_BYTES_MAX + 1];  /* Idempotency-Key; "" = none */
+    char id[64];                     /* what stands at {id}, decoded; "" = nothing */
+    char key[API_KEY_BYTES_MAX + 1]; /* Idempotency-Key; "" = none */
     char fingerprint[65];
-    uint64_t if_match;                /* revision of If-Match; 0 = none */
+    uint64_t if_match; /* revision of If-Match; 0 = none */
     uint64_t started_us;
-    uint64_t deadline_ms;             /* steady clock; of the wait it is in */
+    uint64_t deadline_ms; /* steady clock; of the wait it is in */
     unsigned attempts;
-    uint64_t index;                   /* newest index that the answer is known to hold */
-    bool barrier_done;                /* in this attempt */
-    bool waited;                      /* for something other than Raft: its time says nothing */
-    uint64_t leader_deadline_ms;      /* until when a leader is waited for; 0 = not yet */
-    struct list link;                 /* in the list it waits in, or unlinked */
-    struct list same_key;             /* calls that wait for this one's outcome */
-    bool holds_key;                   /* is in api.keys */
+    uint64_t index;              /* newest index that the answer is known to hold */
+    bool barrier_done;           /* in this attempt */
+    bool waited;                 /* for something other than Raft: its time says nothing */
+    uint64_t leader_deadline_ms; /* until when a leader is waited for; 0 = not yet */
+    struct list link;            /* in the list it waits in, or unlinked */
+    struct list same_key;        /* calls that wait for this one's outcome */
+    bool holds_key;              /* is in api.keys */
     void (*on_deadline)(struct api_call *call);
-    void *body;                       /* struct of the route's body, decoded, or NULL */
-    struct bytes_writer answer_body;  /* dry run: the preview, kept for the answer */
+    void *body;                      /* struct of the route's body, decoded, or NULL */
+    struct bytes_writer answer_body; /* dry run: the preview, kept for the answer */
     uint32_t answer_status;
     char operation_id[STATE_ID_BYTES]; /* ?wait= */
-    char token_text[513];             /* token_create: the whole token, shown once */
-    uint64_t raft_id;                 /* join of a controller */
-    uint32_t poll_ms;                 /* node_report: how long the answer may wait */
+    char token_text[513];              /* token_create: the whole token, shown once */
+    uint64_t raft_id;                  /* join of a controller */
+    uint32_t poll_ms;                  /* node_report: how long the answer may wait */
     char joined_id[STATE_ID_BYTES];
 };
 
@@ -71,15 +71,16 @@ void api_call_unwait(struct api_call *call);
 /* --- ends of a call: each answers and frees it --- */
 
 void api_call_error(struct api_call *call, const struct error *err);
-/* @headers as of http_respond, or NULL; X-Drover-Index is added. @body is taken over (its memory goes with the answer). */
+/* @headers as of http_respond, or NULL; X-Drover-Index is added. @body is taken over (its memory goes with the
+ * answer). */
 void api_call_answer(struct api_call *call, int status, const char *content_type, const char *headers,
                      struct bytes_writer *body);
 void api_call_answer_json(struct api_call *call, int status, const char *headers, struct bytes_writer *body);
 /* The request belongs to somebody else now (stream, proxy): count it under @status and free the call only. */
 void api_call_release(struct api_call *call, int status);
 
-/* The routes' handlers, by route id. Called when the call may be answered here: after a barrier for reads on the leader,
- * on a ready leader for writes. */
+/* The routes' handlers, by route id. Called when the call may be answered here: after a barrier for reads on the
+ * leader, on a ready leader for writes. */
 typedef void (*api_handler)(struct api_call *call);
 extern const api_handler api_handlers[ROUTE_COUNT];
 

@@ -1,5 +1,5 @@
-/* Who asks: the identity in the client's certificate, or, on a request that another controller forwarded, the one that
- * controller vouches for. Authorisation is by role alone: user, host (only for itself), controller. Pure. */
+/* Who asks: the identity in the client's certificate, or, on a request that another controller forwarded, the one
+ * that controller vouches for. Authorisation is by role alone: user, host (only for itself), controller. Pure. */
 #ifndef CONTROLLER_API_API_CALLER_H
 #define CONTROLLER_API_API_CALLER_H
 
@@ -13,11 +13,11 @@
 #define API_CALLER_ID_MAX 128
 
 struct api_caller {
-    enum route_role role;          /* ROUTE_ANY: nobody we know */
+    enum route_role role; /* ROUTE_ANY: nobody we know */
     char id[API_CALLER_ID_MAX];
     char text[API_CALLER_ID_MAX + 16]; /* "user/admin", "host/<id>"; "anonymous" */
-    char identity[256];            /* the whole URI, "" where there is none */
-    unsigned hops;                 /* controllers it came through; 0 = straight from the client */
+    char identity[256];                /* the whole URI, "" where there is none */
+    unsigned hops;                     /* controllers it came through; 0 = straight from the client */
 };
 
 /* -EACCES: the certificate is of another cluster, or a client claims to be a controller. */

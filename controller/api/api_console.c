@@ -26,7 +26,8 @@ static int find_vm(struct api_call *call, char vm_id[STATE_ID_BYTES], char host_
         snprintf(vm_id, STATE_ID_BYTES, "%s", vm->common->id);
         host = state_get(state, object_kind_HOST, vm->vm->host);
         if (address != NULL && (host == NULL || host->host->address == NULL))
-            r = error_set(err, -EINVAL, ERROR_CONFLICT, "vm '%s' is on no host, so it has no console; start it", call->id);
+            r = error_set(err, -EINVAL, ERROR_CONFLICT, "vm '%s' is on no host, so it has no console; start it",
+                          call->id);
         else if (address != NULL)
             snprintf(address, address_size, "%s", host->host->address);
         if (host_id != NULL && host != NULL)
@@ -66,10 +67,11 @@ void api_console(struct api_call *call)
     int r = find_vm(call, vm_id, NULL, NULL, 0, &err);
     if (call->caller.role != ROUTE_USER &&
         (r < 0 || !console_ticket_take(&service->api.tickets, call->query.ticket, vm_id, environment_monotonic_ms())))
-        r = error_set_field(&err, -EACCES, ERROR_UNAUTHENTICATED, "?ticket",
-                            "this ticket is not good (any more): it serves one VM, once, within %u s; ask for another with "
-                            "POST on this path",
-                            CONSOLE_TICKET_TTL_MS / 1000);
+        r = error_set_field(
+            &err, -EACCES, ERROR_UNAUTHENTICATED, "?ticket",
+            "this ticket is not good (any more): it serves one VM, once, within %u s; ask for another with "
+            "POST on this path",
+            CONSOLE_TICKET_TTL_MS / 1000);
     if (r == 0)
         r = find_vm(call, vm_id, host_id, address, sizeof address, &err);
     if (r < 0) {

@@ -1,8 +1,9 @@
 /* Follower to leader. The leader is sought by its Raft id among the controllers in the state; the certificate that
  * answers must be of exactly that controller, so that a request never goes to anybody else.
  *
- * Failure: the request comes back from the proxy and is tried again, perhaps with a new leader, for API_LEADER_WAIT_MS. A
- * write that may have been carried out is only sent again under an Idempotency-Key, which makes that harmless. */
+ * Failure: the request comes back from the proxy and is tried again, perhaps with a new leader, for
+ * API_LEADER_WAIT_MS. A write that may have been carried out is only sent again under an Idempotency-Key, which makes
+ * that harmless. */
 #include "controller/api/api_forward.h"
 
 #include <errno.h>

@@ -9,7 +9,8 @@
 struct api_call;
 struct service;
 
-/* 0: the call is gone. <0: the leader's address is not known (yet) or the proxy is stopping; the call is still there. */
+/* 0: the call is gone. <0: the leader's address is not known (yet) or the proxy is stopping; the call is still there.
+ */
 int api_forward(struct api_call *call);
 /* API address of the controller with @raft_id; false: it is not in the state. */
 bool api_forward_address(struct service *service, uint64_t raft_id, char *address, size_t size);

@@ -86,7 +86,8 @@ void api_member_transfer(struct api_call *call)
     if (raft_id == 0) {
         refuse_unknown(call);
     } else if (!service_is_voter(service, raft_id)) {
-        error_set(&err, -EINVAL, ERROR_CONFLICT, "controller '%s' has no vote, so it cannot lead; promote it first", call->id);
+        error_set(&err, -EINVAL, ERROR_CONFLICT, "controller '%s' has no vote, so it cannot lead; promote it first",
+                  call->id);
         api_call_error(call, &err);
     } else if (call->query.dry_run || raft_id == service->dir.identity.raft_id) {
         answer_controller(call);

@@ -1,5 +1,5 @@
-/* Controllers of the cluster: promote, transfer leadership, remove. Raft's configuration follows the table of controllers
- * by itself (controller/membership.h); these handlers ask for a change and answer when it is there. */
+/* Controllers of the cluster: promote, transfer leadership, remove. Raft's configuration follows the table of
+ * controllers by itself (controller/membership.h); these handlers ask for a change and answer when it is there. */
 #ifndef CONTROLLER_API_API_MEMBER_H
 #define CONTROLLER_API_API_MEMBER_H
 

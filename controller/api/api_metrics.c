@@ -43,7 +43,7 @@ static void put_requests(const struct api_metrics *metrics, struct bytes_writer 
     bytes_put_text(out, "# HELP drover_api_requests_total Requests by route and kind of answer.\n"
                         "# TYPE drover_api_requests_total counter\n");
     for (unsigned route = 0; route <= ROUTE_COUNT; route++)
-        for (unsigned class = 0; class < ARRAY_SIZE(classes); class++)
+        for (unsigned class = 0; class < ARRAY_SIZE(classes); class ++)
             if (metrics->requests[route][class] > 0)
                 bytes_put_format(out, "drover_api_requests_total{route=\"%s\",status=\"%s\"} %llu\n",
                                  route < ROUTE_COUNT ? schema_routes[route].symbol : "none", classes[class],
@@ -58,7 +58,7 @@ static void put_latencies(const struct api_metrics *metrics, struct bytes_writer
 {
     bytes_put_text(out, "# HELP drover_api_request_seconds Time from a whole request to its answer, waits excluded.\n"
                         "# TYPE drover_api_request_seconds histogram\n");
-    for (unsigned class = 0; class < API_METRICS_CLASSES; class++) {
+    for (unsigned class = 0; class < API_METRICS_CLASSES; class ++) {
         uint64_t sum = 0;
         for (unsigned i = 0; i <= API_METRICS_BUCKETS; i++) {
             sum += metrics->latency[class].buckets[i];
@@ -82,15 +82,16 @@ void api_metrics_text(const struct api_metrics *metrics, struct bytes_writer *ou
 {
     put_requests(metrics, out);
     put_latencies(metrics, out);
-    api_metrics_put(out, "drover_api_unknown_outcomes_total", "counter",
-                    "Writes answered with unknown-outcome.", metrics->unknown_outcomes);
+    api_metrics_put(out, "drover_api_unknown_outcomes_total", "counter", "Writes answered with unknown-outcome.",
+                    metrics->unknown_outcomes);
     api_metrics_put(out, "drover_api_retries_total", "counter", "Requests tried again after a change of leader.",
                     metrics->retries);
     api_metrics_put(out, "drover_api_replays_total", "counter", "Repeats answered from an Idempotency-Key.",
                     metrics->replays);
     api_metrics_put(out, "drover_api_watchers_cut_total", "counter", "Watchers cut off because they read too slowly.",
                     metrics->watchers_cut);
-    api_metrics_put(out, "drover_reconcile_ticks_total", "counter", "Runs of the reconciler.", metrics->reconcile_ticks);
+    api_metrics_put(out, "drover_reconcile_ticks_total", "counter", "Runs of the reconciler.",
+                    metrics->reconcile_ticks);
     api_metrics_put(out, "drover_reconcile_commands_total", "counter", "Commands that the reconciler proposed.",
                     metrics->reconcile_commands);
     api_metrics_put(out, "drover_reconcile_microseconds_total", "counter", "Time in the reconciler.",

@@ -2,8 +2,8 @@
  *
  *   1. the certificate must be of the host that reports
  *   2. what differs from the state goes through Raft (node_sync_changes), often nothing
- *   3. answered at once if there is something to do that the agent does not have; else when there is, or after wait_ms
- * Failure: any lost or repeated report is made good by the next one. */
+ *   3. answered at once if there is something to do that the agent does not have; else when there is, or after
+ * wait_ms Failure: any lost or repeated report is made good by the next one. */
 #include "controller/api/api_node.h"
 
 #include <errno.h>
@@ -74,7 +74,8 @@ static void answer_or_poll(struct api_call *call)
     service_lock_state(service);
     may_wait = wait_ms > 0 && node_sync_may_wait(service->state, report_of(call));
     service_unlock_state(service);
-    if (!may_wait || api->poll_count >= API_POLLS_MAX || api_call_wait(call, &api->polls, wait_ms, on_poll_deadline) < 0) {
+    if (!may_wait || api->poll_count >= API_POLLS_MAX ||
+        api_call_wait(call, &api->polls, wait_ms, on_poll_deadline) < 0) {
         answer(call);
         return;
     }
@@ -95,7 +96,8 @@ void api_node_report(struct api_call *call)
     char now[ENVIRONMENT_TIME_SIZE];
     struct error err;
     if (strcmp(call->caller.id, report_of(call)->host) != 0) {
-        error_set_field(&err, -EACCES, ERROR_FORBIDDEN, "/host", "your certificate is of host %.40s", call->caller.id);
+        error_set_field(&err, -EACCES, ERROR_FORBIDDEN, "/host", "your certificate is of host %.40s",
+                        call->caller.id);
         api_call_error(call, &err);
         return;
     }
@@ -120,7 +122,8 @@ void api_node_applied(struct api *api)
     struct list due;
     list_init(&due);
     service_lock_state(service);
-    LIST_FOREACH_SAFE(link, &api->polls) {
+    LIST_FOREACH_SAFE(link, &api->polls)
+    {
         struct api_call *call = LIST_ENTRY(link, struct api_call, link);
         if (service->ready && node_sync_may_wait(service->state, report_of(call)))
             continue;

@@ -148,8 +148,9 @@ int api_query_parse(const struct http_request *request, const struct route_desc 
         while (i < ARRAY_SIZE(parameters) && strcmp(parameters[i].name, name) != 0)
             i++;
         if (i == ARRAY_SIZE(parameters) || !route_takes(route, parameters[i].on))
-            return error_set_field(err, -EINVAL, ERROR_UNKNOWN_FIELD, text_format_ok(FORMAT_any, name, &(const char *){0}) ? field : "?",
-                                   "%s %s does not take this parameter", route_method_name(route->method), route->path);
+            return error_set_field(
+                err, -EINVAL, ERROR_UNKNOWN_FIELD, text_format_ok(FORMAT_any, name, &(const char *){0}) ? field : "?",
+                "%s %s does not take this parameter", route_method_name(route->method), route->path);
         if (seen & 1u << i)
             return error_set_field(err, -EINVAL, ERROR_INVALID, field, "it is given twice");
         seen |= 1u << i;
@@ -157,7 +158,8 @@ int api_query_parse(const struct http_request *request, const struct route_desc 
             return error_set_field(err, -EINVAL, ERROR_INVALID, field, "it must be %s", parameters[i].rule);
     }
     if (r < 0)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "?", "the query is not well-formed or has a parameter that is too long");
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "?",
+                               "the query is not well-formed or has a parameter that is too long");
     *ret_query = query;
     return 0;
 }

@@ -11,18 +11,18 @@
 #define API_QUERY_TEXT_MAX 512
 
 struct api_query {
-    bool stale;           /* ?consistency=stale */
+    bool stale; /* ?consistency=stale */
     bool dry_run;
-    uint32_t wait_ms;     /* 0: do not wait */
-    uint32_t limit;       /* 0: all */
+    uint32_t wait_ms; /* 0: do not wait */
+    uint32_t limit;   /* 0: all */
     bool has_after;
-    uint64_t after;       /* events: index after which to begin */
+    uint64_t after; /* events: index after which to begin */
     char filter[API_QUERY_TEXT_MAX];
     char fields[API_QUERY_TEXT_MAX];
-    char cursor[64];      /* name after which the list goes on; "" = from the start */
-    char kind[32];        /* events: of objects of this kind only */
-    char object[64];      /* events: of the object with this id or name only */
-    char ticket[129];     /* console */
+    char cursor[64];  /* name after which the list goes on; "" = from the start */
+    char kind[32];    /* events: of objects of this kind only */
+    char object[64];  /* events: of the object with this id or name only */
+    char ticket[129]; /* console */
 };
 
 /* -EINVAL with the parameter as field ("?limit"). */

@@ -156,7 +156,8 @@ static void on_waiter_gone(struct http_request *request, void *arg)
 void api_read_await_operation(struct api_call *call)
 {
     if (call->query.wait_ms == 0 || operation_ended(call->service, call->operation_id) != 0 ||
-        api_call_wait(call, &call->service->api.operation_waiters, call->query.wait_ms, api_read_answer_operation) < 0) {
+        api_call_wait(call, &call->service->api.operation_waiters, call->query.wait_ms, api_read_answer_operation) <
+            0) {
         api_read_answer_operation(call);
         return;
     }
@@ -185,7 +186,8 @@ void api_read_applied(struct api *api)
 {
     struct list ended;
     list_init(&ended);
-    LIST_FOREACH_SAFE(link, &api->operation_waiters) {
+    LIST_FOREACH_SAFE(link, &api->operation_waiters)
+    {
         struct api_call *call = LIST_ENTRY(link, struct api_call, link);
         if (operation_ended(api->service, call->operation_id) == 0)
             continue;

@@ -1,4 +1,5 @@
-/* Records as answers. The usual list, without filter and fields, is a copy of the JSON that is kept beside each record. */
+/* Records as answers. The usual list, without filter and fields, is a copy of the JSON that is kept beside each
+ * record. */
 #include "controller/api/api_record.h"
 
 #include <errno.h>
@@ -41,9 +42,11 @@ static int parse_condition(const struct object_desc *desc, char *part, struct ap
 {
     char *equals = strchr(part, '=');
     if (equals == NULL || equals == part)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "?filter", "'%s' must be field=value or field!=value", part);
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "?filter", "'%s' must be field=value or field!=value",
+                               part);
     if (filter->count == API_RECORD_CONDITIONS_MAX)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "?filter", "at most %u conditions", API_RECORD_CONDITIONS_MAX);
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "?filter", "at most %u conditions",
+                               API_RECORD_CONDITIONS_MAX);
     __typeof__(&filter->conditions[0]) condition = &filter->conditions[filter->count];
     condition->unequal = equals[-1] == '!';
     equals[condition->unequal ? -1 : 0] = '\0';
@@ -54,11 +57,13 @@ static int parse_condition(const struct object_desc *desc, char *part, struct ap
         part[6] = '\0';
     }
     condition->field = object_field(desc, part);
-    bool plain = condition->field != NULL && condition->field->kind != KIND_OBJ && condition->field->kind != KIND_LIST &&
-                 condition->field->kind != KIND_STRS && !(condition->field->flags & SECRET);
+    bool plain = condition->field != NULL && condition->field->kind != KIND_OBJ &&
+                 condition->field->kind != KIND_LIST && condition->field->kind != KIND_STRS &&
+                 !(condition->field->flags & SECRET);
     if (!plain || (condition->field->kind == KIND_MAP) != (label != NULL))
         return error_set_field(err, -EINVAL, ERROR_UNKNOWN_FIELD, "?filter",
-                               "a %s has no field '%s' to filter by; labels are written labels.<key>", desc->name, part);
+                               "a %s has no field '%s' to filter by; labels are written labels.<key>", desc->name,
+                               part);
     filter->count++;
     return 0;
 }
@@ -80,7 +85,8 @@ int api_record_filter_parse(const struct object_desc *desc, const struct api_que
     while (next_part(&at, ",", part, sizeof part, &bad)) {
         const struct field_desc *field = object_field(desc, part);
         if (field == NULL || (field->flags & SECRET))
-            return error_set_field(err, -EINVAL, ERROR_UNKNOWN_FIELD, "?fields", "a %s has no field '%s'", desc->name, part);
+            return error_set_field(err, -EINVAL, ERROR_UNKNOWN_FIELD, "?fields", "a %s has no field '%s'", desc->name,
+                                   part);
         filter.mask |= UINT64_C(1) << (field - desc->fields);
     }
     if (bad)

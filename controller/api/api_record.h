@@ -1,5 +1,5 @@
-/* Records of the state as answers: JSON with what is not stored filled in, lists with filter, fields, limit and cursor,
- * ETag. The caller holds the read lock of the state. */
+/* Records of the state as answers: JSON with what is not stored filled in, lists with filter, fields, limit and
+ * cursor, ETag. The caller holds the read lock of the state. */
 #ifndef CONTROLLER_API_API_RECORD_H
 #define CONTROLLER_API_API_RECORD_H
 

@@ -23,7 +23,8 @@ void api_readyz(struct api_call *call)
     bool initialized = state_initialized(service->state);
     service_unlock_state(service);
     if (!initialized) {
-        error_set(&err, -EAGAIN, ERROR_NOT_INITIALIZED, "this controller has not yet got the cluster's state from a leader");
+        error_set(&err, -EAGAIN, ERROR_NOT_INITIALIZED,
+                  "this controller has not yet got the cluster's state from a leader");
         api_call_error(call, &err);
     } else if (service->leader.leader_id == 0 || (service_leads(service) && !service->ready)) {
         error_set(&err, -EAGAIN, ERROR_NO_LEADER, "there is no leader at this moment");
@@ -58,7 +59,8 @@ static void put_raft(const struct raft_node_status *status, struct bytes_writer 
         {"drover_raft_log_last", "counter", "Log entries held.", status->raft_last},
         {"drover_raft_members", "gauge", "Members of the configuration.", status->member_count},
         {"drover_raft_proposals", "gauge", "Commands waiting or in flight.", status->proposals},
-        {"drover_raft_proposals_refused_total", "counter", "Commands refused because too many waited.", status->commands_refused},
+        {"drover_raft_proposals_refused_total", "counter", "Commands refused because too many waited.",
+         status->commands_refused},
         {"drover_raft_groups_total", "counter", "Log entries proposed here.", status->groups},
         {"drover_raft_no_space", "gauge", "1 while the disk has no room.", status->no_space},
         {"drover_raft_disk_writes_total", "counter", "Writes of the log.", status->disk_writes},
@@ -106,8 +108,10 @@ void api_metrics_show(struct api_call *call)
     api_metrics_put(&body, "drover_http_connections", "gauge", "Open connections.", http->connections);
     api_metrics_put(&body, "drover_http_accepted_total", "counter", "Connections accepted.", http->accepted);
     api_metrics_put(&body, "drover_http_refused_total", "counter", "Connections refused.", http->refused);
-    api_metrics_put(&body, "drover_http_bad_requests_total", "counter", "Requests that were not well-formed.", http->bad_requests);
-    api_metrics_put(&body, "drover_http_timeouts_total", "counter", "Connections closed because a client was slow.", http->timeouts);
+    api_metrics_put(&body, "drover_http_bad_requests_total", "counter", "Requests that were not well-formed.",
+                    http->bad_requests);
+    api_metrics_put(&body, "drover_http_timeouts_total", "counter", "Connections closed because a client was slow.",
+                    http->timeouts);
     api_metrics_put(&body, "drover_api_watchers", "gauge", "Event streams.", api->watcher_count);
     api_metrics_put(&body, "drover_api_waiting", "gauge", "Requests that wait for something.", api->waiting);
     api_metrics_put(&body, "drover_api_ready", "gauge", "1 on a leader that answers.", service->ready);

@@ -39,7 +39,8 @@ void api_token_make_secret(struct api_call *call)
     if (call->key[0] != '\0') {
         unsigned char mac[EVP_MAX_MD_SIZE];
         int n = snprintf(text, sizeof text, "join-token %s %s", call->fingerprint, call->key);
-        ASSERT(HMAC(EVP_sha256(), ca_key, (int)strlen(ca_key), (const unsigned char *)text, (size_t)n, mac, NULL) != NULL);
+        ASSERT(HMAC(EVP_sha256(), ca_key, (int)strlen(ca_key), (const unsigned char *)text, (size_t)n, mac, NULL) !=
+               NULL);
         put_hex(mac, secret);
     } else {
         environment_secret(secret);

@@ -2,8 +2,8 @@
  *
  * The ring in the state is the buffer: a watcher holds only its position (a serial). When commands are applied, each
  * watcher whose queue is short gets the events after its position; one that reads slowly is passed over until it has
- * drained. If the ring has moved on beyond its position meanwhile, it is told to resync and cut off: never a silent gap.
- * Watchers without a filter at the same position share one formatted block. */
+ * drained. If the ring has moved on beyond its position meanwhile, it is told to resync and cut off: never a silent
+ * gap. Watchers without a filter at the same position share one formatted block. */
 #include "controller/api/api_watch.h"
 
 #include <errno.h>
@@ -16,10 +16,10 @@ struct watcher {
     struct list link;
     struct service *service;
     struct http_request *request;
-    uint64_t serial;    /* of the last event looked at */
-    uint64_t passed;    /* events a filter has passed over since the reader was last told an id */
-    int kind;           /* -1: all */
-    char *needles[2];   /* "object_id":"..." and "object_name":"..."; NULL: all */
+    uint64_t serial;  /* of the last event looked at */
+    uint64_t passed;  /* events a filter has passed over since the reader was last told an id */
+    int kind;         /* -1: all */
+    char *needles[2]; /* "object_id":"..." and "object_name":"..."; NULL: all */
 };
 
 /* A block of formatted events, shared by watchers without a filter. */
@@ -46,7 +46,9 @@ static void put_type(const struct state_event *event, struct bytes_writer *out)
 {
     static const char mark[] = "\"type\":\"";
     const char *at = memmem(event->json, event->json_size, mark, strlen(mark));
-    const char *end = at == NULL ? NULL : memchr(at + strlen(mark), '"', event->json_size - (size_t)(at - event->json) - strlen(mark));
+    const char *end =
+        at == NULL ? NULL
+                   : memchr(at + strlen(mark), '"', event->json_size - (size_t)(at - event->json) - strlen(mark));
     if (end == NULL)
         return;
     bytes_put_text(out, "event: ");
@@ -112,8 +114,9 @@ static void end_stream(struct watcher *watcher)
 
 static void cut_off(struct watcher *watcher)
 {
-    static const char text[] = "event: resync\ndata: {\"code\":\"resync\",\"detail\":\"events were dropped before you read "
-                               "them; read the lists again and watch from their X-Drover-Index\"}\n\n";
+    static const char text[] =
+        "event: resync\ndata: {\"code\":\"resync\",\"detail\":\"events were dropped before you read "
+        "them; read the lists again and watch from their X-Drover-Index\"}\n\n";
     watcher->service->api.metrics.watchers_cut++;
     http_stream_write(watcher->request, text, strlen(text));
     end_stream(watcher);
@@ -163,7 +166,7 @@ void api_watch_applied(struct api *api)
     if (list_empty(&api->watchers))
         return;
     LIST_FOREACH_SAFE(link, &api->watchers)
-        pump(LIST_ENTRY(link, struct watcher, link), &block);
+    pump(LIST_ENTRY(link, struct watcher, link), &block);
     bytes_writer_finish(&block.text);
 }
 
@@ -193,9 +196,10 @@ static int find_start(struct api_call *call, uint64_t *ret_serial, struct error 
         return 0;
     }
     if (!state_events_complete(state, after))
-        return error_set(err, -ESTALE, ERROR_GONE,
-                         "events after %llu are no longer held; read the lists again and watch from their X-Drover-Index",
-                         (unsigned long long)after);
+        return error_set(
+            err, -ESTALE, ERROR_GONE,
+            "events after %llu are no longer held; read the lists again and watch from their X-Drover-Index",
+            (unsigned long long)after);
     *ret_serial = state_event_after(state, after, &event) ? event.serial - 1 : state_events_serial(state);
     return 0;
 }
@@ -290,7 +294,8 @@ void api_watch(struct api_call *call)
 {
     struct error err;
     const char *accept = http_request_header(call->request, "Accept");
-    bool list = accept != NULL && strstr(accept, "application/json") != NULL && strstr(accept, "text/event-stream") == NULL;
+    bool list =
+        accept != NULL && strstr(accept, "application/json") != NULL && strstr(accept, "text/event-stream") == NULL;
     if (!list && call->service->api.watcher_count >= API_WATCHERS_MAX) {
         error_set(&err, -EBUSY, ERROR_OVERLOAD, "%u event streams are open here already; ask another controller",
                   API_WATCHERS_MAX);

@@ -1,11 +1,13 @@
-/* GET /v1/events: the replicated ring of events as Server-Sent Events, or as a JSON array for Accept: application/json.
+/* GET /v1/events: the replicated ring of events as Server-Sent Events, or as a JSON array for Accept:
+ * application/json.
  *
  *   id: 42                          index; ?after=42 or Last-Event-ID: 42 goes on after it
  *   event: updated                  struct event's type
  *   data: {"index":42,...}          struct event
  *
  * Events of one index come together and only the last one carries the id: a reader that resumes misses none of them.
- * Where the ring no longer holds what was asked for: 410 resync; within a stream an event `resync`, and the stream ends. */
+ * Where the ring no longer holds what was asked for: 410 resync; within a stream an event `resync`, and the stream
+ * ends. */
 #ifndef CONTROLLER_API_API_WATCH_H
 #define CONTROLLER_API_API_WATCH_H
 

@@ -105,9 +105,10 @@ static void fail(struct api_call *call, int status)
         api_call_retry(call, &err);
         return;
     case -EINPROGRESS:
-        error_set(&err, status, ERROR_UNKNOWN_OUTCOME,
-                  "the leader changed while the change was being agreed: it may or may not be made; look at the object, "
-                  "or ask again with an Idempotency-Key, which makes repeats harmless");
+        error_set(
+            &err, status, ERROR_UNKNOWN_OUTCOME,
+            "the leader changed while the change was being agreed: it may or may not be made; look at the object, "
+            "or ask again with an Idempotency-Key, which makes repeats harmless");
         if (call->key[0] != '\0') {
             api_call_retry(call, &err);
             return;
@@ -228,7 +229,8 @@ static void answer_dry_run(struct api_call *call, struct decision *decision)
     if (decision->summary[0] != '\0')
         http_headers_put(&headers, "X-Drover-Summary", decision->summary);
     bytes_put_u8(&headers, 0);
-    api_call_answer_json(call, decision->preview.size > 0 ? 200 : 204, (const char *)headers.data, &decision->preview);
+    api_call_answer_json(call, decision->preview.size > 0 ? 200 : 204, (const char *)headers.data,
+                         &decision->preview);
     bytes_writer_finish(&headers);
 }
 

@@ -1,5 +1,6 @@
-/* One-time permissions to attach to a VM's console, in the leader's memory: a WebSocket of a browser can carry no client
- * certificate dialog or header of ours, but a query parameter. Good for 30 s and one use; lost with the leader. */
+/* One-time permissions to attach to a VM's console, in the leader's memory: a WebSocket of a browser can carry no
+ * client certificate dialog or header of ours, but a query parameter. Good for 30 s and one use; lost with the
+ * leader. */
 #ifndef CONTROLLER_API_CONSOLE_TICKET_H
 #define CONTROLLER_API_CONSOLE_TICKET_H
 

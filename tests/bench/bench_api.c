@@ -2,8 +2,8 @@
  *
  *   bench_api ENDPOINT ADMIN_DIR CONNECTIONS SECONDS COUNT METHOD PATH [BODY]
  *
- * {c} in PATH and BODY stands for the connection's number, {n} for the request's. Ends after SECONDS or COUNT requests
- * (0 = no limit). Prints one line of JSON: requests, per_s, p50_us, p99_us, max_us, bytes, errors by status.
+ * {c} in PATH and BODY stands for the connection's number, {n} for the request's. Ends after SECONDS or COUNT
+ * requests (0 = no limit). Prints one line of JSON: requests, per_s, p50_us, p99_us, max_us, bytes, errors by status.
  * Driven by tests/bench/bench_api.py. */
 #include <signal.h>
 #include <stdio.h>
@@ -77,8 +77,8 @@ static void ask(struct client *client)
     expand(load->body, client->number, number, body, sizeof body);
     int n = snprintf(request, sizeof request, "%s %s HTTP/1.1\r\nHost: x\r\n", load->method, path);
     if (body[0] != '\0')
-        n += snprintf(request + n, sizeof request - (size_t)n, "Content-Type: application/json\r\nContent-Length: %zu\r\n",
-                      strlen(body));
+        n += snprintf(request + n, sizeof request - (size_t)n,
+                      "Content-Type: application/json\r\nContent-Length: %zu\r\n", strlen(body));
     n += snprintf(request + n, sizeof request - (size_t)n, "\r\n%s", body);
     tls_stream_write(client->stream, request, (size_t)n);
 }
@@ -168,9 +168,10 @@ static void print(struct load *load)
     qsort(load->samples_us, n, sizeof *load->samples_us, compare);
     printf("{\"requests\":%llu,\"per_s\":%.0f,\"p50_us\":%u,\"p99_us\":%u,\"max_us\":%u,\"bytes\":%llu,\"ok\":%llu,"
            "\"broken\":%llu,\"first_error\":%d}\n",
-           (unsigned long long)load->done, seconds > 0 ? (double)load->done / seconds : 0, n ? load->samples_us[n / 2] : 0,
-           n ? load->samples_us[n * 99 / 100] : 0, n ? load->samples_us[n - 1] : 0, (unsigned long long)load->bytes,
-           (unsigned long long)load->statuses[2], (unsigned long long)load->statuses[0], load->first_error);
+           (unsigned long long)load->done, seconds > 0 ? (double)load->done / seconds : 0,
+           n ? load->samples_us[n / 2] : 0, n ? load->samples_us[n * 99 / 100] : 0, n ? load->samples_us[n - 1] : 0,
+           (unsigned long long)load->bytes, (unsigned long long)load->statuses[2],
+           (unsigned long long)load->statuses[0], load->first_error);
 }
 
 int main(int argc, char **argv)

@@ -1,8 +1,10 @@
 /* Join tokens: round trip, and every cut or changed text is refused with words. */
+/* clang-format off */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+/* clang-format on */
 #include <string.h>
 
 #include "schema/join_token.h"

@@ -1,8 +1,10 @@
 /* Durations, filters, metrics text: the pure parts of the API. Whole requests: tests/process/test_api.py. */
+/* clang-format off */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+/* clang-format on */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,9 +19,10 @@ static void test_durations(void **unused)
     static const struct {
         const char *text;
         int ms; /* -1: refused */
-    } cases[] = {{"30s", 30000}, {"500ms", 500}, {"2m", 120000}, {"7", 7000},    {"0", 0},     {"300s", 300000},
-                 {"301s", -1},   {"6m", -1},     {"", -1},       {"s", -1},      {"-1", -1},   {"1.5s", -1},
-                 {"1 s", -1},    {"1h", -1},     {"99999999999999999999s", -1},  {"30sx", -1}, {"+3", -1}};
+    } cases[] = {{"30s", 30000},   {"500ms", 500}, {"2m", 120000}, {"7", 7000}, {"0", 0},
+                 {"300s", 300000}, {"301s", -1},   {"6m", -1},     {"", -1},    {"s", -1},
+                 {"-1", -1},       {"1.5s", -1},   {"1 s", -1},    {"1h", -1},  {"99999999999999999999s", -1},
+                 {"30sx", -1},     {"+3", -1}};
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
         uint32_t ms = 12345;
         int r = api_query_duration(cases[i].text, API_QUERY_WAIT_MS_MAX, &ms);
@@ -49,8 +52,8 @@ static void test_filters(void **unused)
     assert_string_equal(filter.conditions[2].label, "tier");
     assert_string_equal(filter.conditions[2].value, "a=b");
     assert_int_equal(__builtin_popcountll(filter.mask), 2);
-    static const char *const bad[] = {"state",       "=x",         "state=x and ", "stat=x", "labels=x", "disks=1",
-                                      "state=x and  and name=y", "state=x andname"};
+    static const char *const bad[] = {
+        "state", "=x", "state=x and ", "stat=x", "labels=x", "disks=1", "state=x and  and name=y", "state=x andname"};
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
         bool fine = i == ARRAY_SIZE(bad) - 1 || strcmp(bad[i], "state=x and ") == 0;
         if ((parse(bad[i], "", &filter, &err) == 0) != fine)

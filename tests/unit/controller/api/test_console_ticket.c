@@ -1,8 +1,10 @@
 /* Console tickets: one use, one VM, thirty seconds, a bounded number. */
+/* clang-format off */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+/* clang-format on */
 #include <stdio.h>
 #include <string.h>
 
