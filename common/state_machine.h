@@ -14,10 +14,10 @@
 #define STATE_BIT(state) (UINT32_C(1) << (state))
 
 struct state_machine_desc {
-    const char *noun;          /* "vm": the key in the log line, and "<noun>-state" its event name */
-    const char *const *names;  /* count of them */
-    const uint32_t *moves;     /* moves[from]: STATE_BIT of each state that may follow */
-    unsigned count;            /* <= STATE_MACHINE_STATES_MAX */
+    const char *noun;         /* "vm": the key in the log line, and "<noun>-state" its event name */
+    const char *const *names; /* count of them */
+    const uint32_t *moves;    /* moves[from]: STATE_BIT of each state that may follow */
+    unsigned count;           /* <= STATE_MACHINE_STATES_MAX */
 };
 
 struct state_machine {

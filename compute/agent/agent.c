@@ -1,8 +1,8 @@
 /* The agent: its start, its VMs against the orders, its end.
  *
- * Start: lock of the data directory, identity, what earlier agents left half removed, every VM directory (running VMMs
- * are adopted before the first report goes out), server, session. A VM directory that cannot be read is left alone and
- * told in the log; the controllers' order for it brings it back. */
+ * Start: lock of the data directory, identity, what earlier agents left half removed, every VM directory (running
+ * VMMs are adopted before the first report goes out), server, session. A VM directory that cannot be read is left
+ * alone and told in the log; the controllers' order for it brings it back. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -183,7 +183,8 @@ static int load_identity(struct agent *a, struct error *err)
     size_t size;
     int r = file_read(path, AGENT_JSON_BYTES_MAX, &text, &size, err);
     if (r == -ENOENT)
-        return error_set(err, r, ERROR_NOT_INITIALIZED, "%s belongs to no cluster yet; use drover-agent join", a->data_dir);
+        return error_set(err, r, ERROR_NOT_INITIALIZED, "%s belongs to no cluster yet; use drover-agent join",
+                         a->data_dir);
     if (r == 0)
         r = OBJECT_DECODE(node_identity, text, size, OBJECT_STORED, &a->identity, err);
     if (r == 0 && (a->identity.role != role_HOST || a->identity.controllers.count == 0))
@@ -227,7 +228,8 @@ static char *make_run_dir(const char *data_dir)
         return dir;
     free(dir);
     SHA256((const uint8_t *)data_dir, strlen(data_dir), hash);
-    return xasprintf("/run/drover-agent-%02x%02x%02x%02x%02x%02x", hash[0], hash[1], hash[2], hash[3], hash[4], hash[5]);
+    return xasprintf("/run/drover-agent-%02x%02x%02x%02x%02x%02x", hash[0], hash[1], hash[2], hash[3], hash[4],
+                     hash[5]);
 }
 
 static int make_places(struct agent *a, bool make_bridges, struct error *err)
@@ -236,7 +238,8 @@ static int make_places(struct agent *a, bool make_bridges, struct error *err)
     a->vms_dir = xasprintf("%s/vms", a->data_dir);
     a->run_dir = make_run_dir(a->data_dir);
     a->images_dir = xasprintf("%s/images", a->data_dir);
-    if ((r = file_make_directories(a->vms_dir, 0700, err)) < 0 || (r = file_make_directories(a->run_dir, 0700, err)) < 0)
+    if ((r = file_make_directories(a->vms_dir, 0700, err)) < 0 ||
+        (r = file_make_directories(a->run_dir, 0700, err)) < 0)
         return r;
     a->vm_context = (struct vm_context){
         .loop = a->loop,
@@ -253,7 +256,8 @@ static int start_parts(struct agent *a, const struct agent_options *options, str
 {
     int r;
     if ((r = lock_data_dir(a, err)) < 0 || (r = load_identity(a, err)) < 0 ||
-        (r = host_facts_read(a->data_dir, &a->facts, err)) < 0 || (r = make_places(a, options->make_bridges, err)) < 0 ||
+        (r = host_facts_read(a->data_dir, &a->facts, err)) < 0 ||
+        (r = make_places(a, options->make_bridges, err)) < 0 ||
         (r = http_client_create(a->loop, &a->http, err)) < 0 ||
         (r = image_cache_create(a->loop, a->images_dir, &a->images, err)) < 0)
         return r;

@@ -16,37 +16,37 @@
 #include "schema/objects.h"
 
 #define AGENT_VERSION "0.1.0"
-#define AGENT_PROGRESS_MS 1000   /* how often the progress of downloads is told */
+#define AGENT_PROGRESS_MS 1000 /* how often the progress of downloads is told */
 #define AGENT_JSON_BYTES_MAX (256 * 1024)
 
 struct http_server;
 
 /* Borrowed for the call of agent_start. */
 struct agent_options {
-    const char *data_dir;  /* absolute */
-    const char *vmm_path;  /* drover-vmm, absolute */
-    const char *listen;    /* NULL: the address of identity.json */
+    const char *data_dir; /* absolute */
+    const char *vmm_path; /* drover-vmm, absolute */
+    const char *listen;   /* NULL: the address of identity.json */
     bool make_bridges;
 };
 
 struct agent {
     uv_loop_t *loop;
     char *data_dir, *vms_dir, *run_dir, *images_dir, *vmm_path;
-    int lock_fd;             /* of the data directory: one agent at a time */
+    int lock_fd; /* of the data directory: one agent at a time */
     struct node_identity identity;
     struct host_facts facts; /* as of the last report */
     struct tls_context *tls;
     struct http_client *http;
     struct image_cache *images;
     struct vm_context vm_context;
-    struct map vms;          /* struct local_vm by id */
-    uint64_t generation;     /* lease generation of this host, as told */
-    bool ask_again;          /* an order had to wait: get all of them again when a VM has gone */
+    struct map vms;      /* struct local_vm by id */
+    uint64_t generation; /* lease generation of this host, as told */
+    bool ask_again;      /* an order had to wait: get all of them again when a VM has gone */
     struct session *session;
     struct http_server *server;
     struct list consoles;
     uv_timer_t progress;
-    unsigned closing;        /* things that still end */
+    unsigned closing; /* things that still end */
     bool stopping;
     void (*stopped)(void *arg);
     void *stopped_arg;

@@ -1,5 +1,5 @@
-/* Joining: the token names the controllers and the fingerprint of their CA; the newcomer makes its key here, and it never
- * leaves this host. */
+/* Joining: the token names the controllers and the fingerprint of their CA; the newcomer makes its key here, and it
+ * never leaves this host. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -68,8 +68,8 @@ static int ask_controller(const char *controller, struct tls_context *tls, const
     return r;
 }
 
-static int ask_cluster(const struct join_token *token, const struct bytes_writer *body, struct join_answer *ret_answer,
-                       struct error *err)
+static int ask_cluster(const struct join_token *token, const struct bytes_writer *body,
+                       struct join_answer *ret_answer, struct error *err)
 {
     const struct tls_identity identity = {.ca_sha256_hex = token->ca_sha256};
     struct tls_context *tls;

@@ -11,7 +11,7 @@ struct agent_join_options {
     const char *data_dir; /* absolute; made where it is missing */
     const char *address;  /* where the agent will answer: host:port, or a host alone for port AGENT_PORT */
     const char *name;
-    const char *token;    /* schema/join_token.h */
+    const char *token; /* schema/join_token.h */
 };
 
 /* Ask the cluster for a certificate and write identity.json, ca.pem, cert.pem and key.pem. Blocking. A directory that

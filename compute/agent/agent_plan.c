@@ -1,6 +1,6 @@
 /* The agent's decisions; see agent_plan.h. */
-#include "common/map.h"
 #include "compute/agent/agent_plan.h"
+#include "common/map.h"
 
 bool agent_plan_answer_ok(const struct node_orders *orders, uint64_t known_generation)
 {

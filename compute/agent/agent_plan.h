@@ -22,13 +22,13 @@ struct plan_have {
 };
 
 enum plan_change_kind {
-    PLAN_ACCEPT,  /* the order is new: obey it */
-    PLAN_KEEP,    /* it is the one we have: it holds still */
-    PLAN_REFUSE,  /* it is older than the one we have */
-    PLAN_LATER,   /* it is new, but the VM's files are just going away: ask for it again afterwards */
-    PLAN_FORGET,  /* the VM is no longer ours: end it and remove what is left */
-    PLAN_DROP,    /* the controllers know that it is deleted: drop the memory of it */
-    PLAN_ORPHAN,  /* not spoken of: left exactly as it is */
+    PLAN_ACCEPT, /* the order is new: obey it */
+    PLAN_KEEP,   /* it is the one we have: it holds still */
+    PLAN_REFUSE, /* it is older than the one we have */
+    PLAN_LATER,  /* it is new, but the VM's files are just going away: ask for it again afterwards */
+    PLAN_FORGET, /* the VM is no longer ours: end it and remove what is left */
+    PLAN_DROP,   /* the controllers know that it is deleted: drop the memory of it */
+    PLAN_ORPHAN, /* not spoken of: left exactly as it is */
 };
 
 struct plan_change {
@@ -49,52 +49,52 @@ size_t agent_plan_orders(const struct plan_have *have, size_t have_count, const 
 
 /* ---- one VM ---- */
 
-enum plan_end { /* how the last attempt to have the VM as wanted came out, under the present order */
-    PLAN_END_NONE,         /* nothing has ended */
-    PLAN_END_CLEAN,        /* the guest powered off by itself */
-    PLAN_END_BROKEN,       /* it ran, and its VMM ended badly */
-    PLAN_END_NOT_STARTED,  /* it could not be started; another time it may work */
-    PLAN_END_IMPOSSIBLE,   /* it cannot be started with this order, however often it is tried */
+enum plan_end {                  /* how the last attempt to have the VM as wanted came out, under the present order */
+                PLAN_END_NONE,   /* nothing has ended */
+                PLAN_END_CLEAN,  /* the guest powered off by itself */
+                PLAN_END_BROKEN, /* it ran, and its VMM ended badly */
+                PLAN_END_NOT_STARTED, /* it could not be started; another time it may work */
+                PLAN_END_IMPOSSIBLE,  /* it cannot be started with this order, however often it is tried */
 };
 
 struct plan_vm {
     enum vm_wanted wanted;
-    bool forgotten;               /* the controllers say that it is not ours: as wanted = deleted */
+    bool forgotten; /* the controllers say that it is not ours: as wanted = deleted */
     enum restart_policy restart;
-    bool confirmed;               /* the controllers gave this order to this process, not only to one before it */
-    bool reboot;                  /* a reboot is asked for and not yet carried out */
-    bool gone;                    /* nothing of it is left */
+    bool confirmed; /* the controllers gave this order to this process, not only to one before it */
+    bool reboot;    /* a reboot is asked for and not yet carried out */
+    bool gone;      /* nothing of it is left */
 
-    bool process;                 /* a VMM of this VM lives */
-    bool process_old;             /* it runs under a lower epoch than the order's */
-    bool process_answers;         /* its control socket has answered at least once */
-    bool process_paused;          /* as of the last answer */
-    bool start_overdue;           /* we started it and it should have answered by now */
-    bool stop_asked;              /* it was asked to stop */
-    bool stop_overdue;            /* and did not, or could not be asked */
+    bool process;         /* a VMM of this VM lives */
+    bool process_old;     /* it runs under a lower epoch than the order's */
+    bool process_answers; /* its control socket has answered at least once */
+    bool process_paused;  /* as of the last answer */
+    bool start_overdue;   /* we started it and it should have answered by now */
+    bool stop_asked;      /* it was asked to stop */
+    bool stop_overdue;    /* and did not, or could not be asked */
     bool kill_sent;
 
-    bool prepared;                /* images, disks and taps are there */
+    bool prepared; /* images, disks and taps are there */
     enum plan_end end;
-    bool backoff_over;            /* the time to wait before the next attempt has passed */
+    bool backoff_over; /* the time to wait before the next attempt has passed */
 };
 
 enum plan_step {
-    PLAN_REST,          /* as wanted; nothing to do */
-    PLAN_REST_OFF,      /* the same, and it is off because the guest powered off */
-    PLAN_REST_FAILED,   /* not as wanted, and nothing more is tried under this order */
-    PLAN_REST_GONE,     /* nothing of it is left */
+    PLAN_REST,             /* as wanted; nothing to do */
+    PLAN_REST_OFF,         /* the same, and it is off because the guest powered off */
+    PLAN_REST_FAILED,      /* not as wanted, and nothing more is tried under this order */
+    PLAN_REST_GONE,        /* nothing of it is left */
     PLAN_REST_UNCONFIRMED, /* it should run, but only the controllers can say whether it is ours still */
-    PLAN_WAIT_BACKOFF,  /* it will be tried again when the time has come */
-    PLAN_WAIT_END,      /* the VMM is on its way out */
-    PLAN_WAIT_ANSWER,   /* ask the control socket until it answers */
+    PLAN_WAIT_BACKOFF,     /* it will be tried again when the time has come */
+    PLAN_WAIT_END,         /* the VMM is on its way out */
+    PLAN_WAIT_ANSWER,      /* ask the control socket until it answers */
     PLAN_PREPARE,
     PLAN_START,
     PLAN_PAUSE,
     PLAN_RESUME,
-    PLAN_STOP,          /* ask it to end */
+    PLAN_STOP, /* ask it to end */
     PLAN_KILL,
-    PLAN_REMOVE,        /* remove everything */
+    PLAN_REMOVE, /* remove everything */
     PLAN_STEP_COUNT
 };
 

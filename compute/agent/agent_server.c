@@ -79,7 +79,8 @@ static void handle_metrics(struct agent *a, struct http_request *request)
     put_host_metrics(a, &out);
     put_metric_head(&out, "drover_vm_cpu_seconds_total", "counter", "Processor time of the VM's VMM and its vCPUs.");
     put_vm_metric(a, &out, "drover_vm_cpu_seconds_total", put_cpu);
-    put_metric_head(&out, "drover_vm_resident_bytes", "gauge", "Resident memory of the VM's VMM, guest memory included.");
+    put_metric_head(&out, "drover_vm_resident_bytes", "gauge",
+                    "Resident memory of the VM's VMM, guest memory included.");
     put_vm_metric(a, &out, "drover_vm_resident_bytes", put_rss);
     put_metric_head(&out, "drover_vm_running", "gauge", "1 while the VM runs.");
     put_vm_metric(a, &out, "drover_vm_running", put_running);
@@ -125,7 +126,8 @@ static void handle(struct http_request *request, void *arg)
     bool is_console;
     struct local_vm *vm = console_vm(a, request->path, &is_console);
     if (!is_controller(a, request))
-        error_set(&err, -EACCES, ERROR_FORBIDDEN, "only controllers of this cluster may talk to its agents; ask a controller");
+        error_set(&err, -EACCES, ERROR_FORBIDDEN,
+                  "only controllers of this cluster may talk to its agents; ask a controller");
     else if (request->method != HTTP_GET)
         error_set(&err, -EINVAL, ERROR_METHOD, "there is nothing here but GET");
     else if (is_console)

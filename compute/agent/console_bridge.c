@@ -1,12 +1,13 @@
 /* Console bridge.
  *
- *   1. connect to the VMM's control socket, ask for the console     failure or no 101 in time: the request is answered
+ *   1. connect to the VMM's control socket, ask for the console     failure or no 101 in time: the request is
+ * answered
  *   2. 101 came: accept the WebSocket                                 502, or with what the VMM said
  *   3. bytes both ways; the slower side pauses the faster one
  *   4. either side ends: the other is ended, the bridge goes
  *
- * The bridge lives until both sides are gone: the stream is gone once tls_stream_close was called, the request once it
- * was answered or upgraded, the WebSocket once on_close has come. */
+ * The bridge lives until both sides are gone: the stream is gone once tls_stream_close was called, the request once
+ * it was answered or upgraded, the WebSocket once on_close has come. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,14 +19,15 @@
 
 struct console_bridge {
     struct list link;
-    struct http_request *request; /* until it is answered or upgraded */
-    struct websocket *websocket;  /* after that */
-    struct tls_stream *stream;    /* to the VMM */
+    struct http_request *request;   /* until it is answered or upgraded */
+    struct websocket *websocket;    /* after that */
+    struct tls_stream *stream;      /* to the VMM */
     char head[HTTP_HEAD_BYTES_MAX]; /* of the VMM's answer */
     size_t head_size, head_scanned;
 };
 
-static const char ask[] = "GET /v1/vm/console HTTP/1.1\r\nHost: vmm\r\nConnection: Upgrade\r\nUpgrade: drover-console\r\n\r\n";
+static const char ask[] =
+    "GET /v1/vm/console HTTP/1.1\r\nHost: vmm\r\nConnection: Upgrade\r\nUpgrade: drover-console\r\n\r\n";
 
 static void bridge_maybe_finish(struct console_bridge *b)
 {
@@ -213,7 +215,7 @@ void console_bridge_start(struct http_request *request, const char *control_path
     CLEANUP_FREE char *endpoint = xasprintf("unix:%s", control_path);
     unsigned count = 0;
     LIST_FOREACH(link, consoles)
-        count++;
+    count++;
     if (count >= CONSOLE_BRIDGE_COUNT_MAX) {
         error_set(&err, -EBUSY, ERROR_OVERLOAD, "%u consoles are open on this host; close some", count);
         http_respond_error(request, &err);
@@ -234,7 +236,8 @@ void console_bridge_start(struct http_request *request, const char *control_path
 
 void console_bridge_close_all(struct list *consoles)
 {
-    LIST_FOREACH_SAFE(link, consoles) {
+    LIST_FOREACH_SAFE(link, consoles)
+    {
         struct console_bridge *b = LIST_ENTRY(link, struct console_bridge, link);
         if (b->websocket != NULL)
             websocket_abort(b->websocket); /* on_close follows */

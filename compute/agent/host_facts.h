@@ -10,8 +10,8 @@ struct host_facts {
     uint64_t memory_bytes; /* MemTotal */
     uint64_t disk_bytes;   /* size of the file system that holds the data directory: does not change as it fills */
     uint64_t disk_free_bytes;
-    char boot_id[40];      /* /proc/sys/kernel/random/boot_id */
-    char kvm[8];           /* "vmx", "svm", "other", or "none": /dev/kvm cannot be opened */
+    char boot_id[40]; /* /proc/sys/kernel/random/boot_id */
+    char kvm[8];      /* "vmx", "svm", "other", or "none": /dev/kvm cannot be opened */
 };
 
 /* <0: not even the boot id can be read; what else cannot be found out is 0 or "none". */

@@ -1,8 +1,8 @@
 /* Image cache: one worker for each checksum that is fetched, any number of waiters; see image_cache.h for the steps.
  *
- * A fetch is queued -> active (its worker runs) -> gone. Its struct belongs to the worker between uv_queue_work and the
- * after-callback, but for `waits` (loop thread only) and the three atomics (both). A fetch whose last waiter has left
- * is told to stop; if another waiter came before it did, it is begun anew. */
+ * A fetch is queued -> active (its worker runs) -> gone. Its struct belongs to the worker between uv_queue_work and
+ * the after-callback, but for `waits` (loop thread only) and the three atomics (both). A fetch whose last waiter has
+ * left is told to stop; if another waiter came before it did, it is begun anew. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -53,7 +53,7 @@ struct fetch {
 };
 
 struct image_wait {
-    struct list link; /* in fetch->waits or cache->cancelled */
+    struct list link;    /* in fetch->waits or cache->cancelled */
     struct fetch *fetch; /* NULL: cancelled */
     image_cache_done done;
     void *arg;
@@ -157,16 +157,18 @@ static int fetch_check(struct fetch *f)
     char hex[2 * EVP_MAX_MD_SIZE + 1] = "";
     uint64_t done = atomic_load(&f->done_bytes);
     if (f->artifact.size_bytes != 0 && done != f->artifact.size_bytes)
-        return error_set(&f->err, -EBADMSG, ERROR_CHECKSUM, "image %s: it has %llu bytes, and not the %llu given for it",
-                         f->artifact.url, (unsigned long long)done, (unsigned long long)f->artifact.size_bytes);
+        return error_set(&f->err, -EBADMSG, ERROR_CHECKSUM,
+                         "image %s: it has %llu bytes, and not the %llu given for it", f->artifact.url,
+                         (unsigned long long)done, (unsigned long long)f->artifact.size_bytes);
     if (EVP_DigestFinal_ex(f->hash, digest, &size) != 1)
         return fetch_fail(f, -EIO, ERROR_INTERNAL, "cannot hash it");
     for (unsigned i = 0; i < size; i++)
         snprintf(hex + 2 * i, 3, "%02x", digest[i]);
     if (strcmp(hex, f->artifact.sha256) != 0)
-        return error_set(&f->err, -EBADMSG, ERROR_CHECKSUM,
-                         "image %s: its SHA-256 is %s, and not the %s given for it; correct the image or its checksum",
-                         f->artifact.url, hex, f->artifact.sha256);
+        return error_set(
+            &f->err, -EBADMSG, ERROR_CHECKSUM,
+            "image %s: its SHA-256 is %s, and not the %s given for it; correct the image or its checksum",
+            f->artifact.url, hex, f->artifact.sha256);
     return 0;
 }
 
@@ -191,7 +193,8 @@ static void fetch_work(uv_work_t *work)
     if (f->hash == NULL || EVP_DigestInit_ex(f->hash, EVP_sha256(), NULL) != 1)
         f->status = fetch_fail(f, -ENOMEM, ERROR_INTERNAL, "cannot hash it");
     else
-        f->status = strncmp(f->artifact.url, FILE_SCHEME, strlen(FILE_SCHEME)) == 0 ? fetch_copy(f) : fetch_download(f);
+        f->status =
+            strncmp(f->artifact.url, FILE_SCHEME, strlen(FILE_SCHEME)) == 0 ? fetch_copy(f) : fetch_download(f);
     if (f->status == 0)
         f->status = fetch_check(f);
     if (f->status == 0)
@@ -238,7 +241,8 @@ static void fetch_after(uv_work_t *work, int uv_status)
     struct error err = f->err;
     CLEANUP_FREE char *path = xstrdup(f->final_path);
     fetch_destroy(f);
-    LIST_FOREACH_SAFE(link, &waits) {
+    LIST_FOREACH_SAFE(link, &waits)
+    {
         struct image_wait *wait = LIST_ENTRY(link, struct image_wait, link);
         list_remove(link);
         wait->done(status, &err, status == 0 ? path : NULL, wait->arg);
@@ -269,7 +273,8 @@ static void cache_tell(uv_async_t *async)
     error_set(&err, -ECANCELED, ERROR_CANCELLED, "the image is not waited for any more");
     list_init(&waits);
     list_take(&waits, &cache->cancelled);
-    LIST_FOREACH_SAFE(link, &waits) {
+    LIST_FOREACH_SAFE(link, &waits)
+    {
         struct image_wait *wait = LIST_ENTRY(link, struct image_wait, link);
         list_remove(link);
         wait->done(-ECANCELED, &err, NULL, wait->arg);

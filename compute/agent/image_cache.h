@@ -9,8 +9,8 @@
  *        wrong checksum or size                       -> done(-EBADMSG), ERROR_CHECKSUM
  *   3. fsync, rename, fsync of the directory -> done(0) to every waiter
  *
- * A file under its final name was checked when it was written and is not hashed again. Nothing is ever removed from the
- * cache here. All but the worker runs on the loop's thread. */
+ * A file under its final name was checked when it was written and is not hashed again. Nothing is ever removed from
+ * the cache here. All but the worker runs on the loop's thread. */
 #ifndef COMPUTE_AGENT_IMAGE_CACHE_H
 #define COMPUTE_AGENT_IMAGE_CACHE_H
 
@@ -21,8 +21,8 @@
 #include "common/error.h"
 #include "schema/objects.h"
 
-#define IMAGE_CACHE_FETCHES_MAX 2   /* at once: each holds a thread of the loop's pool; the others wait their turn */
-#define IMAGE_CACHE_IDLE_MS 30000   /* silence of a server after which a download fails */
+#define IMAGE_CACHE_FETCHES_MAX 2 /* at once: each holds a thread of the loop's pool; the others wait their turn */
+#define IMAGE_CACHE_IDLE_MS 30000 /* silence of a server after which a download fails */
 #define IMAGE_CACHE_PATH_BYTES_MAX 4096
 
 struct image_cache;

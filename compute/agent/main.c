@@ -47,27 +47,56 @@ static int usage(const char *text)
 /* 0; 1: all is said, end with *ret_status. */
 static int parse_options(int argc, char **argv, struct options *o, int *ret_status)
 {
-    enum { OPT_DATA = 'd', OPT_ADDRESS = 'a', OPT_NAME = 'n', OPT_TOKEN = 't', OPT_VMM = 'v', OPT_LISTEN = 'l',
-           OPT_BRIDGE = 'b', OPT_LOG = 'g', OPT_HELP = 'h', OPT_VERSION = 'V' };
+    enum {
+        OPT_DATA = 'd',
+        OPT_ADDRESS = 'a',
+        OPT_NAME = 'n',
+        OPT_TOKEN = 't',
+        OPT_VMM = 'v',
+        OPT_LISTEN = 'l',
+        OPT_BRIDGE = 'b',
+        OPT_LOG = 'g',
+        OPT_HELP = 'h',
+        OPT_VERSION = 'V'
+    };
     static const struct option names[] = {
-        {"data", required_argument, NULL, OPT_DATA},     {"address", required_argument, NULL, OPT_ADDRESS},
-        {"name", required_argument, NULL, OPT_NAME},     {"token", required_argument, NULL, OPT_TOKEN},
-        {"vmm", required_argument, NULL, OPT_VMM},       {"listen", required_argument, NULL, OPT_LISTEN},
-        {"bridge-create", no_argument, NULL, OPT_BRIDGE}, {"log-level", required_argument, NULL, OPT_LOG},
-        {"help", no_argument, NULL, OPT_HELP},           {"version", no_argument, NULL, OPT_VERSION},
+        {"data", required_argument, NULL, OPT_DATA},
+        {"address", required_argument, NULL, OPT_ADDRESS},
+        {"name", required_argument, NULL, OPT_NAME},
+        {"token", required_argument, NULL, OPT_TOKEN},
+        {"vmm", required_argument, NULL, OPT_VMM},
+        {"listen", required_argument, NULL, OPT_LISTEN},
+        {"bridge-create", no_argument, NULL, OPT_BRIDGE},
+        {"log-level", required_argument, NULL, OPT_LOG},
+        {"help", no_argument, NULL, OPT_HELP},
+        {"version", no_argument, NULL, OPT_VERSION},
         {NULL, 0, NULL, 0},
     };
     enum log_level level;
     int option;
     while ((option = getopt_long(argc, argv, "", names, NULL)) >= 0) {
         switch (option) {
-        case OPT_DATA: o->data = optarg; break;
-        case OPT_ADDRESS: o->address = optarg; break;
-        case OPT_NAME: o->name = optarg; break;
-        case OPT_TOKEN: o->token = optarg; break;
-        case OPT_VMM: o->vmm = optarg; break;
-        case OPT_LISTEN: o->listen = optarg; break;
-        case OPT_BRIDGE: o->make_bridges = true; break;
+        case OPT_DATA:
+            o->data = optarg;
+            break;
+        case OPT_ADDRESS:
+            o->address = optarg;
+            break;
+        case OPT_NAME:
+            o->name = optarg;
+            break;
+        case OPT_TOKEN:
+            o->token = optarg;
+            break;
+        case OPT_VMM:
+            o->vmm = optarg;
+            break;
+        case OPT_LISTEN:
+            o->listen = optarg;
+            break;
+        case OPT_BRIDGE:
+            o->make_bridges = true;
+            break;
         case OPT_LOG:
             if (log_parse_level(optarg, &level) < 0) {
                 *ret_status = usage("--log-level is error, warning, info or debug");
@@ -188,7 +217,8 @@ int main(int argc, char **argv)
     struct options options = {.data = NULL};
     int status;
     signal(SIGPIPE, SIG_IGN);
-    /* fetches and copies of disks wait on disks and networks, and each holds a thread; set before the first is used */
+    /* fetches and copies of disks wait on disks and networks, and each holds a thread; set before the first is used
+     */
     setenv("UV_THREADPOOL_SIZE", "8", 0);
     if (parse_options(argc, argv, &options, &status) != 0)
         return status;

@@ -4,9 +4,9 @@
  *                         |--failure--> RESTING (backoff, next controller)
  *                         '--poke: taken back--> RESTING (0 ms)
  *
- * RESTING: the timer runs, its end sends. CALLING: there is a call; the timer runs only when a poke has come, and its end
- * takes the call back. A call is left SESSION_EVERY_MS of time before it is taken back, doubled for each one in a row
- * that was, so that the controllers can always answer however fast things change here. */
+ * RESTING: the timer runs, its end sends. CALLING: there is a call; the timer runs only when a poke has come, and its
+ * end takes the call back. A call is left SESSION_EVERY_MS of time before it is taken back, doubled for each one in a
+ * row that was, so that the controllers can always answer however fast things change here. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,14 +18,14 @@ struct session {
     struct session_options options; /* its pointers to texts are not used after the start */
     char *peer_prefix;
     struct string_list controllers;
-    size_t at;                      /* which of them is asked */
-    struct http_call *call;         /* CALLING */
+    size_t at;              /* which of them is asked */
+    struct http_call *call; /* CALLING */
     uv_timer_t timer;
-    uint64_t have_index;            /* of the last answer obeyed */
-    uint64_t asked_index;           /* have_index of the report under way */
+    uint64_t have_index;  /* of the last answer obeyed */
+    uint64_t asked_index; /* have_index of the report under way */
     uint64_t sent_ms;
-    unsigned failures;              /* in a row */
-    unsigned taken_back_count;      /* in a row */
+    unsigned failures;         /* in a row */
+    unsigned taken_back_count; /* in a row */
     bool poked, taken_back;
     struct session_counters counters;
     bool stopping, timer_closed;
@@ -105,7 +105,8 @@ static int take_answer(struct session *s, const struct http_answer *answer, stru
     if (answer->error != 0)
         return error_set(err, answer->error, answer->problem.kind, "%s", answer->problem.text);
     if (answer->status != 200)
-        return error_set(err, -EPROTO, answer->problem.kind, "it answered %d: %s", answer->status, answer->problem.text);
+        return error_set(err, -EPROTO, answer->problem.kind, "it answered %d: %s", answer->status,
+                         answer->problem.text);
     int r = OBJECT_DECODE(node_orders, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &orders, err);
     if (r < 0)
         return r;

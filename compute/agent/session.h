@@ -16,13 +16,13 @@
 #include "common/http_client.h"
 #include "schema/objects.h"
 
-#define SESSION_WAIT_MS 20000       /* asked of the controller */
-#define SESSION_GRACE_MS 8000       /* beyond what was asked: then the controller is taken for dead */
+#define SESSION_WAIT_MS 20000 /* asked of the controller */
+#define SESSION_GRACE_MS 8000 /* beyond what was asked: then the controller is taken for dead */
 #define SESSION_BACKOFF_MS_MIN 100
 #define SESSION_BACKOFF_MS_MAX 2000
-#define SESSION_EVERY_MS 20         /* no two reports closer together */
+#define SESSION_EVERY_MS 20           /* no two reports closer together */
 #define SESSION_PATIENCE_DOUBLINGS 5u /* of SESSION_EVERY_MS, before a report is taken back */
-#define SESSION_IDLE_MS 500         /* pause after an answer that came early and said nothing new */
+#define SESSION_IDLE_MS 500           /* pause after an answer that came early and said nothing new */
 
 struct session;
 
@@ -30,7 +30,7 @@ struct session_options {
     uv_loop_t *loop;
     struct http_client *http;
     struct tls_context *tls;
-    const char *peer_prefix;              /* identity that the controllers must have; copied */
+    const char *peer_prefix;               /* identity that the controllers must have; copied */
     const struct string_list *controllers; /* "host:port"; copied */
     /* Fill *report (zeroed before) but have_index and wait_ms. */
     void (*put_report)(struct node_report *report, void *arg);

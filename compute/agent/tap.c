@@ -53,10 +53,11 @@ static int bridge_check(int control, const char *bridge, bool make, struct error
     if (if_nametoindex(bridge) != 0)
         return 0;
     if (!make)
-        return error_set(err, -ENODEV, ERROR_NOT_FOUND,
-                         "this host has no bridge %s; make it (ip link add %s type bridge; ip link set %s up), or start the "
-                         "agent with --bridge-create",
-                         bridge, bridge, bridge);
+        return error_set(
+            err, -ENODEV, ERROR_NOT_FOUND,
+            "this host has no bridge %s; make it (ip link add %s type bridge; ip link set %s up), or start the "
+            "agent with --bridge-create",
+            bridge, bridge, bridge);
     if (ioctl(control, SIOCBRADDBR, bridge) < 0 && errno != EEXIST)
         return error_errno(err, -errno, "cannot make bridge %s", bridge);
     r = interface_up(control, bridge);

@@ -69,7 +69,7 @@ struct local_vm {
     const struct vm_context *context;
     struct agent_vm file; /* vm.json, the order in it */
     struct state_machine machine;
-    bool unsaved;         /* `file` has changed since it was written */
+    bool unsaved; /* `file` has changed since it was written */
     char control_path[VM_FILES_CONTROL_PATH_SIZE];
     char name[64]; /* for the log: the order's own text may be replaced */
     char id[37];
@@ -103,7 +103,7 @@ struct local_vm {
     void *closed_arg;
 };
 
-static const char *const state_names[] = {"pending", "starting", "running", "paused",
+static const char *const state_names[] = {"pending",  "starting", "running", "paused",
                                           "stopping", "stopped",  "failed",  "deleted"};
 STATIC_ASSERT(ARRAY_SIZE(state_names) == vm_state_COUNT, "a name for each state");
 #define TO(state) STATE_BIT(vm_state_##state)
@@ -328,8 +328,8 @@ static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *i
     vm->ask_pause_ms = ASK_SOON_MS;
 }
 
-/* Does a VMM live that we do not know of? 1: now we do; 0: none; -EAGAIN: something holds the lock and cannot be named
- * yet (it is just being started, or just ending): look again. */
+/* Does a VMM live that we do not know of? 1: now we do; 0: none; -EAGAIN: something holds the lock and cannot be
+ * named yet (it is just being started, or just ending): look again. */
 static int vm_adopt(struct local_vm *vm, struct error *err)
 {
     CLEANUP_FREE char *lock_path = vm_files_path(&vm->context->places, vm->id, "vmm.lock");
@@ -449,8 +449,8 @@ static void vm_on_told(const struct http_answer *answer, void *arg)
     }
     bool ok = answer->error == 0 && answer->status / 100 == 2;
     if (!ok && vm->process)
-        log_warning("vm-control", "vm=%s wanted=%s status=%d error=\"%s\"", vm->name, vmm_state_desc.names[vm->telling],
-                    answer->status, answer->problem.text);
+        log_warning("vm-control", "vm=%s wanted=%s status=%d error=\"%s\"", vm->name,
+                    vmm_state_desc.names[vm->telling], answer->status, answer->problem.text);
     if (vm->telling == vmm_state_STOPPED) {
         vm->stop_failed = !ok;
     } else if (ok) {
@@ -574,12 +574,12 @@ static void vm_prepare(struct local_vm *vm)
 {
     const struct vm_order *order = &vm->file.order;
     const struct artifact *images[] = {&order->kernel, &order->initrd, &order->disk};
-    static const char *const steps[] = {"fetching the kernel", "fetching the initial RAM disk", "fetching the disk image"};
+    static const char *const steps[] = {"fetching the kernel", "fetching the initial RAM disk",
+                                        "fetching the disk image"};
     for (size_t i = 0; i < ARRAY_SIZE(images); i++) {
         char path[IMAGE_CACHE_PATH_BYTES_MAX];
         struct error err = {.code = 0};
-        if (images[i]->sha256 == NULL ||
-            image_cache_find(vm->context->images, images[i], path, sizeof(path)) == 0)
+        if (images[i]->sha256 == NULL || image_cache_find(vm->context->images, images[i], path, sizeof(path)) == 0)
             continue;
         vm_progress(vm, steps[i]);
         if (image_cache_get(vm->context->images, images[i], vm_on_image, vm, &vm->wait, &err) == 0)
@@ -682,7 +682,7 @@ static void vm_wait_backoff(struct local_vm *vm)
 
 static void vm_stop(struct local_vm *vm)
 {
-    const char *why = vm->forgotten                                 ? "it is not this host's any more"
+    const char *why = vm->forgotten                                ? "it is not this host's any more"
                       : vm->file.order.wanted == vm_wanted_STOPPED ? "it is wanted stopped"
                       : vm->file.order.wanted == vm_wanted_DELETED ? "it is wanted deleted"
                                                                    : "it is to be started anew";

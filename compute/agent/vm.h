@@ -17,21 +17,21 @@
 #include "compute/agent/vmm_process.h"
 #include "schema/objects.h"
 
-#define VM_START_MS 20000       /* from the start of a VMM to its first answer */
-#define VM_STOP_MS 15000        /* from asking a VMM to end to SIGKILL */
-#define VM_CONTROL_MS 3000      /* one request to a VMM */
-#define VM_ASK_MS 5000          /* how often a VMM that runs is asked how it is */
-#define VM_RETRY_MS 1000        /* after a request to a VMM, or a removal, that failed */
-#define VM_BACKOFF_MS_MIN 1000  /* before a VM that ended badly is started again; doubled each time */
+#define VM_START_MS 20000      /* from the start of a VMM to its first answer */
+#define VM_STOP_MS 15000       /* from asking a VMM to end to SIGKILL */
+#define VM_CONTROL_MS 3000     /* one request to a VMM */
+#define VM_ASK_MS 5000         /* how often a VMM that runs is asked how it is */
+#define VM_RETRY_MS 1000       /* after a request to a VMM, or a removal, that failed */
+#define VM_BACKOFF_MS_MIN 1000 /* before a VM that ended badly is started again; doubled each time */
 #define VM_BACKOFF_MS_MAX 60000
-#define VM_STEADY_MS 60000      /* a VM that ran so long begins at VM_BACKOFF_MS_MIN again */
+#define VM_STEADY_MS 60000 /* a VM that ran so long begins at VM_BACKOFF_MS_MIN again */
 
 struct local_vm;
 
 /* What all VMs of a host share; whoever made it outlives them. */
 struct vm_context {
     uv_loop_t *loop;
-    struct http_client *http;    /* to control sockets */
+    struct http_client *http; /* to control sockets */
     struct image_cache *images;
     struct vm_places places;
     const char *vmm_path, *boot_id;

@@ -38,7 +38,8 @@ int vm_files_control_path(const struct vm_places *places, const char *vm_id, cha
     int length = snprintf(buffer, VM_FILES_CONTROL_PATH_SIZE, "%s/%s.sock", places->run_dir, digits);
     if (length < 0 || length >= VM_FILES_CONTROL_PATH_SIZE)
         return error_set(err, -ENAMETOOLONG, ERROR_INVALID,
-                         "the control socket's path in %s would be longer than 107 bytes; give a shorter --data", places->run_dir);
+                         "the control socket's path in %s would be longer than 107 bytes; give a shorter --data",
+                         places->run_dir);
     return 0;
 }
 
@@ -207,8 +208,8 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
     if (disks_made && access(path, F_OK) < 0)
         return error_errno(err, -errno, "disk %s was made once and is missing now: %s", disk->name, path);
     if (disk->image && order->disk.sha256 == NULL)
-        return error_set(err, -EFBIG, ERROR_INVALID, "disk %s begins as a copy of the image's disk, and the image has none",
-                         disk->name);
+        return error_set(err, -EFBIG, ERROR_INVALID,
+                         "disk %s begins as a copy of the image's disk, and the image has none", disk->name);
     if (disk->image)
         image = xasprintf("%s/%s", places->images_dir, order->disk.sha256);
     int r = disk_file_make(path, disk->size_bytes, image, err);
@@ -284,7 +285,8 @@ void vm_files_remove_leftovers(const struct vm_places *places)
     while (d != NULL && (entry = readdir(d)) != NULL) {
         const char *dot = strrchr(entry->d_name, '.');
         struct error err = {.code = 0};
-        if (dot != NULL && strcmp(dot, VM_FILES_GONE) == 0 && file_remove_tree(places->vms_dir, entry->d_name, &err) < 0)
+        if (dot != NULL && strcmp(dot, VM_FILES_GONE) == 0 &&
+            file_remove_tree(places->vms_dir, entry->d_name, &err) < 0)
             log_warning("vm-leftovers", "what=%s error=\"%s, ignoring\"", entry->d_name, err.text);
     }
     if (d != NULL)

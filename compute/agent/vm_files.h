@@ -25,8 +25,8 @@
 /* Where the VMs of a host are. Borrowed strings; whoever holds this outlives them all. */
 struct vm_places {
     const char *vms_dir, *run_dir, *images_dir; /* absolute */
-    uid_t owner;       /* of taps: the user that the VMMs run as */
-    bool make_bridges; /* a missing bridge is made */
+    uid_t owner;                                /* of taps: the user that the VMMs run as */
+    bool make_bridges;                          /* a missing bridge is made */
 };
 
 /* <vms>/<id>/<leaf>; @leaf "" = the directory itself. The caller frees. */
@@ -48,7 +48,8 @@ const char *vm_files_last_error(const struct vm_places *places, const char *vm_i
 
 /* Disks and taps of @order; images are there already. @disks_made: they were made once, so a missing one is an error.
  * -EBADMSG, -EFBIG: cannot succeed with this order. */
-int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, bool disks_made, struct error *err);
+int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, bool disks_made,
+                     struct error *err);
 /* Taps, control socket, directory. -EAGAIN: a VMM holds the VM. */
 int vm_files_remove(const struct vm_places *places, const char *vm_id, struct error *err);
 /* Finish what removals of a killed agent left, for all of <vms>. Errors are logged, ignoring. */

@@ -106,7 +106,8 @@ static bool start_ticks(pid_t pid, uint64_t *ret_ticks)
     return stat_read(path, text, sizeof(text)) && stat_field(text, 22, ret_ticks);
 }
 
-/* Digits of @value at the end of what @out points to; for the child, where snprintf is not allowed (signal-safety(7)). */
+/* Digits of @value at the end of what @out points to; for the child, where snprintf is not allowed
+ * (signal-safety(7)). */
 static char *put_number(char *out, uint64_t value)
 {
     char digits[24];
@@ -184,8 +185,8 @@ static int pidfd_open_cloexec(pid_t pid)
     return fd < 0 ? -errno : fd;
 }
 
-int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct vmm_process_id *ret_id, int *ret_pidfd,
-                      struct error *err)
+int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct vmm_process_id *ret_id,
+                      int *ret_pidfd, struct error *err)
 {
     char *argv[] = {(char *)spawn->program, (char *)"--config", (char *)spawn->config_path, NULL};
     CLEANUP(close_fd) int log_fd = log_open(spawn->log_path);
@@ -258,7 +259,8 @@ int vmm_process_reap(pid_t pid, int *ret_wait_status)
 const char *vmm_process_end_text(int wait_status, char *buffer, size_t size)
 {
     if (WIFSIGNALED(wait_status))
-        snprintf(buffer, size, "was ended by signal %d (%s)", WTERMSIG(wait_status), strsignal(WTERMSIG(wait_status)));
+        snprintf(buffer, size, "was ended by signal %d (%s)", WTERMSIG(wait_status),
+                 strsignal(WTERMSIG(wait_status)));
     else
         snprintf(buffer, size, "ended with status %d", WEXITSTATUS(wait_status));
     return buffer;

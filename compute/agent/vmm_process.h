@@ -14,8 +14,8 @@
  *
  *   One at most: a VMM exists only from step 3 on, and then holds L until it has ended, by whatever cause; step 2
  *   cannot succeed before. None lost: at start the agent looks at L of every VM directory. Free: no VMM, whatever
- *   any file says. Held: one lives, or is between 3 and 5, and the file names it (between 3 and 4 not yet: look again).
- *   The pid alone is never believed: its start time and the boot id have to match.
+ *   any file says. Held: one lives, or is between 3 and 5, and the file names it (between 3 and 4 not yet: look
+ * again). The pid alone is never believed: its start time and the boot id have to match.
  *
  * vmm.lock is removed only with L held, together with the VM's directory. The VMM must keep descriptor 3 open.
  *
@@ -28,7 +28,7 @@
 #include "common/base.h"
 #include "common/error.h"
 
-#define VMM_PROCESS_LOCK_FD 3 /* in the VMM: holds L, not to be closed */
+#define VMM_PROCESS_LOCK_FD 3                   /* in the VMM: holds L, not to be closed */
 #define VMM_PROCESS_LOG_BYTES_MAX (1024 * 1024) /* of vmm.log at a start; beyond, it begins anew */
 #define VMM_PROCESS_EXEC_FAILED 127
 
@@ -41,9 +41,9 @@ struct vmm_process_id {
 
 /* Paths are absolute; all borrowed for the call. */
 struct vmm_process_spawn {
-    const char *program;     /* drover-vmm */
+    const char *program; /* drover-vmm */
     const char *config_path;
-    const char *log_path;    /* its standard output and error are appended here */
+    const char *log_path; /* its standard output and error are appended here */
     const char *boot_id;
     uint64_t epoch;
 };
@@ -54,8 +54,8 @@ int vmm_process_lock(const char *lock_path, int *ret_fd, struct error *err);
  * written yet, look again in some milliseconds; other negative errno. */
 int vmm_process_look(const char *lock_path, struct vmm_process_id *ret_id, struct error *err);
 /* Steps 3 to 5. @lock_fd stays the caller's, to be closed. @ret_pidfd is the caller's. */
-int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct vmm_process_id *ret_id, int *ret_pidfd,
-                      struct error *err);
+int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct vmm_process_id *ret_id,
+                      int *ret_pidfd, struct error *err);
 /* A pidfd of the process that @id names and no other: -ESRCH where it has gone, or its number is another's now. */
 int vmm_process_open(const struct vmm_process_id *id, const char *boot_id, int *ret_pidfd);
 /* -ESRCH: it has ended. */

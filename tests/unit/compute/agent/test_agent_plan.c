@@ -1,8 +1,8 @@
 /* The agent's decisions as tables: which orders count, and the next step for one VM. */
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <cmocka.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -18,11 +18,11 @@ struct order_row { /* what the host knows, and what the answer says, of VM A */
     const char *what;
     uint64_t known_epoch, known_generation, known_index;
     bool removing, gone;
-    bool told;           /* the answer has an order */
+    bool told; /* the answer has an order */
     uint64_t epoch, generation;
-    bool other_policy;   /* a field other than the numbers differs */
+    bool other_policy; /* a field other than the numbers differs */
     bool forget;
-    uint64_t index;      /* of the answer */
+    uint64_t index; /* of the answer */
     enum plan_change_kind expected;
 };
 
@@ -154,7 +154,8 @@ static const struct {
     {"runs, wanted stopped", {.wanted = vm_wanted_STOPPED, ALIVE}, PLAN_STOP},
     {"asked to stop", {.wanted = vm_wanted_STOPPED, ALIVE, .stop_asked = true}, PLAN_WAIT_END},
     {"did not stop", {.wanted = vm_wanted_STOPPED, ALIVE, .stop_asked = true, .stop_overdue = true}, PLAN_KILL},
-    {"killed", {.wanted = vm_wanted_STOPPED, ALIVE, .stop_asked = true, .stop_overdue = true, .kill_sent = true},
+    {"killed",
+     {.wanted = vm_wanted_STOPPED, ALIVE, .stop_asked = true, .stop_overdue = true, .kill_sent = true},
      PLAN_WAIT_END},
     {"off as wanted", {.wanted = vm_wanted_STOPPED}, PLAN_REST},
     {"asked to stop, then wanted again: it still ends first", {RUN, ALIVE, .stop_asked = true}, PLAN_WAIT_END},
@@ -174,15 +175,14 @@ static const struct {
     {"powered off", {RUN, .end = PLAN_END_CLEAN, .backoff_over = true}, PLAN_REST_OFF},
     {"powered off, always", {RUN_BY(ALWAYS), .end = PLAN_END_CLEAN}, PLAN_WAIT_BACKOFF},
     {"powered off, always, later",
-     {RUN_BY(ALWAYS), .end = PLAN_END_CLEAN, .backoff_over = true, .prepared = true}, PLAN_START},
+     {RUN_BY(ALWAYS), .end = PLAN_END_CLEAN, .backoff_over = true, .prepared = true},
+     PLAN_START},
     {"broken", {RUN, .end = PLAN_END_BROKEN}, PLAN_WAIT_BACKOFF},
     {"broken, later", {RUN, .end = PLAN_END_BROKEN, .backoff_over = true}, PLAN_PREPARE},
-    {"broken, never", {RUN_BY(NEVER), .end = PLAN_END_BROKEN, .backoff_over = true},
-     PLAN_REST_FAILED},
+    {"broken, never", {RUN_BY(NEVER), .end = PLAN_END_BROKEN, .backoff_over = true}, PLAN_REST_FAILED},
     {"not started", {RUN, .end = PLAN_END_NOT_STARTED}, PLAN_WAIT_BACKOFF},
     {"not started, never", {RUN_BY(NEVER), .end = PLAN_END_NOT_STARTED}, PLAN_REST_FAILED},
-    {"impossible", {RUN_BY(ALWAYS), .end = PLAN_END_IMPOSSIBLE, .backoff_over = true},
-     PLAN_REST_FAILED},
+    {"impossible", {RUN_BY(ALWAYS), .end = PLAN_END_IMPOSSIBLE, .backoff_over = true}, PLAN_REST_FAILED},
     {"broken, wanted stopped", {.wanted = vm_wanted_STOPPED, .end = PLAN_END_BROKEN}, PLAN_REST},
 
     {"known from a file only", {.wanted = vm_wanted_RUNNING, .prepared = true}, PLAN_REST_UNCONFIRMED},
@@ -246,10 +246,8 @@ static void test_every_combination(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_order),
-        cmocka_unit_test(test_new_and_doubled_orders),
-        cmocka_unit_test(test_lease_generation),
-        cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_one_order),         cmocka_unit_test(test_new_and_doubled_orders),
+        cmocka_unit_test(test_lease_generation),  cmocka_unit_test(test_steps),
         cmocka_unit_test(test_every_combination),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,11 +1,11 @@
 /* Image cache on file:// sources: one fetch for many waiters, wrong checksums and sizes, cancelling, leftovers.
  * THREADED: the fetches run in the loop's pool. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -233,10 +233,14 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T(test_many_waiters_one_fetch), T(test_wrong_checksum),
-        T(test_wrong_size),             T(test_missing_source),
-        T(test_cancel),                 T(test_last_waiter_cancels_and_another_comes),
-        T(test_close_ends_a_fetch),        T(test_leftovers_are_removed_at_start),
+        T(test_many_waiters_one_fetch),
+        T(test_wrong_checksum),
+        T(test_wrong_size),
+        T(test_missing_source),
+        T(test_cancel),
+        T(test_last_waiter_cancels_and_another_comes),
+        T(test_close_ends_a_fetch),
+        T(test_leftovers_are_removed_at_start),
     };
     log_set_level(LOG_LEVEL_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);

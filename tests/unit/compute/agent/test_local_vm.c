@@ -1,13 +1,13 @@
-/* The machine of one VM on a real loop, with a shell script in the VMM's place and its control socket served by the test:
- * start, stop, delete, adoption after the agent's end, stale names, epochs, failures.
- * THREADED: disks and images are made in the loop's pool. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
+/* The machine of one VM on a real loop, with a shell script in the VMM's place and its control socket served by the
+ * test: start, stop, delete, adoption after the agent's end, stale names, epochs, failures. THREADED: disks and
+ * images are made in the loop's pool. */
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -34,7 +34,7 @@ struct fixture {
     struct image_cache *cache;
     struct http_server *server; /* the VMM's control socket */
     struct local_vm *vm;
-    uint64_t epoch;             /* that the VMM says it runs under */
+    uint64_t epoch; /* that the VMM says it runs under */
     bool paused;
     unsigned stops, changes, closed;
 };
@@ -191,7 +191,8 @@ static void start_server(struct fixture *f)
 
 /* ---- orders ---- */
 
-static void fill_order(struct fixture *f, struct vm_order *order, uint32_t wanted, uint64_t epoch, uint64_t generation)
+static void fill_order(struct fixture *f, struct vm_order *order, uint32_t wanted, uint64_t epoch,
+                       uint64_t generation)
 {
     CLEANUP_FREE char *url = xasprintf("file://%s", f->kernel);
     *order = (struct vm_order){.epoch = 0};
@@ -313,7 +314,8 @@ static void test_agent_ends_and_comes_back(void **state)
     close_vm(f);
     assert_int_equal(kill(pid, 0), 0);
     assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
-    assert_int_equal(vm_state_of(f->vm), vm_state_RUNNING); /* from the first moment: for the guest nothing has changed */
+    assert_int_equal(vm_state_of(f->vm),
+                     vm_state_RUNNING); /* from the first moment: for the guest nothing has changed */
     while (vm_control_path(f->vm) == NULL)
         uv_run(&f->loop, UV_RUN_ONCE);
     assert_int_equal(vmm_pid(f), pid);

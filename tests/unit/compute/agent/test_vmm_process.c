@@ -1,13 +1,13 @@
-/* VMM processes with a shell script in a VMM's place: the lock outlives the starter, a second one cannot be started, and a
- * pid is only believed with its start time and boot. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
+/* VMM processes with a shell script in a VMM's place: the lock outlives the starter, a second one cannot be started,
+ * and a pid is only believed with its start time and boot. */
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -127,8 +127,8 @@ static void test_lock_without_a_name(void **state)
     struct fixture *f = *state;
     struct vmm_process_id seen;
     int lock_fd;
-    static const char *const texts[] = {"", "1", "12 34", "12 34 " BOOT, "12 34 " BOOT " 5", "0 34 " BOOT " 5\n",
-                                        "-4 34 " BOOT " 5\n", "x y z\n"};
+    static const char *const texts[] = {
+        "", "1", "12 34", "12 34 " BOOT, "12 34 " BOOT " 5", "0 34 " BOOT " 5\n", "-4 34 " BOOT " 5\n", "x y z\n"};
     assert_int_equal(vmm_process_lock(f->lock, &lock_fd, NULL), 0);
     for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
         assert_int_equal(ftruncate(lock_fd, 0), 0);
