@@ -1,9 +1,10 @@
 /* State machine: legal moves are made, a move to the same state is none, and an illegal one ends the process. */
-#include <cmocka.h>
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
+#include <signal.h>
 #include <sys/wait.h>
 
 #include "common/log.h"

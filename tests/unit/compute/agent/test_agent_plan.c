@@ -1,8 +1,9 @@
 /* The agent's decisions as tables: which orders count, and the next step for one VM. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
 #include <stdio.h>
 #include <string.h>
 

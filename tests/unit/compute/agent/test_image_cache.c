@@ -1,11 +1,12 @@
 /* Image cache on file:// sources: one fetch for many waiters, wrong checksums and sizes, cancelling, leftovers.
  * THREADED: the fetches run in the loop's pool. */
-#include <cmocka.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>

@@ -1,13 +1,14 @@
 /* The machine of one VM on a real loop, with a shell script in the VMM's place and its control socket served by the
  * test: start, stop, delete, adoption after the agent's end, stale names, epochs, failures. THREADED: disks and
  * images are made in the loop's pool. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>

@@ -1,13 +1,14 @@
 /* VMM processes with a shell script in a VMM's place: the lock outlives the starter, a second one cannot be started,
  * and a pid is only believed with its start time and boot. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
