@@ -53,7 +53,8 @@ struct pci_ops {
     /* An access to BAR @bar: @offset within it, @size 1, 2, 4 or 8 (8 only for memory). */
     uint64_t (*bar_read)(struct pci_device *, unsigned bar, uint64_t offset, unsigned size);
     void (*bar_write)(struct pci_device *, unsigned bar, uint64_t offset, unsigned size, uint64_t value);
-    /* BAR @bar answers at its `address` from now on (@mapped), or no longer: place or take away doorbells there */
+    /* BAR @bar answers at its `address` from now on (@mapped), or is about to leave it: place or take away doorbells
+     * there. NULL: none. */
     void (*bar_mapped)(struct pci_device *, unsigned bar, bool mapped);
     /* Before config space is read, to refresh bytes in `config` that a register stands behind. NULL: none. */
     void (*config_read)(struct pci_device *, unsigned offset, unsigned size);
