@@ -208,8 +208,8 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
     state_edit_end(a->state, record, changed ? a->index : record->common->revision);
     apply_answer(a, record);
     if (changed) {
-        apply_event(a, event_type_UPDATED, record, "VM %s: %s", record->common->name,
-                    operation_kind_desc.docs[command->operation.kind]);
+        apply_event(a, event_type_UPDATED, record, command->reboot ? "VM %s is to reboot" : "VM %s is wanted %s",
+                    record->common->name, vm_wanted_desc.names[command->wanted]);
         state_host_orders_changed(a->state, record->vm->host, a->index);
     }
     operation_begin(a, &command->operation, record, record->vm->generation);

@@ -285,6 +285,8 @@ static void send_report(struct sim_agent *agent)
     bytes_put_u8(&json, 0);
     message.text = (char *)json.data;
     agent->sent_us = sim_local_us(&cluster->sim, &agent->actor);
+    if (!world_of(agent)->scripted && sim_chance(&cluster->sim, 300))
+        agent->controller++; /* a proxy between, or a changed list */
     struct sim_node *node = &cluster->nodes[1 + agent->controller % cluster->node_count];
     sim_world_send(cluster, &agent->actor, &node->actor, &message, sim_fsm_deliver);
     OBJECT_CLEAR(node_report, &report);

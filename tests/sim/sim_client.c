@@ -165,7 +165,7 @@ static void create_one(struct sim_client *client)
     char name[WORLD_NAME_BYTES], body[200];
     snprintf(name, sizeof name, "vm-%u-%u", client->actor.id, world_of(client)->vm_count);
     snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":%llu}", name,
-             (unsigned long long)(sim_between(sim, 100, 400) << 20));
+             (unsigned long long)(sim_between(sim, 100, 600) << 20));
     sim_client_ask(client, ROUTE_ID_vm_create, name, body, NULL);
 }
 

@@ -59,6 +59,8 @@ static void client_next(struct sim *sim, struct sim_event *event)
     unsigned commands = !light && sim_chance(sim, 100) ? SIM_GROUP_COMMANDS_MAX : (unsigned)sim_between(sim, 1, 3);
     struct sim_node *node = &cluster->nodes[sim_between(sim, 1, cluster->node_count)];
 
+    if (light && sim_cluster_leader(cluster) != NULL)
+        node = sim_cluster_leader(cluster);
     if (sim_node_leads(node))
         sim_node_load(node, commands);
     if (sim_chance(sim, 300) && sim_node_leads(node))

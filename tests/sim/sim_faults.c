@@ -8,6 +8,7 @@ static const struct sim_scenario scenarios[] = {
     {"snapshots", SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK, 12, 4, 400, 0, 900, "snapshots all the time, written slowly"},
     {"metadata", SIM_FAULT_ALL, 64, 16, 40, 30, 1500, "term and vote cannot always be written"},
     {"full-disk", SIM_FAULT_FULL_DISK | SIM_FAULT_CRASH | SIM_FAULT_PARTITION, 64, 16, 40, 0, 1500, "disks fill up"},
+    {"hosts", SIM_FAULT_CLASS | SIM_FAULT_LOSS, 64, 16, 40, 0, 500, "only the machine class's own faults"},
     {"quiet", 0, 64, 16, 40, 0, 0, "no faults at all"},
 };
 

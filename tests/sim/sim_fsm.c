@@ -134,6 +134,19 @@ void sim_world_tell(struct sim_cluster *cluster, const char *format, ...)
 
 /* ---- the machine ---- */
 
+/* The same for reports, which node_sync would leave out before apply can. */
+static void believe_all(const struct process *process, struct object_list *seen)
+{
+    if (!process->node->cluster->mutations.world.believe_all_reports)
+        return;
+    for (size_t i = 0; i < seen->count; i++) {
+        struct vm_seen *vm = (struct vm_seen *)seen->items + i;
+        const struct record *record = state_get(process->state, object_kind_VM, vm->id);
+        vm->epoch = record != NULL ? record->vm->epoch : vm->epoch;
+        vm->generation = record != NULL ? record->vm->generation : vm->generation;
+    }
+}
+
 /* Take a rule out by changing the command that it is about, the same on every controller. */
 static bool mutate(const struct process *process, struct command_message *message)
 {
@@ -144,13 +157,7 @@ static bool mutate(const struct process *process, struct command_message *messag
         return true;
     }
     if (broken->believe_all_reports && message->desc->number == COMMAND_seen) {
-        struct command_seen *seen = message->payload;
-        for (size_t i = 0; i < seen->vms.count; i++) {
-            struct vm_seen *vm = (struct vm_seen *)seen->vms.items + i;
-            const struct record *record = state_get(process->state, object_kind_VM, vm->id);
-            vm->epoch = record != NULL ? record->vm->epoch : vm->epoch;
-            vm->generation = record != NULL ? record->vm->generation : vm->generation;
-        }
+        believe_all(process, &((struct command_seen *)message->payload)->vms);
         return true;
     }
     if (broken->unreachable_is_lost && message->desc->number == COMMAND_vm_place) {
@@ -202,6 +209,7 @@ static void crash_now(struct sim *sim UNUSED, struct sim_event *event)
 {
     struct sim_node *node = event->data;
     sim_world_tell(node->cluster, "controller %u is killed", node->actor.id);
+    ((struct sim_world *)node->cluster->world)->dying = 0;
     sim_node_crash(node, "killed by the script");
 }
 
@@ -226,6 +234,7 @@ static void fsm_class_apply(void *ctx, uint64_t index, const void *entry, size_t
         check_started(process);
         if (world->crash_after != 0 && message.desc != NULL && message.desc->number == world->crash_after && sim_node_leads(process->node)) {
             world->crash_after = 0;
+            world->dying = process->node->actor.id;
             sim_after(&cluster->sim, 0, crash_now, NULL, process->node);
         }
     }
@@ -354,7 +363,8 @@ static void answer(struct call *call, const struct world_message *given)
     memcpy(message.key, call->message->key, sizeof message.key);
     message.kind = call->message->kind == WORLD_REQUEST ? WORLD_ANSWER : WORLD_ORDERS;
     sim_deliver_fn deliver = message.kind == WORLD_ANSWER ? sim_client_deliver : sim_agent_deliver;
-    if (call_alive(call))
+    const struct sim_world *world = call->node->cluster->world;
+    if (call_alive(call) && world->dying != call->node->actor.id)
         sim_world_send(call->node->cluster, &call->node->actor, call->from, &message, deliver);
     call_free(call);
 }
@@ -480,6 +490,7 @@ static void report_ready(void *arg, int status)
     process->heard_ms[call->from->id - WORLD_AGENT_ID] = local_ms(call->node);
     wall_clock(call->node, now);
     ASSERT(OBJECT_DECODE(node_report, call->message->text, strlen(call->message->text), OBJECT_CREATE, &report, NULL) == 0);
+    believe_all(process, &report.vms);
     int rc = node_sync_changes(process->state, now, &report, &command, &err);
     OBJECT_CLEAR(node_report, &report);
     if (rc < 0) {
@@ -686,7 +697,7 @@ static void fsm_class_fault(struct sim_cluster *cluster)
         return;
     default:
         sim_network_isolate(&cluster->network, agent->actor.id, true, true);
-        sim_after(sim, sim_between(sim, SIM_SECOND, 15 * SIM_SECOND), mend_agent, NULL, agent);
+        sim_after(sim, sim_between(sim, SIM_SECOND, 20 * SIM_SECOND), mend_agent, NULL, agent);
         return;
     }
     sim_after(sim, sim_between(sim, 100 * SIM_MS, 15 * SIM_SECOND), agent_again, NULL, agent);
@@ -704,14 +715,16 @@ static void fsm_class_heal(struct sim_cluster *cluster)
 
 /* ---- the end ---- */
 
-static void check_vm_at_rest(struct sim_cluster *cluster, const struct vm *vm)
+static void check_vm_at_rest(struct sim_cluster *cluster, const struct state *state, const struct vm *vm)
 {
     static const enum vm_state reached[] = {[vm_wanted_RUNNING] = vm_state_RUNNING, [vm_wanted_PAUSED] = vm_state_PAUSED,
                                             [vm_wanted_STOPPED] = vm_state_STOPPED, [vm_wanted_DELETED] = vm_state_DELETED};
     struct sim_world *world = cluster->world;
     const struct world_vm *known = sim_world_vm(world, vm->name);
     bool by_itself = vm->seen_generation == vm->generation && (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED);
-    bool waits = vm->host == NULL && vm->placement != NULL && strncmp(vm->placement, "no host fits", 12) == 0;
+    struct placement placement = {0};
+    bool waits = vm->host == NULL && decide_placement(state, vm, &placement, NULL) == 0 && placement.host == NULL;
+    OBJECT_CLEAR(placement, &placement);
     if (known == NULL || (!known->exists && known->id[0] != '\0'))
         sim_violation(&cluster->sim, "VM %s is there, but nobody wants it", vm->name);
     else if (known->exists && !known->uncertain && vm->wanted != known->wanted)
@@ -747,7 +760,7 @@ static void check_at_rest(struct sim_cluster *cluster, const struct state *state
 {
     struct sim_world *world = cluster->world;
     for (size_t i = 0; i < state_count(state, object_kind_VM); i++)
-        check_vm_at_rest(cluster, state_at(state, object_kind_VM, i)->vm);
+        check_vm_at_rest(cluster, state, state_at(state, object_kind_VM, i)->vm);
     for (unsigned i = 0; i < world->vm_count; i++)
         if (world->vms[i].exists && state_get(state, object_kind_VM, world->vms[i].id) == NULL)
             sim_violation(&cluster->sim, "VM %s was acknowledged and is gone", world->vms[i].name);

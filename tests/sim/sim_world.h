@@ -138,6 +138,7 @@ struct sim_world {
     FILE *story;                   /* where what happens is told (scripts); NULL = nowhere */
     bool scripted;
     enum command crash_after;      /* scripts: the leader dies when it has applied such a command; 0 = never */
+    unsigned dying;                /* the controller that is about to be killed so: it answers nobody any more */
     uint64_t story_term;
     struct sim_script *script;
 };
