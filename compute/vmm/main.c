@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 
+#include "common/file.h"
 #include "common/log.h"
 #include "compute/vmm/control.h"
 #include "compute/vmm/machine.h"
@@ -135,6 +136,7 @@ struct program {
     struct control *control;
     int signal_fd, log_fd;
     struct io_handler *signal_handler;
+    char failure[401]; /* why the machine failed; as long as vmm_exit.reason may be */
 };
 
 static void on_signal(void *arg, uint32_t events)
@@ -207,11 +209,32 @@ static int program_run(struct program *p)
     while (!machine_has_ended(&p->machine))
         io_loop_run_once(p->loop, -1);
     int status = statuses[p->machine.end];
-    if (p->machine.end == MACHINE_END_FAILURE)
+    if (p->machine.end == MACHINE_END_FAILURE) {
         log_error("machine-failed", "vm=%s why=\"%s\"", p->config.name, p->machine.failure);
+        snprintf(p->failure, sizeof(p->failure), "%.400s", p->machine.failure);
+    }
     control_destroy(p->control);
     machine_finish(&p->machine);
     return status;
+}
+
+/* For an agent that is not our parent any more and so cannot wait for us (vmm_exit of schema/objects.def). */
+static void exit_write(const struct program *p, int status)
+{
+    struct vmm_exit word = {0};
+    struct bytes_writer text = {0};
+    struct error err = {0};
+    if (p->config.exit_path == NULL)
+        return;
+    OBJECT_SET(vmm_exit, &word, status, (uint32_t)status);
+    OBJECT_SET(vmm_exit, &word, pid, (uint64_t)getpid());
+    if (p->failure[0] != '\0')
+        OBJECT_TEXT(vmm_exit, &word, reason, p->failure);
+    OBJECT_ENCODE(vmm_exit, &word, &text);
+    if (file_write_atomic(p->config.exit_path, text.data, text.size, 0600, &err) < 0)
+        report("exit-not-written", &err);
+    bytes_writer_finish(&text);
+    OBJECT_CLEAR(vmm_exit, &word);
 }
 
 int main(int argc, char **argv)
@@ -232,10 +255,13 @@ int main(int argc, char **argv)
     }
     console_init(&p->console, p->loop);
     int status = STATUS_ERROR;
-    if (program_start(p, &err) < 0)
+    if (program_start(p, &err) < 0) {
         report("start-failed", &err);
-    else
+        snprintf(p->failure, sizeof(p->failure), "%.400s", err.text);
+    } else {
         status = program_run(p);
+    }
+    exit_write(p, status);
     console_finish(&p->console);
     io_loop_remove(p->loop, p->signal_handler);
     io_loop_destroy(p->loop);

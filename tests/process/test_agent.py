@@ -176,6 +176,16 @@ def test_powered_off_guest_stays_off(cluster):
     assert len(ticks(cluster, vm_id)) == 2
 
 
+def test_guest_powers_off_while_the_agent_is_away(cluster):
+    vm_id = create(cluster, 'web1', cmdline='halt=40')
+    wait_ticking(cluster, vm_id)
+    cluster.agent(1).program.kill9()
+    wait_until(lambda: not vmm_of(cluster, vm_id), 30, 'the guest has powered off')
+    cluster.agent(1).program.restart()
+    cluster.wait_vm('web1', 'stopped', 30)      # by the word that its VMM left behind
+    assert cluster.vm('web1')['restarts'] == 0 and len(ticks(cluster, vm_id)) == 1
+
+
 def test_host_power_failure(cluster):
     vm_id = create(cluster, 'web1')
     wait_ticking(cluster, vm_id)
