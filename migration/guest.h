@@ -21,7 +21,8 @@ struct guest;
 struct guest_ops {
     /* Fill @regions, ascending by gpa; returns how many. They never change. */
     size_t (*regions)(struct guest *, struct guest_region regions[GUEST_REGIONS_MAX]);
-    /* From now on keep note of written pages, by the guest or its devices. What the first fetch gives may be every page. */
+    /* From now on keep note of written pages, by the guest or its devices. What the first fetch gives may be every
+     * page. */
     int (*dirty_start)(struct guest *, struct error *err);
     /* OR into @bitmap one bit per page of region @region (rounded up to whole uint64_t) that was written since the
      * last fetch, and begin anew. A page copied after the fetch that named it is as it was at that time or later. */
@@ -30,8 +31,8 @@ struct guest_ops {
     /* vCPUs stand still, I/O in flight is finished: neither memory nor state changes until resume. */
     int (*pause)(struct guest *, struct error *err);
     int (*resume)(struct guest *, struct error *err);
-    /* While paused. Save may write guest memory (fetch the dirty log once more afterwards). Load into a machine of the
-     * same description that has not run. */
+    /* While paused. Save may write guest memory (fetch the dirty log once more afterwards). Load into a machine of
+     * the same description that has not run. */
     int (*state_save)(struct guest *, struct bytes_writer *out, struct error *err);
     int (*state_load)(struct guest *, struct bytes_reader *in, struct error *err);
 };

@@ -153,19 +153,19 @@ static size_t fadt_put(struct bytes_writer *out, uint64_t facs, uint64_t dsdt)
     bytes_put_u8(out, 2);
     bytes_put_u8(out, 0);
     bytes_put_u8(out, 4);
-    put_zeros(out, 4); /* GPE0, GPE1 lengths, GPE1 base, C-state control */
+    put_zeros(out, 4);         /* GPE0, GPE1 lengths, GPE1 base, C-state control */
     bytes_put_u16(out, 0xfff); /* C2 and C3 latencies: not there */
     bytes_put_u16(out, 0xfff);
-    put_zeros(out, 8); /* cache flush, duty, alarms */
+    put_zeros(out, 8);       /* cache flush, duty, alarms */
     bytes_put_u8(out, 0x32); /* century byte of the clock */
     bytes_put_u16(out, BOOT_ARCH_LEGACY | BOOT_ARCH_NO_VGA);
     bytes_put_u8(out, 0);
-    bytes_put_u32(out, FADT_WBINVD | FADT_PROC_C1 | FADT_SLEEP_BUTTON_ABSENT | FADT_TIMER_32_BIT |
-                           FADT_RESET_REGISTER);
+    bytes_put_u32(out,
+                  FADT_WBINVD | FADT_PROC_C1 | FADT_SLEEP_BUTTON_ABSENT | FADT_TIMER_32_BIT | FADT_RESET_REGISTER);
     put_port_gas(out, PC1_PORT_RESET, 8);
     bytes_put_u8(out, 6); /* value that resets */
     put_zeros(out, 2);
-    bytes_put_u8(out, 5); /* minor version */
+    bytes_put_u8(out, 5);  /* minor version */
     bytes_put_u64(out, 0); /* X_FIRMWARE_CTRL: the 32-bit field holds it; both at once is not allowed */
     bytes_put_u64(out, dsdt);
     put_port_gas(out, PC1_PORT_PM, 32);
@@ -212,9 +212,9 @@ static size_t madt_put(struct bytes_writer *out, unsigned vcpus)
     bytes_put_u8(out, 0);
     bytes_put_u32(out, (uint32_t)PC1_IOAPIC);
     bytes_put_u32(out, 0);
-    madt_override(out, 0, 2, 0);                /* the timer is wired to pin 2 */
+    madt_override(out, 0, 2, 0);                       /* the timer is wired to pin 2 */
     madt_override(out, PC1_IRQ_SCI, PC1_IRQ_SCI, 0xd); /* level, active high */
-    bytes_put_u8(out, 4); /* local APIC NMI: LINT1 of all processors */
+    bytes_put_u8(out, 4);                              /* local APIC NMI: LINT1 of all processors */
     bytes_put_u8(out, 6);
     bytes_put_u8(out, 0xff);
     bytes_put_u16(out, 0);

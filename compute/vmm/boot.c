@@ -51,7 +51,8 @@ int boot_copy(struct guest_memory *m, uint64_t gpa, const struct boot_image *ima
     uint8_t *to = memory_at(m, gpa, memory_size);
     if (!to || gpa < PC1_HIGH_START || gpa >= MEMORY_HOLE_START)
         return error_set(err, -ENOMEM, ERROR_INVALID,
-                         "the image wants %" PRIu64 " bytes at %#" PRIx64 ", where the VM has no free memory; give it more",
+                         "the image wants %" PRIu64 " bytes at %#" PRIx64
+                         ", where the VM has no free memory; give it more",
                          memory_size, gpa);
     if (size > memory_size || !boot_image_read(image, offset, to, size))
         return error_set(err, -EINVAL, ERROR_INVALID, "the image is cut short: %" PRIu64 " bytes at offset %" PRIu64,
@@ -83,9 +84,9 @@ int boot_initrd_load(struct guest_memory *m, const struct boot_image *initrd, ui
     uint64_t end = MIN(m->regions[0].size, highest + 1);
     uint64_t start = initrd->size < end ? (end - initrd->size) & ~(uint64_t)(MEMORY_PAGE_BYTES - 1) : 0;
     if (start < lowest)
-        return error_set_field(err, -ENOMEM, ERROR_INVALID, "/memory_bytes",
-                               "the initrd of %" PRIu64 " bytes does not fit above the kernel; give the VM more memory",
-                               initrd->size);
+        return error_set_field(
+            err, -ENOMEM, ERROR_INVALID, "/memory_bytes",
+            "the initrd of %" PRIu64 " bytes does not fit above the kernel; give the VM more memory", initrd->size);
     int code = boot_copy(m, start, initrd, 0, initrd->size, initrd->size, err);
     if (code == 0)
         *ret_address = start;
@@ -98,7 +99,8 @@ int boot_cmdline_write(struct guest_memory *m, const char *cmdline, uint64_t max
     max = MIN(max, BOOT_CMDLINE_MAX);
     if (size > max)
         return error_set_field(err, -E2BIG, ERROR_INVALID, "/cmdline",
-                               "the kernel command line has %" PRIu64 " bytes; this kernel takes %" PRIu64, size, max);
+                               "the kernel command line has %" PRIu64 " bytes; this kernel takes %" PRIu64, size,
+                               max);
     ASSERT(memory_write(m, PC1_CMDLINE, cmdline, size + 1));
     return 0;
 }

@@ -15,7 +15,7 @@
 
 /* A file, or bytes in memory for tests. */
 struct boot_image {
-    int fd;              /* -1: `data` holds it */
+    int fd; /* -1: `data` holds it */
     const uint8_t *data;
     uint64_t size;
 };
@@ -27,7 +27,7 @@ bool boot_image_read(const struct boot_image *image, uint64_t offset, void *to, 
 struct boot_source {
     struct boot_image kernel, initrd; /* initrd.size 0: none */
     const char *cmdline;
-    uint64_t rsdp;                    /* guest-physical address of the ACPI root pointer */
+    uint64_t rsdp; /* guest-physical address of the ACPI root pointer */
 };
 
 enum boot_mode {

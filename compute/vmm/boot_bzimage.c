@@ -147,7 +147,7 @@ int boot_bzimage_load(struct guest_memory *m, const struct boot_source *source, 
     zero_page_fill(m, page, source, initrd);
     ASSERT(memory_write(m, PC1_ZERO_PAGE, page, sizeof(page)));
     long_mode_prepare(m);
-    *ret_entry = (struct boot_entry){
-        .mode = BOOT_LONG, .rip = address + ENTRY64, .rsi = PC1_ZERO_PAGE, .rsp = PC1_CMDLINE};
+    *ret_entry =
+        (struct boot_entry){.mode = BOOT_LONG, .rip = address + ENTRY64, .rsi = PC1_ZERO_PAGE, .rsp = PC1_CMDLINE};
     return 0;
 }

@@ -112,8 +112,9 @@ static int segments_load(struct guest_memory *m, const struct boot_image *image,
             *ret_end = MAX(*ret_end, s.address + s.memory_size);
     }
     if (code == 0 && !entry_found)
-        return error_set(err, -ENOEXEC, ERROR_NOT_SUPPORTED,
-                         "the kernel is an ELF without a PVH entry note; build it with CONFIG_PVH, or give its bzImage");
+        return error_set(
+            err, -ENOEXEC, ERROR_NOT_SUPPORTED,
+            "the kernel is an ELF without a PVH entry note; build it with CONFIG_PVH, or give its bzImage");
     return code;
 }
 

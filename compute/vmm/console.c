@@ -1,8 +1,8 @@
 /* The ring and its readers.
  *
- * Happy path: output -> ring -> one posted wake-up -> a flush -> every reader is written to until it would block; then EPOLLOUT
- * brings it back. Failure modes: a follower that hangs up, fails or is lapped is closed and forgotten; a log that fails
- * is given up with one line in the VMM's own log. */
+ * Happy path: output -> ring -> one posted wake-up -> a flush -> every reader is written to until it would block;
+ * then EPOLLOUT brings it back. Failure modes: a follower that hangs up, fails or is lapped is closed and forgotten;
+ * a log that fails is given up with one line in the VMM's own log. */
 #include "compute/vmm/console.h"
 
 #include <errno.h>
@@ -21,8 +21,8 @@ struct console_reader {
     struct list link;
     enum console_reader_kind kind;
     int fd, input_fd;
-    uint64_t position; /* of the next byte to be written */
-    bool waiting;      /* for EPOLLOUT */
+    uint64_t position;                                 /* of the next byte to be written */
+    bool waiting;                                      /* for EPOLLOUT */
     struct io_handler *output_handler, *input_handler; /* one and the same watch for a follower: output_handler */
 };
 

@@ -1,9 +1,9 @@
 /* The guest's serial console as the outside sees it: the last bytes kept in a ring, and readers that follow.
  *
- * The guest never waits for a reader: console_output() copies into the ring and wakes the control loop, which writes to
- * each reader as much as it takes. A follower (console stream of a control connection) that falls behind by more than
- * the ring is cut off; a log or the terminal gets a note of how many bytes are missing, and goes on.
- * Input from readers goes to `input` as it comes.
+ * The guest never waits for a reader: console_output() copies into the ring and wakes the control loop, which writes
+ * to each reader as much as it takes. A follower (console stream of a control connection) that falls behind by more
+ * than the ring is cut off; a log or the terminal gets a note of how many bytes are missing, and goes on. Input from
+ * readers goes to `input` as it comes.
  *
  * Threads: console_output from any thread; all else on the control loop's thread. */
 #ifndef COMPUTE_VMM_CONSOLE_H
@@ -32,10 +32,10 @@ struct console {
     struct io_loop *loop; /* the control loop */
     console_input_fn input;
     void *input_arg;
-    pthread_mutex_t lock;   /* guards ring, written, wake_pending */
-    uint64_t written;       /* bytes of output ever */
-    bool wake_pending;      /* the control loop will flush, now or by the timer */
-    uint64_t flushed_ns;    /* CLOCK_MONOTONIC of the last flush */
+    pthread_mutex_t lock; /* guards ring, written, wake_pending */
+    uint64_t written;     /* bytes of output ever */
+    bool wake_pending;    /* the control loop will flush, now or by the timer */
+    uint64_t flushed_ns;  /* CLOCK_MONOTONIC of the last flush */
     struct io_timer flush_timer;
     uint8_t ring[CONSOLE_RING_BYTES];
     struct list readers;

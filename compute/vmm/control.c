@@ -1,8 +1,9 @@
 /* Connections and the four routes.
  *
- * Happy path: bytes are gathered until head and body are whole, the route answers into one buffer, which goes out in one
- * write; left-over bytes are the next request. Failure modes: anything malformed is answered with a problem and the
- * connection closed; an answer that the socket does not take at once closes it too. */
+ * Happy path: bytes are gathered until head and body are whole, the route answers into one buffer, which goes out in
+ * one write; left-over bytes are the next request. Failure modes: anything malformed is answered with a problem and
+ * the connection closed once the client has sent what it wanted to (else the answer would be lost with the unread
+ * bytes); an answer that the socket does not take at once closes it too. */
 #include "compute/vmm/control.h"
 
 #include <errno.h>
@@ -35,6 +36,8 @@ struct connection {
     int fd;
     struct io_handler *handler;
     size_t size, scanned;
+    size_t discarded; /* while `refused` */
+    bool refused;     /* answered and shut for writing; what still comes is thrown away until the client closes */
     char buffer[CONTROL_REQUEST_BYTES_MAX];
 };
 
@@ -54,8 +57,8 @@ static void put_machine(struct bytes_writer *out, const struct machine *m)
     json_put_string(out, c->name);
     bytes_put_text(out, ",\"vm_id\":");
     json_put_string(out, c->vm_id ? c->vm_id : "");
-    bytes_put_format(out, ",\"epoch\":%" PRIu64 ",\"state\":\"%s\",\"pid\":%d", c->epoch, machine_state_name(m->state),
-                     (int)getpid());
+    bytes_put_format(out, ",\"epoch\":%" PRIu64 ",\"state\":\"%s\",\"pid\":%d", c->epoch,
+                     machine_state_name(m->state), (int)getpid());
     bytes_put_format(out, ",\"machine\":\"pc-1\",\"vcpus\":%u,\"memory_bytes\":%" PRIu64 ",\"resets\":%" PRIu64,
                      c->vcpus, c->memory_bytes, m->resets);
     bytes_put_format(out, ",\"lease_held\":%s", lease_allows_io(&m->lease.lease) ? "true" : "false");
@@ -116,8 +119,10 @@ static const struct {
     const char *word;
     int (*move)(struct machine *, struct error *);
 } moves[] = {
-    {"running", machine_resume}, {"paused", machine_pause},
-    {"stopped", machine_stop},   {"reset", machine_reset},
+    {"running", machine_resume},
+    {"paused", machine_pause},
+    {"stopped", machine_stop},
+    {"reset", machine_reset},
     {"powerbutton", machine_press_power_button},
 };
 
@@ -142,7 +147,7 @@ static int state_put(struct machine *m, const struct request *r, struct error *e
     return code;
 }
 
-enum outcome { KEEP, CLOSE, TAKEN /* the descriptor belongs to the console now */ };
+enum outcome { KEEP, CLOSE, REFUSED, TAKEN /* the descriptor belongs to the console now */ };
 
 static enum outcome console_get(struct connection *c, struct error *err)
 {
@@ -211,8 +216,7 @@ static enum outcome refuse(struct connection *c, enum error_kind kind, const cha
 {
     struct error err = {0};
     error_set(&err, -EINVAL, kind, "%s", text);
-    problem_send(c->fd, &err, true);
-    return CLOSE;
+    return problem_send(c->fd, &err, true) ? REFUSED : CLOSE;
 }
 
 /* Answer the request at the start of the buffer, if it is whole. *ret_used is 0 when more is needed. */
@@ -260,12 +264,18 @@ static void on_connection(void *arg, uint32_t events)
 {
     struct connection *c = arg;
     (void)events;
+    if (c->refused)
+        c->size = 0;
     ssize_t n = recv(c->fd, c->buffer + c->size, sizeof(c->buffer) - c->size, 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    if (n > 0) {
+    if (n > 0 && c->refused && (c->discarded += (size_t)n) < CONTROL_DISCARD_BYTES_MAX)
+        return;
+    if (n > 0 && !c->refused) {
         c->size += (size_t)n;
-        if (requests_take(c) == KEEP)
+        enum outcome outcome = requests_take(c);
+        c->refused = outcome == REFUSED;
+        if (outcome == KEEP || (c->refused && shutdown(c->fd, SHUT_WR) == 0))
             return;
     }
     connection_destroy(c);
@@ -312,7 +322,8 @@ static int listen_at(const char *path, struct error *err)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof(address.sun_path))
         return error_set_field(err, -ENAMETOOLONG, ERROR_INVALID, "/control_path",
-                               "the path of the control socket has more than %zu bytes", sizeof(address.sun_path) - 1);
+                               "the path of the control socket has more than %zu bytes",
+                               sizeof(address.sun_path) - 1);
     memcpy(address.sun_path, path, strlen(path) + 1);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)

@@ -15,7 +15,8 @@
 #include "compute/vmm/machine.h"
 
 #define CONTROL_CONNECTIONS_MAX 32u
-#define CONTROL_REQUEST_BYTES_MAX 16384u /* head and body together */
+#define CONTROL_REQUEST_BYTES_MAX 16384u   /* head and body together */
+#define CONTROL_DISCARD_BYTES_MAX 1048576u /* read after a refusal, before the connection is cut all the same */
 
 struct control;
 

@@ -45,7 +45,8 @@ static int device_open(struct kvm *kvm, struct error *err)
     if (kvm->device_fd < 0)
         return error_errno(err, -errno, "cannot open /dev/kvm (is KVM there, and may this user use it?)");
     if (ioctl(kvm->device_fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
-        return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/dev/kvm does not speak API version %d", KVM_API_VERSION);
+        return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/dev/kvm does not speak API version %d",
+                         KVM_API_VERSION);
     for (size_t i = 0; i < ARRAY_SIZE(capabilities_needed); i++)
         if (ioctl(kvm->device_fd, KVM_CHECK_EXTENSION, capabilities_needed[i].number) <= 0)
             return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "this host's KVM lacks KVM_CAP_%s",
@@ -118,11 +119,8 @@ void kvm_finish(struct kvm *kvm)
 int kvm_memory_set(struct kvm *kvm, uint32_t slot, uint64_t gpa, uint64_t size, void *host, uint32_t flags,
                    struct error *err)
 {
-    struct kvm_userspace_memory_region region = {.slot = slot,
-                                                 .flags = flags,
-                                                 .guest_phys_addr = gpa,
-                                                 .memory_size = size,
-                                                 .userspace_addr = (uintptr_t)host};
+    struct kvm_userspace_memory_region region = {
+        .slot = slot, .flags = flags, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uintptr_t)host};
     return CALL(kvm->vm_fd, KVM_SET_USER_MEMORY_REGION, &region, err);
 }
 

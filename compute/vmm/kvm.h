@@ -12,7 +12,7 @@
 #include "common/error.h"
 #include "compute/vmm/irq.h"
 
-#define KVM_VCPUS_MAX 64u          /* of one VM; as in the schema */
+#define KVM_VCPUS_MAX 64u /* of one VM; as in the schema */
 #define KVM_CPUID_ENTRIES_MAX 256u
 #define KVM_MSRS_MAX 512u
 
@@ -23,11 +23,11 @@ struct kvm_route {
 };
 
 struct kvm {
-    struct irq_chip irq;         /* first: the vtable's functions find the VM by it */
+    struct irq_chip irq; /* first: the vtable's functions find the VM by it */
     int device_fd, vm_fd;
-    size_t run_bytes;            /* of struct kvm_run's mapping */
-    uint32_t xsave_bytes;        /* of the state that GET_XSAVE2 gives */
-    bool manual_dirty_log;       /* pages are protected again by kvm_dirty_log_clear, not by _get */
+    size_t run_bytes;      /* of struct kvm_run's mapping */
+    uint32_t xsave_bytes;  /* of the state that GET_XSAVE2 gives */
+    bool manual_dirty_log; /* pages are protected again by kvm_dirty_log_clear, not by _get */
     bool can_scale_tsc;
     pthread_mutex_t routes_lock; /* the table is rewritten as a whole by every change */
     struct kvm_route routes[IRQ_GSI_MAX];

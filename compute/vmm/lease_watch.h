@@ -13,8 +13,8 @@ struct lease_watch {
     struct vcpu_set *vcpus;
     pthread_t thread;
     bool started, ending;
-    bool holding;        /* we have paused the vCPUs */
-    uint64_t pauses;     /* how often (atomic) */
+    bool holding;    /* we have paused the vCPUs */
+    uint64_t pauses; /* how often (atomic) */
 };
 
 /* Maps the page at @path and holds the vCPUs at once if there is no valid lease. @path NULL: no lease, no thread. */

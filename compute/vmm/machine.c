@@ -1,5 +1,5 @@
-/* Building the machine, and the moves between its states. Requests of vCPU threads (reset, power-off, failure) are noted
- * under a lock, all vCPUs are told to hold, and the control loop is woken to act on them. */
+/* Building the machine, and the moves between its states. Requests of vCPU threads (reset, power-off, failure) are
+ * noted under a lock, all vCPUs are told to hold, and the control loop is woken to act on them. */
 #include "compute/vmm/machine.h"
 
 #include <errno.h>
@@ -300,7 +300,8 @@ int machine_start(struct machine *m, bool paused, struct error *err)
 
 static int refuse(const struct machine *m, const char *verb, struct error *err)
 {
-    return error_set(err, -EINVAL, ERROR_CONFLICT, "the VM is %s and cannot be %s", machine_state_name(m->state), verb);
+    return error_set(err, -EINVAL, ERROR_CONFLICT, "the VM is %s and cannot be %s", machine_state_name(m->state),
+                     verb);
 }
 
 int machine_pause(struct machine *m, struct error *err)

@@ -47,16 +47,16 @@ struct machine {
     bool exit_on_reset;              /* set before start: a reset ends the machine */
     enum machine_state state;
     enum machine_end end;
-    char failure[512];  /* in state FAILED */
+    char failure[512]; /* in state FAILED */
 
     struct guest_memory memory;
     struct kvm kvm;
     pthread_mutex_t device_lock;
     struct bus ports, mmio;
     struct pci_bus pci;
-    struct io_loop *io;              /* the I/O thread's loop */
-    struct io_loop *control;         /* borrowed: where requests of vCPU threads are dealt with */
-    struct console *console;         /* borrowed */
+    struct io_loop *io;      /* the I/O thread's loop */
+    struct io_loop *control; /* borrowed: where requests of vCPU threads are dealt with */
+    struct console *console; /* borrowed */
     struct list devices;
     struct pm *pm;
     struct serial *serial;
@@ -64,12 +64,12 @@ struct machine {
     struct lease_watch lease;
 
     struct boot_source boot;
-    struct kvm_irqchip chips[3];     /* at power-on, for reset */
+    struct kvm_irqchip chips[3]; /* at power-on, for reset */
     struct kvm_pit_state2 pit;
 
-    pthread_mutex_t request_lock;    /* guards requests and failure until the control loop takes them */
-    unsigned requests;               /* bits of enum machine_request in machine.c */
-    uint64_t resets;                 /* since start */
+    pthread_mutex_t request_lock; /* guards requests and failure until the control loop takes them */
+    unsigned requests;            /* bits of enum machine_request in machine.c */
+    uint64_t resets;              /* since start */
 };
 
 /* Build everything; nothing runs yet. On failure nothing is left behind. */

@@ -60,9 +60,12 @@ static const char help[] =
 static int options_parse(int argc, char **argv, struct options *o)
 {
     static const struct option names[] = {
-        {"config", required_argument, NULL, 'c'},    {"control", required_argument, NULL, 's'},
-        {"console", required_argument, NULL, 'o'},   {"no-restart", no_argument, NULL, 'n'},
-        {"log-level", required_argument, NULL, 'l'}, {"help", no_argument, NULL, 'h'},
+        {"config", required_argument, NULL, 'c'},
+        {"control", required_argument, NULL, 's'},
+        {"console", required_argument, NULL, 'o'},
+        {"no-restart", no_argument, NULL, 'n'},
+        {"log-level", required_argument, NULL, 'l'},
+        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     enum log_level level;
@@ -202,9 +205,12 @@ static int program_start(struct program *p, struct error *err)
 static int program_run(struct program *p)
 {
     static const int statuses[] = {
-        [MACHINE_END_NONE] = STATUS_FAILURE,    [MACHINE_END_POWER_OFF] = STATUS_OK,
-        [MACHINE_END_REQUEST] = STATUS_OK,      [MACHINE_END_RESET] = STATUS_RESET,
-        [MACHINE_END_TRIPLE_FAULT] = STATUS_TRIPLE_FAULT, [MACHINE_END_FAILURE] = STATUS_FAILURE,
+        [MACHINE_END_NONE] = STATUS_FAILURE,
+        [MACHINE_END_POWER_OFF] = STATUS_OK,
+        [MACHINE_END_REQUEST] = STATUS_OK,
+        [MACHINE_END_RESET] = STATUS_RESET,
+        [MACHINE_END_TRIPLE_FAULT] = STATUS_TRIPLE_FAULT,
+        [MACHINE_END_FAILURE] = STATUS_FAILURE,
     };
     while (!machine_has_ended(&p->machine))
         io_loop_run_once(p->loop, -1);

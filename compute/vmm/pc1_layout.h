@@ -6,12 +6,12 @@
 
 /* Guest-physical memory. Below 1 MiB: what direct boot leaves for the kernel. */
 #define PC1_GDT 0x500ull
-#define PC1_START_INFO 0x6000ull   /* PVH: hvm_start_info, memory map and module list */
-#define PC1_ZERO_PAGE 0x7000ull    /* Linux: boot_params */
-#define PC1_PAGE_TABLES 0x9000ull  /* long mode entry: 6 pages that map 4 GiB one to one */
+#define PC1_START_INFO 0x6000ull  /* PVH: hvm_start_info, memory map and module list */
+#define PC1_ZERO_PAGE 0x7000ull   /* Linux: boot_params */
+#define PC1_PAGE_TABLES 0x9000ull /* long mode entry: 6 pages that map 4 GiB one to one */
 #define PC1_CMDLINE 0x20000ull
-#define PC1_LOW_END 0x9fc00ull     /* usable memory below the extended BIOS data area */
-#define PC1_ACPI 0xe0000ull        /* RSDP and tables: within the range that every system searches */
+#define PC1_LOW_END 0x9fc00ull /* usable memory below the extended BIOS data area */
+#define PC1_ACPI 0xe0000ull    /* RSDP and tables: within the range that every system searches */
 #define PC1_ACPI_END 0x100000ull
 #define PC1_HIGH_START 0x100000ull /* 1 MiB: kernels */
 

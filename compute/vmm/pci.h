@@ -76,8 +76,8 @@ struct pci_device {
 
 struct pci_bus {
     struct bus *memory, *ports;
-    uint32_t config_address;      /* port 0xcf8, which takes whole dwords only... */
-    struct bus_range reset_port;  /* ...and so leaves byte 0xcf9 to another register of the board */
+    uint32_t config_address;     /* port 0xcf8, which takes whole dwords only... */
+    struct bus_range reset_port; /* ...and so leaves byte 0xcf9 to another register of the board */
     struct pci_device *functions[PCI_SLOTS * PCI_FUNCTIONS];
 };
 

@@ -305,11 +305,11 @@ static void entry_apply(struct vcpu_state *s, const struct boot_entry *entry)
     if (is_long) {
         s->sregs.cr0 = 0x80000011; /* PG */
         s->sregs.cr3 = PC1_PAGE_TABLES;
-        s->sregs.cr4 = 0x20;    /* PAE */
-        s->sregs.efer = 0x500;  /* LME, LMA */
+        s->sregs.cr4 = 0x20;   /* PAE */
+        s->sregs.efer = 0x500; /* LME, LMA */
     }
-    s->regs = (struct kvm_regs){
-        .rip = entry->rip, .rsi = entry->rsi, .rbx = entry->rbx, .rsp = entry->rsp, .rflags = 2};
+    s->regs =
+        (struct kvm_regs){.rip = entry->rip, .rsi = entry->rsi, .rbx = entry->rbx, .rsp = entry->rsp, .rflags = 2};
 }
 
 int vcpu_set_reset(struct vcpu_set *set, const struct boot_entry *entry, struct error *err)

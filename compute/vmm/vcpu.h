@@ -1,7 +1,7 @@
 /* The vCPU threads of a machine, and stopping and going on of all of them together.
  *
- * vCPUs run while nobody holds them. Each reason to stand still is a bit of its own, so that a user's pause, a lease that
- * has run out and a reset under way do not undo one another:
+ * vCPUs run while nobody holds them. Each reason to stand still is a bit of its own, so that a user's pause, a lease
+ * that has run out and a reset under way do not undo one another:
  *
  *                     hold == 0
  *          PARKED ----------------> RUNNING       a kick (signal + immediate_exit) ends KVM_RUN after the exit under

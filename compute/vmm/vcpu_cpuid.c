@@ -42,8 +42,11 @@ static void leaf_add(struct kvm_cpuid2 *cpuid, struct kvm_cpuid_entry2 entry)
 static void topology_add(struct kvm_cpuid2 *cpuid, uint32_t function, unsigned vcpus, uint32_t apic_id)
 {
     enum { LEVEL_THREAD = 1 << 8, LEVEL_CORE = 2 << 8 };
-    struct kvm_cpuid_entry2 e = {
-        .function = function, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .edx = apic_id, .ebx = 1, .ecx = LEVEL_THREAD};
+    struct kvm_cpuid_entry2 e = {.function = function,
+                                 .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+                                 .edx = apic_id,
+                                 .ebx = 1,
+                                 .ecx = LEVEL_THREAD};
     leaf_add(cpuid, e);
     e.index = 1;
     e.eax = id_bits(vcpus);
@@ -60,8 +63,8 @@ static void leaf_fix(struct kvm_cpuid_entry2 *e, const struct cpuid_options *o, 
 {
     switch (e->function) {
     case 1:
-        e->ebx = (e->ebx & 0xff) | 8u << EBX_CLFLUSH_SHIFT | o->vcpus << EBX_COUNT_SHIFT |
-                 apic_id << EBX_APIC_ID_SHIFT;
+        e->ebx =
+            (e->ebx & 0xff) | 8u << EBX_CLFLUSH_SHIFT | o->vcpus << EBX_COUNT_SHIFT | apic_id << EBX_APIC_ID_SHIFT;
         e->ecx |= ECX_HYPERVISOR | ECX_X2APIC | (o->tsc_deadline ? ECX_TSC_DEADLINE : 0);
         e->edx = o->vcpus > 1 ? e->edx | EDX_HTT : e->edx & ~EDX_HTT;
         break;

@@ -38,8 +38,8 @@ static int state_get(struct kvm_vcpu *vcpu, struct vcpu_state *s, struct error *
         (code = kvm_vcpu_get_sregs(vcpu, &s->sregs, err)) < 0 ||
         (code = kvm_vcpu_get_xsave(vcpu, s->xsave, err)) < 0 || (code = kvm_vcpu_get_xcrs(vcpu, &s->xcrs, err)) < 0 ||
         (code = kvm_vcpu_get_debugregs(vcpu, &s->debugregs, err)) < 0 ||
-        (code = kvm_vcpu_get_lapic(vcpu, &s->lapic, err)) < 0 ||
-        (code = kvm_vcpu_get_msrs(vcpu, s->msrs, err)) < 0 || (code = kvm_vcpu_get_events(vcpu, &s->events, err)) < 0)
+        (code = kvm_vcpu_get_lapic(vcpu, &s->lapic, err)) < 0 || (code = kvm_vcpu_get_msrs(vcpu, s->msrs, err)) < 0 ||
+        (code = kvm_vcpu_get_events(vcpu, &s->events, err)) < 0)
         return code;
     return 0;
 }

@@ -1,7 +1,8 @@
-/* All that KVM holds of one vCPU, taken out and put back in the order that works (reference order: MP_STATE first on the
- * way out, events last; on the way in LAPIC before the MSRs, the deadline timer after the TSC, events last).
+/* All that KVM holds of one vCPU, taken out and put back in the order that works (reference order: MP_STATE first on
+ * the way out, events last; on the way in LAPIC before the MSRs, the deadline timer after the TSC, events last).
  *
- * Used for reset (the state at power-on is put back) and for moving a VM. Only while the vCPU's thread stands still. */
+ * Used for reset (the state at power-on is put back) and for moving a VM. Only while the vCPU's thread stands still.
+ */
 #ifndef COMPUTE_VMM_VCPU_STATE_H
 #define COMPUTE_VMM_VCPU_STATE_H
 

@@ -1,5 +1,5 @@
-/* PCI configuration space and BARs under a guest that writes at random: three bytes choose function, register and width,
- * four the value. Afterwards every BAR that is mapped answers where its register says, and only there. */
+/* PCI configuration space and BARs under a guest that writes at random: three bytes choose function, register and
+ * width, four the value. Afterwards every BAR that is mapped answers where its register says, and only there. */
 #include <stdlib.h>
 #include <string.h>
 

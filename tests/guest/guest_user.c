@@ -3,9 +3,9 @@
  *   halt=N     power off (ACPI S5) after N ticks
  *   reset=N    reset (port 0xcf9) after N ticks
  *   fault=N    triple fault after N ticks
- *   dirty=MIB  write that much memory over and over, each page with the number of the round, and check on the way that
- *              it still holds the number of the round before: a page lost by a snapshot or migration is told
- *   quiet      no tick lines
+ *   dirty=MIB  write that much memory over and over, each page with the number of the round, and check on the way
+ * that it still holds the number of the round before: a page lost by a snapshot or migration is told quiet      no
+ * tick lines
  *
  * A line typed on COM1 comes back as "echo <line>". */
 #include <stdbool.h>

@@ -93,7 +93,8 @@ static int board_load(struct device *d, struct bytes_reader *in, struct error *e
     struct board *b = CONTAINER_OF(d, struct board, device);
     uint8_t version = bytes_get_u8(in), control = bytes_get_u8(in), port92 = bytes_get_u8(in);
     if (in->bad || version != STATE_VERSION)
-        return error_set(err, -EINVAL, ERROR_INVALID, "%s: its saved state is damaged or of another version", d->name);
+        return error_set(err, -EINVAL, ERROR_INVALID, "%s: its saved state is damaged or of another version",
+                         d->name);
     b->reset_control = control & RESET_SYSTEM;
     b->port92 = port92 & ~1;
     return 0;

@@ -122,7 +122,8 @@ static int cmos_load(struct device *d, struct bytes_reader *in, struct error *er
     uint8_t version = bytes_get_u8(in), index = bytes_get_u8(in);
     const uint8_t *memory = bytes_get(in, MEMORY_BYTES);
     if (!memory || version != STATE_VERSION || index >= MEMORY_BYTES)
-        return error_set(err, -EINVAL, ERROR_INVALID, "%s: its saved state is damaged or of another version", d->name);
+        return error_set(err, -EINVAL, ERROR_INVALID, "%s: its saved state is damaged or of another version",
+                         d->name);
     c->index = index;
     memcpy(c->memory, memory, MEMORY_BYTES);
     return 0;
@@ -160,8 +161,7 @@ int cmos_create(struct bus *ports, uint64_t memory_low, uint64_t memory_high, st
 {
     struct cmos *c = NEW(struct cmos);
     c->ports = ports;
-    struct bus_range range = {
-        .start = PC1_PORT_CMOS, .size = 2, .read = cmos_read, .write = cmos_write, .arg = c};
+    struct bus_range range = {.start = PC1_PORT_CMOS, .size = 2, .read = cmos_read, .write = cmos_write, .arg = c};
     int code = bus_add(ports, &range, err);
     if (code < 0) {
         free(c);

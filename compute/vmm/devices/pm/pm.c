@@ -147,7 +147,8 @@ static int pm_load(struct device *d, struct bytes_reader *in, struct error *err)
     uint16_t status = bytes_get_u16(in), enable = bytes_get_u16(in), control = bytes_get_u16(in);
     uint64_t paused_ns = bytes_get_u64(in);
     if (in->bad || version != STATE_VERSION)
-        return error_set(err, -EINVAL, ERROR_INVALID, "%s: its saved state is damaged or of another version", d->name);
+        return error_set(err, -EINVAL, ERROR_INVALID, "%s: its saved state is damaged or of another version",
+                         d->name);
     p->status = status;
     p->enable = enable;
     p->control = control;
@@ -178,8 +179,7 @@ static const struct device_ops pm_ops = {.reset = pm_reset,
 
 static int ports_add(struct pm *p, struct error *err)
 {
-    struct bus_range registers = {
-        .start = PC1_PORT_PM, .size = 8, .read = pm_read, .write = pm_write, .arg = p};
+    struct bus_range registers = {.start = PC1_PORT_PM, .size = 8, .read = pm_read, .write = pm_write, .arg = p};
     struct bus_range timer = {
         .start = PC1_PORT_PM_TIMER, .size = 4, .flags = BUS_LOCKLESS, .read = timer_read, .arg = p};
     int code = bus_add(p->ports, &registers, err);

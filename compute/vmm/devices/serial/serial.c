@@ -1,5 +1,5 @@
-/* Registers by offset, DLAB switching the first two (PC16550D, table II). Sending takes no time, so the transmitter is
- * always empty and its interrupt is pending from the moment it is enabled until it is read from IIR. */
+/* Registers by offset, DLAB switching the first two (PC16550D, table II). Sending takes no time, so the transmitter
+ * is always empty and its interrupt is pending from the moment it is enabled until it is read from IIR. */
 #include "compute/vmm/devices/serial/serial.h"
 
 #include <errno.h>
@@ -204,7 +204,8 @@ static int serial_load(struct device *d, struct bytes_reader *in, struct error *
     uint32_t count = bytes_get_u32(in);
     const uint8_t *queue = count <= SERIAL_QUEUE_BYTES ? bytes_get(in, count) : NULL;
     if (in->bad || version != STATE_VERSION || !r || !queue || r[7] > 1)
-        return error_set(err, -EINVAL, ERROR_INVALID, "%s: its saved state is damaged or of another version", d->name);
+        return error_set(err, -EINVAL, ERROR_INVALID, "%s: its saved state is damaged or of another version",
+                         d->name);
     s->ier = r[0] & 0x0f;
     s->fcr = r[1];
     s->lcr = r[2];
@@ -234,8 +235,8 @@ int serial_create(const char *name, struct bus *ports, uint16_t port, struct irq
                   serial_output_fn output, void *output_arg, struct serial **ret_serial, struct error *err)
 {
     struct serial *s = NEW(struct serial);
-    *s = (struct serial){.chip = chip, .irq = irq, .ports = ports, .port = port, .output = output,
-                         .output_arg = output_arg};
+    *s = (struct serial){
+        .chip = chip, .irq = irq, .ports = ports, .port = port, .output = output, .output_arg = output_arg};
     struct bus_range range = {.start = port, .size = 8, .read = serial_read, .write = serial_write, .arg = s};
     int code = bus_add(ports, &range, err);
     if (code < 0) {

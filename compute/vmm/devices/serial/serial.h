@@ -1,4 +1,5 @@
-/* A 16550A serial port (National PC16550D): what it sends goes to a callback at once, what it receives waits in a queue.
+/* A 16550A serial port (National PC16550D): what it sends goes to a callback at once, what it receives waits in a
+ * queue.
  *
  * Threads: with the device lock held (device.h), serial_receive too. */
 #ifndef COMPUTE_VMM_DEVICES_SERIAL_SERIAL_H

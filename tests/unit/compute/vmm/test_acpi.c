@@ -1,5 +1,5 @@
-/* The tables parsed back as a guest would: signatures, lengths, check sums, pointers, processors; the AML by its package
- * lengths. */
+/* The tables parsed back as a guest would: signatures, lengths, check sums, pointers, processors; the AML by its
+ * package lengths. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

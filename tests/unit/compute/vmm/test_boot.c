@@ -81,8 +81,8 @@ static struct elf_image elf_make(void)
                                  .p_paddr = 0x200000,
                                  .p_filesz = sizeof(e.code),
                                  .p_memsz = 0x1000};
-    e.segments[1] = (Elf64_Phdr){
-        .p_type = PT_NOTE, .p_offset = offsetof(struct elf_image, note), .p_filesz = sizeof(e.note)};
+    e.segments[1] =
+        (Elf64_Phdr){.p_type = PT_NOTE, .p_offset = offsetof(struct elf_image, note), .p_filesz = sizeof(e.note)};
     memset(e.code, 0x90, sizeof(e.code));
     return e;
 }
@@ -119,11 +119,11 @@ static void elf_is_refused_where_it_lies(void **state)
     static const struct {
         uint64_t address, memory_size;
     } cases[] = {
-        {0x0, 0x1000},                           /* over the start information */
-        {0xff000, 0x2000},                       /* over the tables */
-        {MEMORY_BYTES - 0x800, 0x1000},          /* past the end */
+        {0x0, 0x1000},                  /* over the start information */
+        {0xff000, 0x2000},              /* over the tables */
+        {MEMORY_BYTES - 0x800, 0x1000}, /* past the end */
         {MEMORY_BYTES, 0x1000},
-        {0x200000, UINT64_MAX - 0x100000},       /* the sum wraps */
+        {0x200000, UINT64_MAX - 0x100000}, /* the sum wraps */
         {UINT64_MAX - 0x100, 0x1000},
         {0x200000, 1ull << 40},
     };
@@ -234,9 +234,12 @@ static void bzimage_is_refused(void **state)
         unsigned at, size;
         uint64_t value;
     } cases[] = {
-        {0x1fe, 2, 0},          {0x202, 4, 0},           {0x206, 2, 0x20b},      {0x211, 1, 0},
-        {0x236, 2, 0},          {0x258, 8, 0x1000},      {0x258, 8, 1ull << 32}, {0x258, 8, UINT64_MAX - 4095},
-        {0x260, 4, 0xffffffff}, {0x258, 8, MEMORY_BYTES}, {0x1f1, 1, 255},
+        {0x1fe, 2, 0},          {0x202, 4, 0},
+        {0x206, 2, 0x20b},      {0x211, 1, 0},
+        {0x236, 2, 0},          {0x258, 8, 0x1000},
+        {0x258, 8, 1ull << 32}, {0x258, 8, UINT64_MAX - 4095},
+        {0x260, 4, 0xffffffff}, {0x258, 8, MEMORY_BYTES},
+        {0x1f1, 1, 255},
     };
     uint8_t image[BZ_BYTES];
     struct boot_entry entry;
@@ -308,9 +311,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-        T(elf_is_loaded),           T(elf_is_refused_where_it_lies),   T(elf_without_note_is_refused),
-        T(bzimage_is_loaded),       T(bzimage_initrd_obeys_its_limit), T(bzimage_is_refused),
-        T(cmdline_has_a_limit),     T(cut_images_are_survived),        T(damaged_images_are_survived),
+        T(elf_is_loaded),       T(elf_is_refused_where_it_lies),   T(elf_without_note_is_refused),
+        T(bzimage_is_loaded),   T(bzimage_initrd_obeys_its_limit), T(bzimage_is_refused),
+        T(cmdline_has_a_limit), T(cut_images_are_survived),        T(damaged_images_are_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

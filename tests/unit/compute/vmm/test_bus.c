@@ -78,8 +78,8 @@ static void overlaps_are_refused(void **state)
         uint64_t start, size;
         int code;
     } cases[] = {
-        {0x1000, 0x10, -EEXIST}, {0x0ff1, 0x10, -EEXIST}, {0x100f, 1, -EEXIST},    {0x0, 0x2000, -EEXIST},
-        {0x0ff0, 0x10, 0},       {0x1010, 0x10, 0},       {0x5000, 0, -EINVAL},    {UINT64_MAX, 2, -EINVAL},
+        {0x1000, 0x10, -EEXIST}, {0x0ff1, 0x10, -EEXIST}, {0x100f, 1, -EEXIST},   {0x0, 0x2000, -EEXIST},
+        {0x0ff0, 0x10, 0},       {0x1010, 0x10, 0},       {0x5000, 0, -EINVAL},   {UINT64_MAX, 2, -EINVAL},
         {UINT64_MAX, 1, 0},      {0, 0xff0, 0},           {0x1004, 0x4, -EEXIST},
     };
     struct bus b;

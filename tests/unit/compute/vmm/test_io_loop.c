@@ -1,5 +1,5 @@
-/* THREADED. The I/O loop: events, removal within a round, timers in order, work posted by other threads under the lock;
- * and the console on top of it: ring, several readers, a reader that does not read. */
+/* THREADED. The I/O loop: events, removal within a round, timers in order, work posted by other threads under the
+ * lock; and the console on top of it: ring, several readers, a reader that does not read. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -90,8 +90,8 @@ static void removed_handler_never_fires(void **state)
 {
     struct bench *b = *state;
     for (unsigned i = 0; i < 2; i++) {
-        assert_int_equal(
-            io_loop_add(b->loop, b->fds[i], EPOLLIN, on_event_remove_other, b, &b->handlers[i], NULL), 0);
+        assert_int_equal(io_loop_add(b->loop, b->fds[i], EPOLLIN, on_event_remove_other, b, &b->handlers[i], NULL),
+                         0);
         ring_bell(b->fds[i]);
     }
     io_loop_run_once(b->loop, -1);

@@ -42,8 +42,7 @@ static void on_config_write(struct pci_device *d, unsigned offset, unsigned size
     board_of(d)->config_writes++;
     board_of(d)->last_value = value;
 }
-static const struct pci_ops ops = {
-    .bar_read = on_read, .bar_mapped = on_mapped, .config_write = on_config_write};
+static const struct pci_ops ops = {.bar_read = on_read, .bar_mapped = on_mapped, .config_write = on_config_write};
 
 static int setup(void **state)
 {
@@ -212,9 +211,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-        T(functions_are_found),      T(other_functions_are_announced), T(identity_is_read_only),
-        T(bars_tell_their_size),     T(bar_moves_with_the_guest),      T(bar_of_64_bits_lies_high),
-        T(overlap_is_not_mapped),    T(reset_and_assign),              T(capabilities_are_chained),
+        T(functions_are_found),      T(other_functions_are_announced),
+        T(identity_is_read_only),    T(bars_tell_their_size),
+        T(bar_moves_with_the_guest), T(bar_of_64_bits_lies_high),
+        T(overlap_is_not_mapped),    T(reset_and_assign),
+        T(capabilities_are_chained),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -189,8 +189,13 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-        T(bytes_go_out),         T(probe_finds_a_16550a), T(received_bytes_interrupt), T(empty_transmitter_interrupts_once),
-        T(interrupts_need_out2), T(queue_has_a_limit),    T(state_is_carried_over),
+        T(bytes_go_out),
+        T(probe_finds_a_16550a),
+        T(received_bytes_interrupt),
+        T(empty_transmitter_interrupts_once),
+        T(interrupts_need_out2),
+        T(queue_has_a_limit),
+        T(state_is_carried_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

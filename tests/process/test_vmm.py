@@ -1,0 +1,378 @@
+"""drover-vmm alone, on the real /dev/kvm, with the test guest: console, pause, reset, power-off, lease, control errors."""
+import json
+import os
+import pathlib
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+VMM = pathlib.Path(os.environ.get('BUILD', ROOT / 'build' / 'debug')) / 'bin' / 'drover-vmm'
+TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
+LIMIT_S = 20
+
+pytestmark = [pytest.mark.skipif(not os.access('/dev/kvm', os.R_OK | os.W_OK), reason='/dev/kvm is missing or closed to us'),
+              pytest.mark.skipif(not VMM.exists(), reason='drover-vmm is not built'),
+              pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built')]
+
+
+class Console:
+    """A reader of the console stream; everything it has seen is in `text`."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.socket.send(b'GET /v1/vm/console HTTP/1.1\r\nHost: vm\r\nConnection: upgrade\r\nUpgrade: drover-console\r\n\r\n')
+        head = b''
+        while not head.endswith(b'\r\n\r\n'):
+            head += self.socket.recv(1)
+        assert head.startswith(b'HTTP/1.1 101 '), head
+        assert b'Upgrade: drover-console' in head
+        self.text = ''
+
+    def read(self, seconds):
+        """What comes within @seconds; False at the end of the stream."""
+        if not select.select([self.socket], [], [], seconds)[0]:
+            return True
+        data = self.socket.recv(65536)
+        self.text += data.decode()
+        return bool(data)
+
+    def wait(self, pattern, seconds=LIMIT_S):
+        """The match of @pattern, from now on or already seen."""
+        end = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.text, re.M)):
+            assert time.monotonic() < end, f'no {pattern!r} within {seconds} s in {self.text[-500:]!r}'
+            assert self.read(0.2) or re.search(pattern, self.text, re.M), f'console closed before {pattern!r}: {self.text[-500:]!r}'
+        return found
+
+    def wait_past(self, tick):
+        """A tick later than @tick."""
+        self.wait(r'^tick %d$' % (tick + 1))
+
+    def last_tick(self):
+        return int(re.findall(r'^tick (\d+)$', self.text, re.M)[-1])
+
+    def close(self):
+        self.socket.close()
+
+
+class Vmm:
+    def __init__(self, folder, cmdline='', *options, **config):
+        self.control = folder / 'control'
+        self.log = folder / 'log'
+        config = {'name': 'test', 'vcpus': 1, 'memory_bytes': 64 << 20, 'kernel': str(TICKER), 'cmdline': cmdline,
+                  **config}
+        (folder / 'vm.json').write_text(json.dumps(config))
+        self.process = subprocess.Popen([VMM, '--config', folder / 'vm.json', '--control', self.control, *options],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log.open('w'))
+        self.consoles = []
+
+    def wait_listening(self):
+        end = time.monotonic() + LIMIT_S
+        while True:
+            try:
+                with socket.socket(socket.AF_UNIX) as s:
+                    s.connect(str(self.control))
+                return self
+            except OSError:
+                assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
+                time.sleep(0.01)
+
+    def console(self):
+        self.consoles.append(Console(self.control))
+        return self.consoles[-1]
+
+    def raw(self, data):
+        """All that comes back for @data."""
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(LIMIT_S)
+            s.connect(str(self.control))
+            s.sendall(data)
+            s.shutdown(socket.SHUT_WR)
+            answer = b''
+            while piece := s.recv(65536):
+                answer += piece
+        return answer.decode()
+
+    def request(self, method, path, body=None):
+        """(status, decoded JSON)"""
+        data = b'' if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = self.raw(b'%s %s HTTP/1.1\r\nHost: vm\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s' %
+                          (method.encode(), path.encode(), len(data), data))
+        head, text = answer.split('\r\n\r\n', 1)
+        return int(head.split()[1]), json.loads(text)
+
+    def move(self, state):
+        return self.request('PUT', '/v1/vm/state', {'state': state})
+
+    def end(self):
+        for console in self.consoles:
+            console.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def vmm(tmp_path):
+    started = []
+
+    def make(cmdline='', *options, **config):
+        started.append(Vmm(tmp_path, cmdline, *options, **config))
+        return started[-1].wait_listening()
+    yield make
+    for one in started:
+        one.end()
+
+
+def test_hello_and_power_off(vmm):
+    vm = vmm('halt=4 word')
+    console = vm.console()
+    console.wait(r'drover-guest: hello cmdline=<halt=4 word>')
+    console.wait(r'^tick 4$')
+    assert vm.process.wait(LIMIT_S) == 0
+    assert 'tick 5' not in console.text
+    assert not vm.control.exists()
+    assert 'the guest powered off' in vm.log.read_text()
+
+
+def test_pause_stops_ticks_and_resume_goes_on(vmm):
+    vm = vmm(vcpus=2)
+    console = vm.console()
+    console.wait(r'^tick 2$')
+    status, answer = vm.move('paused')
+    assert (status, answer['state']) == (200, 'paused')
+    while select.select([console.socket], [], [], 0.3)[0]:     # what was said before the pause
+        console.read(0)
+    before = console.last_tick()
+    assert vm.move('paused')[0] == 200                         # twice is no error
+    console.read(0.5)                                          # five ticks' time
+    assert console.last_tick() == before
+    status, answer = vm.move('running')
+    assert (status, answer['state']) == (200, 'running')
+    console.wait_past(before)
+    assert 'hello' not in console.text.split('tick 2', 1)[1]   # it went on, it did not begin anew
+
+
+def test_reset_by_guest_boots_again(vmm):
+    vm = vmm('reset=2')
+    console = vm.console()
+    console.wait(r'(?s)tick 2$.*hello.*tick 2$.*hello')
+    assert vm.request('GET', '/v1/vm')[1]['resets'] >= 1
+    assert vm.process.poll() is None
+
+
+def test_reset_by_request_boots_again(vmm):
+    vm = vmm(vcpus=2)
+    console = vm.console()
+    console.wait(r'^tick 3$')
+    status, answer = vm.move('reset')
+    assert (status, answer['state'], answer['resets']) == (200, 'running', 1)
+    console.wait(r'(?s)tick 3$.*hello.*tick 1$')
+
+
+def test_reset_while_paused_stays_paused(vmm):
+    vm = vmm()
+    console = vm.console()
+    console.wait(r'^tick 1$')
+    vm.move('paused')
+    assert vm.move('reset')[1]['state'] == 'paused'
+    console.read(0.3)
+    assert console.text.count('hello') == 1
+    vm.move('running')
+    console.wait(r'(?s)hello.*hello.*tick 1$')
+
+
+@pytest.mark.parametrize('cmdline, status', [('reset=1', 3), ('fault=1', 4)])
+def test_no_restart_tells_why(vmm, cmdline, status):
+    vm = vmm(cmdline, '--no-restart')
+    assert vm.process.wait(LIMIT_S) == status
+
+
+def test_triple_fault_is_a_reset(vmm):
+    vm = vmm('fault=1')
+    vm.console().wait(r'(?s)hello.*tick 1$.*!.*hello')
+
+
+def test_stop_by_request_and_by_signal(vmm):
+    vm = vmm()
+    status, answer = vm.move('stopped')
+    assert (status, answer['state']) == (200, 'stopped')
+    assert vm.process.wait(LIMIT_S) == 0
+    vm = vmm()
+    vm.process.send_signal(signal.SIGTERM)
+    assert vm.process.wait(LIMIT_S) == 0
+
+
+def test_begins_paused_where_asked(vmm):
+    vm = vmm(paused=True)
+    console = vm.console()
+    console.read(0.3)
+    assert console.text == ''
+    assert vm.request('GET', '/v1/vm')[1]['state'] == 'paused'
+    vm.move('running')
+    console.wait('hello')
+
+
+def test_two_console_readers_and_input(vmm):
+    vm = vmm('quiet')
+    first, second = vm.console(), vm.console()
+    first.wait('hello')
+    second.wait('hello')
+    first.socket.send(b'from one\n')
+    second.wait(r'^echo from one$')
+    first.wait(r'^echo from one$')
+    first.close()
+    second.socket.send(b'from two\n')
+    second.wait(r'^echo from two$')
+    late = vm.console()                    # the past is there for whoever comes later
+    late.wait(r'(?s)hello.*echo from one.*echo from two')
+
+
+def test_silent_reader_does_not_hold_the_guest(vmm):
+    vm = vmm()
+    silent, console = vm.console(), vm.console()
+    os.set_blocking(silent.socket.fileno(), False)
+    for _ in range(3):
+        console.wait_past(console.last_tick() if 'tick' in console.text else 0)
+    assert vm.request('GET', '/v1/vm/stats')[1]['console_readers'] == 2
+
+
+def test_console_log_is_kept(vmm, tmp_path):
+    vm = vmm('halt=3', console_log_path=str(tmp_path / 'console.log'))
+    assert vm.process.wait(LIMIT_S) == 0
+    lines = (tmp_path / 'console.log').read_text().splitlines()
+    assert lines == ['drover-guest: hello cmdline=<halt=3>', 'tick 1', 'tick 2', 'tick 3']
+
+
+def test_memory_holds_while_it_is_dirtied(vmm):
+    vm = vmm('dirty=32 halt=6', memory_bytes=128 << 20)
+    console = vm.console()
+    assert vm.process.wait(LIMIT_S) == 0
+    while console.read(0.1) and select.select([console.socket], [], [], 0)[0]:
+        pass
+    assert 'corrupt' not in console.text
+
+
+def test_description_of_the_vm(vmm):
+    vm = vmm(vm_id='123e4567-e89b-42d3-a456-426614174000', epoch=7, vcpus=3)
+    vm.console().wait('hello')
+    status, answer = vm.request('GET', '/v1/vm')
+    assert status == 200
+    assert answer['vm_id'] == '123e4567-e89b-42d3-a456-426614174000'
+    assert (answer['name'], answer['epoch'], answer['vcpus'], answer['memory_bytes']) == ('test', 7, 3, 64 << 20)
+    assert answer['pid'] == vm.process.pid
+    stats = vm.request('GET', '/v1/vm/stats')[1]
+    assert stats['exits'] > 0 and stats['port_exits'] <= stats['exits']
+
+
+@pytest.mark.parametrize('method, path, body, status, code', [
+    ('GET', '/v1/nothing', None, 404, 'not-found'),
+    ('DELETE', '/v1/vm', None, 405, 'method-not-allowed'),
+    ('GET', '/v1/vm/state', None, 405, 'method-not-allowed'),
+    ('PUT', '/v1/vm/state', {'state': 'sleeping'}, 400, 'invalid'),
+    ('PUT', '/v1/vm/state', {'state': 'paused', 'why': 1}, 400, 'invalid'),
+    ('PUT', '/v1/vm/state', ['paused'], 400, 'invalid'),
+    ('PUT', '/v1/vm/state', b'{"state": "paused"', 400, 'malformed'),
+    ('PUT', '/v1/vm/state', b' ' * 20000, 413, 'too-large'),
+], ids=lambda value: repr(value)[:24])
+def test_control_errors_are_clear(vmm, method, path, body, status, code):
+    vm = vmm()
+    got, problem = vm.request(method, path, body)
+    assert (got, problem['status'], problem['code']) == (status, status, code)
+    assert len(problem['detail']) > 10
+    assert vm.request('GET', '/v1/vm')[1]['state'] == 'running'    # nothing came of it
+
+
+def test_malformed_requests_are_refused(vmm):
+    vm = vmm()
+    for data in (b'hello\r\n\r\n', b'GET /v1/vm HTTP/1.1\r\n\r\n', b'GET /v1/vm HTTP/1.1\nHost: x\n\n',
+                 b'PUT /v1/vm/state HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'):
+        assert re.match(r'HTTP/1\.1 4\d\d ', vm.raw(data)), data
+    assert 'HTTP/1.1 4' in vm.raw(b'GET /' + b'x' * 20000)
+    two = vm.raw(b'GET /v1/vm HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/vm/stats HTTP/1.1\r\nHost: x\r\n\r\n')
+    assert two.count('HTTP/1.1 200') == 2
+
+
+def test_socket_of_a_dead_vmm_is_replaced_and_of_a_live_one_is_not(vmm, tmp_path):
+    vm = vmm()
+    other = subprocess.run([VMM, '--config', tmp_path / 'vm.json', '--control', vm.control], capture_output=True,
+                           text=True, timeout=LIMIT_S, check=False)
+    assert other.returncode == 1 and 'cannot listen' in other.stderr
+    assert vm.request('GET', '/v1/vm')[0] == 200
+    vm.process.kill()
+    vm.process.wait()
+    assert vm.control.exists()
+    assert vmm().request('GET', '/v1/vm')[0] == 200
+
+
+@pytest.mark.parametrize('config, words', [
+    ({'vcpus': 0}, 'vcpus'),
+    ({'vcpus': 'two'}, 'vcpus'),
+    ({'memory_bytes': 64 << 20 | 1}, 'memory_bytes'),
+    ({'colour': 'red'}, 'colour'),
+    ({'machine': 'pc-9'}, 'pc-1'),
+    ({'kernel': '/nowhere/vmlinuz'}, '/nowhere/vmlinuz'),
+    ({'kernel': '/etc/passwd'}, 'neither a bzImage nor an ELF'),
+    ({'disks': [{'path': '/nowhere/disk'}]}, '/nowhere/disk'),
+])
+def test_bad_configurations_are_refused_in_words(tmp_path, config, words):
+    vm = Vmm(tmp_path, **config)
+    try:
+        assert vm.process.wait(LIMIT_S) in (1, 2)
+        assert words in vm.log.read_text()
+    finally:
+        vm.end()
+
+
+def test_lease_holds_and_releases_the_vcpus(vmm, tmp_path):
+    page = tmp_path / 'lease'
+
+    def lease(seconds):
+        deadline = 0 if seconds is None else time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(seconds * 1e9)
+        with page.open('r+b') as file:
+            file.write(struct.pack('<Q', deadline))
+    page.write_bytes(bytes(4096))
+    lease(3600)
+    vm = vmm(lease_path=str(page))
+    console = vm.console()
+    console.wait(r'^tick 3$')
+    lease(0.4)                                     # less than the margin: stop now
+    vm.request('GET', '/v1/vm')
+    end = time.monotonic() + LIMIT_S
+    while not vm.request('GET', '/v1/vm/stats')[1]['lease_pauses']:
+        assert time.monotonic() < end
+    while select.select([console.socket], [], [], 0.3)[0]:
+        console.read(0)
+    before = console.last_tick()
+    console.read(0.5)
+    assert console.last_tick() == before
+    assert vm.request('GET', '/v1/vm')[1]['lease_held'] is False
+    lease(3600)                                    # back: it goes on where it was
+    console.wait_past(before)
+    assert vm.request('GET', '/v1/vm')[1]['lease_held'] is True
+    assert console.text.count('hello') == 1
+
+
+def test_run_out_lease_keeps_it_from_starting(vmm, tmp_path):
+    page = tmp_path / 'lease'
+    page.write_bytes(struct.pack('<Q', 1))
+    vm = vmm(lease_path=str(page))
+    console = vm.console()
+    console.read(0.5)
+    assert console.text == ''
+    page.write_bytes(struct.pack('<Q', 0))
+    console.wait('hello')
+
+
+def test_help_has_an_example():
+    out = subprocess.run([VMM, '--help'], capture_output=True, text=True, timeout=LIMIT_S, check=True).stdout
+    assert 'drover-vmm --config vm.json' in out
+    assert subprocess.run([VMM, '--what'], capture_output=True, timeout=LIMIT_S, check=False).returncode == 2
