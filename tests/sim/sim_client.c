@@ -19,7 +19,9 @@ static struct sim_world *world_of(const struct sim_client *client)
 static void transmit(struct sim_client *client)
 {
     struct sim_cluster *cluster = client->cluster;
-    struct sim_node *node = &cluster->nodes[sim_between(&cluster->sim, 1, cluster->node_count)];
+    unsigned at = world_of(client)->scripted ? 1 + (unsigned)(client->number % cluster->node_count) /* one after another */
+                                             : (unsigned)sim_between(&cluster->sim, 1, cluster->node_count);
+    struct sim_node *node = &cluster->nodes[at];
     client->sent_us = sim_local_us(&cluster->sim, &client->actor);
     client->request.number = ++client->number;
     if (cluster->mutations.world.new_key_for_retry)
