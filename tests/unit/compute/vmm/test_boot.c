@@ -215,6 +215,18 @@ static void bzimage_is_loaded(void **state)
     assert_int_equal(guest(l2 + 8 * 5, 8), 0xc0a00083);
 }
 
+/* A header that asks for less than the file has: the file is loaded whole all the same. */
+static void bzimage_is_never_cut(void **state)
+{
+    uint8_t image[BZ_BYTES];
+    struct boot_entry entry;
+    (void)state;
+    bzimage_make(image);
+    put(image, 0x260, 4, 0x100);
+    assert_int_equal(load(image, sizeof(image), "", 0, &entry, NULL), 0);
+    assert_int_equal(guest(0x1000000 + 4095, 1), 0xcc);
+}
+
 static void bzimage_initrd_obeys_its_limit(void **state)
 {
     uint8_t image[BZ_BYTES];
@@ -311,9 +323,16 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-        T(elf_is_loaded),       T(elf_is_refused_where_it_lies),   T(elf_without_note_is_refused),
-        T(bzimage_is_loaded),   T(bzimage_initrd_obeys_its_limit), T(bzimage_is_refused),
-        T(cmdline_has_a_limit), T(cut_images_are_survived),        T(damaged_images_are_survived),
+        T(elf_is_loaded),
+        T(elf_is_refused_where_it_lies),
+        T(elf_without_note_is_refused),
+        T(bzimage_is_loaded),
+        T(bzimage_initrd_obeys_its_limit),
+        T(bzimage_is_refused),
+        T(bzimage_is_never_cut),
+        T(cmdline_has_a_limit),
+        T(cut_images_are_survived),
+        T(damaged_images_are_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
