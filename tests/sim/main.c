@@ -51,7 +51,6 @@ static const struct mutation mutations[] = {
     {"new-key", FLAG(world.new_key_for_retry), "faults", 60, "clients ask again under a new key"},
     {"believe-all", FLAG(world.believe_all_reports), "faults", 300, "reports of any epoch and generation are believed"},
     {"silent-is-lost", FLAG(world.unreachable_is_lost), "hosts", 100, "VMs of silent hosts are placed again"},
-    {"stale-orders", FLAG(world.orders_without_barrier), "faults", 1000, "deposed leaders give orders"},
     {"no-reconcile", FLAG(world.no_reconcile), "faults", 60, "nobody places what waits"},
 };
 

@@ -212,8 +212,7 @@ static bool ordered(const struct node_orders *orders, const char *id)
 
 static void take_orders(struct sim_agent *agent, const struct node_orders *orders)
 {
-    bool stale = orders->index < agent->have_index;
-    if (stale && !agent->cluster->mutations.world.orders_without_barrier)
+    if (orders->index < agent->have_index)
         return;
     agent->have_index = MAX(agent->have_index, orders->index);
     for (size_t i = 0; i < orders->vms.count; i++)

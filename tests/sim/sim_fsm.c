@@ -449,8 +449,6 @@ static void report_orders(struct call *call)
     struct bytes_writer json = {0};
     struct error err = {0};
     ASSERT(OBJECT_DECODE(node_report, call->message->text, strlen(call->message->text), OBJECT_CREATE, &report, NULL) == 0);
-    if (call->node->cluster->mutations.world.orders_without_barrier)
-        report.have_index = 0;
     int rc = node_sync_orders(process_of(call->node)->state, &report, &orders, &err);
     OBJECT_CLEAR(node_report, &report);
     if (rc < 0) {
@@ -511,10 +509,6 @@ void sim_fsm_deliver(struct sim_actor *to, struct sim_actor *from, void *data)
     struct call *call = NEW(struct call);
     *call = (struct call){.node = node, .incarnation = to->incarnation, .from = from, .message = data};
     bool report = call->message->kind == WORLD_REPORT;
-    if (report && node->cluster->mutations.world.orders_without_barrier && sim_node_leads(node)) {
-        report_orders(call);
-        return;
-    }
     int rc = sim_node_barrier(node, report ? report_ready : request_ready, call);
     if (rc != 0 && rc != -ECANCELED)
         answer_status(call, -ENOTCONN);

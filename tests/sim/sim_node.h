@@ -22,7 +22,6 @@ struct sim_world_mutations { /* of the cluster class (sim_fsm.c) */
     bool no_idempotency;          /* commands lose their key before they are applied */
     bool believe_all_reports;     /* any epoch and generation is taken for the newest */
     bool unreachable_is_lost;     /* VMs of silent hosts are placed again, and apply lets it happen */
-    bool orders_without_barrier;  /* whoever thinks that it leads gives orders, agents take old ones */
     bool no_reconcile;
     bool new_key_for_retry;       /* clients forget their key */
 };
