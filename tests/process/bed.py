@@ -54,7 +54,9 @@ table bridge bed {
 
 # First process of a host. /sys is mounted anew, for it shows the network namespace that it was mounted in.
 BOOT = '''
-hostname "$1" && ip link set lo up && mount -t tmpfs tmpfs /run && mount -t tmpfs -o mode=1777 tmpfs /tmp || exit 1
+hostname "$1" && ip link set lo up && mount -t tmpfs tmpfs /run || exit 1
+# a checkout below /tmp must stay visible: its hosts share /tmp
+case $3 in /tmp/*) ;; *) mount -t tmpfs -o mode=1777 tmpfs /tmp || exit 1 ;; esac
 mount --bind "$3" /srv || exit 1
 mount -t sysfs sysfs /sys && { mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null || :; }
 touch "$2"
