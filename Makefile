@@ -136,10 +136,11 @@ sim: $(BUILD)/tests/sim/sim     ## the simulator: make sim SEEDS=2000
 fuzz: fuzz-build                ## every fuzz target for SECONDS_EACH (60)
 	@tools/run_tests --suite fuzz --fuzz-seconds $(or $(SECONDS_EACH),60)
 
-install: all                    ## install programs, units and documents under DESTDIR and prefix
+install: all                    ## install programs, units, man pages and documents under DESTDIR and prefix
 	for p in $(notdir $(HAVE)); do install -D -m 755 $(BUILD)/bin/$$p $(DESTDIR)$(prefix)/bin/$$p; done
 	for u in controller/drover-controller.service compute/agent/drover-agent.service; do \
 	    sed 's#/usr/local/#$(prefix)/#' $$u | install -D -m 644 /dev/stdin $(DESTDIR)$(prefix)/lib/systemd/system/$$(basename $$u); done
+	tools/man_pages $(BUILD)/bin $(DESTDIR)$(prefix)/share/man
 	install -D -m 644 docs/ARCHITECTURE.md $(DESTDIR)$(prefix)/share/doc/drover/ARCHITECTURE.md
 	install -D -m 644 LICENSE $(DESTDIR)$(prefix)/share/doc/drover/LICENSE
 
