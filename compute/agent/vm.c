@@ -462,11 +462,17 @@ static void vm_on_told(const struct http_answer *answer, void *arg)
     vm_tick(vm);
 }
 
+static enum vmm_move move_of(enum vmm_state state)
+{
+    ASSERT(state == vmm_state_RUNNING || state == vmm_state_PAUSED || state == vmm_state_STOPPED);
+    return state == vmm_state_RUNNING ? vmm_move_RUNNING : state == vmm_state_PAUSED ? vmm_move_PAUSED : vmm_move_STOPPED;
+}
+
 static bool vm_tell(struct local_vm *vm, enum vmm_state state)
 {
     struct vmm_state_order order = {.state = 0};
     struct bytes_writer body = {.data = NULL};
-    OBJECT_SET(vmm_state_order, &order, state, state);
+    OBJECT_SET(vmm_state_order, &order, state, (uint32_t)move_of(state));
     OBJECT_ENCODE(vmm_state_order, &order, &body);
     vm->telling = state;
     int r = vm_call(vm, "PUT", "http://vmm/v1/vm/state", &body, vm_on_told);

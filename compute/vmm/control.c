@@ -1,15 +1,14 @@
-/* Connections and the four routes.
+/* Connections of the control socket.
  *
- * Happy path: bytes are gathered until head and body are whole, the route answers into one buffer, which goes out in
- * one write; left-over bytes are the next request. Failure modes: anything malformed is answered with a problem and
+ * Happy path: bytes are gathered until head and body are whole, the body is decoded by the route's row, its function
+ * answers into one buffer, which goes out in one write; left-over bytes are the next request. While a function keeps
+ * its call (CONTROL_LATER) the connection is not read. Failure modes: anything malformed is answered with a problem and
  * the connection closed once the client has sent what it wanted to (else the answer would be lost with the unread
  * bytes); an answer that the socket does not take at once closes it too. */
 #include "compute/vmm/control.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -17,8 +16,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#include "common/http_parse.h"
-#include "common/log.h"
+#include "compute/vmm/control_call.h"
 
 struct control {
     struct machine *machine;
@@ -30,13 +28,15 @@ struct control {
     uint64_t requests;
 };
 
-struct connection {
+struct control_connection {
     struct control *control;
     struct list link;
     int fd;
     struct io_handler *handler;
     size_t size, scanned;
     size_t discarded; /* while `refused` */
+    struct control_call *call; /* kept by a route's function, or NULL */
+    bool keep_alive;           /* after that call */
     bool refused;     /* answered and shut for writing; what still comes is thrown away until the client closes */
     char buffer[CONTROL_REQUEST_BYTES_MAX];
 };
@@ -48,40 +48,17 @@ struct request {
     size_t body_size;
 };
 
+enum outcome {
+    KEEP,
+    CLOSE,
+    REFUSED,
+    TAKEN,   /* the descriptor belongs to the console now */
+    WAITING, /* for the end of `call` */
+};
+
+static enum outcome requests_take(struct control_connection *c);
+
 /* ---- answers ---- */
-
-static void put_machine(struct bytes_writer *out, const struct machine *m)
-{
-    const struct vmm_config *c = m->config;
-    bytes_put_text(out, "{\"name\":");
-    json_put_string(out, c->name);
-    bytes_put_text(out, ",\"vm_id\":");
-    json_put_string(out, c->vm_id ? c->vm_id : "");
-    bytes_put_format(out, ",\"epoch\":%" PRIu64 ",\"state\":\"%s\",\"pid\":%d", c->epoch,
-                     machine_state_name(m->state), (int)getpid());
-    bytes_put_format(out, ",\"machine\":\"pc-1\",\"vcpus\":%u,\"memory_bytes\":%" PRIu64 ",\"resets\":%" PRIu64,
-                     c->vcpus, c->memory_bytes, m->resets);
-    bytes_put_format(out, ",\"lease_held\":%s", lease_allows_io(&m->lease.lease) ? "true" : "false");
-    if (m->state == MACHINE_FAILED) {
-        bytes_put_text(out, ",\"failure\":");
-        json_put_string(out, m->failure);
-    }
-    bytes_put_text(out, "}\n");
-}
-
-static void put_stats(struct bytes_writer *out, struct machine *m)
-{
-    struct vcpu_counters c = vcpu_set_counters(&m->vcpus);
-    bytes_put_format(out, "{\"exits\":%" PRIu64 ",\"port_exits\":%" PRIu64 ",\"memory_exits\":%" PRIu64, c.exits,
-                     c.port_exits, c.memory_exits);
-    bytes_put_format(out, ",\"unclaimed_port_accesses\":%" PRIu64 ",\"unclaimed_memory_accesses\":%" PRIu64,
-                     __atomic_load_n(&m->ports.unclaimed, __ATOMIC_RELAXED),
-                     __atomic_load_n(&m->mmio.unclaimed, __ATOMIC_RELAXED));
-    bytes_put_format(out, ",\"console_readers\":%u,\"console_readers_dropped\":%" PRIu64 ",\"lease_pauses\":%" PRIu64,
-                     console_reader_count(m->console), m->console->followers_dropped,
-                     __atomic_load_n(&m->lease.pauses, __ATOMIC_RELAXED));
-    bytes_put_format(out, ",\"resets\":%" PRIu64 "}\n", m->resets);
-}
 
 /* True when all of it was taken. */
 static bool answer_send(int fd, int status, const char *type, const struct bytes_writer *body, bool close_after)
@@ -99,57 +76,88 @@ static bool answer_send(int fd, int status, const char *type, const struct bytes
 static bool problem_send(int fd, const struct error *e, bool close_after)
 {
     const struct error_kind_info *kind = error_kind_info(e->kind);
+    struct problem problem = {.type = NULL};
     struct bytes_writer body = {0};
-    bytes_put_format(&body, "{\"type\":\"about:blank\",\"title\":\"%s\",\"status\":%d,\"code\":\"%s\",\"detail\":",
-                     kind->title, kind->http_status, kind->code);
-    json_put_string(&body, e->text);
+    OBJECT_TEXT(problem, &problem, type, "about:blank");
+    OBJECT_TEXT(problem, &problem, title, kind->title);
+    OBJECT_SET(problem, &problem, status, (uint32_t)kind->http_status);
+    OBJECT_TEXT(problem, &problem, code, kind->code);
+    OBJECT_TEXT(problem, &problem, detail, e->text);
     if (e->field[0]) {
-        bytes_put_text(&body, ",\"field\":");
-        json_put_string(&body, e->field);
+        struct problem_field *field = OBJECT_ADD(problem, &problem, errors);
+        OBJECT_TEXT(problem_field, field, pointer, e->field);
+        OBJECT_TEXT(problem_field, field, detail, e->text);
     }
-    bytes_put_text(&body, "}\n");
+    OBJECT_ENCODE(problem, &problem, &body);
+    OBJECT_CLEAR(problem, &problem);
     bool whole = answer_send(fd, kind->http_status, "application/problem+json", &body, close_after);
     bytes_writer_finish(&body);
     return whole;
 }
 
-/* ---- routes ---- */
+/* ---- calls ---- */
 
-static const struct {
-    const char *word;
-    int (*move)(struct machine *, struct error *);
-} moves[] = {
-    {"running", machine_resume},
-    {"paused", machine_pause},
-    {"stopped", machine_stop},
-    {"reset", machine_reset},
-    {"powerbutton", machine_press_power_button},
-};
-
-static int state_put(struct machine *m, const struct request *r, struct error *err)
+static void call_destroy(struct control_call *call)
 {
-    json_error_t parse;
-    json_t *body = json_loadb(r->body, r->body_size, JSON_REJECT_DUPLICATES, &parse);
-    if (!body)
-        return error_set(err, -EBADMSG, ERROR_MALFORMED, "the body is not JSON: %s", parse.text);
-    const char *word = json_is_object(body) ? json_string_value(json_object_get(body, "state")) : NULL;
-    int code = -EINVAL;
-    if (!word || json_object_size(body) != 1) {
-        error_set_field(err, code, ERROR_INVALID, "/state", "the body must be {\"state\": \"...\"} and nothing else");
-    } else {
-        error_set_field(err, code, ERROR_INVALID, "/state",
-                        "the state must be running, paused, stopped, reset or powerbutton");
-        for (size_t i = 0; i < ARRAY_SIZE(moves); i++)
-            if (strcmp(word, moves[i].word) == 0)
-                code = moves[i].move(m, err);
+    if (call->body) {
+        object_clear(call->route->body, call->body);
+        free(call->body);
     }
-    json_decref(body);
-    return code;
+    bytes_writer_finish(&call->answer);
+    free(call);
 }
 
-enum outcome { KEEP, CLOSE, REFUSED, TAKEN /* the descriptor belongs to the console now */ };
+/* Send what @call has come to. True when the connection may go on. */
+static bool call_answer(struct control_connection *c, struct control_call *call, int code, const struct error *err)
+{
+    bool sent = code < 0 ? problem_send(c->fd, err, !c->keep_alive)
+                         : answer_send(c->fd, call->status, "application/json", &call->answer, !c->keep_alive);
+    return sent && c->keep_alive;
+}
 
-static enum outcome console_get(struct connection *c, struct error *err)
+static int call_decode(struct control_call *call, const struct request *r, struct error *err)
+{
+    const struct object_desc *desc = call->route->body;
+    const char *query = r->head.query;
+    call->force = strcmp(query, "force=true") == 0;
+    if (query[0] && !call->force && strcmp(query, "force=false") != 0)
+        return error_set(err, -EINVAL, ERROR_INVALID, "\"?%.100s\" is not known here; \"?force=true\" is", query);
+    if (call->force && !(call->route->flags & ROUTE_FORCE))
+        return error_set(err, -EINVAL, ERROR_INVALID, "%s takes no \"force\"", call->route->path);
+    if (!desc->name)
+        return 0;
+    enum object_mode mode = call->route->method == ROUTE_PATCH ? OBJECT_PATCH : OBJECT_CREATE;
+    call->body = xcalloc(1, desc->size);
+    return object_decode(desc, r->body, r->body_size, mode, call->body, err);
+}
+
+static const struct route_desc *route_of(const struct request *r, char id[CONTROL_ID_SIZE], struct error *err)
+{
+    static const int methods[HTTP_METHOD_COUNT] = {
+        [HTTP_GET] = ROUTE_GET + 1,     [HTTP_POST] = ROUTE_POST + 1,     [HTTP_PUT] = ROUTE_PUT + 1,
+        [HTTP_PATCH] = ROUTE_PATCH + 1, [HTTP_DELETE] = ROUTE_DELETE + 1,
+    };
+    const char *segment = NULL;
+    size_t length = 0;
+    bool known = false;
+    int method = methods[r->head.method];
+    const struct route_desc *route = route_table_find(
+        &vmm_route_table, method ? (enum route_method)(method - 1) : ROUTE_GET, r->head.path, &segment, &length, &known);
+    if (route && method && length < CONTROL_ID_SIZE) {
+        if (length)
+            memcpy(id, segment, length);
+        return route;
+    }
+    if (known && length < CONTROL_ID_SIZE)
+        error_set(err, -EINVAL, ERROR_METHOD, "%.100s does not take %s; GET /v1/openapi.json shows what there is",
+                  r->head.path, http_method_name(r->head.method));
+    else
+        error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no %.100s; GET /v1/openapi.json shows what there is",
+                  r->head.path);
+    return NULL;
+}
+
+static enum outcome console_get(struct control_connection *c, struct error *err)
 {
     static const char head[] =
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: drover-console\r\n\r\n";
@@ -169,42 +177,38 @@ static enum outcome console_get(struct connection *c, struct error *err)
     return TAKEN;
 }
 
-static enum outcome request_answer(struct connection *c, const struct request *r)
+static enum outcome request_answer(struct control_connection *c, const struct request *r)
 {
-    struct machine *m = c->control->machine;
-    struct bytes_writer body = {0};
     struct error err = {0};
-    bool get = r->head.method == HTTP_GET, sent;
-    int code = 0;
-    if (strcmp(r->head.path, "/v1/vm/console") == 0 && get)
+    struct control_call *call = NEW(struct control_call);
+    c->keep_alive = r->head.keep_alive;
+    call->machine = c->control->machine;
+    call->status = 200;
+    call->route = route_of(r, call->id, &err);
+    int code = call->route ? call_decode(call, r, &err) : -ENOENT;
+    if (code == 0 && call->route->id == VMM_ROUTE_vm_console) {
+        call_destroy(call);
         return console_get(c, &err);
-    if (strcmp(r->head.path, "/v1/vm") == 0 && get)
-        put_machine(&body, m);
-    else if (strcmp(r->head.path, "/v1/vm/stats") == 0 && get)
-        put_stats(&body, m);
-    else if (strcmp(r->head.path, "/v1/vm/state") == 0 && r->head.method == HTTP_PUT)
-        code = state_put(m, r, &err);
-    else if (strcmp(r->head.path, "/v1/vm") == 0 || strcmp(r->head.path, "/v1/vm/stats") == 0 ||
-             strcmp(r->head.path, "/v1/vm/console") == 0 || strcmp(r->head.path, "/v1/vm/state") == 0)
-        code = error_set(&err, -EINVAL, ERROR_METHOD, "%s is for %s", r->head.path,
-                         strcmp(r->head.path, "/v1/vm/state") ? "GET" : "PUT");
-    else
-        code = error_set(&err, -ENOENT, ERROR_NOT_FOUND,
-                         "there is /v1/vm, /v1/vm/state, /v1/vm/stats and /v1/vm/console");
-    if (code == 0 && body.size == 0)
-        put_machine(&body, m);
-    if (code < 0)
-        sent = problem_send(c->fd, &err, !r->head.keep_alive);
-    else
-        sent = answer_send(c->fd, 200, "application/json", &body, !r->head.keep_alive);
-    bytes_writer_finish(&body);
-    return sent && r->head.keep_alive ? KEEP : CLOSE;
+    }
+    call->connection = c;
+    if (code == 0)
+        code = control_route_function(call->route)(call, &err);
+    if (code == CONTROL_LATER) {
+        c->call = call;
+        io_loop_change(c->control->machine->control, c->handler, 0);
+        return WAITING;
+    }
+    bool go_on = call_answer(c, call, code, &err);
+    call_destroy(call);
+    return go_on ? KEEP : CLOSE;
 }
 
 /* ---- connections ---- */
 
-static void connection_destroy(struct connection *c)
+static void connection_destroy(struct control_connection *c)
 {
+    if (c->call)
+        c->call->connection = NULL;
     io_loop_remove(c->control->machine->control, c->handler);
     close_fd(&c->fd);
     list_remove(&c->link);
@@ -212,7 +216,7 @@ static void connection_destroy(struct connection *c)
     free(c);
 }
 
-static enum outcome refuse(struct connection *c, enum error_kind kind, const char *text)
+static enum outcome refuse(struct control_connection *c, enum error_kind kind, const char *text)
 {
     struct error err = {0};
     error_set(&err, -EINVAL, kind, "%s", text);
@@ -220,7 +224,7 @@ static enum outcome refuse(struct connection *c, enum error_kind kind, const cha
 }
 
 /* Answer the request at the start of the buffer, if it is whole. *ret_used is 0 when more is needed. */
-static enum outcome request_take(struct connection *c, size_t *ret_used)
+static enum outcome request_take(struct control_connection *c, size_t *ret_used)
 {
     struct request r = {0};
     *ret_used = 0;
@@ -247,23 +251,51 @@ static enum outcome request_take(struct connection *c, size_t *ret_used)
     return request_answer(c, &r);
 }
 
-static enum outcome requests_take(struct connection *c)
+static enum outcome requests_take(struct control_connection *c)
 {
     while (true) {
         size_t used;
         enum outcome outcome = request_take(c, &used);
-        if (outcome != KEEP || used == 0)
+        if ((outcome != KEEP && outcome != WAITING) || used == 0)
             return outcome;
         memmove(c->buffer, c->buffer + used, c->size - used);
         c->size -= used;
         c->scanned = 0;
+        if (outcome == WAITING)
+            return outcome;
     }
+}
+
+/* What follows from @outcome: the connection goes on or is gone. */
+static void outcome_settle(struct control_connection *c, enum outcome outcome)
+{
+    c->refused = outcome == REFUSED;
+    if (outcome == KEEP || outcome == WAITING || (c->refused && shutdown(c->fd, SHUT_WR) == 0))
+        return;
+    connection_destroy(c);
+}
+
+void control_call_end(struct control_call *call, int code, const struct error *err)
+{
+    struct control_connection *c = call->connection;
+    ASSERT(code <= 0 && (!c || c->call == call));
+    if (c) {
+        c->call = NULL;
+        bool go_on = call_answer(c, call, code, err);
+        io_loop_change(c->control->machine->control, c->handler, EPOLLIN);
+        outcome_settle(c, go_on ? requests_take(c) : CLOSE);
+    }
+    call_destroy(call);
 }
 
 static void on_connection(void *arg, uint32_t events)
 {
-    struct connection *c = arg;
+    struct control_connection *c = arg;
     (void)events;
+    if (c->call) { /* not reading: the client hung up */
+        connection_destroy(c);
+        return;
+    }
     if (c->refused)
         c->size = 0;
     ssize_t n = recv(c->fd, c->buffer + c->size, sizeof(c->buffer) - c->size, 0);
@@ -273,10 +305,8 @@ static void on_connection(void *arg, uint32_t events)
         return;
     if (n > 0 && !c->refused) {
         c->size += (size_t)n;
-        enum outcome outcome = requests_take(c);
-        c->refused = outcome == REFUSED;
-        if (outcome == KEEP || (c->refused && shutdown(c->fd, SHUT_WR) == 0))
-            return;
+        outcome_settle(c, requests_take(c));
+        return;
     }
     connection_destroy(c);
 }
@@ -296,7 +326,7 @@ static void on_listen(void *arg, uint32_t events)
         close(fd);
         return;
     }
-    struct connection *c = NEW(struct connection);
+    struct control_connection *c = NEW(struct control_connection);
     c->control = control;
     c->fd = fd;
     list_append(&control->connections, &c->link);
@@ -365,7 +395,7 @@ void control_destroy(struct control *c)
         return;
     LIST_FOREACH_SAFE(link, &c->connections)
     {
-        connection_destroy(LIST_ENTRY(link, struct connection, link));
+        connection_destroy(LIST_ENTRY(link, struct control_connection, link));
     }
     io_loop_remove(c->machine->control, c->listen_handler);
     close(c->listen_fd);

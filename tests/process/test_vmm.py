@@ -278,7 +278,7 @@ def test_description_of_the_vm(vmm):
     ('DELETE', '/v1/vm', None, 405, 'method-not-allowed'),
     ('GET', '/v1/vm/state', None, 405, 'method-not-allowed'),
     ('PUT', '/v1/vm/state', {'state': 'sleeping'}, 400, 'invalid'),
-    ('PUT', '/v1/vm/state', {'state': 'paused', 'why': 1}, 400, 'invalid'),
+    ('PUT', '/v1/vm/state', {'state': 'paused', 'why': 1}, 400, 'unknown-field'),
     ('PUT', '/v1/vm/state', ['paused'], 400, 'invalid'),
     ('PUT', '/v1/vm/state', b'{"state": "paused"', 400, 'malformed'),
     ('PUT', '/v1/vm/state', b' ' * 20000, 413, 'too-large'),
@@ -289,6 +289,19 @@ def test_control_errors_are_clear(vmm, method, path, body, status, code):
     assert (got, problem['status'], problem['code']) == (status, status, code)
     assert len(problem['detail']) > 10
     assert vm.request('GET', '/v1/vm')[1]['state'] == 'running'    # nothing came of it
+
+
+def test_the_api_describes_itself(vmm):
+    vm = vmm()
+    status, api = vm.request('GET', '/v1/openapi.json')
+    assert status == 200 and api['openapi'].startswith('3.1')
+    assert set(api['paths']) >= {'/v1/vm', '/v1/vm/state', '/v1/vm/stats', '/v1/vm/console'}
+    text = json.dumps(api)
+    names = set(re.findall(r'#/components/schemas/(\w+)', text))
+    assert names and names == set(api['components']['schemas']) & names
+    assert 'problem' in names and 'cluster' not in api['components']['schemas']
+    assert vm.request('GET', '/v1/vm?force=true')[0] == 400
+    assert vm.request('GET', '/v1/vm?colour=red')[0] == 400
 
 
 def test_malformed_requests_are_refused(vmm):

@@ -1,0 +1,20 @@
+/* Which function stands behind which row of schema/vmm_routes.def. */
+#include "compute/vmm/control_call.h"
+
+static const control_fn functions[VMM_ROUTE_COUNT] = {
+    [VMM_ROUTE_vm_show] = control_vm_show,
+    [VMM_ROUTE_vm_move] = control_vm_move,
+    [VMM_ROUTE_vm_stats] = control_vm_stats,
+    [VMM_ROUTE_openapi] = control_openapi,
+};
+
+control_fn control_route_function(const struct route_desc *route)
+{
+    return functions[route->id];
+}
+
+int control_openapi(struct control_call *call, struct error *err UNUSED)
+{
+    route_table_openapi(&vmm_route_table, &call->answer);
+    return 0;
+}
