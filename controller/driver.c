@@ -1,5 +1,5 @@
-/* The reconciler's driver. A round: look (under the read lock), propose all, wait for all answers; then again at once
- * if the state has changed meanwhile or there was more to do, else at the next tick. */
+/* The reconciler's driver. A run: look (under the read lock), propose all, wait for all answers; then again at once if
+ * there was more to propose, soon if not all that waits was looked at or the state has changed, else at the next tick. */
 #include "controller/driver.h"
 
 #include <stdio.h>
@@ -9,7 +9,6 @@
 #include "controller/environment.h"
 #include "controller/fsm/apply.h"
 #include "controller/membership.h"
-#include "controller/reconcile/reconcile.h"
 #include "controller/service.h"
 
 static void run(struct driver *driver);
@@ -61,7 +60,8 @@ static void run(struct driver *driver)
     uint64_t begin = environment_monotonic_us();
     environment_time_text(environment_unix_ms(), now);
     struct reconcile_input input = {
-        .now = now, .now_ms = environment_monotonic_ms(), .leader_since_ms = service->ready_since_ms};
+        .now = now, .now_ms = environment_monotonic_ms(), .leader_since_ms = service->ready_since_ms,
+        .resume_after = driver->resume_after};
     input.n_nodes = list_nodes(driver, &nodes);
     input.nodes = nodes;
     driver->again = false;
@@ -74,7 +74,10 @@ static void run(struct driver *driver)
     metrics->reconcile_us_max = MAX(metrics->reconcile_us_max, took);
     driver->again = output->more;
     driver->last_us = took;
+    memcpy(driver->resume_after, output->resume_after, sizeof driver->resume_after);
     propose_all(driver, output);
+    if (driver->resume_after[0] != '\0')
+        driver_wake(driver);
     reconcile_output_finish(output);
     free(output);
 }
@@ -107,6 +110,7 @@ void driver_reset(struct driver *driver)
 {
     clear_nodes(driver);
     driver->again = false;
+    driver->resume_after[0] = '\0';
 }
 
 void driver_wake(struct driver *driver)

@@ -1,5 +1,5 @@
 /* The reconciler's driver: on a ready leader it runs controller/reconcile at a steady pace and soon after changes,
- * and proposes what it says. One round at a time: the next begins when every command of the last one is answered. It
+ * and proposes what it says. One run at a time: the next begins when every command of the last one is answered. It
  * also keeps the leader's volatile table of when each host last reported. */
 #ifndef CONTROLLER_DRIVER_H
 #define CONTROLLER_DRIVER_H
@@ -9,11 +9,12 @@
 #include <uv.h>
 
 #include "common/map.h"
+#include "controller/reconcile/reconcile.h"
 
 #define DRIVER_TICK_MS 200u /* between runs while nothing else asks for one */
 #define DRIVER_SOON_MS 20u  /* after a change of the state */
-#define DRIVER_REST 10u /* at least so many times the last run's time lie between runs: a tenth of the loop at most  \
-                         */
+/* At least so many times the last run's time lie between runs: a tenth of the loop at most. */
+#define DRIVER_REST 10u
 
 struct service;
 
@@ -29,6 +30,7 @@ struct driver {
     unsigned outstanding; /* commands proposed and not answered */
     uint64_t last_us;     /* time that the last run took */
     bool again;           /* there was more to do */
+    char resume_after[RECONCILE_NAME_SIZE]; /* where the round goes on */
 };
 
 void driver_start(struct driver *driver, struct service *service);

@@ -70,6 +70,21 @@ static int check_vm(const struct state *state, const struct record *record, stru
     return 0;
 }
 
+/* The index holds those that wait and no others, in the order of the table. */
+static int check_waiting(const struct state *state, struct error *err)
+{
+    const struct record_index *waiting = state_waiting(state);
+    size_t at = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct record *record = state_at(state, object_kind_VM, i);
+        bool listed = at < waiting->count && waiting->items[at] == record;
+        if (listed != state_vm_waits(record->vm))
+            return BROKEN(err, "VM '%s' %s for a host", record->vm->name, listed ? "is said to wait" : "waits unseen");
+        at += listed;
+    }
+    return at == waiting->count ? 0 : BROKEN(err, "%zu VMs wait, %zu are listed", at, waiting->count);
+}
+
 static int check_vms(const struct state *state, struct error *err)
 {
     for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
@@ -77,7 +92,7 @@ static int check_vms(const struct state *state, struct error *err)
         if (rc < 0)
             return rc;
     }
-    return 0;
+    return check_waiting(state, err);
 }
 
 static int check_hosts(const struct state *state, struct error *err)

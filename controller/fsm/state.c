@@ -150,6 +150,7 @@ void state_destroy(struct state *state)
     for (size_t i = 0; i < STATE_EVENTS_MAX; i++)
         free(state->events[i].json);
     free(state->events);
+    free(state->waiting.items);
     for (size_t i = 0; i < state->answer_count; i++)
         answer_destroy(state->answer_queue[(state->answer_first + i) % STATE_ANSWERS_MAX]);
     free(state->answer_queue);
@@ -217,11 +218,25 @@ const struct record *state_at(const struct state *state, enum object_kind kind, 
     return state->tables[kind].order.items[position];
 }
 
+size_t record_index_after(const struct record_index *index, const char *name)
+{
+    size_t at = index_lower(index, name);
+    return at < index->count && strcmp(index->items[at]->common->name, name) == 0 ? at + 1 : at;
+}
+
 size_t state_after(const struct state *state, enum object_kind kind, const char *name)
 {
-    const struct record_index *order = &state->tables[kind].order;
-    size_t at = index_lower(order, name);
-    return at < order->count && strcmp(order->items[at]->common->name, name) == 0 ? at + 1 : at;
+    return record_index_after(&state->tables[kind].order, name);
+}
+
+const struct record_index *state_waiting(const struct state *state)
+{
+    return &state->waiting;
+}
+
+bool state_vm_waits(const struct vm *vm)
+{
+    return vm->host == NULL && vm->state == vm_state_PENDING && vm->wanted != vm_wanted_DELETED;
 }
 
 uint64_t state_host_orders_index(const struct record *host)
@@ -297,6 +312,8 @@ static bool link_record(struct state *state, struct record *record)
         record_index_add(&host->of_host.vms, record);
         host->of_host.committed_memory_bytes += record->vm->memory_bytes;
         host->of_host.committed_vcpus += record->vm->vcpus;
+    } else if (record->kind == object_kind_VM && state_vm_waits(record->vm)) {
+        record_index_add(&state->waiting, record);
     } else if (record->kind == object_kind_OPERATION && record->operation->state == operation_state_RUNNING) {
         struct record *vm = operation_vm(state, record);
         if (vm == NULL)
@@ -315,6 +332,8 @@ static void unlink_record(struct state *state, struct record *record)
         record_index_remove(&host->of_host.vms, record);
         host->of_host.committed_memory_bytes -= record->vm->memory_bytes;
         host->of_host.committed_vcpus -= record->vm->vcpus;
+    } else if (record->kind == object_kind_VM && state_vm_waits(record->vm)) {
+        record_index_remove(&state->waiting, record);
     } else if (record->kind == object_kind_OPERATION && record->operation->state == operation_state_RUNNING) {
         record_index_remove(&operation_vm(state, record)->of_vm.operations, record);
     } else if (record->kind == object_kind_OPERATION) {

@@ -5,6 +5,7 @@
  *   struct state -- table of each kind -- record -- object (struct vm, ...) and its canonical JSON, made at each change
  *                |                          +------ host: its VMs in name order and the sums promised to them
  *                |                          +------ VM: its running operations
+ *                +- VMs that wait for a host, in name order
  *                +- events: the last STATE_EVENTS_MAX
  *                +- answers by key: the last STATE_ANSWERS_MAX, at most STATE_ANSWER_AGE_MS old by the time of commands
  *
@@ -102,6 +103,12 @@ size_t state_count(const struct state *state, enum object_kind kind);
 const struct record *state_at(const struct state *state, enum object_kind kind, size_t position);
 /* Position of the first object whose name is greater than @name (a cursor: it need not exist any more). */
 size_t state_after(const struct state *state, enum object_kind kind, const char *name);
+
+/* The VMs that wait for a host (pending, not to be deleted), in name order: what reconcile has to place. Kept with each
+ * change, so that a look at it costs what there is to do and not what there is. */
+const struct record_index *state_waiting(const struct state *state);
+/* As state_after, in @index. */
+size_t record_index_after(const struct record_index *index, const char *name);
 
 /* The VMs that @host owns: host->of_host.vms, in name order. The running operations of a VM: vm->of_vm.operations. */
 

@@ -23,6 +23,7 @@ struct state {
     uint64_t index;
     bool loading; /* a snapshot is being read: objects refer to others that are not there yet */
     struct state_table tables[object_kind_COUNT];
+    struct record_index waiting;                 /* VMs: see state_waiting */
     struct record *ended_oldest, *ended_newest; /* ended operations by (revision, id) */
     size_t ended_count;
     struct state_event_slot *events; /* slot of serial s: (s - 1) % STATE_EVENTS_MAX */
@@ -33,6 +34,8 @@ struct state {
     size_t answer_first, answer_count;
 };
 
+/* Does @vm belong to state_waiting? Depends on nothing but its fields. */
+bool state_vm_waits(const struct vm *vm);
 const struct object_desc *state_kind_desc(enum object_kind kind); /* NULL for event */
 size_t state_table_max(enum object_kind kind);
 

@@ -1,5 +1,5 @@
-/* The leader's tick; see the header. One pass over hosts, VMs and tokens; the first RECONCILE_COMMANDS_MAX steps are given,
- * the rest comes with the next call. */
+/* The leader's tick; see the header. One pass over hosts, waiting VMs and tokens; the first RECONCILE_COMMANDS_MAX steps
+ * are given, the rest comes with the next call. */
 #include "controller/reconcile/reconcile.h"
 
 #include <inttypes.h>
@@ -8,7 +8,6 @@
 
 #include "controller/command/host_view.h"
 #include "controller/fsm/command_codec.h"
-#include "controller/fsm/time_text.h"
 
 #define BY "controller"
 #define NOTE_BYTES_MAX 701u
@@ -60,7 +59,7 @@ static void mark_host(struct reconciling *r, const struct host *host)
     emit(r, COMMAND_host_state, &command, &command.request);
 }
 
-/* ---- VMs without a host ---- */
+/* ---- VMs that wait for a host ---- */
 
 static void place(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm)
 {
@@ -82,23 +81,26 @@ static void place(struct reconciling *r, struct scheduler_view *view, struct pla
     emit(r, COMMAND_vm_place, &command, &command.request);
 }
 
-static bool needs_host(const struct vm *vm)
+static size_t looks_max(const struct state *state)
 {
-    return vm->host == NULL && vm->state == vm_state_PENDING && vm->wanted != vm_wanted_DELETED;
+    size_t hosts = MAX(state_count(state, object_kind_HOST), (size_t)1);
+    return MIN(MAX(RECONCILE_PAIRS_MAX / hosts, (size_t)RECONCILE_LOOKS_MIN), (size_t)RECONCILE_LOOKS_MAX);
 }
 
-static void place_pending(struct reconciling *r)
+static void place_waiting(struct reconciling *r)
 {
+    const struct record_index *waiting = state_waiting(r->state);
+    const char *after = r->input->resume_after != NULL ? r->input->resume_after : "";
+    size_t begin = record_index_after(waiting, after), end = MIN(waiting->count, begin + looks_max(r->state)), i = begin;
     struct scheduler_view view = {0};
     struct place_result result = {0};
-    for (size_t i = 0; i < state_count(r->state, object_kind_VM) && !full(r); i++) {
-        const struct vm *vm = state_at(r->state, object_kind_VM, i)->vm;
-        if (!needs_host(vm))
-            continue;
-        if (view.count == 0)
-            host_view_fill(r->state, NULL, &view);
-        place(r, &view, &result, vm);
-    }
+    if (begin < end)
+        host_view_fill(r->state, NULL, &view);
+    while (i < end && !full(r))
+        place(r, &view, &result, waiting->items[i++]->vm);
+    if (i < waiting->count) /* nothing looked at, as there was no room: the same again */
+        snprintf(r->out->resume_after, sizeof r->out->resume_after, "%s",
+                 i > begin ? waiting->items[i - 1]->common->name : after);
     place_result_finish(&result);
     view_finish(&view);
 }
@@ -108,7 +110,7 @@ static void place_pending(struct reconciling *r)
 static void expire_token(struct reconciling *r, const struct token *token)
 {
     struct command_remove command = {0};
-    if (time_text_ms(token->expires_at) > time_text_ms(r->input->now))
+    if (token->expires_at == NULL || strcmp(token->expires_at, r->input->now) > 0) /* one form and one length: the order of time */
         return;
     OBJECT_SET(command_remove, &command, kind, object_kind_TOKEN);
     OBJECT_TEXT(command_remove, &command, id, token->id);
@@ -125,7 +127,7 @@ void reconcile_tick(const struct state *state, const struct reconcile_input *inp
         map_put(&r.nodes, input->nodes[i].host, (void *)(uintptr_t)&input->nodes[i]);
     for (size_t i = 0; i < state_count(state, object_kind_HOST) && !full(&r); i++)
         mark_host(&r, state_at(state, object_kind_HOST, i)->host);
-    place_pending(&r);
+    place_waiting(&r);
     for (size_t i = 0; i < state_count(state, object_kind_TOKEN) && !full(&r); i++)
         expire_token(&r, state_at(state, object_kind_TOKEN, i)->token);
     map_finish(&r.nodes);

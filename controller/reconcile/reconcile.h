@@ -1,5 +1,9 @@
-/* The leader's tick: what the state wants minus what is seen, as commands. Level-triggered: it looks at the whole state
- * each time and keeps nothing, so a lost command costs one tick and a new leader goes on from the same state.
+/* The leader's tick: what the state wants minus what is seen, as commands. Level-triggered: it looks at what is and not
+ * at what has changed, so a lost command costs one round and a new leader goes on from the same state.
+ *
+ * A tick is bounded, for it runs between two answers of the API: it looks at RECONCILE_LOOKS_MAX waiting VMs (fewer where
+ * there are many hosts) and gives RECONCILE_COMMANDS_MAX commands. What is left comes with the next ticks, each of which
+ * goes on where the last one stopped: a round. Where it stopped is all that the caller keeps; forgetting it costs time.
  *
  * Does: place VMs that have no host; mark hosts that do not report unreachable (their reports mark them up again,
  * node_sync.h); remove tokens that have expired.
@@ -14,6 +18,10 @@
 
 #define RECONCILE_PERIOD_MS 1000u
 #define RECONCILE_COMMANDS_MAX 64u
+#define RECONCILE_LOOKS_MAX 256u     /* waiting VMs that one tick looks at, */
+#define RECONCILE_LOOKS_MIN 16u      /* fewer where there are many hosts, but at least so many, */
+#define RECONCILE_PAIRS_MAX 100000u  /* so that VMs times hosts stay below this */
+#define RECONCILE_NAME_SIZE 64u      /* a VM's name with its NUL */
 #define RECONCILE_SILENCE_MS 10000u /* without a report: unreachable */
 
 /* The leader's volatile knowledge of a host. */
@@ -28,12 +36,15 @@ struct reconcile_input {
     uint64_t leader_since_ms; /* steady clock: a host that never reported here is silent since then */
     const struct reconcile_node *nodes; /* any order; hosts that never reported are not in it */
     size_t n_nodes;
+    const char *resume_after; /* of the last tick's output; NULL or "": a new round */
 };
 
 struct reconcile_output {
     struct bytes_writer commands[RECONCILE_COMMANDS_MAX]; /* to be proposed in this order */
     unsigned count;
     bool more; /* there is more to do: call again as soon as these are applied */
+    char resume_after[RECONCILE_NAME_SIZE]; /* name of the last VM looked at; "": the round is over. Call again soon
+                                             * where it is not */
 };
 /* @ret must be zeroed; finish it after. */
 void reconcile_tick(const struct state *state, const struct reconcile_input *input, struct reconcile_output *ret);

@@ -24,6 +24,7 @@ struct process { /* a controller process */
     struct state *state;
     uint64_t heard_ms[WORLD_AGENTS]; /* local clock */
     uint64_t lead_term, leader_since_ms, next_tick_ms;
+    char resume_after[RECONCILE_NAME_SIZE]; /* of the reconcile round */
     unsigned proposed; /* commands of the last tick that are not answered */
 };
 
@@ -610,8 +611,10 @@ static void tick(struct sim_node *node)
     for (unsigned i = 0; i < world->agent_count; i++)
         nodes[i] = (struct reconcile_node){world->agents[i].id, process->heard_ms[i]};
     struct reconcile_input input = {.now = now, .now_ms = local_ms(node), .leader_since_ms = process->leader_since_ms,
-                                    .nodes = nodes, .n_nodes = world->agent_count};
+                                    .nodes = nodes, .n_nodes = world->agent_count,
+                                    .resume_after = process->resume_after};
     reconcile_tick(process->state, &input, output);
+    memcpy(process->resume_after, output->resume_after, sizeof process->resume_after);
     for (unsigned i = 0; i < output->count && node->actor.up && node->actor.incarnation == incarnation; i++)
         propose_own(node, &output->commands[i]);
     reconcile_output_finish(output);

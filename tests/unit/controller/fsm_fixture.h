@@ -32,6 +32,7 @@ struct fixture {
     const char *key, *fingerprint; /* of the next request */
     uint64_t if_revision;
     bool dry_run;
+    char resume_after[RECONCILE_NAME_SIZE]; /* of the leader's round */
     bool unchecked; /* leave the invariants to the test */
     struct decision decision;
     struct apply_result result;
@@ -231,7 +232,9 @@ static inline unsigned fixture_reconcile(struct fixture *f, const struct reconci
     struct reconcile_output *output = NEW(struct reconcile_output);
     struct reconcile_input input = given != NULL ? *given : (struct reconcile_input){.now_ms = 1, .leader_since_ms = 1};
     input.now = fixture_now(f);
+    input.resume_after = f->resume_after;
     reconcile_tick(f->state, &input, output);
+    memcpy(f->resume_after, output->resume_after, sizeof f->resume_after);
     unsigned count = output->count;
     for (unsigned i = 0; i < count; i++)
         fixture_apply(f, &output->commands[i]);

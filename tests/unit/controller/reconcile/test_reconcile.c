@@ -69,6 +69,62 @@ static void steps_are_bounded(void **test)
     assert_int_equal(fixture_reconcile(f, NULL), 0);
 }
 
+static void create_small_vms(struct fixture *f, unsigned count)
+{
+    char body[128];
+    f->unchecked = true; /* checked as a whole below */
+    for (unsigned i = 0; i < count; i++) {
+        snprintf(body, sizeof body, "{\"name\":\"vm-%03u\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":16777216}", i);
+        fixture_must(f, ROUTE_ID_vm_create, NULL, body);
+    }
+    f->unchecked = false;
+    fixture_check(f);
+}
+
+/* A tick looks at so many waiting VMs; the next one goes on behind them, also where that VM has gone meanwhile. */
+static void looks_are_bounded_and_go_round(void **test)
+{
+    struct fixture *f = *test;
+    char name[RECONCILE_NAME_SIZE];
+    create_small_vms(f, RECONCILE_LOOKS_MAX + 40);
+    assert_int_equal(state_waiting(f->state)->count, RECONCILE_LOOKS_MAX + 40);
+    assert_int_equal(fixture_reconcile(f, NULL), 0); /* said already */
+    snprintf(name, sizeof name, "vm-%03u", RECONCILE_LOOKS_MAX - 1);
+    assert_string_equal(f->resume_after, name);
+    fixture_must(f, ROUTE_ID_vm_delete, name, NULL);
+    assert_int_equal(state_waiting(f->state)->count, RECONCILE_LOOKS_MAX + 39);
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    assert_string_equal(f->resume_after, ""); /* the round is over */
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    snprintf(name, sizeof name, "vm-%03u", RECONCILE_LOOKS_MAX); /* without the deleted one */
+    assert_string_equal(f->resume_after, name);
+    fixture_join(f, "n1");
+    struct node_report report = fixture_report(f, "n1", UINT64_C(1) << 20);
+    OBJECT_SET(node_report, &report, cpus, 1024);
+    fixture_send(f, &report);
+    unsigned placed = 0;
+    for (unsigned ticks = 0; state_waiting(f->state)->count > 0 && ticks < 10; ticks++)
+        placed += fixture_reconcile(f, NULL);
+    assert_int_equal(placed, RECONCILE_LOOKS_MAX + 39); /* each once, those behind the mark first */
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n1")->of_host.vms.count, placed);
+}
+
+static void fewer_looks_where_there_are_many_hosts(void **test)
+{
+    struct fixture *f = *test;
+    char name[16];
+    create_small_vms(f, 70);
+    f->unchecked = true;
+    for (unsigned i = 0; i < RECONCILE_PAIRS_MAX / 50; i++) { /* 50 looks; none of them is up */
+        snprintf(name, sizeof name, "n%u", i);
+        fixture_join(f, name);
+    }
+    assert_int_equal(fixture_reconcile(f, NULL), 50);
+    assert_string_equal(f->resume_after, "vm-049");
+    assert_int_equal(fixture_reconcile(f, NULL), 20);
+    assert_string_equal(f->resume_after, "");
+}
+
 static void silent_hosts_are_marked_once(void **test)
 {
     struct fixture *f = *test;
@@ -135,6 +191,8 @@ int main(void)
         TEST(pending_vms_are_placed_when_there_is_room),
         TEST(one_tick_does_not_overfill_a_host),
         TEST(steps_are_bounded),
+        TEST(looks_are_bounded_and_go_round),
+        TEST(fewer_looks_where_there_are_many_hosts),
         TEST(silent_hosts_are_marked_once),
         TEST(a_mark_that_was_overtaken_by_a_report),
         TEST(old_tokens_go),
