@@ -347,15 +347,14 @@ static int vm_adopt(struct local_vm *vm, struct error *err)
     return 1;
 }
 
-static void vm_look(struct local_vm *vm)
+/* Until this has an answer nothing may be concluded from there being no VMM that we know of. */
+static int vm_look(struct local_vm *vm, struct error *err)
 {
-    struct error err = {.code = 0};
-    int r = vm_adopt(vm, &err);
-    vm->looking = r == -EAGAIN;
-    if (r == -EAGAIN)
-        vm->hold_until_ms = now_ms(vm) + ASK_SOON_MS;
-    else if (r < 0)
-        vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
+    int r = vm_adopt(vm, err);
+    vm->looking = r < 0;
+    if (r < 0)
+        vm->hold_until_ms = now_ms(vm) + (r == -EAGAIN ? ASK_SOON_MS : VM_RETRY_MS);
+    return r;
 }
 
 /* ---- the control socket ---- */
@@ -500,7 +499,7 @@ static void work_remove(uv_work_t *uv_work)
 static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
 {
     if (work->status == 0) {
-        vm->prepared = true;
+        vm->prepared = object_equal(&vm_order_desc, &work->order, &vm->file.order);
         if (!vm->file.disks_made && work->order.disks.count > 0) {
             OBJECT_SET(agent_vm, &vm->file, disks_made, true);
             vm->unsaved = true;
@@ -802,7 +801,10 @@ static void vm_tick(struct local_vm *vm)
             return;
         }
         if (vm->looking && !vm->process) {
-            vm_look(vm);
+            struct error err = {.code = 0};
+            int r = vm_look(vm, &err);
+            if (r < 0 && r != -EAGAIN)
+                vm_move(vm, vm->machine.state, err.text);
             continue;
         }
         struct plan_vm facts = vm_facts(vm);
@@ -904,7 +906,10 @@ int vm_load(const struct vm_context *context, const char *id, struct local_vm **
     struct local_vm *vm = vm_alloc(context, &file);
     if (vm_files_control_path(&context->places, vm->id, vm->control_path, err) < 0)
         vm->control_path[0] = '\0'; /* it had fitted once; nobody will answer there, and its reason says so */
-    vm_look(vm);
+    struct error look = {.code = 0};
+    r = vm_look(vm, &look);
+    if (r < 0 && r != -EAGAIN)
+        log_warning("vm-look", "vm=%s error=\"%s\"", vm->name, look.text);
     vm_recall(vm);
     vm_recall_end(vm);
     log_info("vm-loaded", "vm=%s id=%s state=%s epoch=%llu generation=%llu", vm->name, vm->id,
@@ -927,6 +932,7 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
         OBJECT_CLEAR(vm_order, known);
         OBJECT_COPY(vm_order, known, order);
         OBJECT_SET(agent_vm, &vm->file, index, index);
+        vm->prepared = false;
         vm->unsaved = true;
         vm_save_or_log(vm);
         log_info("vm-order", "vm=%s wanted=%s epoch=%llu generation=%llu boot=%llu", vm->name,

@@ -2,7 +2,7 @@
  *
  * Order of writing, so that a kill at any instant leaves something that can be gone on with:
  *   make    vm.json first (intent), then images, disks, taps, config.json, and last the process
- *   remove  taps and socket, then the directory gets another name (from then on the VM is gone), then its files */
+ *   remove  the lock, taps and socket, then the directory gets another name (from then on the VM is gone), then its files */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -256,16 +256,16 @@ int vm_files_remove(const struct vm_places *places, const char *vm_id, struct er
     CLEANUP_FREE char *lock_path = vm_files_path(places, vm_id, "vmm.lock");
     char control[VM_FILES_CONTROL_PATH_SIZE];
     CLEANUP_FD int lock_fd = -1;
+    bool there = access(dir, F_OK) == 0;
     int r = vm_files_control_path(places, vm_id, control, err);
+    if (r == 0 && there)
+        r = vmm_process_lock(lock_path, &lock_fd, err); /* before anything that a VMM would miss */
     if (r == 0)
         r = remove_taps(vm_id, err);
     if (r < 0)
         return r;
     unlink(control);
-    if (access(dir, F_OK) == 0) {
-        r = vmm_process_lock(lock_path, &lock_fd, err);
-        if (r < 0)
-            return r;
+    if (there) {
         r = file_remove_tree(places->vms_dir, gone_name, err);
         if (r < 0)
             return r;

@@ -22,6 +22,7 @@
 #define VM_ID "aaaaaaaa-0000-4000-8000-000000000001"
 #define BOOT "11111111-2222-4333-8444-555555555555"
 #define SHA_ABC "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+#define SHA_ABD "a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9"
 #define DEADLINE_MS 20000
 /* ends with this process at the latest, so that nothing stays behind */
 #define LONG_PROGRAM "#!/bin/sh\nexec setpriv --pdeathsig KILL -- sleep 600\n"
@@ -500,6 +501,57 @@ static void test_guest_powers_off(void **state)
     run_until_process(f, 0);
 }
 
+/* Whether a VMM lives cannot be told at the agent's start: nothing may be concluded until it can. */
+static void test_unknown_is_not_stopped(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP_FREE char *lock = lock_path(f), *aside = xasprintf("%s/lock", f->dir);
+    pid_t pid = run_new(f);
+    close_vm(f);
+    assert_int_equal(rename(lock, aside) | mkdir(lock, 0700), 0); /* cannot be opened */
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    give(f, vm_wanted_STOPPED, 1, 2);
+    while (!reason_has(f, "cannot open"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_not_equal(vm_state_of(f->vm), vm_state_STOPPED);
+    assert_int_equal(rmdir(lock) | rename(aside, lock), 0);
+    run_until(f, vm_state_STOPPED, 2);
+    assert_int_equal(f->stops, 1);
+    assert_int_equal(waitpid(pid, NULL, WNOHANG), pid);
+}
+
+/* A removal that meets a VMM takes nothing away from it. */
+static void test_removal_meets_a_vmm(void **state)
+{
+    struct fixture *f = *state;
+    pid_t pid = run_new(f);
+    CLEANUP_FREE char *socket = xstrdup(vm_control_path(f->vm));
+    close_vm(f);
+    assert_int_equal(vm_files_remove(&f->context.places, VM_ID, NULL), -EAGAIN);
+    assert_int_equal(access(socket, F_OK), 0);
+    assert_int_equal(kill(pid, 0), 0);
+    assert_true(file_exists(f, "vm.json"));
+}
+
+/* What was made ready for one order is not taken for that of the next. */
+static void test_changed_order_is_prepared(void **state)
+{
+    struct fixture *f = *state;
+    struct vm_order order;
+    CLEANUP_FREE char *image = xasprintf("%s/" SHA_ABD, f->images);
+    run_new(f);
+    give(f, vm_wanted_STOPPED, 1, 2);
+    run_until(f, vm_state_STOPPED, 2);
+    stop_server(f);
+    assert_int_equal(file_write_atomic(f->kernel, "abd", 3, 0644, NULL), 0);
+    fill_order(f, &order, vm_wanted_RUNNING, 2, 3);
+    OBJECT_TEXT(artifact, &order.kernel, sha256, SHA_ABD);
+    vm_give_order(f->vm, &order, 12);
+    OBJECT_CLEAR(vm_order, &order);
+    run_until_process(f, 0);
+    assert_int_equal(access(image, F_OK), 0);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -516,6 +568,9 @@ int main(void)
         T(test_disk_that_has_gone_is_not_made_anew),
         T(test_order_to_delete_what_is_not_there),
         T(test_guest_powers_off),
+        T(test_unknown_is_not_stopped),
+        T(test_removal_meets_a_vmm),
+        T(test_changed_order_is_prepared),
     };
     signal(SIGPIPE, SIG_IGN); /* as the agent's main does: a VMM may end while it is written to */
     log_set_level(LOG_LEVEL_ERROR);
