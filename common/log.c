@@ -47,8 +47,9 @@ void log_write(enum log_level level, const char *event, const char *format, ...)
     int m = vsnprintf(line + n, sizeof line - (size_t)n, format, args);
     va_end(args);
     size_t len = MIN((size_t)n + (size_t)MAX(m, 0), sizeof line - 2);
+    /* Words from outside may be in it: no second record, and nothing that a terminal would obey. */
     for (size_t i = 0; i < len; i++)
-        if (line[i] == '\n' || line[i] == '\r')
+        if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
             line[i] = ' ';
     line[len++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, len);

@@ -156,9 +156,10 @@ size_t websocket_queued_bytes(const struct websocket *w)
 
 void websocket_pause(struct websocket *w)
 {
+    if (w->state == CLOSING)
+        return; /* the peer's answer is read whatever the owner does */
     w->paused = true;
-    if (w->state != CLOSING)
-        tls_stream_pause(w->stream);
+    tls_stream_pause(w->stream);
 }
 
 void websocket_resume(struct websocket *w)

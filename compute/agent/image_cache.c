@@ -20,6 +20,7 @@
 #include "compute/agent/image_cache.h"
 
 #define COPY_BYTES (256 * 1024)
+#define REDIRECTS_MAX 8 /* what is known by name on the web is often served by a mirror; the checksum rules */
 #define FILE_SCHEME "file://"
 
 struct image_cache {
@@ -135,6 +136,7 @@ static int fetch_download(struct fetch *f)
     const struct http_call_options options = {
         .url = f->artifact.url,
         .idle_ms = IMAGE_CACHE_IDLE_MS,
+        .redirects_max = REDIRECTS_MAX,
         .on_data = fetch_take,
         .on_progress = fetch_progress,
         .arg = f,

@@ -4,7 +4,7 @@
  *   <dir>/<sha256>.part  being fetched; removed at start
  *
  *   1. image_cache_get: there already -> done with its path         else one fetch for each checksum, waiters queue
- *   2. worker: http(s) download, or copy of file:///..., hashing while writing
+ *   2. worker: http(s) download (redirects followed), or copy of file:///..., hashing while writing
  *        failures: unreachable, HTTP status, no space -> done(<0), the partial file removed, the next get tries again
  *        wrong checksum or size                       -> done(-EBADMSG), ERROR_CHECKSUM
  *   3. fsync, rename, fsync of the directory -> done(0) to every waiter

@@ -5,6 +5,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/error.h"
 #include "common/list.h"
@@ -49,6 +50,22 @@ static void test_quote_keeps_a_line_whole(void **state)
     assert_true(strlen(log_quote("0123456789012345678901234567890", buffer, sizeof buffer)) < sizeof buffer);
 }
 
+static void test_log_keeps_a_line_whole(void **state)
+{
+    int ends[2], saved = dup(STDERR_FILENO);
+    char line[100] = "";
+    (void)state;
+    assert_int_equal(pipe(ends), 0);
+    assert_true(saved >= 0 && dup2(ends[1], STDERR_FILENO) >= 0);
+    log_error("test", "text=%s", "a\n<3>b\x1b[2J\x7f");
+    dup2(saved, STDERR_FILENO);
+    assert_true(read(ends[0], line, sizeof line - 1) > 0);
+    assert_string_equal(line, "<3>test text=a <3>b [2J \n");
+    close(saved);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 static void test_list_take_allows_additions(void **state)
 {
     struct list pending, firing, links[3];
@@ -77,6 +94,7 @@ int main(void)
         cmocka_unit_test(test_kinds_are_whole),
         cmocka_unit_test(test_set_and_prefix),
         cmocka_unit_test(test_quote_keeps_a_line_whole),
+        cmocka_unit_test(test_log_keeps_a_line_whole),
         cmocka_unit_test(test_list_take_allows_additions),
     };
     return cmocka_run_group_tests_name("error", tests, NULL, NULL);

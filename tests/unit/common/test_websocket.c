@@ -459,6 +459,22 @@ static void test_pause(void **state)
     net_finish(&app.net);
 }
 
+/* An owner that closes and then pauses has nothing more to pause: the peer's answer must still be read. */
+static void test_pause_while_closing(void **state)
+{
+    struct app app;
+    (void)state;
+    app_start(&app, NULL);
+    app.pause_first = true;
+    app_connect(&app, "/ws", false);
+    websocket_send(app.client.ws, true, "close", 5);
+    websocket_send(app.client.ws, true, "x", 1);
+    NET_WAIT(&app.net, app.client.closed && app.server.closed);
+    assert_int_equal(app.client.code, 4000);
+    assert_int_equal(app.server.messages, 1);
+    net_finish(&app.net);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -468,7 +484,7 @@ int main(void)
         cmocka_unit_test(test_server_closes), cmocka_unit_test(test_server_stops),
         cmocka_unit_test(test_refused),       cmocka_unit_test(test_bad_upgrades),
         cmocka_unit_test(test_raw_frames),    cmocka_unit_test(test_queue_limit),
-        cmocka_unit_test(test_pause),
+        cmocka_unit_test(test_pause),         cmocka_unit_test(test_pause_while_closing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #include "common/file.h"
+#include "common/http_server.h"
 #include "common/log.h"
 #include "compute/agent/image_cache.h"
 
@@ -230,6 +231,30 @@ static void test_leftovers_are_removed_at_start(void **state)
     image_cache_close(second, NULL, NULL);
 }
 
+static void serve(struct http_request *request, void *arg)
+{
+    (void)arg;
+    if (strcmp(request->path, "/moved") == 0)
+        http_respond(request, 302, "text/plain", "Location: /image\r\n", "go", 2);
+    else
+        http_respond(request, 200, "application/octet-stream", NULL, "abc", 3);
+}
+
+/* Names of images on the web lead to mirrors. */
+static void test_redirect(void **state)
+{
+    struct fixture *f = *state;
+    const struct http_server_options options = {.address = "127.0.0.1:0", .handler = serve};
+    struct http_server *server;
+    assert_int_equal(http_server_start(&f->loop, &options, &server, NULL), 0);
+    snprintf(f->url, sizeof(f->url), "http://127.0.0.1:%u/moved", http_server_port(server));
+    get(f, SHA_ABC, 0);
+    run_until_done(f, 1);
+    http_server_stop(server, NULL, NULL);
+    assert_int_equal(f->status[0], 0);
+    assert_true(cache_has(f, SHA_ABC));
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -242,6 +267,7 @@ int main(void)
         T(test_last_waiter_cancels_and_another_comes),
         T(test_close_ends_a_fetch),
         T(test_leftovers_are_removed_at_start),
+        T(test_redirect),
     };
     log_set_level(LOG_LEVEL_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);
