@@ -6,8 +6,8 @@
 #define FORCE ROUTE_FORCE
 static const struct route_desc routes[VMM_ROUTE_COUNT] = {
 #define ROUTE(symbol, method, path, body, answer, role, flags, doc)                                                  \
-    [VMM_ROUTE_##symbol] = {                                                                                         \
-        VMM_ROUTE_##symbol, #symbol, ROUTE_##method, path, &body##_desc, &answer##_desc, ROUTE_##role, flags, doc},
+    [VMM_ROUTE_##symbol] = {VMM_ROUTE_##symbol, #symbol,      ROUTE_##method, path, &body##_desc,                    \
+                            &answer##_desc,     ROUTE_##role, flags,          doc},
 #include "schema/vmm_routes.def"
 #undef ROUTE
 };

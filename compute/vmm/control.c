@@ -2,8 +2,8 @@
  *
  * Happy path: bytes are gathered until head and body are whole, the body is decoded by the route's row, its function
  * answers into one buffer, which goes out in one write; left-over bytes are the next request. While a function keeps
- * its call (CONTROL_LATER) the connection is not read. Failure modes: anything malformed is answered with a problem and
- * the connection closed once the client has sent what it wanted to (else the answer would be lost with the unread
+ * its call (CONTROL_LATER) the connection is not read. Failure modes: anything malformed is answered with a problem
+ * and the connection closed once the client has sent what it wanted to (else the answer would be lost with the unread
  * bytes); an answer that the socket does not take at once closes it too. */
 #include "compute/vmm/control.h"
 
@@ -34,10 +34,10 @@ struct control_connection {
     int fd;
     struct io_handler *handler;
     size_t size, scanned;
-    size_t discarded; /* while `refused` */
+    size_t discarded;          /* while `refused` */
     struct control_call *call; /* kept by a route's function, or NULL */
     bool keep_alive;           /* after that call */
-    bool refused;     /* answered and shut for writing; what still comes is thrown away until the client closes */
+    bool refused; /* answered and shut for writing; what still comes is thrown away until the client closes */
     char buffer[CONTROL_REQUEST_BYTES_MAX];
 };
 
@@ -141,8 +141,9 @@ static const struct route_desc *route_of(const struct request *r, char id[CONTRO
     size_t length = 0;
     bool known = false;
     int method = methods[r->head.method];
-    const struct route_desc *route = route_table_find(
-        &vmm_route_table, method ? (enum route_method)(method - 1) : ROUTE_GET, r->head.path, &segment, &length, &known);
+    const struct route_desc *route =
+        route_table_find(&vmm_route_table, method ? (enum route_method)(method - 1) : ROUTE_GET, r->head.path,
+                         &segment, &length, &known);
     if (route && method && length < CONTROL_ID_SIZE) {
         if (length)
             memcpy(id, segment, length);

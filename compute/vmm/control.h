@@ -1,7 +1,7 @@
 /* The control socket of a VMM: HTTP/1.1 with JSON on a Unix socket.
  *
- * The routes are rows of schema/vmm_routes.def (GET /v1/openapi.json shows them all); control_call.h has the functions
- * behind them.
+ * The routes are rows of schema/vmm_routes.def (GET /v1/openapi.json shows them all); control_call.h has the
+ * functions behind them.
  *
  * One request at a time on a connection, kept open between them. Errors are RFC 9457 problems with a stable code.
  * A client that does not read its answers is cut off. Who may use it is the socket file's mode (0600).

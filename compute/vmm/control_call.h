@@ -28,9 +28,9 @@ struct control_connection;
 struct control_call {
     struct machine *machine;
     const struct route_desc *route;
-    char id[CONTROL_ID_SIZE]; /* "" where the path has none */
-    bool force;               /* ?force=true */
-    void *body;               /* the row's object, decoded; NULL where it has none. Released with the call */
+    char id[CONTROL_ID_SIZE];   /* "" where the path has none */
+    bool force;                 /* ?force=true */
+    void *body;                 /* the row's object, decoded; NULL where it has none. Released with the call */
     struct bytes_writer answer; /* JSON */
     int status;                 /* 200 unless set */
 

@@ -154,6 +154,14 @@ static int chips_set(struct machine *m, struct error *err)
     return code;
 }
 
+/* Disks do without it where they must. */
+static void uring_make(struct machine *m)
+{
+    struct error err;
+    if (uring_create(m->io, &m->uring, &err) < 0)
+        log_info("no-io-uring", "vm=%s why=\"%s\" disks=threads", m->config->name, err.text);
+}
+
 static int machine_build(struct machine *m, struct error *err)
 {
     int code;
@@ -164,6 +172,7 @@ static int machine_build(struct machine *m, struct error *err)
         (code = pci_bus_init(&m->pci, &m->mmio, &m->ports, err)) < 0 ||
         (code = vcpu_set_init(&m->vcpus, &m->kvm, m->config->vcpus, &m->ports, &m->mmio, on_vcpu_event, m, err)) < 0)
         return code;
+    uring_make(m);
     /* After the vCPUs: their APICs are part of what the chips see. */
     if ((code = chips_get(m, err)) < 0 ||
         (code = lease_watch_start(&m->lease, m->config->lease_path, &m->vcpus, err)) < 0 ||
@@ -212,6 +221,7 @@ void machine_finish(struct machine *m)
     pthread_mutex_lock(&m->device_lock);
     device_list_pause(&m->devices); /* what the guest was told is written must be written */
     device_list_destroy(&m->devices);
+    uring_destroy(m->uring);
     pthread_mutex_unlock(&m->device_lock);
     io_loop_destroy(m->io);
     if (m->kvm.device_fd >= 0)

@@ -23,6 +23,7 @@
 #include "compute/vmm/memory.h"
 #include "compute/vmm/pci.h"
 #include "compute/vmm/power.h"
+#include "compute/vmm/uring.h"
 #include "compute/vmm/vcpu.h"
 #include "schema/objects.h"
 
@@ -55,6 +56,7 @@ struct machine {
     struct bus ports, mmio;
     struct pci_bus pci;
     struct io_loop *io;      /* the I/O thread's loop */
+    struct uring *uring;     /* on it; NULL where the host does not permit io_uring */
     struct io_loop *control; /* borrowed: where requests of vCPU threads are dealt with */
     struct console *console; /* borrowed */
     struct list devices;

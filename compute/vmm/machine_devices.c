@@ -70,6 +70,16 @@ static int virtio_add(struct machine *m, struct virtio_device *virtio, const cha
     return 0;
 }
 
+/* NULL: threads. */
+static int engine_choose(struct machine *m, const struct vmm_disk *disk, struct uring **ret_uring, struct error *err)
+{
+    *ret_uring = disk->engine == disk_engine_THREADS ? NULL : m->uring;
+    if (disk->engine == disk_engine_IO_URING && m->uring == NULL)
+        return error_set_field(err, -EPERM, ERROR_NOT_SUPPORTED, "/engine",
+                               "this host does not permit io_uring; use the engine \"auto\" or \"threads\"");
+    return 0;
+}
+
 static int disk_add(struct machine *m, const struct vmm_disk *disk, unsigned index, unsigned slot, struct error *err)
 {
     struct block *block;
@@ -77,9 +87,14 @@ static int disk_add(struct machine *m, const struct vmm_disk *disk, unsigned ind
     char name[32], field[48];
     snprintf(field, sizeof(field), "/disks/%u/size_bytes", index);
     snprintf(name, sizeof(name), "disk%u", index);
-    int code = block_file_open(disk->path, disk->read_only, m->io, &block, err);
-    if (code < 0)
+    struct block_file_options file = {.read_only = disk->read_only, .direct = disk->direct};
+    int code = engine_choose(m, disk, &file.uring, err);
+    if (code == 0)
+        code = block_file_open(disk->path, &file, m->io, &block, err);
+    if (code < 0) {
+        error_prefix(err, "disk %u: ", index);
         return code;
+    }
     if (disk->size_bytes && disk->size_bytes != block->size_bytes) {
         code = error_set_field(err, -EINVAL, ERROR_INVALID, field,
                                "%s has %llu bytes, not %llu; give its real size or none", disk->path,

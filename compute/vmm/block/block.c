@@ -55,6 +55,18 @@ void block_complete(struct block *b, struct block_request *request)
     request->done(request, request->result);
 }
 
+void block_plug(struct block *b)
+{
+    if (b->ops->plug != NULL)
+        b->ops->plug(b, true);
+}
+
+void block_unplug(struct block *b)
+{
+    if (b->ops->plug != NULL)
+        b->ops->plug(b, false);
+}
+
 void block_drain(struct block *b)
 {
     b->ops->drain(b);

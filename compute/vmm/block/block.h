@@ -62,6 +62,8 @@ struct block_ops {
     /* Return when no request is in flight; `done` of those that were has been called from here. The I/O loop need not
      * run meanwhile. With the device lock held. */
     void (*drain)(struct block *);
+    /* Submissions from plug(true) to plug(false) may be gathered into one. NULL: no use for it. */
+    void (*plug)(struct block *, bool plugged);
     /* Release the block and what it owns. Nothing is in flight. */
     void (*close)(struct block *);
 };
@@ -86,6 +88,9 @@ void block_complete(struct block *b, struct block_request *request);
 /* For drivers: ask the fail-stop hook. */
 bool block_may_submit(const struct block *b);
 void block_drain(struct block *b);
+/* Around several submissions: nothing need begin before block_unplug. */
+void block_plug(struct block *b);
+void block_unplug(struct block *b);
 /* Drains, then releases. NULL is allowed. */
 void block_close(struct block *b);
 

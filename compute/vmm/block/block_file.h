@@ -1,27 +1,41 @@
-/* The raw file driver: a file or block device, byte for byte the guest's disk, served by a few threads.
+/* The raw file driver: a file or block device, byte for byte the guest's disk. Requests become system calls in
+ * block_file_io.c, which one of two engines carries out: io_uring, or a few threads where the host does not permit
+ * it.
  *
- * Happy path:  submit queues the request -> a worker asks may_submit, then does pread/pwrite/fdatasync/fallocate
- *              -> the worker puts it on the finished list and rings an eventfd -> the I/O loop calls done.
- * Failures:    a system call's error is the request's result (-EIO where a file has become shorter); DISCARD on a
- * file system without hole punching succeeds without effect, as a hint may; WRITE_ZEROES there writes zeroes.
+ * Happy path:  submit -> (no more than BLOCK_FILE_IN_FLIGHT_MAX at once, the others wait in order) -> may_submit is
+ *              asked, right before the system call is made or handed to the kernel -> done, on the I/O loop.
+ * Failures:    a system call's error is the request's result, -EIO where a file has become shorter (block_file_io.h);
+ *              what the kernel cancels because a thread of ours ended is started again.
  *
- * Writes go to the page cache and are made durable by FLUSH (fdatasync). */
+ * Durability: writes go to the page cache, or past it with `direct`, and are durable by FLUSH (fdatasync) alone: also
+ * direct writes need it, for the disk's own cache and for what the file system knows of the file. virtio-blk has no
+ * FUA: a guest's driver makes a flush of it. */
 #ifndef COMPUTE_VMM_BLOCK_FILE_H
 #define COMPUTE_VMM_BLOCK_FILE_H
 
 #include "compute/vmm/block/block.h"
-#include "compute/vmm/io_loop.h"
+#include "compute/vmm/uring.h"
 
 enum {
-    BLOCK_FILE_THREADS = 4, /* system calls at once on one disk */
+    BLOCK_FILE_THREADS = 4,         /* system calls at once on one disk, without io_uring */
+    BLOCK_FILE_IN_FLIGHT_MAX = 128, /* the kernel's at once on one disk, with it */
 };
 
-/* Open @path; refused in words: not a file or block device, empty, size not a multiple of 512, locked by another
- * process. @loop must outlive the block. */
-int block_file_open(const char *path, bool read_only, struct io_loop *loop, struct block **ret_block,
-                    struct error *err);
-/* The same on an open descriptor, which becomes the block's on success. @name is for messages. */
-int block_file_from_fd(int fd, const char *name, bool read_only, struct io_loop *loop, struct block **ret_block,
-                       struct error *err);
+struct block_file_options {
+    const char *name; /* for messages */
+    bool read_only;
+    bool direct;         /* O_DIRECT: refused where the file cannot */
+    struct uring *uring; /* to use; NULL: threads */
+};
+
+/* Open the file at @path; refused in words: not a file or block device, empty, size not a multiple of 512, locked by
+ * another process. @loop must outlive the block. options->name NULL: the path. */
+int block_file_open(const char *path, const struct block_file_options *options, struct io_loop *loop,
+                    struct block **ret_block, struct error *err);
+/* The same on an open descriptor, which becomes the block's on success. */
+int block_file_from_fd(int fd, const struct block_file_options *options, struct io_loop *loop,
+                       struct block **ret_block, struct error *err);
+/* Look at the file's size again: it was enlarged. -EINVAL where it has become smaller or odd. */
+int block_file_resized(struct block *b, struct error *err);
 
 #endif

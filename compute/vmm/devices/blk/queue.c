@@ -226,9 +226,9 @@ static void request_start(struct blk *blk, unsigned queue)
     }
 }
 
-void blk_queue_notify(struct virtio_device *d, unsigned queue)
+static void queue_take(struct blk *blk, unsigned queue)
 {
-    struct blk *blk = CONTAINER_OF(d, struct blk, virtio);
+    struct virtio_device *d = &blk->virtio;
     struct virtio_queue *q = &d->queues[queue];
     unsigned taken = 0;
     do {
@@ -241,6 +241,14 @@ void blk_queue_notify(struct virtio_device *d, unsigned queue)
             }
         }
     } while (virtio_device_running(d) && virtio_queue_ask_notify(q, true));
+}
+
+void blk_queue_notify(struct virtio_device *d, unsigned queue)
+{
+    struct blk *blk = CONTAINER_OF(d, struct blk, virtio);
+    block_plug(blk->block);
+    queue_take(blk, queue);
+    block_unplug(blk->block);
 }
 
 void blk_queue_restart_taken(struct blk *blk)

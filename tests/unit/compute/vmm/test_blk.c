@@ -26,6 +26,7 @@ struct bench {
     char path[64];
     int fd; /* the same file, seen from outside */
     uint64_t header, status, data;
+    struct uring *uring;
     bool lease; /* what the fail-stop hook answers (atomic: workers ask) */
 };
 
@@ -42,7 +43,8 @@ static void bench_attach(struct bench *b, bool read_only, unsigned queues)
 {
     struct virtio_device *vdev;
     struct error err = {0};
-    if (block_file_open(b->path, read_only, b->m.loop, &b->block, &err) < 0)
+    struct block_file_options file = {.read_only = read_only, .uring = b->uring};
+    if (block_file_open(b->path, &file, b->m.loop, &b->block, &err) < 0)
         fail_msg("%s", err.text);
     b->block->may_submit = ask_lease;
     b->block->may_submit_arg = &b->lease;
@@ -51,10 +53,15 @@ static void bench_attach(struct bench *b, bool read_only, unsigned queues)
     driver_attach(&b->d, &b->m, vdev);
 }
 
+/* Every test runs on both engines; without permission for io_uring, on the threads alone. */
+static bool use_uring;
+
 static struct bench *bench_create(bool read_only, unsigned queues, uint64_t features)
 {
     struct bench *b = NEW(struct bench);
     machine_init(&b->m);
+    if (use_uring)
+        assert_int_equal(uring_create(b->m.loop, &b->uring, NULL), 0);
     set_lease(b, true);
     snprintf(b->path, sizeof b->path, "build/test-blk-XXXXXX");
     b->fd = mkstemp(b->path);
@@ -76,6 +83,7 @@ static int teardown(void **state)
 {
     struct bench *b = *state;
     driver_detach(&b->d);
+    uring_destroy(b->uring);
     machine_finish(&b->m);
     close(b->fd);
     unlink(b->path);
@@ -442,20 +450,33 @@ static void disks_that_cannot_be_are_refused(void **state)
     struct bench *b = *state;
     struct block *block = NULL;
     struct error err = {0};
+    const struct block_file_options file = {.uring = b->uring}, reader = {.read_only = true};
     char path[] = "build/test-odd-XXXXXX";
     int fd = mkstemp(path);
     assert_true(fd >= 0);
-    assert_int_equal(block_file_open(path, false, b->m.loop, &block, &err), -EINVAL);
+    assert_int_equal(block_file_open(path, &file, b->m.loop, &block, &err), -EINVAL);
     assert_non_null(strstr(err.text, "empty"));
     assert_int_equal(ftruncate(fd, 513), 0);
-    assert_int_equal(block_file_open(path, false, b->m.loop, &block, &err), -EINVAL);
+    assert_int_equal(block_file_open(path, &file, b->m.loop, &block, &err), -EINVAL);
     assert_non_null(strstr(err.text, "513 bytes"));
-    assert_int_equal(block_file_open("build", true, b->m.loop, &block, &err), -EINVAL);
-    assert_int_equal(block_file_open("build/no-such-file", false, b->m.loop, &block, &err), -ENOENT);
-    assert_int_equal(block_file_open(b->path, false, b->m.loop, &block, &err), -EBUSY);
+    assert_int_equal(block_file_open("build", &reader, b->m.loop, &block, &err), -EINVAL);
+    assert_int_equal(block_file_open("build/no-such-file", &file, b->m.loop, &block, &err), -ENOENT);
+    assert_int_equal(block_file_open(b->path, &file, b->m.loop, &block, &err), -EBUSY);
     assert_null(block);
     close(fd);
     unlink(path);
+}
+
+static bool uring_is_permitted(void)
+{
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    struct io_loop *loop;
+    struct uring *uring = NULL;
+    assert_int_equal(io_loop_create(&lock, &loop, NULL), 0);
+    bool permitted = uring_create(loop, &uring, NULL) == 0;
+    uring_destroy(uring);
+    io_loop_destroy(loop);
+    return permitted;
 }
 
 int main(void)
@@ -478,5 +499,11 @@ int main(void)
         T(without_flush_writes_go_through),
         T(disks_that_cannot_be_are_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("threads", tests, NULL, NULL);
+    use_uring = uring_is_permitted();
+    if (use_uring)
+        failed += cmocka_run_group_tests_name("io_uring", tests, NULL, NULL);
+    else
+        print_message("io_uring: skipped, this host does not permit it\n");
+    return failed;
 }

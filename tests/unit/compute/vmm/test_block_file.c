@@ -1,0 +1,327 @@
+/* THREADED. The raw file driver against a model in memory: random reads, writes, zeroes, discards and flushes of odd
+ * shapes, many at once, on both engines, through the page cache and past it. And the limits: more requests than slots,
+ * drain, a file that became shorter, growth. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "compute/vmm/block/block_file.h"
+
+enum {
+    SECTORS = 4096, /* of the disk */
+    DISK_BYTES = SECTORS * 512,
+    AREA_SECTORS = 64, /* each request at once has its own, so that the model is exact */
+    AT_ONCE = SECTORS / AREA_SECTORS,
+    SEGMENTS_MAX = 9,
+    ROUNDS = 40,
+};
+
+struct bench {
+    pthread_mutex_t lock;
+    struct io_loop *loop;
+    struct uring *uring; /* NULL: threads */
+    struct block *block;
+    char path[64];
+    int fd;
+    unsigned seed;
+    unsigned done;
+    uint8_t model[DISK_BYTES];
+    bool unknown[SECTORS]; /* discarded: either the old bytes or zeroes */
+};
+
+static struct bench *bench_create(bool with_uring, bool direct)
+{
+    struct bench *b = NEW(struct bench);
+    struct error err;
+    pthread_mutex_init(&b->lock, NULL);
+    assert_int_equal(io_loop_create(&b->lock, &b->loop, NULL), 0);
+    if (with_uring && uring_create(b->loop, &b->uring, &err) < 0) {
+        print_message("skipped, no io_uring here: %s\n", err.text);
+        skip();
+    }
+    snprintf(b->path, sizeof b->path, "build/test-file-XXXXXX");
+    b->fd = mkstemp(b->path);
+    assert_true(b->fd >= 0);
+    assert_int_equal(ftruncate(b->fd, DISK_BYTES), 0);
+    struct block_file_options options = {.direct = direct, .uring = b->uring};
+    if (block_file_open(b->path, &options, b->loop, &b->block, &err) < 0) {
+        unlink(b->path);
+        if (!direct)
+            fail_msg("%s", err.text);
+        print_message("skipped: %s\n", err.text);
+        skip();
+    }
+    b->seed = (unsigned)time(NULL) ^ (unsigned)getpid();
+    print_message("seed %u\n", b->seed);
+    return b;
+}
+
+static void bench_destroy(struct bench *b)
+{
+    block_close(b->block);
+    uring_destroy(b->uring);
+    io_loop_destroy(b->loop);
+    close(b->fd);
+    unlink(b->path);
+    pthread_mutex_destroy(&b->lock);
+    free(b);
+}
+
+struct try {
+    struct block_request request;
+    struct bench *bench;
+    struct iovec iovecs[SEGMENTS_MAX];
+    uint8_t *memory;
+    int result;
+    bool ended;
+};
+
+static void try_done(struct block_request *r, int result)
+{
+    struct try *t = CONTAINER_OF(r, struct try, request);
+    assert_false(t->ended);
+    t->ended = true;
+    t->result = result;
+    t->bench->done++;
+}
+
+static unsigned chance(struct bench *b, unsigned below)
+{
+    return (unsigned)rand_r(&b->seed) % below;
+}
+
+/* A random request within area @area. */
+static void try_make(struct bench *b, struct try *t, unsigned area)
+{
+    static const enum block_op ops[] = {BLOCK_READ, BLOCK_READ, BLOCK_WRITE, BLOCK_WRITE, BLOCK_WRITE, BLOCK_FLUSH,
+                                        BLOCK_DISCARD, BLOCK_WRITE_ZEROES};
+    unsigned start = chance(b, AREA_SECTORS), sectors = 1 + chance(b, AREA_SECTORS - start);
+    *t = (struct try){.bench = b};
+    t->request = (struct block_request){.op = ops[chance(b, ARRAY_SIZE(ops))],
+                                        .may_unmap = chance(b, 2),
+                                        .offset = ((uint64_t)area * AREA_SECTORS + start) * 512,
+                                        .size = (uint64_t)sectors * 512,
+                                        .iovecs = t->iovecs,
+                                        .done = try_done};
+    t->memory = aligned_alloc(4096, AREA_SECTORS * 512 + 4096);
+    size_t at = chance(b, 2) ? 0 : chance(b, 4096), left = t->request.size;
+    for (size_t i = 0; i < AREA_SECTORS * 512 + 4096; i++)
+        t->memory[i] = (uint8_t)rand_r(&b->seed);
+    while (left > 0) {
+        size_t piece = t->request.iovec_count == SEGMENTS_MAX - 1 ? left : 1 + chance(b, (unsigned)left);
+        t->iovecs[t->request.iovec_count++] = (struct iovec){t->memory + at, piece};
+        at += piece;
+        left -= piece;
+    }
+}
+
+static void model_check_and_follow(struct bench *b, struct try *t)
+{
+    struct block_request *r = &t->request;
+    uint8_t *model = b->model + r->offset;
+    assert_true(t->ended);
+    assert_int_equal(t->result, 0);
+    for (uint64_t i = 0; i < r->size && r->op != BLOCK_FLUSH; i++) {
+        uint8_t byte = ((uint8_t *)t->iovecs[0].iov_base)[i]; /* segments lie one behind the other */
+        bool *unknown = &b->unknown[(r->offset + i) / 512];
+        if (r->op == BLOCK_READ)
+            assert_true(byte == model[i] || (*unknown && byte == 0));
+        else if (r->op == BLOCK_DISCARD)
+            *unknown = true;
+        else
+            model[i] = r->op == BLOCK_WRITE ? byte : 0, *unknown = i % 512 == 511 ? false : *unknown;
+    }
+    free(t->memory);
+}
+
+static void random_requests_follow_the_model(bool with_uring, bool direct)
+{
+    struct bench *b = bench_create(with_uring, direct);
+    struct try *tries = xcalloc(AT_ONCE, sizeof *tries);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        unsigned count = 1 + chance(b, AT_ONCE);
+        b->done = 0;
+        pthread_mutex_lock(&b->lock);
+        block_plug(b->block);
+        for (unsigned i = 0; i < count; i++) {
+            try_make(b, &tries[i], i);
+            assert_int_equal(block_submit(b->block, &tries[i].request), 0);
+        }
+        assert_int_equal(b->done, 0); /* never from within submit */
+        block_unplug(b->block);
+        if (chance(b, 3) == 0)
+            block_drain(b->block);
+        pthread_mutex_unlock(&b->lock);
+        while (b->done < count)
+            io_loop_run_once(b->loop, -1);
+        for (unsigned i = 0; i < count; i++)
+            model_check_and_follow(b, &tries[i]);
+    }
+    uint8_t *seen = xcalloc(1, DISK_BYTES);
+    assert_int_equal(pread(b->fd, seen, DISK_BYTES, 0), DISK_BYTES);
+    for (unsigned i = 0; i < DISK_BYTES; i++)
+        assert_true(seen[i] == b->model[i] || (b->unknown[i / 512] && seen[i] == 0));
+    free(seen);
+    free(tries);
+    bench_destroy(b);
+}
+
+static void threads_follow_the_model(void **state UNUSED)
+{
+    random_requests_follow_the_model(false, false);
+}
+static void threads_direct_follow_the_model(void **state UNUSED)
+{
+    random_requests_follow_the_model(false, true);
+}
+static void uring_follows_the_model(void **state UNUSED)
+{
+    random_requests_follow_the_model(true, false);
+}
+static void uring_direct_follows_the_model(void **state UNUSED)
+{
+    random_requests_follow_the_model(true, true);
+}
+
+/* Twice as many as the kernel gets at once, in one go; then the lock is not given up before all are done. */
+static void more_than_fit_wait_their_turn(bool with_uring)
+{
+    enum { MANY = 2 * BLOCK_FILE_IN_FLIGHT_MAX + 7 };
+    struct bench *b = bench_create(with_uring, false);
+    struct try *tries = xcalloc(MANY, sizeof *tries);
+    pthread_mutex_lock(&b->lock);
+    for (unsigned i = 0; i < MANY; i++) {
+        tries[i].bench = b;
+        tries[i].memory = xcalloc(1, 512);
+        memset(tries[i].memory, (int)(i % 251), 512);
+        tries[i].iovecs[0] = (struct iovec){tries[i].memory, 512};
+        tries[i].request = (struct block_request){.op = BLOCK_WRITE,
+                                                  .offset = 512ull * i,
+                                                  .size = 512,
+                                                  .iovecs = tries[i].iovecs,
+                                                  .iovec_count = 1,
+                                                  .done = try_done};
+        assert_int_equal(block_submit(b->block, &tries[i].request), 0);
+    }
+    assert_int_equal(b->block->in_flight, MANY);
+    block_drain(b->block);
+    assert_int_equal(b->done, MANY);
+    pthread_mutex_unlock(&b->lock);
+    for (unsigned i = 0; i < MANY; i++) {
+        uint8_t seen = 0;
+        assert_int_equal(tries[i].result, 0);
+        assert_int_equal(pread(b->fd, &seen, 1, 512 * (off_t)i), 1);
+        assert_int_equal(seen, i % 251);
+        free(tries[i].memory);
+    }
+    free(tries);
+    bench_destroy(b);
+}
+static void threads_take_more_than_fit(void **state UNUSED)
+{
+    more_than_fit_wait_their_turn(false);
+}
+static void uring_takes_more_than_fit(void **state UNUSED)
+{
+    more_than_fit_wait_their_turn(true);
+}
+
+static int one_read(struct bench *b, uint64_t offset, uint64_t size)
+{
+    struct try t = {.bench = b, .memory = xcalloc(1, size)};
+    t.iovecs[0] = (struct iovec){t.memory, size};
+    t.request = (struct block_request){
+        .op = BLOCK_READ, .offset = offset, .size = size, .iovecs = t.iovecs, .iovec_count = 1, .done = try_done};
+    pthread_mutex_lock(&b->lock);
+    int code = block_submit(b->block, &t.request);
+    pthread_mutex_unlock(&b->lock);
+    while (code == 0 && !t.ended)
+        io_loop_run_once(b->loop, -1);
+    free(t.memory);
+    return code < 0 ? code : t.result;
+}
+
+static void a_file_may_shrink_and_grow(bool with_uring)
+{
+    struct bench *b = bench_create(with_uring, false);
+    struct error err;
+    assert_int_equal(ftruncate(b->fd, DISK_BYTES / 2 + 512), 0);
+    assert_int_equal(one_read(b, DISK_BYTES / 2, 512), 0);
+    assert_int_equal(one_read(b, DISK_BYTES / 2, 1024), -EIO); /* a short read, then nothing */
+    assert_int_equal(one_read(b, DISK_BYTES - 512, 512), -EIO);
+    assert_int_equal(block_file_resized(b->block, &err), -EINVAL);
+    assert_int_equal(b->block->size_bytes, DISK_BYTES);
+    assert_int_equal(ftruncate(b->fd, DISK_BYTES * 2), 0);
+    assert_int_equal(one_read(b, DISK_BYTES, 512), -ERANGE);
+    assert_int_equal(block_file_resized(b->block, &err), 0);
+    assert_int_equal(one_read(b, DISK_BYTES * 2 - 512, 512), 0);
+    /* Its name may go: we hold the file. */
+    assert_int_equal(unlink(b->path), 0);
+    assert_int_equal(one_read(b, 0, 512), 0);
+    bench_destroy(b);
+}
+static void threads_see_the_file_shrink_and_grow(void **state UNUSED)
+{
+    a_file_may_shrink_and_grow(false);
+}
+static void uring_sees_the_file_shrink_and_grow(void **state UNUSED)
+{
+    a_file_may_shrink_and_grow(true);
+}
+
+/* The space of discarded and of unmapped zeroed ranges goes back to the host. */
+static void holes_give_space_back(void **state UNUSED)
+{
+    struct bench *b = bench_create(false, false);
+    struct stat before, after;
+    uint8_t *all = xcalloc(1, DISK_BYTES);
+    memset(all, 1, DISK_BYTES);
+    assert_int_equal(pwrite(b->fd, all, DISK_BYTES, 0), DISK_BYTES);
+    fsync(b->fd);
+    assert_int_equal(fstat(b->fd, &before), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        struct try t = {.bench = b};
+        t.request = (struct block_request){.op = i == 0 ? BLOCK_DISCARD : BLOCK_WRITE_ZEROES,
+                                           .may_unmap = true,
+                                           .offset = i * (uint64_t)DISK_BYTES / 2,
+                                           .size = DISK_BYTES / 2,
+                                           .done = try_done};
+        pthread_mutex_lock(&b->lock);
+        assert_int_equal(block_submit(b->block, &t.request), 0);
+        block_drain(b->block);
+        pthread_mutex_unlock(&b->lock);
+        assert_int_equal(t.result, 0);
+    }
+    assert_int_equal(fstat(b->fd, &after), 0);
+    assert_true(before.st_blocks >= SECTORS);
+    assert_true(after.st_blocks < 64);
+    free(all);
+    bench_destroy(b);
+}
+
+int main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(threads_follow_the_model),
+        cmocka_unit_test(threads_direct_follow_the_model),
+        cmocka_unit_test(uring_follows_the_model),
+        cmocka_unit_test(uring_direct_follows_the_model),
+        cmocka_unit_test(threads_take_more_than_fit),
+        cmocka_unit_test(uring_takes_more_than_fit),
+        cmocka_unit_test(threads_see_the_file_shrink_and_grow),
+        cmocka_unit_test(uring_sees_the_file_shrink_and_grow),
+        cmocka_unit_test(holes_give_space_back),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
