@@ -8,7 +8,9 @@
 #include <time.h>
 
 #include "cli/context.h"
+#include "common/file.h"
 #include "common/http_client.h"
+#include "common/pki.h"
 
 #define ATTEMPT_MS 10000
 #define PAUSE_MS 150
@@ -82,6 +84,28 @@ static const char *given(const char *option, const char *variable)
     return value != NULL && *value != '\0' ? value : NULL;
 }
 
+/* Our own certificate names the cluster: spiffe://drover/<cluster>/user/<name>. Any certificate of the cluster's
+ * authority would do for TLS, those of hosts included, and a host is not to see what is meant for a controller. */
+static int load_identity(struct client *client, const char *ca, const char *cert, const char *key, struct error *err)
+{
+    static const char scheme[] = "spiffe://drover/";
+    CLEANUP_FREE char *pem = NULL;
+    struct pki_info info;
+    int rc = tls_context_load(ca, cert, key, &client->tls, err);
+    if (rc == 0)
+        rc = file_read(cert, TLS_PEM_BYTES_MAX, &pem, NULL, err);
+    if (rc == 0)
+        rc = pki_read_info(pem, &info, err);
+    if (rc < 0)
+        return rc;
+    const char *cluster = info.uri + strlen(scheme);
+    size_t length = strncmp(info.uri, scheme, strlen(scheme)) == 0 ? strcspn(cluster, "/") : 0;
+    if (length == 0 || cluster[length] != '/')
+        return error_set(err, -EINVAL, ERROR_INVALID, "%s is not a certificate that a Drover cluster gave out", cert);
+    client->controllers = xasprintf("%s%.*s/controller/", scheme, (int)length, cluster);
+    return 0;
+}
+
 int client_init(struct client *client, const struct invocation *call, struct error *err)
 {
     const char *endpoint = given(call->endpoint, "DROVER_ENDPOINT");
@@ -92,14 +116,14 @@ int client_init(struct client *client, const struct invocation *call, struct err
             return error_set(err, -EINVAL, ERROR_INVALID,
                              "an endpoint needs --ca, --cert and --key too (or DROVER_CA, DROVER_CERT, DROVER_KEY)");
         int rc = add_endpoints(client, endpoint, err);
-        return rc < 0 ? rc : tls_context_load(ca, cert, key, &client->tls, err);
+        return rc < 0 ? rc : load_identity(client, ca, cert, key, err);
     }
     struct cli_context context = {0};
     int rc = context_current(call->context, &context, err);
     for (size_t i = 0; rc == 0 && i < context.endpoints.count; i++)
         rc = add_endpoints(client, context.endpoints.items[i], err);
     if (rc == 0)
-        rc = tls_context_load(context.ca, context.cert, context.key, &client->tls, err);
+        rc = load_identity(client, context.ca, context.cert, context.key, err);
     OBJECT_CLEAR(cli_context, &context);
     return rc;
 }
@@ -109,6 +133,7 @@ void client_finish(struct client *client)
     for (size_t i = 0; i < client->n_endpoints; i++)
         free(client->endpoints[i]);
     tls_context_unref(client->tls);
+    free(client->controllers);
     *client = (struct client){0};
 }
 
@@ -156,7 +181,7 @@ static int attempt(struct client *client, const struct http_call_options *base, 
     struct http_call_options options = *base;
     options.url = url;
     options.tls = client->tls;
-    options.peer_prefix = "spiffe://drover/";
+    options.peer_prefix = client->controllers;
     options.done = take_cursor;
     options.arg = ret;
     reply_finish(ret);
@@ -177,7 +202,7 @@ int client_request(struct client *client, const char *method, const char *path, 
     CLEANUP_FREE char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
     random_key(key);
     snprintf(key_header, sizeof key_header, "Idempotency-Key: %s", key);
-    const char *headers[] = {"Accept: application/json", strcmp(method, "POST") == 0 ? key_header : NULL, NULL};
+    const char *headers[] = {"Accept: application/json", strcmp(method, "GET") != 0 ? key_header : NULL, NULL};
     struct http_call_options options = {
         .method = method, .headers = headers, .body = text, .body_size = text ? strlen(text) : 0, .content_type = "application/json"};
     bool unsure = false; /* an earlier attempt may have been carried out */

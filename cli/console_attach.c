@@ -151,7 +151,7 @@ static int attach(struct attachment *a, struct client *client, const char *path,
 {
     static const struct websocket_callbacks callbacks = {.on_open = on_open, .on_message = on_message, .on_close = on_close};
     struct websocket_connect_options options = {
-        .endpoint = client_endpoint(client), .target = path, .tls = client->tls, .peer_prefix = "spiffe://drover/"};
+        .endpoint = client_endpoint(client), .target = path, .tls = client->tls, .peer_prefix = client->controllers};
     uv_loop_init(&a->loop);
     a->input_open = uv_poll_init(&a->loop, &a->input, STDIN_FILENO) == 0; /* fails for a plain file: no input then */
     uv_timer_init(&a->loop, &a->deadline);

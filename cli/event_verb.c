@@ -113,7 +113,7 @@ int event_follow(const struct invocation *call, struct error *err)
         CLEANUP_FREE char *url = xasprintf("https://%s/v1/events?after=%" PRIu64, client_endpoint(&client), follow.after);
         struct http_call_options options = {.url = url,
                                             .tls = client.tls,
-                                            .peer_prefix = "spiffe://drover/",
+                                            .peer_prefix = client.controllers,
                                             .headers = (const char *const[]){"Accept: text/event-stream", NULL},
                                             .idle_ms = FOLLOW_IDLE_MS,
                                             .on_data = feed,
@@ -123,7 +123,7 @@ int event_follow(const struct invocation *call, struct error *err)
         follow.reader = (struct http_event_reader){.on_event = show_event, .arg = &follow};
         if (follow.resync || status == 410)
             rc = error_set(err, -EPROTO, ERROR_GONE, "events after %" PRIu64 " are no longer held; begin anew without --after", follow.after);
-        else if (status >= 400 && status != 503)
+        else if (ended == -EACCES || (status >= 400 && status != 503))
             rc = ended < 0 ? ended : error_set(err, -EPROTO, ERROR_INTERNAL, "the controller answered with status %d", status);
         client.at = (client.at + 1) % client.n_endpoints;
         nanosleep(&(struct timespec){.tv_nsec = FOLLOW_PAUSE_MS * 1000000L}, NULL);

@@ -1,0 +1,148 @@
+/* The CLI's client: whom it talks to, and what its writes carry. THREADED: the client blocks, so the server's loop runs
+ * in a thread of its own. */
+#include "tests/unit/common/net_fixture.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sys/stat.h>
+
+#include "cli/client.h"
+#include "common/file.h"
+
+struct bed {
+    struct net net;
+    pthread_t thread;
+    uv_async_t end;
+    char dir[64], ca[96], cert[96], key[96];
+    unsigned requests; /* the server's thread; read after it has ended */
+    bool keyed;
+};
+
+static void handle(struct http_request *request, void *arg)
+{
+    struct bed *b = arg;
+    b->requests++;
+    b->keyed = http_request_header(request, "Idempotency-Key") != NULL;
+    http_respond(request, 200, "application/json", NULL, "{}", 2);
+}
+
+static void *serve(void *arg)
+{
+    struct bed *b = arg;
+    uv_run(&b->net.loop, UV_RUN_DEFAULT);
+    return NULL;
+}
+
+static void on_end(uv_async_t *end)
+{
+    uv_stop(end->loop);
+    uv_close((uv_handle_t *)end, NULL);
+}
+
+static void bed_start(struct bed *b, const char *server_uri, const char *user_uri)
+{
+    *b = (struct bed){.requests = 0};
+    net_init(&b->net);
+    struct tls_context *tls = net_tls(&b->net, server_uri);
+    net_serve(&b->net, (struct http_server_options){.tls = tls, .handler = handle, .arg = b});
+    tls_context_unref(tls);
+    strcpy(b->dir, "/tmp/client.XXXXXX");
+    assert_non_null(mkdtemp(b->dir));
+    snprintf(b->ca, sizeof b->ca, "%s/ca.pem", b->dir);
+    snprintf(b->cert, sizeof b->cert, "%s/cert.pem", b->dir);
+    snprintf(b->key, sizeof b->key, "%s/key.pem", b->dir);
+    struct pki_subject user = {.common_name = "test", .uri = user_uri, .valid_days = 1};
+    char *certificate = NULL, *key = NULL;
+    assert_int_equal(pki_issue(b->net.ca_pem, b->net.ca_key, &user, &certificate, &key, NULL), 0);
+    assert_int_equal(pki_save_certificate(b->ca, b->net.ca_pem, NULL), 0);
+    assert_int_equal(pki_save_certificate(b->cert, certificate, NULL), 0);
+    assert_int_equal(pki_save_key(b->key, key, NULL), 0);
+    free(certificate);
+    pki_free_secret(key);
+    uv_async_init(&b->net.loop, &b->end, on_end);
+    assert_int_equal(pthread_create(&b->thread, NULL, serve, b), 0);
+}
+
+static void bed_finish(struct bed *b)
+{
+    uv_async_send(&b->end);
+    pthread_join(b->thread, NULL);
+    net_finish(&b->net);
+    assert_int_equal(file_remove_tree("/tmp", b->dir + 5, NULL), 0);
+}
+
+/* One request of @method as the user; what client_init or client_request said. */
+static int ask(struct bed *b, const char *method, struct error *err)
+{
+    const struct invocation call = {
+        .endpoint = b->net.endpoint, .ca = b->ca, .cert = b->cert, .key = b->key, .timeout_s = 10};
+    struct client client;
+    struct reply reply = {0};
+    int rc = client_init(&client, &call, err);
+    if (rc == 0)
+        rc = client_request(&client, method, "/v1/vms/a", NULL, &reply, err);
+    reply_finish(&reply);
+    client_finish(&client);
+    return rc;
+}
+
+static void test_writes_carry_a_key(void **state)
+{
+    static const struct {
+        const char *method;
+        bool keyed;
+    } rows[] = {{"GET", false}, {"POST", true}, {"PATCH", true}, {"DELETE", true}};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct bed b;
+        struct error err = {0};
+        bed_start(&b, "spiffe://drover/c1/controller/1", "spiffe://drover/c1/user/admin");
+        int rc = ask(&b, rows[i].method, &err);
+        bed_finish(&b);
+        assert_int_equal(rc, 0);
+        assert_int_equal(b.requests, 1);
+        assert_int_equal(b.keyed, rows[i].keyed);
+    }
+}
+
+/* The cluster's authority signs hosts too: whoever has broken into one must not pass for a controller. */
+static void test_only_controllers_of_the_cluster(void **state)
+{
+    static const char *const others[] = {"spiffe://drover/c1/host/h1", "spiffe://drover/c1/user/eve",
+                                         "spiffe://drover/c2/controller/1", "spiffe://drover/c1/controller/"};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
+        struct bed b;
+        struct error err = {0};
+        bed_start(&b, others[i], "spiffe://drover/c1/user/admin");
+        int rc = ask(&b, "GET", &err);
+        bed_finish(&b);
+        assert_int_equal(rc, -EACCES);
+        assert_int_equal(b.requests, 0);
+    }
+}
+
+static void test_certificate_without_cluster(void **state)
+{
+    static const char *const uris[] = {"spiffe://drover/c1", "spiffe://drover//user/a", "spiffe://else/c1/user/a"};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(uris); i++) {
+        struct bed b;
+        struct error err = {0};
+        bed_start(&b, "spiffe://drover/c1/controller/1", uris[i]);
+        int rc = ask(&b, "GET", &err);
+        bed_finish(&b);
+        assert_int_equal(rc, -EINVAL);
+        assert_non_null(strstr(err.text, "Drover cluster"));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_writes_carry_a_key),
+        cmocka_unit_test(test_only_controllers_of_the_cluster),
+        cmocka_unit_test(test_certificate_without_cluster),
+    };
+    return cmocka_run_group_tests_name("client", tests, NULL, NULL);
+}
