@@ -5,7 +5,7 @@
 #ifndef MIGRATION_GUEST_H
 #define MIGRATION_GUEST_H
 
-#include "common/bytes.h"
+#include "common/base.h"
 #include "common/error.h"
 
 #define GUEST_PAGE_BYTES 4096u
@@ -17,10 +17,19 @@ struct guest_region {
 };
 
 struct guest;
+struct stream_writer;
+struct stream_states;
 
 struct guest_ops {
     /* Fill @regions, ascending by gpa; returns how many. They never change. */
     size_t (*regions)(struct guest *, struct guest_region regions[GUEST_REGIONS_MAX]);
+    /* The first stretch of memory at or after page *page of region @region that may hold something other than zeros:
+     * *page and *pages are set, *pages to 0 when there is none any more. Looking at the pages in between might make
+     * the host provide memory for them. NULL: look at every page. */
+    void (*next_data)(struct guest *, size_t region, uint64_t *page, uint64_t *pages);
+    /* Let region @region be what @fd holds from @offset on (a multiple of the page size), read when touched and copied
+     * when written. -ENOTSUP, without words: read it instead. NULL: the same. */
+    int (*memory_map)(struct guest *, size_t region, int fd, uint64_t offset, struct error *err);
     /* From now on keep note of written pages, by the guest or its devices. What the first fetch gives may be every
      * page. */
     int (*dirty_start)(struct guest *, struct error *err);
@@ -31,10 +40,11 @@ struct guest_ops {
     /* vCPUs stand still, I/O in flight is finished: neither memory nor state changes until resume. */
     int (*pause)(struct guest *, struct error *err);
     int (*resume)(struct guest *, struct error *err);
-    /* While paused. Save may write guest memory (fetch the dirty log once more afterwards). Load into a machine of
-     * the same description that has not run. */
-    int (*state_save)(struct guest *, struct bytes_writer *out, struct error *err);
-    int (*state_load)(struct guest *, struct bytes_reader *in, struct error *err);
+    /* While paused: one STATE section for each vCPU, chip and device. Save may write guest memory (fetch the dirty log
+     * once more afterwards). Load into a machine of the same description that has not run, after its memory; every
+     * state must be taken. What cannot be loaded is said before anything is changed, as far as that can be known. */
+    int (*state_save)(struct guest *, struct stream_writer *out, struct error *err);
+    int (*state_load)(struct guest *, struct stream_states *states, struct error *err);
 };
 
 struct guest {

@@ -80,17 +80,17 @@ static int ops_resume(struct guest *guest, struct error *err)
     return machine_resume(machine_of(guest), err);
 }
 
-static int ops_state_save(struct guest *guest, struct bytes_writer *out, struct error *err)
+static int ops_state_save(struct guest *guest, struct stream_writer *out, struct error *err)
 {
     (void)guest;
     (void)out;
     return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "the state of a running VM cannot be taken out yet");
 }
 
-static int ops_state_load(struct guest *guest, struct bytes_reader *in, struct error *err)
+static int ops_state_load(struct guest *guest, struct stream_states *states, struct error *err)
 {
     (void)guest;
-    (void)in;
+    (void)states;
     return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "the state of a running VM cannot be put back yet");
 }
 

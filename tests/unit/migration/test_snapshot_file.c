@@ -1,0 +1,250 @@
+/* Snapshot files with a guest made of arrays: both ways of holding memory, mapped and read, damage, cuts, cancel. */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <cmocka.h>
+
+#include "common/file.h"
+#include "migration/snapshot_file.h"
+#include "tests/unit/migration/array_guest.h"
+
+#define LOW_BYTES (3ul << 20)
+#define HIGH_BYTES ((2ul << 20) + 12288)
+
+static char folder[] = "/tmp/drover-snapshot-XXXXXX";
+static char path[64];
+
+static int folder_make(void **state)
+{
+    (void)state;
+    if (!mkdtemp(folder))
+        return -1;
+    snprintf(path, sizeof(path), "%s/machine.snap", folder);
+    return 0;
+}
+
+static int folder_remove(void **state)
+{
+    (void)state;
+    return file_remove_tree("/tmp", folder + 5, NULL);
+}
+
+static void guest_make(struct array_guest *g, bool filled)
+{
+    array_guest_init(g, LOW_BYTES, HIGH_BYTES);
+    if (!filled)
+        return;
+    strcpy(g->state, "registers");
+    for (size_t at = 0; at < LOW_BYTES; at += 5 * 4096)
+        memset(g->memory[0] + at, (int)(at >> 12) | 1, 4096);
+    memset(g->memory[1] + HIGH_BYTES - 4096, 0x77, 4096);
+    g->memory[1][0] = 1;
+}
+
+static struct snapshot_counts save(struct array_guest *g, bool compress)
+{
+    struct machine_description d = {0};
+    struct snapshot_writer *w;
+    struct error err = {0};
+    unlink(path);
+    OBJECT_TEXT(machine_description, &d, machine, "pc-1");
+    OBJECT_SET(machine_description, &d, vcpus, 1);
+    OBJECT_SET(machine_description, &d, memory_bytes, LOW_BYTES + HIGH_BYTES);
+    assert_int_equal(snapshot_begin(&g->guest, &d, path, compress, &w, &err), 0);
+    assert_int_equal(access(path, F_OK), -1); /* not under its name yet */
+    if (snapshot_memory(w, &err) < 0 || snapshot_commit(w, &err) < 0)
+        fail_msg("%s", err.text);
+    struct snapshot_counts counts = snapshot_progress(w);
+    snapshot_writer_destroy(w);
+    OBJECT_CLEAR(machine_description, &d);
+    return counts;
+}
+
+/* 0 or the error of open or load. */
+static int restore(struct array_guest *g, bool verify, struct error *err)
+{
+    struct snapshot_file *f;
+    int code = snapshot_open(path, &f, err);
+    if (code < 0)
+        return code;
+    assert_int_equal(snapshot_description(f)->memory_bytes, LOW_BYTES + HIGH_BYTES);
+    code = snapshot_load(f, &g->guest, verify, err);
+    snapshot_close(f);
+    return code;
+}
+
+static void round_trip(bool compress, bool map)
+{
+    struct array_guest from, to;
+    struct error err = {0};
+    struct stat st;
+    guest_make(&from, true);
+    guest_make(&to, false);
+    to.can_map = map;
+    struct snapshot_counts counts = save(&from, compress);
+    assert_true(counts.data_bytes >= LOW_BYTES / 5 && counts.data_bytes < LOW_BYTES / 4);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
+    if (compress)
+        assert_true(st.st_size < 20000);
+    else
+        assert_true((uint64_t)st.st_blocks * 512 < counts.data_bytes + (1 << 20)); /* zeros take no room */
+    if (restore(&to, true, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_int_equal(to.mapped, map && !compress);
+    unlink(path);
+    assert_true(array_guest_equal(&from, &to));
+    to.memory[0][0] ^= 1; /* what is mapped can be written */
+    array_guest_finish(&from);
+    array_guest_finish(&to);
+}
+
+static void image_is_read(void **state)
+{
+    (void)state;
+    round_trip(false, false);
+}
+
+static void image_is_mapped(void **state)
+{
+    (void)state;
+    round_trip(false, true);
+}
+
+static void compressed_pages_are_read(void **state)
+{
+    (void)state;
+    round_trip(true, true);
+}
+
+/* What is at the end of memory, byte by byte of the rest: everything that says what the machine is. */
+static void damage_is_refused(void **state)
+{
+    struct error err = {0};
+    (void)state;
+    for (unsigned compress = 0; compress < 2; compress++) {
+        struct array_guest from, to;
+        char *data;
+        size_t size;
+        guest_make(&from, true);
+        save(&from, compress);
+        assert_int_equal(file_read(path, 64 << 20, &data, &size, &err), 0);
+        size_t head = compress ? size : 800; /* of an image: header, states, checksums, end are below this */
+        for (size_t i = 0; i < head; i += i < 300 ? 1 : 7) {
+            int fd = open(path, O_WRONLY);
+            uint8_t bad = (uint8_t)data[i] ^ 0x10;
+            assert_int_equal(pwrite(fd, &bad, 1, (off_t)i), 1);
+            guest_make(&to, false);
+            int code = restore(&to, false, &err);
+            if (code >= 0 && (compress || bad != 0x10)) /* an image's padding is zeros that nobody reads */
+                fail_msg("byte %zu was changed and nobody saw it", i);
+            array_guest_finish(&to);
+            assert_int_equal(pwrite(fd, data + i, 1, (off_t)i), 1);
+            close(fd);
+        }
+        array_guest_finish(&from);
+        free(data);
+    }
+}
+
+static void damaged_memory_is_found_when_asked(void **state)
+{
+    struct array_guest from, to;
+    struct error err = {0};
+    (void)state;
+    guest_make(&from, true);
+    guest_make(&to, false);
+    save(&from, false);
+    int fd = open(path, O_WRONLY);
+    assert_int_equal(pwrite(fd, "x", 1, SNAPSHOT_ALIGN_BYTES + 100), 1);
+    close(fd);
+    assert_int_equal(restore(&to, true, &err), -EBADMSG);
+    assert_non_null(strstr(err.text, "damaged"));
+    array_guest_finish(&from);
+    array_guest_finish(&to);
+}
+
+static void cut_files_are_refused(void **state)
+{
+    struct error err = {0};
+    (void)state;
+    for (unsigned compress = 0; compress < 2; compress++) {
+        struct array_guest from, to;
+        struct stat st;
+        guest_make(&from, true);
+        save(&from, compress);
+        assert_int_equal(stat(path, &st), 0);
+        for (off_t size = st.st_size - 1; size >= 0; size -= size < 1500 ? 1 : st.st_size / 50) {
+            assert_int_equal(truncate(path, size), 0);
+            guest_make(&to, false);
+            assert_int_equal(restore(&to, false, &err), -EBADMSG);
+            array_guest_finish(&to);
+        }
+        array_guest_finish(&from);
+    }
+    assert_non_null(strstr(err.text, path));
+}
+
+static void cancelled_and_failed_saves_leave_nothing(void **state)
+{
+    struct array_guest from;
+    struct machine_description d = {0};
+    struct snapshot_writer *w;
+    struct error err = {0};
+    (void)state;
+    unlink(path);
+    guest_make(&from, true);
+    OBJECT_TEXT(machine_description, &d, machine, "pc-1");
+    OBJECT_SET(machine_description, &d, vcpus, 1);
+    OBJECT_SET(machine_description, &d, memory_bytes, LOW_BYTES + HIGH_BYTES);
+    for (unsigned compress = 0; compress < 2; compress++) {
+        assert_int_equal(snapshot_begin(&from.guest, &d, path, compress, &w, &err), 0);
+        snapshot_cancel(w);
+        assert_int_equal(snapshot_memory(w, &err), -ECANCELED);
+        snapshot_writer_destroy(w);
+    }
+    assert_int_equal(snapshot_begin(&from.guest, &d, "/nowhere/x", false, &w, &err), -ENOENT);
+    assert_int_equal(rmdir(folder), 0); /* empty */
+    assert_int_equal(mkdir(folder, 0700), 0);
+    OBJECT_CLEAR(machine_description, &d);
+    array_guest_finish(&from);
+}
+
+static void machine_of_other_size_is_refused(void **state)
+{
+    struct array_guest from, to;
+    struct snapshot_file *f;
+    struct error err = {0};
+    (void)state;
+    guest_make(&from, true);
+    save(&from, true);
+    array_guest_init(&to, LOW_BYTES, HIGH_BYTES + 4096);
+    assert_int_equal(snapshot_open(path, &f, &err), 0);
+    assert_int_equal(snapshot_load(f, &to.guest, false, &err), -EINVAL);
+    snapshot_close(f);
+    assert_int_equal(snapshot_open("/etc/passwd", &f, &err), -EBADMSG);
+    assert_int_equal(snapshot_open("/etc", &f, &err), -EBADMSG);
+    assert_int_equal(snapshot_open("/nowhere", &f, &err), -ENOENT);
+    array_guest_finish(&from);
+    array_guest_finish(&to);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(image_is_read),
+        cmocka_unit_test(image_is_mapped),
+        cmocka_unit_test(compressed_pages_are_read),
+        cmocka_unit_test(damage_is_refused),
+        cmocka_unit_test(damaged_memory_is_found_when_asked),
+        cmocka_unit_test(cut_files_are_refused),
+        cmocka_unit_test(cancelled_and_failed_saves_leave_nothing),
+        cmocka_unit_test(machine_of_other_size_is_refused),
+    };
+    return cmocka_run_group_tests(tests, folder_make, folder_remove);
+}
