@@ -8,6 +8,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "common/file.h"
+
 #define FILE_CHUNK_BYTES (1 << 20)
 #define VALUE_BYTES_MAX 4096
 
@@ -17,7 +19,7 @@ const char *body_option_name(const struct field_desc *f, char *buffer, size_t si
     size_t n = strlen(buffer);
     if (n > 6 && strcmp(buffer + n - 6, "_bytes") == 0)
         buffer[n - 6] = '\0';
-    else if ((f->kind == KIND_LIST || f->kind == KIND_MAP) && buffer[n - 1] == 's')
+    else if ((f->kind == KIND_LIST || f->kind == KIND_STRS || f->kind == KIND_MAP) && buffer[n - 1] == 's')
         buffer[n - 1] = '\0';
     for (char *c = buffer; *c != '\0'; c++)
         if (*c == '_')
@@ -110,12 +112,28 @@ static int artifact_from_path(const char *path, json_t **ret, struct error *err)
     return 0;
 }
 
+/* The content of the file @path in place of a text of several lines. */
+static int text_from_file(const char *path, uint64_t size_max, json_t **ret, struct error *err)
+{
+    char *text = NULL;
+    size_t size;
+    int rc = file_read(path, size_max, &text, &size, err);
+    if (rc < 0)
+        return rc;
+    *ret = json_stringn(text, size);
+    free(text);
+    return *ret != NULL ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "%s is not UTF-8", path);
+}
+
 static int scalar(const struct field_desc *f, const char *option, const char *value, json_t **ret, struct error *err)
 {
     uint64_t n;
     switch (f->kind) {
     case KIND_STR:
+    case KIND_STRS: /* one of them */
     case KIND_ENUM:
+        if (f->kind == KIND_STR && f->ref.format == FORMAT_text && value[0] == '@')
+            return text_from_file(value + 1, f->max, ret, err);
         *ret = json_string(value);
         return *ret ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "--%s is not UTF-8", option);
     case KIND_BOOL:
@@ -133,6 +151,19 @@ static int scalar(const struct field_desc *f, const char *option, const char *va
     default:
         return error_set(err, -EINVAL, ERROR_INVALID, "--%s cannot be given here", option);
     }
+}
+
+/* A field that has many values takes one more of them. */
+static void put_value(json_t *o, const struct field_desc *f, json_t *v)
+{
+    json_t *list = json_object_get(o, f->name);
+    if (f->kind != KIND_LIST && f->kind != KIND_STRS) {
+        json_object_set_new(o, f->name, v);
+        return;
+    }
+    if (list == NULL)
+        json_object_set_new(o, f->name, list = json_array());
+    json_array_append_new(list, v);
 }
 
 /* "name=data,size=10GiB" by the fields of @desc. */
@@ -160,7 +191,7 @@ static int object_from_words(const struct object_desc *desc, const char *option,
             json_decref(o);
             return rc;
         }
-        json_object_set_new(o, f->name, v);
+        put_value(o, f, v);
     }
     *ret = o;
     return 0;
@@ -190,14 +221,7 @@ static int add_option(const struct field_desc *f, const struct option_given *giv
         rc = scalar(f, given->name, value, &v, err);
     if (rc < 0)
         return rc;
-    if (f->kind == KIND_LIST) {
-        json_t *list = json_object_get(body, f->name);
-        if (list == NULL)
-            json_object_set_new(body, f->name, list = json_array());
-        json_array_append_new(list, v);
-    } else {
-        json_object_set_new(body, f->name, v);
-    }
+    put_value(body, f, v);
     return 0;
 }
 
@@ -229,7 +253,8 @@ void body_help(const struct object_desc *desc, bool patch)
                             : f->kind == KIND_MAP                                      ? " KEY=VALUE"
                             : f->kind == KIND_OBJ                                      ? " PATH"
                             : f->kind == KIND_LIST                                     ? " KEY=VALUE,..."
-                            : f->kind == KIND_STR                                      ? " TEXT"
+                            : f->kind == KIND_STR && f->ref.format == FORMAT_text      ? " TEXT|@FILE"
+                            : f->kind == KIND_STR || f->kind == KIND_STRS              ? " TEXT"
                             : strstr(f->name, "_bytes") != NULL                        ? " SIZE"
                             : f->kind == KIND_ENUM                                     ? " WORD"
                                                                                        : " N";

@@ -51,10 +51,34 @@ const struct verb verbs[] = {
      NULL},
     {"image", "delete", NULL, "drover image delete debian --yes", ROUTE_ID_image_delete, ARGUMENT_NAME, NULL, "Forget image %s?", NULL,
      NULL},
+    {"network", "list", NULL, "drover network list", ROUTE_ID_network_list, ARGUMENT_NONE,
+     "name,bridge,uplink,vlan,ipv4_subnet,ipv4_gateway,ipv6_subnet,dhcp,mtu", NULL, NULL, NULL},
+    {"network", "create", NULL,
+     "drover network create lan --uplink eth1 --vlan 42 --ipv4-subnet 192.0.2.0/24 --ipv4-gateway 192.0.2.1 --dns-server 192.0.2.1 "
+     "--pool first=192.0.2.50,last=192.0.2.99",
+     ROUTE_ID_network_create, ARGUMENT_NEW_NAME, NULL, NULL, NULL, NULL},
+    {"network", "show", NULL, "drover network show lan", ROUTE_ID_network_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"network", "update", NULL, "drover network update lan --dns-server 192.0.2.2 --mtu 1400", ROUTE_ID_network_update, ARGUMENT_NAME,
+     NULL, NULL, NULL, NULL},
+    {"network", "delete", NULL, "drover network delete lan --yes", ROUTE_ID_network_delete, ARGUMENT_NAME, NULL, "Remove network %s?",
+     NULL, NULL},
+    {"security-group", "list", NULL, "drover security-group list", ROUTE_ID_security_group_list, ARGUMENT_NONE, "name,rules,created_at",
+     NULL, NULL, NULL},
+    {"security-group", "create", NULL,
+     "drover security-group create web --rule direction=inbound,protocol=tcp,port-first=443 --rule "
+     "direction=inbound,protocol=tcp,port-first=22,remote=192.0.2.0/24",
+     ROUTE_ID_security_group_create, ARGUMENT_NEW_NAME, NULL, NULL, NULL, NULL},
+    {"security-group", "show", NULL, "drover security-group show web", ROUTE_ID_security_group_show, ARGUMENT_NAME, NULL, NULL, NULL,
+     NULL},
+    {"security-group", "update", NULL, "drover security-group update web --rule direction=inbound,protocol=icmp",
+     ROUTE_ID_security_group_update, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"security-group", "delete", NULL, "drover security-group delete web --yes", ROUTE_ID_security_group_delete, ARGUMENT_NAME, NULL,
+     "Remove security group %s?", NULL, NULL},
     {"vm", "list", NULL, "drover vm list --filter state=running", ROUTE_ID_vm_list, ARGUMENT_NONE,
      "name,state,wanted,host_name,vcpus,memory_bytes,image,restarts", NULL, NULL, NULL},
-    {"vm", "create", NULL, "drover vm create web1 --image debian --flavor small --wait", ROUTE_ID_vm_create, ARGUMENT_NEW_NAME, NULL,
-     NULL, NULL, WAIT_HELP},
+    {"vm", "create", NULL,
+     "drover vm create web1 --image debian --flavor small --nic network=lan,security-group=web --ssh-keys @id_ed25519.pub --wait",
+     ROUTE_ID_vm_create, ARGUMENT_NEW_NAME, NULL, NULL, NULL, WAIT_HELP},
     {"vm", "show", NULL, "drover vm show web1", ROUTE_ID_vm_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"vm", "update", NULL, "drover vm update web1 --restart always", ROUTE_ID_vm_update, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"vm", "start", NULL, "drover vm start web1 --wait", ROUTE_ID_vm_start, ARGUMENT_NAME, NULL, NULL, NULL, WAIT_HELP},
@@ -148,7 +172,7 @@ void help_all(void)
     puts("drover - clusters of virtual machines\n\nUsage: drover NOUN VERB [NAME] [--option value]...\n");
     for (size_t i = 0; i < verbs_count; i++) {
         if (i == 0 || strcmp(verbs[i].noun, verbs[i - 1].noun) != 0)
-            printf("%s  %-12s", i ? "\n" : "", verbs[i].noun);
+            printf("%s  %-14s", i ? "\n" : "", verbs[i].noun);
         printf(" %s", verbs[i].verb);
     }
     puts("\n\n`drover NOUN --help` and `drover NOUN VERB --help` tell more, with an example for each.");

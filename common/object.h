@@ -34,6 +34,8 @@ enum text_format {
     FORMAT_url,     /* http://, https:// or file:///... */
     FORMAT_path,    /* absolute path without ".." */
     FORMAT_address, /* host:port, [IPv6]:port */
+    FORMAT_ip,      /* IPv4 or IPv6 address */
+    FORMAT_cidr,    /* IPv4 or IPv6 address, '/', bits; nothing set behind the bits */
     FORMAT_COUNT
 };
 

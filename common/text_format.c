@@ -4,6 +4,8 @@
 #include <ctype.h>
 #include <string.h>
 
+#include "common/ip_address.h"
+
 static const struct {
     const char *name, *rule;
 } formats[FORMAT_COUNT] = {
@@ -17,6 +19,8 @@ static const struct {
     [FORMAT_url] = {"url", "a URL that begins with http://, https:// or file:///"},
     [FORMAT_path] = {"path", "an absolute path without '..'"},
     [FORMAT_address] = {"address", "host:port or [IPv6]:port"},
+    [FORMAT_ip] = {"ip", "an IPv4 or IPv6 address such as 192.0.2.7 or 2001:db8::7"},
+    [FORMAT_cidr] = {"cidr", "a subnet such as 192.0.2.0/24 or 2001:db8:1::/64, without bits behind the prefix"},
 };
 
 const char *text_format_name(enum text_format format)
@@ -83,6 +87,18 @@ static bool is_path(const char *s)
     return s[0] == '/' && printable(s, false) && strstr(s, "/../") == NULL && !(n >= 3 && strcmp(s + n - 3, "/..") == 0);
 }
 
+static bool is_ip(const char *s)
+{
+    struct ip_address ip;
+    return ip_parse(s, &ip);
+}
+
+static bool is_cidr(const char *s)
+{
+    struct ip_prefix prefix;
+    return strchr(s, '/') != NULL && ip_prefix_parse(s, &prefix);
+}
+
 bool text_format_ok(enum text_format format, const char *s, const char **ret_rule)
 {
     *ret_rule = formats[format].rule;
@@ -109,6 +125,10 @@ bool text_format_ok(enum text_format format, const char *s, const char **ret_rul
         return is_path(s);
     case FORMAT_address:
         return is_address(s);
+    case FORMAT_ip:
+        return is_ip(s);
+    case FORMAT_cidr:
+        return is_cidr(s);
     case FORMAT_COUNT:
         break;
     }

@@ -180,6 +180,18 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_update(d, object_kind_IMAGE, target, length, body);
     case ROUTE_ID_image_delete:
         return decide_remove(d, object_kind_IMAGE, target, length);
+    case ROUTE_ID_network_create:
+        return decide_create(d, object_kind_NETWORK, body);
+    case ROUTE_ID_network_update:
+        return decide_update(d, object_kind_NETWORK, target, length, body);
+    case ROUTE_ID_network_delete:
+        return decide_remove(d, object_kind_NETWORK, target, length);
+    case ROUTE_ID_security_group_create:
+        return decide_create(d, object_kind_SECURITY_GROUP, body);
+    case ROUTE_ID_security_group_update:
+        return decide_update(d, object_kind_SECURITY_GROUP, target, length, body);
+    case ROUTE_ID_security_group_delete:
+        return decide_remove(d, object_kind_SECURITY_GROUP, target, length);
     case ROUTE_ID_vm_create:
         return decide_vm_create(d, body);
     case ROUTE_ID_vm_update:

@@ -27,6 +27,10 @@ static void *part(struct command_put *command, enum object_kind kind)
         return &command->vm;
     case object_kind_CLUSTER:
         return &command->cluster;
+    case object_kind_NETWORK:
+        return &command->network;
+    case object_kind_SECURITY_GROUP:
+        return &command->security_group;
     default:
         return NULL;
     }
@@ -72,6 +76,12 @@ static int fill_token(struct deciding *d, struct token *token)
     return 0;
 }
 
+static void fill_network(struct network *network)
+{
+    if (!OBJECT_HAS(network, network, dhcp))
+        OBJECT_SET(network, network, dhcp, network->ipv4_subnet != NULL);
+}
+
 int decide_create(struct deciding *d, enum object_kind kind, const void *body)
 {
     struct command_put command = {0};
@@ -84,6 +94,8 @@ int decide_create(struct deciding *d, enum object_kind kind, const void *body)
     object_mark(&command_put_desc, &command, object_kind_desc.names[kind]);
     OBJECT_SET(command_put, &command, create, true);
     decide_request(d, 201, &command.request);
+    if (kind == object_kind_NETWORK)
+        fill_network(object);
     int rc = kind == object_kind_FLAVOR  ? check_flavor(object, d->err)
              : kind == object_kind_IMAGE ? check_image(object, d->err)
              : kind == object_kind_TOKEN ? fill_token(d, object)

@@ -6,10 +6,12 @@
 #include <string.h>
 
 #include "controller/command/host_view.h"
+#include "controller/fsm/address_pool.h"
 
 #define MIB (UINT64_C(1) << 20)
 #define SECTOR_BYTES 512u
 #define NOTE_BYTES_MAX 701u
+#define DISKS_MAX 16u /* of a VMM; a seed disk is one of them */
 
 /* ---- completing the description ---- */
 
@@ -88,6 +90,11 @@ static int fill_disks(struct deciding *d, struct vm *vm)
     if (image == NULL)
         return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/image", "there is no image '%s'", vm->image ? vm->image : "");
     add_default_disk(vm, image->image, flavor_disk_bytes);
+    bool seed = vm->user_data != NULL || vm->ssh_keys != NULL || vm->hostname != NULL;
+    if (seed && vm->disks.count >= DISKS_MAX)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/disks",
+                               "has %zu items, and hostname, ssh_keys and user_data need one more disk; the limit is %u",
+                               vm->disks.count, DISKS_MAX);
     for (size_t i = 0; i < vm->disks.count; i++) {
         int rc = fill_disk(d, vm, i, image->image, flavor_disk_bytes);
         if (rc < 0)
@@ -156,6 +163,11 @@ int decide_vm_create(struct deciding *d, const struct vm *body)
     decide_uuid(d, id);
     OBJECT_TEXT(vm, vm, id, id);
     fill_macs(d, vm);
+    rc = vm_nics_resolve(d->state, vm, d->err);
+    if (rc < 0) {
+        OBJECT_CLEAR(command_vm_create, &command);
+        return rc;
+    }
     choose_host(d, vm);
     bool started = !OBJECT_HAS(vm, vm, started) || vm->started;
     OBJECT_SET(vm, vm, wanted, started ? vm_wanted_RUNNING : vm_wanted_STOPPED);

@@ -63,4 +63,9 @@ void operation_overtake(struct apply *a, const struct record *vm, enum operation
 /* Has @host room for the VM? @ret_why: in words if not. */
 bool apply_host_fits(const struct record *host, uint64_t memory_bytes, uint64_t vcpus, char *ret_why, size_t size);
 
+/* ---- security groups ---- */
+
+/* @vm comes or goes: the hosts of VMs whose security groups name one of its groups must hear of its addresses. */
+void apply_members_changed(struct apply *a, const struct vm *vm);
+
 #endif

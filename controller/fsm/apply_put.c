@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "controller/fsm/address_pool.h"
 #include "controller/fsm/time_text.h"
 
 #define HA_VOTERS_MIN 3u
@@ -16,7 +17,35 @@ static bool vm_uses(const struct vm *vm, enum object_kind kind, const char *name
     const char *used = kind == object_kind_IMAGE ? vm->image : kind == object_kind_FLAVOR ? vm->flavor : NULL;
     if (kind == object_kind_HOST)
         return (vm->host != NULL && strcmp(vm->host, id) == 0) || (vm->pin != NULL && strcmp(vm->pin, name) == 0);
+    if (kind == object_kind_NETWORK)
+        return vm_on_network(vm, name);
+    if (kind == object_kind_SECURITY_GROUP)
+        return vm_in_group(vm, name);
     return used != NULL && strcmp(used, name) == 0;
+}
+
+static bool group_refers_to(const struct security_group *group, const char *name)
+{
+    for (size_t i = 0; i < group->rules.count; i++) {
+        const struct security_rule *rule = (const struct security_rule *)group->rules.items + i;
+        if (rule->remote_group != NULL && strcmp(rule->remote_group, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Refuses where a rule names the security group @record; its own rules count where it is not to be removed. */
+static bool in_rules(struct apply *a, const struct record *record, const char *what_to_do, bool own_too)
+{
+    for (size_t i = 0; record->kind == object_kind_SECURITY_GROUP && i < state_count(a->state, record->kind); i++) {
+        const struct record *other = state_at(a->state, record->kind, i);
+        if ((other == record && !own_too) || !group_refers_to(other->security_group, record->common->name))
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "security group '%s' cannot be %s: a rule of '%s' names it",
+                     record->common->name, what_to_do, other->common->name);
+        return true;
+    }
+    return false;
 }
 
 /* Refuses where a VM uses @record, and names it. */
@@ -43,6 +72,8 @@ static const char *const changeable[object_kind_COUNT][8] = {
     [object_kind_FLAVOR] = {"name", "labels"},
     [object_kind_IMAGE] = {"name", "labels"},
     [object_kind_VM] = {"name", "labels", "ha", "restart"},
+    [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
+    [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
 };
 
 static bool may_change(enum object_kind kind, const char *field)
@@ -91,7 +122,55 @@ static bool may_rename(struct apply *a, struct record *record, const char *name)
                            record->desc->name, name);
         return false;
     }
-    return record->kind == object_kind_VM || record->kind == object_kind_CLUSTER || !in_use(a, record, "renamed");
+    return record->kind == object_kind_VM || record->kind == object_kind_CLUSTER ||
+           (!in_use(a, record, "renamed") && !in_rules(a, record, "renamed", true));
+}
+
+/* Does @object, a network or security group that is to be made, make sense? Refuses if not. */
+static bool check_sense(struct apply *a, enum object_kind kind, struct record_common *object)
+{
+    struct error error = {.code = 0};
+    int rc = kind == object_kind_NETWORK ? network_check(a->state, (void *)object, &error)
+             : kind == object_kind_SECURITY_GROUP
+                 ? security_group_check(a->state, object->id, object->name, (void *)object, &error)
+                 : 0;
+    if (rc < 0)
+        apply_refuse_field(a, rc, error.kind, error.field, "%s", error.text);
+    return rc == 0;
+}
+
+/* The same for what a patch would make of @record. Groups that the patch names are resolved in it. */
+static bool check_patched(struct apply *a, const struct record *record, struct record_common *patch)
+{
+    struct network after = {.name = NULL};
+    struct error error = {.code = 0};
+    int rc = 0;
+    if (record->kind == object_kind_SECURITY_GROUP)
+        rc = security_group_check(a->state, record->common->id, patch->name != NULL ? patch->name : record->common->name,
+                                  (void *)patch, &error);
+    if (record->kind == object_kind_NETWORK) {
+        OBJECT_COPY(network, &after, record->network);
+        OBJECT_TEXT(network, &after, name, record->common->name);
+        object_merge(&network_desc, &after, patch);
+        rc = network_check(a->state, &after, &error);
+        OBJECT_CLEAR(network, &after);
+    }
+    if (rc < 0)
+        apply_refuse_field(a, rc, error.kind, error.field, "%s", error.text);
+    return rc == 0;
+}
+
+/* What hosts are to do follows from networks and security groups as well. */
+static void tell_hosts(struct apply *a, const struct record *record)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_HOST); i++) {
+        const struct record *host = state_at(a->state, object_kind_HOST, i);
+        bool uses = false;
+        for (size_t k = 0; !uses && k < host->of_host.vms.count; k++)
+            uses = vm_uses(host->of_host.vms.items[k]->vm, record->kind, record->common->name, record->common->id);
+        if (uses)
+            state_host_orders_changed(a->state, host->common->id, a->index);
+    }
 }
 
 static uint64_t row_bit(const struct object_desc *desc, const char *field)
@@ -116,6 +195,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
                            HA_VOTERS_MIN, state_voters(a->state));
         return;
     }
+    if (!check_patched(a, record, patch))
+        return;
     if (a->check_only)
         return;
     if (name != NULL)
@@ -129,6 +210,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     apply_event(a, event_type_UPDATED, record, "%s %s changed", record->desc->name, record->common->name);
     if (kind == object_kind_VM)
         state_host_orders_changed(a->state, record->vm->host, a->index);
+    else if (kind == object_kind_NETWORK || kind == object_kind_SECURITY_GROUP)
+        tell_hosts(a, record);
 }
 
 static void put_create(struct apply *a, enum object_kind kind, struct record_common *object)
@@ -137,7 +220,7 @@ static void put_create(struct apply *a, enum object_kind kind, struct record_com
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not made by a put", state_kind_desc(kind)->name);
         return;
     }
-    if (!apply_may_insert(a, kind, object))
+    if (!apply_may_insert(a, kind, object) || !check_sense(a, kind, object))
         return;
     if (a->check_only)
         return;
@@ -161,6 +244,8 @@ void apply_put(struct apply *a, struct command_put *command)
         {object_kind_TOKEN, OBJECT_HAS(command_put, command, token), &command->token},
         {object_kind_VM, OBJECT_HAS(command_put, command, vm), &command->vm},
         {object_kind_CLUSTER, OBJECT_HAS(command_put, command, cluster), &command->cluster},
+        {object_kind_NETWORK, OBJECT_HAS(command_put, command, network), &command->network},
+        {object_kind_SECURITY_GROUP, OBJECT_HAS(command_put, command, security_group), &command->security_group},
     };
     const unsigned none = ARRAY_SIZE(parts);
     unsigned found = none, count = 0;
@@ -187,13 +272,15 @@ void apply_remove(struct apply *a, struct command_remove *command)
     case object_kind_FLAVOR:
     case object_kind_IMAGE:
     case object_kind_TOKEN:
+    case object_kind_NETWORK:
+    case object_kind_SECURITY_GROUP:
         break;
     default:
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not removed so", object_kind_desc.names[command->kind]);
         return;
     }
     struct record *record = apply_find(a, command->kind, command->id, command->if_revision);
-    if (record == NULL || in_use(a, record, "removed"))
+    if (record == NULL || in_use(a, record, "removed") || in_rules(a, record, "removed", false))
         return;
     if (a->check_only)
         return;

@@ -96,6 +96,7 @@ static void vm_deleted(struct apply *a, struct record *record, const struct reco
     operation_settle(a, record);
     apply_event(a, event_type_DELETED, record, "VM %s is gone from host %s", record->common->name, host->common->name);
     state_host_orders_changed(a->state, host->common->id, a->index);
+    apply_members_changed(a, record->vm);
     state_remove(a->state, record);
 }
 

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/fsm/address_pool.h"
 #include "scheduler/view.h"
 
 #define MIB_SHIFT 20
@@ -32,6 +33,40 @@ bool apply_host_fits(const struct record *host, uint64_t memory_bytes, uint64_t 
     else
         return true;
     return false;
+}
+
+/* ---- security groups ---- */
+
+/* Has @vm a security group with a rule that names a group of @member? */
+static bool rules_name(const struct apply *a, const struct vm *vm, const struct vm *member)
+{
+    for (size_t i = 0; i < vm->nics.count; i++) {
+        const struct vm_nic *nic = (const struct vm_nic *)vm->nics.items + i;
+        for (size_t k = 0; k < nic->security_groups.count; k++) {
+            const struct record *group = state_get(a->state, object_kind_SECURITY_GROUP, nic->security_groups.items[k]);
+            for (size_t m = 0; group != NULL && m < group->security_group->rules.count; m++) {
+                const struct security_rule *rule = (const struct security_rule *)group->security_group->rules.items + m;
+                if (rule->remote_group != NULL && vm_in_group(member, rule->remote_group))
+                    return true;
+            }
+        }
+    }
+    return false;
+}
+
+void apply_members_changed(struct apply *a, const struct vm *vm)
+{
+    bool in_any = false;
+    for (size_t i = 0; i < vm->nics.count; i++)
+        in_any |= ((const struct vm_nic *)vm->nics.items + i)->security_groups.count > 0;
+    for (size_t i = 0; in_any && i < state_count(a->state, object_kind_HOST); i++) {
+        const struct record *host = state_at(a->state, object_kind_HOST, i);
+        bool concerned = false;
+        for (size_t k = 0; !concerned && k < host->of_host.vms.count; k++)
+            concerned = rules_name(a, host->of_host.vms.items[k]->vm, vm);
+        if (concerned)
+            state_host_orders_changed(a->state, host->common->id, a->index);
+    }
 }
 
 /* ---- create ---- */
@@ -63,6 +98,12 @@ static bool may_create(struct apply *a, struct vm *vm)
     if (vm->ha && state_voters(a->state) < HA_VOTERS_MIN) {
         apply_refuse_field(a, -EPERM, ERROR_CONFLICT, "/ha", "ha needs %u controllers with a vote, there are %u",
                            HA_VOTERS_MIN, state_voters(a->state));
+        return false;
+    }
+    struct error error = {.code = 0};
+    int rc = vm_nics_resolve(a->state, vm, &error);
+    if (rc < 0) {
+        apply_refuse_field(a, rc, error.kind, error.field, "%s", error.text);
         return false;
     }
     /* Names, not ids, are kept: a rename is refused while a VM uses the object. */
@@ -128,6 +169,7 @@ void apply_vm_create(struct apply *a, struct command_vm_create *command)
                     record->vm->placement != NULL ? record->vm->placement : "not placed yet");
     operation_begin(a, &command->operation, record, 1);
     state_host_orders_changed(a->state, record->vm->host, a->index);
+    apply_members_changed(a, record->vm);
 }
 
 /* ---- want ---- */
@@ -191,6 +233,7 @@ static void vm_gone(struct apply *a, struct record *record)
     operation_settle(a, record);
     apply_event(a, event_type_DELETED, record, "VM %s is gone", record->common->name);
     state_host_orders_changed(a->state, record->vm->host, a->index);
+    apply_members_changed(a, record->vm);
     state_remove(a->state, record);
 }
 

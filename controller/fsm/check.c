@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "controller/fsm/address_pool.h"
 #include "controller/fsm/state_edit.h"
 
 #define BROKEN(err, ...) error_set(err, -EILSEQ, ERROR_INTERNAL, __VA_ARGS__)
@@ -85,13 +86,37 @@ static int check_waiting(const struct state *state, struct error *err)
     return at == waiting->count ? 0 : BROKEN(err, "%zu VMs wait, %zu are listed", at, waiting->count);
 }
 
+/* Networks and groups of its NICs are there, and its addresses are its own. */
+static int check_nics(const struct state *state, const struct record *record, struct error *err)
+{
+    for (size_t i = 0; i < record->vm->nics.count; i++) {
+        const struct vm_nic *nic = (const struct vm_nic *)record->vm->nics.items + i;
+        if (nic->network != NULL && state_get(state, object_kind_NETWORK, nic->network) == NULL)
+            return BROKEN(err, "VM '%s' is on a network that does not exist", record->common->name);
+        for (size_t k = 0; k < nic->security_groups.count; k++)
+            if (state_get(state, object_kind_SECURITY_GROUP, nic->security_groups.items[k]) == NULL)
+                return BROKEN(err, "VM '%s' is in a security group that does not exist", record->common->name);
+        for (size_t k = 0; nic->network != NULL && k < nic->ips.count; k++)
+            if (address_owner_of(state, nic->network, nic->ips.items[k]) != record)
+                return BROKEN(err, "address %s of VM '%s' is not its own", nic->ips.items[k], record->common->name);
+    }
+    return 0;
+}
+
 static int check_vms(const struct state *state, struct error *err)
 {
+    size_t addresses = 0;
     for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
-        int rc = check_vm(state, state_at(state, object_kind_VM, i), err);
+        const struct record *record = state_at(state, object_kind_VM, i);
+        int rc = check_vm(state, record, err);
+        if (rc == 0)
+            rc = check_nics(state, record, err);
         if (rc < 0)
             return rc;
+        addresses += address_index_count(record->vm);
     }
+    if (addresses != state->addresses.count)
+        return BROKEN(err, "VMs have %zu addresses, %zu are known", addresses, state->addresses.count);
     return check_waiting(state, err);
 }
 

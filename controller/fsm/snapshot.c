@@ -8,7 +8,7 @@
 #include "controller/fsm/state_edit.h"
 
 #define HEADER_BYTES 32u
-#define SECTION_COUNT ARRAY_SIZE(sections)
+#define SECTION_COUNT_1 10u /* of version 1, always there */
 
 static const struct {
     enum snapshot_section section;
@@ -19,6 +19,7 @@ static const struct {
     {SNAPSHOT_IMAGES, object_kind_IMAGE},          {SNAPSHOT_VMS, object_kind_VM},
     {SNAPSHOT_OPERATIONS, object_kind_OPERATION},  {SNAPSHOT_TOKENS, object_kind_TOKEN},
     {SNAPSHOT_EVENTS, object_kind_EVENT},          {SNAPSHOT_ANSWERS, object_kind_COUNT},
+    {SNAPSHOT_NETWORKS, object_kind_NETWORK},      {SNAPSHOT_SECURITY_GROUPS, object_kind_SECURITY_GROUP},
 };
 
 /* ---- write ---- */
@@ -59,7 +60,7 @@ static void put_table(const struct state *state, enum object_kind kind, struct b
 static size_t size_of(const struct state *state)
 {
     struct state_event event;
-    size_t size = HEADER_BYTES + SECTION_COUNT * 8 + state->answer_count * 400;
+    size_t size = HEADER_BYTES + ARRAY_SIZE(sections) * 8 + state->answer_count * 400;
     for (unsigned kind = 0; kind < object_kind_COUNT; kind++)
         for (size_t i = 0; i < state->tables[kind].order.count; i++)
             size += 4 + state->tables[kind].order.items[i]->json_size;
@@ -68,25 +69,39 @@ static size_t size_of(const struct state *state)
     return size;
 }
 
+/* Sections of version 1 are always there, later ones where they have something. */
+static bool is_written(const struct state *state, unsigned i)
+{
+    return i < SECTION_COUNT_1 || state_count(state, sections[i].kind) > 0;
+}
+
+static void put_section(const struct state *state, unsigned i, struct bytes_writer *out)
+{
+    bytes_put_u32(out, sections[i].section);
+    if (sections[i].section == SNAPSHOT_EVENTS)
+        put_events(state, out);
+    else if (sections[i].section == SNAPSHOT_ANSWERS)
+        put_answers(state, out);
+    else
+        put_table(state, sections[i].kind, out);
+}
+
 void snapshot_write(const struct state *state, struct bytes_writer *out)
 {
+    uint32_t count = 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(sections); i++)
+        count += is_written(state, i);
     bytes_reserve(out, size_of(state)); /* growing by doubling would copy everything again and again */
     bytes_put_u32(out, SNAPSHOT_MAGIC);
-    bytes_put_u16(out, SNAPSHOT_VERSION);
+    bytes_put_u16(out, count > SECTION_COUNT_1 ? SNAPSHOT_VERSION : 1);
     bytes_put_u16(out, 0);
     bytes_put_u64(out, state->index);
     bytes_put_u64(out, state->events_serial);
-    bytes_put_u32(out, SECTION_COUNT);
+    bytes_put_u32(out, count);
     bytes_put_u32(out, 0);
-    for (unsigned i = 0; i < SECTION_COUNT; i++) {
-        bytes_put_u32(out, sections[i].section);
-        if (sections[i].section == SNAPSHOT_EVENTS)
-            put_events(state, out);
-        else if (sections[i].section == SNAPSHOT_ANSWERS)
-            put_answers(state, out);
-        else
-            put_table(state, sections[i].kind, out);
-    }
+    for (unsigned i = 0; i < ARRAY_SIZE(sections); i++)
+        if (is_written(state, i))
+            put_section(state, i, out);
 }
 
 /* ---- read ---- */
@@ -180,7 +195,7 @@ static int read_answers(struct state *state, struct bytes_reader *in, uint32_t c
     return 0;
 }
 
-static int read_header(struct state *state, struct bytes_reader *in, struct error *err)
+static int read_header(struct state *state, struct bytes_reader *in, uint32_t *ret_count, struct error *err)
 {
     uint32_t magic = bytes_get_u32(in);
     unsigned version = bytes_get_u16(in), zero = bytes_get_u16(in);
@@ -192,24 +207,37 @@ static int read_header(struct state *state, struct bytes_reader *in, struct erro
     state->index = bytes_get_u64(in);
     state->events_serial = bytes_get_u64(in);
     uint32_t count = bytes_get_u32(in), zeros = bytes_get_u32(in);
-    if (in->bad || version == 0 || zero != 0 || zeros != 0 || count != SECTION_COUNT || state->index > OBJECT_INTEGER_MAX ||
+    bool counted = version == 1 ? count == SECTION_COUNT_1 : count > SECTION_COUNT_1 && count <= ARRAY_SIZE(sections);
+    if (in->bad || version == 0 || zero != 0 || zeros != 0 || !counted || state->index > OBJECT_INTEGER_MAX ||
         state->events_serial > OBJECT_INTEGER_MAX)
         return damaged(err, "its header is not sound");
+    *ret_count = count;
     return 0;
 }
 
-static int read_sections(struct state *state, struct bytes_reader *in, struct error *err)
+static int read_section(struct state *state, struct bytes_reader *in, unsigned i, struct error *err)
 {
-    for (unsigned i = 0; i < SECTION_COUNT; i++) {
-        uint32_t section = bytes_get_u32(in), count = bytes_get_u32(in);
-        size_t most = sections[i].section == SNAPSHOT_EVENTS    ? STATE_EVENTS_MAX
-                      : sections[i].section == SNAPSHOT_ANSWERS ? STATE_ANSWERS_MAX
-                                                                : state_table_max(sections[i].kind);
-        if (in->bad || section != (uint32_t)sections[i].section || count > most)
-            return damaged(err, "a section is not where it should be, or is too large");
-        int rc = section == SNAPSHOT_EVENTS    ? read_events(state, in, count, err)
-                 : section == SNAPSHOT_ANSWERS ? read_answers(state, in, count, err)
-                                               : read_table(state, in, sections[i].kind, count, err);
+    uint32_t count = bytes_get_u32(in);
+    size_t most = sections[i].section == SNAPSHOT_EVENTS    ? STATE_EVENTS_MAX
+                  : sections[i].section == SNAPSHOT_ANSWERS ? STATE_ANSWERS_MAX
+                                                            : state_table_max(sections[i].kind);
+    if (in->bad || count > most || (i >= SECTION_COUNT_1 && count == 0))
+        return damaged(err, "a section is too large, or empty");
+    return sections[i].section == SNAPSHOT_EVENTS    ? read_events(state, in, count, err)
+           : sections[i].section == SNAPSHOT_ANSWERS ? read_answers(state, in, count, err)
+                                                     : read_table(state, in, sections[i].kind, count, err);
+}
+
+static int read_sections(struct state *state, struct bytes_reader *in, uint32_t count, struct error *err)
+{
+    unsigned at = 0;
+    for (uint32_t n = 0; n < count; n++, at++) {
+        uint32_t section = bytes_get_u32(in);
+        while (at >= SECTION_COUNT_1 && at < ARRAY_SIZE(sections) && section != (uint32_t)sections[at].section)
+            at++; /* one that had nothing */
+        if (in->bad || at >= ARRAY_SIZE(sections) || section != (uint32_t)sections[at].section)
+            return damaged(err, "a section is not where it should be");
+        int rc = read_section(state, in, at, err);
         if (rc < 0)
             return rc;
     }
@@ -221,9 +249,10 @@ int snapshot_read(const void *data, size_t size, struct state **ret_state, struc
     struct bytes_reader in = bytes_reader(data, size);
     struct state *state = state_create();
     state->loading = true;
-    int rc = read_header(state, &in, err);
+    uint32_t count = 0;
+    int rc = read_header(state, &in, &count, err);
     if (rc == 0)
-        rc = read_sections(state, &in, err);
+        rc = read_sections(state, &in, count, err);
     if (rc == 0 && bytes_left(&in) != 0)
         rc = damaged(err, "there is more than it says");
     if (rc == 0)

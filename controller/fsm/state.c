@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "controller/fsm/address_pool.h"
 #include "controller/fsm/time_text.h"
 
 #define SAME_OFFSET(o, field)                                                                                        \
@@ -22,6 +23,8 @@ BEGINS_ALIKE(image);
 BEGINS_ALIKE(vm);
 BEGINS_ALIKE(operation);
 BEGINS_ALIKE(token);
+BEGINS_ALIKE(network);
+BEGINS_ALIKE(security_group);
 
 /* ---- kinds ---- */
 
@@ -44,6 +47,10 @@ const struct object_desc *state_kind_desc(enum object_kind kind)
         return &operation_desc;
     case object_kind_TOKEN:
         return &token_desc;
+    case object_kind_NETWORK:
+        return &network_desc;
+    case object_kind_SECURITY_GROUP:
+        return &security_group_desc;
     case object_kind_EVENT:
     case object_kind_COUNT:
         break;
@@ -151,6 +158,7 @@ void state_destroy(struct state *state)
         free(state->events[i].json);
     free(state->events);
     free(state->waiting.items);
+    address_index_finish(&state->addresses);
     for (size_t i = 0; i < state->answer_count; i++)
         answer_destroy(state->answer_queue[(state->answer_first + i) % STATE_ANSWERS_MAX]);
     free(state->answer_queue);
@@ -305,6 +313,8 @@ static struct record *vm_host(struct state *state, const struct record *vm)
 /* Put @record into the indexes that follow from its fields. False: it refers to an object that is not there. */
 static bool link_record(struct state *state, struct record *record)
 {
+    if (record->kind == object_kind_VM && !address_index_add(&state->addresses, record))
+        return false;
     if (record->kind == object_kind_VM && record->vm->host != NULL) {
         struct record *host = vm_host(state, record);
         if (host == NULL)
@@ -327,6 +337,8 @@ static bool link_record(struct state *state, struct record *record)
 
 static void unlink_record(struct state *state, struct record *record)
 {
+    if (record->kind == object_kind_VM)
+        address_index_remove(&state->addresses, record);
     if (record->kind == object_kind_VM && record->vm->host != NULL) {
         struct record *host = vm_host(state, record);
         record_index_remove(&host->of_host.vms, record);

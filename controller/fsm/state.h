@@ -23,7 +23,7 @@
 #define STATE_ANSWER_AGE_MS (UINT64_C(24) * 3600 * 1000)
 #define STATE_VMS_MAX 100000u             /* VMs of a cluster */
 #define STATE_HOST_VMS_MAX 4096u          /* VMs of a host: bound of node_orders.vms */
-#define STATE_SMALL_TABLE_MAX 10000u      /* controllers, hosts, flavors, images, tokens: of each */
+#define STATE_SMALL_TABLE_MAX 10000u      /* controllers, hosts, flavors, images, networks, ...: of each */
 #define STATE_VM_OPERATIONS_MAX 64u       /* running operations of one VM */
 #define STATE_ID_BYTES 37u                /* an id with its NUL */
 
@@ -59,6 +59,8 @@ struct record {
         struct vm *vm;
         struct operation *operation;
         struct token *token;
+        struct network *network;
+        struct security_group *security_group;
     };
     char *json; /* canonical, SECRET fields included (snapshots); answers: state_put_json */
     size_t json_size;

@@ -29,6 +29,7 @@ struct state {
     struct state_event_slot *events; /* slot of serial s: (s - 1) % STATE_EVENTS_MAX */
     uint64_t events_serial;          /* of the newest; 0 = none ever */
     size_t events_count;
+    struct map addresses;                /* of VMs' NICs on networks: address_pool.h */
     struct map answers;                  /* by key */
     struct answer_record **answer_queue; /* ring of STATE_ANSWERS_MAX, oldest at answer_first */
     size_t answer_first, answer_count;

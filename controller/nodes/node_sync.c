@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "controller/fsm/address_pool.h"
 #include "controller/fsm/command_codec.h"
 
 static const struct record *reporter(const struct state *state, const struct node_report *report, struct error *err)
@@ -147,6 +148,9 @@ static void fill_order(const struct state *state, const struct vm *vm, struct vm
     OBJECT_SET(vm_order, order, ha, vm->ha);
     give_list(order, "disks", &vm_disk_desc, &order->disks, &vm->disks);
     give_list(order, "nics", &vm_nic_desc, &order->nics, &vm->nics);
+    OBJECT_TEXT(vm_order, order, hostname, vm->hostname);
+    OBJECT_TEXT(vm_order, order, ssh_keys, vm->ssh_keys);
+    OBJECT_TEXT(vm_order, order, user_data, vm->user_data);
     if (vm->cmdline != NULL)
         OBJECT_TEXT(vm_order, order, cmdline, vm->cmdline);
     if (record == NULL)
@@ -176,6 +180,74 @@ static void add_text(struct node_orders *orders, struct string_list *list, const
     object_mark(&node_orders_desc, orders, field);
 }
 
+/* ---- networks and security groups that the host's VMs use, in name order ---- */
+
+static bool host_uses(const struct record *host, bool (*uses)(const struct vm *vm, const char *name), const char *name)
+{
+    for (size_t i = 0; i < host->of_host.vms.count; i++)
+        if (uses(host->of_host.vms.items[i]->vm, name))
+            return true;
+    return false;
+}
+
+static void give_members(const struct state *state, struct group_order *order)
+{
+    struct string_list *members = &order->members;
+    const size_t most = object_field(&group_order_desc, "members")->max;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        for (size_t n = 0; n < vm->nics.count; n++) {
+            const struct vm_nic *nic = (const struct vm_nic *)vm->nics.items + n;
+            bool in = false;
+            for (size_t k = 0; k < nic->security_groups.count; k++)
+                in |= strcmp(nic->security_groups.items[k], order->name) == 0;
+            for (size_t k = 0; in && k < nic->ips.count && members->count < most; k++) {
+                members->items = xrealloc(members->items, (members->count + 1) * sizeof *members->items);
+                members->items[members->count++] = xstrdup(nic->ips.items[k]);
+                object_mark(&group_order_desc, order, "members");
+            }
+        }
+    }
+}
+
+/* Does a group that the host's VMs are in name @name in its rules? */
+static bool is_named(const struct state *state, const struct record *host, const char *name)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_SECURITY_GROUP); i++) {
+        const struct security_group *group = state_at(state, object_kind_SECURITY_GROUP, i)->security_group;
+        bool names = false;
+        for (size_t k = 0; !names && k < group->rules.count; k++) {
+            const struct security_rule *rule = (const struct security_rule *)group->rules.items + k;
+            names = rule->remote_group != NULL && strcmp(rule->remote_group, name) == 0;
+        }
+        if (names && host_uses(host, vm_in_group, group->name))
+            return true;
+    }
+    return false;
+}
+
+static void fill_networks(const struct state *state, const struct record *host, struct node_orders *orders)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_NETWORK); i++) {
+        const struct network *network = state_at(state, object_kind_NETWORK, i)->network;
+        if (host_uses(host, vm_on_network, network->name))
+            OBJECT_COPY(network, (struct network *)OBJECT_ADD(node_orders, orders, networks), network);
+    }
+    for (size_t i = 0; i < state_count(state, object_kind_SECURITY_GROUP); i++) {
+        const struct security_group *group = state_at(state, object_kind_SECURITY_GROUP, i)->security_group;
+        bool named = is_named(state, host, group->name);
+        if (!named && !host_uses(host, vm_in_group, group->name))
+            continue;
+        struct group_order *order = OBJECT_ADD(node_orders, orders, security_groups);
+        OBJECT_TEXT(group_order, order, name, group->name);
+        for (size_t k = 0; k < group->rules.count; k++)
+            OBJECT_COPY(security_rule, (struct security_rule *)OBJECT_ADD(group_order, order, rules),
+                        (const struct security_rule *)group->rules.items + k);
+        if (named)
+            give_members(state, order);
+    }
+}
+
 int node_sync_orders(const struct state *state, const struct node_report *report, struct node_orders *ret,
                      struct error *err)
 {
@@ -192,6 +264,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     object_mark(&node_orders_desc, ret, "vms");
     for (size_t i = 0; i < host->of_host.vms.count; i++)
         fill_order(state, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
+    fill_networks(state, host, ret);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
         if (to_forget(state, host, seen))

@@ -24,6 +24,8 @@ static char *random_text(const struct field_desc *f)
         [FORMAT_time] = "2026-01-31T12:00:00.000Z",
         [FORMAT_sha256] = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         [FORMAT_mac] = "52:54:00:12:34:56",
+        [FORMAT_ip] = "2001:db8::7",
+        [FORMAT_cidr] = "192.0.2.0/24",
         [FORMAT_url] = "file:///srv/x",
         [FORMAT_path] = "/srv/x",
         [FORMAT_address] = "[::1]:7443",

@@ -115,7 +115,7 @@ static void damage_is_refused_in_words(void **test UNUSED)
     assert_true(accepted < bytes.size / 12);
     bytes.data[4] = SNAPSHOT_VERSION + 1;
     assert_int_equal(read_copy(bytes.data, bytes.size, &f.error), -EPROTONOSUPPORT);
-    assert_string_equal(f.error.text, "the snapshot has version 2, this program reads up to 1: upgrade it");
+    assert_string_equal(f.error.text, "the snapshot has version 3, this program reads up to 2: upgrade it");
     struct bytes_writer before = fixture_snapshot(f.state), after;
     assert_int_equal(snapshot_restore(f.state, bytes.data, bytes.size, NULL), -EPROTONOSUPPORT);
     after = fixture_snapshot(f.state); /* a failed restore leaves what was */
