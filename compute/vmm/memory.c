@@ -106,6 +106,18 @@ void memory_clear(struct guest_memory *m)
         memory_mark_dirty(m, m->regions[i].gpa, m->regions[i].size);
 }
 
+bool memory_discard(struct guest_memory *m, uint64_t gpa, uint64_t size)
+{
+    void *at = memory_at(m, gpa, size);
+    if (!at || gpa % MEMORY_PAGE_BYTES || size % MEMORY_PAGE_BYTES)
+        return false;
+    /* REMOVE takes the pages out of the shared file; where the memory is a private copy, forgetting it is enough. */
+    if (madvise(at, size, MADV_REMOVE) < 0)
+        (void)madvise(at, size, MADV_DONTNEED);
+    memory_mark_dirty(m, gpa, size);
+    return true;
+}
+
 static size_t bitmap_words(const struct guest_memory *m)
 {
     return (m->size_bytes / MEMORY_PAGE_BYTES + 63) / 64;

@@ -49,6 +49,11 @@ bool memory_write(struct guest_memory *m, uint64_t gpa, const void *from, uint64
 /* Zero everything: a machine that resets keeps its memory, one that starts anew must not see the old. */
 void memory_clear(struct guest_memory *m);
 
+/* The guest has no use for @size bytes at @gpa any more (whole pages): give them back to the host. What it reads there
+ * later is not defined. False when the range is not guest memory or not of whole pages; the kernel's refusal is none:
+ * then the pages just stay. */
+bool memory_discard(struct guest_memory *m, uint64_t gpa, uint64_t size);
+
 /* This process has written @size bytes at @gpa. Nothing happens unless tracking is on. Call it AFTER the write:
  * a page that is fetched between write and mark is sent again, one marked before the write could be missed. */
 void memory_mark_dirty(struct guest_memory *m, uint64_t gpa, uint64_t size);

@@ -50,6 +50,9 @@ struct virtio_device_ops {
     /* Go on. Afterwards notify() is called for every ready queue. Requests still taken (virtio_queue_retake) are to
      * be started again. (NULL) */
     void (*resume)(struct virtio_device *);
+    /* The driver wrote @size bytes (1, 2, 4 or 8) at @offset of the configuration space, within config_bytes; NULL: it
+     * is read-only to the driver. */
+    void (*config_write)(struct virtio_device *, unsigned offset, unsigned size, uint64_t value);
     /* The device's own state between pause and resume; load refuses what save cannot have written. (NULL) */
     void (*save)(const struct virtio_device *, struct bytes_writer *out);
     int (*load)(struct virtio_device *, struct bytes_reader *in, struct error *err);
@@ -69,7 +72,7 @@ struct virtio_device {
     bool paused;
     uint8_t complaints; /* NEEDS_RESET so far that went to the log */
     uint16_t config_bytes;
-    uint8_t config[VIRTIO_CONFIG_BYTES_MAX]; /* little-endian, as the guest reads it; read-only to the guest */
+    uint8_t config[VIRTIO_CONFIG_BYTES_MAX]; /* little-endian, as the guest reads it */
     uint16_t queue_count;
     struct virtio_queue *queues;
     struct guest_memory *memory;        /* borrowed */

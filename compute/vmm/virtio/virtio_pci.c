@@ -291,7 +291,11 @@ static void bar_write(struct pci_device *pci, unsigned bar UNUSED, uint64_t offs
     case VIRTIO_PCI_AT_MSIX_TABLE:
         msix_table_write(&p->msix, at, size, value);
         break;
-    default: /* ISR, device configuration and pending bits are read-only */
+    case VIRTIO_PCI_AT_DEVICE:
+        if (p->vdev->ops->config_write != NULL && at + size <= p->vdev->config_bytes)
+            p->vdev->ops->config_write(p->vdev, (unsigned)at, size, value);
+        break;
+    default: /* ISR and pending bits are read-only */
         break;
     }
 }
