@@ -158,6 +158,7 @@ static void test_stats(void **state)
     /* A second buffer sends the first back. */
     stats_offer(b, b->buffer + 64, VIRTIO_BALLOON_S_MEMFREE, 5);
     assert_true(driver_wait(&b->d, STATS, &used));
+    assert_int_equal(used.head, 1);
     assert_false(driver_has_used(&b->d, STATS));
 }
 
