@@ -166,6 +166,20 @@ static void put_value(json_t *o, const struct field_desc *f, json_t *v)
     json_array_append_new(list, v);
 }
 
+/* "--nic takes mac=, bridge=": what its parts are, and for an artifact what else it may be. */
+static int unknown_part(const struct object_desc *desc, const char *option, const char *value, struct error *err)
+{
+    char parts[200] = "", name[64];
+    size_t n = 0;
+    bool artifact = strcmp(desc->name, "artifact") == 0;
+    for (unsigned i = 0; i < desc->n_fields && n < sizeof parts; i++)
+        if (!(desc->fields[i].flags & READ_ONLY))
+            n += (size_t)snprintf(parts + n, sizeof parts - n, "%s%s=", n > 0 ? ", " : "",
+                                  body_option_name(&desc->fields[i], name, sizeof name));
+    return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes %s%s with commas between them, not '%s'", option,
+                     artifact ? "a local path, or " : "", parts, value);
+}
+
 /* "name=data,size=10GiB" by the fields of @desc. */
 static int object_from_words(const struct object_desc *desc, const char *option, const char *value, json_t **ret, struct error *err)
 {
@@ -185,8 +199,7 @@ static int object_from_words(const struct object_desc *desc, const char *option,
         const struct field_desc *f = field_of_option(desc, name);
         if (f == NULL)
             f = object_field(desc, name);
-        int rc = f ? scalar(f, option, content, &v, err)
-                   : error_set(err, -EINVAL, ERROR_INVALID, "--%s has no part '%s'; see `--help`", option, name);
+        int rc = f ? scalar(f, option, content, &v, err) : unknown_part(desc, option, value, err);
         if (rc < 0) {
             json_decref(o);
             return rc;
@@ -237,6 +250,11 @@ int body_build(const struct invocation *call, const struct object_desc *desc, bo
             json_decref(body);
             return rc;
         }
+    }
+    if (patch && json_object_size(body) == 0) {
+        json_decref(body);
+        return error_set(err, -EINVAL, ERROR_INVALID, "nothing to change is given; `drover %s %s --help` lists what can be",
+                         call->verb->noun, call->verb->verb);
     }
     *ret = body;
     return 0;

@@ -9,11 +9,8 @@
 
 static void print_error(const struct error *err)
 {
-    const char *field = err->field + strspn(err->field, "#/"); /* a JSON pointer, with or without its '#' */
-    if (*field != '\0')
-        fprintf(stderr, "drover: %s %s\n", field, err->text);
-    else
-        fprintf(stderr, "drover: %s\n", err->text[0] ? err->text : "it did not work, and no reason is known");
+    char words[sizeof err->field + sizeof err->text + 4];
+    fprintf(stderr, "drover: %s\n", error_words(err, words, sizeof words));
 }
 
 int main(int argc, char **argv)

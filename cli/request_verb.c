@@ -58,11 +58,25 @@ static int list_all(struct client *client, const struct invocation *call, json_t
     return 0;
 }
 
+static int check_fields(const struct object_desc *desc, const char *fields, struct error *err)
+{
+    char name[64];
+    for (size_t length; *fields != '\0'; fields += length + (fields[length] == ',')) {
+        length = strcspn(fields, ",");
+        snprintf(name, sizeof name, "%.*s", (int)MIN(length, sizeof name - 1), fields);
+        if (object_field(desc, name) == NULL)
+            return error_set(err, -EINVAL, ERROR_UNKNOWN_FIELD, "--fields: a %s has no field '%s'", desc->name, name);
+    }
+    return 0;
+}
+
 static int run_list(const struct invocation *call, struct client *client, struct error *err)
 {
     const char *fields = invocation_option(call, "fields");
     json_t *rows = NULL;
-    int rc = list_all(client, call, &rows, err);
+    int rc = check_fields(schema_routes[call->verb->route].answer, fields ? fields : "", err);
+    if (rc == 0)
+        rc = list_all(client, call, &rows, err);
     if (rc == 0)
         output_list(call, rows, fields ? fields : call->verb->columns);
     json_decref(rows);

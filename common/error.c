@@ -64,6 +64,22 @@ int error_errno(struct error *err, int code, const char *format, ...)
     return error_set(err, code, ERROR_INTERNAL, "%s: %s", what, strerror(-code));
 }
 
+const char *error_words(const struct error *err, char *buffer, size_t size)
+{
+    static const char *const goes_on[] = {"is ", "must ", "has ", "takes ", "cannot ", "needs ", "of "};
+    const char *field = err->field + strspn(err->field, "#/?"); /* a JSON pointer or a parameter's name */
+    const char *between = ": ";
+    if (err->text[0] == '\0' || *field == '\0') {
+        snprintf(buffer, size, "%s", err->text[0] != '\0' ? err->text : "it did not work, and no reason is known");
+        return buffer;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(goes_on); i++)
+        if (strncmp(err->text, goes_on[i], strlen(goes_on[i])) == 0)
+            between = " ";
+    snprintf(buffer, size, "%s%s%s", field, between, err->text);
+    return buffer;
+}
+
 void error_prefix(struct error *err, const char *format, ...)
 {
     char prefix[256], text[sizeof err->text];

@@ -70,6 +70,9 @@ int error_set_field(struct error *err, int code, enum error_kind kind, const cha
 /* From an errno: "cannot open /x: No such file or directory". @code is negative. */
 int error_errno(struct error *err, int code, const char *format, ...) PRINTF_LIKE(3, 4);
 /* Put "disk 'root': " before the text. */
+/* For a person: the field's name before the text as one sentence ("name must be ...") or, where the text is a sentence
+ * of its own, with a colon ("flavor: there is no ..."). Returns @buffer. */
+const char *error_words(const struct error *err, char *buffer, size_t size);
 void error_prefix(struct error *err, const char *format, ...) PRINTF_LIKE(2, 3);
 
 #endif

@@ -143,7 +143,8 @@ static char *default_vmm(void)
 
 static void print_error(const struct error *err)
 {
-    fprintf(stderr, "drover-agent: %s%s%s\n", err->field, err->field[0] != '\0' ? " " : "", err->text);
+    char words[sizeof(err->field) + sizeof(err->text) + 4];
+    fprintf(stderr, "drover-agent: %s\n", error_words(err, words, sizeof(words)));
 }
 
 static int command_join(const struct options *o)

@@ -37,6 +37,14 @@ static bool next_part(const char **at, const char *separator, char *buffer, size
     return true;
 }
 
+static bool is_word(const struct enum_desc *desc, const char *value)
+{
+    for (unsigned i = 0; i < desc->count; i++)
+        if (strcmp(desc->names[i], value) == 0)
+            return true;
+    return false;
+}
+
 static int parse_condition(const struct object_desc *desc, char *part, struct api_record_filter *filter,
                            struct error *err)
 {
@@ -64,6 +72,9 @@ static int parse_condition(const struct object_desc *desc, char *part, struct ap
         return error_set_field(err, -EINVAL, ERROR_UNKNOWN_FIELD, "?filter",
                                "a %s has no field '%s' to filter by; labels are written labels.<key>", desc->name,
                                part);
+    if (condition->field->kind == KIND_ENUM && !is_word(condition->field->ref.enums, condition->value))
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "?filter", "'%s' is no %s that there is, such as %s",
+                               condition->value, part, condition->field->ref.enums->names[0]);
     filter->count++;
     return 0;
 }

@@ -65,6 +65,8 @@ static int check_image(const struct image *image, struct error *err)
 static int fill_token(struct deciding *d, struct token *token)
 {
     char expires_at[TIME_TEXT_BYTES];
+    if (token->role == role_USER)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/role", "must be host or controller: nobody joins as a user");
     if (token->secret_sha256 == NULL)
         return error_set(d->err, -EINVAL, ERROR_INTERNAL, "the token has no secret");
     if (!OBJECT_HAS(token, token, ttl_s))

@@ -151,6 +151,7 @@ def test_lists(one):
                 'limit=1&limit=2', 'frobnicate=1', 'dry_run=true', 'consistency=maybe', 'filter=%ff', 'filter=' + 'x' * 600):
         body = check_problem(*c.call('GET', '/v1/flavors?' + bad))
         assert body['status'] == 400 and body['errors'][0]['pointer'].startswith('#?'), bad
+    assert 'runing' in check_problem(*c.call('GET', '/v1/vms?filter=state%3Druning'))['detail']
 
 
 def test_hosts_and_controllers_show_what_is_not_stored(three):

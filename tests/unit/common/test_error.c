@@ -41,6 +41,27 @@ static void test_set_and_prefix(void **state)
     assert_int_equal(error_set(NULL, -EIO, ERROR_INTERNAL, "nobody listens"), -EIO);
 }
 
+static void test_words_for_a_person(void **state)
+{
+    static const struct {
+        const char *field, *text, *words;
+    } rows[] = {
+        {"", "there is no host", "there is no host"},
+        {"/name", "must be short", "name must be short"},
+        {"#/disks/0/size_bytes", "is 3, it must be more", "disks/0/size_bytes is 3, it must be more"},
+        {"/flavor", "there is no flavor 'x'", "flavor: there is no flavor 'x'"},
+        {"?filter", "a vm has no field 'a'", "filter: a vm has no field 'a'"},
+        {"/name", "", "it did not work, and no reason is known"},
+    };
+    char buffer[100];
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct error err = {0};
+        error_set_field(&err, -EINVAL, ERROR_INVALID, rows[i].field, "%s", rows[i].text);
+        assert_string_equal(error_words(&err, buffer, sizeof buffer), rows[i].words);
+    }
+}
+
 static void test_quote_keeps_a_line_whole(void **state)
 {
     char buffer[16];
@@ -93,6 +114,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kinds_are_whole),
         cmocka_unit_test(test_set_and_prefix),
+        cmocka_unit_test(test_words_for_a_person),
         cmocka_unit_test(test_quote_keeps_a_line_whole),
         cmocka_unit_test(test_log_keeps_a_line_whole),
         cmocka_unit_test(test_list_take_allows_additions),

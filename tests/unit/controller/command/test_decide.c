@@ -127,6 +127,13 @@ static void a_token_is_shown_without_its_hash(void **test)
     bytes_writer_finish(&json);
 }
 
+static void nobody_joins_as_a_user(void **test)
+{
+    struct fixture *f = *test;
+    assert_int_equal(fixture_do(f, ROUTE_ID_token_create, NULL, "{\"name\":\"t\",\"role\":\"user\"}"), -EINVAL);
+    assert_string_equal(f->error.field, "/role");
+}
+
 static void placement_is_explained(void **test)
 {
     struct fixture *f = *test;
@@ -165,6 +172,7 @@ int main(void)
         TEST(defaults),
         TEST(a_dry_run_changes_nothing),
         TEST(a_token_is_shown_without_its_hash),
+        TEST(nobody_joins_as_a_user),
         TEST(placement_is_explained),
         cmocka_unit_test(nothing_before_init),
     };
