@@ -48,7 +48,7 @@ struct record *apply_find(struct apply *a, enum object_kind kind, const char *id
 
 /* Insert @command's operation (id, kind, requested_by are its own) about @vm, running, done at @generation. */
 struct record *operation_begin(struct apply *a, struct operation *operation, const struct record *vm, uint64_t generation);
-/* May it be inserted? Refuses if not. @vm may be NULL (not made yet). */
+/* May it be inserted? Refuses if not. @vm may be NULL: not made yet, or its running operations will be overtaken. */
 bool operation_may_begin(struct apply *a, const struct operation *operation, const struct record *vm);
 /* End it; @error_code and @error_text are NULL for success. The record may be gone after state_prune_operations. */
 void operation_end(struct apply *a, struct record *operation, enum operation_state state, const char *error_code,

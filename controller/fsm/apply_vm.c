@@ -240,11 +240,14 @@ static void vm_gone(struct apply *a, struct record *record)
 void apply_vm_want(struct apply *a, struct command_vm_want *command)
 {
     struct record *record = apply_find(a, object_kind_VM, command->id, command->if_revision);
-    if (record == NULL || !may_want(a, record, command) || !operation_may_begin(a, &command->operation, record))
+    if (record == NULL || !may_want(a, record, command))
+        return;
+    bool overtakes = command->wanted != record->vm->wanted; /* and so needs no room beside the others */
+    if (!operation_may_begin(a, &command->operation, overtakes ? NULL : record))
         return;
     if (a->check_only)
         return;
-    if (command->wanted != record->vm->wanted)
+    if (overtakes)
         operation_overtake(a, record, command->operation.kind);
     state_edit_begin(a->state, record);
     bool changed = change_wanted(record->vm, command);

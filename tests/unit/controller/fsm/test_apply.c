@@ -130,6 +130,19 @@ static void a_newer_wish_overtakes_an_older_one(void **test)
     assert_string_equal(operation->error_text, "overtaken by a vm-stop");
 }
 
+/* A host that does not answer collects operations; that must not keep a VM from being stopped or deleted. */
+static void a_newer_wish_needs_no_room(void **test)
+{
+    struct fixture *f = *test;
+    fixture_create_vm(f, "web");
+    for (unsigned i = 1; i < STATE_VM_OPERATIONS_MAX; i++)
+        fixture_must(f, ROUTE_ID_vm_start, "web", NULL);
+    assert_int_equal(fixture_do(f, ROUTE_ID_vm_start, "web", NULL), -EBUSY);
+    fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
+    assert_int_equal(fixture_vm(f, "web")->wanted, vm_wanted_DELETED);
+    assert_int_equal(fixture_get(f, object_kind_VM, "web")->of_vm.operations.count, 1);
+}
+
 static void reports_are_believed_only_from_the_owner_under_its_epoch(void **test)
 {
     struct fixture *f = *test;
@@ -496,6 +509,7 @@ int main(void)
         TEST(a_vm_that_ended_by_itself_starts_anew),
         TEST(failure_ends_the_operation_with_its_reason),
         TEST(a_newer_wish_overtakes_an_older_one),
+        TEST(a_newer_wish_needs_no_room),
         TEST(reports_are_believed_only_from_the_owner_under_its_epoch),
         TEST(a_late_report_does_not_go_back),
         TEST(place_guards),
