@@ -75,6 +75,7 @@ struct tls_stream {
 
     struct list chunks;
     size_t chunk_bytes, flight_bytes;
+    size_t turn_bytes; /* given to the kernel without waiting in this call of stream_pump */
     uint64_t sent_bytes, sent_at_linger;
     unsigned corked, linger_ms;
     struct bytes_writer unread;
@@ -276,7 +277,7 @@ static void written_cb(uv_write_t *request, int status)
 /* Give @size bytes to the kernel now as far as it takes them without waiting. */
 static size_t try_write(struct tls_stream *s, uint8_t *data, size_t size)
 {
-    if (s->flight_bytes > 0)
+    if (s->flight_bytes > 0 || s->turn_bytes >= TLS_STREAM_TURN_BYTES_MAX)
         return 0;
     uv_buf_t buffer = uv_buf_init((char *)data, (unsigned)MIN(size, (size_t)INT32_MAX));
     int n = uv_try_write(&s->socket.stream, &buffer, 1);
@@ -286,6 +287,7 @@ static size_t try_write(struct tls_stream *s, uint8_t *data, size_t size)
         return 0;
     }
     stream_sent(s, (size_t)n);
+    s->turn_bytes += (size_t)n;
     return (size_t)n;
 }
 
@@ -353,12 +355,20 @@ static bool pump_plain(struct tls_stream *s, struct stream_chunk *chunk)
     return true;
 }
 
+/* A reader that takes everything at once must not have the loop to itself: after TLS_STREAM_TURN_BYTES_MAX the next
+ * piece goes by a write request, whose callback comes in another turn of the loop and goes on. */
+static bool may_pump(const struct tls_stream *s)
+{
+    return s->flight_bytes == 0 ||
+           (s->turn_bytes < TLS_STREAM_TURN_BYTES_MAX && s->flight_bytes < TLS_STREAM_FLIGHT_BYTES_MAX);
+}
+
 static void stream_pump(struct tls_stream *s)
 {
     if ((s->state != OPEN && s->state != FINISHING) || s->corked > 0 || s->shut_down)
         return;
-    while (!list_empty(&s->chunks) && s->flight_bytes < TLS_STREAM_FLIGHT_BYTES_MAX && s->end_status == 0 &&
-           s->state != CLOSED) {
+    s->turn_bytes = 0;
+    while (!list_empty(&s->chunks) && may_pump(s) && s->end_status == 0 && s->state != CLOSED) {
         struct stream_chunk *chunk = LIST_ENTRY(s->chunks.next, struct stream_chunk, link);
         if (s->ssl != NULL)
             pump_tls(s, chunk);

@@ -25,6 +25,7 @@
 
 #define TLS_STREAM_READ_BYTES_MAX (64 * 1024)    /* one on_data */
 #define TLS_STREAM_FLIGHT_BYTES_MAX (256 * 1024) /* encrypted ahead of the socket */
+#define TLS_STREAM_TURN_BYTES_MAX (256 * 1024)   /* encrypted and sent in one go: then the loop's other events have a turn */
 
 struct tls_stream;
 

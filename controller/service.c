@@ -42,10 +42,19 @@ static void machine_snapshot(void *ctx, struct bytes_writer *out)
     snapshot_write(service->state, out);
 }
 
+/* Built aside and freed aside: the API waits for the exchange only. */
 static int machine_restore(void *ctx, const void *data, size_t size, struct error *err)
 {
     struct service *service = ctx;
-    return snapshot_restore(service->state, data, size, err);
+    struct state *state = NULL;
+    int r = snapshot_read(data, size, &state, err);
+    if (r < 0)
+        return r;
+    ASSERT(pthread_rwlock_wrlock(&service->state_lock) == 0);
+    snapshot_exchange(service->state, state);
+    ASSERT(pthread_rwlock_unlock(&service->state_lock) == 0);
+    state_destroy(state);
+    return 0;
 }
 
 static void machine_release(void *ctx, void *result)
@@ -251,6 +260,7 @@ static int start_raft(struct service *service, struct error *err)
 static void start_handles(struct service *service)
 {
     static const int numbers[] = {SIGTERM, SIGINT};
+    ASSERT(loop_meter_start(&service->meter, service->loop) == 0);
     for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
         ASSERT(uv_signal_init(service->loop, &service->signals[i]) == 0);
         service->signals[i].data = service;
@@ -306,6 +316,7 @@ static void close_all(struct service *service)
     driver_stop(&service->driver);
     uv_close((uv_handle_t *)&service->stop_timer, NULL);
     uv_close((uv_handle_t *)&service->watchdog_timer, NULL);
+    loop_meter_stop(&service->meter);
     for (size_t i = 0; i < ARRAY_SIZE(service->signals); i++)
         uv_close((uv_handle_t *)&service->signals[i], NULL);
 }

@@ -19,6 +19,7 @@
 
 #include "common/http_proxy.h"
 #include "common/http_server.h"
+#include "common/loop_meter.h"
 #include "common/tls.h"
 #include "controller/api/api.h"
 #include "controller/data_dir.h"
@@ -52,6 +53,7 @@ struct service {
     bool stopping, closing;
     uv_signal_t signals[2]; /* SIGTERM, SIGINT */
     uv_timer_t stop_timer, watchdog_timer;
+    struct loop_meter meter; /* of the API loop */
     struct api api;
     struct driver driver;
 };

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/environment.h"
 #include "schema/commands.h"
 
 void api_healthz(struct api_call *call)
@@ -72,6 +73,7 @@ static void put_raft(const struct raft_node_status *status, struct bytes_writer 
         {"drover_raft_snapshots_restored_total", "counter", "Snapshots restored.", status->snapshots_restored},
         {"drover_raft_snapshot_bytes", "gauge", "Size of the last snapshot.", status->snapshot_bytes},
         {"drover_raft_snapshot_microseconds", "gauge", "Time of the last snapshot.", status->snapshot_us},
+        {"drover_raft_restore_microseconds", "gauge", "Time of the last restore of a snapshot.", status->restore_us},
     };
     for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
         api_metrics_put(out, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
@@ -86,6 +88,13 @@ static void put_objects(struct service *service, struct bytes_writer *out)
             bytes_put_format(out, "drover_objects{kind=\"%s\"} %zu\n", object_kind_desc.names[kind],
                              state_count(service->state, (enum object_kind)kind));
     service_unlock_state(service);
+}
+
+static void put_loops(const struct service *service, const struct raft_node_status *status, struct bytes_writer *out)
+{
+    static const char *const names[] = {"api", "raft"};
+    struct loop_meter_counts counts[] = {loop_meter_counts(&service->meter, environment_monotonic_us()), status->turns};
+    loop_meter_put(out, names, counts, ARRAY_SIZE(names));
 }
 
 static uint64_t resident_bytes(void)
@@ -105,6 +114,7 @@ void api_metrics_show(struct api_call *call)
     api_metrics_text(&api->metrics, &body);
     put_raft(status, &body);
     put_objects(service, &body);
+    put_loops(service, status, &body);
     api_metrics_put(&body, "drover_http_connections", "gauge", "Open connections.", http->connections);
     api_metrics_put(&body, "drover_http_accepted_total", "counter", "Connections accepted.", http->accepted);
     api_metrics_put(&body, "drover_http_refused_total", "counter", "Connections refused.", http->refused);

@@ -265,15 +265,20 @@ int snapshot_read(const void *data, size_t size, struct state **ret_state, struc
     return 0;
 }
 
+void snapshot_exchange(struct state *a, struct state *b)
+{
+    struct state held = *a;
+    *a = *b;
+    *b = held;
+}
+
 int snapshot_restore(struct state *state, const void *data, size_t size, struct error *err)
 {
     struct state *new = NULL;
     int rc = snapshot_read(data, size, &new, err);
     if (rc < 0)
         return rc;
-    struct state old = *state;
-    *state = *new;
-    *new = old;
+    snapshot_exchange(state, new);
     state_destroy(new);
     return 0;
 }

@@ -40,8 +40,9 @@ enum snapshot_section {
 void snapshot_write(const struct state *state, struct bytes_writer *out);
 /* Build a state from @data. -EPROTONOSUPPORT: of a newer version; -EBADMSG: damaged; each with a sentence. */
 int snapshot_read(const void *data, size_t size, struct state **ret_state, struct error *err);
-/* Replace the content of @state in place (raft_machine.restore): built aside, then exchanged, so that a failure leaves
- * @state as it was. Pointers into the old content are void. */
+/* Exchange the contents of two states: all of a restore that readers have to wait for. Pointers into both are void. */
+void snapshot_exchange(struct state *a, struct state *b);
+/* Replace the content of @state in place: built aside, then exchanged, so that a failure leaves @state as it was. */
 int snapshot_restore(struct state *state, const void *data, size_t size, struct error *err);
 
 #endif

@@ -1,5 +1,5 @@
 /* The state machine as libraft sees it: groups are unpacked into commands, commands are counted and given to the
- * machine under its write lock; snapshots get our header, whose checksum is verified before anything is restored.
+ * machine under the write lock; snapshots get our header, whose checksum is verified before anything is restored.
  *
  * What can go wrong here is a committed entry or a snapshot that can't be read: damaged, or written by a newer
  * Drover. Skipping it would make this server's state differ from the others' for ever, so the server ends. */
@@ -105,9 +105,7 @@ static int restore_state(struct raft_node *node, const struct raft_buffer *buf, 
         return error_set(err, rv, ERROR_NOT_SUPPORTED, "a newer version wrote it: upgrade this controller");
     if (rv != 0)
         return error_set(err, rv, ERROR_CHECKSUM, "its checksum does not match: it is damaged");
-    pthread_rwlock_wrlock(node->machine.lock);
     rv = node->machine.restore(node->machine.ctx, state, state_size, err);
-    pthread_rwlock_unlock(node->machine.lock);
     if (rv == 0)
         node->index = index;
     return rv;
@@ -117,6 +115,7 @@ static int restore_state(struct raft_node *node, const struct raft_buffer *buf, 
 static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
 {
     struct raft_node *node = fsm->data;
+    uint64_t start_us = raft_node_now_us();
     struct error err = {0};
 
     if (restore_state(node, buf, &err) != 0) {
@@ -127,6 +126,7 @@ static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
     }
     raft_free(buf->base);
     node->now.snapshots_restored++;
+    node->now.restore_us = raft_node_now_us() - start_us;
     raft_mailbox_post_applied(node->mailbox, node->index);
     return 0;
 }

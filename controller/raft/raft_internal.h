@@ -31,6 +31,7 @@ struct raft_node {
     uv_async_t wake;
     uv_check_t check;
     uv_timer_t tick;
+    struct loop_meter meter;
     pthread_t thread;
     bool started; /* raft_start is done, the thread runs */
     bool closing; /* raft_close was called */

@@ -131,6 +131,7 @@ static void node_publish(struct raft_node *node)
     now->disk_writes = node->guard.writes;
     now->disk_write_us = node->guard.write_us;
     now->disk_write_us_max = node->guard.write_us_max;
+    now->turns = loop_meter_counts(&node->meter, raft_node_now_us());
     now->installs_dropped = node->guard.installs_dropped;
     status_fill_members(now, raft);
     pthread_mutex_lock(&node->lock);
@@ -149,6 +150,7 @@ static void node_close_handles(struct raft_node *node)
     uv_close((uv_handle_t *)&node->wake, NULL);
     uv_close((uv_handle_t *)&node->check, NULL);
     uv_close((uv_handle_t *)&node->tick, NULL);
+    loop_meter_stop(&node->meter);
 }
 
 static void node_raft_closed(struct raft *raft)
@@ -227,6 +229,7 @@ static struct raft_node *node_new(const struct raft_node_config *config)
     ASSERT(pthread_mutex_init(&node->lock, NULL) == 0);
     node->mailbox = raft_mailbox_create(config->reply_loop, config->leader, config->applied, config->arg);
     ASSERT(uv_loop_init(&node->loop) == 0);
+    ASSERT(loop_meter_start(&node->meter, &node->loop) == 0);
     ASSERT(uv_async_init(&node->loop, &node->wake, node_wake) == 0);
     ASSERT(uv_check_init(&node->loop, &node->check) == 0);
     ASSERT(uv_timer_init(&node->loop, &node->tick) == 0);

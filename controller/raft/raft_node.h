@@ -23,6 +23,7 @@
 
 #include "common/bytes.h"
 #include "common/error.h"
+#include "common/loop_meter.h"
 
 #include <pthread.h>
 #include <uv.h>
@@ -38,8 +39,9 @@
 struct raft_node;
 
 /* The replicated state machine. apply, snapshot, restore and release run on the node's thread (restore also inside
- * raft_node_create, on the caller's). The node takes `lock` around them: for writing around apply and restore, for
- * reading around snapshot; other threads read the state under the read lock. */
+ * raft_node_create, on the caller's). The node takes `lock` for writing around apply and for reading around snapshot;
+ * restore, which may take long, takes it by itself for the moment in which it puts the new state in the old one's
+ * place. Other threads read the state under the read lock. */
 struct raft_machine {
     void *ctx;
     pthread_rwlock_t *lock;
@@ -50,7 +52,7 @@ struct raft_machine {
     void (*apply)(void *ctx, uint64_t index, const void *entry, size_t size, void **ret_result);
     /* Append the whole state to @out. */
     void (*snapshot)(void *ctx, struct bytes_writer *out);
-    /* Replace the whole state. @data has passed its checksum and is borrowed. An error (a newer format) is fatal:
+    /* Replace the whole state, taking the lock for the exchange. @data has passed its checksum and is borrowed. An error (a newer format) is fatal:
      * the server does not start, or ends. The state must be whole again before anything is read from it. */
     int (*restore)(void *ctx, const void *data, size_t size, struct error *err);
     /* Free a result nobody waits for; may be NULL where results are always NULL. Any thread. */
@@ -138,6 +140,8 @@ struct raft_node_status {
     uint64_t applies, apply_us, apply_us_max;               /* groups applied, time in the machine */
     uint64_t snapshots_taken, snapshots_restored, snapshots_postponed; /* postponed: raft_guard.h */
     uint64_t snapshot_bytes, snapshot_us;                   /* of the last one taken */
+    uint64_t restore_us;                                    /* of the last one restored */
+    struct loop_meter_counts turns;                         /* of the node's loop */
     uint64_t installs_dropped;                              /* raft_guard.h */
 };
 

@@ -1,7 +1,9 @@
 /* Load on a controller's API: N connections, each with one request in flight, in one loop.
  *
- *   bench_api ENDPOINT ADMIN_DIR CONNECTIONS SECONDS COUNT METHOD PATH [BODY]
+ *   bench_api ENDPOINT ADMIN_DIR CONNECTIONS SECONDS COUNT RATE METHOD PATH [BODY]
  *
+ * RATE: requests per second over all connections, each at its own time whether or not the one before it was slow (one
+ * that could not be sent in time counts from when it should have been); 0: each as soon as the last is answered.
  * {c} in PATH and BODY stands for the connection's number, {n} for the request's. Ends after SECONDS or COUNT
  * requests (0 = no limit). Prints one line of JSON: requests, per_s, p50_us, p99_us, max_us, bytes, errors by status.
  * Driven by tests/bench/bench_api.py. */
@@ -14,13 +16,14 @@
 #include "common/tls_stream.h"
 
 #define SAMPLES_MAX 4000000u
+#define LATE_NS 2000000u
 
 struct load {
     uv_loop_t loop;
     const char *endpoint, *method, *path, *body;
     struct tls_context *tls;
     unsigned connections, open;
-    uint64_t count, sent, done, bytes, begin_ns, end_ns, deadline_ns;
+    uint64_t count, sent, done, bytes, rate, begin_ns, end_ns, deadline_ns;
     uint64_t statuses[6];
     uint32_t *samples_us;
     int first_error;
@@ -29,7 +32,8 @@ struct client {
     struct load *load;
     struct tls_stream *stream;
     unsigned number;
-    uint64_t asked_ns;
+    uint64_t asked_ns, turns; /* turns: requests begun, for the pace */
+    uv_timer_t timer;
     char *in;
     size_t in_size, in_capacity, scanned, body_left;
     bool in_body;
@@ -59,16 +63,41 @@ static void expand(const char *template, unsigned connection, uint64_t number, c
 static void finish(struct client *client)
 {
     tls_stream_close(client->stream);
+    uv_close((uv_handle_t *)&client->timer, NULL);
     client->load->open--;
     client->load->end_ns = now_ns();
+}
+
+static void ask(struct client *client);
+
+static void on_due(uv_timer_t *timer)
+{
+    ask(timer->data);
+}
+
+/* When the next request of @client is due; it comes then. */
+static void ask_in_time(struct client *client)
+{
+    struct load *load = client->load;
+    if (load->rate == 0) {
+        ask(client);
+        return;
+    }
+    uint64_t now = now_ns();
+    uint64_t due = load->begin_ns + (client->turns++ * load->connections + client->number) * 1000000000u / load->rate;
+    client->asked_ns = due;
+    uv_update_time(&load->loop);
+    uv_timer_start(&client->timer, on_due, due > now ? (due - now) / 1000000 : 0, 0);
 }
 
 static void ask(struct client *client)
 {
     struct load *load = client->load;
     char path[512], body[4096], request[6000];
-    client->asked_ns = now_ns();
-    if ((load->count > 0 && load->sent >= load->count) || client->asked_ns >= load->deadline_ns) {
+    uint64_t now = now_ns();
+    if (load->rate == 0 || now < client->asked_ns + LATE_NS)
+        client->asked_ns = now; /* the timer counts milliseconds: so much is the bench's own fault */
+    if ((load->count > 0 && load->sent >= load->count) || now >= load->deadline_ns) {
         finish(client);
         return;
     }
@@ -90,13 +119,13 @@ static void answered(struct client *client)
     if (load->done < SAMPLES_MAX)
         load->samples_us[load->done] = (uint32_t)us;
     load->done++;
-    ask(client);
+    ask_in_time(client);
 }
 
 static void on_open(struct tls_stream *stream, void *arg)
 {
     (void)stream;
-    ask(arg);
+    ask_in_time(arg);
 }
 
 /* One answer at a time: a head, then its Content-Length. */
@@ -180,8 +209,8 @@ int main(int argc, char **argv)
     struct load load = {.body = ""};
     struct error err;
     char ca[512], certificate[512], key[512];
-    if (argc < 8) {
-        fprintf(stderr, "bench_api ENDPOINT ADMIN_DIR CONNECTIONS SECONDS COUNT METHOD PATH [BODY]\n");
+    if (argc < 9) {
+        fprintf(stderr, "bench_api ENDPOINT ADMIN_DIR CONNECTIONS SECONDS COUNT RATE METHOD PATH [BODY]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
@@ -189,9 +218,10 @@ int main(int argc, char **argv)
     load.connections = (unsigned)atoi(argv[3]);
     load.deadline_ns = atoi(argv[4]) > 0 ? now_ns() + (uint64_t)atoi(argv[4]) * 1000000000u : UINT64_MAX;
     load.count = strtoull(argv[5], NULL, 10);
-    load.method = argv[6];
-    load.path = argv[7];
-    load.body = argc > 8 ? argv[8] : "";
+    load.rate = strtoull(argv[6], NULL, 10);
+    load.method = argv[7];
+    load.path = argv[8];
+    load.body = argc > 9 ? argv[9] : "";
     load.samples_us = xcalloc(SAMPLES_MAX, sizeof *load.samples_us);
     snprintf(ca, sizeof ca, "%s/ca.pem", argv[2]);
     snprintf(certificate, sizeof certificate, "%s/cert.pem", argv[2]);
@@ -207,6 +237,8 @@ int main(int argc, char **argv)
         struct client *client = NEW(struct client);
         client->load = &load;
         client->number = i;
+        uv_timer_init(&load.loop, &client->timer);
+        client->timer.data = client;
         if (tls_stream_connect(&load.loop, load.endpoint, &options, &callbacks, client, &client->stream, &err) < 0) {
             fprintf(stderr, "%s\n", err.text);
             return 1;

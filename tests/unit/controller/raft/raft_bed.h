@@ -76,9 +76,11 @@ UNUSED static int history_restore(void *ctx, const void *data, size_t size, stru
 
     if (reader.bad)
         return error_set(err, -EBADMSG, ERROR_CHECKSUM, "too short");
+    pthread_rwlock_wrlock(&h->lock);
     h->count = count;
     h->hash = hash;
     h->last_index = last;
+    pthread_rwlock_unlock(&h->lock);
     return 0;
 }
 
