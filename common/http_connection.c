@@ -412,6 +412,7 @@ void http_connection_accept(struct http_server *server)
     struct tls_stream_options options = {
         .tls = server->tls,
         .client_check = server->client_check,
+        .pace = &server->pace,
         .open_timeout_ms = server->limits.handshake_timeout_ms,
     };
     if (tls_stream_accept(&server->listener.stream, &options, &stream_callbacks, c, &c->stream) < 0) {

@@ -37,6 +37,7 @@ struct http_server {
     bool listener_open, stopping;
     bool accept_waiting; /* a connection waits for a handshake to end */
     struct tls_context *tls;
+    struct tls_stream_pace pace;
     enum tls_client_check client_check;
     struct http_limits limits;
     http_handler handler;

@@ -66,6 +66,7 @@ struct tls_stream {
     int eof_status; /* the same, once all that came before it has been delivered */
 
     struct tls_context *tls;
+    struct tls_stream_pace *pace;
     SSL *ssl;
     BIO *received, *to_send; /* owned by ssl */
 
@@ -188,6 +189,7 @@ static struct tls_stream *stream_create(uv_loop_t *loop, bool is_pipe, const str
     s->socket.handle.data = s->timer.data = s->kick.data = s;
     s->pending = HANDLE_COUNT;
     s->tls = options->tls != NULL ? tls_context_ref(options->tls) : NULL;
+    s->pace = options->pace;
     tls_stream_set_callbacks(s, callbacks, arg);
     return s;
 }
@@ -573,8 +575,29 @@ static void stream_opened(struct tls_stream *s)
         stream_pump(s);
 }
 
+/* May this stream take a step of its handshake in this turn of the loop? If not, it is woken later. Never with 0 ms:
+ * libuv runs a timer that is started so from a timer within the same turn. */
+static bool may_step(struct tls_stream *s)
+{
+    struct tls_stream_pace *pace = s->pace;
+    uint64_t now = uv_now(s->loop);
+    if (pace == NULL)
+        return true;
+    if (pace->turn_ms != now)
+        *pace = (struct tls_stream_pace){.turn_ms = now};
+    if (pace->steps < TLS_STREAM_TURN_HANDSHAKES_MAX) {
+        pace->steps++;
+        return true;
+    }
+    uv_read_stop(&s->socket.stream); /* what comes meanwhile stays in the kernel */
+    uv_timer_start(&s->kick, kick_cb, 1, 0);
+    return false;
+}
+
 static void handshake_step(struct tls_stream *s)
 {
+    if (!may_step(s))
+        return;
     ERR_clear_error();
     int rc = SSL_do_handshake(s->ssl);
     int why = rc == 1 ? SSL_ERROR_NONE : SSL_get_error(s->ssl, rc);
@@ -698,6 +721,10 @@ static void kick_cb(uv_timer_t *timer)
     if (s->state == FINISHING) {
         finish_when_flushed(s);
         return;
+    }
+    if (s->state == HANDSHAKING && s->ssl != NULL) { /* it had to wait */
+        start_reading(s);
+        handshake_step(s);
     }
     if (s->state == OPEN)
         drain_input(s);

@@ -27,7 +27,17 @@
 #define TLS_STREAM_FLIGHT_BYTES_MAX (256 * 1024) /* encrypted ahead of the socket */
 #define TLS_STREAM_TURN_BYTES_MAX (256 * 1024)   /* encrypted and sent in one go: then the loop's other events have a turn */
 
+#define TLS_STREAM_TURN_HANDSHAKES_MAX 8u        /* steps of handshakes in one turn of the loop, with struct tls_stream_pace */
+
 struct tls_stream;
+
+/* Shared by the streams of a listener: a step of a handshake costs half a millisecond, and hundreds of peers may come at
+ * once (after a restart all agents and watchers do). Those beyond the limit go on a millisecond later, in their order.
+ * Zeroed at first; must outlive the streams. */
+struct tls_stream_pace {
+    uint64_t turn_ms; /* uv_now of the turn that is counted */
+    unsigned steps;
+};
 
 struct tls_stream_callbacks {
     void (*on_open)(struct tls_stream *stream, void *arg); /* connected, handshake done, peer known; may be NULL */
@@ -41,6 +51,7 @@ struct tls_stream_options {
     struct tls_context *tls;            /* NULL: plain bytes */
     enum tls_client_check client_check; /* server side */
     const char *peer_prefix;  /* client side: what the server's identity must begin with; NULL: check host */
+    struct tls_stream_pace *pace; /* server side; NULL: none */
     unsigned open_timeout_ms; /* connect and handshake together; 0 = TLS_STREAM_OPEN_TIMEOUT_MS */
 };
 #define TLS_STREAM_OPEN_TIMEOUT_MS 10000

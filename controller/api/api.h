@@ -38,7 +38,11 @@ struct api {
     struct list leader_waiters;    /* api_call: no leader, or not yet ready */
     struct list operation_waiters; /* api_call: ?wait= */
     struct list polls;             /* api_call: node reports */
+    struct list list_waiters;      /* api_call: long lists, which a thread makes one by one (api_read.c) */
+    bool list_busy;
     struct list watchers;          /* api_watch.c */
+    size_t watch_due;              /* watchers, from the first of the list, that have to be given what is new */
+    uv_idle_t watch_idle;          /* active while there are any */
     size_t waiting, watcher_count, poll_count;
     struct map keys; /* Idempotency-Key -> api_call in flight */
     struct console_tickets tickets;

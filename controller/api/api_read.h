@@ -4,6 +4,9 @@
 
 #include "controller/api/api_call.h"
 
+#define API_READ_LIST_INLINE_MAX 1000u /* objects that the loop goes through by itself: under a millisecond */
+#define API_READ_LIST_WAIT_MS 30000u   /* for longer lists that others asked for before */
+
 void api_read_list(struct api_call *call);
 void api_read_show(struct api_call *call);
 void api_read_placement(struct api_call *call);

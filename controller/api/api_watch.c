@@ -2,7 +2,7 @@
  *
  * The ring in the state is the buffer: a watcher holds only its position (a serial). When commands are applied, each
  * watcher whose queue is short gets the events after its position; one that reads slowly is passed over until it has
- * drained. If the ring has moved on beyond its position meanwhile, it is told to resync and cut off: never a silent
+ * drained. So many have a turn of the loop together, the others come with the next one. If the ring has moved on beyond its position meanwhile, it is told to resync and cut off: never a silent
  * gap. Watchers without a filter at the same position share one formatted block. */
 #include "controller/api/api_watch.h"
 
@@ -160,20 +160,55 @@ static void on_drained(struct http_request *request, void *arg)
     bytes_writer_finish(&block.text);
 }
 
-void api_watch_applied(struct api *api)
+/* Some of those that are due: they change to the end of the list. One that goes away meanwhile is counted still, and
+ * another one is looked at once too often instead. */
+static void pump_due(struct api *api)
 {
     struct block block = {.from = 0};
-    if (list_empty(&api->watchers))
-        return;
-    LIST_FOREACH_SAFE(link, &api->watchers)
-    pump(LIST_ENTRY(link, struct watcher, link), &block);
+    for (unsigned i = 0; i < API_WATCH_TURN && api->watch_due > 0; i++) {
+        if (list_empty(&api->watchers)) {
+            api->watch_due = 0;
+            break;
+        }
+        api->watch_due--;
+        struct watcher *watcher = LIST_ENTRY(api->watchers.next, struct watcher, link);
+        list_remove(&watcher->link);
+        list_append(&api->watchers, &watcher->link);
+        pump(watcher, &block);
+    }
     bytes_writer_finish(&block.text);
+}
+
+static void on_idle(uv_idle_t *idle)
+{
+    struct api *api = idle->data;
+    pump_due(api);
+    if (api->watch_due == 0)
+        uv_idle_stop(idle);
+}
+
+void api_watch_applied(struct api *api)
+{
+    bool under_way = api->watch_due > 0;
+    api->watch_due = api->watcher_count;
+    if (under_way)
+        return; /* on_idle comes to all of them */
+    pump_due(api);
+    if (api->watch_due > 0)
+        uv_idle_start(&api->watch_idle, on_idle);
+}
+
+void api_watch_start(struct api *api)
+{
+    ASSERT(uv_idle_init(api->service->loop, &api->watch_idle) == 0);
+    api->watch_idle.data = api;
 }
 
 void api_watch_stop(struct api *api)
 {
     while (!list_empty(&api->watchers))
         end_stream(LIST_ENTRY(api->watchers.next, struct watcher, link));
+    uv_close((uv_handle_t *)&api->watch_idle, NULL);
 }
 
 /* --- beginning --- */

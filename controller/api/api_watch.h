@@ -15,9 +15,11 @@
 
 #define API_WATCH_QUEUE_BYTES 262144u /* unsent to one reader; beyond, it gets no more until it has read */
 #define API_WATCH_BLOCK_BYTES 65536u  /* copied under one hold of the state's lock */
+#define API_WATCH_TURN 128u           /* readers given something in one turn of the loop */
 #define API_WATCH_ID_EVERY 1000u      /* events passed over by a filter before the reader is told the position */
 
 void api_watch(struct api_call *call);
+void api_watch_start(struct api *api);
 void api_watch_applied(struct api *api);
 void api_watch_stop(struct api *api); /* ends all streams */
 

@@ -90,7 +90,8 @@ static size_t index_lower(const struct record_index *index, const char *name)
 
 void record_index_add(struct record_index *index, struct record *record)
 {
-    size_t at = index_lower(index, record->common->name);
+    bool last = index->count == 0 || strcmp(index->items[index->count - 1]->common->name, record->common->name) < 0;
+    size_t at = last ? index->count : index_lower(index, record->common->name); /* a snapshot comes in order */
     if (index->count == index->capacity) {
         index->capacity = MAX(index->capacity * 2, (size_t)8);
         index->items = xrealloc(index->items, index->capacity * sizeof *index->items);
