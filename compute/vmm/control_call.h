@@ -51,4 +51,10 @@ int control_vm_show(struct control_call *call, struct error *err);
 int control_vm_move(struct control_call *call, struct error *err);
 int control_vm_stats(struct control_call *call, struct error *err);
 
+/* control_guest.c */
+int control_balloon_show(struct control_call *call, struct error *err);
+int control_balloon_set(struct control_call *call, struct error *err);
+int control_agent_show(struct control_call *call, struct error *err);
+int control_agent_call(struct control_call *call, struct error *err);
+
 #endif

@@ -5,6 +5,10 @@ static const control_fn functions[VMM_ROUTE_COUNT] = {
     [VMM_ROUTE_vm_show] = control_vm_show,
     [VMM_ROUTE_vm_move] = control_vm_move,
     [VMM_ROUTE_vm_stats] = control_vm_stats,
+    [VMM_ROUTE_balloon_show] = control_balloon_show,
+    [VMM_ROUTE_balloon_set] = control_balloon_set,
+    [VMM_ROUTE_agent_show] = control_agent_show,
+    [VMM_ROUTE_agent_call] = control_agent_call,
     [VMM_ROUTE_openapi] = control_openapi,
 };
 

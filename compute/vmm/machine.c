@@ -219,6 +219,7 @@ void machine_finish(struct machine *m)
     if (m->io)
         io_loop_stop(m->io);
     pthread_mutex_lock(&m->device_lock);
+    guest_services_finish(&m->guest);
     device_list_pause(&m->devices); /* what the guest was told is written must be written */
     device_list_destroy(&m->devices);
     uring_destroy(m->uring);

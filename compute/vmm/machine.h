@@ -17,6 +17,7 @@
 #include "compute/vmm/bus.h"
 #include "compute/vmm/console.h"
 #include "compute/vmm/device.h"
+#include "compute/vmm/guest_services.h"
 #include "compute/vmm/io_loop.h"
 #include "compute/vmm/kvm.h"
 #include "compute/vmm/lease_watch.h"
@@ -62,6 +63,7 @@ struct machine {
     struct list devices;
     struct pm *pm;
     struct serial *serial;
+    struct guest_services guest; /* balloon and agent */
     struct vcpu_set vcpus;
     struct lease_watch lease;
 

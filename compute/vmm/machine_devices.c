@@ -150,6 +150,10 @@ int machine_devices_add(struct machine *m, power_fn power, void *power_arg, stru
     for (unsigned i = 0; code == 0 && i < c->nics.count; i++)
         code = nic_add(m, &nics[i], i, slot++, err);
     if (code == 0 && rng)
-        code = rng_add(m, slot, err);
+        code = rng_add(m, slot++, err);
+    if (code == 0 && c->balloon && (code = guest_balloon_create(&m->guest, &m->memory, err)) == 0)
+        code = virtio_add(m, m->guest.balloon, "balloon0", slot++, err);
+    if (code == 0 && c->agent_channel && (code = guest_channel_create(&m->guest, &m->memory, m->io, err)) == 0)
+        code = virtio_add(m, m->guest.channel, "channel0", slot++, err);
     return code;
 }

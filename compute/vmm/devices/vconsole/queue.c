@@ -30,7 +30,7 @@ static bool usable(const struct vconsole *c, unsigned queue)
 void vconsole_queue_feed(struct vconsole *c, unsigned port)
 {
     struct vconsole_port *p = &c->ports[port];
-    unsigned queue = queue_to_guest(port);
+    unsigned queue = queue_to_guest(port), before = p->input_size;
     bool multiport = virtio_device_has(&c->virtio, VIRTIO_CONSOLE_F_MULTIPORT);
     if (!usable(c, queue) || (multiport && !p->guest_open))
         return;
@@ -43,6 +43,8 @@ void vconsole_queue_feed(struct vconsole *c, unsigned port)
             break; /* a buffer without room; the next call tries the next one */
     }
     virtio_device_interrupt(&c->virtio, queue);
+    if (before == VCONSOLE_INPUT_BYTES && p->input_size < before && p->options.room != NULL)
+        p->options.room(p->options.arg);
 }
 
 /* One message, if the driver has left a buffer; false when it has not. What does not fit its buffer is cut. */

@@ -29,6 +29,8 @@ struct vconsole_port_options {
     void (*output)(void *arg, const uint8_t *data, size_t size);
     /* The guest has opened or closed its end; after a reset it is closed. NULL: of no interest. */
     void (*opened)(void *arg, bool open);
+    /* vconsole_input has room again. NULL: of no interest. */
+    void (*room)(void *arg);
     void *arg;
 };
 
@@ -56,7 +58,7 @@ struct vconsole {
     struct virtio_chain chain; /* the request being served */
 };
 
-/* 1 to VCONSOLE_PORTS_MAX ports, of which the first may be the console. Names are cut to fit. */
+/* 1 to VCONSOLE_PORTS_MAX ports, of which the first may be the console (one without a name). Names are cut to fit. */
 int vconsole_create(const struct vconsole_port_options *ports, unsigned port_count, struct guest_memory *memory,
                     struct virtio_device **ret_device, struct error *err);
 /* For the guest, at port @port: as many bytes as there is room for are taken; returns how many. */
