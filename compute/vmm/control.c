@@ -85,7 +85,8 @@ static bool problem_send(int fd, const struct error *e, bool close_after)
     OBJECT_TEXT(problem, &problem, detail, e->text);
     if (e->field[0]) {
         struct problem_field *field = OBJECT_ADD(problem, &problem, errors);
-        OBJECT_TEXT(problem_field, field, pointer, e->field);
+        CLEANUP_FREE char *pointer = xasprintf("#%s", e->field); /* as in the cluster's API: a URI fragment */
+        OBJECT_TEXT(problem_field, field, pointer, pointer);
         OBJECT_TEXT(problem_field, field, detail, e->text);
     }
     OBJECT_ENCODE(problem, &problem, &body);

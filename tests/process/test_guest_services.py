@@ -11,7 +11,7 @@ def test_balloon(vmm):
     assert (status, balloon['target_bytes'], balloon['actual_bytes']) == (200, 1 << 20, 0)
     for wrong in (4097, 64 << 20):
         status, problem = vm.request('PUT', '/v1/vm/balloon', {'target_bytes': wrong})
-        assert (status, problem['field']) == (400, '/target_bytes') and '67108864' in problem['detail']
+        assert (status, problem['errors'][0]['pointer']) == (400, '#/target_bytes') and '67108864' in problem['detail']
     assert vm.request('GET', '/v1/vm/balloon')[1]['target_bytes'] == 1 << 20
     vm.console().wait(r'^tick 3$')
 
@@ -23,7 +23,7 @@ def test_agent_that_is_not_there(vmm):
         status, problem = vm.request('POST', '/v1/vm/agent', {'command': command})
         assert (status, problem['code']) == (409, 'conflict') and 'qemu-guest-agent' in problem['detail']
     status, problem = vm.request('POST', '/v1/vm/agent', {'command': 'freeze', 'limit_ms': 70000})
-    assert (status, problem['field']) == (400, '/limit_ms')
+    assert (status, problem['errors'][0]['pointer']) == (400, '#/limit_ms')
     assert vm.request('POST', '/v1/vm/agent', {'command': 'dance'})[0] == 400
     vm.console().wait(r'^tick 3$')
 
