@@ -5,7 +5,7 @@
  *              vmm.lock       held by the VMM while it lives (vmm_process.h)
  *              vmm.log        the VMM's own words
  *              exit.json      struct vmm_exit: the VMM's last ones
- *              console.log    what the guest wrote to its console
+ *              console.log    what the guest wrote to its console; console.log.1: before that
  *              disks/<name>.raw
  *   <vms>/<id>.gone           being removed: never looked into again
  *   <run>/<12 digits>.sock    the VMM's control socket: a path that fits into sun_path (107 bytes, unix(7)) */

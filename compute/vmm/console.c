@@ -2,13 +2,16 @@
  *
  * Happy path: output -> ring -> one posted wake-up -> a flush -> every reader is written to until it would block;
  * then EPOLLOUT brings it back. Failure modes: a follower that hangs up, fails or is lapped is closed and forgotten;
- * a log that fails is given up with one line in the VMM's own log. */
+ * a log that fails is given up with one line in the VMM's own log; a log file that has grown long enough becomes
+ * "<path>.1" in place of the one before. */
 #include "compute/vmm/console.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "common/log.h"
@@ -21,6 +24,8 @@ struct console_reader {
     struct list link;
     enum console_reader_kind kind;
     int fd, input_fd;
+    char *path;         /* CONSOLE_LOG_FILE */
+    uint64_t log_bytes; /* in the file at `path` */
     uint64_t position;                                 /* of the next byte to be written */
     bool waiting;                                      /* for EPOLLOUT */
     struct io_handler *output_handler, *input_handler; /* one and the same watch for a follower: output_handler */
@@ -47,8 +52,9 @@ static void reader_destroy(struct console_reader *r)
 {
     io_loop_remove(r->console->loop, r->output_handler);
     io_loop_remove(r->console->loop, r->input_handler);
-    if (r->kind == CONSOLE_FOLLOWER)
+    if (r->kind != CONSOLE_LOG)
         close(r->fd);
+    free(r->path);
     list_remove(&r->link);
     r->console->reader_count--;
     free(r);
@@ -85,6 +91,26 @@ static void note_gap(struct console_reader *r, uint64_t lost)
     (void)written;
 }
 
+static int log_file_open(const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    return fd < 0 ? -errno : fd;
+}
+
+/* The log file is long enough: go on in a new one. Where that cannot be made the old one is emptied. */
+static void log_file_turn(struct console_reader *r)
+{
+    CLEANUP_FREE char *before = xasprintf("%s.1", r->path);
+    int fd = rename(r->path, before) < 0 ? -errno : log_file_open(r->path);
+    r->log_bytes = 0;
+    if (fd >= 0) {
+        close(r->fd);
+        r->fd = fd;
+    } else if (ftruncate(r->fd, 0) < 0) {
+        log_warning("console-log-long", "path=%s error=\"%s, ignoring\"", r->path, strerror(errno));
+    }
+}
+
 /* False: the reader is gone. */
 static bool reader_write(struct console_reader *r)
 {
@@ -110,12 +136,15 @@ static bool reader_write(struct console_reader *r)
             return true;
         }
         if (written < 0) {
-            if (r->kind == CONSOLE_LOG)
+            if (r->kind != CONSOLE_FOLLOWER)
                 log_warning("console-log-failed", "error=\"%s\", ignoring", strerror(errno));
             reader_destroy(r);
             return false;
         }
         r->position += (uint64_t)written;
+        r->log_bytes += (uint64_t)written;
+        if (r->kind == CONSOLE_LOG_FILE && r->log_bytes >= CONSOLE_LOG_BYTES_MAX)
+            log_file_turn(r);
     }
     reader_wait(r, true);
     return true;
@@ -238,6 +267,18 @@ int console_log_to(struct console *c, int fd, int input_fd, struct error *err)
         code = io_loop_add(c->loop, input_fd, EPOLLIN, on_input, r, &r->input_handler, err);
     /* A regular file (standard input from /dev/null or a file) cannot be watched: no input then. */
     return code == -EPERM ? 0 : code;
+}
+
+int console_log_file(struct console *c, const char *path, struct error *err)
+{
+    struct stat st;
+    int fd = log_file_open(path);
+    if (fd < 0)
+        return error_errno(err, fd, "cannot open console log %s", path);
+    struct console_reader *r = reader_create(c, CONSOLE_LOG_FILE, fd, -1);
+    r->path = xstrdup(path);
+    r->log_bytes = fstat(fd, &st) == 0 ? (uint64_t)st.st_size : 0;
+    return 0;
 }
 
 unsigned console_reader_count(const struct console *c)

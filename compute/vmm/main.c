@@ -137,7 +137,7 @@ struct program {
     struct console console;
     struct machine machine;
     struct control *control;
-    int signal_fd, log_fd;
+    int signal_fd;
     struct io_handler *signal_handler;
     char failure[401]; /* why the machine failed; as long as vmm_exit.reason may be */
 };
@@ -171,14 +171,9 @@ static int signals_open(struct program *p, struct error *err)
 static int console_open(struct program *p, struct error *err)
 {
     const char *path = p->config.console_log_path;
-    if (path) {
-        p->log_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-        if (p->log_fd < 0)
-            return error_errno(err, -errno, "cannot open console log %s", path);
-        int code = console_log_to(&p->console, p->log_fd, -1, err);
-        if (code < 0)
-            return code;
-    }
+    int code = path ? console_log_file(&p->console, path, err) : 0;
+    if (code < 0)
+        return code;
     return p->options.console_stdio ? console_log_to(&p->console, STDOUT_FILENO, STDIN_FILENO, err) : 0;
 }
 
@@ -247,7 +242,7 @@ int main(int argc, char **argv)
 {
     struct error err = {0};
     CLEANUP_FREE struct program *p = NEW(struct program);
-    p->signal_fd = p->log_fd = -1;
+    p->signal_fd = -1;
     if (options_parse(argc, argv, &p->options) < 0)
         return STATUS_USAGE;
     if (config_read(p->options.config, &p->config, &err) < 0) {
@@ -272,7 +267,6 @@ int main(int argc, char **argv)
     io_loop_remove(p->loop, p->signal_handler);
     io_loop_destroy(p->loop);
     close_fd(&p->signal_fd);
-    close_fd(&p->log_fd);
     OBJECT_CLEAR(vmm_config, &p->config);
     return status;
 }
