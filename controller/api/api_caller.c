@@ -36,12 +36,27 @@ static bool parse_identity(const char *uri, const char *cluster_id, struct api_c
     return false;
 }
 
+/* A browser sends the certificate of its user along with whatever a page of anybody makes it send, forms and
+ * WebSockets included, and says in Origin whose page that was (Fetch standard, RFC 6454). Programs send none. */
+static int check_origin(const struct http_request *request, const struct api_caller *caller, struct error *err)
+{
+    static const char scheme[] = "https://";
+    const char *origin = http_request_header(request, "Origin"), *host = http_request_header(request, "Host");
+    if (origin == NULL || caller->role == ROUTE_ANY ||
+        (host != NULL && strncmp(origin, scheme, strlen(scheme)) == 0 && strcmp(origin + strlen(scheme), host) == 0))
+        return 0;
+    return error_set_field(err, -EACCES, ERROR_FORBIDDEN, "Origin",
+                           "is not this controller's: a page of another site may not use your certificate");
+}
+
 int api_caller_find(const struct http_request *request, const char *cluster_id, struct api_caller *ret_caller,
                     struct error *err)
 {
     struct api_caller caller = {.role = ROUTE_ANY, .text = "anonymous"}, original = caller;
     if (request->peer[0] != '\0' && !parse_identity(request->peer, cluster_id, &caller))
         return error_set(err, -EACCES, ERROR_UNAUTHENTICATED, "your certificate is not one of this cluster's");
+    if (check_origin(request, &caller, err) < 0)
+        return -EACCES;
     const char *claimed = http_request_header(request, API_CALLER_HEADER);
     if (claimed == NULL) {
         *ret_caller = caller;

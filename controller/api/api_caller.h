@@ -20,7 +20,8 @@ struct api_caller {
     unsigned hops;                     /* controllers it came through; 0 = straight from the client */
 };
 
-/* -EACCES: the certificate is of another cluster, or a client claims to be a controller. */
+/* -EACCES: the certificate is of another cluster, a client claims to be a controller, or a page of another site uses
+ * the certificate of whoever looks at it. */
 int api_caller_find(const struct http_request *request, const char *cluster_id, struct api_caller *ret_caller,
                     struct error *err);
 /* May @caller use @route? -EACCES with ERROR_UNAUTHENTICATED or ERROR_FORBIDDEN. */

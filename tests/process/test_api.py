@@ -213,6 +213,18 @@ def test_roles(three, tmp_path):
         assert body['errors'][0]['pointer'] == '#/host'
 
 
+def test_pages_of_other_sites_may_not_use_a_certificate(three):
+    """A browser sends its user's certificate with whatever any page makes it send."""
+    for member in (three.leader(), three.follower()):
+        for origin in ('https://evil.example', 'null', f'http://{member.address}:7443', f'https://{member.address}:1'):
+            for method, path in (('POST', '/v1/vms/nope/stop'), ('GET', '/v1/vms'), ('DELETE', '/v1/vms/nope')):
+                check_problem(*member.request(method, path, headers={'Origin': origin}), 'forbidden')
+        own = {'Origin': f'https://{member.address}:7443'}
+        assert member.request('GET', '/v1/vms', headers=own)[0] == 200
+        assert member.request('POST', '/v1/flavors', flavor(), headers=own)[0] == 201
+        assert member.request('GET', '/healthz', headers={'Origin': 'https://evil.example'}, identity=None)[0] == 200
+
+
 def test_join_refusals(one, tmp_path):
     csr = tmp_path / 'r.csr'
     subprocess.run(['openssl', 'req', '-new', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-subj', '/CN=x',
