@@ -1,4 +1,4 @@
-/* What both ways of direct boot share. */
+/* What the ways of direct boot share. */
 #include "compute/vmm/boot.h"
 
 #include <errno.h>
@@ -109,6 +109,8 @@ int boot_load(struct guest_memory *m, const struct boot_source *source, struct b
               struct error *err)
 {
     uint8_t magic[4];
+    if (source->multiboot)
+        return boot_multiboot_load(m, source, ret_entry, err);
     if (!boot_image_read(&source->kernel, 0, magic, sizeof(magic)))
         return error_set(err, -EINVAL, ERROR_INVALID, "the kernel is not an image: it has less than 4 bytes");
     if (memcmp(magic, "\177ELF", 4) == 0)

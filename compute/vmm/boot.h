@@ -1,7 +1,7 @@
 /* Direct boot: a kernel from the host's files straight into guest memory, without firmware.
  *
  * boot_load() looks at the kernel: an ELF goes the PVH way (boot_pvh.c), a bzImage the Linux 64-bit way
- * (boot_bzimage.c). It writes guest memory and says how the first processor begins. Every number in an image is
+ * (boot_bzimage.c); a developer may ask for multiboot (boot_multiboot.c). It writes guest memory and says how the first processor begins. Every number in an image is
  * checked before use: images come from users. Called again for each reset. */
 #ifndef COMPUTE_VMM_BOOT_H
 #define COMPUTE_VMM_BOOT_H
@@ -28,6 +28,10 @@ struct boot_source {
     struct boot_image kernel, initrd; /* initrd.size 0: none */
     const char *cmdline;
     uint64_t rsdp; /* guest-physical address of the ACPI root pointer */
+    /* For boot_multiboot_load alone: */
+    bool multiboot;       /* boot_load goes that way, whatever the image looks like */
+    bool has_test_device; /* for the environment that it makes up when there is no initrd */
+    unsigned vcpus;
 };
 
 enum boot_mode {
@@ -37,17 +41,20 @@ enum boot_mode {
 /* How the boot processor begins. */
 struct boot_entry {
     enum boot_mode mode;
-    uint64_t rip, rsi, rbx, rsp;
+    uint64_t rip, rsi, rax, rbx, rsp;
 };
 
 int boot_load(struct guest_memory *m, const struct boot_source *source, struct boot_entry *ret_entry,
               struct error *err);
 
-/* The two ways, and what they share; for boot_load and tests. */
+/* The ways, and what they share; for boot_load and tests. */
 int boot_pvh_load(struct guest_memory *m, const struct boot_source *source, struct boot_entry *ret_entry,
                   struct error *err);
 int boot_bzimage_load(struct guest_memory *m, const struct boot_source *source, struct boot_entry *ret_entry,
                       struct error *err);
+/* Multiboot 1, for test programs; the initrd, if any, is their environment. */
+int boot_multiboot_load(struct guest_memory *m, const struct boot_source *source, struct boot_entry *ret_entry,
+                        struct error *err);
 
 struct boot_map_entry {
     uint64_t address, size;

@@ -17,6 +17,7 @@ enum machine_request {
     REQUEST_RESET = 1 << 1,
     REQUEST_TRIPLE_FAULT = 1 << 2,
     REQUEST_FAILURE = 1 << 3,
+    REQUEST_DEBUG_EXIT = 1 << 4,
 };
 
 static const uint32_t chip_ids[3] = {KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC};
@@ -72,9 +73,11 @@ static void on_requests(void *arg)
     unsigned requests = requests_take(m);
     if (requests & REQUEST_FAILURE)
         machine_end_with(m, MACHINE_END_FAILURE, m->failure);
+    else if (requests & REQUEST_DEBUG_EXIT)
+        machine_end_with(m, MACHINE_END_DEBUG_EXIT, "a test program ended");
     else if (requests & REQUEST_POWER_OFF)
         machine_end_with(m, MACHINE_END_POWER_OFF, "the guest powered off");
-    else if (requests && m->exit_on_reset)
+    else if (requests && m->options.exit_on_reset)
         machine_end_with(m, requests & REQUEST_RESET ? MACHINE_END_RESET : MACHINE_END_TRIPLE_FAULT, "reset");
     else if (requests & REQUEST_RESET)
         machine_boot(m, "reset by the guest");
@@ -105,6 +108,16 @@ static void on_vcpu_event(void *arg, enum vcpu_event event, const char *why)
     request_note(arg, event == VCPU_EVENT_TRIPLE_FAULT ? REQUEST_TRIPLE_FAULT : REQUEST_FAILURE, why);
 }
 
+void machine_debug_exit(void *arg, unsigned status)
+{
+    struct machine *m = arg;
+    pthread_mutex_lock(&m->request_lock);
+    if (!(m->requests & REQUEST_DEBUG_EXIT)) /* the first word counts */
+        m->debug_status = status;
+    pthread_mutex_unlock(&m->request_lock);
+    request_note(m, REQUEST_DEBUG_EXIT, "");
+}
+
 static size_t on_console_input(void *arg, const uint8_t *data, size_t size)
 {
     struct machine *m = arg;
@@ -122,7 +135,10 @@ static int boot_open(struct machine *m, struct error *err)
     m->boot.cmdline = c->cmdline ? c->cmdline : "";
     m->boot.rsdp = PC1_ACPI;
     m->boot.kernel.fd = m->boot.initrd.fd = -1;
-    int code = boot_image_open(c->kernel, &m->boot.kernel, err);
+    m->boot.multiboot = m->options.multiboot != NULL;
+    m->boot.has_test_device = m->options.debug_exit;
+    m->boot.vcpus = c->vcpus;
+    int code = boot_image_open(m->boot.multiboot ? m->options.multiboot : c->kernel, &m->boot.kernel, err);
     if (code == 0 && c->initrd)
         code = boot_image_open(c->initrd, &m->boot.initrd, err);
     return code;
@@ -182,11 +198,12 @@ static int machine_build(struct machine *m, struct error *err)
     return 0;
 }
 
-int machine_init(struct machine *m, const struct vmm_config *config, struct io_loop *control, struct console *console,
-                 struct error *err)
+int machine_init(struct machine *m, const struct vmm_config *config, const struct machine_options *options,
+                 struct io_loop *control, struct console *console, struct error *err)
 {
     memset(m, 0, sizeof(*m));
     m->config = config;
+    m->options = *options;
     m->control = control;
     m->console = console;
     m->memory.fd = m->kvm.device_fd = m->kvm.vm_fd = -1;

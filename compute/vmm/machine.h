@@ -2,7 +2,7 @@
  *
  *            start            pause
  *   CREATED -------> RUNNING --------> PAUSED        reset by guest, user or triple fault: boots anew and stays in
- *      |             |  ^  |   resume    |           its state, unless `exit_on_reset`
+ *      |             |  ^  |   resume    |           its state, unless options.exit_on_reset
  *      |             |  +--|-------------+
  *      |             |     |             |
  *      +-------------+-----+-------------+--- stop, power-off by the guest ---> STOPPED  (final)
@@ -38,18 +38,27 @@ enum machine_end {
     MACHINE_END_REQUEST,      /* stopped from outside */
     MACHINE_END_RESET,        /* the guest reset, and exit_on_reset is set */
     MACHINE_END_TRIPLE_FAULT, /* the same by a triple fault */
+    MACHINE_END_DEBUG_EXIT,   /* a test program ended with machine.debug_status */
     MACHINE_END_FAILURE,      /* KVM or we could not go on; machine.failure says why */
 };
 
 struct pm;
 struct serial;
 
+/* What the command line says beyond the configuration. */
+struct machine_options {
+    bool exit_on_reset;    /* a reset ends the machine */
+    bool debug_exit;       /* the test programs' device is there (devices/testdev) */
+    const char *multiboot; /* a program to boot instead of the kernel, or NULL; borrowed */
+};
+
 struct machine {
     const struct vmm_config *config; /* borrowed */
-    bool exit_on_reset;              /* set before start: a reset ends the machine */
+    struct machine_options options;
     enum machine_state state;
     enum machine_end end;
-    char failure[512]; /* in state FAILED */
+    char failure[512];     /* in state FAILED */
+    unsigned debug_status; /* guarded by request_lock until the end is MACHINE_END_DEBUG_EXIT */
 
     struct guest_memory memory;
     struct kvm kvm;
@@ -77,8 +86,8 @@ struct machine {
 };
 
 /* Build everything; nothing runs yet. On failure nothing is left behind. */
-int machine_init(struct machine *m, const struct vmm_config *config, struct io_loop *control, struct console *console,
-                 struct error *err);
+int machine_init(struct machine *m, const struct vmm_config *config, const struct machine_options *options,
+                 struct io_loop *control, struct console *console, struct error *err);
 void machine_finish(struct machine *m);
 
 /* Load the kernel and run, or begin PAUSED. */
@@ -96,5 +105,7 @@ static inline bool machine_has_ended(const struct machine *m)
 
 /* machine_devices.c: put every device of the configuration on its bus, in a fixed order. */
 int machine_devices_add(struct machine *m, power_fn power, void *power_arg, struct error *err);
+/* machine.c: a test program asks for the end; a testdev_exit_fn (devices/testdev). */
+void machine_debug_exit(void *arg, unsigned status);
 
 #endif

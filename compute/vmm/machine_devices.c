@@ -10,6 +10,7 @@
 #include "compute/vmm/devices/pm/pm.h"
 #include "compute/vmm/devices/rng/rng.h"
 #include "compute/vmm/devices/serial/serial.h"
+#include "compute/vmm/devices/testdev/testdev.h"
 #include "compute/vmm/machine.h"
 #include "compute/vmm/pc1_layout.h"
 #include "compute/vmm/virtio/virtio_pci.h"
@@ -54,6 +55,21 @@ static int board_devices_add(struct machine *m, power_fn power, void *power_arg,
         return code;
     device_add(m, serial_device(m->serial));
     return 0;
+}
+
+static int testdev_add(struct machine *m, struct error *err)
+{
+    struct testdev_options options = {.ports = &m->ports,
+                                      .mmio = &m->mmio,
+                                      .memory = &m->memory,
+                                      .irq = &m->kvm.irq,
+                                      .exit = machine_debug_exit,
+                                      .exit_arg = m};
+    struct device *testdev;
+    int code = testdev_create(&options, &testdev, err);
+    if (code == 0)
+        device_add(m, testdev);
+    return code;
 }
 
 /* Show @virtio at @slot; it is released here when that fails. */
@@ -145,6 +161,8 @@ int machine_devices_add(struct machine *m, power_fn power, void *power_arg, stru
     unsigned slot = PC1_SLOT_DEVICES;
     bool rng = c->rng || !OBJECT_HAS(vmm_config, c, rng);
     int code = board_devices_add(m, power, power_arg, err);
+    if (code == 0 && m->options.debug_exit)
+        code = testdev_add(m, err);
     for (unsigned i = 0; code == 0 && i < c->disks.count; i++)
         code = disk_add(m, &disks[i], i, slot++, err);
     for (unsigned i = 0; code == 0 && i < c->nics.count; i++)

@@ -30,19 +30,26 @@ enum exit_status {
 
 struct options {
     const char *config, *control;
-    bool console_stdio, no_restart;
+    bool console_stdio;
+    struct machine_options machine;
 };
 
 static const char help[] =
     "drover-vmm - run one virtual machine\n"
     "\n"
     "  drover-vmm --config FILE [--control PATH] [--console stdio] [--no-restart] [--log-level LEVEL]\n"
+    "  drover-vmm --config FILE --multiboot FILE [--debug-exit] ...\n"
     "\n"
     "  --config FILE      the VM as JSON (schema: vmm_config)\n"
     "  --control PATH     Unix socket for control; instead of control_path in FILE\n"
     "  --console stdio    show the serial console here and send it what is typed\n"
     "  --no-restart       end when the guest resets, instead of booting it again\n"
     "  --log-level LEVEL  error, warning, info (default) or debug; the log goes to standard error\n"
+    "\n"
+    "For developers, with freestanding test programs such as kvm-unit-tests (see docs/vmm-judges.md):\n"
+    "  --multiboot FILE   boot this 32-bit multiboot ELF instead of the kernel; cmdline are its arguments, initrd is\n"
+    "                     its environment, lines of NAME=VALUE\n"
+    "  --debug-exit       add the test device: a write of N to port 0xf4 ends with exit status N*2+1\n"
     "\n"
     "Example:\n"
     "  cat > vm.json <<'END'\n"
@@ -64,6 +71,8 @@ static int options_parse(int argc, char **argv, struct options *o)
         {"control", required_argument, NULL, 's'},
         {"console", required_argument, NULL, 'o'},
         {"no-restart", no_argument, NULL, 'n'},
+        {"multiboot", required_argument, NULL, 'm'},
+        {"debug-exit", no_argument, NULL, 'd'},
         {"log-level", required_argument, NULL, 'l'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
@@ -78,7 +87,11 @@ static int options_parse(int argc, char **argv, struct options *o)
         } else if (option == 'o' && strcmp(optarg, "stdio") == 0) {
             o->console_stdio = true;
         } else if (option == 'n') {
-            o->no_restart = true;
+            o->machine.exit_on_reset = true;
+        } else if (option == 'm') {
+            o->machine.multiboot = optarg;
+        } else if (option == 'd') {
+            o->machine.debug_exit = true;
         } else if (option == 'l' && log_parse_level(optarg, &level) == 0) {
             log_set_level(level);
         } else if (option == 'h') {
@@ -183,10 +196,9 @@ static int program_start(struct program *p, struct error *err)
     int code;
     if ((code = signals_open(p, err)) < 0 || (code = console_open(p, err)) < 0)
         return code;
-    code = machine_init(&p->machine, &p->config, p->loop, &p->console, err);
+    code = machine_init(&p->machine, &p->config, &p->options.machine, p->loop, &p->console, err);
     if (code < 0)
         return code;
-    p->machine.exit_on_reset = p->options.no_restart;
     code = control ? control_create(&p->machine, control, &p->control, err) : 0;
     if (code == 0)
         code = machine_start(&p->machine, p->config.paused, err);
@@ -206,10 +218,13 @@ static int program_run(struct program *p)
         [MACHINE_END_RESET] = STATUS_RESET,
         [MACHINE_END_TRIPLE_FAULT] = STATUS_TRIPLE_FAULT,
         [MACHINE_END_FAILURE] = STATUS_FAILURE,
+        [MACHINE_END_DEBUG_EXIT] = STATUS_FAILURE, /* replaced below */
     };
     while (!machine_has_ended(&p->machine))
         io_loop_run_once(p->loop, -1);
     int status = statuses[p->machine.end];
+    if (p->machine.end == MACHINE_END_DEBUG_EXIT)
+        status = (int)p->machine.debug_status;
     if (p->machine.end == MACHINE_END_FAILURE) {
         log_error("machine-failed", "vm=%s why=\"%s\"", p->config.name, p->machine.failure);
         snprintf(p->failure, sizeof(p->failure), "%.400s", p->machine.failure);

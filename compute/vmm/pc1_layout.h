@@ -10,6 +10,7 @@
 #define PC1_ZERO_PAGE 0x7000ull   /* Linux: boot_params */
 #define PC1_PAGE_TABLES 0x9000ull /* long mode entry: 6 pages that map 4 GiB one to one */
 #define PC1_CMDLINE 0x20000ull
+#define PC1_MULTIBOOT 0x90000ull  /* multiboot: information, map and environment; developers only */
 #define PC1_LOW_END 0x9fc00ull /* usable memory below the extended BIOS data area */
 #define PC1_ACPI 0xe0000ull    /* RSDP and tables: within the range that every system searches */
 #define PC1_ACPI_END 0x100000ull

@@ -309,7 +309,7 @@ static void entry_apply(struct vcpu_state *s, const struct boot_entry *entry)
         s->sregs.efer = 0x500; /* LME, LMA */
     }
     s->regs =
-        (struct kvm_regs){.rip = entry->rip, .rsi = entry->rsi, .rbx = entry->rbx, .rsp = entry->rsp, .rflags = 2};
+        (struct kvm_regs){.rip = entry->rip, .rsi = entry->rsi, .rax = entry->rax, .rbx = entry->rbx, .rsp = entry->rsp, .rflags = 2};
 }
 
 int vcpu_set_reset(struct vcpu_set *set, const struct boot_entry *entry, struct error *err)

@@ -1,4 +1,4 @@
-/* Kernel images: ELF with PVH note and bzImage, as a user could have uploaded them. */
+/* Kernel images: ELF with PVH note, bzImage and multiboot program, as a user could have uploaded them. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,8 +18,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                  .initrd = {.fd = -1, .data = data, .size = MIN(size, 4096)},
                                  .cmdline = "console=ttyS0",
                                  .rsdp = PC1_ACPI};
-    int code = boot_load(&memory, &source, &entry, &err);
-    if (code > 0 || (code < 0 && !err.text[0]))
-        abort(); /* a refusal has words */
+    for (int multiboot = 0; multiboot <= 1; multiboot++) {
+        source.multiboot = multiboot;
+        err.text[0] = 0;
+        int code = boot_load(&memory, &source, &entry, &err);
+        if (code > 0 || (code < 0 && !err.text[0]))
+            abort(); /* a refusal has words */
+    }
     return 0;
 }

@@ -385,6 +385,31 @@ def test_run_out_lease_keeps_it_from_starting(vmm, tmp_path):
     console.wait('hello')
 
 
+def multiboot_program(code):
+    """A multiboot ELF of one segment at 4 MiB that begins with @code."""
+    segment = struct.pack('<3I', 0x1badb002, 0, -0x1badb002 & 0xffffffff) + code
+    ident = b'\x7fELF\x01\x01\x01' + bytes(9)
+    head = struct.pack('<2H5I6H', 2, 3, 1, 0x40000c, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    table = struct.pack('<8I', 1, 84, 0x400000, 0x400000, len(segment), len(segment), 7, 0)
+    return ident + head + table + segment
+
+
+def test_multiboot_program_ends_with_its_status(tmp_path):
+    program, config = tmp_path / 'program', tmp_path / 'vm.json'
+    program.write_bytes(multiboot_program(bytes.fromhex(
+        '3d02b0ad2b'            # cmp eax, 0x2badb002: the loader's magic
+        '7407'                  # je over the next two
+        'b80b000000' 'e7f4'     # mov eax, 11; out 0xf4, eax
+        'b805000000' 'e7f4'     # mov eax, 5; out 0xf4, eax
+        'f4' 'ebfd')))          # hlt; back to it
+    config.write_text(json.dumps({'name': 'test', 'vcpus': 1, 'memory_bytes': 64 << 20, 'kernel': str(program)}))
+    options = [VMM, '--config', config, '--multiboot', program]
+    assert subprocess.run([*options, '--debug-exit'], timeout=LIMIT_S, check=False).returncode == 5 * 2 + 1
+    program.write_bytes(b'no program')
+    done = subprocess.run(options, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 1 and '--multiboot takes a 32-bit' in done.stderr
+
+
 def test_help_has_an_example():
     out = subprocess.run([VMM, '--help'], capture_output=True, text=True, timeout=LIMIT_S, check=True).stdout
     assert 'drover-vmm --config vm.json' in out
