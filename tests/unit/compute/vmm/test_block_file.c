@@ -19,12 +19,12 @@
 #include "compute/vmm/block/block_file.h"
 
 enum {
-    SECTORS = 4096, /* of the disk */
+    SECTORS = 8192, /* of the disk */
     DISK_BYTES = SECTORS * 512,
-    AREA_SECTORS = 64, /* each request at once has its own, so that the model is exact */
+    AREA_SECTORS = 1024, /* each request at once has its own, so that the model is exact; more than a bounce buffer */
     AT_ONCE = SECTORS / AREA_SECTORS,
     SEGMENTS_MAX = 9,
-    ROUNDS = 40,
+    ROUNDS = 30,
 };
 
 struct bench {
@@ -116,8 +116,11 @@ static void try_make(struct bench *b, struct try *t, unsigned area)
                                         .done = try_done};
     t->memory = aligned_alloc(4096, AREA_SECTORS * 512 + 4096);
     size_t at = chance(b, 2) ? 0 : chance(b, 4096), left = t->request.size;
-    for (size_t i = 0; i < AREA_SECTORS * 512 + 4096; i++)
-        t->memory[i] = (uint8_t)rand_r(&b->seed);
+    uint64_t x = (uint64_t)rand_r(&b->seed) << 16 | 1;
+    for (size_t i = 0; i < AREA_SECTORS * 512 + 4096; i += sizeof x) {
+        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+        memcpy(t->memory + i, &x, sizeof x);
+    }
     while (left > 0) {
         size_t piece = t->request.iovec_count == SEGMENTS_MAX - 1 ? left : 1 + chance(b, (unsigned)left);
         t->iovecs[t->request.iovec_count++] = (struct iovec){t->memory + at, piece};
