@@ -2,6 +2,7 @@
 #include "compute/vmm/acpi.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "compute/vmm/aml.h"
@@ -63,6 +64,44 @@ static size_t facs_put(struct bytes_writer *out)
     return at;
 }
 
+static const char *slot_name(unsigned slot, char name[5])
+{
+    snprintf(name, 5, "SL%02X", slot & 0xffu);
+    return name;
+}
+
+/* Hot plug (devices/pcihp): what can be ejected, and a method that passes on what has changed. */
+static void dsdt_slots(struct bytes_writer *out)
+{
+    static const char *const registers[] = {"PCUP", "PCDN", "PCEJ"};
+    static const struct {
+        const char *name;
+        uint64_t value; /* ACPI 6.5 table 5.197: device check, eject request */
+    } changes[] = {{"PCUP", 1}, {"PCDN", 3}};
+    char name[5];
+    aml_port_dwords(out, "PCHP", PC1_PORT_PCIHP, PC1_PORT_PCIHP_BYTES, registers, ARRAY_SIZE(registers));
+    for (unsigned slot = PC1_SLOT_DEVICES; slot < 32; slot++) {
+        size_t device = aml_begin_device(out, slot_name(slot, name));
+        aml_name_integer(out, "_ADR", (uint64_t)slot << 16);
+        aml_name_integer(out, "_SUN", slot);
+        size_t eject = aml_begin_method(out, "_EJ0", 1);
+        aml_store_integer(out, "PCEJ", 1ull << slot);
+        aml_end(out, eject);
+        aml_end(out, device);
+    }
+    size_t method = aml_begin_method(out, "PCNT", 0);
+    for (size_t i = 0; i < ARRAY_SIZE(changes); i++) {
+        aml_load_local0(out, changes[i].name);
+        aml_store_local0(out, changes[i].name); /* taken note of */
+        for (unsigned slot = PC1_SLOT_DEVICES; slot < 32; slot++) {
+            size_t condition = aml_begin_if_local0(out, 1ull << slot);
+            aml_notify(out, slot_name(slot, name), changes[i].value);
+            aml_end(out, condition);
+        }
+    }
+    aml_end(out, method);
+}
+
 static void dsdt_root_bridge(struct bytes_writer *out, const struct acpi_options *o)
 {
     struct aml_resources windows = {0};
@@ -78,7 +117,19 @@ static void dsdt_root_bridge(struct bytes_writer *out, const struct acpi_options
     if (o->window64_bytes)
         aml_resource_window64(&windows, o->window64, o->window64 + o->window64_bytes - 1);
     aml_name_resources(out, "_CRS", &windows);
+    dsdt_slots(out);
     aml_end(out, bridge);
+}
+
+/* The methods of general purpose events. */
+static void dsdt_events(struct bytes_writer *out)
+{
+    size_t scope = aml_begin_scope(out, "\\_GPE");
+    size_t method = aml_begin_method(out, "_E01", 0);
+    STATIC_ASSERT(PC1_GPE_PCIHP == 1, "its method is _E01");
+    aml_call(out, "\\_SB_PCI0PCNT");
+    aml_end(out, method);
+    aml_end(out, scope);
 }
 
 static void dsdt_isa_device(struct bytes_writer *out, const char *name, const char *hid, uint16_t port, uint8_t ports,
@@ -106,6 +157,7 @@ static size_t dsdt_put(struct bytes_writer *out, const struct acpi_options *o)
     dsdt_isa_device(out, "RTC_", "PNP0B00", PC1_PORT_CMOS, 2, -1);
     dsdt_isa_device(out, "PMIO", "PNP0C02", PC1_PORT_PM, PC1_PORT_PM_BYTES, -1);
     aml_end(out, scope);
+    dsdt_events(out);
     aml_name_package(out, "_S5_", s5, sizeof(s5));
     table_end(out, at);
     return at;
@@ -147,13 +199,14 @@ static size_t fadt_put(struct bytes_writer *out, uint64_t facs, uint64_t dsdt)
     bytes_put_u32(out, 0);
     bytes_put_u32(out, 0); /* PM2 */
     bytes_put_u32(out, PC1_PORT_PM_TIMER);
-    bytes_put_u32(out, 0); /* GPE0, GPE1 */
-    bytes_put_u32(out, 0);
-    bytes_put_u8(out, 4); /* lengths: PM1 event, PM1 control, PM2, timer, GPE0, GPE1 */
+    bytes_put_u32(out, PC1_PORT_GPE);
+    bytes_put_u32(out, 0); /* GPE1 */
+    bytes_put_u8(out, 4);  /* lengths: PM1 event, PM1 control, PM2, timer, GPE0, GPE1 */
     bytes_put_u8(out, 2);
     bytes_put_u8(out, 0);
     bytes_put_u8(out, 4);
-    put_zeros(out, 4);         /* GPE0, GPE1 lengths, GPE1 base, C-state control */
+    bytes_put_u8(out, 4);      /* GPE0 */
+    put_zeros(out, 3);         /* GPE1 length and base, C-state control */
     bytes_put_u16(out, 0xfff); /* C2 and C3 latencies: not there */
     bytes_put_u16(out, 0xfff);
     put_zeros(out, 8);       /* cache flush, duty, alarms */
@@ -174,7 +227,8 @@ static size_t fadt_put(struct bytes_writer *out, uint64_t facs, uint64_t dsdt)
     put_zeros(out, 12);
     put_zeros(out, 12); /* PM2 */
     put_port_gas(out, PC1_PORT_PM_TIMER, 32);
-    put_zeros(out, 24); /* GPE */
+    put_port_gas(out, PC1_PORT_GPE, 32);
+    put_zeros(out, 12); /* GPE1 */
     put_zeros(out, 24); /* sleep registers of reduced hardware */
     bytes_put_text(out, "DROVER");
     put_zeros(out, 2); /* hypervisor vendor identity is 8 bytes */

@@ -13,7 +13,19 @@ enum {
     OP_BUFFER = 0x11,
     OP_PACKAGE = 0x12,
     OP_EXTENDED = 0x5b,
-    OP_DEVICE = 0x82, /* after OP_EXTENDED */
+    OP_MULTI_NAME = 0x2f,
+    OP_LOCAL0 = 0x60,
+    OP_METHOD = 0x14,
+    OP_STORE = 0x70,
+    OP_AND = 0x7b,
+    OP_NOTIFY = 0x86,
+    OP_IF = 0xa0,
+    OP_REGION = 0x80, /* these three after OP_EXTENDED */
+    OP_FIELD = 0x81,
+    OP_DEVICE = 0x82,
+    SPACE_IO = 1,
+    FIELD_DWORDS = 3 | 2 << 5, /* dword access, what is not written is written as zero */
+    NAME_BYTES = 4,
     LENGTH_BYTES = 4,
 };
 
@@ -111,6 +123,87 @@ void aml_name_package(struct bytes_writer *out, const char *name, const uint8_t 
     for (unsigned i = 0; i < count; i++)
         put_integer(out, values[i]);
     aml_end(out, package);
+}
+
+/* ---- methods ---- */
+
+size_t aml_begin_method(struct bytes_writer *out, const char *name, uint8_t arguments)
+{
+    bytes_put_u8(out, OP_METHOD);
+    size_t at = length_begin(out);
+    put_name(out, name);
+    bytes_put_u8(out, arguments);
+    return at;
+}
+
+void aml_port_dwords(struct bytes_writer *out, const char *name, uint16_t port, uint8_t ports,
+                     const char *const *dwords, unsigned count)
+{
+    bytes_put_u8(out, OP_EXTENDED);
+    bytes_put_u8(out, OP_REGION);
+    put_name(out, name);
+    bytes_put_u8(out, SPACE_IO);
+    put_integer(out, port);
+    put_integer(out, ports);
+    bytes_put_u8(out, OP_EXTENDED);
+    bytes_put_u8(out, OP_FIELD);
+    size_t field = length_begin(out);
+    put_name(out, name);
+    bytes_put_u8(out, FIELD_DWORDS);
+    for (unsigned i = 0; i < count; i++) {
+        put_name(out, dwords[i]);
+        bytes_put_u8(out, 32); /* bits, as a package length of one byte */
+    }
+    aml_end(out, field);
+}
+
+void aml_load_local0(struct bytes_writer *out, const char *name)
+{
+    bytes_put_u8(out, OP_STORE);
+    put_name(out, name);
+    bytes_put_u8(out, OP_LOCAL0);
+}
+
+void aml_store_local0(struct bytes_writer *out, const char *name)
+{
+    bytes_put_u8(out, OP_STORE);
+    bytes_put_u8(out, OP_LOCAL0);
+    put_name(out, name);
+}
+
+void aml_store_integer(struct bytes_writer *out, const char *name, uint64_t value)
+{
+    bytes_put_u8(out, OP_STORE);
+    put_integer(out, value);
+    put_name(out, name);
+}
+
+size_t aml_begin_if_local0(struct bytes_writer *out, uint64_t mask)
+{
+    bytes_put_u8(out, OP_IF);
+    size_t at = length_begin(out);
+    bytes_put_u8(out, OP_AND);
+    bytes_put_u8(out, OP_LOCAL0);
+    put_integer(out, mask);
+    bytes_put_u8(out, 0); /* no target */
+    return at;
+}
+
+void aml_notify(struct bytes_writer *out, const char *device, uint64_t value)
+{
+    bytes_put_u8(out, OP_NOTIFY);
+    put_name(out, device);
+    put_integer(out, value);
+}
+
+void aml_call(struct bytes_writer *out, const char *path)
+{
+    size_t length = strlen(path + 1);
+    ASSERT(path[0] == '\\' && length % NAME_BYTES == 0 && length / NAME_BYTES > 2);
+    bytes_put_u8(out, (uint8_t)path[0]);
+    bytes_put_u8(out, OP_MULTI_NAME);
+    bytes_put_u8(out, (uint8_t)(length / NAME_BYTES));
+    bytes_put(out, path + 1, length);
 }
 
 /* ---- resource descriptors, ACPI 6.5 §6.4 ---- */

@@ -21,6 +21,20 @@ void aml_name_eisaid(struct bytes_writer *out, const char *name, const char *id)
 /* Package of @count integers below 256. */
 void aml_name_package(struct bytes_writer *out, const char *name, const uint8_t *values, uint8_t count);
 
+/* Method(@name, @arguments); not serialized. To aml_end. */
+size_t aml_begin_method(struct bytes_writer *out, const char *name, uint8_t arguments);
+/* OperationRegion(@name, SystemIO, @port, @ports) and, by Field, a name for each of its first @count dwords. */
+void aml_port_dwords(struct bytes_writer *out, const char *name, uint16_t port, uint8_t ports,
+                     const char *const *dwords, unsigned count);
+/* Statements in a method. Local0 = @name; @name = Local0; @name = @value; If (Local0 & @mask) ... aml_end;
+ * Notify(@device, @value); a call of @path ("\\_SB_PCI0PCNT": whole segments of four characters, without dots). */
+void aml_load_local0(struct bytes_writer *out, const char *name);
+void aml_store_local0(struct bytes_writer *out, const char *name);
+void aml_store_integer(struct bytes_writer *out, const char *name, uint64_t value);
+size_t aml_begin_if_local0(struct bytes_writer *out, uint64_t mask);
+void aml_notify(struct bytes_writer *out, const char *device, uint64_t value);
+void aml_call(struct bytes_writer *out, const char *path);
+
 /* Name(@name, ResourceTemplate() {...}): descriptors between, ended by aml_end_resources. */
 struct aml_resources {
     struct bytes_writer bytes;

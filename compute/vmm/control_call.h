@@ -57,4 +57,15 @@ int control_balloon_set(struct control_call *call, struct error *err);
 int control_agent_show(struct control_call *call, struct error *err);
 int control_agent_call(struct control_call *call, struct error *err);
 
+/* control_devices.c: disks and network interfaces */
+int control_disk_list(struct control_call *call, struct error *err);
+int control_disk_plug(struct control_call *call, struct error *err);
+int control_disk_show(struct control_call *call, struct error *err);
+int control_disk_change(struct control_call *call, struct error *err);
+int control_nic_list(struct control_call *call, struct error *err);
+int control_nic_plug(struct control_call *call, struct error *err);
+int control_nic_show(struct control_call *call, struct error *err);
+int control_nic_change(struct control_call *call, struct error *err);
+int control_device_unplug(struct control_call *call, struct error *err);
+
 #endif

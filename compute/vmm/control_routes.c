@@ -2,6 +2,7 @@
 #include "compute/vmm/control_call.h"
 
 static const control_fn functions[VMM_ROUTE_COUNT] = {
+    /* clang-format off */
     [VMM_ROUTE_vm_show] = control_vm_show,
     [VMM_ROUTE_vm_move] = control_vm_move,
     [VMM_ROUTE_vm_stats] = control_vm_stats,
@@ -9,7 +10,18 @@ static const control_fn functions[VMM_ROUTE_COUNT] = {
     [VMM_ROUTE_balloon_set] = control_balloon_set,
     [VMM_ROUTE_agent_show] = control_agent_show,
     [VMM_ROUTE_agent_call] = control_agent_call,
+    [VMM_ROUTE_disk_list] = control_disk_list,
+    [VMM_ROUTE_disk_plug] = control_disk_plug,
+    [VMM_ROUTE_disk_show] = control_disk_show,
+    [VMM_ROUTE_disk_change] = control_disk_change,
+    [VMM_ROUTE_disk_unplug] = control_device_unplug,
+    [VMM_ROUTE_nic_list] = control_nic_list,
+    [VMM_ROUTE_nic_plug] = control_nic_plug,
+    [VMM_ROUTE_nic_show] = control_nic_show,
+    [VMM_ROUTE_nic_change] = control_nic_change,
+    [VMM_ROUTE_nic_unplug] = control_device_unplug,
     [VMM_ROUTE_openapi] = control_openapi,
+    /* clang-format on */
 };
 
 control_fn control_route_function(const struct route_desc *route)

@@ -10,7 +10,7 @@ static const enum vmm_state states[] = {
 
 static void holds_add(struct vmm_status *status, unsigned holds)
 {
-    static const char *const names[] = {"start", "user", "lease", "event", "migrate", "disk"};
+    static const char *const names[] = {"start", "user", "lease", "event", "migrate", "disk", "unplug"};
     if (holds == 0)
         return;
     status->holds.items = xcalloc(ARRAY_SIZE(names), sizeof(*status->holds.items));
@@ -31,6 +31,8 @@ int control_vm_show(struct control_call *call, struct error *err UNUSED)
     OBJECT_SET(vmm_status, &status, state, states[m->state]);
     if (m->state == MACHINE_FAILED)
         OBJECT_TEXT(vmm_status, &status, reason, m->failure);
+    else if (m->state == MACHINE_PAUSED && m->pause_reason[0])
+        OBJECT_TEXT(vmm_status, &status, reason, m->pause_reason);
     OBJECT_SET(vmm_status, &status, pid, (uint64_t)getpid());
     OBJECT_TEXT(vmm_status, &status, machine, "pc-1");
     OBJECT_SET(vmm_status, &status, vcpus, c->vcpus);

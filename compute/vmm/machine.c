@@ -18,6 +18,7 @@ enum machine_request {
     REQUEST_TRIPLE_FAULT = 1 << 2,
     REQUEST_FAILURE = 1 << 3,
     REQUEST_DEBUG_EXIT = 1 << 4,
+    REQUEST_DISK = 1 << 5,
 };
 
 static const uint32_t chip_ids[3] = {KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC};
@@ -64,6 +65,21 @@ static unsigned requests_take(struct machine *m)
     return requests;
 }
 
+/* Once paused, devices let go of what they keep and start it again from the rings when resumed. */
+static void disk_pause(struct machine *m)
+{
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_DISK, true);
+    pthread_mutex_lock(&m->request_lock);
+    snprintf(m->pause_reason, sizeof(m->pause_reason), "%s", m->disk_error);
+    pthread_mutex_unlock(&m->request_lock);
+    if (m->state != MACHINE_RUNNING)
+        return;
+    pthread_mutex_lock(&m->device_lock);
+    device_list_pause(&m->devices);
+    pthread_mutex_unlock(&m->device_lock);
+    state_set(m, MACHINE_PAUSED, m->pause_reason);
+}
+
 static void on_requests(void *arg)
 {
     struct machine *m = arg;
@@ -71,6 +87,9 @@ static void on_requests(void *arg)
         return;
     vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, true); /* nobody can ask any more */
     unsigned requests = requests_take(m);
+    if (requests & REQUEST_DISK)
+        disk_pause(m);
+    requests &= ~(unsigned)REQUEST_DISK;
     if (requests & REQUEST_FAILURE)
         machine_end_with(m, MACHINE_END_FAILURE, m->failure);
     else if (requests & REQUEST_DEBUG_EXIT)
@@ -94,8 +113,15 @@ static void request_note(struct machine *m, unsigned request, const char *why)
     m->requests |= request;
     if (request == REQUEST_FAILURE)
         snprintf(m->failure, sizeof(m->failure), "%s", why);
+    if (request == REQUEST_DISK)
+        snprintf(m->disk_error, sizeof(m->disk_error), "%s", why);
     pthread_mutex_unlock(&m->request_lock);
     io_loop_post(m->control, on_requests, m);
+}
+
+void machine_disk_stopped(struct machine *m, const char *why)
+{
+    request_note(m, REQUEST_DISK, why);
 }
 
 static void on_power(void *arg, enum power_request request)
@@ -248,6 +274,7 @@ void machine_finish(struct machine *m)
         memory_finish(&m->memory);
     close_fd(&m->boot.kernel.fd);
     close_fd(&m->boot.initrd.fd);
+    machine_slots_finish(m);
     bus_finish(&m->ports);
     bus_finish(&m->mmio);
     pthread_mutex_destroy(&m->device_lock);
@@ -293,6 +320,7 @@ static void machine_boot(struct machine *m, const char *why)
 {
     struct error err;
     vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, true);
+    machine_slots_reset(m);
     requests_take(m); /* what was asked before the reset is settled by it */
     log_info("machine-reset", "vm=%s why=\"%s\"", m->config->name, why);
     pthread_mutex_lock(&m->device_lock);
@@ -355,8 +383,9 @@ int machine_resume(struct machine *m, struct error *err)
     pthread_mutex_lock(&m->device_lock);
     device_list_resume(&m->devices);
     pthread_mutex_unlock(&m->device_lock);
+    m->pause_reason[0] = '\0';
     state_set(m, MACHINE_RUNNING, "request");
-    vcpu_set_release(&m->vcpus, VCPU_HOLD_USER);
+    vcpu_set_release(&m->vcpus, VCPU_HOLD_USER | VCPU_HOLD_DISK);
     return 0;
 }
 

@@ -21,6 +21,7 @@
 #include "compute/vmm/io_loop.h"
 #include "compute/vmm/kvm.h"
 #include "compute/vmm/lease_watch.h"
+#include "compute/vmm/machine_slots.h"
 #include "compute/vmm/memory.h"
 #include "compute/vmm/pci.h"
 #include "compute/vmm/power.h"
@@ -70,6 +71,7 @@ struct machine {
     struct io_loop *control; /* borrowed: where requests of vCPU threads are dealt with */
     struct console *console; /* borrowed */
     struct list devices;
+    struct machine_slots slots;
     struct pm *pm;
     struct serial *serial;
     struct guest_services guest; /* balloon and agent */
@@ -82,6 +84,8 @@ struct machine {
 
     pthread_mutex_t request_lock; /* guards requests and failure until the control loop takes them */
     unsigned requests;            /* bits of enum machine_request in machine.c */
+    char disk_error[160];         /* of the disk that asked for a pause */
+    char pause_reason[160];       /* why it is PAUSED, where not by request; "" otherwise */
     uint64_t resets;              /* since start */
 };
 
@@ -102,6 +106,10 @@ static inline bool machine_has_ended(const struct machine *m)
 {
     return m->state == MACHINE_STOPPED || m->state == MACHINE_FAILED;
 }
+
+/* A disk failed and its request is kept: hold the vCPUs, and pause; machine_resume starts it again. From the I/O
+ * thread, with the device lock held. */
+void machine_disk_stopped(struct machine *m, const char *why);
 
 /* machine_devices.c: put every device of the configuration on its bus, in a fixed order. */
 int machine_devices_add(struct machine *m, power_fn power, void *power_arg, struct error *err);

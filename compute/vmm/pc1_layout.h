@@ -34,8 +34,11 @@ enum {
     PC1_PORT_I8042 = 0x64,
     PC1_PORT_CMOS = 0x70,
     PC1_PORT_SERIAL0 = 0x3f8,
-    PC1_PORT_PM = 0x600, /* PM1a event; control at +4; timer at +8 */
-    PC1_PORT_PM_BYTES = 0x10,
+    PC1_PORT_PM = 0x600,      /* PM1a event; control at +4; timer at +8 */
+    PC1_PORT_PM_BYTES = 0x30, /* with what follows of it */
+    PC1_PORT_GPE = 0x610,     /* status, enable: 16 bits each */
+    PC1_PORT_PCIHP = 0x620,
+    PC1_PORT_PCIHP_BYTES = 0x10,
     PC1_PORT_PM_CONTROL = PC1_PORT_PM + 4,
     PC1_PORT_PM_TIMER = PC1_PORT_PM + 8,
     PC1_PORT_RESET = 0xcf9,
@@ -43,6 +46,8 @@ enum {
 };
 /* Lines (GSIs) */
 enum { PC1_IRQ_SERIAL0 = 4, PC1_IRQ_RTC = 8, PC1_IRQ_SCI = 9 };
+/* General purpose events */
+enum { PC1_GPE_PCIHP = 1 };
 /* PCI slots: 0 host bridge, 1 ISA bridge and power management, devices from here on */
 enum { PC1_SLOT_DEVICES = 2 };
 #define PC1_SLEEP_TYPE_S5 5u /* value of SLP_TYP that powers off, as \_S5 says */

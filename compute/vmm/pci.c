@@ -311,6 +311,17 @@ int pci_bus_add_function(struct pci_bus *bus, unsigned slot, unsigned function, 
     return 0;
 }
 
+void pci_bus_remove(struct pci_bus *bus, unsigned slot)
+{
+    struct pci_device *d = function_at(bus, slot, 0);
+    if (!d)
+        return;
+    for (unsigned bar = 0; bar < PCI_BARS; bar++)
+        if (d->bars[bar].kind != PCI_BAR_NONE)
+            bar_unmap(&d->bars[bar]);
+    bus->functions[slot * PCI_FUNCTIONS] = NULL;
+}
+
 void pci_bus_reset(struct pci_bus *bus)
 {
     for (size_t i = 0; i < ARRAY_SIZE(bus->functions); i++) {

@@ -90,6 +90,9 @@ void pci_bus_set_reset_port(struct pci_bus *bus, bus_read_fn read, bus_write_fn 
 int pci_bus_add(struct pci_bus *bus, unsigned slot, struct pci_device *device, struct error *err);
 int pci_bus_add_function(struct pci_bus *bus, unsigned slot, unsigned function, struct pci_device *device,
                          struct error *err);
+/* Take the device in @slot, function 0, off the bus: its BARs are unmapped, the slot reads all ones. It may be a
+ * function that is not there. */
+void pci_bus_remove(struct pci_bus *bus, unsigned slot);
 /* Command register and BARs of every function back to power-on; devices reset their own registers (device.h). */
 void pci_bus_reset(struct pci_bus *bus);
 /* Give every BAR an address and enable memory and port decoding, as firmware would: for direct boot, where nobody

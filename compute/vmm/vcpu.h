@@ -26,6 +26,8 @@ enum vcpu_hold {
     VCPU_HOLD_LEASE = 1 << 2,   /* the lease is about to run out */
     VCPU_HOLD_EVENT = 1 << 3,   /* reset, power-off or failure is being dealt with */
     VCPU_HOLD_MIGRATE = 1 << 4, /* state is being taken out or put in */
+    VCPU_HOLD_DISK = 1 << 5,    /* a disk failed and its policy is to pause */
+    VCPU_HOLD_UNPLUG = 1 << 6,  /* a device is being taken away, for a moment */
 };
 
 /* Why a vCPU stopped by itself; reported on its own thread, after all vCPUs were told to hold (VCPU_HOLD_EVENT). */

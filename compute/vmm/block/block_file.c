@@ -6,6 +6,7 @@
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "compute/vmm/block/block_file_engine.h"
 
@@ -153,15 +154,24 @@ int block_file_open(const char *path, const struct block_file_options *options, 
     return code;
 }
 
-int block_file_resized(struct block *b, struct error *err)
+int block_file_grow(struct block *b, uint64_t size_bytes, struct error *err)
 {
+    struct block_file *f = of_block(b);
     struct block now = {.size_bytes = 0};
-    int code = fd_measure(of_block(b)->fd, "", &now, err);
-    if (code < 0)
-        return code;
-    if (now.size_bytes < b->size_bytes)
-        return error_set(err, -EINVAL, ERROR_CONFLICT, "the disk has become smaller: %llu bytes, it had %llu",
-                         (unsigned long long)now.size_bytes, (unsigned long long)b->size_bytes);
-    b->size_bytes = now.size_bytes;
-    return 0;
+    if (size_bytes % BLOCK_SECTOR_BYTES != 0)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/size_bytes", "the size must be a multiple of %d bytes",
+                               BLOCK_SECTOR_BYTES);
+    if (size_bytes < b->size_bytes)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/size_bytes",
+                               "a disk only grows; it has %llu bytes already", (unsigned long long)b->size_bytes);
+    int code = fd_measure(f->fd, "file", &now, err);
+    if (code == 0 && now.size_bytes < size_bytes && ftruncate(f->fd, (off_t)size_bytes) < 0) {
+        code = errno == EINVAL ? error_set_field(err, -EINVAL, ERROR_CONFLICT, "/size_bytes",
+                                                 "its block device has %llu bytes only; enlarge that first",
+                                                 (unsigned long long)now.size_bytes)
+                               : error_errno(err, -errno, "cannot enlarge the disk");
+    }
+    if (code == 0)
+        b->size_bytes = size_bytes;
+    return code;
 }

@@ -35,7 +35,9 @@ int block_file_open(const char *path, const struct block_file_options *options, 
 /* The same on an open descriptor, which becomes the block's on success. */
 int block_file_from_fd(int fd, const struct block_file_options *options, struct io_loop *loop,
                        struct block **ret_block, struct error *err);
-/* Look at the file's size again: it was enlarged. -EINVAL where it has become smaller or odd. */
-int block_file_resized(struct block *b, struct error *err);
+/* Make the disk larger while it is used: a file is enlarged where it is not large enough yet (a hole, no space is
+ * taken), a block device must have grown already. -EINVAL in words for less than it has, an odd size, a device that
+ * is smaller; or what the file system says. With the device lock held. */
+int block_file_grow(struct block *b, uint64_t size_bytes, struct error *err);
 
 #endif

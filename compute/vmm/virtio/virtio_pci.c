@@ -493,6 +493,8 @@ static void device_destroy(struct device *device)
     struct virtio_pci *p = of_device(device);
     struct virtio_device *vdev = p->vdev;
     transport_reset(p);
+    if (p->pci.bus->functions[p->pci.slot * PCI_FUNCTIONS] == &p->pci)
+        pci_bus_remove(p->pci.bus, p->pci.slot);
     release(p);
     vdev->ops->destroy(vdev);
 }

@@ -4,6 +4,7 @@
 #include <linux/virtio_blk.h>
 #include <linux/virtio_ids.h>
 #include <string.h>
+#include <time.h>
 
 #include "compute/vmm/devices/blk/blk.h"
 
@@ -13,6 +14,28 @@ enum { PCI_CLASS_STORAGE = 0x018000 }; /* mass storage, other */
 static struct blk *of_virtio(struct virtio_device *d)
 {
     return CONTAINER_OF(d, struct blk, virtio);
+}
+
+struct blk *blk_of_virtio(struct virtio_device *d)
+{
+    return of_virtio(d);
+}
+
+void blk_set_limits(struct blk *blk, const struct vmm_limits *limits)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    rate_limit_set(&blk->limit, limits, (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec);
+    blk_queue_unthrottle(blk); /* they may be looser now */
+}
+
+void blk_grown(struct blk *blk)
+{
+    uint64_t capacity = htole64(blk->block->size_bytes / BLOCK_SECTOR_BYTES);
+    ASSERT(blk->block->size_bytes >= blk->size_bytes);
+    blk->size_bytes = blk->block->size_bytes;
+    memcpy(blk->virtio.config + offsetof(struct virtio_blk_config, capacity), &capacity, sizeof capacity);
+    virtio_device_config_changed(&blk->virtio);
 }
 
 static void blk_reset(struct virtio_device *d)
@@ -103,9 +126,15 @@ int blk_create(const struct blk_options *options, struct guest_memory *memory, s
         memcpy(blk->serial, options->serial, strnlen(options->serial, BLK_SERIAL_BYTES));
     list_init(&blk->parked);
     io_timer_init(&blk->retry, blk_queue_retry, blk);
+    io_timer_init(&blk->throttle, blk_queue_unthrottle, blk);
+    blk->on_error = options->on_error;
+    blk->stopped = options->stopped;
+    blk->stopped_arg = options->stopped_arg;
     virtio_device_init(&blk->virtio, &blk_ops, "blk", VIRTIO_ID_BLOCK, PCI_CLASS_STORAGE,
                        blk_features(options->block, queues), memory, (uint16_t)queues, BLK_QUEUE_SIZE);
     blk_fill_config(blk, queues);
+    if (options->limits != NULL)
+        blk_set_limits(blk, options->limits);
     *ret_device = &blk->virtio;
     return 0;
 }

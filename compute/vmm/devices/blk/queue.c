@@ -3,6 +3,7 @@
  *   taken from the ring -> struct blk_request -> block_submit -> done -> status byte, used ring, interrupt
  *                              ^                                  |
  *                              +---- retry timer, resume <---- parked (-EAGAIN: no lease)
+ *                              +---- resume <----------------- parked (an error that stops the machine)
  *
  * Answered at once, without the block: GET_ID, types not known here (UNSUPP), ranges that cannot be (IOERR).
  * A guest that did not take the FLUSH feature is promised write-through (§5.2.6.2): each of its writes is followed by
@@ -11,7 +12,9 @@
 #include <errno.h>
 #include <linux/virtio_blk.h>
 #include <string.h>
+#include <time.h>
 
+#include "common/log.h"
 #include "compute/vmm/devices/blk/blk.h"
 
 enum {
@@ -65,6 +68,38 @@ static uint8_t status_of(int result)
 
 static void request_submit(struct blk_request *r);
 
+static const char *operation_name(enum block_op op)
+{
+    static const char *const names[BLOCK_OPS] = {
+        [BLOCK_READ] = "read",       [BLOCK_WRITE] = "write",         [BLOCK_FLUSH] = "flush",
+        [BLOCK_DISCARD] = "discard", [BLOCK_WRITE_ZEROES] = "zeroes",
+    };
+    return names[op];
+}
+
+static bool error_stops(const struct blk *blk, int result)
+{
+    bool is_space = result == -ENOSPC || result == -EDQUOT;
+    return blk->stopped != NULL && blk->on_error != disk_error_policy_REPORT &&
+           (is_space || blk->on_error == disk_error_policy_PAUSE);
+}
+
+/* The disk failed. True when the request is kept for a later try. */
+static bool error_meet(struct blk_request *r, int result)
+{
+    struct blk *blk = r->blk;
+    bool stops = error_stops(blk, result);
+    if (blk->counters.errors++ < BLK_ERRORS_LOGGED)
+        log_warning("disk-error", "disk=%.20s operation=%s offset=%llu bytes=%llu error=\"%s\" action=%s",
+                    blk->serial, operation_name(r->block.op), (unsigned long long)r->block.offset,
+                    (unsigned long long)r->block.size, strerror(-result), stops ? "pause" : "report");
+    if (!stops)
+        return false;
+    list_append(&blk->parked, &r->link);
+    blk->stopped(blk->stopped_arg, blk, operation_name(r->block.op), result);
+    return true;
+}
+
 static void request_done(struct block_request *block, int result)
 {
     struct blk_request *r = CONTAINER_OF(block, struct blk_request, block);
@@ -82,6 +117,8 @@ static void request_done(struct block_request *block, int result)
         request_submit(r);
         return;
     }
+    if (result < 0 && result != -EOPNOTSUPP && error_meet(r, result))
+        return;
     request_finish(r, status_of(result));
 }
 
@@ -146,11 +183,43 @@ static struct blk_request *request_create(struct blk *blk, unsigned queue, bool 
     return r;
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+/* Is the next request kept in its ring for now? */
+static bool is_throttled(struct blk *blk)
+{
+    if (!rate_limit_is_set(&blk->limit))
+        return false;
+    uint64_t wait = rate_limit_wait_ns(&blk->limit, now_ns());
+    if (wait == 0)
+        return false;
+    blk->counters.throttled++;
+    if (list_empty(&blk->throttle.link))
+        io_timer_arm(blk->loop, &blk->throttle, wait);
+    return true;
+}
+
+void blk_queue_unthrottle(void *arg)
+{
+    struct blk *blk = arg;
+    io_timer_cancel(&blk->throttle);
+    for (unsigned queue = 0; queue < blk->virtio.queue_count; queue++)
+        virtio_device_notify(&blk->virtio, queue);
+}
+
 static void start_transfer(struct blk *blk, unsigned queue, bool is_read, uint64_t sector)
 {
     struct blk_request *r = request_create(blk, queue, is_read, true);
     r->block.op = is_read ? BLOCK_READ : BLOCK_WRITE;
     r->flush_after = !is_read && !virtio_device_has(&blk->virtio, VIRTIO_BLK_F_FLUSH);
+    rate_limit_charge(&blk->limit, r->block.size);
+    *(is_read ? &blk->counters.reads : &blk->counters.writes) += 1;
+    *(is_read ? &blk->counters.read_bytes : &blk->counters.write_bytes) += r->block.size;
     if (__builtin_mul_overflow(sector, (uint64_t)BLOCK_SECTOR_BYTES, &r->block.offset))
         request_finish(r, VIRTIO_BLK_S_IOERR);
     else
@@ -166,6 +235,8 @@ static void start_range(struct blk *blk, unsigned queue, bool is_discard)
     struct blk_request *r = request_create(blk, queue, false, false);
     uint32_t sectors = le32toh(range.num_sectors), flags = le32toh(range.flags);
     r->block.op = is_discard ? BLOCK_DISCARD : BLOCK_WRITE_ZEROES;
+    rate_limit_charge(&blk->limit, 0);
+    blk->counters.discards++;
     r->block.size = (uint64_t)sectors * BLOCK_SECTOR_BYTES;
     r->block.may_unmap = (flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) != 0;
     r->flush_after = !virtio_device_has(&blk->virtio, VIRTIO_BLK_F_FLUSH);
@@ -190,6 +261,8 @@ static void start_flush(struct blk *blk, unsigned queue)
 {
     struct blk_request *r = request_create(blk, queue, false, false);
     r->block.op = BLOCK_FLUSH;
+    rate_limit_charge(&blk->limit, 0);
+    blk->counters.flushes++;
     request_submit(r);
 }
 
@@ -233,7 +306,11 @@ static void queue_take(struct blk *blk, unsigned queue)
     unsigned taken = 0;
     do {
         virtio_queue_ask_notify(q, false);
-        while (virtio_device_running(d) && virtio_device_pop(d, queue, &blk->chain)) {
+        while (virtio_device_running(d)) {
+            if (is_throttled(blk))
+                return;
+            if (!virtio_device_pop(d, queue, &blk->chain))
+                break;
             request_start(blk, queue);
             if (++taken == BLK_BATCH_REQUESTS) {
                 d->transport->ops->queue_again(d->transport, queue);
@@ -283,6 +360,7 @@ void blk_queue_quiesce(struct blk *blk)
     /* A write-through flush that follows its write is begun within drain, which waits for it too. */
     block_drain(blk->block);
     io_timer_cancel(&blk->retry);
+    io_timer_cancel(&blk->throttle);
     ASSERT(blk->in_flight == 0);
     while (!list_empty(&blk->parked)) {
         struct blk_request *r = LIST_ENTRY(blk->parked.next, struct blk_request, link);

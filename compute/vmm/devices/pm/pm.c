@@ -9,7 +9,7 @@
 enum { STATUS = 0, ENABLE = 2 };
 enum { STS_TIMER = 1, STS_GLOBAL = 0x20, STS_POWER_BUTTON = 0x100, STS_WAKE = 0x8000 };
 enum { CONTROL_SCI = 1, CONTROL_SLEEP_TYPE_SHIFT = 10, CONTROL_SLEEP = 0x2000 };
-enum { PCI_PM_BASE = 0x40, PCI_PM_MISC = 0x80, STATE_VERSION = 1 };
+enum { PCI_PM_BASE = 0x40, PCI_PM_MISC = 0x80, STATE_VERSION = 2 };
 #define TIMER_HZ 3579545ull
 
 struct pm {
@@ -20,6 +20,7 @@ struct pm {
     power_fn power;
     void *power_arg;
     uint16_t status, enable, control;
+    uint16_t gpe_status, gpe_enable;
     bool line_high;
     uint64_t timer_base_ns; /* CLOCK_MONOTONIC when the timer was 0; changes only while no vCPU runs (atomic) */
     uint64_t paused_ns;     /* elapsed when paused */
@@ -42,15 +43,20 @@ static uint32_t timer_value(struct pm *p)
     return (uint32_t)((unsigned __int128)elapsed_ns(p) * TIMER_HZ / 1000000000u);
 }
 
+static bool line_wanted(const struct pm *p)
+{
+    return (p->status & p->enable) != 0 || (p->gpe_status & p->gpe_enable) != 0;
+}
+
 static void line_tell(struct pm *p)
 {
-    p->line_high = (p->status & p->enable) != 0;
+    p->line_high = line_wanted(p);
     irq_line_set(p->chip, PC1_IRQ_SCI, p->line_high);
 }
 
 static void line_update(struct pm *p)
 {
-    if (p->line_high != ((p->status & p->enable) != 0))
+    if (p->line_high != line_wanted(p))
         line_tell(p);
 }
 
@@ -101,6 +107,34 @@ static void pm_write(void *arg, uint64_t offset, unsigned size, uint64_t value)
     line_update(p);
 }
 
+static uint64_t gpe_read(void *arg, uint64_t offset, unsigned size)
+{
+    struct pm *p = arg;
+    (void)size;
+    return (p->gpe_status | (uint64_t)p->gpe_enable << 16) >> (8 * offset);
+}
+
+static void gpe_write(void *arg, uint64_t offset, unsigned size, uint64_t value)
+{
+    struct pm *p = arg;
+    for (unsigned i = 0; i < size; i++) {
+        unsigned at = (unsigned)offset + i, shift = 8 * (at & 1);
+        uint16_t bits = (uint16_t)((value >> (8 * i) & 0xff) << shift);
+        if (at < 2)
+            p->gpe_status = (uint16_t)(p->gpe_status & ~bits); /* written ones clear */
+        else
+            p->gpe_enable = (uint16_t)((p->gpe_enable & ~(0xffu << shift)) | bits);
+    }
+    line_update(p);
+}
+
+void pm_raise_gpe(struct pm *p, unsigned gpe)
+{
+    ASSERT(gpe < 16);
+    p->gpe_status |= (uint16_t)(1u << gpe);
+    line_update(p);
+}
+
 void pm_press_power_button(struct pm *p)
 {
     p->status |= STS_POWER_BUTTON;
@@ -110,7 +144,7 @@ void pm_press_power_button(struct pm *p)
 static void pm_reset(struct device *d)
 {
     struct pm *p = CONTAINER_OF(d, struct pm, device);
-    p->status = p->enable = 0;
+    p->status = p->enable = p->gpe_status = p->gpe_enable = 0;
     p->control = CONTROL_SCI;
     __atomic_store_n(&p->timer_base_ns, now_ns(), __ATOMIC_RELAXED);
     p->paused_ns = 0;
@@ -138,6 +172,8 @@ static void pm_save(struct device *d, struct bytes_writer *out)
     bytes_put_u16(out, p->enable);
     bytes_put_u16(out, p->control);
     bytes_put_u64(out, p->paused_ns);
+    bytes_put_u16(out, p->gpe_status);
+    bytes_put_u16(out, p->gpe_enable);
 }
 
 static int pm_load(struct device *d, struct bytes_reader *in, struct error *err)
@@ -146,6 +182,7 @@ static int pm_load(struct device *d, struct bytes_reader *in, struct error *err)
     uint8_t version = bytes_get_u8(in);
     uint16_t status = bytes_get_u16(in), enable = bytes_get_u16(in), control = bytes_get_u16(in);
     uint64_t paused_ns = bytes_get_u64(in);
+    uint16_t gpe_status = bytes_get_u16(in), gpe_enable = bytes_get_u16(in);
     if (in->bad || version != STATE_VERSION)
         return error_set(err, -EINVAL, ERROR_INVALID, "%s: its saved state is damaged or of another version",
                          d->name);
@@ -153,11 +190,14 @@ static int pm_load(struct device *d, struct bytes_reader *in, struct error *err)
     p->enable = enable;
     p->control = control;
     p->paused_ns = paused_ns;
+    p->gpe_status = gpe_status;
+    p->gpe_enable = gpe_enable;
     return 0;
 }
 
 static void ports_remove(struct pm *p)
 {
+    bus_remove(p->ports, PC1_PORT_GPE);
     bus_remove(p->ports, PC1_PORT_PM_TIMER);
     bus_remove(p->ports, PC1_PORT_PM);
 }
@@ -182,8 +222,11 @@ static int ports_add(struct pm *p, struct error *err)
     struct bus_range registers = {.start = PC1_PORT_PM, .size = 8, .read = pm_read, .write = pm_write, .arg = p};
     struct bus_range timer = {
         .start = PC1_PORT_PM_TIMER, .size = 4, .flags = BUS_LOCKLESS, .read = timer_read, .arg = p};
+    struct bus_range gpe = {.start = PC1_PORT_GPE, .size = 4, .read = gpe_read, .write = gpe_write, .arg = p};
     int code = bus_add(p->ports, &registers, err);
-    return code < 0 ? code : bus_add(p->ports, &timer, err);
+    if (code == 0)
+        code = bus_add(p->ports, &timer, err);
+    return code < 0 ? code : bus_add(p->ports, &gpe, err);
 }
 
 int pm_create(struct bus *ports, struct pci_bus *pci, struct irq_chip *chip, power_fn power, void *power_arg,

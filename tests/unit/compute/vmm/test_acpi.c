@@ -87,6 +87,9 @@ static void fixed_table_names_the_ports(void **state)
     assert_int_equal(get(fadt + 56, 4), PC1_PORT_PM);
     assert_int_equal(get(fadt + 64, 4), PC1_PORT_PM_CONTROL);
     assert_int_equal(get(fadt + 76, 4), PC1_PORT_PM_TIMER);
+    assert_int_equal(get(fadt + 80, 4), PC1_PORT_GPE);
+    assert_int_equal(get(fadt + 92, 1), 4);
+    assert_int_equal(get(fadt + 220 + 4, 8), PC1_PORT_GPE);
     assert_int_equal(get(fadt + 116, 1), 1); /* reset register: a port */
     assert_int_equal(get(fadt + 120, 8), PC1_PORT_RESET);
     assert_int_equal(get(fadt + 128, 1), 6);
@@ -143,6 +146,11 @@ static void namespace_is_walked(void **state)
         at = package_end(at + 2);
     }
     assert_int_equal(at, scope_end);
+    assert_int_equal(get(at, 1), 0x10);
+    assert_true(has_text(at + 5, "\\_GPE"));
+    assert_int_equal(get(at + 10, 1), 0x14); /* Method */
+    assert_true(has_text(at + 15, "_E01"));
+    at = package_end(at + 1);
     assert_true(has_text(at + 1, "_S5_"));
     assert_int_equal(get(at + 5, 1), 0x12); /* Package of 4, the first the sleep type */
     assert_int_equal(get(at + 10, 1), 4);

@@ -1,5 +1,6 @@
 /* virtio-blk through the PCI transport on a real file with its worker threads (pthread): data, flush, discard,
- * limits, hostile requests, the fail-stop hook, pause, save and load. */
+ * limits, hostile requests, the fail-stop hook, pause, save and load; disks that fail, under each policy; rate limits;
+ * growth. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,6 +16,7 @@
 
 #include "compute/vmm/block/block_file.h"
 #include "compute/vmm/devices/blk/blk.h"
+#include "tests/unit/compute/vmm/fault_block.h"
 #include "tests/unit/compute/vmm/virtio_driver.h"
 
 enum { DISK_BYTES = 4 << 20, QUEUE_SIZE = 64, ALL = -1 };
@@ -27,6 +29,11 @@ struct bench {
     int fd; /* the same file, seen from outside */
     uint64_t header, status, data;
     struct uring *uring;
+    struct fault_block *fault; /* between device and file, where a test asks for it */
+    enum disk_error_policy on_error;
+    struct vmm_limits limits;
+    unsigned stops; /* times that the device asked for a pause */
+    int stop_result;
     bool lease; /* what the fail-stop hook answers (atomic: workers ask) */
 };
 
@@ -39,6 +46,14 @@ static void set_lease(struct bench *b, bool held)
     __atomic_store_n(&b->lease, held, __ATOMIC_RELEASE);
 }
 
+static void on_stopped(void *arg, const struct blk *blk UNUSED, const char *operation, int result)
+{
+    struct bench *b = arg;
+    assert_non_null(operation);
+    b->stops++;
+    b->stop_result = result;
+}
+
 static void bench_attach(struct bench *b, bool read_only, unsigned queues)
 {
     struct virtio_device *vdev;
@@ -48,7 +63,14 @@ static void bench_attach(struct bench *b, bool read_only, unsigned queues)
         fail_msg("%s", err.text);
     b->block->may_submit = ask_lease;
     b->block->may_submit_arg = &b->lease;
-    struct blk_options options = {.block = b->block, .serial = "disk-of-web1-and-more", .queues = queues};
+    b->fault = b->fault == NULL ? NULL : fault_block_create(b->block, b->m.loop);
+    struct blk_options options = {.block = b->fault == NULL ? b->block : &b->fault->block,
+                                  .serial = "disk-of-web1-and-more",
+                                  .queues = queues,
+                                  .on_error = b->on_error,
+                                  .limits = &b->limits,
+                                  .stopped = on_stopped,
+                                  .stopped_arg = b};
     assert_int_equal(blk_create(&options, &b->m.memory, b->m.loop, &vdev, &err), 0);
     driver_attach(&b->d, &b->m, vdev);
 }
@@ -445,6 +467,197 @@ static void without_flush_writes_go_through(void **state)
     assert_int_equal(data(b)[4095], 0x11);
 }
 
+/* The same bench with a disk that can fail. */
+static struct bench *bench_make_faulty(void **state, enum disk_error_policy on_error)
+{
+    struct bench *b = *state;
+    driver_detach(&b->d);
+    b->fault = (void *)b; /* wanted */
+    b->on_error = on_error;
+    bench_attach(b, false, 1);
+    driver_start(&b->d, (uint64_t)ALL, QUEUE_SIZE);
+    b->header = driver_alloc(&b->d, 4096);
+    b->status = driver_alloc(&b->d, 4096);
+    b->data = driver_alloc(&b->d, 1 << 20);
+    return b;
+}
+
+static void fail_next(struct bench *b, unsigned count, enum block_op op, int result)
+{
+    b->fault->fail_count = count;
+    b->fault->fail_ops = 1u << op;
+    b->fault->fail_result = result;
+}
+
+static void errors_go_to_the_guest_or_stop_the_machine(void **state)
+{
+    static const struct {
+        enum disk_error_policy policy;
+        uint32_t type;
+        enum block_op op;
+        int result;
+        bool stops;
+    } rows[] = {
+        {disk_error_policy_NO_SPACE, VIRTIO_BLK_T_OUT, BLOCK_WRITE, -ENOSPC, true},
+        {disk_error_policy_NO_SPACE, VIRTIO_BLK_T_OUT, BLOCK_WRITE, -EDQUOT, true},
+        {disk_error_policy_NO_SPACE, VIRTIO_BLK_T_FLUSH, BLOCK_FLUSH, -ENOSPC, true},
+        {disk_error_policy_NO_SPACE, VIRTIO_BLK_T_OUT, BLOCK_WRITE, -EIO, false},
+        {disk_error_policy_NO_SPACE, VIRTIO_BLK_T_IN, BLOCK_READ, -EIO, false},
+        {disk_error_policy_REPORT, VIRTIO_BLK_T_OUT, BLOCK_WRITE, -ENOSPC, false},
+        {disk_error_policy_REPORT, VIRTIO_BLK_T_FLUSH, BLOCK_FLUSH, -EIO, false},
+        {disk_error_policy_PAUSE, VIRTIO_BLK_T_OUT, BLOCK_WRITE, -EIO, true},
+        {disk_error_policy_PAUSE, VIRTIO_BLK_T_IN, BLOCK_READ, -EIO, true},
+        {disk_error_policy_PAUSE, VIRTIO_BLK_T_FLUSH, BLOCK_FLUSH, -ENOSPC, true},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct bench *b = bench_make_faulty(state, rows[i].policy);
+        struct used_entry used = {0};
+        uint8_t expect[4096], seen[4096];
+        bool is_read = rows[i].type == VIRTIO_BLK_T_IN;
+        struct segment segments[] = {{b->header, 16, false}, {b->data, 4096, is_read}, {b->status, 1, true}};
+        if (rows[i].type == VIRTIO_BLK_T_FLUSH)
+            segments[1] = segments[2];
+        fill(expect, sizeof expect, i);
+        assert_int_equal(pwrite(b->fd, expect, sizeof expect, 24 * 512), sizeof expect);
+        memcpy(data(b), expect, sizeof expect);
+        b->stops = 0;
+        fail_next(b, 2, rows[i].op, rows[i].result); /* the first retry fails as well */
+        put_header(b, rows[i].type, 24);
+        driver_add(&b->d, 0, segments, rows[i].type == VIRTIO_BLK_T_FLUSH ? 2 : 3);
+        driver_kick(&b->d, 0);
+        if (!rows[i].stops) {
+            assert_true(driver_wait(&b->d, 0, &used));
+            assert_int_equal(*(uint8_t *)driver_at(&b->d, b->status, 1), VIRTIO_BLK_S_IOERR);
+            assert_int_equal(b->stops, 0);
+            continue;
+        }
+        for (unsigned round = 1; round <= 2; round++) {
+            while (b->stops < round)
+                io_loop_run_once(b->m.loop, -1);
+            assert_int_equal(b->stop_result, rows[i].result);
+            assert_false(driver_has_used(&b->d, 0)); /* the guest knows nothing */
+            assert_int_equal(*(uint8_t *)driver_at(&b->d, b->status, 1), 0xee);
+            driver_pause(&b->d);
+            driver_resume(&b->d);
+        }
+        assert_true(driver_wait(&b->d, 0, &used));
+        assert_int_equal(*(uint8_t *)driver_at(&b->d, b->status, 1), VIRTIO_BLK_S_OK);
+        assert_int_equal(b->stops, 2);
+        assert_int_equal(b->fault->failed, 2);
+        if (rows[i].type != VIRTIO_BLK_T_FLUSH) {
+            assert_int_equal(pread(b->fd, seen, sizeof seen, 24 * 512), sizeof seen);
+            assert_memory_equal(seen, expect, sizeof seen);
+            assert_memory_equal(data(b), expect, sizeof expect);
+        }
+    }
+}
+
+/* Some of many writes meet a full disk, the machine stops, space is made, it goes on: all are done, each once. */
+static void nothing_acknowledged_is_lost_when_space_runs_out(void **state)
+{
+    enum { WRITES = 16 };
+    struct bench *b = bench_make_faulty(state, disk_error_policy_NO_SPACE);
+    uint64_t headers = driver_alloc(&b->d, 4096), statuses = driver_alloc(&b->d, 4096);
+    bool done[WRITES] = {false};
+    unsigned count = 0;
+    fail_next(b, WRITES / 2, BLOCK_WRITE, -ENOSPC);
+    for (unsigned i = 0; i < WRITES; i++) {
+        struct virtio_blk_outhdr header = {.type = htole32(VIRTIO_BLK_T_OUT), .sector = htole64(i)};
+        memcpy(driver_at(&b->d, headers + 16 * i, 16), &header, 16);
+        memset(data(b) + 512 * i, (int)(0x40 + i), 512);
+        struct segment segments[] = {
+            {headers + 16 * i, 16, false}, {b->data + 512 * i, 512, false}, {statuses + i, 1, true}};
+        assert_int_equal(driver_add(&b->d, 0, segments, 3), 3 * i);
+    }
+    driver_kick(&b->d, 0);
+    while (b->stops < WRITES / 2)
+        io_loop_run_once(b->m.loop, -1);
+    driver_pause(&b->d);
+    for (unsigned round = 0; round < 2; round++) {
+        struct used_entry used = {0};
+        while (driver_has_used(&b->d, 0) || round == 1) {
+            uint8_t seen[512];
+            assert_true(driver_wait(&b->d, 0, &used));
+            unsigned i = used.head / 3;
+            assert_false(done[i]);
+            done[i] = true;
+            assert_int_equal(*(uint8_t *)driver_at(&b->d, statuses + i, 1), VIRTIO_BLK_S_OK);
+            assert_int_equal(pread(b->fd, seen, 512, 512 * (off_t)i), 512);
+            assert_int_equal(seen[0], 0x40 + i); /* what is acknowledged is there */
+            if (++count == WRITES)
+                break;
+        }
+        if (round == 0) {
+            assert_true(count <= WRITES / 2);
+            driver_resume(&b->d);
+        }
+    }
+    assert_int_equal(count, WRITES);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/* Real time here, as coarsely as can be; test_rate_limit.c has the exact figures. */
+static void limits_slow_down_and_can_be_lifted(void **state)
+{
+    struct bench *b = *state;
+    struct blk *blk = blk_of_virtio(b->d.vdev);
+    struct vmm_limits slow = {.operations_per_second = 100, .operations_burst = 1}, none = {.operations_burst = 0};
+    uint64_t begun = now_ms();
+    blk_set_limits(blk, &slow);
+    for (unsigned i = 0; i < 11; i++)
+        assert_int_equal(request(b, 0, VIRTIO_BLK_T_IN, 0, 512, true, NULL), VIRTIO_BLK_S_OK);
+    assert_true(now_ms() - begun >= 85);
+    assert_true(blk->counters.throttled >= 8);
+    slow.operations_per_second = 1;
+    blk_set_limits(blk, &slow);
+    begun = now_ms();
+    struct segment segments[] = {{b->header, 16, false}, {b->data, 512, true}, {b->status, 1, true}};
+    struct used_entry used = {0};
+    for (unsigned i = 0; i < 3; i++) {
+        put_header(b, VIRTIO_BLK_T_IN, 0);
+        driver_add(&b->d, 0, segments, 3);
+    }
+    driver_kick(&b->d, 0);
+    assert_true(blk->counters.reads < 11 + 3);
+    blk_set_limits(blk, &none); /* nobody waits for the second that was said before */
+    for (unsigned i = 0; i < 3; i++)
+        assert_true(driver_wait(&b->d, 0, &used));
+    assert_true(now_ms() - begun < 900);
+    /* Paused while throttled: it comes back throttled, with its requests. */
+    blk_set_limits(blk, &slow);
+    driver_add(&b->d, 0, segments, 3);
+    driver_add(&b->d, 0, segments, 3);
+    driver_kick(&b->d, 0);
+    driver_pause(&b->d);
+    driver_resume(&b->d);
+    blk_set_limits(blk, &none);
+    assert_true(driver_wait(&b->d, 0, &used) && driver_wait(&b->d, 0, &used));
+}
+
+static void a_disk_grows_while_it_runs(void **state)
+{
+    struct bench *b = *state;
+    struct error err;
+    struct blk *blk = blk_of_virtio(b->d.vdev);
+    uint64_t capacity;
+    assert_int_equal(request(b, 0, VIRTIO_BLK_T_IN, DISK_BYTES / 512, 512, true, NULL), VIRTIO_BLK_S_IOERR);
+    driver_interrupts(&b->d, 0);
+    uint8_t generation = b->d.vdev->config_generation;
+    assert_int_equal(block_file_grow(b->block, DISK_BYTES * 2, &err), 0);
+    blk_grown(blk);
+    assert_int_equal(driver_interrupts(&b->d, 0), 1);
+    assert_int_not_equal(b->d.vdev->config_generation, generation);
+    memcpy(&capacity, b->d.vdev->config, sizeof capacity);
+    assert_int_equal(le64toh(capacity), DISK_BYTES * 2 / 512);
+    assert_int_equal(request(b, 0, VIRTIO_BLK_T_OUT, DISK_BYTES / 512, 512, false, NULL), VIRTIO_BLK_S_OK);
+}
+
 static void disks_that_cannot_be_are_refused(void **state)
 {
     struct bench *b = *state;
@@ -497,6 +710,10 @@ int main(void)
         T(another_disk_is_refused_on_load),
         T(reset_waits_for_requests),
         T(without_flush_writes_go_through),
+        T(errors_go_to_the_guest_or_stop_the_machine),
+        T(nothing_acknowledged_is_lost_when_space_runs_out),
+        T(limits_slow_down_and_can_be_lifted),
+        T(a_disk_grows_while_it_runs),
         T(disks_that_cannot_be_are_refused),
     };
     int failed = cmocka_run_group_tests_name("threads", tests, NULL, NULL);

@@ -1,0 +1,152 @@
+/* Control of disks and network interfaces: list, plug, change, unplug. */
+#include <errno.h>
+
+#include "compute/vmm/control_call.h"
+#include "compute/vmm/devices/net/net.h"
+
+enum { HTTP_CREATED = 201, HTTP_ACCEPTED = 202 };
+
+/* ---- as JSON ---- */
+
+static void put_disk(struct machine *m, const struct machine_slot *slot, struct bytes_writer *out)
+{
+    struct vmm_disk_status status = {.unplugging = false};
+    pthread_mutex_lock(&m->device_lock);
+    struct blk_counters c = blk_of_virtio(slot->virtio)->counters;
+    pthread_mutex_unlock(&m->device_lock);
+    object_copy(&vmm_disk_desc, &status.disk, &slot->disk);
+    object_mark(&vmm_disk_status_desc, &status, "disk");
+    OBJECT_SET(vmm_disk_status, &status, unplugging, slot->unplugging);
+    OBJECT_SET(vmm_disk_status, &status, reads, c.reads);
+    OBJECT_SET(vmm_disk_status, &status, read_bytes, c.read_bytes);
+    OBJECT_SET(vmm_disk_status, &status, writes, c.writes);
+    OBJECT_SET(vmm_disk_status, &status, write_bytes, c.write_bytes);
+    OBJECT_SET(vmm_disk_status, &status, flushes, c.flushes);
+    OBJECT_SET(vmm_disk_status, &status, discards, c.discards);
+    OBJECT_SET(vmm_disk_status, &status, errors, c.errors);
+    OBJECT_SET(vmm_disk_status, &status, throttled, c.throttled);
+    OBJECT_ENCODE(vmm_disk_status, &status, out);
+    OBJECT_CLEAR(vmm_disk_status, &status);
+}
+
+static void put_nic(struct machine *m, const struct machine_slot *slot, struct bytes_writer *out)
+{
+    struct vmm_nic_status status = {.unplugging = false};
+    pthread_mutex_lock(&m->device_lock);
+    struct net_counters c = net_counters(slot->virtio);
+    pthread_mutex_unlock(&m->device_lock);
+    object_copy(&vmm_nic_desc, &status.nic, &slot->nic);
+    object_mark(&vmm_nic_status_desc, &status, "nic");
+    OBJECT_SET(vmm_nic_status, &status, unplugging, slot->unplugging);
+    OBJECT_SET(vmm_nic_status, &status, rx_frames, c.rx_frames);
+    OBJECT_SET(vmm_nic_status, &status, rx_bytes, c.rx_bytes);
+    OBJECT_SET(vmm_nic_status, &status, rx_dropped, c.rx_dropped);
+    OBJECT_SET(vmm_nic_status, &status, tx_frames, c.tx_frames);
+    OBJECT_SET(vmm_nic_status, &status, tx_bytes, c.tx_bytes);
+    OBJECT_SET(vmm_nic_status, &status, tx_dropped, c.tx_dropped);
+    OBJECT_ENCODE(vmm_nic_status, &status, out);
+    OBJECT_CLEAR(vmm_nic_status, &status);
+}
+
+static void put_slot(struct machine *m, const struct machine_slot *slot, struct bytes_writer *out)
+{
+    if (slot->kind == SLOT_DISK)
+        put_disk(m, slot, out);
+    else
+        put_nic(m, slot, out);
+}
+
+static int list(struct control_call *call, enum slot_kind kind)
+{
+    struct machine *m = call->machine;
+    unsigned count = 0;
+    bytes_put_text(&call->answer, "[");
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (m->slots.slots[i].kind == kind) {
+            bytes_put_text(&call->answer, count++ ? "," : "");
+            put_slot(m, &m->slots.slots[i], &call->answer);
+        }
+    bytes_put_text(&call->answer, "]");
+    return 0;
+}
+
+static int show(struct control_call *call, enum slot_kind kind, struct error *err)
+{
+    const struct machine_slot *slot = machine_slot_find(call->machine, kind, call->id, err);
+    if (!slot)
+        return -ENOENT;
+    put_slot(call->machine, slot, &call->answer);
+    return 0;
+}
+
+/* ---- routes ---- */
+
+int control_disk_list(struct control_call *call, struct error *err UNUSED)
+{
+    return list(call, SLOT_DISK);
+}
+
+int control_disk_show(struct control_call *call, struct error *err)
+{
+    return show(call, SLOT_DISK, err);
+}
+
+int control_disk_plug(struct control_call *call, struct error *err)
+{
+    struct machine_slot *slot;
+    int code = machine_plug_disk(call->machine, call->body, &slot, err);
+    if (code < 0)
+        return code;
+    call->status = HTTP_CREATED;
+    put_slot(call->machine, slot, &call->answer);
+    return 0;
+}
+
+int control_disk_change(struct control_call *call, struct error *err)
+{
+    struct machine_slot *slot = machine_slot_find(call->machine, SLOT_DISK, call->id, err);
+    int code = slot ? machine_slot_change_disk(call->machine, slot, call->body, err) : -ENOENT;
+    return code < 0 ? code : show(call, SLOT_DISK, err);
+}
+
+int control_nic_list(struct control_call *call, struct error *err UNUSED)
+{
+    return list(call, SLOT_NIC);
+}
+
+int control_nic_show(struct control_call *call, struct error *err)
+{
+    return show(call, SLOT_NIC, err);
+}
+
+int control_nic_plug(struct control_call *call, struct error *err)
+{
+    struct machine_slot *slot;
+    int code = machine_plug_nic(call->machine, call->body, &slot, err);
+    if (code < 0)
+        return code;
+    call->status = HTTP_CREATED;
+    put_slot(call->machine, slot, &call->answer);
+    return 0;
+}
+
+int control_nic_change(struct control_call *call, struct error *err)
+{
+    struct machine_slot *slot = machine_slot_find(call->machine, SLOT_NIC, call->id, err);
+    int code = slot ? machine_slot_change_nic(call->machine, slot, call->body, err) : -ENOENT;
+    return code < 0 ? code : show(call, SLOT_NIC, err);
+}
+
+/* The answer shows the device as it was before it went, where it is taken away at once. */
+int control_device_unplug(struct control_call *call, struct error *err)
+{
+    enum slot_kind kind = call->route->id == VMM_ROUTE_disk_unplug ? SLOT_DISK : SLOT_NIC;
+    struct machine_slot *slot = machine_slot_find(call->machine, kind, call->id, err);
+    if (!slot)
+        return -ENOENT;
+    slot->unplugging = true;
+    put_slot(call->machine, slot, &call->answer);
+    call->status = call->force ? 200 : HTTP_ACCEPTED;
+    machine_slot_unplug(call->machine, slot, call->force);
+    return 0;
+}

@@ -1,0 +1,390 @@
+/* Disks and network interfaces in their slots: see machine_slots.h. */
+#include "compute/vmm/machine_slots.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "compute/vmm/block/block_file.h"
+#include "compute/vmm/devices/net/net.h"
+#include "compute/vmm/devices/pcihp/pcihp.h"
+#include "compute/vmm/devices/pm/pm.h"
+#include "compute/vmm/machine.h"
+#include "compute/vmm/pc1_layout.h"
+#include "compute/vmm/virtio/virtio_pci.h"
+
+#define DISK_QUEUES_MAX 4u
+
+static bool may_submit(void *arg)
+{
+    return lease_allows_io(arg);
+}
+
+/* ---- finding ---- */
+
+static struct machine_slot *by_id(struct machine *m, const char *id)
+{
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (m->slots.slots[i].kind != SLOT_EMPTY && strcmp(m->slots.slots[i].id, id) == 0)
+            return &m->slots.slots[i];
+    return NULL;
+}
+
+struct machine_slot *machine_slot_find(struct machine *m, enum slot_kind kind, const char *id, struct error *err)
+{
+    struct machine_slot *slot = by_id(m, id);
+    if (slot && slot->kind == kind)
+        return slot;
+    error_set(err, -ENOENT, ERROR_NOT_FOUND, "the VM has no %s \"%.23s\"",
+              kind == SLOT_DISK ? "disk" : "network interface", id);
+    return NULL;
+}
+
+/* An empty slot: @wanted, or the first that is free. It is not filled yet. */
+static int slot_choose(struct machine *m, const uint32_t *wanted, struct machine_slot **ret_slot, struct error *err)
+{
+    for (unsigned i = wanted ? *wanted : PC1_SLOT_DEVICES; i < PCI_SLOTS; i++) {
+        if (m->slots.slots[i].kind == SLOT_EMPTY && !m->pci.functions[i * PCI_FUNCTIONS]) {
+            m->slots.slots[i] = (struct machine_slot){.number = i};
+            *ret_slot = &m->slots.slots[i];
+            return 0;
+        }
+        if (wanted)
+            return error_set_field(err, -EEXIST, ERROR_IN_USE, "/slot", "slot %u is taken by %s", i,
+                                   m->slots.slots[i].kind == SLOT_EMPTY ? "the board" : m->slots.slots[i].id);
+    }
+    return error_set_field(err, -ENOSPC, ERROR_NO_SPACE, "/slot", "all %u PCI slots are taken; unplug something",
+                           PCI_SLOTS);
+}
+
+/* @wanted, or @kind with the first number that nobody has. */
+static int id_choose(struct machine *m, const char *wanted, const char *kind, char id[24], struct error *err)
+{
+    if (wanted && by_id(m, wanted))
+        return error_set_field(err, -EEXIST, ERROR_EXISTS, "/id", "the VM has a device \"%s\" already", wanted);
+    if (wanted) {
+        snprintf(id, 24, "%s", wanted);
+        return 0;
+    }
+    for (unsigned i = 0; i <= PCI_SLOTS; i++) {
+        snprintf(id, 24, "%s%u", kind, i);
+        if (!by_id(m, id))
+            break;
+    }
+    return 0;
+}
+
+/* Show @virtio in @slot; it is released here when that fails. */
+static int slot_fill(struct machine *m, struct machine_slot *slot, enum slot_kind kind, struct virtio_device *virtio,
+                     const char *name, struct error *err)
+{
+    struct virtio_pci *transport;
+    int code = virtio_pci_create(virtio, name, &m->pci, slot->number, &m->kvm.irq, m->io, &transport, err);
+    if (code < 0) {
+        virtio->ops->destroy(virtio);
+        return code;
+    }
+    slot->kind = kind;
+    slot->device = virtio_pci_device(transport);
+    slot->virtio = virtio;
+    snprintf(slot->id, sizeof(slot->id), "%s", name);
+    list_append(&m->devices, &slot->device->link);
+    return 0;
+}
+
+int machine_slot_add_other(struct machine *m, struct virtio_device *virtio, const char *name, struct error *err)
+{
+    struct machine_slot *slot;
+    int code = slot_choose(m, NULL, &slot, err);
+    if (code < 0) {
+        virtio->ops->destroy(virtio);
+        return code;
+    }
+    return slot_fill(m, slot, SLOT_OTHER, virtio, name, err);
+}
+
+/* ---- disks ---- */
+
+/* With the device lock held. */
+static void disk_stopped(void *arg, const struct blk *blk, const char *operation, int result)
+{
+    struct machine *m = arg;
+    char why[160];
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (m->slots.slots[i].kind == SLOT_DISK && m->slots.slots[i].virtio == &blk->virtio) {
+            snprintf(why, sizeof(why), "disk %s: %s: %s", m->slots.slots[i].id, operation, strerror(-result));
+            machine_disk_stopped(m, why);
+        }
+}
+
+/* NULL: threads. */
+static int engine_choose(struct machine *m, const struct vmm_disk *disk, struct uring **ret_uring, struct error *err)
+{
+    *ret_uring = disk->engine == disk_engine_THREADS ? NULL : m->uring;
+    if (disk->engine == disk_engine_IO_URING && m->uring == NULL)
+        return error_set_field(err, -EPERM, ERROR_NOT_SUPPORTED, "/engine",
+                               "this host does not permit io_uring; use the engine \"auto\" or \"threads\"");
+    return 0;
+}
+
+static int disk_open(struct machine *m, const struct vmm_disk *disk, struct block **ret_block, struct error *err)
+{
+    struct block *block;
+    struct block_file_options file = {.read_only = disk->read_only, .direct = disk->direct};
+    int code = engine_choose(m, disk, &file.uring, err);
+    if (code == 0)
+        code = block_file_open(disk->path, &file, m->io, &block, err);
+    if (code < 0)
+        return code;
+    if (disk->size_bytes && disk->size_bytes != block->size_bytes) {
+        code = error_set_field(err, -EINVAL, ERROR_INVALID, "/size_bytes",
+                               "%s has %llu bytes, not %llu; give its real size or none", disk->path,
+                               (unsigned long long)block->size_bytes, (unsigned long long)disk->size_bytes);
+        block_close(block);
+        return code;
+    }
+    block->may_submit = may_submit;
+    block->may_submit_arg = &m->lease.lease;
+    *ret_block = block;
+    return 0;
+}
+
+int machine_slot_add_disk(struct machine *m, const struct vmm_disk *disk, struct machine_slot **ret_slot,
+                          struct error *err)
+{
+    struct machine_slot *slot;
+    struct virtio_device *virtio;
+    struct block *block = NULL;
+    char id[24];
+    int code = id_choose(m, disk->id, "disk", id, err);
+    if (code == 0)
+        code = slot_choose(m, OBJECT_HAS(vmm_disk, disk, slot) ? &disk->slot : NULL, &slot, err);
+    if (code == 0)
+        code = disk_open(m, disk, &block, err);
+    if (code < 0)
+        return code;
+    struct blk_options options = {.block = block,
+                                  .serial = disk->serial,
+                                  .queues = MIN(m->config->vcpus, DISK_QUEUES_MAX),
+                                  .on_error = disk->on_disk_error,
+                                  .limits = &disk->limits,
+                                  .stopped = disk_stopped,
+                                  .stopped_arg = m};
+    code = blk_create(&options, &m->memory, m->io, &virtio, err);
+    if (code < 0) {
+        block_close(block);
+        return code;
+    }
+    code = slot_fill(m, slot, SLOT_DISK, virtio, id, err);
+    if (code < 0)
+        return code;
+    object_copy(&vmm_disk_desc, &slot->disk, disk);
+    OBJECT_TEXT(vmm_disk, &slot->disk, id, id);
+    OBJECT_SET(vmm_disk, &slot->disk, slot, slot->number);
+    OBJECT_SET(vmm_disk, &slot->disk, size_bytes, block->size_bytes);
+    if (ret_slot)
+        *ret_slot = slot;
+    return 0;
+}
+
+int machine_slot_change_disk(struct machine *m, struct machine_slot *slot, const struct vmm_disk *patch,
+                             struct error *err)
+{
+    struct blk *blk = blk_of_virtio(slot->virtio);
+    struct vmm_disk changed = {.path = NULL};
+    int code = 0;
+    object_copy(&vmm_disk_desc, &changed, &slot->disk);
+    object_merge(&vmm_disk_desc, &changed, patch);
+    if (!OBJECT_HAS(vmm_disk, &changed, size_bytes))
+        OBJECT_SET(vmm_disk, &changed, size_bytes, slot->disk.size_bytes);
+    pthread_mutex_lock(&m->device_lock);
+    if (changed.size_bytes != slot->disk.size_bytes &&
+        (code = block_file_grow(blk->block, changed.size_bytes, err)) == 0) {
+        blk_grown(blk);
+        log_info("disk-grown", "vm=%s disk=%s bytes=%llu", m->config->name, slot->id,
+                 (unsigned long long)changed.size_bytes);
+    }
+    if (code == 0) {
+        blk->on_error = changed.on_disk_error;
+        blk_set_limits(blk, &changed.limits);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    if (code == 0) {
+        object_clear(&vmm_disk_desc, &slot->disk);
+        slot->disk = changed;
+    } else {
+        object_clear(&vmm_disk_desc, &changed);
+    }
+    return code;
+}
+
+/* ---- network interfaces ---- */
+
+int machine_slot_add_nic(struct machine *m, const struct vmm_nic *nic, struct machine_slot **ret_slot,
+                         struct error *err)
+{
+    struct machine_slot *slot;
+    struct virtio_device *virtio;
+    char id[24];
+    unsigned mac[NET_MAC_BYTES];
+    struct net_options options = {
+        .tap = nic->tap, .fd = -1, .may_submit = may_submit, .may_submit_arg = &m->lease.lease};
+    int code = id_choose(m, nic->id, "nic", id, err);
+    if (code == 0)
+        code = slot_choose(m, OBJECT_HAS(vmm_nic, nic, slot) ? &nic->slot : NULL, &slot, err);
+    if (code < 0)
+        return code;
+    /* The schema has checked the format. */
+    ASSERT(sscanf(nic->mac, "%2x:%2x:%2x:%2x:%2x:%2x", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4], &mac[5]) == 6);
+    for (unsigned i = 0; i < NET_MAC_BYTES; i++)
+        options.mac[i] = (uint8_t)mac[i];
+    code = net_create(&options, &m->memory, m->io, &virtio, err);
+    if (code == 0)
+        code = slot_fill(m, slot, SLOT_NIC, virtio, id, err);
+    if (code < 0)
+        return code;
+    object_copy(&vmm_nic_desc, &slot->nic, nic);
+    OBJECT_TEXT(vmm_nic, &slot->nic, id, id);
+    OBJECT_SET(vmm_nic, &slot->nic, slot, slot->number);
+    if (ret_slot)
+        *ret_slot = slot;
+    return 0;
+}
+
+int machine_slot_change_nic(struct machine *m UNUSED, struct machine_slot *slot UNUSED,
+                            const struct vmm_nic *patch UNUSED, struct error *err)
+{
+    return error_set_field(err, -EOPNOTSUPP, ERROR_NOT_SUPPORTED, "/limits",
+                           "limits of a network interface are not served yet");
+}
+
+/* ---- coming and going ---- */
+
+static int plug_begin(struct machine *m, struct error *err)
+{
+    if (m->state == MACHINE_RUNNING || m->state == MACHINE_PAUSED)
+        return 0;
+    return error_set(err, -EINVAL, ERROR_CONFLICT, "the VM is %s: nothing can be plugged in",
+                     machine_state_name(m->state));
+}
+
+static void plugged(struct machine *m, struct machine_slot *slot)
+{
+    const struct device_ops *ops = slot->device->ops;
+    if (m->state == MACHINE_PAUSED)
+        ops->pause(slot->device); /* as the others are */
+    pcihp_plugged(m->slots.hotplug, slot->number);
+    log_info("device-plugged", "vm=%s device=%s slot=%u", m->config->name, slot->id, slot->number);
+}
+
+int machine_plug_disk(struct machine *m, const struct vmm_disk *disk, struct machine_slot **ret_slot,
+                      struct error *err)
+{
+    int code = plug_begin(m, err);
+    if (code < 0)
+        return code;
+    pthread_mutex_lock(&m->device_lock);
+    code = machine_slot_add_disk(m, disk, ret_slot, err);
+    if (code == 0)
+        plugged(m, *ret_slot);
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
+int machine_plug_nic(struct machine *m, const struct vmm_nic *nic, struct machine_slot **ret_slot, struct error *err)
+{
+    int code = plug_begin(m, err);
+    if (code < 0)
+        return code;
+    pthread_mutex_lock(&m->device_lock);
+    code = machine_slot_add_nic(m, nic, ret_slot, err);
+    if (code == 0)
+        plugged(m, *ret_slot);
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
+/* vCPUs stand still: one of them might be on its way into the device. */
+static void slot_empty(struct machine *m, struct machine_slot *slot, const char *why)
+{
+    pthread_mutex_lock(&m->device_lock);
+    list_remove(&slot->device->link);
+    slot->device->ops->destroy(slot->device);
+    pthread_mutex_unlock(&m->device_lock);
+    log_info("device-unplugged", "vm=%s device=%s slot=%u why=\"%s\"", m->config->name, slot->id, slot->number, why);
+    object_clear(&vmm_disk_desc, &slot->disk);
+    object_clear(&vmm_nic_desc, &slot->nic);
+    *slot = (struct machine_slot){.kind = SLOT_EMPTY};
+}
+
+void machine_slot_unplug(struct machine *m, struct machine_slot *slot, bool force)
+{
+    unsigned number = slot->number;
+    slot->unplugging = true;
+    if (force) {
+        vcpu_set_hold(&m->vcpus, VCPU_HOLD_UNPLUG, true);
+        slot_empty(m, slot, "force");
+    }
+    pthread_mutex_lock(&m->device_lock);
+    if (force)
+        pcihp_plugged(m->slots.hotplug, number); /* "look there": nothing is left */
+    else
+        pcihp_unplug(m->slots.hotplug, number);
+    pthread_mutex_unlock(&m->device_lock);
+    if (force)
+        vcpu_set_release(&m->vcpus, VCPU_HOLD_UNPLUG);
+}
+
+/* On the control loop: those that the guest has ejected are off the bus already. */
+static void ejected_release(void *arg)
+{
+    struct machine *m = arg;
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_UNPLUG, true);
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        struct machine_slot *slot = &m->slots.slots[i];
+        if ((slot->kind == SLOT_DISK || slot->kind == SLOT_NIC) && !m->pci.functions[i * PCI_FUNCTIONS])
+            slot_empty(m, slot, "ejected by the guest");
+    }
+    vcpu_set_release(&m->vcpus, VCPU_HOLD_UNPLUG);
+}
+
+/* A guest may eject what nobody asked it to, but only what can be plugged. With the device lock held. */
+static void on_eject(void *arg, unsigned number)
+{
+    struct machine *m = arg;
+    const struct machine_slot *slot = &m->slots.slots[number];
+    if ((slot->kind != SLOT_DISK && slot->kind != SLOT_NIC) || !m->pci.functions[number * PCI_FUNCTIONS])
+        return;
+    pci_bus_remove(&m->pci, number);
+    io_loop_post(m->control, ejected_release, m);
+}
+
+void machine_slots_reset(struct machine *m)
+{
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (m->slots.slots[i].kind != SLOT_EMPTY && m->slots.slots[i].unplugging)
+            slot_empty(m, &m->slots.slots[i], "reset");
+}
+
+static void raise_gpe(void *arg, unsigned gpe)
+{
+    struct machine *m = arg;
+    pm_raise_gpe(m->pm, gpe);
+}
+
+int machine_slots_init(struct machine *m, struct error *err)
+{
+    int code = pcihp_create(&m->ports, raise_gpe, m, on_eject, m, &m->slots.hotplug, err);
+    if (code == 0)
+        list_append(&m->devices, &pcihp_device(m->slots.hotplug)->link);
+    return code;
+}
+
+void machine_slots_finish(struct machine *m)
+{
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        object_clear(&vmm_disk_desc, &m->slots.slots[i].disk);
+        object_clear(&vmm_nic_desc, &m->slots.slots[i].nic);
+    }
+}
