@@ -92,6 +92,8 @@ static int load_identity(struct client *client, const char *ca, const char *cert
     CLEANUP_FREE char *pem = NULL;
     struct pki_info info;
     int rc = tls_context_load(ca, cert, key, &client->tls, err);
+    if (rc == -EINVAL)
+        error_prefix(err, "%s, %s, %s: ", ca, cert, key);
     if (rc == 0)
         rc = file_read(cert, TLS_PEM_BYTES_MAX, &pem, NULL, err);
     if (rc == 0)

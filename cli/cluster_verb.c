@@ -72,35 +72,51 @@ int cluster_init(const struct invocation *call, struct error *err)
     return rc;
 }
 
-static int section(struct client *client, const struct invocation *call, const char *title, const char *path, const char *columns,
-                   struct error *err)
+/* One part of the status: the list at @path, added to @list. */
+static int add_list(struct client *client, const char *path, json_t *list, struct error *err)
 {
     struct reply reply;
     int rc = client_request(client, "GET", path, NULL, &reply, err);
-    if (rc == 0) {
-        printf("%s (%zu)\n", title, json_array_size(reply.json));
-        if (json_array_size(reply.json) > 0)
-            output_list(call, reply.json, columns);
-        putchar('\n');
-    }
+    if (rc == 0 && json_array_extend(list, reply.json) < 0)
+        rc = error_set(err, -EPROTO, ERROR_INTERNAL, "the controller's list is not a list");
     reply_finish(&reply);
     return rc;
 }
 
+static void put_section(const struct invocation *call, const char *title, const json_t *list, const char *columns)
+{
+    printf("%s (%zu)\n", title, json_array_size(list));
+    if (json_array_size(list) > 0)
+        output_list(call, list, columns);
+    putchar('\n');
+}
+
 int cluster_status(const struct invocation *call, struct error *err)
 {
+    /* A filter compares a field with a word, not with another field: one question for each thing that can be wanted. */
+    static const char *const lists[][2] = {
+        {"controllers", "/v1/controllers"},
+        {"hosts", "/v1/hosts"},
+        {"vms_not_as_wanted", "/v1/vms?limit=50&filter=wanted%3Drunning%20and%20state%21%3Drunning"},
+        {"vms_not_as_wanted", "/v1/vms?limit=50&filter=wanted%3Dstopped%20and%20state%21%3Dstopped"},
+        {"vms_not_as_wanted", "/v1/vms?limit=50&filter=wanted%3Dpaused%20and%20state%21%3Dpaused"},
+        {"vms_not_as_wanted", "/v1/vms?limit=50&filter=wanted%3Ddeleted"},
+    };
     struct client client;
-    struct invocation as_table = *call;
-    as_table.output = OUTPUT_TABLE;
+    json_t *status = json_pack("{s:[], s:[], s:[]}", "controllers", "hosts", "vms_not_as_wanted");
     int rc = client_init(&client, call, err);
-    if (rc == 0)
-        rc = section(&client, &as_table, "Controllers", "/v1/controllers", "name,role,leader,address", err);
-    if (rc == 0)
-        rc = section(&client, &as_table, "Hosts", "/v1/hosts",
-                     "name,state,schedulable,vms,committed_vcpus,committed_memory_bytes,memory_bytes,kvm", err);
-    if (rc == 0)
-        rc = section(&client, &as_table, "VMs not as wanted", "/v1/vms?filter=state%21%3Drunning&limit=50",
-                     "name,state,wanted,host_name,state_reason,placement", err);
+    for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(lists); i++)
+        rc = add_list(&client, lists[i][1], json_object_get(status, lists[i][0]), err);
     client_finish(&client);
+    if (rc == 0 && call->output == OUTPUT_TABLE) {
+        put_section(call, "Controllers", json_object_get(status, "controllers"), "name,role,leader,address");
+        put_section(call, "Hosts", json_object_get(status, "hosts"),
+                    "name,state,schedulable,vms,committed_vcpus,committed_memory_bytes,memory_bytes,kvm");
+        put_section(call, "VMs not as wanted", json_object_get(status, "vms_not_as_wanted"),
+                    "name,state,wanted,host_name,state_reason,placement");
+    } else if (rc == 0) {
+        output_object(call, status);
+    }
+    json_decref(status);
     return rc;
 }

@@ -142,6 +142,15 @@ static int set_path(struct cli_context *context, const char *field, const char *
     return 0;
 }
 
+static int check_endpoints(const struct string_list *endpoints, struct error *err)
+{
+    const char *rule;
+    for (size_t i = 0; i < endpoints->count; i++)
+        if (!text_format_ok(FORMAT_address, endpoints->items[i], &rule))
+            return error_set(err, -EINVAL, ERROR_INVALID, "--endpoint: '%s' must be %s", endpoints->items[i], rule);
+    return endpoints->count > 0 ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "--endpoint names no address");
+}
+
 int context_add(const struct invocation *call, struct error *err)
 {
     struct cli_context context = {0};
@@ -158,7 +167,9 @@ int context_add(const struct invocation *call, struct error *err)
         l->items[l->count++] = strchr(word, ':') ? xstrdup(word) : xasprintf("%s:7443", word);
         object_mark(&cli_context_desc, &context, "endpoints");
     }
-    int rc = set_path(&context, "ca", call->ca, err);
+    int rc = check_endpoints(&context.endpoints, err);
+    if (rc == 0)
+        rc = set_path(&context, "ca", call->ca, err);
     if (rc == 0)
         rc = set_path(&context, "cert", call->cert, err);
     if (rc == 0)

@@ -153,11 +153,15 @@ static void output_json(const json_t *value)
     free(text);
 }
 
+/* What the object is known by; an event by its index, and what has nothing of the kind by "-". */
 static void output_name(const json_t *object)
 {
-    char clean[300];
-    const json_t *name = json_object_get(object, "name");
-    puts(output_clean(json_string_value(name ? name : json_object_get(object, "id")), clean, sizeof clean));
+    static const char *const fields[] = {"name", "id", "index"};
+    char cell[300];
+    const json_t *value = NULL;
+    for (size_t i = 0; i < ARRAY_SIZE(fields) && value == NULL; i++)
+        value = json_object_get(object, fields[i]);
+    puts(output_cell("name", value, cell, sizeof cell));
 }
 
 void output_list(const struct invocation *call, const json_t *rows, const char *columns)

@@ -41,7 +41,8 @@ struct options {
 
 static int fail(const struct error *err)
 {
-    fprintf(stderr, "drover-controller: %s%s%s\n", err->field, err->field[0] != '\0' ? ": " : "", err->text);
+    char words[sizeof err->field + sizeof err->text + 4];
+    fprintf(stderr, "drover-controller: %s\n", error_words(err, words, sizeof words));
     return error_kind_info(err->kind)->exit_status;
 }
 

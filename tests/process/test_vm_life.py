@@ -93,6 +93,19 @@ def test_a_vmm_that_dies_while_its_agent_is_away(running):
     assert web.wait_ticks()
 
 
+def test_status_at_a_glance(make_cluster):
+    """Only what is not as wanted is told of; every form of output has something to say."""
+    cluster = make_cluster(controllers=1, agents=1)
+    Running(cluster)
+    cluster.cli('vm', 'create', 'off', '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--started=false', '--wait')
+    cluster.cli('vm', 'create', 'big', '--image', 'ticker', '--vcpus', '64', '--memory', '512GiB')
+    status = cluster.cli('cluster', 'status')
+    assert [c['name'] for c in status['controllers']] == ['c1'] and [h['state'] for h in status['hosts']] == ['up']
+    assert [vm['name'] for vm in status['vms_not_as_wanted']] == ['big']
+    assert 'VMs not as wanted (1)' in cluster.cli('cluster', 'status', '--output', 'table', parse=False)
+    assert cluster.cli('event', 'list', '--output', 'name', parse=False).split()[0] == '1'
+
+
 def test_stop_start_delete(running):
     web = running()
     agent = web.agent()
