@@ -317,13 +317,34 @@ static int read_body(struct api_call *call, struct error *err)
     return r;
 }
 
+/* A certificate outlives the membership of its controller, and a controller is believed about whom it asks for: only
+ * one that is in the table may. This table may lag behind one that has just joined, so that only a leader is sure. */
+static int check_peer(const struct api_call *call, struct error *err)
+{
+    struct service *service = call->service;
+    const char *id = strrchr(call->request->peer, '/');
+    bool known = false;
+    if (call->caller.role != ROUTE_CONTROLLER && call->caller.hops == 0)
+        return 0; /* it is not a controller that speaks here */
+    service_lock_state(service);
+    known = !state_initialized(service->state);
+    for (size_t i = 0; i < state_count(service->state, object_kind_CONTROLLER) && !known; i++)
+        known = id != NULL && strtoull(id + 1, NULL, 10) ==
+                                  state_at(service->state, object_kind_CONTROLLER, i)->controller->raft_id;
+    service_unlock_state(service);
+    if (known)
+        return 0;
+    return service->ready ? error_set(err, -EACCES, ERROR_FORBIDDEN, "your certificate is of a controller that was removed")
+                          : error_set(err, -EAGAIN, ERROR_NO_LEADER, "your controller is not known here; ask the leader");
+}
+
 static int accept_call(struct api_call *call, struct error *err)
 {
     struct service *service = call->service;
     int r;
     if ((r = find_route(call, err)) < 0 ||
         (r = api_caller_find(call->request, service->dir.identity.cluster_id, &call->caller, err)) < 0 ||
-        (r = api_caller_authorise(&call->caller, call->route, err)) < 0 ||
+        (r = check_peer(call, err)) < 0 || (r = api_caller_authorise(&call->caller, call->route, err)) < 0 ||
         (r = api_query_parse(call->request, call->route, &call->query, err)) < 0 || (r = read_key(call, err)) < 0 ||
         (r = read_if_match(call, err)) < 0)
         return r;

@@ -365,6 +365,13 @@ def test_transfer_remove_and_join_again(fresh_three):
     status, _, body = leader.request('DELETE', f'/v1/controllers/{target.name}')
     assert status == 204, body
     others = [m for m in cs.members if m is not target]
+    # its certificate is good still, but it does not speak for users any more
+    cluster_id = cs.request('GET', '/v1/cluster')[2]['id']
+    forged = {'X-Drover-Forwarded-Identity': f'spiffe://drover/{cluster_id}/user/admin'}
+    gone = (target.data / 'cert.pem', target.data / 'key.pem')
+    check_problem(*cs.leader().request('GET', '/v1/flavors', headers=forged, identity=gone), 'forbidden')
+    follower = next(m for m in cs.members if m not in (target, cs.leader()))
+    check_problem(*follower.request('GET', '/v1/flavors', headers=forged, identity=gone), 'no-leader')
     target.stop()
     wait_for(lambda: set(others[0].request('GET', '/v1/controllers')[2] and cs.roles()) == {m.name for m in others})
     wait_for(lambda: others[0].metric('drover_raft_members') == 2, what='Raft has two members')
