@@ -87,6 +87,8 @@ static int vm_create(struct kvm *kvm, struct error *err)
         return code;
     int xsave = ioctl(kvm->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
     kvm->xsave_bytes = (uint32_t)MAX(xsave, (int)sizeof(struct kvm_xsave));
+    int nested = ioctl(kvm->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_NESTED_STATE);
+    kvm->nested_bytes = nested >= (int)sizeof(struct kvm_nested_state) ? (uint32_t)nested : 0;
     return 0;
 }
 
@@ -387,6 +389,37 @@ int kvm_vcpu_clock_paused(struct kvm_vcpu *vcpu, struct error *err)
     if (ioctl(vcpu->fd, KVM_KVMCLOCK_CTRL, 0) < 0 && errno != EINVAL)
         return error_errno(err, -errno, "KVM refused KVM_KVMCLOCK_CTRL");
     return 0;
+}
+
+static int tsc_offset_call(struct kvm_vcpu *vcpu, unsigned long request, const char *name, uint64_t *offset,
+                           struct error *err)
+{
+    struct kvm_device_attr attr = {
+        .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)offset};
+    if (ioctl(vcpu->fd, KVM_HAS_DEVICE_ATTR, &attr) < 0)
+        return -ENOTSUP;
+    return call(vcpu->fd, request, &attr, name, err);
+}
+
+int kvm_vcpu_get_tsc_offset(struct kvm_vcpu *vcpu, uint64_t *ret_offset, struct error *err)
+{
+    return tsc_offset_call(vcpu, KVM_GET_DEVICE_ATTR, "KVM_GET_DEVICE_ATTR of the TSC's offset", ret_offset, err);
+}
+
+int kvm_vcpu_set_tsc_offset(struct kvm_vcpu *vcpu, uint64_t offset, struct error *err)
+{
+    return tsc_offset_call(vcpu, KVM_SET_DEVICE_ATTR, "KVM_SET_DEVICE_ATTR of the TSC's offset", &offset, err);
+}
+
+int kvm_vcpu_get_nested(struct kvm_vcpu *vcpu, void *nested, struct error *err)
+{
+    ((struct kvm_nested_state *)nested)->size = vcpu->kvm->nested_bytes;
+    return CALL(vcpu->fd, KVM_GET_NESTED_STATE, nested, err);
+}
+
+int kvm_vcpu_set_nested(struct kvm_vcpu *vcpu, const void *nested, struct error *err)
+{
+    return CALL(vcpu->fd, KVM_SET_NESTED_STATE, nested, err);
 }
 
 /* ---- state of the VM ---- */

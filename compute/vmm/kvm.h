@@ -27,6 +27,7 @@ struct kvm {
     int device_fd, vm_fd;
     size_t run_bytes;      /* of struct kvm_run's mapping */
     uint32_t xsave_bytes;  /* of the state that GET_XSAVE2 gives */
+    uint32_t nested_bytes; /* of the largest nested state; 0: none */
     bool manual_dirty_log; /* pages are protected again by kvm_dirty_log_clear, not by _get */
     bool can_scale_tsc;
     pthread_mutex_t routes_lock; /* the table is rewritten as a whole by every change */
@@ -89,6 +90,13 @@ int kvm_vcpu_get_tsc_khz(struct kvm_vcpu *vcpu, uint32_t *ret_khz, struct error 
 int kvm_vcpu_set_tsc_khz(struct kvm_vcpu *vcpu, uint32_t khz, struct error *err);
 /* Tell a guest with kvmclock that it was stopped; not using kvmclock is no error. */
 int kvm_vcpu_clock_paused(struct kvm_vcpu *vcpu, struct error *err);
+
+/* What is added to the host's TSC; -ENOTSUP, without words, where this host's KVM has no such attribute. */
+int kvm_vcpu_get_tsc_offset(struct kvm_vcpu *vcpu, uint64_t *ret_offset, struct error *err);
+int kvm_vcpu_set_tsc_offset(struct kvm_vcpu *vcpu, uint64_t offset, struct error *err);
+/* State of a guest within the guest: kvm->nested_bytes of memory (0: there is no such thing here). */
+int kvm_vcpu_get_nested(struct kvm_vcpu *vcpu, void *nested, struct error *err);
+int kvm_vcpu_set_nested(struct kvm_vcpu *vcpu, const void *nested, struct error *err);
 
 /* State of the VM as a whole. @chip_id: KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE, _IOAPIC. */
 int kvm_get_irqchip(struct kvm *kvm, uint32_t chip_id, struct kvm_irqchip *ret_chip, struct error *err);

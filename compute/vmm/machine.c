@@ -206,13 +206,14 @@ static void uring_make(struct machine *m)
 
 static int machine_build(struct machine *m, struct error *err)
 {
+    const struct cpu_model *model;
     int code;
-    if ((code = boot_open(m, err)) < 0 || (code = memory_init(&m->memory, m->config->memory_bytes, err)) < 0 ||
+    if ((code = cpu_model_find(m->config->cpu_model, &model, err)) < 0 || (code = boot_open(m, err)) < 0 || (code = memory_init(&m->memory, m->config->memory_bytes, err)) < 0 ||
         (code = kvm_init(&m->kvm, err)) < 0)
         return code;
     if ((code = memory_attach(m, err)) < 0 || (code = io_loop_create(&m->device_lock, &m->io, err)) < 0 ||
         (code = pci_bus_init(&m->pci, &m->mmio, &m->ports, err)) < 0 ||
-        (code = vcpu_set_init(&m->vcpus, &m->kvm, m->config->vcpus, &m->ports, &m->mmio, on_vcpu_event, m, err)) < 0)
+        (code = vcpu_set_init(&m->vcpus, &m->kvm, m->config->vcpus, model, &m->ports, &m->mmio, on_vcpu_event, m, err)) < 0)
         return code;
     uring_make(m);
     /* After the vCPUs: their APICs are part of what the chips see. */

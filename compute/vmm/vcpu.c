@@ -198,19 +198,27 @@ unsigned vcpu_set_holds(struct vcpu_set *set)
 
 /* ---- creation and reset ---- */
 
+struct cpuid_options vcpu_cpuid_options(const struct vcpu_set *set, struct kvm *kvm)
+{
+    return (struct cpuid_options){.vcpus = set->count,
+                                  .tsc_deadline = kvm_has_tsc_deadline(kvm),
+                                  .invariant_tsc = kvm->can_scale_tsc};
+}
+
 static int vcpu_create(struct vcpu_set *set, struct kvm *kvm, const struct kvm_cpuid2 *offered, unsigned id,
                        struct error *err)
 {
     struct vcpu *v = &set->vcpus[id];
     size_t cpuid_bytes = sizeof(*offered) + KVM_CPUID_ENTRIES_MAX * sizeof(offered->entries[0]);
     CLEANUP_FREE struct kvm_cpuid2 *cpuid = xcalloc(1, cpuid_bytes);
-    struct cpuid_options options = {.vcpus = set->count, .tsc_deadline = kvm_has_tsc_deadline(kvm)};
+    struct cpuid_options options = vcpu_cpuid_options(set, kvm);
     int code = kvm_vcpu_init(&v->kvm, kvm, id, err);
     if (code < 0)
         return code;
     memcpy(cpuid, offered, cpuid_bytes);
     vcpu_cpuid_fix(cpuid, &options, id);
     code = kvm_vcpu_set_cpuid(&v->kvm, cpuid, err);
+    v->cpuid = TAKE_PTR(cpuid);
     if (code == 0 && id == 0)
         code = vcpu_msrs_find(&v->kvm, set->msrs, err);
     if (code == 0)
@@ -218,8 +226,21 @@ static int vcpu_create(struct vcpu_set *set, struct kvm *kvm, const struct kvm_c
     return code;
 }
 
-int vcpu_set_init(struct vcpu_set *set, struct kvm *kvm, unsigned count, struct bus *ports, struct bus *memory,
-                  vcpu_event_fn event, void *event_arg, struct error *err)
+/* What KVM offers here, and what of it the guest sees. */
+static int cpuid_make(struct vcpu_set *set, struct kvm *kvm, const struct cpu_model *model,
+                      struct kvm_cpuid2 *ret_shown, struct error *err)
+{
+    size_t bytes = sizeof(*ret_shown) + KVM_CPUID_ENTRIES_MAX * sizeof(ret_shown->entries[0]);
+    set->offered = xcalloc(1, bytes);
+    int code = kvm_cpuid_supported(kvm, set->offered, err);
+    if (code < 0)
+        return code;
+    memcpy(ret_shown, set->offered, bytes);
+    return cpu_model_apply(model, ret_shown, err);
+}
+
+int vcpu_set_init(struct vcpu_set *set, struct kvm *kvm, unsigned count, const struct cpu_model *model,
+                  struct bus *ports, struct bus *memory, vcpu_event_fn event, void *event_arg, struct error *err)
 {
     ASSERT(count >= 1 && count <= KVM_VCPUS_MAX);
     *set = (struct vcpu_set){
@@ -232,13 +253,13 @@ int vcpu_set_init(struct vcpu_set *set, struct kvm *kvm, unsigned count, struct 
         set->vcpus[i].set = set;
         set->vcpus[i].kvm.fd = -1;
     }
-    CLEANUP_FREE struct kvm_cpuid2 *offered =
-        xcalloc(1, sizeof(*offered) + KVM_CPUID_ENTRIES_MAX * sizeof(offered->entries[0]));
+    CLEANUP_FREE struct kvm_cpuid2 *shown =
+        xcalloc(1, sizeof(*shown) + KVM_CPUID_ENTRIES_MAX * sizeof(shown->entries[0]));
     int code = kick_prepare(err);
     if (code == 0)
-        code = kvm_cpuid_supported(kvm, offered, err);
+        code = cpuid_make(set, kvm, model, shown, err);
     for (unsigned i = 0; code == 0 && i < count; i++)
-        code = vcpu_create(set, kvm, offered, i, err);
+        code = vcpu_create(set, kvm, shown, i, err);
     if (code < 0)
         vcpu_set_finish(set);
     return code;
@@ -257,11 +278,14 @@ void vcpu_set_finish(struct vcpu_set *set)
         if (v->started)
             pthread_join(v->thread, NULL);
         vcpu_state_finish(&v->initial);
+        free(v->cpuid);
         kvm_vcpu_finish(&v->kvm);
     }
     set->count = 0;
     free(set->msrs);
+    free(set->offered);
     set->msrs = NULL;
+    set->offered = NULL;
     pthread_cond_destroy(&set->changed);
     pthread_mutex_destroy(&set->lock);
 }

@@ -17,7 +17,9 @@
 
 #include "compute/vmm/boot.h"
 #include "compute/vmm/bus.h"
+#include "compute/vmm/cpu_model.h"
 #include "compute/vmm/kvm.h"
+#include "compute/vmm/vcpu_cpuid.h"
 #include "compute/vmm/vcpu_state.h"
 
 enum vcpu_hold {
@@ -43,6 +45,7 @@ struct vcpu {
     struct vcpu_set *set;
     struct kvm_vcpu kvm;
     struct vcpu_state initial; /* at power-on, for reset */
+    struct kvm_cpuid2 *cpuid;  /* what it sees of the processor; owned */
     pthread_t thread;
     bool started, parked;
     struct vcpu_counters counters;
@@ -57,13 +60,16 @@ struct vcpu_set {
     unsigned holds; /* bits of enum vcpu_hold */
     bool ending;
     unsigned count;
-    struct kvm_msr_list *msrs; /* that make up a vCPU's state here */
+    struct kvm_msr_list *msrs;   /* that make up a vCPU's state here */
+    struct kvm_cpuid2 *offered;  /* what this host can show a guest; owned */
     struct vcpu vcpus[KVM_VCPUS_MAX];
 };
 
-/* Creates @count vCPUs with their CPUID and remembers their state at power-on. */
-int vcpu_set_init(struct vcpu_set *set, struct kvm *kvm, unsigned count, struct bus *ports, struct bus *memory,
-                  vcpu_event_fn event, void *event_arg, struct error *err);
+/* Creates @count vCPUs with the CPUID of @model and remembers their state at power-on. */
+int vcpu_set_init(struct vcpu_set *set, struct kvm *kvm, unsigned count, const struct cpu_model *model,
+                  struct bus *ports, struct bus *memory, vcpu_event_fn event, void *event_arg, struct error *err);
+/* How the CPUID of a vCPU of this set is put right. */
+struct cpuid_options vcpu_cpuid_options(const struct vcpu_set *set, struct kvm *kvm);
 /* Ends the threads. */
 void vcpu_set_finish(struct vcpu_set *set);
 /* Start the threads, parked (VCPU_HOLD_START). */

@@ -8,7 +8,8 @@
 
 struct cpuid_options {
     unsigned vcpus;    /* processors of the VM: one package of single-threaded cores */
-    bool tsc_deadline; /* KVM has the timer (not told by the supported leaves of older hosts) */
+    bool invariant_tsc; /* a TSC of constant rate may be promised: this host can scale it for a guest that moves here */
+    bool tsc_deadline;  /* KVM has the timer (not told by the supported leaves of older hosts) */
 };
 
 /* Change @cpuid, which has room for KVM_CPUID_ENTRIES_MAX entries, from KVM's offer into what vCPU @apic_id sees. */
