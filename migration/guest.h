@@ -27,8 +27,8 @@ struct guest_ops {
      * *page and *pages are set, *pages to 0 when there is none any more. Looking at the pages in between might make
      * the host provide memory for them. NULL: look at every page. */
     void (*next_data)(struct guest *, size_t region, uint64_t *page, uint64_t *pages);
-    /* Let region @region be what @fd holds from @offset on (a multiple of the page size), read when touched and copied
-     * when written. -ENOTSUP, without words: read it instead. NULL: the same. */
+    /* Let region @region be what @fd holds from @offset on (a multiple of the page size), read when touched and
+     * copied when written. -ENOTSUP, without words: read it instead. NULL: the same. */
     int (*memory_map)(struct guest *, size_t region, int fd, uint64_t offset, struct error *err);
     /* From now on keep note of written pages, by the guest or its devices. What the first fetch gives may be every
      * page. */
@@ -40,9 +40,10 @@ struct guest_ops {
     /* vCPUs stand still, I/O in flight is finished: neither memory nor state changes until resume. */
     int (*pause)(struct guest *, struct error *err);
     int (*resume)(struct guest *, struct error *err);
-    /* While paused: one STATE section for each vCPU, chip and device. Save may write guest memory (fetch the dirty log
-     * once more afterwards). Load into a machine of the same description that has not run, after its memory; every
-     * state must be taken. What cannot be loaded is said before anything is changed, as far as that can be known. */
+    /* While paused: one STATE section for each vCPU, chip and device. Save may write guest memory (fetch the dirty
+     * log once more afterwards). Load into a machine of the same description that has not run, after its memory;
+     * every state must be taken. What cannot be loaded is said before anything is changed, as far as that can be
+     * known. */
     int (*state_save)(struct guest *, struct stream_writer *out, struct error *err);
     int (*state_load)(struct guest *, struct stream_states *states, struct error *err);
 };

@@ -233,8 +233,8 @@ static int image_write(struct snapshot_writer *w, struct error *err)
     bytes_put_u32(&payload, 0);
     for (uint64_t i = 0; i < pieces; i++)
         bytes_put_u32(&payload, w->crcs[i]);
-    int code = stream_put(&w->stream, STREAM_IMAGE, IMAGE_VERSION, STREAM_MUST_UNDERSTAND, payload.data, payload.size,
-                          err);
+    int code =
+        stream_put(&w->stream, STREAM_IMAGE, IMAGE_VERSION, STREAM_MUST_UNDERSTAND, payload.data, payload.size, err);
     bytes_writer_finish(&payload);
     return code;
 }

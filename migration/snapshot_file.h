@@ -1,11 +1,10 @@
 /* A whole machine in a file: a stream (stream.h) of HEADER, a STATE for each part, its memory, END.
  *
  * Memory is there in one of two ways:
- *   image   (the header names the feature) IMAGE and END follow the states, and the file goes on with memory as it is,
- *           region after region, at `offset`; pages of zeros are holes. A restore maps it and reads what is touched.
- *           IMAGE: u64 offset, u64 memory bytes, u32 piece bytes, u32 0, then a u32 CRC32C of each piece.
- *   pages   PAGES between the states and END, compressed or not. A restore reads all of it first.
- * Disks are not part of it.
+ *   image   (the header names the feature) IMAGE and END follow the states, and the file goes on with memory as it
+ * is, region after region, at `offset`; pages of zeros are holes. A restore maps it and reads what is touched. IMAGE:
+ * u64 offset, u64 memory bytes, u32 piece bytes, u32 0, then a u32 CRC32C of each piece. pages   PAGES between the
+ * states and END, compressed or not. A restore reads all of it first. Disks are not part of it.
  *
  * Happy path of a save: begin (with the guest paused: header and states), memory (still paused; long), commit (the
  * guest may run again: fsync, rename). The file has a temporary name beside @path until commit, so that @path is

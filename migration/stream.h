@@ -3,21 +3,21 @@
  *   prologue   8 bytes "DROVERVM", u16 version, u16 oldest version whose readers may read it, u32 CRC32C of the
  *              12 bytes before                                                                      (16 bytes)
  *   section    u16 tag, u16 version, u16 flags, u16 0, u32 number, u32 payload bytes, u32 CRC32C of the payload,
- *              u32 CRC32C of the 20 bytes before; then the payload                                  (24 bytes + payload)
+ *              u32 CRC32C of the 20 bytes before; then the payload                                  (24 bytes +
+ * payload)
  *   ...        numbers count up from 0: nothing is lost, doubled or swapped unseen
  *
- * All integers are little-endian. Section 0 is HEADER, the last one END; between them any number of the others, in the
- * order that the use asks for (snapshot_file.h). A reader that meets a tag it does not know passes over it, unless
- * its flag MUST_UNDERSTAND is set; a version of a known tag that is newer is refused. Everything that a reader needs
- * to know beforehand is named in the header's `features`.
+ * All integers are little-endian. Section 0 is HEADER, the last one END; between them any number of the others, in
+ * the order that the use asks for (snapshot_file.h). A reader that meets a tag it does not know passes over it,
+ * unless its flag MUST_UNDERSTAND is set; a version of a known tag that is newer is refused. Everything that a reader
+ * needs to know beforehand is named in the header's `features`.
  *
  *   tag  name    payload
  *    1   HEADER  JSON of machine_description (schema/objects.def)
- *    2   STATE   u8 length and name of the device ("vcpu0", "serial0"), then the device's own bytes; version is that of
- *                the device's state
- *    3   PAGES   a batch of guest memory: stream_pages.h
- *    4   IMAGE   where a snapshot file holds guest memory as it is: snapshot_file.h
- *    5   END     u32 number of sections before it, u64 bytes of the stream before it
+ *    2   STATE   u8 length and name of the device ("vcpu0", "serial0"), then the device's own bytes; version is that
+ * of the device's state 3   PAGES   a batch of guest memory: stream_pages.h 4   IMAGE   where a snapshot file holds
+ * guest memory as it is: snapshot_file.h 5   END     u32 number of sections before it, u64 bytes of the stream before
+ * it
  *
  * Reading: bytes are fed in pieces of any size; sections come out whole and checked. What is held is one section, at
  * most STREAM_SECTION_BYTES_MAX, and a length is judged before anything is allocated for it.
@@ -36,8 +36,8 @@
 #define STREAM_SECTION_BYTES_MAX (16u << 20)
 #define STREAM_HEADER_BYTES_MAX (256u << 10)
 #define STREAM_NAME_BYTES_MAX 31u
-#define STREAM_STATES_MAX 256u               /* STATE sections of one machine... */
-#define STREAM_STATES_BYTES_MAX (64u << 20)  /* ...and their bytes in all */
+#define STREAM_STATES_MAX 256u              /* STATE sections of one machine... */
+#define STREAM_STATES_BYTES_MAX (64u << 20) /* ...and their bytes in all */
 enum {
     STREAM_VERSION = 1,
     STREAM_PROLOGUE_BYTES = 16,
@@ -110,8 +110,8 @@ int stream_next(struct stream_reader *r, struct stream_section *ret_section, str
 /* -EBADMSG unless END was read: the input was cut short. */
 int stream_check_ended(const struct stream_reader *r, struct error *err);
 
-/* The header's content; also checks that every feature is known here. @ret_header must be zeroed and is cleared by the
- * caller (OBJECT_CLEAR). */
+/* The header's content; also checks that every feature is known here. @ret_header must be zeroed and is cleared by
+ * the caller (OBJECT_CLEAR). */
 int stream_header_decode(const struct stream_section *section, struct machine_description *ret_header,
                          struct error *err);
 

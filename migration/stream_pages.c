@@ -65,8 +65,7 @@ static int data_put(struct stream_pages_writer *w, struct bytes_writer *payload,
     }
     size_t bound = ZSTD_compressBound(w->data_bytes);
     bytes_reserve(payload, bound);
-    size_t size =
-        ZSTD_compressCCtx(w->zstd, payload->data + payload->size, bound, w->data, w->data_bytes, LEVEL);
+    size_t size = ZSTD_compressCCtx(w->zstd, payload->data + payload->size, bound, w->data, w->data_bytes, LEVEL);
     if (ZSTD_isError(size))
         return error_set(err, -EIO, ERROR_INTERNAL, "cannot compress memory: %s", ZSTD_getErrorName(size));
     payload->size += size;

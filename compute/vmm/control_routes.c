@@ -20,6 +20,9 @@ static const control_fn functions[VMM_ROUTE_COUNT] = {
     [VMM_ROUTE_nic_show] = control_nic_show,
     [VMM_ROUTE_nic_change] = control_nic_change,
     [VMM_ROUTE_nic_unplug] = control_device_unplug,
+    [VMM_ROUTE_snapshot_show] = control_snapshot_show,
+    [VMM_ROUTE_snapshot_write] = control_snapshot_write,
+    [VMM_ROUTE_snapshot_cancel] = control_snapshot_cancel,
     [VMM_ROUTE_openapi] = control_openapi,
     /* clang-format on */
 };

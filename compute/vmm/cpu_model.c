@@ -46,9 +46,9 @@ static const struct cpu_model models[] = {
 };
 
 /* Leaves that a baseline shows; others, which tell of one processor (power, PMU, tracing, tiles), it hides. */
-static const uint32_t leaves_shown[] = {0x0,        0x1,        0x4,        0x6,        0x7,        0xb,       0xd,
-                                        0x40000000, 0x40000001, 0x80000000, 0x80000001, 0x80000002, 0x80000003,
-                                        0x80000004, 0x80000006, 0x80000007, 0x80000008};
+static const uint32_t leaves_shown[] = {0x0,        0x1,        0x4,        0x6,        0x7,        0xb,
+                                        0xd,        0x40000000, 0x40000001, 0x80000000, 0x80000001, 0x80000002,
+                                        0x80000003, 0x80000004, 0x80000006, 0x80000007, 0x80000008};
 enum { LEAF_BASIC_MAX = 0xd, XSAVE_LEGACY_BYTES = 576 };
 #define LEAF_EXTENDED_MAX 0x80000008u
 #define MISSING_NAMED_MAX 12u
@@ -66,8 +66,8 @@ int cpu_model_find(const char *name, const struct cpu_model **ret_model, struct 
         size_t used = strlen(known);
         snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", models[i].name);
     }
-    return error_set_field(err, -EINVAL, ERROR_INVALID, "/cpu_model", "CPU model \"%s\" is not known here; %s are", name,
-                           known);
+    return error_set_field(err, -EINVAL, ERROR_INVALID, "/cpu_model", "CPU model \"%s\" is not known here; %s are",
+                           name, known);
 }
 
 const char *cpu_model_name(const struct cpu_model *model)
@@ -290,9 +290,10 @@ int cpu_model_check_subset(const struct kvm_cpuid2 *guest, const struct kvm_cpui
     if (xcr0 & ~xcr0_here)
         missing_add(&missing, "XSAVE components");
     if (missing.count)
-        return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
-                         "the guest was shown processor features that this host lacks: %s; take a host that has them, "
-                         "or start it anew with a lower cpu_model",
-                         missing.names);
+        return error_set(
+            err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+            "the guest was shown processor features that this host lacks: %s; take a host that has them, "
+            "or start it anew with a lower cpu_model",
+            missing.names);
     return 0;
 }

@@ -1,12 +1,12 @@
 /* CPU models: what of the host's processor a guest gets to see.
  *
- *   host              all that KVM offers on this host (the default). Moves only to hosts that offer the same or more.
- *   x86-64-v1 ... v4  the same CPUID on every host of a vendor, so that a VM moves freely among them; features beyond
- *                     the level stay hidden (cpu_features.def).
+ *   host              all that KVM offers on this host (the default). Moves only to hosts that offer the same or
+ * more. x86-64-v1 ... v4  the same CPUID on every host of a vendor, so that a VM moves freely among them; features
+ * beyond the level stay hidden (cpu_features.def).
  *
- * A model hides, it does not protect: a guest that tries an instruction which CPUID does not show may find it working.
- * Every model keeps the host's vendor; a VM never moves between Intel and AMD.
- * Pure functions on tables of CPUID entries. */
+ * A model hides, it does not protect: a guest that tries an instruction which CPUID does not show may find it
+ * working. Every model keeps the host's vendor; a VM never moves between Intel and AMD. Pure functions on tables of
+ * CPUID entries. */
 #ifndef COMPUTE_VMM_CPU_MODEL_H
 #define COMPUTE_VMM_CPU_MODEL_H
 

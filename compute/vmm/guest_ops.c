@@ -4,6 +4,8 @@
 
 #include <errno.h>
 
+#include "compute/vmm/machine_state.h"
+
 static struct machine *machine_of(struct guest *guest)
 {
     return CONTAINER_OF(guest, struct machine_guest, guest)->machine;
@@ -80,22 +82,30 @@ static int ops_resume(struct guest *guest, struct error *err)
     return machine_resume(machine_of(guest), err);
 }
 
+static void ops_next_data(struct guest *guest, size_t region, uint64_t *page, uint64_t *pages)
+{
+    memory_next_data(&machine_of(guest)->memory, region, page, pages);
+}
+
+static int ops_memory_map(struct guest *guest, size_t region, int fd, uint64_t offset, struct error *err)
+{
+    return memory_map_file(&machine_of(guest)->memory, region, fd, offset, err);
+}
+
 static int ops_state_save(struct guest *guest, struct stream_writer *out, struct error *err)
 {
-    (void)guest;
-    (void)out;
-    return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "the state of a running VM cannot be taken out yet");
+    return machine_state_save(machine_of(guest), out, err);
 }
 
 static int ops_state_load(struct guest *guest, struct stream_states *states, struct error *err)
 {
-    (void)guest;
-    (void)states;
-    return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "the state of a running VM cannot be put back yet");
+    return machine_state_load(machine_of(guest), states, err);
 }
 
 static const struct guest_ops machine_guest_ops = {
     .regions = ops_regions,
+    .next_data = ops_next_data,
+    .memory_map = ops_memory_map,
     .dirty_start = ops_dirty_start,
     .dirty_fetch = ops_dirty_fetch,
     .dirty_stop = ops_dirty_stop,

@@ -10,6 +10,7 @@
 #include "compute/vmm/acpi.h"
 #include "compute/vmm/devices/pm/pm.h"
 #include "compute/vmm/devices/serial/serial.h"
+#include "compute/vmm/machine_snapshot.h"
 #include "compute/vmm/pc1_layout.h"
 
 enum machine_request {
@@ -83,8 +84,8 @@ static void disk_pause(struct machine *m)
 static void on_requests(void *arg)
 {
     struct machine *m = arg;
-    if (machine_has_ended(m))
-        return;
+    if (machine_has_ended(m) || m->frozen)
+        return; /* machine_thaw comes back to it */
     vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, true); /* nobody can ask any more */
     unsigned requests = requests_take(m);
     if (requests & REQUEST_DISK)
@@ -204,16 +205,23 @@ static void uring_make(struct machine *m)
         log_info("no-io-uring", "vm=%s why=\"%s\" disks=threads", m->config->name, err.text);
 }
 
+STATIC_ASSERT((int)MEMORY_PAGES_SMALL == (int)vmm_pages_SMALL && (int)MEMORY_PAGES_LARGE == (int)vmm_pages_LARGE &&
+                  (int)MEMORY_PAGES_HUGE == (int)vmm_pages_HUGE,
+              "memory.h and the schema agree");
+
 static int machine_build(struct machine *m, struct error *err)
 {
     const struct cpu_model *model;
     int code;
-    if ((code = cpu_model_find(m->config->cpu_model, &model, err)) < 0 || (code = boot_open(m, err)) < 0 || (code = memory_init(&m->memory, m->config->memory_bytes, err)) < 0 ||
+    if ((code = cpu_model_find(m->config->cpu_model, &model, err)) < 0 || (code = boot_open(m, err)) < 0 ||
+        (code = memory_init_pages(&m->memory, m->config->memory_bytes, (enum memory_pages)m->config->memory_pages,
+                                  err)) < 0 ||
         (code = kvm_init(&m->kvm, err)) < 0)
         return code;
     if ((code = memory_attach(m, err)) < 0 || (code = io_loop_create(&m->device_lock, &m->io, err)) < 0 ||
         (code = pci_bus_init(&m->pci, &m->mmio, &m->ports, err)) < 0 ||
-        (code = vcpu_set_init(&m->vcpus, &m->kvm, m->config->vcpus, model, &m->ports, &m->mmio, on_vcpu_event, m, err)) < 0)
+        (code = vcpu_set_init(&m->vcpus, &m->kvm, m->config->vcpus, model, &m->ports, &m->mmio, on_vcpu_event, m,
+                              err)) < 0)
         return code;
     uring_make(m);
     /* After the vCPUs: their APICs are part of what the chips see. */
@@ -256,6 +264,7 @@ int machine_init(struct machine *m, const struct vmm_config *config, const struc
 
 void machine_finish(struct machine *m)
 {
+    snapshot_job_destroy(m->snapshot);
     console_set_input(m->console, NULL, NULL);
     lease_watch_stop(&m->lease);
     if (m->vcpus.count)
@@ -353,6 +362,21 @@ int machine_start(struct machine *m, bool paused, struct error *err)
     return 0;
 }
 
+int machine_start_restored(struct machine *m, machine_load_fn load, void *arg, bool paused, struct error *err)
+{
+    ASSERT(m->state == MACHINE_CREATED);
+    pthread_mutex_lock(&m->device_lock);
+    device_list_pause(&m->devices);
+    pthread_mutex_unlock(&m->device_lock);
+    int code = load(arg, m, err);
+    if (code < 0)
+        return code;
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_USER, true);
+    state_set(m, MACHINE_PAUSED, "restored");
+    vcpu_set_release(&m->vcpus, VCPU_HOLD_START);
+    return paused ? 0 : machine_resume(m, err);
+}
+
 /* ---- moves from outside ---- */
 
 static int refuse(const struct machine *m, const char *verb, struct error *err)
@@ -361,8 +385,54 @@ static int refuse(const struct machine *m, const char *verb, struct error *err)
                      verb);
 }
 
+/* While its state is being written nothing may change it. */
+static int frozen_check(const struct machine *m, struct error *err)
+{
+    return m->frozen ? error_set(err, -EBUSY, ERROR_CONFLICT,
+                                 "a snapshot of the VM is being written; wait for it, or cancel it")
+                     : 0;
+}
+
+int machine_freeze(struct machine *m, struct error *err)
+{
+    if (frozen_check(m, err) < 0)
+        return -EBUSY;
+    if (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED)
+        return refuse(m, "frozen", err);
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_MIGRATE, true);
+    on_requests(m); /* a reset or power-off that the guest asked for is no part of any state */
+    if (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED) {
+        vcpu_set_release(&m->vcpus, VCPU_HOLD_MIGRATE);
+        return refuse(m, "frozen", err);
+    }
+    pthread_mutex_lock(&m->device_lock);
+    if (m->state == MACHINE_RUNNING)
+        device_list_pause(&m->devices);
+    pthread_mutex_unlock(&m->device_lock);
+    m->frozen = true;
+    return 0;
+}
+
+int machine_thaw(struct machine *m, struct error *err)
+{
+    ASSERT(m->frozen);
+    m->frozen = false;
+    if (machine_has_ended(m))
+        return 0;
+    int code = vcpu_set_clock_paused(&m->vcpus, err);
+    pthread_mutex_lock(&m->device_lock);
+    if (m->state == MACHINE_RUNNING)
+        device_list_resume(&m->devices);
+    pthread_mutex_unlock(&m->device_lock);
+    vcpu_set_release(&m->vcpus, VCPU_HOLD_MIGRATE);
+    io_loop_post(m->control, on_requests, m); /* what came while frozen */
+    return code;
+}
+
 int machine_pause(struct machine *m, struct error *err)
 {
+    if (frozen_check(m, err) < 0)
+        return -EBUSY;
     if (m->state == MACHINE_PAUSED)
         return 0;
     if (m->state != MACHINE_RUNNING)
@@ -377,10 +447,15 @@ int machine_pause(struct machine *m, struct error *err)
 
 int machine_resume(struct machine *m, struct error *err)
 {
+    if (frozen_check(m, err) < 0)
+        return -EBUSY;
     if (m->state == MACHINE_RUNNING)
         return 0;
     if (m->state != MACHINE_PAUSED)
         return refuse(m, "resumed", err);
+    int code = vcpu_set_clock_paused(&m->vcpus, err);
+    if (code < 0)
+        return code;
     pthread_mutex_lock(&m->device_lock);
     device_list_resume(&m->devices);
     pthread_mutex_unlock(&m->device_lock);
@@ -392,6 +467,8 @@ int machine_resume(struct machine *m, struct error *err)
 
 int machine_reset(struct machine *m, struct error *err)
 {
+    if (frozen_check(m, err) < 0)
+        return -EBUSY;
     if (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED)
         return refuse(m, "reset", err);
     machine_boot(m, "request");
@@ -408,6 +485,8 @@ int machine_stop(struct machine *m, struct error *err)
 
 int machine_press_power_button(struct machine *m, struct error *err)
 {
+    if (frozen_check(m, err) < 0)
+        return -EBUSY;
     if (m->state != MACHINE_RUNNING)
         return refuse(m, "asked to power off", err);
     pthread_mutex_lock(&m->device_lock);

@@ -82,11 +82,13 @@ struct machine {
     struct kvm_irqchip chips[3]; /* at power-on, for reset */
     struct kvm_pit_state2 pit;
 
-    pthread_mutex_t request_lock; /* guards requests and failure until the control loop takes them */
-    unsigned requests;            /* bits of enum machine_request in machine.c */
-    char disk_error[160];         /* of the disk that asked for a pause */
-    char pause_reason[160];       /* why it is PAUSED, where not by request; "" otherwise */
-    uint64_t resets;              /* since start */
+    pthread_mutex_t request_lock;  /* guards requests and failure until the control loop takes them */
+    unsigned requests;             /* bits of enum machine_request in machine.c */
+    char disk_error[160];          /* of the disk that asked for a pause */
+    char pause_reason[160];        /* why it is PAUSED, where not by request; "" otherwise */
+    uint64_t resets;               /* since start */
+    bool frozen;                   /* machine_freeze */
+    struct snapshot_job *snapshot; /* machine_snapshot.h; NULL until the first */
 };
 
 /* Build everything; nothing runs yet. On failure nothing is left behind. */
@@ -96,6 +98,13 @@ void machine_finish(struct machine *m);
 
 /* Load the kernel and run, or begin PAUSED. */
 int machine_start(struct machine *m, bool paused, struct error *err);
+/* Instead: let @load fill memory and state, then run or stay PAUSED. After a failure only machine_finish is left. */
+typedef int (*machine_load_fn)(void *arg, struct machine *m, struct error *err);
+int machine_start_restored(struct machine *m, machine_load_fn load, void *arg, bool paused, struct error *err);
+/* Stand still for a snapshot or migration, whatever the state, and refuse every move but a stop: neither memory nor
+ * state change until the thaw. */
+int machine_freeze(struct machine *m, struct error *err);
+int machine_thaw(struct machine *m, struct error *err);
 /* -EINVAL where the state does not allow it; pausing what is paused is no error, nor is resuming what runs. */
 int machine_pause(struct machine *m, struct error *err);
 int machine_resume(struct machine *m, struct error *err);

@@ -198,10 +198,11 @@ static int tsc_khz_load(struct machine *m, struct vcpu *v, uint32_t wanted, stru
     if (difference * 1000000 <= (uint64_t)here * TSC_TOLERANCE_PPM)
         return 0;
     if (!m->kvm.can_scale_tsc)
-        return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
-                         "the guest's clock ran at %u kHz, this host's runs at %u kHz, and its processors cannot scale; "
-                         "take a host of the same rate",
-                         wanted, here);
+        return error_set(
+            err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+            "the guest's clock ran at %u kHz, this host's runs at %u kHz, and its processors cannot scale; "
+            "take a host of the same rate",
+            wanted, here);
     return kvm_vcpu_set_tsc_khz(&v->kvm, wanted, err);
 }
 
@@ -283,8 +284,8 @@ uint64_t machine_state_tsc_offset(uint64_t guest_tsc, uint64_t clock_there, uint
 }
 
 /* The first vCPU's TSC agrees with kvmclock where KVM tells the host's TSC on both sides and nothing is scaled;
- * otherwise it is as its MSR was set. The others keep their distance from it: set one by one through the MSR they would
- * have drifted by the time that took. */
+ * otherwise it is as its MSR was set. The others keep their distance from it: set one by one through the MSR they
+ * would have drifted by the time that took. */
 static int tscs_align(struct machine *m, const struct saved_vcpus *saved, const struct kvm_clock_data *there,
                       struct error *err)
 {
@@ -302,8 +303,8 @@ static int tscs_align(struct machine *m, const struct saved_vcpus *saved, const 
     if (code < 0)
         return code;
     if (there->flags & here.flags & CLOCK_HAS_HOST_TSC && khz == first->tsc_khz && !m->kvm.can_scale_tsc)
-        offset = machine_state_tsc_offset(there->host_tsc + first->tsc_offset, there->clock, here.clock, here.host_tsc,
-                                          khz);
+        offset = machine_state_tsc_offset(there->host_tsc + first->tsc_offset, there->clock, here.clock,
+                                          here.host_tsc, khz);
     for (unsigned i = 0; code == 0 && i < saved->count; i++)
         code = kvm_vcpu_set_tsc_offset(&m->vcpus.vcpus[i].kvm,
                                        offset + (saved->vcpus[i].state.tsc_offset - first->tsc_offset), err);

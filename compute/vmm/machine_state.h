@@ -12,10 +12,10 @@
  *   2. for each vCPU: rate of the TSC, CPUID, state without the deadline timer;
  *   3. chips, bus, devices (which make GSI routes and doorbells anew);
  *   4. kvmclock; TSCs set to agree with it and with each other; deadline timers.
- * Afterwards machine_resume tells every device to look at its queues and raise its interrupts once, for eventfds carry
- * nothing over (an interrupt that was under way in an irqfd at the save is thereby raised again), and tells kvmclock
- * that the guest stood still.
- * A state that cannot be put back is an error, whatever it is; the machine must then not run.
+ * Afterwards machine_resume tells every device to look at its queues and raise its interrupts once, for eventfds
+ * carry nothing over (an interrupt that was under way in an irqfd at the save is thereby raised again), and tells
+ * kvmclock that the guest stood still. A state that cannot be put back is an error, whatever it is; the machine must
+ * then not run.
  *
  * The guest's clocks go on where they stood: the time in between is not seen. The TSC keeps its rate where the host's
  * is within 250 ppm or the host can scale; otherwise the machine is refused.

@@ -16,6 +16,7 @@
 #include "common/log.h"
 #include "compute/vmm/control.h"
 #include "compute/vmm/machine.h"
+#include "compute/vmm/machine_snapshot.h"
 
 #define CONFIG_BYTES_MAX 1048576u
 
@@ -29,8 +30,8 @@ enum exit_status {
 };
 
 struct options {
-    const char *config, *control;
-    bool console_stdio;
+    const char *config, *control, *restore;
+    bool console_stdio, verify;
     struct machine_options machine;
 };
 
@@ -39,8 +40,11 @@ static const char help[] =
     "\n"
     "  drover-vmm --config FILE [--control PATH] [--console stdio] [--no-restart] [--log-level LEVEL]\n"
     "  drover-vmm --config FILE --multiboot FILE [--debug-exit] ...\n"
+    "  drover-vmm --restore FILE [--config FILE] [--verify] ...\n"
     "\n"
     "  --config FILE      the VM as JSON (schema: vmm_config)\n"
+    "  --restore FILE     go on from a snapshot; --config may be left out: then it is the one in the snapshot\n"
+    "  --verify           compare the snapshot's memory with its checksums first\n"
     "  --control PATH     Unix socket for control; instead of control_path in FILE\n"
     "  --console stdio    show the serial console here and send it what is typed\n"
     "  --no-restart       end when the guest resets, instead of booting it again\n"
@@ -60,6 +64,7 @@ static const char help[] =
     "  drover-vmm --config vm.json --control /run/try.sock --console stdio\n"
     "  curl --unix-socket /run/try.sock http://vm/v1/vm\n"
     "  curl --unix-socket /run/try.sock -X PUT -d '{\"state\": \"paused\"}' http://vm/v1/vm/state\n"
+    "  curl --unix-socket /run/try.sock -X POST -d '{\"path\": \"/var/lib/try.snap\"}' http://vm/v1/vm/snapshot\n"
     "\n"
     "Exit status: 0 the guest powered off or the VM was stopped; 1 it could not be started; 2 bad option or\n"
     "configuration; 3 the guest reset (with --no-restart); 4 triple fault (with --no-restart); 5 the VM failed.\n";
@@ -69,6 +74,8 @@ static int options_parse(int argc, char **argv, struct options *o)
     static const struct option names[] = {
         {"config", required_argument, NULL, 'c'},
         {"control", required_argument, NULL, 's'},
+        {"restore", required_argument, NULL, 'r'},
+        {"verify", no_argument, NULL, 'v'},
         {"console", required_argument, NULL, 'o'},
         {"no-restart", no_argument, NULL, 'n'},
         {"multiboot", required_argument, NULL, 'm'},
@@ -86,6 +93,10 @@ static int options_parse(int argc, char **argv, struct options *o)
             o->control = optarg;
         } else if (option == 'o' && strcmp(optarg, "stdio") == 0) {
             o->console_stdio = true;
+        } else if (option == 'r') {
+            o->restore = optarg;
+        } else if (option == 'v') {
+            o->verify = true;
         } else if (option == 'n') {
             o->machine.exit_on_reset = true;
         } else if (option == 'm') {
@@ -103,8 +114,8 @@ static int options_parse(int argc, char **argv, struct options *o)
             return -EINVAL;
         }
     }
-    if (optind != argc || !o->config) {
-        fputs("drover-vmm: give --config FILE and nothing else; see --help\n", stderr);
+    if (optind != argc || (!o->config && !o->restore) || (o->verify && !o->restore)) {
+        fputs("drover-vmm: give --config FILE, --restore FILE or both, and nothing else; see --help\n", stderr);
         return -EINVAL;
     }
     return 0;
@@ -150,6 +161,7 @@ struct program {
     struct console console;
     struct machine machine;
     struct control *control;
+    struct machine_restore restore; /* file NULL: it boots */
     int signal_fd;
     struct io_handler *signal_handler;
     char failure[401]; /* why the machine failed; as long as vmm_exit.reason may be */
@@ -200,13 +212,33 @@ static int program_start(struct program *p, struct error *err)
     if (code < 0)
         return code;
     code = control ? control_create(&p->machine, control, &p->control, err) : 0;
-    if (code == 0)
+    if (code == 0 && p->restore.file)
+        code = machine_start_restored(&p->machine, machine_restore_load, &p->restore, p->config.paused, err);
+    else if (code == 0)
         code = machine_start(&p->machine, p->config.paused, err);
     if (code < 0) {
         control_destroy(p->control);
         machine_finish(&p->machine);
     }
     return code;
+}
+
+/* The configuration: the file's, or else the snapshot's own. */
+static int program_config(struct program *p, struct error *err)
+{
+    int code = 0;
+    p->restore.verify = p->options.verify;
+    if (p->options.restore)
+        code = snapshot_open(p->options.restore, &p->restore.file, err);
+    if (code == 0 && p->options.config)
+        return config_read(p->options.config, &p->config, err);
+    if (code < 0)
+        return code;
+    const struct machine_description *saved = snapshot_description(p->restore.file);
+    if (!OBJECT_HAS(machine_description, saved, config))
+        return error_set(err, -EINVAL, ERROR_INVALID, "%s holds no configuration; give --config", p->options.restore);
+    OBJECT_COPY(vmm_config, &p->config, &saved->config);
+    return 0;
 }
 
 static int program_run(struct program *p)
@@ -260,8 +292,10 @@ int main(int argc, char **argv)
     p->signal_fd = -1;
     if (options_parse(argc, argv, &p->options) < 0)
         return STATUS_USAGE;
-    if (config_read(p->options.config, &p->config, &err) < 0) {
+    if (program_config(p, &err) < 0) {
         report("config-refused", &err);
+        snapshot_close(p->restore.file);
+        OBJECT_CLEAR(vmm_config, &p->config);
         return STATUS_USAGE;
     }
     pthread_mutex_init(&p->lock, NULL);
@@ -275,8 +309,10 @@ int main(int argc, char **argv)
         report("start-failed", &err);
         snprintf(p->failure, sizeof(p->failure), "%.400s", err.text);
     } else {
+        snapshot_close(TAKE_PTR(p->restore.file));
         status = program_run(p);
     }
+    snapshot_close(p->restore.file);
     exit_write(p, status);
     console_finish(&p->console);
     io_loop_remove(p->loop, p->signal_handler);

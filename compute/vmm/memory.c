@@ -16,32 +16,104 @@ static void region_add(struct guest_memory *m, uint64_t gpa, uint64_t size, uint
 
 int memory_init(struct guest_memory *m, uint64_t size_bytes, struct error *err)
 {
-    memset(m, 0, sizeof(*m));
-    m->fd = -1;
+    return memory_init_pages(m, size_bytes, MEMORY_PAGES_AUTO, err);
+}
+
+static uint64_t page_bytes(enum memory_pages pages)
+{
+    return pages == MEMORY_PAGES_HUGE ? 1ull << 30 : pages == MEMORY_PAGES_LARGE ? 2ull << 20 : MEMORY_PAGE_BYTES;
+}
+
+static bool is_hugetlb(enum memory_pages pages)
+{
+    return pages == MEMORY_PAGES_HUGE || pages == MEMORY_PAGES_LARGE;
+}
+
+static int size_check(uint64_t size_bytes, enum memory_pages pages, struct error *err)
+{
     if (size_bytes < MEMORY_BYTES_MIN || size_bytes > MEMORY_BYTES_MAX || size_bytes % MEMORY_PAGE_BYTES)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/memory_bytes",
                                "guest memory must be a multiple of 4096 between %llu and %llu bytes, not %" PRIu64,
                                MEMORY_BYTES_MIN, MEMORY_BYTES_MAX, size_bytes);
-    m->fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (size_bytes % page_bytes(pages))
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/memory_bytes",
+                               "guest memory of pages of %" PRIu64 " MiB must be a multiple of that, not %" PRIu64
+                               " bytes",
+                               page_bytes(pages) >> 20, size_bytes);
+    return 0;
+}
+
+/* memfd_create(2): the base-2 logarithm of a huge page's size stands above bit 26; the C library has no names for it.
+ */
+#define MEMFD_HUGE_2M (21u << 26)
+#define MEMFD_HUGE_1G (30u << 26)
+
+static int file_make(struct guest_memory *m, uint64_t size_bytes, struct error *err)
+{
+    unsigned flags = m->pages == MEMORY_PAGES_HUGE    ? MFD_HUGETLB | MEMFD_HUGE_1G
+                     : m->pages == MEMORY_PAGES_LARGE ? MFD_HUGETLB | MEMFD_HUGE_2M
+                                                      : 0;
+    m->fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
     if (m->fd < 0)
-        return error_errno(err, -errno, "cannot create guest memory");
+        return error_set_field(err, -errno, ERROR_NOT_SUPPORTED, "/memory_pages",
+                               "the host gives no guest memory of these pages: %s", strerror(errno));
     if (ftruncate(m->fd, (off_t)size_bytes) < 0 ||
-        fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
-        int code = error_errno(err, -errno, "cannot size guest memory to %" PRIu64 " bytes", size_bytes);
+        fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        return error_errno(err, -errno, "cannot size guest memory to %" PRIu64 " bytes", size_bytes);
+    return 0;
+}
+
+/* Where the host has large pages, guest and host addresses must agree within one of them. */
+static int file_map(struct guest_memory *m, uint64_t size_bytes, struct error *err)
+{
+    uint64_t align = MAX(page_bytes(m->pages), 2ull << 20);
+    uint8_t *space = mmap(NULL, size_bytes + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (space == MAP_FAILED)
+        return error_errno(err, -errno, "no room for %" PRIu64 " bytes of guest memory", size_bytes);
+    uint64_t head = (align - (uintptr_t)space % align) % align;
+    /* NORESERVE: pages come when the guest touches them; how much a host may promise is the scheduler's decision.
+     * Pages of a pool are another matter: without them set aside the guest's touch would kill us. */
+    void *host = mmap(space + head, size_bytes, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_FIXED | (is_hugetlb(m->pages) ? 0 : MAP_NORESERVE), m->fd, 0);
+    int code = -errno;
+    if (head)
+        munmap(space, head);
+    if (align > head)
+        munmap(space + head + size_bytes, align - head);
+    if (host != MAP_FAILED) {
+        m->host = host;
+        return 0;
+    }
+    munmap(space + head, size_bytes);
+    if (is_hugetlb(m->pages))
+        return error_set_field(err, code, ERROR_NO_SPACE, "/memory_pages",
+                               "the host's pool has fewer than %" PRIu64 " free pages of %" PRIu64
+                               " MiB; raise nr_hugepages in /sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB",
+                               size_bytes / page_bytes(m->pages), page_bytes(m->pages) >> 20,
+                               page_bytes(m->pages) >> 10);
+    return error_errno(err, code, "cannot map %" PRIu64 " bytes of guest memory", size_bytes);
+}
+
+int memory_init_pages(struct guest_memory *m, uint64_t size_bytes, enum memory_pages pages, struct error *err)
+{
+    memset(m, 0, sizeof(*m));
+    m->fd = -1;
+    m->pages = pages;
+    int code = size_check(size_bytes, pages, err);
+    if (code == 0)
+        code = file_make(m, size_bytes, err);
+    if (code == 0)
+        code = file_map(m, size_bytes, err);
+    if (code < 0) {
         memory_finish(m);
         return code;
     }
-    /* NORESERVE: pages come when the guest touches them; how much a host may promise is the scheduler's decision. */
-    void *host = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, m->fd, 0);
-    if (host == MAP_FAILED) {
-        int code = error_errno(err, -errno, "cannot map %" PRIu64 " bytes of guest memory", size_bytes);
-        memory_finish(m);
-        return code;
-    }
-    m->host = host;
     m->size_bytes = size_bytes;
-    (void)madvise(host, size_bytes, MADV_HUGEPAGE); /* an advice: works without */
-    (void)madvise(host, size_bytes, MADV_DONTDUMP); /* a core file must not carry a guest's secrets */
+    if (pages == MEMORY_PAGES_AUTO)
+        (void)madvise(m->host, size_bytes, MADV_HUGEPAGE); /* an advice: works without */
+    else if (pages == MEMORY_PAGES_SMALL)
+        (void)madvise(m->host, size_bytes, MADV_NOHUGEPAGE);
+    (void)madvise(m->host, size_bytes, MADV_DONTDUMP); /* a core file must not carry a guest's secrets */
     region_add(m, 0, MIN(size_bytes, MEMORY_HOLE_START), 0);
     if (size_bytes > MEMORY_HOLE_START)
         region_add(m, MEMORY_HOLE_END, size_bytes - MEMORY_HOLE_START, MEMORY_HOLE_START);
@@ -100,7 +172,7 @@ bool memory_write(struct guest_memory *m, uint64_t gpa, const void *from, uint64
 void memory_clear(struct guest_memory *m)
 {
     /* Punching gives the pages back; a later read finds zeros. */
-    if (fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)m->size_bytes) < 0)
+    if (m->detached || fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)m->size_bytes) < 0)
         memset(m->host, 0, m->size_bytes);
     for (size_t i = 0; i < m->region_count; i++)
         memory_mark_dirty(m, m->regions[i].gpa, m->regions[i].size);
@@ -116,6 +188,41 @@ bool memory_discard(struct guest_memory *m, uint64_t gpa, uint64_t size)
         (void)madvise(at, size, MADV_DONTNEED);
     memory_mark_dirty(m, gpa, size);
     return true;
+}
+
+int memory_map_file(struct guest_memory *m, size_t index, int fd, uint64_t offset, struct error *err)
+{
+    ASSERT(index < m->region_count);
+    struct memory_region *r = &m->regions[index];
+    if (is_hugetlb(m->pages))
+        return -ENOTSUP;
+    void *at =
+        mmap(r->host, r->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, (off_t)offset);
+    if (at == MAP_FAILED)
+        return error_errno(err, -errno, "cannot map %" PRIu64 " bytes of memory from a file", r->size);
+    (void)madvise(at, r->size, MADV_DONTDUMP);
+    m->detached = true;
+    return 0;
+}
+
+void memory_next_data(const struct guest_memory *m, size_t index, uint64_t *page, uint64_t *pages)
+{
+    ASSERT(index < m->region_count);
+    const struct memory_region *r = &m->regions[index];
+    uint64_t end = r->fd_offset + r->size;
+    *pages = r->size / MEMORY_PAGE_BYTES - *page;
+    if (m->detached || is_hugetlb(m->pages))
+        return;
+    off_t data = lseek(m->fd, (off_t)(r->fd_offset + *page * MEMORY_PAGE_BYTES), SEEK_DATA);
+    if ((data < 0 && errno == ENXIO) || data >= (off_t)end) {
+        *pages = 0;
+        return;
+    }
+    off_t hole = data < 0 ? -1 : lseek(m->fd, data, SEEK_HOLE);
+    if (hole < 0)
+        return; /* it cannot tell: everything */
+    *page = ((uint64_t)data - r->fd_offset) / MEMORY_PAGE_BYTES;
+    *pages = (MIN((uint64_t)hole, end) - r->fd_offset + MEMORY_PAGE_BYTES - 1) / MEMORY_PAGE_BYTES - *page;
 }
 
 static size_t bitmap_words(const struct guest_memory *m)

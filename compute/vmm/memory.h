@@ -26,6 +26,14 @@ struct memory_region {
     uint8_t *host;      /* the same byte in this process */
 };
 
+/* What the host's pages are; the values of vmm_pages in schema/objects.def. */
+enum memory_pages {
+    MEMORY_PAGES_AUTO,  /* transparent huge pages where the host has them */
+    MEMORY_PAGES_SMALL, /* 4 KiB */
+    MEMORY_PAGES_LARGE, /* 2 MiB, hugetlb */
+    MEMORY_PAGES_HUGE,  /* 1 GiB, hugetlb */
+};
+
 struct guest_memory {
     int fd;              /* memfd, so that another process may map the same pages (hand-over, vhost-user) */
     uint64_t size_bytes; /* sum of all regions */
@@ -34,10 +42,15 @@ struct guest_memory {
     struct memory_region regions[MEMORY_REGIONS_MAX]; /* ascending by gpa, never overlapping */
     uint64_t *dirty;                                  /* one bit per page of the memfd, for writes by this process */
     bool tracking;                                    /* set while `dirty` is kept (atomic) */
+    bool detached; /* some region is a private copy of a file (memory_map_file): `fd` is not all there is */
+    enum memory_pages pages;
 };
 
 /* @size_bytes: a multiple of the page size within MEMORY_BYTES_MIN and _MAX. Needs no KVM. */
 int memory_init(struct guest_memory *m, uint64_t size_bytes, struct error *err);
+/* The same with the host's pages chosen. Those of a hugetlb pool are set aside at once: -ENOMEM in words where there
+ * are too few. */
+int memory_init_pages(struct guest_memory *m, uint64_t size_bytes, enum memory_pages pages, struct error *err);
 void memory_finish(struct guest_memory *m);
 
 /* @size bytes of guest memory at @gpa, or NULL unless they lie wholly inside one region. @size 0 gives NULL.
@@ -49,10 +62,17 @@ bool memory_write(struct guest_memory *m, uint64_t gpa, const void *from, uint64
 /* Zero everything: a machine that resets keeps its memory, one that starts anew must not see the old. */
 void memory_clear(struct guest_memory *m);
 
-/* The guest has no use for @size bytes at @gpa any more (whole pages): give them back to the host. What it reads there
- * later is not defined. False when the range is not guest memory or not of whole pages; the kernel's refusal is none:
- * then the pages just stay. */
+/* The guest has no use for @size bytes at @gpa any more (whole pages): give them back to the host. What it reads
+ * there later is not defined. False when the range is not guest memory or not of whole pages; the kernel's refusal is
+ * none: then the pages just stay. */
 bool memory_discard(struct guest_memory *m, uint64_t gpa, uint64_t size);
+
+/* From now on region @index is what @fd holds from @offset on, read when touched and copied when written. Before
+ * vCPUs run. -ENOTSUP, without words, for memory of huge pages. */
+int memory_map_file(struct guest_memory *m, size_t index, int fd, uint64_t offset, struct error *err);
+/* The first stretch of pages of region @index, from *page on, that may hold anything: *pages is 0 when there is none.
+ * Memory that was never touched stays so. */
+void memory_next_data(const struct guest_memory *m, size_t index, uint64_t *page, uint64_t *pages);
 
 /* This process has written @size bytes at @gpa. Nothing happens unless tracking is on. Call it AFTER the write:
  * a page that is fetched between write and mark is sent again, one marked before the write could be missed. */

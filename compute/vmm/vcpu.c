@@ -196,13 +196,20 @@ unsigned vcpu_set_holds(struct vcpu_set *set)
     return __atomic_load_n(&set->holds, __ATOMIC_ACQUIRE);
 }
 
+int vcpu_set_clock_paused(struct vcpu_set *set, struct error *err)
+{
+    int code = 0;
+    for (unsigned i = 0; code == 0 && i < set->count; i++)
+        code = kvm_vcpu_clock_paused(&set->vcpus[i].kvm, err);
+    return code;
+}
+
 /* ---- creation and reset ---- */
 
 struct cpuid_options vcpu_cpuid_options(const struct vcpu_set *set, struct kvm *kvm)
 {
-    return (struct cpuid_options){.vcpus = set->count,
-                                  .tsc_deadline = kvm_has_tsc_deadline(kvm),
-                                  .invariant_tsc = kvm->can_scale_tsc};
+    return (struct cpuid_options){
+        .vcpus = set->count, .tsc_deadline = kvm_has_tsc_deadline(kvm), .invariant_tsc = kvm->can_scale_tsc};
 }
 
 static int vcpu_create(struct vcpu_set *set, struct kvm *kvm, const struct kvm_cpuid2 *offered, unsigned id,

@@ -60,8 +60,8 @@ struct vcpu_set {
     unsigned holds; /* bits of enum vcpu_hold */
     bool ending;
     unsigned count;
-    struct kvm_msr_list *msrs;   /* that make up a vCPU's state here */
-    struct kvm_cpuid2 *offered;  /* what this host can show a guest; owned */
+    struct kvm_msr_list *msrs;  /* that make up a vCPU's state here */
+    struct kvm_cpuid2 *offered; /* what this host can show a guest; owned */
     struct vcpu vcpus[KVM_VCPUS_MAX];
 };
 
@@ -79,6 +79,8 @@ int vcpu_set_start(struct vcpu_set *set, struct error *err);
 void vcpu_set_hold(struct vcpu_set *set, unsigned reason, bool wait);
 void vcpu_set_release(struct vcpu_set *set, unsigned reason);
 unsigned vcpu_set_holds(struct vcpu_set *set);
+/* All parked, about to go on: tell a guest with kvmclock that it stood still, so that its watchdogs know. */
+int vcpu_set_clock_paused(struct vcpu_set *set, struct error *err);
 
 /* All parked: back to power-on, the first vCPU at @entry, the others waiting for INIT and SIPI. */
 int vcpu_set_reset(struct vcpu_set *set, const struct boot_entry *entry, struct error *err);

@@ -75,7 +75,8 @@ static void leaf_fix(struct kvm_cpuid_entry2 *e, const struct cpuid_options *o, 
     case 0x80000001: /* without TOPOEXT the leaves below are all there is to AMD's topology */
         e->ecx &= ~AMD_ECX_TOPOEXT;
         break;
-    case 0x80000007: /* a TSC that never changes its rate cannot be promised to a VM that may move, unless by scaling */
+    case 0x80000007: /* a TSC that never changes its rate cannot be promised to a VM that may move, unless by scaling
+                      */
         if (!o->invariant_tsc)
             e->edx &= ~EDX_INVARIANT_TSC;
         break;

@@ -7,8 +7,9 @@
 #include "common/base.h"
 
 struct cpuid_options {
-    unsigned vcpus;    /* processors of the VM: one package of single-threaded cores */
-    bool invariant_tsc; /* a TSC of constant rate may be promised: this host can scale it for a guest that moves here */
+    unsigned vcpus;     /* processors of the VM: one package of single-threaded cores */
+    bool invariant_tsc; /* a TSC of constant rate may be promised: this host can scale it for a guest that moves here
+                         */
     bool tsc_deadline;  /* KVM has the timer (not told by the supported leaves of older hosts) */
 };
 

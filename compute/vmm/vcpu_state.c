@@ -129,8 +129,8 @@ int vcpu_state_set_unarmed(struct kvm_vcpu *vcpu, const struct vcpu_state *s, st
                          vcpu->kvm->xsave_bytes);
     CLEANUP_FREE uint8_t *xsave = xcalloc(1, vcpu->kvm->xsave_bytes);
     memcpy(xsave, s->xsave, s->xsave_bytes);
-    /* SET_REGS drops pending exceptions, so events are last; SET_LAPIC needs the APIC base of SREGS; nested state needs
-     * EFER of SREGS; the deadline MSR, set by vcpu_state_arm, needs the LAPIC. */
+    /* SET_REGS drops pending exceptions, so events are last; SET_LAPIC needs the APIC base of SREGS; nested state
+     * needs EFER of SREGS; the deadline MSR, set by vcpu_state_arm, needs the LAPIC. */
     if ((code = kvm_vcpu_set_mp_state(vcpu, &s->mp_state, err)) < 0 ||
         (code = kvm_vcpu_set_regs(vcpu, &s->regs, err)) < 0 ||
         (code = kvm_vcpu_set_sregs(vcpu, &s->sregs, err)) < 0 || (code = kvm_vcpu_set_xsave(vcpu, xsave, err)) < 0 ||

@@ -1,6 +1,6 @@
-/* Any bytes as a machine's stream: refused in words, or read to its end; pages land inside memory. The first byte says
- * in which steps the rest is fed. So that the fuzzer gets past the checksums, they are put right first where a second
- * byte is odd. */
+/* Any bytes as a machine's stream: refused in words, or read to its end; pages land inside memory. The first byte
+ * says in which steps the rest is fed. So that the fuzzer gets past the checksums, they are put right first where a
+ * second byte is odd. */
 #include <string.h>
 
 #include "migration/stream_pages.h"

@@ -51,8 +51,8 @@ static int array_memory_map(struct guest *g, size_t region, int fd, uint64_t off
     if (!a->can_map)
         return -ENOTSUP;
     a->mapped = true;
-    void *at = mmap(a->memory[region], a->sizes[region], PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd,
-                    (off_t)offset);
+    void *at =
+        mmap(a->memory[region], a->sizes[region], PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, (off_t)offset);
     return at == MAP_FAILED ? error_errno(err, -errno, "mmap") : 0;
 }
 

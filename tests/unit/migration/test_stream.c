@@ -1,4 +1,5 @@
-/* The stream's framing: round trip, every byte flipped, every cut, order, versions, unknown sections, golden bytes. */
+/* The stream's framing: round trip, every byte flipped, every cut, order, versions, unknown sections, golden bytes.
+ */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -177,8 +178,8 @@ static void newer_streams_are_refused_in_words(void **state)
     for (unsigned which = 0; which < 2; which++) {
         out.size = 0;
         assert_int_equal(stream_writer_begin(&w, collect, &out, &d, NULL), 0);
-        assert_int_equal(stream_put(&w, which ? STREAM_PAGES : 78, which ? 2 : 1, STREAM_MUST_UNDERSTAND, "", 0, NULL),
-                         0);
+        assert_int_equal(
+            stream_put(&w, which ? STREAM_PAGES : 78, which ? 2 : 1, STREAM_MUST_UNDERSTAND, "", 0, NULL), 0);
         assert_int_equal(stream_put_end(&w, NULL), 0);
         assert_int_equal(read_all(out.data, out.size, 0, &seen), -ENOTSUP);
         assert_non_null(strstr(seen.err.text, "newer program"));
@@ -286,7 +287,11 @@ static void states_are_taken_by_name(void **state)
     assert_int_equal(state_add(&states, "\0", 1, &err), -EBADMSG);
     assert_int_equal(state_add(&states, "\5abcd", 5, &err), -EBADMSG);
     assert_int_equal(state_add(&states, "\3a\0b", 4, &err), -EBADMSG);
-    assert_int_equal(state_add(&states, "\x20""0123456789abcdef0123456789abcdef", 33, &err), -EBADMSG);
+    assert_int_equal(state_add(&states,
+                               "\x20"
+                               "0123456789abcdef0123456789abcdef",
+                               33, &err),
+                     -EBADMSG);
     assert_null(stream_states_take(&states, "c", 9, &err));
     assert_non_null(strstr(err.text, "\"c\""));
     assert_null(stream_states_take(&states, "a", 3, &err));

@@ -70,8 +70,8 @@ static void round_trip(bool compress)
         struct stream_pages_writer *w = stream_pages_writer_create(&out, compress);
         for (unsigned r = 0; r < 2; r++)
             for (size_t page = 0; page < from.sizes[r] / GUEST_PAGE_BYTES; page++)
-                assert_int_equal(stream_pages_put(w, (uint16_t)r, page, from.memory[r] + page * GUEST_PAGE_BYTES, &err),
-                                 0);
+                assert_int_equal(
+                    stream_pages_put(w, (uint16_t)r, page, from.memory[r] + page * GUEST_PAGE_BYTES, &err), 0);
         assert_int_equal(stream_pages_put(w, 0, 3, from.memory[0] + 3 * GUEST_PAGE_BYTES, &err), 0); /* again */
         assert_int_equal(stream_pages_flush(w, &err), 0);
         struct stream_pages_counters c = stream_pages_counters(w);
