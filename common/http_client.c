@@ -158,6 +158,11 @@ static void describe_failure(const struct http_call *call, int error, CURLcode c
         words = error == -ETIMEDOUT  ? "no answer in time"
                 : error == -EMSGSIZE ? "the answer is larger than expected"
                                      : strerror(-error);
+    if (code == CURLE_PEER_FAILED_VERIFICATION && call->peer_prefix != NULL && strstr(words, "application") != NULL) {
+        error_set(problem, error, kind_of(error), "%.256s: its certificate is of another identity than %.128s", url,
+                  call->peer_prefix);
+        return;
+    }
     error_set(problem, error, kind_of(error), "%.256s: %s", url, words);
 }
 

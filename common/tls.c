@@ -99,10 +99,19 @@ bool tls_peer_identity(const SSL *ssl, char *buffer, size_t size)
 
 bool tls_identity_matches(const char *identity, const char *prefix)
 {
-    size_t length = strlen(prefix);
-    if (length == 0 || strncmp(identity, prefix, length) != 0)
+    bool open = prefix[0] != '\0' && prefix[strlen(prefix) - 1] == '/';
+    if (prefix[0] == '\0')
         return false;
-    return prefix[length - 1] == '/' ? identity[length] != '\0' : identity[length] == '\0';
+    for (; *prefix != '\0'; prefix++) {
+        size_t segment = strcspn(identity, "/");
+        if (*prefix == '*' && segment == 0)
+            return false;
+        if (*prefix == '*')
+            identity += segment;
+        else if (*identity++ != *prefix) /* a '\0' ends here: no prefix has one */
+            return false;
+    }
+    return open ? *identity != '\0' : *identity == '\0';
 }
 
 /* --- material --- */

@@ -60,7 +60,8 @@ bool tls_certificate_identity(const X509 *certificate, char *buffer, size_t size
 /* SHA-256 of its DER, 64 lower-case hex digits. */
 void tls_fingerprint(const X509 *certificate, char ret_hex[TLS_PIN_SIZE]);
 /* Does @identity belong under @prefix? "spiffe://drover/c1/host/" owns ".../host/7"; a prefix without a trailing
- * slash must match whole. */
+ * slash must match whole. A '*' stands for the rest of one segment, which must not be empty:
+ * "spiffe://drover/<any>/controller/" written with one is for a newcomer that does not know the cluster yet. */
 bool tls_identity_matches(const char *identity, const char *prefix);
 /* Changes with each reload: connections of one context and generation may be shared. */
 unsigned tls_context_generation(const struct tls_context *context);

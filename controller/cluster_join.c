@@ -1,5 +1,5 @@
-/* Joining: a key and a signing request; POST /v1/join over TLS that trusts only the CA whose fingerprint is in the
- * token (the secret goes to nobody else); the answer's CA must have that fingerprint too; then the files. */
+/* Joining: a key and a signing request; POST /v1/join over TLS that trusts only a controller of the cluster that the
+ * token names (the secret goes to nobody else); the answer must be what the token promises; then the files. */
 #include "controller/cluster_join.h"
 
 #include <errno.h>
@@ -32,7 +32,7 @@ static int fill_request(struct join_request *request, const struct cluster_join_
 }
 
 /* Ask one controller. */
-static int ask(const char *address, struct tls_context *tls, const struct bytes_writer *body,
+static int ask(const char *address, const char *peer_prefix, struct tls_context *tls, const struct bytes_writer *body,
                struct join_answer *answer, struct error *err)
 {
     char url[CLUSTER_ADDRESS_SIZE + 32], *text CLEANUP_FREE = NULL;
@@ -45,7 +45,8 @@ static int ask(const char *address, struct tls_context *tls, const struct bytes_
                                      .body_size = body->size,
                                      .deadline_ms = CLUSTER_JOIN_DEADLINE_MS,
                                      .body_bytes_max = 1024 * 1024,
-                                     .tls = tls};
+                                     .tls = tls,
+                                     .peer_prefix = peer_prefix};
     int r = http_client_perform(&call, &status, &text, &size, err);
     if (r < 0)
         return r;
@@ -68,9 +69,11 @@ static int ask_all(const struct join_token *token, const struct bytes_writer *bo
 {
     struct tls_identity identity = {.ca_sha256_hex = token->ca_sha256};
     struct tls_context *tls = NULL;
+    char peer_prefix[JOIN_TOKEN_PREFIX_SIZE];
+    join_token_peer_prefix(token, peer_prefix);
     int r = tls_context_create(&identity, &tls, err);
     for (size_t i = 0; tls != NULL && i < token->address_count; i++) {
-        r = ask(token->addresses[i], tls, body, answer, err);
+        r = ask(token->addresses[i], peer_prefix, tls, body, answer, err);
         if (r == 0 || (r == -EREMOTEIO && err->kind != ERROR_NO_LEADER && err->kind != ERROR_UNREACHABLE))
             break;
         error_prefix(err, "%s: ", token->addresses[i]);
@@ -81,16 +84,13 @@ static int ask_all(const struct join_token *token, const struct bytes_writer *bo
 
 static int check_answer(const struct join_answer *answer, const struct join_token *token, struct error *err)
 {
-    char fingerprint[PKI_FINGERPRINT_SIZE];
     if (answer->cluster_id == NULL || answer->id == NULL || answer->raft_id == 0 || answer->cert_pem == NULL ||
         answer->ca_pem == NULL || answer->ca_key_pem == NULL)
         return error_set(err, -EBADMSG, ERROR_INTERNAL, "the cluster's answer lacks something");
-    int r = pki_fingerprint(answer->ca_pem, fingerprint, err);
-    if (r < 0)
-        return r;
-    if (strcmp(fingerprint, token->ca_sha256) != 0)
-        return error_set(err, -EACCES, ERROR_UNAUTHENTICATED, "the answer's CA is not the one that the token names");
-    return pki_verify(answer->cert_pem, answer->ca_pem, err);
+    char number[24]; /* a controller is known by its Raft id */
+    snprintf(number, sizeof number, "%llu", (unsigned long long)answer->raft_id);
+    return join_token_check(token, answer->ca_pem, answer->cert_pem, answer->cluster_id,
+                            role_desc.names[role_CONTROLLER], number, err);
 }
 
 static void fill_identity(struct data_dir *dir, const struct join_request *request, const struct join_answer *answer,

@@ -23,7 +23,7 @@ static const char help[] =
     "  drover-controller join --data DIR --address IP[:PORT] --name NAME --token TOKEN [--raft-address IP[:PORT]]\n"
     "      Become a further controller of a cluster; `drover token create --role controller` makes the token.\n"
     "      drover-controller join --data /var/lib/drover/controller --address 192.0.2.2 --name c2 --token "
-    "drover1/...\n"
+    "drover2/...\n"
     "\n"
     "  drover-controller run --data DIR [--listen IP:PORT]\n"
     "      Run the controller that init or join made.\n"

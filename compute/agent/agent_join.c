@@ -30,7 +30,7 @@ static char *with_port(const char *address)
 }
 
 /* One controller's answer. -EAGAIN: another may do better. */
-static int ask_controller(const char *controller, struct tls_context *tls, const struct bytes_writer *body,
+static int ask_controller(const char *controller, const char *peer_prefix, struct tls_context *tls, const struct bytes_writer *body,
                           struct join_answer *ret_answer, struct error *err)
 {
     CLEANUP_FREE char *url = xasprintf("https://%s/v1/join", controller);
@@ -44,7 +44,7 @@ static int ask_controller(const char *controller, struct tls_context *tls, const
         .body_size = body->size,
         .deadline_ms = JOIN_DEADLINE_MS,
         .tls = tls,
-        .peer_prefix = "spiffe://drover/",
+        .peer_prefix = peer_prefix,
     };
     int r = http_client_perform(&options, &status, &text, &size, err);
     if (r < 0) {
@@ -73,12 +73,14 @@ static int ask_cluster(const struct join_token *token, const struct bytes_writer
 {
     const struct tls_identity identity = {.ca_sha256_hex = token->ca_sha256};
     struct tls_context *tls;
+    char peer_prefix[JOIN_TOKEN_PREFIX_SIZE];
+    join_token_peer_prefix(token, peer_prefix);
     int r = tls_context_create(&identity, &tls, err);
     if (r < 0)
         return r;
     r = -EAGAIN;
     for (size_t i = 0; r == -EAGAIN && i < token->address_count; i++)
-        r = ask_controller(token->addresses[i], tls, body, ret_answer, err);
+        r = ask_controller(token->addresses[i], peer_prefix, tls, body, ret_answer, err);
     tls_context_unref(tls);
     return r;
 }
@@ -142,7 +144,8 @@ int agent_join(const struct agent_join_options *options, struct error *err)
     bytes_writer_finish(&body);
     if (r < 0)
         return r;
-    r = pki_verify(answer.cert_pem, answer.ca_pem, err);
+    r = join_token_check(&token, answer.ca_pem, answer.cert_pem, answer.cluster_id, role_desc.names[role_HOST], answer.id,
+                         err);
     if (r == 0)
         r = save_identity(options, address, key_pem, &answer, err);
     OBJECT_CLEAR(join_answer, &answer);

@@ -57,6 +57,7 @@ void api_token_make_text(struct api_call *call, const char *token_id)
     snprintf(token.id, sizeof token.id, "%s", token_id);
     memcpy(token.secret, call->token_text, 64);
     snprintf(token.ca_sha256, sizeof token.ca_sha256, "%s", service->ca_sha256);
+    snprintf(token.cluster_id, sizeof token.cluster_id, "%s", service->dir.identity.cluster_id);
     for (size_t i = 0; i < state_count(service->state, object_kind_CONTROLLER); i++) {
         const struct controller *controller = state_at(service->state, object_kind_CONTROLLER, i)->controller;
         if (token.address_count < JOIN_TOKEN_ADDRESSES_MAX && controller->role != controller_role_SPARE)

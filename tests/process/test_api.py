@@ -3,7 +3,10 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import socket
+import ssl
 import subprocess
+import threading
 import time
 
 import pytest
@@ -246,6 +249,70 @@ def test_join_refusals(one, tmp_path):
     assert listed and 'secret' not in listed[0] and 'secret_sha256' not in listed[0]
     assert one.request('DELETE', f'/v1/tokens/{tid}')[0] == 204
     check_problem(*ask(name='r2'), 'unauthenticated')
+
+
+class Impostor:
+    """A TLS server with a certificate of the cluster's CA that is none of a controller; keeps what it is sent."""
+
+    def __init__(self, cluster, certificate, key, address):
+        chain = cluster.directory / f'impostor{next(counter)}.pem'
+        chain.write_text(pathlib.Path(certificate).read_text() + (cluster[0].data / 'admin' / 'ca.pem').read_text())
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(chain, key)
+        self.got, self.asked = b'', 0
+        self.listener = socket.create_server((address, 0))
+        self.endpoint = f'{address}:{self.listener.getsockname()[1]}'
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            try:
+                plain = self.listener.accept()[0]
+            except OSError:
+                return
+            self.asked += 1
+            try:
+                plain.settimeout(10)
+                with self.context.wrap_socket(plain, server_side=True) as stream:
+                    self.got += stream.recv(65536)
+            except OSError:
+                pass
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.mark.parametrize('program', ('drover-controller', 'drover-agent'))
+def test_join_tells_its_secret_to_controllers_only(one, tmp_path, program):
+    """Hosts and users have certificates of the same CA; they get no token, and the newcomer no cluster from them."""
+    name, member = f'j{next(counter)}', one[0]
+    host = host_certificate(member, tmp_path, f'{name}-host')[1]
+    admin = (member.data / 'admin' / 'cert.pem', member.data / 'admin' / 'key.pem')
+    token = one.token('controller' if program == 'drover-controller' else 'host')
+    prefix, tid, secret, fingerprint, cluster, addresses = token.split('/')
+    assert prefix == 'drover2' and cluster == one.request('GET', '/v1/cluster')[2]['id']
+    join = lambda token: subprocess.run([PROGRAM.parent / program, 'join', '--data', tmp_path / 'data', '--address', '127.0.0.1',
+                                         '--name', name, '--token', token], capture_output=True, text=True, timeout=60)
+    for identity in (host, admin):
+        impostor = Impostor(one, *identity, member.address)
+        try:
+            for form in (f'drover2/{tid}/{secret}/{fingerprint}/{cluster}', f'drover1/{tid}/{secret}/{fingerprint}'):
+                done = join(f'{form}/{impostor.endpoint}')
+                assert done.returncode != 0 and 'identity' in done.stderr, done
+        finally:
+            impostor.close()
+        assert impostor.asked >= 2 and impostor.got == b''
+    other = '00000000-0000-4000-8000-000000000000'
+    done = join(f'drover2/{tid}/{secret}/{fingerprint}/{other}/{addresses}')
+    assert done.returncode != 0 and 'identity' in done.stderr, done
+    assert not (tmp_path / 'data' / 'identity.json').exists()
+    if program == 'drover-agent':  # the first form is good still, at a controller
+        done = join(f'drover1/{tid}/{secret}/{fingerprint}/{addresses}')
+        assert done.returncode == 0, done
 
 
 # ---- idempotency ----

@@ -128,6 +128,12 @@ static void test_identity_prefix(void **state)
     assert_false(tls_identity_matches("spiffe://drover/c1/host/77", "spiffe://drover/c1/host/7"));
     assert_false(tls_identity_matches("spiffe://drover/c1/host/", "spiffe://drover/c1/host/"));
     assert_false(tls_identity_matches("spiffe://drover/c1/hostess/7", "spiffe://drover/c1/host/"));
+    assert_true(tls_identity_matches("spiffe://drover/c1/controller/7", "spiffe://drover/*/controller/"));
+    assert_false(tls_identity_matches("spiffe://drover/c1/host/7", "spiffe://drover/*/controller/"));
+    assert_false(tls_identity_matches("spiffe://drover//controller/7", "spiffe://drover/*/controller/"));
+    assert_false(tls_identity_matches("spiffe://drover/c1/controller/", "spiffe://drover/*/controller/"));
+    assert_false(tls_identity_matches("spiffe://drover/c1/x/controller/7", "spiffe://drover/*/controller/"));
+    assert_false(tls_identity_matches("spiffe://drover/c1", "spiffe://drover/*/controller/"));
     assert_false(tls_identity_matches("", ""));
     assert_false(tls_identity_matches("spiffe://x", ""));
 }
