@@ -4,13 +4,16 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "controller/command/host_view.h"
 #include "controller/fsm/address_pool.h"
+#include "controller/fsm/mac_index.h"
 
 #define MIB (UINT64_C(1) << 20)
 #define SECTOR_BYTES 512u
 #define NOTE_BYTES_MAX 701u
+#define MAC_DRAWS_MAX 64u
 #define DISKS_MAX 16u /* of a VMM; a seed disk is one of them */
 
 /* ---- completing the description ---- */
@@ -103,18 +106,35 @@ static int fill_disks(struct deciding *d, struct vm *vm)
     return 0;
 }
 
-/* 52:54:00 is the locally administered range of virtual machines; the rest comes from a random id. */
-static void fill_macs(struct deciding *d, struct vm *vm)
+static bool mac_is_taken(const struct deciding *d, const struct vm *vm, const char *mac)
+{
+    for (size_t i = 0; i < vm->nics.count; i++) {
+        const struct vm_nic *nic = (const struct vm_nic *)vm->nics.items + i;
+        if (nic->mac != NULL && strcasecmp(nic->mac, mac) == 0)
+            return true;
+    }
+    return state_mac_in_use(d->state, mac);
+}
+
+/* 52:54:00 is the locally administered range of virtual machines; the rest comes from a random id. With 100,000 NICs one
+ * draw in 170 hits an address that is in use: it is drawn again. */
+static int fill_macs(struct deciding *d, struct vm *vm)
 {
     for (size_t i = 0; i < vm->nics.count; i++) {
         struct vm_nic *nic = (struct vm_nic *)vm->nics.items + i;
         char id[STATE_ID_BYTES], mac[18];
+        unsigned draws = 0;
         if (nic->mac != NULL)
             continue;
-        decide_uuid(d, id);
-        snprintf(mac, sizeof mac, "52:54:00:%.2s:%.2s:%.2s", id, id + 2, id + 4);
+        do {
+            if (draws++ == MAC_DRAWS_MAX)
+                return error_set(d->err, -ENOSPC, ERROR_NO_SPACE, "no free MAC address was found; give one for each NIC");
+            decide_uuid(d, id);
+            snprintf(mac, sizeof mac, "52:54:00:%.2s:%.2s:%.2s", id, id + 2, id + 4);
+        } while (mac_is_taken(d, vm, mac));
         OBJECT_TEXT(vm_nic, nic, mac, mac);
     }
+    return 0;
 }
 
 static void choose_host(struct deciding *d, struct vm *vm)
@@ -162,8 +182,9 @@ int decide_vm_create(struct deciding *d, const struct vm *body)
     }
     decide_uuid(d, id);
     OBJECT_TEXT(vm, vm, id, id);
-    fill_macs(d, vm);
-    rc = vm_nics_resolve(d->state, vm, d->err);
+    rc = fill_macs(d, vm);
+    if (rc == 0)
+        rc = vm_nics_resolve(d->state, vm, d->err);
     if (rc < 0) {
         OBJECT_CLEAR(command_vm_create, &command);
         return rc;

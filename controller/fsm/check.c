@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "controller/fsm/address_pool.h"
+#include "controller/fsm/mac_index.h"
 #include "controller/fsm/state_edit.h"
 
 #define BROKEN(err, ...) error_set(err, -EILSEQ, ERROR_INTERNAL, __VA_ARGS__)
@@ -86,6 +87,27 @@ static int check_waiting(const struct state *state, struct error *err)
     return at == waiting->count ? 0 : BROKEN(err, "%zu VMs wait, %zu are listed", at, waiting->count);
 }
 
+/* The index of MAC addresses is what one that is made anew would be. */
+static int check_macs(const struct state *state, struct error *err)
+{
+    struct map fresh = {0};
+    const char *wrong = NULL;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++)
+        mac_index_add(&fresh, state_at(state, object_kind_VM, i)->vm);
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        for (size_t k = 0; k < vm->nics.count; k++) {
+            const char *mac = ((const struct vm_nic *)vm->nics.items + k)->mac;
+            if (mac != NULL && mac_index_count(&fresh, mac) != mac_index_count(&state->macs, mac))
+                wrong = mac;
+        }
+    }
+    if (wrong == NULL && fresh.count != state->macs.count)
+        wrong = "of nobody";
+    mac_index_finish(&fresh);
+    return wrong == NULL ? 0 : BROKEN(err, "the MAC address %s is counted wrongly", wrong);
+}
+
 /* Networks and groups of its NICs are there, and its addresses are its own. */
 static int check_nics(const struct state *state, const struct record *record, struct error *err)
 {
@@ -117,7 +139,8 @@ static int check_vms(const struct state *state, struct error *err)
     }
     if (addresses != state->addresses.count)
         return BROKEN(err, "VMs have %zu addresses, %zu are known", addresses, state->addresses.count);
-    return check_waiting(state, err);
+    int rc = check_waiting(state, err);
+    return rc == 0 ? check_macs(state, err) : rc;
 }
 
 static int check_hosts(const struct state *state, struct error *err)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "controller/fsm/address_pool.h"
+#include "controller/fsm/mac_index.h"
 #include "controller/fsm/time_text.h"
 
 #define SAME_OFFSET(o, field)                                                                                        \
@@ -160,6 +161,7 @@ void state_destroy(struct state *state)
     free(state->events);
     free(state->waiting.items);
     address_index_finish(&state->addresses);
+    mac_index_finish(&state->macs);
     for (size_t i = 0; i < state->answer_count; i++)
         answer_destroy(state->answer_queue[(state->answer_first + i) % STATE_ANSWERS_MAX]);
     free(state->answer_queue);
@@ -316,6 +318,8 @@ static bool link_record(struct state *state, struct record *record)
 {
     if (record->kind == object_kind_VM && !address_index_add(&state->addresses, record))
         return false;
+    if (record->kind == object_kind_VM)
+        mac_index_add(&state->macs, record->vm);
     if (record->kind == object_kind_VM && record->vm->host != NULL) {
         struct record *host = vm_host(state, record);
         if (host == NULL)
@@ -340,6 +344,8 @@ static void unlink_record(struct state *state, struct record *record)
 {
     if (record->kind == object_kind_VM)
         address_index_remove(&state->addresses, record);
+    if (record->kind == object_kind_VM)
+        mac_index_remove(&state->macs, record->vm);
     if (record->kind == object_kind_VM && record->vm->host != NULL) {
         struct record *host = vm_host(state, record);
         record_index_remove(&host->of_host.vms, record);

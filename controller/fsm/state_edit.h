@@ -23,6 +23,7 @@ struct state {
     uint64_t index;
     bool loading; /* a snapshot is being read: objects refer to others that are not there yet */
     struct state_table tables[object_kind_COUNT];
+    struct map macs;                             /* of all VMs, see mac_index.h */
     struct record_index waiting;                 /* VMs: see state_waiting */
     struct record *ended_oldest, *ended_newest; /* ended operations by (revision, id) */
     size_t ended_count;

@@ -1,6 +1,10 @@
 /* Requests that must be refused, with the field and the kind, and what is filled in for those that are not. */
 #include "tests/unit/controller/fsm_fixture.h"
 
+#include <strings.h>
+
+#include "controller/fsm/mac_index.h"
+
 static int setup(void **test)
 {
     struct fixture *f = NEW(struct fixture);
@@ -98,6 +102,39 @@ static void defaults(void **test)
     assert_int_equal(view_host_vcpus(host), 32);
 }
 
+/* The address that a draw gives is another VM's already (written in capitals, on another bridge): it is drawn again. */
+static void a_mac_in_use_is_drawn_again(void **test)
+{
+    struct fixture *f = *test;
+    static const char b[] = "{\"name\":\"b\",\"image\":\"tiny\",\"flavor\":\"small\",\"nics\":[{\"bridge\":\"br0\"}]}";
+    char body[200], mac[18] = "";
+    uint64_t before = f->ids;
+    f->ids = 1000; /* the draws of "b" */
+    f->dry_run = true;
+    fixture_must(f, ROUTE_ID_vm_create, NULL, b);
+    f->dry_run = false;
+    const char *at = memmem(f->decision.preview.data, f->decision.preview.size, "52:54:00:", 9);
+    assert_non_null(at);
+    memcpy(mac, at, 17);
+    for (char *c = mac; *c != '\0'; c++)
+        *c = *c >= 'a' && *c <= 'f' ? (char)(*c - 'a' + 'A') : *c;
+    f->ids = before;
+    snprintf(body, sizeof body,
+             "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"nics\":[{\"bridge\":\"br1\",\"mac\":\"%s\"}]}", mac);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, body);
+    assert_true(state_mac_in_use(f->state, mac));
+    f->ids = 1000;
+    fixture_must(f, ROUTE_ID_vm_create, NULL, b);
+    const char *drawn = ((const struct vm_nic *)fixture_vm(f, "b")->nics.items)->mac;
+    assert_memory_equal(drawn, "52:54:00:", 9);
+    assert_int_not_equal(strcasecmp(drawn, mac), 0);
+    fixture_must(f, ROUTE_ID_vm_delete, "a", NULL);
+    fixture_vm_is(f, "a", vm_state_DELETED);
+    assert_null(state_get(f->state, object_kind_VM, "a"));
+    assert_false(state_mac_in_use(f->state, mac));
+    assert_true(state_mac_in_use(f->state, drawn));
+}
+
 static void a_dry_run_changes_nothing(void **test)
 {
     struct fixture *f = *test;
@@ -170,6 +207,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(refusals),
         TEST(defaults),
+        TEST(a_mac_in_use_is_drawn_again),
         TEST(a_dry_run_changes_nothing),
         TEST(a_token_is_shown_without_its_hash),
         TEST(nobody_joins_as_a_user),
