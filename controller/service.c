@@ -125,6 +125,8 @@ static void on_ready_barrier(void *arg, int status, uint64_t index)
     service->barrier_busy = false;
     if (!service_leads(service) || service->stopping || service->ready)
         return;
+    if (status == -ENOSPC) /* the watchdog timer looks again: asking at once would spin until there is space */
+        return;
     if (status < 0) { /* still the leader: a full queue at worst */
         service_become_ready(service);
         return;
@@ -203,6 +205,29 @@ bool service_is_voter(struct service *service, uint64_t raft_id)
         if (status->members[i].id == raft_id)
             return status->members[i].vote == RAFT_NODE_VOTER;
     return false;
+}
+
+static bool in_table(const struct state *state, uint64_t raft_id)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_CONTROLLER); i++)
+        if (state_at(state, object_kind_CONTROLLER, i)->controller->raft_id == raft_id)
+            return true;
+    return false;
+}
+
+bool service_members_follow(struct service *service)
+{
+    struct raft_node_status *status CLEANUP_FREE = NULL;
+    if (service->raft == NULL) /* stopping */
+        return false;
+    status = NEW(struct raft_node_status);
+    raft_node_status(service->raft, status);
+    bool follow = !status->configuration_pending; /* what is not agreed on may be taken back */
+    service_lock_state(service);
+    for (unsigned i = 0; i < status->member_count; i++)
+        follow = follow && in_table(service->state, status->members[i].id);
+    service_unlock_state(service);
+    return follow;
 }
 
 unsigned service_voters(struct service *service)

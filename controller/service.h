@@ -75,6 +75,8 @@ int service_change(struct service *service, enum raft_node_change change, uint64
                    raft_node_change_cb done, void *arg, struct error *err);
 void service_change_done(struct service *service);
 bool service_is_voter(struct service *service, uint64_t raft_id);
+/* Is every member that Raft counts, or may count again, in the table of controllers? */
+bool service_members_follow(struct service *service);
 unsigned service_voters(struct service *service);
 /* Let the state be read; short. */
 static inline void service_lock_state(struct service *service)

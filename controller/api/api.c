@@ -103,6 +103,7 @@ static void on_tick(uv_timer_t *timer)
     fire_due(&api->operation_waiters, now);
     fire_due(&api->polls, now);
     fire_due(&api->list_waiters, now);
+    fire_due(&api->member_waiters, now);
 }
 
 int api_start(struct api *api, struct service *service, const char *address, struct error *err)
@@ -112,6 +113,7 @@ int api_start(struct api *api, struct service *service, const char *address, str
     list_init(&api->operation_waiters);
     list_init(&api->polls);
     list_init(&api->list_waiters);
+    list_init(&api->member_waiters);
     list_init(&api->watchers);
     int r = http_proxy_create(service->loop, &api->proxy, err);
     if (r < 0)
@@ -142,6 +144,7 @@ void api_stop(struct api *api)
     fire_due(&api->operation_waiters, UINT64_MAX);
     fire_due(&api->polls, UINT64_MAX);
     fire_due(&api->list_waiters, UINT64_MAX);
+    fire_due(&api->member_waiters, UINT64_MAX);
     http_proxy_close(api->proxy, NULL, NULL);
     http_server_stop(api->server, NULL, NULL);
     uv_close((uv_handle_t *)&api->timer, NULL);

@@ -22,6 +22,7 @@
 #define API_TICK_MS 50u /* how late a deadline may be noticed */
 #define API_LEADER_WAIT_MS 2000u /* to find and reach a leader, before 503; an election takes 0.5 to 1.5 s */
 #define API_CONNECT_MS 1000u  /* to the leader */
+#define API_MEMBER_WAIT_MS 10000u /* for Raft to leave out a controller that was removed */
 #define API_ATTEMPTS_MAX 8u   /* tries of one request across changes of leader */
 #define API_WAITING_MAX 8192u /* requests that wait for something, of all kinds */
 #define API_WATCHERS_MAX 2048u
@@ -38,6 +39,7 @@ struct api {
     struct list leader_waiters;    /* api_call: no leader, or not yet ready */
     struct list operation_waiters; /* api_call: ?wait= */
     struct list polls;             /* api_call: node reports */
+    struct list member_waiters;    /* api_call: Raft's configuration has to follow the table */
     struct list list_waiters;      /* api_call: long lists, which a thread makes one by one (api_read.c) */
     bool list_busy;
     struct list watchers;          /* api_watch.c */

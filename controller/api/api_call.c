@@ -158,23 +158,38 @@ static void on_barrier(void *arg, int status, uint64_t index)
 {
     struct api_call *call = arg;
     struct error err;
-    if (status == 0) {
+    switch (status) {
+    case 0:
         call->index = MAX(call->index, index);
         call->barrier_done = true;
         api_handlers[call->route->id](call);
         return;
-    }
-    error_set(&err, status, status == -EAGAIN ? ERROR_OVERLOAD : ERROR_NO_LEADER,
-              "the leader changed while the answer was being prepared; ask again");
-    if (status == -ENOTCONN)
+    case -ENOTCONN:
+        error_set(&err, status, ERROR_NO_LEADER, "the leader changed meanwhile; nothing was changed; ask again");
         api_call_retry(call, &err);
-    else
-        api_call_error(call, &err);
+        return;
+    case -EAGAIN:
+        error_set(&err, status, ERROR_OVERLOAD, "too many requests wait to be agreed on; ask again in a second");
+        break;
+    case -ENOSPC: /* a barrier is an entry of the log */
+        error_set(&err, status, ERROR_NO_SPACE,
+                  "the disk of a majority of the controllers is full; free some space there; ?consistency=stale reads "
+                  "what this one holds");
+        break;
+    default:
+        error_set(&err, status, ERROR_NO_LEADER, "this controller is stopping; ask another one");
+    }
+    api_call_error(call, &err);
+}
+
+int api_call_barrier(struct api_call *call)
+{
+    return raft_node_barrier(call->service->raft, on_barrier, call);
 }
 
 static void start_barrier(struct api_call *call)
 {
-    int r = raft_node_barrier(call->service->raft, on_barrier, call);
+    int r = api_call_barrier(call);
     if (r < 0)
         on_barrier(call, r, 0);
 }

@@ -64,6 +64,10 @@ void api_call_run(struct api_call *call);
 /* After losing leadership under it: run again if attempts are left, else answer @err. */
 void api_call_retry(struct api_call *call, const struct error *err);
 
+/* Run the handler again after a barrier (barrier_done), or answer why there is none. <0: neither, the call is the
+ * caller's still. */
+int api_call_barrier(struct api_call *call);
+
 /* Waiting in a list of struct api until somebody takes it out or the deadline fires. -EBUSY: API_WAITING_MAX. */
 int api_call_wait(struct api_call *call, struct list *list, uint32_t wait_ms, void (*on_deadline)(struct api_call *));
 void api_call_unwait(struct api_call *call);

@@ -1,6 +1,8 @@
 /* Promote, transfer, remove.
  *
- * Remove changes the table first: a leader that dies in between leaves the rest to the next one's membership driver.
+ * Remove changes the table first: a leader that dies in between leaves the rest to the next one's membership driver,
+ * and so does this one (controller/membership.h). The answer comes when Raft counts the controller no more: until then
+ * its vote may still be needed, and switching it off could cost the majority.
  * A leader that is to remove itself hands leadership over, and the request goes to the new leader. */
 #include "controller/api/api_member.h"
 
@@ -9,6 +11,7 @@
 #include <string.h>
 
 #include "controller/api/api_write.h"
+#include "controller/environment.h"
 
 /* Raft id of the controller in the path; 0: there is none. */
 static uint64_t find_raft_id(struct api_call *call, char id[STATE_ID_BYTES])
@@ -110,6 +113,31 @@ static void on_handed_over(void *arg, int status, const struct error *err)
     api_call_retry(call, &again);
 }
 
+static void await_removed(struct api_call *call)
+{
+    const struct apply_result result = {.status = 204};
+    struct error err;
+    if (service_members_follow(call->service)) {
+        api_write_answer(call, &result);
+        return;
+    }
+    if (!call->service->stopping && environment_monotonic_ms() < call->leader_deadline_ms &&
+        api_call_wait(call, &call->service->api.member_waiters, API_TICK_MS, await_removed) == 0)
+        return;
+    error_set(&err, -ETIMEDOUT, ERROR_TIMEOUT,
+              "the controller is out of the cluster's table, but Raft still counts it; that goes on by itself: leave it "
+              "running until `drover_raft_members` in /metrics of the leader is one less");
+    api_call_error(call, &err);
+}
+
+/* A repeat under an Idempotency-Key, perhaps by another leader, waits as well. */
+static void on_removed(struct api_call *call, const struct apply_result *result)
+{
+    (void)result;
+    call->leader_deadline_ms = environment_monotonic_ms() + API_MEMBER_WAIT_MS;
+    await_removed(call);
+}
+
 void api_member_remove(struct api_call *call)
 {
     struct service *service = call->service;
@@ -121,5 +149,5 @@ void api_member_remove(struct api_call *call)
             api_call_error(call, &err);
         return;
     }
-    api_write(call);
+    api_write_then(call, on_removed);
 }

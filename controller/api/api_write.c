@@ -64,27 +64,9 @@ bool api_write_wait_for_key(struct api_call *call)
     return true;
 }
 
-static void on_refuse_barrier(void *arg, int status, uint64_t index)
-{
-    struct api_call *call = arg;
-    struct error err;
-    if (status == 0) {
-        call->index = MAX(call->index, index);
-        call->barrier_done = true;
-        api_handlers[call->route->id](call);
-        return;
-    }
-    error_set(&err, status, status == -EAGAIN ? ERROR_OVERLOAD : ERROR_NO_LEADER,
-              "the leader changed while the request was being checked; nothing was changed; ask again");
-    if (status == -ENOTCONN)
-        api_call_retry(call, &err);
-    else
-        api_call_error(call, &err);
-}
-
 void api_write_refuse(struct api_call *call, const struct error *err)
 {
-    if (!call->barrier_done && raft_node_barrier(call->service->raft, on_refuse_barrier, call) == 0)
+    if (!call->barrier_done && api_call_barrier(call) == 0)
         return;
     api_call_error(call, err);
 }
@@ -93,7 +75,7 @@ void api_write_refuse(struct api_call *call, const struct error *err)
 
 struct proposal {
     struct api_call *call;
-    void (*applied)(struct api_call *call, const struct apply_result *result);
+    api_write_applied applied;
 };
 
 static void fail(struct api_call *call, int status)
@@ -136,7 +118,7 @@ static void on_proposed(void *arg, int status, void *raw)
     struct proposal *proposal = arg;
     struct api_call *call = proposal->call;
     struct apply_result *result CLEANUP_FREE = raw;
-    void (*applied)(struct api_call *, const struct apply_result *) = proposal->applied;
+    api_write_applied applied = proposal->applied;
     free(proposal);
     if (status < 0) {
         fail(call, status);
@@ -149,8 +131,7 @@ static void on_proposed(void *arg, int status, void *raw)
         applied(call, result);
 }
 
-void api_write_propose(struct api_call *call, struct decision *decision,
-                       void (*applied)(struct api_call *, const struct apply_result *))
+void api_write_propose(struct api_call *call, struct decision *decision, api_write_applied applied)
 {
     struct proposal *proposal = NEW(struct proposal);
     proposal->call = call;
@@ -214,12 +195,12 @@ void api_write_answer(struct api_call *call, const struct apply_result *result)
     }
 }
 
-static void answer_repeated(struct api_call *call, const struct decision *decision)
+static void answer_repeated(struct api_call *call, const struct decision *decision, api_write_applied applied)
 {
     struct apply_result result = {.repeated = true, .status = decision->status, .object_kind = decision->object_kind};
     memcpy(result.object_id, decision->object_id, sizeof result.object_id);
     memcpy(result.operation_id, decision->operation_id, sizeof result.operation_id);
-    api_write_answer(call, &result);
+    applied(call, &result);
 }
 
 static void answer_dry_run(struct api_call *call, struct decision *decision)
@@ -235,6 +216,11 @@ static void answer_dry_run(struct api_call *call, struct decision *decision)
 }
 
 void api_write(struct api_call *call)
+{
+    api_write_then(call, api_write_answer);
+}
+
+void api_write_then(struct api_call *call, api_write_applied applied)
 {
     struct service *service = call->service;
     struct decision decision CLEANUP(decision_finish) = {.status = 0};
@@ -256,9 +242,9 @@ void api_write(struct api_call *call)
     if (r < 0)
         api_write_refuse(call, &err);
     else if (decision.repeated)
-        answer_repeated(call, &decision);
+        answer_repeated(call, &decision, applied);
     else if (call->query.dry_run)
         answer_dry_run(call, &decision);
     else
-        api_write_propose(call, &decision, api_write_answer);
+        api_write_propose(call, &decision, applied);
 }

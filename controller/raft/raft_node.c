@@ -85,6 +85,7 @@ static void status_fill_members(struct raft_node_status *now, struct raft *raft)
     const struct raft_configuration *configuration = &raft->configuration;
 
     now->configuration_index = raft->configuration_committed_index;
+    now->configuration_pending = raft->configuration_uncommitted_index != 0;
     now->member_count = MIN(configuration->n, RAFT_NODE_MEMBERS_MAX);
     for (unsigned i = 0; i < now->member_count; i++) {
         const struct raft_server *server = &configuration->servers[i];

@@ -129,6 +129,7 @@ struct raft_node_status {
     uint64_t raft_commit;   /* known to be committed, */
     uint64_t raft_last;     /* in the log */
     uint64_t configuration_index; /* of the newest committed configuration */
+    bool configuration_pending;   /* the members below are of one that is not committed yet */
     unsigned member_count;
     struct raft_node_member members[RAFT_NODE_MEMBERS_MAX];
     unsigned proposals;       /* waiting or in flight */

@@ -432,6 +432,8 @@ def test_transfer_remove_and_join_again(fresh_three):
     status, _, body = leader.request('DELETE', f'/v1/controllers/{target.name}')
     assert status == 204, body
     others = [m for m in cs.members if m is not target]
+    # acknowledged means that its vote is needed no more
+    assert cs.leader().metric('drover_raft_members') == 2
     # its certificate is good still, but it does not speak for users any more
     cluster_id = cs.request('GET', '/v1/cluster')[2]['id']
     forged = {'X-Drover-Forwarded-Identity': f'spiffe://drover/{cluster_id}/user/admin'}
