@@ -194,15 +194,23 @@ static void start_barrier(struct api_call *call)
         on_barrier(call, r, 0);
 }
 
+/* Must this controller be sure that it is still the leader before it answers? A console's ticket is in the leader's
+ * memory. A report is compared with the state by its own rule, the index that the agent has come to; but an agent that
+ * has just started knows none, and what it is told it starts: not from the state of a leader that has been replaced. */
+static bool needs_barrier(const struct api_call *call)
+{
+    if (call->route->id == ROUTE_ID_node_report)
+        return ((const struct node_report *)call->body)->have_index == 0;
+    return call->route->method == ROUTE_GET && call->route->id != ROUTE_ID_vm_console;
+}
+
 void api_call_run(struct api_call *call)
 {
     struct service *service = call->service;
     if ((call->route->flags & ROUTE_LOCAL) || call->query.stale) {
         api_handlers[call->route->id](call);
     } else if (service->ready) {
-        /* A console's ticket is in the leader's memory, and a report is compared with the state by its own rule. */
-        bool read = call->route->method == ROUTE_GET && call->route->id != ROUTE_ID_vm_console;
-        if (read && !call->barrier_done)
+        if (!call->barrier_done && needs_barrier(call))
             start_barrier(call);
         else
             api_handlers[call->route->id](call);

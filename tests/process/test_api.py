@@ -537,6 +537,27 @@ def test_slow_watcher_is_told(one):
 
 # ---- hosts and VMs ----
 
+def test_an_agent_that_has_just_started_asks_a_true_leader(fresh_three, tmp_path):
+    """What such an agent is told it starts, so it is told nothing by a leader that has been cut off from the others."""
+    cs = fresh_three
+    leader = cs.leader()
+    host, identity = host_certificate(leader, tmp_path, 'n1')
+    agent = Connection(leader.address, cs.tls(identity))
+    assert agent.call('POST', '/v1/node/report', report(host, 'n1'))[0] == 200
+    others = [m for m in cs.members if m is not leader]
+    for member in others:
+        member.freeze()
+    try:
+        status, _, body = agent.call('POST', '/v1/node/report', report(host, 'n1'))
+        assert status == 503, body
+    finally:
+        for member in others:
+            member.thaw()
+    agent.close()
+    agent = Connection(cs.leader().address, cs.tls(identity))
+    assert agent.call('POST', '/v1/node/report', report(host, 'n1'))[0] == 200
+
+
 def test_host_and_vm(three, tmp_path):
     name = f'h{next(counter)}'
     host, identity = host_certificate(three[0], tmp_path, name)
