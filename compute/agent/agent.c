@@ -18,8 +18,6 @@
 #include "compute/agent/agent_plan.h"
 #include "compute/agent/console_bridge.h"
 
-static void part_closed(void *arg);
-
 /* ---- VMs ---- */
 
 /* Nothing of it is left here, or nothing that we are to know. */
@@ -27,13 +25,14 @@ static void drop_vm(struct agent *a, struct local_vm *vm)
 {
     map_remove(&a->vms, vm_id(vm));
     a->closing++;
-    vm_close(vm, part_closed, a);
+    vm_close(vm, agent_part_closed, a);
 }
 
 static void vm_changed(struct local_vm *vm, void *arg)
 {
     struct agent *a = arg;
     bool gone = vm_is_gone(vm);
+    agent_network_tick(a);
     if (gone && vm_is_forgotten(vm))
         drop_vm(a, vm);
     if (a->session == NULL)
@@ -117,6 +116,7 @@ static void obey(const struct node_orders *orders, void *arg)
         return;
     }
     a->generation = orders->generation;
+    agent_network_learn(a, orders);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
         vms[count] = vm;
         have[count++] = (struct plan_have){
@@ -153,6 +153,7 @@ static void progress_tick(uv_timer_t *timer)
 {
     struct agent *a = timer->data;
     struct local_vm *vm;
+    agent_network_tick(a);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         if (vm_is_fetching(vm)) {
             session_poke(a->session);
@@ -243,7 +244,7 @@ static int make_places(struct agent *a, bool make_bridges, struct error *err)
         return r;
     a->vm_context = (struct vm_context){
         .loop = a->loop,
-        .places = {a->vms_dir, a->run_dir, a->images_dir, geteuid(), make_bridges},
+        .places = {a->vms_dir, a->run_dir, a->images_dir, geteuid(), make_bridges, a->network},
         .vmm_path = a->vmm_path,
         .boot_id = a->facts.boot_id,
         .changed = vm_changed,
@@ -257,13 +258,14 @@ static int start_parts(struct agent *a, const struct agent_options *options, str
     int r;
     if ((r = lock_data_dir(a, err)) < 0 || (r = load_identity(a, err)) < 0 ||
         (r = host_facts_read(a->data_dir, &a->facts, err)) < 0 ||
-        (r = make_places(a, options->make_bridges, err)) < 0 ||
+        (r = agent_network_start(a, err)) < 0 || (r = make_places(a, options->make_bridges, err)) < 0 ||
         (r = http_client_create(a->loop, &a->http, err)) < 0 ||
         (r = image_cache_create(a->loop, a->images_dir, &a->images, err)) < 0)
         return r;
     a->vm_context.http = a->http;
     a->vm_context.images = a->images;
     load_vms(a);
+    agent_network_loaded(a);
     return agent_server_start(a, options->listen != NULL ? options->listen : a->identity.address, err);
 }
 
@@ -288,6 +290,7 @@ static void start_session(struct agent *a)
 static void agent_free(struct agent *a)
 {
     map_finish(&a->vms);
+    host_network_destroy(a->network);
     OBJECT_CLEAR(node_identity, &a->identity);
     tls_context_unref(a->tls);
     if (a->lock_fd >= 0)
@@ -327,7 +330,7 @@ int agent_start(uv_loop_t *loop, const struct agent_options *options, struct age
 
 static void stop_last(struct agent *a);
 
-static void part_closed(void *arg)
+void agent_part_closed(void *arg)
 {
     struct agent *a = arg;
     a->closing--;
@@ -337,7 +340,7 @@ static void part_closed(void *arg)
 
 static void handle_closed(uv_handle_t *handle)
 {
-    part_closed(handle->data);
+    agent_part_closed(handle->data);
 }
 
 static void stop_last(struct agent *a)
@@ -349,9 +352,9 @@ static void stop_last(struct agent *a)
     if (images != NULL || http != NULL) {
         a->closing = (images != NULL) + (http != NULL);
         if (images != NULL)
-            image_cache_close(images, part_closed, a);
+            image_cache_close(images, agent_part_closed, a);
         if (http != NULL)
-            http_client_close(http, part_closed, a);
+            http_client_close(http, agent_part_closed, a);
         return;
     }
     void (*stopped)(void *arg) = a->stopped;
@@ -369,19 +372,20 @@ void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
     a->stopped_arg = arg;
     a->closing += 1;
     uv_close((uv_handle_t *)&a->progress, handle_closed);
+    agent_network_stop(a);
     console_bridge_close_all(&a->consoles);
     if (a->server != NULL) {
         a->closing++;
-        http_server_stop(a->server, part_closed, a);
+        http_server_stop(a->server, agent_part_closed, a);
         a->server = NULL;
     }
     if (a->session != NULL) {
         a->closing++;
-        session_stop(a->session, part_closed, a);
+        session_stop(a->session, agent_part_closed, a);
         a->session = NULL;
     }
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
         a->closing++;
-        vm_close(vm, part_closed, a);
+        vm_close(vm, agent_part_closed, a);
     }
 }

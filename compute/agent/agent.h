@@ -10,7 +10,9 @@
 #include "common/list.h"
 #include "common/map.h"
 #include "common/tls.h"
+#include "compute/agent/dhcp_server.h"
 #include "compute/agent/host_facts.h"
+#include "compute/agent/host_network.h"
 #include "compute/agent/session.h"
 #include "compute/agent/vm.h"
 #include "schema/objects.h"
@@ -45,6 +47,10 @@ struct agent {
     struct session *session;
     struct http_server *server;
     struct list consoles;
+    struct host_network *network;
+    struct dhcp_server *dhcp;
+    uv_work_t network_work;                /* packet rules being applied */
+    bool network_busy, network_stale;      /* stale: the rules are to be applied anew */
     uv_timer_t progress;
     unsigned closing; /* things that still end */
     bool stopping;
@@ -56,6 +62,16 @@ struct agent {
 int agent_start(uv_loop_t *loop, const struct agent_options *options, struct agent **ret_agent, struct error *err);
 /* Guests and their VMMs go on. Then @stopped, and the memory is gone. */
 void agent_stop(struct agent *agent, void (*stopped)(void *arg), void *arg);
+
+/* agent_network.c: networks of the host between orders, VMs and kernel. */
+int agent_network_start(struct agent *agent, struct error *err); /* before the VMs are loaded */
+void agent_network_loaded(struct agent *agent);                  /* after: rules and DHCP for what runs */
+void agent_network_learn(struct agent *agent, const struct node_orders *orders);
+void agent_network_tick(struct agent *agent); /* whatever is stale is tried again */
+void agent_network_stop(struct agent *agent); /* counts in agent->closing */
+
+/* agent.c: one of agent->closing has closed. */
+void agent_part_closed(void *agent);
 
 /* agent_server.c: the HTTPS interface. */
 int agent_server_start(struct agent *agent, const char *listen, struct error *err);

@@ -65,13 +65,13 @@ static int bridge_check(int control, const char *bridge, bool make, struct error
 }
 
 /* Open the tap @name, making it where it is missing; the descriptor holds it until it is closed. */
-static int tap_open(const char *name, struct error *err)
+static int tap_open(const char *name, bool queues, struct error *err)
 {
     struct ifreq request = request_of(name);
     int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return error_errno(err, -errno, "cannot open /dev/net/tun");
-    request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    request.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (queues ? IFF_MULTI_QUEUE : 0));
     if (ioctl(fd, TUNSETIFF, &request) < 0) {
         int r = -errno;
         close(fd);
@@ -104,7 +104,7 @@ static int tap_configure(int fd, int control, const char *name, uid_t owner, con
     return r < 0 ? error_errno(err, r, "cannot bring tap %s up", name) : 0;
 }
 
-int tap_create(const char *name, uid_t owner, const char *bridge, bool make_bridge, struct error *err)
+int tap_create(const char *name, uid_t owner, const char *bridge, bool queues, bool make_bridge, struct error *err)
 {
     CLEANUP_FD int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (control < 0)
@@ -113,7 +113,7 @@ int tap_create(const char *name, uid_t owner, const char *bridge, bool make_brid
     if (r < 0)
         return r;
     bool made = !tap_exists(name);
-    CLEANUP_FD int fd = tap_open(name, err);
+    CLEANUP_FD int fd = tap_open(name, queues, err);
     if (fd < 0)
         return fd;
     r = tap_configure(fd, control, name, owner, bridge, err);
@@ -126,7 +126,9 @@ int tap_destroy(const char *name, struct error *err)
 {
     if (!tap_exists(name))
         return 0;
-    CLEANUP_FD int fd = tap_open(name, err);
+    /* -EINVAL: it was made with several queues */
+    int r = tap_open(name, false, err);
+    CLEANUP_FD int fd = r == -EINVAL ? tap_open(name, true, err) : r;
     if (fd < 0)
         return fd;
     if (ioctl(fd, TUNSETPERSIST, 0ul) < 0)

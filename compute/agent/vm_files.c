@@ -14,6 +14,8 @@
 #include "common/file.h"
 #include "common/log.h"
 #include "compute/agent/disk_file.h"
+#include "compute/agent/host_network.h"
+#include "compute/agent/seed_files.h"
 #include "compute/agent/tap.h"
 #include "compute/agent/vm_files.h"
 #include "compute/agent/vmm_process.h"
@@ -95,6 +97,18 @@ static void make_mac(const char *vm_id, unsigned index, char buffer[18])
     snprintf(buffer, 18, "52:54:00:%02x:%02x:%02x", hash[0], hash[1], hash[2]);
 }
 
+static void config_mtu(const struct vm_places *places, const struct vm_nic *from, struct vmm_nic *nic)
+{
+    struct network *network =
+        places->network != NULL && from->network != NULL ? host_network_find(places->network, from->network) : NULL;
+    if (network == NULL)
+        return;
+    if (OBJECT_HAS(network, network, mtu))
+        OBJECT_SET(vmm_nic, nic, mtu, network->mtu);
+    OBJECT_CLEAR(network, network);
+    free(network);
+}
+
 static void config_devices(const struct vm_places *places, const struct vm_order *order, struct vmm_config *config)
 {
     const struct vm_disk *disks = order->disks.items;
@@ -106,6 +120,13 @@ static void config_devices(const struct vm_places *places, const struct vm_order
         OBJECT_SET(vmm_disk, disk, read_only, disks[i].read_only);
         OBJECT_TEXT(vmm_disk, disk, serial, disks[i].name);
     }
+    if (seed_files_wanted(order)) { /* last, so that it moves no other disk's name in the guest */
+        struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);
+        CLEANUP_FREE char *path = vm_files_path(places, order->id, SEED_FILE);
+        OBJECT_TEXT(vmm_disk, disk, path, path);
+        OBJECT_SET(vmm_disk, disk, read_only, true);
+        OBJECT_TEXT(vmm_disk, disk, serial, "cidata");
+    }
     for (size_t i = 0; i < order->nics.count; i++) {
         struct vmm_nic *nic = OBJECT_ADD(vmm_config, config, nics);
         char tap[TAP_NAME_SIZE], mac[18];
@@ -113,6 +134,9 @@ static void config_devices(const struct vm_places *places, const struct vm_order
         make_mac(order->id, (unsigned)i, mac);
         OBJECT_TEXT(vmm_nic, nic, tap, tap);
         OBJECT_TEXT(vmm_nic, nic, mac, nics[i].mac != NULL ? nics[i].mac : mac);
+        if (OBJECT_HAS(vm_nic, &nics[i], queues))
+            OBJECT_SET(vmm_nic, nic, queues, nics[i].queues);
+        config_mtu(places, &nics[i], nic);
     }
 }
 
@@ -218,6 +242,28 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
     return r;
 }
 
+/* Written anew before each start: networks may say something else by now. */
+static int prepare_seed(const struct vm_places *places, const struct vm_order *order, struct error *err)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, order->id, SEED_FILE);
+    struct network *networks[TAP_INDEX_MAX + 1] = {NULL};
+    const struct network *borrowed[TAP_INDEX_MAX + 1] = {NULL};
+    const struct vm_nic *nics = order->nics.items;
+    for (size_t i = 0; places->network != NULL && i < order->nics.count; i++)
+        borrowed[i] = networks[i] = nics[i].network != NULL ? host_network_find(places->network, nics[i].network) : NULL;
+    struct bytes_writer image = {.data = NULL};
+    int r = seed_files_image(order, borrowed, &image, err);
+    if (r == 0)
+        r = file_write_atomic(path, image.data, image.size, 0600, err);
+    bytes_writer_finish(&image);
+    for (size_t i = 0; i < ARRAY_SIZE(networks); i++)
+        if (networks[i] != NULL) {
+            OBJECT_CLEAR(network, networks[i]);
+            free(networks[i]);
+        }
+    return r;
+}
+
 int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, bool disks_made, struct error *err)
 {
     CLEANUP_FREE char *disks_dir = vm_files_path(places, order->id, "disks");
@@ -226,10 +272,14 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
     int r = file_make_directories(disks_dir, 0700, err);
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
         r = prepare_disk(places, order, &disks[i], disks_made, err);
+    if (r == 0 && seed_files_wanted(order))
+        r = prepare_seed(places, order, err);
+    if (r == 0 && places->network != NULL)
+        return host_network_plug(places->network, order, places->owner, places->make_bridges, err);
     for (size_t i = 0; r == 0 && i < order->nics.count; i++) {
         char name[TAP_NAME_SIZE];
         tap_name(order->id, (unsigned)i, name);
-        r = tap_create(name, places->owner, nics[i].bridge, places->make_bridges, err);
+        r = tap_create(name, places->owner, nics[i].bridge, nics[i].queues > 1, places->make_bridges, err);
         if (r < 0)
             error_prefix(err, "network interface %zu: ", i);
     }
@@ -261,7 +311,7 @@ int vm_files_remove(const struct vm_places *places, const char *vm_id, struct er
     if (r == 0 && there)
         r = vmm_process_lock(lock_path, &lock_fd, err); /* before anything that a VMM would miss */
     if (r == 0)
-        r = remove_taps(vm_id, err);
+        r = places->network != NULL ? host_network_unplug(places->network, vm_id, err) : remove_taps(vm_id, err);
     if (r < 0)
         return r;
     unlink(control);

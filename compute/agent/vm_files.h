@@ -7,6 +7,7 @@
  *              exit.json      struct vmm_exit: the VMM's last ones
  *              console.log    what the guest wrote to its console; console.log.1: before that
  *              disks/<name>.raw
+              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
  *   <run>/<12 digits>.sock    the VMM's control socket: a path that fits into sun_path (107 bytes, unix(7)) */
 #ifndef COMPUTE_AGENT_VM_FILES_H
@@ -22,11 +23,14 @@
 #define VM_FILES_CONTROL_PATH_SIZE 108
 #define VM_FILES_GONE ".gone"
 
+struct host_network;
+
 /* Where the VMs of a host are. Borrowed strings; whoever holds this outlives them all. */
 struct vm_places {
     const char *vms_dir, *run_dir, *images_dir; /* absolute */
     uid_t owner;                                /* of taps: the user that the VMMs run as */
     bool make_bridges;                          /* a missing bridge is made */
+    struct host_network *network;               /* of the host; NULL: only plain bridges (tests) */
 };
 
 /* <vms>/<id>/<leaf>; @leaf "" = the directory itself. The caller frees. */
