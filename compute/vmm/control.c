@@ -17,6 +17,7 @@
 #include <sys/un.h>
 
 #include "compute/vmm/control_call.h"
+#include "compute/vmm/unix_socket.h"
 
 struct control {
     struct machine *machine;
@@ -339,50 +340,18 @@ static void on_listen(void *arg, uint32_t events)
 
 /* ---- the socket ---- */
 
-/* A file that a dead process left behind; a socket that answers is not ours to take. */
-static void stale_remove(const struct sockaddr_un *address)
-{
-    struct stat st;
-    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd >= 0 && lstat(address->sun_path, &st) == 0 && S_ISSOCK(st.st_mode) &&
-        connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 && errno == ECONNREFUSED)
-        unlink(address->sun_path);
-}
-
-static int listen_at(const char *path, struct error *err)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof(address.sun_path))
-        return error_set_field(err, -ENAMETOOLONG, ERROR_INVALID, "/control_path",
-                               "the path of the control socket has more than %zu bytes",
-                               sizeof(address.sun_path) - 1);
-    memcpy(address.sun_path, path, strlen(path) + 1);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return error_errno(err, -errno, "cannot make a control socket");
-    stale_remove(&address);
-    mode_t mask = umask(0177);
-    int bound = bind(fd, (const struct sockaddr *)&address, sizeof(address));
-    int code = -errno;
-    umask(mask);
-    if (bound == 0 && listen(fd, 16) == 0)
-        return fd;
-    code = error_errno(err, bound < 0 ? code : -errno, "cannot listen at %s", path);
-    close(fd);
-    return code;
-}
-
 int control_create(struct machine *m, const char *path, struct control **ret_control, struct error *err)
 {
-    int fd = listen_at(path, err);
-    if (fd < 0)
-        return fd;
+    int fd;
+    int code = unix_socket_listen(path, "the control socket", "/control_path", &fd, err);
+    if (code < 0)
+        return code;
     struct control *c = NEW(struct control);
     c->machine = m;
     c->listen_fd = fd;
     snprintf(c->path, sizeof(c->path), "%s", path);
     list_init(&c->connections);
-    int code = io_loop_add(m->control, fd, EPOLLIN, on_listen, c, &c->listen_handler, err);
+    code = io_loop_add(m->control, fd, EPOLLIN, on_listen, c, &c->listen_handler, err);
     if (code < 0) {
         control_destroy(c);
         return code;
