@@ -58,7 +58,7 @@ static void memory_close(struct block *b UNUSED)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct block_ops ops = {memory_submit, memory_drain, memory_close};
+    static const struct block_ops ops = {.submit = memory_submit, .drain = memory_drain, .close = memory_close};
     static struct machine m;
     static uint8_t disk[DISK_BYTES];
     struct memory_block block = {

@@ -82,7 +82,7 @@ void vsock_connection_watch(struct vsock_connection *c)
     uint32_t events = 0;
     if (c->fd >= 0 && !c->vsock->virtio.paused) {
         if (c->state == VSOCK_GREETING || (c->state == VSOCK_OPEN && !c->readable && !c->client_ended &&
-                                           !c->guest_deaf && vsock_connection_credit(c) > 0))
+                                           !c->guest_deaf))
             events |= EPOLLIN;
         if (c->out_size > 0)
             events |= EPOLLOUT;
