@@ -8,6 +8,7 @@
 #include "compute/vmm/devices/pm/pm.h"
 #include "compute/vmm/devices/rng/rng.h"
 #include "compute/vmm/devices/serial/serial.h"
+#include "compute/vmm/devices/vsock/vsock.h"
 #include "compute/vmm/devices/testdev/testdev.h"
 #include "compute/vmm/machine.h"
 #include "compute/vmm/pc1_layout.h"
@@ -80,6 +81,14 @@ static int item_failed(struct error *err, int code, const char *list, size_t ind
     return code;
 }
 
+static int vsock_add(struct machine *m, const struct vmm_vsock *config, struct error *err)
+{
+    struct virtio_device *virtio;
+    struct vsock_options options = {.cid = config->cid, .path = config->path};
+    int code = vsock_create(&options, &m->memory, m->io, &virtio, err);
+    return code < 0 ? code : machine_slot_add_other(m, virtio, "vsock0", err);
+}
+
 int machine_devices_add(struct machine *m, power_fn power, void *power_arg, struct error *err)
 {
     const struct vmm_config *c = m->config;
@@ -101,5 +110,7 @@ int machine_devices_add(struct machine *m, power_fn power, void *power_arg, stru
         code = machine_slot_add_other(m, m->guest.balloon, "balloon0", err);
     if (code == 0 && c->agent_channel && (code = guest_channel_create(&m->guest, &m->memory, m->io, err)) == 0)
         code = machine_slot_add_other(m, m->guest.channel, "channel0", err);
+    if (code == 0 && OBJECT_HAS(vmm_config, c, vsock))
+        code = vsock_add(m, &c->vsock, err);
     return code;
 }

@@ -1,4 +1,6 @@
-"""Balloon and agent's channel on the control socket, with a guest that has no driver for either."""
+"""Balloon, agent's channel and vsock, with a guest that has no driver for any of them."""
+import socket
+
 from test_vmm import pytestmark, vmm     # noqa: F401   the fixture and its conditions
 
 
@@ -34,3 +36,18 @@ def test_not_configured(vmm):
                                       ('GET', 'agent', None, 'agent_channel'), ('POST', 'agent', {'command': 'ping'}, 'agent_channel')):
         status, problem = vm.request(method, '/v1/vm/' + path, body)
         assert status == 409 and f'"{field}": true' in problem['detail'], problem
+
+
+def test_vsock_without_a_driver(vmm, tmp_path):
+    path = tmp_path / 'vsock'
+    vm = vmm(vsock={'cid': 3, 'path': str(path)})
+    vm.console().wait(r'^tick 2$')
+    assert path.stat().st_mode & 0o777 == 0o600
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        client.sendall(b'CONNECT 5\n')
+        assert client.recv(16) == b''               # nobody there: the end, at once
+    assert vm.move('stopped')[0] == 200
+    vm.process.wait(10)
+    assert not path.exists()
