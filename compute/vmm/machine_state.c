@@ -360,6 +360,34 @@ static const char *or_default(const char *text, const char *otherwise)
     return text ? text : otherwise;
 }
 
+/* Disks and interfaces as they are now, plugged and unplugged, each in its slot. */
+static void slots_describe(const struct machine *m, struct vmm_config *config)
+{
+    struct vmm_disk *disks = config->disks.items;
+    struct vmm_nic *nics = config->nics.items;
+    for (size_t i = 0; i < config->disks.count; i++)
+        OBJECT_CLEAR(vmm_disk, &disks[i]);
+    for (size_t i = 0; i < config->nics.count; i++)
+        OBJECT_CLEAR(vmm_nic, &nics[i]);
+    free(disks);
+    free(nics);
+    config->disks = config->nics = (struct object_list){0};
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        const struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind == SLOT_DISK) {
+            struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);
+            OBJECT_COPY(vmm_disk, disk, &slot->disk);
+            OBJECT_TEXT(vmm_disk, disk, id, slot->id);
+            OBJECT_SET(vmm_disk, disk, slot, slot->number);
+        } else if (slot->kind == SLOT_NIC) {
+            struct vmm_nic *nic = OBJECT_ADD(vmm_config, config, nics);
+            OBJECT_COPY(vmm_nic, nic, &slot->nic);
+            OBJECT_TEXT(vmm_nic, nic, id, slot->id);
+            OBJECT_SET(vmm_nic, nic, slot, slot->number);
+        }
+    }
+}
+
 void machine_description_fill(const struct machine *m, struct machine_description *d)
 {
     OBJECT_TEXT(machine_description, d, machine, or_default(m->config->machine, "pc-1"));
@@ -367,6 +395,7 @@ void machine_description_fill(const struct machine *m, struct machine_descriptio
     OBJECT_SET(machine_description, d, memory_bytes, m->memory.size_bytes);
     OBJECT_TEXT(machine_description, d, cpu_model, or_default(m->config->cpu_model, CPU_MODEL_DEFAULT));
     OBJECT_COPY(vmm_config, &d->config, m->config);
+    slots_describe(m, &d->config);
     object_mark(&machine_description_desc, d, "config");
 }
 

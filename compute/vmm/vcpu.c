@@ -339,8 +339,19 @@ static void entry_apply(struct vcpu_state *s, const struct boot_entry *entry)
         s->sregs.cr4 = 0x20;   /* PAE */
         s->sregs.efer = 0x500; /* LME, LMA */
     }
-    s->regs =
-        (struct kvm_regs){.rip = entry->rip, .rsi = entry->rsi, .rax = entry->rax, .rbx = entry->rbx, .rsp = entry->rsp, .rflags = 2};
+    s->regs = (struct kvm_regs){
+        .rip = entry->rip, .rsi = entry->rsi, .rax = entry->rax, .rbx = entry->rbx, .rsp = entry->rsp, .rflags = 2};
+}
+
+/* Written one after the other through their MSR the TSCs would differ by the time that took, wherever KVM does not
+ * see through it; guests look for that, and give the TSC up. */
+static int tscs_align(struct vcpu_set *set, struct error *err)
+{
+    uint64_t offset;
+    int code = kvm_vcpu_get_tsc_offset(&set->vcpus[0].kvm, &offset, err);
+    for (unsigned i = 1; code == 0 && i < set->count; i++)
+        code = kvm_vcpu_set_tsc_offset(&set->vcpus[i].kvm, offset, err);
+    return code == -ENOTSUP ? 0 : code;
 }
 
 int vcpu_set_reset(struct vcpu_set *set, const struct boot_entry *entry, struct error *err)
@@ -357,7 +368,7 @@ int vcpu_set_reset(struct vcpu_set *set, const struct boot_entry *entry, struct 
             return code;
         }
     }
-    return 0;
+    return tscs_align(set, err);
 }
 
 struct vcpu_counters vcpu_set_counters(struct vcpu_set *set)

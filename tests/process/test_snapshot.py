@@ -3,9 +3,7 @@ import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
-import time
 
 import pytest
 
@@ -95,3 +93,135 @@ def test_source_goes_on_and_the_snapshot_is_of_its_moment(world):
     copies[0].end()
     again = world.restore(world.folder / 's')  # as often as one likes
     again.console().wait_past(at + 1)
+
+
+def test_thirty_times_saved_and_restored(world):
+    """Each life is short and ends in a snapshot that the next begins with; nothing is lost or counted twice."""
+    path = world.folder / 's'
+    vm = world.boot('dirty=4')
+    vm.console().wait(r'^tick 2$')
+    write(vm, path, then='stop')
+    seen, last = [], 0
+    for life in range(30):
+        assert vm.process.wait(LIMIT_S) == 0, vm.log.read_text()
+        vm = world.restore(path)
+        console = vm.console()
+        console.wait(r'^tick \d+$')
+        write(vm, path, compress=life % 2 == 0, then='stop')
+        while console.read(0.1):
+            pass
+        seen += [int(n) for n in re.findall(r'^tick (\d+)$', console.text, re.M)]
+        assert 'corrupt' not in console.text and 'hello' not in console.text
+    last = seen[-1]
+    assert sorted(set(seen)) == list(range(seen[0], last + 1)), seen
+    assert len(seen) == len(set(seen)), seen
+    assert last >= 30
+
+
+def test_snapshot_of_64_processors(world):
+    vm = world.boot(vcpus=64, memory_bytes=64 << 20)
+    console = vm.console()
+    console.wait(r'^tick 3$')
+    write(vm, world.folder / 's', then='stop')
+    assert vm.process.wait(LIMIT_S) == 0
+    again = world.restore(world.folder / 's')
+    again.console().wait_past(5)
+    assert again.request('GET', '/v1/vm')[1]['vcpus'] == 64
+
+
+def test_disks_and_what_the_snapshot_says_of_them(world):
+    disk = world.folder / 'disk'
+    disk.write_bytes(bytes(1 << 20))
+    vm = world.boot(disks=[{'path': str(disk)}])
+    vm.console().wait(r'^tick 2$')
+    other = world.folder / 'other'
+    other.write_bytes(bytes(2 << 20))
+    assert vm.request('POST', '/v1/vm/disks', {'path': str(other), 'id': 'second'})[0] in (200, 201)
+    write(vm, world.folder / 's', then='stop')       # with the disk that was plugged while it ran
+    assert vm.process.wait(LIMIT_S) == 0
+    again = world.restore(world.folder / 's')
+    again.console().wait(r'^tick \d+$')
+    assert [d['disk']['id'] for d in again.request('GET', '/v1/vm/disks')[1]] == ['disk0', 'second']
+    again.end()
+    other.write_bytes(bytes(3 << 20))
+    refused = Restored(world.folder, world.folder / 's')
+    try:
+        assert refused.process.wait(LIMIT_S) == 1
+        assert 'size_bytes' in refused.log.read_text(), refused.log.read_text()
+    finally:
+        refused.end()
+
+
+@pytest.mark.parametrize('config, words', [
+    ({'vcpus': 2}, 'vCPUs'),
+    ({'memory_bytes': 128 << 20}, 'memory'),
+    ({'cpu_model': 'x86-64-v1'}, 'CPU model'),
+    ({'rng': False}, 'nothing in this one'),
+])
+def test_other_machines_are_refused_in_words(world, config, words):
+    vm = world.boot()
+    vm.console().wait(r'^tick 1$')
+    write(vm, world.folder / 's', then='stop')
+    assert vm.process.wait(LIMIT_S) == 0
+    base = {'name': 'test', 'vcpus': 1, 'memory_bytes': 64 << 20, 'kernel': str(TICKER)}
+    (world.folder / 'other.json').write_text(json.dumps({**base, **config}))
+    refused = Restored(world.folder, world.folder / 's', '--config', world.folder / 'other.json')
+    try:
+        assert refused.process.wait(LIMIT_S) == 1
+        assert words in refused.log.read_text(), refused.log.read_text()
+    finally:
+        refused.end()
+
+
+def test_damaged_and_half_written_files_are_refused(world):
+    vm = world.boot('dirty=4')
+    vm.console().wait(r'^tick 2$')
+    path = world.folder / 's'
+    write(vm, path, compress=True, then='stop')
+    assert vm.process.wait(LIMIT_S) == 0
+    whole = path.read_bytes()
+    cases = [(whole[:-1], 'cut short'), (whole[:200], 'cut short'), (b'', 'cut short'),
+             (whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], 'damaged'), (b'x' * 100, 'not a machine')]
+    for data, words in cases:
+        path.write_bytes(data)
+        refused = Restored(world.folder, path)
+        try:
+            assert refused.process.wait(LIMIT_S) in (1, 2)
+            assert words in refused.log.read_text(), refused.log.read_text()
+        finally:
+            refused.end()
+
+
+def test_failed_snapshots_leave_the_vm_running(world):
+    vm = world.boot()
+    console = vm.console()
+    console.wait(r'^tick 1$')
+    assert write(vm, '/nowhere/s', status=500)['detail'].startswith('cannot make /nowhere/s')
+    assert vm.request('DELETE', '/v1/vm/snapshot')[0] == 409
+    console.wait_past(console.last_tick() + 1)
+    assert vm.request('GET', '/v1/vm')[1]['state'] == 'running'
+    assert not list(world.folder.glob('*.part'))
+
+
+@pytest.mark.parametrize('model', ['x86-64-v1', 'x86-64-v2', 'x86-64-v3'])
+def test_cpu_models_boot_and_move(world, model):
+    vm = Vmm(world.folder, cpu_model=model)
+    try:
+        vm.wait_listening()
+    except AssertionError:
+        vm.end()
+        pytest.skip(f'this host cannot be {model}: {vm.log.read_text()[-300:]}')
+    try:
+        vm.console().wait(r'^tick 2$')
+        write(vm, world.folder / 's', then='stop')
+        assert vm.process.wait(LIMIT_S) == 0
+    finally:
+        vm.end()
+    world.restore(world.folder / 's').console().wait_past(3)
+
+
+def test_unknown_cpu_model_names_those_there_are(world):
+    vm = Vmm(world.folder, cpu_model='z80')
+    assert vm.process.wait(LIMIT_S) == 1
+    assert 'x86-64-v2' in vm.log.read_text()
+    vm.end()
