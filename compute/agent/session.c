@@ -10,9 +10,12 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "common/log.h"
 #include "compute/agent/session.h"
+
+#define SESSION_ID_SIZE 33u
 
 struct session {
     struct session_options options; /* its pointers to texts are not used after the start */
@@ -24,6 +27,8 @@ struct session {
     uint64_t have_index;  /* of the last answer obeyed */
     uint64_t asked_index; /* have_index of the report under way */
     uint64_t sent_ms;
+    char id[SESSION_ID_SIZE]; /* of this start; with the number below it lets a late report be known */
+    uint64_t sequence;        /* of the last report */
     unsigned failures;         /* in a row */
     unsigned taken_back_count; /* in a row */
     bool poked, taken_back;
@@ -172,6 +177,8 @@ static void session_send(struct session *s)
     s->poked = false;
     s->asked_index = s->have_index;
     s->options.put_report(&report, s->options.arg);
+    OBJECT_TEXT(node_report, &report, session, s->id);
+    OBJECT_SET(node_report, &report, sequence, ++s->sequence);
     OBJECT_SET(node_report, &report, have_index, s->have_index);
     OBJECT_SET(node_report, &report, wait_ms, SESSION_WAIT_MS);
     OBJECT_ENCODE(node_report, &report, &body);
@@ -198,6 +205,14 @@ static void session_send(struct session *s)
     }
 }
 
+static void make_id(char id[SESSION_ID_SIZE])
+{
+    uint8_t random[(SESSION_ID_SIZE - 1) / 2];
+    ASSERT(getrandom(random, sizeof random, 0) == sizeof random); /* never short at this size (getrandom(2)) */
+    for (size_t i = 0; i < sizeof random; i++)
+        snprintf(id + 2 * i, 3, "%02x", random[i]);
+}
+
 struct session *session_start(const struct session_options *options)
 {
     struct session *s = NEW(struct session);
@@ -205,6 +220,7 @@ struct session *session_start(const struct session_options *options)
     s->options = *options;
     s->peer_prefix = xstrdup(options->peer_prefix);
     list_copy(&s->controllers, options->controllers);
+    make_id(s->id);
     uv_timer_init(options->loop, &s->timer);
     s->timer.data = s;
     uv_timer_start(&s->timer, session_timer, 0, 0);

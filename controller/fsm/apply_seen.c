@@ -1,5 +1,6 @@
 /* What hosts report. A VM is believed only from the host that owns it, under the epoch that is held, and its generation
- * never goes back: a report that was late, doubled or from before a restart changes nothing. */
+ * never goes back; nor do the reports of one start of the agent: one that was late, doubled or from before a restart
+ * changes nothing. */
 #include "controller/fsm/apply_internal.h"
 
 #include <errno.h>
@@ -28,6 +29,12 @@ static bool take_host_fields(struct host *held, const struct host *seen)
     return changed;
 }
 
+static bool is_late(const struct host *held, const struct host *seen)
+{
+    return seen->session != NULL && held->session != NULL && strcmp(seen->session, held->session) == 0 &&
+           seen->report < held->report;
+}
+
 static void see_host(struct apply *a, struct record *record, const struct host *seen)
 {
     bool was_up = record->host->state == host_state_UP;
@@ -35,6 +42,10 @@ static void see_host(struct apply *a, struct record *record, const struct host *
     state_edit_begin(a->state, record);
     bool changed = take_host_fields(record->host, seen);
     OBJECT_SET(host, record->host, state, host_state_UP);
+    if (seen->session != NULL) { /* nobody sees these two: no new revision, or a user's If-Match would fail at any time */
+        OBJECT_TEXT(host, record->host, session, seen->session);
+        OBJECT_SET(host, record->host, report, seen->report);
+    }
     state_edit_end(a->state, record, changed || !was_up ? a->index : record->common->revision);
     if (!was_up)
         apply_event(a, event_type_UPDATED, record, "host %s is up%s", record->common->name, booted ? ", booted anew" : "");
@@ -135,6 +146,8 @@ void apply_seen(struct apply *a, struct command_seen *command)
     if (a->check_only)
         return;
     apply_answer(a, host);
+    if (is_late(host->host, &command->host))
+        return;
     see_host(a, host, &command->host);
     for (size_t i = 0; i < command->vms.count; i++)
         see_vm(a, host, (const struct vm_seen *)command->vms.items + i);

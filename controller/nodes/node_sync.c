@@ -61,12 +61,19 @@ static bool vm_differs(const struct state *state, const struct record *host, con
            vm->restarts != seen->restarts || !same_text(vm->state_reason, seen->reason) || progress_differs(record, seen);
 }
 
+/* Was it sent before the one that the state is from? */
+static bool is_late(const struct host *host, const struct node_report *report)
+{
+    return report->session != NULL && same_text(host->session, report->session) && report->sequence < host->report;
+}
+
 static bool host_differs(const struct host *host, const struct node_report *report)
 {
     return host->state != host_state_UP || !same_text(host->address, report->address) || host->cpus != report->cpus ||
            host->memory_bytes != report->memory_bytes || host->disk_bytes != report->disk_bytes ||
            !same_text(host->boot_id, report->boot_id) || !same_text(host->kvm, report->kvm) ||
-           !same_text(host->version, report->version);
+           !same_text(host->version, report->version) ||
+           (report->session != NULL && !same_text(host->session, report->session));
 }
 
 static void fill_host(struct command_seen *command, const struct node_report *report)
@@ -82,6 +89,10 @@ static void fill_host(struct command_seen *command, const struct node_report *re
         OBJECT_TEXT(host, host, kvm, report->kvm);
     if (report->version != NULL)
         OBJECT_TEXT(host, host, version, report->version);
+    if (report->session != NULL) {
+        OBJECT_TEXT(host, host, session, report->session);
+        OBJECT_SET(host, host, report, report->sequence);
+    }
     object_mark(&command_seen_desc, command, "host");
 }
 
@@ -95,6 +106,8 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
     if (!same_text(report->name, host->common->name))
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/name", "host %s is named '%s', not '%s'", report->host,
                                host->common->name, report->name != NULL ? report->name : "");
+    if (is_late(host->host, report))
+        return 0;
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
         if (vm_differs(state, host, seen))

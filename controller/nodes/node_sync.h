@@ -4,7 +4,9 @@
  *          --> node_sync_orders  --> every VM the host owns, in full, and what it must forget
  *
  * Both are pure and hold no memory between reports: any number of lost, doubled or late reports does no harm.
- * Rules: a VM is only believed from the host that owns it under the epoch that is held; its generation never goes back.
+ * Rules: a VM is only believed from the host that owns it under the epoch that is held; its generation never goes back;
+ * nor does a session's sequence: a report that was overtaken by a later one of the same start of the agent changes
+ * nothing (host.session and host.report hold the last one that did).
  *
  * The orders tell a host to end and remove VMs, so they must come from a state that holds every acknowledged command:
  * on the leader after a barrier in its term. A report that has seen a newer index than the state is answered -EAGAIN.

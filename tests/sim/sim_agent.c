@@ -247,8 +247,11 @@ void sim_agent_deliver(struct sim_actor *to, struct sim_actor *from UNUSED, void
 
 static void fill_report(struct sim_agent *agent, struct node_report *report)
 {
-    char boot_id[64];
+    char boot_id[64], session[64];
     snprintf(boot_id, sizeof boot_id, "%s-%u", agent->name, agent->boots);
+    snprintf(session, sizeof session, "%s-%llu", agent->name, (unsigned long long)agent->actor.incarnation);
+    OBJECT_TEXT(node_report, report, session, session);
+    OBJECT_SET(node_report, report, sequence, agent->number);
     OBJECT_TEXT(node_report, report, host, agent->id);
     OBJECT_TEXT(node_report, report, name, agent->name);
     OBJECT_TEXT(node_report, report, address, "192.0.2.1:7445");

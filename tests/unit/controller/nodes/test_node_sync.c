@@ -31,6 +31,72 @@ static void only_changes_make_a_command(void **test)
     assert_int_equal(fixture_vm_is(f, "a", vm_state_RUNNING), 0);
 }
 
+static struct node_report report_of(struct fixture *f, const char *session, uint64_t sequence, enum vm_state state)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_TEXT(node_report, &report, session, session);
+    OBJECT_SET(node_report, &report, sequence, sequence);
+    fixture_seen(&report, fixture_vm(f, "a"), state);
+    return report;
+}
+
+/* Within one generation only the order of the reports tells which state is the newer one. */
+static void a_late_report_changes_nothing(void **test)
+{
+    struct fixture *f = *test;
+    struct bytes_writer command = {0};
+    fixture_create_vm(f, "a");
+    struct node_report early = report_of(f, "s1", 1, vm_state_STARTING), again = report_of(f, "s1", 1, vm_state_STARTING);
+    struct node_report slow = report_of(f, "s1", 2, vm_state_STARTING), running = report_of(f, "s1", 3, vm_state_RUNNING);
+    OBJECT_TEXT(vm_seen, (struct vm_seen *)slow.vms.items, reason, "slow"); /* differs from what is held */
+    assert_int_equal(fixture_send(f, &early), 1);
+    assert_int_equal(fixture_send(f, &again), 0);
+    /* decided on before the next one came, applied after it: apply has to know by itself */
+    assert_int_equal(node_sync_changes(f->state, fixture_now(f), &slow, &command, NULL), 0);
+    assert_true(command.size > 0);
+    assert_int_equal(fixture_send(f, &running), 1);
+    uint64_t revision = fixture_get(f, object_kind_HOST, "n1")->common->revision;
+    assert_int_equal(fixture_apply(f, &command), 0);
+    bytes_writer_finish(&command);
+    assert_int_equal(fixture_vm(f, "a")->state, vm_state_RUNNING);
+    assert_int_equal(fixture_send(f, &slow), 0); /* and not even sent where it is known */
+    struct node_report stopped = report_of(f, "s1", 4, vm_state_STOPPED);
+    assert_int_equal(fixture_send(f, &stopped), 1);
+    assert_int_equal(fixture_vm(f, "a")->state, vm_state_STOPPED);
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n1")->common->revision, revision); /* no user's business */
+    struct node_report next = report_of(f, "s2", 1, vm_state_RUNNING); /* the agent was restarted: it counts anew */
+    assert_int_equal(fixture_send(f, &next), 1);
+    assert_int_equal(fixture_vm(f, "a")->state, vm_state_RUNNING);
+    struct node_report old = fixture_report(f, "n1", 8192); /* an agent that does not count */
+    fixture_seen(&old, fixture_vm(f, "a"), vm_state_STOPPED);
+    assert_int_equal(fixture_send(f, &old), 1);
+    struct bytes_writer json = {0};
+    state_put_json(f->state, fixture_get(f, object_kind_HOST, "n1"), &json);
+    assert_null(memmem(json.data, json.size, "session", 7));
+    bytes_writer_finish(&json);
+}
+
+/* A snapshot holds what late reports are known by: a controller that was restored decides as the others do. */
+static void lateness_survives_a_restore(void **test)
+{
+    struct fixture *f = *test;
+    struct state *restored;
+    struct bytes_writer late_command = {0};
+    fixture_create_vm(f, "a");
+    struct node_report late = report_of(f, "s1", 1, vm_state_STARTING), running = report_of(f, "s1", 2, vm_state_RUNNING);
+    assert_int_equal(node_sync_changes(f->state, fixture_now(f), &late, &late_command, NULL), 0);
+    assert_int_equal(fixture_send(f, &running), 1);
+    struct bytes_writer snapshot = fixture_snapshot(f->state);
+    assert_int_equal(snapshot_read(snapshot.data, snapshot.size, &restored, NULL), 0);
+    f->twin = restored;
+    fixture_apply(f, &late_command);
+    assert_int_equal(fixture_vm(f, "a")->state, vm_state_RUNNING);
+    fixture_same_bytes(f->state, f->twin);
+    OBJECT_CLEAR(node_report, &late);
+    bytes_writer_finish(&late_command);
+    bytes_writer_finish(&snapshot);
+}
+
 static int send_progress(struct fixture *f, uint64_t done, uint64_t total, const char *step)
 {
     struct node_report report = fixture_report(f, "n1", 8192);
@@ -163,6 +229,8 @@ int main(void)
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(only_changes_make_a_command),
+        TEST(a_late_report_changes_nothing),
+        TEST(lateness_survives_a_restore),
         TEST(progress_goes_in_steps),
         TEST(orders_hold_the_whole_vm),
         TEST(what_is_not_its_own_is_forgotten),
