@@ -8,6 +8,9 @@
 #define USER_DATA 0x1b
 #define USER_CODE 0x23
 #define TASK 0x28
+#define KERNEL_CODE32 0x38
+#define AP_START 0x8000 /* where other processors begin, in real mode */
+#define PROCESSORS_MAX 64
 #define TICK_VECTOR 0x40
 #define TICK_COUNT 100000000 /* LAPIC timer of KVM: 1 GHz, so 100 ms */
 
@@ -148,7 +151,8 @@ timer:
 spurious:
 	iretq
 
-/* eax: 1 OUT byte (ebx -> port edx), 2 OUT word, 3 IN byte (port edx -> eax), 4 wait until timer_ticks is not rbx */
+/* eax: 1 OUT byte (ebx -> port edx), 2 OUT word, 3 IN byte (port edx -> eax), 4 wait until timer_ticks is not rbx,
+ * 5 start all other processors in ap_main */
 system_call:
 	cmp $1, %eax
 	jne 2f
@@ -165,12 +169,84 @@ system_call:
 	xor %eax, %eax
 	in %dx, %al
 	iretq
-4:	cmp %rbx, timer_ticks           /* interrupts are off here: none is lost between this and HLT */
+4:	cmp $5, %eax
+	je 6f
+	cmp %rbx, timer_ticks           /* interrupts are off here: none is lost between this and HLT */
 	jne 5f
 	sti
 	hlt
 	cli
 5:	iretq
+6:	push %rcx
+	push %rdx
+	push %rsi
+	push %rdi
+	mov $ap_start, %rsi
+	mov $AP_START, %edi
+	mov $ap_start_end - ap_start, %ecx
+	rep movsb
+	xor %edx, %edx
+	mov $0x830, %ecx                /* x2APIC interrupt command: all but self */
+	mov $0xc4500, %eax              /* INIT */
+	wrmsr
+	mov $0xc4600 + AP_START / 4096, %eax /* start-up */
+	wrmsr
+	pop %rdi
+	pop %rsi
+	pop %rdx
+	pop %rcx
+	iretq
+
+/* Another processor's way from real mode, copied to AP_START, to ap_main(number) in user mode. Interrupts stay off. */
+	.code16
+ap_start:
+	cli
+	xor %ax, %ax
+	mov %ax, %ds
+	lgdtl AP_START + ap_gdt_pointer - ap_start
+	mov %cr0, %eax
+	or $1, %eax
+	mov %eax, %cr0
+	ljmpl $KERNEL_CODE32, $ap32
+	.balign 4
+ap_gdt_pointer:
+	.word gdt_end - gdt - 1
+	.long gdt
+ap_start_end:
+	.code32
+ap32:
+	mov $0x10, %eax
+	mov %eax, %ds
+	mov %eax, %ss
+	mov $0x6a0, %eax
+	mov %eax, %cr4
+	mov $page_tables, %eax
+	mov %eax, %cr3
+	mov $0xc0000080, %ecx
+	rdmsr
+	or $0x900, %eax
+	wrmsr
+	mov $0x80050033, %eax
+	mov %eax, %cr0
+	ljmp $KERNEL_CODE, $ap64
+	.code64
+ap64:
+	mov $1, %eax
+	lock xadd %eax, ap_count
+	mov %eax, %edi
+	inc %eax
+	shl $12, %eax
+	lea ap_stacks(%rax), %rsp
+	mov %rsp, %rbx
+	mov $USER_DATA, %eax
+	mov %eax, %ds
+	mov %eax, %es
+	pushq $USER_DATA
+	pushq %rbx
+	pushq $2
+	pushq $USER_CODE
+	pushq $ap_main
+	iretq
 
 /* Nothing of this is expected: a letter on COM1, then a triple fault for whoever watches. */
 exception:
@@ -189,6 +265,7 @@ gdt:	.quad 0
 	.quad 0x00affb000000ffff        /* 20 user code */
 gdt_task:
 	.quad 0x0000890000000067, 0     /* 28 task state; base filled in */
+	.quad 0x00cf9b000000ffff        /* 38 kernel code of 32 bits */
 gdt_end:
 gdt_pointer:
 	.word gdt_end - gdt - 1
@@ -207,8 +284,15 @@ start_info:
 timer_ticks:
 	.quad 0
 
+	.globl ap_count
+	.balign 4
+ap_count:
+	.long 0
+
 	.section .bss
 	.balign 4096
+ap_stacks:
+	.skip PROCESSORS_MAX * 4096
 page_tables:
 	.skip 6 * 4096
 idt:	.skip 4096

@@ -4,20 +4,24 @@
  *   reset=N    reset (port 0xcf9) after N ticks
  *   fault=N    triple fault after N ticks
  *   dirty=MIB  write that much memory over and over, each page with the number of the round, and check on the way
- * that it still holds the number of the round before: a page lost by a snapshot or migration is told quiet      no
- * tick lines
+ *              that it still holds the number of the round before: a page lost by a snapshot or migration is told
+ *   smp=N      start the other N processors, which count; each second it is told if one of them does not
+ *   quiet      no tick lines
  *
  * A line typed on COM1 comes back as "echo <line>". */
 #include <stdbool.h>
 #include <stdint.h>
 
 enum { COM1 = 0x3f8, COM1_STATUS = COM1 + 5, PM_CONTROL = 0x604, RESET_CONTROL = 0xcf9 };
-enum { CALL_OUT8 = 1, CALL_OUT16 = 2, CALL_IN8 = 3, CALL_WAIT = 4 };
+enum { CALL_OUT8 = 1, CALL_OUT16 = 2, CALL_IN8 = 3, CALL_WAIT = 4, CALL_START = 5 };
 #define SLEEP_S5 (5u << 10 | 1u << 13)
 #define DIRTY_START 0x1000000ull /* 16 MiB: above this image */
 #define PAGE 4096u
+#define PROCESSORS_MAX 64u
 
 extern volatile uint64_t timer_ticks;
+extern volatile uint32_t ap_count;
+static volatile uint64_t ap_counters[PROCESSORS_MAX][8]; /* a cache line each */
 
 struct start_info { /* hvm_start_info, as far as it is used */
     uint32_t magic, version, flags, modules;
@@ -125,6 +129,39 @@ static void wait_for_tick(uint64_t seen, uint64_t dirty_pages)
         dirty_step(dirty_pages);
 }
 
+/* The other processors come here, numbered from 0. */
+__attribute__((used, noreturn)) void ap_main(uint32_t number)
+{
+    for (;;) {
+        ap_counters[number % PROCESSORS_MAX][0]++;
+        __asm__ volatile("pause");
+    }
+}
+
+static void processors_start(uint64_t count)
+{
+    call(CALL_START, 0, 0);
+    while (ap_count < count)
+        call(CALL_WAIT, 0, timer_ticks);
+    put("processors ");
+    put_number(ap_count + 1);
+    put("\n");
+}
+
+static void processors_check(uint64_t count)
+{
+    static uint64_t before[PROCESSORS_MAX];
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t now = ap_counters[i][0];
+        if (now == before[i]) {
+            put("stands still: processor ");
+            put_number(i + 1);
+            put("\n");
+        }
+        before[i] = now;
+    }
+}
+
 static void end_if_asked(const char *cmdline, uint64_t ticks)
 {
     if (ticks == option(cmdline, "halt", UINT64_MAX))
@@ -143,6 +180,9 @@ void user_main(const struct start_info *info)
     put("drover-guest: hello cmdline=<");
     put(cmdline);
     put(">\n");
+    uint64_t others = option(cmdline, "smp", 0);
+    if (others && others < PROCESSORS_MAX)
+        processors_start(others);
     for (uint64_t n = 1;; n++) {
         wait_for_tick(timer_ticks, dirty_pages);
         if (!quiet) {
@@ -150,6 +190,8 @@ void user_main(const struct start_info *info)
             put_number(n);
             put("\n");
         }
+        if (others && others < PROCESSORS_MAX && n % 10 == 0)
+            processors_check(others);
         echo_input();
         end_if_asked(cmdline, n);
     }

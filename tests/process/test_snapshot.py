@@ -225,3 +225,19 @@ def test_unknown_cpu_model_names_those_there_are(world):
     assert vm.process.wait(LIMIT_S) == 1
     assert 'x86-64-v2' in vm.log.read_text()
     vm.end()
+
+
+def test_processors_at_work_go_on(world):
+    """Three processors count while the fourth looks; all of them go on in each of two lives."""
+    path = world.folder / 's'
+    vm = world.boot('smp=3 dirty=2', vcpus=4)
+    vm.console().wait(r'(?s)^processors 4$.*^tick 12$')
+    write(vm, path, then='stop')
+    for life in range(2):
+        assert vm.process.wait(LIMIT_S) == 0, vm.log.read_text()
+        vm = world.restore(path)
+        console = vm.console()
+        console.wait(r'^tick \d+$')
+        console.wait_past(console.last_tick() + 12)
+        assert 'stands still' not in console.text and 'corrupt' not in console.text
+        write(vm, path, compress=life == 1, then='stop')

@@ -125,12 +125,99 @@ static void regions_have_logs_of_their_own(void **state)
     memory_finish(&m);
 }
 
+static void largest_memory_has_its_hole_in_the_right_place(void **state)
+{
+    struct guest_memory m;
+    struct error err = {0};
+    uint64_t high = MEMORY_BYTES_MAX - MEMORY_HOLE_START, page = 0, pages;
+    (void)state;
+    if (memory_init(&m, MEMORY_BYTES_MAX, &err) == -ENOMEM) {
+        print_message("SKIPPED: this machine has no address space for 1 TiB: %s\n", err.text);
+        skip();
+    }
+    assert_int_equal(m.region_count, 2);
+    assert_true(m.regions[0].size == MEMORY_HOLE_START && m.regions[1].size == high);
+    assert_true(m.regions[1].gpa == MEMORY_HOLE_END && m.regions[1].fd_offset == MEMORY_HOLE_START);
+    assert_non_null(memory_at(&m, MEMORY_HOLE_START - 1, 1));
+    assert_null(memory_at(&m, MEMORY_HOLE_START - 1, 2));
+    assert_null(memory_at(&m, MEMORY_HOLE_START, 1));
+    assert_null(memory_at(&m, MEMORY_HOLE_END - 1, 1));
+    assert_non_null(memory_at(&m, MEMORY_HOLE_END, high));
+    assert_null(memory_at(&m, MEMORY_HOLE_END, high + 1));
+    assert_null(memory_at(&m, MEMORY_HOLE_END + high, 1));
+    /* The first page above the hole and the last of all are pages of their own. */
+    assert_true(memory_write(&m, MEMORY_HOLE_END, "above", 5));
+    assert_true(memory_write(&m, MEMORY_HOLE_END + high - 5, "last!", 5));
+    assert_memory_equal(memory_at(&m, MEMORY_HOLE_END, 5), "above", 5);
+    assert_int_equal(*(uint8_t *)memory_at(&m, MEMORY_HOLE_START - 1, 1), 0);
+    /* And who looks for data finds them without touching the rest. */
+    memory_next_data(&m, 1, &page, &pages);
+    assert_true(page == 0 && pages >= 1 && pages <= 512);
+    page += pages;
+    memory_next_data(&m, 1, &page, &pages);
+    assert_true(page + pages == high / MEMORY_PAGE_BYTES && pages >= 1 && pages <= 512);
+    page += pages;
+    memory_next_data(&m, 1, &page, &pages);
+    assert_int_equal(pages, 0);
+    memory_finish(&m);
+}
+
+static void memory_may_be_a_file_copied_when_written(void **state)
+{
+    struct guest_memory m;
+    uint64_t page = 3, pages;
+    char path[] = "/tmp/drover-memory-XXXXXX", byte;
+    int fd = mkstemp(path);
+    (void)state;
+    assert_true(fd >= 0);
+    unlink(path);
+    assert_int_equal(ftruncate(fd, 8192 + 4 * MIB), 0);
+    assert_int_equal(pwrite(fd, "A", 1, 8192 + 4096), 1);
+    assert_int_equal(memory_init(&m, 4 * MIB, NULL), 0);
+    uint8_t *before = memory_at(&m, 0, 4 * MIB);
+    assert_int_equal(memory_map_file(&m, 0, fd, 8192, NULL), 0);
+    assert_ptr_equal(memory_at(&m, 0, 4 * MIB), before);
+    assert_int_equal(before[4096], 'A');
+    assert_true(memory_write(&m, 4096, "B", 1));
+    assert_int_equal(pread(fd, &byte, 1, 8192 + 4096), 1);
+    assert_int_equal(byte, 'A'); /* the file stays as it is */
+    memory_next_data(&m, 0, &page, &pages);
+    assert_true(page == 3 && pages == 4 * MIB / 4096 - 3); /* who knows: all of it */
+    memory_clear(&m);
+    assert_int_equal(before[4096], 0);
+    memory_finish(&m);
+    close(fd);
+}
+
+static void pools_of_huge_pages_are_refused_in_words(void **state)
+{
+    struct guest_memory m;
+    struct error err = {0};
+    (void)state;
+    assert_int_equal(memory_init_pages(&m, 3 * MIB, MEMORY_PAGES_LARGE, &err), -EINVAL);
+    assert_string_equal(err.field, "/memory_bytes");
+    assert_int_equal(memory_init_pages(&m, 1536 * MIB, MEMORY_PAGES_HUGE, &err), -EINVAL);
+    /* No machine has a pool for 1 TiB. */
+    assert_true(memory_init_pages(&m, MEMORY_BYTES_MAX, MEMORY_PAGES_LARGE, &err) < 0);
+    assert_string_equal(err.field, "/memory_pages");
+    assert_true(err.text[0] != 0);
+    assert_int_equal(memory_init_pages(&m, 4 * MIB, MEMORY_PAGES_SMALL, NULL), 0);
+    assert_int_equal((uintptr_t)memory_at(&m, 0, 1) % (2 * MIB), 0); /* guest and host pages may match */
+    memory_finish(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sizes_are_checked),     cmocka_unit_test(small_memory_is_one_region),
-        cmocka_unit_test(hole_is_below_4_gib),   cmocka_unit_test(copies_are_checked),
-        cmocka_unit_test(own_writes_are_logged), cmocka_unit_test(regions_have_logs_of_their_own),
+        cmocka_unit_test(sizes_are_checked),
+        cmocka_unit_test(small_memory_is_one_region),
+        cmocka_unit_test(hole_is_below_4_gib),
+        cmocka_unit_test(copies_are_checked),
+        cmocka_unit_test(own_writes_are_logged),
+        cmocka_unit_test(regions_have_logs_of_their_own),
+        cmocka_unit_test(largest_memory_has_its_hole_in_the_right_place),
+        cmocka_unit_test(memory_may_be_a_file_copied_when_written),
+        cmocka_unit_test(pools_of_huge_pages_are_refused_in_words),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
