@@ -230,6 +230,8 @@ int machine_slot_add_nic(struct machine *m, const struct vmm_nic *nic, struct ma
     unsigned mac[NET_MAC_BYTES];
     struct net_options options = {
         .tap = nic->tap, .fd = -1, .may_submit = may_submit, .may_submit_arg = &m->lease.lease};
+    options.mtu = (uint16_t)nic->mtu;
+    options.pairs = nic->queues;
     int code = id_choose(m, nic->id, "nic", id, err);
     if (code == 0)
         code = slot_choose(m, OBJECT_HAS(vmm_nic, nic, slot) ? &nic->slot : NULL, &slot, err);

@@ -15,11 +15,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct driver d;
     struct virtio_device *vdev;
     struct net_options options = {.mac = {2, 0, 0, 0, 0, 1}};
-    int pair[2];
+    int pair[2], second[2];
     log_set_level(LOG_LEVEL_ERROR);
     ASSERT(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) == 0);
+    ASSERT(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, second) == 0);
     machine_init(&m);
     options.fd = pair[0];
+    options.more_fds = second; /* two pairs, where the input's second byte is odd */
+    options.pairs = 1 + (size > 1 && data[1] & 1);
     ASSERT(net_create(&options, &m.memory, m.loop, &vdev, NULL) == 0);
     driver_attach(&d, &m, vdev);
     fuzz_start(&d, data, size);
@@ -30,6 +33,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         io_loop_run_once(m.loop, 0);
     driver_detach(&d);
     close(pair[1]);
+    close(second[1]);
+    if (options.pairs == 1)
+        close(second[0]);
     machine_finish(&m);
     return 0;
 }

@@ -20,9 +20,15 @@ enum {
     NS_PER_MS = 1000000,
 };
 
-static bool is_live(const struct net *net)
+static bool is_live(const struct net_pair *pair)
 {
-    return virtio_device_running(&net->virtio) && !net->virtio.paused && !net->gone;
+    const struct net *net = pair->net;
+    return virtio_device_running(&net->virtio) && !net->virtio.paused && !pair->gone && pair->index < net->pairs_active;
+}
+
+static struct virtio_queue *queue_of(const struct net_pair *pair, unsigned which)
+{
+    return &pair->net->virtio.queues[2 * pair->index + which];
 }
 
 static bool may_submit(const struct net *net)
@@ -30,21 +36,21 @@ static bool may_submit(const struct net *net)
     return net->may_submit == NULL || net->may_submit(net->may_submit_arg);
 }
 
-static void retry_later(struct net *net)
+static void retry_later(struct net_pair *pair)
 {
-    io_timer_arm(net->loop, &net->retry, (uint64_t)NET_RETRY_MS * NS_PER_MS);
+    io_timer_arm(pair->net->loop, &pair->retry, (uint64_t)NET_RETRY_MS * NS_PER_MS);
 }
 
-void net_queue_watch(struct net *net)
+void net_queue_watch(struct net_pair *pair)
 {
     uint32_t want = 0;
-    if (is_live(net) && net->virtio.queues[NET_QUEUE_RX].ready && !net->rx_starved)
+    if (is_live(pair) && queue_of(pair, NET_QUEUE_RX)->ready && !pair->rx_starved)
         want |= EPOLLIN;
-    if (is_live(net) && net->tx_blocked)
+    if (is_live(pair) && pair->tx_blocked)
         want |= EPOLLOUT;
-    if (net->handler != NULL && want != net->watched)
-        io_loop_change(net->loop, net->handler, want);
-    net->watched = want;
+    if (pair->handler != NULL && want != pair->watched)
+        io_loop_change(pair->net->loop, pair->handler, want);
+    pair->watched = want;
 }
 
 /* ---- receive ---- */
@@ -56,9 +62,9 @@ struct taken_buffer {
 
 /* Copy @size bytes of rx_buffer into buffers of the driver, at most @most of them. The number of buffers, 0 when
  * there are not enough (all were put back), negative when the frame can never fit or the driver broke the rules. */
-static int frame_scatter(struct net *net, uint32_t size, int most, struct taken_buffer *taken)
+static int frame_scatter(struct net_pair *pair, uint32_t size, int most, struct taken_buffer *taken)
 {
-    struct virtio_queue *q = &net->virtio.queues[NET_QUEUE_RX];
+    struct virtio_queue *q = queue_of(pair, NET_QUEUE_RX);
     uint32_t done = 0;
     int count = 0, result = 0;
     while (done < size) {
@@ -66,17 +72,17 @@ static int frame_scatter(struct net *net, uint32_t size, int most, struct taken_
             result = -EMSGSIZE;
             break;
         }
-        if (!virtio_device_pop(&net->virtio, NET_QUEUE_RX, &net->chain)) {
+        if (!virtio_device_pop(&pair->net->virtio, 2 * pair->index + NET_QUEUE_RX, &pair->chain)) {
             result = q->broken ? -EBADMSG : 0;
             break;
         }
-        if (net->chain.in_bytes < (count == 0 ? NET_HEADER_BYTES : 1)) {
-            virtio_device_needs_reset(&net->virtio, "receive buffer without room");
+        if (pair->chain.in_bytes < (count == 0 ? NET_HEADER_BYTES : 1)) {
+            virtio_device_needs_reset(&pair->net->virtio, "receive buffer without room");
             return -EBADMSG;
         }
-        uint32_t piece = (uint32_t)MIN((uint64_t)(size - done), net->chain.in_bytes);
-        virtio_chain_write(&net->chain, net->virtio.memory, 0, net->rx_buffer + done, piece);
-        taken[count++] = (struct taken_buffer){net->chain.head, piece};
+        uint32_t piece = (uint32_t)MIN((uint64_t)(size - done), pair->chain.in_bytes);
+        virtio_chain_write(&pair->chain, pair->net->virtio.memory, 0, pair->rx_buffer + done, piece);
+        taken[count++] = (struct taken_buffer){pair->chain.head, piece};
         done += piece;
     }
     if (done == size)
@@ -87,160 +93,164 @@ static int frame_scatter(struct net *net, uint32_t size, int most, struct taken_
 }
 
 /* num_buffers, which the header in rx_buffer has as 1, when it turned out to be more: read the first buffer again. */
-static bool header_set_count(struct net *net, uint16_t head, uint16_t count)
+static bool header_set_count(struct net_pair *pair, uint16_t head, uint16_t count)
 {
-    struct virtio_queue *q = &net->virtio.queues[NET_QUEUE_RX];
+    struct virtio_queue *q = queue_of(pair, NET_QUEUE_RX);
     uint16_t number = htole16(count), position = head;
     if (count == 1)
         return true;
-    if (virtio_queue_retake(q, &position, &net->chain) < 0) {
-        virtio_device_needs_reset(&net->virtio, q->reason);
+    if (virtio_queue_retake(q, &position, &pair->chain) < 0) {
+        virtio_device_needs_reset(&pair->net->virtio, q->reason);
         return false;
     }
-    virtio_chain_write(&net->chain, net->virtio.memory, offsetof(struct virtio_net_hdr_v1, num_buffers), &number,
+    virtio_chain_write(&pair->chain, pair->net->virtio.memory, offsetof(struct virtio_net_hdr_v1, num_buffers), &number,
                        sizeof number);
     return true;
 }
 
 /* The frame in rx_buffer to the driver; false when it must wait for buffers. */
-static bool frame_deliver(struct net *net)
+static bool frame_deliver(struct net_pair *pair)
 {
-    struct virtio_queue *q = &net->virtio.queues[NET_QUEUE_RX];
+    struct virtio_queue *q = queue_of(pair, NET_QUEUE_RX);
     struct taken_buffer taken[NET_MERGE_MAX];
-    uint32_t size = net->rx_pending_bytes;
-    bool merge = virtio_device_has(&net->virtio, VIRTIO_NET_F_MRG_RXBUF);
-    int count = frame_scatter(net, size, merge ? NET_MERGE_MAX : 1, taken);
+    uint32_t size = pair->rx_pending_bytes;
+    bool merge = virtio_device_has(&pair->net->virtio, VIRTIO_NET_F_MRG_RXBUF);
+    int count = frame_scatter(pair, size, merge ? NET_MERGE_MAX : 1, taken);
     if (count == 0)
         return false;
-    net->rx_pending_bytes = 0;
+    pair->rx_pending_bytes = 0;
     if (count < 0) {
-        net->counters.rx_dropped++;
+        pair->net->counters.rx_dropped++;
         return true;
     }
-    if (!header_set_count(net, taken[0].head, (uint16_t)count))
+    if (!header_set_count(pair, taken[0].head, (uint16_t)count))
         return true;
     for (int i = 0; i < count; i++)
         virtio_queue_push_held(q, (uint16_t)i, taken[i].head, taken[i].bytes);
     virtio_queue_publish(q, (uint16_t)count);
-    net->counters.rx_frames++;
-    net->counters.rx_bytes += size - NET_HEADER_BYTES;
+    pair->net->counters.rx_frames++;
+    pair->net->counters.rx_bytes += size - NET_HEADER_BYTES;
     return true;
 }
 
 /* One frame from the tap into rx_buffer; false when there is none. */
-static bool frame_read(struct net *net)
+static bool frame_read(struct net_pair *pair)
 {
-    ssize_t n = read(net->fd, net->rx_buffer, sizeof net->rx_buffer);
+    ssize_t n = read(pair->fd, pair->rx_buffer, sizeof pair->rx_buffer);
     if (n < 0 && errno != EAGAIN && errno != EINTR)
         log_debug("net-read", "why=\"%s\", ignoring", strerror(errno));
     if (n < 0)
         return false;
     if (n == 0) {
-        net->gone = true; /* the other end of a socket was closed */
+        pair->gone = true; /* the other end of a socket was closed */
         return false;
     }
-    if (n < NET_HEADER_BYTES + ETHERNET_BYTES || !net->link_up) {
-        net->counters.rx_dropped++;
+    if (n < NET_HEADER_BYTES + ETHERNET_BYTES || !pair->net->link_up) {
+        pair->net->counters.rx_dropped++;
         return true;
     }
     uint16_t one = htole16(1);
-    memcpy(net->rx_buffer + offsetof(struct virtio_net_hdr_v1, num_buffers), &one, sizeof one);
-    net->rx_pending_bytes = (uint32_t)n;
+    memcpy(pair->rx_buffer + offsetof(struct virtio_net_hdr_v1, num_buffers), &one, sizeof one);
+    pair->rx_pending_bytes = (uint32_t)n;
     return true;
 }
 
-static void receive(struct net *net)
+static void receive(struct net_pair *pair)
 {
-    struct virtio_device *d = &net->virtio;
-    struct virtio_queue *q = &d->queues[NET_QUEUE_RX];
-    if (!is_live(net) || !q->ready) {
-        net_queue_watch(net);
+    struct virtio_device *d = &pair->net->virtio;
+    struct virtio_queue *q = queue_of(pair, NET_QUEUE_RX);
+    if (!is_live(pair) || !q->ready) {
+        net_queue_watch(pair);
         return;
     }
-    net->rx_starved = false;
-    for (unsigned frames = 0; frames < NET_BATCH_FRAMES && is_live(net); frames++) {
-        if (net->rx_pending_bytes == 0 && !frame_read(net))
+    pair->rx_starved = false;
+    for (unsigned frames = 0; frames < NET_BATCH_FRAMES && is_live(pair); frames++) {
+        if (pair->rx_pending_bytes == 0 && !frame_read(pair))
             break;
-        if (net->rx_pending_bytes == 0)
+        if (pair->rx_pending_bytes == 0)
             continue;
         uint16_t offered = virtio_queue_offered(q);
-        if (frame_deliver(net))
+        if (frame_deliver(pair))
             continue;
         /* Buffers that came before the driver knew that it must notify: look again. */
         virtio_queue_ask_notify(q, true);
-        net->rx_starved = virtio_queue_offered(q) == offered;
-        if (net->rx_starved)
+        pair->rx_starved = virtio_queue_offered(q) == offered;
+        if (pair->rx_starved)
             break;
     }
-    virtio_device_interrupt(d, NET_QUEUE_RX);
-    net_queue_watch(net);
+    virtio_device_interrupt(d, 2 * pair->index + NET_QUEUE_RX);
+    net_queue_watch(pair);
 }
 
 /* ---- transmit ---- */
 
 /* False when the tap takes no more for now. */
-static bool frame_send(struct net *net)
+static bool frame_send(struct net_pair *pair)
 {
-    const struct virtio_chain *c = &net->chain;
+    const struct virtio_chain *c = &pair->chain;
     bool fits =
         c->out_bytes >= NET_HEADER_BYTES + ETHERNET_BYTES && c->out_bytes <= NET_HEADER_BYTES + NET_FRAME_BYTES_MAX;
     ssize_t n = -1;
-    if (fits && net->link_up) {
+    if (fits && pair->net->link_up) {
         do
-            n = writev(net->fd, c->segments, c->out_count);
+            n = writev(pair->fd, c->segments, c->out_count);
         while (n < 0 && errno == EINTR);
         if (n < 0 && errno == EAGAIN)
             return false;
     }
     if (n < 0) {
-        net->counters.tx_dropped++;
+        pair->net->counters.tx_dropped++;
     } else {
-        net->counters.tx_frames++;
-        net->counters.tx_bytes += c->out_bytes - NET_HEADER_BYTES;
+        pair->net->counters.tx_frames++;
+        pair->net->counters.tx_bytes += c->out_bytes - NET_HEADER_BYTES;
     }
     return true;
 }
 
-static void transmit(struct net *net)
+static void transmit(struct net_pair *pair)
 {
-    struct virtio_device *d = &net->virtio;
-    struct virtio_queue *q = &d->queues[NET_QUEUE_TX];
+    struct virtio_device *d = &pair->net->virtio;
+    struct virtio_queue *q = queue_of(pair, NET_QUEUE_TX);
     unsigned frames = 0;
-    if (!is_live(net) || !q->ready) {
-        net_queue_watch(net);
+    if (!is_live(pair) || !q->ready) {
+        net_queue_watch(pair);
         return;
     }
-    net->tx_blocked = false;
+    pair->tx_blocked = false;
     do {
         virtio_queue_ask_notify(q, false);
-        while (!net->tx_blocked && frames < NET_BATCH_FRAMES && virtio_device_pop(d, NET_QUEUE_TX, &net->chain)) {
-            if (!may_submit(net)) {
-                virtio_queue_unpop(q, net->chain.head);
-                retry_later(net);
+        while (!pair->tx_blocked && frames < NET_BATCH_FRAMES && virtio_device_pop(d, 2 * pair->index + NET_QUEUE_TX, &pair->chain)) {
+            if (!may_submit(pair->net)) {
+                virtio_queue_unpop(q, pair->chain.head);
+                retry_later(pair);
                 goto out;
             }
-            net->tx_blocked = !frame_send(net);
-            if (net->tx_blocked)
-                virtio_queue_unpop(q, net->chain.head);
+            pair->tx_blocked = !frame_send(pair);
+            if (pair->tx_blocked)
+                virtio_queue_unpop(q, pair->chain.head);
             else
-                virtio_queue_push(q, net->chain.head, 0);
+                virtio_queue_push(q, pair->chain.head, 0);
             frames++;
         }
-    } while (!net->tx_blocked && frames < NET_BATCH_FRAMES && virtio_queue_ask_notify(q, true));
+    } while (!pair->tx_blocked && frames < NET_BATCH_FRAMES && virtio_queue_ask_notify(q, true));
     if (frames >= NET_BATCH_FRAMES)
-        d->transport->ops->queue_again(d->transport, NET_QUEUE_TX);
+        d->transport->ops->queue_again(d->transport, 2 * pair->index + NET_QUEUE_TX);
 out:
-    virtio_device_interrupt(d, NET_QUEUE_TX);
-    net_queue_watch(net);
+    virtio_device_interrupt(d, 2 * pair->index + NET_QUEUE_TX);
+    net_queue_watch(pair);
 }
 
 void net_queue_notify(struct virtio_device *d, unsigned queue)
 {
     struct net *net = CONTAINER_OF(d, struct net, virtio);
-    if (queue == NET_QUEUE_RX)
-        receive(net);
+    if (queue == net_control_queue(net))
+        net_control_notify(net);
+    else if (queue / 2 >= net->pair_count)
+        return; /* the control queue's place when the driver knows of more pairs than one: it does not here */
+    else if (queue % 2 == NET_QUEUE_RX)
+        receive(&net->pairs[queue / 2]);
     else
-        transmit(net);
+        transmit(&net->pairs[queue / 2]);
 }
 
 void net_queue_retry(void *arg)
@@ -250,16 +260,16 @@ void net_queue_retry(void *arg)
 
 void net_queue_fd_ready(void *arg, uint32_t events)
 {
-    struct net *net = arg;
+    struct net_pair *pair = arg;
     if ((events & EPOLLIN) != 0)
-        receive(net);
+        receive(pair);
     if ((events & EPOLLOUT) != 0)
-        transmit(net);
+        transmit(pair);
     if ((events & (EPOLLHUP | EPOLLERR)) != 0 && (events & EPOLLIN) == 0)
-        net->gone = true;
-    if (net->gone && net->handler != NULL) {
+        pair->gone = true;
+    if (pair->gone && pair->handler != NULL) {
         log_warning("net-gone", "why=\"the tap was closed\", nothing is carried any more");
-        io_loop_remove(net->loop, net->handler);
-        net->handler = NULL;
+        io_loop_remove(pair->net->loop, pair->handler);
+        pair->handler = NULL;
     }
 }

@@ -9,9 +9,9 @@
 
 #include "compute/vmm/devices/net/net.h"
 
-int tap_open(const char *name, int *ret_fd, struct error *err)
+int tap_open(const char *name, bool queues, int *ret_fd, struct error *err)
 {
-    struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
+    struct ifreq request = {.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (queues ? IFF_MULTI_QUEUE : 0))};
     if (name[0] == 0 || strlen(name) >= sizeof request.ifr_name)
         return error_set(err, -EINVAL, ERROR_INVALID, "'%s' is no name for a tap: 1 to %zu characters", name,
                          sizeof request.ifr_name - 1);
@@ -60,4 +60,12 @@ int tap_set_offloads(int fd, uint64_t features)
         offloads |= (features >> VIRTIO_NET_F_GUEST_ECN & 1) != 0 ? TUN_F_TSO_ECN : 0;
     }
     return ioctl(fd, TUNSETOFFLOAD, offloads) < 0 ? -errno : 0;
+}
+
+int tap_set_queue(int fd, bool attached)
+{
+    struct ifreq request = {.ifr_flags = attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE};
+    if (ioctl(fd, TUNSETQUEUE, &request) == 0)
+        return 0;
+    return errno == EINVAL ? 0 : -errno; /* it is so already */
 }

@@ -381,6 +381,35 @@ static void the_other_end_may_go_away(void **state)
 }
 
 /* In a network namespace of a child, so that nothing is left: exit status 0 good, 77 no tap here. */
+/* Queues of one tap as the kernel counts them: IFF_DETACH_QUEUE set in what TUNGETIFF says of a detached one. */
+static bool is_detached(int fd)
+{
+    struct ifreq request = {.ifr_flags = 0};
+    return ioctl(fd, TUNGETIFF, &request) == 0 && (request.ifr_flags & IFF_DETACH_QUEUE) != 0;
+}
+
+/* A real tap of several queues: those that are not in use are detached from it. */
+static int queues_child(struct machine *m)
+{
+    struct error err = {0};
+    struct virtio_device *vdev;
+    struct net_options options = {.tap = "drtest1", .mac = {2, 0, 0, 0, 0, 9}, .pairs = 4};
+    if (net_create(&options, &m->memory, m->loop, &vdev, &err) < 0)
+        return 10;
+    struct net *net = CONTAINER_OF(vdev, struct net, virtio);
+    for (unsigned active = 4; active > 0; active--) {
+        net_use_pairs(net, (uint16_t)active);
+        for (unsigned i = 0; i < 4; i++)
+            if (is_detached(net->pairs[i].fd) != (i >= active))
+                return 11;
+    }
+    net_use_pairs(net, 2);
+    if (is_detached(net->pairs[1].fd) || !is_detached(net->pairs[2].fd))
+        return 12;
+    vdev->ops->destroy(vdev);
+    return 0;
+}
+
 static int tap_child(void)
 {
     struct error err = {0};
@@ -416,9 +445,10 @@ static int tap_child(void)
     if (le16toh(header.num_buffers) != 1)
         return 5;
     driver_detach(&d);
+    int result = queues_child(&m);
     machine_finish(&m);
     close(control);
-    return 0;
+    return result;
 }
 
 static void a_real_tap_works(void **state)
@@ -451,6 +481,191 @@ static void interfaces_that_cannot_be_are_refused(void **state)
     assert_null(vdev);
 }
 
+/* ---- several pairs and the control queue ---- */
+
+enum { PAIRS = 3 };
+
+struct wide {
+    struct bench b; /* wire: that of pair 0 */
+    int wires[PAIRS];
+};
+
+static void wide_setup(struct wide *w)
+{
+    struct virtio_device *vdev;
+    int ours[PAIRS];
+    memset(w, 0, sizeof *w);
+    machine_init(&w->b.m);
+    w->b.lease = true;
+    for (unsigned i = 0; i < PAIRS; i++) {
+        int pair[2];
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+        ours[i] = pair[0];
+        w->wires[i] = pair[1];
+    }
+    struct net_options options = {.fd = ours[0], .more_fds = ours + 1, .pairs = PAIRS};
+    memcpy(options.mac, mac, sizeof mac);
+    assert_int_equal(net_create(&options, &w->b.m.memory, w->b.m.loop, &vdev, NULL), 0);
+    driver_attach(&w->b.d, &w->b.m, vdev);
+}
+static void wide_start(struct wide *w, uint64_t features)
+{
+    w->b.d.free_gpa = 0x10000;
+    driver_start(&w->b.d, features, QUEUE_SIZE);
+    w->b.buffers = driver_alloc(&w->b.d, 1 << 18);
+}
+static void wide_teardown(struct wide *w)
+{
+    driver_detach(&w->b.d);
+    machine_finish(&w->b.m);
+    for (unsigned i = 0; i < PAIRS; i++)
+        close(w->wires[i]);
+}
+
+/* The outcome of a command on control queue @queue: 0 OK, 1 an error, 0xee nothing written. */
+static uint8_t command(struct bench *b, unsigned queue, uint8_t class, uint8_t cmd, const void *data, uint32_t size)
+{
+    struct used_entry used = {0};
+    uint8_t *at = buffer(b, 60);
+    at[0] = class;
+    at[1] = cmd;
+    memcpy(at + 2, data, size);
+    at[100] = 0xee;
+    struct segment segments[] = {{b->buffers + 60 * 4096, 2, false}, {b->buffers + 60 * 4096 + 2, size, false}, {b->buffers + 60 * 4096 + 100, 1, true}};
+    if (size == 0)
+        segments[1] = segments[2];
+    driver_add(&b->d, queue, segments, size == 0 ? 2 : 3);
+    driver_kick(&b->d, queue);
+    assert_true(driver_wait(&b->d, queue, &used));
+    assert_int_equal(used.size, 1);
+    return at[100];
+}
+
+static bool sends_on(struct wide *w, unsigned pair)
+{
+    uint8_t seen[256];
+    struct segment segment = {w->b.buffers, HEADER + 60, false};
+    fill(buffer(&w->b, 0), HEADER + 60, pair);
+    driver_add(&w->b.d, 2 * pair + NET_QUEUE_TX, &segment, 1);
+    driver_kick(&w->b.d, 2 * pair + NET_QUEUE_TX);
+    turn(&w->b);
+    return read(w->wires[pair], seen, sizeof seen) == HEADER + 60;
+}
+
+static bool receives_on(struct wide *w, unsigned pair)
+{
+    uint8_t frame[HEADER + 60];
+    struct segment segment = {w->b.buffers + 4096 * (1 + pair), 2048, true};
+    fill(frame, sizeof frame, pair);
+    driver_add(&w->b.d, 2 * pair, &segment, 1);
+    driver_kick(&w->b.d, 2 * pair);
+    assert_int_equal(write(w->wires[pair], frame, sizeof frame), sizeof frame);
+    turn(&w->b);
+    return driver_has_used(&w->b.d, 2 * pair);
+}
+
+static void pairs_are_used_when_the_driver_says_so(void **state UNUSED)
+{
+    struct wide w;
+    wide_setup(&w);
+    wide_start(&w, UINT64_MAX);
+    assert_int_equal(driver_read(&w.b.d, VIRTIO_PCI_AT_DEVICE + 8, 2), PAIRS);
+    assert_true(sends_on(&w, 0) && receives_on(&w, 0));
+    assert_false(sends_on(&w, 1) || receives_on(&w, 1));
+    const unsigned control = 2 * PAIRS;
+    static const uint16_t none;
+    const uint16_t two = htole16(2), all = htole16(PAIRS), more = htole16(PAIRS + 1);
+    assert_int_equal(command(&w.b, control, VIRTIO_NET_CTRL_MQ, 0, &none, 2), VIRTIO_NET_ERR);
+    assert_int_equal(command(&w.b, control, VIRTIO_NET_CTRL_MQ, 0, &more, 2), VIRTIO_NET_ERR);
+    assert_int_equal(command(&w.b, control, VIRTIO_NET_CTRL_MQ, 0, &two, 1), VIRTIO_NET_ERR);
+    assert_int_equal(command(&w.b, control, VIRTIO_NET_CTRL_MQ, 1, &two, 2), VIRTIO_NET_ERR);
+    assert_int_equal(command(&w.b, control, 77, 0, &two, 2), VIRTIO_NET_ERR);
+    assert_int_equal(command(&w.b, control, VIRTIO_NET_CTRL_MQ, 0, "", 0), VIRTIO_NET_ERR);
+    assert_false(sends_on(&w, 1));
+    assert_int_equal(command(&w.b, control, VIRTIO_NET_CTRL_MQ, 0, &all, 2), VIRTIO_NET_OK);
+    turn(&w.b);
+    assert_true(driver_has_used(&w.b.d, 2)); /* what had waited on pair 1 */
+    assert_true(sends_on(&w, 2) && receives_on(&w, 2));
+    /* Saved and loaded: as many as before. */
+    driver_pause(&w.b.d);
+    struct bytes_writer saved = driver_save(&w.b.d);
+    driver_detach(&w.b.d);
+    for (unsigned i = 0; i < PAIRS; i++)
+        close(w.wires[i]);
+    struct driver before = w.b.d;
+    struct virtio_device *vdev;
+    int ours[PAIRS];
+    for (unsigned i = 0; i < PAIRS; i++) {
+        int pair[2];
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+        ours[i] = pair[0];
+        w.wires[i] = pair[1];
+    }
+    struct net_options options = {.fd = ours[0], .more_fds = ours + 1, .pairs = PAIRS};
+    memcpy(options.mac, mac, sizeof mac);
+    assert_int_equal(net_create(&options, &w.b.m.memory, w.b.m.loop, &vdev, NULL), 0);
+    driver_attach(&w.b.d, &w.b.m, vdev);
+    assert_int_equal(driver_load(&w.b.d, saved.data, saved.size, NULL), 0);
+    memcpy(w.b.d.queues, before.queues, sizeof before.queues);
+    w.b.d.bar = before.bar;
+    w.b.d.free_gpa = before.free_gpa;
+    driver_resume(&w.b.d);
+    assert_true(sends_on(&w, 1));
+    for (uint8_t seen[256]; read(w.wires[1], seen, sizeof seen) > 0;)
+        ; /* what had waited there while pair 1 was not used */
+    /* A reset: one again. */
+    wide_start(&w, UINT64_MAX);
+    assert_true(sends_on(&w, 0));
+    assert_false(sends_on(&w, 1));
+    bytes_writer_finish(&saved);
+    wide_teardown(&w);
+}
+
+static void without_mq_control_is_the_third_queue(void **state UNUSED)
+{
+    struct wide w;
+    const uint16_t two = htole16(2);
+    wide_setup(&w);
+    wide_start(&w, ~(1ull << VIRTIO_NET_F_MQ));
+    assert_int_equal(command(&w.b, 2, VIRTIO_NET_CTRL_MQ, 0, &two, 2), VIRTIO_NET_ERR);
+    assert_int_equal(command(&w.b, 2, VIRTIO_NET_CTRL_ANNOUNCE, 0, "", 0), VIRTIO_NET_OK);
+    assert_true(sends_on(&w, 0) && receives_on(&w, 0));
+    wide_teardown(&w);
+}
+
+static void offloads_are_what_was_negotiated(void **state)
+{
+    struct bench *b = *state;
+    struct net *net = CONTAINER_OF(b->d.vdev, struct net, virtio);
+    const uint64_t none = 0, csum = htole64(1ull << VIRTIO_NET_F_GUEST_CSUM);
+    const uint64_t other = htole64(1ull << VIRTIO_NET_F_GUEST_CSUM | 1ull << VIRTIO_NET_F_GUEST_TSO6);
+    driver_start(&b->d, ~(1ull << VIRTIO_NET_F_GUEST_TSO6), QUEUE_SIZE);
+    assert_int_equal(command(b, 2, VIRTIO_NET_CTRL_GUEST_OFFLOADS, 0, &none, 8), VIRTIO_NET_OK);
+    assert_int_equal(net->offloads, 0);
+    assert_int_equal(command(b, 2, VIRTIO_NET_CTRL_GUEST_OFFLOADS, 0, &csum, 8), VIRTIO_NET_OK);
+    assert_int_equal(net->offloads, 1ull << VIRTIO_NET_F_GUEST_CSUM);
+    assert_int_equal(command(b, 2, VIRTIO_NET_CTRL_GUEST_OFFLOADS, 0, &other, 8), VIRTIO_NET_ERR);
+    assert_int_equal(command(b, 2, VIRTIO_NET_CTRL_GUEST_OFFLOADS, 0, &csum, 4), VIRTIO_NET_ERR);
+    assert_int_equal(net->offloads, 1ull << VIRTIO_NET_F_GUEST_CSUM);
+}
+
+static void the_guest_is_asked_to_announce(void **state)
+{
+    struct bench *b = *state;
+    uint8_t seen[128];
+    driver_interrupts(&b->d, 0);
+    pthread_mutex_lock(&b->m.lock);
+    assert_int_equal(net_announce(b->d.vdev), 0);
+    pthread_mutex_unlock(&b->m.lock);
+    assert_int_equal(read(b->wire, seen, sizeof seen), HEADER + 60); /* ours: RARP */
+    assert_memory_equal(seen + HEADER + 6, mac, sizeof mac);
+    assert_memory_equal(seen + HEADER + 12, "\x80\x35", 2);
+    assert_int_equal(driver_interrupts(&b->d, 0), 1);
+    assert_int_equal(driver_read(&b->d, VIRTIO_PCI_AT_DEVICE + 6, 2), VIRTIO_NET_S_LINK_UP | VIRTIO_NET_S_ANNOUNCE);
+    assert_int_equal(command(b, 2, VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, "", 0), VIRTIO_NET_OK);
+    assert_int_equal(driver_read(&b->d, VIRTIO_PCI_AT_DEVICE + 6, 2), VIRTIO_NET_S_LINK_UP);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -469,6 +684,10 @@ int main(void)
         T(the_other_end_may_go_away),
         cmocka_unit_test(a_real_tap_works),
         T(interfaces_that_cannot_be_are_refused),
+        cmocka_unit_test(pairs_are_used_when_the_driver_says_so),
+        cmocka_unit_test(without_mq_control_is_the_third_queue),
+        T(offloads_are_what_was_negotiated),
+        T(the_guest_is_asked_to_announce),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
