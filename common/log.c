@@ -77,3 +77,14 @@ const char *log_quote(const char *text, char *buffer, size_t size)
     buffer[n] = '\0';
     return buffer;
 }
+
+bool log_limit_pass(struct log_limit *limit, uint64_t now_ms, uint64_t *ret_held_back)
+{
+    if (now_ms < limit->next_ms) {
+        limit->held_back++;
+        return false;
+    }
+    *ret_held_back = limit->held_back;
+    *limit = (struct log_limit){.next_ms = now_ms + LOG_LIMIT_MS};
+    return true;
+}

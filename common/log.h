@@ -22,6 +22,16 @@ void log_write(enum log_level level, const char *event, const char *format, ...)
 /* @text within quotes, control characters and quotes escaped, cut at @size; returns @buffer. */
 const char *log_quote(const char *text, char *buffer, size_t size);
 
+#define LOG_LIMIT_MS 10000 /* between two records under one limit */
+
+/* For a record that a guest or a peer could cause without end. Zero-initialised; one thread at a time. */
+struct log_limit {
+    uint64_t next_ms;
+    uint64_t held_back;
+};
+/* May the record be written at @now_ms (of any steady clock)? If so, *ret_held_back: how many were not since the last. */
+bool log_limit_pass(struct log_limit *limit, uint64_t now_ms, uint64_t *ret_held_back);
+
 #define log_error(event, ...) log_write(LOG_LEVEL_ERROR, event, __VA_ARGS__)
 #define log_warning(event, ...) log_write(LOG_LEVEL_WARNING, event, __VA_ARGS__)
 #define log_info(event, ...) log_write(LOG_LEVEL_INFO, event, __VA_ARGS__)

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/log.h"
 #include "compute/vmm/acpi.h"
@@ -325,6 +326,16 @@ static int power_on(struct machine *m, struct error *err)
     return vcpu_set_reset(&m->vcpus, &entry, err);
 }
 
+/* A guest that resets without end must not fill the host's disk with it. */
+static void reset_log(struct machine *m, const char *why)
+{
+    uint64_t held_back;
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    if (log_limit_pass(&m->reset_log, (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000, &held_back))
+        log_info("machine-reset", "vm=%s why=\"%s\" not_told=%llu", m->config->name, why, (unsigned long long)held_back);
+}
+
 /* Boot anew and go on in the state that the machine is in. */
 static void machine_boot(struct machine *m, const char *why)
 {
@@ -332,7 +343,7 @@ static void machine_boot(struct machine *m, const char *why)
     vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, true);
     machine_slots_reset(m);
     requests_take(m); /* what was asked before the reset is settled by it */
-    log_info("machine-reset", "vm=%s why=\"%s\"", m->config->name, why);
+    reset_log(m, why);
     pthread_mutex_lock(&m->device_lock);
     int code = power_on(m, &err);
     pthread_mutex_unlock(&m->device_lock);

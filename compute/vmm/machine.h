@@ -13,6 +13,7 @@
 #ifndef COMPUTE_VMM_MACHINE_H
 #define COMPUTE_VMM_MACHINE_H
 
+#include "common/log.h"
 #include "compute/vmm/boot.h"
 #include "compute/vmm/bus.h"
 #include "compute/vmm/console.h"
@@ -87,6 +88,7 @@ struct machine {
     char disk_error[160];          /* of the disk that asked for a pause */
     char pause_reason[160];        /* why it is PAUSED, where not by request; "" otherwise */
     uint64_t resets;               /* since start */
+    struct log_limit reset_log;
     bool frozen;                   /* machine_freeze */
     struct snapshot_job *snapshot; /* machine_snapshot.h; NULL until the first */
 };

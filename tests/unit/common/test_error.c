@@ -87,6 +87,20 @@ static void test_log_keeps_a_line_whole(void **state)
     close(ends[1]);
 }
 
+static void test_log_limit(void **state)
+{
+    struct log_limit limit = {0};
+    uint64_t held_back = 99;
+    (void)state;
+    assert_true(log_limit_pass(&limit, 5, &held_back));
+    assert_int_equal(held_back, 0);
+    for (uint64_t ms = 5; ms < 5 + LOG_LIMIT_MS; ms += 1000)
+        assert_false(log_limit_pass(&limit, ms, &held_back));
+    assert_true(log_limit_pass(&limit, 5 + LOG_LIMIT_MS, &held_back));
+    assert_int_equal(held_back, LOG_LIMIT_MS / 1000);
+    assert_false(log_limit_pass(&limit, 6 + LOG_LIMIT_MS, &held_back));
+}
+
 static void test_list_take_allows_additions(void **state)
 {
     struct list pending, firing, links[3];
@@ -117,6 +131,7 @@ int main(void)
         cmocka_unit_test(test_words_for_a_person),
         cmocka_unit_test(test_quote_keeps_a_line_whole),
         cmocka_unit_test(test_log_keeps_a_line_whole),
+        cmocka_unit_test(test_log_limit),
         cmocka_unit_test(test_list_take_allows_additions),
     };
     return cmocka_run_group_tests_name("error", tests, NULL, NULL);
