@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "common/log.h"
+#include "compute/vmm/devices/net/net.h"
 #include "compute/vmm/guest_ops.h"
 #include "compute/vmm/machine_state.h"
 
@@ -191,6 +192,18 @@ void snapshot_job_destroy(struct snapshot_job *job)
     thread_join(job);
     snapshot_writer_destroy(job->writer);
     free(job);
+}
+
+void machine_restore_announce(struct machine *m)
+{
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        struct machine_slot *slot = &m->slots.slots[i];
+        int code = slot->kind == SLOT_NIC ? net_announce(slot->virtio) : 0;
+        if (code < 0)
+            log_info("not-announced", "vm=%s nic=%s why=\"%s\"", m->config->name, slot->id, strerror(-code));
+    }
+    pthread_mutex_unlock(&m->device_lock);
 }
 
 int machine_restore_load(void *arg, struct machine *m, struct error *err)

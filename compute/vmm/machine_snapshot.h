@@ -50,5 +50,8 @@ struct machine_restore {
     bool verify;
 };
 int machine_restore_load(void *arg, struct machine *m, struct error *err);
+/* Once it runs: tell the networks where its MAC addresses live now. What cannot be told is learnt with the guest's
+ * first frame. */
+void machine_restore_announce(struct machine *m);
 
 #endif

@@ -216,6 +216,8 @@ static int program_start(struct program *p, struct error *err)
         code = machine_start_restored(&p->machine, machine_restore_load, &p->restore, p->config.paused, err);
     else if (code == 0)
         code = machine_start(&p->machine, p->config.paused, err);
+    if (code == 0 && p->restore.file)
+        machine_restore_announce(&p->machine);
     if (code < 0) {
         control_destroy(p->control);
         machine_finish(&p->machine);

@@ -241,3 +241,15 @@ def test_processors_at_work_go_on(world):
         console.wait_past(console.last_tick() + 12)
         assert 'stands still' not in console.text and 'corrupt' not in console.text
         write(vm, path, compress=life == 1, then='stop')
+
+
+def test_a_restored_guest_may_reset_and_power_off(world):
+    vm = world.boot('reset=7')
+    vm.console().wait(r'^tick 2$')
+    write(vm, world.folder / 's', then='stop')
+    assert vm.process.wait(LIMIT_S) == 0
+    again = world.restore(world.folder / 's')
+    again.console().wait(r'(?s)^tick 6$.*hello.*^tick 1$')
+    assert again.request('GET', '/v1/vm')[1]['resets'] == 1
+    again.end()
+    assert world.restore(world.folder / 's', '--no-restart').process.wait(LIMIT_S) == 3
