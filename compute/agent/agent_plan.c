@@ -100,7 +100,7 @@ static enum plan_step plan_alive(const struct plan_vm *vm)
     }
     if (vm->wanted == vm_wanted_PAUSED && !vm->process_paused)
         return PLAN_PAUSE;
-    if (vm->wanted == vm_wanted_RUNNING && vm->process_paused)
+    if (vm->wanted == vm_wanted_RUNNING && vm->process_paused && !vm->process_stuck)
         return PLAN_RESUME;
     return PLAN_REST;
 }

@@ -69,6 +69,7 @@ struct plan_vm {
     bool process_old;     /* it runs under a lower epoch than the order's */
     bool process_answers; /* its control socket has answered at least once */
     bool process_paused;  /* as of the last answer */
+    bool process_stuck;   /* paused by its VMM because a disk failed, and not yet time to try again */
     bool start_overdue;   /* we started it and it should have answered by now */
     bool stop_asked;      /* it was asked to stop */
     bool stop_overdue;    /* and did not, or could not be asked */

@@ -27,6 +27,7 @@
  *   VMM ends before it answers               FAILED with the last line of its log, tried again with backoff
  *   VMM ends later                           by the restart policy: STARTING after 1 s doubling to 60 s, or STOPPED
  *                                            (the guest powered off), or FAILED
+ *   VMM paused the VM for a disk             PAUSED with the reason, resumed again every VM_STUCK_MS
  *   VMM does not answer any more             left alone, with the reason; a stop then ends in SIGKILL by pidfd
  *   agent killed                             vm_load: the lock says whether a VMM lives; it goes on at step 4
  *   controllers not reachable                nothing: what runs runs on. What does not run is started only after the
@@ -77,6 +78,9 @@ struct local_vm {
     /* facts */
     bool confirmed, forgotten, gone, prepared;
     bool looking; /* something holds the VM's lock and its name is not known yet */
+    bool process_stuck; /* its VMM paused it because a disk failed */
+    uint64_t stuck_until_ms;
+    char stuck_reason[REASON_SIZE];
     bool process, process_child, process_answers, process_paused, process_silent;
     struct vmm_process_id process_id;
     uint64_t process_since_ms, start_deadline_ms; /* 0: we did not start it, there is none */
@@ -401,6 +405,20 @@ static int check_status(struct local_vm *vm, const struct http_answer *answer, s
     return r;
 }
 
+/* Why a VMM holds its guest by itself, if it does. It is resumed now and then: there may be space again. */
+static void vm_look_if_stuck(struct local_vm *vm, const struct vmm_status *status)
+{
+    bool stuck = false;
+    for (size_t i = 0; i < status->holds.count; i++)
+        stuck = stuck || strcmp(status->holds.items[i], "disk") == 0;
+    if (stuck && !vm->process_stuck) {
+        vm->stuck_until_ms = now_ms(vm) + VM_STUCK_MS;
+        snprintf(vm->stuck_reason, sizeof(vm->stuck_reason), "%s", status->reason != NULL ? status->reason : "");
+        log_warning("vm-stuck", "vm=%s why=\"%s\" retry_ms=%d", vm->name, vm->stuck_reason, VM_STUCK_MS);
+    }
+    vm->process_stuck = stuck;
+}
+
 static void vm_on_status(const struct http_answer *answer, void *arg)
 {
     struct local_vm *vm = arg;
@@ -417,6 +435,7 @@ static void vm_on_status(const struct http_answer *answer, void *arg)
         vm->end = PLAN_END_NONE;
         vm->process_silent = false;
         vm->process_paused = status.state == vmm_state_PAUSED;
+        vm_look_if_stuck(vm, &status);
         vm->ask_at_ms = now_ms(vm) + VM_ASK_MS;
         OBJECT_CLEAR(vmm_status, &status);
     } else if (vm->process) {
@@ -474,6 +493,7 @@ static bool vm_tell(struct local_vm *vm, enum vmm_state state)
     OBJECT_SET(vmm_state_order, &order, state, (uint32_t)move_of(state));
     OBJECT_ENCODE(vmm_state_order, &order, &body);
     vm->telling = state;
+    vm->process_stuck = false; /* as far as is known before the next answer */
     int r = vm_call(vm, "PUT", "http://vmm/v1/vm/state", &body, vm_on_told);
     if (r == 0)
         vm->busy = VM_TELLING;
@@ -668,7 +688,9 @@ static void vm_rest(struct local_vm *vm)
     if (now_ms(vm) - vm->process_since_ms >= VM_STEADY_MS)
         vm->failures = 0;
     vm_settle(vm, vm->process_paused ? vm_state_PAUSED : vm_state_RUNNING,
-              vm->process_silent ? "its VMM does not answer" : "");
+              vm->process_silent                       ? "its VMM does not answer"
+              : vm->process_paused && vm->process_stuck ? vm->stuck_reason
+                                                        : "");
     if (vm->closing)
         return;
     if (vm->ask_at_ms <= now_ms(vm))
@@ -778,6 +800,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .process_old = vm->process && vm->process_id.epoch < order->epoch,
         .process_answers = vm->process_answers,
         .process_paused = vm->process_paused,
+        .process_stuck = vm->process_stuck && now_ms(vm) < vm->stuck_until_ms,
         .start_overdue = vm->start_deadline_ms != 0 && now >= vm->start_deadline_ms,
         .stop_asked = vm->stop_asked,
         .stop_overdue = vm->stop_asked && (vm->stop_failed || now >= vm->stop_deadline_ms),

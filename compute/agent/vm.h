@@ -21,6 +21,7 @@
 #define VM_STOP_MS 15000       /* from asking a VMM to end to SIGKILL */
 #define VM_CONTROL_MS 3000     /* one request to a VMM */
 #define VM_ASK_MS 5000         /* how often a VMM that runs is asked how it is */
+#define VM_STUCK_MS 30000      /* between tries to resume a VM that its VMM paused because a disk failed */
 #define VM_RETRY_MS 1000       /* after a request to a VMM, or a removal, that failed */
 #define VM_BACKOFF_MS_MIN 1000 /* before a VM that ended badly is started again; doubled each time */
 #define VM_BACKOFF_MS_MAX 60000

@@ -119,6 +119,13 @@ static void config_devices(const struct vm_places *places, const struct vm_order
         OBJECT_TEXT(vmm_disk, disk, path, path);
         OBJECT_SET(vmm_disk, disk, read_only, disks[i].read_only);
         OBJECT_TEXT(vmm_disk, disk, serial, disks[i].name);
+        OBJECT_TEXT(vmm_disk, disk, id, disks[i].name);
+        if (OBJECT_HAS(vm_disk, &disks[i], on_disk_error))
+            OBJECT_SET(vmm_disk, disk, on_disk_error, disks[i].on_disk_error);
+        if (OBJECT_HAS(vm_disk, &disks[i], limits)) {
+            object_copy(&vmm_limits_desc, &disk->limits, &disks[i].limits);
+            object_mark(&vmm_disk_desc, disk, "limits");
+        }
     }
     if (seed_files_wanted(order)) { /* last, so that it moves no other disk's name in the guest */
         struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);

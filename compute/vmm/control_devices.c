@@ -17,6 +17,7 @@ static void put_disk(struct machine *m, const struct machine_slot *slot, struct 
     object_copy(&vmm_disk_desc, &status.disk, &slot->disk);
     object_mark(&vmm_disk_status_desc, &status, "disk");
     OBJECT_SET(vmm_disk_status, &status, unplugging, slot->unplugging);
+    OBJECT_SET(vmm_disk_status, &status, detached, slot->detached);
     OBJECT_SET(vmm_disk_status, &status, reads, c.reads);
     OBJECT_SET(vmm_disk_status, &status, read_bytes, c.read_bytes);
     OBJECT_SET(vmm_disk_status, &status, writes, c.writes);
@@ -137,16 +138,20 @@ int control_nic_change(struct control_call *call, struct error *err)
     return code < 0 ? code : show(call, SLOT_NIC, err);
 }
 
-/* The answer shows the device as it was before it went, where it is taken away at once. */
+/* 200: gone. 202: the guest has been asked to let it go; a disk's file is closed already where that was forced. */
 int control_device_unplug(struct control_call *call, struct error *err)
 {
     enum slot_kind kind = call->route->id == VMM_ROUTE_disk_unplug ? SLOT_DISK : SLOT_NIC;
     struct machine_slot *slot = machine_slot_find(call->machine, kind, call->id, err);
+    bool goes_at_once = call->force && kind == SLOT_NIC;
     if (!slot)
         return -ENOENT;
-    slot->unplugging = true;
-    put_slot(call->machine, slot, &call->answer);
-    call->status = call->force ? 200 : HTTP_ACCEPTED;
+    if (goes_at_once)
+        put_slot(call->machine, slot, &call->answer);
     machine_slot_unplug(call->machine, slot, call->force);
+    if (!goes_at_once) {
+        put_slot(call->machine, slot, &call->answer);
+        call->status = HTTP_ACCEPTED;
+    }
     return 0;
 }

@@ -79,8 +79,11 @@ static int id_choose(struct machine *m, const char *wanted, const char *kind, ch
 static int slot_fill(struct machine *m, struct machine_slot *slot, enum slot_kind kind, struct virtio_device *virtio,
                      const char *name, struct error *err)
 {
+    static const char *const prefixes[] = {[SLOT_DISK] = "disk/", [SLOT_NIC] = "nic/", [SLOT_OTHER] = ""};
     struct virtio_pci *transport;
-    int code = virtio_pci_create(virtio, name, &m->pci, slot->number, &m->kvm.irq, m->io, &transport, err);
+    char device[32]; /* ids are the user's: they must not meet the name of another device */
+    snprintf(device, sizeof(device), "%s%s", prefixes[kind], name);
+    int code = virtio_pci_create(virtio, device, &m->pci, slot->number, &m->kvm.irq, m->io, &transport, err);
     if (code < 0) {
         virtio->ops->destroy(virtio);
         return code;
@@ -194,6 +197,8 @@ int machine_slot_change_disk(struct machine *m, struct machine_slot *slot, const
     struct blk *blk = blk_of_virtio(slot->virtio);
     struct vmm_disk changed = {.path = NULL};
     int code = 0;
+    if (slot->detached)
+        return error_set(err, -ENODEV, ERROR_CONFLICT, "disk %s has been taken away by force", slot->id);
     object_copy(&vmm_disk_desc, &changed, &slot->disk);
     object_merge(&vmm_disk_desc, &changed, patch);
     if (!OBJECT_HAS(vmm_disk, &changed, size_bytes))
@@ -320,22 +325,33 @@ static void slot_empty(struct machine *m, struct machine_slot *slot, const char 
     *slot = (struct machine_slot){.kind = SLOT_EMPTY};
 }
 
-void machine_slot_unplug(struct machine *m, struct machine_slot *slot, bool force)
+/* Off the bus and released, whatever the guest does with it. */
+static void slot_remove(struct machine *m, struct machine_slot *slot)
 {
     unsigned number = slot->number;
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_UNPLUG, true);
+    slot_empty(m, slot, "force");
+    pthread_mutex_lock(&m->device_lock);
+    pcihp_plugged(m->slots.hotplug, number); /* "look there": nothing is left */
+    pthread_mutex_unlock(&m->device_lock);
+    vcpu_set_release(&m->vcpus, VCPU_HOLD_UNPLUG);
+}
+
+void machine_slot_unplug(struct machine *m, struct machine_slot *slot, bool force)
+{
     slot->unplugging = true;
-    if (force) {
-        vcpu_set_hold(&m->vcpus, VCPU_HOLD_UNPLUG, true);
-        slot_empty(m, slot, "force");
+    if (force && slot->kind == SLOT_NIC) {
+        slot_remove(m, slot);
+        return;
     }
     pthread_mutex_lock(&m->device_lock);
-    if (force)
-        pcihp_plugged(m->slots.hotplug, number); /* "look there": nothing is left */
-    else
-        pcihp_unplug(m->slots.hotplug, number);
+    if (force && !slot->detached) {
+        blk_detach(blk_of_virtio(slot->virtio));
+        slot->detached = true;
+        log_warning("disk-detached", "vm=%s disk=%s slot=%u why=force", m->config->name, slot->id, slot->number);
+    }
+    pcihp_unplug(m->slots.hotplug, slot->number);
     pthread_mutex_unlock(&m->device_lock);
-    if (force)
-        vcpu_set_release(&m->vcpus, VCPU_HOLD_UNPLUG);
 }
 
 /* On the control loop: those that the guest has ejected are off the bus already. */

@@ -3,9 +3,11 @@
  *
  *   plug:    made and put on the bus -> the guest is told (devices/pcihp) -> its system finds and drives it
  *   unplug:  the guest is asked -> it lets go and ejects -> off the bus at once, released on the control loop
- *            force: off the bus and released at once; then the guest is told
+ *            force: a disk's file is closed at once, and its requests fail until the guest lets go, which it is asked
+ * to: systems wait for ever for requests to a disk that is simply gone. A network interface is off the bus and
+ *            released at once; then the guest is told
  *
- *   EMPTY --plug--> FILLED --unplug asked--> UNPLUGGING --eject by the guest, reset, force--> EMPTY
+ *   EMPTY --plug--> FILLED --unplug asked--> UNPLUGGING --eject by the guest, reset--> EMPTY
  *                     +---------- eject by the guest of itself, force ------------------------^
  *
  * A guest that does not listen leaves its device UNPLUGGING, in use, for as long as it likes.
@@ -30,6 +32,7 @@ struct machine_slot {
     struct device *device;
     struct virtio_device *virtio;
     bool unplugging;
+    bool detached;        /* SLOT_DISK: taken away by force, its file is closed */
     struct vmm_disk disk; /* of SLOT_DISK: as given, with what was filled in */
     struct vmm_nic nic;   /* of SLOT_NIC */
 };

@@ -304,6 +304,42 @@ def test_the_api_describes_itself(vmm):
     assert vm.request('GET', '/v1/vm?colour=red')[0] == 400
 
 
+def test_disks_come_and_go(vmm, tmp_path):
+    """Without a driver in the guest: what control sees. tests/lab/hotplug has the guest's side."""
+    for name in ('a', 'b', 'c'):
+        with (tmp_path / name).open('wb') as file:
+            file.truncate(1 << 20)
+    vm = vmm(disks=[{'path': str(tmp_path / 'a')}])
+    vm.console().wait('hello')
+    assert [(d['disk']['id'], d['disk']['slot'], d['disk']['size_bytes']) for d in vm.request('GET', '/v1/vm/disks')[1]] == \
+        [('disk0', 2, 1 << 20)]
+    status, answer = vm.request('POST', '/v1/vm/disks', {'path': str(tmp_path / 'b'), 'id': 'extra', 'limits': {'bytes_per_second': 1000}})
+    assert (status, answer['disk']['id'], answer['disk']['limits']) == (201, 'extra', {'bytes_per_second': 1000})
+    for body, status in (({'path': str(tmp_path / 'b')}, 409), ({'path': str(tmp_path / 'c'), 'id': 'extra'}, 409),
+                         ({'path': str(tmp_path / 'c'), 'slot': 2}, 409), ({'path': str(tmp_path / 'c'), 'slot': 32}, 400),
+                         ({'path': str(tmp_path / 'none')}, 500), ({'id': 'x'}, 400), ({'path': str(tmp_path / 'c'), 'size_bytes': 512}, 400)):
+        got, problem = vm.request('POST', '/v1/vm/disks', body)
+        assert got == status, (body, problem)
+    assert vm.request('PATCH', '/v1/vm/disks/extra', {'size_bytes': 2 << 20})[0] == 200
+    assert (tmp_path / 'b').stat().st_size == 2 << 20
+    assert vm.request('PATCH', '/v1/vm/disks/extra', {'size_bytes': 512})[0] == 400
+    assert vm.request('PATCH', '/v1/vm/disks/extra', {'path': '/x'})[0] == 400
+    status, answer = vm.request('PATCH', '/v1/vm/disks/extra', {'limits': None, 'on_disk_error': 'report'})
+    assert status == 200 and 'limits' not in answer['disk'] and answer['disk']['on_disk_error'] == 'report'
+    status, answer = vm.request('DELETE', '/v1/vm/disks/extra')
+    assert status == 202 and answer['unplugging'] is True
+    status, answer = vm.request('DELETE', '/v1/vm/disks/extra?force=true')
+    assert status == 202 and answer['detached'] is True
+    assert vm.request('POST', '/v1/vm/disks', {'path': str(tmp_path / 'b'), 'id': 'again'})[0] == 201     # its file is free
+    assert vm.request('DELETE', '/v1/vm/disks/nobody')[0] == 404
+    vm.move('reset')                                              # nobody will eject it any more
+    assert [d['disk']['id'] for d in vm.request('GET', '/v1/vm/disks')[1]] == ['disk0', 'again']
+    vm.move('paused')
+    assert vm.request('POST', '/v1/vm/disks', {'path': str(tmp_path / 'c')})[0] == 201
+    assert vm.move('running')[0] == 200
+    assert len(vm.request('GET', '/v1/vm/disks')[1]) == 3
+
+
 def test_malformed_requests_are_refused(vmm):
     vm = vmm()
     for data in (b'hello\r\n\r\n', b'GET /v1/vm HTTP/1.1\r\n\r\n', b'GET /v1/vm HTTP/1.1\nHost: x\n\n',

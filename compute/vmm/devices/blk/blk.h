@@ -75,6 +75,8 @@ int blk_create(const struct blk_options *options, struct guest_memory *memory, s
 /* Change what may be changed while it runs; with the device lock held. */
 struct blk *blk_of_virtio(struct virtio_device *d);
 void blk_set_limits(struct blk *blk, const struct vmm_limits *limits);
+/* Finish what the block has, close it, and fail all requests from now on. */
+void blk_detach(struct blk *blk);
 /* The block has grown: tell the guest. Its capacity never shrinks. */
 void blk_grown(struct blk *blk);
 

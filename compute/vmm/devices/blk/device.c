@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "compute/vmm/block/block_dead.h"
 #include "compute/vmm/devices/blk/blk.h"
 
 #define BIT(n) (1ull << (n))
@@ -27,6 +28,17 @@ void blk_set_limits(struct blk *blk, const struct vmm_limits *limits)
     clock_gettime(CLOCK_MONOTONIC, &now);
     rate_limit_set(&blk->limit, limits, (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec);
     blk_queue_unthrottle(blk); /* they may be looser now */
+}
+
+void blk_detach(struct blk *blk)
+{
+    struct block *lost = blk->block;
+    blk_queue_quiesce(blk);
+    blk->block = block_dead_create(lost);
+    block_close(lost);
+    if (!blk->virtio.paused)
+        blk_queue_restart_taken(blk); /* what was parked fails now */
+    blk_queue_unthrottle(blk);
 }
 
 void blk_grown(struct blk *blk)

@@ -150,6 +150,7 @@ static const struct {
     {"runs, wanted paused", {.wanted = vm_wanted_PAUSED, ALIVE}, PLAN_PAUSE},
     {"is paused as wanted", {.wanted = vm_wanted_PAUSED, ALIVE, .process_paused = true}, PLAN_REST},
     {"is paused, wanted running", {RUN, ALIVE, .process_paused = true}, PLAN_RESUME},
+    {"paused itself for its disk", {RUN, ALIVE, .process_paused = true, .process_stuck = true}, PLAN_REST},
     {"wanted paused and off", {.wanted = vm_wanted_PAUSED, .confirmed = true, .prepared = true}, PLAN_START},
 
     {"runs, wanted stopped", {.wanted = vm_wanted_STOPPED, ALIVE}, PLAN_STOP},

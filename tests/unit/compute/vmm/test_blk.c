@@ -532,8 +532,9 @@ static void errors_go_to_the_guest_or_stop_the_machine(void **state)
             continue;
         }
         for (unsigned round = 1; round <= 2; round++) {
-            while (b->stops < round)
-                io_loop_run_once(b->m.loop, -1);
+            for (unsigned waits = 0; b->stops < round && waits < 1000; waits++)
+                io_loop_run_once(b->m.loop, 10);
+            assert_int_equal(b->stops, round);
             assert_int_equal(b->stop_result, rows[i].result);
             assert_false(driver_has_used(&b->d, 0)); /* the guest knows nothing */
             assert_int_equal(*(uint8_t *)driver_at(&b->d, b->status, 1), 0xee);
@@ -570,8 +571,9 @@ static void nothing_acknowledged_is_lost_when_space_runs_out(void **state)
         assert_int_equal(driver_add(&b->d, 0, segments, 3), 3 * i);
     }
     driver_kick(&b->d, 0);
-    while (b->stops < WRITES / 2)
-        io_loop_run_once(b->m.loop, -1);
+    for (unsigned waits = 0; b->stops < WRITES / 2 && waits < 1000; waits++)
+        io_loop_run_once(b->m.loop, 10);
+    assert_int_equal(b->stops, WRITES / 2);
     driver_pause(&b->d);
     for (unsigned round = 0; round < 2; round++) {
         struct used_entry used = {0};
@@ -658,6 +660,30 @@ static void a_disk_grows_while_it_runs(void **state)
     assert_int_equal(request(b, 0, VIRTIO_BLK_T_OUT, DISK_BYTES / 512, 512, false, NULL), VIRTIO_BLK_S_OK);
 }
 
+/* Under I/O, with some parked for a lost lease: each request gets its answer, and the file is free for others. */
+static void a_disk_taken_away_fails_its_requests(void **state)
+{
+    struct bench *b = *state;
+    struct blk *blk = blk_of_virtio(b->d.vdev);
+    struct used_entry used = {0};
+    struct block *other = NULL;
+    const struct block_file_options file = {.uring = NULL};
+    struct segment segments[] = {{b->header, 16, false}, {b->data, 512, true}, {b->status, 1, true}};
+    set_lease(b, false);
+    put_header(b, VIRTIO_BLK_T_IN, 0);
+    for (unsigned i = 0; i < 4; i++)
+        driver_add(&b->d, 0, segments, 3);
+    driver_kick(&b->d, 0);
+    blk_detach(blk);
+    for (unsigned i = 0; i < 4; i++)
+        assert_true(driver_wait(&b->d, 0, &used));
+    assert_int_equal(*(uint8_t *)driver_at(&b->d, b->status, 1), VIRTIO_BLK_S_IOERR);
+    assert_int_equal(request(b, 0, VIRTIO_BLK_T_OUT, 0, 512, false, NULL), VIRTIO_BLK_S_IOERR);
+    assert_int_equal(request(b, 0, VIRTIO_BLK_T_FLUSH, 0, 0, false, NULL), VIRTIO_BLK_S_IOERR);
+    assert_int_equal(block_file_open(b->path, &file, b->m.loop, &other, NULL), 0);
+    block_close(other);
+}
+
 static void disks_that_cannot_be_are_refused(void **state)
 {
     struct bench *b = *state;
@@ -714,6 +740,7 @@ int main(void)
         T(nothing_acknowledged_is_lost_when_space_runs_out),
         T(limits_slow_down_and_can_be_lifted),
         T(a_disk_grows_while_it_runs),
+        T(a_disk_taken_away_fails_its_requests),
         T(disks_that_cannot_be_are_refused),
     };
     int failed = cmocka_run_group_tests_name("threads", tests, NULL, NULL);
