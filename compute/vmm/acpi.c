@@ -113,7 +113,7 @@ static void dsdt_root_bridge(struct bytes_writer *out, const struct acpi_options
     aml_resource_io(&windows, 0xcf8, 8);
     aml_resource_port_window(&windows, 0x0000, 0x0cf7);
     aml_resource_port_window(&windows, 0x0d00, 0xffff);
-    aml_resource_window32(&windows, (uint32_t)PC1_WINDOW32, (uint32_t)PC1_WINDOW32_END - 1);
+    aml_resource_window32(&windows, (uint32_t)o->window32, (uint32_t)PC1_WINDOW32_END - 1);
     if (o->window64_bytes)
         aml_resource_window64(&windows, o->window64, o->window64 + o->window64_bytes - 1);
     aml_name_resources(out, "_CRS", &windows);

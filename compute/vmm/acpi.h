@@ -10,6 +10,7 @@ struct acpi_options {
     uint64_t address;  /* where the tables will lie: the RSDP is the first byte; 16-byte aligned, below 4 GiB */
     uint64_t size_max; /* bytes there */
     unsigned vcpus;    /* APIC ids 0 to vcpus - 1 */
+    uint64_t window32; /* first byte of the space for BARs below 4 GiB */
     uint64_t window64; /* first byte and size of the space for 64-bit BARs */
     uint64_t window64_bytes;
 };

@@ -35,8 +35,9 @@ struct boot_source {
 };
 
 enum boot_mode {
-    BOOT_PROTECTED, /* 32-bit flat segments, no paging */
-    BOOT_LONG,      /* 64-bit, identity paging of 4 GiB at PC1_PAGE_TABLES, descriptors at PC1_GDT */
+    BOOT_PROTECTED,    /* 32-bit flat segments, no paging */
+    BOOT_RESET_VECTOR, /* real mode at the reset vector, as the processor begins by itself: firmware */
+    BOOT_LONG,         /* 64-bit, identity paging of 4 GiB at PC1_PAGE_TABLES, descriptors at PC1_GDT */
 };
 /* How the boot processor begins. */
 struct boot_entry {

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include "compute/vmm/control_call.h"
+#include "compute/vmm/devices/pvpanic/pvpanic.h"
 
 static const enum vmm_state states[] = {
     [MACHINE_CREATED] = vmm_state_CREATED, [MACHINE_RUNNING] = vmm_state_RUNNING, [MACHINE_PAUSED] = vmm_state_PAUSED,
@@ -39,6 +40,7 @@ int control_vm_show(struct control_call *call, struct error *err UNUSED)
     OBJECT_SET(vmm_status, &status, memory_bytes, c->memory_bytes);
     OBJECT_SET(vmm_status, &status, resets, m->resets);
     OBJECT_SET(vmm_status, &status, lease_held, lease_allows_io(&m->lease.lease));
+    OBJECT_SET(vmm_status, &status, panics, pvpanic_count(m->pvpanic));
     holds_add(&status, vcpu_set_holds(&m->vcpus));
     OBJECT_ENCODE(vmm_status, &status, &call->answer);
     OBJECT_CLEAR(vmm_status, &status);

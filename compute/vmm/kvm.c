@@ -8,8 +8,8 @@
 #include <sys/mman.h>
 
 /* Three pages for the task state and one for identity paging, which KVM wants on some processors: below the BIOS. */
-#define IDENTITY_MAP_GPA 0xfeffc000ull
-#define TSS_GPA 0xfeffd000ull
+#define IDENTITY_MAP_GPA KVM_RESERVED_GPA
+#define TSS_GPA (KVM_RESERVED_GPA + 0x1000)
 #define IOAPIC_PINS 24u
 
 static int call(int fd, unsigned long request, void *argument, const char *name, struct error *err)
@@ -152,6 +152,17 @@ int kvm_msr_list(struct kvm *kvm, struct kvm_msr_list *ret_list, struct error *e
 {
     ret_list->nmsrs = KVM_MSRS_MAX;
     return CALL(kvm->device_fd, KVM_GET_MSR_INDEX_LIST, ret_list, err);
+}
+
+unsigned kvm_address_bits(struct kvm *kvm)
+{
+    CLEANUP_FREE struct kvm_cpuid2 *cpuid =
+        xcalloc(1, sizeof(*cpuid) + KVM_CPUID_ENTRIES_MAX * sizeof(cpuid->entries[0]));
+    if (kvm_cpuid_supported(kvm, cpuid, NULL) >= 0)
+        for (uint32_t i = 0; i < cpuid->nent; i++)
+            if (cpuid->entries[i].function == 0x80000008)
+                return MIN(cpuid->entries[i].eax & 0xff, 52u);
+    return 36; /* what a processor without that leaf has */
 }
 
 bool kvm_has_tsc_deadline(struct kvm *kvm)

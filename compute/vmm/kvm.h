@@ -15,6 +15,8 @@
 #define KVM_VCPUS_MAX 64u /* of one VM; as in the schema */
 #define KVM_CPUID_ENTRIES_MAX 256u
 #define KVM_MSRS_MAX 512u
+#define KVM_RESERVED_GPA 0xfeffc000ull /* four pages that KVM uses itself on some processors */
+#define KVM_RESERVED_BYTES 0x4000ull
 
 struct kvm_route {
     bool used;
@@ -58,6 +60,8 @@ int kvm_dirty_log_clear(struct kvm *kvm, uint32_t slot, uint64_t first, uint32_t
 int kvm_cpuid_supported(struct kvm *kvm, struct kvm_cpuid2 *ret_cpuid, struct error *err);
 /* MSRs that make up a vCPU's state; @ret_list has room for KVM_MSRS_MAX. */
 int kvm_msr_list(struct kvm *kvm, struct kvm_msr_list *ret_list, struct error *err);
+/* Bits of a guest-physical address that the processor here has. */
+unsigned kvm_address_bits(struct kvm *kvm);
 bool kvm_has_tsc_deadline(struct kvm *kvm);
 
 int kvm_vcpu_init(struct kvm_vcpu *vcpu, struct kvm *kvm, uint32_t id, struct error *err);

@@ -166,7 +166,10 @@ static int boot_open(struct machine *m, struct error *err)
     m->boot.multiboot = m->options.multiboot != NULL;
     m->boot.has_test_device = m->options.debug_exit;
     m->boot.vcpus = c->vcpus;
-    int code = boot_image_open(m->boot.multiboot ? m->options.multiboot : c->kernel, &m->boot.kernel, err);
+    int code = machine_firmware_check(m, err);
+    if (code < 0 || m->firmware.present)
+        return code;
+    code = boot_image_open(m->boot.multiboot ? m->options.multiboot : c->kernel, &m->boot.kernel, err);
     if (code == 0 && c->initrd)
         code = boot_image_open(c->initrd, &m->boot.initrd, err);
     return code;
@@ -283,6 +286,7 @@ void machine_finish(struct machine *m)
         kvm_finish(&m->kvm);
     if (m->memory.host)
         memory_finish(&m->memory);
+    machine_firmware_finish(m);
     close_fd(&m->boot.kernel.fd);
     close_fd(&m->boot.initrd.fd);
     machine_slots_finish(m);
@@ -300,6 +304,7 @@ static int tables_write(struct machine *m, uint64_t window64, struct error *err)
     struct acpi_options options = {.address = PC1_ACPI,
                                    .size_max = PC1_ACPI_END - PC1_ACPI,
                                    .vcpus = m->config->vcpus,
+                                   .window32 = PC1_WINDOW32,
                                    .window64 = window64,
                                    .window64_bytes = PC1_WINDOW64_BYTES};
     int code = acpi_build(&options, &tables, err);
@@ -307,6 +312,16 @@ static int tables_write(struct machine *m, uint64_t window64, struct error *err)
         ASSERT(memory_write(&m->memory, PC1_ACPI, tables.data, tables.size));
     bytes_writer_finish(&tables);
     return code;
+}
+
+/* Kernel, tables and BARs: without firmware this is the VMM's work. */
+static int direct_load(struct machine *m, uint64_t window64, struct boot_entry *ret_entry, struct error *err)
+{
+    int code = tables_write(m, window64, err);
+    if (code == 0)
+        code = pci_bus_assign(&m->pci, PC1_WINDOW32, PC1_WINDOW32_END, window64, window64 + PC1_WINDOW64_BYTES,
+                              PC1_PORTS_BARS, err);
+    return code < 0 ? code : boot_load(&m->memory, &m->boot, ret_entry, err);
 }
 
 /* All vCPUs parked: every part back to power-on, kernel and tables into memory. With the device lock held. */
@@ -318,10 +333,11 @@ static int power_on(struct machine *m, struct error *err)
     int code;
     device_list_reset(&m->devices);
     pci_bus_reset(&m->pci);
-    if ((code = chips_set(m, err)) < 0 || (code = tables_write(m, window64, err)) < 0 ||
-        (code = pci_bus_assign(&m->pci, PC1_WINDOW32, PC1_WINDOW32_END, window64, window64 + PC1_WINDOW64_BYTES,
-                               PC1_PORTS_BARS, err)) < 0 ||
-        (code = boot_load(&m->memory, &m->boot, &entry, err)) < 0)
+    if ((code = chips_set(m, err)) < 0)
+        return code;
+    code = m->firmware.present ? machine_firmware_load(m, window64, &entry, err)
+                               : direct_load(m, window64, &entry, err);
+    if (code < 0)
         return code;
     return vcpu_set_reset(&m->vcpus, &entry, err);
 }

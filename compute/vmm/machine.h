@@ -22,6 +22,7 @@
 #include "compute/vmm/io_loop.h"
 #include "compute/vmm/kvm.h"
 #include "compute/vmm/lease_watch.h"
+#include "compute/vmm/machine_firmware.h"
 #include "compute/vmm/machine_slots.h"
 #include "compute/vmm/memory.h"
 #include "compute/vmm/pci.h"
@@ -45,6 +46,7 @@ enum machine_end {
 };
 
 struct pm;
+struct pvpanic;
 struct serial;
 
 /* What the command line says beyond the configuration. */
@@ -76,6 +78,8 @@ struct machine {
     struct pm *pm;
     struct serial *serial;
     struct guest_services guest; /* balloon and agent */
+    struct pvpanic *pvpanic;
+    struct machine_firmware firmware;
     struct vcpu_set vcpus;
     struct lease_watch lease;
 

@@ -6,6 +6,7 @@
 #include "compute/vmm/devices/board/board.h"
 #include "compute/vmm/devices/cmos/cmos.h"
 #include "compute/vmm/devices/pm/pm.h"
+#include "compute/vmm/devices/pvpanic/pvpanic.h"
 #include "compute/vmm/devices/rng/rng.h"
 #include "compute/vmm/devices/serial/serial.h"
 #include "compute/vmm/devices/vsock/vsock.h"
@@ -45,7 +46,11 @@ static int board_devices_add(struct machine *m, power_fn power, void *power_arg,
     if (code < 0)
         return code;
     device_add(m, serial_device(m->serial));
-    return 0;
+    code = pvpanic_create(&m->ports, &m->pvpanic, err);
+    if (code < 0)
+        return code;
+    device_add(m, pvpanic_device(m->pvpanic));
+    return machine_firmware_add(m, err);
 }
 
 static int testdev_add(struct machine *m, struct error *err)

@@ -17,6 +17,7 @@
 #define PC1_HIGH_START 0x100000ull /* 1 MiB: kernels */
 
 #define PC1_WINDOW32 0xc0000000ull /* BARs below 4 GiB */
+#define PC1_WINDOW32_LOWEST 0x80000000ull /* where firmware may begin with them, if memory ends before */
 #define PC1_WINDOW32_END 0xfec00000ull
 #define PC1_IOAPIC 0xfec00000ull
 #define PC1_LAPIC 0xfee00000ull
@@ -34,6 +35,7 @@ enum {
     PC1_PORT_I8042 = 0x64,
     PC1_PORT_CMOS = 0x70,
     PC1_PORT_SERIAL0 = 0x3f8,
+    PC1_PORT_PVPANIC = 0x505,
     PC1_PORT_PM = 0x600,      /* PM1a event; control at +4; timer at +8 */
     PC1_PORT_PM_BYTES = 0x30, /* with what follows of it */
     PC1_PORT_GPE = 0x610,     /* status, enable: 16 bits each */

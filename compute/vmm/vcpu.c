@@ -360,7 +360,7 @@ int vcpu_set_reset(struct vcpu_set *set, const struct boot_entry *entry, struct 
         struct vcpu *v = &set->vcpus[i];
         struct vcpu_state state = v->initial; /* borrows its buffers: not finished */
         state.mp_state.mp_state = i == 0 ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED;
-        if (i == 0)
+        if (i == 0 && entry->mode != BOOT_RESET_VECTOR)
             entry_apply(&state, entry);
         int code = vcpu_state_set(&v->kvm, &state, err);
         if (code < 0) {

@@ -143,6 +143,9 @@ int board_create(struct bus *ports, struct pci_bus *pci, power_fn power, void *p
     /* Firmware opens the shadowed ROM areas here; there is plain memory behind them in any case. */
     for (unsigned at = PAM_FIRST; at <= PAM_LAST; at++)
         b->host_bridge.writable[at] = 0x33;
+    /* By these two SeaBIOS knows where it is. */
+    pci_config_set16(&b->host_bridge, PCI_SUBSYSTEM_VENDOR_ID, 0x1af4);
+    pci_config_set16(&b->host_bridge, PCI_SUBSYSTEM_ID, 0x1100);
     int code = ports_add(b, err);
     if (code == 0)
         code = pci_bus_add(pci, 0, &b->host_bridge, err);

@@ -76,7 +76,7 @@ void flash_mode_set(struct flash *f, enum flash_mode mode)
         f->status |= STATUS_PROGRAM_FAILED;
     if (wanted == f->shown)
         return;
-    if (f->show(f->show_arg, wanted ? f->content : NULL, &err) == 0)
+    if (f->show(f->show_arg, f, wanted, &err) == 0)
         f->shown = wanted;
     else
         log_warning("flash-not-mapped", "chip=%s error=\"%s\"", f->device.name, err.text);
@@ -178,7 +178,7 @@ static void flash_destroy(struct device *d)
     struct flash *f = CONTAINER_OF(d, struct flash, device);
     flush(f);
     if (f->shown)
-        f->show(f->show_arg, NULL, NULL);
+        f->show(f->show_arg, f, false, NULL);
     bus_remove(f->memory, f->address);
     munmap(f->content, f->size);
     close_fd(&f->fd);

@@ -23,8 +23,9 @@
 #define FLASH_BLOCK_BYTES 4096u
 #define FLASH_BYTES_MAX 0x800000u /* 8 MiB: firmware and variables have 16 MiB below 4 GiB together */
 
-/* Let the guest read @content (whole chip, page aligned) at its address, or take that away (NULL). */
-typedef int (*flash_show_fn)(void *arg, void *content, struct error *err);
+struct flash;
+/* Let the guest read the chip's content (page aligned) at its address, or take that away. */
+typedef int (*flash_show_fn)(void *arg, const struct flash *f, bool shown, struct error *err);
 
 struct flash_options {
     const char *name;

@@ -9,7 +9,7 @@
 enum { STATUS = 0, ENABLE = 2 };
 enum { STS_TIMER = 1, STS_GLOBAL = 0x20, STS_POWER_BUTTON = 0x100, STS_WAKE = 0x8000 };
 enum { CONTROL_SCI = 1, CONTROL_SLEEP_TYPE_SHIFT = 10, CONTROL_SLEEP = 0x2000 };
-enum { PCI_PM_BASE = 0x40, PCI_PM_MISC = 0x80, STATE_VERSION = 2 };
+enum { PCI_PM_BASE = 0x40, PCI_PM_APMC = 0x5b, PCI_PM_APMC_ENABLED = 2, PCI_PM_MISC = 0x80, STATE_VERSION = 2 };
 #define TIMER_HZ 3579545ull
 
 struct pm {
@@ -78,7 +78,9 @@ static uint64_t pm_read(void *arg, uint64_t offset, unsigned size)
 static void control_write(struct pm *p, uint16_t value)
 {
     p->control = (uint16_t)((value & 0x1c06) | CONTROL_SCI);
-    if ((value & CONTROL_SLEEP) && (value >> CONTROL_SLEEP_TYPE_SHIFT & 7) == PC1_SLEEP_TYPE_S5)
+    /* Type 0 is the same for firmware that does not read \_S5: SeaBIOS and OVMF know QEMU's value. */
+    unsigned type = value >> CONTROL_SLEEP_TYPE_SHIFT & 7;
+    if ((value & CONTROL_SLEEP) && (type == PC1_SLEEP_TYPE_S5 || type == 0))
         p->power(p->power_arg, POWER_OFF);
 }
 
@@ -242,6 +244,8 @@ int pm_create(struct bus *ports, struct pci_bus *pci, struct irq_chip *chip, pow
     /* PIIX4: the base of the registers, and that they are decoded. Firmware may write them; they do not move. */
     pci_config_set32(&p->function, PCI_PM_BASE, PC1_PORT_PM | 1);
     pci_config_set8(&p->function, PCI_PM_MISC, 1);
+    /* "Management interrupts are set up already": there is no such mode here, and SeaBIOS would wait for it. */
+    pci_config_set8(&p->function, PCI_PM_APMC, PCI_PM_APMC_ENABLED);
     int code = ports_add(p, err);
     if (code == 0)
         code = pci_bus_add_function(pci, 1, 3, &p->function, err);

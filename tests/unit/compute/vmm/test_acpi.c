@@ -44,6 +44,7 @@ static int build(unsigned vcpus, uint64_t size_max)
     struct acpi_options options = {.address = PC1_ACPI,
                                    .size_max = size_max,
                                    .vcpus = vcpus,
+                                   .window32 = PC1_WINDOW32,
                                    .window64 = 0x1000000000,
                                    .window64_bytes = PC1_WINDOW64_BYTES};
     bytes_writer_finish(&tables);
