@@ -406,6 +406,14 @@ static void released(struct list *link, void *arg)
     http_server_maybe_free(server);
 }
 
+/* Once half of the places are taken patience is short: connections that say nothing must not keep the others waiting
+ * for as long as it takes them all to time out. A handshake takes milliseconds. */
+static unsigned handshake_timeout(const struct http_server *server)
+{
+    bool many = server->counters.handshakes >= server->limits.handshakes_max / 2;
+    return many ? MAX(server->limits.handshake_timeout_ms / 4, 1u) : server->limits.handshake_timeout_ms;
+}
+
 void http_connection_accept(struct http_server *server)
 {
     struct http_connection *c = NEW(struct http_connection);
@@ -413,7 +421,7 @@ void http_connection_accept(struct http_server *server)
         .tls = server->tls,
         .client_check = server->client_check,
         .pace = &server->pace,
-        .open_timeout_ms = server->limits.handshake_timeout_ms,
+        .open_timeout_ms = handshake_timeout(server),
     };
     if (tls_stream_accept(&server->listener.stream, &options, &stream_callbacks, c, &c->stream) < 0) {
         server->counters.refused++;

@@ -38,7 +38,7 @@ struct http_limits {
     size_t body_bytes_max;         /* of a request: 413 beyond (1 MiB) */
     size_t bodies_bytes_max;       /* of all requests together: 503 beyond (256 MiB) */
     size_t write_queue_bytes_max;  /* of a stream, relay or WebSocket (4 MiB) */
-    unsigned handshake_timeout_ms; /* (10 s) */
+    unsigned handshake_timeout_ms; /* (10 s); a quarter of it while half of handshakes_max are under way */
     unsigned header_timeout_ms;    /* first to last byte of a head: 408 (10 s) */
     unsigned body_timeout_ms;      /* whole body: 408 (30 s) */
     unsigned idle_timeout_ms;      /* between requests (75 s) */

@@ -378,6 +378,28 @@ static void test_handshake_limits(void **state)
     net_finish(&net);
 }
 
+/* Whoever opens connections and says nothing makes the others wait, but not for long. */
+static void test_silent_connections_lose_patience(void **state)
+{
+    struct net net;
+    struct raw silent[8], raw;
+    (void)state;
+    net_init(&net);
+    serve_tls(&net, TLS_CLIENT_OPTIONAL, (struct http_limits){.handshakes_max = 4, .handshake_timeout_ms = 4000});
+    for (size_t i = 0; i < ARRAY_SIZE(silent); i++)
+        raw_connect(&net, &silent[i], NULL, NULL);
+    NET_WAIT(&net, http_server_counters(net.server)->handshakes == 4);
+    uint64_t begin_ms = uv_now(&net.loop);
+    struct tls_context *client = net_tls(&net, HOST);
+    assert_string_equal(ask(&net, &raw, client, NULL), HOST);
+    assert_true(uv_now(&net.loop) - begin_ms < 3500);
+    raw_finish(&raw);
+    tls_context_unref(client);
+    for (size_t i = 0; i < ARRAY_SIZE(silent); i++)
+        raw_finish(&silent[i]);
+    net_finish(&net);
+}
+
 /* A server that stops while a connection waits to be accepted. */
 static void test_stop_while_waiting(void **state)
 {
@@ -587,6 +609,7 @@ int main(void)
         cmocka_unit_test(test_bad_material),
         cmocka_unit_test(test_reload),
         cmocka_unit_test(test_handshake_limits),
+        cmocka_unit_test(test_silent_connections_lose_patience),
         cmocka_unit_test(test_stop_while_waiting),
         cmocka_unit_test(test_bulk_plain),
         cmocka_unit_test(test_bulk_tls),
