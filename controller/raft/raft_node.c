@@ -294,8 +294,18 @@ static int node_open_io(struct raft_node *node, const struct raft_node_config *c
     return 0;
 }
 
+/* A full disk is no damage: nobody must wipe anything. */
+static int node_no_room(const struct raft_node *node, struct error *err)
+{
+    return error_set(err, -ENOSPC, ERROR_NO_SPACE,
+                     "there is no room for the log in %s: %u MiB are needed; nothing is lost: free some, or make the "
+                     "disk larger, and start again", node->dir, 2 * (RAFT_SEGMENT_BYTES >> 20));
+}
+
 static int node_start_error(struct raft_node *node, int raft_code, struct error *err)
 {
+    if (raft_code == RAFT_NOSPACE)
+        return node_no_room(node, err);
     if (node->restore_error[0] != '\0')
         return error_set(err, -EUCLEAN, ERROR_CHECKSUM, "cannot load the snapshot in %s: %s%s", node->dir,
                          node->restore_error, strstr(node->restore_error, "newer") != NULL ? "" : CURE);
@@ -319,6 +329,10 @@ static int node_open(struct raft_node *node, const struct raft_node_config *conf
     }
     node_configure(node, config);
     rv = raft_start(&node->raft);
+    /* libraft prepares its log files when it starts. Where it could not, it never tries again, and refuses commands for
+     * want of space for ever, whatever is freed later. */
+    if (rv == 0 && node->guard.io.capacity < RAFT_SEGMENT_BYTES / 1024)
+        rv = RAFT_NOSPACE;
     if (rv != 0) {
         rv = node_start_error(node, rv, err);
         node->closing = true;

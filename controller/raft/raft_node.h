@@ -159,8 +159,8 @@ int raft_node_recover(const char *dir, uint64_t id, const char *address, struct 
 /* --- Life ----------------------------------------------------------------------------------------------------- */
 
 /* Load the directory, restore the machine's state and start the server and its thread. The config's strings are
- * copied. Blocks while the log is read (1 s per 100,000 entries). A directory that cannot be trusted is an error
- * that says how to go on. */
+ * copied. Blocks while the log is read (1 s per 100,000 entries). -ENOSPC: no room for the log; nothing is lost. A
+ * directory that cannot be trusted is an error that says how to go on. */
 int raft_node_create(const struct raft_node_config *config, struct raft_node **ret_node, struct error *err);
 
 /* Stop cleanly, answer everything outstanding (-ECANCELED: not in the log; -EINPROGRESS: unknown), join the thread,

@@ -1,5 +1,5 @@
 /* raft_node on a full disk (a small tmpfs in a mount namespace of this process; skipped without the right to make one):
- * commands are refused with -ENOSPC, and accepted again by themselves when there is room. THREADED. */
+ * commands are refused with -ENOSPC, and accepted again by themselves when there is room; a start is refused in words. THREADED. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -73,6 +73,7 @@ static void test_full_disk_refuses_and_recovers(void **state)
 {
     struct bed *bed = *state;
     struct answers answers = {0};
+    struct error err = {0};
     char *ballast = xasprintf("%s/ballast", bed->servers[0].dir);
 
     if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
@@ -89,6 +90,11 @@ static void test_full_disk_refuses_and_recovers(void **state)
     propose_until_status(bed, &answers, &answers.ok, false);
     propose_one(bed, 2);
     server_stop(&bed->servers[0]);
+    disk_fill(ballast); /* a start without room says so, and does not ask for the directory to be wiped */
+    assert_int_equal(server_try_start_as(bed, 0, "c1", 1, &err), -ENOSPC);
+    assert_non_null(strstr(err.text, "no room for the log"));
+    assert_null(strstr(err.text, "wipe"));
+    assert_int_equal(unlink(ballast), 0);
     server_start(bed, 0); /* and what was acknowledged is there */
     propose_one(bed, 3);
     assert_true(history_count(&bed->servers[0]) >= answers.ok + 3);
