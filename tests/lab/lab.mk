@@ -1,5 +1,5 @@
 # The lab: whole Debian hosts with KVM, without hardware virtualization; tests/lab/lab says more.
-.PHONY: lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke lab-snapshot lab-test guest-stock kvm-probe
+.PHONY: lab-hotplug lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke lab-snapshot lab-test guest-stock kvm-probe
 export LAB
 KVM_PROBE = $(CURDIR)/build/lab/kvm-probe
 
@@ -28,6 +28,8 @@ lab-smoke: programs guest-stock ## one lab host, one VM by hand
 	@tests/lab/smoke
 lab-snapshot: programs guest-stock ## one lab host: a stock guest at work, saved and restored
 	@tests/lab/snapshot
+lab-hotplug: programs guest-stock ## hot plug, limits and failing disks with a stock guest, two minutes
+	@tests/lab/hotplug
 lab-test:                       ## the lab's own test, about a minute
 	@tests/lab/selftest
 guest-stock:                    ## build the stock Debian guest (kernel, initrd, disk) into build/guest

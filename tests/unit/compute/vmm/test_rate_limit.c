@@ -113,7 +113,7 @@ static void extremes_do_not_overflow(void **state)
     for (unsigned i = 0; i < 20000; i++) {
         struct rate_limit l = {0};
         uint64_t now = 0;
-        for (unsigned k = 0; k < 6; k++) {
+        for (unsigned k = 0; k < 6 && now < UINT64_MAX / 4; k++) {
             struct vmm_limits limits = {.operations_per_second = values[rand_r(&seed) % 4],
                                         .operations_burst = values[rand_r(&seed) % 4],
                                         .bytes_per_second = values[rand_r(&seed) % 5],
