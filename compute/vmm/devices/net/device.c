@@ -10,7 +10,7 @@
 #include "compute/vmm/devices/net/net.h"
 
 #define BIT(n) (1ull << (n))
-enum { PCI_CLASS_ETHERNET = 0x020000 };
+enum { PCI_CLASS_ETHERNET = 0x020000, NS_PER_MS = 1000000 };
 
 static struct net *of_virtio(const struct virtio_device *d)
 {
@@ -65,15 +65,31 @@ static void net_reset(struct virtio_device *d)
 static void net_pause(struct virtio_device *d)
 {
     struct net *net = of_virtio(d);
+    io_timer_cancel(&net->announce);
     for (unsigned i = 0; i < net->pair_count; i++) {
         io_timer_cancel(&net->pairs[i].retry);
         net_queue_watch(&net->pairs[i]);
     }
 }
 
+static void announce_next(void *arg)
+{
+    struct net *net = arg;
+    int code = net_announce(&net->virtio);
+    if (code < 0 && code != -EAGAIN)
+        log_warning("net-announce", "why=\"%s\", ignoring", strerror(-code));
+    if (++net->announce_round < NET_ANNOUNCE_ROUNDS)
+        io_timer_arm(net->loop, &net->announce, (uint64_t)NET_ANNOUNCE_MS * net->announce_round * NS_PER_MS);
+}
+
 static void net_resume(struct virtio_device *d)
 {
     struct net *net = of_virtio(d);
+    if (net->loaded) {
+        net->loaded = false;
+        net->announce_round = 0;
+        announce_next(net);
+    }
     if (!virtio_device_running(d))
         return;
     net_apply_offloads(net, net->offloads); /* after a load the tap is another one */
@@ -92,6 +108,7 @@ static void pairs_close(struct net *net)
 static void net_destroy(struct virtio_device *d)
 {
     struct net *net = of_virtio(d);
+    io_timer_cancel(&net->announce);
     pairs_close(net);
     for (unsigned i = 0; i < net->pair_count; i++)
         close_fd(&net->pairs[i].fd);
@@ -185,6 +202,7 @@ int net_create(const struct net_options *options, struct guest_memory *memory, s
     net->may_submit_arg = options->may_submit_arg;
     net->pair_count = MAX(options->pairs, 1u);
     net->pairs_active = 1;
+    io_timer_init(&net->announce, announce_next, net);
     net->pairs = xcalloc(net->pair_count, sizeof *net->pairs);
     int code = backend_open(net, options, err);
     if (code < 0) {

@@ -23,6 +23,8 @@ enum {
     NET_HEADER_BYTES = 12, /* struct virtio_net_hdr_v1 */
     NET_MERGE_MAX = 64,    /* receive buffers that one frame may take */
     NET_RETRY_MS = 100,    /* between tries while the lease is lost */
+    NET_ANNOUNCE_ROUNDS = 5,   /* after a load: a switch may just be learning, or lose one */
+    NET_ANNOUNCE_MS = 150, /* between them, each time that much more */
     NET_PAIRS_MAX = 8,     /* VIRTIO_QUEUES_MAX: two queues each, and one for control */
 };
 
@@ -66,6 +68,9 @@ struct net {
     bool is_tap;          /* takes the tap's ioctls */
     struct io_loop *loop; /* borrowed */
     bool link_up;
+    bool loaded;          /* its state comes from another place: announce when it goes on */
+    unsigned announce_round; /* done so far, while `announce` is armed */
+    struct io_timer announce;
     bool announcing;      /* VIRTIO_NET_S_ANNOUNCE is set until the driver has acknowledged it */
     uint8_t mac[NET_MAC_BYTES];
     uint16_t mtu;
@@ -82,7 +87,8 @@ int net_create(const struct net_options *options, struct guest_memory *memory, s
                struct virtio_device **ret_device, struct error *err);
 /* Cable in or out: the guest sees it in config space; while it is out nothing is carried. */
 void net_set_link(struct virtio_device *device, bool up);
-/* Tell the network where the MAC address lives, as after a migration: one RARP broadcast in the guest's name (RFC 903,
+/* Tell the network where the MAC address lives: done by the device itself, NET_ANNOUNCE_ROUNDS times, when it goes on after a
+ * load (restore, migration), and never before it goes on: one RARP broadcast in the guest's name (RFC 903,
  * operation 3), and the guest is asked to announce its addresses itself where its driver can (§5.1.6.5.4). 0, -EAGAIN
  * without a lease, or the tap's error. */
 int net_announce(struct virtio_device *device);

@@ -44,5 +44,6 @@ int net_state_load(struct virtio_device *d, struct bytes_reader *in, struct erro
         net_set_link(d, !link_was_up);
     }
     net_fill_config(net);
+    net->loaded = true;
     return 0;
 }

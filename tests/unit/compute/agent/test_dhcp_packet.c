@@ -152,6 +152,8 @@ static void not_answered(void **test UNUSED)
         if (ask(frame, size, answer) != 0)
             fail_msg("answered: %s", lies[i].what);
     }
+    /* the last option says that it is longer than the frame */
+    assert_int_equal(ask(frame, question(frame, 1, "\x32\4\xc0", 3), answer), 0);
     size_t size = question(frame, 1, "", 0);
     for (size_t cut = 0; cut < size; cut++)
         assert_int_equal(ask(frame, cut, answer), 0);

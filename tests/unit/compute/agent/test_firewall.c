@@ -122,7 +122,8 @@ static void nft_takes_it(void **test UNUSED)
         if (r < 0 && (stateless || strstr(err.text, "Protocol error") == NULL)) /* a kernel without conntrack on bridges */
             fail_msg("%s", err.text);
     }
-    assert_int_equal(firewall_apply("{\"nftables\":[{\"add\":{\"tabel\":{}}}]}", 37, &err), -EIO);
+    static const char wrong[] = "{\"nftables\":[{\"add\":{\"tabel\":{}}}]}";
+    assert_int_equal(firewall_apply(wrong, strlen(wrong), &err), -EIO);
     assert_true(strlen(err.text) > 20);
 }
 
