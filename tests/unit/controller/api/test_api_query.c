@@ -53,9 +53,10 @@ static void test_filters(void **unused)
     assert_string_equal(filter.conditions[2].value, "a=b");
     assert_int_equal(__builtin_popcountll(filter.mask), 2);
     static const char *const bad[] = {
-        "state", "=x", "state=x and ", "stat=x", "labels=x", "disks=1", "state=x and  and name=y", "state=x andname"};
+        "state",   "=x",      "state=failed and ",             "stat=x",         "labels=x",
+        "disks=1", "state=x", "state=failed and  and name=y", "wanted!=runing", "name=x andname"};
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
-        bool fine = i == ARRAY_SIZE(bad) - 1 || strcmp(bad[i], "state=x and ") == 0;
+        bool fine = i == ARRAY_SIZE(bad) - 1 || strcmp(bad[i], "state=failed and ") == 0;
         if ((parse(bad[i], "", &filter, &err) == 0) != fine)
             fail_msg("'%s'", bad[i]);
         if (!fine)
