@@ -27,7 +27,8 @@
 #define TLS_STREAM_FLIGHT_BYTES_MAX (256 * 1024) /* encrypted ahead of the socket */
 #define TLS_STREAM_TURN_BYTES_MAX (256 * 1024)   /* encrypted and sent in one go: then the loop's other events have a turn */
 
-#define TLS_STREAM_TURN_HANDSHAKES_MAX 8u        /* steps of handshakes in one turn of the loop, with struct tls_stream_pace */
+#define TLS_STREAM_TURN_HANDSHAKES_MAX 4u        /* steps of handshakes at one time of the loop's clock, which is read
+                                                  * twice a turn; with struct tls_stream_pace */
 
 struct tls_stream;
 
