@@ -8,7 +8,7 @@ COV    ?=
 # V=1 shows the whole commands.
 say      = $(if $(V),,@echo '  $(1) $(2)';)
 JOBS   ?= $(shell nproc)
-PKGS    = libuv openssl jansson libcurl liburing libzstd libmnl
+PKGS    = libuv openssl jansson libcurl liburing libzstd libmnl libseccomp
 prefix ?= /usr/local
 
 CFLAGS ?= -O2 -g

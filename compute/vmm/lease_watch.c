@@ -33,6 +33,7 @@ static void look(struct lease_watch *w)
 static void *lease_watch_main(void *arg)
 {
     struct lease_watch *w = arg;
+    sandbox_enter_or_end(w->sandbox, SANDBOX_LEASE);
     while (!__atomic_load_n(&w->ending, __ATOMIC_ACQUIRE)) {
         struct timespec pause = {.tv_nsec = LEASE_WATCH_MS * 1000000l};
         look(w);
@@ -41,9 +42,10 @@ static void *lease_watch_main(void *arg)
     return NULL;
 }
 
-int lease_watch_start(struct lease_watch *w, const char *path, struct vcpu_set *vcpus, struct error *err)
+int lease_watch_start(struct lease_watch *w, const char *path, struct vcpu_set *vcpus,
+                      const struct sandbox *sandbox, struct error *err)
 {
-    *w = (struct lease_watch){.vcpus = vcpus};
+    *w = (struct lease_watch){.vcpus = vcpus, .sandbox = sandbox};
     if (!path)
         return 0;
     int code = lease_init(&w->lease, path, err);

@@ -11,6 +11,7 @@
 struct lease_watch {
     struct lease lease;
     struct vcpu_set *vcpus;
+    const struct sandbox *sandbox; /* of the thread; borrowed */
     pthread_t thread;
     bool started, ending;
     bool holding;    /* we have paused the vCPUs */
@@ -18,7 +19,8 @@ struct lease_watch {
 };
 
 /* Maps the page at @path and holds the vCPUs at once if there is no valid lease. @path NULL: no lease, no thread. */
-int lease_watch_start(struct lease_watch *w, const char *path, struct vcpu_set *vcpus, struct error *err);
+int lease_watch_start(struct lease_watch *w, const char *path, struct vcpu_set *vcpus,
+                      const struct sandbox *sandbox, struct error *err);
 void lease_watch_stop(struct lease_watch *w);
 
 #endif

@@ -193,6 +193,18 @@ static int chips_get(struct machine *m, struct error *err)
     return code;
 }
 
+/* Multiboot programs come after a firmware on every other machine: the interrupt controllers are set up as a PC's
+ * firmware leaves them, vectors from 0x08 and 0x70 on. Only line 11 is open, which no device of pc-1 has. */
+static void chips_as_after_firmware(struct machine *m)
+{
+    struct kvm_pic_state *master = &m->chips[0].chip.pic, *slave = &m->chips[1].chip.pic;
+    master->irq_base = 0x08;
+    master->imr = 0xfb;
+    slave->irq_base = 0x70;
+    slave->imr = 0xf7;
+    master->init4 = slave->init4 = 1;
+}
+
 static int chips_set(struct machine *m, struct error *err)
 {
     int code = kvm_set_pit(&m->kvm, &m->pit, err);
@@ -213,6 +225,13 @@ STATIC_ASSERT((int)MEMORY_PAGES_SMALL == (int)vmm_pages_SMALL && (int)MEMORY_PAG
                   (int)MEMORY_PAGES_HUGE == (int)vmm_pages_HUGE,
               "memory.h and the schema agree");
 
+/* The I/O thread's first work. */
+static void on_io_start(void *arg)
+{
+    struct machine *m = arg;
+    sandbox_enter_or_end(m->options.sandbox, SANDBOX_IO);
+}
+
 static int machine_build(struct machine *m, struct error *err)
 {
     const struct cpu_model *model;
@@ -228,9 +247,14 @@ static int machine_build(struct machine *m, struct error *err)
                               err)) < 0)
         return code;
     uring_make(m);
+    m->vcpus.sandbox = m->options.sandbox;
+    io_loop_post(m->io, on_io_start, m);
     /* After the vCPUs: their APICs are part of what the chips see. */
-    if ((code = chips_get(m, err)) < 0 ||
-        (code = lease_watch_start(&m->lease, m->config->lease_path, &m->vcpus, err)) < 0 ||
+    if ((code = chips_get(m, err)) < 0)
+        return code;
+    if (m->options.multiboot)
+        chips_as_after_firmware(m);
+    if ((code = lease_watch_start(&m->lease, m->config->lease_path, &m->vcpus, m->options.sandbox, err)) < 0 ||
         (code = machine_devices_add(m, on_power, m, err)) < 0 || (code = io_loop_start(m->io, err)) < 0 ||
         (code = vcpu_set_start(&m->vcpus, err)) < 0)
         return code;

@@ -27,6 +27,7 @@
 #include "compute/vmm/memory.h"
 #include "compute/vmm/pci.h"
 #include "compute/vmm/power.h"
+#include "compute/vmm/sandbox.h"
 #include "compute/vmm/uring.h"
 #include "compute/vmm/vcpu.h"
 #include "schema/objects.h"
@@ -54,6 +55,7 @@ struct machine_options {
     bool exit_on_reset;    /* a reset ends the machine */
     bool debug_exit;       /* the test programs' device is there (devices/testdev) */
     const char *multiboot; /* a program to boot instead of the kernel, or NULL; borrowed */
+    const struct sandbox *sandbox; /* of the threads; NULL: none; borrowed */
 };
 
 struct machine {

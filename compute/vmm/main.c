@@ -27,11 +27,13 @@ enum exit_status {
     STATUS_RESET = 3,        /* with --no-restart: the guest reset */
     STATUS_TRIPLE_FAULT = 4, /* with --no-restart: the guest's processor gave up */
     STATUS_FAILURE = 5,      /* KVM or the VMM could not go on */
+    /* SANDBOX_STATUS = 6: a thread made a system call that it has no business with (sandbox.h) */
 };
 
 struct options {
     const char *config, *control, *restore;
     bool console_stdio, verify;
+    enum sandbox_mode sandbox;
     struct machine_options machine;
 };
 
@@ -50,6 +52,9 @@ static const char help[] =
     "  --no-restart       end when the guest resets, instead of booting it again\n"
     "  --log-level LEVEL  error, warning, info (default) or debug; the log goes to standard error\n"
     "\n"
+    "  --sandbox MODE     on (default): a thread that makes a system call it has no business with ends the VMM; log:\n"
+    "                     the kernel only logs it; off\n"
+    "\n"
     "For developers, with freestanding test programs such as kvm-unit-tests (see docs/vmm-judges.md):\n"
     "  --multiboot FILE   boot this 32-bit multiboot ELF instead of the kernel; cmdline are its arguments, initrd is\n"
     "                     its environment, lines of NAME=VALUE\n"
@@ -67,7 +72,8 @@ static const char help[] =
     "  curl --unix-socket /run/try.sock -X POST -d '{\"path\": \"/var/lib/try.snap\"}' http://vm/v1/vm/snapshot\n"
     "\n"
     "Exit status: 0 the guest powered off or the VM was stopped; 1 it could not be started; 2 bad option or\n"
-    "configuration; 3 the guest reset (with --no-restart); 4 triple fault (with --no-restart); 5 the VM failed.\n";
+    "configuration; 3 the guest reset (with --no-restart); 4 triple fault (with --no-restart); 5 the VM failed;\n"
+    "6 the sandbox was violated.\n";
 
 static int options_parse(int argc, char **argv, struct options *o)
 {
@@ -79,6 +85,7 @@ static int options_parse(int argc, char **argv, struct options *o)
         {"console", required_argument, NULL, 'o'},
         {"no-restart", no_argument, NULL, 'n'},
         {"multiboot", required_argument, NULL, 'm'},
+        {"sandbox", required_argument, NULL, 'x'},
         {"debug-exit", no_argument, NULL, 'd'},
         {"log-level", required_argument, NULL, 'l'},
         {"help", no_argument, NULL, 'h'},
@@ -101,6 +108,8 @@ static int options_parse(int argc, char **argv, struct options *o)
             o->machine.exit_on_reset = true;
         } else if (option == 'm') {
             o->machine.multiboot = optarg;
+        } else if (option == 'x' && sandbox_parse_mode(optarg, &o->sandbox) == 0) {
+            continue;
         } else if (option == 'd') {
             o->machine.debug_exit = true;
         } else if (option == 'l' && log_parse_level(optarg, &level) == 0) {
@@ -161,6 +170,7 @@ struct program {
     struct console console;
     struct machine machine;
     struct control *control;
+    struct sandbox *sandbox;
     struct machine_restore restore; /* file NULL: it boots */
     int signal_fd;
     struct io_handler *signal_handler;
@@ -206,8 +216,12 @@ static int program_start(struct program *p, struct error *err)
 {
     const char *control = p->options.control ? p->options.control : p->config.control_path;
     int code;
-    if ((code = signals_open(p, err)) < 0 || (code = console_open(p, err)) < 0)
+    /* Before the first thread is started, so that none is without. */
+    if ((code = sandbox_create(p->options.sandbox, &p->sandbox, err)) < 0 ||
+        (code = sandbox_enter(p->sandbox, SANDBOX_BASE, err)) < 0 || (code = signals_open(p, err)) < 0 ||
+        (code = console_open(p, err)) < 0)
         return code;
+    p->options.machine.sandbox = p->sandbox;
     code = machine_init(&p->machine, &p->config, &p->options.machine, p->loop, &p->console, err);
     if (code < 0)
         return code;
@@ -320,6 +334,7 @@ int main(int argc, char **argv)
     io_loop_remove(p->loop, p->signal_handler);
     io_loop_destroy(p->loop);
     close_fd(&p->signal_fd);
+    sandbox_destroy(p->sandbox);
     OBJECT_CLEAR(vmm_config, &p->config);
     return status;
 }

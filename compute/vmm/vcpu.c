@@ -135,6 +135,7 @@ static void *vcpu_main(void *arg)
 {
     struct vcpu *v = arg;
     struct vcpu_set *set = v->set;
+    sandbox_enter_or_end(set->sandbox, SANDBOX_VCPU);
     pthread_mutex_lock(&set->lock);
     while (true) {
         v->parked = true;

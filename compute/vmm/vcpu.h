@@ -19,6 +19,7 @@
 #include "compute/vmm/bus.h"
 #include "compute/vmm/cpu_model.h"
 #include "compute/vmm/kvm.h"
+#include "compute/vmm/sandbox.h"
 #include "compute/vmm/vcpu_cpuid.h"
 #include "compute/vmm/vcpu_state.h"
 
@@ -55,6 +56,7 @@ struct vcpu_set {
     struct bus *ports, *memory;
     vcpu_event_fn event;
     void *event_arg;
+    const struct sandbox *sandbox; /* of the threads; set before vcpu_set_start; borrowed */
     pthread_mutex_t lock; /* guards holds, ending and every `parked` */
     pthread_cond_t changed;
     unsigned holds; /* bits of enum vcpu_hold */

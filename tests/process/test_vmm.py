@@ -421,6 +421,29 @@ def test_run_out_lease_keeps_it_from_starting(vmm, tmp_path):
     console.wait('hello')
 
 
+def test_every_thread_is_in_the_sandbox(vmm, tmp_path):
+    page = tmp_path / 'lease'
+    page.write_bytes(bytes(8))
+    disk = tmp_path / 'disk'
+    disk.write_bytes(bytes(1 << 20))
+    vm = vmm(vcpus=2, lease_path=str(page), disks=[{'path': str(disk), 'engine': 'threads'}])
+    vm.console().wait(r'^tick 1$')
+    filters = {}
+    for task in pathlib.Path(f'/proc/{vm.process.pid}/task').iterdir():
+        status = dict(line.split(':\t', 1) for line in (task / 'status').read_text().splitlines() if ':\t' in line)
+        assert status['NoNewPrivs'] == '1' and status['Seccomp'] == '2', status['Name']
+        filters.setdefault(status['Name'], set()).add(status.get('Seccomp_filters', '?'))
+    assert {'io', 'vcpu0', 'vcpu1', 'lease', 'disk'} <= set(filters)
+    for name in ('io', 'vcpu0', 'vcpu1', 'lease'):
+        assert filters[name] <= {'2', '?'}, name            # its own within the base
+
+
+def test_sandbox_can_be_switched_off(vmm):
+    vm = vmm('', '--sandbox', 'off')
+    vm.console().wait(r'^tick 1$')
+    assert 'Seccomp:\t0' in pathlib.Path(f'/proc/{vm.process.pid}/status').read_text()
+
+
 def multiboot_program(code):
     """A multiboot ELF of one segment at 4 MiB that begins with @code."""
     segment = struct.pack('<3I', 0x1badb002, 0, -0x1badb002 & 0xffffffff) + code
@@ -444,6 +467,16 @@ def test_multiboot_program_ends_with_its_status(tmp_path):
     program.write_bytes(b'no program')
     done = subprocess.run(options, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 1 and '--multiboot takes a 32-bit' in done.stderr
+
+
+def test_violation_of_the_sandbox_ends_the_vmm(tmp_path):
+    program, config = tmp_path / 'program', tmp_path / 'vm.json'
+    program.write_bytes(multiboot_program(bytes.fromhex('b801000000' 'e7f8' 'f4' 'ebfd')))     # out 0xf8, eax
+    config.write_text(json.dumps({'name': 'test', 'vcpus': 1, 'memory_bytes': 64 << 20, 'kernel': str(program)}))
+    options = [VMM, '--config', config, '--multiboot', program, '--debug-exit']
+    done = subprocess.run(options, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 6
+    assert re.search(r'^<3>sandbox-violation thread=vcpu0 syscall=\d+$', done.stderr, re.M)
 
 
 def test_help_has_an_example():

@@ -5,8 +5,10 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
-enum { PORT_SCRATCH = 0xe0, PORT_FLUSH = 0xe4, PORT_EXIT = 0xf4, PORT_LINES = 0x2000, LINES = 24 };
+enum { PORT_SCRATCH = 0xe0, PORT_FLUSH = 0xe4, PORT_EXIT = 0xf4, PORT_VIOLATE = 0xf8, PORT_LINES = 0x2000, LINES = 24 };
 #define SCRATCH_MEMORY 0xff000000ull
 #define SCRATCH_MEMORY_BYTES 0x10000u
 enum { STATE_VERSION = 1 };
@@ -45,11 +47,18 @@ static void exit_write(void *arg, uint64_t offset UNUSED, unsigned size UNUSED, 
     t->o.exit(t->o.exit_arg, (unsigned)(value << 1 | 1) & 0xff);
 }
 
-static void line_write(void *arg, uint64_t offset, unsigned size, uint64_t value)
+static void violate_write(void *arg UNUSED, uint64_t offset UNUSED, unsigned size UNUSED, uint64_t value UNUSED)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0)
+        close(fd);
+}
+
+/* A wide write is one of the first line: programs use the width that is at hand. */
+static void line_write(void *arg, uint64_t offset, unsigned size UNUSED, uint64_t value)
 {
     struct testdev *t = arg;
-    if (size == 1)
-        (void)irq_line_set(t->o.irq, (uint32_t)offset, value != 0);
+    (void)irq_line_set(t->o.irq, (uint32_t)offset, value != 0);
 }
 
 static uint64_t memory_bytes_read(void *arg, uint64_t offset, unsigned size)
@@ -104,6 +113,7 @@ static void testdev_destroy(struct device *d)
     bus_remove(t->o.ports, PORT_SCRATCH);
     bus_remove(t->o.ports, PORT_FLUSH);
     bus_remove(t->o.ports, PORT_EXIT);
+    bus_remove(t->o.ports, PORT_VIOLATE);
     bus_remove(t->o.ports, PORT_LINES);
     bus_remove(t->o.mmio, SCRATCH_MEMORY);
     free(t);
@@ -121,6 +131,7 @@ int testdev_create(const struct testdev_options *options, struct device **ret_de
         {.start = PORT_SCRATCH, .size = 4, .read = scratch_read, .write = scratch_write, .arg = t},
         {.start = PORT_FLUSH, .size = 4, .write = flush_write, .arg = t},
         {.start = PORT_EXIT, .size = 4, .write = exit_write, .arg = t},
+        {.start = PORT_VIOLATE, .size = 4, .write = violate_write, .arg = t},
         {.start = PORT_LINES, .size = LINES, .write = line_write, .arg = t},
     };
     const struct bus_range memory = {

@@ -4,6 +4,7 @@
  *   port 0xe0, 4 bytes  scratch: reads what was written last, 1, 2 or 4 bytes
  *   port 0xe4, 4 bytes  the page of the written guest-physical address is taken from the guest's second-level tables,
  *                       so that the next access comes to KVM again
+ *   port 0xf8           a write makes the VMM ask the kernel for a network socket, which its sandbox must refuse
  *   port 0x2000 + n     level of interrupt line n, 0 to 23
  *   0xff000000, 64 KiB  scratch memory whose every access leaves the guest
  *
