@@ -438,46 +438,62 @@ void object_encode_public(const struct object_desc *desc, const void *object, st
 
 /* ---- decode and validate ---- */
 
+/* Where a value stands. Only its text, in an error, costs anything: every field of every object has one. */
 struct path {
-    char text[FIELD_PATH_MAX];
+    const struct path *up; /* NULL: the object itself, "" */
+    const char *name;      /* NULL: an element of a list */
+    size_t index;
 };
+#define PATH_TEXT(p) path_text(p, (char[FIELD_PATH_MAX]){""})
+
+static size_t path_put(const struct path *p, char *text)
+{
+    size_t n = p->up != NULL ? path_put(p->up, text) : 0;
+    if (p->up == NULL || n >= FIELD_PATH_MAX)
+        return n;
+    int more = p->name != NULL ? snprintf(text + n, FIELD_PATH_MAX - n, "/%s", p->name)
+                               : snprintf(text + n, FIELD_PATH_MAX - n, "/%zu", p->index);
+    return n + (size_t)more;
+}
+
+static const char *path_text(const struct path *p, char text[FIELD_PATH_MAX])
+{
+    if (path_put(p, text) >= FIELD_PATH_MAX)
+        memcpy(text + FIELD_PATH_MAX - 4, "...", 4);
+    for (char *c = text; *c != '\0'; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = '?';
+    return text;
+}
 
 static struct path path_add(const struct path *base, const char *name)
 {
-    struct path p;
-    int n = snprintf(p.text, sizeof p.text, "%s/%s", base->text, name);
-    if (n >= (int)sizeof p.text)
-        memcpy(p.text + sizeof p.text - 4, "...", 4);
-    for (char *c = p.text; *c != '\0'; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
-            *c = '?';
-    return p;
+    return (struct path){base, name, 0};
 }
+
 static struct path path_index(const struct path *base, size_t i)
 {
-    char name[24];
-    snprintf(name, sizeof name, "%zu", i);
-    return path_add(base, name);
+    return (struct path){base, NULL, i};
 }
 
 static int check_text(const struct field_desc *f, const char *s, size_t n, const struct path *p, struct error *err)
 {
     const char *rule;
     if (n < f->min)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, p->text, "is %zu bytes long, at least %" PRIu64 " are needed", n,
+        return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "is %zu bytes long, at least %" PRIu64 " are needed", n,
                                f->min);
     if (n > f->max)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, p->text, "is %zu bytes long, at most %" PRIu64 " are allowed", n,
+        return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "is %zu bytes long, at most %" PRIu64 " are allowed", n,
                                f->max);
     if (!text_format_ok(f->ref.format, s, &rule))
-        return error_set_field(err, -EINVAL, ERROR_INVALID, p->text, "must be %s", rule);
+        return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "must be %s", rule);
     return 0;
 }
 
 static int check_number(const struct field_desc *f, uint64_t v, const struct path *p, struct error *err)
 {
     if (v < f->min || v > f->max)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, p->text, "is %" PRIu64 ", it must be from %" PRIu64 " to %" PRIu64,
+        return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "is %" PRIu64 ", it must be from %" PRIu64 " to %" PRIu64,
                                v, f->min, f->max);
     return 0;
 }
@@ -485,7 +501,7 @@ static int check_number(const struct field_desc *f, uint64_t v, const struct pat
 static int check_count(const struct field_desc *f, size_t n, const struct path *p, struct error *err)
 {
     if (n < f->min || n > f->max)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, p->text,
+        return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p),
                                "has %zu items, it must have from %" PRIu64 " to %" PRIu64, n, f->min, f->max);
     return 0;
 }
@@ -514,7 +530,7 @@ static const char *json_kind_name(const json_t *j)
 
 static int wrong_type(const json_t *j, const char *want, const struct path *p, struct error *err)
 {
-    return error_set_field(err, -EINVAL, ERROR_INVALID, p->text, "is %s, it must be %s", json_kind_name(j), want);
+    return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "is %s, it must be %s", json_kind_name(j), want);
 }
 
 static int read_object(const struct object_desc *desc, const json_t *j, enum object_mode mode, unsigned depth,
@@ -544,7 +560,7 @@ static int read_enum(const struct field_desc *f, const json_t *j, const struct p
         }
     for (unsigned i = 0, n = 0; i < e->count && n < sizeof words; i++)
         n += (unsigned)snprintf(words + n, sizeof words - n, "%s%s", i ? ", " : "", e->names[i]);
-    return error_set_field(err, -EINVAL, ERROR_INVALID, p->text, "must be one of: %s", words);
+    return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "must be one of: %s", words);
 }
 
 static int read_list(const struct field_desc *f, const json_t *j, enum object_mode mode, unsigned depth, const struct path *p,
@@ -611,7 +627,7 @@ static int read_map(const struct field_desc *f, const json_t *j, const struct pa
         struct path q = path_add(p, key);
         size_t n = strlen(key);
         if (n == 0 || n > 63 || strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./") != n)
-            return error_set_field(err, -EINVAL, ERROR_INVALID, q.text,
+            return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(&q),
                                    "a key must be 1 to 63 letters, digits or any of - _ . /");
         char *text = NULL;
         rc = read_text(&one, value, &q, &text, err);
@@ -639,7 +655,7 @@ static int read_value(const struct field_desc *f, const json_t *j, enum object_m
         if (!json_is_integer(j))
             return wrong_type(j, "an integer", p, err);
         if (json_integer_value(j) < 0)
-            return error_set_field(err, -EINVAL, ERROR_INVALID, p->text, "is negative, it must be from %" PRIu64 " to %" PRIu64,
+            return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "is negative, it must be from %" PRIu64 " to %" PRIu64,
                                    f->min, f->max);
         uint64_t n = (uint64_t)json_integer_value(j);
         int rc = check_number(f, n, p, err);
@@ -669,9 +685,9 @@ static int check_settable(const struct field_desc *f, enum object_mode mode, uns
                           struct error *err)
 {
     if ((mode == OBJECT_CREATE || mode == OBJECT_PATCH) && (f->flags & READ_ONLY))
-        return error_set_field(err, -EINVAL, ERROR_INVALID, p->text, "is set by the cluster; leave it out");
+        return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "is set by the cluster; leave it out");
     if (mode == OBJECT_PATCH && depth == 0 && (f->flags & IMMUTABLE))
-        return error_set_field(err, -EINVAL, ERROR_INVALID, p->text, "cannot be changed after create; leave it out");
+        return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "cannot be changed after create; leave it out");
     return 0;
 }
 
@@ -683,7 +699,7 @@ static int unknown_field(const struct object_desc *desc, const char *key, const 
         if (!(desc->fields[i].flags & READ_ONLY))
             n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", n ? ", " : "", desc->fields[i].name);
     struct path q = path_add(p, key);
-    return error_set_field(err, -EINVAL, ERROR_UNKNOWN_FIELD, q.text, "is not a field of %s; its fields are: %s", desc->name,
+    return error_set_field(err, -EINVAL, ERROR_UNKNOWN_FIELD, PATH_TEXT(&q), "is not a field of %s; its fields are: %s", desc->name,
                            names);
 }
 
@@ -695,7 +711,7 @@ static int check_required(const struct object_desc *desc, const void *object, en
     for (unsigned i = 0; i < desc->n_fields; i++)
         if ((desc->fields[i].flags & REQUIRED) && !given(object, i)) {
             struct path q = path_add(p, desc->fields[i].name);
-            return error_set_field(err, -EINVAL, ERROR_INVALID, q.text, "is missing: %s", desc->fields[i].doc);
+            return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(&q), "is missing: %s", desc->fields[i].doc);
         }
     return 0;
 }
@@ -724,7 +740,7 @@ static int read_object(const struct object_desc *desc, const json_t *j, enum obj
             return rc;
         if (json_is_null(value) && mode == OBJECT_PATCH && depth == 0) {
             if (f->flags & REQUIRED)
-                return error_set_field(err, -EINVAL, ERROR_INVALID, q.text, "is needed and cannot be taken away");
+                return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(&q), "is needed and cannot be taken away");
             h->cleared |= bit;
             continue;
         }
@@ -740,7 +756,7 @@ int object_decode(const struct object_desc *desc, const char *text, size_t size,
                   struct error *err)
 {
     json_error_t je;
-    struct path root = {""};
+    struct path root = {0};
     memset(object, 0, desc->size);
     json_t *j = json_loadb(text, size, JSON_REJECT_DUPLICATES, &je);
     if (j == NULL) {
@@ -790,7 +806,7 @@ static int validate_object(const struct object_desc *desc, const void *object, e
 
 int object_validate(const struct object_desc *desc, const void *object, enum object_mode mode, struct error *err)
 {
-    struct path root = {""};
+    struct path root = {0};
     return validate_object(desc, object, mode, 0, &root, err);
 }
 

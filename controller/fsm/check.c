@@ -10,7 +10,7 @@
 
 #define BROKEN(err, ...) error_set(err, -EILSEQ, ERROR_INTERNAL, __VA_ARGS__)
 
-static int check_record(const struct state *state, const struct record *record, struct error *err)
+static int check_record(const struct state *state, const struct record *record, uint64_t since, struct error *err)
 {
     const struct state_table *table = &state->tables[record->kind];
     struct bytes_writer json = {0};
@@ -18,6 +18,8 @@ static int check_record(const struct state *state, const struct record *record, 
         return BROKEN(err, "%s '%s' is not found by its id or name", record->desc->name, record->common->name);
     if (record->common->revision > state->index)
         return BROKEN(err, "%s '%s' has a revision that has not been", record->desc->name, record->common->name);
+    if (record->common->revision <= since)
+        return 0;
     if (object_validate(record->desc, record->object, OBJECT_STORED, err) < 0)
         return -EILSEQ;
     object_encode(record->desc, record->object, &json);
@@ -26,7 +28,7 @@ static int check_record(const struct state *state, const struct record *record, 
     return same ? 0 : BROKEN(err, "%s '%s' has old JSON: %.300s", record->desc->name, record->common->name, record->json);
 }
 
-static int check_table(const struct state *state, enum object_kind kind, struct error *err)
+static int check_table(const struct state *state, enum object_kind kind, uint64_t since, struct error *err)
 {
     const struct state_table *table = &state->tables[kind];
     if (table->by_id.count != table->order.count || table->by_name.count != table->order.count)
@@ -35,7 +37,7 @@ static int check_table(const struct state *state, enum object_kind kind, struct 
         const struct record *record = table->order.items[i];
         if (i > 0 && strcmp(table->order.items[i - 1]->common->name, record->common->name) >= 0)
             return BROKEN(err, "%s '%s' is out of order", record->desc->name, record->common->name);
-        int rc = check_record(state, record, err);
+        int rc = check_record(state, record, since, err);
         if (rc < 0)
             return rc;
     }
@@ -203,11 +205,11 @@ static int check_rings(const struct state *state, struct error *err)
     return 0;
 }
 
-int check_state(const struct state *state, struct error *err)
+int check_state_since(const struct state *state, uint64_t since, struct error *err)
 {
     int rc = 0;
     for (unsigned kind = 0; rc == 0 && kind < object_kind_COUNT; kind++)
-        rc = state_kind_desc(kind) != NULL ? check_table(state, kind, err) : 0;
+        rc = state_kind_desc(kind) != NULL ? check_table(state, kind, since, err) : 0;
     if (rc == 0)
         rc = check_vms(state, err);
     if (rc == 0)
@@ -217,4 +219,9 @@ int check_state(const struct state *state, struct error *err)
     if (rc == 0)
         rc = check_rings(state, err);
     return rc;
+}
+
+int check_state(const struct state *state, struct error *err)
+{
+    return check_state_since(state, 0, err);
 }
