@@ -141,6 +141,10 @@ static void config_devices(const struct vm_places *places, const struct vm_order
         make_mac(order->id, (unsigned)i, mac);
         OBJECT_TEXT(vmm_nic, nic, tap, tap);
         OBJECT_TEXT(vmm_nic, nic, mac, nics[i].mac != NULL ? nics[i].mac : mac);
+        if (OBJECT_HAS(vm_nic, &nics[i], limits)) {
+            object_copy(&vmm_limits_desc, &nic->limits, &nics[i].limits);
+            object_mark(&vmm_nic_desc, nic, "limits");
+        }
         if (OBJECT_HAS(vm_nic, &nics[i], queues))
             OBJECT_SET(vmm_nic, nic, queues, nics[i].queues);
         config_mtu(places, &nics[i], nic);

@@ -45,6 +45,7 @@ static void put_nic(struct machine *m, const struct machine_slot *slot, struct b
     OBJECT_SET(vmm_nic_status, &status, tx_frames, c.tx_frames);
     OBJECT_SET(vmm_nic_status, &status, tx_bytes, c.tx_bytes);
     OBJECT_SET(vmm_nic_status, &status, tx_dropped, c.tx_dropped);
+    OBJECT_SET(vmm_nic_status, &status, throttled, c.throttled);
     OBJECT_ENCODE(vmm_nic_status, &status, out);
     OBJECT_CLEAR(vmm_nic_status, &status);
 }
@@ -134,8 +135,10 @@ int control_nic_plug(struct control_call *call, struct error *err)
 int control_nic_change(struct control_call *call, struct error *err)
 {
     struct machine_slot *slot = machine_slot_find(call->machine, SLOT_NIC, call->id, err);
-    int code = slot ? machine_slot_change_nic(call->machine, slot, call->body, err) : -ENOENT;
-    return code < 0 ? code : show(call, SLOT_NIC, err);
+    if (!slot)
+        return -ENOENT;
+    machine_slot_change_nic(call->machine, slot, call->body);
+    return show(call, SLOT_NIC, err);
 }
 
 /* 200: gone. 202: the guest has been asked to let it go; a disk's file is closed already where that was forced. */

@@ -168,6 +168,7 @@ int machine_slot_add_disk(struct machine *m, const struct vmm_disk *disk, struct
     if (code < 0)
         return code;
     struct blk_options options = {.block = block,
+                                  .name = id,
                                   .serial = disk->serial,
                                   .queues = MIN(m->config->vcpus, DISK_QUEUES_MAX),
                                   .on_error = disk->on_disk_error,
@@ -254,16 +255,22 @@ int machine_slot_add_nic(struct machine *m, const struct vmm_nic *nic, struct ma
     object_copy(&vmm_nic_desc, &slot->nic, nic);
     OBJECT_TEXT(vmm_nic, &slot->nic, id, id);
     OBJECT_SET(vmm_nic, &slot->nic, slot, slot->number);
+    net_set_limits(virtio, &nic->limits);
     if (ret_slot)
         *ret_slot = slot;
     return 0;
 }
 
-int machine_slot_change_nic(struct machine *m UNUSED, struct machine_slot *slot UNUSED,
-                            const struct vmm_nic *patch UNUSED, struct error *err)
+void machine_slot_change_nic(struct machine *m, struct machine_slot *slot, const struct vmm_nic *patch)
 {
-    return error_set_field(err, -EOPNOTSUPP, ERROR_NOT_SUPPORTED, "/limits",
-                           "limits of a network interface are not served yet");
+    struct vmm_nic changed = {.tap = NULL};
+    object_copy(&vmm_nic_desc, &changed, &slot->nic);
+    object_merge(&vmm_nic_desc, &changed, patch);
+    pthread_mutex_lock(&m->device_lock);
+    net_set_limits(slot->virtio, &changed.limits);
+    pthread_mutex_unlock(&m->device_lock);
+    object_clear(&vmm_nic_desc, &slot->nic);
+    slot->nic = changed;
 }
 
 /* ---- coming and going ---- */

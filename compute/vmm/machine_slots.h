@@ -62,8 +62,8 @@ void machine_slot_unplug(struct machine *m, struct machine_slot *slot, bool forc
 /* Lay the fields that @patch gives or clears (object.h) over the disk's: size_bytes (grow), limits, on_disk_error. */
 int machine_slot_change_disk(struct machine *m, struct machine_slot *slot, const struct vmm_disk *patch,
                              struct error *err);
-int machine_slot_change_nic(struct machine *m, struct machine_slot *slot, const struct vmm_nic *patch,
-                            struct error *err);
+/* The same of a network interface: limits. */
+void machine_slot_change_nic(struct machine *m, struct machine_slot *slot, const struct vmm_nic *patch);
 
 /* The machine is reset: what was being unplugged goes, for nobody will eject it. vCPUs stand still; lock not held. */
 void machine_slots_reset(struct machine *m);

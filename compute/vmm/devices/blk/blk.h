@@ -35,6 +35,7 @@ struct blk;
 
 struct blk_options {
     struct block *block; /* owned by the device once blk_create has succeeded */
+    const char *name;    /* for the log; NULL: "" */
     const char *serial;  /* what GET_ID answers, cut to 20 bytes; NULL: empty */
     unsigned queues;     /* 1 to BLK_QUEUES_MAX; 0 means 1 */
     enum disk_error_policy on_error;
@@ -57,6 +58,7 @@ struct blk {
     struct io_loop *loop; /* borrowed */
     uint64_t size_bytes;  /* capacity as the guest was told */
     uint8_t serial[BLK_SERIAL_BYTES];
+    char name[24];
     unsigned in_flight;    /* requests that the block has */
     struct list parked;    /* struct blk_request: the block answered -EAGAIN */
     struct io_timer retry; /* armed while something is parked and the machine runs */

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_ids.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -134,6 +135,7 @@ int blk_create(const struct blk_options *options, struct guest_memory *memory, s
     blk->block = options->block;
     blk->loop = loop;
     blk->size_bytes = options->block->size_bytes;
+    snprintf(blk->name, sizeof blk->name, "%s", options->name != NULL ? options->name : "");
     if (options->serial != NULL)
         memcpy(blk->serial, options->serial, strnlen(options->serial, BLK_SERIAL_BYTES));
     list_init(&blk->parked);

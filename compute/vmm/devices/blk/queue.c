@@ -90,8 +90,7 @@ static bool error_meet(struct blk_request *r, int result)
     struct blk *blk = r->blk;
     bool stops = error_stops(blk, result);
     if (blk->counters.errors++ < BLK_ERRORS_LOGGED)
-        log_warning("disk-error", "disk=%.20s operation=%s offset=%llu bytes=%llu error=\"%s\" action=%s",
-                    blk->serial, operation_name(r->block.op), (unsigned long long)r->block.offset,
+        log_warning("disk-error", "disk=%s operation=%s offset=%llu bytes=%llu error=\"%s\" action=%s", blk->name, operation_name(r->block.op), (unsigned long long)r->block.offset,
                     (unsigned long long)r->block.size, strerror(-result), stops ? "pause" : "report");
     if (!stops)
         return false;

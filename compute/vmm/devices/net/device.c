@@ -5,6 +5,7 @@
 #include <linux/virtio_net.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <time.h>
 
 #include "common/log.h"
 #include "compute/vmm/devices/net/net.h"
@@ -45,10 +46,20 @@ static void net_start(struct virtio_device *d)
     net_use_pairs(net, 1); /* more when the driver says so (§5.1.5) */
 }
 
+void net_set_limits(struct virtio_device *d, const struct vmm_limits *limits)
+{
+    struct net *net = of_virtio(d);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    rate_limit_set(&net->limit, limits, (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec);
+    net_queue_unthrottle(net); /* they may be looser now */
+}
+
 static void net_reset(struct virtio_device *d)
 {
     struct net *net = of_virtio(d);
     net->announcing = false;
+    io_timer_cancel(&net->throttle);
     net_fill_config(net);
     for (unsigned i = 0; i < net->pair_count; i++) {
         struct net_pair *pair = &net->pairs[i];
@@ -66,6 +77,7 @@ static void net_pause(struct virtio_device *d)
 {
     struct net *net = of_virtio(d);
     io_timer_cancel(&net->announce);
+    io_timer_cancel(&net->throttle);
     for (unsigned i = 0; i < net->pair_count; i++) {
         io_timer_cancel(&net->pairs[i].retry);
         net_queue_watch(&net->pairs[i]);
@@ -98,6 +110,7 @@ static void net_resume(struct virtio_device *d)
 
 static void pairs_close(struct net *net)
 {
+    io_timer_cancel(&net->throttle);
     for (unsigned i = 0; i < net->pair_count; i++) {
         io_timer_cancel(&net->pairs[i].retry);
         if (net->pairs[i].handler != NULL)
@@ -168,6 +181,7 @@ static int pair_open(struct net *net, struct net_pair *pair, const struct net_op
 static int backend_open(struct net *net, const struct net_options *options, struct error *err)
 {
     int code = 0;
+    io_timer_init(&net->throttle, net_queue_unthrottle, net);
     for (unsigned i = 0; i < net->pair_count; i++) {
         struct net_pair *pair = &net->pairs[i];
         pair->net = net;

@@ -13,6 +13,7 @@
 #define COMPUTE_VMM_DEVICES_NET_H
 
 #include "compute/vmm/io_loop.h"
+#include "compute/vmm/rate_limit.h"
 #include "compute/vmm/virtio/virtio_device.h"
 
 enum {
@@ -43,6 +44,7 @@ struct net_options {
 struct net_counters {
     uint64_t rx_frames, rx_bytes, rx_dropped;
     uint64_t tx_frames, tx_bytes, tx_dropped;
+    uint64_t throttled; /* times that a rate limit made it wait */
 };
 
 struct net;
@@ -78,6 +80,8 @@ struct net {
     uint64_t offloads;     /* VIRTIO_NET_F_GUEST_* in force, as bits */
     bool (*may_submit)(void *arg);
     void *may_submit_arg;
+    struct rate_limit limit;  /* both ways and all pairs together */
+    struct io_timer throttle; /* armed while it keeps frames in the tap and in the rings */
     struct net_counters counters;
     unsigned pair_count;
     struct net_pair *pairs;
@@ -94,6 +98,9 @@ void net_set_link(struct virtio_device *device, bool up);
 int net_announce(struct virtio_device *device);
 
 struct net_counters net_counters(const struct virtio_device *device);
+/* Change the rate limits; with the device lock held. Frames above them wait in the guest's rings and in the tap, whose
+ * queue drops what it cannot hold. */
+void net_set_limits(struct virtio_device *device, const struct vmm_limits *limits);
 
 /* tap.c: a queue of the tap with 12-byte headers, or @fd made into one; refused in words where it cannot be. @queues:
  * the tap has several. */
@@ -119,6 +126,7 @@ enum { NET_QUEUE_RX, NET_QUEUE_TX };
 void net_queue_notify(struct virtio_device *d, unsigned queue);
 void net_queue_fd_ready(void *pair, uint32_t events);
 void net_queue_retry(void *pair);
+void net_queue_unthrottle(void *net);
 /* Wait for what is wanted now: frames while there is room for them, space while some wait to be sent. */
 void net_queue_watch(struct net_pair *pair);
 

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "common/log.h"
 #include "compute/vmm/devices/net/net.h"
@@ -41,10 +42,31 @@ static void retry_later(struct net_pair *pair)
     io_timer_arm(pair->net->loop, &pair->retry, (uint64_t)NET_RETRY_MS * NS_PER_MS);
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+/* Does the next frame wait for the rate limit? */
+static bool is_throttled(struct net *net)
+{
+    uint64_t wait = rate_limit_is_set(&net->limit) ? rate_limit_wait_ns(&net->limit, now_ns()) : 0;
+    if (wait == 0)
+        return false;
+    if (list_empty(&net->throttle.link)) {
+        net->counters.throttled++;
+        io_timer_arm(net->loop, &net->throttle, wait);
+    }
+    return true;
+}
+
 void net_queue_watch(struct net_pair *pair)
 {
     uint32_t want = 0;
-    if (is_live(pair) && queue_of(pair, NET_QUEUE_RX)->ready && !pair->rx_starved)
+    if (is_live(pair) && queue_of(pair, NET_QUEUE_RX)->ready && !pair->rx_starved &&
+        list_empty(&pair->net->throttle.link))
         want |= EPOLLIN;
     if (is_live(pair) && pair->tx_blocked)
         want |= EPOLLOUT;
@@ -152,6 +174,7 @@ static bool frame_read(struct net_pair *pair)
     uint16_t one = htole16(1);
     memcpy(pair->rx_buffer + offsetof(struct virtio_net_hdr_v1, num_buffers), &one, sizeof one);
     pair->rx_pending_bytes = (uint32_t)n;
+    rate_limit_charge(&pair->net->limit, (uint64_t)n - NET_HEADER_BYTES);
     return true;
 }
 
@@ -165,7 +188,7 @@ static void receive(struct net_pair *pair)
     }
     pair->rx_starved = false;
     for (unsigned frames = 0; frames < NET_BATCH_FRAMES && is_live(pair); frames++) {
-        if (pair->rx_pending_bytes == 0 && !frame_read(pair))
+        if (pair->rx_pending_bytes == 0 && (is_throttled(pair->net) || !frame_read(pair)))
             break;
         if (pair->rx_pending_bytes == 0)
             continue;
@@ -201,6 +224,7 @@ static bool frame_send(struct net_pair *pair)
     if (n < 0) {
         pair->net->counters.tx_dropped++;
     } else {
+        rate_limit_charge(&pair->net->limit, c->out_bytes - NET_HEADER_BYTES);
         pair->net->counters.tx_frames++;
         pair->net->counters.tx_bytes += c->out_bytes - NET_HEADER_BYTES;
     }
@@ -219,7 +243,11 @@ static void transmit(struct net_pair *pair)
     pair->tx_blocked = false;
     do {
         virtio_queue_ask_notify(q, false);
-        while (!pair->tx_blocked && frames < NET_BATCH_FRAMES && virtio_device_pop(d, 2 * pair->index + NET_QUEUE_TX, &pair->chain)) {
+        while (!pair->tx_blocked && frames < NET_BATCH_FRAMES) {
+            if (is_throttled(pair->net))
+                goto out;
+            if (!virtio_device_pop(d, 2 * pair->index + NET_QUEUE_TX, &pair->chain))
+                break;
             if (!may_submit(pair->net)) {
                 virtio_queue_unpop(q, pair->chain.head);
                 retry_later(pair);
@@ -251,6 +279,16 @@ void net_queue_notify(struct virtio_device *d, unsigned queue)
         receive(&net->pairs[queue / 2]);
     else
         transmit(&net->pairs[queue / 2]);
+}
+
+void net_queue_unthrottle(void *arg)
+{
+    struct net *net = arg;
+    io_timer_cancel(&net->throttle);
+    for (unsigned i = 0; i < net->pair_count; i++) {
+        receive(&net->pairs[i]);
+        transmit(&net->pairs[i]);
+    }
 }
 
 void net_queue_retry(void *arg)

@@ -616,9 +616,8 @@ static void limits_slow_down_and_can_be_lifted(void **state)
         assert_int_equal(request(b, 0, VIRTIO_BLK_T_IN, 0, 512, true, NULL), VIRTIO_BLK_S_OK);
     assert_true(now_ms() - begun >= 85);
     assert_true(blk->counters.throttled >= 8);
-    slow.operations_per_second = 1;
+    slow = (struct vmm_limits){.bytes_per_second = 1, .bytes_burst = 1};
     blk_set_limits(blk, &slow);
-    begun = now_ms();
     struct segment segments[] = {{b->header, 16, false}, {b->data, 512, true}, {b->status, 1, true}};
     struct used_entry used = {0};
     for (unsigned i = 0; i < 3; i++) {
@@ -627,10 +626,9 @@ static void limits_slow_down_and_can_be_lifted(void **state)
     }
     driver_kick(&b->d, 0);
     assert_true(blk->counters.reads < 11 + 3);
-    blk_set_limits(blk, &none); /* nobody waits for the second that was said before */
+    blk_set_limits(blk, &none); /* nobody waits for the minutes that were said before */
     for (unsigned i = 0; i < 3; i++)
         assert_true(driver_wait(&b->d, 0, &used));
-    assert_true(now_ms() - begun < 900);
     /* Paused while throttled: it comes back throttled, with its requests. */
     blk_set_limits(blk, &slow);
     driver_add(&b->d, 0, segments, 3);

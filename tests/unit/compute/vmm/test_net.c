@@ -116,6 +116,38 @@ static void frames_go_out(void **state)
     assert_int_equal(net_counters(b->d.vdev).tx_bytes, 200);
 }
 
+/* A byte a second, both ways together: the rest waits where it is, and comes when the limit is lifted. */
+static void limits_hold_frames_back(void **state)
+{
+    struct bench *b = *state;
+    uint8_t frame[HEADER + 100] = {0}, seen[2048];
+    struct used_entry used = {0};
+    struct vmm_limits slow = {.bytes_per_second = 1, .bytes_burst = 1}, none = {.operations_burst = 0};
+    struct segment whole = {b->buffers, HEADER + 100, false};
+    fill(buffer(b, 0), HEADER + 100, 1);
+    net_set_limits(b->d.vdev, &slow);
+    for (unsigned i = 0; i < 5; i++)
+        driver_add(&b->d, NET_QUEUE_TX, &whole, 1);
+    driver_kick(&b->d, NET_QUEUE_TX);
+    assert_int_equal(net_counters(b->d.vdev).tx_frames, 1); /* it goes into debt */
+    give_buffers(b, 1, 2, 2048);
+    assert_int_equal(write(b->wire, frame, sizeof frame), sizeof frame);
+    for (unsigned i = 0; i < 3; i++)
+        io_loop_run_once(b->m.loop, 10);
+    assert_int_equal(net_counters(b->d.vdev).rx_frames, 0);
+    assert_true(net_counters(b->d.vdev).throttled > 0);
+    driver_pause(&b->d);
+    driver_resume(&b->d);
+    assert_int_equal(net_counters(b->d.vdev).tx_frames, 1);
+    net_set_limits(b->d.vdev, &none);
+    for (unsigned i = 0; i < 5; i++) {
+        assert_true(driver_wait(&b->d, NET_QUEUE_TX, &used));
+        assert_int_equal(read(b->wire, seen, sizeof seen), HEADER + 100);
+    }
+    assert_true(driver_wait(&b->d, NET_QUEUE_RX, &used));
+    assert_int_equal(used.size, HEADER + 100);
+}
+
 static void frames_that_cannot_be_are_dropped(void **state)
 {
     struct bench *b = *state;
@@ -690,6 +722,7 @@ int main(void)
         cmocka_unit_test(pairs_are_used_when_the_driver_says_so),
         cmocka_unit_test(without_mq_control_is_the_third_queue),
         T(offloads_are_what_was_negotiated),
+        T(limits_hold_frames_back),
         T(the_guest_is_asked_to_announce),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
