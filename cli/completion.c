@@ -59,6 +59,8 @@ static void complete_options(const struct verb *v)
         puts("--wait");
     if (r->flags & ROUTE_DRY)
         puts("--dry-run");
+    if (r->flags & ROUTE_FORCE)
+        puts("--force");
 }
 
 static void complete_names(const struct verb *v)

@@ -7,7 +7,7 @@
 
 #include "cli/body.h"
 
-#define TIMEOUT_DEFAULT_S 60
+#define TIMEOUT_DEFAULT_S 120 /* more than a guest has by default to shut down */
 #define TIMEOUT_MAX_S 86400
 
 static const struct {
@@ -92,6 +92,10 @@ static bool verb_option(const struct verb *v, const char *name, bool *ret_takes_
     if ((r->flags & ROUTE_LIST) && (strcmp(name, "filter") == 0 || strcmp(name, "fields") == 0))
         return true;
     if ((r->flags & ROUTE_DRY) && strcmp(name, "dry-run") == 0) {
+        *ret_takes_value = false;
+        return true;
+    }
+    if ((r->flags & ROUTE_FORCE) && strcmp(name, "force") == 0) {
         *ret_takes_value = false;
         return true;
     }

@@ -110,7 +110,8 @@ static int wait_and_show(const struct invocation *call, struct client *client, c
 static int run_write(const struct invocation *call, struct client *client, struct error *err)
 {
     const struct route_desc *route = &schema_routes[call->verb->route];
-    bool dry = invocation_option(call, "dry-run") != NULL;
+    static const char *const queries[] = {"", "?force=true", "?dry_run=true", "?dry_run=true&force=true"};
+    bool dry = invocation_option(call, "dry-run") != NULL, force = invocation_option(call, "force") != NULL;
     json_t *body = NULL;
     struct reply reply = {0};
     int rc = confirm(call, call->verb->confirm, call->name, err);
@@ -118,7 +119,7 @@ static int run_write(const struct invocation *call, struct client *client, struc
         rc = body_build(call, route->body, route->method == ROUTE_PATCH, &body, err);
     if (rc < 0)
         return rc;
-    CLEANUP_FREE char *path = client_path(route->id, call->name, dry ? "?dry_run=true" : "");
+    CLEANUP_FREE char *path = client_path(route->id, call->name, queries[2 * dry + force]);
     rc = client_request(client, route_method_name(route->method), path, body, &reply, err);
     json_decref(body);
     const char *id = json_string_value(json_object_get(reply.json, "id"));

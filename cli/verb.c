@@ -160,7 +160,7 @@ static void help_global(void)
          "  -o, --output FORMAT    table, json, yaml, or name\n"
          "  -y, --yes              do not ask before dangerous things\n"
          "  -q, --quiet            print results only\n"
-         "      --timeout SECONDS  give up after so long (60)\n"
+         "      --timeout SECONDS  give up after so long (120)\n"
          "      --context NAME     a cluster of `drover context list`\n"
          "      --endpoint LIST    API addresses by comma, in place of a context (DROVER_ENDPOINT)\n"
          "      --ca, --cert, --key FILE   PEM files that go with it (DROVER_CA, DROVER_CERT, DROVER_KEY)\n"
@@ -204,5 +204,7 @@ void help_verb(const struct verb *v)
              "  --fields LIST          columns, by comma");
     if (v->route != ROUTE_COUNT && (schema_routes[v->route].flags & ROUTE_DRY))
         puts("  --dry-run              check and place, but change nothing");
+    if (v->route != ROUTE_COUNT && (schema_routes[v->route].flags & ROUTE_FORCE))
+        puts("  --force                pull the plug: the guest is not asked to shut down");
     help_global();
 }

@@ -7,6 +7,7 @@
 #define LOCAL ROUTE_LOCAL
 #define WAIT ROUTE_WAIT
 #define DRY ROUTE_DRY
+#define FORCE ROUTE_FORCE
 #define LIST ROUTE_LIST
 /* "none" is a row's word for no object: give it a table that stands for that. */
 const struct object_desc none_desc = {.name = NULL};

@@ -86,12 +86,17 @@ size_t agent_plan_orders(const struct plan_have *have, size_t have_count, const 
 static enum plan_step plan_alive(const struct plan_vm *vm)
 {
     bool unwanted = vm->forgotten || vm->wanted == vm_wanted_DELETED || vm->wanted == vm_wanted_STOPPED;
-    if (unwanted || vm->process_old || vm->reboot || vm->stop_asked) {
+    if (unwanted || vm->process_old || vm->reboot || vm->shutdown_asked || vm->stop_asked) {
         if (vm->kill_sent)
             return PLAN_WAIT_END;
         if (vm->stop_overdue)
             return PLAN_KILL;
-        return vm->stop_asked ? PLAN_WAIT_END : PLAN_STOP;
+        if (vm->stop_asked)
+            return PLAN_WAIT_END;
+        /* Of what is to be deleted or is another host's nothing is kept: its guest need not save anything. */
+        if (vm->gentle && !vm->forgotten && vm->wanted != vm_wanted_DELETED && !vm->shutdown_over)
+            return vm->shutdown_asked ? PLAN_WAIT_END : PLAN_SHUTDOWN;
+        return PLAN_STOP;
     }
     if (!vm->process_answers) {
         if (vm->start_overdue)
@@ -160,6 +165,7 @@ const char *agent_plan_step_name(enum plan_step step)
         [PLAN_START] = "start",
         [PLAN_PAUSE] = "pause",
         [PLAN_RESUME] = "resume",
+        [PLAN_SHUTDOWN] = "shutdown",
         [PLAN_STOP] = "stop",
         [PLAN_KILL] = "kill",
         [PLAN_REMOVE] = "remove",

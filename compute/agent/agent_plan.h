@@ -71,6 +71,9 @@ struct plan_vm {
     bool process_paused;  /* as of the last answer */
     bool process_stuck;   /* paused by its VMM because a disk failed, and not yet time to try again */
     bool start_overdue;   /* we started it and it should have answered by now */
+    bool gentle;          /* its guest can be asked to shut down, and has time for it */
+    bool shutdown_asked;  /* the guest was asked */
+    bool shutdown_over;   /* and its time is over, or it could not be asked */
     bool stop_asked;      /* it was asked to stop */
     bool stop_overdue;    /* and did not, or could not be asked */
     bool kill_sent;
@@ -93,7 +96,8 @@ enum plan_step {
     PLAN_START,
     PLAN_PAUSE,
     PLAN_RESUME,
-    PLAN_STOP, /* ask it to end */
+    PLAN_SHUTDOWN, /* ask its guest to shut down */
+    PLAN_STOP,     /* ask it to end: the plug */
     PLAN_KILL,
     PLAN_REMOVE, /* remove everything */
     PLAN_STEP_COUNT

@@ -84,7 +84,8 @@ struct local_vm {
     bool process, process_child, process_answers, process_paused, process_silent;
     struct vmm_process_id process_id;
     uint64_t process_since_ms, start_deadline_ms; /* 0: we did not start it, there is none */
-    bool stop_asked, stop_failed, kill_sent;
+    bool shutdown_asked, stop_asked, stop_failed, kill_sent;
+    uint64_t shutdown_deadline_ms;
     uint64_t stop_deadline_ms;
     enum plan_end end;
     char end_text[REASON_SIZE];
@@ -96,7 +97,7 @@ struct local_vm {
     enum vm_busy busy;
     struct image_wait *wait;
     struct http_call *call;
-    enum vmm_state telling;
+    enum vmm_move telling;
     struct vm_watch *watch;
     uv_timer_t timer;
     uint64_t hold_until_ms; /* no step before */
@@ -277,7 +278,7 @@ static void vm_on_process_end(struct local_vm *vm)
 {
     int status = end_status(vm);
     bool clean = status >= 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    bool answered = vm->process_answers, wanted_end = vm->stop_asked;
+    bool answered = vm->process_answers, wanted_end = vm->stop_asked || vm->shutdown_asked;
     char text[REASON_SIZE];
     describe_end(vm, status, text, sizeof(text));
     watch_close(vm);
@@ -285,7 +286,7 @@ static void vm_on_process_end(struct local_vm *vm)
     if (now_ms(vm) - vm->process_since_ms >= VM_STEADY_MS)
         vm->failures = 0;
     vm->process = vm->process_child = vm->process_answers = vm->process_paused = vm->process_silent = false;
-    vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
+    vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
     vm->start_deadline_ms = 0;
     vm->hold_until_ms = 0;
     if (wanted_end)
@@ -327,7 +328,7 @@ static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *i
     vm->process_id = *id;
     vm->process_since_ms = now_ms(vm);
     vm->start_deadline_ms = child ? now_ms(vm) + VM_START_MS : 0;
-    vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
+    vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
     vm->ask_at_ms = 0;
     vm->ask_pause_ms = ASK_SOON_MS;
 }
@@ -468,11 +469,14 @@ static void vm_on_told(const struct http_answer *answer, void *arg)
     bool ok = answer->error == 0 && answer->status / 100 == 2;
     if (!ok && vm->process)
         log_warning("vm-control", "vm=%s wanted=%s status=%d error=\"%s\"", vm->name,
-                    vmm_state_desc.names[vm->telling], answer->status, answer->problem.text);
-    if (vm->telling == vmm_state_STOPPED) {
+                    vmm_move_desc.names[vm->telling], answer->status, answer->problem.text);
+    if (vm->telling == vmm_move_STOPPED) {
         vm->stop_failed = !ok;
+    } else if (vm->telling == vmm_move_SHUTDOWN) {
+        if (!ok)
+            vm->shutdown_deadline_ms = 0; /* it cannot be asked: the plug */
     } else if (ok) {
-        vm->process_paused = vm->telling == vmm_state_PAUSED;
+        vm->process_paused = vm->telling == vmm_move_PAUSED;
     } else {
         vm->ask_at_ms = 0; /* it may know better than we what it does */
         vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
@@ -480,19 +484,13 @@ static void vm_on_told(const struct http_answer *answer, void *arg)
     vm_tick(vm);
 }
 
-static enum vmm_move move_of(enum vmm_state state)
-{
-    ASSERT(state == vmm_state_RUNNING || state == vmm_state_PAUSED || state == vmm_state_STOPPED);
-    return state == vmm_state_RUNNING ? vmm_move_RUNNING : state == vmm_state_PAUSED ? vmm_move_PAUSED : vmm_move_STOPPED;
-}
-
-static bool vm_tell(struct local_vm *vm, enum vmm_state state)
+static bool vm_tell(struct local_vm *vm, enum vmm_move move)
 {
     struct vmm_state_order order = {.state = 0};
     struct bytes_writer body = {.data = NULL};
-    OBJECT_SET(vmm_state_order, &order, state, (uint32_t)move_of(state));
+    OBJECT_SET(vmm_state_order, &order, state, (uint32_t)move);
     OBJECT_ENCODE(vmm_state_order, &order, &body);
-    vm->telling = state;
+    vm->telling = move;
     vm->process_stuck = false; /* as far as is known before the next answer */
     int r = vm_call(vm, "PUT", "http://vmm/v1/vm/state", &body, vm_on_told);
     if (r == 0)
@@ -707,16 +705,29 @@ static void vm_wait_backoff(struct local_vm *vm)
     vm_wake_at(vm, vm->backoff_until_ms);
 }
 
+static void vm_shutdown(struct local_vm *vm)
+{
+    char text[64];
+    unsigned grace_s = vm->file.order.stop_grace_s;
+    snprintf(text, sizeof(text), "its guest has %u s to shut down", grace_s);
+    vm_move(vm, vm_state_STOPPING, text);
+    vm->shutdown_asked = true;
+    vm->shutdown_deadline_ms = now_ms(vm) + grace_s * 1000ull;
+    if (!vm_tell(vm, vmm_move_SHUTDOWN))
+        vm->shutdown_deadline_ms = 0;
+}
+
 static void vm_stop(struct local_vm *vm)
 {
     const char *why = vm->forgotten                                ? "it is not this host's any more"
-                      : vm->file.order.wanted == vm_wanted_STOPPED ? "it is wanted stopped"
                       : vm->file.order.wanted == vm_wanted_DELETED ? "it is wanted deleted"
+                      : vm->shutdown_asked                         ? "its guest did not shut down in time"
+                      : vm->file.order.wanted == vm_wanted_STOPPED ? "it is wanted stopped"
                                                                    : "it is to be started anew";
     vm_move(vm, vm_state_STOPPING, why);
     vm->stop_asked = true;
     vm->stop_deadline_ms = now_ms(vm) + VM_STOP_MS;
-    vm->stop_failed = !vm_tell(vm, vmm_state_STOPPED);
+    vm->stop_failed = !vm_tell(vm, vmm_move_STOPPED);
     vm_wake_at(vm, vm->stop_deadline_ms);
 }
 
@@ -752,7 +763,7 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         return false;
     case PLAN_WAIT_END:
         if (!vm->kill_sent)
-            vm_wake_at(vm, vm->stop_deadline_ms);
+            vm_wake_at(vm, vm->stop_asked ? vm->stop_deadline_ms : vm->shutdown_deadline_ms);
         return false;
     case PLAN_WAIT_ANSWER:
         vm_wait_answer(vm);
@@ -765,8 +776,11 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         break;
     case PLAN_PAUSE:
     case PLAN_RESUME:
-        if (!vm_tell(vm, step == PLAN_PAUSE ? vmm_state_PAUSED : vmm_state_RUNNING))
+        if (!vm_tell(vm, step == PLAN_PAUSE ? vmm_move_PAUSED : vmm_move_RUNNING))
             vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
+        break;
+    case PLAN_SHUTDOWN:
+        vm_shutdown(vm);
         break;
     case PLAN_STOP:
         vm_stop(vm);
@@ -802,6 +816,9 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .process_paused = vm->process_paused,
         .process_stuck = vm->process_stuck && now_ms(vm) < vm->stuck_until_ms,
         .start_overdue = vm->start_deadline_ms != 0 && now >= vm->start_deadline_ms,
+        .gentle = order->stop_grace_s > 0 && vm->process_answers && !vm->process_paused && !vm->process_silent,
+        .shutdown_asked = vm->shutdown_asked,
+        .shutdown_over = vm->shutdown_asked && now >= vm->shutdown_deadline_ms,
         .stop_asked = vm->stop_asked,
         .stop_overdue = vm->stop_asked && (vm->stop_failed || now >= vm->stop_deadline_ms),
         .kill_sent = vm->kill_sent,

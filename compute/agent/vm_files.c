@@ -180,6 +180,8 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
     config_image(places, &order->initrd, &config, "initrd");
     OBJECT_TEXT(vmm_config, &config, cmdline, order->cmdline);
     config_devices(places, order, &config);
+    OBJECT_SET(vmm_config, &config, balloon, true);
+    OBJECT_SET(vmm_config, &config, agent_channel, true);
     OBJECT_TEXT(vmm_config, &config, control_path, control);
     OBJECT_TEXT(vmm_config, &config, console_log_path, console);
     OBJECT_TEXT(vmm_config, &config, exit_path, exit_path);

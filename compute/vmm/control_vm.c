@@ -54,6 +54,7 @@ int control_vm_move(struct control_call *call, struct error *err)
         [vmm_move_PAUSED] = machine_pause,
         [vmm_move_STOPPED] = machine_stop,
         [vmm_move_RESET] = machine_reset,
+        [vmm_move_SHUTDOWN] = machine_ask_shutdown,
         [vmm_move_POWERBUTTON] = machine_press_power_button,
     };
     const struct vmm_state_order *order = call->body;

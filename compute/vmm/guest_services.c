@@ -4,7 +4,7 @@
 #include "compute/vmm/devices/balloon/balloon.h"
 #include "compute/vmm/devices/vconsole/vconsole.h"
 
-enum { AGENT_PORT = 0 };
+enum { AGENT_PORT = 0, SHUTDOWN_MS = 10000 };
 
 static size_t agent_send(void *arg, const uint8_t *data, size_t size)
 {
@@ -44,6 +44,16 @@ int guest_channel_create(struct guest_services *s, struct guest_memory *memory, 
     if (code == 0)
         guest_agent_init(&s->agent, loop, agent_send, s);
     return code;
+}
+
+bool guest_services_ask_shutdown(struct guest_services *s)
+{
+    if (s->channel == NULL || s->agent.state == GUEST_AGENT_CLOSED)
+        return false;
+    json_t *arguments = json_pack("{s:s}", "mode", "powerdown");
+    int code = guest_agent_call(&s->agent, "guest-shutdown", arguments, true, SHUTDOWN_MS, NULL, NULL, NULL);
+    json_decref(arguments);
+    return code == 0;
 }
 
 void guest_services_finish(struct guest_services *s)

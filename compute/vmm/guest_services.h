@@ -16,6 +16,8 @@ struct guest_services {
 int guest_balloon_create(struct guest_services *s, struct guest_memory *memory, struct error *err);
 int guest_channel_create(struct guest_services *s, struct guest_memory *memory, struct io_loop *loop,
                          struct error *err);
+/* Ask the agent to power off; false when none listens. */
+bool guest_services_ask_shutdown(struct guest_services *s);
 /* Before the devices are destroyed. */
 void guest_services_finish(struct guest_services *s);
 

@@ -545,3 +545,16 @@ int machine_press_power_button(struct machine *m, struct error *err)
     pthread_mutex_unlock(&m->device_lock);
     return 0;
 }
+
+int machine_ask_shutdown(struct machine *m, struct error *err)
+{
+    if (m->state != MACHINE_RUNNING)
+        return refuse(m, "asked to shut down", err);
+    pthread_mutex_lock(&m->device_lock);
+    bool asked = guest_services_ask_shutdown(&m->guest);
+    if (!asked)
+        pm_press_power_button(m->pm);
+    pthread_mutex_unlock(&m->device_lock);
+    log_info("machine-shutdown", "vm=%s through=%s", m->config->name, asked ? "agent" : "power-button");
+    return 0;
+}

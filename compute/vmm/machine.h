@@ -118,6 +118,9 @@ int machine_pause(struct machine *m, struct error *err);
 int machine_resume(struct machine *m, struct error *err);
 int machine_reset(struct machine *m, struct error *err);
 int machine_stop(struct machine *m, struct error *err);
+/* Ask the guest to power off: through its agent where one listens, else by the power button. Whether it does is its own
+ * affair. */
+int machine_ask_shutdown(struct machine *m, struct error *err);
 int machine_press_power_button(struct machine *m, struct error *err);
 static inline bool machine_has_ended(const struct machine *m)
 {

@@ -260,7 +260,9 @@ static void make_fingerprint(struct api_call *call)
 {
     unsigned char digest[EVP_MAX_MD_SIZE];
     const struct http_request *request = call->request;
-    const char *parts[] = {http_method_name(request->method), request->path, call->caller.identity};
+    /* Of the query only what changes the meaning: a repeat may wait for longer. */
+    const char *force = strstr(request->query, "force=true") != NULL ? "force" : "";
+    const char *parts[] = {http_method_name(request->method), request->path, call->caller.identity, force};
     EVP_MD_CTX *md = EVP_MD_CTX_new();
     ASSERT(md != NULL && EVP_DigestInit_ex(md, EVP_sha256(), NULL) == 1);
     for (size_t i = 0; i < ARRAY_SIZE(parts); i++)

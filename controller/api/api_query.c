@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum allowed_on { ON_READ, ON_LIST, ON_WAIT, ON_DRY, ON_EVENTS, ON_CONSOLE };
+enum allowed_on { ON_READ, ON_LIST, ON_WAIT, ON_DRY, ON_FORCE, ON_EVENTS, ON_CONSOLE };
 
 static int parse_number(const char *text, uint64_t max, uint64_t *ret_value)
 {
@@ -79,6 +79,7 @@ static const struct {
     {"cursor", ON_LIST, "the X-Drover-Cursor of the last answer"},
     {"wait", ON_WAIT, "a duration such as 30s, at most 300s"},
     {"dry_run", ON_DRY, "true or false"},
+    {"force", ON_FORCE, "true or false"},
     {"after", ON_EVENTS, "an index"},
     {"kind", ON_EVENTS, "a kind of object, such as vm"},
     {"object", ON_EVENTS, "an id or name"},
@@ -96,6 +97,8 @@ static bool route_takes(const struct route_desc *route, enum allowed_on on)
         return route->flags & ROUTE_WAIT;
     case ON_DRY:
         return route->flags & ROUTE_DRY;
+    case ON_FORCE:
+        return route->flags & ROUTE_FORCE;
     case ON_EVENTS:
         return route->id == ROUTE_ID_event_stream;
     case ON_CONSOLE:
@@ -111,6 +114,8 @@ static bool take(struct api_query *query, const char *name, const char *value)
         return parse_stale(value, &query->stale);
     if (strcmp(name, "dry_run") == 0)
         return parse_boolean(value, &query->dry_run);
+    if (strcmp(name, "force") == 0)
+        return parse_boolean(value, &query->force);
     if (strcmp(name, "wait") == 0)
         return api_query_duration(value, API_QUERY_WAIT_MS_MAX, &query->wait_ms) == 0;
     if (strcmp(name, "after") == 0)

@@ -12,7 +12,7 @@
 
 struct api_query {
     bool stale; /* ?consistency=stale */
-    bool dry_run;
+    bool dry_run, force;
     uint32_t wait_ms; /* 0: do not wait */
     uint32_t limit;   /* 0: all */
     bool has_after;

@@ -36,6 +36,7 @@ struct decision_context api_write_context(const struct api_call *call, const cha
         .idempotency_key = call->key[0] != '\0' && !call->query.dry_run ? call->key : NULL,
         .fingerprint = call->fingerprint,
         .if_revision = call->if_match,
+        .force = call->query.force,
         .dry_run = call->query.dry_run,
     };
 }

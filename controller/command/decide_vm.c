@@ -237,6 +237,8 @@ int decide_vm_want(struct deciding *d, enum route_id route, const char *id, size
     OBJECT_SET(command_vm_want, &command, wanted, wants[row].wanted);
     if (wants[row].reboot)
         OBJECT_SET(command_vm_want, &command, reboot, true);
+    if (d->context->force)
+        OBJECT_SET(command_vm_want, &command, force, true);
     new_operation(d, wants[row].kind, &command.operation);
     object_mark(&command_vm_want_desc, &command, "operation");
     snprintf(d->decision->summary, sizeof d->decision->summary, "%s of %s",

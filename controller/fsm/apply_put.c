@@ -71,7 +71,7 @@ static const char *const changeable[object_kind_COUNT][8] = {
     [object_kind_HOST] = {"labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
     [object_kind_FLAVOR] = {"name", "labels"},
     [object_kind_IMAGE] = {"name", "labels"},
-    [object_kind_VM] = {"name", "labels", "ha", "restart"},
+    [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s"},
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
 };

@@ -204,8 +204,12 @@ static bool change_wanted(struct vm *vm, const struct command_vm_want *command)
 {
     bool start = command->wanted == vm_wanted_RUNNING && (vm->wanted == vm_wanted_STOPPED || ran_out(vm));
     bool retry = vm->state == vm_state_FAILED && vm->seen_generation >= vm->generation;
-    if (command->wanted == vm->wanted && !command->reboot && !start && !retry)
+    /* The guest was given time, and now it is not. */
+    bool harder = command->force && !vm->stop_forced && vm->seen_generation < vm->generation;
+    if (command->wanted == vm->wanted && !command->reboot && !start && !retry && !harder)
         return false;
+    if (command->force || vm->stop_forced) /* absent in every VM that was never treated so */
+        OBJECT_SET(vm, vm, stop_forced, command->force);
     OBJECT_SET(vm, vm, wanted, command->wanted);
     OBJECT_SET(vm, vm, generation, vm->generation + 1);
     if (command->reboot)

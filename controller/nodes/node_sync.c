@@ -7,6 +7,8 @@
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/command_codec.h"
 
+#define STOP_GRACE_S 60 /* for a guest to shut down, where its VM does not say */
+
 static const struct record *reporter(const struct state *state, const struct node_report *report, struct error *err)
 {
     const struct record *host = state_get(state, object_kind_HOST, report->host);
@@ -159,6 +161,8 @@ static void fill_order(const struct state *state, const struct vm *vm, struct vm
     OBJECT_SET(vm_order, order, vcpus, vm->vcpus);
     OBJECT_SET(vm_order, order, memory_bytes, vm->memory_bytes);
     OBJECT_SET(vm_order, order, ha, vm->ha);
+    if (!vm->stop_forced)
+        OBJECT_SET(vm_order, order, stop_grace_s, OBJECT_HAS(vm, vm, stop_grace_s) ? vm->stop_grace_s : STOP_GRACE_S);
     give_list(order, "disks", &vm_disk_desc, &order->disks, &vm->disks);
     give_list(order, "nics", &vm_nic_desc, &order->nics, &vm->nics);
     OBJECT_TEXT(vm_order, order, hostname, vm->hostname);

@@ -92,7 +92,7 @@ class Lan:
     def guest(self, name, *words):
         self.cluster.cli('vm', 'create', name, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--pin', 'n1', '--nic',
                          ','.join(['network=lan', *words]), '--wait')
-        self.cluster.cli('vm', 'stop', name, '--yes', '--wait')
+        self.cluster.cli('vm', 'stop', name, '--yes', '--force', '--wait')
         return Guest(self.cluster, name)
 
     @property

@@ -2,6 +2,7 @@
 import os
 import re
 import signal
+import time
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_status_at_a_glance(make_cluster):
 def test_stop_start_delete(running):
     web = running()
     agent = web.agent()
-    web.cluster.cli('vm', 'stop', VM, '--yes', '--wait')
+    web.cluster.cli('vm', 'stop', VM, '--yes', '--force', '--wait')
     assert web.vm()['state'] == 'stopped' and agent.vmm_pids() == []
     web.cluster.cli('vm', 'start', VM, '--wait')
     assert web.vm()['state'] == 'running'
@@ -117,3 +118,22 @@ def test_stop_start_delete(running):
     web.cluster.cli('vm', 'delete', VM, '--yes', '--wait')
     wait_until(lambda: agent.vmm_pids() == [], 10, 'no VMM is left')
     assert web.cluster.cli('vm', 'list') == []
+
+
+def test_stop_asks_the_guest_first(running):
+    """The test guest does not heed its power button: it has its time, then the plug is pulled; or at once by force."""
+    web = running('--stop-grace-s', '2')
+    begin = time.monotonic()
+    web.cluster.cli('vm', 'stop', VM, '--yes', '--wait')
+    assert 2 <= time.monotonic() - begin < 20
+    steps = [e['message'] for e in web.cluster.cli('vm', 'events', VM)]
+    assert any('its guest has 2 s to shut down' in step for step in steps), steps
+    web.cluster.cli('vm', 'start', VM, '--wait')
+    web.cluster.cli('vm', 'update', VM, '--stop-grace-s', '600')
+    web.cluster.cli('vm', 'stop', VM, '--yes')
+    web.cluster.cli('vm', 'stop', VM, '--yes', '--force', '--wait', timeout_s=30)
+    assert web.vm()['state'] == 'stopped' and web.vm()['stop_forced']
+    web.cluster.cli('vm', 'start', VM, '--wait')
+    begin = time.monotonic()
+    web.cluster.cli('vm', 'reboot', VM, '--yes', '--force', '--wait')
+    assert time.monotonic() - begin < 20

@@ -163,6 +163,20 @@ static const struct {
     {"asked to stop, then wanted again: it still ends first", {RUN, ALIVE, .stop_asked = true}, PLAN_WAIT_END},
     {"does not answer, wanted stopped", {.wanted = vm_wanted_STOPPED, .process = true}, PLAN_STOP},
 
+    {"runs, wanted stopped in order", {.wanted = vm_wanted_STOPPED, ALIVE, .gentle = true}, PLAN_SHUTDOWN},
+    {"its guest was asked", {.wanted = vm_wanted_STOPPED, ALIVE, .gentle = true, .shutdown_asked = true}, PLAN_WAIT_END},
+    {"its guest takes too long",
+     {.wanted = vm_wanted_STOPPED, ALIVE, .gentle = true, .shutdown_asked = true, .shutdown_over = true},
+     PLAN_STOP},
+    {"its guest was asked, and now there is no time", {.wanted = vm_wanted_STOPPED, ALIVE, .shutdown_asked = true}, PLAN_STOP},
+    {"then the plug",
+     {.wanted = vm_wanted_STOPPED, ALIVE, .shutdown_asked = true, .shutdown_over = true, .stop_asked = true},
+     PLAN_WAIT_END},
+    {"its guest was asked, then wanted again: it ends first", {RUN, ALIVE, .gentle = true, .shutdown_asked = true}, PLAN_WAIT_END},
+    {"runs, reboot in order", {RUN, ALIVE, .gentle = true, .reboot = true}, PLAN_SHUTDOWN},
+    {"runs, wanted deleted: no time is lost", {.wanted = vm_wanted_DELETED, ALIVE, .gentle = true}, PLAN_STOP},
+    {"runs, forgotten: no time is lost", {RUN, ALIVE, .gentle = true, .forgotten = true}, PLAN_STOP},
+
     {"runs, reboot", {RUN, ALIVE, .reboot = true}, PLAN_STOP},
     {"off, reboot", {RUN, .reboot = true, .prepared = true}, PLAN_START},
     {"runs under an old epoch", {RUN, ALIVE, .process_old = true}, PLAN_STOP},
@@ -211,7 +225,7 @@ static void test_steps(void **unused)
 static void test_every_combination(void **unused)
 {
     (void)unused;
-    for (unsigned bits = 0; bits < 1u << 13; bits++)
+    for (unsigned bits = 0; bits < 1u << 16; bits++)
         for (unsigned wanted = 0; wanted < vm_wanted_COUNT; wanted++)
             for (unsigned end = 0; end <= PLAN_END_IMPOSSIBLE; end++) {
                 struct plan_vm vm = {
@@ -231,6 +245,9 @@ static void test_every_combination(void **unused)
                     .kill_sent = bits & 1024,
                     .prepared = bits & 2048,
                     .backoff_over = bits & 4096,
+                    .gentle = bits & 8192,
+                    .shutdown_asked = bits & 16384,
+                    .shutdown_over = bits & 32768,
                 };
                 enum plan_step step = agent_plan_vm(&vm);
                 bool wants = !vm.forgotten && (wanted == vm_wanted_RUNNING || wanted == vm_wanted_PAUSED);
@@ -239,7 +256,9 @@ static void test_every_combination(void **unused)
                 if (step == PLAN_REMOVE)
                     assert_true(!vm.process && (vm.forgotten || wanted == vm_wanted_DELETED));
                 if (step == PLAN_STOP)
-                    assert_true(vm.process && (!wants || vm.process_old || vm.reboot));
+                    assert_true(vm.process && (!wants || vm.process_old || vm.reboot || vm.shutdown_asked));
+                if (step == PLAN_SHUTDOWN)
+                    assert_true(vm.process && vm.gentle && (!wants || vm.process_old || vm.reboot));
                 if (step == PLAN_KILL)
                     assert_true(vm.process && !vm.kill_sent && (vm.stop_overdue || vm.start_overdue));
             }
