@@ -79,7 +79,7 @@ struct tls_stream {
     size_t chunk_bytes, flight_bytes;
     size_t turn_bytes; /* given to the kernel without waiting in this call of stream_pump */
     uint64_t sent_bytes, sent_at_linger;
-    unsigned corked, linger_ms;
+    unsigned corked, linger_ms, open_timeout_ms;
     struct bytes_writer unread;
 
     struct addrinfo *addresses, *next_address;
@@ -580,13 +580,14 @@ static void stream_opened(struct tls_stream *s)
         stream_pump(s);
 }
 
-/* May this stream take a step of its handshake in this turn of the loop? If not, it is woken later. Never with 0 ms:
+/* May this stream begin its handshake in this turn of the loop? If not, it is woken later; what has begun goes on at
+ * once, so that those that came first are done first. Never with 0 ms:
  * libuv runs a timer that is started so from a timer within the same turn. */
 static bool may_step(struct tls_stream *s)
 {
     struct tls_stream_pace *pace = s->pace;
     uint64_t now = uv_now(s->loop);
-    if (pace == NULL)
+    if (pace == NULL || s->ssl != NULL)
         return true;
     if (pace->turn_ms != now)
         *pace = (struct tls_stream_pace){.turn_ms = now};
@@ -595,9 +596,12 @@ static bool may_step(struct tls_stream *s)
         return true;
     }
     uv_read_stop(&s->socket.stream); /* what comes meanwhile stays in the kernel */
+    uv_timer_stop(&s->timer);        /* make_session starts it again: the client has spoken, we are slow */
     uv_timer_start(&s->kick, kick_cb, 1, 0);
     return false;
 }
+
+static void open_timeout_cb(uv_timer_t *timer);
 
 static bool make_session(struct tls_stream *s)
 {
@@ -611,6 +615,8 @@ static bool make_session(struct tls_stream *s)
         return false;
     }
     SSL_set_bio(s->ssl, s->received, s->to_send);
+    if (s->is_server) /* the time that it waited for its turn here was not the client's */
+        uv_timer_start(&s->timer, open_timeout_cb, s->open_timeout_ms, 0);
     return true;
 }
 
@@ -960,7 +966,8 @@ int tls_stream_accept(uv_stream_t *listener, const struct tls_stream_options *op
         tls_stream_close(s);
         return rc;
     }
-    uv_timer_start(&s->timer, open_timeout_cb, timeout_ms > 0 ? timeout_ms : TLS_STREAM_OPEN_TIMEOUT_MS, 0);
+    s->open_timeout_ms = timeout_ms > 0 ? timeout_ms : TLS_STREAM_OPEN_TIMEOUT_MS;
+    uv_timer_start(&s->timer, open_timeout_cb, s->open_timeout_ms, 0);
     *ret_stream = s;
     if (s->tls != NULL) {
         stream_connected(s, options->client_check);

@@ -27,13 +27,13 @@
 #define TLS_STREAM_FLIGHT_BYTES_MAX (256 * 1024) /* encrypted ahead of the socket */
 #define TLS_STREAM_TURN_BYTES_MAX (256 * 1024)   /* encrypted and sent in one go: then the loop's other events have a turn */
 
-#define TLS_STREAM_TURN_HANDSHAKES_MAX 4u        /* steps of handshakes at one time of the loop's clock, which is read
-                                                  * twice a turn; with struct tls_stream_pace */
+#define TLS_STREAM_TURN_HANDSHAKES_MAX 4u        /* begun at one time of the loop's clock, which is read twice a turn;
+                                                  * with struct tls_stream_pace */
 
 struct tls_stream;
 
-/* Shared by the streams of a listener: a step of a handshake costs half a millisecond, and hundreds of peers may come at
- * once (after a restart all agents and watchers do). Those beyond the limit go on a millisecond later, in their order.
+/* Shared by the streams of a listener: a handshake costs a millisecond in two steps, and hundreds of peers may come at
+ * once (after a restart all agents and watchers do). Those beyond the limit begin a millisecond later, in their order.
  * Zeroed at first; must outlive the streams. */
 struct tls_stream_pace {
     uint64_t turn_ms; /* uv_now of the turn that is counted */

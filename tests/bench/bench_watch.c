@@ -13,15 +13,16 @@
 #include "common/tls_stream.h"
 
 #define SETTLE_MS 1000u /* after the last write */
+#define OPENING_MAX 64u /* at a time: a server loses patience with more handshakes than it can finish */
 
 struct bench {
     uv_loop_t loop;
     uv_timer_t timer;
-    const char *path;
+    const char *path, *endpoint;
     struct tls_context *tls;
     struct tls_stream *writer;
     bool writer_open;
-    unsigned watchers, opened, writes, written, interval_ms;
+    unsigned watchers, connected, opened, writes, written, interval_ms;
     uint64_t begin_ns, opened_ns, write_ns;
     uint32_t *samples_us;
     size_t samples;
@@ -74,6 +75,8 @@ static void maybe_begin(struct bench *b)
     uv_timer_start(&b->timer, on_tick, SETTLE_MS, 0);
 }
 
+static void connect_more(struct bench *b);
+
 /* --- watchers --- */
 
 static void watcher_open(struct tls_stream *stream, void *arg)
@@ -93,6 +96,7 @@ static void watcher_data(struct tls_stream *stream, const uint8_t *data, size_t 
     if (!w->streaming) {
         w->streaming = true;
         b->opened++;
+        connect_more(b);
         maybe_begin(b);
     }
     for (size_t i = 0; i < size; i++) {
@@ -148,10 +152,19 @@ static void connect_or_exit(struct bench *b, const char *endpoint, const struct 
     exit(1);
 }
 
+static void connect_more(struct bench *b)
+{
+    static const struct tls_stream_callbacks callbacks = {
+        .on_open = watcher_open, .on_data = watcher_data, .on_end = on_end};
+    for (; b->connected < b->watchers && b->connected < b->opened + OPENING_MAX; b->connected++) {
+        struct watcher *w = &b->all[b->connected];
+        w->bench = b;
+        connect_or_exit(b, b->endpoint, &callbacks, w, &w->stream);
+    }
+}
+
 int main(int argc, char **argv)
 {
-    static const struct tls_stream_callbacks watcher_callbacks = {
-        .on_open = watcher_open, .on_data = watcher_data, .on_end = on_end};
     static const struct tls_stream_callbacks writer_callbacks = {
         .on_open = writer_opened, .on_data = writer_data, .on_end = on_end};
     struct bench b = {.path = argc > 7 ? argv[7] : NULL};
@@ -179,10 +192,8 @@ int main(int argc, char **argv)
     b.timer.data = &b;
     b.begin_ns = now_ns();
     connect_or_exit(&b, argv[2], &writer_callbacks, &b, &b.writer);
-    for (unsigned i = 0; i < b.watchers; i++) {
-        b.all[i].bench = &b;
-        connect_or_exit(&b, argv[1], &watcher_callbacks, &b.all[i], &b.all[i].stream);
-    }
+    b.endpoint = argv[1];
+    connect_more(&b);
     uv_run(&b.loop, UV_RUN_DEFAULT);
     qsort(b.samples_us, b.samples, sizeof *b.samples_us, compare);
     printf("{\"watchers\":%u,\"events\":%zu,\"p50_us\":%u,\"p99_us\":%u,\"max_us\":%u,\"missing\":%zu,\"connect_ms\":%llu}\n",
