@@ -196,19 +196,20 @@ static void member_set(struct bytes_writer *out, const struct string_list *membe
     bytes_put_text(out, "]}}}");
 }
 
+/* By number where there is no port: a small system has no /etc/protocols for nft to look names up in. */
 static void put_protocol(struct bytes_writer *out, const struct security_rule *r)
 {
-    static const char *const protocols[] = {[rule_protocol_TCP] = "tcp", [rule_protocol_UDP] = "udp",
-                                            [rule_protocol_ICMP] = "icmp", [rule_protocol_ICMPV6] = "ipv6-icmp"};
+    static const unsigned numbers[] = {
+        [rule_protocol_TCP] = 6, [rule_protocol_UDP] = 17, [rule_protocol_ICMP] = 1, [rule_protocol_ICMPV6] = 58};
     if (r->protocol == rule_protocol_ANY)
         return;
     if (!OBJECT_HAS(security_rule, r, port_first)) {
-        bytes_put_format(out, MATCH("==", META("l4proto"), "\"%s\"") ",", protocols[r->protocol]);
+        bytes_put_format(out, MATCH("==", META("l4proto"), "%u") ",", numbers[r->protocol]);
         return;
     }
     uint32_t last = OBJECT_HAS(security_rule, r, port_last) ? r->port_last : r->port_first;
     bytes_put_format(out, "{\"match\":{\"op\":\"==\",\"left\":{\"payload\":{\"protocol\":\"%s\",\"field\":\"dport\"}},\"right\":",
-                     protocols[r->protocol]);
+                     r->protocol == rule_protocol_TCP ? "tcp" : "udp");
     if (last == r->port_first)
         bytes_put_format(out, "%u}},", last);
     else
