@@ -28,6 +28,8 @@ lab-smoke: programs guest-stock ## one lab host, one VM by hand
 	@tests/lab/smoke
 lab-snapshot: programs guest-stock ## one lab host: a stock guest at work, saved and restored
 	@tests/lab/snapshot
+lab-network:                    ## one lab host: VLAN, bridge, DHCP, packet rules with connection tracking (3 minutes)
+	@tests/lab/network_drill
 lab-hotplug: programs guest-stock ## hot plug, limits and failing disks with a stock guest, two minutes
 	@tests/lab/hotplug
 lab-test:                       ## the lab's own test, about a minute
