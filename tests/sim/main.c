@@ -38,7 +38,7 @@ static const struct mutation mutations[] = {
     {"no-install-guard", FLAG(raft.no_install_guard), "snapshots", 200, "guard A of raft_guard.h is off"},
     {"no-snapshot-guard", FLAG(raft.no_snapshot_guard), "snapshots", 4000, "guard B is off"},
     {"no-metadata-guard", FLAG(raft.no_metadata_guard), "metadata", 2000, "guard C is off"},
-    {"no-send-guard", FLAG(raft.no_send_guard), "snapshots", 4000, "guard E is off"},
+    {"no-send-guard", FLAG(raft.no_send_guard), "sends", 1000, "guard E is off"},
     {"no-term-guard", FLAG(raft.no_term_guard), "snapshots", 1000, "guard F is off"},
     {"no-result-guard", FLAG(no_result_guard), "full-disk", 1000, "guard D is off"},
     {"disk-lies", FLAG(disk_acknowledges_early), "faults", 200, "disks say written before it is true"},

@@ -4,12 +4,14 @@
 #include <string.h>
 
 static const struct sim_scenario scenarios[] = {
-    {"faults", SIM_FAULT_ALL, 64, 16, 40, 0, 2500, "everything that can go wrong, all at once"},
-    {"snapshots", SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK, 12, 4, 400, 0, 900, "snapshots all the time, written slowly"},
-    {"metadata", SIM_FAULT_ALL, 64, 16, 40, 30, 1500, "term and vote cannot always be written"},
-    {"full-disk", SIM_FAULT_FULL_DISK | SIM_FAULT_CRASH | SIM_FAULT_PARTITION, 64, 16, 40, 0, 1500, "disks fill up"},
-    {"hosts", SIM_FAULT_CLASS | SIM_FAULT_LOSS, 64, 16, 40, 0, 500, "only the machine class's own faults"},
-    {"quiet", 0, 64, 16, 40, 0, 0, "no faults at all"},
+    {"faults", SIM_FAULT_ALL, 64, 16, 40, 0, 2500, 0, 0, "everything that can go wrong, all at once"},
+    {"snapshots", SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK, 12, 4, 400, 0, 900, 0, 0, "snapshots all the time, written slowly"},
+    {"metadata", SIM_FAULT_ALL, 64, 16, 40, 30, 1500, 0, 0, "term and vote cannot always be written"},
+    {"sends", SIM_FAULT_LOSS | SIM_FAULT_CRASH | SIM_FAULT_PARTITION | SIM_FAULT_TRANSFER | SIM_FAULT_PAUSE, 12, 8, 10, 0, 700,
+     3000, 700, "messages are held for long by who sends them, while the log goes on"},
+    {"full-disk", SIM_FAULT_FULL_DISK | SIM_FAULT_CRASH | SIM_FAULT_PARTITION, 64, 16, 40, 0, 1500, 0, 0, "disks fill up"},
+    {"hosts", SIM_FAULT_CLASS | SIM_FAULT_LOSS, 64, 16, 40, 0, 500, 0, 0, "only the machine class's own faults"},
+    {"quiet", 0, 64, 16, 40, 0, 0, 0, 0, "no faults at all"},
 };
 
 const struct sim_scenario *sim_scenario_at(size_t i)

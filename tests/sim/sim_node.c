@@ -510,6 +510,8 @@ void sim_node_start(struct sim_node *node)
     node->io.raft = node->raft;
     node->io.peer = node_peer;
     node->io.ended = node_ended;
+    node->io.send_held_ms = cluster->scenario->send_held_ms != 0 ? cluster->scenario->send_held_ms : 300;
+    node->io.send_held_per_thousand = cluster->scenario->send_held_per_thousand;
     sim_raft_io_init(&node->io, &cluster->mutations.raft);
     sim_raft_io_call(&node->io, node_raft_start, NULL);
     if (node->actor.up)

@@ -44,6 +44,7 @@ struct sim_scenario {
     unsigned snapshot_threshold, snapshot_trailing, snapshot_extra_ms;
     unsigned metadata_faults_per_thousand;
     unsigned fault_gap_ms; /* the longest time between two faults */
+    unsigned send_held_ms, send_held_per_thousand; /* sim_raft_io.h; 0: 300 ms */
     const char *text;
 };
 

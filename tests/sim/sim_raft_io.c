@@ -2,6 +2,7 @@
 #include "tests/sim/sim_raft_io.h"
 
 #include <stdio.h>
+#include <malloc.h>
 #include <string.h>
 
 /* In the static library only (which is why the simulator and the controllers link it): raft_uv calls it each loop
@@ -73,14 +74,17 @@ static void *heap_aligned_alloc(void *data UNUSED, size_t alignment, size_t size
     return aligned_alloc(alignment, size);
 }
 
-static void heap_aligned_free(void *data UNUSED, size_t alignment UNUSED, void *p)
+/* What is freed is spoilt: whoever still uses it shall not find what was there. */
+static void heap_free(void *data UNUSED, void *p)
 {
+    if (p != NULL)
+        memset(p, 0xdd, malloc_usable_size(p));
     free(p);
 }
 
-static void heap_free(void *data UNUSED, void *p)
+static void heap_aligned_free(void *data, size_t alignment UNUSED, void *p)
 {
-    free(p);
+    heap_free(data, p);
 }
 
 void sim_raft_heap_install(struct sim_raft_heap *heap)
@@ -157,7 +161,38 @@ struct sent {
     struct sim_raft_io *io;
     struct raft_io_send *req;
     int status;
+    uint64_t hash; /* of the entries when they were given to us */
+    unsigned n_bufs;
+    struct raft_buffer bufs[]; /* the entries: libraft's memory, which must stay as it is until the callback */
 };
+
+static uint64_t sent_hash(const struct sent *sent)
+{
+    uint64_t hash = 14695981039346656037ull;
+
+    for (unsigned i = 0; i < sent->n_bufs; i++)
+        for (size_t at = 0; at < sent->bufs[i].len; at += 8) { /* lengths are padded to 8 (raft_frame.h) */
+            uint64_t word = 0;
+
+            memcpy(&word, (const char *)sent->bufs[i].base + at, MIN(8, sent->bufs[i].len - at));
+            hash = (hash ^ word) * 1099511628211ull;
+        }
+    return hash;
+}
+
+static struct sent *sent_new(struct sim_raft_io *io, struct raft_io_send *req, const struct raft_message *message)
+{
+    unsigned n = message->type == RAFT_APPEND_ENTRIES ? message->append_entries.n_entries : 0;
+    struct sent *sent = xcalloc(1, sizeof(*sent) + n * sizeof(sent->bufs[0]));
+
+    sent->io = io;
+    sent->req = req;
+    sent->n_bufs = n;
+    for (unsigned i = 0; i < n; i++)
+        sent->bufs[i] = message->append_entries.entries[i].buf;
+    sent->hash = sent_hash(sent);
+    return sent;
+}
 
 static void io_send_done(struct sim_raft_io *io UNUSED, void *arg)
 {
@@ -166,10 +201,13 @@ static void io_send_done(struct sim_raft_io *io UNUSED, void *arg)
     sent->req->cb(sent->req, sent->status);
 }
 
-static void io_sent(struct sim *sim UNUSED, struct sim_event *event)
+/* raft_uv writes from libraft's memory until the end: what is not the same by then went out wrong. */
+static void io_sent(struct sim *sim, struct sim_event *event)
 {
     struct sent *sent = event->data;
 
+    if (sent_hash(sent) != sent->hash)
+        sim_violation(sim, "controller %u: entries changed while they were being sent", sent->io->actor->id);
     sim_raft_io_call(sent->io, io_send_done, sent);
     free(sent);
 }
@@ -180,8 +218,8 @@ static int io_send(struct raft_io *raft_io, struct raft_io_send *req, const stru
     struct sim_raft_io *io = sim_io(raft_io), *peer = io->peer(io, message->server_id);
     struct sim *sim = io->sim;
     struct raft_message *copy = message_copy(message);
-    struct sent *sent = NEW(struct sent);
-    bool under_way, failure_seen;
+    struct sent *sent = sent_new(io, req, message);
+    bool under_way, failure_seen, held;
     uint64_t delay_us;
 
     copy->server_id = io->actor->id;
@@ -190,9 +228,10 @@ static int io_send(struct raft_io *raft_io, struct raft_io_send *req, const stru
         message_free(copy);
     under_way = peer != NULL && sim_network_send(io->network, io->actor, peer->actor, copy, io_deliver, message_free);
     failure_seen = !under_way && sim_chance(sim, 500);
+    held = failure_seen || (io->send_held_per_thousand > 0 && sim_chance(sim, io->send_held_per_thousand));
     req->cb = cb;
-    *sent = (struct sent){io, req, failure_seen ? RAFT_NOCONNECTION : 0};
-    delay_us = failure_seen ? sim_between(sim, SIM_MS, 300 * SIM_MS) : sim_below(sim, 200);
+    sent->status = failure_seen ? RAFT_NOCONNECTION : 0;
+    delay_us = held ? sim_between(sim, SIM_MS, io->send_held_ms * SIM_MS) : sim_below(sim, 200);
     sim_after(sim, delay_us, io_sent, io->actor, sent)->drop = free;
     return 0;
 }

@@ -30,6 +30,8 @@ struct sim_raft_io {
     struct sim_raft_io *(*peer)(struct sim_raft_io *io, raft_id id); /* NULL: no such controller */
     void (*ended)(struct sim_raft_io *io, const char *why); /* the process is gone */
     unsigned metadata_faults_per_thousand; /* writes of term or vote that fail */
+    unsigned send_held_ms;           /* the longest time for which the memory of a message is held, when it is */
+    unsigned send_held_per_thousand; /* of messages that get through; of those that do not, half are */
     unsigned tick_ms;
     raft_io_tick_cb tick;
     raft_io_recv_cb recv;
