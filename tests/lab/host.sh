@@ -73,7 +73,7 @@ lab_host_start() { # ID cold|saved: QEMU in the namespace, detached
     [ "$2" != saved ] || incoming=(-S -incoming defer)
     lab_host_hardware "$id"
     # its descriptors 3 and up are closed: the lock of this script must not live on in it
-    setsid ip netns exec "$lab_namespace" "$LAB_QEMU" -name "$lab_namespace-host$id" "${lab_hardware[@]}" "${incoming[@]}" \
+    setsid ip netns exec "$lab_namespace" env ${LAB_PRELOAD:+"LD_PRELOAD=$LAB_PRELOAD"} "$LAB_QEMU" -name "$lab_namespace-host$id" "${lab_hardware[@]}" "${incoming[@]}" \
         -kernel "$lab_kernel/vmlinux" -initrd "$lab_image/initrd" -append "$(lab_host_cmdline "$id")" \
         </dev/null >"$lab_run/host$id.log" 2>&1 9>&- &
     echo $! >"$lab_run/host$id.pid"

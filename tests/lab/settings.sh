@@ -9,6 +9,7 @@ lab_root=$(cd "$lab_source/../.." && pwd)
 : "${LAB:=main}"                            # name of this lab: several may run beside each other from one checkout
 : "${LAB_BUILD:=$lab_root/build/lab}"       # image, kernel, keys, saved machine states: made once, shared by all labs
 : "${LAB_QEMU:=qemu-system-x86_64}"
+: "${LAB_PRELOAD:=}"                         # a library for the hosts' QEMU (qemu_cr8_shim.c)
 : "${LAB_MEMORY_MIB:=1024}"                 # of each host
 : "${LAB_CPUS:=1}"                          # of each host
 : "${LAB_CPU:=EPYC,-smap,-smep,-x2apic}"    # TCG emulates SVM; smap, smep and x2apic only cost time there
