@@ -137,7 +137,10 @@ static void dsdt_isa_device(struct bytes_writer *out, const char *name, const ch
 {
     struct aml_resources resources = {0};
     size_t device = aml_begin_device(out, name);
-    aml_name_eisaid(out, "_HID", hid);
+    if (strlen(hid) == 7)
+        aml_name_eisaid(out, "_HID", hid);
+    else
+        aml_name_text(out, "_HID", hid);
     aml_name_integer(out, "_UID", 1);
     aml_name_integer(out, "_STA", 0x0f);
     aml_resource_io(&resources, port, ports);
@@ -155,6 +158,7 @@ static size_t dsdt_put(struct bytes_writer *out, const struct acpi_options *o)
     dsdt_root_bridge(out, o);
     dsdt_isa_device(out, "COM1", "PNP0501", PC1_PORT_SERIAL0, 8, PC1_IRQ_SERIAL0);
     dsdt_isa_device(out, "RTC_", "PNP0B00", PC1_PORT_CMOS, 2, -1);
+    dsdt_isa_device(out, "PEVT", "QEMU0001", PC1_PORT_PVPANIC, 1, -1);
     dsdt_isa_device(out, "PMIO", "PNP0C02", PC1_PORT_PM, PC1_PORT_PM_BYTES, -1);
     aml_end(out, scope);
     dsdt_events(out);

@@ -8,6 +8,7 @@ enum {
     OP_BYTE = 0x0a,
     OP_WORD = 0x0b,
     OP_DWORD = 0x0c,
+    OP_STRING = 0x0d,
     OP_QWORD = 0x0e,
     OP_SCOPE = 0x10,
     OP_BUFFER = 0x11,
@@ -94,6 +95,14 @@ void aml_name_integer(struct bytes_writer *out, const char *name, uint64_t value
     bytes_put_u8(out, OP_NAME);
     put_name(out, name);
     put_integer(out, value);
+}
+
+void aml_name_text(struct bytes_writer *out, const char *name, const char *text)
+{
+    bytes_put_u8(out, OP_NAME);
+    put_name(out, name);
+    bytes_put_u8(out, OP_STRING);
+    bytes_put(out, text, strlen(text) + 1);
 }
 
 static unsigned hex_digit(char c)

@@ -18,6 +18,8 @@ void aml_end(struct bytes_writer *out, size_t begun);
 void aml_name_integer(struct bytes_writer *out, const char *name, uint64_t value);
 /* @id like "PNP0A03" (EISA id: three letters, four hexadecimal digits) */
 void aml_name_eisaid(struct bytes_writer *out, const char *name, const char *id);
+/* Text, at most 62 characters: an id that is none of EISA's form, such as "QEMU0001". */
+void aml_name_text(struct bytes_writer *out, const char *name, const char *text);
 /* Package of @count integers below 256. */
 void aml_name_package(struct bytes_writer *out, const char *name, const uint8_t *values, uint8_t count);
 

@@ -32,6 +32,8 @@ lab-network:                    ## one lab host: VLAN, bridge, DHCP, packet rule
 	@tests/lab/network_drill
 lab-hotplug: programs guest-stock ## hot plug, limits and failing disks with a stock guest, two minutes
 	@tests/lab/hotplug
+lab-firmware: programs          ## one lab host, a whole Debian disk through SeaBIOS and OVMF (FIRMWARE=bios|uefi), 10 minutes
+	@tests/lab/firmware $(FIRMWARE)
 lab-test:                       ## the lab's own test, about a minute
 	@tests/lab/selftest
 guest-stock:                    ## build the stock Debian guest (kernel, initrd, disk) into build/guest
