@@ -67,6 +67,8 @@ static const char help[] =
     "   \"disks\": [{\"path\": \"/var/lib/try.raw\"}]}\n"
     "  END\n"
     "  drover-vmm --config vm.json --control /run/try.sock --console stdio\n"
+    "A disk with a boot loader of its own, such as a cloud image: instead of kernel, initrd and cmdline give\n"
+    "  \"firmware\": \"bios\"   or   \"firmware\": \"uefi\", \"firmware_vars_path\": \"/var/lib/try.vars\"\n"
     "  curl --unix-socket /run/try.sock http://vm/v1/vm\n"
     "  curl --unix-socket /run/try.sock -X PUT -d '{\"state\": \"paused\"}' http://vm/v1/vm/state\n"
     "  curl --unix-socket /run/try.sock -X POST -d '{\"path\": \"/var/lib/try.snap\"}' http://vm/v1/vm/snapshot\n"
