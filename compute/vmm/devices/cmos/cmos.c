@@ -167,6 +167,7 @@ int cmos_create(struct bus *ports, uint64_t memory_low, uint64_t memory_high, st
         free(c);
         return code;
     }
+    tzset(); /* gmtime_r reads the time zone's file at its first call: not in a vCPU's thread, which may open none */
     device_init(&c->device, &cmos_ops, "cmos");
     memory_sizes_fill(c, memory_low, memory_high);
     cmos_reset(&c->device);
