@@ -20,6 +20,8 @@
 #include "compute/agent/vm_files.h"
 #include "compute/agent/vmm_process.h"
 
+#define UEFI_VARIABLES_FILE "uefi-variables.fd" /* in the VM's directory; made by its VMM */
+
 #define LOG_TAIL_BYTES 1024
 
 char *vm_files_path(const struct vm_places *places, const char *vm_id, const char *leaf)
@@ -178,7 +180,14 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
     OBJECT_SET(vmm_config, &config, memory_bytes, order->memory_bytes);
     config_image(places, &order->kernel, &config, "kernel");
     config_image(places, &order->initrd, &config, "initrd");
-    OBJECT_TEXT(vmm_config, &config, cmdline, order->cmdline);
+    if (OBJECT_HAS(vm_order, order, firmware)) {
+        CLEANUP_FREE char *vars = vm_files_path(places, order->id, UEFI_VARIABLES_FILE);
+        OBJECT_TEXT(vmm_config, &config, firmware, firmware_desc.names[order->firmware]);
+        if (order->firmware == firmware_UEFI)
+            OBJECT_TEXT(vmm_config, &config, firmware_vars_path, vars);
+    } else {
+        OBJECT_TEXT(vmm_config, &config, cmdline, order->cmdline);
+    }
     config_devices(places, order, &config);
     OBJECT_SET(vmm_config, &config, balloon, true);
     OBJECT_SET(vmm_config, &config, agent_channel, true);

@@ -221,6 +221,12 @@ static int ioctls_add(scmp_filter_ctx filter, enum sandbox_role role)
     return code;
 }
 
+/* The first argument, as seccomp_rule_add takes it. */
+static struct scmp_arg_cmp equals(scmp_datum_t value)
+{
+    return (struct scmp_arg_cmp){.arg = 0, .op = SCMP_CMP_EQ, .datum_a = value};
+}
+
 /* prctl: a thread's name, and what confining itself needs. clone: threads of this process, no other kind. tgkill: kicks
  * of this process' own threads. */
 static int arguments_add(scmp_filter_ctx filter, enum sandbox_role role)
@@ -228,17 +234,17 @@ static int arguments_add(scmp_filter_ctx filter, enum sandbox_role role)
     static const int prctls[] = {PR_GET_NAME, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA, PR_SET_DUMPABLE};
     int code = 0;
     for (size_t i = 0; code == 0 && i < ARRAY_SIZE(prctls); i++)
-        code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(prctl), 1, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)prctls[i]));
+        code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(prctl), 1, equals((scmp_datum_t)prctls[i]));
     if (code == 0)
-        code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(tgkill), 1,
-                                SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+        code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(tgkill), 1, equals((scmp_datum_t)getpid()));
     if (code == 0 && role != SANDBOX_LEASE)
         code = ioctls_add(filter, role);
     if (code == 0 && role != SANDBOX_LEASE)
-        code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(socket), 1, SCMP_A0(SCMP_CMP_EQ, AF_UNIX));
+        code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(socket), 1, equals(AF_UNIX));
+    const struct scmp_arg_cmp thread = {
+        .arg = 0, .op = SCMP_CMP_MASKED_EQ, .datum_a = CLONE_THREAD, .datum_b = CLONE_THREAD};
     if (code == 0 && role == SANDBOX_BASE)
-        code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(clone), 1,
-                                SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD));
+        code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(clone), 1, thread);
     return code;
 }
 

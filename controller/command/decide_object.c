@@ -57,6 +57,10 @@ static int check_image(const struct image *image, struct error *err)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/kernel", "is missing: an image of kind kernel needs one");
     if (image->kind == image_kind_DISK && !OBJECT_HAS(image, image, disk))
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/disk", "is missing: an image of kind disk needs one");
+    if (image->kind != image_kind_DISK && OBJECT_HAS(image, image, firmware))
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/firmware", "is for images of kind disk; a kernel is booted without one");
+    if (image->kind == image_kind_DISK && OBJECT_HAS(image, image, cmdline))
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/cmdline", "is for images of kind kernel; a disk has its own boot loader's");
     if (image->kind == image_kind_DISK && (OBJECT_HAS(image, image, kernel) || OBJECT_HAS(image, image, initrd)))
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/kernel", "an image of kind disk boots from its disk; leave kernel and initrd out");
     return 0;

@@ -178,6 +178,8 @@ static void fill_order(const struct state *state, const struct vm *vm, struct vm
     give_artifact(order, "kernel", &order->kernel, &image->kernel, OBJECT_HAS(image, image, kernel));
     give_artifact(order, "initrd", &order->initrd, &image->initrd, OBJECT_HAS(image, image, initrd));
     give_artifact(order, "disk", &order->disk, &image->disk, OBJECT_HAS(image, image, disk));
+    if (image->kind == image_kind_DISK)
+        OBJECT_SET(vm_order, order, firmware, image->firmware); /* bios is 0 */
 }
 
 /* A reported VM that is not the host's: another's by now, or gone. One of a lower epoch that is still its own is not to

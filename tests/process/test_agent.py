@@ -4,6 +4,7 @@ The guest is the ticker of tests/guest: it counts on its console, so a guest tha
 """
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import random
@@ -239,3 +240,24 @@ def test_random_kills(cluster):
 @pytest.mark.slow
 def test_random_kills_long(cluster):
     random_kills(cluster, 500, random.randrange(1 << 30))
+
+
+@pytest.mark.skipif(not os.path.exists('/usr/share/seabios/bios-256k.bin') or not os.path.exists('/usr/share/OVMF/OVMF_VARS_4M.fd'),
+                    reason='the packages seabios and ovmf are not installed')
+def test_a_disk_image_is_booted_by_firmware(cluster):
+    """What the VMM is told; that the firmware then boots a system is the lab's affair: here KVM emulates kernel code."""
+    disk = cluster.bed.directory / 'disk.img'
+    disk.write_bytes(bytes(1 << 20))
+    artifact = {'url': f'file://{disk}', 'sha256': hashlib.sha256(disk.read_bytes()).hexdigest()}
+    for name, fields in (('plain', {}), ('efi', {'firmware': 'uefi'})):
+        status, _, answer = cluster.api('POST', '/v1/images', {'name': name, 'kind': 'disk', 'disk': artifact, **fields})
+        assert status == 201, answer
+        vm_id = create(cluster, name, image=name)
+        config = json.loads((vm_dir(cluster, vm_id) / 'config.json').read_text())
+        assert 'kernel' not in config and 'cmdline' not in config
+        assert config['firmware'] == ('bios' if name == 'plain' else 'uefi')
+        assert cluster.vm(name)['state'] == 'running'
+        variables = vm_dir(cluster, vm_id) / 'uefi-variables.fd'
+        assert variables.exists() == (name == 'efi')
+        act(cluster, 'DELETE', f'/v1/vms/{name}')
+        wait_until(lambda: not vm_dir(cluster, vm_id).exists(), 10, 'the files are gone')

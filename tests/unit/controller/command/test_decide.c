@@ -55,6 +55,8 @@ static void refusals(void **test)
         {ROUTE_ID_flavor_create, NULL, "{\"name\":\"odd\",\"vcpus\":1,\"memory_bytes\":16777217}", ERROR_INVALID, "/memory_bytes"},
         {ROUTE_ID_image_create, NULL, "{\"name\":\"i\",\"kind\":\"kernel\"}", ERROR_INVALID, "/kernel"},
         {ROUTE_ID_image_create, NULL, "{\"name\":\"i\",\"kind\":\"disk\"}", ERROR_INVALID, "/disk"},
+        {ROUTE_ID_image_create, NULL, "{\"name\":\"i\",\"kind\":\"kernel\",\"kernel\":{\"url\":\"https://example.org/k\",\"sha256\":\"" FIXTURE_SHA "\"},\"firmware\":\"bios\"}", ERROR_INVALID, "/firmware"},
+        {ROUTE_ID_image_create, NULL, "{\"name\":\"i\",\"kind\":\"disk\",\"disk\":{\"url\":\"https://example.org/d\",\"sha256\":\"" FIXTURE_SHA "\"},\"cmdline\":\"quiet\"}", ERROR_INVALID, "/cmdline"},
         {ROUTE_ID_host_update, "n1", "{\"memory_reserve_bytes\":9007199254740992}", ERROR_INVALID, "/memory_reserve_bytes"},
         {ROUTE_ID_controller_remove, "c1", NULL, ERROR_CONFLICT, ""},
         {ROUTE_ID_controller_transfer, "c1", NULL, ERROR_NOT_SUPPORTED, ""},
