@@ -57,6 +57,8 @@ static int check_image(const struct image *image, struct error *err)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/kernel", "is missing: an image of kind kernel needs one");
     if (image->kind == image_kind_DISK && !OBJECT_HAS(image, image, disk))
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/disk", "is missing: an image of kind disk needs one");
+    if (image->kind == image_kind_DISK && image->cmdline != NULL)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/cmdline", "an image of kind disk boots by its own boot loader; leave it out");
     if (image->kind != image_kind_DISK && OBJECT_HAS(image, image, firmware))
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/firmware", "is for images of kind disk; a kernel is booted without one");
     if (image->kind == image_kind_DISK && OBJECT_HAS(image, image, cmdline))

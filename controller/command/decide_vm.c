@@ -92,6 +92,8 @@ static int fill_disks(struct deciding *d, struct vm *vm)
     uint64_t flavor_disk_bytes = flavor != NULL ? flavor->flavor->disk_bytes : 0;
     if (image == NULL)
         return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/image", "there is no image '%s'", vm->image ? vm->image : "");
+    if (image->image->kind == image_kind_DISK && vm->cmdline != NULL)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/cmdline", "the image boots by its own boot loader; leave it out");
     add_default_disk(vm, image->image, flavor_disk_bytes);
     bool seed = vm->user_data != NULL || vm->ssh_keys != NULL || vm->hostname != NULL;
     if (seed && vm->disks.count >= DISKS_MAX)
