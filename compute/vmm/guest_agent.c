@@ -13,6 +13,7 @@ struct guest_agent_call {
     struct list link;
     char *text; /* owned: the line to send */
     bool silent, is_freeze, is_thaw;
+    bool was_frozen; /* of a freeze: the guest was frozen already when it was sent */
     unsigned timeout_ms;
     guest_agent_fn callback; /* NULL: nobody wants to know */
     void *arg;
@@ -82,8 +83,12 @@ static void send_call(struct guest_agent *g)
 {
     struct guest_agent_call *c = first(g);
     g->state = GUEST_AGENT_WAITING;
-    if (c->is_freeze)
+    if (c->is_freeze) {
+        c->was_frozen = g->frozen;
         g->frozen = true; /* from here on it may have happened */
+        if (!c->was_frozen) /* from now: it may have waited for other calls as long as its limit is */
+            io_timer_arm(g->loop, &g->thaw, (uint64_t)c->timeout_ms * NS_PER_MS);
+    }
     put(g, c->text, strlen(c->text));
     io_timer_arm(g->loop, &g->timeout, (uint64_t)c->timeout_ms * NS_PER_MS);
 }
@@ -126,7 +131,7 @@ static void take_answer(struct guest_agent *g, const json_t *line)
         io_timer_cancel(&g->thaw);
     }
     if (c->is_freeze && value == NULL)
-        g->frozen = false; /* the agent thaws by itself what it froze before it failed */
+        g->frozen = c->was_frozen; /* the agent thaws by itself what it froze before it failed, and nothing else */
     io_timer_cancel(&g->timeout);
     g->state = GUEST_AGENT_IDLE;
     if (value != NULL) {
@@ -264,10 +269,7 @@ int guest_agent_freeze(struct guest_agent *g, unsigned limit_ms, guest_agent_fn 
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/limit_ms", "a freeze lasts 1 to %d ms, not %u",
                                GUEST_AGENT_FREEZE_MS_MAX, limit_ms);
     struct guest_agent_call how = {.is_freeze = true, .timeout_ms = limit_ms, .callback = callback, .arg = arg};
-    int code = call_add(g, "guest-fsfreeze-freeze", NULL, &how, err);
-    if (code == 0)
-        io_timer_arm(g->loop, &g->thaw, (uint64_t)limit_ms * NS_PER_MS);
-    return code;
+    return call_add(g, "guest-fsfreeze-freeze", NULL, &how, err);
 }
 
 int guest_agent_thaw(struct guest_agent *g, guest_agent_fn callback, void *arg, struct error *err)

@@ -76,7 +76,8 @@ void guest_agent_flush(struct guest_agent *g);
  * -ENOTCONN when no agent is there, -EBUSY when too many calls wait, -E2BIG: @callback is not called then. */
 int guest_agent_call(struct guest_agent *g, const char *command, const json_t *arguments, bool silent,
                      unsigned timeout_ms, guest_agent_fn callback, void *arg, struct error *err);
-/* Freeze every file system, for at most @limit_ms (1 to GUEST_AGENT_FREEZE_MS_MAX): then they thaw by themselves. */
+/* Freeze every file system, for at most @limit_ms (1 to GUEST_AGENT_FREEZE_MS_MAX) from when the agent is asked: then
+ * they thaw by themselves. A second freeze does not prolong the first. */
 int guest_agent_freeze(struct guest_agent *g, unsigned limit_ms, guest_agent_fn callback, void *arg,
                        struct error *err);
 int guest_agent_thaw(struct guest_agent *g, guest_agent_fn callback, void *arg, struct error *err);

@@ -55,10 +55,14 @@ size_t vconsole_input(struct virtio_device *d, unsigned port, const uint8_t *dat
     struct vconsole *c = vconsole_of(d);
     ASSERT(port < c->port_count);
     struct vconsole_port *p = &c->ports[port];
-    size_t taken = MIN(size, (size_t)(VCONSOLE_INPUT_BYTES - p->input_size));
-    memcpy(p->input + p->input_size, data, taken);
-    p->input_size = (uint16_t)(p->input_size + taken);
-    vconsole_queue_feed(c, port);
+    size_t taken = 0, piece;
+    do {
+        piece = MIN(size - taken, (size_t)(VCONSOLE_INPUT_BYTES - p->input_size));
+        memcpy(p->input + p->input_size, data + taken, piece);
+        p->input_size = (uint16_t)(p->input_size + piece);
+        taken += piece;
+        vconsole_queue_feed(c, port); /* may make room at once, which is no reason to call `room` */
+    } while (taken < size && p->input_size < VCONSOLE_INPUT_BYTES);
     return taken;
 }
 

@@ -30,19 +30,27 @@ static bool usable(const struct vconsole *c, unsigned queue)
 void vconsole_queue_feed(struct vconsole *c, unsigned port)
 {
     struct vconsole_port *p = &c->ports[port];
-    unsigned queue = queue_to_guest(port), before = p->input_size;
+    unsigned queue = queue_to_guest(port);
     bool multiport = virtio_device_has(&c->virtio, VIRTIO_CONSOLE_F_MULTIPORT);
     if (!usable(c, queue) || (multiport && !p->guest_open))
         return;
-    while (p->input_size > 0 && virtio_device_pop(&c->virtio, queue, &c->chain)) {
-        size_t given = virtio_chain_write(&c->chain, c->virtio.memory, 0, p->input, p->input_size);
-        virtio_queue_push(&c->virtio.queues[queue], c->chain.head, (uint32_t)given);
+    while (p->input_size > 0 && virtio_device_pop(&c->virtio, queue, &c->to_guest)) {
+        size_t given = virtio_chain_write(&c->to_guest, c->virtio.memory, 0, p->input, p->input_size);
+        virtio_queue_push(&c->virtio.queues[queue], c->to_guest.head, (uint32_t)given);
         memmove(p->input, p->input + given, p->input_size - given);
         p->input_size = (uint16_t)(p->input_size - given);
         if (given == 0)
             break; /* a buffer without room; the next call tries the next one */
     }
     virtio_device_interrupt(&c->virtio, queue);
+}
+
+/* The guest has done something that may make room: whoever waits for it goes on. */
+static void feed_and_tell(struct vconsole *c, unsigned port)
+{
+    struct vconsole_port *p = &c->ports[port];
+    unsigned before = p->input_size;
+    vconsole_queue_feed(c, port);
     if (before == VCONSOLE_INPUT_BYTES && p->input_size < before && p->options.room != NULL)
         p->options.room(p->options.arg);
 }
@@ -125,7 +133,7 @@ static void hear(struct vconsole *c)
         p->pending |= VCONSOLE_TELL_OPEN;
     } else if (event == VIRTIO_CONSOLE_PORT_OPEN) {
         port_opened(&c->ports[port], value == 1);
-        vconsole_queue_feed(c, port);
+        feed_and_tell(c, port);
     }
 }
 
@@ -147,12 +155,11 @@ static void serve(struct vconsole *c, unsigned queue)
     do {
         virtio_queue_ask_notify(&d->queues[queue], false);
         while (taken < VCONSOLE_BATCH_REQUESTS && virtio_device_pop(d, queue, &c->chain)) {
-            uint16_t head = c->chain.head; /* hearing an opening feeds, which uses the chain */
             if (queue == CONTROL_FROM_GUEST)
                 hear(c);
             else
                 listen(c, port_of(queue));
-            virtio_queue_push(&d->queues[queue], head, 0);
+            virtio_queue_push(&d->queues[queue], c->chain.head, 0);
             taken++;
         }
     } while (taken < VCONSOLE_BATCH_REQUESTS && virtio_queue_ask_notify(&d->queues[queue], true));
@@ -169,7 +176,7 @@ void vconsole_queue_notify(struct virtio_device *d, unsigned queue)
     if (queue == CONTROL_TO_GUEST)
         tell_all(c);
     else if (queue % 2 == 0)
-        vconsole_queue_feed(c, port_of(queue));
+        feed_and_tell(c, port_of(queue));
     else
         serve(c, queue);
 }

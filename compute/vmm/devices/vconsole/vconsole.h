@@ -29,7 +29,7 @@ struct vconsole_port_options {
     void (*output)(void *arg, const uint8_t *data, size_t size);
     /* The guest has opened or closed its end; after a reset it is closed. NULL: of no interest. */
     void (*opened)(void *arg, bool open);
-    /* vconsole_input has room again. NULL: of no interest. */
+    /* vconsole_input has room again, after it has not taken all. Never from within it. NULL: of no interest. */
     void (*room)(void *arg);
     void *arg;
 };
@@ -56,6 +56,7 @@ struct vconsole {
     unsigned port_count;
     struct vconsole_port ports[VCONSOLE_PORTS_MAX];
     struct virtio_chain chain; /* the request being served */
+    struct virtio_chain to_guest; /* the buffer being filled: `output` may feed while a request is being read */
 };
 
 /* 1 to VCONSOLE_PORTS_MAX ports, of which the first may be the console (one without a name). Names are cut to fit. */
@@ -69,6 +70,7 @@ bool vconsole_is_open(const struct virtio_device *d, unsigned port);
 /* queue.c */
 void vconsole_queue_notify(struct virtio_device *d, unsigned queue);
 void vconsole_queue_reset(struct virtio_device *d);
+/* Give the guest what waits for it, as far as it has buffers; tells nobody of the room that makes. */
 void vconsole_queue_feed(struct vconsole *c, unsigned port);
 /* state.c */
 void vconsole_state_save(const struct virtio_device *d, struct bytes_writer *out);

@@ -233,11 +233,39 @@ static void test_freeze(void **state)
     expect(b, "");
 }
 
+/* A freeze that waits longer for its turn than it may last, and one of a guest that is frozen already. */
+static void test_freeze_late(void **state)
+{
+    struct bench *b = *state;
+    struct error err;
+    open_and_sync(b);
+    assert_int_equal(call(b, "guest-slow"), 0);
+    assert_int_equal(guest_agent_freeze(&b->agent, 500, on_end, b, &err), 0);
+    assert_true(list_empty(&b->agent.thaw.link)); /* it is not sent yet */
+    b->heard_size = 0;
+    say(b, "{\"return\": {}}\n");
+    expect(b, "{\"execute\":\"guest-fsfreeze-freeze\"}\n");
+    assert_false(list_empty(&b->agent.thaw.link));
+    say(b, "{\"return\": 3}\n");
+    assert_true(b->agent.frozen);
+    uint64_t due = b->agent.thaw.due_ns;
+    assert_int_equal(guest_agent_freeze(&b->agent, 60000, on_end, b, &err), 0);
+    expect(b, "{\"execute\":\"guest-fsfreeze-freeze\"}\n");
+    say(b, "{\"error\": {\"class\": \"GenericError\", \"desc\": \"not while frozen\"}}\n");
+    assert_true(b->agent.frozen);
+    assert_int_equal(b->agent.thaw.due_ns, due);
+    fire(&b->agent.thaw);
+    expect(b, "{\"execute\":\"guest-fsfreeze-thaw\"}\n");
+    say(b, "{\"return\": 3}\n");
+    assert_false(b->agent.frozen);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(test_calls), T(test_arguments), T(test_silence), T(test_limits), T(test_slow_port), T(test_freeze),
+        T(test_freeze_late),
     };
     log_set_level(LOG_LEVEL_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);

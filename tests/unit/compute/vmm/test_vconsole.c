@@ -19,7 +19,8 @@ struct end {
     char data[4096];
     size_t size;
     bool open;
-    unsigned changes;
+    unsigned changes, rooms;
+    struct virtio_device *answers; /* each piece of output is answered there, at port 1, with a byte */
 };
 struct bench {
     struct machine m;
@@ -35,6 +36,13 @@ static void on_output(void *arg, const uint8_t *data, size_t size)
     assert_true(size <= sizeof e->data - e->size);
     memcpy(e->data + e->size, data, size);
     e->size += size;
+    if (e->answers != NULL)
+        vconsole_input(e->answers, 1, (const uint8_t *)"!", 1);
+}
+static void on_room(void *arg)
+{
+    struct end *e = arg;
+    e->rooms++;
 }
 static void on_opened(void *arg, bool open)
 {
@@ -50,7 +58,7 @@ static int setup(void **state)
     machine_init(&b->m);
     struct vconsole_port_options ports[] = {
         {.output = on_output, .opened = on_opened, .arg = &b->ends[0]},
-        {.name = AGENT, .output = on_output, .opened = on_opened, .arg = &b->ends[1]},
+        {.name = AGENT, .output = on_output, .opened = on_opened, .room = on_room, .arg = &b->ends[1]},
     };
     assert_int_equal(vconsole_create(ports, 2, &b->m.memory, &vdev, NULL), 0);
     driver_attach(&b->d, &b->m, vdev);
@@ -191,6 +199,44 @@ static void test_bytes(void **state)
     assert_false(driver_has_used(&b->d, RX1));
 }
 
+/* Our end answers while it is being given a long request: the rest of the request is what the guest has sent. */
+static void test_answers_within(void **state)
+{
+    struct bench *b = *state;
+    static char text[3 * VCONSOLE_PIECE_BYTES + 1];
+    struct used_entry used;
+    for (unsigned i = 0; i < sizeof text - 1; i++)
+        text[i] = (char)('a' + i / 7 % 26);
+    say(b, 1, VIRTIO_CONSOLE_PORT_OPEN, 1);
+    for (unsigned i = 0; i < 3; i++)
+        offer(b, RX1);
+    b->ends[1].answers = b->d.vdev;
+    send_bytes(b, TX1, text);
+    assert_int_equal(b->ends[1].size, sizeof text - 1);
+    assert_memory_equal(b->ends[1].data, text, sizeof text - 1);
+    for (unsigned i = 0; i < 3; i++)
+        assert_true(driver_wait(&b->d, RX1, &used));
+}
+
+/* Who is told of room may hand in more at once: never while handing in. */
+static void test_room(void **state)
+{
+    struct bench *b = *state;
+    struct used_entry used;
+    uint8_t many[VCONSOLE_INPUT_BYTES] = {0};
+    say(b, 1, VIRTIO_CONSOLE_PORT_OPEN, 1);
+    assert_int_equal(vconsole_input(b->d.vdev, 1, many, sizeof many - 10), sizeof many - 10);
+    offer(b, RX1); /* and no kick: it is found while handing in */
+    assert_int_equal(vconsole_input(b->d.vdev, 1, many, 60), 60);
+    assert_int_equal(b->ends[1].rooms, 0);
+    assert_true(driver_wait(&b->d, RX1, &used));
+    assert_true(vconsole_input(b->d.vdev, 1, many, sizeof many) < sizeof many);
+    offer(b, RX1);
+    driver_kick(&b->d, RX1);
+    assert_true(driver_wait(&b->d, RX1, &used));
+    assert_int_equal(b->ends[1].rooms, 1);
+}
+
 static void test_single_port(void **state)
 {
     struct bench *b = *state;
@@ -256,7 +302,8 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T(test_ports), T(test_without_buffers), T(test_bytes), T(test_single_port), T(test_reset), T(test_state),
+        T(test_ports), T(test_without_buffers), T(test_bytes), T(test_answers_within),
+        T(test_room),  T(test_single_port),     T(test_reset), T(test_state),
     };
     log_set_level(LOG_LEVEL_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);
