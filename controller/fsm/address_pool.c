@@ -165,7 +165,9 @@ static int check_gateway(const struct state *state, const struct network *networ
         return bad(err, field, "is given, but the network has no such subnet");
     if (!ip_prefix_has(&subnet, &ip) || is_reserved(&subnet, &ip))
         return bad(err, field, "is no address of the network's subnet");
-    const struct record *vm = network->name != NULL ? address_owner_of(state, network->name, text) : NULL;
+    char canonical[IP_TEXT_BYTES]; /* as VMs have it: the text is the user's */
+    const struct record *vm =
+        network->name != NULL ? address_owner_of(state, network->name, ip_format(&ip, canonical)) : NULL;
     if (vm != NULL)
         return error_set_field(err, -EEXIST, ERROR_EXISTS, field, "is the address of VM '%s'", vm->common->name);
     return 0;
@@ -314,10 +316,12 @@ static bool is_taken(const struct resolving *r, const char *address)
     return false;
 }
 
-static bool is_gateway(const struct network *network, const char *address)
+/* IPv6 can be written in many ways, and a gateway is as the user wrote it. */
+static bool is_gateway(const struct network *network, const struct ip_address *address)
 {
-    return (network->ipv4_gateway != NULL && strcmp(network->ipv4_gateway, address) == 0) ||
-           (network->ipv6_gateway != NULL && strcmp(network->ipv6_gateway, address) == 0);
+    const char *text = address->family == 4 ? network->ipv4_gateway : network->ipv6_gateway;
+    struct ip_address gateway;
+    return text != NULL && ip_parse(text, &gateway) && ip_compare(&gateway, address) == 0;
 }
 
 /* The lowest free address from @first to @last; false: none among the first ADDRESS_SCAN_MAX. */
@@ -326,7 +330,7 @@ static bool first_free(const struct resolving *r, const struct ip_prefix *subnet
 {
     for (unsigned n = 0; n < ADDRESS_SCAN_MAX && ip_compare(&first, last) <= 0; n++) {
         ip_format(&first, ret_text);
-        if (!is_reserved(subnet, &first) && !is_gateway(r->network, ret_text) && !is_taken(r, ret_text))
+        if (!is_reserved(subnet, &first) && !is_gateway(r->network, &first) && !is_taken(r, ret_text))
             return true;
         if (!ip_next(&first))
             break;
@@ -401,7 +405,7 @@ static int check_address(const struct resolving *r, struct vm_nic *nic, size_t i
     struct ip_prefix subnet = subnet_of(r->network, ip.family);
     if (subnet.base.family == 0 || !ip_prefix_has(&subnet, &ip) || is_reserved(&subnet, &ip))
         return nic_bad(r, -EINVAL, ERROR_INVALID, field, "is no address of the network's subnets");
-    if (is_gateway(r->network, text))
+    if (is_gateway(r->network, &ip))
         return nic_bad(r, -EINVAL, ERROR_INVALID, field, "is the network's gateway");
     if (is_taken(r, text))
         return nic_bad(r, -EEXIST, ERROR_EXISTS, field, "is another VM's; choose another, or none");

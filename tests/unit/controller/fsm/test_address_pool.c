@@ -129,7 +129,7 @@ static void both_families(void **test)
 {
     struct fixture *f = *test;
     fixture_must(f, ROUTE_ID_network_create, NULL,
-                 "{\"name\":\"six\",\"ipv4_subnet\":\"10.0.0.0/30\",\"ipv6_subnet\":\"2001:db8::/64\",\"ipv6_gateway\":\"2001:db8::1\"}");
+                 "{\"name\":\"six\",\"ipv4_subnet\":\"10.0.0.0/30\",\"ipv6_subnet\":\"2001:db8::/64\",\"ipv6_gateway\":\"2001:DB8:0::1\"}");
     fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"a\"," VM ",\"nics\":[{\"network\":\"six\"},{\"network\":\"six\"}]}");
     const struct vm_nic *nics = nic_of(f, "a");
     assert_string_equal(nics[0].ips.items[0], "10.0.0.1");
@@ -137,6 +137,7 @@ static void both_families(void **test)
     assert_string_equal(nics[1].ips.items[0], "10.0.0.2");
     assert_string_equal(nics[1].ips.items[1], "2001:db8::3");
     assert_int_equal(fixture_do(f, ROUTE_ID_network_update, "six", "{\"ipv4_gateway\":\"10.0.0.2\"}"), -EEXIST);
+    assert_int_equal(fixture_do(f, ROUTE_ID_network_update, "six", "{\"ipv6_gateway\":\"2001:db8:0::3\"}"), -EEXIST);
     assert_true(fixture_get(f, object_kind_NETWORK, "six")->network->dhcp);
 }
 
