@@ -314,6 +314,35 @@ static void holes_give_space_back(void **state UNUSED)
     bench_destroy(b);
 }
 
+struct outcome {
+    struct uring_op op;
+    bool done;
+    int result;
+};
+static void on_outcome(struct uring_op *op, int result)
+{
+    struct outcome *o = CONTAINER_OF(op, struct outcome, op);
+    o->done = true;
+    o->result = result;
+}
+
+/* Behind the sandbox's back nothing but disks' operations: not opening files, say. */
+static void uring_takes_no_other_operations(void **state UNUSED)
+{
+    struct bench *b = bench_create(true, false);
+    struct outcome o = {.op.done = on_outcome};
+    if (b == NULL)
+        skip();
+    struct io_uring_sqe *e = uring_entry(b->uring, &o.op);
+    io_uring_prep_openat(e, AT_FDCWD, "/dev/null", O_RDONLY, 0);
+    io_uring_sqe_set_data(e, &o.op);
+    uring_submit(b->uring);
+    while (!o.done)
+        uring_wait(b->uring);
+    assert_int_equal(o.result, -EACCES);
+    bench_destroy(b);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -323,6 +352,7 @@ int main(void)
         cmocka_unit_test(uring_direct_follows_the_model),
         cmocka_unit_test(threads_take_more_than_fit),
         cmocka_unit_test(uring_takes_more_than_fit),
+        cmocka_unit_test(uring_takes_no_other_operations),
         cmocka_unit_test(threads_see_the_file_shrink_and_grow),
         cmocka_unit_test(uring_sees_the_file_shrink_and_grow),
         cmocka_unit_test(holes_give_space_back),
