@@ -113,6 +113,7 @@ void vsock_queue_deliver(struct vsock *v)
     events_deliver(v);
     if (!usable(v, VSOCK_RX))
         return;
+    bool was_full = v->reset_count == VSOCK_RESETS_MAX;
     unsigned packets = 0;
     for (struct vsock_connection *c; packets < VSOCK_BATCH_PACKETS; packets++) {
         c = v->reset_count > 0 ? NULL : next_work(v);
@@ -141,6 +142,9 @@ void vsock_queue_deliver(struct vsock *v)
     }
     if (packets == VSOCK_BATCH_PACKETS)
         v->virtio.transport->ops->queue_again(v->virtio.transport, VSOCK_RX);
+    /* Room for refusals again: what the guest has sent meanwhile was left lying, and it was told not to notify. */
+    if (was_full && v->reset_count < VSOCK_RESETS_MAX)
+        v->virtio.transport->ops->queue_again(v->virtio.transport, VSOCK_TX);
 }
 
 /* ---- from the guest ---- */
@@ -233,11 +237,7 @@ static void take(struct vsock *v)
 void vsock_queue_notify(struct virtio_device *d, unsigned queue)
 {
     struct vsock *v = vsock_of(d);
-    bool was_full = v->reset_count == VSOCK_RESETS_MAX;
     if (queue == VSOCK_TX)
         take(v);
     vsock_queue_deliver(v);
-    /* Room for refusals again: what the guest has sent meanwhile was left lying. */
-    if (was_full && v->reset_count < VSOCK_RESETS_MAX && usable(v, VSOCK_TX))
-        d->transport->ops->queue_again(d->transport, VSOCK_TX);
 }

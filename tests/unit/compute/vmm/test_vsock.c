@@ -349,6 +349,32 @@ static void test_flood(void **state)
     assert_true(driver_wait(&b->d, VSOCK_TX, &used)); /* the one that was left lying */
 }
 
+/* The list of refusals fills and empties within one notification: the rest of what was sent is not forgotten. */
+static void test_flood_at_once(void **state)
+{
+    struct bench *b = *state;
+    struct used_entry used = {0, 0};
+    unsigned sent = VSOCK_RESETS_MAX + 2, taken = 0;
+    for (unsigned i = 0; i < sent; i++) {
+        struct virtio_vsock_hdr h = {.src_cid = CID, .dst_cid = 2, .src_port = i, .dst_port = 9, .type = 1,
+                                     .op = VIRTIO_VSOCK_OP_RW, .buf_alloc = ROOM};
+        uint64_t gpa = b->scratch + 64ull * i;
+        memcpy(driver_at(&b->d, gpa, sizeof h), &h, sizeof h);
+        struct segment segment = {gpa, sizeof h, false};
+        driver_add(&b->d, VSOCK_TX, &segment, 1);
+        if (i >= VSOCK_RESETS_MAX - 1 && i + 1 < sent)
+            continue; /* the last three at once */
+        if (i + 1 == sent) { /* a buffer that nobody was told of is there when they are taken */
+            struct segment buffer = {b->buffers, BUFFER, true};
+            driver_add(&b->d, VSOCK_RX, &buffer, 1);
+        }
+        driver_kick(&b->d, VSOCK_TX);
+        for (turn(b); driver_has_used(&b->d, VSOCK_TX); taken++)
+            assert_true(driver_wait(&b->d, VSOCK_TX, &used));
+    }
+    assert_int_equal(taken, VSOCK_RESETS_MAX + 1); /* one refusal has gone out: one more was taken */
+}
+
 static void test_nonsense(void **state)
 {
     struct bench *b = *state;
@@ -434,7 +460,7 @@ int main(void)
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(test_host_to_guest), T(test_greetings),        T(test_refused_by_guest), T(test_guest_to_host),
-        T(test_credit_of_guest), T(test_credit_of_client), T(test_flood),          T(test_nonsense),
+        T(test_credit_of_guest), T(test_credit_of_client), T(test_flood), T(test_flood_at_once),          T(test_nonsense),
         T(test_state),         T(test_options),
     };
     log_set_level(LOG_LEVEL_ERROR);
