@@ -45,7 +45,7 @@ static int flush_blocks(struct flash *f)
 
 static bool flush(struct flash *f)
 {
-    if (!f->dirty_count || f->fd < 0)
+    if (!f->dirty_count || f->fd < 0 || f->held)
         return true;
     int code = flush_blocks(f);
     if (code < 0) {
@@ -170,7 +170,9 @@ static void flash_pause(struct device *d)
 
 static void flash_resume(struct device *d)
 {
-    flush(CONTAINER_OF(d, struct flash, device)); /* after load: the file here may have another content */
+    struct flash *f = CONTAINER_OF(d, struct flash, device);
+    f->held = false;
+    flush(f); /* after load: the file here may have another content */
 }
 
 static void flash_destroy(struct device *d)

@@ -53,6 +53,7 @@ struct flash {
     uint8_t status;
     uint8_t dirty[FLASH_BYTES_MAX / FLASH_BLOCK_BYTES]; /* 1: the block differs from the file */
     unsigned dirty_count;
+    bool held; /* loaded and not run yet: nothing goes to the file */
 };
 
 /* On success released by its device's destroy, and options->fd with it. */

@@ -35,6 +35,7 @@ int flash_load(struct device *d, struct bytes_reader *in, struct error *err)
     memcpy(f->content, content, f->size);
     if (!f->read_only)
         memset(f->dirty, 1, f->dirty_count = (unsigned)(f->size / FLASH_BLOCK_BYTES));
+    f->held = true; /* a load may yet fail as a whole, and then the file is as it was */
     f->status = registers.status;
     flash_mode_set(f, (enum flash_mode)registers.mode);
     return 0;

@@ -206,6 +206,10 @@ static void state_travels(void **state)
     struct bytes_reader whole = bytes_reader(saved.data, saved.size);
     assert_int_equal(d->ops->load(d, &whole, NULL), 0);
     assert_int_equal(in(b, 1), 0x80); /* still in the middle of a command */
+    d->ops->reset(d); /* content shows, and would go to the file */
+    d->ops->pause(d);
+    assert_int_equal(in(b, 1), 'T');
+    assert_int_equal(in_file(b, 1), 'U'); /* the machine's load may yet fail: nothing has run on it */
     d->ops->resume(d);
     assert_int_equal(in_file(b, 1), 'T');
     assert_int_equal(in_file(b, 8192), 0xff); /* the file is all of the chip, whatever it was before */
