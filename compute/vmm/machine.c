@@ -162,7 +162,6 @@ static int boot_open(struct machine *m, struct error *err)
     const struct vmm_config *c = m->config;
     m->boot.cmdline = c->cmdline ? c->cmdline : "";
     m->boot.rsdp = PC1_ACPI;
-    m->boot.kernel.fd = m->boot.initrd.fd = -1;
     m->boot.multiboot = m->options.multiboot != NULL;
     m->boot.has_test_device = m->options.debug_exit;
     m->boot.vcpus = c->vcpus;
@@ -269,7 +268,7 @@ int machine_init(struct machine *m, const struct vmm_config *config, const struc
     m->options = *options;
     m->control = control;
     m->console = console;
-    m->memory.fd = m->kvm.device_fd = m->kvm.vm_fd = -1;
+    m->memory.fd = m->kvm.device_fd = m->kvm.vm_fd = m->boot.kernel.fd = m->boot.initrd.fd = -1;
     list_init(&m->devices);
     pthread_mutex_init(&m->device_lock, NULL);
     pthread_mutex_init(&m->request_lock, NULL);
@@ -451,6 +450,7 @@ int machine_freeze(struct machine *m, struct error *err)
     if (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED)
         return refuse(m, "frozen", err);
     vcpu_set_hold(&m->vcpus, VCPU_HOLD_MIGRATE, true);
+    machine_slots_settle(m); /* a device that is off the bus and still described could not be restored */
     on_requests(m); /* a reset or power-off that the guest asked for is no part of any state */
     if (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED) {
         vcpu_set_release(&m->vcpus, VCPU_HOLD_MIGRATE);

@@ -19,6 +19,7 @@
 enum { SLOT_IMAGE = 16, SLOT_VARIABLES = 17 }; /* KVM memory slots: those before are guest memory */
 enum { PORT_DEBUG = 0x402, DEBUG_PRESENT = 0xe9 };
 enum { BIOS_BYTES_MAX = 0x40000, SHADOW_BYTES_OF_LARGER = 0x20000 };
+enum { LOG_BYTES_MAX = 4 << 20 }; /* of one run: a guest can write to the port for ever */
 #define IMAGE_END 0x100000000ull
 #define E820_RESERVED 2u
 
@@ -186,8 +187,10 @@ static void debug_write(void *arg, uint64_t offset UNUSED, unsigned size, uint64
 {
     struct machine *m = arg;
     uint8_t byte = (uint8_t)value;
-    if (size == 1 && write(m->firmware.log_fd, &byte, 1) != 1)
+    if (size != 1 || m->firmware.log_bytes == LOG_BYTES_MAX)
         return;
+    m->firmware.log_bytes++;
+    ssize_t n UNUSED = write(m->firmware.log_fd, &byte, 1);
 }
 
 static int debug_add(struct machine *m, struct error *err)
@@ -240,12 +243,14 @@ static void e820_set(struct machine *m)
     bytes_writer_finish(&map);
 }
 
-/* Disks in their order, as Open Firmware paths (virtio-blk is of class SCSI). */
+/* Disks that are there now, in the order of their slots (that of the configuration, unless it names slots), as Open
+ * Firmware paths (virtio-blk is of class SCSI). */
 static void boot_order_set(struct machine *m)
 {
     struct bytes_writer order = {0};
-    for (unsigned i = 0; i < m->config->disks.count; i++)
-        bytes_put_format(&order, "%s/pci@i0cf8/scsi@%x/disk@0,0", i ? "\n" : "", PC1_SLOT_DEVICES + i);
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (m->slots.slots[i].kind == SLOT_DISK && !m->slots.slots[i].detached)
+            bytes_put_format(&order, "%s/pci@i0cf8/scsi@%x/disk@0,0", order.size ? "\n" : "", i);
     bytes_put_u8(&order, 0);
     fw_cfg_set_file(m->firmware.fw_cfg, "bootorder", order.data, order.size);
     bytes_writer_finish(&order);

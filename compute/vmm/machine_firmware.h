@@ -25,6 +25,7 @@ struct machine_firmware {
     struct fw_cfg *fw_cfg;
     struct flash *image, *variables; /* variables: NULL where there is no store */
     int log_fd;                      /* of firmware_log_path; -1: none */
+    unsigned log_bytes;              /* written to it so far */
 };
 
 /* Exactly one way to boot is configured, and nothing that belongs to the other. Sets firmware.present. */

@@ -361,10 +361,8 @@ void machine_slot_unplug(struct machine *m, struct machine_slot *slot, bool forc
     pthread_mutex_unlock(&m->device_lock);
 }
 
-/* On the control loop: those that the guest has ejected are off the bus already. */
-static void ejected_release(void *arg)
+void machine_slots_settle(struct machine *m)
 {
-    struct machine *m = arg;
     vcpu_set_hold(&m->vcpus, VCPU_HOLD_UNPLUG, true);
     for (unsigned i = 0; i < PCI_SLOTS; i++) {
         struct machine_slot *slot = &m->slots.slots[i];
@@ -372,6 +370,12 @@ static void ejected_release(void *arg)
             slot_empty(m, slot, "ejected by the guest");
     }
     vcpu_set_release(&m->vcpus, VCPU_HOLD_UNPLUG);
+}
+
+/* On the control loop: those that the guest has ejected are off the bus already. */
+static void ejected_release(void *arg)
+{
+    machine_slots_settle(arg);
 }
 
 /* A guest may eject what nobody asked it to, but only what can be plugged. With the device lock held. */

@@ -65,6 +65,8 @@ int machine_slot_change_disk(struct machine *m, struct machine_slot *slot, const
 /* The same of a network interface: limits. */
 void machine_slot_change_nic(struct machine *m, struct machine_slot *slot, const struct vmm_nic *patch);
 
+/* Release what the guest has ejected by now. */
+void machine_slots_settle(struct machine *m);
 /* The machine is reset: what was being unplugged goes, for nobody will eject it. vCPUs stand still; lock not held. */
 void machine_slots_reset(struct machine *m);
 /* Registers of the guest's side; before the first slot is filled. */
