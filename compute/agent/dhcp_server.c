@@ -105,10 +105,20 @@ static void on_readable(uv_poll_t *poll, int status, int events)
     struct dhcp_port *port = CONTAINER_OF(poll, struct dhcp_port, poll);
     uint8_t frame[DHCP_FRAME_BYTES_MAX], answer[DHCP_ANSWER_BYTES_MAX];
     (void)events;
+    if (status < 0 && port->server != NULL) {
+        /* The tap went down. That was an error of the socket, after which the loop does not watch it any more; once
+         * read it is gone, and the socket goes on when the tap comes up again. */
+        int error = 0;
+        socklen_t length = sizeof(error);
+        getsockopt(port->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+        int r = uv_poll_start(&port->poll, UV_READABLE, on_readable);
+        ASSERT(r == 0);
+        return;
+    }
     for (unsigned i = 0; status == 0 && port->server != NULL && i < BATCH_FRAMES; i++) {
         ssize_t n = recv(port->fd, frame, sizeof(frame), MSG_TRUNC);
         if (n < 0)
-            break; /* nothing more, or the tap is down: the next sync looks */
+            break; /* nothing more, or the tap is down */
         size_t size = (size_t)n <= sizeof(frame) ? dhcp_answer(&port->lease, frame, (size_t)n, answer) : 0;
         if (size > 0 && may_answer(port) && send(port->fd, answer, size, 0) < 0)
             log_debug("dhcp-send", "tap=%s error=\"%s\", ignoring", port->tap, strerror(errno));
