@@ -158,19 +158,52 @@ int host_network_learn(struct host_network *hn, const struct node_orders *orders
     return r;
 }
 
-/* A VM that the controllers have taken from this host is told of no more, but until it is gone its network stays known. */
+static void keep_network(const struct host_network *hn, const char *name, struct agent_networks *new)
+{
+    const struct network *old = find(hn, name);
+    bool there = old == NULL;
+    for (size_t n = 0; !there && n < new->networks.count; n++)
+        there = strcmp(((const struct network *)new->networks.items + n)->name, old->name) == 0;
+    if (!there)
+        OBJECT_COPY(network, (struct network *)OBJECT_ADD(agent_networks, new, networks), old);
+}
+
+static const struct group_order *find_group(const struct agent_networks *in, const char *name)
+{
+    for (size_t i = 0; i < in->security_groups.count; i++) {
+        const struct group_order *group = (const struct group_order *)in->security_groups.items + i;
+        if (strcmp(group->name, name) == 0)
+            return group;
+    }
+    return NULL;
+}
+
+/* Also the groups that its rules name: their members stay as they were last known. */
+static void keep_group(const struct host_network *hn, const char *name, bool named_too, struct agent_networks *new)
+{
+    const struct group_order *old = find_group(&hn->known, name);
+    if (old == NULL || find_group(new, name) != NULL)
+        return;
+    OBJECT_COPY(group_order, (struct group_order *)OBJECT_ADD(agent_networks, new, security_groups), old);
+    for (size_t i = 0; named_too && i < old->rules.count; i++) {
+        const struct security_rule *rule = (const struct security_rule *)old->rules.items + i;
+        if (rule->remote_group != NULL)
+            keep_group(hn, rule->remote_group, false, new);
+    }
+}
+
+/* A VM that the controllers have taken from this host is told of no more, but until it is gone its network stays known,
+ * and its security groups: without them it might send what it may not. */
 static void keep_used(struct host_network *hn, struct agent_networks *new)
 {
     struct plugged *vm;
     lock(hn);
     for (size_t i = 0; (vm = map_next(&hn->vms, &i)) != NULL;)
         for (size_t k = 0; k < vm->order.nics.count; k++) {
-            const struct network *old = find(hn, ((const struct vm_nic *)vm->order.nics.items + k)->network);
-            bool there = old == NULL;
-            for (size_t n = 0; !there && n < new->networks.count; n++)
-                there = strcmp(((const struct network *)new->networks.items + n)->name, old->name) == 0;
-            if (!there)
-                OBJECT_COPY(network, (struct network *)OBJECT_ADD(agent_networks, new, networks), old);
+            const struct vm_nic *nic = (const struct vm_nic *)vm->order.nics.items + k;
+            keep_network(hn, nic->network, new);
+            for (size_t g = 0; g < nic->security_groups.count; g++)
+                keep_group(hn, nic->security_groups.items[g], true, new);
         }
     unlock(hn);
 }
