@@ -141,8 +141,8 @@ static void take_answer(struct guest_agent *g, const json_t *line)
         char words[300];
         snprintf(words, sizeof words, "the guest's agent refuses: %.250s", text ? text : "without words");
         for (char *at = words; *at; at++)
-            if ((unsigned char)*at < ' ')
-                *at = ' '; /* a guest's words in our logs and answers: no control characters */
+            if (*at < ' ' || *at > '~') /* a guest's words in our logs and answers; and the cut may be in a letter */
+                *at = (unsigned char)*at < ' ' ? ' ' : '?';
         fail_call(g, -EREMOTEIO, ERROR_CONFLICT, words);
     }
     next(g);

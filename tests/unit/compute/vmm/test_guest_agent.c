@@ -120,6 +120,16 @@ static void test_calls(void **state)
     assert_int_equal(b->code, -EREMOTEIO);
     assert_string_equal(b->words, "the guest's agent refuses: no  such thing");
     assert_int_equal(b->ends, 3);
+    /* Words that are cut within a letter would be no UTF-8, and the answer that carries them no JSON. */
+    char text[700] = "{\"error\": {\"desc\": \"x";
+    for (unsigned i = 0; i < 200; i++)
+        strcat(text, "\xc3\xa9");
+    strcat(text, "\"}}\n");
+    assert_int_equal(call(b, "guest-c"), 0);
+    say(b, text);
+    assert_int_equal(b->code, -EREMOTEIO);
+    for (const char *at = b->words; *at != '\0'; at++)
+        assert_in_range(*at, ' ', '~');
 }
 
 static void test_arguments(void **state)
