@@ -180,6 +180,7 @@ static int fill_identity(struct node_identity *me, const struct cluster_init_opt
     OBJECT_TEXT(node_identity, me, address, address);
     OBJECT_TEXT(node_identity, me, raft_address, raft_address);
     OBJECT_SET(node_identity, me, raft_id, 1);
+    OBJECT_SET(node_identity, me, epoch, 1);
     return object_validate(&node_identity_desc, me, OBJECT_STORED, err);
 }
 

@@ -105,6 +105,7 @@ static void fill_identity(struct data_dir *dir, const struct join_request *reque
     OBJECT_TEXT(node_identity, me, address, request->address);
     OBJECT_TEXT(node_identity, me, raft_address, request->raft_address);
     OBJECT_SET(node_identity, me, raft_id, answer->raft_id);
+    OBJECT_SET(node_identity, me, epoch, answer->epoch);
     dir->ca_pem = xstrdup(answer->ca_pem);
     dir->ca_key_pem = xstrdup(answer->ca_key_pem);
     dir->certificate_pem = xstrdup(answer->cert_pem);

@@ -8,6 +8,7 @@
 #include <sys/file.h>
 
 #include "common/file.h"
+#include "common/log.h"
 #include "common/pki.h"
 
 const char *data_dir_file(const struct data_dir *dir, const char *name, char buffer[DATA_DIR_PATH_MAX])
@@ -50,6 +51,29 @@ static int read_text(const struct data_dir *dir, const char *name, char **ret_te
     return file_read(data_dir_file(dir, name, path), DATA_DIR_FILE_BYTES_MAX, ret_text, NULL, err);
 }
 
+uint64_t data_dir_epoch(const struct data_dir *dir)
+{
+    return MAX(dir->identity.epoch, 1u);
+}
+
+static int superseded(const struct data_dir *dir, struct error *err)
+{
+    return error_set(err, -ESTALE, ERROR_CONFLICT,
+                     "controller %s is of epoch %llu of the cluster, which was recovered without it and is at epoch %llu; "
+                     "wipe %s and join again",
+                     dir->identity.name, (unsigned long long)data_dir_epoch(dir),
+                     (unsigned long long)dir->identity.superseded_by, dir->path);
+}
+
+int data_dir_supersede(struct data_dir *dir, uint64_t epoch, struct error *err)
+{
+    struct error ignored;
+    OBJECT_SET(node_identity, &dir->identity, superseded_by, epoch);
+    if (data_dir_save_identity(dir, &ignored) < 0)
+        log_warning("identity-save", "error=\"%s, ignoring\"", ignored.text);
+    return superseded(dir, err);
+}
+
 int data_dir_load(struct data_dir *dir, struct error *err)
 {
     if (!data_dir_has_identity(dir))
@@ -67,6 +91,8 @@ int data_dir_load(struct data_dir *dir, struct error *err)
     }
     if (dir->identity.role != role_CONTROLLER || dir->identity.raft_id == 0 || dir->identity.raft_address == NULL)
         return error_set(err, -EINVAL, ERROR_INVALID, "%s/identity.json is not a controller's", dir->path);
+    if (dir->identity.superseded_by > data_dir_epoch(dir))
+        return superseded(dir, err);
     if ((r = read_text(dir, "ca.pem", &dir->ca_pem, err)) < 0 ||
         (r = read_text(dir, "ca.key", &dir->ca_key_pem, err)) < 0 ||
         (r = read_text(dir, "cert.pem", &dir->certificate_pem, err)) < 0)
@@ -84,9 +110,15 @@ int data_dir_save(const struct data_dir *dir, struct error *err)
         (r = pki_save_key(data_dir_file(dir, "key.pem", path), dir->key_pem, err)) < 0 ||
         (r = file_make_directories(data_dir_file(dir, "raft", path), 0700, err)) < 0)
         return r;
+    return data_dir_save_identity(dir, err);
+}
+
+int data_dir_save_identity(const struct data_dir *dir, struct error *err)
+{
+    char path[DATA_DIR_PATH_MAX];
     struct bytes_writer json = {0};
     OBJECT_ENCODE(node_identity, &dir->identity, &json);
-    r = file_write_atomic(data_dir_file(dir, "identity.json", path), json.data, json.size, 0600, err);
+    int r = file_write_atomic(data_dir_file(dir, "identity.json", path), json.data, json.size, 0600, err);
     bytes_writer_finish(&json);
     return r;
 }

@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "controller/cluster_init.h"
 #include "controller/cluster_join.h"
+#include "controller/cluster_recover.h"
 #include "controller/service.h"
 
 #define VERSION "0.1.0"
@@ -25,6 +26,11 @@ static const char help[] =
     "      drover-controller join --data /var/lib/drover/controller --address 192.0.2.2 --name c2 --token "
     "drover2/...\n"
     "\n"
+    "  drover-controller recover --data DIR [--dry-run] [--yes]\n"
+    "      Quorum lost for good: rebuild the cluster from this controller alone, under a new epoch in which the lost ones\n"
+    "      have no part. Says what it will do and asks; run it once, on the survivor with the newest log.\n"
+    "      drover-controller recover --data /var/lib/drover/controller --dry-run\n"
+    "\n"
     "  drover-controller run --data DIR [--listen IP:PORT]\n"
     "      Run the controller that init or join made.\n"
     "      drover-controller run --data /var/lib/drover/controller\n"
@@ -37,6 +43,7 @@ static const char help[] =
 
 struct options {
     const char *data, *address, *raft_address, *name, *cluster_name, *token, *listen;
+    bool yes, dry_run;
 };
 
 static int fail(const struct error *err)
@@ -106,6 +113,60 @@ static int run_join(struct data_dir *dir, const struct options *options)
     return 0;
 }
 
+static void print_plan(const struct data_dir *dir, const struct cluster_recover_plan *plan)
+{
+    printf("Cluster %s (%s), epoch %llu, as controller %s holds it in %s:\n"
+           "  log up to term %llu, entry %llu; %zu hosts, %zu VMs\n",
+           plan->cluster, dir->identity.cluster_id, (unsigned long long)plan->epoch, plan->survivor, dir->path,
+           (unsigned long long)plan->term, (unsigned long long)plan->last_index, plan->hosts, plan->vms);
+    if (plan->unfinished)
+        printf("  A recovery was begun here and not finished; this goes on with it.\n");
+    printf("Recovery will:\n"
+           "  - make %s the only controller, and raise the epoch of the cluster to %llu\n",
+           plan->survivor, (unsigned long long)plan->new_epoch);
+    for (unsigned i = 0; i < plan->lost_count; i++)
+        printf("  - drop controller %s for good: it is refused from then on, and must be wiped before it joins again\n",
+               plan->lost[i]);
+    printf("What the lost controllers acknowledged and %s had not received is lost. Of several survivors use the one with "
+           "the\nhighest term, then entry (--dry-run on each tells); wipe the others and join them again.\n",
+           plan->survivor);
+}
+
+/* "yes" on a terminal, or --yes. */
+static int confirm(const struct options *options, struct error *err)
+{
+    char answer[16] = "";
+    if (options->yes)
+        return 0;
+    if (!isatty(STDIN_FILENO))
+        return error_set(err, -EPERM, ERROR_INVALID,
+                         "this asks before it acts, and there is no terminal to ask on: add --yes (or --dry-run)");
+    printf("Are the other controllers lost for good? Go on? [yes/no] ");
+    fflush(stdout);
+    if (fgets(answer, sizeof answer, stdin) == NULL || strcmp(answer, "yes\n") != 0)
+        return error_set(err, -ECANCELED, ERROR_CANCELLED, "nothing was changed");
+    return 0;
+}
+
+static int run_recover(struct data_dir *dir, const struct options *options)
+{
+    struct cluster_recover_plan plan;
+    struct error err = {.text = ""};
+    if (data_dir_load(dir, &err) < 0 || cluster_recover_look(dir, &plan, &err) < 0)
+        return fail(&err);
+    print_plan(dir, &plan);
+    if (options->dry_run) {
+        printf("Nothing was changed (--dry-run).\n");
+        return 0;
+    }
+    if (confirm(options, &err) < 0 || cluster_recover(dir, &plan, &err) < 0)
+        return fail(&err);
+    printf("Recovered. Start it:  drover-controller run --data %s\n"
+           "Then add controllers: drover token create --role controller, and drover-controller join on each\n",
+           options->data);
+    return 0;
+}
+
 static int run_run(struct data_dir *dir, const struct options *options)
 {
     struct error err = {.text = ""};
@@ -137,6 +198,8 @@ static int parse(int argc, char **argv, struct options *options)
                                           {"cluster-name", required_argument, NULL, 'c'},
                                           {"token", required_argument, NULL, 't'},
                                           {"listen", required_argument, NULL, 'l'},
+                                          {"yes", no_argument, NULL, 'y'},
+                                          {"dry-run", no_argument, NULL, 'u'},
                                           {"log-level", required_argument, NULL, 'g'},
                                           {NULL, 0, NULL, 0}};
     enum log_level level;
@@ -164,6 +227,12 @@ static int parse(int argc, char **argv, struct options *options)
         case 'l':
             options->listen = optarg;
             break;
+        case 'y':
+            options->yes = true;
+            break;
+        case 'u':
+            options->dry_run = true;
+            break;
         case 'g':
             if (log_parse_level(optarg, &level) < 0)
                 return -EINVAL;
@@ -182,7 +251,11 @@ int main(int argc, char **argv)
         const char *verb;
         int (*run)(struct data_dir *dir, const struct options *options);
         bool needs_name;
-    } verbs[] = {{"init", run_init, true}, {"join", run_join, true}, {"run", run_run, false}};
+        bool makes; /* the directory, where there is none */
+    } verbs[] = {{"init", run_init, true, true},
+                 {"join", run_join, true, true},
+                 {"recover", run_recover, false, false},
+                 {"run", run_run, false, true}};
     struct options options = {.data = NULL};
     struct data_dir dir = {.lock_fd = -1};
     struct error err = {.text = ""};
@@ -205,6 +278,8 @@ int main(int argc, char **argv)
             return usage("--data is missing");
         if (verbs[i].needs_name && (options.name == NULL || options.address == NULL))
             return usage("--name and --address are needed");
+        if (!verbs[i].makes && access(options.data, F_OK) < 0)
+            return fail((error_errno(&err, -errno, "there is nothing to recover in %s", options.data), &err));
         if (data_dir_open(options.data, &dir, &err) < 0)
             return fail(&err);
         int status = verbs[i].run(&dir, &options);

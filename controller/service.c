@@ -89,23 +89,29 @@ static void on_init_applied(void *arg, int status, void *raw)
     if (result->code < 0)
         log_error("init-refused", "%s", result->error.text);
     else
-        log_info("cluster-made", "cluster=%s", service->dir.identity.cluster_id);
+        log_info("cluster-made", "cluster=%s epoch=%llu", service->dir.identity.cluster_id,
+                 (unsigned long long)data_dir_epoch(&service->dir));
     if (service_leads(service))
         set_ready(service);
 }
 
-/* The first command of a new cluster, from init.json. */
-static int propose_init(struct service *service, struct error *err)
+/* The first command of a new cluster, from init.json, or of a recovered one, from recover.json. */
+static int propose_first(struct service *service, bool recovers, struct error *err)
 {
-    struct command_init command = {.head = {0}};
+    const struct object_desc *desc = recovers ? &command_recover_desc : &command_init_desc;
+    union {
+        struct command_init init;
+        struct command_recover recover;
+    } command = {.init = {.head = {0}}};
     struct bytes_writer bytes = {0};
     char path[DATA_DIR_PATH_MAX], *text CLEANUP_FREE = NULL;
-    int r = file_read(data_dir_file(&service->dir, "init.json", path), DATA_DIR_FILE_BYTES_MAX, &text, NULL, err);
+    int r = file_read(data_dir_file(&service->dir, recovers ? "recover.json" : "init.json", path),
+                      DATA_DIR_FILE_BYTES_MAX, &text, NULL, err);
     if (r == 0)
-        r = OBJECT_DECODE(command_init, text, strlen(text), OBJECT_STORED, &command, err);
+        r = object_decode(desc, text, strlen(text), OBJECT_STORED, &command, err);
     if (r == 0)
-        r = command_encode(COMMAND_init, &command, &bytes, err);
-    OBJECT_CLEAR(command_init, &command);
+        r = command_encode(recovers ? COMMAND_recover : COMMAND_init, &command, &bytes, err);
+    object_clear(desc, &command);
     if (r < 0)
         return r;
     service->init_proposed = true;
@@ -133,10 +139,11 @@ static void on_ready_barrier(void *arg, int status, uint64_t index)
     }
     service_lock_state(service);
     bool initialized = state_initialized(service->state);
+    bool recovers = initialized && state_cluster(service->state)->epoch < data_dir_epoch(&service->dir);
     service_unlock_state(service);
-    if (initialized)
+    if (initialized && !recovers)
         set_ready(service);
-    else if (!service->init_proposed && propose_init(service, &err) < 0)
+    else if (!service->init_proposed && propose_first(service, recovers, &err) < 0)
         log_error("init-failed", "%s", err.text);
 }
 
@@ -164,6 +171,14 @@ static void on_leader(void *arg, const struct raft_node_leader *leader)
     api_leader_changed(&service->api);
 }
 
+static uint64_t service_epoch(struct service *service)
+{
+    service_lock_state(service);
+    uint64_t epoch = state_initialized(service->state) ? state_cluster(service->state)->epoch : 0;
+    service_unlock_state(service);
+    return epoch;
+}
+
 static void on_applied(void *arg, uint64_t index)
 {
     struct service *service = arg;
@@ -171,8 +186,10 @@ static void on_applied(void *arg, uint64_t index)
     service->applied_index = index;
     if (service->stopping)
         return;
-    if (!service->init_file_gone) { /* the cluster is made: never propose it again */
+    if (!service->init_file_gone && service_epoch(service) >= data_dir_epoch(&service->dir)) {
+        /* The cluster is made, or recovered: never propose it again. */
         unlink(data_dir_file(&service->dir, "init.json", path));
+        unlink(data_dir_file(&service->dir, "recover.json", path));
         service->init_file_gone = true;
     }
     api_applied(&service->api);
@@ -256,6 +273,19 @@ static void on_signal(uv_signal_t *handle, int number)
     service_stop(handle->data);
 }
 
+_Noreturn void service_superseded(struct service *service, uint64_t epoch)
+{
+    struct error err;
+    data_dir_supersede(&service->dir, epoch, &err);
+    log_error("superseded", "%s", err.text);
+    _exit(error_kind_info(err.kind)->exit_status);
+}
+
+static void on_superseded(void *arg, uint64_t epoch)
+{
+    service_superseded(arg, epoch);
+}
+
 static int start_raft(struct service *service, struct error *err)
 {
     const struct node_identity *me = &service->dir.identity;
@@ -265,6 +295,8 @@ static int start_raft(struct service *service, struct error *err)
         .id = me->raft_id,
         .address = me->raft_address,
         .cluster_id = me->cluster_id,
+        .epoch = data_dir_epoch(&service->dir),
+        .superseded = on_superseded,
         .certificate_pem = service->dir.certificate_pem,
         .key_pem = service->dir.key_pem,
         .ca_pem = service->dir.ca_pem,

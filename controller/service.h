@@ -48,7 +48,7 @@ struct service {
     bool change_busy;            /* a change of Raft's configuration is under way */
     uint64_t membership_next_ms; /* no change of ours before this time */
     bool init_proposed;          /* and not answered */
-    bool init_file_gone;         /* init.json */
+    bool init_file_gone;         /* init.json, recover.json */
     bool barrier_busy;           /* service_become_ready's */
     bool stopping, closing;
     uv_signal_t signals[2]; /* SIGTERM, SIGINT */
@@ -70,6 +70,9 @@ void service_finish(struct service *service);
 bool service_leads(const struct service *service);
 /* Barrier of a new leader: until it succeeds the state may lack what was acknowledged before. */
 void service_become_ready(struct service *service);
+/* A peer or a host is at a higher epoch of the cluster, which was recovered without this controller: says so in the data
+ * directory and ends the process. Any thread. */
+_Noreturn void service_superseded(struct service *service, uint64_t epoch);
 /* raft_node_change, one at a time with those of the membership driver. @done must call service_change_done first. */
 int service_change(struct service *service, enum raft_node_change change, uint64_t raft_id, const char *address,
                    raft_node_change_cb done, void *arg, struct error *err);

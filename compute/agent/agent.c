@@ -55,6 +55,7 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_TEXT(node_report, report, address, a->identity.address);
     OBJECT_TEXT(node_report, report, boot_id, a->facts.boot_id);
     OBJECT_SET(node_report, report, generation, a->generation);
+    OBJECT_SET(node_report, report, cluster_epoch, MAX(a->identity.epoch, 1u));
     OBJECT_SET(node_report, report, cpus, a->facts.cpus);
     OBJECT_SET(node_report, report, memory_bytes, a->facts.memory_bytes);
     OBJECT_SET(node_report, report, disk_bytes, a->facts.disk_bytes);
@@ -132,20 +133,49 @@ static void obey(const struct node_orders *orders, void *arg)
         carry_out(a, changes[i].have == PLAN_NEW ? NULL : vms[changes[i].have], &changes[i], orders->index);
 }
 
+static int identity_save(const struct agent *a, struct error *err)
+{
+    struct bytes_writer out = {.data = NULL};
+    CLEANUP_FREE char *path = xasprintf("%s/identity.json", a->data_dir);
+    OBJECT_ENCODE(node_identity, &a->identity, &out);
+    int r = file_write_atomic(path, out.data, out.size, 0644, err);
+    bytes_writer_finish(&out);
+    return r;
+}
+
 static void controllers_changed(const struct string_list *controllers, void *arg)
 {
     struct agent *a = arg;
     struct error err = {.code = 0};
     struct node_identity update = {.head = {0}};
-    struct bytes_writer out = {.data = NULL};
-    CLEANUP_FREE char *path = xasprintf("%s/identity.json", a->data_dir);
     update.controllers = *controllers; /* borrowed: merge copies */
     object_mark(&node_identity_desc, &update, "controllers");
     object_merge(&node_identity_desc, &a->identity, &update);
-    OBJECT_ENCODE(node_identity, &a->identity, &out);
-    if (file_write_atomic(path, out.data, out.size, 0644, &err) < 0)
+    if (identity_save(a, &err) < 0)
         log_warning("identity-save", "error=\"%s, ignoring\"", err.text);
-    bytes_writer_finish(&out);
+}
+
+/* A cluster that was rebuilt from one controller has a higher epoch; from then on those that it lost are not obeyed. The
+ * index of orders counts anew with it: what was known by the old count must not stand in the way. */
+static int accept_orders(const struct node_orders *orders, void *arg, struct error *err)
+{
+    struct agent *a = arg;
+    struct local_vm *vm;
+    uint64_t mine = MAX(a->identity.epoch, 1u), theirs = MAX(orders->cluster_epoch, 1u);
+    if (theirs < mine)
+        return error_set(err, -ESTALE, ERROR_STALE,
+                         "it is of epoch %llu of the cluster, which was recovered without it and is at epoch %llu",
+                         (unsigned long long)theirs, (unsigned long long)mine);
+    if (theirs == mine)
+        return 0;
+    log_info("cluster-epoch", "from=%llu to=%llu", (unsigned long long)mine, (unsigned long long)theirs);
+    OBJECT_SET(node_identity, &a->identity, epoch, theirs);
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+        vm_new_cluster_epoch(vm);
+    int r = identity_save(a, err); /* refused where it is not kept: a restart must not forget it */
+    if (r < 0)
+        OBJECT_SET(node_identity, &a->identity, epoch, mine);
+    return r;
 }
 
 /* Downloads progress without any state changing: tell of it now and then. */
@@ -279,6 +309,7 @@ static void start_session(struct agent *a)
         .peer_prefix = peer,
         .controllers = &a->identity.controllers,
         .put_report = put_report,
+        .accept = accept_orders,
         .obey = obey,
         .controllers_changed = controllers_changed,
         .arg = a,

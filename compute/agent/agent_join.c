@@ -103,6 +103,7 @@ static int save_identity(const struct agent_join_options *options, const char *a
     OBJECT_TEXT(node_identity, &identity, address, address);
     copy.controllers = answer->controllers; /* borrowed: merge copies */
     object_mark(&node_identity_desc, &copy, "controllers");
+    OBJECT_SET(node_identity, &copy, epoch, answer->epoch);
     object_merge(&node_identity_desc, &identity, &copy);
     OBJECT_ENCODE(node_identity, &identity, &out);
     if ((r = pki_save_certificate(ca, answer->ca_pem, err)) == 0 &&

@@ -113,6 +113,8 @@ static int take_answer(struct session *s, const struct http_answer *answer, stru
         return error_set(err, -EPROTO, answer->problem.kind, "it answered %d: %s", answer->status,
                          answer->problem.text);
     int r = OBJECT_DECODE(node_orders, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &orders, err);
+    if (r == 0 && s->options.accept != NULL && (r = s->options.accept(&orders, s->options.arg, err)) < 0)
+        OBJECT_CLEAR(node_orders, &orders);
     if (r < 0)
         return r;
     bool news = orders.index != s->asked_index;

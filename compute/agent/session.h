@@ -34,6 +34,8 @@ struct session_options {
     const struct string_list *controllers; /* "host:port"; copied */
     /* Fill *report (zeroed before) but have_index and wait_ms. */
     void (*put_report)(struct node_report *report, void *arg);
+    /* May this answer be obeyed? Negative with words: the next controller is asked. May be NULL. */
+    int (*accept)(const struct node_orders *orders, void *arg, struct error *err);
     /* Obey an answer; borrowed. */
     void (*obey)(const struct node_orders *orders, void *arg);
     /* The controllers have told other addresses of theirs; borrowed. May be NULL. */

@@ -1062,6 +1062,11 @@ const struct vm_order *vm_order_of(const struct local_vm *vm)
     return &vm->file.order;
 }
 
+void vm_new_cluster_epoch(struct local_vm *vm)
+{
+    OBJECT_SET(agent_vm, &vm->file, index, 0);
+}
+
 uint64_t vm_order_index(const struct local_vm *vm)
 {
     return vm->file.index;

@@ -59,6 +59,7 @@ void vm_put_seen(const struct local_vm *vm, struct vm_seen *seen);
 const char *vm_id(const struct local_vm *vm);
 const struct vm_order *vm_order_of(const struct local_vm *vm);
 uint64_t vm_order_index(const struct local_vm *vm);
+void vm_new_cluster_epoch(struct local_vm *vm); /* the index of orders counts anew */
 bool vm_is_removing(const struct local_vm *vm); /* its files are going away */
 bool vm_is_gone(const struct local_vm *vm);     /* nothing of it is left */
 bool vm_is_forgotten(const struct local_vm *vm);

@@ -108,6 +108,7 @@ static void fill_answer(struct api_call *call, const char *id, struct join_answe
     if (request->role == role_CONTROLLER)
         OBJECT_TEXT(join_answer, answer, ca_key_pem, service->dir.ca_key_pem);
     service_lock_state(service);
+    OBJECT_SET(join_answer, answer, epoch, state_cluster(service->state)->epoch);
     size_t count = state_count(service->state, object_kind_CONTROLLER);
     answer->controllers.items = xcalloc(count, sizeof(char *));
     for (size_t i = 0; i < count && i < 16; i++) {

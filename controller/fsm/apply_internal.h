@@ -18,6 +18,7 @@ struct apply {
 
 /* One function for each command. Each checks everything before it changes anything. */
 void apply_init(struct apply *a, struct command_init *command);
+void apply_recover(struct apply *a, struct command_recover *command);
 void apply_put(struct apply *a, struct command_put *command);
 void apply_remove(struct apply *a, struct command_remove *command);
 void apply_token_use(struct apply *a, struct command_token_use *command);

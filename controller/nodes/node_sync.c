@@ -267,16 +267,23 @@ static void fill_networks(const struct state *state, const struct record *host, 
     }
 }
 
+/* Does the host know the cluster's epoch? If not, its index is of another history. */
+static bool follows(const struct state *state, const struct node_report *report)
+{
+    return MAX(report->cluster_epoch, 1u) == state_cluster(state)->epoch;
+}
+
 int node_sync_orders(const struct state *state, const struct node_report *report, struct node_orders *ret,
                      struct error *err)
 {
     const struct record *host = reporter(state, report, err);
     if (host == NULL)
         return -ENOENT;
-    if (report->have_index > state_index(state))
+    if (report->have_index > state_index(state) && follows(state, report))
         return error_set(err, -EAGAIN, ERROR_OVERLOAD, "this controller is behind: at %llu, the host knows %llu",
                          (unsigned long long)state_index(state), (unsigned long long)report->have_index);
     OBJECT_SET(node_orders, ret, index, state_index(state));
+    OBJECT_SET(node_orders, ret, cluster_epoch, state_cluster(state)->epoch);
     OBJECT_SET(node_orders, ret, generation, host->host->generation);
     ret->vms.count = host->of_host.vms.count;
     ret->vms.items = xcalloc(ret->vms.count + 1, sizeof(struct vm_order));
@@ -300,7 +307,8 @@ int node_sync_orders(const struct state *state, const struct node_report *report
 bool node_sync_may_wait(const struct state *state, const struct node_report *report)
 {
     const struct record *host = state_get(state, object_kind_HOST, report->host);
-    if (host == NULL || state_host_orders_index(host) > report->have_index || report->have_index > state_index(state))
+    if (host == NULL || !follows(state, report) || state_host_orders_index(host) > report->have_index ||
+        report->have_index > state_index(state))
         return false;
     for (size_t i = 0; i < report->vms.count; i++)
         if (to_forget(state, host, (const struct vm_seen *)report->vms.items + i))

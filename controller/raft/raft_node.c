@@ -275,6 +275,9 @@ static int node_open_io(struct raft_node *node, const struct raft_node_config *c
     struct raft_transport_config transport = {
         .id = config->id,
         .cluster_id = config->cluster_id,
+        .epoch = config->epoch,
+        .superseded = config->superseded,
+        .arg = config->arg,
         .listen_address = node->listen_address,
         .certificate_pem = config->certificate_pem,
         .key_pem = config->key_pem,

@@ -85,6 +85,9 @@ typedef void (*raft_node_leader_cb)(void *arg, const struct raft_node_leader *le
 typedef void (*raft_node_applied_cb)(void *arg, uint64_t index);
 /* libraft gave up, on the node's thread; must not return to normal work. */
 typedef void (*raft_node_fatal_cb)(void *arg, const char *text);
+/* A member of the same cluster has a higher epoch: this server belongs to a majority that was given up. On the node's
+ * thread. It must not be started again; where this returns, the server goes on as one that nobody talks to. */
+typedef void (*raft_node_superseded_cb)(void *arg, uint64_t epoch);
 
 struct raft_node_config {
     const char *dir;            /* data directory; must exist */
@@ -93,6 +96,7 @@ struct raft_node_config {
     const char *listen_address; /* where to bind; NULL = address */
     /* Mutual TLS 1.3 (raft_transport.h): PEM text, copied. */
     const char *cluster_id;
+    uint64_t epoch; /* of the cluster: members of another one are refused (raft_transport.h) */
     const char *certificate_pem, *key_pem, *ca_pem;
 
     struct raft_machine machine;
@@ -100,7 +104,8 @@ struct raft_node_config {
     raft_node_leader_cb leader; /* may be NULL */
     raft_node_applied_cb applied; /* may be NULL */
     raft_node_fatal_cb fatal; /* NULL: log and end the process */
-    void *arg;                /* of the three above */
+    raft_node_superseded_cb superseded; /* may be NULL */
+    void *arg;                /* of the four above */
 
     /* 0 = the default in brackets, measured: DESIGN "Raft". */
     unsigned election_timeout_ms;   /* [500] */
@@ -152,8 +157,20 @@ struct raft_node_status {
  * -EEXIST where it holds data already. Called once per cluster; a joining server starts on an empty directory. */
 int raft_node_bootstrap(const char *dir, uint64_t id, const char *address, struct error *err);
 
+/* What a directory holds, its whole log taken for committed. */
+struct raft_node_content {
+    uint64_t term;       /* of the newest log entry or, without one, of the snapshot */
+    uint64_t last_index; /* log entries */
+    uint64_t index;      /* commands */
+};
+/* Load @dir into the machine (restore and apply, in this thread, without its lock). The log's files are tidied as at each
+ * start of a server; nothing else changes. -ENOENT where there is neither log nor snapshot. */
+int raft_node_inspect(const char *dir, uint64_t id, const struct raft_machine *machine,
+                      struct raft_node_content *ret_content, struct error *err);
+
 /* Quorum lost for good: write into the log of @dir a configuration in which @id is the only voter. Run once, on the
- * survivor with the longest log; the other survivors are wiped and join anew. */
+ * survivor with the longest log; the other survivors are wiped and join anew. The server must then be started with a
+ * higher epoch than the lost ones have. */
 int raft_node_recover(const char *dir, uint64_t id, const char *address, struct error *err);
 
 /* --- Life ----------------------------------------------------------------------------------------------------- */

@@ -6,6 +6,7 @@
  *                          id -> socket pair, one end to libraft -> what arrives is decrypted into it.
  *
  *   OPENING --TLS open--> PREAMBLE (accepting only) --> PUMPING --any end, error or silence--> dropped
+ *                            +--another epoch--> REFUSED --a moment later--> dropped
  *
  * Failure modes: whatever goes wrong, the link is dropped: a connect request still waiting is answered with an error
  * (libraft tries again after its retry delay), otherwise libraft sees its end of the socket pair close. */
@@ -22,13 +23,17 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { PREAMBLE_VERSION = 1, PREAMBLE_HEADER_BYTES = 24, PREAMBLE_BYTES_MAX = 24 + 256, LISTEN_BACKLOG = 64 };
+enum { PREAMBLE_VERSION = 2, PREAMBLE_HEADER_BYTES = 32, PREAMBLE_BYTES_MAX = 32 + 256, LISTEN_BACKLOG = 64 };
+enum { REFUSAL_OTHER_EPOCH = 1, REFUSAL_BYTES = 9 };
 
 struct raft_transport {
     struct raft_uv_transport uv;
     uv_loop_t *loop;
     struct tls_context *tls;
     raft_id id;
+    uint64_t epoch;
+    void (*superseded)(void *arg, uint64_t epoch);
+    void *superseded_arg;
     char *peer_prefix;          /* spiffe://drover/<cluster>/controller/ */
     const char *listen_address; /* NULL: address */
     char address[RAFT_TRANSPORT_ADDRESS_MAX];
@@ -40,7 +45,7 @@ struct raft_transport {
     unsigned pending; /* accepted, not yet trusted */
 };
 
-enum link_state { LINK_OPENING, LINK_PREAMBLE, LINK_PUMPING };
+enum link_state { LINK_OPENING, LINK_PREAMBLE, LINK_REFUSED, LINK_PUMPING };
 
 struct link {
     struct raft_transport *transport;
@@ -56,6 +61,8 @@ struct link {
     bool pump_open, pump_stopped, stream_paused;
     uint8_t preamble[PREAMBLE_BYTES_MAX];
     size_t preamble_size;
+    uint8_t refusal[REFUSAL_BYTES]; /* connecting: what has come of one */
+    size_t refusal_size;
     char read_buffer[65536];
 };
 
@@ -226,6 +233,7 @@ static void connector_open(struct tls_stream *stream, void *arg)
 
     bytes_put_u64(&preamble, PREAMBLE_VERSION);
     bytes_put_u64(&preamble, t->id);
+    bytes_put_u64(&preamble, t->epoch);
     bytes_put_u64(&preamble, strlen(t->address));
     bytes_put_text(&preamble, t->address);
     rv = tls_stream_write(stream, preamble.data, preamble.size);
@@ -241,11 +249,31 @@ static void connector_open(struct tls_stream *stream, void *arg)
     link->connect_cb(connect, theirs, 0);
 }
 
-/* Only beats come back. */
-static void connector_data(struct tls_stream *stream, const uint8_t *data UNUSED, size_t size UNUSED,
-                           void *arg UNUSED)
+static void transport_superseded(struct raft_transport *t, uint64_t epoch)
 {
+    if (epoch > t->epoch && t->superseded != NULL)
+        t->superseded(t->superseded_arg, epoch);
+}
+
+/* Only beats come back, or a refusal. */
+static void connector_data(struct tls_stream *stream, const uint8_t *data, size_t size, void *arg)
+{
+    struct link *link = arg;
+    struct bytes_reader reader;
+    uint64_t epoch;
+
     tls_stream_set_timer(stream, RAFT_TRANSPORT_SILENCE_MS);
+    for (size_t i = 0; i < size && link->refusal_size < REFUSAL_BYTES; i++)
+        if (link->refusal_size > 0 || data[i] == REFUSAL_OTHER_EPOCH)
+            link->refusal[link->refusal_size++] = data[i];
+    if (link->refusal_size < REFUSAL_BYTES)
+        return;
+    reader = bytes_reader(link->refusal + 1, REFUSAL_BYTES - 1);
+    epoch = bytes_get_u64(&reader);
+    log_warning("raft-refused", "by=%llu address=%s its-epoch=%llu our-epoch=%llu", link->id,
+                tls_stream_peer_address(stream), (unsigned long long)epoch, (unsigned long long)link->transport->epoch);
+    transport_superseded(link->transport, epoch);
+    link_drop(link, RAFT_UNAUTHORIZED);
 }
 
 static void connector_silent(struct tls_stream *stream UNUSED, void *arg)
@@ -310,17 +338,18 @@ static int transport_connect(struct raft_uv_transport *uv, struct raft_uv_connec
 
 /* --- Accepting -------------------------------------------------------------------------------------------------- */
 
-int raft_transport_parse_preamble(const void *data, size_t size, uint64_t *ret_id,
+int raft_transport_parse_preamble(const void *data, size_t size, uint64_t *ret_id, uint64_t *ret_epoch,
                                   char ret_address[RAFT_TRANSPORT_ADDRESS_MAX])
 {
     struct bytes_reader reader = bytes_reader(data, size);
-    uint64_t version, id, length;
+    uint64_t version, id, epoch, length;
     const char *address;
 
     if (size < PREAMBLE_HEADER_BYTES)
         return 0;
     version = bytes_get_u64(&reader);
     id = bytes_get_u64(&reader);
+    epoch = bytes_get_u64(&reader);
     length = bytes_get_u64(&reader);
     if (version != PREAMBLE_VERSION || id == 0 || length == 0 || length >= RAFT_TRANSPORT_ADDRESS_MAX)
         return -EBADMSG;
@@ -332,6 +361,7 @@ int raft_transport_parse_preamble(const void *data, size_t size, uint64_t *ret_i
     memcpy(ret_address, address, (size_t)length);
     ret_address[length] = '\0';
     *ret_id = id;
+    *ret_epoch = epoch;
     return (int)(PREAMBLE_HEADER_BYTES + length);
 }
 
@@ -382,6 +412,24 @@ static void acceptor_replace(struct link *link)
     }
 }
 
+/* Say why, and leave it the time to arrive. */
+static void acceptor_refuse_epoch(struct link *link, uint64_t epoch)
+{
+    struct raft_transport *t = link->transport;
+    struct bytes_writer refusal = {0};
+
+    log_warning("raft-peer-refused", "peer=%s address=%s why=\"it is of epoch %llu of the cluster, this one of %llu\"",
+                tls_stream_peer(link->stream), tls_stream_peer_address(link->stream), (unsigned long long)epoch,
+                (unsigned long long)t->epoch);
+    link->state = LINK_REFUSED;
+    bytes_put_u8(&refusal, REFUSAL_OTHER_EPOCH);
+    bytes_put_u64(&refusal, t->epoch);
+    tls_stream_write(link->stream, refusal.data, refusal.size);
+    bytes_writer_finish(&refusal);
+    tls_stream_set_timer(link->stream, RAFT_TRANSPORT_REFUSAL_MS);
+    transport_superseded(t, epoch);
+}
+
 /* Returns how many bytes of @data were the preamble's; the link may be gone when it is negative. */
 static ssize_t acceptor_preamble(struct link *link, const uint8_t *data, size_t size)
 {
@@ -389,17 +437,21 @@ static ssize_t acceptor_preamble(struct link *link, const uint8_t *data, size_t 
     size_t had = link->preamble_size, take = MIN(size, sizeof(link->preamble) - had);
     char address[RAFT_TRANSPORT_ADDRESS_MAX];
     uv_stream_t *theirs;
-    uint64_t id;
+    uint64_t id, epoch;
     int length;
 
     memcpy(link->preamble + had, data, take);
     link->preamble_size += take;
-    length = raft_transport_parse_preamble(link->preamble, link->preamble_size, &id, address);
+    length = raft_transport_parse_preamble(link->preamble, link->preamble_size, &id, &epoch, address);
     if (length == 0)
         return (ssize_t)size;
     if (length < 0 || id != link->id) {
         acceptor_refuse(link, length < 0 ? "malformed preamble" : "it claims another controller's id");
         return -EBADMSG;
+    }
+    if (epoch != t->epoch) {
+        acceptor_refuse_epoch(link, epoch);
+        return (ssize_t)size;
     }
     acceptor_replace(link);
     theirs = pump_open(link);
@@ -417,6 +469,8 @@ static void acceptor_data(struct tls_stream *stream UNUSED, const uint8_t *data,
 {
     struct link *link = arg;
 
+    if (link->state == LINK_REFUSED)
+        return;
     if (link->state == LINK_PREAMBLE) {
         ssize_t used = acceptor_preamble(link, data, size);
 
@@ -434,6 +488,10 @@ static void acceptor_timer(struct tls_stream *stream, void *arg)
     static const uint8_t beat[1];
     struct link *link = arg;
 
+    if (link->state == LINK_REFUSED) {
+        link_drop(link, RAFT_UNAUTHORIZED);
+        return;
+    }
     if (link->state != LINK_PUMPING) {
         acceptor_refuse(link, "no preamble in time");
         return;
@@ -543,6 +601,9 @@ int raft_transport_create(const struct raft_transport_config *config, uv_loop_t 
     }
     t->loop = loop;
     t->id = config->id;
+    t->epoch = config->epoch;
+    t->superseded = config->superseded;
+    t->superseded_arg = config->arg;
     t->listen_address = config->listen_address;
     t->peer_prefix = xasprintf("spiffe://drover/%s/controller/", config->cluster_id);
     list_init(&t->links);

@@ -8,8 +8,13 @@
  * the connecting one against the id it wants, the accepting one against the id that the preamble claims. libraft
  * believes every byte that comes through, so nothing else may.
  *
- * On the wire: the connector sends {u64 version 1, u64 raft id, u64 length, its own address} and then libraft's
- * bytes. The acceptor sends one zero byte each second; a connector that hears none for RAFT_TRANSPORT_SILENCE_MS
+ * Epoch: a cluster that was rebuilt from a survivor (raft_node_recover) has a higher one, and nothing of a lower one may
+ * talk to it: the lost majority still has a configuration in which it is one. Whoever learns from a peer's preamble, or
+ * from the answer to its own, that the cluster is further, is told so by `superseded`.
+ *
+ * On the wire: the connector sends {u64 version 2, u64 raft id, u64 epoch, u64 length, its own address} and then
+ * libraft's bytes. The acceptor answers the preamble of another epoch with {u8 1, u64 its epoch} and hangs up a moment
+ * later. Otherwise it sends one zero byte each second; a connector that hears none for RAFT_TRANSPORT_SILENCE_MS
  * hangs up and libraft connects again (TCP alone would need minutes to notice a cut cable, and as long again after it
  * is mended).
  *
@@ -27,6 +32,7 @@
 #define RAFT_TRANSPORT_PENDING_MAX 16u
 #define RAFT_TRANSPORT_OPEN_TIMEOUT_MS 5000u     /* connect, handshake and preamble, each */
 #define RAFT_TRANSPORT_BEAT_MS 1000u
+#define RAFT_TRANSPORT_REFUSAL_MS 200u           /* for a refusal to arrive before the connection closes */
 #define RAFT_TRANSPORT_SILENCE_MS 4000u
 #define RAFT_TRANSPORT_QUEUE_BYTES_MAX (1u << 20)
 #define RAFT_TRANSPORT_ADDRESS_MAX 256u          /* NUL included */
@@ -35,6 +41,10 @@ struct raft_transport;
 
 struct raft_transport_config { /* borrowed for the call, but the listen address: until destroy */
     uint64_t id;
+    uint64_t epoch; /* of the cluster */
+    /* A peer has a higher epoch. May be called more than once. NULL: ignored */
+    void (*superseded)(void *arg, uint64_t epoch);
+    void *arg;
     const char *cluster_id;
     const char *listen_address; /* NULL: the address given to raft_init */
     const char *certificate_pem, *key_pem, *ca_pem;
@@ -47,9 +57,9 @@ int raft_transport_create(const struct raft_transport_config *config, uv_loop_t 
 void raft_transport_destroy(struct raft_transport *transport);
 struct raft_uv_transport *raft_transport_uv(struct raft_transport *transport);
 
-/* The preamble at the start of @data: its length, and id and address (NUL-terminated in @ret_address); 0 where more
- * bytes are needed; -EBADMSG where it can't become one. */
-int raft_transport_parse_preamble(const void *data, size_t size, uint64_t *ret_id,
+/* The preamble at the start of @data: its length, and id, epoch and address (NUL-terminated in @ret_address); 0 where
+ * more bytes are needed; -EBADMSG where it can't become one. */
+int raft_transport_parse_preamble(const void *data, size_t size, uint64_t *ret_id, uint64_t *ret_epoch,
                                   char ret_address[RAFT_TRANSPORT_ADDRESS_MAX]);
 /* "host:port", "192.0.2.1:port", "[2001:db8::1]:port" apart. -EINVAL with words. */
 int raft_transport_parse_address(const char *address, char ret_host[RAFT_TRANSPORT_ADDRESS_MAX], char ret_port[8],

@@ -18,7 +18,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             ASSERT((const uint8_t *)found >= data && (const uint8_t *)found + found_size <= data + size);
     if (raft_snapshot_open(data, size, &number, &found, &found_size) == 0)
         ASSERT((const uint8_t *)found + found_size <= data + size);
-    rv = raft_transport_parse_preamble(data, size, &number, address);
+    rv = raft_transport_parse_preamble(data, size, &number, &index, address);
     ASSERT(rv < 0 || (size_t)rv <= size);
     return 0;
 }

@@ -205,6 +205,11 @@ static void waiting(void **test)
     struct node_orders orders = {0};
     assert_false(node_sync_may_wait(f->state, &report));
     assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), -EAGAIN); /* this controller is behind */
+    OBJECT_SET(node_report, &report, cluster_epoch, 9); /* or the index is of another epoch of the cluster */
+    assert_false(node_sync_may_wait(f->state, &report));
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.cluster_epoch, 1);
+    OBJECT_CLEAR(node_orders, &orders);
     OBJECT_CLEAR(node_report, &report);
 }
 

@@ -32,6 +32,7 @@ struct server {
     struct raft_node_leader leader;
     uint64_t told_index;
     unsigned leader_calls;
+    uint64_t superseded_by; /* atomic */
 };
 
 struct bed {

@@ -130,32 +130,34 @@ static void test_preamble(void **state UNUSED)
 {
     struct bytes_writer out = {0};
     char address[RAFT_TRANSPORT_ADDRESS_MAX];
-    uint64_t id;
+    uint64_t id, epoch;
 
-    bytes_put_u64(&out, 1);
+    bytes_put_u64(&out, 2);
     bytes_put_u64(&out, 3);
+    bytes_put_u64(&out, 7);
     bytes_put_u64(&out, 14);
     bytes_put_text(&out, "127.0.0.1:7444and what follows");
-    for (size_t size = 0; size < 38; size++)
-        assert_int_equal(raft_transport_parse_preamble(out.data, size, &id, address), 0);
-    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, address), 38);
+    for (size_t size = 0; size < 46; size++)
+        assert_int_equal(raft_transport_parse_preamble(out.data, size, &id, &epoch, address), 0);
+    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, &epoch, address), 46);
     assert_int_equal(id, 3);
+    assert_int_equal(epoch, 7);
     assert_string_equal(address, "127.0.0.1:7444");
 
-    out.data[16] = 0; /* no address; then one of 256 bytes and more; then another version; then no id */
-    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, address), -EBADMSG);
-    out.data[17] = 1;
-    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, address), -EBADMSG);
-    out.data[23] = 0xff;
-    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, address), -EBADMSG);
-    memcpy(out.data + 16, "\16\0\0\0\0\0\0\0", 8);
-    out.data[26] = '\0';
-    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, address), -EBADMSG);
-    out.data[0] = 2;
-    assert_int_equal(raft_transport_parse_preamble(out.data, 24, &id, address), -EBADMSG);
+    out.data[24] = 0; /* no address; then one of 256 bytes and more; then another version; then no id */
+    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, &epoch, address), -EBADMSG);
+    out.data[25] = 1;
+    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, &epoch, address), -EBADMSG);
+    out.data[31] = 0xff;
+    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, &epoch, address), -EBADMSG);
+    memcpy(out.data + 24, "\16\0\0\0\0\0\0\0", 8);
+    out.data[34] = '\0';
+    assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, &epoch, address), -EBADMSG);
     out.data[0] = 1;
+    assert_int_equal(raft_transport_parse_preamble(out.data, 32, &id, &epoch, address), -EBADMSG);
+    out.data[0] = 2;
     out.data[8] = 0;
-    assert_int_equal(raft_transport_parse_preamble(out.data, 24, &id, address), -EBADMSG);
+    assert_int_equal(raft_transport_parse_preamble(out.data, 32, &id, &epoch, address), -EBADMSG);
     bytes_writer_finish(&out);
 }
 

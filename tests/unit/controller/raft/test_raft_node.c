@@ -340,6 +340,91 @@ static void test_recover_from_one_survivor(void **state)
     assert_true(count >= 11);
 }
 
+/* What recover would keep is what a stopped server had. */
+static void test_inspect(void **state)
+{
+    struct bed *bed = *state;
+    struct error err = {0};
+    struct raft_node_content content = {0};
+    struct server *one = &bed->servers[0], *other = &bed->servers[1];
+    struct raft_machine machine = {.ctx = &other->history,
+                                   .apply = history_apply,
+                                   .snapshot = history_snapshot,
+                                   .restore = history_restore,
+                                   .release = history_release};
+
+    bed->extra.snapshot_threshold = 20; /* so that there is a snapshot too */
+    bed->extra.snapshot_trailing = 4;
+    bed_start_cluster(bed, 1);
+    for (unsigned i = 0; i < 50; i++)
+        propose_one(bed, i);
+    server_stop(one);
+    for (int again = 0; again < 2; again++) {
+        server_reset(other);
+        if (raft_node_inspect(one->dir, 1, &machine, &content, &err) != 0)
+            fail_msg("%s", err.text);
+        assert_int_equal(content.index, 50);
+        assert_true(content.last_index >= 50 && content.term >= 1);
+        assert_int_equal(history_count(other), history_count(one));
+    }
+    assert_int_equal(raft_node_inspect(other->dir, 2, &machine, &content, &err), -ENOENT);
+    server_start(bed, 0); /* and it is none the worse for it */
+    propose_one(bed, 100);
+}
+
+static void tell(void *arg, uint64_t epoch)
+{
+    struct server *server = arg;
+
+    __atomic_store_n(&server->superseded_by, epoch, __ATOMIC_SEQ_CST);
+}
+
+static bool old_one_knows(struct bed *bed, int i)
+{
+    return __atomic_load_n(&bed->servers[i].superseded_by, __ATOMIC_SEQ_CST) == 2;
+}
+
+/* At least @arg of them. */
+static bool old_ones_know(struct bed *bed, void *arg)
+{
+    return old_one_knows(bed, 0) + old_one_knows(bed, 1) >= *(int *)arg;
+}
+
+/* The survivor leads alone at epoch 2; the others still have a majority of the old configuration, and are told. */
+static void test_old_epoch_is_refused(void **state)
+{
+    struct bed *bed = *state;
+    struct error err = {0};
+    uint64_t index;
+    int know = 1;
+
+    bed->extra.epoch = 1;
+    bed->extra.superseded = tell;
+    bed_start_cluster(bed, 3);
+    propose_one(bed, 1);
+    bed_wait(bed, all_level, NULL, "equal state");
+    for (int i = 0; i < SERVERS; i++) {
+        server_stop(&bed->servers[i]);
+        memset(&bed->servers[i].leader, 0, sizeof(bed->servers[i].leader));
+    }
+    assert_int_equal(raft_node_recover(bed->servers[2].dir, 3, bed->servers[2].address, &err), 0);
+    bed->extra.epoch = 2;
+    server_start(bed, 2);
+    propose_one(bed, 2);
+    index = history_count(&bed->servers[2]);
+    bed->extra.epoch = 1;
+    server_start(bed, 0);
+    server_start(bed, 1);
+    /* Whoever wants to lead asks the survivor too; it ends (here: we end it), and then the other one does. */
+    bed_wait(bed, old_ones_know, &know, "an old one to be told");
+    server_stop(&bed->servers[old_one_knows(bed, 0) ? 0 : 1]);
+    know = 2;
+    bed_wait(bed, old_ones_know, &know, "the other one to be told");
+    assert_int_equal(bed->servers[2].superseded_by, 0);
+    assert_int_equal(history_count(&bed->servers[2]), index);
+    assert_int_equal(bed->servers[2].leader.role, RAFT_NODE_LEADER);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -353,6 +438,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_wrong_certificate_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damaged_directory_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_recover_from_one_survivor, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_inspect, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_old_epoch_is_refused, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,44 @@
+/* The cluster goes on from one survivor (`drover-controller recover`): the first command of its new life.
+ *
+ * The epoch rises by what the offline part has decided and written into the survivor's identity.json. The controllers
+ * that were lost go from the table; Raft's configuration lost them before (raft_node_recover). next_raft_id stays: an id
+ * is never given twice. */
+#include "controller/fsm/apply_internal.h"
+
+#include <errno.h>
+
+static void drop_others(struct apply *a, const struct record *survivor)
+{
+    for (size_t i = state_count(a->state, object_kind_CONTROLLER); i > 0; i--) {
+        struct record *record = a->state->tables[object_kind_CONTROLLER].order.items[i - 1];
+        if (record == survivor)
+            continue;
+        apply_event(a, event_type_DELETED, record, "controller %s was lost and is dropped", record->common->name);
+        state_remove(a->state, record);
+    }
+}
+
+void apply_recover(struct apply *a, struct command_recover *command)
+{
+    struct record *cluster = a->state->tables[object_kind_CLUSTER].order.items[0];
+    struct record *survivor = apply_find(a, object_kind_CONTROLLER, command->survivor, 0);
+    if (survivor == NULL)
+        return;
+    if (command->epoch <= cluster->cluster->epoch) {
+        apply_refuse(a, -ESTALE, ERROR_STALE, "the cluster is at epoch %llu already, not below %llu",
+                     (unsigned long long)cluster->cluster->epoch, (unsigned long long)command->epoch);
+        return;
+    }
+    if (a->check_only)
+        return;
+    state_edit_begin(a->state, cluster);
+    OBJECT_SET(cluster, cluster->cluster, epoch, command->epoch);
+    state_edit_end(a->state, cluster, a->index);
+    state_edit_begin(a->state, survivor);
+    OBJECT_SET(controller, survivor->controller, role, controller_role_VOTER);
+    state_edit_end(a->state, survivor, a->index);
+    drop_others(a, survivor);
+    apply_answer(a, cluster);
+    apply_event(a, event_type_UPDATED, cluster, "the cluster goes on from controller %s, at epoch %llu",
+                survivor->common->name, (unsigned long long)command->epoch);
+}
