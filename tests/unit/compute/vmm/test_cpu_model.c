@@ -15,12 +15,12 @@
 #define SMEP (1u << 7)
 #define INVTSC (1u << 8)
 
-struct offer {
+union offer {
+    uint8_t room[sizeof(struct kvm_cpuid2) + KVM_CPUID_ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2)];
     struct kvm_cpuid2 head;
-    struct kvm_cpuid_entry2 room[KVM_CPUID_ENTRIES_MAX];
 };
 
-static void entry_add(struct offer *o, uint32_t leaf, uint32_t index, uint32_t eax, uint32_t ebx, uint32_t ecx,
+static void entry_add(union offer *o, uint32_t leaf, uint32_t index, uint32_t eax, uint32_t ebx, uint32_t ecx,
                       uint32_t edx)
 {
     uint32_t flags = leaf == 7 || leaf == 0xd || leaf == 4 ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0;
@@ -29,9 +29,9 @@ static void entry_add(struct offer *o, uint32_t leaf, uint32_t index, uint32_t e
 }
 
 /* A host that has everything. */
-static struct offer *offer_make(void)
+static union offer *offer_make(void)
 {
-    struct offer *o = NEW(struct offer);
+    union offer *o = NEW(union offer);
     entry_add(o, 0, 0, 0x20, 0x756e6547, 0x6c65746e, 0x49656e69);
     entry_add(o, 1, 0, 0x000806f8, 0, ~0u, ~0u);
     entry_add(o, 2, 0, 1, 2, 3, 4);
@@ -62,7 +62,7 @@ static struct offer *offer_make(void)
     return o;
 }
 
-static struct kvm_cpuid_entry2 *leaf(struct offer *o, uint32_t function, uint32_t index)
+static struct kvm_cpuid_entry2 *leaf(union offer *o, uint32_t function, uint32_t index)
 {
     for (unsigned i = 0; i < o->head.nent; i++)
         if (o->head.entries[i].function == function && o->head.entries[i].index == index)
@@ -70,11 +70,11 @@ static struct kvm_cpuid_entry2 *leaf(struct offer *o, uint32_t function, uint32_
     return NULL;
 }
 
-static struct offer *model_make(const char *name)
+static union offer *model_make(const char *name)
 {
     const struct cpu_model *model;
     struct error err = {0};
-    struct offer *o = offer_make();
+    union offer *o = offer_make();
     assert_int_equal(cpu_model_find(name, &model, &err), 0);
     if (cpu_model_apply(model, &o->head, &err) < 0)
         fail_msg("%s", err.text);
@@ -84,15 +84,15 @@ static struct offer *model_make(const char *name)
 static void host_shows_everything(void **state)
 {
     (void)state;
-    CLEANUP_FREE struct offer *o = model_make(NULL), *whole = offer_make();
+    CLEANUP_FREE union offer *o = model_make(NULL), *whole = offer_make();
     assert_memory_equal(o, whole, sizeof(*o));
 }
 
 static void levels_show_their_features_and_no_other(void **state)
 {
     (void)state;
-    CLEANUP_FREE struct offer *v1 = model_make("x86-64-v1"), *v2 = model_make("x86-64-v2");
-    CLEANUP_FREE struct offer *v3 = model_make("x86-64-v3"), *v4 = model_make("x86-64-v4");
+    CLEANUP_FREE union offer *v1 = model_make("x86-64-v1"), *v2 = model_make("x86-64-v2");
+    CLEANUP_FREE union offer *v3 = model_make("x86-64-v3"), *v4 = model_make("x86-64-v4");
     assert_int_equal(leaf(v1, 7, 0)->ebx, 0);
     assert_null(leaf(v1, 0xd, 0));
     assert_null(leaf(v2, 0xd, 0)); /* neither has XSAVE */
@@ -105,7 +105,7 @@ static void levels_show_their_features_and_no_other(void **state)
     assert_int_equal(leaf(v4, 7, 0)->eax, 0);
     assert_int_equal(leaf(v4, 7, 1)->eax, 0);
     for (unsigned i = 0; i < 2; i++) {
-        struct offer *o = i ? v4 : v1;
+        union offer *o = i ? v4 : v1;
         assert_null(leaf(o, 2, 0));
         assert_null(leaf(o, 0xa, 0));
         assert_null(leaf(o, 0x1d, 0));
@@ -121,7 +121,7 @@ static void levels_show_their_features_and_no_other(void **state)
 static void xsave_holds_what_is_left(void **state)
 {
     (void)state;
-    CLEANUP_FREE struct offer *v3 = model_make("x86-64-v3"), *v4 = model_make("x86-64-v4");
+    CLEANUP_FREE union offer *v3 = model_make("x86-64-v3"), *v4 = model_make("x86-64-v4");
     assert_int_equal(leaf(v3, 0xd, 0)->eax, 7);
     assert_int_equal(leaf(v3, 0xd, 0)->ecx, 832);
     assert_int_equal(leaf(v3, 0xd, 5)->eax, 0);
@@ -136,7 +136,7 @@ static void what_a_host_lacks_is_named(void **state)
     const struct cpu_model *model;
     struct error err = {0};
     (void)state;
-    CLEANUP_FREE struct offer *o = offer_make();
+    CLEANUP_FREE union offer *o = offer_make();
     leaf(o, 7, 0)->ebx &= ~AVX512F;
     assert_int_equal(cpu_model_find("x86-64-v4", &model, &err), 0);
     assert_int_equal(cpu_model_apply(model, &o->head, &err), -ENOTSUP);
@@ -150,8 +150,8 @@ static void guests_go_where_their_features_are(void **state)
 {
     struct error err = {0};
     (void)state;
-    CLEANUP_FREE struct offer *host = offer_make(), *old = offer_make(), *v2 = model_make("x86-64-v2");
-    CLEANUP_FREE struct offer *amd = offer_make();
+    CLEANUP_FREE union offer *host = offer_make(), *old = offer_make(), *v2 = model_make("x86-64-v2");
+    CLEANUP_FREE union offer *amd = offer_make();
     leaf(old, 7, 0)->ebx &= ~(AVX512F | AVX2);
     leaf(old, 7, 0)->edx &= ~(1u << 13); /* a bit without a name */
     leaf(old, 0x80000007, 0)->edx = 0;
@@ -172,7 +172,7 @@ static void invariant_tsc_needs_scaling(void **state)
 {
     (void)state;
     for (unsigned scaling = 0; scaling < 2; scaling++) {
-        CLEANUP_FREE struct offer *o = offer_make();
+        CLEANUP_FREE union offer *o = offer_make();
         struct cpuid_options options = {.vcpus = 64, .invariant_tsc = scaling};
         vcpu_cpuid_fix(&o->head, &options, 63);
         assert_int_equal(leaf(o, 0x80000007, 0)->edx, scaling ? INVTSC : 0);
