@@ -128,6 +128,12 @@ def test_dhcp_gives_each_its_own_address(make_lan):
     assert one.pings(two.ip) and two.pings(one.ip)
     bridge = re.search(r'(db[0-9a-f]{10}):.* mtu (\d+) ', lan.links())
     assert bridge and bridge.group(2) == '1400'
+    # a tap that goes down and comes up again is answered again
+    lan.host.run(['ip', 'link', 'set', one.tap, 'down'])
+    lan.host.run(['ip', 'link', 'set', one.tap, 'up'])
+    wait_until(lambda: one.pings(two.ip), timeout_s=20)
+    done = one.run([BUSYBOX, 'udhcpc', '-i', 'e0', '-n', '-q', '-t', '5', '-T', '1', '-s', '/srv/dhcp'], check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_spoofed_source_goes_nowhere(make_lan):
