@@ -1,5 +1,5 @@
 # The lab: whole Debian hosts with KVM, without hardware virtualization; tests/lab/lab says more.
-.PHONY: lab-hotplug lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke lab-snapshot lab-test guest-stock kvm-probe
+.PHONY: lab-guest-work lab-hotplug lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke lab-snapshot lab-test guest-stock kvm-probe
 export LAB
 KVM_PROBE = $(CURDIR)/build/lab/kvm-probe
 
@@ -34,6 +34,8 @@ lab-hotplug: programs guest-stock ## hot plug, limits and failing disks with a s
 	@tests/lab/hotplug
 lab-firmware: programs          ## one lab host, a whole Debian disk through SeaBIOS and OVMF (FIRMWARE=bios|uefi), 10 minutes
 	@tests/lab/firmware $(FIRMWARE)
+lab-guest-work: programs        ## one lab host, a whole Debian at work: agent, balloon, vsock, fio, stress-ng, iperf3, 8 minutes
+	@tests/lab/guest-work
 lab-test:                       ## the lab's own test, about a minute
 	@tests/lab/selftest
 guest-stock:                    ## build the stock Debian guest (kernel, initrd, disk) into build/guest
