@@ -37,7 +37,7 @@ enum {
     PC1_PORT_SERIAL0 = 0x3f8,
     PC1_PORT_PVPANIC = 0x505,
     PC1_PORT_PM = 0x600,      /* PM1a event; control at +4; timer at +8 */
-    PC1_PORT_PM_BYTES = 0x30, /* with what follows of it */
+    PC1_PORT_PM_BYTES = 0x40, /* with what follows of it: all that the PCI function decodes, as Linux checks */
     PC1_PORT_GPE = 0x610,     /* status, enable: 16 bits each */
     PC1_PORT_PCIHP = 0x620,
     PC1_PORT_PCIHP_BYTES = 0x10,

@@ -182,9 +182,27 @@ static int finish(void **state)
     return 0;
 }
 
+/* Linux takes 64 ports at the PCI function's PMBA, and warns of a claim that covers only part of them. */
+static void power_management_claims_all_its_ports(void **state)
+{
+    (void)state;
+    static const uint8_t claim[] = {0x47, 1, 0x00, 0x06, 0x00, 0x06, 1, 0x40}; /* ACPI 6.5 §6.4.2.5 */
+    assert_int_equal(build(1, 1 << 20), 0);
+    uint64_t dsdt = get(table("FACP") + 140, 8), end = dsdt + get(dsdt + 4, 4) - sizeof(claim);
+    unsigned found = 0;
+    for (uint64_t at = dsdt + 36; at <= end; at++) {
+        size_t same = 0;
+        while (same < sizeof(claim) && get(at + same, 1) == claim[same])
+            same++;
+        found += same == sizeof(claim);
+    }
+    assert_int_equal(found, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(power_management_claims_all_its_ports),
         cmocka_unit_test(root_pointer_is_right),      cmocka_unit_test(fixed_table_names_the_ports),
         cmocka_unit_test(every_processor_is_listed),  cmocka_unit_test(namespace_is_walked),
         cmocka_unit_test(too_little_room_is_refused), cmocka_unit_test(eisa_ids_are_packed),
