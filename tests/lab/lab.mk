@@ -34,7 +34,7 @@ lab-hotplug: programs guest-stock ## hot plug, limits and failing disks with a s
 	@tests/lab/hotplug
 lab-firmware: programs          ## one lab host, a whole Debian disk through SeaBIOS and OVMF (FIRMWARE=bios|uefi), 10 minutes
 	@tests/lab/firmware $(FIRMWARE)
-lab-guest-work: programs        ## one lab host, a whole Debian at work: agent, balloon, vsock, fio, stress-ng, iperf3, 8 minutes
+lab-guest-work: programs        ## one lab host, a whole Debian at work: agent, balloon, vsock, fio, stress-ng, iperf3, 20 minutes
 	@tests/lab/guest-work
 lab-test:                       ## the lab's own test, about a minute
 	@tests/lab/selftest
