@@ -10,7 +10,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct raft_group group;
     const void *found;
     size_t found_size;
-    uint64_t number;
+    uint64_t number, epoch;
     int rv;
 
     if (raft_group_open(&group, data, size) == 0)
@@ -18,7 +18,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             ASSERT((const uint8_t *)found >= data && (const uint8_t *)found + found_size <= data + size);
     if (raft_snapshot_open(data, size, &number, &found, &found_size) == 0)
         ASSERT((const uint8_t *)found + found_size <= data + size);
-    rv = raft_transport_parse_preamble(data, size, &number, &index, address);
+    rv = raft_transport_parse_preamble(data, size, &number, &epoch, address);
     ASSERT(rv < 0 || (size_t)rv <= size);
     return 0;
 }
