@@ -45,6 +45,34 @@ static int apply_group(struct raft_node *node, const struct raft_buffer *buf)
     return rv;
 }
 
+/* libraft counts entries; one may have 16 bytes or a thousand commands. When the log has grown by so many bytes, the next
+ * look of libraft's (right after the apply) finds that a snapshot is due. One that could not be written, for want of
+ * space perhaps, is tried again after an eighth of that. */
+static void log_grew(struct raft_node *node, size_t bytes)
+{
+    uint64_t limit = MAX(node->log_bytes_max, 2 * node->now.snapshot_bytes);
+
+    if (node->snapshots_failed != node->guard.snapshots_failed) {
+        node->snapshots_failed = node->guard.snapshots_failed;
+        node->log_bytes = MAX(node->log_bytes, limit - limit / 8);
+    }
+    node->log_bytes += bytes;
+    node->log_entries++;
+    if (node->log_bytes >= limit)
+        raft_set_snapshot_threshold(&node->raft, 1);
+}
+
+/* A snapshot is being taken: from here on the log grows anew. Half of what it may hold is kept for slow followers. */
+static void log_cut(struct raft_node *node)
+{
+    uint64_t entry_bytes = node->log_entries > 0 ? node->log_bytes / node->log_entries + 1 : 1;
+    uint64_t trailing = MAX(node->log_bytes_max / 2 / entry_bytes, (uint64_t)1);
+
+    raft_set_snapshot_trailing(&node->raft, (unsigned)MIN(trailing, (uint64_t)node->snapshot_trailing));
+    raft_set_snapshot_threshold(&node->raft, node->snapshot_threshold);
+    node->log_bytes = node->log_entries = 0;
+}
+
 static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)
 {
     struct raft_node *node = fsm->data;
@@ -58,6 +86,7 @@ static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, v
                                                : "wipe the data directory and join again under a new id");
         return 0;
     }
+    log_grew(node, buf->len);
     took_us = raft_node_now_us() - start_us;
     node->now.applies++;
     node->now.apply_us += took_us;
@@ -90,6 +119,7 @@ static int node_fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *bufs[], u
     *n_bufs = 1;
     node->now.snapshots_taken++;
     node->now.snapshot_bytes = out.size;
+    log_cut(node);
     node->now.snapshot_us = raft_node_now_us() - start_us;
     return 0;
 }
@@ -125,6 +155,7 @@ static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
         return RAFT_CORRUPT; /* while starting: raft_node_create reports it */
     }
     raft_free(buf->base);
+    node->log_bytes = node->log_entries = 0;
     node->now.snapshots_restored++;
     node->now.restore_us = raft_node_now_us() - start_us;
     raft_mailbox_post_applied(node->mailbox, node->index);

@@ -52,6 +52,7 @@ static void guard_put_cb(struct raft_io_snapshot_put *put, int status)
     struct raft_io_snapshot_put *inner = TAKE_PTR(guard->put_inner);
 
     guard->taking = false; /* before the callback: it may start the next one */
+    guard->snapshots_failed += status != 0;
     inner->cb(inner, status);
 }
 

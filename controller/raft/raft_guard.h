@@ -61,6 +61,7 @@ struct raft_guard {
     void (*broken)(struct raft_guard *guard, const char *what, int raft_code);
     uint64_t (*now_us)(void); /* NULL: writes are not metered */
     uint64_t installs_dropped;
+    uint64_t snapshots_failed; /* taken, and not written */
     uint64_t writes, write_us, write_us_max; /* log writes that reached the disk */
 };
 

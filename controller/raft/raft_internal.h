@@ -15,6 +15,7 @@
 #define RAFT_GROUP_COMMANDS_MAX 512u     /* commands in one log entry */
 #define RAFT_GROUP_BYTES_MAX (1u << 20)  /* bytes of one log entry, when it has more than one command */
 #define RAFT_GROUPS_INFLIGHT_MAX 8u      /* log entries of ours under way; the rest waits and is grouped */
+#define RAFT_LOG_BYTES_MAX (32u << 20)   /* since the last snapshot, where not configured */
 #define RAFT_SEGMENT_BYTES (8u << 20)    /* of libraft's log files: below 4 MiB it refuses all writes */
 #define RAFT_NO_SPACE_GRACE_MS 1000u     /* "no space" is also what libraft says before its first segment is ready */
 #define RAFT_TICK_MS 100u
@@ -44,6 +45,10 @@ struct raft_node {
     struct raft_transport *transport;
 
     uint64_t index;          /* commands applied */
+    uint64_t log_bytes_max;  /* as configured, like the next two */
+    unsigned snapshot_threshold, snapshot_trailing;
+    uint64_t log_bytes, log_entries; /* applied since the last snapshot */
+    uint64_t snapshots_failed;       /* of guard.snapshots_failed, those that were seen here */
     char restore_error[512]; /* why a snapshot could not be restored */
     uint64_t proposer;       /* random, of this start */
     uint64_t sequence;       /* of the last group */

@@ -264,8 +264,11 @@ static void node_configure(struct raft_node *node, const struct raft_node_config
     raft_set_election_timeout(raft, or_default(config->election_timeout_ms, 500));
     raft_set_heartbeat_timeout(raft, or_default(config->heartbeat_ms, 50));
     raft_set_install_snapshot_timeout(raft, or_default(config->install_timeout_ms, 3000));
-    raft_set_snapshot_threshold(raft, or_default(config->snapshot_threshold, 8192));
-    raft_set_snapshot_trailing(raft, or_default(config->snapshot_trailing, 4096));
+    node->snapshot_threshold = or_default(config->snapshot_threshold, 8192);
+    node->snapshot_trailing = or_default(config->snapshot_trailing, 4096);
+    node->log_bytes_max = config->log_bytes_max != 0 ? config->log_bytes_max : RAFT_LOG_BYTES_MAX;
+    raft_set_snapshot_threshold(raft, node->snapshot_threshold);
+    raft_set_snapshot_trailing(raft, node->snapshot_trailing);
     raft_set_pre_vote(raft, true);
 }
 

@@ -113,7 +113,9 @@ struct raft_node_config {
     unsigned connect_retry_ms;      /* [200] */
     unsigned install_timeout_ms;    /* [3000] a snapshot sent again after */
     unsigned snapshot_threshold;    /* [8192] entries after which a snapshot is taken */
-    unsigned snapshot_trailing;     /* [4096] entries kept behind it for slow followers */
+    unsigned snapshot_trailing;     /* [4096] entries kept behind it for slow followers, at most... */
+    uint64_t log_bytes_max;         /* [32 MiB] or twice the last snapshot: after so many bytes there is a snapshot
+                                       too, and half of them are kept behind it: a log never fills a disk */
     unsigned proposals_max;         /* [RAFT_NODE_PROPOSALS_MAX] */
     unsigned proposal_bytes_max;    /* [RAFT_NODE_PROPOSAL_BYTES_MAX] */
 };

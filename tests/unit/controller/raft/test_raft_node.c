@@ -137,6 +137,27 @@ static void test_snapshot_is_installed_in_a_joined_server(void **state)
     assert_false(bed->servers[joined].history.gap);
 }
 
+/* Few entries, but many bytes: a snapshot all the same, and the files of what is behind it go. */
+static void test_log_is_bounded_in_bytes(void **state)
+{
+    struct bed *bed = *state;
+    struct raft_node_status status;
+
+    bed->extra.log_bytes_max = 2048;
+    bed_start_cluster(bed, 1);
+    for (unsigned i = 0; i < 300; i++)
+        propose_one(bed, i);
+    raft_node_status(bed->servers[0].node, &status);
+    assert_true(status.snapshots_taken > 1);
+    assert_true(status.snapshots_taken < 60); /* twice the last snapshot at least lies between two */
+    server_stop(&bed->servers[0]);
+    server_start(bed, 0);
+    bed_wait(bed, has_leader, NULL, "a leader");
+    propose_one(bed, 1000);
+    assert_int_equal(history_count(&bed->servers[0]), 301);
+    assert_false(bed->servers[0].history.gap);
+}
+
 static void test_overload_is_refused(void **state)
 {
     struct bed *bed = *state;
@@ -432,6 +453,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_follower_refuses, setup, teardown),
         cmocka_unit_test_setup_teardown(test_leader_dies_and_returns, setup, teardown),
         cmocka_unit_test_setup_teardown(test_snapshot_is_installed_in_a_joined_server, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_log_is_bounded_in_bytes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_overload_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stop_answers_everything, setup, teardown),
         cmocka_unit_test_setup_teardown(test_members, setup, teardown),
