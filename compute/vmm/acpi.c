@@ -159,7 +159,7 @@ static size_t dsdt_put(struct bytes_writer *out, const struct acpi_options *o)
     dsdt_isa_device(out, "COM1", "PNP0501", PC1_PORT_SERIAL0, 8, PC1_IRQ_SERIAL0);
     dsdt_isa_device(out, "RTC_", "PNP0B00", PC1_PORT_CMOS, 2, -1);
     dsdt_isa_device(out, "PEVT", "QEMU0001", PC1_PORT_PVPANIC, 1, -1);
-    /* No device for the ports from 0x600 on: a guest knows that 8086:7113 has 64 of them, and warns of the overlap. */
+    dsdt_isa_device(out, "PMIO", "PNP0C02", PC1_PORT_PM, PC1_PORT_PM_BYTES, -1);
     aml_end(out, scope);
     dsdt_events(out);
     aml_name_package(out, "_S5_", s5, sizeof(s5));

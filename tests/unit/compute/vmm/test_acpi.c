@@ -133,7 +133,7 @@ static uint64_t package_end(uint64_t at)
 
 static void namespace_is_walked(void **state)
 {
-    static const char *const devices[] = {"PCI0", "COM1", "RTC_", "PEVT"};
+    static const char *const devices[] = {"PCI0", "COM1", "RTC_", "PEVT", "PMIO"};
     (void)state;
     assert_int_equal(build(2, 0x20000), 0);
     uint64_t dsdt = get(table("FACP") + 140, 8), end = dsdt + get(dsdt + 4, 4), at = dsdt + 36;
