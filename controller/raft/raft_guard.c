@@ -25,10 +25,26 @@ static struct raft_guard *guard_of(struct raft_io *io)
     return CONTAINER_OF(io, struct raft_guard, io);
 }
 
+/* Guard I. io->data is libraft's own: the server. */
+static void guard_forget_change(struct raft_io *io)
+{
+    struct raft *raft = io->data;
+
+    if (raft_state(raft) != RAFT_LEADER)
+        raft->legacy.change = NULL;
+}
+
+static void guard_tick(struct raft_io *io)
+{
+    guard_forget_change(io);
+    guard_of(io)->tick(io);
+}
+
 static void guard_recv(struct raft_io *io, struct raft_message *message)
 {
     struct raft_guard *guard = guard_of(io);
 
+    guard_forget_change(io);
     if (message->type == RAFT_INSTALL_SNAPSHOT && guard->taking) {
         guard->installs_dropped++;
         raft_configuration_close(&message->install_snapshot.conf);
@@ -43,7 +59,8 @@ static int guard_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick,
     struct raft_guard *guard = guard_of(io);
 
     guard->recv = recv;
-    return guard->inner_start(io, msecs, tick, guard_recv);
+    guard->tick = tick;
+    return guard->inner_start(io, msecs, guard_tick, guard_recv);
 }
 
 static void guard_put_cb(struct raft_io_snapshot_put *put, int status)
@@ -259,5 +276,5 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
 
 bool raft_guard_may_snapshot(struct raft *raft)
 {
-    return raft_last_applied(raft) == raft_commit_index(raft);
+    return raft_last_applied(raft) == raft_commit_index(raft) && raft->configuration_uncommitted_index == 0;
 }

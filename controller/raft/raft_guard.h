@@ -25,6 +25,18 @@
  *    for servers that lack committed entries, or meets a "conflict" below its commit index, and the error path of
  *    that frees the batch twice and aborts. The guard puts the right term into the message.
  *
+ * G. (raft_members.c) A leader that changes the members before an entry of its own term is committed can make a
+ *    configuration whose majorities need not overlap with those of one that another leader has begun: acknowledged
+ *    commands are lost. libraft does not look; we begin no change before a barrier of this term has been applied.
+ *
+ * H. A follower that gets two configurations before it applies the first forgets the first one: libraft takes only the
+ *    newest for what is to become committed. A snapshot taken meanwhile carries the configuration before both, and a
+ *    restart from it votes by that: two leaders in one term. raft_guard_may_snapshot waits until the newest is committed.
+ *
+ * I. A promotion that was under way when leadership was lost in the way of D stays behind. Handling it as a follower is
+ *    an error in the middle of a message, whose memory is then freed twice. The guard forgets such a change before
+ *    libraft sees the next event; raft_members.c answers it.
+ *
  * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`.
  *
  * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on
@@ -43,6 +55,7 @@ struct raft_guard {
     struct raft_io_snapshot_put put; /* stands in for libraft's own request meanwhile */
     struct raft_io_snapshot_put *put_inner;
     raft_io_recv_cb recv;
+    raft_io_tick_cb tick;
     raft_index loaded_index; /* of the snapshot that libraft is being handed, while it is; else 0 */
     raft_term loaded_term;
     int (*inner_snapshot_get)(struct raft_io *, struct raft_io_snapshot_get *, raft_io_snapshot_get_cb);

@@ -57,6 +57,8 @@ struct raft_node {
     uint64_t no_space_since_ms; /* 0: there is space */
     struct list barriers;       /* struct barrier, in flight or orphans */
     bool barrier_inflight;      /* one that is no orphan */
+    bool barrier_wanted;        /* by raft_members.c, whether anybody reads or not */
+    raft_term ready_term;       /* of the newest barrier that was applied while this server led (guard G) */
     struct raft_node_status now; /* ours; copied to `status` at the end of each turn */
     bool told;                   /* the reply loop has been told who leads */
     struct raft_change change_req;     /* embedded for good: libraft may keep a pointer after a failure */

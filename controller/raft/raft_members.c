@@ -1,6 +1,6 @@
 /* Changes of the members, one at a time.
  *
- *   raft_node_change (any thread) -> `change` waiting -> members_start calls libraft -> callback leaves the status in
+ *   raft_node_change (any thread) -> `change` waiting, until a barrier of this term is applied -> libraft is called -> callback leaves the status in
  *   `change_active` -> the next turn either goes on with the second step (ADD: spare, then voter) or answers.
  *
  * Failure modes: libraft refuses at once, or the change fails while it waits (leader lost: unknown outcome; the
@@ -169,7 +169,10 @@ void raft_members_turn(struct raft_node *node)
     if (change == NULL)
         return;
     if (!change->started) {
-        change_start(node, change);
+        if (raft_state(&node->raft) == RAFT_LEADER && node->ready_term != raft_current_term(&node->raft))
+            node->barrier_wanted = true; /* guard G: when it is applied, the loop turns again */
+        else
+            change_start(node, change);
         return;
     }
     if (!change->done && raft_current_term(&node->raft) != change->term) {

@@ -371,8 +371,11 @@ static void barrier_free(struct barrier *barrier)
 static void barrier_cb(struct raft_barrier *req, int status)
 {
     struct barrier *barrier = req->data;
+    bool well = status == 0 && still_leads(barrier->node, barrier->term);
 
-    barrier_answer(barrier, status == 0 && still_leads(barrier->node, barrier->term) ? 0 : -ENOTCONN);
+    if (well)
+        barrier->node->ready_term = barrier->term;
+    barrier_answer(barrier, well ? 0 : -ENOTCONN);
     barrier_free(barrier);
 }
 
@@ -381,7 +384,7 @@ static void propose_barrier(struct raft_node *node, struct list *waiting)
     struct barrier *barrier;
     int rv;
 
-    if (list_empty(waiting) || node->barrier_inflight)
+    if ((list_empty(waiting) && !node->barrier_wanted) || node->barrier_inflight)
         return;
     barrier = NEW(struct barrier);
     barrier->node = node;
@@ -391,6 +394,7 @@ static void propose_barrier(struct raft_node *node, struct list *waiting)
     rv = raft_barrier(&node->raft, &barrier->req, barrier_cb);
     if (rv == 0) {
         node->barrier_inflight = true;
+        node->barrier_wanted = false;
         list_append(&node->barriers, &barrier->in_barriers);
         list_take(&barrier->readers, waiting);
         return;

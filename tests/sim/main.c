@@ -40,6 +40,9 @@ static const struct mutation mutations[] = {
     {"no-metadata-guard", FLAG(raft.no_metadata_guard), "metadata", 2000, "guard C is off"},
     {"no-send-guard", FLAG(raft.no_send_guard), "sends", 1000, "guard E is off"},
     {"no-term-guard", FLAG(raft.no_term_guard), "snapshots", 1000, "guard F is off"},
+    {"no-change-guard", FLAG(raft.no_change_guard), "member-storm", 2000, "guard G is off"},
+    {"no-configuration-guard", FLAG(raft.no_configuration_guard), "member-storm", 2000, "guard H is off"},
+    {"no-leftover-guard", FLAG(raft.no_leftover_guard), "member-storm", 2000, "guard I is off"},
     {"no-result-guard", FLAG(no_result_guard), "full-disk", 1000, "guard D is off"},
     {"disk-lies", FLAG(disk_acknowledges_early), "faults", 200, "disks say written before it is true"},
     {"early-answer", FLAG(acknowledge_before_commit), "faults", 200, "commands acknowledged before their commit"},
@@ -226,9 +229,9 @@ static void totals_print(const struct options *options, const struct totals *tot
            options->class->name, options->scenario->name, (unsigned long long)options->seeds, options->seconds,
            (unsigned long long)totals->events, (unsigned long long)s->acknowledged, (unsigned long long)s->unknown,
            (unsigned long long)s->refused, (unsigned long long)s->reads);
-    printf("%llu elections, %llu crashes, %llu snapshots, %llu installed, %llu ended by guard C\n",
+    printf("%llu elections, %llu crashes, %llu snapshots, %llu installed, %llu ended by guard C, %llu members changed\n",
            (unsigned long long)s->elections, (unsigned long long)s->crashes, (unsigned long long)s->snapshots,
-           (unsigned long long)s->installs, (unsigned long long)s->broken);
+           (unsigned long long)s->installs, (unsigned long long)s->broken, (unsigned long long)s->changes);
     printf("%llu passed, %llu failed, 0 skipped\n", (unsigned long long)totals->passed,
            (unsigned long long)totals->failed);
 }
@@ -252,11 +255,11 @@ static int run_mutations(struct options options)
         run_seeds(&options, true, &totals);
         well = (totals.failed > 0) == (mutation->seeds > 0);
         if (mutation->seeds > 0 && well)
-            printf("ok   %-18s found by seed %llu\n", mutation->name, (unsigned long long)totals.first_failed_seed);
+            printf("ok   %-22s found by seed %llu\n", mutation->name, (unsigned long long)totals.first_failed_seed);
         else if (mutation->seeds > 0)
-            printf("FAIL %-18s not found in %u seeds: %s\n", mutation->name, mutation->seeds, mutation->text);
+            printf("FAIL %-22s not found in %u seeds: %s\n", mutation->name, mutation->seeds, mutation->text);
         else
-            printf("%s %-18s %s\n", well ? "ok  " : "FAIL", mutation->name,
+            printf("%s %-22s %s\n", well ? "ok  " : "FAIL", mutation->name,
                    well ? "breaks no promise, as it should" : "breaks a promise");
         fflush(stdout);
         passed += well;
@@ -274,17 +277,19 @@ static int list(void)
 
     printf("scenarios:\n");
     for (size_t i = 0; (scenario = sim_scenario_at(i)) != NULL; i++)
-        printf("  %-18s %s\n", scenario->name, scenario->text);
+        printf("  %-22s %s\n", scenario->name, scenario->text);
     printf("mutations:\n");
     for (size_t i = 0; i < ARRAY_SIZE(mutations); i++)
-        printf("  %-18s %s\n", mutations[i].name, mutations[i].text);
+        printf("  %-22s %s\n", mutations[i].name, mutations[i].text);
     return EXIT_SUCCESS;
 }
 
-/* Without --class: the stories, the seeds with the history machine, and a fifth as many with the cluster. */
+/* Without --class: the stories, the seeds with the history machine, and a fifth as many with changing members and with
+ * the cluster. */
 static int run_all(struct options options)
 {
-    struct totals history = {0}, cluster = {0};
+    struct totals history = {0}, members = {0}, cluster = {0};
+    const struct sim_scenario *scenario = options.scenario;
     unsigned passed = 0, failed = 0;
 
     sim_script_run_all("tests/sim", &passed, &failed);
@@ -292,12 +297,17 @@ static int run_all(struct options options)
     options.class = &sim_history_class;
     run_seeds(&options, false, &history);
     totals_print(&options, &history);
-    options.class = &sim_cluster_class;
     options.seeds = MAX(options.seeds / 5, 1);
+    options.scenario = sim_scenario_find("member-storm");
+    run_seeds(&options, false, &members);
+    totals_print(&options, &members);
+    options.scenario = scenario;
+    options.class = &sim_cluster_class;
     run_seeds(&options, false, &cluster);
     totals_print(&options, &cluster);
-    failed += (unsigned)(history.failed + cluster.failed);
-    printf("%llu passed, %u failed, 0 skipped\n", (unsigned long long)(passed + history.passed + cluster.passed), failed);
+    failed += (unsigned)(history.failed + members.failed + cluster.failed);
+    printf("%llu passed, %u failed, 0 skipped\n",
+           (unsigned long long)(passed + history.passed + members.passed + cluster.passed), failed);
     return failed > 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 

@@ -20,6 +20,10 @@ void sim_cluster_init(struct sim_cluster *cluster, uint64_t seed, bool verbose, 
     cluster->scenario = scenario;
     cluster->mutations = *mutations;
     cluster->node_count = sim_chance(sim, 200) ? 5 : 3;
+    if ((scenario->faults & SIM_FAULT_MEMBERS) != 0) {
+        cluster->newcomers = SIM_NODES_MAX - cluster->node_count;
+        cluster->node_count = SIM_NODES_MAX;
+    }
     cluster->end_us = seconds * SIM_SECOND;
     cluster->quiet_us = cluster->end_us - QUIET_SECONDS * SIM_SECOND;
     for (unsigned id = 1; id <= cluster->node_count; id++) {
@@ -55,17 +59,18 @@ struct sim_node *sim_cluster_leader(struct sim_cluster *cluster)
 static void client_next(struct sim *sim, struct sim_event *event)
 {
     struct sim_cluster *cluster = event->data;
-    bool light = cluster->class->load_gap_ms > 0;
+    bool light = cluster->class->load_gap_ms > 0, few_members = cluster->newcomers > 0;
+    unsigned gap_ms = light ? cluster->class->load_gap_ms : few_members ? 100 : 30;
     unsigned commands = !light && sim_chance(sim, 100) ? SIM_GROUP_COMMANDS_MAX : (unsigned)sim_between(sim, 1, 3);
     struct sim_node *node = &cluster->nodes[sim_between(sim, 1, cluster->node_count)];
 
-    if (light && sim_cluster_leader(cluster) != NULL)
+    if ((light || few_members) && sim_cluster_leader(cluster) != NULL)
         node = sim_cluster_leader(cluster);
     if (sim_node_leads(node))
         sim_node_load(node, commands);
     if (sim_chance(sim, 300) && sim_node_leads(node))
         sim_node_barrier(node, NULL, NULL);
-    sim_after(sim, sim_between(sim, SIM_MS, (cluster->class->load_gap_ms ? cluster->class->load_gap_ms : 30) * SIM_MS), client_next, NULL, cluster);
+    sim_after(sim, sim_between(sim, SIM_MS, gap_ms * SIM_MS), client_next, NULL, cluster);
 }
 
 /* --- Checks ----------------------------------------------------------------------------------------------------- */
@@ -98,16 +103,33 @@ static void cluster_check_leaders(struct sim_cluster *cluster)
     }
 }
 
+/* By the newest configuration that @node knows. Spares get no log. */
+static bool node_is_member(const struct sim_node *node, unsigned id)
+{
+    const struct raft_configuration *configuration = &node->raft->configuration;
+
+    for (unsigned i = 0; i < configuration->n; i++)
+        if (configuration->servers[i].id == id)
+            return configuration->servers[i].role != RAFT_SPARE;
+    return false;
+}
+
 static void cluster_check_end(struct sim_cluster *cluster, uint64_t acknowledged_before_last_second)
 {
     struct sim *sim = &cluster->sim;
     uint64_t lowest = UINT64_MAX, highest = 0;
     unsigned leaders = 0;
+    const struct sim_node *leader = NULL;
 
     for (unsigned id = 1; id <= cluster->node_count; id++) {
+        leaders += sim_node_leads(&cluster->nodes[id]);
+        leader = sim_node_leads(&cluster->nodes[id]) ? &cluster->nodes[id] : leader;
+    }
+    for (unsigned id = 1; leader != NULL && id <= cluster->node_count; id++) {
         const struct sim_node *node = &cluster->nodes[id];
 
-        leaders += sim_node_leads(node);
+        if (!node_is_member(leader, id))
+            continue;
         lowest = MIN(lowest, node->index);
         highest = MAX(highest, node->index);
     }

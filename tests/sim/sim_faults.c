@@ -4,14 +4,16 @@
 #include <string.h>
 
 static const struct sim_scenario scenarios[] = {
-    {"faults", SIM_FAULT_ALL, 64, 16, 40, 0, 2500, 0, 0, "everything that can go wrong, all at once"},
-    {"snapshots", SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK, 12, 4, 400, 0, 900, 0, 0, "snapshots all the time, written slowly"},
-    {"metadata", SIM_FAULT_ALL, 64, 16, 40, 30, 1500, 0, 0, "term and vote cannot always be written"},
+    {"faults", SIM_FAULT_ALL, 64, 16, 40, 0, 2500, 0, 0, 0, "everything that can go wrong, all at once"},
+    {"snapshots", SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK, 12, 4, 400, 0, 900, 0, 0, 0, "snapshots all the time, written slowly"},
+    {"metadata", SIM_FAULT_ALL, 64, 16, 40, 30, 1500, 0, 0, 0, "term and vote cannot always be written"},
     {"sends", SIM_FAULT_LOSS | SIM_FAULT_CRASH | SIM_FAULT_PARTITION | SIM_FAULT_TRANSFER | SIM_FAULT_PAUSE, 12, 8, 10, 0, 700,
-     3000, 700, "messages are held for long by who sends them, while the log goes on"},
-    {"full-disk", SIM_FAULT_FULL_DISK | SIM_FAULT_CRASH | SIM_FAULT_PARTITION, 64, 16, 40, 0, 1500, 0, 0, "disks fill up"},
-    {"hosts", SIM_FAULT_CLASS | SIM_FAULT_LOSS, 64, 16, 40, 0, 500, 0, 0, "only the machine class's own faults"},
-    {"quiet", 0, 64, 16, 40, 0, 0, 0, 0, "no faults at all"},
+     0, 3000, 700, "messages are held for long by who sends them, while the log goes on"},
+    {"full-disk", SIM_FAULT_FULL_DISK | SIM_FAULT_CRASH | SIM_FAULT_PARTITION, 64, 16, 40, 0, 1500, 0, 0, 0, "disks fill up"},
+    {"members", SIM_FAULT_ALL | SIM_FAULT_MEMBERS, 64, 16, 40, 0, 2500, 0, 0, 0, "members come and go, and all that can go wrong"},
+    {"member-storm", SIM_FAULT_ALL | SIM_FAULT_MEMBERS, 12, 4, 100, 0, 900, 250, 0, 0, "the same, in a hurry"},
+    {"hosts", SIM_FAULT_CLASS | SIM_FAULT_LOSS, 64, 16, 40, 0, 500, 0, 0, 0, "only the machine class's own faults"},
+    {"quiet", 0, 64, 16, 40, 0, 0, 0, 0, 0, "no faults at all"},
 };
 
 const struct sim_scenario *sim_scenario_at(size_t i)
@@ -142,6 +144,74 @@ static void fault_transfer(struct sim_cluster *cluster)
     sim_raft_io_call(&leader->io, fault_transfer_call, NULL);
 }
 
+/* A change of the members, mostly a sensible one: there are to be three to five voters, and the leader is removed too. */
+static void member_change(struct sim_cluster *cluster, struct sim_node *leader)
+{
+    struct sim *sim = &cluster->sim;
+    const struct raft_configuration *configuration = &leader->raft->configuration;
+    const struct raft_server *server;
+    enum sim_change change;
+    unsigned voters = 0, id;
+
+    for (unsigned i = 0; i < configuration->n; i++)
+        voters += configuration->servers[i].role == RAFT_VOTER;
+    if (configuration->n == 0)
+        return;
+    if (cluster->added < cluster->newcomers && (configuration->n < 4 || sim_chance(sim, 250))) {
+        id = cluster->node_count - cluster->newcomers + 1 + cluster->added;
+        if (sim_node_change(leader, SIM_CHANGE_ADD, id) == 0) {
+            cluster->added++;
+            sim_log(sim, "controller %u adds %u", leader->actor.id, id);
+        }
+        return;
+    }
+    server = &configuration->servers[sim_below(sim, configuration->n)]; /* gone after the change */
+    id = (unsigned)server->id;
+    if (server->role != RAFT_VOTER)
+        change = voters < 5 || sim_chance(sim, 200) ? SIM_CHANGE_PROMOTE : SIM_CHANGE_REMOVE;
+    else if (voters > 3)
+        change = sim_chance(sim, 400) ? SIM_CHANGE_DEMOTE : SIM_CHANGE_REMOVE;
+    else
+        return;
+    sim_log(sim, "controller %u %s %u: %s", leader->actor.id,
+            change == SIM_CHANGE_PROMOTE  ? "promotes"
+            : change == SIM_CHANGE_DEMOTE ? "demotes"
+                                          : "removes",
+            id, raft_strerror(sim_node_change(leader, change, id)));
+}
+
+static void member_ready(struct sim *sim UNUSED, struct sim_event *event)
+{
+    struct sim_node *node = event->data;
+
+    if (sim_node_leads(node) && raft_current_term(node->raft) == event->value)
+        member_change(node->cluster, node);
+}
+
+/* Not from inside libraft's callback. */
+static void member_barrier(void *arg, int status)
+{
+    struct sim_node *node = arg;
+
+    if (status == 0)
+        sim_after(&node->cluster->sim, 0, member_ready, &node->actor, node)->value = raft_current_term(node->raft);
+}
+
+static void member_next(struct sim *sim, struct sim_event *event)
+{
+    struct sim_cluster *cluster = event->data;
+    struct sim_node *leader = sim_cluster_leader(cluster);
+    unsigned gap_ms = cluster->scenario->member_gap_ms;
+
+    if (sim->now_us >= cluster->quiet_us)
+        return;
+    if (leader != NULL && cluster->mutations.raft.no_change_guard)
+        member_change(cluster, leader);
+    else if (leader != NULL)
+        sim_node_barrier(leader, member_barrier, leader);
+    sim_after(sim, sim_between(sim, 20 * SIM_MS, (gap_ms > 0 ? gap_ms : 1000) * SIM_MS), member_next, NULL, cluster);
+}
+
 static void fault_class(struct sim_cluster *cluster)
 {
     if (cluster->class->fault != NULL)
@@ -187,6 +257,8 @@ void sim_faults_start(struct sim_cluster *cluster)
         cluster->network.loss_per_thousand = 4;
     for (unsigned id = 1; id <= cluster->node_count; id++)
         cluster->nodes[id].io.metadata_faults_per_thousand = scenario->metadata_faults_per_thousand;
+    if ((scenario->faults & SIM_FAULT_MEMBERS) != 0)
+        sim_after(&cluster->sim, 2 * SIM_SECOND, member_next, NULL, cluster);
     if (scenario->fault_gap_ms > 0)
         sim_after(&cluster->sim, 3 * SIM_SECOND, fault_next, NULL, cluster);
 }

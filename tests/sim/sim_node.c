@@ -149,7 +149,8 @@ static int node_fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *bufs[], u
     struct bytes_writer out = {0};
     struct raft_buffer *buf;
 
-    if (!cluster->mutations.raft.no_snapshot_guard && !raft_guard_may_snapshot(node->raft))
+    if (!cluster->mutations.raft.no_snapshot_guard && !raft_guard_may_snapshot(node->raft) &&
+        !(cluster->mutations.raft.no_configuration_guard && raft_last_applied(node->raft) == raft_commit_index(node->raft)))
         return RAFT_BUSY;
     raft_snapshot_begin(&out);
     node->machine.snapshot(node->machine.ctx, &out);
@@ -415,6 +416,52 @@ bool sim_node_leads(const struct sim_node *node)
            raft_state(node->raft) == RAFT_LEADER;
 }
 
+/* --- Members ---------------------------------------------------------------------------------------------------- */
+
+static void change_cb(struct raft_change *req, int status)
+{
+    struct sim_node *node = req->data;
+
+    node->change_term = 0;
+    node->cluster->stats.changes += status == 0;
+}
+
+struct change_call {
+    enum sim_change change;
+    unsigned id;
+    int rv;
+};
+
+static void change_submit(struct sim_raft_io *io, void *arg)
+{
+    struct change_call *call = arg;
+    struct sim_node *node = CONTAINER_OF(io, struct sim_node, io);
+    char address[16];
+
+    snprintf(address, sizeof(address), "c%u:7444", call->id);
+    node->change.data = node;
+    switch (call->change) {
+    case SIM_CHANGE_ADD: call->rv = raft_add(io->raft, &node->change, call->id, address, change_cb); break;
+    case SIM_CHANGE_PROMOTE: call->rv = raft_assign(io->raft, &node->change, call->id, RAFT_VOTER, change_cb); break;
+    case SIM_CHANGE_DEMOTE: call->rv = raft_assign(io->raft, &node->change, call->id, RAFT_STANDBY, change_cb); break;
+    case SIM_CHANGE_REMOVE: call->rv = raft_remove(io->raft, &node->change, call->id, change_cb); break;
+    }
+}
+
+int sim_node_change(struct sim_node *leader, enum sim_change change, unsigned id)
+{
+    struct change_call call = {.change = change, .id = id, .rv = RAFT_SHUTDOWN};
+    uint64_t incarnation = leader->actor.incarnation, term = raft_current_term(leader->raft);
+
+    if (leader->change_term == term)
+        return RAFT_CANTCHANGE; /* as raft_members.c: one at a time, forgotten with the term */
+    leader->change_term = term;
+    sim_raft_io_call(&leader->io, change_submit, &call);
+    if (call.rv != 0 && leader->actor.up && leader->actor.incarnation == incarnation)
+        leader->change_term = 0;
+    return call.rv;
+}
+
 /* --- Life ------------------------------------------------------------------------------------------------------- */
 
 static struct sim_raft_io *node_peer(struct sim_raft_io *io, raft_id id)
@@ -448,7 +495,7 @@ static void node_bootstrap(struct sim_node *node)
     struct raft_configuration configuration;
 
     raft_configuration_init(&configuration);
-    for (unsigned id = 1; id <= cluster->node_count; id++) {
+    for (unsigned id = 1; id <= cluster->node_count - cluster->newcomers; id++) {
         char address[16];
 
         snprintf(address, sizeof(address), "c%u:7444", id);
@@ -467,7 +514,7 @@ static void node_raft_start(struct sim_raft_io *io, void *arg UNUSED)
 
     ASSERT(raft_init(raft, &io->guard.io, &node->fsm, node->actor.id, io->address) == 0);
     raft->tracer = NULL;
-    if (node->disk.term == 0)
+    if (node->disk.term == 0 && node->actor.id <= node->cluster->node_count - node->cluster->newcomers)
         node_bootstrap(node);
     raft_set_election_timeout(raft, 500);
     raft_set_heartbeat_timeout(raft, 50);
@@ -492,6 +539,7 @@ void sim_node_start(struct sim_node *node)
     node->index = 0;
     node->proposer = sim_random(&cluster->sim);
     node->sequence = 0;
+    node->change_term = 0;
     node->barrier_term = node->ready_term = 0;
     list_init(&node->groups);
     memset(&node->machine, 0, sizeof(node->machine));

@@ -6,7 +6,10 @@
  *   - an acknowledged command is in the history, where its proposer was told, and behind all that was acknowledged
  *     before it was proposed; nothing acknowledged is ever missing (for one log of commands that is linearizability)
  *   - a read behind a barrier sees all that was acknowledged before it was asked
- *   - after 20 seconds without faults: one leader, all controllers level, commands acknowledged again */
+ *   - after 20 seconds without faults: one leader, all members level, commands acknowledged again
+ *
+ * Where the scenario changes the members (SIM_FAULT_MEMBERS), three or five of SIM_NODES_MAX controllers are members at
+ * first; the others run on empty disks until they are added. An id is never added twice. */
 #ifndef TESTS_SIM_SIM_NODE_H
 #define TESTS_SIM_SIM_NODE_H
 
@@ -14,7 +17,7 @@
 #include "tests/sim/sim_machine.h"
 #include "tests/sim/sim_raft_io.h"
 
-#define SIM_NODES_MAX 5u
+#define SIM_NODES_MAX 10u
 #define SIM_GROUP_COMMANDS_MAX 20u
 
 /* What is broken on purpose, to see that it is found (main.c has the list). */
@@ -44,6 +47,7 @@ struct sim_scenario {
     unsigned snapshot_threshold, snapshot_trailing, snapshot_extra_ms;
     unsigned metadata_faults_per_thousand;
     unsigned fault_gap_ms; /* the longest time between two faults */
+    unsigned member_gap_ms; /* the longest time between two changes of the members; 0: 1000 */
     unsigned send_held_ms, send_held_per_thousand; /* sim_raft_io.h; 0: 300 ms */
     const char *text;
 };
@@ -53,7 +57,7 @@ struct sim_history_entry {
 };
 
 struct sim_stats {
-    uint64_t acknowledged, unknown, refused, reads, elections, crashes, broken, snapshots, installs;
+    uint64_t acknowledged, unknown, refused, reads, elections, crashes, broken, snapshots, installs, changes;
 };
 
 struct sim_node {
@@ -69,6 +73,8 @@ struct sim_node {
     uint64_t proposer; /* of this process */
     uint64_t sequence;
     struct list groups;
+    struct raft_change change;   /* of the members, while change_term is that of this leader */
+    uint64_t change_term;        /* 0: none is under way */
     uint64_t barrier_term, ready_term; /* a barrier of that term was asked for, was applied */
 };
 
@@ -80,6 +86,8 @@ struct sim_cluster {
     const struct sim_scenario *scenario;
     struct sim_mutations mutations;
     unsigned node_count;
+    unsigned newcomers; /* the last so many of them are no members at first */
+    unsigned added;     /* of the newcomers, in their order: asked for, at least */
     struct sim_node nodes[SIM_NODES_MAX + 1]; /* [1] .. [node_count] */
     void *world;                              /* the machine class's own: agents, hosts, VMs */
     uint64_t end_us, quiet_us;                /* faults stop at quiet_us */
@@ -109,6 +117,10 @@ typedef void (*sim_propose_cb)(void *arg, int status, void *result);
 int sim_node_propose(struct sim_node *node, const void *command, size_t size, sim_propose_cb done, void *arg);
 typedef void (*sim_barrier_cb)(void *arg, int status);
 int sim_node_barrier(struct sim_node *node, sim_barrier_cb done, void *arg);
+
+/* Change the members; a leader does one at a time. Errors are libraft's. */
+enum sim_change { SIM_CHANGE_ADD, SIM_CHANGE_PROMOTE, SIM_CHANGE_DEMOTE, SIM_CHANGE_REMOVE };
+int sim_node_change(struct sim_node *leader, enum sim_change change, unsigned id);
 
 /* For clients: several of the class's commands as one group. */
 void sim_node_load(struct sim_node *node, unsigned commands);

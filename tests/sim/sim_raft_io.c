@@ -152,6 +152,10 @@ static struct raft_message *message_copy(const struct raft_message *from)
 
 static void io_recv(struct sim_raft_io *io, void *arg)
 {
+    if (io->keeps_change && ((struct raft_message *)arg)->type != RAFT_INSTALL_SNAPSHOT) { /* past guard I, not A */
+        io->guard.recv(&io->guard.io, arg);
+        return;
+    }
     io->recv(&io->guard.io, arg); /* what the message points to is libraft's now */
 }
 
@@ -402,7 +406,10 @@ static void io_tick(struct sim_raft_io *io, void *arg UNUSED)
 {
     /* 64 MiB prepared, or none on a full disk: libraft refuses new commands then. */
     io->guard.io.capacity = io->disk->full_until_us > io->sim->now_us ? 0 : UINT16_MAX;
-    io->tick(&io->guard.io);
+    if (io->keeps_change)
+        io->guard.tick(&io->guard.io);
+    else
+        io->tick(&io->guard.io);
 }
 
 static void io_ticked(struct sim *sim, struct sim_event *event)
@@ -475,6 +482,7 @@ void sim_raft_io_init(struct sim_raft_io *io, const struct sim_raft_mutations *m
         .random = io_random,
     };
     raft_guard_wrap(&io->guard, mutations->no_metadata_guard ? io_broken_ignored : io_broken, NULL);
+    io->keeps_change = mutations->no_leftover_guard;
     if (mutations->no_install_guard) {
         io->guard.io.start = io->guard.inner_start;
         io->guard.io.snapshot_put = io->guard.inner_snapshot_put;

@@ -36,6 +36,7 @@ struct sim_raft_io {
     raft_io_tick_cb tick;
     raft_io_recv_cb recv;
     int (*guarded_send)(struct raft_io *, struct raft_io_send *, const struct raft_message *, raft_io_send_cb);
+    bool keeps_change; /* mutation */
     bool inside; /* a call into libraft is under way */
     jmp_buf escape;
     const char *end_why;
@@ -43,7 +44,8 @@ struct sim_raft_io {
 };
 
 struct sim_raft_mutations { /* what is broken on purpose */
-    bool no_install_guard, no_snapshot_guard, no_metadata_guard, no_send_guard, no_term_guard;
+    bool no_install_guard, no_snapshot_guard, no_metadata_guard, no_send_guard, no_term_guard, no_change_guard, no_configuration_guard,
+        no_leftover_guard;
 };
 
 /* Fill all but what the caller sets: sim .. metadata_faults. @raft is about to be raft_init'ed with &io->guard.io. */
