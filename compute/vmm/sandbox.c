@@ -187,7 +187,7 @@ static const int calls_base[] = {
 static const int calls_sanitizer[] = {
     C(arch_prctl), C(clone), C(execve), C(getpgrp), C(gettimeofday), C(kill), C(pipe), C(prctl), C(process_vm_readv),
     C(ptrace), C(personality), C(sched_getaffinity), C(sigaltstack), C(socketpair), C(time), C(wait4), C(readlink),
-    C(getrusage), C(open), C(openat), C(getdents64), C(read), C(close), C(fstat), C(newfstatat), C(stat), C(lseek),
+    C(getrusage), C(open), C(openat), C(getdents), C(getdents64), C(read), C(close), C(fstat), C(newfstatat), C(stat), C(lseek),
     C(getuid), C(prlimit64), C(rt_sigaction), C(dup2), C(ioctl), C(fcntl), C(clone3), C(vfork), C(access),
 };
 #endif
