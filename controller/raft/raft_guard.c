@@ -6,7 +6,16 @@
 
 #include <string.h>
 
+struct guard_held { /* a cut or a write that waits until a snapshot is written (guard J) */
+    struct list link;
+    bool is_cut;
+    raft_index index;                 /* of a cut */
+    const struct raft_entry *entries; /* of a write: libraft's until its callback */
+    unsigned n;
+};
+
 struct guard_append { /* one log write on its way to the disk */
+    struct guard_held held; /* unlinked, but where the write is held back */
     struct raft_io_append req;
     struct raft_io_append *inner;
     raft_io_append_cb cb;
@@ -34,10 +43,15 @@ static void guard_forget_change(struct raft_io *io)
         raft->legacy.change = NULL;
 }
 
+static void guard_release_held(struct raft_guard *guard);
+
 static void guard_tick(struct raft_io *io)
 {
+    struct raft_guard *guard = guard_of(io);
+
+    guard_release_held(guard);
     guard_forget_change(io);
-    guard_of(io)->tick(io);
+    guard->tick(io);
 }
 
 static void guard_recv(struct raft_io *io, struct raft_message *message)
@@ -45,7 +59,7 @@ static void guard_recv(struct raft_io *io, struct raft_message *message)
     struct raft_guard *guard = guard_of(io);
 
     guard_forget_change(io);
-    if (message->type == RAFT_INSTALL_SNAPSHOT && guard->taking) {
+    if (message->type == RAFT_INSTALL_SNAPSHOT && (guard->taking || !list_empty(&guard->held))) {
         guard->installs_dropped++;
         raft_configuration_close(&message->install_snapshot.conf);
         raft_free(message->install_snapshot.data.base);
@@ -79,9 +93,11 @@ static int guard_snapshot_put(struct raft_io *io, unsigned trailing, struct raft
     struct raft_guard *guard = guard_of(io);
     int rv;
 
-    if (trailing == 0)
+    if (trailing == 0) {
+        guard->next_index = snapshot->index + 1;
         return guard->inner_snapshot_put(io, trailing, req, snapshot, cb);
-    ASSERT(!guard->taking);
+    }
+    ASSERT(!guard->taking && list_empty(&guard->held));
     req->cb = cb;
     guard->put_inner = req;
     guard->taking = true;
@@ -208,11 +224,6 @@ static int guard_set_vote(struct raft_io *io, raft_id id)
     return guard_check(io, "write the vote", guard_of(io)->inner_set_vote(io, id));
 }
 
-static int guard_truncate(struct raft_io *io, raft_index index)
-{
-    return guard_check(io, "cut the log", guard_of(io)->inner_truncate(io, index));
-}
-
 static void guard_append_cb(struct raft_io_append *req, int status)
 {
     struct guard_append *append = CONTAINER_OF(req, struct guard_append, req);
@@ -220,7 +231,7 @@ static void guard_append_cb(struct raft_io_append *req, int status)
     struct raft_io_append *inner = append->inner;
     raft_io_append_cb cb = append->cb;
 
-    if (status == 0) {
+    if (status == 0 && guard->now_us != NULL) {
         uint64_t took_us = guard->now_us() - append->start_us;
 
         guard->writes++;
@@ -231,31 +242,126 @@ static void guard_append_cb(struct raft_io_append *req, int status)
     cb(inner, status);
 }
 
+static int guard_append_now(struct raft_guard *guard, struct guard_append *append, const struct raft_entry entries[],
+                            unsigned n)
+{
+    int rv = guard->inner_append(&guard->io, &append->req, entries, n, guard_append_cb);
+
+    if (rv != 0)
+        free(append);
+    return guard_check(&guard->io, "write the log", rv);
+}
+
 static int guard_append(struct raft_io *io, struct raft_io_append *req, const struct raft_entry entries[], unsigned n,
                         raft_io_append_cb cb)
 {
     struct raft_guard *guard = guard_of(io);
-    struct guard_append *append;
-    int rv;
+    struct guard_append *append = NEW(struct guard_append);
 
-    if (guard->now_us == NULL)
-        return guard_check(io, "write the log", guard->inner_append(io, req, entries, n, cb));
-    append = NEW(struct guard_append);
-    *append = (struct guard_append){.inner = req, .cb = cb, .guard = guard, .start_us = guard->now_us()};
-    rv = guard->inner_append(io, &append->req, entries, n, guard_append_cb);
-    if (rv != 0)
-        free(append);
-    return guard_check(io, "write the log", rv);
+    *append = (struct guard_append){.held = {.entries = entries, .n = n},
+                                    .inner = req,
+                                    .cb = cb,
+                                    .guard = guard,
+                                    .start_us = guard->now_us != NULL ? guard->now_us() : 0};
+    guard->next_index += n;
+    if (list_empty(&guard->held))
+        return guard_append_now(guard, append, entries, n);
+    list_append(&guard->held, &append->held.link);
+    return 0;
+}
+
+/* --- Guard J ---------------------------------------------------------------------------------------------------- */
+
+/* libraft asks for a cut before each write: most cut nothing. */
+static int guard_truncate(struct raft_io *io, raft_index index)
+{
+    struct raft_guard *guard = guard_of(io);
+    struct guard_held *cut;
+
+    if (index >= guard->next_index)
+        return 0;
+    guard->next_index = index;
+    if (!guard->taking && list_empty(&guard->held))
+        return guard_check(io, "cut the log", guard->inner_truncate(io, index));
+    cut = NEW(struct guard_held);
+    *cut = (struct guard_held){.is_cut = true, .index = index};
+    list_append(&guard->held, &cut->link);
+    guard->cuts_held++;
+    return 0;
+}
+
+/* From a tick, and not from the snapshot's callback: raft_uv removes its barrier only after that. */
+static void guard_release_held(struct raft_guard *guard)
+{
+    struct list held;
+
+    if (guard->taking)
+        return;
+    list_init(&held);
+    list_take(&held, &guard->held);
+    while (!list_empty(&held)) {
+        struct guard_held *first = LIST_ENTRY(held.next, struct guard_held, link);
+
+        list_remove(&first->link);
+        if (first->is_cut) {
+            guard_check(&guard->io, "cut the log", guard->inner_truncate(&guard->io, first->index));
+            free(first);
+        } else {
+            guard_append_now(guard, CONTAINER_OF(first, struct guard_append, held), first->entries, first->n);
+        }
+    }
+}
+
+void raft_guard_forget(struct raft_guard *guard)
+{
+    while (!list_empty(&guard->held)) {
+        struct guard_held *first = LIST_ENTRY(guard->held.next, struct guard_held, link);
+
+        list_remove(&first->link);
+        free(first->is_cut ? (void *)first : CONTAINER_OF(first, struct guard_append, held));
+    }
+}
+
+/* What is held is answered as raft_uv answers what it has not written yet. */
+static void guard_close(struct raft_io *io, raft_io_close_cb cb)
+{
+    struct raft_guard *guard = guard_of(io);
+
+    while (!list_empty(&guard->held)) {
+        struct guard_held *first = LIST_ENTRY(guard->held.next, struct guard_held, link);
+
+        list_remove(&first->link);
+        if (first->is_cut)
+            free(first);
+        else
+            guard_append_cb(&CONTAINER_OF(first, struct guard_append, held)->req, RAFT_CANCELED);
+    }
+    guard->inner_close(io, cb);
+}
+
+static int guard_load(struct raft_io *io, raft_term *term, raft_id *voted_for, struct raft_snapshot **snapshot,
+                      raft_index *start_index, struct raft_entry *entries[], size_t *n_entries)
+{
+    struct raft_guard *guard = guard_of(io);
+    int rv = guard->inner_load(io, term, voted_for, snapshot, start_index, entries, n_entries);
+
+    if (rv == 0)
+        guard->next_index = *start_index + *n_entries;
+    return rv;
 }
 
 void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard *, const char *, int),
                      uint64_t (*now_us)(void))
 {
     guard->taking = false;
+    list_init(&guard->held);
+    guard->next_index = 1;
     guard->put_inner = NULL;
     guard->loaded_index = 0;
     guard->broken = broken;
     guard->now_us = now_us;
+    guard->inner_load = guard->io.load;
+    guard->inner_close = guard->io.close;
     guard->inner_start = guard->io.start;
     guard->inner_snapshot_put = guard->io.snapshot_put;
     guard->inner_append = guard->io.append;
@@ -264,6 +370,8 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
     guard->inner_set_term = guard->io.set_term;
     guard->inner_set_vote = guard->io.set_vote;
     guard->inner_truncate = guard->io.truncate;
+    guard->io.load = guard_load;
+    guard->io.close = guard_close;
     guard->io.start = guard_start;
     guard->io.snapshot_put = guard_snapshot_put;
     guard->io.append = guard_append;
@@ -276,5 +384,6 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
 
 bool raft_guard_may_snapshot(struct raft *raft)
 {
-    return raft_last_applied(raft) == raft_commit_index(raft) && raft->configuration_uncommitted_index == 0;
+    return raft_last_applied(raft) == raft_commit_index(raft) && raft->configuration_uncommitted_index == 0 &&
+           list_empty(&guard_of(raft->io)->held);
 }

@@ -37,14 +37,21 @@
  *    an error in the middle of a message, whose memory is then freed twice. The guard forgets such a change before
  *    libraft sees the next event; raft_members.c answers it.
  *
- * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`.
+ * J. raft_uv forgets to cut its log when the cut is asked for while a snapshot of this server's own is being written: the
+ *    cut waits behind a barrier that only the file of the entries before it knows, and that file is closed at once. What
+ *    should have gone stays on the disk beside what is written in its place: the next start drops entries, or refuses with
+ *    "closed segment ... is past last snapshot". The guard holds the cut back, and all writes after it, until the first
+ *    tick after the snapshot; meanwhile no InstallSnapshot is let in and no further snapshot is begun.
+ *
+ * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. J is
+ * raft_uv's own and was found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows it.
  *
  * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on
  * &guard->io. The struct must outlive the raft server. Thread: the raft loop's. */
 #ifndef CONTROLLER_RAFT_RAFT_GUARD_H
 #define CONTROLLER_RAFT_RAFT_GUARD_H
 
-#include "common/base.h"
+#include "common/list.h"
 
 #include <raft.h>
 
@@ -52,6 +59,9 @@ struct raft_guard {
     struct raft_io io; /* the wrapped one; its methods are replaced in place */
 
     bool taking;                  /* a snapshot of ours is being written */
+    struct list held;             /* guard J: cuts and writes, in their order; libraft bounds them as it bounds what it
+                                     has in flight, and owns the entries */
+    raft_index next_index;        /* of the next entry to be written */
     struct raft_io_snapshot_put put; /* stands in for libraft's own request meanwhile */
     struct raft_io_snapshot_put *put_inner;
     raft_io_recv_cb recv;
@@ -59,6 +69,9 @@ struct raft_guard {
     raft_index loaded_index; /* of the snapshot that libraft is being handed, while it is; else 0 */
     raft_term loaded_term;
     int (*inner_snapshot_get)(struct raft_io *, struct raft_io_snapshot_get *, raft_io_snapshot_get_cb);
+    int (*inner_load)(struct raft_io *, raft_term *, raft_id *, struct raft_snapshot **, raft_index *,
+                      struct raft_entry *[], size_t *);
+    void (*inner_close)(struct raft_io *, raft_io_close_cb);
     int (*inner_start)(struct raft_io *, unsigned, raft_io_tick_cb, raft_io_recv_cb);
     int (*inner_snapshot_put)(struct raft_io *, unsigned, struct raft_io_snapshot_put *, const struct raft_snapshot *,
                               raft_io_snapshot_put_cb);
@@ -74,6 +87,7 @@ struct raft_guard {
     void (*broken)(struct raft_guard *guard, const char *what, int raft_code);
     uint64_t (*now_us)(void); /* NULL: writes are not metered */
     uint64_t installs_dropped;
+    uint64_t cuts_held; /* guard J at work */
     uint64_t snapshots_failed; /* taken, and not written */
     uint64_t writes, write_us, write_us_max; /* log writes that reached the disk */
 };
@@ -81,7 +95,10 @@ struct raft_guard {
 /* Replace the methods of guard->io, which must be ready for raft_init. */
 void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard *, const char *, int),
                      uint64_t (*now_us)(void));
-/* Whether a snapshot taken now would carry the right index (guard B). */
+/* A server that ends without raft_close (a simulated crash): let go of what is held. */
+void raft_guard_forget(struct raft_guard *guard);
+/* Whether a snapshot may be taken now: it would carry the right index (guard B) and configuration (H), and nothing is
+ * held back (J). */
 bool raft_guard_may_snapshot(struct raft *raft);
 
 #endif

@@ -43,6 +43,7 @@ static const struct mutation mutations[] = {
     {"no-change-guard", FLAG(raft.no_change_guard), "member-storm", 2000, "guard G is off"},
     {"no-configuration-guard", FLAG(raft.no_configuration_guard), "member-storm", 2000, "guard H is off"},
     {"no-leftover-guard", FLAG(raft.no_leftover_guard), "member-storm", 2000, "guard I is off"},
+    {"no-cut-guard", FLAG(raft.no_cut_guard), "snapshots", 1000, "guard J is off"},
     {"no-result-guard", FLAG(no_result_guard), "full-disk", 1000, "guard D is off"},
     {"disk-lies", FLAG(disk_acknowledges_early), "faults", 200, "disks say written before it is true"},
     {"early-answer", FLAG(acknowledge_before_commit), "faults", 200, "commands acknowledged before their commit"},

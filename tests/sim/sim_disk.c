@@ -224,12 +224,22 @@ void sim_disk_append(struct sim_disk *disk, const struct raft_entry entries[], u
     disk_push(disk, write);
 }
 
+/* raft_uv would forget such a cut (guard J). */
+static void disk_check_no_take(struct sim_disk *disk, raft_index index)
+{
+    for (const struct sim_disk_write *write = disk->head; write != NULL; write = write->next)
+        if (write->kind == WRITE_TAKE)
+            sim_violation(disk->sim, "controller %u cuts its log at %llu while its snapshot is being written", disk->actor->id,
+                          index);
+}
+
 void sim_disk_truncate(struct sim_disk *disk, raft_index index)
 {
     struct sim_disk_write *write;
 
     if (index >= disk->next)
         return;
+    disk_check_no_take(disk, index);
     write = NEW(struct sim_disk_write);
     *write = (struct sim_disk_write){.kind = WRITE_TRUNCATE, .index = index};
     disk->next = index;

@@ -577,6 +577,7 @@ void sim_node_crash(struct sim_node *node, const char *why)
     node->actor.up = false;
     node->actor.incarnation++;
     sim_disk_crash(&node->disk);
+    raft_guard_forget(&node->io.guard);
     while (!list_empty(&node->groups)) { /* whoever proposed will never hear of it */
         struct group *group = LIST_ENTRY(node->groups.next, struct group, in_groups);
 

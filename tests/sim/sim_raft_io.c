@@ -487,6 +487,8 @@ void sim_raft_io_init(struct sim_raft_io *io, const struct sim_raft_mutations *m
         io->guard.io.start = io->guard.inner_start;
         io->guard.io.snapshot_put = io->guard.inner_snapshot_put;
     }
+    if (mutations->no_cut_guard)
+        io->guard.io.truncate = io->guard.inner_truncate;
     if (mutations->no_send_guard) {
         io->guarded_send = io->guard.io.send;
         io->guard.io.send = io_send_entries_unguarded;

@@ -44,8 +44,8 @@ struct sim_raft_io {
 };
 
 struct sim_raft_mutations { /* what is broken on purpose */
-    bool no_install_guard, no_snapshot_guard, no_metadata_guard, no_send_guard, no_term_guard, no_change_guard, no_configuration_guard,
-        no_leftover_guard;
+    bool no_install_guard, no_snapshot_guard, no_metadata_guard, no_send_guard, no_term_guard, no_change_guard,
+        no_configuration_guard, no_leftover_guard, no_cut_guard;
 };
 
 /* Fill all but what the caller sets: sim .. metadata_faults. @raft is about to be raft_init'ed with &io->guard.io. */
