@@ -67,7 +67,7 @@ size_t boot_memory_map(const struct guest_memory *m, struct boot_map_entry entri
     size_t n = 0;
     entries[n++] = (struct boot_map_entry){0, PC1_LOW_END, 1};
     entries[n++] = (struct boot_map_entry){PC1_LOW_END, 0xa0000 - PC1_LOW_END, 2};
-    entries[n++] = (struct boot_map_entry){PC1_ACPI, PC1_ACPI_END - PC1_ACPI, 2};
+    entries[n++] = (struct boot_map_entry){PC1_ACPI, PC1_SMBIOS_END - PC1_ACPI, 2};
     for (size_t i = 0; i < m->region_count && n < BOOT_MAP_ENTRIES_MAX; i++) {
         uint64_t start = MAX(m->regions[i].gpa, PC1_HIGH_START);
         entries[n++] = (struct boot_map_entry){start, m->regions[i].gpa + m->regions[i].size - start, 1};

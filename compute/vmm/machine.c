@@ -13,6 +13,7 @@
 #include "compute/vmm/devices/serial/serial.h"
 #include "compute/vmm/machine_snapshot.h"
 #include "compute/vmm/pc1_layout.h"
+#include "compute/vmm/smbios.h"
 
 enum machine_request {
     REQUEST_POWER_OFF = 1 << 0,
@@ -321,6 +322,39 @@ void machine_finish(struct machine *m)
 
 /* ---- booting ---- */
 
+/* CPUID leaf 1 of the first vCPU: EAX, and EDX above it. */
+static uint64_t processor_id(const struct vcpu_set *set)
+{
+    const struct kvm_cpuid2 *cpuid = set->vcpus[0].cpuid;
+    for (uint32_t i = 0; i < cpuid->nent; i++)
+        if (cpuid->entries[i].function == 1)
+            return cpuid->entries[i].eax | (uint64_t)cpuid->entries[i].edx << 32;
+    return 0;
+}
+
+void machine_smbios_build(const struct machine *m, struct bytes_writer *out)
+{
+    struct smbios_options options = {.vm_id = m->config->vm_id,
+                                     .has_firmware = m->firmware.present,
+                                     .vcpus = m->config->vcpus,
+                                     .processor = processor_id(&m->vcpus),
+                                     .memory = &m->memory};
+    smbios_build(&options, out);
+}
+
+static void smbios_write(struct machine *m)
+{
+    const uint64_t at = PC1_SMBIOS + 2 * 16; /* behind the entry point */
+    uint8_t anchor[SMBIOS_ANCHOR_BYTES];
+    struct bytes_writer tables = {0};
+    machine_smbios_build(m, &tables);
+    ASSERT(at + tables.size <= PC1_SMBIOS_END);
+    smbios_anchor(at, tables.size, anchor);
+    ASSERT(memory_write(&m->memory, PC1_SMBIOS, anchor, sizeof(anchor)) &&
+           memory_write(&m->memory, at, tables.data, tables.size));
+    bytes_writer_finish(&tables);
+}
+
 static int tables_write(struct machine *m, uint64_t window64, struct error *err)
 {
     struct bytes_writer tables = {0};
@@ -334,6 +368,7 @@ static int tables_write(struct machine *m, uint64_t window64, struct error *err)
     if (code == 0)
         ASSERT(memory_write(&m->memory, PC1_ACPI, tables.data, tables.size));
     bytes_writer_finish(&tables);
+    smbios_write(m);
     return code;
 }
 

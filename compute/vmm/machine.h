@@ -133,6 +133,8 @@ void machine_disk_stopped(struct machine *m, const char *why);
 
 /* machine_devices.c: put every device of the configuration on its bus, in a fixed order. */
 int machine_devices_add(struct machine *m, power_fn power, void *power_arg, struct error *err);
+/* machine.c: the SMBIOS tables of this machine, appended to @out (smbios.h). */
+void machine_smbios_build(const struct machine *m, struct bytes_writer *out);
 /* machine.c: a test program asks for the end; a testdev_exit_fn (devices/testdev). */
 void machine_debug_exit(void *arg, unsigned status);
 

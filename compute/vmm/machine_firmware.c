@@ -15,6 +15,7 @@
 #include "compute/vmm/devices/fw_cfg/fw_cfg.h"
 #include "compute/vmm/machine.h"
 #include "compute/vmm/pc1_layout.h"
+#include "compute/vmm/smbios.h"
 
 enum { SLOT_IMAGE = 16, SLOT_VARIABLES = 17 }; /* KVM memory slots: those before are guest memory */
 enum { PORT_DEBUG = 0x402, DEBUG_PRESENT = 0xe9 };
@@ -277,6 +278,18 @@ static int tables_set(struct machine *m, uint64_t window64, struct error *err)
     return 0;
 }
 
+/* Address and check sum of the entry point are the firmware's to fill in. */
+static void smbios_set(struct machine *m)
+{
+    uint8_t anchor[SMBIOS_ANCHOR_BYTES];
+    struct bytes_writer tables = {0};
+    machine_smbios_build(m, &tables);
+    smbios_anchor(0, tables.size, anchor);
+    fw_cfg_set_file(m->firmware.fw_cfg, "etc/smbios/smbios-tables", tables.data, tables.size);
+    fw_cfg_set_file(m->firmware.fw_cfg, "etc/smbios/smbios-anchor", anchor, sizeof(anchor));
+    bytes_writer_finish(&tables);
+}
+
 int machine_firmware_load(struct machine *m, uint64_t window64, struct boot_entry *ret_entry, struct error *err)
 {
     static const uint8_t serial_port[2] = {PC1_PORT_SERIAL0 & 0xff, PC1_PORT_SERIAL0 >> 8};
@@ -292,6 +305,7 @@ int machine_firmware_load(struct machine *m, uint64_t window64, struct boot_entr
     fw_cfg_set_file(f, "etc/sercon-port", serial_port, sizeof(serial_port)); /* the BIOS's console: there is no VGA */
     e820_set(m);
     boot_order_set(m);
+    smbios_set(m);
     int code = tables_set(m, window64, err);
     if (code < 0)
         return code;

@@ -13,7 +13,9 @@
 #define PC1_MULTIBOOT 0x90000ull  /* multiboot: information, map and environment; developers only */
 #define PC1_LOW_END 0x9fc00ull /* usable memory below the extended BIOS data area */
 #define PC1_ACPI 0xe0000ull    /* RSDP and tables: within the range that every system searches */
-#define PC1_ACPI_END 0x100000ull
+#define PC1_ACPI_END 0xf0000ull
+#define PC1_SMBIOS 0xf0000ull  /* SMBIOS entry point and tables: where it is searched for begins here */
+#define PC1_SMBIOS_END 0x100000ull
 #define PC1_HIGH_START 0x100000ull /* 1 MiB: kernels */
 
 #define PC1_WINDOW32 0xc0000000ull /* BARs below 4 GiB */
