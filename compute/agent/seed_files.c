@@ -82,6 +82,19 @@ static bool has_family(const struct vm_nic *nic, unsigned family)
     return false;
 }
 
+/* Default routes as prefixes: every renderer of cloud-init knows those, and netplan warns of gateway4. */
+static void put_routes(struct bytes_writer *out, const struct vm_nic *nic, const struct network *network)
+{
+    const char *gateways[] = {has_family(nic, 4) ? network->ipv4_gateway : NULL,
+                              has_family(nic, 6) ? network->ipv6_gateway : NULL};
+    static const char *const all[] = {"0.0.0.0/0", "::/0"};
+    if (gateways[0] != NULL || gateways[1] != NULL)
+        bytes_put_text(out, "    routes:\n");
+    for (unsigned i = 0; i < ARRAY_SIZE(gateways); i++)
+        if (gateways[i] != NULL)
+            bytes_put_format(out, "      - to: \"%s\"\n        via: \"%s\"\n", all[i], gateways[i]);
+}
+
 static void put_nic(struct bytes_writer *out, size_t index, const struct vm_nic *nic, const struct network *network)
 {
     bytes_put_format(out, "  nic%zu:\n    match:\n", index);
@@ -93,10 +106,7 @@ static void put_nic(struct bytes_writer *out, size_t index, const struct vm_nic 
     put_addresses(out, nic, network);
     if (network == NULL)
         return;
-    if (network->ipv4_gateway != NULL && has_family(nic, 4))
-        bytes_put_format(out, "    gateway4: \"%s\"\n", network->ipv4_gateway);
-    if (network->ipv6_gateway != NULL && has_family(nic, 6))
-        bytes_put_format(out, "    gateway6: \"%s\"\n", network->ipv6_gateway);
+    put_routes(out, nic, network);
     if (network->mtu != 0)
         bytes_put_format(out, "    mtu: %u\n", network->mtu);
     if (network->dns_servers.count > 0)

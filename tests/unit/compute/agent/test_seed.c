@@ -95,7 +95,7 @@ static void what_cloud_init_is_told(void **test UNUSED)
     struct bytes_writer out = {0};
     order_of(&order, "{\"id\":\"6f1c0b0e-6c1e-4d7a-9a57-0c6b8f3b2a11\",\"name\":\"web1\",\"ssh_keys\":\"# mine\\nssh-ed25519 AAAA a: \\\"b\\\"\\n\\nssh-rsa BBBB\\n\","
                      "\"nics\":[{\"network\":\"lan\",\"mac\":\"52:54:00:00:00:01\",\"ips\":[\"192.0.2.10\",\"2001:db8::7\"]},{\"bridge\":\"br0\",\"mac\":\"52:54:00:00:00:02\"}]}");
-    static const char lan[] = "{\"name\":\"lan\",\"ipv4_subnet\":\"192.0.2.0/24\",\"ipv4_gateway\":\"192.0.2.1\",\"ipv6_subnet\":\"2001:db8::/64\",\"dns_servers\":[\"192.0.2.53\"],\"mtu\":1400}";
+    static const char lan[] = "{\"name\":\"lan\",\"ipv4_subnet\":\"192.0.2.0/24\",\"ipv4_gateway\":\"192.0.2.1\",\"ipv6_subnet\":\"2001:db8::/64\",\"ipv6_gateway\":\"2001:db8::1\",\"dns_servers\":[\"192.0.2.53\"],\"mtu\":1400}";
     assert_int_equal(OBJECT_DECODE(network, lan, strlen(lan), OBJECT_STORED, &network, &err), 0);
     const struct network *networks[] = {&network, NULL};
     assert_true(seed_files_wanted(&order));
@@ -106,7 +106,9 @@ static void what_cloud_init_is_told(void **test UNUSED)
     out = (struct bytes_writer){0};
     seed_files_network_config(&order, networks, &out);
     assert_string_equal(text_of(&out), "version: 2\nethernets:\n  nic0:\n    match:\n      macaddress: \"52:54:00:00:00:01\"\n    addresses:\n"
-                                       "      - \"192.0.2.10/24\"\n      - \"2001:db8::7/64\"\n    gateway4: \"192.0.2.1\"\n    mtu: 1400\n"
+                                       "      - \"192.0.2.10/24\"\n      - \"2001:db8::7/64\"\n    routes:\n"
+                                       "      - to: \"0.0.0.0/0\"\n        via: \"192.0.2.1\"\n"
+                                       "      - to: \"::/0\"\n        via: \"2001:db8::1\"\n    mtu: 1400\n"
                                        "    nameservers:\n      addresses:\n        - \"192.0.2.53\"\n"
                                        "  nic1:\n    match:\n      macaddress: \"52:54:00:00:00:02\"\n    dhcp4: true\n");
     bytes_writer_finish(&out);
