@@ -269,7 +269,7 @@ int machine_init(struct machine *m, const struct vmm_config *config, const struc
     m->options = *options;
     m->control = control;
     m->console = console;
-    m->memory.fd = m->kvm.device_fd = m->kvm.vm_fd = m->boot.kernel.fd = m->boot.initrd.fd = -1;
+    m->memory.pagemap_fd = m->kvm.device_fd = m->kvm.vm_fd = m->boot.kernel.fd = m->boot.initrd.fd = -1;
     list_init(&m->devices);
     pthread_mutex_init(&m->device_lock, NULL);
     pthread_mutex_init(&m->request_lock, NULL);

@@ -1,4 +1,4 @@
-/* One memfd, mapped once; see memory.h for the layout. */
+/* Anonymous private memory, mapped once; see memory.h for the layout and why it is of this kind. */
 #include "compute/vmm/memory.h"
 
 #include <errno.h>
@@ -6,12 +6,18 @@
 #include <inttypes.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
 
-static void region_add(struct guest_memory *m, uint64_t gpa, uint64_t size, uint64_t fd_offset)
+#ifndef PR_SET_VMA_ANON_NAME
+#define PR_SET_VMA_ANON_NAME 0
+#endif
+
+static void region_add(struct guest_memory *m, uint64_t gpa, uint64_t size, uint64_t offset)
 {
     ASSERT(m->region_count < MEMORY_REGIONS_MAX);
     m->regions[m->region_count++] =
-        (struct memory_region){.gpa = gpa, .size = size, .fd_offset = fd_offset, .host = m->host + fd_offset};
+        (struct memory_region){.gpa = gpa, .size = size, .offset = offset, .host = m->host + offset};
 }
 
 int memory_init(struct guest_memory *m, uint64_t size_bytes, struct error *err)
@@ -43,77 +49,80 @@ static int size_check(uint64_t size_bytes, enum memory_pages pages, struct error
     return 0;
 }
 
-/* memfd_create(2): the base-2 logarithm of a huge page's size stands above bit 26; the C library has no names for it.
- */
-#define MEMFD_HUGE_2M (21u << 26)
-#define MEMFD_HUGE_1G (30u << 26)
-
-static int file_make(struct guest_memory *m, uint64_t size_bytes, struct error *err)
+/* mmap(2): the base-2 logarithm of a huge page's size stands above bit 26; the C library has no names for it.
+ * NORESERVE: pages come when the guest touches them; how much a host may promise is the scheduler's decision. Pages of
+ * a pool are another matter: without them set aside the guest's touch would kill us. */
+static int map_flags(enum memory_pages pages)
 {
-    unsigned flags = m->pages == MEMORY_PAGES_HUGE    ? MFD_HUGETLB | MEMFD_HUGE_1G
-                     : m->pages == MEMORY_PAGES_LARGE ? MFD_HUGETLB | MEMFD_HUGE_2M
-                                                      : 0;
-    m->fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
-    if (m->fd < 0)
-        return error_set_field(err, -errno, ERROR_NOT_SUPPORTED, "/memory_pages",
-                               "the host gives no guest memory of these pages: %s", strerror(errno));
-    if (ftruncate(m->fd, (off_t)size_bytes) < 0 ||
-        fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-        return error_errno(err, -errno, "cannot size guest memory to %" PRIu64 " bytes", size_bytes);
-    return 0;
+    return pages == MEMORY_PAGES_HUGE    ? MAP_HUGETLB | 30 << 26
+           : pages == MEMORY_PAGES_LARGE ? MAP_HUGETLB | 21 << 26
+                                         : MAP_NORESERVE;
+}
+
+static int map_refused(const struct guest_memory *m, uint64_t size_bytes, int code, struct error *err)
+{
+    uint64_t page = page_bytes(m->pages);
+    if (!is_hugetlb(m->pages))
+        return error_errno(err, code, "cannot map %" PRIu64 " bytes of guest memory", size_bytes);
+    if (code != -ENOMEM)
+        return error_set_field(err, code, ERROR_NOT_SUPPORTED, "/memory_pages",
+                               "the host gives no guest memory of these pages: %s", strerror(-code));
+    return error_set_field(err, code, ERROR_NO_SPACE, "/memory_pages",
+                           "the host's pool has fewer than %" PRIu64 " free pages of %" PRIu64
+                           " MiB; raise nr_hugepages in /sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB",
+                           size_bytes / page, page >> 20, page >> 10);
 }
 
 /* Where the host has large pages, guest and host addresses must agree within one of them. */
-static int file_map(struct guest_memory *m, uint64_t size_bytes, struct error *err)
+static int host_map(struct guest_memory *m, uint64_t size_bytes, struct error *err)
 {
     uint64_t align = MAX(page_bytes(m->pages), 2ull << 20);
     uint8_t *space = mmap(NULL, size_bytes + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (space == MAP_FAILED)
         return error_errno(err, -errno, "no room for %" PRIu64 " bytes of guest memory", size_bytes);
     uint64_t head = (align - (uintptr_t)space % align) % align;
-    /* NORESERVE: pages come when the guest touches them; how much a host may promise is the scheduler's decision.
-     * Pages of a pool are another matter: without them set aside the guest's touch would kill us. */
     void *host = mmap(space + head, size_bytes, PROT_READ | PROT_WRITE,
-                      MAP_SHARED | MAP_FIXED | (is_hugetlb(m->pages) ? 0 : MAP_NORESERVE), m->fd, 0);
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | map_flags(m->pages), -1, 0);
     int code = -errno;
     if (head)
         munmap(space, head);
     if (align > head)
         munmap(space + head + size_bytes, align - head);
-    if (host != MAP_FAILED) {
-        m->host = host;
-        return 0;
+    if (host == MAP_FAILED) {
+        munmap(space + head, size_bytes);
+        return map_refused(m, size_bytes, code, err);
     }
-    munmap(space + head, size_bytes);
-    if (is_hugetlb(m->pages))
-        return error_set_field(err, code, ERROR_NO_SPACE, "/memory_pages",
-                               "the host's pool has fewer than %" PRIu64 " free pages of %" PRIu64
-                               " MiB; raise nr_hugepages in /sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB",
-                               size_bytes / page_bytes(m->pages), page_bytes(m->pages) >> 20,
-                               page_bytes(m->pages) >> 10);
-    return error_errno(err, code, "cannot map %" PRIu64 " bytes of guest memory", size_bytes);
+    m->host = host;
+    return 0;
+}
+
+/* Advice and a name in /proc/PID/smaps: works without. */
+static void host_advise(struct guest_memory *m)
+{
+    if (m->pages == MEMORY_PAGES_AUTO)
+        (void)madvise(m->host, m->size_bytes, MADV_HUGEPAGE);
+    else if (m->pages == MEMORY_PAGES_SMALL)
+        (void)madvise(m->host, m->size_bytes, MADV_NOHUGEPAGE);
+    (void)madvise(m->host, m->size_bytes, MADV_DONTDUMP); /* a core file must not carry a guest's secrets */
+    (void)prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, m->host, m->size_bytes, "guest-memory");
 }
 
 int memory_init_pages(struct guest_memory *m, uint64_t size_bytes, enum memory_pages pages, struct error *err)
 {
     memset(m, 0, sizeof(*m));
-    m->fd = -1;
+    m->pagemap_fd = -1;
     m->pages = pages;
     int code = size_check(size_bytes, pages, err);
     if (code == 0)
-        code = file_make(m, size_bytes, err);
-    if (code == 0)
-        code = file_map(m, size_bytes, err);
+        code = host_map(m, size_bytes, err);
     if (code < 0) {
         memory_finish(m);
         return code;
     }
     m->size_bytes = size_bytes;
-    if (pages == MEMORY_PAGES_AUTO)
-        (void)madvise(m->host, size_bytes, MADV_HUGEPAGE); /* an advice: works without */
-    else if (pages == MEMORY_PAGES_SMALL)
-        (void)madvise(m->host, size_bytes, MADV_NOHUGEPAGE);
-    (void)madvise(m->host, size_bytes, MADV_DONTDUMP); /* a core file must not carry a guest's secrets */
+    /* Now, for later there may be no /proc to see. */
+    m->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    host_advise(m);
     region_add(m, 0, MIN(size_bytes, MEMORY_HOLE_START), 0);
     if (size_bytes > MEMORY_HOLE_START)
         region_add(m, MEMORY_HOLE_END, size_bytes - MEMORY_HOLE_START, MEMORY_HOLE_START);
@@ -124,11 +133,10 @@ void memory_finish(struct guest_memory *m)
 {
     if (m->host)
         munmap(m->host, m->size_bytes);
-    if (m->fd >= 0)
-        close(m->fd);
+    close_fd(&m->pagemap_fd);
     free(m->dirty);
     memset(m, 0, sizeof(*m));
-    m->fd = -1;
+    m->pagemap_fd = -1;
 }
 
 /* The region that wholly contains the range. Written so that no sum can wrap. */
@@ -171,8 +179,8 @@ bool memory_write(struct guest_memory *m, uint64_t gpa, const void *from, uint64
 
 void memory_clear(struct guest_memory *m)
 {
-    /* Punching gives the pages back; a later read finds zeros. */
-    if (m->detached || fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)m->size_bytes) < 0)
+    /* Forgetting gives the pages back; a later read finds zeros. Of a file it would find the file's bytes. */
+    if (m->detached || madvise(m->host, m->size_bytes, MADV_DONTNEED) < 0)
         memset(m->host, 0, m->size_bytes);
     for (size_t i = 0; i < m->region_count; i++)
         memory_mark_dirty(m, m->regions[i].gpa, m->regions[i].size);
@@ -183,9 +191,7 @@ bool memory_discard(struct guest_memory *m, uint64_t gpa, uint64_t size)
     void *at = memory_at(m, gpa, size);
     if (!at || gpa % MEMORY_PAGE_BYTES || size % MEMORY_PAGE_BYTES)
         return false;
-    /* REMOVE takes the pages out of the shared file; where the memory is a private copy, forgetting it is enough. */
-    if (madvise(at, size, MADV_REMOVE) < 0)
-        (void)madvise(at, size, MADV_DONTNEED);
+    (void)madvise(at, size, MADV_DONTNEED);
     memory_mark_dirty(m, gpa, size);
     return true;
 }
@@ -205,24 +211,31 @@ int memory_map_file(struct guest_memory *m, size_t index, int fd, uint64_t offse
     return 0;
 }
 
+/* Documentation/admin-guide/mm/pagemap.rst: one word for each page; it is present, or swapped out. */
+#define PAGEMAP_GIVEN (3ull << 62)
+enum { PAGEMAP_GROUP = 512 }; /* pages of 2 MiB: where one was touched all of them are looked at */
+
 void memory_next_data(const struct guest_memory *m, size_t index, uint64_t *page, uint64_t *pages)
 {
     ASSERT(index < m->region_count);
     const struct memory_region *r = &m->regions[index];
-    uint64_t end = r->fd_offset + r->size;
-    *pages = r->size / MEMORY_PAGE_BYTES - *page;
-    if (m->detached || is_hugetlb(m->pages))
-        return;
-    off_t data = lseek(m->fd, (off_t)(r->fd_offset + *page * MEMORY_PAGE_BYTES), SEEK_DATA);
-    if ((data < 0 && errno == ENXIO) || data >= (off_t)end) {
-        *pages = 0;
-        return;
+    uint64_t end = r->size / MEMORY_PAGE_BYTES, words[PAGEMAP_GROUP];
+    *pages = end - *page;
+    if (m->detached || is_hugetlb(m->pages) || m->pagemap_fd < 0)
+        return; /* nobody can tell: everything */
+    while (*page < end) {
+        uint64_t count = MIN(PAGEMAP_GROUP - *page % PAGEMAP_GROUP, end - *page), i = 0;
+        off_t at = (off_t)(((uintptr_t)r->host / MEMORY_PAGE_BYTES + *page) * sizeof(words[0]));
+        *pages = end - *page;
+        if (pread(m->pagemap_fd, words, count * sizeof(words[0]), at) != (ssize_t)(count * sizeof(words[0])))
+            return;
+        while (i < count && !(words[i] & PAGEMAP_GIVEN))
+            i++;
+        *page += i;
+        *pages = count - i;
+        if (i < count)
+            return;
     }
-    off_t hole = data < 0 ? -1 : lseek(m->fd, data, SEEK_HOLE);
-    if (hole < 0)
-        return; /* it cannot tell: everything */
-    *page = ((uint64_t)data - r->fd_offset) / MEMORY_PAGE_BYTES;
-    *pages = (MIN((uint64_t)hole, end) - r->fd_offset + MEMORY_PAGE_BYTES - 1) / MEMORY_PAGE_BYTES - *page;
 }
 
 static size_t bitmap_words(const struct guest_memory *m)
@@ -237,7 +250,7 @@ void memory_mark_dirty(struct guest_memory *m, uint64_t gpa, uint64_t size)
     const struct memory_region *r = region_of(m, gpa, size);
     if (!r)
         return;
-    uint64_t offset = r->fd_offset + (gpa - r->gpa);
+    uint64_t offset = r->offset + (gpa - r->gpa);
     for (uint64_t page = offset / MEMORY_PAGE_BYTES; page <= (offset + size - 1) / MEMORY_PAGE_BYTES; page++)
         __atomic_fetch_or(&m->dirty[page / 64], 1ull << (page % 64), __ATOMIC_RELEASE);
 }
@@ -268,8 +281,8 @@ void memory_tracking_fetch(struct guest_memory *m, size_t index, uint64_t *bitma
     if (!m->dirty)
         return;
     const struct memory_region *r = &m->regions[index];
-    /* Regions begin at multiples of 64 pages within the memfd, so words of theirs never straddle two regions. */
-    size_t first = r->fd_offset / MEMORY_PAGE_BYTES / 64;
+    /* Regions begin at multiples of 64 pages within the whole, so words of theirs never straddle two regions. */
+    size_t first = r->offset / MEMORY_PAGE_BYTES / 64;
     size_t words = (r->size / MEMORY_PAGE_BYTES + 63) / 64;
     for (size_t i = 0; i < words; i++)
         bitmap[i] |= __atomic_exchange_n(&m->dirty[first + i], 0, __ATOMIC_ACQ_REL);

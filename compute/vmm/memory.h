@@ -1,7 +1,12 @@
-/* The guest's memory: one memfd, mapped once, shown to the guest as regions with a hole below 4 GiB.
+/* The guest's memory: one mapping, shown to the guest as regions with a hole below 4 GiB.
  *
- *   gpa 0 ............ 3 GiB |  hole: BARs, IOAPIC, LAPIC, firmware | 4 GiB ............ rest of the memory
- *   memfd offset 0 ... 3 GiB |                                        3 GiB ............ size_bytes
+ *   gpa 0 ...... 3 GiB |  hole: BARs, IOAPIC, LAPIC, firmware | 4 GiB ............ rest of the memory
+ *   offset 0 ... 3 GiB |                                        3 GiB ............ size_bytes
+ *
+ * It is anonymous and private, not a memfd: stock kernels give huge pages to anonymous memory that asks for them, and
+ * none to shared memory (/sys/kernel/mm/transparent_hugepage/shmem_enabled is "never"). A guest whose second-level
+ * tables map 4 KiB pages pays for each page's first touch and at each miss of the TLB (docs/vmm-judges.md has figures).
+ * A child of fork() would get a copy; the VMM has none.
  *
  * memory_at() is the only way from a guest-physical address to a pointer. Whoever writes through it tells
  * memory_mark_dirty(): KVM sees the guest's own writes, but not ours (reference: dirty log for migration).
@@ -20,10 +25,10 @@
 #define MEMORY_REGIONS_MAX 4              /* below and above the hole, and room for firmware */
 
 struct memory_region {
-    uint64_t gpa;       /* guest-physical address of the first byte */
-    uint64_t size;      /* bytes */
-    uint64_t fd_offset; /* of the first byte within the memfd */
-    uint8_t *host;      /* the same byte in this process */
+    uint64_t gpa;    /* guest-physical address of the first byte */
+    uint64_t size;   /* bytes */
+    uint64_t offset; /* of the first byte within the mapping */
+    uint8_t *host;   /* the same byte in this process */
 };
 
 /* What the host's pages are; the values of vmm_pages in schema/objects.def. */
@@ -35,14 +40,14 @@ enum memory_pages {
 };
 
 struct guest_memory {
-    int fd;              /* memfd, so that another process may map the same pages (hand-over, vhost-user) */
+    int pagemap_fd;      /* tells which pages the kernel has given us; -1: nobody tells */
     uint64_t size_bytes; /* sum of all regions */
-    uint8_t *host;       /* the whole memfd, mapped shared */
+    uint8_t *host;       /* the first byte */
     size_t region_count;
     struct memory_region regions[MEMORY_REGIONS_MAX]; /* ascending by gpa, never overlapping */
-    uint64_t *dirty;                                  /* one bit per page of the memfd, for writes by this process */
+    uint64_t *dirty;                                  /* one bit per page, for writes by this process */
     bool tracking;                                    /* set while `dirty` is kept (atomic) */
-    bool detached; /* some region is a private copy of a file (memory_map_file): `fd` is not all there is */
+    bool detached; /* some region is a private copy of a file (memory_map_file): pages not given may hold data too */
     enum memory_pages pages;
 };
 
@@ -71,7 +76,7 @@ bool memory_discard(struct guest_memory *m, uint64_t gpa, uint64_t size);
  * vCPUs run. -ENOTSUP, without words, for memory of huge pages. */
 int memory_map_file(struct guest_memory *m, size_t index, int fd, uint64_t offset, struct error *err);
 /* The first stretch of pages of region @index, from *page on, that may hold anything: *pages is 0 when there is none.
- * Memory that was never touched stays so. */
+ * Not touched by looking; who reads what is told here makes the kernel map zeros at most. */
 void memory_next_data(const struct guest_memory *m, size_t index, uint64_t *page, uint64_t *pages);
 
 /* This process has written @size bytes at @gpa. Nothing happens unless tracking is on. Call it AFTER the write:

@@ -6,6 +6,8 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "compute/vmm/memory.h"
 
@@ -47,7 +49,7 @@ static void hole_is_below_4_gib(void **state)
     assert_int_equal(memory_init(&m, MEMORY_HOLE_START + 8 * MIB, NULL), 0);
     assert_int_equal(m.region_count, 2);
     assert_non_null(memory_at(&m, MEMORY_HOLE_START - 1, 1));
-    assert_null(memory_at(&m, MEMORY_HOLE_START - 1, 2)); /* the memfd goes on there, the guest's memory does not */
+    assert_null(memory_at(&m, MEMORY_HOLE_START - 1, 2)); /* the mapping goes on there, the guest's memory does not */
     assert_null(memory_at(&m, MEMORY_HOLE_START, 1));
     assert_null(memory_at(&m, MEMORY_HOLE_END - 1, 1));
     assert_null(memory_at(&m, MEMORY_HOLE_END - 1, 2));
@@ -137,7 +139,7 @@ static void largest_memory_has_its_hole_in_the_right_place(void **state)
     }
     assert_int_equal(m.region_count, 2);
     assert_true(m.regions[0].size == MEMORY_HOLE_START && m.regions[1].size == high);
-    assert_true(m.regions[1].gpa == MEMORY_HOLE_END && m.regions[1].fd_offset == MEMORY_HOLE_START);
+    assert_true(m.regions[1].gpa == MEMORY_HOLE_END && m.regions[1].offset == MEMORY_HOLE_START);
     assert_non_null(memory_at(&m, MEMORY_HOLE_START - 1, 1));
     assert_null(memory_at(&m, MEMORY_HOLE_START - 1, 2));
     assert_null(memory_at(&m, MEMORY_HOLE_START, 1));
@@ -189,6 +191,85 @@ static void memory_may_be_a_file_copied_when_written(void **state)
     close(fd);
 }
 
+/* Pages that are named as such that may hold data, each stretch checked against the contract of memory_next_data. */
+static uint64_t pages_with_data(const struct guest_memory *m, uint64_t wanted, bool *ret_found)
+{
+    uint64_t end = m->regions[0].size / MEMORY_PAGE_BYTES, page = 0, pages, sum = 0;
+    *ret_found = false;
+    while (memory_next_data(m, 0, &page, &pages), pages > 0) {
+        assert_true(page < end && pages <= end - page);
+        *ret_found |= wanted >= page && wanted < page + pages;
+        sum += pages;
+        page += pages;
+    }
+    return sum;
+}
+
+static void only_what_was_touched_may_hold_data(void **state)
+{
+    static const uint64_t touched[] = {3, 700, 5000, 64 * MIB / MEMORY_PAGE_BYTES - 1};
+    struct guest_memory m;
+    bool found;
+    (void)state;
+    assert_int_equal(memory_init_pages(&m, 64 * MIB, MEMORY_PAGES_SMALL, NULL), 0);
+    if (m.pagemap_fd < 0) {
+        print_message("SKIPPED: there is no /proc/self/pagemap here\n");
+        memory_finish(&m);
+        skip();
+    }
+    assert_int_equal(pages_with_data(&m, 0, &found), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(touched); i++)
+        assert_true(memory_write(&m, touched[i] * MEMORY_PAGE_BYTES, "data", 4));
+    for (size_t i = 0; i < ARRAY_SIZE(touched); i++) {
+        assert_true(pages_with_data(&m, touched[i], &found) <= ARRAY_SIZE(touched) * 512);
+        assert_true(found);
+    }
+    assert_int_equal(pages_with_data(&m, 2000, &found), 512 - 3 + 1024 - 700 + 5120 - 5000 + 1);
+    assert_false(found);
+    /* What is given back holds none any more. */
+    assert_true(memory_discard(&m, 5000 * MEMORY_PAGE_BYTES, MEMORY_PAGE_BYTES));
+    pages_with_data(&m, 5000, &found);
+    assert_false(found);
+    memory_clear(&m);
+    assert_int_equal(pages_with_data(&m, 3, &found), 0);
+    assert_int_equal(*(uint8_t *)memory_at(&m, 3 * MEMORY_PAGE_BYTES, 1), 0);
+    /* Where nobody tells, everything may. */
+    close_fd(&m.pagemap_fd);
+    m.pagemap_fd = -1;
+    assert_int_equal(pages_with_data(&m, 5000, &found), 64 * MIB / MEMORY_PAGE_BYTES);
+    assert_true(found);
+    memory_finish(&m);
+}
+
+static bool touch_gives_huge_page(uint8_t *aligned, int pagemap)
+{
+    uint64_t word = 0;
+    off_t last = (off_t)(((uintptr_t)aligned + 2 * MIB - 1) / MEMORY_PAGE_BYTES * sizeof(word));
+    *aligned = 1;
+    return pread(pagemap, &word, sizeof(word), last) == (ssize_t)sizeof(word) && word >> 62;
+}
+
+/* The kernel has to give guests what it gives any program that asks. */
+static void memory_is_of_huge_pages_where_the_host_has_them(void **state)
+{
+    struct guest_memory m;
+    (void)state;
+    assert_int_equal(memory_init(&m, 8 * MIB, NULL), 0);
+    uint8_t *space = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(space != MAP_FAILED);
+    uint8_t *aligned = space + (2 * MIB - (uintptr_t)space % (2 * MIB)) % (2 * MIB);
+    bool asked = madvise(aligned, 2 * MIB, MADV_HUGEPAGE) == 0 && m.pagemap_fd >= 0;
+    bool any = asked && touch_gives_huge_page(aligned, m.pagemap_fd);
+    bool ours = touch_gives_huge_page(memory_at(&m, 2 * MIB, 2 * MIB), m.pagemap_fd);
+    munmap(space, 4 * MIB);
+    memory_finish(&m);
+    if (!any) {
+        print_message("SKIPPED: this machine gives no transparent huge pages\n");
+        skip();
+    }
+    assert_true(ours);
+}
+
 static void pools_of_huge_pages_are_refused_in_words(void **state)
 {
     struct guest_memory m;
@@ -217,6 +298,8 @@ int main(void)
         cmocka_unit_test(regions_have_logs_of_their_own),
         cmocka_unit_test(largest_memory_has_its_hole_in_the_right_place),
         cmocka_unit_test(memory_may_be_a_file_copied_when_written),
+        cmocka_unit_test(only_what_was_touched_may_hold_data),
+        cmocka_unit_test(memory_is_of_huge_pages_where_the_host_has_them),
         cmocka_unit_test(pools_of_huge_pages_are_refused_in_words),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
