@@ -1,5 +1,5 @@
 # The lab: whole Debian hosts with KVM, without hardware virtualization; tests/lab/lab says more.
-.PHONY: lab-guest-work lab-hotplug lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke lab-snapshot lab-test guest-stock kvm-probe
+.PHONY: lab-judge lab-guest-work lab-hotplug lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke lab-snapshot lab-test guest-stock kvm-probe
 export LAB
 KVM_PROBE = $(CURDIR)/build/lab/kvm-probe
 
@@ -36,6 +36,8 @@ lab-firmware: programs          ## one lab host, a whole Debian disk through Sea
 	@tests/lab/firmware $(FIRMWARE)
 lab-guest-work: programs        ## one lab host, a whole Debian at work: agent, balloon, vsock, fio, stress-ng, iperf3, 20 minutes
 	@tests/lab/guest-work
+lab-judge: programs             ## one lab host: kvm-unit-tests (KVM_UNIT_TESTS=DIRECTORY) saved and restored on their way, an hour
+	@tests/lab/judge $(KVM_UNIT_TESTS)
 lab-test:                       ## the lab's own test, about a minute
 	@tests/lab/selftest
 guest-stock:                    ## build the stock Debian guest (kernel, initrd, disk) into build/guest
