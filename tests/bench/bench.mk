@@ -1,4 +1,11 @@
 # Benchmarks: figures for the promises of docs/ARCHITECTURE.md, on this machine.
-.PHONY: bench-api
+.PHONY: bench-api bench-vmm
 bench-api: $(BUILD)/bin/drover-controller $(BUILD)/tests/bench/bench_api $(BUILD)/tests/bench/bench_watch ## three controllers: writes, reads, watchers, stalls, 20,000 and 50,000 VMs
 	@/usr/bin/python3 tests/bench/bench_api.py
+
+# Static: it runs in the stock guest, which has no libraries, and in a lab host.
+build/bench/guest-bench: tests/bench/guest_bench.c
+	@mkdir -p $(@D)
+	$(call say,cc,$@)$(CC) -std=gnu11 -O2 -g -D_GNU_SOURCE $(WARN) -static $< -lpthread -o $@
+bench-vmm: programs guest-stock build/bench/guest-bench ## one lab host: drover-vmm beside QEMU microvm and pc, twenty minutes (ROUNDS=3 MINUTES=15)
+	@tests/bench/bench_vmm

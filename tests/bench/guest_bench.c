@@ -29,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PORT = 5201, RUN_MS = 3000, MEBIBYTE = 1048576, BLOCK = 4096, CHUNK = 262144, DEPTH = 8 };
+enum { PORT = 5201, RUN_MS = 2000, MEBIBYTE = 1048576, BLOCK = 4096, CHUNK = 262144, DEPTH = 8 };
 enum { PORT_UNCLAIMED = 0xe8 };
 
 static uint64_t now_ns(void)
