@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
 static void apply_command(struct raft_node *node, struct group *mine, unsigned at, const void *command, size_t size)
 {
@@ -62,15 +63,33 @@ static void log_grew(struct raft_node *node, size_t bytes)
         raft_set_snapshot_threshold(&node->raft, 1);
 }
 
-/* A snapshot is being taken: from here on the log grows anew. Half of what it may hold is kept for slow followers. */
+/* A snapshot is being taken: from here on the log grows anew. Half of what it may hold is kept for slow followers, but on a
+ * full disk hardly any: those get the snapshot. */
 static void log_cut(struct raft_node *node)
 {
     uint64_t entry_bytes = node->log_entries > 0 ? node->log_bytes / node->log_entries + 1 : 1;
-    uint64_t trailing = MAX(node->log_bytes_max / 2 / entry_bytes, (uint64_t)1);
+    uint64_t trailing = node->guard.disk_short ? 1 : MAX(node->log_bytes_max / 2 / entry_bytes, (uint64_t)1);
 
     raft_set_snapshot_trailing(&node->raft, (unsigned)MIN(trailing, (uint64_t)node->snapshot_trailing));
     raft_set_snapshot_threshold(&node->raft, node->snapshot_threshold);
     node->log_bytes = node->log_entries = 0;
+}
+
+/* Short is a disk without room for what may be needed next: two log files, a snapshot and its successor. Then a snapshot is the
+ * way to get some: the log files before it go. libraft looks whether one is due after every event, its own ticks included. */
+void raft_apply_tick(struct raft_node *node)
+{
+    uint64_t now_ms = raft_node_now_us() / 1000;
+    uint64_t needed_bytes = 2 * RAFT_SEGMENT_BYTES + 2 * MAX(node->now.snapshot_bytes, (uint64_t)RAFT_SNAPSHOT_BYTES_MIN);
+    struct statvfs fs;
+
+    if (statvfs(node->dir, &fs) == 0)
+        node->guard.disk_short = (uint64_t)fs.f_bavail * fs.f_frsize < needed_bytes;
+    if (node->guard.disk_short && node->log_entries > 0 && now_ms - node->room_snapshot_ms >= RAFT_ROOM_SNAPSHOT_MS) {
+        node->room_snapshot_ms = now_ms;
+        raft_set_snapshot_threshold(&node->raft, 1);
+    }
+    raft_reserve_turn(&node->reserve, now_ms, node->guard.taking && node->guard.disk_short, node->now.snapshot_bytes);
 }
 
 static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-struct guard_held { /* a cut or a write that waits until a snapshot is written (guard J) */
+struct guard_held { /* a cut or a write that waits (guards J and K) */
     struct list link;
     bool is_cut;
     raft_index index;                 /* of a cut */
@@ -43,13 +43,22 @@ static void guard_forget_change(struct raft_io *io)
         raft->legacy.change = NULL;
 }
 
-static void guard_release_held(struct raft_guard *guard);
+/* libraft reads the capacity with each event, raft_uv sets it once in a turn, before anything else happens in it. */
+static void guard_tell_capacity(struct raft_guard *guard)
+{
+    if (!guard->room_guarded)
+        return;
+    if (guard->io.capacity != RAFT_CAPACITY_KIB_NONE)
+        guard->uv_capacity = guard->io.capacity;
+    guard->io.capacity = !list_empty(&guard->held) || (guard->taking && guard->disk_short) ? RAFT_CAPACITY_KIB_NONE
+                                                                                             : guard->uv_capacity;
+}
 
 static void guard_tick(struct raft_io *io)
 {
     struct raft_guard *guard = guard_of(io);
 
-    guard_release_held(guard);
+    raft_guard_turn(guard);
     guard_forget_change(io);
     guard->tick(io);
 }
@@ -58,6 +67,7 @@ static void guard_recv(struct raft_io *io, struct raft_message *message)
 {
     struct raft_guard *guard = guard_of(io);
 
+    guard_tell_capacity(guard);
     guard_forget_change(io);
     if (message->type == RAFT_INSTALL_SNAPSHOT && (guard->taking || !list_empty(&guard->held))) {
         guard->installs_dropped++;
@@ -84,6 +94,7 @@ static void guard_put_cb(struct raft_io_snapshot_put *put, int status)
 
     guard->taking = false; /* before the callback: it may start the next one */
     guard->snapshots_failed += status != 0;
+    guard_tell_capacity(guard);
     inner->cb(inner, status);
 }
 
@@ -97,7 +108,7 @@ static int guard_snapshot_put(struct raft_io *io, unsigned trailing, struct raft
         guard->next_index = snapshot->index + 1;
         return guard->inner_snapshot_put(io, trailing, req, snapshot, cb);
     }
-    ASSERT(!guard->taking && list_empty(&guard->held));
+    ASSERT(!guard->taking);
     req->cb = cb;
     guard->put_inner = req;
     guard->taking = true;
@@ -239,7 +250,33 @@ static void guard_append_cb(struct raft_io_append *req, int status)
         guard->write_us_max = MAX(guard->write_us_max, took_us);
     }
     free(append);
+    guard_tell_capacity(guard);
     cb(inner, status);
+}
+
+/* As raft_uv lays a batch out: two checksums, the count, 16 bytes for each entry, the data. */
+static uint64_t append_bytes(const struct raft_entry entries[], unsigned n)
+{
+    uint64_t bytes = 16 + 16 * (uint64_t)n;
+
+    for (unsigned i = 0; i < n; i++)
+        bytes += entries[i].buf.len;
+    return bytes;
+}
+
+/* Guard K. What is left of files that are full already counts as room too: hence the rest that is never used. */
+static bool guard_has_room(const struct raft_guard *guard, uint64_t bytes)
+{
+    unsigned capacity = guard->uv_capacity;
+
+    if (!guard->room_guarded)
+        return true;
+    if (guard->taking && guard->disk_short)
+        return false;
+    if (guard->io.capacity != RAFT_CAPACITY_KIB_NONE)
+        capacity = guard->io.capacity;
+    return (uint64_t)capacity * 1024 >=
+           guard->handed_bytes + guard->handed_before_bytes + bytes + RAFT_CAPACITY_KIB_MIN * 1024;
 }
 
 static int guard_append_now(struct raft_guard *guard, struct guard_append *append, const struct raft_entry entries[],
@@ -247,6 +284,7 @@ static int guard_append_now(struct raft_guard *guard, struct guard_append *appen
 {
     int rv = guard->inner_append(&guard->io, &append->req, entries, n, guard_append_cb);
 
+    guard->handed_bytes += append_bytes(entries, n);
     if (rv != 0)
         free(append);
     return guard_check(&guard->io, "write the log", rv);
@@ -264,13 +302,14 @@ static int guard_append(struct raft_io *io, struct raft_io_append *req, const st
                                     .guard = guard,
                                     .start_us = guard->now_us != NULL ? guard->now_us() : 0};
     guard->next_index += n;
-    if (list_empty(&guard->held))
+    if (list_empty(&guard->held) && guard_has_room(guard, append_bytes(entries, n)))
         return guard_append_now(guard, append, entries, n);
     list_append(&guard->held, &append->held.link);
+    guard->writes_held++;
     return 0;
 }
 
-/* --- Guard J ---------------------------------------------------------------------------------------------------- */
+/* --- Guards J and K ---------------------------------------------------------------------------------------------------- */
 
 /* libraft asks for a cut before each write: most cut nothing. */
 static int guard_truncate(struct raft_io *io, raft_index index)
@@ -290,18 +329,16 @@ static int guard_truncate(struct raft_io *io, raft_index index)
     return 0;
 }
 
-/* From a tick, and not from the snapshot's callback: raft_uv removes its barrier only after that. */
-static void guard_release_held(struct raft_guard *guard)
+/* Not from the snapshot's callback: raft_uv removes its barrier only after that. */
+void raft_guard_turn(struct raft_guard *guard)
 {
-    struct list held;
+    guard->handed_before_bytes = guard->handed_bytes;
+    guard->handed_bytes = 0;
+    while (!list_empty(&guard->held)) {
+        struct guard_held *first = LIST_ENTRY(guard->held.next, struct guard_held, link);
 
-    if (guard->taking)
-        return;
-    list_init(&held);
-    list_take(&held, &guard->held);
-    while (!list_empty(&held)) {
-        struct guard_held *first = LIST_ENTRY(held.next, struct guard_held, link);
-
+        if (first->is_cut ? guard->taking : !guard_has_room(guard, append_bytes(first->entries, first->n)))
+            break;
         list_remove(&first->link);
         if (first->is_cut) {
             guard_check(&guard->io, "cut the log", guard->inner_truncate(&guard->io, first->index));
@@ -310,6 +347,7 @@ static void guard_release_held(struct raft_guard *guard)
             guard_append_now(guard, CONTAINER_OF(first, struct guard_append, held), first->entries, first->n);
         }
     }
+    guard_tell_capacity(guard);
 }
 
 void raft_guard_forget(struct raft_guard *guard)
@@ -356,6 +394,9 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
     guard->taking = false;
     list_init(&guard->held);
     guard->next_index = 1;
+    guard->handed_bytes = guard->handed_before_bytes = 0;
+    guard->uv_capacity = 0;
+    guard->room_guarded = guard->disk_short = false;
     guard->put_inner = NULL;
     guard->loaded_index = 0;
     guard->broken = broken;
@@ -384,6 +425,5 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
 
 bool raft_guard_may_snapshot(struct raft *raft)
 {
-    return raft_last_applied(raft) == raft_commit_index(raft) && raft->configuration_uncommitted_index == 0 &&
-           list_empty(&guard_of(raft->io)->held);
+    return raft_last_applied(raft) == raft_commit_index(raft) && raft->configuration_uncommitted_index == 0;
 }

@@ -41,10 +41,15 @@
  *    cut waits behind a barrier that only the file of the entries before it knows, and that file is closed at once. What
  *    should have gone stays on the disk beside what is written in its place: the next start drops entries, or refuses with
  *    "closed segment ... is past last snapshot". The guard holds the cut back, and all writes after it, until the first
- *    tick after the snapshot; meanwhile no InstallSnapshot is let in and no further snapshot is begun.
+ *    turn after the snapshot; meanwhile no InstallSnapshot is let in.
  *
- * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. J is
- * raft_uv's own and was found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows it.
+ * K. On a full disk raft_uv takes all room that there is for log files, and a snapshot, the only thing that frees any, waits:
+ *    for room for its own file, and then for the log file that entries handed in before it wait for. The guard hands over no
+ *    entries that may not fit into what is prepared, and none while a snapshot waits on a disk that has little room left; it
+ *    tells libraft then that there is none. What the snapshot needs is the reserve's to give (raft_reserve.h).
+ *
+ * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. J and
+ * K are raft_uv's own and were found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows them.
  *
  * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on
  * &guard->io. The struct must outlive the raft server. Thread: the raft loop's. */
@@ -55,12 +60,20 @@
 
 #include <raft.h>
 
+/* KiB of prepared log files: below that libraft takes no commands, and guard K hands nothing over. */
+#define RAFT_CAPACITY_KIB_MIN 4096u
+#define RAFT_CAPACITY_KIB_NONE 1u /* what guard K tells libraft; not 0, to know raft_uv's word from ours */
+
 struct raft_guard {
     struct raft_io io; /* the wrapped one; its methods are replaced in place */
 
     bool taking;                  /* a snapshot of ours is being written */
-    struct list held;             /* guard J: cuts and writes, in their order; libraft bounds them as it bounds what it
-                                     has in flight, and owns the entries */
+    struct list held;             /* guards J and K: cuts and writes, in their order; libraft bounds them as it bounds what
+                                     it has in flight, and owns the entries */
+    uint64_t handed_bytes, handed_before_bytes; /* to raft_uv, in this turn of the loop and in the one before */
+    unsigned short uv_capacity;   /* as raft_uv last told it, while io.capacity says RAFT_CAPACITY_KIB_NONE */
+    bool room_guarded;            /* guard K: set by the owner where the io is a raft_uv */
+    bool disk_short;              /* guard K: set by the owner, now and then */
     raft_index next_index;        /* of the next entry to be written */
     struct raft_io_snapshot_put put; /* stands in for libraft's own request meanwhile */
     struct raft_io_snapshot_put *put_inner;
@@ -88,6 +101,7 @@ struct raft_guard {
     uint64_t (*now_us)(void); /* NULL: writes are not metered */
     uint64_t installs_dropped;
     uint64_t cuts_held; /* guard J at work */
+    uint64_t writes_held; /* guard K at work */
     uint64_t snapshots_failed; /* taken, and not written */
     uint64_t writes, write_us, write_us_max; /* log writes that reached the disk */
 };
@@ -95,10 +109,11 @@ struct raft_guard {
 /* Replace the methods of guard->io, which must be ready for raft_init. */
 void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard *, const char *, int),
                      uint64_t (*now_us)(void));
+/* Once in each turn of the loop, before anything is handed to libraft: what is held goes on where it may. */
+void raft_guard_turn(struct raft_guard *guard);
 /* A server that ends without raft_close (a simulated crash): let go of what is held. */
 void raft_guard_forget(struct raft_guard *guard);
-/* Whether a snapshot may be taken now: it would carry the right index (guard B) and configuration (H), and nothing is
- * held back (J). */
+/* Whether a snapshot taken now would carry the right index (guard B) and configuration (H). */
 bool raft_guard_may_snapshot(struct raft *raft);
 
 #endif

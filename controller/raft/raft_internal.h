@@ -10,14 +10,17 @@
 #include "controller/raft/raft_guard.h"
 #include "controller/raft/raft_node.h"
 #include "controller/raft/raft_reply.h"
+#include "controller/raft/raft_reserve.h"
 #include "controller/raft/raft_transport.h"
 
 #define RAFT_GROUP_COMMANDS_MAX 512u     /* commands in one log entry */
 #define RAFT_GROUP_BYTES_MAX (1u << 20)  /* bytes of one log entry, when it has more than one command */
 #define RAFT_GROUPS_INFLIGHT_MAX 8u      /* log entries of ours under way; the rest waits and is grouped */
-#define RAFT_LOG_BYTES_MAX (32u << 20)   /* since the last snapshot, where not configured */
+#define RAFT_LOG_BYTES_MAX (16u << 20)   /* since the last snapshot, where not configured */
 #define RAFT_SEGMENT_BYTES (8u << 20)    /* of libraft's log files: below 4 MiB it refuses all writes */
 #define RAFT_NO_SPACE_GRACE_MS 1000u     /* "no space" is also what libraft says before its first segment is ready */
+#define RAFT_ROOM_SNAPSHOT_MS 10000u     /* between two snapshots that are taken only to get room */
+#define RAFT_DISK_RETRY_MS 200u          /* what failed for want of space is tried again after that */
 #define RAFT_TICK_MS 100u
 
 struct raft_node {
@@ -43,12 +46,14 @@ struct raft_node {
     struct raft_guard guard;
     struct raft_tracer tracer;
     struct raft_transport *transport;
+    struct raft_reserve reserve;
 
     uint64_t index;          /* commands applied */
     uint64_t log_bytes_max;  /* as configured, like the next two */
     unsigned snapshot_threshold, snapshot_trailing;
     uint64_t log_bytes, log_entries; /* applied since the last snapshot */
     uint64_t snapshots_failed;       /* of guard.snapshots_failed, those that were seen here */
+    uint64_t room_snapshot_ms;       /* the last snapshot that was asked for because the disk was short */
     char restore_error[512]; /* why a snapshot could not be restored */
     uint64_t proposer;       /* random, of this start */
     uint64_t sequence;       /* of the last group */
@@ -83,6 +88,7 @@ void raft_node_fatal(struct raft_node *node, const char *format, ...) PRINTF_LIK
 
 /* raft_apply.c */
 void raft_apply_init(struct raft_node *node); /* fill node->fsm */
+void raft_apply_tick(struct raft_node *node); /* each RAFT_TICK_MS: on a full disk, see to room for the log */
 
 /* raft_propose.c */
 struct group;

@@ -134,6 +134,10 @@ static void node_publish(struct raft_node *node)
     now->disk_write_us_max = node->guard.write_us_max;
     now->turns = loop_meter_counts(&node->meter, raft_node_now_us());
     now->installs_dropped = node->guard.installs_dropped;
+    now->cuts_held = node->guard.cuts_held;
+    now->writes_held = node->guard.writes_held;
+    now->reserve_bytes = node->reserve.bytes;
+    now->reserves_given_up = node->reserve.given_up;
     status_fill_members(now, raft);
     pthread_mutex_lock(&node->lock);
     node->status = *now;
@@ -180,18 +184,23 @@ static void node_turn(uv_check_t *check)
         raft_node_fatal(node, "libraft gave up: %s", raft_errmsg(&node->raft));
         return;
     }
+    raft_guard_turn(&node->guard);
     raft_members_turn(node);
     raft_propose_turn(node);
     node_publish(node);
 }
 
-/* Both only make the loop turn. */
 static void node_wake(uv_async_t *async UNUSED)
 {
+    /* it only makes the loop turn */
 }
 
-static void node_tick(uv_timer_t *timer UNUSED)
+static void node_tick(uv_timer_t *timer)
 {
+    struct raft_node *node = timer->data;
+
+    if (!node->closing && !node->failed)
+        raft_apply_tick(node);
 }
 
 static void *node_thread(void *arg)
@@ -234,7 +243,8 @@ static struct raft_node *node_new(const struct raft_node_config *config)
     ASSERT(uv_async_init(&node->loop, &node->wake, node_wake) == 0);
     ASSERT(uv_check_init(&node->loop, &node->check) == 0);
     ASSERT(uv_timer_init(&node->loop, &node->tick) == 0);
-    node->check.data = node;
+    node->check.data = node->tick.data = node;
+    raft_reserve_init(&node->reserve, &node->loop, node->dir, RAFT_SEGMENT_BYTES);
     raft_apply_init(node);
     return node;
 }
@@ -246,6 +256,7 @@ static void node_free(struct raft_node *node)
     raft_mailbox_destroy(node->mailbox);
     ASSERT(uv_loop_close(&node->loop) == 0);
     raft_transport_destroy(node->transport);
+    raft_reserve_finish(&node->reserve);
     pthread_mutex_destroy(&node->lock);
     free(node->dir);
     free(node->address);
@@ -295,8 +306,10 @@ static int node_open_io(struct raft_node *node, const struct raft_node_config *c
         return raft_errors_set(err, rv, node->guard.io.errmsg, "cannot use the Raft directory %s", node->dir);
     raft_uv_set_connect_retry_delay(&node->guard.io, or_default(config->connect_retry_ms, 200));
     raft_uv_set_segment_size(&node->guard.io, RAFT_SEGMENT_BYTES);
+    raft_uv_set_disk_retry(&node->guard.io, RAFT_DISK_RETRY_MS);
     raft_uv_set_auto_recovery(&node->guard.io, false);
     raft_guard_wrap(&node->guard, node_broken, raft_node_now_us);
+    node->guard.room_guarded = true;
     return 0;
 }
 
@@ -385,6 +398,14 @@ int raft_node_create(const struct raft_node_config *config, struct raft_node **r
         return rv;
     node = node_new(config);
     rv = node_open(node, config, err);
+    if (rv == -ENOSPC && raft_reserve_give_up_in(config->dir)) {
+        log_warning("raft-reserve", "the reserve is given up, for there is no room to start");
+        if (err != NULL)
+            *err = (struct error){0};
+        node_free(node);
+        node = node_new(config);
+        rv = node_open(node, config, err);
+    }
     if (rv != 0) {
         node_free(node);
         return rv;

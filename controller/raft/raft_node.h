@@ -114,7 +114,7 @@ struct raft_node_config {
     unsigned install_timeout_ms;    /* [3000] a snapshot sent again after */
     unsigned snapshot_threshold;    /* [8192] entries after which a snapshot is taken */
     unsigned snapshot_trailing;     /* [4096] entries kept behind it for slow followers, at most... */
-    uint64_t log_bytes_max;         /* [32 MiB] or twice the last snapshot: after so many bytes there is a snapshot
+    uint64_t log_bytes_max;         /* [16 MiB] or twice the last snapshot: after so many bytes there is a snapshot
                                        too, and half of them are kept behind it: a log never fills a disk */
     unsigned proposals_max;         /* [RAFT_NODE_PROPOSALS_MAX] */
     unsigned proposal_bytes_max;    /* [RAFT_NODE_PROPOSAL_BYTES_MAX] */
@@ -150,7 +150,8 @@ struct raft_node_status {
     uint64_t snapshot_bytes, snapshot_us;                   /* of the last one taken */
     uint64_t restore_us;                                    /* of the last one restored */
     struct loop_meter_counts turns;                         /* of the node's loop */
-    uint64_t installs_dropped;                              /* raft_guard.h */
+    uint64_t installs_dropped, cuts_held, writes_held;      /* raft_guard.h */
+    uint64_t reserve_bytes, reserves_given_up;              /* raft_reserve.h */
 };
 
 /* --- Offline: the directory's server is not running ------------------------------------------------------------- */

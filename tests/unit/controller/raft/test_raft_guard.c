@@ -1,4 +1,5 @@
-/* Guard J on a real raft_uv: a cut of the log that comes while a snapshot is being written. THREADED (libuv's pool). */
+/* Guards J and K on a real raft_uv: a cut of the log that comes while a snapshot is being written; writes that wait for room.
+ * THREADED (libuv's pool). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -356,11 +357,96 @@ static void test_what_is_held_is_answered_at_the_end(void **state)
     log_close(log);
 }
 
+/* --- Guard K ---------------------------------------------------------------------------------------------------- */
+
+/* libraft hears of no room, and nothing is handed over, while a snapshot waits on a disk that is short of it. */
+static void test_writes_wait_for_a_snapshot_on_a_short_disk(void **state)
+{
+    struct log *log = *state;
+    struct take take;
+
+    log->guard.room_guarded = true;
+    log_write(log, 1, 6, 1);
+    log_wait_written(log, 1);
+    log->guard.disk_short = true;
+    log_write(log, 7, 1, 1); /* no snapshot waits: the log goes on in what is prepared */
+    log_wait_written(log, 2);
+    log_take(log, &take, 5);
+    log_write(log, 8, 1, 1);
+    assert_int_equal(log->guard.writes_held, 1);
+    for (int i = 0; i < 20; i++) {
+        uv_run(&log->loop, UV_RUN_NOWAIT);
+        raft_guard_turn(&log->guard);
+        assert_int_equal(log->guard.io.capacity, RAFT_CAPACITY_KIB_NONE);
+    }
+    assert_int_equal(log->written, 2);
+    log_take_end(log, &take);
+    log_wait_written(log, 3);
+    uv_run(&log->loop, UV_RUN_NOWAIT);
+    raft_guard_turn(&log->guard);
+    assert_true(log->guard.io.capacity >= RAFT_CAPACITY_KIB_MIN);
+    log_close(log);
+}
+
+struct large_write {
+    struct raft_io_append req;
+    struct log *log;
+    struct raft_entry entry;
+};
+
+enum { LARGE_BYTES = 1 << 20, LARGE_WRITES = 40 };
+
+static void large_written_cb(struct raft_io_append *req, int status)
+{
+    struct large_write *write = CONTAINER_OF(req, struct large_write, req);
+
+    assert_int_equal(status, 0);
+    write->log->written++;
+}
+
+/* More than is prepared, at once: the rest is handed over as files get ready, in order, and all of it is there in the end. */
+static void test_writes_beyond_what_is_prepared_are_held(void **state)
+{
+    struct log *log = *state;
+    struct raft_io *io = &log->guard.io;
+    struct large_write *writes = xcalloc(LARGE_WRITES, sizeof(*writes));
+    struct raft_entry *entries = NULL;
+    uint8_t *data = xcalloc(LARGE_WRITES, LARGE_BYTES);
+    raft_index start;
+    size_t n = 0;
+
+    log->guard.room_guarded = true;
+    uv_run(&log->loop, UV_RUN_NOWAIT); /* raft_uv tells its capacity */
+    for (unsigned i = 0; i < LARGE_WRITES; i++) {
+        data[(size_t)i * LARGE_BYTES] = (uint8_t)(i + 1);
+        writes[i].log = log;
+        writes[i].entry = (struct raft_entry){
+            .term = 1, .type = RAFT_COMMAND, .buf = {data + (size_t)i * LARGE_BYTES, LARGE_BYTES}};
+        assert_int_equal(io->truncate(io, i + 1), 0);
+        assert_int_equal(io->append(io, &writes[i].req, &writes[i].entry, 1, large_written_cb), 0);
+    }
+    assert_true(log->guard.writes_held >= LARGE_WRITES - 16);
+    assert_true(log->guard.writes_held < LARGE_WRITES);
+    log_wait_written(log, LARGE_WRITES);
+    log_close(log);
+    assert_int_equal(log_open(log, &start, &entries, &n), 0);
+    assert_int_equal(start, 1);
+    assert_int_equal(n, LARGE_WRITES);
+    for (size_t i = 0; i < n; i++)
+        assert_int_equal(*(uint8_t *)entries[i].buf.base, i + 1);
+    entries_free(entries, n);
+    log_close(log);
+    free(writes);
+    free(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_a_cut_during_a_snapshot_is_not_forgotten, setup, teardown),
         cmocka_unit_test_setup_teardown(test_what_is_held_is_answered_at_the_end, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_writes_wait_for_a_snapshot_on_a_short_disk, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_writes_beyond_what_is_prepared_are_held, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
