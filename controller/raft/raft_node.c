@@ -264,6 +264,13 @@ static void node_free(struct raft_node *node)
     free(node);
 }
 
+/* Servers that count the same entries would all take their snapshots at the same moment, and the cluster would wait for
+ * three of them instead of for none: each has a limit of its own, up to three eighths lower. */
+static uint64_t node_limit(const struct raft_node_config *config, uint64_t limit)
+{
+    return limit - limit / 8 * (config->id % 4);
+}
+
 static void node_configure(struct raft_node *node, const struct raft_node_config *config)
 {
     struct raft *raft = &node->raft;
@@ -275,9 +282,9 @@ static void node_configure(struct raft_node *node, const struct raft_node_config
     raft_set_election_timeout(raft, or_default(config->election_timeout_ms, 500));
     raft_set_heartbeat_timeout(raft, or_default(config->heartbeat_ms, 50));
     raft_set_install_snapshot_timeout(raft, or_default(config->install_timeout_ms, 3000));
-    node->snapshot_threshold = or_default(config->snapshot_threshold, 8192);
+    node->snapshot_threshold = (unsigned)node_limit(config, or_default(config->snapshot_threshold, 8192));
     node->snapshot_trailing = or_default(config->snapshot_trailing, 4096);
-    node->log_bytes_max = config->log_bytes_max != 0 ? config->log_bytes_max : RAFT_LOG_BYTES_MAX;
+    node->log_bytes_max = node_limit(config, config->log_bytes_max != 0 ? config->log_bytes_max : RAFT_LOG_BYTES_MAX);
     raft_set_snapshot_threshold(raft, node->snapshot_threshold);
     raft_set_snapshot_trailing(raft, node->snapshot_trailing);
     raft_set_pre_vote(raft, true);
