@@ -340,18 +340,21 @@ static void on_listen(void *arg, uint32_t events)
 
 /* ---- the socket ---- */
 
-int control_create(struct machine *m, const char *path, struct control **ret_control, struct error *err)
+int control_bind(const char *path, int *ret_fd, struct error *err)
 {
-    int fd;
-    int code = unix_socket_listen(path, "the control socket", "/control_path", &fd, err);
-    if (code < 0)
-        return code;
+    return unix_socket_bind(path, "the control socket", "/control_path", ret_fd, err);
+}
+
+int control_create(struct machine *m, const char *path, int fd, struct control **ret_control, struct error *err)
+{
     struct control *c = NEW(struct control);
     c->machine = m;
     c->listen_fd = fd;
     snprintf(c->path, sizeof(c->path), "%s", path);
     list_init(&c->connections);
-    code = io_loop_add(m->control, fd, EPOLLIN, on_listen, c, &c->listen_handler, err);
+    int code = unix_socket_answer(fd, path, err);
+    if (code == 0)
+        code = io_loop_add(m->control, fd, EPOLLIN, on_listen, c, &c->listen_handler, err);
     if (code < 0) {
         control_destroy(c);
         return code;

@@ -18,9 +18,12 @@
 
 struct control;
 
-/* Listen at @path; a socket file that nobody listens at any more is replaced. */
-int control_create(struct machine *m, const char *path, struct control **ret_control, struct error *err);
-/* Closes all connections and removes the socket file. NULL is allowed. */
+/* Take @path; a socket file that nobody listens at any more is replaced. Before the jail (jail.h): the directory of the
+ * socket is not seen from within. Who connects is refused until control_create: who is let in finds a machine. */
+int control_bind(const char *path, int *ret_fd, struct error *err);
+/* Serve what comes to @fd, which is the control's from now on, also after a failure; @path: the socket's file. */
+int control_create(struct machine *m, const char *path, int fd, struct control **ret_control, struct error *err);
+/* Closes all connections and removes the socket file, where it is in view. NULL is allowed. */
 void control_destroy(struct control *c);
 
 #endif

@@ -69,6 +69,22 @@ int machine_firmware_check(struct machine *m, struct error *err)
 
 /* ---- files ---- */
 
+static const char *image_path(const char *name)
+{
+    return strcmp(name, "bios") == 0 ? FIRMWARE_BIOS_PATH : strcmp(name, "uefi") == 0 ? FIRMWARE_UEFI_PATH : name;
+}
+
+size_t machine_firmware_files(const struct vmm_config *c, const char *ret_paths[FIRMWARE_FILES_MAX])
+{
+    size_t n = 0;
+    if (c->firmware == NULL || strcmp(c->firmware, "none") == 0)
+        return 0;
+    ret_paths[n++] = image_path(c->firmware);
+    if (strcmp(c->firmware, "uefi") == 0 || c->firmware_vars_path != NULL)
+        ret_paths[n++] = FIRMWARE_UEFI_VARS_PATH;
+    return n;
+}
+
 /* All of a firmware file into memory that the caller frees. */
 static int image_read(const char *path, const char *field, char **ret_data, size_t *ret_size, struct error *err)
 {
@@ -128,10 +144,7 @@ static int chip_show(void *arg, const struct flash *f, bool shown, struct error 
 
 static int image_add(struct machine *m, struct error *err)
 {
-    const char *name = m->config->firmware;
-    const char *path = strcmp(name, "bios") == 0   ? FIRMWARE_BIOS_PATH
-                       : strcmp(name, "uefi") == 0 ? FIRMWARE_UEFI_PATH
-                                                   : name;
+    const char *path = image_path(m->config->firmware);
     CLEANUP_FREE char *data = NULL;
     size_t size = 0;
     int code = image_read(path, "/firmware", &data, &size, err);

@@ -16,6 +16,8 @@
 #define FIRMWARE_UEFI_PATH "/usr/share/OVMF/OVMF_CODE_4M.fd"
 #define FIRMWARE_UEFI_VARS_PATH "/usr/share/OVMF/OVMF_VARS_4M.fd"
 
+#define FIRMWARE_FILES_MAX 2u
+
 struct machine;
 struct flash;
 struct fw_cfg;
@@ -28,6 +30,9 @@ struct machine_firmware {
     unsigned log_bytes;              /* written to it so far */
 };
 
+/* Files of the host that a machine so configured reads: its firmware, and what the VM's variables begin as. Returns
+ * how many; the paths are borrowed from @config or constant. */
+size_t machine_firmware_files(const struct vmm_config *config, const char *ret_paths[FIRMWARE_FILES_MAX]);
 /* Exactly one way to boot is configured, and nothing that belongs to the other. Sets firmware.present. */
 int machine_firmware_check(struct machine *m, struct error *err);
 /* Flash chips, fw_cfg, debug port. */

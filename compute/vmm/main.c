@@ -15,6 +15,7 @@
 #include "common/file.h"
 #include "common/log.h"
 #include "compute/vmm/control.h"
+#include "compute/vmm/jail.h"
 #include "compute/vmm/machine.h"
 #include "compute/vmm/machine_snapshot.h"
 
@@ -33,6 +34,7 @@ enum exit_status {
 struct options {
     const char *config, *control, *restore;
     bool console_stdio, verify;
+    uid_t user; /* 0: no jail */
     enum sandbox_mode sandbox;
     struct machine_options machine;
 };
@@ -54,6 +56,9 @@ static const char help[] =
     "\n"
     "  --sandbox MODE     on (default): a thread that makes a system call it has no business with ends the VMM; log:\n"
     "                     the kernel only logs it; off\n"
+    "  --user UID         leave root for this user (a number), and have no files in view but the directory of the\n"
+    "                     configuration and what the configuration names; snapshots and disks that are plugged in\n"
+    "                     later belong into that directory. The log says what a VMM runs without\n"
     "\n"
     "For developers, with freestanding test programs such as kvm-unit-tests (see docs/vmm-judges.md):\n"
     "  --multiboot FILE   boot this 32-bit multiboot ELF instead of the kernel; cmdline are its arguments, initrd is\n"
@@ -77,6 +82,17 @@ static const char help[] =
     "configuration; 3 the guest reset (with --no-restart); 4 triple fault (with --no-restart); 5 the VM failed;\n"
     "6 the sandbox was violated.\n";
 
+static int user_parse(const char *word, uid_t *ret_user)
+{
+    char *end;
+    errno = 0;
+    unsigned long value = strtoul(word, &end, 10);
+    if (word[0] < '0' || word[0] > '9' || *end != '\0' || errno != 0 || value == 0 || value >= UINT32_MAX)
+        return -EINVAL;
+    *ret_user = (uid_t)value;
+    return 0;
+}
+
 static int options_parse(int argc, char **argv, struct options *o)
 {
     static const struct option names[] = {
@@ -88,6 +104,7 @@ static int options_parse(int argc, char **argv, struct options *o)
         {"no-restart", no_argument, NULL, 'n'},
         {"multiboot", required_argument, NULL, 'm'},
         {"sandbox", required_argument, NULL, 'x'},
+        {"user", required_argument, NULL, 'u'},
         {"debug-exit", no_argument, NULL, 'd'},
         {"log-level", required_argument, NULL, 'l'},
         {"help", no_argument, NULL, 'h'},
@@ -112,6 +129,8 @@ static int options_parse(int argc, char **argv, struct options *o)
             o->machine.multiboot = optarg;
         } else if (option == 'x' && sandbox_parse_mode(optarg, &o->sandbox) == 0) {
             continue;
+        } else if (option == 'u' && user_parse(optarg, &o->user) == 0) {
+            continue;
         } else if (option == 'd') {
             o->machine.debug_exit = true;
         } else if (option == 'l' && log_parse_level(optarg, &level) == 0) {
@@ -127,6 +146,10 @@ static int options_parse(int argc, char **argv, struct options *o)
     }
     if (optind != argc || (!o->config && !o->restore) || (o->verify && !o->restore)) {
         fputs("drover-vmm: give --config FILE, --restore FILE or both, and nothing else; see --help\n", stderr);
+        return -EINVAL;
+    }
+    if (o->user != 0 && !o->config) {
+        fputs("drover-vmm: --user needs --config FILE: its directory is what the user sees\n", stderr);
         return -EINVAL;
     }
     return 0;
@@ -171,6 +194,7 @@ struct program {
     struct io_loop *loop;
     struct console console;
     struct machine machine;
+    int control_fd; /* until `control` has it */
     struct control *control;
     struct sandbox *sandbox;
     struct machine_restore restore; /* file NULL: it boots */
@@ -214,12 +238,57 @@ static int console_open(struct program *p, struct error *err)
     return p->options.console_stdio ? console_log_to(&p->console, STDOUT_FILENO, STDIN_FILENO, err) : 0;
 }
 
+static const char *control_path(const struct program *p)
+{
+    return p->options.control ? p->options.control : p->config.control_path;
+}
+
+/* Every file that the configuration and the options name and that may lie outside the directory of the configuration. */
+static size_t files_named(const struct program *p, struct jail_file files[JAIL_FILES_MAX])
+{
+    const struct vmm_config *c = &p->config;
+    const struct vmm_disk *disks = c->disks.items;
+    const char *firmware[FIRMWARE_FILES_MAX];
+    const char *const single[] = {c->kernel, c->initrd, c->lease_path, p->options.machine.multiboot};
+    size_t n = 0, firmware_count = machine_firmware_files(c, firmware);
+    STATIC_ASSERT(ARRAY_SIZE(single) + FIRMWARE_FILES_MAX + 16 <= JAIL_FILES_MAX, "16 disks, as in the schema");
+    for (size_t i = 0; i < ARRAY_SIZE(single); i++)
+        if (single[i] != NULL)
+            files[n++] = (struct jail_file){single[i], false};
+    for (size_t i = 0; i < firmware_count; i++)
+        files[n++] = (struct jail_file){firmware[i], false};
+    for (size_t i = 0; i < c->disks.count && n < JAIL_FILES_MAX; i++)
+        if (disks[i].path != NULL)
+            files[n++] = (struct jail_file){disks[i].path, !disks[i].read_only};
+    return n;
+}
+
+static int program_jail(struct program *p, struct error *err)
+{
+    struct jail_file files[JAIL_FILES_MAX];
+    if (p->options.user == 0) {
+        log_info("no-jail", "vm=%s user=%u without=\"own user, own view of files\"", p->config.name, geteuid());
+        return 0;
+    }
+    CLEANUP_FREE char *config = realpath(p->options.config, NULL);
+    char *slash = config != NULL ? strrchr(config, '/') : NULL;
+    if (slash == NULL || slash == config)
+        return error_set(err, -EINVAL, ERROR_INVALID, "--user: put %s into a directory of its own", p->options.config);
+    *slash = '\0';
+    const struct jail_options jail = {
+        .user = p->options.user, .home = config, .files = files, .file_count = files_named(p, files)};
+    int code = jail_enter(&jail, err);
+    if (code == 0)
+        log_info("jail", "vm=%s user=%u home=%s", p->config.name, jail.user, jail.home);
+    return code;
+}
+
 static int program_start(struct program *p, struct error *err)
 {
-    const char *control = p->options.control ? p->options.control : p->config.control_path;
-    int code;
-    /* Before the first thread is started, so that none is without. */
-    if ((code = sandbox_create(p->options.sandbox, &p->sandbox, err)) < 0 ||
+    const char *path = control_path(p);
+    int code = path != NULL ? control_bind(path, &p->control_fd, err) : 0;
+    /* Before the first thread is started, so that none is without; and before anything is opened that is the guest's. */
+    if (code < 0 || (code = program_jail(p, err)) < 0 || (code = sandbox_create(p->options.sandbox, &p->sandbox, err)) < 0 ||
         (code = sandbox_enter(p->sandbox, SANDBOX_BASE, err)) < 0 || (code = signals_open(p, err)) < 0 ||
         (code = console_open(p, err)) < 0)
         return code;
@@ -227,7 +296,10 @@ static int program_start(struct program *p, struct error *err)
     code = machine_init(&p->machine, &p->config, &p->options.machine, p->loop, &p->console, err);
     if (code < 0)
         return code;
-    code = control ? control_create(&p->machine, control, &p->control, err) : 0;
+    if (path != NULL) {
+        code = control_create(&p->machine, path, p->control_fd, &p->control, err);
+        p->control_fd = -1;
+    }
     if (code == 0 && p->restore.file)
         code = machine_start_restored(&p->machine, machine_restore_load, &p->restore, p->config.paused, err);
     else if (code == 0)
@@ -307,7 +379,7 @@ int main(int argc, char **argv)
 {
     struct error err = {0};
     CLEANUP_FREE struct program *p = NEW(struct program);
-    p->signal_fd = -1;
+    p->signal_fd = p->control_fd = -1;
     if (options_parse(argc, argv, &p->options) < 0)
         return STATUS_USAGE;
     if (program_config(p, &err) < 0) {
@@ -336,6 +408,9 @@ int main(int argc, char **argv)
     io_loop_remove(p->loop, p->signal_handler);
     io_loop_destroy(p->loop);
     close_fd(&p->signal_fd);
+    if (p->control_fd >= 0) /* it did not come to be used */
+        unlink(control_path(p));
+    close_fd(&p->control_fd);
     sandbox_destroy(p->sandbox);
     OBJECT_CLEAR(vmm_config, &p->config);
     return status;

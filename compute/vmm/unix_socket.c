@@ -19,7 +19,7 @@ static void stale_remove(const struct sockaddr_un *address)
         unlink(address->sun_path);
 }
 
-int unix_socket_listen(const char *path, const char *what, const char *field, int *ret_fd, struct error *err)
+int unix_socket_bind(const char *path, const char *what, const char *field, int *ret_fd, struct error *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof(address.sun_path))
@@ -34,13 +34,30 @@ int unix_socket_listen(const char *path, const char *what, const char *field, in
     int bound = bind(fd, (const struct sockaddr *)&address, sizeof(address));
     int code = -errno;
     umask(mask);
-    if (bound == 0 && listen(fd, BACKLOG) == 0) {
-        *ret_fd = fd;
-        return 0;
+    if (bound < 0) {
+        close(fd);
+        return error_errno(err, code, "cannot listen at %s", path);
     }
-    code = error_errno(err, bound < 0 ? code : -errno, "cannot listen at %s", path);
-    if (bound == 0)
+    *ret_fd = fd;
+    return 0;
+}
+
+int unix_socket_answer(int fd, const char *path, struct error *err)
+{
+    return listen(fd, BACKLOG) < 0 ? error_errno(err, -errno, "cannot listen at %s", path) : 0;
+}
+
+int unix_socket_listen(const char *path, const char *what, const char *field, int *ret_fd, struct error *err)
+{
+    int fd, code = unix_socket_bind(path, what, field, &fd, err);
+    if (code < 0)
+        return code;
+    code = unix_socket_answer(fd, path, err);
+    if (code < 0) {
         unlink(path);
-    close(fd);
-    return code;
+        close(fd);
+        return code;
+    }
+    *ret_fd = fd;
+    return 0;
 }

@@ -8,5 +8,8 @@
 /* @what names it in errors ("the control socket"), @field is the JSON pointer of the path. *ret_fd is non-blocking; the
  * caller closes it and removes the file. -ENAMETOOLONG past 107 bytes. */
 int unix_socket_listen(const char *path, const char *what, const char *field, int *ret_fd, struct error *err);
+/* The same in two steps: take the name; and, once there is something to say, let clients in. Before, they are refused. */
+int unix_socket_bind(const char *path, const char *what, const char *field, int *ret_fd, struct error *err);
+int unix_socket_answer(int fd, const char *path, struct error *err);
 
 #endif
