@@ -44,11 +44,8 @@ static int read_all(int fd, size_t size_max, char **ret_data, size_t *ret_size)
     return 0;
 }
 
-int file_read(const char *path, size_t size_max, char **ret_data, size_t *ret_size, struct error *err)
+static int read_opened(int fd, const char *path, size_t size_max, char **ret_data, size_t *ret_size, struct error *err)
 {
-    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return error_errno(err, -errno, "cannot open %s", path);
     size_t size = 0;
     int rc = read_all(fd, size_max, ret_data, &size);
     if (rc == -EFBIG)
@@ -58,6 +55,25 @@ int file_read(const char *path, size_t size_max, char **ret_data, size_t *ret_si
     if (ret_size != NULL)
         *ret_size = size;
     return 0;
+}
+
+int file_read(const char *path, size_t size_max, char **ret_data, size_t *ret_size, struct error *err)
+{
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_errno(err, -errno, "cannot open %s", path);
+    return read_opened(fd, path, size_max, ret_data, ret_size, err);
+}
+
+int file_read_foreign(const char *path, size_t size_max, char **ret_data, size_t *ret_size, struct error *err)
+{
+    struct stat st;
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return error_errno(err, -errno, "cannot open %s", path);
+    if (!S_ISREG(st.st_mode))
+        return error_set(err, -EINVAL, ERROR_INVALID, "%s is no plain file", path);
+    return read_opened(fd, path, size_max, ret_data, ret_size, err);
 }
 
 static int write_all(int fd, const char *data, size_t size)

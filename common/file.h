@@ -9,6 +9,9 @@
 
 /* The whole file as text with a terminator after it; the caller frees. -EFBIG where it is longer than @size_max. */
 int file_read(const char *path, size_t size_max, char **ret_data, size_t *ret_size, struct error *err);
+/* The same for a file that a process we do not trust may have put there: -ELOOP for a symbolic link, -EINVAL for what is
+ * no plain file. Never waits for a pipe. */
+int file_read_foreign(const char *path, size_t size_max, char **ret_data, size_t *ret_size, struct error *err);
 /* Replace @path: temporary file beside it, fsync, rename, fsync of the directory. After 0 it survives a power cut;
  * after failure the old content is untouched. @mode holds exactly (no umask). */
 int file_write_atomic(const char *path, const void *data, size_t size, mode_t mode, struct error *err);

@@ -61,6 +61,7 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_SET(node_report, report, disk_bytes, a->facts.disk_bytes);
     OBJECT_TEXT(node_report, report, kvm, a->facts.kvm);
     OBJECT_TEXT(node_report, report, version, AGENT_VERSION);
+    OBJECT_TEXT(node_report, report, isolation, a->isolation);
     object_mark(&node_report_desc, report, "vms");
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         vm_put_seen(vm, OBJECT_ADD(node_report, report, vms));
@@ -263,7 +264,24 @@ static char *make_run_dir(const char *data_dir)
                      hash[5]);
 }
 
-static int make_places(struct agent *a, bool make_bridges, struct error *err)
+/* What VMMs get of the walls that there are; each that is missing is told with its reason, here and in the host's status. */
+static uint32_t isolation_choose(struct agent *a, uint32_t user_base)
+{
+    const char *why = user_base == 0 ? "--vmm-uid-base 0" : geteuid() != 0 ? "the agent is not root" : NULL;
+    vmm_cgroups_open(NULL, VMM_CGROUP_NAME, &a->cgroups);
+    if (why == NULL)
+        snprintf(a->isolation, sizeof(a->isolation), "user, files, system calls, %s", a->cgroups.state);
+    else
+        snprintf(a->isolation, sizeof(a->isolation), "system calls, %s, no user and files of their own: %s",
+                 a->cgroups.state, why);
+    if (why == NULL && a->cgroups.complete)
+        log_info("isolation", "vmms=\"%s\"", a->isolation);
+    else
+        log_warning("isolation", "vmms=\"%s\"", a->isolation);
+    return why == NULL ? user_base : 0;
+}
+
+static int make_places(struct agent *a, const struct agent_options *options, struct error *err)
 {
     int r;
     a->vms_dir = xasprintf("%s/vms", a->data_dir);
@@ -274,7 +292,13 @@ static int make_places(struct agent *a, bool make_bridges, struct error *err)
         return r;
     a->vm_context = (struct vm_context){
         .loop = a->loop,
-        .places = {a->vms_dir, a->run_dir, a->images_dir, geteuid(), make_bridges, a->network},
+        .places = {.vms_dir = a->vms_dir,
+                   .run_dir = a->run_dir,
+                   .images_dir = a->images_dir,
+                   .user_base = isolation_choose(a, options->vmm_user_base),
+                   .make_bridges = options->make_bridges,
+                   .cgroups = &a->cgroups,
+                   .network = a->network},
         .vmm_path = a->vmm_path,
         .boot_id = a->facts.boot_id,
         .changed = vm_changed,
@@ -288,7 +312,7 @@ static int start_parts(struct agent *a, const struct agent_options *options, str
     int r;
     if ((r = lock_data_dir(a, err)) < 0 || (r = load_identity(a, err)) < 0 ||
         (r = host_facts_read(a->data_dir, &a->facts, err)) < 0 ||
-        (r = agent_network_start(a, err)) < 0 || (r = make_places(a, options->make_bridges, err)) < 0 ||
+        (r = agent_network_start(a, err)) < 0 || (r = make_places(a, options, err)) < 0 ||
         (r = http_client_create(a->loop, &a->http, err)) < 0 ||
         (r = image_cache_create(a->loop, a->images_dir, &a->images, err)) < 0)
         return r;
@@ -322,6 +346,7 @@ static void agent_free(struct agent *a)
 {
     map_finish(&a->vms);
     host_network_destroy(a->network);
+    vmm_cgroups_close(&a->cgroups);
     OBJECT_CLEAR(node_identity, &a->identity);
     tls_context_unref(a->tls);
     if (a->lock_fd >= 0)

@@ -15,6 +15,7 @@
 #include "compute/agent/host_network.h"
 #include "compute/agent/session.h"
 #include "compute/agent/vm.h"
+#include "compute/agent/vmm_cgroup.h"
 #include "schema/objects.h"
 
 #define AGENT_VERSION "0.1.0"
@@ -29,6 +30,7 @@ struct agent_options {
     const char *vmm_path; /* drover-vmm, absolute */
     const char *listen;   /* NULL: the address of identity.json */
     bool make_bridges;
+    uint32_t vmm_user_base; /* vmm_user.h; 0: VMMs run as the agent does */
 };
 
 struct agent {
@@ -41,6 +43,8 @@ struct agent {
     struct http_client *http;
     struct image_cache *images;
     struct vm_context vm_context;
+    struct vmm_cgroups cgroups;
+    char isolation[201]; /* what keeps VMMs apart, for the host's status */
     struct map vms;      /* struct local_vm by id */
     uint64_t generation; /* lease generation of this host, as told */
     bool ask_again;      /* an order had to wait: get all of them again when a VM has gone */

@@ -10,18 +10,24 @@
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_join.h"
+#include "compute/agent/vmm_user.h"
+
+#define USER_BASE_MIN 1000u
 
 static const char help[] =
     "drover-agent - keep the virtual machines of this host as its cluster wants them\n"
     "\n"
     "  drover-agent join --data DIR --address HOST[:7445] --name NAME --token TOKEN\n"
-    "  drover-agent run --data DIR [--vmm PATH] [--listen ADDRESS] [--bridge-create] [--log-level LEVEL]\n"
+    "  drover-agent run --data DIR [--vmm PATH] [--vmm-uid-base N] [--listen ADDRESS] [--bridge-create]\n"
+    "                   [--log-level LEVEL]\n"
     "\n"
     "  --data DIR         everything of this host: identity, images, virtual machines\n"
     "  --address ADDRESS  where the controllers reach this host\n"
     "  --name NAME        name of this host in the cluster\n"
     "  --token TOKEN      from: drover token create NAME --role host\n"
     "  --vmm PATH         drover-vmm; where not given the one beside this program\n"
+    "  --vmm-uid-base N   each virtual machine runs as a user of its own, of the 4096 from number N on, which nobody\n"
+    "                     else on this host may have (default 1900000000); 0: as the user of the agent\n"
     "  --listen ADDRESS   where to answer, if not at the address given to join\n"
     "  --bridge-create    make a bridge that a virtual machine names and this host has not\n"
     "  --log-level LEVEL  error, warning, info (default) or debug; the log goes to standard error\n"
@@ -36,12 +42,25 @@ static const char help[] =
 struct options {
     const char *data, *address, *name, *token, *vmm, *listen;
     bool make_bridges;
+    uint32_t vmm_user_base;
 };
 
 static int usage(const char *text)
 {
     fprintf(stderr, "drover-agent: %s; see drover-agent --help\n", text);
     return 2;
+}
+
+/* Not below the numbers of people and services, not beyond what file systems and tools take. */
+static int parse_user_base(const char *text, uint32_t *ret_base)
+{
+    char *end;
+    unsigned long value = strtoul(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end != '\0' ||
+        (value != 0 && (value < USER_BASE_MIN || value > INT32_MAX - VMM_USERS)))
+        return -EINVAL;
+    *ret_base = (uint32_t)value;
+    return 0;
 }
 
 /* 0; 1: all is said, end with *ret_status. */
@@ -55,6 +74,7 @@ static int parse_options(int argc, char **argv, struct options *o, int *ret_stat
         OPT_VMM = 'v',
         OPT_LISTEN = 'l',
         OPT_BRIDGE = 'b',
+        OPT_USERS = 'u',
         OPT_LOG = 'g',
         OPT_HELP = 'h',
         OPT_VERSION = 'V'
@@ -67,6 +87,7 @@ static int parse_options(int argc, char **argv, struct options *o, int *ret_stat
         {"vmm", required_argument, NULL, OPT_VMM},
         {"listen", required_argument, NULL, OPT_LISTEN},
         {"bridge-create", no_argument, NULL, OPT_BRIDGE},
+        {"vmm-uid-base", required_argument, NULL, OPT_USERS},
         {"log-level", required_argument, NULL, OPT_LOG},
         {"help", no_argument, NULL, OPT_HELP},
         {"version", no_argument, NULL, OPT_VERSION},
@@ -96,6 +117,12 @@ static int parse_options(int argc, char **argv, struct options *o, int *ret_stat
             break;
         case OPT_BRIDGE:
             o->make_bridges = true;
+            break;
+        case OPT_USERS:
+            if (parse_user_base(optarg, &o->vmm_user_base) < 0) {
+                *ret_status = usage("--vmm-uid-base is 0, or a number from 1000 to 2147479551");
+                return 1;
+            }
             break;
         case OPT_LOG:
             if (log_parse_level(optarg, &level) < 0) {
@@ -194,7 +221,7 @@ static int command_run(const struct options *o)
         return usage("run needs --data, and takes no options of join");
     CLEANUP_FREE char *data = absolute(o->data);
     CLEANUP_FREE char *vmm = o->vmm != NULL ? absolute(o->vmm) : default_vmm();
-    const struct agent_options options = {data, vmm, o->listen, o->make_bridges};
+    const struct agent_options options = {data, vmm, o->listen, o->make_bridges, o->vmm_user_base};
     int r = uv_loop_init(&loop);
     if (r < 0 || (r = agent_start(&loop, &options, &p.agent, &err)) < 0) {
         if (err.text[0] == '\0')
@@ -215,7 +242,7 @@ static int command_run(const struct options *o)
 
 int main(int argc, char **argv)
 {
-    struct options options = {.data = NULL};
+    struct options options = {.vmm_user_base = VMM_USER_BASE_DEFAULT};
     int status;
     signal(SIGPIPE, SIG_IGN);
     /* fetches and copies of disks wait on disks and networks, and each holds a thread; set before the first is used

@@ -13,7 +13,8 @@
  * Happy path of a VM that is new here and wanted running:
  *   1. vm_create       vm.json is written: from now on a killed agent finds the order again
  *   2. PLAN_PREPARE    images one after another from the cache; then disks and taps, in the thread pool
- *   3. PLAN_START      config.json, the VM's lock, fork and exec (vmm_process.h), a pidfd watched by the loop
+ *   3. PLAN_START      the VM's lock, config.json, owners (vmm_user.h), cgroup (vmm_cgroup.h), fork and exec
+ *                      (vmm_process.h), a pidfd watched by the loop
  *   4. PLAN_WAIT_ANSWER  GET /v1/vm on its control socket until it answers: same VM, same epoch -> RUNNING
  *   5. PLAN_REST       asked again every VM_ASK_MS; anything else comes from the pidfd or from a new order
  *
@@ -43,6 +44,8 @@
 #include "common/state_machine.h"
 #include "compute/agent/agent_plan.h"
 #include "compute/agent/vm.h"
+#include "compute/agent/vmm_cgroup.h"
+#include "compute/agent/vmm_user.h"
 
 #define ASK_SOON_MS 10 /* between questions to a VMM that has just been started, doubled up to VM_RETRY_MS */
 #define REASON_SIZE 401
@@ -61,6 +64,7 @@ struct vm_work {
     uv_work_t work;
     struct local_vm *vm;
     struct vm_order order;
+    uid_t user;
     bool disks_made;
     int status;
     struct error err;
@@ -74,6 +78,7 @@ struct local_vm {
     char control_path[VM_FILES_CONTROL_PATH_SIZE];
     char name[64]; /* for the log: the order's own text may be replaced */
     char id[37];
+    uid_t user; /* that its next VMM will run as; 0: the agent's own. Known once it is being prepared */
 
     /* facts */
     bool confirmed, forgotten, gone, prepared;
@@ -282,6 +287,9 @@ static void vm_on_process_end(struct local_vm *vm)
     char text[REASON_SIZE];
     describe_end(vm, status, text, sizeof(text));
     watch_close(vm);
+    unlink(vm->control_path); /* the VMM could not: its directory is not in the jail's view */
+    if (vm->context->places.cgroups != NULL)
+        vmm_cgroup_remove(vm->context->places.cgroups, vm->id);
     log_info("vmm-ended", "vm=%s pid=%d why=\"%s\"", vm->name, vm->process_id.pid, text);
     if (now_ms(vm) - vm->process_since_ms >= VM_STEADY_MS)
         vm->failures = 0;
@@ -347,6 +355,12 @@ static int vm_adopt(struct local_vm *vm, struct error *err)
         return -EAGAIN;
     if (r < 0)
         return error_errno(err, r, "cannot watch process %d", id.pid);
+    /* Of root it is for a moment at its start; of anybody else's it is never. */
+    uid_t user;
+    if (vm->file.user != 0 && (vmm_process_user(id.pid, &user) < 0 || user != vm->file.user)) {
+        close(pidfd);
+        return -EAGAIN;
+    }
     vm_watch_process(vm, &id, pidfd, false);
     log_info("vmm-adopted", "vm=%s pid=%d epoch=%llu", vm->name, id.pid, (unsigned long long)id.epoch);
     return 1;
@@ -505,7 +519,8 @@ static bool vm_tell(struct local_vm *vm, enum vmm_move move)
 static void work_prepare(uv_work_t *uv_work)
 {
     struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
-    work->status = vm_files_prepare(&work->vm->context->places, &work->order, work->disks_made, &work->err);
+    uid_t user = work->user != 0 ? work->user : geteuid();
+    work->status = vm_files_prepare(&work->vm->context->places, &work->order, user, work->disks_made, &work->err);
 }
 
 static void work_remove(uv_work_t *uv_work)
@@ -562,6 +577,7 @@ static void vm_work_start(struct local_vm *vm, enum vm_busy busy, uv_work_cb run
 {
     struct vm_work *work = NEW(struct vm_work);
     work->vm = vm;
+    work->user = vm->user;
     work->disks_made = vm->file.disks_made;
     OBJECT_COPY(vm_order, &work->order, &vm->file.order);
     vm->busy = busy;
@@ -612,7 +628,16 @@ static void vm_prepare(struct local_vm *vm)
         return;
     }
     vm_progress(vm, "making disks and network interfaces");
-    vm_work_start(vm, VM_PREPARING, work_prepare);
+    const struct vm_places *places = &vm->context->places;
+    struct error err = {.code = 0};
+    int r = vm_save(vm, &err); /* its directory is there then */
+    vm->user = 0;
+    if (r == 0 && places->user_base != 0)
+        r = vmm_user_allot(places, places->user_base, vm->id, &vm->user, &err);
+    if (r == 0)
+        vm_work_start(vm, VM_PREPARING, work_prepare);
+    else
+        vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
 }
 
 /* Steps 2 to 6 of vmm_process.h, step 1 made sure of. */
@@ -623,13 +648,19 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     CLEANUP_FREE char *log_path = vm_files_path(places, vm->id, "vmm.log");
     CLEANUP_FREE char *exit_path = vm_files_path(places, vm->id, "exit.json");
     CLEANUP_FREE char *lock_path = vm_files_path(places, vm->id, "vmm.lock");
+    CLEANUP_FREE char *cgroup = NULL;
     CLEANUP_FD int lock_fd = -1;
+    const struct vm_order *order = &vm->file.order;
     struct vmm_process_id id;
     int pidfd, r = vm_save(vm, err);
     if (r == 0)
         r = vmm_process_lock(lock_path, &lock_fd, err);
     if (r == 0)
-        r = vm_files_write_config(places, &vm->file.order, err);
+        r = vm_files_write_config(places, order, err);
+    if (r == 0 && vm->user != 0)
+        r = vmm_user_own_files(places, order, vm->user, err);
+    if (r == 0 && places->cgroups != NULL)
+        r = vmm_cgroup_make(places->cgroups, vm->id, order->vcpus, order->memory_bytes, &cgroup, err);
     if (r < 0)
         return r;
     unlink(vm->control_path);
@@ -639,7 +670,9 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
         .config_path = config_path,
         .log_path = log_path,
         .boot_id = vm->context->boot_id,
-        .epoch = vm->file.order.epoch,
+        .epoch = order->epoch,
+        .user = vm->user,
+        .cgroup = cgroup,
     };
     r = vmm_process_start(&spawn, lock_fd, &id, &pidfd, err);
     if (r == 0) {
@@ -655,6 +688,7 @@ static void vm_start(struct local_vm *vm)
     if (vm->end == PLAN_END_BROKEN || vm->end == PLAN_END_CLEAN)
         OBJECT_SET(agent_vm, &vm->file, restarts, vm->file.restarts + 1);
     OBJECT_SET(agent_vm, &vm->file, boot, vm->file.order.boot);
+    OBJECT_SET(agent_vm, &vm->file, user, vm->user);
     vm->unsaved = true;
     vm_progress(vm, "starting its VMM");
     int r = vm_start_locked(vm, &err);

@@ -18,6 +18,7 @@
 #include "compute/agent/seed_files.h"
 #include "compute/agent/tap.h"
 #include "compute/agent/vm_files.h"
+#include "compute/agent/vmm_cgroup.h"
 #include "compute/agent/vmm_process.h"
 
 #define UEFI_VARIABLES_FILE "uefi-variables.fd" /* in the VM's directory; made by its VMM */
@@ -84,7 +85,7 @@ int vm_files_save(const struct vm_places *places, const struct agent_vm *file, s
     return r < 0 ? r : file_sync_directory(places->vms_dir, err);
 }
 
-static char *disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
+char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
 {
     return xasprintf("%s/%s/disks/%s.raw", places->vms_dir, order->id, disk->name);
 }
@@ -117,7 +118,7 @@ static void config_devices(const struct vm_places *places, const struct vm_order
     const struct vm_nic *nics = order->nics.items;
     for (size_t i = 0; i < order->disks.count; i++) {
         struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);
-        CLEANUP_FREE char *path = disk_path(places, order, &disks[i]);
+        CLEANUP_FREE char *path = vm_files_disk_path(places, order, &disks[i]);
         OBJECT_TEXT(vmm_disk, disk, path, path);
         OBJECT_SET(vmm_disk, disk, read_only, disks[i].read_only);
         OBJECT_TEXT(vmm_disk, disk, serial, disks[i].name);
@@ -211,7 +212,7 @@ int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t 
     CLEANUP_FREE char *text = NULL;
     struct vmm_exit word = {.status = 0};
     size_t size;
-    if (file_read(path, VM_FILES_JSON_BYTES_MAX, &text, &size, NULL) < 0 ||
+    if (file_read_foreign(path, VM_FILES_JSON_BYTES_MAX, &text, &size, NULL) < 0 ||
         OBJECT_DECODE(vmm_exit, text, size, OBJECT_LENIENT, &word, NULL) < 0)
         return -ENOENT;
     int r = word.pid == (uint64_t)pid ? 0 : -ENOENT;
@@ -225,7 +226,7 @@ const char *vm_files_last_error(const struct vm_places *places, const char *vm_i
 {
     CLEANUP_FREE char *path = vm_files_path(places, vm_id, "vmm.log");
     char tail[LOG_TAIL_BYTES + 1], *line = NULL;
-    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     off_t end = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
     ssize_t n = end <= 0 ? 0 : pread(fd, tail, LOG_TAIL_BYTES, MAX((off_t)0, end - LOG_TAIL_BYTES));
     buffer[0] = '\0';
@@ -249,7 +250,7 @@ const char *vm_files_last_error(const struct vm_places *places, const char *vm_i
 static int prepare_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk,
                         bool disks_made, struct error *err)
 {
-    CLEANUP_FREE char *path = disk_path(places, order, disk);
+    CLEANUP_FREE char *path = vm_files_disk_path(places, order, disk);
     CLEANUP_FREE char *image = NULL;
     if (disks_made && access(path, F_OK) < 0)
         return error_errno(err, -errno, "disk %s was made once and is missing now: %s", disk->name, path);
@@ -286,7 +287,8 @@ static int prepare_seed(const struct vm_places *places, const struct vm_order *o
     return r;
 }
 
-int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, bool disks_made, struct error *err)
+int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made,
+                     struct error *err)
 {
     CLEANUP_FREE char *disks_dir = vm_files_path(places, order->id, "disks");
     const struct vm_disk *disks = order->disks.items;
@@ -297,11 +299,11 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
     if (r == 0 && seed_files_wanted(order))
         r = prepare_seed(places, order, err);
     if (r == 0 && places->network != NULL)
-        return host_network_plug(places->network, order, places->owner, places->make_bridges, err);
+        return host_network_plug(places->network, order, user, places->make_bridges, err);
     for (size_t i = 0; r == 0 && i < order->nics.count; i++) {
         char name[TAP_NAME_SIZE];
         tap_name(order->id, (unsigned)i, name);
-        r = tap_create(name, places->owner, nics[i].bridge, nics[i].queues > 1, places->make_bridges, err);
+        r = tap_create(name, user, nics[i].bridge, nics[i].queues > 1, places->make_bridges, err);
         if (r < 0)
             error_prefix(err, "network interface %zu: ", i);
     }
@@ -337,6 +339,8 @@ int vm_files_remove(const struct vm_places *places, const char *vm_id, struct er
     if (r < 0)
         return r;
     unlink(control);
+    if (places->cgroups != NULL)
+        vmm_cgroup_remove(places->cgroups, vm_id);
     if (there) {
         r = file_remove_tree(places->vms_dir, gone_name, err);
         if (r < 0)

@@ -7,9 +7,11 @@
  *              exit.json      struct vmm_exit: the VMM's last ones
  *              console.log    what the guest wrote to its console; console.log.1: before that
  *              disks/<name>.raw
-              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
+ *              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
- *   <run>/<12 digits>.sock    the VMM's control socket: a path that fits into sun_path (107 bytes, unix(7)) */
+ *   <run>/<12 digits>.sock    the VMM's control socket: a path that fits into sun_path (107 bytes, unix(7))
+ *
+ * Who owns what, so that a VMM reaches its own alone: vmm_user.h. */
 #ifndef COMPUTE_AGENT_VM_FILES_H
 #define COMPUTE_AGENT_VM_FILES_H
 
@@ -24,12 +26,14 @@
 #define VM_FILES_GONE ".gone"
 
 struct host_network;
+struct vmm_cgroups;
 
 /* Where the VMs of a host are. Borrowed strings; whoever holds this outlives them all. */
 struct vm_places {
     const char *vms_dir, *run_dir, *images_dir; /* absolute */
-    uid_t owner;                                /* of taps: the user that the VMMs run as */
+    uint32_t user_base;                         /* vmm_user.h; 0: VMMs run as the agent does */
     bool make_bridges;                          /* a missing bridge is made */
+    const struct vmm_cgroups *cgroups;          /* NULL: none (tests) */
     struct host_network *network;               /* of the host; NULL: only plain bridges (tests) */
 };
 
@@ -44,17 +48,19 @@ int vm_files_load(const struct vm_places *places, const char *vm_id, struct agen
 /* Makes the directory where it is missing; after 0 it survives a power cut. */
 int vm_files_save(const struct vm_places *places, const struct agent_vm *file, struct error *err);
 int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
+/* The caller frees. */
+char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
 /* The VMM's parting word: 0 and its status if process @pid left one; -ENOENT. */
 int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, int *ret_status);
 /* The last error that vmm.log tells near its end (a line "<3>..." of common/log.h), made printable; "" where there is
  * none. Returns @buffer. */
 const char *vm_files_last_error(const struct vm_places *places, const char *vm_id, char *buffer, size_t size);
 
-/* Disks and taps of @order; images are there already. @disks_made: they were made once, so a missing one is an error.
- * -EBADMSG, -EFBIG: cannot succeed with this order. */
-int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, bool disks_made,
+/* Disks and taps of @order; images are there already. @user: of the taps. @disks_made: they were made once, so a missing
+ * one is an error. -EBADMSG, -EFBIG: cannot succeed with this order. */
+int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made,
                      struct error *err);
-/* Taps, control socket, directory. -EAGAIN: a VMM holds the VM. */
+/* Taps, control socket, cgroup, directory. -EAGAIN: a VMM holds the VM. */
 int vm_files_remove(const struct vm_places *places, const char *vm_id, struct error *err);
 /* Finish what removals of a killed agent left, for all of <vms>. Errors are logged, ignoring. */
 void vm_files_remove_leftovers(const struct vm_places *places);

@@ -13,7 +13,7 @@
 
 static int lock_file_open(const char *lock_path, int flags)
 {
-    int fd = open(lock_path, flags | O_RDWR | O_CLOEXEC, 0600);
+    int fd = open(lock_path, flags | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0600);
     return fd < 0 ? -errno : fd;
 }
 
@@ -140,6 +140,16 @@ static void child_write_id(int lock_fd, const char *boot_id, uint64_t epoch)
         _exit(VMM_PROCESS_EXEC_FAILED);
 }
 
+/* The group was made a moment ago. If it cannot be entered all the same, the guest is worth more than its limits. */
+static void child_enter_cgroup(const char *procs, int log_fd)
+{
+    static const char failed[] = "<4>vmm-cgroup the VMM runs outside its cgroup, without limits\n";
+    int fd = open(procs, O_WRONLY | O_CLOEXEC);
+    if (fd >= 0 && write(fd, "0", 1) == 1)
+        return; /* closed with the rest */
+    ssize_t unused UNUSED = write(log_fd, failed, sizeof(failed) - 1);
+}
+
 /* In the child, between fork and exec: only calls of signal-safety(7). */
 static _Noreturn void child_run(const struct vmm_process_spawn *spawn, char *const argv[], int lock_fd, int log_fd,
                                 int null_fd)
@@ -153,6 +163,8 @@ static _Noreturn void child_run(const struct vmm_process_spawn *spawn, char *con
     sigprocmask(SIG_SETMASK, &none, NULL);
     setsid();
     child_write_id(lock_fd, spawn->boot_id, spawn->epoch);
+    if (spawn->cgroup != NULL)
+        child_enter_cgroup(spawn->cgroup, log_fd);
     /* The three were opened above 2 (the agent's own 0, 1, 2 are always open), but one of them may be number 3. */
     if (dup2(null_fd, 0) < 0 || dup2(log_fd, 1) < 0 || dup2(log_fd, 2) < 0)
         _exit(VMM_PROCESS_EXEC_FAILED);
@@ -168,7 +180,7 @@ static _Noreturn void child_run(const struct vmm_process_spawn *spawn, char *con
 static int log_open(const char *path)
 {
     struct stat st;
-    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return -errno;
     if (fstat(fd, &st) == 0 && st.st_size > VMM_PROCESS_LOG_BYTES_MAX && ftruncate(fd, 0) < 0) {
@@ -188,7 +200,11 @@ static int pidfd_open_cloexec(pid_t pid)
 int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct vmm_process_id *ret_id,
                       int *ret_pidfd, struct error *err)
 {
-    char *argv[] = {(char *)spawn->program, (char *)"--config", (char *)spawn->config_path, NULL};
+    char user[16];
+    char *argv[] = {(char *)spawn->program, (char *)"--config", (char *)spawn->config_path, (char *)"--user", user, NULL};
+    snprintf(user, sizeof(user), "%u", spawn->user);
+    if (spawn->user == 0)
+        argv[3] = NULL;
     CLEANUP(close_fd) int log_fd = log_open(spawn->log_path);
     if (log_fd < 0)
         return error_errno(err, log_fd, "cannot open %s", spawn->log_path);
@@ -233,6 +249,18 @@ int vmm_process_open(const struct vmm_process_id *id, const char *boot_id, int *
         return -ESRCH;
     }
     *ret_pidfd = fd;
+    return 0;
+}
+
+int vmm_process_user(pid_t pid, uid_t *ret_user)
+{
+    char path[32], text[1024];
+    unsigned user;
+    snprintf(path, sizeof(path), "/proc/%d/status", pid);
+    const char *at = stat_read(path, text, sizeof(text)) ? strstr(text, "\nUid:") : NULL;
+    if (at == NULL || sscanf(at, " Uid: %u", &user) != 1)
+        return -ESRCH;
+    *ret_user = user;
     return 0;
 }
 

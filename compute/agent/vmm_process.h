@@ -15,7 +15,9 @@
  *   One at most: a VMM exists only from step 3 on, and then holds L until it has ended, by whatever cause; step 2
  *   cannot succeed before. None lost: at start the agent looks at L of every VM directory. Free: no VMM, whatever
  *   any file says. Held: one lives, or is between 3 and 5, and the file names it (between 3 and 4 not yet: look
- * again). The pid alone is never believed: its start time and the boot id have to match.
+ *   again). The pid alone is never believed: its start time and the boot id have to match; nor is the file alone, which
+ *   the VMM holds open and could write to: the process has to be of the user that the VM's VMM was started as
+ *   (vmm_process_user), or a VMM could have us kill others.
  *
  * vmm.lock is removed only with L held, together with the VM's directory. The VMM must keep descriptor 3 open.
  *
@@ -46,6 +48,8 @@ struct vmm_process_spawn {
     const char *log_path; /* its standard output and error are appended here */
     const char *boot_id;
     uint64_t epoch;
+    uid_t user;          /* that it is to leave root for (jail.h of the VMM); 0: it goes on as we are */
+    const char *cgroup;  /* cgroup.procs of the group that it begins in; NULL: ours */
 };
 
 /* Take L. @ret_fd: close-on-exec; closing it gives L back. -EAGAIN: held by a VMM. */
@@ -58,6 +62,8 @@ int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct
                       int *ret_pidfd, struct error *err);
 /* A pidfd of the process that @id names and no other: -ESRCH where it has gone, or its number is another's now. */
 int vmm_process_open(const struct vmm_process_id *id, const char *boot_id, int *ret_pidfd);
+/* Whose process it is: the real user. -ESRCH: it has ended. */
+int vmm_process_user(pid_t pid, uid_t *ret_user);
 /* -ESRCH: it has ended. */
 int vmm_process_signal(int pidfd, int signal_number);
 /* Wait status (waitpid(2)) of a child that has ended, and its slot in the process table freed. -ECHILD: not our

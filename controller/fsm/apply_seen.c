@@ -12,7 +12,8 @@
 /* Copy the fields that a host reports about itself. True if any differs. */
 static bool take_host_fields(struct host *held, const struct host *seen)
 {
-    static const char *const names[] = {"address", "cpus", "memory_bytes", "disk_bytes", "boot_id", "kvm", "version"};
+    static const char *const names[] = {"address", "cpus", "memory_bytes", "disk_bytes", "boot_id", "kvm", "version",
+                                        "isolation"};
     struct host old = {0}, patch = {0};
     OBJECT_COPY(host, &old, held);
     OBJECT_COPY(host, &patch, seen);

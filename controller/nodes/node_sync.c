@@ -75,6 +75,7 @@ static bool host_differs(const struct host *host, const struct node_report *repo
            host->memory_bytes != report->memory_bytes || host->disk_bytes != report->disk_bytes ||
            !same_text(host->boot_id, report->boot_id) || !same_text(host->kvm, report->kvm) ||
            !same_text(host->version, report->version) ||
+           (report->isolation != NULL && !same_text(host->isolation, report->isolation)) ||
            (report->session != NULL && !same_text(host->session, report->session));
 }
 
@@ -91,6 +92,8 @@ static void fill_host(struct command_seen *command, const struct node_report *re
         OBJECT_TEXT(host, host, kvm, report->kvm);
     if (report->version != NULL)
         OBJECT_TEXT(host, host, version, report->version);
+    if (report->isolation != NULL)
+        OBJECT_TEXT(host, host, isolation, report->isolation);
     if (report->session != NULL) {
         OBJECT_TEXT(host, host, session, report->session);
         OBJECT_SET(host, host, report, report->sequence);

@@ -87,7 +87,7 @@ static int setup(void **state)
         .loop = &f->loop,
         .http = f->http,
         .images = f->cache,
-        .places = {.vms_dir = f->vms, .run_dir = f->run, .images_dir = f->images, .owner = geteuid()},
+        .places = {.vms_dir = f->vms, .run_dir = f->run, .images_dir = f->images},
         .vmm_path = f->program,
         .boot_id = BOOT,
         .changed = on_changed,

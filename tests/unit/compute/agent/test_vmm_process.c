@@ -51,7 +51,11 @@ static int teardown(void **state)
 
 static int start(struct fixture *f, int lock_fd, struct vmm_process_id *ret_id, int *ret_pidfd)
 {
-    const struct vmm_process_spawn spawn = {f->program, "/nonexistent/config.json", f->log, BOOT, 7};
+    const struct vmm_process_spawn spawn = {.program = f->program,
+                                            .config_path = "/nonexistent/config.json",
+                                            .log_path = f->log,
+                                            .boot_id = BOOT,
+                                            .epoch = 7};
     struct error err;
     return vmm_process_start(&spawn, lock_fd, ret_id, ret_pidfd, &err);
 }

@@ -1,0 +1,143 @@
+/* Numbers, and who owns what. Names in a directory that a VMM may write to are not trusted: nothing here follows a
+ * symbolic link, and only a file with one name is handed over. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/sha.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "compute/agent/seed_files.h"
+#include "compute/agent/vm_files.h"
+#include "compute/agent/vmm_user.h"
+
+int vmm_user_pick(uint32_t base, const char *vm_id, const bool taken[VMM_USERS], uid_t *ret_user)
+{
+    uint8_t hash[SHA256_DIGEST_LENGTH];
+    SHA256((const uint8_t *)vm_id, strlen(vm_id), hash);
+    uint32_t first = (uint32_t)hash[0] << 8 | hash[1];
+    for (uint32_t i = 0; i < VMM_USERS; i++) {
+        uint32_t slot = (first + i) % VMM_USERS;
+        if (taken[slot])
+            continue;
+        *ret_user = base + slot;
+        return 0;
+    }
+    return -ENOSPC;
+}
+
+/* Those of directories of removed VMs whose files are still going away count as well. */
+static int taken_collect(const char *vms_dir, uint32_t base, bool taken[VMM_USERS], struct error *err)
+{
+    struct dirent *entry;
+    struct stat st;
+    DIR *d = opendir(vms_dir);
+    if (d == NULL)
+        return error_errno(err, -errno, "cannot read %s", vms_dir);
+    while ((entry = readdir(d)) != NULL)
+        if (fstatat(dirfd(d), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_gid >= base &&
+            st.st_gid - base < VMM_USERS)
+            taken[st.st_gid - base] = true;
+    closedir(d);
+    return 0;
+}
+
+static bool is_agents(const char *name)
+{
+    static const char *const names[] = {"vm.json", "config.json", "vmm.lock", "vmm.log", SEED_FILE};
+    size_t length = strlen(name);
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        if (strcmp(name, names[i]) == 0)
+            return true;
+    return length > 4 && strcmp(name + length - 4, ".tmp") == 0;
+}
+
+/* Files that a VMM made when it was still root. */
+static int hand_over(int directory, const char *name, uid_t user)
+{
+    struct stat st;
+    CLEANUP_FD int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT || errno == ELOOP || errno == ENXIO ? 0 : -errno;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if (!S_ISREG(st.st_mode) || st.st_nlink != 1)
+        return 0;
+    return fchown(fd, user, user) < 0 ? -errno : 0;
+}
+
+static int directory_take(const char *path, uid_t user, struct error *err)
+{
+    struct dirent *entry;
+    int r = 0, fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    if (d == NULL) {
+        r = -errno;
+        close_fd(&fd);
+        return error_errno(err, r, "cannot open %s", path);
+    }
+    while (r == 0 && (entry = readdir(d)) != NULL)
+        if (entry->d_type == DT_REG && !is_agents(entry->d_name))
+            r = hand_over(fd, entry->d_name, user);
+    /* The group last: it says that all is done. */
+    if (r == 0 && (fchmod(fd, 0700) < 0 || fchown(fd, 0, user) < 0 || fchmod(fd, 01770) < 0))
+        r = -errno;
+    closedir(d);
+    return r < 0 ? error_errno(err, r, "cannot give %s to user %u", path, user) : 0;
+}
+
+int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm_id, uid_t *ret_user,
+                   struct error *err)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, vm_id, "");
+    CLEANUP_FREE bool *taken = xcalloc(VMM_USERS, sizeof(bool));
+    struct stat st;
+    uid_t user;
+    if (lstat(path, &st) < 0)
+        return error_errno(err, -errno, "cannot look at %s", path);
+    if (st.st_gid >= base && st.st_gid - base < VMM_USERS) {
+        *ret_user = st.st_gid;
+        return 0;
+    }
+    int r = taken_collect(places->vms_dir, base, taken, err);
+    if (r == 0 && vmm_user_pick(base, vm_id, taken, &user) < 0)
+        r = error_set(err, -ENOSPC, ERROR_NO_SPACE, "all %u users for VMMs are taken; this host has too many VMs",
+                      VMM_USERS);
+    if (r == 0)
+        r = directory_take(path, user, err);
+    if (r == 0)
+        *ret_user = user;
+    return r;
+}
+
+/* A file in a directory that only root writes to. */
+static int file_own(const char *path, uid_t user, uid_t group, mode_t mode, struct error *err)
+{
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0 || fchown(fd, user, group) < 0 || fchmod(fd, mode) < 0)
+        return error_errno(err, -errno, "cannot give %s to user %u", path, group);
+    return 0;
+}
+
+int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err)
+{
+    CLEANUP_FREE char *disks_dir = vm_files_path(places, order->id, "disks");
+    const struct artifact *images[] = {&order->kernel, &order->initrd};
+    const struct vm_disk *disks = order->disks.items;
+    int r = file_own(disks_dir, 0, user, 0710, err);
+    for (size_t i = 0; r == 0 && i < order->disks.count; i++) {
+        CLEANUP_FREE char *path = vm_files_disk_path(places, order, &disks[i]);
+        r = disks[i].read_only ? file_own(path, 0, user, 0640, err) : file_own(path, user, user, 0600, err);
+    }
+    if (r == 0 && seed_files_wanted(order)) {
+        CLEANUP_FREE char *path = vm_files_path(places, order->id, SEED_FILE);
+        r = file_own(path, 0, user, 0640, err);
+    }
+    for (size_t i = 0; r == 0 && i < ARRAY_SIZE(images); i++) {
+        if (images[i]->sha256 == NULL)
+            continue;
+        CLEANUP_FREE char *path = xasprintf("%s/%s", places->images_dir, images[i]->sha256);
+        r = file_own(path, 0, 0, 0644, err);
+    }
+    return r;
+}

@@ -1,0 +1,44 @@
+/* The users that VMMs run as: one for each VM of the host, so that a VMM that was taken over reaches neither another
+ * VM's disk nor the agent's keys by the rights of its files alone, whatever else fails.
+ *
+ * A user is a number from a range of the host's that nobody else uses, with a group of the same number; there are no
+ * names for them in /etc/passwd. Which one: SHA-256 of the VM's id, and the next free one where that is taken. So a VM
+ * mostly has the same number wherever it goes, and a number is not given to another VM soon.
+ *
+ * What is taken is not written down in a file of its own, which could be lost or be wrong: the VM's directory says it by
+ * its group, from before its first VMM starts until it has been removed, and it is removed only when no VMM lives
+ * (vmm_process.h). So it survives the agent, and a number is never given out twice while a VMM lives.
+ *
+ *   vms/<id>           root, group of the VM, 1770: its VMM makes files there (console.log, exit.json, snapshots) but
+ *                      can neither remove nor replace those of the agent, which are root's alone (vm.json, vmm.lock...)
+ *   vms/<id>/disks     root, group of the VM, 0710: its VMM opens what it finds
+ *   vms/<id>/disks/x   the user's, 0600; read-only ones root's, 0640
+ *   images/x           root's, 0644 in a directory that is closed to all: shown in the VMM's jail file by file
+ *
+ * Whoever reads as root what a VMM may have written goes by file_read_foreign. Short calls; the loop's thread. */
+#ifndef COMPUTE_AGENT_VMM_USER_H
+#define COMPUTE_AGENT_VMM_USER_H
+
+#include <sys/types.h>
+
+#include "common/base.h"
+#include "common/error.h"
+#include "schema/objects.h"
+
+/* Within what systemd's table of users ("Users, Groups, UIDs and GIDs on systemd Systems") calls unused: neither people,
+ * services, containers nor /etc/subuid have numbers there. */
+#define VMM_USER_BASE_DEFAULT 1900000000u
+#define VMM_USERS 4096u /* VMs of one host, as in node_report */
+
+struct vm_places;
+
+/* The user of VM @vm_id from @base to @base + VMM_USERS - 1, none of @taken (one bool for each); -ENOSPC. */
+int vmm_user_pick(uint32_t base, const char *vm_id, const bool taken[VMM_USERS], uid_t *ret_user);
+/* Find the VM's user by its directory; where it has none yet, pick one and hand over the directory and what an earlier
+ * VMM, of root, made in it. The directory is there; no VMM lives. */
+int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm_id, uid_t *ret_user,
+                   struct error *err);
+/* Before each start, with the VM's lock held: disks, seed and images of @order are the user's to use. */
+int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err);
+
+#endif

@@ -1,0 +1,207 @@
+/* Users of VMMs: which number a VM gets, that no two get the same, and who owns what afterwards. The part about owners
+ * needs root, and is skipped without. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/file.h"
+#include "compute/agent/vm_files.h"
+#include "compute/agent/vmm_user.h"
+
+#define BASE 1900000000u
+#define VM_A "aaaaaaaa-0000-4000-8000-000000000001"
+#define VM_B "bbbbbbbb-0000-4000-8000-000000000002"
+
+struct fixture {
+    char dir[64], vms[96], images[96];
+    struct vm_places places;
+};
+
+static int setup(void **state)
+{
+    struct fixture *f = NEW(struct fixture);
+    strcpy(f->dir, "/tmp/vmm_user.XXXXXX");
+    assert_non_null(mkdtemp(f->dir));
+    snprintf(f->vms, sizeof(f->vms), "%s/vms", f->dir);
+    snprintf(f->images, sizeof(f->images), "%s/images", f->dir);
+    assert_int_equal(mkdir(f->vms, 0700) | mkdir(f->images, 0755), 0);
+    f->places = (struct vm_places){.vms_dir = f->vms, .run_dir = f->dir, .images_dir = f->images};
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(file_remove_tree("/tmp", f->dir + 5, NULL), 0);
+    free(f);
+    return 0;
+}
+
+static bool needs_root(void)
+{
+    if (geteuid() == 0)
+        return false;
+    print_message("only root can give files away\n");
+    return true;
+}
+
+static void make_vm(struct fixture *f, const char *id)
+{
+    CLEANUP_FREE char *dir = vm_files_path(&f->places, id, "");
+    assert_int_equal(file_make_directories(dir, 0700, NULL), 0);
+}
+
+static void put(struct fixture *f, const char *id, const char *leaf, mode_t mode)
+{
+    CLEANUP_FREE char *path = vm_files_path(&f->places, id, leaf);
+    assert_int_equal(file_write_atomic(path, "x", 1, mode, NULL), 0);
+}
+
+static uid_t allot(struct fixture *f, const char *id)
+{
+    struct error err;
+    uid_t user = 0;
+    assert_int_equal(vmm_user_allot(&f->places, BASE, id, &user, &err), 0);
+    return user;
+}
+
+/* "owner:group mode" of a file of a VM. */
+static void assert_owned(struct fixture *f, const char *id, const char *leaf, uid_t user, gid_t group, mode_t mode)
+{
+    CLEANUP_FREE char *path = vm_files_path(&f->places, id, leaf);
+    struct stat st;
+    assert_int_equal(lstat(path, &st), 0);
+    assert_int_equal(st.st_uid, user);
+    assert_int_equal(st.st_gid, group);
+    if (mode != 0)
+        assert_int_equal(st.st_mode & 07777, mode);
+}
+
+static void test_pick(void **state)
+{
+    static bool taken[VMM_USERS];
+    uid_t first, again, second, last = 0;
+    (void)state;
+    memset(taken, 0, sizeof(taken));
+    assert_int_equal(vmm_user_pick(BASE, VM_A, taken, &first), 0);
+    assert_int_equal(vmm_user_pick(BASE, VM_A, taken, &again), 0);
+    assert_int_equal(first, again); /* the same wherever it is */
+    assert_in_range(first, BASE, BASE + VMM_USERS - 1);
+    taken[first - BASE] = true;
+    assert_int_equal(vmm_user_pick(BASE, VM_A, taken, &second), 0);
+    assert_int_equal(second, first + 1 < BASE + VMM_USERS ? first + 1 : BASE);
+    /* all of them, each once */
+    memset(taken, 0, sizeof(taken));
+    for (unsigned i = 0; i < VMM_USERS; i++) {
+        assert_int_equal(vmm_user_pick(BASE, VM_B, taken, &last), 0);
+        assert_false(taken[last - BASE]);
+        taken[last - BASE] = true;
+    }
+    assert_int_equal(vmm_user_pick(BASE, VM_B, taken, &last), -ENOSPC);
+}
+
+static void test_stays_and_is_nobody_elses(void **state)
+{
+    struct fixture *f = *state;
+    static bool none[VMM_USERS];
+    char id[37];
+    uid_t other, wish;
+    if (needs_root())
+        return;
+    make_vm(f, VM_A);
+    uid_t user = allot(f, VM_A);
+    assert_int_equal(allot(f, VM_A), user);
+    /* another VM that would like to have the same number */
+    for (unsigned i = 0;; i++) {
+        snprintf(id, sizeof(id), "cccccccc-0000-4000-8000-%012x", i);
+        assert_int_equal(vmm_user_pick(BASE, id, none, &wish), 0);
+        if (wish == user)
+            break;
+    }
+    make_vm(f, id);
+    other = allot(f, id);
+    assert_int_not_equal(other, user);
+    /* what is being removed keeps its number: a VMM's files may be there still */
+    CLEANUP_FREE char *from = vm_files_path(&f->places, VM_A, "");
+    CLEANUP_FREE char *to = xasprintf("%s" VM_FILES_GONE, from);
+    assert_int_equal(rename(from, to), 0);
+    make_vm(f, VM_A);
+    uid_t third = allot(f, VM_A);
+    assert_int_not_equal(third, user);
+    assert_int_not_equal(third, other);
+    assert_int_equal(file_remove_tree(f->vms, VM_A VM_FILES_GONE, NULL), 0);
+    assert_int_equal(allot(f, VM_A), third); /* it does not go back either */
+}
+
+static void test_directory_of_an_earlier_agent(void **state)
+{
+    struct fixture *f = *state;
+    static const char *const agents[] = {"vm.json", "config.json", "vmm.lock", "vmm.log"};
+    if (needs_root())
+        return;
+    make_vm(f, VM_A);
+    for (size_t i = 0; i < ARRAY_SIZE(agents); i++)
+        put(f, VM_A, agents[i], 0600);
+    put(f, VM_A, "console.log", 0600);
+    put(f, VM_A, "uefi-variables.fd", 0600);
+    CLEANUP_FREE char *link_path = vm_files_path(&f->places, VM_A, "link");
+    CLEANUP_FREE char *pipe_path = vm_files_path(&f->places, VM_A, "pipe");
+    CLEANUP_FREE char *json = vm_files_path(&f->places, VM_A, "vm.json");
+    CLEANUP_FREE char *second = vm_files_path(&f->places, VM_A, "second-name");
+    assert_int_equal(symlink(json, link_path) | mkfifo(pipe_path, 0600) | link(json, second), 0);
+    uid_t user = allot(f, VM_A);
+    assert_owned(f, VM_A, "", 0, user, 01770);
+    assert_owned(f, VM_A, "console.log", user, user, 0600);
+    assert_owned(f, VM_A, "uefi-variables.fd", user, user, 0600);
+    for (size_t i = 0; i < ARRAY_SIZE(agents); i++)
+        assert_owned(f, VM_A, agents[i], 0, getegid(), 0600);
+    assert_owned(f, VM_A, "link", 0, getegid(), 0);
+}
+
+static void test_disks(void **state)
+{
+    struct fixture *f = *state;
+    struct vm_order order = {.epoch = 0};
+    struct error err;
+    if (needs_root())
+        return;
+    make_vm(f, VM_A);
+    OBJECT_TEXT(vm_order, &order, id, VM_A);
+    for (unsigned i = 0; i < 2; i++) {
+        struct vm_disk *disk = OBJECT_ADD(vm_order, &order, disks);
+        OBJECT_TEXT(vm_disk, disk, name, i == 0 ? "root" : "tools");
+        OBJECT_SET(vm_disk, disk, read_only, i == 1);
+    }
+    CLEANUP_FREE char *disks = vm_files_path(&f->places, VM_A, "disks");
+    assert_int_equal(mkdir(disks, 0700), 0);
+    put(f, VM_A, "disks/root.raw", 0600);
+    uid_t user = allot(f, VM_A);
+    assert_int_equal(vmm_user_own_files(&f->places, &order, user, &err), -ENOENT); /* one is missing: said, not ignored */
+    assert_non_null(strstr(err.text, "disks/tools.raw"));
+    put(f, VM_A, "disks/tools.raw", 0600);
+    assert_int_equal(vmm_user_own_files(&f->places, &order, user, &err), 0);
+    assert_owned(f, VM_A, "disks", 0, user, 0710);
+    assert_owned(f, VM_A, "disks/root.raw", user, user, 0600);
+    assert_owned(f, VM_A, "disks/tools.raw", 0, user, 0640);
+    OBJECT_CLEAR(vm_order, &order);
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        T(test_pick),
+        T(test_stays_and_is_nobody_elses),
+        T(test_directory_of_an_earlier_agent),
+        T(test_disks),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
