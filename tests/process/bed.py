@@ -11,13 +11,15 @@
             urllib.request.urlopen('http://10.78.0.11/')
 
 A host is a network, mount, pid, uts and ipc namespace with a private /run and /tmp and a state directory, /srv, that
-outlives its power_off; kernel, other files and /dev/kvm are this machine's. The hosts' cables end in one bridge in a
+outlives its power_off; kernel, other files and /dev/kvm are this machine's. Where this machine has cgroup version 2, a
+host sees a group of its own as the root of the tree. The hosts' cables end in one bridge in a
 network namespace of the bed's own: nothing touches the machine's own network, and no namespace has a name that could
 stay behind.
 
 Clean-up does not depend on anybody running it: each host's processes die with the first process of its pid
 namespace, that one dies with its keeper, and the keeper dies with the thread that made the bed (PR_SET_PDEATHSIG).
-So make beds and start programs in a thread that lives as long as the test, the main one for instance. Needs root.
+So make beds and start programs in a thread that lives as long as the test, the main one for instance. Only empty
+cgroups stay behind a test that was killed; the next bed removes them. Needs root.
 
 State and logs: build/process/<name>/host<N>/..., removed when a bed of that name is made again.
 """
@@ -105,6 +107,40 @@ def process_state(pid):
         return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
     except OSError:
         return None
+
+
+def cgroup_mount():
+    """Where this machine's cgroup version 2 is mounted and can be written to, or None."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path('/proc/self/mounts').read_text().splitlines():
+            _, place, kind = line.split()[:3]
+            if kind == 'cgroup2' and os.access(place, os.W_OK) and os.access(f'{place}/cgroup.procs', os.W_OK):
+                return pathlib.Path(place)
+    return None
+
+
+def cgroup_remove(path):
+    """A group and all below it; their processes have ended."""
+    def gone():
+        for folder, _, _ in os.walk(path, topdown=False):
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return False    # its last process ends at this moment
+        return True
+    if path is not None:
+        wait_until(gone, what=f'{path} is empty', poll_s=POLL_S)
+
+
+def cgroups_of_the_dead():
+    """Remove what beds left whose process was killed; returns the mount."""
+    mount = cgroup_mount()
+    for old in mount.glob('drover-bed-*') if mount else []:
+        if not pathlib.Path(f'/proc/{old.name.split("-")[2]}').exists():
+            cgroup_remove(old)
+    return mount
 
 
 def start_keeper(arguments, environment, log=subprocess.DEVNULL):
@@ -227,6 +263,7 @@ class Host:
         self.programs = {}
         self.keeper = None
         self.init = None
+        self.cgroup = bed.cgroup / str(self) if bed.cgroup else None
         self.directory.mkdir(parents=True)
         self.power_on()
 
@@ -246,8 +283,12 @@ class Host:
         ready = self.directory / 'booted'
         ready.unlink(missing_ok=True)
         with open(self.directory / 'boot.log', 'ab') as log:
+            enter = []
+            if self.cgroup:
+                self.cgroup.mkdir(parents=True, exist_ok=True)
+                enter = ['sh', '-c', 'echo $$ >"$0" && exec "$@"', str(self.cgroup / 'cgroup.procs')]
             self.keeper = start_keeper(
-                ['unshare', '--net', '--mount', '--uts', '--ipc', '--pid', '--fork', '--kill-child', '--mount-proc',
+                [*enter, 'unshare', '--cgroup', '--net', '--mount', '--uts', '--ipc', '--pid', '--fork', '--kill-child', '--mount-proc',
                  '--', 'sh', '-c', BOOT, 'boot', str(self), str(ready), str(self.directory)], self.bed.environment, log)
         wait_until(lambda: ready.exists() or not self.is_on, what=f'{self} boots', poll_s=POLL_S)
         if not self.is_on:
@@ -271,6 +312,7 @@ class Host:
             program.thaw()
             program.wait()
         self.keeper = None
+        cgroup_remove(self.cgroup)
 
     def start(self, name, argv, environment=None):
         """Start a program; @name is the name of its log and is used once per host (see Program.restart)."""
@@ -319,6 +361,7 @@ class Bed:
         self.directory.mkdir(parents=True)
         self.hosts = []
         self.keeper = None
+        self.cgroup = self._cgroup()
         try:
             self._start_wire()
             for number in range(1, hosts + 1):
@@ -326,6 +369,10 @@ class Bed:
         except BaseException:
             self.close()
             raise
+
+    def _cgroup(self):
+        mount = cgroups_of_the_dead()
+        return mount / f'drover-bed-{self.mark}' if mount else None
 
     def _start_wire(self):
         self.keeper = start_keeper(['unshare', '--net', '--', 'sleep', 'infinity'], self.environment)
@@ -453,6 +500,8 @@ class Bed:
                     program.door.wait()
         end_keeper(self.keeper)
         self.keeper = None
+        if self.cgroup and self.cgroup.exists():
+            cgroup_remove(self.cgroup)
 
     def __enter__(self):
         return self

@@ -159,6 +159,8 @@ def test_a_killed_runner_takes_its_bed_with_it():
         runner.stdin.close()
         runner.stdout.close()
     wait_until(lambda: not bed_module.processes_with_mark(mark), what='every process is gone', poll_s=0.01)
+    mount = bed_module.cgroups_of_the_dead()
+    assert mount is None or not (mount / f'drover-bed-{mark}').exists()
 
 
 if __name__ == '__main__':
