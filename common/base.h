@@ -34,10 +34,12 @@ static inline void free_ptr(void *p)
 {
     free(*(void **)p);
 }
-static inline void close_fd(const int *fd)
+/* -1 afterwards: a number that is closed twice is another file's by then. */
+static inline void close_fd(int *fd)
 {
     if (*fd >= 0)
         close(*fd);
+    *fd = -1;
 }
 #define CLEANUP_FREE CLEANUP(free_ptr)
 #define CLEANUP_FD CLEANUP(close_fd)

@@ -13,17 +13,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 
 #include "compute/vmm/control_call.h"
 #include "compute/vmm/unix_socket.h"
 
 struct control {
     struct machine *machine;
-    int listen_fd;
-    char path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
-    struct io_handler *listen_handler;
+    struct unix_listener listener;
     struct list connections;
     unsigned connection_count;
     uint64_t requests;
@@ -314,14 +310,10 @@ static void on_connection(void *arg, uint32_t events)
     connection_destroy(c);
 }
 
-static void on_listen(void *arg, uint32_t events)
+static void on_client(void *arg, int fd)
 {
     struct control *control = arg;
     struct error err;
-    (void)events;
-    int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0)
-        return;
     if (control->connection_count >= CONTROL_CONNECTIONS_MAX) {
         error_set(&err, -EUSERS, ERROR_OVERLOAD, "%u control connections are open already", CONTROL_CONNECTIONS_MAX);
         err.field[0] = 0;
@@ -349,14 +341,16 @@ int control_create(struct machine *m, const char *path, int fd, struct control *
 {
     struct control *c = NEW(struct control);
     c->machine = m;
-    c->listen_fd = fd;
-    snprintf(c->path, sizeof(c->path), "%s", path);
     list_init(&c->connections);
     int code = unix_socket_answer(fd, path, err);
-    if (code == 0)
-        code = io_loop_add(m->control, fd, EPOLLIN, on_listen, c, &c->listen_handler, err);
+    if (code == 0) {
+        code = unix_listener_start(&c->listener, fd, path, "control", m->control, on_client, c, err);
+    } else {
+        unlink(path);
+        close(fd);
+    }
     if (code < 0) {
-        control_destroy(c);
+        free(c);
         return code;
     }
     *ret_control = c;
@@ -371,8 +365,6 @@ void control_destroy(struct control *c)
     {
         connection_destroy(LIST_ENTRY(link, struct control_connection, link));
     }
-    io_loop_remove(c->machine->control, c->listen_handler);
-    close(c->listen_fd);
-    unlink(c->path);
+    unix_listener_stop(&c->listener);
     free(c);
 }

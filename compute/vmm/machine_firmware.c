@@ -309,6 +309,7 @@ int machine_firmware_load(struct machine *m, uint64_t window64, struct boot_entr
     struct fw_cfg *f = m->firmware.fw_cfg;
     const struct flash *image = m->firmware.image;
     uint64_t shadow = image->size <= BIOS_BYTES_MAX ? image->size : SHADOW_BYTES_OF_LARGER;
+    fw_cfg_restart(f);
     fw_cfg_set_integer(f, FW_CFG_RAM_SIZE, m->memory.size_bytes, 8);
     fw_cfg_set_integer(f, FW_CFG_NOGRAPHIC, 1, 2);
     fw_cfg_set_integer(f, FW_CFG_NB_CPUS, m->config->vcpus, 2);

@@ -98,6 +98,14 @@ void fw_cfg_clear(struct fw_cfg *f)
     f->count = 0;
 }
 
+void fw_cfg_restart(struct fw_cfg *f)
+{
+    fw_cfg_clear(f);
+    fw_cfg_set(f, FW_CFG_SIGNATURE, "QEMU", 4);
+    fw_cfg_set_integer(f, FW_CFG_ID, ID_TRADITIONAL | ID_DMA, 4);
+    directory_fill(f);
+}
+
 /* ---- reading ---- */
 
 static void select_key(struct fw_cfg *f, uint16_t key)
@@ -227,9 +235,7 @@ int fw_cfg_create(struct bus *ports, struct guest_memory *memory, struct fw_cfg 
         free(f);
         return code;
     }
-    fw_cfg_set(f, FW_CFG_SIGNATURE, "QEMU", 4);
-    fw_cfg_set_integer(f, FW_CFG_ID, ID_TRADITIONAL | ID_DMA, 4);
-    directory_fill(f);
+    fw_cfg_restart(f);
     *ret_fw_cfg = f;
     return 0;
 }

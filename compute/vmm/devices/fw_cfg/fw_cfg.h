@@ -49,6 +49,9 @@ struct fw_cfg {
 /* @memory outlives it. On success released by its device's destroy. */
 int fw_cfg_create(struct bus *ports, struct guest_memory *memory, struct fw_cfg **ret_fw_cfg, struct error *err);
 struct device *fw_cfg_device(struct fw_cfg *f);
+/* Back to what every machine has: signature, features, an empty directory. Before the items of a power-on are set: what
+ * a snapshot has brought along is of any number and name, and ends with the run that it belongs to. */
+void fw_cfg_restart(struct fw_cfg *f);
 /* Make item @key, or replace its content by a copy of @data. At most FW_CFG_ITEMS_MAX of FW_CFG_ITEM_BYTES_MAX. */
 void fw_cfg_set(struct fw_cfg *f, uint16_t key, const void *data, size_t size);
 void fw_cfg_set_integer(struct fw_cfg *f, uint16_t key, uint64_t value, unsigned size);

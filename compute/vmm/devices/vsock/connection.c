@@ -1,6 +1,6 @@
 /* The ends of vsock connections at Unix sockets. Happy path: accept or connect, watch for what can be done, move bytes.
  * Failure modes: a client that is slow fills its buffer, and then the guest has no credit; one that goes away ends its
- * connection; one that does not say CONNECT in time is closed. */
+ * connection; one that does not say CONNECT in time is closed, and so is one that the guest does not answer in time. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,12 +10,11 @@
 #include <unistd.h>
 
 #include "compute/vmm/devices/vsock/vsock.h"
-#include "compute/vmm/unix_socket.h"
 
 enum { NS_PER_MS = 1000000 };
 
 static void on_socket(void *arg, uint32_t events);
-static void on_greeting_timeout(void *arg);
+static void on_timeout(void *arg);
 
 /* A connection that is over makes room for a new one. */
 static bool room_make(struct vsock *v)
@@ -43,7 +42,7 @@ static struct vsock_connection *connection_create(struct vsock *v, int fd, enum 
     c->guest_port = guest_port;
     c->host_port = host_port;
     c->out = xcalloc(1, VSOCK_BUFFER_BYTES);
-    io_timer_init(&c->greeting_timer, on_greeting_timeout, c);
+    io_timer_init(&c->timer, on_timeout, c);
     list_append(&v->connections, &c->link);
     v->connection_count++;
     return c;
@@ -52,7 +51,7 @@ static struct vsock_connection *connection_create(struct vsock *v, int fd, enum 
 void vsock_connection_destroy(struct vsock_connection *c)
 {
     io_loop_remove(c->vsock->loop, c->handler);
-    io_timer_cancel(&c->greeting_timer);
+    io_timer_cancel(&c->timer);
     close_fd(&c->fd);
     list_remove(&c->link);
     c->vsock->connection_count--;
@@ -204,6 +203,7 @@ void vsock_connection_accepted(struct vsock_connection *c)
     int size = snprintf(answer, sizeof answer, "OK %u\n", c->host_port);
     c->state = VSOCK_OPEN;
     c->readable = true;
+    io_timer_cancel(&c->timer);
     if (send(c->fd, answer, (size_t)size, MSG_NOSIGNAL | MSG_DONTWAIT) != size)
         connection_close(c);
 }
@@ -249,7 +249,7 @@ static void greet(struct vsock_connection *c)
         vsock_connection_destroy(c);
         return;
     }
-    io_timer_cancel(&c->greeting_timer);
+    io_timer_arm(v->loop, &c->timer, (uint64_t)VSOCK_ANSWER_MS * NS_PER_MS);
     c->guest_port = (uint32_t)port;
     c->host_port = port_new(v, c->guest_port);
     c->state = VSOCK_ASKING;
@@ -258,9 +258,19 @@ static void greet(struct vsock_connection *c)
     vsock_queue_deliver(v);
 }
 
-static void on_greeting_timeout(void *arg)
+/* A guest that has not heard of the connection is told nothing; one that has may answer yet, and is told that it is over.
+ */
+static void on_timeout(void *arg)
 {
-    vsock_connection_destroy(arg);
+    struct vsock_connection *c = arg;
+    struct vsock *v = c->vsock;
+    if (c->state != VSOCK_ASKING || (c->tell & VSOCK_TELL_REQUEST)) {
+        vsock_connection_destroy(c);
+        return;
+    }
+    connection_close(c);
+    c->tell = VSOCK_TELL_RST;
+    vsock_queue_deliver(v);
 }
 
 static void on_socket(void *arg, uint32_t events)
@@ -282,39 +292,20 @@ static void on_socket(void *arg, uint32_t events)
     vsock_queue_deliver(v);
 }
 
-static void on_listen(void *arg, uint32_t events UNUSED)
+static void on_client(void *arg, int fd)
 {
     struct vsock *v = arg;
-    int fd = accept4(v->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0)
-        return;
     if (v->virtio.paused || !room_make(v)) {
         close(fd); /* the client sees the end, and may try again */
         return;
     }
     struct vsock_connection *c = connection_create(v, fd, VSOCK_GREETING, 0, 0);
-    io_timer_arm(v->loop, &c->greeting_timer, (uint64_t)VSOCK_GREETING_MS * NS_PER_MS);
+    io_timer_arm(v->loop, &c->timer, (uint64_t)VSOCK_GREETING_MS * NS_PER_MS);
     vsock_connection_watch(c);
 }
 
-/* ---- the listening socket ---- */
-
 int vsock_listen(struct vsock *v, struct error *err)
 {
-    int code = unix_socket_listen(v->path, "the vsock's socket", "/vsock/path", &v->listen_fd, err);
-    if (code < 0)
-        return code;
-    code = io_loop_add(v->loop, v->listen_fd, EPOLLIN, on_listen, v, &v->listen_handler, err);
-    if (code < 0)
-        vsock_unlisten(v);
-    return code;
-}
-
-void vsock_unlisten(struct vsock *v)
-{
-    if (v->listen_fd < 0)
-        return;
-    io_loop_remove(v->loop, v->listen_handler);
-    close_fd(&v->listen_fd);
-    unlink(v->path);
+    int fd, code = unix_socket_listen(v->path, "the vsock's socket", "/vsock/path", &fd, err);
+    return code < 0 ? code : unix_listener_start(&v->listener, fd, v->path, "vsock", v->loop, on_client, v, err);
 }

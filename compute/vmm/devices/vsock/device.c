@@ -50,7 +50,7 @@ static void vsock_destroy(struct virtio_device *d)
 {
     struct vsock *v = vsock_of(d);
     connections_destroy(v);
-    vsock_unlisten(v);
+    unix_listener_stop(&v->listener);
     virtio_device_finish(d);
     free(v);
 }
@@ -84,7 +84,6 @@ int vsock_create(const struct vsock_options *options, struct guest_memory *memor
     v->loop = loop;
     v->cid = options->cid;
     v->next_port = VSOCK_PORT_FIRST;
-    v->listen_fd = -1;
     list_init(&v->connections);
     snprintf(v->path, sizeof v->path, "%s", options->path);
     int code = vsock_listen(v, err);

@@ -6,6 +6,9 @@
  *   GREETING --"CONNECT n"--> ASKING --RESPONSE--> OPEN --both ends shut--> CLOSED (waits for the guest's RST, or is
  *      (host's client)                    guest's REQUEST --^                        let go when room is needed)
  *
+ * GREETING and ASKING end by themselves: a client that says nothing for VSOCK_GREETING_MS, and one that the guest does
+ * not answer for VSOCK_ANSWER_MS, is let go.
+ *
  * Flow control is by credit (§5.10.6.3): the guest may have VSOCK_BUFFER_BYTES on the way to a client of ours and no
  * more (a guest that sends more loses the connection); we read from a client only what the guest has room for. What
  * has to be told to the guest is a set of bits for each connection, refusals are a bounded list: when it is full no
@@ -16,6 +19,7 @@
 #define COMPUTE_VMM_DEVICES_VSOCK_H
 
 #include "compute/vmm/io_loop.h"
+#include "compute/vmm/unix_socket.h"
 #include "compute/vmm/virtio/virtio_device.h"
 
 enum {
@@ -33,6 +37,7 @@ enum {
     VSOCK_BATCH_PACKETS = 64,    /* per call, then the other devices have their turn */
     VSOCK_GREETING_BYTES = 32,   /* "CONNECT 4294967295\n" fits */
     VSOCK_GREETING_MS = 5000,    /* for a client to say it */
+    VSOCK_ANSWER_MS = 10000,     /* for the guest to answer what a client has asked for */
     VSOCK_PATH_BYTES_MAX = 96,   /* with "_<port>" behind it, it still fits a Unix address */
     VSOCK_PORT_FIRST = 1 << 30,  /* our side of connections to the guest: counts up from here */
 };
@@ -62,7 +67,7 @@ struct vsock_connection {
     bool guest_deaf;                                 /* will receive no more */
     uint32_t guest_room, guest_taken, sent;          /* its buffer, how much it has consumed, what we have sent in all */
     uint32_t delivered, told;                        /* given to the client in all, and as the guest knows it */
-    struct io_timer greeting_timer;
+    struct io_timer timer; /* armed in GREETING and ASKING */
     size_t greeting_size;
     char greeting[VSOCK_GREETING_BYTES];
     size_t out_size;
@@ -78,8 +83,7 @@ struct vsock {
     struct io_loop *loop; /* borrowed */
     uint64_t cid;
     char path[VSOCK_PATH_BYTES_MAX + 1];
-    int listen_fd;
-    struct io_handler *listen_handler;
+    struct unix_listener listener;
     struct list connections;
     unsigned connection_count;
     uint32_t next_port;
@@ -105,7 +109,6 @@ void vsock_queue_deliver(struct vsock *v);
 
 /* connection.c: the ends at Unix sockets */
 int vsock_listen(struct vsock *v, struct error *err);
-void vsock_unlisten(struct vsock *v);
 /* A connection of the guest's to our port @host_port; NULL when nobody takes it. */
 struct vsock_connection *vsock_connection_open(struct vsock *v, uint32_t guest_port, uint32_t host_port);
 struct vsock_connection *vsock_connection_find(struct vsock *v, uint32_t guest_port, uint32_t host_port);

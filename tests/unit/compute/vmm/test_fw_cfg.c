@@ -175,6 +175,40 @@ static void state_travels(void **state)
     bytes_writer_finish(&saved);
 }
 
+/* A snapshot from outside that fills every place, with names and numbers of its own: the next power-on finds room. */
+static void power_on_after_a_crafted_state(void **state)
+{
+    struct board *b = *state;
+    struct device *d = fw_cfg_device(b->f);
+    struct bytes_writer head = {0}, crafted = {0};
+    d->ops->save(d, &head);
+    bytes_put(&crafted, head.data, 4 + 2 + 4 + 4); /* version, fields, selected, offset, dma_high */
+    bytes_put_u16(&crafted, FW_CFG_ITEMS_MAX);
+    for (unsigned i = 0; i < FW_CFG_ITEMS_MAX; i++) {
+        char name[FW_CFG_NAME_BYTES] = "";
+        snprintf(name, sizeof(name), "mine/%u", i);
+        bytes_put_u16(&crafted, 0xffff);
+        bytes_put(&crafted, name, sizeof(name));
+        bytes_put_u32(&crafted, 1);
+        bytes_put_u8(&crafted, (uint8_t)i);
+    }
+    struct bytes_reader in = bytes_reader(crafted.data, crafted.size);
+    assert_int_equal(d->ops->load(d, &in, NULL), 0);
+    assert_int_equal(bytes_left(&in), 0);
+    d->ops->reset(d);
+    fw_cfg_restart(b->f);
+    fw_cfg_set_integer(b->f, FW_CFG_NB_CPUS, 3, 2);
+    fw_cfg_set_file(b->f, "etc/e820", "map", 3);
+    choose(b, FW_CFG_SIGNATURE);
+    assert_int_equal(next(b), 'Q');
+    choose(b, FW_CFG_NB_CPUS);
+    assert_int_equal(next(b), 3);
+    choose(b, FW_CFG_FILE_FIRST);
+    assert_int_equal(next(b), 'm');
+    bytes_writer_finish(&head);
+    bytes_writer_finish(&crafted);
+}
+
 /* ---- the loader's script ---- */
 
 static uint64_t get_le(const uint8_t *p, unsigned size)
@@ -299,6 +333,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(dma_reads_skips_and_fills, setup, teardown),
         cmocka_unit_test_setup_teardown(hostile_requests_fail, setup, teardown),
         cmocka_unit_test_setup_teardown(state_travels, setup, teardown),
+        cmocka_unit_test_setup_teardown(power_on_after_a_crafted_state, setup, teardown),
         cmocka_unit_test(script_places_the_tables),
         cmocka_unit_test_setup_teardown(panics_are_counted, setup, teardown),
     };

@@ -205,8 +205,8 @@ static void test_greetings(void **state)
     fd = client(b, "");
     struct vsock_connection *c = LIST_ENTRY(vsock_of(b)->connections.prev, struct vsock_connection, link);
     assert_int_equal(c->state, VSOCK_GREETING);
-    assert_false(list_empty(&c->greeting_timer.link));
-    c->greeting_timer.callback(c->greeting_timer.arg);
+    assert_false(list_empty(&c->timer.link));
+    c->timer.callback(c->timer.arg);
     assert_true(at_end(fd));
     close(fd);
 }
@@ -439,6 +439,66 @@ static void test_state(void **state)
     assert_int_equal(vsock_of(b)->connection_count, 0);
 }
 
+/* A guest that does not answer holds no place for ever, whether it has heard of the client or not. */
+static void test_guest_silent(void **state)
+{
+    struct bench *b = *state;
+    int deaf = client(b, "CONNECT 5000\n"); /* no buffer: it cannot even be told */
+    struct vsock_connection *c = LIST_ENTRY(vsock_of(b)->connections.prev, struct vsock_connection, link);
+    assert_int_equal(c->state, VSOCK_ASKING);
+    assert_false(list_empty(&c->timer.link));
+    c->timer.callback(c->timer.arg);
+    assert_true(at_end(deaf));
+    assert_int_equal(vsock_of(b)->connection_count, 0);
+    offer_some(b, 1);
+    int fd = client(b, "CONNECT 5000\n");
+    assert_int_equal(hear(b), VIRTIO_VSOCK_OP_REQUEST);
+    uint32_t port = b->h.src_port;
+    c = LIST_ENTRY(vsock_of(b)->connections.prev, struct vsock_connection, link);
+    assert_false(list_empty(&c->timer.link));
+    c->timer.callback(c->timer.arg);
+    assert_true(at_end(fd));
+    assert_int_equal(c->state, VSOCK_CLOSED); /* to be told, and to be let go where room is needed */
+    offer_some(b, 2);
+    assert_int_equal(hear(b), VIRTIO_VSOCK_OP_RST);
+    assert_int_equal(b->h.src_port, port);
+    assert_int_equal(vsock_of(b)->connection_count, 0);
+    say(b, port, VIRTIO_VSOCK_OP_RESPONSE, 0, NULL, 0); /* too late */
+    assert_int_equal(hear(b), VIRTIO_VSOCK_OP_RST);
+    close(deaf);
+    close(fd);
+    /* Once it has answered, time does not matter. */
+    fd = opened(b);
+    c = LIST_ENTRY(vsock_of(b)->connections.prev, struct vsock_connection, link);
+    assert_true(list_empty(&c->timer.link));
+    close(fd);
+}
+
+/* A descriptor's number is another's as soon as it is closed: the connection must not close it again. */
+static void test_closed_once(void **state)
+{
+    struct bench *b = *state;
+    int fd = opened(b), others[8];
+    uint32_t port = b->h.src_port;
+    struct vsock_connection *c = LIST_ENTRY(vsock_of(b)->connections.next, struct vsock_connection, link);
+    int number = c->fd;
+    close(fd);
+    assert_int_equal(hear(b), VIRTIO_VSOCK_OP_SHUTDOWN);
+    say(b, port, VIRTIO_VSOCK_OP_RW, 0, "gone?", 5);
+    turn(b);
+    assert_int_equal(c->state, VSOCK_CLOSED);
+    bool taken = false;
+    for (unsigned i = 0; i < ARRAY_SIZE(others); i++) {
+        others[i] = dup(STDERR_FILENO);
+        taken = taken || others[i] == number;
+    }
+    assert_true(taken);
+    say(b, port, VIRTIO_VSOCK_OP_RST, 0, NULL, 0);
+    assert_int_equal(vsock_of(b)->connection_count, 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(others); i++)
+        assert_int_equal(close(others[i]), 0);
+}
+
 static void test_options(void **state)
 {
     struct bench *b = *state;
@@ -461,6 +521,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(test_host_to_guest), T(test_greetings),        T(test_refused_by_guest), T(test_guest_to_host),
         T(test_credit_of_guest), T(test_credit_of_client), T(test_flood), T(test_flood_at_once),          T(test_nonsense),
+        T(test_guest_silent),  T(test_closed_once),
         T(test_state),         T(test_options),
     };
     log_set_level(LOG_LEVEL_ERROR);
