@@ -28,8 +28,21 @@ enum fuzz_operation {
     FUZZ_START,
     FUZZ_PAUSE_SAVE_RESUME,
     FUZZ_REQUEST,
+    FUZZ_LOAD_CHANGED,
     FUZZ_OPERATIONS
 };
+
+/* What a device or a bus has saved, as somebody who wants harm would hand it back: three bytes changed, perhaps cut. */
+static inline void fuzz_change_state(struct bytes_writer *saved, uint16_t at, uint64_t value)
+{
+    if (saved->size == 0)
+        return;
+    saved->data[at % saved->size] ^= (uint8_t)value;
+    saved->data[(value >> 8 & 0xffff) % saved->size] ^= (uint8_t)(value >> 24);
+    saved->data[(value >> 32 & 0xffff) % saved->size] ^= (uint8_t)(value >> 48);
+    if (value >> 56 == 0xff)
+        saved->size = at % saved->size;
+}
 
 static inline void fuzz_save(struct driver *d)
 {
@@ -43,6 +56,23 @@ static inline void fuzz_save(struct driver *d)
     }
     driver_resume(d);
     bytes_writer_finish(&saved);
+}
+
+/* Any state may come in; it is refused in words, or the device goes on with it. */
+static inline void fuzz_load_changed(struct driver *d, uint16_t at, uint64_t value)
+{
+    struct error err = {0};
+    driver_pause(d);
+    struct bytes_writer saved = driver_save(d);
+    fuzz_change_state(&saved, at, value);
+    ASSERT(driver_load(d, saved.data, saved.size, &err) == 0 || err.text[0] != '\0');
+    bytes_writer_finish(&saved);
+    /* What moves the BAR away only hides the device: it is where it was for what follows. */
+    driver_config_write(d, PCI_COMMAND, 2, 0);
+    driver_config_write(d, PCI_BAR0 + 4 * VIRTIO_PCI_BAR, 4, (uint32_t)d->bar);
+    driver_config_write(d, PCI_BAR0 + 4 * VIRTIO_PCI_BAR + 4, 4, (uint32_t)(d->bar >> 32));
+    driver_config_write(d, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    driver_resume(d);
 }
 
 /* A request of a shape that drivers use: up to four segments of likely sizes, in memory that the input fills. */
@@ -125,6 +155,9 @@ static inline void fuzz_run(struct driver *d, const uint8_t *data, size_t size)
             break;
         case FUZZ_REQUEST:
             fuzz_request(d, at, value);
+            break;
+        case FUZZ_LOAD_CHANGED:
+            fuzz_load_changed(d, at, value);
             break;
         case FUZZ_END:
         case FUZZ_OPERATIONS:
