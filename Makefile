@@ -28,14 +28,14 @@ override CFLAGS += --coverage -O0
 endif
 
 # Rooms in the order of the include rule (tools/check_layers). A main.c is a program's, never its library's.
-ROOMS    = common schema scheduler migration backup compute controller cli
+ROOMS    = common schema scheduler block migration backup compute controller cli
 room_src = $(filter-out %/main.c,$(shell find $(1) -name '*.c' 2>/dev/null))
 obj      = $(patsubst %,$(BUILD)/%.o,$(basename $(1)))
 COMMON   = $(BUILD)/libcommon.a
-LIBS_agent = $(foreach r,compute backup migration schema common,$(BUILD)/lib$(r).a)
+LIBS_agent = $(foreach r,compute backup migration block schema common,$(BUILD)/lib$(r).a)
 LIBS_controller = $(foreach r,controller scheduler schema common,$(BUILD)/lib$(r).a)
 LIBS_cli = $(foreach r,cli schema common,$(BUILD)/lib$(r).a)
-LIBS_all = $(foreach r,cli controller compute backup migration scheduler schema common,$(BUILD)/lib$(r).a)
+LIBS_all = $(foreach r,cli controller compute backup migration block scheduler schema common,$(BUILD)/lib$(r).a)
 # An own raft_io needs symbols that only the static library has (docs/ARCHITECTURE.md, "Raft").
 RAFT_LIB = $(firstword $(wildcard /usr/lib/*/libraft.a)) -llz4
 

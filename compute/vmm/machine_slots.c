@@ -206,7 +206,7 @@ int machine_slot_change_disk(struct machine *m, struct machine_slot *slot, const
         OBJECT_SET(vmm_disk, &changed, size_bytes, slot->disk.size_bytes);
     pthread_mutex_lock(&m->device_lock);
     if (changed.size_bytes != slot->disk.size_bytes &&
-        (code = block_file_grow(blk->block, changed.size_bytes, err)) == 0) {
+        (code = block_grow(blk->block, changed.size_bytes, err)) == 0) {
         blk_grown(blk);
         log_info("disk-grown", "vm=%s disk=%s bytes=%llu", m->config->name, slot->id,
                  (unsigned long long)changed.size_bytes);

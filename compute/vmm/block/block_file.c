@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "block/block_fd.h"
 #include "compute/vmm/block/block_file_engine.h"
 
 static struct block_file *of_block(struct block *b)
@@ -40,8 +41,7 @@ static void file_close(struct block *b)
     free(f);
 }
 
-static const struct block_ops file_ops = {
-    .submit = file_submit, .drain = file_drain, .plug = file_plug, .close = file_close};
+static const struct block_ops file_ops;
 
 /* ---- opening ---- */
 
@@ -71,17 +71,6 @@ static int fd_measure(int fd, const char *name, struct block *b, struct error *e
     b->size_bytes = size;
     b->block_bytes = usable ? best : BLOCK_SECTOR_BYTES;
     return 0;
-}
-
-/* Two processes on one disk would ruin it: readers share an OFD lock, a writer has it alone. */
-static int fd_lock(int fd, const char *name, bool read_only, struct error *err)
-{
-    struct flock lock = {.l_type = read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
-    if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
-        return 0;
-    if (errno == EAGAIN || errno == EACCES)
-        return error_set(err, -EBUSY, ERROR_IN_USE, "disk %s is in use by another process", name);
-    return error_errno(err, -errno, "cannot lock disk %s", name);
 }
 
 /* What O_DIRECT asks of memory, offsets and sizes. We know to serve sectors of 512 bytes. */
@@ -117,7 +106,7 @@ int block_file_from_fd(int fd, const struct block_file_options *options, struct 
     uint32_t align = 0;
     int code = fd_measure(fd, options->name, &measured, err);
     if (code == 0)
-        code = fd_lock(fd, options->name, options->read_only, err);
+        code = block_fd_lock(fd, options->name, options->read_only, err);
     if (code == 0 && options->direct)
         code = fd_direct(fd, options->name, &align, err);
     if (code < 0)
@@ -154,16 +143,10 @@ int block_file_open(const char *path, const struct block_file_options *options, 
     return code;
 }
 
-int block_file_grow(struct block *b, uint64_t size_bytes, struct error *err)
+static int file_grow(struct block *b, uint64_t size_bytes, struct error *err)
 {
     struct block_file *f = of_block(b);
     struct block now = {.size_bytes = 0};
-    if (size_bytes % BLOCK_SECTOR_BYTES != 0)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/size_bytes", "the size must be a multiple of %d bytes",
-                               BLOCK_SECTOR_BYTES);
-    if (size_bytes < b->size_bytes)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/size_bytes",
-                               "a disk only grows; it has %llu bytes already", (unsigned long long)b->size_bytes);
     int code = fd_measure(f->fd, "file", &now, err);
     if (code == 0 && now.size_bytes < size_bytes && ftruncate(f->fd, (off_t)size_bytes) < 0) {
         code = errno == EINVAL ? error_set_field(err, -EINVAL, ERROR_CONFLICT, "/size_bytes",
@@ -175,3 +158,15 @@ int block_file_grow(struct block *b, uint64_t size_bytes, struct error *err)
         b->size_bytes = size_bytes;
     return code;
 }
+
+static int file_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
+{
+    return block_fd_next_data(of_block(b)->fd, b->size_bytes, from, ret_start, ret_end);
+}
+
+static const struct block_ops file_ops = {.submit = file_submit,
+                                          .drain = file_drain,
+                                          .plug = file_plug,
+                                          .close = file_close,
+                                          .grow = file_grow,
+                                          .next_data = file_next_data};

@@ -13,7 +13,7 @@
 #ifndef COMPUTE_VMM_BLOCK_FILE_H
 #define COMPUTE_VMM_BLOCK_FILE_H
 
-#include "compute/vmm/block/block.h"
+#include "block/block.h"
 #include "compute/vmm/uring.h"
 
 enum {
@@ -35,9 +35,4 @@ int block_file_open(const char *path, const struct block_file_options *options, 
 /* The same on an open descriptor, which becomes the block's on success. */
 int block_file_from_fd(int fd, const struct block_file_options *options, struct io_loop *loop,
                        struct block **ret_block, struct error *err);
-/* Make the disk larger while it is used: a file is enlarged where it is not large enough yet (a hole, no space is
- * taken), a block device must have grown already. -EINVAL in words for less than it has, an odd size, a device that
- * is smaller; or what the file system says. With the device lock held. */
-int block_file_grow(struct block *b, uint64_t size_bytes, struct error *err);
-
 #endif

@@ -15,7 +15,7 @@
 #ifndef COMPUTE_VMM_BLOCK_FILE_IO_H
 #define COMPUTE_VMM_BLOCK_FILE_IO_H
 
-#include "compute/vmm/block/block.h"
+#include "block/block.h"
 
 enum {
     BLOCK_FILE_IOVECS_MAX = 1024,         /* of one call: the kernel's UIO_MAXIOV */

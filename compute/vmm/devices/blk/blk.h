@@ -14,7 +14,7 @@
 #ifndef COMPUTE_VMM_DEVICES_BLK_H
 #define COMPUTE_VMM_DEVICES_BLK_H
 
-#include "compute/vmm/block/block.h"
+#include "block/block.h"
 #include "compute/vmm/io_loop.h"
 #include "compute/vmm/rate_limit.h"
 #include "compute/vmm/virtio/virtio_device.h"

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "compute/vmm/block/block_dead.h"
+#include "block/block_dead.h"
 #include "compute/vmm/devices/blk/blk.h"
 
 #define BIT(n) (1ull << (n))

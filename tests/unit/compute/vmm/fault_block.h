@@ -3,7 +3,7 @@
 #ifndef TESTS_FAULT_BLOCK_H
 #define TESTS_FAULT_BLOCK_H
 
-#include "compute/vmm/block/block.h"
+#include "block/block.h"
 #include "compute/vmm/io_loop.h"
 
 struct fault_block {

@@ -649,7 +649,7 @@ static void a_disk_grows_while_it_runs(void **state)
     assert_int_equal(request(b, 0, VIRTIO_BLK_T_IN, DISK_BYTES / 512, 512, true, NULL), VIRTIO_BLK_S_IOERR);
     driver_interrupts(&b->d, 0);
     uint8_t generation = b->d.vdev->config_generation;
-    assert_int_equal(block_file_grow(b->block, DISK_BYTES * 2, &err), 0);
+    assert_int_equal(block_grow(b->block, DISK_BYTES * 2, &err), 0);
     blk_grown(blk);
     assert_int_equal(driver_interrupts(&b->d, 0), 1);
     assert_int_not_equal(b->d.vdev->config_generation, generation);

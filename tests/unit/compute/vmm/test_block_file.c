@@ -263,11 +263,11 @@ static void a_file_may_shrink_and_grow(bool with_uring)
     assert_int_equal(one_read(b, DISK_BYTES / 2, 512), 0);
     assert_int_equal(one_read(b, DISK_BYTES / 2, 1024), -EIO); /* a short read, then nothing */
     assert_int_equal(one_read(b, DISK_BYTES - 512, 512), -EIO);
-    assert_int_equal(block_file_grow(b->block, DISK_BYTES - 512, &err), -EINVAL);
-    assert_int_equal(block_file_grow(b->block, DISK_BYTES + 1, &err), -EINVAL);
+    assert_int_equal(block_grow(b->block, DISK_BYTES - 512, &err), -EINVAL);
+    assert_int_equal(block_grow(b->block, DISK_BYTES + 1, &err), -EINVAL);
     assert_int_equal(b->block->size_bytes, DISK_BYTES);
     assert_int_equal(one_read(b, DISK_BYTES, 512), -ERANGE);
-    assert_int_equal(block_file_grow(b->block, DISK_BYTES * 2, &err), 0);
+    assert_int_equal(block_grow(b->block, DISK_BYTES * 2, &err), 0);
     assert_int_equal(lseek(b->fd, 0, SEEK_END), DISK_BYTES * 2);
     assert_int_equal(one_read(b, DISK_BYTES * 2 - 512, 512), 0);
     /* Its name may go: we hold the file. */

@@ -1,5 +1,5 @@
 /* The common door to every disk: see block.h. */
-#include "compute/vmm/block/block.h"
+#include "block/block.h"
 
 #include <errno.h>
 
@@ -71,6 +71,56 @@ void block_drain(struct block *b)
 {
     b->ops->drain(b);
     ASSERT(b->in_flight == 0);
+}
+
+int block_grow(struct block *b, uint64_t size_bytes, struct error *err)
+{
+    if (size_bytes % BLOCK_SECTOR_BYTES != 0)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/size_bytes", "the size must be a multiple of %d bytes",
+                               BLOCK_SECTOR_BYTES);
+    if (size_bytes < b->size_bytes)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/size_bytes",
+                               "a disk only grows; it has %llu bytes already", (unsigned long long)b->size_bytes);
+    if (b->ops->grow == NULL)
+        return error_set_field(err, -EOPNOTSUPP, ERROR_NOT_SUPPORTED, "/size_bytes", "this disk cannot grow");
+    return size_bytes == b->size_bytes ? 0 : b->ops->grow(b, size_bytes, err);
+}
+
+int block_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
+{
+    if (from >= b->size_bytes)
+        return 0;
+    if (b->ops->next_data != NULL)
+        return b->ops->next_data(b, from, ret_start, ret_end);
+    *ret_start = from;
+    *ret_end = b->size_bytes;
+    return 1;
+}
+
+struct now {
+    struct block_request request;
+    bool ended;
+};
+
+static void now_done(struct block_request *request, int result UNUSED)
+{
+    CONTAINER_OF(request, struct now, request)->ended = true;
+}
+
+int block_now(struct block *b, enum block_op op, uint64_t offset, void *buffer, size_t size)
+{
+    struct iovec iovec = {buffer, size};
+    struct now now = {.request = {.op = op, .may_unmap = true, .offset = offset, .size = size, .done = now_done}};
+    if (buffer != NULL) {
+        now.request.iovecs = &iovec;
+        now.request.iovec_count = 1;
+    }
+    int code = block_submit(b, &now.request);
+    if (code < 0)
+        return code;
+    block_drain(b);
+    ASSERT(now.ended);
+    return now.request.result;
 }
 
 void block_close(struct block *b)

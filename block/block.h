@@ -1,11 +1,12 @@
 /* Disks as devices see them: one vtable, so that a file, a network or a stack of filters can stand behind it.
  *
- * A driver (block_file.h; later layers, rbd, nbd) ends the stack; a filter (change tracking, mirror, throttle) is a
- * struct block too, that hands requests on to the one below with its own `done`. Asynchronous throughout:
+ * A driver (the VMM's files, block_sync.h; later rbd, nbd) ends the stack; what stands above others (layer_chain.h;
+ * filters such as mirror or throttle) is a struct block too, that hands requests on with its own `done`. It uses what
+ * is below it like anybody: the agent and backups run the same stack over blocking calls. Asynchronous throughout:
  *
  *   block_submit() < 0  : refused, done never fires
- *   block_submit() == 0 : done fires exactly once, later, on the I/O thread with the device lock held -- or inside
- *                         block_drain, which is called with the lock held as well
+ *   block_submit() == 0 : done fires exactly once, later, on the owner's thread (in the VMM: the I/O thread with the
+ *                         device lock held) -- or inside block_drain, which is called from there as well
  *
  * Durability (the only promise): what was completed before a FLUSH was submitted is on stable storage when the FLUSH
  * completes with 0. There is no order between requests in flight.
@@ -15,8 +16,8 @@
  * to its disk (its lease ran out), the guest must not see an error, and so the device keeps the request and submits
  * it again after the VM goes on. A request whose system call has begun is not stopped: the lease's margin is there
  * for those (lease.h). */
-#ifndef COMPUTE_VMM_BLOCK_H
-#define COMPUTE_VMM_BLOCK_H
+#ifndef BLOCK_BLOCK_H
+#define BLOCK_BLOCK_H
 
 #include <sys/uio.h>
 
@@ -66,6 +67,12 @@ struct block_ops {
     void (*plug)(struct block *, bool plugged);
     /* Release the block and what it owns. Nothing is in flight. */
     void (*close)(struct block *);
+    /* Make it larger, a multiple of BLOCK_SECTOR_BYTES that is no less than it has; the new part reads as zeroes. Sets
+     * size_bytes. Durable after the next FLUSH. NULL: it cannot. */
+    int (*grow)(struct block *, uint64_t size_bytes, struct error *err);
+    /* Where data may be from @from on: 1 and the next stretch that does not surely read as zeroes; 0: none follows;
+     * negative errno. Blocking. NULL: not known. */
+    int (*next_data)(struct block *, uint64_t from, uint64_t *ret_start, uint64_t *ret_end);
 };
 
 /* Embedded by each driver and filter. */
@@ -91,6 +98,13 @@ void block_drain(struct block *b);
 /* Around several submissions: nothing need begin before block_unplug. */
 void block_plug(struct block *b);
 void block_unplug(struct block *b);
+/* Make the disk larger while it is used. -EINVAL in words for less than it has or an odd size, -EOPNOTSUPP where it
+ * cannot grow, or what the driver says. */
+int block_grow(struct block *b, uint64_t size_bytes, struct error *err);
+/* As ops->next_data; where that is not known, all of it. */
+int block_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_t *ret_end);
+/* One request here and now: submits it and drains @b. @buffer: of READ and WRITE. 0 or negative errno. */
+int block_now(struct block *b, enum block_op op, uint64_t offset, void *buffer, size_t size);
 /* Drains, then releases. NULL is allowed. */
 void block_close(struct block *b);
 

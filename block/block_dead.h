@@ -1,9 +1,9 @@
 /* A disk that was taken away: every request fails with -EIO at once, so that a guest that still holds the device sees
  * errors and not silence. */
-#ifndef COMPUTE_VMM_BLOCK_DEAD_H
-#define COMPUTE_VMM_BLOCK_DEAD_H
+#ifndef BLOCK_BLOCK_DEAD_H
+#define BLOCK_BLOCK_DEAD_H
 
-#include "compute/vmm/block/block.h"
+#include "block/block.h"
 
 /* In the place of @lost, whose size and properties it has; @lost is not touched. */
 struct block *block_dead_create(const struct block *lost);

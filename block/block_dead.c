@@ -1,5 +1,5 @@
 /* The disk that is not there any more: see block_dead.h. */
-#include "compute/vmm/block/block_dead.h"
+#include "block/block_dead.h"
 
 #include <errno.h>
 

@@ -1,0 +1,14 @@
+/* What every driver on a file descriptor needs: the lock that keeps two processes from one disk, and where data is.
+ * Blocking; any thread. */
+#ifndef BLOCK_BLOCK_FD_H
+#define BLOCK_BLOCK_FD_H
+
+#include "common/base.h"
+#include "common/error.h"
+
+/* Readers share an OFD lock, a writer has it alone; it goes with the last descriptor of this open(). -EBUSY in words. */
+int block_fd_lock(int fd, const char *name, bool read_only, struct error *err);
+/* As block_ops.next_data, of the first @size_bytes of a file; of a device or a file system that does not tell: all. */
+int block_fd_next_data(int fd, uint64_t size_bytes, uint64_t from, uint64_t *ret_start, uint64_t *ret_end);
+
+#endif
