@@ -1,0 +1,80 @@
+/* A disk made of layers, as a struct block: the lowest layer first, the last one is the top and the only one written.
+ *
+ * An index in memory, a byte for each cluster, says which layer shows through (0: none, reads as zeroes), so that a
+ * read costs the same however many layers there are. Requests and what becomes of them:
+ *
+ *   READ                               pieces, one for each stretch of one layer; one piece: the caller's own buffers
+ *   WRITE where the top has data,      straight to the top's data file; at its end the clusters are the top's
+ *         or nobody has (a hole)
+ *   WRITE of part of a cluster that    copy on write: the cluster is read from below, changed in memory and written
+ *         is a lower layer's           whole; other writes to it wait meanwhile
+ *   WRITE_ZEROES, DISCARD              the top's data: a hole in it; whole clusters of a lower layer: state zero;
+ *                                      parts of such: copy on write, or nothing for DISCARD
+ *   FLUSH                              the data file's, or layer_flush where states have changed
+ *
+ * What is done to clusters of the top (state data stays data; a hole in it reads as zeroes) needs no order among
+ * requests in flight. The first change of a lower layer's cluster does: it is `slow`, and every write that touches its
+ * range waits until it is done.
+ *
+ * Failures: a piece's error is the request's; -EAGAIN (the lease, block.h) of any piece makes the whole request to be
+ * submitted again, which is harmless. A cluster counts as the top's only when its write has succeeded.
+ *
+ * `wake` is asked to have layer_chain_run called soon from the owner's loop: for requests that ended within submit.
+ * Everything with the owner's lock held, as block.h says. */
+#ifndef BLOCK_LAYER_CHAIN_H
+#define BLOCK_LAYER_CHAIN_H
+
+#include "block/layer.h"
+
+enum { LAYER_CHAIN_MAX = 128 };
+
+struct layer_merge;
+
+struct layer_chain {
+    struct block block;
+    struct layer *layers[LAYER_CHAIN_MAX]; /* owned */
+    unsigned count;
+    uint8_t *owner; /* of each cluster: 0, or 1 + the layer that shows through */
+    uint64_t clusters;
+    void (*wake)(void *arg); /* NULL: only drain runs it */
+    void *wake_arg;
+    struct list active;        /* struct chain_op: slow ones under way */
+    struct list waiting;       /* struct chain_op: touch one of these */
+    struct list ended;         /* struct chain_op: within submit */
+    struct layer_merge *merge; /* the one under way; NULL: none */
+    bool draining;             /* no new pieces of a merge */
+    void (*released)(void *arg); /* last call of block_close, when the layers are closed; may be NULL */
+    void *released_arg;
+};
+
+/* Of @layers, lowest first, which become the chain's on success; the top open for writing unless @read_only.
+ * -EINVAL in words where they do not follow each other. */
+int layer_chain_create(struct layer **layers, unsigned count, bool read_only, struct layer_chain **ret_chain,
+                       struct error *err);
+/* Tell of requests that ended within submit, and let a merge go on. */
+void layer_chain_run(struct layer_chain *chain);
+/* Finish what is in flight now, and let a merge go on meanwhile: for owners without a loop. */
+void layer_chain_progress(struct layer_chain *chain);
+static inline struct layer *layer_chain_top(const struct layer_chain *chain)
+{
+    return chain->layers[chain->count - 1];
+}
+/* -1: not part of it */
+int layer_chain_find(const struct layer_chain *chain, const struct layer_id *id);
+
+/* @top, empty and open for writing, becomes the top; what was is only read from now on. Drained. -E2BIG in words. */
+int layer_chain_push(struct layer_chain *chain, struct layer *top, struct error *err);
+/* Take layer @index out, after its clusters have been copied into its neighbour @to: above it, or below. The caller
+ * has it then. Its requests are drained. */
+struct layer *layer_chain_take(struct layer_chain *chain, unsigned index, unsigned to);
+/* For merges: keep other writes off [first, last] until unlocked. False: one is under way there. */
+struct chain_op;
+struct chain_op *layer_chain_lock(struct layer_chain *chain, uint64_t first, uint64_t last);
+void layer_chain_unlock(struct layer_chain *chain, struct chain_op *op);
+
+/* What has changed above layer @since (-1: all that is not zeroes): the next stretch of clusters from @from on that
+ * have the same answer. False: none follows. */
+bool layer_chain_changed(const struct layer_chain *chain, int since, uint64_t from, uint64_t *ret_first,
+                         uint64_t *ret_count, enum layer_state *ret_state);
+
+#endif

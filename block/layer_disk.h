@@ -1,0 +1,78 @@
+/* A disk as a thing with a name: <name>.disk in a pool says which layer is its top and which layers its snapshots are;
+ * the layers' headers say how they follow each other.
+ *
+ *        image.raw <-- L1 <-- L2 <-- L3 (top)          head: top L3; snapshots a = L1, b = L2
+ *                       ^
+ *                       +---- L4 (top of a clone)      head: top L4
+ *
+ * Each change is one replacement of a small file, or of one header (layer_merge.h); what it needs is made and durable
+ * before, what it frees is removed after. So a crash leaves the old or the new state, and at most layers that no head
+ * names: layer_disk_collect removes those. The rule of reference: a layer stays while a head lists it.
+ *
+ *   snapshot  flush, a new empty top, head: O(1) in the size of the disk
+ *   revert    a new empty top above the snapshot's layer, head
+ *   clone     a new head with a new top above a snapshot's layer or a raw image
+ *   drop      head without the snapshot's name; then layer_disk_tidy merges the layers that nobody names any more
+ *   delete    the head goes; then collect
+ *
+ * In any order: what another disk still needs stays until that is gone, too. Threads: the owner of the chain; all
+ * block but for what goes through disk->chain->block. */
+#ifndef BLOCK_LAYER_DISK_H
+#define BLOCK_LAYER_DISK_H
+
+#include "block/layer_chain.h"
+#include "block/layer_merge.h"
+#include "schema/objects.h"
+
+struct layer_disk {
+    struct layer_pool *pool; /* borrowed */
+    char name[64];
+    struct disk_head head;
+    struct layer_chain *chain; /* owned */
+    uint64_t epoch;
+    struct {
+        void (*done)(void *arg, int result);
+        void *arg;
+        struct layer_id gone, heir;
+    } tidy; /* the merge under way */
+};
+
+/* A new, empty disk of @size_bytes; @base: a raw file of the pool that shows below, or NULL (then @size_bytes is
+ * needed; else 0 = the base's, and no less). -EEXIST: there is one of that name. */
+int layer_disk_create(struct layer_pool *pool, const char *name, uint64_t size_bytes, const char *base,
+                      struct error *err);
+/* Open with all its layers; locked against others while it is open for writing. -ESTALE in words: its layers are
+ * owned by a higher epoch than @epoch (0: no question). */
+int layer_disk_open(struct layer_pool *pool, const char *name, bool read_only, uint64_t epoch,
+                    struct layer_disk **ret_disk, struct error *err);
+/* A snapshot, read-only. */
+int layer_disk_open_snapshot(struct layer_pool *pool, const char *name, const char *snapshot,
+                             struct layer_disk **ret_disk, struct error *err);
+/* Drains, flushes, closes. NULL is allowed. */
+void layer_disk_close(struct layer_disk *disk);
+
+/* Drains and flushes, then begins a new top; what was is the snapshot. On failure the disk is as before. */
+int layer_disk_snapshot(struct layer_disk *disk, const char *snapshot, struct error *err);
+/* The name goes at once and lastingly; the space with layer_disk_tidy. */
+int layer_disk_drop(struct layer_disk *disk, const char *snapshot, struct error *err);
+/* Begin the next merge of layers that nobody needs apart: 1, and @done comes once (0, negative errno; -ECANCELED at
+ * layer_disk_close); 0: there is none. To be called again after each; see layer_chain_run for how it goes on. */
+int layer_disk_tidy(struct layer_disk *disk, void (*done)(void *arg, int result), void *arg, struct error *err);
+/* All merges here and now, for owners without a loop. */
+int layer_disk_tidy_now(struct layer_disk *disk, struct error *err);
+
+/* The disk is not open anywhere: show the snapshot again; what was written since is gone but for other snapshots. */
+int layer_disk_revert(struct layer_pool *pool, const char *name, const char *snapshot, struct error *err);
+/* @from's snapshot as a new disk @name. */
+int layer_disk_clone(struct layer_pool *pool, const char *from, const char *snapshot, const char *name,
+                     struct error *err);
+/* Not open anywhere. A missing one is fine. */
+int layer_disk_delete(struct layer_pool *pool, const char *name, struct error *err);
+/* Remove the layers that no head lists and nobody has open. */
+int layer_disk_collect(struct layer_pool *pool, struct error *err);
+
+/* Since the layer of that id was sealed (its snapshot): the changed clusters, by layer_chain_changed with @ret_since.
+ * -ESTALE: not one of this disk's layers (any more): everything has to be read. */
+int layer_disk_since(const struct layer_disk *disk, const char *layer, int *ret_since);
+
+#endif

@@ -1,0 +1,17 @@
+/* A pool that is a directory of this host (or one that is mounted here). */
+#ifndef BLOCK_LAYER_POOL_DIR_H
+#define BLOCK_LAYER_POOL_DIR_H
+
+#include "block/layer_pool.h"
+
+/* Makes a block of an open, locked descriptor, which becomes the block's on success. */
+typedef int (*layer_pool_dir_opener)(void *arg, int fd, const char *name, bool read_only, struct block **ret_block,
+                                     struct error *err);
+
+/* @opener NULL: blocking calls (block_sync.h). @path must be there. */
+int layer_pool_dir_create(const char *path, layer_pool_dir_opener opener, void *arg, struct layer_pool **ret_pool,
+                          struct error *err);
+/* After everything that was opened from it. NULL is allowed. */
+void layer_pool_dir_destroy(struct layer_pool *pool);
+
+#endif

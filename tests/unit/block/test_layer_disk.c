@@ -1,0 +1,605 @@
+/* Layered disks against a model, with the power cut at every step: random reads, writes, zeroes, discards and flushes,
+ * many at once, snapshots, drops with their merges, reverts, clones and growth, on a simulated disk (power_pool.h).
+ * After each cut: what was flushed is there, no byte is there that was not written, and it stays as it was found.
+ *
+ *     test_layer_disk --seeds N [--seed FIRST]      the long version
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <time.h>
+
+#include "block/layer_disk.h"
+#include "tests/unit/block/power_pool.h"
+
+enum {
+    SECTOR = 512,
+    CLUSTER_SECTORS = LAYER_CLUSTER_BYTES / SECTOR,
+    SECTORS_MAX = 16 * CLUSTER_SECTORS,
+    IMAGE_SECTORS = 5 * CLUSTER_SECTORS + 37,
+    SNAPSHOTS_MAX = 8,
+    AT_ONCE_MAX = 6,
+    SCRIPT_STEPS = 40,
+    WRITES_KEPT = 24,
+};
+
+/* What a sector may hold: its content is its value in each of its 64 words. */
+struct sector {
+    uint64_t settled; /* flushed */
+    bool or_zero;     /* discarded: or zero */
+    uint8_t count;    /* writes since, in order; at most one of them, the last, is in flight */
+    struct write {
+        uint64_t value, completed; /* when; UINT64_MAX: in flight */
+        bool or_older;             /* a discard: zero, or what was before */
+    } writes[WRITES_KEPT];
+};
+
+struct shot {
+    char name[16];
+    uint64_t sectors;
+    uint64_t values[SECTORS_MAX];
+};
+
+struct request {
+    struct block_request block;
+    struct iovec iovecs[3];
+    uint8_t *memory;
+    struct trial *trial;
+    uint64_t began;
+    bool busy;
+};
+
+struct trial {
+    struct power_pool *pool;
+    struct layer_disk *disk; /* NULL: closed */
+    uint64_t random, seed;
+    uint64_t clock, next_value;
+    uint64_t sectors;
+    struct sector *model;
+    struct shot shots[SNAPSHOTS_MAX];
+    unsigned shot_count, shots_made;
+    struct request requests[AT_ONCE_MAX];
+    bool merging;
+    unsigned merges;
+    bool verbose;
+};
+
+static uint32_t chance(struct trial *t, uint32_t below)
+{
+    t->random ^= t->random << 13, t->random ^= t->random >> 7, t->random ^= t->random << 17;
+    return (uint32_t)((t->random >> 20) % below);
+}
+
+#define SAY(t, ...) ((t)->verbose ? print_message(__VA_ARGS__) : (void)0)
+
+static _Noreturn void broken(struct trial *t, const char *what, uint64_t sector, uint64_t value)
+{
+    const struct layer_chain *c = t->disk != NULL ? t->disk->chain : NULL;
+    for (unsigned i = 0; c != NULL && i < c->count; i++)
+        print_message("layer %u: state %u%s\n", i, layer_map_get(&c->layers[i]->map, sector / CLUSTER_SECTORS),
+                      c->owner[sector / CLUSTER_SECTORS] == i + 1 ? ", shows" : "");
+    fail_msg("seed %llu: %s: sector %llu holds %llx (settled %llx, %u writes)", (unsigned long long)t->seed, what,
+             (unsigned long long)sector, (unsigned long long)value, (unsigned long long)t->model[sector].settled,
+             t->model[sector].count);
+    abort();
+}
+
+static void expect(struct trial *t, int code, const char *what, const struct error *err)
+{
+    if (code < 0 && !t->pool->dead)
+        fail_msg("seed %llu: %s: %d %s", (unsigned long long)t->seed, what, code, err->text);
+}
+
+/* ---- the model ---- */
+
+static void sector_wrote(struct sector *s, uint64_t value, bool or_older)
+{
+    assert_true(s->count < WRITES_KEPT); /* is_touched() sees to it */
+    s->writes[s->count++] = (struct write){value, UINT64_MAX, or_older};
+}
+
+static bool sector_may_be(const struct sector *s, uint64_t value, bool after_cut)
+{
+    for (unsigned i = s->count; i-- > 0;) {
+        const struct write *w = &s->writes[i];
+        if (w->completed == UINT64_MAX && !after_cut)
+            return true; /* not asked for while in flight */
+        if (w->value == value)
+            return true;
+        if (!w->or_older && !after_cut)
+            return false;
+    }
+    return value == s->settled || (s->or_zero && value == 0);
+}
+
+/* A flush that began at @began has succeeded. */
+static void sector_flushed(struct sector *s, uint64_t began)
+{
+    unsigned last = s->count;
+    while (last > 0 && s->writes[last - 1].completed >= began)
+        last--;
+    for (unsigned i = 0; i < last; i++) {
+        if (s->writes[i].or_older) {
+            s->or_zero = true;
+        } else {
+            s->settled = s->writes[i].value;
+            s->or_zero = false;
+        }
+    }
+    memmove(s->writes, s->writes + last, (s->count - last) * sizeof *s->writes);
+    s->count -= (uint8_t)last;
+}
+
+static void sector_is(struct sector *s, uint64_t value)
+{
+    *s = (struct sector){.settled = value};
+}
+
+/* ---- reading ---- */
+
+static uint64_t value_of(struct trial *t, const uint8_t *at, uint64_t sector)
+{
+    uint64_t words[SECTOR / 8];
+    memcpy(words, at, SECTOR);
+    for (unsigned i = 1; i < ARRAY_SIZE(words); i++)
+        if (words[i] != words[0])
+            broken(t, "a sector is torn", sector, words[i]);
+    return words[0];
+}
+
+/* The whole disk into @values; false: no power. */
+static bool disk_read(struct trial *t, struct layer_disk *disk, uint64_t *values)
+{
+    uint64_t sectors = disk->chain->block.size_bytes / SECTOR;
+    uint8_t *memory = xcalloc(sectors, SECTOR);
+    int code = block_now(&disk->chain->block, BLOCK_READ, 0, memory, sectors * SECTOR);
+    for (uint64_t i = 0; i < sectors && code == 0; i++)
+        values[i] = value_of(t, memory + i * SECTOR, i);
+    free(memory);
+    assert_true(code == 0 || t->pool->dead);
+    return code == 0;
+}
+
+static bool disk_check(struct trial *t, const char *when)
+{
+    uint64_t *values = xcalloc(SECTORS_MAX, sizeof *values);
+    bool ok = disk_read(t, t->disk, values);
+    for (uint64_t i = 0; i < t->sectors && ok; i++)
+        if (!sector_may_be(&t->model[i], values[i], false))
+            broken(t, when, i, values[i]);
+    free(values);
+    return ok;
+}
+
+static void shot_check(struct trial *t, const struct shot *s, const char *when)
+{
+    uint64_t *values = xcalloc(SECTORS_MAX, sizeof *values);
+    struct layer_disk *disk;
+    struct error err;
+    int code = layer_disk_open_snapshot(&t->pool->pool, "root", s->name, &disk, &err);
+    if (code < 0 && !t->pool->dead)
+        fail_msg("seed %llu: %s: snapshot %s: %s", (unsigned long long)t->seed, when, s->name, err.text);
+    assert_true(code < 0 || disk->chain->block.size_bytes / SECTOR == s->sectors);
+    bool ok = code == 0 && disk_read(t, disk, values);
+    for (uint64_t i = 0; i < s->sectors && ok; i++)
+        if (values[i] != s->values[i])
+            fail_msg("seed %llu: %s: snapshot %s: sector %llu is %llx, not %llx", (unsigned long long)t->seed, when, s->name,
+                     (unsigned long long)i, (unsigned long long)values[i], (unsigned long long)s->values[i]);
+    layer_disk_close(code == 0 ? disk : NULL);
+    free(values);
+}
+
+/* ---- requests ---- */
+
+static void request_done(struct block_request *block, int result)
+{
+    struct request *r = CONTAINER_OF(block, struct request, block);
+    struct trial *t = r->trial;
+    uint64_t first = block->offset / SECTOR, count = block->size / SECTOR;
+    t->clock++;
+    SAY(t, "at %llu: done op %d first %llu\n", (unsigned long long)t->pool->steps, block->op, (unsigned long long)first);
+    if (result < 0 && !t->pool->dead)
+        fail_msg("seed %llu: request failed: %d", (unsigned long long)t->seed, result);
+    for (uint64_t i = first; i < first + count && result == 0; i++) {
+        if (block->op == BLOCK_READ) {
+            uint64_t value = value_of(t, r->memory + (i - first) * SECTOR, i);
+            if (!sector_may_be(&t->model[i], value, false))
+                broken(t, "read", i, value);
+        } else if (block->op != BLOCK_FLUSH) {
+            t->model[i].writes[t->model[i].count - 1].completed = t->clock;
+        }
+    }
+    for (uint64_t i = 0; i < t->sectors && result == 0 && block->op == BLOCK_FLUSH; i++)
+        sector_flushed(&t->model[i], r->began);
+    free(r->memory);
+    r->memory = NULL;
+    r->busy = false;
+}
+
+static bool is_touched(const struct trial *t, uint64_t first, uint64_t count)
+{
+    for (unsigned i = 0; i < AT_ONCE_MAX; i++) {
+        const struct block_request *b = &t->requests[i].block;
+        if (t->requests[i].busy && b->op != BLOCK_FLUSH && b->offset / SECTOR < first + count &&
+            (b->offset + b->size) / SECTOR > first)
+            return true;
+    }
+    for (uint64_t i = first; i < first + count; i++)
+        if (t->model[i].count >= WRITES_KEPT - 1)
+            return true;
+    return false;
+}
+
+static void request_fill(struct trial *t, struct request *r, uint64_t first, uint64_t count)
+{
+    r->memory = xcalloc(count, SECTOR);
+    for (uint64_t i = 0; i < count && r->block.op == BLOCK_WRITE; i++) {
+        uint64_t value = ++t->next_value << 16 | (first + i);
+        for (unsigned w = 0; w < SECTOR / 8; w++)
+            memcpy(r->memory + i * SECTOR + w * 8, &value, 8);
+    }
+    uint64_t cut = count > 1 ? 1 + chance(t, (uint32_t)count - 1) : count;
+    r->iovecs[0] = (struct iovec){r->memory, cut * SECTOR - (cut < count ? 100 : 0)};
+    r->iovecs[1] = (struct iovec){r->memory + r->iovecs[0].iov_len, count * SECTOR - r->iovecs[0].iov_len};
+    r->block.iovecs = r->iovecs;
+    r->block.iovec_count = cut < count ? 2 : 1;
+}
+
+static void request_begin(struct trial *t)
+{
+    static const enum block_op ops[] = {BLOCK_READ,  BLOCK_WRITE, BLOCK_WRITE,        BLOCK_WRITE,  BLOCK_WRITE,
+                                        BLOCK_WRITE, BLOCK_FLUSH, BLOCK_WRITE_ZEROES, BLOCK_DISCARD};
+    unsigned slot = chance(t, AT_ONCE_MAX);
+    struct request *r = &t->requests[slot];
+    uint64_t first = chance(t, (uint32_t)t->sectors), most = t->sectors - first;
+    uint64_t usual = chance(t, 3) ? 64 : 4 * CLUSTER_SECTORS, count = 1 + chance(t, (uint32_t)MIN(most, usual));
+    enum block_op op = ops[chance(t, ARRAY_SIZE(ops))];
+    if (chance(t, 4) == 0 && most > CLUSTER_SECTORS) { /* whole clusters */
+        first -= first % CLUSTER_SECTORS;
+        count = CLUSTER_SECTORS * (1 + chance(t, 2));
+        count = MIN(count, t->sectors - first);
+    }
+    if (r->busy || (op != BLOCK_FLUSH && is_touched(t, first, count)))
+        return;
+    *r = (struct request){.trial = t, .busy = true, .began = t->clock};
+    t->clock++;
+    r->began = t->clock;
+    r->block = (struct block_request){.op = op, .may_unmap = chance(t, 2), .done = request_done};
+    if (op != BLOCK_FLUSH) {
+        r->block.offset = first * SECTOR;
+        r->block.size = count * SECTOR;
+        request_fill(t, r, first, count);
+    }
+    for (uint64_t i = first; i < first + count && op != BLOCK_FLUSH && op != BLOCK_READ; i++) {
+        uint64_t value = 0;
+        if (op == BLOCK_WRITE)
+            memcpy(&value, r->memory + (i - first) * SECTOR, 8);
+        sector_wrote(&t->model[i], value, op == BLOCK_DISCARD);
+    }
+    SAY(t, "at %llu: op %d first %llu count %llu\n", (unsigned long long)t->pool->steps, op, (unsigned long long)first, (unsigned long long)count);
+    if (op != BLOCK_READ && op != BLOCK_WRITE)
+        r->block.iovec_count = 0;
+    assert_int_equal(block_submit(&t->disk->chain->block, &r->block), 0);
+}
+
+/* Everything that is in flight ends. */
+static void settle(struct trial *t)
+{
+    block_drain(&t->disk->chain->block);
+    for (unsigned i = 0; i < AT_ONCE_MAX; i++)
+        assert_false(t->requests[i].busy);
+}
+
+/* ---- larger things ---- */
+
+static void shot_forget(struct trial *t, struct shot *s)
+{
+    memmove(s, s + 1, (size_t)(&t->shots[--t->shot_count] - s) * sizeof *s);
+}
+
+static void do_snapshot(struct trial *t)
+{
+    struct shot *s = &t->shots[t->shot_count];
+    if (t->shot_count == SNAPSHOTS_MAX)
+        return;
+    settle(t);
+    if (!disk_check(t, "before a snapshot") || !disk_read(t, t->disk, s->values))
+        return;
+    snprintf(s->name, sizeof s->name, "s%u", ++t->shots_made);
+    s->sectors = t->sectors;
+    t->shot_count++; /* it may be there from here on */
+    SAY(t, "snapshot %s\n", s->name);
+    struct error err = {.code = 0};
+    int code = layer_disk_snapshot(t->disk, s->name, &err);
+    expect(t, code, "snapshot", &err);
+    for (uint64_t i = 0; i < t->sectors && code == 0; i++)
+        sector_is(&t->model[i], s->values[i]);
+}
+
+static void merged(void *arg, int result)
+{
+    struct trial *t = arg;
+    assert_true(result == 0 || result == -ECANCELED || t->pool->dead);
+    t->merging = false;
+    t->merges += result == 0;
+}
+
+static void do_tidy(struct trial *t)
+{
+    struct error err;
+    if (t->merging)
+        return;
+    int code = layer_disk_tidy(t->disk, merged, t, &err);
+    if (code < 0 && !t->pool->dead)
+        fail_msg("seed %llu: tidy: %s", (unsigned long long)t->seed, err.text);
+    t->merging = code > 0;
+    SAY(t, "tidy %d\n", code);
+}
+
+static void do_drop(struct trial *t)
+{
+    if (t->shot_count == 0)
+        return;
+    struct shot *s = &t->shots[chance(t, t->shot_count)];
+    SAY(t, "drop %s\n", s->name);
+    struct error err = {.code = 0};
+    int code = layer_disk_drop(t->disk, s->name, &err);
+    expect(t, code, "drop", &err);
+    if (code == 0) /* else it may be gone or not: recover() sees */
+        shot_forget(t, s);
+}
+
+static void do_grow(struct trial *t)
+{
+    uint64_t more = 1 + chance(t, 2 * CLUSTER_SECTORS);
+    if (t->sectors + more > SECTORS_MAX)
+        return;
+    SAY(t, "grow by %llu\n", (unsigned long long)more);
+    struct error err = {.code = 0};
+    int code = block_grow(&t->disk->chain->block, (t->sectors + more) * SECTOR, &err);
+    expect(t, code, "grow", &err);
+    if (code == 0)
+        t->sectors += more;
+}
+
+static void disk_reopen(struct trial *t)
+{
+    struct error err;
+    int code = layer_disk_open(&t->pool->pool, "root", false, 0, &t->disk, &err);
+    if (code < 0 && !t->pool->dead)
+        fail_msg("seed %llu: cannot open again: %s", (unsigned long long)t->seed, err.text);
+    if (code < 0)
+        t->disk = NULL;
+}
+
+static void disk_settled(struct trial *t)
+{
+    settle(t);
+    disk_check(t, "before it is closed");
+    layer_disk_close(t->disk);
+    t->disk = NULL;
+    t->clock++;
+    for (uint64_t i = 0; i < t->sectors && !t->pool->dead; i++)
+        sector_flushed(&t->model[i], t->clock);
+}
+
+/* Closed and opened again, and in between perhaps: back to a snapshot. */
+static void do_reopen(struct trial *t)
+{
+    SAY(t, "reopen\n");
+    disk_settled(t);
+    if (t->pool->dead)
+        return;
+    if (t->shot_count > 0 && chance(t, 2)) {
+        const struct shot *s = &t->shots[chance(t, t->shot_count)];
+        SAY(t, "revert to %s\n", s->name);
+        struct error err = {.code = 0};
+        int code = layer_disk_revert(&t->pool->pool, "root", s->name, &err);
+        expect(t, code, "revert", &err);
+        for (uint64_t i = 0; i < SECTORS_MAX; i++) {
+            uint64_t value = i < s->sectors ? s->values[i] : 0;
+            if (code == 0)
+                sector_is(&t->model[i], value);
+            else if (i < t->sectors || i < s->sectors) /* either */
+                sector_wrote(&t->model[i], value, false);
+        }
+        if (code == 0)
+            t->sectors = s->sectors;
+    }
+    if (!t->pool->dead && chance(t, 2))
+        for (unsigned i = 0; i < t->shot_count && !t->pool->dead; i++)
+            shot_check(t, &t->shots[i], "closed");
+    if (!t->pool->dead)
+        disk_reopen(t);
+}
+
+static void script_step(struct trial *t)
+{
+    unsigned what = chance(t, 100);
+    for (unsigned i = chance(t, 8); i > 0; i--)
+        power_step(t->pool);
+    layer_chain_run(t->disk->chain);
+    if (what < 80)
+        request_begin(t);
+    else if (what < 85)
+        do_snapshot(t);
+    else if (what < 89)
+        do_drop(t);
+    else if (what < 94)
+        do_tidy(t);
+    else if (what < 96)
+        do_grow(t);
+    else if (what < 98)
+        do_reopen(t);
+    else
+        settle(t);
+}
+
+/* ---- the course of a trial ---- */
+
+static void image_make(struct trial *t)
+{
+    struct block *b;
+    uint8_t *memory = xcalloc(IMAGE_SECTORS, SECTOR);
+    assert_int_equal(t->pool->pool.ops->create(&t->pool->pool, "base.img", IMAGE_SECTORS * SECTOR, &b, NULL), 0);
+    for (uint64_t i = 0; i < IMAGE_SECTORS; i++) {
+        uint64_t value = i / CLUSTER_SECTORS == 2 ? 0 : 0xbade << 16 | i;
+        for (unsigned w = 0; w < SECTOR / 8; w++)
+            memcpy(memory + i * SECTOR + w * 8, &value, 8);
+        sector_is(&t->model[i], value);
+    }
+    assert_int_equal(block_now(b, BLOCK_WRITE, 0, memory, IMAGE_SECTORS * SECTOR), 0);
+    assert_int_equal(block_now(b, BLOCK_WRITE_ZEROES, 2 * LAYER_CLUSTER_BYTES, NULL, LAYER_CLUSTER_BYTES), 0);
+    assert_int_equal(block_now(b, BLOCK_FLUSH, 0, NULL, 0), 0);
+    block_close(b);
+    names_sync(t->pool);
+    free(memory);
+}
+
+static struct trial *trial_create(uint64_t seed)
+{
+    struct trial *t = NEW(struct trial);
+    struct error err;
+    t->seed = seed;
+    t->random = seed * 0xd1342543de82ef95ull + 7;
+    t->pool = power_pool_create(seed);
+    t->model = xcalloc(SECTORS_MAX, sizeof *t->model);
+    bool with_image = chance(t, 2);
+    t->sectors = IMAGE_SECTORS + chance(t, 6 * CLUSTER_SECTORS);
+    if (with_image)
+        image_make(t);
+    if (layer_disk_create(&t->pool->pool, "root", t->sectors * SECTOR, with_image ? "base.img" : NULL, &err) < 0 ||
+        layer_disk_open(&t->pool->pool, "root", false, 7, &t->disk, &err) < 0)
+        fail_msg("%s", err.text);
+    return t;
+}
+
+static void trial_destroy(struct trial *t)
+{
+    layer_disk_close(t->disk);
+    power_pool_destroy(t->pool);
+    free(t->model);
+    free(t);
+}
+
+/* The power went and is back: what is there must be one of what may be, and stays. */
+static void recover(struct trial *t)
+{
+    uint64_t *values = xcalloc(SECTORS_MAX, sizeof *values);
+    if (t->disk != NULL)
+        layer_disk_close(t->disk); /* all of it fails */
+    t->disk = NULL;
+    t->merging = false;
+    power_cut(t->pool);
+    SAY(t, "---- power cut ----\n");
+    assert_int_equal(layer_disk_collect(&t->pool->pool, NULL), 0);
+    disk_reopen(t);
+    for (unsigned i = t->shot_count; i-- > 0;) { /* one whose making or dropping was cut may be there or not */
+        bool there = false;
+        const struct disk_snapshot *s = t->disk->head.snapshots.items;
+        for (size_t j = 0; j < t->disk->head.snapshots.count; j++)
+            there = there || strcmp(s[j].name, t->shots[i].name) == 0;
+        if (!there)
+            shot_forget(t, &t->shots[i]);
+    }
+    assert_int_equal(t->disk->head.snapshots.count, t->shot_count);
+    uint64_t sectors = t->disk->chain->block.size_bytes / SECTOR;
+    assert_true(disk_read(t, t->disk, values));
+    for (uint64_t i = 0; i < sectors; i++) {
+        if (!sector_may_be(&t->model[i], values[i], true))
+            broken(t, "after a cut", i, values[i]);
+        sector_is(&t->model[i], values[i]);
+    }
+    t->sectors = sectors;
+    for (uint64_t i = sectors; i < SECTORS_MAX; i++)
+        sector_is(&t->model[i], 0);
+    free(values);
+}
+
+static void shots_check(struct trial *t)
+{
+    disk_settled(t);
+    assert_false(t->pool->dead);
+    for (unsigned i = 0; i < t->shot_count; i++)
+        shot_check(t, &t->shots[i], "at the end");
+    disk_reopen(t);
+}
+
+/* Runs the script; a cut at step @cut (0: none). Returns the steps that it took. */
+static uint64_t trial_run(uint64_t seed, uint64_t cut, unsigned *merges)
+{
+    struct trial *t = trial_create(seed);
+    t->verbose = getenv("TEST_VERBOSE") != NULL;
+    SAY(t, "==== seed %llu, cut at %llu ====\n", (unsigned long long)seed, (unsigned long long)cut);
+    t->pool->steps = 0;
+    t->pool->steps_max = cut;
+    for (unsigned i = 0; i < SCRIPT_STEPS && !t->pool->dead && t->disk != NULL; i++)
+        script_step(t);
+    if (t->disk != NULL && !t->pool->dead)
+        settle(t);
+    uint64_t steps = t->pool->steps;
+    if (t->pool->dead)
+        recover(t);
+    /* Life goes on, and is cut once more. */
+    t->pool->steps_max = t->pool->steps + 20 + chance(t, 200);
+    for (unsigned i = 0; i < SCRIPT_STEPS / 2 && cut != 0 && !t->pool->dead && t->disk != NULL; i++)
+        script_step(t);
+    t->pool->steps_max = 0;
+    if (t->pool->dead)
+        recover(t);
+    settle(t);
+    assert_true(disk_check(t, "at the end"));
+    if (t->merging)
+        layer_merge_cancel(t->disk->chain->merge);
+    shots_check(t);
+    struct error err;
+    if (layer_disk_tidy_now(t->disk, &err) < 0)
+        fail_msg("seed %llu: tidy at the end: %s", (unsigned long long)t->seed, err.text);
+    assert_true(disk_check(t, "merged"));
+    shots_check(t);
+    *merges += t->merges;
+    trial_destroy(t);
+    return steps;
+}
+
+static unsigned trials_run(uint64_t first, uint64_t seeds, double seconds_max)
+{
+    clock_t start = clock();
+    unsigned runs = 0, merges = 0;
+    uint64_t seed = first;
+    for (; seed < first + seeds && (double)(clock() - start) / CLOCKS_PER_SEC < seconds_max; seed++) {
+        uint64_t steps = trial_run(seed, 0, &merges);
+        for (uint64_t cut = 1; cut <= steps; cut++, runs++)
+            trial_run(seed, cut, &merges);
+    }
+    print_message("seeds %llu to %llu: %u runs, each with a cut or two; %u merges\n", (unsigned long long)first,
+                  (unsigned long long)seed - 1, runs, merges);
+    assert_true(merges > 0);
+    return runs;
+}
+
+static void every_cut_leaves_what_was_flushed(void **state UNUSED)
+{
+    uint64_t seed = (uint64_t)time(NULL) * 1000;
+    assert_true(trials_run(seed, 1000, 2.5) > 0);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_cut_leaves_what_was_flushed),
+    };
+    uint64_t seeds = 0, seed = 1;
+    for (int i = 1; i + 1 < argc; i += 2) {
+        if (strcmp(argv[i], "--seeds") == 0)
+            seeds = strtoull(argv[i + 1], NULL, 10);
+        else if (strcmp(argv[i], "--seed") == 0)
+            seed = strtoull(argv[i + 1], NULL, 10);
+    }
+    if (seeds > 0)
+        return trials_run(seed, seeds, 1e9) > 0 ? 0 : 1;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
