@@ -152,7 +152,7 @@ spurious:
 	iretq
 
 /* eax: 1 OUT byte (ebx -> port edx), 2 OUT word, 3 IN byte (port edx -> eax), 4 wait until timer_ticks is not rbx,
- * 5 start all other processors in ap_main */
+ * 5 start all other processors in ap_main, 6 OUT double word, 7 IN double word */
 system_call:
 	cmp $1, %eax
 	jne 2f
@@ -171,12 +171,21 @@ system_call:
 	iretq
 4:	cmp $5, %eax
 	je 6f
+	cmp $6, %eax
+	je 7f
+	cmp $7, %eax
+	je 8f
 	cmp %rbx, timer_ticks           /* interrupts are off here: none is lost between this and HLT */
 	jne 5f
 	sti
 	hlt
 	cli
 5:	iretq
+7:	mov %ebx, %eax
+	out %eax, %dx
+	iretq
+8:	in %dx, %eax
+	iretq
 6:	push %rcx
 	push %rdx
 	push %rsi

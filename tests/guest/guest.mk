@@ -5,10 +5,12 @@ GUEST_CFLAGS = -std=gnu11 -O2 -g -Wall -Wextra -Werror -ffreestanding -fno-pic -
 
 guest: build/guest/ticker.elf   ## build the test guest into build/guest
 
-build/guest/ticker.elf: tests/guest/entry.S tests/guest/guest_user.c tests/guest/guest.ld tests/guest/guest.mk
+GUEST_SRC = tests/guest/entry.S tests/guest/guest_user.c tests/guest/guest_virtio.c tests/guest/guest_disk.c
+
+build/guest/ticker.elf: $(GUEST_SRC) $(wildcard tests/guest/*.h) tests/guest/guest.ld tests/guest/guest.mk
 	@mkdir -p $(@D)
 	@echo '  guest $@'
 	@gcc $(GUEST_CFLAGS) -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,max-page-size=4096 \
-	    -Wl,--no-warn-rwx-segments -T tests/guest/guest.ld tests/guest/entry.S tests/guest/guest_user.c -o $@
+	    -Wl,--no-warn-rwx-segments -T tests/guest/guest.ld $(GUEST_SRC) -o $@
 
 all: guest

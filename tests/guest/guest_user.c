@@ -6,21 +6,24 @@
  *   dirty=MIB  write that much memory over and over, each page with the number of the round, and check on the way
  *              that it still holds the number of the round before: a page lost by a snapshot or migration is told
  *   smp=N      start the other N processors, which count; each second it is told if one of them does not
+ *   disk=SEED  write and read the first disk at random all the time, and check (guest_disk.c)
  *   quiet      no tick lines
  *
- * A line typed on COM1 comes back as "echo <line>". */
+ * A line typed on COM1 comes back as "echo <line>"; "verify" has the disk read back besides. */
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "guest_calls.h"
+#include "guest_disk.h"
+
 enum { COM1 = 0x3f8, COM1_STATUS = COM1 + 5, PM_CONTROL = 0x604, RESET_CONTROL = 0xcf9 };
-enum { CALL_OUT8 = 1, CALL_OUT16 = 2, CALL_IN8 = 3, CALL_WAIT = 4, CALL_START = 5 };
 #define SLEEP_S5 (5u << 10 | 1u << 13)
 #define DIRTY_START 0x1000000ull /* 16 MiB: above this image */
 #define PAGE 4096u
 #define PROCESSORS_MAX 64u
 
-extern volatile uint64_t timer_ticks;
 extern volatile uint32_t ap_count;
+static bool has_disk;
 static volatile uint64_t ap_counters[PROCESSORS_MAX][8]; /* a cache line each */
 
 struct start_info { /* hvm_start_info, as far as it is used */
@@ -28,24 +31,18 @@ struct start_info { /* hvm_start_info, as far as it is used */
     uint64_t modules_address, cmdline, rsdp;
 };
 
-static uint64_t call(uint64_t number, uint64_t port, uint64_t value)
-{
-    __asm__ volatile("int3" : "+a"(number) : "d"(port), "b"(value) : "memory", "cc");
-    return number;
-}
-
 static void put_char(char c)
 {
     call(CALL_OUT8, COM1, (uint8_t)c);
 }
 
-static void put(const char *text)
+void put(const char *text)
 {
     while (*text)
         put_char(*text++);
 }
 
-static void put_number(uint64_t n)
+void put_number(uint64_t n)
 {
     char digits[21];
     unsigned at = sizeof(digits) - 1;
@@ -82,6 +79,15 @@ static uint64_t option(const char *text, const char *name, uint64_t otherwise)
     return otherwise;
 }
 
+static bool is_same(const char *a, const char *b)
+{
+    while (*a && *a == *b) {
+        a++;
+        b++;
+    }
+    return *a == *b;
+}
+
 static void echo_input(void)
 {
     static char line[256];
@@ -98,6 +104,8 @@ static void echo_input(void)
         put("echo ");
         put(line);
         put("\n");
+        if (has_disk && is_same(line, "verify"))
+            disk_verify();
     }
 }
 
@@ -120,13 +128,14 @@ static void dirty_step(uint64_t pages)
 
 static void wait_for_tick(uint64_t seen, uint64_t dirty_pages)
 {
-    if (!dirty_pages) {
-        while (timer_ticks == seen)
+    while (timer_ticks == seen) {
+        if (dirty_pages)
+            dirty_step(dirty_pages);
+        if (has_disk)
+            disk_step();
+        if (!dirty_pages && !has_disk)
             call(CALL_WAIT, 0, seen);
-        return;
     }
-    while (timer_ticks == seen)
-        dirty_step(dirty_pages);
 }
 
 /* The other processors come here, numbered from 0. */
@@ -183,6 +192,8 @@ void user_main(const struct start_info *info)
     uint64_t others = option(cmdline, "smp", 0);
     if (others && others < PROCESSORS_MAX)
         processors_start(others);
+    if (option(cmdline, "disk", 0))
+        has_disk = disk_start(option(cmdline, "disk", 0));
     for (uint64_t n = 1;; n++) {
         wait_for_tick(timer_ticks, dirty_pages);
         if (!quiet) {
@@ -190,6 +201,8 @@ void user_main(const struct start_info *info)
             put_number(n);
             put("\n");
         }
+        if (has_disk)
+            disk_tick(quiet);
         if (others && others < PROCESSORS_MAX && n % 10 == 0)
             processors_check(others);
         echo_input();
