@@ -123,6 +123,11 @@ int block_now(struct block *b, enum block_op op, uint64_t offset, void *buffer, 
     return now.request.result;
 }
 
+int block_own(struct block *b, bool own, struct error *err)
+{
+    return b->ops->own ? b->ops->own(b, own, err) : 0;
+}
+
 void block_close(struct block *b)
 {
     if (b == NULL)

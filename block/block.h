@@ -65,6 +65,9 @@ struct block_ops {
     void (*drain)(struct block *);
     /* Submissions from plug(true) to plug(false) may be gathered into one. NULL: no use for it. */
     void (*plug)(struct block *, bool plugged);
+    /* Let another process have it, with all that was written made to last; or take it back, -EBUSY in words when another
+     * has it. Nothing is in flight. With the device lock held. NULL: nobody is kept out. */
+    int (*own)(struct block *, bool own, struct error *err);
     /* Release the block and what it owns. Nothing is in flight. */
     void (*close)(struct block *);
     /* Make it larger, a multiple of BLOCK_SECTOR_BYTES that is no less than it has; the new part reads as zeroes. Sets
@@ -105,6 +108,8 @@ int block_grow(struct block *b, uint64_t size_bytes, struct error *err);
 int block_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_t *ret_end);
 /* One request here and now: submits it and drains @b. @buffer: of READ and WRITE. 0 or negative errno. */
 int block_now(struct block *b, enum block_op op, uint64_t offset, void *buffer, size_t size);
+/* The right to it between processes, for a migration's hand-over. */
+int block_own(struct block *b, bool own, struct error *err);
 /* Drains, then releases. NULL is allowed. */
 void block_close(struct block *b);
 

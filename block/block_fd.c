@@ -15,6 +15,12 @@ int block_fd_lock(int fd, const char *name, bool read_only, struct error *err)
     return error_errno(err, -errno, "cannot lock disk %s", name);
 }
 
+int block_fd_unlock(int fd, const char *name, struct error *err)
+{
+    struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+    return fcntl(fd, F_OFD_SETLK, &unlock) == 0 ? 0 : error_errno(err, -errno, "cannot unlock disk %s", name);
+}
+
 int block_fd_next_data(int fd, uint64_t size_bytes, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
 {
     off_t start = lseek(fd, (off_t)from, SEEK_DATA);

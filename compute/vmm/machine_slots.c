@@ -134,7 +134,8 @@ static int engine_choose(struct machine *m, const struct vmm_disk *disk, struct 
 static int disk_open(struct machine *m, const struct vmm_disk *disk, struct block **ret_block, struct error *err)
 {
     struct block *block;
-    struct block_file_options file = {.read_only = disk->read_only, .direct = disk->direct};
+    struct block_file_options file = {
+        .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming};
     int code = engine_choose(m, disk, &file.uring, err);
     if (code == 0)
         code = block_file_open(disk->path, &file, m->io, &block, err);
@@ -416,4 +417,17 @@ void machine_slots_finish(struct machine *m)
         object_clear(&vmm_disk_desc, &m->slots.slots[i].disk);
         object_clear(&vmm_nic_desc, &m->slots.slots[i].nic);
     }
+}
+
+int machine_slots_own(struct machine *m, bool own, struct error *err)
+{
+    int code = 0;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
+        struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind == SLOT_DISK && !slot->detached)
+            code = block_own(blk_of_virtio(slot->virtio)->block, own, err);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
 }

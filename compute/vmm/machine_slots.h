@@ -65,6 +65,9 @@ int machine_slot_change_disk(struct machine *m, struct machine_slot *slot, const
 /* The same of a network interface: limits. */
 void machine_slot_change_nic(struct machine *m, struct machine_slot *slot, const struct vmm_nic *patch);
 
+/* Let another process have the disks, or take them (back): block_own of each, up to the first that fails. All I/O is
+ * finished. */
+int machine_slots_own(struct machine *m, bool own, struct error *err);
 /* Release what the guest has ejected by now. */
 void machine_slots_settle(struct machine *m);
 /* The machine is reset: what was being unplugged goes, for nobody will eject it. vCPUs stand still; lock not held. */

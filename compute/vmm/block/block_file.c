@@ -38,6 +38,7 @@ static void file_close(struct block *b)
     struct block_file *f = of_block(b);
     f->engine->stop(f);
     close_fd(&f->fd);
+    free(f->name);
     free(f);
 }
 
@@ -105,7 +106,7 @@ int block_file_from_fd(int fd, const struct block_file_options *options, struct 
         .ops = &file_ops, .read_only = options->read_only, .can_discard = true, .can_write_zeroes = true};
     uint32_t align = 0;
     int code = fd_measure(fd, options->name, &measured, err);
-    if (code == 0)
+    if (code == 0 && !options->unlocked)
         code = block_fd_lock(fd, options->name, options->read_only, err);
     if (code == 0 && options->direct)
         code = fd_direct(fd, options->name, &align, err);
@@ -114,6 +115,7 @@ int block_file_from_fd(int fd, const struct block_file_options *options, struct 
     struct block_file *f = NEW(struct block_file);
     f->block = measured;
     f->fd = fd;
+    f->name = xstrdup(options->name);
     f->direct_align = align;
     f->loop = loop;
     f->uring = options->uring;
@@ -164,9 +166,20 @@ static int file_next_data(struct block *b, uint64_t from, uint64_t *ret_start, u
     return block_fd_next_data(of_block(b)->fd, b->size_bytes, from, ret_start, ret_end);
 }
 
+static int file_own(struct block *b, bool own, struct error *err)
+{
+    struct block_file *f = of_block(b);
+    if (own)
+        return block_fd_lock(f->fd, f->name, b->read_only, err);
+    if (!b->read_only && fdatasync(f->fd) < 0)
+        return error_errno(err, -errno, "cannot write disk %s", f->name);
+    return block_fd_unlock(f->fd, f->name, err);
+}
+
 static const struct block_ops file_ops = {.submit = file_submit,
                                           .drain = file_drain,
                                           .plug = file_plug,
+                                          .own = file_own,
                                           .close = file_close,
                                           .grow = file_grow,
                                           .next_data = file_next_data};

@@ -25,6 +25,7 @@ struct block_file_options {
     const char *name; /* for messages */
     bool read_only;
     bool direct;         /* O_DIRECT: refused where the file cannot */
+    bool unlocked;       /* another process has it still: block_own takes it */
     struct uring *uring; /* to use; NULL: threads */
 };
 

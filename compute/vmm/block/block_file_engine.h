@@ -25,6 +25,7 @@ extern const struct block_file_engine block_file_threads, block_file_uring;
 struct block_file {
     struct block block;
     int fd;
+    char *name; /* for messages; owned */
     uint32_t direct_align; /* 0: through the page cache */
     struct io_loop *loop;
     struct uring *uring; /* borrowed; of block_file_uring */
