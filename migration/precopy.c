@@ -1,0 +1,111 @@
+/* Rounds in, decisions out; see precopy.h. */
+#include "migration/precopy.h"
+
+enum {
+    PAGES_MEASURED_MIN = 64, /* fewer say nothing about the time that a page takes */
+    PROGRESS_NUM = 7,        /* less than 7/8 of the best so far is progress */
+    PROGRESS_DEN = 8,
+};
+
+void precopy_init(struct precopy *p, const struct precopy_settings *settings)
+{
+    *p = (struct precopy){.settings = *settings, .best_pages = UINT64_MAX};
+    p->settings.throttle_max = MIN(p->settings.throttle_max, 99u);
+}
+
+static uint64_t multiply_saturated(uint64_t a, uint64_t b)
+{
+    uint64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
+}
+
+uint64_t precopy_predict_us(const struct precopy *p, uint64_t dirty_pages)
+{
+    uint64_t pages_us = multiply_saturated(dirty_pages, p->ns_per_page) / 1000;
+    return pages_us > UINT64_MAX - p->settings.fixed_us ? UINT64_MAX : pages_us + p->settings.fixed_us;
+}
+
+/* Half of the old and half of the new, but a sudden slowing down counts in full: a pause that is predicted too short is
+ * worse than one that is predicted too long. */
+static void speed_learn(struct precopy *p, const struct precopy_round *r)
+{
+    if (r->pages < PAGES_MEASURED_MIN && p->ns_per_page != 0)
+        return;
+    if (r->pages == 0)
+        return;
+    uint64_t now = MAX(multiply_saturated(r->took_us, 1000) / r->pages, 1);
+    p->ns_per_page = p->ns_per_page == 0 ? now : MAX(now, p->ns_per_page / 2 + now / 2);
+}
+
+/* A round in which everything was written again tells only the least that the rate can be. */
+static void rate_learn(struct precopy *p, const struct precopy_round *r)
+{
+    uint64_t seen = multiply_saturated(r->dirty_pages, 1000000) / MAX(r->took_us, 1);
+    p->dirty_per_s = MAX(seen, r->dirty_per_s);
+}
+
+static bool has_progress(struct precopy *p, uint64_t dirty_pages)
+{
+    bool progress = p->best_pages == UINT64_MAX || dirty_pages < p->best_pages / PROGRESS_DEN * PROGRESS_NUM;
+    p->best_pages = MIN(p->best_pages, dirty_pages);
+    return progress;
+}
+
+static void throttle_raise(struct precopy *p, const struct precopy_round *r)
+{
+    unsigned runs = 100 - p->throttle, wanted = runs / 2;
+    uint64_t sends_per_s = p->ns_per_page ? 1000000000ull / p->ns_per_page : 0;
+    /* dirty_per_s is what it writes in the time it has; half of what can be sent is wanted. */
+    if (p->dirty_per_s > sends_per_s && r->dirty_per_s)
+        wanted = (unsigned)MIN((uint64_t)wanted, multiply_saturated(runs, sends_per_s) / 2 / p->dirty_per_s);
+    p->throttle = MIN(100 - MAX(wanted, 1u), p->settings.throttle_max);
+    p->stalled = 0;
+    p->best_pages = r->dirty_pages;
+}
+
+static struct precopy_decision decide(const struct precopy *p, enum precopy_action action, uint64_t predicted_us,
+                                      const char *why)
+{
+    return (struct precopy_decision){action, p->throttle, predicted_us, why};
+}
+
+struct precopy_decision precopy_decide(struct precopy *p, const struct precopy_round *r)
+{
+    const struct precopy_settings *s = &p->settings;
+    p->rounds++;
+    speed_learn(p, r);
+    rate_learn(p, r);
+    uint64_t predicted_us = precopy_predict_us(p, r->dirty_pages);
+    p->stalled = has_progress(p, r->dirty_pages) ? 0 : p->stalled + 1;
+    if (s->postcopy == PRECOPY_POSTCOPY_AT_ONCE)
+        return decide(p, PRECOPY_POSTCOPY, predicted_us, "post-copy was asked for");
+    if (predicted_us <= s->downtime_us)
+        return decide(p, PRECOPY_PAUSE, predicted_us, "the predicted pause is within the limit");
+    if (s->total_us_max && r->elapsed_us >= s->total_us_max)
+        return decide(p, PRECOPY_GIVE_UP, predicted_us, "the time for it is over");
+    if (p->stalled < (p->throttle ? 1 : MAX(s->patience, 1u)))
+        return decide(p, PRECOPY_ROUND, predicted_us, p->throttle ? "the guest is slowed down" : "");
+    if (p->throttle < s->throttle_max) {
+        throttle_raise(p, r);
+        return decide(p, PRECOPY_ROUND, predicted_us, "the guest writes faster than can be sent; it is slowed down");
+    }
+    if (predicted_us <= s->downtime_max_us)
+        return decide(p, PRECOPY_PAUSE, predicted_us, "it does not get less, and the longest pause allows it");
+    if (s->postcopy == PRECOPY_POSTCOPY_FALLBACK)
+        return decide(p, PRECOPY_POSTCOPY, predicted_us, "it does not get less");
+    return decide(p, PRECOPY_ROUND, predicted_us, "the guest writes faster than can be sent");
+}
+
+uint64_t precopy_expect_us(const struct precopy *p, uint64_t dirty_pages)
+{
+    uint64_t round_us = multiply_saturated(dirty_pages, p->ns_per_page) / 1000, sum = 0;
+    uint64_t sends_per_s = p->ns_per_page ? 1000000000ull / p->ns_per_page : 0;
+    if (sends_per_s == 0 || p->dirty_per_s >= sends_per_s)
+        return UINT64_MAX;
+    /* Each round shrinks by the ratio of both rates. */
+    for (unsigned i = 0; i < 64 && round_us + p->settings.fixed_us > p->settings.downtime_us; i++) {
+        sum += round_us;
+        round_us = multiply_saturated(round_us, p->dirty_per_s) / sends_per_s;
+    }
+    return sum;
+}

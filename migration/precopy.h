@@ -1,0 +1,75 @@
+/* When to stop a guest that is being copied while it runs: pure decisions, without clock, socket or guest.
+ *
+ * Memory is sent in rounds: the first sends what there is, each later one what was written during the one before.
+ * After each round the caller says how it went, and is told what to do next:
+ *
+ *           predicted pause > limit                    no progress: less time for the guest
+ *   BULK ------------------------> ROUNDS --------------------------------------> ROUNDS, throttled
+ *     |                              |                                                  |
+ *     |     predicted <= limit       |                                                  | at full throttle, no progress:
+ *     +------------------------------+--------------------------------------------------+   predicted <= the most that
+ *     v                                                                                 v   is allowed: PAUSE
+ *   PAUSE                                                                             POSTCOPY, where it may; else more
+ *                                                                                     rounds until the time is over: GIVE_UP
+ *
+ * Prediction: pages left times the time that a page took so far (everything included: copying, eliding, compression,
+ * the wire, a limit of bandwidth), and a fixed part for the state. Progress: an eighth fewer pages left than at best.
+ * Throttle: percent of the time that the guest's processors stand still. The first step aims at half the rate at which
+ * pages can be sent, as far as the rate of writing can be told; each later one halves the time that is left.
+ *
+ * Threads: none of its own. */
+#ifndef MIGRATION_PRECOPY_H
+#define MIGRATION_PRECOPY_H
+
+#include "common/base.h"
+
+enum precopy_postcopy { PRECOPY_POSTCOPY_NEVER, PRECOPY_POSTCOPY_FALLBACK, PRECOPY_POSTCOPY_AT_ONCE };
+
+struct precopy_settings {
+    uint64_t downtime_us;     /* the pause that is aimed at */
+    uint64_t downtime_max_us; /* a pause that is accepted when nothing else helps; below downtime_us: none */
+    uint64_t fixed_us;        /* of the pause: what is not memory */
+    uint64_t total_us_max;    /* then it is given up; 0: never */
+    unsigned throttle_max;    /* percent; 0: the guest is never slowed */
+    unsigned patience;        /* rounds without progress before the first throttle */
+    enum precopy_postcopy postcopy;
+};
+#define PRECOPY_DOWNTIME_US_DEFAULT 100000u
+#define PRECOPY_FIXED_US_DEFAULT 10000u
+#define PRECOPY_THROTTLE_MAX_DEFAULT 99u
+#define PRECOPY_PATIENCE_DEFAULT 2u
+
+/* How a round went. */
+struct precopy_round {
+    uint64_t elapsed_us;  /* since the migration began */
+    uint64_t took_us;     /* from its first page until the target had its last */
+    uint64_t pages;       /* that were looked at */
+    uint64_t dirty_pages; /* written meanwhile: what the next one would send */
+    uint64_t dirty_per_s; /* rate of writing where the caller has measured it within the round; 0: unknown */
+};
+
+enum precopy_action { PRECOPY_ROUND, PRECOPY_PAUSE, PRECOPY_POSTCOPY, PRECOPY_GIVE_UP };
+
+struct precopy_decision {
+    enum precopy_action action;
+    unsigned throttle;     /* percent, from now on */
+    uint64_t predicted_us; /* the pause, if it were now */
+    const char *why;       /* for log and status */
+};
+
+struct precopy {
+    struct precopy_settings settings;
+    unsigned rounds, stalled, throttle;
+    uint64_t ns_per_page; /* smoothed; 0: not known */
+    uint64_t best_pages;  /* fewest left so far */
+    uint64_t dirty_per_s; /* of the last round, as far as it can be told */
+};
+
+void precopy_init(struct precopy *p, const struct precopy_settings *settings);
+struct precopy_decision precopy_decide(struct precopy *p, const struct precopy_round *round);
+/* The pause that @dirty_pages would cost now. */
+uint64_t precopy_predict_us(const struct precopy *p, uint64_t dirty_pages);
+/* Microseconds until the pause is likely to begin, for a person who waits; UINT64_MAX: it cannot be told. */
+uint64_t precopy_expect_us(const struct precopy *p, uint64_t dirty_pages);
+
+#endif

@@ -1,0 +1,213 @@
+/* Pre-copy decisions against a guest and a link that are arithmetic, in virtual time. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "migration/precopy.h"
+
+#define PAGES_PER_MIB 256u
+
+/* A guest that writes @rate pages a second, over and over the same @set pages, and a link of @link pages a second. */
+struct world {
+    uint64_t memory, set, rate, link; /* pages, pages per second */
+    uint64_t now_us, sent;
+    unsigned rounds, throttle_most;
+    struct precopy precopy;
+    struct precopy_decision last;
+    uint64_t pause_us; /* as it came to be */
+};
+
+static void world_run(struct world *w, const struct precopy_settings *settings)
+{
+    uint64_t to_send = w->memory;
+    precopy_init(&w->precopy, settings);
+    for (w->rounds = 1; w->rounds <= 1000; w->rounds++) {
+        struct precopy_round r = {.pages = to_send, .took_us = MAX(to_send * 1000000 / w->link, 50)};
+        uint64_t written = w->rate * (100 - w->last.throttle) / 100 * r.took_us / 1000000;
+        w->now_us += r.took_us;
+        w->sent += to_send;
+        r.elapsed_us = w->now_us;
+        r.dirty_pages = MIN(written, w->set);
+        w->last = precopy_decide(&w->precopy, &r);
+        assert_true(w->last.throttle <= settings->throttle_max);
+        assert_true(w->last.throttle >= w->throttle_most); /* it only rises */
+        w->throttle_most = w->last.throttle;
+        to_send = r.dirty_pages;
+        if (w->last.action != PRECOPY_ROUND)
+            break;
+    }
+    w->pause_us = settings->fixed_us + to_send * 1000000 / w->link;
+}
+
+static struct precopy_settings defaults(void)
+{
+    return (struct precopy_settings){.downtime_us = PRECOPY_DOWNTIME_US_DEFAULT,
+                                     .fixed_us = PRECOPY_FIXED_US_DEFAULT,
+                                     .throttle_max = PRECOPY_THROTTLE_MAX_DEFAULT,
+                                     .patience = PRECOPY_PATIENCE_DEFAULT};
+}
+
+static void an_idle_guest_takes_one_round(void **state)
+{
+    struct precopy_settings s = defaults();
+    struct world w = {.memory = 1024 * PAGES_PER_MIB, .link = 250000};
+    (void)state;
+    world_run(&w, &s);
+    assert_int_equal(w.last.action, PRECOPY_PAUSE);
+    assert_int_equal(w.rounds, 1);
+    assert_true(w.pause_us <= s.downtime_us);
+}
+
+static void rounds_shrink_below_the_limit_without_throttle(void **state)
+{
+    struct precopy_settings s = defaults();
+    (void)state;
+    for (unsigned percent = 10; percent <= 80; percent += 10) {
+        struct world w = {.memory = 1024 * PAGES_PER_MIB, .set = 1024 * PAGES_PER_MIB, .link = 250000};
+        w.rate = w.link * percent / 100;
+        world_run(&w, &s);
+        assert_int_equal(w.last.action, PRECOPY_PAUSE);
+        assert_int_equal(w.throttle_most, 0);
+        assert_true(w.pause_us <= s.downtime_us);
+        assert_true(w.rounds <= 20);
+    }
+}
+
+/* What a guest of this kind costs, whatever it writes: it always comes to an end, soon, and within the limit. */
+static void every_guest_converges(void **state)
+{
+    struct precopy_settings s = defaults();
+    (void)state;
+    for (unsigned times = 1; times <= 64; times *= 2) {
+        struct world w = {.memory = 256 * PAGES_PER_MIB, .set = 128 * PAGES_PER_MIB, .link = 15000}; /* 60 MB/s */
+        w.rate = w.link * times;
+        world_run(&w, &s);
+        if (w.last.action != PRECOPY_PAUSE)
+            fail_msg("a guest that writes %u times what can be sent is not stopped after %u rounds", times, w.rounds);
+        assert_true(w.pause_us <= s.downtime_us);
+        assert_true(w.throttle_most > 0);
+        assert_true(w.now_us < 60 * 1000000ull);
+    }
+}
+
+/* Told the rate by a look within the round, one step is enough. */
+static void a_known_rate_is_throttled_at_once(void **state)
+{
+    struct precopy_settings s = defaults();
+    struct precopy p;
+    (void)state;
+    precopy_init(&p, &s);
+    struct precopy_round r = {.pages = 65536, .took_us = 4000000, .dirty_pages = 32768, .dirty_per_s = 160000};
+    struct precopy_decision d = precopy_decide(&p, &r);
+    for (unsigned i = 0; i < s.patience; i++) {
+        assert_int_equal(d.throttle, 0);
+        r.pages = r.dirty_pages;
+        r.took_us = 2000000;
+        d = precopy_decide(&p, &r);
+    }
+    assert_int_equal(d.action, PRECOPY_ROUND);
+    assert_true(d.throttle >= 94 && d.throttle <= 96); /* 160000 a second to half of 16384 */
+}
+
+static void without_throttle_it_is_given_up_in_time(void **state)
+{
+    struct precopy_settings s = defaults();
+    struct world w = {.memory = 256 * PAGES_PER_MIB, .set = 128 * PAGES_PER_MIB, .link = 15000, .rate = 60000};
+    (void)state;
+    s.throttle_max = 0;
+    s.total_us_max = 30000000;
+    world_run(&w, &s);
+    assert_int_equal(w.last.action, PRECOPY_GIVE_UP);
+    assert_int_equal(w.throttle_most, 0);
+    assert_true(w.now_us >= s.total_us_max && w.now_us < s.total_us_max + 10000000);
+}
+
+static void a_longer_pause_is_taken_when_nothing_else_helps(void **state)
+{
+    struct precopy_settings s = defaults();
+    struct world w = {.memory = 256 * PAGES_PER_MIB, .set = 128 * PAGES_PER_MIB, .link = 15000, .rate = 60000};
+    (void)state;
+    s.throttle_max = 0;
+    s.downtime_max_us = 3000000;
+    world_run(&w, &s);
+    assert_int_equal(w.last.action, PRECOPY_PAUSE);
+    assert_true(w.pause_us > s.downtime_us && w.pause_us <= s.downtime_max_us);
+    assert_true(w.rounds <= 2 + s.patience);
+}
+
+static void postcopy_is_the_way_out_where_it_may(void **state)
+{
+    struct precopy_settings s = defaults();
+    (void)state;
+    for (enum precopy_postcopy how = PRECOPY_POSTCOPY_FALLBACK; how <= PRECOPY_POSTCOPY_AT_ONCE; how++) {
+        struct world w = {.memory = 256 * PAGES_PER_MIB, .set = 128 * PAGES_PER_MIB, .link = 15000, .rate = 60000};
+        s.throttle_max = 0;
+        s.postcopy = how;
+        world_run(&w, &s);
+        assert_int_equal(w.last.action, PRECOPY_POSTCOPY);
+        assert_true(how == PRECOPY_POSTCOPY_AT_ONCE ? w.rounds == 1 : w.rounds > s.patience);
+    }
+}
+
+/* The link becomes ten times slower in the middle: the prediction follows at once, not by and by. */
+static void a_link_that_slows_down_counts_in_full(void **state)
+{
+    struct precopy_settings s = defaults();
+    struct precopy p;
+    struct precopy_round r = {.pages = 100000, .took_us = 400000, .dirty_pages = 50000};
+    (void)state;
+    precopy_init(&p, &s);
+    assert_int_equal(precopy_decide(&p, &r).action, PRECOPY_ROUND);
+    r = (struct precopy_round){.pages = 50000, .took_us = 2000000, .dirty_pages = 10000};
+    struct precopy_decision d = precopy_decide(&p, &r);
+    assert_int_equal(d.action, PRECOPY_ROUND);
+    assert_int_equal(d.predicted_us, 10000 * 40 + s.fixed_us);
+}
+
+static void no_number_overflows(void **state)
+{
+    struct precopy_settings s = defaults();
+    struct precopy p;
+    (void)state;
+    precopy_init(&p, &s);
+    struct precopy_round r = {
+        .pages = 1, .took_us = UINT64_MAX, .dirty_pages = UINT64_MAX, .dirty_per_s = UINT64_MAX, .elapsed_us = 1};
+    assert_int_equal(precopy_decide(&p, &r).action, PRECOPY_ROUND);
+    assert_int_equal(precopy_predict_us(&p, UINT64_MAX), UINT64_MAX / 1000 + s.fixed_us);
+    r = (struct precopy_round){0};
+    precopy_init(&p, &s);
+    assert_int_equal(precopy_decide(&p, &r).action, PRECOPY_PAUSE); /* a guest without memory to send */
+    assert_int_equal(precopy_expect_us(&p, 100), UINT64_MAX);
+}
+
+static void the_end_is_expected_from_both_rates(void **state)
+{
+    struct precopy_settings s = defaults();
+    struct precopy p;
+    (void)state;
+    precopy_init(&p, &s);
+    struct precopy_round r = {.pages = 262144, .took_us = 1048576, .dirty_pages = 131072}; /* half of the link's rate */
+    precopy_decide(&p, &r);
+    uint64_t expected = precopy_expect_us(&p, r.dirty_pages);
+    assert_true(expected > 700000 && expected < 1048576); /* 524 + 262 + 131 ms */
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_idle_guest_takes_one_round),
+        cmocka_unit_test(rounds_shrink_below_the_limit_without_throttle),
+        cmocka_unit_test(every_guest_converges),
+        cmocka_unit_test(a_known_rate_is_throttled_at_once),
+        cmocka_unit_test(without_throttle_it_is_given_up_in_time),
+        cmocka_unit_test(a_longer_pause_is_taken_when_nothing_else_helps),
+        cmocka_unit_test(postcopy_is_the_way_out_where_it_may),
+        cmocka_unit_test(a_link_that_slows_down_counts_in_full),
+        cmocka_unit_test(no_number_overflows),
+        cmocka_unit_test(the_end_is_expected_from_both_rates),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
