@@ -37,6 +37,12 @@ struct guest_ops {
      * last fetch, and begin anew. A page copied after the fetch that named it is as it was at that time or later. */
     int (*dirty_fetch)(struct guest *, size_t region, uint64_t *bitmap, struct error *err);
     void (*dirty_stop)(struct guest *);
+    /* Let the vCPUs run only 100 - @percent of the time; 0: as they like. NULL: cannot. */
+    void (*throttle)(struct guest *, unsigned percent);
+    /* Sections of STATE that say what another machine must be able to do before memory is sent to it, while the guest
+     * runs; and the other machine's judgement. Either NULL: nothing to say. */
+    int (*check_save)(struct guest *, struct stream_writer *out, struct error *err);
+    int (*check_load)(struct guest *, struct stream_states *states, struct error *err);
     /* vCPUs stand still, I/O in flight is finished: neither memory nor state changes until resume. */
     int (*pause)(struct guest *, struct error *err);
     int (*resume)(struct guest *, struct error *err);

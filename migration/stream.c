@@ -7,11 +7,11 @@
 
 enum { MAGIC_BYTES = 8, HEAD_CRC_AT = STREAM_SECTION_HEAD_BYTES - 4 };
 
-static const char *const features_known[] = {STREAM_FEATURE_ZSTD, STREAM_FEATURE_IMAGE};
+static const char *const features_known[] = {STREAM_FEATURE_ZSTD, STREAM_FEATURE_IMAGE, STREAM_FEATURE_MIGRATE};
 /* The newest version of each tag that is understood here. */
 static const uint16_t versions_known[] = {
     [STREAM_HEADER] = 1, [STREAM_STATE] = UINT16_MAX /* the device judges */, [STREAM_PAGES] = 1, [STREAM_IMAGE] = 1,
-    [STREAM_END] = 1,
+    [STREAM_END] = 1,    [STREAM_MIGRATE] = 1,
 };
 
 /* ---- writing ---- */

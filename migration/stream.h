@@ -8,16 +8,18 @@
  *   ...        numbers count up from 0: nothing is lost, doubled or swapped unseen
  *
  * All integers are little-endian. Section 0 is HEADER, the last one END; between them any number of the others, in
- * the order that the use asks for (snapshot_file.h). A reader that meets a tag it does not know passes over it,
- * unless its flag MUST_UNDERSTAND is set; a version of a known tag that is newer is refused. Everything that a reader
+ * the order that the use asks for (snapshot_file.h, migrate_wire.h). A reader that meets a tag it does not know passes
+ * over it, unless its flag MUST_UNDERSTAND is set; a version of a known tag that is newer is refused. Everything that a reader
  * needs to know beforehand is named in the header's `features`.
  *
  *   tag  name    payload
  *    1   HEADER  JSON of machine_description (schema/objects.def)
- *    2   STATE   u8 length and name of the device ("vcpu0", "serial0"), then the device's own bytes; version is that
- * of the device's state 3   PAGES   a batch of guest memory: stream_pages.h 4   IMAGE   where a snapshot file holds
- * guest memory as it is: snapshot_file.h 5   END     u32 number of sections before it, u64 bytes of the stream before
- * it
+ *    2   STATE   u8 length and name of the device ("vcpu0", "serial0"), then the device's own bytes; version is that of
+ *                the device's state
+ *    3   PAGES   a batch of guest memory: stream_pages.h
+ *    4   IMAGE   where a snapshot file holds guest memory as it is: snapshot_file.h
+ *    5   END     u32 number of sections before it, u64 bytes of the stream before it
+ *    6   MIGRATE a step of a live migration: migrate_wire.h
  *
  * Reading: bytes are fed in pieces of any size; sections come out whole and checked. What is held is one section, at
  * most STREAM_SECTION_BYTES_MAX, and a length is judged before anything is allocated for it.
@@ -50,12 +52,14 @@ enum stream_tag {
     STREAM_PAGES = 3,
     STREAM_IMAGE = 4,
     STREAM_END = 5,
+    STREAM_MIGRATE = 6,
 };
 enum stream_flag { STREAM_MUST_UNDERSTAND = 1 };
 
 /* Names of features that this program can read; a writer puts those it uses into the header. */
 #define STREAM_FEATURE_ZSTD "zstd"   /* PAGES may be compressed */
 #define STREAM_FEATURE_IMAGE "image" /* memory is in an IMAGE */
+#define STREAM_FEATURE_MIGRATE "migrate" /* it is a live migration: steps between, answers the other way */
 
 /* ---- writing ---- */
 

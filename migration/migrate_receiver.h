@@ -1,0 +1,48 @@
+/* The target of a live migration: from the first connection to the guest's running here.
+ *
+ * Happy path (migrate_receiver_run, on a thread of its own; it blocks):
+ *   1. CONNECT  the first connection is channel 0: is its machine one for this guest? ACCEPTED; the other channels
+ *   2. MEMORY   pages into the guest's memory, which nobody has written to before; SYNCED after each round
+ *   3. STOP     state, last pages; compared where asked; options.load; READY
+ *   4. READY    wait for GO, or for migrate_receiver_decide() by somebody who knows
+ *   5. GO       options.run; RUNNING
+ * Failure modes: before READY whatever is wrong - the stream, the network, silence, cancel - ends the migration, the
+ * source is told why, and the guest must not run: its memory and state are of no use. In READY a source that is gone
+ * without GO or CANCEL makes the phase UNKNOWN: everything is here, but the source may go on; the guest stands still
+ * until somebody who knows decides. Bytes of the peer never do more than that: everything is judged before it is used.
+ *
+ * Threads: run on one, which calls the guest's functions and those of the options; one for each further channel writes
+ * to guest memory. Progress, cancel and decide from any. */
+#ifndef MIGRATION_MIGRATE_RECEIVER_H
+#define MIGRATION_MIGRATE_RECEIVER_H
+
+#include "migration/guest.h"
+#include "migration/migrate_progress.h"
+#include "migration/migrate_wire.h"
+
+struct migrate_receiver;
+
+struct migrate_receiver_options {
+    int listen_fd;             /* a stream socket that listens; borrowed. The first connection is the migration's */
+    unsigned patience_ms;      /* how long the source may be silent before READY */
+    /* Does the source's machine fit? Before any memory is sent. NULL: yes. */
+    int (*fits)(void *arg, const struct machine_description *source, struct error *err);
+    /* Memory is complete: put @states into the guest, so that it could run, and do not run it. */
+    int (*load)(void *arg, struct stream_states *states, bool paused, struct error *err);
+    /* It is this side's now, with @epoch (0: there is no cluster): run it, unless its user had paused it. */
+    int (*run)(void *arg, uint64_t epoch, struct error *err);
+    void *arg;
+};
+
+struct migrate_receiver *migrate_receiver_create(struct guest *guest, const struct migrate_receiver_options *options);
+void migrate_receiver_destroy(struct migrate_receiver *r); /* not while it runs; NULL is allowed */
+/* 0: the guest runs here. Negative: it does not and never will. */
+int migrate_receiver_run(struct migrate_receiver *r, struct error *err);
+struct migrate_progress migrate_receiver_progress(struct migrate_receiver *r);
+/* Before READY, or when this process ends. */
+void migrate_receiver_cancel(struct migrate_receiver *r);
+/* -EINVAL but in READY and UNKNOWN. */
+int migrate_receiver_decide(struct migrate_receiver *r, enum migrate_outcome outcome, uint64_t epoch,
+                            struct error *err);
+
+#endif

@@ -1,0 +1,778 @@
+/* Rounds of pages over one or more channels, then the hand-over; see migrate_sender.h. */
+#include "migration/migrate_sender.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "migration/page_ledger.h"
+#include "migration/stream_pages.h"
+
+enum { BLOCK_PAGES = 256 }; /* neighbours that travel on the same channel */
+
+struct sender_channel {
+    struct migrate_sender *sender;
+    unsigned index;
+    bool open;
+    struct migrate_channel channel;
+    struct stream_writer out;
+    struct stream_pages_writer *pages;
+    uint64_t looked, same; /* pages, of the round */
+    /* of channels but the first: */
+    pthread_t thread;
+    bool thread_runs;
+    int code;
+    struct error err;
+};
+
+struct migrate_sender {
+    struct guest *guest;
+    struct machine_description header;
+    struct migrate_sender_options options;
+    bool cancel, abandoned; /* atomic */
+    uint64_t began_us;
+    struct guest_region regions[GUEST_REGIONS_MAX];
+    size_t region_count;
+    uint64_t *bitmaps[GUEST_REGIONS_MAX]; /* pages to send in this round */
+    struct page_ledger ledger;
+    struct precopy precopy;
+    uint8_t id[MIGRATE_ID_BYTES];
+    bool is_logging, is_stopped, has_let_go;
+    unsigned throttle;
+    struct sender_channel channels[MIGRATE_CHANNELS_MAX];
+
+    pthread_mutex_t lock; /* guards all below, and the workers' code and err */
+    pthread_cond_t changed;
+    struct migrate_progress progress;
+    enum migrate_outcome outcome;
+    uint64_t epoch;
+    /* work of the channels' threads: round `work` is to be sent; `working` of them are not done */
+    unsigned work, working;
+    bool work_is_final, ending;
+};
+
+static void phase_set(struct migrate_sender *s, enum migrate_phase phase)
+{
+    pthread_mutex_lock(&s->lock);
+    s->progress.phase = phase;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* ---- creation ---- */
+
+static void features_set(struct machine_description *header)
+{
+    static const char *const names[] = {STREAM_FEATURE_MIGRATE, STREAM_FEATURE_ZSTD};
+    for (size_t i = 0; i < header->features.count; i++)
+        free(header->features.items[i]);
+    header->features.items = xrealloc(header->features.items, sizeof(names));
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        header->features.items[i] = xstrdup(names[i]);
+    header->features.count = ARRAY_SIZE(names);
+    object_mark(&machine_description_desc, header, "features");
+}
+
+struct migrate_sender *migrate_sender_create(struct guest *guest, const struct machine_description *header,
+                                             const struct migrate_sender_options *options)
+{
+    struct migrate_sender *s = NEW(struct migrate_sender);
+    ASSERT(options->channels >= 1 && options->channels <= MIGRATE_CHANNELS_MAX);
+    s->guest = guest;
+    s->options = *options;
+    OBJECT_COPY(machine_description, &s->header, header);
+    features_set(&s->header);
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->changed, NULL);
+    precopy_init(&s->precopy, &options->precopy);
+    s->region_count = guest->ops->regions(guest, s->regions);
+    for (size_t i = 0; i < s->region_count; i++)
+        s->progress.memory_bytes += s->regions[i].size;
+    for (unsigned i = 0; i < MIGRATE_CHANNELS_MAX; i++) {
+        s->channels[i].sender = s;
+        s->channels[i].index = i;
+        s->channels[i].channel.fd = -1;
+    }
+    return s;
+}
+
+static void channels_finish(struct migrate_sender *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->ending = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    for (unsigned i = 0; i < s->options.channels; i++) {
+        struct sender_channel *c = &s->channels[i];
+        if (c->thread_runs)
+            pthread_join(c->thread, NULL);
+        c->thread_runs = false;
+        stream_pages_writer_destroy(TAKE_PTR(c->pages));
+        if (c->open)
+            migrate_channel_finish(&c->channel);
+        c->open = false;
+    }
+}
+
+void migrate_sender_destroy(struct migrate_sender *s)
+{
+    if (!s)
+        return;
+    channels_finish(s);
+    for (size_t i = 0; i < GUEST_REGIONS_MAX; i++)
+        free(s->bitmaps[i]);
+    page_ledger_finish(&s->ledger);
+    OBJECT_CLEAR(machine_description, &s->header);
+    pthread_cond_destroy(&s->changed);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+}
+
+/* ---- sending pages ---- */
+
+static bool bit_is_set(const uint64_t *bitmap, uint64_t page)
+{
+    return bitmap[page / 64] >> (page % 64) & 1;
+}
+
+/* Copied first, so that what is hashed is what is sent, whatever the guest writes meanwhile. */
+static int page_send(struct sender_channel *c, size_t region, uint64_t page, struct error *err)
+{
+    struct migrate_sender *s = c->sender;
+    uint8_t copy[GUEST_PAGE_BYTES];
+    memcpy(copy, s->regions[region].host + page * GUEST_PAGE_BYTES, sizeof(copy));
+    c->looked++;
+    switch (page_ledger_note(&s->ledger, region, page, copy)) {
+    case PAGE_SAME:
+        c->same++;
+        return 0;
+    case PAGE_ZERO:
+        return stream_pages_put_zero(c->pages, (uint16_t)region, page, 1, err);
+    case PAGE_DATA:
+    default:
+        return stream_pages_put(c->pages, (uint16_t)region, page, copy, err);
+    }
+}
+
+static int block_send(struct sender_channel *c, size_t region, uint64_t first, uint64_t end, struct error *err)
+{
+    const uint64_t *bitmap = c->sender->bitmaps[region];
+    int code = 0;
+    for (uint64_t page = first; code == 0 && page < end;) {
+        if (page % 64 == 0 && bitmap[page / 64] == 0) {
+            page += 64;
+            continue;
+        }
+        if (bit_is_set(bitmap, page))
+            code = page_send(c, region, page, err);
+        page++;
+    }
+    return code;
+}
+
+/* This channel's share of the bitmaps, and the word that it is all. The guest runs: wait until the target has it, so
+ * that what is measured is the way there and not this host's buffers. */
+static int channel_round(struct sender_channel *c, bool final, struct error *err)
+{
+    struct migrate_sender *s = c->sender;
+    int code = 0;
+    c->looked = c->same = 0;
+    for (size_t i = 0; i < s->region_count; i++) {
+        uint64_t pages = s->regions[i].size / GUEST_PAGE_BYTES;
+        for (uint64_t first = 0; code == 0 && first < pages; first += BLOCK_PAGES)
+            if (first / BLOCK_PAGES % s->options.channels == c->index)
+                code = block_send(c, i, first, MIN(first + BLOCK_PAGES, pages), err);
+    }
+    if (code == 0)
+        code = stream_pages_flush(c->pages, err);
+    if (code < 0)
+        return code;
+    if (final) {
+        struct migrate_step step = {.kind = MIGRATE_FINAL};
+        return c->index == 0 ? 0 : migrate_step_put(&c->out, &step, err); /* channel 0 has more to say first */
+    }
+    struct migrate_reply reply;
+    struct migrate_step step = {.kind = MIGRATE_SYNC, .number = s->work};
+    code = migrate_step_put(&c->out, &step, err);
+    if (code == 0)
+        code = migrate_channel_expect(&c->channel, MIGRATE_SYNCED, &reply, err);
+    if (code == 0 && reply.value != step.number)
+        code = error_set(err, -EBADMSG, ERROR_CHECKSUM, "the target has acknowledged another round");
+    return code;
+}
+
+/* ---- the channels' threads ---- */
+
+static void *channel_main(void *arg)
+{
+    struct sender_channel *c = arg;
+    struct migrate_sender *s = c->sender;
+    unsigned done = 0;
+    pthread_mutex_lock(&s->lock);
+    while (true) {
+        while (s->work == done && !s->ending)
+            pthread_cond_wait(&s->changed, &s->lock);
+        if (s->ending)
+            break;
+        done = s->work;
+        bool final = s->work_is_final;
+        struct error err = {0};
+        pthread_mutex_unlock(&s->lock);
+        int code = channel_round(c, final, &err);
+        pthread_mutex_lock(&s->lock);
+        c->code = code;
+        c->err = err;
+        s->working--;
+        pthread_cond_broadcast(&s->changed);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* One round on all channels, this thread doing the first's share. The first failure is told. */
+static int round_send(struct migrate_sender *s, bool final, struct error *err)
+{
+    unsigned others = s->options.channels - 1;
+    pthread_mutex_lock(&s->lock);
+    s->work++;
+    s->work_is_final = final;
+    s->working = others;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    int code = channel_round(&s->channels[0], final, err);
+    pthread_mutex_lock(&s->lock);
+    if (code < 0)
+        __atomic_store_n(&s->cancel, true, __ATOMIC_RELEASE); /* the others need not wait for their patience to end */
+    while (s->working)
+        pthread_cond_wait(&s->changed, &s->lock);
+    for (unsigned i = 1; code == 0 && i <= others; i++) {
+        code = s->channels[i].code;
+        if (code < 0 && err)
+            *err = s->channels[i].err;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return code;
+}
+
+/* ---- connecting ---- */
+
+static int channel_open(struct sender_channel *c, struct error *err)
+{
+    struct migrate_sender *s = c->sender;
+    struct migrate_reply reply;
+    struct migrate_step open = {.kind = MIGRATE_OPEN,
+                                .number = c->index,
+                                .channels = s->options.channels,
+                                .flags = s->options.verify ? MIGRATE_OPEN_VERIFY : 0};
+    struct migrate_step check = {.kind = MIGRATE_CHECK};
+    memcpy(open.id, s->id, sizeof(open.id));
+    int fd = s->options.connect(s->options.arg, err);
+    if (fd < 0)
+        return fd;
+    migrate_channel_init(&c->channel, fd, &s->cancel, s->options.patience_ms);
+    c->open = true;
+    if (s->options.bytes_per_s_max)
+        c->channel.bytes_per_s_max = MAX(s->options.bytes_per_s_max / s->options.channels, 1);
+    int code = stream_writer_begin(&c->out, migrate_channel_write, &c->channel, &s->header, err);
+    if (code == 0)
+        code = migrate_step_put(&c->out, &open, err);
+    if (code == 0 && c->index == 0 && s->guest->ops->check_save)
+        code = s->guest->ops->check_save(s->guest, &c->out, err);
+    if (code == 0 && c->index == 0)
+        code = migrate_step_put(&c->out, &check, err);
+    if (code == 0)
+        code = migrate_channel_expect(&c->channel, MIGRATE_ACCEPTED, &reply, err);
+    if (code < 0)
+        return code;
+    c->pages = stream_pages_writer_create(&c->out, false);
+    if (c->index == 0)
+        return 0;
+    code = -pthread_create(&c->thread, NULL, channel_main, c);
+    c->thread_runs = code == 0;
+    return code < 0 ? error_errno(err, code, "cannot start a thread") : 0;
+}
+
+static int connect_all(struct migrate_sender *s, struct error *err)
+{
+    phase_set(s, MIGRATE_PHASE_CONNECT);
+    if (getrandom(s->id, sizeof(s->id), 0) != (ssize_t)sizeof(s->id))
+        return error_errno(err, -errno, "no random numbers");
+    int code = page_ledger_init(&s->ledger, s->regions, s->region_count, err);
+    for (size_t i = 0; code == 0 && i < s->region_count; i++) {
+        size_t words = (s->regions[i].size / GUEST_PAGE_BYTES + 63) / 64;
+        s->bitmaps[i] = calloc(words, sizeof(uint64_t));
+        if (!s->bitmaps[i])
+            code = error_set(err, -ENOMEM, ERROR_INTERNAL, "no memory for a bitmap of %zu bytes", words * 8);
+    }
+    for (unsigned i = 0; code == 0 && i < s->options.channels; i++)
+        code = channel_open(&s->channels[i], err);
+    return code;
+}
+
+/* ---- rounds ---- */
+
+/* The pages written since the last fetch join those of the next round; *ret_pages: how many these are. */
+static int dirty_fetch(struct migrate_sender *s, uint64_t *ret_pages, struct error *err)
+{
+    uint64_t count = 0;
+    for (size_t i = 0; i < s->region_count; i++) {
+        size_t words = (s->regions[i].size / GUEST_PAGE_BYTES + 63) / 64;
+        int code = s->guest->ops->dirty_fetch(s->guest, i, s->bitmaps[i], err);
+        if (code < 0)
+            return code;
+        for (size_t w = 0; w < words; w++)
+            count += (unsigned)__builtin_popcountll(s->bitmaps[i][w]);
+    }
+    *ret_pages = count;
+    return 0;
+}
+
+static void bitmaps_clear(struct migrate_sender *s)
+{
+    for (size_t i = 0; i < s->region_count; i++)
+        memset(s->bitmaps[i], 0, (s->regions[i].size / GUEST_PAGE_BYTES + 63) / 64 * sizeof(uint64_t));
+}
+
+static void range_set(uint64_t *bitmap, uint64_t page, uint64_t pages)
+{
+    for (uint64_t end = page + pages; page < end;) {
+        uint64_t bits = MIN(64 - page % 64, end - page);
+        bitmap[page / 64] |= (bits == 64 ? ~0ull : (1ull << bits) - 1) << (page % 64);
+        page += bits;
+    }
+}
+
+/* The first round is all that may hold something; the first fetch, which may name every page, only begins the log. */
+static int bulk_prepare(struct migrate_sender *s, struct error *err)
+{
+    uint64_t pages;
+    int code = s->guest->ops->dirty_start(s->guest, err);
+    s->is_logging = code == 0;
+    if (code == 0)
+        code = dirty_fetch(s, &pages, err);
+    bitmaps_clear(s);
+    for (size_t i = 0; code == 0 && i < s->region_count; i++) {
+        uint64_t end = s->regions[i].size / GUEST_PAGE_BYTES, page = 0;
+        while (page < end) {
+            pages = end - page;
+            if (s->guest->ops->next_data)
+                s->guest->ops->next_data(s->guest, i, &page, &pages);
+            if (pages == 0)
+                break;
+            range_set(s->bitmaps[i], page, pages);
+            page += pages;
+        }
+    }
+    return code;
+}
+
+static uint64_t sent_bytes(const struct migrate_sender *s)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < s->options.channels; i++)
+        sum += __atomic_load_n(&s->channels[i].channel.written, __ATOMIC_RELAXED);
+    return sum;
+}
+
+static uint64_t round_count(struct migrate_sender *s)
+{
+    uint64_t looked = 0;
+    struct stream_pages_counters sum = {0};
+    for (unsigned i = 0; i < s->options.channels; i++) {
+        struct stream_pages_counters c = stream_pages_counters(s->channels[i].pages);
+        looked += s->channels[i].looked;
+        sum.pages_data += c.pages_data;
+        sum.pages_zero += c.pages_zero;
+        s->progress.pages_same += s->channels[i].same;
+    }
+    s->progress.pages_data = sum.pages_data;
+    s->progress.pages_zero = sum.pages_zero;
+    return looked;
+}
+
+static void throttle(struct migrate_sender *s, unsigned percent)
+{
+    if (percent == s->throttle || !s->guest->ops->throttle)
+        return;
+    s->throttle = percent;
+    s->guest->ops->throttle(s->guest, percent);
+}
+
+static void round_note(struct migrate_sender *s, const struct precopy_round *r, const struct precopy_decision *d,
+                       uint64_t bytes)
+{
+    struct migrate_progress *p = &s->progress;
+    pthread_mutex_lock(&s->lock);
+    p->rounds++;
+    p->throttle = d->throttle;
+    p->dirty_pages = r->dirty_pages;
+    p->dirty_per_s = s->precopy.dirty_per_s;
+    p->bytes_per_s = bytes * 1000000 / MAX(r->took_us, 1);
+    p->predicted_us = d->predicted_us;
+    p->expect_us = precopy_expect_us(&s->precopy, r->dirty_pages);
+    snprintf(p->why, sizeof(p->why), "%s", d->why);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Send, look what was written meanwhile, decide; until the guest may be stopped. */
+static int rounds_run(struct migrate_sender *s, struct error *err)
+{
+    struct precopy_decision d = {.action = PRECOPY_ROUND};
+    phase_set(s, MIGRATE_PHASE_MEMORY);
+    int code = bulk_prepare(s, err);
+    while (code == 0 && d.action == PRECOPY_ROUND) {
+        uint64_t start_us = migrate_now_us(), bytes = sent_bytes(s);
+        code = round_send(s, false, err);
+        bitmaps_clear(s);
+        struct precopy_round r = {.took_us = migrate_now_us() - start_us};
+        if (code == 0)
+            code = dirty_fetch(s, &r.dirty_pages, err);
+        if (code < 0)
+            return code;
+        r.elapsed_us = migrate_now_us() - s->began_us;
+        pthread_mutex_lock(&s->lock);
+        r.pages = round_count(s);
+        pthread_mutex_unlock(&s->lock);
+        d = precopy_decide(&s->precopy, &r);
+        round_note(s, &r, &d, sent_bytes(s) - bytes);
+        throttle(s, d.throttle);
+    }
+    if (code == 0 && d.action != PRECOPY_PAUSE)
+        code = error_set(err, -ETIMEDOUT, ERROR_TIMEOUT,
+                         "the guest writes memory faster than it can be sent: %s; the pause would be %llu ms, and %llu "
+                         "are allowed; allow a longer one, more time or more bandwidth",
+                         d.why, (unsigned long long)(d.predicted_us / 1000),
+                         (unsigned long long)(s->options.precopy.downtime_us / 1000));
+    return code;
+}
+
+/* ---- the pause ---- */
+
+static int verify_send(struct migrate_sender *s, struct error *err)
+{
+    struct bytes_writer crcs = {0};
+    int code = 0;
+    for (size_t i = 0; code == 0 && i < s->region_count; i++) {
+        const struct guest_region *r = &s->regions[i];
+        for (uint64_t at = 0; code == 0 && at < r->size;) {
+            struct migrate_step step = {
+                .kind = MIGRATE_VERIFY, .number = (uint32_t)i, .value = at / MIGRATE_PIECE_BYTES};
+            crcs.size = 0;
+            for (; at < r->size && step.crc_count < MIGRATE_PIECES_MAX; at += MIGRATE_PIECE_BYTES, step.crc_count++)
+                bytes_put_u32(&crcs,
+                              bytes_crc32c(0, r->host + at, MIN((uint64_t)MIGRATE_PIECE_BYTES, r->size - at)));
+            step.crcs = crcs.data;
+            code = migrate_step_put(&s->channels[0].out, &step, err);
+        }
+    }
+    bytes_writer_finish(&crcs);
+    return code;
+}
+
+/* The limits of the time when the guest ran hold no more. */
+static void channels_hurry(struct migrate_sender *s)
+{
+    for (unsigned i = 0; i < s->options.channels; i++) {
+        s->channels[i].channel.bytes_per_s_max = 0;
+        s->channels[i].channel.patience_ms = s->options.stop_patience_ms;
+    }
+}
+
+static int stop_and_send(struct migrate_sender *s, struct error *err)
+{
+    struct sender_channel *main = &s->channels[0];
+    struct migrate_step final = {.kind = MIGRATE_FINAL};
+    struct migrate_reply reply;
+    uint64_t pages;
+    phase_set(s, MIGRATE_PHASE_STOP);
+    channels_hurry(s);
+    int code = s->guest->ops->pause(s->guest, err);
+    if (code < 0)
+        return code;
+    s->is_stopped = true;
+    if (s->options.is_paused && s->options.is_paused(s->options.arg))
+        final.number = MIGRATE_FINAL_PAUSED;
+    if ((code = s->guest->ops->state_save(s->guest, &main->out, err)) < 0 ||
+        (code = dirty_fetch(s, &pages, err)) < 0 || (code = round_send(s, true, err)) < 0)
+        return code;
+    pthread_mutex_lock(&s->lock);
+    round_count(s);
+    s->progress.dirty_pages = 0;
+    pthread_mutex_unlock(&s->lock);
+    if (s->options.verify && (code = verify_send(s, err)) < 0)
+        return code;
+    if ((code = migrate_step_put(&main->out, &final, err)) < 0)
+        return code;
+    return migrate_channel_expect(&main->channel, MIGRATE_READY, &reply, err);
+}
+
+/* ---- the hand-over ---- */
+
+static enum migrate_outcome decision_wait(struct migrate_sender *s, uint64_t *ret_epoch)
+{
+    pthread_mutex_lock(&s->lock);
+    while (s->outcome == MIGRATE_UNDECIDED && !__atomic_load_n(&s->abandoned, __ATOMIC_ACQUIRE))
+        pthread_cond_wait(&s->changed, &s->lock);
+    enum migrate_outcome outcome = s->outcome;
+    *ret_epoch = s->epoch;
+    pthread_mutex_unlock(&s->lock);
+    return outcome;
+}
+
+static int owner_ask(struct migrate_sender *s, uint64_t *ret_epoch, struct error *err)
+{
+    *ret_epoch = 0;
+    pthread_mutex_lock(&s->lock);
+    bool too_late = __atomic_load_n(&s->cancel, __ATOMIC_ACQUIRE);
+    s->progress.phase = s->options.ask_owner ? MIGRATE_PHASE_READY : MIGRATE_PHASE_GO; /* no cancel from here on */
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    if (too_late)
+        return error_set(err, -ECANCELED, ERROR_CANCELLED, "the migration was cancelled");
+    if (!s->options.ask_owner)
+        return 0;
+    switch (decision_wait(s, ret_epoch)) {
+    case MIGRATE_RUNS_THERE:
+        return 0;
+    case MIGRATE_RUNS_HERE:
+        return error_set(err, -ECONNABORTED, ERROR_CONFLICT, "it was decided that the VM stays here");
+    case MIGRATE_UNDECIDED:
+    default:
+        return error_set(err, -EOWNERDEAD, ERROR_UNKNOWN_OUTCOME, "it was not decided whose the VM is");
+    }
+}
+
+static bool is_decided(struct migrate_sender *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool decided = s->outcome != MIGRATE_UNDECIDED || __atomic_load_n(&s->abandoned, __ATOMIC_ACQUIRE);
+    pthread_mutex_unlock(&s->lock);
+    return decided;
+}
+
+/* GO is on its way, or may be, and no word has come: @code and @err say why. Somebody else has to know, unless the
+ * target is only slow. */
+static int outcome_learn(struct migrate_sender *s, int code, struct error *err)
+{
+    struct migrate_channel *channel = &s->channels[0].channel;
+    struct migrate_reply reply;
+    uint64_t epoch;
+    int slow = code;
+    if (s->outcome == MIGRATE_RUNS_THERE)
+        return 0; /* it was decided before GO: what became of the word does not matter */
+    pthread_mutex_lock(&s->lock);
+    s->progress.phase = MIGRATE_PHASE_UNKNOWN;
+    s->progress.failure = *err;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    channel->patience_ms = 2 * CHANNEL_SLICE_MS;
+    while (slow == -ETIMEDOUT && !is_decided(s))
+        slow = migrate_channel_expect(channel, MIGRATE_RUNNING, &reply, NULL);
+    if (slow == 0)
+        return 0;
+    switch (decision_wait(s, &epoch)) {
+    case MIGRATE_RUNS_THERE:
+        return 0;
+    case MIGRATE_RUNS_HERE:
+        return code;
+    case MIGRATE_UNDECIDED:
+    default:
+        return error_set(err, -EOWNERDEAD, ERROR_UNKNOWN_OUTCOME, "it is not known whether the target runs the VM");
+    }
+}
+
+static int hand_over(struct migrate_sender *s, struct error *err)
+{
+    struct sender_channel *main = &s->channels[0];
+    struct migrate_reply reply;
+    struct migrate_step go = {.kind = MIGRATE_GO};
+    int code = owner_ask(s, &go.value, err);
+    bool is_theirs = code == 0 && s->outcome == MIGRATE_RUNS_THERE;
+    if (code == 0 && !is_theirs && !migrate_channel_is_open(&main->channel))
+        code = error_set(err, -ECONNRESET, ERROR_UNREACHABLE, "the target has gone before it was told to run");
+    s->has_let_go = code == 0;
+    if (code == 0 && s->options.let_go)
+        code = s->options.let_go(s->options.arg, err);
+    if (code < 0 && !is_theirs)
+        return code;
+    phase_set(s, MIGRATE_PHASE_GO);
+    main->channel.patience_ms = s->options.stop_patience_ms;
+    main->channel.cancel = &s->abandoned;
+    code = migrate_step_put(&main->out, &go, err);
+    if (code == 0) {
+        (void)stream_put_end(&main->out, NULL); /* a target that runs already may have gone: its word counts */
+        code = migrate_channel_expect(&main->channel, MIGRATE_RUNNING, &reply, err);
+    }
+    return code < 0 ? outcome_learn(s, code, err) : 0;
+}
+
+/* ---- all of it ---- */
+
+/* Best effort: a target that hears nothing finds out by itself. */
+static void cancel_tell(struct migrate_sender *s, const struct error *err)
+{
+    struct migrate_step step = {.kind = MIGRATE_CANCEL};
+    bool never = false;
+    struct sender_channel *main = &s->channels[0];
+    if (!main->open)
+        return;
+    snprintf(step.text, sizeof(step.text), "%.480s", err->text);
+    main->channel.cancel = &never;
+    main->channel.patience_ms = 100;
+    (void)migrate_step_put(&main->out, &step, NULL);
+}
+
+/* The connection broke: the target may have said why before. */
+static void refusal_read(struct migrate_sender *s, struct error *err)
+{
+    struct migrate_channel *channel = &s->channels[0].channel;
+    struct migrate_reply reply;
+    struct error said;
+    bool never = false;
+    int code = 0;
+    if (!s->channels[0].open)
+        return;
+    channel->cancel = &never;
+    channel->patience_ms = 2 * CHANNEL_SLICE_MS;
+    for (unsigned i = 0; code == 0 && i < MIGRATE_CHANNELS_MAX; i++)
+        code = migrate_channel_reply(channel, &reply, &said);
+    if (code == -ECONNABORTED)
+        *err = said;
+}
+
+/* Somebody else has what was let go: then it was not for us to go on, whoever decided so. Ask again. */
+static int take_back(struct migrate_sender *s, struct error *err)
+{
+    uint64_t epoch;
+    while (s->has_let_go && s->options.take_back && s->options.take_back(s->options.arg, err) < 0) {
+        pthread_mutex_lock(&s->lock);
+        s->outcome = MIGRATE_UNDECIDED;
+        s->progress.phase = MIGRATE_PHASE_UNKNOWN;
+        s->progress.failure = *err;
+        pthread_mutex_unlock(&s->lock);
+        switch (decision_wait(s, &epoch)) {
+        case MIGRATE_RUNS_THERE:
+            return 0;
+        case MIGRATE_RUNS_HERE:
+            continue;
+        case MIGRATE_UNDECIDED:
+        default:
+            return -EOWNERDEAD;
+        }
+    }
+    return 0;
+}
+
+/* The guest goes on here. */
+static int go_on_here(struct migrate_sender *s, int code, struct error *err)
+{
+    struct error second;
+    if (code == -ECONNRESET)
+        refusal_read(s, err);
+    cancel_tell(s, err);
+    channels_finish(s);
+    throttle(s, 0);
+    if (s->is_logging)
+        s->guest->ops->dirty_stop(s->guest);
+    if (!s->is_stopped)
+        return code;
+    if (take_back(s, err) < 0)
+        return -EOWNERDEAD;
+    if (s->outcome == MIGRATE_RUNS_THERE)
+        return 0;
+    if (s->guest->ops->resume(s->guest, &second) < 0)
+        *err = second;
+    return code;
+}
+
+int migrate_sender_run(struct migrate_sender *s, struct error *err)
+{
+    struct error words = {0};
+    uint64_t stopped_us = 0;
+    s->began_us = migrate_now_us();
+    int code = connect_all(s, &words);
+    if (code == 0)
+        code = rounds_run(s, &words);
+    if (code == 0) {
+        stopped_us = migrate_now_us();
+        code = stop_and_send(s, &words);
+    }
+    if (code == 0)
+        code = hand_over(s, &words);
+    uint64_t now_us = migrate_now_us();
+    bool was_cancelled = code == -ECANCELED;
+    if (code == -EOWNERDEAD)
+        channels_finish(s);
+    else if (code < 0)
+        code = go_on_here(s, code, &words);
+    else
+        throttle(s, 0);
+    pthread_mutex_lock(&s->lock);
+    s->progress.phase = code == 0               ? MIGRATE_PHASE_DONE
+                        : code == -EOWNERDEAD   ? MIGRATE_PHASE_UNKNOWN
+                        : was_cancelled         ? MIGRATE_PHASE_CANCELLED
+                                                : MIGRATE_PHASE_FAILED;
+    s->progress.downtime_us = stopped_us ? now_us - stopped_us : 0;
+    s->progress.total_us = now_us - s->began_us;
+    s->progress.throttle = 0;
+    s->progress.sent_bytes = sent_bytes(s);
+    if (code < 0)
+        s->progress.failure = words;
+    pthread_mutex_unlock(&s->lock);
+    if (code < 0 && err)
+        *err = words;
+    return code;
+}
+
+/* ---- from other threads ---- */
+
+struct migrate_progress migrate_sender_progress(struct migrate_sender *s)
+{
+    pthread_mutex_lock(&s->lock);
+    struct migrate_progress progress = s->progress;
+    pthread_mutex_unlock(&s->lock);
+    if (progress.phase > MIGRATE_PHASE_IDLE && progress.phase < MIGRATE_PHASE_UNKNOWN) {
+        progress.total_us = migrate_now_us() - s->began_us;
+        progress.sent_bytes = sent_bytes(s);
+    }
+    return progress;
+}
+
+int migrate_sender_cancel(struct migrate_sender *s, struct error *err)
+{
+    int code = 0;
+    pthread_mutex_lock(&s->lock);
+    if (s->progress.phase >= MIGRATE_PHASE_READY)
+        code = error_set(err, -EINVAL, ERROR_CONFLICT, "it is too late to cancel the migration");
+    else
+        __atomic_store_n(&s->cancel, true, __ATOMIC_RELEASE);
+    pthread_mutex_unlock(&s->lock);
+    return code;
+}
+
+int migrate_sender_decide(struct migrate_sender *s, enum migrate_outcome outcome, uint64_t epoch, struct error *err)
+{
+    int code = 0;
+    pthread_mutex_lock(&s->lock);
+    enum migrate_phase phase = s->progress.phase;
+    if ((phase != MIGRATE_PHASE_READY && phase != MIGRATE_PHASE_UNKNOWN) || s->outcome != MIGRATE_UNDECIDED)
+        code = error_set(err, -EINVAL, ERROR_CONFLICT, "there is nothing to decide about the migration");
+    else {
+        s->outcome = outcome;
+        s->epoch = epoch;
+    }
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    return code;
+}
+
+void migrate_sender_abandon(struct migrate_sender *s)
+{
+    pthread_mutex_lock(&s->lock);
+    __atomic_store_n(&s->cancel, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&s->abandoned, true, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
