@@ -68,6 +68,12 @@ int control_nic_show(struct control_call *call, struct error *err);
 int control_nic_change(struct control_call *call, struct error *err);
 int control_device_unplug(struct control_call *call, struct error *err);
 
+/* control_migrate.c */
+int control_migration_show(struct control_call *call, struct error *err);
+int control_migration_start(struct control_call *call, struct error *err);
+int control_migration_cancel(struct control_call *call, struct error *err);
+int control_migration_decide(struct control_call *call, struct error *err);
+
 /* control_snapshot.c */
 int control_snapshot_show(struct control_call *call, struct error *err);
 int control_snapshot_write(struct control_call *call, struct error *err);

@@ -96,7 +96,9 @@ int control_disk_show(struct control_call *call, struct error *err)
 int control_disk_plug(struct control_call *call, struct error *err)
 {
     struct machine_slot *slot;
-    int code = machine_plug_disk(call->machine, call->body, &slot, err);
+    int code = machine_changeable(call->machine, err);
+    if (code == 0)
+        code = machine_plug_disk(call->machine, call->body, &slot, err);
     if (code < 0)
         return code;
     call->status = HTTP_CREATED;
@@ -107,7 +109,9 @@ int control_disk_plug(struct control_call *call, struct error *err)
 int control_disk_change(struct control_call *call, struct error *err)
 {
     struct machine_slot *slot = machine_slot_find(call->machine, SLOT_DISK, call->id, err);
-    int code = slot ? machine_slot_change_disk(call->machine, slot, call->body, err) : -ENOENT;
+    int code = slot ? machine_changeable(call->machine, err) : -ENOENT;
+    if (code == 0)
+        code = machine_slot_change_disk(call->machine, slot, call->body, err);
     return code < 0 ? code : show(call, SLOT_DISK, err);
 }
 
@@ -124,7 +128,9 @@ int control_nic_show(struct control_call *call, struct error *err)
 int control_nic_plug(struct control_call *call, struct error *err)
 {
     struct machine_slot *slot;
-    int code = machine_plug_nic(call->machine, call->body, &slot, err);
+    int code = machine_changeable(call->machine, err);
+    if (code == 0)
+        code = machine_plug_nic(call->machine, call->body, &slot, err);
     if (code < 0)
         return code;
     call->status = HTTP_CREATED;
@@ -137,6 +143,9 @@ int control_nic_change(struct control_call *call, struct error *err)
     struct machine_slot *slot = machine_slot_find(call->machine, SLOT_NIC, call->id, err);
     if (!slot)
         return -ENOENT;
+    int code = machine_changeable(call->machine, err);
+    if (code < 0)
+        return code;
     machine_slot_change_nic(call->machine, slot, call->body);
     return show(call, SLOT_NIC, err);
 }
@@ -149,6 +158,9 @@ int control_device_unplug(struct control_call *call, struct error *err)
     bool goes_at_once = call->force && kind == SLOT_NIC;
     if (!slot)
         return -ENOENT;
+    int code = machine_changeable(call->machine, err);
+    if (code < 0)
+        return code;
     if (goes_at_once)
         put_slot(call->machine, slot, &call->answer);
     machine_slot_unplug(call->machine, slot, call->force);

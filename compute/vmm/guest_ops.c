@@ -4,6 +4,7 @@
 
 #include <errno.h>
 
+#include "compute/vmm/machine_check.h"
 #include "compute/vmm/machine_state.h"
 
 static struct machine *machine_of(struct guest *guest)
@@ -72,14 +73,92 @@ static int ops_dirty_fetch(struct guest *guest, size_t region, uint64_t *bitmap,
     return 0;
 }
 
+static void ops_throttle(struct guest *guest, unsigned percent)
+{
+    vcpu_throttle_set(&CONTAINER_OF(guest, struct machine_guest, guest)->throttle, percent);
+}
+
+/* ---- on the control loop ---- */
+
+/* A call that has to be made there. */
+struct control_call_arg {
+    struct machine_guest *g;
+    struct stream_writer *out;
+    struct stream_states *states;
+};
+
+static int on_control(struct guest *guest, control_gate_fn function, struct stream_writer *out,
+                      struct stream_states *states, struct error *err)
+{
+    struct control_call_arg call = {CONTAINER_OF(guest, struct machine_guest, guest), out, states};
+    return call.g->gate ? control_gate_run(call.g->gate, function, &call, err) : function(&call, err);
+}
+
+static int do_pause(void *arg, struct error *err)
+{
+    struct machine_guest *g = ((struct control_call_arg *)arg)->g;
+    int code = machine_freeze(g->machine, err);
+    g->was_paused = g->machine->state == MACHINE_PAUSED;
+    return code;
+}
+
+static int do_resume(void *arg, struct error *err)
+{
+    return machine_thaw(((struct control_call_arg *)arg)->g->machine, err);
+}
+
+static int do_state_save(void *arg, struct error *err)
+{
+    struct control_call_arg *call = arg;
+    return machine_state_save(call->g->machine, call->out, err);
+}
+
+static int do_state_load(void *arg, struct error *err)
+{
+    struct control_call_arg *call = arg;
+    return machine_state_load(call->g->machine, call->states, err);
+}
+
+static int do_check_save(void *arg, struct error *err)
+{
+    struct control_call_arg *call = arg;
+    return machine_check_save(call->g->machine, call->out, err);
+}
+
+static int do_check_load(void *arg, struct error *err)
+{
+    struct control_call_arg *call = arg;
+    return machine_check_load(call->g->machine, call->states, err);
+}
+
 static int ops_pause(struct guest *guest, struct error *err)
 {
-    return machine_pause(machine_of(guest), err);
+    return on_control(guest, do_pause, NULL, NULL, err);
 }
 
 static int ops_resume(struct guest *guest, struct error *err)
 {
-    return machine_resume(machine_of(guest), err);
+    return on_control(guest, do_resume, NULL, NULL, err);
+}
+
+static int ops_state_save(struct guest *guest, struct stream_writer *out, struct error *err)
+{
+    return on_control(guest, do_state_save, out, NULL, err);
+}
+
+static int ops_state_load(struct guest *guest, struct stream_states *states, struct error *err)
+{
+    return on_control(guest, do_state_load, NULL, states, err);
+}
+
+static int ops_check_save(struct guest *guest, struct stream_writer *out, struct error *err)
+{
+    return on_control(guest, do_check_save, out, NULL, err);
+}
+
+static int ops_check_load(struct guest *guest, struct stream_states *states, struct error *err)
+{
+    return on_control(guest, do_check_load, NULL, states, err);
 }
 
 static void ops_next_data(struct guest *guest, size_t region, uint64_t *page, uint64_t *pages)
@@ -92,16 +171,6 @@ static int ops_memory_map(struct guest *guest, size_t region, int fd, uint64_t o
     return memory_map_file(&machine_of(guest)->memory, region, fd, offset, err);
 }
 
-static int ops_state_save(struct guest *guest, struct stream_writer *out, struct error *err)
-{
-    return machine_state_save(machine_of(guest), out, err);
-}
-
-static int ops_state_load(struct guest *guest, struct stream_states *states, struct error *err)
-{
-    return machine_state_load(machine_of(guest), states, err);
-}
-
 static const struct guest_ops machine_guest_ops = {
     .regions = ops_regions,
     .next_data = ops_next_data,
@@ -109,13 +178,22 @@ static const struct guest_ops machine_guest_ops = {
     .dirty_start = ops_dirty_start,
     .dirty_fetch = ops_dirty_fetch,
     .dirty_stop = ops_dirty_stop,
+    .throttle = ops_throttle,
+    .check_save = ops_check_save,
+    .check_load = ops_check_load,
     .pause = ops_pause,
     .resume = ops_resume,
     .state_save = ops_state_save,
     .state_load = ops_state_load,
 };
 
-void machine_guest_init(struct machine_guest *g, struct machine *m)
+void machine_guest_init(struct machine_guest *g, struct machine *m, struct control_gate *gate)
 {
-    *g = (struct machine_guest){.guest.ops = &machine_guest_ops, .machine = m};
+    *g = (struct machine_guest){.guest.ops = &machine_guest_ops, .machine = m, .gate = gate};
+    vcpu_throttle_init(&g->throttle, &m->vcpus);
+}
+
+void machine_guest_finish(struct machine_guest *g)
+{
+    vcpu_throttle_finish(&g->throttle);
 }

@@ -11,6 +11,8 @@
 #include "compute/vmm/acpi.h"
 #include "compute/vmm/devices/pm/pm.h"
 #include "compute/vmm/devices/serial/serial.h"
+#include "compute/vmm/machine_incoming.h"
+#include "compute/vmm/machine_migrate.h"
 #include "compute/vmm/machine_snapshot.h"
 #include "compute/vmm/pc1_layout.h"
 #include "compute/vmm/smbios.h"
@@ -292,6 +294,8 @@ int machine_init(struct machine *m, const struct vmm_config *config, const struc
 
 void machine_finish(struct machine *m)
 {
+    migrate_job_destroy(m->migrate);
+    incoming_job_destroy(m->incoming);
     snapshot_job_destroy(m->snapshot);
     console_set_input(m->console, NULL, NULL);
     lease_watch_stop(&m->lease);
@@ -473,9 +477,32 @@ static int refuse(const struct machine *m, const char *verb, struct error *err)
 /* While its state is being written nothing may change it. */
 static int frozen_check(const struct machine *m, struct error *err)
 {
-    return m->frozen ? error_set(err, -EBUSY, ERROR_CONFLICT,
-                                 "a snapshot of the VM is being written; wait for it, or cancel it")
-                     : 0;
+    if (!m->frozen)
+        return 0;
+    return error_set(err, -EBUSY, ERROR_CONFLICT, "%s",
+                     machine_migrate_is_active(m) || machine_incoming_is_active(m)
+                         ? "the VM stands still for its migration; wait for its end"
+                         : "a snapshot of the VM is being written; wait for it, or cancel it");
+}
+
+int machine_changeable(const struct machine *m, struct error *err)
+{
+    if (!machine_migrate_is_active(m) && !machine_incoming_is_active(m))
+        return 0;
+    return error_set(err, -EBUSY, ERROR_CONFLICT, "the VM is being migrated; wait for its end, or cancel it");
+}
+
+void machine_leave(struct machine *m)
+{
+    if (!machine_has_ended(m))
+        machine_end_with(m, MACHINE_END_MIGRATED, "it runs elsewhere now");
+}
+
+void machine_fail(struct machine *m, const char *why)
+{
+    snprintf(m->failure, sizeof(m->failure), "%s", why);
+    if (!machine_has_ended(m))
+        machine_end_with(m, MACHINE_END_FAILURE, m->failure);
 }
 
 int machine_freeze(struct machine *m, struct error *err)

@@ -44,6 +44,7 @@ enum machine_end {
     MACHINE_END_TRIPLE_FAULT, /* the same by a triple fault */
     MACHINE_END_DEBUG_EXIT,   /* a test program ended with machine.debug_status */
     MACHINE_END_FAILURE,      /* KVM or we could not go on; machine.failure says why */
+    MACHINE_END_MIGRATED,     /* it runs in another VMM */
 };
 
 struct pm;
@@ -54,6 +55,7 @@ struct serial;
 struct machine_options {
     bool exit_on_reset;    /* a reset ends the machine */
     bool debug_exit;       /* the test programs' device is there (devices/testdev) */
+    bool incoming;         /* it will be migrated here: disks are another's until then */
     const char *multiboot; /* a program to boot instead of the kernel, or NULL; borrowed */
     const struct sandbox *sandbox; /* of the threads; NULL: none; borrowed */
 };
@@ -97,6 +99,8 @@ struct machine {
     struct log_limit reset_log;
     bool frozen;                   /* machine_freeze */
     struct snapshot_job *snapshot; /* machine_snapshot.h; NULL until the first */
+    struct migrate_job *migrate;   /* machine_migrate.h; NULL until the first */
+    struct incoming_job *incoming; /* machine_incoming.h; NULL where it was not migrated here */
 };
 
 /* Build everything; nothing runs yet. On failure nothing is left behind. */
@@ -113,6 +117,12 @@ int machine_start_restored(struct machine *m, machine_load_fn load, void *arg, b
  * state change until the thaw. */
 int machine_freeze(struct machine *m, struct error *err);
 int machine_thaw(struct machine *m, struct error *err);
+/* The guest runs in another VMM: this one ends. Frozen. */
+void machine_leave(struct machine *m);
+/* -EBUSY in words while a migration is under way: neither devices nor their settings may change. */
+int machine_changeable(const struct machine *m, struct error *err);
+/* A machine that was to be migrated here cannot go on. */
+void machine_fail(struct machine *m, const char *why);
 /* -EINVAL where the state does not allow it; pausing what is paused is no error, nor is resuming what runs. */
 int machine_pause(struct machine *m, struct error *err);
 int machine_resume(struct machine *m, struct error *err);

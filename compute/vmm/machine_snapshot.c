@@ -114,7 +114,7 @@ static struct snapshot_job *job_of(struct machine *m)
     if (!m->snapshot) {
         m->snapshot = NEW(struct snapshot_job);
         m->snapshot->machine = m;
-        machine_guest_init(&m->snapshot->guest, m);
+        machine_guest_init(&m->snapshot->guest, m, NULL);
     }
     return m->snapshot;
 }
@@ -148,6 +148,9 @@ int machine_snapshot_begin(struct machine *m, const struct snapshot_options *opt
     struct snapshot_job *job = job_of(m);
     if (job->phase != SNAPSHOT_IDLE)
         return error_set(err, -EBUSY, ERROR_CONFLICT, "a snapshot of the VM is being written already");
+    int allowed = machine_changeable(m, err);
+    if (allowed < 0)
+        return allowed;
     job->stay = options->stay;
     job->done = done;
     job->arg = arg;
@@ -191,6 +194,7 @@ void snapshot_job_destroy(struct snapshot_job *job)
         snapshot_cancel(job->writer);
     thread_join(job);
     snapshot_writer_destroy(job->writer);
+    machine_guest_finish(&job->guest);
     free(job);
 }
 
@@ -210,7 +214,10 @@ int machine_restore_load(void *arg, struct machine *m, struct error *err)
 {
     struct machine_restore *restore = arg;
     struct machine_guest guest;
-    machine_guest_init(&guest, m);
+    machine_guest_init(&guest, m, NULL);
     int code = machine_description_check(snapshot_description(restore->file), m->config, err);
-    return code < 0 ? code : snapshot_load(restore->file, &guest.guest, restore->verify, err);
+    if (code == 0)
+        code = snapshot_load(restore->file, &guest.guest, restore->verify, err);
+    machine_guest_finish(&guest);
+    return code;
 }

@@ -146,22 +146,43 @@ static bool msr_is_known(const struct kvm_msr_list *known, uint32_t index)
     return false;
 }
 
-/* Can this host run what was saved of vCPU @i? Asked before anything is changed. */
-static int vcpu_judge(struct machine *m, unsigned i, struct saved_vcpu *saved, struct error *err)
+int machine_state_judge_cpuid(struct machine *m, unsigned vcpu, const struct kvm_cpuid2 *cpuid, struct error *err)
 {
     size_t bytes = sizeof(struct kvm_cpuid2) + KVM_CPUID_ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2);
     CLEANUP_FREE struct kvm_cpuid2 *here = xcalloc(1, bytes);
     struct cpuid_options options = vcpu_cpuid_options(&m->vcpus, &m->kvm);
     memcpy(here, m->vcpus.offered, bytes);
-    vcpu_cpuid_fix(here, &options, i);
-    int code = cpu_model_check_subset(saved->cpuid, here, err);
+    vcpu_cpuid_fix(here, &options, vcpu);
+    return cpu_model_check_subset(cpuid, here, err);
+}
+
+int machine_state_judge_msr(const struct machine *m, uint32_t index, struct error *err)
+{
+    if (msr_is_known(m->vcpus.msrs, index))
+        return 0;
+    return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                     "the guest's processor has MSR %#x, which this host's KVM does not know", index);
+}
+
+int machine_state_judge_tsc(const struct machine *m, uint32_t here, uint32_t wanted, struct error *err)
+{
+    uint64_t difference = wanted > here ? wanted - here : here - wanted;
+    if (difference * 1000000 <= (uint64_t)here * TSC_TOLERANCE_PPM || m->kvm.can_scale_tsc)
+        return 0;
+    return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                     "the guest's clock ran at %u kHz, this host's runs at %u kHz, and its processors cannot scale; "
+                     "take a host of the same rate",
+                     wanted, here);
+}
+
+/* Can this host run what was saved of vCPU @i? Asked before anything is changed. */
+static int vcpu_judge(struct machine *m, unsigned i, struct saved_vcpu *saved, struct error *err)
+{
+    int code = machine_state_judge_cpuid(m, i, saved->cpuid, err);
+    for (uint32_t n = 0; code == 0 && n < saved->state.msrs->nmsrs; n++)
+        code = machine_state_judge_msr(m, saved->state.msrs->entries[n].index, err);
     if (code < 0)
         return code;
-    for (uint32_t n = 0; n < saved->state.msrs->nmsrs; n++)
-        if (!msr_is_known(m->vcpus.msrs, saved->state.msrs->entries[n].index))
-            return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
-                             "the guest's processor has MSR %#x, which this host's KVM does not know",
-                             saved->state.msrs->entries[n].index);
     if (saved->state.nested && !m->kvm.nested_bytes)
         return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
                          "the guest may run guests of its own, which this host's KVM cannot do");
@@ -197,13 +218,12 @@ static int tsc_khz_load(struct machine *m, struct vcpu *v, uint32_t wanted, stru
     uint64_t difference = wanted > here ? wanted - here : here - wanted;
     if (difference * 1000000 <= (uint64_t)here * TSC_TOLERANCE_PPM)
         return 0;
-    if (!m->kvm.can_scale_tsc)
-        return error_set(
-            err, -ENOTSUP, ERROR_NOT_SUPPORTED,
-            "the guest's clock ran at %u kHz, this host's runs at %u kHz, and its processors cannot scale; "
-            "take a host of the same rate",
-            wanted, here);
-    return kvm_vcpu_set_tsc_khz(&v->kvm, wanted, err);
+    code = machine_state_judge_tsc(m, here, wanted, err);
+    if (code == 0)
+        code = kvm_vcpu_set_tsc_khz(&v->kvm, wanted, err);
+    if (code == 0)
+        v->initial.tsc_khz = wanted; /* what the next host is asked for */
+    return code;
 }
 
 static int vcpus_load(struct machine *m, struct saved_vcpus *saved, struct error *err)

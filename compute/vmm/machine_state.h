@@ -29,6 +29,10 @@
 
 int machine_state_save(struct machine *m, struct stream_writer *out, struct error *err);
 int machine_state_load(struct machine *m, struct stream_states *states, struct error *err);
+/* The judgements of step 1, one by one: -ENOTSUP in words. @here: the TSC's rate on this host. */
+int machine_state_judge_cpuid(struct machine *m, unsigned vcpu, const struct kvm_cpuid2 *cpuid, struct error *err);
+int machine_state_judge_msr(const struct machine *m, uint32_t index, struct error *err);
+int machine_state_judge_tsc(const struct machine *m, uint32_t here, uint32_t wanted, struct error *err);
 /* What the stream's header says of @m. @ret_description must be zeroed; the caller clears it. */
 void machine_description_fill(const struct machine *m, struct machine_description *ret_description);
 /* Is a machine made of @config one that @saved can be put into? -EINVAL naming the field. */

@@ -17,6 +17,7 @@
 #include "compute/vmm/control.h"
 #include "compute/vmm/jail.h"
 #include "compute/vmm/machine.h"
+#include "compute/vmm/machine_incoming.h"
 #include "compute/vmm/machine_snapshot.h"
 
 #define CONFIG_BYTES_MAX 1048576u
@@ -28,11 +29,12 @@ enum exit_status {
     STATUS_RESET = 3,        /* with --no-restart: the guest reset */
     STATUS_TRIPLE_FAULT = 4, /* with --no-restart: the guest's processor gave up */
     STATUS_FAILURE = 5,      /* KVM or the VMM could not go on */
+    STATUS_MIGRATED = 7,     /* it runs in another VMM */
     /* SANDBOX_STATUS = 6: a thread made a system call that it has no business with (sandbox.h) */
 };
 
 struct options {
-    const char *config, *control, *restore;
+    const char *config, *control, *restore, *incoming;
     bool console_stdio, verify;
     uid_t user; /* 0: no jail */
     enum sandbox_mode sandbox;
@@ -45,10 +47,13 @@ static const char help[] =
     "  drover-vmm --config FILE [--control PATH] [--console stdio] [--no-restart] [--log-level LEVEL]\n"
     "  drover-vmm --config FILE --multiboot FILE [--debug-exit] ...\n"
     "  drover-vmm --restore FILE [--config FILE] [--verify] ...\n"
+    "  drover-vmm --incoming unix:PATH --config FILE ...\n"
     "\n"
     "  --config FILE      the VM as JSON (schema: vmm_config)\n"
     "  --restore FILE     go on from a snapshot; --config may be left out: then it is the one in the snapshot\n"
     "  --verify           compare the snapshot's memory with its checksums first\n"
+    "  --incoming ADDRESS wait at unix:PATH for another VMM to migrate the VM to here (its control socket:\n"
+    "                     POST /v1/vm/migration {\"to\": \"unix:PATH\"}); --config says what it is like on this host\n"
     "  --control PATH     Unix socket for control; instead of control_path in FILE\n"
     "  --console stdio    show the serial console here and send it what is typed\n"
     "  --no-restart       end when the guest resets, instead of booting it again\n"
@@ -80,7 +85,7 @@ static const char help[] =
     "\n"
     "Exit status: 0 the guest powered off or the VM was stopped; 1 it could not be started; 2 bad option or\n"
     "configuration; 3 the guest reset (with --no-restart); 4 triple fault (with --no-restart); 5 the VM failed;\n"
-    "6 the sandbox was violated.\n";
+    "6 the sandbox was violated; 7 the VM was migrated and runs elsewhere.\n";
 
 static int user_parse(const char *word, uid_t *ret_user)
 {
@@ -99,6 +104,7 @@ static int options_parse(int argc, char **argv, struct options *o)
         {"config", required_argument, NULL, 'c'},
         {"control", required_argument, NULL, 's'},
         {"restore", required_argument, NULL, 'r'},
+        {"incoming", required_argument, NULL, 'i'},
         {"verify", no_argument, NULL, 'v'},
         {"console", required_argument, NULL, 'o'},
         {"no-restart", no_argument, NULL, 'n'},
@@ -121,6 +127,9 @@ static int options_parse(int argc, char **argv, struct options *o)
             o->console_stdio = true;
         } else if (option == 'r') {
             o->restore = optarg;
+        } else if (option == 'i') {
+            o->incoming = optarg;
+            o->machine.incoming = true;
         } else if (option == 'v') {
             o->verify = true;
         } else if (option == 'n') {
@@ -144,8 +153,9 @@ static int options_parse(int argc, char **argv, struct options *o)
             return -EINVAL;
         }
     }
-    if (optind != argc || (!o->config && !o->restore) || (o->verify && !o->restore)) {
-        fputs("drover-vmm: give --config FILE, --restore FILE or both, and nothing else; see --help\n", stderr);
+    if (optind != argc || (!o->config && !o->restore) || (o->verify && !o->restore) ||
+        (o->incoming && (!o->config || o->restore))) {
+        fputs("drover-vmm: give --config FILE, --restore FILE or both (--incoming: only --config), and nothing else; see --help\n", stderr);
         return -EINVAL;
     }
     if (o->user != 0 && !o->config) {
@@ -302,6 +312,8 @@ static int program_start(struct program *p, struct error *err)
     }
     if (code == 0 && p->restore.file)
         code = machine_start_restored(&p->machine, machine_restore_load, &p->restore, p->config.paused, err);
+    else if (code == 0 && p->options.incoming)
+        code = machine_incoming_start(&p->machine, p->options.incoming, err);
     else if (code == 0)
         code = machine_start(&p->machine, p->config.paused, err);
     if (code == 0 && p->restore.file)
@@ -340,6 +352,7 @@ static int program_run(struct program *p)
         [MACHINE_END_RESET] = STATUS_RESET,
         [MACHINE_END_TRIPLE_FAULT] = STATUS_TRIPLE_FAULT,
         [MACHINE_END_FAILURE] = STATUS_FAILURE,
+        [MACHINE_END_MIGRATED] = STATUS_MIGRATED,
         [MACHINE_END_DEBUG_EXIT] = STATUS_FAILURE, /* replaced below */
     };
     while (!machine_has_ended(&p->machine))

@@ -31,6 +31,7 @@ enum vcpu_hold {
     VCPU_HOLD_MIGRATE = 1 << 4, /* state is being taken out or put in */
     VCPU_HOLD_DISK = 1 << 5,    /* a disk failed and its policy is to pause */
     VCPU_HOLD_UNPLUG = 1 << 6,  /* a device is being taken away, for a moment */
+    VCPU_HOLD_THROTTLE = 1 << 7, /* slowed down, for some milliseconds (vcpu_throttle.h) */
 };
 
 /* Why a vCPU stopped by itself; reported on its own thread, after all vCPUs were told to hold (VCPU_HOLD_EVENT). */

@@ -1,0 +1,181 @@
+/* The receiver's thread, and what it asks of the control loop (machine_incoming.h). */
+#include "compute/vmm/machine_incoming.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "compute/vmm/guest_ops.h"
+#include "compute/vmm/machine_snapshot.h"
+#include "compute/vmm/machine_state.h"
+#include "compute/vmm/unix_socket.h"
+#include "migration/migrate_receiver.h"
+
+struct incoming_job {
+    struct machine *machine;
+    struct control_gate gate;
+    struct machine_guest guest;
+    struct migrate_receiver *receiver;
+    int listen_fd;
+    char *path;
+    pthread_t thread;
+    bool active;
+    bool paused; /* its user had paused it */
+    uint64_t epoch;
+    struct stream_states *states; /* during load */
+    /* Written by the thread, read by the loop once it was posted. */
+    int code;
+    struct error err;
+};
+
+/* ---- on the control loop, the receiver waiting ---- */
+
+static int states_load(void *arg, struct machine *m, struct error *err)
+{
+    struct incoming_job *job = arg;
+    return machine_state_load(m, job->states, err);
+}
+
+static int do_load(void *arg, struct error *err)
+{
+    struct incoming_job *job = arg;
+    struct machine *m = job->machine;
+    int code = machine_start_restored(m, states_load, job, true, err);
+    m->frozen = code == 0; /* nobody but the hand-over lets it run */
+    return code;
+}
+
+static int do_run(void *arg, struct error *err)
+{
+    struct incoming_job *job = arg;
+    struct machine *m = job->machine;
+    int code = machine_slots_own(m, true, err);
+    if (code < 0)
+        return code;
+    m->options.incoming = false; /* disks that are plugged from now on are its own */
+    m->frozen = false;
+    if (!job->paused)
+        code = machine_resume(m, err);
+    if (code == 0)
+        machine_restore_announce(m);
+    return code;
+}
+
+/* ---- on the receiver's thread ---- */
+
+static int job_fits(void *arg, const struct machine_description *source, struct error *err)
+{
+    struct incoming_job *job = arg;
+    return machine_description_check(source, job->machine->config, err);
+}
+
+static int job_load(void *arg, struct stream_states *states, bool paused, struct error *err)
+{
+    struct incoming_job *job = arg;
+    job->states = states;
+    job->paused = paused;
+    return control_gate_run(&job->gate, do_load, job, err);
+}
+
+static int job_run(void *arg, uint64_t epoch, struct error *err)
+{
+    struct incoming_job *job = arg;
+    job->epoch = epoch;
+    return control_gate_run(&job->gate, do_run, job, err);
+}
+
+static void on_end(void *arg)
+{
+    struct incoming_job *job = arg;
+    struct machine *m = job->machine;
+    char why[512];
+    pthread_join(job->thread, NULL);
+    job->active = false;
+    unlink(job->path);
+    if (job->code == 0) {
+        log_info("migrated-here", "vm=%s epoch=%llu total_us=%llu", m->config->name, (unsigned long long)job->epoch,
+                 (unsigned long long)migrate_receiver_progress(job->receiver).total_us);
+        return;
+    }
+    snprintf(why, sizeof(why), "the migration to here failed: %.440s", job->err.text);
+    machine_fail(m, why);
+}
+
+static void *job_main(void *arg)
+{
+    struct incoming_job *job = arg;
+    job->code = migrate_receiver_run(job->receiver, &job->err);
+    io_loop_post(job->machine->control, on_end, job);
+    return NULL;
+}
+
+/* ---- its beginning and end ---- */
+
+int machine_incoming_start(struct machine *m, const char *to, struct error *err)
+{
+    static const char scheme[] = "unix:";
+    int fd;
+    if (strncmp(to, scheme, sizeof(scheme) - 1) != 0 || to[sizeof(scheme) - 1] != '/')
+        return error_set(err, -EINVAL, ERROR_INVALID, "a migration comes in at unix:/PATH, not at \"%.100s\"", to);
+    int code = unix_socket_listen(to + sizeof(scheme) - 1, "the migration socket", "", &fd, err);
+    if (code < 0)
+        return code;
+    struct incoming_job *job = m->incoming = NEW(struct incoming_job);
+    job->machine = m;
+    job->listen_fd = fd;
+    job->path = xstrdup(to + sizeof(scheme) - 1);
+    control_gate_init(&job->gate, m->control);
+    machine_guest_init(&job->guest, m, &job->gate);
+    struct migrate_receiver_options options = {
+        .listen_fd = fd, .patience_ms = 60000, .fits = job_fits, .load = job_load, .run = job_run, .arg = job};
+    job->receiver = migrate_receiver_create(&job->guest.guest, &options);
+    code = -pthread_create(&job->thread, NULL, job_main, job);
+    if (code < 0)
+        return error_errno(err, code, "cannot start a thread");
+    pthread_setname_np(job->thread, "incoming");
+    job->active = true;
+    return 0;
+}
+
+struct migrate_progress machine_incoming_progress(const struct machine *m)
+{
+    if (m->incoming)
+        return migrate_receiver_progress(m->incoming->receiver);
+    return (struct migrate_progress){.phase = MIGRATE_PHASE_IDLE};
+}
+
+int machine_incoming_decide(struct machine *m, enum migrate_outcome outcome, uint64_t epoch, struct error *err)
+{
+    if (!machine_incoming_is_active(m))
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "no migration of the VM is under way");
+    return migrate_receiver_decide(m->incoming->receiver, outcome, epoch, err);
+}
+
+bool machine_incoming_is_active(const struct machine *m)
+{
+    return m->incoming && m->incoming->active;
+}
+
+uint64_t machine_incoming_epoch(const struct machine *m)
+{
+    return m->incoming ? m->incoming->epoch : 0;
+}
+
+void incoming_job_destroy(struct incoming_job *job)
+{
+    if (!job)
+        return;
+    if (job->active) {
+        migrate_receiver_cancel(job->receiver);
+        control_gate_close(&job->gate);
+        pthread_join(job->thread, NULL);
+        unlink(job->path);
+    }
+    migrate_receiver_destroy(job->receiver);
+    machine_guest_finish(&job->guest);
+    control_gate_finish(&job->gate);
+    close_fd(&job->listen_fd);
+    free(job->path);
+    free(job);
+}

@@ -1,0 +1,227 @@
+/* One migration at a time (machine_migrate.h). */
+#include "compute/vmm/machine_migrate.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "common/log.h"
+#include "compute/vmm/guest_ops.h"
+#include "compute/vmm/machine_state.h"
+#include "migration/migrate_sender.h"
+
+struct migrate_job {
+    struct machine *machine;
+    struct control_gate gate;
+    struct machine_guest guest;
+    struct migrate_sender *sender; /* of the current or last one */
+    char path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+    pthread_t thread;
+    bool active;
+    /* Written by the thread, read by the loop once it was posted. */
+    int code;
+    struct error err;
+};
+
+/* ---- what the sender asks for, on its thread ---- */
+
+static int job_connect(void *arg, struct error *err)
+{
+    struct migrate_job *job = arg;
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    memcpy(address.sun_path, job->path, sizeof(address.sun_path));
+    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return error_errno(err, -errno, "cannot make a socket");
+    if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0)
+        return error_errno(err, -errno, "cannot connect to the target at %s", job->path);
+    int connected = fd;
+    fd = -1;
+    return connected;
+}
+
+static bool job_is_paused(void *arg)
+{
+    return ((struct migrate_job *)arg)->guest.was_paused;
+}
+
+static int do_let_go(void *arg, struct error *err)
+{
+    return machine_slots_own(arg, false, err);
+}
+
+/* Those that were let go before one failed are taken as well: a lock that is held is held twice as well. */
+static int do_take_back(void *arg, struct error *err)
+{
+    return machine_slots_own(arg, true, err);
+}
+
+static int job_let_go(void *arg, struct error *err)
+{
+    struct migrate_job *job = arg;
+    return control_gate_run(&job->gate, do_let_go, job->machine, err);
+}
+
+static int job_take_back(void *arg, struct error *err)
+{
+    struct migrate_job *job = arg;
+    return control_gate_run(&job->gate, do_take_back, job->machine, err);
+}
+
+/* ---- its end, on the control loop ---- */
+
+static void on_end(void *arg)
+{
+    struct migrate_job *job = arg;
+    struct machine *m = job->machine;
+    struct migrate_progress p = migrate_sender_progress(job->sender);
+    char quoted[640];
+    pthread_join(job->thread, NULL);
+    job->active = false;
+    if (job->code < 0)
+        log_warning("migration-failed", "vm=%s rounds=%u bytes=%llu pause_us=%llu error=%s", m->config->name, p.rounds,
+                    (unsigned long long)p.sent_bytes, (unsigned long long)p.downtime_us,
+                    log_quote(job->err.text, quoted, sizeof(quoted)));
+    else
+        log_info("migrated", "vm=%s rounds=%u bytes=%llu pause_us=%llu total_us=%llu", m->config->name, p.rounds,
+                 (unsigned long long)p.sent_bytes, (unsigned long long)p.downtime_us, (unsigned long long)p.total_us);
+    if (job->code == 0)
+        machine_leave(m);
+}
+
+static void *job_main(void *arg)
+{
+    struct migrate_job *job = arg;
+    job->code = migrate_sender_run(job->sender, &job->err);
+    io_loop_post(job->machine->control, on_end, job);
+    return NULL;
+}
+
+/* ---- its beginning ---- */
+
+static uint64_t or_default(uint64_t value, uint64_t otherwise)
+{
+    return value ? value : otherwise;
+}
+
+static void options_fill(struct migrate_job *job, const struct vmm_migration_order *order,
+                         struct migrate_sender_options *o)
+{
+    bool has_throttle = OBJECT_HAS(vmm_migration_order, order, throttle_max);
+    *o = (struct migrate_sender_options){
+        .precopy = {.downtime_us = or_default(order->downtime_ms * 1000, PRECOPY_DOWNTIME_US_DEFAULT),
+                    .downtime_max_us = order->downtime_max_ms * 1000,
+                    .fixed_us = PRECOPY_FIXED_US_DEFAULT,
+                    .total_us_max = order->timeout_ms * 1000,
+                    .throttle_max = has_throttle ? order->throttle_max : PRECOPY_THROTTLE_MAX_DEFAULT,
+                    .patience = PRECOPY_PATIENCE_DEFAULT},
+        .channels = MAX(order->connections, 1u),
+        .bytes_per_s_max = order->bytes_per_second,
+        .verify = order->verify,
+        .ask_owner = order->ask_owner,
+        .patience_ms = (unsigned)or_default(order->silence_ms, MIGRATE_PATIENCE_MS_DEFAULT),
+        .stop_patience_ms = (unsigned)or_default(order->stop_silence_ms, MIGRATE_STOP_PATIENCE_MS_DEFAULT),
+        .connect = job_connect,
+        .is_paused = job_is_paused,
+        .let_go = job_let_go,
+        .take_back = job_take_back,
+        .arg = job};
+    o->precopy.fixed_us = MIN(o->precopy.fixed_us, o->precopy.downtime_us / 2);
+}
+
+static struct migrate_job *job_of(struct machine *m)
+{
+    if (!m->migrate) {
+        m->migrate = NEW(struct migrate_job);
+        m->migrate->machine = m;
+        control_gate_init(&m->migrate->gate, m->control);
+        machine_guest_init(&m->migrate->guest, m, &m->migrate->gate);
+    }
+    return m->migrate;
+}
+
+static int path_take(struct migrate_job *job, const char *to, struct error *err)
+{
+    static const char scheme[] = "unix:";
+    size_t skip = sizeof(scheme) - 1, length = strlen(to);
+    if (strncmp(to, scheme, skip) != 0 || to[skip] != '/' || length - skip >= sizeof(job->path))
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/to",
+                               "a target is unix:/PATH of at most %zu bytes, not \"%.100s\"", sizeof(job->path) - 1, to);
+    memset(job->path, 0, sizeof(job->path));
+    memcpy(job->path, to + skip, length - skip);
+    return 0;
+}
+
+int machine_migrate_begin(struct machine *m, const struct vmm_migration_order *order, struct error *err)
+{
+    struct migrate_sender_options options;
+    struct machine_description description = {0};
+    int code = machine_changeable(m, err);
+    if (code < 0)
+        return code;
+    if (m->frozen || (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED))
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "the VM is %s and cannot be migrated",
+                         m->frozen ? "being saved" : machine_state_name(m->state));
+    struct migrate_job *job = job_of(m);
+    code = path_take(job, order->to, err);
+    if (code < 0)
+        return code;
+    options_fill(job, order, &options);
+    migrate_sender_destroy(job->sender);
+    machine_description_fill(m, &description);
+    job->sender = migrate_sender_create(&job->guest.guest, &description, &options);
+    OBJECT_CLEAR(machine_description, &description);
+    job->code = 0;
+    job->err = (struct error){0};
+    code = -pthread_create(&job->thread, NULL, job_main, job);
+    if (code < 0)
+        return error_errno(err, code, "cannot start a thread");
+    pthread_setname_np(job->thread, "migrate");
+    job->active = true;
+    return 0;
+}
+
+/* ---- while it lasts ---- */
+
+bool machine_migrate_is_active(const struct machine *m)
+{
+    return m->migrate && m->migrate->active;
+}
+
+struct migrate_progress machine_migrate_progress(const struct machine *m)
+{
+    if (m->migrate && m->migrate->sender)
+        return migrate_sender_progress(m->migrate->sender);
+    return (struct migrate_progress){.phase = MIGRATE_PHASE_IDLE};
+}
+
+static int none(struct error *err)
+{
+    return error_set(err, -EINVAL, ERROR_CONFLICT, "no migration of the VM is under way");
+}
+
+int machine_migrate_cancel(struct machine *m, struct error *err)
+{
+    return machine_migrate_is_active(m) ? migrate_sender_cancel(m->migrate->sender, err) : none(err);
+}
+
+int machine_migrate_decide(struct machine *m, enum migrate_outcome outcome, uint64_t epoch, struct error *err)
+{
+    return machine_migrate_is_active(m) ? migrate_sender_decide(m->migrate->sender, outcome, epoch, err) : none(err);
+}
+
+void migrate_job_destroy(struct migrate_job *job)
+{
+    if (!job)
+        return;
+    if (job->active) {
+        migrate_sender_abandon(job->sender);
+        control_gate_close(&job->gate);
+        pthread_join(job->thread, NULL);
+    }
+    migrate_sender_destroy(job->sender);
+    machine_guest_finish(&job->guest);
+    control_gate_finish(&job->gate);
+    free(job);
+}

@@ -1,0 +1,486 @@
+"""Live migration between two drover-vmm on the real /dev/kvm: back and forth under writing, and every step's sudden end."""
+import json
+import os
+import re
+import select
+import socket
+import statistics
+import struct
+import subprocess
+import threading
+import time
+
+import pytest
+
+from test_vmm import LIMIT_S, TICKER, VMM, Vmm
+
+pytestmark = [pytest.mark.skipif(not os.access('/dev/kvm', os.R_OK | os.W_OK), reason='/dev/kvm is missing or closed to us'),
+              pytest.mark.skipif(not VMM.exists(), reason='drover-vmm is not built'),
+              pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built')]
+
+MIGRATED = 7  # exit status of a source
+
+
+class Incoming(Vmm):
+    """A VMM that waits for its guest. Files carry @name."""
+
+    def __init__(self, folder, name, *options, **config):  # pylint: disable=super-init-not-called
+        self.control = folder / f'control-{name}'
+        self.log = folder / f'log-{name}'
+        self.socket = folder / f'migrate-{name}'
+        config = {'name': 'test', 'vcpus': 1, 'memory_bytes': 64 << 20, 'kernel': str(TICKER), **config}
+        (folder / f'vm-{name}.json').write_text(json.dumps(config))
+        self.process = subprocess.Popen([VMM, '--config', folder / f'vm-{name}.json', '--control', self.control,
+                                         '--incoming', f'unix:{self.socket}', *options],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log.open('w'))
+        self.consoles = []
+
+    def wait_listening(self):
+        super().wait_listening()
+        until(self.socket.exists, self)
+        return self
+
+
+def until(condition, *vms, seconds=LIMIT_S):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, [vm.log.read_text()[-1000:] for vm in vms]
+        time.sleep(0.005)
+    return value
+
+
+def migration(vm):
+    return vm.request('GET', '/v1/vm/migration')[1]
+
+
+def start(vm, to, **order):
+    status, answer = vm.request('POST', '/v1/vm/migration', {'to': f'unix:{to}', **order})
+    assert status == 202, answer
+    return answer
+
+
+def decide(vm, outcome):
+    """Once the VMM is where it can be decided."""
+    until(lambda: vm.request('PUT', '/v1/vm/migration', {'outcome': outcome})[0] == 200, vm)
+
+
+def state(vm):
+    return vm.request('GET', '/v1/vm')[1]['state']
+
+
+def ticks(text):
+    return [int(n) for n in re.findall(r'^tick (\d+)$', text, re.M)]
+
+
+@pytest.fixture
+def world(tmp_path):
+    vms = []
+
+    class World:
+        folder = tmp_path
+        count = 0
+
+        @staticmethod
+        def boot(*args, **config):
+            vms.append(Vmm(tmp_path, *args, **config))
+            return vms[-1].wait_listening()
+
+        @classmethod
+        def incoming(cls, *options, **config):
+            cls.count += 1
+            vms.append(Incoming(tmp_path, str(cls.count), *options, **config))
+            return vms[-1].wait_listening()
+
+    yield World
+    for vm in vms:
+        vm.end()
+    left = [p.name for p in tmp_path.iterdir() if p.name.startswith('migrate-')]
+    assert not left or any(vm.process.returncode == -9 for vm in vms), left
+
+
+def counted_on(texts):
+    """Each tick once, in order, over all that ran it, also one that two of them said; memory never wrong."""
+    text = ''.join(texts)
+    assert 'corrupt' not in text and 'stands still' not in text, text[-500:]
+    seen = ticks(text)
+    assert seen == list(range(seen[0], seen[-1] + 1)), seen
+    return seen
+
+
+def drain(console):
+    """To the end of its VMM."""
+    while console.read(LIMIT_S):
+        pass
+    return console.text
+
+
+@pytest.mark.parametrize('turns', [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_back_and_forth_under_writing(world, capsys, turns):
+    vm = world.boot('dirty=16')
+    console = vm.console()
+    console.wait(r'^tick 2$')
+    texts, downtimes = [], []
+    for turn in range(turns):
+        target = world.incoming()
+        new_console = target.console()
+        start(vm, target.socket, verify=True, connections=1 + turn % 4, ask_owner=turn % 2 == 0)
+        if turn % 2 == 0:
+            until(lambda: migration(vm)['phase'] == 'ready', vm, target)
+            at_ready = migration(vm)
+            assert state(vm) == 'running' and vm.request('GET', '/v1/vm')[1]['holds'] == ['migrate'], at_ready
+            assert vm.move('running')[0] == 409
+            decide(vm, 'there')
+        texts.append(drain(console))
+        assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+        downtimes.append(int(re.search(r'migrated vm=test .*pause_us=(\d+)', vm.log.read_text())[1]) / 1000)
+        vm, console = target, new_console
+        console.wait(r'^tick \d+$')
+        assert state(vm) == 'running'
+    texts.append(console.text)
+    seen = counted_on(texts)
+    assert seen[0] == 1 and 'hello' not in ''.join(texts[1:])
+    with capsys.disabled():
+        print(f' pauses of {turns} migrations with all memory compared: median {statistics.median(downtimes):.1f} ms, '
+              f'most {max(downtimes):.1f} ms, {seen[-1]} ticks ', end='')
+
+
+def test_processors_and_a_pause_by_its_user_go_along(world):
+    vm = world.boot('smp=3 dirty=2', vcpus=4)
+    console = vm.console()
+    console.wait(r'(?s)^processors 4$.*^tick 12$')
+    texts = []
+    for paused in (False, True, False):
+        target = world.incoming(vcpus=4)
+        new_console = target.console()
+        if paused:
+            vm.move('paused')
+        start(vm, target.socket, connections=2)
+        texts.append(drain(console))
+        assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+        vm, console = target, new_console
+        until(lambda: migration(vm)['phase'] == 'done', vm)  # pylint: disable=cell-var-from-loop
+        if paused:
+            console.read(0.4)
+            assert not console.text and state(vm) == 'paused'
+            vm.move('running')
+        console.wait(r'^tick \d+$')
+        console.wait_past(console.last_tick() + 11)          # they look at one another each ten ticks
+    counted_on([*texts, console.text])
+
+
+def test_a_disk_is_one_sides_at_a_time(world):
+    disk = world.folder / 'disk'
+    disk.write_bytes(bytes(1 << 20))
+    disks = [{'path': str(disk)}]
+    vm = world.boot(disks=disks)
+    vm.console().wait(r'^tick 1$')
+    target = world.incoming(disks=disks)                     # it may look at what is in use
+    start(vm, target.socket, ask_owner=True)
+    until(lambda: migration(vm)['phase'] == 'ready', vm, target)
+    assert target.request('PUT', '/v1/vm/migration', {'outcome': 'here'})[0] == 200
+    assert target.process.wait(LIMIT_S) == 5                 # whoever said so was wrong: the source has it
+    assert 'in use by another process' in target.log.read_text()
+    decide(vm, 'here')
+    until(lambda: migration(vm)['phase'] in ('failed', 'unknown'), vm)
+    assert state(vm) == 'running' and 'holds' not in vm.request('GET', '/v1/vm')[1]
+    target = world.incoming(disks=disks)
+    start(vm, target.socket)
+    assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+    target.console().wait(r'^tick \d+$')
+    third = Vmm(world.folder, disks=disks)
+    assert third.process.wait(LIMIT_S) == 1 and 'in use by another process' in third.log.read_text()
+
+
+def test_cancelled_it_goes_on_and_may_be_migrated_again(world):
+    vm = world.boot('dirty=16')
+    console = vm.console()
+    console.wait(r'^tick 3$')
+    target = world.incoming()
+    assert vm.request('DELETE', '/v1/vm/migration')[0] == 409
+    start(vm, target.socket, bytes_per_second=2 << 20)
+    until(lambda: migration(vm)['phase'] == 'memory', vm)
+    status, answer = vm.request('POST', '/v1/vm/migration', {'to': f'unix:{target.socket}'})
+    assert status == 409 and 'being migrated' in answer['detail']
+    assert vm.request('POST', '/v1/vm/disks', {'path': '/dev/null'})[0] == 409
+    assert vm.request('POST', '/v1/vm/snapshot', {'path': str(world.folder / 's')})[0] == 409
+    assert vm.request('DELETE', '/v1/vm/migration')[0] == 200
+    until(lambda: migration(vm)['phase'] == 'cancelled', vm)
+    assert target.process.wait(LIMIT_S) == 5
+    console.wait_past(console.last_tick() + 2)
+    target = world.incoming()
+    new_console = target.console()
+    start(vm, target.socket, verify=True)
+    assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+    new_console.wait(r'^tick \d+$')
+    counted_on([drain(console), new_console.text])
+
+
+@pytest.mark.slow
+def test_a_guest_that_writes_faster_than_the_link_is_slowed_down(world, capsys):
+    vm = world.boot('dirty=24')
+    console = vm.console()
+    console.wait(r'^tick 5$')
+    target = world.incoming()
+    new_console = target.console()
+    start(vm, target.socket, bytes_per_second=40 << 20, timeout_ms=120000)
+    most, last = 0, {}
+    while vm.process.poll() is None:
+        try:
+            last = migration(vm)
+        except (OSError, ValueError, IndexError):
+            break
+        most = max(most, last['throttle_percent'])
+        time.sleep(0.02)
+    assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+    assert most > 0
+    new_console.wait(r'^tick \d+$')
+    counted_on([drain(console), new_console.text])
+    found = re.search(r'rounds=(\d+) bytes=(\d+) pause_us=(\d+) total_us=(\d+)', vm.log.read_text())
+    with capsys.disabled():
+        print(f' 24 MiB written without end over 40 MiB/s: throttled to {most} %, {found[1]} rounds, '
+              f'{int(found[2]) / (24 << 20):.1f} times what was written, pause {int(found[3]) / 1000:.0f} ms, '
+              f'{int(found[4]) / 1e6:.1f} s ', end='')
+
+
+@pytest.mark.parametrize('config, words', [
+    ({'vcpus': 2}, 'vCPUs'),
+    ({'memory_bytes': 128 << 20}, 'bytes of memory'),
+    ({'cpu_model': 'x86-64-v1'}, 'CPU model'),
+    ({'rng': False}, 'configurations must be the same'),
+])
+def test_a_target_that_does_not_fit_refuses_before_memory(world, config, words):
+    vm = world.boot('dirty=8')
+    console = vm.console()
+    console.wait(r'^tick 2$')
+    target = world.incoming(**config)
+    start(vm, target.socket)
+    assert target.process.wait(LIMIT_S) == 5
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    answer = migration(vm)
+    assert words in answer['failure'] and answer['sent_bytes'] < 100000, answer
+    console.wait_past(console.last_tick() + 1)
+
+
+@pytest.mark.parametrize('noise', [b'', b'GET / HTTP/1.1\r\n\r\n', b'DROVERVM' + bytes(64), os.urandom(4096)])
+def test_noise_ends_only_that_migration(world, noise):
+    target = world.incoming()
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(str(target.socket))
+        s.sendall(noise)
+    assert target.process.wait(LIMIT_S) == 5
+    assert 'the migration to here failed' in target.log.read_text()
+    vm = world.boot()
+    assert vm.request('POST', '/v1/vm/migration', {'to': 'unix:relative'})[0] == 400
+    start(vm, world.folder / 'nobody')
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    assert state(vm) == 'running'
+
+
+# ---- every step's sudden end ----
+
+MIGRATE, PAGES, STATE = 6, 3, 2
+STEPS = {'open': ('section', MIGRATE, 1), 'check': ('section', MIGRATE, 2), 'pages': ('section', PAGES, None),
+         'sync': ('section', MIGRATE, 3), 'synced': ('reply', 2, None), 'final': ('section', MIGRATE, 5),
+         'ready': ('reply', 3, None), 'go': ('section', MIGRATE, 6), 'running': ('reply', 4, None)}
+
+
+class Relay:
+    """Between source and target. Knows their language, and stops at a step: what is being said is held back, `reached`
+    is set, and what becomes of it is the test's to say: pass_on() or cut()."""
+
+    def __init__(self, path, to, step):
+        self.path, self.to, self.step = path, to, STEPS[step]
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.sockets = []
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        source, _ = self.listener.accept()
+        target = socket.socket(socket.AF_UNIX)
+        target.connect(str(self.to))
+        self.sockets = [source, target]
+        back = threading.Thread(target=self.copy, args=(target, source, self.replies), daemon=True)
+        back.start()
+        self.copy(source, target, self.sections)
+        back.join()
+        source.close()
+        target.close()
+
+    def copy(self, from_, to, pieces):
+        try:
+            for piece, matches in pieces(from_):
+                if matches and not self.reached.is_set():
+                    self.reached.set()
+                    self.go_on.wait()
+                to.sendall(piece)
+            to.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    @staticmethod
+    def exactly(s, size):
+        data = b''
+        while len(data) < size:
+            piece = s.recv(size - len(data))
+            if not piece:
+                raise OSError('end')
+            data += piece
+        return data
+
+    def ends(self, s):
+        """The end of @s reaches the other side as an end, too."""
+        for other in self.sockets:
+            if other is not s:
+                other.shutdown(socket.SHUT_WR)
+
+    def sections(self, s):
+        try:
+            yield self.exactly(s, 16), False
+            while True:
+                head = self.exactly(s, 24)
+                tag, size = struct.unpack_from('<H', head)[0], struct.unpack_from('<I', head, 12)[0]
+                payload = self.exactly(s, size)
+                kind = struct.unpack_from('<H', payload)[0] if tag == MIGRATE else None
+                yield head + payload, self.step == ('section', tag, kind)
+        except OSError:
+            self.ends(s)
+
+    def replies(self, s):
+        try:
+            while True:
+                head = self.exactly(s, 16)
+                kind, size = struct.unpack_from('<HH', head, 4)
+                yield head + self.exactly(s, size + 4), self.step == ('reply', kind, None)
+        except OSError:
+            self.ends(s)
+
+    def pass_on(self):
+        self.go_on.set()
+
+    def cut(self):
+        """What was held back never arrives; both sides see the end."""
+        for s in [*self.sockets, self.listener]:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        self.go_on.set()
+        self.thread.join(LIMIT_S)
+        self.listener.close()
+
+
+def outcome_wanted(victim, step):
+    """Who runs it, at once or after a decision by somebody who knows; see migration/migrate_progress.h."""
+    after_ready, after_go = step in ('ready', 'go', 'running'), step in ('go', 'running')
+    if victim == 'source':
+        return 'target' if step == 'running' else 'target decided' if after_ready else 'nobody'
+    if victim == 'target':
+        return 'source' if not after_go else 'source decided' if step == 'go' else 'paused'
+    return 'source' if not after_go else 'source decided' if step == 'go' else 'target'
+
+
+@pytest.mark.parametrize('victim', ['source', 'target', 'link'])
+def test_sudden_ends_at_each_step(world, victim, capsys):
+    rows = []
+    for step in STEPS:
+        vm = world.boot('dirty=4')
+        console = vm.console()
+        console.wait(r'^tick 2$')
+        target = world.incoming()
+        new_console = target.console()
+        relay = Relay(world.folder / f'relay-{victim}-{step}', target.socket, step)
+        start(vm, relay.path)
+        assert relay.reached.wait(LIMIT_S), (step, vm.log.read_text(), target.log.read_text())
+        if victim != 'link':
+            {'source': vm, 'target': target}[victim].process.kill()
+            {'source': vm, 'target': target}[victim].process.wait()
+        relay.cut()
+        wanted = outcome_wanted(victim, step)
+        before = console.text if vm.process.poll() is None else drain(console)
+        if wanted.startswith('source'):
+            if wanted == 'source decided':
+                until(lambda: migration(vm)['phase'] == 'unknown', vm)   # pylint: disable=cell-var-from-loop
+                assert vm.move('running')[0] == 409
+                decide(vm, 'here')
+            if victim == 'link':
+                if step in ('ready', 'go'):
+                    until(lambda: migration(target)['phase'] == 'unknown', target)  # pylint: disable=cell-var-from-loop
+                    decide(target, 'there')
+                assert target.process.wait(LIMIT_S) == 5
+            until(lambda: migration(vm)['phase'] == 'failed', vm)        # pylint: disable=cell-var-from-loop
+            assert state(vm) == 'running' and not ticks(new_console.text)
+            console.wait_past(console.last_tick() + 2)
+            counted_on([console.text])
+        elif wanted.startswith('target'):
+            if wanted == 'target decided':
+                until(lambda: migration(target)['phase'] == 'unknown', target)  # pylint: disable=cell-var-from-loop
+                assert state(target) == 'paused' and target.move('running')[0] == 409
+                decide(target, 'here')
+            if victim == 'link':
+                until(lambda: migration(vm)['phase'] == 'unknown', vm)   # pylint: disable=cell-var-from-loop
+                decide(vm, 'there')
+                assert vm.process.wait(LIMIT_S) == MIGRATED
+                before = drain(console)
+            new_console.wait(r'^tick \d+$')
+            new_console.wait_past(new_console.last_tick() + 1)
+            counted_on([before, new_console.text])
+        elif wanted == 'nobody':                             # as without a migration: its VMM was killed
+            assert target.process.wait(LIMIT_S) == 5 and not ticks(new_console.text)
+        else:                                                # the target ran it and is dead: what it wrote is not here
+            until(lambda: migration(vm)['phase'] == 'unknown', vm)       # pylint: disable=cell-var-from-loop
+            while select.select([console.socket], [], [], 0.3)[0]:   # until it has said all
+                console.read(0)
+            before = console.text
+            console.read(0.3)
+            assert console.text == before
+            assert vm.request('GET', '/v1/vm')[1]['holds'] == ['migrate']
+        rows.append(f'{step}: {wanted}')
+        vm.end()
+        target.end()
+        relay.cut()
+    with capsys.disabled():
+        print(f'\n  {victim} ends at: ' + '; '.join(rows), end=' ')
+
+
+def test_a_target_that_sleeps_through_go_is_waited_for(world):
+    vm = world.boot('dirty=4')
+    console = vm.console()
+    console.wait(r'^tick 2$')
+    target = world.incoming()
+    new_console = target.console()
+    relay = Relay(world.folder / 'relay', target.socket, 'go')
+    start(vm, relay.path, stop_silence_ms=300)
+    assert relay.reached.wait(LIMIT_S)
+    os.kill(target.process.pid, 19)
+    relay.pass_on()
+    until(lambda: migration(vm)['phase'] == 'unknown', vm)
+    assert vm.request('GET', '/v1/vm')[1]['holds'] == ['migrate']
+    os.kill(target.process.pid, 18)
+    assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+    new_console.wait(r'^tick \d+$')
+    counted_on([drain(console), new_console.text])
+    relay.cut()
+
+
+@pytest.mark.parametrize('step', ['pages', 'final'])
+def test_a_target_that_sleeps_before_go_is_left(world, step):
+    vm = world.boot('dirty=4')
+    console = vm.console()
+    console.wait(r'^tick 2$')
+    target = world.incoming()
+    relay = Relay(world.folder / 'relay', target.socket, step)
+    start(vm, relay.path, silence_ms=300, stop_silence_ms=300)
+    assert relay.reached.wait(LIMIT_S)
+    os.kill(target.process.pid, 19)
+    relay.pass_on()
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    assert 'silent' in migration(vm)['failure'] and state(vm) == 'running'
+    os.kill(target.process.pid, 18)
+    assert target.process.wait(LIMIT_S) == 5
+    console.wait_past(console.last_tick() + 1)
+    counted_on([console.text])
+    relay.cut()
