@@ -1,4 +1,5 @@
-/* The ioctls. A request that fails tells its name: the reader of a log has nothing else to go by. */
+/* The ioctls. A request that fails tells its name: the reader of a log has nothing else to go by. Every one goes through
+ * ask_device, ask_vm or ask_vcpu: without KVM (kvm.none) accel_none.c answers there, and nothing above knows. */
 #include "compute/vmm/kvm.h"
 
 #include <errno.h>
@@ -7,20 +8,52 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "compute/vmm/accel_none.h"
+
 /* Three pages for the task state and one for identity paging, which KVM wants on some processors: below the BIOS. */
 #define IDENTITY_MAP_GPA KVM_RESERVED_GPA
 #define TSS_GPA (KVM_RESERVED_GPA + 0x1000)
 #define IOAPIC_PINS 24u
 
-static int call(int fd, unsigned long request, void *argument, const char *name, struct error *err)
+/* All three as ioctl(2). */
+static int ask_device(const struct kvm *kvm, unsigned long request, void *argument)
 {
-    int result;
-    do {
-        result = ioctl(fd, request, argument);
-    } while (result < 0 && errno == EINTR);
-    return result < 0 ? error_errno(err, -errno, "KVM refused %s", name) : result;
+    return kvm->none ? accel_none_ask(kvm->none, NULL, request, argument) : ioctl(kvm->device_fd, request, argument);
 }
-#define CALL(fd, request, argument, err) call(fd, request, (void *)(uintptr_t)(argument), #request, err)
+
+static int ask_vm(const struct kvm *kvm, unsigned long request, void *argument)
+{
+    return kvm->none ? accel_none_ask(kvm->none, NULL, request, argument) : ioctl(kvm->vm_fd, request, argument);
+}
+
+static int ask_vcpu(const struct kvm_vcpu *vcpu, unsigned long request, void *argument)
+{
+    return vcpu->kvm->none ? accel_none_ask(vcpu->kvm->none, vcpu, request, argument) : ioctl(vcpu->fd, request, argument);
+}
+
+static int refused(const char *name, struct error *err)
+{
+    return error_errno(err, -errno, "KVM refused %s", name);
+}
+
+/* One request, again where a signal came between; an error names it. */
+#define CALL(ask, of, request, argument, err)                                                                        \
+    __extension__({                                                                                                  \
+        int result_;                                                                                                 \
+        do {                                                                                                         \
+            result_ = ask(of, request, (void *)(uintptr_t)(argument));                                               \
+        } while (result_ < 0 && errno == EINTR);                                                                     \
+        result_ < 0 ? refused(#request, err) : result_;                                                              \
+    })
+#define CALL_DEVICE(kvm, request, argument, err) CALL(ask_device, kvm, request, argument, err)
+#define CALL_VM(kvm, request, argument, err) CALL(ask_vm, kvm, request, argument, err)
+#define CALL_VCPU(vcpu, request, argument, err) CALL(ask_vcpu, vcpu, request, argument, err)
+
+/* What KVM says of a capability; 0 where it has not heard of it. */
+static int check(const struct kvm *kvm, int capability)
+{
+    return MAX(ask_device(kvm, KVM_CHECK_EXTENSION, (void *)(uintptr_t)capability), 0);
+}
 
 /* ---- the VM ---- */
 
@@ -41,21 +74,22 @@ static const struct {
 
 static int device_open(struct kvm *kvm, struct error *err)
 {
-    kvm->device_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    if (kvm->device_fd < 0)
+    if (!kvm->none)
+        kvm->device_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (!kvm->none && kvm->device_fd < 0)
         return error_errno(err, -errno, "cannot open /dev/kvm (is KVM there, and may this user use it?)");
-    if (ioctl(kvm->device_fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
+    if (ask_device(kvm, KVM_GET_API_VERSION, NULL) != KVM_API_VERSION)
         return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/dev/kvm does not speak API version %d",
                          KVM_API_VERSION);
     for (size_t i = 0; i < ARRAY_SIZE(capabilities_needed); i++)
-        if (ioctl(kvm->device_fd, KVM_CHECK_EXTENSION, capabilities_needed[i].number) <= 0)
+        if (check(kvm, capabilities_needed[i].number) <= 0)
             return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "this host's KVM lacks KVM_CAP_%s",
                              capabilities_needed[i].name);
-    int run_bytes = CALL(kvm->device_fd, KVM_GET_VCPU_MMAP_SIZE, 0, err);
+    int run_bytes = CALL_DEVICE(kvm, KVM_GET_VCPU_MMAP_SIZE, 0, err);
     if (run_bytes < 0)
         return run_bytes;
     kvm->run_bytes = (size_t)run_bytes;
-    kvm->can_scale_tsc = ioctl(kvm->device_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL) > 0;
+    kvm->can_scale_tsc = check(kvm, KVM_CAP_TSC_CONTROL) > 0;
     return 0;
 }
 
@@ -63,11 +97,11 @@ static int manual_dirty_log_enable(struct kvm *kvm, struct error *err)
 {
     /* INITIALLY_SET: switching the log on need not write-protect all of a big guest at once. */
     uint64_t wanted = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
-    int offered = ioctl(kvm->device_fd, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
+    int offered = check(kvm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
     if (offered <= 0 || ((uint64_t)offered & wanted) != wanted)
         return 0;
     struct kvm_enable_cap cap = {.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = {wanted}};
-    int code = CALL(kvm->vm_fd, KVM_ENABLE_CAP, &cap, err);
+    int code = CALL_VM(kvm, KVM_ENABLE_CAP, &cap, err);
     kvm->manual_dirty_log = code >= 0;
     return code;
 }
@@ -76,28 +110,30 @@ static int vm_create(struct kvm *kvm, struct error *err)
 {
     uint64_t identity = IDENTITY_MAP_GPA;
     struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY}; /* port 0x61 is answered by the kernel as well */
-    int code = CALL(kvm->device_fd, KVM_CREATE_VM, 0, err);
+    int code = CALL_DEVICE(kvm, KVM_CREATE_VM, 0, err);
     if (code < 0)
         return code;
-    kvm->vm_fd = code;
-    if ((code = CALL(kvm->vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity, err)) < 0 ||
-        (code = CALL(kvm->vm_fd, KVM_SET_TSS_ADDR, TSS_GPA, err)) < 0 ||
-        (code = CALL(kvm->vm_fd, KVM_CREATE_IRQCHIP, 0, err)) < 0 ||
-        (code = CALL(kvm->vm_fd, KVM_CREATE_PIT2, &pit, err)) < 0 || (code = manual_dirty_log_enable(kvm, err)) < 0)
+    if (!kvm->none)
+        kvm->vm_fd = code;
+    if ((code = CALL_VM(kvm, KVM_SET_IDENTITY_MAP_ADDR, &identity, err)) < 0 ||
+        (code = CALL_VM(kvm, KVM_SET_TSS_ADDR, TSS_GPA, err)) < 0 ||
+        (code = CALL_VM(kvm, KVM_CREATE_IRQCHIP, 0, err)) < 0 ||
+        (code = CALL_VM(kvm, KVM_CREATE_PIT2, &pit, err)) < 0 || (code = manual_dirty_log_enable(kvm, err)) < 0)
         return code;
-    int xsave = ioctl(kvm->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
+    int xsave = ask_vm(kvm, KVM_CHECK_EXTENSION, (void *)(uintptr_t)KVM_CAP_XSAVE2);
     kvm->xsave_bytes = (uint32_t)MAX(xsave, (int)sizeof(struct kvm_xsave));
-    int nested = ioctl(kvm->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_NESTED_STATE);
+    int nested = ask_vm(kvm, KVM_CHECK_EXTENSION, (void *)(uintptr_t)KVM_CAP_NESTED_STATE);
     kvm->nested_bytes = nested >= (int)sizeof(struct kvm_nested_state) ? (uint32_t)nested : 0;
     return 0;
 }
 
 static const struct irq_chip_ops kvm_irq_ops;
 
-int kvm_init(struct kvm *kvm, struct error *err)
+int kvm_init(struct kvm *kvm, struct accel_none *none, struct error *err)
 {
     memset(kvm, 0, sizeof(*kvm));
     kvm->device_fd = kvm->vm_fd = -1;
+    kvm->none = none;
     irq_chip_init(&kvm->irq, &kvm_irq_ops);
     pthread_mutex_init(&kvm->routes_lock, NULL);
     int code = device_open(kvm, err);
@@ -115,6 +151,8 @@ void kvm_finish(struct kvm *kvm)
     close_fd(&kvm->vm_fd);
     close_fd(&kvm->device_fd);
     kvm->vm_fd = kvm->device_fd = -1;
+    accel_none_destroy(kvm->none);
+    kvm->none = NULL;
     pthread_mutex_destroy(&kvm->routes_lock);
 }
 
@@ -123,13 +161,13 @@ int kvm_memory_set(struct kvm *kvm, uint32_t slot, uint64_t gpa, uint64_t size, 
 {
     struct kvm_userspace_memory_region region = {
         .slot = slot, .flags = flags, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uintptr_t)host};
-    return CALL(kvm->vm_fd, KVM_SET_USER_MEMORY_REGION, &region, err);
+    return CALL_VM(kvm, KVM_SET_USER_MEMORY_REGION, &region, err);
 }
 
 int kvm_dirty_log_get(struct kvm *kvm, uint32_t slot, uint64_t *bitmap, struct error *err)
 {
     struct kvm_dirty_log log = {.slot = slot, .dirty_bitmap = bitmap};
-    int code = CALL(kvm->vm_fd, KVM_GET_DIRTY_LOG, &log, err);
+    int code = CALL_VM(kvm, KVM_GET_DIRTY_LOG, &log, err);
     return code < 0 ? code : 0;
 }
 
@@ -138,20 +176,20 @@ int kvm_dirty_log_clear(struct kvm *kvm, uint32_t slot, uint64_t first, uint32_t
 {
     struct kvm_clear_dirty_log clear = {
         .slot = slot, .num_pages = pages, .first_page = first, .dirty_bitmap = bitmap};
-    int code = CALL(kvm->vm_fd, KVM_CLEAR_DIRTY_LOG, &clear, err);
+    int code = CALL_VM(kvm, KVM_CLEAR_DIRTY_LOG, &clear, err);
     return code < 0 ? code : 0;
 }
 
 int kvm_cpuid_supported(struct kvm *kvm, struct kvm_cpuid2 *ret_cpuid, struct error *err)
 {
     ret_cpuid->nent = KVM_CPUID_ENTRIES_MAX;
-    return CALL(kvm->device_fd, KVM_GET_SUPPORTED_CPUID, ret_cpuid, err);
+    return CALL_DEVICE(kvm, KVM_GET_SUPPORTED_CPUID, ret_cpuid, err);
 }
 
 int kvm_msr_list(struct kvm *kvm, struct kvm_msr_list *ret_list, struct error *err)
 {
     ret_list->nmsrs = KVM_MSRS_MAX;
-    return CALL(kvm->device_fd, KVM_GET_MSR_INDEX_LIST, ret_list, err);
+    return CALL_DEVICE(kvm, KVM_GET_MSR_INDEX_LIST, ret_list, err);
 }
 
 unsigned kvm_address_bits(struct kvm *kvm)
@@ -167,7 +205,7 @@ unsigned kvm_address_bits(struct kvm *kvm)
 
 bool kvm_has_tsc_deadline(struct kvm *kvm)
 {
-    return ioctl(kvm->device_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
+    return check(kvm, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
 }
 
 /* ---- interrupts ---- */
@@ -211,7 +249,7 @@ static int routes_write(struct kvm *kvm, struct error *err)
         e->u.msi.address_hi = (uint32_t)(r->address >> 32);
         e->u.msi.data = r->data;
     }
-    int code = CALL(kvm->vm_fd, KVM_SET_GSI_ROUTING, table, err);
+    int code = CALL_VM(kvm, KVM_SET_GSI_ROUTING, table, err);
     return code < 0 ? code : 0;
 }
 
@@ -245,7 +283,7 @@ static int kvm_unroute(struct irq_chip *chip, uint32_t gsi, struct error *err)
 static int kvm_irqfd(struct kvm *kvm, uint32_t gsi, int fd, uint32_t flags, struct error *err)
 {
     struct kvm_irqfd irqfd = {.fd = (uint32_t)fd, .gsi = gsi, .flags = flags};
-    return CALL(kvm->vm_fd, KVM_IRQFD, &irqfd, err);
+    return CALL_VM(kvm, KVM_IRQFD, &irqfd, err);
 }
 
 static int kvm_attach(struct irq_chip *chip, uint32_t gsi, int fd, struct error *err)
@@ -261,13 +299,13 @@ static int kvm_detach(struct irq_chip *chip, uint32_t gsi, int fd, struct error 
 static int kvm_line_set(struct irq_chip *chip, uint32_t gsi, bool high)
 {
     struct kvm_irq_level level = {.irq = gsi, .level = high};
-    return ioctl(kvm_of(chip)->vm_fd, KVM_IRQ_LINE, &level) < 0 ? -errno : 0;
+    return ask_vm(kvm_of(chip), KVM_IRQ_LINE, &level) < 0 ? -errno : 0;
 }
 
 static int kvm_msi_send(struct irq_chip *chip, uint64_t address, uint32_t data)
 {
     struct kvm_msi msi = {.address_lo = (uint32_t)address, .address_hi = (uint32_t)(address >> 32), .data = data};
-    return ioctl(kvm_of(chip)->vm_fd, KVM_SIGNAL_MSI, &msi) < 0 ? -errno : 0;
+    return ask_vm(kvm_of(chip), KVM_SIGNAL_MSI, &msi) < 0 ? -errno : 0;
 }
 
 static int kvm_doorbell(struct irq_chip *chip, uint64_t address, unsigned size, bool ports, int fd, uint32_t flags,
@@ -275,7 +313,7 @@ static int kvm_doorbell(struct irq_chip *chip, uint64_t address, unsigned size, 
 {
     struct kvm_ioeventfd bell = {
         .addr = address, .len = size, .fd = fd, .flags = flags | (ports ? KVM_IOEVENTFD_FLAG_PIO : 0)};
-    return CALL(kvm_of(chip)->vm_fd, KVM_IOEVENTFD, &bell, err);
+    return CALL_VM(kvm_of(chip), KVM_IOEVENTFD, &bell, err);
 }
 
 static int kvm_doorbell_attach(struct irq_chip *chip, uint64_t address, unsigned size, bool ports, int fd,
@@ -306,9 +344,13 @@ static const struct irq_chip_ops kvm_irq_ops = {
 int kvm_vcpu_init(struct kvm_vcpu *vcpu, struct kvm *kvm, uint32_t id, struct error *err)
 {
     *vcpu = (struct kvm_vcpu){.kvm = kvm, .fd = -1, .id = id};
-    int fd = CALL(kvm->vm_fd, KVM_CREATE_VCPU, id, err);
+    int fd = CALL_VM(kvm, KVM_CREATE_VCPU, id, err);
     if (fd < 0)
         return fd;
+    if (kvm->none) {
+        vcpu->run = xcalloc(1, kvm->run_bytes);
+        return 0;
+    }
     vcpu->fd = fd;
     void *run = mmap(NULL, kvm->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (run == MAP_FAILED) {
@@ -322,8 +364,12 @@ int kvm_vcpu_init(struct kvm_vcpu *vcpu, struct kvm *kvm, uint32_t id, struct er
 
 void kvm_vcpu_finish(struct kvm_vcpu *vcpu)
 {
-    if (vcpu->run)
+    if (vcpu->run && vcpu->kvm->none) {
+        accel_none_vcpu_finish(vcpu->kvm->none, vcpu);
+        free(vcpu->run);
+    } else if (vcpu->run) {
         munmap(vcpu->run, vcpu->kvm->run_bytes);
+    }
     close_fd(&vcpu->fd);
     vcpu->run = NULL;
     vcpu->fd = -1;
@@ -331,17 +377,17 @@ void kvm_vcpu_finish(struct kvm_vcpu *vcpu)
 
 int kvm_vcpu_run(struct kvm_vcpu *vcpu)
 {
-    return ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
+    return ask_vcpu(vcpu, KVM_RUN, NULL) < 0 ? -errno : 0;
 }
 
 #define X(name, type, request)                                                                                       \
     int kvm_vcpu_get_##name(struct kvm_vcpu *vcpu, type *ret_##name, struct error *err)                              \
     {                                                                                                                \
-        return CALL(vcpu->fd, KVM_GET_##request, ret_##name, err);                                                   \
+        return CALL_VCPU(vcpu, KVM_GET_##request, ret_##name, err);                                                   \
     }                                                                                                                \
     int kvm_vcpu_set_##name(struct kvm_vcpu *vcpu, const type *name, struct error *err)                              \
     {                                                                                                                \
-        return CALL(vcpu->fd, KVM_SET_##request, name, err);                                                         \
+        return CALL_VCPU(vcpu, KVM_SET_##request, name, err);                                                         \
     }
 KVM_VCPU_STATE(X)
 #undef X
@@ -349,18 +395,18 @@ KVM_VCPU_STATE(X)
 int kvm_vcpu_get_xsave(struct kvm_vcpu *vcpu, void *xsave, struct error *err)
 {
     if (vcpu->kvm->xsave_bytes > sizeof(struct kvm_xsave))
-        return CALL(vcpu->fd, KVM_GET_XSAVE2, xsave, err);
-    return CALL(vcpu->fd, KVM_GET_XSAVE, xsave, err);
+        return CALL_VCPU(vcpu, KVM_GET_XSAVE2, xsave, err);
+    return CALL_VCPU(vcpu, KVM_GET_XSAVE, xsave, err);
 }
 
 int kvm_vcpu_set_xsave(struct kvm_vcpu *vcpu, const void *xsave, struct error *err)
 {
-    return CALL(vcpu->fd, KVM_SET_XSAVE, xsave, err);
+    return CALL_VCPU(vcpu, KVM_SET_XSAVE, xsave, err);
 }
 
 int kvm_vcpu_set_cpuid(struct kvm_vcpu *vcpu, const struct kvm_cpuid2 *cpuid, struct error *err)
 {
-    return CALL(vcpu->fd, KVM_SET_CPUID2, cpuid, err);
+    return CALL_VCPU(vcpu, KVM_SET_CPUID2, cpuid, err);
 }
 
 /* GET and SET_MSRS stop at the first that is refused and return how many went well. */
@@ -373,17 +419,17 @@ static int msrs_result(int done, const struct kvm_msrs *msrs, const char *what, 
 
 int kvm_vcpu_get_msrs(struct kvm_vcpu *vcpu, struct kvm_msrs *msrs, struct error *err)
 {
-    return msrs_result(CALL(vcpu->fd, KVM_GET_MSRS, msrs, err), msrs, "read", err);
+    return msrs_result(CALL_VCPU(vcpu, KVM_GET_MSRS, msrs, err), msrs, "read", err);
 }
 
 int kvm_vcpu_set_msrs(struct kvm_vcpu *vcpu, const struct kvm_msrs *msrs, struct error *err)
 {
-    return msrs_result(CALL(vcpu->fd, KVM_SET_MSRS, msrs, err), msrs, "write", err);
+    return msrs_result(CALL_VCPU(vcpu, KVM_SET_MSRS, msrs, err), msrs, "write", err);
 }
 
 int kvm_vcpu_get_tsc_khz(struct kvm_vcpu *vcpu, uint32_t *ret_khz, struct error *err)
 {
-    int khz = CALL(vcpu->fd, KVM_GET_TSC_KHZ, 0, err);
+    int khz = CALL_VCPU(vcpu, KVM_GET_TSC_KHZ, 0, err);
     if (khz < 0)
         return khz;
     *ret_khz = (uint32_t)khz;
@@ -392,12 +438,12 @@ int kvm_vcpu_get_tsc_khz(struct kvm_vcpu *vcpu, uint32_t *ret_khz, struct error 
 
 int kvm_vcpu_set_tsc_khz(struct kvm_vcpu *vcpu, uint32_t khz, struct error *err)
 {
-    return CALL(vcpu->fd, KVM_SET_TSC_KHZ, khz, err);
+    return CALL_VCPU(vcpu, KVM_SET_TSC_KHZ, khz, err);
 }
 
 int kvm_vcpu_clock_paused(struct kvm_vcpu *vcpu, struct error *err)
 {
-    if (ioctl(vcpu->fd, KVM_KVMCLOCK_CTRL, 0) < 0 && errno != EINVAL)
+    if (ask_vcpu(vcpu, KVM_KVMCLOCK_CTRL, NULL) < 0 && errno != EINVAL)
         return error_errno(err, -errno, "KVM refused KVM_KVMCLOCK_CTRL");
     return 0;
 }
@@ -407,9 +453,10 @@ static int tsc_offset_call(struct kvm_vcpu *vcpu, unsigned long request, const c
 {
     struct kvm_device_attr attr = {
         .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)offset};
-    if (ioctl(vcpu->fd, KVM_HAS_DEVICE_ATTR, &attr) < 0)
+    if (ask_vcpu(vcpu, KVM_HAS_DEVICE_ATTR, &attr) < 0)
         return -ENOTSUP;
-    return call(vcpu->fd, request, &attr, name, err);
+    int code = ask_vcpu(vcpu, request, &attr);
+    return code < 0 ? refused(name, err) : code;
 }
 
 int kvm_vcpu_get_tsc_offset(struct kvm_vcpu *vcpu, uint64_t *ret_offset, struct error *err)
@@ -425,12 +472,12 @@ int kvm_vcpu_set_tsc_offset(struct kvm_vcpu *vcpu, uint64_t offset, struct error
 int kvm_vcpu_get_nested(struct kvm_vcpu *vcpu, void *nested, struct error *err)
 {
     ((struct kvm_nested_state *)nested)->size = vcpu->kvm->nested_bytes;
-    return CALL(vcpu->fd, KVM_GET_NESTED_STATE, nested, err);
+    return CALL_VCPU(vcpu, KVM_GET_NESTED_STATE, nested, err);
 }
 
 int kvm_vcpu_set_nested(struct kvm_vcpu *vcpu, const void *nested, struct error *err)
 {
-    return CALL(vcpu->fd, KVM_SET_NESTED_STATE, nested, err);
+    return CALL_VCPU(vcpu, KVM_SET_NESTED_STATE, nested, err);
 }
 
 /* ---- state of the VM ---- */
@@ -439,31 +486,31 @@ int kvm_get_irqchip(struct kvm *kvm, uint32_t chip_id, struct kvm_irqchip *ret_c
 {
     memset(ret_chip, 0, sizeof(*ret_chip));
     ret_chip->chip_id = chip_id;
-    return CALL(kvm->vm_fd, KVM_GET_IRQCHIP, ret_chip, err);
+    return CALL_VM(kvm, KVM_GET_IRQCHIP, ret_chip, err);
 }
 
 int kvm_set_irqchip(struct kvm *kvm, const struct kvm_irqchip *chip, struct error *err)
 {
-    return CALL(kvm->vm_fd, KVM_SET_IRQCHIP, chip, err);
+    return CALL_VM(kvm, KVM_SET_IRQCHIP, chip, err);
 }
 
 int kvm_get_pit(struct kvm *kvm, struct kvm_pit_state2 *ret_pit, struct error *err)
 {
-    return CALL(kvm->vm_fd, KVM_GET_PIT2, ret_pit, err);
+    return CALL_VM(kvm, KVM_GET_PIT2, ret_pit, err);
 }
 
 int kvm_set_pit(struct kvm *kvm, const struct kvm_pit_state2 *pit, struct error *err)
 {
-    return CALL(kvm->vm_fd, KVM_SET_PIT2, pit, err);
+    return CALL_VM(kvm, KVM_SET_PIT2, pit, err);
 }
 
 int kvm_get_clock(struct kvm *kvm, struct kvm_clock_data *ret_clock, struct error *err)
 {
     memset(ret_clock, 0, sizeof(*ret_clock));
-    return CALL(kvm->vm_fd, KVM_GET_CLOCK, ret_clock, err);
+    return CALL_VM(kvm, KVM_GET_CLOCK, ret_clock, err);
 }
 
 int kvm_set_clock(struct kvm *kvm, const struct kvm_clock_data *clock, struct error *err)
 {
-    return CALL(kvm->vm_fd, KVM_SET_CLOCK, clock, err);
+    return CALL_VM(kvm, KVM_SET_CLOCK, clock, err);
 }

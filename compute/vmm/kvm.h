@@ -24,9 +24,12 @@ struct kvm_route {
     uint32_t data;
 };
 
+struct accel_none;
+
 struct kvm {
     struct irq_chip irq; /* first: the vtable's functions find the VM by it */
     int device_fd, vm_fd;
+    struct accel_none *none; /* answers instead of the two (accel_none.h); NULL: KVM does */
     size_t run_bytes;      /* of struct kvm_run's mapping */
     uint32_t xsave_bytes;  /* of the state that GET_XSAVE2 gives */
     uint32_t nested_bytes; /* of the largest nested state; 0: none */
@@ -43,8 +46,9 @@ struct kvm_vcpu {
     struct kvm_run *run;
 };
 
-/* Opens /dev/kvm, checks what pc-1 needs, makes a VM with in-kernel PIC, IOAPIC, LAPICs and PIT. */
-int kvm_init(struct kvm *kvm, struct error *err);
+/* Opens /dev/kvm, checks what pc-1 needs, makes a VM with in-kernel PIC, IOAPIC, LAPICs and PIT. Or has @none play KVM's
+ * part, which is the VM's from then on, also after a failure. */
+int kvm_init(struct kvm *kvm, struct accel_none *none, struct error *err);
 void kvm_finish(struct kvm *kvm);
 
 /* Guest memory. @flags: KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY or 0. Setting a slot again changes its flags. */

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "common/log.h"
+#include "compute/vmm/accel_none.h"
 #include "compute/vmm/acpi.h"
 #include "compute/vmm/devices/pm/pm.h"
 #include "compute/vmm/devices/serial/serial.h"
@@ -241,7 +242,7 @@ static int machine_build(struct machine *m, struct error *err)
     if ((code = cpu_model_find(m->config->cpu_model, &model, err)) < 0 || (code = boot_open(m, err)) < 0 ||
         (code = memory_init_pages(&m->memory, m->config->memory_bytes, (enum memory_pages)m->config->memory_pages,
                                   err)) < 0 ||
-        (code = kvm_init(&m->kvm, err)) < 0)
+        (code = kvm_init(&m->kvm, m->options.without_kvm ? accel_none_create() : NULL, err)) < 0)
         return code;
     if ((code = memory_attach(m, err)) < 0 || (code = io_loop_create(&m->device_lock, &m->io, err)) < 0 ||
         (code = pci_bus_init(&m->pci, &m->mmio, &m->ports, err)) < 0 ||
@@ -310,7 +311,7 @@ void machine_finish(struct machine *m)
     uring_destroy(m->uring);
     pthread_mutex_unlock(&m->device_lock);
     io_loop_destroy(m->io);
-    if (m->kvm.device_fd >= 0)
+    if (m->kvm.device_fd >= 0 || m->kvm.none)
         kvm_finish(&m->kvm);
     if (m->memory.host)
         memory_finish(&m->memory);

@@ -56,6 +56,7 @@ struct machine_options {
     bool exit_on_reset;    /* a reset ends the machine */
     bool debug_exit;       /* the test programs' device is there (devices/testdev) */
     bool incoming;         /* it will be migrated here: disks are another's until then */
+    bool without_kvm;      /* the guest's part is played by a program in C (accel_none.h) */
     const char *multiboot; /* a program to boot instead of the kernel, or NULL; borrowed */
     const struct sandbox *sandbox; /* of the threads; NULL: none; borrowed */
 };

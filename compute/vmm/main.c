@@ -68,6 +68,8 @@ static const char help[] =
     "For developers, with freestanding test programs such as kvm-unit-tests (see docs/vmm-judges.md):\n"
     "  --multiboot FILE   boot this 32-bit multiboot ELF instead of the kernel; cmdline are its arguments, initrd is\n"
     "                     its environment, lines of NAME=VALUE\n"
+    "  --accel none       without KVM: the same machine, but the guest is a program in C that ticks, echoes and drives\n"
+    "                     disks; what is given to boot is loaded and not run. Tests alone want this; kvm: the default\n"
     "  --debug-exit       add the test device: a write of N to port 0xf4 ends with exit status N*2+1\n"
     "\n"
     "Example:\n"
@@ -112,6 +114,7 @@ static int options_parse(int argc, char **argv, struct options *o)
         {"sandbox", required_argument, NULL, 'x'},
         {"user", required_argument, NULL, 'u'},
         {"debug-exit", no_argument, NULL, 'd'},
+        {"accel", required_argument, NULL, 'a'},
         {"log-level", required_argument, NULL, 'l'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
@@ -140,6 +143,8 @@ static int options_parse(int argc, char **argv, struct options *o)
             continue;
         } else if (option == 'u' && user_parse(optarg, &o->user) == 0) {
             continue;
+        } else if (option == 'a' && (strcmp(optarg, "none") == 0 || strcmp(optarg, "kvm") == 0)) {
+            o->machine.without_kvm = strcmp(optarg, "none") == 0;
         } else if (option == 'd') {
             o->machine.debug_exit = true;
         } else if (option == 'l' && log_parse_level(optarg, &level) == 0) {
