@@ -14,13 +14,13 @@ import time
 import pytest
 
 from bed import cgroup_mount, wait_until
-from test_agent import GUEST, act, create, kvm_missing, ticks, vm_dir, vmm_of, wait_ticking
+from test_agent import GUEST, act, create, ticks, vm_dir, vmm_of, wait_ticking
 from test_agent import cluster      # noqa: F401   a fixture
 from test_vmm import LIMIT_S, VMM, Vmm
 
 USER = 1900000000 + 4095
 
-pytestmark = [pytest.mark.skipif(kvm_missing() is not None, reason=str(kvm_missing())),
+pytestmark = [pytest.mark.skipif(not GUEST.exists(), reason='the test guest is not built: make guest'),
               pytest.mark.skipif(os.geteuid() != 0, reason='only root can become another user')]
 
 

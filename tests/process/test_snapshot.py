@@ -1,4 +1,4 @@
-"""Snapshot and restore of drover-vmm with the test guest on the real /dev/kvm: counting, memory, processors, timers, disks."""
+"""Snapshot and restore of drover-vmm with the test guest on the real /dev/kvm (or without, see test_vmm.py): counting, memory, processors, timers, disks."""
 import json
 import os
 import pathlib
@@ -7,10 +7,9 @@ import subprocess
 
 import pytest
 
-from test_vmm import LIMIT_S, TICKER, VMM, Vmm
+from test_vmm import ACCEL, LIMIT_S, TICKER, VMM, Vmm, needs_kvm
 
-pytestmark = [pytest.mark.skipif(not os.access('/dev/kvm', os.R_OK | os.W_OK), reason='/dev/kvm is missing or closed to us'),
-              pytest.mark.skipif(not VMM.exists(), reason='drover-vmm is not built'),
+pytestmark = [pytest.mark.skipif(not VMM.exists(), reason='drover-vmm is not built'),
               pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built')]
 
 
@@ -20,7 +19,7 @@ class Restored(Vmm):
     def __init__(self, folder, snapshot, *options):  # pylint: disable=super-init-not-called
         self.control = folder / 'control-restored'
         self.log = folder / f'log-{os.urandom(4).hex()}'
-        self.process = subprocess.Popen([VMM, '--restore', snapshot, '--control', self.control, *options],
+        self.process = subprocess.Popen([VMM, '--accel', ACCEL, '--restore', snapshot, '--control', self.control, *options],
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log.open('w'))
         self.consoles = []
 
@@ -155,7 +154,7 @@ def test_disks_and_what_the_snapshot_says_of_them(world):
 @pytest.mark.parametrize('config, words', [
     ({'vcpus': 2}, 'vCPUs'),
     ({'memory_bytes': 128 << 20}, 'memory'),
-    ({'cpu_model': 'x86-64-v1'}, 'CPU model'),
+    pytest.param({'cpu_model': 'x86-64-v1'}, 'CPU model', marks=needs_kvm),
     ({'rng': False}, 'nothing in this one'),
 ])
 def test_other_machines_are_refused_in_words(world, config, words):
@@ -227,6 +226,7 @@ def test_unknown_cpu_model_names_those_there_are(world):
     vm.end()
 
 
+@needs_kvm
 def test_processors_at_work_go_on(world):
     """Three processors count while the fourth looks; all of them go on in each of two lives."""
     path = world.folder / 's'
