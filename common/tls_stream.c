@@ -62,6 +62,7 @@ struct tls_stream {
 
     enum stream_state state;
     bool is_pipe, is_server, paused, ended, reopening, shut_down, resolving;
+    bool put_off; /* its input stays in the kernel until kick_cb */
     int end_status; /* to be told; 0 = none */
     int eof_status; /* the same, once all that came before it has been delivered */
 
@@ -107,10 +108,9 @@ static void chunk_free(struct stream_chunk *chunk)
 
 static void stream_free(struct tls_stream *s)
 {
+    uint64_t begin_ns = uv_hrtime();
     LIST_FOREACH_SAFE(link, &s->chunks)
     chunk_free(LIST_ENTRY(link, struct stream_chunk, link));
-    if (s->release != NULL)
-        s->release(&s->link, s->release_arg);
     if (s->ssl == NULL) {
         BIO_free(s->received);
         BIO_free(s->to_send);
@@ -120,6 +120,10 @@ static void stream_free(struct tls_stream *s)
     uv_freeaddrinfo(s->addresses);
     bytes_writer_finish(&s->unread);
     free(s->peer_prefix);
+    if (s->pace != NULL)
+        s->pace->free_ns = MIN(uv_hrtime() - begin_ns, (uint64_t)TLS_STREAM_TURN_NS_MAX / 16);
+    if (s->release != NULL) /* the last one may free the pace too */
+        s->release(&s->link, s->release_arg);
     free(s);
 }
 
@@ -146,11 +150,22 @@ static void socket_closed_cb(uv_handle_t *handle)
     stream_unpend(s);
 }
 
+static void pace_turn(struct tls_stream_pace *pace, const struct tls_stream *s)
+{
+    uint64_t now = uv_now(s->loop);
+    if (pace->turn_ms != now)
+        *pace = (struct tls_stream_pace){.turn_ms = now, .free_ns = pace->free_ns};
+}
+
 void tls_stream_close(struct tls_stream *s)
 {
     if (s->state == CLOSED)
         return;
     s->state = CLOSED;
+    if (s->pace != NULL) { /* stream_free comes at the end of this turn */
+        pace_turn(s->pace, s);
+        s->pace->spent_ns += s->pace->free_ns;
+    }
     s->ended = true;
     if (s->resolving)
         uv_cancel((uv_req_t *)&s->resolve);
@@ -522,11 +537,23 @@ void tls_stream_finish(struct tls_stream *s, unsigned linger_ms)
 
 /* --- input --- */
 
+/* No buffer for a stream whose turn of the loop is over: libuv then reads nothing. */
 static void alloc_cb(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 {
-    (void)handle, (void)suggested;
-    buffer->base = malloc(TLS_STREAM_READ_BYTES_MAX);
+    struct tls_stream *s = handle->data;
+    (void)suggested;
+    if (s->pace != NULL)
+        pace_turn(s->pace, s);
+    s->put_off = s->pace != NULL && s->pace->spent_ns >= TLS_STREAM_TURN_NS_MAX;
+    buffer->base = s->put_off ? NULL : malloc(TLS_STREAM_READ_BYTES_MAX);
     buffer->len = buffer->base != NULL ? TLS_STREAM_READ_BYTES_MAX : 0;
+}
+
+/* Those that are put off in one turn come back in their order, some each millisecond. */
+static void put_off_input(struct tls_stream *s)
+{
+    uv_read_stop(&s->socket.stream);
+    uv_timer_start(&s->kick, kick_cb, 1 + s->pace->put_off++ / TLS_STREAM_PUT_OFF_PER_MS, 0);
 }
 
 static bool is_receiving(const struct tls_stream *s)
@@ -586,11 +613,9 @@ static void stream_opened(struct tls_stream *s)
 static bool may_step(struct tls_stream *s)
 {
     struct tls_stream_pace *pace = s->pace;
-    uint64_t now = uv_now(s->loop);
     if (pace == NULL || s->ssl != NULL)
         return true;
-    if (pace->turn_ms != now)
-        *pace = (struct tls_stream_pace){.turn_ms = now};
+    pace_turn(pace, s);
     if (pace->steps < TLS_STREAM_TURN_HANDSHAKES_MAX) {
         pace->steps++;
         return true;
@@ -679,9 +704,9 @@ static void drain_input(struct tls_stream *s)
         stream_end(s, s->eof_status);
 }
 
-static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buffer)
+static void handle_input(struct tls_stream *s, ssize_t n, const uv_buf_t *buffer)
 {
-    struct tls_stream *s = stream->data;
+    uv_stream_t *stream = &s->socket.stream;
     if (n < 0 && s->state == OPEN) {
         uv_read_stop(stream);
         s->eof_status = (int)n;
@@ -693,7 +718,21 @@ static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buffer)
     } else if (n > 0) {
         deliver(s, (const uint8_t *)buffer->base, (size_t)n);
     }
+}
+
+static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buffer)
+{
+    struct tls_stream *s = stream->data;
+    struct tls_stream_pace *pace = s->pace;
+    uint64_t begin_ns = pace != NULL ? uv_hrtime() : 0;
+    if (s->put_off) {
+        put_off_input(s);
+        return;
+    }
+    handle_input(s, n, buffer);
     free(buffer->base);
+    if (pace != NULL)
+        pace->spent_ns += uv_hrtime() - begin_ns;
 }
 
 static void start_reading(struct tls_stream *s)
@@ -743,6 +782,13 @@ static void kick_cb(uv_timer_t *timer)
     if (s->end_status != 0) {
         stream_end(s, s->end_status);
         return;
+    }
+    if (s->put_off) {
+        s->put_off = false;
+        if (s->state == HANDSHAKING || s->state == FINISHING || is_receiving(s))
+            start_reading(s);
+        if (s->state == HANDSHAKING)
+            return;
     }
     if (s->state == FINISHING) {
         finish_when_flushed(s);

@@ -27,17 +27,23 @@
 #define TLS_STREAM_FLIGHT_BYTES_MAX (256 * 1024) /* encrypted ahead of the socket */
 #define TLS_STREAM_TURN_BYTES_MAX (256 * 1024)   /* encrypted and sent in one go: then the loop's other events have a turn */
 
-#define TLS_STREAM_TURN_HANDSHAKES_MAX 4u        /* begun at one time of the loop's clock, which is read twice a turn;
-                                                  * with struct tls_stream_pace */
+/* With struct tls_stream_pace, at one time of the loop's clock, which is read twice a turn: */
+#define TLS_STREAM_TURN_HANDSHAKES_MAX 4u        /* handshakes begun */
+#define TLS_STREAM_TURN_NS_MAX 6000000u          /* time in which input is handled: what comes then waits in the kernel */
+#define TLS_STREAM_PUT_OFF_PER_MS 64u            /* streams that are looked at again each millisecond then */
 
 struct tls_stream;
 
-/* Shared by the streams of a listener: a handshake costs a millisecond in two steps, and hundreds of peers may come at
- * once (after a restart all agents and watchers do). Those beyond the limit begin a millisecond later, in their order.
- * Zeroed at first; must outlive the streams. */
+/* Shared by the streams of a listener: libuv hands out a thousand events before it turns again, and hundreds of peers may
+ * come, ask or go at once (after a restart all agents and watchers do; a handshake costs a millisecond in two steps).
+ * Those beyond the limits have their turn a millisecond later, in their order. One at least has it now, however long it
+ * takes. Zeroed at first; must outlive the streams. */
 struct tls_stream_pace {
-    uint64_t turn_ms; /* uv_now of the turn that is counted */
-    unsigned steps;
+    uint64_t turn_ms;  /* uv_now of the turn that is counted */
+    unsigned steps;    /* handshakes begun */
+    unsigned put_off;  /* streams whose input waits */
+    uint64_t spent_ns; /* on input: TLS, parsing, what the owners do in their callbacks, and freeing what ends */
+    uint64_t free_ns;  /* that the last stream took to be freed: charged when one is closed */
 };
 
 struct tls_stream_callbacks {

@@ -11,7 +11,7 @@
 struct app {
     struct net net;
     struct http_request *held[4]; /* of /hold */
-    unsigned held_count, gone, drained, freed;
+    unsigned held_count, gone, drained, freed, spun;
     size_t written;
     uint8_t *big; /* of /big */
     size_t body_size;
@@ -59,6 +59,16 @@ static void respond_error(struct http_request *request)
     http_respond_error(request, &err);
 }
 
+/* Work of a third of what the input of one turn may take. */
+static void spin(struct http_request *request, struct app *app)
+{
+    uint64_t end_ns = uv_hrtime() + TLS_STREAM_TURN_NS_MAX / 3;
+    while (uv_hrtime() < end_ns)
+        ;
+    app->spun++;
+    http_respond(request, 200, "text/plain", NULL, "spun", 4);
+}
+
 static void handle(struct http_request *request, void *arg)
 {
     struct app *app = arg;
@@ -74,6 +84,8 @@ static void handle(struct http_request *request, void *arg)
         begin_events(request, app, 20);
     } else if (strcmp(request->path, "/big") == 0) {
         http_respond_take(request, 200, "application/octet-stream", NULL, app->big, app->written, free);
+    } else if (strcmp(request->path, "/spin") == 0) {
+        spin(request, app);
     } else if (strcmp(request->path, "/query") == 0) {
         respond_query(request);
     } else if (strcmp(request->path, "/error") == 0) {
@@ -673,6 +685,32 @@ static void test_unix_socket(void **state)
     assert_int_equal(rmdir(dir), 0); /* the socket went with the server */
 }
 
+/* Many that ask at once do not get one long turn of the loop, and each is answered. */
+static void test_turns_are_short(void **state)
+{
+    struct app app;
+    struct raw raws[20];
+    unsigned most = 0, before;
+    (void)state;
+    app_start(&app, (struct http_limits){0});
+    for (size_t i = 0; i < ARRAY_SIZE(raws); i++)
+        raw_connect(&app.net, &raws[i], NULL, NULL);
+    NET_WAIT(&app.net, http_server_counters(app.net.server)->accepted == ARRAY_SIZE(raws));
+    for (size_t i = 0; i < ARRAY_SIZE(raws); i++)
+        raw_send(&raws[i], "GET /spin HTTP/1.1\r\n" H "\r\n");
+    while (app.spun < ARRAY_SIZE(raws) && !app.net.expired) {
+        before = app.spun;
+        uv_run(&app.net.loop, UV_RUN_ONCE);
+        most = MAX(most, app.spun - before);
+    }
+    assert_true(most >= 1 && most <= 3);
+    for (size_t i = 0; i < ARRAY_SIZE(raws); i++) {
+        NET_WAIT(&app.net, raw_count(&raws[i], "spun") == 1);
+        raw_finish(&raws[i]);
+    }
+    net_finish(&app.net);
+}
+
 static void test_bad_address(void **state)
 {
     struct net net;
@@ -747,6 +785,7 @@ int main(void)
         cmocka_unit_test(test_body_limits),
         cmocka_unit_test(test_read_ahead_is_bounded),
         cmocka_unit_test(test_unix_socket),
+        cmocka_unit_test(test_turns_are_short),
         cmocka_unit_test(test_bad_address),
         cmocka_unit_test(test_out_of_descriptors),
     };
