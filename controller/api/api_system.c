@@ -78,6 +78,10 @@ static void put_raft(const struct raft_node_status *status, struct bytes_writer 
         {"drover_raft_snapshot_bytes", "gauge", "Size of the last snapshot.", status->snapshot_bytes},
         {"drover_raft_snapshot_microseconds", "gauge", "Time of the last snapshot.", status->snapshot_us},
         {"drover_raft_restore_microseconds", "gauge", "Time of the last restore of a snapshot.", status->restore_us},
+        {"drover_raft_restoring", "gauge", "1 while a snapshot of the leader's is restored; reads here are older.",
+         status->restoring},
+        {"drover_raft_entries_deferred_total", "counter", "Log entries that had to wait for that.",
+         status->entries_deferred},
     };
     for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
         api_metrics_put(out, rows[i].name, rows[i].type, rows[i].help, rows[i].value);

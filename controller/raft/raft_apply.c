@@ -1,5 +1,6 @@
 /* The state machine as libraft sees it: groups are unpacked into commands, commands are counted and given to the
- * machine under the write lock; snapshots get our header, whose checksum is verified before anything is restored.
+ * machine under the write lock; snapshots get our header, whose checksum is verified before anything is restored
+ * (raft_restore.c, where what is applied meanwhile waits as well).
  *
  * What can go wrong here is a committed entry or a snapshot that can't be read: damaged, or written by a newer
  * Drover. Skipping it would make this server's state differ from the others' for ever, so the server ends. */
@@ -92,25 +93,34 @@ void raft_apply_tick(struct raft_node *node)
     raft_reserve_turn(&node->reserve, now_ms, node->guard.taking && node->guard.disk_short, node->now.snapshot_bytes);
 }
 
-static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)
+void raft_apply_entry(struct raft_node *node, const struct raft_buffer *buf)
 {
-    struct raft_node *node = fsm->data;
     uint64_t start_us = raft_node_now_us(), took_us;
     int rv = apply_group(node, buf);
 
-    *result = NULL; /* results travel in the group */
     if (rv != 0) {
         raft_node_fatal(node, "a committed log entry cannot be read (%s); %s", strerror(-rv),
                         rv == -EPROTONOSUPPORT ? "a newer version wrote it: upgrade this controller"
                                                : "wipe the data directory and join again under a new id");
-        return 0;
+        return;
     }
-    log_grew(node, buf->len);
     took_us = raft_node_now_us() - start_us;
     node->now.applies++;
     node->now.apply_us += took_us;
     node->now.apply_us_max = MAX(node->now.apply_us_max, took_us);
     raft_mailbox_post_applied(node->mailbox, node->index);
+}
+
+static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)
+{
+    struct raft_node *node = fsm->data;
+
+    *result = NULL; /* results travel in the group */
+    if (raft_deferred_busy(&node->deferred))
+        raft_restore_defer(node, buf);
+    else
+        raft_apply_entry(node, buf);
+    log_grew(node, buf->len);
     return 0;
 }
 
@@ -121,7 +131,7 @@ static int node_fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *bufs[], u
     struct bytes_writer out = {0};
     struct raft_buffer *buf;
 
-    if (!raft_guard_may_snapshot(&node->raft)) {
+    if (!raft_guard_may_snapshot(&node->raft) || raft_deferred_busy(&node->deferred)) {
         node->now.snapshots_postponed++;
         return RAFT_BUSY;
     }
@@ -143,41 +153,25 @@ static int node_fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *bufs[], u
     return 0;
 }
 
-static int restore_state(struct raft_node *node, const struct raft_buffer *buf, struct error *err)
-{
-    uint64_t index;
-    const void *state;
-    size_t state_size;
-    int rv = raft_snapshot_open(buf->base, buf->len, &index, &state, &state_size);
-
-    if (rv == -EPROTONOSUPPORT)
-        return error_set(err, rv, ERROR_NOT_SUPPORTED, "a newer version wrote it: upgrade this controller");
-    if (rv != 0)
-        return error_set(err, rv, ERROR_CHECKSUM, "its checksum does not match: it is damaged");
-    rv = node->machine.restore(node->machine.ctx, state, state_size, err);
-    if (rv == 0)
-        node->index = index;
-    return rv;
-}
-
-/* On success libraft leaves the buffer to us, on failure it keeps it. */
+/* On success libraft leaves the buffer to us, on failure it keeps it. The leader's snapshots are restored aside, and this
+ * says yes before it is known: raft_restore.c. */
 static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
 {
     struct raft_node *node = fsm->data;
-    uint64_t start_us = raft_node_now_us();
+    uint64_t start_us = raft_node_now_us(), index;
     struct error err = {0};
 
-    if (restore_state(node, buf, &err) != 0) {
+    node->log_bytes = node->log_entries = 0;
+    if (node->started) {
+        raft_restore_begin(node, buf);
+        return 0;
+    }
+    if (raft_restore_state(node, buf, &index, &err) != 0) {
         snprintf(node->restore_error, sizeof(node->restore_error), "%s", err.text);
-        if (node->started)
-            raft_node_fatal(node, "the leader's snapshot cannot be restored: %s", node->restore_error);
-        return RAFT_CORRUPT; /* while starting: raft_node_create reports it */
+        return RAFT_CORRUPT; /* raft_node_create reports it */
     }
     raft_free(buf->base);
-    node->log_bytes = node->log_entries = 0;
-    node->now.snapshots_restored++;
-    node->now.restore_us = raft_node_now_us() - start_us;
-    raft_mailbox_post_applied(node->mailbox, node->index);
+    raft_restore_done(node, index, raft_node_now_us() - start_us);
     return 0;
 }
 

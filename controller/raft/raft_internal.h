@@ -1,5 +1,6 @@
 /* The inside of a raft_node, shared by raft_node.c (life), raft_propose.c (commands and readers), raft_apply.c (the
- * state machine as libraft sees it) and raft_members.c. Nothing outside controller/raft includes this.
+ * state machine as libraft sees it), raft_restore.c (snapshots of the leader's) and raft_members.c. Nothing outside
+ * controller/raft includes this.
  *
  * Two halves: what is marked "locked" is touched under `lock` by any thread; all else belongs to the node's thread
  * once raft_node_create has returned. The rule for libraft: none of its functions is called from its own callbacks;
@@ -7,6 +8,7 @@
 #ifndef CONTROLLER_RAFT_RAFT_INTERNAL_H
 #define CONTROLLER_RAFT_RAFT_INTERNAL_H
 
+#include "controller/raft/raft_deferred.h"
 #include "controller/raft/raft_guard.h"
 #include "controller/raft/raft_node.h"
 #include "controller/raft/raft_reply.h"
@@ -17,6 +19,7 @@
 #define RAFT_GROUP_BYTES_MAX (1u << 20)  /* bytes of one log entry, when it has more than one command */
 #define RAFT_GROUPS_INFLIGHT_MAX 8u      /* log entries of ours under way; the rest waits and is grouped */
 #define RAFT_LOG_BYTES_MAX (16u << 20)   /* since the last snapshot, where not configured */
+#define RAFT_DEFERRED_BYTES_MAX (32u << 20) /* entries that wait for a restore, where not configured */
 #define RAFT_SEGMENT_BYTES (8u << 20)    /* of libraft's log files: below 4 MiB it refuses all writes */
 #define RAFT_NO_SPACE_GRACE_MS 1000u     /* "no space" is also what libraft says before its first segment is ready */
 #define RAFT_ROOM_SNAPSHOT_MS 10000u     /* between two snapshots that are taken only to get room */
@@ -54,7 +57,10 @@ struct raft_node {
     uint64_t log_bytes, log_entries; /* applied since the last snapshot */
     uint64_t snapshots_failed;       /* of guard.snapshots_failed, those that were seen here */
     uint64_t room_snapshot_ms;       /* the last snapshot that was asked for because the disk was short */
-    char restore_error[512]; /* why a snapshot could not be restored */
+    char restore_error[512]; /* why a snapshot could not be restored at the start */
+    struct raft_restore *restore;  /* raft_restore.c: under way; NULL: none */
+    struct raft_deferred deferred; /* entries that wait for it */
+    size_t deferred_bytes_max;
     uint64_t proposer;       /* random, of this start */
     uint64_t sequence;       /* of the last group */
     struct list groups;      /* struct group, in flight or orphans */
@@ -89,6 +95,20 @@ void raft_node_fatal(struct raft_node *node, const char *format, ...) PRINTF_LIK
 /* raft_apply.c */
 void raft_apply_init(struct raft_node *node); /* fill node->fsm */
 void raft_apply_tick(struct raft_node *node); /* each RAFT_TICK_MS: on a full disk, see to room for the log */
+/* Apply a committed entry to the machine, count it and tell of it. One that cannot be read is fatal. */
+void raft_apply_entry(struct raft_node *node, const struct raft_buffer *buf);
+
+/* raft_restore.c */
+/* Check a snapshot and have the machine restore it, in this thread: *ret_index commands. -EPROTONOSUPPORT, -EBADMSG or the
+ * machine's own error, with words. */
+int raft_restore_state(struct raft_node *node, const struct raft_buffer *buf, uint64_t *ret_index, struct error *err);
+void raft_restore_done(struct raft_node *node, uint64_t index, uint64_t took_us); /* count it and tell of it */
+/* Restore @buf, whose memory is taken over, aside. */
+void raft_restore_begin(struct raft_node *node, const struct raft_buffer *buf);
+/* An entry is to be applied while node->deferred is busy: it waits. */
+void raft_restore_defer(struct raft_node *node, const struct raft_buffer *buf);
+void raft_restore_turn(struct raft_node *node); /* take over what is restored, apply a piece of what waits */
+void raft_restore_stop(struct raft_node *node); /* before raft_close: wait for the thread */
 
 /* raft_propose.c */
 struct group;

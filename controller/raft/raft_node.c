@@ -2,7 +2,7 @@
  *
  *   raft_node_create: check the directory -> loop, TLS transport, raft_uv, guards -> raft_init, raft_start (restores
  *   the machine and reads the log) -> thread
- *   each turn (node_turn): member changes, commands, readers, then the status is published
+ *   each turn (node_turn): what was restored aside, member changes, commands, readers, then the status is published
  *   raft_node_destroy: `stopping` -> the next turn calls raft_close -> its callback closes our handles -> the loop
  *   ends
  *   -> the thread is joined, what is left is answered
@@ -138,6 +138,8 @@ static void node_publish(struct raft_node *node)
     now->writes_held = node->guard.writes_held;
     now->reserve_bytes = node->reserve.bytes;
     now->reserves_given_up = node->reserve.given_up;
+    now->restoring = raft_deferred_busy(&node->deferred);
+    now->entries_deferred = node->deferred.total;
     status_fill_members(now, raft);
     pthread_mutex_lock(&node->lock);
     node->status = *now;
@@ -175,6 +177,7 @@ static void node_turn(uv_check_t *check)
     pthread_mutex_unlock(&node->lock);
     if (stopping) {
         node->closing = true;
+        raft_restore_stop(node);
         raft_close(&node->raft, node_raft_closed);
         return;
     }
@@ -185,6 +188,7 @@ static void node_turn(uv_check_t *check)
         return;
     }
     raft_guard_turn(&node->guard);
+    raft_restore_turn(node);
     raft_members_turn(node);
     raft_propose_turn(node);
     node_publish(node);
@@ -232,6 +236,8 @@ static struct raft_node *node_new(const struct raft_node_config *config)
     node->proposal_bytes_max = or_default(config->proposal_bytes_max, RAFT_NODE_PROPOSAL_BYTES_MAX);
     node->now.id = config->id;
     ASSERT(getrandom(&node->proposer, sizeof(node->proposer), 0) == sizeof(node->proposer));
+    raft_deferred_init(&node->deferred);
+    node->deferred_bytes_max = config->deferred_bytes_max != 0 ? config->deferred_bytes_max : RAFT_DEFERRED_BYTES_MAX;
     list_init(&node->groups);
     list_init(&node->barriers);
     list_init(&node->proposals);
@@ -257,6 +263,7 @@ static void node_free(struct raft_node *node)
     ASSERT(uv_loop_close(&node->loop) == 0);
     raft_transport_destroy(node->transport);
     raft_reserve_finish(&node->reserve);
+    raft_deferred_finish(&node->deferred);
     pthread_mutex_destroy(&node->lock);
     free(node->dir);
     free(node->address);

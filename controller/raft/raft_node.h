@@ -38,10 +38,11 @@
 
 struct raft_node;
 
-/* The replicated state machine. apply, snapshot, restore and release run on the node's thread (restore also inside
- * raft_node_create, on the caller's). The node takes `lock` for writing around apply and for reading around snapshot;
- * restore, which may take long, takes it by itself for the moment in which it puts the new state in the old one's
- * place. Other threads read the state under the read lock. */
+/* The replicated state machine. apply, snapshot and release run on the node's thread; restore inside raft_node_create, on
+ * the caller's, and later on threads of its own; there is no apply and no snapshot meanwhile. The node takes `lock` for
+ * writing around apply and for reading around snapshot; restore, which may take long, takes it by itself for the moment in which it puts
+ * the new state in the old one's place. Other threads read the state under the read lock: while a snapshot of the leader's
+ * is restored they see the old one (raft_restore.c). */
 struct raft_machine {
     void *ctx;
     pthread_rwlock_t *lock;
@@ -52,8 +53,8 @@ struct raft_machine {
     void (*apply)(void *ctx, uint64_t index, const void *entry, size_t size, void **ret_result);
     /* Append the whole state to @out. */
     void (*snapshot)(void *ctx, struct bytes_writer *out);
-    /* Replace the whole state, taking the lock for the exchange. @data has passed its checksum and is borrowed. An error (a newer format) is fatal:
-     * the server does not start, or ends. The state must be whole again before anything is read from it. */
+    /* Replace the whole state, taking the lock for the exchange. @data has passed its checksum and is borrowed. An error
+     * (a newer format) is fatal: the server does not start, or ends. The state is whole at every moment. */
     int (*restore)(void *ctx, const void *data, size_t size, struct error *err);
     /* Free a result nobody waits for; may be NULL where results are always NULL. Any thread. */
     void (*release)(void *ctx, void *result);
@@ -116,6 +117,7 @@ struct raft_node_config {
     unsigned snapshot_trailing;     /* [4096] entries kept behind it for slow followers, at most... */
     uint64_t log_bytes_max;         /* [16 MiB] or twice the last snapshot: after so many bytes there is a snapshot
                                        too, and half of them are kept behind it: a log never fills a disk */
+    size_t deferred_bytes_max;      /* [32 MiB] entries that wait while a snapshot is restored; beyond, the node waits */
     unsigned proposals_max;         /* [RAFT_NODE_PROPOSALS_MAX] */
     unsigned proposal_bytes_max;    /* [RAFT_NODE_PROPOSAL_BYTES_MAX] */
 };
@@ -149,6 +151,8 @@ struct raft_node_status {
     uint64_t snapshots_taken, snapshots_restored, snapshots_postponed; /* postponed: raft_guard.h */
     uint64_t snapshot_bytes, snapshot_us;                   /* of the last one taken */
     uint64_t restore_us;                                    /* of the last one restored */
+    bool restoring;            /* a snapshot of the leader's: the machine is behind `raft_applied` */
+    uint64_t entries_deferred; /* that had to wait for that, ever */
     struct loop_meter_counts turns;                         /* of the node's loop */
     uint64_t installs_dropped, cuts_held, writes_held;      /* raft_guard.h */
     uint64_t reserve_bytes, reserves_given_up;              /* raft_reserve.h */

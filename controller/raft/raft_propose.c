@@ -11,6 +11,9 @@
  * A reader waits for a barrier that was handed to libraft after it came: those who come while a barrier is in flight
  * share the next one.
  *
+ * While a snapshot is being restored (raft_restore.c: this server was a follower just now) both wait: what libraft calls
+ * applied then is not applied yet.
+ *
  * Failure modes: not leading -> -ENOTCONN for all that waits. Leadership lost with groups in flight -> -EINPROGRESS
  * (unless the group has been applied all the same: then the outcome is known). What libraft says of a request is not
  * enough (raft_guard.h, D): what is in flight when the server stops leading, or leads another term, is answered by
@@ -371,7 +374,8 @@ static void barrier_free(struct barrier *barrier)
 static void barrier_cb(struct raft_barrier *req, int status)
 {
     struct barrier *barrier = req->data;
-    bool well = status == 0 && still_leads(barrier->node, barrier->term);
+    bool well = status == 0 && still_leads(barrier->node, barrier->term) &&
+                !raft_deferred_busy(&barrier->node->deferred); /* which cannot be: none was begun then */
 
     if (well)
         barrier->node->ready_term = barrier->term;
@@ -434,10 +438,10 @@ void raft_propose_turn(struct raft_node *node)
     list_take(&readers, &node->readers);
     pthread_mutex_unlock(&node->lock);
     propose_answer_orphans(node);
-    if (leads) {
+    if (leads && !raft_deferred_busy(&node->deferred)) {
         propose_commands(node, &proposals);
         propose_barrier(node, &readers);
-    } else {
+    } else if (!leads) {
         proposals_answer_all(&proposals, -ENOTCONN);
         readers_answer_all(node, &readers, -ENOTCONN);
     }

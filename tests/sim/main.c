@@ -50,6 +50,9 @@ static const struct mutation mutations[] = {
     {"no-barrier", FLAG(read_without_barrier), "faults", 200, "reads from the state of whoever thinks it leads"},
     {"not-deterministic", FLAG(apply_depends_on_node), "faults", 20, "a command has no effect on one controller"},
     {"snapshot-index", FLAG(snapshot_forgets), "faults", 100, "snapshots sometimes count one command too few"},
+    {"restore-apply", FLAG(restore_apply), "snapshots", 100, "entries are applied while a snapshot is restored"},
+    {"restore-answer", FLAG(restore_answer), "restores", 1000, "reads and commands go on meanwhile"},
+    {"restore-snapshot", FLAG(restore_snapshot), "restores", 1000, "snapshots are taken meanwhile"},
     {"no-prevote", FLAG(no_prevote), "faults", 0, "no pre-vote: slower, not wrong (the control)"},
     {"no-idempotency", FLAG(world.no_idempotency), "faults", 60, "no answer is kept under its key"},
     {"new-key", FLAG(world.new_key_for_retry), "faults", 60, "clients ask again under a new key"},
@@ -230,9 +233,10 @@ static void totals_print(const struct options *options, const struct totals *tot
            options->class->name, options->scenario->name, (unsigned long long)options->seeds, options->seconds,
            (unsigned long long)totals->events, (unsigned long long)s->acknowledged, (unsigned long long)s->unknown,
            (unsigned long long)s->refused, (unsigned long long)s->reads);
-    printf("%llu elections, %llu crashes, %llu snapshots, %llu installed, %llu ended by guard C, %llu members changed\n",
+    printf("%llu elections, %llu crashes, %llu snapshots, %llu installed, %llu ended by guard C, %llu members changed, "
+           "%llu entries deferred\n",
            (unsigned long long)s->elections, (unsigned long long)s->crashes, (unsigned long long)s->snapshots,
-           (unsigned long long)s->installs, (unsigned long long)s->broken, (unsigned long long)s->changes);
+           (unsigned long long)s->installs, (unsigned long long)s->broken, (unsigned long long)s->changes, (unsigned long long)s->deferred);
     printf("%llu passed, %llu failed, 0 skipped\n", (unsigned long long)totals->passed,
            (unsigned long long)totals->failed);
 }

@@ -6,6 +6,8 @@
 static const struct sim_scenario scenarios[] = {
     {"faults", SIM_FAULT_ALL, 64, 16, 40, 0, 2500, 0, 0, 0, "everything that can go wrong, all at once"},
     {"snapshots", SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK, 12, 4, 400, 0, 900, 0, 0, 0, "snapshots all the time, written slowly"},
+    {"restores", (SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK) | SIM_FAULT_SLOW_RESTORE, 12, 4, 20, 0, 700, 0, 0, 0,
+     "snapshots of the leader take long to restore"},
     {"metadata", SIM_FAULT_ALL, 64, 16, 40, 30, 1500, 0, 0, 0, "term and vote cannot always be written"},
     {"sends", SIM_FAULT_LOSS | SIM_FAULT_CRASH | SIM_FAULT_PARTITION | SIM_FAULT_TRANSFER | SIM_FAULT_PAUSE, 12, 8, 10, 0, 700,
      0, 3000, 700, "messages are held for long by who sends them, while the log goes on"},

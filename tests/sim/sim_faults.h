@@ -15,6 +15,7 @@ enum sim_fault {
     SIM_FAULT_CLASS = 1 << 7,     /* the machine class's own */
 };
 #define SIM_FAULT_ALL 0xffu
+#define SIM_FAULT_SLOW_RESTORE (1u << 9) /* the leader's snapshots take seconds to restore */
 #define SIM_FAULT_MEMBERS (1u << 8) /* controllers are added, promoted, demoted and removed */
 
 /* Scenarios by name; NULL: unknown. sim_scenario_at(i) lists them, NULL at the end. */

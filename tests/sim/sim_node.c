@@ -1,6 +1,8 @@
 /* One simulated controller, and what it must never do. See sim_node.h for the list of checks. */
 #include "tests/sim/sim_node.h"
 
+#include "tests/sim/sim_faults.h"
+
 #include "controller/raft/raft_errors.h"
 #include "controller/raft/raft_frame.h"
 
@@ -118,9 +120,8 @@ static void node_apply_command(struct sim_node *node, struct command *mine, cons
     }
 }
 
-static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)
+static void node_apply_entry(struct sim_node *node, const struct raft_buffer *buf)
 {
-    struct sim_node *node = fsm->data;
     struct raft_group reader;
     struct group *mine;
     const void *data;
@@ -128,7 +129,6 @@ static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, v
     size_t size;
     int rv = raft_group_open(&reader, buf->base, buf->len);
 
-    *result = NULL;
     if (rv == 0) {
         mine = node_find_group(node, reader.proposer, reader.sequence);
         while ((rv = raft_group_next(&reader, &data, &size)) > 0) {
@@ -139,6 +139,17 @@ static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, v
     if (rv != 0)
         sim_violation(&node->cluster->sim, "controller %u applies an entry that is no group: %s", node->actor.id,
                       strerror(-rv));
+}
+
+static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)
+{
+    struct sim_node *node = fsm->data;
+
+    *result = NULL;
+    if (raft_deferred_busy(&node->deferred) && !node->cluster->mutations.restore_apply)
+        raft_deferred_add(&node->deferred, buf->base, buf->len);
+    else
+        node_apply_entry(node, buf);
     return 0;
 }
 
@@ -152,6 +163,8 @@ static int node_fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *bufs[], u
     if (!cluster->mutations.raft.no_snapshot_guard && !raft_guard_may_snapshot(node->raft) &&
         !(cluster->mutations.raft.no_configuration_guard && raft_last_applied(node->raft) == raft_commit_index(node->raft)))
         return RAFT_BUSY;
+    if (raft_deferred_busy(&node->deferred) && !cluster->mutations.restore_snapshot)
+        return RAFT_BUSY;
     raft_snapshot_begin(&out);
     node->machine.snapshot(node->machine.ctx, &out);
     raft_snapshot_end(&out, node->index - (cluster->mutations.snapshot_forgets && node->index % 64 == 7));
@@ -163,9 +176,9 @@ static int node_fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *bufs[], u
     return 0;
 }
 
-static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
+/* Now. The buffer stays the caller's. */
+static int node_restore(struct sim_node *node, const struct raft_buffer *buf)
 {
-    struct sim_node *node = fsm->data;
     struct sim_cluster *cluster = node->cluster;
     struct error err = {0};
     const void *state;
@@ -180,7 +193,6 @@ static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
                       err.text);
         return RAFT_CORRUPT;
     }
-    raft_free(buf->base);
     node->index = index;
     if (index > cluster->history_count ||
         (index > 0 && cluster->history[index - 1].state_hash != cluster->class->hash(&node->machine)))
@@ -188,6 +200,63 @@ static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
                       node->actor.id, (unsigned long long)index);
     node_check_state(node);
     return 0;
+}
+
+/* What raft_restore.c's thread has done is taken over. */
+static void node_restored(struct sim_node *node)
+{
+    node_restore(node, &node->restoring);
+    raft_free(TAKE_PTR(node->restoring.base));
+    raft_deferred_ready(&node->deferred);
+}
+
+/* Some of the entries that waited, as raft_restore_turn does it. */
+static void node_drain(struct sim *sim, struct sim_event *event)
+{
+    struct sim_node *node = CONTAINER_OF(event->actor, struct sim_node, actor);
+    struct raft_deferred_entry *entry;
+
+    if (event->value != node->restores)
+        return; /* a newer snapshot has come */
+    if (node->deferred.state == RAFT_DEFERRED_RESTORING)
+        node_restored(node);
+    for (uint64_t i = sim_between(sim, 1, 8); i > 0 && (entry = raft_deferred_next(&node->deferred)) != NULL; i--) {
+        const struct raft_buffer buf = {.base = entry->data, .len = entry->size};
+
+        node_apply_entry(node, &buf);
+        node->cluster->stats.deferred++;
+        free(entry);
+    }
+    if (raft_deferred_busy(&node->deferred))
+        sim_after(sim, sim_between(sim, 1, 5 * SIM_MS), node_drain, &node->actor, NULL)->value = node->restores;
+}
+
+static int node_fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
+{
+    struct sim_node *node = fsm->data;
+    struct sim *sim = &node->cluster->sim;
+    bool slow = (node->cluster->scenario->faults & SIM_FAULT_SLOW_RESTORE) != 0 && sim->now_us < node->cluster->quiet_us;
+    int rv;
+
+    if (!node->starting) {
+        if (node->restoring.base != NULL)
+            node_restored(node);
+        raft_deferred_begin(&node->deferred);
+        node->restoring = *buf;
+        sim_after(sim, sim_between(sim, 1, (slow ? 4000 : 20) * SIM_MS), node_drain, &node->actor, NULL)->value =
+            ++node->restores;
+        return 0;
+    }
+    rv = node_restore(node, buf);
+    if (rv == 0)
+        raft_free(buf->base);
+    return rv;
+}
+
+/* libraft is ahead of the machine: nothing may be promised. */
+static bool node_answers(const struct sim_node *node)
+{
+    return !raft_deferred_busy(&node->deferred) || node->cluster->mutations.restore_answer;
 }
 
 /* --- Commands --------------------------------------------------------------------------------------------------- */
@@ -296,7 +365,7 @@ int sim_node_propose(struct sim_node *node, const void *command, size_t size, si
     struct bytes_writer frame = {0};
     struct group *group;
 
-    if (!sim_node_leads(node))
+    if (!sim_node_leads(node) || !node_answers(node))
         return -ENOTCONN;
     group = group_new(node);
     group->done = done;
@@ -309,9 +378,12 @@ int sim_node_propose(struct sim_node *node, const void *command, size_t size, si
 void sim_node_load(struct sim_node *node, unsigned commands)
 {
     struct bytes_writer frame = {0};
-    struct group *group = group_new(node);
+    struct group *group;
 
     ASSERT(commands > 0 && commands <= SIM_GROUP_COMMANDS_MAX);
+    if (!node_answers(node))
+        return;
+    group = group_new(node);
     raft_group_begin(&frame, node->proposer, group->sequence);
     for (unsigned i = 0; i < commands; i++) {
         struct bytes_writer command = {0};
@@ -333,6 +405,8 @@ static void barrier_cb(struct raft_barrier *req, int status)
     if (!node->cluster->mutations.no_result_guard && !node->cluster->mutations.read_without_barrier &&
         (raft_state(node->raft) != RAFT_LEADER || raft_current_term(node->raft) != barrier->term))
         status = RAFT_LEADERSHIPLOST; /* as raft_propose.c: guard D */
+    if (!node_answers(node))
+        status = RAFT_LEADERSHIPLOST;
     if (status == 0) {
         node->cluster->stats.reads++;
         if (node->index < barrier->floor)
@@ -357,7 +431,7 @@ int sim_node_barrier(struct sim_node *node, sim_barrier_cb done, void *arg)
     uint64_t incarnation = node->actor.incarnation;
     int rv;
 
-    if (!sim_node_leads(node))
+    if (!sim_node_leads(node) || !node_answers(node))
         return -ENOTCONN;
     barrier = NEW(struct barrier);
     *barrier = (struct barrier){.node = node,
@@ -537,6 +611,9 @@ void sim_node_start(struct sim_node *node)
     node->actor.up = true;
     node->actor.paused_until_us = 0;
     node->index = 0;
+    node->starting = true;
+    node->restores = 0;
+    raft_deferred_init(&node->deferred);
     node->proposer = sim_random(&cluster->sim);
     node->sequence = 0;
     node->change_term = 0;
@@ -562,6 +639,7 @@ void sim_node_start(struct sim_node *node)
     node->io.send_held_per_thousand = cluster->scenario->send_held_per_thousand;
     sim_raft_io_init(&node->io, &cluster->mutations.raft);
     sim_raft_io_call(&node->io, node_raft_start, NULL);
+    node->starting = false;
     if (node->actor.up)
         sim_after(&cluster->sim, 100 * SIM_MS, node_lead, &node->actor, NULL);
 }
@@ -583,5 +661,7 @@ void sim_node_crash(struct sim_node *node, const char *why)
 
         group_finish(group, -EINPROGRESS);
     }
+    raft_free(TAKE_PTR(node->restoring.base));
+    raft_deferred_finish(&node->deferred);
     cluster->class->destroy(&node->machine);
 }

@@ -8,12 +8,16 @@
  *   - a read behind a barrier sees all that was acknowledged before it was asked
  *   - after 20 seconds without faults: one leader, all members level, commands acknowledged again
  *
+ * A snapshot of the leader's is restored in virtual time, as raft_restore.c does it with a thread: milliseconds, or seconds
+ * in scenarios with SIM_FAULT_SLOW_RESTORE.
+ *
  * Where the scenario changes the members (SIM_FAULT_MEMBERS), three or five of SIM_NODES_MAX controllers are members at
  * first; the others run on empty disks until they are added. An id is never added twice. */
 #ifndef TESTS_SIM_SIM_NODE_H
 #define TESTS_SIM_SIM_NODE_H
 
 #include "common/list.h"
+#include "controller/raft/raft_deferred.h"
 #include "tests/sim/sim_machine.h"
 #include "tests/sim/sim_raft_io.h"
 
@@ -38,6 +42,7 @@ struct sim_mutations {
     bool read_without_barrier;
     bool apply_depends_on_node;
     bool snapshot_forgets;
+    bool restore_apply, restore_answer, restore_snapshot; /* the three rules of raft_deferred.h are not kept */
     struct sim_world_mutations world;
 };
 
@@ -57,7 +62,7 @@ struct sim_history_entry {
 };
 
 struct sim_stats {
-    uint64_t acknowledged, unknown, refused, reads, elections, crashes, broken, snapshots, installs, changes;
+    uint64_t acknowledged, unknown, refused, reads, elections, crashes, broken, snapshots, installs, changes, deferred;
 };
 
 struct sim_node {
@@ -70,6 +75,10 @@ struct sim_node {
     struct raft_machine machine;
     pthread_rwlock_t lock;
     uint64_t index;    /* commands applied */
+    bool starting;     /* restoring takes no time then */
+    struct raft_buffer restoring; /* a snapshot on its way into the machine; base NULL: none */
+    uint64_t restores;            /* begun by this process: which one an event is about */
+    struct raft_deferred deferred;
     uint64_t proposer; /* of this process */
     uint64_t sequence;
     struct list groups;

@@ -23,6 +23,10 @@ struct history {
     pthread_rwlock_t lock;
     uint64_t count, hash, last_index;
     bool gap; /* an index was skipped or repeated */
+    pthread_mutex_t gate; /* of the next three */
+    pthread_cond_t gate_opened;
+    bool shut;   /* a restore waits */
+    bool refuse; /* it fails */
 };
 
 struct server {
@@ -75,7 +79,14 @@ UNUSED static int history_restore(void *ctx, const void *data, size_t size, stru
     struct bytes_reader reader = bytes_reader(data, size);
     uint64_t count = bytes_get_u64(&reader), hash = bytes_get_u64(&reader), last = bytes_get_u64(&reader);
 
-    if (reader.bad)
+    bool refuse;
+
+    pthread_mutex_lock(&h->gate);
+    while (h->shut)
+        pthread_cond_wait(&h->gate_opened, &h->gate);
+    refuse = h->refuse;
+    pthread_mutex_unlock(&h->gate);
+    if (reader.bad || refuse)
         return error_set(err, -EBADMSG, ERROR_CHECKSUM, "too short");
     pthread_rwlock_wrlock(&h->lock);
     h->count = count;
@@ -163,6 +174,8 @@ UNUSED static int setup(void **state)
         struct server *server = &bed->servers[i];
 
         pthread_rwlock_init(&server->history.lock, NULL);
+        pthread_mutex_init(&server->history.gate, NULL);
+        pthread_cond_init(&server->history.gate_opened, NULL);
         snprintf(server->dir, sizeof(server->dir), "%s/%d", bed->base, i + 1);
         mkdir(server->dir, 0700);
         bed_free_port(server->address, sizeof(server->address));
@@ -187,6 +200,15 @@ UNUSED static void dir_remove(const char *path)
     rmdir(path);
 }
 
+UNUSED static void history_gate(struct history *h, bool shut, bool refuse)
+{
+    pthread_mutex_lock(&h->gate);
+    h->shut = shut;
+    h->refuse = refuse;
+    pthread_cond_broadcast(&h->gate_opened);
+    pthread_mutex_unlock(&h->gate);
+}
+
 UNUSED static void server_stop(struct server *server)
 {
     raft_node_destroy(TAKE_PTR(server->node));
@@ -197,8 +219,11 @@ UNUSED static int teardown(void **state)
     struct bed *bed = *state;
 
     for (int i = 0; i < SERVERS; i++) {
+        history_gate(&bed->servers[i].history, false, false); /* where a test has failed */
         server_stop(&bed->servers[i]);
         pthread_rwlock_destroy(&bed->servers[i].history.lock);
+        pthread_mutex_destroy(&bed->servers[i].history.gate);
+        pthread_cond_destroy(&bed->servers[i].history.gate_opened);
         dir_remove(bed->servers[i].dir);
     }
     rmdir(bed->base);
