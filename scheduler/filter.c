@@ -35,6 +35,8 @@ enum filter filter_host(const struct scheduler_view *view, size_t i, const struc
         return FILTER_SCHEDULABLE;
     if (!view->kvm[i])
         return FILTER_KVM;
+    if (view->cpu_baselines[i] < request->cpu_model)
+        return FILTER_CPU_MODEL;
     if (free_of(view->memory_bytes[i], view->committed_memory_bytes[i]) < request->memory_bytes)
         return FILTER_MEMORY;
     if (free_of(view->vcpus[i], view->committed_vcpus[i]) < request->vcpus)
@@ -67,6 +69,13 @@ void filter_reason(const struct scheduler_view *view, size_t i, const struct pla
         break;
     case FILTER_KVM:
         snprintf(buffer, size, "has no usable /dev/kvm");
+        break;
+    case FILTER_CPU_MODEL:
+        if (view->cpu_baselines[i] == cpu_kind_HOST)
+            snprintf(buffer, size, "needs %s, which it does not say its processors can be", cpu_kind_desc.names[request->cpu_model]);
+        else
+            snprintf(buffer, size, "needs %s, its processors can be %s at most", cpu_kind_desc.names[request->cpu_model],
+                     cpu_kind_desc.names[view->cpu_baselines[i]]);
         break;
     case FILTER_MEMORY:
         snprintf(buffer, size, "needs %" PRIu64 " MiB, %" PRIu64 " of %" PRIu64 " MiB are free",

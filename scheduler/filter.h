@@ -11,6 +11,7 @@
     X(STATE, "state", "not up")                                                                                      \
     X(SCHEDULABLE, "schedulable", "not schedulable")                                                                 \
     X(KVM, "kvm", "without KVM")                                                                                     \
+    X(CPU_MODEL, "cpu-model", "whose processors cannot be the CPU model")                                            \
     X(MEMORY, "memory", "with too little memory")                                                                    \
     X(VCPUS, "vcpus", "with too few processors")
 
@@ -25,6 +26,7 @@ struct place_request {
     uint64_t memory_bytes;
     uint64_t vcpus;
     const char *pin; /* only the host of this name or id; NULL = any */
+    enum cpu_kind cpu_model;
 };
 
 /* The first filter that refuses host @i, or FILTER_PASSED. */

@@ -52,6 +52,7 @@ static void grow(struct scheduler_view *view)
     GROW(view->states, view->capacity);
     GROW(view->schedulable, view->capacity);
     GROW(view->kvm, view->capacity);
+    GROW(view->cpu_baselines, view->capacity);
     GROW(view->memory_bytes, view->capacity);
     GROW(view->committed_memory_bytes, view->capacity);
     GROW(view->vcpus, view->capacity);
@@ -70,6 +71,7 @@ void view_add(struct scheduler_view *view, const struct host *host, uint64_t com
     view->states[i] = (uint8_t)host->state;
     view->schedulable[i] = !HAS(host, schedulable) || host->schedulable;
     view->kvm[i] = view_host_has_kvm(host);
+    view->cpu_baselines[i] = (uint8_t)host->cpu_baseline;
     view->memory_bytes[i] = view_host_memory_bytes(host);
     view->committed_memory_bytes[i] = committed_memory_bytes;
     view->vcpus[i] = view_host_vcpus(host);
@@ -85,6 +87,7 @@ void view_finish(struct scheduler_view *view)
     free(view->states);
     free(view->schedulable);
     free(view->kvm);
+    free(view->cpu_baselines);
     free(view->memory_bytes);
     free(view->committed_memory_bytes);
     free(view->vcpus);

@@ -15,6 +15,7 @@ struct scheduler_view {
     const char **names, **ids;         /* borrowed from the hosts */
     uint8_t *states;                   /* enum host_state */
     uint8_t *schedulable, *kvm;        /* 0 or 1 */
+    uint8_t *cpu_baselines;            /* enum cpu_kind: the highest that its processors can be */
     uint64_t *memory_bytes;            /* for VMs: memory less reserve */
     uint64_t *committed_memory_bytes;  /* promised to VMs */
     uint64_t *vcpus;                   /* for VMs: processors times ratio */

@@ -16,6 +16,7 @@
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_plan.h"
+#include "compute/agent/cpu_baseline.h"
 #include "compute/agent/console_bridge.h"
 
 /* ---- VMs ---- */
@@ -62,6 +63,7 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_TEXT(node_report, report, kvm, a->facts.kvm);
     OBJECT_TEXT(node_report, report, version, AGENT_VERSION);
     OBJECT_TEXT(node_report, report, isolation, a->isolation);
+    OBJECT_SET(node_report, report, cpu_baseline, a->cpu_baseline);
     object_mark(&node_report_desc, report, "vms");
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         vm_put_seen(vm, OBJECT_ADD(node_report, report, vms));
@@ -366,6 +368,7 @@ int agent_start(uv_loop_t *loop, const struct agent_options *options, struct age
     a->lock_fd = -1;
     a->data_dir = xstrdup(options->data_dir);
     a->vmm_path = xstrdup(options->vmm_path);
+    a->cpu_baseline = cpu_baseline_ask(a->vmm_path);
     list_init(&a->consoles);
     uv_timer_init(loop, &a->progress);
     a->progress.data = a;

@@ -39,6 +39,7 @@ struct agent {
     int lock_fd; /* of the data directory: one agent at a time */
     struct node_identity identity;
     struct host_facts facts; /* as of the last report */
+    enum cpu_kind cpu_baseline;
     struct tls_context *tls;
     struct http_client *http;
     struct image_cache *images;

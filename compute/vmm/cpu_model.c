@@ -239,6 +239,19 @@ int cpu_model_apply(const struct cpu_model *model, struct kvm_cpuid2 *cpuid, str
     return 0;
 }
 
+const char *cpu_model_highest(const struct kvm_cpuid2 *cpuid)
+{
+    const char *highest = CPU_MODEL_DEFAULT;
+    size_t bytes = sizeof(*cpuid) + cpuid->nent * sizeof(cpuid->entries[0]);
+    CLEANUP_FREE struct kvm_cpuid2 *tried = xcalloc(1, bytes);
+    for (size_t i = 0; i < ARRAY_SIZE(models); i++) {
+        memcpy(tried, cpuid, bytes);
+        if (models[i].level != CPU_LEVEL_HOST && cpu_model_apply(&models[i], tried, NULL) == 0)
+            highest = models[i].name;
+    }
+    return highest;
+}
+
 /* ---- may a guest come here? ---- */
 
 static const struct feature *feature_find(uint32_t leaf, uint32_t index, enum cpu_register reg, unsigned bit)

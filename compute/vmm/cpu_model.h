@@ -22,6 +22,8 @@ int cpu_model_find(const char *name, const struct cpu_model **ret_model, struct 
 const char *cpu_model_name(const struct cpu_model *model);
 /* Cut @cpuid, which is what KVM offers, down to the model. -ENOTSUP naming the features that the host lacks. */
 int cpu_model_apply(const struct cpu_model *model, struct kvm_cpuid2 *cpuid, struct error *err);
+/* The name of the highest baseline that a host which offers @cpuid can be; CPU_MODEL_DEFAULT where it can be none. */
+const char *cpu_model_highest(const struct kvm_cpuid2 *cpuid);
 /* Does @here, what this host could show a guest, hold everything that @guest was shown? -ENOTSUP naming what is
  * missing. */
 int cpu_model_check_subset(const struct kvm_cpuid2 *guest, const struct kvm_cpuid2 *here, struct error *err);

@@ -15,6 +15,7 @@
 #include "common/file.h"
 #include "common/log.h"
 #include "compute/vmm/control.h"
+#include "compute/vmm/cpu_model.h"
 #include "compute/vmm/jail.h"
 #include "compute/vmm/machine.h"
 #include "compute/vmm/machine_incoming.h"
@@ -35,7 +36,7 @@ enum exit_status {
 
 struct options {
     const char *config, *control, *restore, *incoming;
-    bool console_stdio, verify;
+    bool console_stdio, verify, cpu_baseline;
     uid_t user; /* 0: no jail */
     enum sandbox_mode sandbox;
     struct machine_options machine;
@@ -48,6 +49,7 @@ static const char help[] =
     "  drover-vmm --config FILE --multiboot FILE [--debug-exit] ...\n"
     "  drover-vmm --restore FILE [--config FILE] [--verify] ...\n"
     "  drover-vmm --incoming unix:PATH --config FILE ...\n"
+    "  drover-vmm --cpu-baseline\n"
     "\n"
     "  --config FILE      the VM as JSON (schema: vmm_config)\n"
     "  --restore FILE     go on from a snapshot; --config may be left out: then it is the one in the snapshot\n"
@@ -64,6 +66,8 @@ static const char help[] =
     "  --user UID         leave root for this user (a number), and have no files in view but the directory of the\n"
     "                     configuration and what the configuration names; snapshots, disks that are plugged in later\n"
     "                     and sockets of migrations belong into that directory. The log says what it runs without\n"
+    "\n"
+    "  --cpu-baseline     only print the highest named cpu_model that this host's processors can be (host: none)\n"
     "\n"
     "For developers, with freestanding test programs such as kvm-unit-tests (see docs/vmm-judges.md):\n"
     "  --multiboot FILE   boot this 32-bit multiboot ELF instead of the kernel; cmdline are its arguments, initrd is\n"
@@ -115,6 +119,7 @@ static int options_parse(int argc, char **argv, struct options *o)
         {"user", required_argument, NULL, 'u'},
         {"debug-exit", no_argument, NULL, 'd'},
         {"accel", required_argument, NULL, 'a'},
+        {"cpu-baseline", no_argument, NULL, 'b'},
         {"log-level", required_argument, NULL, 'l'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
@@ -145,6 +150,8 @@ static int options_parse(int argc, char **argv, struct options *o)
             continue;
         } else if (option == 'a' && (strcmp(optarg, "none") == 0 || strcmp(optarg, "kvm") == 0)) {
             o->machine.without_kvm = strcmp(optarg, "none") == 0;
+        } else if (option == 'b') {
+            o->cpu_baseline = true;
         } else if (option == 'd') {
             o->machine.debug_exit = true;
         } else if (option == 'l' && log_parse_level(optarg, &level) == 0) {
@@ -158,6 +165,8 @@ static int options_parse(int argc, char **argv, struct options *o)
             return -EINVAL;
         }
     }
+    if (o->cpu_baseline && optind == argc)
+        return 0;
     if (optind != argc || (!o->config && !o->restore) || (o->verify && !o->restore) ||
         (o->incoming && (!o->config || o->restore))) {
         fputs("drover-vmm: give --config FILE, --restore FILE or both (--incoming: only --config), and nothing else; see --help\n", stderr);
@@ -374,6 +383,26 @@ static int program_run(struct program *p)
     return status;
 }
 
+/* For an agent that must know which VMs this host can run. */
+static int cpu_baseline_print(void)
+{
+    struct kvm kvm;
+    struct error err = {0};
+    size_t bytes = sizeof(struct kvm_cpuid2) + KVM_CPUID_ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2);
+    CLEANUP_FREE struct kvm_cpuid2 *offered = xcalloc(1, bytes);
+    int code = kvm_init(&kvm, &err);
+    if (code == 0) {
+        code = kvm_cpuid_supported(&kvm, offered, &err);
+        kvm_finish(&kvm);
+    }
+    if (code < 0) {
+        report("cpu-baseline", &err);
+        return STATUS_ERROR;
+    }
+    printf("%s\n", cpu_model_highest(offered));
+    return STATUS_OK;
+}
+
 /* For an agent that is not our parent any more and so cannot wait for us (vmm_exit of schema/objects.def). */
 static void exit_write(const struct program *p, int status)
 {
@@ -400,6 +429,8 @@ int main(int argc, char **argv)
     p->signal_fd = p->control_fd = -1;
     if (options_parse(argc, argv, &p->options) < 0)
         return STATUS_USAGE;
+    if (p->options.cpu_baseline)
+        return cpu_baseline_print();
     if (program_config(p, &err) < 0) {
         report("config-refused", &err);
         snapshot_close(p->restore.file);

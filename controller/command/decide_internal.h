@@ -26,10 +26,16 @@ void decide_uuid(const struct deciding *d, char ret_id[STATE_ID_BYTES]);
 
 /* decide_vm.c */
 int decide_vm_create(struct deciding *d, const struct vm *body);
+int decide_vm_update(struct deciding *d, const char *id, size_t id_length, const struct vm *body); /* decide_devices.c */
+/* Give MAC addresses to NICs without. */
+int decide_nics_fill(struct deciding *d, struct vm *vm);
 int decide_vm_want(struct deciding *d, enum route_id route, const char *id, size_t id_length);
 /* decide_object.c */
 int decide_create(struct deciding *d, enum object_kind kind, const void *body);
 int decide_update(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body);
+/* The same; @if_generation: see command_put. */
+int decide_update_of(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body,
+                     uint64_t if_generation);
 int decide_remove(struct deciding *d, enum object_kind kind, const char *id, size_t id_length);
 
 #endif

@@ -26,6 +26,12 @@ static int fill_size(struct deciding *d, struct vm *vm)
     if (flavor != NULL && (OBJECT_HAS(vm, vm, vcpus) || OBJECT_HAS(vm, vm, memory_bytes)))
         return error_set_field(d->err, -EINVAL, ERROR_INVALID, OBJECT_HAS(vm, vm, vcpus) ? "/vcpus" : "/memory_bytes",
                                "is given by flavor '%s'; leave one of the two out", flavor->common->name);
+    if (flavor != NULL && OBJECT_HAS(flavor, flavor->flavor, cpu_model)) {
+        if (OBJECT_HAS(vm, vm, cpu_model))
+            return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/cpu_model",
+                                   "is given by flavor '%s'; leave one of the two out", flavor->common->name);
+        OBJECT_SET(vm, vm, cpu_model, flavor->flavor->cpu_model);
+    }
     if (flavor != NULL) {
         OBJECT_SET(vm, vm, vcpus, flavor->flavor->vcpus);
         OBJECT_SET(vm, vm, memory_bytes, flavor->flavor->memory_bytes);
@@ -120,7 +126,7 @@ static bool mac_is_taken(const struct deciding *d, const struct vm *vm, const ch
 
 /* 52:54:00 is the locally administered range of virtual machines; the rest comes from a random id. With 100,000 NICs one
  * draw in 170 hits an address that is in use: it is drawn again. */
-static int fill_macs(struct deciding *d, struct vm *vm)
+int decide_nics_fill(struct deciding *d, struct vm *vm)
 {
     for (size_t i = 0; i < vm->nics.count; i++) {
         struct vm_nic *nic = (struct vm_nic *)vm->nics.items + i;
@@ -184,7 +190,7 @@ int decide_vm_create(struct deciding *d, const struct vm *body)
     }
     decide_uuid(d, id);
     OBJECT_TEXT(vm, vm, id, id);
-    rc = fill_macs(d, vm);
+    rc = decide_nics_fill(d, vm);
     if (rc == 0)
         rc = vm_nics_resolve(d->state, vm, d->err);
     if (rc < 0) {

@@ -15,5 +15,6 @@ void host_view_fill(const struct state *state, const struct record *vm, struct s
 
 struct place_request host_view_request(const struct vm *vm)
 {
-    return (struct place_request){.memory_bytes = vm->memory_bytes, .vcpus = vm->vcpus, .pin = vm->pin};
+    return (struct place_request){
+        .memory_bytes = vm->memory_bytes, .vcpus = vm->vcpus, .pin = vm->pin, .cpu_model = (enum cpu_kind)vm->cpu_model};
 }

@@ -13,7 +13,7 @@
 static bool take_host_fields(struct host *held, const struct host *seen)
 {
     static const char *const names[] = {"address", "cpus", "memory_bytes", "disk_bytes", "boot_id", "kvm", "version",
-                                        "isolation"};
+                                        "isolation", "cpu_baseline"};
     struct host old = {0}, patch = {0};
     OBJECT_COPY(host, &old, held);
     OBJECT_COPY(host, &patch, seen);

@@ -76,6 +76,7 @@ static bool host_differs(const struct host *host, const struct node_report *repo
            !same_text(host->boot_id, report->boot_id) || !same_text(host->kvm, report->kvm) ||
            !same_text(host->version, report->version) ||
            (report->isolation != NULL && !same_text(host->isolation, report->isolation)) ||
+           (OBJECT_HAS(node_report, report, cpu_baseline) && host->cpu_baseline != report->cpu_baseline) ||
            (report->session != NULL && !same_text(host->session, report->session));
 }
 
@@ -94,6 +95,8 @@ static void fill_host(struct command_seen *command, const struct node_report *re
         OBJECT_TEXT(host, host, version, report->version);
     if (report->isolation != NULL)
         OBJECT_TEXT(host, host, isolation, report->isolation);
+    if (OBJECT_HAS(node_report, report, cpu_baseline))
+        OBJECT_SET(host, host, cpu_baseline, report->cpu_baseline);
     if (report->session != NULL) {
         OBJECT_TEXT(host, host, session, report->session);
         OBJECT_SET(host, host, report, report->sequence);
@@ -164,6 +167,8 @@ static void fill_order(const struct state *state, const struct vm *vm, struct vm
     OBJECT_SET(vm_order, order, vcpus, vm->vcpus);
     OBJECT_SET(vm_order, order, memory_bytes, vm->memory_bytes);
     OBJECT_SET(vm_order, order, ha, vm->ha);
+    if (OBJECT_HAS(vm, vm, cpu_model))
+        OBJECT_SET(vm_order, order, cpu_model, vm->cpu_model);
     if (!vm->stop_forced)
         OBJECT_SET(vm_order, order, stop_grace_s, OBJECT_HAS(vm, vm, stop_grace_s) ? vm->stop_grace_s : STOP_GRACE_S);
     give_list(order, "disks", &vm_disk_desc, &order->disks, &vm->disks);

@@ -67,6 +67,34 @@ static void each_filter_says_why(void **test UNUSED)
     view_finish(&view);
 }
 
+static void a_named_cpu_model_needs_processors_that_can_be_it(void **test UNUSED)
+{
+    struct scheduler_view view = {0};
+    struct place_result result = {0};
+    struct place_request request = {.memory_bytes = MIB, .vcpus = 1, .cpu_model = cpu_kind_X86_64_V3};
+    struct host hosts[] = {{.name = (char *)"a", .cpu_baseline = cpu_kind_X86_64_V2},
+                           {.name = (char *)"b", .cpu_baseline = cpu_kind_X86_64_V4},
+                           {.name = (char *)"c"}};
+    char text[300];
+    for (unsigned i = 0; i < ARRAY_SIZE(hosts); i++)
+        add_host(&view, &hosts[i], 8192, 8, i == 1 ? 4000 : 0, 0);
+    place_vm(&view, &request, &result);
+    assert_int_equal(result.chosen, 1);
+    assert_int_equal(result.rejected_by[FILTER_CPU_MODEL], 2);
+    filter_reason(&view, 0, &request, FILTER_CPU_MODEL, text, sizeof text);
+    assert_string_equal(text, "needs x86-64-v3, its processors can be x86-64-v2 at most");
+    filter_reason(&view, 2, &request, FILTER_CPU_MODEL, text, sizeof text);
+    assert_string_equal(text, "needs x86-64-v3, which it does not say its processors can be");
+    request.cpu_model = cpu_kind_X86_64_V2;
+    place_vm(&view, &request, &result);
+    assert_int_equal(result.chosen, 0);
+    request.cpu_model = cpu_kind_HOST; /* every host can be itself */
+    place_vm(&view, &request, &result);
+    assert_int_equal(result.rejected_by[FILTER_PASSED], 3);
+    place_result_finish(&result);
+    view_finish(&view);
+}
+
 static void spread_below_half_pack_above(void **test UNUSED)
 {
     static const struct {
@@ -203,6 +231,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_filter_says_why),
+        cmocka_unit_test(a_named_cpu_model_needs_processors_that_can_be_it),
         cmocka_unit_test(spread_below_half_pack_above),
         cmocka_unit_test(reserve_and_ratio),
         cmocka_unit_test(the_explanation_holds_every_host),

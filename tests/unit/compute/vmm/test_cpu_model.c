@@ -9,6 +9,7 @@
 
 #include "compute/vmm/cpu_model.h"
 #include "compute/vmm/vcpu_cpuid.h"
+#include "schema/objects.h"
 
 #define AVX2 (1u << 5)
 #define AVX512F (1u << 16)
@@ -146,6 +147,27 @@ static void what_a_host_lacks_is_named(void **state)
     assert_non_null(strstr(err.text, "x86-64-v3"));
 }
 
+/* What a host says of itself, and that the cluster's words for it are those of the VMM, in the same order. */
+static void the_highest_model_of_a_host(void **state)
+{
+    (void)state;
+    CLEANUP_FREE union offer *o = offer_make();
+    const struct cpu_model *model;
+    assert_string_equal(cpu_model_highest(&o->head), cpu_kind_desc.names[cpu_kind_X86_64_V4]);
+    leaf(o, 7, 0)->ebx &= ~AVX512F;
+    assert_string_equal(cpu_model_highest(&o->head), cpu_kind_desc.names[cpu_kind_X86_64_V3]);
+    leaf(o, 7, 0)->ebx &= ~AVX2;
+    assert_string_equal(cpu_model_highest(&o->head), cpu_kind_desc.names[cpu_kind_X86_64_V2]);
+    leaf(o, 1, 0)->ecx &= ~(1u << 23); /* POPCNT */
+    assert_string_equal(cpu_model_highest(&o->head), cpu_kind_desc.names[cpu_kind_X86_64_V1]);
+    leaf(o, 1, 0)->edx &= ~(1u << 26); /* SSE2 */
+    assert_string_equal(cpu_model_highest(&o->head), cpu_kind_desc.names[cpu_kind_HOST]);
+    for (unsigned i = 0; i < cpu_kind_desc.count; i++) {
+        assert_int_equal(cpu_model_find(cpu_kind_desc.names[i], &model, NULL), 0);
+        assert_string_equal(cpu_model_name(model), cpu_kind_desc.names[i]);
+    }
+}
+
 static void guests_go_where_their_features_are(void **state)
 {
     struct error err = {0};
@@ -188,6 +210,7 @@ int main(void)
         cmocka_unit_test(levels_show_their_features_and_no_other),
         cmocka_unit_test(xsave_holds_what_is_left),
         cmocka_unit_test(what_a_host_lacks_is_named),
+        cmocka_unit_test(the_highest_model_of_a_host),
         cmocka_unit_test(guests_go_where_their_features_are),
         cmocka_unit_test(invariant_tsc_needs_scaling),
     };
