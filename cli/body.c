@@ -181,7 +181,7 @@ static int unknown_part(const struct object_desc *desc, const char *option, cons
 }
 
 /* "name=data,size=10GiB" by the fields of @desc. */
-static int object_from_words(const struct object_desc *desc, const char *option, const char *value, json_t **ret, struct error *err)
+int body_object(const struct object_desc *desc, const char *option, const char *value, json_t **ret, struct error *err)
 {
     char text[VALUE_BYTES_MAX], *rest = NULL;
     if (strcmp(desc->name, "artifact") == 0 && strchr(value, '=') == NULL && strstr(value, "://") == NULL)
@@ -227,7 +227,7 @@ static int add_option(const struct field_desc *f, const struct option_given *giv
                    : error_set(err, -EINVAL, ERROR_INVALID, "--%s is not UTF-8", given->name);
     }
     if (f->kind == KIND_OBJ || f->kind == KIND_LIST)
-        rc = object_from_words(f->ref.object, given->name, value, &v, err);
+        rc = body_object(f->ref.object, given->name, value, &v, err);
     else if (given->value == NULL && f->kind != KIND_BOOL)
         rc = error_set(err, -EINVAL, ERROR_INVALID, "--%s needs a value", given->name);
     else

@@ -12,6 +12,8 @@
 
 /* The body for @desc; the caller decrefs. -EINVAL names the option and the cure. */
 int body_build(const struct invocation *call, const struct object_desc *desc, bool patch, json_t **ret, struct error *err);
+/* One item of a list, "network=lan,queues=2", by the fields of @desc; the caller decrefs. */
+int body_object(const struct object_desc *desc, const char *option, const char *value, json_t **ret, struct error *err);
 /* Is @option one of the fields' (for the parser)? */
 bool body_has_option(const struct object_desc *desc, const char *option);
 bool body_option_is_flag(const struct object_desc *desc, const char *option);

@@ -2,6 +2,7 @@
 #include "cli/client.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -199,12 +200,15 @@ static bool again(int rc, const struct reply *reply)
 int client_request(struct client *client, const char *method, const char *path, const json_t *body, struct reply *ret,
                    struct error *err)
 {
-    char key_header[64], key[40];
+    char key_header[64], if_match[48], key[40];
     uint64_t end = now_ms() + (uint64_t)client->timeout_s * 1000;
     CLEANUP_FREE char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
     random_key(key);
     snprintf(key_header, sizeof key_header, "Idempotency-Key: %s", key);
-    const char *headers[] = {"Accept: application/json", strcmp(method, "GET") != 0 ? key_header : NULL, NULL};
+    snprintf(if_match, sizeof if_match, "If-Match: \"%" PRIu64 "\"", client->if_revision);
+    bool writes = strcmp(method, "GET") != 0;
+    const char *headers[] = {"Accept: application/json", writes ? key_header : NULL,
+                             writes && client->if_revision != 0 ? if_match : NULL, NULL};
     struct http_call_options options = {
         .method = method, .headers = headers, .body = text, .body_size = text ? strlen(text) : 0, .content_type = "application/json"};
     bool unsure = false; /* an earlier attempt may have been carried out */

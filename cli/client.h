@@ -15,6 +15,7 @@ struct client {
     struct tls_context *tls;
     char *controllers; /* identity prefix that whoever answers must have: a controller of our own cluster */
     unsigned timeout_s;
+    uint64_t if_revision; /* writes are refused (ERROR_STALE) unless the object has this revision; 0 = any */
 };
 
 struct reply {

@@ -81,6 +81,24 @@ const struct verb verbs[] = {
      ROUTE_ID_vm_create, ARGUMENT_NEW_NAME, NULL, NULL, NULL, WAIT_HELP},
     {"vm", "show", NULL, "drover vm show web1", ROUTE_ID_vm_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"vm", "update", NULL, "drover vm update web1 --restart always", ROUTE_ID_vm_update, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"vm", "add-nic", "Plug a network interface into a VM, also while it runs.",
+     "drover vm add-nic web1 --nic network=lan,security-group=web --wait", OWN, ARGUMENT_NAME, NULL, NULL, vm_add_nic,
+     "  --nic KEY=VALUE,...    the interface, as for `drover vm create`\n"
+     "  --wait                 wait until its host has done it\n"},
+    {"vm", "remove-nic", "Unplug a network interface from a VM, also while it runs.",
+     "drover vm remove-nic web1 --mac 52:54:00:12:34:56 --yes", OWN, ARGUMENT_NAME, NULL,
+     "Take a network interface away from VM %s?", vm_remove_nic,
+     "  --mac MAC              the interface (`drover vm show` lists them)\n"
+     "  --wait                 wait until its host has done it\n"},
+    {"vm", "limit", "Limit the rate of a VM's disk or network interface, also while it runs.",
+     "drover vm limit web1 --disk root --operations-per-second 500", OWN, ARGUMENT_NAME, NULL, NULL, vm_limit,
+     "  --disk NAME            the disk, or\n"
+     "  --mac MAC              the network interface\n"
+     "  --operations-per-second N  requests or frames, both ways together; 0 = no limit\n"
+     "  --operations-burst N   how many may go at once after a rest\n"
+     "  --bytes-per-second SIZE  bytes, both ways together; 0 = no limit\n"
+     "  --bytes-burst SIZE     how many may go at once after a rest\n"
+     "  --wait                 wait until its host has done it\n"},
     {"vm", "start", NULL, "drover vm start web1 --wait", ROUTE_ID_vm_start, ARGUMENT_NAME, NULL, NULL, NULL, WAIT_HELP},
     {"vm", "stop", NULL, "drover vm stop web1 --wait", ROUTE_ID_vm_stop, ARGUMENT_NAME, NULL, "Stop VM %s?", NULL, WAIT_HELP},
     {"vm", "reboot", NULL, "drover vm reboot web1 --wait", ROUTE_ID_vm_reboot, ARGUMENT_NAME, NULL, "Reboot VM %s?", NULL, WAIT_HELP},

@@ -107,7 +107,7 @@ static enum plan_step plan_alive(const struct plan_vm *vm)
         return PLAN_PAUSE;
     if (vm->wanted == vm_wanted_RUNNING && vm->process_paused && !vm->process_stuck)
         return PLAN_RESUME;
-    return PLAN_REST;
+    return vm->differs ? PLAN_ADJUST : PLAN_REST;
 }
 
 /* No VMM lives, and one should. */
@@ -165,6 +165,7 @@ const char *agent_plan_step_name(enum plan_step step)
         [PLAN_START] = "start",
         [PLAN_PAUSE] = "pause",
         [PLAN_RESUME] = "resume",
+        [PLAN_ADJUST] = "adjust",
         [PLAN_SHUTDOWN] = "shutdown",
         [PLAN_STOP] = "stop",
         [PLAN_KILL] = "kill",

@@ -78,6 +78,7 @@ struct plan_vm {
     bool stop_overdue;    /* and did not, or could not be asked */
     bool kill_sent;
 
+    bool differs;         /* disks and interfaces of its VMM may be others than the order has */
     bool prepared; /* images, disks and taps are there */
     enum plan_end end;
     bool backoff_over; /* the time to wait before the next attempt has passed */
@@ -96,6 +97,7 @@ enum plan_step {
     PLAN_START,
     PLAN_PAUSE,
     PLAN_RESUME,
+    PLAN_ADJUST,   /* change disks and interfaces of the running VMM */
     PLAN_SHUTDOWN, /* ask its guest to shut down */
     PLAN_STOP,     /* ask it to end: the plug */
     PLAN_KILL,

@@ -13,6 +13,7 @@
 #include "compute/agent/bridge.h"
 #include "compute/agent/firewall.h"
 #include "compute/agent/tap.h"
+#include "compute/agent/vm_files.h"
 
 /* A VM with its NICs: id, name, hostname and nics of its order. */
 struct plugged {
@@ -218,7 +219,7 @@ void host_network_adopt(struct host_network *hn, const struct vm_order *order)
     for (size_t i = 0; i < order->nics.count; i++) {
         struct vm_nic *nic = OBJECT_ADD(vm_order, &vm->order, nics);
         OBJECT_COPY(vm_nic, nic, (const struct vm_nic *)order->nics.items + i);
-        tap_name(order->id, (unsigned)i, vm->taps[i]);
+        tap_name(order->id, nic_number(nic, i), vm->taps[i]);
     }
     lock(hn);
     plugged_destroy(map_remove(&hn->vms, order->id));
@@ -403,7 +404,7 @@ static int plug_nic(struct host_network *hn, const struct vm_order *order, unsig
     const struct vm_nic *nic = (const struct vm_nic *)order->nics.items + i;
     char tap[TAP_NAME_SIZE], bridge[NETLINK_NAME_SIZE];
     int r = bridge_of(hn, nic, bridge, err);
-    tap_name(order->id, i, tap);
+    tap_name(order->id, nic_number(nic, i), tap);
     if (r == 0)
         r = tap_create(tap, owner, bridge, nic->queues > 1, make_bridges, err);
     if (r < 0)
@@ -411,11 +412,30 @@ static int plug_nic(struct host_network *hn, const struct vm_order *order, unsig
     return r;
 }
 
+/* Taps of NICs that the VM has no more. */
+static int unplug_others(const struct vm_order *order, struct error *err)
+{
+    const struct vm_nic *nics = order->nics.items;
+    unsigned used = 0;
+    int r = 0;
+    for (size_t i = 0; i < order->nics.count; i++)
+        used |= 1u << nic_number(&nics[i], i);
+    for (unsigned number = 0; r == 0 && number <= TAP_INDEX_MAX; number++) {
+        char tap[TAP_NAME_SIZE];
+        tap_name(order->id, number, tap);
+        if (!(used >> number & 1) && tap_exists(tap))
+            r = tap_destroy(tap, err);
+    }
+    return r;
+}
+
 int host_network_plug(struct host_network *hn, const struct vm_order *order, uid_t owner, bool make_bridges, struct error *err)
 {
     int r = 0;
     pthread_mutex_lock(&hn->kernel);
-    host_network_adopt(hn, order);
+    r = unplug_others(order, err); /* before its rules go */
+    if (r == 0)
+        host_network_adopt(hn, order);
     for (unsigned i = 0; r == 0 && i < order->nics.count; i++)
         r = plug_nic(hn, order, i, owner, make_bridges, err);
     if (r == 0)

@@ -32,7 +32,7 @@ int host_network_learn(struct host_network *hn, const struct node_orders *orders
 void host_network_adopt(struct host_network *hn, const struct vm_order *order);
 /* Rules for all that is known, in one transaction; skipped where nothing differs from what was applied. Blocking. */
 int host_network_apply(struct host_network *hn, struct error *err);
-/* Bridges and taps of the VM, and the rules for them. After 0 its VMM may start. @owner: of the taps. @make_bridges: a
+/* Bridges and taps of the VM, and the rules for them; taps that it needs no more go. After 0 its VMM may start. @owner: of the taps. @make_bridges: a
  * plain bridge (no network) that is missing is made. Blocking. */
 int host_network_plug(struct host_network *hn, const struct vm_order *order, uid_t owner, bool make_bridges, struct error *err);
 /* Taps, rules and unused bridges of the VM go. -EBUSY: a VMM has a tap open. Blocking. */

@@ -80,11 +80,12 @@ static int tap_open(const char *name, bool queues, struct error *err)
     return fd;
 }
 
+/* @fd -1: whoever has it open keeps it, and its owner stays. */
 static int tap_configure(int fd, int control, const char *name, uid_t owner, const char *bridge, struct error *err)
 {
     struct ifreq on_bridge = request_of(bridge), mtu = request_of(bridge);
     int r;
-    if (ioctl(fd, TUNSETOWNER, (unsigned long)owner) < 0 || ioctl(fd, TUNSETPERSIST, 1ul) < 0)
+    if (fd >= 0 && (ioctl(fd, TUNSETOWNER, (unsigned long)owner) < 0 || ioctl(fd, TUNSETPERSIST, 1ul) < 0))
         return error_errno(err, -errno, "cannot keep tap %s", name);
     /* a packet that fits the bridge has to fit its port */
     if (ioctl(control, SIOCGIFMTU, &mtu) == 0) {
@@ -114,7 +115,7 @@ int tap_create(const char *name, uid_t owner, const char *bridge, bool queues, b
         return r;
     bool made = !tap_exists(name);
     CLEANUP_FD int fd = tap_open(name, queues, err);
-    if (fd < 0)
+    if (fd < 0 && (made || fd != -EBUSY))
         return fd;
     r = tap_configure(fd, control, name, owner, bridge, err);
     if (r < 0 && made)

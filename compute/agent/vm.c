@@ -44,13 +44,14 @@
 #include "common/state_machine.h"
 #include "compute/agent/agent_plan.h"
 #include "compute/agent/vm.h"
+#include "compute/agent/vm_adjust.h"
 #include "compute/agent/vmm_cgroup.h"
 #include "compute/agent/vmm_user.h"
 
 #define ASK_SOON_MS 10 /* between questions to a VMM that has just been started, doubled up to VM_RETRY_MS */
 #define REASON_SIZE 401
 
-enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING };
+enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING };
 
 /* A process that is watched; freed by the loop, which may be after the VM has another one. */
 struct vm_watch {
@@ -83,6 +84,8 @@ struct local_vm {
     /* facts */
     bool confirmed, forgotten, gone, prepared;
     bool looking; /* something holds the VM's lock and its name is not known yet */
+    bool adjust_again; /* the order has changed since it began to be adjusted */
+    bool adjusted; /* the VMM was started with the devices of the order, or has been given them */
     bool process_stuck; /* its VMM paused it because a disk failed */
     uint64_t stuck_until_ms;
     char stuck_reason[REASON_SIZE];
@@ -102,6 +105,7 @@ struct local_vm {
     enum vm_busy busy;
     struct image_wait *wait;
     struct http_call *call;
+    struct vm_adjust *adjust;
     enum vmm_move telling;
     struct vm_watch *watch;
     uv_timer_t timer;
@@ -332,6 +336,7 @@ static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *i
     vm->watch = watch;
     vm->process = true;
     vm->process_child = child;
+    vm->adjusted = child; /* of another agent's doing nothing is known */
     vm->process_answers = vm->process_paused = vm->process_silent = false;
     vm->process_id = *id;
     vm->process_since_ms = now_ms(vm);
@@ -512,6 +517,46 @@ static bool vm_tell(struct local_vm *vm, enum vmm_move move)
     bytes_writer_finish(&body);
     OBJECT_CLEAR(vmm_state_order, &order);
     return r == 0;
+}
+
+/* ---- devices of a running VMM ---- */
+
+static void vm_on_adjusted(void *arg, int status, const struct error *err)
+{
+    struct local_vm *vm = arg;
+    char text[REASON_SIZE];
+    vm->busy = VM_IDLE;
+    vm->adjust = NULL;
+    if (vm->closing) {
+        vm_maybe_finish(vm);
+        return;
+    }
+    if (status == 0) {
+        vm->adjusted = !vm->adjust_again;
+    } else if (status != -ECANCELED && vm->process) {
+        vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
+        snprintf(text, sizeof(text), "its devices are not as wanted yet: %.360s", err->text);
+        if (strcmp(vm->reason, text) != 0) /* said once; it is tried again and again */
+            log_warning("vm-adjust", "vm=%s error=\"%s\"", vm->name, err->text);
+        vm_move(vm, vm->machine.state, text);
+    }
+    vm_tick(vm);
+}
+
+static void vm_adjust(struct local_vm *vm)
+{
+    const struct vm_adjust_options options = {.context = vm->context,
+                                              .order = &vm->file.order,
+                                              .control_path = vm->control_path,
+                                              .user = vm->file.user != 0 ? vm->file.user : geteuid(),
+                                              .done = vm_on_adjusted,
+                                              .arg = vm};
+    if (vm->machine.state != vm_state_RUNNING && vm->machine.state != vm_state_PAUSED) /* its guest runs already */
+        vm_move(vm, vm->process_paused ? vm_state_PAUSED : vm_state_RUNNING, "");
+    vm->start_deadline_ms = 0;
+    vm->busy = VM_ADJUSTING;
+    vm->adjust_again = false;
+    vm->adjust = vm_adjust_start(&options);
 }
 
 /* ---- prepare and remove: the thread pool ---- */
@@ -813,6 +858,9 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         if (!vm_tell(vm, step == PLAN_PAUSE ? vmm_move_PAUSED : vmm_move_RUNNING))
             vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
         break;
+    case PLAN_ADJUST:
+        vm_adjust(vm);
+        break;
     case PLAN_SHUTDOWN:
         vm_shutdown(vm);
         break;
@@ -856,6 +904,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .stop_asked = vm->stop_asked,
         .stop_overdue = vm->stop_asked && (vm->stop_failed || now >= vm->stop_deadline_ms),
         .kill_sent = vm->kill_sent,
+        .differs = !vm->adjusted,
         .prepared = vm->prepared,
         .end = vm->end,
         .backoff_over = now >= vm->backoff_until_ms,
@@ -1003,6 +1052,12 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
         return;
     vm->confirmed = true;
     if (!same) {
+        if (vm_adjust_needed(known, order))
+            vm->adjusted = false;
+        if (vm->adjust != NULL) { /* for an order that counts no more */
+            vm->adjust_again = true;
+            vm_adjust_cancel(vm->adjust);
+        }
         OBJECT_CLEAR(vm_order, known);
         OBJECT_COPY(vm_order, known, order);
         OBJECT_SET(agent_vm, &vm->file, index, index);
@@ -1061,6 +1116,8 @@ void vm_close(struct local_vm *vm, void (*closed)(void *arg), void *arg)
         image_cache_cancel(vm->wait);
     if (vm->call != NULL)
         http_call_cancel(vm->call);
+    if (vm->adjust != NULL)
+        vm_adjust_cancel(vm->adjust);
     watch_close(vm);
     uv_close((uv_handle_t *)&vm->timer, vm_timer_closed);
 }

@@ -112,10 +112,34 @@ static void config_mtu(const struct vm_places *places, const struct vm_nic *from
     free(network);
 }
 
+unsigned nic_number(const struct vm_nic *nic, size_t place)
+{
+    return OBJECT_HAS(vm_nic, nic, number) ? nic->number : (unsigned)place;
+}
+
+void vm_files_nic(const struct vm_places *places, const struct vm_order *order, size_t i, struct vmm_nic *ret_nic)
+{
+    const struct vm_nic *from = (const struct vm_nic *)order->nics.items + i;
+    unsigned number = nic_number(from, i);
+    char tap[TAP_NAME_SIZE], mac[18], id[24];
+    tap_name(order->id, number, tap);
+    make_mac(order->id, number, mac);
+    snprintf(id, sizeof(id), "nic%u", number);
+    OBJECT_TEXT(vmm_nic, ret_nic, id, id);
+    OBJECT_TEXT(vmm_nic, ret_nic, tap, tap);
+    OBJECT_TEXT(vmm_nic, ret_nic, mac, from->mac != NULL ? from->mac : mac);
+    if (OBJECT_HAS(vm_nic, from, limits)) {
+        object_copy(&vmm_limits_desc, &ret_nic->limits, &from->limits);
+        object_mark(&vmm_nic_desc, ret_nic, "limits");
+    }
+    if (OBJECT_HAS(vm_nic, from, queues))
+        OBJECT_SET(vmm_nic, ret_nic, queues, from->queues);
+    config_mtu(places, from, ret_nic);
+}
+
 static void config_devices(const struct vm_places *places, const struct vm_order *order, struct vmm_config *config)
 {
     const struct vm_disk *disks = order->disks.items;
-    const struct vm_nic *nics = order->nics.items;
     for (size_t i = 0; i < order->disks.count; i++) {
         struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);
         CLEANUP_FREE char *path = vm_files_disk_path(places, order, &disks[i]);
@@ -137,21 +161,8 @@ static void config_devices(const struct vm_places *places, const struct vm_order
         OBJECT_SET(vmm_disk, disk, read_only, true);
         OBJECT_TEXT(vmm_disk, disk, serial, "cidata");
     }
-    for (size_t i = 0; i < order->nics.count; i++) {
-        struct vmm_nic *nic = OBJECT_ADD(vmm_config, config, nics);
-        char tap[TAP_NAME_SIZE], mac[18];
-        tap_name(order->id, (unsigned)i, tap);
-        make_mac(order->id, (unsigned)i, mac);
-        OBJECT_TEXT(vmm_nic, nic, tap, tap);
-        OBJECT_TEXT(vmm_nic, nic, mac, nics[i].mac != NULL ? nics[i].mac : mac);
-        if (OBJECT_HAS(vm_nic, &nics[i], limits)) {
-            object_copy(&vmm_limits_desc, &nic->limits, &nics[i].limits);
-            object_mark(&vmm_nic_desc, nic, "limits");
-        }
-        if (OBJECT_HAS(vm_nic, &nics[i], queues))
-            OBJECT_SET(vmm_nic, nic, queues, nics[i].queues);
-        config_mtu(places, &nics[i], nic);
-    }
+    for (size_t i = 0; i < order->nics.count; i++)
+        vm_files_nic(places, order, i, OBJECT_ADD(vmm_config, config, nics));
 }
 
 static void config_image(const struct vm_places *places, const struct artifact *artifact, struct vmm_config *config,
@@ -179,6 +190,8 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
     OBJECT_SET(vmm_config, &config, epoch, order->epoch);
     OBJECT_SET(vmm_config, &config, vcpus, order->vcpus);
     OBJECT_SET(vmm_config, &config, memory_bytes, order->memory_bytes);
+    if (OBJECT_HAS(vm_order, order, cpu_model))
+        OBJECT_TEXT(vmm_config, &config, cpu_model, cpu_kind_desc.names[order->cpu_model]);
     config_image(places, &order->kernel, &config, "kernel");
     config_image(places, &order->initrd, &config, "initrd");
     if (OBJECT_HAS(vm_order, order, firmware)) {
@@ -292,17 +305,23 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
 {
     CLEANUP_FREE char *disks_dir = vm_files_path(places, order->id, "disks");
     const struct vm_disk *disks = order->disks.items;
-    const struct vm_nic *nics = order->nics.items;
     int r = file_make_directories(disks_dir, 0700, err);
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
         r = prepare_disk(places, order, &disks[i], disks_made, err);
     if (r == 0 && seed_files_wanted(order))
         r = prepare_seed(places, order, err);
-    if (r == 0 && places->network != NULL)
+    return r < 0 ? r : vm_files_network(places, order, user, err);
+}
+
+int vm_files_network(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err)
+{
+    const struct vm_nic *nics = order->nics.items;
+    int r = 0;
+    if (places->network != NULL)
         return host_network_plug(places->network, order, user, places->make_bridges, err);
     for (size_t i = 0; r == 0 && i < order->nics.count; i++) {
         char name[TAP_NAME_SIZE];
-        tap_name(order->id, (unsigned)i, name);
+        tap_name(order->id, nic_number(&nics[i], i), name);
         r = tap_create(name, user, nics[i].bridge, nics[i].queues > 1, places->make_bridges, err);
         if (r < 0)
             error_prefix(err, "network interface %zu: ", i);

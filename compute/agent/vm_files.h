@@ -50,6 +50,12 @@ int vm_files_save(const struct vm_places *places, const struct agent_vm *file, s
 int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
 /* The caller frees. */
 char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
+/* Interface @i of @order as its VMM is to have it; the caller clears *ret_nic. */
+void vm_files_nic(const struct vm_places *places, const struct vm_order *order, size_t i, struct vmm_nic *ret_nic);
+/* Bridges, taps of @user and packet rules of @order; taps that it has no more go, and must not be open. */
+int vm_files_network(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err);
+/* Number of @nic, which is at @place in its list: its tap, its name in the VMM and its default MAC follow from it. */
+unsigned nic_number(const struct vm_nic *nic, size_t place);
 /* The VMM's parting word: 0 and its status if process @pid left one; -ENOENT. */
 int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, int *ret_status);
 /* The last error that vmm.log tells near its end (a line "<3>..." of common/log.h), made printable; "" where there is

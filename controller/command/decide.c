@@ -195,7 +195,7 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_vm_create:
         return decide_vm_create(d, body);
     case ROUTE_ID_vm_update:
-        return decide_update(d, object_kind_VM, target, length, body);
+        return decide_vm_update(d, target, length, body);
     case ROUTE_ID_vm_delete:
     case ROUTE_ID_vm_start:
     case ROUTE_ID_vm_stop:

@@ -146,6 +146,12 @@ static int check_host_patch(const struct record *record, const struct host *patc
 
 int decide_update(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body)
 {
+    return decide_update_of(d, kind, id, id_length, body, 0);
+}
+
+int decide_update_of(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body,
+                     uint64_t if_generation)
+{
     struct command_put command = {0};
     const struct object_desc *desc = desc_of(kind);
     const struct record *record = decide_target(d, kind, id, id_length);
@@ -160,6 +166,8 @@ int decide_update(struct deciding *d, enum object_kind kind, const char *id, siz
     object_mark(&command_put_desc, &command, object_kind_desc.names[kind]);
     if (d->context->if_revision != 0)
         OBJECT_SET(command_put, &command, if_revision, d->context->if_revision);
+    if (if_generation != 0)
+        OBJECT_SET(command_put, &command, if_generation, if_generation);
     decide_request(d, 200, &command.request);
     CLEANUP_FREE void *after = xcalloc(1, desc->size);
     object_copy(desc, after, record->object);

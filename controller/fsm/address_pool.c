@@ -280,6 +280,7 @@ bool vm_on_network(const struct vm *vm, const char *name)
 
 struct resolving {
     const struct state *state;
+    const struct record *own; /* the VM itself where it is there already: what it has is not another's */
     struct vm *vm;
     size_t at; /* index of the NIC */
     const struct network *network;
@@ -301,7 +302,8 @@ static struct vm_nic *nic_of(const struct resolving *r, size_t i)
 /* Has another VM, or an earlier NIC of this one, @address on the network? */
 static bool is_taken(const struct resolving *r, const char *address)
 {
-    if (address_owner_of(r->state, r->network->name, address) != NULL)
+    const struct record *owner = address_owner_of(r->state, r->network->name, address);
+    if (owner != NULL && owner != r->own)
         return true;
     for (size_t i = 0; i < r->at; i++) {
         const struct vm_nic *nic = nic_of(r, i);
@@ -453,7 +455,7 @@ static int resolve_nic(struct resolving *r, struct vm_nic *nic)
 
 int vm_nics_resolve(const struct state *state, struct vm *vm, struct error *err)
 {
-    struct resolving r = {state, vm, 0, NULL, err};
+    struct resolving r = {.state = state, .own = vm->id != NULL ? map_get(&state->tables[object_kind_VM].by_id, vm->id) : NULL, .vm = vm, .err = err};
     for (; r.at < vm->nics.count; r.at++) {
         int rc = resolve_nic(&r, nic_of(&r, r.at));
         if (rc < 0)

@@ -17,7 +17,7 @@ int network_check(const struct state *state, const struct network *network, stru
  * the group itself, which its rules may name. */
 int security_group_check(const struct state *state, const char *own_id, const char *own_name, struct security_group *group,
                          struct error *err);
-/* Networks, groups and addresses of a VM that is being made: names are resolved, addresses checked or given.
+/* Networks, groups and addresses of a VM that is being made or changed (by its id: what it has already stays its own): names are resolved, addresses checked or given.
  * -EINVAL, -ENOENT, -EEXIST, -ENOSPC with the field. */
 int vm_nics_resolve(const struct state *state, struct vm *vm, struct error *err);
 

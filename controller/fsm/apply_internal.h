@@ -59,6 +59,15 @@ void operation_settle(struct apply *a, const struct record *vm);
 /* End all of @vm's running operations as overtaken by @kind. */
 void operation_overtake(struct apply *a, const struct record *vm, enum operation_kind kind);
 
+/* ---- disks and NICs of a VM that is there (apply_devices.c) ---- */
+
+/* Is @patch about its devices? */
+bool apply_devices_given(const struct vm *patch);
+/* May @record's devices become those of @patch? Refuses if not. Names and addresses of its NICs are resolved. */
+bool apply_devices_may_change(struct apply *a, const struct record *record, struct vm *patch, uint64_t if_generation);
+/* @vm has other devices than before: its host is to know, and to say when it has done it. */
+void apply_devices_changed(struct vm *vm);
+
 /* ---- hosts ---- */
 
 /* Has @host room for the VM? @ret_why: in words if not. */

@@ -71,7 +71,7 @@ static const char *const changeable[object_kind_COUNT][8] = {
     [object_kind_HOST] = {"labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
     [object_kind_FLAVOR] = {"name", "labels"},
     [object_kind_IMAGE] = {"name", "labels"},
-    [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s"},
+    [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s", "disks", "nics"},
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
 };
@@ -195,17 +195,26 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
                            HA_VOTERS_MIN, state_voters(a->state));
         return;
     }
-    if (!check_patched(a, record, patch))
+    struct vm *vm_patch = kind == object_kind_VM ? (void *)patch : NULL;
+    if (!check_patched(a, record, patch) ||
+        (vm_patch != NULL && !apply_devices_may_change(a, record, vm_patch, command->if_generation)))
         return;
     if (a->check_only)
         return;
+    bool devices = vm_patch != NULL && apply_devices_given(vm_patch);
+    if (devices)
+        apply_members_changed(a, record->vm); /* hosts that knew its addresses */
     if (name != NULL)
         state_rename(a->state, record, name);
     state_edit_begin(a->state, record);
     /* Not id and name: the maps borrow those very strings. */
     patch->head.present &= ~row_bit(record->desc, "id") & ~row_bit(record->desc, "name");
     object_merge(record->desc, record->object, patch);
+    if (devices)
+        apply_devices_changed(record->vm);
     state_edit_end(a->state, record, a->index);
+    if (devices)
+        apply_members_changed(a, record->vm);
     apply_answer(a, record);
     apply_event(a, event_type_UPDATED, record, "%s %s changed", record->desc->name, record->common->name);
     if (kind == object_kind_VM)

@@ -43,11 +43,11 @@ def tap_of(vm, index=0):
 class Guest:
     """A namespace in place of the guest of VM @name, which is stopped."""
 
-    def __init__(self, cluster, name):
+    def __init__(self, cluster, name, number=0, nic=None):
         self.vm = cluster.vm(name)
         self.host = next(agent.host for agent in cluster.agents if agent.name == self.vm['host_name'])
-        self.name, self.tap = name, tap_of(self.vm)
-        self.nic = self.vm['nics'][0]
+        self.name, self.tap = name, tap_of(self.vm, number)
+        self.nic = nic or self.vm['nics'][0]
         self.ip = self.nic['ips'][0]
         self.host.run(['ip', 'netns', 'add', name])
         self.host.run(['ip', 'link', 'add', f'w-{name}', 'type', 'veth', 'peer', 'name', 'e0', 'netns', name])

@@ -151,6 +151,11 @@ static const struct {
     {"is paused as wanted", {.wanted = vm_wanted_PAUSED, ALIVE, .process_paused = true}, PLAN_REST},
     {"is paused, wanted running", {RUN, ALIVE, .process_paused = true}, PLAN_RESUME},
     {"paused itself for its disk", {RUN, ALIVE, .process_paused = true, .process_stuck = true}, PLAN_REST},
+    {"its devices are to change", {RUN, ALIVE, .differs = true}, PLAN_ADJUST},
+    {"paused as wanted, its devices are to change", {.wanted = vm_wanted_PAUSED, ALIVE, .process_paused = true, .differs = true}, PLAN_ADJUST},
+    {"first paused, then changed", {.wanted = vm_wanted_PAUSED, ALIVE, .differs = true}, PLAN_PAUSE},
+    {"what is to stop is not changed", {.wanted = vm_wanted_STOPPED, ALIVE, .differs = true}, PLAN_STOP},
+    {"what does not answer cannot be changed", {RUN, .process = true, .differs = true}, PLAN_WAIT_ANSWER},
     {"wanted paused and off", {.wanted = vm_wanted_PAUSED, .confirmed = true, .prepared = true}, PLAN_START},
 
     {"runs, wanted stopped", {.wanted = vm_wanted_STOPPED, ALIVE}, PLAN_STOP},

@@ -39,6 +39,10 @@ struct fixture {
     uint64_t epoch; /* that the VMM says it runs under */
     bool paused;
     unsigned stops, changes, closed;
+    /* devices that the VMM has: disk root and, perhaps, nic2 */
+    bool has_nic, refuse_disk;
+    unsigned unplugs, disk_changes, looks;
+    unsigned long long disk_rate;
 };
 
 static void write_program(struct fixture *f, const char *text)
@@ -171,9 +175,41 @@ static void put_status(struct fixture *f, struct http_request *request)
     http_respond(request, 200, "application/json", NULL, text, strlen(text));
 }
 
+static void put_device(struct fixture *f, struct http_request *request)
+{
+    const char *disk = "/v1/vm/disks/root";
+    CLEANUP_FREE char *text = NULL;
+    f->looks++;
+    if (strcmp(request->path, "/v1/vm/nics/nic2") == 0 && f->has_nic) {
+        if (request->method == HTTP_DELETE) {
+            f->unplugs++;
+            f->has_nic = false;
+        }
+        text = xasprintf("{\"nic\":{\"tap\":\"t\",\"mac\":\"52:54:00:00:00:02\",\"id\":\"nic2\"}}");
+    } else if (strcmp(request->path, disk) == 0) {
+        const char *rate = strstr((const char *)request->body, "\"operations_per_second\":");
+        if (request->method == HTTP_PATCH && !f->refuse_disk) {
+            f->disk_changes++;
+            f->disk_rate = rate != NULL ? strtoull(strchr(rate, ':') + 1, NULL, 10) : 0;
+        }
+        text = xasprintf("{\"disk\":{\"path\":\"/d\",\"id\":\"root\",\"limits\":{\"operations_per_second\":%llu}}}", f->disk_rate);
+    }
+    bool refused = text == NULL || (request->method == HTTP_PATCH && f->refuse_disk);
+    if (refused && text != NULL)
+        http_respond(request, 409, "application/json", NULL, "{}", 2);
+    else if (refused)
+        http_respond(request, 404, "application/json", NULL, "{}", 2);
+    else
+        http_respond(request, 200, "application/json", NULL, text, strlen(text));
+}
+
 static void control(struct http_request *request, void *arg)
 {
     struct fixture *f = arg;
+    if (strncmp(request->path, "/v1/vm/", 7) == 0 && strcmp(request->path, "/v1/vm/state") != 0) {
+        put_device(f, request);
+        return;
+    }
     if (request->method == HTTP_PUT && strstr((const char *)request->body, "stopped") != NULL) {
         f->stops++;
         if (vmm_pid(f) != 0)
@@ -534,6 +570,59 @@ static void test_removal_meets_a_vmm(void **state)
 }
 
 /* What was made ready for one order is not taken for that of the next. */
+/* Give an order whose disk has @rate as its limit. */
+static void give_limited(struct fixture *f, uint64_t generation, uint64_t rate)
+{
+    struct vm_order order;
+    fill_order(f, &order, vm_wanted_RUNNING, 1, generation);
+    struct vm_disk *disk = order.disks.items;
+    OBJECT_SET(vmm_limits, &disk->limits, operations_per_second, rate);
+    object_mark(&vm_disk_desc, disk, "limits");
+    vm_give_order(f->vm, &order, 11);
+    OBJECT_CLEAR(vm_order, &order);
+}
+
+static void test_devices_of_a_running_vm_follow(void **state)
+{
+    struct fixture *f = *state;
+    pid_t pid = run_new(f);
+    assert_int_equal(f->looks, 0); /* it was started with what the order says */
+    f->has_nic = true; /* which the order has not */
+    give_limited(f, 2, 500);
+    run_until(f, vm_state_RUNNING, 2);
+    assert_int_equal(f->disk_rate, 500);
+    assert_int_equal(f->unplugs, 1);
+    assert_false(f->has_nic);
+    /* Nothing differs: nothing is told again. */
+    unsigned changes = f->disk_changes, looks = f->looks;
+    give_limited(f, 3, 500);
+    run_until(f, vm_state_RUNNING, 3);
+    assert_int_equal(f->looks, looks);
+    /* A VMM that refuses: the VM goes on, says why, and it is tried again. */
+    f->refuse_disk = true;
+    give_limited(f, 4, 0);
+    while (!reason_has(f, "a disk cannot be changed"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vm_state_of(f->vm), vm_state_RUNNING);
+    f->refuse_disk = false;
+    run_until(f, vm_state_RUNNING, 4);
+    assert_int_equal(f->disk_rate, 0);
+    assert_int_equal(f->disk_changes, changes + 1);
+    assert_int_equal(vmm_pid(f), pid);
+    /* Another agent finds out by itself what there is to do. */
+    give_limited(f, 5, 70);
+    close_vm(f);
+    struct error err;
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, &err), 0);
+    run_until(f, vm_state_RUNNING, 5);
+    assert_int_equal(f->disk_rate, 70);
+    /* The end comes in the midst of it. */
+    give_limited(f, 6, 80);
+    uv_run(&f->loop, UV_RUN_ONCE);
+    give(f, vm_wanted_STOPPED, 1, 7);
+    run_until(f, vm_state_STOPPED, 7);
+}
+
 static void test_changed_order_is_prepared(void **state)
 {
     struct fixture *f = *state;
@@ -571,6 +660,7 @@ int main(void)
         T(test_unknown_is_not_stopped),
         T(test_removal_meets_a_vmm),
         T(test_changed_order_is_prepared),
+        T(test_devices_of_a_running_vm_follow),
     };
     signal(SIGPIPE, SIG_IGN); /* as the agent's main does: a VMM may end while it is written to */
     log_set_level(LOG_LEVEL_ERROR);

@@ -190,6 +190,147 @@ static void placement_is_explained(void **test)
     OBJECT_CLEAR(placement, &placement);
 }
 
+/* ---- devices of a VM that is there ---- */
+
+static const struct vm_nic *nic_at(struct fixture *f, const char *vm, size_t i)
+{
+    return (const struct vm_nic *)fixture_vm(f, vm)->nics.items + i;
+}
+
+static void lan_make(struct fixture *f)
+{
+    fixture_must(f, ROUTE_ID_network_create, NULL,
+                 "{\"name\":\"lan\",\"ipv4_subnet\":\"192.0.2.0/24\",\"pools\":[{\"first\":\"192.0.2.10\",\"last\":\"192.0.2.12\"}]}");
+    fixture_must(f, ROUTE_ID_security_group_create, NULL, "{\"name\":\"web\"}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"a\",\"image\":\"debian\",\"flavor\":\"small\",\"nics\":[{\"network\":\"lan\",\"mac\":\"52:54:00:00:00:01\"}]}");
+}
+
+static void nics_come_and_go(void **test)
+{
+    struct fixture *f = *test;
+    char body[300], mac[18];
+    lan_make(f);
+    uint64_t generation = fixture_vm(f, "a")->generation;
+    assert_int_equal(nic_at(f, "a", 0)->number, 0);
+    /* One more: the first keeps its address, the second gets one of its own. */
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"nics\":[{\"mac\":\"52:54:00:00:00:01\"},{\"network\":\"lan\"}]}");
+    assert_int_equal(fixture_vm(f, "a")->generation, generation + 1);
+    assert_string_equal(nic_at(f, "a", 0)->ips.items[0], "192.0.2.10");
+    assert_string_equal(nic_at(f, "a", 0)->network, "lan");
+    assert_string_equal(nic_at(f, "a", 1)->ips.items[0], "192.0.2.11");
+    assert_int_equal(nic_at(f, "a", 1)->number, 1);
+    snprintf(mac, sizeof mac, "%s", nic_at(f, "a", 1)->mac);
+    /* The first goes, a third comes: numbers stay, and the one that goes is not used at once. */
+    snprintf(body, sizeof body, "{\"nics\":[{\"mac\":\"%s\"},{\"network\":\"lan\"}]}", mac);
+    fixture_must(f, ROUTE_ID_vm_update, "a", body);
+    assert_string_equal(nic_at(f, "a", 0)->mac, mac);
+    assert_int_equal(nic_at(f, "a", 0)->number, 1);
+    assert_string_equal(nic_at(f, "a", 0)->ips.items[0], "192.0.2.11");
+    assert_int_equal(nic_at(f, "a", 1)->number, 2);
+    /* What it gave up is another's to have; and none is left now. */
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"b\",\"image\":\"debian\",\"flavor\":\"small\",\"nics\":[{\"network\":\"lan\"}]}");
+    assert_int_equal(fixture_do(f, ROUTE_ID_vm_update, "b",
+                                "{\"nics\":[{\"network\":\"lan\"},{\"network\":\"lan\"}]}"), -ENOSPC);
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"nics\":[]}");
+    assert_int_equal(fixture_vm(f, "a")->nics.count, 0);
+    assert_false(state_mac_in_use(f->state, mac));
+    snprintf(body, sizeof body, "{\"nics\":[{\"mac\":\"%s\"},{\"network\":\"lan\"}]}", nic_at(f, "b", 0)->mac);
+    fixture_must(f, ROUTE_ID_vm_update, "b", body);
+}
+
+static void limits_and_groups_change(void **test)
+{
+    struct fixture *f = *test;
+    lan_make(f);
+    fixture_must(f, ROUTE_ID_vm_update, "a",
+                 "{\"nics\":[{\"mac\":\"52:54:00:00:00:01\",\"limits\":{\"bytes_per_second\":1000},\"security_groups\":[\"web\"]}],"
+                 "\"disks\":[{\"name\":\"root\",\"limits\":{\"operations_per_second\":50},\"on_disk_error\":\"pause\"}]}");
+    const struct vm_disk *disk = fixture_vm(f, "a")->disks.items;
+    assert_int_equal(nic_at(f, "a", 0)->limits.bytes_per_second, 1000);
+    assert_string_equal(nic_at(f, "a", 0)->security_groups.items[0], "web");
+    assert_int_equal(disk->limits.operations_per_second, 50);
+    assert_int_equal(disk->on_disk_error, disk_error_policy_PAUSE);
+    assert_int_equal(disk->size_bytes, 2147483648); /* not given: as it is */
+    /* What is not given stays. */
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"nics\":[{\"mac\":\"52:54:00:00:00:01\"}]}");
+    assert_int_equal(nic_at(f, "a", 0)->limits.bytes_per_second, 1000);
+    assert_int_equal(nic_at(f, "a", 0)->security_groups.count, 1);
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"nics\":[{\"mac\":\"52:54:00:00:00:01\",\"security_groups\":[]}]}");
+    assert_int_equal(nic_at(f, "a", 0)->security_groups.count, 0);
+}
+
+static void what_of_devices_cannot_change(void **test)
+{
+    struct fixture *f = *test;
+    lan_make(f);
+    static const struct {
+        const char *body;
+        enum error_kind kind;
+        const char *field;
+    } cases[] = {
+        {"{\"disks\":[]}", ERROR_INVALID, "/disks"},
+        {"{\"disks\":null}", ERROR_INVALID, ""},
+        {"{\"nics\":null}", ERROR_INVALID, ""},
+        {"{\"disks\":[{\"name\":\"other\"}]}", ERROR_INVALID, "/disks/0/name"},
+        {"{\"disks\":[{\"name\":\"root\",\"size_bytes\":4294967296}]}", ERROR_INVALID, "/disks/0/size_bytes"},
+        {"{\"disks\":[{\"name\":\"root\",\"read_only\":true}]}", ERROR_INVALID, "/disks/0/read_only"},
+        {"{\"nics\":[{\"mac\":\"52:54:00:00:00:01\",\"queues\":2}]}", ERROR_INVALID, "/nics/0/queues"},
+        {"{\"nics\":[{\"mac\":\"52:54:00:00:00:01\",\"bridge\":\"br0\"}]}", ERROR_INVALID, "/nics/0/bridge"},
+        {"{\"nics\":[{\"mac\":\"52:54:00:00:00:01\"},{\"mac\":\"52:54:00:00:00:01\"}]}", ERROR_INVALID, "/nics/1/mac"},
+        {"{\"nics\":[{\"network\":\"none\"}]}", ERROR_NOT_FOUND, "/nics/0/network"},
+        {"{\"nics\":[{\"mac\":\"52:54:00:00:00:01\",\"security_groups\":[\"none\"]}]}", ERROR_NOT_FOUND, "/nics/0/security_groups/0"},
+        {"{\"nics\":[{\"mac\":\"52:54:00:00:00:01\",\"number\":3}]}", ERROR_INVALID, "/nics/0/number"},
+    };
+    uint64_t index = state_index(f->state);
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        int rc = fixture_do(f, ROUTE_ID_vm_update, "a", cases[i].body);
+        if (rc >= 0 || f->error.kind != cases[i].kind || strcmp(f->error.field, cases[i].field) != 0)
+            fail_msg("case %u: %d, kind %s, field '%s': %s", i, rc, error_kind_info(f->error.kind)->code, f->error.field, f->error.text);
+    }
+    assert_int_equal(state_index(f->state), index);
+}
+
+/* Two changes that were decided from the same state: the second is refused, or it would take back the first. */
+static void one_of_two_changes_at_once_is_refused(void **test)
+{
+    struct fixture *f = *test;
+    struct bytes_writer first = {0};
+    lan_make(f);
+    struct decision_context context = fixture_context(f);
+    struct vm body;
+    static const char text[] = "{\"nics\":[{\"mac\":\"52:54:00:00:00:01\"},{\"network\":\"lan\"}]}";
+    assert_int_equal(OBJECT_DECODE(vm, text, sizeof text - 1, OBJECT_PATCH, &body, &f->error), 0);
+    decision_finish(&f->decision);
+    assert_int_equal(decide_route(f->state, &context, ROUTE_ID_vm_update, "a", 1, &body, &f->decision, &f->error), 0);
+    OBJECT_CLEAR(vm, &body);
+    bytes_put(&first, f->decision.command.data, f->decision.command.size);
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"nics\":[]}");
+    assert_int_equal(fixture_apply(f, &first), -ESTALE);
+    assert_int_equal(f->error.kind, ERROR_CONFLICT);
+    assert_int_equal(fixture_vm(f, "a")->nics.count, 0);
+    bytes_writer_finish(&first);
+}
+
+static void a_cpu_model_comes_from_the_flavor_or_the_vm(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_flavor_create, NULL,
+                 "{\"name\":\"v2\",\"vcpus\":1,\"memory_bytes\":67108864,\"cpu_model\":\"x86-64-v2\"}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"v2\"}");
+    assert_int_equal(fixture_vm(f, "a")->cpu_model, cpu_kind_X86_64_V2);
+    assert_int_equal(fixture_vm(f, "a")->state, vm_state_PENDING); /* n1 has not said that it can be it */
+    assert_non_null(strstr(fixture_vm(f, "a")->placement, "x86-64-v2"));
+    assert_int_equal(fixture_do(f, ROUTE_ID_vm_create, NULL,
+                                "{\"name\":\"b\",\"image\":\"tiny\",\"flavor\":\"v2\",\"cpu_model\":\"host\"}"), -EINVAL);
+    assert_string_equal(f->error.field, "/cpu_model");
+    assert_true(fixture_do(f, ROUTE_ID_vm_create, NULL,
+                           "{\"name\":\"b\",\"image\":\"tiny\",\"flavor\":\"small\",\"cpu_model\":\"z80\"}") < 0);
+    assert_string_equal(f->error.field, "/cpu_model");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"b\",\"image\":\"tiny\",\"flavor\":\"small\",\"cpu_model\":\"host\"}");
+    assert_string_equal(fixture_vm(f, "b")->host_name, "n1");
+}
+
 static void nothing_before_init(void **test UNUSED)
 {
     struct fixture f;
@@ -214,6 +355,11 @@ int main(void)
         TEST(a_token_is_shown_without_its_hash),
         TEST(nobody_joins_as_a_user),
         TEST(placement_is_explained),
+        TEST(nics_come_and_go),
+        TEST(limits_and_groups_change),
+        TEST(what_of_devices_cannot_change),
+        TEST(one_of_two_changes_at_once_is_refused),
+        TEST(a_cpu_model_comes_from_the_flavor_or_the_vm),
         cmocka_unit_test(nothing_before_init),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

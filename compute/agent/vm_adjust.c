@@ -1,0 +1,402 @@
+/* See vm_adjust.h. One thing is under way at a time: a request, work in the pool, or a pause before the next look. */
+#include "compute/agent/vm_adjust.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include "common/log.h"
+#include "compute/agent/tap.h"
+
+enum phase { PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_END };
+#define URL_SIZE 96
+
+struct vm_adjust {
+    const struct vm_context *context;
+    struct vm_order order;
+    char control_path[VM_FILES_CONTROL_PATH_SIZE];
+    uid_t user;
+    void (*done)(void *arg, int status, const struct error *err);
+    void *arg;
+
+    enum phase phase;
+    unsigned at;              /* number of the interface, or index of the disk */
+    unsigned lacking;         /* bit: number of an interface */
+    uint64_t force_at_ms;     /* of the unplug under way; 0: none is */
+    bool forced;
+
+    struct http_call *call;
+    void (*answered)(struct vm_adjust *, const struct http_answer *);
+    uv_work_t work;
+    uv_timer_t timer;
+    bool working, cancelled;
+    int status;
+    struct error err;
+};
+
+static void next(struct vm_adjust *a);
+
+/* ---- its end ---- */
+
+static void timer_closed(uv_handle_t *handle)
+{
+    struct vm_adjust *a = handle->data;
+    void (*done)(void *arg, int status, const struct error *err) = a->done;
+    void *arg = a->arg;
+    int status = a->status;
+    struct error err = a->err;
+    OBJECT_CLEAR(vm_order, &a->order);
+    free(a);
+    done(arg, status, &err);
+}
+
+static void end(struct vm_adjust *a, int status)
+{
+    a->status = status;
+    a->phase = PHASE_END;
+    if (!uv_is_closing((uv_handle_t *)&a->timer))
+        uv_close((uv_handle_t *)&a->timer, timer_closed);
+}
+
+void vm_adjust_cancel(struct vm_adjust *a)
+{
+    a->cancelled = true;
+    if (a->call != NULL)
+        http_call_cancel(a->call);
+    else if (!a->working) /* it waits */
+        end(a, -ECANCELED);
+}
+
+/* ---- requests ---- */
+
+static void on_answer(const struct http_answer *answer, void *arg)
+{
+    struct vm_adjust *a = arg;
+    a->call = NULL;
+    if (a->cancelled)
+        end(a, -ECANCELED);
+    else
+        a->answered(a, answer);
+}
+
+static void ask(struct vm_adjust *a, const char *method, const char *path, const struct bytes_writer *body,
+                void (*answered)(struct vm_adjust *, const struct http_answer *))
+{
+    char url[URL_SIZE];
+    snprintf(url, sizeof(url), "http://vmm/v1/vm/%s", path);
+    const struct http_call_options options = {
+        .method = method,
+        .url = url,
+        .unix_socket = a->control_path,
+        .body = body != NULL ? body->data : NULL,
+        .body_size = body != NULL ? body->size : 0,
+        .deadline_ms = VM_CONTROL_MS,
+        .done = on_answer,
+        .arg = a,
+    };
+    a->answered = answered;
+    int r = http_client_start(a->context->http, &options, &a->call, &a->err);
+    if (r < 0)
+        end(a, r);
+}
+
+/* @desc's object as the body. */
+static void send_object(struct vm_adjust *a, const char *method, const char *path, const struct object_desc *desc, void *object,
+                 void (*answered)(struct vm_adjust *, const struct http_answer *))
+{
+    struct bytes_writer body = {.data = NULL};
+    object_encode(desc, object, &body);
+    ask(a, method, path, &body, answered);
+    bytes_writer_finish(&body);
+    object_clear(desc, object);
+}
+
+static bool failed(struct vm_adjust *a, const struct http_answer *answer, const char *what)
+{
+    if (answer->error == 0 && answer->status / 100 == 2)
+        return false;
+    const char *why = answer->problem.text[0] != '\0' ? answer->problem.text : "its VMM answers something unknown";
+    error_set(&a->err, -EPROTO, ERROR_INTERNAL, "%s: %s", what, why);
+    end(a, answer->error != 0 ? answer->error : -EPROTO);
+    return true;
+}
+
+/* ---- limits ---- */
+
+bool vm_adjust_limits_same(const struct vmm_limits *a, const struct vmm_limits *b)
+{
+    return a->operations_per_second == b->operations_per_second && a->operations_burst == b->operations_burst &&
+           a->bytes_per_second == b->bytes_per_second && a->bytes_burst == b->bytes_burst;
+}
+
+/* All four: what is absent in a patch would stay. */
+static void limits_put(struct vmm_limits *to, const struct vmm_limits *from)
+{
+    OBJECT_SET(vmm_limits, to, operations_per_second, from->operations_per_second);
+    OBJECT_SET(vmm_limits, to, operations_burst, from->operations_burst);
+    OBJECT_SET(vmm_limits, to, bytes_per_second, from->bytes_per_second);
+    OBJECT_SET(vmm_limits, to, bytes_burst, from->bytes_burst);
+}
+
+/* ---- 1: interfaces that are there ---- */
+
+static const struct vm_nic *nic_numbered(const struct vm_order *order, unsigned number, size_t *ret_at)
+{
+    const struct vm_nic *nics = order->nics.items;
+    for (size_t i = 0; i < order->nics.count; i++)
+        if (nic_number(&nics[i], i) == number) {
+            *ret_at = i;
+            return &nics[i];
+        }
+    return NULL;
+}
+
+static void look(struct vm_adjust *a);
+
+static void look_at_next(struct vm_adjust *a)
+{
+    a->at++;
+    a->force_at_ms = 0;
+    a->forced = false;
+    next(a);
+}
+
+static void on_look_again(uv_timer_t *timer)
+{
+    look(timer->data);
+}
+
+static void on_unplugged(struct vm_adjust *a, const struct http_answer *answer)
+{
+    if (answer->status != 404 && failed(a, answer, "an interface cannot be unplugged"))
+        return;
+    uv_timer_start(&a->timer, on_look_again, VM_UNPLUG_ASK_MS, 0);
+}
+
+static void unplug(struct vm_adjust *a)
+{
+    char path[URL_SIZE];
+    uint64_t now = uv_now(a->context->loop);
+    bool first = a->force_at_ms == 0;
+    if (first)
+        a->force_at_ms = now + VM_UNPLUG_MS;
+    if (!first && now < a->force_at_ms) {
+        uv_timer_start(&a->timer, on_look_again, VM_UNPLUG_ASK_MS, 0);
+        return;
+    }
+    a->forced = !first;
+    snprintf(path, sizeof(path), "nics/nic%u%s", a->at, a->forced ? "?force=true" : "");
+    log_info("nic-unplug", "vm=%s nic=nic%u force=%d", a->order.name, a->at, a->forced);
+    ask(a, "DELETE", path, NULL, on_unplugged);
+}
+
+static void on_nic_changed(struct vm_adjust *a, const struct http_answer *answer)
+{
+    if (!failed(a, answer, "the limits of an interface cannot be changed"))
+        look_at_next(a);
+}
+
+static void nic_change(struct vm_adjust *a, const struct vm_nic *nic)
+{
+    struct vmm_nic patch = {.tap = NULL};
+    char path[URL_SIZE];
+    limits_put(&patch.limits, &nic->limits);
+    object_mark(&vmm_nic_desc, &patch, "limits");
+    snprintf(path, sizeof(path), "nics/nic%u", a->at);
+    send_object(a, "PATCH", path, &vmm_nic_desc, &patch, on_nic_changed);
+}
+
+static void on_nic(struct vm_adjust *a, const struct http_answer *answer)
+{
+    size_t i;
+    const struct vm_nic *nic = nic_numbered(&a->order, a->at, &i);
+    struct vmm_nic_status status = {.rx_frames = 0};
+    if (answer->status == 404) {
+        a->lacking |= nic != NULL ? 1u << a->at : 0;
+        look_at_next(a);
+        return;
+    }
+    if (failed(a, answer, "its VMM does not say which interfaces it has"))
+        return;
+    if (OBJECT_DECODE(vmm_nic_status, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &status, &a->err) < 0) {
+        end(a, -EPROTO);
+        return;
+    }
+    bool same = nic != NULL && (nic->mac == NULL || (status.nic.mac != NULL && strcasecmp(nic->mac, status.nic.mac) == 0));
+    bool limits = same && vm_adjust_limits_same(&nic->limits, &status.nic.limits);
+    OBJECT_CLEAR(vmm_nic_status, &status);
+    if (!same)
+        unplug(a);
+    else if (!limits)
+        nic_change(a, nic);
+    else
+        look_at_next(a);
+}
+
+static void look(struct vm_adjust *a)
+{
+    char path[URL_SIZE];
+    if (a->at > TAP_INDEX_MAX) {
+        a->phase = PHASE_NETWORK;
+        next(a);
+        return;
+    }
+    snprintf(path, sizeof(path), "nics/nic%u", a->at);
+    ask(a, "GET", path, NULL, on_nic);
+}
+
+/* ---- 2: the host's side ---- */
+
+static void work_network(uv_work_t *work)
+{
+    struct vm_adjust *a = CONTAINER_OF(work, struct vm_adjust, work);
+    a->status = vm_files_network(&a->context->places, &a->order, a->user, &a->err);
+}
+
+static void work_after(uv_work_t *work, int status)
+{
+    struct vm_adjust *a = CONTAINER_OF(work, struct vm_adjust, work);
+    (void)status;
+    a->working = false;
+    if (a->cancelled || a->status < 0) {
+        end(a, a->cancelled ? -ECANCELED : a->status);
+        return;
+    }
+    a->phase = PHASE_PLUG;
+    a->at = 0;
+    next(a);
+}
+
+static void network(struct vm_adjust *a)
+{
+    a->working = true;
+    int r = uv_queue_work(a->context->loop, &a->work, work_network, work_after);
+    ASSERT(r == 0);
+}
+
+/* ---- 3: interfaces that are to come ---- */
+
+static void on_plugged(struct vm_adjust *a, const struct http_answer *answer)
+{
+    if (failed(a, answer, "an interface cannot be plugged in"))
+        return;
+    log_info("nic-plugged", "vm=%s nic=nic%u", a->order.name, a->at);
+    a->at++;
+    next(a);
+}
+
+static void plug(struct vm_adjust *a)
+{
+    struct vmm_nic nic = {.tap = NULL};
+    size_t i;
+    while (a->at <= TAP_INDEX_MAX && !(a->lacking >> a->at & 1))
+        a->at++;
+    if (a->at > TAP_INDEX_MAX || nic_numbered(&a->order, a->at, &i) == NULL) {
+        a->phase = PHASE_DISKS;
+        a->at = 0;
+        next(a);
+        return;
+    }
+    vm_files_nic(&a->context->places, &a->order, i, &nic);
+    send_object(a, "POST", "nics", &vmm_nic_desc, &nic, on_plugged);
+}
+
+/* ---- 4: disks ---- */
+
+static const struct vm_disk *disk_at(const struct vm_adjust *a)
+{
+    return (const struct vm_disk *)a->order.disks.items + a->at;
+}
+
+static void on_disk_changed(struct vm_adjust *a, const struct http_answer *answer)
+{
+    if (failed(a, answer, "a disk cannot be changed"))
+        return;
+    a->at++;
+    next(a);
+}
+
+static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
+{
+    const struct vm_disk *disk = disk_at(a);
+    struct vmm_disk_status status = {.reads = 0};
+    struct vmm_disk patch = {.path = NULL};
+    char path[URL_SIZE];
+    if (answer->status == 404) { /* taken away by hand: not ours to bring back */
+        a->at++;
+        next(a);
+        return;
+    }
+    if (failed(a, answer, "its VMM does not say which disks it has"))
+        return;
+    if (OBJECT_DECODE(vmm_disk_status, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &status, &a->err) < 0) {
+        end(a, -EPROTO);
+        return;
+    }
+    bool same = status.disk.on_disk_error == disk->on_disk_error && vm_adjust_limits_same(&status.disk.limits, &disk->limits);
+    OBJECT_CLEAR(vmm_disk_status, &status);
+    if (same) {
+        a->at++;
+        next(a);
+        return;
+    }
+    limits_put(&patch.limits, &disk->limits);
+    object_mark(&vmm_disk_desc, &patch, "limits");
+    OBJECT_SET(vmm_disk, &patch, on_disk_error, disk->on_disk_error); /* no-space is 0, and where it is not given */
+    snprintf(path, sizeof(path), "disks/%s", disk->name);
+    send_object(a, "PATCH", path, &vmm_disk_desc, &patch, on_disk_changed);
+}
+
+static void disks(struct vm_adjust *a)
+{
+    char path[URL_SIZE];
+    if (a->at >= a->order.disks.count) {
+        end(a, 0);
+        return;
+    }
+    snprintf(path, sizeof(path), "disks/%s", disk_at(a)->name);
+    ask(a, "GET", path, NULL, on_disk);
+}
+
+/* ---- from outside ---- */
+
+static void next(struct vm_adjust *a)
+{
+    static void (*const phases[])(struct vm_adjust *) = {
+        [PHASE_LOOK] = look, [PHASE_NETWORK] = network, [PHASE_PLUG] = plug, [PHASE_DISKS] = disks};
+    phases[a->phase](a);
+}
+
+static void on_start(uv_timer_t *timer)
+{
+    next(timer->data);
+}
+
+struct vm_adjust *vm_adjust_start(const struct vm_adjust_options *options)
+{
+    struct vm_adjust *a = NEW(struct vm_adjust);
+    a->context = options->context;
+    OBJECT_COPY(vm_order, &a->order, options->order);
+    snprintf(a->control_path, sizeof(a->control_path), "%s", options->control_path);
+    a->user = options->user;
+    a->done = options->done;
+    a->arg = options->arg;
+    uv_timer_init(a->context->loop, &a->timer);
+    a->timer.data = a;
+    uv_timer_start(&a->timer, on_start, 0, 0);
+    return a;
+}
+
+static bool same_list(const struct object_desc *desc, const struct object_list *a, const struct object_list *b)
+{
+    bool same = a->count == b->count;
+    for (size_t i = 0; same && i < a->count; i++)
+        same = object_equal(desc, (const char *)a->items + i * desc->size, (const char *)b->items + i * desc->size);
+    return same;
+}
+
+bool vm_adjust_needed(const struct vm_order *before, const struct vm_order *after)
+{
+    return !same_list(&vm_nic_desc, &before->nics, &after->nics) || !same_list(&vm_disk_desc, &before->disks, &after->disks);
+}

@@ -1,0 +1,39 @@
+/* Brings the devices of a running VMM to what the order says, one request to its control socket after another:
+ *
+ *   1. each interface that the VMM has and the order has not (or has with another MAC): unplug; after VM_UNPLUG_MS by
+ *      force. Limits of those that stay, where they differ
+ *   2. bridges, taps and packet rules (vm_files_network, in the thread pool): what has gone goes, what is to come is there
+ *   3. each interface that the VMM lacks: plug
+ *   4. limits and on_disk_error of the disks, where they differ
+ *
+ * Interfaces are known to the VMM as nic<number>, disks by their names. Nothing is remembered between runs: what the VMM
+ * says it has is what counts, so that it can be run again after any failure, and after an agent's end in the midst of it. */
+#ifndef COMPUTE_AGENT_VM_ADJUST_H
+#define COMPUTE_AGENT_VM_ADJUST_H
+
+#include "compute/agent/vm.h"
+
+#define VM_UNPLUG_MS 5000     /* for a guest to let an interface go */
+#define VM_UNPLUG_ASK_MS 100  /* between looks whether it has */
+
+struct vm_adjust;
+
+struct vm_adjust_options {
+    const struct vm_context *context; /* outlives it */
+    const struct vm_order *order;     /* copied */
+    const char *control_path;         /* copied */
+    uid_t user;                       /* that the VMM runs as: its taps are this user's */
+    /* Exactly once, from the loop, and the memory is gone: 0, -ECANCELED, or what went wrong. */
+    void (*done)(void *arg, int status, const struct error *err);
+    void *arg;
+};
+
+struct vm_adjust *vm_adjust_start(const struct vm_adjust_options *options);
+void vm_adjust_cancel(struct vm_adjust *adjust); /* done follows */
+
+/* Would a running VM have to be adjusted? */
+bool vm_adjust_needed(const struct vm_order *before, const struct vm_order *after);
+/* The same limits? Absent is no limit, as 0 is. */
+bool vm_adjust_limits_same(const struct vmm_limits *a, const struct vmm_limits *b);
+
+#endif
