@@ -390,7 +390,7 @@ static int cpu_baseline_print(void)
     struct error err = {0};
     size_t bytes = sizeof(struct kvm_cpuid2) + KVM_CPUID_ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2);
     CLEANUP_FREE struct kvm_cpuid2 *offered = xcalloc(1, bytes);
-    int code = kvm_init(&kvm, &err);
+    int code = kvm_init(&kvm, NULL, &err);
     if (code == 0) {
         code = kvm_cpuid_supported(&kvm, offered, &err);
         kvm_finish(&kvm);

@@ -65,7 +65,8 @@ static inline void fuzz_load_changed(struct driver *d, uint16_t at, uint64_t val
     driver_pause(d);
     struct bytes_writer saved = driver_save(d);
     fuzz_change_state(&saved, at, value);
-    ASSERT(driver_load(d, saved.data, saved.size, &err) == 0 || err.text[0] != '\0');
+    int code = driver_load(d, saved.data, saved.size, &err); /* -1: more than it took, for the machine to refuse */
+    ASSERT(code == 0 || code == -1 || err.text[0] != '\0');
     bytes_writer_finish(&saved);
     /* What moves the BAR away only hides the device: it is where it was for what follows. */
     driver_config_write(d, PCI_COMMAND, 2, 0);
