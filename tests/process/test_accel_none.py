@@ -107,6 +107,31 @@ def test_snapshot_and_restore_with_a_disk_at_work(scripted, tmp_path, compress):
         assert word not in second.text
 
 
+def test_migration_with_a_disk_at_work(scripted, tmp_path):
+    """Its memory, its registers, its rings and its disk go to another VMM, which logs pages as KVM would."""
+    config = {'disks': [{'path': disk(tmp_path / 'a')}]}
+    vm = scripted('disk dirty=4', **config)
+    console = vm.console()
+    console.wait(r'^disk 2 verified 3$')
+    (tmp_path / 'there').mkdir()
+    target = Vmm(tmp_path / 'there', 'disk dirty=4', '--accel', 'none', '--incoming', f'unix:{tmp_path}/way', **config)
+    try:
+        second = target.wait_listening().console()
+        status, answer = vm.request('POST', '/v1/vm/migration', {'to': f'unix:{tmp_path}/way', 'verify': True})
+        assert status == 202, answer
+        while console.read(LIMIT_S):
+            pass
+        assert vm.process.wait(LIMIT_S) == 7, vm.log.read_text()
+        last, blocks = console.last_tick(), verified(console, 2)
+        second.wait(r'^disk 2 verified %d$' % (blocks + 3))
+        ticks = [int(n) for n in re.findall(r'^tick (\d+)$', second.text, re.M)]
+        assert ticks == list(range(ticks[0], ticks[-1] + 1)) and ticks[0] in (last, last + 1)
+        for word in ('hello', 'here', 'wrong', 'failed', 'corrupt'):
+            assert word not in second.text
+    finally:
+        target.end()
+
+
 def test_disks_come_grow_and_go(scripted, tmp_path):
     vm = scripted('disk', disks=[{'path': disk(tmp_path / 'a')}])
     console = vm.console()

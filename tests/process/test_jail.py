@@ -8,7 +8,9 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -181,6 +183,56 @@ def test_vsock_lies_in_its_directory(jailed, tmp_path):
     vm = jailed(vsock={'cid': 3, 'path': str(home / 'v')})
     vm.console().wait(r'^tick 1$')
     assert (home / 'v').is_socket() and (home / 'v').stat().st_uid == USER
+
+
+def relay(listener, to):
+    """One connection from @listener on to @to, both ways, until it ends: what agents do for their VMMs."""
+    def copy(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    here, _ = listener.accept()
+    with here, socket.socket(socket.AF_UNIX) as there:
+        there.connect(to)
+        back = threading.Thread(target=copy, args=(there, here))
+        back.start()
+        copy(here, there)
+        back.join()
+
+
+def test_migration_from_jail_to_jail(jailed, tmp_path):
+    """Each sees its own directory alone: somebody who sees both carries the bytes."""
+    vm = jailed('dirty=4')
+    console = vm.console()
+    console.wait(r'^tick 3$')
+    there = tmp_path / 'there'
+    there.mkdir()
+    os.chown(there, USER - 1, USER - 1)
+    target = Vmm(there, 'dirty=4', '--user', str(USER - 1), '--incoming', f'unix:{there}/in')
+    try:
+        second = target.wait_listening().console()
+        wait_until((there / 'in').exists, what='the target listens', poll_s=0.005)
+        assert (there / 'in').stat().st_uid == USER - 1
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(vm.home / 'out'))
+            os.chown(vm.home / 'out', USER, USER)
+            listener.listen()
+            listener.settimeout(LIMIT_S)
+            carrier = threading.Thread(target=relay, args=(listener, str(there / 'in')))
+            carrier.start()
+            status, answer = vm.request('POST', '/v1/vm/migration', {'to': f'unix:{vm.home}/out', 'verify': True})
+            assert status == 202, answer
+            while console.read(LIMIT_S):
+                pass
+            assert vm.process.wait(LIMIT_S) == 7, vm.log.read_text()
+            carrier.join(LIMIT_S)
+        second.wait_past(console.last_tick() + 2)
+        assert 'hello' not in second.text and 'corrupt' not in second.text
+        assert_walls(target.process.pid, USER - 1, there)
+    finally:
+        target.end()
 
 
 # ---- by the agent
