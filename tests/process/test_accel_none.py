@@ -119,8 +119,7 @@ def test_migration_with_a_disk_at_work(scripted, tmp_path):
         second = target.wait_listening().console()
         status, answer = vm.request('POST', '/v1/vm/migration', {'to': f'unix:{tmp_path}/way', 'verify': True})
         assert status == 202, answer
-        while console.read(LIMIT_S):
-            pass
+        console.drain()
         assert vm.process.wait(LIMIT_S) == 7, vm.log.read_text()
         last, blocks = console.last_tick(), verified(console, 2)
         second.wait(r'^disk 2 verified %d$' % (blocks + 3))

@@ -224,8 +224,7 @@ def test_migration_from_jail_to_jail(jailed, tmp_path):
             carrier.start()
             status, answer = vm.request('POST', '/v1/vm/migration', {'to': f'unix:{vm.home}/out', 'verify': True})
             assert status == 202, answer
-            while console.read(LIMIT_S):
-                pass
+            console.drain()
             assert vm.process.wait(LIMIT_S) == 7, vm.log.read_text()
             carrier.join(LIMIT_S)
         second.wait_past(console.last_tick() + 2)

@@ -61,6 +61,12 @@ class Console:
         """A tick later than @tick."""
         self.wait(r'^tick %d$' % (tick + 1))
 
+    def drain(self, seconds=LIMIT_S):
+        """To the end of its VMM, which must come."""
+        end = time.monotonic() + seconds
+        while self.read(0.5):
+            assert time.monotonic() < end, f'it goes on: {self.text[-500:]!r}'
+
     def last_tick(self):
         return int(re.findall(r'^tick (\d+)$', self.text, re.M)[-1])
 
