@@ -14,6 +14,7 @@
 #include <linux/virtio_config.h>
 #include <linux/virtio_pci.h>
 #include <linux/virtio_ring.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -40,6 +41,8 @@ struct machine {
     int irq_fd[IRQ_GSI_MAX]; /* attached eventfds, -1: none */
     struct fake_doorbell doorbells[FAKE_DOORBELLS_MAX];
     unsigned doorbell_count;
+    uint8_t *witness;                   /* memory as it was when the driver wrote last; see witness_check */
+    uint64_t touched[FAKE_MEMORY_BYTES / 4096 / 64]; /* pages that the driver may have written since */
     unsigned messages_sent;             /* by msi_send */
     bool refuse_doorbells, refuse_gsis; /* make the device take its slow paths */
 };
@@ -104,12 +107,47 @@ static inline int fake_doorbell_detach(struct irq_chip *chip, uint64_t address, 
     return -1;
 }
 
+/* A device that writes guest memory says so by memory_mark_dirty, or a migration loses what it wrote. The witness holds
+ * memory as the driver left it: a page that is different from it was written by a device and must be marked. Pages that
+ * the driver has asked for (driver_at) since the devices had their last turn may have been written by it; they are
+ * looked at before that, and taken as they are when the devices go on (witness_turn). */
+static inline void witness_check(struct machine *m, uint64_t page)
+{
+    const uint8_t *at = m->memory.host + page * 4096;
+    if (m->touched[page / 64] >> (page % 64) & 1 || memcmp(m->witness + page * 4096, at, 4096) == 0)
+        return;
+    if (!(__atomic_load_n(&m->memory.dirty[page / 64], __ATOMIC_ACQUIRE) >> (page % 64) & 1)) {
+        fprintf(stderr, "page %llu of guest memory was written and not marked as dirty\n", (unsigned long long)page);
+        abort();
+    }
+    memcpy(m->witness + page * 4096, at, 4096);
+}
+static inline void witness_touch(struct machine *m, uint64_t gpa, uint64_t size)
+{
+    for (uint64_t page = gpa / 4096; size && page <= (gpa + size - 1) / 4096; page++) {
+        witness_check(m, page);
+        m->touched[page / 64] |= 1ull << (page % 64);
+    }
+}
+/* The devices' turn. */
+static inline void witness_turn(struct machine *m)
+{
+    for (uint64_t page = 0; page < FAKE_MEMORY_BYTES / 4096; page++)
+        if (m->touched[page / 64] >> (page % 64) & 1) {
+            memcpy(m->witness + page * 4096, m->memory.host + page * 4096, 4096);
+            __atomic_fetch_and(&m->memory.dirty[page / 64], ~(1ull << (page % 64)), __ATOMIC_ACQ_REL);
+        }
+    memset(m->touched, 0, sizeof m->touched);
+}
+
 static inline void machine_init(struct machine *m)
 {
     static const struct irq_chip_ops ops = {fake_route, fake_unroute,  fake_attach,          fake_detach,
                                             fake_line,  fake_msi_send, fake_doorbell_attach, fake_doorbell_detach};
     memset(m, 0, sizeof *m);
     ASSERT(memory_init(&m->memory, FAKE_MEMORY_BYTES, NULL) == 0);
+    ASSERT(memory_tracking_start(&m->memory, NULL) == 0);
+    m->witness = calloc(1, FAKE_MEMORY_BYTES);
     pthread_mutex_init(&m->lock, NULL);
     ASSERT(io_loop_create(&m->lock, &m->loop, NULL) == 0);
     bus_init(&m->memory_bus, &m->lock);
@@ -121,9 +159,12 @@ static inline void machine_init(struct machine *m)
 }
 static inline void machine_finish(struct machine *m)
 {
+    for (uint64_t page = 0; page < FAKE_MEMORY_BYTES / 4096; page++)
+        witness_check(m, page);
     io_loop_destroy(m->loop);
     bus_finish(&m->memory_bus);
     bus_finish(&m->port_bus);
+    free(m->witness);
     memory_finish(&m->memory);
     pthread_mutex_destroy(&m->lock);
 }
@@ -161,6 +202,7 @@ static inline uint64_t driver_read(struct driver *d, uint64_t offset, unsigned s
 }
 static inline void driver_write(struct driver *d, uint64_t offset, unsigned size, uint64_t value)
 {
+    witness_turn(d->m);
     bus_write(&d->m->memory_bus, d->bar + offset, size, value);
 }
 static inline uint8_t driver_status(struct driver *d)
@@ -182,6 +224,7 @@ static inline void *driver_at(struct driver *d, uint64_t gpa, uint64_t size)
 {
     void *p = memory_at(&d->m->memory, gpa, size);
     ASSERT(p != NULL);
+    witness_touch(d->m, gpa, size);
     return p;
 }
 static inline void driver_config_write(struct driver *d, unsigned offset, unsigned size, uint32_t value)
@@ -360,9 +403,11 @@ static inline void driver_kick(struct driver *d, unsigned queue)
     for (unsigned i = 0; i < d->m->doorbell_count; i++)
         if (d->m->doorbells[i].address == address) {
             ASSERT(write(d->m->doorbells[i].fd, &one, sizeof one) == sizeof one);
+            witness_turn(d->m);
             io_loop_run_once(d->m->loop, 0);
             return;
         }
+    witness_turn(d->m);
     bus_write(&d->m->memory_bus, address, 2, queue);
 }
 static inline bool driver_has_used(struct driver *d, unsigned queue)
@@ -378,6 +423,7 @@ static inline bool driver_wait(struct driver *d, unsigned queue, struct used_ent
     for (unsigned round = 0; !driver_has_used(d, queue); round++) {
         if (round == FAKE_ROUNDS_MAX)
             return false;
+        witness_turn(d->m);
         io_loop_run_once(d->m->loop, 10);
     }
     const uint8_t *entry = driver_at(d, q->used + 4 + 8ull * (q->used_index % q->size), 8);
@@ -399,6 +445,7 @@ static inline void driver_pause(struct driver *d)
 static inline void driver_resume(struct driver *d)
 {
     struct device *device = virtio_pci_device(d->pci);
+    witness_turn(d->m);
     pthread_mutex_lock(&d->m->lock);
     device->ops->resume(device);
     pthread_mutex_unlock(&d->m->lock);
