@@ -36,6 +36,9 @@ struct guest_ops {
     /* OR into @bitmap one bit per page of region @region (rounded up to whole uint64_t) that was written since the
      * last fetch, and begin anew. A page copied after the fetch that named it is as it was at that time or later. */
     int (*dirty_fetch)(struct guest *, size_t region, uint64_t *bitmap, struct error *err);
+    /* How many pages were written since the last fetch, which stay what the next one gives; 0 where it cannot be told
+     * without taking them. NULL: it cannot. */
+    uint64_t (*dirty_count)(struct guest *);
     void (*dirty_stop)(struct guest *);
     /* Let the vCPUs run only 100 - @percent of the time; 0: as they like. NULL: cannot. */
     void (*throttle)(struct guest *, unsigned percent);

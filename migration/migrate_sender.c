@@ -10,7 +10,10 @@
 #include "migration/page_ledger.h"
 #include "migration/stream_pages.h"
 
-enum { BLOCK_PAGES = 256 }; /* neighbours that travel on the same channel */
+enum {
+    BLOCK_PAGES = 256, /* neighbours that travel on the same channel */
+    LOOK_US = 60000,   /* after so long in a round it is looked how much was written: some periods of the throttle */
+};
 
 struct sender_channel {
     struct migrate_sender *sender;
@@ -37,6 +40,7 @@ struct migrate_sender {
     size_t region_count;
     uint64_t *bitmaps[GUEST_REGIONS_MAX]; /* pages to send in this round */
     struct page_ledger ledger;
+    uint64_t round_us, dirty_per_s; /* when the round began, and what a look within it has told; 0: no look */
     struct precopy precopy;
     uint8_t id[MIGRATE_ID_BYTES];
     bool is_logging, is_stopped, has_let_go;
@@ -156,6 +160,15 @@ static int page_send(struct sender_channel *c, size_t region, uint64_t page, str
     }
 }
 
+/* The first channel's thread, once in a round that takes a while. */
+static void dirty_look(struct migrate_sender *s)
+{
+    uint64_t since_us = migrate_now_us() - s->round_us;
+    if (s->dirty_per_s || since_us < LOOK_US || !s->guest->ops->dirty_count)
+        return;
+    s->dirty_per_s = s->guest->ops->dirty_count(s->guest) * 1000000 / since_us;
+}
+
 static int block_send(struct sender_channel *c, size_t region, uint64_t first, uint64_t end, struct error *err)
 {
     const uint64_t *bitmap = c->sender->bitmaps[region];
@@ -181,9 +194,13 @@ static int channel_round(struct sender_channel *c, bool final, struct error *err
     c->looked = c->same = 0;
     for (size_t i = 0; i < s->region_count; i++) {
         uint64_t pages = s->regions[i].size / GUEST_PAGE_BYTES;
-        for (uint64_t first = 0; code == 0 && first < pages; first += BLOCK_PAGES)
-            if (first / BLOCK_PAGES % s->options.channels == c->index)
-                code = block_send(c, i, first, MIN(first + BLOCK_PAGES, pages), err);
+        for (uint64_t first = 0; code == 0 && first < pages; first += BLOCK_PAGES) {
+            if (first / BLOCK_PAGES % s->options.channels != c->index)
+                continue;
+            code = block_send(c, i, first, MIN(first + BLOCK_PAGES, pages), err);
+            if (c->index == 0 && !final)
+                dirty_look(s);
+        }
     }
     if (code == 0)
         code = stream_pages_flush(c->pages, err);
@@ -423,10 +440,12 @@ static int rounds_run(struct migrate_sender *s, struct error *err)
     phase_set(s, MIGRATE_PHASE_MEMORY);
     int code = bulk_prepare(s, err);
     while (code == 0 && d.action == PRECOPY_ROUND) {
-        uint64_t start_us = migrate_now_us(), bytes = sent_bytes(s);
+        uint64_t bytes = sent_bytes(s);
+        s->round_us = migrate_now_us();
+        s->dirty_per_s = 0;
         code = round_send(s, false, err);
         bitmaps_clear(s);
-        struct precopy_round r = {.took_us = migrate_now_us() - start_us};
+        struct precopy_round r = {.took_us = migrate_now_us() - s->round_us, .dirty_per_s = s->dirty_per_s};
         if (code == 0)
             code = dirty_fetch(s, &r.dirty_pages, err);
         if (code < 0)
@@ -492,6 +511,7 @@ static int stop_and_send(struct migrate_sender *s, struct error *err)
     if (code < 0)
         return code;
     s->is_stopped = true;
+    throttle(s, 0);
     if (s->options.is_paused && s->options.is_paused(s->options.arg))
         final.number = MIGRATE_FINAL_PAUSED;
     if ((code = s->guest->ops->state_save(s->guest, &main->out, err)) < 0 ||
@@ -707,8 +727,6 @@ int migrate_sender_run(struct migrate_sender *s, struct error *err)
         channels_finish(s);
     else if (code < 0)
         code = go_on_here(s, code, &words);
-    else
-        throttle(s, 0);
     pthread_mutex_lock(&s->lock);
     s->progress.phase = code == 0               ? MIGRATE_PHASE_DONE
                         : code == -EOWNERDEAD   ? MIGRATE_PHASE_UNKNOWN

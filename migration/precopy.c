@@ -83,7 +83,9 @@ struct precopy_decision precopy_decide(struct precopy *p, const struct precopy_r
         return decide(p, PRECOPY_PAUSE, predicted_us, "the predicted pause is within the limit");
     if (s->total_us_max && r->elapsed_us >= s->total_us_max)
         return decide(p, PRECOPY_GIVE_UP, predicted_us, "the time for it is over");
-    if (p->stalled < (p->throttle ? 1 : MAX(s->patience, 1u)))
+    /* A guest that is seen to write faster than can be sent will not become better by waiting. */
+    bool is_hopeless = p->ns_per_page && r->dirty_per_s > 1000000000ull / p->ns_per_page;
+    if (p->stalled < (p->throttle || is_hopeless ? 1 : MAX(s->patience, 1u)))
         return decide(p, PRECOPY_ROUND, predicted_us, p->throttle ? "the guest is slowed down" : "");
     if (p->throttle < s->throttle_max) {
         throttle_raise(p, r);

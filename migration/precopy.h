@@ -14,8 +14,9 @@
  *
  * Prediction: pages left times the time that a page took so far (everything included: copying, eliding, compression,
  * the wire, a limit of bandwidth), and a fixed part for the state. Progress: an eighth fewer pages left than at best.
- * Throttle: percent of the time that the guest's processors stand still. The first step aims at half the rate at which
- * pages can be sent, as far as the rate of writing can be told; each later one halves the time that is left.
+ * Throttle: percent of the time that the guest's processors stand still. Where a look within the round has told the rate
+ * of writing, a step aims at half the rate at which pages can be sent, and need not wait long; otherwise it halves the
+ * time that is left.
  *
  * Threads: none of its own. */
 #ifndef MIGRATION_PRECOPY_H

@@ -73,6 +73,23 @@ static int ops_dirty_fetch(struct guest *guest, size_t region, uint64_t *bitmap,
     return 0;
 }
 
+/* Without manual_dirty_log a look would take the bits. */
+static uint64_t ops_dirty_count(struct guest *guest)
+{
+    struct machine *m = machine_of(guest);
+    uint64_t count = 0;
+    for (size_t i = 0; m->kvm.manual_dirty_log && i < m->memory.region_count; i++) {
+        size_t words = (m->memory.regions[i].size / MEMORY_PAGE_BYTES + 63) / 64;
+        CLEANUP_FREE uint64_t *log = xcalloc(words, sizeof(*log));
+        if (kvm_dirty_log_get(&m->kvm, (uint32_t)i, log, NULL) < 0)
+            return 0;
+        memory_tracking_peek(&m->memory, i, log);
+        for (size_t w = 0; w < words; w++)
+            count += (unsigned)__builtin_popcountll(log[w]);
+    }
+    return count;
+}
+
 static void ops_throttle(struct guest *guest, unsigned percent)
 {
     vcpu_throttle_set(&CONTAINER_OF(guest, struct machine_guest, guest)->throttle, percent);
@@ -177,6 +194,7 @@ static const struct guest_ops machine_guest_ops = {
     .memory_map = ops_memory_map,
     .dirty_start = ops_dirty_start,
     .dirty_fetch = ops_dirty_fetch,
+    .dirty_count = ops_dirty_count,
     .dirty_stop = ops_dirty_stop,
     .throttle = ops_throttle,
     .check_save = ops_check_save,

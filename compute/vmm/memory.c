@@ -287,3 +287,12 @@ void memory_tracking_fetch(struct guest_memory *m, size_t index, uint64_t *bitma
     for (size_t i = 0; i < words; i++)
         bitmap[i] |= __atomic_exchange_n(&m->dirty[first + i], 0, __ATOMIC_ACQ_REL);
 }
+
+void memory_tracking_peek(const struct guest_memory *m, size_t index, uint64_t *bitmap)
+{
+    ASSERT(index < m->region_count);
+    const struct memory_region *r = &m->regions[index];
+    size_t first = r->offset / MEMORY_PAGE_BYTES / 64, words = (r->size / MEMORY_PAGE_BYTES + 63) / 64;
+    for (size_t i = 0; m->dirty && i < words; i++)
+        bitmap[i] |= __atomic_load_n(&m->dirty[first + i], __ATOMIC_RELAXED);
+}

@@ -88,5 +88,7 @@ void memory_tracking_stop(struct guest_memory *m);
 /* OR the bits of region @index into @bitmap (one bit per page of the region, size/4096/8 rounded up to 8 bytes)
  * and clear them here. */
 void memory_tracking_fetch(struct guest_memory *m, size_t index, uint64_t *bitmap);
+/* The same without clearing them. */
+void memory_tracking_peek(const struct guest_memory *m, size_t index, uint64_t *bitmap);
 
 #endif
