@@ -89,7 +89,8 @@ int migrate_channel_write(void *arg, const void *data, size_t size, struct error
         ssize_t n = send(c->fd, (const uint8_t *)data + done, size - done, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n >= 0) {
             done += (size_t)n;
-            __atomic_fetch_add(&c->written, (uint64_t)n, __ATOMIC_RELAXED);
+            if (c->written)
+                __atomic_fetch_add(c->written, (uint64_t)n, __ATOMIC_RELAXED);
             moved_us = migrate_now_us();
         } else if (errno == EAGAIN) {
             code = wait_ready(c, POLLOUT, moved_us, err);

@@ -3,7 +3,7 @@
  *
  * Failure modes of reading and writing, in words: -ECANCELED once *cancel is set (within CHANNEL_SLICE_MS), -ETIMEDOUT
  * when nothing moves for patience_ms, -ECONNRESET at the end of the peer, or what the socket says.
- * Threads: one for each channel; *cancel is set by any; `written` and `write_us` are read by any. */
+ * Threads: one for each channel; *cancel is set and *written is read by any. */
 #ifndef MIGRATION_MIGRATE_CHANNEL_H
 #define MIGRATION_MIGRATE_CHANNEL_H
 
@@ -17,7 +17,7 @@ struct migrate_channel {
     unsigned patience_ms;     /* 0: for ever */
     uint64_t bytes_per_s_max; /* 0: none */
     uint64_t free_at_us;      /* when the limit allows the next write */
-    uint64_t written;         /* bytes, atomic */
+    uint64_t *written;        /* counts bytes, atomic; NULL: nobody counts. Borrowed */
     uint8_t *buffer;          /* of migrate_channel_section; owned */
 };
 

@@ -22,6 +22,7 @@ struct sender_channel {
     struct migrate_channel channel;
     struct stream_writer out;
     struct stream_pages_writer *pages;
+    uint64_t written;      /* bytes, atomic */
     uint64_t looked, same; /* pages, of the round */
     /* of channels but the first: */
     pthread_t thread;
@@ -289,6 +290,7 @@ static int channel_open(struct sender_channel *c, struct error *err)
     if (fd < 0)
         return fd;
     migrate_channel_init(&c->channel, fd, &s->cancel, s->options.patience_ms);
+    c->channel.written = &c->written;
     c->open = true;
     if (s->options.bytes_per_s_max)
         c->channel.bytes_per_s_max = MAX(s->options.bytes_per_s_max / s->options.channels, 1);
@@ -389,7 +391,7 @@ static uint64_t sent_bytes(const struct migrate_sender *s)
 {
     uint64_t sum = 0;
     for (unsigned i = 0; i < s->options.channels; i++)
-        sum += __atomic_load_n(&s->channels[i].channel.written, __ATOMIC_RELAXED);
+        sum += __atomic_load_n(&s->channels[i].written, __ATOMIC_RELAXED);
     return sum;
 }
 

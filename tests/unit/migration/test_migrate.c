@@ -159,7 +159,7 @@ static int world_let_go(void *arg UNUSED, struct error *err UNUSED)
 
 static int world_take_back(void *arg UNUSED, struct error *err)
 {
-    world.taken_back++;
+    __atomic_fetch_add(&world.taken_back, 1, __ATOMIC_ACQ_REL);
     if (!__atomic_load_n(&world.somebody_has_it, __ATOMIC_ACQUIRE))
         return 0;
     return error_set(err, -EBUSY, ERROR_IN_USE, "somebody has the disk");
