@@ -97,6 +97,14 @@ int block_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_
     return 1;
 }
 
+void block_share(struct block *b)
+{
+    ASSERT(b->in_flight == 0);
+    if (b->ops->share != NULL)
+        b->ops->share(b);
+    b->read_only = true;
+}
+
 struct now {
     struct block_request request;
     bool ended;

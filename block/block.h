@@ -76,6 +76,8 @@ struct block_ops {
     /* Where data may be from @from on: 1 and the next stretch that does not surely read as zeroes; 0: none follows;
      * negative errno. Blocking. NULL: not known. */
     int (*next_data)(struct block *, uint64_t from, uint64_t *ret_start, uint64_t *ret_end);
+    /* It is only read from now on: others may read it, too. Sets read_only. NULL: nobody is kept from it. */
+    void (*share)(struct block *);
 };
 
 /* Embedded by each driver and filter. */
@@ -106,6 +108,8 @@ void block_unplug(struct block *b);
 int block_grow(struct block *b, uint64_t size_bytes, struct error *err);
 /* As ops->next_data; where that is not known, all of it. */
 int block_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_t *ret_end);
+/* Let others read it; no writes any more. Nothing is in flight. */
+void block_share(struct block *b);
 /* One request here and now: submits it and drains @b. @buffer: of READ and WRITE. 0 or negative errno. */
 int block_now(struct block *b, enum block_op op, uint64_t offset, void *buffer, size_t size);
 /* The right to it between processes, for a migration's hand-over. */

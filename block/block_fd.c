@@ -21,6 +21,13 @@ int block_fd_unlock(int fd, const char *name, struct error *err)
     return fcntl(fd, F_OFD_SETLK, &unlock) == 0 ? 0 : error_errno(err, -errno, "cannot unlock disk %s", name);
 }
 
+void block_fd_share(int fd)
+{
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+    int code = fcntl(fd, F_OFD_SETLK, &lock);
+    ASSERT(code == 0 || errno == ENOLCK); /* then it stays locked: others are kept out for nothing */
+}
+
 int block_fd_next_data(int fd, uint64_t size_bytes, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
 {
     off_t start = lseek(fd, (off_t)from, SEEK_DATA);

@@ -129,13 +129,19 @@ static int sync_next_data(struct block *b, uint64_t from, uint64_t *ret_start, u
     return block_fd_next_data(of_block(b)->fd, b->size_bytes, from, ret_start, ret_end);
 }
 
+static void sync_share(struct block *b)
+{
+    block_fd_share(of_block(b)->fd);
+}
+
 int block_sync_from_fd(int fd, const char *name, bool read_only, struct block **ret_block, struct error *err)
 {
     static const struct block_ops ops = {.submit = sync_submit,
                                          .drain = sync_drain,
                                          .close = sync_close,
                                          .grow = sync_grow,
-                                         .next_data = sync_next_data};
+                                         .next_data = sync_next_data,
+                                         .share = sync_share};
     struct stat st;
     if (fstat(fd, &st) < 0)
         return error_errno(err, -errno, "cannot look at %s", name);

@@ -256,6 +256,14 @@ int layer_make_writable(struct layer_pool *pool, struct layer *layer, struct err
     return code < 0 ? code : layer_begin_writing(layer, err);
 }
 
+void layer_share(struct layer *layer)
+{
+    layer_drain(layer);
+    block_share(layer->data);
+    block_share(layer->map_file);
+    layer->writable = false;
+}
+
 int layer_remove_files(struct layer_pool *pool, const struct layer_id *id, struct error *err)
 {
     char name[LAYER_NAME_BYTES];

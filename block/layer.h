@@ -52,6 +52,8 @@ int layer_create(struct layer_pool *pool, const struct layer_header *header, str
                  struct error *err);
 /* Flush and mark it clean; 0 or negative errno, and then it is cleaned up at the next opening. Nothing is in flight. */
 int layer_settle(struct layer *layer);
+/* After layer_settle: from now on only read, and others may read it, too (until layer_make_writable). */
+void layer_share(struct layer *layer);
 /* Close without a further write: after layer_settle, or of a read-only one, or to leave it as after a crash.
  * NULL is allowed. */
 void layer_close(struct layer *layer);

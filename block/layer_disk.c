@@ -207,13 +207,18 @@ int layer_disk_open_snapshot(struct layer_pool *pool, const char *name, const ch
     return disk_open_as(pool, name, snapshot, true, 0, ret_disk, err);
 }
 
+void layer_disk_release(struct layer_disk *disk)
+{
+    object_clear(&disk_head_desc, &disk->head);
+    free(disk);
+}
+
 void layer_disk_close(struct layer_disk *disk)
 {
     if (disk == NULL)
         return;
     block_close(&disk->chain->block);
-    object_clear(&disk_head_desc, &disk->head);
-    free(disk);
+    layer_disk_release(disk);
 }
 
 /* ---- making ---- */
@@ -459,8 +464,10 @@ static int disk_push(struct layer_disk *disk, const char *snapshot, struct error
     object_clear(&disk_head_desc, &disk->head);
     disk->head = head;
     old->header.flags |= LAYER_SEALED;
-    if (disk->chain->merge == NULL) /* which may be writing to it */
-        layer_settle(old);          /* where that fails it stays marked as open, which does no harm */
+    if (disk->chain->merge == NULL) { /* which may be writing to it */
+        layer_settle(old);            /* where that fails it stays marked as open, which does no harm */
+        layer_share(old);
+    }
     return 0;
 }
 

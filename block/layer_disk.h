@@ -50,6 +50,8 @@ int layer_disk_open_snapshot(struct layer_pool *pool, const char *name, const ch
                              struct layer_disk **ret_disk, struct error *err);
 /* Drains, flushes, closes. NULL is allowed. */
 void layer_disk_close(struct layer_disk *disk);
+/* Release the rest of one whose chain has been closed as a block (block_close), by its device. */
+void layer_disk_release(struct layer_disk *disk);
 
 /* Drains and flushes, then begins a new top; what was is the snapshot. On failure the disk is as before. */
 int layer_disk_snapshot(struct layer_disk *disk, const char *snapshot, struct error *err);

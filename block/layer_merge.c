@@ -123,8 +123,10 @@ static void merge_flushed(struct layer_flush *flush, int result)
     }
     struct layer *to = layer_to(m), *from = layer_chain_take(m->chain, m->from, m->to);
     const struct layer_id gone = from->header.id;
-    if (to != layer_chain_top(m->chain))
+    if (to != layer_chain_top(m->chain)) {
         layer_settle(to); /* where that fails it is found open, which does no harm */
+        layer_share(to);
+    }
     layer_close(from);
     merge_end(m, 0, &gone);
 }

@@ -7,6 +7,8 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
+#include "block/layer_disk.h"
+#include "block/layer_pool_dir.h"
 #include "common/file.h"
 #include "compute/agent/disk_file.h"
 
@@ -111,4 +113,59 @@ int disk_file_make(const char *path, uint64_t size_bytes, const char *image_path
     ASSERT(slash != NULL);
     *slash = '\0';
     return file_sync_directory(directory, err);
+}
+
+/* ---- layers ---- */
+
+/* A second name of the image, in the disk's own directory: what a VMM sees of the host is its home alone (the jail). */
+static int image_link(const char *directory, const char *image_path, char **ret_base, struct error *err)
+{
+    struct stat st;
+    const char *slash = strrchr(image_path, '/');
+    if (stat(image_path, &st) < 0)
+        return error_errno(err, -errno, "cannot open image %s", image_path);
+    if (st.st_size == 0 || st.st_size % SECTOR_BYTES != 0)
+        return -EXDEV;
+    CLEANUP_FREE char *base = xasprintf("%s.img", slash + 1);
+    CLEANUP_FREE char *path = xasprintf("%s/%s", directory, base);
+    if (link(image_path, path) < 0 && errno != EEXIST) {
+        bool cannot = errno == EXDEV || errno == EPERM || errno == EMLINK || errno == EOPNOTSUPP;
+        return cannot ? -EXDEV : error_errno(err, -errno, "cannot link image %s to %s", image_path, path);
+    }
+    *ret_base = TAKE_PTR(base);
+    return 0;
+}
+
+static int clone_into(struct layer_pool *pool, const char *directory, const char *name, uint64_t size_bytes,
+                      const char *image_path, struct error *err)
+{
+    CLEANUP_FREE char *base = NULL;
+    int r = layer_disk_collect(pool, err); /* of an agent that was killed */
+    if (r == 0)
+        r = image_link(directory, image_path, &base, err);
+    return r < 0 ? r : layer_disk_create(pool, name, size_bytes, base, err);
+}
+
+int disk_file_clone(const char *directory, const char *name, uint64_t size_bytes, const char *image_path,
+                    struct error *err)
+{
+    CLEANUP_FREE char *head = xasprintf("%s/%s.disk", directory, name);
+    CLEANUP_FREE char *above = xstrdup(directory);
+    struct layer_pool *pool;
+    ASSERT(strrchr(above, '/') != NULL);
+    *strrchr(above, '/') = '\0';
+    if (access(head, F_OK) == 0)
+        return 0;
+    int r = file_make_directories(directory, 0700, err);
+    if (r == 0)
+        r = layer_pool_dir_create(directory, NULL, NULL, &pool, err);
+    if (r < 0)
+        return r;
+    r = clone_into(pool, directory, name, size_bytes, image_path, err);
+    layer_pool_dir_destroy(pool);
+    if (r == -EXDEV)
+        rmdir(directory);
+    if (r == -ENOSPC && err != NULL)
+        err->kind = ERROR_NO_SPACE;
+    return r < 0 ? r : file_sync_directory(above, err);
 }

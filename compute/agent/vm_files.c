@@ -85,9 +85,23 @@ int vm_files_save(const struct vm_places *places, const struct agent_vm *file, s
     return r < 0 ? r : file_sync_directory(places->vms_dir, err);
 }
 
-char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
+static char *raw_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
 {
     return xasprintf("%s/%s/disks/%s.raw", places->vms_dir, order->id, disk->name);
+}
+
+char *vm_files_layers_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
+{
+    CLEANUP_FREE char *raw = raw_path(places, order, disk);
+    if (!disk->image || disk->read_only || access(raw, F_OK) == 0)
+        return NULL;
+    return xasprintf("%s/%s/disks/%s.layers", places->vms_dir, order->id, disk->name);
+}
+
+char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
+{
+    CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
+    return layers != NULL ? xasprintf("%s/%s.disk", layers, disk->name) : raw_path(places, order, disk);
 }
 
 /* A fixed address for a card that was given none: locally administered, of the VM's id and the card's index. */
@@ -143,7 +157,10 @@ static void config_devices(const struct vm_places *places, const struct vm_order
     for (size_t i = 0; i < order->disks.count; i++) {
         struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);
         CLEANUP_FREE char *path = vm_files_disk_path(places, order, &disks[i]);
+        CLEANUP_FREE char *layers = vm_files_layers_path(places, order, &disks[i]);
         OBJECT_TEXT(vmm_disk, disk, path, path);
+        if (layers != NULL)
+            OBJECT_SET(vmm_disk, disk, format, disk_format_LAYERS);
         OBJECT_SET(vmm_disk, disk, read_only, disks[i].read_only);
         OBJECT_TEXT(vmm_disk, disk, serial, disks[i].name);
         OBJECT_TEXT(vmm_disk, disk, id, disks[i].name);
@@ -260,19 +277,29 @@ const char *vm_files_last_error(const struct vm_places *places, const char *vm_i
 
 /* ---- the thread pool's part ---- */
 
+/* Above the image where it can be shared, else as a copy of it. */
+static int make_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk,
+                     struct error *err)
+{
+    CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
+    CLEANUP_FREE char *raw = raw_path(places, order, disk);
+    CLEANUP_FREE char *image = disk->image ? xasprintf("%s/%s", places->images_dir, order->disk.sha256) : NULL;
+    int r = -EXDEV;
+    if (layers != NULL)
+        r = disk_file_clone(layers, disk->name, disk->size_bytes, image, err);
+    return r == -EXDEV ? disk_file_make(raw, disk->size_bytes, image, err) : r;
+}
+
 static int prepare_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk,
                         bool disks_made, struct error *err)
 {
     CLEANUP_FREE char *path = vm_files_disk_path(places, order, disk);
-    CLEANUP_FREE char *image = NULL;
     if (disks_made && access(path, F_OK) < 0)
         return error_errno(err, -errno, "disk %s was made once and is missing now: %s", disk->name, path);
     if (disk->image && order->disk.sha256 == NULL)
         return error_set(err, -EFBIG, ERROR_INVALID,
                          "disk %s begins as a copy of the image's disk, and the image has none", disk->name);
-    if (disk->image)
-        image = xasprintf("%s/%s", places->images_dir, order->disk.sha256);
-    int r = disk_file_make(path, disk->size_bytes, image, err);
+    int r = make_disk(places, order, disk, err);
     if (r < 0)
         error_prefix(err, "disk %s: ", disk->name);
     return r;

@@ -7,6 +7,7 @@
  *              exit.json      struct vmm_exit: the VMM's last ones
  *              console.log    what the guest wrote to its console; console.log.1: before that
  *              disks/<name>.raw
+ *              disks/<name>.layers/  a disk that begins as an image: <name>.disk, its layers, the image's second name
  *              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
  *   <run>/<12 digits>.sock    the VMM's control socket: a path that fits into sun_path (107 bytes, unix(7))
@@ -48,7 +49,9 @@ int vm_files_load(const struct vm_places *places, const char *vm_id, struct agen
 /* Makes the directory where it is missing; after 0 it survives a power cut. */
 int vm_files_save(const struct vm_places *places, const struct agent_vm *file, struct error *err);
 int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
-/* The caller frees. */
+/* The directory of a disk with layers; NULL: it is a raw file. The caller frees. */
+char *vm_files_layers_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
+/* The raw file, or the head of a disk with layers. The caller frees. */
 char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
 /* Interface @i of @order as its VMM is to have it; the caller clears *ret_nic. */
 void vm_files_nic(const struct vm_places *places, const struct vm_order *order, size_t i, struct vmm_nic *ret_nic);

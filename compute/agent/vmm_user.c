@@ -119,16 +119,52 @@ static int file_own(const char *path, uid_t user, uid_t group, mode_t mode, stru
     return 0;
 }
 
+/* A disk with layers: the directory and all in it, but for the image, which has another name besides and stays root's;
+ * all VMMs may read it. */
+static int layers_own(const char *path, const char *image_sha256, uid_t user, struct error *err)
+{
+    struct dirent *entry;
+    int r = 0, fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    if (d == NULL) {
+        r = -errno;
+        close_fd(&fd);
+        return error_errno(err, r, "cannot open %s", path);
+    }
+    while (r == 0 && (entry = readdir(d)) != NULL)
+        if (entry->d_type == DT_REG)
+            r = hand_over(fd, entry->d_name, user);
+    if (r == 0 && (fchown(fd, user, user) < 0 || fchmod(fd, 0700) < 0))
+        r = -errno;
+    closedir(d);
+    if (r < 0)
+        return error_errno(err, r, "cannot give %s to user %u", path, user);
+    CLEANUP_FREE char *image = xasprintf("%s/%s.img", path, image_sha256 != NULL ? image_sha256 : "");
+    CLEANUP_FD int image_fd = open(image, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    struct stat st;
+    bool closed = image_fd >= 0 && fstat(image_fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == 0 &&
+                  (st.st_mode & 0444) != 0444;
+    return closed && fchmod(image_fd, 0644) < 0 ? error_errno(err, -errno, "cannot open %s to user %u", image, user) : 0;
+}
+
+static int disk_own(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user,
+                    struct error *err)
+{
+    CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
+    CLEANUP_FREE char *path = vm_files_disk_path(places, order, disk);
+    if (layers != NULL)
+        return layers_own(layers, order->disk.sha256, user, err);
+    return disk->read_only ? file_own(path, 0, user, 0640, err) : file_own(path, user, user, 0600, err);
+}
+
 int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err)
 {
     CLEANUP_FREE char *disks_dir = vm_files_path(places, order->id, "disks");
     const struct artifact *images[] = {&order->kernel, &order->initrd};
     const struct vm_disk *disks = order->disks.items;
     int r = file_own(disks_dir, 0, user, 0710, err);
-    for (size_t i = 0; r == 0 && i < order->disks.count; i++) {
-        CLEANUP_FREE char *path = vm_files_disk_path(places, order, &disks[i]);
-        r = disks[i].read_only ? file_own(path, 0, user, 0640, err) : file_own(path, user, user, 0600, err);
-    }
+    for (size_t i = 0; r == 0 && i < order->disks.count; i++)
+        r = disk_own(places, order, &disks[i], user, err);
     if (r == 0 && seed_files_wanted(order)) {
         CLEANUP_FREE char *path = vm_files_path(places, order->id, SEED_FILE);
         r = file_own(path, 0, user, 0640, err);

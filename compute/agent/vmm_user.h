@@ -13,6 +13,7 @@
  *                      can neither remove nor replace those of the agent, which are root's alone (vm.json, vmm.lock...)
  *   vms/<id>/disks     root, group of the VM, 0710: its VMM opens what it finds
  *   vms/<id>/disks/x   the user's, 0600; read-only ones root's, 0640
+ *   vms/<id>/disks/x.layers  the user's, 0700, with what is in it but the image, which is root's and all may read
  *   images/x           root's, 0644 in a directory that is closed to all: shown in the VMM's jail file by file
  *
  * Whoever reads as root what a VMM may have written goes by file_read_foreign. Short calls; the loop's thread. */

@@ -7,6 +7,7 @@
 
 #include "common/log.h"
 #include "compute/vmm/block/block_file.h"
+#include "compute/vmm/block/block_layers.h"
 #include "compute/vmm/devices/net/net.h"
 #include "compute/vmm/devices/pcihp/pcihp.h"
 #include "compute/vmm/devices/pm/pm.h"
@@ -137,7 +138,9 @@ static int disk_open(struct machine *m, const struct vmm_disk *disk, struct bloc
     struct block_file_options file = {
         .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming};
     int code = engine_choose(m, disk, &file.uring, err);
-    if (code == 0)
+    if (code == 0 && disk->format == disk_format_LAYERS)
+        code = block_layers_open(disk->path, &file, m->io, &block, err);
+    else if (code == 0)
         code = block_file_open(disk->path, &file, m->io, &block, err);
     if (code < 0)
         return code;

@@ -176,10 +176,16 @@ static int file_own(struct block *b, bool own, struct error *err)
     return block_fd_unlock(f->fd, f->name, err);
 }
 
+static void file_share(struct block *b)
+{
+    block_fd_share(of_block(b)->fd);
+}
+
 static const struct block_ops file_ops = {.submit = file_submit,
                                           .drain = file_drain,
                                           .plug = file_plug,
                                           .own = file_own,
                                           .close = file_close,
                                           .grow = file_grow,
-                                          .next_data = file_next_data};
+                                          .next_data = file_next_data,
+                                          .share = file_share};

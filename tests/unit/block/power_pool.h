@@ -368,13 +368,19 @@ static inline int power_next_data(struct block *b, uint64_t from, uint64_t *ret_
     return page < s->count;
 }
 
+static inline void power_share(struct block *b)
+{
+    CONTAINER_OF(b, struct power_block, block)->file->readers = 1;
+}
+
 static inline struct block *block_of_file(struct power_pool *p, struct power_file *f, bool read_only)
 {
     static const struct block_ops ops = {.submit = power_submit,
                                          .drain = power_drain,
                                          .close = power_close,
                                          .grow = power_grow,
-                                         .next_data = power_next_data};
+                                         .next_data = power_next_data,
+                                         .share = power_share};
     struct power_block *b = NEW(struct power_block);
     b->block = (struct block){.ops = &ops,
                               .size_bytes = f->live.size,

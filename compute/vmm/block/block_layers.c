@@ -1,0 +1,109 @@
+/* A disk made of layers in the VMM: see block_layers.h. */
+#include "compute/vmm/block/block_layers.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "block/layer_pool_dir.h"
+
+struct block_layers {
+    struct layer_pool *pool;
+    struct layer_disk *disk;
+    struct io_loop *loop;
+    struct io_timer run;
+    struct block_file_options options;
+};
+
+static bool layers_may_submit(void *arg)
+{
+    const struct block_layers *l = arg;
+    return l->disk == NULL || block_may_submit(&l->disk->chain->block);
+}
+
+static int file_open(void *arg, int fd, const char *name, bool read_only, struct block **ret_block, struct error *err)
+{
+    struct block_layers *l = arg;
+    struct block_file_options options = l->options;
+    const char *ending = strrchr(name, '.');
+    options.name = name;
+    options.read_only = read_only;
+    options.direct = options.direct && (ending == NULL || strcmp(ending, ".map") != 0);
+    int code = block_file_from_fd(fd, &options, l->loop, ret_block, err);
+    if (code == 0) {
+        (*ret_block)->may_submit = layers_may_submit;
+        (*ret_block)->may_submit_arg = l;
+    }
+    return code;
+}
+
+static void layers_run(void *arg)
+{
+    struct block_layers *l = arg;
+    layer_chain_run(l->disk->chain);
+}
+
+static void layers_wake(void *arg)
+{
+    struct block_layers *l = arg;
+    io_timer_arm(l->loop, &l->run, 0);
+}
+
+static void layers_free(struct block_layers *l)
+{
+    io_timer_cancel(&l->run);
+    layer_pool_dir_destroy(l->pool);
+    free(l);
+}
+
+/* The block has been closed by its device. */
+static void layers_released(void *arg)
+{
+    struct block_layers *l = arg;
+    layer_disk_release(l->disk);
+    layers_free(l);
+}
+
+static int head_path_split(const char *path, char **ret_directory, char **ret_name, struct error *err)
+{
+    const char *slash = strrchr(path, '/'), *ending = strrchr(path, '.');
+    if (slash == NULL || ending == NULL || ending < slash || strcmp(ending, ".disk") != 0)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/path",
+                               "a disk with layers is given as <directory>/<name>.disk, not %s", path);
+    *ret_directory = xasprintf("%.*s", (int)(slash == path ? 1 : slash - path), path);
+    *ret_name = xasprintf("%.*s", (int)(ending - slash - 1), slash + 1);
+    return 0;
+}
+
+int block_layers_open(const char *path, const struct block_file_options *options, struct io_loop *loop,
+                      struct block **ret_block, struct error *err)
+{
+    CLEANUP_FREE char *directory = NULL, *name = NULL;
+    struct layer_disk *disk;
+    int code = head_path_split(path, &directory, &name, err);
+    if (code < 0)
+        return code;
+    struct block_layers *l = NEW(struct block_layers);
+    l->loop = loop;
+    l->options = *options;
+    io_timer_init(&l->run, layers_run, l);
+    code = layer_pool_dir_create(directory, file_open, l, &l->pool, err);
+    if (code == 0)
+        code = layer_disk_open(l->pool, name, options->read_only, 0, &disk, err);
+    if (code < 0) {
+        layers_free(l);
+        return code;
+    }
+    l->disk = disk;
+    disk->chain->wake = layers_wake;
+    disk->chain->wake_arg = l;
+    disk->chain->released = layers_released;
+    disk->chain->released_arg = l;
+    *ret_block = &disk->chain->block;
+    return 0;
+}
+
+struct layer_disk *block_layers_disk(struct block *b)
+{
+    struct layer_chain *chain = CONTAINER_OF(b, struct layer_chain, block);
+    return ((struct block_layers *)chain->released_arg)->disk;
+}

@@ -1,0 +1,18 @@
+/* A disk made of layers (block/layer_disk.h) in the VMM: its files are opened with the machine's own engines, and what
+ * ends within submit is told from the I/O loop.
+ *
+ * The fail-stop hook is the disk's: `may_submit` of the struct block that is opened here is asked by every file right
+ * before it is touched. Until it is set, that is while the disk is being opened, everything is allowed. */
+#ifndef COMPUTE_VMM_BLOCK_LAYERS_H
+#define COMPUTE_VMM_BLOCK_LAYERS_H
+
+#include "block/layer_disk.h"
+#include "compute/vmm/block/block_file.h"
+
+/* @path: <directory>/<name>.disk. Refused in words: as layer_disk_open, block_file_open. options->name is not used. */
+int block_layers_open(const char *path, const struct block_file_options *options, struct io_loop *loop,
+                      struct block **ret_block, struct error *err);
+/* The disk behind a block that block_layers_open gave. */
+struct layer_disk *block_layers_disk(struct block *b);
+
+#endif
