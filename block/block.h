@@ -87,6 +87,7 @@ struct block {
     uint32_t block_bytes; /* the size that is best written whole: a power of two >= 512 */
     bool read_only;
     bool can_discard, can_write_zeroes;
+    bool lost_with_process; /* what was written and not flushed does not outlive the process, be the host as well as it may */
     bool (*may_submit)(void *arg); /* see above; any thread; NULL: always */
     void *may_submit_arg;
     unsigned in_flight; /* submitted, done not called yet; kept by block_submit and block_complete */

@@ -211,14 +211,14 @@ int layer_create(struct layer_pool *pool, const struct layer_header *header, str
     char text[LAYER_ID_TEXT_BYTES];
     struct layer *l = layer_new("");
     l->header = *header;
-    l->header.flags = LAYER_OPEN;
+    l->header.flags &= LAYER_OPEN;
     l->header.sequence = 0;
     if (layer_id_equal(&header->id, &none) && getrandom(l->header.id.bytes, LAYER_ID_BYTES, 0) != LAYER_ID_BYTES) {
         layer_close(l);
         return error_errno(err, -EIO, "no random number for a layer's name");
     }
     snprintf(l->name, sizeof l->name, "%s", layer_id_text(&l->header.id, text));
-    l->writable = true;
+    l->writable = (l->header.flags & LAYER_OPEN) != 0;
     int code = files_create(pool, l, err);
     if (code < 0) {
         struct layer_id id = l->header.id;

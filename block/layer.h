@@ -46,8 +46,8 @@ int layer_open(struct layer_pool *pool, const struct layer_id *id, bool read_onl
                struct error *err);
 /* Open a raw image as a read-only layer that has all clusters with data. */
 int layer_open_raw(struct layer_pool *pool, const char *name, struct layer **ret_layer, struct error *err);
-/* Make an empty layer with @header (id random where all zero; flags and sequence are set here), open for writing. Its
- * files last when it returns. */
+/* Make an empty layer with @header: id random where all zero, sequence set here, of the flags LAYER_OPEN counts: then it
+ * is open for writing. Its files last when it returns. */
 int layer_create(struct layer_pool *pool, const struct layer_header *header, struct layer **ret_layer,
                  struct error *err);
 /* Flush and mark it clean; 0 or negative errno, and then it is cleaned up at the next opening. Nothing is in flight. */

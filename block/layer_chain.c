@@ -668,7 +668,8 @@ int layer_chain_create(struct layer **layers, unsigned count, bool read_only, st
                               .block_bytes = 4096,
                               .read_only = read_only,
                               .can_discard = true,
-                              .can_write_zeroes = true};
+                              .can_write_zeroes = true,
+                              .lost_with_process = !read_only};
     list_init(&c->active);
     list_init(&c->waiting);
     list_init(&c->ended);

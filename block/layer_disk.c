@@ -223,11 +223,12 @@ void layer_disk_close(struct layer_disk *disk)
 
 /* ---- making ---- */
 
-/* A new top above @parent (NULL: above raw @base, or nothing), under the pool's lock; its head is the caller's. */
-static int top_create(struct layer_pool *pool, const struct layer_header *parent, const char *base, uint64_t size_bytes,
-                      uint64_t epoch, struct layer **ret_top, struct error *err)
+/* A new top above @parent (NULL: above raw @base, or nothing), under the pool's lock; its head is the caller's.
+ * @flags: LAYER_OPEN for writing to it now. */
+static int top_create(struct layer_pool *pool, uint32_t flags, const struct layer_header *parent, const char *base,
+                      uint64_t size_bytes, uint64_t epoch, struct layer **ret_top, struct error *err)
 {
-    struct layer_header header = {.size_bytes = size_bytes, .generation = 1, .epoch = epoch};
+    struct layer_header header = {.flags = flags, .size_bytes = size_bytes, .generation = 1, .epoch = epoch};
     if (parent != NULL) {
         header.parent_kind = LAYER_PARENT_LAYER;
         header.parent = parent->id;
@@ -287,11 +288,7 @@ static int disk_found(struct layer_pool *pool, const char *name, struct layer *t
     head_set_top(&head, top);
     if (base != NULL)
         object_set_text(&disk_head_desc, &head, "base", base);
-    int code = layer_settle(top);
-    if (code == 0)
-        code = head_write(pool, name, &head, err);
-    else
-        error_errno(err, code, "cannot write a new layer");
+    int code = head_write(pool, name, &head, err);
     layer_close(top);
     object_clear(&disk_head_desc, &head);
     return code;
@@ -310,7 +307,7 @@ int layer_disk_create(struct layer_pool *pool, const char *name, uint64_t size_b
         return code;
     code = name_is_free(pool, name, err);
     if (code == 0)
-        code = top_create(pool, NULL, base, size, 0, &top, err);
+        code = top_create(pool, 0, NULL, base, size, 0, &top, err);
     if (code == 0)
         code = disk_found(pool, name, top, NULL, base, err);
     pool->ops->lock(pool, false, NULL);
@@ -346,7 +343,7 @@ static int clone_locked(struct layer_pool *pool, const char *layer, const char *
     if (code == 0)
         code = ancestry(pool, layer, &header, &needs, err);
     if (code == 0)
-        code = top_create(pool, &header, NULL, header.size_bytes, 0, &top, err);
+        code = top_create(pool, 0, &header, NULL, header.size_bytes, 0, &top, err);
     if (code == 0)
         code = disk_found(pool, name, top, &needs, needs.base, err);
     object_clear(&disk_head_desc, &needs);
@@ -398,13 +395,13 @@ int layer_disk_revert(struct layer_pool *pool, const char *name, const char *sna
     if (code == 0) {
         code = ancestry(pool, s->layer, &header, &needs, err);
         if (code == 0)
-            code = top_create(pool, &header, NULL, header.size_bytes, layer_chain_top(disk->chain)->header.epoch, &top, err);
+            code = top_create(pool, 0, &header, NULL, header.size_bytes, layer_chain_top(disk->chain)->header.epoch,
+                              &top, err);
         if (code == 0) {
             head_set_top(&disk->head, top);
             head_add_layer(&needs, top->name);
             head_prune(pool, &disk->head, &needs);
-            code = layer_settle(top);
-            code = code < 0 ? error_errno(err, code, "cannot write a new layer") : head_write(pool, name, &disk->head, err);
+            code = head_write(pool, name, &disk->head, err);
             layer_close(top);
         }
         pool->ops->lock(pool, false, NULL);
@@ -440,7 +437,7 @@ static int disk_push(struct layer_disk *disk, const char *snapshot, struct error
     struct disk_head head = {.top = NULL};
     int code = top_flush(disk, err);
     if (code == 0)
-        code = top_create(disk->pool, &old->header, NULL, old->header.size_bytes, disk->epoch, &top, err);
+        code = top_create(disk->pool, LAYER_OPEN, &old->header, NULL, old->header.size_bytes, disk->epoch, &top, err);
     if (code < 0)
         return code;
     object_copy(&disk_head_desc, &head, &disk->head);

@@ -68,6 +68,5 @@ void lease_watch_stop(struct lease_watch *w)
         return;
     __atomic_store_n(&w->ending, true, __ATOMIC_RELEASE);
     pthread_join(w->thread, NULL);
-    lease_finish(&w->lease);
     w->started = false;
 }

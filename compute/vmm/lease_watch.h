@@ -21,6 +21,7 @@ struct lease_watch {
 /* Maps the page at @path and holds the vCPUs at once if there is no valid lease. @path NULL: no lease, no thread. */
 int lease_watch_start(struct lease_watch *w, const char *path, struct vcpu_set *vcpus,
                       const struct sandbox *sandbox, struct error *err);
+/* Ends the thread. The page stays, for those who may still ask: lease_finish(&w->lease) after them. */
 void lease_watch_stop(struct lease_watch *w);
 
 #endif

@@ -308,6 +308,7 @@ void machine_finish(struct machine *m)
     guest_services_finish(&m->guest);
     device_list_pause(&m->devices); /* what the guest was told is written must be written */
     device_list_destroy(&m->devices);
+    lease_finish(&m->lease.lease); /* only now: a disk that is being closed may write, if it still may */
     uring_destroy(m->uring);
     pthread_mutex_unlock(&m->device_lock);
     io_loop_destroy(m->io);

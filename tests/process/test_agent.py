@@ -252,6 +252,11 @@ def test_a_disk_image_is_booted_by_firmware(cluster):
         config = json.loads((vm_dir(cluster, vm_id) / 'config.json').read_text())
         assert 'kernel' not in config and 'cmdline' not in config
         assert config['firmware'] == ('bios' if name == 'plain' else 'uefi')
+        (root,) = [d for d in config['disks'] if d.get('format') == 'layers']   # above the image, not a copy of it
+        head = vm_dir(cluster, vm_id) / 'disks' / 'root.layers' / pathlib.Path(root['path']).name
+        base = head.parent / (artifact['sha256'] + '.img')
+        assert head.exists() and base.stat().st_nlink >= 2 and len(list(head.parent.glob('*.raw'))) == 1
+        assert base.stat().st_uid == os.getuid()        # nobody's VM owns what all of them read
         variables = vm_dir(cluster, vm_id) / 'uefi-variables.fd'
         assert variables.exists() == (name == 'efi')
         act(cluster, 'DELETE', f'/v1/vms/{name}')

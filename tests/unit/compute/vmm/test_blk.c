@@ -14,7 +14,10 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "block/layer_pool_dir.h"
+#include "common/file.h"
 #include "compute/vmm/block/block_file.h"
+#include "compute/vmm/block/block_layers.h"
 #include "compute/vmm/devices/blk/blk.h"
 #include "tests/unit/compute/vmm/fault_block.h"
 #include "tests/unit/compute/vmm/virtio_driver.h"
@@ -25,7 +28,8 @@ struct bench {
     struct machine m;
     struct driver d;
     struct block *block;
-    char path[64];
+    char path[128];
+    char folder[64], head[96]; /* of a disk with layers */
     int fd; /* the same file, seen from outside */
     uint64_t header, status, data;
     struct uring *uring;
@@ -54,13 +58,45 @@ static void on_stopped(void *arg, const struct blk *blk UNUSED, const char *oper
     b->stop_result = result;
 }
 
+/* Every test runs on both engines; without permission for io_uring, on the threads alone. And, but for those that are
+ * about the file itself, on a disk with layers whose top has all clusters: then the file holds the same. */
+static bool use_uring, use_layers;
+
+static struct block *disk_open(struct bench *b, bool read_only)
+{
+    struct block_file_options file = {.read_only = read_only, .uring = b->uring};
+    struct error err = {0};
+    struct block *block;
+    int code = use_layers ? block_layers_open(b->head, &file, b->m.loop, &block, &err)
+                          : block_file_open(b->path, &file, b->m.loop, &block, &err);
+    if (code < 0)
+        fail_msg("%s", err.text);
+    return block;
+}
+
+/* A new disk with layers: b->path becomes the data file of its only one. */
+static void layers_create(struct bench *b)
+{
+    uint8_t *zeroes = xcalloc(1, DISK_BYTES);
+    struct layer_pool *pool;
+    snprintf(b->folder, sizeof b->folder, "build/test-blk-XXXXXX");
+    assert_non_null(mkdtemp(b->folder));
+    snprintf(b->head, sizeof b->head, "%s/root.disk", b->folder);
+    assert_int_equal(layer_pool_dir_create(b->folder, NULL, NULL, &pool, NULL), 0);
+    assert_int_equal(layer_disk_create(pool, "root", DISK_BYTES, NULL, NULL), 0);
+    layer_pool_dir_destroy(pool);
+    struct block *block = disk_open(b, false);
+    assert_int_equal(block_now(block, BLOCK_WRITE, 0, zeroes, DISK_BYTES), 0);
+    snprintf(b->path, sizeof b->path, "%s/%s.raw", b->folder, block_layers_disk(block)->head.top);
+    block_close(block);
+    free(zeroes);
+}
+
 static void bench_attach(struct bench *b, bool read_only, unsigned queues)
 {
     struct virtio_device *vdev;
     struct error err = {0};
-    struct block_file_options file = {.read_only = read_only, .uring = b->uring};
-    if (block_file_open(b->path, &file, b->m.loop, &b->block, &err) < 0)
-        fail_msg("%s", err.text);
+    b->block = disk_open(b, read_only);
     b->block->may_submit = ask_lease;
     b->block->may_submit_arg = &b->lease;
     b->fault = b->fault == NULL ? NULL : fault_block_create(b->block, b->m.loop);
@@ -75,9 +111,6 @@ static void bench_attach(struct bench *b, bool read_only, unsigned queues)
     driver_attach(&b->d, &b->m, vdev);
 }
 
-/* Every test runs on both engines; without permission for io_uring, on the threads alone. */
-static bool use_uring;
-
 static struct bench *bench_create(bool read_only, unsigned queues, uint64_t features)
 {
     struct bench *b = NEW(struct bench);
@@ -86,7 +119,9 @@ static struct bench *bench_create(bool read_only, unsigned queues, uint64_t feat
         assert_int_equal(uring_create(b->m.loop, &b->uring, NULL), 0);
     set_lease(b, true);
     snprintf(b->path, sizeof b->path, "build/test-blk-XXXXXX");
-    b->fd = mkstemp(b->path);
+    if (use_layers)
+        layers_create(b);
+    b->fd = use_layers ? open(b->path, O_RDWR | O_CLOEXEC) : mkstemp(b->path);
     assert_true(b->fd >= 0);
     assert_int_equal(ftruncate(b->fd, DISK_BYTES), 0);
     bench_attach(b, read_only, queues);
@@ -109,6 +144,8 @@ static int teardown(void **state)
     machine_finish(&b->m);
     close(b->fd);
     unlink(b->path);
+    if (use_layers)
+        assert_int_equal(file_remove_tree("build", b->folder + 6, NULL), 0);
     free(b);
     return 0;
 }
@@ -741,11 +778,30 @@ int main(void)
         T(a_disk_taken_away_fails_its_requests),
         T(disks_that_cannot_be_are_refused),
     };
+    static const struct CMUnitTest layered[] = {
+        T(writes_reach_the_file_and_come_back),
+        T(reads_mark_guest_memory_dirty),
+        T(ranges_are_discarded_and_zeroed),
+        T(framing_is_free),
+        T(queues_run_together),
+        T(read_only_disk_refuses_writes),
+        T(lost_lease_parks_requests),
+        T(parked_requests_move_to_another_process),
+        T(reset_waits_for_requests),
+        T(without_flush_writes_go_through),
+        T(errors_go_to_the_guest_or_stop_the_machine),
+        T(nothing_acknowledged_is_lost_when_space_runs_out),
+        T(limits_slow_down_and_can_be_lifted),
+        T(a_disk_grows_while_it_runs),
+        T(a_disk_taken_away_fails_its_requests),
+    };
     int failed = cmocka_run_group_tests_name("threads", tests, NULL, NULL);
     use_uring = uring_is_permitted();
     if (use_uring)
         failed += cmocka_run_group_tests_name("io_uring", tests, NULL, NULL);
     else
         print_message("io_uring: skipped, this host does not permit it\n");
+    use_layers = true;
+    failed += cmocka_run_group_tests_name("layers", layered, NULL, NULL);
     return failed;
 }
