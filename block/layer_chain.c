@@ -507,6 +507,8 @@ static void waiting_begin(struct layer_chain *c)
 static int chain_submit(struct block *b, struct block_request *request)
 {
     struct layer_chain *c = of_block(b);
+    if (c->count == 0) /* another process has it */
+        return -ENODEV;
     struct chain_op *op = NEW(struct chain_op);
     op->chain = c;
     op->request = request;
@@ -569,6 +571,8 @@ void layer_chain_progress(struct layer_chain *chain)
 
 static void chain_plug(struct block *b, bool plugged)
 {
+    if (of_block(b)->count == 0)
+        return;
     struct block *top = layer_chain_top(of_block(b))->data;
     if (plugged)
         block_plug(top);
@@ -598,7 +602,7 @@ static int owner_grow(struct layer_chain *c, uint64_t size_bytes)
     if (owner == NULL)
         return -ENOMEM;
     if (c->owner != NULL)
-        memcpy(owner, c->owner, c->clusters);
+        memcpy(owner, c->owner, MIN(c->clusters, clusters));
     free(c->owner);
     c->owner = owner;
     c->clusters = clusters;
@@ -629,10 +633,17 @@ static int chain_next_data(struct block *b, uint64_t from, uint64_t *ret_start, 
     return first < c->clusters;
 }
 
+static int chain_own(struct block *b, bool own, struct error *err)
+{
+    struct layer_chain *c = of_block(b);
+    return c->own != NULL ? c->own(c->released_arg, own, err) : 0;
+}
+
 static const struct block_ops chain_ops = {.submit = chain_submit,
                                            .drain = chain_drain,
                                            .plug = chain_plug,
                                            .close = chain_close,
+                                           .own = chain_own,
                                            .grow = chain_grow,
                                            .next_data = chain_next_data};
 
@@ -652,19 +663,46 @@ static int layers_check(struct layer **layers, unsigned count, struct error *err
     return 0;
 }
 
-int layer_chain_create(struct layer **layers, unsigned count, bool read_only, struct layer_chain **ret_chain,
-                       struct error *err)
+int layer_chain_fill(struct layer_chain *chain, struct layer **layers, unsigned count, struct error *err)
 {
-    ASSERT(count > 0 && count <= LAYER_CHAIN_MAX);
+    ASSERT(chain->count == 0 && count > 0 && count <= LAYER_CHAIN_MAX);
     const struct layer *top = layers[count - 1];
     int code = layers_check(layers, count, err);
     if (code < 0)
         return code;
-    if (!read_only && !top->writable)
+    if (!chain->block.read_only && !top->writable)
         return error_set(err, -EROFS, ERROR_INVALID, "layer %s is not open for writing", top->name);
+    if (owner_grow(chain, top->header.size_bytes) < 0)
+        return error_errno(err, -ENOMEM, "no memory for the disk's index");
+    memset(chain->owner, 0, chain->clusters);
+    chain->block.size_bytes = top->header.size_bytes;
+    for (unsigned i = 0; i < count; i++) {
+        chain->layers[chain->count++] = layers[i];
+        index_add(chain, &layers[i]->map, (uint8_t)chain->count);
+    }
+    return 0;
+}
+
+int layer_chain_empty(struct layer_chain *chain)
+{
+    ASSERT(chain->block.in_flight == 0);
+    if (chain->merge != NULL)
+        layer_merge_cancel(chain->merge);
+    for (unsigned i = 0; i < chain->count; i++) {
+        int code = layer_settle(chain->layers[i]);
+        if (code < 0)
+            return code;
+    }
+    while (chain->count > 0)
+        layer_close(chain->layers[--chain->count]);
+    return 0;
+}
+
+int layer_chain_create(struct layer **layers, unsigned count, bool read_only, struct layer_chain **ret_chain,
+                       struct error *err)
+{
     struct layer_chain *c = NEW(struct layer_chain);
     c->block = (struct block){.ops = &chain_ops,
-                              .size_bytes = top->header.size_bytes,
                               .block_bytes = 4096,
                               .read_only = read_only,
                               .can_discard = true,
@@ -673,13 +711,11 @@ int layer_chain_create(struct layer **layers, unsigned count, bool read_only, st
     list_init(&c->active);
     list_init(&c->waiting);
     list_init(&c->ended);
-    if (owner_grow(c, c->block.size_bytes) < 0) {
+    int code = layer_chain_fill(c, layers, count, err);
+    if (code < 0) {
+        free(c->owner);
         free(c);
-        return error_errno(err, -ENOMEM, "no memory for the disk's index");
-    }
-    for (unsigned i = 0; i < count; i++) {
-        c->layers[c->count++] = layers[i];
-        index_add(c, &layers[i]->map, (uint8_t)c->count);
+        return code;
     }
     *ret_chain = c;
     return 0;

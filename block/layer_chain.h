@@ -43,14 +43,21 @@ struct layer_chain {
     struct list ended;         /* struct chain_op: within submit */
     struct layer_merge *merge; /* the one under way; NULL: none */
     bool draining;             /* no new pieces of a merge */
+    /* The right to it goes to another process or comes back (block_own): layer_disk_own. NULL: nobody is kept out. */
+    int (*own)(void *arg, bool own, struct error *err);
     void (*released)(void *arg); /* last call of block_close, when the layers are closed; may be NULL */
-    void *released_arg;
+    void *released_arg;          /* of both */
 };
 
 /* Of @layers, lowest first, which become the chain's on success; the top open for writing unless @read_only.
  * -EINVAL in words where they do not follow each other. */
 int layer_chain_create(struct layer **layers, unsigned count, bool read_only, struct layer_chain **ret_chain,
                        struct error *err);
+/* Give up all layers, with all that was written made to last, for others to use; the chain keeps its size and takes no
+ * requests. Nothing is in flight. Negative errno, and all is as before. */
+int layer_chain_empty(struct layer_chain *chain);
+/* The layers of an empty chain, as for layer_chain_create. */
+int layer_chain_fill(struct layer_chain *chain, struct layer **layers, unsigned count, struct error *err);
 /* Tell of requests that ended within submit, and let a merge go on. */
 void layer_chain_run(struct layer_chain *chain);
 /* Finish what is in flight now, and let a merge go on meanwhile: for owners without a loop. */

@@ -207,6 +207,40 @@ int layer_disk_open_snapshot(struct layer_pool *pool, const char *name, const ch
     return disk_open_as(pool, name, snapshot, true, 0, ret_disk, err);
 }
 
+static int disk_take(struct layer_disk *disk, struct error *err)
+{
+    struct layer *layers[LAYER_CHAIN_MAX];
+    struct disk_head head;
+    unsigned count;
+    int code = head_read(disk->pool, disk->name, &head, err);
+    if (code < 0)
+        return code;
+    code = layers_open(disk->pool, head.top, disk->chain->block.read_only, layers, &count, err);
+    if (code == 0) {
+        code = layer_chain_fill(disk->chain, layers, count, err);
+        for (unsigned i = 0; i < count && code < 0; i++)
+            layer_close(layers[i]);
+    }
+    if (code < 0) {
+        object_clear(&disk_head_desc, &head);
+        return code;
+    }
+    object_clear(&disk_head_desc, &disk->head);
+    disk->head = head;
+    return 0;
+}
+
+int layer_disk_own(struct layer_disk *disk, bool own, struct error *err)
+{
+    bool owned = disk->chain->count > 0;
+    if (own == owned)
+        return 0;
+    if (own)
+        return disk_take(disk, err);
+    int code = layer_chain_empty(disk->chain);
+    return code < 0 ? error_errno(err, code, "cannot write disk %s", disk->name) : 0;
+}
+
 void layer_disk_release(struct layer_disk *disk)
 {
     object_clear(&disk_head_desc, &disk->head);

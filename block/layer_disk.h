@@ -50,6 +50,9 @@ int layer_disk_open_snapshot(struct layer_pool *pool, const char *name, const ch
                              struct layer_disk **ret_disk, struct error *err);
 /* Drains, flushes, closes. NULL is allowed. */
 void layer_disk_close(struct layer_disk *disk);
+/* For a migration's hand-over. Let another process have it (@own false: all is made to last, nothing is locked any
+ * more, it takes no requests), or take it (back), as the other has left it. Nothing is in flight. -EBUSY in words. */
+int layer_disk_own(struct layer_disk *disk, bool own, struct error *err);
 /* Release the rest of one whose chain has been closed as a block (block_close), by its device. */
 void layer_disk_release(struct layer_disk *disk);
 

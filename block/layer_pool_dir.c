@@ -16,6 +16,7 @@ struct pool_dir {
     struct layer_pool pool;
     int fd;
     char *path;
+    bool unlocked;
     layer_pool_dir_opener opener;
     void *arg;
 };
@@ -34,7 +35,7 @@ static int open_sync(void *arg UNUSED, int fd, const char *name, bool read_only,
 static int fd_open(struct pool_dir *d, int fd, const char *name, bool read_only, struct block **ret_block,
                    struct error *err)
 {
-    int code = block_fd_lock(fd, name, read_only, err);
+    int code = d->unlocked ? 0 : block_fd_lock(fd, name, read_only, err);
     if (code == 0)
         code = d->opener(d->arg, fd, name, read_only, ret_block, err);
     if (code < 0)
@@ -136,6 +137,11 @@ int layer_pool_dir_create(const char *path, layer_pool_dir_opener opener, void *
                            .arg = arg};
     *ret_pool = &d->pool;
     return 0;
+}
+
+void layer_pool_dir_set_unlocked(struct layer_pool *pool, bool unlocked)
+{
+    of_pool(pool)->unlocked = unlocked;
 }
 
 void layer_pool_dir_destroy(struct layer_pool *pool)

@@ -11,6 +11,8 @@ typedef int (*layer_pool_dir_opener)(void *arg, int fd, const char *name, bool r
 /* @opener NULL: blocking calls (block_sync.h). @path must be there. */
 int layer_pool_dir_create(const char *path, layer_pool_dir_opener opener, void *arg, struct layer_pool **ret_pool,
                           struct error *err);
+/* Whether files are opened without their locks: to look at what another process has. */
+void layer_pool_dir_set_unlocked(struct layer_pool *pool, bool unlocked);
 /* After everything that was opened from it. NULL is allowed. */
 void layer_pool_dir_destroy(struct layer_pool *pool);
 

@@ -27,6 +27,7 @@ static int file_open(void *arg, int fd, const char *name, bool read_only, struct
     const char *ending = strrchr(name, '.');
     options.name = name;
     options.read_only = read_only;
+    options.unlocked = true; /* the pool locks */
     options.direct = options.direct && (ending == NULL || strcmp(ending, ".map") != 0);
     int code = block_file_from_fd(fd, &options, l->loop, ret_block, err);
     if (code == 0) {
@@ -63,6 +64,26 @@ static void layers_released(void *arg)
     layers_free(l);
 }
 
+static int layers_own(void *arg, bool own, struct error *err)
+{
+    struct block_layers *l = arg;
+    return layer_disk_own(l->disk, own, err);
+}
+
+/* Another process has it still: look at its size, and let go; block_own opens it. */
+static int layers_look(struct block_layers *l, const char *name, bool read_only, struct layer_disk **ret_disk,
+                       struct error *err)
+{
+    layer_pool_dir_set_unlocked(l->pool, true);
+    int code = layer_disk_open(l->pool, name, true, 0, ret_disk, err);
+    layer_pool_dir_set_unlocked(l->pool, false);
+    if (code < 0)
+        return code;
+    (*ret_disk)->chain->block.read_only = read_only;
+    (*ret_disk)->chain->block.lost_with_process = !read_only;
+    return layer_disk_own(*ret_disk, false, err);
+}
+
 static int head_path_split(const char *path, char **ret_directory, char **ret_name, struct error *err)
 {
     const char *slash = strrchr(path, '/'), *ending = strrchr(path, '.');
@@ -87,7 +108,9 @@ int block_layers_open(const char *path, const struct block_file_options *options
     l->options = *options;
     io_timer_init(&l->run, layers_run, l);
     code = layer_pool_dir_create(directory, file_open, l, &l->pool, err);
-    if (code == 0)
+    if (code == 0 && options->unlocked)
+        code = layers_look(l, name, options->read_only, &disk, err);
+    else if (code == 0)
         code = layer_disk_open(l->pool, name, options->read_only, 0, &disk, err);
     if (code < 0) {
         layers_free(l);
@@ -96,6 +119,7 @@ int block_layers_open(const char *path, const struct block_file_options *options
     l->disk = disk;
     disk->chain->wake = layers_wake;
     disk->chain->wake_arg = l;
+    disk->chain->own = layers_own;
     disk->chain->released = layers_released;
     disk->chain->released_arg = l;
     *ret_block = &disk->chain->block;

@@ -283,6 +283,47 @@ static void changes_are_known_and_files_are_locked(void **state UNUSED)
     bench_destroy(b);
 }
 
+/* As a migration does: the target has it open all the time, and the right to it when the source has let go. */
+static void the_right_to_it_is_handed_over(void **state UNUSED)
+{
+    struct bench *b = bench_create(false);
+    struct block_file_options incoming = {.unlocked = true};
+    struct block *target;
+    struct error err;
+    uint8_t memory[512] = {3};
+    bench_open(b, false);
+    assert_int_equal(block_layers_open(b->path, &incoming, b->loop, &target, &err), 0);
+    assert_int_equal(target->size_bytes, SECTORS * 512);
+    assert_false(target->read_only);
+    pthread_mutex_lock(&b->lock);
+    assert_int_equal(block_now(target, BLOCK_READ, 0, memory, 512), -ENODEV);
+    assert_int_equal(block_own(target, true, &err), -EBUSY);
+    memory[0] = b->model[10 * 512] = 3;
+    memset(b->model + 10 * 512 + 1, 0, 511);
+    memset(memory + 1, 0, 511);
+    assert_int_equal(block_now(b->block, BLOCK_WRITE, 10 * 512, memory, 512), 0);
+    assert_int_equal(layer_disk_snapshot(block_layers_disk(b->block), "before", &err), 0);
+    assert_int_equal(block_now(b->block, BLOCK_WRITE, 11 * 512, b->model + 10 * 512, 512), 0);
+    memcpy(b->model + 11 * 512, b->model + 10 * 512, 512);
+    assert_int_equal(block_own(b->block, false, &err), 0);
+    assert_int_equal(block_own(target, true, &err), 0);
+    assert_int_equal(block_own(b->block, true, &err), -EBUSY);
+    struct block *source = b->block;
+    b->block = target;
+    pthread_mutex_unlock(&b->lock);
+    disk_is_the_model(b);
+    pthread_mutex_lock(&b->lock);
+    assert_int_equal(block_now(target, BLOCK_WRITE, 12 * 512, b->model + 10 * 512, 512), 0);
+    memcpy(b->model + 12 * 512, b->model + 10 * 512, 512);
+    block_close(target);
+    assert_int_equal(block_own(source, true, &err), 0); /* the target failed: it goes on here */
+    b->block = source;
+    pthread_mutex_unlock(&b->lock);
+    disk_is_the_model(b);
+    assert_int_equal(one(b, BLOCK_WRITE, 13, memory, 512), 0);
+    bench_destroy(b);
+}
+
 /* An image of 10 GiB becomes a disk without being read. */
 static void a_large_image_is_cloned_at_once(void **state UNUSED)
 {
@@ -316,6 +357,7 @@ int main(void)
         cmocka_unit_test(threads_need_the_lease),
         cmocka_unit_test(uring_needs_the_lease),
         cmocka_unit_test(changes_are_known_and_files_are_locked),
+        cmocka_unit_test(the_right_to_it_is_handed_over),
         cmocka_unit_test(a_large_image_is_cloned_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
