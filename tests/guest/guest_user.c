@@ -7,6 +7,7 @@
  *              that it still holds the number of the round before: a page lost by a snapshot or migration is told
  *   smp=N      start the other N processors, which count; each second it is told if one of them does not
  *   disk=SEED  write and read the first disk at random all the time, and check (guest_disk.c)
+ *   net        send numbered frames, and look at those that come (guest_net.c)
  *   quiet      no tick lines
  *
  * A line typed on COM1 comes back as "echo <line>"; "verify" has the disk read back besides. */
@@ -15,6 +16,7 @@
 
 #include "guest_calls.h"
 #include "guest_disk.h"
+#include "guest_net.h"
 
 enum { COM1 = 0x3f8, COM1_STATUS = COM1 + 5, PM_CONTROL = 0x604, RESET_CONTROL = 0xcf9 };
 #define SLEEP_S5 (5u << 10 | 1u << 13)
@@ -23,7 +25,7 @@ enum { COM1 = 0x3f8, COM1_STATUS = COM1 + 5, PM_CONTROL = 0x604, RESET_CONTROL =
 #define PROCESSORS_MAX 64u
 
 extern volatile uint32_t ap_count;
-static bool has_disk;
+static bool has_disk, has_net;
 static volatile uint64_t ap_counters[PROCESSORS_MAX][8]; /* a cache line each */
 
 struct start_info { /* hvm_start_info, as far as it is used */
@@ -133,7 +135,9 @@ static void wait_for_tick(uint64_t seen, uint64_t dirty_pages)
             dirty_step(dirty_pages);
         if (has_disk)
             disk_step();
-        if (!dirty_pages && !has_disk)
+        if (has_net)
+            net_step();
+        if (!dirty_pages && !has_disk && !has_net)
             call(CALL_WAIT, 0, seen);
     }
 }
@@ -194,6 +198,8 @@ void user_main(const struct start_info *info)
         processors_start(others);
     if (option(cmdline, "disk", 0))
         has_disk = disk_start(option(cmdline, "disk", 0));
+    if (option(cmdline, "net", 0))
+        has_net = net_start();
     for (uint64_t n = 1;; n++) {
         wait_for_tick(timer_ticks, dirty_pages);
         if (!quiet) {
@@ -203,6 +209,8 @@ void user_main(const struct start_info *info)
         }
         if (has_disk)
             disk_tick(quiet);
+        if (has_net)
+            net_tick(quiet);
         if (others && others < PROCESSORS_MAX && n % 10 == 0)
             processors_check(others);
         echo_input();

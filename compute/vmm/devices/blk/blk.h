@@ -67,6 +67,7 @@ struct blk {
     void *stopped_arg;
     struct rate_limit limit;
     struct io_timer throttle; /* armed while a limit keeps requests in the rings */
+    unsigned turn; /* whose the next move is when the limit lets go */
     struct blk_counters counters;
     struct virtio_chain chain; /* the request being read */
 };

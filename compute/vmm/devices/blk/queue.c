@@ -206,9 +206,11 @@ static bool is_throttled(struct blk *blk)
 void blk_queue_unthrottle(void *arg)
 {
     struct blk *blk = arg;
+    unsigned queues = blk->virtio.queue_count, first = blk->turn++;
     io_timer_cancel(&blk->throttle);
-    for (unsigned queue = 0; queue < blk->virtio.queue_count; queue++)
-        virtio_device_notify(&blk->virtio, queue);
+    /* The first takes all that the limit has left: they take turns, or one processor's requests would wait for ever. */
+    for (unsigned i = 0; i < queues; i++)
+        virtio_device_notify(&blk->virtio, (first + i) % queues);
 }
 
 static void start_transfer(struct blk *blk, unsigned queue, bool is_read, uint64_t sector)

@@ -82,6 +82,7 @@ struct net {
     void *may_submit_arg;
     struct rate_limit limit;  /* both ways and all pairs together */
     struct io_timer throttle; /* armed while it keeps frames in the tap and in the rings */
+    unsigned turn; /* whose the next move is when the limit lets go */
     struct net_counters counters;
     unsigned pair_count;
     struct net_pair *pairs;

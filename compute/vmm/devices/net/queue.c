@@ -284,10 +284,15 @@ void net_queue_notify(struct virtio_device *d, unsigned queue)
 void net_queue_unthrottle(void *arg)
 {
     struct net *net = arg;
+    unsigned turns = 2 * net->pair_count, first = net->turn++;
     io_timer_cancel(&net->throttle);
-    for (unsigned i = 0; i < net->pair_count; i++) {
-        receive(&net->pairs[i]);
-        transmit(&net->pairs[i]);
+    /* The first takes all that the limit has left: were it always the same, a guest that is sent much could send nothing. */
+    for (unsigned i = 0; i < turns; i++) {
+        unsigned turn = (first + i) % turns;
+        if (turn % 2 == 0)
+            receive(&net->pairs[turn / 2]);
+        else
+            transmit(&net->pairs[turn / 2]);
     }
 }
 

@@ -677,6 +677,36 @@ static void limits_slow_down_and_can_be_lifted(void **state)
     assert_true(driver_wait(&b->d, 0, &used) && driver_wait(&b->d, 0, &used));
 }
 
+/* One queue that always has something to do does not keep the others from the little that there is. */
+static void queues_share_what_a_limit_leaves(void **state UNUSED)
+{
+    enum { EACH = 8 };
+    struct bench *b = bench_create(false, 2, (uint64_t)ALL);
+    struct vmm_limits slow = {.operations_per_second = 100, .operations_burst = 1}, none = {.operations_burst = 0};
+    struct segment segments[] = {{b->header, 16, false}, {b->data, 512, true}, {b->status, 1, true}};
+    struct used_entry used = {0};
+    unsigned done[2] = {0};
+    put_header(b, VIRTIO_BLK_T_IN, 0);
+    blk_set_limits(blk_of_virtio(b->d.vdev), &slow);
+    for (unsigned i = 0; i < 2 * EACH; i++)
+        driver_add(&b->d, i % 2, segments, 3);
+    driver_kick(&b->d, 0);
+    driver_kick(&b->d, 1);
+    for (unsigned round = 0; done[0] + done[1] < EACH && round < FAKE_ROUNDS_MAX; round++) {
+        io_loop_run_once(b->m.loop, 10);
+        for (unsigned queue = 0; queue < 2; queue++)
+            while (driver_has_used(&b->d, queue) && driver_wait(&b->d, queue, &used))
+                done[queue]++;
+    }
+    assert_true(done[0] >= 2 && done[1] >= 2);
+    blk_set_limits(blk_of_virtio(b->d.vdev), &none);
+    for (unsigned queue = 0; queue < 2; queue++)
+        for (; done[queue] < EACH; done[queue]++)
+            assert_true(driver_wait(&b->d, queue, &used));
+    void *bench = b;
+    teardown(&bench);
+}
+
 static void a_disk_grows_while_it_runs(void **state)
 {
     struct bench *b = *state;
@@ -774,6 +804,7 @@ int main(void)
         T(errors_go_to_the_guest_or_stop_the_machine),
         T(nothing_acknowledged_is_lost_when_space_runs_out),
         T(limits_slow_down_and_can_be_lifted),
+        cmocka_unit_test(queues_share_what_a_limit_leaves),
         T(a_disk_grows_while_it_runs),
         T(a_disk_taken_away_fails_its_requests),
         T(disks_that_cannot_be_are_refused),
