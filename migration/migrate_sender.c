@@ -22,6 +22,7 @@ struct sender_channel {
     struct migrate_channel channel;
     struct stream_writer out;
     struct stream_pages_writer *pages;
+    struct compress_choice compression;
     uint64_t written;      /* bytes, atomic */
     uint64_t looked, same; /* pages, of the round */
     /* of channels but the first: */
@@ -305,7 +306,9 @@ static int channel_open(struct sender_channel *c, struct error *err)
         code = migrate_channel_expect(&c->channel, MIGRATE_ACCEPTED, &reply, err);
     if (code < 0)
         return code;
-    c->pages = stream_pages_writer_create(&c->out, false);
+    compress_choice_init(&c->compression);
+    c->pages = s->options.plain ? stream_pages_writer_create(&c->out, false)
+                                : stream_pages_writer_create_choosing(&c->out, &c->compression);
     if (c->index == 0)
         return 0;
     code = -pthread_create(&c->thread, NULL, channel_main, c);
@@ -498,6 +501,8 @@ static void channels_hurry(struct migrate_sender *s)
     for (unsigned i = 0; i < s->options.channels; i++) {
         s->channels[i].channel.bytes_per_s_max = 0;
         s->channels[i].channel.patience_ms = s->options.stop_patience_ms;
+        s->channels[i].compression.on &= s->options.bytes_per_s_max == 0; /* it was for the limit's sake */
+        s->channels[i].compression.fixed = true;
     }
 }
 

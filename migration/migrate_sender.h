@@ -27,6 +27,7 @@ struct migrate_sender_options {
     struct precopy_settings precopy;
     unsigned channels;        /* 1 to MIGRATE_CHANNELS_MAX */
     uint64_t bytes_per_s_max; /* of all channels together, while the guest runs; 0: none */
+    bool plain;               /* never compress */
     bool verify;              /* compare all memory in the pause: for tests, it takes long */
     bool ask_owner; /* wait in READY for migrate_sender_decide: somebody else says whose the guest is */
     unsigned patience_ms;     /* how long the target may be silent while the guest runs... */

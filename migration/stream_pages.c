@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 #include <zstd.h>
 
 enum { ENCODING_PLAIN, ENCODING_ZSTD, RUN_ZERO = 0, RUN_DATA = 1, RUN_BYTES = 16, LEVEL = 1 };
@@ -32,6 +33,7 @@ bool stream_page_is_zero(const void *page)
 struct stream_pages_writer {
     struct stream_writer *out;
     ZSTD_CCtx *zstd; /* NULL: plain */
+    struct compress_choice *choice; /* NULL: always, where there is zstd */
     uint16_t region;
     unsigned run_count;
     size_t data_bytes;
@@ -49,6 +51,14 @@ struct stream_pages_writer *stream_pages_writer_create(struct stream_writer *out
     return w;
 }
 
+struct stream_pages_writer *stream_pages_writer_create_choosing(struct stream_writer *out,
+                                                                struct compress_choice *choice)
+{
+    struct stream_pages_writer *w = stream_pages_writer_create(out, true);
+    w->choice = choice;
+    return w;
+}
+
 void stream_pages_writer_destroy(struct stream_pages_writer *w)
 {
     if (!w)
@@ -57,9 +67,16 @@ void stream_pages_writer_destroy(struct stream_pages_writer *w)
     free(w);
 }
 
-static int data_put(struct stream_pages_writer *w, struct bytes_writer *payload, struct error *err)
+static uint64_t now_us(void)
 {
-    if (!w->zstd) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+static int data_put(struct stream_pages_writer *w, bool compress, struct bytes_writer *payload, struct error *err)
+{
+    if (!compress) {
         bytes_put(payload, w->data, w->data_bytes);
         return 0;
     }
@@ -77,8 +94,10 @@ int stream_pages_flush(struct stream_pages_writer *w, struct error *err)
     if (!w->run_count)
         return 0;
     struct bytes_writer payload = {0};
+    bool compress = w->data_bytes && w->zstd && (!w->choice || compress_choice_next(w->choice));
+    uint64_t start_us = w->choice ? now_us() : 0;
     bytes_put_u16(&payload, w->region);
-    bytes_put_u8(&payload, w->zstd && w->data_bytes ? ENCODING_ZSTD : ENCODING_PLAIN);
+    bytes_put_u8(&payload, compress ? ENCODING_ZSTD : ENCODING_PLAIN);
     bytes_put_u8(&payload, 0);
     bytes_put_u32(&payload, w->run_count);
     bytes_put_u32(&payload, (uint32_t)w->data_bytes);
@@ -87,10 +106,15 @@ int stream_pages_flush(struct stream_pages_writer *w, struct error *err)
         bytes_put_u32(&payload, w->runs[i].pages);
         bytes_put_u32(&payload, w->runs[i].kind);
     }
-    int code = w->data_bytes ? data_put(w, &payload, err) : 0;
+    size_t head_bytes = payload.size;
+    int code = w->data_bytes ? data_put(w, compress, &payload, err) : 0;
+    uint64_t ready_us = w->choice ? now_us() : 0;
     if (code == 0)
         code = stream_put(w->out, STREAM_PAGES, STREAM_PAGES_VERSION, STREAM_MUST_UNDERSTAND, payload.data,
                           payload.size, err);
+    if (code == 0 && w->choice)
+        compress_choice_note(w->choice, compress, w->data_bytes, payload.size - head_bytes,
+                             compress ? ready_us - start_us : 0, now_us() - ready_us);
     w->counters.batches++;
     w->counters.payload_bytes += payload.size;
     w->run_count = 0;

@@ -13,6 +13,7 @@
 #ifndef MIGRATION_STREAM_PAGES_H
 #define MIGRATION_STREAM_PAGES_H
 
+#include "migration/compress_choice.h"
 #include "migration/guest.h"
 #include "migration/stream.h"
 
@@ -33,6 +34,9 @@ struct stream_pages_counters {
 
 /* @compress: as zstd frames (the header must name the feature). */
 struct stream_pages_writer *stream_pages_writer_create(struct stream_writer *out, bool compress);
+/* Compress or not as @choice says, batch by batch (the header must name the feature); borrowed. */
+struct stream_pages_writer *stream_pages_writer_create_choosing(struct stream_writer *out,
+                                                                struct compress_choice *choice);
 void stream_pages_writer_destroy(struct stream_pages_writer *w); /* NULL is allowed; drops what was not flushed */
 /* Append one page of region @region: @data is copied now; a page of zeros costs a few bytes. */
 int stream_pages_put(struct stream_pages_writer *w, uint16_t region, uint64_t page, const void *data,

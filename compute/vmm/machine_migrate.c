@@ -118,6 +118,7 @@ static void options_fill(struct migrate_job *job, const struct vmm_migration_ord
                     .patience = PRECOPY_PATIENCE_DEFAULT},
         .channels = MAX(order->connections, 1u),
         .bytes_per_s_max = order->bytes_per_second,
+        .plain = order->plain,
         .verify = order->verify,
         .ask_owner = order->ask_owner,
         .patience_ms = (unsigned)or_default(order->silence_ms, MIGRATE_PATIENCE_MS_DEFAULT),

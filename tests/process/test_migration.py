@@ -197,7 +197,7 @@ def test_cancelled_it_goes_on_and_may_be_migrated_again(world):
     console.wait(r'^tick 3$')
     target = world.incoming()
     assert vm.request('DELETE', '/v1/vm/migration')[0] == 409
-    start(vm, target.socket, bytes_per_second=2 << 20)
+    start(vm, target.socket, bytes_per_second=2 << 20, plain=True)
     until(lambda: migration(vm)['phase'] == 'memory', vm)
     status, answer = vm.request('POST', '/v1/vm/migration', {'to': f'unix:{target.socket}'})
     assert status == 409 and 'being migrated' in answer['detail']
@@ -222,7 +222,7 @@ def test_a_guest_that_writes_faster_than_the_link_is_slowed_down(world, capsys):
     console.wait(r'^tick 5$')
     target = world.incoming()
     new_console = target.console()
-    start(vm, target.socket, bytes_per_second=40 << 20, timeout_ms=120000)
+    start(vm, target.socket, bytes_per_second=40 << 20, timeout_ms=120000, plain=True)
     most, last = 0, {}
     while vm.process.poll() is None:
         try:

@@ -406,6 +406,7 @@ static void cancelled_while_memory_is_sent(void **state)
     struct migrate_sender_options options = sender_defaults();
     struct error err;
     (void)state;
+    options.plain = true;
     options.bytes_per_s_max = 200000; /* it would take eight seconds */
     options.channels = 2;
     target_start();
@@ -435,6 +436,26 @@ static void a_guest_that_writes_too_fast_is_slowed_down(void **state)
     both_join();
     assert_moved();
     assert_true(world.from.throttle_most > 0);
+}
+
+/* One batch of 1 MiB at a time and a limit: the fourth is tried compressed, and all after it are. */
+static void under_a_limit_memory_is_compressed(void **state)
+{
+    struct migrate_sender_options options = sender_defaults();
+    (void)state;
+    for (size_t at = 0; at < LOW_BYTES; at += 4096)
+        memset(world.from.array.memory[0] + at, (int)(at >> 12) | 1, 4096);
+    world.from.writes = 1500;
+    options.bytes_per_s_max = 8 << 20;
+    options.precopy.downtime_us = options.precopy.fixed_us + 1;
+    options.precopy.downtime_max_us = 60000000;
+    options.precopy.throttle_max = 0;
+    target_start();
+    source_start(&options);
+    both_join();
+    assert_moved();
+    struct migrate_progress p = migrate_sender_progress(world.source.sender);
+    assert_true(p.sent_bytes < p.pages_data * 4096 * 9 / 10);
 }
 
 static void the_owner_decides(void **state)
@@ -737,6 +758,7 @@ int main(int argc, char **argv)
         WORLD_TEST(a_state_that_cannot_be_loaded_leaves_it_at_the_source),
         WORLD_TEST(cancelled_while_memory_is_sent),
         WORLD_TEST(a_guest_that_writes_too_fast_is_slowed_down),
+        WORLD_TEST(under_a_limit_memory_is_compressed),
         WORLD_TEST(the_owner_decides),
         WORLD_TEST(the_target_hears_it_from_somebody_else),
         WORLD_TEST(a_target_that_cannot_run_it_says_so_and_somebody_decides),
