@@ -60,10 +60,12 @@ def blocks_of(path):
 
 
 @pytest.mark.parametrize('how', [
-    {'engine': 'threads'},
-    {'engine': 'auto', 'direct': True},
-    {'engine': 'auto', 'limits': {'operations_per_second': 400}},  # most of what is offered waits
-], ids=['threads', 'direct', 'limited'])
+    pytest.param({'engine': 'auto'}, id='auto'),
+    pytest.param({'engine': 'threads'}, id='threads', marks=pytest.mark.slow),
+    pytest.param({'engine': 'auto', 'direct': True}, id='direct', marks=pytest.mark.slow),
+    # most of what is offered waits
+    pytest.param({'engine': 'auto', 'limits': {'operations_per_second': 400}}, id='limited', marks=pytest.mark.slow),
+])
 def test_nothing_is_lost_or_doubled(world, chance, how):  # noqa: F811
     disk, path = world.folder / 'disk', world.folder / 's'
     disk.write_bytes(bytes(BLOCKS * BLOCK_BYTES))

@@ -74,7 +74,10 @@ def peer_says(peer):
     return int(lines[-1][0]), lines[-1][2]
 
 
-@pytest.mark.parametrize('how', [{}, {'limits': {'operations_per_second': 150}}], ids=['free', 'limited'])
+@pytest.mark.parametrize('how', [
+    pytest.param({}, id='free', marks=pytest.mark.slow),
+    pytest.param({'limits': {'operations_per_second': 150}}, id='limited'),    # both ways share it
+])
 def test_no_frame_is_lost_or_doubled_by_the_device(make_bed, chance, how):  # noqa: F811
     host = make_bed(hosts=1).host(1)
     host.run(['ip', 'tuntap', 'add', 'dev', 't0', 'mode', 'tap'])
