@@ -1,5 +1,6 @@
 # The lab: whole Debian hosts with KVM, without hardware virtualization; tests/lab/lab says more.
-.PHONY: lab-judge lab-guest-work lab-hotplug lab-up lab-down lab-status lab-run lab-ssh lab-share lab-fault lab-smoke lab-snapshot lab-test guest-stock kvm-probe
+.PHONY: guest-stock kvm-probe lab-cloud lab-down lab-fault lab-firmware lab-guest-work lab-hotplug lab-judge \
+    lab-network lab-run lab-share lab-smoke lab-snapshot lab-ssh lab-status lab-test lab-up
 export LAB
 KVM_PROBE = $(CURDIR)/build/lab/kvm-probe
 
@@ -38,6 +39,8 @@ lab-guest-work: programs        ## one lab host, a whole Debian at work: agent, 
 	@tests/lab/guest-work
 lab-judge: programs             ## one lab host: kvm-unit-tests (KVM_UNIT_TESTS=DIRECTORY) saved and restored on their way, an hour
 	@tests/lab/judge $(KVM_UNIT_TESTS)
+lab-cloud: programs             ## one lab host, a cluster, a Debian disk with cloud-init: name, key, address, user-data, 15 minutes
+	@tests/lab/cloud
 lab-test:                       ## the lab's own test, about a minute
 	@tests/lab/selftest
 guest-stock:                    ## build the stock Debian guest (kernel, initrd, disk) into build/guest
