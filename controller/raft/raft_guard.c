@@ -20,6 +20,9 @@ struct guard_append { /* one log write on its way to the disk */
     struct raft_io_append *inner;
     raft_io_append_cb cb;
     struct raft_guard *guard;
+    struct list in_appends;
+    raft_index end; /* after the last entry */
+    bool cut;       /* some of its entries have been cut since */
     uint64_t start_us;
 };
 
@@ -33,6 +36,8 @@ static struct raft_guard *guard_of(struct raft_io *io)
 {
     return CONTAINER_OF(io, struct raft_guard, io);
 }
+
+/* --- Time and messages ------------------------------------------------------------------------------------------ */
 
 /* Guard I. io->data is libraft's own: the server. */
 static void guard_forget_change(struct raft_io *io)
@@ -54,18 +59,171 @@ static void guard_tell_capacity(struct raft_guard *guard)
                                                                                              : guard->uv_capacity;
 }
 
+static int guard_set_term(struct raft_io *io, raft_term term);
+static int guard_set_vote(struct raft_io *io, raft_id id);
+
+/* Guard O: is @id the only voter? */
+static bool guard_alone(const struct raft_configuration *configuration, raft_id id)
+{
+    unsigned voters = 0, own = 0;
+
+    for (unsigned i = 0; i < configuration->n; i++) {
+        voters += configuration->servers[i].role == RAFT_VOTER;
+        own += configuration->servers[i].role == RAFT_VOTER && configuration->servers[i].id == id;
+    }
+    return voters == 1 && own == 1;
+}
+
+static int guard_write_candidacy(struct raft_io *io, raft_term term, raft_id id)
+{
+    int rv = guard_set_term(io, term);
+
+    return rv != 0 ? rv : guard_set_vote(io, id);
+}
+
+/* Guard O. When the election timeout is over, libraft makes the only voter leader of the term it is in. */
+static void guard_begin_term(struct raft_io *io)
+{
+    struct raft *raft = io->data;
+
+    if (raft_state(raft) != RAFT_FOLLOWER || !guard_alone(&raft->configuration, raft->id) ||
+        io->time(io) < raft_timeout(raft))
+        return;
+    raft->current_term++;
+    raft->voted_for = raft->id;
+    raft->follower_state.match = 0; /* it counts what the leader of the last term had too */
+    guard_write_candidacy(io, raft->current_term, raft->id);
+}
+
+/* Guard Q. */
+static void guard_ask_first(struct raft_io *io)
+{
+    struct raft *raft = io->data;
+
+    if (raft_state(raft) != RAFT_CANDIDATE || io->time(io) < raft_timeout(raft))
+        return;
+    raft->candidate_state.disrupt_leader = false;
+    raft->candidate_state.in_pre_vote = raft->pre_vote;
+}
+
 static void guard_tick(struct raft_io *io)
 {
     struct raft_guard *guard = guard_of(io);
 
     raft_guard_turn(guard);
     guard_forget_change(io);
+    guard_begin_term(io);
+    guard_ask_first(io);
     guard->tick(io);
+}
+
+/* --- Entries received ------------------------------------------------------------------------------------------- */
+
+/* Entries [from, to) of @whole, in memory of their own, which libraft frees. */
+static void guard_recv_part(struct raft_guard *guard, const struct raft_message *whole, unsigned from, unsigned to,
+                            raft_index commit)
+{
+    const struct raft_entry *entries = whole->append_entries.entries;
+    struct raft_message part = *whole;
+    struct raft_append_entries *append = &part.append_entries;
+    size_t size = 0;
+    uint8_t *batch;
+
+    append->prev_log_index += from;
+    if (from > 0)
+        append->prev_log_term = entries[from - 1].term;
+    append->leader_commit = MAX(append->leader_commit, commit);
+    append->n_entries = to - from;
+    append->entries = NULL;
+    if (from < to) {
+        for (unsigned i = from; i < to; i++)
+            size += entries[i].buf.len;
+        batch = raft_malloc(size);
+        append->entries = raft_calloc(to - from, sizeof(*append->entries));
+        ASSERT(batch != NULL && append->entries != NULL);
+        for (unsigned i = from, at = 0; i < to; at += (unsigned)entries[i].buf.len, i++) {
+            append->entries[i - from] =
+                (struct raft_entry){entries[i].term, entries[i].type, {batch + at, entries[i].buf.len}, batch};
+            memcpy(batch + at, entries[i].buf.base, entries[i].buf.len);
+        }
+    }
+    guard->recv(&guard->io, &part);
+}
+
+static void guard_free_entries(struct raft_append_entries *append)
+{
+    if (append->n_entries == 0)
+        return;
+    raft_free(append->entries[0].batch);
+    raft_free(append->entries);
+    append->entries = NULL;
+    append->n_entries = 0;
+}
+
+/* Guard L. A change that comes while an older one is not committed here says that the older one is: the leader that
+ * began it knew. */
+static void guard_recv_changes(struct raft_guard *guard, struct raft_message *message)
+{
+    const struct raft *raft = guard->io.data;
+    struct raft_append_entries *append = &message->append_entries;
+
+    for (unsigned from = 0, to; from < append->n_entries; from = to) {
+        raft_index before = raft->configuration_uncommitted_index;
+
+        to = from + 1;
+        while (to < append->n_entries && append->entries[to].type != RAFT_CHANGE)
+            to++;
+        if (append->entries[from].type == RAFT_CHANGE && before != 0 && before <= append->prev_log_index + from)
+            guard_recv_part(guard, message, from, from, before);
+        guard_recv_part(guard, message, from, to, 0);
+    }
+    guard_free_entries(append);
+}
+
+static void guard_recv_entries(struct raft_guard *guard, struct raft_message *message)
+{
+    const struct raft *raft = guard->io.data;
+    struct raft_append_entries *append = &message->append_entries;
+    bool changes = false;
+
+    if (append->prev_log_index < raft->trail.offset) { /* guard N */
+        guard_free_entries(append);
+        append->prev_log_index = raft->trail.snapshot.index;
+        append->prev_log_term = raft->trail.snapshot.term;
+    }
+    for (unsigned i = 0; i < append->n_entries; i++)
+        changes = changes || (append->entries[i].type == RAFT_CHANGE &&
+                              (i > 0 || raft->configuration_uncommitted_index != 0));
+    if (changes)
+        guard_recv_changes(guard, message);
+    else
+        guard->recv(&guard->io, message);
+}
+
+/* Guard P. Whose votes count is for the candidate's configuration to say. */
+static void guard_recv_vote(struct raft_guard *guard, struct raft_message *message)
+{
+    struct raft *raft = guard->io.data;
+    struct raft_configuration *configuration = &raft->configuration;
+    unsigned own = 0;
+    int role;
+
+    while (own < configuration->n && configuration->servers[own].id != raft->id)
+        own++;
+    if (own == configuration->n) {
+        guard->recv(&guard->io, message);
+        return;
+    }
+    role = configuration->servers[own].role;
+    configuration->servers[own].role = RAFT_VOTER;
+    guard->recv(&guard->io, message); /* a request to vote never changes the configuration */
+    configuration->servers[own].role = role;
 }
 
 static void guard_recv(struct raft_io *io, struct raft_message *message)
 {
     struct raft_guard *guard = guard_of(io);
+    const struct raft *raft = io->data;
 
     guard_tell_capacity(guard);
     guard_forget_change(io);
@@ -73,9 +231,51 @@ static void guard_recv(struct raft_io *io, struct raft_message *message)
         guard->installs_dropped++;
         raft_configuration_close(&message->install_snapshot.conf);
         raft_free(message->install_snapshot.data.base);
-        return;
+    } else if (message->type == RAFT_APPEND_ENTRIES) {
+        guard_recv_entries(guard, message);
+    } else if (message->type == RAFT_REQUEST_VOTE) {
+        guard_recv_vote(guard, message);
+    } else if (message->type != RAFT_TIMEOUT_NOW || !guard_alone(&raft->configuration, raft->id)) {
+        guard->recv(io, message);
     }
-    guard->recv(io, message);
+}
+
+/* --- Start ------------------------------------------------------------------------------------------------------ */
+
+/* Whether the newest configuration in what was loaded makes @id the only voter. */
+static bool guard_loaded_alone(raft_id id, const struct raft_snapshot *snapshot, const struct raft_entry *entries,
+                               size_t n)
+{
+    struct raft_configuration configuration;
+    bool alone;
+
+    while (n > 0 && entries[n - 1].type != RAFT_CHANGE)
+        n--;
+    if (n == 0)
+        return snapshot != NULL && guard_alone(&snapshot->configuration, id);
+    if (raft_configuration_decode(&entries[n - 1].buf, &configuration) != 0)
+        return false; /* libraft will say so */
+    alone = guard_alone(&configuration, id);
+    raft_configuration_close(&configuration);
+    return alone;
+}
+
+/* Guard O. When the new term cannot be written the process ends, and what was loaded with it. */
+static int guard_load(struct raft_io *io, raft_term *term, raft_id *voted_for, struct raft_snapshot **snapshot,
+                      raft_index *start_index, struct raft_entry *entries[], size_t *n_entries)
+{
+    struct raft_guard *guard = guard_of(io);
+    const struct raft *raft = io->data;
+    int rv = guard->inner_load(io, term, voted_for, snapshot, start_index, entries, n_entries);
+
+    if (rv != 0)
+        return rv;
+    guard->next_index = *start_index + *n_entries;
+    if (!guard_loaded_alone(raft->id, *snapshot, *entries, *n_entries))
+        return 0;
+    *term += 1;
+    *voted_for = raft->id;
+    return guard_write_candidacy(io, *term, raft->id);
 }
 
 static int guard_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv)
@@ -86,6 +286,8 @@ static int guard_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick,
     guard->tick = tick;
     return guard->inner_start(io, msecs, guard_tick, guard_recv);
 }
+
+/* --- Snapshots -------------------------------------------------------------------------------------------------- */
 
 static void guard_put_cb(struct raft_io_snapshot_put *put, int status)
 {
@@ -155,6 +357,8 @@ static int guard_snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *r
     return rv;
 }
 
+/* --- Sending ---------------------------------------------------------------------------------------------------- */
+
 static int guard_send_snapshot(struct raft_guard *guard, struct raft_io_send *req, const struct raft_message *message,
                                raft_io_send_cb cb)
 {
@@ -165,20 +369,31 @@ static int guard_send_snapshot(struct raft_guard *guard, struct raft_io_send *re
     return guard->inner_send(&guard->io, req, &corrected, cb);
 }
 
-static struct guard_send *guard_copy_message(const struct raft_message *from)
+/* Guard S: how many of the entries may leave this server. */
+static unsigned guard_count_sendable(const struct raft *raft, const struct raft_append_entries *append)
+{
+    if (!guard_alone(&raft->configuration, raft->id))
+        return append->n_entries;
+    if (raft->last_stored <= append->prev_log_index)
+        return 0;
+    return (unsigned)MIN(append->n_entries, raft->last_stored - append->prev_log_index);
+}
+
+static struct guard_send *guard_copy_message(const struct raft_message *from, unsigned n)
 {
     const struct raft_append_entries *append = &from->append_entries;
-    size_t size = sizeof(struct guard_send) + append->n_entries * sizeof(struct raft_entry);
+    size_t size = sizeof(struct guard_send) + n * sizeof(struct raft_entry);
     struct guard_send *send;
     uint8_t *data;
 
-    for (unsigned i = 0; i < append->n_entries; i++)
+    for (unsigned i = 0; i < n; i++)
         size += append->entries[i].buf.len;
     send = xcalloc(1, size);
     send->message = *from;
     send->message.append_entries.entries = send->entries;
-    data = (uint8_t *)&send->entries[append->n_entries];
-    for (unsigned i = 0; i < append->n_entries; i++) {
+    send->message.append_entries.n_entries = n;
+    data = (uint8_t *)&send->entries[n];
+    for (unsigned i = 0; i < n; i++) {
         const struct raft_entry *entry = &append->entries[i];
 
         send->entries[i] = (struct raft_entry){entry->term, entry->type, {data, entry->buf.len}, NULL};
@@ -206,7 +421,7 @@ static int guard_send(struct raft_io *io, struct raft_io_send *req, const struct
         return guard_send_snapshot(guard, req, message, cb);
     if (message->type != RAFT_APPEND_ENTRIES || message->append_entries.n_entries == 0)
         return guard->inner_send(io, req, message, cb);
-    send = guard_copy_message(message);
+    send = guard_copy_message(message, guard_count_sendable(io->data, &message->append_entries));
     rv = guard->inner_send(io, &send->req, &send->message, guard_send_cb);
     if (rv != 0) {
         free(send);
@@ -215,6 +430,8 @@ static int guard_send(struct raft_io *io, struct raft_io_send *req, const struct
     cb(req, 0);
     return 0;
 }
+
+/* --- Writing ---------------------------------------------------------------------------------------------------- */
 
 static int guard_check(struct raft_io *io, const char *what, int rv)
 {
@@ -235,6 +452,8 @@ static int guard_set_vote(struct raft_io *io, raft_id id)
     return guard_check(io, "write the vote", guard_of(io)->inner_set_vote(io, id));
 }
 
+/* Guard M: of a write that was cut libraft is told that it was cancelled, so it only gives the memory back. Another
+ * write follows every cut, and stands for what is left of this one too. */
 static void guard_append_cb(struct raft_io_append *req, int status)
 {
     struct guard_append *append = CONTAINER_OF(req, struct guard_append, req);
@@ -249,6 +468,9 @@ static void guard_append_cb(struct raft_io_append *req, int status)
         guard->write_us += took_us;
         guard->write_us_max = MAX(guard->write_us_max, took_us);
     }
+    if (status == 0 && append->cut)
+        status = RAFT_CANCELED;
+    list_remove(&append->in_appends);
     free(append);
     guard_tell_capacity(guard);
     cb(inner, status);
@@ -285,8 +507,10 @@ static int guard_append_now(struct raft_guard *guard, struct guard_append *appen
     int rv = guard->inner_append(&guard->io, &append->req, entries, n, guard_append_cb);
 
     guard->handed_bytes += append_bytes(entries, n);
-    if (rv != 0)
+    if (rv != 0) {
+        list_remove(&append->in_appends);
         free(append);
+    }
     return guard_check(&guard->io, "write the log", rv);
 }
 
@@ -302,6 +526,8 @@ static int guard_append(struct raft_io *io, struct raft_io_append *req, const st
                                     .guard = guard,
                                     .start_us = guard->now_us != NULL ? guard->now_us() : 0};
     guard->next_index += n;
+    append->end = guard->next_index;
+    list_append(&guard->appends, &append->in_appends);
     if (list_empty(&guard->held) && guard_has_room(guard, append_bytes(entries, n)))
         return guard_append_now(guard, append, entries, n);
     list_append(&guard->held, &append->held.link);
@@ -320,6 +546,11 @@ static int guard_truncate(struct raft_io *io, raft_index index)
     if (index >= guard->next_index)
         return 0;
     guard->next_index = index;
+    LIST_FOREACH (at, &guard->appends) { /* guard M */
+        struct guard_append *append = LIST_ENTRY(at, struct guard_append, in_appends);
+
+        append->cut = append->cut || append->end > index;
+    }
     if (!guard->taking && list_empty(&guard->held))
         return guard_check(io, "cut the log", guard->inner_truncate(io, index));
     cut = NEW(struct guard_held);
@@ -377,22 +608,12 @@ static void guard_close(struct raft_io *io, raft_io_close_cb cb)
     guard->inner_close(io, cb);
 }
 
-static int guard_load(struct raft_io *io, raft_term *term, raft_id *voted_for, struct raft_snapshot **snapshot,
-                      raft_index *start_index, struct raft_entry *entries[], size_t *n_entries)
-{
-    struct raft_guard *guard = guard_of(io);
-    int rv = guard->inner_load(io, term, voted_for, snapshot, start_index, entries, n_entries);
-
-    if (rv == 0)
-        guard->next_index = *start_index + *n_entries;
-    return rv;
-}
-
 void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard *, const char *, int),
                      uint64_t (*now_us)(void))
 {
     guard->taking = false;
     list_init(&guard->held);
+    list_init(&guard->appends);
     guard->next_index = 1;
     guard->handed_bytes = guard->handed_before_bytes = 0;
     guard->uv_capacity = 0;
@@ -423,7 +644,20 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
     guard->io.truncate = guard_truncate;
 }
 
+/* Entries that are to be cut at or before @index are still on the disk. */
+static bool guard_holds_cut(const struct raft_guard *guard, raft_index index)
+{
+    LIST_FOREACH (at, &guard->held) {
+        const struct guard_held *held = LIST_ENTRY(at, struct guard_held, link);
+
+        if (held->is_cut && held->index <= index)
+            return true;
+    }
+    return false;
+}
+
 bool raft_guard_may_snapshot(struct raft *raft)
 {
-    return raft_last_applied(raft) == raft_commit_index(raft) && raft->configuration_uncommitted_index == 0;
+    return raft_last_applied(raft) == raft_commit_index(raft) && raft->configuration_uncommitted_index == 0 &&
+           !guard_holds_cut(guard_of(raft->io), raft_commit_index(raft));
 }

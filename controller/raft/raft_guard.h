@@ -29,9 +29,9 @@
  *    configuration whose majorities need not overlap with those of one that another leader has begun: acknowledged
  *    commands are lost. libraft does not look; we begin no change before a barrier of this term has been applied.
  *
- * H. A follower that gets two configurations before it applies the first forgets the first one: libraft takes only the
- *    newest for what is to become committed. A snapshot taken meanwhile carries the configuration before both, and a
- *    restart from it votes by that: two leaders in one term. raft_guard_may_snapshot waits until the newest is committed.
+ * H. A server that applies two configurations in one go, as after a restart, takes snapshots in between: what is
+ *    applied is newer then than what it calls the committed configuration. A restart from such a snapshot votes by
+ *    that: two leaders in one term. raft_guard_may_snapshot waits until the newest is committed.
  *
  * I. A promotion that was under way when leadership was lost in the way of D stays behind. Handling it as a follower is
  *    an error in the middle of a message, whose memory is then freed twice. The guard forgets such a change before
@@ -48,8 +48,47 @@
  *    entries that may not fit into what is prepared, and none while a snapshot waits on a disk that has little room left; it
  *    tells libraft then that there is none. What the snapshot needs is the reserve's to give (raft_reserve.h).
  *
- * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. J and
- * K are raft_uv's own and were found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows them.
+ * L. A follower that gets configurations inside a batch notes for their place where the batch begins. So it never
+ *    learns that one is committed, or does not take it back when it is cut from the log; of several in a batch it
+ *    calls the first committed and forgets the others. And one that gets two before it applies the first goes back
+ *    by two when the second is cut. Its snapshots then name the members of long ago (H does not notice), and it is
+ *    elected by majorities that are none: another command at the same index. The guard hands libraft each
+ *    configuration at the head of a batch of its own, and tells it first that the one before is committed: the leader
+ *    that began the second knew.
+ *
+ * M. A write is under way; its entries are cut from the log, and a later leader brings the same ones again. libraft
+ *    takes the end of the first write for that of the second, and says that they are on disk: the cut is still to
+ *    come, and a crash then loses entries that were counted for a majority. The guard says of a write that was cut
+ *    that it was cancelled.
+ *
+ * N. A follower whose log begins behind the entries it is sent takes them for new, and puts them at the end of its
+ *    log (the check of what comes before them only fails where there is something before them). The guard answers
+ *    that all up to its snapshot is there, which is true of every leader's log.
+ *
+ * O. The only voter makes itself leader of the term that it is in, at start or when it has become the only one,
+ *    without beginning a new term: it may have led that term before a crash, or another one has, and members without
+ *    a vote may have entries of that term that it has not. They keep theirs: other commands at the same index. The
+ *    guard begins a new term first, and lets nobody hand leadership to the only voter.
+ *
+ * P. A server that does not know yet that it has a vote does not vote. Where it is needed, because those who had one
+ *    before are gone or removed, nobody can ever be elected. The guard lets every member vote: whether that counts
+ *    is the candidate's to say.
+ *
+ * Q. A candidate that was told to take over, or that has been promised a majority, asks for votes in ever higher
+ *    terms until somebody answers. One that was removed meanwhile is answered by nobody, and throws down each leader
+ *    there is. The guard makes a candidate begin again by asking who would vote for it, and without the right to
+ *    disturb.
+ *
+ * R. (raft_members.c) Of two voters the leader does not give up its own vote: when it dies before the other one
+ *    knows, each waits for ever for the other's. It hands leadership on first.
+ *
+ * S. A leader sends entries while it still writes them. Where it takes the vote of the only other voter and dies, it
+ *    has forgotten that, and waits for ever for the vote of one who knows that it has none. The guard keeps back
+ *    what the only voter has not written itself.
+ *
+ * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. But J and
+ * K are raft_uv's own and were found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows them. M and N
+ * were found by reading; test_raft_guard_told.c has them.
  *
  * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on
  * &guard->io. The struct must outlive the raft server. Thread: the raft loop's. */
@@ -75,6 +114,7 @@ struct raft_guard {
     bool room_guarded;            /* guard K: set by the owner where the io is a raft_uv */
     bool disk_short;              /* guard K: set by the owner, now and then */
     raft_index next_index;        /* of the next entry to be written */
+    struct list appends;          /* struct guard_append: all that libraft waits for (guard M) */
     struct raft_io_snapshot_put put; /* stands in for libraft's own request meanwhile */
     struct raft_io_snapshot_put *put_inner;
     raft_io_recv_cb recv;
@@ -113,7 +153,8 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
 void raft_guard_turn(struct raft_guard *guard);
 /* A server that ends without raft_close (a simulated crash): let go of what is held. */
 void raft_guard_forget(struct raft_guard *guard);
-/* Whether a snapshot taken now would carry the right index (guard B) and configuration (H). */
+/* Whether a snapshot taken now would carry the right index (guard B) and configuration (H), and not cover a
+ * cut that is held back (J: on the disk it would stand before entries that should be gone, of an older term). */
 bool raft_guard_may_snapshot(struct raft *raft);
 
 #endif

@@ -23,6 +23,7 @@ struct member_change {
     uint64_t id;
     char address[RAFT_NODE_ADDRESS_MAX];
     bool started, done;
+    bool hands_over; /* guard R: leadership first, and the new leader is to be asked again */
     raft_term term; /* in which the step was started */
     int raft_status;
     struct error err;
@@ -127,6 +128,8 @@ static int change_start_step(struct raft_node *node, const struct member_change 
 
     req->data = node;
     node->transfer_req.data = node;
+    if (change->hands_over)
+        return raft_transfer(raft, &node->transfer_req, 0, transfer_cb);
     switch (change->step) {
     case RAFT_NODE_ADD:
     case RAFT_NODE_ADD_SPARE:
@@ -143,10 +146,26 @@ static int change_start_step(struct raft_node *node, const struct member_change 
     return RAFT_INVALID;
 }
 
+/* Guard R. */
+static bool change_gives_up_one_of_two(const struct raft *raft, const struct member_change *change)
+{
+    const struct raft_configuration *configuration = &raft->configuration;
+    unsigned voters = 0;
+    bool own = false;
+
+    for (unsigned i = 0; i < configuration->n; i++) {
+        voters += configuration->servers[i].role == RAFT_VOTER;
+        own = own || (configuration->servers[i].role == RAFT_VOTER && configuration->servers[i].id == raft->id);
+    }
+    return own && voters == 2 && change->id == raft->id &&
+           (change->step == RAFT_NODE_REMOVE || change->step == RAFT_NODE_DEMOTE);
+}
+
 static void change_start(struct raft_node *node, struct member_change *change)
 {
     int rv;
 
+    change->hands_over = change_gives_up_one_of_two(&node->raft, change);
     change->started = true; /* libraft may call back from inside */
     change->done = false;
     change->term = raft_current_term(&node->raft);
@@ -177,12 +196,17 @@ void raft_members_turn(struct raft_node *node)
     }
     if (!change->done && raft_current_term(&node->raft) != change->term) {
         change->done = true; /* guard D: libraft may never say so */
-        change->raft_status = change->step == RAFT_NODE_TRANSFER ? 0 : RAFT_LEADERSHIPLOST;
+        change->raft_status = change->step == RAFT_NODE_TRANSFER || change->hands_over ? 0 : RAFT_LEADERSHIPLOST;
     }
     if (!change->done)
         return;
     if (change->raft_status != 0) {
         change_fail(change, change->raft_status);
+        change_answer(node, change);
+    } else if (change->hands_over) {
+        error_set(&change->err, -ENOTCONN, ERROR_NO_LEADER,
+                  "%s %llu: it led, and has handed leadership to the other one with a vote; ask that one",
+                  change_words[change->change], (unsigned long long)change->id);
         change_answer(node, change);
     } else if (change->change == RAFT_NODE_ADD && change->step == RAFT_NODE_ADD_SPARE) {
         change->step = RAFT_NODE_PROMOTE;

@@ -221,7 +221,7 @@ enum raft_node_change {
     RAFT_NODE_ADD_SPARE,
     RAFT_NODE_PROMOTE,  /* spare or standby to voter; waits until it has caught up */
     RAFT_NODE_DEMOTE,   /* voter to standby: gets the log, has no vote */
-    RAFT_NODE_REMOVE,   /* a leader may remove itself */
+    RAFT_NODE_REMOVE,   /* a leader may remove or demote itself; one of two voters only hands over, -ENOTCONN */
     RAFT_NODE_TRANSFER, /* leadership to @id, 0 = any voter */
 };
 

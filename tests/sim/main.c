@@ -2,7 +2,7 @@
  * guards.
  *
  *   sim [--seeds N] [--first S] [--jobs N] [--seconds T] [--scenario NAME]   many histories, each in a forked child
- *   sim --seed S [--verbose]                                                 one, in this process
+ *   sim --seed S [--verbose|--trace]                                         one, in this process; trace: libraft's words too
  *   sim --class history|cluster    the simulator's own registers, or the real state machine with agents and clients
  *   sim --script DIR [--write]     one story (sim_script.c); --write makes its expect.log
  *   sim --mutate NAME ...          break something on purpose
@@ -40,10 +40,15 @@ static const struct mutation mutations[] = {
     {"no-metadata-guard", FLAG(raft.no_metadata_guard), "metadata", 2000, "guard C is off"},
     {"no-send-guard", FLAG(raft.no_send_guard), "sends", 1000, "guard E is off"},
     {"no-term-guard", FLAG(raft.no_term_guard), "snapshots", 1000, "guard F is off"},
-    {"no-change-guard", FLAG(raft.no_change_guard), "member-storm", 2000, "guard G is off"},
+    {"no-change-guard", FLAG(raft.no_change_guard), "alone", 2000, "guard G is off"},
     {"no-configuration-guard", FLAG(raft.no_configuration_guard), "member-storm", 2000, "guard H is off"},
-    {"no-leftover-guard", FLAG(raft.no_leftover_guard), "member-storm", 2000, "guard I is off"},
+    {"no-leftover-guard", FLAG(raft.no_leftover_guard), "member-storm", 3000, "guard I is off"},
     {"no-cut-guard", FLAG(raft.no_cut_guard), "snapshots", 1000, "guard J is off"},
+    {"no-batch-guard", FLAG(raft.no_batch_guard), "member-storm", 2000, "guard L is off"},
+    {"no-alone-guard", FLAG(raft.no_alone_guard), "alone", 2000, "guard O is off"},
+    {"no-vote-guard", FLAG(raft.no_vote_guard), "alone", 2000, "guard P is off"},
+    {"no-last-vote-guard", FLAG(raft.no_last_vote_guard), "alone", 2000, "guard R is off"},
+    {"no-unwritten-guard", FLAG(raft.no_unwritten_guard), "alone", 4000, "guard S is off"},
     {"no-result-guard", FLAG(no_result_guard), "full-disk", 1000, "guard D is off"},
     {"disk-lies", FLAG(disk_acknowledges_early), "faults", 200, "disks say written before it is true"},
     {"early-answer", FLAG(acknowledge_before_commit), "faults", 200, "commands acknowledged before their commit"},
@@ -70,7 +75,7 @@ static const struct sim_machine_class *mutation_class(const struct mutation *mut
 struct options {
     uint64_t first, seeds, seed;
     unsigned jobs, seconds;
-    bool verbose, one, all_mutations;
+    bool verbose, trace, one, all_mutations;
     const struct sim_scenario *scenario;
     const struct mutation *mutation;
     const struct sim_machine_class *class;
@@ -115,6 +120,7 @@ static void run_seed(const struct options *options, uint64_t seed, struct report
         *((bool *)&broken + options->mutation->offset) = true;
     sim_cluster_init(cluster, seed, options->verbose, options->class, options->scenario, &broken,
                      options->seconds);
+    cluster->sim.trace = options->trace;
     sim_cluster_run(cluster);
     report_fill(ret_report, cluster);
     sim_cluster_finish(cluster);
@@ -351,7 +357,8 @@ int main(int argc, char **argv)
         {"seconds", required_argument, NULL, 't'},  {"scenario", required_argument, NULL, 'c'},
         {"mutate", required_argument, NULL, 'm'},   {"mutations", no_argument, NULL, 'M'},
         {"class", required_argument, NULL, 'k'},    {"script", required_argument, NULL, 'p'},
-        {"write", no_argument, NULL, 'w'},          {"verbose", no_argument, NULL, 'v'},        {"list", no_argument, NULL, 'l'},
+        {"write", no_argument, NULL, 'w'},          {"verbose", no_argument, NULL, 'v'}, {"trace", no_argument, NULL, 'r'},
+               {"list", no_argument, NULL, 'l'},
         {NULL, 0, NULL, 0},
     };
     struct options options = {.first = 1, .seeds = 100, .jobs = 2, .seconds = 60};
@@ -383,6 +390,7 @@ int main(int argc, char **argv)
         case 'w': options.write_script = true; break;
         case 'M': options.all_mutations = true; break;
         case 'v': options.verbose = true; break;
+        case 'r': options.verbose = options.trace = true; break;
         case 'l': return list();
         default: return usage("unknown option");
         }

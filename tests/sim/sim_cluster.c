@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-enum { QUIET_SECONDS = 20, LEVEL_LAG_MAX = 200, CLOCK_DRIFT_PPM_MAX = 500 };
+enum { QUIET_SECONDS = 20, STEADY_SECONDS = 8, LEVEL_LAG_MAX = 200, CLOCK_DRIFT_PPM_MAX = 500 };
 
 void sim_cluster_init(struct sim_cluster *cluster, uint64_t seed, bool verbose, const struct sim_machine_class *class,
                       const struct sim_scenario *scenario, const struct sim_mutations *mutations, unsigned seconds)
@@ -20,6 +20,10 @@ void sim_cluster_init(struct sim_cluster *cluster, uint64_t seed, bool verbose, 
     cluster->scenario = scenario;
     cluster->mutations = *mutations;
     cluster->node_count = sim_chance(sim, 200) ? 5 : 3;
+    if (scenario->five)
+        cluster->node_count = 5;
+    if (scenario->alone)
+        cluster->node_count = 1;
     if ((scenario->faults & SIM_FAULT_MEMBERS) != 0) {
         cluster->newcomers = SIM_NODES_MAX - cluster->node_count;
         cluster->node_count = SIM_NODES_MAX;
@@ -36,7 +40,9 @@ void sim_cluster_init(struct sim_cluster *cluster, uint64_t seed, bool verbose, 
         node->actor.clock_drift_ppm = (int64_t)sim_below(sim, 2 * CLOCK_DRIFT_PPM_MAX + 1) - CLOCK_DRIFT_PPM_MAX;
         ASSERT(pthread_rwlock_init(&node->lock, NULL) == 0);
         sim_disk_init(&node->disk, sim, &node->actor);
-        node->disk.snapshot_extra_ms = scenario->snapshot_extra_ms;
+        if (scenario->snapshot_extra_ms > 0)
+            node->disk.snapshot_extra_ms = scenario->snapshot_extra_ms;
+        node->disk.stalls_per_thousand = scenario->stalls_per_thousand;
         node->disk.acknowledges_early = mutations->disk_acknowledges_early;
     }
 }
@@ -75,12 +81,31 @@ static void client_next(struct sim *sim, struct sim_event *event)
 
 /* --- Checks ----------------------------------------------------------------------------------------------------- */
 
+/* A new leader was elected by whom the log on its disk names. */
+static void cluster_check_members(struct sim_cluster *cluster, const struct sim_node *node)
+{
+    const struct raft_configuration *now = &node->raft->configuration;
+    struct raft_configuration members;
+    bool same;
+
+    sim_disk_newest_members(&node->disk, &members);
+    same = members.n == now->n;
+    for (unsigned i = 0; same && i < members.n; i++)
+        same = members.servers[i].id == now->servers[i].id && members.servers[i].role == now->servers[i].role;
+    raft_configuration_close(&members);
+    if (!same)
+        sim_violation(&cluster->sim, "controller %u leads term %llu, elected by others than its log names",
+                      node->actor.id, raft_current_term(node->raft));
+}
+
 static void cluster_check_leaders(struct sim_cluster *cluster)
 {
     for (unsigned id = 1; id <= cluster->node_count; id++) {
         const struct sim_node *node = &cluster->nodes[id];
         size_t term;
 
+        if (cluster->sim.trace && node->actor.up)
+            sim_node_trace(&cluster->nodes[id]);
         if (!node->actor.up || raft_state(node->raft) != RAFT_LEADER)
             continue;
         term = (size_t)raft_current_term(node->raft);
@@ -96,6 +121,7 @@ static void cluster_check_leaders(struct sim_cluster *cluster)
             cluster->leaders[term] = id;
             cluster->stats.elections++;
             sim_log(&cluster->sim, "controller %u leads term %zu", id, term);
+            cluster_check_members(cluster, node);
         } else if (cluster->leaders[term] != id) {
             sim_violation(&cluster->sim, "controllers %u and %u both lead term %zu", (unsigned)cluster->leaders[term],
                           id, term);
@@ -159,7 +185,7 @@ static void cluster_run_to(struct sim_cluster *cluster, uint64_t until_us)
 void sim_cluster_run(struct sim_cluster *cluster)
 {
     struct sim *sim = &cluster->sim;
-    uint64_t acknowledged;
+    uint64_t acknowledged, elections;
 
     for (unsigned id = 1; id <= cluster->node_count; id++)
         sim_node_start(&cluster->nodes[id]);
@@ -169,11 +195,15 @@ void sim_cluster_run(struct sim_cluster *cluster)
     sim_faults_start(cluster);
     cluster_run_to(cluster, cluster->quiet_us);
     sim_faults_heal(cluster);
+    cluster_run_to(cluster, cluster->end_us - STEADY_SECONDS * SIM_SECOND);
+    elections = cluster->stats.elections;
     cluster_run_to(cluster, cluster->end_us - SIM_SECOND);
     acknowledged = cluster->stats.acknowledged;
     cluster_run_to(cluster, cluster->end_us);
     for (unsigned id = 1; id <= cluster->node_count; id++)
         cluster->stats.installs += cluster->nodes[id].disk.installs;
+    if (cluster->stats.elections != elections)
+        sim_violation(sim, "elections go on after %d s without faults", QUIET_SECONDS - STEADY_SECONDS);
     if (sim->violation[0] == '\0')
         cluster_check_end(cluster, acknowledged);
     if (cluster->class->finish != NULL)

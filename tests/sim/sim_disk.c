@@ -50,11 +50,25 @@ static void disk_do_truncate(struct sim_disk *disk, raft_index index)
         disk->count = index > disk->first ? (size_t)(index - disk->first) : 0;
 }
 
+/* A snapshot names the members as of its index, so that a restart counts by them. */
+static void disk_check_members(const struct sim_disk *disk, const struct sim_disk_snapshot *snapshot)
+{
+    raft_index newest = disk->snapshot.present ? disk->snapshot.configuration_index : 0;
+
+    for (size_t i = 0; i < disk->count && disk->first + i <= snapshot->index; i++)
+        if (disk->entries[i].type == RAFT_CHANGE)
+            newest = MAX(newest, disk->first + i);
+    if (snapshot->configuration_index < newest)
+        sim_violation(disk->sim, "controller %u: a snapshot at %llu names the members of %llu, those of %llu are newer",
+                      disk->actor->id, snapshot->index, snapshot->configuration_index, newest);
+}
+
 static void disk_do_take(struct sim_disk *disk, const struct sim_disk_write *write)
 {
     raft_index index = write->snapshot.index, keep_from;
     size_t drop;
 
+    disk_check_members(disk, &write->snapshot);
     if (!disk->snapshot.present || disk->snapshot.index < index)
         disk->snapshot = write->snapshot;
     if (index <= write->trailing)
@@ -122,6 +136,8 @@ static uint64_t disk_latency_us(struct sim_disk *disk)
 
     if (disk->head->kind == WRITE_TAKE || disk->head->kind == WRITE_INSTALL)
         us += sim_between(sim, SIM_MS, disk->snapshot_extra_ms * SIM_MS);
+    if (disk->stalls_per_thousand > 0 && sim_chance(sim, disk->stalls_per_thousand))
+        us += sim_between(sim, 500 * SIM_MS, 4 * SIM_SECOND);
     if (disk->slow_until_us > sim->now_us)
         us += sim_between(sim, 20 * SIM_MS, 400 * SIM_MS);
     if (disk->full_until_us > sim->now_us && disk->head->kind != WRITE_TRUNCATE)
@@ -240,6 +256,9 @@ void sim_disk_truncate(struct sim_disk *disk, raft_index index)
     if (index >= disk->next)
         return;
     disk_check_no_take(disk, index);
+    if (disk->snapshot.present && index <= disk->snapshot.index)
+        sim_violation(disk->sim, "controller %u cuts its log at %llu, its snapshot is of %llu", disk->actor->id, index,
+                      disk->snapshot.index);
     write = NEW(struct sim_disk_write);
     *write = (struct sim_disk_write){.kind = WRITE_TRUNCATE, .index = index};
     disk->next = index;
@@ -268,6 +287,31 @@ void sim_disk_put_snapshot(struct sim_disk *disk, unsigned trailing, const struc
     if (trailing == 0)
         disk->next = snapshot->index + 1;
     disk_push(disk, write);
+}
+
+bool sim_disk_keeps(const struct sim_disk *disk, raft_index index)
+{
+    if (index > disk_last(disk) && index > disk->snapshot.index)
+        return false;
+    for (const struct sim_disk_write *write = disk->head; write != NULL; write = write->next)
+        if (write->kind == WRITE_TRUNCATE && write->index <= index)
+            return false;
+    return true;
+}
+
+void sim_disk_newest_members(const struct sim_disk *disk, struct raft_configuration *ret_members)
+{
+    size_t i = disk->count;
+
+    while (i > 0 && disk->entries[i - 1].type != RAFT_CHANGE)
+        i--;
+    if (i > 0 && disk->first + i - 1 > disk->snapshot.configuration_index) {
+        struct raft_buffer buf = {disk->entries[i - 1].data, disk->entries[i - 1].size};
+
+        ASSERT(raft_configuration_decode(&buf, ret_members) == 0);
+    } else {
+        sim_disk_copy_configuration(&disk->snapshot.configuration, ret_members);
+    }
 }
 
 /* --- Reading ---------------------------------------------------------------------------------------------------- */

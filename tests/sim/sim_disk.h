@@ -44,6 +44,7 @@ struct sim_disk {
     raft_index next; /* index after the last entry handed in */
 
     uint64_t slow_until_us, full_until_us; /* faults */
+    unsigned stalls_per_thousand;          /* of writes: they take 0.5 to 4 s */
     unsigned snapshot_extra_ms;            /* how much longer snapshots take than entries */
     bool acknowledges_early;               /* mutation: says "written" before it is */
     uint64_t installs;
@@ -63,6 +64,11 @@ void sim_disk_truncate(struct sim_disk *disk, raft_index index);
 /* @trailing > 0: a snapshot of our own, keep that many entries behind it. 0: one from the leader, it replaces all. */
 void sim_disk_put_snapshot(struct sim_disk *disk, unsigned trailing, const struct raft_snapshot *snapshot,
                            sim_disk_done_fn done, void *req);
+
+/* Whether the entry at @index is there and is not about to be cut. */
+bool sim_disk_keeps(const struct sim_disk *disk, raft_index index);
+/* What the newest configuration there says; none: no members. */
+void sim_disk_newest_members(const struct sim_disk *disk, struct raft_configuration *ret_members);
 
 /* For raft_io's load and snapshot_get: copies in raft_malloc'ed memory. */
 struct raft_snapshot *sim_disk_get_snapshot(const struct sim_disk *disk);

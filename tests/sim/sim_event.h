@@ -46,6 +46,7 @@ struct sim {
     struct sim_event **heap;
     size_t heap_size, heap_capacity;
     bool verbose;
+    bool trace; /* verbose, and what libraft says of itself */
     char violation[400]; /* the first one; empty: none */
 };
 

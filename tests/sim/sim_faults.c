@@ -4,18 +4,35 @@
 #include <string.h>
 
 static const struct sim_scenario scenarios[] = {
-    {"faults", SIM_FAULT_ALL, 64, 16, 40, 0, 2500, 0, 0, 0, "everything that can go wrong, all at once"},
-    {"snapshots", SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK, 12, 4, 400, 0, 900, 0, 0, 0, "snapshots all the time, written slowly"},
-    {"restores", (SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK) | SIM_FAULT_SLOW_RESTORE, 12, 4, 20, 0, 700, 0, 0, 0,
-     "snapshots of the leader take long to restore"},
-    {"metadata", SIM_FAULT_ALL, 64, 16, 40, 30, 1500, 0, 0, 0, "term and vote cannot always be written"},
-    {"sends", SIM_FAULT_LOSS | SIM_FAULT_CRASH | SIM_FAULT_PARTITION | SIM_FAULT_TRANSFER | SIM_FAULT_PAUSE, 12, 8, 10, 0, 700,
-     0, 3000, 700, "messages are held for long by who sends them, while the log goes on"},
-    {"full-disk", SIM_FAULT_FULL_DISK | SIM_FAULT_CRASH | SIM_FAULT_PARTITION, 64, 16, 40, 0, 1500, 0, 0, 0, "disks fill up"},
-    {"members", SIM_FAULT_ALL | SIM_FAULT_MEMBERS, 64, 16, 40, 0, 2500, 0, 0, 0, "members come and go, and all that can go wrong"},
-    {"member-storm", SIM_FAULT_ALL | SIM_FAULT_MEMBERS, 12, 4, 100, 0, 900, 250, 0, 0, "the same, in a hurry"},
-    {"hosts", SIM_FAULT_CLASS | SIM_FAULT_LOSS, 64, 16, 40, 0, 500, 0, 0, 0, "only the machine class's own faults"},
-    {"quiet", 0, 64, 16, 40, 0, 0, 0, 0, 0, "no faults at all"},
+    {.name = "faults", .faults = SIM_FAULT_ALL, .fault_gap_ms = 2500, .text = "everything that can go wrong, all at once"},
+    {.name = "snapshots", .faults = SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK, .fault_gap_ms = 900, .snapshot_threshold = 12,
+     .snapshot_trailing = 4, .snapshot_extra_ms = 400, .text = "snapshots all the time, written slowly"},
+    {.name = "restores", .faults = (SIM_FAULT_ALL & ~SIM_FAULT_FULL_DISK) | SIM_FAULT_SLOW_RESTORE, .fault_gap_ms = 700,
+     .snapshot_threshold = 12, .snapshot_trailing = 4, .snapshot_extra_ms = 20,
+     .text = "snapshots of the leader take long to restore"},
+    {.name = "metadata", .faults = SIM_FAULT_ALL, .fault_gap_ms = 1500, .metadata_faults_per_thousand = 30,
+     .text = "term and vote cannot always be written"},
+    {.name = "sends",
+     .faults = SIM_FAULT_LOSS | SIM_FAULT_CRASH | SIM_FAULT_PARTITION | SIM_FAULT_TRANSFER | SIM_FAULT_PAUSE,
+     .fault_gap_ms = 700, .snapshot_threshold = 12, .snapshot_trailing = 8, .snapshot_extra_ms = 10, .send_held_ms = 3000,
+     .send_held_per_thousand = 700, .text = "messages are held for long by who sends them, while the log goes on"},
+    {.name = "full-disk", .faults = SIM_FAULT_FULL_DISK | SIM_FAULT_CRASH | SIM_FAULT_PARTITION, .fault_gap_ms = 1500,
+     .text = "disks fill up"},
+    {.name = "stalls", .faults = SIM_FAULT_PARTITION, .fault_gap_ms = 300, .stalls_per_thousand = 15, .five = true,
+     .text = "single writes take seconds, leaders come and go meanwhile"},
+    {.name = "members", .faults = SIM_FAULT_ALL | SIM_FAULT_MEMBERS, .fault_gap_ms = 2500,
+     .text = "members come and go, and all that can go wrong"},
+    {.name = "member-storm", .faults = SIM_FAULT_ALL | SIM_FAULT_MEMBERS, .fault_gap_ms = 900, .member_gap_ms = 250,
+     .snapshot_threshold = 12, .snapshot_trailing = 4, .snapshot_extra_ms = 100, .text = "the same, in a hurry"},
+    {.name = "alone", .faults = SIM_FAULT_ALL | SIM_FAULT_MEMBERS, .fault_gap_ms = 900, .member_gap_ms = 250,
+     .snapshot_threshold = 12, .snapshot_trailing = 4, .snapshot_extra_ms = 100, .alone = true,
+     .text = "the same, from one member on, and down to one"},
+    {.name = "farewell", .faults = SIM_FAULT_PARTITION | SIM_FAULT_TRANSFER | SIM_FAULT_MEMBERS, .fault_gap_ms = 400,
+     .member_gap_ms = 400, .splits_after_transfer = true,
+     .text = "members are removed while leadership is handed to them"},
+    {.name = "hosts", .faults = SIM_FAULT_CLASS | SIM_FAULT_LOSS, .fault_gap_ms = 500,
+     .text = "only the machine class's own faults"},
+    {.name = "quiet", .text = "no faults at all"},
 };
 
 const struct sim_scenario *sim_scenario_at(size_t i)
@@ -123,6 +140,14 @@ static void fault_full_disk(struct sim_cluster *cluster)
     sim_log(&cluster->sim, "controller %u: %s full", victim->actor.id, all ? "and all others: disk" : "disk");
 }
 
+static void fault_split(struct sim *sim UNUSED, struct sim_event *event)
+{
+    struct sim_cluster *cluster = event->data;
+
+    if (cluster->sim.now_us < cluster->quiet_us)
+        fault_partition(cluster);
+}
+
 static void transfer_cb(struct raft_transfer *req)
 {
     free(req);
@@ -144,16 +169,18 @@ static void fault_transfer(struct sim_cluster *cluster)
         return;
     sim_log(&cluster->sim, "controller %u hands leadership on", leader->actor.id);
     sim_raft_io_call(&leader->io, fault_transfer_call, NULL);
+    if (cluster->scenario->splits_after_transfer)
+        sim_after(&cluster->sim, sim_between(&cluster->sim, SIM_MS, 6 * SIM_MS), fault_split, NULL, cluster);
 }
 
-/* A change of the members, mostly a sensible one: there are to be three to five voters, and the leader is removed too. */
+/* A change of the members, mostly a sensible one: there are to be three (or one) to five voters, and the leader is removed too. */
 static void member_change(struct sim_cluster *cluster, struct sim_node *leader)
 {
     struct sim *sim = &cluster->sim;
     const struct raft_configuration *configuration = &leader->raft->configuration;
     const struct raft_server *server;
     enum sim_change change;
-    unsigned voters = 0, id;
+    unsigned voters = 0, voters_min = cluster->scenario->alone ? 1 : 3, id;
 
     for (unsigned i = 0; i < configuration->n; i++)
         voters += configuration->servers[i].role == RAFT_VOTER;
@@ -171,7 +198,9 @@ static void member_change(struct sim_cluster *cluster, struct sim_node *leader)
     id = (unsigned)server->id;
     if (server->role != RAFT_VOTER)
         change = voters < 5 || sim_chance(sim, 200) ? SIM_CHANGE_PROMOTE : SIM_CHANGE_REMOVE;
-    else if (voters > 3)
+    else if (voters == 2 && id == leader->actor.id && !cluster->mutations.raft.no_last_vote_guard)
+        return; /* guard R */
+    else if (voters > voters_min)
         change = sim_chance(sim, 400) ? SIM_CHANGE_DEMOTE : SIM_CHANGE_REMOVE;
     else
         return;
@@ -274,6 +303,7 @@ void sim_faults_heal(struct sim_cluster *cluster)
         struct sim_node *node = &cluster->nodes[id];
 
         node->io.metadata_faults_per_thousand = 0;
+        node->disk.stalls_per_thousand = 0;
         node->disk.slow_until_us = node->disk.full_until_us = 0;
         node->actor.paused_until_us = 0;
         if (!node->actor.up)

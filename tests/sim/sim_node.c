@@ -536,6 +536,41 @@ int sim_node_change(struct sim_node *leader, enum sim_change change, unsigned id
     return call.rv;
 }
 
+/* --- Trace ------------------------------------------------------------------------------------------------------ */
+
+static void node_emit(struct raft_tracer *tracer, int type, const void *data)
+{
+    struct sim_node *node = CONTAINER_OF(tracer, struct sim_node, tracer);
+    const struct raft_tracer_info *info = data;
+
+    if (type == RAFT_TRACER_DIAGNOSTIC)
+        sim_log(&node->cluster->sim, "  %u %s", node->actor.id, info->diagnostic.message);
+}
+
+void sim_node_trace(struct sim_node *node)
+{
+    const struct raft *raft = node->raft;
+    const struct raft_configuration *configurations[] = {&raft->configuration, &raft->configuration_committed};
+    char text[sizeof(node->members)] = "";
+    size_t at = 0;
+
+    for (unsigned which = 0; which < ARRAY_SIZE(configurations); which++) {
+        const struct raft_configuration *configuration = configurations[which];
+
+        for (unsigned i = 0; i < configuration->n && at < sizeof(text); i++)
+            at += (size_t)snprintf(text + at, sizeof(text) - at, " %llu%s", configuration->servers[i].id,
+                                   configuration->servers[i].role == RAFT_VOTER     ? ""
+                                   : configuration->servers[i].role == RAFT_STANDBY ? "(standby)"
+                                                                                    : "(spare)");
+        if (at < sizeof(text))
+            at += (size_t)snprintf(text + at, sizeof(text) - at, which == 0 ? " not committed %llu; committed %llu:" : "",
+                                   raft->configuration_uncommitted_index, raft->configuration_committed_index);
+    }
+    if (strcmp(text, node->members) != 0)
+        sim_log(&node->cluster->sim, "  %u members:%s", node->actor.id, text);
+    memcpy(node->members, text, sizeof(text));
+}
+
 /* --- Life ------------------------------------------------------------------------------------------------------- */
 
 static struct sim_raft_io *node_peer(struct sim_raft_io *io, raft_id id)
@@ -587,15 +622,16 @@ static void node_raft_start(struct sim_raft_io *io, void *arg UNUSED)
     int rv;
 
     ASSERT(raft_init(raft, &io->guard.io, &node->fsm, node->actor.id, io->address) == 0);
-    raft->tracer = NULL;
+    node->tracer = (struct raft_tracer){.version = 2, .emit = node_emit};
+    raft->tracer = node->cluster->sim.trace ? &node->tracer : NULL;
     if (node->disk.term == 0 && node->actor.id <= node->cluster->node_count - node->cluster->newcomers)
         node_bootstrap(node);
     raft_set_election_timeout(raft, 500);
     raft_set_heartbeat_timeout(raft, 50);
     raft_set_install_snapshot_timeout(raft, 2000);
     raft_set_pre_vote(raft, !node->cluster->mutations.no_prevote);
-    raft_set_snapshot_threshold(raft, scenario->snapshot_threshold);
-    raft_set_snapshot_trailing(raft, scenario->snapshot_trailing);
+    raft_set_snapshot_threshold(raft, scenario->snapshot_threshold > 0 ? scenario->snapshot_threshold : 64);
+    raft_set_snapshot_trailing(raft, scenario->snapshot_trailing > 0 ? scenario->snapshot_trailing : 16);
     rv = raft_start(raft);
     if (rv != 0)
         sim_violation(&node->cluster->sim, "controller %u does not start: %s", node->actor.id, raft_strerror(rv));

@@ -2,17 +2,19 @@
  * controller frames them, one state machine each, and the checks that hold at every moment:
  *
  *   - one leader a term, no vote twice, no term going back (also on disk)
+ *   - a leader was elected by whom the log on its disk names; a snapshot names the members as of its index; what libraft
+ *     counts as written stays on the disk
  *   - the same command and the same state at each index on every controller; snapshots are states of that history
  *   - an acknowledged command is in the history, where its proposer was told, and behind all that was acknowledged
  *     before it was proposed; nothing acknowledged is ever missing (for one log of commands that is linearizability)
  *   - a read behind a barrier sees all that was acknowledged before it was asked
- *   - after 20 seconds without faults: one leader, all members level, commands acknowledged again
+ *   - after 12 seconds without faults the leader stays; after 20: one leader, all members level, commands acknowledged again
  *
  * A snapshot of the leader's is restored in virtual time, as raft_restore.c does it with a thread: milliseconds, or seconds
  * in scenarios with SIM_FAULT_SLOW_RESTORE.
  *
- * Where the scenario changes the members (SIM_FAULT_MEMBERS), three or five of SIM_NODES_MAX controllers are members at
- * first; the others run on empty disks until they are added. An id is never added twice. */
+ * Where the scenario changes the members (SIM_FAULT_MEMBERS), one, three or five of SIM_NODES_MAX controllers are members
+ * at first; the others run on empty disks until they are added. An id is never added twice. */
 #ifndef TESTS_SIM_SIM_NODE_H
 #define TESTS_SIM_SIM_NODE_H
 
@@ -48,13 +50,17 @@ struct sim_mutations {
 
 struct sim_scenario {
     const char *name;
+    const char *text;
     unsigned faults; /* bits of enum sim_fault */
-    unsigned snapshot_threshold, snapshot_trailing, snapshot_extra_ms;
+    unsigned fault_gap_ms; /* the longest time between two faults; 0: none */
+    unsigned snapshot_threshold, snapshot_trailing, snapshot_extra_ms; /* 0: 64, 16, 40 */
     unsigned metadata_faults_per_thousand;
-    unsigned fault_gap_ms; /* the longest time between two faults */
     unsigned member_gap_ms; /* the longest time between two changes of the members; 0: 1000 */
     unsigned send_held_ms, send_held_per_thousand; /* sim_raft_io.h; 0: 300 ms */
-    const char *text;
+    unsigned stalls_per_thousand; /* of writes: they take 0.5 to 4 s */
+    bool splits_after_transfer;   /* the network, while leadership is handed on */
+    bool five;  /* members always, not three mostly */
+    bool alone; /* one member at first, and no fewer later; else three or five at first, and three later */
 };
 
 struct sim_history_entry {
@@ -72,6 +78,8 @@ struct sim_node {
     struct sim_disk disk;
     struct raft *raft; /* of this process; leaks with it, as a crashed process's memory would */
     struct raft_fsm fsm;
+    struct raft_tracer tracer;
+    char members[200]; /* with --trace: as last told */
     struct raft_machine machine;
     pthread_rwlock_t lock;
     uint64_t index;    /* commands applied */
@@ -116,6 +124,7 @@ void sim_cluster_run(struct sim_cluster *cluster);
 void sim_cluster_finish(struct sim_cluster *cluster);
 
 void sim_node_start(struct sim_node *node);
+void sim_node_trace(struct sim_node *node); /* tell whom it counts as members, where that has changed */
 void sim_node_crash(struct sim_node *node, const char *why);
 bool sim_node_leads(const struct sim_node *node); /* it thinks so, and is not paused */
 struct sim_node *sim_cluster_leader(struct sim_cluster *cluster); /* one that thinks so, or NULL */

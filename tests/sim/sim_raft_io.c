@@ -150,13 +150,56 @@ static struct raft_message *message_copy(const struct raft_message *from)
     return to;
 }
 
+/* Mutation: past the guards of messages but for A and I. */
+static bool io_recv_unguarded(struct sim_raft_io *io, struct raft_message *message)
+{
+    const struct raft_append_entries *append = &message->append_entries;
+    bool off = false;
+
+    if (message->type == RAFT_TIMEOUT_NOW)
+        off = io->broken.no_alone_guard;
+    if (message->type == RAFT_REQUEST_VOTE)
+        off = io->broken.no_vote_guard;
+    if (message->type == RAFT_APPEND_ENTRIES)
+        off = io->broken.no_batch_guard && append->prev_log_index >= io->raft->trail.offset;
+    if (!off)
+        return false;
+    if (raft_state(io->raft) != RAFT_LEADER)
+        io->raft->legacy.change = NULL;
+    io->guard.recv(&io->guard.io, message);
+    return true;
+}
+
 static void io_recv(struct sim_raft_io *io, void *arg)
 {
-    if (io->keeps_change && ((struct raft_message *)arg)->type != RAFT_INSTALL_SNAPSHOT) { /* past guard I, not A */
-        io->guard.recv(&io->guard.io, arg);
-        return;
+    io->kept_change = io->raft->legacy.change;
+    io->gives_back = io->broken.no_leftover_guard;
+    if (!io_recv_unguarded(io, arg))
+        io->recv(&io->guard.io, arg); /* what the message points to is libraft's now */
+}
+
+/* Mutation: what comes behind guards I and Q gets back what they took away. */
+static void io_recv_kept(struct raft_io *raft_io, struct raft_message *message)
+{
+    struct sim_raft_io *io = sim_io(raft_io);
+
+    if (io->gives_back)
+        io->raft->legacy.change = io->kept_change;
+    io->gives_back = false;
+    io->libraft_recv(raft_io, message);
+}
+
+static void io_tick_kept(struct raft_io *raft_io)
+{
+    struct sim_raft_io *io = sim_io(raft_io);
+
+    if (io->broken.no_leftover_guard)
+        io->raft->legacy.change = io->kept_change;
+    if (io->broken.no_candidate_guard && raft_state(io->raft) == RAFT_CANDIDATE) {
+        io->raft->candidate_state.disrupt_leader = io->kept_disrupt;
+        io->raft->candidate_state.in_pre_vote = io->kept_pre_vote;
     }
-    io->recv(&io->guard.io, arg); /* what the message points to is libraft's now */
+    io->libraft_tick(raft_io);
 }
 
 static void io_deliver(struct sim_actor *to, struct sim_actor *from, void *data);
@@ -267,6 +310,8 @@ static int io_load(struct raft_io *raft_io, raft_term *term, raft_id *voted_for,
     *snapshot = sim_disk_get_snapshot(disk);
     *entries = sim_disk_get_entries(disk);
     *n_entries = disk->count;
+    /* Mutation: guard O's load is off, which is guard J's too. */
+    sim_io(raft_io)->guard.next_index = disk->next;
     *start_index = disk->count == 0 && *snapshot != NULL ? (*snapshot)->index + 1 : disk->first;
     return 0;
 }
@@ -321,11 +366,14 @@ static int io_set_vote(struct raft_io *raft_io, raft_id id)
     return 0;
 }
 
-static void io_append_done(struct sim_raft_io *io UNUSED, void *arg)
+static void io_append_done(struct sim_raft_io *io, void *arg)
 {
     struct raft_io_append *req = arg;
 
     req->cb(req, 0);
+    if (!sim_disk_keeps(io->disk, io->raft->last_stored))
+        sim_violation(io->sim, "controller %u counts entry %llu as written, which it is about to cut", io->actor->id,
+                      io->raft->last_stored);
 }
 
 static void io_appended(struct sim_disk *disk, void *req)
@@ -406,10 +454,17 @@ static void io_tick(struct sim_raft_io *io, void *arg UNUSED)
 {
     /* 64 MiB prepared, or none on a full disk: libraft refuses new commands then. */
     io->guard.io.capacity = io->disk->full_until_us > io->sim->now_us ? 0 : UINT16_MAX;
-    if (io->keeps_change)
+    io->kept_change = io->raft->legacy.change;
+    io->kept_disrupt = io->raft->candidate_state.disrupt_leader;
+    io->kept_pre_vote = io->raft->candidate_state.in_pre_vote;
+    if (io->broken.no_alone_guard) { /* past guard O, not I */
+        raft_guard_turn(&io->guard);
+        if (raft_state(io->raft) != RAFT_LEADER)
+            io->raft->legacy.change = NULL;
         io->guard.tick(&io->guard.io);
-    else
+    } else {
         io->tick(&io->guard.io);
+    }
 }
 
 static void io_ticked(struct sim *sim, struct sim_event *event)
@@ -428,6 +483,12 @@ static int io_start(struct raft_io *raft_io, unsigned msecs, raft_io_tick_cb tic
     io->tick_ms = msecs;
     io->tick = tick;
     io->recv = recv;
+    if (io->broken.no_leftover_guard || io->broken.no_candidate_guard) {
+        io->libraft_tick = io->guard.tick;
+        io->libraft_recv = io->guard.recv;
+        io->guard.tick = io_tick_kept;
+        io->guard.recv = io_recv_kept;
+    }
     sim_after(io->sim, msecs * SIM_MS, io_ticked, io->actor, NULL);
     return 0;
 }
@@ -452,6 +513,20 @@ static int io_send_entries_unguarded(struct raft_io *raft_io, struct raft_io_sen
     if (message->type == RAFT_APPEND_ENTRIES)
         return io->guard.inner_send(raft_io, req, message, cb);
     return io->guarded_send(raft_io, req, message, cb);
+}
+
+/* Mutation: guard S is told that all is written. */
+static int io_send_unwritten(struct raft_io *raft_io, struct raft_io_send *req, const struct raft_message *message,
+                             raft_io_send_cb cb)
+{
+    struct sim_raft_io *io = sim_io(raft_io);
+    raft_index stored = io->raft->last_stored;
+    int rv;
+
+    io->raft->last_stored = UINT64_MAX;
+    rv = io->guarded_send(raft_io, req, message, cb);
+    io->raft->last_stored = stored;
+    return rv;
 }
 
 void sim_raft_io_init(struct sim_raft_io *io, const struct sim_raft_mutations *mutations)
@@ -482,17 +557,20 @@ void sim_raft_io_init(struct sim_raft_io *io, const struct sim_raft_mutations *m
         .random = io_random,
     };
     raft_guard_wrap(&io->guard, mutations->no_metadata_guard ? io_broken_ignored : io_broken, NULL);
-    io->keeps_change = mutations->no_leftover_guard;
+    io->broken = *mutations;
+    if (mutations->no_alone_guard)
+        io->guard.io.load = io->guard.inner_load;
     if (mutations->no_install_guard) {
         io->guard.io.start = io->guard.inner_start;
         io->guard.io.snapshot_put = io->guard.inner_snapshot_put;
     }
     if (mutations->no_cut_guard)
         io->guard.io.truncate = io->guard.inner_truncate;
-    if (mutations->no_send_guard) {
-        io->guarded_send = io->guard.io.send;
+    io->guarded_send = io->guard.io.send;
+    if (mutations->no_send_guard)
         io->guard.io.send = io_send_entries_unguarded;
-    }
+    if (mutations->no_unwritten_guard)
+        io->guard.io.send = io_send_unwritten;
     if (mutations->no_term_guard)
         io->guard.io.snapshot_get = io->guard.inner_snapshot_get;
 }

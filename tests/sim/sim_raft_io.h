@@ -20,6 +20,12 @@ struct sim_raft_heap {
 };
 void sim_raft_heap_install(struct sim_raft_heap *heap);
 
+struct sim_raft_mutations { /* what is broken on purpose: guards of raft_guard.h that are off */
+    bool no_install_guard, no_snapshot_guard, no_metadata_guard, no_send_guard, no_term_guard, no_change_guard,
+        no_configuration_guard, no_leftover_guard, no_batch_guard, no_cut_guard, no_alone_guard,
+        no_vote_guard, no_candidate_guard, no_last_vote_guard, no_unwritten_guard;
+};
+
 struct sim_raft_io {
     struct raft_guard guard; /* its io is libraft's */
     struct sim *sim;
@@ -36,16 +42,16 @@ struct sim_raft_io {
     raft_io_tick_cb tick;
     raft_io_recv_cb recv;
     int (*guarded_send)(struct raft_io *, struct raft_io_send *, const struct raft_message *, raft_io_send_cb);
-    bool keeps_change; /* mutation */
+    struct sim_raft_mutations broken;
+    raft_io_tick_cb libraft_tick; /* mutation: libraft's own, behind the guards */
+    raft_io_recv_cb libraft_recv;
+    struct raft_change *kept_change; /* mutation: what guard I takes away is given back */
+    bool gives_back;
+    bool kept_disrupt, kept_pre_vote; /* the same of guard Q */
     bool inside; /* a call into libraft is under way */
     jmp_buf escape;
     const char *end_why;
     char address[16];
-};
-
-struct sim_raft_mutations { /* what is broken on purpose */
-    bool no_install_guard, no_snapshot_guard, no_metadata_guard, no_send_guard, no_term_guard, no_change_guard,
-        no_configuration_guard, no_leftover_guard, no_cut_guard;
 };
 
 /* Fill all but what the caller sets: sim .. metadata_faults. @raft is about to be raft_init'ed with &io->guard.io. */
