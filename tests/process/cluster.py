@@ -24,8 +24,10 @@ from bed import ROOT, BedError, process_state, wait_until
 API_PORT = 7443
 START_S = 30
 KIND = os.environ.get('DROVER_KIND', 'debug')    # build kind whose programs run: debug, asan, tsan
-# Where there is no KVM, VMMs play it themselves (drover-vmm --accel none), with a guest that says the same as the test guest.
-ACCEL = os.environ.get('DROVER_ACCEL') or ('kvm' if os.access('/dev/kvm', os.R_OK | os.W_OK) else 'none')
+# DROVER_ACCEL=none: VMMs play KVM themselves (drover-vmm --accel none), with a guest that says the same as the test guest.
+ACCEL = os.environ.get('DROVER_ACCEL', 'kvm')
+KVM_MISSING = not os.access('/dev/kvm', os.R_OK | os.W_OK)
+KVM_MISSING_TEXT = 'there is no /dev/kvm: a cluster places no VM on such a host'
 
 
 def program(name, kind=KIND):

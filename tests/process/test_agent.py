@@ -15,11 +15,13 @@ import time
 import pytest
 
 from bed import BedError, ROOT, wait_until
+from cluster import KVM_MISSING, KVM_MISSING_TEXT
 
 GUEST = ROOT / 'build' / 'guest' / 'ticker.elf'
 
 
-pytestmark = pytest.mark.skipif(not GUEST.exists(), reason='the test guest is not built: make guest')
+pytestmark = [pytest.mark.skipif(not GUEST.exists(), reason='the test guest is not built: make guest'),
+              pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)]
 
 
 @pytest.fixture

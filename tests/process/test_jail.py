@@ -16,6 +16,7 @@ import time
 import pytest
 
 from bed import cgroup_mount, wait_until
+from cluster import KVM_MISSING, KVM_MISSING_TEXT
 from test_agent import GUEST, act, create, ticks, vm_dir, vmm_of, wait_ticking
 from test_agent import cluster      # noqa: F401   a fixture
 from test_vmm import LIMIT_S, VMM, Vmm
@@ -236,10 +237,14 @@ def test_migration_from_jail_to_jail(jailed, tmp_path):
 
 # ---- by the agent
 
+needs_cluster = pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)
+
+
 def user_of(cluster, vm_id):
     return (vm_dir(cluster, vm_id)).stat().st_gid
 
 
+@needs_cluster
 def test_vms_are_walled_off(cluster):
     agent = cluster.agent(1)
     first = create(cluster, 'web1', disks=[{'name': 'root', 'size_bytes': 16 << 20}])
@@ -280,6 +285,7 @@ def test_vms_are_walled_off(cluster):
     act(cluster, 'DELETE', '/v1/vms/web2')
 
 
+@needs_cluster
 def test_user_stays_through_restarts(cluster):
     agent = cluster.agent(1)
     vm_id = create(cluster, 'web1')
@@ -300,6 +306,7 @@ def test_user_stays_through_restarts(cluster):
     assert status_of(vmm_of(cluster, vm_id)[0])['Uid'].split()[0] == str(user)
 
 
+@needs_cluster
 def test_lock_that_names_another_process_is_not_believed(cluster):
     """A VMM that was taken over can write to its lock's file; it must not make the agent kill others by it."""
     agent = cluster.agent(1)
@@ -328,6 +335,7 @@ def test_lock_that_names_another_process_is_not_believed(cluster):
         victim.wait()
 
 
+@needs_cluster
 def test_directory_of_an_agent_before_users(cluster):
     """A VM that ran as root is adopted as it is, and becomes a user's with its next start."""
     agent = cluster.agent(1)
@@ -356,6 +364,7 @@ def test_directory_of_an_agent_before_users(cluster):
     assert len(ticks(cluster, vm_id)) == 2      # the log goes on
 
 
+@needs_cluster
 def test_cgroup_and_status(cluster):
     agent = cluster.agent(1)
     host = cluster.items('/v1/hosts')[0]
@@ -376,6 +385,7 @@ def test_cgroup_and_status(cluster):
     assert list((agent.host.cgroup / 'drover').glob('vm-*')) == []
 
 
+@needs_cluster
 def test_without_cgroups_it_says_so(cluster):
     agent = cluster.agent(1)
     agent.program.stop()

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from bed import ROOT, wait_until
+from cluster import KVM_MISSING, KVM_MISSING_TEXT
 
 TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
 RELAY = ROOT / 'tests' / 'process' / 'tap_relay.py'
@@ -13,6 +14,7 @@ BUSYBOX = '/usr/bin/busybox' if os.path.exists('/usr/bin/busybox') else '/bin/bu
 GATEWAY = '192.0.2.1'
 
 pytestmark = [pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built'),
+              pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT),
               pytest.mark.skipif(not os.path.exists(BUSYBOX), reason='there is no busybox (ping, udhcpc)')]
 
 DHCP_SCRIPT = '''#!/bin/sh

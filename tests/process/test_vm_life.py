@@ -7,11 +7,13 @@ import time
 import pytest
 
 from bed import ROOT, wait_until
+from cluster import KVM_MISSING, KVM_MISSING_TEXT
 
 TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
 VM = 'web'
 
-pytestmark = pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built')
+pytestmark = [pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built'),
+              pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)]
 
 
 class Running:
