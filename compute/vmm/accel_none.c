@@ -19,7 +19,8 @@ struct slot {
     uint64_t gpa, size;
     uint8_t *host;
     bool logging;
-    uint64_t *dirty; /* one bit for each page */
+    uint64_t *dirty;   /* one bit for each page, since the log was fetched */
+    uint64_t *written; /* the same, of the step under way: it may write to them until it ends */
 };
 struct attached {
     uint32_t gsi;
@@ -102,7 +103,9 @@ static int memory_set(struct accel_none *a, const struct kvm_userspace_memory_re
     bool logging = r->memory_size != 0 && (r->flags & KVM_MEM_LOG_DIRTY_PAGES) != 0;
     if (slot->dirty == NULL || slot->size != r->memory_size) {
         free(slot->dirty);
+        free(slot->written);
         slot->dirty = xcalloc(r->memory_size / MEMORY_PAGE_BYTES / 64 + 1, sizeof(uint64_t));
+        slot->written = xcalloc(r->memory_size / MEMORY_PAGE_BYTES / 64 + 1, sizeof(uint64_t));
     }
     slot->gpa = r->guest_phys_addr;
     slot->size = r->memory_size;
@@ -116,10 +119,26 @@ static int dirty_get(struct accel_none *a, const struct kvm_dirty_log *log)
     if (log->slot >= SLOTS || !a->slots[log->slot].logging)
         return no(ENOENT);
     struct slot *slot = &a->slots[log->slot];
-    size_t bytes = (slot->size / MEMORY_PAGE_BYTES + 63) / 64 * sizeof(uint64_t);
-    memcpy(log->dirty_bitmap, slot->dirty, bytes);
-    memset(slot->dirty, 0, bytes);
+    size_t words = (slot->size / MEMORY_PAGE_BYTES + 63) / 64;
+    for (size_t i = 0; i < words; i++) {
+        ((uint64_t *)log->dirty_bitmap)[i] = slot->dirty[i] | slot->written[i];
+        slot->dirty[i] = 0;
+    }
     return 0;
+}
+
+/* A page counts as written after the write, not before: else one that is fetched in between would be sent as it was. */
+static void written_settle(struct accel_none *a)
+{
+    pthread_mutex_lock(&a->lock);
+    for (unsigned i = 0; i < SLOTS; i++) {
+        struct slot *slot = &a->slots[i];
+        for (size_t n = 0; slot->size != 0 && n < (slot->size / MEMORY_PAGE_BYTES + 63) / 64; n++) {
+            slot->dirty[n] |= slot->logging ? slot->written[n] : 0;
+            slot->written[n] = 0;
+        }
+    }
+    pthread_mutex_unlock(&a->lock);
 }
 
 void *script_memory(struct script *s, uint64_t gpa, uint64_t size, bool write)
@@ -133,8 +152,8 @@ void *script_memory(struct script *s, uint64_t gpa, uint64_t size, bool write)
             continue;
         found = slot->host + (gpa - slot->gpa);
         for (uint64_t page = (gpa - slot->gpa) / MEMORY_PAGE_BYTES;
-             write && slot->logging && page <= (gpa - slot->gpa + size - 1) / MEMORY_PAGE_BYTES; page++)
-            slot->dirty[page / 64] |= 1ull << (page % 64);
+             write && page <= (gpa - slot->gpa + size - 1) / MEMORY_PAGE_BYTES; page++)
+            slot->written[page / 64] |= 1ull << (page % 64);
     }
     pthread_mutex_unlock(&a->lock);
     if (found != NULL)
@@ -346,6 +365,7 @@ static void *script_main(void *arg)
         } else {
             script_guest_step(s, tick);
         }
+        written_settle(s->accel);
         pthread_mutex_lock(&s->lock);
         s->turn = TURN_IDLE;
         pthread_cond_broadcast(&s->changed);
@@ -649,8 +669,10 @@ void accel_none_destroy(struct accel_none *a)
 {
     if (a == NULL)
         return;
-    for (unsigned i = 0; i < SLOTS; i++)
+    for (unsigned i = 0; i < SLOTS; i++) {
         free(a->slots[i].dirty);
+        free(a->slots[i].written);
+    }
     pthread_mutex_destroy(&a->lock);
     pthread_mutex_destroy(&a->script.lock);
     pthread_cond_destroy(&a->script.changed);
