@@ -295,11 +295,11 @@ static int list(void)
     return EXIT_SUCCESS;
 }
 
-/* Without --class: the stories, the seeds with the history machine, and a fifth as many with changing members and with
- * the cluster. */
+/* Without --class: the stories, the seeds with the history machine, and a fifth as many each with changing members, with
+ * snapshots that take long to restore, and with the cluster. */
 static int run_all(struct options options)
 {
-    struct totals history = {0}, members = {0}, cluster = {0};
+    struct totals history = {0}, members = {0}, restores = {0}, cluster = {0};
     const struct sim_scenario *scenario = options.scenario;
     unsigned passed = 0, failed = 0;
 
@@ -312,13 +312,16 @@ static int run_all(struct options options)
     options.scenario = sim_scenario_find("member-storm");
     run_seeds(&options, false, &members);
     totals_print(&options, &members);
+    options.scenario = sim_scenario_find("restores");
+    run_seeds(&options, false, &restores);
+    totals_print(&options, &restores);
     options.scenario = scenario;
     options.class = &sim_cluster_class;
     run_seeds(&options, false, &cluster);
     totals_print(&options, &cluster);
-    failed += (unsigned)(history.failed + members.failed + cluster.failed);
+    failed += (unsigned)(history.failed + members.failed + restores.failed + cluster.failed);
     printf("%llu passed, %u failed, 0 skipped\n",
-           (unsigned long long)(passed + history.passed + members.passed + cluster.passed), failed);
+           (unsigned long long)(passed + history.passed + members.passed + restores.passed + cluster.passed), failed);
     return failed > 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
