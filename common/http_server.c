@@ -59,16 +59,21 @@ const char *http_server_date(struct http_server *server)
 
 /* --- life --- */
 
-void http_server_maybe_free(struct http_server *server)
+static void pace_closed_cb(uv_handle_t *handle)
 {
-    if (!server->stopping || server->listener_open || server->counters.connections > 0)
-        return;
+    struct http_server *server = handle->data;
     void (*closed)(void *arg) = server->closed;
     void *arg = server->closed_arg;
     tls_context_unref(server->tls);
     free(server);
     if (closed != NULL)
         closed(arg);
+}
+
+void http_server_maybe_free(struct http_server *server)
+{
+    if (server->stopping && !server->listener_open && server->counters.connections == 0)
+        tls_stream_pace_close(&server->pace, pace_closed_cb, server);
 }
 
 static void listener_closed_cb(uv_handle_t *handle)
@@ -149,6 +154,7 @@ int http_server_start(uv_loop_t *loop, const struct http_server_options *options
     struct http_server *server = NEW(struct http_server);
     server->loop = loop;
     list_init(&server->streams);
+    tls_stream_pace_init(&server->pace, loop);
     server->tls = options->tls != NULL ? tls_context_ref(options->tls) : NULL;
     server->client_check = options->client_check;
     server->limits = options->limits;

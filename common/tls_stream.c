@@ -62,7 +62,9 @@ struct tls_stream {
 
     enum stream_state state;
     bool is_pipe, is_server, paused, ended, reopening, shut_down, resolving;
-    bool put_off; /* its input stays in the kernel until kick_cb */
+    bool put_off;            /* by alloc_cb, for read_cb */
+    uint64_t ticket;         /* since when its input waits, 0: it does not; in_waiting, or admitted and not read yet */
+    struct list in_waiting;
     int end_status; /* to be told; 0 = none */
     int eof_status; /* the same, once all that came before it has been delivered */
 
@@ -153,8 +155,11 @@ static void socket_closed_cb(uv_handle_t *handle)
 static void pace_turn(struct tls_stream_pace *pace, const struct tls_stream *s)
 {
     uint64_t now = uv_now(s->loop);
-    if (pace->turn_ms != now)
-        *pace = (struct tls_stream_pace){.turn_ms = now, .free_ns = pace->free_ns};
+    if (pace->turn_ms == now)
+        return;
+    pace->turn_ms = now;
+    pace->steps = 0;
+    pace->spent_ns = 0;
 }
 
 void tls_stream_close(struct tls_stream *s)
@@ -166,6 +171,7 @@ void tls_stream_close(struct tls_stream *s)
         pace_turn(s->pace, s);
         s->pace->spent_ns += s->pace->free_ns;
     }
+    list_remove(&s->in_waiting);
     s->ended = true;
     if (s->resolving)
         uv_cancel((uv_req_t *)&s->resolve);
@@ -200,6 +206,7 @@ static struct tls_stream *stream_create(uv_loop_t *loop, bool is_pipe, const str
     s->is_pipe = is_pipe;
     list_init(&s->chunks);
     list_init(&s->link);
+    list_init(&s->in_waiting);
     if (is_pipe)
         uv_pipe_init(loop, &s->socket.pipe, 0);
     else
@@ -537,23 +544,18 @@ void tls_stream_finish(struct tls_stream *s, unsigned linger_ms)
 
 /* --- input --- */
 
-/* No buffer for a stream whose turn of the loop is over: libuv then reads nothing. */
+/* No buffer for a stream that has to wait: libuv then reads nothing. Whoever comes while others wait goes behind them, or
+ * those that ask again at once would always be first. */
 static void alloc_cb(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 {
     struct tls_stream *s = handle->data;
+    struct tls_stream_pace *pace = s->pace;
     (void)suggested;
-    if (s->pace != NULL)
-        pace_turn(s->pace, s);
-    s->put_off = s->pace != NULL && s->pace->spent_ns >= TLS_STREAM_TURN_NS_MAX;
+    if (pace != NULL)
+        pace_turn(pace, s);
+    s->put_off = pace != NULL && (pace->spent_ns >= TLS_STREAM_TURN_NS_MAX || (s->ticket == 0 && !list_empty(&pace->waiting)));
     buffer->base = s->put_off ? NULL : malloc(TLS_STREAM_READ_BYTES_MAX);
     buffer->len = buffer->base != NULL ? TLS_STREAM_READ_BYTES_MAX : 0;
-}
-
-/* Those that are put off in one turn come back in their order, some each millisecond. */
-static void put_off_input(struct tls_stream *s)
-{
-    uv_read_stop(&s->socket.stream);
-    uv_timer_start(&s->kick, kick_cb, 1 + s->pace->put_off++ / TLS_STREAM_PUT_OFF_PER_MS, 0);
 }
 
 static bool is_receiving(const struct tls_stream *s)
@@ -704,6 +706,53 @@ static void drain_input(struct tls_stream *s)
         stream_end(s, s->eof_status);
 }
 
+/* The first that wait may read again. While any are left the loop does not sleep. */
+static void admit_cb(uv_idle_t *idle)
+{
+    struct tls_stream_pace *pace = idle->data;
+    for (unsigned i = 0; i < TLS_STREAM_TURN_ADMITTED && !list_empty(&pace->waiting); i++) {
+        struct tls_stream *s = LIST_ENTRY(pace->waiting.next, struct tls_stream, in_waiting);
+        list_remove(&s->in_waiting);
+        if (s->state == HANDSHAKING || s->state == FINISHING || is_receiving(s))
+            start_reading(s);
+        else
+            s->ticket = 0;
+    }
+    if (list_empty(&pace->waiting))
+        uv_idle_stop(idle);
+}
+
+/* Behind those that wait already; one that was admitted and had no turn all the same goes back to its place. */
+static void wait_for_turn(struct tls_stream *s)
+{
+    struct tls_stream_pace *pace = s->pace;
+    struct list *before = &pace->waiting;
+    uv_read_stop(&s->socket.stream);
+    list_remove(&s->in_waiting);
+    if (s->ticket == 0)
+        s->ticket = ++pace->tickets;
+    else
+        for (before = before->next;
+             before != &pace->waiting && LIST_ENTRY(before, struct tls_stream, in_waiting)->ticket < s->ticket;)
+            before = before->next;
+    list_append(before, &s->in_waiting);
+    uv_idle_start(&pace->idle, admit_cb);
+}
+
+void tls_stream_pace_init(struct tls_stream_pace *pace, uv_loop_t *loop)
+{
+    *pace = (struct tls_stream_pace){.turn_ms = 0};
+    uv_idle_init(loop, &pace->idle);
+    pace->idle.data = pace;
+    list_init(&pace->waiting);
+}
+
+void tls_stream_pace_close(struct tls_stream_pace *pace, uv_close_cb closed, void *data)
+{
+    pace->idle.data = data;
+    uv_close((uv_handle_t *)&pace->idle, closed);
+}
+
 static void handle_input(struct tls_stream *s, ssize_t n, const uv_buf_t *buffer)
 {
     uv_stream_t *stream = &s->socket.stream;
@@ -726,9 +775,10 @@ static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buffer)
     struct tls_stream_pace *pace = s->pace;
     uint64_t begin_ns = pace != NULL ? uv_hrtime() : 0;
     if (s->put_off) {
-        put_off_input(s);
+        wait_for_turn(s);
         return;
     }
+    s->ticket = 0;
     handle_input(s, n, buffer);
     free(buffer->base);
     if (pace != NULL)
@@ -782,13 +832,6 @@ static void kick_cb(uv_timer_t *timer)
     if (s->end_status != 0) {
         stream_end(s, s->end_status);
         return;
-    }
-    if (s->put_off) {
-        s->put_off = false;
-        if (s->state == HANDSHAKING || s->state == FINISHING || is_receiving(s))
-            start_reading(s);
-        if (s->state == HANDSHAKING)
-            return;
     }
     if (s->state == FINISHING) {
         finish_when_flushed(s);
@@ -1009,6 +1052,7 @@ int tls_stream_accept(uv_stream_t *listener, const struct tls_stream_options *op
     s->state = CONNECTING;
     int rc = uv_accept(listener, &s->socket.stream);
     if (rc < 0) {
+        s->pace = NULL; /* whose owner does not count this one */
         tls_stream_close(s);
         return rc;
     }

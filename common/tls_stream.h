@@ -30,21 +30,26 @@
 /* With struct tls_stream_pace, at one time of the loop's clock, which is read twice a turn: */
 #define TLS_STREAM_TURN_HANDSHAKES_MAX 4u        /* handshakes begun */
 #define TLS_STREAM_TURN_NS_MAX 6000000u          /* time in which input is handled: what comes then waits in the kernel */
-#define TLS_STREAM_PUT_OFF_PER_MS 64u            /* streams that are looked at again each millisecond then */
+#define TLS_STREAM_TURN_ADMITTED 64u             /* of the streams that wait, so many may read in the next turn */
 
 struct tls_stream;
 
 /* Shared by the streams of a listener: libuv hands out a thousand events before it turns again, and hundreds of peers may
  * come, ask or go at once (after a restart all agents and watchers do; a handshake costs a millisecond in two steps).
- * Those beyond the limits have their turn a millisecond later, in their order. One at least has it now, however long it
- * takes. Zeroed at first; must outlive the streams. */
+ * Input beyond the limit stays in the kernel and has its turn later, first come, first served; at least one stream has
+ * some in each turn, however long it takes. Must outlive the streams. The fields are tls_stream.c's. */
 struct tls_stream_pace {
-    uint64_t turn_ms;  /* uv_now of the turn that is counted */
-    unsigned steps;    /* handshakes begun */
-    unsigned put_off;  /* streams whose input waits */
-    uint64_t spent_ns; /* on input: TLS, parsing, what the owners do in their callbacks, and freeing what ends */
-    uint64_t free_ns;  /* that the last stream took to be freed: charged when one is closed */
+    uv_idle_t idle;      /* runs while any wait */
+    struct list waiting; /* streams */
+    uint64_t tickets;    /* given to those that ever waited */
+    uint64_t turn_ms;    /* uv_now of the turn that is counted */
+    unsigned steps;      /* handshakes begun */
+    uint64_t spent_ns;   /* on input: TLS, parsing, what the owners do in their callbacks, and freeing what ends */
+    uint64_t free_ns;    /* that the last stream took to be freed: charged when one is closed */
 };
+void tls_stream_pace_init(struct tls_stream_pace *pace, uv_loop_t *loop);
+/* When all its streams are gone. @closed gets the idle handle, with @data in it. */
+void tls_stream_pace_close(struct tls_stream_pace *pace, uv_close_cb closed, void *data);
 
 struct tls_stream_callbacks {
     void (*on_open)(struct tls_stream *stream, void *arg); /* connected, handshake done, peer known; may be NULL */
