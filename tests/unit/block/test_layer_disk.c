@@ -446,7 +446,7 @@ static void image_make(struct trial *t)
     uint8_t *memory = xcalloc(IMAGE_SECTORS, SECTOR);
     assert_int_equal(t->pool->pool.ops->create(&t->pool->pool, "base.img", IMAGE_SECTORS * SECTOR, &b, NULL), 0);
     for (uint64_t i = 0; i < IMAGE_SECTORS; i++) {
-        uint64_t value = i / CLUSTER_SECTORS == 2 ? 0 : 0xbade << 16 | i;
+        uint64_t value = i / CLUSTER_SECTORS == 2 ? 0 : UINT64_C(0xbade) << 16 | i;
         for (unsigned w = 0; w < SECTOR / 8; w++)
             memcpy(memory + i * SECTOR + w * 8, &value, 8);
         sector_is(&t->model[i], value);
