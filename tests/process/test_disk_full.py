@@ -8,6 +8,7 @@ file while writers create, repeat and delete flavors. Promised, and checked:
   - a refusal is problem+json, 503 or 507, says what is wrong, and changed nothing that was acknowledged before
   - with one full disk of three writes go on; with all full they are refused in words; with room again they go on by
     themselves
+  - disks that were filled once do not stop the controllers for long: they find room in their own logs
   - at the end all controllers hold the same bytes at the same index
 """
 import http.client
@@ -46,9 +47,10 @@ class Disk:
         self.controller = controller
 
     def fill(self):
-        """Take all that is left, down to the last page."""
-        with open(self.ballast, 'wb', buffering=0) as ballast:
-            size = 0
+        """Take all that is left, down to the last page. A controller finds room in its own log on a full disk: whoever wants
+        it to stay full takes that as well, again and again."""
+        with open(self.ballast, 'ab', buffering=0) as ballast:
+            size = ballast.seek(0, os.SEEK_END)
             for step in (1 << 20, 64 << 10, 4096):
                 try:
                     while True:
@@ -236,15 +238,21 @@ def read_all(cluster, controller):
         cursor = f'&cursor={following}'
 
 
+def metric(cluster, controller, name):
+    text = cluster.api('GET', '/metrics', to=controller)[2]
+    return next(int(line.split()[-1]) for line in text.splitlines() if line.startswith(f'{name} '))
+
+
 def disk_writes(cluster, controller):
     """How often its log was written since it started."""
-    text = cluster.api('GET', '/metrics', to=controller)[2]
-    return next(int(line.split()[-1]) for line in text.splitlines() if line.startswith('drover_raft_disk_writes_total '))
+    return metric(cluster, controller, 'drover_raft_disk_writes_total')
 
 
-def wait_stuck(cluster, load, controller):
-    """Until the controller's log takes nothing more, though writes go on: what was prepared is used up."""
+def wait_stuck(cluster, load, controller, disk):
+    """Until the controller's log takes nothing more, though writes go on: what was prepared is used up, and what it finds in
+    its own log is taken from it."""
     while True:
+        disk.fill()
         before = disk_writes(cluster, controller)
         load.wait_more(10, f'writes go on with a full disk at {controller.name}')
         if disk_writes(cluster, controller) == before:
@@ -323,7 +331,7 @@ def test_disks_fill_up(make_bed):
         load.wait_more(10, 'writes')
         leader = cluster.leader()
         disks[leader].fill()
-        wait_stuck(cluster, load, leader)
+        wait_stuck(cluster, load, leader, disks[leader])
         load.say('the leader is stuck')
         disks[leader].free()
         load.wait_more(10, 'writes go on')
@@ -331,14 +339,16 @@ def test_disks_fill_up(make_bed):
         leader = cluster.leader()
         follower = next(c for c in cluster.controllers if c is not leader)
         disks[follower].fill()
-        wait_stuck(cluster, load, follower)
+        wait_stuck(cluster, load, follower, disks[follower])
         load.say('a follower is stuck')
         disks[follower].free()
         load.wait_more(10, 'writes go on')
 
-        for disk in disks.values():
-            disk.fill()
-        load.go_on_until(lambda: load.refused(507) > 0, ANSWER_S, 'writes are refused for want of space')
+        def refused():
+            for disk in disks.values():
+                disk.fill()
+            return load.refused(507) > 0
+        load.go_on_until(refused, ANSWER_S, 'writes are refused for want of space')
         load.say('all are stuck')
         for disk in disks.values():
             disk.free()
@@ -347,6 +357,25 @@ def test_disks_fill_up(make_bed):
         for writer in load.all:
             writer.stop.set()
     assert load.refused(507) > 0
+    finish(cluster, load)
+    assert load.restarts == 0
+
+
+def test_full_disks_heal_by_themselves(make_bed):
+    """All disks are filled once, and stay full of what is not ours: the controllers find room in their own logs and go on."""
+    cluster, disks = make_full_cluster(make_bed)
+    load = Load(cluster, int(os.environ.get('SEED', '2')))
+    try:
+        load.go_on_until(lambda: all(metric(cluster, c, 'drover_raft_reserve_bytes') for c in disks), ANSWER_S, 'reserves are made')
+        for disk in disks.values():
+            disk.fill()
+        load.go_on_until(lambda: all(metric(cluster, c, 'drover_raft_reserves_given_up_total') for c in disks), 3 * ANSWER_S,
+                         'each controller has needed its reserve')
+        load.say('all have given up their reserves')
+        load.wait_more(200, 'writes go on')
+    finally:
+        for writer in load.all:
+            writer.stop.set()
     finish(cluster, load)
     assert load.restarts == 0
 
