@@ -200,24 +200,42 @@ static void guard_recv_entries(struct raft_guard *guard, struct raft_message *me
         guard->recv(&guard->io, message);
 }
 
-/* Guard P. Whose votes count is for the candidate's configuration to say. */
+/* Guard P. A follower with a vote forgets its leader when it becomes a candidate. */
+static void guard_forget_silent_leader(struct raft_guard *guard)
+{
+    struct raft *raft = guard->io.data;
+
+    if (raft_state(raft) != RAFT_FOLLOWER || raft->follower_state.current_leader.id == 0 ||
+        guard->io.time(&guard->io) < guard->heard_ms + raft->election_timeout)
+        return;
+    raft->follower_state.current_leader.id = 0;
+    raft_free(TAKE_PTR(raft->follower_state.current_leader.address));
+}
+
+/* Guard P. Whose votes count is for the candidate's configuration to say (Raft dissertation §4.1: requests are processed
+ * without looking at one's own). A request to vote never changes the configuration, so ours can be lent a vote meanwhile. */
 static void guard_recv_vote(struct raft_guard *guard, struct raft_message *message)
 {
     struct raft *raft = guard->io.data;
     struct raft_configuration *configuration = &raft->configuration;
-    unsigned own = 0;
+    unsigned own = 0, n = configuration->n;
     int role;
 
-    while (own < configuration->n && configuration->servers[own].id != raft->id)
+    while (own < n && configuration->servers[own].id != raft->id)
         own++;
-    if (own == configuration->n) {
+    if (own == n && (raft_state(raft) != RAFT_FOLLOWER || /* others have arrays with a place for each member */
+                     raft_configuration_add(configuration, raft->id, raft->address, RAFT_VOTER) != 0)) {
         guard->recv(&guard->io, message);
         return;
     }
-    role = configuration->servers[own].role;
+    role = own < n ? configuration->servers[own].role : RAFT_SPARE;
+    if (role != RAFT_VOTER)
+        guard_forget_silent_leader(guard);
     configuration->servers[own].role = RAFT_VOTER;
-    guard->recv(&guard->io, message); /* a request to vote never changes the configuration */
+    guard->recv(&guard->io, message);
     configuration->servers[own].role = role;
+    if (own == n)
+        raft_free(configuration->servers[--configuration->n].address);
 }
 
 static void guard_recv(struct raft_io *io, struct raft_message *message)
@@ -227,6 +245,8 @@ static void guard_recv(struct raft_io *io, struct raft_message *message)
 
     guard_tell_capacity(guard);
     guard_forget_change(io);
+    if (message->type == RAFT_APPEND_ENTRIES || message->type == RAFT_INSTALL_SNAPSHOT)
+        guard->heard_ms = io->time(io);
     if (message->type == RAFT_INSTALL_SNAPSHOT && (guard->taking || !list_empty(&guard->held))) {
         guard->installs_dropped++;
         raft_configuration_close(&message->install_snapshot.conf);
@@ -620,6 +640,7 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
     guard->room_guarded = guard->disk_short = false;
     guard->put_inner = NULL;
     guard->loaded_index = 0;
+    guard->heard_ms = 0;
     guard->broken = broken;
     guard->now_us = now_us;
     guard->inner_load = guard->io.load;

@@ -71,8 +71,9 @@
  *    guard begins a new term first, and lets nobody hand leadership to the only voter.
  *
  * P. A server that does not know yet that it has a vote does not vote. Where it is needed, because those who had one
- *    before are gone or removed, nobody can ever be elected. The guard lets every member vote: whether that counts
- *    is the candidate's to say.
+ *    before are gone or removed, nobody can ever be elected. The guard lets every server vote: whether that counts
+ *    is the candidate's to say. And a server without a vote never forgets its last leader, for whose sake it refuses: the
+ *    guard forgets one that has been silent for an election timeout.
  *
  * Q. A candidate that was told to take over, or that has been promised a majority, asks for votes in ever higher
  *    terms until somebody answers. One that was removed meanwhile is answered by nobody, and throws down each leader
@@ -120,6 +121,7 @@ struct raft_guard {
     struct raft_io_snapshot_put *put_inner;
     raft_io_recv_cb recv;
     raft_io_tick_cb tick;
+    raft_time heard_ms;      /* from a leader, last (guard P) */
     raft_index loaded_index; /* of the snapshot that libraft is being handed, while it is; else 0 */
     raft_term loaded_term;
     int (*inner_snapshot_get)(struct raft_io *, struct raft_io_snapshot_get *, raft_io_snapshot_get_cb);
