@@ -78,7 +78,7 @@ static void put_raft(const struct raft_node_status *status, struct bytes_writer 
         {"drover_raft_snapshot_bytes", "gauge", "Size of the last snapshot.", status->snapshot_bytes},
         {"drover_raft_snapshot_microseconds", "gauge", "Time of the last snapshot.", status->snapshot_us},
         {"drover_raft_restore_microseconds", "gauge", "Time of the last restore of a snapshot.", status->restore_us},
-        {"drover_raft_restoring", "gauge", "1 while a snapshot of the leader's is restored; reads here are older.",
+        {"drover_raft_restoring", "gauge", "1 while a snapshot or much of the log is taken over; reads here are older.",
          status->restoring},
         {"drover_raft_entries_deferred_total", "counter", "Log entries that had to wait for that.",
          status->entries_deferred},

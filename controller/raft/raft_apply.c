@@ -107,6 +107,7 @@ void raft_apply_entry(struct raft_node *node, const struct raft_buffer *buf)
     took_us = raft_node_now_us() - start_us;
     node->now.applies++;
     node->now.apply_us += took_us;
+    node->turn_apply_us += took_us;
     node->now.apply_us_max = MAX(node->now.apply_us_max, took_us);
     raft_mailbox_post_applied(node->mailbox, node->index);
 }
@@ -116,6 +117,7 @@ static int node_fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, v
     struct raft_node *node = fsm->data;
 
     *result = NULL; /* results travel in the group */
+    raft_restore_spread(node);
     if (raft_deferred_busy(&node->deferred))
         raft_restore_defer(node, buf);
     else

@@ -6,6 +6,8 @@
  *                                 +---+  +-------------------+
  *                                 begin: a newer snapshot; what waits for the old one is in it and goes
  *
+ * (or, to spread a long log over several turns of a loop: begin and ready at once)
+ *
  * While it is not IDLE, the machine's state is older than libraft believes, and the owner has to
  *   - put off each entry that libraft applies (raft_deferred_add) instead of applying it: order is all that counts,
  *   - refuse to take a snapshot: it would carry libraft's index and the old state,

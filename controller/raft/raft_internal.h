@@ -55,6 +55,7 @@ struct raft_node {
     uint64_t log_bytes_max;  /* as configured, like the next two */
     unsigned snapshot_threshold, snapshot_trailing;
     uint64_t log_bytes, log_entries; /* applied since the last snapshot */
+    uint64_t turn_apply_us;          /* in the machine, in this turn of the loop */
     uint64_t snapshots_failed;       /* of guard.snapshots_failed, those that were seen here */
     uint64_t room_snapshot_ms;       /* the last snapshot that was asked for because the disk was short */
     char restore_error[512]; /* why a snapshot could not be restored at the start */
@@ -108,6 +109,7 @@ void raft_restore_begin(struct raft_node *node, const struct raft_buffer *buf);
 /* An entry is to be applied while node->deferred is busy: it waits. */
 void raft_restore_defer(struct raft_node *node, const struct raft_buffer *buf);
 void raft_restore_turn(struct raft_node *node); /* take over what is restored, apply a piece of what waits */
+void raft_restore_spread(struct raft_node *node); /* before an entry is applied: has this turn had enough of them? */
 void raft_restore_stop(struct raft_node *node); /* before raft_close: wait for the thread */
 
 /* raft_propose.c */

@@ -188,6 +188,7 @@ static void node_turn(uv_check_t *check)
         return;
     }
     raft_guard_turn(&node->guard);
+    node->turn_apply_us = 0;
     raft_restore_turn(node);
     raft_members_turn(node);
     raft_propose_turn(node);

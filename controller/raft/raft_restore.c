@@ -24,6 +24,7 @@
 
 #include <errno.h>
 
+#define RESTORE_SPREAD_US 20000u /* in the machine in one turn, before the rest is spread over further ones */
 #define RESTORE_TURN_US 10000u /* for the entries that waited, in one turn of the loop */
 
 struct raft_restore {
@@ -142,6 +143,18 @@ void raft_restore_defer(struct raft_node *node, const struct raft_buffer *buf)
         raft_deferred_add(&node->deferred, buf->base, buf->len);
     else
         raft_apply_entry(node, buf);
+}
+
+/* A follower that has just started is told of all that is committed at once, and libraft applies thousands of entries in one
+ * call: from some moment on they wait as if they came behind a snapshot. Not on a leader, whose own commands are among them. */
+void raft_restore_spread(struct raft_node *node)
+{
+    if (node->turn_apply_us < RESTORE_SPREAD_US || raft_deferred_busy(&node->deferred) ||
+        raft_state(&node->raft) != RAFT_FOLLOWER)
+        return;
+    raft_deferred_begin(&node->deferred);
+    raft_deferred_ready(&node->deferred);
+    uv_async_send(&node->wake);
 }
 
 void raft_restore_turn(struct raft_node *node)

@@ -23,6 +23,7 @@ struct history {
     pthread_rwlock_t lock;
     uint64_t count, hash, last_index;
     bool gap; /* an index was skipped or repeated */
+    unsigned apply_us;    /* that a command takes at least */
     pthread_mutex_t gate; /* of the next three */
     pthread_cond_t gate_opened;
     bool shut;   /* a restore waits */
@@ -55,6 +56,8 @@ UNUSED static void history_apply(void *ctx, uint64_t index, const void *entry, s
     struct history *h = ctx;
     uint64_t *result = NEW(uint64_t);
 
+    for (uint64_t end = uv_hrtime() + h->apply_us * UINT64_C(1000); uv_hrtime() < end;)
+        ;
     h->gap = h->gap || index != h->last_index + 1;
     h->last_index = index;
     h->count++;

@@ -87,6 +87,11 @@ static bool joined_restores(struct bed *bed, void *arg UNUSED)
     return status_of(bed, JOINED).restoring;
 }
 
+static bool joined_is_done(struct bed *bed, void *arg UNUSED)
+{
+    return !status_of(bed, JOINED).restoring;
+}
+
 static bool joined_defers(struct bed *bed, void *arg)
 {
     return status_of(bed, JOINED).entries_deferred >= *(uint64_t *)arg;
@@ -253,6 +258,28 @@ static void test_stop_while_restoring(void **state)
     expect_level(bed, BEFORE + 11);
 }
 
+/* A log that takes long to apply, all of it committed when the server hears of it: spread over several turns. */
+static void test_long_log_after_a_start(void **state)
+{
+    struct bed *bed = *state;
+    struct server *joined = &bed->servers[JOINED];
+
+    bed_start_cluster(bed, SERVERS);
+    if (status_of(bed, JOINED).leader.role == RAFT_NODE_LEADER) {
+        change_expect(bed, RAFT_NODE_TRANSFER, 1, NULL);
+        bed_wait(bed, all_level, NULL, "equal state");
+    }
+    for (unsigned i = 0; i < BEFORE; i++)
+        propose_one(bed, i);
+    server_stop(joined);
+    joined->history.apply_us = 2000;
+    server_start(bed, JOINED);
+    propose_one(bed, BEFORE);
+    expect_level(bed, BEFORE + 1);
+    assert_true(status_of(bed, JOINED).entries_deferred >= BEFORE / 2);
+    bed_wait(bed, joined_is_done, NULL, "the end of it");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -262,6 +289,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_too_much_waits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_snapshot_that_cannot_be_read, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stop_while_restoring, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_long_log_after_a_start, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
