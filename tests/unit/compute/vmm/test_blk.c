@@ -659,6 +659,7 @@ static void limits_slow_down_and_can_be_lifted(void **state)
     struct used_entry used = {0};
     for (unsigned i = 0; i < 3; i++) {
         put_header(b, VIRTIO_BLK_T_IN, 0);
+        segments[1] = (struct segment){b->data + 512 * i, 512, true}; /* threads read into them at the same time */
         driver_add(&b->d, 0, segments, 3);
     }
     driver_kick(&b->d, 0);
@@ -669,6 +670,7 @@ static void limits_slow_down_and_can_be_lifted(void **state)
     /* Paused while throttled: it comes back throttled, with its requests. */
     blk_set_limits(blk, &slow);
     driver_add(&b->d, 0, segments, 3);
+    segments[1] = (struct segment){b->data, 512, true};
     driver_add(&b->d, 0, segments, 3);
     driver_kick(&b->d, 0);
     driver_pause(&b->d);
@@ -688,8 +690,10 @@ static void queues_share_what_a_limit_leaves(void **state UNUSED)
     unsigned done[2] = {0};
     put_header(b, VIRTIO_BLK_T_IN, 0);
     blk_set_limits(blk_of_virtio(b->d.vdev), &slow);
-    for (unsigned i = 0; i < 2 * EACH; i++)
+    for (unsigned i = 0; i < 2 * EACH; i++) {
+        segments[1] = (struct segment){b->data + 512 * i, 512, true}; /* threads read into them at the same time */
         driver_add(&b->d, i % 2, segments, 3);
+    }
     driver_kick(&b->d, 0);
     driver_kick(&b->d, 1);
     for (unsigned round = 0; done[0] + done[1] < EACH && round < FAKE_ROUNDS_MAX; round++) {
