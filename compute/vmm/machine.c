@@ -490,7 +490,7 @@ static int frozen_check(const struct machine *m, struct error *err)
 int machine_changeable(const struct machine *m, struct error *err)
 {
     if (!machine_migrate_is_active(m) && !machine_incoming_is_active(m))
-        return 0;
+        return frozen_check(m, err);
     return error_set(err, -EBUSY, ERROR_CONFLICT, "the VM is being migrated; wait for its end, or cancel it");
 }
 
@@ -516,9 +516,11 @@ int machine_freeze(struct machine *m, struct error *err)
     vcpu_set_hold(&m->vcpus, VCPU_HOLD_MIGRATE, true);
     machine_slots_settle(m); /* a device that is off the bus and still described could not be restored */
     on_requests(m); /* a reset or power-off that the guest asked for is no part of any state */
-    if (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED) {
+    int code = m->state == MACHINE_RUNNING || m->state == MACHINE_PAUSED ? machine_slots_check_attached(m, err)
+                                                                          : refuse(m, "frozen", err);
+    if (code < 0) {
         vcpu_set_release(&m->vcpus, VCPU_HOLD_MIGRATE);
-        return refuse(m, "frozen", err);
+        return code;
     }
     pthread_mutex_lock(&m->device_lock);
     if (m->state == MACHINE_RUNNING)

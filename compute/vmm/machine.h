@@ -120,7 +120,8 @@ int machine_freeze(struct machine *m, struct error *err);
 int machine_thaw(struct machine *m, struct error *err);
 /* The guest runs in another VMM: this one ends. Frozen. */
 void machine_leave(struct machine *m);
-/* -EBUSY in words while a migration is under way: neither devices nor their settings may change. */
+/* -EBUSY in words while a migration is under way, or the machine is frozen for a snapshot, which would not have the change:
+ * neither devices nor their settings may change. */
 int machine_changeable(const struct machine *m, struct error *err);
 /* A machine that was to be migrated here cannot go on. */
 void machine_fail(struct machine *m, const char *why);

@@ -42,6 +42,19 @@ struct machine_slot *machine_slot_find(struct machine *m, enum slot_kind kind, c
     return NULL;
 }
 
+/* As many as a configuration may have: what is saved of the machine has one, and has to be readable. */
+static int room_check(const struct machine *m, enum slot_kind kind, struct error *err)
+{
+    const struct field_desc *field = object_field(&vmm_config_desc, kind == SLOT_DISK ? "disks" : "nics");
+    uint64_t count = 0;
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        count += m->slots.slots[i].kind == kind;
+    if (count < field->max)
+        return 0;
+    return error_set(err, -ENOSPC, ERROR_NO_SPACE, "a VM has at most %llu %s; unplug one first",
+                     (unsigned long long)field->max, kind == SLOT_DISK ? "disks" : "network interfaces");
+}
+
 /* An empty slot: @wanted, or the first that is free. It is not filled yet. */
 static int slot_choose(struct machine *m, const uint32_t *wanted, struct machine_slot **ret_slot, struct error *err)
 {
@@ -164,7 +177,9 @@ int machine_slot_add_disk(struct machine *m, const struct vmm_disk *disk, struct
     struct virtio_device *virtio;
     struct block *block = NULL;
     char id[24];
-    int code = id_choose(m, disk->id, "disk", id, err);
+    int code = room_check(m, SLOT_DISK, err);
+    if (code == 0)
+        code = id_choose(m, disk->id, "disk", id, err);
     if (code == 0)
         code = slot_choose(m, OBJECT_HAS(vmm_disk, disk, slot) ? &disk->slot : NULL, &slot, err);
     if (code == 0)
@@ -242,7 +257,9 @@ int machine_slot_add_nic(struct machine *m, const struct vmm_nic *nic, struct ma
         .tap = nic->tap, .fd = -1, .may_submit = may_submit, .may_submit_arg = &m->lease.lease};
     options.mtu = (uint16_t)nic->mtu;
     options.pairs = nic->queues;
-    int code = id_choose(m, nic->id, "nic", id, err);
+    int code = room_check(m, SLOT_NIC, err);
+    if (code == 0)
+        code = id_choose(m, nic->id, "nic", id, err);
     if (code == 0)
         code = slot_choose(m, OBJECT_HAS(vmm_nic, nic, slot) ? &nic->slot : NULL, &slot, err);
     if (code < 0)
@@ -363,6 +380,17 @@ void machine_slot_unplug(struct machine *m, struct machine_slot *slot, bool forc
     }
     pcihp_unplug(m->slots.hotplug, slot->number);
     pthread_mutex_unlock(&m->device_lock);
+}
+
+int machine_slots_check_attached(const struct machine *m, struct error *err)
+{
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (m->slots.slots[i].kind == SLOT_DISK && m->slots.slots[i].detached)
+            return error_set(err, -EBUSY, ERROR_CONFLICT,
+                             "disk %s was taken away by force and the guest has not let go of it: another process could "
+                             "not open it; reset the VM, or wait for the guest",
+                             m->slots.slots[i].id);
+    return 0;
 }
 
 void machine_slots_settle(struct machine *m)

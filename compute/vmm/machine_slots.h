@@ -42,8 +42,8 @@ struct machine_slots {
     struct pcihp *hotplug;
 };
 
-/* While the machine is built, or with the device lock held. -EEXIST: id or slot taken; -ENOSPC; what the disk or tap
- * says. *ret_slot (may be NULL) stays the machine's. */
+/* While the machine is built, or with the device lock held. -EEXIST: id or slot taken; -ENOSPC: no slot, or as many as
+ * a vmm_config may have; what the disk or tap says. *ret_slot (may be NULL) stays the machine's. */
 int machine_slot_add_disk(struct machine *m, const struct vmm_disk *disk, struct machine_slot **ret_slot,
                           struct error *err);
 int machine_slot_add_nic(struct machine *m, const struct vmm_nic *nic, struct machine_slot **ret_slot,
@@ -70,6 +70,8 @@ void machine_slot_change_nic(struct machine *m, struct machine_slot *slot, const
 int machine_slots_own(struct machine *m, bool own, struct error *err);
 /* Release what the guest has ejected by now. */
 void machine_slots_settle(struct machine *m);
+/* -EBUSY in words while a disk is still there that has no file any more: the machine cannot go on in another process. */
+int machine_slots_check_attached(const struct machine *m, struct error *err);
 /* The machine is reset: what was being unplugged goes, for nobody will eject it. vCPUs stand still; lock not held. */
 void machine_slots_reset(struct machine *m);
 /* Registers of the guest's side; before the first slot is filled. */

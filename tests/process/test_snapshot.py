@@ -191,6 +191,30 @@ def test_damaged_and_half_written_files_are_refused(world):
             refused.end()
 
 
+def test_what_cannot_be_restored_is_not_saved(world):
+    """As many disks as a configuration may have, and none whose file was taken away under the guest."""
+    vm = world.boot()
+    vm.console().wait('hello')
+    for number in range(17):
+        path = world.folder / f'disk{number}'
+        with path.open('wb') as file:
+            file.truncate(1 << 20)
+        status, answer = vm.request('POST', '/v1/vm/disks', {'path': str(path)})
+        assert status == (201 if number < 16 else 507), answer
+    assert 'at most 16 disks' in answer['detail']
+    write(vm, world.folder / 'full')
+    assert vm.request('DELETE', '/v1/vm/disks/disk7?force=true')[0] == 202
+    assert 'disk7' in write(vm, world.folder / 's', 409)['detail']
+    assert vm.request('GET', '/v1/vm')[1]['state'] == 'running'
+    vm.move('reset')
+    write(vm, world.folder / 's', then='stop')
+    assert vm.process.wait(LIMIT_S) == 0
+    for name, disks in (('full', 16), ('s', 15)):
+        vm = world.restore(world.folder / name)
+        assert len(vm.request('GET', '/v1/vm/disks')[1]) == disks
+        vm.end()
+
+
 def test_failed_snapshots_leave_the_vm_running(world):
     vm = world.boot()
     console = vm.console()

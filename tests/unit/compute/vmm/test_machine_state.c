@@ -156,12 +156,26 @@ static void tsc_agrees_with_the_clock(void **state)
     assert_true(UINT64_MAX - 5 + offset == 0);
 }
 
+/* The snapshot would not have the change, and where the machine stops with it nobody would. */
+static void nothing_changes_while_a_snapshot_is_written(void **state)
+{
+    struct machine m = {.frozen = true};
+    struct error err = {0};
+    (void)state;
+    assert_int_equal(machine_changeable(&m, &err), -EBUSY);
+    assert_int_equal(err.kind, ERROR_CONFLICT);
+    assert_non_null(strstr(err.text, "snapshot"));
+    m.frozen = false;
+    assert_int_equal(machine_changeable(&m, &err), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(vcpu_comes_back_from_bytes),
         cmocka_unit_test(pci_bus_comes_back),
         cmocka_unit_test(tsc_agrees_with_the_clock),
+        cmocka_unit_test(nothing_changes_while_a_snapshot_is_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
