@@ -112,7 +112,6 @@ static const int calls_base[] = {
     C(access),
     C(bind),
     C(chmod),
-    C(clone3), /* glibc's way to a thread; its flags are in memory, where no filter can look */
     C(epoll_create1),
     C(faccessat),
     C(faccessat2),
@@ -185,16 +184,18 @@ static const int calls_sanitizer[] = {
     C(arch_prctl), C(clone), C(execve), C(getpgrp), C(gettimeofday), C(kill), C(pipe), C(prctl), C(process_vm_readv),
     C(ptrace), C(personality), C(sched_getaffinity), C(sigaltstack), C(socketpair), C(time), C(wait4), C(readlink),
     C(getrusage), C(open), C(openat), C(getdents), C(getdents64), C(read), C(close), C(fstat), C(newfstatat), C(stat), C(lseek),
-    C(getuid), C(prlimit64), C(rt_sigaction), C(dup2), C(ioctl), C(fcntl), C(clone3), C(vfork), C(access),
+    C(getuid), C(prlimit64), C(rt_sigaction), C(dup2), C(ioctl), C(fcntl), C(vfork), C(access),
 };
 #endif
 
 static int list_add(scmp_filter_ctx filter, const int *calls, size_t count)
 {
-    int code = 0;
-    for (size_t i = 0; code == 0 && i < count; i++)
-        code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, calls[i], 0);
-    return code == -EEXIST ? 0 : code;
+    for (size_t i = 0; i < count; i++) {
+        int code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, calls[i], 0);
+        if (code < 0 && code != -EEXIST)
+            return code;
+    }
+    return 0;
 }
 #define LIST_ADD(filter, calls) list_add(filter, calls, ARRAY_SIZE(calls))
 
@@ -224,7 +225,8 @@ static struct scmp_arg_cmp equals(scmp_datum_t value)
     return (struct scmp_arg_cmp){.arg = 0, .op = SCMP_CMP_EQ, .datum_a = value};
 }
 
-/* prctl: a thread's name, and what confining itself needs. clone: threads of this process, no other kind. tgkill: kicks
+/* prctl: a thread's name, and what confining itself needs. clone: threads of this process, no other kind; clone3, whose
+ * flags are in memory, where no filter can look, is said not to exist, and then the C library takes clone. tgkill: kicks
  * of this process' own threads. */
 static int arguments_add(scmp_filter_ctx filter, enum sandbox_role role)
 {
@@ -242,6 +244,8 @@ static int arguments_add(scmp_filter_ctx filter, enum sandbox_role role)
         .arg = 0, .op = SCMP_CMP_MASKED_EQ, .datum_a = CLONE_THREAD, .datum_b = CLONE_THREAD};
     if (code == 0 && role == SANDBOX_BASE)
         code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(clone), 1, thread);
+    if (code == 0 && role == SANDBOX_BASE)
+        code = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), C(clone3), 0);
     return code;
 }
 

@@ -80,6 +80,16 @@ static void run_program(void)
     char *argv[] = {(char *)"/bin/true", NULL};
     execv(argv[0], argv);
 }
+static void fork_by_clone3(void)
+{
+    uint64_t arguments[8] = {[4] = SIGCHLD}; /* struct clone_args: no flags */
+    if (syscall(SYS_clone3, arguments, sizeof(arguments)) != -1 || errno != ENOSYS)
+        _exit(1);
+}
+static void fork_by_clone(void)
+{
+    syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+}
 static void mount_something(void)
 {
     syscall(SYS_mount, "none", "/", "tmpfs", 0, NULL);
@@ -142,7 +152,7 @@ static void each_thread_does_its_work(void **state)
     } cases[] = {
         {SANDBOX_BASE, open_file},  {SANDBOX_BASE, transfer},     {SANDBOX_BASE, start_thread},
         {SANDBOX_IO, transfer},     {SANDBOX_IO, wait_a_little},  {SANDBOX_VCPU, transfer},
-        {SANDBOX_VCPU, wait_a_little}, {SANDBOX_LEASE, wait_a_little},
+        {SANDBOX_VCPU, wait_a_little}, {SANDBOX_LEASE, wait_a_little}, {SANDBOX_BASE, fork_by_clone3},
     };
     char text[256];
     (void)state;
@@ -166,7 +176,7 @@ static void what_is_not_its_work_ends_it(void **state)
         {SANDBOX_BASE, signal_other, SYS_tgkill, true},  {SANDBOX_IO, open_file, SYS_openat, false},
         {SANDBOX_VCPU, open_file, SYS_openat, false},    {SANDBOX_VCPU, open_network, SYS_socket, true},
         {SANDBOX_IO, mount_something, SYS_mount, true},  {SANDBOX_LEASE, transfer, SYS_eventfd2, true},
-        {SANDBOX_VCPU, type_into_terminal, SYS_ioctl, false},
+        {SANDBOX_VCPU, type_into_terminal, SYS_ioctl, false}, {SANDBOX_BASE, fork_by_clone, SYS_clone, false},
     };
     char text[256], expected[64];
     (void)state;
