@@ -251,8 +251,12 @@ void memory_mark_dirty(struct guest_memory *m, uint64_t gpa, uint64_t size)
     if (!r)
         return;
     uint64_t offset = r->offset + (gpa - r->gpa);
-    for (uint64_t page = offset / MEMORY_PAGE_BYTES; page <= (offset + size - 1) / MEMORY_PAGE_BYTES; page++)
-        __atomic_fetch_or(&m->dirty[page / 64], 1ull << (page % 64), __ATOMIC_RELEASE);
+    uint64_t page = offset / MEMORY_PAGE_BYTES, end = (offset + size - 1) / MEMORY_PAGE_BYTES + 1;
+    while (page < end) { /* a word at a time: a guest may give back or read gigabytes at once */
+        uint64_t count = MIN(64 - page % 64, end - page);
+        __atomic_fetch_or(&m->dirty[page / 64], (UINT64_MAX >> (64 - count)) << page % 64, __ATOMIC_RELEASE);
+        page += count;
+    }
 }
 
 int memory_tracking_start(struct guest_memory *m, struct error *err)

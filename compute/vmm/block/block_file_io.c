@@ -21,7 +21,8 @@ void block_file_io_begin(struct block_file_io *io, struct block_request *request
         io->stage = ZEROES_RANGE;
     for (unsigned i = 0; i < request->iovec_count && io->direct_mask != 0 && is_transfer(io); i++)
         if ((((uintptr_t)request->iovecs[i].iov_base | request->iovecs[i].iov_len) & io->direct_mask) != 0) {
-            io->bounce = aligned_alloc(PAGE_BYTES, BLOCK_FILE_BOUNCE_BYTES);
+            size_t piece = (size_t)MIN(request->size, (uint64_t)BLOCK_FILE_BOUNCE_BYTES);
+            io->bounce = aligned_alloc(PAGE_BYTES, (piece + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES);
             io->ended = io->bounce == NULL;
             io->result = io->ended ? -ENOMEM : 0;
             return;

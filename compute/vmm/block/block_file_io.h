@@ -19,7 +19,9 @@
 
 enum {
     BLOCK_FILE_IOVECS_MAX = 1024,         /* of one call: the kernel's UIO_MAXIOV */
-    BLOCK_FILE_BOUNCE_BYTES = 256 * 1024, /* a piece of unaligned direct I/O, or of written zeroes */
+    /* A piece of unaligned direct I/O, or of written zeroes. A guest may have one for each of the requests in flight on
+     * each of its disks: together they must stay well below what a VMM may have (VMM_CGROUP_HEADROOM_BYTES). */
+    BLOCK_FILE_BOUNCE_BYTES = 64 * 1024,
     BLOCK_FILE_TRIES_MAX = 16,            /* of a call that the kernel would not take at the moment */
 };
 

@@ -16,7 +16,8 @@ enum {
     BALLOON_QUEUE_SIZE = 128,
     BALLOON_QUEUES = 4,               /* inflate, deflate, statistics, reporting */
     BALLOON_PAGE_BYTES = 4096,        /* of this device, whatever the guest's pages are (§5.5.6) */
-    BALLOON_BATCH_REQUESTS = 32,      /* per call, then the other devices have their turn */
+    BALLOON_BATCH_REQUESTS = 32,      /* per call, then the other devices have their turn... */
+    BALLOON_BATCH_PAGES = 8192,       /* ...or so many page numbers: each may take a system call */
     BALLOON_REQUEST_PAGES_MAX = 4096, /* page numbers looked at in one request; drivers send 256 */
     BALLOON_STATS = 16,               /* tags that are kept: those of §5.5.6.4 and room for more */
     BALLOON_STAT_BYTES = 10,          /* le16 tag, le64 value */

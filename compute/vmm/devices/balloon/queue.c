@@ -31,8 +31,9 @@ static int queue_of(const struct virtio_device *d, enum role role)
     return -1;
 }
 
-/* Pages come as 32-bit numbers; neighbours are discarded together. Numbers outside memory are passed over. */
-static void inflate(struct balloon *b)
+/* Pages come as 32-bit numbers; neighbours are discarded together. Numbers outside memory are passed over. How many were
+ * looked at. */
+static unsigned inflate(struct balloon *b)
 {
     uint64_t count = MIN(b->chain.out_bytes / sizeof(uint32_t), (uint64_t)BALLOON_REQUEST_PAGES_MAX);
     uint64_t start = 0, pages = 0;
@@ -50,6 +51,7 @@ static void inflate(struct balloon *b)
         start = page;
         pages = 1;
     }
+    return (unsigned)count;
 }
 
 /* Each segment is a stretch of free memory. The device may drop its contents before it gives the buffer back, and at no
@@ -97,14 +99,16 @@ static void stats_take(struct balloon *b, unsigned queue)
     b->stats_head = b->chain.head;
 }
 
-static void serve(struct balloon *b, unsigned queue)
+/* How many page numbers that took. */
+static unsigned serve(struct balloon *b, unsigned queue)
 {
+    unsigned pages = 0;
     switch (role_of(&b->virtio, queue)) {
     case ROLE_STATS:
         stats_take(b, queue);
-        return;
+        return 0;
     case ROLE_INFLATE:
-        inflate(b);
+        pages = inflate(b);
         break;
     case ROLE_REPORTING:
         discard_reported(b);
@@ -114,21 +118,23 @@ static void serve(struct balloon *b, unsigned queue)
         break;
     }
     virtio_queue_push(&b->virtio.queues[queue], b->chain.head, 0);
+    return pages;
 }
 
 void balloon_queue_notify(struct virtio_device *d, unsigned queue)
 {
     struct balloon *b = balloon_of(d);
-    unsigned taken = 0;
+    unsigned taken = 0, pages = 0;
+    bool enough = false;
     do {
         virtio_queue_ask_notify(&d->queues[queue], false);
-        while (taken < BALLOON_BATCH_REQUESTS && virtio_device_pop(d, queue, &b->chain)) {
-            serve(b, queue);
-            taken++;
+        while (!enough && virtio_device_pop(d, queue, &b->chain)) {
+            pages += serve(b, queue);
+            enough = ++taken == BALLOON_BATCH_REQUESTS || pages >= BALLOON_BATCH_PAGES;
         }
-    } while (taken < BALLOON_BATCH_REQUESTS && virtio_queue_ask_notify(&d->queues[queue], true));
+    } while (!enough && virtio_queue_ask_notify(&d->queues[queue], true));
     virtio_device_interrupt(d, queue);
-    if (taken == BALLOON_BATCH_REQUESTS)
+    if (enough)
         d->transport->ops->queue_again(d->transport, queue);
 }
 

@@ -131,6 +131,21 @@ static void test_target(void **state)
     assert_int_equal(balloon_target_bytes(b->d.vdev), 3 * PAGE);
 }
 
+/* Each page number may take a system call: after so many the other devices have their turn. */
+static void test_turns(void **state)
+{
+    struct bench *b = *state;
+    struct segment segment = {driver_alloc(&b->d, 4 * BALLOON_REQUEST_PAGES_MAX), 4 * BALLOON_REQUEST_PAGES_MAX, false};
+    struct used_entry used;
+    memset(driver_at(&b->d, segment.gpa, segment.size), 0xff, segment.size);
+    for (unsigned i = 0; i < 3; i++)
+        driver_add(&b->d, INFLATE, &segment, 1);
+    driver_kick(&b->d, INFLATE);
+    assert_int_equal(b->d.vdev->queues[INFLATE].next_used, BALLOON_BATCH_PAGES / BALLOON_REQUEST_PAGES_MAX);
+    for (unsigned i = 0; i < 3; i++)
+        assert_true(driver_wait(&b->d, INFLATE, &used)); /* without another kick */
+}
+
 static void stats_offer(struct bench *b, uint64_t gpa, uint16_t tag, uint64_t value)
 {
     uint8_t *at = driver_at(&b->d, gpa, BALLOON_STAT_BYTES);
@@ -219,7 +234,7 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T(test_inflate), T(test_discard_is_dirty), T(test_target), T(test_stats),
+        T(test_inflate), T(test_discard_is_dirty), T(test_turns), T(test_target), T(test_stats),
         T(test_reporting), T(test_queue_numbers), T(test_state),
     };
     log_set_level(LOG_LEVEL_ERROR);

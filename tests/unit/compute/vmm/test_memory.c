@@ -110,6 +110,25 @@ static void own_writes_are_logged(void **state)
     memory_finish(&m);
 }
 
+static void stretches_are_logged_exactly(void **state)
+{
+    enum { PAGES = 4 * MIB / MEMORY_PAGE_BYTES };
+    static const uint64_t edges[] = {0, 1, 62, 63, 64, 65, 127, 128, 129, 500, PAGES - 65, PAGES - 64, PAGES - 1, PAGES};
+    struct guest_memory m;
+    (void)state;
+    assert_int_equal(memory_init(&m, 4 * MIB, NULL), 0);
+    assert_int_equal(memory_tracking_start(&m, NULL), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(edges); i++)
+        for (size_t k = i + 1; k < ARRAY_SIZE(edges); k++) {
+            uint64_t bitmap[PAGES / 64] = {0}, from = edges[i] * MEMORY_PAGE_BYTES, to = edges[k] * MEMORY_PAGE_BYTES;
+            memory_mark_dirty(&m, from + 4095, to - from - 4095); /* the last byte of the first page is enough */
+            memory_tracking_fetch(&m, 0, bitmap);
+            for (uint64_t page = 0; page < PAGES; page++)
+                assert_int_equal(bit(bitmap, page), page >= edges[i] && page < edges[k]);
+        }
+    memory_finish(&m);
+}
+
 static void regions_have_logs_of_their_own(void **state)
 {
     struct guest_memory m;
@@ -295,6 +314,7 @@ int main(void)
         cmocka_unit_test(hole_is_below_4_gib),
         cmocka_unit_test(copies_are_checked),
         cmocka_unit_test(own_writes_are_logged),
+        cmocka_unit_test(stretches_are_logged_exactly),
         cmocka_unit_test(regions_have_logs_of_their_own),
         cmocka_unit_test(largest_memory_has_its_hole_in_the_right_place),
         cmocka_unit_test(memory_may_be_a_file_copied_when_written),
