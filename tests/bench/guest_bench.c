@@ -55,6 +55,15 @@ static _Noreturn void die(const char *what)
 
 static volatile uint32_t *mapped; /* a register of a PCI device */
 
+/* A port that iopl(2) allows is refused by QEMU's emulated processor, which a lab host is, once the hypervisor has
+ * written the task register back as KVM has told it (busy). */
+static void on_refusal(int number)
+{
+    static const char words[] = "bench-failed a port that iopl(2) allows was refused\n";
+    ssize_t written = write(STDOUT_FILENO, words, sizeof(words) - 1);
+    _exit(written > 0 && number == SIGSEGV ? 1 : 2);
+}
+
 static void leave_cpuid(void)
 {
     uint32_t a = 0, b, c = 0, d;
@@ -134,13 +143,15 @@ static void map_device(void)
 static void exits(void)
 {
     leave_measure("exit_cpuid", leave_cpuid);
+    map_device();
+    if (!mapped)
+        die("no virtio device to map");
+    leave_measure("exit_mmio", leave_memory);
+    signal(SIGSEGV, on_refusal);
     if (iopl(3) < 0)
         die("iopl");
     leave_measure("exit_port_unclaimed", leave_port_read);
     leave_measure("exit_port_serial", leave_port_serial);
-    map_device();
-    if (mapped)
-        leave_measure("exit_mmio", leave_memory);
 }
 
 static void memory(void)
@@ -178,7 +189,8 @@ static void memory(void)
 
 enum { WINDOW_MS = 50, WINDOWS = RUN_MS / WINDOW_MS };
 
-/* What was done in each window of time; the rate of the tenth part that was fastest. */
+/* What was done in each window of time; the rate of the tenth part that was fastest. Where so little comes through that
+ * even most of those windows are empty (a stream that waits for retransmissions), the rate of the whole run. */
 struct windows {
     uint64_t start_ns;
     _Atomic uint64_t done[WINDOWS];
@@ -191,13 +203,21 @@ static bool window_count(struct windows *w, uint64_t amount)
     w->done[at] += amount;
     return true;
 }
-static void window_result(const char *name, struct windows *w, uint64_t unit_bytes, const char *unit)
+static uint64_t window_rate(const struct windows *w)
 {
-    uint64_t each[WINDOWS];
+    uint64_t each[WINDOWS], all = 0;
     for (int i = 0; i < WINDOWS; i++)
-        each[i] = w->done[i];
+        all += each[i] = w->done[i];
     qsort(each, WINDOWS, sizeof(each[0]), compare);
-    result(name, each[WINDOWS - 1 - WINDOWS / 10] * (1000 / WINDOW_MS) / unit_bytes, unit);
+    uint64_t best = each[WINDOWS - 1 - WINDOWS / 10] * (1000 / WINDOW_MS), mean = all * 1000 / RUN_MS;
+    return best > mean ? best : mean;
+}
+static void rate_result(const char *name, uint64_t rate, uint64_t unit_bytes, const char *unit)
+{
+    if (rate < unit_bytes)
+        printf("bench-failed %s: next to nothing came through in %d ms\n", name, RUN_MS);
+    else
+        result(name, rate / unit_bytes, unit);
 }
 
 struct disk_job {
@@ -256,7 +276,7 @@ static void disk_run(const char *name, int fd, uint64_t bytes, bool write, bool 
         errno = failed;
         die(name);
     }
-    window_result(name, &windows, random ? BLOCK : 1024, random ? "/s" : "KiB/s");
+    rate_result(name, window_rate(&windows), random ? BLOCK : 1024, random ? "/s" : "KiB/s");
 }
 
 static void disk(const char *device)
@@ -326,7 +346,7 @@ static int net_connect(const char *address, char what)
     return fd;
 }
 
-static void net_run(const char *name, const char *address, char what)
+static uint64_t net_rate(const char *address, char what)
 {
     static char buffer[CHUNK];
     int fd = net_connect(address, what);
@@ -339,8 +359,21 @@ static void net_run(const char *name, const char *address, char what)
         if (n <= 0)
             die("network");
     } while (window_count(&windows, (uint64_t)n));
-    window_result(name, &windows, what == 'P' ? 1 : 1024, what == 'P' ? "/s" : "KiB/s");
     close(fd);
+    return window_rate(&windows);
+}
+
+/* How fast a stream is depends on how its connection began (TCP takes the size of its segments from the shortest round
+ * trip that it has seen), and one runs three times as fast as the next: the best of several. */
+static void net_run(const char *name, const char *address, char what)
+{
+    enum { CONNECTIONS = 4 };
+    uint64_t best = 0;
+    for (int i = 0; i < CONNECTIONS; i++) {
+        uint64_t rate = net_rate(address, what);
+        best = rate > best ? rate : best;
+    }
+    rate_result(name, best, what == 'P' ? 1 : 1024, what == 'P' ? "/s" : "KiB/s");
 }
 
 static void net(const char *address)
