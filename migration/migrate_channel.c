@@ -51,10 +51,13 @@ static int wait_ready(const struct migrate_channel *c, short events, uint64_t si
         if (is_cancelled(c))
             return cancelled(err);
         int n = poll(&p, 1, CHANNEL_SLICE_MS);
-        if (n > 0)
+        if (n > 0 && !(c->deadline_us && migrate_now_us() >= c->deadline_us))
             return 0;
         if (n < 0 && errno != EINTR)
             return error_errno(err, -errno, "cannot wait for the migration's connection");
+        if (c->deadline_us && migrate_now_us() >= c->deadline_us)
+            return error_set(err, -ETIMEDOUT, ERROR_TIMEOUT,
+                             "the other side of the migration is too slow: the time for this step is over");
         if (c->patience_ms && migrate_now_us() - since_us >= (uint64_t)c->patience_ms * 1000)
             return error_set(err, -ETIMEDOUT, ERROR_TIMEOUT, "the other side of the migration was silent for %u ms",
                              c->patience_ms);

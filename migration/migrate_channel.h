@@ -2,7 +2,7 @@
  * limit of bandwidth, and a way to be given up from another thread.
  *
  * Failure modes of reading and writing, in words: -ECANCELED once *cancel is set (within CHANNEL_SLICE_MS), -ETIMEDOUT
- * when nothing moves for patience_ms, -ECONNRESET at the end of the peer, or what the socket says.
+ * when nothing moves for patience_ms or deadline_us has passed, -ECONNRESET at the end of the peer, or what the socket says.
  * Threads: one for each channel; *cancel is set and *written is read by any. */
 #ifndef MIGRATION_MIGRATE_CHANNEL_H
 #define MIGRATION_MIGRATE_CHANNEL_H
@@ -15,6 +15,7 @@ struct migrate_channel {
     int fd;                   /* owned */
     const bool *cancel;       /* atomic */
     unsigned patience_ms;     /* 0: for ever */
+    uint64_t deadline_us;     /* of migrate_now_us(): no longer, however much moves; 0: none */
     uint64_t bytes_per_s_max; /* 0: none */
     uint64_t free_at_us;      /* when the limit allows the next write */
     uint64_t *written;        /* counts bytes, atomic; NULL: nobody counts. Borrowed */

@@ -495,12 +495,16 @@ static int verify_send(struct migrate_sender *s, struct error *err)
     return code;
 }
 
-/* The limits of the time when the guest ran hold no more. */
+/* The limits of the time when the guest ran hold no more. A target that is slow, but never silent, must not hold the guest
+ * for ever. */
 static void channels_hurry(struct migrate_sender *s)
 {
+    const struct precopy_settings *p = &s->options.precopy;
+    uint64_t pause_us = s->options.stop_patience_ms * 1000ull + MAX(p->downtime_us, p->downtime_max_us);
     for (unsigned i = 0; i < s->options.channels; i++) {
         s->channels[i].channel.bytes_per_s_max = 0;
         s->channels[i].channel.patience_ms = s->options.stop_patience_ms;
+        s->channels[i].channel.deadline_us = s->options.verify ? 0 : migrate_now_us() + pause_us; /* that takes long */
         s->channels[i].compression.on &= s->options.bytes_per_s_max == 0; /* it was for the limit's sake */
         s->channels[i].compression.fixed = true;
     }
@@ -539,6 +543,8 @@ static int stop_and_send(struct migrate_sender *s, struct error *err)
 
 static enum migrate_outcome decision_wait(struct migrate_sender *s, uint64_t *ret_epoch)
 {
+    if (s->options.asks)
+        s->options.asks(s->options.arg);
     pthread_mutex_lock(&s->lock);
     while (s->outcome == MIGRATE_UNDECIDED && !__atomic_load_n(&s->abandoned, __ATOMIC_ACQUIRE))
         pthread_cond_wait(&s->changed, &s->lock);
@@ -594,6 +600,8 @@ static int outcome_learn(struct migrate_sender *s, int code, struct error *err)
     s->progress.failure = *err;
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
+    if (s->options.asks)
+        s->options.asks(s->options.arg);
     channel->patience_ms = 2 * CHANNEL_SLICE_MS;
     while (slow == -ETIMEDOUT && !is_decided(s))
         slow = migrate_channel_expect(channel, MIGRATE_RUNNING, &reply, NULL);
@@ -625,6 +633,7 @@ static int hand_over(struct migrate_sender *s, struct error *err)
     if (code < 0 && !is_theirs)
         return code;
     phase_set(s, MIGRATE_PHASE_GO);
+    main->channel.deadline_us = 0;
     main->channel.patience_ms = s->options.stop_patience_ms;
     main->channel.cancel = &s->abandoned;
     code = migrate_step_put(&main->out, &go, err);
@@ -647,6 +656,7 @@ static void cancel_tell(struct migrate_sender *s, const struct error *err)
         return;
     snprintf(step.text, sizeof(step.text), "%.480s", err->text);
     main->channel.cancel = &never;
+    main->channel.deadline_us = 0;
     main->channel.patience_ms = 100;
     (void)migrate_step_put(&main->out, &step, NULL);
 }
@@ -662,6 +672,7 @@ static void refusal_read(struct migrate_sender *s, struct error *err)
     if (!s->channels[0].open)
         return;
     channel->cancel = &never;
+    channel->deadline_us = 0;
     channel->patience_ms = 2 * CHANNEL_SLICE_MS;
     for (unsigned i = 0; code == 0 && i < MIGRATE_CHANNELS_MAX; i++)
         code = migrate_channel_reply(channel, &reply, &said);

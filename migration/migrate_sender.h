@@ -31,7 +31,8 @@ struct migrate_sender_options {
     bool verify;              /* compare all memory in the pause: for tests, it takes long */
     bool ask_owner; /* wait in READY for migrate_sender_decide: somebody else says whose the guest is */
     unsigned patience_ms;     /* how long the target may be silent while the guest runs... */
-    unsigned stop_patience_ms; /* ...and while it stands still */
+    unsigned stop_patience_ms; /* ...and while it stands still; so long, and what the pause may take, it stands still at
+                                * all before the target is ready */
     /* A connected stream socket, which becomes the sender's; negative errno with words. */
     int (*connect)(void *arg, struct error *err);
     /* Stopped for the last pages: is it paused by its user, and to stay so at the target? NULL: no. */
@@ -41,6 +42,8 @@ struct migrate_sender_options {
      * is shared. */
     int (*let_go)(void *arg, struct error *err);
     int (*take_back)(void *arg, struct error *err);
+    /* READY (where the owner is asked) or UNKNOWN has begun: somebody is to decide. NULL: nobody needs to be told. */
+    void (*asks)(void *arg);
     void *arg;
 };
 

@@ -71,6 +71,7 @@ int control_device_unplug(struct control_call *call, struct error *err);
 /* control_migrate.c */
 int control_migration_show(struct control_call *call, struct error *err);
 int control_migration_start(struct control_call *call, struct error *err);
+int control_migration_wait(struct control_call *call, struct error *err);
 int control_migration_cancel(struct control_call *call, struct error *err);
 int control_migration_decide(struct control_call *call, struct error *err);
 

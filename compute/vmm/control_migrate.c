@@ -61,6 +61,19 @@ int control_migration_start(struct control_call *call, struct error *err)
     return control_migration_show(call, err);
 }
 
+static void on_wait_over(void *arg)
+{
+    struct control_call *call = arg;
+    control_migration_show(call, NULL);
+    control_call_end(call, 0, NULL);
+}
+
+int control_migration_wait(struct control_call *call, struct error *err)
+{
+    int code = machine_migrate_wait(call->machine, on_wait_over, call, err);
+    return code < 0 ? code : code == 0 ? CONTROL_LATER : control_migration_show(call, err);
+}
+
 int control_migration_cancel(struct control_call *call, struct error *err)
 {
     int code = machine_migrate_cancel(call->machine, err);

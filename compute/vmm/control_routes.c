@@ -25,6 +25,7 @@ static const control_fn functions[VMM_ROUTE_COUNT] = {
     [VMM_ROUTE_snapshot_cancel] = control_snapshot_cancel,
     [VMM_ROUTE_migration_show] = control_migration_show,
     [VMM_ROUTE_migration_start] = control_migration_start,
+    [VMM_ROUTE_migration_wait] = control_migration_wait,
     [VMM_ROUTE_migration_cancel] = control_migration_cancel,
     [VMM_ROUTE_migration_decide] = control_migration_decide,
     [VMM_ROUTE_openapi] = control_openapi,

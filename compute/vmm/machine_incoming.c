@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/log.h"
 #include "compute/vmm/guest_ops.h"
@@ -11,6 +12,8 @@
 #include "compute/vmm/machine_state.h"
 #include "compute/vmm/unix_socket.h"
 #include "migration/migrate_receiver.h"
+
+enum { OWN_PAUSE_MS = 20, OWN_TRIES_LOGGED = 250 };
 
 struct incoming_job {
     struct machine *machine;
@@ -78,11 +81,22 @@ static int job_load(void *arg, struct stream_states *states, bool paused, struct
     return control_gate_run(&job->gate, do_load, job, err);
 }
 
+/* The owner may have said so before the source, which is slow, held or on a host that is gone, has let go of the disks: then it
+ * is only a matter of time, for whoever says so in a cluster ends the source as well. The guest's memory is worth the wait. */
 static int job_run(void *arg, uint64_t epoch, struct error *err)
 {
     struct incoming_job *job = arg;
+    const struct timespec pause = {.tv_nsec = OWN_PAUSE_MS * 1000000l};
     job->epoch = epoch;
-    return control_gate_run(&job->gate, do_run, job, err);
+    int code = control_gate_run(&job->gate, do_run, job, err);
+    for (unsigned tries = 1; code == -EBUSY && epoch != 0; tries++) {
+        if (tries % OWN_TRIES_LOGGED == 1)
+            log_warning("disks-not-free", "vm=%s tries=%u error=\"%.300s\"", job->machine->config->name, tries,
+                        err ? err->text : "");
+        nanosleep(&pause, NULL);
+        code = control_gate_run(&job->gate, do_run, job, err);
+    }
+    return code;
 }
 
 static void on_end(void *arg)

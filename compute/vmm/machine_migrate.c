@@ -11,6 +11,11 @@
 #include "compute/vmm/machine_state.h"
 #include "migration/migrate_sender.h"
 
+struct waiter {
+    void (*done)(void *arg);
+    void *arg;
+};
+
 struct migrate_job {
     struct machine *machine;
     struct control_gate gate;
@@ -19,23 +24,65 @@ struct migrate_job {
     char path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
     pthread_t thread;
     bool active;
+    struct waiter waiters[MACHINE_MIGRATE_WAITERS_MAX];
+    unsigned waiting;
     /* Written by the thread, read by the loop once it was posted. */
     int code;
     struct error err;
 };
 
+/* ---- those who wait, on the control loop ---- */
+
+static void waiters_end(struct migrate_job *job)
+{
+    while (job->waiting > 0) {
+        struct waiter waiter = job->waiters[--job->waiting];
+        waiter.done(waiter.arg);
+    }
+}
+
+static void on_asks(void *arg)
+{
+    waiters_end(arg);
+}
+
+int machine_migrate_wait(struct machine *m, void (*done)(void *arg), void *arg, struct error *err)
+{
+    struct migrate_job *job = m->migrate;
+    if (!machine_migrate_is_active(m) || machine_migrate_progress(m).phase >= MIGRATE_PHASE_READY)
+        return 1;
+    if (job->waiting == MACHINE_MIGRATE_WAITERS_MAX)
+        return error_set(err, -EBUSY, ERROR_OVERLOAD, "%d wait for the migration already", MACHINE_MIGRATE_WAITERS_MAX);
+    job->waiters[job->waiting++] = (struct waiter){done, arg};
+    return 0;
+}
+
 /* ---- what the sender asks for, on its thread ---- */
 
+static void job_asks(void *arg)
+{
+    struct migrate_job *job = arg;
+    io_loop_post(job->machine->control, on_asks, job);
+}
+
+/* Whoever listens and does not accept must not hold this thread for ever: nothing could end the VMM then. */
 static int job_connect(void *arg, struct error *err)
 {
     struct migrate_job *job = arg;
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const struct timeval patience = {.tv_sec = MACHINE_MIGRATE_CONNECT_MS / 1000};
     memcpy(address.sun_path, job->path, sizeof(address.sun_path));
     CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return error_errno(err, -errno, "cannot make a socket");
-    if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0)
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)) < 0)
+        return error_errno(err, -errno, "cannot limit the wait for the target");
+    if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0) {
+        if (errno == EAGAIN)
+            return error_set(err, -ETIMEDOUT, ERROR_TIMEOUT, "the target at %s has not taken a connection within %d ms",
+                             job->path, MACHINE_MIGRATE_CONNECT_MS);
         return error_errno(err, -errno, "cannot connect to the target at %s", job->path);
+    }
     int connected = fd;
     fd = -1;
     return connected;
@@ -86,6 +133,7 @@ static void on_end(void *arg)
     else
         log_info("migrated", "vm=%s rounds=%u bytes=%llu pause_us=%llu total_us=%llu", m->config->name, p.rounds,
                  (unsigned long long)p.sent_bytes, (unsigned long long)p.downtime_us, (unsigned long long)p.total_us);
+    waiters_end(job);
     if (job->code == 0)
         machine_leave(m);
 }
@@ -127,6 +175,7 @@ static void options_fill(struct migrate_job *job, const struct vmm_migration_ord
         .is_paused = job_is_paused,
         .let_go = job_let_go,
         .take_back = job_take_back,
+        .asks = job_asks,
         .arg = job};
     o->precopy.fixed_us = MIN(o->precopy.fixed_us, o->precopy.downtime_us / 2);
 }
@@ -221,6 +270,7 @@ void migrate_job_destroy(struct migrate_job *job)
         control_gate_close(&job->gate);
         pthread_join(job->thread, NULL);
     }
+    waiters_end(job);
     migrate_sender_destroy(job->sender);
     machine_guest_finish(&job->guest);
     control_gate_finish(&job->gate);

@@ -8,12 +8,17 @@
  * before the target is told to run, and taken back before the guest goes on here after all - which is refused when the
  * target has them by then.
  *
+ * Whoever follows a migration can wait for the moment at which he is asked (machine_migrate_wait), which lies within the
+ * pause: a question now and then would lengthen it.
+ *
  * Threads: functions on the control loop's. */
 #ifndef COMPUTE_VMM_MACHINE_MIGRATE_H
 #define COMPUTE_VMM_MACHINE_MIGRATE_H
 
 #include "compute/vmm/machine.h"
 #include "migration/migrate_progress.h"
+
+enum { MACHINE_MIGRATE_WAITERS_MAX = 16, MACHINE_MIGRATE_CONNECT_MS = 5000 };
 
 struct migrate_job; /* of one machine, made by its first migration */
 
@@ -25,6 +30,9 @@ int machine_migrate_cancel(struct machine *m, struct error *err);
 /* As migrate_sender_decide. */
 int machine_migrate_decide(struct machine *m, enum migrate_outcome outcome, uint64_t epoch, struct error *err);
 bool machine_migrate_is_active(const struct machine *m);
+/* @done once, later: the migration asks for a decision, or has ended. 1, and it never comes: that is so already. -EBUSY:
+ * MACHINE_MIGRATE_WAITERS_MAX wait. */
+int machine_migrate_wait(struct machine *m, void (*done)(void *arg), void *arg, struct error *err);
 /* For machine_finish: gives one that is under way up. NULL is allowed. */
 void migrate_job_destroy(struct migrate_job *job);
 

@@ -191,6 +191,53 @@ def test_a_disk_is_one_sides_at_a_time(world):
     assert third.process.wait(LIMIT_S) == 1 and 'in use by another process' in third.log.read_text()
 
 
+def test_the_owners_word_may_come_before_the_source_lets_go(world):
+    """In a cluster the target may hear of it first: it waits for the disks, with all that it has, instead of failing."""
+    disk = world.folder / 'disk'
+    disk.write_bytes(bytes(1 << 20))
+    disks = [{'path': str(disk)}]
+    vm = world.boot(disks=disks)
+    console = vm.console()
+    console.wait(r'^tick 1$')
+    target = world.incoming(disks=disks)
+    new_console = target.console()
+    start(vm, target.socket, ask_owner=True)
+    until(lambda: migration(vm)['phase'] == 'ready', vm, target)
+    assert target.request('PUT', '/v1/vm/migration', {'outcome': 'here', 'epoch': 2})[0] == 200
+    until(lambda: 'disks-not-free' in target.log.read_text(), target)
+    assert migration(target)['phase'] == 'go' and target.process.poll() is None
+    decide(vm, 'there')
+    texts = [drain(console)]
+    assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+    new_console.wait(r'^tick \d+$')
+    counted_on([*texts, new_console.text])
+
+
+def test_who_waits_is_told_when_it_asks_and_when_it_ends(world):
+    vm = world.boot()
+    vm.console().wait(r'^tick 1$')
+    assert vm.request('GET', '/v1/vm/migration/wait')[1]['phase'] == 'idle'
+    target = world.incoming()
+    answers = []
+    start(vm, target.socket, ask_owner=True, bytes_per_second=4 << 20, plain=True)
+    waiting = [threading.Thread(target=lambda: answers.append(vm.request('GET', '/v1/vm/migration/wait')[1]['phase'])) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    for thread in waiting:
+        thread.join(LIMIT_S)
+    assert answers == ['ready'] * 3
+    decide(vm, 'here')
+    until(lambda: vm.request('GET', '/v1/vm/migration/wait')[1]['phase'] == 'failed', vm)
+    assert state(vm) == 'running'
+    target = world.incoming()
+    start(vm, target.socket, bytes_per_second=1 << 20, plain=True)
+    thread = threading.Thread(target=lambda: answers.append(vm.request('GET', '/v1/vm/migration/wait')[1]['phase']))
+    thread.start()
+    assert vm.request('DELETE', '/v1/vm/migration')[0] == 200
+    thread.join(LIMIT_S)
+    assert answers[3:] == ['cancelled']
+
+
 def test_cancelled_it_goes_on_and_may_be_migrated_again(world):
     vm = world.boot('dirty=16')
     console = vm.console()

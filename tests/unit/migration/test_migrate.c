@@ -530,7 +530,7 @@ static void a_target_that_cannot_run_it_says_so_and_somebody_decides(void **stat
 
 /* ---- a target that goes away ---- */
 
-enum fake_end { AT_ONCE, AFTER_OPEN, AFTER_ACCEPTED, IN_MEMORY, AFTER_SYNCED, AT_FINAL, AFTER_READY, AFTER_GO, AFTER_LIE };
+enum fake_end { DRIPS = -1, AT_ONCE, AFTER_OPEN, AFTER_ACCEPTED, IN_MEMORY, AFTER_SYNCED, AT_FINAL, AFTER_READY, AFTER_GO, AFTER_LIE };
 
 static struct {
     pthread_t thread;
@@ -567,6 +567,15 @@ static void *fake_target_main(void *arg UNUSED)
         }
         if (step.kind == MIGRATE_FINAL && fake.end == AT_FINAL)
             break;
+        if (step.kind == MIGRATE_FINAL && fake.end == DRIPS) { /* never silent for long, and never done */
+            struct migrate_reply reply = {.kind = MIGRATE_READY};
+            struct bytes_writer bytes = {0};
+            migrate_reply_encode(&reply, &bytes);
+            for (size_t i = 0; i < bytes.size && send(fd, bytes.data + i, 1, MSG_NOSIGNAL) == 1; i++)
+                usleep(100000);
+            bytes_writer_finish(&bytes);
+            break;
+        }
         if (step.kind == MIGRATE_FINAL) {
             if (fake.end == AFTER_READY)
                 shutdown(fd, SHUT_RD); /* GO finds nobody: closed before it can be sent */
@@ -600,6 +609,23 @@ static void the_target_dies_before_go_and_it_stays(void **state)
         if (end != AT_FINAL)
             world_teardown(state);
     }
+}
+
+static void a_target_that_is_slow_and_never_silent_does_not_hold_the_guest(void **state)
+{
+    struct migrate_sender_options options = sender_defaults();
+    (void)state;
+    options.verify = false;
+    options.stop_patience_ms = 300;
+    fake.end = DRIPS;
+    pthread_create(&fake.thread, NULL, fake_target_main, NULL);
+    source_start(&options);
+    pthread_join(world.source.thread, NULL);
+    pthread_join(fake.thread, NULL);
+    assert_stayed();
+    assert_int_equal(world.source.code, -ETIMEDOUT);
+    assert_int_equal(world.from.resumed, 1);
+    assert_true(migrate_sender_progress(world.source.sender).downtime_us < 1500000);
 }
 
 static void the_target_dies_after_go_and_nobody_knows(void **state)
@@ -763,6 +789,7 @@ int main(int argc, char **argv)
         WORLD_TEST(the_target_hears_it_from_somebody_else),
         WORLD_TEST(a_target_that_cannot_run_it_says_so_and_somebody_decides),
         WORLD_TEST(the_target_dies_before_go_and_it_stays),
+        WORLD_TEST(a_target_that_is_slow_and_never_silent_does_not_hold_the_guest),
         WORLD_TEST(the_target_dies_after_go_and_nobody_knows),
         WORLD_TEST(a_target_that_lies_is_left),
         WORLD_TEST(abandoned_in_unknown_it_comes_back_paused),
