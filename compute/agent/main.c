@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_join.h"
+#include "compute/agent/tunnel_program.h"
 #include "compute/agent/vmm_user.h"
 
 #define USER_BASE_MIN 1000u
@@ -40,8 +41,9 @@ static const char help[] =
     "Exit status: 0 ended by a signal, or joined; 1 it did not work; 2 wrong use.\n";
 
 struct options {
-    const char *data, *address, *name, *token, *vmm, *listen;
-    bool make_bridges;
+    const char *data, *address, *name, *token, *vmm, *listen, *peer, *connect;
+    bool make_bridges, is_source;
+    uint32_t source_user;
     uint32_t vmm_user_base;
 };
 
@@ -76,6 +78,9 @@ static int parse_options(int argc, char **argv, struct options *o, int *ret_stat
         OPT_BRIDGE = 'b',
         OPT_USERS = 'u',
         OPT_LOG = 'g',
+        OPT_PEER = 'p',
+        OPT_CONNECT = 'c',
+        OPT_SOURCE = 's',
         OPT_HELP = 'h',
         OPT_VERSION = 'V'
     };
@@ -89,6 +94,9 @@ static int parse_options(int argc, char **argv, struct options *o, int *ret_stat
         {"bridge-create", no_argument, NULL, OPT_BRIDGE},
         {"vmm-uid-base", required_argument, NULL, OPT_USERS},
         {"log-level", required_argument, NULL, OPT_LOG},
+        {"peer", required_argument, NULL, OPT_PEER}, /* these three: of tunnel, which the agent starts by itself */
+        {"connect", required_argument, NULL, OPT_CONNECT},
+        {"source-user", required_argument, NULL, OPT_SOURCE},
         {"help", no_argument, NULL, OPT_HELP},
         {"version", no_argument, NULL, OPT_VERSION},
         {NULL, 0, NULL, 0},
@@ -123,6 +131,16 @@ static int parse_options(int argc, char **argv, struct options *o, int *ret_stat
                 *ret_status = usage("--vmm-uid-base is 0, or a number from 1000 to 2147479551");
                 return 1;
             }
+            break;
+        case OPT_PEER:
+            o->peer = optarg;
+            break;
+        case OPT_CONNECT:
+            o->connect = optarg;
+            break;
+        case OPT_SOURCE:
+            o->is_source = true;
+            o->source_user = (uint32_t)strtoul(optarg, NULL, 10);
             break;
         case OPT_LOG:
             if (log_parse_level(optarg, &level) < 0) {
@@ -240,6 +258,21 @@ static int command_run(const struct options *o)
     return 0;
 }
 
+/* An end of a migration's way; see tunnel_program.h. */
+static int command_tunnel(const struct options *o)
+{
+    if (o->data == NULL || o->peer == NULL || o->listen == NULL || o->connect == NULL)
+        return usage("tunnel is started by the agent itself: it needs --data, --peer, --listen and --connect");
+    CLEANUP_FREE char *data = absolute(o->data);
+    const struct tunnel_program_options options = {.data_dir = data,
+                                                   .peer = o->peer,
+                                                   .listen = o->listen,
+                                                   .connect = o->connect,
+                                                   .is_source = o->is_source,
+                                                   .owner = o->source_user};
+    return tunnel_program_run(&options);
+}
+
 int main(int argc, char **argv)
 {
     struct options options = {.vmm_user_base = VMM_USER_BASE_DEFAULT};
@@ -256,5 +289,7 @@ int main(int argc, char **argv)
         return command_join(&options);
     if (strcmp(argv[optind], "run") == 0)
         return command_run(&options);
+    if (strcmp(argv[optind], "tunnel") == 0)
+        return command_tunnel(&options);
     return usage("give one command, join or run");
 }
