@@ -85,7 +85,7 @@ size_t agent_plan_orders(const struct plan_have *have, size_t have_count, const 
 /* A VMM lives. */
 static enum plan_step plan_alive(const struct plan_vm *vm)
 {
-    bool unwanted = vm->forgotten || vm->wanted == vm_wanted_DELETED || vm->wanted == vm_wanted_STOPPED;
+    bool unwanted = vm->forgotten || (!vm->arriving && (vm->wanted == vm_wanted_DELETED || vm->wanted == vm_wanted_STOPPED));
     if (unwanted || vm->process_old || vm->reboot || vm->shutdown_asked || vm->stop_asked) {
         if (vm->kill_sent)
             return PLAN_WAIT_END;
@@ -103,6 +103,8 @@ static enum plan_step plan_alive(const struct plan_vm *vm)
             return vm->kill_sent ? PLAN_WAIT_END : PLAN_KILL;
         return PLAN_WAIT_ANSWER;
     }
+    if (vm->arriving || vm->taking)
+        return vm->taking ? PLAN_TAKE : PLAN_REST_ARRIVING;
     if (vm->wanted == vm_wanted_PAUSED && !vm->process_paused)
         return PLAN_PAUSE;
     if (vm->wanted == vm_wanted_RUNNING && vm->process_paused && !vm->process_stuck)
@@ -114,6 +116,8 @@ static enum plan_step plan_alive(const struct plan_vm *vm)
 static enum plan_step plan_start(const struct plan_vm *vm)
 {
     bool again = vm->restart != restart_policy_NEVER;
+    if (vm->arriving) /* it was begun for this migration, which has failed if it ended; the controllers say what follows */
+        return vm->end != PLAN_END_NONE ? PLAN_REST_FAILED : vm->prepared ? PLAN_START : PLAN_PREPARE;
     switch (vm->end) {
     case PLAN_END_NONE:
         break;
@@ -143,9 +147,11 @@ enum plan_step agent_plan_vm(const struct plan_vm *vm)
         return PLAN_REST_GONE;
     if (vm->process)
         return plan_alive(vm);
-    if (vm->forgotten || vm->wanted == vm_wanted_DELETED)
+    if (vm->forgotten || (vm->wanted == vm_wanted_DELETED && !vm->arriving))
         return PLAN_REMOVE;
-    if (vm->wanted == vm_wanted_STOPPED)
+    if (vm->leaving)
+        return PLAN_REST_LEFT;
+    if (vm->wanted == vm_wanted_STOPPED && !vm->arriving)
         return PLAN_REST;
     return plan_start(vm);
 }
@@ -157,12 +163,15 @@ const char *agent_plan_step_name(enum plan_step step)
         [PLAN_REST_OFF] = "rest-off",
         [PLAN_REST_FAILED] = "rest-failed",
         [PLAN_REST_GONE] = "rest-gone",
+        [PLAN_REST_ARRIVING] = "rest-arriving",
+        [PLAN_REST_LEFT] = "rest-left",
         [PLAN_REST_UNCONFIRMED] = "rest-unconfirmed",
         [PLAN_WAIT_BACKOFF] = "wait-backoff",
         [PLAN_WAIT_END] = "wait-end",
         [PLAN_WAIT_ANSWER] = "wait-answer",
         [PLAN_PREPARE] = "prepare",
         [PLAN_START] = "start",
+        [PLAN_TAKE] = "take",
         [PLAN_PAUSE] = "pause",
         [PLAN_RESUME] = "resume",
         [PLAN_ADJUST] = "adjust",

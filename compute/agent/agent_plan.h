@@ -64,6 +64,9 @@ struct plan_vm {
     bool confirmed; /* the controllers gave this order to this process, not only to one before it */
     bool reboot;    /* a reboot is asked for and not yet carried out */
     bool gone;      /* nothing of it is left */
+    bool arriving;  /* a migration brings it: it is not this host's yet, and must not run here */
+    bool taking;    /* it has become this host's, and its VMM, which holds it, is to be told */
+    bool leaving;   /* a migration takes it away, or has: whose it is, only the controllers know */
 
     bool process;         /* a VMM of this VM lives */
     bool process_old;     /* it runs under a lower epoch than the order's */
@@ -89,12 +92,15 @@ enum plan_step {
     PLAN_REST_OFF,         /* the same, and it is off because the guest powered off */
     PLAN_REST_FAILED,      /* not as wanted, and nothing more is tried under this order */
     PLAN_REST_GONE,        /* nothing of it is left */
+    PLAN_REST_ARRIVING,    /* its VMM waits for what the migration brings */
+    PLAN_REST_LEFT,        /* it has no VMM here any more, and may be another host's */
     PLAN_REST_UNCONFIRMED, /* it should run, but only the controllers can say whether it is ours still */
     PLAN_WAIT_BACKOFF,     /* it will be tried again when the time has come */
     PLAN_WAIT_END,         /* the VMM is on its way out */
     PLAN_WAIT_ANSWER,      /* ask the control socket until it answers */
     PLAN_PREPARE,
     PLAN_START,
+    PLAN_TAKE,     /* tell the VMM that holds it that it is this host's now */
     PLAN_PAUSE,
     PLAN_RESUME,
     PLAN_ADJUST,   /* change disks and interfaces of the running VMM */

@@ -243,6 +243,11 @@ void session_poke(struct session *s)
     }
 }
 
+const char *session_controller(const struct session *s)
+{
+    return s->controllers.items[s->at];
+}
+
 void session_ask_again(struct session *s)
 {
     s->have_index = 0;

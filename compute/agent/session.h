@@ -51,6 +51,8 @@ struct session_counters {
 /* The first report goes out at once. */
 struct session *session_start(const struct session_options *options);
 void session_stop(struct session *session, void (*stopped)(void *arg), void *arg);
+/* The controller that is asked at this time; borrowed until the next turn of the loop. */
+const char *session_controller(const struct session *session);
 /* Something that put_report() tells has changed. */
 void session_poke(struct session *session);
 /* Ask for all orders again, as if none had been given. */

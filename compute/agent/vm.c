@@ -31,9 +31,15 @@
  *   VMM paused the VM for a disk             PAUSED with the reason, resumed again every VM_STUCK_MS
  *   VMM does not answer any more             left alone, with the reason; a stop then ends in SIGKILL by pidfd
  *   agent killed                             vm_load: the lock says whether a VMM lives; it goes on at step 4
+ *   its VMM ends with status 7               it has been migrated away: it is not started again, whatever was wanted
  *   controllers not reachable                nothing: what runs runs on. What does not run is started only after the
  *                                            controllers have given the order to this process (`confirmed`), for the
- *                                            VM may have gone elsewhere since it was written down. */
+ *                                            VM may have gone elsewhere since it was written down.
+ *
+ * A VM that a migration brings (vm_create_arriving) is begun as any other, but its VMM waits, and nothing is asked of it until
+ * the controllers' order says that the VM is this host's by that very migration: then PLAN_TAKE tells it so until it runs.
+ * While one takes it away (vm_leave_begin) its VMM is told what to do by migrate_out.h; if it ends meanwhile, the VM is not
+ * started before the controllers have said whose it is. Both are in vm.json, for an agent that is killed at any point. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -51,7 +57,10 @@
 #define ASK_SOON_MS 10 /* between questions to a VMM that has just been started, doubled up to VM_RETRY_MS */
 #define REASON_SIZE 401
 
-enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING };
+#define STATUS_MIGRATED 7 /* of drover-vmm */
+#define TAKE_AGAIN_MS 10
+
+enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
 
 /* A process that is watched; freed by the loop, which may be after the VM has another one. */
 struct vm_watch {
@@ -86,6 +95,12 @@ struct local_vm {
     bool looking; /* something holds the VM's lock and its name is not known yet */
     bool adjust_again; /* the order has changed since it began to be adjusted */
     bool adjusted; /* the VMM was started with the devices of the order, or has been given them */
+    uint64_t answer_index; /* of the newest answer of the controllers that had an order for it */
+    bool owned;  /* file.arriving: it is this host's now */
+    bool told;   /* and its VMM knows */
+    bool left;   /* it runs elsewhere: its VMM has been told, or has said so */
+    uint64_t left_epoch;
+    bool stale;  /* the VMM waits for a migration that is not how the VM came to be this host's */
     bool process_stuck; /* its VMM paused it because a disk failed */
     uint64_t stuck_until_ms;
     char stuck_reason[REASON_SIZE];
@@ -259,6 +274,22 @@ static void watch_close(struct local_vm *vm)
     vm->watch = NULL;
 }
 
+/* Its VMM is done with it: another host runs it. */
+static void left_set(struct local_vm *vm)
+{
+    vm->left = true;
+    vm->left_epoch = vm->file.order.epoch;
+}
+
+/* Nothing is to come any more, or it has come. */
+static void arrival_over(struct local_vm *vm)
+{
+    OBJECT_TEXT(agent_vm, &vm->file, arriving, NULL);
+    vm->owned = vm->told = false;
+    vm->unsaved = true;
+    vm_save_or_log(vm);
+}
+
 /* How did it end? A wait status, or -1 where nobody can tell. */
 static int end_status(struct local_vm *vm)
 {
@@ -288,6 +319,7 @@ static void vm_on_process_end(struct local_vm *vm)
     int status = end_status(vm);
     bool clean = status >= 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
     bool answered = vm->process_answers, wanted_end = vm->stop_asked || vm->shutdown_asked;
+    bool migrated = status >= 0 && WIFEXITED(status) && WEXITSTATUS(status) == STATUS_MIGRATED;
     char text[REASON_SIZE];
     describe_end(vm, status, text, sizeof(text));
     watch_close(vm);
@@ -301,7 +333,12 @@ static void vm_on_process_end(struct local_vm *vm)
     vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
     vm->start_deadline_ms = 0;
     vm->hold_until_ms = 0;
-    if (wanted_end)
+    vm->stale = false;
+    if (migrated)
+        left_set(vm);
+    if (vm->owned) /* it ended before it had what the migration brought: begun anew, as after any other failure */
+        arrival_over(vm);
+    if (wanted_end || migrated)
         vm->end = PLAN_END_NONE;
     else if (!answered)
         vm_failed(vm, PLAN_END_NOT_STARTED, text);
@@ -490,7 +527,7 @@ static void vm_on_told(const struct http_answer *answer, void *arg)
         log_warning("vm-control", "vm=%s wanted=%s status=%d error=\"%s\"", vm->name,
                     vmm_move_desc.names[vm->telling], answer->status, answer->problem.text);
     if (vm->telling == vmm_move_STOPPED) {
-        vm->stop_failed = !ok;
+        vm->stop_failed = !ok && !vm->left; /* one that leaves may have been told before */
     } else if (vm->telling == vmm_move_SHUTDOWN) {
         if (!ok)
             vm->shutdown_deadline_ms = 0; /* it cannot be asked: the plug */
@@ -517,6 +554,69 @@ static bool vm_tell(struct local_vm *vm, enum vmm_move move)
     bytes_writer_finish(&body);
     OBJECT_CLEAR(vmm_state_order, &order);
     return r == 0;
+}
+
+/* ---- what a migration has brought ---- */
+
+/* How far its VMM is: the answer to the word that it is ours, or to a question. */
+static void take_look(struct local_vm *vm, const struct http_answer *answer)
+{
+    struct vmm_migration seen = {.head = {0}};
+    struct error err = {.code = 0};
+    bool ok = answer->error == 0 && answer->status == 200 &&
+              OBJECT_DECODE(vmm_migration, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &seen, &err) == 0;
+    vm->hold_until_ms = now_ms(vm) + (ok || answer->status != 0 ? TAKE_AGAIN_MS : VM_RETRY_MS);
+    if (!ok)
+        return;
+    if (seen.phase == vmm_migration_phase_DONE) {
+        log_info("vm-taken", "vm=%s epoch=%llu", vm->name, (unsigned long long)vm->file.order.epoch);
+        vm->hold_until_ms = vm->ask_at_ms = 0;
+        arrival_over(vm);
+    } else if (seen.phase == vmm_migration_phase_READY || seen.phase == vmm_migration_phase_UNKNOWN) {
+        vm->told = false;
+    }
+    OBJECT_CLEAR(vmm_migration, &seen);
+}
+
+static void vm_on_taking(const struct http_answer *answer, void *arg)
+{
+    struct local_vm *vm = arg;
+    bool asked = vm->told;
+    vm->busy = VM_IDLE;
+    vm->call = NULL;
+    if (vm->closing) {
+        vm_maybe_finish(vm);
+        return;
+    }
+    /* Refused: it runs already, for the source has said so as well. */
+    vm->told = vm->told || answer->status / 100 == 2 || answer->status == 409;
+    if (vm->process && vm->owned && (asked || !vm->told || answer->status / 100 == 2))
+        take_look(vm, answer);
+    vm_tick(vm);
+}
+
+static int vm_decide(struct local_vm *vm, enum vmm_migration_outcome outcome, uint64_t epoch, http_client_done done)
+{
+    struct vmm_migration_decision decision = {.head = {0}};
+    struct bytes_writer body = {.data = NULL};
+    OBJECT_SET(vmm_migration_decision, &decision, outcome, (uint32_t)outcome);
+    OBJECT_SET(vmm_migration_decision, &decision, epoch, epoch);
+    OBJECT_ENCODE(vmm_migration_decision, &decision, &body);
+    int r = vm_call(vm, "PUT", "http://vmm/v1/vm/migration", &body, done);
+    bytes_writer_finish(&body);
+    OBJECT_CLEAR(vmm_migration_decision, &decision);
+    return r;
+}
+
+static void vm_take(struct local_vm *vm)
+{
+    vm_progress(vm, "taking it over from the host that it comes from");
+    int r = vm->told ? vm_call(vm, "GET", "http://vmm/v1/vm/migration", NULL, vm_on_taking)
+                     : vm_decide(vm, vmm_migration_outcome_HERE, vm->file.order.epoch, vm_on_taking);
+    if (r == 0)
+        vm->busy = VM_TAKING;
+    else
+        vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
 }
 
 /* ---- devices of a running VMM ---- */
@@ -694,6 +794,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     CLEANUP_FREE char *exit_path = vm_files_path(places, vm->id, "exit.json");
     CLEANUP_FREE char *lock_path = vm_files_path(places, vm->id, "vmm.lock");
     CLEANUP_FREE char *cgroup = NULL;
+    CLEANUP_FREE char *incoming = vm->file.arriving != NULL ? vm_arrival_address(vm) : NULL; /* not this host's yet */
     CLEANUP_FD int lock_fd = -1;
     const struct vm_order *order = &vm->file.order;
     struct vmm_process_id id;
@@ -717,6 +818,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
         .boot_id = vm->context->boot_id,
         .epoch = order->epoch,
         .user = vm->user,
+        .incoming = incoming,
         .cgroup = cgroup,
     };
     r = vmm_process_start(&spawn, lock_fd, &id, &pidfd, err);
@@ -730,6 +832,8 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
 static void vm_start(struct local_vm *vm)
 {
     struct error err = {.code = 0};
+    if (vm->owned)
+        arrival_over(vm); /* what held it is not there any more */
     if (vm->end == PLAN_END_BROKEN || vm->end == PLAN_END_CLEAN)
         OBJECT_SET(agent_vm, &vm->file, restarts, vm->file.restarts + 1);
     OBJECT_SET(agent_vm, &vm->file, boot, vm->file.order.boot);
@@ -806,7 +910,17 @@ static void vm_stop(struct local_vm *vm)
     vm_move(vm, vm_state_STOPPING, why);
     vm->stop_asked = true;
     vm->stop_deadline_ms = now_ms(vm) + VM_STOP_MS;
-    vm->stop_failed = !vm_tell(vm, vmm_move_STOPPED);
+    /* Another host has it by a migration that its VMM may still be in the midst of: let that come to its end. */
+    if (vm->forgotten && vm->file.leaving != NULL) {
+        left_set(vm);
+        vm->telling = vmm_move_STOPPED;
+        if (vm_decide(vm, vmm_migration_outcome_THERE, vm->file.order.epoch + 1, vm_on_told) == 0)
+            vm->busy = VM_TELLING;
+        else
+            vm->stop_failed = true;
+    } else {
+        vm->stop_failed = !vm_tell(vm, vmm_move_STOPPED);
+    }
     vm_wake_at(vm, vm->stop_deadline_ms);
 }
 
@@ -834,6 +948,17 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
     case PLAN_REST_GONE:
         vm_settle(vm, vm_state_DELETED, "");
         return false;
+    case PLAN_REST_ARRIVING:
+        vm->start_deadline_ms = 0;
+        vm_progress(vm, "waiting for what the migration brings");
+        if (vm->ask_at_ms <= now_ms(vm))
+            vm_ask(vm);
+        vm_wake_at(vm, vm->ask_at_ms);
+        return false;
+    case PLAN_REST_LEFT:
+        vm_move(vm, vm_state_STOPPING, vm->left ? "it runs on another host now"
+                                                : "its VMM ended while a migration took it away; whose it is, the controllers say");
+        return false;
     case PLAN_REST_UNCONFIRMED:
         vm_move(vm, vm_state_STARTING, "waiting for the controllers to say that it is still this host's");
         return false;
@@ -852,6 +977,9 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         break;
     case PLAN_START:
         vm_start(vm);
+        break;
+    case PLAN_TAKE:
+        vm_take(vm);
         break;
     case PLAN_PAUSE:
     case PLAN_RESUME:
@@ -892,8 +1020,11 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .confirmed = vm->confirmed,
         .reboot = order->boot > vm->file.boot,
         .gone = vm->gone,
+        .arriving = vm->file.arriving != NULL && !vm->owned,
+        .taking = vm->file.arriving != NULL && vm->owned,
+        .leaving = vm->file.leaving != NULL || vm->left,
         .process = vm->process,
-        .process_old = vm->process && vm->process_id.epoch < order->epoch,
+        .process_old = vm->process && (vm->process_id.epoch < order->epoch || vm->stale),
         .process_answers = vm->process_answers,
         .process_paused = vm->process_paused,
         .process_stuck = vm->process_stuck && now_ms(vm) < vm->stuck_until_ms,
@@ -950,7 +1081,8 @@ static struct local_vm *vm_alloc(const struct vm_context *context, const struct 
     return vm;
 }
 
-struct local_vm *vm_create(const struct vm_context *context, const struct vm_order *order, uint64_t index)
+static struct local_vm *vm_make(const struct vm_context *context, const struct vm_order *order, uint64_t index,
+                                const char *arriving)
 {
     struct agent_vm file = {.format = 0};
     struct error err = {.code = 0};
@@ -959,6 +1091,8 @@ struct local_vm *vm_create(const struct vm_context *context, const struct vm_ord
     object_mark(&agent_vm_desc, &file, "order");
     OBJECT_SET(agent_vm, &file, boot, order->boot);
     OBJECT_SET(agent_vm, &file, index, index);
+    if (arriving != NULL)
+        OBJECT_TEXT(agent_vm, &file, arriving, arriving);
     struct local_vm *vm = vm_alloc(context, &file);
     vm->confirmed = true;
     vm->unsaved = true;
@@ -974,6 +1108,17 @@ struct local_vm *vm_create(const struct vm_context *context, const struct vm_ord
     }
     vm_wake_in(vm, 0);
     return vm;
+}
+
+struct local_vm *vm_create(const struct vm_context *context, const struct vm_order *order, uint64_t index)
+{
+    return vm_make(context, order, index, NULL);
+}
+
+struct local_vm *vm_create_arriving(const struct vm_context *context, const struct vm_order *order, const char *operation,
+                                    uint64_t index)
+{
+    return vm_make(context, order, index, operation);
 }
 
 /* Where an agent before us had come to. */
@@ -1009,8 +1154,16 @@ static void vm_recall_end(struct local_vm *vm)
     bool ran = OBJECT_HAS(agent_vm, &vm->file, state) &&
                (vm->file.state == vm_state_RUNNING || vm->file.state == vm_state_PAUSED) && vm->file.pid != 0;
     bool same_boot = vm->file.boot_id != NULL && strcmp(vm->file.boot_id, vm->context->boot_id) == 0;
+    if (vm->file.arriving != NULL && !vm->process && !vm->looking) {
+        vm->end = PLAN_END_NOT_STARTED;
+        put_reason(vm->end_text, "its VMM ended while no agent watched it");
+    }
     if (vm->process || !ran || !wants_to_run(vm))
         return;
+    if (vm_files_read_exit(&vm->context->places, vm->id, (pid_t)vm->file.pid, &status) == 0 && status == STATUS_MIGRATED) {
+        left_set(vm);
+        return;
+    }
     if (vm_files_read_exit(&vm->context->places, vm->id, (pid_t)vm->file.pid, &status) == 0 && status == 0) {
         vm->end = PLAN_END_CLEAN;
         put_reason(vm->end_text, "the guest powered off");
@@ -1043,17 +1196,39 @@ int vm_load(const struct vm_context *context, const char *id, struct local_vm **
     return 0;
 }
 
+/* The VM that a migration was to bring is this host's: by that one, or in another way while its VMM waited here. */
+static void vm_arrived(struct local_vm *vm, const struct vm_order *order)
+{
+    bool handed = order->handover != NULL && strcmp(order->handover, vm->file.arriving) == 0 &&
+                  order->epoch == vm->file.order.epoch;
+    log_info("vm-arrived", "vm=%s epoch=%llu by=%s vmm=%d", vm->name, (unsigned long long)order->epoch,
+             handed ? "migration" : "other", vm->process);
+    vm->end = PLAN_END_NONE;
+    vm->failures = 0;
+    vm->hold_until_ms = 0;
+    vm->stale = !handed && (vm->process || vm->looking);
+    vm->owned = handed && (vm->process || vm->looking);
+    if (!vm->owned)
+        arrival_over(vm);
+    vm_wake_in(vm, 0);
+}
+
 void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t index)
 {
     struct vm_order *known = &vm->file.order;
     bool same = object_equal(&vm_order_desc, known, order);
+    vm->answer_index = index;
     bool newer = order->epoch > known->epoch || order->generation > known->generation || order->boot > known->boot;
+    if (vm->file.arriving != NULL && !vm->owned)
+        vm_arrived(vm, order);
     if (same && vm->confirmed)
         return;
     vm->confirmed = true;
     if (!same) {
         if (vm_adjust_needed(known, order))
             vm->adjusted = false;
+        if (order->epoch > known->epoch)
+            OBJECT_TEXT(agent_vm, &vm->file, leaving, NULL);
         if (vm->adjust != NULL) { /* for an order that counts no more */
             vm->adjust_again = true;
             vm_adjust_cancel(vm->adjust);
@@ -1068,6 +1243,8 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
                  vm_wanted_desc.names[order->wanted], (unsigned long long)order->epoch,
                  (unsigned long long)order->generation, (unsigned long long)order->boot);
     }
+    if (order->epoch > vm->left_epoch)
+        vm->left = false;
     if (newer) {
         vm->end = PLAN_END_NONE;
         vm->failures = 0;
@@ -1084,6 +1261,87 @@ void vm_forget(struct local_vm *vm)
     vm->forgotten = true;
     vm->hold_until_ms = 0;
     vm_wake_in(vm, 0);
+}
+
+/* ---- migrations ---- */
+
+char *vm_arrival_address(const struct local_vm *vm)
+{
+    return xasprintf("unix:%s/%s/%s", vm->context->places.vms_dir, vm->id, VM_ARRIVAL_SOCKET);
+}
+
+char *vm_departure_path(const struct local_vm *vm, const char *operation)
+{
+    return xasprintf("%s/%s/out-%.8s.sock", vm->context->places.vms_dir, vm->id, operation);
+}
+
+enum vm_arrival vm_arrival_of(const struct local_vm *vm, const char **ret_why)
+{
+    *ret_why = vm->end_text;
+    if (vm->file.arriving == NULL || vm->owned || vm->forgotten)
+        return VM_ARRIVAL_NONE;
+    if (vm->process)
+        return vm->process_answers ? VM_ARRIVAL_LISTENING : VM_ARRIVAL_PREPARING;
+    return vm->end != PLAN_END_NONE ? VM_ARRIVAL_FAILED : VM_ARRIVAL_PREPARING;
+}
+
+const char *vm_arriving(const struct local_vm *vm)
+{
+    return vm->owned ? NULL : vm->file.arriving;
+}
+
+bool vm_was_given(const struct local_vm *vm, uint64_t index)
+{
+    return !vm->forgotten && vm->confirmed && vm->answer_index == index;
+}
+
+const char *vm_leaving(const struct local_vm *vm)
+{
+    return vm->file.leaving;
+}
+
+int vm_leave_begin(struct local_vm *vm, const char *operation, struct error *err)
+{
+    OBJECT_TEXT(agent_vm, &vm->file, leaving, operation);
+    vm->unsaved = true;
+    return vm_save(vm, err);
+}
+
+void vm_leave_end(struct local_vm *vm)
+{
+    if (vm->file.leaving == NULL)
+        return;
+    OBJECT_TEXT(agent_vm, &vm->file, leaving, NULL);
+    vm->unsaved = true;
+    if (!vm->gone && !vm->forgotten)
+        vm_save_or_log(vm);
+    vm_wake_in(vm, 0);
+}
+
+void vm_left(struct local_vm *vm)
+{
+    left_set(vm);
+    if (!vm->process || vm->stop_asked)
+        return;
+    vm_move(vm, vm_state_STOPPING, "it runs on another host now");
+    vm->stop_asked = true;
+    vm->stop_deadline_ms = now_ms(vm) + VM_STOP_MS;
+    vm_wake_at(vm, vm->stop_deadline_ms);
+}
+
+bool vm_is_taking(const struct local_vm *vm)
+{
+    return vm->owned;
+}
+
+bool vm_has_process(const struct local_vm *vm)
+{
+    return vm->process || vm->looking;
+}
+
+uid_t vm_user(const struct local_vm *vm)
+{
+    return vm->file.user != 0 ? vm->file.user : geteuid();
 }
 
 static void vm_timer_closed(uv_handle_t *handle)

@@ -47,6 +47,39 @@ struct local_vm *vm_create(const struct vm_context *context, const struct vm_ord
 /* A VM that an agent before us had, with its VMM if one lives. -ENOENT: there is no vm.json. */
 int vm_load(const struct vm_context *context, const char *id, struct local_vm **ret_vm, struct error *err);
 
+/* A VM that @operation, a migration, brings here: @order is as it will be. It is prepared and its VMM waits at
+ * vm_arrival_address; it is not this host's before vm_give_order says so, with that operation as its handover. */
+struct local_vm *vm_create_arriving(const struct vm_context *context, const struct vm_order *order, const char *operation,
+                                    uint64_t index);
+#define VM_ARRIVAL_SOCKET "in.sock"   /* in the VM's directory: its VMM listens there for a migration to here */
+enum vm_arrival {
+    VM_ARRIVAL_NONE, /* it is no such VM, or this host's by now */
+    VM_ARRIVAL_PREPARING,
+    VM_ARRIVAL_LISTENING,
+    VM_ARRIVAL_FAILED, /* *ret_why */
+};
+enum vm_arrival vm_arrival_of(const struct local_vm *vm, const char **ret_why);
+char *vm_arrival_address(const struct local_vm *vm); /* unix:/PATH; the caller frees */
+/* In the VM's directory: there listens what carries @operation from here. The caller frees. */
+char *vm_departure_path(const struct local_vm *vm, const char *operation);
+const char *vm_arriving(const struct local_vm *vm);  /* the migration that brings it, until it is this host's; NULL: none */
+
+/* @operation, a migration, begins to take the VM away. From here on, also for agents after us, a VMM that has ended is not
+ * started again before vm_leave_end or an order with a higher epoch. Written down before 0. */
+int vm_leave_begin(struct local_vm *vm, const char *operation, struct error *err);
+/* The controllers have said that it stays. */
+void vm_leave_end(struct local_vm *vm);
+/* Its VMM knows that it is another host's: it ends by itself, or is killed after VM_STOP_MS. */
+void vm_left(struct local_vm *vm);
+const char *vm_leaving(const struct local_vm *vm); /* the migration; NULL: none */
+/* Did the answer of @index have an order for it? Then it is this host's. */
+bool vm_was_given(const struct local_vm *vm, uint64_t index);
+bool vm_has_process(const struct local_vm *vm);
+/* It has arrived, and its VMM is being told so. */
+bool vm_is_taking(const struct local_vm *vm);
+/* That its VMM runs as. */
+uid_t vm_user(const struct local_vm *vm);
+
 /* An order of the controllers that agent_plan_orders() accepted or keeps. @index: of the answer it came in. */
 void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t index);
 /* The controllers say that it is not ours: end it and remove what is left. */

@@ -201,10 +201,17 @@ int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct
                       int *ret_pidfd, struct error *err)
 {
     char user[16];
-    char *argv[] = {(char *)spawn->program, (char *)"--config", (char *)spawn->config_path, (char *)"--user", user, NULL};
+    char *argv[8] = {(char *)spawn->program, (char *)"--config", (char *)spawn->config_path};
+    unsigned argc = 3;
     snprintf(user, sizeof(user), "%u", spawn->user);
-    if (spawn->user == 0)
-        argv[3] = NULL;
+    if (spawn->user != 0) {
+        argv[argc++] = (char *)"--user";
+        argv[argc++] = user;
+    }
+    if (spawn->incoming != NULL) {
+        argv[argc++] = (char *)"--incoming";
+        argv[argc++] = (char *)spawn->incoming;
+    }
     CLEANUP(close_fd) int log_fd = log_open(spawn->log_path);
     if (log_fd < 0)
         return error_errno(err, log_fd, "cannot open %s", spawn->log_path);

@@ -269,12 +269,61 @@ static void test_every_combination(void **unused)
             }
 }
 
+/* A VM that a migration brings or takes away: whatever else is true, it does not run where it may be another host's. */
+static void test_every_migrating_combination(void **unused)
+{
+    (void)unused;
+    for (unsigned bits = 0; bits < 1u << 15; bits++)
+        for (unsigned wanted = 0; wanted < vm_wanted_COUNT; wanted++)
+            for (unsigned end = 0; end <= PLAN_END_IMPOSSIBLE; end++) {
+                struct plan_vm vm = {
+                    .wanted = wanted,
+                    .end = end,
+                    .arriving = bits & 1,
+                    .taking = bits & 2,
+                    .leaving = bits & 4,
+                    .forgotten = bits & 8,
+                    .process = bits & 16,
+                    .process_answers = bits & 32,
+                    .process_paused = bits & 64,
+                    .start_overdue = bits & 128,
+                    .stop_asked = bits & 256,
+                    .stop_overdue = bits & 512,
+                    .kill_sent = bits & 1024,
+                    .prepared = bits & 2048,
+                    .differs = bits & 4096,
+                    .gentle = bits & 8192,
+                    .confirmed = bits & 16384,
+                    .backoff_over = true,
+                };
+                if (vm.arriving && vm.taking)
+                    continue; /* never both */
+                enum plan_step step = agent_plan_vm(&vm);
+                bool begins = step == PLAN_START || step == PLAN_PREPARE;
+                if (vm.arriving) {
+                    assert_true(step != PLAN_RESUME && step != PLAN_PAUSE && step != PLAN_ADJUST && step != PLAN_TAKE &&
+                                step != PLAN_REST);
+                    assert_true(!begins || (end == PLAN_END_NONE && !vm.process && !vm.forgotten)); /* once */
+                    assert_true(step != PLAN_STOP || vm.forgotten); /* not for what is wanted of it elsewhere */
+                    assert_true(step != PLAN_REMOVE || vm.forgotten);
+                }
+                if (vm.leaving && !vm.arriving)
+                    assert_true(!begins);
+                if (step == PLAN_TAKE)
+                    assert_true(vm.taking && vm.process && vm.process_answers && !vm.forgotten && !vm.stop_asked);
+                if (vm.taking && vm.process)
+                    assert_true(step != PLAN_RESUME && step != PLAN_ADJUST && step != PLAN_REST);
+                if (vm.leaving && !vm.process && step == PLAN_REMOVE)
+                    assert_true(vm.forgotten || wanted == vm_wanted_DELETED);
+            }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_order),         cmocka_unit_test(test_new_and_doubled_orders),
         cmocka_unit_test(test_lease_generation),  cmocka_unit_test(test_steps),
-        cmocka_unit_test(test_every_combination),
+        cmocka_unit_test(test_every_combination), cmocka_unit_test(test_every_migrating_combination),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,179 @@
+/* The target's side of a migration; see migrate_in.h. */
+#include "compute/agent/migrate_in.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "compute/agent/tunnel_program.h"
+
+enum step { IN_PREPARE, IN_TUNNEL, IN_READY, IN_ENDED };
+
+struct migrate_in {
+    struct migrate_in_options options; /* its texts are copies */
+    char operation[37], source[37];
+    enum step step;
+    uv_timer_t timer;
+    struct tunnel_child *tunnel;
+    char endpoint[256];
+    struct error failure;
+    bool told;
+
+    bool closing, timer_closed;
+    unsigned tunnels; /* that are being closed */
+    void (*closed)(void *arg);
+    void *closed_arg;
+};
+
+static void migrate_in_tick(struct migrate_in *m);
+static void maybe_finish(struct migrate_in *m);
+
+static void on_timer(uv_timer_t *timer)
+{
+    migrate_in_tick(timer->data);
+}
+
+static void wake(struct migrate_in *m)
+{
+    if (!m->closing)
+        uv_timer_start(&m->timer, on_timer, 0, 0);
+}
+
+static void tunnel_gone(void *arg)
+{
+    struct migrate_in *m = arg;
+    m->tunnels--;
+    maybe_finish(m);
+}
+
+static void tunnel_drop(struct migrate_in *m)
+{
+    if (m->tunnel == NULL)
+        return;
+    m->tunnels++;
+    tunnel_child_stop(TAKE_PTR(m->tunnel), tunnel_gone, m);
+}
+
+static void fail(struct migrate_in *m, const struct error *err)
+{
+    m->failure = *err;
+    m->step = IN_ENDED;
+    tunnel_drop(m);
+    wake(m);
+}
+
+static void tunnel_listening(void *arg, const char *endpoint)
+{
+    struct migrate_in *m = arg;
+    if (m->step != IN_TUNNEL)
+        return;
+    snprintf(m->endpoint, sizeof(m->endpoint), "%.255s", endpoint);
+    m->step = IN_READY;
+    log_info("migrate-in", "vm=%s operation=%s endpoint=%s", vm_order_of(m->options.vm)->name, m->operation, m->endpoint);
+    m->options.progress(m->options.arg);
+}
+
+static void tunnel_ended(void *arg, const char *why)
+{
+    struct migrate_in *m = arg;
+    struct error err = {.code = 0};
+    error_set(&err, -EIO, ERROR_INTERNAL, "the way from the source cannot be made: %.400s", why);
+    if (m->step == IN_TUNNEL)
+        fail(m, &err);
+    else
+        log_warning("tunnel-ended", "vm=%s why=\"%s\"", vm_order_of(m->options.vm)->name, why); /* the VMMs will say so */
+}
+
+static void tunnel_begin(struct migrate_in *m)
+{
+    static const struct tunnel_child_callbacks callbacks = {.listening = tunnel_listening, .ended = tunnel_ended};
+    const struct migrate_context *context = m->options.context;
+    CLEANUP_FREE char *address = vm_arrival_address(m->options.vm);
+    struct error err = {.code = 0};
+    const struct tunnel_program_options options = {
+        .data_dir = context->data_dir, .peer = m->source, .listen = context->listen, .connect = address};
+    if (tunnel_child_start(context->loop, &options, &callbacks, m, &m->tunnel, &err) < 0)
+        return fail(m, &err);
+    m->step = IN_TUNNEL;
+    m->options.progress(m->options.arg);
+}
+
+static void migrate_in_tick(struct migrate_in *m)
+{
+    const char *why;
+    struct error err = {.code = 0};
+    if (m->closing)
+        return;
+    if (m->step == IN_ENDED) {
+        if (!m->told) {
+            m->told = true;
+            m->options.failed(m->options.arg, &m->failure);
+        }
+        return;
+    }
+    enum vm_arrival arrival = vm_arrival_of(m->options.vm, &why);
+    if (arrival == VM_ARRIVAL_FAILED) {
+        error_set(&err, -EIO, ERROR_CONFLICT, "%.500s", why);
+        fail(m, &err);
+    } else if (arrival == VM_ARRIVAL_LISTENING && m->step == IN_PREPARE) {
+        tunnel_begin(m);
+    } else if (m->step == IN_PREPARE) {
+        m->options.progress(m->options.arg);
+    }
+}
+
+struct migrate_in *migrate_in_start(const struct migrate_in_options *options)
+{
+    struct migrate_in *m = NEW(struct migrate_in);
+    m->options = *options;
+    snprintf(m->operation, sizeof(m->operation), "%s", options->operation);
+    snprintf(m->source, sizeof(m->source), "%s", options->source);
+    uv_timer_init(options->context->loop, &m->timer);
+    m->timer.data = m;
+    wake(m);
+    return m;
+}
+
+void migrate_in_vm_changed(struct migrate_in *m)
+{
+    wake(m);
+}
+
+const char *migrate_in_endpoint(const struct migrate_in *m)
+{
+    return m->step == IN_READY ? m->endpoint : NULL;
+}
+
+const char *migrate_in_step(const struct migrate_in *m)
+{
+    static const char *const words[] = {"preparing", "opening the way from the source", "waiting for the source", "failed"};
+    return words[m->step];
+}
+
+static void timer_closed(uv_handle_t *handle)
+{
+    struct migrate_in *m = handle->data;
+    m->timer_closed = true;
+    maybe_finish(m);
+}
+
+static void maybe_finish(struct migrate_in *m)
+{
+    if (!m->closing || !m->timer_closed || m->tunnels > 0)
+        return;
+    void (*closed)(void *arg) = m->closed;
+    void *arg = m->closed_arg;
+    free(m);
+    if (closed != NULL)
+        closed(arg);
+}
+
+void migrate_in_close(struct migrate_in *m, void (*closed)(void *arg), void *arg)
+{
+    m->closing = true;
+    m->closed = closed;
+    m->closed_arg = arg;
+    tunnel_drop(m);
+    uv_close((uv_handle_t *)&m->timer, timer_closed);
+}

@@ -1,0 +1,656 @@
+/* The source's side of a migration; see migrate_out.h.
+ *
+ * As in vm.c: callbacks store facts and end in migrate_out_tick, which carries out what follows from them. */
+#include "compute/agent/migrate_out.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "compute/agent/tunnel_program.h"
+
+#define STEP_BYTES_MAX 200
+#define PAGE_BYTES 4096u
+#define CONNECTIONS_DEFAULT 2u
+#define ENDING_MS 5u /* between two looks at a VMM that has just been told */
+
+enum step { OUT_LOOK, OUT_WAIT, OUT_TUNNEL, OUT_BEGIN, OUT_FOLLOW, OUT_PROPOSE, OUT_DECIDE, OUT_ENDING, OUT_ENDED };
+static const char *const step_names[] = {"look", "wait", "tunnel", "begin", "follow", "propose", "decide", "ending", "ended"};
+
+struct migrate_out {
+    struct migrate_out_options options; /* its texts and settings are copies */
+    struct task_migration settings;
+    char operation[37], peer[37];
+    enum step step;
+    uv_timer_t timer;
+    struct http_call *call, *wait_call;
+    struct tunnel_child *tunnel;
+    char *socket_path;
+    unsigned attempt; /* of proposing */
+    uint64_t proposed_ms;
+    char words[STEP_BYTES_MAX];
+
+    /* facts */
+    char endpoint[256], peer_failure[400];
+    bool cancel, cancel_sent, over, over_there, process_ended, listening, looked, asked;
+    bool decided, there; /* whose the VM is */
+    uint64_t new_epoch;  /* there: the target's */
+    struct vmm_migration figures;
+    enum operation_state outcome; /* from OUT_ENDING on */
+    struct error failure;
+
+    bool closing, timer_closed;
+    unsigned tunnels; /* that are being closed */
+    void (*closed)(void *arg);
+    void *closed_arg;
+};
+
+static void migrate_out_tick(struct migrate_out *m);
+static void maybe_finish(struct migrate_out *m);
+
+static const struct migrate_context *context_of(const struct migrate_out *m)
+{
+    return m->options.context;
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+    migrate_out_tick(timer->data);
+}
+
+static void wake_in(struct migrate_out *m, uint64_t ms)
+{
+    if (!m->closing)
+        uv_timer_start(&m->timer, on_timer, ms, 0);
+}
+
+static void step_to(struct migrate_out *m, enum step step)
+{
+    log_info("migrate-out", "vm=%s operation=%s from=%s to=%s", vm_order_of(m->options.vm)->name, m->operation,
+             step_names[m->step], step_names[step]);
+    m->step = step;
+    m->looked = m->asked = false;
+    m->options.progress(m->options.arg);
+    wake_in(m, 0);
+}
+
+/* ---- the tunnel ---- */
+
+static void tunnel_gone(void *arg)
+{
+    struct migrate_out *m = arg;
+    m->tunnels--;
+    maybe_finish(m);
+}
+
+static void tunnel_drop(struct migrate_out *m)
+{
+    if (m->tunnel != NULL) {
+        m->tunnels++;
+        tunnel_child_stop(TAKE_PTR(m->tunnel), tunnel_gone, m);
+    }
+    if (m->socket_path != NULL)
+        unlink(m->socket_path);
+}
+
+/* ---- its end ---- */
+
+static void end(struct migrate_out *m, enum operation_state state)
+{
+    m->outcome = state;
+    tunnel_drop(m);
+    step_to(m, OUT_ENDED);
+}
+
+static void fail(struct migrate_out *m, const struct error *err)
+{
+    m->failure = *err;
+    end(m, operation_state_FAILED);
+}
+
+static void fail_words(struct migrate_out *m, int code, enum error_kind kind, const char *format, const char *words)
+{
+    struct error err = {.code = 0};
+    error_set(&err, code, kind, format, words);
+    fail(m, &err);
+}
+
+/* What the VMM says of a migration that has not come to its end, and what the tunnel knows of it. */
+static void fail_as_told(struct migrate_out *m)
+{
+    const char *said = m->figures.failure != NULL ? m->figures.failure : "the VMM does not say why";
+    const char *carried = m->tunnel != NULL ? tunnel_child_failure(m->tunnel) : "";
+    struct error err = {.code = 0};
+    if (m->peer_failure[0] != '\0')
+        error_set(&err, -EIO, ERROR_CONFLICT, "%s", m->peer_failure);
+    else if (carried[0] != '\0')
+        error_set(&err, -EIO, ERROR_UNREACHABLE, "%.300s (%.200s)", said, carried);
+    else
+        error_set(&err, -EIO, ERROR_CONFLICT, "%.500s", said);
+    m->failure = err;
+    end(m, m->figures.phase == vmm_migration_phase_CANCELLED && (m->cancel || m->over) ? operation_state_CANCELLED
+                                                                                       : operation_state_FAILED);
+}
+
+/* ---- calls ---- */
+
+static int call_start(struct migrate_out *m, const char *method, const char *path, const struct bytes_writer *body,
+                      unsigned deadline_ms, http_client_done done, struct http_call **ret_call)
+{
+    CLEANUP_FREE char *url = xasprintf("http://vmm%s", path);
+    const struct http_call_options options = {
+        .method = method,
+        .url = url,
+        .unix_socket = vm_control_path(m->options.vm),
+        .body = body != NULL ? body->data : NULL,
+        .body_size = body != NULL ? body->size : 0,
+        .deadline_ms = deadline_ms,
+        .done = done,
+        .arg = m,
+    };
+    struct error err = {.code = 0};
+    if (options.unix_socket == NULL) /* it has not answered its VM yet, or is gone */
+        return -ENOTCONN;
+    return http_client_start(context_of(m)->http, &options, ret_call, &err);
+}
+
+/* Take the figures of an answer. */
+static bool figures_take(struct migrate_out *m, const struct http_answer *answer)
+{
+    struct vmm_migration seen = {.head = {0}};
+    struct error err = {.code = 0};
+    if (answer->error != 0 || answer->status / 100 != 2 ||
+        OBJECT_DECODE(vmm_migration, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &seen, &err) < 0)
+        return false;
+    OBJECT_CLEAR(vmm_migration, &m->figures);
+    m->figures = seen;
+    m->options.progress(m->options.arg);
+    return true;
+}
+
+/* A call has come back. False: nobody wants to know any more. */
+static bool call_over(struct migrate_out *m, struct http_call **call)
+{
+    *call = NULL;
+    if (!m->closing)
+        return true;
+    maybe_finish(m);
+    return false;
+}
+
+static bool is_waiting_phase(uint32_t phase)
+{
+    return phase == vmm_migration_phase_READY || phase == vmm_migration_phase_UNKNOWN;
+}
+
+static bool is_active_phase(uint32_t phase)
+{
+    return phase == vmm_migration_phase_CONNECT || phase == vmm_migration_phase_MEMORY ||
+           phase == vmm_migration_phase_STOP;
+}
+
+/* ---- LOOK ---- */
+
+static void on_look(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    struct error err = {.code = 0};
+    bool resumed = vm_leaving(m->options.vm) != NULL && strcmp(vm_leaving(m->options.vm), m->operation) == 0;
+    if (!call_over(m, &m->call))
+        return;
+    uint32_t phase = figures_take(m, answer) ? m->figures.phase : vmm_migration_phase_COUNT;
+    if (phase == vmm_migration_phase_COUNT)
+        return wake_in(m, MIGRATE_OUT_RETRY_MS);
+    if (resumed && (is_waiting_phase(phase) || phase == vmm_migration_phase_GO || phase == vmm_migration_phase_DONE))
+        return step_to(m, OUT_PROPOSE);
+    if (resumed && is_active_phase(phase))
+        return step_to(m, OUT_FOLLOW);
+    if (resumed && phase != vmm_migration_phase_IDLE)
+        return fail_as_told(m);
+    if (is_active_phase(phase) || is_waiting_phase(phase))
+        return fail_words(m, -EBUSY, ERROR_CONFLICT, "%s", "another migration of it is under way");
+    if (vm_leave_begin(m->options.vm, m->operation, &err) < 0)
+        return fail(m, &err);
+    step_to(m, OUT_WAIT);
+}
+
+/* ---- TUNNEL ---- */
+
+static void tunnel_listening(void *arg, const char *endpoint)
+{
+    struct migrate_out *m = arg;
+    (void)endpoint;
+    m->listening = true;
+    wake_in(m, 0);
+}
+
+static void tunnel_ended(void *arg, const char *why)
+{
+    struct migrate_out *m = arg;
+    if (m->step == OUT_TUNNEL)
+        fail_words(m, -EIO, ERROR_INTERNAL, "the way to the target cannot be made: %.300s", why);
+    else
+        log_warning("tunnel-ended", "vm=%s why=\"%s\"", vm_order_of(m->options.vm)->name, why); /* the VMM will say so */
+}
+
+static void tunnel_begin(struct migrate_out *m)
+{
+    static const struct tunnel_child_callbacks callbacks = {.listening = tunnel_listening, .ended = tunnel_ended};
+    struct error err = {.code = 0};
+    const struct tunnel_program_options options = {.data_dir = context_of(m)->data_dir,
+                                                   .peer = m->peer,
+                                                   .listen = m->socket_path,
+                                                   .connect = m->endpoint,
+                                                   .is_source = true,
+                                                   .owner = vm_user(m->options.vm)};
+    unlink(m->socket_path); /* of an agent that was killed */
+    if (tunnel_child_start(context_of(m)->loop, &options, &callbacks, m, &m->tunnel, &err) < 0)
+        fail(m, &err);
+    else
+        step_to(m, OUT_TUNNEL);
+}
+
+/* ---- BEGIN ---- */
+
+static void on_begun(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    if (!call_over(m, &m->call))
+        return;
+    if (figures_take(m, answer))
+        return step_to(m, OUT_FOLLOW);
+    fail_words(m, -EIO, ERROR_CONFLICT, "its VMM does not begin: %.400s",
+               answer->problem.text[0] != '\0' ? answer->problem.text : "it does not answer");
+}
+
+static void begin(struct migrate_out *m)
+{
+    struct vmm_migration_order order = {.head = {0}};
+    const struct task_migration *s = &m->settings;
+    struct bytes_writer body = {.data = NULL};
+    CLEANUP_FREE char *to = xasprintf("unix:%s", m->socket_path);
+    OBJECT_TEXT(vmm_migration_order, &order, to, to);
+    OBJECT_SET(vmm_migration_order, &order, ask_owner, true);
+    OBJECT_SET(vmm_migration_order, &order, connections, s->connections != 0 ? s->connections : CONNECTIONS_DEFAULT);
+    if (s->downtime_ms != 0)
+        OBJECT_SET(vmm_migration_order, &order, downtime_ms, s->downtime_ms);
+    if (s->downtime_max_ms != 0)
+        OBJECT_SET(vmm_migration_order, &order, downtime_max_ms, s->downtime_max_ms);
+    if (s->bytes_per_second != 0)
+        OBJECT_SET(vmm_migration_order, &order, bytes_per_second, s->bytes_per_second);
+    if (s->timeout_ms != 0)
+        OBJECT_SET(vmm_migration_order, &order, timeout_ms, s->timeout_ms);
+    if (OBJECT_HAS(task_migration, s, throttle_max))
+        OBJECT_SET(vmm_migration_order, &order, throttle_max, s->throttle_max);
+    if (s->verify)
+        OBJECT_SET(vmm_migration_order, &order, verify, true);
+    OBJECT_ENCODE(vmm_migration_order, &order, &body);
+    if (call_start(m, "POST", "/v1/vm/migration", &body, VM_CONTROL_MS, on_begun, &m->call) < 0)
+        wake_in(m, MIGRATE_OUT_RETRY_MS);
+    bytes_writer_finish(&body);
+    OBJECT_CLEAR(vmm_migration_order, &order);
+}
+
+/* ---- FOLLOW ---- */
+
+static void on_waited(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    if (!call_over(m, &m->wait_call))
+        return;
+    if (!figures_take(m, answer))
+        return wake_in(m, MIGRATE_OUT_RETRY_MS);
+    m->asked = is_waiting_phase(m->figures.phase);
+    migrate_out_tick(m); /* the guest may stand still: now, not with the next turn */
+}
+
+static void on_followed(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    if (!call_over(m, &m->call))
+        return;
+    (void)figures_take(m, answer);
+    wake_in(m, MIGRATE_OUT_LOOK_MS);
+}
+
+static void follow(struct migrate_out *m)
+{
+    uint32_t phase = m->figures.phase;
+    if (is_waiting_phase(phase))
+        return step_to(m, OUT_PROPOSE);
+    if (phase == vmm_migration_phase_DONE)
+        return end(m, operation_state_SUCCEEDED);
+    if (phase == vmm_migration_phase_FAILED || phase == vmm_migration_phase_CANCELLED || phase == vmm_migration_phase_IDLE)
+        return fail_as_told(m);
+    if (m->process_ended)
+        return fail_words(m, -ESRCH, ERROR_CONFLICT, "%s", "its VMM ended while it was migrated");
+    if (m->wait_call == NULL &&
+        call_start(m, "GET", "/v1/vm/migration/wait", NULL, MIGRATE_OUT_WAIT_MS, on_waited, &m->wait_call) < 0)
+        m->wait_call = NULL;
+    if (m->call == NULL && (m->cancel || m->over || m->peer_failure[0] != '\0') && !m->cancel_sent) {
+        m->cancel_sent = call_start(m, "DELETE", "/v1/vm/migration", NULL, VM_CONTROL_MS, on_followed, &m->call) == 0;
+    } else if (m->call == NULL && !uv_is_active((uv_handle_t *)&m->timer) &&
+               call_start(m, "GET", "/v1/vm/migration", NULL, VM_CONTROL_MS, on_followed, &m->call) < 0) {
+        m->call = NULL;
+    }
+    if (m->call == NULL && !uv_is_active((uv_handle_t *)&m->timer))
+        wake_in(m, MIGRATE_OUT_RETRY_MS);
+}
+
+/* ---- PROPOSE ---- */
+
+static void on_proposed(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    struct handover_answer said = {.head = {0}};
+    struct error err = {.code = 0};
+    if (!call_over(m, &m->call))
+        return;
+    if (answer->error == 0 && answer->status == 200 &&
+        OBJECT_DECODE(handover_answer, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &said, &err) == 0) {
+        m->decided = true;
+        m->there = said.epoch != 0;
+        m->new_epoch = said.epoch;
+        if (!m->there)
+            error_set(&m->failure, -ECONNABORTED, ERROR_CONFLICT, "%.400s",
+                      said.reason != NULL ? said.reason : "the controllers refused the hand-over");
+        OBJECT_CLEAR(handover_answer, &said);
+        migrate_out_tick(m);
+        return;
+    }
+    log_warning("handover-unknown", "vm=%s attempt=%u status=%d error=\"%s\"", vm_order_of(m->options.vm)->name, m->attempt,
+                answer->status, answer->problem.text);
+    m->attempt++;
+    wake_in(m, MIGRATE_OUT_RETRY_MS);
+}
+
+static void propose(struct migrate_out *m)
+{
+    const struct migrate_context *context = context_of(m);
+    struct node_handover body = {.head = {0}};
+    struct bytes_writer out = {.data = NULL};
+    struct error err = {.code = 0};
+    if (m->over && !m->decided) { /* the orders say it */
+        m->decided = true;
+        m->there = m->over_there;
+        m->new_epoch = m->options.epoch + 1;
+        if (!m->there)
+            error_set(&m->failure, -ECONNABORTED, ERROR_CONFLICT, "the migration was ended before the hand-over");
+    }
+    if (m->decided) {
+        if (m->call != NULL)
+            http_call_cancel(m->call);
+        return step_to(m, OUT_DECIDE);
+    }
+    if (m->call != NULL)
+        return;
+    CLEANUP_FREE char *url = xasprintf("https://%s/v1/node/handover", context->controller(context->arg, m->attempt));
+    OBJECT_TEXT(node_handover, &body, host, context->host_id);
+    OBJECT_TEXT(node_handover, &body, operation, m->operation);
+    OBJECT_SET(node_handover, &body, epoch, m->options.epoch);
+    OBJECT_ENCODE(node_handover, &body, &out);
+    const struct http_call_options options = {
+        .method = "POST",
+        .url = url,
+        .body = out.data,
+        .body_size = out.size,
+        .deadline_ms = MIGRATE_OUT_PROPOSE_MS,
+        .tls = context->tls,
+        .peer_prefix = context->controllers_prefix,
+        .done = on_proposed,
+        .arg = m,
+    };
+    if (http_client_start(context->http, &options, &m->call, &err) < 0) {
+        m->call = NULL;
+        m->attempt++;
+        wake_in(m, MIGRATE_OUT_RETRY_MS);
+    }
+    bytes_writer_finish(&out);
+    OBJECT_CLEAR(node_handover, &body);
+}
+
+/* ---- DECIDE ---- */
+
+static void on_decided(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    if (!call_over(m, &m->call))
+        return;
+    /* Refused: it knows already, or there is nothing of it any more. */
+    if (answer->status / 100 != 2 && answer->status != 409 && !m->process_ended)
+        return wake_in(m, MIGRATE_OUT_RETRY_MS);
+    if (m->there)
+        vm_left(m->options.vm);
+    step_to(m, OUT_ENDING);
+}
+
+static void decide(struct migrate_out *m)
+{
+    struct vmm_migration_decision decision = {.head = {0}};
+    struct bytes_writer body = {.data = NULL};
+    if (m->call != NULL)
+        return; /* a proposal that is being taken back */
+    if (m->process_ended)
+        return step_to(m, OUT_ENDING);
+    OBJECT_SET(vmm_migration_decision, &decision, outcome,
+               (uint32_t)(m->there ? vmm_migration_outcome_THERE : vmm_migration_outcome_HERE));
+    OBJECT_SET(vmm_migration_decision, &decision, epoch, m->there ? m->new_epoch : 0);
+    OBJECT_ENCODE(vmm_migration_decision, &decision, &body);
+    if (call_start(m, "PUT", "/v1/vm/migration", &body, VM_CONTROL_MS, on_decided, &m->call) < 0)
+        wake_in(m, MIGRATE_OUT_RETRY_MS);
+    bytes_writer_finish(&body);
+    OBJECT_CLEAR(vmm_migration_decision, &decision);
+}
+
+/* ---- ENDING ---- */
+
+static void ending(struct migrate_out *m)
+{
+    bool is_over = m->figures.phase == vmm_migration_phase_DONE || m->figures.phase == vmm_migration_phase_FAILED ||
+                   m->figures.phase == vmm_migration_phase_CANCELLED;
+    if (is_over || m->process_ended)
+        return end(m, m->there                 ? operation_state_SUCCEEDED
+                      : m->cancel && !m->there ? operation_state_CANCELLED
+                                               : operation_state_FAILED);
+    if (m->wait_call == NULL && m->looked == false) {
+        m->looked = true;
+        if (call_start(m, "GET", "/v1/vm/migration/wait", NULL, MIGRATE_OUT_WAIT_MS, on_waited, &m->wait_call) < 0)
+            m->wait_call = NULL;
+    } else if (m->wait_call == NULL) {
+        m->looked = false; /* it still says that it asks: it has not got so far */
+    }
+    if (m->wait_call == NULL)
+        wake_in(m, ENDING_MS);
+}
+
+/* ---- all of it ---- */
+
+static void ended(struct migrate_out *m)
+{
+    if (m->over && !m->over_there)
+        vm_leave_end(m->options.vm);
+    if (m->looked)
+        return;
+    m->looked = true; /* told once */
+    m->options.ended(m->options.arg, m->outcome, m->outcome == operation_state_SUCCEEDED ? NULL : &m->failure);
+}
+
+static void give_up(struct migrate_out *m)
+{
+    error_set(&m->failure, -ECANCELED, ERROR_CANCELLED, "cancelled before memory was sent");
+    end(m, operation_state_CANCELLED);
+}
+
+static void migrate_out_tick(struct migrate_out *m)
+{
+    if (m->closing)
+        return;
+    switch (m->step) {
+    case OUT_LOOK:
+        if (m->process_ended)
+            return fail_words(m, -ESRCH, ERROR_CONFLICT, "%s", "its VMM has ended");
+        if (m->call == NULL && call_start(m, "GET", "/v1/vm/migration", NULL, VM_CONTROL_MS, on_look, &m->call) < 0)
+            wake_in(m, MIGRATE_OUT_RETRY_MS);
+        return;
+    case OUT_WAIT:
+        if (m->cancel || m->over)
+            return give_up(m);
+        if (m->peer_failure[0] != '\0')
+            return fail_words(m, -EIO, ERROR_CONFLICT, "%s", m->peer_failure);
+        if (m->process_ended)
+            return fail_words(m, -ESRCH, ERROR_CONFLICT, "%s", "its VMM has ended");
+        if (m->endpoint[0] != '\0')
+            tunnel_begin(m);
+        return;
+    case OUT_TUNNEL:
+        if (m->cancel || m->over)
+            return give_up(m);
+        if (m->peer_failure[0] != '\0')
+            return fail_words(m, -EIO, ERROR_CONFLICT, "%s", m->peer_failure);
+        if (m->listening)
+            step_to(m, OUT_BEGIN);
+        return;
+    case OUT_BEGIN:
+        if (m->process_ended)
+            return fail_words(m, -ESRCH, ERROR_CONFLICT, "%s", "its VMM has ended");
+        if (m->call == NULL)
+            begin(m);
+        return;
+    case OUT_FOLLOW:
+        return follow(m);
+    case OUT_PROPOSE:
+        return propose(m);
+    case OUT_DECIDE:
+        return decide(m);
+    case OUT_ENDING:
+        return ending(m);
+    case OUT_ENDED:
+        return ended(m);
+    }
+}
+
+struct migrate_out *migrate_out_start(const struct migrate_out_options *options)
+{
+    struct migrate_out *m = NEW(struct migrate_out);
+    m->options = *options;
+    snprintf(m->operation, sizeof(m->operation), "%s", options->operation);
+    snprintf(m->peer, sizeof(m->peer), "%s", options->peer);
+    OBJECT_COPY(task_migration, &m->settings, options->settings);
+    m->socket_path = vm_departure_path(options->vm, options->operation);
+    uv_timer_init(options->context->loop, &m->timer);
+    m->timer.data = m;
+    wake_in(m, 0);
+    return m;
+}
+
+void migrate_out_order(struct migrate_out *m, const char *endpoint, bool cancel)
+{
+    if (endpoint != NULL)
+        snprintf(m->endpoint, sizeof(m->endpoint), "%s", endpoint);
+    m->cancel |= cancel;
+    wake_in(m, 0);
+}
+
+void migrate_out_peer_failed(struct migrate_out *m, const char *why)
+{
+    snprintf(m->peer_failure, sizeof(m->peer_failure), "%s", why);
+    wake_in(m, 0);
+}
+
+void migrate_out_over(struct migrate_out *m, bool there)
+{
+    if (m->over)
+        return;
+    m->over = true;
+    m->over_there = there;
+    wake_in(m, 0);
+}
+
+bool migrate_out_is_done(const struct migrate_out *m)
+{
+    return m->step == OUT_ENDED && m->looked && (m->over || m->outcome == operation_state_SUCCEEDED);
+}
+
+void migrate_out_process_ended(struct migrate_out *m)
+{
+    m->process_ended = true;
+    wake_in(m, 0);
+}
+
+/* ---- what it says of itself ---- */
+
+const struct vmm_migration *migrate_out_figures(const struct migrate_out *m)
+{
+    return &m->figures;
+}
+
+static const char *follow_words(struct migrate_out *m)
+{
+    const struct vmm_migration *f = &m->figures;
+    char left[48] = "";
+    if (OBJECT_HAS(vmm_migration, f, expected_us))
+        snprintf(left, sizeof(left), ", about %" PRIu64 " s left", (f->expected_us + 999999) / 1000000);
+    snprintf(m->words, sizeof(m->words), "round %u: %" PRIu64 " MiB sent, it writes %" PRIu64 " MiB/s, slowed down by %u %%%s",
+             f->rounds + 1, f->sent_bytes >> 20, (f->dirty_per_second * PAGE_BYTES) >> 20, f->throttle_percent, left);
+    return m->words;
+}
+
+const char *migrate_out_step(const struct migrate_out *m)
+{
+    switch (m->step) {
+    case OUT_LOOK:
+    case OUT_WAIT:
+        return "the target is made ready";
+    case OUT_TUNNEL:
+    case OUT_BEGIN:
+        return "the way to the target is made";
+    case OUT_FOLLOW:
+        return m->figures.phase == vmm_migration_phase_MEMORY ? follow_words((struct migrate_out *)m)
+                                                              : "asking whether it fits there";
+    case OUT_PROPOSE:
+    case OUT_DECIDE:
+        return "handing it over";
+    case OUT_ENDING:
+    case OUT_ENDED:
+        break;
+    }
+    return m->there ? "it runs at the target" : "it stays where it is";
+}
+
+/* ---- closing ---- */
+
+static void timer_closed(uv_handle_t *handle)
+{
+    struct migrate_out *m = handle->data;
+    m->timer_closed = true;
+    maybe_finish(m);
+}
+
+static void maybe_finish(struct migrate_out *m)
+{
+    if (!m->closing || !m->timer_closed || m->call != NULL || m->wait_call != NULL || m->tunnels > 0)
+        return;
+    void (*closed)(void *arg) = m->closed;
+    void *arg = m->closed_arg;
+    OBJECT_CLEAR(task_migration, &m->settings);
+    OBJECT_CLEAR(vmm_migration, &m->figures);
+    free(m->socket_path);
+    free(m);
+    if (closed != NULL)
+        closed(arg);
+}
+
+void migrate_out_close(struct migrate_out *m, void (*closed)(void *arg), void *arg)
+{
+    m->closing = true;
+    m->closed = closed;
+    m->closed_arg = arg;
+    if (m->call != NULL)
+        http_call_cancel(m->call);
+    if (m->wait_call != NULL)
+        http_call_cancel(m->wait_call);
+    tunnel_drop(m);
+    uv_close((uv_handle_t *)&m->timer, timer_closed);
+}
