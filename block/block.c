@@ -16,6 +16,22 @@ static uint64_t iovecs_bytes(const struct block_request *r)
     return sum;
 }
 
+unsigned block_iovecs_slice(const struct iovec *from, unsigned count, uint64_t skip, uint64_t size, struct iovec *to)
+{
+    unsigned used = 0;
+    for (unsigned i = 0; i < count && size > 0; i++) {
+        if (skip >= from[i].iov_len) {
+            skip -= from[i].iov_len;
+            continue;
+        }
+        size_t piece = (size_t)MIN(size, from[i].iov_len - skip);
+        to[used++] = (struct iovec){(uint8_t *)from[i].iov_base + skip, piece};
+        size -= piece;
+        skip = 0;
+    }
+    return used;
+}
+
 static int request_check(const struct block *b, const struct block_request *r)
 {
     if (r->op >= BLOCK_OPS)
@@ -41,6 +57,8 @@ int block_submit(struct block *b, struct block_request *request)
     int code = request_check(b, request);
     if (code < 0)
         return code;
+    if (b->changes != NULL && request->op != BLOCK_READ && request->op != BLOCK_FLUSH)
+        b->changes(b->changes_arg, request->offset, request->size);
     b->in_flight++;
     code = b->ops->submit(b, request);
     if (code < 0)

@@ -90,6 +90,9 @@ struct block {
     bool lost_with_process; /* what was written and not flushed does not outlive the process, be the host as well as it may */
     bool (*may_submit)(void *arg); /* see above; any thread; NULL: always */
     void *may_submit_arg;
+    /* Told of each WRITE, DISCARD and WRITE_ZEROES before it is begun (changed_map.h); NULL: nobody wants to know. */
+    void (*changes)(void *arg, uint64_t offset, uint64_t size);
+    void *changes_arg;
     unsigned in_flight; /* submitted, done not called yet; kept by block_submit and block_complete */
 };
 
@@ -98,6 +101,8 @@ struct block {
 int block_submit(struct block *b, struct block_request *request);
 /* For drivers: call request->done, on the I/O thread or within drain. */
 void block_complete(struct block *b, struct block_request *request);
+/* The part [@skip, @skip + @size) of @count segments, into @to, which has room for as many; returns how many it took. */
+unsigned block_iovecs_slice(const struct iovec *from, unsigned count, uint64_t skip, uint64_t size, struct iovec *to);
 /* For drivers: ask the fail-stop hook. */
 bool block_may_submit(const struct block *b);
 void block_drain(struct block *b);

@@ -1,0 +1,35 @@
+/* NBD exports for programs without a loop of their own: a Unix socket, or a port of 127.0.0.1 (no TLS, so nothing else),
+ * and as many clients as are allowed, all served by the thread that calls nbd_server_run.
+ *
+ *   poll -> new clients; bytes in -> nbd_session.h -> blocks; bytes out
+ *
+ * Blocks whose requests are carried out by block_drain (block_sync.h, or with threads behind it) are drained once a round.
+ * A client that breaks the protocol, hangs up or does not read loses its connection, and nothing else. */
+#ifndef BLOCK_NBD_SERVER_H
+#define BLOCK_NBD_SERVER_H
+
+#include "block/nbd_session.h"
+
+enum { NBD_SERVER_CLIENTS_MAX = 16 };
+#define NBD_SERVER_BYTES_MAX (UINT64_C(64) << 20) /* of one client: see nbd_session_options */
+
+struct nbd_server_options {
+    const char *socket_path; /* Unix socket, made here with mode 0600 and removed at the end; or NULL: */
+    uint16_t tcp_port;       /* of 127.0.0.1; 0: any free one */
+    const struct nbd_export *exports; /* borrowed */
+    unsigned export_count;
+};
+
+struct nbd_server;
+
+/* Listens when it returns. -EADDRINUSE in words: a socket file is there; remove it if nobody serves it. */
+int nbd_server_create(const struct nbd_server_options *options, struct nbd_server **ret_server, struct error *err);
+uint16_t nbd_server_port(const struct nbd_server *server);
+/* Serve until nbd_server_stop. */
+void nbd_server_run(struct nbd_server *server);
+/* Any thread, or a signal handler: nbd_server_run returns soon. */
+void nbd_server_stop(struct nbd_server *server);
+/* NULL is allowed. */
+void nbd_server_destroy(struct nbd_server *server);
+
+#endif

@@ -1,0 +1,693 @@
+/* Copy before write: see point_image.h. Below: copies of clusters, the front's requests, the back's. */
+#include "block/point_image.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum point_state { POINT_IN_PLACE, POINT_READING, POINT_HELD, POINT_SPILLED, POINT_ZERO, POINT_GONE };
+
+/* A cluster's old content on its way to the spill. Its number is in state READING or HELD, or GONE meanwhile. */
+struct point_copy {
+    struct block_request request;
+    struct iovec one;
+    struct list link; /* in image->copies */
+    struct point_image *image;
+    uint64_t cluster;
+    uint8_t *buffer;
+};
+
+struct front_op {
+    struct block_request below;
+    struct block_request *request;
+    struct point_image *image;
+    struct list link; /* in front_waiting or ended; else unlinked */
+    uint64_t first, last;
+};
+
+struct back_piece {
+    struct block_request below;
+    struct back_op *op;
+    struct iovec iovecs[];
+};
+
+struct back_op {
+    struct block_request *request;
+    struct point_image *image;
+    struct list link; /* in back_waiting, reading or ended */
+    uint64_t first, last;
+    unsigned pending; /* pieces, and 1 while they are being submitted */
+    int result;
+};
+
+struct point_image {
+    struct block front, back;
+    struct point_image_options options;
+    uint8_t *state; /* enum point_state of each cluster */
+    uint64_t clusters;
+    struct list copies; /* struct point_copy */
+    unsigned copy_count;
+    struct list front_waiting; /* struct front_op: for copies, or for reads of the back */
+    struct list front_ended;
+    struct list back_waiting;  /* struct back_op: for a cluster in state READING */
+    struct list back_reading;  /* pieces are under way */
+    struct list back_ended;
+    struct error why; /* code 0: not lost */
+    struct point_counters counters;
+};
+
+static void waiting_retry(struct point_image *image);
+
+static void image_wake(struct point_image *image)
+{
+    if (image->options.wake != NULL)
+        image->options.wake(image->options.arg);
+}
+
+static uint64_t cluster_size(const struct point_image *image, uint64_t cluster)
+{
+    return MIN((uint64_t)POINT_CLUSTER_BYTES, image->back.size_bytes - cluster * POINT_CLUSTER_BYTES);
+}
+
+/* ---- losing it ---- */
+
+static void image_lost(struct point_image *image, const struct error *why)
+{
+    if (image->why.code != 0)
+        return;
+    image->why = *why;
+    if (image->options.failed != NULL)
+        image->options.failed(image->options.arg, why);
+}
+
+static void image_failed(struct point_image *image, int code, const char *what)
+{
+    struct error err = {0};
+    if (code == -ENOSPC || code == -EDQUOT)
+        error_set(&err, -ENOSPC, ERROR_NO_SPACE,
+                  "the backup was given up so that the VM can go on: the spill is full (%llu MiB); give it more room, "
+                  "or back up to a faster store",
+                  (unsigned long long)(image->options.budget->bytes >> 20));
+    else
+        error_errno(&err, code, "the backup was given up: %s", what);
+    image_lost(image, &err);
+}
+
+/* ---- copies ---- */
+
+static bool budget_take(struct point_budget *budget)
+{
+    if (budget->bytes_max - budget->bytes < POINT_CLUSTER_BYTES || budget->bytes > budget->bytes_max)
+        return false;
+    budget->bytes += POINT_CLUSTER_BYTES;
+    budget->bytes_peak = MAX(budget->bytes_peak, budget->bytes);
+    return true;
+}
+
+static void punch_done(struct block_request *request, int result UNUSED)
+{
+    free(request);
+}
+
+/* The spill's copy of @cluster is needed no more. A spill that cannot punch keeps the space until the end. */
+static void spill_release(struct point_image *image, uint64_t cluster)
+{
+    struct block_request *request = NEW(struct block_request);
+    image->options.budget->bytes -= POINT_CLUSTER_BYTES;
+    *request = (struct block_request){.op = BLOCK_DISCARD,
+                                      .may_unmap = true,
+                                      .offset = cluster * POINT_CLUSTER_BYTES,
+                                      .size = cluster_size(image, cluster),
+                                      .done = punch_done};
+    if (block_submit(image->options.spill, request) < 0)
+        free(request);
+}
+
+static void copy_free(struct point_copy *c)
+{
+    list_remove(&c->link);
+    c->image->copy_count--;
+    free(c->buffer);
+    free(c);
+}
+
+static void copy_written(struct block_request *request, int result)
+{
+    struct point_copy *c = CONTAINER_OF(request, struct point_copy, request);
+    struct point_image *image = c->image;
+    uint64_t cluster = c->cluster;
+    copy_free(c);
+    if (image->state[cluster] == POINT_HELD)
+        image->state[cluster] = POINT_SPILLED;
+    else
+        spill_release(image, cluster);
+    if (result < 0)
+        image_failed(image, result, "cannot write the spill");
+    waiting_retry(image);
+}
+
+static void copy_read(struct block_request *request, int result)
+{
+    struct point_copy *c = CONTAINER_OF(request, struct point_copy, request);
+    struct point_image *image = c->image;
+    uint64_t cluster = c->cluster;
+    int code = result;
+    if (result < 0)
+        image_failed(image, result, "cannot read what the VM is about to overwrite");
+    if (image->state[cluster] == POINT_READING)
+        image->state[cluster] = result < 0 ? POINT_GONE : POINT_HELD;
+    if (image->state[cluster] == POINT_HELD) {
+        c->request.op = BLOCK_WRITE;
+        c->request.done = copy_written;
+        code = block_submit(image->options.spill, &c->request);
+        if (code < 0) {
+            image->state[cluster] = POINT_GONE;
+            image_failed(image, code, "cannot write the spill");
+        }
+    }
+    if (image->state[cluster] == POINT_GONE) {
+        image->options.budget->bytes -= POINT_CLUSTER_BYTES;
+        copy_free(c);
+    }
+    waiting_retry(image);
+}
+
+/* Begin to keep what @cluster, in place, holds. False: too many are under way. */
+static bool copy_begin(struct point_image *image, uint64_t cluster)
+{
+    uint64_t start, end, offset = cluster * POINT_CLUSTER_BYTES, size = cluster_size(image, cluster);
+    int code = block_next_data(image->options.disk, offset, &start, &end);
+    if (code == 0 || (code > 0 && start >= offset + size)) {
+        image->state[cluster] = POINT_ZERO;
+        return true;
+    }
+    if (image->copy_count >= POINT_COPIES_MAX) {
+        image->counters.waited++;
+        return false;
+    }
+    if (!budget_take(image->options.budget)) {
+        image_failed(image, -ENOSPC, NULL);
+        return true;
+    }
+    struct point_copy *c = NEW(struct point_copy);
+    c->image = image;
+    c->cluster = cluster;
+    c->buffer = aligned_alloc(4096, POINT_CLUSTER_BYTES);
+    c->one = (struct iovec){c->buffer, size};
+    c->request = (struct block_request){
+        .op = BLOCK_READ, .offset = offset, .size = size, .iovecs = &c->one, .iovec_count = 1, .done = copy_read};
+    list_append(&image->copies, &c->link);
+    image->copy_count++;
+    image->counters.copied++;
+    image->state[cluster] = POINT_READING;
+    code = c->buffer == NULL ? -ENOMEM : block_submit(image->options.disk, &c->request);
+    if (code < 0) {
+        image->state[cluster] = POINT_GONE;
+        image->options.budget->bytes -= POINT_CLUSTER_BYTES;
+        copy_free(c);
+        image_failed(image, code, "cannot read what the VM is about to overwrite");
+    }
+    return true;
+}
+
+static struct point_copy *copy_find(const struct point_image *image, uint64_t cluster)
+{
+    LIST_FOREACH(link, &image->copies) {
+        struct point_copy *c = LIST_ENTRY(link, struct point_copy, link);
+        if (c->cluster == cluster)
+            return c;
+    }
+    return NULL;
+}
+
+/* ---- the front ---- */
+
+static struct point_image *of_front(struct block *b)
+{
+    return CONTAINER_OF(b, struct point_image, front);
+}
+
+static void front_finish(struct front_op *op, int result)
+{
+    struct point_image *image = op->image;
+    struct block_request *request = op->request;
+    list_remove(&op->link);
+    free(op);
+    request->result = result;
+    block_complete(&image->front, request);
+}
+
+static void front_done(struct block_request *below, int result)
+{
+    front_finish(CONTAINER_OF(below, struct front_op, below), result);
+}
+
+static bool is_read_in_place(const struct point_image *image, uint64_t first, uint64_t last)
+{
+    LIST_FOREACH(link, &image->back_reading) {
+        const struct back_op *op = LIST_ENTRY(link, struct back_op, link);
+        if (op->first <= last && op->last >= first)
+            return true;
+    }
+    return false;
+}
+
+/* Begin what has to be kept of the clusters that @op changes. True: all of it is, @op may go to the disk. */
+static bool front_may_pass(struct front_op *op)
+{
+    struct point_image *image = op->image;
+    bool may = true, full = false;
+    if (image->clusters == 0 || op->first >= image->clusters)
+        return true;
+    uint64_t last = MIN(op->last, image->clusters - 1);
+    for (uint64_t c = op->first; c <= last && image->why.code == 0; c++) {
+        if (image->state[c] == POINT_IN_PLACE && !full)
+            full = !copy_begin(image, c);
+        may = may && image->state[c] != POINT_IN_PLACE && image->state[c] != POINT_READING;
+    }
+    return (may || image->why.code != 0) && !is_read_in_place(image, op->first, last);
+}
+
+/* A DISCARD may do nothing, and does where the image would have to keep what it throws away. */
+static bool front_passes_over(const struct front_op *op)
+{
+    const struct point_image *image = op->image;
+    if (op->request->op != BLOCK_DISCARD || image->why.code != 0)
+        return false;
+    for (uint64_t c = op->first; c <= op->last && c < image->clusters; c++)
+        if (image->state[c] == POINT_IN_PLACE || image->state[c] == POINT_READING)
+            return true;
+    return false;
+}
+
+static int front_pass(struct front_op *op)
+{
+    op->below = *op->request;
+    op->below.done = front_done;
+    return block_submit(op->image->options.disk, &op->below);
+}
+
+static int front_submit(struct block *b, struct block_request *request)
+{
+    struct point_image *image = of_front(b);
+    struct front_op *op = NEW(struct front_op);
+    op->image = image;
+    op->request = request;
+    list_init(&op->link);
+    bool changes = request->op != BLOCK_READ && request->op != BLOCK_FLUSH;
+    if (changes) {
+        op->first = request->offset / POINT_CLUSTER_BYTES;
+        op->last = (request->offset + request->size - 1) / POINT_CLUSTER_BYTES;
+    }
+    if (changes && front_passes_over(op)) {
+        request->result = 0;
+        list_append(&image->front_ended, &op->link);
+        image_wake(image);
+        return 0;
+    }
+    if (changes && !front_may_pass(op)) {
+        list_append(&image->front_waiting, &op->link);
+        return 0;
+    }
+    int code = front_pass(op);
+    if (code < 0)
+        free(op);
+    return code;
+}
+
+/* ---- the back ---- */
+
+static struct point_image *of_back(struct block *b)
+{
+    return CONTAINER_OF(b, struct point_image, back);
+}
+
+static void back_finish(struct back_op *op)
+{
+    struct point_image *image = op->image;
+    struct block_request *request = op->request;
+    request->result = op->result;
+    list_remove(&op->link);
+    free(op);
+    waiting_retry(image); /* writers wait for reads in place */
+    block_complete(&image->back, request);
+}
+
+static void back_let_go(struct back_op *op, bool within_submit)
+{
+    if (--op->pending > 0)
+        return;
+    if (!within_submit) {
+        back_finish(op);
+        return;
+    }
+    list_remove(&op->link);
+    list_append(&op->image->back_ended, &op->link);
+    image_wake(op->image);
+}
+
+static void back_piece_done(struct block_request *below, int result)
+{
+    struct back_piece *p = CONTAINER_OF(below, struct back_piece, below);
+    struct back_op *op = p->op;
+    free(p);
+    if (result < 0 && op->result == 0)
+        op->result = result;
+    back_let_go(op, false);
+}
+
+/* [@at, @stop) from @from, which holds it at its place. */
+static void back_read_piece(struct back_op *op, struct block *from, uint64_t at, uint64_t stop)
+{
+    const struct block_request *r = op->request;
+    struct back_piece *p = xcalloc(1, sizeof *p + r->iovec_count * sizeof(struct iovec));
+    p->op = op;
+    p->below = (struct block_request){
+        .op = BLOCK_READ, .offset = at, .size = stop - at, .iovecs = p->iovecs, .done = back_piece_done};
+    p->below.iovec_count = block_iovecs_slice(r->iovecs, r->iovec_count, at - r->offset, stop - at, p->iovecs);
+    op->pending++;
+    int code = block_submit(from, &p->below);
+    if (code < 0) {
+        op->pending--;
+        op->result = op->result == 0 ? code : op->result;
+        free(p);
+    }
+}
+
+/* [@at, @stop) from memory; NULL: zeroes. */
+static void back_copy_piece(struct back_op *op, uint64_t at, uint64_t stop, const uint8_t *from)
+{
+    const struct block_request *r = op->request;
+    CLEANUP_FREE struct iovec *slice = xcalloc(r->iovec_count, sizeof *slice);
+    unsigned count = block_iovecs_slice(r->iovecs, r->iovec_count, at - r->offset, stop - at, slice);
+    for (unsigned i = 0; i < count; i++) {
+        if (from == NULL) {
+            memset(slice[i].iov_base, 0, slice[i].iov_len);
+        } else {
+            memcpy(slice[i].iov_base, from, slice[i].iov_len);
+            from += slice[i].iov_len;
+        }
+    }
+}
+
+static void back_read_stretch(struct back_op *op, enum point_state state, uint64_t at, uint64_t stop)
+{
+    struct point_image *image = op->image;
+    switch (state) {
+    case POINT_IN_PLACE:
+        back_read_piece(op, image->options.disk, at, stop);
+        break;
+    case POINT_SPILLED:
+        back_read_piece(op, image->options.spill, at, stop);
+        break;
+    case POINT_HELD: /* one cluster */
+        back_copy_piece(op, at, stop, copy_find(image, at / POINT_CLUSTER_BYTES)->buffer + at % POINT_CLUSTER_BYTES);
+        break;
+    case POINT_ZERO:
+        back_copy_piece(op, at, stop, NULL);
+        break;
+    case POINT_READING:
+    case POINT_GONE: /* the reader has said that it would not ask */
+        op->result = op->result == 0 ? -EIO : op->result;
+    }
+}
+
+static bool back_must_wait(const struct back_op *op)
+{
+    const struct point_image *image = op->image;
+    for (uint64_t c = op->first; c <= op->last && image->why.code == 0; c++)
+        if (image->state[c] == POINT_READING)
+            return true;
+    return false;
+}
+
+static void back_begin(struct back_op *op)
+{
+    struct point_image *image = op->image;
+    uint64_t end = op->request->offset + op->request->size;
+    op->pending = 1;
+    list_append(&image->back_reading, &op->link);
+    op->result = image->why.code != 0 ? -EIO : 0;
+    for (uint64_t at = op->request->offset; at < end && op->result == 0;) {
+        uint64_t cluster = at / POINT_CLUSTER_BYTES, stop = at;
+        enum point_state state = image->state[cluster];
+        do {
+            stop = MIN(end, (cluster + 1) * POINT_CLUSTER_BYTES);
+            cluster++;
+        } while (stop < end && image->state[cluster] == state && state != POINT_HELD);
+        back_read_stretch(op, state, at, stop);
+        at = stop;
+    }
+    back_let_go(op, true);
+}
+
+void point_image_forget(struct point_image *image, uint64_t offset, uint64_t size)
+{
+    uint64_t first = (offset + POINT_CLUSTER_BYTES - 1) / POINT_CLUSTER_BYTES, end = (offset + size) / POINT_CLUSTER_BYTES;
+    if (offset + size >= image->back.size_bytes)
+        end = image->clusters;
+    for (uint64_t c = first; c < end; c++) {
+        if (image->state[c] == POINT_SPILLED)
+            spill_release(image, c);
+        image->counters.forgotten += image->state[c] != POINT_GONE;
+        image->state[c] = POINT_GONE; /* a copy under way finds it so */
+    }
+}
+
+static int back_submit(struct block *b, struct block_request *request)
+{
+    struct point_image *image = of_back(b);
+    if (request->op == BLOCK_WRITE || request->op == BLOCK_WRITE_ZEROES)
+        return -EROFS;
+    struct back_op *op = NEW(struct back_op);
+    op->image = image;
+    op->request = request;
+    list_init(&op->link);
+    if (request->op == BLOCK_READ) {
+        op->first = request->offset / POINT_CLUSTER_BYTES;
+        op->last = (request->offset + request->size - 1) / POINT_CLUSTER_BYTES;
+        if (back_must_wait(op))
+            list_append(&image->back_waiting, &op->link);
+        else
+            back_begin(op);
+        return 0;
+    }
+    if (request->op == BLOCK_DISCARD)
+        point_image_forget(image, request->offset, request->size);
+    list_append(&image->back_ended, &op->link);
+    image_wake(image);
+    return 0;
+}
+
+/* From cluster @c on, all in place and wholly before @hole_end on the disk: the first that may be otherwise. */
+static uint64_t hole_skip(const struct point_image *image, uint64_t c, uint64_t hole_end)
+{
+    static const uint8_t in_place[64]; /* POINT_IN_PLACE is 0 */
+    uint64_t last = MIN(hole_end / POINT_CLUSTER_BYTES, image->clusters);
+    while (c + sizeof in_place <= last && memcmp(image->state + c, in_place, sizeof in_place) == 0)
+        c += sizeof in_place;
+    return c;
+}
+
+/* A cluster that cannot be read any more counts as data: whoever asks for it shall hear so. */
+static bool is_data_anyhow(enum point_state state)
+{
+    return state != POINT_IN_PLACE && state != POINT_ZERO;
+}
+
+static int back_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
+{
+    struct point_image *image = of_back(b);
+    uint64_t start = 0, end = 0; /* of the disk: no data from where was asked to `start`, data up to `end` */
+    if (image->why.code != 0)
+        return -EIO;
+    for (uint64_t c = from / POINT_CLUSTER_BYTES; c < image->clusters; c++) {
+        uint64_t at = MAX(from, c * POINT_CLUSTER_BYTES), stop = c * POINT_CLUSTER_BYTES + cluster_size(image, c);
+        if (is_data_anyhow(image->state[c])) {
+            for (; c < image->clusters && is_data_anyhow(image->state[c]); c++)
+                stop = c * POINT_CLUSTER_BYTES + cluster_size(image, c);
+            *ret_start = at;
+            *ret_end = stop;
+            return 1;
+        }
+        if (image->state[c] == POINT_ZERO)
+            continue;
+        int code = at < end ? 1 : block_next_data(image->options.disk, at, &start, &end);
+        if (code < 0)
+            return code;
+        if (code == 0)
+            start = end = UINT64_MAX;
+        if (start >= stop) {
+            c = hole_skip(image, c + 1, start) - 1;
+            continue;
+        }
+        *ret_start = MAX(at, start);
+        for (; end > stop && c + 1 < image->clusters && image->state[c + 1] == POINT_IN_PLACE; c++)
+            stop += cluster_size(image, c + 1);
+        *ret_end = MIN(end, stop);
+        return 1;
+    }
+    return 0;
+}
+
+/* ---- both ---- */
+
+/* From local lists, in order; those that must go on waiting come back. */
+static void waiting_retry(struct point_image *image)
+{
+    struct list again;
+    list_init(&again);
+    list_take(&again, &image->back_waiting);
+    while (!list_empty(&again)) {
+        struct back_op *op = LIST_ENTRY(again.next, struct back_op, link);
+        list_remove(&op->link);
+        if (back_must_wait(op))
+            list_append(&image->back_waiting, &op->link);
+        else
+            back_begin(op);
+    }
+    list_take(&again, &image->front_waiting);
+    while (!list_empty(&again)) {
+        struct front_op *op = LIST_ENTRY(again.next, struct front_op, link);
+        list_remove(&op->link);
+        if (!front_may_pass(op)) {
+            list_append(&image->front_waiting, &op->link);
+            continue;
+        }
+        int code = front_pass(op);
+        if (code < 0)
+            front_finish(op, code);
+    }
+}
+
+void point_image_run(struct point_image *image)
+{
+    while (!list_empty(&image->front_ended))
+        front_finish(LIST_ENTRY(image->front_ended.next, struct front_op, link), 0);
+    while (!list_empty(&image->back_ended))
+        back_finish(LIST_ENTRY(image->back_ended.next, struct back_op, link));
+}
+
+/* Each waits for the other's, and for copies. */
+static void image_drain(struct point_image *image)
+{
+    do {
+        point_image_run(image);
+        if (image->options.disk != NULL)
+            block_drain(image->options.disk);
+        block_drain(image->options.spill);
+    } while (image->front.in_flight > 0 || image->back.in_flight > 0 || image->copy_count > 0);
+}
+
+static void front_drain(struct block *b)
+{
+    image_drain(of_front(b));
+}
+
+static void back_drain(struct block *b)
+{
+    image_drain(of_back(b));
+}
+
+static void front_plug(struct block *b, bool plugged)
+{
+    struct block *disk = of_front(b)->options.disk;
+    if (plugged)
+        block_plug(disk);
+    else
+        block_unplug(disk);
+}
+
+static void image_close(struct block *b UNUSED)
+{
+}
+
+static int front_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
+{
+    return block_next_data(of_front(b)->options.disk, from, ret_start, ret_end);
+}
+
+static const struct block_ops front_ops = {.submit = front_submit,
+                                           .drain = front_drain,
+                                           .plug = front_plug,
+                                           .close = image_close,
+                                           .next_data = front_next_data};
+static const struct block_ops back_ops = {
+    .submit = back_submit, .drain = back_drain, .close = image_close, .next_data = back_next_data};
+
+struct block *point_image_front(struct point_image *image)
+{
+    return &image->front;
+}
+
+struct block *point_image_back(struct point_image *image)
+{
+    return &image->back;
+}
+
+void point_image_grown(struct point_image *image)
+{
+    image->front.size_bytes = image->options.disk->size_bytes;
+}
+
+bool point_image_is_lost(const struct point_image *image, struct error *ret_why)
+{
+    if (ret_why != NULL)
+        *ret_why = image->why;
+    return image->why.code != 0;
+}
+
+void point_image_lose(struct point_image *image, const char *why)
+{
+    struct error err = {0};
+    error_set(&err, -ENODEV, ERROR_CONFLICT, "the backup was given up: %s", why);
+    image_lost(image, &err);
+    waiting_retry(image);
+    image_drain(image);
+    image->options.disk = NULL;
+}
+
+struct point_counters point_image_counters(const struct point_image *image)
+{
+    return image->counters;
+}
+
+int point_image_create(const struct point_image_options *options, struct point_image **ret_image, struct error *err)
+{
+    struct block *disk = options->disk;
+    ASSERT(disk->in_flight == 0 && options->spill->size_bytes == disk->size_bytes);
+    uint64_t clusters = (disk->size_bytes + POINT_CLUSTER_BYTES - 1) / POINT_CLUSTER_BYTES;
+    uint8_t *state = calloc(clusters, 1); /* POINT_IN_PLACE */
+    if (state == NULL)
+        return error_errno(err, -ENOMEM, "no memory for a backup of a disk of %llu bytes",
+                           (unsigned long long)disk->size_bytes);
+    struct point_image *image = NEW(struct point_image);
+    image->options = *options;
+    image->state = state;
+    image->clusters = clusters;
+    image->front = *disk;
+    image->front.ops = &front_ops;
+    image->front.changes = NULL; /* the disk's own tells */
+    image->back = (struct block){
+        .ops = &back_ops, .size_bytes = disk->size_bytes, .block_bytes = disk->block_bytes, .can_discard = true};
+    list_init(&image->copies);
+    list_init(&image->front_waiting);
+    list_init(&image->front_ended);
+    list_init(&image->back_waiting);
+    list_init(&image->back_reading);
+    list_init(&image->back_ended);
+    *ret_image = image;
+    return 0;
+}
+
+void point_image_destroy(struct point_image *image)
+{
+    if (image == NULL)
+        return;
+    image_drain(image);
+    for (uint64_t c = 0; c < image->clusters; c++)
+        if (image->state[c] == POINT_SPILLED)
+            image->options.budget->bytes -= POINT_CLUSTER_BYTES;
+    block_close(image->options.spill);
+    free(image->state);
+    free(image);
+}

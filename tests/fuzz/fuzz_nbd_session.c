@@ -1,0 +1,128 @@
+/* Whatever an NBD client says: the session stays within its limits, every block request is carried out or refused, and
+ * what it answers to is bounded. The disk is memory; requests end when drained. The first byte chooses the kind of export,
+ * and whether the beginning is left out that gets every client to the transmission. */
+#include <string.h>
+
+#include "block/nbd_session.h"
+#include "block/nbd_wire.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+enum { DISK_BYTES = 1 << 20, BYTES_MAX = 1 << 18 };
+
+struct memory_disk {
+    struct block block;
+    struct list queue;
+    uint8_t *bytes;
+};
+
+static int disk_submit(struct block *b, struct block_request *request)
+{
+    list_append(&CONTAINER_OF(b, struct memory_disk, block)->queue, &request->link);
+    return 0;
+}
+
+static void disk_drain(struct block *b)
+{
+    struct memory_disk *d = CONTAINER_OF(b, struct memory_disk, block);
+    while (!list_empty(&d->queue)) {
+        struct block_request *r = LIST_ENTRY(d->queue.next, struct block_request, link);
+        uint64_t at = r->offset;
+        list_remove(&r->link);
+        for (unsigned i = 0; i < r->iovec_count; at += r->iovecs[i++].iov_len)
+            memcpy(r->op == BLOCK_READ ? r->iovecs[i].iov_base : d->bytes + at,
+                   r->op == BLOCK_READ ? d->bytes + at : r->iovecs[i].iov_base, r->iovecs[i].iov_len);
+        r->result = 0;
+        block_complete(b, r);
+    }
+}
+
+static int disk_next_data(struct block *b UNUSED, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
+{
+    *ret_start = (from + 65535) / 65536 * 65536;
+    *ret_end = *ret_start + 4096;
+    return *ret_end <= DISK_BYTES;
+}
+
+static void disk_close(struct block *b UNUSED)
+{
+}
+
+static bool changed(void *arg UNUSED, uint64_t from, uint64_t *ret_end)
+{
+    *ret_end = MIN((from / 131072 + 1) * 131072, (uint64_t)DISK_BYTES);
+    return from / 131072 % 2 == 0;
+}
+
+static void no_wake(void *arg UNUSED)
+{
+}
+
+static void feed(struct nbd_session *s, struct block *b, const uint8_t *data, size_t size)
+{
+    struct iovec iovecs[4];
+    size_t room;
+    void *at;
+    while (size > 0 && !nbd_session_is_over(s)) {
+        at = nbd_session_room(s, &room);
+        if (at != NULL) {
+            size_t n = MIN(room, size);
+            memcpy(at, data, n);
+            nbd_session_received(s, n);
+            data += n;
+            size -= n;
+            continue;
+        }
+        block_drain(b);
+        uint64_t held = 0;
+        for (unsigned n; (n = nbd_session_output(s, iovecs, 4)) > 0;) {
+            size_t sum = 0;
+            for (unsigned i = 0; i < n; i++)
+                sum += iovecs[i].iov_len;
+            nbd_session_sent(s, sum);
+            held += sum;
+        }
+        ASSERT(held <= 2 * BYTES_MAX + NBD_REQUEST_BYTES_MAX);
+        if (nbd_session_room(s, &room) == NULL && !nbd_session_is_over(s))
+            ASSERT(!"it neither wants anything nor is it over");
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const struct block_ops ops = {
+        .submit = disk_submit, .drain = disk_drain, .close = disk_close, .next_data = disk_next_data};
+    struct memory_disk disk = {.block = {.ops = &ops,
+                                         .size_bytes = DISK_BYTES,
+                                         .block_bytes = 4096,
+                                         .can_discard = true,
+                                         .can_write_zeroes = true},
+                               .bytes = xcalloc(1, DISK_BYTES)};
+    list_init(&disk.queue);
+    if (size > 0) {
+        struct nbd_export exports[] = {
+            {.name = "a", .block = &disk.block, .access = data[0] % 3, .changed = changed, .changed_since = "x"},
+            {.name = "b", .block = &disk.block, .access = NBD_ACCESS_READ},
+        };
+        struct nbd_session *s = nbd_session_create(&(struct nbd_session_options){
+            .exports = exports, .export_count = 2, .bytes_max = BYTES_MAX, .wake = no_wake});
+        uint8_t begin[128], *at = nbd_put32(begin, NBD_FLAG_FIXED | NBD_FLAG_NO_ZEROES);
+        at = nbd_put32(nbd_put32(nbd_put64(at, NBD_OPTION_MAGIC), NBD_OPT_STRUCTURED), 0);
+        at = nbd_put32(nbd_put32(nbd_put64(at, NBD_OPTION_MAGIC), NBD_OPT_SET_CONTEXTS), 8 + 4 + 15 + 4 + 16);
+        at = nbd_put32(nbd_put32(nbd_put32(at, 0), 2), 15);
+        memcpy(at, NBD_CONTEXT_ALLOCATION, 15);
+        at = nbd_put32(at + 15, 16);
+        memcpy(at, NBD_CONTEXT_CHANGED "x", 16);
+        at += 16;
+        if (data[0] & 0x80)
+            feed(s, &disk.block, begin, (size_t)(at - begin));
+        if (data[0] & 0x40) {
+            at = nbd_put32(nbd_put32(nbd_put64(begin, NBD_OPTION_MAGIC), NBD_OPT_EXPORT_NAME), 0);
+            feed(s, &disk.block, begin, (size_t)(at - begin));
+        }
+        feed(s, &disk.block, data + 1, size - 1);
+        nbd_session_destroy(s);
+    }
+    free(disk.bytes);
+    return 0;
+}

@@ -1,0 +1,464 @@
+/* NBD, both sides: a session byte by byte, what it refuses; the client and the server over real sockets, with requests at
+ * once, holes, changed stretches, a server that dies and comes back, and one that talks nonsense. THREADED. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "block/block_sync.h"
+#include "block/nbd_client.h"
+#include "block/nbd_client_hello.h"
+#include "block/nbd_server.h"
+#include "block/nbd_wire.h"
+
+enum { DISK_BYTES = 8 << 20, PIECE = 64 << 10 };
+
+static void on_wake(void *arg)
+{
+    if (arg != NULL)
+        ++*(unsigned *)arg;
+}
+
+static struct block *disk_make(bool read_only)
+{
+    int fd = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    struct block *b = NULL;
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, DISK_BYTES), 0);
+    assert_int_equal(block_sync_from_fd(fd, "disk", read_only, &b, NULL), 0);
+    return b;
+}
+
+/* The first half has changed. */
+static bool half_changed(void *arg UNUSED, uint64_t from, uint64_t *ret_end)
+{
+    bool changed = from < DISK_BYTES / 2;
+    *ret_end = changed ? DISK_BYTES / 2 : DISK_BYTES;
+    return changed;
+}
+
+/* ---- a session ---- */
+
+/* Give it @size bytes in pieces of at most @step, with what it submits carried out. */
+static size_t feed(struct nbd_session *s, struct block *b, const void *data, size_t size, size_t step)
+{
+    size_t given = 0, room;
+    void *at;
+    while (given < size && (at = nbd_session_room(s, &room)) != NULL) {
+        size_t n = MIN(MIN(room, step), size - given);
+        memcpy(at, (const uint8_t *)data + given, n);
+        nbd_session_received(s, n);
+        given += n;
+        if (b->in_flight > 0)
+            block_drain(b);
+    }
+    return given;
+}
+
+/* All that it has to say. */
+static size_t take(struct nbd_session *s, uint8_t *to, size_t max)
+{
+    struct iovec iovecs[4];
+    size_t got = 0;
+    unsigned count;
+    while ((count = nbd_session_output(s, iovecs, ARRAY_SIZE(iovecs))) > 0) {
+        size_t n = MAX(iovecs[0].iov_len / 2, (size_t)1); /* not as it likes */
+        assert_true(got + n <= max);
+        memcpy(to + got, iovecs[0].iov_base, n);
+        nbd_session_sent(s, n);
+        got += n;
+    }
+    return got;
+}
+
+static struct nbd_session *session_of(const struct nbd_export *e)
+{
+    return nbd_session_create(
+        &(struct nbd_session_options){.exports = e, .export_count = 1, .bytes_max = 1 << 20, .wake = on_wake});
+}
+
+static size_t option_put(uint8_t *at, uint32_t option, const void *data, size_t size)
+{
+    nbd_put32(nbd_put32(nbd_put64(at, NBD_OPTION_MAGIC), option), (uint32_t)size);
+    memcpy(at + NBD_OPTION_HEAD_BYTES, data, size);
+    return NBD_OPTION_HEAD_BYTES + size;
+}
+
+static size_t request_put(uint8_t *at, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset, uint32_t size)
+{
+    uint8_t *to = nbd_put16(nbd_put16(nbd_put32(at, NBD_REQUEST_MAGIC), flags), type);
+    nbd_put32(nbd_put64(nbd_put64(to, cookie), offset), size);
+    return NBD_REQUEST_HEAD_BYTES;
+}
+
+/* By EXPORT_NAME, without structured replies, and byte by byte. */
+static void session_plain(void **state UNUSED)
+{
+    struct nbd_export e = {.name = "disk", .block = disk_make(false), .access = NBD_ACCESS_WRITE};
+    struct nbd_session *s = session_of(&e);
+    uint8_t out[8192], in[4096], *at = in;
+    assert_int_equal(take(s, out, sizeof out), NBD_HELLO_BYTES);
+    at = nbd_put32(at, NBD_FLAG_FIXED | NBD_FLAG_NO_ZEROES);
+    at += option_put(at, 77, "?", 1);
+    at += option_put(at, NBD_OPT_EXPORT_NAME, "disk", 4);
+    assert_int_equal(feed(s, e.block, in, (size_t)(at - in), 1), at - in);
+    assert_int_equal(nbd_session_export(s), 0);
+    size_t n = take(s, out, sizeof out);
+    assert_int_equal(nbd_get32(out + 12), NBD_REP_UNSUPPORTED);
+    assert_int_equal(nbd_get64(out + n - 10), DISK_BYTES);
+    assert_int_equal(nbd_get16(out + n - 2) & NBD_READ_ONLY, 0);
+    at = in + request_put(in, NBD_CMD_FUA, NBD_CMD_WRITE, 5, 1024, 512);
+    memset(at, 0x5a, 512);
+    at += 512;
+    at += request_put(at, 0, NBD_CMD_READ, 6, 512, 1024);
+    at += request_put(at, 0, NBD_CMD_READ, 7, 100, 512);            /* not a sector */
+    at += request_put(at, 0, NBD_CMD_READ, 8, DISK_BYTES - 512, 1024); /* past the end */
+    at += request_put(at, 0, NBD_CMD_BLOCK_STATUS, 9, 0, 512);      /* no contexts */
+    at += request_put(at, 0, NBD_CMD_DISCONNECT, 10, 0, 0);
+    assert_int_equal(feed(s, e.block, in, (size_t)(at - in), 1), at - in);
+    assert_int_equal(take(s, out, sizeof out), 16 + 16 + 1024 + 3 * 16);
+    assert_int_equal(nbd_get32(out + 4), 0);
+    assert_int_equal(nbd_get64(out + 8), 5);
+    assert_int_equal(out[32], 0);
+    assert_int_equal(out[32 + 512], 0x5a);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(nbd_get32(out + 32 + 1024 + 16 * i + 4), NBD_EINVAL);
+    assert_true(nbd_session_is_over(s));
+    assert_string_equal(nbd_session_reason(s), "");
+    nbd_session_destroy(s);
+    block_close(e.block);
+}
+
+/* What a client may not do is an error, by its kind of export, and it may go on. */
+static void session_refuses(void **state UNUSED)
+{
+    static const struct {
+        enum nbd_access access;
+        uint16_t flags, type;
+        uint32_t error; /* 0: it is done */
+    } cases[] = {
+        {NBD_ACCESS_READ, 0, NBD_CMD_WRITE, NBD_EPERM},
+        {NBD_ACCESS_READ, NBD_CMD_REQ_ONE, NBD_CMD_WRITE, NBD_EINVAL},
+        {NBD_ACCESS_READ, 0, NBD_CMD_TRIM, NBD_EPERM},
+        {NBD_ACCESS_READ, 0, NBD_CMD_READ, 0},
+        {NBD_ACCESS_READ_TRIM, 0, NBD_CMD_TRIM, 0},
+        {NBD_ACCESS_READ_TRIM, 0, NBD_CMD_WRITE_ZEROES, NBD_EPERM},
+        {NBD_ACCESS_WRITE, NBD_CMD_NO_HOLE, NBD_CMD_WRITE_ZEROES, 0},
+        {NBD_ACCESS_WRITE, NBD_CMD_NO_HOLE, NBD_CMD_TRIM, NBD_EINVAL},
+        {NBD_ACCESS_WRITE, 0, 99, NBD_EINVAL},
+    };
+    struct block *disk = disk_make(false);
+    uint8_t payload[4096] = {0};
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct nbd_export e = {.name = "disk", .block = disk, .access = cases[i].access};
+        struct nbd_session *s = session_of(&e);
+        uint8_t out[8192], in[256], *at = nbd_put32(in, NBD_FLAG_FIXED | NBD_FLAG_NO_ZEROES);
+        at += option_put(at, NBD_OPT_EXPORT_NAME, "", 0);
+        at += request_put(at, cases[i].flags, cases[i].type, 1, 0, 4096);
+        feed(s, disk, in, (size_t)(at - in), SIZE_MAX);
+        if (cases[i].type == NBD_CMD_WRITE)
+            feed(s, disk, payload, sizeof payload, 100);
+        request_put(in, 0, NBD_CMD_READ, 2, 0, 512); /* and it goes on */
+        feed(s, disk, in, NBD_REQUEST_HEAD_BYTES, SIZE_MAX);
+        size_t n = take(s, out, sizeof out);
+        assert_false(nbd_session_is_over(s));
+        assert_int_equal(nbd_get32(out + NBD_HELLO_BYTES + 10 + 4), cases[i].error);
+        size_t carries = cases[i].type == NBD_CMD_READ ? 4096 : 0;
+        assert_int_equal(n, NBD_HELLO_BYTES + 10 + 16 + carries + 16 + 512);
+        nbd_session_destroy(s);
+    }
+    block_close(disk);
+}
+
+/* One that asks and asks and never reads is not listened to any more, and goes on once it reads. */
+static void session_is_limited(void **state UNUSED)
+{
+    struct nbd_export e = {.name = "disk", .block = disk_make(false), .access = NBD_ACCESS_READ};
+    struct nbd_session *s = session_of(&e);
+    uint8_t in[256], *at = nbd_put32(in, NBD_FLAG_FIXED | NBD_FLAG_NO_ZEROES);
+    CLEANUP_FREE uint8_t *out = xcalloc(1, 4 << 20);
+    at += option_put(at, NBD_OPT_EXPORT_NAME, "", 0);
+    feed(s, e.block, in, (size_t)(at - in), SIZE_MAX);
+    unsigned asked = 0;
+    size_t room;
+    request_put(in, 0, NBD_CMD_READ, 1, 0, 256 << 10);
+    while (feed(s, e.block, in, NBD_REQUEST_HEAD_BYTES, SIZE_MAX) == NBD_REQUEST_HEAD_BYTES)
+        assert_true(++asked < 100);
+    assert_int_equal(asked, 4); /* 1 MiB */
+    assert_null(nbd_session_room(s, &room));
+    take(s, out, 4 << 20);
+    assert_non_null(nbd_session_room(s, &room));
+    nbd_session_destroy(s);
+    block_close(e.block);
+}
+
+/* ---- client and server ---- */
+
+struct bed {
+    char directory[32];
+    char *path;
+    struct nbd_export exports[2];
+    struct nbd_server *server;
+    pthread_t thread;
+};
+
+static void *serve(void *arg)
+{
+    nbd_server_run(arg);
+    return NULL;
+}
+
+static void bed_serve(struct bed *bed)
+{
+    struct error err = {0};
+    struct nbd_server_options options = {.socket_path = bed->path, .exports = bed->exports, .export_count = 2};
+    if (nbd_server_create(&options, &bed->server, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_int_equal(pthread_create(&bed->thread, NULL, serve, bed->server), 0);
+}
+
+static void bed_kill(struct bed *bed)
+{
+    nbd_server_stop(bed->server);
+    pthread_join(bed->thread, NULL);
+    nbd_server_destroy(TAKE_PTR(bed->server));
+}
+
+static void bed_init(struct bed *bed, enum nbd_access access)
+{
+    *bed = (struct bed){.directory = "/tmp/drover-nbd-XXXXXX"};
+    assert_non_null(mkdtemp(bed->directory));
+    bed->path = xasprintf("%s/socket", bed->directory);
+    bed->exports[0] =
+        (struct nbd_export){.name = "disk", .block = disk_make(false), .access = access, .changed = half_changed, .changed_since = "then"};
+    bed->exports[1] = (struct nbd_export){.name = "plain", .block = disk_make(false), .access = NBD_ACCESS_READ};
+    bed_serve(bed);
+}
+
+static void bed_finish(struct bed *bed)
+{
+    bed_kill(bed);
+    block_close(bed->exports[0].block);
+    block_close(bed->exports[1].block);
+    free(bed->path);
+    assert_int_equal(rmdir(bed->directory), 0);
+}
+
+static struct block *client_open(struct bed *bed, const char *name, const char *since, unsigned reconnect_ms)
+{
+    struct nbd_client_options options = {
+        .socket_path = bed->path, .export_name = name, .changed_since = since, .timeout_ms = 10000, .reconnect_ms = reconnect_ms};
+    struct error err = {0};
+    struct block *b = NULL;
+    if (nbd_client_open(&options, &b, &err) < 0)
+        fail_msg("%s", err.text);
+    return b;
+}
+
+static void pattern(uint8_t *data, uint64_t offset, size_t size)
+{
+    for (size_t i = 0; i < size; i += 8) {
+        uint64_t word = (offset + i) * 0x9e3779b97f4a7c15ull + 1;
+        memcpy(data + i, &word, 8);
+    }
+}
+
+static void ended_ok(struct block_request *request, int result)
+{
+    assert_int_equal(result, 0);
+    request->offset = UINT64_MAX;
+}
+
+/* Many requests at once, in pieces of memory of odd lengths. */
+static void transfers(void **state UNUSED)
+{
+    struct bed bed;
+    bed_init(&bed, NBD_ACCESS_WRITE);
+    struct block *b = client_open(&bed, "disk", NULL, 1000);
+    enum { COUNT = DISK_BYTES / PIECE };
+    CLEANUP_FREE uint8_t *wrote = xcalloc(1, DISK_BYTES), *found = xcalloc(1, DISK_BYTES);
+    pattern(wrote, 0, DISK_BYTES);
+    for (unsigned round = 0; round < 2; round++) {
+        struct block_request requests[COUNT];
+        struct iovec iovecs[COUNT][3];
+        uint8_t *memory = round == 0 ? wrote : found;
+        for (unsigned i = 0; i < COUNT; i++) {
+            uint8_t *at = memory + (size_t)i * PIECE;
+            iovecs[i][0] = (struct iovec){at, 1};
+            iovecs[i][1] = (struct iovec){at + 1, 5000 + i};
+            iovecs[i][2] = (struct iovec){at + 5001 + i, PIECE - 5001 - i};
+            requests[i] = (struct block_request){.op = round == 0 ? BLOCK_WRITE : BLOCK_READ,
+                                                 .offset = (uint64_t)i * PIECE,
+                                                 .size = PIECE,
+                                                 .iovecs = iovecs[i],
+                                                 .iovec_count = 3,
+                                                 .done = ended_ok};
+            assert_int_equal(block_submit(b, &requests[i]), 0);
+        }
+        block_drain(b);
+        for (unsigned i = 0; i < COUNT; i++)
+            assert_true(requests[i].offset == UINT64_MAX);
+        assert_int_equal(block_now(b, BLOCK_FLUSH, 0, NULL, 0), 0);
+    }
+    assert_memory_equal(wrote, found, DISK_BYTES);
+    assert_int_equal(block_now(b, BLOCK_WRITE_ZEROES, PIECE, NULL, PIECE), 0);
+    assert_int_equal(block_now(b, BLOCK_READ, PIECE, found, PIECE), 0);
+    assert_true(found[0] == 0 && memcmp(found, found + 1, PIECE - 1) == 0);
+    block_close(b);
+    bed_finish(&bed);
+}
+
+static void extents(void **state UNUSED)
+{
+    struct bed bed;
+    struct nbd_extent e;
+    uint64_t start, end;
+    uint8_t data[4096] = {1};
+    bed_init(&bed, NBD_ACCESS_READ_TRIM);
+    assert_int_equal(block_now(bed.exports[0].block, BLOCK_WRITE, 1 << 20, data, sizeof data), 0);
+    struct block *b = client_open(&bed, "disk", "then", 1000), *plain = client_open(&bed, "plain", "then", 1000);
+    struct block *of_another = client_open(&bed, "disk", "later", 1000);
+    assert_true(nbd_client_has_changed(b) && !nbd_client_has_changed(plain) && !nbd_client_has_changed(of_another));
+    assert_int_equal(nbd_client_extent(b, 0, DISK_BYTES, &e, NULL), 0);
+    assert_true(e.zero && e.changed && e.end == 1 << 20);
+    assert_int_equal(nbd_client_extent(b, 1 << 20, DISK_BYTES, &e, NULL), 0);
+    assert_true(!e.zero && e.changed && e.end == (1 << 20) + 4096);
+    assert_int_equal(nbd_client_extent(b, (1 << 20) + 4096, DISK_BYTES, &e, NULL), 0);
+    assert_true(e.zero && e.changed && e.end == DISK_BYTES / 2); /* two contexts: the nearer end */
+    assert_int_equal(nbd_client_extent(b, DISK_BYTES / 2, DISK_BYTES, &e, NULL), 0);
+    assert_true(e.zero && !e.changed && e.end == DISK_BYTES);
+    assert_int_equal(block_next_data(b, 4096, &start, &end), 1);
+    assert_true(start == 1 << 20 && end == (1 << 20) + 4096);
+    assert_int_equal(block_next_data(b, end, &start, &end), 0);
+    assert_int_equal(block_now(b, BLOCK_WRITE, 0, data, sizeof data), -EROFS); /* may trim, may not write: the server says so */
+    assert_int_equal(block_now(b, BLOCK_DISCARD, 1 << 20, NULL, sizeof data), 0);
+    block_close(b);
+    block_close(plain);
+    block_close(of_another);
+    bed_finish(&bed);
+}
+
+static void no_such_thing(void **state UNUSED)
+{
+    struct bed bed;
+    struct block *b = NULL;
+    struct error err;
+    bed_init(&bed, NBD_ACCESS_READ);
+    struct nbd_client_options options = {.socket_path = bed.path, .export_name = "other"};
+    assert_int_equal(nbd_client_open(&options, &b, &err), -ENOENT);
+    assert_non_null(strstr(err.text, "other"));
+    options.socket_path = "/tmp/drover-there-is-nobody";
+    assert_true(nbd_client_open(&options, &b, &err) < 0);
+    bed_finish(&bed);
+}
+
+/* The server dies with requests under way: they are answered when it is back. Without it for too long: errors, at once
+ * from then on, and it works again when the server has come back after all. */
+static void link_lost(void **state UNUSED)
+{
+    struct bed bed;
+    uint8_t data[4096], found[4096];
+    bed_init(&bed, NBD_ACCESS_WRITE);
+    struct block *b = client_open(&bed, "disk", NULL, 60000);
+    pattern(data, 0, sizeof data);
+    assert_int_equal(block_now(b, BLOCK_WRITE, 0, data, sizeof data), 0);
+    bed_kill(&bed);
+    struct iovec one = {found, sizeof found};
+    struct block_request request = {
+        .op = BLOCK_READ, .size = sizeof found, .iovecs = &one, .iovec_count = 1, .done = ended_ok};
+    assert_int_equal(block_submit(b, &request), 0);
+    bed_serve(&bed);
+    block_drain(b);
+    assert_memory_equal(data, found, sizeof data);
+    /* The write was acknowledged, and not flushed before the server went: that is said, once. */
+    assert_int_equal(block_now(b, BLOCK_FLUSH, 0, NULL, 0), -EIO);
+    assert_int_equal(block_now(b, BLOCK_FLUSH, 0, NULL, 0), 0);
+    bed_kill(&bed);
+    bed_serve(&bed);
+    assert_int_equal(block_now(b, BLOCK_READ, 0, found, sizeof found), 0);
+    assert_int_equal(block_now(b, BLOCK_FLUSH, 0, NULL, 0), 0); /* nothing was lost this time */
+    block_close(b);
+
+    b = client_open(&bed, "disk", NULL, 1);
+    bed_kill(&bed);
+    struct error why;
+    while (block_now(b, BLOCK_READ, 0, found, sizeof found) != -EIO)
+        ;
+    assert_int_equal(nbd_client_state(b, &why), NBD_CLIENT_DOWN);
+    assert_true(why.code < 0 && why.text[0] != '\0');
+    bed_serve(&bed);
+    while (block_now(b, BLOCK_READ, 0, found, sizeof found) != 0)
+        sched_yield(); /* it tries once a second */
+    assert_int_equal(nbd_client_state(b, &why), NBD_CLIENT_UP);
+    block_close(b);
+    bed_finish(&bed);
+}
+
+struct liar {
+    int fd;
+    const uint8_t *data;
+    size_t size;
+};
+
+/* Says what it has to say, whatever it is asked. */
+static void *lie(void *arg)
+{
+    struct liar *l = arg;
+    uint8_t sink[4096];
+    (void)!send(l->fd, l->data, l->size, MSG_NOSIGNAL);
+    shutdown(l->fd, SHUT_WR);
+    while (recv(l->fd, sink, sizeof sink, 0) > 0)
+        ;
+    return NULL;
+}
+
+/* Servers that end in the middle, or say something else: an error in words, each time. */
+static void servers_that_lie(void **state UNUSED)
+{
+    uint8_t good[512], *at = nbd_put16(nbd_put64(nbd_put64(good, NBD_MAGIC), NBD_OPTION_MAGIC), NBD_FLAG_FIXED);
+    at = nbd_put32(nbd_put32(nbd_put32(nbd_put64(at, NBD_REPLY_MAGIC), NBD_OPT_STRUCTURED), NBD_REP_UNSUPPORTED), 0);
+    at = nbd_put32(nbd_put32(nbd_put32(nbd_put64(at, NBD_REPLY_MAGIC), NBD_OPT_GO), NBD_REP_INFO), 12);
+    at = nbd_put16(nbd_put64(nbd_put16(at, NBD_INFO_EXPORT), 1 << 20), NBD_HAS_FLAGS);
+    at = nbd_put32(nbd_put32(nbd_put32(nbd_put64(at, NBD_REPLY_MAGIC), NBD_OPT_GO), NBD_REP_ACK), 0);
+    size_t whole = (size_t)(at - good);
+    for (size_t i = 0; i <= 2 * whole; i++) {
+        uint8_t bad[512];
+        memcpy(bad, good, whole);
+        if (i > whole)
+            bad[i - whole - 1] ^= 0x80;
+        int fds[2];
+        pthread_t thread;
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+        struct liar liar = {fds[1], bad, i <= whole ? i : whole};
+        assert_int_equal(pthread_create(&thread, NULL, lie, &liar), 0);
+        struct error err = {0};
+        struct nbd_hello hello;
+        int code = nbd_hello_negotiate(fds[0], "disk", NULL, 10000, &hello, &err);
+        if (i == whole)
+            assert_true(code == 0 && hello.size_bytes == 1 << 20);
+        else if (i < whole)
+            assert_true(code < 0 && err.text[0] != '\0');
+        close(fds[0]);
+        pthread_join(thread, NULL);
+        close(fds[1]);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(session_plain), cmocka_unit_test(session_refuses), cmocka_unit_test(session_is_limited),
+        cmocka_unit_test(transfers),     cmocka_unit_test(extents),         cmocka_unit_test(no_such_thing),
+        cmocka_unit_test(link_lost),     cmocka_unit_test(servers_that_lie),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
