@@ -6,6 +6,7 @@
 
 #include "block/changed_map.h"
 #include "block/nbd_client_hello.h"
+#include "block/nbd_wire.h"
 #include "common/bytes.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -16,6 +17,21 @@ static void hello_try(const uint8_t *data, size_t size)
     int fds[2];
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) < 0)
         return;
+    /* Records of an option, a type, a length and so much data become replies; or the bytes are the server's as they are. */
+    uint8_t words[8192], *at = nbd_put16(nbd_put64(nbd_put64(words, NBD_MAGIC), NBD_OPTION_MAGIC), NBD_FLAG_FIXED);
+    bool is_made = size > 0 && (data[0] & 1);
+    for (const uint8_t *end = data + size, *r = data + 1; is_made && end - r >= 3 && at - words < 7000;) {
+        size_t n = MIN((size_t)r[2], (size_t)(end - r - 3));
+        uint32_t type = r[1] & 0x80 ? NBD_REP_ERROR + (r[1] & 15) : r[1] & 7;
+        at = nbd_put32(nbd_put32(nbd_put32(nbd_put64(at, NBD_REPLY_MAGIC), r[0] % 12), type), (uint32_t)n);
+        memcpy(at, r + 3, n);
+        at += n;
+        r += 3 + n;
+    }
+    if (is_made) {
+        data = words;
+        size = (size_t)(at - words);
+    }
     if (send(fds[1], data, size, MSG_DONTWAIT) == (ssize_t)size && shutdown(fds[1], SHUT_WR) == 0 &&
         nbd_hello_negotiate(fds[0], "disk", "then", 1000, &hello, NULL) == 0)
         ASSERT(hello.size_bytes > 0 && hello.size_bytes % 512 == 0);

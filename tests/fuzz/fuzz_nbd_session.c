@@ -1,6 +1,8 @@
 /* Whatever an NBD client says: the session stays within its limits, every block request is carried out or refused, and
  * what it answers to is bounded. The disk is memory; requests end when drained. The first byte chooses the kind of export,
- * and whether the beginning is left out that gets every client to the transmission. */
+ * whether it is brought
+ * to the transmission first, and whether what follows is taken as it is or made into options or requests that have their
+ * magic numbers. */
 #include <string.h>
 
 #include "block/nbd_session.h"
@@ -88,8 +90,38 @@ static void feed(struct nbd_session *s, struct block *b, const uint8_t *data, si
     }
 }
 
+/* Records of a kind, a length and so much data. */
+static void feed_options(struct nbd_session *s, struct block *b, const uint8_t *data, size_t size)
+{
+    uint8_t head[NBD_OPTION_HEAD_BYTES];
+    while (size >= 2) {
+        size_t n = MIN((size_t)data[1], size - 2);
+        nbd_put32(nbd_put32(nbd_put64(head, NBD_OPTION_MAGIC), data[0] % 12), (uint32_t)n);
+        feed(s, b, head, sizeof head);
+        feed(s, b, data + 2, n);
+        data += 2 + n;
+        size -= 2 + n;
+    }
+}
+
+/* Records of 6 bytes; a write's payload is made up. */
+static void feed_requests(struct nbd_session *s, struct block *b, const uint8_t *data, size_t size)
+{
+    static const uint8_t payload[65536];
+    uint8_t head[NBD_REQUEST_HEAD_BYTES];
+    for (; size >= 6; data += 6, size -= 6) {
+        uint32_t bytes = data[4] * 512u + (data[5] & 0x80 ? data[5] : 0);
+        uint8_t *at = nbd_put16(nbd_put16(nbd_put32(head, NBD_REQUEST_MAGIC), data[0]), data[1] % 9);
+        nbd_put32(nbd_put64(nbd_put64(at, size), (uint64_t)nbd_get16(data + 2) * 512), bytes);
+        feed(s, b, head, sizeof head);
+        for (uint32_t sent = 0; data[1] % 9 == NBD_CMD_WRITE && sent < bytes; sent += MIN(bytes - sent, 65536u))
+            feed(s, b, payload, MIN(bytes - sent, 65536u));
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    static uint8_t disk_bytes[DISK_BYTES];
     static const struct block_ops ops = {
         .submit = disk_submit, .drain = disk_drain, .close = disk_close, .next_data = disk_next_data};
     struct memory_disk disk = {.block = {.ops = &ops,
@@ -97,7 +129,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                          .block_bytes = 4096,
                                          .can_discard = true,
                                          .can_write_zeroes = true},
-                               .bytes = xcalloc(1, DISK_BYTES)};
+                               .bytes = disk_bytes};
     list_init(&disk.queue);
     if (size > 0) {
         struct nbd_export exports[] = {
@@ -120,9 +152,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             at = nbd_put32(nbd_put32(nbd_put64(begin, NBD_OPTION_MAGIC), NBD_OPT_EXPORT_NAME), 0);
             feed(s, &disk.block, begin, (size_t)(at - begin));
         }
-        feed(s, &disk.block, data + 1, size - 1);
+        if (data[0] & 0x20 && nbd_session_export(s) >= 0)
+            feed_requests(s, &disk.block, data + 1, size - 1);
+        else if (data[0] & 0x20)
+            feed_options(s, &disk.block, data + 1, size - 1);
+        else
+            feed(s, &disk.block, data + 1, size - 1);
         nbd_session_destroy(s);
     }
-    free(disk.bytes);
     return 0;
 }
