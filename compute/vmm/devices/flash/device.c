@@ -49,7 +49,8 @@ static bool flush(struct flash *f)
         return true;
     int code = flush_blocks(f);
     if (code < 0) {
-        log_warning("firmware-variables-not-written", "chip=%s error=\"%s\"", f->device.name, strerror(-code));
+        if (f->logged++ < FLASH_LOGGED_MAX)
+            log_warning("firmware-variables-not-written", "chip=%s error=\"%s\"", f->device.name, strerror(-code));
         return false;
     }
     memset(f->dirty, 0, sizeof(f->dirty));
@@ -78,7 +79,7 @@ void flash_mode_set(struct flash *f, enum flash_mode mode)
         return;
     if (f->show(f->show_arg, f, wanted, &err) == 0)
         f->shown = wanted;
-    else
+    else if (f->logged++ < FLASH_LOGGED_MAX)
         log_warning("flash-not-mapped", "chip=%s error=\"%s\"", f->device.name, err.text);
 }
 

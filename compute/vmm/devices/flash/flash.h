@@ -11,7 +11,7 @@
  *
  * Durability: content changes in memory; when the guest goes back to ARRAY, and after each erase, what has changed is
  * written to the file and the file is synced, with the device lock held. A write that the disk refuses is an event in
- * the log and an error bit in the status, and is tried again with the next one.
+ * the log (the first times) and an error bit in the status, and is tried again with the next one.
  *
  * Threads: as device.h. */
 #ifndef COMPUTE_VMM_DEVICES_FLASH_FLASH_H
@@ -22,6 +22,7 @@
 
 #define FLASH_BLOCK_BYTES 4096u
 #define FLASH_BYTES_MAX 0x800000u /* 8 MiB: firmware and variables have 16 MiB below 4 GiB together */
+#define FLASH_LOGGED_MAX 16u      /* refusals of one chip: a guest may ask for the next at once */
 
 struct flash;
 /* Let the guest read the chip's content (page aligned) at its address, or take that away. */
@@ -52,7 +53,7 @@ struct flash {
     uint8_t mode; /* enum flash_mode */
     uint8_t status;
     uint8_t dirty[FLASH_BYTES_MAX / FLASH_BLOCK_BYTES]; /* 1: the block differs from the file */
-    unsigned dirty_count;
+    unsigned dirty_count, logged;
     bool held; /* loaded and not run yet: nothing goes to the file */
 };
 

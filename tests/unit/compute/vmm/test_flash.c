@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "compute/vmm/devices/flash/flash.h"
@@ -188,6 +189,33 @@ static void refused_write_is_seen_and_tried_again(void **state)
     assert_int_equal(in(b, 0), 0);
 }
 
+/* A guest may program in a loop while the disk is full: that must not fill the log. */
+static void refusals_do_not_fill_the_log(void **state)
+{
+    struct board *b = *state;
+    char text[16384] = "", *at = text;
+    unsigned lines = 0;
+    int good = b->f->fd, log = memfd_create("log", MFD_CLOEXEC), before = dup(STDERR_FILENO);
+    b->f->fd = open("/dev/full", O_WRONLY | O_CLOEXEC);
+    assert_true(log >= 0 && before >= 0 && b->f->fd >= 0 && dup2(log, STDERR_FILENO) >= 0);
+    for (unsigned i = 0; i < 10 * FLASH_LOGGED_MAX; i++) {
+        out(b, 0, 0x40);
+        out(b, 0, 'S');
+        out(b, 0, 0xff);
+    }
+    assert_true(dup2(before, STDERR_FILENO) >= 0);
+    assert_true(pread(log, text, sizeof(text) - 1, 0) >= 0);
+    while ((at = strstr(at, "firmware-variables-not-written")) != NULL) {
+        lines++;
+        at++;
+    }
+    assert_int_equal(lines, FLASH_LOGGED_MAX);
+    close(b->f->fd);
+    close(before);
+    close(log);
+    b->f->fd = good;
+}
+
 static void state_travels(void **state)
 {
     struct board *b = *state;
@@ -225,6 +253,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(wide_access_stays_inside, setup, teardown),
         cmocka_unit_test_setup_teardown(read_only_ignores_writes, setup, teardown),
         cmocka_unit_test_setup_teardown(refused_write_is_seen_and_tried_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(refusals_do_not_fill_the_log, setup, teardown),
         cmocka_unit_test_setup_teardown(state_travels, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
