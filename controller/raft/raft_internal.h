@@ -1,5 +1,5 @@
-/* The inside of a raft_node, shared by raft_node.c (life), raft_propose.c (commands and readers), raft_apply.c (the
- * state machine as libraft sees it), raft_restore.c (snapshots of the leader's) and raft_members.c. Nothing outside
+/* The inside of a raft_node, shared by raft_node.c (life), raft_propose.c (commands), raft_read.c (readers),
+ * raft_apply.c (the state machine as libraft sees it), raft_restore.c (snapshots of the leader's) and raft_members.c. Nothing outside
  * controller/raft includes this.
  *
  * Two halves: what is marked "locked" is touched under `lock` by any thread; all else belongs to the node's thread
@@ -8,6 +8,7 @@
 #ifndef CONTROLLER_RAFT_RAFT_INTERNAL_H
 #define CONTROLLER_RAFT_RAFT_INTERNAL_H
 
+#include "controller/raft/raft_confirm.h"
 #include "controller/raft/raft_deferred.h"
 #include "controller/raft/raft_guard.h"
 #include "controller/raft/raft_node.h"
@@ -21,6 +22,8 @@
 #define RAFT_LOG_BYTES_MAX (16u << 20)   /* since the last snapshot, where not configured */
 #define RAFT_DEFERRED_BYTES_MAX (32u << 20) /* entries that wait for a restore, where not configured */
 #define RAFT_SEGMENT_BYTES (8u << 20)    /* of libraft's log files: below 4 MiB it refuses all writes */
+#define RAFT_CONFIRM_MS 150u             /* for the answers to a round of questions; then readers go by the log */
+#define RAFT_READ_BY_LOG_MS 1000u        /* for so long */
 #define RAFT_NO_SPACE_GRACE_MS 1000u     /* "no space" is also what libraft says before its first segment is ready */
 #define RAFT_ROOM_SNAPSHOT_MS 10000u     /* between two snapshots that are taken only to get room */
 #define RAFT_DISK_RETRY_MS 200u          /* what failed for want of space is tried again after that */
@@ -67,6 +70,10 @@ struct raft_node {
     struct list groups;      /* struct group, in flight or orphans */
     unsigned group_count;    /* without orphans */
     uint64_t no_space_since_ms; /* 0: there is space */
+    struct raft_confirm confirm;   /* raft_confirm.h; the round under way is for confirm_readers */
+    struct list confirm_readers;   /* struct reader */
+    uint64_t confirm_since_ms;     /* when it began */
+    uint64_t read_by_log_until_ms; /* a round had too few answers: readers go by the log until then */
     struct list barriers;       /* struct barrier, in flight or orphans */
     bool barrier_inflight;      /* one that is no orphan */
     bool barrier_wanted;        /* by raft_members.c, whether anybody reads or not */
@@ -112,9 +119,25 @@ void raft_restore_turn(struct raft_node *node); /* take over what is restored, a
 void raft_restore_spread(struct raft_node *node); /* before an entry is applied: has this turn had enough of them? */
 void raft_restore_stop(struct raft_node *node); /* before raft_close: wait for the thread */
 
+/* Does it lead, and still the same term? */
+static inline bool raft_node_leads_in(struct raft_node *node, raft_term term)
+{
+    return raft_state(&node->raft) == RAFT_LEADER && raft_current_term(&node->raft) == term;
+}
+
+/* raft_read.c */
+void raft_read_turn(struct raft_node *node); /* answer readers, begin what waits */
+void raft_read_stop(struct raft_node *node); /* after raft_close: answer what still waits */
+/* From the transport: a question or an answer of member @id. */
+void raft_read_received(struct raft_node *node, raft_id id, const struct raft_confirm_message *message);
+
 /* raft_propose.c */
 struct group;
-void raft_propose_turn(struct raft_node *node); /* hand waiting commands and readers to libraft */
+/* Why nothing can be accepted at this moment, or 0. With the lock held. */
+int raft_node_refusal(const struct raft_node *node);
+/* libraft has refused something for want of space, or not: true where that has lasted long enough to be told. */
+bool raft_propose_no_space(struct raft_node *node, bool no_space);
+void raft_propose_turn(struct raft_node *node); /* hand waiting commands to libraft */
 void raft_propose_stop(struct raft_node *node); /* after raft_close: answer what still waits */
 /* Where the results of a group of ours go; NULL where it is not ours or no longer waited for. */
 struct group *raft_propose_find(struct raft_node *node, uint64_t proposer, uint64_t sequence);

@@ -192,6 +192,7 @@ static void node_turn(uv_check_t *check)
     raft_restore_turn(node);
     raft_members_turn(node);
     raft_propose_turn(node);
+    raft_read_turn(node);
     node_publish(node);
 }
 
@@ -237,10 +238,12 @@ static struct raft_node *node_new(const struct raft_node_config *config)
     node->proposal_bytes_max = or_default(config->proposal_bytes_max, RAFT_NODE_PROPOSAL_BYTES_MAX);
     node->now.id = config->id;
     ASSERT(getrandom(&node->proposer, sizeof(node->proposer), 0) == sizeof(node->proposer));
+    raft_confirm_init(&node->confirm, node->proposer);
     raft_deferred_init(&node->deferred);
     node->deferred_bytes_max = config->deferred_bytes_max != 0 ? config->deferred_bytes_max : RAFT_DEFERRED_BYTES_MAX;
     list_init(&node->groups);
     list_init(&node->barriers);
+    list_init(&node->confirm_readers);
     list_init(&node->proposals);
     list_init(&node->readers);
     ASSERT(pthread_mutex_init(&node->lock, NULL) == 0);
@@ -298,6 +301,11 @@ static void node_configure(struct raft_node *node, const struct raft_node_config
     raft_set_pre_vote(raft, true);
 }
 
+static void node_received(void *receiver, uint64_t id, const struct raft_confirm_message *message)
+{
+    raft_read_received(receiver, id, message);
+}
+
 /* The io below libraft: files, TLS, guards. */
 static int node_open_io(struct raft_node *node, const struct raft_node_config *config, struct error *err)
 {
@@ -307,6 +315,8 @@ static int node_open_io(struct raft_node *node, const struct raft_node_config *c
         .epoch = config->epoch,
         .superseded = config->superseded,
         .arg = config->arg,
+        .received = node_received,
+        .receiver = node,
         .listen_address = node->listen_address,
         .certificate_pem = config->certificate_pem,
         .key_pem = config->key_pem,
@@ -448,6 +458,7 @@ void raft_node_destroy(struct raft_node *node)
     ASSERT(pthread_join(node->thread, NULL) == 0);
     raft_members_stop(node);
     raft_propose_stop(node);
+    raft_read_stop(node);
     raft_uv_close(&node->guard.io);
     node_free(node);
 }

@@ -145,6 +145,8 @@ struct raft_node_status {
     uint64_t proposal_bytes;
     uint64_t commands_refused; /* -EAGAIN */
     uint64_t groups;           /* log entries proposed here */
+    uint64_t reads_asked;      /* rounds of questions to the voters that readers were answered by */
+    uint64_t reads_logged;     /* barrier entries in the log for them */
     bool no_space;             /* proposals are refused until the disk has room */
     uint64_t disk_writes, disk_write_us, disk_write_us_max; /* log writes, their time in all, the slowest */
     uint64_t applies, apply_us, apply_us_max;               /* groups applied, time in the machine */
@@ -209,8 +211,9 @@ typedef void (*raft_node_propose_cb)(void *arg, int status, void *result);
 int raft_node_propose(struct raft_node *node, void *command, size_t size, raft_node_propose_cb cb, void *arg);
 
 /* Linearizable read: when @cb fires with status 0, this server led after the call and its machine holds every command
- * acknowledged, by anyone, before it. Readers that wait together share one log entry. Return values and statuses as
- * of raft_node_propose, but never -EINPROGRESS; @index is the machine's index then. */
+ * acknowledged, by anyone, before it. Costs one exchange with a majority, shared by all readers that wait together, and
+ * mostly no log entry (raft_read.c). Return values and statuses as of raft_node_propose, but never -EINPROGRESS; @index is
+ * the machine's index then. */
 typedef void (*raft_node_barrier_cb)(void *arg, int status, uint64_t index);
 int raft_node_barrier(struct raft_node *node, raft_node_barrier_cb cb, void *arg);
 

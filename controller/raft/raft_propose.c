@@ -1,4 +1,4 @@
-/* Commands and readers on their way into the log.
+/* Commands on their way into the log.
  *
  * Happy path of a command:
  *   1. raft_node_propose (any thread) counts it and puts it on `proposals`, wakes the loop
@@ -8,10 +8,7 @@
  * While RAFT_GROUPS_INFLIGHT_MAX groups are under way new commands wait, and so the next group is larger: under load
  * the groups grow by themselves.
  *
- * A reader waits for a barrier that was handed to libraft after it came: those who come while a barrier is in flight
- * share the next one.
- *
- * While a snapshot is being restored (raft_restore.c: this server was a follower just now) both wait: what libraft calls
+ * While a snapshot is being restored (raft_restore.c: this server was a follower just now) they wait: what libraft calls
  * applied then is not applied yet.
  *
  * Failure modes: not leading -> -ENOTCONN for all that waits. Leadership lost with groups in flight -> -EINPROGRESS
@@ -52,25 +49,6 @@ struct group { /* one log entry of ours in flight */
     struct proposal *commands[]; /* count of them */
 };
 
-struct barrier { /* in flight, at most one that is not answered */
-    struct list in_barriers;
-    struct raft_barrier req;
-    struct raft_node *node;
-    raft_term term;
-    bool answered;
-    struct list readers;
-};
-
-struct reader {
-    struct list in_list;
-    struct raft_reply reply;
-    struct raft_node *node;
-    raft_node_barrier_cb cb;
-    void *arg;
-    int status;
-    uint64_t index;
-};
-
 /* --- Answers ---------------------------------------------------------------------------------------------------- */
 
 static void proposal_deliver(struct raft_reply *reply)
@@ -103,34 +81,9 @@ static void proposals_answer_all(struct list *proposals, int status)
     }
 }
 
-static void reader_deliver(struct raft_reply *reply)
-{
-    struct reader *reader = CONTAINER_OF(reply, struct reader, reply);
-    struct raft_node *node = reader->node;
-
-    pthread_mutex_lock(&node->lock);
-    node->reader_count--;
-    pthread_mutex_unlock(&node->lock);
-    reader->cb(reader->arg, reader->status, reader->index);
-    free(reader);
-}
-
-static void readers_answer_all(struct raft_node *node, struct list *readers, int status)
-{
-    while (!list_empty(readers)) {
-        struct reader *reader = LIST_ENTRY(readers->next, struct reader, in_list);
-
-        list_remove(&reader->in_list);
-        reader->status = status;
-        reader->index = node->index;
-        raft_mailbox_post(node->mailbox, &reader->reply);
-    }
-}
-
 /* --- From other threads ----------------------------------------------------------------------------------------- */
 
-/* Why nothing can be accepted at this moment, or 0. With the lock held. */
-static int node_refusal(const struct raft_node *node)
+int raft_node_refusal(const struct raft_node *node)
 {
     if (node->stopping)
         return -ECANCELED;
@@ -147,7 +100,7 @@ int raft_node_propose(struct raft_node *node, void *command, size_t size, raft_n
     proposal = NEW(struct proposal);
     *proposal = (struct proposal){.reply.deliver = proposal_deliver, .node = node, .cb = cb, .arg = arg};
     pthread_mutex_lock(&node->lock);
-    rv = node_refusal(node);
+    rv = raft_node_refusal(node);
     if (rv == 0 && (node->proposal_count >= node->proposals_max ||
                     node->proposal_bytes + size > node->proposal_bytes_max)) {
         node->commands_refused++;
@@ -163,29 +116,6 @@ int raft_node_propose(struct raft_node *node, void *command, size_t size, raft_n
     pthread_mutex_unlock(&node->lock);
     if (rv != 0) {
         free(proposal);
-        return rv;
-    }
-    uv_async_send(&node->wake);
-    return 0;
-}
-
-int raft_node_barrier(struct raft_node *node, raft_node_barrier_cb cb, void *arg)
-{
-    struct reader *reader = NEW(struct reader);
-    int rv;
-
-    *reader = (struct reader){.reply.deliver = reader_deliver, .node = node, .cb = cb, .arg = arg};
-    pthread_mutex_lock(&node->lock);
-    rv = node_refusal(node);
-    if (rv == 0 && node->reader_count >= RAFT_NODE_BARRIERS_MAX)
-        rv = -EAGAIN;
-    if (rv == 0) {
-        node->reader_count++;
-        list_append(&node->readers, &reader->in_list);
-    }
-    pthread_mutex_unlock(&node->lock);
-    if (rv != 0) {
-        free(reader);
         return rv;
     }
     uv_async_send(&node->wake);
@@ -318,8 +248,7 @@ static int group_submit(struct raft_node *node, struct list *from)
 
 /* --- Each turn of the loop -------------------------------------------------------------------------------------- */
 
-/* True where a refusal for want of space has lasted long enough to be told. */
-static bool no_space_is_real(struct raft_node *node, bool no_space)
+bool raft_propose_no_space(struct raft_node *node, bool no_space)
 {
     uint64_t now_ms = uv_now(&node->loop);
 
@@ -342,70 +271,13 @@ static void propose_commands(struct raft_node *node, struct list *waiting)
     while (rv == 0 && !list_empty(waiting) && node->group_count < RAFT_GROUPS_INFLIGHT_MAX)
         rv = group_submit(node, waiting);
     if (rv == -ENOSPC) {
-        if (no_space_is_real(node, true))
+        if (raft_propose_no_space(node, true))
             proposals_answer_all(waiting, -ENOSPC);
     } else if (rv != 0) {
         proposals_answer_all(waiting, rv);
     } else if (node->no_space_since_ms != 0 && node->group_count > 0) {
-        no_space_is_real(node, false);
+        raft_propose_no_space(node, false);
     }
-}
-
-static bool still_leads(const struct raft_node *node, raft_term term)
-{
-    return raft_state((struct raft *)&node->raft) == RAFT_LEADER && raft_current_term(&node->raft) == term;
-}
-
-static void barrier_answer(struct barrier *barrier, int status)
-{
-    if (barrier->answered)
-        return;
-    barrier->answered = true;
-    barrier->node->barrier_inflight = false;
-    readers_answer_all(barrier->node, &barrier->readers, status);
-}
-
-static void barrier_free(struct barrier *barrier)
-{
-    list_remove(&barrier->in_barriers);
-    free(barrier);
-}
-
-static void barrier_cb(struct raft_barrier *req, int status)
-{
-    struct barrier *barrier = req->data;
-    bool well = status == 0 && still_leads(barrier->node, barrier->term) &&
-                !raft_deferred_busy(&barrier->node->deferred); /* which cannot be: none was begun then */
-
-    if (well)
-        barrier->node->ready_term = barrier->term;
-    barrier_answer(barrier, well ? 0 : -ENOTCONN);
-    barrier_free(barrier);
-}
-
-static void propose_barrier(struct raft_node *node, struct list *waiting)
-{
-    struct barrier *barrier;
-    int rv;
-
-    if ((list_empty(waiting) && !node->barrier_wanted) || node->barrier_inflight)
-        return;
-    barrier = NEW(struct barrier);
-    barrier->node = node;
-    barrier->term = raft_current_term(&node->raft);
-    barrier->req.data = barrier;
-    list_init(&barrier->readers);
-    rv = raft_barrier(&node->raft, &barrier->req, barrier_cb);
-    if (rv == 0) {
-        node->barrier_inflight = true;
-        node->barrier_wanted = false;
-        list_append(&node->barriers, &barrier->in_barriers);
-        list_take(&barrier->readers, waiting);
-        return;
-    }
-    free(barrier);
-    if (rv != RAFT_NOSPACE || no_space_is_real(node, true))
-        readers_answer_all(node, waiting, raft_errors_errno(rv));
 }
 
 /* Guard D: what was in flight under another term, or when this server led. */
@@ -414,67 +286,44 @@ static void propose_answer_orphans(struct raft_node *node)
     LIST_FOREACH (at, &node->groups) {
         struct group *group = LIST_ENTRY(at, struct group, in_groups);
 
-        if (!still_leads(node, group->term))
+        if (!raft_node_leads_in(node, group->term))
             group_answer(group);
-    }
-    LIST_FOREACH (at, &node->barriers) {
-        struct barrier *barrier = LIST_ENTRY(at, struct barrier, in_barriers);
-
-        if (!still_leads(node, barrier->term))
-            barrier_answer(barrier, -ENOTCONN);
     }
 }
 
 void raft_propose_turn(struct raft_node *node)
 {
     bool leads = raft_state(&node->raft) == RAFT_LEADER;
-    struct list proposals, readers, rest;
+    struct list waiting, rest;
 
-    list_init(&proposals);
-    list_init(&readers);
+    list_init(&waiting);
     list_init(&rest);
     pthread_mutex_lock(&node->lock);
-    list_take(&proposals, &node->proposals);
-    list_take(&readers, &node->readers);
+    list_take(&waiting, &node->proposals);
     pthread_mutex_unlock(&node->lock);
     propose_answer_orphans(node);
-    if (leads && !raft_deferred_busy(&node->deferred)) {
-        propose_commands(node, &proposals);
-        propose_barrier(node, &readers);
-    } else if (!leads) {
-        proposals_answer_all(&proposals, -ENOTCONN);
-        readers_answer_all(node, &readers, -ENOTCONN);
-    }
-    if (list_empty(&proposals) && list_empty(&readers))
+    if (leads && !raft_deferred_busy(&node->deferred))
+        propose_commands(node, &waiting);
+    else if (!leads)
+        proposals_answer_all(&waiting, -ENOTCONN);
+    if (list_empty(&waiting))
         return;
     pthread_mutex_lock(&node->lock); /* what could not go yet stays in front of what came meanwhile */
     list_take(&rest, &node->proposals);
-    list_take(&node->proposals, &proposals);
+    list_take(&node->proposals, &waiting);
     list_take(&node->proposals, &rest);
-    list_take(&rest, &node->readers);
-    list_take(&node->readers, &readers);
-    list_take(&node->readers, &rest);
     pthread_mutex_unlock(&node->lock);
 }
 
 void raft_propose_stop(struct raft_node *node)
 {
-    struct list proposals, readers;
+    struct list waiting;
 
-    list_init(&proposals);
-    list_init(&readers);
+    list_init(&waiting);
     pthread_mutex_lock(&node->lock);
-    list_take(&proposals, &node->proposals);
-    list_take(&readers, &node->readers);
+    list_take(&waiting, &node->proposals);
     pthread_mutex_unlock(&node->lock);
-    proposals_answer_all(&proposals, -ECANCELED);
-    readers_answer_all(node, &readers, -ECANCELED);
-    while (!list_empty(&node->barriers)) { /* those whose callback libraft did not fire */
-        struct barrier *barrier = LIST_ENTRY(node->barriers.next, struct barrier, in_barriers);
-
-        barrier_answer(barrier, -ECANCELED);
-        barrier_free(barrier);
-    }
+    proposals_answer_all(&waiting, -ECANCELED);
     while (!list_empty(&node->groups)) {
         struct group *group = LIST_ENTRY(node->groups.next, struct group, in_groups);
 

@@ -16,6 +16,7 @@
 #include "common/list.h"
 #include "common/log.h"
 #include "common/tls_stream.h"
+#include "controller/raft/raft_confirm.h"
 
 #include <errno.h>
 #include <netdb.h>
@@ -23,8 +24,9 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { PREAMBLE_VERSION = 2, PREAMBLE_HEADER_BYTES = 32, PREAMBLE_BYTES_MAX = 32 + 256, LISTEN_BACKLOG = 64 };
-enum { REFUSAL_OTHER_EPOCH = 1, REFUSAL_BYTES = 9 };
+enum { PREAMBLE_VERSION = 3, PREAMBLE_HEADER_BYTES = 32, PREAMBLE_BYTES_MAX = 32 + 256, LISTEN_BACKLOG = 64 };
+/* What comes back to a connector: the first byte says what it is. */
+enum { BACK_BEAT = 0, BACK_REFUSAL = 1, BACK_REFUSAL_BYTES = 9, BACK_MESSAGE_BYTES = 17 };
 
 struct raft_transport {
     struct raft_uv_transport uv;
@@ -34,6 +36,8 @@ struct raft_transport {
     uint64_t epoch;
     void (*superseded)(void *arg, uint64_t epoch);
     void *superseded_arg;
+    void (*received)(void *receiver, uint64_t id, const struct raft_confirm_message *message);
+    void *receiver;
     char *peer_prefix;          /* spiffe://drover/<cluster>/controller/ */
     const char *listen_address; /* NULL: address */
     char address[RAFT_TRANSPORT_ADDRESS_MAX];
@@ -61,8 +65,8 @@ struct link {
     bool pump_open, pump_stopped, stream_paused;
     uint8_t preamble[PREAMBLE_BYTES_MAX];
     size_t preamble_size;
-    uint8_t refusal[REFUSAL_BYTES]; /* connecting: what has come of one */
-    size_t refusal_size;
+    uint8_t back[BACK_MESSAGE_BYTES]; /* connecting: what has come of something longer than a beat */
+    size_t back_size;
     char read_buffer[65536];
 };
 
@@ -255,25 +259,63 @@ static void transport_superseded(struct raft_transport *t, uint64_t epoch)
         t->superseded(t->superseded_arg, epoch);
 }
 
-/* Only beats come back, or a refusal. */
+static void connector_refused(struct link *link, uint64_t epoch)
+{
+    log_warning("raft-refused", "by=%llu address=%s its-epoch=%llu our-epoch=%llu", link->id,
+                tls_stream_peer_address(link->stream), (unsigned long long)epoch,
+                (unsigned long long)link->transport->epoch);
+    transport_superseded(link->transport, epoch);
+    link_drop(link, RAFT_UNAUTHORIZED);
+}
+
+static size_t back_bytes(uint8_t kind)
+{
+    switch (kind) {
+    case BACK_BEAT: return 1;
+    case BACK_REFUSAL: return BACK_REFUSAL_BYTES;
+    case RAFT_CONFIRM_QUESTION:
+    case RAFT_CONFIRM_ANSWER: return BACK_MESSAGE_BYTES;
+    }
+    return 0;
+}
+
+/* All of link->back has come. */
+static void connector_back(struct link *link)
+{
+    struct raft_transport *t = link->transport;
+    struct bytes_reader reader = bytes_reader(link->back + 1, link->back_size - 1);
+    struct raft_confirm_message message = {.kind = link->back[0]};
+
+    link->back_size = 0;
+    if (message.kind == (enum raft_confirm_kind)BACK_REFUSAL) {
+        connector_refused(link, bytes_get_u64(&reader));
+    } else if (message.kind != (enum raft_confirm_kind)BACK_BEAT && t->received != NULL) {
+        message.term = bytes_get_u64(&reader);
+        message.round = bytes_get_u64(&reader);
+        t->received(t->receiver, link->id, &message);
+    }
+}
+
 static void connector_data(struct tls_stream *stream, const uint8_t *data, size_t size, void *arg)
 {
     struct link *link = arg;
-    struct bytes_reader reader;
-    uint64_t epoch;
 
     tls_stream_set_timer(stream, RAFT_TRANSPORT_SILENCE_MS);
-    for (size_t i = 0; i < size && link->refusal_size < REFUSAL_BYTES; i++)
-        if (link->refusal_size > 0 || data[i] == REFUSAL_OTHER_EPOCH)
-            link->refusal[link->refusal_size++] = data[i];
-    if (link->refusal_size < REFUSAL_BYTES)
-        return;
-    reader = bytes_reader(link->refusal + 1, REFUSAL_BYTES - 1);
-    epoch = bytes_get_u64(&reader);
-    log_warning("raft-refused", "by=%llu address=%s its-epoch=%llu our-epoch=%llu", link->id,
-                tls_stream_peer_address(stream), (unsigned long long)epoch, (unsigned long long)link->transport->epoch);
-    transport_superseded(link->transport, epoch);
-    link_drop(link, RAFT_UNAUTHORIZED);
+    for (size_t i = 0; i < size; i++) {
+        link->back[link->back_size++] = data[i];
+        if (back_bytes(link->back[0]) == 0) {
+            log_warning("raft-peer-refused", "id=%llu address=%s why=\"it sends what nobody knows\"", link->id,
+                        tls_stream_peer_address(stream));
+            link_drop(link, RAFT_NOCONNECTION);
+            return;
+        }
+        if (link->back_size < back_bytes(link->back[0]))
+            continue;
+        bool last = link->back[0] == BACK_REFUSAL;
+        connector_back(link);
+        if (last)
+            return; /* the link may be gone */
+    }
 }
 
 static void connector_silent(struct tls_stream *stream UNUSED, void *arg)
@@ -422,7 +464,7 @@ static void acceptor_refuse_epoch(struct link *link, uint64_t epoch)
                 tls_stream_peer(link->stream), tls_stream_peer_address(link->stream), (unsigned long long)epoch,
                 (unsigned long long)t->epoch);
     link->state = LINK_REFUSED;
-    bytes_put_u8(&refusal, REFUSAL_OTHER_EPOCH);
+    bytes_put_u8(&refusal, BACK_REFUSAL);
     bytes_put_u64(&refusal, t->epoch);
     tls_stream_write(link->stream, refusal.data, refusal.size);
     bytes_writer_finish(&refusal);
@@ -485,7 +527,7 @@ static void acceptor_data(struct tls_stream *stream UNUSED, const uint8_t *data,
 
 static void acceptor_timer(struct tls_stream *stream, void *arg)
 {
-    static const uint8_t beat[1];
+    static const uint8_t beat[1] = {BACK_BEAT};
     struct link *link = arg;
 
     if (link->state == LINK_REFUSED) {
@@ -604,6 +646,8 @@ int raft_transport_create(const struct raft_transport_config *config, uv_loop_t 
     t->epoch = config->epoch;
     t->superseded = config->superseded;
     t->superseded_arg = config->arg;
+    t->received = config->received;
+    t->receiver = config->receiver;
     t->listen_address = config->listen_address;
     t->peer_prefix = xasprintf("spiffe://drover/%s/controller/", config->cluster_id);
     list_init(&t->links);
@@ -632,6 +676,27 @@ void raft_transport_destroy(struct raft_transport *t)
 struct raft_uv_transport *raft_transport_uv(struct raft_transport *t)
 {
     return &t->uv;
+}
+
+bool raft_transport_send(struct raft_transport *t, uint64_t id, const struct raft_confirm_message *message)
+{
+    struct bytes_writer out = {0};
+    bool sent = false;
+
+    bytes_put_u8(&out, (uint8_t)message->kind);
+    bytes_put_u64(&out, message->term);
+    bytes_put_u64(&out, message->round);
+    LIST_FOREACH (at, &t->links) {
+        struct link *link = LIST_ENTRY(at, struct link, in_links);
+
+        if (!link->dropped && link->accepted && link->id == id && link->state == LINK_PUMPING) {
+            sent = tls_stream_queued_bytes(link->stream) < RAFT_TRANSPORT_QUEUE_BYTES_MAX &&
+                   tls_stream_write(link->stream, out.data, out.size) == 0;
+            break;
+        }
+    }
+    bytes_writer_finish(&out);
+    return sent;
 }
 
 int raft_transport_parse_address(const char *address, char ret_host[RAFT_TRANSPORT_ADDRESS_MAX], char ret_port[8],

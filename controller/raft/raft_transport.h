@@ -12,11 +12,12 @@
  * talk to it: the lost majority still has a configuration in which it is one. Whoever learns from a peer's preamble, or
  * from the answer to its own, that the cluster is further, is told so by `superseded`.
  *
- * On the wire: the connector sends {u64 version 2, u64 raft id, u64 epoch, u64 length, its own address} and then
+ * On the wire: the connector sends {u64 version 3, u64 raft id, u64 epoch, u64 length, its own address} and then
  * libraft's bytes. The acceptor answers the preamble of another epoch with {u8 1, u64 its epoch} and hangs up a moment
- * later. Otherwise it sends one zero byte each second; a connector that hears none for RAFT_TRANSPORT_SILENCE_MS
+ * later. Otherwise it sends one zero byte each second; a connector that hears nothing for RAFT_TRANSPORT_SILENCE_MS
  * hangs up and libraft connects again (TCP alone would need minutes to notice a cut cable, and as long again after it
- * is mended).
+ * is mended). This way back also carries our own messages to the connector: {u8 2 or 3, u64 term, u64 round}, the
+ * questions and answers of raft_confirm.h. Any other first byte ends the connection.
  *
  * Limits: RAFT_TRANSPORT_PENDING_MAX connections that have not yet proved who they are; further ones are closed at
  * once. One accepted connection per raft id: a newer one replaces it. Both directions stop reading at
@@ -38,6 +39,7 @@
 #define RAFT_TRANSPORT_ADDRESS_MAX 256u          /* NUL included */
 
 struct raft_transport;
+struct raft_confirm_message;
 
 struct raft_transport_config { /* borrowed for the call, but the listen address: until destroy */
     uint64_t id;
@@ -45,6 +47,9 @@ struct raft_transport_config { /* borrowed for the call, but the listen address:
     /* A peer has a higher epoch. May be called more than once. NULL: ignored */
     void (*superseded)(void *arg, uint64_t epoch);
     void *arg;
+    /* A message of ours has come from @id, whose certificate says so. NULL: ignored */
+    void (*received)(void *receiver, uint64_t id, const struct raft_confirm_message *message);
+    void *receiver;
     const char *cluster_id;
     const char *listen_address; /* NULL: the address given to raft_init */
     const char *certificate_pem, *key_pem, *ca_pem;
@@ -56,6 +61,9 @@ int raft_transport_create(const struct raft_transport_config *config, uv_loop_t 
 /* After raft_close has called back (or where raft_init was never called). NULL is fine. */
 void raft_transport_destroy(struct raft_transport *transport);
 struct raft_uv_transport *raft_transport_uv(struct raft_transport *transport);
+/* To @id, on the connection that it has opened to this server. False: there is none, or it does not take more now. A true
+ * does not mean that it arrives. */
+bool raft_transport_send(struct raft_transport *transport, uint64_t id, const struct raft_confirm_message *message);
 
 /* The preamble at the start of @data: its length, and id, epoch and address (NUL-terminated in @ret_address); 0 where
  * more bytes are needed; -EBADMSG where it can't become one. */

@@ -53,6 +53,7 @@ static const struct mutation mutations[] = {
     {"disk-lies", FLAG(disk_acknowledges_early), "faults", 200, "disks say written before it is true"},
     {"early-answer", FLAG(acknowledge_before_commit), "faults", 200, "commands acknowledged before their commit"},
     {"no-barrier", FLAG(read_without_barrier), "faults", 200, "reads from the state of whoever thinks it leads"},
+    {"confirm-new-leader", FLAG(confirm_without_term), "faults", 200, "new leaders read before an entry of their own is committed"},
     {"not-deterministic", FLAG(apply_depends_on_node), "faults", 20, "a command has no effect on one controller"},
     {"snapshot-index", FLAG(snapshot_forgets), "faults", 100, "snapshots sometimes count one command too few"},
     {"restore-apply", FLAG(restore_apply), "snapshots", 100, "entries are applied while a snapshot is restored"},
@@ -235,10 +236,10 @@ static void totals_print(const struct options *options, const struct totals *tot
     const struct sim_stats *s = &totals->stats;
 
     printf("class %s, scenario %s, %llu seeds of %u s: %llu events, %llu commands acknowledged, %llu unknown, %llu refused, "
-           "%llu reads\n",
+           "%llu reads, %llu rounds of questions\n",
            options->class->name, options->scenario->name, (unsigned long long)options->seeds, options->seconds,
            (unsigned long long)totals->events, (unsigned long long)s->acknowledged, (unsigned long long)s->unknown,
-           (unsigned long long)s->refused, (unsigned long long)s->reads);
+           (unsigned long long)s->refused, (unsigned long long)s->reads, (unsigned long long)s->asked);
     printf("%llu elections, %llu crashes, %llu snapshots, %llu installed, %llu ended by guard C, %llu members changed, "
            "%llu entries deferred\n",
            (unsigned long long)s->elections, (unsigned long long)s->crashes, (unsigned long long)s->snapshots,

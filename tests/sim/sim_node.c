@@ -30,6 +30,7 @@ struct group {
 };
 
 struct barrier {
+    struct list in_list; /* while it goes by questions, or waits for them */
     struct raft_barrier req;
     struct sim_node *node;
     raft_term term; /* in which it was asked for */
@@ -397,14 +398,13 @@ void sim_node_load(struct sim_node *node, unsigned commands)
 
 /* --- Reads ------------------------------------------------------------------------------------------------------ */
 
-static void barrier_cb(struct raft_barrier *req, int status)
+static void barrier_finish(struct barrier *barrier, int status)
 {
-    struct barrier *barrier = req->data;
     struct sim_node *node = barrier->node;
 
     if (!node->cluster->mutations.no_result_guard && !node->cluster->mutations.read_without_barrier &&
         (raft_state(node->raft) != RAFT_LEADER || raft_current_term(node->raft) != barrier->term))
-        status = RAFT_LEADERSHIPLOST; /* as raft_propose.c: guard D */
+        status = RAFT_LEADERSHIPLOST; /* as raft_read.c: guard D */
     if (!node_answers(node))
         status = RAFT_LEADERSHIPLOST;
     if (status == 0) {
@@ -418,6 +418,16 @@ static void barrier_cb(struct raft_barrier *req, int status)
     free(barrier);
 }
 
+static void barrier_cb(struct raft_barrier *req, int status)
+{
+    struct barrier *barrier = req->data;
+    struct sim_node *node = barrier->node;
+
+    if (status == 0 && raft_state(node->raft) == RAFT_LEADER && raft_current_term(node->raft) == barrier->term)
+        node->confirmed_term = barrier->term;
+    barrier_finish(barrier, status);
+}
+
 static void barrier_submit(struct sim_raft_io *io, void *arg)
 {
     struct barrier *barrier = arg;
@@ -425,11 +435,108 @@ static void barrier_submit(struct sim_raft_io *io, void *arg)
     barrier->rv = raft_barrier(io->raft, &barrier->req, barrier_cb);
 }
 
-int sim_node_barrier(struct sim_node *node, sim_barrier_cb done, void *arg)
+static int barrier_by_log(struct sim_node *node, struct barrier *barrier)
 {
-    struct barrier *barrier;
     uint64_t incarnation = node->actor.incarnation;
     int rv;
+
+    sim_raft_io_call(&node->io, barrier_submit, barrier);
+    if (!node->actor.up || node->actor.incarnation != incarnation)
+        return -ECANCELED;
+    rv = raft_errors_errno(barrier->rv);
+    if (rv != 0)
+        free(barrier);
+    return rv;
+}
+
+static void confirm_message_arrives(struct sim_actor *to, struct sim_actor *from, void *data);
+
+static bool confirm_send(void *arg, raft_id id, const struct raft_confirm_message *message)
+{
+    struct sim_node *node = arg;
+    struct sim_raft_io *peer = node->io.peer(&node->io, id);
+    struct raft_confirm_message *copy;
+
+    if (peer == NULL)
+        return false;
+    copy = NEW(struct raft_confirm_message);
+    *copy = *message;
+    return sim_network_send(&node->cluster->network, &node->actor, peer->actor, copy, confirm_message_arrives, free);
+}
+
+static void confirm_begin(struct sim_node *node)
+{
+    const struct sim_mutations *mutations = &node->cluster->mutations;
+    uint64_t ready_term = mutations->confirm_without_term ? raft_current_term(node->raft) : node->confirmed_term;
+
+    if (node->confirm.term != 0 || list_empty(&node->waiting) ||
+        node->cluster->sim.now_us < node->read_by_log_until_us ||
+        raft_confirm_begin(&node->confirm, node->raft, ready_term, confirm_send, node) != 0)
+        return;
+    node->confirm_since_us = node->cluster->sim.now_us;
+    list_take(&node->asking, &node->waiting);
+}
+
+/* As raft_read_turn: at each message, and at each tick of the leader. */
+static void confirm_turn(struct sim_node *node)
+{
+    uint64_t incarnation = node->actor.incarnation;
+    struct list answered;
+    int rv, status = 0;
+
+    list_init(&answered);
+    rv = node->confirm.term != 0 ? raft_confirm_check(&node->confirm, node->raft) : 0;
+    if (rv > 0 && !raft_deferred_busy(&node->deferred)) {
+        list_take(&answered, &node->asking);
+        node->cluster->stats.asked++;
+        raft_confirm_end(&node->confirm);
+    } else if (rv < 0) {
+        list_take(&answered, &node->asking);
+        status = RAFT_LEADERSHIPLOST;
+        raft_confirm_end(&node->confirm);
+    } else if (node->confirm.term != 0 && node->cluster->sim.now_us - node->confirm_since_us >= 150 * SIM_MS) {
+        list_take(&node->asking, &node->waiting);
+        list_take(&node->waiting, &node->asking);
+        node->read_by_log_until_us = node->cluster->sim.now_us + SIM_SECOND;
+        raft_confirm_end(&node->confirm);
+    }
+    while (node->actor.up && node->actor.incarnation == incarnation && !list_empty(&answered)) {
+        struct barrier *barrier = LIST_ENTRY(answered.next, struct barrier, in_list);
+
+        list_remove(&barrier->in_list);
+        barrier_finish(barrier, status);
+    }
+    confirm_begin(node);
+    if (node->confirm.term != 0)
+        return;
+    while (node->actor.up && node->actor.incarnation == incarnation && !list_empty(&node->waiting)) {
+        struct barrier *barrier = LIST_ENTRY(node->waiting.next, struct barrier, in_list);
+        sim_barrier_cb done = barrier->done;
+        void *arg = barrier->arg;
+
+        list_remove(&barrier->in_list);
+        if (barrier_by_log(node, barrier) != 0 && done != NULL)
+            done(arg, -ENOTCONN);
+    }
+}
+static void confirm_message_arrives(struct sim_actor *to, struct sim_actor *from, void *data)
+{
+    struct sim_node *node = CONTAINER_OF(to, struct sim_node, actor);
+    struct raft_confirm_message *message = data, answer;
+
+    if (message->kind == RAFT_CONFIRM_ANSWER) {
+        raft_confirm_answer(&node->confirm, from->id, message);
+        confirm_turn(node);
+    } else if (raft_confirm_question(node->raft, message, &answer)) {
+        confirm_send(node, from->id, &answer);
+    }
+    free(message);
+}
+
+int sim_node_barrier(struct sim_node *node, sim_barrier_cb done, void *arg)
+{
+    uint64_t incarnation = node->actor.incarnation;
+    struct barrier *barrier;
 
     if (!sim_node_leads(node) || !node_answers(node))
         return -ENOTCONN;
@@ -441,16 +548,22 @@ int sim_node_barrier(struct sim_node *node, sim_barrier_cb done, void *arg)
                                 .arg = arg,
                                 .req.data = barrier};
     if (node->cluster->mutations.read_without_barrier) {
-        barrier_cb(&barrier->req, 0);
+        barrier_finish(barrier, 0);
         return 0;
     }
-    sim_raft_io_call(&node->io, barrier_submit, barrier);
-    if (!node->actor.up || node->actor.incarnation != incarnation)
-        return -ECANCELED;
-    rv = raft_errors_errno(barrier->rv);
-    if (rv != 0)
+    list_append(&node->waiting, &barrier->in_list);
+    confirm_turn(node);
+    return node->actor.up && node->actor.incarnation == incarnation ? 0 : -ECANCELED;
+}
+
+static void barriers_drop(struct list *barriers)
+{
+    while (!list_empty(barriers)) {
+        struct barrier *barrier = LIST_ENTRY(barriers->next, struct barrier, in_list);
+
+        list_remove(&barrier->in_list);
         free(barrier);
-    return rv;
+    }
 }
 
 /* --- Leading ---------------------------------------------------------------------------------------------------- */
@@ -472,6 +585,9 @@ static void node_lead(struct sim *sim, struct sim_event *event)
     uint64_t term;
 
     sim_after(sim, sim_true_us(&node->actor, 100 * SIM_MS), node_lead, &node->actor, NULL);
+    confirm_turn(node);
+    if (!node->actor.up)
+        return;
     if (class->lead == NULL || !sim_node_leads(node))
         return;
     term = raft_current_term(node->raft);
@@ -653,7 +769,11 @@ void sim_node_start(struct sim_node *node)
     node->proposer = sim_random(&cluster->sim);
     node->sequence = 0;
     node->change_term = 0;
-    node->barrier_term = node->ready_term = 0;
+    node->barrier_term = node->ready_term = node->confirmed_term = 0;
+    raft_confirm_init(&node->confirm, node->proposer);
+    node->read_by_log_until_us = 0;
+    list_init(&node->asking);
+    list_init(&node->waiting);
     list_init(&node->groups);
     memset(&node->machine, 0, sizeof(node->machine));
     cluster->class->create(node, &node->machine);
@@ -697,6 +817,8 @@ void sim_node_crash(struct sim_node *node, const char *why)
 
         group_finish(group, -EINPROGRESS);
     }
+    barriers_drop(&node->asking);
+    barriers_drop(&node->waiting);
     raft_free(TAKE_PTR(node->restoring.base));
     raft_deferred_finish(&node->deferred);
     cluster->class->destroy(&node->machine);

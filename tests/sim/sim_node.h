@@ -7,7 +7,8 @@
  *   - the same command and the same state at each index on every controller; snapshots are states of that history
  *   - an acknowledged command is in the history, where its proposer was told, and behind all that was acknowledged
  *     before it was proposed; nothing acknowledged is ever missing (for one log of commands that is linearizability)
- *   - a read behind a barrier sees all that was acknowledged before it was asked
+ *   - a read, by questions to the voters (raft_confirm.h) or behind a barrier in the log, sees all that was acknowledged
+ *     before it was asked
  *   - after 12 seconds without faults the leader stays; after 20: one leader, all members level, commands acknowledged again
  *
  * A snapshot of the leader's is restored in virtual time, as raft_restore.c does it with a thread: milliseconds, or seconds
@@ -19,6 +20,7 @@
 #define TESTS_SIM_SIM_NODE_H
 
 #include "common/list.h"
+#include "controller/raft/raft_confirm.h"
 #include "controller/raft/raft_deferred.h"
 #include "tests/sim/sim_machine.h"
 #include "tests/sim/sim_raft_io.h"
@@ -42,6 +44,7 @@ struct sim_mutations {
     bool disk_acknowledges_early;
     bool acknowledge_before_commit;
     bool read_without_barrier;
+    bool confirm_without_term; /* raft_confirm.h: its first condition is not kept */
     bool apply_depends_on_node;
     bool snapshot_forgets;
     bool restore_apply, restore_answer, restore_snapshot; /* the three rules of raft_deferred.h are not kept */
@@ -68,7 +71,7 @@ struct sim_history_entry {
 };
 
 struct sim_stats {
-    uint64_t acknowledged, unknown, refused, reads, elections, crashes, broken, snapshots, installs, changes, deferred;
+    uint64_t acknowledged, unknown, refused, reads, asked, elections, crashes, broken, snapshots, installs, changes, deferred;
 };
 
 struct sim_node {
@@ -93,6 +96,10 @@ struct sim_node {
     struct raft_change change;   /* of the members, while change_term is that of this leader */
     uint64_t change_term;        /* 0: none is under way */
     uint64_t barrier_term, ready_term; /* a barrier of that term was asked for, was applied */
+    uint64_t confirmed_term; /* a barrier of that term was applied while this one led: raft_node's ready_term */
+    struct raft_confirm confirm;
+    struct list asking, waiting; /* struct barrier: of the round under way, for the next one */
+    uint64_t confirm_since_us, read_by_log_until_us;
 };
 
 struct sim_cluster {

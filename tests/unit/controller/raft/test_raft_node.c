@@ -73,6 +73,40 @@ static void test_follower_refuses(void **state)
     assert_int_equal(raft_node_propose(load.node, &load, RAFT_NODE_COMMAND_BYTES_MAX + 1, load_cb, NULL), -E2BIG);
 }
 
+static void read_one(struct bed *bed, int leader, bool ok)
+{
+    struct barrier_wait wait = {.want = 1};
+
+    assert_int_equal(raft_node_barrier(bed->servers[leader].node, barrier_cb, &wait), 0);
+    bed_wait(bed, barrier_done, &wait, "a reader to be answered");
+    assert_int_equal(wait.ok, ok);
+}
+
+static void test_readers_write_nothing(void **state)
+{
+    struct bed *bed = *state;
+    struct raft_node_status before, after;
+    int leader;
+
+    bed_start_cluster(bed, 3);
+    leader = bed_leader(bed);
+    propose_one(bed, 1);
+    read_one(bed, leader, true); /* the first of a leader's go by the log */
+    raft_node_status(bed->servers[leader].node, &before);
+    for (unsigned i = 0; i < 50; i++)
+        read_one(bed, leader, true);
+    raft_node_status(bed->servers[leader].node, &after);
+    assert_int_equal(after.raft_last, before.raft_last);
+    assert_true(after.reads_asked >= before.reads_asked + 50);
+    assert_int_equal(after.reads_logged, before.reads_logged);
+
+    server_stop(&bed->servers[(leader + 1) % SERVERS]); /* one of two suffices */
+    for (unsigned i = 0; i < 5; i++)
+        read_one(bed, leader, true);
+    server_stop(&bed->servers[(leader + 2) % SERVERS]); /* none does not: whoever asks is told so when that is known */
+    read_one(bed, leader, false);
+}
+
 static void test_leader_dies_and_returns(void **state)
 {
     struct bed *bed = *state;
@@ -451,6 +485,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_threads_propose_and_all_agree, setup, teardown),
         cmocka_unit_test_setup_teardown(test_follower_refuses, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_readers_write_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_leader_dies_and_returns, setup, teardown),
         cmocka_unit_test_setup_teardown(test_snapshot_is_installed_in_a_joined_server, setup, teardown),
         cmocka_unit_test_setup_teardown(test_log_is_bounded_in_bytes, setup, teardown),
