@@ -203,6 +203,13 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_vm_pause:
     case ROUTE_ID_vm_resume:
         return decide_vm_want(d, id, target, length);
+    case ROUTE_ID_snapshot_create:
+        return decide_snapshot_create(d, target, length, body);
+    case ROUTE_ID_snapshot_update:
+        return decide_update(d, object_kind_SNAPSHOT, target, length, body);
+    case ROUTE_ID_snapshot_revert:
+    case ROUTE_ID_snapshot_delete:
+        return decide_snapshot_change(d, id, target, length);
     case ROUTE_ID_operation_cancel:
         return cancel(d, target, length);
     case ROUTE_ID_token_create:

@@ -30,6 +30,15 @@ int decide_vm_update(struct deciding *d, const char *id, size_t id_length, const
 /* Give MAC addresses to NICs without. */
 int decide_nics_fill(struct deciding *d, struct vm *vm);
 int decide_vm_want(struct deciding *d, enum route_id route, const char *id, size_t id_length);
+/* decide_task.c */
+/* An operation that a host carries out: @command->operation has kind, target and task; the rest is filled in, and it is
+ * checked and encoded. What answers it is the target. @command is cleared in any case. */
+int decide_task(struct deciding *d, struct command_task *command);
+/* The task's host is that of @vm (a record of a VM), where its disks are. -ENOENT with words: it has none yet. */
+int decide_task_of_vm(struct deciding *d, const struct record *vm, struct task *task);
+/* decide_snapshot.c */
+int decide_snapshot_create(struct deciding *d, const char *vm, size_t vm_length, const struct snapshot *body);
+int decide_snapshot_change(struct deciding *d, enum route_id route, const char *id, size_t id_length);
 /* decide_object.c */
 int decide_create(struct deciding *d, enum object_kind kind, const void *body);
 int decide_update(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body);

@@ -31,6 +31,8 @@ static void *part(struct command_put *command, enum object_kind kind)
         return &command->network;
     case object_kind_SECURITY_GROUP:
         return &command->security_group;
+    case object_kind_SNAPSHOT:
+        return &command->snapshot;
     default:
         return NULL;
     }

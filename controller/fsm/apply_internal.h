@@ -28,6 +28,7 @@ void apply_vm_place(struct apply *a, struct command_vm_place *command);
 void apply_seen(struct apply *a, struct command_seen *command);
 void apply_host_state(struct apply *a, struct command_host_state *command);
 void apply_operation(struct apply *a, struct command_operation *command);
+void apply_task(struct apply *a, struct command_task *command); /* apply_task.h */
 
 /* Answer with a refusal; nothing may have been changed. */
 void apply_refuse(struct apply *a, int code, enum error_kind kind, const char *format, ...) PRINTF_LIKE(4, 5);
@@ -54,9 +55,10 @@ bool operation_may_begin(struct apply *a, const struct operation *operation, con
 /* End it; @error_code and @error_text are NULL for success. The record may be gone after state_prune_operations. */
 void operation_end(struct apply *a, struct record *operation, enum operation_state state, const char *error_code,
                    const char *text);
-/* End what is done or has failed of @vm's running operations. */
+/* End what is done or has failed of @vm's running operations, tasks left alone. */
 void operation_settle(struct apply *a, const struct record *vm);
-/* End all of @vm's running operations as overtaken by @kind. */
+/* End all of @vm's running operations as overtaken by @kind; its tasks go on, but for a removal: that asks for their
+ * end. */
 void operation_overtake(struct apply *a, const struct record *vm, enum operation_kind kind);
 
 /* ---- disks and NICs of a VM that is there (apply_devices.c) ---- */

@@ -1,5 +1,5 @@
 /* Operations: begun with the command that asks for the work, ended by what hosts report, or by request. */
-#include "controller/fsm/apply_internal.h"
+#include "controller/fsm/apply_task.h"
 
 #include <errno.h>
 #include <string.h>
@@ -47,7 +47,11 @@ void operation_end(struct apply *a, struct record *record, enum operation_state 
                    const char *text)
 {
     struct operation *operation = record->operation;
+    if (operation_has_task(operation))
+        task_orders_changed(a, &operation->task);
     state_edit_begin(a->state, record);
+    if (operation_has_task(operation))
+        task_trim(&operation->task);
     OBJECT_SET(operation, operation, state, state);
     OBJECT_TEXT(operation, operation, step, error_code == NULL ? text : NULL);
     OBJECT_TEXT(operation, operation, error_code, error_code);
@@ -110,7 +114,8 @@ void operation_settle(struct apply *a, const struct record *vm)
     size_t count;
     CLEANUP_FREE struct record **operations = running(vm, &count);
     for (size_t i = 0; i < count; i++)
-        if (vm->vm->seen_generation >= operations[i]->operation->generation)
+        if (!operation_has_task(operations[i]->operation) &&
+            vm->vm->seen_generation >= operations[i]->operation->generation)
             operation_end(a, operations[i], state, state == operation_state_FAILED ? "vm-failed" : NULL, text);
 }
 
@@ -120,8 +125,12 @@ void operation_overtake(struct apply *a, const struct record *vm, enum operation
     CLEANUP_FREE struct record **operations = running(vm, &count);
     char text[APPLY_TEXT_BYTES_MAX];
     apply_text(text, sizeof text, "overtaken by a %s", operation_kind_desc.names[kind]);
-    for (size_t i = 0; i < count; i++)
-        operation_end(a, operations[i], operation_state_CANCELLED, error_kind_info(ERROR_CANCELLED)->code, text);
+    for (size_t i = 0; i < count; i++) {
+        if (!operation_has_task(operations[i]->operation))
+            operation_end(a, operations[i], operation_state_CANCELLED, error_kind_info(ERROR_CANCELLED)->code, text);
+        else if (kind == operation_kind_VM_DELETE)
+            task_ask_cancel(a, operations[i], "to end: its VM is to be deleted");
+    }
 }
 
 void apply_operation(struct apply *a, struct command_operation *command)
@@ -137,6 +146,10 @@ void apply_operation(struct apply *a, struct command_operation *command)
     if (a->check_only)
         return;
     apply_answer(a, record);
+    if (command->state == operation_state_CANCELLED && operation_has_task(record->operation)) {
+        task_ask_cancel(a, record, "to end: asked for; its host says when it has");
+        return;
+    }
     if (command->state != operation_state_RUNNING) {
         operation_end(a, record, command->state, command->error_code,
                       command->error_text != NULL ? command->error_text : command->step);

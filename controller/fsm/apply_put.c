@@ -1,6 +1,6 @@
 /* Objects without a life of their own: the cluster, controllers, hosts, flavors, images, tokens; and the fields of a VM
  * that its user may change. */
-#include "controller/fsm/apply_internal.h"
+#include "controller/fsm/apply_task.h"
 
 #include <errno.h>
 #include <string.h>
@@ -74,6 +74,7 @@ static const char *const changeable[object_kind_COUNT][8] = {
     [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s", "disks", "nics"},
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
+    [object_kind_SNAPSHOT] = {"name", "labels"},
 };
 
 static bool may_change(enum object_kind kind, const char *field)
@@ -215,6 +216,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     state_edit_end(a->state, record, a->index);
     if (devices)
         apply_members_changed(a, record->vm);
+    if (name != NULL && kind == object_kind_VM)
+        snapshots_vm_renamed(a, record);
     apply_answer(a, record);
     apply_event(a, event_type_UPDATED, record, "%s %s changed", record->desc->name, record->common->name);
     if (kind == object_kind_VM)
@@ -225,7 +228,7 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
 
 static void put_create(struct apply *a, enum object_kind kind, struct record_common *object)
 {
-    if (kind == object_kind_VM || kind == object_kind_CLUSTER) {
+    if (kind == object_kind_VM || kind == object_kind_CLUSTER || kind == object_kind_SNAPSHOT) {
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not made by a put", state_kind_desc(kind)->name);
         return;
     }
@@ -255,6 +258,7 @@ void apply_put(struct apply *a, struct command_put *command)
         {object_kind_CLUSTER, OBJECT_HAS(command_put, command, cluster), &command->cluster},
         {object_kind_NETWORK, OBJECT_HAS(command_put, command, network), &command->network},
         {object_kind_SECURITY_GROUP, OBJECT_HAS(command_put, command, security_group), &command->security_group},
+        {object_kind_SNAPSHOT, OBJECT_HAS(command_put, command, snapshot), &command->snapshot},
     };
     const unsigned none = ARRAY_SIZE(parts);
     unsigned found = none, count = 0;
@@ -293,6 +297,8 @@ void apply_remove(struct apply *a, struct command_remove *command)
         return;
     if (a->check_only)
         return;
+    if (command->kind == object_kind_HOST)
+        tasks_host_gone(a, record, "its host was removed from the cluster");
     apply_event(a, event_type_DELETED, record, "%s %s removed", record->desc->name, record->common->name);
     state_remove(a->state, record);
 }

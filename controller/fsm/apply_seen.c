@@ -1,7 +1,7 @@
 /* What hosts report. A VM is believed only from the host that owns it, under the epoch that is held, and its generation
  * never goes back; nor do the reports of one start of the agent: one that was late, doubled or from before a restart
  * changes nothing. */
-#include "controller/fsm/apply_internal.h"
+#include "controller/fsm/apply_task.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -88,6 +88,8 @@ static void see_progress(struct apply *a, const struct record *vm, const struct 
     for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
         struct record *record = vm->of_vm.operations.items[i];
         struct operation *operation = record->operation;
+        if (operation_has_task(operation))
+            continue; /* that says for itself how it goes */
         const char *step = seen->step != NULL ? seen->step : operation->step;
         bool same_step = step == operation->step || (operation->step != NULL && strcmp(step, operation->step) == 0);
         if (same_step && operation->progress_done == seen->progress_done &&
@@ -106,6 +108,8 @@ static void see_progress(struct apply *a, const struct record *vm, const struct 
 static void vm_deleted(struct apply *a, struct record *record, const struct record *host)
 {
     operation_settle(a, record);
+    tasks_vm_gone(a, record, "its VM was deleted");
+    snapshots_vm_gone(a, record);
     apply_event(a, event_type_DELETED, record, "VM %s is gone from host %s", record->common->name, host->common->name);
     state_host_orders_changed(a->state, host->common->id, a->index);
     apply_members_changed(a, record->vm);
@@ -152,6 +156,7 @@ void apply_seen(struct apply *a, struct command_seen *command)
     see_host(a, host, &command->host);
     for (size_t i = 0; i < command->vms.count; i++)
         see_vm(a, host, (const struct vm_seen *)command->vms.items + i);
+    tasks_seen(a, host, &command->tasks);
 }
 
 /* ---- marks ---- */

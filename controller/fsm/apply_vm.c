@@ -5,7 +5,7 @@
  *
  * Each change of what is wanted raises the generation; each start raises the epoch as well, so that nothing that acts for
  * the last run can be taken for this one. The owner (host, epoch) changes here and nowhere else. */
-#include "controller/fsm/apply_internal.h"
+#include "controller/fsm/apply_task.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -235,6 +235,8 @@ static void vm_gone(struct apply *a, struct record *record)
     OBJECT_SET(vm, record->vm, seen_generation, record->vm->generation);
     state_edit_end(a->state, record, a->index);
     operation_settle(a, record);
+    tasks_vm_gone(a, record, "its VM was deleted");
+    snapshots_vm_gone(a, record);
     apply_event(a, event_type_DELETED, record, "VM %s is gone", record->common->name);
     state_host_orders_changed(a->state, record->vm->host, a->index);
     apply_members_changed(a, record->vm);
@@ -311,6 +313,8 @@ static void waiting_for(struct apply *a, const struct record *vm, const char *st
 {
     for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
         struct record *operation = vm->of_vm.operations.items[i];
+        if (operation_has_task(operation->operation))
+            continue;
         state_edit_begin(a->state, operation); /* takes it out and puts it back at the same place */
         OBJECT_TEXT(operation, operation->operation, step, step);
         state_edit_end(a->state, operation, a->index);
@@ -336,6 +340,7 @@ void apply_vm_place(struct apply *a, struct command_vm_place *command)
         apply_event(a, event_type_UPDATED, record, "VM %s placed on host %s: %s", record->common->name,
                     host->common->name, command->note != NULL ? command->note : "");
         apply_text(step, sizeof step, "waiting for host %s", host->common->name);
+        tasks_vm_gone(a, record, "its VM was given to another host");
         state_host_orders_changed(a->state, record->vm->host, a->index);
     } else {
         apply_event(a, event_type_UPDATED, record, "VM %s waits for a host: %s", record->common->name,

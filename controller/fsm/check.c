@@ -66,10 +66,32 @@ static int check_vm(const struct state *state, const struct record *record, stru
         return BROKEN(err, "VM '%s' is not on the host that it is pinned to", vm->name);
     for (size_t i = 0; i < record->of_vm.operations.count; i++) {
         const struct operation *operation = record->of_vm.operations.items[i]->operation;
-        if (operation->state != operation_state_RUNNING || strcmp(operation->target_id, vm->id) != 0)
+        if (operation->state != operation_state_RUNNING || strcmp(operation_vm_id(operation), vm->id) != 0)
             return BROKEN(err, "operation %s is not a running one of VM '%s'", operation->id, vm->name);
         if (operation->generation > vm->generation)
             return BROKEN(err, "operation %s waits for what was never wanted", operation->id);
+    }
+    return 0;
+}
+
+/* A snapshot belongs to a VM, and one that is not at rest has a running task. */
+static int check_snapshots(const struct state *state, struct error *err)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(state, object_kind_SNAPSHOT, i)->snapshot;
+        const struct record *vm = state_get(state, object_kind_VM, snapshot->vm);
+        bool at_rest = snapshot->state == snapshot_state_AVAILABLE || snapshot->state == snapshot_state_FAILED;
+        size_t tasks = 0;
+        if (vm == NULL || strcmp(vm->common->name, snapshot->vm_name) != 0)
+            return BROKEN(err, "snapshot '%s' is of no VM, or of another name", snapshot->name);
+        for (size_t k = 0; k < vm->of_vm.operations.count; k++) {
+            const struct operation *operation = vm->of_vm.operations.items[k]->operation;
+            tasks += operation_has_task(operation) && operation->task.snapshot.id != NULL &&
+                     strcmp(operation->task.snapshot.id, snapshot->id) == 0;
+        }
+        if (tasks != (at_rest ? 0 : 1))
+            return BROKEN(err, "snapshot '%s' is %s and has %zu tasks", snapshot->name,
+                          snapshot_state_desc.names[snapshot->state], tasks);
     }
     return 0;
 }
@@ -166,15 +188,32 @@ static int check_hosts(const struct state *state, struct error *err)
     return placed == owned ? 0 : BROKEN(err, "%zu VMs are placed, but hosts own %zu", placed, owned);
 }
 
+static size_t count_tasks(const struct state *state)
+{
+    size_t listed = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++)
+        listed += state_at(state, object_kind_HOST, i)->of_host.tasks.count;
+    return listed;
+}
+
 static int check_operations(const struct state *state, struct error *err)
 {
-    size_t running = 0, listed = 0, ended = 0;
-    for (size_t i = 0; i < state_count(state, object_kind_OPERATION); i++)
-        running += state_at(state, object_kind_OPERATION, i)->operation->state == operation_state_RUNNING;
+    size_t running = 0, about_vms = 0, listed = 0, ended = 0, tasks = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_OPERATION); i++) {
+        const struct operation *operation = state_at(state, object_kind_OPERATION, i)->operation;
+        if (operation->state != operation_state_RUNNING)
+            continue;
+        running++;
+        about_vms += operation_vm_id(operation) != NULL;
+        if (operation_has_task(operation))
+            tasks += operation->task.peer != NULL ? 2 : 1;
+    }
     for (size_t i = 0; i < state_count(state, object_kind_VM); i++)
         listed += state_at(state, object_kind_VM, i)->of_vm.operations.count;
-    if (running != listed)
-        return BROKEN(err, "%zu operations run, but VMs list %zu", running, listed);
+    if (about_vms != listed)
+        return BROKEN(err, "%zu operations of VMs run, but VMs list %zu", about_vms, listed);
+    if (tasks != count_tasks(state))
+        return BROKEN(err, "hosts have %zu parts in tasks, but list %zu", tasks, count_tasks(state));
     for (const struct record *r = state->ended_oldest, *older = NULL; r != NULL; older = r, r = r->of_operation.newer) {
         ended++;
         if (r->of_operation.older != older || r->operation->state == operation_state_RUNNING || r->operation->ended_at == NULL)
@@ -216,6 +255,8 @@ int check_state_since(const struct state *state, uint64_t since, struct error *e
         rc = check_hosts(state, err);
     if (rc == 0)
         rc = check_operations(state, err);
+    if (rc == 0)
+        rc = check_snapshots(state, err);
     if (rc == 0)
         rc = check_rings(state, err);
     return rc;

@@ -34,6 +34,7 @@ enum snapshot_section {
     /* from version 2, only where there are any */
     SNAPSHOT_NETWORKS = 11,
     SNAPSHOT_SECURITY_GROUPS = 12,
+    SNAPSHOT_SNAPSHOTS = 13,
 };
 
 /* Append the state to @out. */

@@ -26,6 +26,7 @@ BEGINS_ALIKE(operation);
 BEGINS_ALIKE(token);
 BEGINS_ALIKE(network);
 BEGINS_ALIKE(security_group);
+BEGINS_ALIKE(snapshot);
 
 /* ---- kinds ---- */
 
@@ -52,6 +53,8 @@ const struct object_desc *state_kind_desc(enum object_kind kind)
         return &network_desc;
     case object_kind_SECURITY_GROUP:
         return &security_group_desc;
+    case object_kind_SNAPSHOT:
+        return &snapshot_desc;
     case object_kind_EVENT:
     case object_kind_COUNT:
         break;
@@ -131,9 +134,10 @@ static void record_destroy(struct record *record)
     object_clear(record->desc, record->object);
     free(record->object);
     free(record->json);
-    if (record->kind == object_kind_HOST)
+    if (record->kind == object_kind_HOST) {
         free(record->of_host.vms.items);
-    else if (record->kind == object_kind_VM)
+        free(record->of_host.tasks.items);
+    } else if (record->kind == object_kind_VM)
         free(record->of_vm.operations.items);
     free(record);
 }
@@ -270,7 +274,8 @@ void state_put_json(const struct state *state UNUSED, const struct record *recor
 {
     if (record->kind == object_kind_HOST)
         put_host(record, out);
-    else if (record->kind == object_kind_TOKEN)
+    else if (record->kind == object_kind_TOKEN ||
+             (record->kind == object_kind_OPERATION && operation_has_task(record->operation)))
         object_encode_public(record->desc, record->object, out);
     else
         bytes_put(out, record->json, record->json_size);
@@ -301,11 +306,52 @@ static void unlink_ended(struct state *state, struct record *record)
     state->ended_count--;
 }
 
-static struct record *operation_vm(struct state *state, const struct record *operation)
+const char *operation_vm_id(const struct operation *operation)
 {
-    return operation->operation->target_kind == object_kind_VM
-               ? map_get(&state->tables[object_kind_VM].by_id, operation->operation->target_id)
-               : NULL;
+    if (operation_has_task(operation) && operation->task.vm != NULL)
+        return operation->task.vm;
+    return operation->target_kind == object_kind_VM ? operation->target_id : NULL;
+}
+
+static struct record *by_id(struct state *state, enum object_kind kind, const char *id)
+{
+    return id != NULL ? map_get(&state->tables[kind].by_id, id) : NULL;
+}
+
+/* A running operation is listed by its VM and by the hosts that carry it out. False: one of these is not there. */
+static bool link_running(struct state *state, struct record *record)
+{
+    const struct operation *operation = record->operation;
+    const struct task *task = &operation->task;
+    const char *vm_id = operation_vm_id(operation);
+    struct record *vm = by_id(state, object_kind_VM, vm_id);
+    bool carried_out = operation_has_task(operation);
+    struct record *host = carried_out ? by_id(state, object_kind_HOST, task->host) : NULL;
+    struct record *peer = carried_out ? by_id(state, object_kind_HOST, task->peer) : NULL;
+    if ((vm == NULL) != (vm_id == NULL) || (vm == NULL && !carried_out) || (host == NULL) == carried_out)
+        return false;
+    if (carried_out && (host == peer || (peer == NULL) != (task->peer == NULL)))
+        return false;
+    if (vm != NULL)
+        record_index_add(&vm->of_vm.operations, record);
+    if (host != NULL)
+        record_index_add(&host->of_host.tasks, record);
+    if (peer != NULL)
+        record_index_add(&peer->of_host.tasks, record);
+    return true;
+}
+
+static void unlink_running(struct state *state, struct record *record)
+{
+    const struct operation *operation = record->operation;
+    struct record *vm = by_id(state, object_kind_VM, operation_vm_id(operation));
+    if (vm != NULL)
+        record_index_remove(&vm->of_vm.operations, record);
+    if (!operation_has_task(operation))
+        return;
+    record_index_remove(&by_id(state, object_kind_HOST, operation->task.host)->of_host.tasks, record);
+    if (operation->task.peer != NULL)
+        record_index_remove(&by_id(state, object_kind_HOST, operation->task.peer)->of_host.tasks, record);
 }
 
 static struct record *vm_host(struct state *state, const struct record *vm)
@@ -330,10 +376,7 @@ static bool link_record(struct state *state, struct record *record)
     } else if (record->kind == object_kind_VM && state_vm_waits(record->vm)) {
         record_index_add(&state->waiting, record);
     } else if (record->kind == object_kind_OPERATION && record->operation->state == operation_state_RUNNING) {
-        struct record *vm = operation_vm(state, record);
-        if (vm == NULL)
-            return false;
-        record_index_add(&vm->of_vm.operations, record);
+        return link_running(state, record);
     } else if (record->kind == object_kind_OPERATION) {
         link_ended(state, record);
     }
@@ -354,7 +397,7 @@ static void unlink_record(struct state *state, struct record *record)
     } else if (record->kind == object_kind_VM && state_vm_waits(record->vm)) {
         record_index_remove(&state->waiting, record);
     } else if (record->kind == object_kind_OPERATION && record->operation->state == operation_state_RUNNING) {
-        record_index_remove(&operation_vm(state, record)->of_vm.operations, record);
+        unlink_running(state, record);
     } else if (record->kind == object_kind_OPERATION) {
         unlink_ended(state, record);
     }
@@ -420,7 +463,7 @@ void state_remove(struct state *state, struct record *record)
 {
     struct state_table *table = &state->tables[record->kind];
     if (record->kind == object_kind_HOST)
-        ASSERT(record->of_host.vms.count == 0);
+        ASSERT(record->of_host.vms.count == 0 && record->of_host.tasks.count == 0);
     if (record->kind == object_kind_VM)
         ASSERT(record->of_vm.operations.count == 0);
     unlink_record(state, record);

@@ -4,7 +4,7 @@
  *
  *   struct state -- table of each kind -- record -- object (struct vm, ...) and its canonical JSON, made at each change
  *                |                          +------ host: its VMs in name order and the sums promised to them
- *                |                          +------ VM: its running operations
+ *                |                          +------ host, VM: the running operations that it carries out or that concern it
  *                +- VMs that wait for a host, in name order
  *                +- events: the last STATE_EVENTS_MAX
  *                +- answers by key: the last STATE_ANSWERS_MAX, at most STATE_ANSWER_AGE_MS old by the time of commands
@@ -25,6 +25,8 @@
 #define STATE_HOST_VMS_MAX 4096u          /* VMs of a host: bound of node_orders.vms */
 #define STATE_SMALL_TABLE_MAX 10000u      /* controllers, hosts, flavors, images, networks, ...: of each */
 #define STATE_VM_OPERATIONS_MAX 64u       /* running operations of one VM */
+#define STATE_HOST_TASKS_MAX 1024u        /* tasks of one host: bound of node_orders.tasks */
+#define STATE_VM_SNAPSHOTS_MAX 100u       /* of one VM; each is a layer of each of its disks, which may have 128 */
 #define STATE_ID_BYTES 37u                /* an id with its NUL */
 
 struct state;
@@ -61,18 +63,20 @@ struct record {
         struct token *token;
         struct network *network;
         struct security_group *security_group;
+        struct snapshot *snapshot;
     };
     char *json; /* canonical, SECRET fields included (snapshots); answers: state_put_json */
     size_t json_size;
     union {
         struct {                     /* OBJECT host */
             struct record_index vms; /* that it owns */
+            struct record_index tasks; /* running operations whose task names it as host or peer */
             uint64_t committed_memory_bytes;
             uint64_t committed_vcpus;
             uint64_t orders_index; /* see state_host_orders_index */
         } of_host;
         struct {                            /* OBJECT vm */
-            struct record_index operations; /* running ones about it */
+            struct record_index operations; /* running ones about it, tasks included */
         } of_vm;
         struct { /* OBJECT operation */
             struct record *older, *newer; /* ended ones, by (revision, id) */
@@ -112,7 +116,16 @@ const struct record_index *state_waiting(const struct state *state);
 /* As state_after, in @index. */
 size_t record_index_after(const struct record_index *index, const char *name);
 
-/* The VMs that @host owns: host->of_host.vms, in name order. The running operations of a VM: vm->of_vm.operations. */
+/* The VMs that @host owns: host->of_host.vms, in name order; what it carries out: host->of_host.tasks. The running
+ * operations of a VM: vm->of_vm.operations. */
+
+/* Is the operation carried out as a task of hosts? Else it follows the VM's generation. */
+static inline bool operation_has_task(const struct operation *operation)
+{
+    return OBJECT_HAS(operation, operation, task);
+}
+/* The VM that an operation is about, or NULL. */
+const char *operation_vm_id(const struct operation *operation);
 
 /* Append what a user may see of the object: secrets left out, a host with its committed sums. */
 void state_put_json(const struct state *state, const struct record *record, struct bytes_writer *out);

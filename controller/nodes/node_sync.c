@@ -37,6 +37,8 @@ static bool progress_differs(const struct record *vm, const struct vm_seen *seen
 {
     for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
         const struct operation *held = vm->of_vm.operations.items[i]->operation;
+        if (operation_has_task(held))
+            continue;
         if (seen->step != NULL && !same_text(seen->step, held->step))
             return true;
         if (held->progress_total != seen->progress_total ||
@@ -61,6 +63,26 @@ static bool vm_differs(const struct state *state, const struct record *host, con
         return false;
     return vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) ||
            vm->restarts != seen->restarts || !same_text(vm->state_reason, seen->reason) || progress_differs(record, seen);
+}
+
+/* The same for tasks, by the rules of apply_task.c. */
+static bool task_differs(const struct state *state, const struct record *host, const struct task_seen *seen)
+{
+    const struct record *record = state_get(state, object_kind_OPERATION, seen->id);
+    if (record == NULL || !operation_has_task(record->operation) || record->operation->state != operation_state_RUNNING)
+        return false;
+    const struct operation *held = record->operation;
+    const struct task *task = &held->task;
+    bool ended = seen->state != operation_state_RUNNING;
+    if (seen->role == task_role_PEER)
+        return same_text(task->peer, host->common->id) &&
+               (ended ? seen->state != operation_state_SUCCEEDED && task->peer_error == NULL
+                      : task->peer_error != NULL || task->peer_ready != seen->ready ||
+                            !same_text(task->peer_endpoint, seen->ready ? seen->endpoint : NULL));
+    return same_text(task->host, host->common->id) &&
+           (ended || (seen->step != NULL && !same_text(seen->step, held->step)) ||
+            held->progress_total != seen->progress_total ||
+            progress_step(held->progress_done, held->progress_total) != progress_step(seen->progress_done, seen->progress_total));
 }
 
 /* Was it sent before the one that the state is from? */
@@ -121,7 +143,12 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
         if (vm_differs(state, host, seen))
             OBJECT_COPY(vm_seen, (struct vm_seen *)OBJECT_ADD(command_seen, &command, vms), seen);
     }
-    if (command.vms.count == 0 && !host_differs(host->host, report))
+    for (size_t i = 0; i < report->tasks.count; i++) {
+        const struct task_seen *seen = (const struct task_seen *)report->tasks.items + i;
+        if (task_differs(state, host, seen))
+            OBJECT_COPY(task_seen, (struct task_seen *)OBJECT_ADD(command_seen, &command, tasks), seen);
+    }
+    if (command.vms.count == 0 && command.tasks.count == 0 && !host_differs(host->host, report))
         return 0;
     fill_host(&command, report);
     OBJECT_TEXT(command_request, &command.request, at, now);
@@ -275,6 +302,22 @@ static void fill_networks(const struct state *state, const struct record *host, 
     }
 }
 
+static void fill_tasks(const struct record *host, struct node_orders *orders)
+{
+    const size_t most = object_field(&node_orders_desc, "tasks")->max;
+    for (size_t i = 0; i < host->of_host.tasks.count && i < most; i++) {
+        const struct operation *operation = host->of_host.tasks.items[i]->operation;
+        struct task_order *order = OBJECT_ADD(node_orders, orders, tasks);
+        OBJECT_TEXT(task_order, order, id, operation->id);
+        OBJECT_SET(task_order, order, role,
+                   same_text(operation->task.host, host->common->id) ? task_role_MAIN : task_role_PEER);
+        if (operation->cancel_asked)
+            OBJECT_SET(task_order, order, cancel, true);
+        OBJECT_COPY(task, &order->task, &operation->task);
+        object_mark(&task_order_desc, order, "task");
+    }
+}
+
 /* Does the host know the cluster's epoch? If not, its index is of another history. */
 static bool follows(const struct state *state, const struct node_report *report)
 {
@@ -299,6 +342,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     for (size_t i = 0; i < host->of_host.vms.count; i++)
         fill_order(state, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
     fill_networks(state, host, ret);
+    fill_tasks(host, ret);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
         if (to_forget(state, host, seen))

@@ -1,7 +1,8 @@
 /* An agent's report against the state: what has changed (a command for Raft), and what the host is to do (the answer).
  *
  *   report --> node_sync_changes --> COMMAND_seen, only where something differs from what is held
- *          --> node_sync_orders  --> every VM the host owns, in full, and what it must forget
+ *          --> node_sync_orders  --> every VM the host owns, in full, every running task in which it has a part, and what
+ *                                    it must forget
  *
  * Both are pure and hold no memory between reports: any number of lost, doubled or late reports does no harm.
  * Rules: a VM is only believed from the host that owns it under the epoch that is held; its generation never goes back;

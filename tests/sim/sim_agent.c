@@ -4,6 +4,9 @@
  * what is under way is lost with its memory, and begun again. Rules: orders older than the newest known are ignored, an
  * order of a lower epoch or generation is refused, an order "deleted" for a VM it does not have is reported as done.
  *
+ * Tasks are in its memory alone: begun with their first order, done after some ticks or failed, ended when that is asked
+ * for, told until their order is gone; begun anew after a crash.
+ *
  *   wanted running: (none) --start--> STARTING --ticks--> RUNNING | FAILED       RUNNING --guest powers off--> STOPPED
  *   wanted stopped: RUNNING --> STOPPING --ticks--> STOPPED      wanted deleted: any --> DELETED (kept until not ordered) */
 #include "tests/sim/sim_world.h"
@@ -175,6 +178,90 @@ static void work(struct sim_agent *agent, struct sim_vm *vm)
     }
 }
 
+/* ---- tasks ---- */
+
+static struct sim_task *find_task(struct sim_agent *agent, const char *id)
+{
+    for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
+        if (agent->tasks[i].used && strcmp(agent->tasks[i].order.id, id) == 0)
+            return &agent->tasks[i];
+    return NULL;
+}
+
+static void drop_task(struct sim_task *task)
+{
+    OBJECT_CLEAR(task_order, &task->order);
+    OBJECT_CLEAR(task_seen, &task->seen);
+    *task = (struct sim_task){0};
+}
+
+static void end_task(struct sim_agent *agent, struct sim_task *task, enum operation_state state, const char *why)
+{
+    OBJECT_SET(task_seen, &task->seen, state, state);
+    if (why != NULL)
+        OBJECT_TEXT(task_seen, &task->seen, error_text, why);
+    sim_world_tell(agent->cluster, "%s: %s of VM %s %s", agent->name, task_kind_desc.names[task->order.task.kind],
+                   find_vm(agent, task->order.task.vm) != NULL ? find_vm(agent, task->order.task.vm)->order.name : "?",
+                   operation_state_desc.names[state]);
+}
+
+static void work_task(struct sim_agent *agent, struct sim_task *task)
+{
+    struct sim *sim = &agent->cluster->sim;
+    bool scripted = world_of(agent)->scripted;
+    if (task->seen.state != operation_state_RUNNING)
+        return;
+    if (task->order.cancel && (scripted || sim_chance(sim, 700))) {
+        end_task(agent, task, operation_state_CANCELLED, "cancelled");
+        return;
+    }
+    if (find_vm(agent, task->order.task.vm) == NULL || (!scripted && sim_chance(sim, 30))) {
+        end_task(agent, task, operation_state_FAILED, "the disk is gone");
+        return;
+    }
+    OBJECT_TEXT(task_seen, &task->seen, step, "at work");
+    OBJECT_SET(task_seen, &task->seen, progress_total, 10);
+    OBJECT_SET(task_seen, &task->seen, progress_done, 10 - MIN(task->ticks, 10u));
+    if (task->ticks-- > 1)
+        return;
+    if (task->order.task.kind == task_kind_SNAPSHOT_CREATE) {
+        OBJECT_SET(snapshot_result, &task->seen.snapshot, consistency, snapshot_consistency_CRASH);
+        object_mark(&task_seen_desc, &task->seen, "snapshot");
+    }
+    end_task(agent, task, operation_state_SUCCEEDED, NULL);
+}
+
+static void take_task(struct sim_agent *agent, const struct task_order *order)
+{
+    struct sim_task *task = find_task(agent, order->id);
+    for (unsigned i = 0; task == NULL && i < SIM_AGENT_TASKS_MAX; i++)
+        if (!agent->tasks[i].used) {
+            task = &agent->tasks[i];
+            task->used = true;
+            task->ticks = work_ticks(agent);
+            OBJECT_TEXT(task_seen, &task->seen, id, order->id);
+            OBJECT_SET(task_seen, &task->seen, role, order->role);
+            OBJECT_SET(task_seen, &task->seen, state, operation_state_RUNNING);
+        }
+    if (task == NULL)
+        return; /* it comes again */
+    OBJECT_CLEAR(task_order, &task->order);
+    OBJECT_COPY(task_order, &task->order, order);
+}
+
+static void take_tasks(struct sim_agent *agent, const struct node_orders *orders)
+{
+    for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++) {
+        bool held = false;
+        for (size_t k = 0; agent->tasks[i].used && k < orders->tasks.count; k++)
+            held |= strcmp(((const struct task_order *)orders->tasks.items)[k].id, agent->tasks[i].order.id) == 0;
+        if (agent->tasks[i].used && !held)
+            drop_task(&agent->tasks[i]);
+    }
+    for (size_t i = 0; i < orders->tasks.count; i++)
+        take_task(agent, (const struct task_order *)orders->tasks.items + i);
+}
+
 /* ---- orders ---- */
 
 static void drop_vm(struct sim_agent *agent, struct sim_vm *vm)
@@ -225,6 +312,7 @@ static void take_orders(struct sim_agent *agent, const struct node_orders *order
     for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
         if (agent->vms[i].used && agent->vms[i].state == vm_state_DELETED && !ordered(orders, agent->vms[i].order.id))
             drop_vm(agent, &agent->vms[i]);
+    take_tasks(agent, orders);
 }
 
 void sim_agent_deliver(struct sim_actor *to, struct sim_actor *from UNUSED, void *data)
@@ -274,6 +362,9 @@ static void fill_report(struct sim_agent *agent, struct node_report *report)
         if (vm->reason != NULL)
             OBJECT_TEXT(vm_seen, seen, reason, vm->reason);
     }
+    for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
+        if (agent->tasks[i].used)
+            OBJECT_COPY(task_seen, (struct task_seen *)OBJECT_ADD(node_report, report, tasks), &agent->tasks[i].seen);
 }
 
 static void send_report(struct sim_agent *agent)
@@ -301,6 +392,9 @@ static void tick(struct sim *sim, struct sim_event *event)
     for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
         if (agent->vms[i].used)
             work(agent, &agent->vms[i]);
+    for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
+        if (agent->tasks[i].used)
+            work_task(agent, &agent->tasks[i]);
     if (agent->sent_us != 0 && sim_local_us(sim, &agent->actor) > agent->sent_us + ANSWER_TIMEOUT_US) {
         agent->sent_us = 0;
         agent->controller++;
@@ -341,6 +435,8 @@ void sim_agent_crash(struct sim_agent *agent)
     agent->have_index = agent->sent_us = 0;
     for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
         agent->vms[i].busy_ticks = 0;
+    for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
+        drop_task(&agent->tasks[i]);
     sim_log(&agent->cluster->sim, "agent %s is gone", agent->name);
 }
 
@@ -357,4 +453,6 @@ void sim_agent_finish(struct sim_agent *agent)
 {
     for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
         OBJECT_CLEAR(vm_order, &agent->vms[i].order);
+    for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
+        drop_task(&agent->tasks[i]);
 }

@@ -39,6 +39,23 @@ static void ask_again(struct sim *sim, struct sim_event *event)
     }
 }
 
+static bool about_snapshots(enum route_id route)
+{
+    return route == ROUTE_ID_snapshot_create || route == ROUTE_ID_snapshot_revert || route == ROUTE_ID_snapshot_delete ||
+           route == ROUTE_ID_operation_cancel;
+}
+
+/* What stands in the path, if it is not the VM. */
+static void snapshot_target(struct sim_client *client)
+{
+    struct world_message *request = &client->request;
+    if (request->route == ROUTE_ID_operation_cancel)
+        memcpy(request->target, client->vm->task_id, sizeof request->target);
+    else if (request->route == ROUTE_ID_snapshot_revert || request->route == ROUTE_ID_snapshot_delete)
+        snprintf(request->target, sizeof request->target, "%s-s%llu", client->vm->name,
+                 (unsigned long long)sim_between(&client->cluster->sim, 1, MAX(client->vm->snapshots, 1u)));
+}
+
 int sim_client_ask(struct sim_client *client, enum route_id route, const char *vm, const char *body, const char *key)
 {
     struct sim_world *world = world_of(client);
@@ -61,6 +78,7 @@ int sim_client_ask(struct sim_client *client, enum route_id route, const char *v
         snprintf(client->request.key, sizeof client->request.key, "k%u-%llu", client->actor.id,
                  (unsigned long long)++client->keys);
     client->vm = known;
+    snapshot_target(client);
     client->busy = true;
     transmit(client);
     sim_after(&client->cluster->sim, RETRY_US, ask_again, &client->actor, NULL)->value = client->number;
@@ -107,6 +125,10 @@ static void acknowledged(struct sim_client *client, const struct world_message *
         {ROUTE_ID_vm_delete, vm_wanted_DELETED},
     };
     struct world_vm *vm = client->vm;
+    if (about_snapshots(client->request.route)) {
+        memcpy(vm->task_id, answer->operation_id, sizeof vm->task_id);
+        return;
+    }
     for (unsigned i = 0; i < ARRAY_SIZE(wants); i++)
         if (wants[i].route == client->request.route)
             vm->wanted = wants[i].wanted;
@@ -117,10 +139,14 @@ static void acknowledged(struct sim_client *client, const struct world_message *
 static void refused(struct sim_client *client, const struct world_message *answer)
 {
     enum route_id route = client->request.route;
-    client->vm->uncertain = true;
+    bool own_snapshot = about_snapshots(route);
+    if (!own_snapshot) /* those change nothing that is wanted of the VM */
+        client->vm->uncertain = true;
     bool impossible = answer->error == ERROR_KEY_REUSED || answer->error == ERROR_INTERNAL ||
                       (route == ROUTE_ID_vm_create && answer->error == ERROR_EXISTS) ||
-                      (route != ROUTE_ID_vm_create && client->vm->exists && answer->error == ERROR_NOT_FOUND);
+                      (route == ROUTE_ID_snapshot_create && answer->error == ERROR_EXISTS) ||
+                      (route != ROUTE_ID_vm_create && (!own_snapshot || route == ROUTE_ID_snapshot_create) &&
+                       client->vm->exists && answer->error == ERROR_NOT_FOUND);
     if (impossible && !world_of(client)->scripted)
         sim_violation(&client->cluster->sim, "%s of %s is refused, which cannot be: %s", short_name(route),
                       client->vm->name, answer->words);
@@ -164,11 +190,25 @@ void sim_client_deliver(struct sim_actor *to, struct sim_actor *from UNUSED, voi
 static void create_one(struct sim_client *client)
 {
     struct sim *sim = &client->cluster->sim;
-    char name[WORLD_NAME_BYTES], body[200];
+    char name[WORLD_NAME_BYTES], body[300];
     snprintf(name, sizeof name, "vm-%u-%u", client->actor.id, world_of(client)->vm_count);
-    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":%llu}", name,
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":%llu,"
+             "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]}", name,
              (unsigned long long)(sim_between(sim, 100, 600) << 20));
     sim_client_ask(client, ROUTE_ID_vm_create, name, body, NULL);
+}
+
+static void snapshot_one(struct sim_client *client, struct world_vm *vm)
+{
+    static const enum route_id routes[] = {ROUTE_ID_snapshot_create, ROUTE_ID_snapshot_create, ROUTE_ID_snapshot_revert,
+                                           ROUTE_ID_snapshot_delete, ROUTE_ID_operation_cancel};
+    enum route_id route = routes[sim_below(&client->cluster->sim, ARRAY_SIZE(routes))];
+    char body[80];
+    if (vm->task_id[0] == '\0')
+        route = ROUTE_ID_snapshot_create;
+    if (route == ROUTE_ID_snapshot_create)
+        snprintf(body, sizeof body, "{\"name\":\"%s-s%u\"}", vm->name, ++vm->snapshots);
+    sim_client_ask(client, route, vm->name, route == ROUTE_ID_snapshot_create ? body : NULL, NULL);
 }
 
 /* Of its own VMs that exist; by chance. */
@@ -197,6 +237,8 @@ static void next(struct sim *sim, struct sim_event *event)
         return;
     if (!client->busy && (vm == NULL || (alive < ALIVE_MAX && sim_chance(sim, 300))))
         create_one(client);
+    else if (!client->busy && sim_chance(sim, 250))
+        snapshot_one(client, vm);
     else if (!client->busy)
         sim_client_ask(client, routes[sim_below(sim, ARRAY_SIZE(routes))], vm->name, NULL, NULL);
     sim_after(sim, sim_between(sim, 50 * SIM_MS, 2 * SIM_SECOND), next, &client->actor, NULL);

@@ -198,6 +198,8 @@ static void check_started(struct process *process)
         const struct operation *operation = r->operation;
         const struct record *vm = state_get(process->state, object_kind_VM, operation->target_id);
         const struct world_vm *known = sim_world_vm(world, operation->target_name);
+        if (operation_has_task(operation))
+            continue;
         if (operation->state != operation_state_SUCCEEDED || vm == NULL || known == NULL || vm->vm->wanted != vm_wanted_RUNNING ||
             vm->vm->state != vm_state_RUNNING)
             continue;
@@ -424,7 +426,8 @@ static void request_ready(void *arg, int status)
     const struct world_message *m = call->message;
     char now[TIME_TEXT_BYTES], print[WORLD_NAME_BYTES];
     struct error err = {0};
-    struct vm vm = {0};
+    const struct object_desc *body = schema_routes[m->route].body;
+    CLEANUP_FREE void *object = m->text != NULL ? xcalloc(1, body->size) : NULL;
     if (status != 0 || !call_alive(call)) {
         answer_status(call, -ENOTCONN);
         return;
@@ -435,10 +438,11 @@ static void request_ready(void *arg, int status)
     struct decision_context context = {.now = now, .uuid = uuid, .uuid_arg = sim, .by = "client",
                                        .idempotency_key = m->key, .fingerprint = print};
     if (m->text != NULL)
-        ASSERT(OBJECT_DECODE(vm, m->text, strlen(m->text), OBJECT_CREATE, &vm, NULL) == 0);
-    int rc = decide_route(process_of(call->node)->state, &context, m->route, m->target, strlen(m->target), &vm,
+        ASSERT(object_decode(body, m->text, strlen(m->text), OBJECT_CREATE, object, NULL) == 0);
+    int rc = decide_route(process_of(call->node)->state, &context, m->route, m->target, strlen(m->target), object,
                           &call->decision, &err);
-    OBJECT_CLEAR(vm, &vm);
+    if (object != NULL)
+        object_clear(body, object);
     if (rc < 0) {
         answer_error(call, rc, err.kind, err.text);
     } else if (call->decision.repeated) {
@@ -776,8 +780,8 @@ static void check_at_rest(struct sim_cluster *cluster, const struct state *state
             sim_violation(&cluster->sim, "VM %s was acknowledged and is gone", world->vms[i].name);
     for (size_t i = 0; i < state_count(state, object_kind_OPERATION); i++) {
         const struct operation *operation = state_at(state, object_kind_OPERATION, i)->operation;
-        const struct record *vm = state_get(state, object_kind_VM, operation->target_id);
-        if (operation->state == operation_state_RUNNING && vm->vm->host != NULL)
+        const struct record *vm = state_get(state, object_kind_VM, operation_vm_id(operation));
+        if (operation->state == operation_state_RUNNING && (vm == NULL || vm->vm->host != NULL))
             sim_violation(&cluster->sim, "at rest %s of %s still runs: %s", operation_kind_desc.names[operation->kind],
                           operation->target_name, operation->step);
     }

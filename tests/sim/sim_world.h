@@ -39,7 +39,7 @@ struct world_message {
     enum world_kind kind;
     uint64_t number; /* of the request or report; its answer carries it back */
     enum route_id route;
-    char target[WORLD_NAME_BYTES];
+    char target[STATE_ID_BYTES];
     char key[WORLD_NAME_BYTES];
     char *text; /* JSON: body, report or orders; NULL = none; owned */
     int code;   /* of an answer: 0, or a negative errno with kind and words */
@@ -58,6 +58,8 @@ struct world_vm { /* one that a client has asked for */
     bool uncertain;          /* a request was refused: a lost twin of it may still be carried out, `wanted` says nothing */
     enum vm_wanted wanted;   /* as last acknowledged */
     uint64_t started_epoch;  /* the highest that a VMM was started under */
+    unsigned snapshots;      /* ever asked for: <name>-s1, -s2, ... */
+    char task_id[STATE_ID_BYTES]; /* operation of the last one of its snapshots that was acknowledged; "" = none */
 };
 
 struct world_answer { /* of a key */
@@ -84,6 +86,15 @@ struct sim_vm {
     unsigned busy_ticks; /* until the start or stop that is under way is done */
 };
 
+#define SIM_AGENT_TASKS_MAX 32u
+
+struct sim_task { /* an agent's memory, all of it: begun anew when it is lost */
+    bool used;
+    struct task_order order;
+    struct task_seen seen;
+    unsigned ticks; /* until it is done */
+};
+
 struct sim_agent {
     struct sim_actor actor; /* first */
     struct sim_cluster *cluster;
@@ -91,6 +102,7 @@ struct sim_agent {
     unsigned boots;
     struct sim_vm vms[SIM_AGENT_VMS_MAX];
     /* its memory */
+    struct sim_task tasks[SIM_AGENT_TASKS_MAX];
     uint64_t have_index, number, sent_us; /* sent_us: of the report that waits for its answer; 0 = none */
     unsigned controller;                  /* that it talks to */
     uint64_t work_ticks;                  /* slower than usual: ticks for a start (scripts) */

@@ -1,0 +1,240 @@
+/* Beginning, following and ending tasks; see the header. */
+#include "controller/fsm/apply_task.h"
+
+#include <errno.h>
+#include <string.h>
+
+static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
+    [task_kind_SNAPSHOT_CREATE] = &task_snapshot_create,
+    [task_kind_SNAPSHOT_REVERT] = &task_snapshot_revert,
+    [task_kind_SNAPSHOT_DELETE] = &task_snapshot_delete,
+};
+
+static struct record *host_of(struct apply *a, const char *id)
+{
+    return id != NULL ? map_get(&a->state->tables[object_kind_HOST].by_id, id) : NULL;
+}
+
+void task_orders_changed(struct apply *a, const struct task *task)
+{
+    state_host_orders_changed(a->state, task->host, a->index);
+    state_host_orders_changed(a->state, task->peer, a->index);
+}
+
+void task_trim(struct task *task)
+{
+    struct task kept = {0};
+    OBJECT_SET(task, &kept, kind, task->kind);
+    OBJECT_TEXT(task, &kept, host, task->host);
+    if (task->peer != NULL)
+        OBJECT_TEXT(task, &kept, peer, task->peer);
+    if (task->vm != NULL)
+        OBJECT_TEXT(task, &kept, vm, task->vm);
+    OBJECT_CLEAR(task, task);
+    *task = kept;
+}
+
+/* ---- begin ---- */
+
+/* Is the host there, and has it room for one more? Refuses if not. */
+static bool host_may(struct apply *a, const char *id, const char *field)
+{
+    const struct record *host = host_of(a, id);
+    if (host == NULL)
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, field, "there is no host with id %s", id != NULL ? id : "(none)");
+    else if (host->host->state == host_state_LOST)
+        apply_refuse_field(a, -EHOSTDOWN, ERROR_CONFLICT, field, "host %s was declared lost", host->common->name);
+    else if (host->of_host.tasks.count >= STATE_HOST_TASKS_MAX)
+        apply_refuse_field(a, -EBUSY, ERROR_OVERLOAD, field, "host %s has %u tasks under way, the most that there may be",
+                           host->common->name, STATE_HOST_TASKS_MAX);
+    else
+        return true;
+    return false;
+}
+
+static bool may_begin(struct apply *a, const struct command_task *command)
+{
+    const struct operation *operation = &command->operation;
+    const struct task *task = &operation->task;
+    const struct record *vm = NULL;
+    if (!operation_has_task(operation) || operation->target_id == NULL || operation->target_name == NULL ||
+        task->kind >= task_kind_COUNT || task_kinds[task->kind] == NULL) {
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "the operation has no target, or nothing that hosts could do");
+        return false;
+    }
+    if (!host_may(a, task->host, "/operation/task/host") ||
+        (task->peer != NULL && !host_may(a, task->peer, "/operation/task/peer")))
+        return false;
+    if (task->peer != NULL && strcmp(task->peer, task->host) == 0) {
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/operation/task/peer", "is the very host that does the work");
+        return false;
+    }
+    if (command->if_revision != 0 &&
+        apply_find(a, operation->target_kind, operation->target_id, command->if_revision) == NULL)
+        return false;
+    if (operation_vm_id(operation) != NULL && (vm = apply_find(a, object_kind_VM, operation_vm_id(operation), 0)) == NULL)
+        return false;
+    if (vm != NULL && vm->vm->wanted == vm_wanted_DELETED) {
+        apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", vm->common->name);
+        return false;
+    }
+    return operation_may_begin(a, operation, vm) && task_kinds[task->kind]->may_begin(a, operation);
+}
+
+void apply_task(struct apply *a, struct command_task *command)
+{
+    struct operation *operation = &command->operation, new = {0};
+    if (!may_begin(a, command) || a->check_only)
+        return;
+    const struct task_kind_ops *ops = task_kinds[operation->task.kind];
+    if (ops->begun != NULL)
+        ops->begun(a, operation);
+    OBJECT_COPY(operation, &new, operation);
+    char step[APPLY_STEP_BYTES_MAX];
+    apply_text(step, sizeof step, "waiting for host %s", host_of(a, operation->task.host)->common->name);
+    OBJECT_TEXT(operation, &new, name, operation->id);
+    OBJECT_TEXT(operation, &new, created_at, a->request->at);
+    OBJECT_SET(operation, &new, state, operation_state_RUNNING);
+    OBJECT_TEXT(operation, &new, step, step);
+    if (a->request->by != NULL)
+        OBJECT_TEXT(operation, &new, requested_by, a->request->by);
+    struct record *record = state_insert(a->state, object_kind_OPERATION, &new, a->index);
+    apply_event(a, event_type_CREATED, record, "%s of %s begins", operation_kind_desc.names[operation->kind],
+                operation->target_name);
+    task_orders_changed(a, &record->operation->task);
+    const struct record *target = map_get(&a->state->tables[operation->target_kind].by_id, operation->target_id);
+    if (target != NULL)
+        apply_answer(a, target);
+    strcpy(a->result->operation_id, record->common->id); /* an id: fits */
+}
+
+/* ---- end ---- */
+
+static void task_end(struct apply *a, struct record *record, enum operation_state state, const char *code,
+                     const char *text, const struct task_seen *seen)
+{
+    const struct task_kind_ops *ops = task_kinds[record->operation->task.kind];
+    if (ops->ended != NULL)
+        ops->ended(a, record->operation, state, text, seen);
+    operation_end(a, record, state, code, text);
+}
+
+void task_ask_cancel(struct apply *a, struct record *record, const char *text)
+{
+    struct operation *operation = record->operation;
+    if (operation->cancel_asked)
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_SET(operation, operation, cancel_asked, true);
+    OBJECT_TEXT(operation, operation, step, text);
+    state_edit_end(a->state, record, a->index);
+    task_orders_changed(a, &operation->task);
+    apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[operation->kind],
+                operation->target_name, text);
+}
+
+/* Ending one takes it out of the list: work on a copy. */
+static void end_all(struct apply *a, const struct record_index *list, const char *code, const char *text)
+{
+    size_t count = list->count;
+    CLEANUP_FREE struct record **copy = xcalloc(count + 1, sizeof *copy);
+    if (count > 0)
+        memcpy(copy, list->items, count * sizeof *copy);
+    for (size_t i = 0; i < count; i++)
+        if (operation_has_task(copy[i]->operation))
+            task_end(a, copy[i], operation_state_FAILED, code, text, NULL);
+}
+
+void tasks_host_gone(struct apply *a, const struct record *host, const char *text)
+{
+    end_all(a, &host->of_host.tasks, "host-lost", text);
+}
+
+void tasks_vm_gone(struct apply *a, const struct record *vm, const char *text)
+{
+    end_all(a, &vm->of_vm.operations, "vm-gone", text);
+}
+
+/* ---- what hosts say ---- */
+
+static bool same(const char *a, const char *b)
+{
+    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
+}
+
+static void see_progress(struct apply *a, struct record *record, const struct task_seen *seen)
+{
+    struct operation *operation = record->operation;
+    const char *step = seen->step != NULL ? seen->step : operation->step;
+    bool same_step = same(step, operation->step);
+    if (same_step && operation->progress_done == seen->progress_done && operation->progress_total == seen->progress_total)
+        return;
+    state_edit_begin(a->state, record);
+    if (!same_step)
+        OBJECT_TEXT(operation, operation, step, step);
+    OBJECT_SET(operation, operation, progress_done, seen->progress_done);
+    OBJECT_SET(operation, operation, progress_total, seen->progress_total);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[operation->kind],
+                operation->target_name, operation->step != NULL ? operation->step : "goes on");
+}
+
+static void see_main(struct apply *a, struct record *record, const struct record *host, const struct task_seen *seen)
+{
+    char text[APPLY_TEXT_BYTES_MAX];
+    switch (seen->state) {
+    case operation_state_RUNNING:
+        see_progress(a, record, seen);
+        return;
+    case operation_state_SUCCEEDED:
+        task_end(a, record, operation_state_SUCCEEDED, NULL, seen->step, seen);
+        return;
+    case operation_state_CANCELLED:
+        apply_text(text, sizeof text, "%s", seen->error_text != NULL ? seen->error_text : "cancelled");
+        task_end(a, record, operation_state_CANCELLED, error_kind_info(ERROR_CANCELLED)->code, text, seen);
+        return;
+    default:
+        apply_text(text, sizeof text, "host %s: %s", host->common->name,
+                   seen->error_text != NULL ? seen->error_text : "it does not say why");
+        task_end(a, record, operation_state_FAILED, seen->error_code != NULL ? seen->error_code : "task-failed", text,
+                 seen);
+    }
+}
+
+/* A peer's failure is told to the main host, which knows what can still be done and ends the task. */
+static void see_peer(struct apply *a, struct record *record, const struct record *host, const struct task_seen *seen)
+{
+    struct task *task = &record->operation->task;
+    char why[APPLY_TEXT_BYTES_MAX];
+    bool ended = seen->state == operation_state_FAILED || seen->state == operation_state_CANCELLED;
+    apply_text(why, sizeof why, "host %s: %s", host->common->name,
+               seen->error_text != NULL ? seen->error_text : "it does not say why");
+    const char *error = ended ? why : NULL, *endpoint = seen->ready ? seen->endpoint : NULL;
+    if (seen->state == operation_state_SUCCEEDED ||
+        (task->peer_ready == seen->ready && same(task->peer_endpoint, endpoint) && same(task->peer_error, error)))
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_SET(task, task, peer_ready, seen->ready);
+    OBJECT_TEXT(task, task, peer_endpoint, endpoint);
+    OBJECT_TEXT(task, task, peer_error, error);
+    state_edit_end(a->state, record, a->index);
+    state_host_orders_changed(a->state, task->host, a->index);
+    apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[record->operation->kind],
+                record->operation->target_name, ended ? why : seen->ready ? "its second host is ready" : "its second host begins anew");
+}
+
+void tasks_seen(struct apply *a, const struct record *host, const struct object_list *tasks)
+{
+    for (size_t i = 0; i < tasks->count; i++) {
+        const struct task_seen *seen = (const struct task_seen *)tasks->items + i;
+        struct record *record = seen->id != NULL ? map_get(&a->state->tables[object_kind_OPERATION].by_id, seen->id) : NULL;
+        if (record == NULL || !operation_has_task(record->operation) ||
+            record->operation->state != operation_state_RUNNING)
+            continue;
+        const struct task *task = &record->operation->task;
+        if (seen->role == task_role_MAIN && same(task->host, host->common->id))
+            see_main(a, record, host, seen);
+        else if (seen->role == task_role_PEER && same(task->peer, host->common->id))
+            see_peer(a, record, host, seen);
+    }
+}

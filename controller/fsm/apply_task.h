@@ -1,0 +1,54 @@
+/* Operations that hosts carry out: tasks. A long piece of work (a snapshot, a backup, an import, ...) is an operation in
+ * the replicated state whose `task` says what is to be done, by which host, perhaps with a second one to help (peer).
+ *
+ *            command_task                host: succeeded                    .--------.
+ *   (none) --------------> RUNNING ---------------------------------------->|        |
+ *                          |  ^ |        host: failed; host removed or lost;| ended  |
+ *                progress, |  | |        its VM is gone or elsewhere        |        |
+ *        the peer is ready '--' |------------------------------------------>|        |
+ *                               '-cancel asked--> RUNNING --host: cancelled>'--------'
+ *
+ * Level-triggered: the orders of a host have each running task in which it has a part (node_sync.h), until it has ended;
+ * its agent begins it, tells how it goes, and forgets it when the order is gone. So an agent that was restarted gets it
+ * again, and each kind must be one that can be begun twice. Asking for its end (`operation cancel`, the VM is to be
+ * deleted) is an order too: how it ended is the main host's word, for only that knows what is done already.
+ *
+ * A kind is a row of task_kinds (apply_task.c): what it means for other objects that it begins and how it ends. */
+#ifndef CONTROLLER_FSM_APPLY_TASK_H
+#define CONTROLLER_FSM_APPLY_TASK_H
+
+#include "controller/fsm/apply_internal.h"
+
+struct task_kind_ops {
+    /* May it begin? Refuses if not. Hosts and VM that the task names are there. */
+    bool (*may_begin)(struct apply *a, const struct operation *operation);
+    /* It begins. NULL: that means nothing for other objects. */
+    void (*begun)(struct apply *a, const struct operation *operation);
+    /* It is about to end as @state; @text: why, where it did not go well. @seen: the host's own word with its results;
+     * NULL where it did not come to that (host lost, VM gone). NULL: as above. */
+    void (*ended)(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
+                  const struct task_seen *seen);
+};
+
+/* apply_snapshot.c */
+extern const struct task_kind_ops task_snapshot_create, task_snapshot_revert, task_snapshot_delete;
+/* @vm goes: its snapshots with it. */
+void snapshots_vm_gone(struct apply *a, const struct record *vm);
+/* @vm has another name. */
+void snapshots_vm_renamed(struct apply *a, const struct record *vm);
+
+/* What a host says of its tasks. */
+void tasks_seen(struct apply *a, const struct record *host, const struct object_list *tasks);
+/* The host of the task is to end it. */
+void task_ask_cancel(struct apply *a, struct record *operation, const char *text);
+/* End every task that @host has a part in as failed: it was removed or declared lost; @text says so. */
+void tasks_host_gone(struct apply *a, const struct record *host, const char *text);
+/* The same for every task about @vm: it goes, or another host has it from now on. */
+void tasks_vm_gone(struct apply *a, const struct record *vm, const char *text);
+
+/* What is kept of a task that has ended: without its arguments, for there are thousands. */
+void task_trim(struct task *task);
+/* What its hosts are to do has changed. */
+void task_orders_changed(struct apply *a, const struct task *task);
+
+#endif
