@@ -67,6 +67,7 @@ static void put_report(struct node_report *report, void *arg)
     object_mark(&node_report_desc, report, "vms");
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         vm_put_seen(vm, OBJECT_ADD(node_report, report, vms));
+    agent_tasks_put(a, report);
 }
 
 static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_change *change, uint64_t index)
@@ -134,6 +135,7 @@ static void obey(const struct node_orders *orders, void *arg)
     size_t n = agent_plan_orders(have, count, orders, changes);
     for (size_t i = 0; i < n; i++)
         carry_out(a, changes[i].have == PLAN_NEW ? NULL : vms[changes[i].have], &changes[i], orders->index);
+    agent_tasks_obey(a, orders);
 }
 
 static int identity_save(const struct agent *a, struct error *err)
@@ -175,6 +177,7 @@ static int accept_orders(const struct node_orders *orders, void *arg, struct err
     OBJECT_SET(node_identity, &a->identity, epoch, theirs);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         vm_new_cluster_epoch(vm);
+    agent_tasks_new_cluster_epoch(a);
     int r = identity_save(a, err); /* refused where it is not kept: a restart must not forget it */
     if (r < 0)
         OBJECT_SET(node_identity, &a->identity, epoch, mine);
@@ -187,11 +190,11 @@ static void progress_tick(uv_timer_t *timer)
     struct agent *a = timer->data;
     struct local_vm *vm;
     agent_network_tick(a);
-    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
-        if (vm_is_fetching(vm)) {
-            session_poke(a->session);
-            return;
-        }
+    bool news = agent_tasks_running(a);
+    for (size_t i = 0; !news && (vm = map_next(&a->vms, &i)) != NULL;)
+        news = vm_is_fetching(vm);
+    if (news)
+        session_poke(a->session);
 }
 
 /* ---- start ---- */
@@ -321,6 +324,7 @@ static int start_parts(struct agent *a, const struct agent_options *options, str
     a->vm_context.http = a->http;
     a->vm_context.images = a->images;
     load_vms(a);
+    agent_tasks_clean(a);
     agent_network_loaded(a);
     return agent_server_start(a, options->listen != NULL ? options->listen : a->identity.address, err);
 }
@@ -347,6 +351,7 @@ static void start_session(struct agent *a)
 static void agent_free(struct agent *a)
 {
     map_finish(&a->vms);
+    map_finish(&a->tasks.all);
     host_network_destroy(a->network);
     vmm_cgroups_close(&a->cgroups);
     OBJECT_CLEAR(node_identity, &a->identity);
@@ -443,6 +448,7 @@ void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
         session_stop(a->session, agent_part_closed, a);
         a->session = NULL;
     }
+    agent_tasks_stop(a);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
         a->closing++;
         vm_close(vm, agent_part_closed, a);

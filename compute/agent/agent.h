@@ -10,6 +10,7 @@
 #include "common/list.h"
 #include "common/map.h"
 #include "common/tls.h"
+#include "compute/agent/agent_task.h"
 #include "compute/agent/dhcp_server.h"
 #include "compute/agent/host_facts.h"
 #include "compute/agent/host_network.h"
@@ -47,6 +48,7 @@ struct agent {
     struct vmm_cgroups cgroups;
     char isolation[201]; /* what keeps VMMs apart, for the host's status */
     struct map vms;      /* struct local_vm by id */
+    struct agent_tasks tasks;
     uint64_t generation; /* lease generation of this host, as told */
     bool ask_again;      /* an order had to wait: get all of them again when a VM has gone */
     struct session *session;

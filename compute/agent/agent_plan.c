@@ -138,6 +138,8 @@ static enum plan_step plan_start(const struct plan_vm *vm)
         return PLAN_REST_UNCONFIRMED;
     if (vm->end != PLAN_END_NONE && !vm->backoff_over)
         return PLAN_WAIT_BACKOFF;
+    if (vm->held)
+        return PLAN_WAIT_TASK;
     return vm->prepared ? PLAN_START : PLAN_PREPARE;
 }
 
@@ -148,7 +150,7 @@ enum plan_step agent_plan_vm(const struct plan_vm *vm)
     if (vm->process)
         return plan_alive(vm);
     if (vm->forgotten || (vm->wanted == vm_wanted_DELETED && !vm->arriving))
-        return PLAN_REMOVE;
+        return vm->held ? PLAN_WAIT_TASK : PLAN_REMOVE;
     if (vm->leaving)
         return PLAN_REST_LEFT;
     if (vm->wanted == vm_wanted_STOPPED && !vm->arriving)
@@ -166,6 +168,7 @@ const char *agent_plan_step_name(enum plan_step step)
         [PLAN_REST_ARRIVING] = "rest-arriving",
         [PLAN_REST_LEFT] = "rest-left",
         [PLAN_REST_UNCONFIRMED] = "rest-unconfirmed",
+        [PLAN_WAIT_TASK] = "wait-task",
         [PLAN_WAIT_BACKOFF] = "wait-backoff",
         [PLAN_WAIT_END] = "wait-end",
         [PLAN_WAIT_ANSWER] = "wait-answer",

@@ -81,6 +81,7 @@ struct plan_vm {
     bool stop_overdue;    /* and did not, or could not be asked */
     bool kill_sent;
 
+    bool held;            /* a task works on its disks */
     bool differs;         /* disks and interfaces of its VMM may be others than the order has */
     bool prepared; /* images, disks and taps are there */
     enum plan_end end;
@@ -95,6 +96,7 @@ enum plan_step {
     PLAN_REST_ARRIVING,    /* its VMM waits for what the migration brings */
     PLAN_REST_LEFT,        /* it has no VMM here any more, and may be another host's */
     PLAN_REST_UNCONFIRMED, /* it should run, but only the controllers can say whether it is ours still */
+    PLAN_WAIT_TASK,        /* a task has its disks; its end ticks */
     PLAN_WAIT_BACKOFF,     /* it will be tried again when the time has come */
     PLAN_WAIT_END,         /* the VMM is on its way out */
     PLAN_WAIT_ANSWER,      /* ask the control socket until it answers */

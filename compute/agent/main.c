@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_join.h"
+#include "compute/agent/task_child.h"
 #include "compute/agent/tunnel_program.h"
 #include "compute/agent/vmm_user.h"
 
@@ -283,6 +284,8 @@ int main(int argc, char **argv)
     setenv("UV_THREADPOOL_SIZE", "8", 0);
     if (parse_options(argc, argv, &options, &status) != 0)
         return status;
+    if (argc - optind == 3 && strcmp(argv[optind], "task") == 0) /* of an agent that runs; not for people */
+        return task_child_main(argv[optind + 1], (pid_t)strtol(argv[optind + 2], NULL, 10));
     if (argc - optind != 1)
         return usage("give one command, join or run");
     if (strcmp(argv[optind], "join") == 0)

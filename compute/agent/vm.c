@@ -92,6 +92,7 @@ struct local_vm {
 
     /* facts */
     bool confirmed, forgotten, gone, prepared;
+    unsigned holds; /* tasks that want its disks for themselves */
     bool looking; /* something holds the VM's lock and its name is not known yet */
     bool adjust_again; /* the order has changed since it began to be adjusted */
     bool adjusted; /* the VMM was started with the devices of the order, or has been given them */
@@ -962,6 +963,10 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
     case PLAN_REST_UNCONFIRMED:
         vm_move(vm, vm_state_STARTING, "waiting for the controllers to say that it is still this host's");
         return false;
+    case PLAN_WAIT_TASK:
+        if (wants_to_run(vm))
+            vm_progress(vm, "waiting for a task on its disks");
+        return false;
     case PLAN_WAIT_BACKOFF:
         vm_wait_backoff(vm);
         return false;
@@ -1035,6 +1040,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .stop_asked = vm->stop_asked,
         .stop_overdue = vm->stop_asked && (vm->stop_failed || now >= vm->stop_deadline_ms),
         .kill_sent = vm->kill_sent,
+        .held = vm->holds > 0,
         .differs = !vm->adjusted,
         .prepared = vm->prepared,
         .end = vm->end,
@@ -1342,6 +1348,28 @@ bool vm_has_process(const struct local_vm *vm)
 uid_t vm_user(const struct local_vm *vm)
 {
     return vm->file.user != 0 ? vm->file.user : geteuid();
+}
+
+void vm_hold(struct local_vm *vm, bool held)
+{
+    ASSERT(held || vm->holds > 0);
+    vm->holds += held ? 1u : -1u;
+    if (vm->holds == 0 && !vm->closing)
+        vm_wake_in(vm, 0);
+}
+
+enum vm_disks vm_disks(const struct local_vm *vm)
+{
+    if (vm->gone || vm->forgotten || vm->busy == VM_REMOVING || !vm->file.disks_made)
+        return VM_DISKS_NONE;
+    if (vm->process && vm->process_answers && !vm->stop_asked && !vm->shutdown_asked && !vm->kill_sent)
+        return VM_DISKS_IN_USE;
+    return vm->process || vm->looking || vm->busy == VM_PREPARING ? VM_DISKS_CHANGING : VM_DISKS_FREE;
+}
+
+const struct vm_context *vm_context_of(const struct local_vm *vm)
+{
+    return vm->context;
 }
 
 static void vm_timer_closed(uv_handle_t *handle)

@@ -84,6 +84,18 @@ uid_t vm_user(const struct local_vm *vm);
 void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t index);
 /* The controllers say that it is not ours: end it and remove what is left. */
 void vm_forget(struct local_vm *vm);
+/* A task wants the disks for itself: from vm_hold(true) until as many vm_hold(false) no VMM is started, and no file is
+ * removed. What is under way goes on: look with vm_disks. */
+void vm_hold(struct local_vm *vm, bool held);
+enum vm_disks {
+    VM_DISKS_NONE,     /* it has none here */
+    VM_DISKS_FREE,     /* no VMM has them, and while the VM is held none will */
+    VM_DISKS_IN_USE,   /* its VMM has them, and answers at vm_control_path */
+    VM_DISKS_CHANGING, /* a VMM starts or ends, or they are being made: look again */
+};
+enum vm_disks vm_disks(const struct local_vm *vm);
+const struct vm_context *vm_context_of(const struct local_vm *vm);
+
 /* Nothing is called back after @closed, and the memory is gone. */
 void vm_close(struct local_vm *vm, void (*closed)(void *arg), void *arg);
 
