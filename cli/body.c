@@ -241,8 +241,9 @@ static int add_option(const struct field_desc *f, const struct option_given *giv
 int body_build(const struct invocation *call, const struct object_desc *desc, bool patch, json_t **ret, struct error *err)
 {
     json_t *body = json_object();
-    if (!patch && call->name != NULL && object_field(desc, "name") != NULL)
-        json_object_set_new(body, "name", json_string(call->name));
+    const char *name = call->verb->argument == ARGUMENT_VM_AND_NEW_NAME ? call->new_name : call->name;
+    if (!patch && name != NULL && object_field(desc, "name") != NULL)
+        json_object_set_new(body, "name", json_string(name));
     for (size_t i = 0; i < call->n_options; i++) {
         const struct field_desc *f = field_of_option(desc, call->options[i].name);
         int rc = f ? add_option(f, &call->options[i], body, err) : 0;

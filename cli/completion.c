@@ -63,18 +63,18 @@ static void complete_options(const struct verb *v)
         puts("--force");
 }
 
-static void complete_names(const struct verb *v)
+static void complete_names(const struct verb *v, const char *noun)
 {
     struct invocation call = {.verb = v, .timeout_s = 1};
     struct client client;
     struct reply reply = {0};
     const json_t *row;
     size_t i;
-    CLEANUP_FREE char *path = xasprintf("/v1/%ss?limit=200&consistency=stale", v->noun);
+    CLEANUP_FREE char *path = xasprintf("/v1/%ss?limit=200&consistency=stale", noun);
     if (client_init(&client, &call, NULL) == 0 && client_request(&client, "GET", path, NULL, &reply, NULL) == 0) {
         json_array_foreach(reply.json, i, row)
         {
-            const char *name = json_string_value(json_object_get(row, strcmp(v->noun, "operation") == 0 ? "id" : "name"));
+            const char *name = json_string_value(json_object_get(row, strcmp(noun, "operation") == 0 ? "id" : "name"));
             if (name != NULL)
                 puts(name);
         }
@@ -104,5 +104,7 @@ void complete_words(int argc, char **argv)
     if (current[0] == '-')
         complete_options(v);
     else if (argc == 3 && v->argument == ARGUMENT_NAME && strcmp(v->noun, "context") != 0)
-        complete_names(v);
+        complete_names(v, v->noun);
+    else if (argc == 3 && v->argument == ARGUMENT_VM_AND_NEW_NAME)
+        complete_names(v, "vm");
 }

@@ -183,6 +183,8 @@ int invocation_parse(int argc, char **argv, struct invocation *ret, struct error
                 rc = error_set(err, -EINVAL, ERROR_INVALID, "%s has no verb '%s'; `drover %s --help` lists them", noun, word, noun);
         } else if (ret->name == NULL && ret->verb->argument != ARGUMENT_NONE) {
             ret->name = word;
+        } else if (ret->new_name == NULL && ret->verb->argument == ARGUMENT_VM_AND_NEW_NAME) {
+            ret->new_name = word;
         } else {
             rc = error_set(err, -EINVAL, ERROR_INVALID, "'%s' is one word too many; an example: %s", word, ret->verb->example);
         }

@@ -17,6 +17,7 @@ struct option_given {
 struct invocation {
     const struct verb *verb;
     const char *name;              /* positional argument, or NULL */
+    const char *new_name;          /* a second one (ARGUMENT_VM_AND_NEW_NAME), or NULL */
     struct option_given options[OPTIONS_MAX];
     size_t n_options;
     enum output_format output;

@@ -112,8 +112,19 @@ const struct verb verbs[] = {
      "  --seconds N            end by itself after so long\n"
      "  --until TEXT           end when this text has been shown\n"},
     {"vm", "events", "Show what happened to a VM.", "drover vm events web1", OWN, ARGUMENT_NAME, NULL, NULL, event_list, NULL},
+    {"snapshot", "list", NULL, "drover snapshot list --filter vm_name=web1", ROUTE_ID_snapshot_list, ARGUMENT_NONE,
+     "name,vm_name,state,consistency,ram,created_at", NULL, NULL, NULL},
+    {"snapshot", "create", NULL, "drover snapshot create web1 before-upgrade --wait", ROUTE_ID_snapshot_create,
+     ARGUMENT_VM_AND_NEW_NAME, NULL, NULL, NULL, WAIT_HELP},
+    {"snapshot", "show", NULL, "drover snapshot show before-upgrade", ROUTE_ID_snapshot_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"snapshot", "update", NULL, "drover snapshot update before-upgrade --label keep=yes", ROUTE_ID_snapshot_update, ARGUMENT_NAME,
+     NULL, NULL, NULL, NULL},
+    {"snapshot", "revert", NULL, "drover snapshot revert before-upgrade --yes --wait", ROUTE_ID_snapshot_revert, ARGUMENT_NAME, NULL,
+     "Take the disks back to snapshot %s? What was written since is lost", NULL, WAIT_HELP},
+    {"snapshot", "delete", NULL, "drover snapshot delete before-upgrade --yes --wait", ROUTE_ID_snapshot_delete, ARGUMENT_NAME, NULL,
+     "Remove snapshot %s?", NULL, WAIT_HELP},
     {"operation", "list", NULL, "drover operation list --filter state=running", ROUTE_ID_operation_list, ARGUMENT_NONE,
-     "id,kind,target_name,state,step,error_text,created_at,ended_at", NULL, NULL, NULL},
+     "id,kind,target_name,state,step,progress_done,progress_total,error_text,created_at,ended_at", NULL, NULL, NULL},
     {"operation", "show", NULL, "drover operation show 6f1c0b0e-6c1e-4d7a-9a57-0c6b8f3b2a11", ROUTE_ID_operation_show, ARGUMENT_NAME,
      NULL, NULL, NULL, NULL},
     {"operation", "wait", "Wait for the end of an operation, with progress.",
@@ -169,6 +180,8 @@ static const char *help_of(const struct verb *v)
 
 static const char *argument_of(const struct verb *v)
 {
+    if (v->argument == ARGUMENT_VM_AND_NEW_NAME)
+        return " VM [NAME]";
     return v->argument == ARGUMENT_NONE ? "" : strcmp(v->noun, "operation") == 0 ? " ID" : " NAME";
 }
 

@@ -6,7 +6,12 @@
 
 struct invocation;
 
-enum verb_argument { ARGUMENT_NONE, ARGUMENT_NAME, ARGUMENT_NEW_NAME };
+enum verb_argument {
+    ARGUMENT_NONE,
+    ARGUMENT_NAME,
+    ARGUMENT_NEW_NAME,
+    ARGUMENT_VM_AND_NEW_NAME, /* the VM that something is made of; then, if wanted, what it is to be called */
+};
 
 struct verb {
     const char *noun, *verb;
