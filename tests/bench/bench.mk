@@ -1,5 +1,5 @@
 # Benchmarks: figures for the promises of docs/ARCHITECTURE.md, on this machine.
-.PHONY: bench-api bench-vmm bench-block
+.PHONY: bench-api bench-vmm bench-block bench-migration
 bench-api: $(BUILD)/bin/drover-controller $(BUILD)/tests/bench/bench_api $(BUILD)/tests/bench/bench_watch ## three controllers: writes, reads, watchers, stalls, 20,000 and 50,000 VMs
 	@/usr/bin/python3 tests/bench/bench_api.py
 
@@ -12,3 +12,6 @@ build/bench/guest-bench: tests/bench/guest_bench.c
 	$(call say,cc,$@)$(CC) -std=gnu11 -O2 -g -D_GNU_SOURCE $(WARN) -static $< -lpthread -o $@
 bench-vmm: programs guest-stock build/bench/guest-bench ## one lab host: drover-vmm beside QEMU microvm and pc, twenty minutes (ROUNDS=3 MINUTES=15)
 	@tests/bench/bench_vmm
+
+bench-migration: programs guest ## live migration beside QEMU's over a limited link, an hour (RUNS=30); RUNS=2 ROWS=idle,100 for a look
+	@/usr/bin/python3 tests/bench/bench_migration.py

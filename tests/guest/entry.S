@@ -152,7 +152,7 @@ spurious:
 	iretq
 
 /* eax: 1 OUT byte (ebx -> port edx), 2 OUT word, 3 IN byte (port edx -> eax), 4 wait until timer_ticks is not rbx,
- * 5 start all other processors in ap_main, 6 OUT double word, 7 IN double word */
+ * 5 start all other processors in ap_main, 6 OUT double word, 7 IN double word, 8 timer: ebx counts a tick */
 system_call:
 	cmp $1, %eax
 	jne 2f
@@ -175,6 +175,8 @@ system_call:
 	je 7f
 	cmp $7, %eax
 	je 8f
+	cmp $8, %eax
+	je 9f
 	cmp %rbx, timer_ticks           /* interrupts are off here: none is lost between this and HLT */
 	jne 5f
 	sti
@@ -185,6 +187,13 @@ system_call:
 	out %eax, %dx
 	iretq
 8:	in %dx, %eax
+	iretq
+9:	push %rcx
+	mov $0x838, %ecx
+	mov %ebx, %eax
+	xor %edx, %edx
+	wrmsr
+	pop %rcx
 	iretq
 6:	push %rcx
 	push %rdx

@@ -13,6 +13,7 @@ enum {
     CALL_START = 5,
     CALL_OUT32 = 6,
     CALL_IN32 = 7,
+    CALL_TIMER = 8,
 };
 
 extern volatile uint64_t timer_ticks; /* of 100 ms */

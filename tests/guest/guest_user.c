@@ -10,6 +10,14 @@
  *   net        send numbered frames, and look at those that come (guest_net.c)
  *   quiet      no tick lines
  *
+ * and, to measure with (beats are seen from outside, whatever else the machine does):
+ *
+ *   hz=N       ticks of 1/N s
+ *   beat       a dot for each tick
+ *   pace=N     dirty= writes N pages a tick and rests then (0: each page once); each page whole, so that it can neither
+ *              be compressed nor sent as a difference, and "round N" is told each time that all have been written
+ *   scatter    dirty= goes through its pages in an order like random; MIB is a power of two
+ *
  * A line typed on COM1 comes back as "echo <line>"; "verify" has the disk read back besides. */
 #include <stdbool.h>
 #include <stdint.h>
@@ -19,6 +27,7 @@
 #include "guest_net.h"
 
 enum { COM1 = 0x3f8, COM1_STATUS = COM1 + 5, PM_CONTROL = 0x604, RESET_CONTROL = 0xcf9 };
+enum { TIMER_HZ = 1000000000, TICKS_HZ = 10 };
 #define SLEEP_S5 (5u << 10 | 1u << 13)
 #define DIRTY_START 0x1000000ull /* 16 MiB: above this image */
 #define PAGE 4096u
@@ -128,6 +137,58 @@ static void dirty_step(uint64_t pages)
     round++;
 }
 
+/* ---- at a given pace ---- */
+
+static struct {
+    uint64_t pages, pace, round, page;
+    bool on, scatter, resting; /* resting: pace 0, and all is written */
+} paced;
+
+static uint64_t word_of(uint64_t page, uint64_t round, uint64_t word)
+{
+    uint64_t x = (page << 32 ^ round << 9 ^ word) * 0x9e3779b97f4a7c15u;
+    return (x ^ x >> 29) * 0xbf58476d1ce4e5b9u;
+}
+
+/* Each page once a round: every step can be undone, and keeps below @pages, a power of two. */
+static uint64_t scattered(uint64_t page, uint64_t round, uint64_t pages)
+{
+    uint64_t mask = pages - 1, x = (page ^ round * 0x9e3779b1u) & mask;
+    unsigned half = (64 - (unsigned)__builtin_clzll(pages)) / 2;
+    x = (x * 0x2c1b3c6du) & mask;
+    x ^= x >> half;
+    x = (x * 0x297a2d39u) & mask;
+    return x ^ x >> half;
+}
+
+static void paced_page(void)
+{
+    uint64_t page = paced.scatter ? scattered(paced.page, paced.round, paced.pages) : paced.page;
+    volatile uint64_t *at = (volatile uint64_t *)(DIRTY_START + page * PAGE);
+    uint64_t before = paced.round - 1;
+    if (before && (at[0] != word_of(page, before, 0) || at[511] != word_of(page, before, 511) ||
+                   at[page % 512] != word_of(page, before, page % 512))) {
+        put("memory corrupt at page ");
+        put_number(page);
+        put("\n");
+    }
+    for (uint64_t word = 0; word < PAGE / 8; word++)
+        at[word] = word_of(page, paced.round, word);
+    if (++paced.page < paced.pages)
+        return;
+    paced.page = 0;
+    put("round ");
+    put_number(paced.round++);
+    put("\n");
+    paced.resting = paced.pace == 0;
+}
+
+static void paced_tick(void)
+{
+    for (uint64_t n = 0; !paced.resting && n < (paced.round == 1 ? 16 + paced.pace : paced.pace); n++)
+        paced_page();
+}
+
 static void wait_for_tick(uint64_t seen, uint64_t dirty_pages)
 {
     while (timer_ticks == seen) {
@@ -193,7 +254,20 @@ void user_main(const struct start_info *info)
     put("drover-guest: hello cmdline=<");
     put(cmdline);
     put(">\n");
-    uint64_t others = option(cmdline, "smp", 0);
+    uint64_t others = option(cmdline, "smp", 0), hz = option(cmdline, "hz", TICKS_HZ);
+    bool beat = option(cmdline, "beat", 0) != 0;
+    paced.on = option(cmdline, "pace", UINT64_MAX) != UINT64_MAX && dirty_pages;
+    if (paced.on) {
+        paced.pages = dirty_pages;
+        paced.pace = option(cmdline, "pace", 0);
+        paced.scatter = option(cmdline, "scatter", 0) != 0;
+        paced.round = 1;
+        dirty_pages = 0;
+    }
+    if (hz > TICKS_HZ && hz <= 1000)
+        call(CALL_TIMER, 0, TIMER_HZ / hz);
+    else
+        hz = TICKS_HZ;
     if (others && others < PROCESSORS_MAX)
         processors_start(others);
     if (option(cmdline, "disk", 0))
@@ -211,9 +285,14 @@ void user_main(const struct start_info *info)
             disk_tick(quiet);
         if (has_net)
             net_tick(quiet);
+        if (beat)
+            put(".");
+        if (paced.on)
+            paced_tick();
         if (others && others < PROCESSORS_MAX && n % 10 == 0)
             processors_check(others);
-        echo_input();
+        if (n % (hz / TICKS_HZ) == 0)
+            echo_input();
         end_if_asked(cmdline, n);
     }
 }
