@@ -16,6 +16,8 @@ void intake_finish(struct migrate_intake *in)
     stream_states_finish(&in->states);
     for (size_t i = 0; i < GUEST_REGIONS_MAX; i++)
         free(in->crcs[i]);
+    for (size_t i = 0; i < GUEST_REGIONS_MAX; i++)
+        free(in->lack[i]);
     *in = (struct migrate_intake){0};
 }
 
@@ -49,9 +51,23 @@ static int header_take(struct migrate_intake *in, struct intake_channel *c, bool
     return INTAKE_NONE;
 }
 
+/* A connection of a post-copy that lost the one before. */
+static int resume_take(struct migrate_intake *in, struct intake_channel *c, bool is_first, struct error *err)
+{
+    const struct migrate_step *step = &c->step;
+    if (!in->postcopy || !in->place || step->channels != in->channels || is_first != (step->number == 0) ||
+        memcmp(step->id, in->id, sizeof(in->id)) != 0)
+        return error_set(err, -EBADMSG, ERROR_CHECKSUM, "channel %u is none of this migration's", step->number);
+    c->number = step->number;
+    c->stage = INTAKE_AT_POST;
+    return INTAKE_OPENED;
+}
+
 static int open_take(struct migrate_intake *in, struct intake_channel *c, bool is_first, struct error *err)
 {
     const struct migrate_step *step = &c->step;
+    if (step->flags & MIGRATE_OPEN_RESUME)
+        return resume_take(in, c, is_first, err);
     bool fits = is_first ? step->number == 0 && !in->is_open
                          : in->is_open && step->number > 0 && step->channels == in->channels &&
                                !(in->joined >> step->number & 1) && memcmp(step->id, in->id, sizeof(in->id)) == 0;
@@ -88,6 +104,35 @@ static int verify_take(struct migrate_intake *in, const struct migrate_step *ste
     return INTAKE_NONE;
 }
 
+static int lack_take(struct migrate_intake *in, const struct migrate_step *step, struct error *err)
+{
+    uint32_t region = step->number;
+    uint64_t pages = region < in->region_count ? in->regions[region].size / GUEST_PAGE_BYTES : 0, words = (pages + 63) / 64;
+    uint64_t at = step->value / 64, count = step->bits_bytes / 8, last = 0;
+    if (step->value < (pages ? in->lack_next[region] : 0) || at >= words || count > words - at)
+        return error_set(err, -EBADMSG, ERROR_CHECKSUM, "the list of lacking pages is out of order");
+    struct bytes_reader bits = bytes_reader(step->bits, step->bits_bytes);
+    if (!in->lack[region])
+        in->lack[region] = xcalloc(words, sizeof(uint64_t));
+    for (uint64_t i = 0; i < count; i++)
+        last = in->lack[region][at + i] = bytes_get_u64(&bits);
+    in->lack_next[region] = (at + count) * 64;
+    if (at + count == words && pages % 64 && last >> (pages % 64))
+        return error_set(err, -EBADMSG, ERROR_CHECKSUM, "pages are said to be lacking that there are not");
+    return INTAKE_NONE;
+}
+
+static int final_take(struct migrate_intake *in, struct intake_channel *c)
+{
+    bool is_main = c->number == 0, postcopy = c->step.number & MIGRATE_FINAL_POSTCOPY;
+    if (is_main) {
+        in->paused = c->step.number & MIGRATE_FINAL_PAUSED;
+        in->postcopy = postcopy;
+    }
+    c->stage = is_main ? INTAKE_AT_GO : postcopy ? INTAKE_AT_POST : INTAKE_AT_END;
+    return INTAKE_FINAL;
+}
+
 /* A step on a channel that is past OPEN. */
 static int step_take(struct migrate_intake *in, struct intake_channel *c, const struct stream_section *section,
                      struct error *err)
@@ -97,23 +142,25 @@ static int step_take(struct migrate_intake *in, struct intake_channel *c, const 
     case MIGRATE_CHECK:
         return c->stage == INTAKE_AT_CHECK ? INTAKE_CHECK : out_of_order(section, err);
     case MIGRATE_SYNC:
-        return c->stage == INTAKE_AT_PAGES ? INTAKE_SYNC : out_of_order(section, err);
+        return c->stage == INTAKE_AT_PAGES || c->stage == INTAKE_AT_POST ? INTAKE_SYNC : out_of_order(section, err);
     case MIGRATE_VERIFY:
         return is_main && c->stage == INTAKE_AT_PAGES ? verify_take(in, &c->step, err) : out_of_order(section, err);
+    case MIGRATE_LACK:
+        return is_main && c->stage == INTAKE_AT_PAGES ? lack_take(in, &c->step, err) : out_of_order(section, err);
     case MIGRATE_FINAL:
-        if (c->stage != INTAKE_AT_PAGES)
-            return out_of_order(section, err);
-        if (is_main)
-            in->paused = c->step.number & MIGRATE_FINAL_PAUSED;
-        c->stage = is_main ? INTAKE_AT_GO : INTAKE_AT_END;
-        return INTAKE_FINAL;
+        return c->stage == INTAKE_AT_PAGES ? final_take(in, c) : out_of_order(section, err);
     case MIGRATE_GO:
         if (c->stage != INTAKE_AT_GO)
             return out_of_order(section, err);
-        c->stage = INTAKE_AT_END;
+        c->stage = in->postcopy ? INTAKE_AT_POST : INTAKE_AT_END;
         return INTAKE_GO;
+    case MIGRATE_DONE:
+        if (!is_main || c->stage != INTAKE_AT_POST)
+            return out_of_order(section, err);
+        c->stage = INTAKE_AT_END;
+        return INTAKE_DONE;
     case MIGRATE_CANCEL:
-        return is_main && c->stage != INTAKE_AT_END ? INTAKE_CANCEL : out_of_order(section, err);
+        return is_main && c->stage < INTAKE_AT_POST ? INTAKE_CANCEL : out_of_order(section, err);
     case MIGRATE_OPEN:
     case MIGRATE_KIND_END:
     default:
@@ -130,7 +177,7 @@ static int migrate_take(struct migrate_intake *in, struct intake_channel *c, boo
     if (c->stage == INTAKE_AT_OPEN)
         return c->step.kind == MIGRATE_OPEN ? open_take(in, c, is_first, err) : out_of_order(section, err);
     code = step_take(in, c, section, err);
-    c->step.crcs = NULL;
+    c->step.crcs = c->step.bits = NULL;
     return code;
 }
 
@@ -148,11 +195,13 @@ int intake_section(struct migrate_intake *in, struct intake_channel *c, bool is_
     case STREAM_STATE:
         return state_may_come ? stream_states_add(&in->states, section, err) : out_of_order(section, err);
     case STREAM_PAGES:
+        if (c->stage == INTAKE_AT_POST && in->place)
+            return stream_pages_place(c->pages, section, in->regions, in->region_count, in->place, in->place_arg, err);
         return c->stage == INTAKE_AT_PAGES
                    ? stream_pages_apply(c->pages, section, in->regions, in->region_count, false, err)
                    : out_of_order(section, err);
     case STREAM_END:
-        return c->stage == INTAKE_AT_END ? INTAKE_END : out_of_order(section, err);
+        return c->stage == INTAKE_AT_END || (c->stage == INTAKE_AT_POST && c->number > 0) ? INTAKE_END : out_of_order(section, err);
     default:
         return out_of_order(section, err);
     }
@@ -167,7 +216,7 @@ void intake_accept(struct migrate_intake *in, struct intake_channel *c)
 
 int intake_verify(const struct migrate_intake *in, struct error *err)
 {
-    for (size_t i = 0; in->verify && i < in->region_count; i++) {
+    for (size_t i = 0; in->verify && !in->postcopy && i < in->region_count; i++) {
         const struct guest_region *r = &in->regions[i];
         if (in->crc_counts[i] != pieces_of(r))
             return error_set(err, -EBADMSG, ERROR_CHECKSUM, "checksums of memory are missing");

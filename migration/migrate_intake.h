@@ -4,6 +4,9 @@
  *   channel 0   HEADER, OPEN, STATE..., CHECK; (PAGES..., SYNC)...; STATE..., PAGES..., VERIFY..., FINAL; GO | CANCEL; END
  *   others      HEADER, OPEN;                  (PAGES..., SYNC)...; PAGES..., FINAL; END
  *
+ * Post-copy: LACK... before FINAL (POSTCOPY); from then on PAGES and SYNC again, placed only where they are lacking
+ * (`place`); on channel 0 after GO, and DONE there before END. A channel that joins with RESUME begins with those.
+ *
  * Anything out of this order is -EBADMSG. Pages go into memory at once, all else is given to the caller as events.
  * Threads: one at a time for each channel; different channels at the same time once channel 0 is past CHECK. */
 #ifndef MIGRATION_MIGRATE_INTAKE_H
@@ -21,10 +24,11 @@ enum intake_event {
     INTAKE_FINAL,  /* channel 0: `states`, `paused` */
     INTAKE_GO,     /* step.value is the epoch */
     INTAKE_CANCEL, /* step.text */
+    INTAKE_DONE,   /* channel 0, post-copy: that was all */
     INTAKE_END,
 };
 
-enum intake_stage { INTAKE_AT_HEADER, INTAKE_AT_OPEN, INTAKE_AT_CHECK, INTAKE_AT_PAGES, INTAKE_AT_GO, INTAKE_AT_END };
+enum intake_stage { INTAKE_AT_HEADER, INTAKE_AT_OPEN, INTAKE_AT_CHECK, INTAKE_AT_PAGES, INTAKE_AT_GO, INTAKE_AT_POST, INTAKE_AT_END };
 
 struct intake_channel {
     enum intake_stage stage;
@@ -42,7 +46,11 @@ struct migrate_intake {
     uint32_t channels, joined; /* bits of those that are open */
     bool verify;
     struct stream_states states;
-    bool paused;
+    bool paused, postcopy;
+    uint64_t *lack[GUEST_REGIONS_MAX];        /* post-copy: pages that will come later; owned */
+    uint64_t lack_next[GUEST_REGIONS_MAX];    /* the next LACK begins there at the earliest */
+    stream_place_fn place;                    /* post-copy: where its pages go; NULL: none may come yet */
+    void *place_arg;
     uint32_t *crcs[GUEST_REGIONS_MAX];        /* of each piece, as the source says... */
     uint64_t crc_counts[GUEST_REGIONS_MAX];   /* ...and how many it has said, in order */
 };

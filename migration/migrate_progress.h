@@ -10,9 +10,11 @@
  *                       |         |        |       |       +--> UNKNOWN: no word whether the target runs. Paused until
  *                       +---------+--------+-------+            somebody who knows decides
  *                                 +--> FAILED, CANCELLED: the guest goes on here
+ *            post-copy: GO -> POSTCOPY <-> LOST, then DONE
  *   target   CONNECT -> MEMORY -> STOP -> READY -> GO -> DONE
  *                       |         |        |       +--> UNKNOWN: the source is gone and has not said go. Paused, as above
- *                       +---------+--------+--> FAILED, CANCELLED: the guest was never here */
+ *                       +---------+--------+--> FAILED, CANCELLED: the guest was never here
+ *            post-copy: GO -> POSTCOPY <-> LOST, then DONE; or FAILED when it is given up: the guest is lost */
 enum migrate_phase {
     MIGRATE_PHASE_IDLE,
     MIGRATE_PHASE_CONNECT, /* looking for one another, and whether the machine fits */
@@ -24,6 +26,8 @@ enum migrate_phase {
     MIGRATE_PHASE_DONE,
     MIGRATE_PHASE_FAILED,
     MIGRATE_PHASE_CANCELLED,
+    MIGRATE_PHASE_POSTCOPY, /* the target runs, and the rest of its memory is on its way */
+    MIGRATE_PHASE_LOST,     /* the same, but without a connection: the target stands still until the source is back */
 };
 
 struct migrate_progress {
@@ -34,7 +38,7 @@ struct migrate_progress {
     uint64_t sent_bytes;             /* on all connections */
     uint64_t pages_data, pages_zero; /* sent */
     uint64_t pages_same;             /* not sent: the target had them */
-    uint64_t dirty_pages;            /* to send when the last round ended */
+    uint64_t dirty_pages;            /* to send when the last round ended; post-copy: that the target lacks */
     uint64_t dirty_per_s;            /* pages that the guest writes */
     uint64_t bytes_per_s;            /* on the wire, in the last round */
     uint64_t predicted_us;           /* the pause, if it were now */

@@ -10,8 +10,12 @@
 
 #include "migration/migrate_channel.h"
 #include "migration/migrate_intake.h"
+#include "migration/page_faults.h"
 
-enum { ANSWER_PATIENCE_MS = 1000, DRAIN_BYTES_MAX = 64 << 20 };
+enum { ANSWER_PATIENCE_MS = 1000, DRAIN_BYTES_MAX = 64 << 20, POST_PATIENCE_MS = 10000 };
+
+/* Is it a post-copy? Known when channel 0 is at FINAL; the other channels' threads wait for that. */
+enum post { POST_UNDECIDED, POST_NO, POST_YES };
 
 struct receiver_channel {
     struct migrate_receiver *receiver;
@@ -29,10 +33,20 @@ struct migrate_receiver {
     struct receiver_channel channels[MIGRATE_CHANNELS_MAX]; /* [0] is the first; the others in order of arrival */
     uint64_t began_us;
     bool cancel, decided; /* atomic */
+    /* post-copy */
+    struct page_faults *faults;
+    pthread_t faults_thread;
+    bool faults_thread_runs;
+    bool faults_end, faults_again; /* atomic: to the faults' thread: end; ask for everything again */
+    bool broken;                   /* atomic: the connections are given up */
+    bool has_run;                  /* atomic: the guest runs here, or has */
+    pthread_mutex_t urgent_lock;   /* guards `urgent` and what is written to it */
+    struct receiver_channel *urgent; /* where pages are asked for; NULL: nowhere */
 
     pthread_mutex_t lock; /* guards all below, and the intake until a channel is at its pages */
     pthread_cond_t changed;
     struct migrate_progress progress;
+    enum post post;
     unsigned finals; /* channels that have sent all their pages */
     int failed;      /* of a channel's thread */
     struct error failure;
@@ -55,6 +69,7 @@ struct migrate_receiver *migrate_receiver_create(struct guest *guest, const stru
     r->guest = guest;
     r->options = *options;
     pthread_mutex_init(&r->lock, NULL);
+    pthread_mutex_init(&r->urgent_lock, NULL);
     pthread_cond_init(&r->changed, NULL);
     size_t count = guest->ops->regions(guest, regions);
     intake_init(&r->intake, regions, count);
@@ -79,13 +94,24 @@ static void channel_finish(struct receiver_channel *c)
     c->open = false;
 }
 
+static void faults_thread_end(struct migrate_receiver *r)
+{
+    __atomic_store_n(&r->faults_end, true, __ATOMIC_RELEASE);
+    if (r->faults_thread_runs)
+        pthread_join(r->faults_thread, NULL);
+    r->faults_thread_runs = false;
+}
+
 void migrate_receiver_destroy(struct migrate_receiver *r)
 {
     if (!r)
         return;
     for (unsigned i = 0; i < MIGRATE_CHANNELS_MAX; i++)
         channel_finish(&r->channels[i]);
+    faults_thread_end(r);
+    page_faults_finish(r->faults);
     intake_finish(&r->intake);
+    pthread_mutex_destroy(&r->urgent_lock);
     pthread_cond_destroy(&r->changed);
     pthread_mutex_destroy(&r->lock);
     free(r);
@@ -145,19 +171,34 @@ static int channel_event(struct receiver_channel *c, struct error *err)
     return code;
 }
 
+/* Pages are asked for on one of the channels by another thread. */
 static int synced(struct receiver_channel *c, struct error *err)
 {
-    return migrate_channel_answer(&c->channel, MIGRATE_SYNCED, c->intake.step.number, "", err);
+    struct migrate_receiver *r = c->receiver;
+    pthread_mutex_lock(&r->urgent_lock);
+    bool is_urgent = r->urgent == c;
+    if (!is_urgent)
+        pthread_mutex_unlock(&r->urgent_lock);
+    int code = migrate_channel_answer(&c->channel, MIGRATE_SYNCED, c->intake.step.number, "", err);
+    if (is_urgent)
+        pthread_mutex_unlock(&r->urgent_lock);
+    return code;
+}
+
+static uint64_t accepted_value(const struct migrate_receiver *r)
+{
+    return MIGRATE_VERSION | (r->options.fault_fd > 0 ? MIGRATE_CAN_POSTCOPY : 0);
 }
 
 /* A channel other than the first, until it has sent all. */
 static int channel_serve(struct receiver_channel *c, struct error *err)
 {
+    struct migrate_receiver *r = c->receiver;
     while (true) {
         int event = channel_event(c, err);
         int code = event < 0 ? event : 0;
         if (event == INTAKE_OPENED)
-            code = migrate_channel_answer(&c->channel, MIGRATE_ACCEPTED, MIGRATE_VERSION, "", err);
+            code = migrate_channel_answer(&c->channel, MIGRATE_ACCEPTED, accepted_value(r), "", err);
         else if (event == INTAKE_SYNC)
             code = synced(c, err);
         if (code < 0 || event == INTAKE_FINAL)
@@ -165,22 +206,65 @@ static int channel_serve(struct receiver_channel *c, struct error *err)
     }
 }
 
+/* The same from there on, until all that was lacking has come. Nothing to say is no fault: channel 0 knows that. */
+static int channel_post(struct receiver_channel *c, struct error *err)
+{
+    struct migrate_receiver *r = c->receiver;
+    c->channel.cancel = &r->broken;
+    while (true) {
+        int event = channel_event(c, err);
+        int code = event < 0 ? event : 0;
+        if (event == INTAKE_OPENED)
+            code = migrate_channel_answer(&c->channel, MIGRATE_ACCEPTED, accepted_value(r), "", err);
+        else if (event == INTAKE_SYNC)
+            code = synced(c, err);
+        pthread_mutex_lock(&r->lock);
+        bool is_patient = r->progress.phase != MIGRATE_PHASE_STOP;
+        pthread_mutex_unlock(&r->lock);
+        if (event == INTAKE_END || (code < 0 && !(code == -ETIMEDOUT && is_patient)))
+            return code;
+    }
+}
+
+/* A channel's thread has failed. While the machine is being loaded that may be waiting for a page that will not come. */
+static void channel_failed(struct receiver_channel *c, int code, const struct error *err)
+{
+    struct migrate_receiver *r = c->receiver;
+    pthread_mutex_lock(&r->lock);
+    bool before_ready = r->progress.phase <= MIGRATE_PHASE_STOP;
+    if (before_ready && r->failed == 0) {
+        r->failed = code;
+        r->failure = *err;
+        __atomic_store_n(&r->cancel, true, __ATOMIC_RELEASE); /* the first channel comes and looks */
+        if (r->faults)
+            page_faults_let_go(r->faults);
+    }
+    __atomic_store_n(&r->broken, true, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static enum post post_wait(struct migrate_receiver *r)
+{
+    pthread_mutex_lock(&r->lock);
+    r->finals++;
+    pthread_cond_broadcast(&r->changed);
+    while (r->post == POST_UNDECIDED && !__atomic_load_n(&r->broken, __ATOMIC_ACQUIRE))
+        pthread_cond_wait(&r->changed, &r->lock);
+    enum post post = r->post;
+    pthread_mutex_unlock(&r->lock);
+    return post;
+}
+
 static void *channel_main(void *arg)
 {
     struct receiver_channel *c = arg;
-    struct migrate_receiver *r = c->receiver;
     struct error err = {0};
     int code = channel_serve(c, &err);
-    pthread_mutex_lock(&r->lock);
-    if (code == 0) {
-        r->finals++;
-    } else if (r->failed == 0) {
-        r->failed = code;
-        r->failure = err;
-        __atomic_store_n(&r->cancel, true, __ATOMIC_RELEASE); /* the first channel comes and looks */
-    }
-    pthread_cond_broadcast(&r->changed);
-    pthread_mutex_unlock(&r->lock);
+    if (code >= 0 && post_wait(c->receiver) == POST_YES)
+        code = channel_post(c, &err);
+    if (code < 0)
+        channel_failed(c, code, &err);
     return NULL;
 }
 
@@ -239,17 +323,100 @@ static int finals_wait(struct migrate_receiver *r, struct error *err)
     return code;
 }
 
+/* ---- post-copy: before it runs ---- */
+
+static int post_place(void *arg, size_t region, uint64_t page, uint64_t pages, const uint8_t *data, struct error *err)
+{
+    struct migrate_receiver *r = arg;
+    return page_faults_place(r->faults, region, page, pages, data, err);
+}
+
+/* On the faults' thread. Where there is no connection it is asked again later. */
+static int page_want(void *arg, size_t region, uint64_t page)
+{
+    struct migrate_receiver *r = arg;
+    pthread_mutex_lock(&r->urgent_lock);
+    if (r->urgent)
+        (void)migrate_channel_answer(&r->urgent->channel, MIGRATE_WANTED, migrate_wanted(region, page), "", NULL);
+    pthread_mutex_unlock(&r->urgent_lock);
+    return 0;
+}
+
+static void *faults_main(void *arg)
+{
+    struct migrate_receiver *r = arg;
+    struct error err;
+    size_t region;
+    uint64_t page;
+    int code = 0;
+    while (code >= 0 && !__atomic_load_n(&r->faults_end, __ATOMIC_ACQUIRE)) {
+        if (__atomic_exchange_n(&r->faults_again, false, __ATOMIC_ACQ_REL))
+            (void)page_faults_wanted_again(r->faults, page_want, r);
+        code = page_faults_next(r->faults, CHANNEL_SLICE_MS, &region, &page, &err);
+        if (code > 0)
+            (void)page_want(r, region, page);
+    }
+    return NULL;
+}
+
+static void urgent_set(struct migrate_receiver *r, bool there)
+{
+    pthread_mutex_lock(&r->urgent_lock);
+    r->urgent = NULL;
+    for (unsigned i = 1; there && i < r->intake.channels; i++)
+        if (r->channels[i].intake.number == r->intake.channels - 1)
+            r->urgent = &r->channels[i];
+    pthread_mutex_unlock(&r->urgent_lock);
+}
+
+static void post_decide(struct migrate_receiver *r, enum post post)
+{
+    pthread_mutex_lock(&r->lock);
+    r->post = post;
+    pthread_cond_broadcast(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static int post_begin(struct migrate_receiver *r, struct error *err)
+{
+    struct page_faults *faults;
+    if (r->options.fault_fd <= 0 || r->intake.channels < 2)
+        return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "post-copy is not possible here");
+    int code = page_faults_start(r->options.fault_fd, r->intake.regions, r->intake.region_count, r->intake.lack, &faults,
+                                 err);
+    if (code < 0)
+        return code;
+    pthread_mutex_lock(&r->lock);
+    r->faults = faults;
+    pthread_mutex_unlock(&r->lock);
+    r->intake.place_arg = r;
+    r->intake.place = post_place;
+    urgent_set(r, true);
+    code = -pthread_create(&r->faults_thread, NULL, faults_main, r);
+    r->faults_thread_runs = code == 0;
+    if (code < 0)
+        return error_errno(err, code, "cannot start a thread");
+    post_decide(r, POST_YES);
+    return 0;
+}
+
 static int complete(struct migrate_receiver *r, struct error *err)
 {
     struct receiver_channel *main = &r->channels[0];
     phase_set(r, MIGRATE_PHASE_STOP);
     int code = finals_wait(r, err);
+    if (code == 0 && r->intake.postcopy)
+        code = post_begin(r, err);
+    else
+        post_decide(r, POST_NO);
     if (code == 0)
         code = intake_verify(&r->intake, err);
     if (code == 0)
         code = r->options.load(r->options.arg, &r->intake.states, r->intake.paused, err);
     if (code == 0)
         code = stream_states_check_taken(&r->intake.states, err);
+    if (code == 0 && r->intake.postcopy)
+        code = failure_of(r, 0, err); /* of a channel, while it was being loaded */
     if (code < 0)
         return code;
     phase_set(r, MIGRATE_PHASE_READY);
@@ -268,7 +435,7 @@ static int receive(struct migrate_receiver *r, struct error *err)
             code = machine_judge(r, err);
             if (code == 0) {
                 intake_accept(&r->intake, &main->intake);
-                code = migrate_channel_answer(&main->channel, MIGRATE_ACCEPTED, MIGRATE_VERSION, "", err);
+                code = migrate_channel_answer(&main->channel, MIGRATE_ACCEPTED, accepted_value(r), "", err);
             }
             if (code == 0)
                 code = others_accept(r, err);
@@ -327,6 +494,132 @@ static int go_wait(struct migrate_receiver *r, uint64_t *ret_epoch, struct error
     return decision_follow(r, ret_epoch, err);
 }
 
+/* ---- post-copy: it runs ---- */
+
+static void stall(struct migrate_receiver *r, bool stalled)
+{
+    if (r->options.stall)
+        r->options.stall(r->options.arg, stalled);
+}
+
+static void lost_set(struct migrate_receiver *r, const struct error *err)
+{
+    pthread_mutex_lock(&r->lock);
+    r->progress.phase = MIGRATE_PHASE_LOST;
+    r->progress.failure = (struct error){0};
+    error_set(&r->progress.failure, -ECONNRESET, ERROR_UNREACHABLE,
+              "the source is lost, which has %llu pages of the VM's memory that are not here; the VM stands still until it is "
+              "back, and has to be started anew if it never is: %.250s",
+              (unsigned long long)page_faults_lacking(r->faults), err->text);
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* Give all connections up. */
+static void post_break(struct migrate_receiver *r)
+{
+    urgent_set(r, false);
+    __atomic_store_n(&r->broken, true, __ATOMIC_RELEASE);
+    for (unsigned i = 0; i < MIGRATE_CHANNELS_MAX; i++)
+        channel_finish(&r->channels[i]);
+    __atomic_store_n(&r->broken, false, __ATOMIC_RELEASE);
+}
+
+static void *resumed_main(void *arg)
+{
+    struct receiver_channel *c = arg;
+    struct error err = {0};
+    int code = channel_post(c, &err);
+    if (code < 0)
+        channel_failed(c, code, &err);
+    return NULL;
+}
+
+/* The source's connection @i, again. */
+static int resume_one(struct migrate_receiver *r, unsigned i, struct error *err)
+{
+    struct receiver_channel *c = &r->channels[i];
+    int code = channel_accept(r, c, i == 0 ? 0 : r->options.patience_ms, err);
+    if (code < 0)
+        return code;
+    int event = channel_event(c, err);
+    if (event != INTAKE_OPENED)
+        return event < 0 ? event : error_set(err, -EBADMSG, ERROR_CHECKSUM, "the source does not resume");
+    code = migrate_channel_answer(&c->channel, MIGRATE_ACCEPTED, accepted_value(r), "", err);
+    if (code < 0 || i == 0)
+        return code;
+    code = -pthread_create(&c->thread, NULL, resumed_main, c);
+    c->thread_runs = code == 0;
+    return code < 0 ? error_errno(err, code, "cannot start a thread") : 0;
+}
+
+/* Until the source is back, or it was given up. Others who connect are sent away. */
+static int post_resume(struct migrate_receiver *r, struct error *err)
+{
+    stall(r, true);
+    lost_set(r, err);
+    while (true) {
+        int code = 0;
+        for (unsigned i = 0; code >= 0 && i < r->intake.channels; i++)
+            code = resume_one(r, i, err);
+        if (code >= 0)
+            break;
+        post_break(r);
+        if (__atomic_load_n(&r->cancel, __ATOMIC_ACQUIRE))
+            return error_set(err, -ECANCELED, ERROR_CANCELLED,
+                             "the VM was given up: %llu pages of its memory were still at the source, which was lost",
+                             (unsigned long long)page_faults_lacking(r->faults));
+    }
+    urgent_set(r, true);
+    __atomic_store_n(&r->faults_again, true, __ATOMIC_RELEASE);
+    phase_set(r, MIGRATE_PHASE_POSTCOPY);
+    stall(r, false);
+    return 0;
+}
+
+/* Channel 0 until DONE. */
+static int post_receive(struct migrate_receiver *r, struct error *err)
+{
+    struct receiver_channel *main = &r->channels[0];
+    main->channel.cancel = &r->broken;
+    main->channel.patience_ms = POST_PATIENCE_MS;
+    while (true) {
+        int event = channel_event(main, err), code = event < 0 ? event : 0;
+        uint64_t lacking = page_faults_lacking(r->faults);
+        pthread_mutex_lock(&r->lock);
+        r->progress.dirty_pages = lacking;
+        pthread_mutex_unlock(&r->lock);
+        if (event == INTAKE_SYNC)
+            code = synced(main, err);
+        if (event == INTAKE_DONE && lacking == 0) {
+            (void)migrate_channel_answer(&main->channel, MIGRATE_COMPLETE, migrate_now_us() - r->began_us, "", NULL);
+            (void)channel_event(main, NULL); /* END */
+            return 0;
+        }
+        if (event == INTAKE_DONE || event == INTAKE_END)
+            code = error_set(err, -EBADMSG, ERROR_CHECKSUM, "the source says that was all");
+        if (code < 0)
+            return lacking == 0 ? 0 : code;
+    }
+}
+
+static int post_serve(struct migrate_receiver *r, struct error *err)
+{
+    phase_set(r, MIGRATE_PHASE_POSTCOPY);
+    while (post_receive(r, err) < 0) {
+        post_break(r);
+        int code = post_resume(r, err);
+        if (code < 0)
+            return code;
+    }
+    urgent_set(r, false);
+    faults_thread_end(r);
+    pthread_mutex_lock(&r->lock);
+    struct page_faults *faults = TAKE_PTR(r->faults);
+    pthread_mutex_unlock(&r->lock);
+    page_faults_finish(faults);
+    return 0;
+}
+
 static int take_over(struct migrate_receiver *r, struct error *err)
 {
     struct receiver_channel *main = &r->channels[0];
@@ -337,11 +630,15 @@ static int take_over(struct migrate_receiver *r, struct error *err)
     uint64_t start_us = migrate_now_us();
     phase_set(r, MIGRATE_PHASE_GO);
     code = r->options.run(r->options.arg, epoch, err);
+    if (code == 0 && r->intake.postcopy)
+        __atomic_store_n(&r->has_run, true, __ATOMIC_RELEASE);
     bool never = false;
     main->channel.cancel = &never;
     main->channel.patience_ms = ANSWER_PATIENCE_MS;
     if (code == 0)
         (void)migrate_channel_answer(&main->channel, MIGRATE_RUNNING, migrate_now_us() - start_us, "", NULL);
+    if (code == 0 && r->intake.postcopy)
+        return post_serve(r, err);
     if (code == 0)
         (void)channel_event(main, NULL); /* END: closed with unread bytes, the socket would take the answer back */
     return code;
@@ -382,6 +679,11 @@ int migrate_receiver_run(struct migrate_receiver *r, struct error *err)
         __atomic_store_n(&r->cancel, true, __ATOMIC_RELEASE);
         refusal_send(r, &words);
     }
+    pthread_mutex_lock(&r->lock);
+    __atomic_store_n(&r->broken, true, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+    urgent_set(r, false);
     for (unsigned i = 0; i < MIGRATE_CHANNELS_MAX; i++)
         channel_finish(&r->channels[i]);
     pthread_mutex_lock(&r->lock);
@@ -422,7 +724,11 @@ int migrate_receiver_decide(struct migrate_receiver *r, enum migrate_outcome out
     int code = 0;
     pthread_mutex_lock(&r->lock);
     enum migrate_phase phase = r->progress.phase;
-    if ((phase != MIGRATE_PHASE_READY && phase != MIGRATE_PHASE_UNKNOWN) || r->outcome != MIGRATE_UNDECIDED) {
+    if (phase == MIGRATE_PHASE_LOST && outcome == MIGRATE_RUNS_THERE) {
+        __atomic_store_n(&r->cancel, true, __ATOMIC_RELEASE);
+    } else if (phase == MIGRATE_PHASE_LOST) {
+        code = error_set(err, -EINVAL, ERROR_CONFLICT, "part of the VM's memory is at the source alone: without it the VM can only be given up");
+    } else if ((phase != MIGRATE_PHASE_READY && phase != MIGRATE_PHASE_UNKNOWN) || r->outcome != MIGRATE_UNDECIDED) {
         code = error_set(err, -EINVAL, ERROR_CONFLICT, "there is nothing to decide about the migration");
     } else {
         r->outcome = outcome;
@@ -432,4 +738,14 @@ int migrate_receiver_decide(struct migrate_receiver *r, enum migrate_outcome out
     pthread_cond_broadcast(&r->changed);
     pthread_mutex_unlock(&r->lock);
     return code;
+}
+
+uint64_t migrate_receiver_lacking(struct migrate_receiver *r)
+{
+    if (!__atomic_load_n(&r->has_run, __ATOMIC_ACQUIRE))
+        return 0;
+    pthread_mutex_lock(&r->lock);
+    uint64_t lacking = r->faults ? page_faults_lacking(r->faults) : 0;
+    pthread_mutex_unlock(&r->lock);
+    return lacking;
 }

@@ -11,6 +11,11 @@
  * without GO or CANCEL makes the phase UNKNOWN: everything is here, but the source may go on; the guest stands still
  * until somebody who knows decides. Bytes of the peer never do more than that: everything is judged before it is used.
  *
+ * Post-copy, where the source asks for it and fault_fd is there: 5. comes before memory is complete. From 3. on touches of
+ * lacking pages wait and are asked for; after 5. the phase is POSTCOPY until all has come. Is the source lost meanwhile, the
+ * phase is LOST: the guest is held still (options.stall) and the source waited for, which connects again, until somebody
+ * decides RUNS_THERE: that is the guest's end, for nobody has its memory.
+ *
  * Threads: run on one, which calls the guest's functions and those of the options; one for each further channel writes
  * to guest memory. Progress, cancel and decide from any. */
 #ifndef MIGRATION_MIGRATE_RECEIVER_H
@@ -31,6 +36,9 @@ struct migrate_receiver_options {
     int (*load)(void *arg, struct stream_states *states, bool paused, struct error *err);
     /* It is this side's now, with @epoch (0: there is no cluster): run it, unless its user had paused it. */
     int (*run)(void *arg, uint64_t epoch, struct error *err);
+    /* Hold the guest still, or let it go on; it may be waiting for a page, so this does not wait. NULL: nothing. */
+    void (*stall)(void *arg, bool stalled);
+    int fault_fd; /* of page_faults_open, borrowed; 0 or less: no post-copy */
     void *arg;
 };
 
@@ -41,7 +49,9 @@ int migrate_receiver_run(struct migrate_receiver *r, struct error *err);
 struct migrate_progress migrate_receiver_progress(struct migrate_receiver *r);
 /* Before READY, or when this process ends. */
 void migrate_receiver_cancel(struct migrate_receiver *r);
-/* -EINVAL but in READY and UNKNOWN. */
+/* Pages are lacking while the guest runs or stands still: 0 when there is none, or no post-copy. */
+uint64_t migrate_receiver_lacking(struct migrate_receiver *r);
+/* -EINVAL but in READY, UNKNOWN and LOST (there: RUNS_THERE gives the guest up, and nothing else can be decided). */
 int migrate_receiver_decide(struct migrate_receiver *r, enum migrate_outcome outcome, uint64_t epoch,
                             struct error *err);
 

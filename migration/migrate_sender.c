@@ -8,12 +8,17 @@
 #include <sys/random.h>
 
 #include "migration/page_ledger.h"
+#include "migration/postcopy_source.h"
 #include "migration/stream_pages.h"
 
 enum {
     BLOCK_PAGES = 256, /* neighbours that travel on the same channel */
     LOOK_US = 60000,   /* after so long in a round it is looked how much was written: some periods of the throttle */
+    POST_PATIENCE_MS = 10000, /* a target that runs is silent for so long, and the connection counts as lost */
+    RETRY_MS = 300,           /* between tries to connect again */
 };
+
+enum work { WORK_ROUND, WORK_FINAL, WORK_FINAL_POSTCOPY, WORK_PUSH };
 
 struct sender_channel {
     struct migrate_sender *sender;
@@ -23,6 +28,7 @@ struct sender_channel {
     struct stream_writer out;
     struct stream_pages_writer *pages;
     struct compress_choice compression;
+    struct postcopy_link link;
     uint64_t written;      /* bytes, atomic */
     uint64_t looked, same; /* pages, of the round */
     /* of channels but the first: */
@@ -37,7 +43,10 @@ struct migrate_sender {
     struct machine_description header;
     struct migrate_sender_options options;
     bool cancel, abandoned; /* atomic */
-    uint64_t began_us;
+    bool broken;            /* atomic: post-copy's connections are given up */
+    bool can_postcopy;      /* the target says so */
+    struct postcopy_source *post; /* NULL: it is none */
+    uint64_t began_us, stopped_us;
     struct guest_region regions[GUEST_REGIONS_MAX];
     size_t region_count;
     uint64_t *bitmaps[GUEST_REGIONS_MAX]; /* pages to send in this round */
@@ -56,7 +65,8 @@ struct migrate_sender {
     uint64_t epoch;
     /* work of the channels' threads: round `work` is to be sent; `working` of them are not done */
     unsigned work, working;
-    bool work_is_final, ending;
+    enum work kind;
+    bool ending, given_up;
 };
 
 static void phase_set(struct migrate_sender *s, enum migrate_phase phase)
@@ -88,6 +98,8 @@ struct migrate_sender *migrate_sender_create(struct guest *guest, const struct m
     ASSERT(options->channels >= 1 && options->channels <= MIGRATE_CHANNELS_MAX);
     s->guest = guest;
     s->options = *options;
+    if (options->precopy.postcopy != PRECOPY_POSTCOPY_NEVER)
+        s->options.channels = MAX(s->options.channels, 2u); /* one is for pages that are asked for */
     OBJECT_COPY(machine_description, &s->header, header);
     features_set(&s->header);
     pthread_mutex_init(&s->lock, NULL);
@@ -108,6 +120,7 @@ static void channels_finish(struct migrate_sender *s)
 {
     pthread_mutex_lock(&s->lock);
     s->ending = true;
+    __atomic_store_n(&s->broken, true, __ATOMIC_RELEASE);
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
     for (unsigned i = 0; i < s->options.channels; i++) {
@@ -116,6 +129,7 @@ static void channels_finish(struct migrate_sender *s)
             pthread_join(c->thread, NULL);
         c->thread_runs = false;
         stream_pages_writer_destroy(TAKE_PTR(c->pages));
+        postcopy_link_finish(&c->link);
         if (c->open)
             migrate_channel_finish(&c->channel);
         c->open = false;
@@ -129,6 +143,7 @@ void migrate_sender_destroy(struct migrate_sender *s)
     channels_finish(s);
     for (size_t i = 0; i < GUEST_REGIONS_MAX; i++)
         free(s->bitmaps[i]);
+    postcopy_source_destroy(s->post);
     page_ledger_finish(&s->ledger);
     OBJECT_CLEAR(machine_description, &s->header);
     pthread_cond_destroy(&s->changed);
@@ -189,9 +204,10 @@ static int block_send(struct sender_channel *c, size_t region, uint64_t first, u
 
 /* This channel's share of the bitmaps, and the word that it is all. The guest runs: wait until the target has it, so
  * that what is measured is the way there and not this host's buffers. */
-static int channel_round(struct sender_channel *c, bool final, struct error *err)
+static int channel_round(struct sender_channel *c, enum work kind, struct error *err)
 {
     struct migrate_sender *s = c->sender;
+    bool final = kind == WORK_FINAL;
     int code = 0;
     c->looked = c->same = 0;
     for (size_t i = 0; i < s->region_count; i++) {
@@ -224,6 +240,32 @@ static int channel_round(struct sender_channel *c, bool final, struct error *err
 
 /* ---- the channels' threads ---- */
 
+/* The last channel's part in a post-copy is what is asked for, the others push. */
+static int channel_push(struct sender_channel *c, struct error *err)
+{
+    struct migrate_sender *s = c->sender;
+    bool is_urgent = c->index == s->options.channels - 1;
+    c->link.channel = &c->channel;
+    c->link.out = &c->out;
+    c->link.pages = c->pages;
+    int code = is_urgent ? postcopy_source_serve(s->post, &c->link, err) : postcopy_source_push(s->post, &c->link, err);
+    if (code == 0 && c->index > 0)
+        (void)stream_put_end(&c->out, NULL);
+    if (code < 0)
+        __atomic_store_n(&s->broken, true, __ATOMIC_RELEASE);
+    return code;
+}
+
+static int channel_work(struct sender_channel *c, enum work kind, struct error *err)
+{
+    struct migrate_step final = {.kind = MIGRATE_FINAL, .number = MIGRATE_FINAL_POSTCOPY};
+    if (kind == WORK_PUSH)
+        return channel_push(c, err);
+    if (kind == WORK_FINAL_POSTCOPY)
+        return migrate_step_put(&c->out, &final, err);
+    return channel_round(c, kind, err);
+}
+
 static void *channel_main(void *arg)
 {
     struct sender_channel *c = arg;
@@ -236,10 +278,10 @@ static void *channel_main(void *arg)
         if (s->ending)
             break;
         done = s->work;
-        bool final = s->work_is_final;
+        enum work kind = s->kind;
         struct error err = {0};
         pthread_mutex_unlock(&s->lock);
-        int code = channel_round(c, final, &err);
+        int code = channel_work(c, kind, &err);
         pthread_mutex_lock(&s->lock);
         c->code = code;
         c->err = err;
@@ -250,54 +292,87 @@ static void *channel_main(void *arg)
     return NULL;
 }
 
-/* One round on all channels, this thread doing the first's share. The first failure is told. */
-static int round_send(struct migrate_sender *s, bool final, struct error *err)
+/* The channels but the first begin. */
+static void work_start(struct migrate_sender *s, enum work kind)
 {
-    unsigned others = s->options.channels - 1;
     pthread_mutex_lock(&s->lock);
     s->work++;
-    s->work_is_final = final;
-    s->working = others;
+    s->kind = kind;
+    s->working = s->options.channels - 1;
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
-    int code = channel_round(&s->channels[0], final, err);
+}
+
+/* Until they are done; @code is what became of the first's part. The first failure is told. */
+static int work_wait(struct migrate_sender *s, int code, struct error *err)
+{
     pthread_mutex_lock(&s->lock);
-    if (code < 0)
-        __atomic_store_n(&s->cancel, true, __ATOMIC_RELEASE); /* the others need not wait for their patience to end */
     while (s->working)
         pthread_cond_wait(&s->changed, &s->lock);
-    for (unsigned i = 1; code == 0 && i <= others; i++) {
-        code = s->channels[i].code;
-        if (code < 0 && err)
-            *err = s->channels[i].err;
+    for (unsigned i = 1; i < s->options.channels; i++) {
+        const struct sender_channel *c = &s->channels[i];
+        if (c->code == 0 || (code < 0 && (code != -ECANCELED || c->code == -ECANCELED)))
+            continue; /* one that was cancelled has ended for another's sake */
+        code = c->code;
+        if (err)
+            *err = c->err;
     }
     pthread_mutex_unlock(&s->lock);
     return code;
 }
 
+/* One round on all channels, this thread doing the first's share. */
+static int round_send(struct migrate_sender *s, enum work kind, struct error *err)
+{
+    work_start(s, kind);
+    int code = channel_round(&s->channels[0], kind, err);
+    if (code < 0)
+        __atomic_store_n(&s->cancel, true, __ATOMIC_RELEASE); /* the others need not wait for their patience to end */
+    return work_wait(s, code, err);
+}
+
 /* ---- connecting ---- */
+
+/* What is asked for in a post-copy somebody waits for. */
+static void limit_set(struct sender_channel *c)
+{
+    const struct migrate_sender *s = c->sender;
+    bool is_urgent = s->post && c->index == s->options.channels - 1;
+    c->channel.bytes_per_s_max = is_urgent || !s->options.bytes_per_s_max
+                                     ? 0
+                                     : MAX(s->options.bytes_per_s_max / s->options.channels, 1);
+}
+
+static int channel_connect(struct sender_channel *c, const bool *cancel, uint32_t flags, struct error *err)
+{
+    struct migrate_sender *s = c->sender;
+    struct migrate_step open = {
+        .kind = MIGRATE_OPEN, .number = c->index, .channels = s->options.channels, .flags = flags};
+    memcpy(open.id, s->id, sizeof(open.id));
+    int fd = s->options.connect(s->options.arg, err);
+    if (fd < 0)
+        return fd;
+    migrate_channel_init(&c->channel, fd, cancel, s->options.patience_ms);
+    c->channel.written = &c->written;
+    c->open = true;
+    limit_set(c);
+    int code = stream_writer_begin(&c->out, migrate_channel_write, &c->channel, &s->header, err);
+    return code < 0 ? code : migrate_step_put(&c->out, &open, err);
+}
+
+static void pages_make(struct sender_channel *c)
+{
+    stream_pages_writer_destroy(c->pages);
+    c->pages = c->sender->options.plain ? stream_pages_writer_create(&c->out, false)
+                                        : stream_pages_writer_create_choosing(&c->out, &c->compression);
+}
 
 static int channel_open(struct sender_channel *c, struct error *err)
 {
     struct migrate_sender *s = c->sender;
     struct migrate_reply reply;
-    struct migrate_step open = {.kind = MIGRATE_OPEN,
-                                .number = c->index,
-                                .channels = s->options.channels,
-                                .flags = s->options.verify ? MIGRATE_OPEN_VERIFY : 0};
     struct migrate_step check = {.kind = MIGRATE_CHECK};
-    memcpy(open.id, s->id, sizeof(open.id));
-    int fd = s->options.connect(s->options.arg, err);
-    if (fd < 0)
-        return fd;
-    migrate_channel_init(&c->channel, fd, &s->cancel, s->options.patience_ms);
-    c->channel.written = &c->written;
-    c->open = true;
-    if (s->options.bytes_per_s_max)
-        c->channel.bytes_per_s_max = MAX(s->options.bytes_per_s_max / s->options.channels, 1);
-    int code = stream_writer_begin(&c->out, migrate_channel_write, &c->channel, &s->header, err);
-    if (code == 0)
-        code = migrate_step_put(&c->out, &open, err);
+    int code = channel_connect(c, &s->cancel, s->options.verify ? MIGRATE_OPEN_VERIFY : 0, err);
     if (code == 0 && c->index == 0 && s->guest->ops->check_save)
         code = s->guest->ops->check_save(s->guest, &c->out, err);
     if (code == 0 && c->index == 0)
@@ -307,10 +382,13 @@ static int channel_open(struct sender_channel *c, struct error *err)
     if (code < 0)
         return code;
     compress_choice_init(&c->compression);
-    c->pages = s->options.plain ? stream_pages_writer_create(&c->out, false)
-                                : stream_pages_writer_create_choosing(&c->out, &c->compression);
-    if (c->index == 0)
+    pages_make(c);
+    if (c->index == 0) {
+        s->can_postcopy = reply.value & MIGRATE_CAN_POSTCOPY;
+        if (!s->can_postcopy)
+            s->precopy.settings.postcopy = PRECOPY_POSTCOPY_NEVER;
         return 0;
+    }
     code = -pthread_create(&c->thread, NULL, channel_main, c);
     c->thread_runs = code == 0;
     return code < 0 ? error_errno(err, code, "cannot start a thread") : 0;
@@ -439,7 +517,7 @@ static void round_note(struct migrate_sender *s, const struct precopy_round *r, 
 }
 
 /* Send, look what was written meanwhile, decide; until the guest may be stopped. */
-static int rounds_run(struct migrate_sender *s, struct error *err)
+static int rounds_run(struct migrate_sender *s, bool *ret_postcopy, struct error *err)
 {
     struct precopy_decision d = {.action = PRECOPY_ROUND};
     phase_set(s, MIGRATE_PHASE_MEMORY);
@@ -448,7 +526,7 @@ static int rounds_run(struct migrate_sender *s, struct error *err)
         uint64_t bytes = sent_bytes(s);
         s->round_us = migrate_now_us();
         s->dirty_per_s = 0;
-        code = round_send(s, false, err);
+        code = round_send(s, WORK_ROUND, err);
         bitmaps_clear(s);
         struct precopy_round r = {.took_us = migrate_now_us() - s->round_us, .dirty_per_s = s->dirty_per_s};
         if (code == 0)
@@ -463,12 +541,16 @@ static int rounds_run(struct migrate_sender *s, struct error *err)
         round_note(s, &r, &d, sent_bytes(s) - bytes);
         throttle(s, d.throttle);
     }
-    if (code == 0 && d.action != PRECOPY_PAUSE)
+    *ret_postcopy = d.action == PRECOPY_POSTCOPY;
+    if (code == 0 && d.action == PRECOPY_GIVE_UP)
         code = error_set(err, -ETIMEDOUT, ERROR_TIMEOUT,
                          "the guest writes memory faster than it can be sent: %s; the pause would be %llu ms, and %llu "
-                         "are allowed; allow a longer one, more time or more bandwidth",
+                         "are allowed; allow a longer one, more time, more bandwidth or post-copy%s",
                          d.why, (unsigned long long)(d.predicted_us / 1000),
-                         (unsigned long long)(s->options.precopy.downtime_us / 1000));
+                         (unsigned long long)(s->options.precopy.downtime_us / 1000),
+                         s->can_postcopy || s->options.precopy.postcopy == PRECOPY_POSTCOPY_NEVER
+                             ? ""
+                             : " (which the target cannot do)");
     return code;
 }
 
@@ -510,7 +592,58 @@ static void channels_hurry(struct migrate_sender *s)
     }
 }
 
-static int stop_and_send(struct migrate_sender *s, struct error *err)
+/* Which pages will come later; all that is 0 in a section is left out. */
+static int lack_send(struct migrate_sender *s, struct error *err)
+{
+    const uint64_t section_words = MIGRATE_LACK_BYTES_MAX / 8;
+    struct bytes_writer bits = {0};
+    int code = 0;
+    for (size_t i = 0; i < s->region_count; i++) {
+        uint64_t words = (s->regions[i].size / GUEST_PAGE_BYTES + 63) / 64;
+        for (uint64_t at = 0; code == 0 && at < words; at += section_words) {
+            uint64_t any = 0;
+            bits.size = 0;
+            for (uint64_t w = at; w < MIN(at + section_words, words); w++) {
+                any |= s->bitmaps[i][w];
+                bytes_put_u64(&bits, s->bitmaps[i][w]);
+            }
+            struct migrate_step step = {.kind = MIGRATE_LACK,
+                                        .number = (uint32_t)i,
+                                        .value = at * 64,
+                                        .bits = bits.data,
+                                        .bits_bytes = (uint32_t)bits.size};
+            code = any ? migrate_step_put(&s->channels[0].out, &step, err) : 0;
+        }
+    }
+    bytes_writer_finish(&bits);
+    return code;
+}
+
+/* The same with the pages left out: they follow on the other channels at once, on the first after GO. */
+static int postcopy_stop(struct migrate_sender *s, uint32_t flags, struct error *err)
+{
+    struct sender_channel *main = &s->channels[0];
+    struct migrate_step final = {.kind = MIGRATE_FINAL, .number = flags | MIGRATE_FINAL_POSTCOPY};
+    struct migrate_reply reply;
+    pthread_mutex_lock(&s->lock);
+    s->post = postcopy_source_create(s->regions, s->region_count, s->bitmaps, s->options.channels - 1);
+    pthread_mutex_unlock(&s->lock);
+    int code = lack_send(s, err);
+    if (code < 0)
+        return code;
+    work_start(s, WORK_FINAL_POSTCOPY);
+    if ((code = work_wait(s, 0, err)) < 0 || (code = migrate_step_put(&main->out, &final, err)) < 0)
+        return code;
+    for (unsigned i = 0; i < s->options.channels; i++) {
+        limit_set(&s->channels[i]);
+        if (i > 0)
+            s->channels[i].channel.cancel = &s->broken;
+    }
+    work_start(s, WORK_PUSH);
+    return migrate_channel_expect(&main->channel, MIGRATE_READY, &reply, err);
+}
+
+static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *err)
 {
     struct sender_channel *main = &s->channels[0];
     struct migrate_step final = {.kind = MIGRATE_FINAL};
@@ -526,7 +659,11 @@ static int stop_and_send(struct migrate_sender *s, struct error *err)
     if (s->options.is_paused && s->options.is_paused(s->options.arg))
         final.number = MIGRATE_FINAL_PAUSED;
     if ((code = s->guest->ops->state_save(s->guest, &main->out, err)) < 0 ||
-        (code = dirty_fetch(s, &pages, err)) < 0 || (code = round_send(s, true, err)) < 0)
+        (code = dirty_fetch(s, &pages, err)) < 0)
+        return code;
+    if (postcopy)
+        return postcopy_stop(s, final.number, err);
+    if ((code = round_send(s, WORK_FINAL, err)) < 0)
         return code;
     pthread_mutex_lock(&s->lock);
     round_count(s);
@@ -638,10 +775,114 @@ static int hand_over(struct migrate_sender *s, struct error *err)
     main->channel.cancel = &s->abandoned;
     code = migrate_step_put(&main->out, &go, err);
     if (code == 0) {
-        (void)stream_put_end(&main->out, NULL); /* a target that runs already may have gone: its word counts */
+        if (!s->post)
+            (void)stream_put_end(&main->out, NULL); /* a target that runs already may have gone: its word counts */
         code = migrate_channel_expect(&main->channel, MIGRATE_RUNNING, &reply, err);
     }
     return code < 0 ? outcome_learn(s, code, err) : 0;
+}
+
+/* ---- post-copy: the target runs ---- */
+
+static int channel_resume(struct sender_channel *c, struct error *err)
+{
+    struct migrate_reply reply;
+    int code = channel_connect(c, &c->sender->broken, MIGRATE_OPEN_RESUME, err);
+    if (code == 0)
+        code = migrate_channel_expect(&c->channel, MIGRATE_ACCEPTED, &reply, err);
+    if (code == 0)
+        pages_make(c);
+    return code;
+}
+
+static void channels_close(struct migrate_sender *s)
+{
+    for (unsigned i = 0; i < s->options.channels; i++) {
+        if (s->channels[i].open)
+            migrate_channel_finish(&s->channels[i].channel);
+        s->channels[i].open = false;
+    }
+}
+
+static bool is_given_up(struct migrate_sender *s)
+{
+    return s->given_up || __atomic_load_n(&s->abandoned, __ATOMIC_ACQUIRE);
+}
+
+/* Some time, or until it is given up. */
+static bool retry_wait(struct migrate_sender *s)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += RETRY_MS * 1000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&s->lock);
+    while (!is_given_up(s) && pthread_cond_timedwait(&s->changed, &s->lock, &until) == 0)
+        continue;
+    bool goes_on = !is_given_up(s);
+    pthread_mutex_unlock(&s->lock);
+    return goes_on;
+}
+
+/* All channels are broken, and their threads at rest: connect again, for as long as it takes. */
+static int postcopy_reconnect(struct migrate_sender *s, struct error *err)
+{
+    struct postcopy_link *links = xcalloc(s->options.channels, sizeof(*links));
+    for (unsigned i = 0; i < s->options.channels; i++)
+        links[i] = s->channels[i].link;
+    postcopy_source_restart(s->post, links, s->options.channels, s->options.channels - 1);
+    for (unsigned i = 0; i < s->options.channels; i++)
+        s->channels[i].link = links[i];
+    free(links);
+    channels_close(s);
+    pthread_mutex_lock(&s->lock);
+    s->progress.phase = MIGRATE_PHASE_LOST;
+    s->progress.failure = *err;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    while (retry_wait(s)) {
+        int code = 0;
+        __atomic_store_n(&s->broken, __atomic_load_n(&s->abandoned, __ATOMIC_ACQUIRE), __ATOMIC_RELEASE);
+        for (unsigned i = 0; code == 0 && i < s->options.channels; i++)
+            code = channel_resume(&s->channels[i], err);
+        if (code == 0)
+            return 0;
+        channels_close(s);
+    }
+    return error_set(err, -EOWNERDEAD, ERROR_UNKNOWN_OUTCOME, "given up while the target lacked %llu pages of memory",
+                     (unsigned long long)postcopy_source_left(s->post));
+}
+
+/* Push the first's share as well, until the target has it all. */
+static int postcopy_finish(struct migrate_sender *s, struct error *err)
+{
+    struct sender_channel *main = &s->channels[0];
+    struct migrate_step done = {.kind = MIGRATE_DONE};
+    struct migrate_reply reply;
+    main->channel.cancel = &s->broken;
+    main->channel.patience_ms = POST_PATIENCE_MS;
+    int code = channel_push(main, err);
+    code = work_wait(s, code, err);
+    if (code < 0)
+        return postcopy_source_left(s->post) == 0 ? 0 : code;
+    /* It has everything, whatever becomes of these words. */
+    if (migrate_step_put(&main->out, &done, NULL) == 0 && stream_put_end(&main->out, NULL) == 0)
+        (void)migrate_channel_expect(&main->channel, MIGRATE_COMPLETE, &reply, NULL);
+    return 0;
+}
+
+static int postcopy_run(struct migrate_sender *s, struct error *err)
+{
+    phase_set(s, MIGRATE_PHASE_POSTCOPY);
+    while (postcopy_finish(s, err) < 0) {
+        int code = postcopy_reconnect(s, err);
+        if (code < 0)
+            return s->given_up ? 0 : code;
+        work_start(s, WORK_PUSH);
+        phase_set(s, MIGRATE_PHASE_POSTCOPY);
+    }
+    return 0;
 }
 
 /* ---- all of it ---- */
@@ -728,17 +969,20 @@ static int go_on_here(struct migrate_sender *s, int code, struct error *err)
 int migrate_sender_run(struct migrate_sender *s, struct error *err)
 {
     struct error words = {0};
-    uint64_t stopped_us = 0;
+    bool postcopy = false;
     s->began_us = migrate_now_us();
     int code = connect_all(s, &words);
     if (code == 0)
-        code = rounds_run(s, &words);
+        code = rounds_run(s, &postcopy, &words);
     if (code == 0) {
-        stopped_us = migrate_now_us();
-        code = stop_and_send(s, &words);
+        s->stopped_us = migrate_now_us();
+        code = stop_and_send(s, postcopy, &words);
     }
     if (code == 0)
         code = hand_over(s, &words);
+    uint64_t running_us = migrate_now_us();
+    if (code == 0 && s->post)
+        code = postcopy_run(s, &words);
     uint64_t now_us = migrate_now_us();
     bool was_cancelled = code == -ECANCELED;
     if (code == -EOWNERDEAD)
@@ -750,7 +994,7 @@ int migrate_sender_run(struct migrate_sender *s, struct error *err)
                         : code == -EOWNERDEAD   ? MIGRATE_PHASE_UNKNOWN
                         : was_cancelled         ? MIGRATE_PHASE_CANCELLED
                                                 : MIGRATE_PHASE_FAILED;
-    s->progress.downtime_us = stopped_us ? now_us - stopped_us : 0;
+    s->progress.downtime_us = s->stopped_us ? running_us - s->stopped_us : 0;
     s->progress.total_us = now_us - s->began_us;
     s->progress.throttle = 0;
     s->progress.sent_bytes = sent_bytes(s);
@@ -768,8 +1012,11 @@ struct migrate_progress migrate_sender_progress(struct migrate_sender *s)
 {
     pthread_mutex_lock(&s->lock);
     struct migrate_progress progress = s->progress;
+    if (s->post)
+        progress.dirty_pages = postcopy_source_left(s->post);
     pthread_mutex_unlock(&s->lock);
-    if (progress.phase > MIGRATE_PHASE_IDLE && progress.phase < MIGRATE_PHASE_UNKNOWN) {
+    if ((progress.phase > MIGRATE_PHASE_IDLE && progress.phase < MIGRATE_PHASE_UNKNOWN) ||
+        progress.phase >= MIGRATE_PHASE_POSTCOPY) {
         progress.total_us = migrate_now_us() - s->began_us;
         progress.sent_bytes = sent_bytes(s);
     }
@@ -793,7 +1040,11 @@ int migrate_sender_decide(struct migrate_sender *s, enum migrate_outcome outcome
     int code = 0;
     pthread_mutex_lock(&s->lock);
     enum migrate_phase phase = s->progress.phase;
-    if ((phase != MIGRATE_PHASE_READY && phase != MIGRATE_PHASE_UNKNOWN) || s->outcome != MIGRATE_UNDECIDED)
+    if (phase == MIGRATE_PHASE_LOST && outcome == MIGRATE_RUNS_THERE)
+        s->given_up = true;
+    else if (phase == MIGRATE_PHASE_LOST)
+        code = error_set(err, -EINVAL, ERROR_CONFLICT, "the target has run the VM since: what is here is old");
+    else if ((phase != MIGRATE_PHASE_READY && phase != MIGRATE_PHASE_UNKNOWN) || s->outcome != MIGRATE_UNDECIDED)
         code = error_set(err, -EINVAL, ERROR_CONFLICT, "there is nothing to decide about the migration");
     else {
         s->outcome = outcome;
@@ -809,6 +1060,7 @@ void migrate_sender_abandon(struct migrate_sender *s)
     pthread_mutex_lock(&s->lock);
     __atomic_store_n(&s->cancel, true, __ATOMIC_RELEASE);
     __atomic_store_n(&s->abandoned, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&s->broken, true, __ATOMIC_RELEASE);
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
 }

@@ -22,10 +22,15 @@ int migrate_step_put(struct stream_writer *out, const struct migrate_step *step,
         bytes_put(&payload, step->crcs, (size_t)step->crc_count * 4);
     } else if (step->kind == MIGRATE_GO) {
         bytes_put_u64(&payload, step->value);
+    } else if (step->kind == MIGRATE_LACK) {
+        ASSERT(step->bits_bytes <= MIGRATE_LACK_BYTES_MAX);
+        bytes_put_u64(&payload, step->value);
+        bytes_put(&payload, step->bits, step->bits_bytes);
     } else if (step->kind == MIGRATE_CANCEL) {
         bytes_put_text(&payload, step->text);
     }
-    int code = stream_put(out, STREAM_MIGRATE, MIGRATE_VERSION, STREAM_MUST_UNDERSTAND, payload.data, payload.size, err);
+    uint16_t version = step->kind >= MIGRATE_LACK ? MIGRATE_VERSION : 1;
+    int code = stream_put(out, STREAM_MIGRATE, version, STREAM_MUST_UNDERSTAND, payload.data, payload.size, err);
     bytes_writer_finish(&payload);
     return code;
 }
@@ -40,7 +45,7 @@ static bool rest_decode(struct bytes_reader *in, struct migrate_step *s)
         if (id)
             memcpy(s->id, id, sizeof(s->id));
         return id && s->channels >= 1 && s->channels <= MIGRATE_CHANNELS_MAX && s->number < s->channels &&
-               s->flags <= MIGRATE_OPEN_VERIFY;
+               s->flags <= (MIGRATE_OPEN_VERIFY | MIGRATE_OPEN_RESUME);
     }
     if (s->kind == MIGRATE_VERIFY) {
         s->value = bytes_get_u64(in);
@@ -49,8 +54,15 @@ static bool rest_decode(struct bytes_reader *in, struct migrate_step *s)
         s->crcs = bytes_get(in, left);
         return !in->bad && left % 4 == 0 && s->crc_count >= 1 && s->crc_count <= MIGRATE_PIECES_MAX;
     }
+    if (s->kind == MIGRATE_LACK) {
+        s->value = bytes_get_u64(in);
+        s->bits_bytes = (uint32_t)MIN(bytes_left(in), (size_t)UINT32_MAX);
+        s->bits = bytes_get(in, bytes_left(in));
+        return !in->bad && s->value % 64 == 0 && s->bits_bytes % 8 == 0 && s->bits_bytes >= 8 &&
+               s->bits_bytes <= MIGRATE_LACK_BYTES_MAX;
+    }
     if (s->kind == MIGRATE_FINAL)
-        return s->number <= MIGRATE_FINAL_PAUSED;
+        return s->number <= (MIGRATE_FINAL_PAUSED | MIGRATE_FINAL_POSTCOPY);
     if (s->kind == MIGRATE_GO)
         s->value = bytes_get_u64(in);
     if (s->kind == MIGRATE_CANCEL) {

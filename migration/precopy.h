@@ -38,6 +38,7 @@ struct precopy_settings {
 #define PRECOPY_DOWNTIME_US_DEFAULT 100000u
 #define PRECOPY_FIXED_US_DEFAULT 10000u
 #define PRECOPY_THROTTLE_MAX_DEFAULT 99u
+#define PRECOPY_THROTTLE_MAX_POSTCOPY 60u /* where there is post-copy: it is the lesser evil from there on */
 #define PRECOPY_PATIENCE_DEFAULT 2u
 
 /* How a round went. */

@@ -11,7 +11,7 @@ static const char *const features_known[] = {STREAM_FEATURE_ZSTD, STREAM_FEATURE
 /* The newest version of each tag that is understood here. */
 static const uint16_t versions_known[] = {
     [STREAM_HEADER] = 1, [STREAM_STATE] = UINT16_MAX /* the device judges */, [STREAM_PAGES] = 1, [STREAM_IMAGE] = 1,
-    [STREAM_END] = 1,    [STREAM_MIGRATE] = 1,
+    [STREAM_END] = 1,    [STREAM_MIGRATE] = 2,
 };
 
 /* ---- writing ---- */

@@ -227,8 +227,9 @@ static void pages_zero(uint8_t *at, uint64_t pages)
             memset(at, 0, GUEST_PAGE_BYTES);
 }
 
-int stream_pages_apply(struct stream_pages_reader *r, const struct stream_section *section,
-                       const struct guest_region *regions, size_t region_count, bool fresh, struct error *err)
+int stream_pages_place(struct stream_pages_reader *r, const struct stream_section *section,
+                       const struct guest_region *regions, size_t region_count, stream_place_fn place, void *arg,
+                       struct error *err)
 {
     struct bytes_reader in = bytes_reader(section->payload, section->size);
     uint16_t region = bytes_get_u16(&in);
@@ -252,15 +253,36 @@ int stream_pages_apply(struct stream_pages_reader *r, const struct stream_sectio
     } else if (bytes_left(&in) != data_bytes) {
         return refuse(section, err, "its length does not fit");
     }
-    for (uint32_t i = 0; i < run_count; i++) {
+    int code = 0;
+    for (uint32_t i = 0; code >= 0 && i < run_count; i++) {
         const struct run *run = &r->runs[i];
-        uint8_t *at = regions[region].host + run->first * GUEST_PAGE_BYTES;
-        if (run->kind == RUN_DATA) {
-            memcpy(at, data, (size_t)run->pages * GUEST_PAGE_BYTES);
-            data += (size_t)run->pages * GUEST_PAGE_BYTES;
-        } else if (!fresh) {
-            pages_zero(at, run->pages);
-        }
+        bool is_data = run->kind == RUN_DATA;
+        code = place(arg, region, run->first, run->pages, is_data ? data : NULL, err);
+        data += is_data ? (size_t)run->pages * GUEST_PAGE_BYTES : 0;
     }
+    return MIN(code, 0);
+}
+
+struct apply {
+    const struct guest_region *regions;
+    bool fresh;
+};
+
+static int apply_place(void *arg, size_t region, uint64_t page, uint64_t pages, const uint8_t *data,
+                       struct error *err UNUSED)
+{
+    const struct apply *apply = arg;
+    uint8_t *at = apply->regions[region].host + page * GUEST_PAGE_BYTES;
+    if (data)
+        memcpy(at, data, (size_t)pages * GUEST_PAGE_BYTES);
+    else if (!apply->fresh)
+        pages_zero(at, pages);
     return 0;
+}
+
+int stream_pages_apply(struct stream_pages_reader *r, const struct stream_section *section,
+                       const struct guest_region *regions, size_t region_count, bool fresh, struct error *err)
+{
+    struct apply apply = {regions, fresh};
+    return stream_pages_place(r, section, regions, region_count, apply_place, &apply, err);
 }

@@ -58,6 +58,14 @@ void stream_pages_reader_destroy(struct stream_pages_reader *r);
 int stream_pages_apply(struct stream_pages_reader *r, const struct stream_section *section,
                        const struct guest_region *regions, size_t region_count, bool fresh, struct error *err);
 
+/* The same with @place for each run instead of memory: @data holds @pages pages, NULL: they are zeros. What it answers
+ * below 0 ends it. */
+typedef int (*stream_place_fn)(void *arg, size_t region, uint64_t page, uint64_t pages, const uint8_t *data,
+                               struct error *err);
+int stream_pages_place(struct stream_pages_reader *r, const struct stream_section *section,
+                       const struct guest_region *regions, size_t region_count, stream_place_fn place, void *arg,
+                       struct error *err);
+
 bool stream_page_is_zero(const void *page);
 
 #endif

@@ -53,7 +53,8 @@ static void state_set(struct machine *m, enum machine_state to, const char *why)
 
 static void machine_end_with(struct machine *m, enum machine_end end, const char *why)
 {
-    vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, true);
+    /* A vCPU that waits for a page which may never come is not waited for: see main.c. */
+    vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, !machine_incoming_lacks_memory(m));
     m->end = end;
     state_set(m, end == MACHINE_END_FAILURE ? MACHINE_FAILED : MACHINE_STOPPED, why);
 }
@@ -89,8 +90,8 @@ static void disk_pause(struct machine *m)
 static void on_requests(void *arg)
 {
     struct machine *m = arg;
-    if (machine_has_ended(m) || m->frozen)
-        return; /* machine_thaw comes back to it */
+    if (machine_has_ended(m) || m->frozen || __atomic_load_n(&m->stalled, __ATOMIC_ACQUIRE))
+        return; /* machine_thaw, machine_stall come back to it */
     vcpu_set_hold(&m->vcpus, VCPU_HOLD_EVENT, true); /* nobody can ask any more */
     unsigned requests = requests_take(m);
     if (requests & REQUEST_DISK)
@@ -479,6 +480,8 @@ static int refuse(const struct machine *m, const char *verb, struct error *err)
 /* While its state is being written nothing may change it. */
 static int frozen_check(const struct machine *m, struct error *err)
 {
+    if (machine_incoming_lacks_memory(m))
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "part of the VM's memory is still on its way from where it was");
     if (!m->frozen)
         return 0;
     return error_set(err, -EBUSY, ERROR_CONFLICT, "%s",
@@ -505,6 +508,17 @@ void machine_fail(struct machine *m, const char *why)
     snprintf(m->failure, sizeof(m->failure), "%s", why);
     if (!machine_has_ended(m))
         machine_end_with(m, MACHINE_END_FAILURE, m->failure);
+}
+
+void machine_stall(struct machine *m, bool stalled)
+{
+    __atomic_store_n(&m->stalled, stalled, __ATOMIC_RELEASE);
+    if (stalled) {
+        vcpu_set_hold(&m->vcpus, VCPU_HOLD_MIGRATE, false);
+        return;
+    }
+    vcpu_set_release(&m->vcpus, VCPU_HOLD_MIGRATE);
+    io_loop_post(m->control, on_requests, m);
 }
 
 int machine_freeze(struct machine *m, struct error *err)

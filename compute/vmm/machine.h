@@ -56,6 +56,7 @@ struct machine_options {
     bool exit_on_reset;    /* a reset ends the machine */
     bool debug_exit;       /* the test programs' device is there (devices/testdev) */
     bool incoming;         /* it will be migrated here: disks are another's until then */
+    int fault_fd;          /* incoming: of page_faults_open, borrowed; 0 or less: no post-copy */
     bool without_kvm;      /* the guest's part is played by a program in C (accel_none.h) */
     const char *multiboot; /* a program to boot instead of the kernel, or NULL; borrowed */
     const struct sandbox *sandbox; /* of the threads; NULL: none; borrowed */
@@ -99,6 +100,7 @@ struct machine {
     uint64_t resets;               /* since start */
     struct log_limit reset_log;
     bool frozen;                   /* machine_freeze */
+    bool stalled;                  /* machine_stall; atomic */
     struct snapshot_job *snapshot; /* machine_snapshot.h; NULL until the first */
     struct migrate_job *migrate;   /* machine_migrate.h; NULL until the first */
     struct incoming_job *incoming; /* machine_incoming.h; NULL where it was not migrated here */
@@ -118,6 +120,9 @@ int machine_start_restored(struct machine *m, machine_load_fn load, void *arg, b
  * state change until the thaw. */
 int machine_freeze(struct machine *m, struct error *err);
 int machine_thaw(struct machine *m, struct error *err);
+/* Part of its memory is not there and cannot be fetched now: hold the vCPUs, which may be waiting for it, without waiting
+ * for them; or let them go on. Any thread. */
+void machine_stall(struct machine *m, bool stalled);
 /* The guest runs in another VMM: this one ends. Frozen. */
 void machine_leave(struct machine *m);
 /* -EBUSY in words while a migration is under way, or the machine is frozen for a snapshot, which would not have the change:

@@ -99,6 +99,20 @@ static int job_run(void *arg, uint64_t epoch, struct error *err)
     return code;
 }
 
+static void job_stall(void *arg, bool stalled)
+{
+    struct incoming_job *job = arg;
+    struct migrate_progress p = migrate_receiver_progress(job->receiver);
+    char quoted[640];
+    machine_stall(job->machine, stalled);
+    if (stalled)
+        log_warning("migration-source-lost", "vm=%s pages_lacking=%llu", job->machine->config->name,
+                    (unsigned long long)migrate_receiver_lacking(job->receiver));
+    else
+        log_info("migration-source-back", "vm=%s was=%s", job->machine->config->name,
+                 log_quote(p.failure.text, quoted, sizeof(quoted)));
+}
+
 static void on_end(void *arg)
 {
     struct incoming_job *job = arg;
@@ -142,7 +156,8 @@ int machine_incoming_start(struct machine *m, const char *to, struct error *err)
     control_gate_init(&job->gate, m->control);
     machine_guest_init(&job->guest, m, &job->gate);
     struct migrate_receiver_options options = {
-        .listen_fd = fd, .patience_ms = 60000, .fits = job_fits, .load = job_load, .run = job_run, .arg = job};
+        .listen_fd = fd, .patience_ms = 60000, .fits = job_fits, .load = job_load, .run = job_run, .stall = job_stall,
+        .fault_fd = m->options.fault_fd, .arg = job};
     job->receiver = migrate_receiver_create(&job->guest.guest, &options);
     code = -pthread_create(&job->thread, NULL, job_main, job);
     if (code < 0)
@@ -174,6 +189,17 @@ bool machine_incoming_is_active(const struct machine *m)
 uint64_t machine_incoming_epoch(const struct machine *m)
 {
     return m->incoming ? m->incoming->epoch : 0;
+}
+
+bool machine_incoming_lacks_memory(const struct machine *m)
+{
+    return m->incoming && migrate_receiver_lacking(m->incoming->receiver) > 0;
+}
+
+void machine_incoming_unlink(const struct machine *m)
+{
+    if (m->incoming)
+        unlink(m->incoming->path);
 }
 
 void incoming_job_destroy(struct incoming_job *job)

@@ -153,17 +153,24 @@ static uint64_t or_default(uint64_t value, uint64_t otherwise)
     return value ? value : otherwise;
 }
 
+STATIC_ASSERT((int)PRECOPY_POSTCOPY_FALLBACK == (int)vmm_postcopy_FALLBACK &&
+                  (int)PRECOPY_POSTCOPY_AT_ONCE == (int)vmm_postcopy_AT_ONCE,
+              "precopy.h and the schema agree");
+
 static void options_fill(struct migrate_job *job, const struct vmm_migration_order *order,
                          struct migrate_sender_options *o)
 {
     bool has_throttle = OBJECT_HAS(vmm_migration_order, order, throttle_max);
+    unsigned throttle_max = order->postcopy == vmm_postcopy_NEVER ? PRECOPY_THROTTLE_MAX_DEFAULT
+                                                                  : PRECOPY_THROTTLE_MAX_POSTCOPY;
     *o = (struct migrate_sender_options){
         .precopy = {.downtime_us = or_default(order->downtime_ms * 1000, PRECOPY_DOWNTIME_US_DEFAULT),
                     .downtime_max_us = order->downtime_max_ms * 1000,
                     .fixed_us = PRECOPY_FIXED_US_DEFAULT,
                     .total_us_max = order->timeout_ms * 1000,
-                    .throttle_max = has_throttle ? order->throttle_max : PRECOPY_THROTTLE_MAX_DEFAULT,
-                    .patience = PRECOPY_PATIENCE_DEFAULT},
+                    .throttle_max = has_throttle ? order->throttle_max : throttle_max,
+                    .patience = PRECOPY_PATIENCE_DEFAULT,
+                    .postcopy = (enum precopy_postcopy)order->postcopy},
         .channels = MAX(order->connections, 1u),
         .bytes_per_s_max = order->bytes_per_second,
         .plain = order->plain,

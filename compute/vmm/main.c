@@ -20,6 +20,7 @@
 #include "compute/vmm/machine.h"
 #include "compute/vmm/machine_incoming.h"
 #include "compute/vmm/machine_snapshot.h"
+#include "migration/page_faults.h"
 
 #define CONFIG_BYTES_MAX 1048576u
 
@@ -307,12 +308,26 @@ static int program_jail(struct program *p, struct error *err)
     return code;
 }
 
+/* Before the jail, for KVM's faults need the privilege. Without it a migration to here can only be pre-copy. */
+static void faults_open(struct program *p)
+{
+    struct error err;
+    char quoted[640];
+    if (!p->options.incoming)
+        return;
+    p->options.machine.fault_fd = page_faults_open(false, &err);
+    if (p->options.machine.fault_fd < 0)
+        log_info("no-post-copy", "vm=%s why=%s", p->config.name, log_quote(err.text, quoted, sizeof(quoted)));
+}
+
 static int program_start(struct program *p, struct error *err)
 {
     const char *path = control_path(p);
+    faults_open(p);
     int code = path != NULL ? control_bind(path, &p->control_fd, err) : 0;
     /* Before the first thread is started, so that none is without; and before anything is opened that is the guest's. */
-    if (code < 0 || (code = program_jail(p, err)) < 0 || (code = sandbox_create(p->options.sandbox, &p->sandbox, err)) < 0 ||
+    if (code < 0 || (code = program_jail(p, err)) < 0 || 
+        (code = sandbox_create(p->options.sandbox, p->options.machine.fault_fd > 0, &p->sandbox, err)) < 0 ||
         (code = sandbox_enter(p->sandbox, SANDBOX_BASE, err)) < 0 || (code = signals_open(p, err)) < 0 ||
         (code = console_open(p, err)) < 0)
         return code;
@@ -357,6 +372,25 @@ static int program_config(struct program *p, struct error *err)
     return 0;
 }
 
+/* For an agent that is not our parent any more and so cannot wait for us (vmm_exit of schema/objects.def). */
+static void exit_write(const struct program *p, int status)
+{
+    struct vmm_exit word = {0};
+    struct bytes_writer text = {0};
+    struct error err = {0};
+    if (p->config.exit_path == NULL)
+        return;
+    OBJECT_SET(vmm_exit, &word, status, (uint32_t)status);
+    OBJECT_SET(vmm_exit, &word, pid, (uint64_t)getpid());
+    if (p->failure[0] != '\0')
+        OBJECT_TEXT(vmm_exit, &word, reason, p->failure);
+    OBJECT_ENCODE(vmm_exit, &word, &text);
+    if (file_write_atomic(p->config.exit_path, text.data, text.size, 0600, &err) < 0)
+        report("exit-not-written", &err);
+    bytes_writer_finish(&text);
+    OBJECT_CLEAR(vmm_exit, &word);
+}
+
 static int program_run(struct program *p)
 {
     static const int statuses[] = {
@@ -379,6 +413,12 @@ static int program_run(struct program *p)
         snprintf(p->failure, sizeof(p->failure), "%.400s", p->machine.failure);
     }
     control_destroy(p->control);
+    if (machine_incoming_lacks_memory(&p->machine)) {
+        log_error("ended-as-it-was", "vm=%s why=\"part of its memory was still at the source\"", p->config.name);
+        machine_incoming_unlink(&p->machine);
+        exit_write(p, status);
+        _exit(status);
+    }
     machine_finish(&p->machine);
     return status;
 }
@@ -401,25 +441,6 @@ static int cpu_baseline_print(void)
     }
     printf("%s\n", cpu_model_highest(offered));
     return STATUS_OK;
-}
-
-/* For an agent that is not our parent any more and so cannot wait for us (vmm_exit of schema/objects.def). */
-static void exit_write(const struct program *p, int status)
-{
-    struct vmm_exit word = {0};
-    struct bytes_writer text = {0};
-    struct error err = {0};
-    if (p->config.exit_path == NULL)
-        return;
-    OBJECT_SET(vmm_exit, &word, status, (uint32_t)status);
-    OBJECT_SET(vmm_exit, &word, pid, (uint64_t)getpid());
-    if (p->failure[0] != '\0')
-        OBJECT_TEXT(vmm_exit, &word, reason, p->failure);
-    OBJECT_ENCODE(vmm_exit, &word, &text);
-    if (file_write_atomic(p->config.exit_path, text.data, text.size, 0600, &err) < 0)
-        report("exit-not-written", &err);
-    bytes_writer_finish(&text);
-    OBJECT_CLEAR(vmm_exit, &word);
 }
 
 int main(int argc, char **argv)
@@ -461,6 +482,8 @@ int main(int argc, char **argv)
         unlink(control_path(p));
     close_fd(&p->control_fd);
     sandbox_destroy(p->sandbox);
+    if (p->options.machine.fault_fd > 0)
+        close(p->options.machine.fault_fd);
     OBJECT_CLEAR(vmm_config, &p->config);
     return status;
 }

@@ -166,7 +166,6 @@ static const int calls_base[] = {
     C(uname),
     C(unlink),
     C(unlinkat),
-    C(userfaultfd),
     C(utimensat),
     C(copy_file_range),
     C(sendfile),
@@ -200,8 +199,8 @@ static int list_add(scmp_filter_ctx filter, const int *calls, size_t count)
 #define LIST_ADD(filter, calls) list_add(filter, calls, ARRAY_SIZE(calls))
 
 /* Requests by their kind (ioctl(2): bits 8 to 15): KVM's, block devices', and of the kind of terminals the taps' alone,
- * which are numbered from 192 on. Control: what isatty asks, user faults, and cloning of files besides. */
-static int ioctls_add(scmp_filter_ctx filter, enum sandbox_role role)
+ * which are numbered from 192 on. Control: what isatty asks, cloning of files, and @faults, besides. */
+static int ioctls_add(scmp_filter_ctx filter, enum sandbox_role role, bool faults)
 {
     static const struct {
         scmp_datum_t mask, value;
@@ -209,9 +208,11 @@ static int ioctls_add(scmp_filter_ctx filter, enum sandbox_role role)
     } allowed[] = {
         {0xff00, 0xae00, false}, {0xff00, 0x1200, false}, {0xffc0, 0x54c0, false},
         {0xffffffff, 0x5401, true}, {0xffffffff, 0x5402, true}, {0xffffffff, 0x541b, true},
-        {0xff00, 0xaa00, true}, {0xff00, 0x9400, true},
+        {0xff00, 0x9400, true},
     };
-    int code = 0;
+    int code = role == SANDBOX_BASE && faults
+                   ? seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(ioctl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, 0xff00, 0xaa00))
+                   : 0;
     for (size_t i = 0; code == 0 && i < ARRAY_SIZE(allowed); i++)
         if (role == SANDBOX_BASE || !allowed[i].base_only)
             code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(ioctl), 1,
@@ -228,7 +229,7 @@ static struct scmp_arg_cmp equals(scmp_datum_t value)
 /* prctl: a thread's name, and what confining itself needs. clone: threads of this process, no other kind; clone3, whose
  * flags are in memory, where no filter can look, is said not to exist, and then the C library takes clone. tgkill: kicks
  * of this process' own threads. */
-static int arguments_add(scmp_filter_ctx filter, enum sandbox_role role)
+static int arguments_add(scmp_filter_ctx filter, enum sandbox_role role, bool faults)
 {
     static const int prctls[] = {PR_GET_NAME, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA, PR_SET_DUMPABLE};
     int code = 0;
@@ -237,7 +238,7 @@ static int arguments_add(scmp_filter_ctx filter, enum sandbox_role role)
     if (code == 0)
         code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(tgkill), 1, equals((scmp_datum_t)getpid()));
     if (code == 0 && role != SANDBOX_LEASE)
-        code = ioctls_add(filter, role);
+        code = ioctls_add(filter, role, faults);
     if (code == 0 && role != SANDBOX_LEASE)
         code = seccomp_rule_add(filter, SCMP_ACT_ALLOW, C(socket), 1, equals(AF_UNIX));
     const struct scmp_arg_cmp thread = {
@@ -271,7 +272,7 @@ static int program_export(scmp_filter_ctx filter, struct sock_fprog *ret_program
     return 0;
 }
 
-static int program_make(enum sandbox_mode mode, enum sandbox_role role, struct sock_fprog *ret_program)
+static int program_make(enum sandbox_mode mode, enum sandbox_role role, bool faults, struct sock_fprog *ret_program)
 {
     scmp_filter_ctx filter = seccomp_init(mode == SANDBOX_LOG ? SCMP_ACT_LOG : SCMP_ACT_TRAP);
     if (!filter)
@@ -287,7 +288,7 @@ static int program_make(enum sandbox_mode mode, enum sandbox_role role, struct s
     if (code == 0 && role == SANDBOX_BASE)
         code = LIST_ADD(filter, calls_base);
     if (code == 0)
-        code = arguments_add(filter, role);
+        code = arguments_add(filter, role, faults);
 #ifdef SANITIZED
     if (code == 0)
         code = LIST_ADD(filter, calls_sanitizer);
@@ -328,7 +329,7 @@ static void on_violation(int signal_number UNUSED, siginfo_t *info, void *contex
 
 /* ---- the interface ---- */
 
-int sandbox_create(enum sandbox_mode mode, struct sandbox **ret_sandbox, struct error *err)
+int sandbox_create(enum sandbox_mode mode, bool faults, struct sandbox **ret_sandbox, struct error *err)
 {
     if (mode == SANDBOX_OFF) {
         *ret_sandbox = NULL;
@@ -338,7 +339,7 @@ int sandbox_create(enum sandbox_mode mode, struct sandbox **ret_sandbox, struct 
     struct sigaction action = {.sa_sigaction = on_violation, .sa_flags = SA_SIGINFO};
     int code = sigaction(SIGSYS, &action, NULL) < 0 ? -errno : 0;
     for (enum sandbox_role role = 0; code == 0 && role < SANDBOX_ROLES; role++)
-        code = program_make(mode, role, &s->programs[role]);
+        code = program_make(mode, role, faults, &s->programs[role]);
     if (code < 0) {
         sandbox_destroy(s);
         return error_errno(err, code, "cannot make the sandbox's filters");

@@ -33,8 +33,9 @@ enum sandbox_role { SANDBOX_BASE, SANDBOX_IO, SANDBOX_VCPU, SANDBOX_LEASE, SANDB
 struct sandbox;
 
 /* Compile the filters and catch violations; nothing is confined yet. *ret_sandbox is NULL with SANDBOX_OFF: every
- * function here takes that. */
-int sandbox_create(enum sandbox_mode mode, struct sandbox **ret_sandbox, struct error *err);
+ * function here takes that. @faults: the base may deal with a userfaultfd that is open (a target's, for post-copy); nobody
+ * may open one. */
+int sandbox_create(enum sandbox_mode mode, bool faults, struct sandbox **ret_sandbox, struct error *err);
 /* The filters that were entered stay. */
 void sandbox_destroy(struct sandbox *s);
 /* Confine the calling thread, and the threads that it starts from now on. Cannot be undone. */

@@ -1,6 +1,6 @@
 /* Any bytes as the source of a migration: refused in words, or taken in its order; pages and checksums stay inside this
  * guest's memory. The first byte says in which steps the rest is fed and whether it is channel 0; with a second byte that
- * is odd the checksums are put right first, so that the fuzzer gets past them. The same bytes are a reply, too. */
+ * is odd the checksums are put right first, so that the fuzzer gets past them; with its next bit channels may resume. The same bytes are a reply, too. */
 #include <string.h>
 
 #include "migration/migrate_intake.h"
@@ -42,6 +42,19 @@ static void reply_try(const uint8_t *data, size_t size)
         ASSERT(reply.kind > 0 && reply.kind < MIGRATE_REPLY_END && strlen(reply.text) <= MIGRATE_TEXT_BYTES_MAX);
 }
 
+/* A post-copy's page: where it belongs, as a target does it (without waiting for anybody). */
+static int page_place(void *arg, size_t region, uint64_t page, uint64_t pages, const uint8_t *data, struct error *err)
+{
+    const struct migrate_intake *in = arg;
+    (void)err;
+    ASSERT(region < in->region_count && page + pages <= in->regions[region].size / GUEST_PAGE_BYTES);
+    for (uint64_t i = 0; in->lack[region] && i < pages; i++)
+        if (in->lack[region][(page + i) / 64] >> ((page + i) % 64) & 1 && data)
+            memcpy(in->regions[region].host + (page + i) * GUEST_PAGE_BYTES, data + i * GUEST_PAGE_BYTES,
+                   GUEST_PAGE_BYTES);
+    return 0;
+}
+
 static int section_use(struct migrate_intake *in, struct intake_channel *c, bool is_first,
                        const struct stream_section *section)
 {
@@ -52,6 +65,10 @@ static int section_use(struct migrate_intake *in, struct intake_channel *c, bool
         intake_accept(in, c);
     if (event == INTAKE_FINAL)
         (void)intake_verify(in, NULL);
+    if (event == INTAKE_FINAL && in->postcopy) {
+        in->place_arg = in;
+        in->place = page_place;
+    }
     return event == INTAKE_CANCEL || event == INTAKE_END ? -1 : event;
 }
 
@@ -78,6 +95,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         in.is_open = true; /* joins one that is there */
         in.channels = 4;
         in.joined = 1;
+        in.postcopy = data[1] & 2; /* and to one that has lost its connections */
+        in.place = in.postcopy ? page_place : NULL;
+        in.place_arg = &in;
     }
     intake_channel_init(&channel);
     stream_reader_init(&reader);

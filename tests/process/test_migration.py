@@ -420,6 +420,62 @@ class Relay:
         self.listener.close()
 
 
+class Link:
+    """Between source and target, any number of connections; not faster than @bytes_per_s to the target, and can be cut."""
+
+    def __init__(self, path, to, bytes_per_s):
+        self.to, self.bytes_per_s, self.down, self.free_at = to, bytes_per_s, False, 0
+        self.sockets, self.lock = [], threading.Lock()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        while True:
+            try:
+                source, _ = self.listener.accept()
+                if self.down:
+                    source.close()
+                    continue
+                target = socket.socket(socket.AF_UNIX)
+                target.connect(str(self.to))
+            except OSError:
+                return
+            with self.lock:
+                self.sockets += [source, target]
+            for from_, to, limited in ((source, target, True), (target, source, False)):
+                threading.Thread(target=self.copy, args=(from_, to, limited), daemon=True).start()
+
+    def copy(self, from_, to, limited):
+        try:
+            while data := from_.recv(16384):
+                if limited:
+                    with self.lock:
+                        self.free_at = max(self.free_at, time.monotonic()) + len(data) / self.bytes_per_s
+                        wait = self.free_at - time.monotonic()
+                    time.sleep(max(wait, 0))
+                to.sendall(data)
+            to.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def cut(self, down=True):
+        with self.lock:
+            self.down = down
+            sockets, self.sockets = self.sockets, []
+        for s in sockets:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def close(self):
+        self.cut()
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
 def outcome_wanted(victim, step):
     """Who runs it, at once or after a decision by somebody who knows; see migration/migrate_progress.h."""
     after_ready, after_go = step in ('ready', 'go', 'running'), step in ('go', 'running')
@@ -530,3 +586,83 @@ def test_a_target_that_sleeps_before_go_is_left(world, step):
     console.wait_past(console.last_tick() + 1)
     counted_on([console.text])
     relay.cut()
+
+
+# ---- post-copy ----
+
+def rounds(text):
+    return [int(n) for n in re.findall(r'^round (\d+)$', text, re.M)]
+
+
+@needs_kvm
+@pytest.mark.parametrize('cut', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_post_copy_under_writing(world, capsys, cut):
+    vm = world.boot('dirty=16 pace=400 scatter')
+    console = vm.console()
+    console.wait(r'^round 3$')
+    target = world.incoming()
+    new_console = target.console()
+    link = Link(world.folder / 'link', target.socket, 12 << 20)
+    start(vm, world.folder / 'link', postcopy='at-once', plain=True)
+    if cut:
+        until(lambda: migration(target)['phase'] == 'postcopy', target)
+        link.cut()
+        until(lambda: migration(target)['phase'] == 'lost', target)
+        at_lost = migration(target)
+        assert 'the source is lost' in at_lost['failure'] and at_lost['dirty_pages'] > 0
+        until(lambda: migration(vm)['phase'] == 'lost', vm)
+        assert target.request('GET', '/v1/vm')[1]['holds'] == ['migrate']
+        assert target.move('paused')[0] == 409
+        while select.select([new_console.socket], [], [], 0.3)[0]:   # what it had said before
+            new_console.read(0)
+        before = new_console.text
+        new_console.read(0.3)
+        assert new_console.text == before
+        link.cut(down=False)
+    assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+    until(lambda: migration(target)['phase'] == 'done', target)
+    seen = rounds(console.text + new_console.text)
+    for n in range(3):                                       # all its memory is what it wrote
+        new_console.wait(r'^round %d$' % ((seen or [3])[-1] + 2 + n))
+    counted_on([drain(console), new_console.text])
+    found = re.search(r'bytes=(\d+) pause_us=(\d+) total_us=(\d+)', vm.log.read_text())
+    link.close()
+    third = world.incoming()                                 # and it can be moved on
+    third_console = third.console()
+    start(target, third.socket, verify=True)
+    assert target.process.wait(LIMIT_S) == MIGRATED, target.log.read_text()
+    third_console.wait(r'^round \d+$')
+    assert 'corrupt' not in third_console.text
+    with capsys.disabled():
+        print(f' post-copy: pause {int(found[2]) / 1000:.1f} ms, {int(found[3]) / 1e6:.1f} s, {int(found[1]) >> 10} KiB ', end='')
+
+
+@needs_kvm
+def test_a_source_that_dies_in_post_copy_is_told_and_the_vm_given_up(world):
+    vm = world.boot('dirty=16 pace=400 scatter')
+    console = vm.console()
+    console.wait(r'^round 3$')
+    target = world.incoming()
+    target.console()
+    link = Link(world.folder / 'link', target.socket, 4 << 20)
+    start(vm, world.folder / 'link', postcopy='at-once', plain=True)
+    until(lambda: migration(target)['phase'] == 'postcopy', target)
+    vm.process.kill()
+    vm.process.wait()
+    until(lambda: migration(target)['phase'] == 'lost', target)
+    assert target.request('PUT', '/v1/vm/migration', {'outcome': 'here'})[0] == 409
+    assert target.request('PUT', '/v1/vm/migration', {'outcome': 'there'})[0] == 200
+    assert target.process.wait(LIMIT_S) == 5
+    log = target.log.read_text()
+    assert 'were still at the source' in log and 'ended-as-it-was' in log
+    link.close()
+
+
+def test_post_copy_is_not_done_unasked(world):
+    vm = world.boot('dirty=4')
+    vm.console().wait(r'^tick 2$')
+    target = world.incoming()
+    assert vm.request('POST', '/v1/vm/migration', {'to': f'unix:{target.socket}', 'postcopy': 'often'})[0] == 400
+    start(vm, target.socket)
+    assert vm.process.wait(LIMIT_S) == MIGRATED
+    assert migration(target)['phase'] == 'done'

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "migration/migrate_receiver.h"
+#include "migration/page_faults.h"
 #include "migration/migrate_sender.h"
 #include "migration/stream_pages.h"
 #include "tests/unit/migration/array_guest.h"
@@ -137,6 +138,14 @@ static struct {
     unsigned ran, let_go, taken_back;
     uint64_t epoch;
     bool paused, unfit, load_fails, run_fails, somebody_has_it;
+    int fault_fd;            /* post-copy */
+    bool slowly;
+    bool touches;            /* the guest reads all its memory as soon as it runs, and while its registers are loaded */
+    pthread_t touching;
+    unsigned wrong;          /* pages that were not what they are at the source */
+    unsigned stalls, goes_on;
+    int sockets[64];         /* the source's ends */
+    unsigned socket_count;
 } world;
 
 static int world_connect(void *arg UNUSED, struct error *err)
@@ -144,8 +153,11 @@ static int world_connect(void *arg UNUSED, struct error *err)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     strcpy(address.sun_path, socket_path);
-    if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) == 0)
+    if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) == 0) {
+        unsigned n = __atomic_fetch_add(&world.socket_count, 1, __ATOMIC_ACQ_REL);
+        world.sockets[n % ARRAY_SIZE(world.sockets)] = fd;
         return fd;
+    }
     int code = error_errno(err, -errno, "cannot connect");
     close(fd);
     return code;
@@ -171,9 +183,31 @@ static int world_fits(void *arg UNUSED, const struct machine_description *d, str
     return world.unfit ? error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "its processor lacks pink") : 0;
 }
 
+/* Each page once, in an order that is not the one they come in. */
+static void *touching_main(void *arg UNUSED)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t pages = world.to.sizes[i] / 4096;
+        for (uint64_t n = 0; n < pages; n++) {
+            uint64_t at = (n * 331 + 7) % pages * 4096;
+            if (world.slowly)
+                usleep(1000);
+            world.wrong += memcmp(world.to.memory[i] + at, world.from.array.memory[i] + at, 4096) != 0;
+        }
+    }
+    return NULL;
+}
+
+static void world_stall(void *arg UNUSED, bool stalled)
+{
+    __atomic_fetch_add(stalled ? &world.stalls : &world.goes_on, 1, __ATOMIC_ACQ_REL);
+}
+
 static int world_load(void *arg UNUSED, struct stream_states *states, bool paused, struct error *err)
 {
     world.paused = paused;
+    if (world.touches) /* as a device does with its ring */
+        world.wrong += memcmp(world.to.memory[0] + 8192, world.from.array.memory[0] + 8192, 64) != 0;
     if (world.load_fails)
         return error_set(err, -EBADMSG, ERROR_CHECKSUM, "its registers are blunt");
     return world.to.guest.ops->state_load(&world.to.guest, states, err);
@@ -185,6 +219,8 @@ static int world_run(void *arg UNUSED, uint64_t epoch, struct error *err)
         return error_set(err, -EBUSY, ERROR_IN_USE, "the disk is another's");
     world.ran++;
     world.epoch = epoch;
+    if (world.touches)
+        assert_int_equal(pthread_create(&world.touching, NULL, touching_main, NULL), 0);
     return 0;
 }
 
@@ -208,6 +244,8 @@ static int world_teardown(void **state)
     (void)state;
     migrate_sender_destroy(world.source.sender);
     migrate_receiver_destroy(world.target.receiver);
+    if (world.fault_fd > 0)
+        close(world.fault_fd);
     array_guest_finish(&world.from.array);
     array_guest_finish(&world.to);
     close(world.listen_fd);
@@ -266,7 +304,9 @@ static void target_start(void)
                                                .patience_ms = 20000,
                                                .fits = world_fits,
                                                .load = world_load,
-                                               .run = world_run};
+                                               .run = world_run,
+                                               .stall = world_stall,
+                                               .fault_fd = world.fault_fd};
     world.target.receiver = migrate_receiver_create(&world.to.guest, &options);
     assert_int_equal(pthread_create(&world.target.thread, NULL, target_main, &world.target), 0);
 }
@@ -772,6 +812,146 @@ static void a_target_is_cancelled_while_it_waits(void **state)
     assert_int_equal(world.target.code, -ECANCELED);
 }
 
+/* ---- post-copy ---- */
+
+static struct migrate_sender_options postcopy_options(void)
+{
+    struct migrate_sender_options options = sender_defaults();
+    options.verify = false;
+    options.plain = true;
+    options.precopy.postcopy = PRECOPY_POSTCOPY_AT_ONCE;
+    world.from.writes = 1000;
+    world.fault_fd = page_faults_open(true, NULL);
+    if (world.fault_fd < 0)
+        printf("no userfaultfd here: post-copy is not tested\n");
+    return options;
+}
+
+static void connections_cut(void)
+{
+    unsigned count = __atomic_load_n(&world.socket_count, __ATOMIC_ACQUIRE);
+    for (unsigned i = count - MIN(count, 4); i < count; i++)
+        shutdown(world.sockets[i], SHUT_RDWR);
+}
+
+static void it_runs_before_its_memory_is_there(void **state)
+{
+    static const unsigned channels[] = {1, 2, 4};
+    for (unsigned i = 0; i < ARRAY_SIZE(channels); i++) {
+        if (i)
+            world_setup(state);
+        struct migrate_sender_options options = postcopy_options();
+        if (world.fault_fd < 0)
+            return;
+        options.channels = channels[i];
+        world.touches = true;
+        target_start();
+        source_start(&options);
+        both_join();
+        assert_int_equal(world.ran, 1);
+        pthread_join(world.touching, NULL);
+        assert_int_equal(world.wrong, 0);
+        assert_moved();
+        assert_int_equal(migrate_receiver_lacking(world.target.receiver), 0);
+        assert_int_equal(migrate_receiver_progress(world.target.receiver).phase, MIGRATE_PHASE_DONE);
+        assert_int_equal(world.stalls, 0);
+        if (i + 1 < ARRAY_SIZE(channels))
+            world_teardown(state);
+    }
+}
+
+static void a_target_that_cannot_do_post_copy_gets_all_before(void **state)
+{
+    struct migrate_sender_options options = postcopy_options();
+    (void)state;
+    if (world.fault_fd > 0)
+        close(world.fault_fd);
+    world.fault_fd = 0;
+    options.precopy.downtime_max_us = 60000000;
+    options.precopy.throttle_max = 0;
+    options.verify = true;
+    target_start();
+    source_start(&options);
+    both_join();
+    assert_moved();
+}
+
+/* All connections are cut, again and again: the guest stands still meanwhile, and nothing is lost or comes twice. */
+static void a_lost_connection_is_made_again(void **state)
+{
+    struct migrate_sender_options options = postcopy_options();
+    (void)state;
+    if (world.fault_fd < 0)
+        return;
+    options.bytes_per_s_max = 2 << 20;
+    options.channels = 3;
+    world.touches = world.slowly = true;
+    target_start();
+    source_start(&options);
+    for (unsigned i = 0; i < 2; i++) {
+        source_phase_wait(MIGRATE_PHASE_POSTCOPY);
+        usleep(100000);
+        connections_cut();
+        target_phase_wait(MIGRATE_PHASE_LOST);
+        assert_non_null(strstr(migrate_receiver_progress(world.target.receiver).failure.text, "the source is lost"));
+        /* noise is sent away */
+        int fd = world_connect(NULL, NULL);
+        (void)!write(fd, "go on without it", 16);
+        close(fd);
+        target_phase_wait(MIGRATE_PHASE_POSTCOPY);
+    }
+    both_join();
+    pthread_join(world.touching, NULL);
+    assert_int_equal(world.wrong, 0);
+    assert_int_equal(world.stalls, world.goes_on);
+    assert_true(world.stalls >= 2);
+    assert_moved();
+}
+
+static void a_source_that_is_gone_after_the_hand_over_is_told(void **state)
+{
+    struct migrate_sender_options options = postcopy_options();
+    struct error err;
+    (void)state;
+    if (world.fault_fd < 0)
+        return;
+    options.bytes_per_s_max = 1 << 20;
+    target_start();
+    source_start(&options);
+    source_phase_wait(MIGRATE_PHASE_POSTCOPY);
+    assert_int_equal(migrate_sender_decide(world.source.sender, MIGRATE_RUNS_HERE, 0, &err), -EINVAL);
+    migrate_sender_abandon(world.source.sender);
+    pthread_join(world.source.thread, NULL);
+    assert_int_equal(world.source.code, -EOWNERDEAD);
+    assert_int_equal(world.from.resumed, 0);
+    target_phase_wait(MIGRATE_PHASE_LOST);
+    assert_true(migrate_receiver_lacking(world.target.receiver) > 0);
+    assert_int_equal(migrate_receiver_decide(world.target.receiver, MIGRATE_RUNS_HERE, 0, &err), -EINVAL);
+    assert_int_equal(migrate_receiver_decide(world.target.receiver, MIGRATE_RUNS_THERE, 0, &err), 0);
+    pthread_join(world.target.thread, NULL);
+    assert_int_equal(world.target.code, -ECANCELED);
+    assert_non_null(strstr(world.target.err.text, "given up"));
+    assert_true(migrate_receiver_lacking(world.target.receiver) > 0);
+}
+
+/* Until it runs everything is as in a pre-copy: here the loading fails, there the target does not say ready. */
+static void before_go_a_post_copy_can_be_taken_back(void **state)
+{
+    struct migrate_sender_options options = postcopy_options();
+    (void)state;
+    if (world.fault_fd < 0)
+        return;
+    world.load_fails = true;
+    world.touches = true;
+    target_start();
+    source_start(&options);
+    both_join();
+    assert_stayed();
+    assert_int_equal(world.wrong, 0);
+    assert_int_equal(world.from.resumed, 1);
+    assert_string_equal(world.source.err.text, "the target refuses: its registers are blunt");
+}
+
 #define WORLD_TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
 
 int main(int argc, char **argv)
@@ -797,6 +977,11 @@ int main(int argc, char **argv)
         WORLD_TEST(a_source_that_gives_up_after_ready_ends_it),
         WORLD_TEST(noise_instead_of_go_is_no_go),
         WORLD_TEST(a_target_is_cancelled_while_it_waits),
+        WORLD_TEST(it_runs_before_its_memory_is_there),
+        WORLD_TEST(a_target_that_cannot_do_post_copy_gets_all_before),
+        WORLD_TEST(a_lost_connection_is_made_again),
+        WORLD_TEST(a_source_that_is_gone_after_the_hand_over_is_told),
+        WORLD_TEST(before_go_a_post_copy_can_be_taken_back),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

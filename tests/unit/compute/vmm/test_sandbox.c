@@ -46,7 +46,7 @@ static _Noreturn void child_run(struct attempt *a, int output)
     struct sandbox *s = NULL;
     pthread_t thread;
     dup2(output, STDERR_FILENO);
-    if (sandbox_create(a->mode, &s, NULL) < 0 || sandbox_enter(s, SANDBOX_BASE, NULL) < 0)
+    if (sandbox_create(a->mode, false, &s, NULL) < 0 || sandbox_enter(s, SANDBOX_BASE, NULL) < 0)
         _exit(1);
     a->sandbox = s;
     if (a->role == SANDBOX_BASE)
