@@ -8,7 +8,7 @@ COV    ?=
 # V=1 shows the whole commands.
 say      = $(if $(V),,@echo '  $(1) $(2)';)
 JOBS   ?= $(shell nproc)
-PKGS    = libuv openssl jansson libcurl liburing libzstd libmnl libseccomp
+PKGS    = libuv openssl jansson libcurl liburing libzstd libmnl libseccomp libsodium
 prefix ?= /usr/local
 
 CFLAGS ?= -O2 -g
@@ -32,19 +32,28 @@ ROOMS    = common schema scheduler block migration backup compute controller cli
 room_src = $(filter-out %/main.c,$(shell find $(1) -name '*.c' 2>/dev/null))
 obj      = $(patsubst %,$(BUILD)/%.o,$(basename $(1)))
 COMMON   = $(BUILD)/libcommon.a
-LIBS_agent = $(foreach r,compute backup migration block schema common,$(BUILD)/lib$(r).a)
+# BLAKE3: the C and assembler files of Debian's package, built as they are.
+BLAKE3_DIR = $(lastword $(sort $(wildcard /usr/share/cargo/registry/blake3-*/c)))
+BLAKE3_SRC = blake3 blake3_dispatch blake3_portable \
+             $(if $(filter x86_64%,$(shell uname -m)),$(foreach k,sse2 sse41 avx2 avx512,blake3_$(k)_x86-64_unix)) \
+             $(if $(filter aarch64%,$(shell uname -m)),blake3_neon)
+BLAKE3   = $(BUILD)/libblake3.a
+CFLAGS_backup = -isystem $(BLAKE3_DIR)
+LIBS_agent = $(foreach r,compute backup migration block schema common,$(BUILD)/lib$(r).a) $(BLAKE3)
+LIBS_backup = $(foreach r,backup migration block schema common,$(BUILD)/lib$(r).a) $(BLAKE3)
 LIBS_controller = $(foreach r,controller scheduler schema common,$(BUILD)/lib$(r).a)
 LIBS_cli = $(foreach r,cli schema common,$(BUILD)/lib$(r).a)
-LIBS_all = $(foreach r,cli controller compute backup migration block scheduler schema common,$(BUILD)/lib$(r).a)
+LIBS_all = $(foreach r,cli controller compute backup migration block scheduler schema common,$(BUILD)/lib$(r).a) $(BLAKE3)
 # An own raft_io needs symbols that only the static library has (docs/ARCHITECTURE.md, "Raft").
 RAFT_LIB = $(firstword $(wildcard /usr/lib/*/libraft.a)) -llz4
 
-PROGRAMS = $(patsubst %,$(BUILD)/bin/%,drover drover-controller drover-agent drover-vmm)
+PROGRAMS = $(patsubst %,$(BUILD)/bin/%,drover drover-controller drover-agent drover-vmm drover-backup)
 main_drover            = cli/main.c
 main_drover-controller = controller/main.c
 main_drover-agent      = compute/agent/main.c
 main_drover-vmm        = compute/vmm/main.c
-HAVE     = $(foreach p,drover drover-controller drover-agent drover-vmm,$(if $(wildcard $(main_$(p))),$(BUILD)/bin/$(p)))
+main_drover-backup     = backup/main.c
+HAVE     = $(foreach p,drover drover-controller drover-agent drover-vmm drover-backup,$(if $(wildcard $(main_$(p))),$(BUILD)/bin/$(p)))
 
 UNIT_SRC = $(shell find tests/unit -name 'test_*.c' 2>/dev/null)
 FUZZ_SRC = $(shell find tests/fuzz -name 'fuzz_*.c' 2>/dev/null)
@@ -80,6 +89,15 @@ $(BUILD)/lib$(1).a: $(call obj,$(call room_src,$(1)))
 endef
 $(foreach r,$(ROOMS),$(eval $(call room_library,$(r))))
 
+$(BUILD)/blake3/%.o: $(BLAKE3_DIR)/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(call say,cc,$@)$(CC) -O3 -g -fPIE $(if $(filter aarch64%,$(shell uname -m)),-DBLAKE3_USE_NEON=1) -c $< -o $@
+$(BUILD)/blake3/%.o: $(BLAKE3_DIR)/%.S $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(call say,cc,$@)$(CC) -O3 -g -fPIE -c $< -o $@
+$(BLAKE3): $(BLAKE3_SRC:%=$(BUILD)/blake3/%.o)
+	@rm -f $@ && $(AR) rcs $@ $^
+
 $(BUILD)/bin/drover: $(BUILD)/cli/main.o $(LIBS_cli)
 	@mkdir -p $(@D)
 	$(call say,link,$@)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
@@ -90,6 +108,9 @@ $(BUILD)/bin/drover-agent: $(BUILD)/compute/agent/main.o $(LIBS_agent)
 	@mkdir -p $(@D)
 	$(call say,link,$@)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 $(BUILD)/bin/drover-vmm: $(BUILD)/compute/vmm/main.o $(LIBS_agent)
+	@mkdir -p $(@D)
+	$(call say,link,$@)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/bin/drover-backup: $(BUILD)/backup/main.o $(LIBS_backup)
 	@mkdir -p $(@D)
 	$(call say,link,$@)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 

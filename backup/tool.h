@@ -1,0 +1,74 @@
+/* The verbs of drover-backup: one function each, called by main.c with what was typed. */
+#ifndef BACKUP_TOOL_H
+#define BACKUP_TOOL_H
+
+#include <stdatomic.h>
+
+#include "backup/backup_writer.h"
+#include "common/object.h"
+
+enum { TOOL_LISTS_MAX = 64 };
+
+/* "NAME=VALUE" options that may be given often. */
+struct tool_pairs {
+    struct {
+        char *name;
+        const char *value;
+    } items[TOOL_LISTS_MAX];
+    unsigned count;
+};
+
+struct tool_options {
+    const char *store, *key_file, *credentials;
+    const char *backup, *id, *parent, *vm, *vm_id, *definition, *consistency, *created_at;
+    const char *key_name, *add_key_file, *remove_key;
+    struct tool_pairs disks, changed, labels;
+    uint64_t limit, offset, length, chunk_bytes, grace_s;
+    bool has_length;
+    unsigned threads, transfers, level;
+    uint64_t keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly;
+    struct tool_pairs removed; /* name: the id */
+    bool encrypt, json, force, quick, dry_run, only_definition, collect, wait, show_key;
+    int progress_fd; /* -1: none */
+    const atomic_bool *cancel;
+};
+
+/* Each returns 0 or a negative errno with words. */
+int tool_init(const struct tool_options *o, struct error *err);
+int tool_create(const struct tool_options *o, struct error *err);
+int tool_list(const struct tool_options *o, struct error *err);
+int tool_show(const struct tool_options *o, struct error *err);
+int tool_restore(const struct tool_options *o, struct error *err);
+int tool_cat(const struct tool_options *o, struct error *err);
+int tool_verify(const struct tool_options *o, struct error *err);
+int tool_prune(const struct tool_options *o, struct error *err);
+int tool_key(const struct tool_options *o, struct error *err);
+
+/* ---- shared ---- */
+
+struct tool_place {
+    struct store *store;
+    struct store_pace *pace;
+    struct repo repo;
+    bool opened;
+};
+/* The store, and with @repo what is in it; tool_close after either result. */
+int tool_open(const struct tool_options *o, bool repo, struct tool_place *ret_place, struct error *err);
+void tool_close(struct tool_place *place);
+/* A key out of a file: its text. */
+int tool_key_read(const char *path, uint8_t ret_key[CHUNK_KEY_BYTES], struct error *err);
+
+/* Progress: a line on a terminal, JSON lines on a descriptor; at most five a second. */
+struct tool_progress {
+    int fd;
+    bool terminal, shown;
+    uint64_t next_ms, begun_ms;
+};
+void tool_progress_init(struct tool_progress *p, const struct tool_options *o);
+void tool_progress_report(void *arg, const struct backup_progress *progress); /* backup_progress_cb */
+/* The last line: @result a JSON object or NULL, or, where @code is negative, what went wrong. */
+void tool_progress_end(struct tool_progress *p, const char *result, int code, const struct error *err);
+/* "1.5 GiB" into @buffer; returns it. */
+const char *tool_bytes_text(uint64_t bytes, char *buffer, size_t size);
+
+#endif
