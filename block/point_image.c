@@ -70,11 +70,27 @@ static uint64_t cluster_size(const struct point_image *image, uint64_t cluster)
 
 /* ---- losing it ---- */
 
+static void punch_done(struct block_request *request, int result UNUSED)
+{
+    free(request);
+}
+
+/* [@offset, @offset + @size) of the spill is needed no more. One that cannot punch keeps the space until the end. */
+static void spill_punch(struct point_image *image, uint64_t offset, uint64_t size)
+{
+    struct block_request *request = NEW(struct block_request);
+    *request = (struct block_request){
+        .op = BLOCK_DISCARD, .may_unmap = true, .offset = offset, .size = size, .done = punch_done};
+    if (block_submit(image->options.spill, request) < 0)
+        free(request);
+}
+
 static void image_lost(struct point_image *image, const struct error *why)
 {
     if (image->why.code != 0)
         return;
     image->why = *why;
+    spill_punch(image, 0, image->back.size_bytes); /* the guest may be in need of it */
     if (image->options.failed != NULL)
         image->options.failed(image->options.arg, why);
 }
@@ -103,23 +119,10 @@ static bool budget_take(struct point_budget *budget)
     return true;
 }
 
-static void punch_done(struct block_request *request, int result UNUSED)
-{
-    free(request);
-}
-
-/* The spill's copy of @cluster is needed no more. A spill that cannot punch keeps the space until the end. */
 static void spill_release(struct point_image *image, uint64_t cluster)
 {
-    struct block_request *request = NEW(struct block_request);
     image->options.budget->bytes -= POINT_CLUSTER_BYTES;
-    *request = (struct block_request){.op = BLOCK_DISCARD,
-                                      .may_unmap = true,
-                                      .offset = cluster * POINT_CLUSTER_BYTES,
-                                      .size = cluster_size(image, cluster),
-                                      .done = punch_done};
-    if (block_submit(image->options.spill, request) < 0)
-        free(request);
+    spill_punch(image, cluster * POINT_CLUSTER_BYTES, cluster_size(image, cluster));
 }
 
 static void copy_free(struct point_copy *c)

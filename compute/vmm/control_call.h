@@ -68,6 +68,11 @@ int control_nic_show(struct control_call *call, struct error *err);
 int control_nic_change(struct control_call *call, struct error *err);
 int control_device_unplug(struct control_call *call, struct error *err);
 
+/* control_backup.c */
+int control_backup_show(struct control_call *call, struct error *err);
+int control_backup_begin(struct control_call *call, struct error *err);
+int control_backup_end(struct control_call *call, struct error *err);
+
 /* control_migrate.c */
 int control_migration_show(struct control_call *call, struct error *err);
 int control_migration_start(struct control_call *call, struct error *err);

@@ -12,6 +12,7 @@
 #include "compute/vmm/acpi.h"
 #include "compute/vmm/devices/pm/pm.h"
 #include "compute/vmm/devices/serial/serial.h"
+#include "compute/vmm/machine_backup.h"
 #include "compute/vmm/machine_incoming.h"
 #include "compute/vmm/machine_migrate.h"
 #include "compute/vmm/machine_snapshot.h"
@@ -299,6 +300,7 @@ void machine_finish(struct machine *m)
     migrate_job_destroy(m->migrate);
     incoming_job_destroy(m->incoming);
     snapshot_job_destroy(m->snapshot);
+    backup_job_close(m->backup);
     console_set_input(m->console, NULL, NULL);
     lease_watch_stop(&m->lease);
     if (m->vcpus.count)
@@ -307,6 +309,7 @@ void machine_finish(struct machine *m)
         io_loop_stop(m->io);
     pthread_mutex_lock(&m->device_lock);
     guest_services_finish(&m->guest);
+    backup_job_destroy(m->backup); /* the agent may have had a word for it */
     device_list_pause(&m->devices); /* what the guest was told is written must be written */
     device_list_destroy(&m->devices);
     lease_finish(&m->lease.lease); /* only now: a disk that is being closed may write, if it still may */

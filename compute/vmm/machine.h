@@ -102,6 +102,7 @@ struct machine {
     bool frozen;                   /* machine_freeze */
     bool stalled;                  /* machine_stall; atomic */
     struct snapshot_job *snapshot; /* machine_snapshot.h; NULL until the first */
+    struct backup_job *backup;     /* machine_backup.h; NULL until the first */
     struct migrate_job *migrate;   /* machine_migrate.h; NULL until the first */
     struct incoming_job *incoming; /* machine_incoming.h; NULL where it was not migrated here */
 };

@@ -8,6 +8,7 @@
 
 #include "common/log.h"
 #include "compute/vmm/guest_ops.h"
+#include "compute/vmm/machine_backup.h"
 #include "compute/vmm/machine_state.h"
 #include "migration/migrate_sender.h"
 
@@ -220,6 +221,8 @@ int machine_migrate_begin(struct machine *m, const struct vmm_migration_order *o
     if (m->frozen || (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED))
         return error_set(err, -EINVAL, ERROR_CONFLICT, "the VM is %s and cannot be migrated",
                          m->frozen ? "being saved" : machine_state_name(m->state));
+    if (machine_backup_is_active(m))
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "a backup of the VM is under way; wait for its end, or cancel it");
     struct migrate_job *job = job_of(m);
     code = path_take(job, order->to, err);
     if (code < 0)

@@ -12,6 +12,8 @@
 #include "compute/vmm/devices/pcihp/pcihp.h"
 #include "compute/vmm/devices/pm/pm.h"
 #include "compute/vmm/machine.h"
+#include "compute/vmm/machine_backup.h"
+#include "compute/vmm/machine_changes.h"
 #include "compute/vmm/pc1_layout.h"
 #include "compute/vmm/virtio/virtio_pci.h"
 
@@ -145,6 +147,13 @@ static int engine_choose(struct machine *m, const struct vmm_disk *disk, struct 
     return 0;
 }
 
+/* Nobody writes the disk any more; it is another's from now on where the machine was migrated. */
+static void changes_end(struct machine *m, struct machine_slot *slot)
+{
+    machine_changes_end(slot->changes, m->end != MACHINE_END_MIGRATED);
+    slot->changes = NULL;
+}
+
 static int disk_open(struct machine *m, const struct vmm_disk *disk, struct block **ret_block, struct error *err)
 {
     struct block *block;
@@ -176,12 +185,14 @@ int machine_slot_add_disk(struct machine *m, const struct vmm_disk *disk, struct
     struct machine_slot *slot;
     struct virtio_device *virtio;
     struct block *block = NULL;
+    uint8_t stamp[CHANGED_STAMP_BYTES];
     char id[24];
     int code = room_check(m, SLOT_DISK, err);
     if (code == 0)
         code = id_choose(m, disk->id, "disk", id, err);
     if (code == 0)
         code = slot_choose(m, OBJECT_HAS(vmm_disk, disk, slot) ? &disk->slot : NULL, &slot, err);
+    machine_changes_stamp(disk, stamp); /* opening may write */
     if (code == 0)
         code = disk_open(m, disk, &block, err);
     if (code < 0)
@@ -206,6 +217,8 @@ int machine_slot_add_disk(struct machine *m, const struct vmm_disk *disk, struct
     OBJECT_TEXT(vmm_disk, &slot->disk, id, id);
     OBJECT_SET(vmm_disk, &slot->disk, slot, slot->number);
     OBJECT_SET(vmm_disk, &slot->disk, size_bytes, block->size_bytes);
+    if (!block->read_only && !m->options.incoming)
+        slot->changes = machine_changes_load(disk, block, stamp);
     if (ret_slot)
         *ret_slot = slot;
     return 0;
@@ -227,6 +240,8 @@ int machine_slot_change_disk(struct machine *m, struct machine_slot *slot, const
     if (changed.size_bytes != slot->disk.size_bytes &&
         (code = block_grow(blk->block, changed.size_bytes, err)) == 0) {
         blk_grown(blk);
+        machine_changes_grown(slot->changes, blk->block);
+        machine_backup_grown(m, blk);
         log_info("disk-grown", "vm=%s disk=%s bytes=%llu", m->config->name, slot->id,
                  (unsigned long long)changed.size_bytes);
     }
@@ -348,6 +363,7 @@ static void slot_empty(struct machine *m, struct machine_slot *slot, const char 
     slot->device->ops->destroy(slot->device);
     pthread_mutex_unlock(&m->device_lock);
     log_info("device-unplugged", "vm=%s device=%s slot=%u why=\"%s\"", m->config->name, slot->id, slot->number, why);
+    changes_end(m, slot);
     object_clear(&vmm_disk_desc, &slot->disk);
     object_clear(&vmm_nic_desc, &slot->nic);
     *slot = (struct machine_slot){.kind = SLOT_EMPTY};
@@ -376,6 +392,7 @@ void machine_slot_unplug(struct machine *m, struct machine_slot *slot, bool forc
     if (force && !slot->detached) {
         blk_detach(blk_of_virtio(slot->virtio));
         slot->detached = true;
+        changes_end(m, slot); /* others may write it from now on */
         log_warning("disk-detached", "vm=%s disk=%s slot=%u why=force", m->config->name, slot->id, slot->number);
     }
     pcihp_unplug(m->slots.hotplug, slot->number);
@@ -445,6 +462,7 @@ int machine_slots_init(struct machine *m, struct error *err)
 void machine_slots_finish(struct machine *m)
 {
     for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        changes_end(m, &m->slots.slots[i]);
         object_clear(&vmm_disk_desc, &m->slots.slots[i].disk);
         object_clear(&vmm_nic_desc, &m->slots.slots[i].nic);
     }

@@ -22,6 +22,7 @@
 #include "schema/objects.h"
 
 struct machine;
+struct machine_changes;
 
 enum slot_kind { SLOT_EMPTY, SLOT_DISK, SLOT_NIC, SLOT_OTHER };
 
@@ -33,6 +34,7 @@ struct machine_slot {
     struct virtio_device *virtio;
     bool unplugging;
     bool detached;        /* SLOT_DISK: taken away by force, its file is closed */
+    struct machine_changes *changes; /* of SLOT_DISK; NULL: not tracked. Owned */
     struct vmm_disk disk; /* of SLOT_DISK: as given, with what was filled in */
     struct vmm_nic nic;   /* of SLOT_NIC */
 };
@@ -76,7 +78,7 @@ int machine_slots_check_attached(const struct machine *m, struct error *err);
 void machine_slots_reset(struct machine *m);
 /* Registers of the guest's side; before the first slot is filled. */
 int machine_slots_init(struct machine *m, struct error *err);
-/* After the devices are gone. */
+/* After the devices are gone; writes their maps of changes (machine_changes.h). */
 void machine_slots_finish(struct machine *m);
 
 #endif

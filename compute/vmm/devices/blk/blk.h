@@ -55,6 +55,9 @@ struct blk_counters {
 struct blk {
     struct virtio_device virtio;
     struct block *block;  /* owned */
+    struct block *filter; /* requests go through it to `block`; NULL: straight. Borrowed (blk_set_filter) */
+    void (*leaving)(void *arg, struct blk *blk);
+    void *leaving_arg;
     struct io_loop *loop; /* borrowed */
     uint64_t size_bytes;  /* capacity as the guest was told */
     uint8_t serial[BLK_SERIAL_BYTES];
@@ -82,6 +85,14 @@ void blk_set_limits(struct blk *blk, const struct vmm_limits *limits);
 void blk_detach(struct blk *blk);
 /* The block has grown: tell the guest. Its capacity never shrinks. */
 void blk_grown(struct blk *blk);
+/* What requests are submitted to. */
+static inline struct block *blk_top(const struct blk *blk)
+{
+    return blk->filter != NULL ? blk->filter : blk->block;
+}
+/* Put @filter, which stands above blk->block, between device and disk; NULL: take it away again. Nothing is in flight
+ * (block_drain of blk_top). When the disk goes first (unplugged, the machine's end) @leaving takes the filter away. */
+void blk_set_filter(struct blk *blk, struct block *filter, void (*leaving)(void *arg, struct blk *blk), void *arg);
 
 /* queue.c, for device.c: requests. */
 void blk_queue_notify(struct virtio_device *d, unsigned queue);

@@ -31,10 +31,27 @@ void blk_set_limits(struct blk *blk, const struct vmm_limits *limits)
     blk_queue_unthrottle(blk); /* they may be looser now */
 }
 
+void blk_set_filter(struct blk *blk, struct block *filter, void (*leaving)(void *arg, struct blk *blk), void *arg)
+{
+    ASSERT(blk_top(blk)->in_flight == 0 && blk->block->in_flight == 0);
+    blk->filter = filter;
+    blk->leaving = leaving;
+    blk->leaving_arg = arg;
+}
+
+/* Nothing is in flight. */
+static void filter_leave(struct blk *blk)
+{
+    if (blk->filter != NULL)
+        blk->leaving(blk->leaving_arg, blk);
+    ASSERT(blk->filter == NULL);
+}
+
 void blk_detach(struct blk *blk)
 {
     struct block *lost = blk->block;
     blk_queue_quiesce(blk);
+    filter_leave(blk);
     blk->block = block_dead_create(lost);
     block_close(lost);
     if (!blk->virtio.paused)
@@ -70,6 +87,7 @@ static void blk_destroy(struct virtio_device *d)
 {
     struct blk *blk = of_virtio(d);
     blk_queue_quiesce(blk);
+    filter_leave(blk);
     block_close(blk->block);
     virtio_device_finish(d);
     free(blk);

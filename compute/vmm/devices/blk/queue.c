@@ -125,7 +125,7 @@ static void request_submit(struct blk_request *r)
 {
     r->block.done = request_done;
     r->blk->in_flight++;
-    int code = block_submit(r->blk->block, &r->block);
+    int code = block_submit(blk_top(r->blk), &r->block);
     if (code < 0) {
         r->blk->in_flight--;
         request_finish(r, status_of(code));
@@ -324,9 +324,9 @@ static void queue_take(struct blk *blk, unsigned queue)
 void blk_queue_notify(struct virtio_device *d, unsigned queue)
 {
     struct blk *blk = CONTAINER_OF(d, struct blk, virtio);
-    block_plug(blk->block);
+    block_plug(blk_top(blk));
     queue_take(blk, queue);
-    block_unplug(blk->block);
+    block_unplug(blk_top(blk));
 }
 
 void blk_queue_restart_taken(struct blk *blk)
@@ -359,7 +359,7 @@ void blk_queue_retry(void *arg)
 void blk_queue_quiesce(struct blk *blk)
 {
     /* A write-through flush that follows its write is begun within drain, which waits for it too. */
-    block_drain(blk->block);
+    block_drain(blk_top(blk));
     io_timer_cancel(&blk->retry);
     io_timer_cancel(&blk->throttle);
     ASSERT(blk->in_flight == 0);
