@@ -157,6 +157,25 @@ static int put_role(struct deciding *d, const char *id, size_t id_length, enum c
     return rc;
 }
 
+/* Of the host at {id}, or of the cluster. */
+static int arm(struct deciding *d, const char *id, size_t id_length, bool host, bool disarmed)
+{
+    struct command_ha_arm command = {0};
+    const char *name = state_cluster(d->state)->name;
+    const struct record *record = host ? decide_target(d, object_kind_HOST, id, id_length)
+                                       : decide_target(d, object_kind_CLUSTER, name, strlen(name));
+    if (record == NULL)
+        return -ENOENT;
+    decide_request(d, 200, &command.request);
+    if (host)
+        OBJECT_TEXT(command_ha_arm, &command, host, record->common->id);
+    OBJECT_SET(command_ha_arm, &command, disarmed, disarmed);
+    snprintf(d->decision->summary, sizeof d->decision->summary, "%s %s is %s", record->desc->name, record->common->name,
+             disarmed ? "disarmed" : "armed");
+    decide_preview(d, record->desc, record->object);
+    return decide_finish(d, COMMAND_ha_arm, &command);
+}
+
 static int route(struct deciding *d, enum route_id id, const char *target, size_t length, const void *body)
 {
     switch (id) {
@@ -166,6 +185,14 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return put_role(d, target, length, controller_role_VOTER);
     case ROUTE_ID_host_update:
         return decide_update(d, object_kind_HOST, target, length, body);
+    case ROUTE_ID_cluster_update:
+        return decide_update(d, object_kind_CLUSTER, state_cluster(d->state)->name, strlen(state_cluster(d->state)->name), body);
+    case ROUTE_ID_host_disarm:
+    case ROUTE_ID_host_arm:
+        return arm(d, target, length, true, id == ROUTE_ID_host_disarm);
+    case ROUTE_ID_ha_disarm:
+    case ROUTE_ID_ha_arm:
+        return arm(d, NULL, 0, false, id == ROUTE_ID_ha_disarm);
     case ROUTE_ID_host_remove:
         return decide_remove(d, object_kind_HOST, target, length);
     case ROUTE_ID_flavor_create:

@@ -170,6 +170,8 @@ int decide_update_of(struct deciding *d, enum object_kind kind, const char *id, 
         OBJECT_SET(command_put, &command, if_revision, d->context->if_revision);
     if (if_generation != 0)
         OBJECT_SET(command_put, &command, if_generation, if_generation);
+    if (kind == object_kind_CONTROLLER)
+        OBJECT_SET(command_put, &command, if_voters_index, state_cluster(d->state)->lease_voters_index);
     decide_request(d, 200, &command.request);
     CLEANUP_FREE void *after = xcalloc(1, desc->size);
     object_copy(desc, after, record->object);
@@ -195,6 +197,8 @@ int decide_remove(struct deciding *d, enum object_kind kind, const char *id, siz
     OBJECT_TEXT(command_remove, &command, id, record->common->id);
     if (d->context->if_revision != 0)
         OBJECT_SET(command_remove, &command, if_revision, d->context->if_revision);
+    if (kind == object_kind_CONTROLLER)
+        OBJECT_SET(command_remove, &command, if_voters_index, state_cluster(d->state)->lease_voters_index);
     snprintf(d->decision->summary, sizeof d->decision->summary, "%s %s is removed", record->desc->name, record->common->name);
     return decide_finish(d, COMMAND_remove, &command);
 }

@@ -214,7 +214,11 @@ void fsm_apply(struct state *state, uint64_t index, const void *command, size_t 
     ret_result->status = request->answer_status;
     state_expire_answers(state, time_text_ms(request->at));
     if (!answered_before(&a)) {
+        bool made = state_initialized(state);
+        uint64_t voters = lease_voters_print(state);
         dispatch(&a, message.desc->number, message.payload);
+        if (made && lease_voters_print(state) != voters)
+            lease_voters_changed(&a);
         if (ret_result->code == 0)
             keep_answer(&a);
     }

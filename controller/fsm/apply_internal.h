@@ -29,6 +29,10 @@ void apply_seen(struct apply *a, struct command_seen *command);
 void apply_host_state(struct apply *a, struct command_host_state *command);
 void apply_operation(struct apply *a, struct command_operation *command);
 void apply_task(struct apply *a, struct command_task *command); /* apply_task.h */
+void apply_host_suspect(struct apply *a, struct command_host_suspect *command);
+void apply_host_lost(struct apply *a, struct command_host_lost *command);
+void apply_host_clear(struct apply *a, struct command_host_clear *command);
+void apply_ha_arm(struct apply *a, struct command_ha_arm *command);
 
 /* Answer with a refusal; nothing may have been changed. */
 void apply_refuse(struct apply *a, int code, enum error_kind kind, const char *format, ...) PRINTF_LIKE(4, 5);
@@ -74,6 +78,19 @@ void apply_devices_changed(struct vm *vm);
 
 /* Has @host room for the VM? @ret_why: in words if not. */
 bool apply_host_fits(const struct record *host, uint64_t memory_bytes, uint64_t vcpus, char *ret_why, size_t size);
+
+/* ---- leases (apply_lease.c) ---- */
+
+/* What tells one set of controllers with a vote, and their addresses, from another. */
+uint64_t lease_voters_print(const struct state *state);
+/* Are they still those of @index (0: any)? Refuses if not. */
+bool lease_voters_are(struct apply *a, uint64_t index);
+/* They have changed by this command: lists of voters are numbered by it. */
+void lease_voters_changed(struct apply *a);
+/* Has @vm, which belongs to @host, to be started elsewhere when @host is lost? *ret_why (may be NULL): why not. */
+bool lease_vm_recovers(const struct vm *vm, const char **ret_why);
+/* @vm, which is recovering, begins to be started on another host: count it. */
+void lease_count_failover(struct vm *vm, const char *at);
 
 /* ---- security groups ---- */
 

@@ -8,8 +8,6 @@
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/time_text.h"
 
-#define HA_VOTERS_MIN 3u
-
 /* ---- who uses what ---- */
 
 static bool vm_uses(const struct vm *vm, enum object_kind kind, const char *name, const char *id)
@@ -65,13 +63,13 @@ static bool in_use(struct apply *a, const struct record *record, const char *wha
 /* ---- put ---- */
 
 /* The fields that a put may change, by kind; "name" stands for a rename. */
-static const char *const changeable[object_kind_COUNT][8] = {
-    [object_kind_CLUSTER] = {"name", "labels", "epoch", "lease_ttl_ms"},
+static const char *const changeable[object_kind_COUNT][12] = {
+    [object_kind_CLUSTER] = {"name", "labels", "epoch", "lease_ttl_ms", "lease_refusal_extends"},
     [object_kind_CONTROLLER] = {"labels", "role", "address", "raft_address"},
     [object_kind_HOST] = {"labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
     [object_kind_FLAVOR] = {"name", "labels"},
     [object_kind_IMAGE] = {"name", "labels"},
-    [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s", "disks", "nics"},
+    [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s", "disks", "nics", "ha_priority", "ha_restarts_max", "ha_window_s"},
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
     [object_kind_SNAPSHOT] = {"name", "labels"},
@@ -191,9 +189,9 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", record->common->name);
         return;
     }
-    if (kind == object_kind_VM && ((struct vm *)(void *)patch)->ha && state_voters(a->state) < HA_VOTERS_MIN) {
+    if (kind == object_kind_VM && ((struct vm *)(void *)patch)->ha && state_voters(a->state) < STATE_HA_VOTERS_MIN) {
         apply_refuse_field(a, -EPERM, ERROR_CONFLICT, "/ha", "ha needs %u controllers with a vote, there are %u",
-                           HA_VOTERS_MIN, state_voters(a->state));
+                           STATE_HA_VOTERS_MIN, state_voters(a->state));
         return;
     }
     struct vm *vm_patch = kind == object_kind_VM ? (void *)patch : NULL;
@@ -203,6 +201,7 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     if (a->check_only)
         return;
     bool devices = vm_patch != NULL && apply_devices_given(vm_patch);
+    bool leased = vm_patch != NULL && vm_patch->ha && !record->vm->ha;
     if (devices)
         apply_members_changed(a, record->vm); /* hosts that knew its addresses */
     if (name != NULL)
@@ -211,8 +210,10 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     /* Not id and name: the maps borrow those very strings. */
     patch->head.present &= ~row_bit(record->desc, "id") & ~row_bit(record->desc, "name");
     object_merge(record->desc, record->object, patch);
-    if (devices)
+    if (devices || leased)
         apply_devices_changed(record->vm);
+    if (leased) /* its host may run it without the lease until it has said that it has come to this */
+        OBJECT_SET(vm, record->vm, lease_generation, record->vm->generation);
     state_edit_end(a->state, record, a->index);
     if (devices)
         apply_members_changed(a, record->vm);
@@ -267,6 +268,8 @@ void apply_put(struct apply *a, struct command_put *command)
             found = i;
             count++;
         }
+    if (!lease_voters_are(a, command->if_voters_index))
+        return;
     if (count != 1)
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a put is of one object, not of %u", count);
     else if (command->create)
@@ -276,6 +279,23 @@ void apply_put(struct apply *a, struct command_put *command)
 }
 
 /* ---- remove ---- */
+
+/* With fewer than three votes the loss of a controller would be the loss of every lease. */
+static bool may_lose_voter(struct apply *a, const struct record *record)
+{
+    const struct record_index *vms = &a->state->tables[object_kind_VM].order;
+    if (record->controller->role != controller_role_VOTER || state_voters(a->state) > STATE_HA_VOTERS_MIN)
+        return true;
+    for (size_t i = 0; i < vms->count; i++) {
+        if (!vms->items[i]->vm->ha)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                     "ha needs %u controllers with a vote, and VM '%s' has ha: add another controller first, or turn ha off",
+                     STATE_HA_VOTERS_MIN, vms->items[i]->common->name);
+        return false;
+    }
+    return true;
+}
 
 void apply_remove(struct apply *a, struct command_remove *command)
 {
@@ -293,7 +313,9 @@ void apply_remove(struct apply *a, struct command_remove *command)
         return;
     }
     struct record *record = apply_find(a, command->kind, command->id, command->if_revision);
-    if (record == NULL || in_use(a, record, "removed") || in_rules(a, record, "removed", false))
+    if (record == NULL || in_use(a, record, "removed") || in_rules(a, record, "removed", false) ||
+        !lease_voters_are(a, command->if_voters_index) ||
+        (command->kind == object_kind_CONTROLLER && !may_lose_voter(a, record)))
         return;
     if (a->check_only)
         return;

@@ -13,7 +13,7 @@
 static bool take_host_fields(struct host *held, const struct host *seen)
 {
     static const char *const names[] = {"address", "cpus", "memory_bytes", "disk_bytes", "boot_id", "kvm", "version",
-                                        "isolation", "cpu_baseline"};
+                                        "isolation", "cpu_baseline", "armed"};
     struct host old = {0}, patch = {0};
     OBJECT_COPY(host, &old, held);
     OBJECT_COPY(host, &patch, seen);
@@ -40,15 +40,19 @@ static void see_host(struct apply *a, struct record *record, const struct host *
 {
     bool was_up = record->host->state == host_state_UP;
     bool booted = seen->boot_id != NULL && (record->host->boot_id == NULL || strcmp(seen->boot_id, record->host->boot_id) != 0);
+    bool suspect = record->host->state == host_state_SUSPECT; /* cleared by its lease, not by a report */
     state_edit_begin(a->state, record);
     bool changed = take_host_fields(record->host, seen);
-    OBJECT_SET(host, record->host, state, host_state_UP);
+    if (!suspect)
+        OBJECT_SET(host, record->host, state, host_state_UP);
+    if (!suspect && !was_up)
+        OBJECT_TEXT(host, record->host, state_reason, NULL);
     if (seen->session != NULL) { /* nobody sees these two: no new revision, or a user's If-Match would fail at any time */
         OBJECT_TEXT(host, record->host, session, seen->session);
         OBJECT_SET(host, record->host, report, seen->report);
     }
-    state_edit_end(a->state, record, changed || !was_up ? a->index : record->common->revision);
-    if (!was_up)
+    state_edit_end(a->state, record, changed || (!was_up && !suspect) ? a->index : record->common->revision);
+    if (!was_up && !suspect)
         apply_event(a, event_type_UPDATED, record, "host %s is up%s", record->common->name, booted ? ", booted anew" : "");
     else if (booted)
         apply_event(a, event_type_UPDATED, record, "host %s has booted", record->common->name);
@@ -62,20 +66,22 @@ static bool believed(const struct vm *vm, const struct record *host, const struc
 {
     if (vm->host == NULL || strcmp(vm->host, host->common->id) != 0)
         return false; /* not its own */
-    if (seen->epoch != vm->epoch)
+    if (seen->epoch != vm->epoch || vm->recovering)
         return false; /* acts for an earlier run */
     if (seen->state == vm_state_DELETED) /* if it is not to go, the next orders make it again */
         return vm->wanted == vm_wanted_DELETED;
     return seen->generation >= vm->seen_generation;
 }
 
-static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen)
+static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen, const char *at)
 {
     const char *reason = seen->reason != NULL ? seen->reason : "", *held = vm->state_reason != NULL ? vm->state_reason : "";
     uint64_t generation = MIN(seen->generation, vm->generation); /* nobody has reached what was never wanted */
     if (vm->state == seen->state && vm->seen_generation == generation && vm->restarts == seen->restarts &&
         strcmp(reason, held) == 0)
         return false;
+    if (vm->ha && seen->state == vm_state_RUNNING && vm->state != vm_state_RUNNING)
+        OBJECT_TEXT(vm, vm, running_at, at);
     OBJECT_SET(vm, vm, state, seen->state);
     OBJECT_SET(vm, vm, seen_generation, generation);
     OBJECT_SET(vm, vm, restarts, seen->restarts);
@@ -122,7 +128,7 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
     if (record == NULL || !believed(record->vm, host, seen))
         return;
     state_edit_begin(a->state, record);
-    bool changed = take_vm_fields(record->vm, seen);
+    bool changed = take_vm_fields(record->vm, seen, a->request->at);
     state_edit_end(a->state, record, changed ? a->index : record->common->revision);
     if (record->vm->state == vm_state_DELETED) {
         OBJECT_SET(vm, record->vm, seen_generation, record->vm->generation);
@@ -166,8 +172,8 @@ void apply_host_state(struct apply *a, struct command_host_state *command)
     struct record *record = apply_find(a, object_kind_HOST, command->id, command->from_revision);
     if (record == NULL)
         return;
-    if (command->state == host_state_LOST || record->host->state == host_state_LOST) {
-        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "hosts are declared lost by their lease only");
+    if (command->state > host_state_UNREACHABLE || record->host->state > host_state_UNREACHABLE) {
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "hosts are suspected and declared lost by their lease only");
         return;
     }
     if (a->check_only)
@@ -177,6 +183,7 @@ void apply_host_state(struct apply *a, struct command_host_state *command)
         return;
     state_edit_begin(a->state, record);
     OBJECT_SET(host, record->host, state, command->state);
+    OBJECT_TEXT(host, record->host, state_reason, command->reason);
     state_edit_end(a->state, record, a->index);
     apply_event(a, event_type_UPDATED, record, "host %s is %s%s%s", record->common->name,
                 host_state_desc.names[command->state], command->reason ? ": " : "", command->reason ? command->reason : "");

@@ -15,7 +15,6 @@
 #include "scheduler/view.h"
 
 #define MIB_SHIFT 20
-#define HA_VOTERS_MIN 3u
 
 bool apply_host_fits(const struct record *host, uint64_t memory_bytes, uint64_t vcpus, char *ret_why, size_t size)
 {
@@ -95,9 +94,9 @@ static bool may_create(struct apply *a, struct vm *vm)
         apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/pin", "there is no host '%s'", vm->pin);
         return false;
     }
-    if (vm->ha && state_voters(a->state) < HA_VOTERS_MIN) {
+    if (vm->ha && state_voters(a->state) < STATE_HA_VOTERS_MIN) {
         apply_refuse_field(a, -EPERM, ERROR_CONFLICT, "/ha", "ha needs %u controllers with a vote, there are %u",
-                           HA_VOTERS_MIN, state_voters(a->state));
+                           STATE_HA_VOTERS_MIN, state_voters(a->state));
         return false;
     }
     struct error error = {.code = 0};
@@ -137,6 +136,8 @@ static void give_to_host(struct vm *vm, const struct record *host, uint64_t epoc
     OBJECT_SET(vm, vm, epoch, epoch);
     OBJECT_SET(vm, vm, state, vm_state_STARTING);
     OBJECT_TEXT(vm, vm, state_reason, NULL);
+    if (vm->recovering)
+        OBJECT_SET(vm, vm, recovering, false);
 }
 
 void apply_vm_create(struct apply *a, struct command_vm_create *command)
@@ -200,7 +201,7 @@ static bool may_want(struct apply *a, const struct record *record, const struct 
 }
 
 /* Change what is wanted. True: the VM has a new generation. */
-static bool change_wanted(struct vm *vm, const struct command_vm_want *command)
+static bool change_wanted(struct vm *vm, const struct command_vm_want *command, bool host_lost)
 {
     bool start = command->wanted == vm_wanted_RUNNING && (vm->wanted == vm_wanted_STOPPED || ran_out(vm));
     bool retry = vm->state == vm_state_FAILED && vm->seen_generation >= vm->generation;
@@ -214,10 +215,22 @@ static bool change_wanted(struct vm *vm, const struct command_vm_want *command)
     OBJECT_SET(vm, vm, generation, vm->generation + 1);
     if (command->reboot)
         OBJECT_SET(vm, vm, boot, vm->boot + 1);
-    if (start && vm->host != NULL) {
+    if (vm->recovering) {
+        /* It waits for another host; its own holds nothing that could be told to. */
+        if (command->wanted == vm_wanted_STOPPED) {
+            OBJECT_SET(vm, vm, recovering, false);
+            OBJECT_SET(vm, vm, state, vm_state_STOPPED);
+            OBJECT_SET(vm, vm, seen_generation, vm->generation);
+        }
+    } else if (start && vm->host != NULL) {
         OBJECT_SET(vm, vm, epoch, vm->epoch + 1);
         OBJECT_SET(vm, vm, state, vm_state_STARTING);
         OBJECT_TEXT(vm, vm, state_reason, NULL);
+        if (host_lost && lease_vm_recovers(vm, NULL)) {
+            OBJECT_SET(vm, vm, state, vm_state_PENDING);
+            OBJECT_SET(vm, vm, recovering, true);
+            OBJECT_SET(vm, vm, ha_window_restarts, 0); /* a person has looked at it */
+        }
     } else if (vm->host == NULL) {
         /* Nobody holds it: nobody has to do anything for it to be off. */
         OBJECT_SET(vm, vm, state, command->wanted == vm_wanted_STOPPED ? vm_state_STOPPED : vm_state_PENDING);
@@ -255,8 +268,9 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
         return;
     if (overtakes)
         operation_overtake(a, record, command->operation.kind);
+    const struct record *owner = state_get(a->state, object_kind_HOST, record->vm->host);
     state_edit_begin(a->state, record);
-    bool changed = change_wanted(record->vm, command);
+    bool changed = change_wanted(record->vm, command, owner != NULL && owner->host->state == host_state_LOST);
     state_edit_end(a->state, record, changed ? a->index : record->common->revision);
     apply_answer(a, record);
     if (changed) {
@@ -265,7 +279,7 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
         state_host_orders_changed(a->state, record->vm->host, a->index);
     }
     operation_begin(a, &command->operation, record, record->vm->generation);
-    if (record->vm->wanted == vm_wanted_DELETED && record->vm->host == NULL)
+    if (record->vm->wanted == vm_wanted_DELETED && (record->vm->host == NULL || record->vm->recovering))
         vm_gone(a, record);
     else
         operation_settle(a, record);
@@ -288,8 +302,13 @@ static bool may_place(struct apply *a, const struct vm *vm, const struct command
         return false;
     }
     /* The joint of "never twice": an owner that may still run it keeps it. */
-    if (owner != NULL && owner->host->state != host_state_LOST) {
-        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' belongs to host %s, which is not lost", vm->name, vm->host_name);
+    if (owner != NULL && !vm->recovering) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' belongs to host %s, which was not declared lost", vm->name,
+                     vm->host_name);
+        return false;
+    }
+    if (command->give_up && !vm->recovering) {
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is not recovering", vm->name);
         return false;
     }
     if (command->host == NULL)
@@ -321,6 +340,17 @@ static void waiting_for(struct apply *a, const struct record *vm, const char *st
     }
 }
 
+/* It is not started elsewhere again before somebody asks for it. */
+static void give_up(struct vm *vm, const char *note)
+{
+    OBJECT_SET(vm, vm, recovering, false);
+    OBJECT_SET(vm, vm, state, vm_state_FAILED);
+    char text[APPLY_STEP_BYTES_MAX];
+    apply_text(text, sizeof text, "%s", note != NULL ? note : "it was given up");
+    OBJECT_TEXT(vm, vm, state_reason, text);
+    OBJECT_SET(vm, vm, seen_generation, vm->generation);
+}
+
 void apply_vm_place(struct apply *a, struct command_vm_place *command)
 {
     struct record *record = apply_find(a, object_kind_VM, command->id, 0);
@@ -330,12 +360,24 @@ void apply_vm_place(struct apply *a, struct command_vm_place *command)
         return;
     if (a->check_only)
         return;
+    char *lost = record->vm->recovering && host != NULL ? xstrdup(record->vm->host) : NULL;
     state_edit_begin(a->state, record);
     OBJECT_TEXT(vm, record->vm, placement, command->note);
+    if (lost != NULL)
+        lease_count_failover(record->vm, a->request->at);
     if (host != NULL)
         give_to_host(record->vm, host, record->vm->epoch + 1);
+    if (command->give_up)
+        give_up(record->vm, command->note);
     state_edit_end(a->state, record, a->index);
+    state_host_orders_changed(a->state, lost, a->index);
+    free(lost);
     apply_answer(a, record);
+    if (command->give_up) {
+        apply_event(a, event_type_UPDATED, record, "VM %s stays failed: %s", record->common->name, record->vm->state_reason);
+        operation_settle(a, record);
+        return;
+    }
     if (host != NULL) {
         apply_event(a, event_type_UPDATED, record, "VM %s placed on host %s: %s", record->common->name,
                     host->common->name, command->note != NULL ? command->note : "");

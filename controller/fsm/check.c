@@ -54,6 +54,8 @@ static int check_vm(const struct state *state, const struct record *record, stru
         return BROKEN(err, "VM '%s' is not among those of host %s", vm->name, host->common->name);
     if ((host != NULL) != (vm->epoch > 0))
         return BROKEN(err, "VM '%s' has epoch %llu", vm->name, (unsigned long long)vm->epoch);
+    if (vm->recovering && (host == NULL || host->host->state != host_state_LOST))
+        return BROKEN(err, "VM '%s' recovers, but its host was not lost", vm->name);
     if (vm->seen_generation > vm->generation || vm->generation == 0)
         return BROKEN(err, "VM '%s' has reached what was never wanted", vm->name);
     if (vm->state == vm_state_DELETED || (vm->wanted == vm_wanted_DELETED && host == NULL))

@@ -251,12 +251,24 @@ const struct record_index *state_waiting(const struct state *state)
 
 bool state_vm_waits(const struct vm *vm)
 {
-    return vm->host == NULL && vm->state == vm_state_PENDING && vm->wanted != vm_wanted_DELETED;
+    return vm->wanted != vm_wanted_DELETED && (vm->recovering || (vm->host == NULL && vm->state == vm_state_PENDING));
 }
 
 uint64_t state_host_orders_index(const struct record *host)
 {
     return host->of_host.orders_index;
+}
+
+/* VMs that go on when their host does: all but those that are being, or will be, started elsewhere. */
+static uint32_t waiting_vms(const struct record *host)
+{
+    uint32_t count = 0;
+    for (size_t i = 0; i < host->of_host.vms.count; i++) {
+        const struct vm *vm = host->of_host.vms.items[i]->vm;
+        count += !vm->recovering && (vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED) &&
+                 (host->host->state == host_state_LOST || !vm->ha || vm->disks.count > 0);
+    }
+    return count;
 }
 
 static void put_host(const struct record *record, struct bytes_writer *out)
@@ -266,6 +278,8 @@ static void put_host(const struct record *record, struct bytes_writer *out)
     OBJECT_SET(host, &host, committed_memory_bytes, MIN(record->of_host.committed_memory_bytes, OBJECT_INTEGER_MAX));
     OBJECT_SET(host, &host, committed_vcpus, (uint32_t)MIN(record->of_host.committed_vcpus, (uint64_t)UINT32_MAX));
     OBJECT_SET(host, &host, vms, (uint32_t)record->of_host.vms.count);
+    if (record->host->state != host_state_UP)
+        OBJECT_SET(host, &host, waiting_vms, waiting_vms(record));
     object_encode_public(&host_desc, &host, out);
     OBJECT_CLEAR(host, &host);
 }
@@ -366,6 +380,8 @@ static bool link_record(struct state *state, struct record *record)
         return false;
     if (record->kind == object_kind_VM)
         mac_index_add(&state->macs, record->vm);
+    if (record->kind == object_kind_VM && state_vm_waits(record->vm))
+        record_index_add(&state->waiting, record);
     if (record->kind == object_kind_VM && record->vm->host != NULL) {
         struct record *host = vm_host(state, record);
         if (host == NULL)
@@ -373,8 +389,6 @@ static bool link_record(struct state *state, struct record *record)
         record_index_add(&host->of_host.vms, record);
         host->of_host.committed_memory_bytes += record->vm->memory_bytes;
         host->of_host.committed_vcpus += record->vm->vcpus;
-    } else if (record->kind == object_kind_VM && state_vm_waits(record->vm)) {
-        record_index_add(&state->waiting, record);
     } else if (record->kind == object_kind_OPERATION && record->operation->state == operation_state_RUNNING) {
         return link_running(state, record);
     } else if (record->kind == object_kind_OPERATION) {
@@ -389,13 +403,13 @@ static void unlink_record(struct state *state, struct record *record)
         address_index_remove(&state->addresses, record);
     if (record->kind == object_kind_VM)
         mac_index_remove(&state->macs, record->vm);
+    if (record->kind == object_kind_VM && state_vm_waits(record->vm))
+        record_index_remove(&state->waiting, record);
     if (record->kind == object_kind_VM && record->vm->host != NULL) {
         struct record *host = vm_host(state, record);
         record_index_remove(&host->of_host.vms, record);
         host->of_host.committed_memory_bytes -= record->vm->memory_bytes;
         host->of_host.committed_vcpus -= record->vm->vcpus;
-    } else if (record->kind == object_kind_VM && state_vm_waits(record->vm)) {
-        record_index_remove(&state->waiting, record);
     } else if (record->kind == object_kind_OPERATION && record->operation->state == operation_state_RUNNING) {
         unlink_running(state, record);
     } else if (record->kind == object_kind_OPERATION) {

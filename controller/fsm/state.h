@@ -27,6 +27,10 @@
 #define STATE_VM_OPERATIONS_MAX 64u       /* running operations of one VM */
 #define STATE_HOST_TASKS_MAX 1024u        /* tasks of one host: bound of node_orders.tasks */
 #define STATE_VM_SNAPSHOTS_MAX 100u       /* of one VM; each is a layer of each of its disks, which may have 128 */
+#define STATE_HA_VOTERS_MIN 3u            /* controllers with a vote that ha needs: two can lose none */
+#define STATE_HA_RESTARTS_MAX 5u          /* vm.ha_restarts_max where not given */
+#define STATE_HA_WINDOW_S 3600u           /* vm.ha_window_s where not given */
+#define STATE_HA_PRIORITY 100u            /* vm.ha_priority where not given */
 #define STATE_ID_BYTES 37u                /* an id with its NUL */
 
 struct state;
@@ -110,7 +114,7 @@ const struct record *state_at(const struct state *state, enum object_kind kind, 
 /* Position of the first object whose name is greater than @name (a cursor: it need not exist any more). */
 size_t state_after(const struct state *state, enum object_kind kind, const char *name);
 
-/* The VMs that wait for a host (pending, not to be deleted), in name order: what reconcile has to place. Kept with each
+/* The VMs that wait for a host (pending or recovering, not to be deleted), in name order: what reconcile has to place. Kept with each
  * change, so that a look at it costs what there is to do and not what there is. */
 const struct record_index *state_waiting(const struct state *state);
 /* As state_after, in @index. */

@@ -91,9 +91,49 @@ static bool is_late(const struct host *host, const struct node_report *report)
     return report->session != NULL && same_text(host->session, report->session) && report->sequence < host->report;
 }
 
+/* Hosts that were lost come back by their lease first: a report that is complete clears them. */
+static bool comes_back(const struct host *host, const struct node_report *report)
+{
+    return host->state == host_state_LOST && !report->leaving && report->generation <= host->generation;
+}
+
+static int clear_host(const struct host *host, const char *now, const struct node_report *report,
+                      struct bytes_writer *ret_command, struct error *err)
+{
+    struct command_host_clear command = {0};
+    if (!comes_back(host, report))
+        return 0;
+    OBJECT_TEXT(command_host_clear, &command, id, host->id);
+    OBJECT_SET(command_host_clear, &command, generation, host->generation);
+    OBJECT_SET(command_host_clear, &command, reported, true);
+    OBJECT_TEXT(command_request, &command.request, at, now);
+    OBJECT_TEXT(command_request, &command.request, by, host->name);
+    object_mark(&command_host_clear_desc, &command, "request");
+    int rc = command_encode(COMMAND_host_clear, &command, ret_command, err);
+    OBJECT_CLEAR(command_host_clear, &command);
+    return rc;
+}
+
+static int leave_host(const struct host *host, const char *now, struct bytes_writer *ret_command, struct error *err)
+{
+    struct command_host_lost command = {0};
+    OBJECT_TEXT(command_host_lost, &command, id, host->id);
+    OBJECT_SET(command_host_lost, &command, generation, host->generation);
+    OBJECT_SET(command_host_lost, &command, voters_index, 0);
+    OBJECT_SET(command_host_lost, &command, left, true);
+    OBJECT_TEXT(command_host_lost, &command, reason, "it was shut down in order");
+    OBJECT_TEXT(command_request, &command.request, at, now);
+    OBJECT_TEXT(command_request, &command.request, by, host->name);
+    object_mark(&command_host_lost_desc, &command, "request");
+    int rc = command_encode(COMMAND_host_lost, &command, ret_command, err);
+    OBJECT_CLEAR(command_host_lost, &command);
+    return rc;
+}
+
 static bool host_differs(const struct host *host, const struct node_report *report)
 {
-    return host->state != host_state_UP || !same_text(host->address, report->address) || host->cpus != report->cpus ||
+    return (host->state != host_state_UP && host->state != host_state_SUSPECT) || (OBJECT_HAS(node_report, report, arming) && host->armed != report->arming) ||
+           !same_text(host->address, report->address) || host->cpus != report->cpus ||
            host->memory_bytes != report->memory_bytes || host->disk_bytes != report->disk_bytes ||
            !same_text(host->boot_id, report->boot_id) || !same_text(host->kvm, report->kvm) ||
            !same_text(host->version, report->version) ||
@@ -119,6 +159,8 @@ static void fill_host(struct command_seen *command, const struct node_report *re
         OBJECT_TEXT(host, host, isolation, report->isolation);
     if (OBJECT_HAS(node_report, report, cpu_baseline))
         OBJECT_SET(host, host, cpu_baseline, report->cpu_baseline);
+    if (OBJECT_HAS(node_report, report, arming))
+        OBJECT_SET(host, host, armed, report->arming);
     if (report->session != NULL) {
         OBJECT_TEXT(host, host, session, report->session);
         OBJECT_SET(host, host, report, report->sequence);
@@ -138,6 +180,10 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
                                host->common->name, report->name != NULL ? report->name : "");
     if (is_late(host->host, report))
         return 0;
+    if (host->host->state == host_state_LOST)
+        return clear_host(host->host, now, report, ret_command, err);
+    if (report->leaving && report->generation == host->host->generation && report->generation != 0)
+        return leave_host(host->host, now, ret_command, err);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
         if (vm_differs(state, host, seen))
@@ -333,9 +379,14 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     if (report->have_index > state_index(state) && follows(state, report))
         return error_set(err, -EAGAIN, ERROR_OVERLOAD, "this controller is behind: at %llu, the host knows %llu",
                          (unsigned long long)state_index(state), (unsigned long long)report->have_index);
+    if (host->host->state == host_state_LOST && !report->leaving)
+        return error_set(err, -EAGAIN, ERROR_CONFLICT, "host %s was declared lost; a majority of the controllers has to hear its lease first",
+                         host->common->name);
     OBJECT_SET(node_orders, ret, index, state_index(state));
     OBJECT_SET(node_orders, ret, cluster_epoch, state_cluster(state)->epoch);
     OBJECT_SET(node_orders, ret, generation, host->host->generation);
+    OBJECT_SET(node_orders, ret, arming, host->host->arming);
+    OBJECT_SET(node_orders, ret, disarmed, state_cluster(state)->ha_disarmed || host->host->ha_disarmed);
     ret->vms.count = host->of_host.vms.count;
     ret->vms.items = xcalloc(ret->vms.count + 1, sizeof(struct vm_order));
     object_mark(&node_orders_desc, ret, "vms");
@@ -359,7 +410,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
 bool node_sync_may_wait(const struct state *state, const struct node_report *report)
 {
     const struct record *host = state_get(state, object_kind_HOST, report->host);
-    if (host == NULL || !follows(state, report) || state_host_orders_index(host) > report->have_index ||
+    if (host == NULL || host->host->state == host_state_LOST || !follows(state, report) || state_host_orders_index(host) > report->have_index ||
         report->have_index > state_index(state))
         return false;
     for (size_t i = 0; i < report->vms.count; i++)

@@ -1,0 +1,449 @@
+/* Leases as the controllers see them: what one supports and confirms, and what a leader makes of three of them, command by
+ * command on the real state machine. */
+#include "tests/unit/controller/fsm_fixture.h"
+
+#include "controller/lease/lease_judge.h"
+
+#define MS LEASE_MS
+#define S (1000 * MS)
+#define TTL_NS lease_ttl_ns(5000)
+
+struct bed {
+    struct fixture f; /* first */
+    struct lease_table tables[3];
+    struct lease_judge judge;
+    uint64_t now_ns;
+};
+
+static void add_voter(struct fixture *f, const char *name, unsigned number)
+{
+    char body[300];
+    struct command_put put = {0};
+    struct bytes_writer command = {0};
+    snprintf(body, sizeof body,
+             "{\"id\":\"0000000%u-0000-4000-8000-00000000dddd\",\"name\":\"%s\",\"raft_id\":%u,\"role\":\"voter\","
+             "\"address\":\"192.0.2.%u:7443\",\"raft_address\":\"192.0.2.%u:7444\"}", number, name, number, number, number);
+    assert_int_equal(OBJECT_DECODE(controller, body, strlen(body), OBJECT_STORED, &put.controller, NULL), 0);
+    object_mark(&command_put_desc, &put, "controller");
+    object_mark(&command_put_desc, &put, "request");
+    OBJECT_TEXT(command_request, &put.request, at, fixture_now(f));
+    OBJECT_SET(command_put, &put, create, true);
+    assert_int_equal(command_encode(COMMAND_put, &put, &command, NULL), 0);
+    assert_int_equal(fixture_apply(f, &command), 0);
+    bytes_writer_finish(&command);
+    OBJECT_CLEAR(command_put, &put);
+}
+
+static int setup(void **test)
+{
+    struct bed *b = NEW(struct bed);
+    struct fixture *f = &b->f;
+    fixture_init(f);
+    add_voter(f, "c2", 2);
+    add_voter(f, "c3", 3);
+    fixture_host(f, "n1", 8192);
+    b->now_ns = 100 * S;
+    for (unsigned i = 0; i < 3; i++)
+        lease_table_init(&b->tables[i], b->now_ns);
+    *test = b;
+    return 0;
+}
+
+static int teardown(void **test)
+{
+    struct bed *b = *test;
+    for (unsigned i = 0; i < 3; i++)
+        lease_table_finish(&b->tables[i]);
+    lease_judge_reset(&b->judge);
+    fixture_finish_all(&b->f);
+    free(b);
+    return 0;
+}
+
+static const struct host *host_of(struct bed *b, const char *name)
+{
+    return fixture_get(&b->f, object_kind_HOST, name)->host;
+}
+
+/* The host asks controller @number (from 0). True: supported. */
+static bool ask(struct bed *b, unsigned number, const char *name, uint64_t generation)
+{
+    struct lease_question question = {0};
+    struct lease_answer answer = {0};
+    OBJECT_TEXT(lease_question, &question, host, host_of(b, name)->id);
+    OBJECT_SET(lease_question, &question, generation, generation);
+    OBJECT_SET(lease_question, &question, cluster_epoch, 1);
+    lease_table_answer(&b->tables[number], b->f.state, &question, number + 1, b->now_ns, &answer);
+    bool supported = answer.supported;
+    assert_int_equal(answer.raft_id, number + 1);
+    assert_int_equal(answer.voters.count, 3);
+    assert_true(supported == (answer.why == NULL));
+    OBJECT_CLEAR(lease_question, &question);
+    OBJECT_CLEAR(lease_answer, &answer);
+    return supported;
+}
+
+static struct lease_view look_in(struct bed *b, unsigned number, uint64_t index, uint64_t leader_term, uint64_t term)
+{
+    struct lease_look look = {0};
+    struct lease_view view = {0};
+    OBJECT_SET(lease_look, &look, term, leader_term);
+    OBJECT_SET(lease_look, &look, index, index);
+    OBJECT_SET(lease_look, &look, cluster_epoch, 1);
+    lease_table_view(&b->tables[number], b->f.state, &look, number + 1, term, b->now_ns, &view);
+    return view;
+}
+
+/* The leader looks at controller @number, in term 1. */
+static void look(struct bed *b, unsigned number)
+{
+    struct lease_view view = look_in(b, number, state_index(b->f.state), 1, 1);
+    lease_judge_take(&b->judge, &view, 1, b->now_ns);
+    OBJECT_CLEAR(lease_view, &view);
+}
+
+static void look_at_all(struct bed *b)
+{
+    for (unsigned i = 0; i < 3; i++)
+        look(b, i);
+}
+
+/* What the leader decides, applied: how many commands were not refused. */
+static unsigned judge(struct bed *b)
+{
+    struct lease_judgement *judgement = NEW(struct lease_judgement);
+    unsigned done = 0;
+    lease_judge_tick(&b->judge, b->f.state, fixture_now(&b->f), b->now_ns, judgement);
+    for (unsigned i = 0; i < judgement->count; i++)
+        done += fixture_apply(&b->f, &judgement->commands[i]) == 0;
+    lease_judgement_finish(judgement);
+    free(judgement);
+    return done;
+}
+
+/* Each host of @names (NULL-terminated) asks all controllers, once a second for @seconds; the leader looks and judges. */
+static void pass(struct bed *b, unsigned seconds, const char *const *names)
+{
+    for (unsigned i = 0; i < seconds * 4; i++) {
+        for (size_t k = 0; i % 4 == 0 && names[k] != NULL; k++)
+            for (unsigned c = 0; c < 3; c++)
+                ask(b, c, names[k], host_of(b, names[k])->generation);
+        look_at_all(b);
+        judge(b);
+        b->now_ns += 250 * MS;
+    }
+}
+
+static const char *const both[] = {"n1", "n2", NULL}, *const second[] = {"n2", NULL};
+
+static void create_ha(struct fixture *f, const char *name, const char *more)
+{
+    char body[300];
+    snprintf(body, sizeof body,
+             "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912,\"ha\":true%s}", name, more);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, body);
+}
+
+/* ---- one controller ---- */
+
+static void a_restarted_controller_supports_nothing_before_it_has_caught_up(void **test)
+{
+    struct bed *b = *test;
+    struct lease_view view;
+    assert_false(ask(b, 0, "n1", 1));
+    view = look_in(b, 0, state_index(b->f.state) + 1, 1, 1); /* the leader is ahead of it */
+    OBJECT_CLEAR(lease_view, &view);
+    assert_false(ask(b, 0, "n1", 1));
+    view = look_in(b, 0, state_index(b->f.state), 1, 2); /* a leader that was deposed */
+    assert_int_equal(view.hosts.count, 0);
+    OBJECT_CLEAR(lease_view, &view);
+    view = look_in(b, 0, state_index(b->f.state), 2, 1); /* one whose term is not on this disk yet */
+    OBJECT_CLEAR(lease_view, &view);
+    assert_false(ask(b, 0, "n1", 1));
+    look(b, 0);
+    assert_true(ask(b, 0, "n1", 1));
+    assert_false(ask(b, 0, "n1", 0)); /* it has not been told its generation */
+    assert_false(ask(b, 0, "n1", 2));
+}
+
+static bool confirms(struct bed *b, unsigned number, const char *name)
+{
+    struct lease_view view = look_in(b, number, state_index(b->f.state), 1, 1);
+    bool confirmed = false;
+    for (size_t i = 0; i < view.hosts.count; i++) {
+        const struct lease_host *host = (const struct lease_host *)view.hosts.items + i;
+        if (strcmp(host->host, host_of(b, name)->id) == 0)
+            confirmed = host->confirmed;
+    }
+    OBJECT_CLEAR(lease_view, &view);
+    return confirmed;
+}
+
+static void a_support_has_to_run_out_before_it_is_confirmed(void **test)
+{
+    struct bed *b = *test;
+    look_at_all(b);
+    b->now_ns += 60 * S;
+    assert_true(ask(b, 0, "n1", 1));
+    uint64_t until_ns = b->now_ns + TTL_NS;
+    assert_false(confirms(b, 0, "n1")); /* it is not suspected */
+    b->now_ns += 3 * S;
+    look_at_all(b);
+    judge(b);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    assert_false(ask(b, 0, "n1", 1)); /* applied here: no more */
+    b->now_ns = until_ns - 1;
+    assert_false(confirms(b, 0, "n1"));
+    assert_true(confirms(b, 1, "n1")); /* it never supported it */
+    b->now_ns = until_ns;
+    assert_true(confirms(b, 0, "n1"));
+    lease_table_finish(&b->tables[0]);
+    lease_table_init(&b->tables[0], b->now_ns); /* it starts again, and has forgotten */
+    assert_false(confirms(b, 0, "n1"));
+    b->now_ns += TTL_NS - 1;
+    assert_false(confirms(b, 0, "n1"));
+    b->now_ns += 1;
+    assert_true(confirms(b, 0, "n1"));
+}
+
+/* ---- three of them, and a leader ---- */
+
+static void a_silent_host_is_lost_and_its_vm_goes_elsewhere(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "web", "");
+    create_ha(f, "data", ",\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"plain\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912,\"pin\":\"n1\"}");
+    fixture_host(f, "n2", 8192); /* all are on n1 */
+    pass(b, 10, both);
+    assert_int_equal(host_of(b, "n1")->state, host_state_UP);
+    pass(b, 4, second); /* 4.75 s after its last question */
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    assert_int_equal(host_of(b, "n2")->state, host_state_UP);
+    pass(b, 2, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+    assert_true(fixture_vm(f, "web")->recovering);
+    assert_int_equal(fixture_vm(f, "data")->state, vm_state_FAILED);
+    assert_non_null(strstr(fixture_vm(f, "data")->state_reason, "disks are on that host only"));
+    assert_false(fixture_vm(f, "plain")->recovering);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
+    assert_int_equal(fixture_vm(f, "web")->epoch, 2);
+    assert_int_equal(fixture_vm(f, "web")->failovers, 1);
+    assert_false(fixture_vm(f, "web")->recovering);
+    assert_string_equal(fixture_vm(f, "data")->host_name, "n1");
+}
+
+static void a_false_alarm_is_cleared(void **test)
+{
+    struct bed *b = *test;
+    create_ha(&b->f, "web", "");
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    pass(b, 4, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    pass(b, 1, both);
+    assert_int_equal(host_of(b, "n1")->state, host_state_UP);
+    assert_int_equal(host_of(b, "n1")->generation, 2);
+    assert_string_equal(fixture_vm(&b->f, "web")->host_name, "n1");
+    assert_int_equal(fixture_vm(&b->f, "web")->epoch, 1);
+    pass(b, 10, both);
+    assert_int_equal(host_of(b, "n1")->state, host_state_UP);
+    assert_int_equal(host_of(b, "n1")->generation, 2);
+}
+
+static void a_lost_host_comes_back_by_its_report(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "web", "");
+    create_ha(f, "big", ""); /* both on n1; nobody has placed the second one when the host is back */
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    pass(b, 7, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+    struct bytes_writer command = {0};
+    struct command_vm_place place = {0};
+    OBJECT_TEXT(command_vm_place, &place, id, fixture_vm(f, "web")->id);
+    OBJECT_SET(command_vm_place, &place, from_epoch, 1);
+    OBJECT_TEXT(command_vm_place, &place, host, host_of(b, "n2")->id);
+    OBJECT_TEXT(command_request, &place.request, at, fixture_now(f));
+    object_mark(&command_vm_place_desc, &place, "request");
+    assert_int_equal(command_encode(COMMAND_vm_place, &place, &command, NULL), 0);
+    assert_int_equal(fixture_apply(f, &command), 0);
+    bytes_writer_finish(&command);
+    OBJECT_CLEAR(command_vm_place, &place);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_SET(node_report, &report, generation, 1);
+    struct vm_seen *seen = fixture_seen(&report, fixture_vm(f, "web"), vm_state_RUNNING);
+    OBJECT_SET(vm_seen, seen, epoch, 1);
+    fixture_seen(&report, fixture_vm(f, "big"), vm_state_RUNNING);
+    struct node_orders orders = {0};
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), -EAGAIN); /* not before it is cleared */
+    struct node_report again = {0};
+    OBJECT_COPY(node_report, &again, &report);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_int_equal(host_of(b, "n1")->state, host_state_UP);
+    assert_int_equal(host_of(b, "n1")->generation, 2);
+    assert_false(fixture_vm(f, "big")->recovering);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
+    assert_int_equal(node_sync_orders(f->state, &again, &orders, NULL), 0);
+    assert_int_equal(orders.generation, 2);
+    assert_int_equal(orders.vms.count, 1);
+    assert_int_equal(orders.forget.count, 1);
+    assert_string_equal(orders.forget.items[0], fixture_vm(f, "web")->id);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &again);
+}
+
+static void one_confirmation_is_not_enough(void **test)
+{
+    struct bed *b = *test;
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    b->now_ns += 3 * S;
+    look_at_all(b);
+    assert_int_equal(judge(b), 2); /* both suspected */
+    b->now_ns += TTL_NS;
+    look(b, 0);
+    assert_int_equal(judge(b), 0);
+    look(b, 2);
+    assert_int_equal(judge(b), 2);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+}
+
+static void a_leader_that_sees_no_majority_suspects_nobody(void **test)
+{
+    struct bed *b = *test;
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    for (unsigned i = 0; i < 40; i++) {
+        b->now_ns += 250 * MS;
+        look(b, 0);
+        assert_int_equal(judge(b), 0);
+    }
+}
+
+static void after_a_change_of_the_controllers_nobody_is_lost_for_a_ttl(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    pass(b, 4, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    assert_true(lease_judge_settled(&b->judge, f->state, b->now_ns));
+    fixture_must(f, ROUTE_ID_controller_remove, "c3", NULL);
+    assert_int_equal(state_voters(f->state), 2);
+    assert_false(lease_judge_settled(&b->judge, f->state, b->now_ns));
+    b->now_ns += 10 * S;
+    look_at_all(b);
+    assert_true(lease_judge_settled(&b->judge, f->state, b->now_ns));
+    assert_int_equal(judge(b), 0); /* two votes: nobody is declared lost at all */
+    add_voter(f, "c4", 3);
+    look_at_all(b);
+    judge(b);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    b->now_ns += TTL_NS - S;
+    look_at_all(b);
+    judge(b);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    b->now_ns += 2 * S;
+    look_at_all(b);
+    judge(b);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+}
+
+static void disarmed_nobody_is_lost_and_armed_only_who_has_said_so(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    fixture_must(f, ROUTE_ID_ha_disarm, NULL, NULL);
+    fixture_must(f, ROUTE_ID_ha_disarm, NULL, NULL); /* once more: nothing changes */
+    pass(b, 20, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_UP);
+    fixture_must(f, ROUTE_ID_ha_arm, NULL, NULL);
+    pass(b, 20, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_UP); /* its VMs may run without the lease still */
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct node_orders orders = {0};
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_false(orders.disarmed);
+    OBJECT_SET(node_report, &report, arming, orders.arming);
+    OBJECT_CLEAR(node_orders, &orders);
+    assert_int_equal(fixture_send(f, &report), 1);
+    pass(b, 20, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+    fixture_must(f, ROUTE_ID_host_disarm, "n2", NULL);
+    pass(b, 20, (const char *const[]){NULL});
+    assert_int_equal(host_of(b, "n2")->state, host_state_UP);
+}
+
+static void a_vm_that_gets_ha_is_moved_only_when_its_host_has_heard_of_it(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"b\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912}");
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    fixture_vm_is(f, "b", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"ha\":true}");
+    fixture_must(f, ROUTE_ID_vm_update, "b", "{\"ha\":true}");
+    fixture_vm_is(f, "b", vm_state_RUNNING);
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    pass(b, 10, (const char *const[]){NULL});
+    assert_false(fixture_vm(f, "a")->recovering);
+    assert_non_null(strstr(fixture_vm(f, "a")->state_reason, "has not said that it runs under the lease"));
+    assert_true(fixture_vm(f, "b")->recovering);
+}
+
+static void a_host_that_leaves_in_order_is_lost_at_once(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "web", "");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_SET(node_report, &report, generation, 1);
+    OBJECT_SET(node_report, &report, leaving, true);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
+}
+
+static void votes_are_kept_while_there_is_ha(void **test)
+{
+    struct bed *b = *test;
+    create_ha(&b->f, "web", "");
+    assert_true(fixture_do(&b->f, ROUTE_ID_controller_remove, "c3", NULL) < 0);
+    assert_non_null(strstr(b->f.error.text, "'web' has ha"));
+    fixture_must(&b->f, ROUTE_ID_vm_update, "web", "{\"ha\":false}");
+    fixture_must(&b->f, ROUTE_ID_controller_remove, "c3", NULL);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(a_restarted_controller_supports_nothing_before_it_has_caught_up),
+        TEST(a_support_has_to_run_out_before_it_is_confirmed),
+        TEST(a_silent_host_is_lost_and_its_vm_goes_elsewhere),
+        TEST(a_false_alarm_is_cleared),
+        TEST(a_lost_host_comes_back_by_its_report),
+        TEST(one_confirmation_is_not_enough),
+        TEST(a_leader_that_sees_no_majority_suspects_nobody),
+        TEST(after_a_change_of_the_controllers_nobody_is_lost_for_a_ttl),
+        TEST(disarmed_nobody_is_lost_and_armed_only_who_has_said_so),
+        TEST(a_vm_that_gets_ha_is_moved_only_when_its_host_has_heard_of_it),
+        TEST(a_host_that_leaves_in_order_is_lost_at_once),
+        TEST(votes_are_kept_while_there_is_ha),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
