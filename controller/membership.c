@@ -150,6 +150,8 @@ void membership_tick(struct service *service)
     service_unlock_state(service);
     if (plan.step == STEP_NONE)
         return;
+    if (plan.step == STEP_ROLE && !service_voters_settled(service))
+        return; /* looked at again soon: one change at a time is known to a majority before the next */
     log_info("membership", "step=%s raft_id=%llu address=%s",
              plan.step == STEP_ADD      ? "add"
              : plan.step == STEP_REMOVE ? "remove"

@@ -165,6 +165,7 @@ static void on_leader(void *arg, const struct raft_node_leader *leader)
     if (!service_leads(service) || !was) {
         service->ready = false;
         driver_reset(&service->driver);
+        lease_driver_reset(&service->leases);
     }
     if (service_leads(service) && !service->ready)
         service_become_ready(service);
@@ -194,6 +195,7 @@ static void on_applied(void *arg, uint64_t index)
     }
     api_applied(&service->api);
     driver_wake(&service->driver);
+    lease_driver_applied(&service->leases);
 }
 
 /* --- changes of Raft's configuration --- */
@@ -255,6 +257,14 @@ unsigned service_voters(struct service *service)
     for (unsigned i = 0; i < status->member_count; i++)
         n += status->members[i].vote == RAFT_NODE_VOTER;
     return n;
+}
+
+bool service_voters_settled(struct service *service)
+{
+    service_lock_state(service);
+    bool settled = lease_judge_settled(&service->leases.judge, service->state, lease_driver_now_ns());
+    service_unlock_state(service);
+    return settled;
 }
 
 /* --- start --- */
@@ -349,7 +359,11 @@ int service_start(struct service *service, uv_loop_t *loop, struct data_dir *dir
     driver_start(&service->driver, service);
     start_handles(service);
     const char *listen = options->listen != NULL ? options->listen : service->dir.identity.address;
-    if ((r = api_start(&service->api, service, listen, err)) < 0 || (r = start_raft(service, err)) < 0)
+    if ((r = api_start(&service->api, service, listen, err)) < 0)
+        return r;
+    /* After it listens: a connection that was refused was refused before this moment, and confirmations wait for a TTL
+     * after it. */
+    if ((r = lease_driver_start(&service->leases, service, err)) < 0 || (r = start_raft(service, err)) < 0)
         return r;
     service->applied_index = state_index(service->state);
     supervisor_notify("READY=1");
@@ -371,6 +385,7 @@ static void close_all(struct service *service)
     service->raft = NULL;
     api_stop(&service->api);
     driver_stop(&service->driver);
+    lease_driver_stop(&service->leases);
     uv_close((uv_handle_t *)&service->stop_timer, NULL);
     uv_close((uv_handle_t *)&service->watchdog_timer, NULL);
     loop_meter_stop(&service->meter);
@@ -411,6 +426,7 @@ void service_finish(struct service *service)
 {
     api_finish(&service->api);
     driver_finish(&service->driver);
+    lease_driver_finish(&service->leases);
     tls_context_unref(service->tls);
     state_destroy(service->state);
     pthread_rwlock_destroy(&service->state_lock);

@@ -25,6 +25,7 @@
 #include "controller/data_dir.h"
 #include "controller/driver.h"
 #include "controller/fsm/state.h"
+#include "controller/lease_driver.h"
 #include "controller/raft/raft_node.h"
 
 #define SERVICE_TRANSFER_WAIT_MS 3000u /* at SIGTERM, for another leader to be found */
@@ -56,6 +57,7 @@ struct service {
     struct loop_meter meter; /* of the API loop */
     struct api api;
     struct driver driver;
+    struct lease_driver leases;
 };
 
 /* @dir has been loaded and is taken over. Blocks while the Raft log is read. */
@@ -81,6 +83,8 @@ bool service_is_voter(struct service *service, uint64_t raft_id);
 /* Is every member that Raft counts, or may count again, in the table of controllers? */
 bool service_members_follow(struct service *service);
 unsigned service_voters(struct service *service);
+/* May the controllers with a vote change now? Not before a majority has applied the last change (controller/lease/). */
+bool service_voters_settled(struct service *service);
 /* Let the state be read; short. */
 static inline void service_lock_state(struct service *service)
 {

@@ -6,6 +6,7 @@
 
 #include "controller/api/api_call.h"
 #include "controller/api/api_console.h"
+#include "controller/api/api_lease.h"
 #include "controller/api/api_member.h"
 #include "controller/api/api_node.h"
 #include "controller/api/api_read.h"
@@ -17,6 +18,7 @@
 
 const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_cluster_show] = api_read_show,
+    [ROUTE_ID_cluster_update] = api_write,
     [ROUTE_ID_controller_list] = api_read_list,
     [ROUTE_ID_controller_show] = api_read_show,
     [ROUTE_ID_controller_remove] = api_member_remove,
@@ -26,6 +28,12 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_host_show] = api_read_show,
     [ROUTE_ID_host_update] = api_write,
     [ROUTE_ID_host_remove] = api_write,
+    [ROUTE_ID_host_disarm] = api_write,
+    [ROUTE_ID_host_arm] = api_write,
+    [ROUTE_ID_ha_disarm] = api_write,
+    [ROUTE_ID_ha_arm] = api_write,
+    [ROUTE_ID_node_lease] = api_node_lease,
+    [ROUTE_ID_lease_look] = api_lease_look,
     [ROUTE_ID_flavor_list] = api_read_list,
     [ROUTE_ID_flavor_create] = api_write,
     [ROUTE_ID_flavor_show] = api_read_show,

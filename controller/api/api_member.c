@@ -43,6 +43,26 @@ static void refuse_unknown(struct api_call *call)
     api_write_refuse(call, &err);
 }
 
+/* The last change of the voters is not yet known to a majority: wait for it. True: it waits, or was refused. */
+static bool await_settled(struct api_call *call, void (*again)(struct api_call *call))
+{
+    struct error err;
+    uint64_t now_ms = environment_monotonic_ms();
+    if (call->query.dry_run || service_voters_settled(call->service)) {
+        call->leader_deadline_ms = 0;
+        return false;
+    }
+    if (call->leader_deadline_ms == 0)
+        call->leader_deadline_ms = now_ms + API_MEMBER_WAIT_MS;
+    if (!call->service->stopping && now_ms < call->leader_deadline_ms &&
+        api_call_wait(call, &call->service->api.member_waiters, API_TICK_MS, again) == 0)
+        return true;
+    error_set(&err, -EBUSY, ERROR_OVERLOAD,
+              "a majority of the controllers has not heard of the last change among them yet; ask again soon");
+    api_call_error(call, &err);
+    return true;
+}
+
 static void on_promoted(void *arg, int status, const struct error *err)
 {
     struct api_call *call = arg;
@@ -62,6 +82,8 @@ void api_member_promote(struct api_call *call)
         refuse_unknown(call);
         return;
     }
+    if (await_settled(call, api_member_promote))
+        return;
     if (call->query.dry_run || service_is_voter(call->service, raft_id)) {
         api_write(call);
         return;
@@ -143,6 +165,8 @@ void api_member_remove(struct api_call *call)
     struct service *service = call->service;
     struct error err;
     char id[STATE_ID_BYTES];
+    if (await_settled(call, api_member_remove))
+        return;
     bool self = find_raft_id(call, id) == service->dir.identity.raft_id;
     if (self && !call->query.dry_run && service_voters(service) > 1) {
         if (service_change(service, RAFT_NODE_TRANSFER, 0, NULL, on_handed_over, call, &err) < 0)

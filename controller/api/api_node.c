@@ -89,6 +89,26 @@ static void on_seen(struct api_call *call, const struct apply_result *result)
     answer_or_poll(call);
 }
 
+/* One that was lost and reaches the leader alone would be suspected at once, again and again: refused until a majority
+ * hears it. */
+static bool may_come_back(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct error err;
+    service_lock_state(service);
+    const struct record *host = state_get(service->state, object_kind_HOST, report_of(call)->host);
+    bool may = host == NULL || host->host->state != host_state_LOST || report_of(call)->leaving ||
+               state_voters(service->state) < STATE_HA_VOTERS_MIN ||
+               lease_judge_hears(&service->leases.judge, service->state, host->common->id, lease_driver_now_ns());
+    service_unlock_state(service);
+    if (may)
+        return true;
+    error_set(&err, -EAGAIN, ERROR_OVERLOAD,
+              "the host was declared lost; a majority of the controllers has to hear the questions of its lease first");
+    api_call_error(call, &err);
+    return false;
+}
+
 void api_node_report(struct api_call *call)
 {
     struct service *service = call->service;
@@ -112,6 +132,8 @@ void api_node_report(struct api_call *call)
         return;
     }
     driver_seen(&service->driver, call->caller.id);
+    if (!may_come_back(call))
+        return;
     if (decision.command.size > 0)
         api_write_propose(call, &decision, on_seen);
     else
