@@ -111,7 +111,8 @@ static int errno_of(const struct http_call *call, CURLcode code)
     case CURLE_OPERATION_TIMEDOUT:
         return -ETIMEDOUT;
     case CURLE_COULDNT_CONNECT:
-        return os_errno > 0 ? -(int)os_errno : -ECONNREFUSED;
+        /* ECONNREFUSED is a statement about the other side, on which leases rest: only where the kernel made it. */
+        return os_errno > 0 ? -(int)os_errno : -EHOSTUNREACH;
     case CURLE_COULDNT_RESOLVE_HOST:
         return -EHOSTUNREACH;
     case CURLE_PEER_FAILED_VERIFICATION:

@@ -56,6 +56,7 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_TEXT(node_report, report, address, a->identity.address);
     OBJECT_TEXT(node_report, report, boot_id, a->facts.boot_id);
     OBJECT_SET(node_report, report, generation, a->generation);
+    OBJECT_SET(node_report, report, arming, a->arming);
     OBJECT_SET(node_report, report, cluster_epoch, MAX(a->identity.epoch, 1u));
     OBJECT_SET(node_report, report, cpus, a->facts.cpus);
     OBJECT_SET(node_report, report, memory_bytes, a->facts.memory_bytes);
@@ -79,13 +80,16 @@ static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_ch
             vm = NULL;
         }
         if (vm != NULL) {
+            vm_lease_confirm(vm, a->generation);
             vm_give_order(vm, change->order, index);
             break;
         }
         vm = vm_create(&a->vm_context, change->order, index);
+        vm_lease_confirm(vm, a->generation);
         map_put(&a->vms, vm_id(vm), vm);
         break;
     case PLAN_KEEP:
+        vm_lease_confirm(vm, a->generation);
         vm_give_order(vm, change->order, index);
         break;
     case PLAN_REFUSE:
@@ -105,6 +109,35 @@ static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_ch
     case PLAN_ORPHAN:
         break;
     }
+}
+
+/* ---- the host's lease ---- */
+
+static void lease_changed(void *arg)
+{
+    struct agent *a = arg;
+    struct local_vm *vm;
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+        vm_lease(vm);
+}
+
+static uint64_t lease_epoch(void *arg)
+{
+    struct agent *a = arg;
+    return MAX(a->identity.epoch, UINT64_C(1));
+}
+
+/* What the orders say of the lease, once they have been carried out: only then may it be reported as done. */
+static void obey_lease(struct agent *a, const struct node_orders *orders)
+{
+    if (a->vm_context.disarmed != orders->disarmed)
+        log_info("lease-arming", "armed=%s", orders->disarmed ? "no" : "yes");
+    a->vm_context.disarmed = orders->disarmed;
+    agent_lease_generation(&a->lease, orders->generation);
+    lease_changed(a);
+    if (a->arming != orders->arming && a->session != NULL)
+        session_poke(a->session);
+    a->arming = orders->arming;
 }
 
 static void obey(const struct node_orders *orders, void *arg)
@@ -136,6 +169,7 @@ static void obey(const struct node_orders *orders, void *arg)
     for (size_t i = 0; i < n; i++)
         carry_out(a, changes[i].have == PLAN_NEW ? NULL : vms[changes[i].have], &changes[i], orders->index);
     agent_tasks_obey(a, orders);
+    obey_lease(a, orders);
 }
 
 static int identity_save(const struct agent *a, struct error *err)
@@ -156,6 +190,7 @@ static void controllers_changed(const struct string_list *controllers, void *arg
     update.controllers = *controllers; /* borrowed: merge copies */
     object_mark(&node_identity_desc, &update, "controllers");
     object_merge(&node_identity_desc, &a->identity, &update);
+    agent_lease_controllers(&a->lease, &a->identity.controllers);
     if (identity_save(a, &err) < 0)
         log_warning("identity-save", "error=\"%s, ignoring\"", err.text);
 }
@@ -269,6 +304,16 @@ static char *make_run_dir(const char *data_dir)
                      hash[5]);
 }
 
+/* Lease pages are in /run, which is memory: a slow or full disk must not keep a deadline from a VMM. */
+static char *make_lease_dir(const char *data_dir)
+{
+    uint8_t hash[SHA256_DIGEST_LENGTH];
+    if (geteuid() != 0)
+        return xasprintf("%s/leases", data_dir);
+    SHA256((const uint8_t *)data_dir, strlen(data_dir), hash);
+    return xasprintf("/run/drover-lease-%02x%02x%02x%02x%02x%02x", hash[0], hash[1], hash[2], hash[3], hash[4], hash[5]);
+}
+
 /* What VMMs get of the walls that there are; each that is missing is told with its reason, here and in the host's status. */
 static uint32_t isolation_choose(struct agent *a, uint32_t user_base)
 {
@@ -292,6 +337,9 @@ static int make_places(struct agent *a, const struct agent_options *options, str
     a->vms_dir = xasprintf("%s/vms", a->data_dir);
     a->run_dir = make_run_dir(a->data_dir);
     a->images_dir = xasprintf("%s/images", a->data_dir);
+    a->lease_dir = make_lease_dir(a->data_dir);
+    if ((r = file_make_directories(a->lease_dir, 0711, err)) < 0)
+        return r;
     if ((r = file_make_directories(a->vms_dir, 0700, err)) < 0 ||
         (r = file_make_directories(a->run_dir, 0700, err)) < 0)
         return r;
@@ -300,12 +348,14 @@ static int make_places(struct agent *a, const struct agent_options *options, str
         .places = {.vms_dir = a->vms_dir,
                    .run_dir = a->run_dir,
                    .images_dir = a->images_dir,
+                   .lease_dir = a->lease_dir,
                    .user_base = isolation_choose(a, options->vmm_user_base),
                    .make_bridges = options->make_bridges,
                    .cgroups = &a->cgroups,
                    .network = a->network},
         .vmm_path = a->vmm_path,
         .boot_id = a->facts.boot_id,
+        .lease = &a->lease.holder,
         .changed = vm_changed,
         .arg = a,
     };
@@ -344,7 +394,21 @@ static void start_session(struct agent *a)
         .controllers_changed = controllers_changed,
         .arg = a,
     };
+    const struct agent_lease_options lease = {
+        .loop = a->loop,
+        .http = a->http,
+        .tls = a->tls,
+        .peer_prefix = peer,
+        .host = a->identity.id,
+        .cluster_epoch = lease_epoch,
+        .changed = lease_changed,
+        .arg = a,
+    };
     a->session = session_start(&options);
+    agent_lease_start(&a->lease, &lease);
+    a->lease.session = a->session;
+    a->lease_started = true;
+    agent_lease_controllers(&a->lease, &a->identity.controllers);
     uv_timer_start(&a->progress, progress_tick, AGENT_PROGRESS_MS, AGENT_PROGRESS_MS);
 }
 
@@ -362,6 +426,7 @@ static void agent_free(struct agent *a)
     free(a->vms_dir);
     free(a->run_dir);
     free(a->images_dir);
+    free(a->lease_dir);
     free(a->vmm_path);
     free(a);
 }
@@ -442,6 +507,10 @@ void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
         a->closing++;
         http_server_stop(a->server, agent_part_closed, a);
         a->server = NULL;
+    }
+    if (a->lease_started) {
+        a->closing++;
+        agent_lease_stop(&a->lease, agent_part_closed, a);
     }
     if (a->session != NULL) {
         a->closing++;

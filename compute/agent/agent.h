@@ -11,6 +11,7 @@
 #include "common/map.h"
 #include "common/tls.h"
 #include "compute/agent/agent_task.h"
+#include "compute/agent/agent_lease.h"
 #include "compute/agent/dhcp_server.h"
 #include "compute/agent/host_facts.h"
 #include "compute/agent/host_network.h"
@@ -36,7 +37,7 @@ struct agent_options {
 
 struct agent {
     uv_loop_t *loop;
-    char *data_dir, *vms_dir, *run_dir, *images_dir, *vmm_path;
+    char *data_dir, *vms_dir, *run_dir, *images_dir, *lease_dir, *vmm_path;
     int lock_fd; /* of the data directory: one agent at a time */
     struct node_identity identity;
     struct host_facts facts; /* as of the last report */
@@ -50,6 +51,10 @@ struct agent {
     struct map vms;      /* struct local_vm by id */
     struct agent_tasks tasks;
     uint64_t generation; /* lease generation of this host, as told */
+    uint64_t arming;     /* as told and carried out (node_orders) */
+    struct agent_lease lease;
+    bool lease_started;
+    bool leaving;        /* the host goes down: its VMs under the lease are ended, then the lease is given up */
     bool ask_again;      /* an order had to wait: get all of them again when a VM has gone */
     struct session *session;
     struct http_server *server;

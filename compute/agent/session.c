@@ -254,6 +254,36 @@ void session_ask_again(struct session *s)
     session_poke(s);
 }
 
+void session_move(struct session *s, const char *controller)
+{
+    if (s->stopping)
+        return;
+    for (size_t i = 0; i < s->controllers.count; i++)
+        if (strcmp(s->controllers.items[i], controller) == 0)
+            s->at = i;
+    if (s->call == NULL) {
+        session_send_in(s, 0);
+    } else if (!s->taken_back) {
+        s->taken_back = true;
+        http_call_cancel(s->call); /* its end sends the fresh one */
+    }
+}
+
+uint64_t session_have_index(const struct session *s)
+{
+    return s->have_index;
+}
+
+const char *session_controller(const struct session *s)
+{
+    return s->controllers.items[s->at];
+}
+
+bool session_waits(const struct session *s)
+{
+    return s->call != NULL;
+}
+
 const struct session_counters *session_counters(const struct session *s)
 {
     return &s->counters;

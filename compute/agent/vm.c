@@ -117,6 +117,11 @@ struct local_vm {
     uint64_t backoff_until_ms;
     char reason[REASON_SIZE];
 
+    /* the host's lease */
+    struct lease_page page;
+    uint64_t lease_generation; /* of the orders that named it last; 0: none has, to this process */
+    bool lease_held;           /* its VMM holds the guest for want of a lease */
+
     /* what is under way */
     enum vm_busy busy;
     struct image_wait *wait;
@@ -331,6 +336,7 @@ static void vm_on_process_end(struct local_vm *vm)
     if (now_ms(vm) - vm->process_since_ms >= VM_STEADY_MS)
         vm->failures = 0;
     vm->process = vm->process_child = vm->process_answers = vm->process_paused = vm->process_silent = false;
+    vm->lease_held = false;
     vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
     vm->start_deadline_ms = 0;
     vm->hold_until_ms = 0;
@@ -384,6 +390,15 @@ static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *i
     vm->ask_pause_ms = ASK_SOON_MS;
 }
 
+/* The page that the VMM obeys, as the agent before us left it: it holds until it is confirmed or runs out. */
+static void vm_lease_adopt(struct local_vm *vm)
+{
+    CLEANUP_FREE char *path = vm_files_lease_path(&vm->context->places, vm->id);
+    struct error err = {.code = 0};
+    if (lease_page_open(&vm->page, path, false, 0, &err) < 0)
+        log_warning("vm-lease", "vm=%s error=\"%s\"", vm->name, err.text);
+}
+
 /* Does a VMM live that we do not know of? 1: now we do; 0: none; -EAGAIN: something holds the lock and cannot be
  * named yet (it is just being started, or just ending): look again. */
 static int vm_adopt(struct local_vm *vm, struct error *err)
@@ -405,6 +420,7 @@ static int vm_adopt(struct local_vm *vm, struct error *err)
         return -EAGAIN;
     }
     vm_watch_process(vm, &id, pidfd, false);
+    vm_lease_adopt(vm);
     log_info("vmm-adopted", "vm=%s pid=%d epoch=%llu", vm->name, id.pid, (unsigned long long)id.epoch);
     return 1;
 }
@@ -469,6 +485,11 @@ static void vm_look_if_stuck(struct local_vm *vm, const struct vmm_status *statu
     bool stuck = false;
     for (size_t i = 0; i < status->holds.count; i++)
         stuck = stuck || strcmp(status->holds.items[i], "disk") == 0;
+    vm->lease_held = false;
+    for (size_t i = 0; i < status->holds.count; i++)
+        vm->lease_held = vm->lease_held || strcmp(status->holds.items[i], "lease") == 0;
+    if (vm->lease_held && status->holds.count == 1)
+        vm->process_paused = false; /* not by anybody's wish, and not to be resumed by one */
     if (stuck && !vm->process_stuck) {
         vm->stuck_until_ms = now_ms(vm) + VM_STUCK_MS;
         snprintf(vm->stuck_reason, sizeof(vm->stuck_reason), "%s", status->reason != NULL ? status->reason : "");
@@ -692,6 +713,9 @@ static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
 static void vm_on_removed(struct local_vm *vm, const struct vm_work *work)
 {
     if (work->status == 0) {
+        CLEANUP_FREE char *lease = vm_files_lease_path(&vm->context->places, vm->id);
+        lease_page_close(&vm->page);
+        unlink(lease);
         vm->gone = true;
         return;
     }
@@ -786,6 +810,17 @@ static void vm_prepare(struct local_vm *vm)
         vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
 }
 
+/* What a VMM of @epoch may rely on. */
+static uint64_t vm_page_value(const struct local_vm *vm, uint64_t epoch)
+{
+    const struct vm_context *context = vm->context;
+    if (context->lease == NULL)
+        return 0;
+    bool its_own = vm->lease_generation != 0 && vm->lease_generation == context->lease->generation && !vm->forgotten &&
+                   !vm->gone && epoch == vm->file.order.epoch;
+    return lease_holder_page(context->lease, vm->file.order.ha && !context->disarmed, its_own);
+}
+
 /* Steps 2 to 6 of vmm_process.h, step 1 made sure of. */
 static int vm_start_locked(struct local_vm *vm, struct error *err)
 {
@@ -794,6 +829,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     CLEANUP_FREE char *log_path = vm_files_path(places, vm->id, "vmm.log");
     CLEANUP_FREE char *exit_path = vm_files_path(places, vm->id, "exit.json");
     CLEANUP_FREE char *lock_path = vm_files_path(places, vm->id, "vmm.lock");
+    CLEANUP_FREE char *lease_path = vm_files_lease_path(places, vm->id);
     CLEANUP_FREE char *cgroup = NULL;
     CLEANUP_FREE char *incoming = vm->file.arriving != NULL ? vm_arrival_address(vm) : NULL; /* not this host's yet */
     CLEANUP_FD int lock_fd = -1;
@@ -804,6 +840,8 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
         r = vmm_process_lock(lock_path, &lock_fd, err);
     if (r == 0)
         r = vm_files_write_config(places, order, err);
+    if (r == 0)
+        r = lease_page_open(&vm->page, lease_path, true, vm_page_value(vm, order->epoch), err);
     if (r == 0 && vm->user != 0)
         r = vmm_user_own_files(places, order, vm->user, err);
     if (r == 0 && places->cgroups != NULL)
@@ -871,6 +909,7 @@ static void vm_rest(struct local_vm *vm)
         vm->failures = 0;
     vm_settle(vm, vm->process_paused ? vm_state_PAUSED : vm_state_RUNNING,
               vm->process_silent                       ? "its VMM does not answer"
+              : vm->lease_held                         ? "held: no majority of the controllers supports the lease of its host"
               : vm->process_paused && vm->process_stuck ? vm->stuck_reason
                                                         : "");
     if (vm->closing)
@@ -1259,6 +1298,23 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     vm_wake_in(vm, 0);
 }
 
+void vm_lease_confirm(struct local_vm *vm, uint64_t generation)
+{
+    vm->lease_generation = generation;
+}
+
+bool vm_lease_rules(const struct local_vm *vm)
+{
+    return vm->process && vm->file.order.ha;
+}
+
+void vm_lease(struct local_vm *vm)
+{
+    /* What an agent before us has left to the VMM holds until it runs out. */
+    if (vm->lease_generation != 0)
+        lease_page_put(&vm->page, vm_page_value(vm, vm->process ? vm->process_id.epoch : vm->file.order.epoch));
+}
+
 void vm_forget(struct local_vm *vm)
 {
     if (vm->forgotten)
@@ -1386,6 +1442,7 @@ static void vm_maybe_finish(struct local_vm *vm)
         return;
     void (*closed)(void *arg) = vm->closed;
     void *arg = vm->closed_arg;
+    lease_page_close(&vm->page);
     OBJECT_CLEAR(agent_vm, &vm->file);
     free(vm);
     if (closed != NULL)

@@ -13,6 +13,8 @@
 #include "common/error.h"
 #include "common/http_client.h"
 #include "compute/agent/image_cache.h"
+#include "compute/agent/lease_holder.h"
+#include "compute/agent/lease_page.h"
 #include "compute/agent/vm_files.h"
 #include "compute/agent/vmm_process.h"
 #include "schema/objects.h"
@@ -36,6 +38,8 @@ struct vm_context {
     struct image_cache *images;
     struct vm_places places;
     const char *vmm_path, *boot_id;
+    const struct lease_holder *lease; /* of the host; NULL: no VM is ruled by one (tests) */
+    bool disarmed;                    /* VMs with ha run without it too */
     /* What vm_put_seen would say has changed. It may close the VM. */
     void (*changed)(struct local_vm *vm, void *arg);
     void *arg;
@@ -82,6 +86,12 @@ uid_t vm_user(const struct local_vm *vm);
 
 /* An order of the controllers that agent_plan_orders() accepted or keeps. @index: of the answer it came in. */
 void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t index);
+/* The lease of the host: orders of @generation of it name this VM (vm_lease_confirm); then what the context's lease says
+ * goes to its VMM, now and whenever it says something else (vm_lease). */
+void vm_lease_confirm(struct local_vm *vm, uint64_t generation);
+void vm_lease(struct local_vm *vm);
+/* Does a VMM of it live that may run only under the lease? */
+bool vm_lease_rules(const struct local_vm *vm);
 /* The controllers say that it is not ours: end it and remove what is left. */
 void vm_forget(struct local_vm *vm);
 /* A task wants the disks for itself: from vm_hold(true) until as many vm_hold(false) no VMM is started, and no file is

@@ -191,11 +191,18 @@ static void config_image(const struct vm_places *places, const struct artifact *
     object_set_text(&vmm_config_desc, config, field, path);
 }
 
+char *vm_files_lease_path(const struct vm_places *places, const char *vm_id)
+{
+    return places->lease_dir != NULL ? xasprintf("%s/%s.lease", places->lease_dir, vm_id)
+                                     : vm_files_path(places, vm_id, "lease");
+}
+
 int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err)
 {
     CLEANUP_FREE char *path = vm_files_path(places, order->id, "config.json");
     CLEANUP_FREE char *console = vm_files_path(places, order->id, "console.log");
     CLEANUP_FREE char *exit_path = vm_files_path(places, order->id, "exit.json");
+    CLEANUP_FREE char *lease = vm_files_lease_path(places, order->id);
     char control[VM_FILES_CONTROL_PATH_SIZE];
     struct vmm_config config = {.name = NULL};
     struct bytes_writer out = {.data = NULL};
@@ -225,6 +232,7 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
     OBJECT_TEXT(vmm_config, &config, control_path, control);
     OBJECT_TEXT(vmm_config, &config, console_log_path, console);
     OBJECT_TEXT(vmm_config, &config, exit_path, exit_path);
+    OBJECT_TEXT(vmm_config, &config, lease_path, lease);
     OBJECT_SET(vmm_config, &config, paused, order->wanted == vm_wanted_PAUSED);
     r = object_validate(&vmm_config_desc, &config, OBJECT_STORED, err);
     if (r == 0) {

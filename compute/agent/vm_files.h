@@ -10,6 +10,7 @@
  *              disks/<name>.layers/  a disk that begins as an image: <name>.disk, its layers, the image's second name
  *              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
+ *   <lease>/<id>.lease        its lease page
  *   <run>/<12 digits>.sock    the VMM's control socket: a path that fits into sun_path (107 bytes, unix(7))
  *
  * Who owns what, so that a VMM reaches its own alone: vmm_user.h. */
@@ -32,6 +33,7 @@ struct vmm_cgroups;
 /* Where the VMs of a host are. Borrowed strings; whoever holds this outlives them all. */
 struct vm_places {
     const char *vms_dir, *run_dir, *images_dir; /* absolute */
+    const char *lease_dir; /* lease pages, on a file system in memory; NULL: in the VMs' directories (tests) */
     uint32_t user_base;                         /* vmm_user.h; 0: VMMs run as the agent does */
     bool make_bridges;                          /* a missing bridge is made */
     const struct vmm_cgroups *cgroups;          /* NULL: none (tests) */
@@ -48,6 +50,8 @@ int vm_files_control_path(const struct vm_places *places, const char *vm_id, cha
 int vm_files_load(const struct vm_places *places, const char *vm_id, struct agent_vm *ret_file, struct error *err);
 /* Makes the directory where it is missing; after 0 it survives a power cut. */
 int vm_files_save(const struct vm_places *places, const struct agent_vm *file, struct error *err);
+/* The page that its VMM obeys (lease_page.h). The caller frees. */
+char *vm_files_lease_path(const struct vm_places *places, const char *vm_id);
 int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
 /* The directory of a disk with layers; NULL: it is a raw file. The caller frees. */
 char *vm_files_layers_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);

@@ -1,0 +1,26 @@
+/* The page that a VM's VMM obeys: 8 bytes, little-endian, the deadline of the host's lease in nanoseconds of CLOCK_BOOTTIME;
+ * 0 = no lease rules the VM, 1 = it may not run. Shared memory of a file that the VMM can only read, on a file system in
+ * memory: a write to it must never wait for a disk.
+ *
+ *   lease_page_open   when a VMM is to be started (made anew) or was found running (as it is)
+ *   lease_page_put    one atomic store
+ *
+ * The file outlives the agent, and what is in it is obeyed until it runs out. One thread. */
+#ifndef COMPUTE_AGENT_LEASE_PAGE_H
+#define COMPUTE_AGENT_LEASE_PAGE_H
+
+#include "common/base.h"
+#include "common/error.h"
+
+struct lease_page {
+    uint64_t *word; /* NULL: not open */
+};
+
+/* Map @path. @make: where it is missing make it, with @value in it; a page that is there keeps its place (a VMM may have it
+ * mapped) and gets the value. Else -ENOENT. */
+int lease_page_open(struct lease_page *page, const char *path, bool make, uint64_t value, struct error *err);
+void lease_page_put(struct lease_page *page, uint64_t value); /* nothing where it is not open */
+uint64_t lease_page_get(const struct lease_page *page);
+void lease_page_close(struct lease_page *page); /* zeroed is fine; the file stays */
+
+#endif

@@ -1,0 +1,139 @@
+/* How an agent counts its lease: from when it asked, by a majority of the newest controllers, and what a refusal is worth. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "compute/agent/lease_holder.h"
+
+#define MS 1000000ull
+#define S (1000 * MS)
+
+/* An answer of controller @raft_id that names controllers 1 to @voters as of @index. */
+static struct lease_answer answer_of(uint64_t raft_id, bool supported, uint64_t index, unsigned voters)
+{
+    struct lease_answer answer = {.head = {0}};
+    OBJECT_SET(lease_answer, &answer, raft_id, raft_id);
+    OBJECT_SET(lease_answer, &answer, supported, supported);
+    OBJECT_SET(lease_answer, &answer, ttl_ms, 5000);
+    OBJECT_SET(lease_answer, &answer, refusal_extends, true);
+    OBJECT_SET(lease_answer, &answer, cluster_epoch, 1);
+    OBJECT_SET(lease_answer, &answer, voters_index, index);
+    for (unsigned i = 1; i <= voters; i++) {
+        char address[32];
+        struct lease_voter *voter = OBJECT_ADD(lease_answer, &answer, voters);
+        snprintf(address, sizeof address, "192.0.2.%u:7443", i);
+        OBJECT_SET(lease_voter, voter, raft_id, i);
+        OBJECT_TEXT(lease_voter, voter, address, address);
+    }
+    return answer;
+}
+
+static bool take(struct lease_holder *h, struct lease_answer answer, uint64_t asked_ns, uint64_t now_ns)
+{
+    bool news = lease_holder_answered(h, &answer, asked_ns, now_ns);
+    OBJECT_CLEAR(lease_answer, &answer);
+    return news;
+}
+
+static void a_majority_holds_it_from_when_it_was_asked(void **test UNUSED)
+{
+    struct lease_holder h = {0};
+    assert_int_equal(lease_holder_deadline(&h), 0);
+    assert_true(take(&h, answer_of(1, true, 7, 3), 10 * S, 12 * S));
+    assert_int_equal(lease_holder_deadline(&h), 0); /* one of three */
+    assert_false(take(&h, answer_of(2, true, 7, 3), 11 * S, 12 * S));
+    assert_int_equal(lease_holder_deadline(&h), 15 * S); /* until the earlier of the two */
+    take(&h, answer_of(3, false, 7, 3), 13 * S, 13 * S);
+    assert_int_equal(lease_holder_deadline(&h), 15 * S);
+    take(&h, answer_of(3, true, 7, 3), 14 * S, 14 * S);
+    assert_int_equal(lease_holder_deadline(&h), 16 * S);
+    take(&h, answer_of(3, true, 7, 3), 2 * S, 15 * S); /* a late one takes nothing back */
+    assert_int_equal(lease_holder_deadline(&h), 16 * S);
+}
+
+static void a_refusal_extends_what_holds_and_revives_nothing(void **test UNUSED)
+{
+    struct lease_holder h = {0};
+    for (uint64_t id = 1; id <= 3; id++)
+        take(&h, answer_of(id, true, 7, 3), 10 * S, 10 * S);
+    lease_holder_refused(&h, "192.0.2.1:7443", 14 * S, 14 * S + MS);
+    lease_holder_refused(&h, "192.0.2.2:7443", 14 * S, 15 * S + MS); /* asked in time, refused too late */
+    lease_holder_refused(&h, "192.0.2.9:7443", 14 * S, 14 * S);      /* nobody that counts */
+    assert_int_equal(lease_holder_deadline(&h), 15 * S);
+    lease_holder_refused(&h, "192.0.2.3:7443", 14 * S, 15 * S - MS);
+    assert_int_equal(lease_holder_deadline(&h), 19 * S);
+    lease_holder_refused(&h, "192.0.2.2:7443", 18 * S, 18 * S); /* it had run out at 15 */
+    lease_holder_refused(&h, "192.0.2.3:7443", 18 * S, 18 * S);
+    assert_int_equal(lease_holder_deadline(&h), 19 * S);
+}
+
+static void where_the_setting_says_so_a_refusal_is_worth_nothing(void **test UNUSED)
+{
+    struct lease_holder h = {0};
+    for (uint64_t id = 1; id <= 3; id++) {
+        struct lease_answer answer = answer_of(id, true, 7, 3);
+        OBJECT_SET(lease_answer, &answer, refusal_extends, false);
+        take(&h, answer, 10 * S, 10 * S);
+    }
+    lease_holder_refused(&h, "192.0.2.1:7443", 14 * S, 14 * S);
+    lease_holder_refused(&h, "192.0.2.2:7443", 14 * S, 14 * S);
+    assert_int_equal(lease_holder_deadline(&h), 15 * S);
+}
+
+static void the_newest_controllers_count(void **test UNUSED)
+{
+    struct lease_holder h = {0};
+    take(&h, answer_of(1, true, 7, 3), 10 * S, 10 * S);
+    take(&h, answer_of(2, true, 7, 3), 10 * S, 10 * S);
+    assert_int_equal(lease_holder_deadline(&h), 15 * S);
+    assert_true(take(&h, answer_of(3, false, 9, 5), 11 * S, 11 * S)); /* also a no names them */
+    assert_int_equal(lease_holder_deadline(&h), 0);
+    assert_false(take(&h, answer_of(1, true, 7, 3), 12 * S, 12 * S)); /* one that is behind, but its support counts */
+    take(&h, answer_of(2, true, 7, 3), 12 * S, 12 * S);
+    assert_int_equal(lease_holder_deadline(&h), 0); /* two of five */
+    take(&h, answer_of(4, true, 9, 5), 12 * S, 12 * S);
+    assert_int_equal(lease_holder_deadline(&h), 17 * S);
+}
+
+static void a_cluster_that_was_recovered_leaves_the_old_controllers_behind(void **test UNUSED)
+{
+    struct lease_holder h = {0};
+    for (uint64_t id = 1; id <= 3; id++)
+        take(&h, answer_of(id, true, 7, 3), 10 * S, 10 * S);
+    struct lease_answer answer = answer_of(1, true, 3, 1);
+    OBJECT_SET(lease_answer, &answer, cluster_epoch, 2);
+    assert_true(take(&h, answer, 11 * S, 11 * S));
+    assert_int_equal(lease_holder_deadline(&h), 16 * S); /* it alone */
+    assert_false(take(&h, answer_of(2, true, 99, 3), 12 * S, 12 * S));
+    assert_int_equal(lease_holder_deadline(&h), 16 * S);
+}
+
+static void pages(void **test UNUSED)
+{
+    struct lease_holder h = {0};
+    assert_int_equal(lease_holder_page(&h, false, true), 0); /* no ha, or disarmed */
+    assert_int_equal(lease_holder_page(&h, true, true), 1);  /* nobody supports it: it may not run */
+    take(&h, answer_of(1, true, 7, 1), 10 * S, 10 * S);
+    assert_int_equal(lease_holder_page(&h, true, true), 15 * S);
+    assert_int_equal(lease_holder_page(&h, true, false), 1); /* the orders do not name it */
+    assert_int_equal(lease_holder_page(&h, false, false), 0);
+    lease_holder_generation(&h, 2); /* a support is one whatever generation it was asked for */
+    assert_int_equal(lease_holder_page(&h, true, true), 15 * S);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_majority_holds_it_from_when_it_was_asked),
+        cmocka_unit_test(a_refusal_extends_what_holds_and_revives_nothing),
+        cmocka_unit_test(where_the_setting_says_so_a_refusal_is_worth_nothing),
+        cmocka_unit_test(the_newest_controllers_count),
+        cmocka_unit_test(a_cluster_that_was_recovered_leaves_the_old_controllers_behind),
+        cmocka_unit_test(pages),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
