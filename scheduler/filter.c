@@ -37,6 +37,8 @@ enum filter filter_host(const struct scheduler_view *view, size_t i, const struc
         return FILTER_KVM;
     if (view->cpu_baselines[i] < request->cpu_model)
         return FILTER_CPU_MODEL;
+    if (request->apart != NULL && request->apart[i])
+        return FILTER_APART;
     if (free_of(view->memory_bytes[i], view->committed_memory_bytes[i]) < request->memory_bytes)
         return FILTER_MEMORY;
     if (free_of(view->vcpus[i], view->committed_vcpus[i]) < request->vcpus)
@@ -76,6 +78,9 @@ void filter_reason(const struct scheduler_view *view, size_t i, const struct pla
         else
             snprintf(buffer, size, "needs %s, its processors can be %s at most", cpu_kind_desc.names[request->cpu_model],
                      cpu_kind_desc.names[view->cpu_baselines[i]]);
+        break;
+    case FILTER_APART:
+        snprintf(buffer, size, "holds a VM of the same anti-affinity");
         break;
     case FILTER_MEMORY:
         snprintf(buffer, size, "needs %" PRIu64 " MiB, %" PRIu64 " of %" PRIu64 " MiB are free",

@@ -12,6 +12,7 @@
     X(SCHEDULABLE, "schedulable", "not schedulable")                                                                 \
     X(KVM, "kvm", "without KVM")                                                                                     \
     X(CPU_MODEL, "cpu-model", "whose processors cannot be the CPU model")                                            \
+    X(APART, "anti-affinity", "with a VM that it is kept apart from")                                               \
     X(MEMORY, "memory", "with too little memory")                                                                    \
     X(VCPUS, "vcpus", "with too few processors")
 
@@ -27,6 +28,7 @@ struct place_request {
     uint64_t vcpus;
     const char *pin; /* only the host of this name or id; NULL = any */
     enum cpu_kind cpu_model;
+    const uint8_t *apart; /* of each host: 1 = it holds a VM that this one is kept apart from; NULL = none does */
 };
 
 /* The first filter that refuses host @i, or FILTER_PASSED. */

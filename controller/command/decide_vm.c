@@ -152,8 +152,10 @@ static void choose_host(struct deciding *d, struct vm *vm)
     struct place_request request = host_view_request(vm);
     const struct record *pin = state_get(d->state, object_kind_HOST, vm->pin);
     char note[NOTE_BYTES_MAX];
+    CLEANUP_FREE uint8_t *apart = host_view_apart(d->state, vm);
     if (pin != NULL)
         request.pin = pin->common->name;
+    request.apart = apart;
     host_view_fill(d->state, NULL, &view);
     place_vm(&view, &request, &result);
     place_summary(&view, &request, &result, note, sizeof note);
@@ -264,6 +266,8 @@ int decide_placement(const struct state *state, const struct vm *vm, struct plac
     struct place_request request = host_view_request(vm);
     if (vm->vcpus == 0 || vm->memory_bytes == 0)
         return error_set(err, -EINVAL, ERROR_INVALID, "the VM has no size yet");
+    CLEANUP_FREE uint8_t *apart = host_view_apart(state, vm);
+    request.apart = apart;
     host_view_fill(state, state_get(state, object_kind_VM, vm->id), &view);
     place_vm(&view, &request, &result);
     place_explain(&view, &request, &result, ret);

@@ -18,3 +18,13 @@ struct place_request host_view_request(const struct vm *vm)
     return (struct place_request){
         .memory_bytes = vm->memory_bytes, .vcpus = vm->vcpus, .pin = vm->pin, .cpu_model = (enum cpu_kind)vm->cpu_model};
 }
+
+uint8_t *host_view_apart(const struct state *state, const struct vm *vm)
+{
+    if (state_vm_label(vm, STATE_APART_LABEL) == NULL)
+        return NULL;
+    uint8_t *apart = xcalloc(state_count(state, object_kind_HOST) + 1, sizeof *apart);
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++)
+        apart[i] = state_host_apart(state_at(state, object_kind_HOST, i), vm);
+    return apart;
+}

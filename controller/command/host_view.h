@@ -8,5 +8,7 @@
 /* Fill @view (zeroed) with every host. What @vm (NULL = none) holds of its host is counted as free. Borrows names. */
 void host_view_fill(const struct state *state, const struct record *vm, struct scheduler_view *view);
 struct place_request host_view_request(const struct vm *vm);
+/* state_host_apart for each host, in host_view_fill's order; NULL: @vm has no such label. The caller frees. */
+uint8_t *host_view_apart(const struct state *state, const struct vm *vm);
 
 #endif

@@ -123,6 +123,8 @@ static struct record *decided_host(struct apply *a, struct vm *vm)
         return NULL;
     if (host == NULL)
         apply_text(why, sizeof why, "the host that was chosen has been removed meanwhile");
+    else if (state_host_apart(host, vm))
+        apply_text(why, sizeof why, "%s has been given a VM meanwhile that this one is kept apart from", host->common->name);
     else if (apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why))
         return host;
     OBJECT_TEXT(vm, vm, placement, why);
@@ -319,6 +321,10 @@ static bool may_place(struct apply *a, const struct vm *vm, const struct command
     }
     if (vm->pin != NULL && strcmp(vm->pin, host->common->name) != 0 && strcmp(vm->pin, host->common->id) != 0) {
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is pinned to %s", vm->name, vm->pin);
+        return false;
+    }
+    if (state_host_apart(host, vm)) {
+        apply_refuse(a, -EBUSY, ERROR_NO_HOST, "%s holds a VM that '%s' is kept apart from", host->common->name, vm->name);
         return false;
     }
     if (!apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why)) {

@@ -254,6 +254,27 @@ bool state_vm_waits(const struct vm *vm)
     return vm->wanted != vm_wanted_DELETED && (vm->recovering || (vm->host == NULL && vm->state == vm_state_PENDING));
 }
 
+const char *state_vm_label(const struct vm *vm, const char *key)
+{
+    for (size_t i = 0; i < vm->labels.count; i++)
+        if (strcmp(vm->labels.pairs[i].key, key) == 0)
+            return vm->labels.pairs[i].value;
+    return NULL;
+}
+
+bool state_host_apart(const struct record *host, const struct vm *vm)
+{
+    const char *mine = state_vm_label(vm, STATE_APART_LABEL);
+    for (size_t i = 0; mine != NULL && i < host->of_host.vms.count; i++) {
+        const struct vm *other = host->of_host.vms.items[i]->vm;
+        const char *its = state_vm_label(other, STATE_APART_LABEL);
+        /* One that waits to be started elsewhere is not there any more. */
+        if (its != NULL && strcmp(its, mine) == 0 && !other->recovering && (vm->id == NULL || strcmp(other->id, vm->id) != 0))
+            return true;
+    }
+    return false;
+}
+
 uint64_t state_host_orders_index(const struct record *host)
 {
     return host->of_host.orders_index;

@@ -30,6 +30,7 @@
 #define STATE_HA_VOTERS_MIN 3u            /* controllers with a vote that ha needs: two can lose none */
 #define STATE_HA_RESTARTS_MAX 5u          /* vm.ha_restarts_max where not given */
 #define STATE_HA_WINDOW_S 3600u           /* vm.ha_window_s where not given */
+#define STATE_APART_LABEL "anti-affinity"
 #define STATE_HA_PRIORITY 100u            /* vm.ha_priority where not given */
 #define STATE_ID_BYTES 37u                /* an id with its NUL */
 
@@ -130,6 +131,13 @@ static inline bool operation_has_task(const struct operation *operation)
 }
 /* The VM that an operation is about, or NULL. */
 const char *operation_vm_id(const struct operation *operation);
+/* Value of a label of @vm, or NULL. */
+const char *state_vm_label(const struct vm *vm, const char *key);
+/* VMs with the same value of the label STATE_APART_LABEL are kept on different hosts: does @host hold one that @vm, which it
+ * may hold itself, is kept apart from? */
+bool state_host_apart(const struct record *host, const struct vm *vm);
+
+/* The VMs that @host owns: host->of_host.vms, in name order. The running operations of a VM: vm->of_vm.operations. */
 
 /* Append what a user may see of the object: secrets left out, a host with its committed sums. */
 void state_put_json(const struct state *state, const struct record *record, struct bytes_writer *out);

@@ -4,10 +4,12 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "controller/command/host_view.h"
 #include "controller/fsm/command_codec.h"
+#include "controller/fsm/time_text.h"
 
 #define BY "controller"
 #define NOTE_BYTES_MAX 701u
@@ -61,23 +63,38 @@ static void mark_host(struct reconciling *r, const struct host *host)
 
 /* ---- VMs that wait for a host ---- */
 
+static void say(struct reconciling *r, const struct vm *vm, const char *note, bool give_up)
+{
+    struct command_vm_place command = {0};
+    if (!give_up && vm->placement != NULL && strcmp(vm->placement, note) == 0)
+        return; /* said once; again when the reasons change */
+    OBJECT_TEXT(command_vm_place, &command, id, vm->id);
+    OBJECT_SET(command_vm_place, &command, from_epoch, vm->epoch);
+    OBJECT_TEXT(command_vm_place, &command, note, note);
+    if (give_up)
+        OBJECT_SET(command_vm_place, &command, give_up, true);
+    emit(r, COMMAND_vm_place, &command, &command.request);
+}
+
 static void place(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm)
 {
     struct command_vm_place command = {0};
     struct place_request request = host_view_request(vm);
     char note[NOTE_BYTES_MAX];
+    CLEANUP_FREE uint8_t *apart = host_view_apart(r->state, vm);
+    request.apart = apart;
     place_vm(view, &request, result);
     place_summary(view, &request, result, note, sizeof note);
-    if (result->chosen == PLACE_NONE && vm->placement != NULL && strcmp(vm->placement, note) == 0)
-        return; /* said once; again when the reasons change */
+    if (result->chosen == PLACE_NONE) {
+        say(r, vm, note, false);
+        return;
+    }
     OBJECT_TEXT(command_vm_place, &command, id, vm->id);
     OBJECT_SET(command_vm_place, &command, from_epoch, vm->epoch);
     OBJECT_TEXT(command_vm_place, &command, note, note);
-    if (result->chosen != PLACE_NONE) {
-        OBJECT_TEXT(command_vm_place, &command, host, view->ids[result->chosen]);
-        view->committed_memory_bytes[result->chosen] += vm->memory_bytes; /* the next one of this tick sees it */
-        view->committed_vcpus[result->chosen] += vm->vcpus;
-    }
+    OBJECT_TEXT(command_vm_place, &command, host, view->ids[result->chosen]);
+    view->committed_memory_bytes[result->chosen] += vm->memory_bytes; /* the next one of this tick sees it */
+    view->committed_vcpus[result->chosen] += vm->vcpus;
     emit(r, COMMAND_vm_place, &command, &command.request);
 }
 
@@ -87,6 +104,89 @@ static size_t looks_max(const struct state *state)
     return MIN(MAX(RECONCILE_PAIRS_MAX / hosts, (size_t)RECONCILE_LOOKS_MIN), (size_t)RECONCILE_LOOKS_MAX);
 }
 
+/* ---- VMs of lost hosts: before all others, by their priority, each after those that it names ---- */
+
+/* Has the VM been started elsewhere as often as it may within its window? */
+static bool worn_out(const struct reconciling *r, const struct vm *vm, char note[NOTE_BYTES_MAX])
+{
+    uint32_t most = OBJECT_HAS(vm, vm, ha_restarts_max) ? vm->ha_restarts_max : STATE_HA_RESTARTS_MAX;
+    uint32_t window_s = OBJECT_HAS(vm, vm, ha_window_s) ? vm->ha_window_s : STATE_HA_WINDOW_S;
+    bool within = vm->ha_window_at != NULL &&
+                  time_text_ms(r->input->now) < time_text_ms(vm->ha_window_at) + window_s * UINT64_C(1000);
+    uint32_t done = within ? vm->ha_window_restarts : 0;
+    if (done < most)
+        return false;
+    snprintf(note, NOTE_BYTES_MAX,
+             "its host was lost, and it has been started elsewhere %u times within %u s, the most that ha_restarts_max allows; "
+             "start it when the cause is found",
+             done, window_s);
+    return true;
+}
+
+/* The VM that @vm has to wait for by its label, if that is not there yet. One whose start depends on @vm itself is not
+ * waited for, nor one that nobody is about to start. */
+static const struct vm *waits_for(const struct reconciling *r, const struct vm *vm)
+{
+    const char *name = state_vm_label(vm, RECONCILE_AFTER_LABEL), *delay = state_vm_label(vm, RECONCILE_DELAY_LABEL);
+    const struct record *record = state_get(r->state, object_kind_VM, name);
+    const struct vm *first = record != NULL ? record->vm : NULL, *next = first;
+    uint64_t delay_ms = delay != NULL ? strtoull(delay, NULL, 10) * 1000 : 0;
+    if (first == NULL || first == vm || first->wanted != vm_wanted_RUNNING)
+        return NULL;
+    for (unsigned i = 0; i < RECONCILE_CHAIN_MAX && next != NULL && next->recovering; i++) {
+        const struct record *after = state_get(r->state, object_kind_VM, state_vm_label(next, RECONCILE_AFTER_LABEL));
+        next = after != NULL ? after->vm : NULL;
+        if (next == vm)
+            return NULL;
+    }
+    if (first->recovering || first->state == vm_state_PENDING || first->state == vm_state_STARTING)
+        return first;
+    bool soon = first->state == vm_state_RUNNING && first->running_at != NULL &&
+                time_text_ms(r->input->now) < time_text_ms(first->running_at) + delay_ms;
+    return soon ? first : NULL;
+}
+
+static uint32_t priority_of(const struct vm *vm)
+{
+    return OBJECT_HAS(vm, vm, ha_priority) ? vm->ha_priority : STATE_HA_PRIORITY;
+}
+
+static int by_priority(const void *a, const void *b)
+{
+    const struct vm *first = *(const struct vm *const *)a, *second = *(const struct vm *const *)b;
+    if (priority_of(first) != priority_of(second))
+        return priority_of(first) > priority_of(second) ? -1 : 1;
+    return strcmp(first->name, second->name);
+}
+
+static void recover(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm)
+{
+    char note[NOTE_BYTES_MAX];
+    const struct vm *first = waits_for(r, vm);
+    if (worn_out(r, vm, note)) {
+        say(r, vm, note, true);
+    } else if (first != NULL) {
+        snprintf(note, sizeof note, "it is started after %s, as its label " RECONCILE_AFTER_LABEL " says", first->name);
+        say(r, vm, note, false);
+    } else {
+        place(r, view, result, vm);
+    }
+}
+
+static void place_recovering(struct reconciling *r, struct scheduler_view *view, struct place_result *result)
+{
+    const struct record_index *waiting = state_waiting(r->state);
+    CLEANUP_FREE const struct vm **vms = xcalloc(waiting->count + 1, sizeof(const struct vm *));
+    size_t count = 0;
+    for (size_t i = 0; i < waiting->count; i++)
+        if (waiting->items[i]->vm->recovering)
+            vms[count++] = waiting->items[i]->vm;
+    qsort(vms, count, sizeof(const struct vm *), by_priority);
+    count = MIN(count, looks_max(r->state));
+    for (size_t i = 0; i < count && !full(r); i++)
+        recover(r, view, result, vms[i]);
+}
+
 static void place_waiting(struct reconciling *r)
 {
     const struct record_index *waiting = state_waiting(r->state);
@@ -94,10 +194,13 @@ static void place_waiting(struct reconciling *r)
     size_t begin = record_index_after(waiting, after), end = MIN(waiting->count, begin + looks_max(r->state)), i = begin;
     struct scheduler_view view = {0};
     struct place_result result = {0};
-    if (begin < end)
+    if (waiting->count > 0)
         host_view_fill(r->state, NULL, &view);
-    while (i < end && !full(r))
-        place(r, &view, &result, waiting->items[i++]->vm);
+    if (waiting->count > 0)
+        place_recovering(r, &view, &result);
+    for (; i < end && !full(r); i++)
+        if (!waiting->items[i]->vm->recovering)
+            place(r, &view, &result, waiting->items[i]->vm);
     if (i < waiting->count) /* nothing looked at, as there was no room: the same again */
         snprintf(r->out->resume_after, sizeof r->out->resume_after, "%s",
                  i > begin ? waiting->items[i - 1]->common->name : after);

@@ -5,7 +5,7 @@
  * there are many hosts) and gives RECONCILE_COMMANDS_MAX commands. What is left comes with the next ticks, each of which
  * goes on where the last one stopped: a round. Where it stopped is all that the caller keeps; forgetting it costs time.
  *
- * Does: place VMs that have no host; mark hosts that do not report unreachable (their reports mark them up again,
+ * Does: place VMs that have no host, those of lost hosts before all others, by priority (apply_lease.c marks them); mark hosts that do not report unreachable (their reports mark them up again,
  * node_sync.h); remove tokens that have expired.
  * Does not: give up on anything silently; start a VM elsewhere while its host may still run it.
  *
@@ -23,6 +23,9 @@
 #define RECONCILE_PAIRS_MAX 100000u  /* so that VMs times hosts stay below this */
 #define RECONCILE_NAME_SIZE 64u      /* a VM's name with its NUL */
 #define RECONCILE_SILENCE_MS 10000u /* without a report: unreachable */
+#define RECONCILE_AFTER_LABEL "ha-after" /* name of the VM that a VM of a lost host is started after, */
+#define RECONCILE_DELAY_LABEL "ha-delay-s" /* and how long it has to run before */
+#define RECONCILE_CHAIN_MAX 8u /* such VMs in a row that are looked at for a circle */
 
 /* The leader's volatile knowledge of a host. */
 struct reconcile_node {

@@ -428,6 +428,98 @@ static void votes_are_kept_while_there_is_ha(void **test)
     fixture_must(&b->f, ROUTE_ID_controller_remove, "c3", NULL);
 }
 
+/* ---- where lost VMs go ---- */
+
+/* n1 is lost with all that was made; n2 has come meanwhile. */
+static void lose_first(struct bed *b)
+{
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    pass(b, 7, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+}
+
+static void the_higher_priority_goes_first(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "a-low", ",\"ha_priority\":10");
+    create_ha(f, "b-middle", "");
+    create_ha(f, "c-high", ",\"ha_priority\":900");
+    fixture_host(f, "n2", 512 + 600); /* room for one */
+    pass(b, 10, both);
+    pass(b, 7, second);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "c-high")->host_name, "n2");
+    assert_true(fixture_vm(f, "a-low")->recovering);
+    assert_true(fixture_vm(f, "b-middle")->recovering);
+    assert_non_null(strstr(fixture_vm(f, "b-middle")->placement, "no host fits"));
+    fixture_host(f, "n3", 8192);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "a-low")->host_name, "n3");
+    assert_string_equal(fixture_vm(f, "b-middle")->host_name, "n3");
+}
+
+static void one_is_started_after_another(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "app", ",\"labels\":{\"ha-after\":\"db\",\"ha-delay-s\":\"5\"}");
+    create_ha(f, "db", "");
+    create_ha(f, "x", ",\"labels\":{\"ha-after\":\"y\"}"); /* a circle holds nobody up */
+    create_ha(f, "y", ",\"labels\":{\"ha-after\":\"x\"}");
+    lose_first(b);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "db")->host_name, "n2");
+    assert_string_equal(fixture_vm(f, "x")->host_name, "n2");
+    assert_string_equal(fixture_vm(f, "y")->host_name, "n2");
+    assert_true(fixture_vm(f, "app")->recovering);
+    assert_non_null(strstr(fixture_vm(f, "app")->placement, "started after db"));
+    assert_int_equal(fixture_reconcile(f, NULL), 0); /* said once */
+    fixture_vm_is(f, "db", vm_state_RUNNING);
+    fixture_reconcile(f, NULL);
+    assert_true(fixture_vm(f, "app")->recovering);
+    f->now_ms += 6000;
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "app")->host_name, "n2");
+}
+
+static void those_that_are_kept_apart_stay_so(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "one", ",\"labels\":{\"anti-affinity\":\"web\"}");
+    fixture_host(f, "n2", 8192);
+    create_ha(f, "two", ",\"labels\":{\"anti-affinity\":\"web\"}");
+    assert_string_equal(fixture_vm(f, "two")->host_name, "n2");
+    pass(b, 10, both);
+    pass(b, 7, second);
+    fixture_reconcile(f, NULL);
+    assert_true(fixture_vm(f, "one")->recovering);
+    assert_non_null(strstr(fixture_vm(f, "one")->placement, "kept apart from"));
+    fixture_host(f, "n3", 1200);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "one")->host_name, "n3");
+}
+
+static void a_vm_that_takes_its_hosts_down_is_left_failed(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "bad", ",\"ha_restarts_max\":0");
+    lose_first(b);
+    fixture_reconcile(f, NULL);
+    assert_false(fixture_vm(f, "bad")->recovering);
+    assert_int_equal(fixture_vm(f, "bad")->state, vm_state_FAILED);
+    assert_non_null(strstr(fixture_vm(f, "bad")->state_reason, "ha_restarts_max"));
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    fixture_must(f, ROUTE_ID_vm_update, "bad", "{\"ha_restarts_max\":1}");
+    fixture_must(f, ROUTE_ID_vm_start, "bad", NULL); /* somebody has looked at it */
+    assert_true(fixture_vm(f, "bad")->recovering);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "bad")->host_name, "n2");
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -444,6 +536,10 @@ int main(void)
         TEST(a_vm_that_gets_ha_is_moved_only_when_its_host_has_heard_of_it),
         TEST(a_host_that_leaves_in_order_is_lost_at_once),
         TEST(votes_are_kept_while_there_is_ha),
+        TEST(the_higher_priority_goes_first),
+        TEST(one_is_started_after_another),
+        TEST(those_that_are_kept_apart_stay_so),
+        TEST(a_vm_that_takes_its_hosts_down_is_left_failed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
