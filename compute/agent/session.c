@@ -274,11 +274,6 @@ uint64_t session_have_index(const struct session *s)
     return s->have_index;
 }
 
-const char *session_controller(const struct session *s)
-{
-    return s->controllers.items[s->at];
-}
-
 bool session_waits(const struct session *s)
 {
     return s->call != NULL;
