@@ -105,13 +105,13 @@ int backup_source_open(const char *location, const char *parent_mark, struct bac
     if (strncmp(location, "pool:/", 6) == 0)
         return source_layer_open(location + 5, parent_mark, ret_source, err);
     if (strncmp(location, "nbd:", 4) == 0)
-        return source_nbd_open(location + 4, ret_source, err);
+        return source_nbd_open(location + 4, parent_mark, ret_source, err);
     if (strncmp(location, "file:/", 6) == 0)
         location += 5;
     if (location[0] != '/')
         return error_set(
             err, -EINVAL, ERROR_INVALID,
-            "'%.100s' is none of file:/PATH, pool:/DIRECTORY/DISK[@SNAPSHOT] and nbd:unix:/SOCKET[:EXPORT]",
+            "'%.100s' is none of file:/PATH, pool:/DIRECTORY/DISK[@SNAPSHOT] and nbd:unix:/SOCKET[:EXPORT[@MARK]]",
             location);
     return file_open(location, ret_source, err);
 }

@@ -40,7 +40,7 @@ struct backup_source {
  *
  *   file:/path                       a raw file or block device (also a bare absolute path); holes are zeroes
  *   pool:/directory/DISK[@SNAPSHOT]  a disk of layers (layer_disk.h), or a snapshot of it; the mark is the layer's id
- *   nbd:unix:/socket[:EXPORT]        an export of an NBD server (source_nbd.h)
+ *   nbd:unix:/socket[:EXPORT[@MARK]] an export of an NBD server (source_nbd.h)
  *
  * -EINVAL, -ENOENT, -EBUSY... in words. */
 int backup_source_open(const char *location, const char *parent_mark, struct backup_source **ret_source,
