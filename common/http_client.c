@@ -391,6 +391,12 @@ static size_t header_cb(char *data, size_t size, size_t count, void *arg)
     }
     if (call->options.on_head != NULL && !call->ended)
         call->options.on_head(call->status, call->options.arg);
+    if (call->options.on_headers != NULL && !call->ended) {
+        const struct http_answer head = {.status = call->status, .call = call};
+        int rc = call->options.on_headers(&head, call->options.arg);
+        call->error = rc < 0 ? rc : call->error;
+        return rc < 0 ? 0 : size * count;
+    }
     return size * count;
 }
 
@@ -664,6 +670,12 @@ static void perform_head(int status, void *arg)
     p->options->on_head(status, p->options->arg);
 }
 
+static int perform_headers(const struct http_answer *head, void *arg)
+{
+    struct perform *p = arg;
+    return p->options->on_headers(head, p->options->arg);
+}
+
 static void perform_progress(uint64_t done, uint64_t total, void *arg)
 {
     struct perform *p = arg;
@@ -679,6 +691,8 @@ static int perform_start(struct perform *p, struct error *err)
         options.on_data = perform_head_data;
     if (options.on_head != NULL)
         options.on_head = perform_head;
+    if (options.on_headers != NULL)
+        options.on_headers = perform_headers;
     if (options.on_progress != NULL)
         options.on_progress = perform_progress;
     int rc = http_client_start(p->client, &options, NULL, err);

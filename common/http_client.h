@@ -56,6 +56,9 @@ struct http_call_options {
      * call with that error. Other answers are collected as always. */
     int (*on_data)(const void *data, size_t size, void *arg);
     void (*on_head)(int status, void *arg); /* may be NULL */
+    /* The same with the headers (http_answer_header), before any of the body; <0 ends the call with that error. May be
+     * NULL. */
+    int (*on_headers)(const struct http_answer *head, void *arg);
     /* bytes received; total 0 = unknown; may be NULL */
     void (*on_progress)(uint64_t done, uint64_t total, void *arg);
     http_client_done done;
