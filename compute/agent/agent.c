@@ -70,6 +70,7 @@ static void put_report(struct node_report *report, void *arg)
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         vm_put_seen(vm, OBJECT_ADD(node_report, report, vms));
     agent_tasks_put(a, report);
+    agent_images_put_seen(a, report);
 }
 
 static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_change *change, uint64_t index)
@@ -156,6 +157,7 @@ static void obey(const struct node_orders *orders, void *arg)
     }
     a->generation = orders->generation;
     agent_network_learn(a, orders);
+    agent_images_learn(a, orders);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
         vms[count] = vm;
         have[count++] = (struct plan_have){
@@ -231,6 +233,12 @@ static void progress_tick(uv_timer_t *timer)
         news = vm_is_fetching(vm);
     if (news)
         session_poke(a->session);
+    agent_images_tick(a);
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+        if (vm_is_fetching(vm)) {
+            session_poke(a->session);
+            return;
+        }
 }
 
 /* ---- start ---- */
@@ -374,6 +382,7 @@ static int start_parts(struct agent *a, const struct agent_options *options, str
         return r;
     a->vm_context.http = a->http;
     a->vm_context.images = a->images;
+    agent_images_start(a);
     load_vms(a);
     agent_tasks_clean(a);
     agent_network_loaded(a);
@@ -420,6 +429,7 @@ static void agent_free(struct agent *a)
     host_network_destroy(a->network);
     vmm_cgroups_close(&a->cgroups);
     OBJECT_CLEAR(node_identity, &a->identity);
+    agent_images_finish(a);
     tls_context_unref(a->tls);
     if (a->lock_fd >= 0)
         close(a->lock_fd);
@@ -441,6 +451,7 @@ int agent_start(uv_loop_t *loop, const struct agent_options *options, struct age
     a->vmm_path = xstrdup(options->vmm_path);
     a->cpu_baseline = cpu_baseline_ask(a->vmm_path);
     list_init(&a->consoles);
+    image_serve_init(&a->image_serves);
     uv_timer_init(loop, &a->progress);
     a->progress.data = a;
     int r = start_parts(a, options, err);
@@ -513,6 +524,7 @@ void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
         a->closing++;
         agent_lease_stop(&a->lease, agent_part_closed, a);
     }
+    agent_images_stop(a);
     if (a->session != NULL) {
         a->closing++;
         session_stop(a->session, agent_part_closed, a);

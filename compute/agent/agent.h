@@ -15,6 +15,8 @@
 #include "compute/agent/dhcp_server.h"
 #include "compute/agent/host_facts.h"
 #include "compute/agent/host_network.h"
+#include "compute/agent/image_cache.h"
+#include "compute/agent/image_serve.h"
 #include "compute/agent/session.h"
 #include "compute/agent/vm.h"
 #include "compute/agent/vmm_cgroup.h"
@@ -45,6 +47,8 @@ struct agent {
     struct tls_context *tls;
     struct http_client *http;
     struct image_cache *images;
+    struct image_fetch_identity image_identity;
+    struct image_serve_list image_serves;
     struct vm_context vm_context;
     struct vmm_cgroups cgroups;
     char isolation[201]; /* what keeps VMMs apart, for the host's status */
@@ -81,6 +85,16 @@ void agent_network_loaded(struct agent *agent);                  /* after: rules
 void agent_network_learn(struct agent *agent, const struct node_orders *orders);
 void agent_network_tick(struct agent *agent); /* whatever is stale is tried again */
 void agent_network_stop(struct agent *agent); /* counts in agent->closing */
+
+/* agent_images.c: images of the host between orders, VMs and other agents. */
+void agent_images_start(struct agent *agent); /* the cache is there */
+void agent_images_learn(struct agent *agent, const struct node_orders *orders);
+void agent_images_put_seen(struct agent *agent, struct node_report *report);
+void agent_images_tick(struct agent *agent);
+void agent_images_stop(struct agent *agent); /* counts in agent->closing; the server has been told to stop */
+void agent_images_finish(struct agent *agent);
+/* Is it about images? Then the request is answered. @controller: it is of one, else of a host of the cluster. */
+bool agent_images_handle(struct agent *agent, struct http_request *request, bool controller);
 
 /* agent.c: one of agent->closing has closed. */
 void agent_part_closed(void *agent);

@@ -1,10 +1,12 @@
-/* The agent's HTTPS interface, for controllers only: consoles, metrics, health.
+/* The agent's HTTPS interface, for controllers: consoles, images, metrics, health; and for other agents: images.
  *
+ *   GET /v1/images/<sha256>/stream   an image that is here, to another agent (image_serve.h)
+ *   GET /v1/images/<sha256>          the same as plain bytes, for a person
  *   GET /v1/vms/<id>/console   WebSocket, binary messages both ways
  *   GET /metrics               Prometheus text
  *   GET /healthz               200 while the loop turns
  *
- * A certificate of the cluster with the role controller is needed for all of it. */
+ * A certificate of the cluster with the role controller is needed for all of it, or for images that of a host. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -112,10 +114,10 @@ static void handle_console(struct agent *a, struct local_vm *vm, struct http_req
     }
 }
 
-static bool is_controller(const struct agent *a, const struct http_request *request)
+static bool is_of(const struct agent *a, const struct http_request *request, enum role role)
 {
     char prefix[TLS_IDENTITY_MAX];
-    snprintf(prefix, sizeof(prefix), "spiffe://drover/%s/controller/", a->identity.cluster_id);
+    snprintf(prefix, sizeof(prefix), "spiffe://drover/%s/%s/", a->identity.cluster_id, role_desc.names[role]);
     return tls_identity_matches(request->peer, prefix);
 }
 
@@ -123,9 +125,11 @@ static void handle(struct http_request *request, void *arg)
 {
     struct agent *a = arg;
     struct error err = {.code = 0};
-    bool is_console;
+    bool is_console, controller = is_of(a, request, role_CONTROLLER);
     struct local_vm *vm = console_vm(a, request->path, &is_console);
-    if (!is_controller(a, request))
+    if ((controller || is_of(a, request, role_HOST)) && agent_images_handle(a, request, controller))
+        return;
+    if (!controller)
         error_set(&err, -EACCES, ERROR_FORBIDDEN,
                   "only controllers of this cluster may talk to its agents; ask a controller");
     else if (request->method != HTTP_GET)
@@ -137,7 +141,7 @@ static void handle(struct http_request *request, void *arg)
     else if (strcmp(request->path, "/healthz") == 0)
         return http_respond(request, 200, "text/plain", NULL, "ok\n", 3);
     else
-        error_set(&err, -ENOENT, ERROR_NOT_FOUND, "there is /healthz, /metrics and /v1/vms/<id>/console");
+        error_set(&err, -ENOENT, ERROR_NOT_FOUND, "there is /healthz, /metrics, /v1/images/<sha256> and /v1/vms/<id>/console");
     http_respond_error(request, &err);
 }
 

@@ -7,9 +7,11 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <openssl/evp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "common/file.h"
 #include "common/http_server.h"
@@ -226,6 +228,12 @@ static void test_leftovers_are_removed_at_start(void **state)
     write_file(part, "half");
     write_file(whole, "");
     assert_int_equal(image_cache_create(&f->loop, f->images, &second, NULL), 0);
+    bool kept = access(part, F_OK) == 0; /* it may be gone on with */
+    image_cache_close(second, NULL, NULL);
+    const struct timespec old[] = {{.tv_sec = time(NULL) - IMAGE_CACHE_PART_S - 10}, {.tv_sec = time(NULL) - IMAGE_CACHE_PART_S - 10}};
+    assert_int_equal(utimensat(AT_FDCWD, part, old, 0), 0);
+    assert_int_equal(image_cache_create(&f->loop, f->images, &second, NULL), 0);
+    assert_true(kept);
     assert_int_not_equal(access(part, F_OK), 0);
     assert_int_equal(access(whole, F_OK), 0);
     image_cache_close(second, NULL, NULL);
@@ -255,6 +263,150 @@ static void test_redirect(void **state)
     assert_true(cache_has(f, SHA_ABC));
 }
 
+/* ---- room, keeping, holes ---- */
+
+static struct node_report seen_of(struct fixture *f)
+{
+    struct node_report report = {.head = {0}};
+    image_cache_put_seen(f->cache, &report);
+    return report;
+}
+
+static const struct image_seen *find_seen(const struct node_report *report, const char *sha256)
+{
+    for (size_t i = 0; i < report->images.count; i++)
+        if (strcmp(((const struct image_seen *)report->images.items + i)->sha256, sha256) == 0)
+            return (const struct image_seen *)report->images.items + i;
+    return NULL;
+}
+
+static void learn(struct fixture *f, const char *sha256, bool keep, const char *url)
+{
+    struct node_orders orders = {.head = {0}};
+    if (sha256 != NULL) {
+        struct image_order *order = OBJECT_ADD(node_orders, &orders, images);
+        OBJECT_TEXT(image_order, order, sha256, sha256);
+        OBJECT_SET(image_order, order, keep, keep);
+        OBJECT_TEXT(image_order, order, url, url);
+    }
+    image_cache_learn(f->cache, &orders.images);
+    OBJECT_CLEAR(node_orders, &orders);
+}
+
+/* What is to be kept is fetched without anybody who waits, told of, and thrown away once no image has it any more. */
+static void test_keeping(void **state)
+{
+    struct fixture *f = *state;
+    learn(f, SHA_ABC, true, f->url);
+    struct node_report report = seen_of(f);
+    assert_int_equal(find_seen(&report, SHA_ABC)->state, image_copy_state_FETCHING);
+    OBJECT_CLEAR(node_report, &report);
+    while (!cache_has(f, SHA_ABC))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    while (image_cache_is_busy(f->cache))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    report = seen_of(f);
+    assert_int_equal(find_seen(&report, SHA_ABC)->state, image_copy_state_HELD);
+    OBJECT_CLEAR(node_report, &report);
+    image_cache_forget(f->cache, SHA_ABC); /* but it is to be kept */
+    assert_true(cache_has(f, SHA_ABC));
+    learn(f, NULL, false, NULL);
+    image_cache_forget(f->cache, SHA_ABC);
+    assert_false(cache_has(f, SHA_ABC));
+    report = seen_of(f);
+    assert_int_equal(report.images.count, 0);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+static void test_what_cannot_be_kept_is_told(void **state)
+{
+    struct fixture *f = *state;
+    learn(f, SHA_NULL, true, f->url);
+    while (image_cache_is_busy(f->cache))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    struct node_report report = seen_of(f);
+    const struct image_seen *seen = find_seen(&report, SHA_NULL);
+    assert_int_equal(seen->state, image_copy_state_FAILED);
+    assert_non_null(strstr(seen->reason, "SHA-256"));
+    OBJECT_CLEAR(node_report, &report);
+}
+
+static bool used(const char *sha256, void *arg)
+{
+    return strcmp(sha256, arg) == 0;
+}
+
+/* Room is made by throwing away what was not used for the longest time, never what is used or to be kept. */
+static void test_room(void **state)
+{
+    struct fixture *f = *state;
+    static const char *const names[] = {
+        "1111111111111111111111111111111111111111111111111111111111111111",
+        "2222222222222222222222222222222222222222222222222222222222222222",
+        "3333333333333333333333333333333333333333333333333333333333333333",
+        "4444444444444444444444444444444444444444444444444444444444444444",
+    };
+    struct error err = {.code = 0};
+    char path[256], second[256];
+    for (unsigned i = 0; i < 4; i++) {
+        const struct timespec times[] = {{.tv_sec = 1000 + i}, {.tv_sec = 1000}};
+        snprintf(path, sizeof(path), "%s/%s", f->images, names[i]);
+        write_file(path, "x");
+        assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
+        image_cache_adopt(f->cache, names[i]);
+    }
+    const struct image_cache_owner owner = {.in_use = used, .arg = (void *)names[0]};
+    image_cache_set_owner(f->cache, &owner);
+    snprintf(path, sizeof(path), "%s/%s", f->images, names[1]);
+    snprintf(second, sizeof(second), "%s/second-name", f->dir);
+    assert_int_equal(link(path, second), 0); /* a disk of a VM */
+    /* no room in the world is enough: all goes that may, but only once it is known what is to be kept */
+    assert_int_equal(image_cache_make_room(f->cache, UINT64_C(1) << 60, &err), -ENOSPC);
+    assert_int_equal(err.kind, ERROR_NO_SPACE);
+    for (unsigned i = 0; i < 4; i++) {
+        snprintf(path, sizeof(path), "%s/%s", f->images, names[i]);
+        assert_int_equal(access(path, F_OK), 0);
+    }
+    learn(f, names[2], true, "file:///nonexistent");
+    assert_int_equal(image_cache_make_room(f->cache, UINT64_C(1) << 60, &err), -ENOSPC);
+    for (unsigned i = 0; i < 4; i++) {
+        snprintf(path, sizeof(path), "%s/%s", f->images, names[i]);
+        assert_int_equal(access(path, F_OK), i < 3 ? 0 : -1);
+    }
+    assert_int_equal(image_cache_make_room(f->cache, 1, &err), 0);
+}
+
+/* Holes of a file stay holes, and blocks of zeros become some. */
+static void test_holes(void **state)
+{
+    struct fixture *f = *state;
+    char hex[65], got_path[256];
+    struct stat st;
+    CLEANUP_FREE char *data = xcalloc(1, 4 << 20);
+    CLEANUP_FD int fd = open(f->source, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    uint8_t digest[32];
+    unsigned n;
+    memset(data + (2 << 20) + 100, 'x', 5000);
+    memcpy(data + (4 << 20) - 3, "end", 3);
+    assert_int_equal(pwrite(fd, data + (1 << 20), 3 << 20, 1 << 20), 3 << 20); /* 1 MiB of hole, then zeros that are written */
+    assert_int_equal(EVP_Digest(data, 4 << 20, digest, &n, EVP_sha256(), NULL), 1);
+    for (unsigned i = 0; i < 32; i++)
+        snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+    get(f, hex, 0);
+    run_until_done(f, 1);
+    assert_int_equal(f->status[0], 0);
+    snprintf(got_path, sizeof(got_path), "%s/%s", f->images, hex);
+    assert_int_equal(stat(got_path, &st), 0);
+    assert_int_equal(st.st_size, 4 << 20);
+    assert_true(st.st_blocks * 512 <= 4 * 4096); /* 3 blocks of data, perhaps one of the file system's own */
+    char *back;
+    size_t size;
+    assert_int_equal(file_read(got_path, 5 << 20, &back, &size, NULL), 0);
+    assert_int_equal(size, 4 << 20);
+    assert_memory_equal(back, data, size);
+    free(back);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -268,6 +420,10 @@ int main(void)
         T(test_close_ends_a_fetch),
         T(test_leftovers_are_removed_at_start),
         T(test_redirect),
+        T(test_keeping),
+        T(test_what_cannot_be_kept_is_told),
+        T(test_room),
+        T(test_holes),
     };
     log_set_level(LOG_LEVEL_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);
