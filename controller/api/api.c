@@ -7,6 +7,7 @@
 #include "controller/api/api_call.h"
 #include "controller/api/api_console.h"
 #include "controller/api/api_lease.h"
+#include "controller/api/api_image.h"
 #include "controller/api/api_member.h"
 #include "controller/api/api_node.h"
 #include "controller/api/api_read.h"
@@ -44,6 +45,8 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_image_show] = api_read_show,
     [ROUTE_ID_image_update] = api_write,
     [ROUTE_ID_image_delete] = api_write,
+    [ROUTE_ID_image_distribute] = api_write,
+    [ROUTE_ID_image_content] = api_image_content,
     [ROUTE_ID_network_list] = api_read_list,
     [ROUTE_ID_network_create] = api_write,
     [ROUTE_ID_network_show] = api_read_show,

@@ -50,6 +50,7 @@ struct api {
     struct console_tickets tickets;
     struct api_metrics metrics;
     uint64_t started_ms;
+    unsigned image_turn; /* whose turn it is to give an image's content */
     bool stopping, server_closed, proxy_closed;
 };
 

@@ -207,6 +207,8 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_update(d, object_kind_IMAGE, target, length, body);
     case ROUTE_ID_image_delete:
         return decide_remove(d, object_kind_IMAGE, target, length);
+    case ROUTE_ID_image_distribute:
+        return decide_image_distribute(d, target, length, body);
     case ROUTE_ID_network_create:
         return decide_create(d, object_kind_NETWORK, body);
     case ROUTE_ID_network_update:

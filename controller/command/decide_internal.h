@@ -24,6 +24,10 @@ void decide_object(struct deciding *d, enum object_kind kind, const char *id);
 void decide_preview(struct deciding *d, const struct object_desc *desc, const void *object);
 void decide_uuid(const struct deciding *d, char ret_id[STATE_ID_BYTES]);
 
+/* decide_image.c */
+int decide_image_check(const struct image *image, struct error *err);
+int decide_image_distribute(struct deciding *d, const char *id, size_t id_length, const struct image_distribution *body);
+
 /* decide_vm.c */
 int decide_vm_create(struct deciding *d, const struct vm *body);
 int decide_vm_update(struct deciding *d, const char *id, size_t id_length, const struct vm *body); /* decide_devices.c */

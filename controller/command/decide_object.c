@@ -53,23 +53,6 @@ static int check_flavor(const struct flavor *flavor, struct error *err)
     return 0;
 }
 
-static int check_image(const struct image *image, struct error *err)
-{
-    if (image->kind == image_kind_KERNEL && !OBJECT_HAS(image, image, kernel))
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/kernel", "is missing: an image of kind kernel needs one");
-    if (image->kind == image_kind_DISK && !OBJECT_HAS(image, image, disk))
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/disk", "is missing: an image of kind disk needs one");
-    if (image->kind == image_kind_DISK && image->cmdline != NULL)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/cmdline", "an image of kind disk boots by its own boot loader; leave it out");
-    if (image->kind != image_kind_DISK && OBJECT_HAS(image, image, firmware))
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/firmware", "is for images of kind disk; a kernel is booted without one");
-    if (image->kind == image_kind_DISK && OBJECT_HAS(image, image, cmdline))
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/cmdline", "is for images of kind kernel; a disk has its own boot loader's");
-    if (image->kind == image_kind_DISK && (OBJECT_HAS(image, image, kernel) || OBJECT_HAS(image, image, initrd)))
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/kernel", "an image of kind disk boots from its disk; leave kernel and initrd out");
-    return 0;
-}
-
 static int fill_token(struct deciding *d, struct token *token)
 {
     char expires_at[TIME_TEXT_BYTES];
@@ -107,7 +90,7 @@ int decide_create(struct deciding *d, enum object_kind kind, const void *body)
     if (kind == object_kind_NETWORK)
         fill_network(object);
     int rc = kind == object_kind_FLAVOR  ? check_flavor(object, d->err)
-             : kind == object_kind_IMAGE ? check_image(object, d->err)
+             : kind == object_kind_IMAGE ? decide_image_check(object, d->err)
              : kind == object_kind_TOKEN ? fill_token(d, object)
                                          : 0;
     if (rc < 0) {

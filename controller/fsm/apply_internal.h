@@ -33,6 +33,7 @@ void apply_host_suspect(struct apply *a, struct command_host_suspect *command);
 void apply_host_lost(struct apply *a, struct command_host_lost *command);
 void apply_host_clear(struct apply *a, struct command_host_clear *command);
 void apply_ha_arm(struct apply *a, struct command_ha_arm *command);
+void apply_image_copies(struct apply *a, struct command_image_copies *command);
 
 /* Answer with a refusal; nothing may have been changed. */
 void apply_refuse(struct apply *a, int code, enum error_kind kind, const char *format, ...) PRINTF_LIKE(4, 5);
@@ -73,6 +74,15 @@ bool apply_devices_given(const struct vm *patch);
 bool apply_devices_may_change(struct apply *a, const struct record *record, struct vm *patch, uint64_t if_generation);
 /* @vm has other devices than before: its host is to know, and to say when it has done it. */
 void apply_devices_changed(struct vm *vm);
+
+/* ---- images on hosts (apply_image.c) ---- */
+
+/* What @host reports of images: struct image_seen. */
+void apply_images_seen(struct apply *a, const struct record *host, const struct object_list *images);
+/* Would nothing be lost without @host? Refuses if not. */
+bool apply_host_may_leave_images(struct apply *a, const struct record *host);
+/* @host is about to be removed. */
+void apply_host_leaves_images(struct apply *a, const struct record *host);
 
 /* ---- hosts ---- */
 

@@ -14,6 +14,7 @@ static bool take_host_fields(struct host *held, const struct host *seen)
 {
     static const char *const names[] = {"address", "cpus", "memory_bytes", "disk_bytes", "boot_id", "kvm", "version",
                                         "isolation", "cpu_baseline", "armed"};
+                                        "isolation", "cpu_baseline", "disk_free_bytes"};
     struct host old = {0}, patch = {0};
     OBJECT_COPY(host, &old, held);
     OBJECT_COPY(host, &patch, seen);
@@ -163,6 +164,7 @@ void apply_seen(struct apply *a, struct command_seen *command)
     for (size_t i = 0; i < command->vms.count; i++)
         see_vm(a, host, (const struct vm_seen *)command->vms.items + i);
     tasks_seen(a, host, &command->tasks);
+    apply_images_seen(a, host, &command->images);
 }
 
 /* ---- marks ---- */

@@ -6,6 +6,7 @@
 
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/command_codec.h"
+#include "controller/fsm/image_copies.h"
 
 #define STOP_GRACE_S 60 /* for a guest to shut down, where its VM does not say */
 
@@ -128,6 +129,12 @@ static int leave_host(const struct host *host, const char *now, struct bytes_wri
     int rc = command_encode(COMMAND_host_lost, &command, ret_command, err);
     OBJECT_CLEAR(command_host_lost, &command);
     return rc;
+/* Free room changes all the time; what is held of it follows in steps of a 32nd. */
+static uint64_t free_bytes_of(const struct host *host, const struct node_report *report)
+{
+    uint64_t step = MAX(report->disk_bytes / 32, UINT64_C(1)), now = report->disk_free_bytes;
+    bool near = host->disk_free_bytes <= now + step && now <= host->disk_free_bytes + step;
+    return OBJECT_HAS(host, host, disk_free_bytes) && near ? host->disk_free_bytes : now / step * step;
 }
 
 static bool host_differs(const struct host *host, const struct node_report *report)
@@ -139,10 +146,11 @@ static bool host_differs(const struct host *host, const struct node_report *repo
            !same_text(host->version, report->version) ||
            (report->isolation != NULL && !same_text(host->isolation, report->isolation)) ||
            (OBJECT_HAS(node_report, report, cpu_baseline) && host->cpu_baseline != report->cpu_baseline) ||
+           (OBJECT_HAS(node_report, report, disk_free_bytes) && host->disk_free_bytes != free_bytes_of(host, report)) ||
            (report->session != NULL && !same_text(host->session, report->session));
 }
 
-static void fill_host(struct command_seen *command, const struct node_report *report)
+static void fill_host(struct command_seen *command, const struct host *held, const struct node_report *report)
 {
     struct host *host = &command->host;
     OBJECT_TEXT(host, host, id, report->host);
@@ -161,11 +169,40 @@ static void fill_host(struct command_seen *command, const struct node_report *re
         OBJECT_SET(host, host, cpu_baseline, report->cpu_baseline);
     if (OBJECT_HAS(node_report, report, arming))
         OBJECT_SET(host, host, armed, report->arming);
+    if (OBJECT_HAS(node_report, report, disk_free_bytes))
+        OBJECT_SET(host, host, disk_free_bytes, free_bytes_of(held, report));
     if (report->session != NULL) {
         OBJECT_TEXT(host, host, session, report->session);
         OBJECT_SET(host, host, report, report->sequence);
     }
     object_mark(&command_seen_desc, command, "host");
+}
+
+/* Images that the host has, or has no longer. A host that says nothing about images knows nothing of them. */
+static void images_differ(const struct state *state, const struct record *host, const struct node_report *report,
+                          struct command_seen *command)
+{
+    struct map seen = {0};
+    if (!OBJECT_HAS(node_report, report, images))
+        return;
+    for (size_t i = 0; i < report->images.count; i++) {
+        struct image_seen *one = (struct image_seen *)report->images.items + i;
+        map_put(&seen, one->sha256, one);
+    }
+    for (size_t i = 0; i < state_count(state, object_kind_IMAGE); i++) {
+        const struct image *image = state_at(state, object_kind_IMAGE, i)->image;
+        const struct image_seen *one = image_has_copies(image) ? map_get(&seen, image->disk.sha256) : NULL;
+        if (!image_has_copies(image) || !image_copy_differs(image, host->common->id, one) || command->images.count >= 4096)
+            continue;
+        struct image_seen *out = OBJECT_ADD(command_seen, command, images);
+        if (one != NULL) {
+            OBJECT_COPY(image_seen, out, one);
+            continue;
+        }
+        OBJECT_TEXT(image_seen, out, sha256, image->disk.sha256);
+        OBJECT_SET(image_seen, out, state, image_copy_state_WANTED);
+    }
+    map_finish(&seen);
 }
 
 int node_sync_changes(const struct state *state, const char *now, const struct node_report *report,
@@ -195,8 +232,10 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
             OBJECT_COPY(task_seen, (struct task_seen *)OBJECT_ADD(command_seen, &command, tasks), seen);
     }
     if (command.vms.count == 0 && command.tasks.count == 0 && !host_differs(host->host, report))
+    images_differ(state, host, report, &command);
+    if (command.vms.count == 0 && command.images.count == 0 && !host_differs(host->host, report))
         return 0;
-    fill_host(&command, report);
+    fill_host(&command, host->host, report);
     OBJECT_TEXT(command_request, &command.request, at, now);
     OBJECT_TEXT(command_request, &command.request, by, host->common->name);
     object_mark(&command_seen_desc, &command, "request");
@@ -364,6 +403,71 @@ static void fill_tasks(const struct record *host, struct node_orders *orders)
     }
 }
 
+/* ---- images ---- */
+
+static void give_peers(const struct state *state, const struct record *host, const struct image *image,
+                       struct image_order *order)
+{
+    const size_t most = object_field(&image_order_desc, "peers")->max;
+    for (size_t i = 0; i < image->copies.count && order->peers.count < most; i++) {
+        const struct image_copy *copy = (const struct image_copy *)image->copies.items + i;
+        const struct record *other = state_get(state, object_kind_HOST, copy->host);
+        if (copy->state != image_copy_state_HELD || other == NULL || other == host || other->host->address == NULL ||
+            other->host->state != host_state_UP)
+            continue;
+        struct image_peer *peer = OBJECT_ADD(image_order, order, peers);
+        OBJECT_TEXT(image_peer, peer, host, other->common->id);
+        OBJECT_TEXT(image_peer, peer, address, other->host->address);
+    }
+}
+
+static bool vm_uses_image(const struct vm *vm, const char *name)
+{
+    return strcmp(vm->image, name) == 0;
+}
+
+/* What it is to keep, and what its VMs may need; in name order. */
+static void fill_images(const struct state *state, const struct record *host, struct node_orders *orders)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_IMAGE); i++) {
+        const struct image *image = state_at(state, object_kind_IMAGE, i)->image;
+        const struct image_copy *copy = image_has_copies(image) ? image_copy_find(image, host->common->id) : NULL;
+        bool keep = copy != NULL && copy->keep;
+        if (!keep && (!image_has_copies(image) || !host_uses(host, vm_uses_image, image->name)))
+            continue;
+        struct image_order *order = OBJECT_ADD(node_orders, orders, images);
+        OBJECT_TEXT(image_order, order, sha256, image->disk.sha256);
+        if (image->disk.size_bytes > 0)
+            OBJECT_SET(image_order, order, size_bytes, image->disk.size_bytes);
+        OBJECT_SET(image_order, order, keep, keep);
+        if (image->disk.url != NULL)
+            OBJECT_TEXT(image_order, order, url, image->disk.url);
+        give_peers(state, host, image, order);
+    }
+}
+
+/* Files it has whose content is no image's any more. */
+static void forget_images(const struct state *state, const struct node_report *report, struct node_orders *orders)
+{
+    struct map seen = {0};
+    struct image_seen *one;
+    for (size_t i = 0; i < report->images.count; i++) {
+        one = (struct image_seen *)report->images.items + i;
+        if (one->state == image_copy_state_HELD)
+            map_put(&seen, one->sha256, one);
+    }
+    for (size_t i = 0; seen.count > 0 && i < state_count(state, object_kind_IMAGE); i++) {
+        const struct image *image = state_at(state, object_kind_IMAGE, i)->image;
+        const char *const names[] = {image->disk.sha256, image->kernel.sha256, image->initrd.sha256};
+        for (size_t k = 0; k < ARRAY_SIZE(names); k++)
+            if (names[k] != NULL)
+                map_remove(&seen, names[k]);
+    }
+    for (size_t i = 0; (one = map_next(&seen, &i)) != NULL;)
+        add_text(orders, &orders->forget_images, "forget_images", one->sha256);
+    map_finish(&seen);
+}
+
 /* Does the host know the cluster's epoch? If not, its index is of another history. */
 static bool follows(const struct state *state, const struct node_report *report)
 {
@@ -394,6 +498,8 @@ int node_sync_orders(const struct state *state, const struct node_report *report
         fill_order(state, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
     fill_networks(state, host, ret);
     fill_tasks(host, ret);
+    fill_images(state, host, ret);
+    forget_images(state, report, ret);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
         if (to_forget(state, host, seen))

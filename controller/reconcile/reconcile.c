@@ -10,6 +10,7 @@
 #include "controller/command/host_view.h"
 #include "controller/fsm/command_codec.h"
 #include "controller/fsm/time_text.h"
+#include "controller/fsm/image_copies.h"
 
 #define BY "controller"
 #define NOTE_BYTES_MAX 701u
@@ -221,6 +222,45 @@ static void expire_token(struct reconciling *r, const struct token *token)
     emit(r, COMMAND_remove, &command, &command.request);
 }
 
+/* ---- images ---- */
+
+/* The host with the most room of those that are up and do not keep it; NULL. */
+static const struct host *room_for(const struct state *state, const struct image *image)
+{
+    const struct host *best = NULL;
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const struct host *host = state_at(state, object_kind_HOST, i)->host;
+        const struct image_copy *copy = image_copy_find(image, host->id);
+        if (host->state == host_state_UP && host->schedulable && (copy == NULL || !copy->keep) &&
+            host->disk_free_bytes > image->disk.size_bytes &&
+            (best == NULL || host->disk_free_bytes > best->disk_free_bytes))
+            best = host;
+    }
+    return best;
+}
+
+static void copy_image(struct reconciling *r, const struct image *image)
+{
+    struct command_image_copies command = {0};
+    unsigned kept = 0;
+    if (image->replicas == 0 || !image_has_copies(image) || image->state != image_state_READY)
+        return;
+    for (size_t i = 0; i < image->copies.count; i++) {
+        const struct image_copy *copy = (const struct image_copy *)image->copies.items + i;
+        const struct record *host = state_get(r->state, object_kind_HOST, copy->host);
+        kept += copy->keep && copy->state != image_copy_state_FAILED && host != NULL && host->host->state == host_state_UP;
+    }
+    const struct host *host = kept < image->replicas ? room_for(r->state, image) : NULL;
+    if (host == NULL)
+        return;
+    OBJECT_TEXT(command_image_copies, &command, id, image->id);
+    OBJECT_SET(command_image_copies, &command, if_revision, image->revision);
+    command.add.items = xcalloc(1, sizeof(char *));
+    command.add.items[command.add.count++] = xstrdup(host->id);
+    object_mark(&command_image_copies_desc, &command, "add");
+    emit(r, COMMAND_image_copies, &command, &command.request);
+}
+
 void reconcile_tick(const struct state *state, const struct reconcile_input *input, struct reconcile_output *ret)
 {
     struct reconciling r = {state, input, ret, {0}};
@@ -233,6 +273,8 @@ void reconcile_tick(const struct state *state, const struct reconcile_input *inp
     place_waiting(&r);
     for (size_t i = 0; i < state_count(state, object_kind_TOKEN) && !full(&r); i++)
         expire_token(&r, state_at(state, object_kind_TOKEN, i)->token);
+    for (size_t i = 0; i < state_count(state, object_kind_IMAGE) && !full(&r); i++)
+        copy_image(&r, state_at(state, object_kind_IMAGE, i)->image);
     map_finish(&r.nodes);
 }
 

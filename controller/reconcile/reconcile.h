@@ -7,6 +7,8 @@
  *
  * Does: place VMs that have no host, those of lost hosts before all others, by priority (apply_lease.c marks them); mark hosts that do not report unreachable (their reports mark them up again,
  * node_sync.h); remove tokens that have expired.
+ * Does: place VMs that have no host; mark hosts that do not report unreachable (their reports mark them up again,
+ * node_sync.h); remove tokens that have expired; have one more host keep an image that too few hosts that are up keep.
  * Does not: give up on anything silently; start a VM elsewhere while its host may still run it.
  *
  * Pure. Call on the leader after a barrier, about each RECONCILE_PERIOD_MS and when the state has changed, and not before

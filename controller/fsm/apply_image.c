@@ -1,0 +1,134 @@
+/* Images that hosts hold: who is to keep them, and what hosts report of them (image_copies.h has the rules). */
+#include "controller/fsm/apply_internal.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "controller/fsm/image_copies.h"
+
+/* Hosts that are still to get it: they are to know who has it. */
+static void tell_waiting(struct apply *a, const struct image *image)
+{
+    for (size_t i = 0; i < image->copies.count; i++) {
+        const struct image_copy *copy = (const struct image_copy *)image->copies.items + i;
+        if (copy->state != image_copy_state_HELD)
+            state_host_orders_changed(a->state, copy->host, a->index);
+    }
+}
+
+/* ---- distribution ---- */
+
+static bool hosts_exist(struct apply *a, const struct string_list *hosts)
+{
+    for (size_t i = 0; i < hosts->count; i++)
+        if (map_get(&a->state->tables[object_kind_HOST].by_id, hosts->items[i]) == NULL) {
+            apply_refuse(a, -ENOENT, ERROR_NOT_FOUND, "there is no host with id %s", hosts->items[i]);
+            return false;
+        }
+    return true;
+}
+
+/* The last copies of what is nowhere else must not go. */
+static bool may_drop(struct apply *a, const struct image *image, const struct command_image_copies *command)
+{
+    unsigned left = 0;
+    for (size_t i = 0; i < image->copies.count; i++) {
+        const struct image_copy *copy = (const struct image_copy *)image->copies.items + i;
+        bool dropped = false;
+        for (size_t k = 0; k < command->drop.count; k++)
+            dropped |= strcmp(command->drop.items[k], copy->host) == 0;
+        left += copy->keep && !dropped && copy->state == image_copy_state_HELD;
+    }
+    if (command->drop.count == 0 || left > 0 || !image_is_kept(image))
+        return true;
+    apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/drop", "would leave no host that keeps image '%s'; have another one keep it "
+                       "first, and wait until it holds it", image->name);
+    return false;
+}
+
+void apply_image_copies(struct apply *a, struct command_image_copies *command)
+{
+    struct record *record = apply_find(a, object_kind_IMAGE, command->id, command->if_revision);
+    if (record == NULL || !hosts_exist(a, &command->add) || !hosts_exist(a, &command->drop))
+        return;
+    if (!image_has_copies(record->image)) {
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT, "image '%s' has no disk (yet) that hosts could keep", record->common->name);
+        return;
+    }
+    if (!may_drop(a, record->image, command))
+        return;
+    if (a->check_only)
+        return;
+    bool changed = false;
+    state_edit_begin(a->state, record);
+    for (size_t i = 0; i < command->add.count + command->drop.count; i++) {
+        bool keep = i < command->add.count;
+        const char *id = keep ? command->add.items[i] : command->drop.items[i - command->add.count];
+        const struct record *host = map_get(&a->state->tables[object_kind_HOST].by_id, id);
+        if (!image_copy_keep(record->image, id, host->common->name, keep))
+            continue;
+        state_host_orders_changed(a->state, id, a->index);
+        changed = true;
+    }
+    state_edit_end(a->state, record, changed ? a->index : record->common->revision);
+    apply_answer(a, record);
+    if (changed)
+        apply_event(a, event_type_UPDATED, record, "image %s: %zu hosts have it or are to", record->common->name,
+                    record->image->copies.count);
+}
+
+/* ---- what hosts report ---- */
+
+void apply_images_seen(struct apply *a, const struct record *host, const struct object_list *images)
+{
+    for (size_t i = 0; i < images->count; i++) {
+        const struct image_seen *seen = (const struct image_seen *)images->items + i;
+        for (size_t k = 0; k < state_count(a->state, object_kind_IMAGE); k++) {
+            struct record *record = a->state->tables[object_kind_IMAGE].order.items[k];
+            struct image *image = record->image;
+            if (!image_has_copies(image) || strcmp(image->disk.sha256, seen->sha256) != 0 ||
+                !image_copy_differs(image, host->common->id, seen))
+                continue;
+            state_edit_begin(a->state, record);
+            image_copy_see(image, host->common->id, host->common->name, seen);
+            state_edit_end(a->state, record, a->index);
+            apply_event(a, event_type_UPDATED, record, "image %s: host %s: %s%s%s", record->common->name, host->common->name,
+                        seen->state == image_copy_state_WANTED ? "has it no longer" : image_copy_state_desc.names[seen->state],
+                        seen->reason != NULL ? ": " : "", seen->reason != NULL ? seen->reason : "");
+            if (seen->state == image_copy_state_HELD)
+                tell_waiting(a, image);
+            if (image_copy_find(image, host->common->id) != NULL && seen->state == image_copy_state_WANTED)
+                state_host_orders_changed(a->state, host->common->id, a->index);
+        }
+    }
+}
+
+/* ---- hosts that go ---- */
+
+bool apply_host_may_leave_images(struct apply *a, const struct record *host)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_IMAGE); i++) {
+        const struct record *record = state_at(a->state, object_kind_IMAGE, i);
+        const struct image_copy *copy = image_copy_find(record->image, host->common->id);
+        if (copy == NULL || copy->state != image_copy_state_HELD || !image_is_kept(record->image) ||
+            image_copies_held(record->image, host->common->id) > 0)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE,
+                     "host '%s' cannot be removed: it has the only copy of image '%s'; have another host keep it "
+                     "(image distribute), or remove the image", host->common->name, record->common->name);
+        return false;
+    }
+    return true;
+}
+
+void apply_host_leaves_images(struct apply *a, const struct record *host)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_IMAGE); i++) {
+        struct record *record = a->state->tables[object_kind_IMAGE].order.items[i];
+        if (image_copy_find(record->image, host->common->id) == NULL)
+            continue;
+        state_edit_begin(a->state, record);
+        image_copy_remove(record->image, host->common->id);
+        state_edit_end(a->state, record, a->index);
+    }
+}
