@@ -240,3 +240,25 @@ int client_request(struct client *client, const char *method, const char *path, 
         ret->json = json_loadb(ret->body, ret->body_size, JSON_REJECT_DUPLICATES, NULL);
     return 0;
 }
+
+int client_transfer(struct client *client, const struct http_call_options *base, const char *path, int *ret_status,
+                    bool *ret_again, struct error *err)
+{
+    struct reply reply = {0};
+    CLEANUP_FREE char *url = xasprintf("https://%s%s", client_endpoint(client), path);
+    struct http_call_options options = *base;
+    options.url = url;
+    options.tls = client->tls;
+    options.peer_prefix = client->controllers;
+    int rc = http_client_perform(&options, &reply.status, &reply.body, &reply.body_size, err);
+    *ret_again = again(rc, &reply);
+    *ret_status = reply.status;
+    if (rc < 0)
+        error_prefix(err, "%s: ", client_endpoint(client));
+    else if (reply.status >= 400)
+        rc = problem_error(&reply, err);
+    if (*ret_again)
+        client->at = (client->at + 1) % client->n_endpoints;
+    reply_finish(&reply);
+    return rc;
+}

@@ -5,6 +5,7 @@
 #include <jansson.h>
 
 #include "cli/invocation.h"
+#include "common/http_client.h"
 #include "common/tls.h"
 
 #define ENDPOINTS_MAX 16
@@ -36,6 +37,11 @@ void client_finish(struct client *client);
 int client_request(struct client *client, const char *method, const char *path, const json_t *body, struct reply *ret,
                    struct error *err);
 void reply_finish(struct reply *reply);
+/* For transfers, whose caller goes on by itself where one attempt has ended: one request to the controller whose turn it
+ * is. @base: all but url, tls and peer_prefix. 0: answered, *ret_status below 400. <0: @err in words, and *ret_again says
+ * whether another attempt makes sense; the next controller's turn has come then. */
+int client_transfer(struct client *client, const struct http_call_options *base, const char *path, int *ret_status,
+                    bool *ret_again, struct error *err);
 /* Path of a route with {id} filled in (percent-encoded) and @query ("" or "?..."). The caller frees. */
 char *client_path(enum route_id route, const char *id, const char *query);
 /* @text for use in a query. The caller frees. */

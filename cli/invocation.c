@@ -159,6 +159,8 @@ static int check_argument(const struct invocation *call, struct error *err)
     const struct verb *v = call->verb;
     if (v->argument != ARGUMENT_NONE && call->name == NULL)
         return error_set(err, -EINVAL, ERROR_INVALID, "which %s? Type it after the verb, such as: %s", v->noun, v->example);
+    if (v->argument == ARGUMENT_NAME_FILE && call->file == NULL)
+        return error_set(err, -EINVAL, ERROR_INVALID, "which file? Type it after the name, such as: %s", v->example);
     return 0;
 }
 
@@ -185,6 +187,8 @@ int invocation_parse(int argc, char **argv, struct invocation *ret, struct error
             ret->name = word;
         } else if (ret->new_name == NULL && ret->verb->argument == ARGUMENT_VM_AND_NEW_NAME) {
             ret->new_name = word;
+        } else if (ret->file == NULL && ret->verb->argument == ARGUMENT_NAME_FILE) {
+            ret->file = word;
         } else {
             rc = error_set(err, -EINVAL, ERROR_INVALID, "'%s' is one word too many; an example: %s", word, ret->verb->example);
         }

@@ -18,6 +18,7 @@ struct invocation {
     const struct verb *verb;
     const char *name;              /* positional argument, or NULL */
     const char *new_name;          /* a second one (ARGUMENT_VM_AND_NEW_NAME), or NULL */
+    const char *file;              /* the one after it (ARGUMENT_NAME_FILE), or NULL */
     struct option_given options[OPTIONS_MAX];
     size_t n_options;
     enum output_format output;

@@ -49,12 +49,17 @@ const struct verb verbs[] = {
      NULL},
     {"flavor", "delete", NULL, "drover flavor delete small --yes", ROUTE_ID_flavor_delete, ARGUMENT_NAME, NULL, "Remove flavor %s?",
      NULL, NULL},
-    {"image", "list", NULL, "drover image list", ROUTE_ID_image_list, ARGUMENT_NONE, "name,kind,cmdline,created_at", NULL, NULL, NULL},
+    {"image", "list", NULL, "drover image list", ROUTE_ID_image_list, ARGUMENT_NONE, "name,kind,state,copies,created_at", NULL, NULL, NULL},
     {"image", "create", NULL, "drover image create debian --kind kernel --kernel /srv/images/vmlinuz --initrd /srv/images/initrd",
      ROUTE_ID_image_create, ARGUMENT_NEW_NAME, NULL, NULL, NULL, NULL},
     {"image", "show", NULL, "drover image show debian", ROUTE_ID_image_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"image", "update", NULL, "drover image update debian --label os=debian", ROUTE_ID_image_update, ARGUMENT_NAME, NULL, NULL, NULL,
      NULL},
+    {"image", "download", "Get the raw disk of an image; an earlier attempt is gone on with, the checksum compared.",
+     "drover image download debian debian.raw", OWN, ARGUMENT_NAME_FILE, NULL, NULL, image_download, NULL},
+    {"image", "distribute", "Have hosts fetch an image ahead, and keep it; all of them where none are named.",
+     "drover image distribute debian --host n2 --host n3 --wait", ROUTE_ID_image_distribute, ARGUMENT_NAME, NULL, NULL,
+     image_distribute, "  --wait                 wait until all of them have it\n"},
     {"image", "delete", NULL, "drover image delete debian --yes", ROUTE_ID_image_delete, ARGUMENT_NAME, NULL, "Forget image %s?", NULL,
      NULL},
     {"network", "list", NULL, "drover network list", ROUTE_ID_network_list, ARGUMENT_NONE,
@@ -189,6 +194,10 @@ static const char *argument_of(const struct verb *v)
     if (v->argument == ARGUMENT_VM_AND_NEW_NAME)
         return " VM [NAME]";
     return v->argument == ARGUMENT_NONE ? "" : strcmp(v->noun, "operation") == 0 ? " ID" : " NAME";
+    return v->argument == ARGUMENT_NONE            ? ""
+           : v->argument == ARGUMENT_NAME_FILE     ? " NAME FILE"
+           : strcmp(v->noun, "operation") == 0     ? " ID"
+                                                   : " NAME";
 }
 
 static void help_global(void)
