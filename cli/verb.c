@@ -193,11 +193,9 @@ static const char *argument_of(const struct verb *v)
 {
     if (v->argument == ARGUMENT_VM_AND_NEW_NAME)
         return " VM [NAME]";
+    if (v->argument == ARGUMENT_NAME_FILE)
+        return " NAME FILE";
     return v->argument == ARGUMENT_NONE ? "" : strcmp(v->noun, "operation") == 0 ? " ID" : " NAME";
-    return v->argument == ARGUMENT_NONE            ? ""
-           : v->argument == ARGUMENT_NAME_FILE     ? " NAME FILE"
-           : strcmp(v->noun, "operation") == 0     ? " ID"
-                                                   : " NAME";
 }
 
 static void help_global(void)

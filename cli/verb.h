@@ -11,8 +11,8 @@ enum verb_argument {
     ARGUMENT_NAME,
     ARGUMENT_NEW_NAME,
     ARGUMENT_VM_AND_NEW_NAME, /* the VM that something is made of; then, if wanted, what it is to be called */
+    ARGUMENT_NAME_FILE,       /* a name, and a file of this machine */
 };
-enum verb_argument { ARGUMENT_NONE, ARGUMENT_NAME, ARGUMENT_NEW_NAME, ARGUMENT_NAME_FILE };
 
 struct verb {
     const char *noun, *verb;

@@ -228,17 +228,12 @@ static void progress_tick(uv_timer_t *timer)
     struct agent *a = timer->data;
     struct local_vm *vm;
     agent_network_tick(a);
+    agent_images_tick(a);
     bool news = agent_tasks_running(a);
     for (size_t i = 0; !news && (vm = map_next(&a->vms, &i)) != NULL;)
         news = vm_is_fetching(vm);
     if (news)
         session_poke(a->session);
-    agent_images_tick(a);
-    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
-        if (vm_is_fetching(vm)) {
-            session_poke(a->session);
-            return;
-        }
 }
 
 /* ---- start ---- */

@@ -68,10 +68,8 @@ static const char *const changeable[object_kind_COUNT][12] = {
     [object_kind_CONTROLLER] = {"labels", "role", "address", "raft_address"},
     [object_kind_HOST] = {"labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
     [object_kind_FLAVOR] = {"name", "labels"},
-    [object_kind_IMAGE] = {"name", "labels"},
     [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s", "disks", "nics", "ha_priority", "ha_restarts_max", "ha_window_s"},
     [object_kind_IMAGE] = {"name", "labels", "replicas"},
-    [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s", "disks", "nics"},
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
     [object_kind_SNAPSHOT] = {"name", "labels"},
@@ -317,14 +315,15 @@ void apply_remove(struct apply *a, struct command_remove *command)
     struct record *record = apply_find(a, command->kind, command->id, command->if_revision);
     if (record == NULL || in_use(a, record, "removed") || in_rules(a, record, "removed", false) ||
         !lease_voters_are(a, command->if_voters_index) ||
-        (command->kind == object_kind_CONTROLLER && !may_lose_voter(a, record)))
+        (command->kind == object_kind_CONTROLLER && !may_lose_voter(a, record)) ||
         (command->kind == object_kind_HOST && !apply_host_may_leave_images(a, record)))
         return;
     if (a->check_only)
         return;
-    if (command->kind == object_kind_HOST)
+    if (command->kind == object_kind_HOST) {
         tasks_host_gone(a, record, "its host was removed from the cluster");
         apply_host_leaves_images(a, record);
+    }
     apply_event(a, event_type_DELETED, record, "%s %s removed", record->desc->name, record->common->name);
     state_remove(a->state, record);
 }

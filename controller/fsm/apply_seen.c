@@ -13,8 +13,7 @@
 static bool take_host_fields(struct host *held, const struct host *seen)
 {
     static const char *const names[] = {"address", "cpus", "memory_bytes", "disk_bytes", "boot_id", "kvm", "version",
-                                        "isolation", "cpu_baseline", "armed"};
-                                        "isolation", "cpu_baseline", "disk_free_bytes"};
+                                        "isolation", "cpu_baseline", "armed", "disk_free_bytes"};
     struct host old = {0}, patch = {0};
     OBJECT_COPY(host, &old, held);
     OBJECT_COPY(host, &patch, seen);

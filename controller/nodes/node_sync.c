@@ -129,6 +129,8 @@ static int leave_host(const struct host *host, const char *now, struct bytes_wri
     int rc = command_encode(COMMAND_host_lost, &command, ret_command, err);
     OBJECT_CLEAR(command_host_lost, &command);
     return rc;
+}
+
 /* Free room changes all the time; what is held of it follows in steps of a 32nd. */
 static uint64_t free_bytes_of(const struct host *host, const struct node_report *report)
 {
@@ -231,9 +233,9 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
         if (task_differs(state, host, seen))
             OBJECT_COPY(task_seen, (struct task_seen *)OBJECT_ADD(command_seen, &command, tasks), seen);
     }
-    if (command.vms.count == 0 && command.tasks.count == 0 && !host_differs(host->host, report))
     images_differ(state, host, report, &command);
-    if (command.vms.count == 0 && command.images.count == 0 && !host_differs(host->host, report))
+    if (command.vms.count == 0 && command.tasks.count == 0 && command.images.count == 0 &&
+        !host_differs(host->host, report))
         return 0;
     fill_host(&command, host->host, report);
     OBJECT_TEXT(command_request, &command.request, at, now);
