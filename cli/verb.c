@@ -117,6 +117,8 @@ const struct verb verbs[] = {
     {"vm", "resume", NULL, "drover vm resume web1", ROUTE_ID_vm_resume, ARGUMENT_NAME, NULL, NULL, NULL, WAIT_HELP},
     {"vm", "delete", NULL, "drover vm delete web1 --yes --wait", ROUTE_ID_vm_delete, ARGUMENT_NAME, NULL,
      "Remove VM %s and its disks for good?", NULL, WAIT_HELP},
+    {"vm", "migrate", NULL, "drover vm migrate web1 --to n2 --wait", ROUTE_ID_vm_migrate, ARGUMENT_NAME, NULL, NULL, NULL,
+     "  --wait                 wait until it is done, with round, bytes, rate of writing, slowing down and the time left\n"},
     {"vm", "placement", NULL, "drover vm placement web1", ROUTE_ID_vm_placement, ARGUMENT_NAME, NULL, NULL, vm_placement, NULL},
     {"vm", "console", "Attach to the serial console; Ctrl-] ends it.", "drover vm console web1", OWN, ARGUMENT_NAME, NULL, NULL,
      vm_console,

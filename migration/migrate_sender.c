@@ -928,6 +928,7 @@ static int take_back(struct migrate_sender *s, struct error *err)
     while (s->has_let_go && s->options.take_back && s->options.take_back(s->options.arg, err) < 0) {
         pthread_mutex_lock(&s->lock);
         s->outcome = MIGRATE_UNDECIDED;
+        s->progress.decided = false;
         s->progress.phase = MIGRATE_PHASE_UNKNOWN;
         s->progress.failure = *err;
         pthread_mutex_unlock(&s->lock);
@@ -1048,6 +1049,7 @@ int migrate_sender_decide(struct migrate_sender *s, enum migrate_outcome outcome
         code = error_set(err, -EINVAL, ERROR_CONFLICT, "there is nothing to decide about the migration");
     else {
         s->outcome = outcome;
+        s->progress.decided = true;
         s->epoch = epoch;
     }
     pthread_cond_broadcast(&s->changed);

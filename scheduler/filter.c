@@ -29,6 +29,8 @@ enum filter filter_host(const struct scheduler_view *view, size_t i, const struc
 {
     if (pinned_elsewhere(view, i, request->pin))
         return FILTER_PIN;
+    if (request->current != NULL && strcmp(view->ids[i], request->current) == 0)
+        return FILTER_CURRENT;
     if (view->states[i] != host_state_UP)
         return FILTER_STATE;
     if (!view->schedulable[i])
@@ -62,6 +64,9 @@ void filter_reason(const struct scheduler_view *view, size_t i, const struct pla
     switch (filter) {
     case FILTER_PIN:
         snprintf(buffer, size, "the VM is pinned to %s", request->pin);
+        break;
+    case FILTER_CURRENT:
+        snprintf(buffer, size, "has it already");
         break;
     case FILTER_STATE:
         snprintf(buffer, size, "is %s", host_state_desc.names[view->states[i]]);

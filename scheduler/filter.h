@@ -8,6 +8,7 @@
 #define FILTERS(X)                                                                                                   \
     X(PASSED, "", "fit")                                                                                             \
     X(PIN, "pin", "excluded by its pin")                                                                             \
+    X(CURRENT, "current", "that it is on already")                                                                   \
     X(STATE, "state", "not up")                                                                                      \
     X(SCHEDULABLE, "schedulable", "not schedulable")                                                                 \
     X(KVM, "kvm", "without KVM")                                                                                     \
@@ -27,6 +28,7 @@ struct place_request {
     uint64_t memory_bytes;
     uint64_t vcpus;
     const char *pin; /* only the host of this name or id; NULL = any */
+    const char *current; /* not the host of this id: it is to move from there; NULL = it may stay */
     enum cpu_kind cpu_model;
     const uint8_t *apart; /* of each host: 1 = it holds a VM that this one is kept apart from; NULL = none does */
 };

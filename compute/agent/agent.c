@@ -34,7 +34,9 @@ static void vm_changed(struct local_vm *vm, void *arg)
     struct agent *a = arg;
     bool gone = vm_is_gone(vm);
     agent_network_tick(a);
-    if (gone && vm_is_forgotten(vm))
+    if (!a->stopping)
+        agent_migrations_vm_changed(a, vm);
+    if (gone && vm_is_forgotten(vm) && !agent_migrations_hold(a, vm))
         drop_vm(a, vm);
     if (a->session == NULL)
         return;
@@ -44,6 +46,11 @@ static void vm_changed(struct local_vm *vm, void *arg)
     } else {
         session_poke(a->session);
     }
+}
+
+void agent_vm_look(struct agent *a, struct local_vm *vm)
+{
+    vm_changed(vm, a);
 }
 
 static void put_report(struct node_report *report, void *arg)
@@ -68,7 +75,8 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_SET(node_report, report, cpu_baseline, a->cpu_baseline);
     object_mark(&node_report_desc, report, "vms");
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
-        vm_put_seen(vm, OBJECT_ADD(node_report, report, vms));
+        if (vm_arriving(vm) == NULL) /* not this host's yet: to be forgotten, in the controllers' eyes */
+            vm_put_seen(vm, OBJECT_ADD(node_report, report, vms));
     agent_tasks_put(a, report);
     agent_images_put_seen(a, report);
 }
@@ -142,6 +150,15 @@ static void obey_lease(struct agent *a, const struct node_orders *orders)
     a->arming = orders->arming;
 }
 
+static bool orders_have(const struct node_orders *orders, const char *id)
+{
+    const struct vm_order *all = orders->vms.items;
+    for (size_t i = 0; i < orders->vms.count; i++)
+        if (strcmp(all[i].id, id) == 0)
+            return true;
+    return false;
+}
+
 static void obey(const struct node_orders *orders, void *arg)
 {
     struct agent *a = arg;
@@ -159,6 +176,8 @@ static void obey(const struct node_orders *orders, void *arg)
     agent_network_learn(a, orders);
     agent_images_learn(a, orders);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
+        if (vm_arriving(vm) != NULL && !orders_have(orders, vm_id(vm)))
+            continue; /* what becomes of it, the migration's own order says */
         vms[count] = vm;
         have[count++] = (struct plan_have){
             .id = vm_id(vm),
@@ -173,6 +192,7 @@ static void obey(const struct node_orders *orders, void *arg)
         carry_out(a, changes[i].have == PLAN_NEW ? NULL : vms[changes[i].have], &changes[i], orders->index);
     agent_tasks_obey(a, orders);
     obey_lease(a, orders);
+    agent_migrations_obey(a, orders);
 }
 
 static int identity_save(const struct agent *a, struct error *err)
@@ -380,6 +400,7 @@ static int start_parts(struct agent *a, const struct agent_options *options, str
     agent_images_start(a);
     load_vms(a);
     agent_tasks_clean(a);
+    agent_migrations_start(a);
     agent_network_loaded(a);
     return agent_server_start(a, options->listen != NULL ? options->listen : a->identity.address, err);
 }
@@ -421,6 +442,7 @@ static void agent_free(struct agent *a)
 {
     map_finish(&a->vms);
     map_finish(&a->tasks.all);
+    agent_migrations_free(a);
     host_network_destroy(a->network);
     vmm_cgroups_close(&a->cgroups);
     OBJECT_CLEAR(node_identity, &a->identity);
@@ -526,6 +548,7 @@ void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
         a->session = NULL;
     }
     agent_tasks_stop(a);
+    agent_migrations_stop(a);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
         a->closing++;
         vm_close(vm, agent_part_closed, a);

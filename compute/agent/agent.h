@@ -18,6 +18,7 @@
 #include "compute/agent/image_cache.h"
 #include "compute/agent/image_serve.h"
 #include "compute/agent/session.h"
+#include "compute/agent/task_migrate.h"
 #include "compute/agent/vm.h"
 #include "compute/agent/vmm_cgroup.h"
 #include "schema/objects.h"
@@ -54,6 +55,7 @@ struct agent {
     char isolation[201]; /* what keeps VMMs apart, for the host's status */
     struct map vms;      /* struct local_vm by id */
     struct agent_tasks tasks;
+    struct agent_migrations migrations;
     uint64_t generation; /* lease generation of this host, as told */
     uint64_t arming;     /* as told and carried out (node_orders) */
     struct agent_lease lease;
@@ -96,6 +98,8 @@ void agent_images_finish(struct agent *agent);
 /* Is it about images? Then the request is answered. @controller: it is of one, else of a host of the cluster. */
 bool agent_images_handle(struct agent *agent, struct http_request *request, bool controller);
 
+/* agent.c: something may have changed for @vm, which may be closed by this. */
+void agent_vm_look(struct agent *agent, struct local_vm *vm);
 /* agent.c: one of agent->closing has closed. */
 void agent_part_closed(void *agent);
 

@@ -83,6 +83,8 @@ void agent_tasks_stop(struct agent *agent);
 /* Does progress of one change without agent_task_progress having poked the session? Then a report is worth it. */
 bool agent_tasks_running(const struct agent *agent);
 
+/* task_migrate.c */
+extern const struct agent_task_ops task_migrate_ops;
 /* task_snapshot.c */
 extern const struct agent_task_ops task_snapshot_ops;
 

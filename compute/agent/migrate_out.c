@@ -164,6 +164,8 @@ static bool figures_take(struct migrate_out *m, const struct http_answer *answer
     if (answer->error != 0 || answer->status / 100 != 2 ||
         OBJECT_DECODE(vmm_migration, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &seen, &err) < 0)
         return false;
+    if (seen.direction == vmm_migration_direction_IN) /* the one that brought it here: the new one only begins */
+        OBJECT_SET(vmm_migration, &seen, phase, vmm_migration_phase_IDLE);
     OBJECT_CLEAR(vmm_migration, &m->figures);
     m->figures = seen;
     m->options.progress(m->options.arg);
@@ -322,7 +324,7 @@ static void follow(struct migrate_out *m)
         return step_to(m, OUT_PROPOSE);
     if (phase == vmm_migration_phase_DONE)
         return end(m, operation_state_SUCCEEDED);
-    if (phase == vmm_migration_phase_FAILED || phase == vmm_migration_phase_CANCELLED || phase == vmm_migration_phase_IDLE)
+    if (phase == vmm_migration_phase_FAILED || phase == vmm_migration_phase_CANCELLED) /* idle: its thread only begins */
         return fail_as_told(m);
     if (m->process_ended)
         return fail_words(m, -ESRCH, ERROR_CONFLICT, "%s", "its VMM ended while it was migrated");
@@ -450,7 +452,7 @@ static void ending(struct migrate_out *m)
 {
     bool is_over = m->figures.phase == vmm_migration_phase_DONE || m->figures.phase == vmm_migration_phase_FAILED ||
                    m->figures.phase == vmm_migration_phase_CANCELLED;
-    if (is_over || m->process_ended)
+    if (is_over || (m->process_ended && m->wait_call == NULL)) /* its last answer may still be on its way */
         return end(m, m->there                 ? operation_state_SUCCEEDED
                       : m->cancel && !m->there ? operation_state_CANCELLED
                                                : operation_state_FAILED);

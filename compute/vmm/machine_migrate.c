@@ -50,7 +50,9 @@ static void on_asks(void *arg)
 int machine_migrate_wait(struct machine *m, void (*done)(void *arg), void *arg, struct error *err)
 {
     struct migrate_job *job = m->migrate;
-    if (!machine_migrate_is_active(m) || machine_migrate_progress(m).phase >= MIGRATE_PHASE_READY)
+    struct migrate_progress p = machine_migrate_progress(m);
+    bool asks = (p.phase == MIGRATE_PHASE_READY || p.phase == MIGRATE_PHASE_UNKNOWN) && !p.decided;
+    if (!machine_migrate_is_active(m) || asks)
         return 1;
     if (job->waiting == MACHINE_MIGRATE_WAITERS_MAX)
         return error_set(err, -EBUSY, ERROR_OVERLOAD, "%d wait for the migration already", MACHINE_MIGRATE_WAITERS_MAX);

@@ -140,6 +140,47 @@ void api_node_report(struct api_call *call)
         answer_or_poll(call);
 }
 
+/* ---- hand-overs ---- */
+
+/* Applied: whatever it came to is a fact now. */
+static void on_handed_over(struct api_call *call, const struct apply_result *result)
+{
+    struct service *service = call->service;
+    struct handover_answer answer_object = {.head = {0}};
+    struct bytes_writer body = {0};
+    struct error err;
+    service_lock_state(service);
+    const struct record *record = state_get(service->state, object_kind_OPERATION, result->object_id);
+    bool there = record != NULL && record->operation->task.migration.handed_over != 0;
+    bool here = record != NULL && !there && record->operation->state != operation_state_RUNNING;
+    if (there || here) {
+        OBJECT_SET(handover_answer, &answer_object, epoch, there ? record->operation->task.migration.handed_over : 0);
+        if (here)
+            OBJECT_TEXT(handover_answer, &answer_object, reason, record->operation->error_text);
+        OBJECT_ENCODE(handover_answer, &answer_object, &body);
+        OBJECT_CLEAR(handover_answer, &answer_object);
+    }
+    service_unlock_state(service);
+    if (there || here) {
+        api_call_answer_json(call, 200, NULL, &body);
+        return;
+    }
+    error_set(&err, -EAGAIN, ERROR_UNKNOWN_OUTCOME, "the hand-over has no outcome yet; ask again");
+    api_call_error(call, &err);
+}
+
+void api_node_handover(struct api_call *call)
+{
+    const struct node_handover *handover = call->body;
+    struct error err;
+    if (strcmp(call->caller.id, handover->host) == 0) {
+        api_write_then(call, on_handed_over);
+        return;
+    }
+    error_set_field(&err, -EACCES, ERROR_FORBIDDEN, "/host", "your certificate is of host %.40s", call->caller.id);
+    api_call_error(call, &err);
+}
+
 void api_node_applied(struct api *api)
 {
     struct service *service = api->service;

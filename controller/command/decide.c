@@ -232,6 +232,10 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_vm_pause:
     case ROUTE_ID_vm_resume:
         return decide_vm_want(d, id, target, length);
+    case ROUTE_ID_vm_migrate:
+        return decide_vm_migrate(d, target, length, body);
+    case ROUTE_ID_node_handover:
+        return decide_handover(d, body);
     case ROUTE_ID_snapshot_create:
         return decide_snapshot_create(d, target, length, body);
     case ROUTE_ID_snapshot_update:

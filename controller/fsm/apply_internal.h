@@ -34,6 +34,7 @@ void apply_host_lost(struct apply *a, struct command_host_lost *command);
 void apply_host_clear(struct apply *a, struct command_host_clear *command);
 void apply_ha_arm(struct apply *a, struct command_ha_arm *command);
 void apply_image_copies(struct apply *a, struct command_image_copies *command);
+void apply_handover(struct apply *a, struct command_handover *command); /* apply_migrate.h */
 
 /* Answer with a refusal; nothing may have been changed. */
 void apply_refuse(struct apply *a, int code, enum error_kind kind, const char *format, ...) PRINTF_LIKE(4, 5);

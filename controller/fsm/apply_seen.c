@@ -1,7 +1,7 @@
 /* What hosts report. A VM is believed only from the host that owns it, under the epoch that is held, and its generation
  * never goes back; nor do the reports of one start of the agent: one that was late, doubled or from before a restart
  * changes nothing. */
-#include "controller/fsm/apply_task.h"
+#include "controller/fsm/apply_migrate.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -186,6 +186,8 @@ void apply_host_state(struct apply *a, struct command_host_state *command)
     OBJECT_SET(host, record->host, state, command->state);
     OBJECT_TEXT(host, record->host, state_reason, command->reason);
     state_edit_end(a->state, record, a->index);
+    if (command->state != host_state_UP)
+        migrations_source_silent(a, record);
     apply_event(a, event_type_UPDATED, record, "host %s is %s%s%s", record->common->name,
                 host_state_desc.names[command->state], command->reason ? ": " : "", command->reason ? command->reason : "");
 }

@@ -1,5 +1,5 @@
 /* Beginning, following and ending tasks; see the header. */
-#include "controller/fsm/apply_task.h"
+#include "controller/fsm/apply_migrate.h"
 
 #include <errno.h>
 #include <string.h>
@@ -8,6 +8,7 @@ static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_SNAPSHOT_CREATE] = &task_snapshot_create,
     [task_kind_SNAPSHOT_REVERT] = &task_snapshot_revert,
     [task_kind_SNAPSHOT_DELETE] = &task_snapshot_delete,
+    [task_kind_VM_MIGRATE] = &task_vm_migrate,
 };
 
 static struct record *host_of(struct apply *a, const char *id)
@@ -30,6 +31,10 @@ void task_trim(struct task *task)
         OBJECT_TEXT(task, &kept, peer, task->peer);
     if (task->vm != NULL)
         OBJECT_TEXT(task, &kept, vm, task->vm);
+    if (OBJECT_HAS(task, task, migration)) { /* whether it was handed over is asked later, too */
+        OBJECT_COPY(task_migration, &kept.migration, &task->migration);
+        object_mark(&task_desc, &kept, "migration");
+    }
     OBJECT_CLEAR(task, task);
     *task = kept;
 }
@@ -78,6 +83,10 @@ static bool may_begin(struct apply *a, const struct command_task *command)
         apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", vm->common->name);
         return false;
     }
+    if (vm != NULL && task->kind != task_kind_VM_MIGRATE && migration_under_way(vm) != NULL) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is being migrated; wait for its end, or cancel it", vm->common->name);
+        return false;
+    }
     return operation_may_begin(a, operation, vm) && task_kinds[task->kind]->may_begin(a, operation);
 }
 
@@ -110,7 +119,7 @@ void apply_task(struct apply *a, struct command_task *command)
 
 /* ---- end ---- */
 
-static void task_end(struct apply *a, struct record *record, enum operation_state state, const char *code,
+void task_end(struct apply *a, struct record *record, enum operation_state state, const char *code,
                      const char *text, const struct task_seen *seen)
 {
     const struct task_kind_ops *ops = task_kinds[record->operation->task.kind];
@@ -141,7 +150,9 @@ static void end_all(struct apply *a, const struct record_index *list, const char
     if (count > 0)
         memcpy(copy, list->items, count * sizeof *copy);
     for (size_t i = 0; i < count; i++)
-        if (operation_has_task(copy[i]->operation))
+        if (operation_has_task(copy[i]->operation) && migration_is_handed_over(copy[i]->operation))
+            task_end(a, copy[i], operation_state_SUCCEEDED, NULL, NULL, NULL);
+        else if (operation_has_task(copy[i]->operation))
             task_end(a, copy[i], operation_state_FAILED, code, text, NULL);
 }
 
@@ -182,12 +193,20 @@ static void see_progress(struct apply *a, struct record *record, const struct ta
 static void see_main(struct apply *a, struct record *record, const struct record *host, const struct task_seen *seen)
 {
     char text[APPLY_TEXT_BYTES_MAX];
+    migration_see(a, record, seen);
+    if (seen->state != operation_state_RUNNING && migration_is_handed_over(record->operation)) {
+        task_end(a, record, operation_state_SUCCEEDED, NULL, NULL, seen); /* how its source ended is no concern of the VM's */
+        return;
+    }
     switch (seen->state) {
     case operation_state_RUNNING:
         see_progress(a, record, seen);
         return;
     case operation_state_SUCCEEDED:
-        task_end(a, record, operation_state_SUCCEEDED, NULL, seen->step, seen);
+        if (record->operation->task.kind == task_kind_VM_MIGRATE) /* the hand-over says so, and nobody else */
+            task_end(a, record, operation_state_FAILED, "task-failed", "its host takes it for done, but the VM was not handed over", seen);
+        else
+            task_end(a, record, operation_state_SUCCEEDED, NULL, seen->step, seen);
         return;
     case operation_state_CANCELLED:
         apply_text(text, sizeof text, "%s", seen->error_text != NULL ? seen->error_text : "cancelled");

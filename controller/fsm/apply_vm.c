@@ -136,6 +136,8 @@ static void give_to_host(struct vm *vm, const struct record *host, uint64_t epoc
     OBJECT_TEXT(vm, vm, host, host->common->id);
     OBJECT_TEXT(vm, vm, host_name, host->common->name);
     OBJECT_SET(vm, vm, epoch, epoch);
+    if (vm->handover != NULL)
+        OBJECT_TEXT(vm, vm, handover, NULL);
     OBJECT_SET(vm, vm, state, vm_state_STARTING);
     OBJECT_TEXT(vm, vm, state_reason, NULL);
     if (vm->recovering)
@@ -226,6 +228,8 @@ static bool change_wanted(struct vm *vm, const struct command_vm_want *command, 
         }
     } else if (start && vm->host != NULL) {
         OBJECT_SET(vm, vm, epoch, vm->epoch + 1);
+        if (vm->handover != NULL)
+            OBJECT_TEXT(vm, vm, handover, NULL);
         OBJECT_SET(vm, vm, state, vm_state_STARTING);
         OBJECT_TEXT(vm, vm, state_reason, NULL);
         if (host_lost && lease_vm_recovers(vm, NULL)) {

@@ -183,6 +183,14 @@ static int check_hosts(const struct state *state, struct error *err)
             if (strcmp(host->of_host.vms.items[k]->vm->host, host->common->id) != 0)
                 return BROKEN(err, "host %s lists a VM of another", host->common->name);
         }
+        for (size_t k = 0; k < host->of_host.tasks.count; k++) {
+            const struct operation *operation = host->of_host.tasks.items[k]->operation;
+            const struct record *vm = state_get(state, object_kind_VM, operation->task.vm);
+            if (!operation_keeps_room(operation) || vm == NULL || strcmp(operation->task.peer, host->common->id) != 0)
+                continue;
+            memory_bytes += vm->vm->memory_bytes;
+            vcpus += vm->vm->vcpus;
+        }
         owned += host->of_host.vms.count;
         if (memory_bytes != host->of_host.committed_memory_bytes || vcpus != host->of_host.committed_vcpus)
             return BROKEN(err, "the sums of host %s are wrong", host->common->name);

@@ -353,6 +353,12 @@ static struct record *by_id(struct state *state, enum object_kind kind, const ch
     return id != NULL ? map_get(&state->tables[kind].by_id, id) : NULL;
 }
 
+bool operation_keeps_room(const struct operation *operation)
+{
+    return operation_has_task(operation) && operation->task.kind == task_kind_VM_MIGRATE && operation->task.vm != NULL &&
+           operation->task.migration.handed_over == 0;
+}
+
 /* A running operation is listed by its VM and by the hosts that carry it out. False: one of these is not there. */
 static bool link_running(struct state *state, struct record *record)
 {
@@ -373,6 +379,10 @@ static bool link_running(struct state *state, struct record *record)
         record_index_add(&host->of_host.tasks, record);
     if (peer != NULL)
         record_index_add(&peer->of_host.tasks, record);
+    if (peer != NULL && operation_keeps_room(operation)) {
+        peer->of_host.committed_memory_bytes += vm->vm->memory_bytes;
+        peer->of_host.committed_vcpus += vm->vm->vcpus;
+    }
     return true;
 }
 
@@ -385,8 +395,14 @@ static void unlink_running(struct state *state, struct record *record)
     if (!operation_has_task(operation))
         return;
     record_index_remove(&by_id(state, object_kind_HOST, operation->task.host)->of_host.tasks, record);
-    if (operation->task.peer != NULL)
-        record_index_remove(&by_id(state, object_kind_HOST, operation->task.peer)->of_host.tasks, record);
+    if (operation->task.peer == NULL)
+        return;
+    struct record *peer = by_id(state, object_kind_HOST, operation->task.peer);
+    record_index_remove(&peer->of_host.tasks, record);
+    if (operation_keeps_room(operation)) {
+        peer->of_host.committed_memory_bytes -= vm->vm->memory_bytes;
+        peer->of_host.committed_vcpus -= vm->vm->vcpus;
+    }
 }
 
 static struct record *vm_host(struct state *state, const struct record *vm)

@@ -139,6 +139,8 @@ bool state_host_apart(const struct record *host, const struct vm *vm);
 
 /* The VMs that @host owns: host->of_host.vms, in name order. The running operations of a VM: vm->of_vm.operations. */
 
+/* A migration that runs keeps room for its VM at its peer, until the VM is there: it counts in the host's sums. */
+bool operation_keeps_room(const struct operation *operation);
 /* Append what a user may see of the object: secrets left out, a host with its committed sums. */
 void state_put_json(const struct state *state, const struct record *record, struct bytes_writer *out);
 

@@ -283,6 +283,8 @@ static void fill_order(const struct state *state, const struct vm *vm, struct vm
     OBJECT_SET(vm_order, order, ha, vm->ha);
     if (OBJECT_HAS(vm, vm, cpu_model))
         OBJECT_SET(vm_order, order, cpu_model, vm->cpu_model);
+    if (vm->handover != NULL)
+        OBJECT_TEXT(vm_order, order, handover, vm->handover);
     if (!vm->stop_forced)
         OBJECT_SET(vm_order, order, stop_grace_s, OBJECT_HAS(vm, vm, stop_grace_s) ? vm->stop_grace_s : STOP_GRACE_S);
     give_list(order, "disks", &vm_disk_desc, &order->disks, &vm->disks);
@@ -323,11 +325,26 @@ static void add_text(struct node_orders *orders, struct string_list *list, const
 
 /* ---- networks and security groups that the host's VMs use, in name order ---- */
 
-static bool host_uses(const struct record *host, bool (*uses)(const struct vm *vm, const char *name), const char *name)
+/* The VM that task @i of @host brings to it, or NULL. */
+static const struct record *incoming(const struct state *state, const struct record *host, size_t i)
+{
+    const struct operation *operation = host->of_host.tasks.items[i]->operation;
+    bool comes = operation_keeps_room(operation) && same_text(operation->task.peer, host->common->id);
+    return comes ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
+}
+
+/* Also for those that migrations bring: rules are there before the first packet. */
+static bool host_uses(const struct state *state, const struct record *host, bool (*uses)(const struct vm *vm, const char *name),
+                      const char *name)
 {
     for (size_t i = 0; i < host->of_host.vms.count; i++)
         if (uses(host->of_host.vms.items[i]->vm, name))
             return true;
+    for (size_t i = 0; i < host->of_host.tasks.count; i++) {
+        const struct record *vm = incoming(state, host, i);
+        if (vm != NULL && uses(vm->vm, name))
+            return true;
+    }
     return false;
 }
 
@@ -361,7 +378,7 @@ static bool is_named(const struct state *state, const struct record *host, const
             const struct security_rule *rule = (const struct security_rule *)group->rules.items + k;
             names = rule->remote_group != NULL && strcmp(rule->remote_group, name) == 0;
         }
-        if (names && host_uses(host, vm_in_group, group->name))
+        if (names && host_uses(state, host, vm_in_group, group->name))
             return true;
     }
     return false;
@@ -371,13 +388,13 @@ static void fill_networks(const struct state *state, const struct record *host, 
 {
     for (size_t i = 0; i < state_count(state, object_kind_NETWORK); i++) {
         const struct network *network = state_at(state, object_kind_NETWORK, i)->network;
-        if (host_uses(host, vm_on_network, network->name))
+        if (host_uses(state, host, vm_on_network, network->name))
             OBJECT_COPY(network, (struct network *)OBJECT_ADD(node_orders, orders, networks), network);
     }
     for (size_t i = 0; i < state_count(state, object_kind_SECURITY_GROUP); i++) {
         const struct security_group *group = state_at(state, object_kind_SECURITY_GROUP, i)->security_group;
         bool named = is_named(state, host, group->name);
-        if (!named && !host_uses(host, vm_in_group, group->name))
+        if (!named && !host_uses(state, host, vm_in_group, group->name))
             continue;
         struct group_order *order = OBJECT_ADD(node_orders, orders, security_groups);
         OBJECT_TEXT(group_order, order, name, group->name);
@@ -435,7 +452,7 @@ static void fill_images(const struct state *state, const struct record *host, st
         const struct image *image = state_at(state, object_kind_IMAGE, i)->image;
         const struct image_copy *copy = image_has_copies(image) ? image_copy_find(image, host->common->id) : NULL;
         bool keep = copy != NULL && copy->keep;
-        if (!keep && (!image_has_copies(image) || !host_uses(host, vm_uses_image, image->name)))
+        if (!keep && (!image_has_copies(image) || !host_uses(state, host, vm_uses_image, image->name)))
             continue;
         struct image_order *order = OBJECT_ADD(node_orders, orders, images);
         OBJECT_TEXT(image_order, order, sha256, image->disk.sha256);
@@ -470,6 +487,22 @@ static void forget_images(const struct state *state, const struct node_report *r
     map_finish(&seen);
 }
 
+static void fill_incoming(const struct state *state, const struct record *host, struct node_orders *orders)
+{
+    const size_t most = object_field(&node_orders_desc, "incoming")->max;
+    for (size_t i = 0; i < host->of_host.tasks.count && orders->incoming.count < most; i++) {
+        const struct record *vm = incoming(state, host, i);
+        if (vm == NULL)
+            continue;
+        struct incoming_order *order = OBJECT_ADD(node_orders, orders, incoming);
+        OBJECT_TEXT(incoming_order, order, operation, host->of_host.tasks.items[i]->common->id);
+        fill_order(state, vm->vm, &order->vm);
+        OBJECT_SET(vm_order, &order->vm, epoch, vm->vm->epoch + 1);
+        OBJECT_TEXT(vm_order, &order->vm, handover, NULL);
+        object_mark(&incoming_order_desc, order, "vm");
+    }
+}
+
 /* Does the host know the cluster's epoch? If not, its index is of another history. */
 static bool follows(const struct state *state, const struct node_report *report)
 {
@@ -502,6 +535,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_tasks(host, ret);
     fill_images(state, host, ret);
     forget_images(state, report, ret);
+    fill_incoming(state, host, ret);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
         if (to_forget(state, host, seen))

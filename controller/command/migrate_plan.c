@@ -1,0 +1,118 @@
+/* Placement of a VM that runs; see the header. */
+#include "controller/command/migrate_plan.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/command/host_view.h"
+
+#define NOTE_BYTES_MAX 701u
+#define REASON_BYTES_MAX 300u
+
+/* A disk lies in its VM's directory on its host. */
+static int disks_check(const struct vm *vm, struct error *err)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    if (vm->disks.count == 0)
+        return 0;
+    return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
+                           "disk '%s' of VM '%s' is on host %s alone, and disks do not move with a VM yet; stop it and restore "
+                           "it elsewhere, or use VMs without disks of their own",
+                           disks[0].name, vm->name, vm->host_name);
+}
+
+static int vm_check(const struct vm *vm, struct error *err)
+{
+    if (vm->host == NULL)
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' waits for a host: there is nothing to migrate", vm->name);
+    if ((vm->wanted != vm_wanted_RUNNING && vm->wanted != vm_wanted_PAUSED) ||
+        (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED))
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' is %s: only one that runs or is paused can be migrated", vm->name,
+                         vm_state_desc.names[vm->state]);
+    return disks_check(vm, err);
+}
+
+/* The host that was asked for, judged like all. */
+static int target_judge(const struct scheduler_view *view, const struct place_request *request, struct place_result *result,
+                        const struct record *host, struct error *err)
+{
+    char reason[REASON_BYTES_MAX];
+    for (size_t i = 0; i < view->count; i++) {
+        if (strcmp(view->ids[i], host->common->id) != 0)
+            continue;
+        if (result->verdicts[i] == FILTER_PASSED) {
+            result->chosen = i;
+            return 0;
+        }
+        filter_reason(view, i, request, (enum filter)result->verdicts[i], reason, sizeof reason);
+        return error_set_field(err, -ENOSPC, ERROR_NO_HOST, "/to", "host %s %s", host->common->name, reason);
+    }
+    return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/to", "there is no host '%s'", host->common->name);
+}
+
+static int target_choose(const struct state *state, const struct record *record, const char *to, struct scheduler_view *view,
+                         struct place_result *result, char note[NOTE_BYTES_MAX], struct error *err)
+{
+    const struct record *host = state_get(state, object_kind_HOST, to);
+    struct place_request request = host_view_request(record->vm);
+    request.current = record->vm->host;
+    if (to != NULL && host == NULL)
+        return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/to", "there is no host '%s'", to);
+    host_view_fill(state, NULL, view);
+    place_vm(view, &request, result);
+    if (host != NULL) {
+        int rc = target_judge(view, &request, result, host, err);
+        snprintf(note, NOTE_BYTES_MAX, "%.63s, as asked for", host->common->name);
+        return rc;
+    }
+    place_summary(view, &request, result, note, NOTE_BYTES_MAX);
+    return result->chosen != PLACE_NONE ? 0 : error_set(err, -ENOSPC, ERROR_NO_HOST, "%s", note);
+}
+
+/* What is the same in both. */
+static void settings_copy(const struct vm_migration *wish, struct task_migration *to)
+{
+    if (wish->downtime_ms != 0)
+        OBJECT_SET(task_migration, to, downtime_ms, wish->downtime_ms);
+    if (wish->downtime_max_ms != 0)
+        OBJECT_SET(task_migration, to, downtime_max_ms, wish->downtime_max_ms);
+    if (wish->bytes_per_second != 0)
+        OBJECT_SET(task_migration, to, bytes_per_second, wish->bytes_per_second);
+    if (wish->timeout_ms != 0)
+        OBJECT_SET(task_migration, to, timeout_ms, wish->timeout_ms);
+    if (wish->connections != 0)
+        OBJECT_SET(task_migration, to, connections, wish->connections);
+    if (OBJECT_HAS(vm_migration, wish, throttle_max))
+        OBJECT_SET(task_migration, to, throttle_max, wish->throttle_max);
+    if (wish->verify)
+        OBJECT_SET(task_migration, to, verify, true);
+}
+
+int migrate_plan(const struct state *state, const struct record *record, const struct vm_migration *wish, struct task *task,
+                 struct error *err)
+{
+    struct scheduler_view view = {0};
+    struct place_result result = {0};
+    char note[NOTE_BYTES_MAX] = "";
+    int rc = vm_check(record->vm, err);
+    if (rc == 0)
+        rc = target_choose(state, record, wish != NULL ? wish->to : NULL, &view, &result, note, err);
+    if (rc == 0) {
+        struct task_migration *migration = &task->migration;
+        OBJECT_SET(task, task, kind, task_kind_VM_MIGRATE);
+        OBJECT_TEXT(task, task, host, record->vm->host);
+        OBJECT_TEXT(task, task, peer, view.ids[result.chosen]);
+        OBJECT_TEXT(task, task, vm, record->common->id);
+        OBJECT_SET(task, task, epoch, record->vm->epoch);
+        OBJECT_TEXT(task_migration, migration, from_name, record->vm->host_name);
+        OBJECT_TEXT(task_migration, migration, to_name, view.names[result.chosen]);
+        OBJECT_TEXT(task_migration, migration, placement, note);
+        if (wish != NULL)
+            settings_copy(wish, migration);
+        object_mark(&task_desc, task, "migration");
+    }
+    place_result_finish(&result);
+    view_finish(&view);
+    return rc;
+}

@@ -1,0 +1,201 @@
+/* Migrations: what they need, the hand-over, how they end. See the header. */
+#include "controller/fsm/apply_migrate.h"
+
+#include <errno.h>
+#include <string.h>
+
+static bool is_migration(const struct operation *operation)
+{
+    return operation_has_task(operation) && operation->task.kind == task_kind_VM_MIGRATE;
+}
+
+bool migration_is_handed_over(const struct operation *operation)
+{
+    return is_migration(operation) && operation->task.migration.handed_over != 0;
+}
+
+struct record *migration_under_way(const struct record *vm)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++)
+        if (is_migration(vm->of_vm.operations.items[i]->operation))
+            return vm->of_vm.operations.items[i];
+    return NULL;
+}
+
+static struct record *by_id(struct apply *a, enum object_kind kind, const char *id)
+{
+    return id != NULL ? map_get(&a->state->tables[kind].by_id, id) : NULL;
+}
+
+/* ---- begin ---- */
+
+static bool may_migrate(struct apply *a, const struct operation *operation)
+{
+    const struct task *task = &operation->task;
+    const struct record *record = by_id(a, object_kind_VM, task->vm), *to = by_id(a, object_kind_HOST, task->peer);
+    const struct record *from = by_id(a, object_kind_HOST, task->host);
+    char why[APPLY_STEP_BYTES_MAX];
+    if (record == NULL || to == NULL || from == NULL) {
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "a migration needs a VM and two hosts");
+        return false;
+    }
+    const struct vm *vm = record->vm;
+    if (vm->host == NULL || strcmp(vm->host, task->host) != 0 || vm->epoch != task->epoch)
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "VM '%s' has been started or given away meanwhile; ask again", vm->name);
+    else if (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED)
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is %s: only one that runs or is paused can be migrated", vm->name,
+                     vm_state_desc.names[vm->state]);
+    else if (vm->wanted != vm_wanted_RUNNING && vm->wanted != vm_wanted_PAUSED)
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is to be %s", vm->name, vm_wanted_desc.names[vm->wanted]);
+    else if (migration_under_way(record) != NULL)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is being migrated already", vm->name);
+    else if (to->host->state != host_state_UP)
+        apply_refuse_field(a, -EHOSTDOWN, ERROR_CONFLICT, "/to", "host %s is %s", to->common->name,
+                           host_state_desc.names[to->host->state]);
+    else if (from->host->state != host_state_UP)
+        apply_refuse(a, -EHOSTDOWN, ERROR_CONFLICT, "host %s, which has the VM, is %s", from->common->name,
+                     host_state_desc.names[from->host->state]);
+    else if (!apply_host_fits(to, vm->memory_bytes, vm->vcpus, why, sizeof why))
+        apply_refuse_field(a, -ENOSPC, ERROR_NO_HOST, "/to", "%s", why);
+    else
+        return true;
+    return false;
+}
+
+/* ---- end ---- */
+
+static void migration_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
+                            const struct task_seen *seen)
+{
+    struct record *record = by_id(a, object_kind_VM, operation->task.vm);
+    (void)seen;
+    if (record == NULL)
+        return;
+    if (migration_is_handed_over(operation)) {
+        const struct task_migration *m = &operation->task.migration;
+        apply_event(a, event_type_UPDATED, record,
+                    "VM %s was migrated to host %s: it stood still for %llu ms, %llu MiB in %u rounds, %llu ms in all",
+                    record->common->name, m->to_name != NULL ? m->to_name : "(removed)",
+                    (unsigned long long)(m->downtime_us / 1000), (unsigned long long)(m->sent_bytes >> 20), m->rounds,
+                    (unsigned long long)(m->total_us / 1000));
+        return;
+    }
+    /* Whoever drains the host does not try it again at once. */
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(vm, record->vm, migration_failed_at, a->request->at);
+    state_edit_end(a->state, record, record->common->revision);
+    apply_event(a, event_type_UPDATED, record, "VM %s stays on host %s: its migration %s%s%s", record->common->name,
+                record->vm->host_name != NULL ? record->vm->host_name : "(none)", operation_state_desc.names[state],
+                text != NULL ? ": " : "", text != NULL ? text : "");
+}
+
+void migration_see(struct apply *a, struct record *record, const struct task_seen *seen)
+{
+    struct task_migration *m = &record->operation->task.migration;
+    const struct migration_result *r = &seen->migration;
+    if (!is_migration(record->operation) || !OBJECT_HAS(task_seen, seen, migration))
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_SET(task_migration, m, downtime_us, r->downtime_us);
+    OBJECT_SET(task_migration, m, total_us, r->total_us);
+    OBJECT_SET(task_migration, m, sent_bytes, r->sent_bytes);
+    OBJECT_SET(task_migration, m, rounds, r->rounds);
+    state_edit_end(a->state, record, a->index);
+}
+
+void migrations_source_silent(struct apply *a, const struct record *host)
+{
+    for (size_t i = 0; i < host->of_host.tasks.count;) {
+        struct record *record = host->of_host.tasks.items[i];
+        if (migration_is_handed_over(record->operation) && strcmp(record->operation->task.host, host->common->id) == 0)
+            task_end(a, record, operation_state_SUCCEEDED, NULL, NULL, NULL); /* takes it out of the list */
+        else
+            i++;
+    }
+}
+
+const struct task_kind_ops task_vm_migrate = {.may_begin = may_migrate, .ended = migration_ended};
+
+/* ---- hand-over ---- */
+
+/* Why not, in words; false: it may be. */
+static bool hinders(const struct apply *a, const struct operation *operation, const struct record *vm, const struct record *to,
+                    const struct command_handover *command, char *ret_why, size_t size)
+{
+    const struct task *task = &operation->task;
+    const struct record *from = map_get(&a->state->tables[object_kind_HOST].by_id, task->host);
+    if (operation->cancel_asked)
+        apply_text(ret_why, size, "its end was asked for before the hand-over");
+    else if (task->peer_error != NULL)
+        apply_text(ret_why, size, "%s", task->peer_error);
+    else if (vm->vm->host == NULL || strcmp(vm->vm->host, task->host) != 0 || vm->vm->epoch != task->epoch ||
+             command->epoch != task->epoch)
+        apply_text(ret_why, size, "the VM was started anew or given away meanwhile");
+    else if (vm->vm->wanted != vm_wanted_RUNNING && vm->vm->wanted != vm_wanted_PAUSED)
+        apply_text(ret_why, size, "the VM is wanted %s by now", vm_wanted_desc.names[vm->vm->wanted]);
+    else if (to == NULL || to->host->state != host_state_UP)
+        apply_text(ret_why, size, "host %s is %s", to != NULL ? to->common->name : "(removed)",
+                   to != NULL ? host_state_desc.names[to->host->state] : "not there any more");
+    else if (from == NULL || from->host->state == host_state_LOST)
+        apply_text(ret_why, size, "the host that has the VM was declared lost");
+    else if (to->of_host.vms.count >= STATE_HOST_VMS_MAX)
+        apply_text(ret_why, size, "host %s holds %u VMs, the most that a host may", to->common->name, STATE_HOST_VMS_MAX);
+    else
+        return false;
+    return true;
+}
+
+static void give_to_target(struct apply *a, struct record *operation, struct record *vm, const struct record *to)
+{
+    char from_id[STATE_ID_BYTES], step[APPLY_STEP_BYTES_MAX];
+    uint64_t epoch = vm->vm->epoch + 1;
+    struct task *task = &operation->operation->task;
+    strcpy(from_id, vm->vm->host); /* an id: fits */
+    state_edit_begin(a->state, operation); /* the room that it kept becomes the VM's own */
+    OBJECT_SET(task_migration, &task->migration, handed_over, epoch);
+    object_mark(&task_desc, task, "migration");
+    apply_text(step, sizeof step, "it is host %s's now", to->common->name);
+    OBJECT_TEXT(operation, operation->operation, step, step);
+    state_edit_end(a->state, operation, a->index);
+    state_edit_begin(a->state, vm);
+    OBJECT_TEXT(vm, vm->vm, host, to->common->id);
+    OBJECT_TEXT(vm, vm->vm, host_name, to->common->name);
+    OBJECT_SET(vm, vm->vm, epoch, epoch);
+    OBJECT_TEXT(vm, vm->vm, handover, operation->common->id);
+    OBJECT_TEXT(vm, vm->vm, migration_failed_at, NULL);
+    if (task->migration.placement != NULL)
+        OBJECT_TEXT(vm, vm->vm, placement, task->migration.placement);
+    state_edit_end(a->state, vm, a->index);
+    state_host_orders_changed(a->state, from_id, a->index);
+    state_host_orders_changed(a->state, to->common->id, a->index);
+    apply_members_changed(a, vm->vm);
+    apply_event(a, event_type_UPDATED, vm, "VM %s was handed over from host %s to host %s, epoch %llu", vm->common->name,
+                task->migration.from_name != NULL ? task->migration.from_name : from_id, to->common->name,
+                (unsigned long long)epoch);
+}
+
+void apply_handover(struct apply *a, struct command_handover *command)
+{
+    struct record *record = apply_find(a, object_kind_OPERATION, command->id, 0);
+    char why[APPLY_TEXT_BYTES_MAX];
+    if (record == NULL)
+        return;
+    struct operation *operation = record->operation;
+    if (!is_migration(operation) || operation->task.host == NULL || strcmp(operation->task.host, command->host) != 0) {
+        apply_refuse(a, -EPERM, ERROR_FORBIDDEN, "that is no migration from host %s", command->host);
+        return;
+    }
+    if (a->check_only)
+        return;
+    apply_answer(a, record);
+    if (operation->state != operation_state_RUNNING || migration_is_handed_over(operation))
+        return; /* asked again: the same answer */
+    struct record *vm = by_id(a, object_kind_VM, operation->task.vm), *to = by_id(a, object_kind_HOST, operation->task.peer);
+    if (!hinders(a, operation, vm, to, command, why, sizeof why)) {
+        give_to_target(a, record, vm, to);
+        return;
+    }
+    bool cancelled = operation->cancel_asked;
+    task_end(a, record, cancelled ? operation_state_CANCELLED : operation_state_FAILED,
+             cancelled ? error_kind_info(ERROR_CANCELLED)->code : "handover-refused", why, NULL);
+}

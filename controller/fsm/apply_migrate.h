@@ -1,0 +1,31 @@
+/* Live migration in the replicated state: a task of two hosts (apply_task.h; main: the source, peer: the target) and one
+ * command of its own, the hand-over.
+ *
+ *   command_task --> RUNNING, room kept at the target --command_handover--> the VM is the target's, epoch + 1 --> ended
+ *                        |                                |
+ *                        +-- failed, cancelled, overtaken +-- refused: the task ends with the reason
+ *
+ * The record (vm.host, vm.epoch) is the ownership at every moment. The source alone proposes the hand-over, when the target
+ * has everything and its own guest stands still; it goes on only when it knows that the VM stays. So that this can be known,
+ * whatever a hand-over comes to is committed: if it is refused, the operation ends with it, and no other proposal of the
+ * same migration that is still on its way can have its way later. For the same reason an operation that ended, for
+ * whatever cause, without a hand-over never sees one.
+ *
+ * The target runs what the migration brought only if the VM is its own by that operation (vm.handover) and no other start. */
+#ifndef CONTROLLER_FSM_APPLY_MIGRATE_H
+#define CONTROLLER_FSM_APPLY_MIGRATE_H
+
+#include "controller/fsm/apply_task.h"
+
+extern const struct task_kind_ops task_vm_migrate;
+
+/* The migration of @vm that is under way and has not been handed over, or NULL. */
+struct record *migration_under_way(const struct record *vm);
+/* The source's word: what came of it is kept. Nothing for other tasks. */
+void migration_see(struct apply *a, struct record *operation, const struct task_seen *seen);
+/* @host is silent: what was handed over from it has ended. */
+void migrations_source_silent(struct apply *a, const struct record *host);
+/* @operation is a migration that was handed over: it can only end well. */
+bool migration_is_handed_over(const struct operation *operation);
+
+#endif
