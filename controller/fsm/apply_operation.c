@@ -130,6 +130,8 @@ void operation_overtake(struct apply *a, const struct record *vm, enum operation
             operation_end(a, operations[i], operation_state_CANCELLED, error_kind_info(ERROR_CANCELLED)->code, text);
         else if (kind == operation_kind_VM_DELETE)
             task_ask_cancel(a, operations[i], "to end: its VM is to be deleted");
+        else if (kind == operation_kind_VM_STOP && operations[i]->operation->kind == operation_kind_VM_MIGRATE)
+            task_ask_cancel(a, operations[i], "to end: its VM is to be stopped");
     }
 }
 

@@ -44,7 +44,7 @@ static void request(struct walk *w)
     w->f.key = keyed ? key : NULL;
     w->f.fingerprint = pick(w, 8) == 0 ? "b" : "a";
     const struct record *vm = random_of(w, object_kind_VM);
-    unsigned what = pick(w, 12);
+    unsigned what = pick(w, 14);
     if (what < 3 || vm == NULL) {
         snprintf(body, sizeof body, "{\"name\":\"vm%u\",\"image\":\"tiny\",\"vcpus\":%u,\"memory_bytes\":%u%s%s}", pick(w, 12),
                  1 + pick(w, 8), 16777216 * (1 + pick(w, 40)), pick(w, 4) == 0 ? ",\"started\":false" : "",
@@ -55,6 +55,16 @@ static void request(struct walk *w)
     } else if (what == 10) {
         snprintf(name, sizeof name, "{\"name\":\"vm%u\"}", pick(w, 12));
         fixture_do(&w->f, ROUTE_ID_vm_update, vm->common->id, name);
+    } else if (what == 11) {
+        fixture_do(&w->f, ROUTE_ID_vm_migrate, vm->common->id, NULL);
+    } else if (what == 12) {
+        const struct record *operation = random_of(w, object_kind_OPERATION), *host = random_of(w, object_kind_HOST);
+        if (operation != NULL && host != NULL) {
+            snprintf(body, sizeof body, "{\"host\":\"%s\",\"operation\":\"%s\",\"epoch\":%llu}",
+                     pick(w, 4) != 0 && operation->operation->task.host != NULL ? operation->operation->task.host : host->common->id,
+                     operation->common->id, (unsigned long long)(vm->vm->epoch + (pick(w, 4) == 0)));
+            fixture_do(&w->f, ROUTE_ID_node_handover, NULL, body);
+        }
     } else {
         const struct record *operation = random_of(w, object_kind_OPERATION);
         if (operation != NULL)
@@ -63,6 +73,25 @@ static void request(struct walk *w)
     if (w->f.decision.command.size > 0)
         keep_for_later(w, &w->f.decision.command);
     w->f.key = NULL;
+}
+
+/* What a host says of its tasks: anything, or that they have ended. */
+static void put_tasks(struct walk *w, const struct record *host, struct node_report *r, bool ended)
+{
+    for (size_t i = 0; i < host->of_host.tasks.count; i++) {
+        const struct operation *operation = host->of_host.tasks.items[i]->operation;
+        bool is_main = strcmp(operation->task.host, host->common->id) == 0;
+        if (!ended && pick(w, 2) == 0)
+            continue;
+        struct task_seen *seen = OBJECT_ADD(node_report, r, tasks);
+        OBJECT_TEXT(task_seen, seen, id, operation->id);
+        OBJECT_SET(task_seen, seen, role, is_main ? task_role_MAIN : task_role_PEER);
+        OBJECT_SET(task_seen, seen, state, ended ? operation_state_FAILED : (enum operation_state)pick(w, operation_state_COUNT));
+        if (pick(w, 2) == 0)
+            OBJECT_TEXT(task_seen, seen, error_text, "for some reason");
+        if (!is_main && pick(w, 2) == 0)
+            OBJECT_SET(task_seen, seen, ready, true);
+    }
 }
 
 /* A host reports about its VMs: mostly the truth of some agent, at times an old epoch, another's VM, a wild state. */
@@ -82,6 +111,7 @@ static void report(struct walk *w)
         if (pick(w, 4) == 0)
             OBJECT_TEXT(vm_seen, seen, reason, "for some reason");
     }
+    put_tasks(w, host, &r, false);
     struct bytes_writer command = {0};
     assert_int_equal(node_sync_changes(w->f.state, fixture_now(&w->f), &r, &command, NULL), 0);
     OBJECT_CLEAR(node_report, &r);
@@ -137,6 +167,12 @@ static void come_to_rest(struct walk *w)
             const struct vm *vm = state_at(f->state, object_kind_VM, i)->vm;
             if (vm->host != NULL)
                 fixture_vm_is(f, vm->name, reached[vm->wanted]);
+        }
+        for (size_t i = 0; i < state_count(f->state, object_kind_HOST); i++) {
+            const struct record *host = state_at(f->state, object_kind_HOST, i);
+            struct node_report tasks = fixture_report(f, host->common->name, host->host->memory_bytes >> 20);
+            put_tasks(w, host, &tasks, true);
+            fixture_send(f, &tasks);
         }
     }
     for (size_t i = 0; i < state_count(f->state, object_kind_OPERATION); i++) {
