@@ -3,7 +3,6 @@ whatever happens, it goes on counting from one place only, and nothing is left b
 import os
 import re
 import signal
-import subprocess
 import time
 
 import pytest
@@ -127,3 +126,148 @@ def test_back_and_forth(make_cluster, capsys):
     assert len(web.ticks()) > 8
     with capsys.disabled():
         print(f' pauses: {", ".join(f"{p:.1f}" for p in pauses)} ms ', end='')
+
+
+def test_a_user_may_choose_watch_and_cancel(make_cluster):
+    cluster = make_cluster(controllers=1, agents=2)
+    web = Counter(cluster)
+    source, target = web.agent(), web.other()
+    assert 'has it already' in refusal(cluster, VM, '--to', source.name)
+    asked = web.ask('--to', target.name, '--bytes-per-second', '1MiB')
+    assert 'being migrated already' in refusal(cluster, VM)
+    web.wait_step(asked, 'MiB sent, it writes')
+    assert len(target.vmm_pids()) == 1
+    held = cluster.api('GET', f'/v1/hosts/{target.name}')[2]['committed_memory_bytes']
+    assert held == 64 << 20                                  # room is kept
+    cluster.cli('operation', 'cancel', asked['id'])
+    assert web.wait_end(asked)['state'] == 'cancelled'
+    web.settled_at(source)
+    assert cluster.api('GET', f'/v1/hosts/{target.name}')[2].get('committed_memory_bytes', 0) == 0
+    asked = web.ask('--to', target.name)
+    assert web.wait_end(asked)['state'] == 'succeeded'
+    web.settled_at(target)
+    events = cluster.cli('vm', 'events', VM, '--output', 'table', parse=False)
+    assert 'handed over from host' in events and 'it stood still for' in events
+
+
+def refusal(cluster, *words):
+    with pytest.raises(Exception) as problem:
+        cluster.cli('vm', 'migrate', *words)
+    return str(problem.value)
+
+
+def test_what_the_target_lacks_is_named_and_nothing_is_left(make_cluster):
+    cluster = make_cluster(controllers=1, agents=2)
+    for agent in cluster.agents:
+        agent.host.run(['ip', 'link', 'add', 'lan0', 'type', 'bridge'])
+        agent.host.run(['ip', 'link', 'set', 'lan0', 'up'])
+    web = Counter(cluster, '--nic', 'bridge=lan0')
+    source, target = web.agent(), web.other()
+    target.host.run(['ip', 'link', 'del', 'lan0'])
+    asked = web.ask()
+    ended = web.wait_end(asked)
+    assert ended['state'] == 'failed' and 'no bridge lan0' in ended['error_text'], ended
+    web.settled_at(source)
+    target.host.run(['ip', 'link', 'add', 'lan0', 'type', 'bridge'])
+    target.host.run(['ip', 'link', 'set', 'lan0', 'up'])
+    web.ask('--wait')
+    web.settled_at(target)
+
+
+# ---- sudden ends: each party, at each step
+
+class Cell:
+    """A migration that has come to @step; then @victim dies."""
+
+    def __init__(self, web, step):
+        self.web, self.step = web, step
+        self.source, self.target = web.agent(), web.other()
+        self.controller = web.cluster.controllers[0]
+        slow = [] if step in ('ready', 'after') else ['--bytes-per-second', '1MiB']
+        if step == 'prepare':
+            self.target.program.freeze()                     # it does not even begin
+        asked = web.ask('--to', self.target.name, *slow)
+        self.asked = asked
+        if step == 'prepare':
+            web.wait_step(asked, 'made ready')
+        elif step == 'memory':
+            web.wait_step(asked, 'MiB sent, it writes')
+        elif step == 'ready':
+            # Without its only controller nobody decides: the guest stands still and both sides have everything.
+            wait_until(lambda: self.said(self.source, f'operation={asked["id"]} from=begin to=follow'), WAIT_S, 'it begins', poll_s=0.001)
+            self.controller.program.freeze()
+            wait_until(lambda: self.said(self.source, f'operation={asked["id"]} from=follow to=propose') or self.decided(), WAIT_S, 'it is ready')
+        else:
+            wait_until(self.decided, WAIT_S, 'it is decided', poll_s=0.001)
+
+    def decided(self):
+        return self.said(self.source, f'operation={self.asked["id"]} from=propose to=decide')
+
+    def said(self, agent, words):
+        log = agent.host.directory / 'log' / 'drover-agent.log'
+        return log.exists() and words in log.read_text(errors='replace')
+
+    def kill(self, victim):
+        if victim == 'source agent':
+            self.source.program.kill9()
+        elif victim == 'target agent':
+            self.target.program.kill9()
+        elif victim == 'leader':
+            self.controller.program.kill9()
+        else:
+            agent = self.source if victim == 'source VMM' else self.target
+            for pid in agent.vmm_pids():
+                os.kill(pid, signal.SIGKILL)
+
+    def heal(self, victim):
+        for program in (self.controller.program, self.target.program):
+            if program.alive:
+                program.thaw()
+        for member in (self.source, self.target, self.controller):
+            if not member.program.alive:
+                member.program.restart()
+        wait_until(lambda: self.web.cluster.hosts_up() == 2, WAIT_S, 'both hosts are up')
+
+
+def settle(web, guest_died):
+    """It runs on one host, on which it counts on, or anew where its guest was killed; the other has nothing of it."""
+    def at_one_place():
+        vm = web.vm()
+        if not vm or vm['state'] != 'running' or any(o['state'] == 'running' for o in web.cluster.items('/v1/operations')):
+            return None
+        here = next(a for a in web.cluster.agents if a.name == vm['host_name'])
+        return here if web.is_clean(web.other(here)) and len(here.vmm_pids()) == 1 and not web.tunnels(here) else None
+    here = wait_until(at_one_place, 60, 'it runs at one place, and nothing is left', poll_s=0.1)
+    left = [p.name for p in web.folder(here).iterdir() if p.name.endswith('.sock')]
+    assert not left, left
+    if guest_died:
+        size = (web.folder(here) / 'console.log').stat().st_size
+        wait_until(lambda: (web.folder(here) / 'console.log').stat().st_size > size, 20, 'it runs')
+    else:
+        web.counts_on()
+    return here
+
+
+VICTIMS = ['source VMM', 'target VMM', 'source agent', 'target agent', 'leader']
+STEPS = ['prepare', 'memory', 'ready', 'after']
+FEW = [('memory', 'target VMM'), ('ready', 'source agent'), ('ready', 'target agent')]
+
+
+@pytest.mark.parametrize('step, victim', [pytest.param(s, v, marks=[] if (s, v) in FEW else pytest.mark.slow)
+                                          for s in STEPS for v in VICTIMS])
+def test_whoever_dies_it_goes_on_at_one_place(make_cluster, capsys, step, victim):
+    web = Counter(make_cluster(controllers=1, agents=2), '--restart', 'always')
+    cell = Cell(web, step)
+    web.follow()
+    cell.kill(victim)
+    time.sleep(0.3)
+    web.follow()
+    cell.heal(victim)
+    # Whoever holds the guest takes it along; the other side never does.
+    here_before = victim == 'source VMM' and step in ('prepare', 'memory')
+    may_be = victim in ('source VMM', 'target VMM') and step in ('ready', 'after')
+    here = settle(web, here_before or may_be)
+    operation = web.operation(cell.asked)
+    with capsys.disabled():
+        print(f'\n  {step}, {victim} killed: runs on the {"source" if here is cell.source else "target"}, '
+              f'migration {operation["state"]}{": " + operation["error_text"] if operation.get("error_text") else ""} ', end='')
