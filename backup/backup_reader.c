@@ -27,6 +27,7 @@ struct backup_reader {
     struct repo *repo;
     struct manifest manifest;
     struct repo_view view;
+    struct repo_session *session; /* so that no collection removes what the view has; NULL: the store is read-only */
     size_t cache_bytes;
 
     pthread_mutex_t lock; /* of all below */
@@ -49,6 +50,8 @@ int backup_reader_open(struct repo *repo, const char *id, size_t cache_bytes, st
     pthread_cond_init(&r->loaded, NULL);
     list_init(&r->frames);
     int code = repo_need_key(repo, err);
+    if (code == 0)
+        repo_session_begin(repo, &r->session, NULL); /* a store that takes no writes is not collected either */
     if (code == 0)
         code = repo_manifest_load(repo, id, &r->manifest, err);
     if (code == 0)
@@ -77,6 +80,7 @@ void backup_reader_close(struct backup_reader *r)
         frame_fetcher_finish(r->idle[i]);
         free(r->idle[i]);
     }
+    repo_session_end(r->session, false);
     manifest_finish(&r->manifest);
     repo_view_finish(&r->view);
     pthread_cond_destroy(&r->loaded);

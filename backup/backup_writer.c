@@ -689,8 +689,11 @@ static int manifest_put(struct backup_writer *w, struct error *err)
     }
     if (code == 0)
         code = repo_session_check(w->session, err);
-    if (code == 0)
+    if (code == 0) {
         w->unknown = false;
+        repo_session_leave(w->session);
+        code = repo_session_check(w->session, err);
+    }
     bytes_writer_finish(&out);
     return code;
 }

@@ -104,7 +104,10 @@ static void table_put(struct chunk_index *x, struct chunk_place at)
         struct chunk_place there = slot_place(x->slots[i]);
         if (!chunk_hash_equal(&chunk_index_chunk(x, there)->id, id))
             continue;
-        if (place_worth(x, there) >= place_worth(x, at))
+        int worth = place_worth(x, at) - place_worth(x, there);
+        /* of equals the one of the lower name: two collections must choose the same one to keep */
+        if (worth < 0 ||
+            (worth == 0 && memcmp(&x->packs[there.pack].hash, &x->packs[at.pack].hash, CHUNK_HASH_BYTES) <= 0))
             return;
         break;
     }

@@ -9,7 +9,7 @@
 
 #include "backup/tool.h"
 
-enum { NONE = 0, TEXT, NUMBER, BYTES, FLAG, PAIR, WORD };
+enum { TEXT, NUMBER, COUNT, BYTES, FLAG, PAIR, NAME, WORD };
 
 struct option_row {
     const char *name, *value, *help;
@@ -53,6 +53,17 @@ static const struct option_row rows[] = {
     {"force", NULL, "write over targets that are there", FLAG, AT(force), "r"},
     {"offset", "BYTES", "begin there", BYTES, AT(offset), "a"},
     {"length", "BYTES", "and stop after so much", BYTES, AT(length), "a"},
+    {"quick", NULL, "compare the stored bytes only, do not decompress them", FLAG, AT(quick), "v"},
+    {"keep-last", "N", "keep the newest N backups of each VM", COUNT, AT(keep_last), "p"},
+    {"keep-hourly", "N", "and the newest of each of the last N hours that have one", COUNT, AT(keep_hourly), "p"},
+    {"keep-daily", "N", "days", COUNT, AT(keep_daily), "p"},
+    {"keep-weekly", "N", "ISO weeks", COUNT, AT(keep_weekly), "p"},
+    {"keep-monthly", "N", "months", COUNT, AT(keep_monthly), "p"},
+    {"keep-yearly", "N", "years; time is UTC; without any keep rule no backup goes", COUNT, AT(keep_yearly), "p"},
+    {"forget", "ID", "this backup goes, often", NAME, AT(forgotten), "p"},
+    {"no-collect", NULL, "leave the space for a later prune", FLAG, AT(no_collect), "p"},
+    {"grace", "SECONDS", "packs younger than that are never removed (default: 86400)", TEXT, AT(grace), "p"},
+    {"dry-run", NULL, "say what would go", FLAG, AT(dry_run), "vp"},
     {"add", "FILE", "make a further key, into this file", TEXT, AT(add_key_file), "k"},
     {"name", "NAME", "its name in the store", TEXT, AT(key_name), "k"},
     {"remove", "NAME", "take a key away", TEXT, AT(remove_key), "k"},
@@ -71,6 +82,8 @@ static const struct verb_row verbs[] = {
     {"show", "show one backup", 's', tool_show},
     {"restore", "write disks of a backup to files", 'r', tool_restore},
     {"cat", "write a disk of a backup, or a part of it, to standard output", 'a', tool_cat},
+    {"verify", "read all that is stored and name what is damaged and whom it hurts", 'v', tool_verify},
+    {"prune", "remove backups by rules, and what no backup needs any more", 'p', tool_prune},
     {"key", "list, add and remove the keys of an encrypted store", 'k', tool_key},
 };
 
@@ -152,9 +165,9 @@ static int option_take(const struct verb_row *verb, const struct option_row *row
     void *member = (char *)o + row->offset;
     uint64_t number = 0;
     int code = 0;
-    if (row->kind == NUMBER || row->kind == BYTES || row->kind == WORD)
+    if (row->kind == NUMBER || row->kind == BYTES || row->kind == COUNT || row->kind == WORD)
         code = number_parse(text, row->kind == BYTES, &number, err);
-    if (code == 0 && row->kind != BYTES && number > INT32_MAX)
+    if (code == 0 && (row->kind == NUMBER || row->kind == WORD) && number > INT32_MAX)
         code = error_set(err, -EINVAL, ERROR_INVALID, "it is too large");
     if (code < 0) {
         error_prefix(err, "--%s: ", row->name);
@@ -175,10 +188,11 @@ static int option_take(const struct verb_row *verb, const struct option_row *row
         *(int *)member = (int)number;
         return 0;
     case BYTES:
+    case COUNT:
         *(uint64_t *)member = number;
         return 0;
     default:
-        return pair_add(member, row->name, text, verb->letter != 'a', err);
+        return pair_add(member, row->name, text, row->kind == PAIR && verb->letter != 'a', err);
     }
 }
 

@@ -102,6 +102,9 @@ int repo_session_begin(struct repo *repo, struct repo_session **ret_session, str
 const char *repo_session_name(const struct repo_session *session);
 /* -ESTALE (CONFLICT) in words: it was given up by a collection. */
 int repo_session_check(struct repo_session *session, struct error *err);
+/* Say that it is over, so that no collection waits for it or gives it up any more; a repo_session_check after it
+ * tells whether one has done so before. */
+void repo_session_leave(struct repo_session *session);
 /* @keep: leave "active" behind as a crash would, because it is not known whether the manifest was written. */
 void repo_session_end(struct repo_session *session, bool keep);
 

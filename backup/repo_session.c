@@ -13,7 +13,7 @@ struct repo_session {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t woken;
-    bool ending;
+    bool ending, left;
     uint64_t beats;
 };
 
@@ -96,20 +96,37 @@ int repo_session_check(struct repo_session *session, struct error *err)
         "this backup has not been heard of for so long that a collection has given it up: make it again");
 }
 
-void repo_session_end(struct repo_session *session, bool keep)
+static void thread_end(struct repo_session *session)
 {
-    char name[STORE_NAME_BYTES];
-    if (session == NULL)
+    if (session->left)
         return;
+    session->left = true;
     pthread_mutex_lock(&session->lock);
     session->ending = true;
     pthread_cond_signal(&session->woken);
     pthread_mutex_unlock(&session->lock);
     pthread_join(session->thread, NULL);
+}
+
+void repo_session_leave(struct repo_session *session)
+{
+    char name[STORE_NAME_BYTES];
+    bool there = !session->left;
+    thread_end(session);
+    object_name("active", session->name, name);
+    if (there)
+        store_remove(session->repo->store, name, NULL);
+}
+
+void repo_session_end(struct repo_session *session, bool keep)
+{
+    if (session == NULL)
+        return;
+    if (keep)
+        thread_end(session);
+    else
+        repo_session_leave(session);
     pthread_cond_destroy(&session->woken);
     pthread_mutex_destroy(&session->lock);
-    object_name("active", session->name, name);
-    if (!keep)
-        store_remove(session->repo->store, name, NULL);
     free(session);
 }

@@ -23,12 +23,13 @@ struct tool_options {
     const char *backup, *id, *parent, *vm, *vm_id, *definition, *consistency, *created_at;
     const char *key_name, *add_key_file, *remove_key;
     struct tool_pairs disks, changed, labels;
-    uint64_t limit, offset, length, chunk_bytes, grace_s;
+    uint64_t limit, offset, length, chunk_bytes;
+    const char *grace;
     bool has_length;
     unsigned threads, transfers, level;
     uint64_t keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly;
-    struct tool_pairs removed; /* name: the id */
-    bool encrypt, json, force, quick, dry_run, only_definition, collect, wait, show_key;
+    struct tool_pairs forgotten; /* name: the id */
+    bool encrypt, json, force, quick, dry_run, only_definition, no_collect;
     int progress_fd; /* -1: none */
     const atomic_bool *cancel;
 };

@@ -1,0 +1,197 @@
+/* The verbs of drover-backup that keep a store in order: verify and prune. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "backup/repo_catalog.h"
+#include "backup/repo_gc.h"
+#include "backup/repo_verify.h"
+#include "backup/retention.h"
+#include "backup/tool.h"
+
+static void say(void *arg, const char *text)
+{
+    fprintf(arg, "%s\n", text);
+}
+
+int tool_verify(const struct tool_options *o, struct error *err)
+{
+    struct tool_place place;
+    struct tool_progress progress;
+    struct repo_verify_result r;
+    struct repo_verify_options options = {.threads = o->threads,
+                                          .quick = o->quick,
+                                          .no_notes = o->dry_run,
+                                          .say = say,
+                                          .say_arg = stderr,
+                                          .progress = tool_progress_report,
+                                          .progress_arg = &progress,
+                                          .cancel = o->cancel};
+    char text[512] = "";
+    tool_progress_init(&progress, o);
+    int code = tool_open(o, true, &place, err);
+    if (code == 0)
+        code = repo_verify(&place.repo, &options, &r, err);
+    bool clean = code == 0 && repo_verify_clean(&r);
+    if (code == 0)
+        snprintf(text, sizeof text,
+                 "{\"packs\":%" PRIu64 ",\"frames\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"backups\":%" PRIu64
+                 ",\"bad_packs\":%" PRIu64 ",\"bad_frames\":%" PRIu64 ",\"bad_objects\":%" PRIu64
+                 ",\"hurt_backups\":%" PRIu64 ",\"lost_chunks\":%" PRIu64 "}",
+                 r.packs, r.frames, r.bytes, r.backups, r.bad_packs, r.bad_frames, r.bad_objects, r.hurt_backups,
+                 r.lost_chunks);
+    tool_progress_end(&progress, text, code, err);
+    if (code == 0 && o->json)
+        printf("%s\n", text);
+    else if (code == 0)
+        printf("%" PRIu64 " packs, %" PRIu64 " frames, %" PRIu64 " backups: %s\n", r.packs, r.frames, r.backups,
+               clean ? "all is well" : "there is damage");
+    if (code == 0 && !clean)
+        code = error_set(err, -EBADMSG, ERROR_CHECKSUM,
+                         "%" PRIu64 " of %" PRIu64 " backups are hurt; %" PRIu64
+                         " packs are damaged. The next backup of what is still there mends what it can",
+                         r.hurt_backups, r.backups, r.bad_packs);
+    tool_close(&place);
+    return code;
+}
+
+/* ---- prune ---- */
+
+static bool same_vm(const struct repo_catalog_item *a, const struct repo_catalog_item *b)
+{
+    const struct backup_manifest *x = &a->manifest.head, *y = &b->manifest.head;
+    if (x->vm != NULL || y->vm != NULL)
+        return x->vm != NULL && y->vm != NULL && strcmp(x->vm, y->vm) == 0;
+    return strcmp(x->vm_name, y->vm_name) == 0;
+}
+
+static bool chosen_vm(const struct tool_options *o, const struct repo_catalog_item *item)
+{
+    const struct backup_manifest *head = &item->manifest.head;
+    return (o->vm == NULL || strcmp(head->vm_name, o->vm) == 0) &&
+           (o->vm_id == NULL || (head->vm != NULL && strcmp(head->vm, o->vm_id) == 0));
+}
+
+/* Marks in @goes the backups that the rules let go. */
+static void rules_apply(const struct tool_options *o, const struct repo_catalog *c, bool *goes)
+{
+    const struct retention_rules rules = {o->keep_last,   o->keep_hourly,  o->keep_daily,
+                                          o->keep_weekly, o->keep_monthly, o->keep_yearly};
+    CLEANUP_FREE bool *done = xcalloc(c->count + 1, sizeof *done);
+    CLEANUP_FREE int64_t *times = xcalloc(c->count + 1, sizeof *times);
+    CLEANUP_FREE size_t *members = xcalloc(c->count + 1, sizeof *members);
+    CLEANUP_FREE unsigned *reasons = xcalloc(c->count + 1, sizeof *reasons);
+    for (size_t i = 0; retention_has_rules(&rules) && i < c->count; i++) {
+        size_t n = 0;
+        if (done[i] || c->items[i].damage.code < 0 || !chosen_vm(o, &c->items[i]))
+            continue;
+        for (size_t k = i; k < c->count; k++) /* the newest first */
+            if (c->items[k].damage.code == 0 && same_vm(&c->items[i], &c->items[k])) {
+                done[k] = true;
+                times[n] = c->items[k].created_ms;
+                members[n++] = k;
+            }
+        retention_choose(&rules, times, n, reasons);
+        for (size_t k = 0; k < n; k++)
+            goes[members[k]] = reasons[k] == 0;
+    }
+}
+
+static int forgotten_mark(const struct tool_options *o, const struct repo_catalog *c, bool *goes, struct error *err)
+{
+    for (unsigned i = 0; i < o->forgotten.count; i++) {
+        const struct repo_catalog_item *item = repo_catalog_find(c, o->forgotten.items[i].name);
+        if (item == NULL)
+            return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no backup %.64s in %s",
+                             o->forgotten.items[i].name, o->store);
+        goes[item - c->items] = true;
+    }
+    return 0;
+}
+
+static int backups_remove(const struct tool_options *o, struct repo *repo, uint64_t *ret_removed, struct error *err)
+{
+    struct repo_catalog c;
+    char name[MANIFEST_NAME_BYTES];
+    int code = repo_catalog_load(repo, &c, err);
+    if (code < 0)
+        return code;
+    CLEANUP_FREE bool *goes = xcalloc(c.count + 1, sizeof *goes);
+    rules_apply(o, &c, goes);
+    code = forgotten_mark(o, &c, goes, err);
+    for (size_t i = 0; code == 0 && i < c.count; i++) {
+        const struct repo_catalog_item *item = &c.items[i];
+        if (!goes[i])
+            continue;
+        if (!o->json)
+            printf("%s %s  %s  %s\n", o->dry_run ? "would remove" : "removed", item->backup.id,
+                   item->damage.code < 0 ? "(damaged)" : item->manifest.head.created_at,
+                   item->damage.code < 0 ? "" : item->manifest.head.vm_name);
+        ++*ret_removed;
+        if (!o->dry_run)
+            code = store_remove(repo->store, repo_manifest_name(item->backup.id, item->backup.session, name), err);
+    }
+    repo_catalog_finish(&c);
+    return code;
+}
+
+static void pruned_print(const struct tool_options *o, const char *json, uint64_t removed,
+                         const struct repo_gc_result *r)
+{
+    char freed[24], written[24];
+    if (o->json) {
+        printf("%s\n", json);
+        return;
+    }
+    printf("%" PRIu64 " backups%s removed; %" PRIu64 " of %" PRIu64 " packs (%s)%s", removed,
+           o->dry_run ? " would be" : "", r->removed_packs, r->packs,
+           tool_bytes_text(r->removed_bytes, freed, sizeof freed), o->dry_run ? " would go" : " gone");
+    if (r->repacked_packs > 0)
+        printf(", %" PRIu64 " repacked (%s written)", r->repacked_packs,
+               tool_bytes_text(r->written_bytes, written, sizeof written));
+    if (r->waiting_packs > 0)
+        printf("; %" PRIu64 " packs go with a later prune, when %" PRIu64 " sessions at work have ended",
+               r->waiting_packs, r->waiting_sessions);
+    printf("\n");
+}
+
+int tool_prune(const struct tool_options *o, struct error *err)
+{
+    struct tool_place place;
+    struct tool_progress progress;
+    struct repo_gc_result r = {0};
+    struct repo_gc_options options = {.grace_ms = REPO_GC_GRACE_MS,
+                                      .silence_ms = REPO_SILENCE_MS,
+                                      .keep_percent = REPO_GC_KEEP_PERCENT,
+                                      .dry_run = o->dry_run,
+                                      .progress = tool_progress_report,
+                                      .progress_arg = &progress,
+                                      .cancel = o->cancel};
+    char text[512] = "", *end = NULL;
+    uint64_t removed = 0;
+    tool_progress_init(&progress, o);
+    if (o->grace != NULL)
+        options.grace_ms = strtoull(o->grace, &end, 10) * 1000;
+    int code = end != NULL && (*end != '\0' || end == o->grace)
+                   ? error_set(err, -EINVAL, ERROR_INVALID, "--grace takes seconds, not '%.64s'", o->grace)
+                   : 0;
+    int opened = tool_open(o, true, &place, code == 0 ? err : NULL);
+    code = code < 0 ? code : opened;
+    if (code == 0)
+        code = backups_remove(o, &place.repo, &removed, err);
+    if (code == 0 && !o->no_collect)
+        code = repo_gc(&place.repo, &options, &r, err);
+    if (code == 0)
+        snprintf(text, sizeof text,
+                 "{\"removed_backups\":%" PRIu64 ",\"packs\":%" PRIu64 ",\"removed_packs\":%" PRIu64
+                 ",\"removed_bytes\":%" PRIu64 ",\"repacked_packs\":%" PRIu64 ",\"written_bytes\":%" PRIu64
+                 ",\"waiting_packs\":%" PRIu64 ",\"waiting_sessions\":%" PRIu64 "}",
+                 removed, r.packs, r.removed_packs, r.removed_bytes, r.repacked_packs, r.written_bytes,
+                 r.waiting_packs, r.waiting_sessions);
+    tool_progress_end(&progress, text, code, err);
+    if (code == 0)
+        pruned_print(o, text, removed, &r);
+    tool_close(&place);
+    return code;
+}
