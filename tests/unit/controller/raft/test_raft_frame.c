@@ -132,7 +132,7 @@ static void test_preamble(void **state UNUSED)
     char address[RAFT_TRANSPORT_ADDRESS_MAX];
     uint64_t id, epoch;
 
-    bytes_put_u64(&out, 2);
+    bytes_put_u64(&out, 3);
     bytes_put_u64(&out, 3);
     bytes_put_u64(&out, 7);
     bytes_put_u64(&out, 14);
@@ -153,9 +153,9 @@ static void test_preamble(void **state UNUSED)
     memcpy(out.data + 24, "\16\0\0\0\0\0\0\0", 8);
     out.data[34] = '\0';
     assert_int_equal(raft_transport_parse_preamble(out.data, out.size, &id, &epoch, address), -EBADMSG);
-    out.data[0] = 1;
-    assert_int_equal(raft_transport_parse_preamble(out.data, 32, &id, &epoch, address), -EBADMSG);
     out.data[0] = 2;
+    assert_int_equal(raft_transport_parse_preamble(out.data, 32, &id, &epoch, address), -EBADMSG);
+    out.data[0] = 3;
     out.data[8] = 0;
     assert_int_equal(raft_transport_parse_preamble(out.data, 32, &id, &epoch, address), -EBADMSG);
     bytes_writer_finish(&out);
