@@ -63,7 +63,7 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_TEXT(node_report, report, address, a->identity.address);
     OBJECT_TEXT(node_report, report, boot_id, a->facts.boot_id);
     OBJECT_SET(node_report, report, generation, a->generation);
-    if (a->generation != 0) /* told; until then what an agent before us has carried out holds */
+    if (a->arming != 0) /* not told: what an agent before us has carried out holds */
         OBJECT_SET(node_report, report, arming, a->arming);
     OBJECT_SET(node_report, report, cluster_epoch, MAX(a->identity.epoch, 1u));
     OBJECT_SET(node_report, report, cpus, a->facts.cpus);

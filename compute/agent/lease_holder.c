@@ -102,9 +102,14 @@ uint64_t lease_holder_deadline(const struct lease_holder *holder)
     return sorted[holder->mutations.one_support ? 0 : count / 2];
 }
 
-uint64_t lease_holder_page(const struct lease_holder *holder, bool leased, bool confirmed)
+uint64_t lease_holder_page(const struct lease_holder *holder, bool leased, bool confirmed, uint64_t present)
 {
+    uint64_t deadline_ns = lease_holder_deadline(holder);
     if (!leased)
         return 0;
-    return confirmed ? MAX(lease_holder_deadline(holder), (uint64_t)PAGE_EXPIRED) : PAGE_EXPIRED;
+    if (!confirmed)
+        return PAGE_EXPIRED;
+    if (deadline_ns == 0)
+        return MAX(present, (uint64_t)PAGE_EXPIRED);
+    return deadline_ns;
 }

@@ -59,7 +59,8 @@ uint64_t lease_holder_deadline(const struct lease_holder *holder);
 
 /* What a VM's shared page has to hold (compute/vmm/lease.h in the VMM's words): 0 = no lease rules it, 1 = it may not run.
  * @leased: it is to run under the lease; @confirmed: an order of the present generation names it, under the epoch of its
- * VMM. */
-uint64_t lease_holder_page(const struct lease_holder *holder, bool leased, bool confirmed);
+ * VMM. @present: what it holds now, 1 for a new one: a deadline that the agent before us gave stays until this one has
+ * something to say. */
+uint64_t lease_holder_page(const struct lease_holder *holder, bool leased, bool confirmed, uint64_t present);
 
 #endif

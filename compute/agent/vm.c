@@ -811,14 +811,14 @@ static void vm_prepare(struct local_vm *vm)
 }
 
 /* What a VMM of @epoch may rely on. */
-static uint64_t vm_page_value(const struct local_vm *vm, uint64_t epoch)
+static uint64_t vm_page_value(const struct local_vm *vm, uint64_t epoch, uint64_t present)
 {
     const struct vm_context *context = vm->context;
     if (context->lease == NULL)
         return 0;
     bool its_own = vm->lease_generation != 0 && vm->lease_generation == context->lease->generation && !vm->forgotten &&
                    !vm->gone && epoch == vm->file.order.epoch;
-    return lease_holder_page(context->lease, vm->file.order.ha && !context->disarmed, its_own);
+    return lease_holder_page(context->lease, vm->file.order.ha && !context->disarmed, its_own, present);
 }
 
 /* Steps 2 to 6 of vmm_process.h, step 1 made sure of. */
@@ -841,7 +841,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     if (r == 0)
         r = vm_files_write_config(places, order, err);
     if (r == 0)
-        r = lease_page_open(&vm->page, lease_path, true, vm_page_value(vm, order->epoch), err);
+        r = lease_page_open(&vm->page, lease_path, true, vm_page_value(vm, order->epoch, 1), err);
     if (r == 0 && vm->user != 0)
         r = vmm_user_own_files(places, order, vm->user, err);
     if (r == 0 && places->cgroups != NULL)
@@ -1312,7 +1312,8 @@ void vm_lease(struct local_vm *vm)
 {
     /* What an agent before us has left to the VMM holds until it runs out. */
     if (vm->lease_generation != 0)
-        lease_page_put(&vm->page, vm_page_value(vm, vm->process ? vm->process_id.epoch : vm->file.order.epoch));
+        lease_page_put(&vm->page, vm_page_value(vm, vm->process ? vm->process_id.epoch : vm->file.order.epoch,
+                                                lease_page_get(&vm->page)));
 }
 
 void vm_forget(struct local_vm *vm)

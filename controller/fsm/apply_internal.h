@@ -90,6 +90,11 @@ void apply_host_leaves_images(struct apply *a, const struct record *host);
 /* Has @host room for the VM? @ret_why: in words if not. */
 bool apply_host_fits(const struct record *host, uint64_t memory_bytes, uint64_t vcpus, char *ret_why, size_t size);
 
+/* ---- VMs (apply_vm.c) ---- */
+
+/* No host holds anything of the VM any more that counts: its record goes. */
+void apply_vm_gone(struct apply *a, struct record *record);
+
 /* ---- leases (apply_lease.c) ---- */
 
 /* What tells one set of controllers with a vote, and their addresses, from another. */

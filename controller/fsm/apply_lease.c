@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/fsm/apply_task.h"
 #include "controller/fsm/time_text.h"
 
 #define FNV_BASIS UINT64_C(14695981039346656037)
@@ -202,6 +203,10 @@ void apply_host_lost(struct apply *a, struct command_host_lost *command)
     apply_event(a, event_type_UPDATED, record, "host %s %s%s%s", record->common->name,
                 command->left ? "goes down and has given its lease up" : "is lost", command->reason != NULL ? ": " : "",
                 command->reason != NULL ? command->reason : "");
+    tasks_host_gone(a, record, "its host was declared lost");
+    for (size_t i = record->of_host.vms.count; i > 0; i--) /* nobody is left to say that they are deleted */
+        if (record->of_host.vms.items[i - 1]->vm->wanted == vm_wanted_DELETED)
+            apply_vm_gone(a, record->of_host.vms.items[i - 1]);
     all = record->of_host.vms.count;
     for (size_t i = 0; i < all; i++)
         elsewhere += lose_vm(a, record->of_host.vms.items[i], record);

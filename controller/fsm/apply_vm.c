@@ -247,7 +247,7 @@ static bool change_wanted(struct vm *vm, const struct command_vm_want *command, 
 }
 
 /* No host holds anything of it any more, or ever did. */
-static void vm_gone(struct apply *a, struct record *record)
+void apply_vm_gone(struct apply *a, struct record *record)
 {
     state_edit_begin(a->state, record);
     OBJECT_SET(vm, record->vm, state, vm_state_DELETED);
@@ -275,8 +275,9 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
     if (overtakes)
         operation_overtake(a, record, command->operation.kind);
     const struct record *owner = state_get(a->state, object_kind_HOST, record->vm->host);
+    bool host_lost = owner != NULL && owner->host->state == host_state_LOST;
     state_edit_begin(a->state, record);
-    bool changed = change_wanted(record->vm, command, owner != NULL && owner->host->state == host_state_LOST);
+    bool changed = change_wanted(record->vm, command, host_lost);
     state_edit_end(a->state, record, changed ? a->index : record->common->revision);
     apply_answer(a, record);
     if (changed) {
@@ -285,8 +286,8 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
         state_host_orders_changed(a->state, record->vm->host, a->index);
     }
     operation_begin(a, &command->operation, record, record->vm->generation);
-    if (record->vm->wanted == vm_wanted_DELETED && (record->vm->host == NULL || record->vm->recovering))
-        vm_gone(a, record);
+    if (record->vm->wanted == vm_wanted_DELETED && (record->vm->host == NULL || host_lost))
+        apply_vm_gone(a, record); /* a lost host forgets it when it is back */
     else
         operation_settle(a, record);
 }

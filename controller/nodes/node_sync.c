@@ -552,7 +552,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
 bool node_sync_may_wait(const struct state *state, const struct node_report *report)
 {
     const struct record *host = state_get(state, object_kind_HOST, report->host);
-    if (host == NULL || host->host->state == host_state_LOST || !follows(state, report) || state_host_orders_index(host) > report->have_index ||
+    if (host == NULL || host->host->state == host_state_LOST || report->generation != host->host->generation || !follows(state, report) || state_host_orders_index(host) > report->have_index ||
         report->have_index > state_index(state))
         return false;
     for (size_t i = 0; i < report->vms.count; i++)

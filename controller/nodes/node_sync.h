@@ -28,7 +28,7 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
  * newer state than this one. */
 int node_sync_orders(const struct state *state, const struct node_report *report, struct node_orders *ret,
                      struct error *err);
-/* Whether the answer may wait: the report has all that is wanted (have_index) and nothing to forget. */
+/* Whether the answer may wait: the report has all that is wanted (have_index), its host's generation, and nothing to forget. */
 bool node_sync_may_wait(const struct state *state, const struct node_report *report);
 
 #endif

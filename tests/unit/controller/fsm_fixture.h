@@ -175,6 +175,7 @@ static inline struct node_report fixture_report(struct fixture *f, const char *n
     OBJECT_TEXT(node_report, &report, boot_id, "boot-1");
     OBJECT_TEXT(node_report, &report, kvm, "svm");
     OBJECT_TEXT(node_report, &report, version, "1");
+    OBJECT_SET(node_report, &report, generation, fixture_get(f, object_kind_HOST, name)->host->generation);
     OBJECT_SET(node_report, &report, cpus, 8);
     OBJECT_SET(node_report, &report, memory_bytes, mib << 20);
     OBJECT_SET(node_report, &report, disk_bytes, UINT64_C(1) << 40);
