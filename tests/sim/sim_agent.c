@@ -40,7 +40,8 @@ static void vmm_start(struct sim_agent *agent, struct sim_vm *vm)
     struct world_vm *known = sim_world_vm_by_id(world, vm->order.id);
     for (unsigned i = 0; i < world->agent_count; i++) {
         const struct sim_vm *other = find_vm(&world->agents[i], vm->order.id);
-        if (other != NULL && other->process)
+        /* One that starts under a lease that has run out executes nothing; sim_lease_check sees what does. */
+        if (other != NULL && !vm->order.ha && sim_vm_executes(&world->agents[i], other))
             sim_violation(&agent->cluster->sim, "VM %s is started on %s and runs on %s already", vm->order.name,
                           agent->name, world->agents[i].name);
     }
@@ -48,6 +49,8 @@ static void vmm_start(struct sim_agent *agent, struct sim_vm *vm)
     vm->paused = false;
     vm->run_epoch = vm->order.epoch;
     vm->boot_done = vm->order.boot;
+    vm->page_ns = vm->order.ha ? 1 : 0;
+    sim_lease_pages(agent);
     if (known == NULL) { /* its creation is not acknowledged yet: known by name */
         known = sim_world_vm(world, vm->order.name);
     }
@@ -64,10 +67,22 @@ static void vmm_kill(struct sim_agent *agent, struct sim_vm *vm, const char *why
     vm->process = vm->paused = false;
 }
 
+/* Has it been given to another host by a newer epoch? */
+static bool owned_elsewhere(const struct sim_agent *agent, const struct sim_vm *vm)
+{
+    for (unsigned id = 1; id <= agent->cluster->node_count; id++) {
+        struct sim_node *node = &agent->cluster->nodes[id];
+        const struct record *held = node->actor.up ? state_get(sim_fsm_state(node), object_kind_VM, vm->order.id) : NULL;
+        if (held != NULL && held->vm->epoch > vm->order.epoch && held->vm->host != NULL && strcmp(held->vm->host, agent->id) != 0)
+            return true;
+    }
+    return false;
+}
+
 static void remove_disks(struct sim_agent *agent, const struct sim_vm *vm)
 {
     const struct world_vm *known = sim_world_vm(world_of(agent), vm->order.name);
-    if (known != NULL && !known->deletion_asked && vm->run_epoch > 0)
+    if (known != NULL && !known->deletion_asked && vm->run_epoch > 0 && !owned_elsewhere(agent, vm))
         sim_violation(&agent->cluster->sim, "%s removes the disks of VM %s, which nobody asked for", agent->name,
                       vm->order.name);
 }
@@ -299,7 +314,7 @@ static bool ordered(const struct node_orders *orders, const char *id)
 
 static void take_orders(struct sim_agent *agent, const struct node_orders *orders)
 {
-    if (orders->index < agent->have_index)
+    if (orders->index < agent->have_index || orders->generation < agent->holder.generation)
         return;
     agent->have_index = MAX(agent->have_index, orders->index);
     for (size_t i = 0; i < orders->vms.count; i++)
@@ -312,6 +327,7 @@ static void take_orders(struct sim_agent *agent, const struct node_orders *order
     for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
         if (agent->vms[i].used && agent->vms[i].state == vm_state_DELETED && !ordered(orders, agent->vms[i].order.id))
             drop_vm(agent, &agent->vms[i]);
+    sim_lease_orders(agent, orders);
     take_tasks(agent, orders);
 }
 
@@ -320,6 +336,11 @@ void sim_agent_deliver(struct sim_actor *to, struct sim_actor *from UNUSED, void
     struct sim_agent *agent = CONTAINER_OF(to, struct sim_agent, actor);
     struct world_message *message = data;
     struct node_orders orders;
+    if (message->kind == WORLD_LEASE_ANSWER) {
+        sim_lease_answered(agent, message);
+        sim_world_message_free(message);
+        return;
+    }
     if (message->number == agent->number)
         agent->sent_us = 0;
     if (message->code < 0) {
@@ -349,6 +370,9 @@ static void fill_report(struct sim_agent *agent, struct node_report *report)
     OBJECT_SET(node_report, report, cpus, 8);
     OBJECT_SET(node_report, report, memory_bytes, world_of(agent)->host_mib * MIB);
     OBJECT_SET(node_report, report, have_index, agent->have_index);
+    OBJECT_SET(node_report, report, generation, agent->holder.generation);
+    if (agent->arming != 0)
+        OBJECT_SET(node_report, report, arming, agent->arming);
     for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++) {
         const struct sim_vm *vm = &agent->vms[i];
         if (!vm->used)
@@ -412,18 +436,20 @@ void sim_agent_init(struct sim_agent *agent, struct sim_cluster *cluster, unsign
     agent->actor.id = WORLD_AGENT_ID + number;
     agent->actor.kind = "agent";
     agent->actor.clock_offset_us = sim_between(&cluster->sim, SIM_SECOND, 100 * SIM_SECOND);
-    agent->actor.clock_drift_ppm = (int64_t)sim_below(&cluster->sim, 1001) - 500;
+    int64_t drift_ppm = cluster->scenario->drift_ppm > 0 ? cluster->scenario->drift_ppm : 500;
+    agent->actor.clock_drift_ppm = (int64_t)sim_below(&cluster->sim, 2 * (uint64_t)drift_ppm + 1) - drift_ppm;
     snprintf(agent->id, sizeof agent->id, "0000000%u-0000-4000-8000-00000000aaaa", number % 10);
     snprintf(agent->name, sizeof agent->name, "n%u", number + 1);
 }
 
 void sim_agent_start(struct sim_agent *agent)
 {
-    if (agent->actor.up)
+    if (agent->actor.up || agent->burnt)
         return;
     agent->actor.up = true;
     agent->controller = (unsigned)sim_below(&agent->cluster->sim, agent->cluster->node_count);
     sim_after(&agent->cluster->sim, sim_between(&agent->cluster->sim, SIM_MS, TICK_US), tick, &agent->actor, NULL);
+    sim_lease_agent_start(agent);
 }
 
 void sim_agent_crash(struct sim_agent *agent)

@@ -142,6 +142,8 @@ static void refused(struct sim_client *client, const struct world_message *answe
     bool own_snapshot = about_snapshots(route);
     if (!own_snapshot) /* those change nothing that is wanted of the VM */
         client->vm->uncertain = true;
+    if (route == ROUTE_ID_vm_create && world_of(client)->leases && strstr(answer->words, "ha needs") != NULL)
+        return; /* early: the controllers have no votes yet */
     bool impossible = answer->error == ERROR_KEY_REUSED || answer->error == ERROR_INTERNAL ||
                       (route == ROUTE_ID_vm_create && answer->error == ERROR_EXISTS) ||
                       (route == ROUTE_ID_snapshot_create && answer->error == ERROR_EXISTS) ||
@@ -192,9 +194,10 @@ static void create_one(struct sim_client *client)
     struct sim *sim = &client->cluster->sim;
     char name[WORLD_NAME_BYTES], body[300];
     snprintf(name, sizeof name, "vm-%u-%u", client->actor.id, world_of(client)->vm_count);
-    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":%llu,"
-             "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]}", name,
-             (unsigned long long)(sim_between(sim, 100, 600) << 20));
+    bool ha = world_of(client)->leases && sim_chance(sim, 700); /* without disks: those are on one host only */
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":%llu,%s}", name,
+             (unsigned long long)(sim_between(sim, 100, 600) << 20),
+             ha ? "\"ha\":true" : "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]");
     sim_client_ask(client, ROUTE_ID_vm_create, name, body, NULL);
 }
 

@@ -37,7 +37,8 @@ void sim_cluster_init(struct sim_cluster *cluster, uint64_t seed, bool verbose, 
         node->actor.id = id;
         node->actor.kind = "controller";
         node->actor.clock_offset_us = sim_between(sim, SIM_SECOND, 1000 * SIM_SECOND);
-        node->actor.clock_drift_ppm = (int64_t)sim_below(sim, 2 * CLOCK_DRIFT_PPM_MAX + 1) - CLOCK_DRIFT_PPM_MAX;
+        int64_t drift_ppm = scenario->drift_ppm > 0 ? scenario->drift_ppm : CLOCK_DRIFT_PPM_MAX;
+        node->actor.clock_drift_ppm = (int64_t)sim_below(sim, 2 * (uint64_t)drift_ppm + 1) - drift_ppm;
         ASSERT(pthread_rwlock_init(&node->lock, NULL) == 0);
         sim_disk_init(&node->disk, sim, &node->actor);
         if (scenario->snapshot_extra_ms > 0)

@@ -30,6 +30,9 @@ static const struct sim_scenario scenarios[] = {
     {.name = "farewell", .faults = SIM_FAULT_PARTITION | SIM_FAULT_TRANSFER | SIM_FAULT_MEMBERS, .fault_gap_ms = 400,
      .member_gap_ms = 400, .splits_after_transfer = true,
      .text = "members are removed while leadership is handed to them"},
+    {.name = "leases", .faults = SIM_FAULT_LOSS | SIM_FAULT_CRASH | SIM_FAULT_PARTITION | SIM_FAULT_PAUSE | SIM_FAULT_CLASS |
+     SIM_FAULT_TRANSFER, .fault_gap_ms = 2500, .drift_ppm = 9900, .leases = true,
+     .text = "hosts and controllers are cut off, freeze, stop and come back; clocks go wrong as far as they may"},
     {.name = "hosts", .faults = SIM_FAULT_CLASS | SIM_FAULT_LOSS, .fault_gap_ms = 500,
      .text = "only the machine class's own faults"},
     {.name = "quiet", .text = "no faults at all"},

@@ -28,6 +28,7 @@ struct process { /* a controller process */
     uint64_t lead_term, leader_since_ms, next_tick_ms;
     char resume_after[RECONCILE_NAME_SIZE]; /* of the reconcile round */
     unsigned proposed; /* commands of the last tick that are not answered */
+    struct sim_lease lease;
 };
 
 static struct process *process_of(struct sim_node *node)
@@ -272,6 +273,7 @@ static void fsm_class_create(struct sim_node *node, struct raft_machine *ret_mac
     struct process *process = NEW(struct process);
     process->node = node;
     process->state = state_create();
+    sim_lease_init(node, &process->lease);
     *ret_machine = (struct raft_machine){.ctx = process,
                                          .apply = fsm_class_apply,
                                          .snapshot = fsm_class_snapshot,
@@ -283,6 +285,7 @@ static void fsm_class_destroy(struct raft_machine *machine)
 {
     struct process *process = machine->ctx;
     state_destroy(process->state);
+    sim_lease_finish(&process->lease);
     free(process);
     machine->ctx = NULL;
 }
@@ -507,6 +510,13 @@ static void report_ready(void *arg, int status)
     wall_clock(call->node, now);
     ASSERT(OBJECT_DECODE(node_report, call->message->text, strlen(call->message->text), OBJECT_CREATE, &report, NULL) == 0);
     believe_all(process, &report.vms);
+    const struct record *host = state_get(process->state, object_kind_HOST, report.host);
+    if (host != NULL && host->host->state == host_state_LOST && /* as api_node.c */
+        !lease_judge_hears(&process->lease.judge, process->state, report.host, local_ms(call->node) * LEASE_MS)) {
+        OBJECT_CLEAR(node_report, &report);
+        answer_error(call, -EAGAIN, ERROR_OVERLOAD, "the host was declared lost");
+        return;
+    }
     int rc = node_sync_changes(process->state, now, &report, &command, &err);
     OBJECT_CLEAR(node_report, &report);
     if (rc < 0) {
@@ -524,6 +534,11 @@ static void report_ready(void *arg, int status)
 void sim_fsm_deliver(struct sim_actor *to, struct sim_actor *from, void *data)
 {
     struct sim_node *node = CONTAINER_OF(to, struct sim_node, actor);
+    const struct world_message *message = data;
+    if (message->kind >= WORLD_LEASE) {
+        sim_lease_deliver(node, &process_of(node)->lease, process_of(node)->state, from, data);
+        return;
+    }
     struct call *call = NEW(struct call);
     *call = (struct call){.node = node, .incarnation = to->incarnation, .from = from, .message = data};
     bool report = call->message->kind == WORLD_REPORT;
@@ -574,8 +589,19 @@ static bool furnished(struct sim_node *node)
     const struct state *state = process_of(node)->state;
     if (!state_initialized(state)) {
         furnish(node, COMMAND_init,
-                "\"cluster\":{\"id\":\"00000000-0000-4000-8000-00000000cccc\",\"name\":\"sim\",\"next_raft_id\":9},"
-                "\"controller\":{\"id\":\"00000000-0000-4000-8000-00000000dddd\",\"name\":\"c1\",\"raft_id\":1}");
+                "\"cluster\":{\"id\":\"00000000-0000-4000-8000-00000000cccc\",\"name\":\"sim\",\"next_raft_id\":9,\"epoch\":1,\"lease_ttl_ms\":5000},"
+                "\"controller\":{\"id\":\"00000000-0000-4000-8000-00000000dddd\",\"name\":\"c1\",\"raft_id\":1,\"address\":\"c1:7443\"}");
+        return false;
+    }
+    for (unsigned id = 2; world->leases && id <= node->cluster->node_count; id++) {
+        char name[16];
+        snprintf(name, sizeof name, "c%u", id);
+        if (state_get(state, object_kind_CONTROLLER, name) != NULL)
+            continue;
+        CLEANUP_FREE char *json = xasprintf("\"create\":true,\"controller\":{\"id\":\"00000000-0000-4000-8000-0000000000%02u\","
+                                            "\"name\":\"c%u\",\"raft_id\":%u,\"address\":\"c%u:7443\",\"role\":\"voter\"}",
+                                            id, id, id, id);
+        furnish(node, COMMAND_put, json);
         return false;
     }
     if (state_get(state, object_kind_IMAGE, "tiny") == NULL) {
@@ -646,13 +672,21 @@ static void fsm_class_lead(struct sim_node *node)
     struct sim_world *world = node->cluster->world;
     if (process->lead_term != node->ready_term) {
         *process = (struct process){.node = node, .state = process->state, .checked_index = process->checked_index, .lead_term = node->ready_term,
-                                    .leader_since_ms = local_ms(node)};
+                                    .leader_since_ms = local_ms(node), .lease = process->lease};
         if (world->story_term < node->ready_term)
             sim_world_tell(node->cluster, "controller %u leads", node->actor.id);
         world->story_term = MAX(world->story_term, node->ready_term);
     }
     if (process->proposed > 0 || !furnished(node))
         return;
+    if (world->leases) {
+        char now[TIME_TEXT_BYTES];
+        uint64_t incarnation = node->actor.incarnation;
+        wall_clock(node, now);
+        sim_lease_lead(node, &process->lease, process->state, now, propose_own);
+        if (!node->actor.up || node->actor.incarnation != incarnation)
+            return;
+    }
     if (node->cluster->mutations.world.no_reconcile || local_ms(node) < process->next_tick_ms)
         return;
     process->next_tick_ms = local_ms(node) + RECONCILE_PERIOD_MS;
@@ -669,6 +703,7 @@ static void fsm_class_begin(struct sim_cluster *cluster)
         world->agent_count = WORLD_AGENTS;
         world->host_mib = WORLD_HOST_MIB;
         world->doubled_per_thousand = cluster->scenario->faults != 0 ? 20 : 0;
+        world->leases = cluster->scenario->leases;
     }
     for (unsigned i = 0; i < WORLD_AGENTS; i++)
         sim_agent_init(&world->agents[i], cluster, i);
@@ -699,7 +734,27 @@ static void fsm_class_fault(struct sim_cluster *cluster)
     struct sim *sim = &cluster->sim;
     struct sim_world *world = cluster->world;
     struct sim_agent *agent = &world->agents[sim_below(sim, world->agent_count)];
-    switch (sim_below(sim, 4)) {
+    switch (sim_below(sim, cluster->scenario->leases ? 7 : 4)) {
+    case 4: /* the whole host stands still, and wakes with all that it had */
+        agent->frozen_until_us = agent->actor.paused_until_us =
+            MIN(sim->now_us + sim_between(sim, SIM_SECOND, 20 * SIM_SECOND), cluster->quiet_us);
+        sim_log(sim, "host %s freezes", agent->name);
+        return;
+    case 5: /* cut off in one direction, or from one controller */
+        if (sim_chance(sim, 500))
+            sim_network_isolate(&cluster->network, agent->actor.id, sim_chance(sim, 500), false);
+        else
+            cluster->network.cut[agent->actor.id][sim_between(sim, 1, cluster->node_count)] = true;
+        sim_after(sim, sim_between(sim, SIM_SECOND, 20 * SIM_SECOND), mend_agent, NULL, agent);
+        return;
+    case 6: /* it burns: no more than one of them */
+        for (unsigned i = 0; i < world->agent_count; i++)
+            if (world->agents[i].burnt || sim->now_us < 10 * SIM_SECOND)
+                return;
+        sim_log(sim, "host %s burns", agent->name);
+        sim_agent_host_reboot(agent);
+        agent->burnt = true;
+        return;
     case 0:
         sim_agent_crash(agent);
         break;
@@ -721,13 +776,36 @@ static void fsm_class_heal(struct sim_cluster *cluster)
 {
     struct sim_world *world = cluster->world;
     for (unsigned i = 0; i < world->agent_count; i++) {
-        world->agents[i].actor.paused_until_us = 0;
+        world->agents[i].actor.paused_until_us = world->agents[i].frozen_until_us = 0;
         sim_agent_start(&world->agents[i]);
     }
     world->doubled_per_thousand = 0;
 }
 
 /* ---- the end ---- */
+
+static const struct sim_agent *burnt_host(const struct sim_world *world, const char *id)
+{
+    for (unsigned i = 0; id != NULL && i < world->agent_count; i++)
+        if (world->agents[i].burnt && strcmp(world->agents[i].id, id) == 0)
+            return &world->agents[i];
+    return NULL;
+}
+
+/* Is it said to run, and does it? */
+static void check_executes(struct sim_cluster *cluster, const struct vm *vm)
+{
+    struct sim_world *world = cluster->world;
+    for (unsigned i = 0; i < world->agent_count; i++) {
+        const struct sim_agent *agent = &world->agents[i];
+        if (vm->host == NULL || strcmp(agent->id, vm->host) != 0 || agent->burnt)
+            continue;
+        for (unsigned k = 0; k < SIM_AGENT_VMS_MAX; k++)
+            if (agent->vms[k].used && strcmp(agent->vms[k].order.id, vm->id) == 0 && agent->vms[k].process &&
+                !sim_vm_executes(agent, &agent->vms[k]))
+                sim_violation(&cluster->sim, "at rest VM %s is held for want of a lease on %s", vm->name, agent->name);
+    }
+}
 
 static void check_vm_at_rest(struct sim_cluster *cluster, const struct state *state, const struct vm *vm)
 {
@@ -737,14 +815,21 @@ static void check_vm_at_rest(struct sim_cluster *cluster, const struct state *st
     const struct world_vm *known = sim_world_vm(world, vm->name);
     bool by_itself = vm->seen_generation == vm->generation && (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED);
     struct placement placement = {0};
-    bool waits = vm->host == NULL && decide_placement(state, vm, &placement, NULL) == 0 && placement.host == NULL;
+    const struct sim_agent *burnt = burnt_host(world, vm->host);
+    bool waits = (vm->host == NULL || vm->recovering) && decide_placement(state, vm, &placement, NULL) == 0 && placement.host == NULL;
+    if (burnt != NULL && !vm->ha)
+        waits = true;
     OBJECT_CLEAR(placement, &placement);
     if (known == NULL || (!known->exists && known->id[0] != '\0'))
         sim_violation(&cluster->sim, "VM %s is there, but nobody wants it", vm->name);
     else if (known->exists && !known->uncertain && vm->wanted != known->wanted)
         sim_violation(&cluster->sim, "VM %s is wanted %s, acknowledged was %s", vm->name, vm_wanted_desc.names[vm->wanted],
                       vm_wanted_desc.names[known->wanted]);
-    else if (vm->state != reached[vm->wanted] && !by_itself && !waits)
+    else if (burnt != NULL && vm->ha && vm->wanted == vm_wanted_RUNNING && !by_itself && !waits)
+        sim_violation(&cluster->sim, "at rest VM %s has ha and is still on %s, which has burnt", vm->name, burnt->name);
+    else if (burnt == NULL && vm->state == vm_state_RUNNING && vm->wanted == vm_wanted_RUNNING)
+        check_executes(cluster, vm);
+    else if (burnt == NULL && vm->state != reached[vm->wanted] && !by_itself && !waits)
         sim_violation(&cluster->sim, "at rest VM %s is %s, wanted %s", vm->name, vm_state_desc.names[vm->state],
                       vm_wanted_desc.names[vm->wanted]);
 }
@@ -760,6 +845,8 @@ static void check_vmm_at_rest(struct sim_cluster *cluster, const struct state *s
             if (!vm->used)
                 continue;
             bool own = held != NULL && held->vm->host != NULL && strcmp(held->vm->host, world->agents[i].id) == 0;
+            if (world->agents[i].burnt)
+                continue;
             if (!own && vm->process)
                 sim_violation(&cluster->sim, "at rest VM %s runs on %s, which does not own it", vm->order.name,
                               world->agents[i].name);
@@ -781,6 +868,8 @@ static void check_at_rest(struct sim_cluster *cluster, const struct state *state
     for (size_t i = 0; i < state_count(state, object_kind_OPERATION); i++) {
         const struct operation *operation = state_at(state, object_kind_OPERATION, i)->operation;
         const struct record *vm = state_get(state, object_kind_VM, operation_vm_id(operation));
+        if (vm != NULL && (vm->vm->recovering || burnt_host(world, vm->vm->host) != NULL))
+            continue; /* nobody is there who could end it */
         if (operation->state == operation_state_RUNNING && (vm == NULL || vm->vm->host != NULL))
             sim_violation(&cluster->sim, "at rest %s of %s still runs: %s", operation_kind_desc.names[operation->kind],
                           operation->target_name, operation->step);
@@ -844,5 +933,6 @@ const struct sim_machine_class sim_cluster_class = {
     .lead = fsm_class_lead,
     .fault = fsm_class_fault,
     .heal = fsm_class_heal,
+    .check_world = sim_lease_check,
     .finish = fsm_class_finish,
 };

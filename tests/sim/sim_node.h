@@ -20,6 +20,8 @@
 #define TESTS_SIM_SIM_NODE_H
 
 #include "common/list.h"
+#include "compute/agent/lease_holder.h"
+#include "controller/lease/lease_judge.h"
 #include "controller/raft/raft_confirm.h"
 #include "controller/raft/raft_deferred.h"
 #include "tests/sim/sim_machine.h"
@@ -35,6 +37,11 @@ struct sim_world_mutations { /* of the cluster class (sim_fsm.c) */
     bool unreachable_is_lost;     /* VMs of silent hosts are placed again, and apply lets it happen */
     bool no_reconcile;
     bool new_key_for_retry;       /* clients forget their key */
+    /* leases: each rule of docs/ha.md in turn */
+    struct lease_table_mutations table;
+    struct lease_judge_mutations judge;
+    struct lease_holder_mutations holder;
+    bool lease_unconfirmed;       /* agents give every VM the lease, also those that their orders do not name */
 };
 
 struct sim_mutations {
@@ -61,6 +68,8 @@ struct sim_scenario {
     unsigned member_gap_ms; /* the longest time between two changes of the members; 0: 1000 */
     unsigned send_held_ms, send_held_per_thousand; /* sim_raft_io.h; 0: 300 ms */
     unsigned stalls_per_thousand; /* of writes: they take 0.5 to 4 s */
+    unsigned drift_ppm;           /* how far clocks go wrong, at most; 0: 500 */
+    bool leases;                  /* cluster class: every VM may have ha, a host may burn for good */
     bool splits_after_transfer;   /* the network, while leadership is handed on */
     bool five;  /* members always, not three mostly */
     bool alone; /* one member at first, and no fewer later; else three or five at first, and three later */

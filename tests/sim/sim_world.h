@@ -6,7 +6,7 @@
  *
  * Checked besides what sim_node.h lists, at every moment:
  *   - the state's own invariants (check.h) after each command, on every controller
- *   - a VM runs on at most one host, and its disks are never removed unless its owner asked for it
+ *   - a VM executes on at most one host, and its disks are never removed unless its owner asked for it
  *   - one Idempotency-Key has one answer; what was acknowledged is there; a fresh name is never refused as taken
  *   - a start that is called succeeded did happen, under its epoch
  * and after 20 quiet seconds: every operation has ended, every VM is as its owner wants it, no VM is there that nobody
@@ -33,7 +33,8 @@
 
 /* ---- messages ---- */
 
-enum world_kind { WORLD_REQUEST, WORLD_ANSWER, WORLD_REPORT, WORLD_ORDERS };
+enum world_kind { WORLD_REQUEST, WORLD_ANSWER, WORLD_REPORT, WORLD_ORDERS, WORLD_LEASE, WORLD_LEASE_ANSWER, WORLD_LOOK,
+                  WORLD_VIEW };
 
 struct world_message {
     enum world_kind kind;
@@ -82,8 +83,10 @@ struct sim_vm {
     const char *reason;
     /* its VMM: lives on when the agent dies */
     bool process, paused;
+    uint64_t page_ns; /* that it obeys: the deadline of its host's lease, on its host's clock; 0: none rules it */
     /* the agent's memory */
     unsigned busy_ticks; /* until the start or stop that is under way is done */
+    uint64_t lease_generation; /* of the orders that named it last; 0: none has, to this agent */
 };
 
 #define SIM_AGENT_TASKS_MAX 32u
@@ -106,6 +109,12 @@ struct sim_agent {
     uint64_t have_index, number, sent_us; /* sent_us: of the report that waits for its answer; 0 = none */
     unsigned controller;                  /* that it talks to */
     uint64_t work_ticks;                  /* slower than usual: ticks for a start (scripts) */
+    /* leases (sim_lease.c) */
+    struct lease_holder holder;
+    bool disarmed, told;
+    uint64_t arming, lease_next_us[SIM_NODES_MAX + 1];
+    uint64_t frozen_until_us; /* the whole host stands still, its guests with it */
+    bool burnt;               /* for good */
 };
 
 void sim_agent_init(struct sim_agent *agent, struct sim_cluster *cluster, unsigned number);
@@ -135,6 +144,30 @@ int sim_client_ask(struct sim_client *client, enum route_id route, const char *v
 void sim_client_deliver(struct sim_actor *to, struct sim_actor *from, void *message);
 void sim_client_finish(struct sim_client *client);
 
+/* ---- leases (sim_lease.c) ---- */
+
+struct sim_lease { /* of a controller process */
+    struct lease_table table;
+    struct lease_judge judge;
+    uint64_t lead_term, next_ns;
+    bool suspects;
+    unsigned proposed; /* commands that are not answered; the owner counts */
+};
+void sim_lease_init(struct sim_node *node, struct sim_lease *lease);
+void sim_lease_finish(struct sim_lease *lease);
+/* WORLD_LEASE, WORLD_LOOK, WORLD_VIEW; takes the message. */
+void sim_lease_deliver(struct sim_node *node, struct sim_lease *lease, const struct state *state, struct sim_actor *from,
+                       struct world_message *message);
+/* Each 100 ms of a ready leader. */
+void sim_lease_lead(struct sim_node *node, struct sim_lease *lease, const struct state *state, const char *now,
+                    void (*propose)(struct sim_node *node, const struct bytes_writer *command));
+void sim_lease_agent_start(struct sim_agent *agent);
+void sim_lease_orders(struct sim_agent *agent, const struct node_orders *orders); /* after they were carried out */
+void sim_lease_answered(struct sim_agent *agent, const struct world_message *message);
+void sim_lease_pages(struct sim_agent *agent); /* what the VMMs obey, anew */
+bool sim_vm_executes(const struct sim_agent *agent, const struct sim_vm *vm);
+void sim_lease_check(struct sim_cluster *cluster); /* no VM executes twice */
+
 /* ---- the world ---- */
 
 struct sim_world {
@@ -149,6 +182,7 @@ struct sim_world {
     unsigned doubled_per_thousand; /* messages that come twice, the second time late */
     FILE *story;                   /* where what happens is told (scripts); NULL = nowhere */
     bool scripted;
+    bool leases;                   /* there are three controllers in the table, and hosts hold leases */
     enum command crash_after;      /* scripts: the leader dies when it has applied such a command; 0 = never */
     unsigned dying;                /* the controller that is about to be killed so: it answers nobody any more */
     uint64_t story_term;
