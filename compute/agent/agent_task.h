@@ -87,5 +87,7 @@ bool agent_tasks_running(const struct agent *agent);
 extern const struct agent_task_ops task_migrate_ops;
 /* task_snapshot.c */
 extern const struct agent_task_ops task_snapshot_ops;
+/* task_backup.c */
+extern const struct agent_task_ops task_backup_ops;
 
 #endif

@@ -196,6 +196,7 @@ static const struct {
     task_child_work work;
 } works[] = {
     {"snapshot", task_snapshot_work},
+    {"backup", task_backup_work},
 };
 
 static void put_line(const struct task_seen *seen)

@@ -243,6 +243,20 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_snapshot_revert:
     case ROUTE_ID_snapshot_delete:
         return decide_snapshot_change(d, id, target, length);
+    case ROUTE_ID_backup_store_create:
+        return decide_create(d, object_kind_BACKUP_STORE, body);
+    case ROUTE_ID_backup_store_update:
+        return decide_update(d, object_kind_BACKUP_STORE, target, length, body);
+    case ROUTE_ID_backup_store_delete:
+        return decide_remove(d, object_kind_BACKUP_STORE, target, length);
+    case ROUTE_ID_backup_create:
+        return decide_backup_create(d, target, length, body);
+    case ROUTE_ID_backup_update:
+        return decide_update(d, object_kind_BACKUP, target, length, body);
+    case ROUTE_ID_backup_delete:
+        return decide_remove(d, object_kind_BACKUP, target, length);
+    case ROUTE_ID_backup_restore:
+        return decide_backup_restore(d, target, length, body);
     case ROUTE_ID_operation_cancel:
         return cancel(d, target, length);
     case ROUTE_ID_token_create:

@@ -46,6 +46,9 @@ int decide_snapshot_change(struct deciding *d, enum route_id route, const char *
 /* decide_migrate.c */
 int decide_vm_migrate(struct deciding *d, const char *id, size_t id_length, const struct vm_migration *body);
 int decide_handover(struct deciding *d, const struct node_handover *body);
+/* decide_backup.c */
+int decide_backup_create(struct deciding *d, const char *vm, size_t vm_length, const struct backup *body);
+int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, const struct backup_restore *body);
 /* decide_object.c */
 int decide_create(struct deciding *d, enum object_kind kind, const void *body);
 int decide_update(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body);

@@ -33,6 +33,10 @@ static void *part(struct command_put *command, enum object_kind kind)
         return &command->security_group;
     case object_kind_SNAPSHOT:
         return &command->snapshot;
+    case object_kind_BACKUP_STORE:
+        return &command->backup_store;
+    case object_kind_BACKUP:
+        return &command->backup;
     default:
         return NULL;
     }

@@ -73,6 +73,8 @@ static const char *const changeable[object_kind_COUNT][12] = {
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
     [object_kind_SNAPSHOT] = {"name", "labels"},
+    [object_kind_BACKUP_STORE] = {"name", "labels", "key", "access_key", "secret_key", "bytes_per_second"},
+    [object_kind_BACKUP] = {"name", "labels"},
 };
 
 static bool may_change(enum object_kind kind, const char *field)
@@ -229,7 +231,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
 
 static void put_create(struct apply *a, enum object_kind kind, struct record_common *object)
 {
-    if (kind == object_kind_VM || kind == object_kind_CLUSTER || kind == object_kind_SNAPSHOT) {
+    if (kind == object_kind_VM || kind == object_kind_CLUSTER || kind == object_kind_SNAPSHOT ||
+        kind == object_kind_BACKUP) {
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not made by a put", state_kind_desc(kind)->name);
         return;
     }
@@ -260,6 +263,8 @@ void apply_put(struct apply *a, struct command_put *command)
         {object_kind_NETWORK, OBJECT_HAS(command_put, command, network), &command->network},
         {object_kind_SECURITY_GROUP, OBJECT_HAS(command_put, command, security_group), &command->security_group},
         {object_kind_SNAPSHOT, OBJECT_HAS(command_put, command, snapshot), &command->snapshot},
+        {object_kind_BACKUP_STORE, OBJECT_HAS(command_put, command, backup_store), &command->backup_store},
+        {object_kind_BACKUP, OBJECT_HAS(command_put, command, backup), &command->backup},
     };
     const unsigned none = ARRAY_SIZE(parts);
     unsigned found = none, count = 0;
@@ -307,13 +312,15 @@ void apply_remove(struct apply *a, struct command_remove *command)
     case object_kind_TOKEN:
     case object_kind_NETWORK:
     case object_kind_SECURITY_GROUP:
+    case object_kind_BACKUP_STORE:
+    case object_kind_BACKUP:
         break;
     default:
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not removed so", object_kind_desc.names[command->kind]);
         return;
     }
     struct record *record = apply_find(a, command->kind, command->id, command->if_revision);
-    if (record == NULL || in_use(a, record, "removed") || in_rules(a, record, "removed", false) ||
+    if (record == NULL || backups_use(a, record) || in_use(a, record, "removed") || in_rules(a, record, "removed", false) ||
         !lease_voters_are(a, command->if_voters_index) ||
         (command->kind == object_kind_CONTROLLER && !may_lose_voter(a, record)) ||
         (command->kind == object_kind_HOST && !apply_host_may_leave_images(a, record)))

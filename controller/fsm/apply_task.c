@@ -9,6 +9,8 @@ static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_SNAPSHOT_REVERT] = &task_snapshot_revert,
     [task_kind_SNAPSHOT_DELETE] = &task_snapshot_delete,
     [task_kind_VM_MIGRATE] = &task_vm_migrate,
+    [task_kind_BACKUP_CREATE] = &task_backup_create,
+    [task_kind_BACKUP_RESTORE] = &task_backup_restore,
 };
 
 static struct record *host_of(struct apply *a, const char *id)

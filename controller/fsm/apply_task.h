@@ -40,6 +40,12 @@ void snapshots_vm_renamed(struct apply *a, const struct record *vm);
 /* @record, which runs, ends as @state. @code, @text: why not well. @seen: as in task_kind_ops.ended. */
 void task_end(struct apply *a, struct record *record, enum operation_state state, const char *code, const char *text,
               const struct task_seen *seen);
+
+/* apply_backup.c */
+extern const struct task_kind_ops task_backup_create, task_backup_restore;
+/* Does a backup keep @record, a store or a backup, from being removed? Refuses if so. */
+bool backups_use(struct apply *a, const struct record *record);
+
 /* What a host says of its tasks. */
 void tasks_seen(struct apply *a, const struct record *host, const struct object_list *tasks);
 /* The host of the task is to end it. */

@@ -20,7 +20,8 @@ static const struct {
     {SNAPSHOT_OPERATIONS, object_kind_OPERATION},  {SNAPSHOT_TOKENS, object_kind_TOKEN},
     {SNAPSHOT_EVENTS, object_kind_EVENT},          {SNAPSHOT_ANSWERS, object_kind_COUNT},
     {SNAPSHOT_NETWORKS, object_kind_NETWORK},      {SNAPSHOT_SECURITY_GROUPS, object_kind_SECURITY_GROUP},
-    {SNAPSHOT_SNAPSHOTS, object_kind_SNAPSHOT},
+    {SNAPSHOT_SNAPSHOTS, object_kind_SNAPSHOT},    {SNAPSHOT_BACKUP_STORES, object_kind_BACKUP_STORE},
+    {SNAPSHOT_BACKUPS, object_kind_BACKUP},
 };
 
 /* ---- write ---- */
@@ -138,6 +139,9 @@ static int check_object(const struct state *state, enum object_kind kind, const 
         return damaged(err, "a VM lacks fields");
     if (kind == object_kind_SNAPSHOT && ((const struct snapshot *)object)->vm == NULL)
         return damaged(err, "a snapshot lacks its VM");
+    if (kind == object_kind_BACKUP &&
+        (((const struct backup *)object)->vm == NULL || ((const struct backup *)object)->store == NULL))
+        return damaged(err, "a backup lacks its VM or its store");
     if (kind == object_kind_OPERATION && (operation->target_id == NULL || operation->target_name == NULL))
         return damaged(err, "an operation lacks its target");
     return 0;

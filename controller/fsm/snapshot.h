@@ -35,6 +35,8 @@ enum snapshot_section {
     SNAPSHOT_NETWORKS = 11,
     SNAPSHOT_SECURITY_GROUPS = 12,
     SNAPSHOT_SNAPSHOTS = 13,
+    SNAPSHOT_BACKUP_STORES = 30,
+    SNAPSHOT_BACKUPS = 31,
 };
 
 /* Append the state to @out. */

@@ -27,6 +27,8 @@ BEGINS_ALIKE(token);
 BEGINS_ALIKE(network);
 BEGINS_ALIKE(security_group);
 BEGINS_ALIKE(snapshot);
+BEGINS_ALIKE(backup_store);
+BEGINS_ALIKE(backup);
 
 /* ---- kinds ---- */
 
@@ -55,6 +57,10 @@ const struct object_desc *state_kind_desc(enum object_kind kind)
         return &security_group_desc;
     case object_kind_SNAPSHOT:
         return &snapshot_desc;
+    case object_kind_BACKUP_STORE:
+        return &backup_store_desc;
+    case object_kind_BACKUP:
+        return &backup_desc;
     case object_kind_EVENT:
     case object_kind_COUNT:
         break;
@@ -309,7 +315,7 @@ void state_put_json(const struct state *state UNUSED, const struct record *recor
 {
     if (record->kind == object_kind_HOST)
         put_host(record, out);
-    else if (record->kind == object_kind_TOKEN ||
+    else if (record->kind == object_kind_TOKEN || record->kind == object_kind_BACKUP_STORE ||
              (record->kind == object_kind_OPERATION && operation_has_task(record->operation)))
         object_encode_public(record->desc, record->object, out);
     else

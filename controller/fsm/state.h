@@ -69,6 +69,8 @@ struct record {
         struct network *network;
         struct security_group *security_group;
         struct snapshot *snapshot;
+        struct backup_store *backup_store;
+        struct backup *backup;
     };
     char *json; /* canonical, SECRET fields included (snapshots); answers: state_put_json */
     size_t json_size;

@@ -406,7 +406,18 @@ static void fill_networks(const struct state *state, const struct record *host, 
     }
 }
 
-static void fill_tasks(const struct record *host, struct node_orders *orders)
+/* What the task's host needs to get at the store: that is nowhere but in the state and in these orders. */
+static void fill_store(const struct state *state, const struct task *task, struct task_order *order)
+{
+    const struct record *store =
+        task->backup.store != NULL ? state_get(state, object_kind_BACKUP_STORE, task->backup.store) : NULL;
+    if (store == NULL)
+        return;
+    OBJECT_COPY(backup_store, &order->store, store->backup_store);
+    object_mark(&task_order_desc, order, "store");
+}
+
+static void fill_tasks(const struct state *state, const struct record *host, struct node_orders *orders)
 {
     const size_t most = object_field(&node_orders_desc, "tasks")->max;
     for (size_t i = 0; i < host->of_host.tasks.count && i < most; i++) {
@@ -419,6 +430,8 @@ static void fill_tasks(const struct record *host, struct node_orders *orders)
             OBJECT_SET(task_order, order, cancel, true);
         OBJECT_COPY(task, &order->task, &operation->task);
         object_mark(&task_order_desc, order, "task");
+        if (order->role == task_role_MAIN)
+            fill_store(state, &operation->task, order);
     }
 }
 
@@ -532,7 +545,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     for (size_t i = 0; i < host->of_host.vms.count; i++)
         fill_order(state, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
     fill_networks(state, host, ret);
-    fill_tasks(host, ret);
+    fill_tasks(state, host, ret);
     fill_images(state, host, ret);
     forget_images(state, report, ret);
     fill_incoming(state, host, ret);

@@ -1,0 +1,739 @@
+/* The tasks backup-create and backup-restore.
+ *
+ *   start --> WAITING --its disks stand, or its VMM answers--> WORKING (a child, blocking calls) --> over
+ *               |  ^                                                                           ^
+ *               |  '-- a VMM starts or ends: looked at again every BACKUP_LOOK_MS              |
+ *               '---- cancel, error -----------------------------------------------------------'
+ *
+ * The child has drover-backup do the work, beside the agent's own program. Of a VM that runs it first has the VMM open
+ * images of all disks at one instant (the VMM's POST /v1/vm/backup) and closes them at the end; of one that is off it reads
+ * the disks themselves, and the VM is held meanwhile (vm_hold), as it is for a restore.
+ *
+ * Begun twice: drover-backup finds a backup of that id that is whole, and is done; images that a child left which was
+ * killed are closed first. A restore is done again. Cancel: the child is killed, and with it drover-backup; of a backup
+ * nothing is left but chunks that the store's next prune takes. A restore writes beside the disks and puts them in their
+ * place at the end: cancelled before, they are as they were. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "block/layer_disk.h"
+#include "block/layer_pool_dir.h"
+#include "common/file.h"
+#include "common/log.h"
+#include "compute/agent/agent.h"
+#include "compute/agent/agent_task.h"
+#include "compute/agent/task_child.h"
+#include "compute/agent/vm.h"
+
+#define RESTORED "restored-" /* begins the names of files that drover-backup writes */
+
+enum {
+    BACKUP_LOOK_MS = 200,
+    VMM_ANSWER_BYTES_MAX = 64 * 1024,
+    VMM_ANSWER_S = 90, /* longer than a freeze may take */
+    LINE_BYTES_MAX = 256 * 1024,
+    ARGUMENTS_MAX = 96,
+};
+
+struct backup_task {
+    struct agent_task *task;
+    struct agent *agent;
+    char vm[37];
+    uv_timer_t timer;
+    struct task_child *child;
+    bool holding, over;
+    enum operation_state state;
+    struct error err;
+    struct backup_result result;
+    bool has_result;
+};
+
+static struct local_vm *find_vm(const struct backup_task *b)
+{
+    return map_get(&b->agent->vms, b->vm);
+}
+
+static bool is_restore(const struct backup_task *b)
+{
+    return b->task->order.task.kind == task_kind_BACKUP_RESTORE;
+}
+
+static void on_timer_closed(uv_handle_t *handle)
+{
+    struct backup_task *b = handle->data;
+    struct agent_task *task = b->task;
+    enum operation_state state = b->state;
+    struct error err = b->err;
+    if (b->has_result) {
+        OBJECT_COPY(backup_result, &task->seen.backup, &b->result);
+        object_mark(&task_seen_desc, &task->seen, "backup");
+    }
+    OBJECT_CLEAR(backup_result, &b->result);
+    free(b);
+    task->state = NULL;
+    if (task->stopping)
+        agent_task_stopped(task);
+    else
+        agent_task_end(task, state, &err);
+}
+
+static void hold(struct backup_task *b, bool held)
+{
+    if (held != b->holding && find_vm(b) != NULL && !b->agent->stopping) /* an agent that stops has closed its VMs */
+        vm_hold(find_vm(b), held);
+    b->holding = held;
+}
+
+static void over(struct backup_task *b, enum operation_state state)
+{
+    ASSERT(b->child == NULL);
+    if (b->over)
+        return;
+    b->over = true;
+    b->state = state;
+    hold(b, false);
+    uv_timer_stop(&b->timer);
+    uv_close((uv_handle_t *)&b->timer, on_timer_closed);
+}
+
+/* ---- the child, from here ---- */
+
+static void child_told(const struct task_seen *seen, void *arg)
+{
+    struct backup_task *b = arg;
+    if (!b->task->stopping)
+        agent_task_progress(b->task, seen->step, seen->progress_done, seen->progress_total);
+}
+
+static void child_done(const struct task_seen *seen, void *arg)
+{
+    struct backup_task *b = arg;
+    b->child = NULL;
+    if (seen->state == operation_state_SUCCEEDED && OBJECT_HAS(task_seen, seen, backup)) {
+        OBJECT_COPY(backup_result, &b->result, &seen->backup);
+        b->has_result = true;
+    }
+    if (seen->state != operation_state_SUCCEEDED)
+        error_set(&b->err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
+                  seen->error_text != NULL ? seen->error_text : "it does not say why");
+    over(b, seen->state);
+}
+
+static int fill_work(const struct backup_task *b, const struct local_vm *vm, bool runs, struct backup_work *work,
+                     struct error *err)
+{
+    const struct vm_order *order = vm_order_of(vm);
+    const struct vm_places *places = &vm_context_of(vm)->places;
+    const struct vm_disk *disks = order->disks.items;
+    OBJECT_SET(backup_work, work, kind, b->task->order.task.kind);
+    OBJECT_COPY(task_backup, &work->task, &b->task->order.task.backup);
+    object_mark(&backup_work_desc, work, "task");
+    OBJECT_COPY(backup_store, &work->store, &b->task->order.store);
+    object_mark(&backup_work_desc, work, "store");
+    OBJECT_TEXT(backup_work, work, vm, b->vm);
+    OBJECT_SET(backup_work, work, user, vm_user(vm));
+    if (runs) {
+        CLEANUP_FREE char *socket_path = vm_files_path(places, b->vm, "backup.sock");
+        OBJECT_TEXT(backup_work, work, control_path, vm_control_path(vm));
+        if (strlen(socket_path) > object_field(&backup_work_desc, "socket_path")->max)
+            return error_set(err, -ENAMETOOLONG, ERROR_NOT_SUPPORTED,
+                             "the path of the agent's directory is too long for a socket in it: %s", socket_path);
+        OBJECT_TEXT(backup_work, work, socket_path, socket_path);
+    }
+    for (size_t i = 0; i < order->disks.count; i++) {
+        if (disks[i].read_only)
+            continue; /* it is as its image has it */
+        CLEANUP_FREE char *layers = vm_files_layers_path(places, order, &disks[i]);
+        CLEANUP_FREE char *leaf = xasprintf("disks/%s.raw", disks[i].name);
+        CLEANUP_FREE char *raw = vm_files_path(places, b->vm, leaf);
+        struct backup_work_disk *disk = OBJECT_ADD(backup_work, work, disks);
+        OBJECT_TEXT(backup_work_disk, disk, name, disks[i].name);
+        OBJECT_TEXT(backup_work_disk, disk, raw, raw);
+        if (layers != NULL)
+            OBJECT_TEXT(backup_work_disk, disk, layers, layers);
+    }
+    if (work->disks.count == 0)
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "the VM has no disk that it writes to");
+    return 0;
+}
+
+static void work_begin(struct backup_task *b, const struct local_vm *vm, bool runs)
+{
+    struct backup_work work = {0};
+    int r = fill_work(b, vm, runs, &work, &b->err);
+    const struct task_child_options options = {.loop = b->agent->loop,
+                                               .work = "backup",
+                                               .desc = &backup_work_desc,
+                                               .arguments = &work,
+                                               .told = child_told,
+                                               .done = child_done,
+                                               .arg = b};
+    if (r == 0)
+        r = task_child_start(&options, &b->child, &b->err);
+    OBJECT_CLEAR(backup_work, &work);
+    if (r < 0)
+        over(b, operation_state_FAILED);
+}
+
+/* ---- the task ---- */
+
+static void on_timer(uv_timer_t *timer);
+
+static void look(struct backup_task *b)
+{
+    struct local_vm *vm = find_vm(b);
+    enum vm_disks disks = vm != NULL ? vm_disks(vm) : VM_DISKS_NONE;
+    switch (disks) {
+    case VM_DISKS_FREE:
+        work_begin(b, vm, false);
+        return;
+    case VM_DISKS_IN_USE:
+        if (is_restore(b)) {
+            error_set(&b->err, -EBUSY, ERROR_CONFLICT, "the VM runs; stop it first");
+            break;
+        }
+        hold(b, false); /* its VMM shows the disks; it may stop and start as it likes */
+        work_begin(b, vm, true);
+        return;
+    case VM_DISKS_CHANGING:
+        agent_task_progress(b->task, "waiting for the VM to start or end", 0, 0);
+        uv_timer_start(&b->timer, on_timer, BACKUP_LOOK_MS, 0);
+        return;
+    case VM_DISKS_NONE:
+        error_set(&b->err, -ENOENT, ERROR_NOT_FOUND, "there are no disks of the VM here yet; start it once");
+        break;
+    }
+    over(b, operation_state_FAILED);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+    look(timer->data);
+}
+
+static void start(struct agent_task *task)
+{
+    struct backup_task *b = NEW(struct backup_task);
+    b->task = task;
+    b->agent = task->agent;
+    task->state = b;
+    snprintf(b->vm, sizeof b->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
+    uv_timer_init(b->agent->loop, &b->timer);
+    b->timer.data = b;
+    if (!OBJECT_HAS(task_order, &task->order, store)) {
+        error_set(&b->err, -ENOENT, ERROR_NOT_FOUND, "the backup store is not known any more");
+        over(b, operation_state_FAILED);
+        return;
+    }
+    hold(b, true);
+    look(b);
+}
+
+static void cancel(struct agent_task *task)
+{
+    struct backup_task *b = task->state;
+    if (b->over)
+        return;
+    if (b->child != NULL) {
+        task_child_kill(b->child);
+        return;
+    }
+    error_set(&b->err, -ECANCELED, ERROR_CANCELLED, "cancelled before anything was done");
+    over(b, operation_state_CANCELLED);
+}
+
+static void stop(struct agent_task *task)
+{
+    struct backup_task *b = task->state;
+    if (b->child != NULL)
+        task_child_kill(b->child);
+    else
+        over(b, operation_state_CANCELLED);
+}
+
+const struct agent_task_ops task_backup_ops = {.start = start, .cancel = cancel, .stop = stop};
+
+/* ---- in the child: the VMM ---- */
+
+static int vmm_connect(const char *path, struct error *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval limit = {.tv_sec = VMM_ANSWER_S};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+    if (fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0 &&
+        connect(fd, (const struct sockaddr *)&address, sizeof address) == 0)
+        return fd;
+    int code = error_errno(err, -errno, "cannot reach the VMM");
+    close_fd(&fd);
+    return code;
+}
+
+/* One request; the caller frees *ret_body, a text. The HTTP status, or negative errno. */
+static int vmm_ask(const char *path, const char *method, const struct bytes_writer *body, char **ret_body, struct error *err)
+{
+    CLEANUP_FREE char *answer = xcalloc(1, VMM_ANSWER_BYTES_MAX + 1);
+    size_t size = 0;
+    int status = 0;
+    CLEANUP_FD int fd = vmm_connect(path, err);
+    if (fd < 0)
+        return fd;
+    CLEANUP_FREE char *request =
+        xasprintf("%s /v1/vm/backup HTTP/1.1\r\nHost: vm\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%.*s", method,
+                  body != NULL ? body->size : 0, body != NULL ? (int)body->size : 0,
+                  body != NULL ? (const char *)body->data : "");
+    if (send(fd, request, strlen(request), MSG_NOSIGNAL) != (ssize_t)strlen(request))
+        return error_errno(err, -EIO, "cannot ask the VMM");
+    for (ssize_t n = 1; n > 0 && size < VMM_ANSWER_BYTES_MAX; size += n > 0 ? (size_t)n : 0)
+        n = recv(fd, answer + size, VMM_ANSWER_BYTES_MAX - size, 0);
+    const char *end = strstr(answer, "\r\n\r\n");
+    if (end == NULL || sscanf(answer, "HTTP/1.1 %3d ", &status) != 1)
+        return error_set(err, -EPROTO, ERROR_UNREACHABLE, "the VMM does not answer");
+    *ret_body = xstrdup(end + 4);
+    return status;
+}
+
+/* What went wrong by the VMM's own words. */
+static int vmm_refused(const char *text, struct error *err)
+{
+    json_t *problem = json_loads(text, 0, NULL);
+    const char *code = json_string_value(json_object_get(problem, "code"));
+    const char *detail = json_string_value(json_object_get(problem, "detail"));
+    int r = error_set(err, -EIO, error_kind_from_code(code != NULL ? code : "internal"), "its VMM: %s",
+                      detail != NULL ? detail : "it does not say why");
+    json_decref(problem);
+    return r;
+}
+
+static int images_end(const struct backup_work *work, const char *name, bool kept, struct error *err)
+{
+    struct vmm_backup_end order = {.kept = false};
+    struct bytes_writer body = {0};
+    CLEANUP_FREE char *text = NULL;
+    OBJECT_TEXT(vmm_backup_end, &order, name, name);
+    OBJECT_SET(vmm_backup_end, &order, kept, kept);
+    OBJECT_ENCODE(vmm_backup_end, &order, &body);
+    int status = vmm_ask(work->control_path, "PUT", &body, &text, err);
+    bytes_writer_finish(&body);
+    OBJECT_CLEAR(vmm_backup_end, &order);
+    return status < 0 ? status : status == 200 ? 0 : vmm_refused(text, err);
+}
+
+/* Those that a child left which was killed. */
+static void images_left(const struct backup_work *work)
+{
+    struct vmm_backup left = {.phase = 0};
+    CLEANUP_FREE char *text = NULL;
+    if (vmm_ask(work->control_path, "GET", NULL, &text, NULL) == 200 &&
+        OBJECT_DECODE(vmm_backup, text, strlen(text), OBJECT_STORED, &left, NULL) == 0) {
+        if (left.phase != vmm_backup_phase_NONE && left.name != NULL)
+            (void)images_end(work, left.name, false, NULL);
+        OBJECT_CLEAR(vmm_backup, &left);
+    }
+}
+
+static int images_begin(const struct backup_work *work, struct vmm_backup *ret_images, struct error *err)
+{
+    struct vmm_backup_order order = {.name = NULL};
+    struct bytes_writer body = {0};
+    CLEANUP_FREE char *text = NULL;
+    images_left(work);
+    OBJECT_TEXT(vmm_backup_order, &order, name, work->task.id);
+    OBJECT_TEXT(vmm_backup_order, &order, path, work->socket_path);
+    if (work->task.parent != NULL)
+        OBJECT_TEXT(vmm_backup_order, &order, since, work->task.parent);
+    if (OBJECT_HAS(task_backup, &work->task, freeze))
+        OBJECT_SET(vmm_backup_order, &order, freeze,
+                   work->task.freeze ? vmm_backup_freeze_ALWAYS : vmm_backup_freeze_NEVER);
+    OBJECT_ENCODE(vmm_backup_order, &order, &body);
+    int status = vmm_ask(work->control_path, "POST", &body, &text, err);
+    bytes_writer_finish(&body);
+    OBJECT_CLEAR(vmm_backup_order, &order);
+    if (status < 0)
+        return status;
+    if (status != 201)
+        return vmm_refused(text, err);
+    return OBJECT_DECODE(vmm_backup, text, strlen(text), OBJECT_STORED, ret_images, err);
+}
+
+/* ---- in the child: drover-backup ---- */
+
+struct arguments {
+    char *items[ARGUMENTS_MAX + 1]; /* owned, the last NULL */
+    unsigned count;
+    int key_fd, definition_fd;
+};
+
+static void argument_add(struct arguments *a, char *text)
+{
+    ASSERT(a->count < ARGUMENTS_MAX);
+    a->items[a->count++] = text;
+}
+
+static void option_add(struct arguments *a, const char *name, const char *value)
+{
+    argument_add(a, xasprintf("--%s", name));
+    argument_add(a, xstrdup(value));
+}
+
+/* A file without a name, for the program's eyes alone; it inherits the descriptor. */
+static int file_of_text(const char *text)
+{
+    int fd = memfd_create("backup", 0);
+    if (fd >= 0 && write(fd, text, strlen(text)) != (ssize_t)strlen(text))
+        close_fd(&fd);
+    return fd;
+}
+
+static int arguments_begin(struct arguments *a, const char *verb, const struct backup_work *work, struct error *err)
+{
+    char text[32];
+    *a = (struct arguments){.key_fd = -1, .definition_fd = -1};
+    argument_add(a, xstrdup("drover-backup"));
+    argument_add(a, xstrdup(verb));
+    option_add(a, "store", work->store.location);
+    if (work->store.key != NULL) {
+        a->key_fd = file_of_text(work->store.key);
+        if (a->key_fd < 0)
+            return error_errno(err, -errno, "cannot hand on the store's key");
+        snprintf(text, sizeof text, "/dev/fd/%d", a->key_fd);
+        option_add(a, "key-file", text);
+    }
+    if (work->store.bytes_per_second > 0 && strcmp(verb, "init") != 0) {
+        snprintf(text, sizeof text, "%llu", (unsigned long long)work->store.bytes_per_second);
+        option_add(a, "limit", text);
+    }
+    return 0;
+}
+
+static void arguments_finish(struct arguments *a)
+{
+    for (unsigned i = 0; i < a->count; i++)
+        free(a->items[i]);
+    close_fd(&a->key_fd);
+    close_fd(&a->definition_fd);
+}
+
+/* In the child of the child. */
+static _Noreturn void program_become(const struct arguments *a, const struct backup_work *work, int progress_fd)
+{
+    char self[4096];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 16);
+    int null = open("/dev/null", O_RDWR);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (null >= 0) {
+        dup2(null, STDIN_FILENO);
+        dup2(progress_fd, STDOUT_FILENO); /* its own words, where no descriptor for progress is taken */
+        dup2(null, STDERR_FILENO);
+    }
+    if (work->store.access_key != NULL)
+        setenv("AWS_ACCESS_KEY_ID", work->store.access_key, 1);
+    if (work->store.secret_key != NULL)
+        setenv("AWS_SECRET_ACCESS_KEY", work->store.secret_key, 1);
+    if (n > 0) {
+        self[n] = '\0';
+        char *slash = strrchr(self, '/');
+        strcpy(slash != NULL ? slash + 1 : self, "drover-backup");
+        execv(self, a->items);
+    }
+    execvp("drover-backup", a->items);
+    _exit(127);
+}
+
+/* Each line of JSON that it says; the last one is *ret_last, which the caller frees. */
+static int lines_follow(int fd, json_t **ret_last)
+{
+    CLEANUP_FREE char *line = NULL;
+    size_t room = 0;
+    FILE *stream = fdopen(fd, "r");
+    if (stream == NULL)
+        return -errno;
+    while (getline(&line, &room, stream) > 0 && room < LINE_BYTES_MAX) {
+        json_t *said = json_loads(line, 0, NULL);
+        const char *step = json_string_value(json_object_get(said, "step"));
+        if (step == NULL) {
+            json_decref(said);
+            continue;
+        }
+        if (strcmp(step, "done") != 0 && strcmp(step, "failed") != 0)
+            task_child_tell(step, (uint64_t)json_integer_value(json_object_get(said, "done_bytes")),
+                            (uint64_t)json_integer_value(json_object_get(said, "total_bytes")));
+        json_decref(*ret_last);
+        *ret_last = said;
+    }
+    fclose(stream);
+    return 0;
+}
+
+/* Run it to its end. 0 and, where it said so, its result (owned by the caller); or its own words. */
+static int program_run(struct arguments *a, const struct backup_work *work, json_t **ret_result, struct error *err)
+{
+    int fds[2], status = 0;
+    json_t *last = NULL;
+    char text[16];
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return error_errno(err, -errno, "cannot make a pipe");
+    bool has_progress = strcmp(a->items[1], "init") != 0;
+    if (has_progress) {
+        snprintf(text, sizeof text, "%d", STDOUT_FILENO);
+        option_add(a, "progress-fd", text);
+    }
+    pid_t pid = fork();
+    if (pid == 0)
+        program_become(a, work, fds[1]);
+    int code = pid < 0 ? -errno : 0;
+    close(fds[1]);
+    if (code == 0)
+        code = lines_follow(fds[0], &last);
+    else
+        close(fds[0]);
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    const char *step = json_string_value(json_object_get(last, "step"));
+    if (code < 0) {
+        code = error_errno(err, code, "cannot start drover-backup");
+    } else if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+        *ret_result = json_incref(json_object_get(last, "result"));
+    } else if (step != NULL && strcmp(step, "failed") == 0) {
+        const char *said = json_string_value(json_object_get(last, "text"));
+        const char *kind = json_string_value(json_object_get(last, "code"));
+        code = error_set(err, -EIO, error_kind_from_code(kind != NULL ? kind : "internal"), "%s",
+                         said != NULL ? said : "drover-backup does not say why");
+    } else if (WIFEXITED(status) && WEXITSTATUS(status) == 127) {
+        code = error_set(err, -ENOENT, ERROR_NOT_SUPPORTED, "drover-backup is not installed beside drover-agent");
+    } else {
+        code = error_set(err, -EIO, ERROR_INTERNAL, "drover-backup ended with status %d and no word",
+                         WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
+    }
+    json_decref(last);
+    return code;
+}
+
+/* A store that is not encrypted needs nobody's key: it is made where it is missing. */
+static void store_make(const struct backup_work *work)
+{
+    struct arguments a;
+    json_t *result = NULL;
+    if (work->store.key == NULL && arguments_begin(&a, "init", work, NULL) == 0) {
+        (void)program_run(&a, work, &result, NULL); /* one that is there refuses; what is wrong, create will say */
+        json_decref(result);
+        arguments_finish(&a);
+    }
+}
+
+/* ---- in the child: create ---- */
+
+static char *disk_source(const struct backup_work *work, const struct backup_work_disk *disk)
+{
+    if (work->control_path != NULL)
+        return xasprintf("%s=nbd:unix:%s:%s@%s", disk->name, work->socket_path, disk->name, work->task.id);
+    if (disk->layers != NULL)
+        return xasprintf("%s=pool:%s/%s", disk->name, disk->layers, disk->name);
+    return xasprintf("%s=file:%s", disk->name, disk->raw);
+}
+
+static int create_arguments(struct arguments *a, const struct backup_work *work, enum snapshot_consistency consistency,
+                            struct error *err)
+{
+    char text[32];
+    const struct backup_work_disk *disks = work->disks.items;
+    int r = arguments_begin(a, "create", work, err);
+    if (r < 0)
+        return r;
+    option_add(a, "vm", work->task.vm_name != NULL ? work->task.vm_name : work->vm);
+    option_add(a, "vm-id", work->vm);
+    option_add(a, "id", work->task.id);
+    option_add(a, "parent", work->task.parent != NULL ? work->task.parent : "none");
+    option_add(a, "consistency", snapshot_consistency_desc.names[consistency]);
+    if (work->task.definition != NULL && (a->definition_fd = file_of_text(work->task.definition)) >= 0) {
+        snprintf(text, sizeof text, "/dev/fd/%d", a->definition_fd);
+        option_add(a, "definition", text);
+    }
+    for (size_t i = 0; i < work->disks.count; i++) {
+        CLEANUP_FREE char *source = disk_source(work, &disks[i]);
+        option_add(a, "disk", source);
+    }
+    return 0;
+}
+
+/* From the manifest that drover-backup shows. */
+static void result_fill(const json_t *manifest, struct backup_result *result)
+{
+    const json_t *disks = json_object_get(manifest, "disks");
+    uint64_t read_bytes = 0;
+    for (size_t i = 0; i < json_array_size(disks) && i < 16; i++) {
+        const json_t *from = json_array_get(disks, i);
+        const char *name = json_string_value(json_object_get(from, "name"));
+        struct snapshot_disk *to = OBJECT_ADD(backup_result, result, disks);
+        OBJECT_TEXT(snapshot_disk, to, name, name != NULL ? name : "");
+        OBJECT_SET(snapshot_disk, to, size_bytes, (uint64_t)json_integer_value(json_object_get(from, "size_bytes")));
+        read_bytes += (uint64_t)json_integer_value(json_object_get(from, "read_bytes"));
+    }
+    OBJECT_SET(backup_result, result, read_bytes, read_bytes);
+    OBJECT_SET(backup_result, result, stored_bytes, (uint64_t)json_integer_value(json_object_get(manifest, "stored_bytes")));
+    OBJECT_SET(backup_result, result, duration_ms, (uint64_t)json_integer_value(json_object_get(manifest, "duration_ms")));
+}
+
+/* A parent that the store has no more: then all is read. */
+static int create_run(const struct backup_work *work, enum snapshot_consistency consistency, json_t **ret_manifest,
+                      struct error *err)
+{
+    struct arguments a;
+    int r = create_arguments(&a, work, consistency, err);
+    if (r == 0)
+        r = program_run(&a, work, ret_manifest, err);
+    arguments_finish(&a);
+    return r;
+}
+
+static int backup_create(struct backup_work *work, struct task_seen *ret_seen, struct error *err)
+{
+    struct vmm_backup images = {.phase = 0};
+    enum snapshot_consistency consistency = snapshot_consistency_FILESYSTEM; /* of one that is off nothing is half way */
+    json_t *manifest = NULL;
+    store_make(work);
+    if (work->control_path != NULL) {
+        task_child_tell("taking images of the disks", 0, 0);
+        int r = images_begin(work, &images, err);
+        if (r < 0)
+            return r;
+        if (images.consistency == backup_consistency_CRASH)
+            consistency = snapshot_consistency_CRASH;
+    }
+    int r = create_run(work, consistency, &manifest, err);
+    if (r < 0 && err->kind == ERROR_NOT_FOUND && work->task.parent != NULL) {
+        OBJECT_TEXT(task_backup, &work->task, parent, NULL);
+        r = create_run(work, consistency, &manifest, err);
+    }
+    if (work->control_path != NULL) {
+        struct error lost = {.code = 0};
+        int ended = images_end(work, work->task.id, r == 0, &lost);
+        if (r < 0 && ended < 0) /* the reason of the reason */
+            error_prefix(err, "%.200s; ", lost.text);
+    }
+    if (r == 0) {
+        OBJECT_SET(backup_result, &ret_seen->backup, consistency, consistency);
+        OBJECT_SET(backup_result, &ret_seen->backup, pause_us, images.pause_us);
+        result_fill(manifest, &ret_seen->backup);
+        object_mark(&task_seen_desc, ret_seen, "backup");
+    }
+    json_decref(manifest);
+    OBJECT_CLEAR(vmm_backup, &images);
+    return r;
+}
+
+/* ---- in the child: restore ---- */
+
+/* A name of its own for each try: what lies below a disk that was restored before must stay until that has gone. */
+static char *restored_path(const struct backup_work_disk *disk, const char *try)
+{
+    return disk->layers != NULL ? xasprintf("%s/" RESTORED "%s.raw", disk->layers, try)
+                                : xasprintf("%s." RESTORED "%s", disk->raw, try);
+}
+
+/* Files of other tries, and what lay below the disk before. */
+static void restored_clean(const struct backup_work_disk *disk, const char *try)
+{
+    CLEANUP_FREE char *kept = restored_path(disk, try);
+    CLEANUP_FREE char *directory = xstrdup(kept);
+    CLEANUP_FREE char *raw = xasprintf("%s.raw." RESTORED, disk->name);
+    const char *begins = disk->layers != NULL ? RESTORED : raw;
+    *strrchr(directory, '/') = '\0';
+    DIR *dir = opendir(directory);
+    for (struct dirent *entry; dir != NULL && (entry = readdir(dir)) != NULL;) {
+        CLEANUP_FREE char *path = xasprintf("%s/%s", directory, entry->d_name);
+        if (strncmp(entry->d_name, begins, strlen(begins)) == 0 && strcmp(path, kept) != 0)
+            (void)unlink(path);
+    }
+    if (dir != NULL)
+        closedir(dir);
+}
+
+/* What was restored takes the disk's place: a raw file itself, or below a new, empty layer. */
+static int disk_replace(const struct backup_work *work, const struct backup_work_disk *disk, const char *try,
+                        struct error *err)
+{
+    CLEANUP_FREE char *restored = restored_path(disk, try);
+    struct layer_pool *pool;
+    if (work->user != 0 && chown(restored, work->user, work->user) < 0)
+        return error_errno(err, -errno, "cannot hand %s to the VM", restored);
+    if (disk->layers == NULL)
+        return rename(restored, disk->raw) < 0 ? error_errno(err, -errno, "cannot replace %s", disk->raw) : 0;
+    int r = layer_pool_dir_create(disk->layers, NULL, NULL, &pool, err);
+    if (r < 0)
+        return r;
+    r = layer_disk_delete(pool, disk->name, err);
+    if (r == 0)
+        r = layer_disk_create(pool, disk->name, 0, strrchr(restored, '/') + 1, err);
+    if (r == 0)
+        r = layer_disk_collect(pool, err);
+    layer_pool_dir_destroy(pool);
+    return r;
+}
+
+static int restore_arguments(struct arguments *a, const struct backup_work *work, const char *try, struct error *err)
+{
+    const struct backup_work_disk *disks = work->disks.items;
+    int r = arguments_begin(a, "restore", work, err);
+    if (r < 0)
+        return r;
+    option_add(a, "backup", work->task.id);
+    for (size_t i = 0; i < work->disks.count && r == 0; i++) {
+        CLEANUP_FREE char *restored = restored_path(&disks[i], try);
+        CLEANUP_FREE char *target = xasprintf("%s=file:%s", disks[i].name, restored);
+        CLEANUP_FREE char *directory = xstrdup(restored);
+        *strrchr(directory, '/') = '\0';
+        r = file_make_directories(directory, 0700, err);
+        option_add(a, "disk", target);
+    }
+    return r;
+}
+
+static int backup_restore(const struct backup_work *work, struct error *err)
+{
+    const struct backup_work_disk *disks = work->disks.items;
+    struct arguments a;
+    json_t *result = NULL;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    CLEANUP_FREE char *try = xasprintf("%lld.%09ld", (long long)now.tv_sec, now.tv_nsec);
+    int r = restore_arguments(&a, work, try, err);
+    if (r == 0)
+        r = program_run(&a, work, &result, err);
+    for (size_t i = 0; i < work->disks.count && r < 0; i++) { /* nothing has been replaced yet */
+        CLEANUP_FREE char *restored = restored_path(&disks[i], try);
+        (void)unlink(restored);
+    }
+    if (r == 0)
+        task_child_tell("putting the disks in their place", 0, 0);
+    for (size_t i = 0; i < work->disks.count && r == 0; i++)
+        r = disk_replace(work, &disks[i], try, err);
+    for (size_t i = 0; i < work->disks.count && r == 0; i++)
+        restored_clean(&disks[i], try);
+    json_decref(result);
+    arguments_finish(&a);
+    return r;
+}
+
+int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err)
+{
+    struct backup_work work = {0};
+    int r = OBJECT_DECODE(backup_work, arguments, size, OBJECT_STORED, &work, err);
+    if (r < 0)
+        return r;
+    r = work.kind == task_kind_BACKUP_CREATE ? backup_create(&work, ret_seen, err) : backup_restore(&work, err);
+    OBJECT_CLEAR(backup_work, &work);
+    return r;
+}

@@ -1,0 +1,198 @@
+/* Backups of VMs: what it means for them that their tasks begin and end.
+ *
+ *   backup-create --> CREATING --done--> AVAILABLE <--over-- RESTORING
+ *                        |                   '--- backup-restore ^
+ *                  failed, cancelled
+ *                        v
+ *                     (none)
+ *
+ * A backup outlives its VM and the host that made it: it is in its store, and this is what the cluster knows of it. */
+#include "controller/fsm/apply_task.h"
+
+#include <errno.h>
+#include <string.h>
+
+static struct record *backup_of(struct apply *a, const struct operation *operation)
+{
+    const char *id = operation->task.backup.id;
+    return id != NULL ? map_get(&a->state->tables[object_kind_BACKUP].by_id, id) : NULL;
+}
+
+static const struct record *store_of(struct apply *a, const struct operation *operation)
+{
+    const char *id = operation->task.backup.store;
+    return id != NULL ? map_get(&a->state->tables[object_kind_BACKUP_STORE].by_id, id) : NULL;
+}
+
+static void set_state(struct apply *a, struct record *record, enum backup_state state, const char *reason)
+{
+    char text[APPLY_STEP_BYTES_MAX];
+    apply_text(text, sizeof text, "%s", reason != NULL ? reason : "");
+    state_edit_begin(a->state, record);
+    OBJECT_SET(backup, record->backup, state, state);
+    OBJECT_TEXT(backup, record->backup, state_reason, reason != NULL ? text : NULL);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "backup %s of VM %s is %s%s%s", record->common->name,
+                record->backup->vm_name, backup_state_desc.names[state], reason != NULL ? ": " : "",
+                reason != NULL ? text : "");
+}
+
+/* The VM that the task names, where the task's host has its disks; refuses if not. */
+static const struct vm *vm_with_disks(struct apply *a, const struct operation *operation)
+{
+    const struct task *task = &operation->task;
+    const struct record *record = apply_find(a, object_kind_VM, task->vm, 0);
+    if (record == NULL)
+        return NULL;
+    const struct vm *vm = record->vm;
+    if (vm->host == NULL || strcmp(vm->host, task->host) != 0 || vm->epoch != task->epoch) {
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "VM '%s' was started or moved meanwhile; ask again", vm->name);
+        return NULL;
+    }
+    /* One at a time: its VMM shows its disks of one moment only. */
+    for (size_t i = 0; i < record->of_vm.operations.count; i++) {
+        const struct operation *other = record->of_vm.operations.items[i]->operation;
+        if (!operation_has_task(other) || other->task.backup.id == NULL)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is being backed up or restored (%s); wait for that", vm->name,
+                     other->target_name);
+        return NULL;
+    }
+    return vm;
+}
+
+/* ---- create ---- */
+
+static bool create_may_begin(struct apply *a, const struct operation *operation)
+{
+    const struct task_backup *given = &operation->task.backup;
+    struct record_common common = {.id = given->id, .name = given->name};
+    if (store_of(a, operation) == NULL) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/store", "there is no such backup store");
+        return false;
+    }
+    return vm_with_disks(a, operation) != NULL && apply_may_insert(a, object_kind_BACKUP, &common);
+}
+
+static void create_begun(struct apply *a, const struct operation *operation)
+{
+    const struct task_backup *given = &operation->task.backup;
+    const struct vm *vm = apply_find(a, object_kind_VM, operation->task.vm, 0)->vm;
+    struct backup new = {0};
+    OBJECT_TEXT(backup, &new, id, given->id);
+    OBJECT_TEXT(backup, &new, name, given->name);
+    OBJECT_TEXT(backup, &new, created_at, a->request->at);
+    OBJECT_TEXT(backup, &new, vm, vm->id);
+    OBJECT_TEXT(backup, &new, vm_name, vm->name);
+    OBJECT_TEXT(backup, &new, store, given->store);
+    OBJECT_TEXT(backup, &new, store_name, store_of(a, operation)->common->name);
+    OBJECT_SET(backup, &new, state, backup_state_CREATING);
+    if (OBJECT_HAS(task_backup, given, freeze))
+        OBJECT_SET(backup, &new, freeze, given->freeze);
+    if (given->parent != NULL)
+        OBJECT_TEXT(backup, &new, parent, given->parent);
+    struct backup labels = {.labels = given->labels}; /* borrowed: merge copies */
+    if (given->labels.count > 0) {
+        object_mark(&backup_desc, &labels, "labels");
+        object_merge(&backup_desc, &new, &labels);
+    }
+    struct record *record = state_insert(a->state, object_kind_BACKUP, &new, a->index);
+    apply_event(a, event_type_CREATED, record, "backup %s of VM %s is to be made", record->common->name, vm->name);
+}
+
+static void result_take(struct backup *backup, const struct backup_result *result)
+{
+    OBJECT_SET(backup, backup, consistency, result->consistency);
+    OBJECT_SET(backup, backup, pause_us, result->pause_us);
+    OBJECT_SET(backup, backup, read_bytes, result->read_bytes);
+    OBJECT_SET(backup, backup, stored_bytes, result->stored_bytes);
+    OBJECT_SET(backup, backup, duration_ms, result->duration_ms);
+    for (size_t i = 0; i < result->disks.count; i++)
+        OBJECT_COPY(snapshot_disk, (struct snapshot_disk *)OBJECT_ADD(backup, backup, disks),
+                    (const struct snapshot_disk *)result->disks.items + i);
+}
+
+static void create_ended(struct apply *a, const struct operation *operation, enum operation_state state,
+                         const char *text, const struct task_seen *seen)
+{
+    struct record *record = backup_of(a, operation);
+    if (record == NULL)
+        return;
+    if (state != operation_state_SUCCEEDED) {
+        apply_event(a, event_type_DELETED, record, "backup %s of VM %s was not made: %s", record->common->name,
+                    record->backup->vm_name, text != NULL ? text : "it does not say why");
+        state_remove(a->state, record);
+        return;
+    }
+    state_edit_begin(a->state, record);
+    if (seen != NULL && OBJECT_HAS(task_seen, seen, backup))
+        result_take(record->backup, &seen->backup);
+    state_edit_end(a->state, record, a->index);
+    set_state(a, record, backup_state_AVAILABLE, NULL);
+}
+
+const struct task_kind_ops task_backup_create = {create_may_begin, create_begun, create_ended};
+
+/* ---- restore ---- */
+
+static bool restore_may_begin(struct apply *a, const struct operation *operation)
+{
+    const struct record *record = apply_find(a, object_kind_BACKUP, operation->task.backup.id, 0);
+    const struct vm *vm = record != NULL ? vm_with_disks(a, operation) : NULL;
+    if (vm == NULL)
+        return false;
+    if (record->backup->state != backup_state_AVAILABLE) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "backup '%s' is %s", record->common->name,
+                     backup_state_desc.names[record->backup->state]);
+        return false;
+    }
+    if (vm->wanted != vm_wanted_STOPPED || vm->state != vm_state_STOPPED) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is %s: stop it first (drover vm stop %s)", vm->name,
+                     vm_state_desc.names[vm->state], vm->name);
+        return false;
+    }
+    for (size_t i = 0; i < state_count(a->state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(a->state, object_kind_SNAPSHOT, i)->snapshot;
+        if (strcmp(snapshot->vm, vm->id) != 0)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' has snapshots, which would be lost; delete them first (%s)",
+                     vm->name, snapshot->name);
+        return false;
+    }
+    return true;
+}
+
+static void restore_begun(struct apply *a, const struct operation *operation)
+{
+    set_state(a, backup_of(a, operation), backup_state_RESTORING, NULL);
+}
+
+static void restore_ended(struct apply *a, const struct operation *operation, enum operation_state state,
+                          const char *text, const struct task_seen *seen UNUSED)
+{
+    struct record *record = backup_of(a, operation);
+    if (record != NULL)
+        set_state(a, record, backup_state_AVAILABLE, state == operation_state_SUCCEEDED ? NULL : text);
+}
+
+const struct task_kind_ops task_backup_restore = {restore_may_begin, restore_begun, restore_ended};
+
+/* ---- removal ---- */
+
+bool backups_use(struct apply *a, const struct record *record)
+{
+    if (record->kind == object_kind_BACKUP && record->backup->state != backup_state_AVAILABLE) {
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "backup '%s' is %s; wait for that, or cancel it", record->common->name,
+                     backup_state_desc.names[record->backup->state]);
+        return true;
+    }
+    for (size_t i = 0; record->kind == object_kind_BACKUP_STORE && i < state_count(a->state, object_kind_BACKUP); i++) {
+        const struct backup *backup = state_at(a->state, object_kind_BACKUP, i)->backup;
+        if (strcmp(backup->store, record->common->id) != 0)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "store '%s' has backups, such as '%s'; forget these first",
+                     record->common->name, backup->name);
+        return true;
+    }
+    return false;
+}

@@ -1,0 +1,157 @@
+"""Backups through the cluster: real controllers, agents, VMMs, drover-backup and the test guest."""
+import hashlib
+import json
+import subprocess
+
+import pytest
+
+from bed import ROOT, wait_until
+from cluster import KVM_MISSING, KVM_MISSING_TEXT
+from test_vmm import VMM
+
+GUEST = ROOT / 'build' / 'guest' / 'ticker.elf'
+BACKUP = VMM.parent / 'drover-backup'
+DISK_BYTES = 4 << 20
+pytestmark = [pytest.mark.skipif(not GUEST.exists(), reason='the test guest is not built: make guest'),
+              pytest.mark.skipif(not BACKUP.exists(), reason='drover-backup is not built'),
+              pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)]
+
+
+@pytest.fixture
+def cluster(make_cluster):
+    made = make_cluster(controllers=1, agents=1)
+    disk = made.bed.directory / 'disk.img'
+    disk.write_bytes(bytes(1 << 20) + b'of the image ' * 1000 + bytes(DISK_BYTES - (1 << 20) - 13000))
+    artifacts = {name: {'url': f'file://{path}', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+                 for name, path in (('kernel', GUEST), ('disk', disk))}
+    status, _, answer = made.api('POST', '/v1/images', {'name': 'ticker', 'kind': 'kernel', **artifacts})
+    assert status == 201, answer
+    made.store = made.bed.directory / 'store'
+    return made
+
+
+def done(cluster, answer, state='succeeded'):
+    status, _, operation = answer
+    assert status == 202, operation
+    if state == 'succeeded':
+        return cluster.wait_operation(operation)
+    show = lambda: cluster.api('GET', f"/v1/operations/{operation['id']}")[2]      # noqa: E731
+    wait_until(lambda: show()['state'] != 'running', 30, 'the end of the operation')
+    assert show()['state'] == state, show()
+    return show()
+
+
+def create(cluster, name, **fields):
+    done(cluster, cluster.api('POST', '/v1/vms', {'name': name, 'image': 'ticker', 'vcpus': 1, 'memory_bytes': 64 << 20,
+                                                  'cmdline': 'disk=5', **fields}))
+    return cluster.vm(name)['id']
+
+
+def backup(cluster, vm='a', **fields):
+    done(cluster, cluster.api('POST', f'/v1/vms/{vm}/backups', fields))
+    return cluster.api('GET', f"/v1/backups/{fields['name']}")[2]
+
+
+def add_store(cluster, **fields):
+    status, _, answer = cluster.api('POST', '/v1/backup-stores', {'name': 'nas', 'location': str(cluster.store), **fields})
+    assert status == 201, answer
+    return answer
+
+
+def tool(cluster, verb, *options):
+    return subprocess.run([BACKUP, verb, '--store', cluster.store, *map(str, options)], check=True, capture_output=True,
+                          timeout=60).stdout
+
+
+def content(cluster, ident):
+    """The first disk of a backup."""
+    return tool(cluster, 'cat', '--backup', ident, '--disk', 'root')
+
+
+def disk_now(cluster, vm_id):
+    """What a VM that is off shows its guest: its layers, put on top of each other by a backup by hand."""
+    layers = cluster.agent(1).directory / 'vms' / vm_id / 'disks' / 'root.layers'
+    made = json.loads(tool(cluster, 'create', '--vm', 'by-hand', '--parent', 'none', '--json', '--disk', f'root=pool:{layers}/root'))
+    return content(cluster, made['id'])
+
+
+def test_backed_up_while_it_runs_and_restored(cluster):
+    vm_id = create(cluster, 'a')
+    status, _, problem = cluster.api('POST', '/v1/vms/a/backups', {})
+    assert status == 404 and 'backup store' in problem['detail'], problem
+    add_store(cluster)
+    first = backup(cluster, name='first', labels={'why': 'test'})
+    assert first['state'] == 'available' and first['consistency'] == 'crash' and 'parent' not in first
+    assert first['disks'] == [{'name': 'root', 'size_bytes': DISK_BYTES}] and first['labels'] == {'why': 'test'}
+    second = backup(cluster, name='second')
+    assert second['parent'] == first['id'] and second['store_name'] == 'nas'
+    assert second['read_bytes'] <= 1 << 19 and content(cluster, second['id'])[1 << 20:] == content(cluster, first['id'])[1 << 20:]
+    # its definition is in the store, too
+    assert json.loads(tool(cluster, 'show', '--backup', second['id'], '--only-definition'))['name'] == 'a'
+    # off: from its disks themselves
+    status, _, problem = cluster.api('POST', '/v1/backups/first/restore', {})
+    assert status == 409 and 'stop it first' in problem['detail']
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    off = backup(cluster, name='off')
+    assert off['consistency'] == 'filesystem'
+    assert disk_now(cluster, vm_id) == content(cluster, off['id']) != content(cluster, first['id'])
+    done(cluster, cluster.api('POST', '/v1/backups/first/restore', {}))
+    assert disk_now(cluster, vm_id) == content(cluster, first['id'])
+    done(cluster, cluster.api('POST', '/v1/vms/a/start'))
+    backup(cluster, name='after')
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    done(cluster, cluster.api('POST', '/v1/backups/off/restore', {}))
+    assert disk_now(cluster, vm_id) == content(cluster, off['id'])
+    layers = cluster.agent(1).directory / 'vms' / vm_id / 'disks' / 'root.layers'
+    assert len(list(layers.glob('restored-*'))) == 1    # nothing is left behind
+    # into another VM; and the backups outlive theirs
+    done(cluster, cluster.api('DELETE', '/v1/vms/a'))
+    other = create(cluster, 'b')
+    done(cluster, cluster.api('POST', '/v1/vms/b/stop?force=true'))
+    status, _, problem = cluster.api('POST', '/v1/backups/second/restore', {})
+    assert status == 404 and 'there is no VM' in problem['detail']
+    done(cluster, cluster.api('POST', '/v1/backups/second/restore', {'vm': 'b'}))
+    assert disk_now(cluster, other) == content(cluster, second['id'])
+    status, _, problem = cluster.api('DELETE', '/v1/backup-stores/nas')
+    assert status == 409 and problem['code'] == 'in-use'
+    for one in ('first', 'second', 'off', 'after'):
+        assert cluster.api('DELETE', f'/v1/backups/{one}')[0] == 204
+    assert cluster.api('DELETE', '/v1/backup-stores/nas')[0] == 204
+
+
+def test_secrets_stay_where_they_are(cluster):
+    create(cluster, 'a')
+    key = cluster.bed.directory / 'key'
+    tool(cluster, 'init', '--encrypt', '--key-file', key)
+    secret = key.read_text().strip()
+    answer = add_store(cluster, key=secret, access_key='who', secret_key='not-to-be-shown')
+    made = backup(cluster, name='one')
+    assert made['state'] == 'available'
+    operations = cluster.api('GET', '/v1/operations')[2]
+    shown = json.dumps([answer, cluster.api('GET', '/v1/backup-stores')[2], cluster.api('GET', '/v1/backup-stores/nas')[2],
+                        operations, cluster.api('GET', '/v1/backups')[2]]) + cluster.bed.logs()
+    assert 'who' in shown and 'not-to-be-shown' not in shown and secret not in shown
+    status, _, answer = cluster.api('PATCH', '/v1/backup-stores/nas', {'key': 'A' * 43})
+    assert status == 200 and 'key' not in answer, answer
+    failed = done(cluster, cluster.api('POST', '/v1/vms/a/backups', {'name': 'wrong'}), 'failed')
+    assert 'key' in failed['error_text'], failed
+    assert cluster.api('GET', '/v1/backups/wrong')[0] == 404
+    # The guest has not noticed, and the next one works.
+    assert cluster.api('PATCH', '/v1/backup-stores/nas', {'key': secret})[0] == 200
+    assert backup(cluster, name='right')['parent'] == made['id']
+
+
+def test_cancelled(cluster):
+    create(cluster, 'a')
+    add_store(cluster, bytes_per_second=4096)
+    status, _, operation = cluster.api('POST', '/v1/vms/a/backups', {'name': 'slow'})
+    assert status == 202
+    wait_until(lambda: cluster.api('GET', f"/v1/operations/{operation['id']}")[2].get('step', '').startswith('waiting') is False,
+               20, 'the host has begun')
+    status, _, problem = cluster.api('POST', '/v1/vms/a/backups', {'name': 'two'})
+    assert status == 409 and 'slow' in problem['detail']
+    cluster.api('POST', f"/v1/operations/{operation['id']}/cancel")
+    done(cluster, (202, None, operation), 'cancelled')
+    assert cluster.api('GET', '/v1/backups')[2] == []
+    assert cluster.api('PATCH', '/v1/backup-stores/nas', {'bytes_per_second': 1 << 30})[0] == 200
+    assert backup(cluster, name='again')['state'] == 'available'
