@@ -132,17 +132,30 @@ static int files_open(struct layer_pool *pool, struct layer *l, const struct lay
     return code < 0 ? code : pool->ops->open(pool, name, read_only, &l->data, err);
 }
 
-static int layer_begin_writing(struct layer *l, struct error *err)
+/* The epoch is looked at before anything is cleaned up: where locks do not hold (network file systems), what looks like
+ * leftovers of a crash to an owner of yesterday is what today's has not flushed yet. */
+static int layer_begin_writing(struct layer *l, uint64_t epoch, struct error *err)
 {
+    uint64_t before = l->header.epoch;
+    if (epoch != 0 && before > epoch)
+        return error_set(err, -ESTALE, ERROR_CONFLICT, "the disk belongs to epoch %llu; this is %llu",
+                         (unsigned long long)before, (unsigned long long)epoch);
     int code = l->header.flags & LAYER_OPEN ? data_clean(l, err) : 0;
-    if (code == 0 && (code = flags_write(l, LAYER_OPEN, 0)) < 0)
-        error_errno(err, code, "cannot mark it as open");
-    l->writable = code == 0;
-    return code;
+    l->header.epoch = MAX(before, epoch);
+    if (code == 0 && l->header.epoch != before && (l->header.flags & LAYER_OPEN))
+        code = layer_write_header(l);
+    if (code == 0)
+        code = flags_write(l, LAYER_OPEN, 0);
+    if (code < 0) {
+        l->header.epoch = before;
+        return error_errno(err, code, "cannot mark it as open");
+    }
+    l->writable = true;
+    return 0;
 }
 
-int layer_open(struct layer_pool *pool, const struct layer_id *id, bool read_only, struct layer **ret_layer,
-               struct error *err)
+static int open_as(struct layer_pool *pool, const struct layer_id *id, bool read_only, uint64_t epoch,
+                   struct layer **ret_layer, struct error *err)
 {
     char text[LAYER_ID_TEXT_BYTES];
     struct layer *l = layer_new(layer_id_text(id, text));
@@ -154,13 +167,48 @@ int layer_open(struct layer_pool *pool, const struct layer_id *id, bool read_onl
     if (code == 0 && l->data->size_bytes < l->map.clusters * LAYER_CLUSTER_BYTES)
         code = error_set(err, -EBADMSG, ERROR_CHECKSUM, "its data file has become shorter");
     if (code == 0 && !read_only)
-        code = layer_begin_writing(l, err);
+        code = layer_begin_writing(l, epoch, err);
     if (code < 0) {
         error_prefix(err, "layer %s: ", text);
         layer_close(l);
         return code;
     }
     *ret_layer = l;
+    return 0;
+}
+
+int layer_open(struct layer_pool *pool, const struct layer_id *id, bool read_only, struct layer **ret_layer,
+               struct error *err)
+{
+    return open_as(pool, id, read_only, 0, ret_layer, err);
+}
+
+int layer_open_owned(struct layer_pool *pool, const struct layer_id *id, uint64_t epoch, struct layer **ret_layer,
+                     struct error *err)
+{
+    return open_as(pool, id, false, epoch, ret_layer, err);
+}
+
+int layer_seal(struct layer_pool *pool, struct layer_header *header, struct error *err)
+{
+    uint8_t block[LAYER_BLOCK_BYTES] __attribute__((aligned(LAYER_BLOCK_BYTES)));
+    struct layer_header sealed = *header;
+    struct block *map_file;
+    char name[LAYER_NAME_BYTES];
+    file_name(&header->id, "map", name);
+    int code = pool->ops->open(pool, name, false, &map_file, err);
+    if (code < 0)
+        return code;
+    sealed.flags = (header->flags & ~(uint32_t)LAYER_OPEN) | LAYER_SEALED;
+    sealed.sequence++;
+    layer_header_encode(&sealed, block);
+    code = block_now(map_file, BLOCK_WRITE, layer_header_offset(sealed.sequence), block, sizeof block);
+    if (code == 0)
+        code = block_now(map_file, BLOCK_FLUSH, 0, NULL, 0);
+    block_close(map_file);
+    if (code < 0)
+        return error_errno(err, code, "cannot mark layer %s as sealed", name);
+    *header = sealed;
     return 0;
 }
 
@@ -253,7 +301,7 @@ int layer_make_writable(struct layer_pool *pool, struct layer *layer, struct err
     }
     layer->data = now.data != NULL ? now.data : block_dead_create(&data);
     layer->map_file = now.map_file != NULL ? now.map_file : block_dead_create(&map_file);
-    return code < 0 ? code : layer_begin_writing(layer, err);
+    return code < 0 ? code : layer_begin_writing(layer, 0, err);
 }
 
 void layer_share(struct layer *layer)

@@ -44,6 +44,10 @@ struct layer {
  * -ENOENT, -EBUSY, -EBADMSG, -ENOTSUP in words. */
 int layer_open(struct layer_pool *pool, const struct layer_id *id, bool read_only, struct layer **ret_layer,
                struct error *err);
+/* The same for writing, by the owner of @epoch (0: no question): the epoch is raised to it durably, together with the
+ * mark. -ESTALE in words where it is higher already: nothing has been touched then. */
+int layer_open_owned(struct layer_pool *pool, const struct layer_id *id, uint64_t epoch, struct layer **ret_layer,
+                     struct error *err);
 /* Open a raw image as a read-only layer that has all clusters with data. */
 int layer_open_raw(struct layer_pool *pool, const char *name, struct layer **ret_layer, struct error *err);
 /* Make an empty layer with @header: id random where all zero, sequence set here, of the flags LAYER_OPEN counts: then it
@@ -60,6 +64,9 @@ void layer_close(struct layer *layer);
 /* Reopen a read-only one for writing; on failure (-EBUSY: somebody else reads it) it is as before. */
 int layer_make_writable(struct layer_pool *pool, struct layer *layer, struct error *err);
 int layer_remove_files(struct layer_pool *pool, const struct layer_id *id, struct error *err);
+/* Mark the layer of @header as sealed and clean, where another opening of its map has it and only reads; @header is what
+ * is on disk, and afterwards what is then. All of it has been flushed. @pool takes no locks. */
+int layer_seal(struct layer_pool *pool, struct layer_header *header, struct error *err);
 /* Write the header as it is in memory, with a higher sequence, durably; drains the map file. */
 int layer_write_header(struct layer *layer);
 /* Make the disk larger as this layer sees it. The layer is the top; nothing need be drained. */

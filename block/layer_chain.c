@@ -30,7 +30,7 @@ struct chain_op {
     unsigned pending;              /* pieces, and 1 while they are being submitted */
     int result;
     bool slow;
-    struct layer_flush flush;
+    struct layer_flush flush, flush_behind;
     struct chain_piece whole; /* the piece of a request that is one piece */
 };
 
@@ -424,9 +424,27 @@ static void op_flushed(struct layer_flush *flush, int result)
     op_let_go(op, false);
 }
 
+/* It began after the switch, and so has all that was written before it. */
+static void op_flushed_behind(struct layer_flush *flush, int result)
+{
+    struct chain_op *op = CONTAINER_OF(flush, struct chain_op, flush_behind);
+    if (result == 0)
+        op->chain->behind = NULL;
+    op_result(op, result);
+    op_let_go(op, false);
+}
+
 static void flush_submit(struct chain_op *op)
 {
     struct layer *top = layer_chain_top(op->chain);
+    if (op->chain->behind != NULL) {
+        op->flush_behind.done = op_flushed_behind;
+        int behind = layer_flush(op->chain->behind, &op->flush_behind);
+        if (behind < 0)
+            op_result(op, behind);
+        else
+            op->pending++;
+    }
     if (!layer_has_news(top)) {
         stretch_submit(op, top, 0, 0);
         return;
@@ -729,6 +747,14 @@ int layer_chain_push(struct layer_chain *chain, struct layer *top, struct error 
                          LAYER_CHAIN_MAX);
     chain->layers[chain->count++] = top;
     return 0;
+}
+
+void layer_chain_switch(struct layer_chain *chain, struct layer *top)
+{
+    ASSERT(chain->count < LAYER_CHAIN_MAX && chain->behind == NULL);
+    ASSERT(chain->block.in_flight == 0 && top->header.size_bytes == chain->block.size_bytes);
+    chain->behind = layer_chain_top(chain);
+    chain->layers[chain->count++] = top;
 }
 
 struct layer *layer_chain_take(struct layer_chain *chain, unsigned index, unsigned to)

@@ -10,7 +10,8 @@
  *         is a lower layer's           whole; other writes to it wait meanwhile
  *   WRITE_ZEROES, DISCARD              the top's data: a hole in it; whole clusters of a lower layer: state zero;
  *                                      parts of such: copy on write, or nothing for DISCARD
- *   FLUSH                              the data file's, or layer_flush where states have changed
+ *   FLUSH                              the data file's, or layer_flush where states have changed; and layer_flush of the
+ *                                      layer `behind` the top, while a switch to a new top has not flushed that
  *
  * What is done to clusters of the top (state data stays data; a hole in it reads as zeroes) needs no order among
  * requests in flight. The first change of a lower layer's cluster does: it is `slow`, and every write that touches its
@@ -43,6 +44,9 @@ struct layer_chain {
     struct list ended;         /* struct chain_op: within submit */
     struct layer_merge *merge; /* the one under way; NULL: none */
     bool draining;             /* no new pieces of a merge */
+    struct layer *behind;      /* right below the top, with writes that are not flushed yet: a FLUSH is one of both */
+    void (*merge_ready)(void *arg); /* see layer_merge_conclude; NULL: a merge ends where its last I/O does */
+    void *merge_ready_arg;
     /* The right to it goes to another process or comes back (block_own): layer_disk_own. NULL: nobody is kept out. */
     int (*own)(void *arg, bool own, struct error *err);
     void (*released)(void *arg); /* last call of block_close, when the layers are closed; may be NULL */
@@ -71,6 +75,9 @@ int layer_chain_find(const struct layer_chain *chain, const struct layer_id *id)
 
 /* @top, empty and open for writing, becomes the top; what was is only read from now on. Drained. -E2BIG in words. */
 int layer_chain_push(struct layer_chain *chain, struct layer *top, struct error *err);
+/* The same, but what was has writes that are not flushed yet: it becomes `behind`, and is so until a flush of it has
+ * succeeded. Cannot fail: -E2BIG and `behind` have been looked at. */
+void layer_chain_switch(struct layer_chain *chain, struct layer *top);
 /* Take layer @index out, after its clusters have been copied into its neighbour @to: above it, or below. The caller
  * has it then. Its requests are drained. */
 struct layer *layer_chain_take(struct layer_chain *chain, unsigned index, unsigned to);

@@ -1,6 +1,8 @@
 /* Disks with names: see layer_disk.h. */
 #include "block/layer_disk.h"
 
+#include "block/layer_head.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,7 +12,7 @@ enum { HEAD_FORMAT = 1, NAME_BYTES_MAX = 63 };
 
 /* ---- heads ---- */
 
-static int name_check(const char *name, struct error *err)
+int layer_name_check(const char *name, struct error *err)
 {
     const char *rule;
     if (strlen(name) > NAME_BYTES_MAX || !text_format_ok(FORMAT_name, name, &rule))
@@ -41,14 +43,14 @@ static int head_read(struct layer_pool *pool, const char *name, struct disk_head
 {
     char file[NAME_BYTES_MAX + sizeof HEAD_ENDING];
     *ret_head = (struct disk_head){.top = NULL};
-    int code = name_check(name, err);
+    int code = layer_name_check(name, err);
     if (code < 0)
         return code;
     snprintf(file, sizeof file, "%s" HEAD_ENDING, name);
     return head_read_file(pool, file, ret_head, err);
 }
 
-static int head_write(struct layer_pool *pool, const char *name, const struct disk_head *head, struct error *err)
+int layer_head_write(struct layer_pool *pool, const char *name, const struct disk_head *head, struct error *err)
 {
     char file[NAME_BYTES_MAX + sizeof HEAD_ENDING];
     struct bytes_writer out = {.data = NULL};
@@ -62,7 +64,7 @@ static int head_write(struct layer_pool *pool, const char *name, const struct di
     return code;
 }
 
-static bool head_lists(const struct disk_head *head, const char *layer)
+bool layer_head_lists(const struct disk_head *head, const char *layer)
 {
     for (size_t i = 0; i < head->layers.count; i++)
         if (strcmp(head->layers.items[i], layer) == 0)
@@ -70,9 +72,9 @@ static bool head_lists(const struct disk_head *head, const char *layer)
     return false;
 }
 
-static void head_add_layer(struct disk_head *head, const char *layer)
+void layer_head_add(struct disk_head *head, const char *layer)
 {
-    if (head_lists(head, layer))
+    if (layer_head_lists(head, layer))
         return;
     head->layers.items = xrealloc(head->layers.items, (head->layers.count + 1) * sizeof *head->layers.items);
     head->layers.items[head->layers.count++] = xstrdup(layer);
@@ -90,7 +92,7 @@ static void head_remove_layer(struct disk_head *head, const char *layer)
         }
 }
 
-static struct disk_snapshot *head_snapshot(const struct disk_head *head, const char *name)
+struct disk_snapshot *layer_head_snapshot(const struct disk_head *head, const char *name)
 {
     struct disk_snapshot *snapshots = head->snapshots.items;
     for (size_t i = 0; i < head->snapshots.count; i++)
@@ -102,7 +104,7 @@ static struct disk_snapshot *head_snapshot(const struct disk_head *head, const c
 static struct disk_snapshot *head_need_snapshot(const struct disk_head *head, const char *disk, const char *name,
                                                 struct error *err)
 {
-    struct disk_snapshot *s = head_snapshot(head, name);
+    struct disk_snapshot *s = layer_head_snapshot(head, name);
     if (s == NULL)
         error_set(err, -ENOENT, ERROR_NOT_FOUND, "disk %s has no snapshot %s", disk, name);
     return s;
@@ -111,13 +113,13 @@ static struct disk_snapshot *head_need_snapshot(const struct disk_head *head, co
 static void head_set_top(struct disk_head *head, const struct layer *top)
 {
     object_set_text(&disk_head_desc, head, "top", top->name);
-    head_add_layer(head, top->name);
+    layer_head_add(head, top->name);
 }
 
 /* ---- opening ---- */
 
 /* The chain that ends in @top, lowest first. */
-static int layers_open(struct layer_pool *pool, const char *top, bool read_only, struct layer **layers,
+static int layers_open(struct layer_pool *pool, const char *top, bool read_only, uint64_t epoch, struct layer **layers,
                        unsigned *ret_count, struct error *err)
 {
     struct layer *found[LAYER_CHAIN_MAX], *l = NULL;
@@ -125,7 +127,7 @@ static int layers_open(struct layer_pool *pool, const char *top, bool read_only,
     unsigned count = 0;
     int code = layer_id_parse(top, &id) < 0 ? error_set(err, -EBADMSG, ERROR_CHECKSUM, "%s is no layer", top) : 0;
     if (code == 0)
-        code = layer_open(pool, &id, read_only, &l, err);
+        code = read_only ? layer_open(pool, &id, true, &l, err) : layer_open_owned(pool, &id, epoch, &l, err);
     while (code == 0) {
         found[count++] = l;
         const struct layer_header *h = &l->header;
@@ -152,19 +154,10 @@ static int disk_open(struct layer_pool *pool, struct layer_disk *disk, const cha
 {
     struct layer *layers[LAYER_CHAIN_MAX];
     unsigned count;
-    int code = layers_open(pool, top, read_only, layers, &count, err);
+    int code = layers_open(pool, top, read_only, disk->epoch, layers, &count, err);
     if (code < 0)
         return code;
-    struct layer *last = layers[count - 1];
-    if (!read_only && disk->epoch != 0 && last->header.epoch > disk->epoch)
-        code = error_set(err, -ESTALE, ERROR_CONFLICT, "the disk belongs to epoch %llu; this is %llu",
-                         (unsigned long long)last->header.epoch, (unsigned long long)disk->epoch);
-    if (code == 0 && !read_only && last->header.epoch < disk->epoch) {
-        last->header.epoch = disk->epoch;
-        code = layer_write_header(last);
-    }
-    if (code == 0)
-        code = layer_chain_create(layers, count, read_only, &disk->chain, err);
+    code = layer_chain_create(layers, count, read_only, &disk->chain, err);
     for (unsigned i = 0; i < count && code < 0; i++)
         layer_close(layers[i]);
     return code;
@@ -215,7 +208,7 @@ static int disk_take(struct layer_disk *disk, struct error *err)
     int code = head_read(disk->pool, disk->name, &head, err);
     if (code < 0)
         return code;
-    code = layers_open(disk->pool, head.top, disk->chain->block.read_only, layers, &count, err);
+    code = layers_open(disk->pool, head.top, disk->chain->block.read_only, disk->epoch, layers, &count, err);
     if (code == 0) {
         code = layer_chain_fill(disk->chain, layers, count, err);
         for (unsigned i = 0; i < count && code < 0; i++)
@@ -318,11 +311,11 @@ static int disk_found(struct layer_pool *pool, const char *name, struct layer *t
     struct disk_head head = {.top = NULL};
     OBJECT_SET(disk_head, &head, format, HEAD_FORMAT);
     for (size_t i = 0; below != NULL && i < below->layers.count; i++)
-        head_add_layer(&head, below->layers.items[i]);
+        layer_head_add(&head, below->layers.items[i]);
     head_set_top(&head, top);
     if (base != NULL)
         object_set_text(&disk_head_desc, &head, "base", base);
-    int code = head_write(pool, name, &head, err);
+    int code = layer_head_write(pool, name, &head, err);
     layer_close(top);
     object_clear(&disk_head_desc, &head);
     return code;
@@ -354,13 +347,13 @@ static int ancestry(struct layer_pool *pool, const char *id, struct layer_header
 {
     struct layer *layers[LAYER_CHAIN_MAX];
     unsigned count;
-    int code = layers_open(pool, id, true, layers, &count, err);
+    int code = layers_open(pool, id, true, 0, layers, &count, err);
     if (code < 0)
         return code;
     *ret_header = layers[count - 1]->header;
     for (unsigned i = 0; i < count; i++) {
         if (layers[i]->map_file != NULL)
-            head_add_layer(needs, layers[i]->name);
+            layer_head_add(needs, layers[i]->name);
         else
             object_set_text(&disk_head_desc, needs, "base", layers[i]->name);
         layer_close(layers[i]);
@@ -376,6 +369,7 @@ static int clone_locked(struct layer_pool *pool, const char *layer, const char *
     int code = name_is_free(pool, name, err);
     if (code == 0)
         code = ancestry(pool, layer, &header, &needs, err);
+    header.epoch = 0; /* of the disk that it is a clone of; this one's owner counts anew */
     if (code == 0)
         code = top_create(pool, 0, &header, NULL, header.size_bytes, 0, &top, err);
     if (code == 0)
@@ -402,16 +396,16 @@ int layer_disk_clone(struct layer_pool *pool, const char *from, const char *snap
 }
 
 /* Leave out of @head what neither @needs nor a snapshot stands on. Where that cannot be found out all stays. */
-static void head_prune(struct layer_pool *pool, struct disk_head *head, struct disk_head *needs)
+void layer_head_prune(struct layer_pool *pool, struct disk_head *head, struct disk_head *needs)
 {
     const struct disk_snapshot *s = head->snapshots.items;
     struct layer_header header;
     int code = 0;
     for (size_t i = 0; i < head->snapshots.count && code == 0; i++)
-        if (!head_lists(needs, s[i].layer))
+        if (!layer_head_lists(needs, s[i].layer))
             code = ancestry(pool, s[i].layer, &header, needs, NULL);
     for (size_t i = head->layers.count; i-- > 0 && code == 0;)
-        if (!head_lists(needs, head->layers.items[i]))
+        if (!layer_head_lists(needs, head->layers.items[i]))
             head_remove_layer(head, head->layers.items[i]);
 }
 
@@ -433,9 +427,9 @@ int layer_disk_revert(struct layer_pool *pool, const char *name, const char *sna
                               &top, err);
         if (code == 0) {
             head_set_top(&disk->head, top);
-            head_add_layer(&needs, top->name);
-            head_prune(pool, &disk->head, &needs);
-            code = head_write(pool, name, &disk->head, err);
+            layer_head_add(&needs, top->name);
+            layer_head_prune(pool, &disk->head, &needs);
+            code = layer_head_write(pool, name, &disk->head, err);
             layer_close(top);
         }
         pool->ops->lock(pool, false, NULL);
@@ -448,7 +442,7 @@ int layer_disk_revert(struct layer_pool *pool, const char *name, const char *sna
 int layer_disk_delete(struct layer_pool *pool, const char *name, struct error *err)
 {
     char file[NAME_BYTES_MAX + sizeof HEAD_ENDING];
-    int code = name_check(name, err);
+    int code = layer_name_check(name, err);
     if (code < 0)
         return code;
     snprintf(file, sizeof file, "%s" HEAD_ENDING, name);
@@ -482,13 +476,13 @@ static int disk_push(struct layer_disk *disk, const char *snapshot, struct error
         object_set_text(&disk_snapshot_desc, s, "layer", old->name);
         OBJECT_SET(disk_snapshot, s, size_bytes, old->header.size_bytes);
     }
-    code = head_write(disk->pool, disk->name, &head, err);
+    code = layer_head_write(disk->pool, disk->name, &head, err);
     if (code == 0)
         code = layer_chain_push(disk->chain, top, err);
     if (code < 0) {
         /* The new head may be there all the same: so its top stays, and what we go on to write shows through it. */
         layer_close(top);
-        head_write(disk->pool, disk->name, &disk->head, NULL);
+        layer_head_write(disk->pool, disk->name, &disk->head, NULL);
         object_clear(&disk_head_desc, &head);
         return code;
     }
@@ -504,8 +498,8 @@ static int disk_push(struct layer_disk *disk, const char *snapshot, struct error
 
 int layer_disk_snapshot(struct layer_disk *disk, const char *snapshot, struct error *err)
 {
-    int code = name_check(snapshot, err);
-    if (code == 0 && head_snapshot(&disk->head, snapshot) != NULL)
+    int code = layer_name_check(snapshot, err);
+    if (code == 0 && layer_head_snapshot(&disk->head, snapshot) != NULL)
         code = error_set(err, -EEXIST, ERROR_EXISTS, "disk %s has a snapshot %s already", disk->name, snapshot);
     if (code == 0 && disk->chain->count == LAYER_CHAIN_MAX)
         code = error_set(err, -E2BIG, ERROR_CONFLICT, "a disk has at most %d layers; delete snapshots first",
@@ -534,10 +528,10 @@ int layer_disk_drop(struct layer_disk *disk, const char *snapshot, struct error 
     memmove(&items[index], &items[index + 1], (--head.snapshots.count - index) * sizeof *items);
     struct disk_head needs = {.top = NULL};
     for (unsigned i = 0; i < disk->chain->count; i++)
-        head_add_layer(&needs, disk->chain->layers[i]->name);
-    head_prune(disk->pool, &head, &needs);
+        layer_head_add(&needs, disk->chain->layers[i]->name);
+    layer_head_prune(disk->pool, &head, &needs);
     object_clear(&disk_head_desc, &needs);
-    int code = head_write(disk->pool, disk->name, &head, err);
+    int code = layer_head_write(disk->pool, disk->name, &head, err);
     if (code < 0) {
         object_clear(&disk_head_desc, &head);
         return code;
@@ -581,7 +575,7 @@ static int needs_of_head(void *arg, const char *file)
         return 0;
     int code = head_read_file(n->disk->pool, file, &head, n->err);
     for (unsigned i = 0; i < c->count && code == 0; i++)
-        n->shared[i] = n->shared[i] || head_lists(&head, c->layers[i]->name);
+        n->shared[i] = n->shared[i] || layer_head_lists(&head, c->layers[i]->name);
     object_clear(&disk_head_desc, &head);
     return code;
 }
@@ -607,8 +601,11 @@ static int needs_of_branches(struct needs *n)
         int at;
         if (layer_id_parse(s[i].layer, &id) < 0 || layer_chain_find(disk->chain, &id) >= 0)
             continue;
+        unsigned steps = 0;
         do { /* downwards until it meets the chain */
             struct layer *l;
+            if (++steps > LAYER_CHAIN_MAX)
+                return error_set(n->err, -EBADMSG, ERROR_CHECKSUM, "the layers of snapshot %s do not end", s[i].name);
             code = layer_open(disk->pool, &id, true, &l, n->err);
             if (code < 0)
                 break;
@@ -649,6 +646,22 @@ static bool merge_choose(const struct needs *n, unsigned *ret_from, bool *ret_up
     return false;
 }
 
+struct named {
+    struct layer_pool *pool;
+    const char *layer;
+    bool found;
+};
+
+static int named_in_head(void *arg, const char *file)
+{
+    struct named *n = arg;
+    struct disk_head head = {.top = NULL};
+    int code = is_head(file) ? head_read_file(n->pool, file, &head, NULL) : 0;
+    n->found = n->found || (code == 0 && layer_head_lists(&head, n->layer));
+    object_clear(&disk_head_desc, &head);
+    return code;
+}
+
 static void tidied(void *arg, int result, const struct layer_id *gone)
 {
     struct layer_disk *disk = arg;
@@ -661,9 +674,15 @@ static void tidied(void *arg, int result, const struct layer_id *gone)
             if (strcmp(s[i].layer, gone_text) == 0)
                 object_set_text(&disk_snapshot_desc, &s[i], "layer", heir_text);
         head_remove_layer(&disk->head, gone_text);
-        /* A head that still names it is right, too: its files go only when none does. */
-        if (head_write(disk->pool, disk->name, &disk->head, NULL) == 0)
-            layer_remove_files(disk->pool, gone, NULL);
+        /* A head that still names it is right, too: its files go only when none does. A clone that was made of a snapshot
+         * meanwhile stands on it; under the lock none is being made. */
+        struct named named = {.pool = disk->pool, .layer = gone_text};
+        if (disk->pool->ops->lock(disk->pool, true, NULL) == 0) {
+            if (layer_head_write(disk->pool, disk->name, &disk->head, NULL) == 0 &&
+                disk->pool->ops->list(disk->pool, named_in_head, &named, NULL) == 0 && !named.found)
+                layer_remove_files(disk->pool, gone, NULL);
+            disk->pool->ops->lock(disk->pool, false, NULL);
+        }
     }
     disk->tidy.done(disk->tidy.arg, result);
 }
@@ -726,13 +745,13 @@ static int collect_heads(void *arg, const char *file)
     if (length == 2 * LAYER_ID_BYTES + 4 && strcmp(file + length - 4, ".map") == 0) {
         char id[LAYER_ID_TEXT_BYTES];
         snprintf(id, sizeof id, "%.*s", 2 * LAYER_ID_BYTES, file);
-        head_add_layer(&c->found, id);
+        layer_head_add(&c->found, id);
     }
     if (!is_head(file))
         return 0;
     int code = head_read_file(c->pool, file, &head, c->err);
     for (size_t i = 0; i < head.layers.count && code == 0; i++)
-        head_add_layer(&c->kept, head.layers.items[i]);
+        layer_head_add(&c->kept, head.layers.items[i]);
     object_clear(&disk_head_desc, &head);
     return code;
 }
@@ -742,7 +761,7 @@ static int collect_one(struct collect *c, const char *text)
     char file[LAYER_NAME_BYTES];
     struct layer_id id;
     struct block *b = NULL;
-    if (head_lists(&c->kept, text) || layer_id_parse(text, &id) < 0)
+    if (layer_head_lists(&c->kept, text) || layer_id_parse(text, &id) < 0)
         return 0;
     snprintf(file, sizeof file, "%s.map", text);
     int code = c->pool->ops->open(c->pool, file, false, &b, c->err); /* its lock: nobody has it open */

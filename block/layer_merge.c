@@ -21,6 +21,7 @@ struct layer_merge {
     uint64_t next, end; /* clusters of `from` */
     unsigned copies;    /* under way */
     bool flushing, pumping;
+    bool ready; /* for layer_merge_conclude, with `result` */
     int result;
     struct layer_flush flush;
     layer_merge_cb done;
@@ -71,11 +72,20 @@ void layer_merge_progress(const struct layer_merge *merge, uint64_t *ret_done, u
 
 /* ---- the end ---- */
 
+/* Nothing below the top is written any more: others may read it. Where that fails it is found open, which does no harm. */
+static void below_share(struct layer_chain *chain)
+{
+    for (unsigned i = 0; i + 1 < chain->count; i++)
+        if (chain->layers[i]->writable && layer_settle(chain->layers[i]) == 0)
+            layer_share(chain->layers[i]);
+}
+
 static void merge_end(struct layer_merge *m, int result, const struct layer_id *gone)
 {
     layer_merge_cb done = m->done;
     void *arg = m->arg;
     m->chain->merge = NULL;
+    below_share(m->chain);
     free(m);
     done(arg, result, gone);
 }
@@ -109,40 +119,57 @@ static int merge_commit(struct layer_merge *m)
     return code;
 }
 
-static void merge_flushed(struct layer_flush *flush, int result)
+void layer_merge_conclude(struct layer_chain *chain)
 {
-    struct layer_merge *m = CONTAINER_OF(flush, struct layer_merge, flush);
-    m->flushing = false;
-    if (result == 0)
-        result = m->result;
+    struct layer_merge *m = chain->merge;
+    if (m == NULL || !m->ready)
+        return;
+    int result = m->result;
     if (result == 0)
         result = merge_commit(m);
     if (result < 0) {
         merge_end(m, result, NULL);
         return;
     }
-    struct layer *to = layer_to(m), *from = layer_chain_take(m->chain, m->from, m->to);
+    struct layer *from = layer_chain_take(m->chain, m->from, m->to);
     const struct layer_id gone = from->header.id;
-    if (to != layer_chain_top(m->chain)) {
-        layer_settle(to); /* where that fails it is found open, which does no harm */
-        layer_share(to);
-    }
     layer_close(from);
     merge_end(m, 0, &gone);
+}
+
+static void merge_ready(struct layer_merge *m, int result)
+{
+    struct layer_chain *chain = m->chain;
+    m->ready = true;
+    if (m->result == 0)
+        m->result = result;
+    if (chain->merge_ready != NULL)
+        chain->merge_ready(chain->merge_ready_arg);
+    else
+        layer_merge_conclude(chain);
+}
+
+static void merge_flushed(struct layer_flush *flush, int result)
+{
+    struct layer_merge *m = CONTAINER_OF(flush, struct layer_merge, flush);
+    m->flushing = false;
+    merge_ready(m, result);
 }
 
 /* Nothing is under way and nothing is left to begin. */
 static void merge_finish(struct layer_merge *m)
 {
     if (m->result < 0) {
-        merge_end(m, m->result, NULL);
+        merge_ready(m, m->result);
         return;
     }
     m->flushing = true;
     m->flush.done = merge_flushed;
     int code = layer_flush(layer_to(m), &m->flush);
-    if (code < 0)
-        merge_end(m, code, NULL);
+    if (code < 0) {
+        m->flushing = false;
+        merge_ready(m, code);
+    }
 }
 
 /* ---- copies ---- */
@@ -229,7 +256,7 @@ static void zero_take(struct layer_merge *m, uint64_t c)
 
 void layer_merge_pump(struct layer_merge *m)
 {
-    if (m->flushing || m->pumping)
+    if (m->flushing || m->pumping || m->ready)
         return;
     m->pumping = true;
     const struct layer *from = layer_from(m);
@@ -257,6 +284,7 @@ void layer_merge_cancel(struct layer_merge *merge)
         layer_merge_pump(merge);
         for (unsigned i = 0; i < chain->count && chain->merge != NULL; i++)
             layer_drain(chain->layers[i]);
+        layer_merge_conclude(chain);
     }
 }
 

@@ -7,6 +7,7 @@
  *          the lower one showed by itself is gone: nobody else may need it.
  *
  *   copying --all copied--> flush of the target --> parent rewritten (the one moment that counts) --> `from` removed
+ *                                         [chain->merge_ready: the owner is told, and calls layer_merge_conclude]
  *      |  ^
  *      |  | layer_chain_run: after a drain, or when a cluster was held by a write
  *      +--+--- an error, or cancel --> as it was, but for copies that nobody sees or that show the same
@@ -36,6 +37,9 @@ int layer_merge_start(struct layer_chain *chain, struct layer_pool *pool, unsign
 void layer_merge_progress(const struct layer_merge *merge, uint64_t *ret_done, uint64_t *ret_total);
 /* Ends it: done is called from here with -ECANCELED. Drains what it has under way. */
 void layer_merge_cancel(struct layer_merge *merge);
+/* What is left of a merge that chain->merge_ready told of: to be called by the owner where files may be opened and
+ * removed. @done is called from here. Nothing where there is none that is ready. */
+void layer_merge_conclude(struct layer_chain *chain);
 /* For the chain. */
 void layer_merge_pump(struct layer_merge *merge);
 /* What a merge of layer @from up or down would copy, in clusters. */

@@ -47,7 +47,7 @@ static int dir_open(struct layer_pool *pool, const char *name, bool read_only, s
                     struct error *err)
 {
     struct pool_dir *d = of_pool(pool);
-    int fd = openat(d->fd, name, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+    int fd = openat(d->fd, name, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
     if (fd < 0)
         return error_errno(err, -errno, "cannot open %s in %s", name, d->path);
     return fd_open(d, fd, name, read_only, ret_block, err);

@@ -46,6 +46,7 @@ struct power_pool {
     uint64_t random;
     uint64_t steps, steps_max; /* 0: no end */
     bool dead;
+    bool unlocked; /* files are opened whoever has them */
 };
 
 struct power_block {
@@ -54,6 +55,7 @@ struct power_block {
     struct power_file *file;
     struct list link;  /* in the pool */
     struct list queue; /* struct block_request */
+    bool unlocked;
 };
 
 static inline uint32_t power_random(struct power_pool *p, uint32_t below)
@@ -337,7 +339,8 @@ static inline void power_drain(struct block *b)
 static inline void power_close(struct block *b)
 {
     struct power_block *pb = CONTAINER_OF(b, struct power_block, block);
-    pb->file->readers = pb->file->readers > 0 ? pb->file->readers - 1 : 0;
+    if (!pb->unlocked)
+        pb->file->readers = pb->file->readers > 0 ? pb->file->readers - 1 : 0;
     list_remove(&pb->link);
     free(pb);
 }
@@ -392,7 +395,9 @@ static inline struct block *block_of_file(struct power_pool *p, struct power_fil
     b->file = f;
     list_init(&b->queue);
     list_append(&p->blocks, &b->link);
-    f->readers = read_only ? f->readers + 1 : -1;
+    b->unlocked = p->unlocked;
+    if (!b->unlocked)
+        f->readers = read_only ? f->readers + 1 : -1;
     return &b->block;
 }
 
@@ -412,7 +417,7 @@ static inline int power_open(struct layer_pool *pool, const char *name, bool rea
         return error_errno(err, -EIO, "no power");
     if (f == NULL)
         return error_errno(err, -ENOENT, "cannot open %s", name);
-    if (f->readers < 0 || (!read_only && f->readers > 0))
+    if (!p->unlocked && (f->readers < 0 || (!read_only && f->readers > 0)))
         return error_set(err, -EBUSY, ERROR_IN_USE, "%s is in use", name);
     if (f->live.size == 0)
         return error_set(err, -EINVAL, ERROR_INVALID, "%s is empty", name);

@@ -12,7 +12,7 @@
 
 #include <time.h>
 
-#include "block/layer_disk.h"
+#include "block/layer_point.h"
 #include "tests/unit/block/power_pool.h"
 
 enum {
@@ -339,10 +339,122 @@ static void do_tidy(struct trial *t)
     SAY(t, "tidy %d\n", code);
 }
 
+/* Life goes on between the steps of a point: no reopening, no growth, no other snapshot. */
+static void meanwhile(struct trial *t)
+{
+    for (unsigned i = chance(t, 4); i > 0; i--) {
+        request_begin(t);
+        for (unsigned k = chance(t, 8); k > 0; k--)
+            power_step(t->pool);
+        layer_chain_run(t->disk->chain);
+    }
+}
+
+struct point_flush {
+    struct layer_flush flush;
+    bool ended;
+    int result;
+};
+
+static void point_flushed(struct layer_flush *flush, int result)
+{
+    struct point_flush *f = CONTAINER_OF(flush, struct point_flush, flush);
+    f->ended = true;
+    f->result = result;
+}
+
+static int point_flush(struct trial *t, struct layer_point *point)
+{
+    struct point_flush *f = NEW(struct point_flush);
+    f->flush.done = point_flushed;
+    int code = layer_point_flush(point, &f->flush);
+    while (code == 0 && !f->ended) {
+        meanwhile(t);
+        if (!power_step(t->pool) && !f->ended)
+            block_drain(&t->disk->chain->block);
+    }
+    code = code == 0 ? f->result : code;
+    free(f);
+    return code;
+}
+
+/* A snapshot in steps. */
+static void do_point(struct trial *t)
+{
+    struct shot *s = &t->shots[t->shot_count];
+    struct layer_point point = {.disk = NULL};
+    struct error err = {.code = 0};
+    if (t->shot_count == SNAPSHOTS_MAX || t->disk->chain->behind != NULL)
+        return;
+    snprintf(s->name, sizeof s->name, "s%u", ++t->shots_made);
+    SAY(t, "point %s\n", s->name);
+    int code = layer_point_begin(t->disk, s->name, false, &point, &err);
+    expect(t, code, "begin of a point", &err);
+    if (code < 0)
+        return;
+    meanwhile(t);
+    t->pool->unlocked = true;
+    code = layer_point_prepare(&point, &t->pool->pool, &err);
+    t->pool->unlocked = false;
+    meanwhile(t);
+    if (code == 0 && chance(t, 8) > 0)
+        code = layer_point_open(&point, &err);
+    else if (code == 0) { /* given up */
+        t->pool->unlocked = true;
+        layer_point_undo(&point, &t->pool->pool);
+        t->pool->unlocked = false;
+        layer_point_end(&point);
+        return;
+    }
+    expect(t, code, "point", &err);
+    if (code == 0) {
+        meanwhile(t);
+        settle(t);
+        if (disk_check(t, "before a point") && disk_read(t, t->disk, s->values)) {
+            s->sectors = t->sectors;
+            t->shot_count++; /* it may be there from here on */
+            layer_point_switch(&point);
+            uint64_t began = ++t->clock;
+            code = point_flush(t, &point);
+            for (uint64_t i = 0; i < t->sectors && code == 0; i++)
+                sector_flushed(&t->model[i], began);
+            t->pool->unlocked = true;
+            if (code == 0)
+                code = layer_point_name(&point, &t->pool->pool, &err);
+            t->pool->unlocked = false;
+            expect(t, code, "point", &err);
+        }
+    }
+    layer_point_end(&point);
+}
+
+static void do_point_drop(struct trial *t)
+{
+    struct shot *s = &t->shots[chance(t, t->shot_count)];
+    struct layer_point point = {.disk = NULL};
+    struct error err = {.code = 0};
+    SAY(t, "drop %s in steps\n", s->name);
+    int code = layer_point_begin(t->disk, s->name, true, &point, &err);
+    if (code == 0) {
+        meanwhile(t);
+        t->pool->unlocked = true;
+        code = layer_point_name(&point, &t->pool->pool, &err);
+        t->pool->unlocked = false;
+    }
+    expect(t, code, "drop in steps", &err);
+    layer_point_end(&point);
+    if (code == 0)
+        shot_forget(t, s);
+}
+
 static void do_drop(struct trial *t)
 {
     if (t->shot_count == 0)
         return;
+    if (chance(t, 2)) {
+        do_point_drop(t);
+        return;
+    }
     struct shot *s = &t->shots[chance(t, t->shot_count)];
     SAY(t, "drop %s\n", s->name);
     struct error err = {.code = 0};
@@ -424,8 +536,10 @@ static void script_step(struct trial *t)
     layer_chain_run(t->disk->chain);
     if (what < 80)
         request_begin(t);
-    else if (what < 85)
+    else if (what < 83)
         do_snapshot(t);
+    else if (what < 86)
+        do_point(t);
     else if (what < 89)
         do_drop(t);
     else if (what < 94)
