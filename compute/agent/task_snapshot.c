@@ -1,18 +1,26 @@
 /* The tasks snapshot-create, -revert and -delete.
  *
  *   start --> WAITING --VM off, its disks free--> WORKING (a child, blocking calls) --> over
- *               |  ^                                                                      ^
- *               |  '-- a VMM starts or ends: looked at again every SNAPSHOT_LOOK_MS       |
+ *               |  ^  '--it runs--> ASKING (its VMM, by the control socket) ------------> over
+ *               |  |                  | it has ended, is busy                             ^
+ *               |  '------------------+-- a VMM starts or ends: every SNAPSHOT_LOOK_MS    |
  *               '---- cancel, error ------------------------------------------------------'
  *
- * The VM is held meanwhile (vm_hold): no VMM starts under the child. Begun twice, each of the three comes to the same: a
+ * A VMM is asked for a point in time (POST /v1/vm/points); of a removal it says at once that the name is gone, and is
+ * then looked at until its merges are done. A VM that is off is held meanwhile (vm_hold): no VMM starts under the
+ * child, which works with no more rights than the VM's VMM, for that has written what it reads. Begun twice, each of the three comes to the same: a
  * disk that has the snapshot already is passed over, as is one that has it no more, and a revert is done again.
  *
  * Cancel: WAITING: at once. A create or revert that works is short, and ends by itself. A delete that works has taken the
  * name away already, so the snapshot is gone: it is ended as done, and what was not merged yet is with the next one. */
 #include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
 
 #include "block/layer_disk.h"
 #include "block/layer_pool_dir.h"
@@ -22,6 +30,8 @@
 #include "compute/agent/task_child.h"
 
 #define SNAPSHOT_LOOK_MS 200
+#define SNAPSHOT_ASK_MS 120000 /* for a VMM's answer: files are made and synced */
+#define SNAPSHOT_BUSY_MAX 600u /* answers "busy", one each SNAPSHOT_LOOK_MS */
 #define STEP_DROPPED "giving space back" /* from here on a delete cannot be undone */
 
 struct snapshot_task {
@@ -30,7 +40,9 @@ struct snapshot_task {
     char vm[37];
     uv_timer_t timer;
     struct task_child *child;
+    struct http_call *call;
     bool holding, dropped, killed;
+    unsigned busy; /* answers in a row */
     /* how it ended */
     bool over;
     enum operation_state state;
@@ -68,17 +80,24 @@ static void on_timer_closed(uv_handle_t *handle)
         agent_task_end(task, state, &err);
 }
 
+static void hold(struct snapshot_task *s, bool held)
+{
+    struct local_vm *vm = find_vm(s);
+    if (s->holding == held || vm == NULL || s->agent->stopping) /* an agent that stops has closed its VMs */
+        return;
+    s->holding = held;
+    vm_hold(vm, held);
+}
+
 /* The end, whatever the reason: the VM is let go of, and the kind's memory goes. Once. */
 static void over(struct snapshot_task *s, enum operation_state state)
 {
-    ASSERT(s->child == NULL);
+    ASSERT(s->child == NULL && s->call == NULL);
     if (s->over)
         return;
     s->over = true;
     s->state = state;
-    if (s->holding && !s->agent->stopping && find_vm(s) != NULL) /* an agent that stops has closed its VMs */
-        vm_hold(find_vm(s), false);
-    s->holding = false;
+    hold(s, false);
     uv_timer_stop(&s->timer);
     uv_close((uv_handle_t *)&s->timer, on_timer_closed);
 }
@@ -115,6 +134,8 @@ static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, s
     OBJECT_SET(snapshot_work, work, kind, kind_of(s));
     OBJECT_TEXT(snapshot_work, work, snapshot, s->task->order.task.snapshot.id);
     OBJECT_SET(snapshot_work, work, epoch, order->epoch);
+    if (vm_user(vm) != geteuid())
+        OBJECT_SET(snapshot_work, work, user, vm_user(vm));
     for (size_t i = 0; i < order->disks.count; i++) {
         CLEANUP_FREE char *directory = vm_files_layers_path(&vm_context_of(vm)->places, order, &disks[i]);
         if (disks[i].read_only)
@@ -149,9 +170,162 @@ static void work_begin(struct snapshot_task *s, const struct local_vm *vm)
         over(s, operation_state_FAILED);
 }
 
-/* ---- the task ---- */
+/* ---- the VMM ---- */
 
 static void on_timer(uv_timer_t *timer);
+
+static void look_later(struct snapshot_task *s)
+{
+    uv_timer_start(&s->timer, on_timer, SNAPSHOT_LOOK_MS, 0);
+}
+
+static int ask(struct snapshot_task *s, const char *method, const char *leaf, const struct bytes_writer *body,
+               http_client_done done)
+{
+    struct local_vm *vm = find_vm(s);
+    CLEANUP_FREE char *url = xasprintf("http://vmm/v1/vm/points%s%s", leaf[0] != '\0' ? "/" : "", leaf);
+    const struct http_call_options options = {.method = method,
+                                              .url = url,
+                                              .unix_socket = vm_control_path(vm),
+                                              .body = body != NULL ? body->data : NULL,
+                                              .body_size = body != NULL ? body->size : 0,
+                                              .deadline_ms = SNAPSHOT_ASK_MS,
+                                              .done = done,
+                                              .arg = s};
+    return http_client_start(s->agent->http, &options, &s->call, &s->err);
+}
+
+/* A call has ended. True: the task goes on. */
+static bool answered(struct snapshot_task *s)
+{
+    s->call = NULL;
+    if (!s->task->stopping)
+        return true;
+    over(s, operation_state_CANCELLED);
+    return false;
+}
+
+/* Its VMM has ended, or is at something else: look again. False: that was often enough. */
+static bool try_again(struct snapshot_task *s, const struct http_answer *answer)
+{
+    bool busy = answer->error == 0 && answer->status == 409 && answer->problem.kind == ERROR_CONFLICT;
+    if ((!busy && answer->error == 0) || s->busy++ >= SNAPSHOT_BUSY_MAX)
+        return false;
+    agent_task_progress(s->task, busy ? "waiting for the VM's VMM" : NULL, 0, 0);
+    look_later(s);
+    return true;
+}
+
+static void fail_by(struct snapshot_task *s, const struct http_answer *answer)
+{
+    error_set(&s->err, -EIO, answer->problem.kind, "its VMM: %s", answer->problem.text);
+    over(s, operation_state_FAILED);
+}
+
+/* What a point that failed has left of some disks goes; however that ends, the task has failed. */
+static void on_undone(const struct http_answer *answer UNUSED, void *arg)
+{
+    struct snapshot_task *s = arg;
+    if (answered(s))
+        over(s, operation_state_FAILED);
+}
+
+static void on_taken(const struct http_answer *answer, void *arg)
+{
+    struct snapshot_task *s = arg;
+    struct vmm_point point = {.name = NULL};
+    struct error err;
+    if (!answered(s))
+        return;
+    if (answer->error == 0 && answer->status == 200 &&
+        OBJECT_DECODE(vmm_point, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &point, &err) == 0) {
+        OBJECT_SET(snapshot_result, &s->result, consistency, point.consistency);
+        OBJECT_SET(snapshot_result, &s->result, pause_us, point.pause_us);
+        for (size_t i = 0; i < point.disks.count; i++)
+            OBJECT_COPY(snapshot_disk, (struct snapshot_disk *)OBJECT_ADD(snapshot_result, &s->result, disks),
+                        (const struct snapshot_disk *)point.disks.items + i);
+        OBJECT_CLEAR(vmm_point, &point);
+        s->has_result = true;
+        over(s, operation_state_SUCCEEDED);
+    } else if (answer->error == 0 && answer->problem.kind == ERROR_EXISTS) { /* before the agent was restarted */
+        OBJECT_SET(snapshot_result, &s->result, consistency, snapshot_consistency_CRASH);
+        s->has_result = true;
+        over(s, operation_state_SUCCEEDED);
+    } else if (!try_again(s, answer)) {
+        error_set(&s->err, -EIO, answer->problem.kind, "its VMM: %s", answer->problem.text);
+        if (find_vm(s) == NULL || vm_disks(find_vm(s)) != VM_DISKS_IN_USE ||
+            ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_undone) < 0)
+            over(s, operation_state_FAILED);
+    }
+}
+
+static void on_merging(const struct http_answer *answer, void *arg)
+{
+    struct snapshot_task *s = arg;
+    struct vmm_points points = {.busy = false};
+    struct error err;
+    if (!answered(s))
+        return;
+    if (answer->error != 0 || answer->status != 200 ||
+        OBJECT_DECODE(vmm_points, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &points, &err) < 0) {
+        look_later(s); /* it has ended, or will answer again; off, the rest is done by a child */
+        return;
+    }
+    agent_task_progress(s->task, STEP_DROPPED, points.done_bytes, points.total_bytes);
+    bool more = (points.busy || points.merging) && !s->task->order.cancel;
+    OBJECT_CLEAR(vmm_points, &points);
+    if (more)
+        look_later(s);
+    else
+        over(s, operation_state_SUCCEEDED);
+}
+
+static void on_dropped(const struct http_answer *answer, void *arg)
+{
+    struct snapshot_task *s = arg;
+    if (!answered(s))
+        return;
+    if (answer->error == 0 && answer->status == 200) {
+        s->dropped = true;
+        look_later(s);
+    } else if (!try_again(s, answer)) {
+        fail_by(s, answer);
+    }
+}
+
+static int ask_for_point(struct snapshot_task *s)
+{
+    const struct task_snapshot *wanted = &s->task->order.task.snapshot;
+    struct vmm_point_order order = {.name = NULL};
+    struct bytes_writer body = {0};
+    OBJECT_TEXT(vmm_point_order, &order, name, wanted->id);
+    if (OBJECT_HAS(task_snapshot, wanted, freeze))
+        OBJECT_SET(vmm_point_order, &order, freeze, wanted->freeze ? vmm_freeze_MUST : vmm_freeze_NEVER);
+    OBJECT_ENCODE(vmm_point_order, &order, &body);
+    OBJECT_CLEAR(vmm_point_order, &order);
+    agent_task_progress(s->task, "its VMM makes a new top layer", 0, 0);
+    int r = ask(s, "POST", "", &body, on_taken);
+    bytes_writer_finish(&body);
+    return r;
+}
+
+static void ask_vmm(struct snapshot_task *s)
+{
+    int r;
+    hold(s, false); /* its VMM may end and start as it likes */
+    if (kind_of(s) == task_kind_SNAPSHOT_REVERT)
+        r = error_set(&s->err, -EBUSY, ERROR_CONFLICT, "the VM runs; stop it first");
+    else if (kind_of(s) == task_kind_SNAPSHOT_CREATE)
+        r = ask_for_point(s);
+    else if (s->dropped)
+        r = ask(s, "GET", "", NULL, on_merging);
+    else
+        r = ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_dropped);
+    if (r < 0)
+        over(s, operation_state_FAILED);
+}
+
+/* ---- the task ---- */
 
 static void look(struct snapshot_task *s)
 {
@@ -159,15 +333,16 @@ static void look(struct snapshot_task *s)
     enum vm_disks disks = vm != NULL ? vm_disks(vm) : VM_DISKS_NONE;
     switch (disks) {
     case VM_DISKS_FREE:
+        hold(s, true);
         work_begin(s, vm);
         return;
     case VM_DISKS_CHANGING:
         agent_task_progress(s->task, "waiting for the VM to start or end", 0, 0);
-        uv_timer_start(&s->timer, on_timer, SNAPSHOT_LOOK_MS, 0);
+        look_later(s);
         return;
     case VM_DISKS_IN_USE:
-        error_set(&s->err, -EBUSY, ERROR_NOT_SUPPORTED, "the VM runs; stop it first");
-        break;
+        ask_vmm(s);
+        return;
     case VM_DISKS_NONE:
         error_set(&s->err, -ENOENT, ERROR_NOT_FOUND, "there are no disks of the VM here yet; start it once");
         break;
@@ -189,10 +364,7 @@ static void start(struct agent_task *task)
     snprintf(s->vm, sizeof s->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
     uv_timer_init(s->agent->loop, &s->timer);
     s->timer.data = s;
-    if (find_vm(s) != NULL) {
-        vm_hold(find_vm(s), true);
-        s->holding = true;
-    }
+    hold(s, true);
     look(s);
 }
 
@@ -201,7 +373,9 @@ static void cancel(struct agent_task *task)
     struct snapshot_task *s = task->state;
     if (s->over)
         return;
-    if (s->child == NULL) {
+    if (kind_of(s) == task_kind_SNAPSHOT_DELETE && s->dropped && s->child == NULL) {
+        return; /* on_merging sees it */
+    } else if (s->child == NULL && s->call == NULL) {
         error_set(&s->err, -ECANCELED, ERROR_CANCELLED, "cancelled before anything was done");
         over(s, operation_state_CANCELLED);
     } else if (kind_of(s) == task_kind_SNAPSHOT_DELETE && s->dropped) {
@@ -213,9 +387,13 @@ static void cancel(struct agent_task *task)
 static void stop(struct agent_task *task)
 {
     struct snapshot_task *s = task->state;
+    if (s->over)
+        return; /* on its way */
     if (s->child != NULL) {
         s->killed = true;
         task_child_kill(s->child);
+    } else if (s->call != NULL) {
+        http_call_cancel(s->call);
     } else {
         over(s, operation_state_CANCELLED);
     }
@@ -224,6 +402,28 @@ static void stop(struct agent_task *task)
 const struct agent_task_ops task_snapshot_ops = {.start = start, .cancel = cancel, .stop = stop};
 
 /* ---- in the child ---- */
+
+/* From here on the child may do no more than the VM's VMM could, which has written what it reads: the pools' directories,
+ * which that user cannot get to by their paths, are opened before, and named by their descriptors after. */
+static int become(const struct snapshot_work *work, struct error *err)
+{
+    struct snapshot_work_disk *disks = work->disks.items;
+    if (work->user == 0)
+        return 0;
+    for (size_t i = 0; i < work->disks.count; i++) {
+        char path[32];
+        int fd = open(disks[i].directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd < 0)
+            return error_errno(err, -errno, "cannot open %s", disks[i].directory);
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        OBJECT_TEXT(snapshot_work_disk, &disks[i], directory, path);
+    }
+    if (setgroups(0, NULL) < 0 || setresgid(work->user, work->user, work->user) < 0 ||
+        setresuid(work->user, work->user, work->user) < 0 || prctl(PR_SET_DUMPABLE, 1) < 0 || /* for /proc/self/fd */
+        prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) /* which a change of user takes back */
+        return error_errno(err, -errno, "cannot become user %u", work->user);
+    return 0;
+}
 
 static int pool_open(const struct snapshot_work_disk *disk, struct layer_pool **ret_pool, struct error *err)
 {
@@ -327,18 +527,15 @@ int task_snapshot_work(const char *arguments, size_t size, struct task_seen *ret
     int r = OBJECT_DECODE(snapshot_work, arguments, size, OBJECT_STORED, &work, err);
     if (r < 0)
         return r;
+    r = become(&work, err);
     const struct snapshot_work_disk *disks = work.disks.items;
-    switch (work.kind) {
-    case task_kind_SNAPSHOT_CREATE:
+    if (r == 0 && work.kind == task_kind_SNAPSHOT_CREATE)
         r = all_create(&work, ret_seen, err);
-        break;
-    case task_kind_SNAPSHOT_DELETE:
+    else if (r == 0 && work.kind == task_kind_SNAPSHOT_DELETE)
         r = all_delete(&work, err);
-        break;
-    default:
+    else
         for (size_t i = 0; i < work.disks.count && r == 0; i++)
             r = disk_revert(&work, &disks[i], err);
-    }
     OBJECT_CLEAR(snapshot_work, &work);
     return r;
 }

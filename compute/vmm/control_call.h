@@ -80,6 +80,11 @@ int control_migration_wait(struct control_call *call, struct error *err);
 int control_migration_cancel(struct control_call *call, struct error *err);
 int control_migration_decide(struct control_call *call, struct error *err);
 
+/* control_points.c */
+int control_point_list(struct control_call *call, struct error *err);
+int control_point_take(struct control_call *call, struct error *err);
+int control_point_drop(struct control_call *call, struct error *err);
+
 /* control_snapshot.c */
 int control_snapshot_show(struct control_call *call, struct error *err);
 int control_snapshot_write(struct control_call *call, struct error *err);

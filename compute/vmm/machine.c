@@ -15,6 +15,7 @@
 #include "compute/vmm/machine_backup.h"
 #include "compute/vmm/machine_incoming.h"
 #include "compute/vmm/machine_migrate.h"
+#include "compute/vmm/machine_points.h"
 #include "compute/vmm/machine_snapshot.h"
 #include "compute/vmm/pc1_layout.h"
 #include "compute/vmm/smbios.h"
@@ -301,6 +302,7 @@ void machine_finish(struct machine *m)
     incoming_job_destroy(m->incoming);
     snapshot_job_destroy(m->snapshot);
     backup_job_close(m->backup);
+    point_job_destroy(m->points);
     console_set_input(m->console, NULL, NULL);
     lease_watch_stop(&m->lease);
     if (m->vcpus.count)
@@ -495,6 +497,8 @@ static int frozen_check(const struct machine *m, struct error *err)
 
 int machine_changeable(const struct machine *m, struct error *err)
 {
+    if (machine_points_are_busy(m))
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "a snapshot of the VM's disks is being made or removed; wait for it");
     if (!machine_migrate_is_active(m) && !machine_incoming_is_active(m))
         return frozen_check(m, err);
     return error_set(err, -EBUSY, ERROR_CONFLICT, "the VM is being migrated; wait for its end, or cancel it");

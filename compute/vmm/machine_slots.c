@@ -158,7 +158,7 @@ static int disk_open(struct machine *m, const struct vmm_disk *disk, struct bloc
 {
     struct block *block;
     struct block_file_options file = {
-        .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming};
+        .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming, .epoch = m->config->epoch};
     int code = engine_choose(m, disk, &file.uring, err);
     if (code == 0 && disk->format == disk_format_LAYERS)
         code = block_layers_open(disk->path, &file, m->io, &block, err);

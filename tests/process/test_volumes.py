@@ -1,6 +1,15 @@
-"""Snapshots through the cluster: real controllers, agent, VMMs and the test guest."""
+"""Snapshots through the cluster: real controllers, agent, VMMs and the test guest.
+
+The guest writes and reads its disk all the time (tests/guest/guest_disk.c): the n-th write fills its block with 64-bit words
+that say n, so that a block that is torn, lost or older than it may be is seen, by the guest and from outside.
+"""
 import hashlib
 import json
+import os
+import random
+import re
+import signal
+import struct
 
 import pytest
 
@@ -81,3 +90,123 @@ def test_a_snapshot_goes_with_its_vm(cluster):
     assert len(cluster.api('GET', '/v1/snapshots')[2]) == 1
     done(cluster, cluster.api('DELETE', '/v1/vms/a'))
     wait_until(lambda: cluster.api('GET', '/v1/snapshots')[2] == [], 10, 'the snapshot is gone')
+
+
+BLOCKS, BLOCK_BYTES, CLUSTER_BYTES = 64, 4096, 65536
+FAULTS = re.compile(r'disk: |answered twice|corrupt')
+
+
+def console(cluster, vm_id):
+    path = cluster.agent(1).directory / 'vms' / vm_id / 'console.log'
+    return path.read_text(errors='replace') if path.exists() else ''
+
+
+def writes(cluster, vm_id):
+    """Writes that the guest's present life was told are done."""
+    life = console(cluster, vm_id).split('drover-guest: hello')[-1]
+    return max([int(n) for n in re.findall(r'^disk (\d+) writes', life, re.M)], default=0)
+
+
+def wait_writes(cluster, vm_id, more=1):
+    first = writes(cluster, vm_id)
+    wait_until(lambda: writes(cluster, vm_id) >= first + more, 30, 'the guest writes')
+
+
+class Layer:
+    """A layer by its files alone (block/layer_map.h)."""
+
+    def __init__(self, directory, name):
+        self.data = directory / f'{name}.raw'
+        text = (directory / f'{name}.map').read_bytes()
+        slots = [text[i * 4096:(i + 1) * 4096] for i in range(len(text) // 4096)]
+        header = max((h for i, h in enumerate(slots[:2]) if h[:8] == b'DRVLAYER' and struct.unpack_from('<Q', h, 64)[0] % 2 == i),
+                     key=lambda h: struct.unpack_from('<Q', h, 64)[0])
+        self.parent, kind = header[32:48].hex(), struct.unpack_from('<I', header, 84)[0]
+        self.kind = ('none', 'layer', 'raw')[kind]
+        self.base = header[88:256].rstrip(b'\0').decode()
+        states = [s for i, s in enumerate(slots[2:4]) if s[:4] == b'DRVM' and struct.unpack_from('<Q', s, 8)[0] % 2 == i]
+        self.bits = max(states, key=lambda s: struct.unpack_from('<Q', s, 8)[0])[32:] if states else bytes(64)
+
+    def state(self, cluster):
+        return self.bits[cluster // 4] >> (cluster % 4 * 2) & 3
+
+
+def numbers(cluster, vm_id, top, disk='root'):
+    """Of each block of the guest the write that it holds, as the layer @top shows it."""
+    directory = cluster.agent(1).directory / 'vms' / vm_id / 'disks' / f'{disk}.layers'
+    found = []
+    for block in range(BLOCKS):
+        name, data = top, bytes(BLOCK_BYTES)
+        while True:
+            layer = Layer(directory, name)
+            state = layer.state(block * BLOCK_BYTES // CLUSTER_BYTES)
+            if state == 1:
+                with layer.data.open('rb') as file:
+                    file.seek(block * BLOCK_BYTES)
+                    data = file.read(BLOCK_BYTES)
+            if state != 0 or layer.kind != 'layer':
+                break
+            name = layer.parent
+        words = struct.unpack(f'<{BLOCK_BYTES // 8}Q', data)
+        if any(words):
+            assert words == tuple(range(words[0], words[0] + len(words))) and words[0] % len(words) == 0, f'block {block} is torn'
+        found.append(words[0] // len(words))
+    return found
+
+
+def layer_of(cluster, vm_id, snapshot):
+    return {s['name']: s['layer'] for s in head(cluster, vm_id)['snapshots']}[snapshot['id']]
+
+
+def take(cluster, vm_id, name):
+    """A snapshot of the running VM: what was acknowledged before is in it, and nothing that came after."""
+    before = writes(cluster, vm_id)
+    done(cluster, cluster.api('POST', '/v1/vms/a/snapshots', {'name': name}))
+    after = writes(cluster, vm_id)
+    snapshot = cluster.api('GET', f'/v1/snapshots/{name}')[2]
+    content = numbers(cluster, vm_id, layer_of(cluster, vm_id, snapshot))
+    assert snapshot['state'] == 'available' and snapshot['consistency'] == 'crash'
+    assert before - BLOCKS <= max(content) and before <= max(content) + BLOCKS, (before, max(content))
+    assert max(content) <= after + 2 * BLOCKS, (after, max(content))
+    return snapshot, content
+
+
+def test_snapshots_under_writes(cluster):
+    seed = int(os.environ.get('DROVER_SEED', 0)) or int.from_bytes(os.urandom(4), 'little')
+    print(f'seed {seed}: DROVER_SEED={seed} has the same order')
+    chance = random.Random(seed)
+    vm_id = create(cluster, 'a', cmdline='disk=7')
+    wait_writes(cluster, vm_id, 50)
+    taken = {}
+    for name in ('one', 'two', 'three', 'four'):
+        taken[name] = take(cluster, vm_id, name)
+        wait_writes(cluster, vm_id, chance.randrange(1, 60))
+    pauses = [snapshot['pause_us'] for snapshot, _ in taken.values()]
+    print('pauses in microseconds:', pauses)
+    assert min(pauses) <= 20000
+    order = list(taken)
+    chance.shuffle(order)
+    for name in order[:2]:      # while it runs, with their merges
+        done(cluster, cluster.api('DELETE', f'/v1/snapshots/{name}'))
+        wait_writes(cluster, vm_id, 5)
+        for other in [n for n in taken if n in order[order.index(name) + 1:]]:
+            snapshot, content = taken[other]
+            assert numbers(cluster, vm_id, layer_of(cluster, vm_id, snapshot)) == content, other
+    assert not FAULTS.search(console(cluster, vm_id))   # its next lives find what the first has written, and say so
+    (pid,) = cluster.agent(1).vmm_pids()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: console(cluster, vm_id).count('drover-guest: hello') == 2, 30, 'the guest began anew')
+    wait_writes(cluster, vm_id, 10)
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    for name in order[2:]:
+        snapshot, content = taken[name]
+        assert numbers(cluster, vm_id, layer_of(cluster, vm_id, snapshot)) == content, name
+    snapshot, content = taken[order[2]]
+    done(cluster, cluster.api('POST', f'/v1/snapshots/{order[2]}/revert'))
+    assert numbers(cluster, vm_id, head(cluster, vm_id)['top']) == content
+    done(cluster, cluster.api('POST', '/v1/vms/a/start'))
+    wait_writes(cluster, vm_id, 5)
+    for name in order[2:]:
+        done(cluster, cluster.api('DELETE', f'/v1/snapshots/{name}'))
+    assert names(cluster, vm_id) == []
+    wait_writes(cluster, vm_id, 5)

@@ -27,6 +27,7 @@ struct block_file_options {
     bool direct;         /* O_DIRECT: refused where the file cannot */
     bool unlocked;       /* another process has it still: block_own takes it */
     struct uring *uring; /* to use; NULL: threads */
+    uint64_t epoch;      /* of the owner, for what keeps one (block_layers.h); 0: none */
 };
 
 /* Open the file at @path; refused in words: not a file or block device, empty, size not a multiple of 512, locked by

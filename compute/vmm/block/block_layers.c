@@ -79,6 +79,7 @@ static int layers_look(struct block_layers *l, const char *name, bool read_only,
     layer_pool_dir_set_unlocked(l->pool, false);
     if (code < 0)
         return code;
+    (*ret_disk)->epoch = l->options.epoch; /* that it is taken under */
     (*ret_disk)->chain->block.read_only = read_only;
     (*ret_disk)->chain->block.lost_with_process = !read_only;
     return layer_disk_own(*ret_disk, false, err);
@@ -111,7 +112,7 @@ int block_layers_open(const char *path, const struct block_file_options *options
     if (code == 0 && options->unlocked)
         code = layers_look(l, name, options->read_only, &disk, err);
     else if (code == 0)
-        code = layer_disk_open(l->pool, name, options->read_only, 0, &disk, err);
+        code = layer_disk_open(l->pool, name, options->read_only, options->epoch, &disk, err);
     if (code < 0) {
         layers_free(l);
         return code;

@@ -1,0 +1,543 @@
+/* One point at a time, its steps between the control loop, a thread for files, and the I/O thread: machine_points.h. */
+#include "compute/vmm/machine_points.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "block/layer_point.h"
+#include "block/layer_pool_dir.h"
+#include "common/log.h"
+#include "compute/vmm/block/block_layers.h"
+
+struct disk_point {
+    struct point_job *job;
+    char id[24];
+    char *directory;
+    struct layer_disk *disk;
+    struct layer_pool *files;
+    struct layer_point point;
+    struct layer_flush flush;
+    uint64_t size_bytes;
+};
+
+struct point_job {
+    struct machine *m;
+    bool busy, drop;
+    char name[64];
+    enum vmm_freeze freeze;
+    point_done_fn done;
+    void *arg;
+    struct disk_point disks[POINTS_DISKS_MAX];
+    unsigned count;
+    pthread_t thread;
+    bool thread_runs;
+    void (*work)(struct point_job *); /* of the thread */
+    io_post_fn next;                  /* on the control loop, after it */
+    bool frozen;                      /* the agent has said that it has */
+    unsigned flushing;
+    uint64_t pause_us;
+    int code;
+    struct error err;
+
+    struct layer_disk *merging; /* of which a merge is under way */
+    bool merge_again;           /* a merge was given up for a point */
+    uint64_t merges;
+    struct error failure;
+};
+
+static uint64_t now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+static struct point_job *job_of(struct machine *m)
+{
+    if (m->points == NULL) {
+        m->points = NEW(struct point_job);
+        m->points->m = m;
+    }
+    return m->points;
+}
+
+static void fail(struct point_job *job, int code, const struct error *err)
+{
+    if (job->code == 0) {
+        job->code = code;
+        job->err = *err;
+    }
+}
+
+/* ---- the thread ---- */
+
+static void thread_join(struct point_job *job)
+{
+    if (job->thread_runs)
+        pthread_join(job->thread, NULL);
+    job->thread_runs = false;
+}
+
+static void *thread_main(void *arg)
+{
+    struct point_job *job = arg;
+    job->work(job);
+    io_loop_post(job->m->control, job->next, job);
+    return NULL;
+}
+
+static void thread_start(struct point_job *job, void (*work)(struct point_job *), io_post_fn next)
+{
+    struct error err;
+    job->work = work;
+    job->next = next;
+    int code = -pthread_create(&job->thread, NULL, thread_main, job);
+    job->thread_runs = code == 0;
+    if (code == 0)
+        return;
+    error_errno(&err, code, "cannot start a thread");
+    fail(job, code, &err);
+    io_loop_post(job->m->control, next, job);
+}
+
+/* ---- the end ---- */
+
+static void merge_next(void *arg);
+
+static void points_end(struct point_job *job)
+{
+    pthread_mutex_lock(&job->m->device_lock);
+    for (unsigned i = 0; i < job->count; i++)
+        layer_point_end(&job->disks[i].point);
+    pthread_mutex_unlock(&job->m->device_lock);
+    for (unsigned i = 0; i < job->count; i++) {
+        layer_pool_dir_destroy(job->disks[i].files);
+        free(job->disks[i].directory);
+    }
+}
+
+static void job_end(struct point_job *job)
+{
+    struct object_list disks = {NULL, 0};
+    struct snapshot_disk items[POINTS_DISKS_MAX] = {{.name = NULL}};
+    char quoted[640];
+    for (unsigned i = 0; i < job->count && !job->drop; i++) {
+        OBJECT_TEXT(snapshot_disk, &items[i], name, job->disks[i].id);
+        OBJECT_SET(snapshot_disk, &items[i], size_bytes, job->disks[i].size_bytes);
+    }
+    disks.items = items;
+    disks.count = job->drop ? 0 : job->count;
+    points_end(job);
+    const struct point_result result = {.name = job->name,
+                                        .consistency = job->frozen ? snapshot_consistency_FILESYSTEM
+                                                                   : snapshot_consistency_CRASH,
+                                        .pause_us = job->pause_us,
+                                        .disks = disks};
+    if (job->code < 0)
+        log_warning("point-failed", "vm=%s name=%s error=%s", job->m->config->name, job->name,
+                    log_quote(job->err.text, quoted, sizeof(quoted)));
+    else
+        log_info(job->drop ? "point-dropped" : "point-taken", "vm=%s name=%s pause_us=%llu", job->m->config->name,
+                 job->name, (unsigned long long)job->pause_us);
+    bool merge = job->drop || job->merge_again;
+    job->busy = false;
+    job->merge_again = false;
+    job->count = 0;
+    job->done(job->arg, job->code, &job->err, &result);
+    for (unsigned i = 0; i < POINTS_DISKS_MAX; i++)
+        OBJECT_CLEAR(snapshot_disk, &items[i]);
+    if (merge)
+        io_loop_post(job->m->control, merge_next, job);
+}
+
+/* ---- files ---- */
+
+/* Heads are written past the disks' own drivers: so the lease is asked here. */
+static bool may_write(struct point_job *job)
+{
+    struct error err;
+    if (lease_allows_io(&job->m->lease.lease))
+        return true;
+    fail(job, error_set(&err, -EAGAIN, ERROR_CONFLICT, "the VM may not write to its disks: its host's lease has run out"),
+         &err);
+    return false;
+}
+
+static void name_work(struct point_job *job)
+{
+    struct error err;
+    for (unsigned i = 0; i < job->count && job->code == 0 && may_write(job); i++) {
+        int code = layer_point_name(&job->disks[i].point, job->disks[i].files, &err);
+        if (code < 0)
+            fail(job, code, &err);
+    }
+}
+
+static void on_named(void *arg)
+{
+    struct point_job *job = arg;
+    thread_join(job);
+    job_end(job);
+}
+
+static void undo_work(struct point_job *job)
+{
+    for (unsigned i = 0; i < job->count; i++)
+        layer_point_undo(&job->disks[i].point, job->disks[i].files);
+}
+
+/* Before the switch. */
+static void give_up(struct point_job *job)
+{
+    thread_start(job, undo_work, on_named);
+}
+
+/* What the kernel has not written yet of the disk's present top is written now, so that little is left to do after the
+ * switch, when every flush of the guest's waits for it. */
+static void presync(const struct disk_point *d)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/%s.raw", d->directory, d->point.old_name);
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd >= 0 && fdatasync(fd) < 0)
+        log_debug("presync", "path=%s error=\"%s\"", path, strerror(errno));
+}
+
+static void prepare_work(struct point_job *job)
+{
+    struct error err;
+    for (unsigned i = 0; i < job->count && job->code == 0 && may_write(job); i++) {
+        int code = layer_point_prepare(&job->disks[i].point, job->disks[i].files, &err);
+        if (code < 0)
+            fail(job, code, &err);
+        else
+            presync(&job->disks[i]);
+    }
+    if (job->code < 0)
+        undo_work(job);
+}
+
+/* ---- the switch ---- */
+
+static void on_flushed(void *arg)
+{
+    struct point_job *job = arg;
+    if (job->code < 0)
+        job_end(job); /* there is one layer more */
+    else
+        thread_start(job, name_work, on_named);
+}
+
+/* With the device lock held. */
+static void flush_done(struct layer_flush *flush, int result)
+{
+    struct disk_point *d = CONTAINER_OF(flush, struct disk_point, flush);
+    struct point_job *job = d->job;
+    struct error err;
+    if (result < 0) {
+        error_errno(&err, result, "disk %s cannot be flushed", d->id);
+        fail(job, result, &err);
+    } else if (d->disk->chain->behind != NULL) {
+        d->disk->chain->behind = NULL;
+    }
+    if (--job->flushing == 0)
+        io_loop_post(job->m->control, on_flushed, job);
+}
+
+static void thawed(void *arg UNUSED, const json_t *answer UNUSED, const struct error *err UNUSED)
+{
+    /* where it was not understood, the limit of the freeze thaws */
+}
+
+static void do_switch(struct point_job *job)
+{
+    struct machine *m = job->m;
+    job->flushing = 1;
+    pthread_mutex_lock(&m->device_lock);
+    job->frozen = job->frozen && m->guest.agent.frozen; /* not thawed by its limit meanwhile */
+    uint64_t began_us = now_us();
+    for (unsigned i = 0; i < job->count; i++)
+        block_drain(&job->disks[i].disk->chain->block);
+    for (unsigned i = 0; i < job->count; i++)
+        layer_point_switch(&job->disks[i].point);
+    job->pause_us = now_us() - began_us;
+    if (m->guest.channel != NULL && m->guest.agent.frozen)
+        guest_agent_thaw(&m->guest.agent, thawed, NULL, NULL);
+    for (unsigned i = 0; i < job->count; i++) {
+        struct disk_point *d = &job->disks[i];
+        d->flush.done = flush_done;
+        job->flushing++;
+        int code = layer_point_flush(&d->point, &d->flush);
+        if (code < 0)
+            flush_done(&d->flush, code);
+    }
+    if (--job->flushing == 0)
+        io_loop_post(m->control, on_flushed, job);
+    pthread_mutex_unlock(&m->device_lock);
+}
+
+static void on_frozen(void *arg)
+{
+    struct point_job *job = arg;
+    if (job->code < 0 && job->freeze == vmm_freeze_MUST) {
+        give_up(job);
+        return;
+    }
+    job->code = 0;
+    do_switch(job);
+}
+
+/* On the I/O thread, with the device lock held. */
+static void freeze_answered(void *arg, const json_t *answer, const struct error *err)
+{
+    struct point_job *job = arg;
+    job->frozen = answer != NULL;
+    if (answer == NULL)
+        fail(job, err->code < 0 ? err->code : -EIO, err);
+    io_loop_post(job->m->control, on_frozen, job);
+}
+
+static void freeze_or_switch(struct point_job *job)
+{
+    struct machine *m = job->m;
+    struct error err;
+    if (job->freeze == vmm_freeze_NEVER || (m->guest.channel == NULL && job->freeze != vmm_freeze_MUST)) {
+        do_switch(job);
+        return;
+    }
+    int code = -ENOTCONN;
+    error_set(&err, code, ERROR_CONFLICT, "no agent answers in the guest, so its file systems cannot be frozen");
+    pthread_mutex_lock(&m->device_lock);
+    if (m->guest.channel != NULL)
+        code = guest_agent_freeze(&m->guest.agent, POINTS_FREEZE_MS, freeze_answered, job, &err);
+    pthread_mutex_unlock(&m->device_lock);
+    if (code == 0)
+        return;
+    fail(job, code, &err);
+    on_frozen(job);
+}
+
+static void on_prepared(void *arg)
+{
+    struct point_job *job = arg;
+    struct error err;
+    thread_join(job);
+    if (job->code < 0) {
+        job_end(job);
+        return;
+    }
+    for (unsigned i = 0; i < job->count && job->code == 0; i++) {
+        pthread_mutex_lock(&job->m->device_lock);
+        int code = layer_point_open(&job->disks[i].point, &err);
+        pthread_mutex_unlock(&job->m->device_lock);
+        if (code < 0)
+            fail(job, code, &err);
+    }
+    if (job->code < 0)
+        give_up(job);
+    else
+        freeze_or_switch(job);
+}
+
+/* ---- begin ---- */
+
+static int disk_add(struct point_job *job, const struct machine_slot *slot, struct error *err)
+{
+    struct disk_point *d = &job->disks[job->count];
+    const char *slash = strrchr(slot->disk.path, '/');
+    if (slot->disk.format != disk_format_LAYERS)
+        return job->drop ? 0
+                         : error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                                     "disk %s is one raw file; only disks with layers have snapshots", slot->id);
+    ASSERT(job->count < POINTS_DISKS_MAX && slash != NULL);
+    *d = (struct disk_point){.job = job, .disk = block_layers_disk(blk_of_virtio(slot->virtio)->block)};
+    snprintf(d->id, sizeof d->id, "%s", slot->id);
+    d->size_bytes = d->disk->chain->block.size_bytes;
+    int code = layer_point_begin(d->disk, job->name, job->drop, &d->point, err);
+    if (code == -ENOENT && job->drop)
+        return 0;
+    if (code < 0)
+        return code;
+    d->directory = xasprintf("%.*s", (int)(slash - slot->disk.path), slot->disk.path);
+    code = layer_pool_dir_create(d->directory, NULL, NULL, &d->files, err);
+    if (code == 0)
+        layer_pool_dir_set_unlocked(d->files, true);
+    job->count++;
+    return code;
+}
+
+static int job_begin(struct machine *m, const char *name, bool drop, point_done_fn done, void *arg, struct error *err)
+{
+    struct point_job *job = job_of(m);
+    int code = machine_changeable(m, err);
+    if (code < 0)
+        return code;
+    job->merge_again = job->merging != NULL;
+    job->drop = drop;
+    job->done = done;
+    job->arg = arg;
+    job->code = 0;
+    job->frozen = false;
+    job->pause_us = 0;
+    job->count = 0;
+    snprintf(job->name, sizeof job->name, "%s", name);
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; i < PCI_SLOTS && code == 0; i++) {
+        const struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind == SLOT_DISK && !slot->detached && !slot->disk.read_only)
+            code = disk_add(job, slot, err);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    if (code == 0 && job->count == 0 && !drop)
+        code = error_set(err, -EINVAL, ERROR_CONFLICT, "the VM has no disk that is written to");
+    if (code < 0) {
+        points_end(job);
+        job->count = 0;
+        if (job->merge_again)
+            io_loop_post(m->control, merge_next, job);
+        return code;
+    }
+    job->busy = true;
+    return 0;
+}
+
+int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, point_done_fn done, void *arg,
+                        struct error *err)
+{
+    int code = job_begin(m, name, false, done, arg, err);
+    if (code < 0)
+        return code;
+    m->points->freeze = freeze;
+    thread_start(m->points, prepare_work, on_prepared);
+    return 0;
+}
+
+int machine_points_drop(struct machine *m, const char *name, point_done_fn done, void *arg, struct error *err)
+{
+    int code = job_begin(m, name, true, done, arg, err);
+    if (code == 0)
+        thread_start(m->points, name_work, on_named);
+    return code;
+}
+
+/* ---- merges ---- */
+
+static void conclude(void *arg)
+{
+    struct point_job *job = arg;
+    pthread_mutex_lock(&job->m->device_lock);
+    if (job->merging != NULL)
+        layer_merge_conclude(job->merging->chain);
+    pthread_mutex_unlock(&job->m->device_lock);
+}
+
+static void merge_is_ready(void *arg)
+{
+    struct point_job *job = arg;
+    io_loop_post(job->m->control, conclude, job);
+}
+
+/* With the device lock held, on the control thread: in conclude, or where the merge is given up. */
+static void merged(void *arg, int result)
+{
+    struct point_job *job = arg;
+    job->merging = NULL;
+    if (result == 0) {
+        job->merges++;
+        job->failure = (struct error){.code = 0};
+        io_loop_post(job->m->control, merge_next, job);
+    } else if (result != -ECANCELED) {
+        error_errno(&job->failure, result, "layers cannot be merged");
+        log_warning("merge-failed", "vm=%s error=\"%s\"", job->m->config->name, job->failure.text);
+    }
+}
+
+/* Files that no disk lists any more. Those in use are locked. */
+static void collect(const struct machine_slot *slot)
+{
+    const char *slash = strrchr(slot->disk.path, '/');
+    CLEANUP_FREE char *directory = xasprintf("%.*s", (int)(slash - slot->disk.path), slot->disk.path);
+    struct layer_pool *files;
+    if (layer_pool_dir_create(directory, NULL, NULL, &files, NULL) < 0)
+        return;
+    layer_disk_collect(files, NULL);
+    layer_pool_dir_destroy(files);
+}
+
+static bool has_layers(const struct machine_slot *slot)
+{
+    return slot->kind == SLOT_DISK && !slot->detached && !slot->disk.read_only && slot->disk.format == disk_format_LAYERS;
+}
+
+static void merge_next(void *arg)
+{
+    struct point_job *job = arg;
+    struct machine *m = job->m;
+    if (job->busy || job->merging != NULL || machine_has_ended(m) || machine_changeable(m, NULL) < 0)
+        return;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; i < PCI_SLOTS && job->merging == NULL; i++) {
+        const struct machine_slot *slot = &m->slots.slots[i];
+        if (!has_layers(slot))
+            continue;
+        struct layer_disk *disk = block_layers_disk(blk_of_virtio(slot->virtio)->block);
+        if (disk->chain->count == 0 || disk->chain->behind != NULL)
+            continue;
+        disk->chain->merge_ready = merge_is_ready;
+        disk->chain->merge_ready_arg = job;
+        job->merging = disk;
+        int code = layer_disk_tidy(disk, merged, job, &job->failure);
+        if (code <= 0)
+            job->merging = NULL;
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    for (unsigned i = 0; i < PCI_SLOTS && job->merging == NULL; i++)
+        if (has_layers(&m->slots.slots[i]))
+            collect(&m->slots.slots[i]);
+}
+
+/* ---- looking ---- */
+
+bool machine_points_are_busy(const struct machine *m)
+{
+    return m->points != NULL && m->points->busy;
+}
+
+struct point_report machine_points_report(struct machine *m)
+{
+    struct point_report report = {.busy = false};
+    struct point_job *job = m->points;
+    uint64_t done, total;
+    if (job == NULL)
+        return report;
+    pthread_mutex_lock(&m->device_lock);
+    report.busy = job->busy;
+    report.merging = job->merging != NULL;
+    report.merges = job->merges;
+    report.failure = job->failure;
+    if (job->merging != NULL && job->merging->chain->merge != NULL) {
+        layer_merge_progress(job->merging->chain->merge, &done, &total);
+        report.done_bytes = done * LAYER_CLUSTER_BYTES;
+        report.total_bytes = total * LAYER_CLUSTER_BYTES;
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    return report;
+}
+
+void point_job_destroy(struct point_job *job)
+{
+    if (job == NULL)
+        return;
+    thread_join(job);
+    pthread_mutex_lock(&job->m->device_lock);
+    if (job->merging != NULL && job->merging->chain->merge != NULL)
+        layer_merge_cancel(job->merging->chain->merge);
+    if (job->flushing > 0) /* what is under way must not tell one that is gone */
+        for (unsigned i = 0; i < job->count; i++)
+            layer_drain(job->disks[i].disk->chain->layers[job->disks[i].disk->chain->count - 2]);
+    pthread_mutex_unlock(&job->m->device_lock);
+    points_end(job);
+    free(job);
+}

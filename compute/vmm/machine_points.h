@@ -1,0 +1,52 @@
+/* Points in time of a machine's disks while it runs: for each disk the steps of block/layer_point.h, all switched under one
+ * hold of the device lock.
+ *
+ *   take:  begin --prepare (thread)--> open --freeze asked, if there is an agent--> switch --flush (I/O thread)--> name (thread) --> done
+ *            |                                                                 (thaw asked at once)                        |
+ *            +---- failure: before the switch all is as it was; after it there is one layer more, and no name -------------+
+ *   drop:  begin --name (thread)--> done, and merges begin
+ *
+ *   merges, one after another, of one disk at a time: copied on the I/O thread, concluded here (files are opened and
+ *   removed, which the I/O thread may not); given up for a take or drop, and begun again after it
+ *
+ * The guest is not paused: its disks take no requests for as long as what is in flight takes to end (pause_us). Its file
+ * systems are frozen for a little longer; the agent's channel thaws them by itself if we should not (guest_agent.h).
+ *
+ * Threads: functions on the control loop's thread with the device lock not held, where `done` is called too. */
+#ifndef COMPUTE_VMM_MACHINE_POINTS_H
+#define COMPUTE_VMM_MACHINE_POINTS_H
+
+#include "compute/vmm/machine.h"
+
+enum { POINTS_DISKS_MAX = 16, POINTS_FREEZE_MS = 10000 };
+
+struct point_job; /* of one machine, made by its first point */
+
+struct point_result {
+    const char *name;
+    enum snapshot_consistency consistency;
+    uint64_t pause_us;
+    struct object_list disks; /* struct snapshot_disk; borrowed */
+};
+
+/* @code 0: it lasts. Called once for each that began, unless the machine ends first. @result of a take that went well. */
+typedef void (*point_done_fn)(void *arg, int code, const struct error *err, const struct point_result *result);
+
+/* -EBUSY while one is under way or the machine may not change; -ENOTSUP in words: a disk is one raw file. */
+int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, point_done_fn done, void *arg,
+                        struct error *err);
+/* One that no disk has is no error. Merges begin in any case. */
+int machine_points_drop(struct machine *m, const char *name, point_done_fn done, void *arg, struct error *err);
+
+struct point_report {
+    bool busy, merging;
+    uint64_t done_bytes, total_bytes, merges;
+    struct error failure; /* of the last merge; code 0: none */
+};
+struct point_report machine_points_report(struct machine *m);
+/* One is being made or removed: disks must not change. */
+bool machine_points_are_busy(const struct machine *m);
+/* For machine_finish, before the devices go. NULL is allowed. */
+void point_job_destroy(struct point_job *job);
+
+#endif
