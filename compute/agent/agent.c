@@ -65,6 +65,8 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_SET(node_report, report, generation, a->generation);
     if (a->arming != 0) /* not told: what an agent before us has carried out holds */
         OBJECT_SET(node_report, report, arming, a->arming);
+    if (a->left)
+        OBJECT_SET(node_report, report, leaving, true);
     OBJECT_SET(node_report, report, cluster_epoch, MAX(a->identity.epoch, 1u));
     OBJECT_SET(node_report, report, cpus, a->facts.cpus);
     OBJECT_SET(node_report, report, memory_bytes, a->facts.memory_bytes);
@@ -159,9 +161,45 @@ static bool orders_have(const struct node_orders *orders, const char *id)
     return false;
 }
 
+static void leave_end(struct agent *a)
+{
+    void (*done)(void *arg) = a->leave_done;
+    a->leave_done = NULL;
+    uv_timer_stop(&a->leave_timer);
+    if (done != NULL)
+        done(a->leave_arg);
+}
+
+static void leave_tick(uv_timer_t *timer)
+{
+    struct agent *a = timer->data;
+    if (!a->left && a->session != NULL) {
+        a->left = true;
+        session_move(a->session, session_controller(a->session));
+    }
+    if (++a->leave_ticks >= AGENT_LEAVE_TICKS_MAX) {
+        log_warning("agent-leaves", "told=no why=\"no controller has answered\"");
+        leave_end(a);
+    }
+}
+
+void agent_leave(struct agent *a, void (*done)(void *arg), void *arg)
+{
+    log_info("agent-leaves", "generation=%llu", (unsigned long long)a->generation);
+    a->vm_context.leaving = true;
+    a->leave_done = done;
+    a->leave_arg = arg;
+    lease_changed(a);
+    uv_timer_start(&a->leave_timer, leave_tick, AGENT_LEAVE_HOLD_MS, AGENT_LEAVE_HOLD_MS);
+}
+
 static void obey(const struct node_orders *orders, void *arg)
 {
     struct agent *a = arg;
+    if (a->left) { /* the answer to the report that said so */
+        leave_end(a);
+        return;
+    }
     size_t count = 0, have_count = a->vms.count;
     CLEANUP_FREE struct plan_have *have = xcalloc(have_count + 1, sizeof(*have));
     CLEANUP_FREE struct local_vm **vms = xcalloc(have_count + 1, sizeof(struct local_vm *));
@@ -471,6 +509,8 @@ int agent_start(uv_loop_t *loop, const struct agent_options *options, struct age
     image_serve_init(&a->image_serves);
     uv_timer_init(loop, &a->progress);
     a->progress.data = a;
+    uv_timer_init(loop, &a->leave_timer);
+    a->leave_timer.data = a;
     int r = start_parts(a, options, err);
     if (r < 0) {
         agent_stop(a, NULL, NULL);
@@ -528,8 +568,9 @@ void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
     a->stopping = true;
     a->stopped = stopped;
     a->stopped_arg = arg;
-    a->closing += 1;
+    a->closing += 2;
     uv_close((uv_handle_t *)&a->progress, handle_closed);
+    uv_close((uv_handle_t *)&a->leave_timer, handle_closed);
     agent_network_stop(a);
     console_bridge_close_all(&a->consoles);
     if (a->server != NULL) {

@@ -25,6 +25,8 @@
 
 #define AGENT_VERSION "0.1.0"
 #define AGENT_PROGRESS_MS 1000 /* how often the progress of downloads is told */
+#define AGENT_LEAVE_HOLD_MS 200 /* until every VMM has seen that it may not run (a few looks at its page) */
+#define AGENT_LEAVE_TICKS_MAX 15u /* of that time, for the controllers to hear of it */
 #define AGENT_JSON_BYTES_MAX (256 * 1024)
 
 struct http_server;
@@ -60,7 +62,11 @@ struct agent {
     uint64_t arming;     /* as told and carried out (node_orders) */
     struct agent_lease lease;
     bool lease_started;
-    bool leaving;        /* the host goes down: its VMs under the lease are ended, then the lease is given up */
+    bool left;           /* the lease is given up, and the controllers are told */
+    unsigned leave_ticks; /* since then, of AGENT_LEAVE_HOLD_MS */
+    uv_timer_t leave_timer;
+    void (*leave_done)(void *arg);
+    void *leave_arg;
     bool ask_again;      /* an order had to wait: get all of them again when a VM has gone */
     struct session *session;
     struct http_server *server;
@@ -78,6 +84,9 @@ struct agent {
 
 /* Data directory, its VMs and what runs of them, server and session. On failure nothing is left. */
 int agent_start(uv_loop_t *loop, const struct agent_options *options, struct agent **ret_agent, struct error *err);
+/* The host goes down in order: its VMs with ha are held at once, and the controllers may start them elsewhere without waiting for
+ * the lease. Then, or after some seconds without an answer, @done (once); the agent should then be stopped. */
+void agent_leave(struct agent *agent, void (*done)(void *arg), void *arg);
 /* Guests and their VMMs go on. Then @stopped, and the memory is gone. */
 void agent_stop(struct agent *agent, void (*stopped)(void *arg), void *arg);
 

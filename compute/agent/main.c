@@ -39,6 +39,7 @@ static const char help[] =
     "  drover-agent run --data /var/lib/drover/agent\n"
     "\n"
     "Ending or restarting it touches no virtual machine: each has a process of its own, drover-vmm.\n"
+    "SIGPWR says that the host goes down: virtual machines with ha are held and start elsewhere at once.\n"
     "Exit status: 0 ended by a signal, or joined; 1 it did not work; 2 wrong use.\n";
 
 struct options {
@@ -212,7 +213,8 @@ static int command_join(const struct options *o)
 
 struct program {
     struct agent *agent;
-    uv_signal_t signals[2];
+    uv_signal_t signals[3];
+    bool leaving; /* the host goes down */
 };
 
 static void on_stopped(void *arg)
@@ -221,9 +223,24 @@ static void on_stopped(void *arg)
     p->agent = NULL;
 }
 
+static void on_left(void *arg)
+{
+    struct program *p = arg;
+    log_info("agent-ending", "why=\"the host goes down\"");
+    for (size_t i = 0; i < ARRAY_SIZE(p->signals); i++)
+        uv_close((uv_handle_t *)&p->signals[i], NULL);
+    agent_stop(p->agent, on_stopped, p);
+}
+
 static void on_signal(uv_signal_t *handle, int number)
 {
     struct program *p = handle->data;
+    if (number == SIGPWR) {
+        if (!p->leaving)
+            agent_leave(p->agent, on_left, p);
+        p->leaving = true;
+        return;
+    }
     log_info("agent-ending", "signal=%d", number);
     for (size_t i = 0; i < ARRAY_SIZE(p->signals); i++)
         uv_close((uv_handle_t *)&p->signals[i], NULL);
@@ -232,7 +249,7 @@ static void on_signal(uv_signal_t *handle, int number)
 
 static int command_run(const struct options *o)
 {
-    static const int numbers[] = {SIGTERM, SIGINT};
+    static const int numbers[] = {SIGTERM, SIGINT, SIGPWR};
     struct program p = {.agent = NULL};
     struct error err = {.code = 0};
     uv_loop_t loop;

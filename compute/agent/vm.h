@@ -40,6 +40,7 @@ struct vm_context {
     const char *vmm_path, *boot_id;
     const struct lease_holder *lease; /* of the host; NULL: no VM is ruled by one (tests) */
     bool disarmed;                    /* VMs with ha run without it too */
+    bool leaving;                     /* the lease is given up: no VM with ha runs here any more */
     /* What vm_put_seen would say has changed. It may close the VM. */
     void (*changed)(struct local_vm *vm, void *arg);
     void *arg;

@@ -259,3 +259,20 @@ def test_data_that_is_on_the_lost_host_only(make_cluster):
     cluster.wait_vm('data', 'running')
     cluster.wait_vm('plain', 'running')
     wait_until(lambda: len(agent.vmm_pids()) == 2, 30, 'the host runs what is its own')
+
+
+def test_a_host_that_goes_down_in_order(make_cluster):
+    """It gives its lease up at once: nobody waits for it to run out."""
+    cluster = make_cluster(controllers=3, agents=4)
+    web = Watch(cluster)
+    agent = web.agent()
+    agent.program.signal(signal.SIGPWR)
+    took, _ = web.wait_elsewhere(agent)
+    print(f'host shut down in order, VM executes elsewhere after {took:.2f} s')
+    old = ticks(agent, web.id)
+    assert agent.program.wait() == 0
+    assert took < 3
+    time.sleep(1)
+    assert ticks(agent, web.id) == old
+    agent.program.restart()
+    quiet_since(cluster, web, agent, old)
