@@ -172,8 +172,22 @@ static void want_gone(struct sim_agent *agent, struct sim_vm *vm)
     reach(vm, vm_state_DELETED, NULL);
 }
 
+static void drop_vm(struct sim_agent *agent, struct sim_vm *vm)
+{
+    vmm_kill(agent, vm, "it is to be forgotten");
+    if (vm->state != vm_state_DELETED)
+        remove_disks(agent, vm);
+    OBJECT_CLEAR(vm_order, &vm->order);
+    *vm = (struct sim_vm){0};
+}
+
 static void work(struct sim_agent *agent, struct sim_vm *vm)
 {
+    if (vm->forgotten) {
+        if (vm->busy_ticks == 0 || --vm->busy_ticks == 0)
+            drop_vm(agent, vm);
+        return;
+    }
     switch ((enum vm_wanted)vm->order.wanted) {
     case vm_wanted_RUNNING:
     case vm_wanted_PAUSED:
@@ -279,14 +293,6 @@ static void take_tasks(struct sim_agent *agent, const struct node_orders *orders
 
 /* ---- orders ---- */
 
-static void drop_vm(struct sim_agent *agent, struct sim_vm *vm)
-{
-    vmm_kill(agent, vm, "it is to be forgotten");
-    if (vm->state != vm_state_DELETED)
-        remove_disks(agent, vm);
-    OBJECT_CLEAR(vm_order, &vm->order);
-    *vm = (struct sim_vm){0};
-}
 
 static void take_order(struct sim_agent *agent, const struct vm_order *order)
 {
@@ -300,6 +306,7 @@ static void take_order(struct sim_agent *agent, const struct vm_order *order)
         return;
     }
     vm->used = true;
+    vm->forgotten = false;
     OBJECT_CLEAR(vm_order, &vm->order);
     OBJECT_COPY(vm_order, &vm->order, order);
 }
@@ -321,8 +328,12 @@ static void take_orders(struct sim_agent *agent, const struct node_orders *order
         take_order(agent, (const struct vm_order *)orders->vms.items + i);
     for (size_t i = 0; i < orders->forget.count; i++) {
         struct sim_vm *vm = find_vm(agent, orders->forget.items[i]);
-        if (vm != NULL)
+        if (vm != NULL && (world_of(agent)->scripted || !vm->process)) {
             drop_vm(agent, vm);
+        } else if (vm != NULL && !vm->forgotten) {
+            vm->forgotten = true;
+            vm->busy_ticks = work_ticks(agent);
+        }
     }
     for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
         if (agent->vms[i].used && agent->vms[i].state == vm_state_DELETED && !ordered(orders, agent->vms[i].order.id))
@@ -460,7 +471,7 @@ void sim_agent_crash(struct sim_agent *agent)
     agent->actor.incarnation++;
     agent->have_index = agent->sent_us = 0;
     for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
-        agent->vms[i].busy_ticks = 0;
+        agent->vms[i].busy_ticks = 0, agent->vms[i].forgotten = false;
     for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
         drop_task(&agent->tasks[i]);
     sim_log(&agent->cluster->sim, "agent %s is gone", agent->name);

@@ -263,6 +263,23 @@ static const struct sim_vm *executes_on(const struct sim_agent *agent, const cha
     return NULL;
 }
 
+/* May the VM, which executes there, be started on another host by all that is committed? Then it is too late already, even
+ * if nobody has started it yet. */
+static bool given_away(const struct sim_agent *agent, const struct sim_vm *vm)
+{
+    for (unsigned id = 1; id <= agent->cluster->node_count; id++) {
+        struct sim_node *node = &agent->cluster->nodes[id];
+        bool newest = node->actor.up && node->index == agent->cluster->history_count;
+        const struct record *held = newest ? state_get(sim_fsm_state(node), object_kind_VM, vm->order.id) : NULL;
+        if (held == NULL || held->vm->host == NULL)
+            continue;
+        bool here = strcmp(held->vm->host, agent->id) == 0;
+        if (here ? held->vm->recovering : held->vm->epoch > vm->run_epoch)
+            return true;
+    }
+    return false;
+}
+
 void sim_lease_check(struct sim_cluster *cluster)
 {
     const struct sim_world *world = cluster->world;
@@ -272,6 +289,8 @@ void sim_lease_check(struct sim_cluster *cluster)
             const struct sim_vm *vm = &agent->vms[i];
             if (!sim_vm_executes(agent, vm))
                 continue;
+            if (world->leases && given_away(agent, vm))
+                sim_violation(&cluster->sim, "VM %s executes on %s, and may be started elsewhere", vm->order.name, agent->name);
             for (unsigned b = a + 1; b < world->agent_count; b++)
                 if (executes_on(&world->agents[b], vm->order.id) != NULL)
                     sim_violation(&cluster->sim, "VM %s executes on %s and on %s", vm->order.name, agent->name,

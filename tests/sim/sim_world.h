@@ -86,6 +86,7 @@ struct sim_vm {
     uint64_t page_ns; /* that it obeys: the deadline of its host's lease, on its host's clock; 0: none rules it */
     /* the agent's memory */
     unsigned busy_ticks; /* until the start or stop that is under way is done */
+    bool forgotten;      /* it is to go, and its VMM takes its time */
     uint64_t lease_generation; /* of the orders that named it last; 0: none has, to this agent */
 };
 
