@@ -34,7 +34,8 @@ static const struct option_row rows[] = {
     {"vm", "NAME", "name of the VM", TEXT, AT(vm), "crsavp"},
     {"vm-id", "UUID", "its id", TEXT, AT(vm_id), "crsavp"},
     {"disk", "NAME=WHERE",
-     "a disk; create: file:/PATH, pool:/DIRECTORY/DISK[@SNAPSHOT], nbd:unix:/SOCKET[:EXPORT[@MARK]]; restore: file:/PATH; "
+     "a disk; create: file:/PATH, pool:/DIRECTORY/DISK[@SNAPSHOT], nbd:unix:/SOCKET[:EXPORT[@MARK]]; restore: "
+     "file:/PATH; "
      "cat: NAME",
      PAIR, AT(disks), "cra"},
     {"changed", "NAME=FILE", "since --parent only this has changed on the disk: lines \"OFFSET LENGTH\"", PAIR,

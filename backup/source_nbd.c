@@ -62,7 +62,9 @@ static int nbd_extent(struct backup_source *source, uint64_t offset, enum backup
     if (code < 0)
         return code;
     give_back(s, offset);
-    *ret_kind = source->knows_changes && !s->extent.changed ? BACKUP_SAME : s->extent.zero ? BACKUP_ZERO : BACKUP_DATA;
+    *ret_kind = source->knows_changes && !s->extent.changed ? BACKUP_SAME
+                : s->extent.zero                            ? BACKUP_ZERO
+                                                            : BACKUP_DATA;
     *ret_end = s->extent.end;
     return 0;
 }
@@ -71,17 +73,19 @@ static int range_read(struct source_nbd *s, uint64_t offset, void *buffer, size_
 {
     int code = block_now(s->block, BLOCK_READ, offset, buffer, size);
     if (code < 0)
-        return error_set(err, code, ERROR_UNREACHABLE,
-                         "the NBD server cannot read %zu bytes at %llu (%s); the image of a VM may have been given up: "
-                         "see its failure",
-                         size, (unsigned long long)offset, strerror(-code));
+        return error_set(
+            err, code, ERROR_UNREACHABLE,
+            "the NBD server cannot read %zu bytes at %llu (%s); the image of a VM may have been given up: "
+            "see its failure",
+            size, (unsigned long long)offset, strerror(-code));
     return 0;
 }
 
 /* Fill the buffer from the sector of @offset on, as far as data goes on. */
 static int ahead_fill(struct source_nbd *s, uint64_t offset, uint64_t end, struct error *err)
 {
-    uint64_t from = offset / BLOCK_SECTOR_BYTES * BLOCK_SECTOR_BYTES, to = MIN(from + NBD_AHEAD_BYTES, s->source.size_bytes);
+    uint64_t from = offset / BLOCK_SECTOR_BYTES * BLOCK_SECTOR_BYTES,
+             to = MIN(from + NBD_AHEAD_BYTES, s->source.size_bytes);
     int code = extent_ask(s, offset, err);
     if (code < 0)
         return code;
@@ -135,7 +139,7 @@ int source_nbd_open(const char *location, const char *parent_mark, struct backup
     CLEANUP_FREE char *path = xstrdup(location + 5);
     char *export = strchr(path, ':'), *mark = NULL;
     if (export != NULL)
-        *export++ = '\0';
+        *export ++ = '\0';
     if (export != NULL && (mark = strchr(export, '@')) != NULL)
         *mark++ = '\0';
     if (mark != NULL && (mark[0] == '\0' || strlen(mark) > NBD_SINCE_BYTES_MAX))
