@@ -11,6 +11,12 @@
 #include "controller/membership.h"
 #include "controller/service.h"
 
+static void make_uuid(void *arg, char ret_id[STATE_ID_BYTES])
+{
+    (void)arg;
+    environment_uuid(ret_id);
+}
+
 static void run(struct driver *driver);
 
 static void on_answered(void *arg, int status, void *raw)
@@ -61,7 +67,7 @@ static void run(struct driver *driver)
     environment_time_text(environment_unix_ms(), now);
     struct reconcile_input input = {
         .now = now, .now_ms = environment_monotonic_ms(), .leader_since_ms = service->ready_since_ms,
-        .resume_after = driver->resume_after};
+        .resume_after = driver->resume_after, .uuid = make_uuid};
     input.n_nodes = list_nodes(driver, &nodes);
     input.nodes = nodes;
     driver->again = false;

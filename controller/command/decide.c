@@ -176,6 +176,17 @@ static int arm(struct deciding *d, const char *id, size_t id_length, bool host, 
     return decide_finish(d, COMMAND_ha_arm, &command);
 }
 
+/* Asked again it changes nothing. */
+static int drain(struct deciding *d, const char *id, size_t id_length, bool draining)
+{
+    struct host patch = {0};
+    OBJECT_SET(host, &patch, draining, draining);
+    OBJECT_SET(host, &patch, schedulable, !draining);
+    int rc = decide_update(d, object_kind_HOST, id, id_length, &patch);
+    OBJECT_CLEAR(host, &patch);
+    return rc;
+}
+
 static int route(struct deciding *d, enum route_id id, const char *target, size_t length, const void *body)
 {
     switch (id) {
@@ -193,6 +204,9 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_ha_disarm:
     case ROUTE_ID_ha_arm:
         return arm(d, NULL, 0, false, id == ROUTE_ID_ha_disarm);
+    case ROUTE_ID_host_drain:
+    case ROUTE_ID_host_undrain:
+        return drain(d, target, length, id == ROUTE_ID_host_drain);
     case ROUTE_ID_host_remove:
         return decide_remove(d, object_kind_HOST, target, length);
     case ROUTE_ID_flavor_create:

@@ -66,7 +66,7 @@ static bool in_use(struct apply *a, const struct record *record, const char *wha
 static const char *const changeable[object_kind_COUNT][12] = {
     [object_kind_CLUSTER] = {"name", "labels", "epoch", "lease_ttl_ms", "lease_refusal_extends"},
     [object_kind_CONTROLLER] = {"labels", "role", "address", "raft_address"},
-    [object_kind_HOST] = {"labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
+    [object_kind_HOST] = {"draining", "labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
     [object_kind_FLAVOR] = {"name", "labels"},
     [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s", "disks", "nics", "ha_priority", "ha_restarts_max", "ha_window_s"},
     [object_kind_IMAGE] = {"name", "labels", "replicas"},

@@ -9,6 +9,7 @@
 
 #include "controller/command/host_view.h"
 #include "controller/fsm/command_codec.h"
+#include "controller/reconcile/drain.h"
 #include "controller/fsm/time_text.h"
 #include "controller/fsm/image_copies.h"
 
@@ -261,6 +262,25 @@ static void copy_image(struct reconciling *r, const struct image *image)
     emit(r, COMMAND_image_copies, &command, &command.request);
 }
 
+/* ---- hosts that drain ---- */
+
+static void drain_hosts(struct reconciling *r)
+{
+    struct drain drain;
+    struct command_task command = {0};
+    char id[STATE_ID_BYTES];
+    if (r->input->uuid == NULL)
+        return;
+    drain_begin(&drain, r->state, r->input->now);
+    while (!full(r) && drain_next(&drain, &command.operation)) {
+        r->input->uuid(r->input->uuid_arg, id);
+        OBJECT_TEXT(operation, &command.operation, id, id);
+        object_mark(&command_task_desc, &command, "operation");
+        emit(r, COMMAND_task, &command, &command.request);
+        command = (struct command_task){0};
+    }
+}
+
 void reconcile_tick(const struct state *state, const struct reconcile_input *input, struct reconcile_output *ret)
 {
     struct reconciling r = {state, input, ret, {0}};
@@ -275,6 +295,7 @@ void reconcile_tick(const struct state *state, const struct reconcile_input *inp
         expire_token(&r, state_at(state, object_kind_TOKEN, i)->token);
     for (size_t i = 0; i < state_count(state, object_kind_IMAGE) && !full(&r); i++)
         copy_image(&r, state_at(state, object_kind_IMAGE, i)->image);
+    drain_hosts(&r);
     map_finish(&r.nodes);
 }
 

@@ -7,6 +7,7 @@
  *
  * Does: place VMs that have no host, those of lost hosts before all others, by priority (apply_lease.c marks them); mark hosts that do not report unreachable (their reports mark them up again,
  * node_sync.h); remove tokens that have expired; have one more host keep an image that too few hosts that are up keep.
+ * Empties hosts that are to be drained (drain.h).
  * Does not: give up on anything silently; start a VM elsewhere while its host may still run it.
  *
  * Pure. Call on the leader after a barrier, about each RECONCILE_PERIOD_MS and when the state has changed, and not before
@@ -40,6 +41,8 @@ struct reconcile_input {
     const struct reconcile_node *nodes; /* any order; hosts that never reported are not in it */
     size_t n_nodes;
     const char *resume_after; /* of the last tick's output; NULL or "": a new round */
+    void (*uuid)(void *arg, char ret_id[STATE_ID_BYTES]); /* for operations that are begun; NULL: none are */
+    void *uuid_arg;
 };
 
 struct reconcile_output {

@@ -271,3 +271,17 @@ def test_whoever_dies_it_goes_on_at_one_place(make_cluster, capsys, step, victim
     with capsys.disabled():
         print(f'\n  {step}, {victim} killed: runs on the {"source" if here is cell.source else "target"}, '
               f'migration {operation["state"]}{": " + operation["error_text"] if operation.get("error_text") else ""} ', end='')
+
+
+def test_a_host_is_drained_and_used_again(make_cluster):
+    cluster = make_cluster(controllers=1, agents=2)
+    web = Counter(cluster)
+    source, target = web.agent(), web.other()
+    cluster.cli('host', 'drain', source.name, '--wait', parse=False)
+    web.settled_at(target)
+    host = cluster.api('GET', f'/v1/hosts/{source.name}')[2]
+    assert host['draining'] and not host['schedulable']
+    assert 'schedulable is false' in refusal(cluster, VM, '--to', source.name)
+    cluster.cli('host', 'undrain', source.name)
+    web.ask('--wait', '--to', source.name)
+    web.settled_at(source)

@@ -233,6 +233,8 @@ static inline unsigned fixture_reconcile(struct fixture *f, const struct reconci
     struct reconcile_output *output = NEW(struct reconcile_output);
     struct reconcile_input input = given != NULL ? *given : (struct reconcile_input){.now_ms = 1, .leader_since_ms = 1};
     input.now = fixture_now(f);
+    input.uuid = fixture_uuid;
+    input.uuid_arg = f;
     input.resume_after = f->resume_after;
     reconcile_tick(f->state, &input, output);
     memcpy(f->resume_after, output->resume_after, sizeof f->resume_after);

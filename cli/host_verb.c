@@ -1,0 +1,85 @@
+/* host drain: ask for it, and with --wait follow it until no VM runs there any more. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "cli/client.h"
+#include "cli/output.h"
+#include "cli/verb_functions.h"
+
+#define LEFT_BYTES_MAX 400
+#define LOOK_S 1
+
+static const char *text_of(const json_t *o, const char *field)
+{
+    const char *s = json_string_value(json_object_get(o, field));
+    return s != NULL ? s : "";
+}
+
+/* How many of @vms run, their names in @left. Those that are off stay: nothing is lost when the host goes down. */
+static size_t left_on(const json_t *vms, char left[LEFT_BYTES_MAX])
+{
+    size_t count = 0, length = 0, i;
+    const json_t *vm;
+    left[0] = '\0';
+    json_array_foreach(vms, i, vm)
+    {
+        const char *state = text_of(vm, "state");
+        if (strcmp(state, "stopped") == 0 || strcmp(state, "failed") == 0)
+            continue;
+        int n = snprintf(left + length, LEFT_BYTES_MAX - length, "%s%s", count > 0 ? ", " : "", text_of(vm, "name"));
+        length = MIN(length + (size_t)MAX(n, 0), (size_t)LEFT_BYTES_MAX - 1);
+        count++;
+    }
+    return count;
+}
+
+static int drain_wait(const struct invocation *call, struct client *client, const char *name, struct error *err)
+{
+    CLEANUP_FREE char *escaped = client_escape(name);
+    CLEANUP_FREE char *path = xasprintf("/v1/vms?filter=host_name%%3D%s&limit=1000", escaped);
+    char left[LEFT_BYTES_MAX], line[LEFT_BYTES_MAX + 200], clean[LEFT_BYTES_MAX + 200], previous[LEFT_BYTES_MAX + 200] = "";
+    time_t end = time(NULL) + call->timeout_s;
+    while (true) {
+        struct reply reply = {0};
+        int rc = client_request(client, "GET", path, NULL, &reply, err);
+        const json_t *items = json_is_array(reply.json) ? reply.json : json_object_get(reply.json, "items");
+        size_t count = rc == 0 ? left_on(items, left) : 0;
+        reply_finish(&reply);
+        if (rc < 0)
+            return rc;
+        snprintf(line, sizeof line, "draining %s: %zu VMs are left%s%s", name, count, count > 0 ? ": " : "", left);
+        output_clean(line, clean, sizeof clean);
+        if (count == 0 || strcmp(clean, previous) != 0)
+            output_progress(call, clean, count == 0);
+        snprintf(previous, sizeof previous, "%s", clean);
+        if (count == 0)
+            return 0;
+        if (time(NULL) >= end)
+            return error_set(err, -ETIMEDOUT, ERROR_TIMEOUT,
+                             "after %u s %zu VMs are left on %s (%s); it goes on; `drover vm migrate NAME` says what keeps one, "
+                             "and it can be stopped and started elsewhere",
+                             call->timeout_s, count, name, left);
+        struct timespec pause = {.tv_sec = LOOK_S};
+        nanosleep(&pause, NULL);
+    }
+}
+
+int host_drain(const struct invocation *call, struct error *err)
+{
+    struct client client;
+    struct reply reply = {0};
+    int rc = client_init(&client, call, err);
+    if (rc == 0) {
+        CLEANUP_FREE char *path = client_path(ROUTE_ID_host_drain, call->name, "");
+        rc = client_request(&client, "POST", path, NULL, &reply, err);
+    }
+    if (rc == 0 && call->wait)
+        rc = drain_wait(call, &client, text_of(reply.json, "name"), err);
+    else if (rc == 0)
+        output_object(call, reply.json);
+    reply_finish(&reply);
+    client_finish(&client);
+    return rc;
+}

@@ -1,0 +1,27 @@
+/* Emptying hosts: which of their VMs is to be migrated next. A host is `draining` in the replicated state from `drover host
+ * drain` until `drover host undrain`, so a new leader goes on where the last one was; nothing else is kept. Pure.
+ *
+ * A VM goes when few enough of its host's and of all migrations are under way, and when its last one did not fail just now.
+ * One that cannot be migrated (it has disks of its own, no host has room, it is off) stays, and is tried again. */
+#ifndef CONTROLLER_RECONCILE_DRAIN_H
+#define CONTROLLER_RECONCILE_DRAIN_H
+
+#include "controller/fsm/state.h"
+
+#define DRAIN_HOST_MAX 2u     /* migrations from one host at a time: of those that drain it or a user asked for */
+#define DRAIN_CLUSTER_MAX 8u  /* of all hosts */
+#define DRAIN_RETRY_MS 60000u /* after a migration of a VM that failed */
+#define DRAIN_LOOKS_MAX 64u   /* VMs that are looked at in one walk, for each costs a placement */
+
+struct drain {
+    const struct state *state;
+    uint64_t now_ms; /* of the wall clock, as in the commands */
+    size_t host, vm; /* positions to look at next */
+    unsigned on_host, on_all, looks;
+};
+
+void drain_begin(struct drain *d, const struct state *state, const char *now);
+/* The next migration, all of its operation but the id: true; the caller clears it. */
+bool drain_next(struct drain *d, struct operation *operation);
+
+#endif
