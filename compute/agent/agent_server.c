@@ -40,6 +40,27 @@ static void put_host_metrics(struct agent *a, struct bytes_writer *out)
     bytes_put_format(out, "drover_agent_connected %d\n", session->connected);
 }
 
+static void put_migration_metrics(const struct agent *a, struct bytes_writer *out)
+{
+    const struct agent_migrations *m = &a->migrations;
+    const struct {
+        const char *name, *type, *help;
+        uint64_t value;
+    } rows[] = {
+        {"drover_migrations_out_total", "counter", "VMs that were migrated from here.", m->out_total},
+        {"drover_migrations_out_failed_total", "counter", "Migrations from here that failed or were cancelled.", m->out_failed_total},
+        {"drover_migrations_in_total", "counter", "Migrations to here that were begun.", m->in_total},
+        {"drover_migrations_bytes_total", "counter", "What migrations from here have sent.", m->bytes_total},
+        {"drover_migrations_downtime_microseconds_total", "counter", "How long VMs stood still for migrations from here.",
+         m->downtime_us_total},
+        {"drover_migrations_downtime_microseconds_max", "gauge", "The longest of these.", m->downtime_us_max},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        put_metric_head(out, rows[i].name, rows[i].type, rows[i].help);
+        bytes_put_format(out, "%s %llu\n", rows[i].name, (unsigned long long)rows[i].value);
+    }
+}
+
 /* One line for each VM; names of VMs have no characters that would have to be escaped (FORMAT_name). */
 static void put_vm_metric(struct agent *a, struct bytes_writer *out, const char *name,
                           void (*put)(const struct local_vm *vm, struct bytes_writer *out))
@@ -79,6 +100,7 @@ static void handle_metrics(struct agent *a, struct http_request *request)
 {
     struct bytes_writer out = {.data = NULL};
     put_host_metrics(a, &out);
+    put_migration_metrics(a, &out);
     put_metric_head(&out, "drover_vm_cpu_seconds_total", "counter", "Processor time of the VM's VMM and its vCPUs.");
     put_vm_metric(a, &out, "drover_vm_cpu_seconds_total", put_cpu);
     put_metric_head(&out, "drover_vm_resident_bytes", "gauge",

@@ -290,6 +290,8 @@ static void left_set(struct local_vm *vm)
 /* Nothing is to come any more, or it has come. */
 static void arrival_over(struct local_vm *vm)
 {
+    CLEANUP_FREE char *path = vm_files_path(&vm->context->places, vm->id, VM_ARRIVAL_SOCKET);
+    unlink(path); /* of a VMM that was killed */
     OBJECT_TEXT(agent_vm, &vm->file, arriving, NULL);
     vm->owned = vm->told = false;
     vm->unsaved = true;

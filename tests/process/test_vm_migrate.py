@@ -110,10 +110,11 @@ class Counter:
         self.counts_on()
 
 
-def test_back_and_forth(make_cluster, capsys):
+@pytest.mark.parametrize('turns', [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_back_and_forth(make_cluster, capsys, turns):
     web = Counter(make_cluster(controllers=1, agents=2))
     pauses = []
-    for _ in range(4):
+    for _ in range(turns):
         source, target = web.agent(), web.other()
         before = web.vm()
         web.ask('--wait')
@@ -123,7 +124,6 @@ def test_back_and_forth(make_cluster, capsys):
         assert after['epoch'] == before['epoch'] + 1 and after['restarts'] == 0 and after['generation'] == before['generation']
         assert source is not target
         pauses.append(operation['task']['migration']['downtime_us'] / 1000)
-    assert len(web.ticks()) > 8
     with capsys.disabled():
         print(f' pauses: {", ".join(f"{p:.1f}" for p in pauses)} ms ', end='')
 
@@ -250,7 +250,7 @@ def settle(web, guest_died):
 
 VICTIMS = ['source VMM', 'target VMM', 'source agent', 'target agent', 'leader']
 STEPS = ['prepare', 'memory', 'ready', 'after']
-FEW = [('memory', 'target VMM'), ('ready', 'source agent'), ('ready', 'target agent')]
+FEW = [('ready', 'target agent')]
 
 
 @pytest.mark.parametrize('step, victim', [pytest.param(s, v, marks=[] if (s, v) in FEW else pytest.mark.slow)
