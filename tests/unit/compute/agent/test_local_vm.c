@@ -41,6 +41,9 @@ struct fixture {
     unsigned stops, changes, closed;
     /* devices that the VMM has: disk root and, perhaps, nic2 */
     bool has_nic, refuse_disk;
+    /* a migration that its VMM is in */
+    const char *phase;
+    unsigned told_here, told_there;
     unsigned unplugs, disk_changes, looks;
     unsigned long long disk_rate;
 };
@@ -203,9 +206,24 @@ static void put_device(struct fixture *f, struct http_request *request)
         http_respond(request, 200, "application/json", NULL, text, strlen(text));
 }
 
+static void put_migration(struct fixture *f, struct http_request *request)
+{
+    if (request->method == HTTP_PUT) {
+        f->told_here += strstr((const char *)request->body, "\"here\"") != NULL;
+        f->told_there += strstr((const char *)request->body, "\"there\"") != NULL;
+        f->phase = "done";
+    }
+    CLEANUP_FREE char *text = xasprintf("{\"phase\":\"%s\",\"direction\":\"in\"}", f->phase != NULL ? f->phase : "idle");
+    http_respond(request, 200, "application/json", NULL, text, strlen(text));
+}
+
 static void control(struct http_request *request, void *arg)
 {
     struct fixture *f = arg;
+    if (strcmp(request->path, "/v1/vm/migration") == 0) {
+        put_migration(f, request);
+        return;
+    }
     if (strncmp(request->path, "/v1/vm/", 7) == 0 && strcmp(request->path, "/v1/vm/state") != 0) {
         put_device(f, request);
         return;
@@ -641,6 +659,137 @@ static void test_changed_order_is_prepared(void **state)
     assert_int_equal(access(image, F_OK), 0);
 }
 
+/* ---- migrations ---- */
+
+#define MIGRATION "bbbbbbbb-0000-4000-8000-000000000001"
+#define OTHER_MIGRATION "bbbbbbbb-0000-4000-8000-000000000002"
+
+static const char *arrival_why;
+
+static void arrive(struct fixture *f)
+{
+    struct vm_order order;
+    write_program(f, "#!/bin/sh\necho \"$@\" > ${0%vmm}arguments\nexec setpriv --pdeathsig KILL -- sleep 600\n");
+    fill_order(f, &order, vm_wanted_RUNNING, 2, 1);
+    f->vm = vm_create_arriving(&f->context, &order, MIGRATION, 10);
+    OBJECT_CLEAR(vm_order, &order);
+    f->epoch = 2;
+    f->phase = "ready";
+    run_until_process(f, 0);
+    start_server(f);
+    while (vm_arrival_of(f->vm, &arrival_why) != VM_ARRIVAL_LISTENING)
+        uv_run(&f->loop, UV_RUN_ONCE);
+}
+
+static void give_by(struct fixture *f, const char *migration)
+{
+    struct vm_order order;
+    fill_order(f, &order, vm_wanted_RUNNING, 2, 1);
+    OBJECT_TEXT(vm_order, &order, handover, migration);
+    vm_give_order(f->vm, &order, 11);
+    OBJECT_CLEAR(vm_order, &order);
+}
+
+static bool arguments_have(struct fixture *f, const char *word)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/arguments", f->dir), *text = NULL;
+    size_t size;
+    assert_int_equal(file_read(path, 4096, &text, &size, NULL), 0);
+    return strstr(text, word) != NULL;
+}
+
+static void test_an_arrival_runs_only_by_its_own_migration(void **state)
+{
+    struct fixture *f = *state;
+    arrive(f);
+    pid_t pid = vmm_pid(f);
+    assert_true(arguments_have(f, "--incoming unix:"));
+    assert_string_equal(vm_arriving(f->vm), MIGRATION);
+    assert_int_equal(f->told_here, 0);
+    give_by(f, MIGRATION);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_int_equal(f->told_here, 1);
+    assert_int_equal(vmm_pid(f), pid); /* the one that has the guest */
+    assert_null(vm_arriving(f->vm));
+    assert_int_equal(f->stops, 0);
+}
+
+/* It is this host's, at the same epoch, but not by what its VMM waits for: that is of another time and must not run. */
+static void test_what_waits_for_another_migration_is_ended(void **state)
+{
+    struct fixture *f = *state;
+    arrive(f);
+    pid_t pid = vmm_pid(f);
+    give_by(f, OTHER_MIGRATION);
+    pid_t next = run_until_process(f, pid);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_true(next != 0 && next != pid);
+    assert_int_equal(f->told_here, 0);
+    assert_false(arguments_have(f, "--incoming"));
+}
+
+/* The same over a restart of the agent; and an arrival whose VMM dies is not begun again by itself. */
+static void test_an_arrival_is_known_again_and_may_fail(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    arrive(f);
+    pid_t pid = vmm_pid(f);
+    close_vm(f);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, &err), 0);
+    assert_string_equal(vm_arriving(f->vm), MIGRATION);
+    while (vm_arrival_of(f->vm, &arrival_why) != VM_ARRIVAL_LISTENING)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    while (vm_arrival_of(f->vm, &arrival_why) != VM_ARRIVAL_FAILED)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vmm_pid(f), 0);
+    vm_forget(f->vm);
+    while (!vm_is_gone(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(count_files(f->vms), 0);
+}
+
+/* While a migration takes it away, a VMM that ends is not started again, neither by this agent nor by the next. */
+static void test_one_that_leaves_is_not_started_again(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    pid_t pid = run_new(f);
+    assert_int_equal(vm_leave_begin(f->vm, MIGRATION, &err), 0);
+    kill(pid, SIGKILL);
+    while (!reason_has(f, "the controllers say"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    close_vm(f);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, &err), 0);
+    give(f, vm_wanted_RUNNING, 1, 1); /* still its own, says an answer from before */
+    while (!reason_has(f, "the controllers say"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vmm_pid(f), 0);
+    vm_leave_end(f->vm);
+    run_until_process(f, pid);
+    run_until(f, vm_state_RUNNING, 1);
+}
+
+/* Handed over, and the orders say so before its VMM has heard of it: it is told, not stopped. */
+static void test_one_that_has_left_is_told_so(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    pid_t pid = run_new(f);
+    f->phase = "ready";
+    assert_int_equal(vm_leave_begin(f->vm, MIGRATION, &err), 0);
+    vm_forget(f->vm);
+    while (f->told_there == 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->stops, 0);
+    kill(pid, SIGTERM); /* it ends by itself */
+    while (!vm_is_gone(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(count_files(f->vms), 0);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -661,6 +810,11 @@ int main(void)
         T(test_removal_meets_a_vmm),
         T(test_changed_order_is_prepared),
         T(test_devices_of_a_running_vm_follow),
+        T(test_an_arrival_runs_only_by_its_own_migration),
+        T(test_what_waits_for_another_migration_is_ended),
+        T(test_an_arrival_is_known_again_and_may_fail),
+        T(test_one_that_leaves_is_not_started_again),
+        T(test_one_that_has_left_is_told_so),
     };
     signal(SIGPIPE, SIG_IGN); /* as the agent's main does: a VMM may end while it is written to */
     log_set_level(LOG_LEVEL_ERROR);
