@@ -15,6 +15,7 @@ static const struct agent_task_ops *const kinds[task_kind_COUNT] = {
     [task_kind_VM_MIGRATE] = &task_migrate_ops,
     [task_kind_BACKUP_CREATE] = &task_backup_ops,
     [task_kind_BACKUP_RESTORE] = &task_backup_ops,
+    [task_kind_BACKUP_DELETE] = &task_backup_ops,
 };
 
 static const struct agent_task_ops *ops_of(const struct agent *a, uint32_t kind)

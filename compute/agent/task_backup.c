@@ -1,4 +1,4 @@
-/* The tasks backup-create and backup-restore.
+/* The tasks backup-create, backup-restore and backup-delete; the last needs no VM and begins at once.
  *
  *   start --> WAITING --its disks stand, or its VMM answers--> WORKING (a child, blocking calls) --> over
  *               |  ^                                                                           ^
@@ -134,15 +134,17 @@ static void child_done(const struct task_seen *seen, void *arg)
 static int fill_work(const struct backup_task *b, const struct local_vm *vm, bool runs, struct backup_work *work,
                      struct error *err)
 {
-    const struct vm_order *order = vm_order_of(vm);
-    const struct vm_places *places = &vm_context_of(vm)->places;
-    const struct vm_disk *disks = order->disks.items;
     OBJECT_SET(backup_work, work, kind, b->task->order.task.kind);
     OBJECT_COPY(task_backup, &work->task, &b->task->order.task.backup);
     object_mark(&backup_work_desc, work, "task");
     OBJECT_COPY(backup_store, &work->store, &b->task->order.store);
     object_mark(&backup_work_desc, work, "store");
     OBJECT_TEXT(backup_work, work, vm, b->vm);
+    if (vm == NULL)
+        return 0;
+    const struct vm_order *order = vm_order_of(vm);
+    const struct vm_places *places = &vm_context_of(vm)->places;
+    const struct vm_disk *disks = order->disks.items;
     OBJECT_SET(backup_work, work, user, vm_user(vm));
     if (runs) {
         CLEANUP_FREE char *socket_path = vm_files_path(places, b->vm, "backup.sock");
@@ -235,6 +237,10 @@ static void start(struct agent_task *task)
     if (!OBJECT_HAS(task_order, &task->order, store)) {
         error_set(&b->err, -ENOENT, ERROR_NOT_FOUND, "the backup store is not known any more");
         over(b, operation_state_FAILED);
+        return;
+    }
+    if (task->order.task.kind == task_kind_BACKUP_DELETE) {
+        work_begin(b, NULL, false);
         return;
     }
     hold(b, true);
@@ -452,8 +458,20 @@ static _Noreturn void program_become(const struct arguments *a, const struct bac
     _exit(127);
 }
 
+/* "removed <id> ..." of drover-backup prune. */
+static void removed_add(const char *line, struct backup_result *result)
+{
+    static const char begins[] = "removed ";
+    size_t skip = sizeof begins - 1;
+    if (result == NULL || strncmp(line, begins, skip) != 0 || strlen(line) < skip + 36 || result->removed.count >= 1000)
+        return;
+    result->removed.items = xrealloc(result->removed.items, (result->removed.count + 1) * sizeof(char *));
+    result->removed.items[result->removed.count++] = xasprintf("%.36s", line + skip);
+    object_mark(&backup_result_desc, result, "removed");
+}
+
 /* Each line of JSON that it says; the last one is *ret_last, which the caller frees. */
-static int lines_follow(int fd, json_t **ret_last)
+static int lines_follow(int fd, json_t **ret_last, struct backup_result *result)
 {
     CLEANUP_FREE char *line = NULL;
     size_t room = 0;
@@ -463,6 +481,7 @@ static int lines_follow(int fd, json_t **ret_last)
     while (getline(&line, &room, stream) > 0 && room < LINE_BYTES_MAX) {
         json_t *said = json_loads(line, 0, NULL);
         const char *step = json_string_value(json_object_get(said, "step"));
+        removed_add(line, result);
         if (step == NULL) {
             json_decref(said);
             continue;
@@ -477,8 +496,10 @@ static int lines_follow(int fd, json_t **ret_last)
     return 0;
 }
 
-/* Run it to its end. 0 and, where it said so, its result (owned by the caller); or its own words. */
-static int program_run(struct arguments *a, const struct backup_work *work, json_t **ret_result, struct error *err)
+/* Run it to its end. 0 and, where it said so, its result (owned by the caller); or its own words. @ret_removed: takes the
+ * backups that it says it has removed; may be NULL. */
+static int program_run(struct arguments *a, const struct backup_work *work, json_t **ret_result,
+                       struct backup_result *ret_removed, struct error *err)
 {
     int fds[2], status = 0;
     json_t *last = NULL;
@@ -496,7 +517,7 @@ static int program_run(struct arguments *a, const struct backup_work *work, json
     int code = pid < 0 ? -errno : 0;
     close(fds[1]);
     if (code == 0)
-        code = lines_follow(fds[0], &last);
+        code = lines_follow(fds[0], &last, ret_removed);
     else
         close(fds[0]);
     while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
@@ -527,7 +548,7 @@ static void store_make(const struct backup_work *work)
     struct arguments a;
     json_t *result = NULL;
     if (work->store.key == NULL && arguments_begin(&a, "init", work, NULL) == 0) {
-        (void)program_run(&a, work, &result, NULL); /* one that is there refuses; what is wrong, create will say */
+        (void)program_run(&a, work, &result, NULL, NULL); /* one that is there refuses; what is wrong, create will say */
         json_decref(result);
         arguments_finish(&a);
     }
@@ -593,9 +614,53 @@ static int create_run(const struct backup_work *work, enum snapshot_consistency 
     struct arguments a;
     int r = create_arguments(&a, work, consistency, err);
     if (r == 0)
-        r = program_run(&a, work, ret_manifest, err);
+        r = program_run(&a, work, ret_manifest, NULL, err);
     arguments_finish(&a);
     return r;
+}
+
+/* The policy's rules for the VM's backups in the store. That they could not be kept does not spoil the backup. */
+static void rules_keep(const struct backup_work *work, struct backup_result *result)
+{
+    const struct task_backup *t = &work->task;
+    const struct {
+        const char *option;
+        uint32_t count;
+    } rules[] = {{"keep-last", t->keep_last},     {"keep-hourly", t->keep_hourly},   {"keep-daily", t->keep_daily},
+                 {"keep-weekly", t->keep_weekly}, {"keep-monthly", t->keep_monthly}, {"keep-yearly", t->keep_yearly}};
+    struct arguments a;
+    struct error err = {.code = 0};
+    json_t *said = NULL;
+    char text[16], quoted[640];
+    bool any = false;
+    int r = arguments_begin(&a, "prune", work, &err);
+    for (size_t i = 0; i < ARRAY_SIZE(rules); i++) {
+        snprintf(text, sizeof text, "%u", rules[i].count);
+        if (rules[i].count > 0)
+            option_add(&a, rules[i].option, text);
+        any = any || rules[i].count > 0;
+    }
+    option_add(&a, "vm-id", work->vm);
+    if (r == 0 && any)
+        r = program_run(&a, work, &said, result, &err);
+    if (r < 0)
+        log_warning("backup-rules", "store=%s error=%s", work->store.name, log_quote(err.text, quoted, sizeof quoted));
+    json_decref(said);
+    arguments_finish(&a);
+}
+
+static int backup_delete(const struct backup_work *work, struct error *err)
+{
+    struct arguments a;
+    json_t *said = NULL;
+    int r = arguments_begin(&a, "prune", work, err);
+    option_add(&a, "forget", work->task.id);
+    argument_add(&a, xstrdup("--no-collect"));
+    if (r == 0)
+        r = program_run(&a, work, &said, NULL, err);
+    json_decref(said);
+    arguments_finish(&a);
+    return r < 0 && err->kind == ERROR_NOT_FOUND ? 0 : r; /* it has gone already, or was never whole */
 }
 
 static int backup_create(struct backup_work *work, struct task_seen *ret_seen, struct error *err)
@@ -627,6 +692,7 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
         OBJECT_SET(backup_result, &ret_seen->backup, consistency, consistency);
         OBJECT_SET(backup_result, &ret_seen->backup, pause_us, images.pause_us);
         result_fill(manifest, &ret_seen->backup);
+        rules_keep(work, &ret_seen->backup);
         object_mark(&task_seen_desc, ret_seen, "backup");
     }
     json_decref(manifest);
@@ -711,7 +777,7 @@ static int backup_restore(const struct backup_work *work, struct error *err)
     CLEANUP_FREE char *try = xasprintf("%lld.%09ld", (long long)now.tv_sec, now.tv_nsec);
     int r = restore_arguments(&a, work, try, err);
     if (r == 0)
-        r = program_run(&a, work, &result, err);
+        r = program_run(&a, work, &result, NULL, err);
     for (size_t i = 0; i < work->disks.count && r < 0; i++) { /* nothing has been replaced yet */
         CLEANUP_FREE char *restored = restored_path(&disks[i], try);
         (void)unlink(restored);
@@ -733,7 +799,9 @@ int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_s
     int r = OBJECT_DECODE(backup_work, arguments, size, OBJECT_STORED, &work, err);
     if (r < 0)
         return r;
-    r = work.kind == task_kind_BACKUP_CREATE ? backup_create(&work, ret_seen, err) : backup_restore(&work, err);
+    r = work.kind == task_kind_BACKUP_CREATE   ? backup_create(&work, ret_seen, err)
+        : work.kind == task_kind_BACKUP_DELETE ? backup_delete(&work, err)
+                                               : backup_restore(&work, err);
     OBJECT_CLEAR(backup_work, &work);
     return r;
 }

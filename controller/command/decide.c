@@ -268,7 +268,13 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_backup_update:
         return decide_update(d, object_kind_BACKUP, target, length, body);
     case ROUTE_ID_backup_delete:
-        return decide_remove(d, object_kind_BACKUP, target, length);
+        return decide_backup_delete(d, target, length);
+    case ROUTE_ID_backup_policy_create:
+        return decide_create(d, object_kind_BACKUP_POLICY, body);
+    case ROUTE_ID_backup_policy_update:
+        return decide_update(d, object_kind_BACKUP_POLICY, target, length, body);
+    case ROUTE_ID_backup_policy_delete:
+        return decide_remove(d, object_kind_BACKUP_POLICY, target, length);
     case ROUTE_ID_backup_restore:
         return decide_backup_restore(d, target, length, body);
     case ROUTE_ID_operation_cancel:

@@ -126,6 +126,36 @@ int decide_backup_create(struct deciding *d, const char *vm_id, size_t vm_length
     return begin(d, vm, &command);
 }
 
+/* Any host can: the VM's own, or the first that is up. */
+static const char *host_choose(const struct deciding *d, const struct backup *backup)
+{
+    const struct record *vm = state_get(d->state, object_kind_VM, backup->vm);
+    if (vm != NULL && vm->vm->host != NULL)
+        return vm->vm->host;
+    for (size_t i = 0; i < state_count(d->state, object_kind_HOST); i++) {
+        const struct host *host = state_at(d->state, object_kind_HOST, i)->host;
+        if (host->state == host_state_UP)
+            return host->id;
+    }
+    return NULL;
+}
+
+int decide_backup_delete(struct deciding *d, const char *id, size_t id_length)
+{
+    struct command_task command = {0};
+    const struct record *record = decide_target(d, object_kind_BACKUP, id, id_length);
+    if (record == NULL)
+        return -ENOENT;
+    const char *host = host_choose(d, record->backup);
+    if (host == NULL)
+        return error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "no host is up that could reach the store");
+    fill_operation(&command, operation_kind_BACKUP_DELETE, task_kind_BACKUP_DELETE, record->common->id,
+                   record->common->name, record->backup->store);
+    OBJECT_TEXT(task, &command.operation.task, host, host);
+    decide_preview(d, record->desc, record->object);
+    return decide_task(d, &command);
+}
+
 int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, const struct backup_restore *body)
 {
     struct command_task command = {0};

@@ -48,6 +48,7 @@ int decide_vm_migrate(struct deciding *d, const char *id, size_t id_length, cons
 int decide_handover(struct deciding *d, const struct node_handover *body);
 /* decide_backup.c */
 int decide_backup_create(struct deciding *d, const char *vm, size_t vm_length, const struct backup *body);
+int decide_backup_delete(struct deciding *d, const char *id, size_t id_length);
 int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, const struct backup_restore *body);
 /* decide_object.c */
 int decide_create(struct deciding *d, enum object_kind kind, const void *body);

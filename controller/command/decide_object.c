@@ -37,6 +37,8 @@ static void *part(struct command_put *command, enum object_kind kind)
         return &command->backup_store;
     case object_kind_BACKUP:
         return &command->backup;
+    case object_kind_BACKUP_POLICY:
+        return &command->backup_policy;
     default:
         return NULL;
     }

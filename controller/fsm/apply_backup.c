@@ -1,10 +1,10 @@
 /* Backups of VMs: what it means for them that their tasks begin and end.
  *
  *   backup-create --> CREATING --done--> AVAILABLE <--over-- RESTORING
- *                        |                   '--- backup-restore ^
- *                  failed, cancelled
- *                        v
- *                     (none)
+ *                        |                 |  ^  '--- backup-restore ^
+ *                  failed, cancelled       |  '--failed--.
+ *                        v                 '----------> DELETING --done--> (none)
+ *       (none), or FAILED where a policy wanted it: until its next try
  *
  * A backup outlives its VM and the host that made it: it is in its store, and this is what the cluster knows of it. */
 #include "controller/fsm/apply_task.h"
@@ -74,6 +74,25 @@ static bool create_may_begin(struct apply *a, const struct operation *operation)
     return vm_with_disks(a, operation) != NULL && apply_may_insert(a, object_kind_BACKUP, &common);
 }
 
+static void drop(struct apply *a, struct record *record, const char *why)
+{
+    apply_event(a, event_type_DELETED, record, "backup %s of VM %s is gone: %s", record->common->name,
+                record->backup->vm_name, why);
+    state_remove(a->state, record);
+}
+
+/* The policy tries again: what its last try came to says nothing any more. */
+static void failed_drop(struct apply *a, const char *vm, const char *policy)
+{
+    for (size_t i = state_count(a->state, object_kind_BACKUP); policy != NULL && i > 0; i--) {
+        struct record *record = a->state->tables[object_kind_BACKUP].order.items[i - 1];
+        const struct backup *backup = record->backup;
+        if (backup->state == backup_state_FAILED && strcmp(backup->vm, vm) == 0 && backup->policy != NULL &&
+            strcmp(backup->policy, policy) == 0)
+            drop(a, record, "it is tried again");
+    }
+}
+
 static void create_begun(struct apply *a, const struct operation *operation)
 {
     const struct task_backup *given = &operation->task.backup;
@@ -91,6 +110,9 @@ static void create_begun(struct apply *a, const struct operation *operation)
         OBJECT_SET(backup, &new, freeze, given->freeze);
     if (given->parent != NULL)
         OBJECT_TEXT(backup, &new, parent, given->parent);
+    if (given->policy != NULL)
+        OBJECT_TEXT(backup, &new, policy, given->policy);
+    failed_drop(a, vm->id, given->policy);
     struct backup labels = {.labels = given->labels}; /* borrowed: merge copies */
     if (given->labels.count > 0) {
         object_mark(&backup_desc, &labels, "labels");
@@ -118,10 +140,12 @@ static void create_ended(struct apply *a, const struct operation *operation, enu
     struct record *record = backup_of(a, operation);
     if (record == NULL)
         return;
+    if (state != operation_state_SUCCEEDED && record->backup->policy != NULL) {
+        set_state(a, record, backup_state_FAILED, text != NULL ? text : "it does not say why");
+        return;
+    }
     if (state != operation_state_SUCCEEDED) {
-        apply_event(a, event_type_DELETED, record, "backup %s of VM %s was not made: %s", record->common->name,
-                    record->backup->vm_name, text != NULL ? text : "it does not say why");
-        state_remove(a->state, record);
+        drop(a, record, text != NULL ? text : "it was not made");
         return;
     }
     state_edit_begin(a->state, record);
@@ -129,6 +153,11 @@ static void create_ended(struct apply *a, const struct operation *operation, enu
         result_take(record->backup, &seen->backup);
     state_edit_end(a->state, record, a->index);
     set_state(a, record, backup_state_AVAILABLE, NULL);
+    for (size_t i = 0; seen != NULL && OBJECT_HAS(task_seen, seen, backup) && i < seen->backup.removed.count; i++) {
+        struct record *gone = map_get(&a->state->tables[object_kind_BACKUP].by_id, seen->backup.removed.items[i]);
+        if (gone != NULL && gone != record && gone->backup->state == backup_state_AVAILABLE)
+            drop(a, gone, "the rules of its policy let it go");
+    }
 }
 
 const struct task_kind_ops task_backup_create = {create_may_begin, create_begun, create_ended};
@@ -177,20 +206,47 @@ static void restore_ended(struct apply *a, const struct operation *operation, en
 
 const struct task_kind_ops task_backup_restore = {restore_may_begin, restore_begun, restore_ended};
 
+/* ---- delete ---- */
+
+static bool delete_may_begin(struct apply *a, const struct operation *operation)
+{
+    const struct record *record = apply_find(a, object_kind_BACKUP, operation->task.backup.id, 0);
+    if (record == NULL)
+        return false;
+    if (record->backup->state != backup_state_AVAILABLE && record->backup->state != backup_state_FAILED) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "backup '%s' is %s; wait for that, or cancel it", record->common->name,
+                     backup_state_desc.names[record->backup->state]);
+        return false;
+    }
+    return true;
+}
+
+static void delete_begun(struct apply *a, const struct operation *operation)
+{
+    set_state(a, backup_of(a, operation), backup_state_DELETING, NULL);
+}
+
+static void delete_ended(struct apply *a, const struct operation *operation, enum operation_state state,
+                         const char *text, const struct task_seen *seen UNUSED)
+{
+    struct record *record = backup_of(a, operation);
+    if (record != NULL && state == operation_state_SUCCEEDED)
+        drop(a, record, "deleted");
+    else if (record != NULL)
+        set_state(a, record, backup_state_AVAILABLE, text);
+}
+
+const struct task_kind_ops task_backup_delete = {delete_may_begin, delete_begun, delete_ended};
+
 /* ---- removal ---- */
 
 bool backups_use(struct apply *a, const struct record *record)
 {
-    if (record->kind == object_kind_BACKUP && record->backup->state != backup_state_AVAILABLE) {
-        apply_refuse(a, -EBUSY, ERROR_IN_USE, "backup '%s' is %s; wait for that, or cancel it", record->common->name,
-                     backup_state_desc.names[record->backup->state]);
-        return true;
-    }
     for (size_t i = 0; record->kind == object_kind_BACKUP_STORE && i < state_count(a->state, object_kind_BACKUP); i++) {
         const struct backup *backup = state_at(a->state, object_kind_BACKUP, i)->backup;
         if (strcmp(backup->store, record->common->id) != 0)
             continue;
-        apply_refuse(a, -EBUSY, ERROR_IN_USE, "store '%s' has backups, such as '%s'; forget these first",
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "store '%s' has backups, such as '%s'; delete these first",
                      record->common->name, backup->name);
         return true;
     }

@@ -75,6 +75,8 @@ static const char *const changeable[object_kind_COUNT][12] = {
     [object_kind_SNAPSHOT] = {"name", "labels"},
     [object_kind_BACKUP_STORE] = {"name", "labels", "key", "access_key", "secret_key", "bytes_per_second"},
     [object_kind_BACKUP] = {"name", "labels"},
+    [object_kind_BACKUP_POLICY] = {"name", "labels", "store", "every_s", "paused", "freeze", "keep_last", "keep_hourly",
+                                   "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly"},
 };
 
 static bool may_change(enum object_kind kind, const char *field)
@@ -264,6 +266,7 @@ void apply_put(struct apply *a, struct command_put *command)
         {object_kind_SECURITY_GROUP, OBJECT_HAS(command_put, command, security_group), &command->security_group},
         {object_kind_SNAPSHOT, OBJECT_HAS(command_put, command, snapshot), &command->snapshot},
         {object_kind_BACKUP_STORE, OBJECT_HAS(command_put, command, backup_store), &command->backup_store},
+        {object_kind_BACKUP_POLICY, OBJECT_HAS(command_put, command, backup_policy), &command->backup_policy},
         {object_kind_BACKUP, OBJECT_HAS(command_put, command, backup), &command->backup},
     };
     const unsigned none = ARRAY_SIZE(parts);
@@ -313,7 +316,7 @@ void apply_remove(struct apply *a, struct command_remove *command)
     case object_kind_NETWORK:
     case object_kind_SECURITY_GROUP:
     case object_kind_BACKUP_STORE:
-    case object_kind_BACKUP:
+    case object_kind_BACKUP_POLICY:
         break;
     default:
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not removed so", object_kind_desc.names[command->kind]);

@@ -11,6 +11,7 @@ static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_VM_MIGRATE] = &task_vm_migrate,
     [task_kind_BACKUP_CREATE] = &task_backup_create,
     [task_kind_BACKUP_RESTORE] = &task_backup_restore,
+    [task_kind_BACKUP_DELETE] = &task_backup_delete,
 };
 
 static struct record *host_of(struct apply *a, const char *id)

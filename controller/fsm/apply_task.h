@@ -42,8 +42,8 @@ void task_end(struct apply *a, struct record *record, enum operation_state state
               const struct task_seen *seen);
 
 /* apply_backup.c */
-extern const struct task_kind_ops task_backup_create, task_backup_restore;
-/* Does a backup keep @record, a store or a backup, from being removed? Refuses if so. */
+extern const struct task_kind_ops task_backup_create, task_backup_restore, task_backup_delete;
+/* Does a backup or a policy keep @record, a store, from being removed? Refuses if so. */
 bool backups_use(struct apply *a, const struct record *record);
 
 /* What a host says of its tasks. */

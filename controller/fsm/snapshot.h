@@ -37,6 +37,7 @@ enum snapshot_section {
     SNAPSHOT_SNAPSHOTS = 13,
     SNAPSHOT_BACKUP_STORES = 30,
     SNAPSHOT_BACKUPS = 31,
+    SNAPSHOT_BACKUP_POLICIES = 32,
 };
 
 /* Append the state to @out. */

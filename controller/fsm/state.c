@@ -29,6 +29,7 @@ BEGINS_ALIKE(security_group);
 BEGINS_ALIKE(snapshot);
 BEGINS_ALIKE(backup_store);
 BEGINS_ALIKE(backup);
+BEGINS_ALIKE(backup_policy);
 
 /* ---- kinds ---- */
 
@@ -61,6 +62,8 @@ const struct object_desc *state_kind_desc(enum object_kind kind)
         return &backup_store_desc;
     case object_kind_BACKUP:
         return &backup_desc;
+    case object_kind_BACKUP_POLICY:
+        return &backup_policy_desc;
     case object_kind_EVENT:
     case object_kind_COUNT:
         break;

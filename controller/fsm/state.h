@@ -71,6 +71,7 @@ struct record {
         struct snapshot *snapshot;
         struct backup_store *backup_store;
         struct backup *backup;
+        struct backup_policy *backup_policy;
     };
     char *json; /* canonical, SECRET fields included (snapshots); answers: state_put_json */
     size_t json_size;

@@ -12,6 +12,7 @@
 #include "controller/reconcile/drain.h"
 #include "controller/fsm/time_text.h"
 #include "controller/fsm/image_copies.h"
+#include "controller/reconcile/backup_schedule.h"
 
 #define BY "controller"
 #define NOTE_BYTES_MAX 701u
@@ -281,6 +282,21 @@ static void drain_hosts(struct reconciling *r)
     }
 }
 
+/* ---- backups ---- */
+
+static void begin_backups(struct reconciling *r)
+{
+    struct backup_schedule schedule;
+    backup_schedule_init(&schedule, r->state, r->input->now);
+    for (unsigned i = 0; i < BACKUP_SCHEDULE_TICK_MAX && !full(r); i++) {
+        struct command_task command = {0};
+        if (!backup_schedule_next(&schedule, &command))
+            break;
+        emit(r, COMMAND_task, &command, &command.request);
+    }
+    backup_schedule_finish(&schedule);
+}
+
 void reconcile_tick(const struct state *state, const struct reconcile_input *input, struct reconcile_output *ret)
 {
     struct reconciling r = {state, input, ret, {0}};
@@ -296,6 +312,7 @@ void reconcile_tick(const struct state *state, const struct reconcile_input *inp
     for (size_t i = 0; i < state_count(state, object_kind_IMAGE) && !full(&r); i++)
         copy_image(&r, state_at(state, object_kind_IMAGE, i)->image);
     drain_hosts(&r);
+    begin_backups(&r);
     map_finish(&r.nodes);
 }
 

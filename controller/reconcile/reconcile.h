@@ -6,7 +6,8 @@
  * goes on where the last one stopped: a round. Where it stopped is all that the caller keeps; forgetting it costs time.
  *
  * Does: place VMs that have no host, those of lost hosts before all others, by priority (apply_lease.c marks them); mark hosts that do not report unreachable (their reports mark them up again,
- * node_sync.h); remove tokens that have expired; have one more host keep an image that too few hosts that are up keep.
+ * node_sync.h); remove tokens that have expired; have one more host keep an image that too few hosts that are up keep;
+ * begin backups that are due (backup_schedule.h).
  * Empties hosts that are to be drained (drain.h).
  * Does not: give up on anything silently; start a VM elsewhere while its host may still run it.
  *

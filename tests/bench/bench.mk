@@ -1,9 +1,12 @@
 # Benchmarks: figures for the promises of docs/ARCHITECTURE.md, on this machine.
-.PHONY: bench-api bench-vmm bench-block bench-migration
+.PHONY: bench-api bench-vmm bench-block bench-backup-latency bench-migration
 bench-api: $(BUILD)/bin/drover-controller $(BUILD)/tests/bench/bench_api $(BUILD)/tests/bench/bench_watch ## three controllers: writes, reads, watchers, stalls, 20,000 and 50,000 VMs
 	@/usr/bin/python3 tests/bench/bench_api.py
 
 bench-block: $(BUILD)/tests/bench/bench_block ## the disk drivers without a guest: layers beside a raw file, a minute
+	@$<
+
+bench-backup-latency: $(BUILD)/tests/bench/bench_backup_latency ## a guest's writes while its disk is backed up to a store of 5 MB/s, and while not; two minutes
 	@$<
 
 # Static: it runs in the stock guest, which has no libraries, and in a lab host.

@@ -115,7 +115,8 @@ def test_backed_up_while_it_runs_and_restored(cluster):
     status, _, problem = cluster.api('DELETE', '/v1/backup-stores/nas')
     assert status == 409 and problem['code'] == 'in-use'
     for one in ('first', 'second', 'off', 'after'):
-        assert cluster.api('DELETE', f'/v1/backups/{one}')[0] == 204
+        done(cluster, cluster.api('DELETE', f'/v1/backups/{one}'))
+    assert {b['vm_name'] for b in json.loads(tool(cluster, 'list', '--json'))} == {'by-hand'}
     assert cluster.api('DELETE', '/v1/backup-stores/nas')[0] == 204
 
 
@@ -155,3 +156,27 @@ def test_cancelled(cluster):
     assert cluster.api('GET', '/v1/backups')[2] == []
     assert cluster.api('PATCH', '/v1/backup-stores/nas', {'bytes_per_second': 1 << 30})[0] == 200
     assert backup(cluster, name='again')['state'] == 'available'
+
+
+def test_by_policy(cluster):
+    """As often as the policy says, kept as long as it says, and tried again where it failed."""
+    create(cluster, 'a', labels={'backup-policy': 'often'})
+    create(cluster, 'b')
+    add_store(cluster)
+    status, _, problem = cluster.api('POST', '/v1/backup-policies', {'name': 'often', 'store': 'nas', 'every_s': 5})
+    assert status == 400 and problem['errors'][0]['pointer'] == '#/every_s', problem
+    assert cluster.api('POST', '/v1/backup-policies', {'name': 'often', 'store': 'nas', 'every_s': 86400, 'keep_last': 2})[0] == 201
+    made = lambda: [b for b in cluster.api('GET', '/v1/backups')[2] if b['state'] == 'available']     # noqa: E731
+    wait_until(lambda: len(made()) == 1, 30, 'the first backup')
+    assert made()[0]['policy'] == 'often' and made()[0]['vm_name'] == 'a'
+    assert len(cluster.api('GET', '/v1/backups')[2]) == 1       # not again, and not of the other VM
+    first = made()[0]
+    for i in range(2):
+        backup(cluster, name=f'by-hand-{i}')
+    assert len(made()) == 3         # rules are a policy's
+    # A policy with another name begins anew, and its rules count all of the VM's.
+    assert cluster.api('POST', '/v1/backup-policies', {'name': 'other', 'store': 'nas', 'every_s': 86400, 'keep_last': 2})[0] == 201
+    assert cluster.api('PATCH', '/v1/vms/a', {'labels': {'backup-policy': 'other'}})[0] == 200
+    wait_until(lambda: any(b.get('policy') == 'other' for b in made()), 30, 'the backup of the other policy')
+    assert sorted(b['name'] for b in made() if 'policy' not in b) == ['by-hand-1'] and first['name'] not in [b['name'] for b in made()]
+    assert {b['id'] for b in json.loads(tool(cluster, 'list', '--json'))} == {b['id'] for b in made()}

@@ -1,0 +1,152 @@
+/* VMs whose backups are due: see backup_schedule.h. */
+#include "controller/reconcile/backup_schedule.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/fsm/time_text.h"
+
+enum { NAME_OF_VM_CHARACTERS = 44, NAME_SIZE = 64 };
+
+void backup_schedule_init(struct backup_schedule *s, const struct state *state, const char *now)
+{
+    *s = (struct backup_schedule){.state = state, .now = now};
+    if (state_count(state, object_kind_BACKUP_POLICY) == 0) {
+        s->next = state_count(state, object_kind_VM);
+        return;
+    }
+    for (size_t i = 0; i < state_count(state, object_kind_BACKUP); i++) {
+        struct backup *backup = state_at(state, object_kind_BACKUP, i)->backup;
+        const struct backup *other = backup->policy != NULL ? map_get(&s->newest, backup->vm) : NULL;
+        if (backup->policy != NULL && (other == NULL || strcmp(backup->created_at, other->created_at) > 0))
+            map_put(&s->newest, backup->vm, backup);
+    }
+}
+
+void backup_schedule_finish(struct backup_schedule *s)
+{
+    map_finish(&s->newest);
+}
+
+static bool is_due(const struct backup_schedule *s, const struct backup_policy *policy, const struct vm *vm)
+{
+    const struct backup *newest = map_get(&s->newest, vm->id);
+    uint64_t now_ms = time_text_ms(s->now), wait_s = policy->every_s;
+    if (newest == NULL || strcmp(newest->policy, policy->name) != 0)
+        return true;
+    if (newest->state == backup_state_FAILED)
+        wait_s = MIN(wait_s, (uint64_t)BACKUP_SCHEDULE_RETRY_S);
+    return newest->state != backup_state_CREATING && now_ms >= time_text_ms(newest->created_at) + wait_s * 1000;
+}
+
+/* Its disks are there, and nobody else is at work on them. */
+static bool may_begin(const struct record *record)
+{
+    const struct vm *vm = record->vm;
+    bool stands = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED || vm->state == vm_state_STOPPED;
+    return vm->host != NULL && stands && vm->wanted != vm_wanted_DELETED && record->of_vm.operations.count == 0;
+}
+
+static uint64_t hash_add(uint64_t hash, const char *text)
+{
+    for (; *text != '\0'; text++)
+        hash = (hash ^ (uint8_t)*text) * UINT64_C(0x100000001b3);
+    hash ^= hash >> 29; /* and its end */
+    return hash * UINT64_C(0xbf58476d1ce4e5b9);
+}
+
+static void id_make(const char *what, const char *vm, const char *policy, const char *now, char id[STATE_ID_BYTES])
+{
+    const char *texts[] = {what, vm, policy, now};
+    uint64_t a = UINT64_C(0xcbf29ce484222325), b = UINT64_C(0x9e3779b97f4a7c15);
+    for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
+        a = hash_add(a, texts[i]);
+        b = hash_add(b ^ a, texts[i]);
+    }
+    snprintf(id, STATE_ID_BYTES, "%08x-%04x-4%03x-%04x-%012llx", (unsigned)(a >> 32), (unsigned)(a >> 16 & 0xffff),
+             (unsigned)(a & 0xfff), (unsigned)(0x8000 | (b >> 48 & 0x3fff)), (unsigned long long)(b & 0xffffffffffff));
+}
+
+/* The newest backup of the VM in the store that is whole, whoever wanted it. */
+static const char *parent_of(const struct state *state, const char *vm, const char *store)
+{
+    const struct backup *found = NULL;
+    for (size_t i = 0; i < state_count(state, object_kind_BACKUP); i++) {
+        const struct backup *backup = state_at(state, object_kind_BACKUP, i)->backup;
+        bool whole = backup->state == backup_state_AVAILABLE || backup->state == backup_state_RESTORING;
+        if (whole && strcmp(backup->vm, vm) == 0 && strcmp(backup->store, store) == 0 &&
+            (found == NULL || strcmp(backup->created_at, found->created_at) > 0))
+            found = backup;
+    }
+    return found != NULL ? found->id : NULL;
+}
+
+static void arguments_fill(const struct backup_schedule *s, const struct backup_policy *policy, const struct record *vm,
+                           const struct record *store, struct task_backup *arguments)
+{
+    struct bytes_writer definition = {0};
+    const char *parent = parent_of(s->state, vm->common->id, store->common->id);
+    if (parent != NULL)
+        OBJECT_TEXT(task_backup, arguments, parent, parent);
+    OBJECT_TEXT(task_backup, arguments, policy, policy->name);
+    OBJECT_TEXT(task_backup, arguments, vm_name, vm->common->name);
+    OBJECT_TEXT(task_backup, arguments, store, store->common->id);
+    if (OBJECT_HAS(backup_policy, policy, freeze))
+        OBJECT_SET(task_backup, arguments, freeze, policy->freeze);
+    OBJECT_SET(task_backup, arguments, keep_last, policy->keep_last);
+    OBJECT_SET(task_backup, arguments, keep_hourly, policy->keep_hourly);
+    OBJECT_SET(task_backup, arguments, keep_daily, policy->keep_daily);
+    OBJECT_SET(task_backup, arguments, keep_weekly, policy->keep_weekly);
+    OBJECT_SET(task_backup, arguments, keep_monthly, policy->keep_monthly);
+    OBJECT_SET(task_backup, arguments, keep_yearly, policy->keep_yearly);
+    state_put_json(s->state, vm, &definition);
+    bytes_put_u8(&definition, 0);
+    if (definition.size <= object_field(&task_backup_desc, "definition")->max)
+        OBJECT_TEXT(task_backup, arguments, definition, (const char *)definition.data);
+    bytes_writer_finish(&definition);
+}
+
+static void command_fill(const struct backup_schedule *s, const struct backup_policy *policy, const struct record *vm,
+                         const struct record *store, struct command_task *command)
+{
+    struct operation *operation = &command->operation;
+    const char *t = s->now; /* 2026-01-31T12:00:00.000Z */
+    char id[STATE_ID_BYTES], name[NAME_SIZE];
+    snprintf(name, sizeof name, "%.*s-%.4s%.2s%.2s-%.2s%.2s%.2s", NAME_OF_VM_CHARACTERS, vm->common->name, t, t + 5, t + 8,
+             t + 11, t + 14, t + 17);
+    id_make("operation", vm->common->id, policy->id, t, id);
+    OBJECT_TEXT(operation, operation, id, id);
+    OBJECT_SET(operation, operation, kind, operation_kind_BACKUP_CREATE);
+    OBJECT_SET(operation, operation, target_kind, object_kind_BACKUP);
+    id_make("backup", vm->common->id, policy->id, t, id);
+    OBJECT_TEXT(operation, operation, target_id, id);
+    OBJECT_TEXT(operation, operation, target_name, name);
+    OBJECT_SET(task, &operation->task, kind, task_kind_BACKUP_CREATE);
+    OBJECT_TEXT(task, &operation->task, host, vm->vm->host);
+    OBJECT_TEXT(task, &operation->task, vm, vm->common->id);
+    OBJECT_SET(task, &operation->task, epoch, vm->vm->epoch);
+    OBJECT_TEXT(task_backup, &operation->task.backup, id, id);
+    OBJECT_TEXT(task_backup, &operation->task.backup, name, name);
+    arguments_fill(s, policy, vm, store, &operation->task.backup);
+    object_mark(&task_desc, &operation->task, "backup");
+    object_mark(&operation_desc, operation, "task");
+    object_mark(&command_task_desc, command, "operation");
+}
+
+bool backup_schedule_next(struct backup_schedule *s, struct command_task *ret_command)
+{
+    while (s->next < state_count(s->state, object_kind_VM)) {
+        const struct record *vm = state_at(s->state, object_kind_VM, s->next++);
+        const char *name = string_map_get(&vm->vm->labels, BACKUP_SCHEDULE_LABEL);
+        const struct record *policy = name != NULL ? state_get(s->state, object_kind_BACKUP_POLICY, name) : NULL;
+        if (policy == NULL || policy->backup_policy->paused || !may_begin(vm) || !is_due(s, policy->backup_policy, vm->vm))
+            continue;
+        const struct record *store = state_get(s->state, object_kind_BACKUP_STORE, policy->backup_policy->store);
+        const struct record *host = state_get(s->state, object_kind_HOST, vm->vm->host);
+        if (store == NULL || host == NULL || host->host->state != host_state_UP)
+            continue;
+        command_fill(s, policy->backup_policy, vm, store, ret_command);
+        return true;
+    }
+    return false;
+}
