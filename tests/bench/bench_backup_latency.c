@@ -156,7 +156,7 @@ static struct block *file_open(struct bench *b, const char *name, bool direct)
 {
     struct block_file_options options = {.uring = b->uring, .direct = direct};
     struct error err = {0};
-    struct block *block;
+    struct block *block = NULL;
     CLEANUP_FREE char *path = xasprintf("%s/%s", b->folder, name);
     if (file_write_atomic(path, "", 0, 0600, &err) < 0 || truncate(path, (off_t)DISK_BYTES) < 0 ||
         block_file_open(path, &options, b->loop, &block, &err) < 0)
