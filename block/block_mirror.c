@@ -4,13 +4,16 @@
 #include <errno.h>
 #include <string.h>
 
+enum { ZERO_GRAIN_BYTES = 16384 }; /* stretches of zeroes are found in such steps */
+
 struct mirror_copy {
     struct block_mirror *mirror;
     struct block_request request;
     struct iovec one;
     uint8_t *buffer; /* MIRROR_COPY_CLUSTERS; NULL: not in use yet */
-    bool busy, is_zero;
+    bool busy;
     uint64_t first, count; /* clusters */
+    uint64_t size, at;     /* bytes of it in all, and how many are done */
 };
 
 struct mirror_op {
@@ -291,7 +294,6 @@ static void waiting_begin(struct block_mirror *m)
 static void copy_end(struct mirror_copy *c, int result)
 {
     struct block_mirror *m = c->mirror;
-    uint64_t bytes = c->one.iov_len;
     c->busy = false;
     m->copying--;
     if (result < 0)
@@ -300,22 +302,20 @@ static void copy_end(struct mirror_copy *c, int result)
         m->no_lease = true; /* until block_mirror_run */
     else if (result < 0)
         mirror_fail(m, result);
-    else {
-        m->progress.copied_bytes += bytes;
-        m->progress.zero_bytes += c->is_zero ? bytes : 0;
-    }
     waiting_begin(m);
     pump(m);
 }
 
 static void copy_done(struct block_request *request, int result);
 
-static void copy_submit(struct mirror_copy *c, struct block *to, enum block_op op)
+/* @size bytes from c->at on. */
+static void copy_submit(struct mirror_copy *c, struct block *to, enum block_op op, uint64_t size)
 {
+    c->one = (struct iovec){c->buffer + c->at, size};
     c->request = (struct block_request){.op = op,
                                         .may_unmap = true,
-                                        .offset = c->first * MIRROR_CLUSTER_BYTES,
-                                        .size = c->one.iov_len,
+                                        .offset = c->first * MIRROR_CLUSTER_BYTES + c->at,
+                                        .size = size,
                                         .done = copy_done};
     if (op != BLOCK_WRITE_ZEROES) {
         c->request.iovecs = &c->one;
@@ -331,16 +331,40 @@ static bool is_all_zero(const uint8_t *at, size_t size)
     return at[0] == 0 && memcmp(at, at + 1, size - 1) == 0;
 }
 
+/* What follows c->at and is all zeroes, or is not. */
+static bool stretch_next(const struct mirror_copy *c, bool can_write_zeroes, uint64_t *ret_size)
+{
+    bool zero = false;
+    uint64_t end = c->at;
+    for (bool first = true; end < c->size; first = false) {
+        uint64_t grain = MIN((uint64_t)ZERO_GRAIN_BYTES, c->size - end);
+        bool is_zero = can_write_zeroes && is_all_zero(c->buffer + end, grain);
+        if (first)
+            zero = is_zero;
+        else if (is_zero != zero)
+            break;
+        end += grain;
+    }
+    *ret_size = end - c->at;
+    return zero;
+}
+
 static void copy_done(struct block_request *request, int result)
 {
     struct mirror_copy *c = CONTAINER_OF(request, struct mirror_copy, request);
-    struct block *target = c->mirror->options.target;
-    if (result < 0 || request->op != BLOCK_READ) {
+    struct block_mirror *m = c->mirror;
+    if (result == 0 && request->op != BLOCK_READ) {
+        c->at += request->size;
+        m->progress.copied_bytes += request->size;
+        m->progress.zero_bytes += request->op == BLOCK_WRITE_ZEROES ? request->size : 0;
+    }
+    if (result < 0 || c->at == c->size) {
         copy_end(c, result);
         return;
     }
-    c->is_zero = target->can_write_zeroes && is_all_zero(c->buffer, c->one.iov_len);
-    copy_submit(c, target, c->is_zero ? BLOCK_WRITE_ZEROES : BLOCK_WRITE);
+    uint64_t size;
+    bool zero = stretch_next(c, m->options.target->can_write_zeroes, &size);
+    copy_submit(c, m->options.target, zero ? BLOCK_WRITE_ZEROES : BLOCK_WRITE, size);
 }
 
 static bool is_written_now(const struct block_mirror *m, uint64_t first, uint64_t last)
@@ -394,9 +418,10 @@ static bool copy_begin(struct block_mirror *m, struct mirror_copy *c)
     c->first = first;
     c->count = end - first;
     c->busy = true;
-    c->one = (struct iovec){c->buffer, MIN(end * MIRROR_CLUSTER_BYTES, m->front.size_bytes) - first * MIRROR_CLUSTER_BYTES};
+    c->at = 0;
+    c->size = MIN(end * MIRROR_CLUSTER_BYTES, m->front.size_bytes) - first * MIRROR_CLUSTER_BYTES;
     m->copying++;
-    copy_submit(c, m->options.source, BLOCK_READ);
+    copy_submit(c, m->options.source, BLOCK_READ, c->size);
     return true;
 }
 

@@ -28,6 +28,7 @@ enum migrate_phase {
     MIGRATE_PHASE_CANCELLED,
     MIGRATE_PHASE_POSTCOPY, /* the target runs, and the rest of its memory is on its way */
     MIGRATE_PHASE_LOST,     /* the same, but without a connection: the target stands still until the source is back */
+    MIGRATE_PHASE_DISKS,    /* before CONNECT: disks are copied, by the sender's owner */
 };
 
 struct migrate_progress {
@@ -45,6 +46,7 @@ struct migrate_progress {
     uint64_t expect_us;              /* until the pause, from the end of the last round; UINT64_MAX: cannot be told */
     uint64_t downtime_us;            /* from the pause until the target said that it runs */
     bool decided;                    /* in READY and UNKNOWN: somebody has, and it is on its way */
+    uint64_t disk_left_bytes, disk_copied_bytes; /* by the sender's owner */
     char why[96];                    /* what the last round was followed by, or "" */
     struct error failure;            /* in FAILED, CANCELLED and UNKNOWN */
 };

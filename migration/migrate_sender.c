@@ -658,6 +658,8 @@ static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *
     throttle(s, 0);
     if (s->options.is_paused && s->options.is_paused(s->options.arg))
         final.number = MIGRATE_FINAL_PAUSED;
+    if (s->options.settle && (code = s->options.settle(s->options.arg, err)) < 0)
+        return code;
     if ((code = s->guest->ops->state_save(s->guest, &main->out, err)) < 0 ||
         (code = dirty_fetch(s, &pages, err)) < 0)
         return code;

@@ -37,6 +37,8 @@ struct migrate_sender_options {
     int (*connect)(void *arg, struct error *err);
     /* Stopped for the last pages: is it paused by its user, and to stay so at the target? NULL: no. */
     bool (*is_paused)(void *arg);
+    /* It stands still: what is not memory and has to be at the target before its READY (disks). NULL: nothing. */
+    int (*settle)(void *arg, struct error *err);
     /* Right before GO: nothing here may touch what both sides share (disks) from now on. And back, before the guest
      * goes on here after all; negative: it cannot, for somebody else has it, and it is to be decided anew. NULL: nothing
      * is shared. */

@@ -3,10 +3,31 @@
 
 #include "compute/vmm/control_call.h"
 #include "compute/vmm/devices/net/net.h"
+#include "compute/vmm/machine_mirror.h"
 
 enum { HTTP_CREATED = 201, HTTP_ACCEPTED = 202 };
 
 /* ---- as JSON ---- */
+
+STATIC_ASSERT((int)MIRROR_LEVEL == (int)vmm_disk_move_state_LEVEL && (int)MIRROR_FAILED == (int)vmm_disk_move_state_FAILED,
+              "block_mirror.h and the schema agree");
+
+static void put_move(struct machine *m, const struct machine_slot *slot, struct vmm_disk_status *status)
+{
+    struct mirror_progress p;
+    char failure[256];
+    struct vmm_disk_move *move = &status->move;
+    if (!machine_mirror_progress(m, slot, &p, failure))
+        return;
+    OBJECT_SET(vmm_disk_move, move, state, (uint32_t)p.state);
+    OBJECT_SET(vmm_disk_move, move, left_bytes, p.left_bytes);
+    OBJECT_SET(vmm_disk_move, move, copied_bytes, p.copied_bytes);
+    OBJECT_SET(vmm_disk_move, move, zero_bytes, p.zero_bytes);
+    OBJECT_SET(vmm_disk_move, move, synchronous, p.is_sync);
+    if (failure[0] != '\0')
+        OBJECT_TEXT(vmm_disk_move, move, failure, failure);
+    object_mark(&vmm_disk_status_desc, status, "move");
+}
 
 static void put_disk(struct machine *m, const struct machine_slot *slot, struct bytes_writer *out)
 {
@@ -26,6 +47,7 @@ static void put_disk(struct machine *m, const struct machine_slot *slot, struct 
     OBJECT_SET(vmm_disk_status, &status, discards, c.discards);
     OBJECT_SET(vmm_disk_status, &status, errors, c.errors);
     OBJECT_SET(vmm_disk_status, &status, throttled, c.throttled);
+    put_move(m, slot, &status);
     OBJECT_ENCODE(vmm_disk_status, &status, out);
     OBJECT_CLEAR(vmm_disk_status, &status);
 }
@@ -169,4 +191,24 @@ int control_device_unplug(struct control_call *call, struct error *err)
         call->status = HTTP_ACCEPTED;
     }
     return 0;
+}
+
+int control_disk_move(struct control_call *call, struct error *err)
+{
+    struct machine_slot *slot = machine_slot_find(call->machine, SLOT_DISK, call->id, err);
+    int code = slot ? machine_mirror_move(call->machine, slot, call->body, err) : -ENOENT;
+    if (code < 0)
+        return code;
+    call->status = HTTP_ACCEPTED;
+    put_slot(call->machine, slot, &call->answer);
+    return 0;
+}
+
+int control_disk_move_cancel(struct control_call *call, struct error *err)
+{
+    struct machine_slot *slot = machine_slot_find(call->machine, SLOT_DISK, call->id, err);
+    int code = slot ? machine_mirror_cancel(call->machine, slot, err) : -ENOENT;
+    if (code == 0)
+        put_slot(call->machine, slot, &call->answer);
+    return code;
 }

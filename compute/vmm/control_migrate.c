@@ -9,7 +9,8 @@ enum { HTTP_ACCEPTED = 202 };
 
 STATIC_ASSERT((int)MIGRATE_PHASE_CONNECT == (int)vmm_migration_phase_CONNECT &&
                   (int)MIGRATE_PHASE_READY == (int)vmm_migration_phase_READY &&
-                  (int)MIGRATE_PHASE_CANCELLED == (int)vmm_migration_phase_CANCELLED,
+                  (int)MIGRATE_PHASE_CANCELLED == (int)vmm_migration_phase_CANCELLED &&
+                  (int)MIGRATE_PHASE_DISKS == (int)vmm_migration_phase_DISKS,
               "migrate_progress.h and the schema agree");
 
 /* The one under way; else the last one from here; else the one to here. */
@@ -44,6 +45,8 @@ int control_migration_show(struct control_call *call, struct error *err UNUSED)
         OBJECT_SET(vmm_migration, &a, expected_us, p.expect_us);
     OBJECT_SET(vmm_migration, &a, downtime_us, p.downtime_us);
     OBJECT_SET(vmm_migration, &a, total_us, p.total_us);
+    OBJECT_SET(vmm_migration, &a, disk_left_bytes, p.disk_left_bytes);
+    OBJECT_SET(vmm_migration, &a, disk_copied_bytes, p.disk_copied_bytes);
     OBJECT_TEXT(vmm_migration, &a, step, p.why);
     if (p.failure.code < 0)
         OBJECT_TEXT(vmm_migration, &a, failure, p.failure.text);

@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "compute/vmm/block/block_file.h"
 #include "compute/vmm/machine_changes.h"
+#include "compute/vmm/machine_mirror.h"
 #include "compute/vmm/nbd_listener.h"
 
 #define NS_PER_S UINT64_C(1000000000)
@@ -416,6 +417,8 @@ int machine_backup_begin(struct machine *m, const struct vmm_backup_order *order
                          struct error *err)
 {
     int code = begin_check(m, err);
+    if (code == 0 && machine_mirror_is_active(m))
+        code = error_set(err, -EBUSY, ERROR_CONFLICT, "a disk of the VM is being moved; wait for its end, or cancel it");
     if (code < 0)
         return code;
     struct backup_job *job = job_of(m);

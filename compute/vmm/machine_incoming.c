@@ -10,6 +10,7 @@
 #include "compute/vmm/guest_ops.h"
 #include "compute/vmm/machine_snapshot.h"
 #include "compute/vmm/machine_state.h"
+#include "compute/vmm/nbd_listener.h"
 #include "compute/vmm/unix_socket.h"
 #include "migration/migrate_receiver.h"
 
@@ -27,6 +28,9 @@ struct incoming_job {
     bool paused; /* its user had paused it */
     uint64_t epoch;
     struct stream_states *states; /* during load */
+    struct nbd_export exports[PCI_SLOTS]; /* disks that are filled from outside */
+    unsigned export_count;
+    struct nbd_listener *disks; /* NULL: none, or they are complete */
     /* Written by the thread, read by the loop once it was posted. */
     int code;
     struct error err;
@@ -40,10 +44,20 @@ static int states_load(void *arg, struct machine *m, struct error *err)
     return machine_state_load(m, job->states, err);
 }
 
+/* What has come is whole and lasts: the source has said so before it sent its last word. */
+static void disks_close(struct incoming_job *job)
+{
+    struct machine *m = job->machine;
+    pthread_mutex_lock(&m->device_lock);
+    nbd_listener_destroy(TAKE_PTR(job->disks));
+    pthread_mutex_unlock(&m->device_lock);
+}
+
 static int do_load(void *arg, struct error *err)
 {
     struct incoming_job *job = arg;
     struct machine *m = job->machine;
+    disks_close(job);
     int code = machine_start_restored(m, states_load, job, true, err);
     m->frozen = code == 0; /* nobody but the hand-over lets it run */
     return code;
@@ -56,6 +70,9 @@ static int do_run(void *arg, struct error *err)
     int code = machine_slots_own(m, true, err);
     if (code < 0)
         return code;
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (m->slots.slots[i].kind == SLOT_DISK)
+            OBJECT_SET(vmm_disk, &m->slots.slots[i].disk, copied, false);
     m->options.incoming = false; /* disks that are plugged from now on are its own */
     m->frozen = false;
     if (!job->paused)
@@ -121,6 +138,7 @@ static void on_end(void *arg)
     pthread_join(job->thread, NULL);
     job->active = false;
     unlink(job->path);
+    free(TAKE_PTR(job->path));
     if (job->code == 0) {
         log_info("migrated-here", "vm=%s epoch=%llu total_us=%llu", m->config->name, (unsigned long long)job->epoch,
                  (unsigned long long)migrate_receiver_progress(job->receiver).total_us);
@@ -140,12 +158,39 @@ static void *job_main(void *arg)
 
 /* ---- its beginning and end ---- */
 
-int machine_incoming_start(struct machine *m, const char *to, struct error *err)
+static int address_check(const char *to, struct error *err)
+{
+    static const char scheme[] = "unix:";
+    if (strncmp(to, scheme, sizeof(scheme) - 1) != 0 || to[sizeof(scheme) - 1] != '/')
+        return error_set(err, -EINVAL, ERROR_INVALID, "a migration comes in at unix:/PATH, not at \"%.100s\"", to);
+    return 0;
+}
+
+static int disks_listen(struct incoming_job *job, const char *to, struct error *err)
+{
+    struct machine *m = job->machine;
+    int code = address_check(to, err);
+    if (code < 0)
+        return code;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        const struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind == SLOT_DISK && slot->disk.copied)
+            job->exports[job->export_count++] = (struct nbd_export){
+                .name = slot->id, .block = blk_of_virtio(slot->virtio)->block, .access = NBD_ACCESS_WRITE};
+    }
+    if (job->export_count)
+        code = nbd_listener_create(strchr(to, '/'), job->exports, job->export_count, m->io, NULL, NULL, &job->disks, err);
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
+int machine_incoming_start(struct machine *m, const char *to, const char *disks_to, struct error *err)
 {
     static const char scheme[] = "unix:";
     int fd;
-    if (strncmp(to, scheme, sizeof(scheme) - 1) != 0 || to[sizeof(scheme) - 1] != '/')
-        return error_set(err, -EINVAL, ERROR_INVALID, "a migration comes in at unix:/PATH, not at \"%.100s\"", to);
+    if (address_check(to, err) < 0)
+        return -EINVAL;
     int code = unix_socket_listen(to + sizeof(scheme) - 1, "the migration socket", "", &fd, err);
     if (code < 0)
         return code;
@@ -159,6 +204,9 @@ int machine_incoming_start(struct machine *m, const char *to, struct error *err)
         .listen_fd = fd, .patience_ms = 60000, .fits = job_fits, .load = job_load, .run = job_run, .stall = job_stall,
         .fault_fd = m->options.fault_fd, .arg = job};
     job->receiver = migrate_receiver_create(&job->guest.guest, &options);
+    code = disks_to ? disks_listen(job, disks_to, err) : 0;
+    if (code < 0)
+        return code;
     code = -pthread_create(&job->thread, NULL, job_main, job);
     if (code < 0)
         return error_errno(err, code, "cannot start a thread");
@@ -198,7 +246,7 @@ bool machine_incoming_lacks_memory(const struct machine *m)
 
 void machine_incoming_unlink(const struct machine *m)
 {
-    if (m->incoming)
+    if (m->incoming && m->incoming->path)
         unlink(m->incoming->path);
 }
 
@@ -210,8 +258,10 @@ void incoming_job_destroy(struct incoming_job *job)
         migrate_receiver_cancel(job->receiver);
         control_gate_close(&job->gate);
         pthread_join(job->thread, NULL);
-        unlink(job->path);
     }
+    if (job->path)
+        unlink(job->path);
+    disks_close(job);
     migrate_receiver_destroy(job->receiver);
     machine_guest_finish(&job->guest);
     control_gate_finish(&job->gate);

@@ -18,8 +18,9 @@
 
 struct incoming_job;
 
-/* @to: unix:/PATH. @m was built with options.incoming. */
-int machine_incoming_start(struct machine *m, const char *to, struct error *err);
+/* @to: unix:/PATH. @disks_to: the same, where the content of disks comes that are this machine's own (vmm_disk.copied), by
+ * NBD, until it is loaded; NULL: there are none. @m was built with options.incoming. */
+int machine_incoming_start(struct machine *m, const char *to, const char *disks_to, struct error *err);
 struct migrate_progress machine_incoming_progress(const struct machine *m);
 /* As migrate_receiver_decide. */
 int machine_incoming_decide(struct machine *m, enum migrate_outcome outcome, uint64_t epoch, struct error *err);

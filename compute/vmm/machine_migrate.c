@@ -5,9 +5,11 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 
 #include "common/log.h"
 #include "compute/vmm/guest_ops.h"
+#include "compute/vmm/machine_mirror.h"
 #include "compute/vmm/machine_backup.h"
 #include "compute/vmm/machine_state.h"
 #include "migration/migrate_sender.h"
@@ -17,6 +19,8 @@ struct waiter {
     void *arg;
 };
 
+enum { DISKS_LOOK_MS = 50 };
+
 struct migrate_job {
     struct machine *machine;
     struct control_gate gate;
@@ -25,6 +29,12 @@ struct migrate_job {
     char path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
     pthread_t thread;
     bool active;
+    struct vmm_migration_order order; /* of the current one; cleared with it */
+    char disks_path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+    bool cancel;               /* atomic: while disks are copied */
+    pthread_mutex_t lock;      /* guards what follows */
+    enum migrate_phase phase;  /* DISKS while they are copied, FAILED or CANCELLED where it ended there; else IDLE */
+    uint64_t disk_left_bytes, disk_copied_bytes;
     struct waiter waiters[MACHINE_MIGRATE_WAITERS_MAX];
     unsigned waiting;
     /* Written by the thread, read by the loop once it was posted. */
@@ -91,6 +101,58 @@ static int job_connect(void *arg, struct error *err)
     return connected;
 }
 
+/* ---- disks that go along ---- */
+
+static int do_disks_begin(void *arg, struct error *err)
+{
+    struct migrate_job *job = arg;
+    const struct vmm_migration_disk *disks = job->order.disks.items;
+    int code = 0;
+    for (size_t i = 0; code == 0 && i < job->order.disks.count; i++) {
+        struct machine_slot *slot = machine_slot_find(job->machine, SLOT_DISK, disks[i].id, err);
+        code = slot ? machine_mirror_begin(job->machine, slot, job->disks_path, disks[i].since, err) : -ENOENT;
+    }
+    return code;
+}
+
+static int do_disks_settle(void *arg, struct error *err)
+{
+    return machine_mirrors_settle(arg, err);
+}
+
+static int job_settle(void *arg, struct error *err)
+{
+    struct migrate_job *job = arg;
+    return job->order.disks.count ? control_gate_run(&job->gate, do_disks_settle, job->machine, err) : 0;
+}
+
+/* Until both sides hold the same; from then on every write goes to both. */
+static int disks_copy(struct migrate_job *job, struct error *err)
+{
+    bool is_level = false;
+    int code = control_gate_run(&job->gate, do_disks_begin, job, err);
+    while (code == 0 && !is_level) {
+        struct timespec pause = {.tv_nsec = DISKS_LOOK_MS * 1000000};
+        uint64_t left, copied;
+        nanosleep(&pause, NULL);
+        code = machine_mirrors_look(job->machine, &left, &copied, &is_level, err);
+        pthread_mutex_lock(&job->lock);
+        job->disk_left_bytes = left;
+        job->disk_copied_bytes = copied;
+        pthread_mutex_unlock(&job->lock);
+        if (code == 0 && __atomic_load_n(&job->cancel, __ATOMIC_ACQUIRE))
+            code = error_set(err, -ECANCELED, ERROR_CANCELLED, "the migration was cancelled");
+    }
+    return code;
+}
+
+static void job_phase_set(struct migrate_job *job, enum migrate_phase phase)
+{
+    pthread_mutex_lock(&job->lock);
+    job->phase = phase;
+    pthread_mutex_unlock(&job->lock);
+}
+
 static bool job_is_paused(void *arg)
 {
     return ((struct migrate_job *)arg)->guest.was_paused;
@@ -136,15 +198,25 @@ static void on_end(void *arg)
     else
         log_info("migrated", "vm=%s rounds=%u bytes=%llu pause_us=%llu total_us=%llu", m->config->name, p.rounds,
                  (unsigned long long)p.sent_bytes, (unsigned long long)p.downtime_us, (unsigned long long)p.total_us);
-    waiters_end(job);
     if (job->code == 0)
         machine_leave(m);
+    else
+        machine_mirrors_end(m);
+    waiters_end(job);
 }
 
 static void *job_main(void *arg)
 {
     struct migrate_job *job = arg;
-    job->code = migrate_sender_run(job->sender, &job->err);
+    job->code = 0;
+    if (job->order.disks.count) {
+        job->code = disks_copy(job, &job->err);
+        job_phase_set(job, job->code == 0            ? MIGRATE_PHASE_IDLE
+                           : job->code == -ECANCELED ? MIGRATE_PHASE_CANCELLED
+                                                     : MIGRATE_PHASE_FAILED);
+    }
+    if (job->code == 0)
+        job->code = migrate_sender_run(job->sender, &job->err);
     io_loop_post(job->machine->control, on_end, job);
     return NULL;
 }
@@ -183,6 +255,7 @@ static void options_fill(struct migrate_job *job, const struct vmm_migration_ord
         .stop_patience_ms = (unsigned)or_default(order->stop_silence_ms, MIGRATE_STOP_PATIENCE_MS_DEFAULT),
         .connect = job_connect,
         .is_paused = job_is_paused,
+        .settle = job_settle,
         .let_go = job_let_go,
         .take_back = job_take_back,
         .asks = job_asks,
@@ -195,21 +268,24 @@ static struct migrate_job *job_of(struct machine *m)
     if (!m->migrate) {
         m->migrate = NEW(struct migrate_job);
         m->migrate->machine = m;
+        pthread_mutex_init(&m->migrate->lock, NULL);
         control_gate_init(&m->migrate->gate, m->control);
         machine_guest_init(&m->migrate->guest, m, &m->migrate->gate);
     }
     return m->migrate;
 }
 
-static int path_take(struct migrate_job *job, const char *to, struct error *err)
+static int path_take(char path[sizeof(((struct sockaddr_un *)NULL)->sun_path)], const char *to, const char *field,
+                     struct error *err)
 {
+    const size_t path_bytes = sizeof(((struct sockaddr_un *)NULL)->sun_path);
     static const char scheme[] = "unix:";
     size_t skip = sizeof(scheme) - 1, length = strlen(to);
-    if (strncmp(to, scheme, skip) != 0 || to[skip] != '/' || length - skip >= sizeof(job->path))
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/to",
-                               "a target is unix:/PATH of at most %zu bytes, not \"%.100s\"", sizeof(job->path) - 1, to);
-    memset(job->path, 0, sizeof(job->path));
-    memcpy(job->path, to + skip, length - skip);
+    if (strncmp(to, scheme, skip) != 0 || to[skip] != '/' || length - skip >= path_bytes)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, field,
+                               "a target is unix:/PATH of at most %zu bytes, not \"%.100s\"", path_bytes - 1, to);
+    memset(path, 0, path_bytes);
+    memcpy(path, to + skip, length - skip);
     return 0;
 }
 
@@ -225,10 +301,21 @@ int machine_migrate_begin(struct machine *m, const struct vmm_migration_order *o
                          m->frozen ? "being saved" : machine_state_name(m->state));
     if (machine_backup_is_active(m))
         return error_set(err, -EBUSY, ERROR_CONFLICT, "a backup of the VM is under way; wait for its end, or cancel it");
+    if (machine_mirror_is_active(m))
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "a disk of the VM is being moved; wait for its end, or cancel it");
+    if (order->disks.count && !order->disks_to)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/disks_to", "say where the target takes the disks' content");
     struct migrate_job *job = job_of(m);
-    code = path_take(job, order->to, err);
+    code = path_take(job->path, order->to, "/to", err);
+    if (code == 0 && order->disks.count)
+        code = path_take(job->disks_path, order->disks_to, "/disks_to", err);
     if (code < 0)
         return code;
+    OBJECT_CLEAR(vmm_migration_order, &job->order);
+    OBJECT_COPY(vmm_migration_order, &job->order, order);
+    job->cancel = false;
+    job->phase = order->disks.count ? MIGRATE_PHASE_DISKS : MIGRATE_PHASE_IDLE;
+    job->disk_left_bytes = job->disk_copied_bytes = 0;
     options_fill(job, order, &options);
     migrate_sender_destroy(job->sender);
     machine_description_fill(m, &description);
@@ -253,8 +340,19 @@ bool machine_migrate_is_active(const struct machine *m)
 
 struct migrate_progress machine_migrate_progress(const struct machine *m)
 {
-    if (m->migrate && m->migrate->sender)
-        return migrate_sender_progress(m->migrate->sender);
+    struct migrate_job *job = m->migrate;
+    if (job && job->sender) {
+        struct migrate_progress p = migrate_sender_progress(job->sender);
+        pthread_mutex_lock(&job->lock);
+        if (job->phase != MIGRATE_PHASE_IDLE)
+            p.phase = job->phase;
+        p.disk_left_bytes = job->disk_left_bytes;
+        p.disk_copied_bytes = job->disk_copied_bytes;
+        pthread_mutex_unlock(&job->lock);
+        if (!job->active && job->code < 0 && p.failure.code == 0)
+            p.failure = job->err;
+        return p;
+    }
     return (struct migrate_progress){.phase = MIGRATE_PHASE_IDLE};
 }
 
@@ -265,6 +363,8 @@ static int none(struct error *err)
 
 int machine_migrate_cancel(struct machine *m, struct error *err)
 {
+    if (machine_migrate_is_active(m))
+        __atomic_store_n(&m->migrate->cancel, true, __ATOMIC_RELEASE);
     return machine_migrate_is_active(m) ? migrate_sender_cancel(m->migrate->sender, err) : none(err);
 }
 
@@ -278,6 +378,7 @@ void migrate_job_destroy(struct migrate_job *job)
     if (!job)
         return;
     if (job->active) {
+        __atomic_store_n(&job->cancel, true, __ATOMIC_RELEASE);
         migrate_sender_abandon(job->sender);
         control_gate_close(&job->gate);
         pthread_join(job->thread, NULL);
@@ -286,5 +387,7 @@ void migrate_job_destroy(struct migrate_job *job)
     migrate_sender_destroy(job->sender);
     machine_guest_finish(&job->guest);
     control_gate_finish(&job->gate);
+    OBJECT_CLEAR(vmm_migration_order, &job->order);
+    pthread_mutex_destroy(&job->lock);
     free(job);
 }

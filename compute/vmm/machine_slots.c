@@ -14,6 +14,7 @@
 #include "compute/vmm/machine.h"
 #include "compute/vmm/machine_backup.h"
 #include "compute/vmm/machine_changes.h"
+#include "compute/vmm/machine_mirror.h"
 #include "compute/vmm/pc1_layout.h"
 #include "compute/vmm/virtio/virtio_pci.h"
 
@@ -154,11 +155,12 @@ static void changes_end(struct machine *m, struct machine_slot *slot)
     slot->changes = NULL;
 }
 
-static int disk_open(struct machine *m, const struct vmm_disk *disk, struct block **ret_block, struct error *err)
+int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struct block **ret_block, struct error *err)
 {
     struct block *block;
     struct block_file_options file = {
-        .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming, .epoch = m->config->epoch};
+        .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming && !disk->copied,
+        .epoch = m->config->epoch};
     int code = engine_choose(m, disk, &file.uring, err);
     if (code == 0 && disk->format == disk_format_LAYERS)
         code = block_layers_open(disk->path, &file, m->io, &block, err);
@@ -194,7 +196,7 @@ int machine_slot_add_disk(struct machine *m, const struct vmm_disk *disk, struct
         code = slot_choose(m, OBJECT_HAS(vmm_disk, disk, slot) ? &disk->slot : NULL, &slot, err);
     machine_changes_stamp(disk, stamp); /* opening may write */
     if (code == 0)
-        code = disk_open(m, disk, &block, err);
+        code = machine_slot_open_disk(m, disk, &block, err);
     if (code < 0)
         return code;
     struct blk_options options = {.block = block,
@@ -232,6 +234,8 @@ int machine_slot_change_disk(struct machine *m, struct machine_slot *slot, const
     int code = 0;
     if (slot->detached)
         return error_set(err, -ENODEV, ERROR_CONFLICT, "disk %s has been taken away by force", slot->id);
+    if (OBJECT_HAS(vmm_disk, patch, size_bytes) && machine_mirror_is_active(m))
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "a disk of the VM is being moved; wait for its end, or cancel it");
     object_copy(&vmm_disk_desc, &changed, &slot->disk);
     object_merge(&vmm_disk_desc, &changed, patch);
     if (!OBJECT_HAS(vmm_disk, &changed, size_bytes))
@@ -364,6 +368,7 @@ static void slot_empty(struct machine *m, struct machine_slot *slot, const char 
     pthread_mutex_unlock(&m->device_lock);
     log_info("device-unplugged", "vm=%s device=%s slot=%u why=\"%s\"", m->config->name, slot->id, slot->number, why);
     changes_end(m, slot);
+    machine_mirror_free(slot->mirror);
     object_clear(&vmm_disk_desc, &slot->disk);
     object_clear(&vmm_nic_desc, &slot->nic);
     *slot = (struct machine_slot){.kind = SLOT_EMPTY};
@@ -463,6 +468,7 @@ void machine_slots_finish(struct machine *m)
 {
     for (unsigned i = 0; i < PCI_SLOTS; i++) {
         changes_end(m, &m->slots.slots[i]);
+        machine_mirror_free(m->slots.slots[i].mirror);
         object_clear(&vmm_disk_desc, &m->slots.slots[i].disk);
         object_clear(&vmm_nic_desc, &m->slots.slots[i].nic);
     }

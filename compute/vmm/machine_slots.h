@@ -35,6 +35,7 @@ struct machine_slot {
     bool unplugging;
     bool detached;        /* SLOT_DISK: taken away by force, its file is closed */
     struct machine_changes *changes; /* of SLOT_DISK; NULL: not tracked. Owned */
+    struct machine_mirror *mirror; /* of SLOT_DISK: under way, or the last (machine_mirror.h); NULL: none. Owned */
     struct vmm_disk disk; /* of SLOT_DISK: as given, with what was filled in */
     struct vmm_nic nic;   /* of SLOT_NIC */
 };
@@ -50,6 +51,8 @@ int machine_slot_add_disk(struct machine *m, const struct vmm_disk *disk, struct
                           struct error *err);
 int machine_slot_add_nic(struct machine *m, const struct vmm_nic *nic, struct machine_slot **ret_slot,
                          struct error *err);
+/* Open what @disk names, for this machine and its lease. With the device lock held, or while the machine is built. */
+int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struct block **ret_block, struct error *err);
 /* Another virtio device, not for control. It is the machine's, or released here where that fails. */
 int machine_slot_add_other(struct machine *m, struct virtio_device *virtio, const char *name, struct error *err);
 /* The slot of that kind and name, or NULL with words. */

@@ -36,7 +36,7 @@ enum exit_status {
 };
 
 struct options {
-    const char *config, *control, *restore, *incoming;
+    const char *config, *control, *restore, *incoming, *incoming_disks;
     bool console_stdio, verify, cpu_baseline;
     uid_t user; /* 0: no jail */
     enum sandbox_mode sandbox;
@@ -57,6 +57,8 @@ static const char help[] =
     "  --verify           compare the snapshot's memory with its checksums first\n"
     "  --incoming ADDRESS wait at unix:PATH for another VMM to migrate the VM to here (its control socket:\n"
     "                     POST /v1/vm/migration {\"to\": \"unix:PATH\"}); --config says what it is like on this host\n"
+    "  --incoming-disks ADDRESS\n"
+    "                     take the content of disks that are this host's own (\"copied\" in FILE) at unix:PATH\n"
     "  --control PATH     Unix socket for control; instead of control_path in FILE\n"
     "  --console stdio    show the serial console here and send it what is typed\n"
     "  --no-restart       end when the guest resets, instead of booting it again\n"
@@ -112,6 +114,7 @@ static int options_parse(int argc, char **argv, struct options *o)
         {"control", required_argument, NULL, 's'},
         {"restore", required_argument, NULL, 'r'},
         {"incoming", required_argument, NULL, 'i'},
+        {"incoming-disks", required_argument, NULL, 'k'},
         {"verify", no_argument, NULL, 'v'},
         {"console", required_argument, NULL, 'o'},
         {"no-restart", no_argument, NULL, 'n'},
@@ -139,6 +142,8 @@ static int options_parse(int argc, char **argv, struct options *o)
         } else if (option == 'i') {
             o->incoming = optarg;
             o->machine.incoming = true;
+        } else if (option == 'k') {
+            o->incoming_disks = optarg;
         } else if (option == 'v') {
             o->verify = true;
         } else if (option == 'n') {
@@ -342,7 +347,7 @@ static int program_start(struct program *p, struct error *err)
     if (code == 0 && p->restore.file)
         code = machine_start_restored(&p->machine, machine_restore_load, &p->restore, p->config.paused, err);
     else if (code == 0 && p->options.incoming)
-        code = machine_incoming_start(&p->machine, p->options.incoming, err);
+        code = machine_incoming_start(&p->machine, p->options.incoming, p->options.incoming_disks, err);
     else if (code == 0)
         code = machine_start(&p->machine, p->config.paused, err);
     if (code == 0 && p->restore.file)

@@ -1,6 +1,7 @@
 """Live migration between two drover-vmm on the real /dev/kvm (or without, see test_vmm.py): back and forth under writing, and every step's sudden end."""
 import json
 import os
+import random
 import re
 import select
 import socket
@@ -666,3 +667,120 @@ def test_post_copy_is_not_done_unasked(world):
     start(vm, target.socket)
     assert vm.process.wait(LIMIT_S) == MIGRATED
     assert migration(target)['phase'] == 'done'
+
+
+# ---- disks that move ----
+
+def disk_make(path, size, seed, used=256 << 10):
+    """The first KiB zeroes for the guest's own game, then data here and there, and holes."""
+    rng = random.Random(seed)
+    with path.open('wb') as f:
+        f.truncate(size)
+        at = used
+        while at < size:
+            length = rng.randrange(1, 200) << 10
+            f.seek(at)
+            f.write(rng.randbytes(min(length, size - at)))
+            at += length + (rng.randrange(0, 600) << 10)
+
+
+def allocated(path):
+    return path.stat().st_blocks * 512
+
+
+def disk_verified(console):
+    start = len(re.findall(r'^disk verified', console.text, re.M))
+    console.socket.send(b'verify\n')
+    console.wait(r'(?s)(^disk verified .*?){%d}' % (start + 1))
+    assert not re.search(r'^disk: ', console.text, re.M), re.findall(r'^disk: .*$', console.text, re.M)[:5]
+
+
+def wrote(vm):
+    return vm.request('GET', '/v1/vm/disks/disk0')[1]['writes']
+
+
+@pytest.mark.parametrize('size', [40 << 20, pytest.param(400 << 20, marks=pytest.mark.slow)])
+def test_disks_go_along_while_they_are_written(world, capsys, size):
+    here, there = world.folder / 'here', world.folder / 'there'
+    disk_make(here, size, seed=5)
+    there.touch()
+    os.truncate(there, size)
+    disks_socket = world.folder / 'disks'
+    vm = world.boot('disk=7 quiet', disks=[{'path': str(here)}])
+    console = vm.console()
+    until(lambda: wrote(vm) > 20, vm)
+    target = world.incoming('--incoming-disks', f'unix:{disks_socket}', disks=[{'path': str(there), 'copied': True}])
+    new_console = target.console()
+    start(vm, target.socket, disks=[{'id': 'disk0'}], disks_to=f'unix:{disks_socket}', ask_owner=True, verify=True)
+    until(lambda: migration(vm)['phase'] == 'ready', vm, target)
+    with here.open('rb') as a, there.open('rb') as b:        # both stand still, and both sides have synced
+        assert a.read() == b.read(), 'the disks differ'
+    copied = migration(vm)['disk_copied_bytes']
+    assert allocated(there) <= allocated(here) * 1.2 + (1 << 20), 'thin has become thick'
+    decide(vm, 'there')
+    assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+    until(lambda: state(target) == 'running', target)
+    before = wrote(target)
+    until(lambda: wrote(target) > before + 20, target)
+    disk_verified(new_console)
+    assert not re.search(r'^disk: ', console.text, re.M)
+    assert not disks_socket.exists()
+    assert 'copied' not in target.request('GET', '/v1/vm/disks/disk0')[1]['disk'] or \
+        not target.request('GET', '/v1/vm/disks/disk0')[1]['disk']['copied']
+    pause_us = re.search(r'pause_us=(\d+)', vm.log.read_text())[1]
+    with capsys.disabled():
+        print(f' {size >> 20} MiB disk, {allocated(here) >> 10} KiB in it: {copied >> 10} KiB copied, pause {int(pause_us) / 1000:.0f} ms ', end='')
+
+
+def test_a_disk_that_cannot_go_along_stays_and_so_does_the_vm(world):
+    here, there = world.folder / 'here', world.folder / 'there'
+    disk_make(here, 8 << 20, seed=6)
+    there.touch()
+    os.truncate(there, 8 << 20)
+    vm = world.boot('disk=7 quiet', disks=[{'path': str(here)}])
+    console = vm.console()
+    until(lambda: wrote(vm) > 5, vm)
+    start(vm, world.folder / 'nobody', disks=[{'id': 'disk0'}], disks_to=f'unix:{world.folder / "nobody"}')
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    assert 'disk disk0' in migration(vm)['failure']
+    assert vm.request('POST', '/v1/vm/migration', {'to': 'unix:/x', 'disks': [{'id': 'disk0'}]})[0] == 400
+    target = world.incoming('--incoming-disks', f'unix:{world.folder / "disks"}', disks=[{'path': str(there), 'copied': True}])
+    start(vm, target.socket, disks=[{'id': 'disk0'}], disks_to=f'unix:{world.folder / "disks"}', ask_owner=True)
+    until(lambda: migration(vm)['phase'] == 'ready', vm, target)
+    decide(vm, 'here')                                       # and at the last moment
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    assert target.process.wait(LIMIT_S) == 5
+    before = wrote(vm)
+    until(lambda: wrote(vm) > before + 20, vm)
+    disk_verified(console)
+
+
+def moved(vm):
+    return vm.request('GET', '/v1/vm/disks/disk0')[1]
+
+
+def test_a_disk_moves_to_another_file_while_it_is_written(world):
+    here, there = world.folder / 'here', world.folder / 'there'
+    disk_make(here, 30 << 20, seed=8)
+    vm = world.boot('disk=9 quiet', disks=[{'path': str(here)}])
+    console = vm.console()
+    until(lambda: wrote(vm) > 20, vm)
+    there.touch()
+    os.truncate(there, 20 << 20)
+    status, answer = vm.request('POST', '/v1/vm/disks/disk0/move', {'path': str(there)})
+    assert status in (400, 409) and 'same size' in answer['detail'], answer
+    os.truncate(there, 30 << 20)
+    assert vm.request('DELETE', '/v1/vm/disks/disk0/move')[0] == 409
+    status, answer = vm.request('POST', '/v1/vm/disks/disk0/move', {'path': str(there)})
+    assert status == 202 and answer['move']['state'] in ('copying', 'level'), answer
+    until(lambda: moved(vm)['disk']['path'] == str(there), vm)
+    until(lambda: 'disk-moved' in vm.log.read_text(), vm)
+    old = here.read_bytes()
+    before = wrote(vm)
+    until(lambda: wrote(vm) > before + 20, vm)
+    disk_verified(console)
+    assert here.read_bytes() == old                          # nobody writes there any more
+    vm.move('paused')
+    new = there.read_bytes()
+    assert new[256 << 10:] == old[256 << 10:] and new != old
+    assert allocated(there) <= allocated(here) * 1.2 + (1 << 20)

@@ -1,0 +1,407 @@
+/* One mirror for each disk at most, below its device; see machine_mirror.h. */
+#include "compute/vmm/machine_mirror.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "block/layer_disk.h"
+#include "block/nbd_client.h"
+#include "common/log.h"
+#include "compute/vmm/block/block_layers.h"
+#include "compute/vmm/machine_changes.h"
+
+enum { LOOK_MS = 50, NS_PER_MS = 1000000, LINK_TIMEOUT_MS = 10000, LINK_RECONNECT_MS = 5000 };
+
+struct machine_mirror {
+    struct machine *machine;
+    struct machine_slot *slot;
+    struct block_mirror *mirror; /* NULL: it is over */
+    struct block *target;        /* owned, until the device has it */
+    bool is_remote;
+    struct vmm_disk to;          /* of a move */
+    int wake_fd;                 /* the NBD client's thread writes to it */
+    struct io_handler *wake;
+    struct io_timer look;
+    struct mirror_progress last; /* once it is over */
+    char failure[256];
+};
+
+static struct blk *blk_of(const struct machine_mirror *mm)
+{
+    return blk_of_virtio(mm->slot->virtio);
+}
+
+/* ---- on the I/O thread, or with its lock ---- */
+
+static void target_run(struct machine_mirror *mm)
+{
+    if (mm->is_remote && mm->target != NULL)
+        nbd_client_run(mm->target);
+}
+
+static void on_wake(void *arg, uint32_t events UNUSED)
+{
+    struct machine_mirror *mm = arg;
+    uint64_t count;
+    (void)!read(mm->wake_fd, &count, sizeof(count));
+    target_run(mm);
+}
+
+/* The NBD client's thread. */
+static void wake(void *arg)
+{
+    const struct machine_mirror *mm = arg;
+    uint64_t one = 1;
+    (void)!write(mm->wake_fd, &one, sizeof(one));
+}
+
+static void on_control_look(void *arg);
+
+/* Now and then: a lease may have come back, and what is level is taken over on the control loop. */
+static void on_look(void *arg)
+{
+    struct machine_mirror *mm = arg;
+    if (mm->mirror == NULL)
+        return;
+    block_mirror_run(mm->mirror);
+    if (!mm->is_remote && block_mirror_progress(mm->mirror).state != MIRROR_COPYING)
+        io_loop_post(mm->machine->control, on_control_look, mm->machine);
+    io_timer_arm(mm->machine->io, &mm->look, (uint64_t)LOOK_MS * NS_PER_MS);
+}
+
+/* The filter goes, and the mirror; the target is closed unless the device has it by now. */
+static void mirror_end(struct machine_mirror *mm)
+{
+    struct blk *blk = blk_of(mm);
+    if (mm->mirror == NULL)
+        return;
+    block_drain(blk_top(blk));
+    mm->last = block_mirror_progress(mm->mirror);
+    blk_set_filter(blk, NULL, NULL, NULL);
+    block_mirror_destroy(TAKE_PTR(mm->mirror));
+    io_timer_cancel(&mm->look);
+    block_close(TAKE_PTR(mm->target));
+    io_loop_remove(mm->machine->io, TAKE_PTR(mm->wake));
+}
+
+static void on_leaving(void *arg, struct blk *blk UNUSED)
+{
+    struct machine_mirror *mm = arg;
+    mirror_end(mm);
+    if (mm->last.state != MIRROR_FAILED)
+        snprintf(mm->failure, sizeof(mm->failure), "the disk was taken away");
+}
+
+/* ---- beginning ---- */
+
+void machine_mirror_free(struct machine_mirror *mm)
+{
+    if (mm == NULL)
+        return;
+    ASSERT(mm->mirror == NULL);
+    close_fd(&mm->wake_fd);
+    object_clear(&vmm_disk_desc, &mm->to);
+    free(mm);
+}
+
+static int slot_check(struct machine *m, struct machine_slot *slot, struct error *err)
+{
+    if (slot->detached)
+        return error_set(err, -ENODEV, ERROR_CONFLICT, "disk %s has been taken away by force", slot->id);
+    if (slot->disk.read_only)
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "disk %s is only read; give the VM another one instead", slot->id);
+    pthread_mutex_lock(&m->device_lock);
+    bool has_filter = blk_of_virtio(slot->virtio)->filter != NULL;
+    pthread_mutex_unlock(&m->device_lock);
+    return has_filter ? error_set(err, -EBUSY, ERROR_CONFLICT, "disk %s is being backed up or moved; wait for its end", slot->id)
+                      : 0;
+}
+
+static int marks_make(struct machine_mirror *mm, const char *since, struct error *err)
+{
+    struct block *block = blk_of(mm)->block;
+    uint64_t first = 0, count;
+    enum layer_state state;
+    int above, code;
+    if (since == NULL) {
+        code = block_mirror_mark_data(mm->mirror);
+        return code < 0 ? error_errno(err, code, "cannot tell where disk %s has data", mm->slot->id) : 0;
+    }
+    if (mm->slot->disk.format != disk_format_LAYERS || layer_disk_since(block_layers_disk(block), since, &above) < 0)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/disks", "disk %s has no layer %.40s", mm->slot->id, since);
+    for (; layer_chain_changed(block_layers_disk(block)->chain, above, first, &first, &count, &state); first += count)
+        block_mirror_mark(mm->mirror, first * LAYER_CLUSTER_BYTES, count * LAYER_CLUSTER_BYTES);
+    return 0;
+}
+
+/* Between device and disk, and copying. With the device lock held; @mm has its target. */
+static int mirror_put(struct machine_mirror *mm, const char *since, struct error *err)
+{
+    struct blk *blk = blk_of(mm);
+    struct block_mirror_options options = {.source = blk->block, .target = mm->target};
+    int code = block_mirror_create(&options, &mm->mirror, err);
+    if (code == 0)
+        code = marks_make(mm, since, err);
+    if (code < 0) {
+        block_mirror_destroy(TAKE_PTR(mm->mirror));
+        return code;
+    }
+    block_drain(blk_top(blk));
+    blk_set_filter(blk, block_mirror_front(mm->mirror), on_leaving, mm);
+    block_mirror_run(mm->mirror);
+    io_timer_arm(mm->machine->io, &mm->look, (uint64_t)LOOK_MS * NS_PER_MS);
+    return 0;
+}
+
+static struct machine_mirror *mirror_new(struct machine *m, struct machine_slot *slot, bool is_remote)
+{
+    struct machine_mirror *mm = NEW(struct machine_mirror);
+    mm->machine = m;
+    mm->slot = slot;
+    mm->is_remote = is_remote;
+    mm->wake_fd = -1;
+    io_timer_init(&mm->look, on_look, mm);
+    return mm;
+}
+
+/* @mm is the slot's from here on, whatever comes of it; the last one goes. */
+static int mirror_start(struct machine_mirror *mm, const char *since, struct error *err)
+{
+    struct machine *m = mm->machine;
+    pthread_mutex_lock(&m->device_lock);
+    int code = mirror_put(mm, since, err);
+    if (code < 0) {
+        block_close(TAKE_PTR(mm->target));
+        io_loop_remove(m->io, TAKE_PTR(mm->wake));
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    if (code < 0) {
+        machine_mirror_free(mm);
+        return code;
+    }
+    machine_mirror_free(mm->slot->mirror);
+    mm->slot->mirror = mm;
+    log_info("disk-mirror", "vm=%s disk=%s to=%s", m->config->name, mm->slot->id, mm->is_remote ? "another host" : mm->to.path);
+    return 0;
+}
+
+int machine_mirror_move(struct machine *m, struct machine_slot *slot, const struct vmm_disk *to, struct error *err)
+{
+    int code = machine_changeable(m, err);
+    if (code == 0)
+        code = slot_check(m, slot, err);
+    if (code < 0)
+        return code;
+    struct machine_mirror *mm = mirror_new(m, slot, false);
+    object_copy(&vmm_disk_desc, &mm->to, to);
+    pthread_mutex_lock(&m->device_lock);
+    code = machine_slot_open_disk(m, to, &mm->target, err);
+    pthread_mutex_unlock(&m->device_lock);
+    if (code < 0) {
+        machine_mirror_free(mm);
+        return code;
+    }
+    return mirror_start(mm, NULL, err);
+}
+
+int machine_mirror_begin(struct machine *m, struct machine_slot *slot, const char *path, const char *since, struct error *err)
+{
+    int code = slot_check(m, slot, err);
+    if (code < 0)
+        return code;
+    struct machine_mirror *mm = mirror_new(m, slot, true);
+    struct nbd_client_options options = {.socket_path = path,
+                                         .export_name = slot->id,
+                                         .timeout_ms = LINK_TIMEOUT_MS,
+                                         .reconnect_ms = LINK_RECONNECT_MS,
+                                         .wake = wake,
+                                         .wake_arg = mm};
+    mm->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    code = mm->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd") : nbd_client_open(&options, &mm->target, err);
+    if (code < 0) {
+        error_prefix(err, "disk %s: ", slot->id);
+        machine_mirror_free(mm);
+        return code;
+    }
+    pthread_mutex_lock(&m->device_lock);
+    code = io_loop_add(m->io, mm->wake_fd, EPOLLIN, on_wake, mm, &mm->wake, err);
+    pthread_mutex_unlock(&m->device_lock);
+    if (code < 0) {
+        block_close(TAKE_PTR(mm->target));
+        machine_mirror_free(mm);
+        return code;
+    }
+    return mirror_start(mm, since, err);
+}
+
+/* ---- a move's end (control loop) ---- */
+
+/* With the device lock held. Level, or negative errno. */
+static int move_take(struct machine_mirror *mm)
+{
+    struct blk *blk = blk_of(mm);
+    struct block *old = blk->block;
+    block_drain(blk_top(blk));
+    int code = block_mirror_settle(mm->mirror);
+    if (code == 0)
+        code = block_now(mm->target, BLOCK_FLUSH, 0, NULL, 0);
+    if (code < 0)
+        return code;
+    struct block *target = TAKE_PTR(mm->target);
+    mirror_end(mm);
+    blk->block = target;
+    block_close(old);
+    return 0;
+}
+
+static void move_done(struct machine_mirror *mm)
+{
+    struct vmm_disk *disk = &mm->slot->disk;
+    log_info("disk-moved", "vm=%s disk=%s from=%s to=%s copied_bytes=%llu", mm->machine->config->name, mm->slot->id,
+             disk->path, mm->to.path, (unsigned long long)mm->last.copied_bytes);
+    machine_changes_end(TAKE_PTR(mm->slot->changes), false); /* the next backup reads everything */
+    OBJECT_TEXT(vmm_disk, disk, path, mm->to.path);
+    OBJECT_SET(vmm_disk, disk, format, mm->to.format);
+    OBJECT_SET(vmm_disk, disk, direct, mm->to.direct);
+    OBJECT_SET(vmm_disk, disk, engine, mm->to.engine);
+}
+
+static void move_failed(struct machine_mirror *mm, int code)
+{
+    char quoted[300];
+    if (mm->failure[0] == '\0')
+        snprintf(mm->failure, sizeof(mm->failure), "the new disk failed: %s", strerror(-code));
+    log_warning("disk-not-moved", "vm=%s disk=%s to=%s why=%s", mm->machine->config->name, mm->slot->id, mm->to.path,
+                log_quote(mm->failure, quoted, sizeof(quoted)));
+}
+
+static void move_look(struct machine_mirror *mm)
+{
+    struct machine *m = mm->machine;
+    int code = -EAGAIN;
+    pthread_mutex_lock(&m->device_lock);
+    bool is_due = mm->mirror != NULL && block_mirror_progress(mm->mirror).state != MIRROR_COPYING;
+    if (is_due)
+        code = move_take(mm);
+    if (is_due && code < 0 && code != -EAGAIN) {
+        mirror_end(mm);
+        mm->last.state = MIRROR_FAILED;
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    if (is_due && code == 0)
+        move_done(mm);
+    else if (is_due && code != -EAGAIN)
+        move_failed(mm, code);
+}
+
+static void on_control_look(void *arg)
+{
+    struct machine *m = arg;
+    for (unsigned i = 0; i < PCI_SLOTS && !m->frozen && !machine_has_ended(m); i++)
+        if (m->slots.slots[i].mirror != NULL && !m->slots.slots[i].mirror->is_remote)
+            move_look(m->slots.slots[i].mirror);
+}
+
+int machine_mirror_cancel(struct machine *m, struct machine_slot *slot, struct error *err)
+{
+    struct machine_mirror *mm = slot->mirror;
+    if (mm == NULL || mm->mirror == NULL || mm->is_remote)
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "disk %s is not being moved", slot->id);
+    pthread_mutex_lock(&m->device_lock);
+    mirror_end(mm);
+    pthread_mutex_unlock(&m->device_lock);
+    mm->last.state = MIRROR_FAILED;
+    snprintf(mm->failure, sizeof(mm->failure), "it was cancelled");
+    return 0;
+}
+
+/* ---- looking ---- */
+
+bool machine_mirror_progress(struct machine *m, const struct machine_slot *slot, struct mirror_progress *ret_progress,
+                             char *ret_failure)
+{
+    const struct machine_mirror *mm = slot->mirror;
+    if (mm == NULL)
+        return false;
+    pthread_mutex_lock(&m->device_lock);
+    *ret_progress = mm->mirror != NULL ? block_mirror_progress(mm->mirror) : mm->last;
+    pthread_mutex_unlock(&m->device_lock);
+    if (ret_failure != NULL)
+        snprintf(ret_failure, sizeof(mm->failure), "%s", mm->failure);
+    return true;
+}
+
+bool machine_mirror_is_active(const struct machine *m)
+{
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (m->slots.slots[i].mirror != NULL && m->slots.slots[i].mirror->mirror != NULL)
+            return true;
+    return false;
+}
+
+/* Why a mirror to another host has failed, in words. */
+static int remote_failed(const struct machine_mirror *mm, int code, struct error *err)
+{
+    struct error link = {0};
+    if (mm->target != NULL)
+        (void)nbd_client_state(mm->target, &link);
+    return error_set(err, code, ERROR_UNREACHABLE, "disk %s cannot be copied to the target: %s%s%.200s", mm->slot->id, strerror(-code),
+                     link.text[0] ? ": " : "", link.text);
+}
+
+int machine_mirrors_look(struct machine *m, uint64_t *ret_left, uint64_t *ret_copied, bool *ret_level, struct error *err)
+{
+    int code = 0;
+    *ret_left = *ret_copied = 0;
+    *ret_level = true;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
+        struct machine_mirror *mm = m->slots.slots[i].mirror;
+        if (mm == NULL || !mm->is_remote || mm->mirror == NULL)
+            continue;
+        struct mirror_progress p = block_mirror_progress(mm->mirror);
+        *ret_left += p.left_bytes;
+        *ret_copied += p.copied_bytes;
+        *ret_level &= p.state == MIRROR_LEVEL;
+        if (p.state == MIRROR_FAILED)
+            code = remote_failed(mm, p.failure, err);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
+int machine_mirrors_settle(struct machine *m, struct error *err)
+{
+    int code = 0;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
+        struct machine_mirror *mm = m->slots.slots[i].mirror;
+        if (mm == NULL || !mm->is_remote || mm->mirror == NULL)
+            continue;
+        block_drain(blk_top(blk_of(mm)));
+        code = block_mirror_settle(mm->mirror);
+        if (code == 0)
+            code = block_now(blk_of(mm)->block, BLOCK_FLUSH, 0, NULL, 0);
+        if (code == 0)
+            code = block_now(mm->target, BLOCK_FLUSH, 0, NULL, 0);
+        if (code < 0)
+            code = remote_failed(mm, code, err);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
+void machine_mirrors_end(struct machine *m)
+{
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        struct machine_mirror *mm = m->slots.slots[i].mirror;
+        if (mm != NULL && mm->is_remote)
+            mirror_end(mm);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+}

@@ -1,0 +1,37 @@
+/* Disks of a running machine that move: block/block_mirror.h between a disk's device and its block.
+ *
+ *   to another file of this host     machine_mirror_move: copied, and at once the device's disk when both are level
+ *   to another host                  machine_mirror_begin: copied to an NBD export of the target's VMM and kept level until
+ *                                    the migration is over; machine_mirror_settle in its pause
+ *
+ * A move that fails leaves the disk where it was: the guest notices nothing, and what was copied is for the caller to remove.
+ *
+ * Threads: the control loop's, with the device lock NOT held. */
+#ifndef COMPUTE_VMM_MACHINE_MIRROR_H
+#define COMPUTE_VMM_MACHINE_MIRROR_H
+
+#include "block/block_mirror.h"
+#include "compute/vmm/machine.h"
+
+/* Move @slot's disk to @to, a file of the same size that is all zeroes, and which is there. -EBUSY, -EINVAL in words. */
+int machine_mirror_move(struct machine *m, struct machine_slot *slot, const struct vmm_disk *to, struct error *err);
+/* Give a move under way up; -EINVAL when there is none. */
+int machine_mirror_cancel(struct machine *m, struct machine_slot *slot, struct error *err);
+/* Mirror it to the export named as the disk at the Unix socket @path. @since: what the target has already, the id of a
+ * layer; NULL: nothing. */
+int machine_mirror_begin(struct machine *m, struct machine_slot *slot, const char *path, const char *since, struct error *err);
+/* How @slot's disk fares, or the last one that it had. False: there was none. @ret_failure (256 bytes) may be NULL. */
+bool machine_mirror_progress(struct machine *m, const struct machine_slot *slot, struct mirror_progress *ret_progress,
+                             char *ret_failure);
+/* All that goes to another host, together. @ret_level: each of them is. -EIO in words when one has failed. */
+int machine_mirrors_look(struct machine *m, uint64_t *ret_left, uint64_t *ret_copied, bool *ret_level, struct error *err);
+/* The machine is frozen: copy what is left, and make both sides last. */
+int machine_mirrors_settle(struct machine *m, struct error *err);
+/* Those to another host end: the disks are as they are here. */
+void machine_mirrors_end(struct machine *m);
+/* A disk is on its way to another file, or its device is gone from under it. */
+bool machine_mirror_is_active(const struct machine *m);
+/* For machine_slots.c: the slot is emptied. */
+void machine_mirror_free(struct machine_mirror *mirror);
+
+#endif
