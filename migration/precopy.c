@@ -5,6 +5,8 @@ enum {
     PAGES_MEASURED_MIN = 64, /* fewer say nothing about the time that a page takes */
     PROGRESS_NUM = 7,        /* less than 7/8 of the best so far is progress */
     PROGRESS_DEN = 8,
+    LOW_DEN = 25,            /* so much above the best so far still counts as a low */
+    LOW_ROUNDS = 4,          /* that it is waited for one */
 };
 
 void precopy_init(struct precopy *p, const struct precopy_settings *settings)
@@ -91,6 +93,9 @@ struct precopy_decision precopy_decide(struct precopy *p, const struct precopy_r
         throttle_raise(p, r);
         return decide(p, PRECOPY_ROUND, predicted_us, "the guest writes faster than can be sent; it is slowed down");
     }
+    bool is_low = r->dirty_pages <= p->best_pages + p->best_pages / LOW_DEN;
+    if (predicted_us <= s->downtime_max_us && !is_low && p->stalled < MAX(s->patience, 1u) + LOW_ROUNDS)
+        return decide(p, PRECOPY_ROUND, predicted_us, "it does not get less; waiting for a moment when little is left");
     if (predicted_us <= s->downtime_max_us)
         return decide(p, PRECOPY_PAUSE, predicted_us, "it does not get less, and the longest pause allows it");
     if (s->postcopy == PRECOPY_POSTCOPY_FALLBACK)

@@ -14,6 +14,8 @@
  *
  * Prediction: pages left times the time that a page took so far (everything included: copying, eliding, compression,
  * the wire, a limit of bandwidth), and a fixed part for the state. Progress: an eighth fewer pages left than at best.
+ * A pause longer than the one that is aimed at begins at a low: when no more is left than at best so far, or nearly, or
+ * after some rounds without such a moment.
  * Throttle: percent of the time that the guest's processors stand still. Where a look within the round has told the rate
  * of writing, a step aims at half the rate at which pages can be sent, and need not wait long; otherwise it halves the
  * time that is left.

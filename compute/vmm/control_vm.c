@@ -11,7 +11,7 @@ static const enum vmm_state states[] = {
 
 static void holds_add(struct vmm_status *status, unsigned holds)
 {
-    static const char *const names[] = {"start", "user", "lease", "event", "migrate", "disk", "unplug", "throttle"};
+    static const char *const names[] = {"start", "user", "lease", "event", "migrate", "disk", "unplug"};
     if (holds == 0)
         return;
     status->holds.items = xcalloc(ARRAY_SIZE(names), sizeof(*status->holds.items));

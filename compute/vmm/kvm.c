@@ -341,9 +341,43 @@ static const struct irq_chip_ops kvm_irq_ops = {
 
 /* ---- vCPUs ---- */
 
+/* Documentation/virt/kvm/api.rst, 4.133: a header, descriptors with names, and the data, all by offsets in one file. */
+static void faults_find(struct kvm_vcpu *vcpu)
+{
+    static const char *const names[ARRAY_SIZE(vcpu->faults_offset)] = {"pf_fixed", "pf_fast"};
+    struct kvm_stats_header head;
+    uint8_t one[sizeof(struct kvm_stats_desc) + 256];
+    vcpu->stats_fd = ioctl(vcpu->fd, KVM_GET_STATS_FD, NULL);
+    bool found = vcpu->stats_fd >= 0 && pread(vcpu->stats_fd, &head, sizeof(head), 0) == (ssize_t)sizeof(head) &&
+                 head.name_size > 0 && head.name_size < sizeof(one) - sizeof(struct kvm_stats_desc);
+    size_t step = found ? sizeof(struct kvm_stats_desc) + head.name_size : 0;
+    for (uint32_t i = 0; found && i < head.num_desc; i++) {
+        struct kvm_stats_desc desc;
+        memset(one, 0, sizeof(one)); /* its name ends */
+        found = pread(vcpu->stats_fd, one, step, (off_t)(head.desc_offset + i * step)) == (ssize_t)step;
+        memcpy(&desc, one, sizeof(desc));
+        for (size_t n = 0; found && n < ARRAY_SIZE(names); n++)
+            if (strcmp((const char *)one + sizeof(desc), names[n]) == 0)
+                vcpu->faults_offset[n] = head.data_offset + desc.offset;
+    }
+    if (!found)
+        close_fd(&vcpu->stats_fd);
+    vcpu->stats_fd = found ? vcpu->stats_fd : -1;
+}
+
+uint64_t kvm_vcpu_faults(const struct kvm_vcpu *vcpu)
+{
+    uint64_t sum = 0, value;
+    for (size_t i = 0; vcpu->stats_fd >= 0 && i < ARRAY_SIZE(vcpu->faults_offset); i++)
+        if (vcpu->faults_offset[i] &&
+            pread(vcpu->stats_fd, &value, sizeof(value), (off_t)vcpu->faults_offset[i]) == (ssize_t)sizeof(value))
+            sum += value;
+    return sum;
+}
+
 int kvm_vcpu_init(struct kvm_vcpu *vcpu, struct kvm *kvm, uint32_t id, struct error *err)
 {
-    *vcpu = (struct kvm_vcpu){.kvm = kvm, .fd = -1, .id = id};
+    *vcpu = (struct kvm_vcpu){.kvm = kvm, .fd = -1, .id = id, .stats_fd = -1};
     int fd = CALL_VM(kvm, KVM_CREATE_VCPU, id, err);
     if (fd < 0)
         return fd;
@@ -359,6 +393,7 @@ int kvm_vcpu_init(struct kvm_vcpu *vcpu, struct kvm *kvm, uint32_t id, struct er
         return code;
     }
     vcpu->run = run;
+    faults_find(vcpu);
     return 0;
 }
 
@@ -370,6 +405,9 @@ void kvm_vcpu_finish(struct kvm_vcpu *vcpu)
     } else if (vcpu->run) {
         munmap(vcpu->run, vcpu->kvm->run_bytes);
     }
+    if (vcpu->stats_fd >= 0)
+        close_fd(&vcpu->stats_fd);
+    vcpu->stats_fd = -1;
     close_fd(&vcpu->fd);
     vcpu->run = NULL;
     vcpu->fd = -1;

@@ -44,6 +44,8 @@ struct kvm_vcpu {
     int fd;
     uint32_t id; /* APIC id */
     struct kvm_run *run;
+    int stats_fd;             /* KVM's counters of it; -1: this host has none */
+    uint64_t faults_offset[2]; /* of the two that count faults for which memory was mapped or made writable */
 };
 
 /* Opens /dev/kvm, checks what pc-1 needs, makes a VM with in-kernel PIC, IOAPIC, LAPICs and PIT. Or has @none play KVM's
@@ -72,6 +74,11 @@ int kvm_vcpu_init(struct kvm_vcpu *vcpu, struct kvm *kvm, uint32_t id, struct er
 void kvm_vcpu_finish(struct kvm_vcpu *vcpu);
 /* Run until something happens. 0, or negative errno: -EINTR when kicked. The exit is in vcpu->run. */
 int kvm_vcpu_run(struct kvm_vcpu *vcpu);
+
+/* How often KVM has mapped a page for this vCPU or made one writable, while it runs: with the dirty log on about once for
+ * each page that it writes first, but on processors that log writes themselves (PML). 0: this host does not tell. Any
+ * thread. */
+uint64_t kvm_vcpu_faults(const struct kvm_vcpu *vcpu);
 
 /* One pair for each piece of state: kvm_vcpu_get_regs(vcpu, &regs, err), kvm_vcpu_set_regs(vcpu, &regs, err)... */
 #define KVM_VCPU_STATE(X)                                                                                            \

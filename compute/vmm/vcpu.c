@@ -140,7 +140,7 @@ static void *vcpu_main(void *arg)
     while (true) {
         v->parked = true;
         pthread_cond_broadcast(&set->changed);
-        while (set->holds && !set->ending)
+        while ((set->holds || v->slowed) && !set->ending)
             pthread_cond_wait(&set->changed, &set->lock);
         if (set->ending)
             break;
@@ -181,6 +181,21 @@ void vcpu_set_hold(struct vcpu_set *set, unsigned reason, bool wait)
     kick_all(set);
     while (wait && !all_parked_but_self(set))
         pthread_cond_wait(&set->changed, &set->lock);
+    pthread_mutex_unlock(&set->lock);
+}
+
+void vcpu_set_slow(struct vcpu_set *set, uint64_t vcpus)
+{
+    pthread_mutex_lock(&set->lock);
+    for (unsigned i = 0; i < set->count; i++) {
+        struct vcpu *v = &set->vcpus[i];
+        v->slowed = vcpus >> i & 1;
+        if (v->slowed && v->started && !v->parked) {
+            v->kvm.run->immediate_exit = 1;
+            pthread_kill(v->thread, SIGNAL_KICK);
+        }
+    }
+    pthread_cond_broadcast(&set->changed);
     pthread_mutex_unlock(&set->lock);
 }
 

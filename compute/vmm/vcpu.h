@@ -31,7 +31,6 @@ enum vcpu_hold {
     VCPU_HOLD_MIGRATE = 1 << 4, /* state is being taken out or put in */
     VCPU_HOLD_DISK = 1 << 5,    /* a disk failed and its policy is to pause */
     VCPU_HOLD_UNPLUG = 1 << 6,  /* a device is being taken away, for a moment */
-    VCPU_HOLD_THROTTLE = 1 << 7, /* slowed down, for some milliseconds (vcpu_throttle.h) */
 };
 
 /* Why a vCPU stopped by itself; reported on its own thread, after all vCPUs were told to hold (VCPU_HOLD_EVENT). */
@@ -50,6 +49,7 @@ struct vcpu {
     struct kvm_cpuid2 *cpuid;  /* what it sees of the processor; owned */
     pthread_t thread;
     bool started, parked;
+    bool slowed; /* held by vcpu_set_slow; guarded by the set's lock */
     struct vcpu_counters counters;
 };
 
@@ -81,6 +81,8 @@ int vcpu_set_start(struct vcpu_set *set, struct error *err);
 /* Add @reason; with @wait return when every vCPU is parked. Never waits for the calling thread itself. */
 void vcpu_set_hold(struct vcpu_set *set, unsigned reason, bool wait);
 void vcpu_set_release(struct vcpu_set *set, unsigned reason);
+/* Let only these stand still from now on, a bit for each of them, beside what holds all; does not wait. */
+void vcpu_set_slow(struct vcpu_set *set, uint64_t vcpus);
 unsigned vcpu_set_holds(struct vcpu_set *set);
 /* All parked, about to go on: tell a guest with kvmclock that it stood still, so that its watchdogs know. */
 int vcpu_set_clock_paused(struct vcpu_set *set, struct error *err);

@@ -9,7 +9,7 @@
 void vcpu_throttle_init(struct vcpu_throttle *t, struct vcpu_set *vcpus)
 {
     pthread_condattr_t attributes;
-    *t = (struct vcpu_throttle){.vcpus = vcpus};
+    *t = (struct vcpu_throttle){.vcpus = vcpus, .writers = UINT64_MAX};
     pthread_mutex_init(&t->lock, NULL);
     pthread_condattr_init(&attributes);
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
@@ -30,20 +30,51 @@ static void wait_us(struct vcpu_throttle *t, uint64_t us)
         continue;
 }
 
+/* A quarter of what each would have if all wrote the same. */
+uint64_t vcpu_throttle_choose(const uint64_t *faults, unsigned count, uint64_t before)
+{
+    uint64_t sum = 0, writers = 0;
+    for (unsigned i = 0; i < count; i++)
+        sum += faults[i];
+    if (sum < VCPU_THROTTLE_FAULTS_MIN)
+        return before;
+    for (unsigned i = 0; i < count; i++)
+        if (faults[i] * count * 4 >= sum)
+            writers |= UINT64_C(1) << i;
+    return writers;
+}
+
+static void writers_look(struct vcpu_throttle *t)
+{
+    uint64_t since[KVM_VCPUS_MAX];
+    if (t->periods++ % VCPU_THROTTLE_LOOK_PERIODS != 0)
+        return;
+    for (unsigned i = 0; i < t->vcpus->count; i++) {
+        uint64_t now = kvm_vcpu_faults(&t->vcpus->vcpus[i].kvm);
+        since[i] = now - t->faults[i];
+        t->faults[i] = now;
+    }
+    if (t->periods > 1) /* the first look knows only all that ever was */
+        t->writers = vcpu_throttle_choose(since, t->vcpus->count, t->writers);
+}
+
 static void *throttle_main(void *arg)
 {
     struct vcpu_throttle *t = arg;
-    sandbox_enter_or_end(t->vcpus->sandbox, SANDBOX_LEASE); /* time, futexes, kicks: all that it needs */
+    sandbox_enter_or_end(t->vcpus->sandbox, SANDBOX_VCPU); /* time, futexes, kicks, and reading KVM's counters */
     pthread_mutex_lock(&t->lock);
     while (!t->ending) {
         if (t->percent == 0) {
+            t->periods = 0;
+            t->writers = UINT64_MAX;
             pthread_cond_wait(&t->changed, &t->lock);
             continue;
         }
+        writers_look(t);
         uint64_t hold_us = VCPU_THROTTLE_PERIOD_MS * 10ull * t->percent;
-        vcpu_set_hold(t->vcpus, VCPU_HOLD_THROTTLE, false);
+        vcpu_set_slow(t->vcpus, t->percent >= VCPU_THROTTLE_ALL_PERCENT ? UINT64_MAX : t->writers);
         wait_us(t, hold_us);
-        vcpu_set_release(t->vcpus, VCPU_HOLD_THROTTLE);
+        vcpu_set_slow(t->vcpus, 0);
         wait_us(t, VCPU_THROTTLE_PERIOD_MS * 1000ull - hold_us);
     }
     pthread_mutex_unlock(&t->lock);

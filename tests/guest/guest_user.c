@@ -12,6 +12,7 @@
  *
  * and, to measure with (beats are seen from outside, whatever else the machine does):
  *
+ *   speed      with smp: "speed N" each second, how far the second processor has counted
  *   hz=N       ticks of 1/N s
  *   beat       a dot for each tick
  *   pace=N     dirty= writes N pages a tick and rests then (0: each page once); each page whole, so that it can neither
@@ -255,7 +256,7 @@ void user_main(const struct start_info *info)
     put(cmdline);
     put(">\n");
     uint64_t others = option(cmdline, "smp", 0), hz = option(cmdline, "hz", TICKS_HZ);
-    bool beat = option(cmdline, "beat", 0) != 0;
+    bool beat = option(cmdline, "beat", 0) != 0, speed = option(cmdline, "speed", 0) != 0;
     paced.on = option(cmdline, "pace", UINT64_MAX) != UINT64_MAX && dirty_pages;
     if (paced.on) {
         paced.pages = dirty_pages;
@@ -291,6 +292,11 @@ void user_main(const struct start_info *info)
             paced_tick();
         if (others && others < PROCESSORS_MAX && n % 10 == 0)
             processors_check(others);
+        if (speed && n % 10 == 0) {
+            put("speed ");
+            put_number(ap_counters[0][0]);
+            put("\n");
+        }
         if (n % (hz / TICKS_HZ) == 0)
             echo_input();
         end_if_asked(cmdline, n);

@@ -290,6 +290,36 @@ def test_a_guest_that_writes_faster_than_the_link_is_slowed_down(world, capsys):
               f'{int(found[4]) / 1e6:.1f} s ', end='')
 
 
+@needs_kvm
+@pytest.mark.slow
+def test_only_the_processor_that_writes_is_slowed_down(world, capsys):
+    vm = world.boot('smp=1 dirty=24 speed quiet', vcpus=2)
+    console = vm.console()
+    console.wait(r'(?s)^processors 2$.*^speed \d+$')
+    target = world.incoming(vcpus=2)
+    target.console()
+
+    def speed(seconds):
+        """Of the processor that only counts, a second of the host's clock."""
+        seen = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            console.read(0.05)
+            counts = re.findall(r'^speed (\d+)$', console.text, re.M)
+            if counts and (not seen or seen[-1][1] != int(counts[-1])):
+                seen.append((time.monotonic(), int(counts[-1])))
+        return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
+
+    before = speed(6)
+    start(vm, target.socket, bytes_per_second=20 << 20, timeout_ms=120000, plain=True, throttle_max=90, downtime_ms=20)
+    until(lambda: migration(vm)['throttle_percent'] >= 50, vm, seconds=60)
+    during = speed(8)
+    throttle = migration(vm)['throttle_percent']
+    with capsys.disabled():
+        print(f' the writer slowed by {throttle} %, the other runs at {100 * during / before:.0f} % ', end='')
+    assert during > before / 2, (before, during)
+
+
 @pytest.mark.parametrize('config, words', [
     ({'vcpus': 2}, 'vCPUs'),
     ({'memory_bytes': 128 << 20}, 'bytes of memory'),

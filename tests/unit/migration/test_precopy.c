@@ -136,6 +136,33 @@ static void a_longer_pause_is_taken_when_nothing_else_helps(void **state)
     assert_true(w.rounds <= 2 + s.patience);
 }
 
+/* What is left swings; the longer pause begins when little is left, and does not wait for ever for that. */
+static void a_longer_pause_begins_at_a_low(void **state)
+{
+    static const uint64_t left[] = {40000, 10000, 39000, 38000, 37000, 10200, 36000};
+    struct precopy_settings s = defaults();
+    struct precopy p;
+    struct precopy_decision d = {.action = PRECOPY_ROUND};
+    unsigned n = 0;
+    (void)state;
+    s.throttle_max = 0;
+    s.downtime_max_us = 30000000;
+    precopy_init(&p, &s);
+    for (; n < ARRAY_SIZE(left) && d.action == PRECOPY_ROUND; n++) {
+        struct precopy_round r = {.pages = 40000, .took_us = 2000000, .dirty_pages = left[n]};
+        d = precopy_decide(&p, &r);
+    }
+    assert_int_equal(d.action, PRECOPY_PAUSE);
+    assert_int_equal(n, 6);
+    precopy_init(&p, &s);
+    for (n = 0, d.action = PRECOPY_ROUND; n < 20 && d.action == PRECOPY_ROUND; n++) {
+        struct precopy_round r = {.pages = 40000, .took_us = 2000000, .dirty_pages = n == 1 ? 10000 : 30000};
+        d = precopy_decide(&p, &r);
+    }
+    assert_int_equal(d.action, PRECOPY_PAUSE);
+    assert_true(n <= 2 + s.patience + 4);
+}
+
 static void postcopy_is_the_way_out_where_it_may(void **state)
 {
     struct precopy_settings s = defaults();
@@ -202,6 +229,7 @@ int main(void)
         cmocka_unit_test(a_known_rate_is_throttled_at_once),
         cmocka_unit_test(without_throttle_it_is_given_up_in_time),
         cmocka_unit_test(a_longer_pause_is_taken_when_nothing_else_helps),
+        cmocka_unit_test(a_longer_pause_begins_at_a_low),
         cmocka_unit_test(postcopy_is_the_way_out_where_it_may),
         cmocka_unit_test(a_link_that_slows_down_counts_in_full),
         cmocka_unit_test(no_number_overflows),
