@@ -115,6 +115,24 @@ static int do_disks_begin(void *arg, struct error *err)
     return code;
 }
 
+struct disks_look {
+    struct migrate_job *job;
+    bool is_level;
+};
+
+static int do_disks_look(void *arg, struct error *err)
+{
+    struct disks_look *look = arg;
+    struct migrate_job *job = look->job;
+    uint64_t left, copied;
+    int code = machine_mirrors_look(job->machine, &left, &copied, &look->is_level, err);
+    pthread_mutex_lock(&job->lock);
+    job->disk_left_bytes = left;
+    job->disk_copied_bytes = copied;
+    pthread_mutex_unlock(&job->lock);
+    return code;
+}
+
 static int do_disks_settle(void *arg, struct error *err)
 {
     return machine_mirrors_settle(arg, err);
@@ -129,17 +147,12 @@ static int job_settle(void *arg, struct error *err)
 /* Until both sides hold the same; from then on every write goes to both. */
 static int disks_copy(struct migrate_job *job, struct error *err)
 {
-    bool is_level = false;
+    struct disks_look look = {.job = job};
     int code = control_gate_run(&job->gate, do_disks_begin, job, err);
-    while (code == 0 && !is_level) {
+    while (code == 0 && !look.is_level) {
         struct timespec pause = {.tv_nsec = DISKS_LOOK_MS * 1000000};
-        uint64_t left, copied;
         nanosleep(&pause, NULL);
-        code = machine_mirrors_look(job->machine, &left, &copied, &is_level, err);
-        pthread_mutex_lock(&job->lock);
-        job->disk_left_bytes = left;
-        job->disk_copied_bytes = copied;
-        pthread_mutex_unlock(&job->lock);
+        code = control_gate_run(&job->gate, do_disks_look, &look, err);
         if (code == 0 && __atomic_load_n(&job->cancel, __ATOMIC_ACQUIRE))
             code = error_set(err, -ECANCELED, ERROR_CANCELLED, "the migration was cancelled");
     }

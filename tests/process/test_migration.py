@@ -652,10 +652,9 @@ def test_post_copy_under_writing(world, capsys, cut):
         link.cut(down=False)
     assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
     until(lambda: migration(target)['phase'] == 'done', target)
-    seen = rounds(console.text + new_console.text)
-    for n in range(3):                                       # all its memory is what it wrote
-        new_console.wait(r'^round %d$' % ((seen or [3])[-1] + 2 + n))
-    counted_on([drain(console), new_console.text])
+    seen = rounds(drain(console) + new_console.text)[-1]
+    new_console.wait(r'^round %d$' % (seen + 3))             # all its memory is what it wrote
+    counted_on([console.text, new_console.text])
     found = re.search(r'bytes=(\d+) pause_us=(\d+) total_us=(\d+)', vm.log.read_text())
     link.close()
     third = world.incoming()                                 # and it can be moved on
