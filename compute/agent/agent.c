@@ -435,7 +435,8 @@ static int start_parts(struct agent *a, const struct agent_options *options, str
         return r;
     a->vm_context.http = a->http;
     a->vm_context.images = a->images;
-    agent_images_start(a);
+    if ((r = agent_images_start(a, err)) < 0)
+        return r;
     load_vms(a);
     agent_tasks_clean(a);
     agent_migrations_start(a);

@@ -17,6 +17,7 @@
 #include "compute/agent/host_network.h"
 #include "compute/agent/image_cache.h"
 #include "compute/agent/image_serve.h"
+#include "compute/agent/image_upload.h"
 #include "compute/agent/session.h"
 #include "compute/agent/task_migrate.h"
 #include "compute/agent/vm.h"
@@ -52,6 +53,7 @@ struct agent {
     struct image_cache *images;
     struct image_fetch_identity image_identity;
     struct image_serve_list image_serves;
+    struct image_uploads uploads;
     struct vm_context vm_context;
     struct vmm_cgroups cgroups;
     char isolation[201]; /* what keeps VMMs apart, for the host's status */
@@ -98,7 +100,7 @@ void agent_network_tick(struct agent *agent); /* whatever is stale is tried agai
 void agent_network_stop(struct agent *agent); /* counts in agent->closing */
 
 /* agent_images.c: images of the host between orders, VMs and other agents. */
-void agent_images_start(struct agent *agent); /* the cache is there */
+int agent_images_start(struct agent *agent, struct error *err); /* the cache is there */
 void agent_images_learn(struct agent *agent, const struct node_orders *orders);
 void agent_images_put_seen(struct agent *agent, struct node_report *report);
 void agent_images_tick(struct agent *agent);

@@ -8,6 +8,7 @@
 #define IMAGES_PATH "/v1/images/"
 #define SHA256_LENGTH 64
 #define STREAM_PATH "/stream"
+#define UPLOADS_PATH "/v1/uploads/"
 
 /* ---- VMs, orders, reports ---- */
 
@@ -37,12 +38,14 @@ static void changed(void *arg)
         session_poke(a->session);
 }
 
-void agent_images_start(struct agent *a)
+int agent_images_start(struct agent *a, struct error *err)
 {
+    CLEANUP_FREE char *imports = xasprintf("%s/imports", a->data_dir);
     a->image_identity.tls = a->tls;
     a->image_identity.host_prefix = xasprintf("spiffe://drover/%s/host/", a->identity.cluster_id);
     const struct image_cache_owner owner = {.identity = &a->image_identity, .in_use = in_use, .changed = changed, .arg = a};
     image_cache_set_owner(a->images, &owner);
+    return image_upload_init(&a->uploads, a->loop, imports, err);
 }
 
 void agent_images_learn(struct agent *a, const struct node_orders *orders)
@@ -65,13 +68,15 @@ void agent_images_tick(struct agent *a)
 
 void agent_images_stop(struct agent *a)
 {
-    a->closing++;
+    a->closing += 2;
     image_serve_close(&a->image_serves, agent_part_closed, a);
+    image_upload_close(&a->uploads, agent_part_closed, a);
 }
 
 void agent_images_finish(struct agent *a)
 {
     free((char *)a->image_identity.host_prefix);
+    image_upload_finish(&a->uploads);
 }
 
 /* ---- requests ---- */
@@ -88,12 +93,23 @@ static bool path_parse(const char *path, char sha256[SHA256_LENGTH + 1], bool *r
     return text_format_ok(FORMAT_sha256, sha256, &rule) && (*ret_stream || name[SHA256_LENGTH] == '\0');
 }
 
+static bool upload_handle(struct agent *a, struct http_request *request)
+{
+    const char *rule, *id = request->path + strlen(UPLOADS_PATH);
+    if (strncmp(request->path, UPLOADS_PATH, strlen(UPLOADS_PATH)) != 0 || !text_format_ok(FORMAT_id, id, &rule))
+        return false;
+    image_upload_handle(&a->uploads, request, id);
+    return true;
+}
+
 bool agent_images_handle(struct agent *a, struct http_request *request, bool controller)
 {
     char sha256[SHA256_LENGTH + 1], path[IMAGE_CACHE_PATH_BYTES_MAX];
     const struct artifact artifact = {.sha256 = sha256};
     struct error err = {.code = 0};
     bool stream;
+    if (controller && upload_handle(a, request))
+        return true;
     if (!path_parse(request->path, sha256, &stream) || (!controller && !stream))
         return false;
     if (request->method != HTTP_GET)

@@ -2,6 +2,7 @@
  *
  *   GET /v1/images/<sha256>/stream   an image that is here, to another agent (image_serve.h)
  *   GET /v1/images/<sha256>          the same as plain bytes, for a person
+ *   HEAD, PATCH /v1/uploads/<image>  an upload (image_upload.h)
  *   GET /v1/vms/<id>/console   WebSocket, binary messages both ways
  *   GET /metrics               Prometheus text
  *   GET /healthz               200 while the loop turns
@@ -14,6 +15,7 @@
 #include "common/http_server.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/console_bridge.h"
+#include "schema/upload_protocol.h"
 
 #define VMS_PATH "/v1/vms/"
 #define ID_LENGTH 36
@@ -173,6 +175,7 @@ int agent_server_start(struct agent *agent, const char *listen, struct error *er
         .address = listen,
         .tls = agent->tls,
         .client_check = TLS_CLIENT_REQUIRED,
+        .limits = {.body_bytes_max = UPLOAD_PIECE_BYTES_MAX},
         .handler = handle,
         .arg = agent,
     };

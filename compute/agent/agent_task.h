@@ -89,5 +89,7 @@ extern const struct agent_task_ops task_migrate_ops;
 extern const struct agent_task_ops task_snapshot_ops;
 /* task_backup.c */
 extern const struct agent_task_ops task_backup_ops;
+/* task_image.c */
+extern const struct agent_task_ops task_image_ops;
 
 #endif

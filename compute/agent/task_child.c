@@ -197,6 +197,7 @@ static const struct {
 } works[] = {
     {"snapshot", task_snapshot_work},
     {"backup", task_backup_work},
+    {"image", task_image_work},
 };
 
 static void put_line(const struct task_seen *seen)

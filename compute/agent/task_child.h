@@ -53,5 +53,6 @@ int task_child_main(const char *work, pid_t parent);
 /* The works; each in its kind's file. */
 int task_snapshot_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
+int task_image_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 
 #endif
