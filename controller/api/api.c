@@ -16,6 +16,7 @@
 #include "controller/api/api_watch.h"
 #include "controller/api/api_write.h"
 #include "controller/environment.h"
+#include "schema/upload_protocol.h"
 
 const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_cluster_show] = api_read_show,
@@ -49,6 +50,8 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_image_delete] = api_write,
     [ROUTE_ID_image_distribute] = api_write,
     [ROUTE_ID_image_content] = api_image_content,
+    [ROUTE_ID_image_upload_show] = api_image_upload,
+    [ROUTE_ID_image_upload] = api_image_upload,
     [ROUTE_ID_network_list] = api_read_list,
     [ROUTE_ID_network_create] = api_write,
     [ROUTE_ID_network_show] = api_read_show,
@@ -159,6 +162,7 @@ int api_start(struct api *api, struct service *service, const char *address, str
         .address = address,
         .tls = service->tls,
         .client_check = TLS_CLIENT_OPTIONAL, /* healthz and join have none; every other route asks for an identity */
+        .limits = {.body_bytes_max = UPLOAD_PIECE_BYTES_MAX},
         .handler = api_call_start,
         .arg = service,
     };

@@ -27,6 +27,7 @@
 #define API_WAITING_MAX 8192u /* requests that wait for something, of all kinds */
 #define API_WATCHERS_MAX 2048u
 #define API_POLLS_MAX 4096u    /* agents' long polls */
+#define API_JSON_BYTES_MAX (1u << 20) /* of a body that is not a piece of an upload */
 #define API_KEY_BYTES_MAX 255u /* of an Idempotency-Key */
 
 struct service;

@@ -5,5 +5,6 @@
 #include "controller/api/api_call.h"
 
 void api_image_content(struct api_call *call);
+void api_image_upload(struct api_call *call); /* GET, HEAD and PATCH */
 
 #endif

@@ -216,7 +216,7 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_flavor_delete:
         return decide_remove(d, object_kind_FLAVOR, target, length);
     case ROUTE_ID_image_create:
-        return decide_create(d, object_kind_IMAGE, body);
+        return decide_image_create(d, body);
     case ROUTE_ID_image_update:
         return decide_update(d, object_kind_IMAGE, target, length, body);
     case ROUTE_ID_image_delete:

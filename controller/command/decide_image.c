@@ -7,6 +7,8 @@
 
 #include "controller/fsm/image_copies.h"
 
+#define REPLICAS 2 /* of an image that the cluster keeps: losing one host loses nothing */
+
 /* ---- create ---- */
 
 static int check_artifact(const struct artifact *artifact, const char *field, struct error *err)
@@ -33,6 +35,17 @@ static int check_kernel(const struct image *image, struct error *err)
     return r;
 }
 
+static int check_source(const struct image_source *source, struct error *err)
+{
+    if (source->url != NULL && strncmp(source->url, "file:", 5) == 0)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/source/url", "must be http or https; a file of your own is uploaded");
+    if (source->url == NULL && source->size_bytes == 0)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/source/size_bytes", "is missing: an upload says beforehand how long it is");
+    if (source->url == NULL && source->sha256 == NULL)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/source/sha256", "is missing: an upload says beforehand what it will be");
+    return 0;
+}
+
 int decide_image_check(const struct image *image, struct error *err)
 {
     if (image->kind == image_kind_KERNEL)
@@ -45,8 +58,78 @@ int decide_image_check(const struct image *image, struct error *err)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/cmdline", "is for images of kind kernel; a disk has its own boot loader's");
     if (OBJECT_HAS(image, image, kernel) || OBJECT_HAS(image, image, initrd))
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/kernel", "an image of kind disk boots from its disk; leave kernel and initrd out");
-    return OBJECT_HAS(image, image, disk) ? check_artifact(&image->disk, "/disk/url", err)
-                                          : error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/source", "is not there yet");
+    return OBJECT_HAS(image, image, disk) ? check_artifact(&image->disk, "/disk/url", err) : check_source(&image->source, err);
+}
+
+/* The host with the most room of those that take VMs; what is to be made of the file is not known before it is looked at. */
+static const struct host *pick_host(const struct deciding *d, uint64_t size_bytes)
+{
+    const struct host *best = NULL;
+    for (size_t i = 0; i < state_count(d->state, object_kind_HOST); i++) {
+        const struct host *host = state_at(d->state, object_kind_HOST, i)->host;
+        if (host->state == host_state_UP && host->schedulable && (best == NULL || host->disk_free_bytes > best->disk_free_bytes))
+            best = host;
+    }
+    if (best == NULL)
+        error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "no host is up and schedulable that could take the image");
+    else if (best->disk_free_bytes < size_bytes) {
+        error_set(d->err, -ENOSPC, ERROR_NO_SPACE, "the image has %llu MiB, and host %s, which has the most room, %llu MiB; free some",
+                  (unsigned long long)(size_bytes >> 20), best->name, (unsigned long long)(best->disk_free_bytes >> 20));
+        return NULL;
+    }
+    return best;
+}
+
+/* The image as it will be while its content is on the way. */
+static void fill_image(const struct deciding *d, const struct image *body, const struct host *host, const char *operation,
+                       struct image *image)
+{
+    char id[STATE_ID_BYTES];
+    OBJECT_COPY(image, image, body);
+    decide_uuid(d, id);
+    OBJECT_TEXT(image, image, id, id);
+    OBJECT_TEXT(image, image, created_at, d->context->now);
+    OBJECT_SET(image, image, state, body->source.url == NULL ? image_state_UPLOADING : image_state_IMPORTING);
+    OBJECT_TEXT(image, image, host, host->id);
+    OBJECT_TEXT(image, image, operation, operation);
+    if (!OBJECT_HAS(image, body, replicas))
+        OBJECT_SET(image, image, replicas, REPLICAS);
+}
+
+/* An operation from the beginning, so that its upload can be followed and cancelled like all that takes time. */
+static int create_by_task(struct deciding *d, const struct image *body)
+{
+    struct command_task command = {0};
+    struct operation *operation = &command.operation;
+    struct image *image = &operation->task.image.image;
+    int r = decide_image_check(body, d->err);
+    const struct host *host = r == 0 ? pick_host(d, body->source.size_bytes) : NULL;
+    if (host == NULL)
+        return r < 0 ? r : d->err->code;
+    decide_uuid(d, d->decision->operation_id);
+    fill_image(d, body, host, d->decision->operation_id, image);
+    OBJECT_TEXT(operation, operation, id, d->decision->operation_id);
+    OBJECT_SET(operation, operation, kind, operation_kind_IMAGE_IMPORT);
+    OBJECT_SET(operation, operation, target_kind, object_kind_IMAGE);
+    OBJECT_TEXT(operation, operation, target_id, image->id);
+    OBJECT_TEXT(operation, operation, target_name, image->name);
+    OBJECT_SET(task, &operation->task, kind, task_kind_IMAGE_IMPORT);
+    OBJECT_TEXT(task, &operation->task, host, host->id);
+    object_mark(&task_image_desc, &operation->task.image, "image");
+    object_mark(&task_desc, &operation->task, "image");
+    object_mark(&operation_desc, operation, "task");
+    object_mark(&command_task_desc, &command, "operation");
+    decide_request(d, 201, &command.request);
+    decide_object(d, object_kind_IMAGE, image->id);
+    decide_preview(d, &image_desc, image);
+    snprintf(d->decision->summary, sizeof d->decision->summary, "image %s is made on host %s", image->name, host->name);
+    return decide_finish(d, COMMAND_task, &command);
+}
+
+int decide_image_create(struct deciding *d, const struct image *body)
+{
+    return body->kind == image_kind_DISK && OBJECT_HAS(image, body, source) ? create_by_task(d, body)
+                                                                            : decide_create(d, object_kind_IMAGE, body);
 }
 
 /* ---- distribution ---- */

@@ -26,6 +26,7 @@ void decide_uuid(const struct deciding *d, char ret_id[STATE_ID_BYTES]);
 
 /* decide_image.c */
 int decide_image_check(const struct image *image, struct error *err);
+int decide_image_create(struct deciding *d, const struct image *body);
 int decide_image_distribute(struct deciding *d, const char *id, size_t id_length, const struct image_distribution *body);
 
 /* decide_vm.c */

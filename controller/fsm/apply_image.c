@@ -1,5 +1,5 @@
-/* Images that hosts hold: who is to keep them, and what hosts report of them (image_copies.h has the rules). */
-#include "controller/fsm/apply_internal.h"
+/* Images that hosts hold or make: who is to keep them, and what hosts report of them (image_copies.h has the rules). */
+#include "controller/fsm/apply_task.h"
 
 #include <errno.h>
 #include <string.h>
@@ -101,6 +101,83 @@ void apply_images_seen(struct apply *a, const struct record *host, const struct 
                 state_host_orders_changed(a->state, host->common->id, a->index);
         }
     }
+}
+
+/* ---- imports ---- */
+
+static bool import_may_begin(struct apply *a, const struct operation *operation)
+{
+    const struct image *image = &operation->task.image.image;
+    if (!OBJECT_HAS(task, &operation->task, image) || image->id == NULL || strcmp(image->id, operation->target_id) != 0) {
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "the operation has no image");
+        return false;
+    }
+    return apply_may_insert(a, object_kind_IMAGE, (const struct record_common *)image);
+}
+
+static void import_begun(struct apply *a, const struct operation *operation)
+{
+    struct image image = {0};
+    OBJECT_COPY(image, &image, &operation->task.image.image);
+    struct record *record = state_insert(a->state, object_kind_IMAGE, &image, a->index);
+    apply_event(a, event_type_CREATED, record, "image %s made: its content is %s", record->common->name,
+                record->image->state == image_state_UPLOADING ? "to be uploaded" : "fetched");
+}
+
+/* Its host has it, and keeps it. */
+static void import_take(struct apply *a, struct image *image, const char *host_id, const struct image_result *result)
+{
+    const struct record *host = map_get(&a->state->tables[object_kind_HOST].by_id, host_id);
+    struct image_seen seen = {0};
+    OBJECT_TEXT(artifact, &image->disk, sha256, result->sha256);
+    OBJECT_SET(artifact, &image->disk, size_bytes, result->size_bytes);
+    object_mark(&image_desc, image, "disk");
+    OBJECT_SET(image, image, state, image_state_READY);
+    OBJECT_SET(image_seen, &seen, state, image_copy_state_HELD);
+    if (host == NULL)
+        return;
+    image_copy_keep(image, host_id, host->common->name, true);
+    image_copy_see(image, host_id, host->common->name, &seen);
+    state_host_orders_changed(a->state, host_id, a->index);
+}
+
+static void import_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
+                         const struct task_seen *seen)
+{
+    struct record *record = map_get(&a->state->tables[object_kind_IMAGE].by_id, operation->target_id);
+    bool whole = state == operation_state_SUCCEEDED && seen != NULL && OBJECT_HAS(task_seen, seen, image) &&
+                 seen->image.sha256 != NULL && seen->image.size_bytes > 0;
+    char why[APPLY_TEXT_BYTES_MAX];
+    if (record == NULL || record->image->state == image_state_READY)
+        return;
+    if (state == operation_state_CANCELLED) {
+        apply_event(a, event_type_DELETED, record, "image %s is gone: cancelled", record->common->name);
+        state_remove(a->state, record);
+        return;
+    }
+    apply_text(why, sizeof why, "%s", text != NULL ? text : "its host does not say why");
+    state_edit_begin(a->state, record);
+    if (whole) {
+        import_take(a, record->image, operation->task.host, &seen->image);
+    } else {
+        OBJECT_SET(image, record->image, state, image_state_FAILED);
+        OBJECT_TEXT(image, record->image, state_reason, why);
+    }
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "image %s %s%s", record->common->name, whole ? "can be used" : "could not be had: ",
+                whole ? "" : why);
+}
+
+const struct task_kind_ops task_image_import = {.may_begin = import_may_begin, .begun = import_begun, .ended = import_ended};
+
+bool apply_image_may_go(struct apply *a, const struct record *record)
+{
+    const struct record *operation = state_get(a->state, object_kind_OPERATION, record->image->operation);
+    if (operation == NULL || operation->operation->state != operation_state_RUNNING)
+        return true;
+    apply_refuse(a, -EBUSY, ERROR_IN_USE, "image '%s' is being made; cancel that first: operation cancel %s", record->common->name,
+                 operation->common->id);
+    return false;
 }
 
 /* ---- hosts that go ---- */

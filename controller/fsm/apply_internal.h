@@ -82,6 +82,8 @@ void apply_devices_changed(struct vm *vm);
 void apply_images_seen(struct apply *a, const struct record *host, const struct object_list *images);
 /* Would nothing be lost without @host? Refuses if not. */
 bool apply_host_may_leave_images(struct apply *a, const struct record *host);
+/* May an image be removed or renamed: is nothing under way that makes it? Refuses if so. */
+bool apply_image_may_go(struct apply *a, const struct record *record);
 /* @host is about to be removed. */
 void apply_host_leaves_images(struct apply *a, const struct record *host);
 

@@ -187,7 +187,7 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     if (record == NULL || !check_patch(a, kind, patch, &command->clear))
         return;
     const char *name = patch->name != NULL && strcmp(patch->name, record->common->name) != 0 ? patch->name : NULL;
-    if (name != NULL && !may_rename(a, record, name))
+    if (name != NULL && (!may_rename(a, record, name) || (kind == object_kind_IMAGE && !apply_image_may_go(a, record))))
         return;
     if (kind == object_kind_VM && record->vm->wanted == vm_wanted_DELETED) {
         apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", record->common->name);
@@ -326,7 +326,8 @@ void apply_remove(struct apply *a, struct command_remove *command)
     if (record == NULL || backups_use(a, record) || in_use(a, record, "removed") || in_rules(a, record, "removed", false) ||
         !lease_voters_are(a, command->if_voters_index) ||
         (command->kind == object_kind_CONTROLLER && !may_lose_voter(a, record)) ||
-        (command->kind == object_kind_HOST && !apply_host_may_leave_images(a, record)))
+        (command->kind == object_kind_HOST && !apply_host_may_leave_images(a, record)) ||
+        (command->kind == object_kind_IMAGE && !apply_image_may_go(a, record)))
         return;
     if (a->check_only)
         return;

@@ -86,6 +86,13 @@ static bool may_create(struct apply *a, struct vm *vm)
         apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/image", "there is no image '%s'", vm->image ? vm->image : "");
         return false;
     }
+    const struct image *image = state_get(a->state, object_kind_IMAGE, vm->image)->image;
+    if (image->state != image_state_READY) {
+        apply_refuse_field(a, -EAGAIN, ERROR_CONFLICT, "/image", "image '%s' cannot be used: it is %s%s%.300s", image->name,
+                           image_state_desc.names[image->state], image->state_reason != NULL ? ": " : "",
+                           image->state_reason != NULL ? image->state_reason : "");
+        return false;
+    }
     if (vm->flavor != NULL && state_get(a->state, object_kind_FLAVOR, vm->flavor) == NULL) {
         apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/flavor", "there is no flavor '%s'", vm->flavor);
         return false;
