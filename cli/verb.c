@@ -53,8 +53,14 @@ const struct verb verbs[] = {
     {"flavor", "delete", NULL, "drover flavor delete small --yes", ROUTE_ID_flavor_delete, ARGUMENT_NAME, NULL, "Remove flavor %s?",
      NULL, NULL},
     {"image", "list", NULL, "drover image list", ROUTE_ID_image_list, ARGUMENT_NONE, "name,kind,state,copies,created_at", NULL, NULL, NULL},
-    {"image", "create", NULL, "drover image create debian --kind kernel --kernel /srv/images/vmlinuz --initrd /srv/images/initrd",
-     ROUTE_ID_image_create, ARGUMENT_NEW_NAME, NULL, NULL, NULL, NULL},
+    {"image", "create", "Make an image: upload a file, have a URL imported, or name files that every host fetches by itself.",
+     "drover image create debian --file debian-12-generic-amd64.qcow2 --format qcow2", ROUTE_ID_image_create, ARGUMENT_NEW_NAME, NULL,
+     NULL, image_create,
+     "  --file FILE            upload this; called again after an interruption it goes on where it was\n"
+     "  --url URL              have a host of the cluster fetch this (http, https)\n"
+     "  --format WORD          what the file is: raw, qcow2, vmdk, vhdx or ova; never guessed\n"
+     "  --sha256 HEX           what its SHA-256 must be\n"
+     "  --wait                 with --url: wait until it is done, with progress\n"},
     {"image", "show", NULL, "drover image show debian", ROUTE_ID_image_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"image", "update", NULL, "drover image update debian --label os=debian", ROUTE_ID_image_update, ARGUMENT_NAME, NULL, NULL, NULL,
      NULL},

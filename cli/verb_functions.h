@@ -12,6 +12,7 @@ int vm_placement(const struct invocation *call, struct error *err);   /* vm_verb
 int vm_add_nic(const struct invocation *call, struct error *err);     /* device_verb.c */
 int vm_remove_nic(const struct invocation *call, struct error *err);
 int vm_limit(const struct invocation *call, struct error *err);
+int image_create(const struct invocation *call, struct error *err);   /* image_create.c */
 int image_download(const struct invocation *call, struct error *err); /* image_verb.c */
 int image_distribute(const struct invocation *call, struct error *err);
 int token_create(const struct invocation *call, struct error *err);   /* token_verb.c */
