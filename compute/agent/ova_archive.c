@@ -205,7 +205,9 @@ static int disk_reference(const char *ovf, const char *end, char reference[DISK_
         char other[DISK_ID_BYTES_MAX + 1];
         if (!is_tag(&tag, "Disk"))
             continue;
-        if ((r = attribute(&tag, "parentRef", other, sizeof(other))) != 0)
+        if ((r = attribute(&tag, "parentRef", other, sizeof(other))) < 0)
+            return malformed(err);
+        if (r == 1)
             return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "a disk of the OVA has a parent disk; export it as one whole disk");
         if ((r = attribute(&tag, "fileRef", disks == 0 ? reference : other, sizeof(other))) < 0)
             return malformed(err);

@@ -94,6 +94,7 @@ def test_hosts_get_images_from_each_other(images):
     wait_until(lambda: not any(made.path(n, checksum).exists() for n in (1, 2, 3)), 30, 'the files are gone')
 
 
+@pytest.mark.slow
 def test_what_a_peer_has_spoilt_is_refused(images):
     made = images()
     source, checksum = made.create('one')
@@ -317,6 +318,7 @@ socketserver.ThreadingTCPServer(('0.0.0.0', 8080), handler).serve_forever()
 '''
 
 
+@pytest.mark.slow
 def test_import_by_url_and_losing_a_host(images):
     made = images(agents=3)
     raw, qcow2 = made.tmp / 'disk.raw', made.tmp / 'disk.qcow2'
