@@ -103,8 +103,10 @@ static void session_follow(struct agent_lease *lease, struct agent_lease_peer *p
                 its->next_ms != 0 && session_waits(lease->session);
     if (!behind)
         lease->behind_ms = 0;
-    else if (lease->behind_ms == 0)
+    else if (lease->behind_ms == 0) {
         lease->behind_ms = now_ms;
+        peer->next_ms = MIN(peer->next_ms, now_ms + AGENT_LEASE_BEHIND_MS); /* not a whole second for the next look */
+    }
     if (!deaf && (lease->behind_ms == 0 || now_ms < lease->behind_ms + AGENT_LEASE_BEHIND_MS))
         return;
     log_info("session-moves", "to=%s why=\"%s\"", peer->address,

@@ -129,14 +129,15 @@ static bool confirms(const struct lease_table *table, const struct state *state,
     return support == NULL || now_ns >= support->until_ns;
 }
 
-static void put_host(const struct lease_table *table, const struct state *state, const struct record *host, uint64_t now_ns,
+static void put_host(struct lease_table *table, const struct state *state, const struct record *host, uint64_t now_ns,
                      struct lease_host *ret)
 {
-    const struct lease_support *support = map_get(&table->supports, host->common->id);
-    uint64_t heard_ns = support != NULL ? support->heard_ns : table->start_ns;
+    struct lease_support *support = support_of(table, host->common->id);
+    if (support->heard_ns == 0) /* new here: it is given the time to ask */
+        support->heard_ns = now_ns;
     OBJECT_TEXT(lease_host, ret, host, host->common->id);
     OBJECT_SET(lease_host, ret, generation, host->host->generation);
-    OBJECT_SET(lease_host, ret, heard_ms, (now_ns - heard_ns) / LEASE_MS);
+    OBJECT_SET(lease_host, ret, heard_ms, (now_ns - support->heard_ns) / LEASE_MS);
     if (confirms(table, state, host, now_ns))
         OBJECT_SET(lease_host, ret, confirmed, true);
 }
