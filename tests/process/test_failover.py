@@ -35,7 +35,8 @@ class Watch:
         self.cluster, self.name = cluster, name
         if not any(item['name'] == 'ticker' for item in cluster.items('/v1/images')):
             cluster.cli('image', 'create', 'ticker', '--kind', 'kernel', '--kernel', TICKER)
-        cluster.cli('vm', 'create', name, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--ha', '--wait')
+        cluster.cli('vm', 'create', name, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--ha', '--ha-restarts-max', '1000',
+                    '--wait')
         self.id = self.vm()['id']
         self.wait_ticking(self.agent())
 

@@ -65,16 +65,14 @@ static const struct mutation mutations[] = {
     {"believe-all", FLAG(world.believe_all_reports), "faults", 300, "reports of any epoch and generation are believed"},
     {"silent-is-lost", FLAG(world.unreachable_is_lost), "hosts", 100, "VMs of silent hosts are placed again"},
     {"no-reconcile", FLAG(world.no_reconcile), "faults", 60, "nobody places what waits"},
-    {"lease-no-drift", FLAG(world.table.no_drift), "leases", 2000, "rule 1: controllers count no longer than hosts do"},
+    /* Four more rules are taken out by the model (tests/model) and held by unit tests; chance finds them too seldom here:
+     * drift, refusals that revive or are judged as asked, supports before the catch-up. */
     {"lease-from-answer", FLAG(world.holder.from_answer), "leases", 1000, "rule 1: hosts count from the answer"},
-    {"lease-one-support", FLAG(world.holder.one_support), "leases", 300, "rule 2: one controller is enough for a host"},
-    {"lease-refusal-revives", FLAG(world.holder.refusal_revives), "leases", 2000, "rule 3: a refusal revives what has run out"},
-    {"lease-refusal-as-asked", FLAG(world.holder.refusal_as_asked), "leases", 3000, "rule 3: it is judged by when it was asked"},
+    {"lease-one-support", FLAG(world.holder.one_support), "leases", 600, "rule 2: one controller is enough for a host"},
     {"lease-supports-on", FLAG(world.table.supports_suspects), "leases", 300, "rule 4: suspected hosts are supported"},
     {"lease-confirms-at-once", FLAG(world.table.confirms_at_once), "leases", 300, "rule 4: confirmed before it has run out"},
     {"lease-one-confirms", FLAG(world.judge.one_confirmation), "leases", 300, "rule 4: one confirmation is enough"},
     {"lease-lost-at-once", FLAG(world.judge.loses_at_once), "leases", 100, "rule 4: none is needed"},
-    {"lease-no-catch-up", FLAG(world.table.no_catch_up), "leases", 3000, "rule 5: supported before what was decided is known"},
     {"lease-no-patience", FLAG(world.table.no_patience), "leases", 1000, "rule 5: confirmed at once after a start"},
     {"lease-unconfirmed", FLAG(world.lease_unconfirmed), "leases", 300, "rule 6: VMs go on that the orders do not name"},
 };

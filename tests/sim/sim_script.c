@@ -2,10 +2,11 @@
  * without chance faults; what happens is told line by line and must be what expect.log says, to the byte.
  *
  * Lines of a cmdlist (# begins a comment):
- *   set hosts N | memory MIB | doubled PER_THOUSAND | slow TICKS | seconds N     before all else
- *   SECONDS client N VERB VM [KEY]       create, start, stop, reboot, pause, resume, delete
+ *   set hosts N | memory MIB | doubled PER_THOUSAND | slow TICKS | seconds N | leases 1     before all else
+ *   SECONDS client N VERB VM [KEY]       create, create-ha, start, stop, reboot, pause, resume, delete
  *   SECONDS crash N|leader|all           SECONDS restart
  *   SECONDS agent-crash HOST             SECONDS agent-start HOST      SECONDS host-reboot HOST
+ *   SECONDS burn HOST                    SECONDS freeze HOST FOR   SECONDS cut-out HOST
  *   SECONDS cut HOST                     SECONDS mend
  *   SECONDS crash-after COMMAND          the leader dies when it has applied the next such command (vm_create, ...)
  *   SECONDS show                         what the leader holds of every VM */
@@ -68,7 +69,7 @@ static bool do_client(struct script_line *line)
         const char *verb;
         enum route_id route;
     } verbs[] = {
-        {"create", ROUTE_ID_vm_create}, {"start", ROUTE_ID_vm_start}, {"stop", ROUTE_ID_vm_stop},
+        {"create", ROUTE_ID_vm_create}, {"create-ha", ROUTE_ID_vm_create}, {"start", ROUTE_ID_vm_start}, {"stop", ROUTE_ID_vm_stop},
         {"reboot", ROUTE_ID_vm_reboot}, {"pause", ROUTE_ID_vm_pause}, {"resume", ROUTE_ID_vm_resume},
         {"delete", ROUTE_ID_vm_delete},
     };
@@ -76,7 +77,8 @@ static bool do_client(struct script_line *line)
     unsigned client = (unsigned)atoi(word(line, 2)) - 1;
     const char *vm = word(line, 4), *key = line->count > 5 ? line->words[5] : NULL;
     char body[200];
-    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912}", vm);
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912%s}", vm,
+             strcmp(word(line, 3), "create-ha") == 0 ? ",\"ha\":true" : "");
     for (unsigned i = 0; i < ARRAY_SIZE(verbs) && client < WORLD_CLIENTS; i++) {
         if (strcmp(verbs[i].verb, word(line, 3)) != 0)
             continue;
@@ -132,6 +134,9 @@ static bool do_agent(struct script_line *line)
                    strcmp(verb, "agent-crash") == 0   ? "the agent is killed"
                    : strcmp(verb, "host-reboot") == 0 ? "the host goes down and boots"
                    : strcmp(verb, "cut") == 0         ? "the network cable is pulled"
+                   : strcmp(verb, "cut-out") == 0     ? "nothing that it sends arrives"
+                   : strcmp(verb, "burn") == 0        ? "the host burns"
+                   : strcmp(verb, "freeze") == 0      ? "the host stands still"
                                                       : "the agent starts");
     if (strcmp(verb, "agent-crash") == 0)
         sim_agent_crash(agent);
@@ -139,6 +144,13 @@ static bool do_agent(struct script_line *line)
         sim_agent_host_reboot(agent);
     else if (strcmp(verb, "cut") == 0)
         sim_network_isolate(&line->cluster->network, agent->actor.id, true, true);
+    else if (strcmp(verb, "cut-out") == 0)
+        sim_network_isolate(&line->cluster->network, agent->actor.id, true, false);
+    else if (strcmp(verb, "burn") == 0)
+        sim_agent_host_reboot(agent), agent->burnt = true;
+    else if (strcmp(verb, "freeze") == 0)
+        agent->frozen_until_us = agent->actor.paused_until_us =
+            line->cluster->sim.now_us + (uint64_t)atoi(word(line, 3)) * SIM_SECOND;
     if (strcmp(verb, "host-reboot") == 0 || strcmp(verb, "agent-start") == 0)
         sim_agent_start(agent);
     return true;
@@ -185,6 +197,7 @@ static const struct {
 } script_verbs[] = {
     {"client", do_client},       {"crash", do_crash},      {"restart", do_restart}, {"agent-crash", do_agent},
     {"agent-start", do_agent},   {"host-reboot", do_agent}, {"cut", do_agent},      {"mend", do_mend},
+    {"cut-out", do_agent},       {"burn", do_agent},        {"freeze", do_agent},
     {"crash-after", do_crash_after}, {"show", do_show},
 };
 
@@ -206,6 +219,8 @@ static void set(struct sim_world *world, struct sim_script *script, const struct
         world->agent_count = MIN(value, WORLD_AGENTS);
     else if (strcmp(word(line, 1), "memory") == 0)
         world->host_mib = value;
+    else if (strcmp(word(line, 1), "leases") == 0)
+        world->leases = value;
     else if (strcmp(word(line, 1), "doubled") == 0)
         world->doubled_per_thousand = value;
     else if (strcmp(word(line, 1), "seconds") == 0)
