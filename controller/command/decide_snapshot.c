@@ -51,6 +51,9 @@ int decide_snapshot_create(struct deciding *d, const char *vm_id, size_t vm_leng
     const struct record *vm = decide_target(d, object_kind_VM, vm_id, vm_length);
     if (vm == NULL)
         return -ENOENT;
+    if (body != NULL && body->ram)
+        return error_set_field(d->err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/ram",
+                               "cannot be kept yet: leave it out; the disks are kept while the VM runs");
     decide_uuid(d, id);
     if (body != NULL && body->name != NULL)
         snprintf(name, sizeof name, "%s", body->name);
