@@ -22,3 +22,6 @@ bench-migration: programs guest ## live migration beside QEMU's over a limited l
 .PHONY: bench-clone
 bench-clone: $(BUILD)/tests/bench/bench_clone ## a bootable disk of a 10 GiB image, by the agent's own function: 50 ms are promised
 	@$<
+
+bench-backup: $(BUILD)/bin/drover-backup ## backups beside restic, borg, casync and qemu-img: a 3 GiB image, some minutes (ROUNDS=1)
+	@tools/deps bench && tests/bench/bench_backup.py --rounds $(or $(ROUNDS),1)

@@ -64,7 +64,7 @@ static int each_pack(void *arg, const struct chunk_hash *name, const void *raw, 
 static void leaf_read(const uint8_t *bytes, size_t size)
 {
     struct chunk_hash base;
-    uint32_t slots = size > 8 ? (uint32_t)(bytes[8] | bytes[9] << 8) % (CHUNK_LEAF_SLOTS + 1) : 1;
+    uint32_t slots = size > 9 ? (uint32_t)(bytes[8] | bytes[9] << 8) % (CHUNK_LEAF_SLOTS + 1) : 1;
     struct chunk_leaf *leaf = NEW(struct chunk_leaf), *again = NEW(struct chunk_leaf);
     struct bytes_writer out = {0};
     leaf->slots = slots;
