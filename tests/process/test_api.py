@@ -195,7 +195,7 @@ def host_certificate(member, directory, name):
 def report(host, name, have_index=0, vms=(), wait_ms=0):
     return {'host': host, 'name': name, 'address': '127.0.0.1:7445', 'boot_id': 'b1', 'cpus': 8, 'memory_bytes': 16 << 30,
             'disk_bytes': 100 << 30, 'kvm': 'svm', 'version': 'test', 'have_index': have_index, 'wait_ms': wait_ms,
-            'vms': list(vms)}
+            'generation': 1, 'vms': list(vms)}
 
 
 def test_roles(three, tmp_path):
@@ -566,6 +566,8 @@ def test_host_and_vm(three, tmp_path):
     assert status == 200 and orders['vms'] == [], orders
     c = three[0].connect()
     assert wait_for(lambda: c.call('GET', f'/v1/hosts/{name}')[2].get('state') == 'up')
+    assert c.call('POST', f'/v1/hosts/{name}/disarm')[0] == 200  # nobody here asks for its lease: it would be lost in seconds
+    orders = agent.call('POST', '/v1/node/report', report(host, name))[2]
     image = {'name': f'i{next(counter)}', 'kind': 'kernel', 'kernel': {'url': 'file:///boot/vmlinuz', 'sha256': 'a' * 64}}
     assert c.call('POST', '/v1/images', image)[0] == 201
     vm = {'name': f'v{next(counter)}', 'image': image['name'], 'vcpus': 1, 'memory_bytes': 64 * MIB}
@@ -644,6 +646,8 @@ def sample(schema, schemas):
         return schema.get('minimum', 1)
     if kind == 'boolean':
         return True
+    if schema.get('minLength') == schema.get('maxLength') == 36:
+        return FORMATS['id']
     return 'a' * schema.get('minLength', 1)
 
 
@@ -687,10 +691,12 @@ def bad_bodies(method, schema, schemas):
 
 def test_bad_input_on_every_route(one, tmp_path):
     host, host_identity = host_certificate(one[0], tmp_path, f'h{next(counter)}')
-    connections = {i: one[0].connect(i) for i in ('admin', host_identity)}
+    controller_identity = (one[0].data / 'cert.pem', one[0].data / 'key.pem')
+    connections = {i: one[0].connect(i) for i in ('admin', host_identity, controller_identity)}
     tried = 0
     for method, path, schema, schemas in routes(one):
-        identity = host_identity if path == '/v1/node/report' else 'admin'
+        identity = (host_identity if path.startswith('/v1/node/') else
+                    controller_identity if path.startswith('/v1/controller/') else 'admin')
         c = connections[identity]
         path = path.replace('{id}', 'nothing')
         if path not in ('/healthz', '/v1/events'):
