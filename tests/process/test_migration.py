@@ -343,7 +343,7 @@ def test_a_target_that_does_not_fit_refuses_before_memory(world, config, words):
 def test_noise_ends_only_that_migration(world, noise):
     target = world.incoming()
     with socket.socket(socket.AF_UNIX) as s:
-        s.connect(str(target.socket))
+        until(lambda: s.connect_ex(str(target.socket)) == 0, target)  # the name is there a moment before it listens
         s.sendall(noise)
     assert target.process.wait(LIMIT_S) == 5
     assert 'the migration to here failed' in target.log.read_text()
