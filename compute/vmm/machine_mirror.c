@@ -13,6 +13,7 @@
 #include "common/log.h"
 #include "compute/vmm/block/block_layers.h"
 #include "compute/vmm/machine_changes.h"
+#include "compute/vmm/machine_points.h"
 
 enum { LOOK_MS = 50, NS_PER_MS = 1000000, LINK_TIMEOUT_MS = 10000, LINK_RECONNECT_MS = 5000 };
 
@@ -114,6 +115,9 @@ static int slot_check(struct machine *m, struct machine_slot *slot, struct error
         return error_set(err, -ENODEV, ERROR_CONFLICT, "disk %s has been taken away by force", slot->id);
     if (slot->disk.read_only)
         return error_set(err, -EINVAL, ERROR_CONFLICT, "disk %s is only read; give the VM another one instead", slot->id);
+    struct point_report points = machine_points_report(m);
+    if (points.busy || points.merging) /* they hold on to the disk's layers */
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "a snapshot of the VM is being made or removed; try again when it is");
     pthread_mutex_lock(&m->device_lock);
     bool has_filter = blk_of_virtio(slot->virtio)->filter != NULL;
     pthread_mutex_unlock(&m->device_lock);

@@ -1,5 +1,6 @@
 /* One point at a time, its steps between the control loop, a thread for files, and the I/O thread: machine_points.h. */
 #include "compute/vmm/machine_points.h"
+#include "compute/vmm/machine_mirror.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -372,6 +373,8 @@ static int job_begin(struct machine *m, const char *name, bool drop, point_done_
 {
     struct point_job *job = job_of(m);
     int code = machine_changeable(m, err);
+    if (code == 0 && machine_mirror_is_active(m))
+        code = error_set(err, -EBUSY, ERROR_CONFLICT, "a disk of the VM is being moved; wait for its end, or cancel it");
     if (code < 0)
         return code;
     job->merge_again = job->merging != NULL;
@@ -475,7 +478,8 @@ static void merge_next(void *arg)
 {
     struct point_job *job = arg;
     struct machine *m = job->m;
-    if (job->busy || job->merging != NULL || machine_has_ended(m) || machine_changeable(m, NULL) < 0)
+    if (job->busy || job->merging != NULL || machine_has_ended(m) || machine_changeable(m, NULL) < 0 ||
+        machine_mirror_is_active(m))
         return;
     pthread_mutex_lock(&m->device_lock);
     for (unsigned i = 0; i < PCI_SLOTS && job->merging == NULL; i++) {
