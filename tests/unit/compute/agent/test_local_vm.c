@@ -690,12 +690,22 @@ static void give_by(struct fixture *f, const char *migration)
     OBJECT_CLEAR(vm_order, &order);
 }
 
+/* Of the process that was started last, as soon as it has said them. */
 static bool arguments_have(struct fixture *f, const char *word)
 {
     CLEANUP_FREE char *path = xasprintf("%s/arguments", f->dir), *text = NULL;
     size_t size;
-    assert_int_equal(file_read(path, 4096, &text, &size, NULL), 0);
+    while (file_read(path, 4096, &text, &size, NULL) < 0 || size == 0 || text[size - 1] != '\n') {
+        free(TAKE_PTR(text));
+        uv_run(&f->loop, UV_RUN_ONCE); /* its timers turn it */
+    }
     return strstr(text, word) != NULL;
+}
+
+static void arguments_forget(struct fixture *f)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/arguments", f->dir);
+    assert_int_equal(unlink(path), 0);
 }
 
 static void test_an_arrival_runs_only_by_its_own_migration(void **state)
@@ -720,6 +730,8 @@ static void test_what_waits_for_another_migration_is_ended(void **state)
     struct fixture *f = *state;
     arrive(f);
     pid_t pid = vmm_pid(f);
+    assert_true(arguments_have(f, "--incoming unix:"));
+    arguments_forget(f);
     give_by(f, OTHER_MIGRATION);
     pid_t next = run_until_process(f, pid);
     run_until(f, vm_state_RUNNING, 1);
