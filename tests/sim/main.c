@@ -63,7 +63,6 @@ static const struct mutation mutations[] = {
     {"no-idempotency", FLAG(world.no_idempotency), "faults", 60, "no answer is kept under its key"},
     {"new-key", FLAG(world.new_key_for_retry), "faults", 60, "clients ask again under a new key"},
     {"believe-all", FLAG(world.believe_all_reports), "faults", 300, "reports of any epoch and generation are believed"},
-    {"silent-is-lost", FLAG(world.unreachable_is_lost), "hosts", 100, "VMs of silent hosts are placed again"},
     {"no-reconcile", FLAG(world.no_reconcile), "faults", 60, "nobody places what waits"},
     /* Four more rules are taken out by the model (tests/model) and held by unit tests; chance finds them too seldom here:
      * drift, refusals that revive or are judged as asked, supports before the catch-up. */

@@ -164,14 +164,6 @@ static bool mutate(const struct process *process, struct command_message *messag
         believe_all(process, &((struct command_seen *)message->payload)->vms);
         return true;
     }
-    if (broken->unreachable_is_lost && message->desc->number == COMMAND_vm_place) {
-        struct command_vm_place *place = message->payload;
-        const struct record *record = state_get(process->state, object_kind_VM, place->id);
-        const struct record *owner = record != NULL ? state_get(process->state, object_kind_HOST, record->vm->host) : NULL;
-        if (owner != NULL)
-            owner->host->state = host_state_LOST;
-        return owner != NULL;
-    }
     return false;
 }
 
@@ -228,15 +220,11 @@ static void fsm_class_apply(void *ctx, uint64_t index, const void *entry, size_t
     struct command_message message = {0};
     struct bytes_writer changed = {0};
     bool looked_at = world->crash_after != 0 || cluster->mutations.world.no_idempotency ||
-                     cluster->mutations.world.believe_all_reports || cluster->mutations.world.unreachable_is_lost;
+                     cluster->mutations.world.believe_all_reports;
     if (looked_at && command_decode(entry, size, &message, NULL) == 0 && mutate(process, &message))
         command_encode(message.desc->number, message.payload, &changed, NULL);
     fsm_apply(process->state, index, changed.data != NULL ? changed.data : entry, changed.data != NULL ? changed.size : size,
               result);
-    for (size_t i = 0; cluster->mutations.world.unreachable_is_lost && i < state_count(process->state, object_kind_HOST); i++) {
-        struct host *host = state_at(process->state, object_kind_HOST, i)->host;
-        host->state = host->state == host_state_LOST ? host_state_UNREACHABLE : host->state;
-    }
     if (index == cluster->history_count + 1) {
         tell_events(process, index);
         check_started(process);
@@ -621,27 +609,6 @@ static bool furnished(struct sim_node *node)
     return true;
 }
 
-/* The mutation: a VM of a silent host goes to the first other one. */
-static void place_again(struct sim_node *node)
-{
-    const struct state *state = process_of(node)->state;
-    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
-        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
-        const struct record *owner = state_get(state, object_kind_HOST, vm->host);
-        if (owner == NULL || owner->host->state == host_state_UP || vm->wanted != vm_wanted_RUNNING)
-            continue;
-        for (size_t k = 0; k < state_count(state, object_kind_HOST); k++) {
-            const struct host *host = state_at(state, object_kind_HOST, k)->host;
-            if (host->state != host_state_UP)
-                continue;
-            CLEANUP_FREE char *json = xasprintf("\"id\":\"%s\",\"from_epoch\":%llu,\"host\":\"%s\"", vm->id,
-                                                (unsigned long long)vm->epoch, host->id);
-            furnish(node, COMMAND_vm_place, json);
-            return;
-        }
-    }
-}
-
 static void tick(struct sim_node *node)
 {
     struct process *process = process_of(node);
@@ -662,8 +629,6 @@ static void tick(struct sim_node *node)
         propose_own(node, &output->commands[i]);
     reconcile_output_finish(output);
     free(output);
-    if (node->cluster->mutations.world.unreachable_is_lost && node->actor.up && node->actor.incarnation == incarnation)
-        place_again(node);
 }
 
 static void fsm_class_lead(struct sim_node *node)

@@ -34,7 +34,6 @@
 struct sim_world_mutations { /* of the cluster class (sim_fsm.c) */
     bool no_idempotency;          /* commands lose their key before they are applied */
     bool believe_all_reports;     /* any epoch and generation is taken for the newest */
-    bool unreachable_is_lost;     /* VMs of silent hosts are placed again, and apply lets it happen */
     bool no_reconcile;
     bool new_key_for_retry;       /* clients forget their key */
     /* leases: each rule of docs/ha.md in turn */
