@@ -704,7 +704,8 @@ def test_bad_input_on_every_route(one, tmp_path):
             assert check_problem(*answer)['errors'][0]['pointer'] == '#?no_such_parameter', (method, path)
         if schema is None:
             if method != 'GET':
-                assert c.call(method, path, b'{"x":1}')[0] == 400, (method, path)
+                refused = 404 if path.endswith('/upload') else 400  # a piece of a file may be anything
+                assert c.call(method, path, b'{"x":1}')[0] == refused, (method, path)
             continue
         for body, pointer in bad_bodies(method, schema, schemas):
             answer = c.call(method, path, body)
