@@ -162,12 +162,15 @@ def take(cluster, vm_id, name):
     """A snapshot of the running VM: what was acknowledged before is in it, and nothing that came after."""
     before = writes(cluster, vm_id)
     done(cluster, cluster.api('POST', '/v1/vms/a/snapshots', {'name': name}))
+    wait_writes(cluster, vm_id)  # the guest says now and then how many; what it said last may be long ago
     after = writes(cluster, vm_id)
     snapshot = cluster.api('GET', f'/v1/snapshots/{name}')[2]
     content = numbers(cluster, vm_id, layer_of(cluster, vm_id, snapshot))
     assert snapshot['state'] == 'available' and snapshot['consistency'] == 'crash'
     assert before - BLOCKS <= max(content) and before <= max(content) + BLOCKS, (before, max(content))
     assert max(content) <= after + 2 * BLOCKS, (after, max(content))
+    wait_writes(cluster, vm_id, BLOCKS)
+    assert numbers(cluster, vm_id, layer_of(cluster, vm_id, snapshot)) == content, 'it changed after it was taken'
     return snapshot, content
 
 
