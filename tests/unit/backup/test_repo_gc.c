@@ -298,7 +298,7 @@ static void test_collection_with_collection(void **state UNUSED)
 static void test_random(void **state UNUSED)
 {
     const char *more = getenv("ROUNDS");
-    unsigned rounds = more != NULL ? (unsigned)strtoul(more, NULL, 10) : 60;
+    unsigned rounds = more != NULL ? (unsigned)strtoul(more, NULL, 10) : 8;
     for (unsigned round = 0; round < rounds; round++) {
         struct world w;
         uint64_t seed = rng;

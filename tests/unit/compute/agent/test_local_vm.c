@@ -294,9 +294,11 @@ static void run_until(struct fixture *f, enum vm_state state, uint64_t generatio
 
 static pid_t run_until_process(struct fixture *f, pid_t other_than)
 {
-    while (vmm_pid(f) == 0 || vmm_pid(f) == other_than)
+    pid_t pid;
+    /* one look a turn: it may end between two */
+    while ((pid = vmm_pid(f)) == 0 || pid == other_than)
         uv_run(&f->loop, UV_RUN_ONCE);
-    return vmm_pid(f);
+    return pid;
 }
 
 static bool reason_has(struct fixture *f, const char *words)
