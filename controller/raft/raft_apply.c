@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/statvfs.h>
 
 static void apply_command(struct raft_node *node, struct group *mine, unsigned at, const void *command, size_t size)
 {
@@ -82,15 +81,15 @@ void raft_apply_tick(struct raft_node *node)
 {
     uint64_t now_ms = raft_node_now_us() / 1000;
     uint64_t needed_bytes = 2 * RAFT_SEGMENT_BYTES + 2 * MAX(node->now.snapshot_bytes, (uint64_t)RAFT_SNAPSHOT_BYTES_MIN);
-    struct statvfs fs;
+    bool stuck;
 
-    if (statvfs(node->dir, &fs) == 0)
-        node->guard.disk_short = (uint64_t)fs.f_bavail * fs.f_frsize < needed_bytes;
+    node->guard.disk_short = raft_dir_free_bytes(node->dir) < needed_bytes;
     if (node->guard.disk_short && node->log_entries > 0 && now_ms - node->room_snapshot_ms >= RAFT_ROOM_SNAPSHOT_MS) {
         node->room_snapshot_ms = now_ms;
         raft_set_snapshot_threshold(&node->raft, 1);
     }
-    raft_reserve_turn(&node->reserve, now_ms, node->guard.taking && node->guard.disk_short, node->now.snapshot_bytes);
+    stuck = (node->guard.taking && node->guard.disk_short) || raft_guard_waits_for_room(&node->guard);
+    raft_reserve_turn(&node->reserve, now_ms, stuck, node->now.snapshot_bytes);
 }
 
 void raft_apply_entry(struct raft_node *node, const struct raft_buffer *buf)

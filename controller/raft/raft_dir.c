@@ -1,6 +1,9 @@
-/* A look at a data directory before libraft loads it, for the two kinds of damage that libraft 0.22.1 does not
+/* Looks at a Raft directory. Before libraft loads it, for the two kinds of damage that libraft 0.22.1 does not
  * survive: an open segment cut short (it crashes at every start), and both metadata files gone while there is a log
- * (it starts, having forgotten its vote). Everything else it detects itself. */
+ * (it starts, having forgotten its vote); everything else it detects itself. And while it is in use, whether the log has
+ * been cut (guard T). */
+#include "controller/raft/raft_dir.h"
+
 #include "controller/raft/raft_internal.h"
 
 #include <dirent.h>
@@ -9,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 static bool dir_is_segment_or_snapshot(const char *name)
 {
@@ -88,4 +92,84 @@ int raft_dir_check(const char *dir, struct error *err)
     if (has_log && !has_metadata)
         return error_set(err, -EUCLEAN, ERROR_CHECKSUM, "there is a log, but the files with term and vote are gone");
     return 0;
+}
+
+/* Is @name a finished log file? */
+static bool dir_is_finished(const char *name, uint64_t *ret_first, uint64_t *ret_last)
+{
+    unsigned long long first, last;
+    int end = 0;
+
+    if (sscanf(name, "%16llu-%16llu%n", &first, &last, &end) != 2 || end != 33 || name[end] != '\0')
+        return false;
+    *ret_first = first;
+    *ret_last = last;
+    return true;
+}
+
+static int dir_clean_beside(int dir_fd, struct dirent **entries, int count, const char *name, struct error *err)
+{
+    uint64_t first, last, other_first, other_last;
+
+    if (!dir_is_finished(name, &first, &last))
+        return 0;
+    for (int i = 0; i < count; i++) {
+        if (!dir_is_finished(entries[i]->d_name, &other_first, &other_last) || other_first != first || other_last <= last)
+            continue;
+        if (unlinkat(dir_fd, name, 0) != 0)
+            return error_errno(err, -errno, "cannot remove %s, which a crash has left", name);
+        return fsync(dir_fd) != 0 ? error_errno(err, -errno, "cannot write the Raft directory") : 0;
+    }
+    return 0;
+}
+
+int raft_dir_clean(const char *dir, struct error *err)
+{
+    CLEANUP_FD int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct dirent **entries = NULL;
+    int count = dir_fd < 0 ? -1 : scandir(dir, &entries, NULL, alphasort);
+    int rv = 0;
+
+    if (count < 0)
+        return error_errno(err, -errno, "cannot open the Raft directory %s", dir);
+    for (int i = 0; i < count && rv == 0; i++)
+        rv = dir_clean_beside(dir_fd, entries, count, entries[i]->d_name, err);
+    for (int i = 0; i < count; i++)
+        free(entries[i]);
+    free(entries);
+    return rv;
+}
+
+static bool dir_is_written(int dir_fd, const char *name)
+{
+    CLEANUP_FD int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC);
+    uint64_t format = 0;
+
+    return fd >= 0 && pread(fd, &format, sizeof(format), 0) == sizeof(format) && format != 0;
+}
+
+bool raft_dir_is_cut(const char *dir, uint64_t index)
+{
+    uint64_t first, last;
+    struct dirent *entry;
+    bool is_cut = true;
+    DIR *files = opendir(dir);
+
+    if (files == NULL)
+        return false;
+    while (is_cut && (entry = readdir(files)) != NULL) {
+        if (dir_is_finished(entry->d_name, &first, &last))
+            is_cut = last < index;
+        else if (strncmp(entry->d_name, "open-", 5) == 0)
+            is_cut = !dir_is_written(dirfd(files), entry->d_name);
+    }
+    closedir(files);
+    return is_cut;
+}
+
+uint64_t raft_dir_free_bytes(const char *dir)
+{
+    struct statvfs fs;
+
+    return statvfs(dir, &fs) == 0 ? (uint64_t)fs.f_bavail * fs.f_frsize : UINT64_MAX;
 }

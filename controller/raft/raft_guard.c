@@ -3,10 +3,11 @@
  * snapshot_put with trailing > 0 is libraft writing a snapshot that it took; with trailing 0 it installs one that the
  * leader sent. Only the first kind makes an arriving InstallSnapshot dangerous. */
 #include "controller/raft/raft_guard.h"
+#include "controller/raft/raft_dir.h"
 
 #include <string.h>
 
-struct guard_held { /* a cut or a write that waits (guards J and K) */
+struct guard_held { /* a cut or a write that waits (guards J, K and T) */
     struct list link;
     bool is_cut;
     raft_index index;                 /* of a cut */
@@ -23,6 +24,7 @@ struct guard_append { /* one log write on its way to the disk */
     struct list in_appends;
     raft_index end; /* after the last entry */
     bool cut;       /* some of its entries have been cut since */
+    bool handed;    /* to raft_uv */
     uint64_t start_us;
 };
 
@@ -247,7 +249,8 @@ static void guard_recv(struct raft_io *io, struct raft_message *message)
     guard_forget_change(io);
     if (message->type == RAFT_APPEND_ENTRIES || message->type == RAFT_INSTALL_SNAPSHOT)
         guard->heard_ms = io->time(io);
-    if (message->type == RAFT_INSTALL_SNAPSHOT && (guard->taking || !list_empty(&guard->held))) {
+    if (message->type == RAFT_INSTALL_SNAPSHOT &&
+        (guard->taking || guard->cutting != 0 || !list_empty(&guard->held))) {
         guard->installs_dropped++;
         raft_configuration_close(&message->install_snapshot.conf);
         raft_free(message->install_snapshot.data.base);
@@ -490,6 +493,7 @@ static void guard_append_cb(struct raft_io_append *req, int status)
     }
     if (status == 0 && append->cut)
         status = RAFT_CANCELED;
+    guard->in_flight -= append->handed;
     list_remove(&append->in_appends);
     free(append);
     guard_tell_capacity(guard);
@@ -524,10 +528,14 @@ static bool guard_has_room(const struct raft_guard *guard, uint64_t bytes)
 static int guard_append_now(struct raft_guard *guard, struct guard_append *append, const struct raft_entry entries[],
                             unsigned n)
 {
-    int rv = guard->inner_append(&guard->io, &append->req, entries, n, guard_append_cb);
+    int rv;
 
+    append->handed = true; /* raft_uv may answer at once */
+    guard->in_flight++;
+    rv = guard->inner_append(&guard->io, &append->req, entries, n, guard_append_cb);
     guard->handed_bytes += append_bytes(entries, n);
     if (rv != 0) {
+        guard->in_flight--;
         list_remove(&append->in_appends);
         free(append);
     }
@@ -548,14 +556,50 @@ static int guard_append(struct raft_io *io, struct raft_io_append *req, const st
     guard->next_index += n;
     append->end = guard->next_index;
     list_append(&guard->appends, &append->in_appends);
-    if (list_empty(&guard->held) && guard_has_room(guard, append_bytes(entries, n)))
+    if (list_empty(&guard->held) && guard->cutting == 0 && guard_has_room(guard, append_bytes(entries, n)))
         return guard_append_now(guard, append, entries, n);
     list_append(&guard->held, &append->held.link);
     guard->writes_held++;
     return 0;
 }
 
-/* --- Guards J and K ---------------------------------------------------------------------------------------------------- */
+/* --- Guards J, K and T ------------------------------------------------------------------------------------------------- */
+
+/* Guard T. */
+static bool guard_may_cut(const struct raft_guard *guard)
+{
+    return !guard->taking && guard->cutting == 0 &&
+           (guard->dir == NULL || raft_dir_free_bytes(guard->dir) >= guard->cut_room_bytes);
+}
+
+static int guard_cut_now(struct raft_guard *guard, raft_index index)
+{
+    int rv = guard->inner_truncate(&guard->io, index);
+
+    if (rv == 0 && guard->dir != NULL) {
+        guard->cutting = index;
+        guard->cutting_since_ms = guard->io.time(&guard->io);
+    }
+    return guard_check(&guard->io, "cut the log", rv);
+}
+
+/* Guard T: has raft_uv done it? The writes before the cut come first, and may wait for room for as long as it takes. */
+static void guard_look_for_cut(struct raft_guard *guard)
+{
+    raft_time now_ms;
+
+    if (guard->cutting == 0)
+        return;
+    if (raft_dir_is_cut(guard->dir, guard->cutting)) {
+        guard->cutting = 0;
+        return;
+    }
+    now_ms = guard->io.time(&guard->io);
+    if (guard->in_flight > 0)
+        guard->cutting_since_ms = now_ms;
+    else if (now_ms - guard->cutting_since_ms >= guard->cut_ms_max)
+        guard->broken(guard, "cut the log", RAFT_IOERR);
+}
 
 /* libraft asks for a cut before each write: most cut nothing. */
 static int guard_truncate(struct raft_io *io, raft_index index)
@@ -571,8 +615,8 @@ static int guard_truncate(struct raft_io *io, raft_index index)
 
         append->cut = append->cut || append->end > index;
     }
-    if (!guard->taking && list_empty(&guard->held))
-        return guard_check(io, "cut the log", guard->inner_truncate(io, index));
+    if (list_empty(&guard->held) && guard_may_cut(guard))
+        return guard_cut_now(guard, index);
     cut = NEW(struct guard_held);
     *cut = (struct guard_held){.is_cut = true, .index = index};
     list_append(&guard->held, &cut->link);
@@ -585,14 +629,15 @@ void raft_guard_turn(struct raft_guard *guard)
 {
     guard->handed_before_bytes = guard->handed_bytes;
     guard->handed_bytes = 0;
-    while (!list_empty(&guard->held)) {
+    guard_look_for_cut(guard);
+    while (!list_empty(&guard->held) && guard->cutting == 0) {
         struct guard_held *first = LIST_ENTRY(guard->held.next, struct guard_held, link);
 
-        if (first->is_cut ? guard->taking : !guard_has_room(guard, append_bytes(first->entries, first->n)))
+        if (first->is_cut ? !guard_may_cut(guard) : !guard_has_room(guard, append_bytes(first->entries, first->n)))
             break;
         list_remove(&first->link);
         if (first->is_cut) {
-            guard_check(&guard->io, "cut the log", guard->inner_truncate(&guard->io, first->index));
+            guard_cut_now(guard, first->index);
             free(first);
         } else {
             guard_append_now(guard, CONTAINER_OF(first, struct guard_append, held), first->entries, first->n);
@@ -632,6 +677,10 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
                      uint64_t (*now_us)(void))
 {
     guard->taking = false;
+    guard->dir = NULL;
+    guard->cut_room_bytes = guard->cutting = guard->cutting_since_ms = 0;
+    guard->cut_ms_max = RAFT_CUT_MS_MAX;
+    guard->in_flight = 0;
     list_init(&guard->held);
     list_init(&guard->appends);
     guard->next_index = 1;
@@ -665,9 +714,18 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
     guard->io.truncate = guard_truncate;
 }
 
+bool raft_guard_waits_for_room(const struct raft_guard *guard)
+{
+    const struct guard_held *first = LIST_ENTRY(guard->held.next, struct guard_held, link);
+
+    return !list_empty(&guard->held) && first->is_cut && !guard->taking && guard->cutting == 0;
+}
+
 /* Entries that are to be cut at or before @index are still on the disk. */
 static bool guard_holds_cut(const struct raft_guard *guard, raft_index index)
 {
+    if (guard->cutting != 0 && guard->cutting <= index)
+        return true;
     LIST_FOREACH (at, &guard->held) {
         const struct guard_held *held = LIST_ENTRY(at, struct guard_held, link);
 

@@ -87,9 +87,15 @@
  *    has forgotten that, and waits for ever for the vote of one who knows that it has none. The guard keeps back
  *    what the only voter has not written itself.
  *
- * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. But J and
- * K are raft_uv's own and were found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows them. M and N
- * were found by reading; test_raft_guard_told.c has them. Q was found (a removed candidate, seed 1807 of member-storm before P was
+ * T. raft_uv cuts its log in a thread, and forgets it when that fails: for want of space, or because of a file that a crash in
+ *    the middle of an earlier cut has left. What is written next then stands behind the entries that should be gone, and
+ *    the next start counts it at indexes of its own. The guard waits for room before it cuts, hands over nothing until
+ *    the files show that the cut is done, and calls `broken` where it is not: the next start has the log uncut and
+ *    cuts it again. (raft_dir.h has the looking, and removes what crashes have left.)
+ *
+ * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. But J, K
+ * and T are raft_uv's own: J and K were found on full disks (tests/process/test_disk_full.py), T by reading; test_raft_guard.c
+ * shows them. M and N were found by reading; test_raft_guard_told.c has them. Q was found (a removed candidate, seed 1807 of member-storm before P was
  * there), but no mutation shows it in few enough seeds.
  *
  * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on
@@ -104,12 +110,20 @@
 /* KiB of prepared log files: below that libraft takes no commands, and guard K hands nothing over. */
 #define RAFT_CAPACITY_KIB_MIN 4096u
 #define RAFT_CAPACITY_KIB_NONE 1u /* what guard K tells libraft; not 0, to know raft_uv's word from ours */
+/* Guard T: for a cut that waits for nothing any more; a disk that stalls for so long ends the server. */
+#define RAFT_CUT_MS_MAX 30000u
 
 struct raft_guard {
     struct raft_io io; /* the wrapped one; its methods are replaced in place */
 
     bool taking;                  /* a snapshot of ours is being written */
-    struct list held;             /* guards J and K: cuts and writes, in their order; libraft bounds them as it bounds what
+    const char *dir;              /* guard T: set by the owner where the io is a raft_uv, and is his; else NULL */
+    uint64_t cut_room_bytes;      /* with it: the free space without which no cut is begun, more than a log file */
+    unsigned cut_ms_max;
+    raft_index cutting;           /* guard T: what raft_uv is to have cut, and has not yet; else 0 */
+    raft_time cutting_since_ms;   /* since it has waited for nothing */
+    unsigned in_flight;           /* writes that are raft_uv's now */
+    struct list held;             /* guards J, K and T: cuts and writes, in their order; libraft bounds them as it bounds what
                                      it has in flight, and owns the entries */
     uint64_t handed_bytes, handed_before_bytes; /* to raft_uv, in this turn of the loop and in the one before */
     unsigned short uv_capacity;   /* as raft_uv last told it, while io.capacity says RAFT_CAPACITY_KIB_NONE */
@@ -144,7 +158,7 @@ struct raft_guard {
     uint64_t (*now_us)(void); /* NULL: writes are not metered */
     uint64_t installs_dropped;
     uint64_t cuts_held; /* guard J at work */
-    uint64_t writes_held; /* guard K at work */
+    uint64_t writes_held; /* guards J, K and T at work */
     uint64_t snapshots_failed; /* taken, and not written */
     uint64_t writes, write_us, write_us_max; /* log writes that reached the disk */
 };
@@ -156,6 +170,8 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
 void raft_guard_turn(struct raft_guard *guard);
 /* A server that ends without raft_close (a simulated crash): let go of what is held. */
 void raft_guard_forget(struct raft_guard *guard);
+/* Guard T: whether a cut waits for room, so that there is reason to give up a reserve. */
+bool raft_guard_waits_for_room(const struct raft_guard *guard);
 /* Whether a snapshot taken now would carry the right index (guard B) and configuration (H), and not cover a
  * cut that is held back (J: on the disk it would stand before entries that should be gone, of an older term). */
 bool raft_guard_may_snapshot(struct raft *raft);

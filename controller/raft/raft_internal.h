@@ -10,6 +10,7 @@
 
 #include "controller/raft/raft_confirm.h"
 #include "controller/raft/raft_deferred.h"
+#include "controller/raft/raft_dir.h"
 #include "controller/raft/raft_guard.h"
 #include "controller/raft/raft_node.h"
 #include "controller/raft/raft_reply.h"
@@ -22,6 +23,7 @@
 #define RAFT_LOG_BYTES_MAX (16u << 20)   /* since the last snapshot, where not configured */
 #define RAFT_DEFERRED_BYTES_MAX (32u << 20) /* entries that wait for a restore, where not configured */
 #define RAFT_SEGMENT_BYTES (8u << 20)    /* of libraft's log files: below 4 MiB it refuses all writes */
+#define RAFT_CUT_ROOM_BYTES (RAFT_SEGMENT_BYTES + (64u << 10)) /* a cut writes the rest of one log file anew */
 #define RAFT_CONFIRM_MS 150u             /* for the answers to a round of questions; then readers go by the log */
 #define RAFT_READ_BY_LOG_MS 1000u        /* for so long */
 #define RAFT_NO_SPACE_GRACE_MS 1000u     /* "no space" is also what libraft says before its first segment is ready */
@@ -148,8 +150,5 @@ void raft_propose_set_applied(struct group *group);
 /* raft_members.c */
 void raft_members_turn(struct raft_node *node);
 void raft_members_stop(struct raft_node *node);
-
-/* raft_dir.c: does @dir look like something libraft can load without crashing or forgetting its vote? */
-int raft_dir_check(const char *dir, struct error *err);
 
 #endif

@@ -336,6 +336,8 @@ static int node_open_io(struct raft_node *node, const struct raft_node_config *c
     raft_uv_set_auto_recovery(&node->guard.io, false);
     raft_guard_wrap(&node->guard, node_broken, raft_node_now_us);
     node->guard.room_guarded = true;
+    node->guard.dir = node->dir;
+    node->guard.cut_room_bytes = RAFT_CUT_ROOM_BYTES;
     return 0;
 }
 
@@ -411,7 +413,7 @@ static int node_check_config(const struct raft_node_config *config, struct error
         error_prefix(err, "the Raft directory %s is damaged: ", config->dir);
         snprintf(err->text + strlen(err->text), sizeof(err->text) - strlen(err->text), CURE);
     }
-    return rv;
+    return rv != 0 ? rv : raft_dir_clean(config->dir, err);
 }
 
 int raft_node_create(const struct raft_node_config *config, struct raft_node **ret_node, struct error *err)

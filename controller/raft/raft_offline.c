@@ -83,12 +83,14 @@ out_transport:
 static int offline_check(const char *dir, uint64_t id, const char *address, struct error *err)
 {
     char host[RAFT_TRANSPORT_ADDRESS_MAX], port[8];
+    int rv;
 
     if (id == 0)
         return error_set(err, -EINVAL, ERROR_INVALID, "a controller's raft id is greater than 0");
     if (raft_transport_parse_address(address, host, port, err) != 0)
         return -EINVAL;
-    return raft_dir_check(dir, err);
+    rv = raft_dir_check(dir, err);
+    return rv != 0 ? rv : raft_dir_clean(dir, err);
 }
 
 int raft_node_bootstrap(const char *dir, uint64_t id, const char *address, struct error *err)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "common/bytes.h"
 #include "common/file.h"
@@ -84,8 +85,66 @@ static void test_forgotten_vote(void **state)
     assert_int_equal(file_remove_tree("build", dir + strlen("build/"), NULL), 0);
 }
 
+static void put(const char *dir, const char *name, const char *data, size_t size)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/%s", dir, name);
+
+    assert_int_equal(file_write_atomic(path, data, size, 0600, NULL), 0);
+}
+
+static bool is_there(const char *dir, const char *name)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/%s", dir, name);
+
+    return access(path, F_OK) == 0;
+}
+
+static void test_is_cut(void **state)
+{
+    static const char zeroes[64], written[64] = {1};
+    char dir[] = "build/test-raft-dir-XXXXXX";
+    (void)state;
+
+    assert_non_null(mkdtemp(dir));
+    put(dir, "metadata1", "m", 1);
+    put(dir, "snapshot-2-9-77", "s", 1);
+    put(dir, "0000000000000001-0000000000000004", "x", 1);
+    put(dir, "open-7", zeroes, sizeof(zeroes));
+    assert_true(raft_dir_is_cut(dir, 5));
+    assert_false(raft_dir_is_cut(dir, 4));
+    put(dir, "open-6", written, sizeof(written));
+    assert_false(raft_dir_is_cut(dir, 5));
+    assert_false(raft_dir_is_cut("build/there-is-no-such-directory", 5));
+    assert_int_equal(file_remove_tree("build", dir + strlen("build/"), NULL), 0);
+}
+
+/* Of two with the same first entry the shorter goes; nothing else does. */
+static void test_clean(void **state)
+{
+    static const char *const others[] = {"0000000000000001-0000000000000009", "0000000000000010-0000000000000012",
+                                         "0000000000000013-0000000000000020", "open-3", "metadata1",
+                                         "snapshot-2-9-77", "0000000000000001-0000000000000008.old"};
+    char dir[] = "build/test-raft-dir-XXXXXX";
+    (void)state;
+
+    assert_non_null(mkdtemp(dir));
+    for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+        put(dir, others[i], "x", 1);
+    put(dir, "0000000000000001-0000000000000004", "x", 1);
+    put(dir, "0000000000000013-0000000000000013", "x", 1);
+    assert_int_equal(raft_dir_clean(dir, NULL), 0);
+    assert_false(is_there(dir, "0000000000000001-0000000000000004"));
+    assert_false(is_there(dir, "0000000000000013-0000000000000013"));
+    for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+        assert_true(is_there(dir, others[i]));
+    assert_int_equal(raft_dir_clean(dir, NULL), 0);
+    assert_int_equal(raft_dir_clean("build/there-is-no-such-directory", NULL), -ENOENT);
+    assert_int_equal(file_remove_tree("build", dir + strlen("build/"), NULL), 0);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_short_segments), cmocka_unit_test(test_forgotten_vote)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_short_segments), cmocka_unit_test(test_forgotten_vote),
+                                       cmocka_unit_test(test_is_cut), cmocka_unit_test(test_clean)};
     return cmocka_run_group_tests_name("raft_dir", tests, NULL, NULL);
 }
