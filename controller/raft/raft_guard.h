@@ -94,8 +94,8 @@
  *    cuts it again. (raft_dir.h has the looking, and removes what crashes have left.)
  *
  * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. But J, K
- * and T are raft_uv's own: J and K were found on full disks (tests/process/test_disk_full.py), T by reading; test_raft_guard.c
- * shows them. M and N were found by reading; test_raft_guard_told.c has them. Q was found (a removed candidate, seed 1807 of member-storm before P was
+ * and T are raft_uv's own and were found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows them. M and N
+ * were found by reading; test_raft_guard_told.c has them. Q was found (a removed candidate, seed 1807 of member-storm before P was
  * there), but no mutation shows it in few enough seeds.
  *
  * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on
