@@ -74,7 +74,6 @@ struct raft_node {
     uint64_t no_space_since_ms; /* 0: there is space */
     struct raft_confirm confirm;   /* raft_confirm.h; the round under way is for confirm_readers */
     struct list confirm_readers;   /* struct reader */
-    bool reads_ask_voters;         /* as configured */
     uint64_t confirm_since_ms;     /* when it began */
     uint64_t read_by_log_until_ms; /* a round had too few answers: readers go by the log until then */
     struct list barriers;       /* struct barrier, in flight or orphans */

@@ -239,7 +239,6 @@ static struct raft_node *node_new(const struct raft_node_config *config)
     node->now.id = config->id;
     ASSERT(getrandom(&node->proposer, sizeof(node->proposer), 0) == sizeof(node->proposer));
     raft_confirm_init(&node->confirm, node->proposer);
-    node->reads_ask_voters = config->reads_ask_voters;
     raft_deferred_init(&node->deferred);
     node->deferred_bytes_max = config->deferred_bytes_max != 0 ? config->deferred_bytes_max : RAFT_DEFERRED_BYTES_MAX;
     list_init(&node->groups);

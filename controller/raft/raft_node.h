@@ -118,7 +118,6 @@ struct raft_node_config {
     uint64_t log_bytes_max;         /* [16 MiB] or twice the last snapshot: after so many bytes there is a snapshot
                                        too, and half of them are kept behind it: a log never fills a disk */
     size_t deferred_bytes_max;      /* [32 MiB] entries that wait while a snapshot is restored; beyond, the node waits */
-    bool reads_ask_voters;          /* [false] readers go by questions to the voters (raft_confirm.h), not by the log */
     unsigned proposals_max;         /* [RAFT_NODE_PROPOSALS_MAX] */
     unsigned proposal_bytes_max;    /* [RAFT_NODE_PROPOSAL_BYTES_MAX] */
 };
@@ -212,8 +211,8 @@ typedef void (*raft_node_propose_cb)(void *arg, int status, void *result);
 int raft_node_propose(struct raft_node *node, void *command, size_t size, raft_node_propose_cb cb, void *arg);
 
 /* Linearizable read: when @cb fires with status 0, this server led after the call and its machine holds every command
- * acknowledged, by anyone, before it. Costs one log entry or, with reads_ask_voters, one exchange with a majority, shared by
- * all readers that wait together (raft_read.c). Return values and statuses as of raft_node_propose, but never -EINPROGRESS; @index is
+ * acknowledged, by anyone, before it. Costs one exchange with a majority, shared by all readers that wait together, and
+ * mostly no log entry (raft_read.c). Return values and statuses as of raft_node_propose, but never -EINPROGRESS; @index is
  * the machine's index then. */
 typedef void (*raft_node_barrier_cb)(void *arg, int status, uint64_t index);
 int raft_node_barrier(struct raft_node *node, raft_node_barrier_cb cb, void *arg);

@@ -1,6 +1,6 @@
 /* Readers: whoever wants to see all that was acknowledged before he came.
  *
- * Happy path, with reads_ask_voters (else the log is asked for each):
+ * Happy path:
  *   1. raft_node_barrier (any thread) puts a reader on `readers`, wakes the loop
  *   2. raft_read_turn begins a round of questions (raft_confirm.h) for all that wait; who comes while a round is under way
  *      shares the next one
@@ -110,7 +110,7 @@ static bool confirm_begin(struct raft_node *node, struct list *waiting)
 {
     uint64_t now_ms = uv_now(&node->loop);
 
-    if (!node->reads_ask_voters || now_ms < node->read_by_log_until_ms ||
+    if (now_ms < node->read_by_log_until_ms ||
         raft_confirm_begin(&node->confirm, &node->raft, node->ready_term, confirm_send, node) != 0)
         return false;
     node->confirm_since_ms = now_ms;

@@ -88,7 +88,6 @@ static void test_readers_write_nothing(void **state)
     struct raft_node_status before, after;
     int leader;
 
-    bed->extra.reads_ask_voters = true;
     bed_start_cluster(bed, 3);
     leader = bed_leader(bed);
     propose_one(bed, 1);
