@@ -19,25 +19,25 @@ struct option_row {
 };
 #define AT(member) offsetof(struct tool_options, member)
 
-/* i init, c create, l list, s show, r restore, v verify, p prune, a cat, k key */
+/* i init, c create, l list, s show, r restore, m mount, n serve, v verify, p prune, a cat, k key */
 static const struct option_row rows[] = {
     {"store", "STORE", "where the backups are: an absolute path, or s3://BUCKET[/PREFIX]?endpoint=URL&region=NAME",
      TEXT, AT(store), "*"},
     {"key-file", "FILE", "a key of an encrypted store; init --encrypt writes the working key there", TEXT,
      AT(key_file), "*"},
-    {"limit", "BYTES", "transfer at most so many bytes a second (K, M, G: times 1024)", BYTES, AT(limit), "crvpa"},
+    {"limit", "BYTES", "transfer at most so many bytes a second (K, M, G: times 1024)", BYTES, AT(limit), "crvpamn"},
     {"threads", "N", "threads that compute (default: one for each processor)", NUMBER, AT(threads), "crv"},
-    {"progress-fd", "N", "write progress there, a JSON object on each line", WORD, AT(progress_fd), "crvp"},
+    {"progress-fd", "N", "write progress there, a JSON object on each line", WORD, AT(progress_fd), "crvpl"},
     {"encrypt", NULL, "encrypt what is stored; prints the recovery key once", FLAG, AT(encrypt), "i"},
     {"chunk-bytes", "BYTES", "size of chunks, a power of two from 64K to 1M (default: 128K)", BYTES, AT(chunk_bytes),
      "i"},
-    {"vm", "NAME", "name of the VM", TEXT, AT(vm), "crsavp"},
-    {"vm-id", "UUID", "its id", TEXT, AT(vm_id), "crsavp"},
+    {"vm", "NAME", "name of the VM", TEXT, AT(vm), "crsavpmn"},
+    {"vm-id", "UUID", "its id", TEXT, AT(vm_id), "crsavpmn"},
     {"disk", "NAME=WHERE",
      "a disk; create: file:/PATH, pool:/DIRECTORY/DISK[@SNAPSHOT], nbd:unix:/SOCKET[:EXPORT[@MARK]]; restore: "
      "file:/PATH; "
-     "cat: NAME",
-     PAIR, AT(disks), "cra"},
+     "cat, mount, serve: NAME",
+     PAIR, AT(disks), "cramn"},
     {"changed", "NAME=FILE", "since --parent only this has changed on the disk: lines \"OFFSET LENGTH\"", PAIR,
      AT(changed), "c"},
     {"id", "UUID", "the backup's id; if it is there and complete, that is fine", TEXT, AT(id), "c"},
@@ -49,11 +49,16 @@ static const struct option_row rows[] = {
     {"transfers", "N", "how many objects are sent at once", NUMBER, AT(transfers), "c"},
     {"level", "N", "of compression, 1 to 19 (default: 3)", NUMBER, AT(level), "c"},
     {"json", NULL, "answer in JSON", FLAG, AT(json), "clvp"},
-    {"backup", "ID", "which backup, or latest with --vm", TEXT, AT(backup), "rsav"},
+    {"backup", "ID", "which backup, or latest with --vm", TEXT, AT(backup), "rsavmn"},
+    {"page-bytes", "BYTES", "a line of JSON for each backup, with its VM's definition, by id; no more after so much", BYTES,
+     AT(page_bytes), "l"},
+    {"after", "ID", "with --page-bytes: only ids that are greater", TEXT, AT(after), "l"},
     {"only-definition", NULL, "show the VM's definition alone", FLAG, AT(only_definition), "s"},
     {"force", NULL, "write over targets that are there", FLAG, AT(force), "r"},
     {"offset", "BYTES", "begin there", BYTES, AT(offset), "a"},
     {"length", "BYTES", "and stop after so much", BYTES, AT(length), "a"},
+    {"at", "DIRECTORY", "where its disks and their partitions are to show up as files", TEXT, AT(at), "m"},
+    {"socket", "PATH", "the Unix socket that is made", TEXT, AT(socket), "n"},
     {"quick", NULL, "compare the stored bytes only, do not decompress them", FLAG, AT(quick), "v"},
     {"keep-last", "N", "keep the newest N backups of each VM", COUNT, AT(keep_last), "p"},
     {"keep-hourly", "N", "and the newest of each of the last N hours that have one", COUNT, AT(keep_hourly), "p"},
@@ -83,6 +88,8 @@ static const struct verb_row verbs[] = {
     {"show", "show one backup", 's', tool_show},
     {"restore", "write disks of a backup to files", 'r', tool_restore},
     {"cat", "write a disk of a backup, or a part of it, to standard output", 'a', tool_cat},
+    {"mount", "show the disks of a backup and their partitions as files, read-only, until it is ended (root)", 'm', tool_mount},
+    {"serve", "show the disks of a backup by NBD at a Unix socket, read-only, until it is ended", 'n', tool_serve},
     {"verify", "read all that is stored and name what is damaged and whom it hurts", 'v', tool_verify},
     {"prune", "remove backups by rules, and what no backup needs any more", 'p', tool_prune},
     {"key", "list, add and remove the keys of an encrypted store", 'k', tool_key},
@@ -193,7 +200,7 @@ static int option_take(const struct verb_row *verb, const struct option_row *row
         *(uint64_t *)member = number;
         return 0;
     default:
-        return pair_add(member, row->name, text, row->kind == PAIR && verb->letter != 'a', err);
+        return pair_add(member, row->name, text, row->kind == PAIR && strchr("amn", verb->letter) == NULL, err);
     }
 }
 

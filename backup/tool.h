@@ -4,6 +4,7 @@
 
 #include <stdatomic.h>
 
+#include "backup/backup_reader.h"
 #include "backup/backup_writer.h"
 #include "common/object.h"
 
@@ -22,6 +23,8 @@ struct tool_options {
     const char *store, *key_file, *credentials;
     const char *backup, *id, *parent, *vm, *vm_id, *definition, *consistency, *created_at;
     const char *key_name, *add_key_file, *remove_key;
+    const char *at, *socket, *after;
+    uint64_t page_bytes; /* of list; 0: all */
     struct tool_pairs disks, changed, labels;
     uint64_t limit, offset, length, chunk_bytes;
     const char *grace;
@@ -38,9 +41,13 @@ struct tool_options {
 int tool_init(const struct tool_options *o, struct error *err);
 int tool_create(const struct tool_options *o, struct error *err);
 int tool_list(const struct tool_options *o, struct error *err);
+/* list --page-bytes: a line of JSON for each backup, with its VM's definition, in the order of the ids. */
+int tool_list_page(const struct tool_options *o, struct error *err);
 int tool_show(const struct tool_options *o, struct error *err);
 int tool_restore(const struct tool_options *o, struct error *err);
 int tool_cat(const struct tool_options *o, struct error *err);
+int tool_mount(const struct tool_options *o, struct error *err);
+int tool_serve(const struct tool_options *o, struct error *err);
 int tool_verify(const struct tool_options *o, struct error *err);
 int tool_prune(const struct tool_options *o, struct error *err);
 int tool_key(const struct tool_options *o, struct error *err);
@@ -56,6 +63,9 @@ struct tool_place {
 /* The store, and with @repo what is in it; tool_close after either result. */
 int tool_open(const struct tool_options *o, bool repo, struct tool_place *ret_place, struct error *err);
 void tool_close(struct tool_place *place);
+/* The store, and the backup that --backup and --vm name; backup_reader_close and tool_close after either result. */
+int tool_reader_open(const struct tool_options *o, struct tool_place *ret_place, struct backup_reader **ret_reader,
+                     struct error *err);
 /* A key out of a file: its text. */
 int tool_key_read(const char *path, uint8_t ret_key[CHUNK_KEY_BYTES], struct error *err);
 

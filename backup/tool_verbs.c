@@ -265,6 +265,8 @@ static void list_json(const struct repo_catalog *c)
 
 int tool_list(const struct tool_options *o, struct error *err)
 {
+    if (o->page_bytes > 0)
+        return tool_list_page(o, err);
     struct tool_place place;
     struct repo_catalog c = {0};
     int code = tool_open(o, true, &place, err);
@@ -379,14 +381,15 @@ static int disks_restore(const struct tool_options *o, struct backup_reader *r,
     return code;
 }
 
-static int reader_open(const struct tool_options *o, struct tool_place *place, struct backup_reader **ret_reader,
-                       struct error *err)
+int tool_reader_open(const struct tool_options *o, struct tool_place *ret_place, struct backup_reader **ret_reader,
+                     struct error *err)
 {
     char id[REPO_ID_TEXT_BYTES];
-    int code = tool_open(o, true, place, err);
+    *ret_reader = NULL;
+    int code = tool_open(o, true, ret_place, err);
     if (code == 0)
-        code = backup_choose(o, &place->repo, id, err);
-    return code == 0 ? backup_reader_open(&place->repo, id, 0, ret_reader, err) : code;
+        code = backup_choose(o, &ret_place->repo, id, err);
+    return code == 0 ? backup_reader_open(&ret_place->repo, id, 0, ret_reader, err) : code;
 }
 
 int tool_restore(const struct tool_options *o, struct error *err)
@@ -397,7 +400,7 @@ int tool_restore(const struct tool_options *o, struct error *err)
     struct backup_restore_options options = {
         .threads = o->threads, .progress = tool_progress_report, .progress_arg = &progress, .cancel = o->cancel};
     tool_progress_init(&progress, o);
-    int code = reader_open(o, &place, &r, err);
+    int code = tool_reader_open(o, &place, &r, err);
     if (code == 0)
         code = disks_restore(o, r, &options, err);
     backup_reader_close(r);
@@ -428,7 +431,7 @@ int tool_cat(const struct tool_options *o, struct error *err)
     struct tool_place place;
     struct backup_reader *r = NULL;
     size_t disk = 0;
-    int code = reader_open(o, &place, &r, err);
+    int code = tool_reader_open(o, &place, &r, err);
     if (code == 0 && o->disks.count != 1)
         code = error_set(err, -EINVAL, ERROR_INVALID, "--disk NAME is needed, once");
     if (code == 0)

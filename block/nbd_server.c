@@ -147,7 +147,10 @@ static int unix_listen(struct nbd_server *server, const char *path, struct error
     if (server->listen_fd < 0)
         return error_errno(err, -errno, "cannot make a socket");
     if (bind(server->listen_fd, (const void *)&address, sizeof address) < 0)
-        return error_errno(err, -errno, "cannot listen at %s", path);
+        return errno == EADDRINUSE
+                   ? error_set(err, -EADDRINUSE, ERROR_EXISTS,
+                               "cannot listen at %s: it is there already; remove it if no server uses it any more", path)
+                   : error_errno(err, -errno, "cannot listen at %s", path);
     server->socket_path = xstrdup(path);
     if (chmod(path, 0600) < 0 || listen(server->listen_fd, BACKLOG) < 0)
         return error_errno(err, -errno, "cannot listen at %s", path);
