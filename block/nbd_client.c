@@ -64,7 +64,8 @@ struct nbd_client {
     pthread_t thread;
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
-    bool stopping;
+    bool stopping, broken;
+    int opening_fd; /* of a handshake under way; -1: none */
     enum nbd_client_state state;
     struct error why;
     struct list queued; /* struct wire_request, to be sent */
@@ -439,12 +440,20 @@ static bool is_stopping(struct nbd_client *c)
     return stopping;
 }
 
+static bool is_broken(struct nbd_client *c)
+{
+    pthread_mutex_lock(&c->lock);
+    bool broken = c->broken;
+    pthread_mutex_unlock(&c->lock);
+    return broken;
+}
+
 /* Until the link is lost (negative) or the client ends (0). */
 static int link_serve(struct nbd_client *c)
 {
     head_expect(&c->in);
     while (true) {
-        int code = send_some(c);
+        int code = is_broken(c) ? -ECONNABORTED : send_some(c);
         while (code >= 0 && (code = receive_some(c)) > 0)
             ;
         if (code < 0)
@@ -525,15 +534,30 @@ static void wait_ms(struct nbd_client *c, unsigned ms)
     }
 }
 
+/* Known to nbd_client_break from here on; -1: no more. */
+static void opening_set(struct nbd_client *c, int fd)
+{
+    pthread_mutex_lock(&c->lock);
+    c->opening_fd = fd;
+    if (c->broken && fd >= 0)
+        shutdown(fd, SHUT_RDWR);
+    pthread_mutex_unlock(&c->lock);
+}
+
 static int link_open(struct nbd_client *c, struct error *err)
 {
     struct nbd_hello hello = {.size_bytes = 0};
     int fd;
     int code = nbd_hello_connect(c->socket_path, c->options.tcp_port, c->options.timeout_ms, &fd, err);
-    if (code == 0 && (code = nbd_hello_negotiate(fd, c->export_name, c->changed_since, c->options.timeout_ms, &hello, err)) < 0)
-        close(fd);
     if (code < 0)
         return code;
+    opening_set(c, fd);
+    code = nbd_hello_negotiate(fd, c->export_name, c->changed_since, c->options.timeout_ms, &hello, err);
+    opening_set(c, -1);
+    if (code < 0) {
+        close(fd);
+        return code;
+    }
     bool is_same = hello.size_bytes == c->hello.size_bytes && hello.structured == c->hello.structured &&
                    memcmp(hello.has_context, c->hello.has_context, sizeof hello.has_context) == 0;
     if (c->hello.size_bytes != 0 && !is_same) {
@@ -554,7 +578,7 @@ static bool link_restore(struct nbd_client *c)
     unsigned pause = RETRY_FIRST_MS;
     while (!is_stopping(c)) {
         struct error err = {0};
-        int code = link_open(c, &err);
+        int code = is_broken(c) ? error_set(&err, -ESTALE, ERROR_CONFLICT, "the link was given up") : link_open(c, &err);
         pthread_mutex_lock(&c->lock);
         if (code == 0) {
             c->state = NBD_CLIENT_UP;
@@ -687,6 +711,19 @@ static void client_close(struct block *b)
     pthread_join(c->thread, NULL);
     nbd_hello_leave(c->fd);
     client_free(c);
+}
+
+void nbd_client_break(struct block *b)
+{
+    struct nbd_client *c = of_block(b);
+    pthread_mutex_lock(&c->lock);
+    c->broken = true;
+    c->state = NBD_CLIENT_REFUSED;
+    queued_fail(c, -EIO);
+    if (c->opening_fd >= 0)
+        shutdown(c->opening_fd, SHUT_RDWR);
+    pthread_mutex_unlock(&c->lock);
+    thread_wake(c); /* what is on the wire ends there */
 }
 
 static int client_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
@@ -829,7 +866,7 @@ int nbd_client_open(const struct nbd_client_options *options, struct block **ret
     c->socket_path = options->socket_path != NULL ? xstrdup(options->socket_path) : NULL;
     c->export_name = xstrdup(options->export_name != NULL ? options->export_name : "");
     c->changed_since = options->changed_since != NULL ? xstrdup(options->changed_since) : NULL;
-    c->fd = -1;
+    c->fd = c->opening_fd = -1;
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->changed, NULL);
     list_init(&c->queued);

@@ -46,6 +46,8 @@ enum nbd_client_state { NBD_CLIENT_CONNECTING, NBD_CLIENT_UP, NBD_CLIENT_DOWN, N
 int nbd_client_open(const struct nbd_client_options *options, struct block **ret_block, struct error *err);
 /* Of a block that nbd_client_open gave: call done of what has ended. */
 void nbd_client_run(struct block *b);
+/* Give the link up for good, also one that is silent: what is under way and all that comes fails with -EIO, soon. */
+void nbd_client_break(struct block *b);
 /* How the link fares, and why it is not up (@ret_why may be NULL). */
 enum nbd_client_state nbd_client_state(struct block *b, struct error *ret_why);
 

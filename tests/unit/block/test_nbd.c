@@ -13,6 +13,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "block/block_sync.h"
 #include "block/nbd_client.h"
@@ -403,6 +406,47 @@ static void link_lost(void **state UNUSED)
     bed_finish(&bed);
 }
 
+static void ended_with_eio(struct block_request *request, int result)
+{
+    assert_int_equal(result, -EIO);
+    request->offset = UINT64_MAX;
+}
+
+/* A server that takes connections and says nothing, as one that was stopped: whoever gives the link up need not wait. */
+static void given_up_while_silent(void **state UNUSED)
+{
+    struct bed bed;
+    uint8_t found[4096];
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timespec from, to;
+    bed_init(&bed, NBD_ACCESS_WRITE);
+    struct block *b = client_open(&bed, "disk", NULL, 60000);
+    bed_kill(&bed);
+    int silent = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", bed.path);
+    assert_int_equal(bind(silent, (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(listen(silent, 4), 0);
+    struct iovec one = {found, sizeof found};
+    struct block_request request = {
+        .op = BLOCK_READ, .size = sizeof found, .iovecs = &one, .iovec_count = 1, .done = ended_with_eio};
+    assert_int_equal(block_submit(b, &request), 0);
+    int peer = accept(silent, NULL, NULL); /* it is in the handshake, or soon will be */
+    assert_true(peer >= 0);
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    nbd_client_break(b);
+    block_drain(b);
+    assert_true(request.offset == UINT64_MAX);
+    assert_int_equal(block_now(b, BLOCK_READ, 0, found, sizeof found), -EIO); /* and so it stays */
+    block_close(b);
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    assert_true(to.tv_sec - from.tv_sec < 8); /* not the 10 s that the handshake may take */
+    close(peer);
+    close(silent);
+    unlink(bed.path);
+    bed_serve(&bed);
+    bed_finish(&bed);
+}
+
 struct liar {
     int fd;
     const uint8_t *data;
@@ -459,6 +503,7 @@ int main(void)
         cmocka_unit_test(session_plain), cmocka_unit_test(session_refuses), cmocka_unit_test(session_is_limited),
         cmocka_unit_test(transfers),     cmocka_unit_test(extents),         cmocka_unit_test(no_such_thing),
         cmocka_unit_test(link_lost),     cmocka_unit_test(servers_that_lie),
+        cmocka_unit_test(given_up_while_silent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
