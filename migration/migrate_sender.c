@@ -16,6 +16,8 @@ enum {
     LOOK_US = 60000,   /* after so long in a round it is looked how much was written: some periods of the throttle */
     POST_PATIENCE_MS = 10000, /* a target that runs is silent for so long, and the connection counts as lost */
     RETRY_MS = 300,           /* between tries to connect again */
+    PERMIT_MS = 1000,         /* that a permit to stop the guest holds */
+    PERMIT_SLICE_MS = 20,     /* that one is waited for, between rounds */
 };
 
 enum work { WORK_ROUND, WORK_FINAL, WORK_FINAL_POSTCOPY, WORK_PUSH };
@@ -63,6 +65,7 @@ struct migrate_sender {
     struct migrate_progress progress;
     enum migrate_outcome outcome;
     uint64_t epoch;
+    uint64_t permit_until_us; /* the guest may be stopped before; 0: nobody has said so */
     /* work of the channels' threads: round `work` is to be sent; `working` of them are not done */
     unsigned work, working;
     enum work kind;
@@ -516,6 +519,36 @@ static void round_note(struct migrate_sender *s, const struct precopy_round *r, 
     pthread_mutex_unlock(&s->lock);
 }
 
+static void wait_until_ms(struct migrate_sender *s, unsigned ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += (long)ms * 1000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    (void)pthread_cond_timedwait(&s->changed, &s->lock, &until);
+}
+
+/* May the guest be stopped? Where nobody has said so yet: they are asked, and given some time; what was written in it is
+ * for another round. */
+static bool pause_is_permitted(struct migrate_sender *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool permitted = !s->options.ask_pause || migrate_now_us() < s->permit_until_us;
+    bool is_new = !permitted && !s->progress.asks_pause;
+    s->progress.asks_pause = !permitted;
+    if (!permitted)
+        snprintf(s->progress.why, sizeof(s->progress.why), "it could be stopped: waiting for a majority of the controllers");
+    pthread_mutex_unlock(&s->lock);
+    if (is_new && s->options.asks)
+        s->options.asks(s->options.arg);
+    pthread_mutex_lock(&s->lock);
+    if (!permitted && s->progress.asks_pause)
+        wait_until_ms(s, PERMIT_SLICE_MS);
+    pthread_mutex_unlock(&s->lock);
+    return permitted;
+}
+
 /* Send, look what was written meanwhile, decide; until the guest may be stopped. */
 static int rounds_run(struct migrate_sender *s, bool *ret_postcopy, struct error *err)
 {
@@ -540,6 +573,14 @@ static int rounds_run(struct migrate_sender *s, bool *ret_postcopy, struct error
         d = precopy_decide(&s->precopy, &r);
         round_note(s, &r, &d, sent_bytes(s) - bytes);
         throttle(s, d.throttle);
+        if (d.action != PRECOPY_PAUSE && d.action != PRECOPY_POSTCOPY)
+            continue;
+        if (pause_is_permitted(s))
+            break;
+        d.action = PRECOPY_ROUND;
+        if (s->options.precopy.total_us_max && r.elapsed_us >= s->options.precopy.total_us_max)
+            return error_set(err, -ETIMEDOUT, ERROR_TIMEOUT,
+                             "nobody has said that it may be stopped: no majority of the controllers has answered in time");
     }
     *ret_postcopy = d.action == PRECOPY_POSTCOPY;
     if (code == 0 && d.action == PRECOPY_GIVE_UP)
@@ -814,15 +855,13 @@ static bool is_given_up(struct migrate_sender *s)
 /* Some time, or until it is given up. */
 static bool retry_wait(struct migrate_sender *s)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += RETRY_MS * 1000000;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    uint64_t until_us = migrate_now_us() + RETRY_MS * 1000;
     pthread_mutex_lock(&s->lock);
-    while (!is_given_up(s) && pthread_cond_timedwait(&s->changed, &s->lock, &until) == 0)
-        continue;
+    while (!is_given_up(s) && migrate_now_us() < until_us)
+        wait_until_ms(s, RETRY_MS);
     bool goes_on = !is_given_up(s);
+    /* Under the lock: whoever gives it up from here on breaks the tries that follow, too. */
+    __atomic_store_n(&s->broken, !goes_on, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&s->lock);
     return goes_on;
 }
@@ -845,7 +884,6 @@ static int postcopy_reconnect(struct migrate_sender *s, struct error *err)
     pthread_mutex_unlock(&s->lock);
     while (retry_wait(s)) {
         int code = 0;
-        __atomic_store_n(&s->broken, __atomic_load_n(&s->abandoned, __ATOMIC_ACQUIRE), __ATOMIC_RELEASE);
         for (unsigned i = 0; code == 0 && i < s->options.channels; i++)
             code = channel_resume(&s->channels[i], err);
         if (code == 0)
@@ -1000,6 +1038,7 @@ int migrate_sender_run(struct migrate_sender *s, struct error *err)
     s->progress.downtime_us = s->stopped_us ? running_us - s->stopped_us : 0;
     s->progress.total_us = now_us - s->began_us;
     s->progress.throttle = 0;
+    s->progress.asks_pause = false;
     s->progress.sent_bytes = sent_bytes(s);
     if (code < 0)
         s->progress.failure = words;
@@ -1043,9 +1082,10 @@ int migrate_sender_decide(struct migrate_sender *s, enum migrate_outcome outcome
     int code = 0;
     pthread_mutex_lock(&s->lock);
     enum migrate_phase phase = s->progress.phase;
-    if (phase == MIGRATE_PHASE_LOST && outcome == MIGRATE_RUNS_THERE)
+    if (phase == MIGRATE_PHASE_LOST && outcome == MIGRATE_RUNS_THERE) {
         s->given_up = true;
-    else if (phase == MIGRATE_PHASE_LOST)
+        __atomic_store_n(&s->broken, true, __ATOMIC_RELEASE); /* a try to connect is not waited for */
+    } else if (phase == MIGRATE_PHASE_LOST)
         code = error_set(err, -EINVAL, ERROR_CONFLICT, "the target has run the VM since: what is here is old");
     else if ((phase != MIGRATE_PHASE_READY && phase != MIGRATE_PHASE_UNKNOWN) || s->outcome != MIGRATE_UNDECIDED)
         code = error_set(err, -EINVAL, ERROR_CONFLICT, "there is nothing to decide about the migration");
@@ -1055,6 +1095,21 @@ int migrate_sender_decide(struct migrate_sender *s, enum migrate_outcome outcome
         s->epoch = epoch;
     }
     pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    return code;
+}
+
+int migrate_sender_permit(struct migrate_sender *s, struct error *err)
+{
+    int code = 0;
+    pthread_mutex_lock(&s->lock);
+    if (s->progress.phase != MIGRATE_PHASE_MEMORY) {
+        code = error_set(err, -EINVAL, ERROR_CONFLICT, "the migration does not ask whether the VM may be stopped");
+    } else {
+        s->permit_until_us = migrate_now_us() + PERMIT_MS * 1000;
+        s->progress.asks_pause = false;
+        pthread_cond_broadcast(&s->changed);
+    }
     pthread_mutex_unlock(&s->lock);
     return code;
 }

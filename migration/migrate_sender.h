@@ -2,7 +2,8 @@
  *
  * Happy path (migrate_sender_run, on a thread of its own; it blocks):
  *   1. CONNECT  channel 0, the machine's description, what the target must be able to do; ACCEPTED; other channels
- *   2. MEMORY   dirty log on; rounds as precopy.h decides, the guest throttled as it says
+ *   2. MEMORY   dirty log on; rounds as precopy.h decides, the guest throttled as it says; where ask_pause is set, more of
+ *               them until migrate_sender_permit: those who are to decide in 4 answer
  *   3. STOP     guest paused; state, last pages, checksums where asked; READY
  *   4. READY    where ask_owner is set: migrate_sender_decide() says whose the guest is
  *   5. GO       the point of no return; RUNNING
@@ -29,6 +30,7 @@ struct migrate_sender_options {
     uint64_t bytes_per_s_max; /* of all channels together, while the guest runs; 0: none */
     bool plain;               /* never compress */
     bool verify;              /* compare all memory in the pause: for tests, it takes long */
+    bool ask_pause; /* do not stop the guest without migrate_sender_permit */
     bool ask_owner; /* wait in READY for migrate_sender_decide: somebody else says whose the guest is */
     unsigned patience_ms;     /* how long the target may be silent while the guest runs... */
     unsigned stop_patience_ms; /* ...and while it stands still; so long, and what the pause may take, it stands still at
@@ -44,7 +46,8 @@ struct migrate_sender_options {
      * is shared. */
     int (*let_go)(void *arg, struct error *err);
     int (*take_back)(void *arg, struct error *err);
-    /* READY (where the owner is asked) or UNKNOWN has begun: somebody is to decide. NULL: nobody needs to be told. */
+    /* READY (where the owner is asked) or UNKNOWN has begun: somebody is to decide; or progress.asks_pause is set. NULL:
+     * nobody needs to be told. */
     void (*asks)(void *arg);
     void *arg;
 };
@@ -65,6 +68,8 @@ int migrate_sender_cancel(struct migrate_sender *s, struct error *err);
 /* Whoever decides must know: the VM's owner, or a person who has looked at both sides. @epoch: what the target owns it
  * with, 0 without a cluster. -EINVAL but in READY where the owner is asked, and in UNKNOWN. */
 int migrate_sender_decide(struct migrate_sender *s, enum migrate_outcome outcome, uint64_t epoch, struct error *err);
+/* The guest may be stopped within the next second; after that it is asked again. -EINVAL but in MEMORY. */
+int migrate_sender_permit(struct migrate_sender *s, struct error *err);
 /* This process ends: come back at once, in whatever phase. */
 void migrate_sender_abandon(struct migrate_sender *s);
 

@@ -524,6 +524,37 @@ static void the_owner_decides(void **state)
     assert_true(world.target.code < 0);
 }
 
+/* Those who will decide are asked first whether they are there; until then it runs on, round after round. */
+static void it_is_not_stopped_before_somebody_permits_it(void **state)
+{
+    struct migrate_sender_options options = sender_defaults();
+    struct migrate_progress p;
+    struct error err;
+    options.ask_pause = true;
+    target_start();
+    source_start(&options);
+    do {
+        p = migrate_sender_progress(world.source.sender);
+        usleep(1000);
+    } while (!p.asks_pause || p.rounds < 8);
+    assert_int_equal(p.phase, MIGRATE_PHASE_MEMORY);
+    assert_non_null(strstr(p.why, "majority"));
+    assert_int_equal(migrate_sender_permit(world.source.sender, &err), 0);
+    both_join();
+    assert_moved();
+    assert_int_equal(migrate_sender_permit(world.source.sender, &err), -EINVAL);
+    assert_false(migrate_sender_progress(world.source.sender).asks_pause);
+    world_teardown(state);
+    world_setup(state);
+    options.precopy.total_us_max = 100000; /* nobody answers */
+    target_start();
+    source_start(&options);
+    both_join();
+    assert_stayed();
+    assert_int_equal(world.from.resumed, 0); /* it never stood still */
+    assert_non_null(strstr(world.source.err.text, "majority"));
+}
+
 /* The controllers' word reaches the target first: it runs without the source's. */
 static void the_target_hears_it_from_somebody_else(void **state)
 {
@@ -934,6 +965,41 @@ static void a_source_that_is_gone_after_the_hand_over_is_told(void **state)
     assert_true(migrate_receiver_lacking(world.target.receiver) > 0);
 }
 
+/* The connections are lost, and whoever takes new ones says nothing: a source that is given up, or ends, does not wait. */
+static void a_lost_target_that_is_silent_holds_nobody(void **state)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        if (i)
+            world_setup(state);
+        struct migrate_sender_options options = postcopy_options();
+        struct error err;
+        if (world.fault_fd < 0)
+            return;
+        options.bytes_per_s_max = 1 << 20;
+        target_start();
+        source_start(&options);
+        source_phase_wait(MIGRATE_PHASE_POSTCOPY);
+        unsigned made = __atomic_load_n(&world.socket_count, __ATOMIC_ACQUIRE);
+        migrate_receiver_cancel(world.target.receiver);
+        connections_cut();
+        pthread_join(world.target.thread, NULL);
+        while (__atomic_load_n(&world.socket_count, __ATOMIC_ACQUIRE) == made)
+            usleep(1000);
+        source_phase_wait(MIGRATE_PHASE_LOST);
+        uint64_t from_us = migrate_now_us();
+        if (i == 0)
+            assert_int_equal(migrate_sender_decide(world.source.sender, MIGRATE_RUNS_THERE, 0, &err), 0);
+        else
+            migrate_sender_abandon(world.source.sender);
+        pthread_join(world.source.thread, NULL);
+        assert_true(migrate_now_us() - from_us < 10000000); /* half of its patience */
+        assert_int_equal(world.source.code, i == 0 ? 0 : -EOWNERDEAD);
+        assert_int_equal(world.from.resumed, 0);
+        if (i == 0)
+            world_teardown(state);
+    }
+}
+
 /* Until it runs everything is as in a pre-copy: here the loading fails, there the target does not say ready. */
 static void before_go_a_post_copy_can_be_taken_back(void **state)
 {
@@ -966,6 +1032,7 @@ int main(int argc, char **argv)
         WORLD_TEST(a_guest_that_writes_too_fast_is_slowed_down),
         WORLD_TEST(under_a_limit_memory_is_compressed),
         WORLD_TEST(the_owner_decides),
+        WORLD_TEST(it_is_not_stopped_before_somebody_permits_it),
         WORLD_TEST(the_target_hears_it_from_somebody_else),
         WORLD_TEST(a_target_that_cannot_run_it_says_so_and_somebody_decides),
         WORLD_TEST(the_target_dies_before_go_and_it_stays),
@@ -981,6 +1048,7 @@ int main(int argc, char **argv)
         WORLD_TEST(a_target_that_cannot_do_post_copy_gets_all_before),
         WORLD_TEST(a_lost_connection_is_made_again),
         WORLD_TEST(a_source_that_is_gone_after_the_hand_over_is_told),
+        WORLD_TEST(a_lost_target_that_is_silent_holds_nobody),
         WORLD_TEST(before_go_a_post_copy_can_be_taken_back),
     };
     if (argc > 1)
