@@ -69,7 +69,7 @@ def state(vm):
 
 
 def ticks(text):
-    return [int(n) for n in re.findall(r'^tick (\d+)$', text, re.M)]
+    return [int(n) for n in re.findall(r'^tick (\d+)\r?\n', text, re.M)]   # whole lines: the last may be half said
 
 
 @pytest.fixture
@@ -622,7 +622,7 @@ def test_a_target_that_sleeps_before_go_is_left(world, step):
 # ---- post-copy ----
 
 def rounds(text):
-    return [int(n) for n in re.findall(r'^round (\d+)$', text, re.M)]
+    return [int(n) for n in re.findall(r'^round (\d+)\r?\n', text, re.M)]
 
 
 @needs_kvm
