@@ -9,14 +9,22 @@
 #include "compute/agent/tunnel_program.h"
 
 enum step { IN_PREPARE, IN_TUNNEL, IN_READY, IN_ENDED };
+enum { WAY_MEMORY, WAY_DISKS, WAYS };
+
+struct way {
+    struct migrate_in *in;
+    struct tunnel_child *tunnel;
+    char endpoint[120]; /* "": it does not listen yet */
+};
 
 struct migrate_in {
     struct migrate_in_options options; /* its texts are copies */
     char operation[37], source[37];
     enum step step;
     uv_timer_t timer;
-    struct tunnel_child *tunnel;
-    char endpoint[256];
+    struct way ways[WAYS];
+    unsigned way_count;
+    char endpoint[256]; /* of the ways, with a space between */
     struct error failure;
     bool told;
 
@@ -49,10 +57,12 @@ static void tunnel_gone(void *arg)
 
 static void tunnel_drop(struct migrate_in *m)
 {
-    if (m->tunnel == NULL)
-        return;
-    m->tunnels++;
-    tunnel_child_stop(TAKE_PTR(m->tunnel), tunnel_gone, m);
+    for (unsigned i = 0; i < WAYS; i++) {
+        if (m->ways[i].tunnel == NULL)
+            continue;
+        m->tunnels++;
+        tunnel_child_stop(TAKE_PTR(m->ways[i].tunnel), tunnel_gone, m);
+    }
 }
 
 static void fail(struct migrate_in *m, const struct error *err)
@@ -65,10 +75,16 @@ static void fail(struct migrate_in *m, const struct error *err)
 
 static void tunnel_listening(void *arg, const char *endpoint)
 {
-    struct migrate_in *m = arg;
+    struct way *way = arg;
+    struct migrate_in *m = way->in;
     if (m->step != IN_TUNNEL)
         return;
-    snprintf(m->endpoint, sizeof(m->endpoint), "%.255s", endpoint);
+    snprintf(way->endpoint, sizeof(way->endpoint), "%.119s", endpoint);
+    for (unsigned i = 0; i < m->way_count; i++)
+        if (m->ways[i].endpoint[0] == '\0')
+            return;
+    snprintf(m->endpoint, sizeof(m->endpoint), "%s%s%s", m->ways[WAY_MEMORY].endpoint, m->way_count > 1 ? " " : "",
+             m->ways[WAY_DISKS].endpoint);
     m->step = IN_READY;
     log_info("migrate-in", "vm=%s operation=%s endpoint=%s", vm_order_of(m->options.vm)->name, m->operation, m->endpoint);
     m->options.progress(m->options.arg);
@@ -76,7 +92,7 @@ static void tunnel_listening(void *arg, const char *endpoint)
 
 static void tunnel_ended(void *arg, const char *why)
 {
-    struct migrate_in *m = arg;
+    struct migrate_in *m = ((struct way *)arg)->in;
     struct error err = {.code = 0};
     error_set(&err, -EIO, ERROR_INTERNAL, "the way from the source cannot be made: %.400s", why);
     if (m->step == IN_TUNNEL)
@@ -85,15 +101,25 @@ static void tunnel_ended(void *arg, const char *why)
         log_warning("tunnel-ended", "vm=%s why=\"%s\"", vm_order_of(m->options.vm)->name, why); /* the VMMs will say so */
 }
 
-static void tunnel_begin(struct migrate_in *m)
+static int way_begin(struct migrate_in *m, unsigned i, const char *address, struct error *err)
 {
     static const struct tunnel_child_callbacks callbacks = {.listening = tunnel_listening, .ended = tunnel_ended};
     const struct migrate_context *context = m->options.context;
-    CLEANUP_FREE char *address = vm_arrival_address(m->options.vm);
-    struct error err = {.code = 0};
     const struct tunnel_program_options options = {
         .data_dir = context->data_dir, .peer = m->source, .listen = context->listen, .connect = address};
-    if (tunnel_child_start(context->loop, &options, &callbacks, m, &m->tunnel, &err) < 0)
+    m->ways[i].in = m;
+    return tunnel_child_start(context->loop, &options, &callbacks, &m->ways[i], &m->ways[i].tunnel, err);
+}
+
+static void tunnel_begin(struct migrate_in *m)
+{
+    CLEANUP_FREE char *address = vm_arrival_address(m->options.vm), *disks = vm_arrival_disks_address(m->options.vm);
+    struct error err = {.code = 0};
+    m->way_count = disks != NULL ? WAYS : WAY_DISKS;
+    int r = way_begin(m, WAY_MEMORY, address, &err);
+    if (r == 0 && disks != NULL)
+        r = way_begin(m, WAY_DISKS, disks, &err);
+    if (r < 0)
         return fail(m, &err);
     m->step = IN_TUNNEL;
     m->options.progress(m->options.arg);

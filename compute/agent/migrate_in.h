@@ -4,7 +4,8 @@
  *      +------------------------+------ failed --------------------> ENDED
  *
  * Happy path: images, disks, taps and packet rules are made by the VM itself, before the first packet can come; when its VMM
- * answers, a tunnel (tunnel_program.h) lets the source's host in, and no other; the endpoint is told to the controllers. All
+ * answers, a tunnel (tunnel_program.h) lets the source's host in, and no other, and a second one where disks come; the
+ * endpoints are told to the controllers. All
  * the rest is between the two VMMs, until the orders say that the VM is this host's: then the VM tells its VMM to run
  * (vm.h), and the tunnel is kept until that is so.
  *
@@ -32,7 +33,7 @@ struct migrate_in;
 struct migrate_in *migrate_in_start(const struct migrate_in_options *options);
 /* Something of its VM has changed. */
 void migrate_in_vm_changed(struct migrate_in *m);
-/* "host:port", or NULL while the source cannot begin. */
+/* "host:port", where disks come "host:port host:port"; or NULL while the source cannot begin. */
 const char *migrate_in_endpoint(const struct migrate_in *m);
 const char *migrate_in_step(const struct migrate_in *m);
 void migrate_in_close(struct migrate_in *m, void (*closed)(void *arg), void *arg);

@@ -19,6 +19,15 @@
 enum step { OUT_LOOK, OUT_WAIT, OUT_TUNNEL, OUT_BEGIN, OUT_FOLLOW, OUT_PROPOSE, OUT_DECIDE, OUT_ENDING, OUT_ENDED };
 static const char *const step_names[] = {"look", "wait", "tunnel", "begin", "follow", "propose", "decide", "ending", "ended"};
 
+enum { WAY_MEMORY, WAY_DISKS, WAYS };
+
+struct way {
+    struct migrate_out *out;
+    struct tunnel_child *tunnel;
+    char *socket_path;
+    bool listening;
+};
+
 struct migrate_out {
     struct migrate_out_options options; /* its texts and settings are copies */
     struct task_migration settings;
@@ -26,15 +35,16 @@ struct migrate_out {
     enum step step;
     uv_timer_t timer;
     struct http_call *call, *wait_call;
-    struct tunnel_child *tunnel;
-    char *socket_path;
-    unsigned attempt; /* of proposing */
+    struct way ways[WAYS];
+    unsigned way_count;
+    unsigned attempt; /* of asking controllers */
     uint64_t proposed_ms;
     char words[STEP_BYTES_MAX];
 
     /* facts */
     char endpoint[256], peer_failure[400];
-    bool cancel, cancel_sent, over, over_there, process_ended, listening, looked, asked;
+    bool cancel, cancel_sent, over, over_there, process_ended, looked, asked;
+    bool unheard; /* the guest could be stopped, and no controller has answered */
     bool decided, there; /* whose the VM is */
     uint64_t new_epoch;  /* there: the target's */
     struct vmm_migration figures;
@@ -87,12 +97,25 @@ static void tunnel_gone(void *arg)
 
 static void tunnel_drop(struct migrate_out *m)
 {
-    if (m->tunnel != NULL) {
-        m->tunnels++;
-        tunnel_child_stop(TAKE_PTR(m->tunnel), tunnel_gone, m);
+    for (unsigned i = 0; i < WAYS; i++) {
+        struct way *way = &m->ways[i];
+        if (way->tunnel != NULL) {
+            m->tunnels++;
+            tunnel_child_stop(TAKE_PTR(way->tunnel), tunnel_gone, m);
+        }
+        unlink(way->socket_path);
     }
-    if (m->socket_path != NULL)
-        unlink(m->socket_path);
+}
+
+/* What the ways know of a failure; "" where nothing. */
+static const char *ways_failure(const struct migrate_out *m)
+{
+    for (unsigned i = 0; i < WAYS; i++) {
+        const char *said = m->ways[i].tunnel != NULL ? tunnel_child_failure(m->ways[i].tunnel) : "";
+        if (said[0] != '\0')
+            return said;
+    }
+    return "";
 }
 
 /* ---- its end ---- */
@@ -121,7 +144,7 @@ static void fail_words(struct migrate_out *m, int code, enum error_kind kind, co
 static void fail_as_told(struct migrate_out *m)
 {
     const char *said = m->figures.failure != NULL ? m->figures.failure : "the VMM does not say why";
-    const char *carried = m->tunnel != NULL ? tunnel_child_failure(m->tunnel) : "";
+    const char *carried = ways_failure(m);
     struct error err = {.code = 0};
     if (m->peer_failure[0] != '\0')
         error_set(&err, -EIO, ERROR_CONFLICT, "%s", m->peer_failure);
@@ -154,6 +177,19 @@ static int call_start(struct migrate_out *m, const char *method, const char *pat
     if (options.unix_socket == NULL) /* it has not answered its VM yet, or is gone */
         return -ENOTCONN;
     return http_client_start(context_of(m)->http, &options, ret_call, &err);
+}
+
+/* Its VMM has ended before it could be asked how it went: it has written that down. */
+static void figures_recall(struct migrate_out *m)
+{
+    const struct migration_result *r = vm_departed(m->options.vm);
+    if (r == NULL || m->figures.phase == vmm_migration_phase_DONE)
+        return;
+    OBJECT_SET(vmm_migration, &m->figures, phase, vmm_migration_phase_DONE);
+    OBJECT_SET(vmm_migration, &m->figures, downtime_us, r->downtime_us);
+    OBJECT_SET(vmm_migration, &m->figures, total_us, r->total_us);
+    OBJECT_SET(vmm_migration, &m->figures, sent_bytes, r->sent_bytes);
+    OBJECT_SET(vmm_migration, &m->figures, rounds, r->rounds);
 }
 
 /* Take the figures of an answer. */
@@ -189,8 +225,42 @@ static bool is_waiting_phase(uint32_t phase)
 
 static bool is_active_phase(uint32_t phase)
 {
-    return phase == vmm_migration_phase_CONNECT || phase == vmm_migration_phase_MEMORY ||
-           phase == vmm_migration_phase_STOP;
+    return phase == vmm_migration_phase_DISKS || phase == vmm_migration_phase_CONNECT ||
+           phase == vmm_migration_phase_MEMORY || phase == vmm_migration_phase_STOP;
+}
+
+/* POST /v1/node/handover to one of the controllers. */
+static void controller_ask(struct migrate_out *m, bool check, http_client_done done)
+{
+    const struct migrate_context *context = context_of(m);
+    struct node_handover body = {.head = {0}};
+    struct bytes_writer out = {.data = NULL};
+    struct error err = {.code = 0};
+    CLEANUP_FREE char *url = xasprintf("https://%s/v1/node/handover", context->controller(context->arg, m->attempt));
+    OBJECT_TEXT(node_handover, &body, host, context->host_id);
+    OBJECT_TEXT(node_handover, &body, operation, m->operation);
+    OBJECT_SET(node_handover, &body, epoch, m->options.epoch);
+    if (check)
+        OBJECT_SET(node_handover, &body, check, true);
+    OBJECT_ENCODE(node_handover, &body, &out);
+    const struct http_call_options options = {
+        .method = "POST",
+        .url = url,
+        .body = out.data,
+        .body_size = out.size,
+        .deadline_ms = check ? MIGRATE_OUT_CHECK_MS : MIGRATE_OUT_PROPOSE_MS,
+        .tls = context->tls,
+        .peer_prefix = context->controllers_prefix,
+        .done = done,
+        .arg = m,
+    };
+    if (http_client_start(context->http, &options, &m->call, &err) < 0) {
+        m->call = NULL;
+        m->attempt++;
+        wake_in(m, MIGRATE_OUT_RETRY_MS);
+    }
+    bytes_writer_finish(&out);
+    OBJECT_CLEAR(node_handover, &body);
 }
 
 /* ---- LOOK ---- */
@@ -222,33 +292,57 @@ static void on_look(const struct http_answer *answer, void *arg)
 
 static void tunnel_listening(void *arg, const char *endpoint)
 {
-    struct migrate_out *m = arg;
+    struct way *way = arg;
     (void)endpoint;
-    m->listening = true;
-    wake_in(m, 0);
+    way->listening = true;
+    wake_in(way->out, 0);
 }
 
 static void tunnel_ended(void *arg, const char *why)
 {
-    struct migrate_out *m = arg;
+    struct migrate_out *m = ((struct way *)arg)->out;
     if (m->step == OUT_TUNNEL)
         fail_words(m, -EIO, ERROR_INTERNAL, "the way to the target cannot be made: %.300s", why);
     else
         log_warning("tunnel-ended", "vm=%s why=\"%s\"", vm_order_of(m->options.vm)->name, why); /* the VMM will say so */
 }
 
-static void tunnel_begin(struct migrate_out *m)
+static bool ways_listen(const struct migrate_out *m)
+{
+    for (unsigned i = 0; i < m->way_count; i++)
+        if (!m->ways[i].listening)
+            return false;
+    return true;
+}
+
+static int way_begin(struct migrate_out *m, struct way *way, const char *endpoint, struct error *err)
 {
     static const struct tunnel_child_callbacks callbacks = {.listening = tunnel_listening, .ended = tunnel_ended};
-    struct error err = {.code = 0};
     const struct tunnel_program_options options = {.data_dir = context_of(m)->data_dir,
                                                    .peer = m->peer,
-                                                   .listen = m->socket_path,
-                                                   .connect = m->endpoint,
+                                                   .listen = way->socket_path,
+                                                   .connect = endpoint,
                                                    .is_source = true,
                                                    .owner = vm_user(m->options.vm)};
-    unlink(m->socket_path); /* of an agent that was killed */
-    if (tunnel_child_start(context_of(m)->loop, &options, &callbacks, m, &m->tunnel, &err) < 0)
+    unlink(way->socket_path); /* of an agent that was killed */
+    return tunnel_child_start(context_of(m)->loop, &options, &callbacks, way, &way->tunnel, err);
+}
+
+/* The target says where memory goes and, after a space, where disks do. */
+static void tunnel_begin(struct migrate_out *m)
+{
+    bool has_disks = vm_files_disks_move(vm_order_of(m->options.vm));
+    char *space = strchr(m->endpoint, ' ');
+    struct error err = {.code = 0};
+    if (space != NULL)
+        *space = '\0';
+    else if (has_disks)
+        return fail_words(m, -ENOTSUP, ERROR_NOT_SUPPORTED, "%s", "the target does not say where disks go: update its agent");
+    m->way_count = has_disks ? WAYS : WAY_DISKS;
+    int r = way_begin(m, &m->ways[WAY_MEMORY], m->endpoint, &err);
+    if (r == 0 && has_disks)
+        r = way_begin(m, &m->ways[WAY_DISKS], space + 1, &err);
+    if (r < 0)
         fail(m, &err);
     else
         step_to(m, OUT_TUNNEL);
@@ -267,14 +361,34 @@ static void on_begun(const struct http_answer *answer, void *arg)
                answer->problem.text[0] != '\0' ? answer->problem.text : "it does not answer");
 }
 
+/* Each disk that moves, and what the target may have of it already: the image, where it begins above that. */
+static void disks_put(const struct migrate_out *m, struct vmm_migration_order *to)
+{
+    const struct vm_order *order = vm_order_of(m->options.vm);
+    const struct vm_disk *disks = order->disks.items;
+    CLEANUP_FREE char *path = xasprintf("unix:%s", m->ways[WAY_DISKS].socket_path);
+    for (size_t i = 0; i < order->disks.count; i++) {
+        if (!vm_files_disk_moves(&disks[i]))
+            continue;
+        struct vmm_migration_disk *disk = OBJECT_ADD(vmm_migration_order, to, disks);
+        CLEANUP_FREE char *base = disks[i].image ? xasprintf("%s.img", order->disk.sha256) : NULL;
+        OBJECT_TEXT(vmm_migration_disk, disk, id, disks[i].name);
+        if (base != NULL)
+            OBJECT_TEXT(vmm_migration_disk, disk, base, base);
+        OBJECT_TEXT(vmm_migration_order, to, disks_to, path);
+    }
+}
+
 static void begin(struct migrate_out *m)
 {
     struct vmm_migration_order order = {.head = {0}};
     const struct task_migration *s = &m->settings;
     struct bytes_writer body = {.data = NULL};
-    CLEANUP_FREE char *to = xasprintf("unix:%s", m->socket_path);
+    CLEANUP_FREE char *to = xasprintf("unix:%s", m->ways[WAY_MEMORY].socket_path);
     OBJECT_TEXT(vmm_migration_order, &order, to, to);
+    disks_put(m, &order);
     OBJECT_SET(vmm_migration_order, &order, ask_owner, true);
+    OBJECT_SET(vmm_migration_order, &order, ask_pause, true);
     OBJECT_SET(vmm_migration_order, &order, connections, s->connections != 0 ? s->connections : CONNECTIONS_DEFAULT);
     if (s->downtime_ms != 0)
         OBJECT_SET(vmm_migration_order, &order, downtime_ms, s->downtime_ms);
@@ -308,13 +422,64 @@ static void on_waited(const struct http_answer *answer, void *arg)
     migrate_out_tick(m); /* the guest may stand still: now, not with the next turn */
 }
 
+static void on_followed_soon(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    if (!call_over(m, &m->call))
+        return;
+    (void)figures_take(m, answer);
+    wake_in(m, MIGRATE_OUT_RETRY_MS);
+}
+
 static void on_followed(const struct http_answer *answer, void *arg)
 {
     struct migrate_out *m = arg;
     if (!call_over(m, &m->call))
         return;
     (void)figures_take(m, answer);
-    wake_in(m, MIGRATE_OUT_LOOK_MS);
+    wake_in(m, m->figures.asks_pause && !m->unheard ? 0 : MIGRATE_OUT_LOOK_MS);
+}
+
+/* No majority has answered, or not in time: the guest runs on. What it does meanwhile is looked at before the next try. */
+static void check_failed(struct migrate_out *m, const char *why)
+{
+    if (!m->unheard)
+        log_warning("migrate-out", "vm=%s operation=%s not_stopped=\"%s\"", vm_order_of(m->options.vm)->name, m->operation, why);
+    m->unheard = true;
+    m->attempt++;
+    m->options.progress(m->options.arg);
+    if (call_start(m, "GET", "/v1/vm/migration", NULL, VM_CONTROL_MS, on_followed_soon, &m->call) < 0)
+        wake_in(m, MIGRATE_OUT_RETRY_MS);
+}
+
+static void on_permitted(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    if (!call_over(m, &m->call))
+        return;
+    if (!figures_take(m, answer)) /* refused: it does not ask any more */
+        OBJECT_SET(vmm_migration, &m->figures, asks_pause, false);
+    wake_in(m, 0);
+}
+
+static void on_checked(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    struct handover_answer said = {.head = {0}};
+    struct error err = {.code = 0};
+    if (!call_over(m, &m->call))
+        return;
+    if (answer->error != 0 || answer->status != 200 ||
+        OBJECT_DECODE(handover_answer, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &said, &err) < 0)
+        return check_failed(m, answer->problem.text[0] != '\0' ? answer->problem.text : "no answer");
+    bool may = said.epoch != 0;
+    OBJECT_CLEAR(handover_answer, &said);
+    if (!may) /* it has ended, or is to: the orders say so any moment */
+        return check_failed(m, "the controllers have ended it");
+    m->unheard = false;
+    log_info("migrate-out", "vm=%s operation=%s permit", vm_order_of(m->options.vm)->name, m->operation);
+    if (call_start(m, "POST", "/v1/vm/migration/permit", NULL, VM_CONTROL_MS, on_permitted, &m->call) < 0)
+        wake_in(m, MIGRATE_OUT_RETRY_MS);
 }
 
 static void follow(struct migrate_out *m)
@@ -328,11 +493,14 @@ static void follow(struct migrate_out *m)
         return fail_as_told(m);
     if (m->process_ended)
         return fail_words(m, -ESRCH, ERROR_CONFLICT, "%s", "its VMM ended while it was migrated");
-    if (m->wait_call == NULL &&
+    if (m->wait_call == NULL && !m->figures.asks_pause && /* else it would come back at once */
         call_start(m, "GET", "/v1/vm/migration/wait", NULL, MIGRATE_OUT_WAIT_MS, on_waited, &m->wait_call) < 0)
         m->wait_call = NULL;
     if (m->call == NULL && (m->cancel || m->over || m->peer_failure[0] != '\0') && !m->cancel_sent) {
-        m->cancel_sent = call_start(m, "DELETE", "/v1/vm/migration", NULL, VM_CONTROL_MS, on_followed, &m->call) == 0;
+        m->cancel_sent = call_start(m, "DELETE", "/v1/vm/migration", NULL, VM_CONTROL_MS, on_followed_soon, &m->call) == 0;
+    } else if (m->call == NULL && m->figures.asks_pause && !m->cancel_sent &&
+               !(m->unheard && uv_is_active((uv_handle_t *)&m->timer))) {
+        controller_ask(m, true, on_checked); /* they will have to say whose it is: better to know before that they can */
     } else if (m->call == NULL && !uv_is_active((uv_handle_t *)&m->timer) &&
                call_start(m, "GET", "/v1/vm/migration", NULL, VM_CONTROL_MS, on_followed, &m->call) < 0) {
         m->call = NULL;
@@ -370,10 +538,6 @@ static void on_proposed(const struct http_answer *answer, void *arg)
 
 static void propose(struct migrate_out *m)
 {
-    const struct migrate_context *context = context_of(m);
-    struct node_handover body = {.head = {0}};
-    struct bytes_writer out = {.data = NULL};
-    struct error err = {.code = 0};
     if (m->over && !m->decided) { /* the orders say it */
         m->decided = true;
         m->there = m->over_there;
@@ -388,29 +552,7 @@ static void propose(struct migrate_out *m)
     }
     if (m->call != NULL)
         return;
-    CLEANUP_FREE char *url = xasprintf("https://%s/v1/node/handover", context->controller(context->arg, m->attempt));
-    OBJECT_TEXT(node_handover, &body, host, context->host_id);
-    OBJECT_TEXT(node_handover, &body, operation, m->operation);
-    OBJECT_SET(node_handover, &body, epoch, m->options.epoch);
-    OBJECT_ENCODE(node_handover, &body, &out);
-    const struct http_call_options options = {
-        .method = "POST",
-        .url = url,
-        .body = out.data,
-        .body_size = out.size,
-        .deadline_ms = MIGRATE_OUT_PROPOSE_MS,
-        .tls = context->tls,
-        .peer_prefix = context->controllers_prefix,
-        .done = on_proposed,
-        .arg = m,
-    };
-    if (http_client_start(context->http, &options, &m->call, &err) < 0) {
-        m->call = NULL;
-        m->attempt++;
-        wake_in(m, MIGRATE_OUT_RETRY_MS);
-    }
-    bytes_writer_finish(&out);
-    OBJECT_CLEAR(node_handover, &body);
+    controller_ask(m, false, on_proposed);
 }
 
 /* ---- DECIDE ---- */
@@ -452,6 +594,8 @@ static void ending(struct migrate_out *m)
 {
     bool is_over = m->figures.phase == vmm_migration_phase_DONE || m->figures.phase == vmm_migration_phase_FAILED ||
                    m->figures.phase == vmm_migration_phase_CANCELLED;
+    if (m->process_ended && m->there)
+        figures_recall(m);
     if (is_over || (m->process_ended && m->wait_call == NULL)) /* its last answer may still be on its way */
         return end(m, m->there                 ? operation_state_SUCCEEDED
                       : m->cancel && !m->there ? operation_state_CANCELLED
@@ -511,7 +655,7 @@ static void migrate_out_tick(struct migrate_out *m)
             return give_up(m);
         if (m->peer_failure[0] != '\0')
             return fail_words(m, -EIO, ERROR_CONFLICT, "%s", m->peer_failure);
-        if (m->listening)
+        if (ways_listen(m))
             step_to(m, OUT_BEGIN);
         return;
     case OUT_BEGIN:
@@ -540,7 +684,10 @@ struct migrate_out *migrate_out_start(const struct migrate_out_options *options)
     snprintf(m->operation, sizeof(m->operation), "%s", options->operation);
     snprintf(m->peer, sizeof(m->peer), "%s", options->peer);
     OBJECT_COPY(task_migration, &m->settings, options->settings);
-    m->socket_path = vm_departure_path(options->vm, options->operation);
+    for (unsigned i = 0; i < WAYS; i++) {
+        m->ways[i].out = m;
+        m->ways[i].socket_path = vm_departure_path(options->vm, options->operation, i == WAY_DISKS);
+    }
     uv_timer_init(options->context->loop, &m->timer);
     m->timer.data = m;
     wake_in(m, 0);
@@ -599,6 +746,13 @@ static const char *follow_words(struct migrate_out *m)
     return m->words;
 }
 
+static const char *disks_words(struct migrate_out *m)
+{
+    snprintf(m->words, sizeof(m->words), "its disks: %" PRIu64 " MiB copied, %" PRIu64 " MiB left",
+             m->figures.disk_copied_bytes >> 20, m->figures.disk_left_bytes >> 20);
+    return m->words;
+}
+
 const char *migrate_out_step(const struct migrate_out *m)
 {
     switch (m->step) {
@@ -609,8 +763,10 @@ const char *migrate_out_step(const struct migrate_out *m)
     case OUT_BEGIN:
         return "the way to the target is made";
     case OUT_FOLLOW:
-        return m->figures.phase == vmm_migration_phase_MEMORY ? follow_words((struct migrate_out *)m)
-                                                              : "asking whether it fits there";
+        return m->unheard && m->figures.asks_pause ? "it could be stopped, but no majority of the controllers answers"
+               : m->figures.phase == vmm_migration_phase_DISKS  ? disks_words((struct migrate_out *)m)
+               : m->figures.phase == vmm_migration_phase_MEMORY ? follow_words((struct migrate_out *)m)
+                                                                : "asking whether it fits there";
     case OUT_PROPOSE:
     case OUT_DECIDE:
         return "handing it over";
@@ -638,7 +794,8 @@ static void maybe_finish(struct migrate_out *m)
     void *arg = m->closed_arg;
     OBJECT_CLEAR(task_migration, &m->settings);
     OBJECT_CLEAR(vmm_migration, &m->figures);
-    free(m->socket_path);
+    for (unsigned i = 0; i < WAYS; i++)
+        free(m->ways[i].socket_path);
     free(m);
     if (closed != NULL)
         closed(arg);

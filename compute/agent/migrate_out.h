@@ -8,9 +8,11 @@
  * Happy path:
  *   1. LOOK     what does the VMM say? An agent before us may have come further
  *   2. WAIT     until the target's agent has said where it can be reached (migrate_out_order)
- *   3. TUNNEL   a process that carries the connections there (tunnel_program.h)
- *   4. BEGIN    the VMM is told to migrate, and to ask whose the VM is when the target has all
- *   5. FOLLOW   GET /v1/vm/migration for what is told of it, GET .../wait for the end or the question
+ *   3. TUNNEL   a process that carries the connections there, and one for what its disks hold (tunnel_program.h)
+ *   4. BEGIN    the VMM is told to migrate, with all disks of its own, and to ask whose the VM is when the target has all
+ *   5. FOLLOW   GET /v1/vm/migration for what is told of it, GET .../wait for the end or a question: when the guest could be
+ *               stopped, a majority of the controllers has to answer first, so that it stands still for one decision and not
+ *               for an election
  *   6. PROPOSE  POST /v1/node/handover: only this host proposes that the VM is the target's. Asked again and again, of any
  *               controller, until there is an answer: it is a committed fact, and so is a refusal, which ends the operation
  *   7. DECIDE   the VMM hears it. There: it lets go of its disks, tells the target to run, and ends with status 7. Here: it
@@ -36,6 +38,7 @@
 #define MIGRATE_OUT_LOOK_MS 500u      /* between two looks at how far it is */
 #define MIGRATE_OUT_RETRY_MS 100u     /* before a controller, or the VMM, is asked again */
 #define MIGRATE_OUT_PROPOSE_MS 3000u  /* for one controller to answer a proposal */
+#define MIGRATE_OUT_CHECK_MS 1000u    /* for one to say that a majority of them answers */
 #define MIGRATE_OUT_WAIT_MS 3600000u  /* of one GET .../wait */
 
 /* What all migrations of a host share; whoever made it outlives them. */

@@ -77,18 +77,27 @@ static void departure_progress(void *arg)
     if (task == NULL || d->out == NULL)
         return;
     const struct vmm_migration *f = migrate_out_figures(d->out);
+    if (f->phase == vmm_migration_phase_DISKS) {
+        agent_task_progress(task, migrate_out_step(d->out), f->disk_copied_bytes, f->disk_copied_bytes + f->disk_left_bytes);
+        return;
+    }
     uint64_t left = f->rounds == 0 ? f->memory_bytes - MIN(f->sent_bytes, f->memory_bytes) : f->dirty_pages * 4096;
     agent_task_progress(task, migrate_out_step(d->out), f->sent_bytes, f->sent_bytes + left);
 }
 
-static void results_put(struct agent_migrations *m, const struct vmm_migration *f, struct task_seen *seen)
+static void result_put(struct task_seen *seen, uint64_t downtime_us, uint64_t total_us, uint64_t sent_bytes, uint32_t rounds)
 {
     struct migration_result *r = &seen->migration;
-    OBJECT_SET(migration_result, r, downtime_us, f->downtime_us);
-    OBJECT_SET(migration_result, r, total_us, f->total_us);
-    OBJECT_SET(migration_result, r, sent_bytes, f->sent_bytes);
-    OBJECT_SET(migration_result, r, rounds, f->rounds);
+    OBJECT_SET(migration_result, r, downtime_us, downtime_us);
+    OBJECT_SET(migration_result, r, total_us, total_us);
+    OBJECT_SET(migration_result, r, sent_bytes, sent_bytes);
+    OBJECT_SET(migration_result, r, rounds, rounds);
     object_mark(&task_seen_desc, seen, "migration");
+}
+
+static void results_put(struct agent_migrations *m, const struct vmm_migration *f, struct task_seen *seen)
+{
+    result_put(seen, f->downtime_us, f->total_us, f->sent_bytes, f->rounds);
     m->out_total++;
     m->downtime_us_total += f->downtime_us;
     m->downtime_us_max = MAX(m->downtime_us_max, f->downtime_us);
@@ -153,6 +162,9 @@ static void departure_order(struct agent *a, struct agent_task *task)
     if (d != NULL && d->closing)
         return;
     if (d == NULL && order->migration.handed_over != 0) { /* only its last word was lost; the VM goes by itself */
+        const struct migration_result *r = vm != NULL ? vm_departed(vm) : NULL;
+        if (r != NULL)
+            result_put(&task->seen, r->downtime_us, r->total_us, r->sent_bytes, r->rounds);
         agent_task_end(task, operation_state_SUCCEEDED, NULL);
         return;
     }

@@ -75,7 +75,7 @@ struct vm_work {
     struct local_vm *vm;
     struct vm_order order;
     uid_t user;
-    bool disks_made;
+    bool disks_made, disks_partial, arriving;
     int status;
     struct error err;
 };
@@ -100,6 +100,8 @@ struct local_vm {
     bool owned;  /* file.arriving: it is this host's now */
     bool told;   /* and its VMM knows */
     bool left;   /* it runs elsewhere: its VMM has been told, or has said so */
+    bool has_departed; /* and how that went is known */
+    struct migration_result departed;
     uint64_t left_epoch;
     bool stale;  /* the VMM waits for a migration that is not how the VM came to be this host's */
     bool process_stuck; /* its VMM paused it because a disk failed */
@@ -291,22 +293,38 @@ static void left_set(struct local_vm *vm)
 static void arrival_over(struct local_vm *vm)
 {
     CLEANUP_FREE char *path = vm_files_path(&vm->context->places, vm->id, VM_ARRIVAL_SOCKET);
+    CLEANUP_FREE char *disks_path = vm_files_path(&vm->context->places, vm->id, VM_ARRIVAL_DISKS_SOCKET);
     unlink(path); /* of a VMM that was killed */
+    unlink(disks_path);
     OBJECT_TEXT(agent_vm, &vm->file, arriving, NULL);
     vm->owned = vm->told = false;
     vm->unsaved = true;
     vm_save_or_log(vm);
 }
 
+/* The parting word of its VMM that was process @pid: the status, or -ENOENT where it left none; and how it went if it
+ * was migrated away, which nobody may have asked it before its end. */
+static int parting_word(struct local_vm *vm, pid_t pid)
+{
+    struct vmm_exit word;
+    if (vm_files_read_exit(&vm->context->places, vm->id, pid, &word) < 0)
+        return -ENOENT;
+    int status = (int)word.status;
+    if (status == STATUS_MIGRATED && OBJECT_HAS(vmm_exit, &word, migration)) {
+        vm->has_departed = true;
+        vm->departed = word.migration; /* numbers alone */
+    }
+    OBJECT_CLEAR(vmm_exit, &word);
+    return status;
+}
+
 /* How did it end? A wait status, or -1 where nobody can tell. */
 static int end_status(struct local_vm *vm)
 {
-    int status;
+    int status, said = parting_word(vm, vm->process_id.pid);
     if (vm->process_child && vmm_process_reap(vm->process_id.pid, &status) == 0)
         return status;
-    if (vm_files_read_exit(&vm->context->places, vm->id, vm->process_id.pid, &status) == 0)
-        return W_EXITCODE(status, 0);
-    return -1;
+    return said >= 0 ? W_EXITCODE(said, 0) : -1;
 }
 
 static void describe_end(struct local_vm *vm, int status, char *buffer, size_t size)
@@ -366,6 +384,8 @@ static void watch_poll(uv_poll_t *poll, int uv_status, int events)
     if (vm == NULL)
         return;
     vm_on_process_end(vm);
+    if (!vm->closing && vm->file.leaving != NULL) /* its migration wants to know, though nothing else may have changed */
+        vm->context->changed(vm, vm->context->arg);
     vm_tick(vm);
 }
 
@@ -385,6 +405,7 @@ static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *i
     vm->adjusted = child; /* of another agent's doing nothing is known */
     vm->process_answers = vm->process_paused = vm->process_silent = false;
     vm->process_id = *id;
+    vm->has_departed = false;
     vm->process_since_ms = now_ms(vm);
     vm->start_deadline_ms = child ? now_ms(vm) + VM_START_MS : 0;
     vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
@@ -688,8 +709,12 @@ static void vm_adjust(struct local_vm *vm)
 static void work_prepare(uv_work_t *uv_work)
 {
     struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    const struct vm_places *places = &work->vm->context->places;
     uid_t user = work->user != 0 ? work->user : geteuid();
-    work->status = vm_files_prepare(&work->vm->context->places, &work->order, user, work->disks_made, &work->err);
+    bool stale = work->disks_partial && !work->arriving; /* the migration that filled them came to nothing */
+    work->status = stale ? vm_files_remove_disks(places, work->order.id, &work->err) : 0;
+    if (work->status == 0)
+        work->status = vm_files_prepare(places, &work->order, user, work->disks_made && !stale, work->arriving, &work->err);
 }
 
 static void work_remove(uv_work_t *uv_work)
@@ -704,6 +729,10 @@ static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
         vm->prepared = object_equal(&vm_order_desc, &work->order, &vm->file.order);
         if (!vm->file.disks_made && work->order.disks.count > 0) {
             OBJECT_SET(agent_vm, &vm->file, disks_made, true);
+            vm->unsaved = true;
+        }
+        if (vm->file.disks_partial && !work->arriving) {
+            OBJECT_SET(agent_vm, &vm->file, disks_partial, false);
             vm->unsaved = true;
         }
         return;
@@ -751,6 +780,8 @@ static void vm_work_start(struct local_vm *vm, enum vm_busy busy, uv_work_cb run
     work->vm = vm;
     work->user = vm->user;
     work->disks_made = vm->file.disks_made;
+    work->disks_partial = vm->file.disks_partial;
+    work->arriving = vm->file.arriving != NULL && !vm->owned;
     OBJECT_COPY(vm_order, &work->order, &vm->file.order);
     vm->busy = busy;
     int r = uv_queue_work(vm->context->loop, &work->work, run, work_after);
@@ -834,6 +865,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     CLEANUP_FREE char *lease_path = vm_files_lease_path(places, vm->id);
     CLEANUP_FREE char *cgroup = NULL;
     CLEANUP_FREE char *incoming = vm->file.arriving != NULL ? vm_arrival_address(vm) : NULL; /* not this host's yet */
+    CLEANUP_FREE char *incoming_disks = incoming != NULL ? vm_arrival_disks_address(vm) : NULL;
     CLEANUP_FD int lock_fd = -1;
     const struct vm_order *order = &vm->file.order;
     struct vmm_process_id id;
@@ -841,7 +873,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     if (r == 0)
         r = vmm_process_lock(lock_path, &lock_fd, err);
     if (r == 0)
-        r = vm_files_write_config(places, order, err);
+        r = vm_files_write_config(places, order, incoming != NULL, err);
     if (r == 0)
         r = lease_page_open(&vm->page, lease_path, true, vm_page_value(vm, order->epoch, 1), err);
     if (r == 0 && vm->user != 0)
@@ -860,6 +892,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
         .epoch = order->epoch,
         .user = vm->user,
         .incoming = incoming,
+        .incoming_disks = incoming_disks,
         .cgroup = cgroup,
     };
     r = vmm_process_start(&spawn, lock_fd, &id, &pidfd, err);
@@ -1138,8 +1171,10 @@ static struct local_vm *vm_make(const struct vm_context *context, const struct v
     object_mark(&agent_vm_desc, &file, "order");
     OBJECT_SET(agent_vm, &file, boot, order->boot);
     OBJECT_SET(agent_vm, &file, index, index);
-    if (arriving != NULL)
+    if (arriving != NULL) {
         OBJECT_TEXT(agent_vm, &file, arriving, arriving);
+        OBJECT_SET(agent_vm, &file, disks_partial, vm_files_disks_move(order));
+    }
     struct local_vm *vm = vm_alloc(context, &file);
     vm->confirmed = true;
     vm->unsaved = true;
@@ -1197,7 +1232,6 @@ static void vm_recall(struct local_vm *vm)
 /* A VM that ran when the agent ended and does not now: the VMM's parting word, if it could leave one. */
 static void vm_recall_end(struct local_vm *vm)
 {
-    int status;
     bool ran = OBJECT_HAS(agent_vm, &vm->file, state) &&
                (vm->file.state == vm_state_RUNNING || vm->file.state == vm_state_PAUSED) && vm->file.pid != 0;
     bool same_boot = vm->file.boot_id != NULL && strcmp(vm->file.boot_id, vm->context->boot_id) == 0;
@@ -1207,11 +1241,12 @@ static void vm_recall_end(struct local_vm *vm)
     }
     if (vm->process || !ran || !wants_to_run(vm))
         return;
-    if (vm_files_read_exit(&vm->context->places, vm->id, (pid_t)vm->file.pid, &status) == 0 && status == STATUS_MIGRATED) {
+    int status = parting_word(vm, (pid_t)vm->file.pid);
+    if (status == STATUS_MIGRATED) {
         left_set(vm);
         return;
     }
-    if (vm_files_read_exit(&vm->context->places, vm->id, (pid_t)vm->file.pid, &status) == 0 && status == 0) {
+    if (status == 0) {
         vm->end = PLAN_END_CLEAN;
         put_reason(vm->end_text, "the guest powered off");
     } else if (same_boot) { /* after a boot of the host it is started again whatever its policy for failures */
@@ -1255,6 +1290,11 @@ static void vm_arrived(struct local_vm *vm, const struct vm_order *order)
     vm->hold_until_ms = 0;
     vm->stale = !handed && (vm->process || vm->looking);
     vm->owned = handed && (vm->process || vm->looking);
+    if (handed && vm->file.disks_partial) { /* the source has let go when all of it lasted here, and not before */
+        OBJECT_SET(agent_vm, &vm->file, disks_partial, false);
+        vm->unsaved = true;
+        vm_save_or_log(vm);
+    }
     if (!vm->owned)
         arrival_over(vm);
     vm_wake_in(vm, 0);
@@ -1335,9 +1375,16 @@ char *vm_arrival_address(const struct local_vm *vm)
     return xasprintf("unix:%s/%s/%s", vm->context->places.vms_dir, vm->id, VM_ARRIVAL_SOCKET);
 }
 
-char *vm_departure_path(const struct local_vm *vm, const char *operation)
+char *vm_arrival_disks_address(const struct local_vm *vm)
 {
-    return xasprintf("%s/%s/out-%.8s.sock", vm->context->places.vms_dir, vm->id, operation);
+    if (!vm_files_disks_move(&vm->file.order))
+        return NULL;
+    return xasprintf("unix:%s/%s/%s", vm->context->places.vms_dir, vm->id, VM_ARRIVAL_DISKS_SOCKET);
+}
+
+char *vm_departure_path(const struct local_vm *vm, const char *operation, bool disks)
+{
+    return xasprintf("%s/%s/out%s-%.8s.sock", vm->context->places.vms_dir, vm->id, disks ? "-disks" : "", operation);
 }
 
 enum vm_arrival vm_arrival_of(const struct local_vm *vm, const char **ret_why)
@@ -1394,6 +1441,11 @@ void vm_left(struct local_vm *vm)
     vm_wake_at(vm, vm->stop_deadline_ms);
 }
 
+const struct migration_result *vm_departed(const struct local_vm *vm)
+{
+    return vm->has_departed ? &vm->departed : NULL;
+}
+
 bool vm_is_taking(const struct local_vm *vm)
 {
     return vm->owned;
@@ -1419,7 +1471,7 @@ void vm_hold(struct local_vm *vm, bool held)
 
 enum vm_disks vm_disks(const struct local_vm *vm)
 {
-    if (vm->gone || vm->forgotten || vm->busy == VM_REMOVING || !vm->file.disks_made)
+    if (vm->gone || vm->forgotten || vm->busy == VM_REMOVING || !vm->file.disks_made || vm->file.disks_partial)
         return VM_DISKS_NONE;
     if (vm->process && vm->process_answers && !vm->stop_asked && !vm->shutdown_asked && !vm->kill_sent)
         return VM_DISKS_IN_USE;

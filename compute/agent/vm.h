@@ -57,6 +57,7 @@ int vm_load(const struct vm_context *context, const char *id, struct local_vm **
 struct local_vm *vm_create_arriving(const struct vm_context *context, const struct vm_order *order, const char *operation,
                                     uint64_t index);
 #define VM_ARRIVAL_SOCKET "in.sock"   /* in the VM's directory: its VMM listens there for a migration to here */
+#define VM_ARRIVAL_DISKS_SOCKET "in-disks.sock" /* and there for the content of its disks */
 enum vm_arrival {
     VM_ARRIVAL_NONE, /* it is no such VM, or this host's by now */
     VM_ARRIVAL_PREPARING,
@@ -65,8 +66,9 @@ enum vm_arrival {
 };
 enum vm_arrival vm_arrival_of(const struct local_vm *vm, const char **ret_why);
 char *vm_arrival_address(const struct local_vm *vm); /* unix:/PATH; the caller frees */
-/* In the VM's directory: there listens what carries @operation from here. The caller frees. */
-char *vm_departure_path(const struct local_vm *vm, const char *operation);
+char *vm_arrival_disks_address(const struct local_vm *vm); /* the same for disks; NULL: it has none that move */
+/* In the VM's directory: there listens what carries @operation, or its @disks, from here. The caller frees. */
+char *vm_departure_path(const struct local_vm *vm, const char *operation, bool disks);
 const char *vm_arriving(const struct local_vm *vm);  /* the migration that brings it, until it is this host's; NULL: none */
 
 /* @operation, a migration, begins to take the VM away. From here on, also for agents after us, a VMM that has ended is not
@@ -77,6 +79,8 @@ void vm_leave_end(struct local_vm *vm);
 /* Its VMM knows that it is another host's: it ends by itself, or is killed after VM_STOP_MS. */
 void vm_left(struct local_vm *vm);
 const char *vm_leaving(const struct local_vm *vm); /* the migration; NULL: none */
+/* How that went, as its VMM has written it down at its end; NULL: not known. */
+const struct migration_result *vm_departed(const struct local_vm *vm);
 /* Did the answer of @index have an order for it? Then it is this host's. */
 bool vm_was_given(const struct local_vm *vm, uint64_t index);
 bool vm_has_process(const struct local_vm *vm);

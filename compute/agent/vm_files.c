@@ -24,6 +24,7 @@
 #define UEFI_VARIABLES_FILE "uefi-variables.fd" /* in the VM's directory; made by its VMM */
 
 #define LOG_TAIL_BYTES 1024
+#define DISK_SECTOR_BYTES 512u
 
 char *vm_files_path(const struct vm_places *places, const char *vm_id, const char *leaf)
 {
@@ -151,7 +152,21 @@ void vm_files_nic(const struct vm_places *places, const struct vm_order *order, 
     config_mtu(places, from, ret_nic);
 }
 
-static void config_devices(const struct vm_places *places, const struct vm_order *order, struct vmm_config *config)
+bool vm_files_disk_moves(const struct vm_disk *disk)
+{
+    return !disk->read_only;
+}
+
+bool vm_files_disks_move(const struct vm_order *order)
+{
+    const struct vm_disk *disks = order->disks.items;
+    for (size_t i = 0; i < order->disks.count; i++)
+        if (vm_files_disk_moves(&disks[i]))
+            return true;
+    return false;
+}
+
+static void config_devices(const struct vm_places *places, const struct vm_order *order, bool arriving, struct vmm_config *config)
 {
     const struct vm_disk *disks = order->disks.items;
     for (size_t i = 0; i < order->disks.count; i++) {
@@ -162,6 +177,8 @@ static void config_devices(const struct vm_places *places, const struct vm_order
         if (layers != NULL)
             OBJECT_SET(vmm_disk, disk, format, disk_format_LAYERS);
         OBJECT_SET(vmm_disk, disk, read_only, disks[i].read_only);
+        if (arriving && vm_files_disk_moves(&disks[i]))
+            OBJECT_SET(vmm_disk, disk, copied, true);
         OBJECT_TEXT(vmm_disk, disk, serial, disks[i].name);
         OBJECT_TEXT(vmm_disk, disk, id, disks[i].name);
         if (OBJECT_HAS(vm_disk, &disks[i], on_disk_error))
@@ -197,7 +214,7 @@ char *vm_files_lease_path(const struct vm_places *places, const char *vm_id)
                                      : vm_files_path(places, vm_id, "lease");
 }
 
-int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err)
+int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, bool arriving, struct error *err)
 {
     CLEANUP_FREE char *path = vm_files_path(places, order->id, "config.json");
     CLEANUP_FREE char *console = vm_files_path(places, order->id, "console.log");
@@ -226,7 +243,7 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
     } else {
         OBJECT_TEXT(vmm_config, &config, cmdline, order->cmdline);
     }
-    config_devices(places, order, &config);
+    config_devices(places, order, arriving, &config);
     OBJECT_SET(vmm_config, &config, balloon, true);
     OBJECT_SET(vmm_config, &config, agent_channel, true);
     OBJECT_TEXT(vmm_config, &config, control_path, control);
@@ -244,7 +261,7 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
     return r;
 }
 
-int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, int *ret_status)
+int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, struct vmm_exit *ret_word)
 {
     CLEANUP_FREE char *path = vm_files_path(places, vm_id, "exit.json");
     CLEANUP_FREE char *text = NULL;
@@ -253,11 +270,12 @@ int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t 
     if (file_read_foreign(path, VM_FILES_JSON_BYTES_MAX, &text, &size, NULL) < 0 ||
         OBJECT_DECODE(vmm_exit, text, size, OBJECT_LENIENT, &word, NULL) < 0)
         return -ENOENT;
-    int r = word.pid == (uint64_t)pid ? 0 : -ENOENT;
-    if (r == 0)
-        *ret_status = (int)word.status;
-    OBJECT_CLEAR(vmm_exit, &word);
-    return r;
+    if (word.pid != (uint64_t)pid) {
+        OBJECT_CLEAR(vmm_exit, &word);
+        return -ENOENT;
+    }
+    *ret_word = word;
+    return 0;
 }
 
 const char *vm_files_last_error(const struct vm_places *places, const char *vm_id, char *buffer, size_t size)
@@ -298,8 +316,31 @@ static int make_disk(const struct vm_places *places, const struct vm_order *orde
     return r == -EXDEV ? disk_file_make(raw, disk->size_bytes, image, err) : r;
 }
 
+/* For a migration to fill. Where the image cannot be shared because of its size the source has copied it, too, and sends
+ * all of it; but one that this host alone cannot share the source believes to be there. */
+static int make_disk_empty(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk,
+                           struct error *err)
+{
+    CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
+    CLEANUP_FREE char *raw = raw_path(places, order, disk);
+    CLEANUP_FREE char *image = disk->image ? xasprintf("%s/%s", places->images_dir, order->disk.sha256) : NULL;
+    uint64_t size_bytes = disk->size_bytes;
+    struct stat st = {.st_size = 0};
+    int r = layers != NULL ? disk_file_clone(layers, disk->name, size_bytes, image, err) : -EXDEV;
+    if (r != -EXDEV)
+        return r;
+    if (image != NULL && stat(image, &st) < 0)
+        return error_errno(err, -errno, "cannot open image %s", image);
+    uint64_t sectors = ((uint64_t)st.st_size + DISK_SECTOR_BYTES - 1) / DISK_SECTOR_BYTES;
+    if (layers != NULL && st.st_size > 0 && sectors * DISK_SECTOR_BYTES == (uint64_t)st.st_size)
+        return error_set(err, -EXDEV, ERROR_NOT_SUPPORTED,
+                         "%s and the disks are on different file systems here, so that no disk can begin above an image; put "
+                         "both on one, or stop the VM and restore it here from a backup", places->images_dir);
+    return disk_file_make(raw, size_bytes != 0 ? size_bytes : sectors * DISK_SECTOR_BYTES, NULL, err);
+}
+
 static int prepare_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk,
-                        bool disks_made, struct error *err)
+                        bool disks_made, bool arriving, struct error *err)
 {
     CLEANUP_FREE char *path = vm_files_disk_path(places, order, disk);
     if (disks_made && access(path, F_OK) < 0)
@@ -307,7 +348,8 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
     if (disk->image && order->disk.sha256 == NULL)
         return error_set(err, -EFBIG, ERROR_INVALID,
                          "disk %s begins as a copy of the image's disk, and the image has none", disk->name);
-    int r = make_disk(places, order, disk, err);
+    int r = arriving && vm_files_disk_moves(disk) ? make_disk_empty(places, order, disk, err)
+                                                  : make_disk(places, order, disk, err);
     if (r < 0)
         error_prefix(err, "disk %s: ", disk->name);
     return r;
@@ -335,14 +377,20 @@ static int prepare_seed(const struct vm_places *places, const struct vm_order *o
     return r;
 }
 
-int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made,
+int vm_files_remove_disks(const struct vm_places *places, const char *vm_id, struct error *err)
+{
+    CLEANUP_FREE char *dir = vm_files_path(places, vm_id, "");
+    return file_remove_tree(dir, "disks", err);
+}
+
+int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made, bool arriving,
                      struct error *err)
 {
     CLEANUP_FREE char *disks_dir = vm_files_path(places, order->id, "disks");
     const struct vm_disk *disks = order->disks.items;
     int r = file_make_directories(disks_dir, 0700, err);
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
-        r = prepare_disk(places, order, &disks[i], disks_made, err);
+        r = prepare_disk(places, order, &disks[i], disks_made, arriving, err);
     if (r == 0 && seed_files_wanted(order))
         r = prepare_seed(places, order, err);
     return r < 0 ? r : vm_files_network(places, order, user, err);

@@ -52,7 +52,11 @@ int vm_files_load(const struct vm_places *places, const char *vm_id, struct agen
 int vm_files_save(const struct vm_places *places, const struct agent_vm *file, struct error *err);
 /* The page that its VMM obeys (lease_page.h). The caller frees. */
 char *vm_files_lease_path(const struct vm_places *places, const char *vm_id);
-int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
+/* Is @disk this host's own, so that its content goes along in a migration? Of what is only read both hosts have the same. */
+bool vm_files_disk_moves(const struct vm_disk *disk);
+bool vm_files_disks_move(const struct vm_order *order); /* any of them */
+/* @arriving: for a VMM that a migration comes to, which fills the disks. */
+int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, bool arriving, struct error *err);
 /* The directory of a disk with layers; NULL: it is a raw file. The caller frees. */
 char *vm_files_layers_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
 /* The raw file, or the head of a disk with layers. The caller frees. */
@@ -63,16 +67,19 @@ void vm_files_nic(const struct vm_places *places, const struct vm_order *order, 
 int vm_files_network(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err);
 /* Number of @nic, which is at @place in its list: its tap, its name in the VMM and its default MAC follow from it. */
 unsigned nic_number(const struct vm_nic *nic, size_t place);
-/* The VMM's parting word: 0 and its status if process @pid left one; -ENOENT. */
-int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, int *ret_status);
+/* The VMM's parting word: 0 if process @pid left one, *ret_word is the caller's to clear; -ENOENT. */
+int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, struct vmm_exit *ret_word);
 /* The last error that vmm.log tells near its end (a line "<3>..." of common/log.h), made printable; "" where there is
  * none. Returns @buffer. */
 const char *vm_files_last_error(const struct vm_places *places, const char *vm_id, char *buffer, size_t size);
 
 /* Disks and taps of @order; images are there already. @user: of the taps. @disks_made: they were made once, so a missing
- * one is an error. -EBADMSG, -EFBIG: cannot succeed with this order. */
-int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made,
+ * one is an error. @arriving: disks that move are made empty, but for the image below their layers. -EBADMSG, -EFBIG: cannot
+ * succeed with this order. */
+int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made, bool arriving,
                      struct error *err);
+/* All disks, which are what a migration had brought so far: they are to be made anew. */
+int vm_files_remove_disks(const struct vm_places *places, const char *vm_id, struct error *err);
 /* Taps, control socket, cgroup, directory. -EAGAIN: a VMM holds the VM. */
 int vm_files_remove(const struct vm_places *places, const char *vm_id, struct error *err);
 /* Finish what removals of a killed agent left, for all of <vms>. Errors are logged, ignoring. */

@@ -50,6 +50,7 @@ struct vmm_process_spawn {
     uint64_t epoch;
     uid_t user;          /* that it is to leave root for (jail.h of the VMM); 0: it goes on as we are */
     const char *incoming; /* it waits there for a migration: unix:/PATH; NULL: it boots */
+    const char *incoming_disks; /* and there for the content of its disks; NULL: none comes */
     const char *cgroup;  /* cgroup.procs of the group that it begins in; NULL: ours */
 };
 

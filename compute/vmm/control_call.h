@@ -80,6 +80,7 @@ int control_migration_show(struct control_call *call, struct error *err);
 int control_migration_start(struct control_call *call, struct error *err);
 int control_migration_wait(struct control_call *call, struct error *err);
 int control_migration_cancel(struct control_call *call, struct error *err);
+int control_migration_permit(struct control_call *call, struct error *err);
 int control_migration_decide(struct control_call *call, struct error *err);
 
 /* control_points.c */

@@ -48,6 +48,8 @@ int control_migration_show(struct control_call *call, struct error *err UNUSED)
     OBJECT_SET(vmm_migration, &a, disk_left_bytes, p.disk_left_bytes);
     OBJECT_SET(vmm_migration, &a, disk_copied_bytes, p.disk_copied_bytes);
     OBJECT_TEXT(vmm_migration, &a, step, p.why);
+    if (p.asks_pause)
+        OBJECT_SET(vmm_migration, &a, asks_pause, true);
     if (p.failure.code < 0)
         OBJECT_TEXT(vmm_migration, &a, failure, p.failure.text);
     OBJECT_ENCODE(vmm_migration, &a, &call->answer);
@@ -80,6 +82,12 @@ int control_migration_wait(struct control_call *call, struct error *err)
 int control_migration_cancel(struct control_call *call, struct error *err)
 {
     int code = machine_migrate_cancel(call->machine, err);
+    return code < 0 ? code : control_migration_show(call, err);
+}
+
+int control_migration_permit(struct control_call *call, struct error *err)
+{
+    int code = machine_migrate_permit(call->machine, err);
     return code < 0 ? code : control_migration_show(call, err);
 }
 

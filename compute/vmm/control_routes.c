@@ -35,6 +35,7 @@ static const control_fn functions[VMM_ROUTE_COUNT] = {
     [VMM_ROUTE_migration_start] = control_migration_start,
     [VMM_ROUTE_migration_wait] = control_migration_wait,
     [VMM_ROUTE_migration_cancel] = control_migration_cancel,
+    [VMM_ROUTE_migration_permit] = control_migration_permit,
     [VMM_ROUTE_migration_decide] = control_migration_decide,
     [VMM_ROUTE_openapi] = control_openapi,
     /* clang-format on */

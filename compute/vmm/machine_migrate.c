@@ -19,7 +19,7 @@ struct waiter {
     void *arg;
 };
 
-enum { DISKS_LOOK_MS = 50 };
+enum { DISKS_LOOK_MS = 50, CONNECT_PAUSE_MS = 20 };
 
 struct migrate_job {
     struct machine *machine;
@@ -30,6 +30,8 @@ struct migrate_job {
     pthread_t thread;
     bool active;
     struct vmm_migration_order order; /* of the current one; cleared with it */
+    struct machine_mirror *link;      /* of the disk that is begun with; the thread's, and the loop's while that waits */
+    size_t disk;                      /* its place in order.disks */
     char disks_path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
     bool cancel;               /* atomic: while disks are copied */
     pthread_mutex_t lock;      /* guards what follows */
@@ -61,7 +63,7 @@ int machine_migrate_wait(struct machine *m, void (*done)(void *arg), void *arg, 
 {
     struct migrate_job *job = m->migrate;
     struct migrate_progress p = machine_migrate_progress(m);
-    bool asks = (p.phase == MIGRATE_PHASE_READY || p.phase == MIGRATE_PHASE_UNKNOWN) && !p.decided;
+    bool asks = ((p.phase == MIGRATE_PHASE_READY || p.phase == MIGRATE_PHASE_UNKNOWN) && !p.decided) || p.asks_pause;
     if (!machine_migrate_is_active(m) || asks)
         return 1;
     if (job->waiting == MACHINE_MIGRATE_WAITERS_MAX)
@@ -78,23 +80,26 @@ static void job_asks(void *arg)
     io_loop_post(job->machine->control, on_asks, job);
 }
 
-/* Whoever listens and does not accept must not hold this thread for ever: nothing could end the VMM then. */
+/* Whoever listens and does not accept must not hold this thread: the control loop waits for its end when the VMM is to
+ * end. A Unix socket does not become writable when there is room again (unix(7)), so it is tried. */
 static int job_connect(void *arg, struct error *err)
 {
     struct migrate_job *job = arg;
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    const struct timeval patience = {.tv_sec = MACHINE_MIGRATE_CONNECT_MS / 1000};
+    const struct timespec pause = {.tv_nsec = CONNECT_PAUSE_MS * 1000000l};
     memcpy(address.sun_path, job->path, sizeof(address.sun_path));
-    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return error_errno(err, -errno, "cannot make a socket");
-    if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)) < 0)
-        return error_errno(err, -errno, "cannot limit the wait for the target");
-    if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0) {
-        if (errno == EAGAIN)
+    for (unsigned waited_ms = 0; connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0;) {
+        if (errno != EAGAIN)
+            return error_errno(err, -errno, "cannot connect to the target at %s", job->path);
+        if (__atomic_load_n(&job->cancel, __ATOMIC_ACQUIRE))
+            return error_set(err, -ECANCELED, ERROR_CANCELLED, "the migration was cancelled");
+        if ((waited_ms += CONNECT_PAUSE_MS) > MACHINE_MIGRATE_CONNECT_MS)
             return error_set(err, -ETIMEDOUT, ERROR_TIMEOUT, "the target at %s has not taken a connection within %d ms",
                              job->path, MACHINE_MIGRATE_CONNECT_MS);
-        return error_errno(err, -errno, "cannot connect to the target at %s", job->path);
+        nanosleep(&pause, NULL);
     }
     int connected = fd;
     fd = -1;
@@ -103,14 +108,32 @@ static int job_connect(void *arg, struct error *err)
 
 /* ---- disks that go along ---- */
 
-static int do_disks_begin(void *arg, struct error *err)
+static int do_disk_begin(void *arg, struct error *err)
 {
     struct migrate_job *job = arg;
+    const struct vmm_migration_disk *disk = (const struct vmm_migration_disk *)job->order.disks.items + job->disk;
+    struct machine_slot *slot = machine_slot_find(job->machine, SLOT_DISK, disk->id, err);
+    return slot ? machine_mirror_begin(job->machine, slot, TAKE_PTR(job->link), disk, err) : -ENOENT;
+}
+
+static int is_cancelled(struct migrate_job *job, struct error *err)
+{
+    return __atomic_load_n(&job->cancel, __ATOMIC_ACQUIRE)
+               ? error_set(err, -ECANCELED, ERROR_CANCELLED, "the migration was cancelled")
+               : 0;
+}
+
+static int disks_begin(struct migrate_job *job, struct error *err)
+{
     const struct vmm_migration_disk *disks = job->order.disks.items;
     int code = 0;
-    for (size_t i = 0; code == 0 && i < job->order.disks.count; i++) {
-        struct machine_slot *slot = machine_slot_find(job->machine, SLOT_DISK, disks[i].id, err);
-        code = slot ? machine_mirror_begin(job->machine, slot, job->disks_path, disks[i].since, err) : -ENOENT;
+    for (job->disk = 0; code == 0 && job->disk < job->order.disks.count; job->disk++) {
+        code = is_cancelled(job, err);
+        if (code == 0)
+            code = machine_mirror_link(job->machine, &disks[job->disk], job->disks_path, &job->link, err);
+        if (code == 0)
+            code = control_gate_run(&job->gate, do_disk_begin, job, err);
+        machine_mirror_unlink(TAKE_PTR(job->link));
     }
     return code;
 }
@@ -133,9 +156,13 @@ static int do_disks_look(void *arg, struct error *err)
     return code;
 }
 
+/* Both sides hold the same and nobody writes: the links have done their work. Whatever becomes of the migration from here
+ * on, the guest waits for no other host when it runs again. */
 static int do_disks_settle(void *arg, struct error *err)
 {
-    return machine_mirrors_settle(arg, err);
+    int code = machine_mirrors_settle(arg, err);
+    machine_mirrors_end(arg);
+    return code;
 }
 
 static int job_settle(void *arg, struct error *err)
@@ -148,13 +175,13 @@ static int job_settle(void *arg, struct error *err)
 static int disks_copy(struct migrate_job *job, struct error *err)
 {
     struct disks_look look = {.job = job};
-    int code = control_gate_run(&job->gate, do_disks_begin, job, err);
+    int code = disks_begin(job, err);
     while (code == 0 && !look.is_level) {
         struct timespec pause = {.tv_nsec = DISKS_LOOK_MS * 1000000};
         nanosleep(&pause, NULL);
         code = control_gate_run(&job->gate, do_disks_look, &look, err);
-        if (code == 0 && __atomic_load_n(&job->cancel, __ATOMIC_ACQUIRE))
-            code = error_set(err, -ECANCELED, ERROR_CANCELLED, "the migration was cancelled");
+        if (code == 0)
+            code = is_cancelled(job, err);
     }
     return code;
 }
@@ -264,6 +291,7 @@ static void options_fill(struct migrate_job *job, const struct vmm_migration_ord
         .plain = order->plain,
         .verify = order->verify,
         .ask_owner = order->ask_owner,
+        .ask_pause = order->ask_pause,
         .patience_ms = (unsigned)or_default(order->silence_ms, MIGRATE_PATIENCE_MS_DEFAULT),
         .stop_patience_ms = (unsigned)or_default(order->stop_silence_ms, MIGRATE_STOP_PATIENCE_MS_DEFAULT),
         .connect = job_connect,
@@ -379,6 +407,11 @@ int machine_migrate_cancel(struct machine *m, struct error *err)
     if (machine_migrate_is_active(m))
         __atomic_store_n(&m->migrate->cancel, true, __ATOMIC_RELEASE);
     return machine_migrate_is_active(m) ? migrate_sender_cancel(m->migrate->sender, err) : none(err);
+}
+
+int machine_migrate_permit(struct machine *m, struct error *err)
+{
+    return machine_migrate_is_active(m) ? migrate_sender_permit(m->migrate->sender, err) : none(err);
 }
 
 int machine_migrate_decide(struct machine *m, enum migrate_outcome outcome, uint64_t epoch, struct error *err)

@@ -27,10 +27,12 @@ int machine_migrate_begin(struct machine *m, const struct vmm_migration_order *o
 struct migrate_progress machine_migrate_progress(const struct machine *m);
 /* -EINVAL when none is under way, or it is too late. */
 int machine_migrate_cancel(struct machine *m, struct error *err);
+/* As migrate_sender_permit. */
+int machine_migrate_permit(struct machine *m, struct error *err);
 /* As migrate_sender_decide. */
 int machine_migrate_decide(struct machine *m, enum migrate_outcome outcome, uint64_t epoch, struct error *err);
 bool machine_migrate_is_active(const struct machine *m);
-/* @done once, later: the migration asks for a decision, or has ended. 1, and it never comes: that is so already. -EBUSY:
+/* @done once, later: the migration asks for a decision, or whether it may stop the guest, or has ended. 1, and it never comes: that is so already. -EBUSY:
  * MACHINE_MIGRATE_WAITERS_MAX wait. */
 int machine_migrate_wait(struct machine *m, void (*done)(void *arg), void *arg, struct error *err);
 /* For machine_finish: gives one that is under way up. NULL is allowed. */

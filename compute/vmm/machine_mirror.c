@@ -74,12 +74,15 @@ static void on_look(void *arg)
     io_timer_arm(mm->machine->io, &mm->look, (uint64_t)LOOK_MS * NS_PER_MS);
 }
 
-/* The filter goes, and the mirror; the target is closed unless the device has it by now. */
+/* The filter goes, and the mirror; the target is closed unless the device has it by now. Another host's has been flushed
+ * where it is still wanted: its answers are not waited for any more. */
 static void mirror_end(struct machine_mirror *mm)
 {
     struct blk *blk = blk_of(mm);
     if (mm->mirror == NULL)
         return;
+    if (mm->is_remote && mm->target != NULL)
+        nbd_client_break(mm->target);
     block_drain(blk_top(blk));
     mm->last = block_mirror_progress(mm->mirror);
     blk_set_filter(blk, NULL, NULL, NULL);
@@ -125,31 +128,49 @@ static int slot_check(struct machine *m, struct machine_slot *slot, struct error
                       : 0;
 }
 
-static int marks_make(struct machine_mirror *mm, const char *since, struct error *err)
+/* The newest of the disk's layers that the target has, too. -ESTALE: it has none. */
+static int layer_shared(const struct machine_mirror *mm, const struct vmm_migration_disk *disk, int *ret_above)
+{
+    if (mm->slot->disk.format != disk_format_LAYERS)
+        return -ESTALE;
+    struct layer_disk *layers = block_layers_disk(blk_of(mm)->block);
+    if (disk->since != NULL)
+        return layer_disk_since(layers, disk->since, ret_above);
+    const struct layer *lowest = layers->chain->layers[0];
+    *ret_above = 0;
+    return lowest->map_file == NULL && strcmp(lowest->name, disk->base) == 0 ? 0 : -ESTALE;
+}
+
+/* @disk NULL, or without layers of its own: the target is all zeroes. With a base that is not this disk's it may be anything. */
+static int marks_make(struct machine_mirror *mm, const struct vmm_migration_disk *disk, struct error *err)
 {
     struct block *block = blk_of(mm)->block;
     uint64_t first = 0, count;
     enum layer_state state;
     int above, code;
-    if (since == NULL) {
+    if (disk == NULL || (disk->since == NULL && disk->base == NULL)) {
         code = block_mirror_mark_data(mm->mirror);
         return code < 0 ? error_errno(err, code, "cannot tell where disk %s has data", mm->slot->id) : 0;
     }
-    if (mm->slot->disk.format != disk_format_LAYERS || layer_disk_since(block_layers_disk(block), since, &above) < 0)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/disks", "disk %s has no layer %.40s", mm->slot->id, since);
+    if (layer_shared(mm, disk, &above) < 0) {
+        if (disk->since != NULL)
+            return error_set_field(err, -EINVAL, ERROR_INVALID, "/disks", "disk %s has no layer %.40s", mm->slot->id, disk->since);
+        block_mirror_mark(mm->mirror, 0, block->size_bytes);
+        return 0;
+    }
     for (; layer_chain_changed(block_layers_disk(block)->chain, above, first, &first, &count, &state); first += count)
         block_mirror_mark(mm->mirror, first * LAYER_CLUSTER_BYTES, count * LAYER_CLUSTER_BYTES);
     return 0;
 }
 
 /* Between device and disk, and copying. With the device lock held; @mm has its target. */
-static int mirror_put(struct machine_mirror *mm, const char *since, struct error *err)
+static int mirror_put(struct machine_mirror *mm, const struct vmm_migration_disk *disk, struct error *err)
 {
     struct blk *blk = blk_of(mm);
     struct block_mirror_options options = {.source = blk->block, .target = mm->target};
     int code = block_mirror_create(&options, &mm->mirror, err);
     if (code == 0)
-        code = marks_make(mm, since, err);
+        code = marks_make(mm, disk, err);
     if (code < 0) {
         block_mirror_destroy(TAKE_PTR(mm->mirror));
         return code;
@@ -173,11 +194,11 @@ static struct machine_mirror *mirror_new(struct machine *m, struct machine_slot 
 }
 
 /* @mm is the slot's from here on, whatever comes of it; the last one goes. */
-static int mirror_start(struct machine_mirror *mm, const char *since, struct error *err)
+static int mirror_start(struct machine_mirror *mm, const struct vmm_migration_disk *disk, struct error *err)
 {
     struct machine *m = mm->machine;
     pthread_mutex_lock(&m->device_lock);
-    int code = mirror_put(mm, since, err);
+    int code = mirror_put(mm, disk, err);
     if (code < 0) {
         block_close(TAKE_PTR(mm->target));
         io_loop_remove(m->io, TAKE_PTR(mm->wake));
@@ -212,34 +233,51 @@ int machine_mirror_move(struct machine *m, struct machine_slot *slot, const stru
     return mirror_start(mm, NULL, err);
 }
 
-int machine_mirror_begin(struct machine *m, struct machine_slot *slot, const char *path, const char *since, struct error *err)
+int machine_mirror_link(struct machine *m, const struct vmm_migration_disk *disk, const char *path,
+                        struct machine_mirror **ret_link, struct error *err)
 {
-    int code = slot_check(m, slot, err);
-    if (code < 0)
-        return code;
-    struct machine_mirror *mm = mirror_new(m, slot, true);
+    struct machine_mirror *mm = mirror_new(m, NULL, true);
     struct nbd_client_options options = {.socket_path = path,
-                                         .export_name = slot->id,
+                                         .export_name = disk->id,
                                          .timeout_ms = LINK_TIMEOUT_MS,
                                          .reconnect_ms = LINK_RECONNECT_MS,
                                          .wake = wake,
                                          .wake_arg = mm};
     mm->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    code = mm->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd") : nbd_client_open(&options, &mm->target, err);
+    int code = mm->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd") : nbd_client_open(&options, &mm->target, err);
     if (code < 0) {
-        error_prefix(err, "disk %s: ", slot->id);
+        error_prefix(err, "disk %s: ", disk->id);
         machine_mirror_free(mm);
         return code;
     }
-    pthread_mutex_lock(&m->device_lock);
-    code = io_loop_add(m->io, mm->wake_fd, EPOLLIN, on_wake, mm, &mm->wake, err);
-    pthread_mutex_unlock(&m->device_lock);
+    *ret_link = mm;
+    return 0;
+}
+
+void machine_mirror_unlink(struct machine_mirror *link)
+{
+    if (link == NULL)
+        return;
+    nbd_client_break(link->target);
+    block_close(TAKE_PTR(link->target));
+    machine_mirror_free(link);
+}
+
+int machine_mirror_begin(struct machine *m, struct machine_slot *slot, struct machine_mirror *link,
+                         const struct vmm_migration_disk *disk, struct error *err)
+{
+    int code = slot_check(m, slot, err);
+    if (code == 0) {
+        pthread_mutex_lock(&m->device_lock);
+        code = io_loop_add(m->io, link->wake_fd, EPOLLIN, on_wake, link, &link->wake, err);
+        pthread_mutex_unlock(&m->device_lock);
+    }
     if (code < 0) {
-        block_close(TAKE_PTR(mm->target));
-        machine_mirror_free(mm);
+        machine_mirror_unlink(link);
         return code;
     }
-    return mirror_start(mm, since, err);
+    link->slot = slot;
+    return mirror_start(link, disk, err);
 }
 
 /* ---- a move's end (control loop) ---- */

@@ -4,9 +4,12 @@
  *   to another host                  machine_mirror_begin: copied to an NBD export of the target's VMM and kept level until
  *                                    the migration is over; machine_mirror_settle in its pause
  *
+ * The other host may be silent. What only waits for it is done on a thread of the caller's (machine_mirror_link), and a
+ * mirror that ends gives the link up first: neither guest nor control loop waits for an answer that will not come.
+ *
  * A move that fails leaves the disk where it was: the guest notices nothing, and what was copied is for the caller to remove.
  *
- * Threads: the control loop's, with the device lock NOT held. */
+ * Threads: where nothing else is said the control loop's, with the device lock NOT held. */
 #ifndef COMPUTE_VMM_MACHINE_MIRROR_H
 #define COMPUTE_VMM_MACHINE_MIRROR_H
 
@@ -17,9 +20,15 @@
 int machine_mirror_move(struct machine *m, struct machine_slot *slot, const struct vmm_disk *to, struct error *err);
 /* Give a move under way up; -EINVAL when there is none. */
 int machine_mirror_cancel(struct machine *m, struct machine_slot *slot, struct error *err);
-/* Mirror it to the export named as the disk at the Unix socket @path. @since: what the target has already, the id of a
- * layer; NULL: nothing. */
-int machine_mirror_begin(struct machine *m, struct machine_slot *slot, const char *path, const char *since, struct error *err);
+/* The way to the export named as @disk at the Unix socket @path. Blocks for seconds where nobody answers: any thread but the
+ * control loop's. */
+int machine_mirror_link(struct machine *m, const struct vmm_migration_disk *disk, const char *path,
+                        struct machine_mirror **ret_link, struct error *err);
+/* One that machine_mirror_begin was not given; NULL is allowed. */
+void machine_mirror_unlink(struct machine_mirror *link);
+/* Mirror @slot's disk over @link, which it takes in any case. @disk says what the target has already. */
+int machine_mirror_begin(struct machine *m, struct machine_slot *slot, struct machine_mirror *link,
+                         const struct vmm_migration_disk *disk, struct error *err);
 /* How @slot's disk fares, or the last one that it had. False: there was none. @ret_failure (256 bytes) may be NULL. */
 bool machine_mirror_progress(struct machine *m, const struct machine_slot *slot, struct mirror_progress *ret_progress,
                              char *ret_failure);

@@ -19,6 +19,7 @@
 #include "compute/vmm/jail.h"
 #include "compute/vmm/machine.h"
 #include "compute/vmm/machine_incoming.h"
+#include "compute/vmm/machine_migrate.h"
 #include "compute/vmm/machine_snapshot.h"
 #include "migration/page_faults.h"
 
@@ -231,6 +232,7 @@ struct program {
     int signal_fd;
     struct io_handler *signal_handler;
     char failure[401]; /* why the machine failed; as long as vmm_exit.reason may be */
+    struct migrate_progress left; /* STATUS_MIGRATED: how that went */
 };
 
 static void on_signal(void *arg, uint32_t events)
@@ -389,6 +391,13 @@ static void exit_write(const struct program *p, int status)
     OBJECT_SET(vmm_exit, &word, pid, (uint64_t)getpid());
     if (p->failure[0] != '\0')
         OBJECT_TEXT(vmm_exit, &word, reason, p->failure);
+    if (status == STATUS_MIGRATED) {
+        OBJECT_SET(migration_result, &word.migration, downtime_us, p->left.downtime_us);
+        OBJECT_SET(migration_result, &word.migration, total_us, p->left.total_us);
+        OBJECT_SET(migration_result, &word.migration, sent_bytes, p->left.sent_bytes);
+        OBJECT_SET(migration_result, &word.migration, rounds, p->left.rounds);
+        object_mark(&vmm_exit_desc, &word, "migration");
+    }
     OBJECT_ENCODE(vmm_exit, &word, &text);
     if (file_write_atomic(p->config.exit_path, text.data, text.size, 0600, &err) < 0)
         report("exit-not-written", &err);
@@ -417,6 +426,8 @@ static int program_run(struct program *p)
         log_error("machine-failed", "vm=%s why=\"%s\"", p->config.name, p->machine.failure);
         snprintf(p->failure, sizeof(p->failure), "%.400s", p->machine.failure);
     }
+    if (status == STATUS_MIGRATED)
+        p->left = machine_migrate_progress(&p->machine);
     control_destroy(p->control);
     if (machine_incoming_lacks_memory(&p->machine)) {
         log_error("ended-as-it-was", "vm=%s why=\"part of its memory was still at the source\"", p->config.name);

@@ -14,7 +14,7 @@
 #include "block/nbd_session.h"
 #include "compute/vmm/io_loop.h"
 
-enum { NBD_LISTENER_CLIENTS_MAX = 4 };
+enum { NBD_LISTENER_CLIENTS_MAX = 16 }; /* as many disks as a VM has: a migration brings each on a connection of its own */
 #define NBD_LISTENER_BYTES_MAX (UINT64_C(4) << 20)
 #define NBD_LISTENER_TURN_BYTES_MAX (UINT64_C(1) << 20) /* sent to one client in one turn */
 

@@ -196,11 +196,14 @@ static void start_barrier(struct api_call *call)
 
 /* Must this controller be sure that it is still the leader before it answers? A console's ticket is in the leader's
  * memory. A report is compared with the state by its own rule, the index that the agent has come to; but an agent that
- * has just started knows none, and what it is told it starts: not from the state of a leader that has been replaced. */
+ * has just started knows none, and what it is told it starts: not from the state of a leader that has been replaced. Before a
+ * hand-over it is the very question whether a majority answers. */
 static bool needs_barrier(const struct api_call *call)
 {
     if (call->route->id == ROUTE_ID_node_report)
         return ((const struct node_report *)call->body)->have_index == 0;
+    if (call->route->id == ROUTE_ID_node_handover)
+        return ((const struct node_handover *)call->body)->check;
     return call->route->method == ROUTE_GET && call->route->id != ROUTE_ID_vm_console;
 }
 

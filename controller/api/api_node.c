@@ -169,12 +169,36 @@ static void on_handed_over(struct api_call *call, const struct apply_result *res
     api_call_error(call, &err);
 }
 
+/* After a barrier: a majority answers. What a hand-over would come to now. */
+static void answer_check(struct api_call *call)
+{
+    const struct node_handover *handover = call->body;
+    struct service *service = call->service;
+    struct handover_answer answer = {.head = {0}};
+    struct bytes_writer body = {0};
+    service_lock_state(service);
+    const struct record *record = state_get(service->state, object_kind_OPERATION, handover->operation);
+    bool goes_on = record != NULL && operation_has_task(record->operation) &&
+                   record->operation->state == operation_state_RUNNING && !record->operation->cancel_asked &&
+                   record->operation->task.peer_error == NULL;
+    service_unlock_state(service);
+    OBJECT_SET(handover_answer, &answer, epoch, goes_on ? handover->epoch + 1 : 0);
+    if (!goes_on)
+        OBJECT_TEXT(handover_answer, &answer, reason, "the migration has ended, or is to end");
+    OBJECT_ENCODE(handover_answer, &answer, &body);
+    OBJECT_CLEAR(handover_answer, &answer);
+    api_call_answer_json(call, 200, NULL, &body);
+}
+
 void api_node_handover(struct api_call *call)
 {
     const struct node_handover *handover = call->body;
     struct error err;
     if (strcmp(call->caller.id, handover->host) == 0) {
-        api_write_then(call, on_handed_over);
+        if (handover->check)
+            answer_check(call);
+        else
+            api_write_then(call, on_handed_over);
         return;
     }
     error_set_field(&err, -EACCES, ERROR_FORBIDDEN, "/host", "your certificate is of host %.40s", call->caller.id);

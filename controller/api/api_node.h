@@ -9,7 +9,8 @@
 #define API_NODE_POLL_MS_MAX 3000u
 
 void api_node_report(struct api_call *call);
-/* POST /v1/node/handover: the source of a migration proposes that the VM is the target's. */
+/* POST /v1/node/handover: the source of a migration proposes that the VM is the target's; or asks before it stops the VM
+ * whether it could (check), which is answered after a barrier. */
 void api_node_handover(struct api_call *call);
 /* The state has changed: answer the polls whose orders did. */
 void api_node_applied(struct api *api);

@@ -6,23 +6,23 @@
 #include <string.h>
 
 #include "controller/command/host_view.h"
+#include "controller/fsm/apply_migrate.h"
 
 #define NOTE_BYTES_MAX 701u
 #define REASON_BYTES_MAX 300u
 
-/* A disk lies in its VM's directory on its host. */
-static int disks_check(const struct vm *vm, struct error *err)
+/* Disks go along as they are now; what its snapshots hold stays in layers that do not. */
+static int snapshots_check(const struct state *state, const struct vm *vm, struct error *err)
 {
-    const struct vm_disk *disks = vm->disks.items;
-    if (vm->disks.count == 0)
+    const struct snapshot *snapshot = migration_snapshot(state, vm);
+    if (snapshot == NULL)
         return 0;
-    return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
-                           "disk '%s' of VM '%s' is on host %s alone, and disks do not move with a VM yet; stop it and restore "
-                           "it elsewhere, or use VMs without disks of their own",
-                           disks[0].name, vm->name, vm->host_name);
+    return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                     "VM '%s' has snapshot '%s', and snapshots do not go along; delete its snapshots, back them up before if you "
+                     "want to keep them", vm->name, snapshot->name);
 }
 
-static int vm_check(const struct vm *vm, struct error *err)
+static int vm_check(const struct state *state, const struct vm *vm, struct error *err)
 {
     if (vm->host == NULL)
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' waits for a host: there is nothing to migrate", vm->name);
@@ -30,7 +30,7 @@ static int vm_check(const struct vm *vm, struct error *err)
         (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED))
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' is %s: only one that runs or is paused can be migrated", vm->name,
                          vm_state_desc.names[vm->state]);
-    return disks_check(vm, err);
+    return snapshots_check(state, vm, err);
 }
 
 /* The host that was asked for, judged like all. */
@@ -95,7 +95,7 @@ int migrate_plan(const struct state *state, const struct record *record, const s
     struct scheduler_view view = {0};
     struct place_result result = {0};
     char note[NOTE_BYTES_MAX] = "";
-    int rc = vm_check(record->vm, err);
+    int rc = vm_check(state, record->vm, err);
     if (rc == 0)
         rc = target_choose(state, record, wish != NULL ? wish->to : NULL, &view, &result, note, err);
     if (rc == 0) {

@@ -22,6 +22,16 @@ struct record *migration_under_way(const struct record *vm)
     return NULL;
 }
 
+const struct snapshot *migration_snapshot(const struct state *state, const struct vm *vm)
+{
+    for (size_t i = 0; vm->disks.count > 0 && i < state_count(state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(state, object_kind_SNAPSHOT, i)->snapshot;
+        if (strcmp(snapshot->vm, vm->id) == 0)
+            return snapshot;
+    }
+    return NULL;
+}
+
 static struct record *by_id(struct apply *a, enum object_kind kind, const char *id)
 {
     return id != NULL ? map_get(&a->state->tables[kind].by_id, id) : NULL;
@@ -47,6 +57,8 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
                      vm_state_desc.names[vm->state]);
     else if (vm->wanted != vm_wanted_RUNNING && vm->wanted != vm_wanted_PAUSED)
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is to be %s", vm->name, vm_wanted_desc.names[vm->wanted]);
+    else if (migration_snapshot(a->state, vm) != NULL)
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has snapshots by now, which do not go along; delete them", vm->name);
     else if (migration_under_way(record) != NULL)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is being migrated already", vm->name);
     else if (to->host->state != host_state_UP)

@@ -2,7 +2,7 @@
  * drain` until `drover host undrain`, so a new leader goes on where the last one was; nothing else is kept. Pure.
  *
  * A VM goes when few enough of its host's and of all migrations are under way, and when its last one did not fail just now.
- * One that cannot be migrated (it has disks of its own, no host has room, it is off) stays, and is tried again. */
+ * One that cannot be migrated (it has snapshots, no host has room, it is off) stays, and is tried again. */
 #ifndef CONTROLLER_RECONCILE_DRAIN_H
 #define CONTROLLER_RECONCILE_DRAIN_H
 

@@ -35,7 +35,7 @@ def make_bed(request):
     if os.geteuid() != 0:
         pytest.skip('the process bed needs root: namespaces, veth, nft')
     request.node.beds = []
-    base = f'{request.node.path.stem}.{request.node.name}'.replace('/', '_').replace('[', '.').replace(']', '')
+    base = f'{request.node.path.stem}.{request.node.name}'.replace('/', '_').replace('[', '.').replace(']', '').replace(' ', '-')
 
     def make(hosts=3):
         made = request.node.beds

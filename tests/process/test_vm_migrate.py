@@ -1,6 +1,9 @@
 """Live migration through the cluster: real controllers, agents and VMMs on hosts that are namespaces; the guest counts, and
 whatever happens, it goes on counting from one place only, and nothing is left behind on the other."""
+import contextlib
+import hashlib
 import os
+import random
 import re
 import signal
 import time
@@ -13,6 +16,8 @@ from cluster import KVM_MISSING, KVM_MISSING_TEXT
 TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
 VM = 'web'
 WAIT_S = 30
+DISK_BYTES = 64 << 20      # of the VM's second disk
+IMAGE_BYTES = 8 << 20      # of the first, which begins as an image
 
 pytestmark = [pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built'),
               pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)]
@@ -22,14 +27,55 @@ class Counter:
     """A VM whose guest counts; what it says is read from the consoles of all hosts that it has been on, also when they are
     removed with it."""
 
-    def __init__(self, cluster, *options, cmdline='dirty=4'):
+    def __init__(self, cluster, *options, cmdline='dirty=4', disks=False):
         self.cluster = cluster
-        cluster.cli('image', 'create', 'ticker', '--kind', 'kernel', '--kernel', TICKER)
+        if disks:
+            self.image_with_disk()
+            cmdline += ' disk=7'
+            options += ('--disk', 'name=root,image=true', '--disk', f'name=data,size={DISK_BYTES >> 20}MiB')
+        else:
+            cluster.cli('image', 'create', 'ticker', '--kind', 'kernel', '--kernel', TICKER)
         cluster.cli('vm', 'create', VM, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--cmdline', cmdline, *options, '--wait')
         self.id = self.vm()['id']
         self.consoles = []
         self.follow()
         wait_until(self.ticks, 20, 'the guest counts')
+        self.content = None
+
+    def image_with_disk(self):
+        """Its disk: zeroes for the guest's own game, then something to recognize."""
+        disk = self.cluster.bed.directory / 'disk.img'
+        disk.write_bytes(bytes(1 << 20) + b'of the image ' * 5000 + bytes(IMAGE_BYTES - (1 << 20) - 65000))
+        artifacts = {name: {'url': f'file://{path}', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+                     for name, path in (('kernel', TICKER), ('disk', disk))}
+        status, _, answer = self.cluster.api('POST', '/v1/images', {'name': 'ticker', 'kind': 'kernel', **artifacts})
+        assert status == 201, answer
+
+    def disk(self, agent, leaf):
+        return self.folder(agent) / 'disks' / leaf
+
+    def fill(self, agent, used_bytes=6 << 20):
+        """Put something onto the second disk, which the guest leaves alone."""
+        rng = random.Random(5)
+        with self.disk(agent, 'data.raw').open('r+b') as file:
+            for _ in range(used_bytes >> 18):
+                file.seek(rng.randrange(DISK_BYTES >> 18) << 18)
+                file.write(rng.randbytes(1 << 18))
+        self.content = self.digest(agent)
+
+    def digest(self, agent):
+        return hashlib.sha256(self.disk(agent, 'data.raw').read_bytes()).hexdigest()
+
+    def disks_arrived(self, agent):
+        """What was on the disks is on those of @agent's host, as thin as it was; the guest itself reads its own all the time."""
+        assert self.digest(agent) == self.content
+        data, top = self.disk(agent, 'data.raw').stat(), self.disk(agent, 'root.layers')
+        assert data.st_size == DISK_BYTES and data.st_blocks * 512 <= 8 << 20, 'thin has become thick'
+        files = sorted(p.name for p in top.iterdir())
+        assert any(name.endswith('.img') for name in files), files
+        layers = sum(p.stat().st_blocks * 512 for p in top.iterdir() if p.suffix == '.raw')
+        assert layers <= 2 << 20, 'the image was copied'
+        assert not list(self.disk(agent, '').glob('*.part'))
 
     def vm(self):
         return self.cluster.vm(VM)
@@ -59,8 +105,8 @@ class Counter:
         for console in self.consoles:
             console.seek(0)
             text += console.read().decode(errors='replace').replace('\r', '')
-        assert 'corrupt' not in text and 'stands still' not in text, text[-500:]
-        seen = [int(n) for n in re.findall(r'^tick (\d+)$', text, re.M)]
+        assert 'corrupt' not in text and 'stands still' not in text and 'disk: ' not in text, text[-500:]
+        seen = [int(n) for n in re.findall(r'^tick (\d+)\n', text, re.M)]      # whole lines: the last may be half said
         assert seen == list(range(1, len(seen) + 1)), seen
         return seen
 
@@ -98,15 +144,17 @@ class Counter:
                 found.append(pid)
         return found
 
+    def sockets(self, agent):
+        """Of a migration, in its directory."""
+        return [p.name for p in self.folder(agent).glob('*.sock')]
+
     def settled_at(self, agent):
         """It runs on @agent's host, and on no other; no other has anything of it."""
         wait_until(lambda: self.vm()['host_name'] == agent.name and self.vm()['state'] == 'running', WAIT_S, f'it runs on {agent.name}')
         for other in self.cluster.agents:
             if other is not agent and other.program.alive:
                 wait_until(lambda: self.is_clean(other), WAIT_S, f'nothing is left on {other.name}')  # pylint: disable=cell-var-from-loop
-        wait_until(lambda: len(agent.vmm_pids()) == 1 and not self.tunnels(agent), WAIT_S, 'one VMM')
-        left = [p.name for p in self.folder(agent).iterdir() if p.name.endswith('.sock')]
-        assert not left, left
+        wait_until(lambda: len(agent.vmm_pids()) == 1 and not self.tunnels(agent) and not self.sockets(agent), WAIT_S, 'one VMM, and it alone')
         self.counts_on()
 
 
@@ -126,6 +174,18 @@ def test_back_and_forth(make_cluster, capsys, turns):
         pauses.append(operation['task']['migration']['downtime_us'] / 1000)
     with capsys.disabled():
         print(f' pauses: {", ".join(f"{p:.1f}" for p in pauses)} ms ', end='')
+
+
+def test_disks_go_along_and_come_back(make_cluster):
+    web = Counter(make_cluster(controllers=1, agents=2), disks=True)
+    source, target = web.agent(), web.other()
+    web.fill(source)
+    for there in (target, source):
+        asked = web.ask('--to', there.name)
+        ended = web.wait_end(asked, 60)
+        assert ended['state'] == 'succeeded', ended
+        web.settled_at(there)
+        web.disks_arrived(there)
 
 
 def test_a_user_may_choose_watch_and_cancel(make_cluster):
@@ -174,31 +234,43 @@ def test_what_the_target_lacks_is_named_and_nothing_is_left(make_cluster):
     web.settled_at(target)
 
 
-# ---- sudden ends: each party, at each step
+# ---- sudden ends: each party, at each step; and what stands still for a while instead
 
 class Cell:
-    """A migration that has come to @step; then @victim dies."""
+    """A migration that has come to @step; then something happens to @victim."""
 
     def __init__(self, web, step):
         self.web, self.step = web, step
         self.source, self.target = web.agent(), web.other()
         self.controller = web.cluster.controllers[0]
-        slow = [] if step in ('ready', 'after') else ['--bytes-per-second', '1MiB']
+        how = {'prepare': ['--bytes-per-second', '1MiB'], 'memory': ['--bytes-per-second', '1MiB'], 'ready': ['--verify'],
+               'idle': ['--bytes-per-second', '128KiB']}
         if step == 'prepare':
             self.target.program.freeze()                     # it does not even begin
-        asked = web.ask('--to', self.target.name, *slow)
+        elif step == 'disks':
+            web.fill(self.source)
+            self.wire(self.source, 'add', 'tbf', 'rate', '16mbit', 'burst', '64kb', 'latency', '100ms')
+        asked = web.ask('--to', self.target.name, *how.get(step, []))
         self.asked = asked
         if step == 'prepare':
             web.wait_step(asked, 'made ready')
+        elif step == 'disks':
+            web.wait_step(asked, 'MiB copied')
+        elif step == 'idle':
+            wait_until(lambda: self.said(self.source, f'operation={asked["id"]} from=begin to=follow'), WAIT_S, 'it begins', poll_s=0.001)
         elif step == 'memory':
             web.wait_step(asked, 'MiB sent, it writes')
         elif step == 'ready':
-            # Without its only controller nobody decides: the guest stands still and both sides have everything.
-            wait_until(lambda: self.said(self.source, f'operation={asked["id"]} from=begin to=follow'), WAIT_S, 'it begins', poll_s=0.001)
+            # Its only controller has said that it answers, and then does not: the guest stands still and both sides have
+            # everything. The comparison of all memory leaves the time to stop it.
+            wait_until(lambda: self.said(self.source, f'operation={asked["id"]} permit'), WAIT_S, 'it may be stopped', poll_s=0.001)
             self.controller.program.freeze()
             wait_until(lambda: self.said(self.source, f'operation={asked["id"]} from=follow to=propose') or self.decided(), WAIT_S, 'it is ready')
         else:
             wait_until(self.decided, WAIT_S, 'it is decided', poll_s=0.001)
+
+    def wire(self, agent, verb, *words):
+        agent.host.run(['tc', 'qdisc', verb, 'dev', 'eth0', 'root', *words], check=verb == 'add')
 
     def decided(self):
         return self.said(self.source, f'operation={self.asked["id"]} from=propose to=decide')
@@ -207,20 +279,40 @@ class Cell:
         log = agent.host.directory / 'log' / 'drover-agent.log'
         return log.exists() and words in log.read_text(errors='replace')
 
-    def kill(self, victim):
-        if victim == 'source agent':
-            self.source.program.kill9()
-        elif victim == 'target agent':
-            self.target.program.kill9()
-        elif victim == 'leader':
-            self.controller.program.kill9()
-        else:
-            agent = self.source if victim == 'source VMM' else self.target
-            for pid in agent.vmm_pids():
-                os.kill(pid, signal.SIGKILL)
+    def vmm_pids(self, victim):
+        return (self.source if victim == 'source VMM' else self.target).vmm_pids()
 
-    def heal(self, victim):
-        for program in (self.controller.program, self.target.program):
+    def program(self, victim):
+        return {'source agent': self.source, 'target agent': self.target, 'leader': self.controller}[victim].program
+
+    def kill(self, victim):
+        if victim.endswith('VMM'):
+            for pid in self.vmm_pids(victim):
+                os.kill(pid, signal.SIGKILL)
+        else:
+            self.program(victim).kill9()
+
+    def hold(self, victim, seconds):
+        """It stands still, or the wire between the two hosts is cut, and then all goes on."""
+        if victim == 'link':
+            self.web.cluster.bed.cut(self.source.host.number, self.target.host.number)
+            time.sleep(seconds)
+            self.web.cluster.bed.heal()
+        elif victim.endswith('VMM'):
+            pids = self.vmm_pids(victim)
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(seconds)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+        else:
+            self.program(victim).freeze()
+            time.sleep(seconds)
+
+    def heal(self):
+        self.wire(self.source, 'del')
+        for program in (self.controller.program, self.target.program, self.source.program):
             if program.alive:
                 program.thaw()
         for member in (self.source, self.target, self.controller):
@@ -236,10 +328,10 @@ def settle(web, guest_died):
         if not vm or vm['state'] != 'running' or any(o['state'] == 'running' for o in web.cluster.items('/v1/operations')):
             return None
         here = next(a for a in web.cluster.agents if a.name == vm['host_name'])
-        return here if web.is_clean(web.other(here)) and len(here.vmm_pids()) == 1 and not web.tunnels(here) else None
+        # Handed over it counts as running from the first moment; that its agent has taken it shows by the socket's end.
+        alone = len(here.vmm_pids()) == 1 and not web.tunnels(here) and not web.sockets(here)
+        return here if alone and web.is_clean(web.other(here)) else None
     here = wait_until(at_one_place, 60, 'it runs at one place, and nothing is left', poll_s=0.1)
-    left = [p.name for p in web.folder(here).iterdir() if p.name.endswith('.sock')]
-    assert not left, left
     if guest_died:
         size = (web.folder(here) / 'console.log').stat().st_size
         wait_until(lambda: (web.folder(here) / 'console.log').stat().st_size > size, 20, 'it runs')
@@ -249,28 +341,64 @@ def settle(web, guest_died):
 
 
 VICTIMS = ['source VMM', 'target VMM', 'source agent', 'target agent', 'leader']
-STEPS = ['prepare', 'memory', 'ready', 'after']
-FEW = [('ready', 'target agent')]
+STEPS = ['prepare', 'disks', 'memory', 'ready', 'after']
+FEW = [('ready', 'target agent'), ('disks', 'target VMM')]
+
+
+def tell(capsys, cell, here, what):
+    operation = cell.web.operation(cell.asked)
+    with capsys.disabled():
+        print(f'\n  {cell.step}, {what}: runs on the {"source" if here is cell.source else "target"}, '
+              f'migration {operation["state"]}{": " + operation["error_text"] if operation.get("error_text") else ""} ', end='')
 
 
 @pytest.mark.parametrize('step, victim', [pytest.param(s, v, marks=[] if (s, v) in FEW else pytest.mark.slow)
                                           for s in STEPS for v in VICTIMS])
 def test_whoever_dies_it_goes_on_at_one_place(make_cluster, capsys, step, victim):
-    web = Counter(make_cluster(controllers=1, agents=2), '--restart', 'always')
+    web = Counter(make_cluster(controllers=1, agents=2), '--restart', 'always', disks=step == 'disks')
     cell = Cell(web, step)
     web.follow()
     cell.kill(victim)
     time.sleep(0.3)
     web.follow()
-    cell.heal(victim)
+    cell.heal()
     # Whoever holds the guest takes it along; the other side never does.
-    here_before = victim == 'source VMM' and step in ('prepare', 'memory')
+    here_before = victim == 'source VMM' and step in ('prepare', 'disks', 'memory')
     may_be = victim in ('source VMM', 'target VMM') and step in ('ready', 'after')
     here = settle(web, here_before or may_be)
-    operation = web.operation(cell.asked)
-    with capsys.disabled():
-        print(f'\n  {step}, {victim} killed: runs on the {"source" if here is cell.source else "target"}, '
-              f'migration {operation["state"]}{": " + operation["error_text"] if operation.get("error_text") else ""} ', end='')
+    if step == 'disks' and not here_before:
+        web.disks_arrived(here)
+    tell(capsys, cell, here, f'{victim} killed')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seconds', [1, 30])
+@pytest.mark.parametrize('step, victim', [(s, v) for s in STEPS for v in [*VICTIMS, 'link']])
+def test_whatever_stands_still_it_goes_on_at_one_place(make_cluster, capsys, step, victim, seconds):
+    web = Counter(make_cluster(controllers=1, agents=2), '--restart', 'always', disks=step == 'disks')
+    cell = Cell(web, step)
+    web.follow()
+    cell.hold(victim, seconds)
+    web.follow()
+    cell.heal()
+    here = settle(web, False)
+    if step == 'disks':
+        web.disks_arrived(here)
+    tell(capsys, cell, here, f'{victim} {"cut" if victim == "link" else "stopped"} for {seconds} s')
+
+
+def test_without_a_majority_it_is_not_stopped(make_cluster):
+    """The only controller is frozen: the guest runs on at the source, in full, until somebody could decide."""
+    web = Counter(make_cluster(controllers=1, agents=2), cmdline='')
+    cell = Cell(web, 'idle')
+    cell.controller.program.freeze()
+    wait_until(lambda: cell.said(cell.source, 'not_stopped='), 60, 'it asks in vain')
+    before = len(web.ticks())
+    wait_until(lambda: len(web.ticks()) > before + 20, 30, 'it runs on')
+    assert not cell.said(cell.source, f'operation={cell.asked["id"]} from=follow to=propose')
+    cell.heal()
+    assert web.wait_end(cell.asked, 60)['state'] == 'succeeded'
+    web.settled_at(cell.target)
 
 
 def test_a_host_is_drained_and_used_again(make_cluster):

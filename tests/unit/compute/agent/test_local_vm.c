@@ -710,12 +710,42 @@ static void arguments_forget(struct fixture *f)
     assert_int_equal(unlink(path), 0);
 }
 
+/* What the migration has brought of its disk so far. */
+static void disk_fill(struct fixture *f)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/" VM_ID "/disks/root.raw", f->vms);
+    CLEANUP_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(pwrite(fd, "half", 4, 8192), 4);
+}
+
+static bool disk_is_filled(struct fixture *f)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/" VM_ID "/disks/root.raw", f->vms);
+    char found[4] = "";
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, found, 4, 8192), 4);
+    return memcmp(found, "half", 4) == 0;
+}
+
+static bool config_has(struct fixture *f, const char *word)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/" VM_ID "/config.json", f->vms), *text = NULL;
+    size_t size;
+    assert_int_equal(file_read(path, 65536, &text, &size, NULL), 0);
+    return strstr(text, word) != NULL;
+}
+
 static void test_an_arrival_runs_only_by_its_own_migration(void **state)
 {
     struct fixture *f = *state;
     arrive(f);
     pid_t pid = vmm_pid(f);
     assert_true(arguments_have(f, "--incoming unix:"));
+    assert_true(arguments_have(f, "--incoming-disks unix:"));
+    assert_true(config_has(f, "\"copied\""));
+    disk_fill(f);
     assert_string_equal(vm_arriving(f->vm), MIGRATION);
     assert_int_equal(f->told_here, 0);
     give_by(f, MIGRATION);
@@ -724,6 +754,11 @@ static void test_an_arrival_runs_only_by_its_own_migration(void **state)
     assert_int_equal(vmm_pid(f), pid); /* the one that has the guest */
     assert_null(vm_arriving(f->vm));
     assert_int_equal(f->stops, 0);
+    kill(pid, SIGKILL); /* and if it fails now, its disk is what it is */
+    pid_t next = run_until_process(f, pid);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_true(next != 0 && disk_is_filled(f));
+    assert_false(config_has(f, "\"copied\""));
 }
 
 /* It is this host's, at the same epoch, but not by what its VMM waits for: that is of another time and must not run. */
@@ -734,12 +769,14 @@ static void test_what_waits_for_another_migration_is_ended(void **state)
     pid_t pid = vmm_pid(f);
     assert_true(arguments_have(f, "--incoming unix:"));
     arguments_forget(f);
+    disk_fill(f);
     give_by(f, OTHER_MIGRATION);
     pid_t next = run_until_process(f, pid);
     run_until(f, vm_state_RUNNING, 1);
     assert_true(next != 0 && next != pid);
     assert_int_equal(f->told_here, 0);
     assert_false(arguments_have(f, "--incoming"));
+    assert_false(disk_is_filled(f)); /* half a disk is none */
 }
 
 /* The same over a restart of the agent; and an arrival whose VMM dies is not begun again by itself. */
@@ -786,6 +823,26 @@ static void test_one_that_leaves_is_not_started_again(void **state)
     run_until(f, vm_state_RUNNING, 1);
 }
 
+/* A VMM that was quicker than its agent has written down how its migration went. */
+static void test_one_that_has_left_says_how_it_went(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    CLEANUP_FREE char *exit_path = vm_files_path(&f->context.places, VM_ID, "exit.json");
+    pid_t pid = run_new(f);
+    assert_null(vm_departed(f->vm));
+    assert_int_equal(vm_leave_begin(f->vm, MIGRATION, &err), 0);
+    close_vm(f);
+    CLEANUP_FREE char *word = xasprintf("{\"status\":7,\"pid\":%d,\"migration\":{\"downtime_us\":4711,\"rounds\":3}}", pid);
+    assert_int_equal(file_write_atomic(exit_path, word, strlen(word), 0600, NULL), 0);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    assert_non_null(vm_departed(f->vm));
+    assert_int_equal(vm_departed(f->vm)->downtime_us, 4711);
+    assert_int_equal(vm_departed(f->vm)->rounds, 3);
+}
+
 /* Handed over, and the orders say so before its VMM has heard of it: it is told, not stopped. */
 static void test_one_that_has_left_is_told_so(void **state)
 {
@@ -824,6 +881,7 @@ int main(void)
         T(test_removal_meets_a_vmm),
         T(test_changed_order_is_prepared),
         T(test_devices_of_a_running_vm_follow),
+        T(test_one_that_has_left_says_how_it_went),
         T(test_an_arrival_runs_only_by_its_own_migration),
         T(test_what_waits_for_another_migration_is_ended),
         T(test_an_arrival_is_known_again_and_may_fail),

@@ -59,7 +59,7 @@ static void config_of(struct fixture *f, int firmware, struct vmm_config *ret_co
     } else {
         OBJECT_SET(vm_order, &order, firmware, (enum firmware)firmware);
     }
-    assert_int_equal(vm_files_write_config(&places, &order, NULL), 0);
+    assert_int_equal(vm_files_write_config(&places, &order, false, NULL), 0);
     assert_int_equal(file_read(path, 65536, &text, &size, NULL), 0);
     assert_int_equal(OBJECT_DECODE(vmm_config, text, size, OBJECT_CREATE, ret_config, NULL), 0);
     OBJECT_CLEAR(vm_order, &order);

@@ -261,8 +261,27 @@ static void each_refusal_names_its_reason(void **test)
     fixture_must(f, ROUTE_ID_vm_create, NULL,
                  "{\"name\":\"d\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]}");
     fixture_vm_is(f, "d", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_snapshot_create, "d", "{\"name\":\"s\"}");
     assert_true(fixture_do(f, ROUTE_ID_vm_migrate, "d", NULL) < 0);
-    assert_non_null(strstr(f->error.text, "disk 'root'"));
+    assert_non_null(strstr(f->error.text, "has snapshot 's'"));
+}
+
+static void disks_go_along(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"d\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]}");
+    fixture_vm_is(f, "d", vm_state_RUNNING);
+    const char *from = fixture_vm(f, "d")->host_name, *to = strcmp(from, "n1") == 0 ? "n2" : "n1";
+    fixture_must(f, ROUTE_ID_vm_migrate, "d", NULL);
+    snprintf(operation_id, sizeof operation_id, "%s", f->decision.operation_id);
+    struct node_orders orders = orders_of(f, to);
+    const struct incoming_order *incoming = orders.incoming.items;
+    assert_int_equal(orders.incoming.count, 1);
+    assert_int_equal(incoming->vm.disks.count, 1); /* the target makes one of its own */
+    OBJECT_CLEAR(node_orders, &orders);
+    assert_int_equal(propose_as(f, from, 1), 0);
+    assert_string_equal(fixture_vm(f, "d")->host_name, to);
 }
 
 /* A start gives a new epoch: what a migration of the run before brought is nothing to it. */
@@ -312,6 +331,7 @@ int main(void)
         TEST(a_source_that_falls_silent_after_it_does_not_keep_it_open),
         TEST(a_source_that_takes_it_for_done_is_not_believed),
         TEST(each_refusal_names_its_reason),
+        TEST(disks_go_along),
         TEST(another_start_forgets_the_hand_over),
         TEST(a_snapshot_in_between_changes_nothing),
     };
