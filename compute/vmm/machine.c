@@ -249,8 +249,8 @@ static int machine_build(struct machine *m, struct error *err)
         return code;
     if ((code = memory_attach(m, err)) < 0 || (code = io_loop_create(&m->device_lock, &m->io, err)) < 0 ||
         (code = pci_bus_init(&m->pci, &m->mmio, &m->ports, err)) < 0 ||
-        (code = vcpu_set_init(&m->vcpus, &m->kvm, m->config->vcpus, model, &m->ports, &m->mmio, on_vcpu_event, m,
-                              err)) < 0)
+        (code = vcpu_set_init(&m->vcpus, &m->kvm, m->config->vcpus, model, m->options.hide_x2apic, &m->ports,
+                              &m->mmio, on_vcpu_event, m, err)) < 0)
         return code;
     uring_make(m);
     m->vcpus.sandbox = m->options.sandbox;

@@ -55,6 +55,7 @@ struct serial;
 struct machine_options {
     bool exit_on_reset;    /* a reset ends the machine */
     bool debug_exit;       /* the test programs' device is there (devices/testdev) */
+    bool hide_x2apic;      /* the guest's APICs are in memory only */
     bool incoming;         /* it will be migrated here: disks are another's until then */
     int fault_fd;          /* incoming: of page_faults_open, borrowed; 0 or less: no post-copy */
     bool without_kvm;      /* the guest's part is played by a program in C (accel_none.h) */

@@ -48,7 +48,7 @@ static const char help[] =
     "drover-vmm - run one virtual machine\n"
     "\n"
     "  drover-vmm --config FILE [--control PATH] [--console stdio] [--no-restart] [--log-level LEVEL]\n"
-    "  drover-vmm --config FILE --multiboot FILE [--debug-exit] ...\n"
+    "  drover-vmm --config FILE --multiboot FILE [--debug-exit] [--hide-x2apic] ...\n"
     "  drover-vmm --restore FILE [--config FILE] [--verify] ...\n"
     "  drover-vmm --incoming unix:PATH --config FILE ...\n"
     "  drover-vmm --cpu-baseline\n"
@@ -79,6 +79,7 @@ static const char help[] =
     "  --accel none       without KVM: the same machine, but the guest is a program in C that ticks, echoes and drives\n"
     "                     disks; what is given to boot is loaded and not run. Tests alone want this; kvm: the default\n"
     "  --debug-exit       add the test device: a write of N to port 0xf4 ends with exit status N*2+1\n"
+    "  --hide-x2apic      a processor without x2APIC: the guest finds its APIC in memory only\n"
     "\n"
     "Example:\n"
     "  cat > vm.json <<'END'\n"
@@ -123,6 +124,7 @@ static int options_parse(int argc, char **argv, struct options *o)
         {"sandbox", required_argument, NULL, 'x'},
         {"user", required_argument, NULL, 'u'},
         {"debug-exit", no_argument, NULL, 'd'},
+        {"hide-x2apic", no_argument, NULL, 'p'},
         {"accel", required_argument, NULL, 'a'},
         {"cpu-baseline", no_argument, NULL, 'b'},
         {"log-level", required_argument, NULL, 'l'},
@@ -161,6 +163,8 @@ static int options_parse(int argc, char **argv, struct options *o)
             o->cpu_baseline = true;
         } else if (option == 'd') {
             o->machine.debug_exit = true;
+        } else if (option == 'p') {
+            o->machine.hide_x2apic = true;
         } else if (option == 'l' && log_parse_level(optarg, &level) == 0) {
             log_set_level(level);
         } else if (option == 'h') {

@@ -225,7 +225,8 @@ int vcpu_set_clock_paused(struct vcpu_set *set, struct error *err)
 struct cpuid_options vcpu_cpuid_options(const struct vcpu_set *set, struct kvm *kvm)
 {
     return (struct cpuid_options){
-        .vcpus = set->count, .tsc_deadline = kvm_has_tsc_deadline(kvm), .invariant_tsc = kvm->can_scale_tsc};
+        .vcpus = set->count, .tsc_deadline = kvm_has_tsc_deadline(kvm), .invariant_tsc = kvm->can_scale_tsc,
+        .hide_x2apic = set->hide_x2apic};
 }
 
 static int vcpu_create(struct vcpu_set *set, struct kvm *kvm, const struct kvm_cpuid2 *offered, unsigned id,
@@ -263,11 +264,13 @@ static int cpuid_make(struct vcpu_set *set, struct kvm *kvm, const struct cpu_mo
 }
 
 int vcpu_set_init(struct vcpu_set *set, struct kvm *kvm, unsigned count, const struct cpu_model *model,
-                  struct bus *ports, struct bus *memory, vcpu_event_fn event, void *event_arg, struct error *err)
+                  bool hide_x2apic, struct bus *ports, struct bus *memory, vcpu_event_fn event, void *event_arg,
+                  struct error *err)
 {
     ASSERT(count >= 1 && count <= KVM_VCPUS_MAX);
     *set = (struct vcpu_set){
-        .ports = ports, .memory = memory, .event = event, .event_arg = event_arg, .holds = VCPU_HOLD_START};
+        .ports = ports, .memory = memory, .event = event, .event_arg = event_arg, .holds = VCPU_HOLD_START,
+        .hide_x2apic = hide_x2apic};
     pthread_mutex_init(&set->lock, NULL);
     pthread_cond_init(&set->changed, NULL);
     set->msrs = xcalloc(1, sizeof(*set->msrs) + KVM_MSRS_MAX * sizeof(set->msrs->indices[0]));

@@ -62,15 +62,18 @@ struct vcpu_set {
     pthread_cond_t changed;
     unsigned holds; /* bits of enum vcpu_hold */
     bool ending;
+    bool hide_x2apic; /* from the guest */
     unsigned count;
     struct kvm_msr_list *msrs;  /* that make up a vCPU's state here */
     struct kvm_cpuid2 *offered; /* what this host can show a guest; owned */
     struct vcpu vcpus[KVM_VCPUS_MAX];
 };
 
-/* Creates @count vCPUs with the CPUID of @model and remembers their state at power-on. */
+/* Creates @count vCPUs with the CPUID of @model, without x2APIC if it is to be hidden, and remembers their state at
+ * power-on. */
 int vcpu_set_init(struct vcpu_set *set, struct kvm *kvm, unsigned count, const struct cpu_model *model,
-                  struct bus *ports, struct bus *memory, vcpu_event_fn event, void *event_arg, struct error *err);
+                  bool hide_x2apic, struct bus *ports, struct bus *memory, vcpu_event_fn event, void *event_arg,
+                  struct error *err);
 /* How the CPUID of a vCPU of this set is put right. */
 struct cpuid_options vcpu_cpuid_options(const struct vcpu_set *set, struct kvm *kvm);
 /* Ends the threads. */

@@ -66,6 +66,8 @@ static void leaf_fix(struct kvm_cpuid_entry2 *e, const struct cpuid_options *o, 
         e->ebx =
             (e->ebx & 0xff) | 8u << EBX_CLFLUSH_SHIFT | o->vcpus << EBX_COUNT_SHIFT | apic_id << EBX_APIC_ID_SHIFT;
         e->ecx |= ECX_HYPERVISOR | ECX_X2APIC | (o->tsc_deadline ? ECX_TSC_DEADLINE : 0);
+        if (o->hide_x2apic)
+            e->ecx &= ~ECX_X2APIC;
         e->edx = o->vcpus > 1 ? e->edx | EDX_HTT : e->edx & ~EDX_HTT;
         break;
     case 4: /* caches: no sharing between vCPUs is promised; cores in the package */

@@ -11,6 +11,7 @@ struct cpuid_options {
     bool invariant_tsc; /* a TSC of constant rate may be promised: this host can scale it for a guest that moves here
                          */
     bool tsc_deadline;  /* KVM has the timer (not told by the supported leaves of older hosts) */
+    bool hide_x2apic;   /* developers': a processor of which KVM takes only the APIC in memory */
 };
 
 /* Change @cpuid, which has room for KVM_CPUID_ENTRIES_MAX entries, from KVM's offer into what vCPU @apic_id sees. */

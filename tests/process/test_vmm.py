@@ -482,6 +482,20 @@ def test_multiboot_program_ends_with_its_status(tmp_path):
 
 
 @needs_kvm
+@pytest.mark.parametrize('hidden', [False, True])
+def test_x2apic_can_be_hidden_from_a_test_program(tmp_path, hidden):
+    program, config = tmp_path / 'program', tmp_path / 'vm.json'
+    program.write_bytes(multiboot_program(bytes.fromhex(
+        'b801000000' '0fa2'     # mov eax, 1; cpuid
+        'c1e915' '83e101'       # shr ecx, 21; and ecx, 1
+        '8d4103' 'e7f4'         # lea eax, [ecx + 3]; out 0xf4, eax
+        'f4' 'ebfd')))          # hlt; back to it
+    config.write_text(json.dumps({'name': 'test', 'vcpus': 1, 'memory_bytes': 64 << 20, 'kernel': str(program)}))
+    options = [VMM, '--config', config, '--multiboot', program, '--debug-exit', *(['--hide-x2apic'] if hidden else [])]
+    assert subprocess.run(options, timeout=LIMIT_S, check=False).returncode == (3 if hidden else 4) * 2 + 1
+
+
+@needs_kvm
 def test_violation_of_the_sandbox_ends_the_vmm(tmp_path):
     program, config = tmp_path / 'program', tmp_path / 'vm.json'
     program.write_bytes(multiboot_program(bytes.fromhex('b801000000' 'e7f8' 'f4' 'ebfd')))     # out 0xf8, eax

@@ -203,6 +203,18 @@ static void invariant_tsc_needs_scaling(void **state)
     }
 }
 
+static void x2apic_is_there_unless_hidden(void **state)
+{
+    (void)state;
+    for (unsigned hidden = 0; hidden < 2; hidden++) {
+        CLEANUP_FREE union offer *o = offer_make();
+        struct cpuid_options options = {.vcpus = 2, .hide_x2apic = hidden};
+        leaf(o, 1, 0)->ecx = hidden ? ~0u : 0; /* whatever the host says of it */
+        vcpu_cpuid_fix(&o->head, &options, 1);
+        assert_int_equal(leaf(o, 1, 0)->ecx >> 21 & 1, !hidden);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -213,6 +225,7 @@ int main(void)
         cmocka_unit_test(the_highest_model_of_a_host),
         cmocka_unit_test(guests_go_where_their_features_are),
         cmocka_unit_test(invariant_tsc_needs_scaling),
+        cmocka_unit_test(x2apic_is_there_unless_hidden),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
