@@ -1,13 +1,14 @@
 /* The guards around a raft_io: see the header for what they are for.
  *
  * snapshot_put with trailing > 0 is libraft writing a snapshot that it took; with trailing 0 it installs one that the
- * leader sent. Only the first kind makes an arriving InstallSnapshot dangerous. */
+ * leader sent. Only the first kind makes an arriving InstallSnapshot dangerous. For guard U we make one of the first kind
+ * look like one of the second to raft_uv. */
 #include "controller/raft/raft_guard.h"
 #include "controller/raft/raft_dir.h"
 
 #include <string.h>
 
-struct guard_held { /* a cut or a write that waits (guards J, K and T) */
+struct guard_held { /* a cut or a write that waits (guards J, K and T); a write is part of a guard_append */
     struct list link;
     bool is_cut;
     raft_index index;                 /* of a cut */
@@ -312,11 +313,50 @@ static int guard_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick,
 
 /* --- Snapshots -------------------------------------------------------------------------------------------------- */
 
+static void guard_append_cb(struct raft_io_append *req, int status);
+
+static raft_index guard_held_index(const struct guard_held *write)
+{
+    return CONTAINER_OF(write, struct guard_append, held)->end - write->n;
+}
+
+/* Guard U: does a write wait whose first entries a snapshot at @index would have? */
+static bool guard_holds_write(const struct raft_guard *guard, raft_index index)
+{
+    const struct guard_held *first = LIST_ENTRY(guard->held.next, struct guard_held, link);
+
+    return !list_empty(&guard->held) && !first->is_cut && guard_held_index(first) <= index;
+}
+
+/* Guard U: the snapshot is on the disk, and so are the entries that it has. Their writes are done without being written. */
+static void guard_jump(struct raft_guard *guard, raft_index index)
+{
+    while (guard_holds_write(guard, index)) {
+        struct guard_held *first = LIST_ENTRY(guard->held.next, struct guard_held, link);
+        raft_index covered = index + 1 - guard_held_index(first);
+
+        if (covered < first->n) {
+            first->entries += covered;
+            first->n -= (unsigned)covered;
+            return;
+        }
+        list_remove(&first->link);
+        guard_append_cb(&CONTAINER_OF(first, struct guard_append, held)->req, 0);
+    }
+}
+
+/* Guard U: the writes that are done are told before libraft compacts its log, which would not know them any more. */
 static void guard_put_cb(struct raft_io_snapshot_put *put, int status)
 {
     struct raft_guard *guard = CONTAINER_OF(put, struct raft_guard, put);
     struct raft_io_snapshot_put *inner = TAKE_PTR(guard->put_inner);
+    raft_index jump = guard->jumping;
 
+    if (jump != 0 && status == 0)
+        guard_jump(guard, jump);
+    else if (jump != 0 && status != RAFT_CANCELED) /* raft_uv counts on from it all the same */
+        guard->broken(guard, "write a snapshot", status);
+    guard->jumping = 0;
     guard->taking = false; /* before the callback: it may start the next one */
     guard->snapshots_failed += status != 0;
     guard_tell_capacity(guard);
@@ -337,10 +377,12 @@ static int guard_snapshot_put(struct raft_io *io, unsigned trailing, struct raft
     req->cb = cb;
     guard->put_inner = req;
     guard->taking = true;
-    rv = guard->inner_snapshot_put(io, trailing, &guard->put, snapshot, guard_put_cb);
+    guard->jumping = guard_holds_write(guard, snapshot->index) ? snapshot->index : 0;
+    rv = guard->inner_snapshot_put(io, guard->jumping != 0 ? 0 : trailing, &guard->put, snapshot, guard_put_cb);
     if (rv != 0) {
         guard->put_inner = NULL;
         guard->taking = false;
+        guard->jumping = 0;
     }
     return rv;
 }
@@ -630,7 +672,7 @@ void raft_guard_turn(struct raft_guard *guard)
     guard->handed_before_bytes = guard->handed_bytes;
     guard->handed_bytes = 0;
     guard_look_for_cut(guard);
-    while (!list_empty(&guard->held) && guard->cutting == 0) {
+    while (!list_empty(&guard->held) && guard->cutting == 0 && guard->jumping == 0) {
         struct guard_held *first = LIST_ENTRY(guard->held.next, struct guard_held, link);
 
         if (first->is_cut ? !guard_may_cut(guard) : !guard_has_room(guard, append_bytes(first->entries, first->n)))
@@ -681,6 +723,7 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
     guard->cut_room_bytes = guard->cutting = guard->cutting_since_ms = 0;
     guard->cut_ms_max = RAFT_CUT_MS_MAX;
     guard->in_flight = 0;
+    guard->jumping = 0;
     list_init(&guard->held);
     list_init(&guard->appends);
     guard->next_index = 1;

@@ -93,8 +93,14 @@
  *    the files show that the cut is done, and calls `broken` where it is not: the next start has the log uncut and
  *    cuts it again. (raft_dir.h has the looking, and removes what crashes have left.)
  *
- * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. But J, K
- * and T are raft_uv's own and were found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows them. M and N
+ * U. libraft commits and applies entries that this server has not written yet; guard K may even hold them back. A snapshot
+ *    taken then is ahead of raft_uv's log, which does not know: the next file begins with entries that the snapshot has,
+ *    and where no finished file is left to count from, the next start takes them for those behind it. The guard puts such
+ *    a snapshot as one that is installed, after which raft_uv counts from it; the writes that wait for what it has are
+ *    done then without being written.
+ *
+ * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. But J, K,
+ * T and U are raft_uv's own and were found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows them. M and N
  * were found by reading; test_raft_guard_told.c has them. Q was found (a removed candidate, seed 1807 of member-storm before P was
  * there), but no mutation shows it in few enough seeds.
  *
@@ -123,6 +129,7 @@ struct raft_guard {
     raft_index cutting;           /* guard T: what raft_uv is to have cut, and has not yet; else 0 */
     raft_time cutting_since_ms;   /* since it has waited for nothing */
     unsigned in_flight;           /* writes that are raft_uv's now */
+    raft_index jumping;           /* guard U: the snapshot being written has entries up to here that wait; else 0 */
     struct list held;             /* guards J, K and T: cuts and writes, in their order; libraft bounds them as it bounds what
                                      it has in flight, and owns the entries */
     uint64_t handed_bytes, handed_before_bytes; /* to raft_uv, in this turn of the loop and in the one before */

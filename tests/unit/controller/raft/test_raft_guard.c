@@ -1,5 +1,5 @@
-/* Guards J, K and T on a real raft_uv: a cut of the log that comes while a snapshot is being written; writes that wait for room;
- * a cut that fails.
+/* Guards J, K, T and U on a real raft_uv: a cut of the log that comes while a snapshot is being written; writes that wait for
+ * room; a cut that fails; a snapshot of what waits.
  * THREADED (libuv's pool). */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -526,6 +526,81 @@ static void test_a_cut_waits_for_room(void **state)
     log_close(log);
 }
 
+/* --- Guard U ---------------------------------------------------------------------------------------------------- */
+
+/* What a crash now would leave, opened; the copy is removed with the directory. */
+static void log_open_copy(const struct log *log, struct log *copy, raft_index *ret_start, struct raft_entry **ret_entries,
+                          size_t *ret_n)
+{
+    char *command;
+
+    memset(copy, 0, sizeof(*copy));
+    snprintf(copy->dir, sizeof(copy->dir), "%.40s.crash", log->dir);
+    command = xasprintf("cp -a %s %s", log->dir, copy->dir);
+    assert_int_equal(system(command), 0);
+    free(command);
+    assert_int_equal(log_open(copy, ret_start, ret_entries, ret_n), 0);
+}
+
+static void log_close_copy(struct log *copy)
+{
+    char *command = xasprintf("rm -rf %s", copy->dir);
+
+    log_close(copy);
+    assert_int_equal(system(command), 0);
+    free(command);
+}
+
+/* Entries 1 to 3 are written, 4 to 6 and 7 to 9 wait for room; all are committed by others, and a snapshot at @index is
+ * taken. Then there is room. */
+static void take_ahead(struct log *log, raft_index index, unsigned done)
+{
+    struct raft_entry *entries = NULL;
+    struct log copy;
+    struct take take;
+    raft_index start;
+    size_t n = 0;
+
+    log_write(log, 1, 3, 1);
+    log_wait_written(log, 1);
+    log->guard.room_guarded = true;
+    log->guard.io.capacity = RAFT_CAPACITY_KIB_NONE;
+    log->guard.uv_capacity = 0;
+    log_write(log, 4, 3, 1);
+    log_write(log, 7, 3, 1);
+    assert_int_equal(log->guard.writes_held, 2);
+    log_take(log, &take, index);
+    log_write(log, 10, 1, 1);
+    raft_guard_turn(&log->guard);
+    assert_int_equal(log->written, 1); /* however much room there is now */
+    log_take_end(log, &take);
+    assert_true(log->written >= 1 + done);
+    log_wait_written(log, 4);
+    log_open_copy(log, &copy, &start, &entries, &n);
+    assert_int_equal(start, index + 1);
+    assert_int_equal(start + n, 11);
+    for (size_t i = 0; i < n; i++)
+        assert_int_equal(*(uint8_t *)entries[i].buf.base, start + i);
+    entries_free(entries, n);
+    log_close_copy(&copy);
+    log_close(log);
+}
+
+static void test_a_snapshot_ahead_of_the_log(void **state)
+{
+    take_ahead(*state, 9, 2);
+}
+
+static void test_a_snapshot_in_the_middle_of_a_write(void **state)
+{
+    take_ahead(*state, 5, 0);
+}
+
+static void test_a_snapshot_between_writes(void **state)
+{
+    take_ahead(*state, 6, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -535,6 +610,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_writes_beyond_what_is_prepared_are_held, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_cut_that_fails_is_noticed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_cut_waits_for_room, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_snapshot_ahead_of_the_log, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_snapshot_in_the_middle_of_a_write, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_snapshot_between_writes, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
