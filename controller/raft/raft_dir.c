@@ -13,6 +13,9 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
+
+enum { ZERO_STEP_BYTES = 64 << 10 };
 
 static bool dir_is_segment_or_snapshot(const char *name)
 {
@@ -107,20 +110,47 @@ static bool dir_is_finished(const char *name, uint64_t *ret_first, uint64_t *ret
     return true;
 }
 
-static int dir_clean_beside(int dir_fd, struct dirent **entries, int count, const char *name, struct error *err)
+static bool dir_has_longer(struct dirent **entries, int count, const char *name)
 {
     uint64_t first, last, other_first, other_last;
 
     if (!dir_is_finished(name, &first, &last))
-        return 0;
+        return false;
     for (int i = 0; i < count; i++) {
-        if (!dir_is_finished(entries[i]->d_name, &other_first, &other_last) || other_first != first || other_last <= last)
+        if (dir_is_finished(entries[i]->d_name, &other_first, &other_last) && other_first == first && other_last > last)
+            return true;
+    }
+    return false;
+}
+
+static bool dir_is_all_zero(int dir_fd, const char *name)
+{
+    CLEANUP_FD int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC);
+    CLEANUP_FREE uint8_t *data = xcalloc(1, ZERO_STEP_BYTES);
+    ssize_t n = -1;
+
+    while (fd >= 0 && (n = read(fd, data, ZERO_STEP_BYTES)) > 0) {
+        if (data[0] != 0 || memcmp(data, data + 1, (size_t)n - 1) != 0)
+            return false;
+    }
+    return n == 0;
+}
+
+static int dir_clean(int dir_fd, struct dirent **entries, int count, struct error *err)
+{
+    unsigned removed = 0;
+
+    for (int i = 0; i < count; i++) {
+        const char *name = entries[i]->d_name;
+
+        if (!dir_has_longer(entries, count, name) &&
+            (strncmp(name, "open-", 5) != 0 || !dir_is_all_zero(dir_fd, name)))
             continue;
         if (unlinkat(dir_fd, name, 0) != 0)
-            return error_errno(err, -errno, "cannot remove %s, which a crash has left", name);
-        return fsync(dir_fd) != 0 ? error_errno(err, -errno, "cannot write the Raft directory") : 0;
+            return error_errno(err, -errno, "cannot remove %s from the Raft directory", name);
+        removed++;
     }
-    return 0;
+    return removed > 0 && fsync(dir_fd) != 0 ? error_errno(err, -errno, "cannot write the Raft directory") : 0;
 }
 
 int raft_dir_clean(const char *dir, struct error *err)
@@ -128,12 +158,11 @@ int raft_dir_clean(const char *dir, struct error *err)
     CLEANUP_FD int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     struct dirent **entries = NULL;
     int count = dir_fd < 0 ? -1 : scandir(dir, &entries, NULL, alphasort);
-    int rv = 0;
+    int rv;
 
     if (count < 0)
         return error_errno(err, -errno, "cannot open the Raft directory %s", dir);
-    for (int i = 0; i < count && rv == 0; i++)
-        rv = dir_clean_beside(dir_fd, entries, count, entries[i]->d_name, err);
+    rv = dir_clean(dir_fd, entries, count, err);
     for (int i = 0; i < count; i++)
         free(entries[i]);
     free(entries);

@@ -16,9 +16,12 @@
  * other: the directory cannot be read. */
 int raft_dir_check(const char *dir, struct error *err);
 
-/* Remove what a crash in the middle of a cut may leave: beside FIRST-LAST a FIRST-SHORTER with the same entries up to
- * there. libraft takes either, and fails (without a word) to cut there again. Nobody may have the directory open.
- * A negative errno: a file cannot be removed, or the directory not be read. */
+/* Remove what a crash may leave, and what libraft does not get over:
+ *   - in the middle of a cut: beside FIRST-LAST a FIRST-SHORTER with the same entries up to there. libraft takes either,
+ *     and fails (without a word) to cut there again
+ *   - between a snapshot that is installed and the removal of the log before it: with files that are prepared and all
+ *     zero, which libraft removes itself when it starts, it calls the log too short for the snapshot
+ * Nobody may have the directory open. A negative errno: a file cannot be removed, or the directory not be read. */
 int raft_dir_clean(const char *dir, struct error *err);
 
 /* Whether a cut of the log at @index is done: no file has been written that is not finished, and no finished one has that

@@ -598,7 +598,8 @@ static int guard_append(struct raft_io *io, struct raft_io_append *req, const st
     guard->next_index += n;
     append->end = guard->next_index;
     list_append(&guard->appends, &append->in_appends);
-    if (list_empty(&guard->held) && guard->cutting == 0 && guard_has_room(guard, append_bytes(entries, n)))
+    if (list_empty(&guard->held) && guard->cutting == 0 && guard->jumping == 0 &&
+        guard_has_room(guard, append_bytes(entries, n)))
         return guard_append_now(guard, append, entries, n);
     list_append(&guard->held, &append->held.link);
     guard->writes_held++;

@@ -118,12 +118,13 @@ static void test_is_cut(void **state)
     assert_int_equal(file_remove_tree("build", dir + strlen("build/"), NULL), 0);
 }
 
-/* Of two with the same first entry the shorter goes; nothing else does. */
+/* Of two with the same first entry the shorter goes, and what is prepared and all zero; nothing else does. */
 static void test_clean(void **state)
 {
     static const char *const others[] = {"0000000000000001-0000000000000009", "0000000000000010-0000000000000012",
                                          "0000000000000013-0000000000000020", "open-3", "metadata1",
                                          "snapshot-2-9-77", "0000000000000001-0000000000000008.old"};
+    static const char zeroes[200000];
     char dir[] = "build/test-raft-dir-XXXXXX";
     (void)state;
 
@@ -132,7 +133,11 @@ static void test_clean(void **state)
         put(dir, others[i], "x", 1);
     put(dir, "0000000000000001-0000000000000004", "x", 1);
     put(dir, "0000000000000013-0000000000000013", "x", 1);
+    put(dir, "open-4", zeroes, sizeof(zeroes));
+    put(dir, "open-5", "", 0);
     assert_int_equal(raft_dir_clean(dir, NULL), 0);
+    assert_false(is_there(dir, "open-4"));
+    assert_false(is_there(dir, "open-5"));
     assert_false(is_there(dir, "0000000000000001-0000000000000004"));
     assert_false(is_there(dir, "0000000000000013-0000000000000013"));
     for (size_t i = 0; i < ARRAY_SIZE(others); i++)

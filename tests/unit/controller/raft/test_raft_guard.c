@@ -603,6 +603,42 @@ static void test_a_snapshot_between_writes(void **state)
     take_ahead(*state, 6, 1);
 }
 
+/* A crash when a snapshot is on the disk and the log before it is not removed yet. */
+static void test_a_crash_behind_an_installed_snapshot(void **state)
+{
+    struct log *log = *state;
+    struct raft_entry *entries = NULL;
+    struct raft_io_snapshot_put put = {.data = log};
+    uint8_t bytes[8] = {0};
+    struct raft_buffer buf = {bytes, sizeof(bytes)};
+    struct raft_snapshot snapshot = {.index = 20, .term = 2, .configuration_index = 1, .bufs = &buf, .n_bufs = 1};
+    CLEANUP_FREE char *keep = xasprintf("cp -a %s/0* %s.kept", log->dir, log->dir);
+    CLEANUP_FREE char *back = xasprintf("mv %s.kept %s/0000000000000001-0000000000000003 && head -c 8388608 /dev/zero >%s/open-9",
+                                        log->dir, log->dir, log->dir);
+    raft_index start;
+    size_t n = 0;
+
+    log_write(log, 1, 3, 1);
+    log_wait_written(log, 1);
+    log_close(log);
+    assert_int_equal(system(keep), 0);
+    log_expect(log, 3, 4);
+    log_start(log);
+    raft_configuration_init(&snapshot.configuration);
+    assert_int_equal(raft_configuration_add(&snapshot.configuration, 1, "x", RAFT_VOTER), 0);
+    assert_int_equal(log->guard.io.snapshot_put(&log->guard.io, 0, &put, &snapshot, taken_cb), 0);
+    log_wait(log, &log->taken);
+    raft_configuration_close(&snapshot.configuration);
+    log_close(log);
+    assert_int_equal(system(back), 0);
+    assert_int_equal(raft_dir_clean(log->dir, NULL), 0);
+    assert_int_equal(log_open(log, &start, &entries, &n), 0);
+    assert_int_equal(start, 21);
+    assert_int_equal(n, 0);
+    entries_free(entries, n);
+    log_close(log);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -615,6 +651,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_a_snapshot_ahead_of_the_log, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_snapshot_in_the_middle_of_a_write, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_snapshot_between_writes, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_crash_behind_an_installed_snapshot, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
