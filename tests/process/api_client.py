@@ -20,20 +20,22 @@ import subprocess
 import tempfile
 import time
 
+from bed import PATIENCE
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = pathlib.Path(os.environ.get('DROVER_CONTROLLER', ROOT / 'build' / 'debug' / 'bin' / 'drover-controller'))
 PORT = 7443
 
 
 def wait_for(condition, timeout_s=15, what='condition'):
-    """Poll @condition until it gives something true; that is returned."""
-    end = time.monotonic() + timeout_s
+    """Poll @condition until it gives something true; that is returned. AssertionError after PATIENCE times @timeout_s."""
+    end = time.monotonic() + timeout_s * PATIENCE
     while True:
         got = condition()
         if got:
             return got
         if time.monotonic() > end:
-            raise AssertionError(f'not within {timeout_s} s: {what}')
+            raise AssertionError(f'not within {timeout_s * PATIENCE} s: {what}')
         time.sleep(0.02)
 
 
@@ -67,7 +69,7 @@ class Controller:
         self.process = None
 
     def program(self, *words, check=True):
-        done = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True, timeout=60 * PATIENCE)
         if check and done.returncode != 0:
             raise AssertionError(f'{words[0]}: exit {done.returncode}: {done.stderr}')
         return done

@@ -40,6 +40,7 @@ CLONE_NEWNET = 0x40000000
 MARK = 'DROVER_BED'         # in the environment of every process of a bed: tests look for what was left behind
 POLL_S = 0.005
 WAIT_S = 10
+PATIENCE = 4                # all waits are so many times longer than said: a machine may be slow, or busy with others
 
 # Ends its command with the thread that started it.
 TIED = ['setpriv', '--pdeathsig', 'KILL', '--']
@@ -72,14 +73,14 @@ class BedError(Exception):
 
 
 def wait_until(condition, timeout_s=WAIT_S, what='condition', poll_s=0.05):
-    """Return the first true value of condition(); BedError after @timeout_s."""
-    end = time.monotonic() + timeout_s
+    """Return the first true value of condition(); BedError after PATIENCE times @timeout_s."""
+    end = time.monotonic() + timeout_s * PATIENCE
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
-            raise BedError(f'not within {timeout_s} s: {what}')
+            raise BedError(f'not within {timeout_s * PATIENCE} s: {what}')
         time.sleep(poll_s)
 
 
@@ -176,7 +177,7 @@ class Program:
             log.flush()
             self.door = subprocess.Popen(TIED + self.host.door + self.argv, stdin=subprocess.DEVNULL, stdout=log,
                                          stderr=subprocess.STDOUT, env=self.environment, start_new_session=True)
-        end = time.monotonic() + WAIT_S
+        end = time.monotonic() + WAIT_S * PATIENCE
         while not (pids := children_of(self.door.pid)):
             if self.door.poll() is not None or time.monotonic() > end:
                 self.pid = None     # ended at once: its log tells, alive is False
@@ -203,9 +204,9 @@ class Program:
 
     def wait(self, timeout_s=WAIT_S):
         try:
-            return self.door.wait(timeout_s)
+            return self.door.wait(timeout_s * PATIENCE)
         except subprocess.TimeoutExpired:
-            raise BedError(f'{self} did not end in {timeout_s} s') from None
+            raise BedError(f'{self} did not end in {timeout_s * PATIENCE} s') from None
 
     def kill9(self):
         self.thaw()     # nsenter, stopped with its child, would not see its end
@@ -397,11 +398,11 @@ class Bed:
     def run_through(self, door, argv, timeout_s, check, input, environment, where):
         argv = [str(word) for word in argv]
         try:
-            done = subprocess.run(TIED + door + argv, text=True, timeout=timeout_s, input=input if input is not None else '',
+            done = subprocess.run(TIED + door + argv, text=True, timeout=timeout_s * PATIENCE, input=input if input is not None else '',
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors='replace',
                                   env={**self.environment, **(environment or {})})
         except subprocess.TimeoutExpired:
-            raise BedError(f'on {where}: {" ".join(argv)}: not done in {timeout_s} s') from None
+            raise BedError(f'on {where}: {" ".join(argv)}: not done in {timeout_s * PATIENCE} s') from None
         if check and done.returncode != 0:
             raise BedError(f'on {where}: {" ".join(argv)}: status {done.returncode}: {done.stdout}{done.stderr}')
         return done

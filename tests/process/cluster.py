@@ -19,7 +19,7 @@ import ssl
 import time
 import uuid
 
-from bed import ROOT, BedError, process_state, wait_until
+from bed import PATIENCE, ROOT, BedError, process_state, wait_until
 
 API_PORT = 7443
 START_S = 30
@@ -257,7 +257,7 @@ class Cluster:
 
     def wait_operation(self, operation, timeout_s=60):
         """Wait for the end of an operation; returns it. BedError when it failed."""
-        end = time.monotonic() + timeout_s
+        end = time.monotonic() + timeout_s * PATIENCE
         while operation['state'] == 'running':
             if time.monotonic() > end:
                 raise BedError(f'operation {operation["kind"]} is still at: {operation.get("step")}')

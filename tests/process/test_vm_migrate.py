@@ -15,7 +15,7 @@ from cluster import KVM_MISSING, KVM_MISSING_TEXT
 
 TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
 VM = 'web'
-WAIT_S = 30
+WAIT_S = 60
 DISK_BYTES = 64 << 20      # of the VM's second disk
 IMAGE_BYTES = 8 << 20      # of the first, which begins as an image
 

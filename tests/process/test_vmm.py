@@ -19,7 +19,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VMM = pathlib.Path(os.environ.get('BUILD', ROOT / 'build' / 'debug')) / 'bin' / 'drover-vmm'
 TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
-LIMIT_S = 20
+LIMIT_S = 80
 ACCEL = os.environ.get('DROVER_ACCEL') or ('kvm' if os.access('/dev/kvm', os.R_OK | os.W_OK) else 'none')
 
 needs_kvm = pytest.mark.skipif(ACCEL != 'kvm', reason='needs a processor: no KVM, or DROVER_ACCEL=none')
