@@ -1290,7 +1290,10 @@ static void vm_arrived(struct local_vm *vm, const struct vm_order *order)
     vm->hold_until_ms = 0;
     vm->stale = !handed && (vm->process || vm->looking);
     vm->owned = handed && (vm->process || vm->looking);
-    if (handed && vm->file.disks_partial) { /* the source has let go when all of it lasted here, and not before */
+    /* The source has let go when all of it lasted here, and not before. Only a hand-over brings a VM with disks of its own to
+     * another host: where its epoch has moved on since (an operator stopped and started it while no agent was here to
+     * see), it has been handed over, though the order does not say so any more. These are its only disks then. */
+    if ((handed || order->epoch > vm->file.order.epoch) && vm->file.disks_partial) {
         OBJECT_SET(agent_vm, &vm->file, disks_partial, false);
         vm->unsaved = true;
         vm_save_or_log(vm);

@@ -779,6 +779,26 @@ static void test_what_waits_for_another_migration_is_ended(void **state)
     assert_false(disk_is_filled(f)); /* half a disk is none */
 }
 
+/* It was handed over, ran, and was stopped and started by somebody, and no agent was here to see any of it: the order says
+ * nothing of the migration any more, and what lies here are the VM's only disks. */
+static void test_disks_of_a_vm_that_went_on_since_are_whole(void **state)
+{
+    struct fixture *f = *state;
+    arrive(f);
+    pid_t pid = vmm_pid(f);
+    disk_fill(f);
+    close_vm(f);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    f->epoch = 3;
+    give(f, vm_wanted_RUNNING, 3, 2);
+    pid_t next = run_until_process(f, pid);
+    run_until(f, vm_state_RUNNING, 2);
+    assert_true(next != 0 && disk_is_filled(f));
+    assert_false(config_has(f, "\"copied\""));
+}
+
 /* The same over a restart of the agent; and an arrival whose VMM dies is not begun again by itself. */
 static void test_an_arrival_is_known_again_and_may_fail(void **state)
 {
@@ -884,6 +904,7 @@ int main(void)
         T(test_one_that_has_left_says_how_it_went),
         T(test_an_arrival_runs_only_by_its_own_migration),
         T(test_what_waits_for_another_migration_is_ended),
+        T(test_disks_of_a_vm_that_went_on_since_are_whole),
         T(test_an_arrival_is_known_again_and_may_fail),
         T(test_one_that_leaves_is_not_started_again),
         T(test_one_that_has_left_is_told_so),
