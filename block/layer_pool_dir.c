@@ -32,6 +32,14 @@ static int open_sync(void *arg UNUSED, int fd, const char *name, bool read_only,
     return block_sync_from_fd(fd, name, read_only, ret_block, err);
 }
 
+/* Names come out of files that a VMM has written: one component, and no way out of the directory. */
+static int name_check(const struct pool_dir *d, const char *name, struct error *err)
+{
+    if (name[0] != '\0' && name[0] != '.' && strchr(name, '/') == NULL)
+        return 0;
+    return error_set(err, -EINVAL, ERROR_INVALID, "'%.100s' is not the name of a file in %s", name, d->path);
+}
+
 static int fd_open(struct pool_dir *d, int fd, const char *name, bool read_only, struct block **ret_block,
                    struct error *err)
 {
@@ -47,9 +55,17 @@ static int dir_open(struct layer_pool *pool, const char *name, bool read_only, s
                     struct error *err)
 {
     struct pool_dir *d = of_pool(pool);
+    struct stat st;
+    int code = name_check(d, name, err);
+    if (code < 0)
+        return code;
     int fd = openat(d->fd, name, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
     if (fd < 0)
         return error_errno(err, -errno, "cannot open %s in %s", name, d->path);
+    if (fstat(fd, &st) == 0 && !S_ISREG(st.st_mode)) {
+        close(fd);
+        return error_set(err, -EINVAL, ERROR_INVALID, "%s in %s is no plain file", name, d->path);
+    }
     return fd_open(d, fd, name, read_only, ret_block, err);
 }
 
@@ -57,11 +73,14 @@ static int dir_create(struct layer_pool *pool, const char *name, uint64_t size_b
                       struct error *err)
 {
     struct pool_dir *d = of_pool(pool);
+    int code = name_check(d, name, err);
+    if (code < 0)
+        return code;
     int fd = openat(d->fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return error_errno(err, -errno, "cannot make %s in %s", name, d->path);
     if (ftruncate(fd, (off_t)size_bytes) < 0) {
-        int code = error_errno(err, -errno, "cannot make %s in %s", name, d->path);
+        code = error_errno(err, -errno, "cannot make %s in %s", name, d->path);
         close(fd);
         return code;
     }
@@ -70,6 +89,9 @@ static int dir_create(struct layer_pool *pool, const char *name, uint64_t size_b
 
 static int dir_remove(struct layer_pool *pool, const char *name, struct error *err)
 {
+    int code = name_check(of_pool(pool), name, err);
+    if (code < 0)
+        return code;
     if (unlinkat(of_pool(pool)->fd, name, 0) < 0 && errno != ENOENT)
         return error_errno(err, -errno, "cannot remove %s in %s", name, of_pool(pool)->path);
     return 0;
@@ -78,13 +100,15 @@ static int dir_remove(struct layer_pool *pool, const char *name, struct error *e
 static int dir_read(struct layer_pool *pool, const char *name, char **ret_data, size_t *ret_size, struct error *err)
 {
     CLEANUP_FREE char *path = xasprintf("%s/%s", of_pool(pool)->path, name);
-    return file_read(path, LAYER_HEAD_BYTES_MAX, ret_data, ret_size, err);
+    int code = name_check(of_pool(pool), name, err);
+    return code < 0 ? code : file_read_foreign(path, LAYER_HEAD_BYTES_MAX, ret_data, ret_size, err);
 }
 
 static int dir_replace(struct layer_pool *pool, const char *name, const void *data, size_t size, struct error *err)
 {
     CLEANUP_FREE char *path = xasprintf("%s/%s", of_pool(pool)->path, name);
-    return file_write_atomic(path, data, size, 0600, err);
+    int code = name_check(of_pool(pool), name, err);
+    return code < 0 ? code : file_write_atomic(path, data, size, 0600, err);
 }
 
 static int dir_sync(struct layer_pool *pool, struct error *err)

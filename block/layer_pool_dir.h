@@ -1,4 +1,5 @@
-/* A pool that is a directory of this host (or one that is mounted here). */
+/* A pool that is a directory of this host (or one that is mounted here). What is in it is not trusted: nothing but plain
+ * files of the directory itself is opened, by names of one component; a symbolic link is refused. */
 #ifndef BLOCK_LAYER_POOL_DIR_H
 #define BLOCK_LAYER_POOL_DIR_H
 

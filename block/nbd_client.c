@@ -544,11 +544,22 @@ static void opening_set(struct nbd_client *c, int fd)
     pthread_mutex_unlock(&c->lock);
 }
 
+static int link_connect(struct nbd_client *c, int *ret_fd, struct error *err)
+{
+    if (!c->options.has_fd)
+        return nbd_hello_connect(c->socket_path, c->options.tcp_port, c->options.timeout_ms, ret_fd, err);
+    if (c->options.fd < 0)
+        return error_set(err, -ESTALE, ERROR_UNREACHABLE, "the link to the NBD server is lost, and there is no other to it");
+    *ret_fd = c->options.fd;
+    c->options.fd = -1;
+    return 0;
+}
+
 static int link_open(struct nbd_client *c, struct error *err)
 {
     struct nbd_hello hello = {.size_bytes = 0};
     int fd;
-    int code = nbd_hello_connect(c->socket_path, c->options.tcp_port, c->options.timeout_ms, &fd, err);
+    int code = link_connect(c, &fd, err);
     if (code < 0)
         return code;
     opening_set(c, fd);
@@ -692,6 +703,8 @@ static void client_free(struct nbd_client *c)
 {
     close_fd(&c->fd);
     close_fd(&c->wake_fd);
+    if (c->options.has_fd)
+        close_fd(&c->options.fd);
     pthread_mutex_destroy(&c->lock);
     pthread_cond_destroy(&c->changed);
     free(c->in.data);

@@ -32,6 +32,9 @@ enum {
 struct nbd_client_options {
     const char *socket_path; /* a Unix socket; or NULL: */
     uint16_t tcp_port;       /* of 127.0.0.1 */
+    bool has_fd;             /* neither: a connected stream socket, which becomes the client's whatever the result. There
+                                is no way back to its server: a lost link stays lost */
+    int fd;
     const char *export_name; /* NULL: "", the server's first */
     const char *changed_since; /* ask what has changed since the state of that name (nbd_wire.h); NULL: do not */
     bool read_only;          /* do not write, whatever the server allows */

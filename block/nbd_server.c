@@ -35,10 +35,9 @@ static void no_wake(void *arg UNUSED)
 {
 }
 
-static void client_accept(struct nbd_server *server)
+int nbd_server_adopt(struct nbd_server *server, int fd)
 {
-    int fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    for (unsigned i = 0; fd >= 0 && i < NBD_SERVER_CLIENTS_MAX; i++) {
+    for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++) {
         struct server_client *client = &server->clients[i];
         if (client->session != NULL)
             continue;
@@ -48,9 +47,16 @@ static void client_accept(struct nbd_server *server)
                                                              .export_count = server->options.export_count,
                                                              .bytes_max = NBD_SERVER_BYTES_MAX,
                                                              .wake = no_wake});
-        return;
+        return 0;
     }
-    close_fd(&fd);
+    return -EBUSY;
+}
+
+static void client_accept(struct nbd_server *server)
+{
+    int fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0 && nbd_server_adopt(server, fd) < 0)
+        close(fd);
 }
 
 /* False: the connection is no good any more. */
@@ -100,17 +106,19 @@ static short events_wanted(const struct server_client *client)
     return (short)(events | (nbd_session_output(client->session, one, 2) > 0 ? POLLOUT : 0));
 }
 
-/* False: told to stop. */
+/* False: told to stop, or nobody is left to serve. */
 static bool round_wait(struct nbd_server *server, struct pollfd *fds)
 {
+    bool anybody = !server->options.adopted_only;
     fds[0] = (struct pollfd){.fd = server->stop_fd, .events = POLLIN};
     fds[1] = (struct pollfd){.fd = server->listen_fd, .events = POLLIN};
     for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++) {
         const struct server_client *client = &server->clients[i];
         fds[2 + i] = (struct pollfd){.fd = client->session != NULL ? client->fd : -1};
         fds[2 + i].events = client->session != NULL ? events_wanted(client) : 0;
+        anybody = anybody || client->session != NULL;
     }
-    return poll(fds, 2 + NBD_SERVER_CLIENTS_MAX, -1) <= 0 || fds[0].revents == 0;
+    return anybody && (poll(fds, 2 + NBD_SERVER_CLIENTS_MAX, -1) <= 0 || fds[0].revents == 0);
 }
 
 void nbd_server_run(struct nbd_server *server)
@@ -187,6 +195,7 @@ int nbd_server_create(const struct nbd_server_options *options, struct nbd_serve
         server->clients[i].fd = -1;
     server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int code = server->stop_fd < 0            ? error_errno(err, -errno, "cannot make an eventfd")
+               : options->adopted_only        ? 0
                : options->socket_path != NULL ? unix_listen(server, options->socket_path, err)
                                               : tcp_listen(server, options->tcp_port, err);
     if (code < 0) {

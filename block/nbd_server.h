@@ -1,5 +1,6 @@
-/* NBD exports for programs without a loop of their own: a Unix socket, or a port of 127.0.0.1 (no TLS, so nothing else),
- * and as many clients as are allowed, all served by the thread that calls nbd_server_run.
+/* NBD exports for programs without a loop of their own: a Unix socket, a port of 127.0.0.1 (no TLS, so nothing else), or
+ * sockets that are connected already, and as many clients as are allowed, all served by the thread that calls
+ * nbd_server_run.
  *
  *   poll -> new clients; bytes in -> nbd_session.h -> blocks; bytes out
  *
@@ -16,6 +17,7 @@ enum { NBD_SERVER_CLIENTS_MAX = 16 };
 struct nbd_server_options {
     const char *socket_path; /* Unix socket, made here with mode 0600 and removed at the end; or NULL: */
     uint16_t tcp_port;       /* of 127.0.0.1; 0: any free one */
+    bool adopted_only;       /* neither: only those that nbd_server_adopt gives it, until the last of them has gone */
     const struct nbd_export *exports; /* borrowed */
     unsigned export_count;
 };
@@ -25,6 +27,9 @@ struct nbd_server;
 /* Listens when it returns. -EADDRINUSE in words: a socket file is there; remove it if nobody serves it. */
 int nbd_server_create(const struct nbd_server_options *options, struct nbd_server **ret_server, struct error *err);
 uint16_t nbd_server_port(const struct nbd_server *server);
+/* One more client: a connected stream socket, which becomes the server's on success. Before nbd_server_run. -EBUSY: all
+ * NBD_SERVER_CLIENTS_MAX are there. */
+int nbd_server_adopt(struct nbd_server *server, int fd);
 /* Serve until nbd_server_stop. */
 void nbd_server_run(struct nbd_server *server);
 /* Any thread, or a signal handler: nbd_server_run returns soon. */

@@ -14,7 +14,8 @@
 #include "block/nbd_session.h"
 #include "compute/vmm/io_loop.h"
 
-enum { NBD_LISTENER_CLIENTS_MAX = 16 }; /* as many disks as a VM has: a migration brings each on a connection of its own */
+/* A migration brings each disk on a connection of its own, a backup has one for each from its beginning; and who looks. */
+enum { NBD_LISTENER_CLIENTS_MAX = 20 };
 #define NBD_LISTENER_BYTES_MAX (UINT64_C(4) << 20)
 #define NBD_LISTENER_TURN_BYTES_MAX (UINT64_C(1) << 20) /* sent to one client in one turn */
 

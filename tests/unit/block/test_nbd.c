@@ -447,6 +447,48 @@ static void given_up_while_silent(void **state UNUSED)
     bed_finish(&bed);
 }
 
+/* Sockets that were connected by others: the server ends with the last of them, and there is no way back to it. */
+static void handed_over(void **state UNUSED)
+{
+    struct nbd_export e = {.name = "disk", .block = disk_make(false), .access = NBD_ACCESS_READ};
+    const struct nbd_server_options options = {.adopted_only = true, .exports = &e, .export_count = 1};
+    struct nbd_server *server;
+    struct block *b[2];
+    struct error err = {0};
+    pthread_t thread;
+    int fds[2][2];
+    uint8_t data[4096];
+    assert_int_equal(nbd_server_create(&options, &server, &err), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds[i]), 0);
+        assert_int_equal(nbd_server_adopt(server, fds[i][0]), 0);
+    }
+    assert_int_equal(pthread_create(&thread, NULL, serve, server), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        const struct nbd_client_options to = {.has_fd = true, .fd = fds[i][1], .export_name = "disk", .reconnect_ms = 60000};
+        if (nbd_client_open(&to, &b[i], &err) < 0)
+            fail_msg("%s", err.text);
+        assert_int_equal(block_now(b[i], BLOCK_READ, 0, data, sizeof data), 0);
+    }
+    block_close(b[0]);
+    assert_int_equal(block_now(b[1], BLOCK_READ, 4096, data, sizeof data), 0);
+    nbd_server_stop(server);
+    pthread_join(thread, NULL);
+    nbd_server_destroy(server);
+    assert_int_equal(block_now(b[1], BLOCK_READ, 0, data, sizeof data), -EIO); /* at once, not after reconnect_ms */
+    assert_int_equal(nbd_client_state(b[1], &err), NBD_CLIENT_REFUSED);
+    block_close(b[1]);
+    /* one that is no server's end */
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds[0]), 0);
+    close(fds[0][0]);
+    const struct nbd_client_options to_none = {.has_fd = true, .fd = fds[0][1]};
+    assert_true(nbd_client_open(&to_none, &b[0], &err) < 0 && err.text[0] != '\0');
+    assert_int_equal(nbd_server_create(&options, &server, &err), 0);
+    nbd_server_run(server); /* nobody: ends */
+    nbd_server_destroy(server);
+    block_close(e.block);
+}
+
 struct liar {
     int fd;
     const uint8_t *data;
@@ -503,7 +545,7 @@ int main(void)
         cmocka_unit_test(session_plain), cmocka_unit_test(session_refuses), cmocka_unit_test(session_is_limited),
         cmocka_unit_test(transfers),     cmocka_unit_test(extents),         cmocka_unit_test(no_such_thing),
         cmocka_unit_test(link_lost),     cmocka_unit_test(servers_that_lie),
-        cmocka_unit_test(given_up_while_silent),
+        cmocka_unit_test(given_up_while_silent), cmocka_unit_test(handed_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
