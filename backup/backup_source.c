@@ -111,7 +111,8 @@ int backup_source_open(const char *location, const char *parent_mark, struct bac
     if (location[0] != '/')
         return error_set(
             err, -EINVAL, ERROR_INVALID,
-            "'%.100s' is none of file:/PATH, pool:/DIRECTORY/DISK[@SNAPSHOT] and nbd:unix:/SOCKET[:EXPORT[@MARK]]",
+            "'%.100s' is none of file:/PATH, pool:/DIRECTORY/DISK[@SNAPSHOT], nbd:unix:/SOCKET[:EXPORT[@MARK]] and "
+            "nbd:fd:N[:EXPORT[@MARK]]",
             location);
     return file_open(location, ret_source, err);
 }

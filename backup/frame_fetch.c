@@ -44,23 +44,28 @@ static int frame_check(struct frame_fetcher *f, const struct pack_index *index, 
     return 0;
 }
 
+static int frame_try(struct frame_fetcher *f, const struct indexed_pack *p, const struct pack_frame *fr, const char *name,
+                     void *ret_raw, struct error *err)
+{
+    size_t got = 0;
+    int code = store_get(f->repo->store, name, fr->offset, f->stored, fr->stored_bytes, &got, err);
+    if (code == 0 && got != fr->stored_bytes)
+        code = error_set(err, -EBADMSG, ERROR_CHECKSUM, "it is cut off");
+    if (code == 0)
+        code = pack_frame_decode(f->coder, &f->repo->keys, &p->index, fr, f->stored, ret_raw, err);
+    return code == 0 ? frame_check(f, &p->index, fr, ret_raw, err) : code;
+}
+
 int frame_fetch(struct frame_fetcher *f, uint32_t pack, uint32_t frame, void *ret_raw, struct error *err)
 {
     const struct indexed_pack *p = &f->index->packs[pack];
     const struct pack_frame *fr = &p->index.frames[frame];
     char name[PACK_NAME_BYTES];
-    size_t got = 0;
     pack_name(&p->hash, name);
-    int code = store_get(f->repo->store, name, fr->offset, f->stored, fr->stored_bytes, &got, err);
-    if (code == 0 && got != fr->stored_bytes)
-        code = error_set(err, -EBADMSG, ERROR_CHECKSUM, "it is cut off");
-    else if (code < 0)
-        return code;
-    if (code == 0)
-        code = pack_frame_decode(f->coder, &f->repo->keys, &p->index, fr, f->stored, ret_raw, err);
-    if (code == 0)
-        code = frame_check(f, &p->index, fr, ret_raw, err);
-    if (code < 0)
+    int code = frame_try(f, p, fr, name, ret_raw, err);
+    if (code == -EBADMSG) /* perhaps it was hurt on the way: what is stored is damaged only if it comes so again */
+        code = frame_try(f, p, fr, name, ret_raw, err);
+    if (code == -EBADMSG)
         error_prefix(err, "%s in %s, frame %u: ", name, f->repo->store->location, frame);
     return code;
 }

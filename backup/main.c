@@ -6,8 +6,20 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 #include "backup/tool.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MAY_BE_TRACED 1 /* sanitizers look at their process */
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MAY_BE_TRACED 1
+#endif
+#endif
+#ifndef MAY_BE_TRACED
+#define MAY_BE_TRACED 0
+#endif
 
 enum { TEXT, NUMBER, COUNT, BYTES, FLAG, PAIR, NAME, WORD };
 
@@ -25,6 +37,8 @@ static const struct option_row rows[] = {
      TEXT, AT(store), "*"},
     {"key-file", "FILE", "a key of an encrypted store; init --encrypt writes the working key there", TEXT,
      AT(key_file), "*"},
+    {"credentials", "FILE", "the access key and the secret key for S3, a line each, instead of those of the environment", TEXT,
+     AT(credentials), "*"},
     {"limit", "BYTES", "transfer at most so many bytes a second (K, M, G: times 1024)", BYTES, AT(limit), "crvpamn"},
     {"threads", "N", "threads that compute (default: one for each processor)", NUMBER, AT(threads), "crv"},
     {"progress-fd", "N", "write progress there, a JSON object on each line", WORD, AT(progress_fd), "crvpl"},
@@ -34,8 +48,8 @@ static const struct option_row rows[] = {
     {"vm", "NAME", "name of the VM", TEXT, AT(vm), "crsavpmn"},
     {"vm-id", "UUID", "its id", TEXT, AT(vm_id), "crsavpmn"},
     {"disk", "NAME=WHERE",
-     "a disk; create: file:/PATH, pool:/DIRECTORY/DISK[@SNAPSHOT], nbd:unix:/SOCKET[:EXPORT[@MARK]]; restore: "
-     "file:/PATH; "
+     "a disk; create: file:/PATH, pool:/DIRECTORY/DISK[@SNAPSHOT], nbd:unix:/SOCKET[:EXPORT[@MARK]] "
+     "or nbd:fd:N[:...]; restore: file:/PATH or fd:N; "
      "cat, mount, serve: NAME",
      PAIR, AT(disks), "cramn"},
     {"changed", "NAME=FILE", "since --parent only this has changed on the disk: lines \"OFFSET LENGTH\"", PAIR,
@@ -128,7 +142,7 @@ static void help(void)
         printf("  %-8s  %s\n", verbs[i].name, verbs[i].summary);
     printf(
         "\n`drover-backup VERB --help` tells its options.\n\n"
-        "Credentials for S3 come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.\n\n"
+        "Credentials for S3 come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --credentials.\n\n"
         "Exit status: 0 done; 1 damage was found, no space, or an internal error; 2 bad usage; 3 wrong key or\n"
         "credentials; 4 no such thing; 5 it is there already or in use; 9 the store cannot be reached;\n"
         "10 made by a newer version; 11 cancelled (SIGTERM, SIGINT).\n\n"
@@ -235,6 +249,7 @@ int main(int argc, char **argv)
     struct error err = {0};
     const struct verb_row *verb = NULL;
     struct sigaction act = {.sa_handler = on_signal};
+    prctl(PR_SET_DUMPABLE, MAY_BE_TRACED, 0, 0, 0); /* keys are in its memory: no core, no other process of the user looks */
     for (size_t i = 0; argc > 1 && i < ARRAY_SIZE(verbs); i++)
         if (strcmp(argv[1], verbs[i].name) == 0)
             verb = &verbs[i];

@@ -83,43 +83,67 @@ static int ends_verify(const struct indexed_pack *p, const uint8_t *pack, uint64
     return code;
 }
 
-static int pack_verify(struct verify *v, struct frame_fetcher *f, uint32_t index, struct error *err)
+static bool pack_is_sound(struct verify *v, struct frame_fetcher *f, const struct indexed_pack *p, const uint8_t *data,
+                          size_t size)
 {
-    const struct indexed_pack *p = &v->view.index.packs[index];
-    char name[PACK_NAME_BYTES];
+    bool sound = ends_verify(p, data, size, NULL) == 0;
+    for (uint32_t i = 0; sound && i < p->index.frame_count; i++)
+        sound = frame_verify(v, f, p, i, data, size, NULL) == 0;
+    return sound;
+}
+
+/* What is damaged in it, told and noted. */
+static void pack_judge(struct verify *v, struct frame_fetcher *f, const struct indexed_pack *p, const char *name,
+                       const uint8_t *data, size_t size)
+{
     struct error bad = {0};
-    CLEANUP_FREE uint8_t *data = NULL;
-    size_t size = 0;
     uint64_t bad_frames = 0;
-    pack_name(&p->hash, name);
-    int code = store_read(v->repo->store, name, PACK_BYTES_MAX + PACK_INDEX_BYTES_MAX, &data, &size, err);
-    if (code == -ENOENT)
-        return 0; /* collected meanwhile; if not, its chunks will be missed */
-    if (code < 0 && code != -EFBIG)
-        return code;
-    bool whole = code == 0 && ends_verify(p, data, size, &bad) == 0;
+    bool whole = ends_verify(p, data, size, &bad) == 0;
     pthread_mutex_lock(&v->lock);
-    v->result.packs++;
-    v->result.bytes += size;
     if (!whole)
         note_text(v, xasprintf("%s: %s", name, bad.text));
     pthread_mutex_unlock(&v->lock);
     for (uint32_t i = 0; i < p->index.frame_count; i++) {
         struct error e = {0};
-        int result = frame_verify(v, f, p, i, data, size, &e);
+        if (frame_verify(v, f, p, i, data, size, &e) == 0)
+            continue;
         pthread_mutex_lock(&v->lock);
-        v->result.frames++;
-        if (result < 0) {
-            note_text(v, xasprintf("%s, frame %u of %u: %s", name, i, p->index.frame_count, e.text));
-            repo_notes_add(&v->notes, &p->hash, i);
-            bad_frames++;
-        }
+        note_text(v, xasprintf("%s, frame %u of %u: %s", name, i, p->index.frame_count, e.text));
+        repo_notes_add(&v->notes, &p->hash, i);
         pthread_mutex_unlock(&v->lock);
+        bad_frames++;
     }
     pthread_mutex_lock(&v->lock);
     v->result.bad_frames += bad_frames;
     v->result.bad_packs += bad_frames > 0 || !whole;
     pthread_mutex_unlock(&v->lock);
+}
+
+static int pack_verify(struct verify *v, struct frame_fetcher *f, uint32_t index, struct error *err)
+{
+    const struct indexed_pack *p = &v->view.index.packs[index];
+    char name[PACK_NAME_BYTES];
+    bool sound = false;
+    pack_name(&p->hash, name);
+    for (unsigned attempt = 0; attempt < 2 && !sound; attempt++) { /* perhaps it was hurt on the way, and is sound there */
+        CLEANUP_FREE uint8_t *data = NULL;
+        size_t size = 0;
+        int code = store_read(v->repo->store, name, PACK_BYTES_MAX + PACK_INDEX_BYTES_MAX, &data, &size, err);
+        if (code == -ENOENT)
+            return 0; /* collected meanwhile; if not, its chunks will be missed */
+        if (code < 0 && code != -EFBIG)
+            return code;
+        sound = pack_is_sound(v, f, p, data, size);
+        if (!sound && attempt == 0)
+            continue;
+        if (!sound)
+            pack_judge(v, f, p, name, data, size);
+        pthread_mutex_lock(&v->lock);
+        v->result.packs++;
+        v->result.frames += p->index.frame_count;
+        v->result.bytes += size;
+        pthread_mutex_unlock(&v->lock);
+    }
     return 0;
 }
 

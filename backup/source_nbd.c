@@ -127,26 +127,37 @@ static void nbd_close(struct backup_source *source)
 
 static int location_refuse(const char *location, struct error *err)
 {
-    return error_set(err, -EINVAL, ERROR_INVALID, "nbd:%.100s is not nbd:unix:/SOCKET[:EXPORT[@MARK]]", location);
+    return error_set(err, -EINVAL, ERROR_INVALID, "nbd:%.100s is neither nbd:unix:/SOCKET[:EXPORT[@MARK]] nor nbd:fd:N[:EXPORT[@MARK]]",
+                     location);
+}
+
+/* A number that is not one of the three that every program has; -1: it is none. */
+static int socket_number(const char *text)
+{
+    char *end;
+    unsigned long number = strtoul(text, &end, 10);
+    return text[0] >= '0' && text[0] <= '9' && *end == '\0' && number > STDERR_FILENO && number <= INT32_MAX ? (int)number : -1;
 }
 
 int source_nbd_open(const char *location, const char *parent_mark, struct backup_source **ret_source,
                     struct error *err)
 {
     static const struct backup_source_ops ops = {.extent = nbd_extent, .read = nbd_read, .close = nbd_close};
-    if (strncmp(location, "unix:/", 6) != 0)
+    bool is_fd = strncmp(location, "fd:", 3) == 0;
+    if (!is_fd && strncmp(location, "unix:/", 6) != 0)
         return location_refuse(location, err);
-    CLEANUP_FREE char *path = xstrdup(location + 5);
+    CLEANUP_FREE char *path = xstrdup(location + (is_fd ? 3 : 5));
     char *export = strchr(path, ':'), *mark = NULL;
     if (export != NULL)
         *export ++ = '\0';
     if (export != NULL && (mark = strchr(export, '@')) != NULL)
         *mark++ = '\0';
-    if (mark != NULL && (mark[0] == '\0' || strlen(mark) > NBD_SINCE_BYTES_MAX))
+    int fd = is_fd ? socket_number(path) : -1;
+    if ((is_fd && fd < 0) || (mark != NULL && (mark[0] == '\0' || strlen(mark) > NBD_SINCE_BYTES_MAX)))
         return location_refuse(location, err);
     bool asks = parent_mark != NULL && parent_mark[0] != '\0' && strlen(parent_mark) <= NBD_SINCE_BYTES_MAX;
     struct nbd_client_options options = {
-        .socket_path = path, .export_name = export, .changed_since = asks ? parent_mark : NULL};
+        .socket_path = path, .has_fd = is_fd, .fd = fd, .export_name = export, .changed_since = asks ? parent_mark : NULL};
     struct block *block;
     int code = nbd_client_open(&options, &block, err);
     if (code < 0)

@@ -12,7 +12,8 @@
 
 enum { NBD_AHEAD_BYTES = 1 << 20, NBD_BEHIND_BYTES = 4 << 20 };
 
-/* @location: "unix:/SOCKET[:EXPORT[@MARK]]"; MARK is the name of the state that the export shows, for the next
+/* @location: "unix:/SOCKET[:EXPORT[@MARK]]", or "fd:N[:EXPORT[@MARK]]" with a connected socket that this program was
+ * started with; MARK is the name of the state that the export shows, for the next
  * backup.
  * @parent_mark: of the disk in the parent, or NULL. */
 int source_nbd_open(const char *location, const char *parent_mark, struct backup_source **ret_source,

@@ -24,6 +24,28 @@ int tool_key_read(const char *path, uint8_t ret_key[CHUNK_KEY_BYTES], struct err
     return code;
 }
 
+/* --credentials: where the store looks for them. Before there is a second thread. */
+static int credentials_take(const char *path, struct error *err)
+{
+    char *text = NULL;
+    int code = file_read(path, 4096, &text, NULL, err);
+    if (code < 0)
+        return code;
+    char *secret = strchr(text, '\n'), *end = secret != NULL ? strchr(secret + 1, '\n') : NULL;
+    if (secret == NULL || secret == text || end == secret + 1 || (end != NULL && end[1] != '\0') || secret[1] == '\0') {
+        code = error_set(err, -EINVAL, ERROR_INVALID, "%s: an access key and a secret key are needed, a line each", path);
+    } else {
+        *secret++ = '\0';
+        if (end != NULL)
+            *end = '\0';
+        if (setenv("AWS_ACCESS_KEY_ID", text, 1) < 0 || setenv("AWS_SECRET_ACCESS_KEY", secret, 1) < 0)
+            code = error_errno(err, -errno, "cannot take the credentials of %s", path);
+        explicit_bzero(secret, strlen(secret));
+    }
+    free(text);
+    return code;
+}
+
 int tool_open(const struct tool_options *o, bool repo, struct tool_place *ret_place, struct error *err)
 {
     struct tool_place *p = ret_place;
@@ -32,7 +54,9 @@ int tool_open(const struct tool_options *o, bool repo, struct tool_place *ret_pl
     if (o->store == NULL)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/store",
                                "--store is needed: an absolute path or s3://BUCKET[/PREFIX]");
-    int code = store_open(o->store, &p->store, err);
+    int code = o->credentials != NULL ? credentials_take(o->credentials, err) : 0;
+    if (code == 0)
+        code = store_open(o->store, &p->store, err);
     if (code == 0 && o->limit > 0)
         p->store->pace = p->pace = store_pace_create(o->limit);
     if (code == 0 && repo && o->key_file != NULL)

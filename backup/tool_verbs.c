@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "backup/backup_restore.h"
 #include "backup/repo_catalog.h"
@@ -345,12 +346,31 @@ int tool_show(const struct tool_options *o, struct error *err)
 
 /* ---- restore, cat ---- */
 
+/* "fd:N": a file that this program was started with. */
+static int inherited_open(const char *text, bool *ret_zeroed, int *ret_fd, struct error *err)
+{
+    struct stat st;
+    char *end;
+    unsigned long number = strtoul(text, &end, 10);
+    bool ok = text[0] >= '0' && text[0] <= '9' && *end == '\0' && number > STDERR_FILENO && number <= INT32_MAX;
+    int fd = ok ? dup((int)number) : -1;
+    if (fd < 0 || fstat(fd, &st) < 0) {
+        close_fd(&fd);
+        return error_set(err, -EINVAL, ERROR_INVALID, "'fd:%.20s' is no file that this program was started with", text);
+    }
+    *ret_zeroed = S_ISREG(st.st_mode) && st.st_size == 0;
+    *ret_fd = fd;
+    return 0;
+}
+
 static int target_open(const struct tool_options *o, const char *target, bool *ret_zeroed, int *ret_fd,
                        struct error *err)
 {
     const char *path = strncmp(target, "file:/", 6) == 0 ? target + 5 : target;
+    if (strncmp(target, "fd:", 3) == 0)
+        return inherited_open(target + 3, ret_zeroed, ret_fd, err);
     if (path[0] != '/')
-        return error_set(err, -EINVAL, ERROR_INVALID, "'%.100s' is no target: file:/PATH is", target);
+        return error_set(err, -EINVAL, ERROR_INVALID, "'%.100s' is no target: file:/PATH or fd:N is", target);
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     *ret_zeroed = fd >= 0;
     if (fd < 0 && errno == EEXIST && !o->force)

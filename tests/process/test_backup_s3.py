@@ -127,9 +127,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.connection.shutdown(socket.SHUT_RDWR)
         body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
         if fault == 'busy':
+            words = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>'
             self.send_response(503)
-            self.send_header('Content-Length', '0')
-            return self.end_headers()
+            self.send_header('Content-Type', 'application/xml')
+            self.send_header('Content-Length', str(len(words)))
+            self.end_headers()
+            return self.wfile.write(words)
         if fault == 'damage' and len(body) > 100:
             body = body[:50] + bytes([body[50] ^ 1]) + body[51:]
         c = http.client.HTTPConnection('127.0.0.1', self.server.to)
@@ -141,6 +144,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         c.send(body)
         r = c.getresponse()
         answer = r.read()
+        if fault == 'damage-answer' and '/packs/' in self.path and self.command == 'GET' and len(answer) > 100:
+            answer = answer[:50] + bytes([answer[50] ^ 1]) + answer[51:]
         if fault == 'cut-after':  # it was done, but nobody hears of it
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)
@@ -210,9 +215,16 @@ def test_there_and_back(swift, disk, tmp_path):
 
 
 def test_faults_are_retried(swift, disk, tmp_path):
-    with Faulty(swift.ports['proxy'], ['', '', '', '', '', 'busy', 'cut-first', 'cut-after', 'cut-middle']) as proxy:
+    with Faulty(swift.ports['proxy'], ['', '', '', '', '', 'busy', 'cut-first', 'cut-after', 'cut-middle', 'damage']) as proxy:
         there_and_back(store(proxy.server_address[1], 'faulty'), disk, tmp_path)
-        assert {'busy', 'cut-first', 'cut-after', 'cut-middle'} <= set(proxy.done)
+        assert {'busy', 'cut-first', 'cut-after', 'cut-middle', 'damage'} <= set(proxy.done)
+        proxy.shutdown()
+
+
+def test_what_was_damaged_on_its_way_back_is_read_again(swift, disk, tmp_path):
+    with Faulty(swift.ports['proxy'], ['', 'damage-answer', '', '']) as proxy:
+        there_and_back(store(proxy.server_address[1], 'answers'), disk, tmp_path)
+        assert 'damage-answer' in proxy.done
         proxy.shutdown()
 
 
@@ -250,5 +262,5 @@ def test_a_wrong_clock_is_told(swift, tmp_path):
 def test_a_busy_server_is_named(swift, tmp_path):
     with Faulty(swift.ports['proxy'], ['busy']) as proxy:
         p = run('list', '--store', store(proxy.server_address[1], 'busy'), ok=False)
-        assert p.returncode == 9 and '503' in p.stderr, p.stderr
+        assert p.returncode == 9 and '503' in p.stderr and 'SlowDown' in p.stderr, p.stderr
         proxy.shutdown()
