@@ -155,7 +155,8 @@ static void create_ended(struct apply *a, const struct operation *operation, enu
     set_state(a, record, backup_state_AVAILABLE, NULL);
     for (size_t i = 0; seen != NULL && OBJECT_HAS(task_seen, seen, backup) && i < seen->backup.removed.count; i++) {
         struct record *gone = map_get(&a->state->tables[object_kind_BACKUP].by_id, seen->backup.removed.items[i]);
-        if (gone != NULL && gone != record && gone->backup->state == backup_state_AVAILABLE)
+        if (gone != NULL && gone != record && gone->backup->state == backup_state_AVAILABLE &&
+            strcmp(gone->backup->vm, record->backup->vm) == 0 && strcmp(gone->backup->store, record->backup->store) == 0)
             drop(a, gone, "the rules of its policy let it go");
     }
 }
