@@ -5,7 +5,8 @@
  *               |  '-- a VMM starts or ends: looked at again every BACKUP_LOOK_MS              |
  *               '---- cancel, error -----------------------------------------------------------'
  *
- * The child has drover-backup do the work, beside the agent's own program. Of a VM that runs it first has the VMM open
+ * The child has drover-backup do the work, beside the agent's own program and with hardly any rights (backup_program.h,
+ * backup_disks.h). Of a VM that runs it first has the VMM open
  * images of all disks at one instant (the VMM's POST /v1/vm/backup) and closes them at the end; of one that is off it reads
  * the disks themselves, and the VM is held meanwhile (vm_hold), as it is for a restore.
  *
@@ -13,38 +14,25 @@
  * killed are closed first. A restore is done again. Cancel: the child is killed, and with it drover-backup; of a backup
  * nothing is left but chunks that the store's next prune takes. A restore writes beside the disks and puts them in their
  * place at the end: cancelled before, they are as they were. */
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
-#include <sys/wait.h>
-#include <time.h>
 
-#include "block/layer_disk.h"
-#include "block/layer_pool_dir.h"
-#include "common/file.h"
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
+#include "compute/agent/backup_disks.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/vm.h"
-
-#define RESTORED "restored-" /* begins the names of files that drover-backup writes */
+#include "compute/agent/vmm_user.h"
 
 enum {
     BACKUP_LOOK_MS = 200,
     VMM_ANSWER_BYTES_MAX = 64 * 1024,
     VMM_ANSWER_S = 90, /* longer than a freeze may take */
-    LINE_BYTES_MAX = 256 * 1024,
-    ARGUMENTS_MAX = 96,
 };
 
 struct backup_task {
@@ -140,6 +128,8 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
     OBJECT_COPY(backup_store, &work->store, &b->task->order.store);
     object_mark(&backup_work_desc, work, "store");
     OBJECT_TEXT(backup_work, work, vm, b->vm);
+    if (b->agent->vm_context.places.user_base != 0) /* nobody else's: after those of VMs and of conversions of images */
+        OBJECT_SET(backup_work, work, program_user, b->agent->vm_context.places.user_base + VMM_USERS + 1);
     if (vm == NULL)
         return 0;
     const struct vm_order *order = vm_order_of(vm);
@@ -374,219 +364,30 @@ static int images_begin(const struct backup_work *work, struct vmm_backup *ret_i
     return OBJECT_DECODE(vmm_backup, text, strlen(text), OBJECT_STORED, ret_images, err);
 }
 
-/* ---- in the child: drover-backup ---- */
-
-struct arguments {
-    char *items[ARGUMENTS_MAX + 1]; /* owned, the last NULL */
-    unsigned count;
-    int key_fd, definition_fd;
-};
-
-static void argument_add(struct arguments *a, char *text)
-{
-    ASSERT(a->count < ARGUMENTS_MAX);
-    a->items[a->count++] = text;
-}
-
-static void option_add(struct arguments *a, const char *name, const char *value)
-{
-    argument_add(a, xasprintf("--%s", name));
-    argument_add(a, xstrdup(value));
-}
-
-/* A file without a name, for the program's eyes alone; it inherits the descriptor. */
-static int file_of_text(const char *text)
-{
-    int fd = memfd_create("backup", 0);
-    if (fd >= 0 && write(fd, text, strlen(text)) != (ssize_t)strlen(text))
-        close_fd(&fd);
-    return fd;
-}
-
-static int arguments_begin(struct arguments *a, const char *verb, const struct backup_work *work, struct error *err)
-{
-    char text[32];
-    *a = (struct arguments){.key_fd = -1, .definition_fd = -1};
-    argument_add(a, xstrdup("drover-backup"));
-    argument_add(a, xstrdup(verb));
-    option_add(a, "store", work->store.location);
-    if (work->store.key != NULL) {
-        a->key_fd = file_of_text(work->store.key);
-        if (a->key_fd < 0)
-            return error_errno(err, -errno, "cannot hand on the store's key");
-        snprintf(text, sizeof text, "/dev/fd/%d", a->key_fd);
-        option_add(a, "key-file", text);
-    }
-    if (work->store.bytes_per_second > 0 && strcmp(verb, "init") != 0) {
-        snprintf(text, sizeof text, "%llu", (unsigned long long)work->store.bytes_per_second);
-        option_add(a, "limit", text);
-    }
-    return 0;
-}
-
-static void arguments_finish(struct arguments *a)
-{
-    for (unsigned i = 0; i < a->count; i++)
-        free(a->items[i]);
-    close_fd(&a->key_fd);
-    close_fd(&a->definition_fd);
-}
-
-/* In the child of the child. */
-static _Noreturn void program_become(const struct arguments *a, const struct backup_work *work, int progress_fd)
-{
-    char self[4096];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 16);
-    int null = open("/dev/null", O_RDWR);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (null >= 0) {
-        dup2(null, STDIN_FILENO);
-        dup2(progress_fd, STDOUT_FILENO); /* its own words, where no descriptor for progress is taken */
-        dup2(null, STDERR_FILENO);
-    }
-    if (work->store.access_key != NULL)
-        setenv("AWS_ACCESS_KEY_ID", work->store.access_key, 1);
-    if (work->store.secret_key != NULL)
-        setenv("AWS_SECRET_ACCESS_KEY", work->store.secret_key, 1);
-    if (n > 0) {
-        self[n] = '\0';
-        char *slash = strrchr(self, '/');
-        strcpy(slash != NULL ? slash + 1 : self, "drover-backup");
-        execv(self, a->items);
-    }
-    execvp("drover-backup", a->items);
-    _exit(127);
-}
-
-/* "removed <id> ..." of drover-backup prune. */
-static void removed_add(const char *line, struct backup_result *result)
-{
-    static const char begins[] = "removed ";
-    size_t skip = sizeof begins - 1;
-    if (result == NULL || strncmp(line, begins, skip) != 0 || strlen(line) < skip + 36 || result->removed.count >= 1000)
-        return;
-    result->removed.items = xrealloc(result->removed.items, (result->removed.count + 1) * sizeof(char *));
-    result->removed.items[result->removed.count++] = xasprintf("%.36s", line + skip);
-    object_mark(&backup_result_desc, result, "removed");
-}
-
-/* Each line of JSON that it says; the last one is *ret_last, which the caller frees. */
-static int lines_follow(int fd, json_t **ret_last, struct backup_result *result)
-{
-    CLEANUP_FREE char *line = NULL;
-    size_t room = 0;
-    FILE *stream = fdopen(fd, "r");
-    if (stream == NULL)
-        return -errno;
-    while (getline(&line, &room, stream) > 0 && room < LINE_BYTES_MAX) {
-        json_t *said = json_loads(line, 0, NULL);
-        const char *step = json_string_value(json_object_get(said, "step"));
-        removed_add(line, result);
-        if (step == NULL) {
-            json_decref(said);
-            continue;
-        }
-        if (strcmp(step, "done") != 0 && strcmp(step, "failed") != 0)
-            task_child_tell(step, (uint64_t)json_integer_value(json_object_get(said, "done_bytes")),
-                            (uint64_t)json_integer_value(json_object_get(said, "total_bytes")));
-        json_decref(*ret_last);
-        *ret_last = said;
-    }
-    fclose(stream);
-    return 0;
-}
-
-/* Run it to its end. 0 and, where it said so, its result (owned by the caller); or its own words. @ret_removed: takes the
- * backups that it says it has removed; may be NULL. */
-static int program_run(struct arguments *a, const struct backup_work *work, json_t **ret_result,
-                       struct backup_result *ret_removed, struct error *err)
-{
-    int fds[2], status = 0;
-    json_t *last = NULL;
-    char text[16];
-    if (pipe2(fds, O_CLOEXEC) < 0)
-        return error_errno(err, -errno, "cannot make a pipe");
-    bool has_progress = strcmp(a->items[1], "init") != 0;
-    if (has_progress) {
-        snprintf(text, sizeof text, "%d", STDOUT_FILENO);
-        option_add(a, "progress-fd", text);
-    }
-    pid_t pid = fork();
-    if (pid == 0)
-        program_become(a, work, fds[1]);
-    int code = pid < 0 ? -errno : 0;
-    close(fds[1]);
-    if (code == 0)
-        code = lines_follow(fds[0], &last, ret_removed);
-    else
-        close(fds[0]);
-    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
-        ;
-    const char *step = json_string_value(json_object_get(last, "step"));
-    if (code < 0) {
-        code = error_errno(err, code, "cannot start drover-backup");
-    } else if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
-        *ret_result = json_incref(json_object_get(last, "result"));
-    } else if (step != NULL && strcmp(step, "failed") == 0) {
-        const char *said = json_string_value(json_object_get(last, "text"));
-        const char *kind = json_string_value(json_object_get(last, "code"));
-        code = error_set(err, -EIO, error_kind_from_code(kind != NULL ? kind : "internal"), "%s",
-                         said != NULL ? said : "drover-backup does not say why");
-    } else if (WIFEXITED(status) && WEXITSTATUS(status) == 127) {
-        code = error_set(err, -ENOENT, ERROR_NOT_SUPPORTED, "drover-backup is not installed beside drover-agent");
-    } else {
-        code = error_set(err, -EIO, ERROR_INTERNAL, "drover-backup ended with status %d and no word",
-                         WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
-    }
-    json_decref(last);
-    return code;
-}
+/* ---- in the child: create ---- */
 
 /* A store that is not encrypted needs nobody's key: it is made where it is missing. */
 static void store_make(const struct backup_work *work)
 {
-    struct arguments a;
+    struct backup_program p;
     json_t *result = NULL;
-    if (work->store.key == NULL && arguments_begin(&a, "init", work, NULL) == 0) {
-        (void)program_run(&a, work, &result, NULL, NULL); /* one that is there refuses; what is wrong, create will say */
-        json_decref(result);
-        arguments_finish(&a);
-    }
+    if (work->store.key != NULL)
+        return;
+    if (backup_program_begin(&p, "init", work, NULL) == 0)
+        (void)backup_program_run(&p, &result, NULL, NULL); /* one that is there refuses; what is wrong, create will say */
+    json_decref(result);
+    backup_program_finish(&p);
 }
 
-/* ---- in the child: create ---- */
-
-static char *disk_source(const struct backup_work *work, const struct backup_work_disk *disk)
+static int create_arguments(struct backup_program *p, enum snapshot_consistency consistency, struct error *err)
 {
-    if (work->control_path != NULL)
-        return xasprintf("%s=nbd:unix:%s:%s@%s", disk->name, work->socket_path, disk->name, work->task.id);
-    if (disk->layers != NULL)
-        return xasprintf("%s=pool:%s/%s", disk->name, disk->layers, disk->name);
-    return xasprintf("%s=file:%s", disk->name, disk->raw);
-}
-
-static int create_arguments(struct arguments *a, const struct backup_work *work, enum snapshot_consistency consistency,
-                            struct error *err)
-{
-    char text[32];
-    const struct backup_work_disk *disks = work->disks.items;
-    int r = arguments_begin(a, "create", work, err);
-    if (r < 0)
-        return r;
-    option_add(a, "vm", work->task.vm_name != NULL ? work->task.vm_name : work->vm);
-    option_add(a, "vm-id", work->vm);
-    option_add(a, "id", work->task.id);
-    option_add(a, "parent", work->task.parent != NULL ? work->task.parent : "none");
-    option_add(a, "consistency", snapshot_consistency_desc.names[consistency]);
-    if (work->task.definition != NULL && (a->definition_fd = file_of_text(work->task.definition)) >= 0) {
-        snprintf(text, sizeof text, "/dev/fd/%d", a->definition_fd);
-        option_add(a, "definition", text);
-    }
-    for (size_t i = 0; i < work->disks.count; i++) {
-        CLEANUP_FREE char *source = disk_source(work, &disks[i]);
-        option_add(a, "disk", source);
-    }
-    return 0;
+    const struct backup_work *work = p->work;
+    backup_program_option(p, "vm", work->task.vm_name != NULL ? work->task.vm_name : work->vm);
+    backup_program_option(p, "vm-id", work->vm);
+    backup_program_option(p, "id", work->task.id);
+    backup_program_option(p, "parent", work->task.parent != NULL ? work->task.parent : "none");
+    backup_program_option(p, "consistency", snapshot_consistency_desc.names[consistency]);
+    return work->task.definition != NULL ? backup_program_text(p, "definition", work->task.definition, err) : 0;
 }
 
 /* From the manifest that drover-backup shows. */
@@ -607,15 +408,20 @@ static void result_fill(const json_t *manifest, struct backup_result *result)
     OBJECT_SET(backup_result, result, duration_ms, (uint64_t)json_integer_value(json_object_get(manifest, "duration_ms")));
 }
 
-/* A parent that the store has no more: then all is read. */
 static int create_run(const struct backup_work *work, enum snapshot_consistency consistency, json_t **ret_manifest,
                       struct error *err)
 {
-    struct arguments a;
-    int r = create_arguments(&a, work, consistency, err);
+    struct backup_program p;
+    pid_t server = 0;
+    int r = backup_program_begin(&p, "create", work, err);
     if (r == 0)
-        r = program_run(&a, work, ret_manifest, NULL, err);
-    arguments_finish(&a);
+        r = create_arguments(&p, consistency, err);
+    if (r == 0)
+        r = backup_disks_show(&p, &server, err);
+    if (r == 0)
+        r = backup_program_run(&p, ret_manifest, NULL, err);
+    backup_disks_end(server);
+    backup_program_finish(&p);
     return r;
 }
 
@@ -628,38 +434,38 @@ static void rules_keep(const struct backup_work *work, struct backup_result *res
         uint32_t count;
     } rules[] = {{"keep-last", t->keep_last},     {"keep-hourly", t->keep_hourly},   {"keep-daily", t->keep_daily},
                  {"keep-weekly", t->keep_weekly}, {"keep-monthly", t->keep_monthly}, {"keep-yearly", t->keep_yearly}};
-    struct arguments a;
+    struct backup_program p;
     struct error err = {.code = 0};
     json_t *said = NULL;
     char text[16], quoted[640];
     bool any = false;
-    int r = arguments_begin(&a, "prune", work, &err);
+    int r = backup_program_begin(&p, "prune", work, &err);
     for (size_t i = 0; i < ARRAY_SIZE(rules); i++) {
         snprintf(text, sizeof text, "%u", rules[i].count);
         if (rules[i].count > 0)
-            option_add(&a, rules[i].option, text);
+            backup_program_option(&p, rules[i].option, text);
         any = any || rules[i].count > 0;
     }
-    option_add(&a, "vm-id", work->vm);
+    backup_program_option(&p, "vm-id", work->vm);
     if (r == 0 && any)
-        r = program_run(&a, work, &said, result, &err);
+        r = backup_program_run(&p, &said, result, &err);
     if (r < 0)
         log_warning("backup-rules", "store=%s error=%s", work->store.name, log_quote(err.text, quoted, sizeof quoted));
     json_decref(said);
-    arguments_finish(&a);
+    backup_program_finish(&p);
 }
 
 static int backup_delete(const struct backup_work *work, struct error *err)
 {
-    struct arguments a;
+    struct backup_program p;
     json_t *said = NULL;
-    int r = arguments_begin(&a, "prune", work, err);
-    option_add(&a, "forget", work->task.id);
-    argument_add(&a, xstrdup("--no-collect"));
+    int r = backup_program_begin(&p, "prune", work, err);
+    backup_program_option(&p, "forget", work->task.id);
+    backup_program_flag(&p, "no-collect");
     if (r == 0)
-        r = program_run(&a, work, &said, NULL, err);
+        r = backup_program_run(&p, &said, NULL, err);
     json_decref(said);
-    arguments_finish(&a);
+    backup_program_finish(&p);
     return r < 0 && err->kind == ERROR_NOT_FOUND ? 0 : r; /* it has gone already, or was never whole */
 }
 
@@ -678,6 +484,7 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
             consistency = snapshot_consistency_CRASH;
     }
     int r = create_run(work, consistency, &manifest, err);
+    /* a parent that the store has no more: then all is read */
     if (r < 0 && err->kind == ERROR_NOT_FOUND && work->task.parent != NULL) {
         OBJECT_TEXT(task_backup, &work->task, parent, NULL);
         r = create_run(work, consistency, &manifest, err);
@@ -702,94 +509,25 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
 
 /* ---- in the child: restore ---- */
 
-/* A name of its own for each try: what lies below a disk that was restored before must stay until that has gone. */
-static char *restored_path(const struct backup_work_disk *disk, const char *try)
-{
-    return disk->layers != NULL ? xasprintf("%s/" RESTORED "%s.raw", disk->layers, try)
-                                : xasprintf("%s." RESTORED "%s", disk->raw, try);
-}
-
-/* Files of other tries, and what lay below the disk before. */
-static void restored_clean(const struct backup_work_disk *disk, const char *try)
-{
-    CLEANUP_FREE char *kept = restored_path(disk, try);
-    CLEANUP_FREE char *directory = xstrdup(kept);
-    CLEANUP_FREE char *raw = xasprintf("%s.raw." RESTORED, disk->name);
-    const char *begins = disk->layers != NULL ? RESTORED : raw;
-    *strrchr(directory, '/') = '\0';
-    DIR *dir = opendir(directory);
-    for (struct dirent *entry; dir != NULL && (entry = readdir(dir)) != NULL;) {
-        CLEANUP_FREE char *path = xasprintf("%s/%s", directory, entry->d_name);
-        if (strncmp(entry->d_name, begins, strlen(begins)) == 0 && strcmp(path, kept) != 0)
-            (void)unlink(path);
-    }
-    if (dir != NULL)
-        closedir(dir);
-}
-
-/* What was restored takes the disk's place: a raw file itself, or below a new, empty layer. */
-static int disk_replace(const struct backup_work *work, const struct backup_work_disk *disk, const char *try,
-                        struct error *err)
-{
-    CLEANUP_FREE char *restored = restored_path(disk, try);
-    struct layer_pool *pool;
-    if (work->user != 0 && chown(restored, work->user, work->user) < 0)
-        return error_errno(err, -errno, "cannot hand %s to the VM", restored);
-    if (disk->layers == NULL)
-        return rename(restored, disk->raw) < 0 ? error_errno(err, -errno, "cannot replace %s", disk->raw) : 0;
-    int r = layer_pool_dir_create(disk->layers, NULL, NULL, &pool, err);
-    if (r < 0)
-        return r;
-    r = layer_disk_delete(pool, disk->name, err);
-    if (r == 0)
-        r = layer_disk_create(pool, disk->name, 0, strrchr(restored, '/') + 1, err);
-    if (r == 0)
-        r = layer_disk_collect(pool, err);
-    layer_pool_dir_destroy(pool);
-    return r;
-}
-
-static int restore_arguments(struct arguments *a, const struct backup_work *work, const char *try, struct error *err)
-{
-    const struct backup_work_disk *disks = work->disks.items;
-    int r = arguments_begin(a, "restore", work, err);
-    if (r < 0)
-        return r;
-    option_add(a, "backup", work->task.id);
-    for (size_t i = 0; i < work->disks.count && r == 0; i++) {
-        CLEANUP_FREE char *restored = restored_path(&disks[i], try);
-        CLEANUP_FREE char *target = xasprintf("%s=file:%s", disks[i].name, restored);
-        CLEANUP_FREE char *directory = xstrdup(restored);
-        *strrchr(directory, '/') = '\0';
-        r = file_make_directories(directory, 0700, err);
-        option_add(a, "disk", target);
-    }
-    return r;
-}
-
 static int backup_restore(const struct backup_work *work, struct error *err)
 {
-    const struct backup_work_disk *disks = work->disks.items;
-    struct arguments a;
+    struct backup_program p;
+    struct backup_targets targets = {.count = 0};
     json_t *result = NULL;
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    CLEANUP_FREE char *try = xasprintf("%lld.%09ld", (long long)now.tv_sec, now.tv_nsec);
-    int r = restore_arguments(&a, work, try, err);
+    int r = backup_program_begin(&p, "restore", work, err);
+    backup_program_option(&p, "backup", work->task.id);
     if (r == 0)
-        r = program_run(&a, work, &result, NULL, err);
-    for (size_t i = 0; i < work->disks.count && r < 0; i++) { /* nothing has been replaced yet */
-        CLEANUP_FREE char *restored = restored_path(&disks[i], try);
-        (void)unlink(restored);
-    }
+        r = backup_targets_make(&p, &targets, err);
     if (r == 0)
+        r = backup_program_run(&p, &result, NULL, err);
+    bool restored = r == 0; /* from here on some may be in their place */
+    if (r == 0) {
         task_child_tell("putting the disks in their place", 0, 0);
-    for (size_t i = 0; i < work->disks.count && r == 0; i++)
-        r = disk_replace(work, &disks[i], try, err);
-    for (size_t i = 0; i < work->disks.count && r == 0; i++)
-        restored_clean(&disks[i], try);
+        r = backup_targets_place(&targets, err);
+    }
+    backup_targets_finish(&targets, restored);
     json_decref(result);
-    arguments_finish(&a);
+    backup_program_finish(&p);
     return r;
 }
 

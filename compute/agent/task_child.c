@@ -198,6 +198,8 @@ static const struct {
     {"snapshot", task_snapshot_work},
     {"backup", task_backup_work},
     {"image", task_image_work},
+    {"disks-serve", backup_disks_serve_work},
+    {"disks-place", backup_disks_place_work},
 };
 
 static void put_line(const struct task_seen *seen)

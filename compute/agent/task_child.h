@@ -54,5 +54,8 @@ int task_child_main(const char *work, pid_t parent);
 int task_snapshot_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_image_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
+/* Of a backup's child (backup_disks.h), with a backup_work that has no secrets. */
+int backup_disks_serve_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
+int backup_disks_place_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 
 #endif

@@ -15,11 +15,8 @@
  * name away already, so the snapshot is gone: it is ended as done, and what was not merged yet is with the next one. */
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "block/layer_disk.h"
@@ -28,6 +25,7 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
 #include "compute/agent/task_child.h"
+#include "compute/agent/task_walls.h"
 
 #define SNAPSHOT_LOOK_MS 200
 #define SNAPSHOT_ASK_MS 120000 /* for a VMM's answer: files are made and synced */
@@ -418,11 +416,8 @@ static int become(const struct snapshot_work *work, struct error *err)
         snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
         OBJECT_TEXT(snapshot_work_disk, &disks[i], directory, path);
     }
-    if (setgroups(0, NULL) < 0 || setresgid(work->user, work->user, work->user) < 0 ||
-        setresuid(work->user, work->user, work->user) < 0 || prctl(PR_SET_DUMPABLE, 1) < 0 || /* for /proc/self/fd */
-        prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) /* which a change of user takes back */
-        return error_errno(err, -errno, "cannot become user %u", work->user);
-    return 0;
+    const struct task_walls walls = {.user = work->user, .group = work->user};
+    return task_walls_raise(&walls, err);
 }
 
 static int pool_open(const struct snapshot_work_disk *disk, struct layer_pool **ret_pool, struct error *err)

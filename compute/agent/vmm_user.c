@@ -121,7 +121,7 @@ static int file_own(const char *path, uid_t user, uid_t group, mode_t mode, stru
 
 /* A disk with layers: the directory and all in it, but for the image, which has another name besides and stays root's;
  * all VMMs may read it. */
-static int layers_own(const char *path, const char *image_sha256, uid_t user, struct error *err)
+static int layers_own(const char *path, const char *images_dir, const char *image_sha256, uid_t user, struct error *err)
 {
     struct dirent *entry;
     int r = 0, fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -141,9 +141,12 @@ static int layers_own(const char *path, const char *image_sha256, uid_t user, st
         return error_errno(err, r, "cannot give %s to user %u", path, user);
     CLEANUP_FREE char *image = xasprintf("%s/%s.img", path, image_sha256 != NULL ? image_sha256 : "");
     CLEANUP_FD int image_fd = open(image, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    struct stat st;
+    CLEANUP_FREE char *kept = xasprintf("%s/%s", images_dir, image_sha256 != NULL ? image_sha256 : "");
+    struct stat st, of_kept;
+    /* The VMM may have put another file under that name: only what is the image is opened to all. */
     bool closed = image_fd >= 0 && fstat(image_fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == 0 &&
-                  (st.st_mode & 0444) != 0444;
+                  (st.st_mode & 0444) != 0444 && lstat(kept, &of_kept) == 0 && of_kept.st_dev == st.st_dev &&
+                  of_kept.st_ino == st.st_ino;
     return closed && fchmod(image_fd, 0644) < 0 ? error_errno(err, -errno, "cannot open %s to user %u", image, user) : 0;
 }
 
@@ -153,7 +156,7 @@ static int disk_own(const struct vm_places *places, const struct vm_order *order
     CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
     CLEANUP_FREE char *path = vm_files_disk_path(places, order, disk);
     if (layers != NULL)
-        return layers_own(layers, order->disk.sha256, user, err);
+        return layers_own(layers, places->images_dir, order->disk.sha256, user, err);
     return disk->read_only ? file_own(path, 0, user, 0640, err) : file_own(path, user, user, 0600, err);
 }
 

@@ -194,6 +194,45 @@ static void test_disks(void **state)
     OBJECT_CLEAR(vm_order, &order);
 }
 
+static mode_t mode_of(const char *path)
+{
+    struct stat st;
+    assert_int_equal(lstat(path, &st), 0);
+    return st.st_mode & 0777;
+}
+
+/* A disk with layers: its image is opened to all VMMs; another file that a VMM has put under its name is not. */
+static void test_image_of_layers(void **state)
+{
+    struct fixture *f = *state;
+    struct vm_order order = {.epoch = 0};
+    struct error err;
+    const char *sha = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    if (needs_root())
+        return;
+    make_vm(f, VM_A);
+    OBJECT_TEXT(vm_order, &order, id, VM_A);
+    OBJECT_TEXT(artifact, &order.disk, sha256, sha);
+    struct vm_disk *disk = OBJECT_ADD(vm_order, &order, disks);
+    OBJECT_TEXT(vm_disk, disk, name, "root");
+    OBJECT_SET(vm_disk, disk, image, true);
+    CLEANUP_FREE char *pool = vm_files_path(&f->places, VM_A, "disks/root.layers");
+    CLEANUP_FREE char *image = xasprintf("%s/%s", f->images, sha), *linked = xasprintf("%s/%s.img", pool, sha);
+    CLEANUP_FREE char *secret = xasprintf("%s/secret", f->dir);
+    assert_int_equal(file_make_directories(pool, 0700, NULL), 0);
+    assert_int_equal(file_write_atomic(image, "x", 1, 0600, NULL) | file_write_atomic(secret, "x", 1, 0600, NULL), 0);
+    assert_int_equal(link(secret, linked), 0);
+    uid_t user = allot(f, VM_A);
+    assert_int_equal(vmm_user_own_files(&f->places, &order, user, &err), 0);
+    assert_int_equal(mode_of(secret), 0600);
+    assert_int_equal(mode_of(image), 0600);
+    assert_int_equal(unlink(linked) | link(image, linked), 0);
+    assert_int_equal(vmm_user_own_files(&f->places, &order, user, &err), 0);
+    assert_int_equal(mode_of(image), 0644);
+    assert_owned(f, VM_A, "disks/root.layers", user, user, 0700);
+    OBJECT_CLEAR(vm_order, &order);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -202,6 +241,7 @@ int main(void)
         T(test_stays_and_is_nobody_elses),
         T(test_directory_of_an_earlier_agent),
         T(test_disks),
+        T(test_image_of_layers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
