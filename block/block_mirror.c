@@ -36,7 +36,8 @@ struct block_mirror {
     uint64_t *marks;
     uint64_t next;             /* where the round is */
     uint64_t left_before;      /* clusters, when the round began */
-    bool is_sync, draining, was_level, no_lease;
+    bool is_sync, draining, was_level, no_lease, is_limited;
+    int64_t allowed_bytes;     /* is_limited: may be copied; less than 0: so much was copied too early */
     struct mirror_copy copies[MIRROR_COPIES_MAX];
     unsigned copying;
     struct list both;    /* struct mirror_op: under way to both */
@@ -356,6 +357,7 @@ static void copy_done(struct block_request *request, int result)
     if (result == 0 && request->op != BLOCK_READ) {
         c->at += request->size;
         m->progress.copied_bytes += request->size;
+        m->allowed_bytes -= m->is_limited && request->op == BLOCK_WRITE ? (int64_t)request->size : 0;
         m->progress.zero_bytes += request->op == BLOCK_WRITE_ZEROES ? request->size : 0;
     }
     if (result < 0 || c->at == c->size) {
@@ -428,7 +430,8 @@ static bool copy_begin(struct block_mirror *m, struct mirror_copy *c)
 static void pump(struct block_mirror *m)
 {
     for (unsigned i = 0; i < MIRROR_COPIES_MAX; i++) {
-        if (m->marked == 0 || m->draining || m->no_lease || m->progress.state == MIRROR_FAILED)
+        if (m->marked == 0 || m->draining || m->no_lease || m->progress.state == MIRROR_FAILED ||
+            (m->is_limited && m->allowed_bytes <= 0))
             break;
         if (!m->copies[i].busy && !copy_begin(m, &m->copies[i]))
             break;
@@ -436,6 +439,12 @@ static void pump(struct block_mirror *m)
     if (m->marked == 0 && m->copying == 0)
         m->is_sync = true; /* all is there: it stays so */
     level_look(m);
+}
+
+void block_mirror_allow(struct block_mirror *m, uint64_t bytes)
+{
+    m->is_limited = true;
+    m->allowed_bytes = MIN(m->allowed_bytes, INT64_C(0)) + (int64_t)MIN(bytes, (uint64_t)INT64_MAX / 2);
 }
 
 void block_mirror_run(struct block_mirror *m)
@@ -446,6 +455,7 @@ void block_mirror_run(struct block_mirror *m)
 
 int block_mirror_settle(struct block_mirror *m)
 {
+    m->is_limited = false;
     block_mirror_run(m);
     while (m->progress.state == MIRROR_COPYING && !m->no_lease) {
         block_drain(m->options.source);

@@ -58,6 +58,9 @@ struct block *block_mirror_front(struct block_mirror *m);
  * Blocking; negative errno. */
 void block_mirror_mark(struct block_mirror *m, uint64_t offset, uint64_t size);
 int block_mirror_mark_data(struct block_mirror *m);
+/* From the first call on no more is copied than was allowed: so many bytes more, zeroes and what the device writes to both not
+ * counted, and what is unused is not kept. block_mirror_settle, for which the device waits, knows no limit. */
+void block_mirror_allow(struct block_mirror *m, uint64_t bytes);
 /* Begin copying, or go on where the lease had stopped it. */
 void block_mirror_run(struct block_mirror *m);
 struct mirror_progress block_mirror_progress(const struct block_mirror *m);

@@ -113,7 +113,10 @@ static int do_disk_begin(void *arg, struct error *err)
     struct migrate_job *job = arg;
     const struct vmm_migration_disk *disk = (const struct vmm_migration_disk *)job->order.disks.items + job->disk;
     struct machine_slot *slot = machine_slot_find(job->machine, SLOT_DISK, disk->id, err);
-    return slot ? machine_mirror_begin(job->machine, slot, TAKE_PTR(job->link), disk, err) : -ENOENT;
+    uint64_t share = job->order.bytes_per_second / job->order.disks.count;
+    if (job->order.bytes_per_second != 0)
+        share = MAX(share, UINT64_C(1));
+    return slot ? machine_mirror_begin(job->machine, slot, TAKE_PTR(job->link), disk, share, err) : -ENOENT;
 }
 
 static int is_cancelled(struct migrate_job *job, struct error *err)

@@ -23,6 +23,7 @@ struct machine_mirror {
     struct block_mirror *mirror; /* NULL: it is over */
     struct block *target;        /* owned, until the device has it */
     bool is_remote;
+    uint64_t bytes_per_s;        /* that are copied at most; 0: as fast as it goes */
     struct vmm_disk to;          /* of a move */
     int wake_fd;                 /* the NBD client's thread writes to it */
     struct io_handler *wake;
@@ -62,12 +63,19 @@ static void wake(void *arg)
 
 static void on_control_look(void *arg);
 
+static void limit_renew(struct machine_mirror *mm)
+{
+    if (mm->bytes_per_s != 0)
+        block_mirror_allow(mm->mirror, MAX(mm->bytes_per_s * LOOK_MS / 1000, UINT64_C(1)));
+}
+
 /* Now and then: a lease may have come back, and what is level is taken over on the control loop. */
 static void on_look(void *arg)
 {
     struct machine_mirror *mm = arg;
     if (mm->mirror == NULL)
         return;
+    limit_renew(mm);
     block_mirror_run(mm->mirror);
     if (!mm->is_remote && block_mirror_progress(mm->mirror).state != MIRROR_COPYING)
         io_loop_post(mm->machine->control, on_control_look, mm->machine);
@@ -177,6 +185,7 @@ static int mirror_put(struct machine_mirror *mm, const struct vmm_migration_disk
     }
     block_drain(blk_top(blk));
     blk_set_filter(blk, block_mirror_front(mm->mirror), on_leaving, mm);
+    limit_renew(mm);
     block_mirror_run(mm->mirror);
     io_timer_arm(mm->machine->io, &mm->look, (uint64_t)LOOK_MS * NS_PER_MS);
     return 0;
@@ -264,7 +273,7 @@ void machine_mirror_unlink(struct machine_mirror *link)
 }
 
 int machine_mirror_begin(struct machine *m, struct machine_slot *slot, struct machine_mirror *link,
-                         const struct vmm_migration_disk *disk, struct error *err)
+                         const struct vmm_migration_disk *disk, uint64_t bytes_per_s, struct error *err)
 {
     int code = slot_check(m, slot, err);
     if (code == 0) {
@@ -277,6 +286,7 @@ int machine_mirror_begin(struct machine *m, struct machine_slot *slot, struct ma
         return code;
     }
     link->slot = slot;
+    link->bytes_per_s = bytes_per_s;
     return mirror_start(link, disk, err);
 }
 

@@ -26,9 +26,10 @@ int machine_mirror_link(struct machine *m, const struct vmm_migration_disk *disk
                         struct machine_mirror **ret_link, struct error *err);
 /* One that machine_mirror_begin was not given; NULL is allowed. */
 void machine_mirror_unlink(struct machine_mirror *link);
-/* Mirror @slot's disk over @link, which it takes in any case. @disk says what the target has already. */
+/* Mirror @slot's disk over @link, which it takes in any case. @disk says what the target has already. @bytes_per_s: limit of
+ * what is copied; 0: none. */
 int machine_mirror_begin(struct machine *m, struct machine_slot *slot, struct machine_mirror *link,
-                         const struct vmm_migration_disk *disk, struct error *err);
+                         const struct vmm_migration_disk *disk, uint64_t bytes_per_s, struct error *err);
 /* How @slot's disk fares, or the last one that it had. False: there was none. @ret_failure (256 bytes) may be NULL. */
 bool machine_mirror_progress(struct machine *m, const struct machine_slot *slot, struct mirror_progress *ret_progress,
                              char *ret_failure);

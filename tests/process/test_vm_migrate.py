@@ -45,7 +45,8 @@ class Counter:
     def image_with_disk(self):
         """Its disk: zeroes for the guest's own game, then something to recognize."""
         disk = self.cluster.bed.directory / 'disk.img'
-        disk.write_bytes(bytes(1 << 20) + b'of the image ' * 5000 + bytes(IMAGE_BYTES - (1 << 20) - 65000))
+        content = b'of the image ' * (IMAGE_BYTES // 2 // 13)
+        disk.write_bytes(bytes(1 << 20) + content + bytes(IMAGE_BYTES - (1 << 20) - len(content)))
         artifacts = {name: {'url': f'file://{path}', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
                      for name, path in (('kernel', TICKER), ('disk', disk))}
         status, _, answer = self.cluster.api('POST', '/v1/images', {'name': 'ticker', 'kind': 'kernel', **artifacts})
@@ -243,13 +244,12 @@ class Cell:
         self.web, self.step = web, step
         self.source, self.target = web.agent(), web.other()
         self.controller = web.cluster.controllers[0]
-        how = {'prepare': ['--bytes-per-second', '1MiB'], 'memory': ['--bytes-per-second', '1MiB'], 'ready': ['--verify'],
+        how = {'prepare': ['--bytes-per-second', '1MiB'], 'disks': ['--bytes-per-second', '2MiB'], 'memory': ['--bytes-per-second', '1MiB'], 'ready': ['--verify'],
                'idle': ['--bytes-per-second', '128KiB']}
         if step == 'prepare':
             self.target.program.freeze()                     # it does not even begin
         elif step == 'disks':
             web.fill(self.source)
-            self.wire(self.source, 'add', 'tbf', 'rate', '16mbit', 'burst', '64kb', 'latency', '100ms')
         asked = web.ask('--to', self.target.name, *how.get(step, []))
         self.asked = asked
         if step == 'prepare':
@@ -268,9 +268,6 @@ class Cell:
             wait_until(lambda: self.said(self.source, f'operation={asked["id"]} from=follow to=propose') or self.decided(), WAIT_S, 'it is ready')
         else:
             wait_until(self.decided, WAIT_S, 'it is decided', poll_s=0.001)
-
-    def wire(self, agent, verb, *words):
-        agent.host.run(['tc', 'qdisc', verb, 'dev', 'eth0', 'root', *words], check=verb == 'add')
 
     def decided(self):
         return self.said(self.source, f'operation={self.asked["id"]} from=propose to=decide')
@@ -311,7 +308,6 @@ class Cell:
             time.sleep(seconds)
 
     def heal(self):
-        self.wire(self.source, 'del')
         for program in (self.controller.program, self.target.program, self.source.program):
             if program.alive:
                 program.thaw()

@@ -297,6 +297,25 @@ static void a_target_that_fails_is_left_and_the_device_never_hears_of_it(void **
     }
 }
 
+static void no_more_is_copied_than_was_allowed(void **state)
+{
+    (void)state;
+    memset(world.source.data, 7, BYTES);
+    mirror_make(0);
+    block_mirror_allow(world.mirror, 1);
+    while (lazy_step(&world.source) || lazy_step(&world.target))
+        continue;
+    uint64_t begun = world.target.written; /* what had begun without a limit */
+    assert_true(begun <= MIRROR_COPIES_MAX * MIRROR_COPY_CLUSTERS * MIRROR_CLUSTER_BYTES && begun < BYTES);
+    block_mirror_run(world.mirror);
+    assert_int_equal(world.source.block.in_flight, 0); /* too much as it is */
+    block_mirror_allow(world.mirror, begun);
+    block_mirror_run(world.mirror);
+    assert_true(world.source.block.in_flight > 0);
+    assert_int_equal(block_mirror_settle(world.mirror), 0); /* the device waits: no limit */
+    assert_same();
+}
+
 static void without_the_lease_it_waits(void **state)
 {
     (void)state;
@@ -329,6 +348,7 @@ int main(int argc, char **argv)
         WORLD_TEST(it_gets_level_under_writing),
         WORLD_TEST(thin_stays_thin),
         WORLD_TEST(a_target_that_fails_is_left_and_the_device_never_hears_of_it),
+        WORLD_TEST(no_more_is_copied_than_was_allowed),
         WORLD_TEST(without_the_lease_it_waits),
         WORLD_TEST(only_to_one_of_its_size),
     };

@@ -535,9 +535,9 @@ static void it_is_not_stopped_before_somebody_permits_it(void **state)
     source_start(&options);
     do {
         p = migrate_sender_progress(world.source.sender);
+        assert_true(p.phase <= MIGRATE_PHASE_MEMORY);
         usleep(1000);
     } while (!p.asks_pause || p.rounds < 8);
-    assert_int_equal(p.phase, MIGRATE_PHASE_MEMORY);
     assert_non_null(strstr(p.why, "majority"));
     assert_int_equal(migrate_sender_permit(world.source.sender, &err), 0);
     both_join();
