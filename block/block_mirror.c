@@ -21,6 +21,7 @@ struct mirror_op {
     struct block_request *above;
     struct block_request below, beside; /* of source and target */
     struct list link;                   /* in both or waiting */
+    uint64_t number;                    /* in the order that they came */
     uint64_t first, last;               /* clusters */
     bool is_both, marks;
     unsigned pending;
@@ -35,6 +36,7 @@ struct block_mirror {
     uint64_t clusters, marked; /* marked: set bits */
     uint64_t *marks;
     uint64_t next;             /* where the round is */
+    uint64_t numbers;          /* of requests, given out */
     uint64_t left_before;      /* clusters, when the round began */
     bool is_sync, draining, was_level, no_lease, is_limited;
     int64_t allowed_bytes;     /* is_limited: may be copied; less than 0: so much was copied too early */
@@ -257,6 +259,7 @@ static int front_submit(struct block *b, struct block_request *r)
     bool changes = r->op != BLOCK_READ && r->op != BLOCK_FLUSH;
     op->mirror = m;
     op->above = r;
+    op->number = ++m->numbers;
     list_init(&op->link);
     if (changes) {
         op->first = r->offset / MIRROR_CLUSTER_BYTES;
@@ -439,6 +442,20 @@ static void pump(struct block_mirror *m)
     if (m->marked == 0 && m->copying == 0)
         m->is_sync = true; /* all is there: it stays so */
     level_look(m);
+}
+
+static uint64_t oldest_of(const struct list *ops, uint64_t oldest)
+{
+    LIST_FOREACH(link, ops) {
+        uint64_t number = LIST_ENTRY(link, struct mirror_op, link)->number;
+        oldest = oldest == 0 ? number : MIN(oldest, number);
+    }
+    return oldest;
+}
+
+uint64_t block_mirror_oldest(const struct block_mirror *m)
+{
+    return oldest_of(&m->both, oldest_of(&m->waiting, 0));
 }
 
 void block_mirror_allow(struct block_mirror *m, uint64_t bytes)

@@ -61,6 +61,9 @@ int block_mirror_mark_data(struct block_mirror *m);
 /* From the first call on no more is copied than was allowed: so many bytes more, zeroes and what the device writes to both not
  * counted, and what is unused is not kept. block_mirror_settle, for which the device waits, knows no limit. */
 void block_mirror_allow(struct block_mirror *m, uint64_t bytes);
+/* The oldest request of the device's that waits for the target, or for a copy to it, by its number (1, 2, ...); 0: none does. A
+ * target that is silent is the owner's to notice: whoever sees the same number for too long has it fail. */
+uint64_t block_mirror_oldest(const struct block_mirror *m);
 /* Begin copying, or go on where the lease had stopped it. */
 void block_mirror_run(struct block_mirror *m);
 struct mirror_progress block_mirror_progress(const struct block_mirror *m);

@@ -16,6 +16,7 @@
 #include "compute/vmm/machine_points.h"
 
 enum { LOOK_MS = 50, NS_PER_MS = 1000000, LINK_TIMEOUT_MS = 10000, LINK_RECONNECT_MS = 5000 };
+enum { DEVICE_WAITS_MS = 4000 }; /* that a write of the guest's waits for the other host; then the mirror has failed */
 
 struct machine_mirror {
     struct machine *machine;
@@ -28,6 +29,8 @@ struct machine_mirror {
     int wake_fd;                 /* the NBD client's thread writes to it */
     struct io_handler *wake;
     struct io_timer look;
+    uint64_t oldest;             /* request of the device's that waited for the target at the last look; 0: none */
+    unsigned oldest_ms;          /* and how long it had */
     struct mirror_progress last; /* once it is over */
     char failure[256];
 };
@@ -69,6 +72,16 @@ static void limit_renew(struct machine_mirror *mm)
         block_mirror_allow(mm->mirror, MAX(mm->bytes_per_s * LOOK_MS / 1000, UINT64_C(1)));
 }
 
+/* A target that is silent must not hold the guest for as long as a link may be silent before it counts as lost. */
+static void silence_look(struct machine_mirror *mm)
+{
+    uint64_t oldest = block_mirror_oldest(mm->mirror);
+    mm->oldest_ms = oldest != 0 && oldest == mm->oldest ? mm->oldest_ms + LOOK_MS : 0;
+    mm->oldest = oldest;
+    if (mm->is_remote && mm->oldest_ms >= DEVICE_WAITS_MS)
+        nbd_client_break(mm->target);
+}
+
 /* Now and then: a lease may have come back, and what is level is taken over on the control loop. */
 static void on_look(void *arg)
 {
@@ -76,6 +89,7 @@ static void on_look(void *arg)
     if (mm->mirror == NULL)
         return;
     limit_renew(mm);
+    silence_look(mm);
     block_mirror_run(mm->mirror);
     if (!mm->is_remote && block_mirror_progress(mm->mirror).state != MIRROR_COPYING)
         io_loop_post(mm->machine->control, on_control_look, mm->machine);
