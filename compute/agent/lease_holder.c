@@ -32,8 +32,7 @@ static bool take_voters(struct lease_holder *holder, const struct lease_answer *
     const struct lease_voter *voters = answer->voters.items;
     bool newer = answer->cluster_epoch > holder->cluster_epoch ||
                  (answer->cluster_epoch == holder->cluster_epoch && answer->voters_index > holder->voters_index);
-    if (answer->voters.count == 0 || (holder->voter_count > 0 && !newer) ||
-        (holder->mutations.first_voters && holder->voter_count > 0))
+    if (answer->voters.count == 0 || (holder->voter_count > 0 && !newer))
         return false;
     holder->cluster_epoch = answer->cluster_epoch;
     holder->voters_index = answer->voters_index;
@@ -102,13 +101,15 @@ uint64_t lease_holder_deadline(const struct lease_holder *holder)
     return sorted[holder->mutations.one_support ? 0 : count / 2];
 }
 
-uint64_t lease_holder_page(const struct lease_holder *holder, bool leased, bool confirmed, uint64_t present)
+uint64_t lease_holder_page(const struct lease_holder *holder, bool ha, bool armed, bool confirmed, uint64_t present)
 {
     uint64_t deadline_ns = lease_holder_deadline(holder);
-    if (!leased)
+    if (!ha)
         return 0;
     if (!confirmed)
         return PAGE_EXPIRED;
+    if (!armed)
+        return 0;
     if (deadline_ns == 0)
         return MAX(present, (uint64_t)PAGE_EXPIRED);
     return deadline_ns;

@@ -25,7 +25,6 @@ struct lease_holder_mutations {
     bool from_answer;        /* rule 1: counts from the answer */
     bool refusal_revives;    /* rule 3: also what has run out */
     bool refusal_as_asked;   /* rule 3: judged by when it was asked */
-    bool first_voters;       /* rule 7: counts in the first list that it was told */
     bool one_support;        /* rule 2: one is enough */
 };
 
@@ -58,9 +57,10 @@ void lease_holder_refused(struct lease_holder *holder, const char *address, uint
 uint64_t lease_holder_deadline(const struct lease_holder *holder);
 
 /* What a VM's shared page has to hold (compute/vmm/lease.h in the VMM's words): 0 = no lease rules it, 1 = it may not run.
- * @leased: it is to run under the lease; @confirmed: an order of the present generation names it, under the epoch of its
- * VMM. @present: what it holds now, 1 for a new one: a deadline that the agent before us gave stays until this one has
- * something to say. */
-uint64_t lease_holder_page(const struct lease_holder *holder, bool leased, bool confirmed, uint64_t present);
+ * @ha: it is started elsewhere when this host is lost; @armed: the lease counts; @confirmed: an order of the present generation
+ * names it, under the epoch of its VMM, and the host does not go down: only such a one runs without the lease where that is
+ * disarmed, for any other may be another host's by now. @present: what it holds now, 1 for a new one: a deadline that the
+ * agent before us gave stays until this one has something to say. */
+uint64_t lease_holder_page(const struct lease_holder *holder, bool ha, bool armed, bool confirmed, uint64_t present);
 
 #endif

@@ -851,7 +851,7 @@ static uint64_t vm_page_value(const struct local_vm *vm, uint64_t epoch, uint64_
         return 0;
     bool its_own = vm->lease_generation != 0 && vm->lease_generation == context->lease->generation && !vm->forgotten &&
                    !vm->gone && !context->leaving && epoch == vm->file.order.epoch;
-    return lease_holder_page(context->lease, vm->file.order.ha && !context->disarmed, its_own, present);
+    return lease_holder_page(context->lease, vm->file.order.ha, !context->disarmed, its_own, present);
 }
 
 /* Steps 2 to 6 of vmm_process.h, step 1 made sure of. */

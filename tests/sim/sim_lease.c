@@ -167,7 +167,7 @@ void sim_lease_pages(struct sim_agent *agent)
         if (!vm->used || (vm->lease_generation == 0 && !believes))
             continue;
         bool own = vm->lease_generation == agent->holder.generation && (!vm->process || vm->run_epoch == vm->order.epoch);
-        vm->page_ns = lease_holder_page(&agent->holder, vm->order.ha && !agent->disarmed, own || believes, vm->page_ns);
+        vm->page_ns = lease_holder_page(&agent->holder, vm->order.ha, !agent->disarmed, own || believes, vm->page_ns);
     }
 }
 

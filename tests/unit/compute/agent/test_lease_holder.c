@@ -115,16 +115,18 @@ static void a_cluster_that_was_recovered_leaves_the_old_controllers_behind(void 
 static void pages(void **test UNUSED)
 {
     struct lease_holder h = {0};
-    assert_int_equal(lease_holder_page(&h, false, true, 1), 0); /* no ha, or disarmed */
-    assert_int_equal(lease_holder_page(&h, true, true, 1), 1);  /* nobody supports it: it may not run */
-    assert_int_equal(lease_holder_page(&h, true, true, 9 * S), 9 * S); /* of an agent before us */
-    assert_int_equal(lease_holder_page(&h, true, true, 0), 1);         /* it had none, and gets one */
+    assert_int_equal(lease_holder_page(&h, false, true, true, 1), 0); /* no ha */
+    assert_int_equal(lease_holder_page(&h, false, true, false, 1), 0);
+    assert_int_equal(lease_holder_page(&h, true, false, true, 1), 0);  /* disarmed */
+    assert_int_equal(lease_holder_page(&h, true, false, false, 0), 1); /* but another host's by now, or this one goes down */
+    assert_int_equal(lease_holder_page(&h, true, true, true, 1), 1);   /* nobody supports it: it may not run */
+    assert_int_equal(lease_holder_page(&h, true, true, true, 9 * S), 9 * S); /* of an agent before us */
+    assert_int_equal(lease_holder_page(&h, true, true, true, 0), 1);         /* it had none, and gets one */
     take(&h, answer_of(1, true, 7, 1), 10 * S, 10 * S);
-    assert_int_equal(lease_holder_page(&h, true, true, 99 * S), 15 * S);
-    assert_int_equal(lease_holder_page(&h, true, false, 1), 1); /* the orders do not name it */
-    assert_int_equal(lease_holder_page(&h, false, false, 1), 0);
+    assert_int_equal(lease_holder_page(&h, true, true, true, 99 * S), 15 * S);
+    assert_int_equal(lease_holder_page(&h, true, true, false, 1), 1); /* the orders do not name it */
     lease_holder_generation(&h, 2); /* a support is one whatever generation it was asked for */
-    assert_int_equal(lease_holder_page(&h, true, true, 1), 15 * S);
+    assert_int_equal(lease_holder_page(&h, true, true, true, 1), 15 * S);
 }
 
 int main(void)
