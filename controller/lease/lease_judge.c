@@ -125,7 +125,7 @@ static unsigned count_settled(const struct lease_judge *judge, const struct stat
 bool lease_judge_settled(const struct lease_judge *judge, const struct state *state, uint64_t now_ns)
 {
     (void)now_ns; /* what was applied once stays applied, however old the view is */
-    return judge->mutations.no_settling || count_settled(judge, state, 0) >= majority(state);
+    return count_settled(judge, state, 0) >= majority(state);
 }
 
 bool lease_judge_hears(const struct lease_judge *judge, const struct state *state, const char *host, uint64_t now_ns)
@@ -185,8 +185,7 @@ static bool may_lose(const struct lease_judge *judge, const struct state *state,
 {
     uint64_t ttl_ms = lease_ttl_ns(state_cluster(state)->lease_ttl_ms) / LEASE_MS + 1;
     unsigned enough = judge->mutations.loses_at_once ? 0 : judge->mutations.one_confirmation ? 1 : majority(state);
-    return count->confirmed >= enough &&
-           (judge->mutations.no_settling || count_settled(judge, state, ttl_ms) >= majority(state));
+    return count->confirmed >= enough && count_settled(judge, state, ttl_ms) >= majority(state);
 }
 
 static void judge_host(const struct lease_judge *judge, const struct state *state, const struct host *host, const char *now,

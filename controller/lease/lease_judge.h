@@ -36,7 +36,6 @@ struct lease_judged_view {
 struct lease_judge_mutations {
     bool one_confirmation; /* rule 4: one is enough */
     bool loses_at_once;    /* rule 4: none is needed */
-    bool no_settling;      /* rule 7 */
 };
 
 struct lease_judge {
