@@ -25,3 +25,7 @@ bench-clone: $(BUILD)/tests/bench/bench_clone ## a bootable disk of a 10 GiB ima
 
 bench-backup: $(BUILD)/bin/drover-backup ## backups beside restic, borg, casync and qemu-img: a 3 GiB image, some minutes (ROUNDS=1)
 	@tools/deps bench && tests/bench/bench_backup.py --rounds $(or $(ROUNDS),1)
+
+.PHONY: bench-leases
+bench-leases: $(BUILD)/bin/drover-controller $(BUILD)/tests/bench/bench_leases ## what leases of 50 hosts with 2,000 VMs cost three controllers, two minutes (HOSTS=50 VMS=2000 SECONDS_EACH=30)
+	@/usr/bin/python3 tests/bench/bench_leases.py
