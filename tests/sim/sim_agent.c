@@ -4,6 +4,9 @@
  * what is under way is lost with its memory, and begun again. Rules: orders older than the newest known are ignored, an
  * order of a lower epoch or generation is refused, an order "deleted" for a VM it does not have is reported as done.
  *
+ * A VM that a migration brings is not its own before the orders say so, and one that leaves is not started again before it is
+ * known whose it is (sim_migrate.c). A host that goes down in order holds what has the lease, says so, and then is off.
+ *
  * Tasks are in its memory alone: begun with their first order, done after some ticks or failed, ended when that is asked
  * for, told until their order is gone; begun anew after a crash.
  *
@@ -24,9 +27,9 @@ static struct sim_world *world_of(const struct sim_agent *agent)
     return agent->cluster->world;
 }
 
-static struct sim_vm *find_vm(struct sim_agent *agent, const char *id)
+struct sim_vm *sim_agent_vm(struct sim_agent *agent, const char *id)
 {
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+    for (unsigned i = 0; i < agent->vms_top; i++)
         if (agent->vms[i].used && strcmp(agent->vms[i].order.id, id) == 0)
             return &agent->vms[i];
     return NULL;
@@ -34,12 +37,12 @@ static struct sim_vm *find_vm(struct sim_agent *agent, const char *id)
 
 /* ---- VMMs ---- */
 
-static void vmm_start(struct sim_agent *agent, struct sim_vm *vm)
+void sim_agent_vmm_start(struct sim_agent *agent, struct sim_vm *vm)
 {
     struct sim_world *world = world_of(agent);
     struct world_vm *known = sim_world_vm_by_id(world, vm->order.id);
     for (unsigned i = 0; i < world->agent_count; i++) {
-        const struct sim_vm *other = find_vm(&world->agents[i], vm->order.id);
+        const struct sim_vm *other = sim_agent_vm(&world->agents[i], vm->order.id);
         /* One that starts under a lease that has run out executes nothing; sim_lease_check sees what does. */
         if (other != NULL && !vm->order.ha && sim_vm_executes(&world->agents[i], other))
             sim_violation(&agent->cluster->sim, "VM %s is started on %s and runs on %s already", vm->order.name,
@@ -60,11 +63,22 @@ static void vmm_start(struct sim_agent *agent, struct sim_vm *vm)
                    (unsigned long long)vm->order.epoch);
 }
 
-static void vmm_kill(struct sim_agent *agent, struct sim_vm *vm, const char *why)
+void sim_agent_vmm_kill(struct sim_agent *agent, struct sim_vm *vm, const char *why)
 {
     if (vm->process)
         sim_world_tell(agent->cluster, "%s: VM %s ends: %s", agent->name, vm->order.name, why);
-    vm->process = vm->paused = false;
+    vm->process = vm->paused = vm->held = vm->waits = vm->has_all = false;
+}
+
+struct sim_vm *sim_agent_free_vm(struct sim_agent *agent)
+{
+    unsigned i = 0;
+    while (i < agent->vms_top && agent->vms[i].used)
+        i++;
+    if (i == SIM_AGENT_VMS_MAX)
+        return NULL;
+    agent->vms_top = MAX(agent->vms_top, i + 1);
+    return &agent->vms[i];
 }
 
 /* Has it been given to another host by a newer epoch? */
@@ -114,15 +128,19 @@ static bool working(struct sim_agent *agent, struct sim_vm *vm, enum vm_state me
 
 static void start_it(struct sim_agent *agent, struct sim_vm *vm)
 {
-    vmm_kill(agent, vm, "it is of an older epoch");
+    sim_agent_vmm_kill(agent, vm, "it is of an older epoch");
+    if (!vm->confirmed)
+        return; /* since it was written down it may have gone elsewhere */
     if (working(agent, vm, vm_state_STARTING))
         return;
-    if (!world_of(agent)->scripted && sim_chance(&agent->cluster->sim, 30)) {
+    bool fails = agent->failing_starts > 0 || (!world_of(agent)->scripted && sim_chance(&agent->cluster->sim, 30));
+    agent->failing_starts -= agent->failing_starts > 0;
+    if (fails) {
         vm->run_epoch = vm->order.epoch;
         reach(vm, vm_state_FAILED, "the kernel cannot be fetched");
         return;
     }
-    vmm_start(agent, vm);
+    sim_agent_vmm_start(agent, vm);
     if (vm->order.wanted == vm_wanted_PAUSED)
         vm->paused = true;
     reach(vm, vm->paused ? vm_state_PAUSED : vm_state_RUNNING, NULL);
@@ -130,6 +148,8 @@ static void start_it(struct sim_agent *agent, struct sim_vm *vm)
 
 static void want_on(struct sim_agent *agent, struct sim_vm *vm)
 {
+    if (!vm->process && vm->leaving[0] != '\0')
+        return; /* whose it is is not known yet */
     bool ended = !vm->process && (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED);
     if (vm->run_epoch != vm->order.epoch || (ended && vm->generation < vm->order.generation &&
                                              vm->order.wanted == vm_wanted_RUNNING)) {
@@ -158,7 +178,7 @@ static void want_off(struct sim_agent *agent, struct sim_vm *vm)
 {
     if (vm->process && working(agent, vm, vm_state_STOPPING))
         return;
-    vmm_kill(agent, vm, "it is stopped");
+    sim_agent_vmm_kill(agent, vm, "it is stopped");
     vm->run_epoch = vm->order.epoch;
     reach(vm, vm_state_STOPPED, NULL);
 }
@@ -167,15 +187,17 @@ static void want_gone(struct sim_agent *agent, struct sim_vm *vm)
 {
     if (vm->state == vm_state_DELETED)
         return;
-    vmm_kill(agent, vm, "it is deleted");
+    sim_agent_vmm_kill(agent, vm, "it is deleted");
     remove_disks(agent, vm);
     reach(vm, vm_state_DELETED, NULL);
 }
 
-static void drop_vm(struct sim_agent *agent, struct sim_vm *vm)
+void sim_agent_drop_vm(struct sim_agent *agent, struct sim_vm *vm)
 {
-    vmm_kill(agent, vm, "it is to be forgotten");
-    if (vm->state != vm_state_DELETED)
+    bool migrates = vm->leaving[0] != '\0' || vm->arriving[0] != '\0';
+    sim_migrate_forget(agent, vm);
+    sim_agent_vmm_kill(agent, vm, "it is to be forgotten");
+    if (vm->state != vm_state_DELETED && !migrates)
         remove_disks(agent, vm);
     OBJECT_CLEAR(vm_order, &vm->order);
     *vm = (struct sim_vm){0};
@@ -185,9 +207,12 @@ static void work(struct sim_agent *agent, struct sim_vm *vm)
 {
     if (vm->forgotten) {
         if (vm->busy_ticks == 0 || --vm->busy_ticks == 0)
-            drop_vm(agent, vm);
+            sim_agent_drop_vm(agent, vm);
         return;
     }
+    bool wanted_on = vm->order.wanted == vm_wanted_RUNNING || vm->order.wanted == vm_wanted_PAUSED;
+    if (vm->arriving[0] != '\0' || (vm->held && wanted_on))
+        return;
     switch ((enum vm_wanted)vm->order.wanted) {
     case vm_wanted_RUNNING:
     case vm_wanted_PAUSED:
@@ -201,7 +226,7 @@ static void work(struct sim_agent *agent, struct sim_vm *vm)
     }
     if (vm->process && !vm->paused && !world_of(agent)->scripted && agent->cluster->sim.now_us < agent->cluster->quiet_us &&
         sim_chance(&agent->cluster->sim, 3)) {
-        vmm_kill(agent, vm, "the guest powers off");
+        sim_agent_vmm_kill(agent, vm, "the guest powers off");
         vm->state = vm_state_STOPPED;
         vm->reason = "the guest powered off";
     }
@@ -209,7 +234,7 @@ static void work(struct sim_agent *agent, struct sim_vm *vm)
 
 /* ---- tasks ---- */
 
-static struct sim_task *find_task(struct sim_agent *agent, const char *id)
+struct sim_task *sim_agent_task(struct sim_agent *agent, const char *id)
 {
     for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
         if (agent->tasks[i].used && strcmp(agent->tasks[i].order.id, id) == 0)
@@ -224,14 +249,15 @@ static void drop_task(struct sim_task *task)
     *task = (struct sim_task){0};
 }
 
-static void end_task(struct sim_agent *agent, struct sim_task *task, enum operation_state state, const char *why)
+void sim_agent_end_task(struct sim_agent *agent, struct sim_task *task, enum operation_state state, const char *why)
 {
     OBJECT_SET(task_seen, &task->seen, state, state);
     if (why != NULL)
         OBJECT_TEXT(task_seen, &task->seen, error_text, why);
-    sim_world_tell(agent->cluster, "%s: %s of VM %s %s", agent->name, task_kind_desc.names[task->order.task.kind],
-                   find_vm(agent, task->order.task.vm) != NULL ? find_vm(agent, task->order.task.vm)->order.name : "?",
-                   operation_state_desc.names[state]);
+    const struct sim_vm *vm = sim_agent_vm(agent, task->order.task.vm);
+    sim_world_tell(agent->cluster, "%s: %s of VM %s %s%s%s", agent->name, task_kind_desc.names[task->order.task.kind],
+                   vm != NULL ? vm->order.name : "?", operation_state_desc.names[state], why != NULL ? ": " : "",
+                   why != NULL ? why : "");
 }
 
 static void work_task(struct sim_agent *agent, struct sim_task *task)
@@ -240,12 +266,16 @@ static void work_task(struct sim_agent *agent, struct sim_task *task)
     bool scripted = world_of(agent)->scripted;
     if (task->seen.state != operation_state_RUNNING)
         return;
-    if (task->order.cancel && (scripted || sim_chance(sim, 700))) {
-        end_task(agent, task, operation_state_CANCELLED, "cancelled");
+    if (task->order.task.kind == task_kind_VM_MIGRATE) {
+        sim_migrate_work(agent, task);
         return;
     }
-    if (find_vm(agent, task->order.task.vm) == NULL || (!scripted && sim_chance(sim, 30))) {
-        end_task(agent, task, operation_state_FAILED, "the disk is gone");
+    if (task->order.cancel && (scripted || sim_chance(sim, 700))) {
+        sim_agent_end_task(agent, task, operation_state_CANCELLED, "cancelled");
+        return;
+    }
+    if (sim_agent_vm(agent, task->order.task.vm) == NULL || (!scripted && sim_chance(sim, 30))) {
+        sim_agent_end_task(agent, task, operation_state_FAILED, "the disk is gone");
         return;
     }
     OBJECT_TEXT(task_seen, &task->seen, step, "at work");
@@ -257,12 +287,12 @@ static void work_task(struct sim_agent *agent, struct sim_task *task)
         OBJECT_SET(snapshot_result, &task->seen.snapshot, consistency, snapshot_consistency_CRASH);
         object_mark(&task_seen_desc, &task->seen, "snapshot");
     }
-    end_task(agent, task, operation_state_SUCCEEDED, NULL);
+    sim_agent_end_task(agent, task, operation_state_SUCCEEDED, NULL);
 }
 
 static void take_task(struct sim_agent *agent, const struct task_order *order)
 {
-    struct sim_task *task = find_task(agent, order->id);
+    struct sim_task *task = sim_agent_task(agent, order->id);
     for (unsigned i = 0; task == NULL && i < SIM_AGENT_TASKS_MAX; i++)
         if (!agent->tasks[i].used) {
             task = &agent->tasks[i];
@@ -293,19 +323,24 @@ static void take_tasks(struct sim_agent *agent, const struct node_orders *orders
 
 /* ---- orders ---- */
 
-
 static void take_order(struct sim_agent *agent, const struct vm_order *order)
 {
-    struct sim_vm *vm = find_vm(agent, order->id);
-    for (unsigned i = 0; vm == NULL && i < SIM_AGENT_VMS_MAX; i++)
-        if (!agent->vms[i].used)
-            vm = &agent->vms[i];
+    struct sim_vm *vm = sim_agent_vm(agent, order->id);
+    if (vm == NULL)
+        vm = sim_agent_free_vm(agent);
     ASSERT(vm != NULL);
     if (vm->used && (order->epoch < vm->order.epoch || order->generation < vm->order.generation)) {
         sim_world_tell(agent->cluster, "%s: refuses an old order for VM %s", agent->name, order->name);
         return;
     }
-    vm->used = true;
+    if (vm->used && vm->arriving[0] != '\0')
+        sim_migrate_arrived(agent, vm, order);
+    if (vm->used && order->epoch > vm->order.epoch) { /* a new start, here */
+        if (vm->held)
+            sim_agent_vmm_kill(agent, vm, "it is to start anew");
+        vm->leaving[0] = '\0';
+    }
+    vm->used = vm->confirmed = true;
     vm->forgotten = false;
     OBJECT_CLEAR(vm_order, &vm->order);
     OBJECT_COPY(vm_order, &vm->order, order);
@@ -327,19 +362,20 @@ static void take_orders(struct sim_agent *agent, const struct node_orders *order
     for (size_t i = 0; i < orders->vms.count; i++)
         take_order(agent, (const struct vm_order *)orders->vms.items + i);
     for (size_t i = 0; i < orders->forget.count; i++) {
-        struct sim_vm *vm = find_vm(agent, orders->forget.items[i]);
-        if (vm != NULL && (world_of(agent)->scripted || !vm->process)) {
-            drop_vm(agent, vm);
+        struct sim_vm *vm = sim_agent_vm(agent, orders->forget.items[i]);
+        if (vm != NULL && ((world_of(agent)->scripted && agent->work_ticks == 0) || !vm->process || vm->held)) {
+            sim_agent_drop_vm(agent, vm);
         } else if (vm != NULL && !vm->forgotten) {
             vm->forgotten = true;
             vm->busy_ticks = work_ticks(agent);
         }
     }
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+    for (unsigned i = 0; i < agent->vms_top; i++)
         if (agent->vms[i].used && agent->vms[i].state == vm_state_DELETED && !ordered(orders, agent->vms[i].order.id))
-            drop_vm(agent, &agent->vms[i]);
+            sim_agent_drop_vm(agent, &agent->vms[i]);
     sim_lease_orders(agent, orders);
     take_tasks(agent, orders);
+    sim_migrate_orders(agent, orders);
 }
 
 void sim_agent_deliver(struct sim_actor *to, struct sim_actor *from UNUSED, void *data)
@@ -352,10 +388,20 @@ void sim_agent_deliver(struct sim_actor *to, struct sim_actor *from UNUSED, void
         sim_world_message_free(message);
         return;
     }
+    if (message->kind == WORLD_HANDED) {
+        sim_migrate_handed(agent, message);
+        sim_world_message_free(message);
+        return;
+    }
     if (message->number == agent->number)
         agent->sent_us = 0;
     if (message->code < 0) {
         agent->controller++;
+    } else if (agent->going_down) {
+        if (message->number == agent->number) {
+            sim_world_tell(agent->cluster, "%s: the host is off", agent->name);
+            sim_agent_host_reboot(agent);
+        }
     } else if (OBJECT_DECODE(node_orders, message->text, strlen(message->text), OBJECT_LENIENT, &orders, NULL) == 0) {
         take_orders(agent, &orders);
         OBJECT_CLEAR(node_orders, &orders);
@@ -384,9 +430,11 @@ static void fill_report(struct sim_agent *agent, struct node_report *report)
     OBJECT_SET(node_report, report, generation, agent->holder.generation);
     if (agent->arming != 0)
         OBJECT_SET(node_report, report, arming, agent->arming);
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++) {
+    if (agent->going_down)
+        OBJECT_SET(node_report, report, leaving, true);
+    for (unsigned i = 0; i < agent->vms_top; i++) {
         const struct sim_vm *vm = &agent->vms[i];
-        if (!vm->used)
+        if (!vm->used || vm->arriving[0] != '\0')
             continue;
         struct vm_seen *seen = OBJECT_ADD(node_report, report, vms);
         OBJECT_TEXT(vm_seen, seen, id, vm->order.id);
@@ -424,10 +472,10 @@ static void send_report(struct sim_agent *agent)
 static void tick(struct sim *sim, struct sim_event *event)
 {
     struct sim_agent *agent = CONTAINER_OF(event->actor, struct sim_agent, actor);
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+    for (unsigned i = 0; i < agent->vms_top && !agent->going_down; i++)
         if (agent->vms[i].used)
             work(agent, &agent->vms[i]);
-    for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
+    for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX && !agent->going_down; i++)
         if (agent->tasks[i].used)
             work_task(agent, &agent->tasks[i]);
     if (agent->sent_us != 0 && sim_local_us(sim, &agent->actor) > agent->sent_us + ANSWER_TIMEOUT_US) {
@@ -449,6 +497,8 @@ void sim_agent_init(struct sim_agent *agent, struct sim_cluster *cluster, unsign
     agent->actor.clock_offset_us = sim_between(&cluster->sim, SIM_SECOND, 100 * SIM_SECOND);
     int64_t drift_ppm = cluster->scenario->drift_ppm > 0 ? cluster->scenario->drift_ppm : 500;
     agent->actor.clock_drift_ppm = (int64_t)sim_below(&cluster->sim, 2 * (uint64_t)drift_ppm + 1) - drift_ppm;
+    if (cluster->scenario->drift_worst)
+        agent->actor.clock_drift_ppm = -drift_ppm;
     snprintf(agent->id, sizeof agent->id, "0000000%u-0000-4000-8000-00000000aaaa", number % 10);
     snprintf(agent->name, sizeof agent->name, "n%u", number + 1);
 }
@@ -458,6 +508,8 @@ void sim_agent_start(struct sim_agent *agent)
     if (agent->actor.up || agent->burnt)
         return;
     agent->actor.up = true;
+    for (unsigned i = 0; i < agent->vms_top; i++)
+        agent->vms[i].arrival_lost = agent->vms[i].used && agent->vms[i].arriving[0] != '\0' && !agent->vms[i].waits;
     agent->controller = (unsigned)sim_below(&agent->cluster->sim, agent->cluster->node_count);
     sim_after(&agent->cluster->sim, sim_between(&agent->cluster->sim, SIM_MS, TICK_US), tick, &agent->actor, NULL);
     sim_lease_agent_start(agent);
@@ -470,8 +522,9 @@ void sim_agent_crash(struct sim_agent *agent)
     agent->actor.up = false;
     agent->actor.incarnation++;
     agent->have_index = agent->sent_us = 0;
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
-        agent->vms[i].busy_ticks = 0, agent->vms[i].forgotten = false;
+    agent->going_down = false;
+    for (unsigned i = 0; i < agent->vms_top; i++)
+        agent->vms[i].busy_ticks = 0, agent->vms[i].forgotten = agent->vms[i].confirmed = false;
     for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
         drop_task(&agent->tasks[i]);
     sim_log(&agent->cluster->sim, "agent %s is gone", agent->name);
@@ -481,14 +534,34 @@ void sim_agent_host_reboot(struct sim_agent *agent)
 {
     sim_agent_crash(agent);
     agent->boots++;
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+    for (unsigned i = 0; i < agent->vms_top; i++)
         if (agent->vms[i].used)
-            vmm_kill(agent, &agent->vms[i], "its host goes down");
+            sim_agent_vmm_kill(agent, &agent->vms[i], "its host goes down");
+}
+
+static void thawed(struct sim *sim UNUSED, struct sim_event *event UNUSED)
+{
+    /* what runs again is looked at after each event of the world's */
+}
+
+void sim_agent_freeze(struct sim_agent *agent, uint64_t until_us)
+{
+    struct sim *sim = &agent->cluster->sim;
+    agent->frozen_until_us = agent->actor.paused_until_us = MAX(until_us, sim->now_us);
+    sim_after(sim, agent->frozen_until_us - sim->now_us, thawed, NULL, NULL);
+}
+
+void sim_agent_host_leave(struct sim_agent *agent)
+{
+    agent->going_down = agent->actor.up;
+    agent->number++; /* the report under way does not say so: taken back */
+    agent->sent_us = 0;
+    sim_lease_pages(agent);
 }
 
 void sim_agent_finish(struct sim_agent *agent)
 {
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+    for (unsigned i = 0; i < agent->vms_top; i++)
         OBJECT_CLEAR(vm_order, &agent->vms[i].order);
     for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
         drop_task(&agent->tasks[i]);

@@ -39,10 +39,17 @@ static void ask_again(struct sim *sim, struct sim_event *event)
     }
 }
 
-static bool about_snapshots(enum route_id route)
+/* They change nothing that is wanted of the VM: tasks. */
+static bool about_tasks(enum route_id route)
 {
-    return route == ROUTE_ID_snapshot_create || route == ROUTE_ID_snapshot_revert || route == ROUTE_ID_snapshot_delete ||
-           route == ROUTE_ID_operation_cancel;
+    return route == ROUTE_ID_vm_migrate || route == ROUTE_ID_snapshot_create || route == ROUTE_ID_snapshot_revert ||
+           route == ROUTE_ID_snapshot_delete || route == ROUTE_ID_operation_cancel;
+}
+
+static bool about_vms(enum route_id route)
+{
+    return route != ROUTE_ID_host_drain && route != ROUTE_ID_host_undrain && route != ROUTE_ID_host_disarm &&
+           route != ROUTE_ID_host_arm && route != ROUTE_ID_ha_disarm && route != ROUTE_ID_ha_arm;
 }
 
 /* What stands in the path, if it is not the VM. */
@@ -56,29 +63,33 @@ static void snapshot_target(struct sim_client *client)
                  (unsigned long long)sim_between(&client->cluster->sim, 1, MAX(client->vm->snapshots, 1u)));
 }
 
-int sim_client_ask(struct sim_client *client, enum route_id route, const char *vm, const char *body, const char *key)
+int sim_client_ask(struct sim_client *client, enum route_id route, const char *target, const char *body, const char *key)
 {
     struct sim_world *world = world_of(client);
-    struct world_vm *known = sim_world_vm(world, vm);
-    if (client->busy || (known == NULL && world->vm_count == WORLD_VMS_MAX))
+    bool of_vm = about_vms(route);
+    struct world_vm *known = of_vm ? sim_world_vm(world, target) : NULL;
+    if (client->busy || (of_vm && known == NULL && world->vm_count == WORLD_VMS_MAX))
         return -EBUSY;
-    if (known == NULL) {
+    if (of_vm && known == NULL) {
         known = &world->vms[world->vm_count++];
-        snprintf(known->name, sizeof known->name, "%s", vm);
+        snprintf(known->name, sizeof known->name, "%s", target);
     }
-    known->deletion_asked |= route == ROUTE_ID_vm_delete;
+    if (route == ROUTE_ID_vm_delete)
+        known->deletion_asked = true;
     free(client->request.text);
     client->request = (struct world_message){.kind = WORLD_REQUEST, .route = route};
     client->request.text = body != NULL ? xstrdup(body) : NULL;
     if (route != ROUTE_ID_vm_create)
-        snprintf(client->request.target, sizeof client->request.target, "%s", vm);
+        snprintf(client->request.target, sizeof client->request.target, "%s", target);
     if (key != NULL)
         snprintf(client->request.key, sizeof client->request.key, "%s", key);
     else
         snprintf(client->request.key, sizeof client->request.key, "k%u-%llu", client->actor.id,
                  (unsigned long long)++client->keys);
     client->vm = known;
-    snapshot_target(client);
+    snprintf(client->target, sizeof client->target, "%s", target);
+    if (of_vm)
+        snapshot_target(client);
     client->busy = true;
     transmit(client);
     sim_after(&client->cluster->sim, RETRY_US, ask_again, &client->actor, NULL)->value = client->number;
@@ -125,7 +136,9 @@ static void acknowledged(struct sim_client *client, const struct world_message *
         {ROUTE_ID_vm_delete, vm_wanted_DELETED},
     };
     struct world_vm *vm = client->vm;
-    if (about_snapshots(client->request.route)) {
+    if (vm == NULL || client->request.route == ROUTE_ID_vm_update)
+        return;
+    if (about_tasks(client->request.route)) {
         memcpy(vm->task_id, answer->operation_id, sizeof vm->task_id);
         return;
     }
@@ -139,15 +152,17 @@ static void acknowledged(struct sim_client *client, const struct world_message *
 static void refused(struct sim_client *client, const struct world_message *answer)
 {
     enum route_id route = client->request.route;
-    bool own_snapshot = about_snapshots(route);
-    if (!own_snapshot) /* those change nothing that is wanted of the VM */
+    bool task = about_tasks(route);
+    if (client->vm == NULL)
+        return;
+    if (!task) /* those change nothing that is wanted of the VM */
         client->vm->uncertain = true;
     if (route == ROUTE_ID_vm_create && world_of(client)->leases && strstr(answer->words, "ha needs") != NULL)
         return; /* early: the controllers have no votes yet */
     bool impossible = answer->error == ERROR_KEY_REUSED || answer->error == ERROR_INTERNAL ||
                       (route == ROUTE_ID_vm_create && answer->error == ERROR_EXISTS) ||
                       (route == ROUTE_ID_snapshot_create && answer->error == ERROR_EXISTS) ||
-                      (route != ROUTE_ID_vm_create && (!own_snapshot || route == ROUTE_ID_snapshot_create) &&
+                      (route != ROUTE_ID_vm_create && (!task || route == ROUTE_ID_snapshot_create) &&
                        client->vm->exists && answer->error == ERROR_NOT_FOUND);
     if (impossible && !world_of(client)->scripted)
         sim_violation(&client->cluster->sim, "%s of %s is refused, which cannot be: %s", short_name(route),
@@ -179,7 +194,7 @@ void sim_client_deliver(struct sim_actor *to, struct sim_actor *from UNUSED, voi
             else
                 refused(client, answer);
             sim_world_tell(client->cluster, "client %u: %s %s: %s", client->actor.id - WORLD_CLIENT_ID + 1,
-                           short_name(client->request.route), client->vm->name, answer->code == 0 ? "accepted" : answer->words);
+                           short_name(client->request.route), client->target, answer->code == 0 ? "accepted" : answer->words);
             if (client->answered != NULL)
                 client->answered(client, answer);
         }
@@ -197,7 +212,9 @@ static void create_one(struct sim_client *client)
     bool ha = world_of(client)->leases && sim_chance(sim, 700); /* without disks: those are on one host only */
     snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":%llu,%s}", name,
              (unsigned long long)(sim_between(sim, 100, 600) << 20),
-             ha ? "\"ha\":true" : "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]");
+             ha                     ? "\"ha\":true"
+             : sim_chance(sim, 500) ? "\"disks\":[]" /* such a one can migrate, too */
+                                    : "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]");
     sim_client_ask(client, ROUTE_ID_vm_create, name, body, NULL);
 }
 
@@ -212,6 +229,37 @@ static void snapshot_one(struct sim_client *client, struct world_vm *vm)
     if (route == ROUTE_ID_snapshot_create)
         snprintf(body, sizeof body, "{\"name\":\"%s-s%u\"}", vm->name, ++vm->snapshots);
     sim_client_ask(client, route, vm->name, route == ROUTE_ID_snapshot_create ? body : NULL, NULL);
+}
+
+/* What administrators do with hosts. Nothing is left drained or disarmed for good: sim_fsm.c's end counts on it. */
+static void manage_hosts(struct sim_client *client)
+{
+    static const enum route_id routes[] = {ROUTE_ID_host_drain, ROUTE_ID_host_undrain, ROUTE_ID_host_undrain,
+                                           ROUTE_ID_host_disarm, ROUTE_ID_host_arm, ROUTE_ID_ha_disarm, ROUTE_ID_ha_arm};
+    const struct sim_world *world = world_of(client);
+    struct sim *sim = &client->cluster->sim;
+    enum route_id route = routes[sim_below(sim, world->leases ? ARRAY_SIZE(routes) : 3)];
+    bool all = route == ROUTE_ID_ha_disarm || route == ROUTE_ID_ha_arm;
+    sim_client_ask(client, route, all ? "" : world->agents[sim_below(sim, world->agent_count)].name, NULL, NULL);
+}
+
+/* Quiet times: everything is undone, one after another. */
+static bool undo_one(struct sim_client *client)
+{
+    const struct sim_world *world = world_of(client);
+    unsigned hosts = world->agent_count, step = client->undone;
+    if (step > 2 * hosts || client->actor.id != WORLD_CLIENT_ID)
+        return false;
+    if (client->busy)
+        return true;
+    client->undone++;
+    if (step < hosts)
+        sim_client_ask(client, ROUTE_ID_host_undrain, world->agents[step].name, NULL, NULL);
+    else if (world->leases && step < 2 * hosts)
+        sim_client_ask(client, ROUTE_ID_host_arm, world->agents[step - hosts].name, NULL, NULL);
+    else if (world->leases)
+        sim_client_ask(client, ROUTE_ID_ha_arm, "", NULL, NULL);
+    return true;
 }
 
 /* Of its own VMs that exist; by chance. */
@@ -236,12 +284,19 @@ static void next(struct sim *sim, struct sim_event *event)
     struct sim_client *client = CONTAINER_OF(event->actor, struct sim_client, actor);
     unsigned alive;
     struct world_vm *vm = one_of_mine(client, &alive);
-    if (sim->now_us > client->cluster->quiet_us + SIM_SECOND)
+    if (sim->now_us > client->cluster->quiet_us) {
+        if (undo_one(client))
+            sim_after(sim, 50 * SIM_MS, next, &client->actor, NULL);
         return;
+    }
     if (!client->busy && (vm == NULL || (alive < ALIVE_MAX && sim_chance(sim, 300))))
         create_one(client);
     else if (!client->busy && sim_chance(sim, 250))
         snapshot_one(client, vm);
+    else if (!client->busy && sim_chance(sim, 300))
+        sim_client_ask(client, ROUTE_ID_vm_migrate, vm->name, "{}", NULL);
+    else if (!client->busy && sim_chance(sim, 60))
+        manage_hosts(client);
     else if (!client->busy)
         sim_client_ask(client, routes[sim_below(sim, ARRAY_SIZE(routes))], vm->name, NULL, NULL);
     sim_after(sim, sim_between(sim, 50 * SIM_MS, 2 * SIM_SECOND), next, &client->actor, NULL);

@@ -20,6 +20,8 @@ void sim_cluster_init(struct sim_cluster *cluster, uint64_t seed, bool verbose, 
     cluster->scenario = scenario;
     cluster->mutations = *mutations;
     cluster->node_count = sim_chance(sim, 200) ? 5 : 3;
+    if (scenario->three)
+        cluster->node_count = 3;
     if (scenario->five)
         cluster->node_count = 5;
     if (scenario->alone)
@@ -39,6 +41,8 @@ void sim_cluster_init(struct sim_cluster *cluster, uint64_t seed, bool verbose, 
         node->actor.clock_offset_us = sim_between(sim, SIM_SECOND, 1000 * SIM_SECOND);
         int64_t drift_ppm = scenario->drift_ppm > 0 ? scenario->drift_ppm : CLOCK_DRIFT_PPM_MAX;
         node->actor.clock_drift_ppm = (int64_t)sim_below(sim, 2 * (uint64_t)drift_ppm + 1) - drift_ppm;
+        if (scenario->drift_worst)
+            node->actor.clock_drift_ppm = drift_ppm;
         ASSERT(pthread_rwlock_init(&node->lock, NULL) == 0);
         sim_disk_init(&node->disk, sim, &node->actor);
         if (scenario->snapshot_extra_ms > 0)

@@ -100,6 +100,7 @@ bool sim_step(struct sim *sim, uint64_t end_us)
         return true;
     }
     sim->events++;
+    sim->ran = actor;
     event->fn(sim, event);
     free(event);
     return true;

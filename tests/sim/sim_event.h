@@ -43,6 +43,7 @@ struct sim {
     uint64_t random;   /* state of the generator */
     uint64_t sequence; /* of the last event made */
     uint64_t events;   /* that ran */
+    const struct sim_actor *ran; /* whose the last one was; NULL: the world's own */
     struct sim_event **heap;
     size_t heap_size, heap_capacity;
     bool verbose;

@@ -16,8 +16,10 @@
 
 #define IMAGE_ID "00000000-0000-4000-8000-00000000bbbb"
 #define SHA "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+#define WALL_JUMP_MS_MAX INT64_C(3600000)
 #define LOAD "load" /* who the engine's own load is */
 #define CHECK_EVERY 4u       /* commands between two checks of the invariants, which cost more than all else */
+#define HASH_WHOLE_EVERY 16u /* commands between two hashes of objects that have not changed */
 #define CHECK_WHOLE_EVERY 64u /* and between two that look at unchanged objects too */
 
 struct process { /* a controller process */
@@ -45,7 +47,7 @@ static uint64_t local_ms(const struct sim_node *node)
 }
 static void wall_clock(const struct sim_node *node, char ret_text[TIME_TEXT_BYTES])
 {
-    time_text_format(WORLD_EPOCH_MS + local_ms(node), ret_text);
+    time_text_format((uint64_t)((int64_t)(WORLD_EPOCH_MS + local_ms(node)) + node->wall_jump_ms), ret_text);
 }
 static void uuid(void *arg, char ret_id[STATE_ID_BYTES])
 {
@@ -296,10 +298,15 @@ static uint64_t fsm_class_hash(const struct raft_machine *machine)
 {
     const struct state *state = ((struct process *)machine->ctx)->state;
     uint64_t hash = mix(1, &state->index, sizeof state->index);
+    bool whole = state->index % HASH_WHOLE_EVERY == 0;
     struct state_event event;
-    for (unsigned kind = 0; kind < object_kind_COUNT; kind++)
-        for (size_t i = 0; i < state->tables[kind].order.count; i++)
-            hash = mix(hash, state->tables[kind].order.items[i]->json, state->tables[kind].order.items[i]->json_size);
+    for (unsigned kind = 0; kind < object_kind_COUNT; kind++) {
+        const struct record_index *order = &state->tables[kind].order;
+        hash = mix(hash, &order->count, sizeof order->count);
+        for (size_t i = 0; i < order->count; i++)
+            if (whole || order->items[i]->common->revision == state->index)
+                hash = mix(hash, order->items[i]->json, order->items[i]->json_size);
+    }
     if (state_event_after(state, state->index - 1, &event)) /* older ones were hashed at their own index */
         hash = mix(hash, event.json, event.json_size);
     hash = mix(hash, &state->events_serial, sizeof state->events_serial);
@@ -368,7 +375,9 @@ static void answer(struct call *call, const struct world_message *given)
     struct world_message message = *given;
     message.number = call->message->number;
     memcpy(message.key, call->message->key, sizeof message.key);
-    message.kind = call->message->kind == WORLD_REQUEST ? WORLD_ANSWER : WORLD_ORDERS;
+    message.kind = call->message->kind == WORLD_REQUEST    ? WORLD_ANSWER
+                   : call->message->kind == WORLD_HANDOVER ? WORLD_HANDED
+                                                           : WORLD_ORDERS;
     sim_deliver_fn deliver = message.kind == WORLD_ANSWER ? sim_client_deliver : sim_agent_deliver;
     const struct sim_world *world = call->node->cluster->world;
     if (call_alive(call) && world->dying != call->node->actor.id)
@@ -393,6 +402,17 @@ static void answer_status(struct call *call, int status)
 
 /* ---- requests ---- */
 
+/* As api_node.c: what has been committed. */
+static void handover_words(struct call *call, const char *id, struct world_message *message)
+{
+    const struct record *record =
+        call_alive(call) ? state_get(process_of(call->node)->state, object_kind_OPERATION, id) : NULL;
+    bool there = record != NULL && record->operation->task.migration.handed_over != 0;
+    bool here = record != NULL && !there && record->operation->state != operation_state_RUNNING;
+    message->code = there || here ? 0 : -EAGAIN;
+    snprintf(message->words, sizeof message->words, "%s", there ? "there" : "here");
+}
+
 static void request_done(void *arg, int status, void *data)
 {
     struct call *call = arg;
@@ -407,6 +427,8 @@ static void request_done(void *arg, int status, void *data)
     snprintf(message.words, sizeof message.words, "%.199s", result->error.text);
     memcpy(message.object_id, result->object_id, sizeof message.object_id);
     memcpy(message.operation_id, result->operation_id, sizeof message.operation_id);
+    if (call->message->kind == WORLD_HANDOVER && result->code == 0)
+        handover_words(call, result->object_id, &message);
     answer(call, &message);
 }
 
@@ -427,9 +449,10 @@ static void request_ready(void *arg, int status)
     snprintf(print, sizeof print, "%016llx", (unsigned long long)mix(m->route, m->text ? m->text : m->target,
                                                                     strlen(m->text ? m->text : m->target)));
     struct decision_context context = {.now = now, .uuid = uuid, .uuid_arg = sim, .by = "client",
-                                       .idempotency_key = m->key, .fingerprint = print};
+                                       .idempotency_key = m->key[0] != '\0' ? m->key : NULL, .fingerprint = print};
+    enum object_mode mode = schema_routes[m->route].method == ROUTE_PATCH ? OBJECT_PATCH : OBJECT_CREATE;
     if (m->text != NULL)
-        ASSERT(object_decode(body, m->text, strlen(m->text), OBJECT_CREATE, object, NULL) == 0);
+        ASSERT(object_decode(body, m->text, strlen(m->text), mode, object, NULL) == 0);
     int rc = decide_route(process_of(call->node)->state, &context, m->route, m->target, strlen(m->target), object,
                           &call->decision, &err);
     if (object != NULL)
@@ -622,7 +645,7 @@ static void tick(struct sim_node *node)
         nodes[i] = (struct reconcile_node){world->agents[i].id, process->heard_ms[i]};
     struct reconcile_input input = {.now = now, .now_ms = local_ms(node), .leader_since_ms = process->leader_since_ms,
                                     .nodes = nodes, .n_nodes = world->agent_count,
-                                    .resume_after = process->resume_after};
+                                    .resume_after = process->resume_after, .uuid = uuid, .uuid_arg = &node->cluster->sim};
     reconcile_tick(process->state, &input, output);
     memcpy(process->resume_after, output->resume_after, sizeof process->resume_after);
     for (unsigned i = 0; i < output->count && node->actor.up && node->actor.incarnation == incarnation; i++)
@@ -678,13 +701,18 @@ static void fsm_class_begin(struct sim_cluster *cluster)
         sim_agent_start(&world->agents[i]);
     if (world->scripted)
         sim_script_begin(cluster);
+    if (cluster->scenario->staged)
+        sim_stage_start(cluster);
     for (unsigned i = 0; i < WORLD_CLIENTS; i++)
         sim_client_start(&world->clients[i]);
 }
 
 static void agent_again(struct sim *sim UNUSED, struct sim_event *event)
 {
-    sim_agent_start(event->data);
+    struct sim_agent *agent = event->data;
+    if (agent->going_down) /* nobody has answered it: it goes all the same */
+        sim_agent_host_reboot(agent);
+    sim_agent_start(agent);
 }
 
 static void mend_agent(struct sim *sim UNUSED, struct sim_event *event)
@@ -694,32 +722,44 @@ static void mend_agent(struct sim *sim UNUSED, struct sim_event *event)
         agent->cluster->network.cut[id][agent->actor.id] = agent->cluster->network.cut[agent->actor.id][id] = false;
 }
 
+/* Somebody sets a controller's wall clock: nothing may depend on what time it is. */
+static void jump_clock(struct sim_cluster *cluster)
+{
+    struct sim *sim = &cluster->sim;
+    struct sim_node *node = &cluster->nodes[sim_between(sim, 1, cluster->node_count)];
+    node->wall_jump_ms = (int64_t)sim_below(sim, 2 * WALL_JUMP_MS_MAX) - WALL_JUMP_MS_MAX;
+    sim_log(sim, "controller %u: its clock is wrong by %lld s", node->actor.id, (long long)node->wall_jump_ms / 1000);
+}
+
+/* It burns: no more than one of them, and none before all have been there. */
+static void burn(struct sim_cluster *cluster, struct sim_agent *agent)
+{
+    struct sim_world *world = cluster->world;
+    for (unsigned i = 0; i < world->agent_count; i++)
+        if (world->agents[i].burnt || cluster->sim.now_us < 10 * SIM_SECOND)
+            return;
+    sim_log(&cluster->sim, "host %s burns", agent->name);
+    sim_agent_host_reboot(agent);
+    agent->burnt = true;
+}
+
+/* Cut off in one direction, or from one controller. */
+static void cut_partly(struct sim_cluster *cluster, struct sim_agent *agent)
+{
+    struct sim *sim = &cluster->sim;
+    if (sim_chance(sim, 500))
+        sim_network_isolate(&cluster->network, agent->actor.id, sim_chance(sim, 500), false);
+    else
+        cluster->network.cut[agent->actor.id][sim_between(sim, 1, cluster->node_count)] = true;
+    sim_after(sim, sim_between(sim, SIM_SECOND, 20 * SIM_SECOND), mend_agent, NULL, agent);
+}
+
 static void fsm_class_fault(struct sim_cluster *cluster)
 {
     struct sim *sim = &cluster->sim;
     struct sim_world *world = cluster->world;
     struct sim_agent *agent = &world->agents[sim_below(sim, world->agent_count)];
-    switch (sim_below(sim, cluster->scenario->leases ? 7 : 4)) {
-    case 4: /* the whole host stands still, and wakes with all that it had */
-        agent->frozen_until_us = agent->actor.paused_until_us =
-            MIN(sim->now_us + sim_between(sim, SIM_SECOND, 20 * SIM_SECOND), cluster->quiet_us);
-        sim_log(sim, "host %s freezes", agent->name);
-        return;
-    case 5: /* cut off in one direction, or from one controller */
-        if (sim_chance(sim, 500))
-            sim_network_isolate(&cluster->network, agent->actor.id, sim_chance(sim, 500), false);
-        else
-            cluster->network.cut[agent->actor.id][sim_between(sim, 1, cluster->node_count)] = true;
-        sim_after(sim, sim_between(sim, SIM_SECOND, 20 * SIM_SECOND), mend_agent, NULL, agent);
-        return;
-    case 6: /* it burns: no more than one of them */
-        for (unsigned i = 0; i < world->agent_count; i++)
-            if (world->agents[i].burnt || sim->now_us < 10 * SIM_SECOND)
-                return;
-        sim_log(sim, "host %s burns", agent->name);
-        sim_agent_host_reboot(agent);
-        agent->burnt = true;
-        return;
+    switch (sim_below(sim, world->leases ? 9 : 5)) {
     case 0:
         sim_agent_crash(agent);
         break;
@@ -727,12 +767,30 @@ static void fsm_class_fault(struct sim_cluster *cluster)
         sim_agent_host_reboot(agent);
         break;
     case 2:
-        agent->actor.paused_until_us = sim->now_us + sim_between(sim, 100 * SIM_MS, 4 * SIM_SECOND);
+        agent->actor.paused_until_us =
+            MAX(agent->frozen_until_us, sim->now_us + sim_between(sim, 100 * SIM_MS, 4 * SIM_SECOND));
         return;
-    default:
+    case 3:
         sim_network_isolate(&cluster->network, agent->actor.id, true, true);
         sim_after(sim, sim_between(sim, SIM_SECOND, 20 * SIM_SECOND), mend_agent, NULL, agent);
         return;
+    case 4:
+        jump_clock(cluster);
+        return;
+    case 5: /* the whole host stands still, and wakes with all that it had */
+        sim_agent_freeze(agent, MIN(sim->now_us + sim_between(sim, SIM_SECOND, 20 * SIM_SECOND), cluster->quiet_us));
+        sim_log(sim, "host %s freezes", agent->name);
+        return;
+    case 6:
+        cut_partly(cluster, agent);
+        return;
+    case 7:
+        burn(cluster, agent);
+        return;
+    default: /* shut down in order */
+        sim_log(sim, "host %s is shut down", agent->name);
+        sim_agent_host_leave(agent);
+        break;
     }
     sim_after(sim, sim_between(sim, 100 * SIM_MS, 15 * SIM_SECOND), agent_again, NULL, agent);
 }
@@ -742,6 +800,8 @@ static void fsm_class_heal(struct sim_cluster *cluster)
     struct sim_world *world = cluster->world;
     for (unsigned i = 0; i < world->agent_count; i++) {
         world->agents[i].actor.paused_until_us = world->agents[i].frozen_until_us = 0;
+        if (world->agents[i].going_down)
+            sim_agent_host_reboot(&world->agents[i]);
         sim_agent_start(&world->agents[i]);
     }
     world->doubled_per_thousand = 0;
@@ -765,9 +825,9 @@ static void check_executes(struct sim_cluster *cluster, const struct vm *vm)
         const struct sim_agent *agent = &world->agents[i];
         if (vm->host == NULL || strcmp(agent->id, vm->host) != 0 || agent->burnt)
             continue;
-        for (unsigned k = 0; k < SIM_AGENT_VMS_MAX; k++)
+        for (unsigned k = 0; k < agent->vms_top; k++)
             if (agent->vms[k].used && strcmp(agent->vms[k].order.id, vm->id) == 0 && agent->vms[k].process &&
-                !sim_vm_executes(agent, &agent->vms[k]))
+                !agent->vms[k].held && !sim_vm_executes(agent, &agent->vms[k]))
                 sim_violation(&cluster->sim, "at rest VM %s is held for want of a lease on %s", vm->name, agent->name);
     }
 }
@@ -782,7 +842,8 @@ static void check_vm_at_rest(struct sim_cluster *cluster, const struct state *st
     struct placement placement = {0};
     const struct sim_agent *burnt = burnt_host(world, vm->host);
     bool waits = (vm->host == NULL || vm->recovering) && decide_placement(state, vm, &placement, NULL) == 0 && placement.host == NULL;
-    if (burnt != NULL && !vm->ha)
+    const struct record *host = burnt != NULL ? state_get(state, object_kind_HOST, burnt->id) : NULL;
+    if (burnt != NULL && (!vm->ha || host->host->armed != host->host->arming)) /* nobody knows that it does not run there */
         waits = true;
     OBJECT_CLEAR(placement, &placement);
     if (known == NULL || (!known->exists && known->id[0] != '\0'))
@@ -804,7 +865,7 @@ static void check_vmm_at_rest(struct sim_cluster *cluster, const struct state *s
 {
     struct sim_world *world = cluster->world;
     for (unsigned i = 0; i < world->agent_count; i++) {
-        for (unsigned k = 0; k < SIM_AGENT_VMS_MAX; k++) {
+        for (unsigned k = 0; k < world->agents[i].vms_top; k++) {
             const struct sim_vm *vm = &world->agents[i].vms[k];
             const struct record *held = vm->used ? state_get(state, object_kind_VM, vm->order.id) : NULL;
             if (!vm->used)

@@ -15,6 +15,8 @@
 #define AGENT_TICK_US (250 * SIM_MS)
 #define ASK_US SIM_SECOND
 #define LATE_US (7 * SIM_SECOND) /* how late a refusal may be */
+#define AGAIN_MIN_US (300 * SIM_MS) /* between two attempts to connect */
+#define AGAIN_MAX_US SIM_SECOND
 #define US_NS 1000u
 
 static struct sim_world *world_of(const struct sim_cluster *cluster)
@@ -154,7 +156,7 @@ void sim_lease_lead(struct sim_node *node, struct sim_lease *lease, const struct
 bool sim_vm_executes(const struct sim_agent *agent, const struct sim_vm *vm)
 {
     const struct sim_cluster *cluster = agent->cluster;
-    if (!vm->used || !vm->process || vm->paused || agent->frozen_until_us > cluster->sim.now_us)
+    if (!vm->used || !vm->process || vm->paused || vm->held || agent->frozen_until_us > cluster->sim.now_us)
         return false;
     return vm->page_ns == 0 || local_ns(cluster, &agent->actor) < vm->page_ns;
 }
@@ -162,11 +164,12 @@ bool sim_vm_executes(const struct sim_agent *agent, const struct sim_vm *vm)
 void sim_lease_pages(struct sim_agent *agent)
 {
     bool believes = agent->cluster->mutations.world.lease_unconfirmed;
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++) {
+    for (unsigned i = 0; i < agent->vms_top; i++) {
         struct sim_vm *vm = &agent->vms[i];
         if (!vm->used || (vm->lease_generation == 0 && !believes))
             continue;
-        bool own = vm->lease_generation == agent->holder.generation && (!vm->process || vm->run_epoch == vm->order.epoch);
+        bool own = vm->lease_generation == agent->holder.generation && !agent->going_down &&
+                   (!vm->process || vm->run_epoch == vm->order.epoch);
         vm->page_ns = lease_holder_page(&agent->holder, vm->order.ha, !agent->disarmed, own || believes, vm->page_ns);
     }
 }
@@ -176,7 +179,7 @@ void sim_lease_orders(struct sim_agent *agent, const struct node_orders *orders)
     const struct vm_order *vms = orders->vms.items;
     lease_holder_generation(&agent->holder, orders->generation);
     agent->disarmed = orders->disarmed;
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+    for (unsigned i = 0; i < agent->vms_top; i++)
         for (size_t k = 0; agent->vms[i].used && k < orders->vms.count; k++)
             if (strcmp(agent->vms[i].order.id, vms[k].id) == 0)
                 agent->vms[i].lease_generation = orders->generation;
@@ -205,14 +208,35 @@ static void refused(struct sim *sim UNUSED, struct sim_event *event)
     sim_lease_pages(agent);
 }
 
+static bool is_cut(const struct sim_agent *agent, const struct sim_node *node)
+{
+    const struct sim_network *network = &agent->cluster->network;
+    return network->cut[agent->actor.id][node->actor.id] || network->cut[node->actor.id][agent->actor.id];
+}
+
+/* The kernel says hello again: its first was lost. */
+static void connect_again(struct sim *sim, struct sim_event *event)
+{
+    struct sim_agent *agent = CONTAINER_OF(event->actor, struct sim_agent, actor);
+    struct sim_node *node = event->data;
+    uint64_t now_ns = local_ns(agent->cluster, &agent->actor);
+    if (!is_cut(agent, node) && !node->actor.up)
+        refused(sim, event);
+    else if (is_cut(agent, node) && now_ns - event->value < LATE_US * US_NS)
+        sim_after(sim, sim_between(sim, AGAIN_MIN_US, AGAIN_MAX_US), connect_again, &agent->actor, node)->value = event->value;
+}
+
 static void ask(struct sim_agent *agent, struct sim_node *node)
 {
     struct sim_cluster *cluster = agent->cluster;
-    const struct sim_network *network = &cluster->network;
     struct lease_question question = {0};
     struct world_message message = {.kind = WORLD_LEASE, .number = local_ns(cluster, &agent->actor)};
-    unsigned from = agent->actor.id, to = node->actor.id;
-    if (!node->actor.up && !network->cut[from][to] && !network->cut[to][from]) {
+    if (is_cut(agent, node)) {
+        uint64_t delay_us = sim_between(&cluster->sim, AGAIN_MIN_US, AGAIN_MAX_US);
+        sim_after(&cluster->sim, delay_us, connect_again, &agent->actor, node)->value = message.number;
+        return;
+    }
+    if (!node->actor.up) {
         bool late = sim_chance(&cluster->sim, 50);
         uint64_t delay_us = sim_between(&cluster->sim, SIM_MS, late ? LATE_US : 20 * SIM_MS);
         struct sim_event *event = sim_after(&cluster->sim, delay_us, refused, &agent->actor, node);
@@ -248,7 +272,7 @@ void sim_lease_agent_start(struct sim_agent *agent)
     agent->disarmed = agent->told = false;
     agent->arming = 0;
     memset(agent->lease_next_us, 0, sizeof agent->lease_next_us);
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+    for (unsigned i = 0; i < agent->vms_top; i++)
         agent->vms[i].lease_generation = 0;
     sim_after(&agent->cluster->sim, sim_between(&agent->cluster->sim, SIM_MS, AGENT_TICK_US), agent_tick, &agent->actor, NULL);
 }
@@ -257,39 +281,57 @@ void sim_lease_agent_start(struct sim_agent *agent)
 
 static const struct sim_vm *executes_on(const struct sim_agent *agent, const char *id)
 {
-    for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++)
+    for (unsigned i = 0; i < agent->vms_top; i++)
         if (agent->vms[i].used && strcmp(agent->vms[i].order.id, id) == 0)
             return sim_vm_executes(agent, &agent->vms[i]) ? &agent->vms[i] : NULL;
     return NULL;
 }
 
+/* A controller that has applied all that anybody has, or NULL. */
+static struct sim_node *newest_node(struct sim_cluster *cluster)
+{
+    for (unsigned id = 1; id <= cluster->node_count; id++)
+        if (cluster->nodes[id].actor.up && cluster->nodes[id].index == cluster->history_count)
+            return &cluster->nodes[id];
+    return NULL;
+}
+
 /* May the VM, which executes there, be started on another host by all that is committed? Then it is too late already, even
  * if nobody has started it yet. */
-static bool given_away(const struct sim_agent *agent, const struct sim_vm *vm)
+static bool given_away(const struct state *state, const struct sim_agent *agent, const struct sim_vm *vm)
 {
-    for (unsigned id = 1; id <= agent->cluster->node_count; id++) {
-        struct sim_node *node = &agent->cluster->nodes[id];
-        bool newest = node->actor.up && node->index == agent->cluster->history_count;
-        const struct record *held = newest ? state_get(sim_fsm_state(node), object_kind_VM, vm->order.id) : NULL;
-        if (held == NULL || held->vm->host == NULL)
-            continue;
-        bool here = strcmp(held->vm->host, agent->id) == 0;
-        if (here ? held->vm->recovering : held->vm->epoch > vm->run_epoch)
-            return true;
-    }
-    return false;
+    const struct record *held = state_get(state, object_kind_VM, vm->order.id);
+    if (held == NULL || held->vm->host == NULL)
+        return false;
+    return strcmp(held->vm->host, agent->id) == 0 ? held->vm->recovering : held->vm->epoch > vm->run_epoch;
+}
+
+/* Nothing that counts here changes by an event of a controller that applies nothing. (A host that was frozen wakes with an
+ * event of its own, which was put off to that moment.) */
+static bool nothing_new(struct sim_cluster *cluster)
+{
+    struct sim_world *world = cluster->world;
+    uint64_t applied = 0;
+    for (unsigned id = 1; id <= cluster->node_count; id++)
+        applied += cluster->nodes[id].index + cluster->nodes[id].actor.incarnation;
+    bool same = cluster->sim.ran != NULL && cluster->sim.ran->id <= cluster->node_count && applied == world->checked_applied;
+    world->checked_applied = applied;
+    return same;
 }
 
 void sim_lease_check(struct sim_cluster *cluster)
 {
     const struct sim_world *world = cluster->world;
-    for (unsigned a = 0; world != NULL && a < world->agent_count; a++) {
+    if (world == NULL || nothing_new(cluster))
+        return;
+    struct sim_node *newest = world->leases ? newest_node(cluster) : NULL;
+    for (unsigned a = 0; a < world->agent_count; a++) {
         const struct sim_agent *agent = &world->agents[a];
-        for (unsigned i = 0; i < SIM_AGENT_VMS_MAX; i++) {
+        for (unsigned i = 0; i < agent->vms_top; i++) {
             const struct sim_vm *vm = &agent->vms[i];
             if (!sim_vm_executes(agent, vm))
                 continue;
-            if (world->leases && given_away(agent, vm))
+            if (newest != NULL && given_away(sim_fsm_state(newest), agent, vm))
                 sim_violation(&cluster->sim, "VM %s executes on %s, and may be started elsewhere", vm->order.name, agent->name);
             for (unsigned b = a + 1; b < world->agent_count; b++)
                 if (executes_on(&world->agents[b], vm->order.id) != NULL)

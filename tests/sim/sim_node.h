@@ -40,6 +40,8 @@ struct sim_world_mutations { /* of the cluster class (sim_fsm.c) */
     struct lease_table_mutations table;
     struct lease_judge_mutations judge;
     struct lease_holder_mutations holder;
+    bool resumes;                 /* migrations: a source that has no answer goes on after a while */
+    bool runs_early;              /* a target that has all runs before it is its own */
     bool lease_unconfirmed;       /* agents give every VM the lease, also those that their orders do not name */
 };
 
@@ -68,8 +70,11 @@ struct sim_scenario {
     unsigned send_held_ms, send_held_per_thousand; /* sim_raft_io.h; 0: 300 ms */
     unsigned stalls_per_thousand; /* of writes: they take 0.5 to 4 s */
     unsigned drift_ppm;           /* how far clocks go wrong, at most; 0: 500 */
+    bool drift_worst;             /* hosts' clocks are slow, controllers' fast, as far as they may be */
+    bool staged;                  /* cluster class: sim_stage.c */
     bool leases;                  /* cluster class: every VM may have ha, a host may burn for good */
     bool splits_after_transfer;   /* the network, while leadership is handed on */
+    bool three; /* members always, not five at times */
     bool five;  /* members always, not three mostly */
     bool alone; /* one member at first, and no fewer later; else three or five at first, and three later */
 };
@@ -108,6 +113,7 @@ struct sim_node {
     struct raft_confirm confirm;
     struct list asking, waiting; /* struct barrier: of the round under way, for the next one */
     uint64_t confirm_since_us, read_by_log_until_us;
+    int64_t wall_jump_ms; /* its wall clock was set wrong by so much */
 };
 
 struct sim_cluster {

@@ -3,11 +3,17 @@
  *
  * Lines of a cmdlist (# begins a comment):
  *   set hosts N | memory MIB | doubled PER_THOUSAND | slow TICKS | seconds N | leases 1     before all else
- *   SECONDS client N VERB VM [KEY]       create, create-ha, start, stop, reboot, pause, resume, delete
+ *   SECONDS client N VERB WHAT [KEY] [FIELD=VALUE ...]
+ *        of VMs: create, create-ha, start, stop, reboot, pause, resume, delete, update, migrate [to=HOST], cancel,
+ *        snapshot name=NAME; of hosts: drain, undrain, disarm, arm; disarm-all, arm-all
  *   SECONDS crash N|leader|all           SECONDS restart
- *   SECONDS agent-crash HOST             SECONDS agent-start HOST      SECONDS host-reboot HOST
- *   SECONDS burn HOST                    SECONDS freeze HOST FOR   SECONDS cut-out HOST
- *   SECONDS cut HOST                     SECONDS mend
+ *   SECONDS agent-crash HOST             SECONDS agent-start HOST      also: of a host that is off, its power switch
+ *   SECONDS host-down HOST               SECONDS host-reboot HOST      SECONDS leave HOST (shut down in order)
+ *   SECONDS burn HOST                    SECONDS freeze HOST FOR
+ *   SECONDS cut|cut-out|cut-in HOST      SECONDS cut-all               SECONDS mend (all of it)
+ *   SECONDS controller-cut N|leader|all [out|in]                       SECONDS pause N|leader|all FOR
+ *   SECONDS disk-full|disk-slow N|leader|all FOR                       SECONDS clock N|leader|all MINUTES (wall clock)
+ *   SECONDS fail-starts HOST COUNT       SECONDS fail-migrations HOST COUNT
  *   SECONDS crash-after COMMAND          the leader dies when it has applied the next such command (vm_create, ...)
  *   SECONDS show                         what the leader holds of every VM */
 #include <dirent.h>
@@ -19,7 +25,7 @@
 
 #define SCRIPT_LINES_MAX 200u
 #define SCRIPT_LINE_BYTES 200u
-#define SCRIPT_WORDS_MAX 6u
+#define SCRIPT_WORDS_MAX 10u
 #define SCRIPT_SECONDS 45u
 #define SCRIPT_SEED 1u
 
@@ -63,28 +69,83 @@ static struct sim_agent *agent_named(struct sim_cluster *cluster, const char *na
     return NULL;
 }
 
+static const struct {
+    const char *verb;
+    enum route_id route;
+} client_verbs[] = {
+    {"create", ROUTE_ID_vm_create},       {"create-ha", ROUTE_ID_vm_create},    {"start", ROUTE_ID_vm_start},
+    {"stop", ROUTE_ID_vm_stop},           {"reboot", ROUTE_ID_vm_reboot},       {"pause", ROUTE_ID_vm_pause},
+    {"resume", ROUTE_ID_vm_resume},       {"delete", ROUTE_ID_vm_delete},       {"update", ROUTE_ID_vm_update},
+    {"migrate", ROUTE_ID_vm_migrate},     {"snapshot", ROUTE_ID_snapshot_create}, {"cancel", ROUTE_ID_operation_cancel},
+    {"drain", ROUTE_ID_host_drain},       {"undrain", ROUTE_ID_host_undrain},   {"disarm", ROUTE_ID_host_disarm},
+    {"arm", ROUTE_ID_host_arm},           {"disarm-all", ROUTE_ID_ha_disarm},   {"arm-all", ROUTE_ID_ha_arm},
+};
+
+/* FIELD=VALUE among the words; NULL: not given. */
+static const char *option(const struct script_line *line, const char *field)
+{
+    size_t length = strlen(field);
+    for (unsigned i = 5; i < line->count; i++)
+        if (strncmp(line->words[i], field, length) == 0 && line->words[i][length] == '=')
+            return line->words[i] + length + 1;
+    return NULL;
+}
+
+
+/* Labels and fields that were given; numbers and true or false without quotes. */
+static void put_options(const struct script_line *line, struct bytes_writer *body)
+{
+    static const char *const labels[] = {"anti-affinity", "ha-after", "ha-delay-s"};
+    static const char *const fields[] = {"ha", "ha_priority", "ha_restarts_max", "ha_window_s", "memory_bytes"};
+    unsigned given = 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(labels); i++)
+        if (option(line, labels[i]) != NULL)
+            bytes_put_format(body, "%s\"%s\":\"%s\"", given++ == 0 ? ",\"labels\":{" : ",", labels[i], option(line, labels[i]));
+    if (given > 0)
+        bytes_put_format(body, "}");
+    for (unsigned i = 0; i < ARRAY_SIZE(fields); i++)
+        if (option(line, fields[i]) != NULL)
+            bytes_put_format(body, ",\"%s\":%s", fields[i], option(line, fields[i]));
+    if (option(line, "pin") != NULL)
+        bytes_put_format(body, ",\"pin\":\"%s\"", option(line, "pin"));
+    if (option(line, "disk") != NULL)
+        bytes_put_format(body, ",\"disks\":[{\"name\":\"%s\",\"size_bytes\":1048576}]", option(line, "disk"));
+}
+
+/* The request's body; NULL: it has none. */
+static char *body_of(const struct script_line *line, enum route_id route)
+{
+    struct bytes_writer options = {0};
+    const char *to = option(line, "to");
+    char *body = NULL;
+    put_options(line, &options);
+    bytes_put_u8(&options, 0);
+    const char *given = (const char *)options.data;
+    if (route == ROUTE_ID_vm_create)
+        body = xasprintf("{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1%s%s%s}", word(line, 4),
+                         option(line, "memory_bytes") == NULL ? ",\"memory_bytes\":536870912" : "",
+                         strcmp(word(line, 3), "create-ha") == 0 ? ",\"ha\":true" : "", given);
+    else if (route == ROUTE_ID_vm_update)
+        body = xasprintf("{%s}", given + (given[0] == ','));
+    else if (route == ROUTE_ID_vm_migrate)
+        body = to != NULL ? xasprintf("{\"to\":\"%s\"}", to) : xstrdup("{}");
+    else if (route == ROUTE_ID_snapshot_create)
+        body = xasprintf("{\"name\":\"%s\"}", option(line, "name"));
+    bytes_writer_finish(&options);
+    return body;
+}
+
 static bool do_client(struct script_line *line)
 {
-    static const struct {
-        const char *verb;
-        enum route_id route;
-    } verbs[] = {
-        {"create", ROUTE_ID_vm_create}, {"create-ha", ROUTE_ID_vm_create}, {"start", ROUTE_ID_vm_start}, {"stop", ROUTE_ID_vm_stop},
-        {"reboot", ROUTE_ID_vm_reboot}, {"pause", ROUTE_ID_vm_pause}, {"resume", ROUTE_ID_vm_resume},
-        {"delete", ROUTE_ID_vm_delete},
-    };
     struct sim_world *world = line->cluster->world;
     unsigned client = (unsigned)atoi(word(line, 2)) - 1;
-    const char *vm = word(line, 4), *key = line->count > 5 ? line->words[5] : NULL;
-    char body[200];
-    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912%s}", vm,
-             strcmp(word(line, 3), "create-ha") == 0 ? ",\"ha\":true" : "");
-    for (unsigned i = 0; i < ARRAY_SIZE(verbs) && client < WORLD_CLIENTS; i++) {
-        if (strcmp(verbs[i].verb, word(line, 3)) != 0)
+    const char *target = word(line, 4), *key = line->count > 5 && strchr(line->words[5], '=') == NULL ? line->words[5] : NULL;
+    for (unsigned i = 0; i < ARRAY_SIZE(client_verbs) && client < WORLD_CLIENTS; i++) {
+        if (strcmp(client_verbs[i].verb, word(line, 3)) != 0)
             continue;
-        int rc = sim_client_ask(&world->clients[client], verbs[i].route, vm,
-                                verbs[i].route == ROUTE_ID_vm_create ? body : NULL, key);
-        sim_world_tell(line->cluster, "client %u: %s %s%s%s%s", client + 1, word(line, 3), vm, key ? ", key " : "",
+        CLEANUP_FREE char *body = body_of(line, client_verbs[i].route);
+        int rc = sim_client_ask(&world->clients[client], client_verbs[i].route, target, body, key);
+        sim_world_tell(line->cluster, "client %u: %s %s%s%s%s", client + 1, word(line, 3), target, key ? ", key " : "",
                        key ? key : "", rc < 0 ? " -- is still busy" : "");
         return true;
     }
@@ -124,35 +185,158 @@ static bool do_restart(struct script_line *line)
     return true;
 }
 
-static bool do_agent(struct script_line *line)
+/* ---- hosts ---- */
+
+static void host_cut(struct sim_agent *agent, struct script_line *line UNUSED)
+{
+    sim_network_isolate(&agent->cluster->network, agent->actor.id, true, true);
+}
+static void host_cut_out(struct sim_agent *agent, struct script_line *line UNUSED)
+{
+    sim_network_isolate(&agent->cluster->network, agent->actor.id, true, false);
+}
+static void host_cut_in(struct sim_agent *agent, struct script_line *line UNUSED)
+{
+    sim_network_isolate(&agent->cluster->network, agent->actor.id, false, true);
+}
+static void host_crash_agent(struct sim_agent *agent, struct script_line *line UNUSED)
+{
+    sim_agent_crash(agent);
+}
+static void host_start_agent(struct sim_agent *agent, struct script_line *line UNUSED)
+{
+    sim_agent_start(agent);
+}
+static void host_down(struct sim_agent *agent, struct script_line *line UNUSED)
+{
+    sim_agent_host_reboot(agent);
+}
+static void host_reboot(struct sim_agent *agent, struct script_line *line UNUSED)
+{
+    sim_agent_host_reboot(agent);
+    sim_agent_start(agent);
+}
+static void host_burn(struct sim_agent *agent, struct script_line *line UNUSED)
+{
+    sim_agent_host_reboot(agent);
+    agent->burnt = true;
+}
+static void host_leave(struct sim_agent *agent, struct script_line *line UNUSED)
+{
+    sim_agent_host_leave(agent);
+}
+static void host_freeze(struct sim_agent *agent, struct script_line *line)
+{
+    sim_agent_freeze(agent, agent->cluster->sim.now_us + (uint64_t)atoi(word(line, 3)) * SIM_SECOND);
+}
+static void host_fail_starts(struct sim_agent *agent, struct script_line *line)
+{
+    agent->failing_starts = (unsigned)atoi(word(line, 3));
+}
+static void host_fail_migrations(struct sim_agent *agent, struct script_line *line)
+{
+    agent->failing_migrations = (unsigned)atoi(word(line, 3));
+}
+
+static const struct {
+    const char *verb, *told;
+    void (*run)(struct sim_agent *agent, struct script_line *line);
+} host_verbs[] = {
+    {"agent-crash", "the agent is killed", host_crash_agent},
+    {"agent-start", "the agent starts", host_start_agent},
+    {"host-down", "the power is gone", host_down},
+    {"host-reboot", "the host goes down and boots", host_reboot},
+    {"leave", "the host is shut down in order", host_leave},
+    {"burn", "the host burns", host_burn},
+    {"freeze", "the host stands still", host_freeze},
+    {"cut", "the network cable is pulled", host_cut},
+    {"cut-out", "nothing that it sends arrives", host_cut_out},
+    {"cut-in", "nothing that it is sent arrives", host_cut_in},
+    {"fail-starts", "VMs fail to start", host_fail_starts},
+    {"fail-migrations", "VMs fail to leave", host_fail_migrations},
+};
+
+static bool do_host(struct script_line *line)
 {
     struct sim_agent *agent = agent_named(line->cluster, word(line, 2));
-    const char *verb = word(line, 1);
-    if (agent == NULL)
-        return false;
-    sim_world_tell(line->cluster, "%s: %s", agent->name,
-                   strcmp(verb, "agent-crash") == 0   ? "the agent is killed"
-                   : strcmp(verb, "host-reboot") == 0 ? "the host goes down and boots"
-                   : strcmp(verb, "cut") == 0         ? "the network cable is pulled"
-                   : strcmp(verb, "cut-out") == 0     ? "nothing that it sends arrives"
-                   : strcmp(verb, "burn") == 0        ? "the host burns"
-                   : strcmp(verb, "freeze") == 0      ? "the host stands still"
-                                                      : "the agent starts");
-    if (strcmp(verb, "agent-crash") == 0)
-        sim_agent_crash(agent);
-    else if (strcmp(verb, "host-reboot") == 0)
-        sim_agent_host_reboot(agent);
-    else if (strcmp(verb, "cut") == 0)
-        sim_network_isolate(&line->cluster->network, agent->actor.id, true, true);
-    else if (strcmp(verb, "cut-out") == 0)
-        sim_network_isolate(&line->cluster->network, agent->actor.id, true, false);
-    else if (strcmp(verb, "burn") == 0)
-        sim_agent_host_reboot(agent), agent->burnt = true;
-    else if (strcmp(verb, "freeze") == 0)
-        agent->frozen_until_us = agent->actor.paused_until_us =
+    for (unsigned i = 0; agent != NULL && i < ARRAY_SIZE(host_verbs); i++) {
+        if (strcmp(host_verbs[i].verb, word(line, 1)) != 0)
+            continue;
+        sim_world_tell(line->cluster, "%s: %s", agent->name, host_verbs[i].told);
+        host_verbs[i].run(agent, line);
+        return true;
+    }
+    return false;
+}
+
+/* ---- controllers ---- */
+
+/* The next one after @id of those that the line's third word means: a number, leader, all; 0: no more. */
+static unsigned meant(const struct script_line *line, unsigned id, unsigned leader)
+{
+    const char *who = word(line, 2);
+    for (id++; id <= line->cluster->node_count; id++)
+        if (strcmp(who, "all") == 0 || (strcmp(who, "leader") == 0 && id == leader) || id == (unsigned)atoi(who))
+            return id;
+    return 0;
+}
+
+static unsigned leader_id(const struct script_line *line)
+{
+    struct sim_node *leader = sim_cluster_leader(line->cluster);
+    return leader != NULL ? leader->actor.id : 0;
+}
+
+static bool do_controller_cut(struct script_line *line)
+{
+    bool out = strcmp(word(line, 3), "in") != 0, in = strcmp(word(line, 3), "out") != 0;
+    for (unsigned id = 0, leader = leader_id(line); (id = meant(line, id, leader)) != 0;) {
+        sim_network_isolate(&line->cluster->network, id, out, in);
+        sim_world_tell(line->cluster, "controller %u: %s", id,
+                       out && in ? "it is cut off"
+                       : out     ? "nothing that it sends arrives"
+                                 : "nothing that it is sent arrives");
+    }
+    return true;
+}
+
+static bool do_controller_pause(struct script_line *line)
+{
+    for (unsigned id = 0, leader = leader_id(line); (id = meant(line, id, leader)) != 0;) {
+        line->cluster->nodes[id].actor.paused_until_us =
             line->cluster->sim.now_us + (uint64_t)atoi(word(line, 3)) * SIM_SECOND;
-    if (strcmp(verb, "host-reboot") == 0 || strcmp(verb, "agent-start") == 0)
-        sim_agent_start(agent);
+        sim_world_tell(line->cluster, "controller %u stands still", id);
+    }
+    return true;
+}
+
+static bool do_disk(struct script_line *line)
+{
+    bool full = strcmp(word(line, 1), "disk-full") == 0;
+    uint64_t until_us = line->cluster->sim.now_us + (uint64_t)atoi(word(line, 3)) * SIM_SECOND;
+    for (unsigned id = 0, leader = leader_id(line); (id = meant(line, id, leader)) != 0;) {
+        struct sim_disk *disk = &line->cluster->nodes[id].disk;
+        *(full ? &disk->full_until_us : &disk->slow_until_us) = until_us;
+        sim_world_tell(line->cluster, "controller %u: its disk is %s", id, full ? "full" : "slow");
+    }
+    return true;
+}
+
+static bool do_clock(struct script_line *line)
+{
+    for (unsigned id = 0, leader = leader_id(line); (id = meant(line, id, leader)) != 0;) {
+        line->cluster->nodes[id].wall_jump_ms = atoi(word(line, 3)) * INT64_C(60000);
+        sim_world_tell(line->cluster, "controller %u: its clock is set wrong by %s minutes", id, word(line, 3));
+    }
+    return true;
+}
+
+static bool do_cut_all(struct script_line *line)
+{
+    for (unsigned id = 0; id < SIM_ACTORS_MAX; id++)
+        if (id != WORLD_CLIENT_ID && id != WORLD_CLIENT_ID + 1)
+            sim_network_isolate(&line->cluster->network, id, true, true);
+    sim_world_tell(line->cluster, "every cable is pulled");
     return true;
 }
 
@@ -195,10 +379,9 @@ static const struct {
     const char *verb;
     bool (*run)(struct script_line *line);
 } script_verbs[] = {
-    {"client", do_client},       {"crash", do_crash},      {"restart", do_restart}, {"agent-crash", do_agent},
-    {"agent-start", do_agent},   {"host-reboot", do_agent}, {"cut", do_agent},      {"mend", do_mend},
-    {"cut-out", do_agent},       {"burn", do_agent},        {"freeze", do_agent},
-    {"crash-after", do_crash_after}, {"show", do_show},
+    {"client", do_client},           {"crash", do_crash}, {"restart", do_restart}, {"mend", do_mend},
+    {"crash-after", do_crash_after}, {"show", do_show},   {"cut-all", do_cut_all}, {"controller-cut", do_controller_cut},
+    {"pause", do_controller_pause},  {"disk-full", do_disk}, {"disk-slow", do_disk}, {"clock", do_clock},
 };
 
 static void run_line(struct sim *sim, struct sim_event *event)
@@ -207,6 +390,8 @@ static void run_line(struct sim *sim, struct sim_event *event)
     for (unsigned i = 0; i < ARRAY_SIZE(script_verbs); i++)
         if (strcmp(script_verbs[i].verb, word(line, 1)) == 0 && script_verbs[i].run(line))
             return;
+    if (do_host(line))
+        return;
     sim_violation(sim, "the cmdlist has a line that cannot be carried out: %s %s %s", word(line, 0), word(line, 1), word(line, 2));
 }
 

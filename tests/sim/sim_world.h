@@ -33,8 +33,8 @@
 
 /* ---- messages ---- */
 
-enum world_kind { WORLD_REQUEST, WORLD_ANSWER, WORLD_REPORT, WORLD_ORDERS, WORLD_LEASE, WORLD_LEASE_ANSWER, WORLD_LOOK,
-                  WORLD_VIEW };
+enum world_kind { WORLD_REQUEST, WORLD_ANSWER, WORLD_REPORT, WORLD_ORDERS, WORLD_HANDOVER, WORLD_HANDED, WORLD_LEASE,
+                  WORLD_LEASE_ANSWER, WORLD_LOOK, WORLD_VIEW };
 
 struct world_message {
     enum world_kind kind;
@@ -81,12 +81,18 @@ struct sim_vm {
     uint64_t boot_done, restarts;
     uint64_t run_epoch;      /* of the last start; 0 = never */
     const char *reason;
+    char arriving[STATE_ID_BYTES], leaving[STATE_ID_BYTES]; /* migrations that bring it here, or take it away; "" = none */
     /* its VMM: lives on when the agent dies */
     bool process, paused;
+    bool waits, has_all; /* arriving: a VMM is there and waits; it has all of the guest */
+    unsigned held_ticks; /* asked so often whose it is */
+    bool held;           /* leaving: its guest stands still until it is told whose it is */
     uint64_t page_ns; /* that it obeys: the deadline of its host's lease, on its host's clock; 0: none rules it */
     /* the agent's memory */
     unsigned busy_ticks; /* until the start or stop that is under way is done */
+    bool confirmed;      /* an order has named it, to this agent */
     bool forgotten;      /* it is to go, and its VMM takes its time */
+    bool arrival_lost;   /* it was arriving, and this agent found no VMM of it */
     uint64_t lease_generation; /* of the orders that named it last; 0: none has, to this agent */
 };
 
@@ -105,11 +111,16 @@ struct sim_agent {
     char id[STATE_ID_BYTES], name[WORLD_NAME_BYTES];
     unsigned boots;
     struct sim_vm vms[SIM_AGENT_VMS_MAX];
+    unsigned vms_top; /* none is used from here on */
     /* its memory */
     struct sim_task tasks[SIM_AGENT_TASKS_MAX];
     uint64_t have_index, number, sent_us; /* sent_us: of the report that waits for its answer; 0 = none */
     unsigned controller;                  /* that it talks to */
     uint64_t work_ticks;                  /* slower than usual: ticks for a start (scripts) */
+    unsigned failing_starts, failing_migrations; /* so many of the next ones fail (scripts) */
+    uint64_t handovers;                   /* proposed; of the last one: */
+    char handover_of[STATE_ID_BYTES];
+    bool going_down;                      /* in order: what has the lease is held, and the next report says so */
     /* leases (sim_lease.c) */
     struct lease_holder holder;
     bool disarmed, told;
@@ -122,8 +133,29 @@ void sim_agent_init(struct sim_agent *agent, struct sim_cluster *cluster, unsign
 void sim_agent_start(struct sim_agent *agent);
 void sim_agent_crash(struct sim_agent *agent);       /* the agent dies; VMMs go on */
 void sim_agent_host_reboot(struct sim_agent *agent); /* and all VMMs with it */
+void sim_agent_freeze(struct sim_agent *agent, uint64_t until_us); /* the whole host stands still, its guests with it */
+/* In order: its lease is given up, then it goes down as above. Starts again with sim_agent_start. */
+void sim_agent_host_leave(struct sim_agent *agent);
 void sim_agent_deliver(struct sim_actor *to, struct sim_actor *from, void *message);
 void sim_agent_finish(struct sim_agent *agent);
+/* for sim_migrate.c */
+struct sim_vm *sim_agent_vm(struct sim_agent *agent, const char *id); /* NULL: none */
+struct sim_vm *sim_agent_free_vm(struct sim_agent *agent);
+struct sim_task *sim_agent_task(struct sim_agent *agent, const char *operation);
+void sim_agent_vmm_start(struct sim_agent *agent, struct sim_vm *vm);
+void sim_agent_vmm_kill(struct sim_agent *agent, struct sim_vm *vm, const char *why);
+void sim_agent_drop_vm(struct sim_agent *agent, struct sim_vm *vm);
+void sim_agent_end_task(struct sim_agent *agent, struct sim_task *task, enum operation_state state, const char *why);
+
+/* ---- migrations (sim_migrate.c) ---- */
+
+void sim_migrate_work(struct sim_agent *agent, struct sim_task *task); /* each tick of one that runs */
+/* @order names @vm, which was arriving. */
+void sim_migrate_arrived(struct sim_agent *agent, struct sim_vm *vm, const struct vm_order *order);
+/* @vm, which was leaving or arriving, is to be forgotten. */
+void sim_migrate_forget(struct sim_agent *agent, struct sim_vm *vm);
+void sim_migrate_orders(struct sim_agent *agent, const struct node_orders *orders); /* after those for VMs and tasks */
+void sim_migrate_handed(struct sim_agent *agent, const struct world_message *message);
 
 /* ---- clients (sim_client.c) ---- */
 
@@ -133,15 +165,17 @@ struct sim_client {
     bool busy;
     uint64_t number, sent_us, keys;
     struct world_message request; /* the one under way; sent again until it has an answer */
-    struct world_vm *vm;          /* that it is about */
+    struct world_vm *vm;          /* that it is about; NULL: hosts, or all of them */
+    char target[WORLD_NAME_BYTES];
+    unsigned undone; /* of what was done to hosts, when it gets quiet */
     bool quiet;                   /* asks for nothing by itself (scripts) */
     void (*answered)(struct sim_client *client, const struct world_message *answer); /* scripts; may be NULL */
 };
 
 void sim_client_init(struct sim_client *client, struct sim_cluster *cluster, unsigned number);
 void sim_client_start(struct sim_client *client);
-/* Ask now; -EBUSY while another request is under way. @key NULL: a new one. */
-int sim_client_ask(struct sim_client *client, enum route_id route, const char *vm, const char *body, const char *key);
+/* Ask now; -EBUSY while another request is under way. @target: a VM, or what the route is about. @key NULL: a new one. */
+int sim_client_ask(struct sim_client *client, enum route_id route, const char *target, const char *body, const char *key);
 void sim_client_deliver(struct sim_actor *to, struct sim_actor *from, void *message);
 void sim_client_finish(struct sim_client *client);
 
@@ -169,6 +203,10 @@ void sim_lease_pages(struct sim_agent *agent); /* what the VMMs obey, anew */
 bool sim_vm_executes(const struct sim_agent *agent, const struct sim_vm *vm);
 void sim_lease_check(struct sim_cluster *cluster); /* no VM executes twice */
 
+/* ---- staged faults (sim_stage.c) ---- */
+
+void sim_stage_start(struct sim_cluster *cluster);
+
 /* ---- the world ---- */
 
 struct sim_world {
@@ -187,6 +225,7 @@ struct sim_world {
     enum command crash_after;      /* scripts: the leader dies when it has applied such a command; 0 = never */
     unsigned dying;                /* the controller that is about to be killed so: it answers nobody any more */
     uint64_t story_term;
+    uint64_t checked_applied;      /* sim_lease.c */
     struct sim_script *script;
 };
 
