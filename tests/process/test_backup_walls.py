@@ -272,3 +272,23 @@ def test_the_program_has_the_rights_to_its_store_alone(home, spy):
         assert who['uid'] == '4242' and int(who['eff'], 16) == 0 and (store / 'probe').stat().st_uid == 4242, who
         (store / 'drover-store').write_text('')     # one that root wrote in somebody's directory
         assert spy(theirs)['uid'] == '0'
+
+
+def test_a_store_that_is_somebody_elses(home):
+    """All of it without root: the store's owner writes there, with a key that it was handed."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o711)
+        store, key = pathlib.Path(place) / 'store', pathlib.Path(place) / 'key'
+        subprocess.run([BACKUP, 'init', '--store', store, '--encrypt', '--key-file', key], check=True, capture_output=True, timeout=60)
+        for path in (store, *store.rglob('*')):
+            os.chown(path, 4242, 4343)
+        where = {'name': 'nas', 'location': str(store), 'key': key.read_text().strip()}
+        ident = succeed(work(home, store=where))
+        assert {path.stat().st_uid for path in store.rglob('*')} == {4242}
+        raw = home / 'vm' / 'disks' / 'root.raw'
+        was = raw.read_bytes()
+        raw.write_bytes(bytes(DISK_BYTES))
+        succeed(work(home, 'backup-restore', ident=ident, store=where))
+        assert raw.read_bytes() == was and raw.stat().st_uid == USER
+        wrong = run(work(home, 'backup-restore', ident=ident, store={**where, 'key': where['key'][:-1] + 'x'}))
+        assert wrong['state'] == 'failed' and 'key' in wrong['error_text'] and raw.read_bytes() == was, wrong
