@@ -14,7 +14,6 @@ file while writers create, repeat and delete flavors. Promised, and checked:
 import http.client
 import json
 import os
-import pathlib
 import random
 import threading
 import time
@@ -24,43 +23,14 @@ import pytest
 
 import cluster as cluster_module
 from bed import wait_until
+from small_disk import Disk
 
-DISK = 96 << 20         # of a controller: prepared log files are 8 MiB each, and there are three
 ANSWER_S = 40           # a write must be answered 2xx within this of there being room
 WRITERS = FILLERS = 2
 KEPT_MAX = 40           # flavors that a writer keeps, for the state must stay small
 # A change whose command is 16 KiB (each '\\' is written twice): the log grows fast, the state does not
 LARGE = json.dumps({'labels': {f'label{n:02}': '\\' * 255 for n in range(32)}})
 REFUSALS = (502, 503, 504, 507)
-
-
-class Disk:
-    """The small disk of a controller. It lives in the namespace of its host and goes away with it."""
-
-    def __init__(self, controller):
-        host = controller.host
-        host.run(['mkdir', '-p', controller.data])
-        host.run(['mount', '-t', 'tmpfs', '-o', f'size={DISK}', 'disk', controller.data])
-        # the directory as this machine sees it: through the host's first process
-        controller.directory = pathlib.Path(f'/proc/{host.init}/root') / controller.data.relative_to('/')
-        self.ballast = controller.directory / 'ballast'
-        self.controller = controller
-
-    def fill(self):
-        """Take all that is left, down to the last page. A controller finds room in its own log on a full disk: whoever wants
-        it to stay full takes that as well, again and again."""
-        with open(self.ballast, 'ab', buffering=0) as ballast:
-            size = ballast.seek(0, os.SEEK_END)
-            for step in (1 << 20, 64 << 10, 4096):
-                try:
-                    while True:
-                        os.posix_fallocate(ballast.fileno(), size, step)
-                        size += step
-                except OSError:
-                    pass
-
-    def free(self):
-        self.ballast.unlink(missing_ok=True)
 
 
 class Writer(threading.Thread):
