@@ -290,5 +290,5 @@ def test_a_store_that_is_somebody_elses(home):
         raw.write_bytes(bytes(DISK_BYTES))
         succeed(work(home, 'backup-restore', ident=ident, store=where))
         assert raw.read_bytes() == was and raw.stat().st_uid == USER
-        wrong = run(work(home, 'backup-restore', ident=ident, store={**where, 'key': where['key'][:-1] + 'x'}))
+        wrong = run(work(home, 'backup-restore', ident=ident, store={**where, 'key': where['key'][:-1] + ('a' if where['key'][-1] != 'a' else 'b')}))
         assert wrong['state'] == 'failed' and 'key' in wrong['error_text'] and raw.read_bytes() == was, wrong
