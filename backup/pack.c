@@ -11,6 +11,7 @@
 #define MAGIC_END "DRVPKEND"
 #define FRAME_ENTRY_BYTES 44u
 #define CHUNK_ENTRY_BYTES 36u
+enum { LEVEL_SMALL_TABLES = 3 }; /* the default one */
 /* Compression that wins less than this is not worth undoing. */
 #define WORTH(raw) ((raw) - (raw) / 64)
 
@@ -181,6 +182,12 @@ struct pack_coder *pack_coder_create(int level)
     c->decompress = ZSTD_createDCtx();
     ASSERT(c->compress != NULL && c->decompress != NULL);
     ZSTD_CCtx_setParameter(c->compress, ZSTD_c_compressionLevel, level);
+    /* Of frames of a MiB the level's own tables (64 and 128 Ki entries) are larger than a core's nearest caches. Smaller ones
+     * take 40 % less processor time for 1.4 % more bytes (docs/backup.md). */
+    if (level == LEVEL_SMALL_TABLES) {
+        ZSTD_CCtx_setParameter(c->compress, ZSTD_c_hashLog, 14);
+        ZSTD_CCtx_setParameter(c->compress, ZSTD_c_chainLog, 15);
+    }
     /* the frame's hash and the chunks' ids say the same, better */
     ZSTD_CCtx_setParameter(c->compress, ZSTD_c_checksumFlag, 0);
     ZSTD_DCtx_setParameter(c->decompress, ZSTD_d_windowLogMax, 23);
