@@ -163,6 +163,7 @@ install: all                    ## install programs, units, man pages and docume
 	    sed 's#/usr/local/#$(prefix)/#' $$u | install -D -m 644 /dev/stdin $(DESTDIR)$(prefix)/lib/systemd/system/$$(basename $$u); done
 	tools/man_pages $(BUILD)/bin $(DESTDIR)$(prefix)/share/man
 	install -D -m 644 docs/ARCHITECTURE.md $(DESTDIR)$(prefix)/share/doc/drover/ARCHITECTURE.md
+	install -D -m 644 docs/backup.md $(DESTDIR)$(prefix)/share/doc/drover/backup.md
 	install -D -m 644 LICENSE $(DESTDIR)$(prefix)/share/doc/drover/LICENSE
 
 clean:                          ## remove every build tree

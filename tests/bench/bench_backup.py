@@ -256,7 +256,7 @@ def main():
             t = lambda k: f'{r[k][0]:.1f}/{r[k][1]:.1f}' if k in r else '-'
             b = lambda k: f'{r[k] / 1e6:.1f}' if k in r else '-'
             print(f'{kind.name:22}{t("full"):>14}{b("stored"):>9}{t("incremental"):>15}{b("added"):>9}{t("restore"):>14}'
-                  f'{t("verify"):>14}', flush=True)
+                  f'{t("verify"):>14}   load {os.getloadavg()[0]:.1f}', flush=True)
 
 
 if __name__ == '__main__':
