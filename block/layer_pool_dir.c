@@ -17,6 +17,8 @@ struct pool_dir {
     int fd;
     char *path;
     bool unlocked;
+    bool (*may_change)(void *arg);
+    void *may_change_arg;
     layer_pool_dir_opener opener;
     void *arg;
 };
@@ -69,11 +71,25 @@ static int dir_open(struct layer_pool *pool, const char *name, bool read_only, s
     return fd_open(d, fd, name, read_only, ret_block, err);
 }
 
+/* Names are changed past the drivers of the files. */
+static int change_check(const struct pool_dir *d, struct error *err)
+{
+    return d->may_change == NULL || d->may_change(d->may_change_arg)
+               ? 0
+               : error_set(err, -EAGAIN, ERROR_CONFLICT, "nothing may be changed in %s now: its owner's lease has run out", d->path);
+}
+
+static int may_change_name(const struct pool_dir *d, const char *name, struct error *err)
+{
+    int code = name_check(d, name, err);
+    return code < 0 ? code : change_check(d, err);
+}
+
 static int dir_create(struct layer_pool *pool, const char *name, uint64_t size_bytes, struct block **ret_block,
                       struct error *err)
 {
     struct pool_dir *d = of_pool(pool);
-    int code = name_check(d, name, err);
+    int code = may_change_name(d, name, err);
     if (code < 0)
         return code;
     int fd = openat(d->fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -89,7 +105,7 @@ static int dir_create(struct layer_pool *pool, const char *name, uint64_t size_b
 
 static int dir_remove(struct layer_pool *pool, const char *name, struct error *err)
 {
-    int code = name_check(of_pool(pool), name, err);
+    int code = may_change_name(of_pool(pool), name, err);
     if (code < 0)
         return code;
     if (unlinkat(of_pool(pool)->fd, name, 0) < 0 && errno != ENOENT)
@@ -107,7 +123,7 @@ static int dir_read(struct layer_pool *pool, const char *name, char **ret_data, 
 static int dir_replace(struct layer_pool *pool, const char *name, const void *data, size_t size, struct error *err)
 {
     CLEANUP_FREE char *path = xasprintf("%s/%s", of_pool(pool)->path, name);
-    int code = name_check(of_pool(pool), name, err);
+    int code = may_change_name(of_pool(pool), name, err);
     return code < 0 ? code : file_write_atomic(path, data, size, 0600, err);
 }
 
@@ -166,6 +182,12 @@ int layer_pool_dir_create(const char *path, layer_pool_dir_opener opener, void *
 void layer_pool_dir_set_unlocked(struct layer_pool *pool, bool unlocked)
 {
     of_pool(pool)->unlocked = unlocked;
+}
+
+void layer_pool_dir_set_guard(struct layer_pool *pool, bool (*may_change)(void *arg), void *arg)
+{
+    of_pool(pool)->may_change = may_change;
+    of_pool(pool)->may_change_arg = arg;
 }
 
 void layer_pool_dir_destroy(struct layer_pool *pool)

@@ -14,6 +14,8 @@ int layer_pool_dir_create(const char *path, layer_pool_dir_opener opener, void *
                           struct error *err);
 /* Whether files are opened without their locks: to look at what another process has. */
 void layer_pool_dir_set_unlocked(struct layer_pool *pool, bool unlocked);
+/* For a directory that other hosts reach: asked right before a name is made, replaced or removed; false: refused (-EAGAIN). */
+void layer_pool_dir_set_guard(struct layer_pool *pool, bool (*may_change)(void *arg), void *arg);
 /* After everything that was opened from it. NULL is allowed. */
 void layer_pool_dir_destroy(struct layer_pool *pool);
 

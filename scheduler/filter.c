@@ -41,6 +41,10 @@ enum filter filter_host(const struct scheduler_view *view, size_t i, const struc
         return FILTER_CPU_MODEL;
     if (request->apart != NULL && request->apart[i])
         return FILTER_APART;
+    if (request->pools != NULL && request->pools[i] == PLACE_POOLS_MISSING)
+        return FILTER_POOL;
+    if (request->pools != NULL && request->pools[i] == PLACE_POOLS_FULL)
+        return FILTER_POOL_ROOM;
     if (free_of(view->memory_bytes[i], view->committed_memory_bytes[i]) < request->memory_bytes)
         return FILTER_MEMORY;
     if (free_of(view->vcpus[i], view->committed_vcpus[i]) < request->vcpus)
@@ -86,6 +90,12 @@ void filter_reason(const struct scheduler_view *view, size_t i, const struct pla
         break;
     case FILTER_APART:
         snprintf(buffer, size, "holds a VM of the same anti-affinity");
+        break;
+    case FILTER_POOL:
+        snprintf(buffer, size, "has not all pools of its disks, or they are not there now");
+        break;
+    case FILTER_POOL_ROOM:
+        snprintf(buffer, size, "has less room in a pool than its disks there may take");
         break;
     case FILTER_MEMORY:
         snprintf(buffer, size, "needs %" PRIu64 " MiB, %" PRIu64 " of %" PRIu64 " MiB are free",

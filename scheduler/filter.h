@@ -14,6 +14,8 @@
     X(KVM, "kvm", "without KVM")                                                                                     \
     X(CPU_MODEL, "cpu-model", "whose processors cannot be the CPU model")                                            \
     X(APART, "anti-affinity", "with a VM that it is kept apart from")                                               \
+    X(POOL, "pool", "without a pool of its disks")                                                                   \
+    X(POOL_ROOM, "pool-room", "with too little room in a pool of its disks")                                         \
     X(MEMORY, "memory", "with too little memory")                                                                    \
     X(VCPUS, "vcpus", "with too few processors")
 
@@ -24,6 +26,9 @@ enum filter {
         FILTER_COUNT
 };
 
+/* What a host has of the pools that a VM's disks are in. */
+enum place_pools { PLACE_POOLS_THERE, PLACE_POOLS_MISSING, PLACE_POOLS_FULL };
+
 struct place_request {
     uint64_t memory_bytes;
     uint64_t vcpus;
@@ -31,6 +36,7 @@ struct place_request {
     const char *current; /* not the host of this id: it is to move from there; NULL = it may stay */
     enum cpu_kind cpu_model;
     const uint8_t *apart; /* of each host: 1 = it holds a VM that this one is kept apart from; NULL = none does */
+    const uint8_t *pools; /* of each host: enum place_pools; NULL = the VM has no disks in pools */
 };
 
 /* The first filter that refuses host @i, or FILTER_PASSED. */

@@ -81,6 +81,7 @@ static void put_report(struct node_report *report, void *arg)
             vm_put_seen(vm, OBJECT_ADD(node_report, report, vms));
     agent_tasks_put(a, report);
     agent_images_put_seen(a, report);
+    pool_watch_put(&a->pools, report);
 }
 
 static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_change *change, uint64_t index)
@@ -113,7 +114,7 @@ static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_ch
         a->ask_again = true;
         break;
     case PLAN_FORGET:
-        vm_forget(vm);
+        vm_forget(vm, change->nobodys);
         break;
     case PLAN_DROP:
         drop_vm(a, vm);
@@ -213,6 +214,7 @@ static void obey(const struct node_orders *orders, void *arg)
     a->generation = orders->generation;
     agent_network_learn(a, orders);
     agent_images_learn(a, orders);
+    pool_watch_learn(&a->pools, &orders->pools);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
         if (vm_arriving(vm) != NULL && !orders_have(orders, vm_id(vm)))
             continue; /* what becomes of it, the migration's own order says */
@@ -287,7 +289,7 @@ static void progress_tick(uv_timer_t *timer)
     struct local_vm *vm;
     agent_network_tick(a);
     agent_images_tick(a);
-    bool news = agent_tasks_running(a);
+    bool news = agent_tasks_running(a) || pool_watch_news(&a->pools);
     for (size_t i = 0; !news && (vm = map_next(&a->vms, &i)) != NULL;)
         news = vm_is_fetching(vm);
     if (news)
@@ -418,6 +420,7 @@ static int make_places(struct agent *a, const struct agent_options *options, str
         .vmm_path = a->vmm_path,
         .boot_id = a->facts.boot_id,
         .lease = &a->lease.holder,
+        .pools = &a->pools,
         .changed = vm_changed,
         .arg = a,
     };
@@ -481,6 +484,7 @@ static void agent_free(struct agent *a)
 {
     map_finish(&a->vms);
     map_finish(&a->tasks.all);
+    pool_watch_finish(&a->pools);
     agent_migrations_free(a);
     host_network_destroy(a->network);
     vmm_cgroups_close(&a->cgroups);

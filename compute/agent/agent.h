@@ -18,6 +18,7 @@
 #include "compute/agent/image_cache.h"
 #include "compute/agent/image_serve.h"
 #include "compute/agent/image_upload.h"
+#include "compute/agent/pool_watch.h"
 #include "compute/agent/session.h"
 #include "compute/agent/task_migrate.h"
 #include "compute/agent/vm.h"
@@ -59,6 +60,7 @@ struct agent {
     char isolation[201]; /* what keeps VMMs apart, for the host's status */
     struct map vms;      /* struct local_vm by id */
     struct agent_tasks tasks;
+    struct pool_watches pools;
     struct agent_migrations migrations;
     uint64_t generation; /* lease generation of this host, as told */
     uint64_t arming;     /* as told and carried out (node_orders) */

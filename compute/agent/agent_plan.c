@@ -10,7 +10,7 @@ bool agent_plan_answer_ok(const struct node_orders *orders, uint64_t known_gener
 /* An answer looked up by VM: hosts hold thousands. */
 struct answer {
     const struct node_orders *orders;
-    struct map by_id, forget;
+    struct map by_id, forget, gone;
 };
 
 static void answer_init(struct answer *answer, const struct node_orders *orders)
@@ -22,12 +22,15 @@ static void answer_init(struct answer *answer, const struct node_orders *orders)
             map_put(&answer->by_id, all[i].id, &all[i]);
     for (size_t i = 0; i < orders->forget.count; i++)
         map_put(&answer->forget, orders->forget.items[i], orders->forget.items[i]);
+    for (size_t i = 0; i < orders->gone.count; i++)
+        map_put(&answer->gone, orders->gone.items[i], orders->gone.items[i]);
 }
 
 static void answer_finish(struct answer *answer)
 {
     map_finish(&answer->by_id);
     map_finish(&answer->forget);
+    map_finish(&answer->gone);
 }
 
 /* An order for a VM that we have one for already. */
@@ -61,6 +64,7 @@ static struct plan_change change_of_have(const struct plan_have *have, size_t at
     /* An answer older than the order we obey may simply not have heard of the VM. */
     else if (map_get(&answer->forget, have->id) != NULL && answer->orders->index >= have->index && !have->removing)
         change.kind = PLAN_FORGET;
+    change.nobodys = change.kind == PLAN_FORGET && map_get(&answer->gone, have->id) != NULL;
     return change;
 }
 

@@ -36,6 +36,7 @@ struct plan_change {
     size_t have;                  /* index into the VMs the host has, or PLAN_NEW */
     const struct vm_order *order; /* ACCEPT, KEEP, REFUSE and LATER: inside @orders */
     const char *why;              /* REFUSE: in words */
+    bool nobodys;                 /* FORGET: no other host has it either, or ever will */
 };
 #define PLAN_NEW SIZE_MAX
 

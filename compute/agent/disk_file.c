@@ -141,7 +141,7 @@ static int clone_into(struct layer_pool *pool, const char *directory, const char
 {
     CLEANUP_FREE char *base = NULL;
     int r = layer_disk_collect(pool, err); /* of an agent that was killed */
-    if (r == 0)
+    if (r == 0 && image_path != NULL)
         r = image_link(directory, image_path, &base, err);
     return r < 0 ? r : layer_disk_create(pool, name, size_bytes, base, err);
 }

@@ -11,7 +11,8 @@
  * size. The name appears only when the content is on disk.
  * -EFBIG: the image is larger than @size_bytes. */
 int disk_file_make(const char *path, uint64_t size_bytes, const char *image_path, struct error *err);
-/* Make the layered disk @directory/@name.disk (block/layer_disk.h) unless it is there, above @image_path: nothing is
+/* Make the layered disk @directory/@name.disk (block/layer_disk.h) unless it is there, above @image_path (NULL: empty, of
+ * @size_bytes): nothing is
  * copied. The image gets a second name in @directory, so it stays whatever becomes of the first one; it must never be
  * written to. -EFBIG as above. -EXDEV, without words: this image cannot be shared there (another file system, a size
  * that is no multiple of 512); make a copy. */

@@ -25,6 +25,7 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
 #include "compute/agent/backup_disks.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/vm.h"
 #include "compute/agent/vmm_user.h"
@@ -147,6 +148,11 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
     for (size_t i = 0; i < order->disks.count; i++) {
         if (disks[i].read_only)
             continue; /* it is as its image has it */
+        const struct pool_order *pool = pool_dir_of(order, &disks[i]);
+        if (is_restore(b) && order->ha && pool != NULL && pool->kind == pool_kind_SHARED_DIR)
+            return error_set(err, -EBUSY, ERROR_CONFLICT,
+                             "the VM may be started on another host at any moment, for it has ha and disk %s is in a shared "
+                             "pool: turn ha off meanwhile", disks[i].name);
         CLEANUP_FREE char *layers = vm_files_layers_path(places, order, &disks[i]);
         CLEANUP_FREE char *leaf = xasprintf("disks/%s.raw", disks[i].name);
         CLEANUP_FREE char *raw = vm_files_path(places, b->vm, leaf);

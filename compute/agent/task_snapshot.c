@@ -24,6 +24,7 @@
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/task_walls.h"
 
@@ -138,6 +139,10 @@ static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, s
         CLEANUP_FREE char *directory = vm_files_layers_path(&vm_context_of(vm)->places, order, &disks[i]);
         if (disks[i].read_only)
             continue; /* does not change */
+        if (order->ha && pool_dir_of(order, &disks[i]) != NULL && pool_dir_of(order, &disks[i])->kind == pool_kind_SHARED_DIR)
+            return error_set(err, -EBUSY, ERROR_CONFLICT,
+                             "the VM is off and may be started on another host at any moment, for it has ha and disk %s is in a "
+                             "shared pool: start it, or turn ha off meanwhile", disks[i].name);
         if (directory == NULL)
             return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
                              "disk %s is one raw file, as older versions made them; it can have no snapshots", disks[i].name);

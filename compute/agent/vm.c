@@ -45,10 +45,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "common/log.h"
 #include "common/state_machine.h"
 #include "compute/agent/agent_plan.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/vm.h"
 #include "compute/agent/vm_adjust.h"
 #include "compute/agent/vmm_cgroup.h"
@@ -59,6 +61,8 @@
 
 #define STATUS_MIGRATED 7 /* of drover-vmm */
 #define TAKE_AGAIN_MS 10
+#define LEASE_FOR_START_NS UINT64_C(1000000000) /* that has to be left of the lease where a VMM is to be started under it */
+#define LEASE_LOOK_AGAIN_MS 100
 
 enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
 
@@ -76,6 +80,7 @@ struct vm_work {
     struct vm_order order;
     uid_t user;
     bool disks_made, disks_partial, arriving;
+    bool pools_too; /* a removal: what it has in pools goes with it */
     int status;
     struct error err;
 };
@@ -92,6 +97,7 @@ struct local_vm {
 
     /* facts */
     bool confirmed, forgotten, gone, prepared;
+    bool nobodys; /* forgotten, and no other host has it either */
     unsigned holds; /* tasks that want its disks for themselves */
     bool looking; /* something holds the VM's lock and its name is not known yet */
     bool adjust_again; /* the order has changed since it began to be adjusted */
@@ -720,14 +726,15 @@ static void work_prepare(uv_work_t *uv_work)
 static void work_remove(uv_work_t *uv_work)
 {
     struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
-    work->status = vm_files_remove(&work->vm->context->places, work->order.id, &work->err);
+    const struct vm_order *pools_of = work->pools_too ? &work->order : NULL;
+    work->status = vm_files_remove(&work->vm->context->places, work->order.id, pools_of, &work->err);
 }
 
 static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
 {
     if (work->status == 0) {
         vm->prepared = object_equal(&vm_order_desc, &work->order, &vm->file.order);
-        if (!vm->file.disks_made && work->order.disks.count > 0) {
+        if (!vm->file.disks_made && work->order.disks.count > 0) { /* also of those in pools: nobody else makes them now */
             OBJECT_SET(agent_vm, &vm->file, disks_made, true);
             vm->unsaved = true;
         }
@@ -774,7 +781,7 @@ static void work_after(uv_work_t *uv_work, int uv_status)
         vm_tick(vm);
 }
 
-static void vm_work_start(struct local_vm *vm, enum vm_busy busy, uv_work_cb run)
+static struct vm_work *vm_work_make(struct local_vm *vm)
 {
     struct vm_work *work = NEW(struct vm_work);
     work->vm = vm;
@@ -783,9 +790,54 @@ static void vm_work_start(struct local_vm *vm, enum vm_busy busy, uv_work_cb run
     work->disks_partial = vm->file.disks_partial;
     work->arriving = vm->file.arriving != NULL && !vm->owned;
     OBJECT_COPY(vm_order, &work->order, &vm->file.order);
+    return work;
+}
+
+static void vm_work_start(struct local_vm *vm, struct vm_work *work, enum vm_busy busy, uv_work_cb run)
+{
     vm->busy = busy;
     int r = uv_queue_work(vm->context->loop, &work->work, run, work_after);
     ASSERT(r == 0);
+}
+
+/* Are the pools of its disks there? 0, or why not. In a removal, one that is none of this host's any more is passed over,
+ * and taken out of @order. */
+static int pools_check(const struct local_vm *vm, struct vm_order *order, bool removal, struct error *err)
+{
+    struct pool_order *pools = order->pools.items;
+    for (size_t i = 0; vm->context->pools != NULL && i < order->pools.count; i++) {
+        int r = pool_watch_there(vm->context->pools, pools[i].id, pools[i].name, err);
+        if (r == -ENOENT && removal) {
+            log_warning("vm-pool", "vm=%s pool=%s error=\"%s; what the VM has there stays\"", vm->name, pools[i].name, err->text);
+            OBJECT_CLEAR(pool_order, &pools[i]);
+            memmove(&pools[i], &pools[i + 1], (order->pools.count - i - 1) * sizeof *pools);
+            order->pools.count--;
+            i--;
+        } else if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+/* With all that it has in pools, if that is nobody's. */
+static void vm_remove(struct local_vm *vm)
+{
+    struct vm_work *work;
+    struct error err = {.code = 0};
+    bool pools_too = vm->nobodys || (!vm->forgotten && vm->file.order.wanted == vm_wanted_DELETED);
+    if (vm->machine.state != vm_state_STOPPING)
+        vm_move(vm, vm_state_STOPPING, "removing its files");
+    work = vm_work_make(vm);
+    work->pools_too = pools_too;
+    if (pools_too && pools_check(vm, &work->order, true, &err) < 0) {
+        OBJECT_CLEAR(vm_order, &work->order);
+        free(work);
+        vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
+        vm_move(vm, vm_state_STOPPING, err.text);
+        return;
+    }
+    vm_work_start(vm, work, VM_REMOVING, work_remove);
 }
 
 static void vm_on_image(int status, const struct error *err, const char *path, void *arg)
@@ -836,9 +888,11 @@ static void vm_prepare(struct local_vm *vm)
     int r = vm_save(vm, &err); /* its directory is there then */
     vm->user = 0;
     if (r == 0 && places->user_base != 0)
-        r = vmm_user_allot(places, places->user_base, vm->id, &vm->user, &err);
+        r = vmm_user_allot(places, places->user_base, vm->id, pool_dir_shared(order), &vm->user, &err);
     if (r == 0)
-        vm_work_start(vm, VM_PREPARING, work_prepare);
+        r = pools_check(vm, &vm->file.order, false, &err);
+    if (r == 0)
+        vm_work_start(vm, vm_work_make(vm), VM_PREPARING, work_prepare);
     else
         vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
 }
@@ -903,9 +957,25 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     return r;
 }
 
+/* A VMM opens disks that other hosts reach only under the lease: without it the start would be for nothing. */
+static bool vm_lease_allows_start(const struct local_vm *vm)
+{
+    struct timespec now;
+    if (!pool_dir_shared(&vm->file.order) || vm->file.arriving != NULL)
+        return true;
+    uint64_t value = vm_page_value(vm, vm->file.order.epoch, 1);
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return value == 0 || value > (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec + LEASE_FOR_START_NS;
+}
+
 static void vm_start(struct local_vm *vm)
 {
     struct error err = {.code = 0};
+    if (!vm_lease_allows_start(vm)) {
+        vm_progress(vm, "waiting for the host's lease: its disks are where other hosts reach them");
+        vm->hold_until_ms = now_ms(vm) + LEASE_LOOK_AGAIN_MS;
+        return;
+    }
     if (vm->owned)
         arrival_over(vm); /* what held it is not there any more */
     if (vm->end == PLAN_END_BROKEN || vm->end == PLAN_END_CLEAN)
@@ -1078,9 +1148,7 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         vm_kill(vm);
         break;
     case PLAN_REMOVE:
-        if (vm->machine.state != vm_state_STOPPING)
-            vm_move(vm, vm_state_STOPPING, "removing its files");
-        vm_work_start(vm, VM_REMOVING, work_remove);
+        vm_remove(vm);
         break;
     case PLAN_STEP_COUNT:
         break;
@@ -1180,7 +1248,7 @@ static struct local_vm *vm_make(const struct vm_context *context, const struct v
     vm->unsaved = true;
     state_machine_init(&vm->machine, &machine_desc, vm->name, vm_state_PENDING);
     CLEANUP_FREE char *dir = vm_files_path(&context->places, vm->id, "");
-    if (order->wanted == vm_wanted_DELETED && access(dir, F_OK) < 0) {
+    if (order->wanted == vm_wanted_DELETED && access(dir, F_OK) < 0 && order->pools.count == 0) {
         vm->gone = true;
     } else if (vm_files_control_path(&context->places, vm->id, vm->control_path, &err) < 0) {
         vm_failed(vm, PLAN_END_IMPOSSIBLE, err.text);
@@ -1361,10 +1429,11 @@ void vm_lease(struct local_vm *vm)
                                                 lease_page_get(&vm->page)));
 }
 
-void vm_forget(struct local_vm *vm)
+void vm_forget(struct local_vm *vm, bool gone)
 {
     if (vm->forgotten)
         return;
+    vm->nobodys = gone;
     log_info("vm-forgotten", "vm=%s id=%s", vm->name, vm->id);
     vm->forgotten = true;
     vm->hold_until_ms = 0;

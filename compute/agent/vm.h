@@ -15,6 +15,7 @@
 #include "compute/agent/image_cache.h"
 #include "compute/agent/lease_holder.h"
 #include "compute/agent/lease_page.h"
+#include "compute/agent/pool_watch.h"
 #include "compute/agent/vm_files.h"
 #include "compute/agent/vmm_process.h"
 #include "schema/objects.h"
@@ -39,6 +40,7 @@ struct vm_context {
     struct vm_places places;
     const char *vmm_path, *boot_id;
     const struct lease_holder *lease; /* of the host; NULL: no VM is ruled by one (tests) */
+    const struct pool_watches *pools; /* of the host; NULL: all are there (tests) */
     bool disarmed;                    /* VMs with ha run without it too */
     bool leaving;                     /* the lease is given up: no VM with ha runs here any more */
     /* What vm_put_seen would say has changed. It may close the VM. */
@@ -97,8 +99,9 @@ void vm_lease_confirm(struct local_vm *vm, uint64_t generation);
 void vm_lease(struct local_vm *vm);
 /* Does a VMM of it live that may run only under the lease? */
 bool vm_lease_rules(const struct local_vm *vm);
-/* The controllers say that it is not ours: end it and remove what is left. */
-void vm_forget(struct local_vm *vm);
+/* The controllers say that it is not ours: end it and remove what is left. @gone: it is nobody's any more, and what it has in
+ * pools goes, too; else that is another host's now. */
+void vm_forget(struct local_vm *vm, bool gone);
 /* A task wants the disks for itself: from vm_hold(true) until as many vm_hold(false) no VMM is started, and no file is
  * removed. What is under way goes on: look with vm_disks. */
 void vm_hold(struct local_vm *vm, bool held);

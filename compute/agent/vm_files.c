@@ -15,6 +15,7 @@
 #include "common/log.h"
 #include "compute/agent/disk_file.h"
 #include "compute/agent/host_network.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/seed_files.h"
 #include "compute/agent/tap.h"
 #include "compute/agent/vm_files.h"
@@ -94,7 +95,10 @@ static char *raw_path(const struct vm_places *places, const struct vm_order *ord
 char *vm_files_layers_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
 {
     CLEANUP_FREE char *raw = raw_path(places, order, disk);
-    if (!disk->image || disk->read_only || access(raw, F_OK) == 0)
+    const struct pool_order *pool = pool_dir_of(order, disk);
+    if (pool != NULL)
+        return pool_dir_disk(pool, order->id, disk->name);
+    if (disk->read_only || access(raw, F_OK) == 0)
         return NULL;
     return xasprintf("%s/%s/disks/%s.layers", places->vms_dir, order->id, disk->name);
 }
@@ -154,7 +158,7 @@ void vm_files_nic(const struct vm_places *places, const struct vm_order *order, 
 
 bool vm_files_disk_moves(const struct vm_disk *disk)
 {
-    return !disk->read_only;
+    return !disk->read_only && disk->pool == NULL;
 }
 
 bool vm_files_disks_move(const struct vm_order *order)
@@ -164,6 +168,13 @@ bool vm_files_disks_move(const struct vm_order *order)
         if (vm_files_disk_moves(&disks[i]))
             return true;
     return false;
+}
+
+/* Past the page cache: nothing may be written by this host's kernel after the disk has become another's. */
+static void config_shared(struct vmm_disk *disk)
+{
+    OBJECT_SET(vmm_disk, disk, shared, true);
+    OBJECT_SET(vmm_disk, disk, direct, true);
 }
 
 static void config_devices(const struct vm_places *places, const struct vm_order *order, bool arriving, struct vmm_config *config)
@@ -176,6 +187,8 @@ static void config_devices(const struct vm_places *places, const struct vm_order
         OBJECT_TEXT(vmm_disk, disk, path, path);
         if (layers != NULL)
             OBJECT_SET(vmm_disk, disk, format, disk_format_LAYERS);
+        if (pool_dir_of(order, &disks[i]) != NULL && pool_dir_of(order, &disks[i])->kind == pool_kind_SHARED_DIR)
+            config_shared(disk);
         OBJECT_SET(vmm_disk, disk, read_only, disks[i].read_only);
         if (arriving && vm_files_disk_moves(&disks[i]))
             OBJECT_SET(vmm_disk, disk, copied, true);
@@ -303,7 +316,7 @@ const char *vm_files_last_error(const struct vm_places *places, const char *vm_i
 
 /* ---- the thread pool's part ---- */
 
-/* Above the image where it can be shared, else as a copy of it. */
+/* Above the image where it can be shared, else as a copy of it; with layers in any case where there is none. */
 static int make_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk,
                      struct error *err)
 {
@@ -343,13 +356,19 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
                         bool disks_made, bool arriving, struct error *err)
 {
     CLEANUP_FREE char *path = vm_files_disk_path(places, order, disk);
-    if (disks_made && access(path, F_OK) < 0)
+    const struct pool_order *pool = pool_dir_of(order, disk);
+    if (disk->pool != NULL && pool == NULL)
+        return error_set(err, -EINVAL, ERROR_INTERNAL, "disk %s is in pool %s, which the order does not describe", disk->name,
+                         disk->pool);
+    if (pool == NULL && disks_made && access(path, F_OK) < 0)
         return error_errno(err, -errno, "disk %s was made once and is missing now: %s", disk->name, path);
     if (disk->image && order->disk.sha256 == NULL)
         return error_set(err, -EFBIG, ERROR_INVALID,
                          "disk %s begins as a copy of the image's disk, and the image has none", disk->name);
-    int r = arriving && vm_files_disk_moves(disk) ? make_disk_empty(places, order, disk, err)
-                                                  : make_disk(places, order, disk, err);
+    CLEANUP_FREE char *image = disk->image ? xasprintf("%s/%s", places->images_dir, order->disk.sha256) : NULL;
+    int r = pool != NULL ? pool_dir_make_disk(pool, order->id, disk, image, disks_made || order->disks_made, err)
+            : arriving && vm_files_disk_moves(disk) ? make_disk_empty(places, order, disk, err)
+                                                    : make_disk(places, order, disk, err);
     if (r < 0)
         error_prefix(err, "disk %s: ", disk->name);
     return r;
@@ -424,7 +443,16 @@ static int remove_taps(const char *vm_id, struct error *err)
     return 0;
 }
 
-int vm_files_remove(const struct vm_places *places, const char *vm_id, struct error *err)
+static int remove_from_pools(const struct vm_order *order, struct error *err)
+{
+    const struct pool_order *pools = order->pools.items;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < order->pools.count; i++)
+        r = pool_dir_remove_vm(&pools[i], order->id, err);
+    return r;
+}
+
+int vm_files_remove(const struct vm_places *places, const char *vm_id, const struct vm_order *pools_of, struct error *err)
 {
     CLEANUP_FREE char *dir = vm_files_path(places, vm_id, "");
     CLEANUP_FREE char *gone = xasprintf("%s" VM_FILES_GONE, dir);
@@ -443,6 +471,9 @@ int vm_files_remove(const struct vm_places *places, const char *vm_id, struct er
     unlink(control);
     if (places->cgroups != NULL)
         vmm_cgroup_remove(places->cgroups, vm_id);
+    r = pools_of != NULL ? remove_from_pools(pools_of, err) : 0;
+    if (r < 0)
+        return r;
     if (there) {
         r = file_remove_tree(places->vms_dir, gone_name, err);
         if (r < 0)

@@ -6,8 +6,8 @@
  *              vmm.log        the VMM's own words
  *              exit.json      struct vmm_exit: the VMM's last ones
  *              console.log    what the guest wrote to its console; console.log.1: before that
- *              disks/<name>.raw
- *              disks/<name>.layers/  a disk that begins as an image: <name>.disk, its layers, the image's second name
+ *              disks/<name>.raw      a disk that is only read, or was made by an older version; one whose image cannot be shared
+ *              disks/<name>.layers/  <name>.disk, its layers, and the second name of the image that it begins as
  *              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
  *   <lease>/<id>.lease        its lease page
@@ -52,7 +52,8 @@ int vm_files_load(const struct vm_places *places, const char *vm_id, struct agen
 int vm_files_save(const struct vm_places *places, const struct agent_vm *file, struct error *err);
 /* The page that its VMM obeys (lease_page.h). The caller frees. */
 char *vm_files_lease_path(const struct vm_places *places, const char *vm_id);
-/* Is @disk this host's own, so that its content goes along in a migration? Of what is only read both hosts have the same. */
+/* Is @disk this host's own, so that its content goes along in a migration? Of what is only read both hosts have the same;
+ * what is in a pool stays there. */
 bool vm_files_disk_moves(const struct vm_disk *disk);
 bool vm_files_disks_move(const struct vm_order *order); /* any of them */
 /* @arriving: for a VMM that a migration comes to, which fills the disks. */
@@ -80,8 +81,9 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
                      struct error *err);
 /* All disks, which are what a migration had brought so far: they are to be made anew. */
 int vm_files_remove_disks(const struct vm_places *places, const char *vm_id, struct error *err);
-/* Taps, control socket, cgroup, directory. -EAGAIN: a VMM holds the VM. */
-int vm_files_remove(const struct vm_places *places, const char *vm_id, struct error *err);
+/* Taps, control socket, cgroup, directory; @pools_of (may be NULL): and what that order has in pools. -EAGAIN: a VMM holds
+ * the VM. */
+int vm_files_remove(const struct vm_places *places, const char *vm_id, const struct vm_order *pools_of, struct error *err);
 /* Finish what removals of a killed agent left, for all of <vms>. Errors are logged, ignoring. */
 void vm_files_remove_leftovers(const struct vm_places *places);
 

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/seed_files.h"
 #include "compute/agent/vm_files.h"
 #include "compute/agent/vmm_user.h"
@@ -86,7 +87,16 @@ static int directory_take(const char *path, uid_t user, struct error *err)
     return r < 0 ? error_errno(err, r, "cannot give %s to user %u", path, user) : 0;
 }
 
-int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm_id, uid_t *ret_user,
+uid_t vmm_user_of_shared(uint32_t base, const char *vm_id)
+{
+    uint8_t hash[SHA256_DIGEST_LENGTH];
+    SHA256((const uint8_t *)vm_id, strlen(vm_id), hash);
+    uint32_t number = (uint32_t)hash[0] << 16 | (uint32_t)hash[1] << 8 | hash[2];
+    STATIC_ASSERT(VMM_USERS_SHARED == 1u << 24, "as many as three bytes say");
+    return base + VMM_USERS_SHARED_FIRST + number;
+}
+
+int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm_id, bool shared, uid_t *ret_user,
                    struct error *err)
 {
     CLEANUP_FREE char *path = vm_files_path(places, vm_id, "");
@@ -95,12 +105,13 @@ int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm
     uid_t user;
     if (lstat(path, &st) < 0)
         return error_errno(err, -errno, "cannot look at %s", path);
-    if (st.st_gid >= base && st.st_gid - base < VMM_USERS) {
+    user = shared ? vmm_user_of_shared(base, vm_id) : st.st_gid;
+    if (st.st_gid == user && (shared || (st.st_gid >= base && st.st_gid - base < VMM_USERS))) {
         *ret_user = st.st_gid;
         return 0;
     }
-    int r = taken_collect(places->vms_dir, base, taken, err);
-    if (r == 0 && vmm_user_pick(base, vm_id, taken, &user) < 0)
+    int r = shared ? 0 : taken_collect(places->vms_dir, base, taken, err);
+    if (r == 0 && !shared && vmm_user_pick(base, vm_id, taken, &user) < 0)
         r = error_set(err, -ENOSPC, ERROR_NO_SPACE, "all %u users for VMMs are taken; this host has too many VMs",
                       VMM_USERS);
     if (r == 0)
@@ -155,8 +166,10 @@ static int disk_own(const struct vm_places *places, const struct vm_order *order
 {
     CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
     CLEANUP_FREE char *path = vm_files_disk_path(places, order, disk);
+    const struct pool_order *pool = pool_dir_of(order, disk);
+    CLEANUP_FREE char *images = pool != NULL ? pool_dir_images(pool) : xstrdup(places->images_dir);
     if (layers != NULL)
-        return layers_own(layers, places->images_dir, order->disk.sha256, user, err);
+        return layers_own(layers, images, order->disk.sha256, user, err);
     return disk->read_only ? file_own(path, 0, user, 0640, err) : file_own(path, user, user, 0600, err);
 }
 

@@ -14,7 +14,12 @@
  *   vms/<id>/disks     root, group of the VM, 0710: its VMM opens what it finds
  *   vms/<id>/disks/x   the user's, 0600; read-only ones root's, 0640
  *   vms/<id>/disks/x.layers  the user's, 0700, with what is in it but the image, which is root's and all may read
+ *   <pool>/vms/<id>/x.layers  the same
  *   images/x           root's, 0644 in a directory that is closed to all: shown in the VMM's jail file by file
+ *
+ * A VM with a disk in a shared pool has the same user on every host, from a range of its own, or one host would take the files
+ * from another's VMM: the number follows from its id alone. Two such VMs may have the same one (of 1,000, in 3 clusters of 100):
+ * then these two are kept apart by what each sees of the host (the jail), and not by rights besides.
  *
  * Whoever reads as root what a VMM may have written goes by file_read_foreign. Short calls; the loop's thread. */
 #ifndef COMPUTE_AGENT_VMM_USER_H
@@ -30,6 +35,8 @@
  * services, containers nor /etc/subuid have numbers there. */
 #define VMM_USER_BASE_DEFAULT 1900000000u
 #define VMM_USERS 4096u /* VMs of one host, as in node_report */
+#define VMM_USERS_SHARED (1u << 24) /* VMs with disks in shared pools, from this on; between are some of the agent's own */
+#define VMM_USERS_SHARED_FIRST (2u * VMM_USERS)
 
 struct vm_places;
 
@@ -37,8 +44,10 @@ struct vm_places;
 int vmm_user_pick(uint32_t base, const char *vm_id, const bool taken[VMM_USERS], uid_t *ret_user);
 /* Find the VM's user by its directory; where it has none yet, pick one and hand over the directory and what an earlier
  * VMM, of root, made in it. The directory is there; no VMM lives. */
-int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm_id, uid_t *ret_user,
+int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm_id, bool shared, uid_t *ret_user,
                    struct error *err);
+/* That of a VM with disks that other hosts reach: the same wherever it runs. */
+uid_t vmm_user_of_shared(uint32_t base, const char *vm_id);
 /* Before each start, with the VM's lock held: disks, seed and images of @order are the user's to use. */
 int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err);
 

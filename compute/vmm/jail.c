@@ -108,8 +108,8 @@ static int views_pick_up(struct builder *b, struct error *err)
         for (size_t j = 0; j < i; j++)
             twice = twice || strcmp(f->path, o->files[j].path) == 0;
         if (code == 0 && !twice) /* a disk may be a block device: no NODEV */
-            code = view_add(b, f->path, false,
-                            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | (f->writable ? 0u : MOUNT_ATTR_RDONLY), err);
+            code = view_add(b, f->path, f->directory,
+                            (f->directory ? MOUNT_ATTR_NODEV : 0u) | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | (f->writable ? 0u : MOUNT_ATTR_RDONLY), err);
     }
     if (code == 0 && sandbox_is_widened())
         code = view_add(b, "/proc", true, MOUNT_ATTR_NOSUID, err);

@@ -4,7 +4,7 @@
  *
  *   user       a user and a group of its own, no others, no capabilities, and no way back (no_new_privs)
  *   files      a mount namespace whose root is an empty, read-only tmpfs. In it, at the paths that they have on the host:
- *              the home (read and write, as far as the user may), single files that the configuration names (kernel,
+ *              the home (read and write, as far as the user may), what the configuration names besides (kernel,
  *              firmware, disks elsewhere), /dev/kvm and /dev/net/tun. No program, no library, no /proc, no /etc.
  *   limits     no core dumps (a guest's memory is nobody's business), JAIL_* below for the rest. Not the size of files:
  *              disks are as large as they are, and grow.
@@ -32,6 +32,7 @@
 struct jail_file {
     const char *path; /* absolute, without ".." */
     bool writable;
+    bool directory; /* with all that is in it; the rights of its files rule */
 };
 
 /* Borrowed for the call. */

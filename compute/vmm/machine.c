@@ -314,7 +314,6 @@ void machine_finish(struct machine *m)
     backup_job_destroy(m->backup); /* the agent may have had a word for it */
     device_list_pause(&m->devices); /* what the guest was told is written must be written */
     device_list_destroy(&m->devices);
-    lease_finish(&m->lease.lease); /* only now: a disk that is being closed may write, if it still may */
     uring_destroy(m->uring);
     pthread_mutex_unlock(&m->device_lock);
     io_loop_destroy(m->io);
@@ -326,6 +325,7 @@ void machine_finish(struct machine *m)
     close_fd(&m->boot.kernel.fd);
     close_fd(&m->boot.initrd.fd);
     machine_slots_finish(m);
+    lease_finish(&m->lease.lease); /* only now: a disk that is being closed may write, if it still may */
     bus_finish(&m->ports);
     bus_finish(&m->mmio);
     pthread_mutex_destroy(&m->device_lock);

@@ -148,10 +148,12 @@ static int engine_choose(struct machine *m, const struct vmm_disk *disk, struct 
     return 0;
 }
 
-/* Nobody writes the disk any more; it is another's from now on where the machine was migrated. */
+/* Nobody writes the disk any more; it is another's from now on where the machine was migrated. One that other hosts reach may be
+ * another's already: what is known here of its changes would be told of what that one has written. */
 static void changes_end(struct machine *m, struct machine_slot *slot)
 {
-    machine_changes_end(slot->changes, m->end != MACHINE_END_MIGRATED);
+    bool ours = m->end != MACHINE_END_MIGRATED && (!slot->disk.shared || lease_allows_io(&m->lease.lease));
+    machine_changes_end(slot->changes, ours);
     slot->changes = NULL;
 }
 
@@ -160,7 +162,9 @@ int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struc
     struct block *block;
     struct block_file_options file = {
         .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming && !disk->copied,
-        .epoch = m->config->epoch};
+        .epoch = m->config->epoch,
+        .may_open = disk->shared ? may_submit : NULL,
+        .may_open_arg = &m->lease.lease};
     int code = engine_choose(m, disk, &file.uring, err);
     if (code == 0 && disk->format == disk_format_LAYERS)
         code = block_layers_open(disk->path, &file, m->io, &block, err);

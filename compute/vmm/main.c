@@ -24,6 +24,7 @@
 #include "migration/page_faults.h"
 
 #define CONFIG_BYTES_MAX 1048576u
+#define DISKS_MAX 16u /* of vmm_config */
 
 enum exit_status {
     STATUS_OK = 0,           /* the guest powered off, or the VM was stopped by request */
@@ -279,29 +280,37 @@ static const char *control_path(const struct program *p)
     return p->options.control ? p->options.control : p->config.control_path;
 }
 
-/* Every file that the configuration and the options name and that may lie outside the directory of the configuration. */
-static size_t files_named(const struct program *p, struct jail_file files[JAIL_FILES_MAX])
+/* Every file that the configuration and the options name and that may lie outside the directory of the configuration.
+ * @layers: directories of disks with layers, which come and go; the caller frees them. */
+static size_t files_named(const struct program *p, struct jail_file files[JAIL_FILES_MAX], char *layers[DISKS_MAX])
 {
     const struct vmm_config *c = &p->config;
     const struct vmm_disk *disks = c->disks.items;
     const char *firmware[FIRMWARE_FILES_MAX];
     const char *const single[] = {c->kernel, c->initrd, c->lease_path, p->options.machine.multiboot};
     size_t n = 0, firmware_count = machine_firmware_files(c, firmware);
-    STATIC_ASSERT(ARRAY_SIZE(single) + FIRMWARE_FILES_MAX + 16 <= JAIL_FILES_MAX, "16 disks, as in the schema");
+    STATIC_ASSERT(ARRAY_SIZE(single) + FIRMWARE_FILES_MAX + DISKS_MAX <= JAIL_FILES_MAX, "disks as in the schema");
     for (size_t i = 0; i < ARRAY_SIZE(single); i++)
         if (single[i] != NULL)
-            files[n++] = (struct jail_file){single[i], false};
+            files[n++] = (struct jail_file){single[i], false, false};
     for (size_t i = 0; i < firmware_count; i++)
-        files[n++] = (struct jail_file){firmware[i], false};
-    for (size_t i = 0; i < c->disks.count && n < JAIL_FILES_MAX; i++)
-        if (disks[i].path != NULL)
-            files[n++] = (struct jail_file){disks[i].path, !disks[i].read_only};
+        files[n++] = (struct jail_file){firmware[i], false, false};
+    for (size_t i = 0; i < c->disks.count && i < DISKS_MAX; i++)
+        if (disks[i].path != NULL && disks[i].format == disk_format_LAYERS) {
+            layers[i] = xstrdup(disks[i].path);
+            char *slash = strrchr(layers[i], '/');
+            *(slash != NULL ? slash : layers[i]) = '\0';
+            files[n++] = (struct jail_file){layers[i], true, true};
+        } else if (disks[i].path != NULL) {
+            files[n++] = (struct jail_file){disks[i].path, !disks[i].read_only, false};
+        }
     return n;
 }
 
 static int program_jail(struct program *p, struct error *err)
 {
     struct jail_file files[JAIL_FILES_MAX];
+    char *layers[DISKS_MAX] = {NULL};
     if (p->options.user == 0) {
         log_info("no-jail", "vm=%s user=%u without=\"own user, own view of files\"", p->config.name, geteuid());
         return 0;
@@ -312,8 +321,10 @@ static int program_jail(struct program *p, struct error *err)
         return error_set(err, -EINVAL, ERROR_INVALID, "--user: put %s into a directory of its own", p->options.config);
     *slash = '\0';
     const struct jail_options jail = {
-        .user = p->options.user, .home = config, .files = files, .file_count = files_named(p, files)};
+        .user = p->options.user, .home = config, .files = files, .file_count = files_named(p, files, layers)};
     int code = jail_enter(&jail, err);
+    for (size_t i = 0; i < ARRAY_SIZE(layers); i++)
+        free(layers[i]);
     if (code == 0)
         log_info("jail", "vm=%s user=%u home=%s", p->config.name, jail.user, jail.home);
     return code;

@@ -275,6 +275,12 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_update(d, object_kind_BACKUP_POLICY, target, length, body);
     case ROUTE_ID_backup_policy_delete:
         return decide_remove(d, object_kind_BACKUP_POLICY, target, length);
+    case ROUTE_ID_pool_create:
+        return decide_create(d, object_kind_POOL, body);
+    case ROUTE_ID_pool_update:
+        return decide_update(d, object_kind_POOL, target, length, body);
+    case ROUTE_ID_pool_delete:
+        return decide_remove(d, object_kind_POOL, target, length);
     case ROUTE_ID_backup_restore:
         return decide_backup_restore(d, target, length, body);
     case ROUTE_ID_operation_cancel:

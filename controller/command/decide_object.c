@@ -39,6 +39,8 @@ static void *part(struct command_put *command, enum object_kind kind)
         return &command->backup;
     case object_kind_BACKUP_POLICY:
         return &command->backup_policy;
+    case object_kind_POOL:
+        return &command->pool;
     default:
         return NULL;
     }

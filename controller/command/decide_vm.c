@@ -91,6 +91,23 @@ static int fill_disk(struct deciding *d, struct vm *vm, size_t i, const struct i
     return 0;
 }
 
+/* The pool that the disk names, else the VM's; by its name. */
+static int fill_pool(struct deciding *d, const struct vm *vm, size_t i)
+{
+    struct vm_disk *disk = (struct vm_disk *)vm->disks.items + i;
+    const char *wanted = disk->pool != NULL ? disk->pool : vm->pool;
+    const struct record *pool = state_get(d->state, object_kind_POOL, wanted);
+    char pointer[64];
+    if (wanted == NULL)
+        return 0;
+    snprintf(pointer, sizeof pointer, "/disks/%zu/pool", i);
+    if (pool == NULL)
+        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, disk->pool != NULL ? pointer : "/pool", "there is no pool '%s'",
+                               wanted);
+    OBJECT_TEXT(vm_disk, disk, pool, pool->common->name);
+    return 0;
+}
+
 static int fill_disks(struct deciding *d, struct vm *vm)
 {
     const struct record *image = state_get(d->state, object_kind_IMAGE, vm->image);
@@ -108,6 +125,8 @@ static int fill_disks(struct deciding *d, struct vm *vm)
                                vm->disks.count, DISKS_MAX);
     for (size_t i = 0; i < vm->disks.count; i++) {
         int rc = fill_disk(d, vm, i, image->image, flavor_disk_bytes);
+        if (rc == 0)
+            rc = fill_pool(d, vm, i);
         if (rc < 0)
             return rc;
     }
@@ -153,9 +172,11 @@ static void choose_host(struct deciding *d, struct vm *vm)
     const struct record *pin = state_get(d->state, object_kind_HOST, vm->pin);
     char note[NOTE_BYTES_MAX];
     CLEANUP_FREE uint8_t *apart = host_view_apart(d->state, vm);
+    CLEANUP_FREE uint8_t *pools = host_view_pools(d->state, vm);
     if (pin != NULL)
         request.pin = pin->common->name;
     request.apart = apart;
+    request.pools = pools;
     host_view_fill(d->state, NULL, &view);
     place_vm(&view, &request, &result);
     place_summary(&view, &request, &result, note, sizeof note);
@@ -267,7 +288,9 @@ int decide_placement(const struct state *state, const struct vm *vm, struct plac
     if (vm->vcpus == 0 || vm->memory_bytes == 0)
         return error_set(err, -EINVAL, ERROR_INVALID, "the VM has no size yet");
     CLEANUP_FREE uint8_t *apart = host_view_apart(state, vm);
+    CLEANUP_FREE uint8_t *pools = host_view_pools(state, vm);
     request.apart = apart;
+    request.pools = pools;
     host_view_fill(state, state_get(state, object_kind_VM, vm->id), &view);
     place_vm(&view, &request, &result);
     place_explain(&view, &request, &result, ret);

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "controller/fsm/pool_members.h"
+
 void host_view_fill(const struct state *state, const struct record *vm, struct scheduler_view *view)
 {
     for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
@@ -27,4 +29,18 @@ uint8_t *host_view_apart(const struct state *state, const struct vm *vm)
     for (size_t i = 0; i < state_count(state, object_kind_HOST); i++)
         apart[i] = state_host_apart(state_at(state, object_kind_HOST, i), vm);
     return apart;
+}
+
+uint8_t *host_view_pools(const struct state *state, const struct vm *vm)
+{
+    if (!vm_has_pools(vm))
+        return NULL;
+    uint8_t *pools = xcalloc(state_count(state, object_kind_HOST) + 1, sizeof *pools);
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const char *host = state_at(state, object_kind_HOST, i)->common->id;
+        pools[i] = vm_pool_missing(state, vm, host) != NULL ? PLACE_POOLS_MISSING
+                   : vm_pool_full(state, vm, host) != NULL  ? PLACE_POOLS_FULL
+                                                            : PLACE_POOLS_THERE;
+    }
+    return pools;
 }

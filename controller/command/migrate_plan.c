@@ -22,6 +22,18 @@ static int snapshots_check(const struct state *state, const struct vm *vm, struc
                      "want to keep them", vm->name, snapshot->name);
 }
 
+/* Disks in pools stay where they are, and the two VMMs do not hand those over to one another yet. */
+static int pools_check(const struct vm *vm, struct error *err)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disks[i].pool != NULL)
+            return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
+                                   "disk '%s' of VM '%s' is in pool '%s', and VMs with disks in pools are not migrated yet",
+                                   disks[i].name, vm->name, disks[i].pool);
+    return 0;
+}
+
 static int vm_check(const struct state *state, const struct vm *vm, struct error *err)
 {
     if (vm->host == NULL)
@@ -30,7 +42,8 @@ static int vm_check(const struct state *state, const struct vm *vm, struct error
         (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED))
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' is %s: only one that runs or is paused can be migrated", vm->name,
                          vm_state_desc.names[vm->state]);
-    return snapshots_check(state, vm, err);
+    int rc = pools_check(vm, err);
+    return rc < 0 ? rc : snapshots_check(state, vm, err);
 }
 
 /* The host that was asked for, judged like all. */

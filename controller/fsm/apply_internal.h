@@ -87,6 +87,24 @@ bool apply_image_may_go(struct apply *a, const struct record *record);
 /* @host is about to be removed. */
 void apply_host_leaves_images(struct apply *a, const struct record *host);
 
+/* ---- pools (apply_pool.c) ---- */
+
+/* What @host reports of pools: struct pool_seen. */
+void apply_pools_seen(struct apply *a, const struct record *host, const struct object_list *pools);
+/* May it be made? Refuses if not. Its hosts are resolved, and become its members. */
+bool apply_pool_may_be_made(struct apply *a, struct pool *pool);
+/* May @record become what @patch makes of it? Refuses if not. Hosts that the patch names are resolved in it. */
+bool apply_pool_may_change(struct apply *a, const struct record *record, struct pool *patch);
+/* Its hosts are to know: before it changes or goes; and, within an edit, when it has changed. */
+void apply_pool_changing(struct apply *a, const struct record *record);
+void apply_pool_changed(struct apply *a, struct record *record);
+/* @host is about to be removed. */
+void apply_host_leaves_pools(struct apply *a, const struct record *host);
+/* Are the pools of @vm's disks there? Refuses if not. Names are made canonical. */
+bool apply_vm_pools_resolve(struct apply *a, struct vm *vm);
+/* Has @host all pools of @vm's disks? @ret_why: in words if not. */
+bool apply_host_has_pools(struct apply *a, const struct record *host, const struct vm *vm, char *ret_why, size_t size);
+
 /* ---- hosts ---- */
 
 /* Has @host room for the VM? @ret_why: in words if not. */
@@ -106,7 +124,7 @@ bool lease_voters_are(struct apply *a, uint64_t index);
 /* They have changed by this command: lists of voters are numbered by it. */
 void lease_voters_changed(struct apply *a);
 /* Has @vm, which belongs to @host, to be started elsewhere when @host is lost? *ret_why (may be NULL): why not. */
-bool lease_vm_recovers(const struct vm *vm, const char **ret_why);
+bool lease_vm_recovers(const struct state *state, const struct vm *vm, const char **ret_why);
 /* @vm, which is recovering, begins to be started on another host: count it. */
 void lease_count_failover(struct vm *vm, const char *at);
 

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "controller/fsm/apply_task.h"
+#include "controller/fsm/pool_members.h"
 #include "controller/fsm/time_text.h"
 
 #define FNV_BASIS UINT64_C(14695981039346656037)
@@ -112,15 +113,15 @@ void apply_host_suspect(struct apply *a, struct command_host_suspect *command)
 
 /* ---- loss ---- */
 
-bool lease_vm_recovers(const struct vm *vm, const char **ret_why)
+bool lease_vm_recovers(const struct state *state, const struct vm *vm, const char **ret_why)
 {
     const char *why = NULL;
     if (!vm->ha)
         why = "it has no ha";
     else if (vm->seen_generation < vm->lease_generation)
         why = "its host has not said that it runs under the lease";
-    else if (vm->disks.count > 0)
-        why = "its disks are on that host only";
+    else if (!vm_disks_are_shared(state, vm, NULL))
+        why = vm_has_pools(vm) ? "not all of its disks are in shared pools" : "its disks are on that host only";
     else if (vm->pin != NULL)
         why = "it is pinned to that host";
     if (ret_why != NULL)
@@ -145,7 +146,7 @@ static bool lose_vm(struct apply *a, struct record *record, const struct record 
     struct vm *vm = record->vm;
     char text[APPLY_STEP_BYTES_MAX];
     const char *why;
-    bool recovers = lease_vm_recovers(vm, &why);
+    bool recovers = lease_vm_recovers(a->state, vm, &why);
     if (vm->wanted != vm_wanted_RUNNING && vm->wanted != vm_wanted_PAUSED)
         return false;
     if (!recovers && !vm->ha)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "controller/fsm/address_pool.h"
+#include "controller/fsm/pool_members.h"
 #include "controller/fsm/time_text.h"
 
 /* ---- who uses what ---- */
@@ -19,6 +20,8 @@ static bool vm_uses(const struct vm *vm, enum object_kind kind, const char *name
         return vm_on_network(vm, name);
     if (kind == object_kind_SECURITY_GROUP)
         return vm_in_group(vm, name);
+    if (kind == object_kind_POOL)
+        return vm_in_pool(vm, name);
     return used != NULL && strcmp(used, name) == 0;
 }
 
@@ -77,6 +80,7 @@ static const char *const changeable[object_kind_COUNT][12] = {
     [object_kind_BACKUP] = {"name", "labels"},
     [object_kind_BACKUP_POLICY] = {"name", "labels", "store", "every_s", "paused", "freeze", "keep_last", "keep_hourly",
                                    "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly"},
+    [object_kind_POOL] = {"name", "labels", "hosts"},
 };
 
 static bool may_change(enum object_kind kind, const char *field)
@@ -133,6 +137,8 @@ static bool may_rename(struct apply *a, struct record *record, const char *name)
 static bool check_sense(struct apply *a, enum object_kind kind, struct record_common *object)
 {
     struct error error = {.code = 0};
+    if (kind == object_kind_POOL)
+        return apply_pool_may_be_made(a, (void *)object);
     int rc = kind == object_kind_NETWORK ? network_check(a->state, (void *)object, &error)
              : kind == object_kind_SECURITY_GROUP
                  ? security_group_check(a->state, object->id, object->name, (void *)object, &error)
@@ -148,6 +154,8 @@ static bool check_patched(struct apply *a, const struct record *record, struct r
     struct network after = {.name = NULL};
     struct error error = {.code = 0};
     int rc = 0;
+    if (record->kind == object_kind_POOL)
+        return apply_pool_may_change(a, record, (void *)patch);
     if (record->kind == object_kind_SECURITY_GROUP)
         rc = security_group_check(a->state, record->common->id, patch->name != NULL ? patch->name : record->common->name,
                                   (void *)patch, &error);
@@ -208,6 +216,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     bool leased = vm_patch != NULL && vm_patch->ha && !record->vm->ha;
     if (devices)
         apply_members_changed(a, record->vm); /* hosts that knew its addresses */
+    if (kind == object_kind_POOL)
+        apply_pool_changing(a, record);
     if (name != NULL)
         state_rename(a->state, record, name);
     state_edit_begin(a->state, record);
@@ -218,6 +228,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         apply_devices_changed(record->vm);
     if (leased) /* its host may run it without the lease until it has said that it has come to this */
         OBJECT_SET(vm, record->vm, lease_generation, record->vm->generation);
+    if (kind == object_kind_POOL)
+        apply_pool_changed(a, record);
     state_edit_end(a->state, record, a->index);
     if (devices)
         apply_members_changed(a, record->vm);
@@ -244,6 +256,8 @@ static void put_create(struct apply *a, enum object_kind kind, struct record_com
         return;
     object_set_text(state_kind_desc(kind), object, "created_at", a->request->at);
     struct record *record = state_insert(a->state, kind, object, a->index);
+    if (kind == object_kind_POOL)
+        apply_pool_changing(a, record);
     apply_answer(a, record);
     apply_event(a, event_type_CREATED, record, "%s %s made", record->desc->name, record->common->name);
 }
@@ -268,6 +282,7 @@ void apply_put(struct apply *a, struct command_put *command)
         {object_kind_BACKUP_STORE, OBJECT_HAS(command_put, command, backup_store), &command->backup_store},
         {object_kind_BACKUP_POLICY, OBJECT_HAS(command_put, command, backup_policy), &command->backup_policy},
         {object_kind_BACKUP, OBJECT_HAS(command_put, command, backup), &command->backup},
+        {object_kind_POOL, OBJECT_HAS(command_put, command, pool), &command->pool},
     };
     const unsigned none = ARRAY_SIZE(parts);
     unsigned found = none, count = 0;
@@ -317,6 +332,7 @@ void apply_remove(struct apply *a, struct command_remove *command)
     case object_kind_SECURITY_GROUP:
     case object_kind_BACKUP_STORE:
     case object_kind_BACKUP_POLICY:
+    case object_kind_POOL:
         break;
     default:
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not removed so", object_kind_desc.names[command->kind]);
@@ -334,7 +350,10 @@ void apply_remove(struct apply *a, struct command_remove *command)
     if (command->kind == object_kind_HOST) {
         tasks_host_gone(a, record, "its host was removed from the cluster");
         apply_host_leaves_images(a, record);
+        apply_host_leaves_pools(a, record);
     }
+    if (command->kind == object_kind_POOL)
+        apply_pool_changing(a, record);
     apply_event(a, event_type_DELETED, record, "%s %s removed", record->desc->name, record->common->name);
     state_remove(a->state, record);
 }

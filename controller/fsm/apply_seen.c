@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/fsm/pool_members.h"
+
 /* ---- hosts ---- */
 
 /* Copy the fields that a host reports about itself. True if any differs. */
@@ -86,6 +88,8 @@ static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen, const char
     OBJECT_SET(vm, vm, seen_generation, generation);
     OBJECT_SET(vm, vm, restarts, seen->restarts);
     OBJECT_TEXT(vm, vm, state_reason, reason[0] != '\0' ? reason : NULL);
+    if (!vm->disks_made && vm_has_pools(vm) && (seen->state == vm_state_RUNNING || seen->state == vm_state_PAUSED))
+        OBJECT_SET(vm, vm, disks_made, true);
     return true;
 }
 
@@ -164,6 +168,7 @@ void apply_seen(struct apply *a, struct command_seen *command)
         see_vm(a, host, (const struct vm_seen *)command->vms.items + i);
     tasks_seen(a, host, &command->tasks);
     apply_images_seen(a, host, &command->images);
+    apply_pools_seen(a, host, &command->pools);
 }
 
 /* ---- marks ---- */

@@ -106,6 +106,8 @@ static bool may_create(struct apply *a, struct vm *vm)
                            STATE_HA_VOTERS_MIN, state_voters(a->state));
         return false;
     }
+    if (!apply_vm_pools_resolve(a, vm))
+        return false;
     struct error error = {.code = 0};
     int rc = vm_nics_resolve(a->state, vm, &error);
     if (rc < 0) {
@@ -132,7 +134,8 @@ static struct record *decided_host(struct apply *a, struct vm *vm)
         apply_text(why, sizeof why, "the host that was chosen has been removed meanwhile");
     else if (state_host_apart(host, vm))
         apply_text(why, sizeof why, "%s has been given a VM meanwhile that this one is kept apart from", host->common->name);
-    else if (apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why))
+    else if (apply_host_has_pools(a, host, vm, why, sizeof why) &&
+             apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why))
         return host;
     OBJECT_TEXT(vm, vm, placement, why);
     return NULL;
@@ -212,7 +215,7 @@ static bool may_want(struct apply *a, const struct record *record, const struct 
 }
 
 /* Change what is wanted. True: the VM has a new generation. */
-static bool change_wanted(struct vm *vm, const struct command_vm_want *command, bool host_lost)
+static bool change_wanted(const struct state *state, struct vm *vm, const struct command_vm_want *command, bool host_lost)
 {
     bool start = command->wanted == vm_wanted_RUNNING && (vm->wanted == vm_wanted_STOPPED || ran_out(vm));
     bool retry = vm->state == vm_state_FAILED && vm->seen_generation >= vm->generation;
@@ -239,7 +242,7 @@ static bool change_wanted(struct vm *vm, const struct command_vm_want *command, 
             OBJECT_TEXT(vm, vm, handover, NULL);
         OBJECT_SET(vm, vm, state, vm_state_STARTING);
         OBJECT_TEXT(vm, vm, state_reason, NULL);
-        if (host_lost && lease_vm_recovers(vm, NULL)) {
+        if (host_lost && lease_vm_recovers(state, vm, NULL)) {
             OBJECT_SET(vm, vm, state, vm_state_PENDING);
             OBJECT_SET(vm, vm, recovering, true);
             OBJECT_SET(vm, vm, ha_window_restarts, 0); /* a person has looked at it */
@@ -284,7 +287,7 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
     const struct record *owner = state_get(a->state, object_kind_HOST, record->vm->host);
     bool host_lost = owner != NULL && owner->host->state == host_state_LOST;
     state_edit_begin(a->state, record);
-    bool changed = change_wanted(record->vm, command, host_lost);
+    bool changed = change_wanted(a->state, record->vm, command, host_lost);
     state_edit_end(a->state, record, changed ? a->index : record->common->revision);
     apply_answer(a, record);
     if (changed) {
@@ -339,7 +342,8 @@ static bool may_place(struct apply *a, const struct vm *vm, const struct command
         apply_refuse(a, -EBUSY, ERROR_NO_HOST, "%s holds a VM that '%s' is kept apart from", host->common->name, vm->name);
         return false;
     }
-    if (!apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why)) {
+    if (!apply_host_has_pools(a, host, vm, why, sizeof why) ||
+        !apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why)) {
         apply_refuse(a, -ENOSPC, ERROR_NO_HOST, "%s", why);
         return false;
     }

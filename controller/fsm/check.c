@@ -6,6 +6,7 @@
 
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/mac_index.h"
+#include "controller/fsm/pool_members.h"
 #include "controller/fsm/state_edit.h"
 
 #define BROKEN(err, ...) error_set(err, -EILSEQ, ERROR_INTERNAL, __VA_ARGS__)
@@ -198,6 +199,30 @@ static int check_hosts(const struct state *state, struct error *err)
     return placed == owned ? 0 : BROKEN(err, "%zu VMs are placed, but hosts own %zu", placed, owned);
 }
 
+/* Members are the hosts that a pool names, and what VMs have in pools is in some that are there. */
+static int check_pools(const struct state *state, struct error *err)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_POOL); i++) {
+        const struct pool *pool = state_at(state, object_kind_POOL, i)->pool;
+        if (pool->members.count != pool->hosts.count)
+            return BROKEN(err, "pool '%s' has %zu members and %zu hosts", pool->name, pool->members.count, pool->hosts.count);
+        for (size_t k = 0; k < pool->hosts.count; k++) {
+            const struct record *host = state_get(state, object_kind_HOST, pool->hosts.items[k]);
+            if (host == NULL || pool_member_find(pool, host->common->id) == NULL)
+                return BROKEN(err, "pool '%s' has host '%s', which is no member", pool->name, pool->hosts.items[k]);
+        }
+    }
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        for (size_t k = 0; k < vm->disks.count; k++) {
+            const char *name = ((const struct vm_disk *)vm->disks.items + k)->pool;
+            if (name != NULL && state_get(state, object_kind_POOL, name) == NULL)
+                return BROKEN(err, "VM '%s' has a disk in pool '%s', which does not exist", vm->name, name);
+        }
+    }
+    return 0;
+}
+
 static size_t count_tasks(const struct state *state)
 {
     size_t listed = 0;
@@ -267,6 +292,8 @@ int check_state_since(const struct state *state, uint64_t since, struct error *e
         rc = check_operations(state, err);
     if (rc == 0)
         rc = check_snapshots(state, err);
+    if (rc == 0)
+        rc = check_pools(state, err);
     if (rc == 0)
         rc = check_rings(state, err);
     return rc;

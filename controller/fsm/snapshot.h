@@ -38,6 +38,7 @@ enum snapshot_section {
     SNAPSHOT_BACKUP_STORES = 30,
     SNAPSHOT_BACKUPS = 31,
     SNAPSHOT_BACKUP_POLICIES = 32,
+    SNAPSHOT_POOLS = 90,
 };
 
 /* Append the state to @out. */

@@ -6,6 +6,7 @@
 
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/mac_index.h"
+#include "controller/fsm/pool_members.h"
 #include "controller/fsm/time_text.h"
 
 #define SAME_OFFSET(o, field)                                                                                        \
@@ -30,6 +31,7 @@ BEGINS_ALIKE(snapshot);
 BEGINS_ALIKE(backup_store);
 BEGINS_ALIKE(backup);
 BEGINS_ALIKE(backup_policy);
+BEGINS_ALIKE(pool);
 
 /* ---- kinds ---- */
 
@@ -64,6 +66,8 @@ const struct object_desc *state_kind_desc(enum object_kind kind)
         return &backup_desc;
     case object_kind_BACKUP_POLICY:
         return &backup_policy_desc;
+    case object_kind_POOL:
+        return &pool_desc;
     case object_kind_EVENT:
     case object_kind_COUNT:
         break;
@@ -290,18 +294,18 @@ uint64_t state_host_orders_index(const struct record *host)
 }
 
 /* VMs that go on when their host does: all but those that are being, or will be, started elsewhere. */
-static uint32_t waiting_vms(const struct record *host)
+static uint32_t waiting_vms(const struct state *state, const struct record *host)
 {
     uint32_t count = 0;
     for (size_t i = 0; i < host->of_host.vms.count; i++) {
         const struct vm *vm = host->of_host.vms.items[i]->vm;
         count += !vm->recovering && (vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED) &&
-                 (host->host->state == host_state_LOST || !vm->ha || vm->disks.count > 0);
+                 (host->host->state == host_state_LOST || !vm->ha || !vm_disks_are_shared(state, vm, NULL));
     }
     return count;
 }
 
-static void put_host(const struct record *record, struct bytes_writer *out)
+static void put_host(const struct state *state, const struct record *record, struct bytes_writer *out)
 {
     struct host host = {0};
     OBJECT_COPY(host, &host, record->host);
@@ -309,15 +313,15 @@ static void put_host(const struct record *record, struct bytes_writer *out)
     OBJECT_SET(host, &host, committed_vcpus, (uint32_t)MIN(record->of_host.committed_vcpus, (uint64_t)UINT32_MAX));
     OBJECT_SET(host, &host, vms, (uint32_t)record->of_host.vms.count);
     if (record->host->state != host_state_UP)
-        OBJECT_SET(host, &host, waiting_vms, waiting_vms(record));
+        OBJECT_SET(host, &host, waiting_vms, waiting_vms(state, record));
     object_encode_public(&host_desc, &host, out);
     OBJECT_CLEAR(host, &host);
 }
 
-void state_put_json(const struct state *state UNUSED, const struct record *record, struct bytes_writer *out)
+void state_put_json(const struct state *state, const struct record *record, struct bytes_writer *out)
 {
     if (record->kind == object_kind_HOST)
-        put_host(record, out);
+        put_host(state, record, out);
     else if (record->kind == object_kind_TOKEN || record->kind == object_kind_BACKUP_STORE ||
              (record->kind == object_kind_OPERATION && operation_has_task(record->operation)))
         object_encode_public(record->desc, record->object, out);

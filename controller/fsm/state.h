@@ -72,6 +72,7 @@ struct record {
         struct backup_store *backup_store;
         struct backup *backup;
         struct backup_policy *backup_policy;
+        struct pool *pool;
     };
     char *json; /* canonical, SECRET fields included (snapshots); answers: state_put_json */
     size_t json_size;

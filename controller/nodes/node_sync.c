@@ -7,6 +7,7 @@
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/command_codec.h"
 #include "controller/fsm/image_copies.h"
+#include "controller/fsm/pool_members.h"
 
 #define STOP_GRACE_S 60 /* for a guest to shut down, where its VM does not say */
 
@@ -207,6 +208,17 @@ static void images_differ(const struct state *state, const struct record *host, 
     map_finish(&seen);
 }
 
+static void pools_differ(const struct state *state, const struct record *host, const struct node_report *report,
+                         struct command_seen *command)
+{
+    for (size_t i = 0; i < report->pools.count; i++) {
+        const struct pool_seen *seen = (const struct pool_seen *)report->pools.items + i;
+        const struct record *pool = state_get(state, object_kind_POOL, seen->id);
+        if (pool != NULL && pool_member_differs(pool->pool, host->common->id, seen))
+            OBJECT_COPY(pool_seen, (struct pool_seen *)OBJECT_ADD(command_seen, command, pools), seen);
+    }
+}
+
 int node_sync_changes(const struct state *state, const char *now, const struct node_report *report,
                       struct bytes_writer *ret_command, struct error *err)
 {
@@ -234,7 +246,8 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
             OBJECT_COPY(task_seen, (struct task_seen *)OBJECT_ADD(command_seen, &command, tasks), seen);
     }
     images_differ(state, host, report, &command);
-    if (command.vms.count == 0 && command.tasks.count == 0 && command.images.count == 0 &&
+    pools_differ(state, host, report, &command);
+    if (command.vms.count == 0 && command.tasks.count == 0 && command.images.count == 0 && command.pools.count == 0 &&
         !host_differs(host->host, report))
         return 0;
     fill_host(&command, host->host, report);
@@ -268,7 +281,22 @@ static void give_list(struct vm_order *order, const char *field, const struct ob
     object_mark(&vm_order_desc, order, field);
 }
 
-static void fill_order(const struct state *state, const struct vm *vm, struct vm_order *order)
+/* As @host is to have them, which is the VM's or is to be. */
+static void give_pools(const struct state *state, const struct record *host, const struct vm *vm, struct vm_order *order)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_POOL) && vm_has_pools(vm); i++) {
+        const struct pool *pool = state_at(state, object_kind_POOL, i)->pool;
+        if (!vm_in_pool(vm, pool->name))
+            continue;
+        struct pool_order *given = OBJECT_ADD(vm_order, order, pools);
+        pool_order_fill(state, pool, host->common->id, given);
+        OBJECT_SET(pool_order, given, make, false); /* that is nothing of a VM's */
+    }
+    if (vm->disks_made)
+        OBJECT_SET(vm_order, order, disks_made, true);
+}
+
+static void fill_order(const struct state *state, const struct record *host, const struct vm *vm, struct vm_order *order)
 {
     const struct record *record = state_get(state, object_kind_IMAGE, vm->image);
     OBJECT_TEXT(vm_order, order, id, vm->id);
@@ -289,6 +317,7 @@ static void fill_order(const struct state *state, const struct vm *vm, struct vm
         OBJECT_SET(vm_order, order, stop_grace_s, OBJECT_HAS(vm, vm, stop_grace_s) ? vm->stop_grace_s : STOP_GRACE_S);
     give_list(order, "disks", &vm_disk_desc, &order->disks, &vm->disks);
     give_list(order, "nics", &vm_nic_desc, &order->nics, &vm->nics);
+    give_pools(state, host, vm, order);
     OBJECT_TEXT(vm_order, order, hostname, vm->hostname);
     OBJECT_TEXT(vm_order, order, ssh_keys, vm->ssh_keys);
     OBJECT_TEXT(vm_order, order, user_data, vm->user_data);
@@ -509,10 +538,19 @@ static void fill_incoming(const struct state *state, const struct record *host, 
             continue;
         struct incoming_order *order = OBJECT_ADD(node_orders, orders, incoming);
         OBJECT_TEXT(incoming_order, order, operation, host->of_host.tasks.items[i]->common->id);
-        fill_order(state, vm->vm, &order->vm);
+        fill_order(state, host, vm->vm, &order->vm);
         OBJECT_SET(vm_order, &order->vm, epoch, vm->vm->epoch + 1);
         OBJECT_TEXT(vm_order, &order->vm, handover, NULL);
         object_mark(&incoming_order_desc, order, "vm");
+    }
+}
+
+static void fill_pools(const struct state *state, const struct record *host, struct node_orders *orders)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_POOL) && orders->pools.count < 1024; i++) {
+        const struct pool *pool = state_at(state, object_kind_POOL, i)->pool;
+        if (pool_member_find(pool, host->common->id) != NULL)
+            pool_order_fill(state, pool, host->common->id, OBJECT_ADD(node_orders, orders, pools));
     }
 }
 
@@ -543,16 +581,20 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     ret->vms.items = xcalloc(ret->vms.count + 1, sizeof(struct vm_order));
     object_mark(&node_orders_desc, ret, "vms");
     for (size_t i = 0; i < host->of_host.vms.count; i++)
-        fill_order(state, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
+        fill_order(state, host, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
     fill_networks(state, host, ret);
     fill_tasks(state, host, ret);
     fill_images(state, host, ret);
     forget_images(state, report, ret);
     fill_incoming(state, host, ret);
+    fill_pools(state, host, ret);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
-        if (to_forget(state, host, seen))
-            add_text(ret, &ret->forget, "forget", seen->id);
+        if (!to_forget(state, host, seen))
+            continue;
+        add_text(ret, &ret->forget, "forget", seen->id);
+        if (state_get(state, object_kind_VM, seen->id) == NULL)
+            add_text(ret, &ret->gone, "gone", seen->id);
     }
     for (size_t i = 0; i < state_count(state, object_kind_CONTROLLER); i++) {
         const struct controller *controller = state_at(state, object_kind_CONTROLLER, i)->controller;

@@ -85,7 +85,9 @@ static void place(struct reconciling *r, struct scheduler_view *view, struct pla
     struct place_request request = host_view_request(vm);
     char note[NOTE_BYTES_MAX];
     CLEANUP_FREE uint8_t *apart = host_view_apart(r->state, vm);
+    CLEANUP_FREE uint8_t *pools = host_view_pools(r->state, vm);
     request.apart = apart;
+    request.pools = pools;
     place_vm(view, &request, result);
     place_summary(view, &request, result, note, sizeof note);
     if (result->chosen == PLACE_NONE) {

@@ -28,6 +28,10 @@ struct block_file_options {
     bool unlocked;       /* another process has it still: block_own takes it */
     struct uring *uring; /* to use; NULL: threads */
     uint64_t epoch;      /* of the owner, for what keeps one (block_layers.h); 0: none */
+    /* Of a disk that other hosts reach: asked before anything is written while it is opened, and before names change
+     * (block_layers.h); NULL: always allowed. */
+    bool (*may_open)(void *arg);
+    void *may_open_arg;
 };
 
 /* Open the file at @path; refused in words: not a file or block device, empty, size not a multiple of 512, locked by

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "block/layer_pool_dir.h"
+#include "common/log.h"
 
 struct block_layers {
     struct layer_pool *pool;
@@ -17,7 +18,9 @@ struct block_layers {
 static bool layers_may_submit(void *arg)
 {
     const struct block_layers *l = arg;
-    return l->disk == NULL || block_may_submit(&l->disk->chain->block);
+    if (l->disk == NULL)
+        return l->options.may_open == NULL || l->options.may_open(l->options.may_open_arg);
+    return block_may_submit(&l->disk->chain->block);
 }
 
 static int file_open(void *arg, int fd, const char *name, bool read_only, struct block **ret_block, struct error *err)
@@ -28,7 +31,10 @@ static int file_open(void *arg, int fd, const char *name, bool read_only, struct
     options.name = name;
     options.read_only = read_only;
     options.unlocked = true; /* the pool locks */
-    options.direct = options.direct && (ending == NULL || strcmp(ending, ".map") != 0);
+    /* What other hosts reach leaves nothing in this one's page cache, from where it could still be written when the disk is
+     * another's: nor the maps. */
+    if (options.may_open == NULL)
+        options.direct = options.direct && (ending == NULL || strcmp(ending, ".map") != 0);
     int code = block_file_from_fd(fd, &options, l->loop, ret_block, err);
     if (code == 0) {
         (*ret_block)->may_submit = layers_may_submit;
@@ -85,6 +91,28 @@ static int layers_look(struct block_layers *l, const char *name, bool read_only,
     return layer_disk_own(*ret_disk, false, err);
 }
 
+/* The files are locked by somebody. A file server keeps the locks of a host that is gone for as long as it likes; but where
+ * they belong to no higher epoch than ours, their owner has been proved to be held for good (docs/ha.md), or was an earlier VMM of
+ * this host, of which there is one at a time: the record in the replicated state rules, and we go on without locks. Not in a
+ * migration, which waits for the source to let go. */
+static int layers_take(struct block_layers *l, const char *name, struct layer_disk **ret_disk, struct error *err)
+{
+    struct layer_disk *seen;
+    layer_pool_dir_set_unlocked(l->pool, true);
+    int code = layer_disk_open(l->pool, name, true, 0, &seen, err);
+    if (code == 0) {
+        uint64_t epoch = layer_chain_top(seen->chain)->header.epoch;
+        layer_disk_close(seen);
+        if (epoch > l->options.epoch)
+            code = error_set(err, -ESTALE, ERROR_CONFLICT, "disk %s belongs to epoch %llu; this is %llu", name,
+                             (unsigned long long)epoch, (unsigned long long)l->options.epoch);
+        else
+            log_warning("disk-locks-passed-over", "disk=%s epoch=%llu theirs=%llu", name, (unsigned long long)l->options.epoch,
+                        (unsigned long long)epoch);
+    }
+    return code < 0 ? code : layer_disk_open(l->pool, name, false, l->options.epoch, ret_disk, err);
+}
+
 static int head_path_split(const char *path, char **ret_directory, char **ret_name, struct error *err)
 {
     const char *slash = strrchr(path, '/'), *ending = strrchr(path, '.');
@@ -109,10 +137,14 @@ int block_layers_open(const char *path, const struct block_file_options *options
     l->options = *options;
     io_timer_init(&l->run, layers_run, l);
     code = layer_pool_dir_create(directory, file_open, l, &l->pool, err);
+    if (code == 0 && options->may_open != NULL)
+        layer_pool_dir_set_guard(l->pool, layers_may_submit, l);
     if (code == 0 && options->unlocked)
         code = layers_look(l, name, options->read_only, &disk, err);
     else if (code == 0)
         code = layer_disk_open(l->pool, name, options->read_only, options->epoch, &disk, err);
+    if (code == -EBUSY && !options->unlocked && !options->read_only && options->may_open != NULL && options->epoch != 0)
+        code = layers_take(l, name, &disk, err);
     if (code < 0) {
         layers_free(l);
         return code;

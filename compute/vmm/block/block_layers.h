@@ -2,7 +2,8 @@
  * ends within submit is told from the I/O loop.
  *
  * The fail-stop hook is the disk's: `may_submit` of the struct block that is opened here is asked by every file right
- * before it is touched. Until it is set, that is while the disk is being opened, everything is allowed. */
+ * before it is touched. Until it is set, that is while the disk is being opened, everything is allowed; but
+ * for a disk that other hosts reach (`may_open`): of that one not a byte or name is changed without being asked for. */
 #ifndef COMPUTE_VMM_BLOCK_LAYERS_H
 #define COMPUTE_VMM_BLOCK_LAYERS_H
 

@@ -56,6 +56,15 @@ static void each_filter_says_why(void **test UNUSED)
     assert_int_equal(result.chosen, 5);
     place_summary(&view, &request, &result, text, sizeof text);
     assert_string_equal(text, "f, the only one of 6 hosts that fits: 25 % full with it");
+    static const uint8_t pools[] = {PLACE_POOLS_MISSING, 0, 0, 0, PLACE_POOLS_FULL, PLACE_POOLS_THERE}; /* before memory */
+    request.pools = pools;
+    place_vm(&view, &request, &result);
+    assert_int_equal(result.verdicts[0], FILTER_POOL);
+    assert_int_equal(result.verdicts[4], FILTER_POOL_ROOM);
+    assert_int_equal(result.chosen, 5);
+    filter_reason(&view, 4, &request, FILTER_POOL_ROOM, text, sizeof text);
+    assert_string_equal(text, "has less room in a pool than its disks there may take");
+    request.pools = NULL;
     request.pin = "a";
     place_vm(&view, &request, &result);
     assert_int_equal(result.chosen, PLACE_NONE);

@@ -69,7 +69,7 @@ static uid_t allot(struct fixture *f, const char *id)
 {
     struct error err;
     uid_t user = 0;
-    assert_int_equal(vmm_user_allot(&f->places, BASE, id, &user, &err), 0);
+    assert_int_equal(vmm_user_allot(&f->places, BASE, id, false, &user, &err), 0);
     return user;
 }
 

@@ -208,6 +208,19 @@ static void a_support_has_to_run_out_before_it_is_confirmed(void **test)
 
 /* ---- three of them, and a leader ---- */
 
+/* Host @name reports the pool nas. */
+static void pool_is_there(struct fixture *f, const char *name)
+{
+    struct node_report report = fixture_report(f, name, fixture_get(f, object_kind_HOST, name)->host->memory_bytes >> 20);
+    struct pool_seen *seen = OBJECT_ADD(node_report, &report, pools);
+    OBJECT_TEXT(pool_seen, seen, id, fixture_get(f, object_kind_POOL, "nas")->common->id);
+    OBJECT_SET(pool_seen, seen, present, true);
+    OBJECT_TEXT(pool_seen, seen, mark, "aa");
+    OBJECT_SET(pool_seen, seen, size_bytes, UINT64_C(1) << 40);
+    OBJECT_SET(pool_seen, seen, free_bytes, UINT64_C(1) << 39);
+    fixture_send(f, &report);
+}
+
 static void a_silent_host_is_lost_and_its_vm_goes_elsewhere(void **test)
 {
     struct bed *b = *test;
@@ -233,6 +246,35 @@ static void a_silent_host_is_lost_and_its_vm_goes_elsewhere(void **test)
     assert_int_equal(fixture_vm(f, "web")->failovers, 1);
     assert_false(fixture_vm(f, "web")->recovering);
     assert_string_equal(fixture_vm(f, "data")->host_name, "n1");
+}
+
+/* Disks that every host of a shared pool reaches do not hold a VM back; one that is on its host alone does. */
+static void disks_in_shared_pools_are_taken_along(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    fixture_host(f, "n2", 8192);
+    fixture_must(f, ROUTE_ID_pool_create, NULL,
+                 "{\"name\":\"nas\",\"kind\":\"shared-dir\",\"path\":\"/srv/nas\",\"hosts\":[\"n1\",\"n2\"]}");
+    pool_is_there(f, "n1");
+    create_ha(f, "all", ",\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576,\"pool\":\"nas\"}]");
+    create_ha(f, "half", ",\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576,\"pool\":\"nas\"},"
+                         "{\"name\":\"data\",\"size_bytes\":1048576}]");
+    assert_string_equal(fixture_vm(f, "all")->host_name, "n1");
+    assert_string_equal(fixture_vm(f, "half")->host_name, "n1");
+    pass(b, 10, both);
+    pass(b, 6, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+    assert_true(fixture_vm(f, "all")->recovering);
+    assert_int_equal(fixture_vm(f, "half")->state, vm_state_FAILED);
+    assert_non_null(strstr(fixture_vm(f, "half")->state_reason, "not all of its disks are in shared pools"));
+    fixture_reconcile(f, NULL);
+    assert_true(fixture_vm(f, "all")->recovering); /* n2 has not said that the pool is there */
+    assert_non_null(strstr(fixture_vm(f, "all")->placement, "without a pool of its disks"));
+    pool_is_there(f, "n2");
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "all")->host_name, "n2");
+    assert_int_equal(fixture_vm(f, "all")->epoch, 2);
 }
 
 static void a_false_alarm_is_cleared(void **test)
@@ -527,6 +569,7 @@ int main(void)
         TEST(a_restarted_controller_supports_nothing_before_it_has_caught_up),
         TEST(a_support_has_to_run_out_before_it_is_confirmed),
         TEST(a_silent_host_is_lost_and_its_vm_goes_elsewhere),
+        TEST(disks_in_shared_pools_are_taken_along),
         TEST(a_false_alarm_is_cleared),
         TEST(a_lost_host_comes_back_by_its_report),
         TEST(one_confirmation_is_not_enough),

@@ -1,0 +1,159 @@
+/* Pools: which hosts have them, and what those report (pool_members.h has the rules). */
+#include "controller/fsm/apply_internal.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "controller/fsm/pool_members.h"
+
+static void tell_members(struct apply *a, const struct pool *pool)
+{
+    for (size_t i = 0; i < pool->members.count; i++)
+        state_host_orders_changed(a->state, ((const struct pool_host *)pool->members.items + i)->host, a->index);
+}
+
+/* ---- put ---- */
+
+/* Names, not ids, are kept. Refuses a host that does not exist or is named twice. */
+static bool hosts_resolve(struct apply *a, struct pool *pool)
+{
+    for (size_t i = 0; i < pool->hosts.count; i++) {
+        const struct record *host = state_get(a->state, object_kind_HOST, pool->hosts.items[i]);
+        if (host == NULL) {
+            apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/hosts", "there is no host '%.63s'", pool->hosts.items[i]);
+            return false;
+        }
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(pool->hosts.items[k], host->common->name) == 0) {
+                apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/hosts", "names host '%s' twice", host->common->name);
+                return false;
+            }
+        free(pool->hosts.items[i]);
+        pool->hosts.items[i] = xstrdup(host->common->name);
+    }
+    if (pool->hosts.count > 0)
+        return true;
+    apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/hosts", "is empty: name the hosts that have the directory");
+    return false;
+}
+
+bool apply_pool_may_be_made(struct apply *a, struct pool *pool)
+{
+    if (!hosts_resolve(a, pool))
+        return false;
+    pool_members_follow(a->state, pool);
+    return true;
+}
+
+bool apply_pool_may_change(struct apply *a, const struct record *record, struct pool *patch)
+{
+    const struct pool *pool = record->pool;
+    if (!OBJECT_HAS(pool, patch, hosts))
+        return true;
+    if (!hosts_resolve(a, patch))
+        return false;
+    for (size_t i = 0; i < pool->members.count; i++) {
+        const struct pool_host *member = (const struct pool_host *)pool->members.items + i;
+        const struct record *host = state_get(a->state, object_kind_HOST, member->host);
+        bool stays = false;
+        for (size_t k = 0; k < patch->hosts.count; k++)
+            stays |= strcmp(patch->hosts.items[k], member->name) == 0;
+        for (size_t k = 0; !stays && host != NULL && k < host->of_host.vms.count; k++) {
+            if (!vm_in_pool(host->of_host.vms.items[k]->vm, pool->name))
+                continue;
+            apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts", "leaves out host '%s', whose VM '%s' has a disk in the pool",
+                               member->name, host->of_host.vms.items[k]->common->name);
+            return false;
+        }
+    }
+    return true;
+}
+
+void apply_pool_changing(struct apply *a, const struct record *record)
+{
+    tell_members(a, record->pool); /* those that it has no more */
+}
+
+void apply_pool_changed(struct apply *a, struct record *record)
+{
+    pool_members_follow(a->state, record->pool);
+    tell_members(a, record->pool);
+}
+
+/* ---- reports ---- */
+
+static void see_pool(struct apply *a, const struct record *host, const struct pool_seen *seen)
+{
+    struct record *record = map_get(&a->state->tables[object_kind_POOL].by_id, seen->id);
+    bool marked;
+    if (record == NULL || !pool_member_differs(record->pool, host->common->id, seen))
+        return;
+    enum pool_host_state before = pool_member_find(record->pool, host->common->id)->state;
+    state_edit_begin(a->state, record);
+    pool_member_see(record->pool, host->common->id, seen, &marked);
+    state_edit_end(a->state, record, a->index);
+    const struct pool_host *member = pool_member_find(record->pool, host->common->id);
+    if (marked)
+        tell_members(a, record->pool);
+    if ((enum pool_host_state)member->state != before || before == pool_host_state_ABSENT)
+        apply_event(a, event_type_UPDATED, record, "pool %s is %s on host %s%s%s", record->common->name,
+                    pool_host_state_desc.names[member->state], host->common->name, member->reason != NULL ? ": " : "",
+                    member->reason != NULL ? member->reason : "");
+    else
+        apply_event(a, event_type_UPDATED, record, "pool %s: host %s has %llu MiB free of it", record->common->name,
+                    host->common->name, (unsigned long long)(member->free_bytes >> 20));
+}
+
+void apply_pools_seen(struct apply *a, const struct record *host, const struct object_list *pools)
+{
+    for (size_t i = 0; i < pools->count; i++)
+        see_pool(a, host, (const struct pool_seen *)pools->items + i);
+}
+
+/* ---- hosts that go ---- */
+
+void apply_host_leaves_pools(struct apply *a, const struct record *host)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_POOL); i++) {
+        struct record *record = a->state->tables[object_kind_POOL].order.items[i];
+        if (pool_member_find(record->pool, host->common->id) == NULL)
+            continue;
+        state_edit_begin(a->state, record);
+        pool_member_remove(record->pool, host->common->id);
+        state_edit_end(a->state, record, a->index);
+    }
+}
+
+/* ---- VMs ---- */
+
+bool apply_vm_pools_resolve(struct apply *a, struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        struct vm_disk *disk = (struct vm_disk *)vm->disks.items + i;
+        const struct record *pool = state_get(a->state, object_kind_POOL, disk->pool);
+        if (disk->pool == NULL)
+            continue;
+        if (pool == NULL) {
+            apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/disks", "disk '%s': there is no pool '%s'", disk->name, disk->pool);
+            return false;
+        }
+        OBJECT_TEXT(vm_disk, disk, pool, pool->common->name);
+    }
+    if (vm->pool == NULL)
+        return true;
+    const struct record *pool = state_get(a->state, object_kind_POOL, vm->pool);
+    if (pool == NULL) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/pool", "there is no pool '%s'", vm->pool);
+        return false;
+    }
+    OBJECT_TEXT(vm, vm, pool, pool->common->name);
+    return true;
+}
+
+bool apply_host_has_pools(struct apply *a, const struct record *host, const struct vm *vm, char *ret_why, size_t size)
+{
+    const char *missing = vm_pool_missing(a->state, vm, host->common->id);
+    if (missing != NULL)
+        apply_text(ret_why, size, "%s has not pool '%s' (now), which the VM has a disk in", host->common->name, missing);
+    return missing == NULL;
+}
