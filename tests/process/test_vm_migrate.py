@@ -102,13 +102,15 @@ class Counter:
     def ticks(self):
         """All that was counted, in the order of the consoles; each number must be there once, and none be missing."""
         self.follow()
-        text = ''
+        texts = []
         for console in self.consoles:
             console.seek(0)
-            text += console.read().decode(errors='replace').replace('\r', '')
+            texts.append(console.read().decode(errors='replace').replace('\r', ''))
+        text = ''.join(texts)
         assert 'corrupt' not in text and 'stands still' not in text and 'disk: ' not in text, text[-500:]
         seen = [int(n) for n in re.findall(r'^tick (\d+)\n', text, re.M)]      # whole lines: the last may be half said
-        assert seen == list(range(1, len(seen) + 1)), seen
+        wrong = next((i for i, n in enumerate(seen) if n != i + 1), None)
+        assert wrong is None, (seen[max(wrong - 3, 0):wrong + 4], [(t[:60], t[-60:]) for t in texts])
         return seen
 
     def counts_on(self):
