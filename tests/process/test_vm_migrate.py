@@ -108,7 +108,14 @@ class Counter:
             texts.append(console.read().decode(errors='replace').replace('\r', ''))
         text = ''.join(texts)
         assert 'corrupt' not in text and 'stands still' not in text and 'disk: ' not in text, text[-500:]
-        seen = [int(n) for n in re.findall(r'^tick (\d+)\n', text, re.M)]      # whole lines: the last may be half said
+        seen = []
+        for i, said in enumerate(texts):
+            whole = [int(n) for n in re.findall(r'^tick (\d+)\n', said, re.M)]      # whole lines: the last may be half said
+            half = texts[i - 1].rpartition('\n')[2] if i > 0 else ''
+            # It was stopped within a line. That goes on here; the byte that was on its way to the port may be missing.
+            if half and seen and (half.startswith('tick ') or 'tick '.startswith(half)) and whole[:1] == [seen[-1] + 2]:
+                whole.insert(0, seen[-1] + 1)
+            seen += whole
         wrong = next((i for i, n in enumerate(seen) if n != i + 1), None)
         assert wrong is None, (seen[max(wrong - 3, 0):wrong + 4], [(t[:60], t[-60:]) for t in texts])
         return seen
