@@ -9,6 +9,7 @@
 #include "controller/cluster_init.h"
 #include "controller/cluster_join.h"
 #include "controller/cluster_recover.h"
+#include "controller/drill_restart.h"
 #include "controller/service.h"
 
 #define VERSION "0.1.0"
@@ -181,11 +182,14 @@ static int run_run(struct data_dir *dir, const struct options *options)
         return fail(&err);
     uv_run(&loop, UV_RUN_DEFAULT);
     int r = uv_loop_close(&loop);
+    bool restart = service->restart;
     service_finish(service);
     free(service);
     if (r < 0)
         log_warning("loop-not-empty", "%s", uv_strerror(r));
     log_info("stopped", "%s", "clean");
+    if (restart)
+        drill_restart_now(0);
     return 0;
 }
 
@@ -259,6 +263,7 @@ int main(int argc, char **argv)
     struct options options = {.data = NULL};
     struct data_dir dir = {.lock_fd = -1};
     struct error err = {.text = ""};
+    drill_restart_pause();
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             fputs(help, stdout);

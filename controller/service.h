@@ -54,6 +54,10 @@ struct service {
     bool stopping, closing;
     uv_signal_t signals[2]; /* SIGTERM, SIGINT */
     uv_timer_t stop_timer, watchdog_timer;
+    uv_timer_t drill_timer;
+    bool drill_ordered;     /* this process ends soon, as a drill */
+    bool restart;           /* after the loop has ended: start again */
+    unsigned drill_seconds; /* that a crash lasts */
     struct loop_meter meter; /* of the API loop */
     struct api api;
     struct driver driver;
@@ -65,6 +69,8 @@ int service_start(struct service *service, uv_loop_t *loop, struct data_dir *dir
                   const struct service_options *options, struct error *err);
 /* Hand leadership over, end every request, stop Raft; the loop then ends by itself. */
 void service_stop(struct service *service);
+/* A drill: in @after_ms restart in order, or crash and be away for @seconds (drill_restart.h). -EBUSY: it ends already. */
+int service_drill(struct service *service, bool restart, unsigned seconds, unsigned after_ms, struct error *err);
 /* After the loop has ended. */
 void service_finish(struct service *service);
 

@@ -516,6 +516,7 @@ int agent_start(uv_loop_t *loop, const struct agent_options *options, struct age
     a->progress.data = a;
     uv_timer_init(loop, &a->leave_timer);
     a->leave_timer.data = a;
+    agent_drill_init(a);
     int r = start_parts(a, options, err);
     if (r < 0) {
         agent_stop(a, NULL, NULL);
@@ -574,6 +575,7 @@ void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
     a->stopped = stopped;
     a->stopped_arg = arg;
     a->closing += 2;
+    agent_drill_stop(a);
     uv_close((uv_handle_t *)&a->progress, handle_closed);
     uv_close((uv_handle_t *)&a->leave_timer, handle_closed);
     agent_network_stop(a);

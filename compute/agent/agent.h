@@ -10,6 +10,7 @@
 #include "common/list.h"
 #include "common/map.h"
 #include "common/tls.h"
+#include "compute/agent/agent_drill.h"
 #include "compute/agent/agent_task.h"
 #include "compute/agent/agent_lease.h"
 #include "compute/agent/dhcp_server.h"
@@ -65,6 +66,7 @@ struct agent {
     uint64_t generation; /* lease generation of this host, as told */
     uint64_t arming;     /* as told and carried out (node_orders) */
     struct agent_lease lease;
+    struct agent_drill drill;
     bool lease_started;
     bool left;           /* the lease is given up, and the controllers are told */
     unsigned leave_ticks; /* since then, of AGENT_LEAVE_HOLD_MS */

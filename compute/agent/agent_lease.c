@@ -193,7 +193,7 @@ static void on_tick(uv_timer_t *timer)
     struct agent_lease *lease = timer->data;
     uint64_t now_ms = uv_now(lease->options.loop);
     for (unsigned i = 0; i < lease->peer_count; i++)
-        if (lease->peers[i]->call == NULL && lease->peers[i]->next_ms <= now_ms)
+        if (!lease->silent && lease->peers[i]->call == NULL && lease->peers[i]->next_ms <= now_ms)
             ask(lease, lease->peers[i]);
     deadline_may_have_changed(lease); /* said in the log also where nothing comes any more */
 }
@@ -217,6 +217,16 @@ void agent_lease_generation(struct agent_lease *lease, uint64_t generation)
     lease_holder_generation(&lease->holder, generation);
     for (unsigned i = 0; i < lease->peer_count; i++)
         lease->peers[i]->next_ms = 0;
+}
+
+void agent_lease_silence(struct agent_lease *lease, bool silent)
+{
+    lease->silent = silent;
+    for (unsigned i = 0; i < lease->peer_count && !lease->stopping; i++) {
+        if (silent && lease->peers[i]->call != NULL)
+            http_call_cancel(lease->peers[i]->call);
+        lease->peers[i]->next_ms = 0;
+    }
 }
 
 static void timer_closed(uv_handle_t *handle)

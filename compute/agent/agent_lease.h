@@ -55,6 +55,7 @@ struct agent_lease {
     uint64_t deadline_ns;    /* as last told */
     uint64_t behind_ms;      /* since when newer orders are known elsewhere; 0: not */
     bool held;               /* as last logged */
+    bool silent;             /* a drill: nobody is asked */
     uv_timer_t timer;
     bool stopping, timer_closed;
     void (*stopped)(void *arg);
@@ -66,6 +67,8 @@ void agent_lease_start(struct agent_lease *lease, const struct agent_lease_optio
 void agent_lease_controllers(struct agent_lease *lease, const struct string_list *addresses);
 /* The orders name this generation. */
 void agent_lease_generation(struct agent_lease *lease, uint64_t generation);
+/* A drill: from true to false no controller is asked; what was supported before runs out. */
+void agent_lease_silence(struct agent_lease *lease, bool silent);
 /* Questions end; then @stopped. The memory is the caller's. */
 void agent_lease_stop(struct agent_lease *lease, void (*stopped)(void *arg), void *arg);
 /* Nanoseconds of CLOCK_BOOTTIME. */

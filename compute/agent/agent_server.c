@@ -4,6 +4,8 @@
  *   GET /v1/images/<sha256>          the same as plain bytes, for a person
  *   HEAD, PATCH /v1/uploads/<image>  an upload (image_upload.h)
  *   GET /v1/vms/<id>/console   WebSocket, binary messages both ways
+ *   POST /v1/drill             fall silent for a while (agent_drill.h)
+ *   GET /v1/observation        what each VMM has executed
  *   GET /metrics               Prometheus text
  *   GET /healthz               200 while the loop turns
  *
@@ -153,6 +155,8 @@ static void handle(struct http_request *request, void *arg)
     struct local_vm *vm = console_vm(a, request->path, &is_console);
     if ((controller || is_of(a, request, role_HOST)) && agent_images_handle(a, request, controller))
         return;
+    if (controller && agent_drill_handle(a, request))
+        return;
     if (!controller)
         error_set(&err, -EACCES, ERROR_FORBIDDEN,
                   "only controllers of this cluster may talk to its agents; ask a controller");
@@ -165,7 +169,7 @@ static void handle(struct http_request *request, void *arg)
     else if (strcmp(request->path, "/healthz") == 0)
         return http_respond(request, 200, "text/plain", NULL, "ok\n", 3);
     else
-        error_set(&err, -ENOENT, ERROR_NOT_FOUND, "there is /healthz, /metrics, /v1/images/<sha256> and /v1/vms/<id>/console");
+        error_set(&err, -ENOENT, ERROR_NOT_FOUND, "there is /healthz, /metrics, /v1/observation, /v1/drill, /v1/images/<sha256> and /v1/vms/<id>/console");
     http_respond_error(request, &err);
 }
 

@@ -32,6 +32,7 @@ struct session {
     unsigned failures;         /* in a row */
     unsigned taken_back_count; /* in a row */
     bool poked, taken_back;
+    bool silent; /* a drill: nothing is sent or obeyed */
     struct session_counters counters;
     bool stopping, timer_closed;
     void (*stopped)(void *arg);
@@ -159,6 +160,8 @@ static void session_done(const struct http_answer *answer, void *arg)
     }
     uv_timer_stop(&s->timer);
     s->taken_back_count = 0;
+    if (s->silent)
+        return;
     if (take_answer(s, answer, &err) < 0) {
         session_failed(s, &err);
         return;
@@ -176,6 +179,8 @@ static void session_send(struct session *s)
     struct bytes_writer body = {.data = NULL};
     struct error err = {.code = 0};
     ASSERT(s->call == NULL);
+    if (s->silent)
+        return; /* session_silence(false) sends */
     s->poked = false;
     s->asked_index = s->have_index;
     s->options.put_report(&report, s->options.arg);
@@ -266,6 +271,19 @@ void session_move(struct session *s, const char *controller)
     } else if (!s->taken_back) {
         s->taken_back = true;
         http_call_cancel(s->call); /* its end sends the fresh one */
+    }
+}
+
+void session_silence(struct session *s, bool silent)
+{
+    s->silent = silent;
+    if (s->stopping)
+        return;
+    if (!silent && s->call == NULL) {
+        session_send_in(s, 0);
+    } else if (silent && s->call != NULL && !s->taken_back) {
+        s->taken_back = true;
+        http_call_cancel(s->call);
     }
 }
 

@@ -59,6 +59,8 @@ void session_poke(struct session *session);
 void session_ask_again(struct session *session);
 /* Report now, to the controller at @controller if it is a known one: the one under way is taken back. */
 void session_move(struct session *session, const char *controller);
+/* A drill: from true to false nothing is sent, and answers that still come are not obeyed. */
+void session_silence(struct session *session, bool silent);
 /* Index of the last answer obeyed; does a report wait for its answer? */
 uint64_t session_have_index(const struct session *session);
 bool session_waits(const struct session *session);

@@ -1672,3 +1672,9 @@ int vm_usage(const struct local_vm *vm, struct vmm_process_usage *ret_usage)
 {
     return vm->process ? vmm_process_usage(vm->process_id.pid, ret_usage) : -ESRCH;
 }
+
+int vm_observe(const struct local_vm *vm, struct vmm_process_vcpus *ret_vcpus, uint64_t *ret_epoch)
+{
+    *ret_epoch = vm->process_id.epoch;
+    return vm->process ? vmm_process_vcpus(vm->process_id.pid, ret_vcpus) : -ESRCH;
+}

@@ -131,6 +131,8 @@ enum vm_state vm_state_of(const struct local_vm *vm);
 uint64_t vm_restarts(const struct local_vm *vm);
 /* Its VMM's control socket; NULL while no VMM answers. */
 const char *vm_control_path(const struct local_vm *vm);
+/* What its VMM's vCPUs have executed, and the epoch that it was started under. Errors of vmm_process_vcpus. */
+int vm_observe(const struct local_vm *vm, struct vmm_process_vcpus *ret_vcpus, uint64_t *ret_epoch);
 /* -ESRCH: no VMM. */
 int vm_usage(const struct local_vm *vm, struct vmm_process_usage *ret_usage);
 

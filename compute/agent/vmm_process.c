@@ -1,4 +1,5 @@
 /* VMM processes; the header holds the proof that there is never a second one. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -8,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "compute/agent/vmm_process.h"
 
@@ -316,4 +318,54 @@ int vmm_process_usage(pid_t pid, struct vmm_process_usage *ret_usage)
     ret_usage->cpu_ms = (user + system) * 1000 / (uint64_t)sysconf(_SC_CLK_TCK);
     ret_usage->rss_bytes = pages * (uint64_t)sysconf(_SC_PAGESIZE);
     return 0;
+}
+
+/* Time on a processor, the first number of schedstat (proc(5)). */
+static int thread_executed(pid_t pid, const char *thread, uint64_t *ret_ns)
+{
+    char path[64], text[128];
+    snprintf(path, sizeof(path), "/proc/%d/task/%.20s/schedstat", pid, thread);
+    if (!stat_read(path, text, sizeof(text)))
+        return -ENOTSUP;
+    *ret_ns = strtoull(text, NULL, 10);
+    return 0;
+}
+
+static bool thread_is_vcpu(pid_t pid, const char *thread)
+{
+    char path[64], text[32];
+    snprintf(path, sizeof(path), "/proc/%d/task/%.20s/comm", pid, thread);
+    return stat_read(path, text, sizeof(text)) && strncmp(text, VMM_PROCESS_VCPU_THREAD, strlen(VMM_PROCESS_VCPU_THREAD)) == 0;
+}
+
+int vmm_process_vcpus(pid_t pid, struct vmm_process_vcpus *ret_vcpus)
+{
+    struct vmm_process_vcpus vcpus = {.executed_ns = 0};
+    struct timespec now;
+    char path[32], text[1024];
+    uint64_t started, ns = 0;
+    bool any = false;
+    int r = 0;
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    if (!stat_read(path, text, sizeof(text)) || !stat_field(text, 22, &started))
+        return -ESRCH;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    uint64_t now_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    uint64_t start_ms = started * 1000 / (uint64_t)sysconf(_SC_CLK_TCK);
+    vcpus.age_ms = now_ms - MIN(now_ms, start_ms);
+    snprintf(path, sizeof(path), "/proc/%d/task", pid);
+    DIR *threads = opendir(path);
+    if (threads == NULL)
+        return -ESRCH;
+    for (struct dirent *entry; r == 0 && (entry = readdir(threads)) != NULL;) {
+        if (entry->d_name[0] == '.' || !thread_is_vcpu(pid, entry->d_name))
+            continue;
+        r = thread_executed(pid, entry->d_name, &ns);
+        vcpus.executed_ns += ns;
+        any = true;
+    }
+    closedir(threads);
+    if (r == 0 && any)
+        *ret_vcpus = vcpus;
+    return any ? r : -ENOTSUP;
 }

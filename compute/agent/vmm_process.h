@@ -33,6 +33,7 @@
 #define VMM_PROCESS_LOCK_FD 3                   /* in the VMM: holds L, not to be closed */
 #define VMM_PROCESS_LOG_BYTES_MAX (1024 * 1024) /* of vmm.log at a start; beyond, it begins anew */
 #define VMM_PROCESS_EXEC_FAILED 127
+#define VMM_PROCESS_VCPU_THREAD "vcpu" /* how the names of the VMM's threads begin that are vCPUs (compute/vmm/vcpu.c) */
 
 struct vmm_process_id {
     pid_t pid;
@@ -79,5 +80,12 @@ struct vmm_process_usage {
     uint64_t rss_bytes; /* resident memory, guest memory included */
 };
 int vmm_process_usage(pid_t pid, struct vmm_process_usage *ret_usage);
+
+struct vmm_process_vcpus {
+    uint64_t executed_ns; /* by the threads of its vCPUs, the guest's time included; as the kernel's scheduler counts */
+    uint64_t age_ms;      /* of the process */
+};
+/* -ESRCH: it has ended; -ENOTSUP: it has no vCPUs yet, or this kernel does not count (no /proc/<pid>/schedstat). */
+int vmm_process_vcpus(pid_t pid, struct vmm_process_vcpus *ret_vcpus);
 
 #endif

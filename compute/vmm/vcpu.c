@@ -135,6 +135,10 @@ static void *vcpu_main(void *arg)
 {
     struct vcpu *v = arg;
     struct vcpu_set *set = v->set;
+    char name[16];
+    /* By itself: naming another thread takes /proc, which the jail has not. Agents know vCPUs by it (vmm_process.h). */
+    snprintf(name, sizeof(name), "vcpu%u", (unsigned)(v - set->vcpus));
+    pthread_setname_np(pthread_self(), name);
     sandbox_enter_or_end(set->sandbox, SANDBOX_VCPU);
     pthread_mutex_lock(&set->lock);
     while (true) {
@@ -320,13 +324,10 @@ int vcpu_set_start(struct vcpu_set *set, struct error *err)
 {
     for (unsigned i = 0; i < set->count; i++) {
         struct vcpu *v = &set->vcpus[i];
-        char name[16];
         int code = pthread_create(&v->thread, NULL, vcpu_main, v);
         if (code)
             return error_errno(err, -code, "cannot start the thread of vCPU %u", i);
         v->started = true;
-        snprintf(name, sizeof(name), "vcpu%u", i);
-        pthread_setname_np(v->thread, name);
     }
     vcpu_set_hold(set, 0, true);
     return 0;

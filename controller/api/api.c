@@ -6,6 +6,7 @@
 
 #include "controller/api/api_call.h"
 #include "controller/api/api_console.h"
+#include "controller/api/api_drill.h"
 #include "controller/api/api_lease.h"
 #include "controller/api/api_image.h"
 #include "controller/api/api_member.h"
@@ -34,6 +35,9 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_host_undrain] = api_write,
     [ROUTE_ID_host_disarm] = api_write,
     [ROUTE_ID_host_arm] = api_write,
+    [ROUTE_ID_host_drill] = api_drill_host,
+    [ROUTE_ID_host_observation] = api_drill_observation,
+    [ROUTE_ID_controller_drill] = api_drill_controller,
     [ROUTE_ID_ha_disarm] = api_write,
     [ROUTE_ID_ha_arm] = api_write,
     [ROUTE_ID_node_lease] = api_node_lease,

@@ -29,14 +29,14 @@ def ticks(agent, vm_id):
 
 
 class Watch:
-    """One VM with ha, seen from the consoles of all hosts."""
+    """One VM, with ha unless not, seen from the consoles of all hosts. @host: the only one that may have it."""
 
-    def __init__(self, cluster, name='web'):
+    def __init__(self, cluster, name='web', ha=True, host=None):
         self.cluster, self.name = cluster, name
         if not any(item['name'] == 'ticker' for item in cluster.items('/v1/images')):
             cluster.cli('image', 'create', 'ticker', '--kind', 'kernel', '--kernel', TICKER)
-        cluster.cli('vm', 'create', name, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--ha', '--ha-restarts-max', '1000',
-                    '--wait')
+        options = (['--ha', '--ha-restarts-max', '1000'] if ha else []) + (['--pin', host] if host else [])
+        cluster.cli('vm', 'create', name, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', *options, '--wait')
         self.id = self.vm()['id']
         self.wait_ticking(self.agent())
 

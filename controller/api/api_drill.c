@@ -1,0 +1,130 @@
+/* Drills by way of the API; see the header. */
+#include "controller/api/api_drill.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/cluster_init.h"
+#include "controller/drill_restart.h"
+
+struct place {
+    char host[STATE_ID_BYTES], address[256];
+};
+
+static void pass_on(struct api_call *call, const struct place *place, const char *path)
+{
+    struct service *service = call->service;
+    struct error err;
+    char identity[256];
+    const struct http_proxy_target target = {
+        .endpoint = place->address,
+        .tls = service->tls,
+        .peer_prefix = cluster_identity(service->dir.identity.cluster_id, "host", place->host, identity),
+        .path_and_query = path,
+        .drop_headers = API_CALLER_HEADER,
+    };
+    if (http_proxy_start(service->api.proxy, call->request, &target, &err) < 0)
+        api_call_error(call, &err);
+    else
+        api_call_release(call, 0);
+}
+
+/* The state is locked. */
+static int find_host(const struct state *state, const char *id, struct place *ret, struct error *err)
+{
+    const struct record *host = state_get(state, object_kind_HOST, id);
+    if (host == NULL || host->host->address == NULL)
+        return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no host '%s'", id);
+    snprintf(ret->host, sizeof ret->host, "%s", host->common->id);
+    snprintf(ret->address, sizeof ret->address, "%s", host->host->address);
+    return 0;
+}
+
+static int check_cluster(const struct state *state, struct error *err)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const struct host *host = state_at(state, object_kind_HOST, i)->host;
+        if (host->state != host_state_UP)
+            return error_set(err, -EINVAL, ERROR_CONFLICT, "host '%s' is %s: no drill before all hosts are up", host->name,
+                             host_state_desc.names[host->state]);
+    }
+    const struct record *cluster = state_count(state, object_kind_CLUSTER) > 0 ? state_at(state, object_kind_CLUSTER, 0) : NULL;
+    if (cluster != NULL && cluster->cluster->ha_disarmed)
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "ha is disarmed: nothing would be started elsewhere; `drover ha arm`");
+    return 0;
+}
+
+void api_drill_host(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct place place;
+    struct error err;
+    unsigned voters = service_voters(service);
+    service_lock_state(service);
+    int r = find_host(service->state, call->id, &place, &err);
+    if (r == 0)
+        r = check_cluster(service->state, &err);
+    service_unlock_state(service);
+    if (r == 0 && voters < 3)
+        r = error_set(&err, -EINVAL, ERROR_CONFLICT, "a host is not declared lost with fewer than three controllers; there are %u", voters);
+    if (r < 0)
+        api_call_error(call, &err);
+    else
+        pass_on(call, &place, "/v1/drill");
+}
+
+void api_drill_observation(struct api_call *call)
+{
+    struct place place;
+    struct error err;
+    service_lock_state(call->service);
+    int r = find_host(call->service->state, call->id, &place, &err);
+    service_unlock_state(call->service);
+    if (r < 0)
+        api_call_error(call, &err);
+    else
+        pass_on(call, &place, "/v1/observation");
+}
+
+static int check_controller(struct api_call *call, const struct drill_order *order, struct error *err)
+{
+    struct service *service = call->service;
+    unsigned voters = service_voters(service);
+    uint64_t raft_id = 0;
+    char address[256] = "";
+    service_lock_state(service);
+    const struct record *record = state_get(service->state, object_kind_CONTROLLER, call->id);
+    if (record != NULL) {
+        raft_id = record->controller->raft_id;
+        snprintf(address, sizeof address, "%s", record->controller->address);
+    }
+    service_unlock_state(service);
+    if (raft_id == 0)
+        return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no controller '%s'", call->id);
+    if (raft_id != service->dir.identity.raft_id)
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "only controller '%s' itself takes this: ask it at %s", call->id, address);
+    if (order->fault != drill_fault_CRASH && order->fault != drill_fault_RESTART)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/fault", "a controller can crash or restart");
+    if (voters < 3)
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "with %u controllers that have a vote no majority would be left", voters);
+    if (service->leader.leader_id == 0)
+        return error_set(err, -EINVAL, ERROR_NO_LEADER, "there is no leader now; there is a real failure to look at");
+    return 0;
+}
+
+void api_drill_controller(struct api_call *call)
+{
+    const struct drill_order *order = call->body;
+    struct bytes_writer body = {0};
+    struct error err;
+    int r = check_controller(call, order, &err);
+    if (r == 0)
+        r = service_drill(call->service, order->fault == drill_fault_RESTART, order->seconds, API_DRILL_AFTER_MS, &err);
+    if (r < 0) {
+        api_call_error(call, &err);
+        return;
+    }
+    OBJECT_ENCODE(drill_order, order, &body);
+    api_call_answer_json(call, 200, NULL, &body);
+}
