@@ -241,6 +241,31 @@ int client_request(struct client *client, const char *method, const char *path, 
     return 0;
 }
 
+int client_attempt(struct client *client, const char *method, const char *path, const json_t *body, unsigned deadline_ms,
+                   struct reply *ret, struct error *err)
+{
+    struct error unheard = {.code = 0}, *words = err != NULL ? err : &unheard;
+    CLEANUP_FREE char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
+    const char *const headers[] = {"Accept: application/json", NULL};
+    const struct http_call_options options = {.method = method,
+                                              .headers = headers,
+                                              .body = text,
+                                              .body_size = text ? strlen(text) : 0,
+                                              .content_type = "application/json",
+                                              .deadline_ms = deadline_ms};
+    *ret = (struct reply){0};
+    int rc = attempt(client, &options, path, ret, words);
+    if (rc < 0)
+        error_prefix(words, "%s: ", client_endpoint(client));
+    else if (ret->status >= 400)
+        rc = problem_error(ret, words);
+    else if (ret->body_size > 0)
+        ret->json = json_loadb(ret->body, ret->body_size, JSON_REJECT_DUPLICATES, NULL);
+    if (rc < 0)
+        client->at = (client->at + 1) % client->n_endpoints;
+    return rc;
+}
+
 int client_transfer(struct client *client, const struct http_call_options *base, const char *path, int *ret_status,
                     bool *ret_again, struct error *err)
 {

@@ -36,6 +36,10 @@ void client_finish(struct client *client);
  * a repeat gets the first answer. Answers of 400 and above: negative errno, @err from the problem document. */
 int client_request(struct client *client, const char *method, const char *path, const json_t *body, struct reply *ret,
                    struct error *err);
+/* One attempt, of @deadline_ms, at the controller whose turn it is; where it fails the next one's turn has come. Errors as of
+ * client_request; @err may be NULL. */
+int client_attempt(struct client *client, const char *method, const char *path, const json_t *body, unsigned deadline_ms,
+                   struct reply *ret, struct error *err);
 void reply_finish(struct reply *reply);
 /* For transfers, whose caller goes on by itself where one attempt has ended: one request to the controller whose turn it
  * is. @base: all but url, tls and peer_prefix. 0: answered, *ret_status below 400. <0: @err in words, and *ret_again says

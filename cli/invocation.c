@@ -157,7 +157,7 @@ static int parse_option(struct invocation *call, struct words *w, char *word, bo
 static int check_argument(const struct invocation *call, struct error *err)
 {
     const struct verb *v = call->verb;
-    if (v->argument != ARGUMENT_NONE && call->name == NULL)
+    if (v->argument != ARGUMENT_NONE && v->argument != ARGUMENT_NAME_OR_NONE && call->name == NULL)
         return error_set(err, -EINVAL, ERROR_INVALID, "which %s? Type it after the verb, such as: %s", v->noun, v->example);
     if (v->argument == ARGUMENT_NAME_FILE && call->file == NULL)
         return error_set(err, -EINVAL, ERROR_INVALID, "which file? Type it after the name, such as: %s", v->example);

@@ -13,7 +13,7 @@
 
 int confirm(const struct invocation *call, const char *question, const char *name, struct error *err)
 {
-    char answer[8] = "", clean[200];
+    char answer[8] = "", clean[800];
     if (call->yes || question == NULL || invocation_option(call, "dry-run") != NULL)
         return 0;
     if (!isatty(STDIN_FILENO))

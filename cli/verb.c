@@ -200,6 +200,16 @@ const struct verb verbs[] = {
      "  --after INDEX          only what came after\n"},
     {"event", "follow", "Show what happens, as it happens; Ctrl-C ends it.", "drover event follow", OWN, ARGUMENT_NONE, NULL, NULL,
      event_follow, "  --after INDEX          begin after this\n"},
+    {"drill", "list", "List the drills that there are, and how each ended last.", "drover drill list", OWN, ARGUMENT_NONE, NULL, NULL,
+     drill_list, NULL},
+    {"drill", "run", "Make something fail in the living cluster, measure what happens, and put it back.",
+     "drover drill run host-loss --host n2", OWN, ARGUMENT_NAME, NULL, NULL, drill_run_verb,
+     "  --host NAME            the host that is to fail; where not given, one with few VMs with ha\n"
+     "  --seconds N            how long what fails is gone: a host 10 to 60 (20), a controller up to 60 (10)\n"
+     "  --check                only say whether it could be made now\n"
+     "  --stay                 leave VMs and leadership where they are afterwards\n"},
+    {"drill", "report", "Show the report of a drill, or list those that are kept.", "drover drill report drill-20260131-120000-0a1b", OWN,
+     ARGUMENT_NAME_OR_NONE, NULL, NULL, drill_report, NULL},
     {"context", "list", "List the clusters that this CLI knows.", "drover context list", OWN, ARGUMENT_NONE, NULL, NULL, context_list,
      NULL},
     {"context", "add", "Make a cluster known to this CLI.",
@@ -244,6 +254,8 @@ static const char *argument_of(const struct verb *v)
         return " VM [NAME]";
     if (v->argument == ARGUMENT_NAME_FILE)
         return " NAME FILE";
+    if (v->argument == ARGUMENT_NAME_OR_NONE)
+        return " [ID]";
     return v->argument == ARGUMENT_NONE ? "" : strcmp(v->noun, "operation") == 0 ? " ID" : " NAME";
 }
 

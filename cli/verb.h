@@ -9,6 +9,7 @@ struct invocation;
 enum verb_argument {
     ARGUMENT_NONE,
     ARGUMENT_NAME,
+    ARGUMENT_NAME_OR_NONE,
     ARGUMENT_NEW_NAME,
     ARGUMENT_VM_AND_NEW_NAME, /* the VM that something is made of; then, if wanted, what it is to be called */
     ARGUMENT_NAME_FILE,       /* a name, and a file of this machine */

@@ -20,6 +20,9 @@ int vm_console(const struct invocation *call, struct error *err);     /* console
 int event_list(const struct invocation *call, struct error *err);     /* event_verb.c */
 int event_follow(const struct invocation *call, struct error *err);
 int operation_wait_verb(const struct invocation *call, struct error *err); /* operation_wait.c */
+int drill_list(const struct invocation *call, struct error *err);     /* drill_verb.c */
+int drill_run_verb(const struct invocation *call, struct error *err);
+int drill_report(const struct invocation *call, struct error *err);
 int context_list(const struct invocation *call, struct error *err);   /* context.c */
 int context_add(const struct invocation *call, struct error *err);
 int context_use(const struct invocation *call, struct error *err);

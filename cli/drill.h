@@ -1,0 +1,53 @@
+/* A drill: something is made to fail in a living cluster, what happens is watched and measured, and all is put back.
+ *
+ *   look at the cluster -> check what must hold (drill_check) -> ask the person -> watch (drill_watch) -> make it fail
+ *        -> wait for what is to happen -> wait for the end of the fault -> put back what moved -> report (drill_report)
+ *
+ * Every fault ends by itself (compute/agent/agent_drill.h, controller/drill_restart.h): where this program dies half way, the
+ * cluster is left as after a failure that is over, with VMs on other hosts than before and a flavor named as the drill. */
+#ifndef CLI_DRILL_H
+#define CLI_DRILL_H
+
+#include "cli/drill_watch.h"
+
+#define DRILL_SILENT_S 20        /* a host, where nothing else is asked for; lost after 5 to 6, back after the rest */
+#define DRILL_CRASH_S 10         /* a controller */
+#define DRILL_SECONDS_MAX 60
+#define DRILL_LIMIT_FAILOVER_US 8000000 /* from the loss of a host to its VMs executing elsewhere */
+#define DRILL_LIMIT_WRITES_US 2000000   /* from the loss of a leader to writes */
+
+struct drill;
+
+struct drill_kind {
+    const char *name, *help;
+    bool host, controller; /* what fails: a host; the leader, or the controllers */
+    int (*run)(struct drill *drill, struct error *err);
+    const char *warning; /* what it does to people's work, for the question */
+};
+
+/* The row of that name, or NULL; and the @at-th, NULL behind the last (drill_run.c). */
+const struct drill_kind *drill_kind_find(const char *name);
+const struct drill_kind *drill_kind_at(size_t at);
+
+struct drill {
+    const struct drill_kind *kind;
+    const struct invocation *call;
+    char id[64], host[64], leader[64]; /* leader: before the drill */
+    struct client client;              /* knows every controller, in the order of @controllers */
+    json_t *cluster, *controllers, *hosts, *all_vms, *operations; /* as they were before; owned */
+    json_t *vms;                       /* with ha, that are watched: on the host, or all; owned */
+    json_t *checks, *put_back, *failures; /* for the report; owned */
+    bool ready;                        /* every check holds */
+    unsigned silent_s, crash_s;        /* how long faults last */
+    struct drill_watch watch;
+    char begun_at[32]; /* wall clock, for people */
+    int64_t begin_us, fault_us, end_us; /* fault_us: when it was known to have begun; -1: not */
+};
+
+/* Looks at the cluster; @host NULL: one is chosen where the kind needs one. On failure drill_finish all the same. */
+int drill_init(struct drill *drill, const struct drill_kind *kind, const char *host, const struct invocation *call, struct error *err);
+void drill_finish(struct drill *drill);
+/* Fault, waits, putting back. What goes wrong there is in drill->failures; <0: it could not be made at all. */
+int drill_run(struct drill *drill, bool put_back, struct error *err);
+
+#endif

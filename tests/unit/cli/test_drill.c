@@ -1,0 +1,197 @@
+/* Drills without a cluster: who executed when, what must hold before one, the page. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <string.h>
+
+#include "cli/drill_check.h"
+#include "cli/drill_page.h"
+#include "cli/drill_runs.h"
+#include "cli/drill_text.h"
+
+#define VM "00000000-0000-4000-8000-000000000001"
+
+/* What @host says of the VM, asked at @asked_ms with the answer at @came_ms. */
+static void see(struct drill_runs *runs, const char *host, uint64_t epoch, uint64_t vcpu_ns, uint64_t age_ms, int64_t asked_ms, int64_t came_ms)
+{
+    struct vm_observation seen = {.id = (char *)(uintptr_t)VM, .epoch = epoch, .vcpu_ns = vcpu_ns, .age_ms = age_ms};
+    drill_runs_add(runs, host, &seen, asked_ms * 1000, came_ms * 1000);
+}
+
+static enum drill_verdict judge(const struct drill_runs *runs)
+{
+    char why[300];
+    return drill_runs_judge(runs, VM, why, sizeof why);
+}
+
+/* It executes on n1 up to 5.0 s, stands still, and executes on n2 from about 6.1 s on. */
+static void test_a_failover(void **state)
+{
+    struct drill_runs runs = {0};
+    (void)state;
+    for (int64_t ms = 0; ms <= 9000; ms += 100) {
+        see(&runs, "n1", 1, 1000 + (uint64_t)MIN(ms, (int64_t)5000), 60000 + (uint64_t)ms, ms, ms + 5);
+        if (ms >= 6000)
+            see(&runs, "n2", 2, ms >= 6100 ? (uint64_t)ms : 0, (uint64_t)ms - 5950, ms, ms + 5);
+    }
+    assert_int_equal(judge(&runs), DRILL_ONCE);
+    const struct drill_run *old = drill_runs_find(&runs, VM, "n1"), *new = drill_runs_elsewhere(&runs, VM, "n1", 1);
+    assert_int_equal(old->last_until_us, 5005000);
+    assert_int_equal(old->last_from_us, 4900000);
+    assert_string_equal(new->host, "n2");
+    assert_int_equal(new->first_until_us, 6105000);
+    assert_int_equal(new->begun_us, 5950000 - DRILL_TICK_US);
+    assert_null(drill_runs_elsewhere(&runs, VM, "n1", 2));
+    drill_runs_finish(&runs);
+}
+
+static void test_twice(void **state)
+{
+    struct drill_runs runs = {0};
+    char why[300];
+    (void)state;
+    for (int64_t ms = 0; ms <= 3000; ms += 100) {
+        see(&runs, "n1", 1, 1000 + (uint64_t)ms, 60000 + (uint64_t)ms, ms, ms + 5);
+        if (ms >= 2000)
+            see(&runs, "n2", 2, (uint64_t)ms, (uint64_t)ms - 1900, ms, ms + 5);
+    }
+    assert_int_equal(drill_runs_judge(&runs, VM, why, sizeof why), DRILL_TWICE);
+    assert_non_null(strstr(why, "n1"));
+    assert_non_null(strstr(why, "n2"));
+    drill_runs_finish(&runs);
+}
+
+/* The answer that shows the old one's last execution took a second: it may have been before the new one began, or after. */
+static void test_unsure(void **state)
+{
+    struct drill_runs runs = {0};
+    (void)state;
+    see(&runs, "n1", 1, 1000, 60000, 0, 5);
+    see(&runs, "n1", 1, 2000, 61000, 1000, 2000);
+    see(&runs, "n2", 2, 0, 10, 1500, 1505);
+    see(&runs, "n2", 2, 10, 110, 1600, 1605);
+    assert_int_equal(judge(&runs), DRILL_UNSURE);
+    drill_runs_finish(&runs);
+}
+
+/* One host's VMM, started again by its agent under the same epoch, is no other host's. */
+static void test_a_restart_in_place(void **state)
+{
+    struct drill_runs runs = {0};
+    (void)state;
+    for (int64_t ms = 0; ms <= 1000; ms += 100)
+        see(&runs, "n1", 1, (uint64_t)(ms < 500 ? 5000 + ms : ms), 100, ms, ms + 5);
+    assert_int_equal(runs.count, 1);
+    assert_int_equal(judge(&runs), DRILL_ONCE);
+    drill_runs_finish(&runs);
+}
+
+static void test_a_stall(void **state)
+{
+    struct drill_runs runs = {0};
+    (void)state;
+    for (int64_t ms = 0; ms <= 3000; ms += 100)
+        see(&runs, "n1", 1, 1000 + (uint64_t)(ms <= 1000 ? ms : ms < 2000 ? 1000 : ms), 60000, ms, ms + 5);
+    assert_in_range(runs.items[0].stall_us, 850000, 1000000);
+    drill_runs_finish(&runs);
+}
+
+static json_t *host(const char *name, int memory_mib, int committed_mib)
+{
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:i, s:i}", "name", name, "state", "up", "memory_bytes", (json_int_t)memory_mib << 20,
+                     "memory_reserve_bytes", (json_int_t)0, "committed_memory_bytes", (json_int_t)committed_mib << 20, "cpus", 4,
+                     "committed_vcpus", 0);
+}
+
+static json_t *vm(const char *name, const char *on, int memory_mib)
+{
+    return json_pack("{s:s, s:s, s:s, s:b, s:I, s:i}", "name", name, "host_name", on, "state", "running", "ha", 1, "memory_bytes",
+                     (json_int_t)memory_mib << 20, "vcpus", 1);
+}
+
+static void test_room(void **state)
+{
+    char detail[400];
+    (void)state;
+    json_t *hosts = json_pack("[o, o, o]", host("n1", 4096, 3000), host("n2", 4096, 2096), host("n3", 4096, 3096));
+    json_t *fits = json_pack("[o, o]", vm("b", "n1", 1000), vm("a", "n1", 2000));
+    json_t *sum_only = json_pack("[o, o]", vm("a", "n1", 1500), vm("b", "n1", 1400)); /* 3000 are free, but not so */
+    assert_true(drill_check_room(hosts, fits, "n1", detail, sizeof detail));
+    assert_false(drill_check_room(hosts, sum_only, "n1", detail, sizeof detail));
+    assert_non_null(strstr(detail, "VM b"));
+    json_array_append_new(fits, vm("c", "n1", 1));
+    assert_false(drill_check_room(hosts, fits, "n1", detail, sizeof detail));
+    json_decref(hosts);
+    json_decref(fits);
+    json_decref(sum_only);
+}
+
+/* Each condition in turn does not hold, and is named. */
+static void test_conditions(void **state)
+{
+    static const char *const names[] = {NULL, "controllers", "hosts", "ha armed", "operations under way", "room for one host less", "VMs with ha that run"};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        json_t *cluster = json_pack("{s:b}", "ha_disarmed", i == 3), *operations = i == 4 ? json_pack("[{}]") : json_array();
+        json_t *controllers = json_pack("[{s:s}, {s:s}, {s:s}]", "role", "voter", "role", "voter", "role", i == 1 ? "spare" : "voter");
+        json_t *hosts = json_pack("[o, o, o]", host("n1", 4096, 100), host("n2", 4096, i == 5 ? 4096 : 0), host("n3", 4096, i == 5 ? 4096 : 0));
+        json_t *vms = i == 6 ? json_array() : json_pack("[o]", vm("a", "n1", 100));
+        if (i == 2)
+            json_object_set_new(json_array_get(hosts, 2), "state", json_string("lost"));
+        const struct drill_check_input in = {cluster, controllers, hosts, vms, operations, "n1", true};
+        bool ok;
+        json_t *checks = drill_check(&in, &ok);
+        const json_t *check;
+        size_t j;
+        assert_int_equal(ok, names[i] == NULL);
+        json_array_foreach(checks, j, check) assert_int_equal(json_is_true(json_object_get(check, "ok")),
+                                                              names[i] == NULL || strcmp(json_text(check, "check"), names[i]) != 0);
+        json_t *all[] = {cluster, operations, controllers, hosts, vms, checks};
+        for (j = 0; j < ARRAY_SIZE(all); j++)
+            json_decref(all[j]);
+    }
+}
+
+static void test_choice_of_host(void **state)
+{
+    (void)state;
+    json_t *hosts = json_pack("[o, o, o]", host("n1", 4096, 0), host("n2", 4096, 0), host("n3", 4096, 0));
+    json_t *vms = json_pack("[o, o, o]", vm("a", "n1", 1), vm("b", "n1", 1), vm("c", "n3", 1)), *none = json_array();
+    assert_string_equal(drill_check_choose_host(hosts, vms), "n3");
+    assert_null(drill_check_choose_host(hosts, none));
+    json_decref(hosts);
+    json_decref(vms);
+    json_decref(none);
+}
+
+/* Names come from a cluster, which may be a stranger's. */
+static void test_page_is_escaped(void **state)
+{
+    struct bytes_writer out = {0};
+    static const char *const evil = "<script>alert('1')</script>\"&";
+    (void)state;
+    json_t *report = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:[s], s:[{s:s, s:s, s:s, s:I, s:s, s:s}], s:[{s:s, s:s, s:I, s:I}], s:[{s:I, s:s}]}",
+                               "drill", "host-loss", "id", evil, "cluster", evil, "host", evil, "leader", evil, "result", "failed", "failures", evil,
+                               "vms", "name", evil, "from", evil, "to", evil, "executes_ms", (json_int_t)5000, "once", "twice", "why", evil, "runs",
+                               "vm", evil, "host", evil, "from_ms", (json_int_t)-1000, "to_ms", (json_int_t)9000, "timeline", "at_ms", (json_int_t)1, "what", evil);
+    assert_non_null(report);
+    drill_page_put(report, &out);
+    bytes_put_u8(&out, 0);
+    assert_null(strstr((const char *)out.data, "<script"));
+    assert_null(strstr((const char *)out.data, "alert('"));
+    assert_non_null(strstr((const char *)out.data, "&lt;script&gt;"));
+    assert_non_null(strstr((const char *)out.data, "</html>"));
+    bytes_writer_finish(&out);
+    json_decref(report);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_failover),  cmocka_unit_test(test_twice),       cmocka_unit_test(test_unsure),
+        cmocka_unit_test(test_a_restart_in_place), cmocka_unit_test(test_a_stall), cmocka_unit_test(test_room),
+        cmocka_unit_test(test_conditions),  cmocka_unit_test(test_choice_of_host), cmocka_unit_test(test_page_is_escaped),
+    };
+    return cmocka_run_group_tests_name("drill", tests, NULL, NULL);
+}
