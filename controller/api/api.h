@@ -51,6 +51,8 @@ struct api {
     struct console_tickets tickets;
     struct api_metrics metrics;
     uint64_t started_ms;
+    uint64_t drill_until_ms; /* steady clock: until then a host is silent, and no other is to be */
+    char drill[64];          /* the drill that made it so */
     unsigned image_turn; /* whose turn it is to give an image's content */
     bool stopping, server_closed, proxy_closed;
 };

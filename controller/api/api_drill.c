@@ -7,6 +7,7 @@
 
 #include "controller/cluster_init.h"
 #include "controller/drill_restart.h"
+#include "controller/environment.h"
 
 struct place {
     char host[STATE_ID_BYTES], address[256];
@@ -55,23 +56,45 @@ static int check_cluster(const struct state *state, struct error *err)
     return 0;
 }
 
+/* One host at a time; a leader that has just been elected knows of none, and then goes by the hosts' states alone. */
+static int check_order(const struct api_call *call, const struct drill_order *order, struct error *err)
+{
+    const struct api *api = &call->service->api;
+    uint64_t now_ms = environment_monotonic_ms();
+    if (order->fault != drill_fault_SILENCE)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/fault", "a host can be silent, and nothing else");
+    if (order->seconds < API_DRILL_SECONDS_MIN)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/seconds", "it must be from %u to 60: a host is lost after 5 to 6",
+                               API_DRILL_SECONDS_MIN);
+    if (now_ms < api->drill_until_ms)
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "drill %s was begun lately; ask again in %llu s", api->drill,
+                         (unsigned long long)((api->drill_until_ms - now_ms) / 1000 + 1));
+    return 0;
+}
+
 void api_drill_host(struct api_call *call)
 {
+    const struct drill_order *order = call->body;
     struct service *service = call->service;
     struct place place;
     struct error err;
     unsigned voters = service_voters(service);
+    int r = check_order(call, order, &err);
     service_lock_state(service);
-    int r = find_host(service->state, call->id, &place, &err);
+    if (r == 0)
+        r = find_host(service->state, call->id, &place, &err);
     if (r == 0)
         r = check_cluster(service->state, &err);
     service_unlock_state(service);
     if (r == 0 && voters < 3)
         r = error_set(&err, -EINVAL, ERROR_CONFLICT, "a host is not declared lost with fewer than three controllers; there are %u", voters);
-    if (r < 0)
+    if (r < 0) {
         api_call_error(call, &err);
-    else
-        pass_on(call, &place, "/v1/drill");
+        return;
+    }
+    service->api.drill_until_ms = environment_monotonic_ms() + (uint64_t)order->seconds * 1000;
+    snprintf(service->api.drill, sizeof service->api.drill, "%s", order->drill);
+    pass_on(call, &place, "/v1/drill");
 }
 
 void api_drill_observation(struct api_call *call)

@@ -12,6 +12,7 @@
 
 #include "controller/api/api_call.h"
 
+#define API_DRILL_SECONDS_MIN 10u /* of a host's silence; less is over before it is lost */
 #define API_DRILL_AFTER_MS 100u /* from the answer to a controller's end: the answer is out by then */
 
 void api_drill_host(struct api_call *call);
