@@ -95,10 +95,11 @@ static json_t *make_runs(const struct drill *d)
     for (size_t i = 0; i < d->watch.runs.count; i++) {
         const struct drill_run *run = &d->watch.runs.items[i];
         const char *name = vm_name(d, run->vm);
+        int64_t from_us = run->begun_us < d->begin_us ? d->begin_us : run->first_until_us; /* shown where it is known to be */
         if (run->executed && name != NULL) /* those without ha are nobody's concern here */
             json_array_append_new(runs, json_pack("{s:s, s:s, s:I, s:I, s:I}", "vm", name, "host", run->host, "epoch",
                                                   (json_int_t)run->epoch, "from_ms",
-                                                  (json_int_t)((MAX(run->begun_us, d->begin_us) - d->fault_us) / 1000), "to_ms",
+                                                  (json_int_t)((from_us - d->fault_us) / 1000), "to_ms",
                                                   (json_int_t)((run->last_until_us - d->fault_us) / 1000)));
     }
     return runs;

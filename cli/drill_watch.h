@@ -60,7 +60,7 @@ struct drill_watch {
     size_t watcher_count;
 };
 
-#define DRILL_WATCH_GAP_US 300000
+#define DRILL_WATCH_GAP_US 500000
 
 int64_t drill_now_us(void);
 /* A client that knows every controller of the list @controllers, for one thread. */
