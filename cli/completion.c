@@ -5,6 +5,7 @@
 
 #include "cli/body.h"
 #include "cli/client.h"
+#include "cli/drill.h"
 #include "cli/verb_functions.h"
 
 int completion_bash(const struct invocation *call, struct error *err)
@@ -63,6 +64,13 @@ static void complete_options(const struct verb *v)
         puts("--force");
 }
 
+static void complete_drills(void)
+{
+    const struct drill_kind *kind;
+    for (size_t i = 0; (kind = drill_kind_at(i)) != NULL; i++)
+        puts(kind->name);
+}
+
 static void complete_names(const struct verb *v, const char *noun)
 {
     struct invocation call = {.verb = v, .timeout_s = 1};
@@ -103,6 +111,8 @@ void complete_words(int argc, char **argv)
         return;
     if (current[0] == '-')
         complete_options(v);
+    else if (argc == 3 && v->argument == ARGUMENT_NAME && strcmp(v->noun, "drill") == 0)
+        complete_drills();
     else if (argc == 3 && v->argument == ARGUMENT_NAME && strcmp(v->noun, "context") != 0)
         complete_names(v, v->noun);
     else if (argc == 3 && v->argument == ARGUMENT_VM_AND_NEW_NAME)
