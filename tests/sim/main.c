@@ -93,7 +93,7 @@ static const struct mutation mutations[] = {
     {"lease-one-confirms", FLAG(world.judge.one_confirmation), "leases", 300, 0, "rule 4: one confirmation is enough"},
     {"lease-lost-at-once", FLAG(world.judge.loses_at_once), "leases", 100, 0, "rule 4: none is needed"},
     {"lease-no-patience", FLAG(world.table.no_patience), "staged", 100, 0, "rule 5: confirmed at once after a start"},
-    {"lease-no-drift", FLAG(world.table.no_drift), "drift", 100, 0, "rule 1: controllers count no longer than hosts"},
+    {"lease-no-drift", FLAG(world.table.no_drift), "staged", 100, 0, "rule 1: controllers count no longer than hosts"},
     {"lease-refusal-revives", FLAG(world.holder.refusal_revives), "staged", 100, 0, "rule 3: refusals revive what has run out"},
     {"lease-refusal-as-asked", FLAG(world.holder.refusal_as_asked), "staged", 100, 0, "rule 3: judged by when it was asked"},
     {"lease-no-catch-up", FLAG(world.table.no_catch_up), "staged", 100, 0, "rule 5: supported before it is known what was decided"},
@@ -344,7 +344,7 @@ static const struct {
     unsigned per_thousand;
 } shares[] = {
     {&sim_history_class, NULL, 1000}, {&sim_history_class, "member-storm", 200}, {&sim_history_class, "restores", 200},
-    {&sim_cluster_class, NULL, 50},   {&sim_cluster_class, "leases", 40},        {&sim_cluster_class, "staged", 20},
+    {&sim_cluster_class, NULL, 25},   {&sim_cluster_class, "leases", 20},        {&sim_cluster_class, "staged", 10},
 };
 
 static const struct sim_machine_class *class_find(const char *name)

@@ -198,7 +198,8 @@ static void check_started(struct process *process)
         if (operation->state != operation_state_SUCCEEDED || vm == NULL || known == NULL || vm->vm->wanted != vm_wanted_RUNNING ||
             vm->vm->state != vm_state_RUNNING)
             continue;
-        if (known->started_epoch < vm->vm->epoch)
+        /* What a migration brings has been started, under the epoch before. */
+        if (known->started_epoch + (vm->vm->handover != NULL) < vm->vm->epoch)
             sim_violation(&process->node->cluster->sim, "%s of %s succeeded, but epoch %llu was never started",
                           operation_kind_desc.names[operation->kind], operation->target_name,
                           (unsigned long long)vm->vm->epoch);
@@ -542,12 +543,28 @@ static void report_ready(void *arg, int status)
     bytes_writer_finish(&command);
 }
 
+static void propose_own(struct sim_node *node, const struct bytes_writer *command);
+
+static void viewed(struct sim_node *node)
+{
+    struct process *process = process_of(node);
+    char now[TIME_TEXT_BYTES];
+    if (!process->lease.suspects || process->proposed > 0 || !sim_node_leads(node) ||
+        process->lead_term != node->ready_term || node->ready_term != raft_current_term(node->raft))
+        return;
+    wall_clock(node, now);
+    sim_lease_judge(node, &process->lease, process->state, now, propose_own);
+}
+
 void sim_fsm_deliver(struct sim_actor *to, struct sim_actor *from, void *data)
 {
     struct sim_node *node = CONTAINER_OF(to, struct sim_node, actor);
     const struct world_message *message = data;
     if (message->kind >= WORLD_LEASE) {
+        bool view = message->kind == WORLD_VIEW;
         sim_lease_deliver(node, &process_of(node)->lease, process_of(node)->state, from, data);
+        if (view)
+            viewed(node);
         return;
     }
     struct call *call = NEW(struct call);
@@ -846,7 +863,8 @@ static void check_vm_at_rest(struct sim_cluster *cluster, const struct state *st
     if (burnt != NULL && (!vm->ha || host->host->armed != host->host->arming)) /* nobody knows that it does not run there */
         waits = true;
     OBJECT_CLEAR(placement, &placement);
-    if (known == NULL || (!known->exists && known->id[0] != '\0'))
+    bool unheard = burnt != NULL && host->host->state != host_state_LOST && waits; /* there is nobody to say that it is gone */
+    if (known == NULL || (!known->exists && known->id[0] != '\0' && !(unheard && vm->wanted == vm_wanted_DELETED)))
         sim_violation(&cluster->sim, "VM %s is there, but nobody wants it", vm->name);
     else if (known->exists && !known->uncertain && vm->wanted != known->wanted)
         sim_violation(&cluster->sim, "VM %s is wanted %s, acknowledged was %s", vm->name, vm_wanted_desc.names[vm->wanted],

@@ -126,11 +126,26 @@ static void look(struct sim_node *node, struct sim_lease *lease, const struct st
     OBJECT_CLEAR(lease_look, &own);
 }
 
-void sim_lease_lead(struct sim_node *node, struct sim_lease *lease, const struct state *state, const char *now,
-                    void (*propose)(struct sim_node *node, const struct bytes_writer *command))
+void sim_lease_judge(struct sim_node *node, struct sim_lease *lease, const struct state *state, const char *now,
+                     sim_lease_propose_fn propose)
 {
     uint64_t now_ns = local_ns(node->cluster, &node->actor), incarnation = node->actor.incarnation;
     struct lease_judgement *judgement;
+    if (lease->proposed > 0 || lease->lead_term != node->ready_term)
+        return;
+    judgement = NEW(struct lease_judgement);
+    lease_judge_tick(&lease->judge, state, now, now_ns, judgement);
+    lease->suspects = judgement->suspects;
+    for (unsigned i = 0; i < judgement->count && node->actor.up && node->actor.incarnation == incarnation; i++)
+        propose(node, &judgement->commands[i]);
+    lease_judgement_finish(judgement);
+    free(judgement);
+}
+
+void sim_lease_lead(struct sim_node *node, struct sim_lease *lease, const struct state *state, const char *now,
+                    sim_lease_propose_fn propose)
+{
+    uint64_t now_ns = local_ns(node->cluster, &node->actor);
     if (lease->lead_term != node->ready_term) {
         lease_judge_reset(&lease->judge);
         lease->lead_term = node->ready_term;
@@ -140,15 +155,7 @@ void sim_lease_lead(struct sim_node *node, struct sim_lease *lease, const struct
         return;
     lease->next_ns = now_ns + LEASE_LOOK_MS * LEASE_MS;
     look(node, lease, state);
-    if (lease->proposed > 0)
-        return;
-    judgement = NEW(struct lease_judgement);
-    lease_judge_tick(&lease->judge, state, now, now_ns, judgement);
-    lease->suspects = judgement->suspects;
-    for (unsigned i = 0; i < judgement->count && node->actor.up && node->actor.incarnation == incarnation; i++)
-        propose(node, &judgement->commands[i]);
-    lease_judgement_finish(judgement);
-    free(judgement);
+    sim_lease_judge(node, lease, state, now, propose);
 }
 
 /* ---- the agents ---- */
@@ -306,6 +313,12 @@ static bool given_away(const struct state *state, const struct sim_agent *agent,
     return strcmp(held->vm->host, agent->id) == 0 ? held->vm->recovering : held->vm->epoch > vm->run_epoch;
 }
 
+static bool never_given(const struct state *state, const struct sim_vm *vm)
+{
+    const struct record *held = state_get(state, object_kind_VM, vm->order.id);
+    return held != NULL && vm->run_epoch > held->vm->epoch;
+}
+
 /* Nothing that counts here changes by an event of a controller that applies nothing. (A host that was frozen wakes with an
  * event of its own, which was put off to that moment.) */
 static bool nothing_new(struct sim_cluster *cluster)
@@ -324,14 +337,17 @@ void sim_lease_check(struct sim_cluster *cluster)
     const struct sim_world *world = cluster->world;
     if (world == NULL || nothing_new(cluster))
         return;
-    struct sim_node *newest = world->leases ? newest_node(cluster) : NULL;
+    struct sim_node *newest = newest_node(cluster);
     for (unsigned a = 0; a < world->agent_count; a++) {
         const struct sim_agent *agent = &world->agents[a];
         for (unsigned i = 0; i < agent->vms_top; i++) {
             const struct sim_vm *vm = &agent->vms[i];
             if (!sim_vm_executes(agent, vm))
                 continue;
-            if (newest != NULL && given_away(sim_fsm_state(newest), agent, vm))
+            if (newest != NULL && never_given(sim_fsm_state(newest), vm))
+                sim_violation(&cluster->sim, "VM %s executes on %s under epoch %llu, which nobody has given", vm->order.name,
+                              agent->name, (unsigned long long)vm->run_epoch);
+            if (newest != NULL && world->leases && given_away(sim_fsm_state(newest), agent, vm))
                 sim_violation(&cluster->sim, "VM %s executes on %s, and may be started elsewhere", vm->order.name, agent->name);
             for (unsigned b = a + 1; b < world->agent_count; b++)
                 if (executes_on(&world->agents[b], vm->order.id) != NULL)

@@ -2,12 +2,13 @@
  * and lets some seconds pass between its acts; what runs on the host has to be held and, where the cluster can know, be
  * started elsewhere, and never both.
  *
+ *   plain      The host is cut off, and its clock is as slow as it may be, the controllers' as fast.         rule 1
  *   refusals   The host is cut off for as long as a support lasts and a little more. When its cable is whole again most
  *              controllers have just died: they refuse what it asks, and what it asked before.           rule 3
  *   amnesia    The host and one controller are cut off together from the two others, which declare the host lost. Then one of
  *              these forgets what it had applied, is cut off from the leader, and is reached by the host.    rules 2, 5
- *   forgetful  The host is cut off, and most controllers die and start at once: they do not know that they supported it.
- *                                                                                                        rule 5 */
+ *   forgetful  The host is cut off from the leader, whose support runs out, and then from the others, of which one dies and
+ *              starts at once: it does not know that it supports the host still.                        rule 5 */
 #include "tests/sim/sim_world.h"
 
 #define STAGE_MIN_US (11 * SIM_SECOND) /* from one to the next; each is over by then */
@@ -54,6 +55,14 @@ static void later(struct stage *stage, uint64_t low_us, uint64_t high_us, sim_ev
     sim_after(sim, sim_between(sim, low_us, high_us), fn, NULL, stage)->drop = free;
 }
 
+/* ---- plain ---- */
+
+static void plain(struct stage *stage)
+{
+    sim_network_isolate(&stage->cluster->network, stage->agent->actor.id, true, true);
+    later(stage, 6 * SIM_SECOND, 9 * SIM_SECOND, mend);
+}
+
 /* ---- refusals ---- */
 
 static void refusals_two(struct sim *sim, struct sim_event *event)
@@ -94,19 +103,25 @@ static void amnesia(struct stage *stage)
 
 /* ---- forgetful ---- */
 
-static void forgetful(struct stage *stage)
+static void forgetful_two(struct sim *sim UNUSED, struct sim_event *event)
 {
+    struct stage *stage = event->data;
     sim_network_isolate(&stage->cluster->network, stage->agent->actor.id, true, true);
     die(stage, stage->first, 20 * SIM_MS);
-    die(stage, stage->second, 20 * SIM_MS);
-    later(stage, 5 * SIM_SECOND, 8 * SIM_SECOND, mend);
+    later(stage, 4 * SIM_SECOND, 5 * SIM_SECOND, mend);
+}
+
+static void forgetful(struct stage *stage)
+{
+    cut(stage, stage->agent->actor.id, stage->leader, true);
+    later(stage, 5300 * SIM_MS, 6 * SIM_SECOND, forgetful_two);
 }
 
 /* ---- all of them ---- */
 
 static void next(struct sim *sim, struct sim_event *event)
 {
-    static void (*const stages[])(struct stage *stage) = {refusals, amnesia, forgetful};
+    static void (*const stages[])(struct stage *stage) = {plain, refusals, amnesia, forgetful};
     struct sim_cluster *cluster = event->data;
     struct sim_world *world = cluster->world;
     struct sim_node *leader = sim_cluster_leader(cluster);

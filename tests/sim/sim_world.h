@@ -193,9 +193,13 @@ void sim_lease_finish(struct sim_lease *lease);
 /* WORLD_LEASE, WORLD_LOOK, WORLD_VIEW; takes the message. */
 void sim_lease_deliver(struct sim_node *node, struct sim_lease *lease, const struct state *state, struct sim_actor *from,
                        struct world_message *message);
+typedef void (*sim_lease_propose_fn)(struct sim_node *node, const struct bytes_writer *command);
 /* Each 100 ms of a ready leader. */
 void sim_lease_lead(struct sim_node *node, struct sim_lease *lease, const struct state *state, const char *now,
-                    void (*propose)(struct sim_node *node, const struct bytes_writer *command));
+                    sim_lease_propose_fn propose);
+/* A view has come, and somebody is suspected: as soon as the real driver's short ticks would. */
+void sim_lease_judge(struct sim_node *node, struct sim_lease *lease, const struct state *state, const char *now,
+                     sim_lease_propose_fn propose);
 void sim_lease_agent_start(struct sim_agent *agent);
 void sim_lease_orders(struct sim_agent *agent, const struct node_orders *orders); /* after they were carried out */
 void sim_lease_answered(struct sim_agent *agent, const struct world_message *message);
