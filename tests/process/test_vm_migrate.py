@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import signal
 import time
 
@@ -35,12 +36,14 @@ class Counter:
             options += ('--disk', 'name=root,image=true', '--disk', f'name=data,size={DISK_BYTES >> 20}MiB')
         else:
             cluster.cli('image', 'create', 'ticker', '--kind', 'kernel', '--kernel', TICKER)
-        cluster.cli('vm', 'create', VM, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--cmdline', cmdline, *options, '--wait')
+        cluster.cli('vm', 'create', VM, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--cmdline', cmdline, *options,
+                    *(['--started=false'] if disks else []), '--wait')
         self.id = self.vm()['id']
+        if disks:
+            self.fill()
         self.consoles = []
         self.follow()
         wait_until(self.ticks, 20, 'the guest counts')
-        self.content = None
 
     def image_with_disk(self):
         """Its disk: zeroes for the guest's own game, then something to recognize."""
@@ -55,22 +58,32 @@ class Counter:
     def disk(self, agent, leaf):
         return self.folder(agent) / 'disks' / leaf
 
-    def fill(self, agent, used_bytes=6 << 20):
-        """Put something onto the second disk, which the guest leaves alone."""
+    def fill(self, used_bytes=6 << 20):
+        """Start it with something on its second disk, which the guest leaves alone: a raw file that is there already."""
         rng = random.Random(5)
-        with self.disk(agent, 'data.raw').open('r+b') as file:
-            for _ in range(used_bytes >> 18):
-                file.seek(rng.randrange(DISK_BYTES >> 18) << 18)
-                file.write(rng.randbytes(1 << 18))
-        self.content = self.digest(agent)
+        for agent in self.cluster.agents:
+            self.disk(agent, '').mkdir(parents=True)
+            with self.disk(agent, 'data.raw').open('wb') as file:
+                file.truncate(DISK_BYTES)
+                for _ in range(used_bytes >> 18):
+                    file.seek(rng.randrange(DISK_BYTES >> 18) << 18)
+                    file.write(rng.randbytes(1 << 18))
+        self.cluster.cli('vm', 'start', VM, '--wait')
+        self.content = self.digest(self.agent())
+        shutil.rmtree(self.folder(self.other()))
+
+    def data(self, agent):
+        """The file with the content of the second disk: every byte of a layer is at its place."""
+        raw = self.disk(agent, 'data.raw')
+        return raw if raw.exists() else next(self.disk(agent, 'data.layers').glob('*.raw'))
 
     def digest(self, agent):
-        return hashlib.sha256(self.disk(agent, 'data.raw').read_bytes()).hexdigest()
+        return hashlib.sha256(self.data(agent).read_bytes()).hexdigest()
 
     def disks_arrived(self, agent):
         """What was on the disks is on those of @agent's host, as thin as it was; the guest itself reads its own all the time."""
         assert self.digest(agent) == self.content
-        data, top = self.disk(agent, 'data.raw').stat(), self.disk(agent, 'root.layers')
+        data, top = self.data(agent).stat(), self.disk(agent, 'root.layers')
         assert data.st_size == DISK_BYTES and data.st_blocks * 512 <= 8 << 20, 'thin has become thick'
         files = sorted(p.name for p in top.iterdir())
         assert any(name.endswith('.img') for name in files), files
@@ -189,7 +202,6 @@ def test_back_and_forth(make_cluster, capsys, turns):
 def test_disks_go_along_and_come_back(make_cluster):
     web = Counter(make_cluster(controllers=1, agents=2), disks=True)
     source, target = web.agent(), web.other()
-    web.fill(source)
     for there in (target, source):
         asked = web.ask('--to', there.name)
         ended = web.wait_end(asked, 60)
@@ -257,8 +269,6 @@ class Cell:
                'idle': ['--bytes-per-second', '128KiB']}
         if step == 'prepare':
             self.target.program.freeze()                     # it does not even begin
-        elif step == 'disks':
-            web.fill(self.source)
         asked = web.ask('--to', self.target.name, *how.get(step, []))
         self.asked = asked
         if step == 'prepare':
