@@ -98,7 +98,7 @@ char *vm_files_layers_path(const struct vm_places *places, const struct vm_order
     const struct pool_order *pool = pool_dir_of(order, disk);
     if (pool != NULL)
         return pool_dir_disk(pool, order->id, disk->name);
-    if (!disk->image || disk->read_only || access(raw, F_OK) == 0)
+    if (disk->read_only || access(raw, F_OK) == 0)
         return NULL;
     return xasprintf("%s/%s/disks/%s.layers", places->vms_dir, order->id, disk->name);
 }
@@ -316,7 +316,7 @@ const char *vm_files_last_error(const struct vm_places *places, const char *vm_i
 
 /* ---- the thread pool's part ---- */
 
-/* Above the image where it can be shared, else as a copy of it. */
+/* Above the image where it can be shared, else as a copy of it; with layers in any case where there is none. */
 static int make_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk,
                      struct error *err)
 {

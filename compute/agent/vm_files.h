@@ -6,8 +6,8 @@
  *              vmm.log        the VMM's own words
  *              exit.json      struct vmm_exit: the VMM's last ones
  *              console.log    what the guest wrote to its console; console.log.1: before that
- *              disks/<name>.raw
- *              disks/<name>.layers/  a disk that begins as an image: <name>.disk, its layers, the image's second name
+ *              disks/<name>.raw      a disk that is only read, or was made by an older version; one whose image cannot be shared
+ *              disks/<name>.layers/  <name>.disk, its layers, and the second name of the image that it begins as
  *              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
  *   <lease>/<id>.lease        its lease page

@@ -268,7 +268,7 @@ def test_vms_are_walled_off(cluster):
         assert len(list((root / str(agent.data)[1:] / 'images').iterdir())) == 1
         assert not (root / str(agent.data)[1:] / 'key.pem').exists()
     # and the rights of the files say the same, should the view ever be wider
-    own, other = (agent.directory / 'vms' / vm_id / 'disks' / 'root.raw' for vm_id in (first, second))
+    own, other = (agent.directory / 'vms' / vm_id / 'disks' / 'root.layers' / 'root.disk' for vm_id in (first, second))
     assert (own.stat().st_uid, own.stat().st_mode & 0o777) == (users[0], 0o600)
     with contextlib.ExitStack() as stack:
         for folder in [agent.directory, *agent.directory.parents]:     # only the last step is what is tried
@@ -363,7 +363,8 @@ def test_directory_of_an_agent_before_users(cluster):
     user = user_of(cluster, vm_id)
     (pid,) = vmm_of(cluster, vm_id)
     assert_walls(pid, user, agent.data / 'vms' / vm_id)
-    assert (vm_dir(cluster, vm_id) / 'disks' / 'root.raw').stat().st_uid == user
+    layers = vm_dir(cluster, vm_id) / 'disks' / 'root.layers'
+    assert {path.stat().st_uid for path in [layers, *layers.iterdir()]} == {user}
     assert (vm_dir(cluster, vm_id) / 'console.log').stat().st_uid == user
     assert len(ticks(cluster, vm_id)) == 2      # the log goes on
 

@@ -122,9 +122,10 @@ def test_pools_come_and_go(make_cluster):
     assert next(h for h in placement['hosts'] if h['host'] == 'n2')['rejected'] == 'pool'
     second.host.run(['umount', nas])
     wait_states(cluster, 'nas', n1='present', n2='present')
-    # in a pool a disk without an image has layers as well
-    data_id = create(cluster, 'b', pool='ssd', disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': 2 << 20}])
-    assert cluster.vm('b')['host_name'] == 'n1' and head(ssd, data_id, 'data')['top']
+    # a disk without an image has layers as well, here and in the host's own directory
+    data_id = create(cluster, 'b', disks=[{'name': 'root', 'image': True, 'pool': 'ssd'}, {'name': 'data', 'size_bytes': 2 << 20}])
+    assert cluster.vm('b')['host_name'] == 'n1'
+    assert (first.directory / 'vms' / data_id / 'disks' / 'data.layers' / 'data.disk').exists()
     for name, vm, where in (('one', 'a', nas), ('two', 'b', ssd)):
         done(cluster, cluster.api('POST', f'/v1/vms/{vm}/snapshots', {'name': name}))
         snapshot = cluster.api('GET', f'/v1/snapshots/{name}')[2]
