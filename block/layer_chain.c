@@ -31,6 +31,7 @@ struct chain_op {
     int result;
     bool slow;
     struct layer_flush flush, flush_behind;
+    const struct layer *behind; /* that flush_behind is of */
     struct chain_piece whole; /* the piece of a request that is one piece */
 };
 
@@ -428,7 +429,7 @@ static void op_flushed(struct layer_flush *flush, int result)
 static void op_flushed_behind(struct layer_flush *flush, int result)
 {
     struct chain_op *op = CONTAINER_OF(flush, struct chain_op, flush_behind);
-    if (result == 0)
+    if (result == 0 && op->chain->behind == op->behind) /* another flush may have been quicker, and another switch come since */
         op->chain->behind = NULL;
     op_result(op, result);
     op_let_go(op, false);
@@ -439,6 +440,7 @@ static void flush_submit(struct chain_op *op)
     struct layer *top = layer_chain_top(op->chain);
     if (op->chain->behind != NULL) {
         op->flush_behind.done = op_flushed_behind;
+        op->behind = op->chain->behind;
         int behind = layer_flush(op->chain->behind, &op->flush_behind);
         if (behind < 0)
             op_result(op, behind);
@@ -769,5 +771,7 @@ struct layer *layer_chain_take(struct layer_chain *chain, unsigned index, unsign
     for (unsigned i = index; i + 1 < chain->count; i++)
         chain->layers[i] = chain->layers[i + 1];
     chain->count--;
+    if (chain->behind == layer) /* what it had is on the disk elsewhere, and flushed there */
+        chain->behind = NULL;
     return layer;
 }

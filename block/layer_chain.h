@@ -78,8 +78,8 @@ int layer_chain_push(struct layer_chain *chain, struct layer *top, struct error 
 /* The same, but what was has writes that are not flushed yet: it becomes `behind`, and is so until a flush of it has
  * succeeded. Cannot fail: -E2BIG and `behind` have been looked at. */
 void layer_chain_switch(struct layer_chain *chain, struct layer *top);
-/* Take layer @index out, after its clusters have been copied into its neighbour @to: above it, or below. The caller
- * has it then. Its requests are drained. */
+/* Take layer @index out, after its clusters have been copied into its neighbour @to, above it or below, and flushed
+ * there. The caller has it then. Its requests are drained; where it was `behind`, nothing is any more. */
 struct layer *layer_chain_take(struct layer_chain *chain, unsigned index, unsigned to);
 /* For merges: keep other writes off [first, last] until unlocked. False: one is under way there. */
 struct chain_op;
