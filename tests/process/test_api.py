@@ -627,7 +627,7 @@ def routes(cs):
             yield method.upper(), path, schema, schemas
 
 
-FORMATS = {'address': '127.0.0.1:7445', 'raft_address': '127.0.0.1:7444', 'url': 'file:///a', 'sha256': 'a' * 64,
+FORMATS = {'path': '/srv/a', 'address': '127.0.0.1:7445', 'raft_address': '127.0.0.1:7444', 'url': 'file:///a', 'sha256': 'a' * 64,
            'id': '0f8fad5b-d9cb-469f-a165-70867728950e', 'host': '0f8fad5b-d9cb-469f-a165-70867728950e'}
 
 
