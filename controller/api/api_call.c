@@ -8,6 +8,7 @@
 
 #include "common/log.h"
 #include "controller/api/api_forward.h"
+#include "controller/cluster_init.h"
 #include "controller/environment.h"
 
 static void finish(struct api_call *call, int status)
@@ -83,6 +84,26 @@ void api_call_release(struct api_call *call, int status)
 {
     call->waited = true;
     finish(call, status);
+}
+
+void api_call_pass_to_host(struct api_call *call, const char *host_id, const char *address, const char *path_and_query,
+                           unsigned connect_timeout_ms)
+{
+    struct service *service = call->service;
+    struct error err;
+    char identity[256];
+    const struct http_proxy_target target = {
+        .endpoint = address,
+        .tls = service->tls,
+        .peer_prefix = cluster_identity(service->dir.identity.cluster_id, "host", host_id, identity),
+        .path_and_query = path_and_query,
+        .drop_headers = API_CALLER_HEADER,
+        .connect_timeout_ms = connect_timeout_ms,
+    };
+    if (http_proxy_start(service->api.proxy, call->request, &target, &err) < 0)
+        api_call_error(call, &err);
+    else
+        api_call_release(call, 0);
 }
 
 /* --- waiting --- */

@@ -82,6 +82,10 @@ void api_call_answer(struct api_call *call, int status, const char *content_type
 void api_call_answer_json(struct api_call *call, int status, const char *headers, struct bytes_writer *body);
 /* The request belongs to somebody else now (stream, proxy): count it under @status and free the call only. */
 void api_call_release(struct api_call *call, int status);
+/* Let the agent of host @host_id at @address ("host:port") answer this call, asked as @path_and_query over mutual TLS; it never
+ * hears who asked. @connect_timeout_ms: 0 = 3 s. The texts are copied; the call is answered or released either way. */
+void api_call_pass_to_host(struct api_call *call, const char *host_id, const char *address, const char *path_and_query,
+                           unsigned connect_timeout_ms);
 
 /* The routes' handlers, by route id. Called when the call may be answered here: after a barrier for reads on the
  * leader, on a ready leader for writes. */

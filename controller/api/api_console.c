@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "controller/cluster_init.h"
 
 /* Id of the VM in the path and, unless NULL, id and address of its host. */
 static int find_vm(struct api_call *call, char vm_id[STATE_ID_BYTES], char host_id[STATE_ID_BYTES], char *address,
@@ -63,7 +62,7 @@ void api_console(struct api_call *call)
 {
     struct service *service = call->service;
     struct error err;
-    char vm_id[STATE_ID_BYTES] = "", host_id[STATE_ID_BYTES] = "", address[256], identity[256], path[96];
+    char vm_id[STATE_ID_BYTES] = "", host_id[STATE_ID_BYTES] = "", address[256], path[96];
     int r = find_vm(call, vm_id, NULL, NULL, 0, &err);
     if (call->caller.role != ROUTE_USER &&
         (r < 0 || !console_ticket_take(&service->api.tickets, call->query.ticket, vm_id, environment_monotonic_ms())))
@@ -79,15 +78,5 @@ void api_console(struct api_call *call)
         return;
     }
     snprintf(path, sizeof path, "/v1/vms/%s/console", vm_id);
-    struct http_proxy_target target = {
-        .endpoint = address,
-        .tls = service->tls,
-        .peer_prefix = cluster_identity(service->dir.identity.cluster_id, "host", host_id, identity),
-        .path_and_query = path,
-        .drop_headers = API_CALLER_HEADER,
-    };
-    if (http_proxy_start(service->api.proxy, call->request, &target, &err) < 0)
-        api_call_error(call, &err);
-    else
-        api_call_release(call, 0);
+    api_call_pass_to_host(call, host_id, address, path, 0);
 }

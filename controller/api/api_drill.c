@@ -5,31 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "controller/cluster_init.h"
 #include "controller/drill_restart.h"
 #include "controller/environment.h"
 
 struct place {
     char host[STATE_ID_BYTES], address[256];
 };
-
-static void pass_on(struct api_call *call, const struct place *place, const char *path)
-{
-    struct service *service = call->service;
-    struct error err;
-    char identity[256];
-    const struct http_proxy_target target = {
-        .endpoint = place->address,
-        .tls = service->tls,
-        .peer_prefix = cluster_identity(service->dir.identity.cluster_id, "host", place->host, identity),
-        .path_and_query = path,
-        .drop_headers = API_CALLER_HEADER,
-    };
-    if (http_proxy_start(service->api.proxy, call->request, &target, &err) < 0)
-        api_call_error(call, &err);
-    else
-        api_call_release(call, 0);
-}
 
 /* The state is locked. */
 static int find_host(const struct state *state, const char *id, struct place *ret, struct error *err)
@@ -94,7 +75,7 @@ void api_drill_host(struct api_call *call)
     }
     service->api.drill_until_ms = environment_monotonic_ms() + (uint64_t)order->seconds * 1000;
     snprintf(service->api.drill, sizeof service->api.drill, "%s", order->drill);
-    pass_on(call, &place, "/v1/drill");
+    api_call_pass_to_host(call, place.host, place.address, "/v1/drill", 0);
 }
 
 void api_drill_observation(struct api_call *call)
@@ -107,7 +88,7 @@ void api_drill_observation(struct api_call *call)
     if (r < 0)
         api_call_error(call, &err);
     else
-        pass_on(call, &place, "/v1/observation");
+        api_call_pass_to_host(call, place.host, place.address, "/v1/observation", 0);
 }
 
 static int check_controller(struct api_call *call, const struct drill_order *order, struct error *err)

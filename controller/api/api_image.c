@@ -14,7 +14,6 @@
 #include <string.h>
 
 #include "controller/api/api_forward.h"
-#include "controller/cluster_init.h"
 #include "controller/fsm/image_copies.h"
 
 #define CONNECT_MS 2000u
@@ -80,31 +79,12 @@ static int find_place(struct api_call *call, bool upload, struct place *ret, str
     return r;
 }
 
-static void proxy(struct api_call *call, const struct place *place)
-{
-    struct service *service = call->service;
-    struct error err;
-    char identity[256];
-    const struct http_proxy_target target = {
-        .endpoint = place->address,
-        .tls = service->tls,
-        .peer_prefix = cluster_identity(service->dir.identity.cluster_id, "host", place->host, identity),
-        .path_and_query = place->path,
-        .drop_headers = API_CALLER_HEADER,
-        .connect_timeout_ms = CONNECT_MS,
-    };
-    if (http_proxy_start(service->api.proxy, call->request, &target, &err) < 0)
-        api_call_error(call, &err);
-    else
-        api_call_release(call, 0);
-}
-
 static void pass_on(struct api_call *call, bool upload)
 {
     struct place place;
     struct error err;
     if (find_place(call, upload, &place, &err) == 0)
-        proxy(call, &place);
+        api_call_pass_to_host(call, place.host, place.address, place.path, CONNECT_MS);
     else if (call->service->ready || call->caller.hops >= API_CALLER_HOPS_MAX || api_forward(call) < 0)
         api_call_error(call, &err);
 }
