@@ -127,7 +127,7 @@ static void take_answer(struct agent_lease_peer *peer, const struct http_answer 
         return;
     }
     peer->answered_ms = uv_now(lease->options.loop);
-    if (lease_holder_answered(&lease->holder, &answer, peer->asked_ns, now_ns))
+    if (lease_holder_answered(&lease->holder, &answer, peer->asked_ns))
         for (unsigned i = 0; i < lease->holder.voter_count; i++)
             peer_name(lease, lease->holder.voters[i].address);
     if (answer.supported)

@@ -45,8 +45,7 @@ static bool take_voters(struct lease_holder *holder, const struct lease_answer *
     return true;
 }
 
-bool lease_holder_answered(struct lease_holder *holder, const struct lease_answer *answer, uint64_t asked_ns,
-                           uint64_t now_ns)
+bool lease_holder_answered(struct lease_holder *holder, const struct lease_answer *answer, uint64_t asked_ns)
 {
     if (answer->cluster_epoch == 0 || answer->cluster_epoch < holder->cluster_epoch)
         return false; /* it holds nothing yet, or was left behind by a recovery of the cluster */
@@ -55,8 +54,7 @@ bool lease_holder_answered(struct lease_holder *holder, const struct lease_answe
     holder->refusal_extends = answer->refusal_extends;
     if (answer->supported) {
         struct lease_holder_support *support = support_of(holder, answer->raft_id);
-        uint64_t from_ns = holder->mutations.from_answer ? now_ns : asked_ns;
-        support->until_ns = MAX(support->until_ns, from_ns + holder->ttl_ms * MS_NS);
+        support->until_ns = MAX(support->until_ns, asked_ns + holder->ttl_ms * MS_NS);
     }
     return news;
 }

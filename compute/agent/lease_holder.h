@@ -22,7 +22,6 @@
 
 /* What is broken on purpose, to see that it is found; nothing in a real agent. */
 struct lease_holder_mutations {
-    bool from_answer;        /* rule 1: counts from the answer */
     bool refusal_revives;    /* rule 3: also what has run out */
     bool refusal_as_asked;   /* rule 3: judged by when it was asked */
     bool one_support;        /* rule 2: one is enough */
@@ -48,9 +47,8 @@ struct lease_holder {
 
 /* Zeroed at first. The host's orders name this generation. */
 void lease_holder_generation(struct lease_holder *holder, uint64_t generation);
-/* @answer to a question sent at @asked_ns, which came at @now_ns. True: the list of voters is a new one. */
-bool lease_holder_answered(struct lease_holder *holder, const struct lease_answer *answer, uint64_t asked_ns,
-                           uint64_t now_ns);
+/* @answer to a question sent at @asked_ns, from when it counts (rule 1). True: the list of voters is a new one. */
+bool lease_holder_answered(struct lease_holder *holder, const struct lease_answer *answer, uint64_t asked_ns);
 /* The connection to @address for a question at @asked_ns was refused, which is known at @now_ns. */
 void lease_holder_refused(struct lease_holder *holder, const char *address, uint64_t asked_ns, uint64_t now_ns);
 /* Until when a majority supports it; 0: never has. */

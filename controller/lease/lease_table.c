@@ -57,7 +57,7 @@ static const char *why_not(const struct lease_table *table, const struct state *
 {
     if (MAX(question->cluster_epoch, UINT64_C(1)) != state_cluster(state)->epoch)
         return "it follows another epoch of the cluster";
-    if (!table->caught_up && !table->mutations.no_catch_up)
+    if (!table->caught_up)
         return "this controller has started and does not know yet what was decided meanwhile";
     if (question->generation != host->host->generation)
         return question->generation == 0 ? "it knows no generation yet" : "its lease has another generation here";

@@ -29,7 +29,6 @@ struct lease_support {
 /* What is broken on purpose, to see that it is found; nothing in a real controller. */
 struct lease_table_mutations {
     bool no_drift;         /* rule 1: counts no longer than the host does */
-    bool no_catch_up;      /* rule 5: supports before it has applied what was committed */
     bool no_patience;      /* rule 5: confirms at once after its start */
     bool confirms_at_once; /* rule 4: confirms while it supports */
     bool supports_suspects; /* rule 4: goes on supporting what it has applied to be suspected */

@@ -199,7 +199,7 @@ void sim_lease_answered(struct sim_agent *agent, const struct world_message *mes
 {
     struct lease_answer answer;
     ASSERT(OBJECT_DECODE(lease_answer, message->text, strlen(message->text), OBJECT_LENIENT, &answer, NULL) == 0);
-    lease_holder_answered(&agent->holder, &answer, message->number, local_ns(agent->cluster, &agent->actor));
+    lease_holder_answered(&agent->holder, &answer, message->number);
     OBJECT_CLEAR(lease_answer, &answer);
     sim_lease_pages(agent);
 }

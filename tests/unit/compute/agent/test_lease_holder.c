@@ -32,9 +32,9 @@ static struct lease_answer answer_of(uint64_t raft_id, bool supported, uint64_t 
     return answer;
 }
 
-static bool take(struct lease_holder *h, struct lease_answer answer, uint64_t asked_ns, uint64_t now_ns)
+static bool take(struct lease_holder *h, struct lease_answer answer, uint64_t asked_ns)
 {
-    bool news = lease_holder_answered(h, &answer, asked_ns, now_ns);
+    bool news = lease_holder_answered(h, &answer, asked_ns);
     OBJECT_CLEAR(lease_answer, &answer);
     return news;
 }
@@ -43,15 +43,15 @@ static void a_majority_holds_it_from_when_it_was_asked(void **test UNUSED)
 {
     struct lease_holder h = {0};
     assert_int_equal(lease_holder_deadline(&h), 0);
-    assert_true(take(&h, answer_of(1, true, 7, 3), 10 * S, 12 * S));
+    assert_true(take(&h, answer_of(1, true, 7, 3), 10 * S));
     assert_int_equal(lease_holder_deadline(&h), 0); /* one of three */
-    assert_false(take(&h, answer_of(2, true, 7, 3), 11 * S, 12 * S));
+    assert_false(take(&h, answer_of(2, true, 7, 3), 11 * S));
     assert_int_equal(lease_holder_deadline(&h), 15 * S); /* until the earlier of the two */
-    take(&h, answer_of(3, false, 7, 3), 13 * S, 13 * S);
+    take(&h, answer_of(3, false, 7, 3), 13 * S);
     assert_int_equal(lease_holder_deadline(&h), 15 * S);
-    take(&h, answer_of(3, true, 7, 3), 14 * S, 14 * S);
+    take(&h, answer_of(3, true, 7, 3), 14 * S);
     assert_int_equal(lease_holder_deadline(&h), 16 * S);
-    take(&h, answer_of(3, true, 7, 3), 2 * S, 15 * S); /* a late one takes nothing back */
+    take(&h, answer_of(3, true, 7, 3), 2 * S); /* a late one takes nothing back */
     assert_int_equal(lease_holder_deadline(&h), 16 * S);
 }
 
@@ -59,7 +59,7 @@ static void a_refusal_extends_what_holds_and_revives_nothing(void **test UNUSED)
 {
     struct lease_holder h = {0};
     for (uint64_t id = 1; id <= 3; id++)
-        take(&h, answer_of(id, true, 7, 3), 10 * S, 10 * S);
+        take(&h, answer_of(id, true, 7, 3), 10 * S);
     lease_holder_refused(&h, "192.0.2.1:7443", 14 * S, 14 * S + MS);
     lease_holder_refused(&h, "192.0.2.2:7443", 14 * S, 15 * S + MS); /* asked in time, refused too late */
     lease_holder_refused(&h, "192.0.2.9:7443", 14 * S, 14 * S);      /* nobody that counts */
@@ -77,7 +77,7 @@ static void where_the_setting_says_so_a_refusal_is_worth_nothing(void **test UNU
     for (uint64_t id = 1; id <= 3; id++) {
         struct lease_answer answer = answer_of(id, true, 7, 3);
         OBJECT_SET(lease_answer, &answer, refusal_extends, false);
-        take(&h, answer, 10 * S, 10 * S);
+        take(&h, answer, 10 * S);
     }
     lease_holder_refused(&h, "192.0.2.1:7443", 14 * S, 14 * S);
     lease_holder_refused(&h, "192.0.2.2:7443", 14 * S, 14 * S);
@@ -87,15 +87,15 @@ static void where_the_setting_says_so_a_refusal_is_worth_nothing(void **test UNU
 static void the_newest_controllers_count(void **test UNUSED)
 {
     struct lease_holder h = {0};
-    take(&h, answer_of(1, true, 7, 3), 10 * S, 10 * S);
-    take(&h, answer_of(2, true, 7, 3), 10 * S, 10 * S);
+    take(&h, answer_of(1, true, 7, 3), 10 * S);
+    take(&h, answer_of(2, true, 7, 3), 10 * S);
     assert_int_equal(lease_holder_deadline(&h), 15 * S);
-    assert_true(take(&h, answer_of(3, false, 9, 5), 11 * S, 11 * S)); /* also a no names them */
+    assert_true(take(&h, answer_of(3, false, 9, 5), 11 * S)); /* also a no names them */
     assert_int_equal(lease_holder_deadline(&h), 0);
-    assert_false(take(&h, answer_of(1, true, 7, 3), 12 * S, 12 * S)); /* one that is behind, but its support counts */
-    take(&h, answer_of(2, true, 7, 3), 12 * S, 12 * S);
+    assert_false(take(&h, answer_of(1, true, 7, 3), 12 * S)); /* one that is behind, but its support counts */
+    take(&h, answer_of(2, true, 7, 3), 12 * S);
     assert_int_equal(lease_holder_deadline(&h), 0); /* two of five */
-    take(&h, answer_of(4, true, 9, 5), 12 * S, 12 * S);
+    take(&h, answer_of(4, true, 9, 5), 12 * S);
     assert_int_equal(lease_holder_deadline(&h), 17 * S);
 }
 
@@ -103,12 +103,12 @@ static void a_cluster_that_was_recovered_leaves_the_old_controllers_behind(void 
 {
     struct lease_holder h = {0};
     for (uint64_t id = 1; id <= 3; id++)
-        take(&h, answer_of(id, true, 7, 3), 10 * S, 10 * S);
+        take(&h, answer_of(id, true, 7, 3), 10 * S);
     struct lease_answer answer = answer_of(1, true, 3, 1);
     OBJECT_SET(lease_answer, &answer, cluster_epoch, 2);
-    assert_true(take(&h, answer, 11 * S, 11 * S));
+    assert_true(take(&h, answer, 11 * S));
     assert_int_equal(lease_holder_deadline(&h), 16 * S); /* it alone */
-    assert_false(take(&h, answer_of(2, true, 99, 3), 12 * S, 12 * S));
+    assert_false(take(&h, answer_of(2, true, 99, 3), 12 * S));
     assert_int_equal(lease_holder_deadline(&h), 16 * S);
 }
 
@@ -122,7 +122,7 @@ static void pages(void **test UNUSED)
     assert_int_equal(lease_holder_page(&h, true, true, true, 1), 1);   /* nobody supports it: it may not run */
     assert_int_equal(lease_holder_page(&h, true, true, true, 9 * S), 9 * S); /* of an agent before us */
     assert_int_equal(lease_holder_page(&h, true, true, true, 0), 1);         /* it had none, and gets one */
-    take(&h, answer_of(1, true, 7, 1), 10 * S, 10 * S);
+    take(&h, answer_of(1, true, 7, 1), 10 * S);
     assert_int_equal(lease_holder_page(&h, true, true, true, 99 * S), 15 * S);
     assert_int_equal(lease_holder_page(&h, true, true, false, 1), 1); /* the orders do not name it */
     lease_holder_generation(&h, 2); /* a support is one whatever generation it was asked for */
