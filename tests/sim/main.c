@@ -386,7 +386,7 @@ static int run_all(struct options options)
     uint64_t seeds = options.seeds, all_passed;
     unsigned passed = 0, failed = 0;
 
-    sim_script_run_all("tests/sim", &passed, &failed);
+    sim_script_run_all("tests/sim", options.jobs, &passed, &failed);
     printf("stories: %u as expected, %u not\n", passed, failed);
     struct totals kept = {0};
     run_kept(options, "tests/sim/seeds", &kept);

@@ -18,7 +18,10 @@
  *   SECONDS show                         what the leader holds of every VM */
 #include <dirent.h>
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "tests/sim/sim_faults.h"
 #include "tests/sim/sim_world.h"
@@ -512,21 +515,77 @@ int sim_script_run(const char *dir, bool write)
     return !ok;
 }
 
-void sim_script_run_all(const char *parent, unsigned *passed, unsigned *failed)
+/* A story that is told in a process of its own: what it leaves in memory, or its end by an assertion, is its own affair.
+ * What it prints is kept until it has ended. */
+struct telling {
+    char dir[600];
+    FILE *output;
+    pid_t pid;
+};
+
+static void telling_start(struct telling *telling, const char *parent, const char *name)
+{
+    snprintf(telling->dir, sizeof telling->dir, "%s/%s", parent, name);
+    telling->output = tmpfile();
+    ASSERT(telling->output != NULL);
+    fflush(stdout);
+    telling->pid = fork();
+    ASSERT(telling->pid >= 0);
+    if (telling->pid != 0)
+        return;
+    ASSERT(dup2(fileno(telling->output), STDOUT_FILENO) >= 0);
+    int status = sim_script_run(telling->dir, false);
+    fflush(stdout);
+    _exit(status);
+}
+
+static bool telling_end(struct telling *telling)
+{
+    char bytes[4096];
+    int status;
+    ASSERT(waitpid(telling->pid, &status, 0) == telling->pid);
+    rewind(telling->output);
+    for (size_t n; (n = fread(bytes, 1, sizeof bytes, telling->output)) > 0;)
+        fwrite(bytes, 1, n, stdout);
+    fclose(telling->output);
+    if (WIFSIGNALED(status))
+        printf("%s: ended by signal %d (%s)\n", telling->dir, WTERMSIG(status), strsignal(WTERMSIG(status)));
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+static bool is_story(const char *parent, const char *name)
+{
+    char path[600];
+    snprintf(path, sizeof path, "%s/%s/cmdlist", parent, name);
+    return access(path, R_OK) == 0;
+}
+
+void sim_script_run_all(const char *parent, unsigned jobs, unsigned *passed, unsigned *failed)
 {
     struct dirent **entries;
-    int count = scandir(parent, &entries, NULL, alphasort);
-    for (int i = 0; i < count; i++) {
-        char path[600];
-        snprintf(path, sizeof path, "%s/%s/cmdlist", parent, entries[i]->d_name);
-        bool story = access(path, R_OK) == 0;
-        path[strlen(path) - strlen("/cmdlist")] = '\0';
-        if (story && sim_script_run(path, false) == 0)
-            ++*passed;
-        else if (story)
-            ++*failed;
-        free(entries[i]);
+    int count = scandir(parent, &entries, NULL, alphasort), stories = 0;
+    if (count < 0) {
+        printf("%s: %s\n", parent, strerror(errno));
+        ++*failed;
+        return;
     }
-    if (count >= 0)
-        free(entries);
+    for (int i = 0; i < count; i++) {
+        if (is_story(parent, entries[i]->d_name))
+            entries[stories++] = entries[i];
+        else
+            free(entries[i]);
+    }
+    struct telling *tellings = calloc((size_t)stories + 1, sizeof *tellings);
+    ASSERT(tellings != NULL);
+    for (int ended = 0, begun = 0; ended < stories; ended++) {
+        while (begun < stories && begun - ended < (int)jobs) {
+            telling_start(&tellings[begun], parent, entries[begun]->d_name);
+            free(entries[begun++]);
+        }
+        bool well = telling_end(&tellings[ended]);
+        *passed += well;
+        *failed += !well;
+    }
+    free(tellings);
+    free(entries);
 }

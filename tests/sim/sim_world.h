@@ -253,8 +253,9 @@ extern const struct sim_machine_class sim_cluster_class;
 
 /* Run <dir>/cmdlist and compare the story with <dir>/expect.log (@write: write it instead). 0 or 1 (differs, broken). */
 int sim_script_run(const char *dir, bool write);
-/* All folders with a cmdlist under @parent, in order of their names; adds to the counts. */
-void sim_script_run_all(const char *parent, unsigned *passed, unsigned *failed);
+/* All folders with a cmdlist under @parent, in order of their names, @jobs at a time, each in a process of its own; adds to
+ * the counts. */
+void sim_script_run_all(const char *parent, unsigned jobs, unsigned *passed, unsigned *failed);
 /* For sim_fsm.c's `begin`. */
 void sim_script_begin(struct sim_cluster *cluster);
 
