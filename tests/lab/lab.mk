@@ -27,7 +27,7 @@ lab-fault:                      ## break something: make lab-fault FAULT="cut 1 
 	@tests/lab/lab fault $(FAULT)
 lab-smoke: programs guest-stock ## one lab host, one VM by hand
 	@tests/lab/smoke
-lab-snapshot: programs guest-stock ## one lab host: a stock guest at work, saved and restored
+lab-snapshot: programs guest-stock ## one lab host: a stock guest at work, saved and restored (PAGES=2m: memory of huge pages)
 	@tests/lab/snapshot
 lab-network:                    ## one lab host: VLAN, bridge, DHCP, packet rules with connection tracking (3 minutes)
 	@tests/lab/network_drill
