@@ -192,6 +192,10 @@ def test_host_power_failure(cluster):
     wait_ticking(cluster, vm_id)
 
 
+def seed():
+    return int(os.environ.get('DROVER_SEED', random.randrange(1 << 30)))
+
+
 def random_kills(cluster, rounds, seed):
     """kill -9 of the agent or a VMM at random instants; at any time one VMM per VM at most, in the end all run."""
     print(f'seed {seed}')
@@ -229,12 +233,12 @@ def random_kills(cluster, rounds, seed):
 
 
 def test_random_kills(cluster):
-    random_kills(cluster, 30, random.randrange(1 << 30))
+    random_kills(cluster, 30, seed())
 
 
 @pytest.mark.slow
 def test_random_kills_long(cluster):
-    random_kills(cluster, 500, random.randrange(1 << 30))
+    random_kills(cluster, 500, seed())
 
 
 @pytest.mark.skipif(not os.path.exists('/usr/share/seabios/bios-256k.bin') or not os.path.exists('/usr/share/OVMF/OVMF_VARS_4M.fd'),

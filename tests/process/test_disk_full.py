@@ -353,7 +353,7 @@ def test_full_disks_heal_by_themselves(make_bed):
 @pytest.mark.slow
 def test_disks_fill_up_at_random(make_bed):
     """ROUNDS times one, two or all disks fill up, in any order, with kills in between, for random times."""
-    seed = int(os.environ.get('SEED', str(int(time.time()))))
+    seed = int(os.environ.get('DROVER_SEED', str(int(time.time()))))
     print(f'seed {seed}')
     chance = random.Random(seed)
     cluster, disks = make_full_cluster(make_bed)

@@ -169,7 +169,7 @@ def test_acknowledged_writes_survive_kills(make_cluster):
 
 @pytest.mark.slow
 def test_acknowledged_writes_survive_1000_rounds(make_cluster):
-    run_rounds(make_cluster(controllers=3, agents=0), int(os.environ.get('ROUNDS', '1000')), int(os.environ.get('SEED', str(int(time.time())))))
+    run_rounds(make_cluster(controllers=3, agents=0), int(os.environ.get('ROUNDS', '1000')), int(os.environ.get('DROVER_SEED', str(int(time.time())))))
 
 
 def kill_leader_and_measure(cluster, rounds):

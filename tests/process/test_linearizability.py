@@ -163,7 +163,7 @@ def test_a_stale_read_is_found(make_bed):
 @pytest.mark.slow
 def test_linearizable_for_long(make_bed):
     """ROUNDS faults in any order."""
-    seed = int(os.environ.get('SEED', str(int(time.time()))))
+    seed = int(os.environ.get('DROVER_SEED', str(int(time.time()))))
     bench = Bench(make_bed, seed)
     bench.clients.start()
     faults = (bench.kill, bench.kill, bench.cut_off, bench.stop, bench.jump, bench.oneway, bench.fill_disk)

@@ -15,6 +15,8 @@ import pytest
 
 from test_vmm import ACCEL, LIMIT_S, TICKER, VMM, Vmm, needs_kvm
 
+SILENCE_MS = 1500       # taken for the other side's death: longer than a crowded machine lets a program wait
+
 pytestmark = [pytest.mark.skipif(not VMM.exists(), reason='drover-vmm is not built'),
               pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built')]
 
@@ -586,7 +588,7 @@ def test_a_target_that_sleeps_through_go_is_waited_for(world):
     target = world.incoming()
     new_console = target.console()
     relay = Relay(world.folder / 'relay', target.socket, 'go')
-    start(vm, relay.path, stop_silence_ms=300)
+    start(vm, relay.path, stop_silence_ms=SILENCE_MS)
     assert relay.reached.wait(LIMIT_S)
     os.kill(target.process.pid, 19)
     relay.pass_on()
@@ -606,7 +608,7 @@ def test_a_target_that_sleeps_before_go_is_left(world, step):
     console.wait(r'^tick 2$')
     target = world.incoming()
     relay = Relay(world.folder / 'relay', target.socket, step)
-    start(vm, relay.path, silence_ms=300, stop_silence_ms=300)
+    start(vm, relay.path, silence_ms=SILENCE_MS, stop_silence_ms=SILENCE_MS)
     assert relay.reached.wait(LIMIT_S)
     os.kill(target.process.pid, 19)
     relay.pass_on()

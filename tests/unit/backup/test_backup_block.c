@@ -3,7 +3,6 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <time.h>
 
 #include <cmocka.h>
 
@@ -11,6 +10,7 @@
 #include "backup/backup_writer.h"
 #include "tests/unit/backup/memory_source.h"
 #include "tests/unit/backup/memory_store.h"
+#include "tests/unit/unit_seed.h"
 
 enum { CHUNK = REPO_CHUNK_BYTES_MIN, SIZE = 30 * CHUNK + 700, ROUNDED = 30 * CHUNK + 1024, REQUESTS = 20 };
 
@@ -80,11 +80,9 @@ static void request_done(struct block_request *request, int result)
 
 static void test_reads(void **state UNUSED)
 {
-    const char *seed_text = getenv("SEED");
-    unsigned seed = seed_text != NULL ? (unsigned)strtoul(seed_text, NULL, 10) : (unsigned)time(NULL);
+    unsigned seed = (unsigned)unit_seed();
     struct world w;
     struct request *requests = xcalloc(REQUESTS, sizeof *requests);
-    printf("# SEED=%u\n", seed);
     world_open(&w, &seed);
     assert_int_equal(w.block->size_bytes, ROUNDED);
     assert_true(w.block->read_only);

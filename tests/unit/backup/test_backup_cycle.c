@@ -12,6 +12,7 @@
 #include "backup/backup_writer.h"
 #include "tests/unit/backup/memory_source.h"
 #include "tests/unit/backup/memory_store.h"
+#include "tests/unit/unit_seed.h"
 
 enum { CHUNK = REPO_CHUNK_BYTES_MIN };
 
@@ -351,9 +352,7 @@ static void test_killed_anywhere(void **state UNUSED)
 
 int main(void)
 {
-    const char *seed = getenv("SEED");
-    rng = seed != NULL ? strtoull(seed, NULL, 10) : (uint64_t)time(NULL);
-    printf("# SEED=%llu\n", (unsigned long long)rng);
+    rng = unit_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain),
         cmocka_unit_test(test_encrypted),

@@ -3,11 +3,11 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 #include "backup/disk_parts.h"
+#include "tests/unit/unit_seed.h"
 
 enum { SECTOR = 512, SECTORS = 4096 };
 
@@ -144,11 +144,9 @@ static void test_gpt(void **state UNUSED)
 /* Nonsense everywhere a table has its numbers. */
 static void test_anything(void **state UNUSED)
 {
-    const char *seed_text = getenv("SEED");
-    unsigned seed = seed_text != NULL ? (unsigned)strtoul(seed_text, NULL, 10) : (unsigned)time(NULL);
+    unsigned seed = (unsigned)unit_seed();
     struct disk *d = disk_make();
     struct disk_part parts[DISK_PARTS_MAX];
-    printf("# SEED=%u\n", seed);
     for (unsigned round = 0; round < 3000; round++) {
         for (unsigned i = 0; i < 8 * SECTOR; i++)
             d->data[i] = rand_r(&seed) % 4 == 0 ? (uint8_t)rand_r(&seed) : 0;

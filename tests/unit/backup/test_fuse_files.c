@@ -7,11 +7,11 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 #include "backup/fuse_files.h"
+#include "tests/unit/unit_seed.h"
 
 enum { FILE_BYTES = 300000, HOLE = 100000, HOLE_END = 200000 };
 
@@ -184,9 +184,7 @@ static void test_reading(void **state UNUSED)
 
 static void test_anything(void **state UNUSED)
 {
-    const char *seed_text = getenv("SEED");
-    unsigned seed = seed_text != NULL ? (unsigned)strtoul(seed_text, NULL, 10) : (unsigned)time(NULL);
-    printf("# SEED=%u\n", seed);
+    unsigned seed = (unsigned)unit_seed();
     for (unsigned round = 0; round < 20000; round++) {
         uint8_t arguments[128];
         for (unsigned i = 0; i < sizeof arguments; i++)

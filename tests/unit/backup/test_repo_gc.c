@@ -14,6 +14,7 @@
 #include "backup/repo_verify.h"
 #include "tests/unit/backup/memory_source.h"
 #include "tests/unit/backup/memory_store.h"
+#include "tests/unit/unit_seed.h"
 
 enum { CHUNK = REPO_CHUNK_BYTES_MIN, CHUNKS = 6, SIZE = CHUNKS * CHUNK, BACKUPS_MAX = 64 };
 
@@ -328,9 +329,7 @@ static void test_random(void **state UNUSED)
 
 int main(void)
 {
-    const char *seed = getenv("SEED");
-    rng = seed != NULL ? strtoull(seed, NULL, 10) : (uint64_t)time(NULL);
-    printf("# SEED=%llu\n", (unsigned long long)rng);
+    rng = unit_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_collects),
         cmocka_unit_test(test_grace),

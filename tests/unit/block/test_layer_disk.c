@@ -10,10 +10,9 @@
 
 #include <cmocka.h>
 
-#include <time.h>
-
 #include "block/layer_point.h"
 #include "tests/unit/block/power_pool.h"
+#include "tests/unit/unit_seed.h"
 
 enum {
     SECTOR = 512,
@@ -697,7 +696,7 @@ static unsigned trials_run(uint64_t first, uint64_t seeds, double seconds_max)
 
 static void every_cut_leaves_what_was_flushed(void **state UNUSED)
 {
-    uint64_t seed = (uint64_t)time(NULL) * 1000;
+    uint64_t seed = unit_seed() * 1000;
     assert_true(trials_run(seed, 1000, 2.5) > 0);
 }
 

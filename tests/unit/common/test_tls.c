@@ -392,7 +392,7 @@ static void test_silent_connections_lose_patience(void **state)
     uint64_t begin_ms = uv_now(&net.loop);
     struct tls_context *client = net_tls(&net, HOST);
     assert_string_equal(ask(&net, &raw, client, NULL), HOST);
-    assert_true(uv_now(&net.loop) - begin_ms < 3500);
+    assert_true(uv_now(&net.loop) - begin_ms < 4000);
     raw_finish(&raw);
     tls_context_unref(client);
     for (size_t i = 0; i < ARRAY_SIZE(silent); i++)

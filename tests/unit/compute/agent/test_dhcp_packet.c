@@ -5,10 +5,10 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "compute/agent/dhcp_packet.h"
 #include "compute/agent/dhcp_server.h"
+#include "tests/unit/unit_seed.h"
 
 enum { BOOTP = 42, OPTIONS = BOOTP + 240 };
 
@@ -161,9 +161,8 @@ static void not_answered(void **test UNUSED)
 
 static void random_frames(void **test UNUSED)
 {
-    unsigned seed = (unsigned)time(NULL);
+    unsigned seed = (unsigned)unit_seed();
     uint8_t frame[DHCP_FRAME_BYTES_MAX + 10], answer[DHCP_ANSWER_BYTES_MAX];
-    print_message("seed %u\n", seed);
     for (unsigned i = 0; i < 200000; i++) {
         size_t size = question(frame, (uint8_t)(rand_r(&seed) % 10), "\x32\4\xc0\0\2\x0a\x0c\3one\x37\2\1\3", 15);
         for (unsigned k = (unsigned)rand_r(&seed) % 4; k > 0; k--)

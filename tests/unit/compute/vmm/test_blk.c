@@ -21,6 +21,7 @@
 #include "compute/vmm/devices/blk/blk.h"
 #include "tests/unit/compute/vmm/fault_block.h"
 #include "tests/unit/compute/vmm/virtio_driver.h"
+#include "tests/unit/unit_seed.h"
 
 enum { DISK_BYTES = 4 << 20, QUEUE_SIZE = 64, ALL = -1 };
 
@@ -345,9 +346,8 @@ static void queues_run_together(void **state)
 {
     enum { ROUNDS = 60, AT_ONCE = 16, QUEUES = 4 };
     struct bench *b = *state;
-    unsigned seed = (unsigned)time(NULL);
+    unsigned seed = (unsigned)unit_seed();
     uint8_t *model = xcalloc(1, DISK_BYTES), *seen = xcalloc(1, DISK_BYTES);
-    print_message("seed %u\n", seed);
     teardown(state);
     *state = b = bench_create(false, QUEUES, (uint64_t)ALL & ~(1ull << VIRTIO_RING_F_EVENT_IDX));
     uint64_t headers = driver_alloc(&b->d, 4096), statuses = driver_alloc(&b->d, 4096);

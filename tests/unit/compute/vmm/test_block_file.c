@@ -13,10 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "compute/vmm/block/block_file.h"
+#include "tests/unit/unit_seed.h"
 
 enum {
     SECTORS = 8192, /* of the disk */
@@ -62,8 +62,7 @@ static struct bench *bench_create(bool with_uring, bool direct)
         print_message("skipped: %s\n", err.text);
         skip();
     }
-    b->seed = (unsigned)time(NULL) ^ (unsigned)getpid();
-    print_message("seed %u\n", b->seed);
+    b->seed = (unsigned)unit_seed();
     return b;
 }
 

@@ -16,6 +16,7 @@
 #include "block/layer_pool_dir.h"
 #include "common/file.h"
 #include "compute/vmm/block/block_layers.h"
+#include "tests/unit/unit_seed.h"
 
 enum {
     SECTORS = 4096,
@@ -59,8 +60,7 @@ static struct bench *bench_create(bool with_uring)
     struct layer_pool *pool;
     struct error err;
     char image[96];
-    b->seed = (unsigned)time(NULL) ^ (unsigned)getpid();
-    print_message("seed %u\n", b->seed);
+    b->seed = (unsigned)unit_seed();
     pthread_mutex_init(&b->lock, NULL);
     assert_int_equal(io_loop_create(&b->lock, &b->loop, NULL), 0);
     if (with_uring && uring_create(b->loop, &b->uring, &err) < 0) {

@@ -8,11 +8,11 @@
 #include <elf.h>
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
 #include "common/bytes.h"
 #include "compute/vmm/boot.h"
 #include "compute/vmm/pc1_layout.h"
+#include "tests/unit/unit_seed.h"
 
 #define MIB 1048576ull
 #define MEMORY_BYTES (64 * MIB)
@@ -300,12 +300,11 @@ static void cut_images_are_survived(void **state)
 
 static void damaged_images_are_survived(void **state)
 {
-    unsigned seed = (unsigned)time(NULL);
+    unsigned seed = (unsigned)unit_seed();
     struct elf_image e;
     uint8_t image[BZ_BYTES];
     struct boot_entry entry;
     (void)state;
-    print_message("seed %u\n", seed);
     srandom(seed);
     for (unsigned round = 0; round < 2000; round++) {
         e = elf_make();

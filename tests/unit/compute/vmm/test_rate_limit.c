@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "compute/vmm/rate_limit.h"
+#include "tests/unit/unit_seed.h"
 
 #define SECOND 1000000000ull
 
@@ -107,8 +108,7 @@ static void limits_change_while_running(void **state)
 static void extremes_do_not_overflow(void **state)
 {
     (void)state;
-    unsigned seed = (unsigned)time(NULL);
-    print_message("seed %u\n", seed);
+    unsigned seed = (unsigned)unit_seed();
     static const uint64_t values[] = {0, 1, 999, 1000000000, 1000000000000};
     for (unsigned i = 0; i < 20000; i++) {
         struct rate_limit l = {0};

@@ -11,9 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "compute/vmm/virtio/virtio_queue.h"
+#include "tests/unit/unit_seed.h"
 
 enum { SIZE = 8, DESC = 0x1000, AVAIL = 0x2000, USED = 0x3000, TABLE = 0x4000, DATA = 0x10000 };
 
@@ -257,10 +257,9 @@ static void queue_that_cannot_be_is_not_enabled(void **state)
 static void indexes_wrap(void **state)
 {
     struct bench *b = *state;
-    unsigned seed = (unsigned)time(NULL), in_flight = 0, completed = 0, offered = 0;
+    unsigned seed = (unsigned)unit_seed(), in_flight = 0, completed = 0, offered = 0;
     uint16_t held[SIZE];
     bool busy[SIZE] = {false};
-    print_message("seed %u\n", seed);
     for (unsigned i = 0; i < SIZE; i++)
         desc(b, DESC, i, DATA + 64 * i, 64, VRING_DESC_F_WRITE, 0);
     while (completed < 200000) {
