@@ -33,6 +33,18 @@ uint64_t manifest_first_leaf(const struct manifest *manifest, size_t disk, uint3
     return leaves;
 }
 
+void manifest_tell_content(struct manifest *manifest, uint32_t chunk_bytes)
+{
+    char text[CHUNK_HASH_TEXT_BYTES];
+    struct chunk_hash hash;
+    for (size_t i = 0; i < manifest->head.disks.count; i++) {
+        struct manifest_disk *disk = &((struct manifest_disk *)manifest->head.disks.items)[i];
+        uint64_t leaves = chunk_tree_leaves(disk->size_bytes, chunk_bytes);
+        chunk_hash_plain(manifest->leaves + manifest_first_leaf(manifest, i, chunk_bytes), leaves * CHUNK_HASH_BYTES, &hash);
+        OBJECT_TEXT(manifest_disk, disk, content, chunk_hash_text(&hash, text));
+    }
+}
+
 void manifest_encode(const struct manifest *manifest, const struct repo_keys *keys, bool seal,
                      struct bytes_writer *out)
 {

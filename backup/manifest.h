@@ -46,6 +46,8 @@ const struct manifest_disk *manifest_disk_at(const struct manifest *manifest, si
 int manifest_disk_find(const struct manifest *manifest, const char *name);
 /* Which of the leaves is the disk's first. */
 uint64_t manifest_first_leaf(const struct manifest *manifest, size_t disk, uint32_t chunk_bytes);
+/* Fill in what identifies the content of each disk: the hash of its leaves' names. */
+void manifest_tell_content(struct manifest *manifest, uint32_t chunk_bytes);
 /* Milliseconds since 1970 of a time as in created_at, and back; -EINVAL. */
 int manifest_time_parse(const char *text, int64_t *ret_ms);
 const char *manifest_time_text(int64_t ms, char ret_text[25]);

@@ -226,6 +226,7 @@ int tool_create(const struct tool_options *o, struct error *err)
         code = create_run(o, &place.repo, &options, &m, err);
     }
     if (code == 0) {
+        manifest_tell_content(&m, place.repo.header.chunk_bytes);
         OBJECT_ENCODE(backup_manifest, &m.head, &json);
         bytes_put_u8(&json, 0);
         json.size--;

@@ -160,11 +160,13 @@ json_t *drill_check(const struct drill_check_input *in, bool *ret_ok)
     size_t hosts = json_array_size(in->hosts), running = json_array_size(in->operations);
     bool ok = true;
     snprintf(detail, sizeof detail, "%zu controllers have a vote%s", voters, voters < VOTERS_MIN ? ": a drill needs three" : "");
-    put(checks, &ok, "controllers", voters >= VOTERS_MIN, detail);
+    if (!in->calm)
+        put(checks, &ok, "controllers", voters >= VOTERS_MIN, detail);
     snprintf(detail, sizeof detail, "%zu of %zu are up", up, hosts);
     put(checks, &ok, "hosts", up == hosts && hosts > 0, detail);
     bool armed = !json_is_true(json_object_get(in->cluster, "ha_disarmed"));
-    put(checks, &ok, "ha armed", armed, armed ? "yes" : "`drover ha arm` first");
+    if (!in->calm)
+        put(checks, &ok, "ha armed", armed, armed ? "yes" : "`drover ha arm` first");
     snprintf(detail, sizeof detail, running == 0 ? "none" : "%zu: wait for their end (`drover operation list`)", running);
     put(checks, &ok, "operations under way", running == 0, detail);
     if (in->host != NULL)

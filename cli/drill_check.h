@@ -10,6 +10,7 @@
 struct drill_check_input {
     const json_t *cluster, *controllers, *hosts, *vms, *operations;
     const char *host;
+    bool calm;        /* nothing is to fail: one controller is enough, and ha may be disarmed */
     bool needs_ha_vm; /* there must be a VM with ha to watch: on @host, or anywhere */
 };
 

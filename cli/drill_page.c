@@ -89,6 +89,8 @@ static struct axis find_axis(const json_t *report)
         widen(&axis, json_number(o, "from_ms"));
         widen(&axis, json_number(o, "to_ms"));
     }
+    if (i == 0) /* a drill whose VM is its own */
+        json_array_foreach(json_object_get(report, "timeline"), i, o) widen(&axis, json_number(o, "at_ms"));
     json_array_foreach(json_object_get(json_object_get(report, "writes"), "gaps"), i, o) widen(&axis, json_number(o, "to_ms"));
     axis.lanes += (unsigned)json_array_size(json_object_get(report, "vms")) + (json_text(report, "host")[0] != '\0');
     return axis;
@@ -249,6 +251,8 @@ static void put_head(struct bytes_writer *out, const json_t *report)
     put_escaped(out, json_text(report, "leader"));
     bytes_put_text(out, json_text(report, "host")[0] != '\0' ? ", host " : "");
     put_escaped(out, json_text(report, "host"));
+    bytes_put_text(out, json_text(report, "controller")[0] != '\0' ? ", what fails: controller " : "");
+    put_escaped(out, json_text(report, "controller"));
     bytes_put_text(out, ", ");
     put_escaped(out, json_text(report, "id"));
     bytes_put_text(out, "</p>");

@@ -139,7 +139,7 @@ static const char *judge(const struct drill *d, const json_t *vms, enum drill_ve
 {
     const json_t *vm;
     size_t i;
-    bool slow = !d->kind->host && d->kind->controller && d->watch.longest_gap_us > DRILL_LIMIT_WRITES_US;
+    bool slow = d->kind->limit_writes_us > 0 && d->watch.longest_gap_us > d->kind->limit_writes_us;
     if (worst == DRILL_TWICE || json_array_size(d->failures) > 0)
         return "failed";
     json_array_foreach(vms, i, vm)
@@ -160,14 +160,18 @@ json_t *drill_report_make(struct drill *d)
         worst = MAX(worst, verdict);
         if (verdict == DRILL_TWICE)
             json_array_append_new(d->failures, json_sprintf("VM %s executed twice", json_text(vm, "name")));
+        if (!d->kind->host && drill_watch_first(&d->watch, DRILL_VM_HOST, json_text(vm, "name"), NULL, d->fault_us) >= 0)
+            json_array_append_new(d->failures, json_sprintf("VM %s was given to another host, and nothing was to notice", json_text(vm, "name")));
     }
     json_t *report = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "drill", d->kind->name, "id", d->id, "cluster",
                                json_text(d->cluster, "name"), "host", d->host, "leader", d->leader, "begun_at", d->begun_at, "result",
                                judge(d, vms, worst));
     json_object_set_new(report, "lasted_ms", json_integer((json_int_t)((d->end_us - d->begin_us) / 1000)));
+    if (d->controller[0] != '\0')
+        json_object_set_new(report, "controller", json_string(d->controller));
     json_object_set(report, "checks", d->checks);
     json_object_set(report, "failures", d->failures);
-    json_object_set_new(report, "steps", d->kind->host ? make_steps(vms) : json_array());
+    json_object_set_new(report, "steps", d->kind->host ? make_steps(vms) : json_incref(d->steps));
     json_object_set_new(report, "vms", vms);
     json_object_set_new(report, "writes", make_writes(d));
     json_object_set_new(report, "runs", make_runs(d));

@@ -1,10 +1,10 @@
 /* What came of a drill: one JSON document, which is kept, and from which the table and the page (drill_page.h) are made.
  *
- *   drill, id, cluster, host, leader, begun_at
+ *   drill, id, cluster, host, controller (that failed alone), leader, begun_at
  *   result    passed; slow: all is as it should be, but later than promised; unsure: the watch was too coarse to show that no VM
  *             executed twice; failed
  *   checks    [{check, ok, detail}]     failures  [text]     put_back  [{what, ok, detail}]
- *   steps     [{step, ms}]              detection, lease wait, placement, start, all: of the slowest VM
+ *   steps     [{step, ms}]              detection, lease wait, placement, start, all: of the slowest VM; other drills have steps of their own
  *   vms       [{name, from, to, suspect_ms, lost_ms, placed_ms, executes_ms, last_ms, stood_still_ms, once, why}]
  *   writes    {answered, failed, longest_gap_ms, gaps: [{from_ms, to_ms}]}
  *   runs      [{vm, host, epoch, from_ms, to_ms}]

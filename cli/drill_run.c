@@ -1,5 +1,5 @@
 /* The drills themselves. */
-#include "cli/drill.h"
+#include "cli/drill_steps.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -14,114 +14,6 @@
 
 #define SETTLE_US 1500000   /* of watching before the fault: each run has been seen executing */
 #define AFTER_US 2000000    /* and behind the end */
-#define WAIT_MORE_S 60      /* beyond a fault's own time, for what is to happen */
-#define MIGRATE_S 120
-#define LOOK_US 100000
-#define ATTEMPT_MS 5000
-
-static void pause_us(int64_t us)
-{
-    nanosleep(&(struct timespec){.tv_sec = us / 1000000, .tv_nsec = (long)(us % 1000000) * 1000}, NULL);
-}
-
-static PRINTF_LIKE(2, 3) void fail(struct drill *d, const char *format, ...)
-{
-    char text[600];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    json_array_append_new(d->failures, json_string(text));
-    drill_watch_note(&d->watch, text);
-}
-
-static PRINTF_LIKE(2, 3) void tell(struct drill *d, const char *format, ...)
-{
-    char text[400], clean[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    drill_watch_note(&d->watch, text);
-    output_progress(d->call, output_clean(text, clean, sizeof clean), true);
-}
-
-/* ---- requests ---- */
-
-static int get(struct drill *d, const char *path, json_t **ret, struct error *err)
-{
-    struct reply reply = {0};
-    int rc = client_request(&d->client, "GET", path, NULL, &reply, err);
-    if (rc == 0)
-        *ret = json_incref(reply.json);
-    reply_finish(&reply);
-    return rc;
-}
-
-/* At the controller @name itself. */
-static bool turn_to(struct drill *d, const char *name)
-{
-    const json_t *controller;
-    size_t i;
-    json_array_foreach(d->controllers, i, controller)
-        if (strcmp(json_text(controller, "name"), name) == 0 && i < d->client.n_endpoints) {
-            d->client.at = i;
-            return true;
-        }
-    return false;
-}
-
-static int order_fault(struct drill *d, enum route_id route, const char *target, const char *fault, unsigned seconds, struct error *err)
-{
-    struct reply reply = {0};
-    CLEANUP_FREE char *path = client_path(route, target, "");
-    json_t *body = json_pack("{s:s, s:s, s:i}", "drill", d->id, "fault", fault, "seconds", (int)seconds);
-    int rc = client_attempt(&d->client, "POST", path, body, ATTEMPT_MS, &reply, err);
-    json_decref(body);
-    reply_finish(&reply);
-    return rc;
-}
-
-static bool is_ready(struct drill *d, const char *controller)
-{
-    struct reply reply = {0};
-    bool ready = turn_to(d, controller) && client_attempt(&d->client, "GET", "/readyz", NULL, 1000, &reply, NULL) == 0;
-    reply_finish(&reply);
-    return ready;
-}
-
-static bool leads(struct drill *d, const char *controller)
-{
-    json_t *now = NULL;
-    CLEANUP_FREE char *path = client_path(ROUTE_ID_controller_show, controller, "");
-    bool yes = get(d, path, &now, NULL) == 0 && json_is_true(json_object_get(now, "leader"));
-    json_decref(now);
-    return yes;
-}
-
-static int hand_over(struct drill *d, const char *controller, struct error *err)
-{
-    struct reply reply = {0};
-    CLEANUP_FREE char *path = client_path(ROUTE_ID_controller_transfer, controller, "");
-    int rc = client_request(&d->client, "POST", path, NULL, &reply, err);
-    reply_finish(&reply);
-    return rc;
-}
-
-/* ---- waits ---- */
-
-typedef bool (*condition)(struct drill *d, const void *arg);
-
-static bool wait_for(struct drill *d, condition holds, const void *arg, unsigned seconds)
-{
-    int64_t end_us = drill_now_us() + (int64_t)seconds * 1000000;
-    while (!holds(d, arg)) {
-        if (drill_now_us() > end_us)
-            return false;
-        pause_us(LOOK_US);
-    }
-    return true;
-}
 
 static bool all_execute_elsewhere(struct drill *d, const void *arg)
 {
@@ -145,7 +37,7 @@ static bool host_is_back(struct drill *d, const void *arg)
     (void)arg;
     CLEANUP_FREE char *show = client_path(ROUTE_ID_host_show, d->host, "");
     CLEANUP_FREE char *observe = client_path(ROUTE_ID_host_observation, d->host, "");
-    bool back = get(d, show, &host, NULL) == 0 && strcmp(json_text(host, "state"), "up") == 0 && get(d, observe, &seen, NULL) == 0 &&
+    bool back = drill_get(d, show, &host, NULL) == 0 && strcmp(json_text(host, "state"), "up") == 0 && drill_get(d, observe, &seen, NULL) == 0 &&
                 !json_is_true(json_object_get(seen, "silent"));
     json_array_foreach(json_object_get(seen, "vms"), i, run)
         json_array_foreach(d->vms, j, vm)
@@ -155,62 +47,12 @@ static bool host_is_back(struct drill *d, const void *arg)
     return back;
 }
 
-static bool controller_is_ready(struct drill *d, const void *arg)
-{
-    return is_ready(d, arg);
-}
-
 static bool controller_leads(struct drill *d, const void *arg)
 {
-    return leads(d, arg);
-}
-
-struct write_wait {
-    uint64_t writes;
-};
-
-static bool writes_go_on(struct drill *d, const void *arg)
-{
-    const struct write_wait *wait = arg;
-    pthread_mutex_lock(&d->watch.lock);
-    bool on = d->watch.writes > wait->writes;
-    pthread_mutex_unlock(&d->watch.lock);
-    return on;
-}
-
-static void await_writes(struct drill *d, const char *after)
-{
-    pthread_mutex_lock(&d->watch.lock);
-    struct write_wait wait = {d->watch.writes + 3};
-    pthread_mutex_unlock(&d->watch.lock);
-    if (!wait_for(d, writes_go_on, &wait, WAIT_MORE_S))
-        fail(d, "the API answers no writes %d s after %s", WAIT_MORE_S, after);
+    return drill_leads(d, arg);
 }
 
 /* ---- putting back ---- */
-
-static void note_put_back(struct drill *d, const char *what, int rc, const struct error *err)
-{
-    json_array_append_new(d->put_back, json_pack("{s:s, s:b, s:s}", "what", what, "ok", rc == 0, "detail", rc == 0 ? "" : err->text));
-    tell(d, "%s%s%s", what, rc == 0 ? "" : ": ", rc == 0 ? "" : err->text);
-}
-
-static int await_operation(struct drill *d, const char *id, struct error *err)
-{
-    CLEANUP_FREE char *path = client_path(ROUTE_ID_operation_show, id, "?wait=2s");
-    for (int64_t end_us = drill_now_us() + (int64_t)MIGRATE_S * 1000000; drill_now_us() < end_us;) {
-        json_t *o = NULL;
-        int rc = get(d, path, &o, err);
-        const char *state = json_text(o, "state");
-        bool ended = rc < 0 || strcmp(state, "running") != 0;
-        if (rc == 0 && ended && strcmp(state, "succeeded") != 0)
-            rc = error_set(err, -EPROTO, ERROR_CONFLICT, "%s", json_text(o, "error_text"));
-        json_decref(o);
-        if (ended)
-            return rc;
-    }
-    return error_set(err, -ETIMEDOUT, ERROR_TIMEOUT, "it is not done after %d s", MIGRATE_S);
-}
 
 static void put_back_vm(struct drill *d, const json_t *vm)
 {
@@ -221,9 +63,9 @@ static void put_back_vm(struct drill *d, const json_t *vm)
     json_t *body = json_pack("{s:s}", "to", d->host);
     int rc = client_request(&d->client, "POST", path, body, &reply, &err);
     if (rc == 0)
-        rc = await_operation(d, json_text(reply.json, "id"), &err);
+        rc = drill_await_operation(d, json_text(reply.json, "id"), &err);
     snprintf(what, sizeof what, "VM %s migrated back to %s", json_text(vm, "name"), d->host);
-    note_put_back(d, what, rc, &err);
+    drill_note_put_back(d, what, rc, &err);
     json_decref(body);
     reply_finish(&reply);
 }
@@ -236,62 +78,52 @@ static void put_back(struct drill *d)
     struct error err = {.code = 0};
     if (d->kind->host)
         json_array_foreach(d->vms, i, vm) put_back_vm(d, vm);
-    if (d->leader[0] == '\0' || leads(d, d->leader))
+    if (d->leader[0] == '\0' || drill_leads(d, d->leader))
         return;
-    int rc = hand_over(d, d->leader, &err);
+    int rc = drill_hand_over(d, d->leader, &err);
     snprintf(what, sizeof what, "leadership handed back to %s", d->leader);
-    note_put_back(d, what, rc, &err);
+    drill_note_put_back(d, what, rc, &err);
 }
 
 /* ---- the drills ---- */
 
 static int silence_host(struct drill *d, struct error *err)
 {
-    int rc = order_fault(d, ROUTE_ID_host_drill, d->host, "silence", d->silent_s, err);
+    int rc = drill_order_host(d, "silence", d->silent_s, NULL, err);
     if (rc < 0)
         return rc;
     d->fault_us = drill_now_us();
-    tell(d, "host %s is silent for %u s", d->host, d->silent_s);
+    drill_tell(d, "host %s is silent for %u s", d->host, d->silent_s);
     return 0;
 }
 
-static void await_failover(struct drill *d)
+void drill_await_failover(struct drill *d)
 {
-    unsigned patience_s = d->silent_s + WAIT_MORE_S;
-    if (wait_for(d, all_execute_elsewhere, NULL, patience_s))
-        tell(d, "its VMs execute on other hosts");
+    unsigned patience_s = d->silent_s + DRILL_WAIT_MORE_S;
+    if (drill_wait(d, all_execute_elsewhere, NULL, patience_s))
+        drill_tell(d, "its VMs execute on other hosts");
     else
-        fail(d, "not every VM of %s executes elsewhere %u s after it fell silent", d->host, patience_s);
-    if (wait_for(d, host_is_back, NULL, patience_s))
-        tell(d, "host %s is up again, and nothing is left there of what it lost", d->host);
+        drill_fail(d, "not every VM of %s executes elsewhere %u s after it fell silent", d->host, patience_s);
+    if (drill_wait(d, host_is_back, NULL, patience_s))
+        drill_tell(d, "host %s is up again, and nothing is left there of what it lost", d->host);
     else
-        fail(d, "host %s is not up and clean again", d->host);
+        drill_fail(d, "host %s is not up and clean again", d->host);
 }
 
 static int run_host_loss(struct drill *d, struct error *err)
 {
     int rc = silence_host(d, err);
     if (rc == 0)
-        await_failover(d);
+        drill_await_failover(d);
     return rc;
 }
 
 static int crash(struct drill *d, const char *controller, struct error *err)
 {
-    if (!turn_to(d, controller))
-        return error_set(err, -ENOENT, ERROR_NOT_FOUND, "controller %s is not known", controller);
-    int rc = order_fault(d, ROUTE_ID_controller_drill, controller, "crash", d->crash_s, err);
+    int rc = drill_order_controller(d, controller, "crash", d->crash_s, NULL, err);
     if (rc == 0)
-        tell(d, "controller %s, the leader, crashes and stays away for %u s", controller, d->crash_s);
+        drill_tell(d, "controller %s, the leader, crashes and stays away for %u s", controller, d->crash_s);
     return rc;
-}
-
-static void await_controller(struct drill *d, const char *controller)
-{
-    if (wait_for(d, controller_is_ready, controller, WAIT_MORE_S))
-        tell(d, "controller %s is ready again", controller);
-    else
-        fail(d, "controller %s is not ready %d s after it was to be", controller, WAIT_MORE_S);
 }
 
 static int run_leader_loss(struct drill *d, struct error *err)
@@ -300,10 +132,9 @@ static int run_leader_loss(struct drill *d, struct error *err)
     if (rc < 0)
         return rc;
     d->fault_us = drill_now_us();
-    await_writes(d, "the leader's loss");
-    int64_t left_us = d->fault_us + d->crash_s * INT64_C(1000000) - drill_now_us();
-    pause_us(MAX(left_us, (int64_t)0));
-    await_controller(d, d->leader);
+    drill_await_writes(d, "the leader's loss");
+    drill_await_end(d, d->crash_s);
+    drill_await_controller(d, d->leader);
     return 0;
 }
 
@@ -334,37 +165,35 @@ static int run_host_and_leader_loss(struct drill *d, struct error *err)
     const char *leader = controller_of_host(d);
     int rc = 0;
     if (strcmp(leader, d->leader) != 0)
-        rc = hand_over(d, leader, err);
-    if (rc == 0 && !wait_for(d, controller_leads, leader, WAIT_MORE_S))
-        rc = error_set(err, -ETIMEDOUT, ERROR_TIMEOUT, "controller %s does not lead after %d s", leader, WAIT_MORE_S);
+        rc = drill_hand_over(d, leader, err);
+    if (rc == 0 && !drill_wait(d, controller_leads, leader, DRILL_WAIT_MORE_S))
+        rc = error_set(err, -ETIMEDOUT, ERROR_TIMEOUT, "controller %s does not lead after %d s", leader, DRILL_WAIT_MORE_S);
     if (rc < 0)
         return rc;
-    tell(d, "controller %s leads", leader);
-    pause_us(SETTLE_US);
+    drill_tell(d, "controller %s leads", leader);
+    drill_pause_us(SETTLE_US);
     rc = silence_host(d, err);
     if (rc < 0)
         return rc;
     if ((rc = crash(d, leader, err)) < 0)
-        fail(d, "the leader did not crash: %s", err->text);
-    await_failover(d);
-    await_controller(d, leader);
-    await_writes(d, "the leader's loss");
+        drill_fail(d, "the leader did not crash: %s", err->text);
+    drill_await_failover(d);
+    drill_await_controller(d, leader);
+    drill_await_writes(d, "the leader's loss");
     return 0;
 }
 
 static int restart(struct drill *d, const char *controller, struct error *err)
 {
-    if (!turn_to(d, controller))
-        return error_set(err, -ENOENT, ERROR_NOT_FOUND, "controller %s is not known", controller);
-    int rc = order_fault(d, ROUTE_ID_controller_drill, controller, "restart", 0, err);
+    int rc = drill_order_controller(d, controller, "restart", 0, NULL, err);
     if (rc < 0)
         return rc;
     d->fault_us = d->fault_us < 0 ? drill_now_us() : d->fault_us;
-    tell(d, "controller %s restarts", controller);
-    pause_us(AFTER_US / 2); /* or it would still be the old process that is ready */
-    await_controller(d, controller);
-    await_writes(d, "a restart");
-    pause_us(AFTER_US);
+    drill_tell(d, "controller %s restarts", controller);
+    drill_pause_us(AFTER_US / 2); /* or it would still be the old process that is ready */
+    drill_await_controller(d, controller);
+    drill_await_writes(d, "a restart");
+    drill_pause_us(AFTER_US);
     return 0;
 }
 
@@ -384,13 +213,28 @@ static int run_rolling_restart(struct drill *d, struct error *err)
 
 static const struct drill_kind kinds[] = {
     {"host-loss", "A host falls silent as if it had lost power or network: its VMs with ha are started elsewhere.", true, false, run_host_loss,
-     "Guests of these VMs are started anew on other hosts, as after a loss of power"},
+     "Guests of these VMs are started anew on other hosts, as after a loss of power", NULL, false, 0, 0},
     {"leader-loss", "The leading controller crashes: another one takes over, and no VM notices.", false, true, run_leader_loss,
-     "The API stops for a second or two"},
+     "The API stops for a second or two", NULL, false, DRILL_LIMIT_WRITES_US, 0},
     {"host-and-leader-loss", "A host falls silent and the leading controller, that on the same machine if there is one, crashes.", true, true,
-     run_host_and_leader_loss, "Guests of these VMs are started anew on other hosts, as after a loss of power; the API stops for a second or two"},
+     run_host_and_leader_loss, "Guests of these VMs are started anew on other hosts, as after a loss of power; the API stops for a second or two",
+     NULL, false, 0, 0},
     {"rolling-restart", "Each controller is restarted in order, one after another, the leader last: no VM notices.", false, true,
-     run_rolling_restart, "The API may stop for a second"},
+     run_rolling_restart, "The API may stop for a second", NULL, false, DRILL_LIMIT_WRITES_US, 0},
+    {"network-partition", "A host is cut off from all other machines by its kernel: its VMs with ha are started elsewhere.", true, false,
+     drill_run_network_partition,
+     "Guests of these VMs are started anew on other hosts, as after a loss of power; what else that host has to do with them stops meanwhile",
+     drill_check_network_partition, false, 0, 0},
+    {"controller-partition", "A controller, the leader where none is named, is cut off from the others: another one leads, and no VM notices.",
+     false, true, drill_run_controller_partition, "The API stops for some seconds", drill_check_controller_partition, true, DRILL_LIMIT_CUT_US,
+     DRILL_SILENT_S},
+    {"slow-disk", "A controller, the leader where none is named, writes its log slowly: changes go on, and no VM notices.", false, true,
+     drill_run_slow_disk, "Changes through the API may be slower", NULL, true, DRILL_LIMIT_WRITES_US, DRILL_SILENT_S},
+    {"quorum-loss", "All controllers but the leader are lost for good: it is recovered alone, they are refused when they are back, and join anew.",
+     false, true, drill_run_quorum_loss, "The API stops until the cluster is recovered; all other controllers are wiped and join anew",
+     drill_check_quorum_loss, false, 0, DRILL_LOST_S},
+    {"backup-restore", "A VM of the drill's own is backed up, deleted and restored, and what is on its disks compared.", false, false,
+     drill_run_backup_restore, "Nothing but a VM of the drill's own is touched", drill_check_backup_restore, false, 0, 0},
 };
 
 const struct drill_kind *drill_kind_at(size_t at)
@@ -423,13 +267,13 @@ static void make_id(struct drill *d)
 
 static int look(struct drill *d, struct error *err)
 {
-    int rc = get(d, "/v1/cluster", &d->cluster, err);
+    int rc = drill_get(d, "/v1/cluster", &d->cluster, err);
     if (rc == 0)
-        rc = get(d, "/v1/hosts?limit=1000", &d->hosts, err);
+        rc = drill_get(d, "/v1/hosts?limit=1000", &d->hosts, err);
     if (rc == 0)
-        rc = get(d, "/v1/vms?limit=1000&filter=ha%3Dtrue", &d->all_vms, err);
+        rc = drill_get(d, "/v1/vms?limit=1000&filter=ha%3Dtrue", &d->all_vms, err);
     if (rc == 0)
-        rc = get(d, "/v1/operations?limit=1000&filter=state%3Drunning", &d->operations, err);
+        rc = drill_get(d, "/v1/operations?limit=1000&filter=state%3Drunning", &d->operations, err);
     return rc;
 }
 
@@ -439,7 +283,7 @@ static int connect_all(struct drill *d, struct error *err)
     size_t i;
     int rc = client_init(&d->client, d->call, err);
     if (rc == 0)
-        rc = get(d, "/v1/controllers", &d->controllers, err);
+        rc = drill_get(d, "/v1/controllers", &d->controllers, err);
     client_finish(&d->client);
     if (rc == 0)
         rc = drill_client(&d->client, d->call, d->controllers, err);
@@ -449,13 +293,34 @@ static int connect_all(struct drill *d, struct error *err)
     return rc;
 }
 
-int drill_init(struct drill *d, const struct drill_kind *kind, const char *host, const struct invocation *call, struct error *err)
+static int choose_controller(struct drill *d, const char *controller, struct error *err)
 {
-    *d = (struct drill){.kind = kind, .call = call, .fault_us = -1, .silent_s = DRILL_SILENT_S, .crash_s = DRILL_CRASH_S, .put_back = json_array(), .failures = json_array()};
+    const json_t *c;
+    size_t i;
+    snprintf(d->controller, sizeof d->controller, "%s", controller != NULL ? controller : d->leader);
+    json_array_foreach(d->controllers, i, c)
+        if (strcmp(json_text(c, "name"), d->controller) == 0)
+            return 0;
+    return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no controller '%s'", d->controller);
+}
+
+int drill_init(struct drill *d, const struct drill_kind *kind, const char *host, const char *controller, const struct invocation *call,
+               struct error *err)
+{
+    *d = (struct drill){.kind = kind,
+                        .call = call,
+                        .fault_us = -1,
+                        .silent_s = kind->seconds > 0 ? kind->seconds : DRILL_SILENT_S,
+                        .crash_s = kind->seconds > 0 ? kind->seconds : DRILL_CRASH_S,
+                        .put_back = json_array(),
+                        .failures = json_array(),
+                        .steps = json_array()};
     make_id(d);
     int rc = connect_all(d, err);
     if (rc == 0)
         rc = look(d, err);
+    if (rc == 0 && kind->one_controller)
+        rc = choose_controller(d, controller, err);
     if (rc < 0)
         return rc;
     if (kind->host && host == NULL)
@@ -470,14 +335,17 @@ int drill_init(struct drill *d, const struct drill_kind *kind, const char *host,
                                             .vms = d->all_vms,
                                             .operations = d->operations,
                                             .host = kind->host ? d->host : NULL,
+                                            .calm = !kind->host && !kind->controller,
                                             .needs_ha_vm = kind->host};
     d->checks = drill_check(&input, &d->ready);
+    if (kind->check != NULL)
+        d->ready = kind->check(d) && d->ready;
     return 0;
 }
 
 void drill_finish(struct drill *d)
 {
-    json_t *all[] = {d->cluster, d->controllers, d->hosts, d->all_vms, d->operations, d->vms, d->checks, d->put_back, d->failures};
+    json_t *all[] = {d->cluster, d->controllers, d->hosts, d->all_vms, d->operations, d->vms, d->checks, d->put_back, d->failures, d->steps};
     for (size_t i = 0; i < ARRAY_SIZE(all); i++)
         json_decref(all[i]);
     client_finish(&d->client);
@@ -485,18 +353,26 @@ void drill_finish(struct drill *d)
 
 int drill_run(struct drill *d, bool puts_back, struct error *err)
 {
+    struct error unended = {.code = 0};
     d->begin_us = drill_now_us();
-    int rc = drill_watch_start(&d->watch, d->call, d->id, d->controllers, d->hosts, err);
+    int rc = drill_reserve(d, err);
     if (rc < 0)
         return rc;
-    pause_us(SETTLE_US);
+    rc = drill_watch_start(&d->watch, d->call, d->id, d->controllers, d->hosts, err);
+    if (rc < 0) {
+        drill_release(d, NULL);
+        return rc;
+    }
+    drill_pause_us(SETTLE_US);
     rc = d->kind->run(d, err);
     if (rc == 0)
-        pause_us(AFTER_US);
+        drill_pause_us(AFTER_US);
     d->end_us = drill_now_us();
     drill_watch_stop(&d->watch); /* a migration has two VMMs of a VM, and is no part of what is judged */
     if (rc == 0 && puts_back)
         put_back(d);
+    if (drill_release(d, &unended) < 0)
+        fprintf(stderr, "drover: the cluster does not know yet that the drill has ended: %s\n", unended.text);
     if (rc < 0)
         drill_watch_finish(&d->watch);
     return rc;

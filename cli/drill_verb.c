@@ -85,7 +85,10 @@ static int ask(const struct invocation *call, const struct drill *d, struct erro
 {
     char question[700], clean[64];
     size_t vms = json_array_size(d->vms);
-    if (d->kind->host)
+    if (d->kind->one_controller)
+        snprintf(question, sizeof question, "%s on controller %s%s? %s.", d->kind->name, output_clean(d->controller, clean, sizeof clean),
+                 strcmp(d->controller, d->leader) == 0 ? ", the leader" : "", d->kind->warning);
+    else if (d->kind->host)
         snprintf(question, sizeof question, "%s on host %s, which runs %zu VM%s with ha? %s.", d->kind->name,
                  output_clean(d->host, clean, sizeof clean), vms, vms == 1 ? "" : "s", d->kind->warning);
     else
@@ -139,7 +142,9 @@ int drill_run_verb(const struct invocation *call, struct error *err)
         return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no drill '%s'; `drover drill list` shows what there is", call->name);
     if (!kind->host && invocation_option(call, "host") != NULL)
         return error_set(err, -EINVAL, ERROR_INVALID, "--host: %s concerns no host", kind->name);
-    int rc = drill_init(&d, kind, invocation_option(call, "host"), call, err);
+    if (!kind->one_controller && invocation_option(call, "controller") != NULL)
+        return error_set(err, -EINVAL, ERROR_INVALID, "--controller: %s concerns no single controller", kind->name);
+    int rc = drill_init(&d, kind, invocation_option(call, "host"), invocation_option(call, "controller"), call, err);
     if (rc == 0) {
         print_checks(call, &d);
         rc = d.ready ? 0 : refuse_unready(&d, err);

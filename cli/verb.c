@@ -205,7 +205,12 @@ const struct verb verbs[] = {
     {"drill", "run", "Make something fail in the living cluster, measure what happens, and put it back.",
      "drover drill run host-loss --host n2", OWN, ARGUMENT_NAME, NULL, NULL, drill_run_verb,
      "  --host NAME            the host that is to fail; where not given, one with few VMs with ha\n"
+     "  --controller NAME      the controller that is to fail alone; where not given, the leader\n"
      "  --seconds N            how long what fails is gone: a host 10 to 60 (20), a controller up to 60 (10)\n"
+     "  --machines PROGRAM     quorum-loss: a program that reaches the controllers' machines (docs/drills.md)\n"
+     "  --image NAME           backup-restore: what its VM is made of\n"
+     "  --store NAME           backup-restore: where to; where not given, the only store\n"
+     "  --memory BYTES         backup-restore: memory of its VM (256MiB)\n"
      "  --check                only say whether it could be made now\n"
      "  --stay                 leave VMs and leadership where they are afterwards\n"},
     {"drill", "report", "Show the report of a drill, or list those that are kept.", "drover drill report drill-20260131-120000-0a1b", OWN,

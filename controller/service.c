@@ -14,7 +14,6 @@
 #include "common/file.h"
 #include "common/log.h"
 #include "common/pki.h"
-#include "controller/drill_restart.h"
 #include "controller/environment.h"
 #include "controller/fsm/apply.h"
 #include "controller/fsm/command_codec.h"
@@ -338,8 +337,8 @@ static void start_handles(struct service *service)
     period = period > 0 && period < 1000 ? period : 1000;
     ASSERT(uv_timer_init(service->loop, &service->watchdog_timer) == 0);
     ASSERT(uv_timer_init(service->loop, &service->stop_timer) == 0);
-    ASSERT(uv_timer_init(service->loop, &service->drill_timer) == 0);
-    service->watchdog_timer.data = service->stop_timer.data = service->drill_timer.data = service;
+    controller_drill_start(service);
+    service->watchdog_timer.data = service->stop_timer.data = service;
     ASSERT(uv_timer_start(&service->watchdog_timer, on_watchdog, period, period) == 0);
 }
 
@@ -390,7 +389,7 @@ static void close_all(struct service *service)
     lease_driver_stop(&service->leases);
     uv_close((uv_handle_t *)&service->stop_timer, NULL);
     uv_close((uv_handle_t *)&service->watchdog_timer, NULL);
-    uv_close((uv_handle_t *)&service->drill_timer, NULL);
+    controller_drill_stop(service);
     loop_meter_stop(&service->meter);
     for (size_t i = 0; i < ARRAY_SIZE(service->signals); i++)
         uv_close((uv_handle_t *)&service->signals[i], NULL);
@@ -423,25 +422,6 @@ void service_stop(struct service *service)
         raft_node_change(service->raft, RAFT_NODE_TRANSFER, 0, NULL, on_handed_over, service, &err) == 0)
         wait_ms = SERVICE_TRANSFER_WAIT_MS;
     uv_timer_start(&service->stop_timer, on_stop_timer, wait_ms, 0);
-}
-
-static void on_drill(uv_timer_t *timer)
-{
-    struct service *service = timer->data;
-    if (!service->restart)
-        drill_restart_now(service->drill_seconds);
-    service_stop(service);
-}
-
-int service_drill(struct service *service, bool restart, unsigned seconds, unsigned after_ms, struct error *err)
-{
-    if (service->stopping || service->drill_ordered)
-        return error_set(err, -EBUSY, ERROR_CONFLICT, "this controller ends already");
-    log_warning("drill-begins", "fault=%s seconds=%u", restart ? "restart" : "crash", seconds);
-    service->drill_ordered = true;
-    service->restart = restart;
-    service->drill_seconds = seconds;
-    return uv_timer_start(&service->drill_timer, on_drill, after_ms, 0);
 }
 
 void service_finish(struct service *service)

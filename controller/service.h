@@ -22,6 +22,7 @@
 #include "common/loop_meter.h"
 #include "common/tls.h"
 #include "controller/api/api.h"
+#include "controller/controller_drill.h"
 #include "controller/data_dir.h"
 #include "controller/driver.h"
 #include "controller/fsm/state.h"
@@ -54,10 +55,8 @@ struct service {
     bool stopping, closing;
     uv_signal_t signals[2]; /* SIGTERM, SIGINT */
     uv_timer_t stop_timer, watchdog_timer;
-    uv_timer_t drill_timer;
-    bool drill_ordered;     /* this process ends soon, as a drill */
-    bool restart;           /* after the loop has ended: start again */
-    unsigned drill_seconds; /* that a crash lasts */
+    struct controller_drill drill;
+    bool restart; /* after the loop has ended: start again */
     struct loop_meter meter; /* of the API loop */
     struct api api;
     struct driver driver;
@@ -69,8 +68,6 @@ int service_start(struct service *service, uv_loop_t *loop, struct data_dir *dir
                   const struct service_options *options, struct error *err);
 /* Hand leadership over, end every request, stop Raft; the loop then ends by itself. */
 void service_stop(struct service *service);
-/* A drill: in @after_ms restart in order, or crash and be away for @seconds (drill_restart.h). -EBUSY: it ends already. */
-int service_drill(struct service *service, bool restart, unsigned seconds, unsigned after_ms, struct error *err);
 /* After the loop has ended. */
 void service_finish(struct service *service);
 

@@ -2,11 +2,20 @@
 #include "compute/agent/agent_drill.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/http_server.h"
 #include "common/log.h"
+#include "common/packet_cut.h"
 #include "compute/agent/agent.h"
+
+static const char *mark_path(const struct agent *a, char path[AGENT_DRILL_PATH_MAX])
+{
+    snprintf(path, AGENT_DRILL_PATH_MAX, "%s/drill-cut", a->data_dir);
+    return path;
+}
 
 static void set_silent(struct agent *a, bool silent)
 {
@@ -15,17 +24,48 @@ static void set_silent(struct agent *a, bool silent)
     session_silence(a->session, silent);
 }
 
+/* The kernel has ended the cut already, or does so now. */
+static void end_cut(struct agent *a)
+{
+    char path[AGENT_DRILL_PATH_MAX];
+    free(TAKE_PTR(a->drill.cut));
+    packet_cut_end(mark_path(a, path));
+}
+
 static void on_end(uv_timer_t *timer)
 {
     struct agent *a = timer->data;
     if (!a->drill.silent || a->stopping)
         return;
     log_info("drill-ends", "drill=%s", a->drill.name);
-    set_silent(a, false);
+    if (a->drill.cut == NULL) {
+        set_silent(a, false);
+        return;
+    }
+    end_cut(a);
+    a->drill.silent = false;
+}
+
+/* The answer to the order is out by now. */
+static void on_cut(uv_timer_t *timer)
+{
+    struct agent *a = timer->data;
+    struct error err = {.code = 0};
+    if (a->stopping)
+        return;
+    if (packet_cut_begin(a->drill.cut, &err) < 0) {
+        log_error("drill-failed", "drill=%s why=\"%s\"", a->drill.name, err.text);
+        end_cut(a);
+        a->drill.silent = false;
+        return;
+    }
+    uv_timer_start(&a->drill.timer, on_end, (uint64_t)a->drill.seconds * 1000, 0);
 }
 
 void agent_drill_init(struct agent *a)
 {
+    char path[AGENT_DRILL_PATH_MAX];
+    packet_cut_clean(mark_path(a, path));
     uv_timer_init(a->loop, &a->drill.timer);
     a->drill.timer.data = a;
 }
@@ -37,14 +77,16 @@ static void timer_closed(uv_handle_t *handle)
 
 void agent_drill_stop(struct agent *a)
 {
+    if (a->drill.cut != NULL)
+        end_cut(a);
     a->closing++;
     uv_close((uv_handle_t *)&a->drill.timer, timer_closed);
 }
 
 static int check_order(const struct agent *a, const struct drill_order *order, struct error *err)
 {
-    if (order->fault != drill_fault_SILENCE)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/fault", "a host can be silent, and nothing else");
+    if (order->fault != drill_fault_SILENCE && order->fault != drill_fault_CUT)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/fault", "a host can be silent or cut off, and nothing else");
     if (order->seconds < AGENT_DRILL_SECONDS_MIN || order->seconds > AGENT_DRILL_SECONDS_MAX)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/seconds", "it must be from %u to %u: a host is lost after 5 to 6",
                                AGENT_DRILL_SECONDS_MIN, AGENT_DRILL_SECONDS_MAX);
@@ -63,15 +105,29 @@ static int check_order(const struct agent *a, const struct drill_order *order, s
     return 0;
 }
 
-/* The answer goes out by the server's own connection, which the silence does not concern. */
+/* All is made ready, so that what cannot be done is said in the answer. The port that the server listens at stays open: for
+ * the answer, and for whoever watches. */
+static int prepare_cut(struct agent *a, const struct drill_order *order, struct error *err)
+{
+    char path[AGENT_DRILL_PATH_MAX];
+    const struct packet_cut_rules rules = {.open_port = packet_cut_port(a->identity.address)};
+    return packet_cut_prepare(mark_path(a, path), &rules, &order->far, order->seconds, &a->drill.cut, err);
+}
+
+/* The answer goes out by the server's own connection, which neither silence nor cut concerns. */
 static void begin(struct agent *a, struct http_request *request, const struct drill_order *order)
 {
     struct bytes_writer body = {.data = NULL};
     snprintf(a->drill.name, sizeof a->drill.name, "%s", order->drill);
     a->drill.seconds = order->seconds;
-    log_warning("drill-begins", "drill=%s fault=silence seconds=%u", order->drill, order->seconds);
-    uv_timer_start(&a->drill.timer, on_end, (uint64_t)order->seconds * 1000, 0);
-    set_silent(a, true);
+    log_warning("drill-begins", "drill=%s fault=%s seconds=%u", order->drill, drill_fault_desc.names[order->fault], order->seconds);
+    if (order->fault == drill_fault_CUT) {
+        a->drill.silent = true; /* as seen from outside; it asks all the same, and hears nothing */
+        uv_timer_start(&a->drill.timer, on_cut, AGENT_DRILL_CUT_AFTER_MS, 0);
+    } else {
+        uv_timer_start(&a->drill.timer, on_end, (uint64_t)order->seconds * 1000, 0);
+        set_silent(a, true);
+    }
     OBJECT_ENCODE(drill_order, order, &body);
     http_respond_take(request, 200, "application/json", NULL, body.data, body.size, free);
 }
@@ -81,7 +137,11 @@ static void handle_order(struct agent *a, struct http_request *request)
     struct drill_order order = {.head = {0}};
     struct error err = {.code = 0};
     int r = OBJECT_DECODE(drill_order, (const char *)request->body, request->body_size, OBJECT_CREATE, &order, &err);
-    if (r == 0 && (r = check_order(a, &order, &err)) == 0)
+    if (r == 0)
+        r = check_order(a, &order, &err);
+    if (r == 0 && order.fault == drill_fault_CUT)
+        r = prepare_cut(a, &order, &err);
+    if (r == 0)
         begin(a, request, &order);
     if (r < 0) {
         log_info("drill-refused", "why=\"%s\"", err.text);

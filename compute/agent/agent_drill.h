@@ -1,13 +1,18 @@
-/* Drills on this host: it falls silent for a while, as if it were lost, and tells whoever watches what its VMs execute.
+/* Drills on this host: for a while it falls silent, or is cut off, as if it were lost, and tells whoever watches what its VMs
+ * execute.
  *
- *   POST /v1/drill {drill, fault: silence, seconds}
+ *   POST /v1/drill {drill, fault: silence | cut, seconds, far}
  *        |  refused: a drill is under way or was under this name; the lease is not held; ha is disarmed; the host leaves or
  *        v           works on tasks
  *     SILENT: no question for the lease, no report, no order obeyed  --timer-->  as before
+ *     CUT: the kernel drops packets to and from the machines @far    --timeouts of the kernel's own-->  as before
+ *
+ * A cut shows more: connections that hang and questions that nobody answers. It is as bounded as a silence, since the kernel
+ * itself takes the addresses out of its rules again (common/packet_cut.h), and an agent that starts removes what is left of them.
  *
  * Why silence, and nothing harder. A drill is made on a cluster that people use, so what it does must end by itself, and
  * must be harmless where the failover that it asks for does not come. A host that is switched off takes along VMs without ha and may
- * not come back; packet rules that keep it off the network stay behind an agent that dies. Silence takes nothing away: VMs go
+ * not come back. Silence takes nothing away: VMs go
  * on until the lease that nobody renews holds those with ha (which is what a drill is to show), the others run on, and if no
  * other host takes a VM it goes on where it was. The end does not depend on anybody: it is a timer of the process that is
  * silent, nothing of it is written down, and an agent that ends, however, is not silent when it starts. The order comes from a
@@ -25,6 +30,8 @@
 
 #define AGENT_DRILL_SECONDS_MIN 10u /* less is over before the host is lost */
 #define AGENT_DRILL_SECONDS_MAX 60u
+#define AGENT_DRILL_CUT_AFTER_MS 100u /* from the answer to the cut: the answer is out by then */
+#define AGENT_DRILL_PATH_MAX 4096
 
 struct agent;
 struct http_request;
@@ -32,7 +39,8 @@ struct http_request;
 struct agent_drill {
     char name[64];   /* of the last one; "" = none */
     unsigned seconds;
-    bool silent;
+    bool silent;     /* or cut off */
+    char *cut;       /* its addresses, from prepare to end; else NULL */
     uv_timer_t timer; /* its end */
 };
 

@@ -404,9 +404,12 @@ static void result_fill(const json_t *manifest, struct backup_result *result)
     for (size_t i = 0; i < json_array_size(disks) && i < 16; i++) {
         const json_t *from = json_array_get(disks, i);
         const char *name = json_string_value(json_object_get(from, "name"));
+        const char *content = json_string_value(json_object_get(from, "content"));
         struct snapshot_disk *to = OBJECT_ADD(backup_result, result, disks);
         OBJECT_TEXT(snapshot_disk, to, name, name != NULL ? name : "");
         OBJECT_SET(snapshot_disk, to, size_bytes, (uint64_t)json_integer_value(json_object_get(from, "size_bytes")));
+        if (content != NULL && strlen(content) <= 64)
+            OBJECT_TEXT(snapshot_disk, to, content, content);
         read_bytes += (uint64_t)json_integer_value(json_object_get(from, "read_bytes"));
     }
     OBJECT_SET(backup_result, result, read_bytes, read_bytes);

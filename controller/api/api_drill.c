@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "controller/drill_restart.h"
 #include "controller/environment.h"
+#include "controller/fsm/time_text.h"
 
 struct place {
     char host[STATE_ID_BYTES], address[256];
@@ -20,6 +20,18 @@ static int find_host(const struct state *state, const char *id, struct place *re
         return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no host '%s'", id);
     snprintf(ret->host, sizeof ret->host, "%s", host->common->id);
     snprintf(ret->address, sizeof ret->address, "%s", host->host->address);
+    return 0;
+}
+
+/* The state is locked. Nobody's order is obeyed but that of the one drill that is under way. */
+static int check_reserved(const struct state *state, const struct drill_order *order, struct error *err)
+{
+    const struct cluster *cluster = state_count(state, object_kind_CLUSTER) > 0 ? state_cluster(state) : NULL;
+    if (cluster == NULL || cluster->drill == NULL || time_text_ms(cluster->drill_until) <= environment_unix_ms())
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "no drill '%s' is under way: POST /v1/drill begins one", order->drill);
+    if (strcmp(cluster->drill, order->drill) != 0)
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "drill %s is under way; wait for its end, at %s at the latest", cluster->drill,
+                         cluster->drill_until);
     return 0;
 }
 
@@ -42,8 +54,8 @@ static int check_order(const struct api_call *call, const struct drill_order *or
 {
     const struct api *api = &call->service->api;
     uint64_t now_ms = environment_monotonic_ms();
-    if (order->fault != drill_fault_SILENCE)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/fault", "a host can be silent, and nothing else");
+    if (order->fault != drill_fault_SILENCE && order->fault != drill_fault_CUT)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/fault", "a host can be silent or cut off, and nothing else");
     if (order->seconds < API_DRILL_SECONDS_MIN)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/seconds", "it must be from %u to 60: a host is lost after 5 to 6",
                                API_DRILL_SECONDS_MIN);
@@ -62,6 +74,8 @@ void api_drill_host(struct api_call *call)
     unsigned voters = service_voters(service);
     int r = check_order(call, order, &err);
     service_lock_state(service);
+    if (r == 0)
+        r = check_reserved(service->state, order, &err);
     if (r == 0)
         r = find_host(service->state, call->id, &place, &err);
     if (r == 0)
@@ -97,7 +111,9 @@ static int check_controller(struct api_call *call, const struct drill_order *ord
     unsigned voters = service_voters(service);
     uint64_t raft_id = 0;
     char address[256] = "";
+    int r;
     service_lock_state(service);
+    r = check_reserved(service->state, order, err);
     const struct record *record = state_get(service->state, object_kind_CONTROLLER, call->id);
     if (record != NULL) {
         raft_id = record->controller->raft_id;
@@ -108,8 +124,10 @@ static int check_controller(struct api_call *call, const struct drill_order *ord
         return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no controller '%s'", call->id);
     if (raft_id != service->dir.identity.raft_id)
         return error_set(err, -EINVAL, ERROR_CONFLICT, "only controller '%s' itself takes this: ask it at %s", call->id, address);
-    if (order->fault != drill_fault_CRASH && order->fault != drill_fault_RESTART)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/fault", "a controller can crash or restart");
+    if (order->fault == drill_fault_SILENCE)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/fault", "a controller can crash, restart, be cut off or write slowly");
+    if (r < 0)
+        return r;
     if (voters < 3)
         return error_set(err, -EINVAL, ERROR_CONFLICT, "with %u controllers that have a vote no majority would be left", voters);
     if (service->leader.leader_id == 0)
@@ -124,7 +142,7 @@ void api_drill_controller(struct api_call *call)
     struct error err;
     int r = check_controller(call, order, &err);
     if (r == 0)
-        r = service_drill(call->service, order->fault == drill_fault_RESTART, order->seconds, API_DRILL_AFTER_MS, &err);
+        r = controller_drill_order(call->service, order, &err);
     if (r < 0) {
         api_call_error(call, &err);
         return;

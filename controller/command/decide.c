@@ -204,6 +204,10 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_ha_disarm:
     case ROUTE_ID_ha_arm:
         return arm(d, NULL, 0, false, id == ROUTE_ID_ha_disarm);
+    case ROUTE_ID_drill_begin:
+        return decide_drill_begin(d, body);
+    case ROUTE_ID_drill_end:
+        return decide_drill_end(d, target, length);
     case ROUTE_ID_host_drain:
     case ROUTE_ID_host_undrain:
         return drain(d, target, length, id == ROUTE_ID_host_drain);

@@ -24,6 +24,10 @@ void decide_object(struct deciding *d, enum object_kind kind, const char *id);
 void decide_preview(struct deciding *d, const struct object_desc *desc, const void *object);
 void decide_uuid(const struct deciding *d, char ret_id[STATE_ID_BYTES]);
 
+/* decide_drill.c */
+int decide_drill_begin(struct deciding *d, const struct drill_reservation *body);
+int decide_drill_end(struct deciding *d, const char *drill, size_t length);
+
 /* decide_image.c */
 int decide_image_check(const struct image *image, struct error *err);
 int decide_image_create(struct deciding *d, const struct image *body);

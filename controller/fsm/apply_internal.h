@@ -33,6 +33,7 @@ void apply_host_suspect(struct apply *a, struct command_host_suspect *command);
 void apply_host_lost(struct apply *a, struct command_host_lost *command);
 void apply_host_clear(struct apply *a, struct command_host_clear *command);
 void apply_ha_arm(struct apply *a, struct command_ha_arm *command);
+void apply_drill(struct apply *a, struct command_drill *command);
 void apply_image_copies(struct apply *a, struct command_image_copies *command);
 void apply_handover(struct apply *a, struct command_handover *command); /* apply_migrate.h */
 

@@ -22,7 +22,8 @@ struct guard_append { /* one log write on its way to the disk */
     struct raft_io_append *inner;
     raft_io_append_cb cb;
     struct raft_guard *guard;
-    struct list in_appends;
+    struct list in_appends, in_late;
+    uint64_t tell_us; /* in `late`: when libraft is to hear of it */
     raft_index end; /* after the last entry */
     bool cut;       /* some of its entries have been cut since */
     bool handed;    /* to raft_uv */
@@ -34,6 +35,9 @@ struct guard_send { /* a copy of an AppendEntries, on its way */
     struct raft_message message;
     struct raft_entry entries[]; /* and behind them their data */
 };
+
+static void guard_tell(struct guard_append *append, int status);
+static void guard_tell_late(struct raft_guard *guard, uint64_t now_us);
 
 static struct raft_guard *guard_of(struct raft_io *io)
 {
@@ -248,6 +252,8 @@ static void guard_recv(struct raft_io *io, struct raft_message *message)
 
     guard_tell_capacity(guard);
     guard_forget_change(io);
+    if (message->type == RAFT_INSTALL_SNAPSHOT)
+        guard_tell_late(guard, UINT64_MAX); /* before the log that they are of goes */
     if (message->type == RAFT_APPEND_ENTRIES || message->type == RAFT_INSTALL_SNAPSHOT)
         guard->heard_ms = io->time(io);
     if (message->type == RAFT_INSTALL_SNAPSHOT &&
@@ -313,8 +319,6 @@ static int guard_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick,
 
 /* --- Snapshots -------------------------------------------------------------------------------------------------- */
 
-static void guard_append_cb(struct raft_io_append *req, int status);
-
 static raft_index guard_held_index(const struct guard_held *write)
 {
     return CONTAINER_OF(write, struct guard_append, held)->end - write->n;
@@ -341,7 +345,7 @@ static void guard_jump(struct raft_guard *guard, raft_index index)
             return;
         }
         list_remove(&first->link);
-        guard_append_cb(&CONTAINER_OF(first, struct guard_append, held)->req, 0);
+        guard_tell(CONTAINER_OF(first, struct guard_append, held), 0);
     }
 }
 
@@ -352,6 +356,7 @@ static void guard_put_cb(struct raft_io_snapshot_put *put, int status)
     struct raft_io_snapshot_put *inner = TAKE_PTR(guard->put_inner);
     raft_index jump = guard->jumping;
 
+    guard_tell_late(guard, UINT64_MAX);
     if (jump != 0 && status == 0)
         guard_jump(guard, jump);
     else if (jump != 0 && status != RAFT_CANCELED) /* raft_uv counts on from it all the same */
@@ -517,11 +522,10 @@ static int guard_set_vote(struct raft_io *io, raft_id id)
     return guard_check(io, "write the vote", guard_of(io)->inner_set_vote(io, id));
 }
 
-/* Guard M: of a write that was cut libraft is told that it was cancelled, so it only gives the memory back. Another
- * write follows every cut, and stands for what is left of this one too. */
-static void guard_append_cb(struct raft_io_append *req, int status)
+/* libraft hears of the end of a write. Guard M: of one that was cut it is told that it was cancelled, so it only gives the
+ * memory back. Another write follows every cut, and stands for what is left of this one too. */
+static void guard_tell(struct guard_append *append, int status)
 {
-    struct guard_append *append = CONTAINER_OF(req, struct guard_append, req);
     struct raft_guard *guard = append->guard;
     struct raft_io_append *inner = append->inner;
     raft_io_append_cb cb = append->cb;
@@ -535,11 +539,49 @@ static void guard_append_cb(struct raft_io_append *req, int status)
     }
     if (status == 0 && append->cut)
         status = RAFT_CANCELED;
-    guard->in_flight -= append->handed;
     list_remove(&append->in_appends);
     free(append);
     guard_tell_capacity(guard);
     cb(inner, status);
+}
+
+/* A drill: those whose time has come. */
+static void guard_tell_late(struct raft_guard *guard, uint64_t now_us)
+{
+    while (!list_empty(&guard->late)) {
+        struct guard_append *first = LIST_ENTRY(guard->late.next, struct guard_append, in_late);
+
+        if (first->tell_us > now_us)
+            return;
+        list_remove(&first->in_late);
+        guard_tell(first, 0);
+    }
+}
+
+static void guard_append_cb(struct raft_io_append *req, int status)
+{
+    struct guard_append *append = CONTAINER_OF(req, struct guard_append, req);
+    struct raft_guard *guard = append->guard;
+    uint64_t until_us = atomic_load(&guard->late_until_us), now_us;
+
+    guard->in_flight -= append->handed;
+    if (status != 0)
+        guard_tell_late(guard, UINT64_MAX);
+    if (status != 0 || (until_us == 0 && list_empty(&guard->late))) {
+        guard_tell(append, status);
+        return;
+    }
+    now_us = guard->now_us();
+    append->tell_us = now_us < until_us ? now_us + atomic_load(&guard->late_us) : now_us;
+    list_append(&guard->late, &append->in_late);
+    guard_tell_late(guard, now_us);
+}
+
+void raft_guard_slow(struct raft_guard *guard, unsigned delay_ms, unsigned seconds)
+{
+    ASSERT(guard->now_us != NULL);
+    atomic_store(&guard->late_us, (uint64_t)delay_ms * 1000);
+    atomic_store(&guard->late_until_us, guard->now_us() + (uint64_t)seconds * 1000000);
 }
 
 /* As raft_uv lays a batch out: two checksums, the count, 16 bytes for each entry, the data. */
@@ -672,6 +714,8 @@ void raft_guard_turn(struct raft_guard *guard)
 {
     guard->handed_before_bytes = guard->handed_bytes;
     guard->handed_bytes = 0;
+    if (!list_empty(&guard->late))
+        guard_tell_late(guard, guard->now_us());
     guard_look_for_cut(guard);
     while (!list_empty(&guard->held) && guard->cutting == 0 && guard->jumping == 0) {
         struct guard_held *first = LIST_ENTRY(guard->held.next, struct guard_held, link);
@@ -697,6 +741,12 @@ void raft_guard_forget(struct raft_guard *guard)
         list_remove(&first->link);
         free(first->is_cut ? (void *)first : CONTAINER_OF(first, struct guard_append, held));
     }
+    while (!list_empty(&guard->late)) {
+        struct guard_append *first = LIST_ENTRY(guard->late.next, struct guard_append, in_late);
+
+        list_remove(&first->in_late);
+        free(first);
+    }
 }
 
 /* What is held is answered as raft_uv answers what it has not written yet. */
@@ -713,6 +763,8 @@ static void guard_close(struct raft_io *io, raft_io_close_cb cb)
         else
             guard_append_cb(&CONTAINER_OF(first, struct guard_append, held)->req, RAFT_CANCELED);
     }
+    atomic_store(&guard->late_until_us, 0);
+    guard_tell_late(guard, UINT64_MAX);
     guard->inner_close(io, cb);
 }
 
@@ -727,6 +779,9 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
     guard->jumping = 0;
     list_init(&guard->held);
     list_init(&guard->appends);
+    list_init(&guard->late);
+    atomic_store(&guard->late_us, 0);
+    atomic_store(&guard->late_until_us, 0);
     guard->next_index = 1;
     guard->handed_bytes = guard->handed_before_bytes = 0;
     guard->uv_capacity = 0;

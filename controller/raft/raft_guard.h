@@ -112,6 +112,7 @@
 #include "common/list.h"
 
 #include <raft.h>
+#include <stdatomic.h>
 
 /* KiB of prepared log files: below that libraft takes no commands, and guard K hands nothing over. */
 #define RAFT_CAPACITY_KIB_MIN 4096u
@@ -138,6 +139,8 @@ struct raft_guard {
     bool disk_short;              /* guard K: set by the owner, now and then */
     raft_index next_index;        /* of the next entry to be written */
     struct list appends;          /* struct guard_append: all that libraft waits for (guard M) */
+    struct list late;             /* struct guard_append: done, in order, and libraft is to hear of it later (a drill) */
+    _Atomic uint64_t late_us, late_until_us; /* how much later, and until when writes are so; of any thread */
     struct raft_io_snapshot_put put; /* stands in for libraft's own request meanwhile */
     struct raft_io_snapshot_put *put_inner;
     raft_io_recv_cb recv;
@@ -175,6 +178,9 @@ void raft_guard_wrap(struct raft_guard *guard, void (*broken)(struct raft_guard 
                      uint64_t (*now_us)(void));
 /* Once in each turn of the loop, before anything is handed to libraft: what is held goes on where it may. */
 void raft_guard_turn(struct raft_guard *guard);
+/* A drill: for @seconds from now libraft hears of each log write @delay_ms later than it was done, as it would from a slow disk.
+ * Any thread; needs now_us. */
+void raft_guard_slow(struct raft_guard *guard, unsigned delay_ms, unsigned seconds);
 /* A server that ends without raft_close (a simulated crash): let go of what is held. */
 void raft_guard_forget(struct raft_guard *guard);
 /* Guard T: whether a cut waits for room, so that there is reason to give up a reserve. */

@@ -475,6 +475,11 @@ void raft_node_status(struct raft_node *node, struct raft_node_status *ret_statu
     pthread_mutex_unlock(&node->lock);
 }
 
+void raft_node_slow_writes(struct raft_node *node, unsigned delay_ms, unsigned seconds)
+{
+    raft_guard_slow(&node->guard, delay_ms, seconds);
+}
+
 const char *raft_node_role_name(enum raft_node_role role)
 {
     static const char *const names[] = {"follower", "candidate", "leader", "unavailable"};

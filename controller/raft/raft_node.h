@@ -235,6 +235,9 @@ typedef void (*raft_node_change_cb)(void *arg, int status, const struct error *e
 int raft_node_change(struct raft_node *node, enum raft_node_change change, uint64_t id, const char *address,
                      raft_node_change_cb cb, void *arg, struct error *err);
 
+/* A drill: for @seconds from now each log write takes @delay_ms longer, as on a slow disk. Any thread. */
+void raft_node_slow_writes(struct raft_node *node, unsigned delay_ms, unsigned seconds);
+
 /* --- Looking -------------------------------------------------------------------------------------------------- */
 
 /* A copy, as of the end of the node's last loop turn. */

@@ -29,3 +29,7 @@ bench-backup: $(BUILD)/bin/drover-backup ## backups beside restic, borg, casync 
 .PHONY: bench-leases
 bench-leases: $(BUILD)/bin/drover-controller $(BUILD)/tests/bench/bench_leases ## what leases of 50 hosts with 2,000 VMs cost three controllers, two minutes (HOSTS=50 VMS=2000 SECONDS_EACH=30)
 	@/usr/bin/python3 tests/bench/bench_leases.py
+
+.PHONY: drill-rounds
+drill-rounds: programs guest    ## rounds of drills on the process bed, p50, p99 and the slowest of each kind (ROUNDS=10 DRILL="host-loss leader-loss" KEEP=FILE)
+	@/usr/bin/python3 tests/process/drill_rounds.py --rounds $(or $(ROUNDS),10) $(if $(KEEP),--keep $(KEEP)) $(DRILL)

@@ -1,10 +1,18 @@
 """Drills as an operator makes them (`drover drill run`), on a living cluster of the process bed; what their report says is
 compared with what the guests themselves wrote."""
+import hashlib
 import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
 
 import pytest
 
-from bed import wait_until
+from bed import PATIENCE, wait_until
 from cluster import KVM_MISSING, KVM_MISSING_TEXT
 from test_failover import TICKER, Watch, ticks
 
@@ -29,6 +37,24 @@ def drill(cluster, *words, check=True):
     return report
 
 
+def reserve(cluster, name='by-hand', seconds=120):
+    """What `drover drill run` does before any order: known to every controller."""
+    status, _, body = cluster.api('POST', '/v1/drill', {'drill': name, 'seconds': seconds})
+    assert status == 200 and body['drill'] == name, body
+    for controller in cluster.controllers:
+        wait_until(lambda: cluster.api('GET', '/v1/cluster?consistency=stale', to=controller)[2].get('drill') == name,
+                   what=f'{controller.name} knows of the drill')
+
+
+def cut_addresses(host):
+    """What the kernel of a host drops for the sake of a drill; None: there is no table for it."""
+    done = host.run(['nft', '-j', 'list', 'set', 'inet', 'drover_drill', 'far4'], check=False)
+    if done.returncode != 0:
+        return None
+    (found,) = [item['set'] for item in json.loads(done.stdout)['nftables'] if 'set' in item]
+    return [element['elem']['val'] for element in found.get('elem', [])]
+
+
 def tell(report):
     print(f'{report["drill"]}: {report["result"]} {report["failures"]}')
     print('  ' + ', '.join(f'{step["step"]} {step["ms"]} ms' for step in report['steps']))
@@ -49,7 +75,7 @@ def check_ended_well(cluster, report, hosts):
 
 
 def check_nothing_moved(report, web, agent, epoch):
-    """The leader's or a restart's loss: no VM has noticed."""
+    """No VM has noticed."""
     (row,) = report['vms']
     assert row['from'] == row['to'] == agent.name
     assert web.agent() is agent and web.vm()['epoch'] == epoch
@@ -101,7 +127,11 @@ def test_what_a_drill_refuses(make_cluster):
     assert refused.returncode == 5 and 'ha arm' in refused.stderr, refused.stderr
     order = {'drill': 'by-hand', 'fault': 'silence', 'seconds': 20}
     path = f'/v1/hosts/{agent.name}/drill'
-    assert cluster.api('POST', path, order)[0] == 409
+    status, _, body = cluster.api('POST', path, order)
+    assert status == 409 and 'POST /v1/drill' in body['detail'], body
+    reserve(cluster)
+    status, _, body = cluster.api('POST', path, order)
+    assert status == 409 and 'disarmed' in body['detail'], body
     cluster.cli('ha', 'arm')
     for wrong in ({'seconds': 5}, {'seconds': 61}, {'fault': 'crash'}, {'drill': ''}, {'fault': 'fire'}):
         assert cluster.api('POST', path, {**order, **wrong})[0] == 400, wrong
@@ -109,8 +139,97 @@ def test_what_a_drill_refuses(make_cluster):
     follower = next(c for c in cluster.controllers if c is not leader)
     status, _, body = cluster.api('POST', f'/v1/controllers/{leader.name}/drill', {**order, 'fault': 'crash'}, to=follower)
     assert status == 409 and leader.host.address in body['detail'], body
+    for controller, wrong in ((leader, {'fault': 'silence'}), (leader, {'fault': 'slow-disk'}), (leader, {'fault': 'cut'}),
+                              (leader, {'fault': 'cut', 'far': ['127.0.0.1']}), (leader, {'fault': 'cut', 'far': ['drop; }']})):
+        status, _, body = cluster.api('POST', f'/v1/controllers/{controller.name}/drill', {**order, **wrong}, to=controller)
+        assert status == 400, (wrong, body)
+    # One drill at a time, whichever controller is asked, and until its end or its time is over.
+    other = {**order, 'drill': 'another', 'fault': 'crash', 'seconds': 1}
+    status, _, body = cluster.api('POST', f'/v1/controllers/{follower.name}/drill', other, to=follower)
+    assert status == 409 and 'by-hand is under way' in body['detail'], body
+    assert cluster.api('POST', '/v1/drill', {'drill': 'another', 'seconds': 10})[0] == 409
+    refused = drill(cluster, 'leader-loss', check=False)
+    assert refused.returncode == 5 and 'by-hand is under way' in refused.stderr, refused.stderr
+    assert cluster.api('DELETE', '/v1/drill/another')[0] == 200
+    assert cluster.api('GET', '/v1/cluster')[2]['drill'] == 'by-hand', 'nobody else ends it'
+    reserve(cluster, seconds=1)
+    wait_until(lambda: cluster.api('POST', '/v1/drill', {'drill': 'another', 'seconds': 10})[0] == 200, 10, 'its time is over')
+    assert cluster.api('DELETE', '/v1/drill/another')[0] == 200
+    assert 'drill' not in cluster.api('GET', '/v1/cluster')[2]
     web.wait_ticking(agent)
     assert web.vm()['epoch'] == 1
+    assert all(controller.program.alive and 'drill-begins' not in controller.program.text() for controller in cluster.controllers)
+
+
+def test_backup_restore(make_cluster):
+    """One controller is enough for it; a drill that fails says so, and leaves no VM and no backup either."""
+    cluster = make_cluster(controllers=1, agents=1)
+    disk = cluster.bed.directory / 'disk.img'
+    disk.write_bytes(b'of the image ' * 80000 + bytes(1 << 20))
+    artifacts = {name: {'url': f'file://{path}', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+                 for name, path in (('kernel', TICKER), ('disk', disk))}
+    status, _, answer = cluster.api('POST', '/v1/images', {'name': 'writer', 'kind': 'kernel', 'cmdline': 'disk=5', **artifacts})
+    assert status == 201, answer
+    refused = drill(cluster, 'backup-restore', '--image', 'writer', check=False)
+    assert refused.returncode == 5 and 'backup-store' in refused.stderr, refused.stderr
+    store = cluster.bed.directory / 'store'
+    assert cluster.api('POST', '/v1/backup-stores', {'name': 'nas', 'location': str(store)})[0] == 201
+    report = drill(cluster, 'backup-restore', '--image', 'writer', '--memory', '64MiB')
+    assert report['result'] == 'passed' and all(done['ok'] for done in report['put_back']), report
+    assert any('disk root is what it was' in m['what'] for m in report['timeline'])
+    assert [step['step'] for step in report['steps']] == ['backup before', 'restore', 'backup after', 'start']
+    assert cluster.items('/v1/vms') == [] and cluster.items('/v1/backups') == []
+    # Where what comes back is not what was there, the drill says so.
+    seen = []
+    runs = threading.Thread(target=lambda: seen.append(drill(cluster, 'backup-restore', '--image', 'writer', '--memory', '64MiB', check=False)))
+    runs.start()
+
+    def spoil():
+        """Into what was backed up, before it is restored: the packs are named in the backup, and sealed with their hashes."""
+        if any(b['name'].endswith('-before') and b['state'] == 'available' for b in cluster.items('/v1/backups')):
+            packs = [path for path in store.rglob('*') if path.is_file() and 'pack' in str(path)]
+            for path in packs:
+                data = bytearray(path.read_bytes())
+                data[len(data) // 2] ^= 1
+                path.write_bytes(data)
+            return packs
+        return None
+    wait_until(spoil, 60, 'there is something to spoil', poll_s=0.02)
+    runs.join(DRILL_S)
+    assert seen and seen[0].returncode == 5, seen
+    report = json.loads(seen[0].stdout)
+    assert report['result'] == 'failed' and report['failures'], report
+    assert cluster.items('/v1/vms') == []
+
+
+def test_slow_disk_and_a_controller_cut_off(make_cluster):
+    """Of the leader: changes go on, and no VM notices. Each host has a controller, so the cut has to leave the agent alone."""
+    cluster = make_cluster(controllers=3, agents=3)
+    web = Watch(cluster)
+    agent = web.agent()
+    pauses = web.pauses(agent)
+    leader = cluster.leader()
+    report = drill(cluster, 'slow-disk', '--seconds', '6')
+    check_ended_well(cluster, report, 3)
+    check_nothing_moved(report, web, agent, 1)
+    assert report['controller'] == leader.name and 'fault=slow-disk' in leader.program.text()
+
+    leader = cluster.leader()
+    began, seen = time.monotonic(), []
+    runs = threading.Thread(target=lambda: seen.append(drill(cluster, 'controller-partition', '--controller', leader.name, '--seconds', '8')))
+    runs.start()
+    far = sorted(c.host.address for c in cluster.controllers if c is not leader)
+    wait_until(lambda: sorted(cut_addresses(leader.host) or []) == far, 60, 'it is cut off', poll_s=0.02)
+    runs.join(DRILL_S)
+    (report,) = seen
+    print(f'controller-partition took {time.monotonic() - began:.1f} s')
+    check_ended_well(cluster, report, 3)
+    check_nothing_moved(report, web, agent, 1)
+    assert report['controller'] == leader.name
+    assert any(m['what'].startswith('controller ') and m['what'].endswith(' leads') and leader.name not in m['what']
+               for m in report['timeline'] if m['at_ms'] > 0), 'another one has led'
+    assert web.pauses(agent) == pauses
+    wait_until(lambda: cut_addresses(leader.host) is None, 20, 'no rule is left')
 
 
 @pytest.mark.slow
@@ -123,6 +242,7 @@ def test_no_drill_while_a_host_is_gone(make_cluster):
     wait_until(lambda: cluster.hosts_up() == 3, 30, 'a host is known to be gone')
     refused = drill(cluster, 'host-loss', '--host', agent.name, check=False)
     assert refused.returncode == 5 and '3 of 4 are up' in refused.stderr, refused.stderr
+    reserve(cluster)
     status, _, body = cluster.api('POST', f'/v1/hosts/{agent.name}/drill', {'drill': 'by-hand', 'fault': 'silence', 'seconds': 20})
     assert status == 409 and other.name in body['detail'], body
     web.wait_ticking(agent)
@@ -135,9 +255,10 @@ def test_the_end_of_a_silence_needs_nobody(make_cluster):
     web = Watch(cluster)
     agent = web.agent()
     order = {'drill': 'by-hand', 'fault': 'silence', 'seconds': 60}
+    reserve(cluster)
     status, _, body = cluster.api('POST', f'/v1/hosts/{agent.name}/drill', order)
     assert status == 200, body
-    status, _, body = cluster.api('POST', f'/v1/hosts/{agent.name}/drill', {**order, 'drill': 'another'})
+    status, _, body = cluster.api('POST', f'/v1/hosts/{agent.name}/drill', order)
     assert status == 409 and 'by-hand' in body['detail'], body
     assert cluster.api('GET', f'/v1/hosts/{agent.name}/observation')[2]['silent'] is True
     agent.program.kill9()
@@ -170,3 +291,137 @@ def test_rolling_restart(make_cluster):
     assert web.pauses(agent) == pauses
     for controller, before in zip(cluster.controllers, lives):
         assert controller.program.alive and controller.program.text().count('name=') > before, f'{controller.name} restarted'
+
+
+@pytest.mark.slow
+def test_network_partition(make_cluster):
+    """A host is cut off by its kernel: its VM executes elsewhere, and nothing is left of the cut."""
+    cluster = make_cluster(controllers=3, agents=4)
+    web = Watch(cluster)
+    agent = web.agent()
+    report = drill(cluster, 'network-partition', '--host', agent.name, '--seconds', '12')
+    check_ended_well(cluster, report, 4)
+    (row,) = report['vms']
+    assert row['to'] not in ('', agent.name) and web.agent() is agent
+    assert 'drill-begins' in agent.program.text() and 'fault=cut' in agent.program.text()
+    wait_until(lambda: cut_addresses(agent.host) is None, 20, 'no rule is left')
+
+
+@pytest.mark.slow
+def test_the_end_of_a_cut_needs_nobody(make_cluster):
+    """Agent and controller are killed while they are cut off: the kernel ends the cut, and the next start removes what is left."""
+    cluster = make_cluster(controllers=3, agents=4)
+    web = Watch(cluster)
+    agent, controller = cluster.agent(4), next(c for c in cluster.controllers if c is not cluster.leader())
+    others = [h.host.address for h in cluster.controllers + cluster.agents]
+    reserve(cluster)
+    for member, path, to in ((agent, f'/v1/hosts/{agent.name}/drill', None), (controller, f'/v1/controllers/{controller.name}/drill', controller)):
+        far = sorted({address for address in others if address != member.host.address})
+        status, _, body = cluster.api('POST', path, {'drill': 'by-hand', 'fault': 'cut', 'seconds': 15, 'far': far}, to=to)
+        assert status == 200, body
+        wait_until(lambda: sorted(cut_addresses(member.host) or []) == far, 15, 'it is cut off', poll_s=0.02)
+        member.program.kill9()
+        wait_until(lambda: cut_addresses(member.host) == [], 30, 'the kernel has ended it')
+        member.program.restart()
+        wait_until(lambda: cut_addresses(member.host) is None, 20, 'the next start has removed what was left')
+        wait_until(lambda: cluster.hosts_up() == 4 and all(cluster.ready(c) for c in cluster.controllers), 60, 'all is well')
+    web.wait_ticking(web.agent())
+
+
+class Machines:
+    """The operator's way to the machines (`--machines`): a program that asks this thread, which may start programs of the bed."""
+
+    def __init__(self, cluster):
+        self.cluster, self.calls = cluster, []
+        self.folder = tempfile.mkdtemp(prefix='drill-')
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(f'{self.folder}/s')
+        self.listener.listen(8)
+        self.listener.settimeout(0.2)
+        self.program = f'{self.folder}/machines'
+        with open(self.program, 'w') as file:
+            file.write(f'''#!{sys.executable}
+import json, os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect({self.folder + "/s"!r})
+s.sendall(json.dumps(sys.argv[1:3] + [os.environ.get("DROVER_TOKEN")]).encode() + b"\\n")
+status, said = json.loads(s.makefile().readline())
+print(said)
+sys.exit(status)
+''')
+        os.chmod(self.program, 0o755)
+
+    def close(self):
+        self.listener.close()
+        shutil.rmtree(self.folder)
+
+    def serve(self, ends):
+        """Until ends()."""
+        end = time.monotonic() + DRILL_S * PATIENCE
+        while not ends():
+            assert time.monotonic() < end, 'the drill goes on and on'
+            try:
+                peer, _ = self.listener.accept()
+            except TimeoutError:
+                continue
+            with peer:
+                peer.settimeout(30)
+                what, name, token = json.loads(peer.makefile().readline())
+                self.calls.append((what, name))
+                try:
+                    answer = (0, getattr(self, what)(next(c for c in self.cluster.controllers if c.name == name), token) or '')
+                except Exception as error:      # whatever it is, the drill is to say it
+                    answer = (1, str(error))
+                peer.sendall(json.dumps(answer).encode() + b'\n')
+
+    def check(self, controller, _):
+        assert controller.program.alive
+
+    def recover(self, controller, _):
+        controller.program.kill9()
+        controller.host.run([controller.binary, 'recover', '--data', controller.data, '--yes'])
+        controller.program.restart()
+
+    def ended(self, controller, _):
+        assert not controller.program.alive
+        return str(controller.program.status)
+
+    def rejoin(self, controller, token):
+        for entry in controller.directory.iterdir():
+            if entry.name != 'admin':
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        controller.join(token)
+        controller.program.restart()
+
+
+@pytest.mark.slow
+def test_quorum_loss(make_cluster):
+    """All but the leader are lost for good, and come back: refused, wiped, joined anew. No VM is held meanwhile."""
+    cluster = make_cluster(controllers=3, agents=3)
+    web = Watch(cluster)
+    agent = web.agent()
+    pauses, leader = web.pauses(agent), cluster.leader()
+    refused = drill(cluster, 'quorum-loss', check=False)
+    assert refused.returncode == 5 and '--machines' in refused.stderr, refused.stderr
+    machines = Machines(cluster)
+    try:
+        done = []
+        runs = threading.Thread(target=lambda: done.append(drill(cluster, 'quorum-loss', '--machines', machines.program, '--seconds', '25',
+                                                                 check=False)))
+        runs.start()
+        machines.serve(lambda: not runs.is_alive())
+        runs.join()
+    finally:
+        machines.close()
+    assert done and done[0].returncode == 0, done and done[0].stderr
+    report = json.loads(done[0].stdout)
+    tell(report)
+    check_ended_well(cluster, report, 3)
+    check_nothing_moved(report, web, agent, 1)
+    assert cluster.api('GET', '/v1/cluster')[2]['epoch'] == 2 and cluster.voters() == 3
+    assert [what for what, name in machines.calls if name == leader.name] == ['check', 'recover']
+    assert sorted(name for what, name in machines.calls if what == 'rejoin') == sorted(c.name for c in cluster.controllers if c is not leader)
+    assert {step['step'] for step in report['steps']} >= {'recover', 'writes again', 'as many controllers as before'}
+    assert web.pauses(agent) == pauses
+    # and the drill of the day after works
+    check_ended_well(cluster, drill(cluster, 'leader-loss', '--seconds', '1'), 3)

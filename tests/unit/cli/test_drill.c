@@ -139,7 +139,7 @@ static void test_conditions(void **state)
         json_t *vms = i == 6 ? json_array() : json_pack("[o]", vm("a", "n1", 100));
         if (i == 2)
             json_object_set_new(json_array_get(hosts, 2), "state", json_string("lost"));
-        const struct drill_check_input in = {cluster, controllers, hosts, vms, operations, "n1", true};
+        const struct drill_check_input in = {cluster, controllers, hosts, vms, operations, "n1", false, true};
         bool ok;
         json_t *checks = drill_check(&in, &ok);
         const json_t *check;
@@ -151,6 +151,22 @@ static void test_conditions(void **state)
         for (j = 0; j < ARRAY_SIZE(all); j++)
             json_decref(all[j]);
     }
+}
+
+/* Where nothing is to fail, one controller will do. */
+static void test_conditions_where_nothing_fails(void **state)
+{
+    bool ok;
+    (void)state;
+    json_t *cluster = json_pack("{s:b}", "ha_disarmed", 1), *none = json_array(), *hosts = json_pack("[o]", host("n1", 4096, 0));
+    json_t *controllers = json_pack("[{s:s}]", "role", "voter");
+    const struct drill_check_input in = {cluster, controllers, hosts, none, none, NULL, true, false};
+    json_decref(drill_check(&in, &ok));
+    assert_true(ok);
+    json_decref(cluster);
+    json_decref(none);
+    json_decref(hosts);
+    json_decref(controllers);
 }
 
 static void test_choice_of_host(void **state)
@@ -191,7 +207,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_failover),  cmocka_unit_test(test_twice),       cmocka_unit_test(test_unsure),
         cmocka_unit_test(test_a_restart_in_place), cmocka_unit_test(test_a_stall), cmocka_unit_test(test_room),
-        cmocka_unit_test(test_conditions),  cmocka_unit_test(test_choice_of_host), cmocka_unit_test(test_page_is_escaped),
+        cmocka_unit_test(test_conditions), cmocka_unit_test(test_conditions_where_nothing_fails), cmocka_unit_test(test_choice_of_host), cmocka_unit_test(test_page_is_escaped),
     };
     return cmocka_run_group_tests_name("drill", tests, NULL, NULL);
 }

@@ -639,9 +639,90 @@ static void test_a_crash_behind_an_installed_snapshot(void **state)
     log_close(log);
 }
 
+/* --- A drill's slow disk ---------------------------------------------------------------------------------------- */
+
+static uint64_t clock_us;
+
+static uint64_t clock_now_us(void)
+{
+    return clock_us;
+}
+
+static void wait_late(struct log *log)
+{
+    uint64_t end_ms = uv_hrtime() / 1000000 + WAIT_MS;
+
+    while (list_empty(&log->guard.late)) {
+        uv_run(&log->loop, UV_RUN_NOWAIT);
+        if (uv_hrtime() / 1000000 > end_ms)
+            fail_msg("no write is done within %d ms", WAIT_MS);
+    }
+}
+
+/* Told so much later, one after another, until the time is over; what was cut meanwhile is told as cut. */
+static void test_a_slow_disk_is_one_for_a_while(void **state)
+{
+    struct log *log = *state;
+
+    clock_us = 1000000;
+    log->guard.now_us = clock_now_us;
+    raft_guard_slow(&log->guard, 500, 10);
+    log_write(log, 1, 2, 1);
+    wait_late(log);
+    clock_us += 499999;
+    raft_guard_turn(&log->guard);
+    assert_int_equal(log->written, 0);
+    log_write(log, 3, 2, 1);
+    while (log->guard.in_flight > 0)
+        uv_run(&log->loop, UV_RUN_NOWAIT);
+    clock_us += 1;
+    raft_guard_turn(&log->guard);
+    assert_int_equal(log->written, 1);
+    assert_int_equal(log->status, 0);
+    assert_int_equal(log->guard.write_us_max, 500000);
+    log_write(log, 3, 1, 2); /* other entries in the place of those that are late */
+    while (log->guard.in_flight > 0)
+        uv_run(&log->loop, UV_RUN_NOWAIT);
+    clock_us += 499999;
+    raft_guard_turn(&log->guard);
+    assert_int_equal(log->written, 2);
+    assert_int_equal(log->status, RAFT_CANCELED);
+    clock_us += 1;
+    raft_guard_turn(&log->guard);
+    assert_int_equal(log->written, 3);
+    assert_int_equal(log->status, 0);
+    clock_us += 10000000;
+    log_write(log, 4, 1, 2);
+    log_wait_written(log, 4);
+    assert_true(list_empty(&log->guard.late));
+    log_close(log);
+    log_expect(log, 4, 3);
+    log_close(log);
+}
+
+/* None is lost, and none told after the end. */
+static void test_what_is_late_is_told_at_the_end(void **state)
+{
+    struct log *log = *state;
+
+    clock_us = 1000000;
+    log->guard.now_us = clock_now_us;
+    raft_guard_slow(&log->guard, 2000, 60);
+    for (unsigned i = 1; i <= 3; i++) {
+        log_write(log, i, 1, 1);
+        while (log->guard.in_flight > 0)
+            uv_run(&log->loop, UV_RUN_NOWAIT);
+    }
+    assert_int_equal(log->written, 0);
+    log_close(log);
+    assert_int_equal(log->written, 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_a_slow_disk_is_one_for_a_while, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_what_is_late_is_told_at_the_end, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_cut_during_a_snapshot_is_not_forgotten, setup, teardown),
         cmocka_unit_test_setup_teardown(test_what_is_held_is_answered_at_the_end, setup, teardown),
         cmocka_unit_test_setup_teardown(test_writes_wait_for_a_snapshot_on_a_short_disk, setup, teardown),
