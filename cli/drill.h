@@ -13,7 +13,7 @@
 
 #define DRILL_SILENT_S 20        /* a host, where nothing else is asked for; lost after 5 to 6, back after the rest */
 #define DRILL_CRASH_S 10         /* a controller */
-#define DRILL_LOST_S 45          /* controllers that are lost for good: until the cluster is recovered, about */
+#define DRILL_LOST_S 60          /* controllers that are lost for good: until they are stopped, in any case */
 #define DRILL_SECONDS_MAX 60
 #define DRILL_LIMIT_FAILOVER_US 8000000 /* from the loss of a host to its VMs executing elsewhere */
 #define DRILL_LIMIT_WRITES_US 2000000   /* from the loss of a leader to writes */

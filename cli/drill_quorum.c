@@ -1,14 +1,18 @@
 /* The drill of quorum loss: all controllers but the leader crash, and stay away; the one that is left is recovered; they
  * come back, are refused, and join anew.
  *
- *   crash of all others (each comes back by itself after --seconds, whoever has died meanwhile)
- *     -> no writes -> PROGRAM recover SURVIVOR -> writes, epoch + 1, one controller
- *     -> they are back: PROGRAM ended, exit status 5 -> PROGRAM rejoin -> as many votes as before
+ *   crash of all others (each comes back by itself after --seconds, where nothing more is done)
+ *     -> no majority -> PROGRAM stop OTHERS: from here on it is for good -> PROGRAM recover SURVIVOR -> writes, epoch + 1, one controller
+ *     -> PROGRAM start OTHERS -> PROGRAM ended: exit status 5 -> PROGRAM rejoin -> as many votes as before
+ *
+ * They are stopped before the recovery: a majority of the old ones that is back before the survivor would answer writes, which would
+ * be lost. Where the recovery fails they stay so, and whoever makes the drill has to look at the survivor first.
  *
  * A controller is recovered and wiped on its machine, not by the API: PROGRAM (--machines) is the operator's way to the machines,
  * the same as on the day that matters. It is started as PROGRAM WHAT NAME ADDRESS, and exits with 0 where that is done:
  *
  *   check    can it be reached, and is drover-controller there?
+ *   stop, start  the controller; it may not run as it is stopped
  *   recover  stop the controller, drover-controller recover --yes, start it
  *   ended    print the exit status of the controller's last run; fail while it runs
  *   rejoin   wipe its data but admin/, drover-controller join with the token in DROVER_TOKEN, start it */
@@ -133,6 +137,17 @@ static json_t *ask_survivor(struct drill *d, const char *path)
     return json;
 }
 
+static int for_lost(struct drill *d, const char *what, struct error *err)
+{
+    const json_t *c;
+    size_t i;
+    int rc = 0;
+    json_array_foreach(d->controllers, i, c)
+        if (rc == 0 && !survives(d, c) && strcmp(json_text(c, "role"), "voter") == 0)
+            rc = must(d, what, c, err);
+    return rc;
+}
+
 static int recover(struct drill *d, struct error *err)
 {
     const json_t *c;
@@ -144,11 +159,15 @@ static int recover(struct drill *d, struct error *err)
     drill_step(d, "no majority any more", begin_us);
     drill_tell(d, "no majority is left");
     begin_us = drill_now_us();
+    if ((rc = for_lost(d, "stop", err)) < 0)
+        return rc;
+    drill_step(d, "the others stopped", begin_us);
+    begin_us = drill_now_us();
     json_array_foreach(d->controllers, i, c)
         if (rc == 0 && survives(d, c))
             rc = must(d, "recover", c, err);
     if (rc < 0)
-        return rc;
+        return rc; /* not to be repaired by starting the others: they may be a rival majority by now */
     drill_step(d, "recover", begin_us);
     begin_us = drill_now_us();
     drill_await_controller(d, d->leader);
@@ -252,10 +271,13 @@ int drill_run_quorum_loss(struct drill *d, struct error *err)
     if (rc < 0)
         return rc;
     if ((rc = recover(d, err)) < 0) {
-        drill_fail(d, "%s", err->text); /* the others come back with their old majority */
+        drill_fail(d, "%s; look at controller %s, then start those that are stopped", err->text, d->leader);
         return 0;
     }
     check_recovered(d);
+    if ((rc = for_lost(d, "start", err)) < 0)
+        drill_fail(d, "%s", err->text);
+    drill_tell(d, "the lost ones start again");
     json_array_foreach(d->controllers, i, c)
         if (!survives(d, c) && strcmp(json_text(c, "role"), "voter") == 0)
             await_refused(d, c);

@@ -24,7 +24,7 @@ from test_failover import TICKER, Watch, percentile     # noqa: E402
 
 DRILL_S = 900
 HOST_KINDS = {'host-loss': 10, 'host-and-leader-loss': 10, 'network-partition': 12}     # and for how many seconds
-OTHER_KINDS = {'leader-loss': 1, 'rolling-restart': None, 'controller-partition': 8, 'slow-disk': 6, 'quorum-loss': 25, 'backup-restore': None}
+OTHER_KINDS = {'leader-loss': 1, 'rolling-restart': None, 'controller-partition': 8, 'slow-disk': 6, 'quorum-loss': None, 'backup-restore': None}
 
 
 def run(cluster, kind, *words):
