@@ -3,7 +3,6 @@
 The guest writes and reads its disk all the time (tests/guest/guest_disk.c): the n-th write fills its block with 64-bit words
 that say n, so that a block that is torn, lost or older than it may be is seen, by the guest and from outside.
 """
-import hashlib
 import json
 import os
 import random
@@ -13,36 +12,18 @@ import struct
 
 import pytest
 
-from bed import ROOT, wait_until
-from cluster import KVM_MISSING, KVM_MISSING_TEXT
+import disk_guest
+from bed import wait_until
+from disk_guest import BLOCKS, NEEDED, create, done, image
 
-GUEST = ROOT / 'build' / 'guest' / 'ticker.elf'
-pytestmark = [pytest.mark.skipif(not GUEST.exists(), reason='the test guest is not built: make guest'),
-              pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)]
+pytestmark = NEEDED
 
 
 @pytest.fixture
 def cluster(make_cluster):
     made = make_cluster(controllers=1, agents=1)
-    disk = made.bed.directory / 'disk.img'
-    disk.write_bytes(bytes(4 << 20))
-    artifacts = {name: {'url': f'file://{path}', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
-                 for name, path in (('kernel', GUEST), ('disk', disk))}
-    status, _, answer = made.api('POST', '/v1/images', {'name': 'ticker', 'kind': 'kernel', **artifacts})
-    assert status == 201, answer
+    image(made)
     return made
-
-
-def done(cluster, answer, state='succeeded'):
-    status, _, operation = answer
-    assert status == 202, operation
-    return cluster.wait_operation(operation, state=state) if state != 'succeeded' else cluster.wait_operation(operation)
-
-
-def create(cluster, name, **fields):
-    done(cluster, cluster.api('POST', '/v1/vms', {'name': name, 'image': 'ticker', 'vcpus': 1, 'memory_bytes': 64 << 20,
-                                                  **fields}))
-    return cluster.vm(name)['id']
 
 
 def head(cluster, vm_id, disk='root'):
@@ -92,24 +73,20 @@ def test_a_snapshot_goes_with_its_vm(cluster):
     wait_until(lambda: cluster.api('GET', '/v1/snapshots')[2] == [], 10, 'the snapshot is gone')
 
 
-BLOCKS, BLOCK_BYTES, CLUSTER_BYTES = 64, 4096, 65536
+BLOCK_BYTES, CLUSTER_BYTES = 4096, 65536
 FAULTS = re.compile(r'disk: |answered twice|corrupt')
 
 
 def console(cluster, vm_id):
-    path = cluster.agent(1).directory / 'vms' / vm_id / 'console.log'
-    return path.read_text(errors='replace') if path.exists() else ''
+    return disk_guest.console(cluster.agent(1), vm_id)
 
 
 def writes(cluster, vm_id):
-    """Writes that the guest's present life was told are done."""
-    life = console(cluster, vm_id).split('drover-guest: hello')[-1]
-    return max([int(n) for n in re.findall(r'^disk (\d+) writes', life, re.M)], default=0)
+    return disk_guest.writes(cluster.agent(1), vm_id)
 
 
 def wait_writes(cluster, vm_id, more=1):
-    first = writes(cluster, vm_id)
-    wait_until(lambda: writes(cluster, vm_id) >= first + more, 30, 'the guest writes')
+    disk_guest.wait_writes(cluster.agent(1), vm_id, more)
 
 
 class Layer:
