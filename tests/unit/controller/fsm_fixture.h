@@ -165,6 +165,26 @@ static inline void fixture_join(struct fixture *f, const char *name)
         fail_msg("join of %s: %s", name, f->error.text);
 }
 
+/* One more controller with a vote; @number is a digit. */
+static inline void fixture_voter(struct fixture *f, const char *name, unsigned number)
+{
+    char body[300];
+    struct command_put put = {0};
+    struct bytes_writer command = {0};
+    snprintf(body, sizeof body,
+             "{\"id\":\"0000000%u-0000-4000-8000-00000000dddd\",\"name\":\"%s\",\"raft_id\":%u,\"role\":\"voter\","
+             "\"address\":\"192.0.2.%u:7443\",\"raft_address\":\"192.0.2.%u:7444\"}", number, name, number, number, number);
+    assert_int_equal(OBJECT_DECODE(controller, body, strlen(body), OBJECT_STORED, &put.controller, NULL), 0);
+    object_mark(&command_put_desc, &put, "controller");
+    object_mark(&command_put_desc, &put, "request");
+    OBJECT_TEXT(command_request, &put.request, at, fixture_now(f));
+    OBJECT_SET(command_put, &put, create, true);
+    assert_int_equal(command_encode(COMMAND_put, &put, &command, NULL), 0);
+    assert_int_equal(fixture_apply(f, &command), 0);
+    bytes_writer_finish(&command);
+    OBJECT_CLEAR(command_put, &put);
+}
+
 /* The report of host @name with 8 processors and @mib of memory; add VMs with fixture_seen. */
 static inline struct node_report fixture_report(struct fixture *f, const char *name, uint64_t mib)
 {

@@ -15,32 +15,13 @@ struct bed {
     uint64_t now_ns;
 };
 
-static void add_voter(struct fixture *f, const char *name, unsigned number)
-{
-    char body[300];
-    struct command_put put = {0};
-    struct bytes_writer command = {0};
-    snprintf(body, sizeof body,
-             "{\"id\":\"0000000%u-0000-4000-8000-00000000dddd\",\"name\":\"%s\",\"raft_id\":%u,\"role\":\"voter\","
-             "\"address\":\"192.0.2.%u:7443\",\"raft_address\":\"192.0.2.%u:7444\"}", number, name, number, number, number);
-    assert_int_equal(OBJECT_DECODE(controller, body, strlen(body), OBJECT_STORED, &put.controller, NULL), 0);
-    object_mark(&command_put_desc, &put, "controller");
-    object_mark(&command_put_desc, &put, "request");
-    OBJECT_TEXT(command_request, &put.request, at, fixture_now(f));
-    OBJECT_SET(command_put, &put, create, true);
-    assert_int_equal(command_encode(COMMAND_put, &put, &command, NULL), 0);
-    assert_int_equal(fixture_apply(f, &command), 0);
-    bytes_writer_finish(&command);
-    OBJECT_CLEAR(command_put, &put);
-}
-
 static int setup(void **test)
 {
     struct bed *b = NEW(struct bed);
     struct fixture *f = &b->f;
     fixture_init(f);
-    add_voter(f, "c2", 2);
-    add_voter(f, "c3", 3);
+    fixture_voter(f, "c2", 2);
+    fixture_voter(f, "c3", 3);
     fixture_host(f, "n1", 8192);
     b->now_ns = 100 * S;
     for (unsigned i = 0; i < 3; i++)
@@ -383,7 +364,7 @@ static void after_a_change_of_the_controllers_nobody_is_lost_for_a_ttl(void **te
     look_at_all(b);
     assert_true(lease_judge_settled(&b->judge, f->state, b->now_ns));
     assert_int_equal(judge(b), 0); /* two votes: nobody is declared lost at all */
-    add_voter(f, "c4", 3);
+    fixture_voter(f, "c4", 3);
     look_at_all(b);
     judge(b);
     assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
