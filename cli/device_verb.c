@@ -36,6 +36,10 @@ static json_t *list_of(const json_t *vm, const char *field)
     {
         json_object_del(item, "allocated");
         json_object_del(item, "number");
+        json_object_del(item, "volume");
+        json_object_del(item, "attachment");
+        json_object_del(item, "leaving");
+        json_object_del(item, "forced");
     }
     return list;
 }

@@ -8,6 +8,7 @@
 #include "cli/verb_functions.h"
 #include "cli/operation_wait.h"
 #include "cli/output.h"
+#include "cli/volume_wait.h"
 
 #define LIST_PAGE 1000
 
@@ -107,6 +108,16 @@ static int wait_and_show(const struct invocation *call, struct client *client, c
     return rc;
 }
 
+static int wait_and_show_volume(const struct invocation *call, struct client *client, const char *id, struct error *err)
+{
+    json_t *volume = NULL;
+    int rc = volume_wait(call, client, id, &volume, err);
+    if (rc == 0)
+        say_done(call, volume);
+    json_decref(volume);
+    return rc;
+}
+
 static int run_write(const struct invocation *call, struct client *client, struct error *err)
 {
     const struct route_desc *route = &schema_routes[call->verb->route];
@@ -125,6 +136,8 @@ static int run_write(const struct invocation *call, struct client *client, struc
     const char *id = json_string_value(json_object_get(reply.json, "id"));
     if (rc == 0 && call->wait && !dry && route->answer == &operation_desc && id != NULL)
         rc = wait_and_show(call, client, id, err);
+    else if (rc == 0 && call->wait && !dry && route->answer == &volume_desc && id != NULL)
+        rc = wait_and_show_volume(call, client, id, err);
     else if (rc == 0)
         say_done(call, reply.json);
     reply_finish(&reply);

@@ -101,6 +101,18 @@ const struct verb verbs[] = {
     {"pool", "update", NULL, "drover pool update nas --host n1 --host n2 --host n3", ROUTE_ID_pool_update, ARGUMENT_NAME, NULL, NULL, NULL,
      NULL},
     {"pool", "delete", NULL, "drover pool delete nas --yes", ROUTE_ID_pool_delete, ARGUMENT_NAME, NULL, "Forget pool %s?", NULL, NULL},
+    {"volume", "list", NULL, "drover volume list", ROUTE_ID_volume_list, ARGUMENT_NONE,
+     "name,size_bytes,pool,host,state,vm_name,disk,created_at", NULL, NULL, NULL},
+    {"volume", "create", NULL, "drover volume create data1 --pool nas --size 20GiB --wait", ROUTE_ID_volume_create, ARGUMENT_NEW_NAME, NULL,
+     NULL, NULL, WAIT_HELP},
+    {"volume", "show", NULL, "drover volume show data1", ROUTE_ID_volume_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"volume", "update", NULL, "drover volume update data1 --size 40GiB --wait", ROUTE_ID_volume_update, ARGUMENT_NAME, NULL, NULL, NULL,
+     WAIT_HELP},
+    {"volume", "attach", NULL, "drover volume attach data1 --vm web1 --wait", ROUTE_ID_volume_attach, ARGUMENT_NAME, NULL, NULL, NULL,
+     WAIT_HELP},
+    {"volume", "detach", NULL, "drover volume detach data1 --wait", ROUTE_ID_volume_detach, ARGUMENT_NAME, NULL, NULL, NULL, WAIT_HELP},
+    {"volume", "delete", NULL, "drover volume delete data1 --yes --wait", ROUTE_ID_volume_delete, ARGUMENT_NAME, NULL,
+     "Remove volume %s and what is on it for good?", NULL, WAIT_HELP},
     {"vm", "list", NULL, "drover vm list --filter state=running", ROUTE_ID_vm_list, ARGUMENT_NONE,
      "name,state,wanted,host_name,vcpus,memory_bytes,image,restarts", NULL, NULL, NULL},
     {"vm", "create", NULL,
@@ -315,6 +327,6 @@ void help_verb(const struct verb *v)
     if (v->route != ROUTE_COUNT && (schema_routes[v->route].flags & ROUTE_DRY))
         puts("  --dry-run              check and place, but change nothing");
     if (v->route != ROUTE_COUNT && (schema_routes[v->route].flags & ROUTE_FORCE))
-        puts("  --force                pull the plug: the guest is not asked to shut down");
+        puts("  --force                without waiting for the guest; or as said above");
     help_global();
 }

@@ -103,7 +103,7 @@ static void put_operation(const struct route_table *table, const struct route_de
     if (table->is_cluster && (r->method == ROUTE_PATCH || r->method == ROUTE_DELETE))
         put_parameter(out, "header", "If-Match", "Only if the object still has this revision (its ETag).");
     if (r->flags & ROUTE_FORCE)
-        put_parameter(out, "query", "force", "true: without waiting for the guest.");
+        put_parameter(out, "query", "force", "true: without waiting for the guest, or as said above.");
     bytes_put_text(out, "]");
     if (r->body->name != NULL)
         bytes_put_format(out, ",\"requestBody\":{\"required\":true,\"content\":{\"application/json\":{\"schema\":{\"$ref\":\"#/components/schemas/%s\"}}}}",

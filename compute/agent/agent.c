@@ -82,6 +82,7 @@ static void put_report(struct node_report *report, void *arg)
     agent_tasks_put(a, report);
     agent_images_put_seen(a, report);
     pool_watch_put(&a->pools, report);
+    agent_volumes_put(a, report);
 }
 
 static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_change *change, uint64_t index)
@@ -230,6 +231,7 @@ static void obey(const struct node_orders *orders, void *arg)
     size_t n = agent_plan_orders(have, count, orders, changes);
     for (size_t i = 0; i < n; i++)
         carry_out(a, changes[i].have == PLAN_NEW ? NULL : vms[changes[i].have], &changes[i], orders->index);
+    agent_volumes_obey(a, orders);
     agent_tasks_obey(a, orders);
     obey_lease(a, orders);
     agent_migrations_obey(a, orders);
@@ -289,6 +291,7 @@ static void progress_tick(uv_timer_t *timer)
     struct local_vm *vm;
     agent_network_tick(a);
     agent_images_tick(a);
+    agent_volumes_tick(a);
     bool news = agent_tasks_running(a) || pool_watch_news(&a->pools);
     for (size_t i = 0; !news && (vm = map_next(&a->vms, &i)) != NULL;)
         news = vm_is_fetching(vm);
@@ -596,6 +599,7 @@ void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
         a->session = NULL;
     }
     agent_tasks_stop(a);
+    agent_volumes_stop(a);
     agent_migrations_stop(a);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
         a->closing++;

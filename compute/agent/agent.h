@@ -11,6 +11,7 @@
 #include "common/map.h"
 #include "common/tls.h"
 #include "compute/agent/agent_drill.h"
+#include "compute/agent/agent_volumes.h"
 #include "compute/agent/agent_task.h"
 #include "compute/agent/agent_lease.h"
 #include "compute/agent/dhcp_server.h"
@@ -62,6 +63,7 @@ struct agent {
     struct map vms;      /* struct local_vm by id */
     struct agent_tasks tasks;
     struct pool_watches pools;
+    struct agent_volumes volumes;
     struct agent_migrations migrations;
     uint64_t generation; /* lease generation of this host, as told */
     uint64_t arming;     /* as told and carried out (node_orders) */

@@ -28,7 +28,7 @@ static bool in_use(const char *sha256, void *arg)
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         if (order_names(vm_order_of(vm), sha256))
             return true;
-    return false;
+    return agent_volumes_use(a, sha256);
 }
 
 static void changed(void *arg)

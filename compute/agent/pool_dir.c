@@ -154,7 +154,7 @@ static int writable_check(const struct pool_order *pool, struct error *err)
 
 static int directories_make(const struct pool_order *pool, struct error *err)
 {
-    static const char *const names[] = {"vms", "images"};
+    static const char *const names[] = {"vms", "volumes", "images"};
     int r = 0;
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(names); i++) {
         CLEANUP_FREE char *path = xasprintf("%s/%s", pool->path, names[i]);
@@ -209,9 +209,16 @@ void pool_dir_look(const struct pool_order *pool, struct pool_seen *ret)
 
 /* ---- disks ---- */
 
-char *pool_dir_disk(const struct pool_order *pool, const char *vm_id, const char *disk)
+/* Whose a disk is: a VM's, or a volume's own. */
+static char *owner_path(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk)
 {
-    return xasprintf("%s/vms/%s/%s.layers", pool->path, vm_id, disk);
+    return disk->volume != NULL ? xasprintf("%s/volumes/%s", pool->path, disk->volume) : xasprintf("%s/vms/%s", pool->path, vm_id);
+}
+
+char *pool_dir_disk(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk)
+{
+    CLEANUP_FREE char *owner = owner_path(pool, vm_id, disk);
+    return xasprintf("%s/%s.layers", owner, disk->name);
 }
 
 char *pool_dir_images(const struct pool_order *pool)
@@ -230,7 +237,8 @@ static int image_copy(const struct pool_order *pool, const char *image_path, cha
     CLEANUP_FREE char *part = xasprintf("%s/images/.%s", pool->path, random);
     if (access(path, F_OK) < 0) {
         int r = disk_file_make(part, 0, image_path, err); /* whole sectors: it can be shared */
-        if (r == 0 && rename(part, path) < 0)
+        /* All VMMs may read it that are shown it: which VM a volume will be attached to is not known when it is made. */
+        if (r == 0 && (chmod(part, 0644) < 0 || rename(part, path) < 0))
             r = error_errno(err, -errno, "cannot make %s", path);
         if (r < 0) {
             unlink(part);
@@ -260,11 +268,11 @@ int pool_dir_make_disk(const struct pool_order *pool, const char *vm_id, const s
 {
     char random[POOL_DIR_MARK_BYTES];
     random_text(random);
-    CLEANUP_FREE char *vm_dir = xasprintf("%s/vms/%s", pool->path, vm_id);
-    CLEANUP_FREE char *final = pool_dir_disk(pool, vm_id, disk->name);
+    CLEANUP_FREE char *owner_dir = owner_path(pool, vm_id, disk);
+    CLEANUP_FREE char *final = pool_dir_disk(pool, vm_id, disk);
     CLEANUP_FREE char *head = xasprintf("%s/%s.disk", final, disk->name);
     CLEANUP_FREE char *part_name = xasprintf(".%s.%s", disk->name, random);
-    CLEANUP_FREE char *part = xasprintf("%s/%s", vm_dir, part_name);
+    CLEANUP_FREE char *part = xasprintf("%s/%s", owner_dir, part_name);
     int r = pool_dir_check(pool, err);
     if (r < 0)
         return r;
@@ -272,15 +280,15 @@ int pool_dir_make_disk(const struct pool_order *pool, const char *vm_id, const s
         return 0;
     if (errno != ENOENT || made)
         return error_errno(err, -errno, "disk %s was made once and is missing now: %s", disk->name, head);
-    r = file_make_directories(vm_dir, 0700, err);
+    r = file_make_directories(owner_dir, 0700, err);
     if (r == 0)
         r = disk_fill(pool, part, disk, image_path, err);
     /* On a directory with something in it this fails, and so on the disk of another host that was as far as we are. */
     if (r == 0 && rename(part, final) < 0 && access(head, F_OK) < 0)
         r = error_errno(err, -errno, "cannot make %s", final);
-    if (file_remove_tree(vm_dir, part_name, NULL) < 0 && r == 0)
+    if (file_remove_tree(owner_dir, part_name, NULL) < 0 && r == 0)
         log_warning("pool-part", "path=%s error=\"cannot be removed, ignoring\"", part);
-    return r < 0 ? r : file_sync_directory(vm_dir, err);
+    return r < 0 ? r : file_sync_directory(owner_dir, err);
 }
 
 /* Images that no disk is above any more, and what killed agents left of copies. Others may do the same now. */
@@ -300,27 +308,38 @@ static void images_collect(const struct pool_order *pool)
         closedir(d);
 }
 
-int pool_dir_remove_vm(const struct pool_order *pool, const char *vm_id, struct error *err)
+/* <path>/@kind/@id. */
+static int owner_remove(const struct pool_order *pool, const char *kind, const char *id, struct error *err)
 {
-    CLEANUP_FREE char *vms = xasprintf("%s/vms", pool->path);
-    CLEANUP_FREE char *dir = xasprintf("%s/%s", vms, vm_id);
-    CLEANUP_FREE char *gone_name = xasprintf("%s" VM_FILES_GONE, vm_id);
-    CLEANUP_FREE char *gone = xasprintf("%s/%s", vms, gone_name);
+    CLEANUP_FREE char *all = xasprintf("%s/%s", pool->path, kind);
+    CLEANUP_FREE char *dir = xasprintf("%s/%s", all, id);
+    CLEANUP_FREE char *gone_name = xasprintf("%s" VM_FILES_GONE, id);
+    CLEANUP_FREE char *gone = xasprintf("%s/%s", all, gone_name);
     int r = pool_dir_check(pool, err);
     if (r < 0) {
         error_prefix(err, "the disks in pool %s cannot be removed: ", pool->name);
         return r;
     }
     if (access(dir, F_OK) == 0) {
-        r = file_remove_tree(vms, gone_name, err);
-        if (r == 0 && rename(dir, gone) < 0)
+        r = file_remove_tree(all, gone_name, err); /* another host may be at it, too */
+        if (r == 0 && rename(dir, gone) < 0 && errno != ENOENT)
             r = error_errno(err, -errno, "cannot remove %s", dir);
         if (r == 0)
-            r = file_sync_directory(vms, err);
+            r = file_sync_directory(all, err);
     }
     if (r == 0)
-        r = file_remove_tree(vms, gone_name, err);
+        r = file_remove_tree(all, gone_name, err);
     if (r == 0)
         images_collect(pool);
     return r;
+}
+
+int pool_dir_remove_vm(const struct pool_order *pool, const char *vm_id, struct error *err)
+{
+    return owner_remove(pool, "vms", vm_id, err);
+}
+
+int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id, struct error *err)
+{
+    return owner_remove(pool, "volumes", volume_id, err);
 }

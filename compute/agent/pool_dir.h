@@ -1,18 +1,19 @@
-/* A pool's directory on this host: its marker, and the disks of VMs in it. Blocking, and on network file systems for as long
+/* A pool's directory on this host: its marker, and the disks of VMs and volumes in it. Blocking, and on network file systems for as long
  * as those please: not for the loop's thread.
  *
  *   <path>/drover-pool.json           struct pool_marker: this is the pool, and which directory of it. Written once
  *          vms/<vm id>/<disk>.layers/   a disk with layers (block/layer_disk.h): <disk>.disk, layers, its image's second name
  *                      .<...>         a disk that is being made
  *                 <vm id>.gone        being removed
+ *          volumes/<volume id>/         the same of a volume: it is there before a VM has it, and after
  *          images/<sha256>            images that disks of the pool are above, copied here once; gone with the last disk
  *
  * Everything is looked for behind the marker: where it is missing, or another one, nothing is read, made or removed, for
  * then this is a directory that nothing is mounted on, or something else altogether.
  *
  * Several hosts work in a shared pool, and one that was thought dead may go on at any instruction. So a disk is made aside
- * and gets its name by a rename that replaces nothing; and what removes a VM's directory is only the host that was told
- * that the VM is deleted, which nobody can take back. All is root's alone but what vmm_user_own_files hands over; a file
+ * and gets its name by a rename that replaces nothing; and what removes the directory of a VM or volume is only a host that was
+ * told that it is deleted, which nobody can take back. All is root's alone but what vmm_user_own_files hands over; a file
  * server that makes root somebody else cannot be used, and is told apart here (no_root_squash). */
 #ifndef COMPUTE_AGENT_POOL_DIR_H
 #define COMPUTE_AGENT_POOL_DIR_H
@@ -34,15 +35,16 @@ void pool_dir_look(const struct pool_order *pool, struct pool_seen *ret);
 /* Is it the directory that the order speaks of? -ENOENT, -ESTALE in words if not. */
 int pool_dir_check(const struct pool_order *pool, struct error *err);
 
-/* The directory of a disk with layers. The caller frees. */
-char *pool_dir_disk(const struct pool_order *pool, const char *vm_id, const char *disk);
+/* The directory of a disk with layers: the VM's, or its volume's where it is one. The caller frees. */
+char *pool_dir_disk(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk);
 /* Where the images are that its disks are above. The caller frees. */
 char *pool_dir_images(const struct pool_order *pool);
 /* Make @disk unless it is there, above @image_path (NULL: empty). @made: it was made once, so a missing one is an error.
  * -EFBIG: the image is larger than the disk. */
 int pool_dir_make_disk(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk, const char *image_path,
                        bool made, struct error *err);
-/* All that the VM has in the pool, for good. Nothing there is fine; no pool there is not. */
+/* All that the VM, or a volume, has in the pool, for good. Nothing there is fine; no pool there is not. */
 int pool_dir_remove_vm(const struct pool_order *pool, const char *vm_id, struct error *err);
+int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id, struct error *err);
 
 #endif

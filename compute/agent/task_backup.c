@@ -153,6 +153,12 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
             return error_set(err, -EBUSY, ERROR_CONFLICT,
                              "the VM may be started on another host at any moment, for it has ha and disk %s is in a shared "
                              "pool: turn ha off meanwhile", disks[i].name);
+        /* A volume may have been another VM's, or nobody's, until now: no VMM of this one has been started with it yet. */
+        int r = !runs && disks[i].volume != NULL && vm_user(vm) != geteuid()
+                    ? vmm_user_own_disk(places, order, &disks[i], vm_user(vm), err)
+                    : 0;
+        if (r < 0)
+            return r;
         CLEANUP_FREE char *layers = vm_files_layers_path(places, order, &disks[i]);
         CLEANUP_FREE char *leaf = xasprintf("disks/%s.raw", disks[i].name);
         CLEANUP_FREE char *raw = vm_files_path(places, b->vm, leaf);

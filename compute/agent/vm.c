@@ -700,8 +700,15 @@ static void vm_adjust(struct local_vm *vm)
                                               .order = &vm->file.order,
                                               .control_path = vm->control_path,
                                               .user = vm->file.user != 0 ? vm->file.user : geteuid(),
+                                              .jailed = vm->file.user != 0,
+                                              .pidfd = vm->watch != NULL ? vm->watch->pidfd : -1,
                                               .done = vm_on_adjusted,
                                               .arg = vm};
+    if (vm->ask_at_ms <= now_ms(vm)) { /* a guest may keep a disk for as long as it likes: its VMM is asked how it is meanwhile */
+        vm_ask(vm);
+        if (vm->busy != VM_IDLE)
+            return;
+    }
     if (vm->machine.state != vm_state_RUNNING && vm->machine.state != vm_state_PAUSED) /* its guest runs already */
         vm_move(vm, vm->process_paused ? vm_state_PAUSED : vm_state_RUNNING, "");
     vm->start_deadline_ms = 0;

@@ -2,14 +2,17 @@
 #include "compute/agent/vm_adjust.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #include "common/log.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/tap.h"
 
-enum phase { PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_END };
+enum phase { PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_END };
 #define URL_SIZE 96
 
 struct vm_adjust {
@@ -17,6 +20,9 @@ struct vm_adjust {
     struct vm_order order;
     char control_path[VM_FILES_CONTROL_PATH_SIZE];
     uid_t user;
+    bool jailed;
+    int pidfd;
+    char *directory; /* of the volume that is being plugged in, as the VMM sees it */
     void (*done)(void *arg, int status, const struct error *err);
     void *arg;
 
@@ -47,6 +53,9 @@ static void timer_closed(uv_handle_t *handle)
     int status = a->status;
     struct error err = a->err;
     OBJECT_CLEAR(vm_order, &a->order);
+    free(a->directory);
+    if (a->pidfd >= 0)
+        close(a->pidfd);
     free(a);
     done(arg, status, &err);
 }
@@ -152,8 +161,6 @@ static const struct vm_nic *nic_numbered(const struct vm_order *order, unsigned 
     return NULL;
 }
 
-static void look(struct vm_adjust *a);
-
 static void look_at_next(struct vm_adjust *a)
 {
     a->at++;
@@ -164,7 +171,7 @@ static void look_at_next(struct vm_adjust *a)
 
 static void on_look_again(uv_timer_t *timer)
 {
-    look(timer->data);
+    next(timer->data);
 }
 
 static void on_unplugged(struct vm_adjust *a, const struct http_answer *answer)
@@ -248,11 +255,27 @@ static void look(struct vm_adjust *a)
 
 /* ---- 2: the host's side ---- */
 
-static void work_network(uv_work_t *work)
+static const struct vm_disk *disk_at(const struct vm_adjust *a)
+{
+    return (const struct vm_disk *)a->order.disks.items + a->at;
+}
+
+/* In the pool: what the phase is about. */
+static void work_do(uv_work_t *work)
 {
     struct vm_adjust *a = CONTAINER_OF(work, struct vm_adjust, work);
-    a->status = vm_files_network(&a->context->places, &a->order, a->user, &a->err);
+    const struct vm_places *places = &a->context->places;
+    uid_t user = a->jailed ? a->user : 0;
+    if (a->phase == PHASE_NETWORK)
+        a->status = vm_files_network(places, &a->order, a->user, &a->err);
+    else if (a->phase == PHASE_SHOW)
+        a->status = vm_files_show(places, &a->order, disk_at(a), user, a->pidfd, &a->directory, &a->err);
+    else
+        a->status = vm_files_hide(places, &a->order, disk_at(a), user, a->pidfd, &a->err);
 }
+
+static void volume_plug(struct vm_adjust *a);
+static void next_disk(struct vm_adjust *a);
 
 static void work_after(uv_work_t *work, int status)
 {
@@ -263,15 +286,22 @@ static void work_after(uv_work_t *work, int status)
         end(a, a->cancelled ? -ECANCELED : a->status);
         return;
     }
-    a->phase = PHASE_PLUG;
-    a->at = 0;
-    next(a);
+    if (a->phase == PHASE_NETWORK) {
+        a->phase = PHASE_PLUG;
+        a->at = 0;
+        next(a);
+    } else if (a->phase == PHASE_SHOW) {
+        volume_plug(a);
+    } else {
+        log_info("disk-unplugged", "vm=%s disk=%s", a->order.name, disk_at(a)->name);
+        next_disk(a);
+    }
 }
 
-static void network(struct vm_adjust *a)
+static void work_begin(struct vm_adjust *a)
 {
     a->working = true;
-    int r = uv_queue_work(a->context->loop, &a->work, work_network, work_after);
+    int r = uv_queue_work(a->context->loop, &a->work, work_do, work_after);
     ASSERT(r == 0);
 }
 
@@ -304,17 +334,88 @@ static void plug(struct vm_adjust *a)
 
 /* ---- 4: disks ---- */
 
-static const struct vm_disk *disk_at(const struct vm_adjust *a)
+static void next_disk(struct vm_adjust *a)
 {
-    return (const struct vm_disk *)a->order.disks.items + a->at;
+    a->phase = PHASE_DISKS;
+    a->at++;
+    a->force_at_ms = 0;
+    a->forced = false;
+    next(a);
 }
 
 static void on_disk_changed(struct vm_adjust *a, const struct http_answer *answer)
 {
-    if (failed(a, answer, "a disk cannot be changed"))
+    if (!failed(a, answer, "a disk cannot be changed"))
+        next_disk(a);
+}
+
+/* ---- volumes that come and go ---- */
+
+static void on_disk_plugged(struct vm_adjust *a, const struct http_answer *answer)
+{
+    if (failed(a, answer, "a volume cannot be plugged in"))
         return;
-    a->at++;
-    next(a);
+    log_info("disk-plugged", "vm=%s disk=%s", a->order.name, disk_at(a)->name);
+    next_disk(a);
+}
+
+static void volume_plug(struct vm_adjust *a)
+{
+    struct vmm_disk disk = {.path = NULL};
+    vm_files_disk(&a->context->places, &a->order, disk_at(a), a->directory, &disk);
+    free(a->directory);
+    a->directory = NULL;
+    send_object(a, "POST", "disks", &vmm_disk_desc, &disk, on_disk_plugged);
+}
+
+/* Its pool first: calls to one whose server is gone would never end. */
+static void volume_show(struct vm_adjust *a)
+{
+    const struct pool_order *pool = pool_dir_of(&a->order, disk_at(a));
+    int r = pool == NULL                ? error_set(&a->err, -EINVAL, ERROR_INTERNAL, "the order does not describe the pool of disk %s",
+                                                    disk_at(a)->name)
+            : a->context->pools != NULL ? pool_watch_there(a->context->pools, pool->id, pool->name, &a->err)
+                                        : 0;
+    if (r < 0) {
+        end(a, r);
+        return;
+    }
+    a->phase = PHASE_SHOW;
+    work_begin(a);
+}
+
+static void on_disk_unplugged(struct vm_adjust *a, const struct http_answer *answer)
+{
+    if (answer->status != 404 && failed(a, answer, "a disk cannot be unplugged"))
+        return;
+    uv_timer_start(&a->timer, on_look_again, VM_UNPLUG_ASK_MS, 0);
+}
+
+/* The VMM has it still. */
+static void volume_unplug(struct vm_adjust *a)
+{
+    const struct vm_disk *disk = disk_at(a);
+    char path[URL_SIZE];
+    uint64_t now = uv_now(a->context->loop);
+    bool first = a->force_at_ms == 0, over = !first && now >= a->force_at_ms;
+    if (first)
+        a->force_at_ms = now + VM_UNPLUG_MS;
+    if (over && (!disk->forced || a->forced)) {
+        error_set(&a->err, -EAGAIN, ERROR_TIMEOUT,
+                  "the guest has not let go of disk %s yet; unmount it there, or detach the volume with force", disk->name);
+        end(a, -EAGAIN);
+        return;
+    }
+    if (!first && !over) {
+        uv_timer_start(&a->timer, on_look_again, VM_UNPLUG_ASK_MS, 0);
+        return;
+    }
+    a->forced = over;
+    if (over)
+        a->force_at_ms = now + VM_UNPLUG_MS;
+    snprintf(path, sizeof(path), "disks/%s%s", disk->name, over ? "?force=true" : "");
+    log_info("disk-unplug", "vm=%s disk=%s force=%d", a->order.name, disk->name, over);
+    ask(a, "DELETE", path, NULL, on_disk_unplugged);
 }
 
 static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
@@ -323,9 +424,17 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
     struct vmm_disk_status status = {.reads = 0};
     struct vmm_disk patch = {.path = NULL};
     char path[URL_SIZE];
-    if (answer->status == 404) { /* taken away by hand: not ours to bring back */
-        a->at++;
-        next(a);
+    if (answer->status == 404 && disk->volume == NULL) { /* taken away by hand: not ours to bring back */
+        next_disk(a);
+        return;
+    }
+    if (answer->status == 404 && !disk->leaving) {
+        volume_show(a);
+        return;
+    }
+    if (answer->status == 404) {
+        a->phase = PHASE_HIDE;
+        work_begin(a);
         return;
     }
     if (failed(a, answer, "its VMM does not say which disks it has"))
@@ -334,16 +443,33 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
         end(a, -EPROTO);
         return;
     }
-    bool same = status.disk.on_disk_error == disk->on_disk_error && vm_adjust_limits_same(&status.disk.limits, &disk->limits);
+    bool grows = disk->volume != NULL && status.disk.size_bytes < disk->size_bytes, detached = status.detached;
+    bool same = status.disk.on_disk_error == disk->on_disk_error && vm_adjust_limits_same(&status.disk.limits, &disk->limits) && !grows;
     OBJECT_CLEAR(vmm_disk_status, &status);
+    if (disk->leaving && !detached) {
+        volume_unplug(a);
+        return;
+    }
+    if (disk->leaving) { /* its files are closed; the guest keeps a dead device until it looks */
+        a->phase = PHASE_HIDE;
+        work_begin(a);
+        return;
+    }
+    if (detached && disk->volume != NULL) {
+        error_set(&a->err, -EBUSY, ERROR_CONFLICT,
+                  "disk %s was taken away by force, and the guest keeps the dead device; reboot the VM to have it again", disk->name);
+        end(a, -EBUSY);
+        return;
+    }
     if (same) {
-        a->at++;
-        next(a);
+        next_disk(a);
         return;
     }
     limits_put(&patch.limits, &disk->limits);
     object_mark(&vmm_disk_desc, &patch, "limits");
     OBJECT_SET(vmm_disk, &patch, on_disk_error, disk->on_disk_error); /* no-space is 0, and where it is not given */
+    if (grows)
+        OBJECT_SET(vmm_disk, &patch, size_bytes, disk->size_bytes);
     snprintf(path, sizeof(path), "disks/%s", disk->name);
     send_object(a, "PATCH", path, &vmm_disk_desc, &patch, on_disk_changed);
 }
@@ -364,7 +490,7 @@ static void disks(struct vm_adjust *a)
 static void next(struct vm_adjust *a)
 {
     static void (*const phases[])(struct vm_adjust *) = {
-        [PHASE_LOOK] = look, [PHASE_NETWORK] = network, [PHASE_PLUG] = plug, [PHASE_DISKS] = disks};
+        [PHASE_LOOK] = look, [PHASE_NETWORK] = work_begin, [PHASE_PLUG] = plug, [PHASE_DISKS] = disks};
     phases[a->phase](a);
 }
 
@@ -380,6 +506,8 @@ struct vm_adjust *vm_adjust_start(const struct vm_adjust_options *options)
     OBJECT_COPY(vm_order, &a->order, options->order);
     snprintf(a->control_path, sizeof(a->control_path), "%s", options->control_path);
     a->user = options->user;
+    a->jailed = options->jailed;
+    a->pidfd = options->pidfd >= 0 ? fcntl(options->pidfd, F_DUPFD_CLOEXEC, 0) : -1;
     a->done = options->done;
     a->arg = options->arg;
     uv_timer_init(a->context->loop, &a->timer);

@@ -4,7 +4,9 @@
  *      force. Limits of those that stay, where they differ
  *   2. bridges, taps and packet rules (vm_files_network, in the thread pool): what has gone goes, what is to come is there
  *   3. each interface that the VMM lacks: plug
- *   4. limits and on_disk_error of the disks, where they differ
+ *   4. each disk: limits, on_disk_error and size, where they differ. A volume that the VMM lacks is shown to it and plugged in; one
+ *      that is being detached is unplugged: the guest is asked, and where it does not let go within VM_UNPLUG_MS this run fails, to
+ *      be tried again; by force only where that was asked for
  *
  * Interfaces are known to the VMM as nic<number>, disks by their names. Nothing is remembered between runs: what the VMM
  * says it has is what counts, so that it can be run again after any failure, and after an agent's end in the midst of it. */
@@ -23,6 +25,8 @@ struct vm_adjust_options {
     const struct vm_order *order;     /* copied */
     const char *control_path;         /* copied */
     uid_t user;                       /* that the VMM runs as: its taps are this user's */
+    bool jailed;                      /* and it sees only what it is shown */
+    int pidfd;                        /* of the VMM; -1 where it is not jailed. Doubled */
     /* Exactly once, from the loop, and the memory is gone: 0, -ECANCELED, or what went wrong. */
     void (*done)(void *arg, int status, const struct error *err);
     void *arg;

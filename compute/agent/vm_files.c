@@ -20,12 +20,16 @@
 #include "compute/agent/tap.h"
 #include "compute/agent/vm_files.h"
 #include "compute/agent/vmm_cgroup.h"
+#include "compute/agent/vmm_mount.h"
 #include "compute/agent/vmm_process.h"
+#include "compute/agent/vmm_user.h"
 
 #define UEFI_VARIABLES_FILE "uefi-variables.fd" /* in the VM's directory; made by its VMM */
 
 #define LOG_TAIL_BYTES 1024
 #define DISK_SECTOR_BYTES 512u
+#define VOLUME_EPOCH_SHIFT 32 /* of a volume's layers: attachment, then the VM's epoch */
+#define VOLUME_EPOCH_MASK UINT64_C(0xffffffff)
 
 char *vm_files_path(const struct vm_places *places, const char *vm_id, const char *leaf)
 {
@@ -97,7 +101,7 @@ char *vm_files_layers_path(const struct vm_places *places, const struct vm_order
     CLEANUP_FREE char *raw = raw_path(places, order, disk);
     const struct pool_order *pool = pool_dir_of(order, disk);
     if (pool != NULL)
-        return pool_dir_disk(pool, order->id, disk->name);
+        return pool_dir_disk(pool, order->id, disk);
     if (disk->read_only || access(raw, F_OK) == 0)
         return NULL;
     return xasprintf("%s/%s/disks/%s.layers", places->vms_dir, order->id, disk->name);
@@ -177,29 +181,48 @@ static void config_shared(struct vmm_disk *disk)
     OBJECT_SET(vmm_disk, disk, direct, true);
 }
 
+/* It is opened under an epoch of its own, which each attachment raises: VMs' epochs have nothing to do with each other. */
+static void config_volume(const struct vm_order *order, const struct vm_disk *from, struct vmm_disk *disk)
+{
+    OBJECT_SET(vmm_disk, disk, epoch, from->attachment << VOLUME_EPOCH_SHIFT | (order->epoch & VOLUME_EPOCH_MASK));
+    OBJECT_SET(vmm_disk, disk, size_bytes, from->size_bytes);
+    OBJECT_SET(vmm_disk, disk, grow, true);
+}
+
+void vm_files_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *from, const char *directory,
+                   struct vmm_disk *ret_disk)
+{
+    CLEANUP_FREE char *path = directory != NULL ? xasprintf("%s/%s.disk", directory, from->name) : vm_files_disk_path(places, order, from);
+    CLEANUP_FREE char *layers = vm_files_layers_path(places, order, from);
+    const struct pool_order *pool = pool_dir_of(order, from);
+    OBJECT_TEXT(vmm_disk, ret_disk, path, path);
+    if (layers != NULL)
+        OBJECT_SET(vmm_disk, ret_disk, format, disk_format_LAYERS);
+    if (pool != NULL && pool->kind == pool_kind_SHARED_DIR)
+        config_shared(ret_disk);
+    if (from->volume != NULL)
+        config_volume(order, from, ret_disk);
+    OBJECT_SET(vmm_disk, ret_disk, read_only, from->read_only);
+    OBJECT_TEXT(vmm_disk, ret_disk, serial, from->name);
+    OBJECT_TEXT(vmm_disk, ret_disk, id, from->name);
+    if (OBJECT_HAS(vm_disk, from, on_disk_error))
+        OBJECT_SET(vmm_disk, ret_disk, on_disk_error, from->on_disk_error);
+    if (OBJECT_HAS(vm_disk, from, limits)) {
+        object_copy(&vmm_limits_desc, &ret_disk->limits, &from->limits);
+        object_mark(&vmm_disk_desc, ret_disk, "limits");
+    }
+}
+
 static void config_devices(const struct vm_places *places, const struct vm_order *order, bool arriving, struct vmm_config *config)
 {
     const struct vm_disk *disks = order->disks.items;
     for (size_t i = 0; i < order->disks.count; i++) {
+        if (disks[i].leaving)
+            continue;
         struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);
-        CLEANUP_FREE char *path = vm_files_disk_path(places, order, &disks[i]);
-        CLEANUP_FREE char *layers = vm_files_layers_path(places, order, &disks[i]);
-        OBJECT_TEXT(vmm_disk, disk, path, path);
-        if (layers != NULL)
-            OBJECT_SET(vmm_disk, disk, format, disk_format_LAYERS);
-        if (pool_dir_of(order, &disks[i]) != NULL && pool_dir_of(order, &disks[i])->kind == pool_kind_SHARED_DIR)
-            config_shared(disk);
-        OBJECT_SET(vmm_disk, disk, read_only, disks[i].read_only);
+        vm_files_disk(places, order, &disks[i], NULL, disk);
         if (arriving && vm_files_disk_moves(&disks[i]))
             OBJECT_SET(vmm_disk, disk, copied, true);
-        OBJECT_TEXT(vmm_disk, disk, serial, disks[i].name);
-        OBJECT_TEXT(vmm_disk, disk, id, disks[i].name);
-        if (OBJECT_HAS(vm_disk, &disks[i], on_disk_error))
-            OBJECT_SET(vmm_disk, disk, on_disk_error, disks[i].on_disk_error);
-        if (OBJECT_HAS(vm_disk, &disks[i], limits)) {
-            object_copy(&vmm_limits_desc, &disk->limits, &disks[i].limits);
-            object_mark(&vmm_disk_desc, disk, "limits");
-        }
     }
     if (seed_files_wanted(order)) { /* last, so that it moves no other disk's name in the guest */
         struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);
@@ -366,11 +389,48 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
         return error_set(err, -EFBIG, ERROR_INVALID,
                          "disk %s begins as a copy of the image's disk, and the image has none", disk->name);
     CLEANUP_FREE char *image = disk->image ? xasprintf("%s/%s", places->images_dir, order->disk.sha256) : NULL;
-    int r = pool != NULL ? pool_dir_make_disk(pool, order->id, disk, image, disks_made || order->disks_made, err)
+    bool made = disks_made || order->disks_made || disk->volume != NULL; /* a volume was there before the VM had it */
+    int r = pool != NULL ? pool_dir_make_disk(pool, order->id, disk, image, made, err)
             : arriving && vm_files_disk_moves(disk) ? make_disk_empty(places, order, disk, err)
                                                     : make_disk(places, order, disk, err);
     if (r < 0)
         error_prefix(err, "disk %s: ", disk->name);
+    return r;
+}
+
+static char *plugged_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
+{
+    return xasprintf("%s/%s/disks/%s.plugged", places->vms_dir, order->id, disk->name);
+}
+
+int vm_files_show(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
+                  char **ret_directory, struct error *err)
+{
+    CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
+    CLEANUP_FREE char *plugged = plugged_path(places, order, disk);
+    int r = prepare_disk(places, order, disk, true, false, err);
+    if (r == 0 && user != 0)
+        r = vmm_user_own_disk(places, order, disk, user, err);
+    if (r == 0 && user != 0 && mkdir(plugged, 0700) < 0 && errno != EEXIST)
+        r = error_errno(err, -errno, "cannot make %s", plugged);
+    if (r == 0 && user != 0)
+        r = vmm_mount_show(pidfd, layers, plugged, err);
+    if (r == 0)
+        *ret_directory = user != 0 ? TAKE_PTR(plugged) : TAKE_PTR(layers);
+    return r;
+}
+
+int vm_files_hide(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
+                  struct error *err)
+{
+    CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
+    CLEANUP_FREE char *plugged = plugged_path(places, order, disk);
+    const char *const seen[] = {plugged, layers}; /* attached while it ran, or when it was started */
+    if (user == 0)
+        return 0;
+    int r = vmm_mount_hide(pidfd, seen, ARRAY_SIZE(seen), err);
+    if (r == 0 && rmdir(plugged) < 0 && errno != ENOENT)
+        r = error_errno(err, -errno, "cannot remove %s", plugged);
     return r;
 }
 
@@ -409,7 +469,7 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
     const struct vm_disk *disks = order->disks.items;
     int r = file_make_directories(disks_dir, 0700, err);
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
-        r = prepare_disk(places, order, &disks[i], disks_made, arriving, err);
+        r = disks[i].leaving ? 0 : prepare_disk(places, order, &disks[i], disks_made, arriving, err);
     if (r == 0 && seed_files_wanted(order))
         r = prepare_seed(places, order, err);
     return r < 0 ? r : vm_files_network(places, order, user, err);

@@ -161,8 +161,8 @@ static int layers_own(const char *path, const char *images_dir, const char *imag
     return closed && fchmod(image_fd, 0644) < 0 ? error_errno(err, -errno, "cannot open %s to user %u", image, user) : 0;
 }
 
-static int disk_own(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user,
-                    struct error *err)
+int vmm_user_own_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user,
+                      struct error *err)
 {
     CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
     CLEANUP_FREE char *path = vm_files_disk_path(places, order, disk);
@@ -180,7 +180,7 @@ int vmm_user_own_files(const struct vm_places *places, const struct vm_order *or
     const struct vm_disk *disks = order->disks.items;
     int r = file_own(disks_dir, 0, user, 0710, err);
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
-        r = disk_own(places, order, &disks[i], user, err);
+        r = disks[i].leaving ? 0 : vmm_user_own_disk(places, order, &disks[i], user, err);
     if (r == 0 && seed_files_wanted(order)) {
         CLEANUP_FREE char *path = vm_files_path(places, order->id, SEED_FILE);
         r = file_own(path, 0, user, 0640, err);

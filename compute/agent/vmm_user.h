@@ -14,7 +14,7 @@
  *   vms/<id>/disks     root, group of the VM, 0710: its VMM opens what it finds
  *   vms/<id>/disks/x   the user's, 0600; read-only ones root's, 0640
  *   vms/<id>/disks/x.layers  the user's, 0700, with what is in it but the image, which is root's and all may read
- *   <pool>/vms/<id>/x.layers  the same
+ *   <pool>/vms/<id>/x.layers, <pool>/volumes/<id>/x.layers  the same
  *   images/x           root's, 0644 in a directory that is closed to all: shown in the VMM's jail file by file
  *
  * A VM with a disk in a shared pool has the same user on every host, from a range of its own, or one host would take the files
@@ -50,5 +50,9 @@ int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm
 uid_t vmm_user_of_shared(uint32_t base, const char *vm_id);
 /* Before each start, with the VM's lock held: disks, seed and images of @order are the user's to use. */
 int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err);
+
+/* @disk of @order alone, for a VMM that runs. */
+int vmm_user_own_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user,
+                      struct error *err);
 
 #endif

@@ -162,7 +162,7 @@ int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struc
     struct block *block;
     struct block_file_options file = {
         .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming && !disk->copied,
-        .epoch = m->config->epoch,
+        .epoch = OBJECT_HAS(vmm_disk, disk, epoch) ? disk->epoch : m->config->epoch,
         .may_open = disk->shared ? may_submit : NULL,
         .may_open_arg = &m->lease.lease};
     int code = engine_choose(m, disk, &file.uring, err);
@@ -172,15 +172,20 @@ int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struc
         code = block_file_open(disk->path, &file, m->io, &block, err);
     if (code < 0)
         return code;
-    if (disk->size_bytes && disk->size_bytes != block->size_bytes) {
+    block->may_submit = may_submit;
+    block->may_submit_arg = &m->lease.lease;
+    bool grows = disk->grow && disk->size_bytes > block->size_bytes && !file.unlocked;
+    if (grows && (code = block_grow(block, disk->size_bytes, err)) < 0) {
+        block_close(block);
+        return code;
+    }
+    if (disk->size_bytes && !disk->grow && disk->size_bytes != block->size_bytes) {
         code = error_set_field(err, -EINVAL, ERROR_INVALID, "/size_bytes",
                                "%s has %llu bytes, not %llu; give its real size or none", disk->path,
                                (unsigned long long)block->size_bytes, (unsigned long long)disk->size_bytes);
         block_close(block);
         return code;
     }
-    block->may_submit = may_submit;
-    block->may_submit_arg = &m->lease.lease;
     *ret_block = block;
     return 0;
 }

@@ -285,6 +285,15 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_update(d, object_kind_POOL, target, length, body);
     case ROUTE_ID_pool_delete:
         return decide_remove(d, object_kind_POOL, target, length);
+    case ROUTE_ID_volume_create:
+        return decide_create(d, object_kind_VOLUME, body);
+    case ROUTE_ID_volume_update:
+        return decide_update(d, object_kind_VOLUME, target, length, body);
+    case ROUTE_ID_volume_attach:
+    case ROUTE_ID_volume_detach:
+        return decide_volume_attach(d, target, length, id == ROUTE_ID_volume_attach ? body : NULL);
+    case ROUTE_ID_volume_delete:
+        return decide_remove(d, object_kind_VOLUME, target, length);
     case ROUTE_ID_backup_restore:
         return decide_backup_restore(d, target, length, body);
     case ROUTE_ID_operation_cancel:

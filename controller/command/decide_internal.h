@@ -55,6 +55,11 @@ int decide_handover(struct deciding *d, const struct node_handover *body);
 int decide_backup_create(struct deciding *d, const char *vm, size_t vm_length, const struct backup *body);
 int decide_backup_delete(struct deciding *d, const char *id, size_t id_length);
 int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, const struct backup_restore *body);
+/* decide_volume.c */
+/* What the request leaves open of a volume that is to be made; its id is set. */
+int decide_volume_fill(struct deciding *d, struct volume *volume);
+/* @body NULL: detach it. */
+int decide_volume_attach(struct deciding *d, const char *id, size_t id_length, const struct volume_attachment *body);
 /* decide_object.c */
 int decide_create(struct deciding *d, enum object_kind kind, const void *body);
 int decide_update(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body);

@@ -41,6 +41,8 @@ static void *part(struct command_put *command, enum object_kind kind)
         return &command->backup_policy;
     case object_kind_POOL:
         return &command->pool;
+    case object_kind_VOLUME:
+        return &command->volume;
     default:
         return NULL;
     }
@@ -100,6 +102,7 @@ int decide_create(struct deciding *d, enum object_kind kind, const void *body)
     int rc = kind == object_kind_FLAVOR  ? check_flavor(object, d->err)
              : kind == object_kind_IMAGE ? decide_image_check(object, d->err)
              : kind == object_kind_TOKEN ? fill_token(d, object)
+             : kind == object_kind_VOLUME ? decide_volume_fill(d, object)
                                          : 0;
     if (rc < 0) {
         OBJECT_CLEAR(command_put, &command);
@@ -183,7 +186,12 @@ int decide_remove(struct deciding *d, enum object_kind kind, const char *id, siz
         return -ENOENT;
     if (kind == object_kind_CONTROLLER && state_count(d->state, kind) == 1)
         return error_set(d->err, -EBUSY, ERROR_CONFLICT, "controller '%s' is the last one", record->common->name);
-    decide_request(d, 204, &command.request);
+    bool by_host = kind == object_kind_VOLUME && !d->context->force; /* a host does it, and then it is gone */
+    decide_request(d, by_host ? 202 : 204, &command.request);
+    if (kind == object_kind_VOLUME && d->context->force)
+        OBJECT_SET(command_remove, &command, force, true);
+    if (by_host)
+        decide_preview(d, record->desc, record->object);
     OBJECT_SET(command_remove, &command, kind, kind);
     OBJECT_TEXT(command_remove, &command, id, record->common->id);
     if (d->context->if_revision != 0)

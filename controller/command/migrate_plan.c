@@ -27,7 +27,11 @@ static int pools_check(const struct vm *vm, struct error *err)
 {
     const struct vm_disk *disks = vm->disks.items;
     for (size_t i = 0; i < vm->disks.count; i++)
-        if (disks[i].pool != NULL)
+        if (disks[i].volume != NULL)
+            return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
+                                   "disk '%s' of VM '%s' is a volume, and volumes are not handed over to another host while the VM runs: "
+                                   "detach it, migrate the VM, and attach it again", disks[i].name, vm->name);
+        else if (disks[i].pool != NULL)
             return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
                                    "disk '%s' of VM '%s' is in pool '%s', and VMs with disks in pools are not migrated yet",
                                    disks[i].name, vm->name, disks[i].pool);

@@ -22,6 +22,7 @@ void apply_recover(struct apply *a, struct command_recover *command);
 void apply_put(struct apply *a, struct command_put *command);
 void apply_remove(struct apply *a, struct command_remove *command);
 void apply_token_use(struct apply *a, struct command_token_use *command);
+void apply_volume_attach(struct apply *a, struct command_volume_attach *command);
 void apply_vm_create(struct apply *a, struct command_vm_create *command);
 void apply_vm_want(struct apply *a, struct command_vm_want *command);
 void apply_vm_place(struct apply *a, struct command_vm_place *command);
@@ -105,6 +106,28 @@ void apply_host_leaves_pools(struct apply *a, const struct record *host);
 bool apply_vm_pools_resolve(struct apply *a, struct vm *vm);
 /* Has @host all pools of @vm's disks? @ret_why: in words if not. */
 bool apply_host_has_pools(struct apply *a, const struct record *host, const struct vm *vm, char *ret_why, size_t size);
+
+/* Hosts of the pools that @host has are to look again at what they do for others: it comes or goes. */
+void apply_pools_tell(struct apply *a, const struct record *host);
+
+/* ---- volumes (apply_volume.c) ---- */
+
+/* As of pools. */
+bool apply_volume_may_be_made(struct apply *a, struct volume *volume);
+bool apply_volume_may_change(struct apply *a, const struct record *record, const struct volume *patch);
+/* It is new (@created), or has been changed: its host, or its VM's, is to know. */
+void apply_volume_changed(struct apply *a, const struct record *record, bool created);
+/* It is to be removed; refuses if it is attached. @force: its record at once. */
+void apply_volume_remove(struct apply *a, struct record *record, bool force);
+/* Does a volume need @record, a pool, host or image? Refuses if so. */
+bool volumes_use(struct apply *a, const struct record *record, const char *what_to_do);
+/* What @host reports of volumes: struct volume_seen. */
+void apply_volumes_seen(struct apply *a, const struct record *host, const struct object_list *volumes);
+/* The VM's host has come further, or it has none any more: what was to be attached or detached may be so now. Not within an edit. */
+void volumes_settle(struct apply *a, struct record *vm);
+/* @vm goes: its volumes are free. It has another name. */
+void volumes_vm_gone(struct apply *a, const struct record *vm);
+void volumes_vm_renamed(struct apply *a, const struct record *vm);
 
 /* ---- hosts ---- */
 

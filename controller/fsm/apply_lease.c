@@ -16,6 +16,7 @@
 #include "controller/fsm/apply_task.h"
 #include "controller/fsm/pool_members.h"
 #include "controller/fsm/time_text.h"
+#include "controller/fsm/volume_disks.h"
 
 #define FNV_BASIS UINT64_C(14695981039346656037)
 #define FNV_PRIME UINT64_C(1099511628211)
@@ -206,15 +207,19 @@ void apply_host_lost(struct apply *a, struct command_host_lost *command)
                 command->reason != NULL ? command->reason : "");
     tasks_host_gone(a, record, "its host was declared lost");
     for (size_t i = record->of_host.vms.count; i > 0; i--) /* nobody is left to say that they are deleted */
-        if (record->of_host.vms.items[i - 1]->vm->wanted == vm_wanted_DELETED)
+        if (record->of_host.vms.items[i - 1]->vm->wanted == vm_wanted_DELETED &&
+            !volumes_outlive_host(record->of_host.vms.items[i - 1]->vm))
             apply_vm_gone(a, record->of_host.vms.items[i - 1]);
     all = record->of_host.vms.count;
-    for (size_t i = 0; i < all; i++)
+    for (size_t i = 0; i < all; i++) {
         elsewhere += lose_vm(a, record->of_host.vms.items[i], record);
+        volumes_settle(a, record->of_host.vms.items[i]);
+    }
     if (all > 0)
         apply_event(a, event_type_UPDATED, record, "host %s: %zu of its %zu VMs are started elsewhere", record->common->name,
                     elsewhere, all);
     state_host_orders_changed(a->state, record->common->id, a->index);
+    apply_pools_tell(a, record);
 }
 
 /* ---- return ---- */

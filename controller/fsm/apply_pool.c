@@ -58,6 +58,14 @@ bool apply_pool_may_change(struct apply *a, const struct record *record, struct 
         bool stays = false;
         for (size_t k = 0; k < patch->hosts.count; k++)
             stays |= strcmp(patch->hosts.items[k], member->name) == 0;
+        for (size_t k = 0; !stays && k < state_count(a->state, object_kind_VOLUME); k++) {
+            const struct volume *volume = state_at(a->state, object_kind_VOLUME, k)->volume;
+            if (volume->host == NULL || strcmp(volume->host, member->name) != 0 || strcmp(volume->pool, pool->name) != 0)
+                continue;
+            apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts", "leaves out host '%s', which has volume '%s' of the pool", member->name,
+                               volume->name);
+            return false;
+        }
         for (size_t k = 0; !stays && host != NULL && k < host->of_host.vms.count; k++) {
             if (!vm_in_pool(host->of_host.vms.items[k]->vm, pool->name))
                 continue;
@@ -93,7 +101,7 @@ static void see_pool(struct apply *a, const struct record *host, const struct po
     pool_member_see(record->pool, host->common->id, seen, &marked);
     state_edit_end(a->state, record, a->index);
     const struct pool_host *member = pool_member_find(record->pool, host->common->id);
-    if (marked)
+    if (marked || (enum pool_host_state)member->state != before)
         tell_members(a, record->pool);
     if ((enum pool_host_state)member->state != before || before == pool_host_state_ABSENT)
         apply_event(a, event_type_UPDATED, record, "pool %s is %s on host %s%s%s", record->common->name,
@@ -111,6 +119,15 @@ void apply_pools_seen(struct apply *a, const struct record *host, const struct o
 }
 
 /* ---- hosts that go ---- */
+
+void apply_pools_tell(struct apply *a, const struct record *host)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_POOL); i++) {
+        const struct pool *pool = state_at(a->state, object_kind_POOL, i)->pool;
+        if (pool_member_find(pool, host->common->id) != NULL)
+            tell_members(a, pool);
+    }
+}
 
 void apply_host_leaves_pools(struct apply *a, const struct record *host)
 {

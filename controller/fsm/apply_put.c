@@ -49,7 +49,7 @@ static bool in_rules(struct apply *a, const struct record *record, const char *w
     return false;
 }
 
-/* Refuses where a VM uses @record, and names it. */
+/* Refuses where a VM or a volume uses @record, and names it. */
 static bool in_use(struct apply *a, const struct record *record, const char *what_to_do)
 {
     const struct record_index *vms = &a->state->tables[object_kind_VM].order;
@@ -60,7 +60,7 @@ static bool in_use(struct apply *a, const struct record *record, const char *wha
                      record->common->name, what_to_do, vms->items[i]->common->name);
         return true;
     }
-    return false;
+    return volumes_use(a, record, what_to_do);
 }
 
 /* ---- put ---- */
@@ -81,6 +81,7 @@ static const char *const changeable[object_kind_COUNT][12] = {
     [object_kind_BACKUP_POLICY] = {"name", "labels", "store", "every_s", "paused", "freeze", "keep_last", "keep_hourly",
                                    "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly"},
     [object_kind_POOL] = {"name", "labels", "hosts"},
+    [object_kind_VOLUME] = {"name", "labels", "size_bytes"},
 };
 
 static bool may_change(enum object_kind kind, const char *field)
@@ -139,6 +140,8 @@ static bool check_sense(struct apply *a, enum object_kind kind, struct record_co
     struct error error = {.code = 0};
     if (kind == object_kind_POOL)
         return apply_pool_may_be_made(a, (void *)object);
+    if (kind == object_kind_VOLUME)
+        return apply_volume_may_be_made(a, (void *)object);
     int rc = kind == object_kind_NETWORK ? network_check(a->state, (void *)object, &error)
              : kind == object_kind_SECURITY_GROUP
                  ? security_group_check(a->state, object->id, object->name, (void *)object, &error)
@@ -156,6 +159,8 @@ static bool check_patched(struct apply *a, const struct record *record, struct r
     int rc = 0;
     if (record->kind == object_kind_POOL)
         return apply_pool_may_change(a, record, (void *)patch);
+    if (record->kind == object_kind_VOLUME)
+        return apply_volume_may_change(a, record, (const void *)patch);
     if (record->kind == object_kind_SECURITY_GROUP)
         rc = security_group_check(a->state, record->common->id, patch->name != NULL ? patch->name : record->common->name,
                                   (void *)patch, &error);
@@ -233,14 +238,20 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     state_edit_end(a->state, record, a->index);
     if (devices)
         apply_members_changed(a, record->vm);
-    if (name != NULL && kind == object_kind_VM)
+    if (name != NULL && kind == object_kind_VM) {
         snapshots_vm_renamed(a, record);
+        volumes_vm_renamed(a, record);
+    }
     apply_answer(a, record);
     apply_event(a, event_type_UPDATED, record, "%s %s changed", record->desc->name, record->common->name);
     if (kind == object_kind_VM)
         state_host_orders_changed(a->state, record->vm->host, a->index);
     else if (kind == object_kind_NETWORK || kind == object_kind_SECURITY_GROUP)
         tell_hosts(a, record);
+    else if (kind == object_kind_VOLUME)
+        apply_volume_changed(a, record, false);
+    if (devices)
+        volumes_settle(a, record);
 }
 
 static void put_create(struct apply *a, enum object_kind kind, struct record_common *object)
@@ -259,7 +270,10 @@ static void put_create(struct apply *a, enum object_kind kind, struct record_com
     if (kind == object_kind_POOL)
         apply_pool_changing(a, record);
     apply_answer(a, record);
-    apply_event(a, event_type_CREATED, record, "%s %s made", record->desc->name, record->common->name);
+    if (kind == object_kind_VOLUME)
+        apply_volume_changed(a, record, true);
+    apply_event(a, event_type_CREATED, record, kind == object_kind_VOLUME ? "%s %s is to be made" : "%s %s made",
+                record->desc->name, record->common->name);
 }
 
 void apply_put(struct apply *a, struct command_put *command)
@@ -283,6 +297,7 @@ void apply_put(struct apply *a, struct command_put *command)
         {object_kind_BACKUP_POLICY, OBJECT_HAS(command_put, command, backup_policy), &command->backup_policy},
         {object_kind_BACKUP, OBJECT_HAS(command_put, command, backup), &command->backup},
         {object_kind_POOL, OBJECT_HAS(command_put, command, pool), &command->pool},
+        {object_kind_VOLUME, OBJECT_HAS(command_put, command, volume), &command->volume},
     };
     const unsigned none = ARRAY_SIZE(parts);
     unsigned found = none, count = 0;
@@ -333,6 +348,7 @@ void apply_remove(struct apply *a, struct command_remove *command)
     case object_kind_BACKUP_STORE:
     case object_kind_BACKUP_POLICY:
     case object_kind_POOL:
+    case object_kind_VOLUME:
         break;
     default:
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not removed so", object_kind_desc.names[command->kind]);
@@ -345,6 +361,10 @@ void apply_remove(struct apply *a, struct command_remove *command)
         (command->kind == object_kind_HOST && !apply_host_may_leave_images(a, record)) ||
         (command->kind == object_kind_IMAGE && !apply_image_may_go(a, record)))
         return;
+    if (command->kind == object_kind_VOLUME) {
+        apply_volume_remove(a, record, command->force);
+        return;
+    }
     if (a->check_only)
         return;
     if (command->kind == object_kind_HOST) {

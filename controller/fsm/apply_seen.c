@@ -55,6 +55,8 @@ static void see_host(struct apply *a, struct record *record, const struct host *
     }
     state_edit_end(a->state, record, changed || (!was_up && !suspect) ? a->index : record->common->revision);
     if (!was_up && !suspect)
+        apply_pools_tell(a, record);
+    if (!was_up && !suspect)
         apply_event(a, event_type_UPDATED, record, "host %s is up%s", record->common->name, booted ? ", booted anew" : "");
     else if (booted)
         apply_event(a, event_type_UPDATED, record, "host %s has booted", record->common->name);
@@ -120,6 +122,7 @@ static void vm_deleted(struct apply *a, struct record *record, const struct reco
     operation_settle(a, record);
     tasks_vm_gone(a, record, "its VM was deleted");
     snapshots_vm_gone(a, record);
+    volumes_vm_gone(a, record);
     apply_event(a, event_type_DELETED, record, "VM %s is gone from host %s", record->common->name, host->common->name);
     state_host_orders_changed(a->state, host->common->id, a->index);
     apply_members_changed(a, record->vm);
@@ -145,6 +148,7 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
     apply_event(a, event_type_UPDATED, record, "VM %s is %s on host %s%s%s", record->common->name,
                 vm_state_desc.names[record->vm->state], host->common->name, record->vm->state_reason ? ": " : "",
                 record->vm->state_reason ? record->vm->state_reason : "");
+    volumes_settle(a, record);
     operation_settle(a, record);
 }
 
@@ -169,6 +173,7 @@ void apply_seen(struct apply *a, struct command_seen *command)
     tasks_seen(a, host, &command->tasks);
     apply_images_seen(a, host, &command->images);
     apply_pools_seen(a, host, &command->pools);
+    apply_volumes_seen(a, host, &command->volumes);
 }
 
 /* ---- marks ---- */
@@ -193,6 +198,7 @@ void apply_host_state(struct apply *a, struct command_host_state *command)
     state_edit_end(a->state, record, a->index);
     if (command->state != host_state_UP)
         migrations_source_silent(a, record);
+    apply_pools_tell(a, record);
     apply_event(a, event_type_UPDATED, record, "host %s is %s%s%s", record->common->name,
                 host_state_desc.names[command->state], command->reason ? ": " : "", command->reason ? command->reason : "");
 }

@@ -13,6 +13,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "controller/fsm/volume_disks.h"
+
 static struct record *snapshot_of(struct apply *a, const struct operation *operation)
 {
     const char *id = operation->task.snapshot.id;
@@ -96,6 +98,13 @@ static bool create_may_begin(struct apply *a, const struct operation *operation)
     if (count_of(a, vm) >= STATE_VM_SNAPSHOTS_MAX) {
         apply_refuse(a, -ENOSPC, ERROR_NO_SPACE, "VM '%s' has %u snapshots, the most that there may be; delete some",
                      vm->name, STATE_VM_SNAPSHOTS_MAX);
+        return false;
+    }
+    const struct vm_disk *volume = volume_disk_any(vm);
+    if (volume != NULL) {
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                     "VM '%s' has a volume attached (disk '%s'), and volumes cannot be part of snapshots: detach it meanwhile, or make "
+                     "a backup of the VM", vm->name, volume->name);
         return false;
     }
     if (given->ram && vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED) {

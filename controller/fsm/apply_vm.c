@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "controller/fsm/address_pool.h"
+#include "controller/fsm/volume_disks.h"
 #include "scheduler/view.h"
 
 #define MIB_SHIFT 20
@@ -266,6 +267,7 @@ void apply_vm_gone(struct apply *a, struct record *record)
     operation_settle(a, record);
     tasks_vm_gone(a, record, "its VM was deleted");
     snapshots_vm_gone(a, record);
+    volumes_vm_gone(a, record);
     apply_event(a, event_type_DELETED, record, "VM %s is gone", record->common->name);
     state_host_orders_changed(a->state, record->vm->host, a->index);
     apply_members_changed(a, record->vm);
@@ -296,10 +298,14 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
         state_host_orders_changed(a->state, record->vm->host, a->index);
     }
     operation_begin(a, &command->operation, record, record->vm->generation);
-    if (record->vm->wanted == vm_wanted_DELETED && (record->vm->host == NULL || host_lost))
-        apply_vm_gone(a, record); /* a lost host forgets it when it is back */
-    else
-        operation_settle(a, record);
+    /* A lost host forgets it when it is back; what may still write to a volume there keeps it from others until then. */
+    bool gone = record->vm->host == NULL || (host_lost && (command->force || !volumes_outlive_host(record->vm)));
+    if (record->vm->wanted == vm_wanted_DELETED && gone) {
+        apply_vm_gone(a, record);
+        return;
+    }
+    operation_settle(a, record);
+    volumes_settle(a, record);
 }
 
 /* ---- place ---- */

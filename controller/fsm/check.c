@@ -8,6 +8,7 @@
 #include "controller/fsm/mac_index.h"
 #include "controller/fsm/pool_members.h"
 #include "controller/fsm/state_edit.h"
+#include "controller/fsm/volume_disks.h"
 
 #define BROKEN(err, ...) error_set(err, -EILSEQ, ERROR_INTERNAL, __VA_ARGS__)
 
@@ -223,6 +224,38 @@ static int check_pools(const struct state *state, struct error *err)
     return 0;
 }
 
+/* A volume is attached exactly where a VM has it as a disk. */
+static int check_volumes(const struct state *state, struct error *err)
+{
+    size_t attached = 0, disks = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
+        const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
+        const struct record *vm = state_get(state, object_kind_VM, volume->vm);
+        const struct vm_disk *disk = vm != NULL ? volume_disk_find(vm->vm, volume->id) : NULL;
+        bool free = volume->state == volume_state_CREATING || volume->state == volume_state_AVAILABLE ||
+                    volume->state == volume_state_DELETING;
+        if (free != (volume->vm == NULL) || free == (disk != NULL))
+            return BROKEN(err, "volume '%s' is %s, and %s VM has it", volume->name, volume_state_desc.names[volume->state],
+                          disk != NULL ? "a" : "no");
+        if (state_get(state, object_kind_POOL, volume->pool) == NULL ||
+            (volume->host != NULL && state_get(state, object_kind_HOST, volume->host) == NULL))
+            return BROKEN(err, "volume '%s' is in a pool or on a host that does not exist", volume->name);
+        if (disk == NULL)
+            continue;
+        attached++;
+        if (strcmp(disk->name, volume->disk) != 0 || strcmp(disk->pool, volume->pool) != 0 || disk->size_bytes != volume->size_bytes ||
+            disk->attachment != volume->attachments || strcmp(vm->common->name, volume->vm_name) != 0 ||
+            disk->leaving != (volume->state == volume_state_DETACHING))
+            return BROKEN(err, "VM '%s' has volume '%s' otherwise than it is", vm->common->name, volume->name);
+    }
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        for (size_t k = 0; k < vm->disks.count; k++)
+            disks += ((const struct vm_disk *)vm->disks.items + k)->volume != NULL;
+    }
+    return disks == attached ? 0 : BROKEN(err, "%zu volumes are attached, and VMs have %zu", attached, disks);
+}
+
 static size_t count_tasks(const struct state *state)
 {
     size_t listed = 0;
@@ -294,6 +327,8 @@ int check_state_since(const struct state *state, uint64_t since, struct error *e
         rc = check_snapshots(state, err);
     if (rc == 0)
         rc = check_pools(state, err);
+    if (rc == 0)
+        rc = check_volumes(state, err);
     if (rc == 0)
         rc = check_rings(state, err);
     return rc;

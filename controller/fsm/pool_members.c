@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "controller/fsm/volume_disks.h"
+
 #define FREE_STEPS 32u
 
 static bool same_text(const char *a, const char *b)
@@ -214,7 +216,8 @@ const char *vm_pool_missing(const struct state *state, const struct vm *vm, cons
         const char *name = disk_at(vm, i)->pool;
         const struct record *pool = state_get(state, object_kind_POOL, name);
         const struct pool_host *member = pool != NULL ? pool_member_find(pool->pool, host_id) : NULL;
-        if (name != NULL && (member == NULL || member->state != pool_host_state_PRESENT))
+        if (name != NULL && (member == NULL || member->state != pool_host_state_PRESENT ||
+                             volume_is_elsewhere(state, disk_at(vm, i), host_id)))
             return name;
     }
     return NULL;
@@ -228,7 +231,7 @@ const char *vm_pool_full(const struct state *state, const struct vm *vm, const c
         const struct pool_host *member = pool != NULL ? pool_member_find(pool->pool, host_id) : NULL;
         uint64_t bytes = 0;
         for (size_t k = 0; member != NULL && k < vm->disks.count; k++)
-            if (same_text(disk_at(vm, k)->pool, name))
+            if (same_text(disk_at(vm, k)->pool, name) && disk_at(vm, k)->volume == NULL) /* volumes are made already */
                 bytes += disk_at(vm, k)->size_bytes;
         if (member != NULL && bytes > member->free_bytes)
             return name;

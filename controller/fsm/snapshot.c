@@ -22,7 +22,7 @@ static const struct {
     {SNAPSHOT_NETWORKS, object_kind_NETWORK},      {SNAPSHOT_SECURITY_GROUPS, object_kind_SECURITY_GROUP},
     {SNAPSHOT_SNAPSHOTS, object_kind_SNAPSHOT},    {SNAPSHOT_BACKUP_STORES, object_kind_BACKUP_STORE},
     {SNAPSHOT_BACKUPS, object_kind_BACKUP},        {SNAPSHOT_BACKUP_POLICIES, object_kind_BACKUP_POLICY},
-    {SNAPSHOT_POOLS, object_kind_POOL},
+    {SNAPSHOT_POOLS, object_kind_POOL},            {SNAPSHOT_VOLUMES, object_kind_VOLUME},
 };
 
 /* ---- write ---- */

@@ -39,6 +39,7 @@ enum snapshot_section {
     SNAPSHOT_BACKUPS = 31,
     SNAPSHOT_BACKUP_POLICIES = 32,
     SNAPSHOT_POOLS = 90,
+    SNAPSHOT_VOLUMES = 91,
 };
 
 /* Append the state to @out. */

@@ -32,6 +32,7 @@ BEGINS_ALIKE(backup_store);
 BEGINS_ALIKE(backup);
 BEGINS_ALIKE(backup_policy);
 BEGINS_ALIKE(pool);
+BEGINS_ALIKE(volume);
 
 /* ---- kinds ---- */
 
@@ -68,6 +69,8 @@ const struct object_desc *state_kind_desc(enum object_kind kind)
         return &backup_policy_desc;
     case object_kind_POOL:
         return &pool_desc;
+    case object_kind_VOLUME:
+        return &volume_desc;
     case object_kind_EVENT:
     case object_kind_COUNT:
         break;

@@ -73,6 +73,7 @@ struct record {
         struct backup *backup;
         struct backup_policy *backup_policy;
         struct pool *pool;
+        struct volume *volume;
     };
     char *json; /* canonical, SECRET fields included (snapshots); answers: state_put_json */
     size_t json_size;

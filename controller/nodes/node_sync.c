@@ -8,6 +8,7 @@
 #include "controller/fsm/command_codec.h"
 #include "controller/fsm/image_copies.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
 
 #define STOP_GRACE_S 60 /* for a guest to shut down, where its VM does not say */
 
@@ -219,6 +220,16 @@ static void pools_differ(const struct state *state, const struct record *host, c
     }
 }
 
+static void volumes_differ(const struct state *state, const struct record *host, const struct node_report *report,
+                           struct command_seen *command)
+{
+    for (size_t i = 0; i < report->volumes.count; i++) {
+        const struct volume_seen *seen = (const struct volume_seen *)report->volumes.items + i;
+        if (volume_seen_differs(state, host->common->id, seen))
+            OBJECT_COPY(volume_seen, (struct volume_seen *)OBJECT_ADD(command_seen, command, volumes), seen);
+    }
+}
+
 int node_sync_changes(const struct state *state, const char *now, const struct node_report *report,
                       struct bytes_writer *ret_command, struct error *err)
 {
@@ -247,8 +258,9 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
     }
     images_differ(state, host, report, &command);
     pools_differ(state, host, report, &command);
+    volumes_differ(state, host, report, &command);
     if (command.vms.count == 0 && command.tasks.count == 0 && command.images.count == 0 && command.pools.count == 0 &&
-        !host_differs(host->host, report))
+        command.volumes.count == 0 && !host_differs(host->host, report))
         return 0;
     fill_host(&command, host->host, report);
     OBJECT_TEXT(command_request, &command.request, at, now);
@@ -487,14 +499,25 @@ static bool vm_uses_image(const struct vm *vm, const char *name)
     return strcmp(vm->image, name) == 0;
 }
 
-/* What it is to keep, and what its VMs may need; in name order. */
+/* Does a volume that it is to make begin as image @name? */
+static bool makes_from(const struct node_orders *orders, const struct image *image)
+{
+    const struct volume_order *all = orders->volumes.items;
+    for (size_t i = 0; i < orders->volumes.count; i++)
+        if (!all[i].remove && same_text(all[i].image.sha256, image->disk.sha256))
+            return true;
+    return false;
+}
+
+/* What it is to keep, and what its VMs and volumes may need; in name order. */
 static void fill_images(const struct state *state, const struct record *host, struct node_orders *orders)
 {
     for (size_t i = 0; i < state_count(state, object_kind_IMAGE); i++) {
         const struct image *image = state_at(state, object_kind_IMAGE, i)->image;
         const struct image_copy *copy = image_has_copies(image) ? image_copy_find(image, host->common->id) : NULL;
         bool keep = copy != NULL && copy->keep;
-        if (!keep && (!image_has_copies(image) || !host_uses(state, host, vm_uses_image, image->name)))
+        if (!keep && (!image_has_copies(image) ||
+                      (!makes_from(orders, image) && !host_uses(state, host, vm_uses_image, image->name))))
             continue;
         struct image_order *order = OBJECT_ADD(node_orders, orders, images);
         OBJECT_TEXT(image_order, order, sha256, image->disk.sha256);
@@ -554,6 +577,31 @@ static void fill_pools(const struct state *state, const struct record *host, str
     }
 }
 
+/* Those that it is to make or to remove. */
+static void fill_volumes(const struct state *state, const struct record *host, struct node_orders *orders)
+{
+    const size_t most = object_field(&node_orders_desc, "volumes")->max;
+    for (size_t i = 0; i < state_count(state, object_kind_VOLUME) && orders->volumes.count < most; i++) {
+        const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
+        if (!volume_is_pending(volume) || !same_text(volume_worker(state, volume), host->common->id))
+            continue;
+        const struct record *image = state_get(state, object_kind_IMAGE, volume->image);
+        struct volume_order *order = OBJECT_ADD(node_orders, orders, volumes);
+        OBJECT_TEXT(volume_order, order, id, volume->id);
+        OBJECT_TEXT(volume_order, order, disk, volume->disk);
+        OBJECT_SET(volume_order, order, size_bytes, volume->size_bytes);
+        pool_order_fill(state, state_get(state, object_kind_POOL, volume->pool)->pool, host->common->id, &order->pool);
+        OBJECT_SET(pool_order, &order->pool, make, false); /* that is nothing of a volume's */
+        object_mark(&volume_order_desc, order, "pool");
+        if (volume->state == volume_state_DELETING)
+            OBJECT_SET(volume_order, order, remove, true);
+        else if (image != NULL) {
+            OBJECT_COPY(artifact, &order->image, &image->image->disk);
+            object_mark(&volume_order_desc, order, "image");
+        }
+    }
+}
+
 /* Does the host know the cluster's epoch? If not, its index is of another history. */
 static bool follows(const struct state *state, const struct node_report *report)
 {
@@ -584,6 +632,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
         fill_order(state, host, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
     fill_networks(state, host, ret);
     fill_tasks(state, host, ret);
+    fill_volumes(state, host, ret);
     fill_images(state, host, ret);
     forget_images(state, report, ret);
     fill_incoming(state, host, ret);

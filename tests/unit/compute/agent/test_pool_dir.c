@@ -133,7 +133,8 @@ static struct vm_disk disk_of(const char *name, uint64_t size_bytes)
 
 static char *head_of(struct fixture *f, const char *disk)
 {
-    CLEANUP_FREE char *directory = pool_dir_disk(&f->order, VM, disk);
+    const struct vm_disk named = {.name = (char *)(uintptr_t)disk};
+    CLEANUP_FREE char *directory = pool_dir_disk(&f->order, VM, &named);
     CLEANUP_FREE char *head = xasprintf("%s/%s.disk", directory, disk);
     char *text;
     size_t size;
@@ -166,7 +167,7 @@ static void disks_are_made_once(void **state)
     assert_int_equal(pool_dir_make_disk(&f->order, VM, &other, NULL, true, &err), -ENOENT);
     assert_non_null(strstr(err.text, "was made once"));
     /* content: the image, whole sectors of it, and zeroes */
-    CLEANUP_FREE char *directory = pool_dir_disk(&f->order, VM, "root");
+    CLEANUP_FREE char *directory = pool_dir_disk(&f->order, VM, &disk);
     CLEANUP_FREE char *copy = xasprintf("%s/images/abc", f->path);
     assert_int_equal(stat(copy, &st), 0);
     assert_int_equal(st.st_size, 1024);
@@ -205,7 +206,7 @@ static void a_late_one_replaces_nothing(void **state)
     struct error err = {.code = 0};
     mark(f);
     assert_int_equal(pool_dir_make_disk(&f->order, VM, &disk, NULL, false, &err), 0);
-    CLEANUP_FREE char *final = pool_dir_disk(&f->order, VM, "root");
+    CLEANUP_FREE char *final = pool_dir_disk(&f->order, VM, &disk);
     CLEANUP_FREE char *late = xasprintf("%s/vms/" VM "/.root.late", f->path);
     assert_int_equal(mkdir(late, 0700), 0);
     CLEANUP_FREE char *file = xasprintf("%s/root.disk", late);

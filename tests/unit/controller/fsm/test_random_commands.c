@@ -34,6 +34,29 @@ static void keep_for_later(struct walk *w, const struct bytes_writer *command)
     bytes_put(slot, command->data, command->size);
 }
 
+/* Volumes come, go from VM to VM, grow and go. */
+static void volume_request(struct walk *w)
+{
+    char body[120];
+    const struct record *volume = random_of(w, object_kind_VOLUME), *vm = random_of(w, object_kind_VM);
+    unsigned what = pick(w, 8);
+    if (volume == NULL || what == 0) {
+        snprintf(body, sizeof body, "{\"name\":\"v%u\",\"pool\":\"%s\",\"size_bytes\":%u}", pick(w, 6), pick(w, 2) ? "nas" : "ssd",
+                 1048576 * (1 + pick(w, 4)));
+        fixture_do(&w->f, ROUTE_ID_volume_create, NULL, body);
+    } else if (what < 4 && vm != NULL) {
+        snprintf(body, sizeof body, "{\"vm\":\"%s\"}", vm->common->name);
+        fixture_do(&w->f, ROUTE_ID_volume_attach, volume->common->id, body);
+    } else if (what < 6) {
+        fixture_do(&w->f, ROUTE_ID_volume_detach, volume->common->id, NULL);
+    } else if (what == 6) {
+        snprintf(body, sizeof body, "{\"size_bytes\":%u}", 1048576 * (1 + pick(w, 8)));
+        fixture_do(&w->f, ROUTE_ID_volume_update, volume->common->id, body);
+    } else {
+        fixture_do(&w->f, ROUTE_ID_volume_delete, volume->common->id, NULL);
+    }
+}
+
 static void request(struct walk *w)
 {
     static const enum route_id routes[] = {ROUTE_ID_vm_start, ROUTE_ID_vm_stop,   ROUTE_ID_vm_reboot,
@@ -44,8 +67,10 @@ static void request(struct walk *w)
     w->f.key = keyed ? key : NULL;
     w->f.fingerprint = pick(w, 8) == 0 ? "b" : "a";
     const struct record *vm = random_of(w, object_kind_VM);
-    unsigned what = pick(w, 14);
-    if (what < 3 || vm == NULL) {
+    unsigned what = pick(w, 18);
+    if (what >= 14) {
+        volume_request(w);
+    } else if (what < 3 || vm == NULL) {
         snprintf(body, sizeof body, "{\"name\":\"vm%u\",\"image\":\"tiny\",\"vcpus\":%u,\"memory_bytes\":%u%s%s}", pick(w, 12),
                  1 + pick(w, 8), 16777216 * (1 + pick(w, 40)), pick(w, 4) == 0 ? ",\"started\":false" : "",
                  pick(w, 5) == 0 ? ",\"pin\":\"n1\"" : "");
@@ -94,6 +119,21 @@ static void put_tasks(struct walk *w, const struct record *host, struct node_rep
     }
 }
 
+/* What a host says of volumes: what it was asked for, or was not, is done or not. */
+static void put_volumes(struct walk *w, struct node_report *r)
+{
+    for (size_t i = 0; i < state_count(w->f.state, object_kind_VOLUME); i++) {
+        if (pick(w, 2) == 0)
+            continue;
+        struct volume_seen *seen = OBJECT_ADD(node_report, r, volumes);
+        OBJECT_TEXT(volume_seen, seen, id, state_at(w->f.state, object_kind_VOLUME, i)->common->id);
+        OBJECT_SET(volume_seen, seen, made, pick(w, 2) == 0);
+        OBJECT_SET(volume_seen, seen, gone, pick(w, 4) == 0);
+        if (pick(w, 4) == 0)
+            OBJECT_TEXT(volume_seen, seen, reason, "for some reason");
+    }
+}
+
 /* A host reports about its VMs: mostly the truth of some agent, at times an old epoch, another's VM, a wild state. */
 static void report(struct walk *w)
 {
@@ -112,6 +152,7 @@ static void report(struct walk *w)
             OBJECT_TEXT(vm_seen, seen, reason, "for some reason");
     }
     put_tasks(w, host, &r, false);
+    put_volumes(w, &r);
     struct bytes_writer command = {0};
     assert_int_equal(node_sync_changes(w->f.state, fixture_now(&w->f), &r, &command, NULL), 0);
     OBJECT_CLEAR(node_report, &r);
@@ -175,11 +216,38 @@ static void come_to_rest(struct walk *w)
             fixture_send(f, &tasks);
         }
     }
+    for (size_t i = 0; i < state_count(f->state, object_kind_VOLUME); i++) {
+        const struct volume *volume = state_at(f->state, object_kind_VOLUME, i)->volume;
+        const struct record *vm = state_get(f->state, object_kind_VM, volume->vm);
+        if (volume->state == volume_state_DETACHING || (volume->state == volume_state_ATTACHING && vm->vm->host != NULL))
+            fail_msg("at rest, volume %s is %s", volume->name, volume_state_desc.names[volume->state]);
+    }
     for (size_t i = 0; i < state_count(f->state, object_kind_OPERATION); i++) {
         const struct operation *operation = state_at(f->state, object_kind_OPERATION, i)->operation;
         if (operation->state == operation_state_RUNNING)
             fail_msg("at rest, %s of %s still runs: %s", operation_kind_desc.names[operation->kind], operation->target_name,
                      operation->step);
+    }
+}
+
+/* One for all hosts, and a directory of each of two. */
+static void make_pools(struct fixture *f)
+{
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"nas\",\"kind\":\"shared-dir\",\"path\":\"/n\",\"hosts\":[\"n1\",\"n2\",\"n3\"]}");
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"ssd\",\"kind\":\"dir\",\"path\":\"/s\",\"hosts\":[\"n1\",\"n2\"]}");
+    for (unsigned i = 1; i <= HOSTS; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "n%u", i);
+        struct node_report r = fixture_report(f, name, 1024);
+        for (size_t k = 0; k < state_count(f->state, object_kind_POOL); k++) {
+            struct pool_seen *seen = OBJECT_ADD(node_report, &r, pools);
+            OBJECT_TEXT(pool_seen, seen, id, state_at(f->state, object_kind_POOL, k)->common->id);
+            OBJECT_SET(pool_seen, seen, present, true);
+            OBJECT_TEXT(pool_seen, seen, mark, "aa");
+            OBJECT_SET(pool_seen, seen, size_bytes, UINT64_C(1) << 40);
+            OBJECT_SET(pool_seen, seen, free_bytes, UINT64_C(1) << 39);
+        }
+        fixture_send(f, &r);
     }
 }
 
@@ -192,6 +260,7 @@ static void walk(uint64_t seed)
         snprintf(name, sizeof name, "n%u", i);
         fixture_host(&w.f, name, 1024);
     }
+    make_pools(&w.f);
     struct bytes_writer snapshot = fixture_snapshot(w.f.state);
     assert_int_equal(snapshot_read(snapshot.data, snapshot.size, &w.f.twin, NULL), 0);
     bytes_writer_finish(&snapshot);

@@ -1,0 +1,241 @@
+/* Making and removing volumes; see the header. */
+#include "compute/agent/agent_volumes.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "compute/agent/agent.h"
+#include "compute/agent/pool_dir.h"
+
+#define REASON_BYTES_MAX 400
+
+enum volume_step { VOLUME_IDLE, VOLUME_FETCHING, VOLUME_WORKING };
+
+struct agent_volume {
+    struct agent *agent;
+    char id[37];
+    struct volume_order order;  /* the last one */
+    struct volume_order worked; /* what the work under way is about */
+    bool ordered; /* it is in the last answer */
+    bool done;    /* the last order is carried out */
+    bool stopping;
+    enum volume_step step;
+    uint64_t again_at_ms;
+    char reason[REASON_BYTES_MAX + 1];
+    struct image_wait *wait;
+    uv_work_t work;
+    char *image_path;
+    int status;
+    struct error err;
+};
+
+static void look(struct agent_volume *v);
+
+static void volume_free(struct agent_volume *v)
+{
+    OBJECT_CLEAR(volume_order, &v->order);
+    OBJECT_CLEAR(volume_order, &v->worked);
+    free(v->image_path);
+    free(v);
+}
+
+static void news(const struct agent_volume *v)
+{
+    if (v->agent->session != NULL)
+        session_poke(v->agent->session);
+}
+
+static void failed(struct agent_volume *v, const struct error *err)
+{
+    if (strncmp(v->reason, err->text, REASON_BYTES_MAX) != 0)
+        log_warning("volume", "volume=%s error=\"%s\"", v->id, err->text);
+    snprintf(v->reason, sizeof v->reason, "%.*s", REASON_BYTES_MAX, err->text);
+    v->again_at_ms = uv_now(v->agent->loop) + AGENT_VOLUME_RETRY_MS;
+    news(v);
+}
+
+/* ---- work: the thread pool ---- */
+
+static void work_do(uv_work_t *work)
+{
+    struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
+    const struct volume_order *order = &v->worked;
+    const struct vm_disk disk = {.name = order->disk, .size_bytes = order->size_bytes, .volume = order->id}; /* borrowed */
+    v->err = (struct error){.code = 0};
+    if (order->remove)
+        v->status = pool_dir_remove_volume(&order->pool, order->id, &v->err);
+    else
+        v->status = pool_dir_make_disk(&order->pool, order->id, &disk, v->image_path, false, &v->err);
+}
+
+static void work_after(uv_work_t *work, int status UNUSED)
+{
+    struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
+    struct agent *a = v->agent;
+    v->step = VOLUME_IDLE;
+    if (v->stopping) {
+        volume_free(v);
+        agent_part_closed(a);
+        return;
+    }
+    if (v->status < 0) {
+        failed(v, &v->err);
+    } else if (object_equal(&volume_order_desc, &v->order, &v->worked)) {
+        log_info(v->order.remove ? "volume-removed" : "volume-made", "volume=%s disk=%s pool=%s", v->id, v->order.disk, v->order.pool.name);
+        v->done = true;
+        v->reason[0] = '\0';
+        news(v);
+    }
+    look(v);
+}
+
+static void work_begin(struct agent_volume *v, const char *image_path)
+{
+    OBJECT_CLEAR(volume_order, &v->worked);
+    OBJECT_COPY(volume_order, &v->worked, &v->order);
+    free(v->image_path);
+    v->image_path = image_path != NULL ? xstrdup(image_path) : NULL;
+    v->step = VOLUME_WORKING;
+    int r = uv_queue_work(v->agent->loop, &v->work, work_do, work_after);
+    ASSERT(r == 0);
+}
+
+/* ---- its image ---- */
+
+static void on_image(int status, const struct error *err, const char *path UNUSED, void *arg)
+{
+    struct agent_volume *v = arg;
+    v->step = VOLUME_IDLE;
+    v->wait = NULL;
+    if (v->stopping) {
+        struct agent *a = v->agent;
+        volume_free(v);
+        agent_part_closed(a);
+        return;
+    }
+    if (status < 0)
+        failed(v, err);
+    look(v); /* finds it */
+}
+
+static void image_fetch(struct agent_volume *v)
+{
+    struct error err = {.code = 0};
+    if (image_cache_get(v->agent->images, &v->order.image, on_image, v, &v->wait, &err) == 0)
+        v->step = VOLUME_FETCHING;
+    else
+        failed(v, &err);
+}
+
+/* ---- decisions ---- */
+
+static void forget(struct agent_volume *v)
+{
+    map_remove(&v->agent->volumes.all, v->id);
+    volume_free(v);
+}
+
+/* The next step. May free it. */
+static void look(struct agent_volume *v)
+{
+    char path[IMAGE_CACHE_PATH_BYTES_MAX];
+    struct error err = {.code = 0};
+    if (v->step != VOLUME_IDLE)
+        return;
+    if (!v->ordered) {
+        forget(v);
+        return;
+    }
+    if (v->done || uv_now(v->agent->loop) < v->again_at_ms)
+        return;
+    bool has_image = !v->order.remove && v->order.image.sha256 != NULL;
+    if (pool_watch_there(&v->agent->pools, v->order.pool.id, v->order.pool.name, &err) < 0)
+        failed(v, &err);
+    else if (has_image && image_cache_find(v->agent->images, &v->order.image, path, sizeof path) < 0)
+        image_fetch(v);
+    else
+        work_begin(v, has_image ? path : NULL);
+}
+
+static void obey_one(struct agent *a, const struct volume_order *order)
+{
+    struct agent_volume *v = map_get(&a->volumes.all, order->id);
+    if (v == NULL) {
+        v = NEW(struct agent_volume);
+        v->agent = a;
+        snprintf(v->id, sizeof v->id, "%s", order->id);
+        map_put(&a->volumes.all, v->id, v);
+    }
+    v->ordered = true;
+    if (!object_equal(&volume_order_desc, &v->order, order)) {
+        OBJECT_CLEAR(volume_order, &v->order);
+        OBJECT_COPY(volume_order, &v->order, order);
+        v->done = false;
+        v->again_at_ms = 0;
+        v->reason[0] = '\0';
+    }
+}
+
+void agent_volumes_obey(struct agent *a, const struct node_orders *orders)
+{
+    const struct volume_order *all = orders->volumes.items;
+    struct agent_volume *v;
+    for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;)
+        v->ordered = false;
+    for (size_t i = 0; i < orders->volumes.count; i++)
+        obey_one(a, &all[i]);
+    agent_volumes_tick(a);
+}
+
+void agent_volumes_tick(struct agent *a)
+{
+    size_t count = 0;
+    struct agent_volume *v;
+    CLEANUP_FREE struct agent_volume **all = xcalloc(a->volumes.all.count + 1, sizeof *all);
+    for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;)
+        all[count++] = v;
+    for (size_t i = 0; i < count; i++) /* some are forgotten by it */
+        look(all[i]);
+}
+
+/* ---- from outside ---- */
+
+void agent_volumes_put(const struct agent *a, struct node_report *report)
+{
+    const struct agent_volume *v;
+    for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;) {
+        struct volume_seen *seen = OBJECT_ADD(node_report, report, volumes);
+        OBJECT_TEXT(volume_seen, seen, id, v->id);
+        OBJECT_SET(volume_seen, seen, made, v->done && !v->order.remove);
+        OBJECT_SET(volume_seen, seen, gone, v->done && v->order.remove);
+        if (v->reason[0] != '\0')
+            OBJECT_TEXT(volume_seen, seen, reason, v->reason);
+    }
+}
+
+bool agent_volumes_use(const struct agent *a, const char *sha256)
+{
+    const struct agent_volume *v;
+    for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;)
+        if (!v->done && v->order.image.sha256 != NULL && strcmp(v->order.image.sha256, sha256) == 0)
+            return true;
+    return false;
+}
+
+void agent_volumes_stop(struct agent *a)
+{
+    struct agent_volume *v;
+    for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;) {
+        v->stopping = true;
+        if (v->step == VOLUME_IDLE) {
+            volume_free(v);
+            continue;
+        }
+        a->closing++;
+        if (v->wait != NULL)
+            image_cache_cancel(v->wait);
+    }
+    map_finish(&a->volumes.all);
+}

@@ -1,0 +1,35 @@
+/* Volumes that this host is to make or to remove. Of those that are there and attached to a VM its order speaks (vm_order.disks);
+ * of those that are there and attached to none nobody has to do anything.
+ *
+ *   order --> IDLE --its image is here--> WORKING (thread pool) --> done, told in every report --order gone--> forgotten
+ *               |  ^                        |
+ *               |  '------ failed: reason told, again after AGENT_VOLUME_RETRY_MS
+ *               '--> FETCHING its image --'
+ *
+ * Level-triggered: the order comes with every answer until the controllers have heard that it is done; making what is there and
+ * removing what is not come to the same (pool_dir.h), so nothing is remembered on disk. The loop's thread. */
+#ifndef COMPUTE_AGENT_AGENT_VOLUMES_H
+#define COMPUTE_AGENT_AGENT_VOLUMES_H
+
+#include "common/map.h"
+#include "schema/objects.h"
+
+#define AGENT_VOLUME_RETRY_MS 2000u
+
+struct agent;
+
+/* Embedded in the agent. */
+struct agent_volumes {
+    struct map all; /* struct agent_volume by id */
+};
+
+void agent_volumes_obey(struct agent *agent, const struct node_orders *orders);
+void agent_volumes_put(const struct agent *agent, struct node_report *report);
+/* Does one begin as that image? It has to stay in the cache. */
+bool agent_volumes_use(const struct agent *agent, const char *sha256);
+/* Now and then: what failed is tried again. */
+void agent_volumes_tick(struct agent *agent);
+/* The agent ends: each that is at work counts in agent->closing until it has stopped. */
+void agent_volumes_stop(struct agent *agent);
+
+#endif

@@ -1,0 +1,476 @@
+/* Volumes: made, attached, detached, enlarged, removed.
+ *
+ *   put --> CREATING --a host has made it--> AVAILABLE --attach--> ATTACHING --the VM's host has it--> ATTACHED
+ *              |                              |   ^                    |                                  |
+ *              '------------ remove ----------'   |                    '-------------- detach ------------'
+ *                               v                 |                                    v
+ *           (none) <--gone-- DELETING             '-- the VM's host has it no more -- DETACHING
+ *
+ * Attached it is an item of its VM's disks; that is what the VM's host is told, under a new generation of the VM. What is being
+ * detached stays in that list, marked so, until the host has reached the VM's generation: from then on no VMM of the VM has
+ * it open, and another VM may have it. A VM that goes leaves its volumes behind (volumes_vm_gone). */
+#include "controller/fsm/apply_migrate.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
+
+#define SECTOR_BYTES 512u
+#define DISKS_MAX 16u /* of a VMM; a seed disk is one of them */
+
+/* Whoever may have to make or remove it. */
+static void tell_hosts(struct apply *a, const struct volume *volume)
+{
+    const struct record *pool = state_get(a->state, object_kind_POOL, volume->pool);
+    for (size_t i = 0; pool != NULL && i < pool->pool->members.count; i++)
+        state_host_orders_changed(a->state, ((const struct pool_host *)pool->pool->members.items + i)->host, a->index);
+}
+
+static void set_state(struct volume *volume, enum volume_state state, const char *reason)
+{
+    char text[APPLY_STEP_BYTES_MAX];
+    apply_text(text, sizeof text, "%s", reason != NULL ? reason : "");
+    OBJECT_SET(volume, volume, state, state);
+    OBJECT_TEXT(volume, volume, state_reason, text[0] != '\0' ? text : NULL);
+}
+
+static struct record *volume_of(struct apply *a, const struct vm_disk *disk)
+{
+    return disk->volume != NULL ? map_get(&a->state->tables[object_kind_VOLUME].by_id, disk->volume) : NULL;
+}
+
+/* ---- put ---- */
+
+static bool host_resolve(struct apply *a, struct volume *volume, const struct pool *pool)
+{
+    const struct record *host = state_get(a->state, object_kind_HOST, volume->host);
+    if (pool->kind == pool_kind_SHARED_DIR && volume->host != NULL) {
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/host", "is for pools of kind dir; '%s' is on all of its hosts", pool->name);
+        return false;
+    }
+    if (pool->kind == pool_kind_SHARED_DIR)
+        return true;
+    if (host == NULL || pool_member_find(pool, host->common->id) == NULL) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/host", "'%.63s' is no host of pool '%s'; name one of those",
+                           volume->host != NULL ? volume->host : "", pool->name);
+        return false;
+    }
+    OBJECT_TEXT(volume, volume, host, host->common->name);
+    return true;
+}
+
+static bool image_resolve(struct apply *a, struct volume *volume)
+{
+    const struct record *record = state_get(a->state, object_kind_IMAGE, volume->image);
+    if (volume->image == NULL)
+        return true;
+    if (record == NULL || !OBJECT_HAS(image, record->image, disk)) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/image",
+                           record == NULL ? "there is no image '%.63s'" : "image '%.63s' has no disk that a volume could begin as",
+                           volume->image);
+        return false;
+    }
+    if (record->image->state != image_state_READY) {
+        apply_refuse_field(a, -EAGAIN, ERROR_CONFLICT, "/image", "image '%s' is %s; wait until it is ready", record->common->name,
+                           image_state_desc.names[record->image->state]);
+        return false;
+    }
+    if (volume->size_bytes < record->image->disk.size_bytes) {
+        apply_refuse_field(a, -EFBIG, ERROR_INVALID, "/size_bytes", "is less than the %llu bytes of image '%s'",
+                           (unsigned long long)record->image->disk.size_bytes, record->common->name);
+        return false;
+    }
+    OBJECT_TEXT(volume, volume, image, record->common->name);
+    return true;
+}
+
+static bool size_check(struct apply *a, uint64_t size_bytes)
+{
+    if (size_bytes != 0 && size_bytes % SECTOR_BYTES == 0)
+        return true;
+    apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/size_bytes", size_bytes == 0 ? "is missing: give the size of the volume"
+                                                                                 : "must be a multiple of 512");
+    return false;
+}
+
+bool apply_volume_may_be_made(struct apply *a, struct volume *volume)
+{
+    const struct record *pool = state_get(a->state, object_kind_POOL, volume->pool);
+    if (pool == NULL) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/pool", "there is no pool '%.63s'", volume->pool);
+        return false;
+    }
+    if (!size_check(a, volume->size_bytes) || !host_resolve(a, volume, pool->pool) || !image_resolve(a, volume))
+        return false;
+    OBJECT_TEXT(volume, volume, pool, pool->common->name);
+    OBJECT_SET(volume, volume, state, volume_state_CREATING);
+    return true;
+}
+
+bool apply_volume_may_change(struct apply *a, const struct record *record, const struct volume *patch)
+{
+    const struct volume *volume = record->volume;
+    if (patch->head.cleared & (UINT64_C(1) << (object_field(&volume_desc, "size_bytes") - volume_desc.fields))) {
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/size_bytes", "cannot be taken away");
+        return false;
+    }
+    if (!OBJECT_HAS(volume, patch, size_bytes))
+        return true;
+    if (patch->size_bytes < volume->size_bytes) {
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/size_bytes",
+                           "is less than the %llu bytes that volume '%s' has: a volume only grows; make another one and copy",
+                           (unsigned long long)volume->size_bytes, volume->name);
+        return false;
+    }
+    if (volume->state == volume_state_DELETING || volume->state == volume_state_DETACHING) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is %s%s", volume->name, volume_state_desc.names[volume->state],
+                     volume->state == volume_state_DETACHING ? "; wait for that" : "");
+        return false;
+    }
+    return size_check(a, patch->size_bytes);
+}
+
+/* The VM's host is to know of another list of disks. */
+static void vm_edit_end(struct apply *a, struct record *vm)
+{
+    apply_devices_changed(vm->vm);
+    state_edit_end(a->state, vm, a->index);
+    state_host_orders_changed(a->state, vm->vm->host, a->index);
+}
+
+void apply_volume_changed(struct apply *a, const struct record *record, bool created)
+{
+    struct record *vm = record->volume->vm != NULL ? map_get(&a->state->tables[object_kind_VM].by_id, record->volume->vm) : NULL;
+    struct vm_disk *disk = vm != NULL ? volume_disk_find(vm->vm, record->common->id) : NULL;
+    if (created)
+        tell_hosts(a, record->volume);
+    if (disk == NULL || disk->size_bytes == record->volume->size_bytes)
+        return;
+    state_edit_begin(a->state, vm);
+    OBJECT_SET(vm_disk, disk, size_bytes, record->volume->size_bytes);
+    vm_edit_end(a, vm);
+    apply_event(a, event_type_UPDATED, vm, "VM %s: disk %s is to have %llu MiB", vm->common->name, disk->name,
+                (unsigned long long)(disk->size_bytes >> 20));
+    volumes_settle(a, vm);
+}
+
+bool volumes_use(struct apply *a, const struct record *record, const char *what_to_do)
+{
+    const char *name = record->common->name;
+    for (size_t i = 0; i < state_count(a->state, object_kind_VOLUME); i++) {
+        const struct volume *volume = state_at(a->state, object_kind_VOLUME, i)->volume;
+        const char *used = record->kind == object_kind_POOL    ? volume->pool
+                           : record->kind == object_kind_HOST  ? volume->host
+                           : record->kind == object_kind_IMAGE ? volume->image
+                                                               : NULL;
+        bool needed = record->kind != object_kind_IMAGE || volume->state == volume_state_CREATING;
+        if (used == NULL || !needed || strcmp(used, name) != 0)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "%s '%s' cannot be %s: volume '%s' uses it", record->desc->name, name, what_to_do,
+                     volume->name);
+        return true;
+    }
+    return false;
+}
+
+/* ---- attach ---- */
+
+static bool volume_is_free(struct apply *a, const struct volume *volume)
+{
+    if (volume->state == volume_state_AVAILABLE)
+        return true;
+    if (volume->vm != NULL)
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "volume '%s' is %s %s VM '%s'; detach it first (drover volume detach %s)", volume->name,
+                     volume_state_desc.names[volume->state], volume->state == volume_state_DETACHING ? "from" : "to",
+                     volume->vm_name, volume->name);
+    else
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is %s%s%.300s", volume->name, volume_state_desc.names[volume->state],
+                     volume->state_reason != NULL ? ": " : "; wait for that", volume->state_reason != NULL ? volume->state_reason : "");
+    return false;
+}
+
+/* Can the VM's host reach it? Where no host has the VM, placement sees to it. */
+static bool host_reaches(struct apply *a, const struct volume *volume, const struct vm *vm)
+{
+    const struct record *pool = state_get(a->state, object_kind_POOL, volume->pool);
+    const struct pool_host *member = pool_member_find(pool->pool, vm->host);
+    if (vm->host == NULL)
+        return true;
+    if (volume->host != NULL && strcmp(volume->host, vm->host_name) != 0) {
+        apply_refuse_field(a, -EXDEV, ERROR_CONFLICT, "/vm",
+                           "is on host %s, and volume '%s' is in the directory of host %s: use a shared pool, or a VM of that host",
+                           vm->host_name, volume->name, volume->host);
+        return false;
+    }
+    if (member == NULL || member->state != pool_host_state_PRESENT) {
+        apply_refuse_field(a, -ENOENT, ERROR_CONFLICT, "/vm", "is on host %s, which has not pool '%s' of volume '%s'%s%.200s",
+                           vm->host_name, volume->pool, volume->name, member != NULL && member->reason != NULL ? ": " : "",
+                           member != NULL && member->reason != NULL ? member->reason : "");
+        return false;
+    }
+    return true;
+}
+
+static bool has_place(struct apply *a, const struct volume *volume, const struct vm *vm)
+{
+    bool seed = vm->user_data != NULL || vm->ssh_keys != NULL || vm->hostname != NULL;
+    const struct vm_disk *disks = vm->disks.items;
+    if (vm->disks.count + seed >= DISKS_MAX) {
+        apply_refuse_field(a, -ENOSPC, ERROR_NO_SPACE, "/vm", "has %zu disks, and %u is the most; detach one",
+                           vm->disks.count + seed, DISKS_MAX);
+        return false;
+    }
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (strcmp(disks[i].name, volume->disk) == 0) {
+            apply_refuse_field(a, -EEXIST, ERROR_EXISTS, "/vm", "has a disk of its own that is named '%s', as volume '%s' would be",
+                               volume->disk, volume->name);
+            return false;
+        }
+    return true;
+}
+
+/* Is a backup or a restore of its disks, or a migration, under way? Refuses if so. */
+static bool disks_are_busy(struct apply *a, const struct record *vm)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
+        const struct operation *operation = vm->of_vm.operations.items[i]->operation;
+        if (!operation_has_task(operation))
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "a %s of VM '%s' is under way; wait for its end, or cancel it",
+                     operation_kind_desc.names[operation->kind], vm->common->name);
+        return true;
+    }
+    return false;
+}
+
+static bool vm_may_have(struct apply *a, const struct volume *volume, const struct record *record)
+{
+    const struct vm *vm = record->vm;
+    const struct snapshot *snapshot = migration_snapshot(a->state, vm);
+    if (vm->wanted == vm_wanted_DELETED || vm->recovering) {
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/vm", "'%s' %s", vm->name,
+                           vm->recovering ? "waits to be started on another host; ask again" : "is being deleted");
+        return false;
+    }
+    if (snapshot != NULL) {
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/vm",
+                           "'%s' has snapshot '%s', and a volume cannot be part of snapshots: delete the VM's snapshots first",
+                           vm->name, snapshot->name);
+        return false;
+    }
+    return !disks_are_busy(a, record) && host_reaches(a, volume, vm) && has_place(a, volume, vm);
+}
+
+static void attach(struct apply *a, struct record *record, struct record *vm)
+{
+    struct volume *volume = record->volume;
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(volume, volume, vm, vm->common->id);
+    OBJECT_TEXT(volume, volume, vm_name, vm->common->name);
+    OBJECT_SET(volume, volume, attachments, volume->attachments + 1);
+    set_state(volume, volume_state_ATTACHING, NULL);
+    state_edit_end(a->state, record, a->index);
+    state_edit_begin(a->state, vm);
+    struct vm_disk *disk = OBJECT_ADD(vm, vm->vm, disks);
+    OBJECT_TEXT(vm_disk, disk, name, volume->disk);
+    OBJECT_SET(vm_disk, disk, size_bytes, volume->size_bytes);
+    OBJECT_TEXT(vm_disk, disk, pool, volume->pool);
+    OBJECT_TEXT(vm_disk, disk, volume, volume->id);
+    OBJECT_SET(vm_disk, disk, attachment, volume->attachments);
+    vm_edit_end(a, vm);
+    apply_event(a, event_type_UPDATED, record, "volume %s is attached to VM %s as disk %s", volume->name, volume->vm_name, volume->disk);
+    apply_event(a, event_type_UPDATED, vm, "VM %s is to have volume %s as disk %s", volume->vm_name, volume->name, volume->disk);
+    volumes_settle(a, vm);
+}
+
+/* ---- detach ---- */
+
+static bool may_detach(struct apply *a, const struct record *record, const struct record *vm)
+{
+    const struct volume *volume = record->volume;
+    if (vm == NULL) {
+        apply_refuse(a, -EALREADY, ERROR_CONFLICT, "volume '%s' is %s and attached to no VM", volume->name,
+                     volume_state_desc.names[volume->state]);
+        return false;
+    }
+    return !disks_are_busy(a, vm);
+}
+
+static void detach(struct apply *a, struct record *record, struct record *vm, bool force)
+{
+    struct vm_disk *disk = volume_disk_find(vm->vm, record->common->id);
+    if (disk->leaving && (disk->forced || !force)) {
+        volumes_settle(a, vm);
+        return;
+    }
+    state_edit_begin(a->state, record);
+    set_state(record->volume, volume_state_DETACHING, NULL);
+    state_edit_end(a->state, record, a->index);
+    state_edit_begin(a->state, vm);
+    OBJECT_SET(vm_disk, disk, leaving, true);
+    if (force)
+        OBJECT_SET(vm_disk, disk, forced, true);
+    vm_edit_end(a, vm);
+    apply_event(a, event_type_UPDATED, record, "volume %s is to be detached from VM %s%s", record->common->name, vm->common->name,
+                force ? ", by force" : "");
+    volumes_settle(a, vm);
+}
+
+void apply_volume_attach(struct apply *a, struct command_volume_attach *command)
+{
+    struct record *record = apply_find(a, object_kind_VOLUME, command->id, command->if_revision);
+    if (record == NULL)
+        return;
+    const char *vm_id = command->vm != NULL ? command->vm : record->volume->vm;
+    struct record *vm = command->vm != NULL ? apply_find(a, object_kind_VM, vm_id, 0)
+                        : vm_id != NULL     ? map_get(&a->state->tables[object_kind_VM].by_id, vm_id)
+                                            : NULL;
+    if (command->vm != NULL && (vm == NULL || !volume_is_free(a, record->volume) || !vm_may_have(a, record->volume, vm)))
+        return;
+    if (command->vm == NULL && !may_detach(a, record, vm))
+        return;
+    if (command->vm != NULL && record->volume->attachments >= VOLUME_ATTACHMENTS_MAX) {
+        apply_refuse(a, -ENOSPC, ERROR_NO_SPACE, "volume '%s' has been attached %u times, the most that is kept; make another one",
+                     record->common->name, VOLUME_ATTACHMENTS_MAX);
+        return;
+    }
+    if (a->check_only)
+        return;
+    apply_answer(a, record);
+    if (command->vm != NULL)
+        attach(a, record, vm);
+    else
+        detach(a, record, vm, command->force);
+}
+
+/* ---- with their VM ---- */
+
+static void release(struct apply *a, struct record *record)
+{
+    struct volume *volume = record->volume;
+    char vm_name[64];
+    snprintf(vm_name, sizeof vm_name, "%s", volume->vm_name);
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(volume, volume, vm, NULL);
+    OBJECT_TEXT(volume, volume, vm_name, NULL);
+    set_state(volume, volume_state_AVAILABLE, NULL);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "volume %s is detached from VM %s", volume->name, vm_name);
+}
+
+static void disk_take_out(struct apply *a, struct record *vm, size_t at)
+{
+    struct vm_disk *disks = vm->vm->disks.items;
+    state_edit_begin(a->state, vm);
+    OBJECT_CLEAR(vm_disk, &disks[at]);
+    memmove(&disks[at], &disks[at + 1], (vm->vm->disks.count - at - 1) * sizeof *disks);
+    vm->vm->disks.count--;
+    state_edit_end(a->state, vm, a->index);
+    state_host_orders_changed(a->state, vm->vm->host, a->index);
+}
+
+void volumes_settle(struct apply *a, struct record *record)
+{
+    const struct vm *vm = record->vm;
+    bool nobodys = vm->host == NULL || vm->recovering; /* no VMM of it runs, or may run any more */
+    bool reached = vm->seen_generation >= vm->generation;
+    bool at_rest = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED || vm->state == vm_state_STOPPED;
+    for (size_t i = vm->disks.count; i > 0; i--) {
+        const struct vm_disk *disk = (const struct vm_disk *)vm->disks.items + i - 1;
+        struct record *volume = volume_of(a, disk);
+        if (volume == NULL)
+            continue;
+        if (disk->leaving && (nobodys || reached)) {
+            disk_take_out(a, record, i - 1);
+            release(a, volume);
+        } else if (!disk->leaving && reached && at_rest && volume->volume->state == volume_state_ATTACHING) {
+            state_edit_begin(a->state, volume);
+            set_state(volume->volume, volume_state_ATTACHED, NULL);
+            state_edit_end(a->state, volume, a->index);
+            apply_event(a, event_type_UPDATED, volume, "VM %s has volume %s", vm->name, volume->common->name);
+        }
+    }
+}
+
+void volumes_vm_gone(struct apply *a, const struct record *vm)
+{
+    for (size_t i = 0; i < vm->vm->disks.count; i++) {
+        struct record *volume = volume_of(a, (const struct vm_disk *)vm->vm->disks.items + i);
+        if (volume != NULL)
+            release(a, volume);
+    }
+}
+
+void volumes_vm_renamed(struct apply *a, const struct record *vm)
+{
+    for (size_t i = 0; i < vm->vm->disks.count; i++) {
+        struct record *volume = volume_of(a, (const struct vm_disk *)vm->vm->disks.items + i);
+        if (volume == NULL)
+            continue;
+        state_edit_begin(a->state, volume);
+        OBJECT_TEXT(volume, volume->volume, vm_name, vm->common->name);
+        state_edit_end(a->state, volume, a->index);
+    }
+}
+
+/* ---- removal and reports ---- */
+
+static void drop(struct apply *a, struct record *record, const char *why)
+{
+    tell_hosts(a, record->volume);
+    apply_event(a, event_type_DELETED, record, "volume %s is gone: %s", record->common->name, why);
+    state_remove(a->state, record);
+}
+
+void apply_volume_remove(struct apply *a, struct record *record, bool force)
+{
+    struct volume *volume = record->volume;
+    if (volume->vm != NULL) {
+        volume_is_free(a, volume);
+        return;
+    }
+    if (a->check_only)
+        return;
+    if (force) {
+        drop(a, record, "forgotten by request; what its host still has of it stays there");
+        return;
+    }
+    apply_answer(a, record);
+    if (volume->state == volume_state_DELETING)
+        return;
+    state_edit_begin(a->state, record);
+    set_state(volume, volume_state_DELETING,
+              volume_worker(a->state, volume) == NULL ? "no host that has its pool is up; force forgets it without" : NULL);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "volume %s is to be removed", volume->name);
+    tell_hosts(a, volume);
+}
+
+static void see_volume(struct apply *a, const struct record *host, const struct volume_seen *seen)
+{
+    struct record *record = map_get(&a->state->tables[object_kind_VOLUME].by_id, seen->id);
+    if (record == NULL || !volume_seen_differs(a->state, host->common->id, seen))
+        return;
+    struct volume *volume = record->volume;
+    bool made = volume->state == volume_state_CREATING && seen->made;
+    if (volume->state == volume_state_DELETING && seen->gone) {
+        drop(a, record, "removed");
+        return;
+    }
+    state_edit_begin(a->state, record);
+    set_state(volume, made ? volume_state_AVAILABLE : (enum volume_state)volume->state, made ? NULL : seen->reason);
+    state_edit_end(a->state, record, a->index);
+    if (made)
+        tell_hosts(a, volume);
+    apply_event(a, event_type_UPDATED, record, "volume %s is %s%s%s", volume->name, volume_state_desc.names[volume->state],
+                volume->state_reason != NULL ? ": " : "", volume->state_reason != NULL ? volume->state_reason : "");
+}
+
+void apply_volumes_seen(struct apply *a, const struct record *host, const struct object_list *volumes)
+{
+    for (size_t i = 0; i < volumes->count; i++)
+        see_volume(a, host, (const struct volume_seen *)volumes->items + i);
+}

@@ -1,0 +1,68 @@
+/* Rules of volumes; see the header. */
+#include "controller/fsm/volume_disks.h"
+
+#include <string.h>
+
+#include "controller/fsm/pool_members.h"
+
+static struct vm_disk *disk_at(const struct vm *vm, size_t i)
+{
+    return (struct vm_disk *)vm->disks.items + i;
+}
+
+struct vm_disk *volume_disk_find(const struct vm *vm, const char *volume_id)
+{
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disk_at(vm, i)->volume != NULL && strcmp(disk_at(vm, i)->volume, volume_id) == 0)
+            return disk_at(vm, i);
+    return NULL;
+}
+
+const struct vm_disk *volume_disk_any(const struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disk_at(vm, i)->volume != NULL)
+            return disk_at(vm, i);
+    return NULL;
+}
+
+const char *volume_worker(const struct state *state, const struct volume *volume)
+{
+    const struct record *pool = state_get(state, object_kind_POOL, volume->pool);
+    for (size_t i = 0; pool != NULL && i < pool->pool->members.count; i++) {
+        const struct pool_host *member = (const struct pool_host *)pool->pool->members.items + i;
+        const struct record *host = state_get(state, object_kind_HOST, member->host);
+        bool its_own = volume->host == NULL || strcmp(volume->host, member->name) == 0;
+        if (its_own && member->state == pool_host_state_PRESENT && host != NULL && host->host->state == host_state_UP)
+            return member->host;
+    }
+    return NULL;
+}
+
+bool volume_is_pending(const struct volume *volume)
+{
+    return volume->state == volume_state_CREATING || volume->state == volume_state_DELETING;
+}
+
+bool volume_seen_differs(const struct state *state, const char *host_id, const struct volume_seen *seen)
+{
+    const struct record *record = state_get(state, object_kind_VOLUME, seen->id);
+    const char *worker = record != NULL ? volume_worker(state, record->volume) : NULL;
+    if (worker == NULL || strcmp(worker, host_id) != 0 || !volume_is_pending(record->volume))
+        return false;
+    const char *held = record->volume->state_reason != NULL ? record->volume->state_reason : "";
+    bool done = record->volume->state == volume_state_CREATING ? seen->made : seen->gone;
+    return done || strcmp(held, seen->reason != NULL ? seen->reason : "") != 0;
+}
+
+bool volume_is_elsewhere(const struct state *state, const struct vm_disk *disk, const char *host_id)
+{
+    const struct record *volume = disk != NULL ? state_get(state, object_kind_VOLUME, disk->volume) : NULL;
+    const struct record *host = volume != NULL ? state_get(state, object_kind_HOST, volume->volume->host) : NULL;
+    return host != NULL && strcmp(host->common->id, host_id) != 0;
+}
+
+bool volumes_outlive_host(const struct vm *vm)
+{
+    return volume_disk_any(vm) != NULL && !(vm->ha && vm->seen_generation >= vm->lease_generation);
+}

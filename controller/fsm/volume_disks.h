@@ -1,0 +1,33 @@
+/* Volumes and the disks of VMs that they are attached as: the rules that apply, the sync with agents and placement share.
+ *
+ * A volume that is attached is an item of its VM's disks (vm_disk.volume), with its pool: whatever holds for disks in pools -
+ * placement, failover, opening, epochs - holds for it by that alone. What is its own: it is made before it is attached, outlives
+ * the VM, and one in a directory of a host is where that host is.
+ *
+ * Which host makes or removes it follows from the state, and nobody is told for good: of a pool of kind dir its own, of a shared
+ * one the first that is up and has the pool. Both may be done twice, by two hosts at once (compute/agent/pool_dir.h).
+ *
+ * Pure: no state of its own. */
+#ifndef CONTROLLER_FSM_VOLUME_DISKS_H
+#define CONTROLLER_FSM_VOLUME_DISKS_H
+
+#include "controller/fsm/state.h"
+
+#define VOLUME_ATTACHMENTS_MAX (1u << 20) /* of one volume: its layers are opened under attachment << 32 | the VM's epoch */
+
+/* The disk of @vm that is volume @volume_id, or NULL. */
+struct vm_disk *volume_disk_find(const struct vm *vm, const char *volume_id);
+/* A disk of @vm that is a volume, or NULL. */
+const struct vm_disk *volume_disk_any(const struct vm *vm);
+/* The host (id) that makes or removes @volume now; NULL: none can. */
+const char *volume_worker(const struct state *state, const struct volume *volume);
+/* Is there something to do for a host? */
+bool volume_is_pending(const struct volume *volume);
+/* Would what @host_id says of a volume change it? */
+bool volume_seen_differs(const struct state *state, const char *host_id, const struct volume_seen *seen);
+/* Is the volume that @disk is (NULL is fine: it is none) out of reach of @host_id, whatever pools that has? */
+bool volume_is_elsewhere(const struct state *state, const struct vm_disk *disk, const char *host_id);
+/* May @vm still write to a volume although its host is lost? Under the lease it may not. */
+bool volumes_outlive_host(const struct vm *vm);
+
+#endif
