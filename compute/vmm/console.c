@@ -172,6 +172,11 @@ static void flush(void *arg)
     }
 }
 
+void console_flush(struct console *c)
+{
+    flush(c);
+}
+
 /* The first byte after a silence goes out at once; what follows waits for company. */
 static void on_wake(void *arg)
 {

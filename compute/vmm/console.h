@@ -52,6 +52,9 @@ void console_finish(struct console *c);
 void console_set_input(struct console *c, console_input_fn input, void *arg);
 
 void console_output(struct console *c, const void *data, size_t size);
+/* What was put out so far goes to the readers now, as far as they take it: before the guest goes on in another process,
+ * whose output is to come after it. */
+void console_flush(struct console *c);
 /* Let a non-blocking socket follow from the oldest byte in the ring; what it sends is input. The descriptor is the
  * console's from now on, also on failure. -EUSERS when there are CONSOLE_READERS_MAX. */
 int console_follow(struct console *c, int fd, struct error *err);

@@ -479,6 +479,18 @@ int kvm_vcpu_set_tsc_khz(struct kvm_vcpu *vcpu, uint32_t khz, struct error *err)
     return CALL_VCPU(vcpu, KVM_SET_TSC_KHZ, khz, err);
 }
 
+int kvm_vcpu_translate(struct kvm_vcpu *vcpu, uint64_t address, uint64_t *ret_gpa, struct error *err)
+{
+    struct kvm_translation translation = {.linear_address = address};
+    int code = CALL_VCPU(vcpu, KVM_TRANSLATE, &translation, err);
+    if (code < 0)
+        return code;
+    if (!translation.valid)
+        return -ENOENT;
+    *ret_gpa = translation.physical_address;
+    return 0;
+}
+
 int kvm_vcpu_clock_paused(struct kvm_vcpu *vcpu, struct error *err)
 {
     if (ask_vcpu(vcpu, KVM_KVMCLOCK_CTRL, NULL) < 0 && errno != EINVAL)

@@ -103,6 +103,8 @@ int kvm_vcpu_get_msrs(struct kvm_vcpu *vcpu, struct kvm_msrs *msrs, struct error
 int kvm_vcpu_set_msrs(struct kvm_vcpu *vcpu, const struct kvm_msrs *msrs, struct error *err);
 int kvm_vcpu_get_tsc_khz(struct kvm_vcpu *vcpu, uint32_t *ret_khz, struct error *err);
 int kvm_vcpu_set_tsc_khz(struct kvm_vcpu *vcpu, uint32_t khz, struct error *err);
+/* Where the guest's tables have @address; -ENOENT, without words: nowhere. */
+int kvm_vcpu_translate(struct kvm_vcpu *vcpu, uint64_t address, uint64_t *ret_gpa, struct error *err);
 /* Tell a guest with kvmclock that it was stopped; not using kvmclock is no error. */
 int kvm_vcpu_clock_paused(struct kvm_vcpu *vcpu, struct error *err);
 

@@ -534,7 +534,7 @@ int machine_freeze(struct machine *m, struct error *err)
         return -EBUSY;
     if (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED)
         return refuse(m, "frozen", err);
-    vcpu_set_hold(&m->vcpus, VCPU_HOLD_MIGRATE, true);
+    vcpu_set_hold_at_rest(&m->vcpus, VCPU_HOLD_MIGRATE, &m->memory);
     machine_slots_settle(m); /* a device that is off the bus and still described could not be restored */
     on_requests(m); /* a reset or power-off that the guest asked for is no part of any state */
     int code = m->state == MACHINE_RUNNING || m->state == MACHINE_PAUSED ? machine_slots_check_attached(m, err)
@@ -547,6 +547,7 @@ int machine_freeze(struct machine *m, struct error *err)
     if (m->state == MACHINE_RUNNING)
         device_list_pause(&m->devices);
     pthread_mutex_unlock(&m->device_lock);
+    console_flush(m->console);
     m->frozen = true;
     return 0;
 }
@@ -575,7 +576,7 @@ int machine_pause(struct machine *m, struct error *err)
         return 0;
     if (m->state != MACHINE_RUNNING)
         return refuse(m, "paused", err);
-    vcpu_set_hold(&m->vcpus, VCPU_HOLD_USER, true);
+    vcpu_set_hold_at_rest(&m->vcpus, VCPU_HOLD_USER, &m->memory); /* it may be saved while it is paused */
     pthread_mutex_lock(&m->device_lock);
     device_list_pause(&m->devices);
     pthread_mutex_unlock(&m->device_lock);

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/log.h"
 #include "compute/vmm/pc1_layout.h"
@@ -186,6 +187,62 @@ void vcpu_set_hold(struct vcpu_set *set, unsigned reason, bool wait)
     while (wait && !all_parked_but_self(set))
         pthread_cond_wait(&set->changed, &set->lock);
     pthread_mutex_unlock(&set->lock);
+}
+
+/* Those that are not, a bit for each. */
+static uint64_t not_at_rest(struct vcpu_set *set, const struct guest_memory *memory)
+{
+    uint64_t bits = 0;
+    for (unsigned i = 0; i < set->count; i++)
+        if (vcpu_state_may_lack_breakpoint(&set->vcpus[i].kvm, memory))
+            bits |= UINT64_C(1) << i;
+    return bits;
+}
+
+/* Has it got anywhere, or had the time to? On a busy host it may be long before its thread runs at all. */
+static bool has_moved(struct vcpu_set *set, unsigned i, uint64_t exits_before, unsigned *running)
+{
+    struct vcpu *v = &set->vcpus[i];
+    pthread_mutex_lock(&set->lock);
+    bool parked = v->parked;
+    pthread_mutex_unlock(&set->lock);
+    *running += !parked;
+    return __atomic_load_n(&v->counters.exits, __ATOMIC_RELAXED) != exits_before || *running > VCPU_REST_LOOKS_RUNNING;
+}
+
+/* Let them run until each of @vcpus has moved. */
+static void run_on(struct vcpu_set *set, unsigned reason, uint64_t vcpus)
+{
+    const struct timespec moment = {.tv_nsec = VCPU_REST_NS};
+    uint64_t exits[KVM_VCPUS_MAX];
+    unsigned running[KVM_VCPUS_MAX] = {0};
+    for (unsigned i = 0; i < set->count; i++)
+        exits[i] = __atomic_load_n(&set->vcpus[i].counters.exits, __ATOMIC_RELAXED);
+    vcpu_set_slow(set, 0); /* whoever slows it down does so again */
+    vcpu_set_release(set, reason);
+    for (unsigned looks = 0; vcpus != 0 && looks < VCPU_REST_LOOKS_MAX; looks++) {
+        nanosleep(&moment, NULL);
+        for (unsigned i = 0; i < set->count; i++)
+            if (vcpus >> i & 1 && has_moved(set, i, exits[i], &running[i]))
+                vcpus &= ~(UINT64_C(1) << i);
+    }
+}
+
+/* Where it stops is by chance: soon it is another place. */
+void vcpu_set_hold_at_rest(struct vcpu_set *set, unsigned reason, const struct guest_memory *memory)
+{
+    uint64_t vcpus;
+    bool is_held = false;
+    vcpu_set_hold(set, reason, true);
+    for (unsigned tries = 0; (vcpus = not_at_rest(set, memory)) != 0 && tries < VCPU_REST_TRIES; tries++) {
+        if ((is_held = vcpu_set_holds(set) & ~reason))
+            break;
+        run_on(set, reason, vcpus);
+        vcpu_set_hold(set, reason, true);
+    }
+    if (vcpus != 0)
+        log_warning("vcpu-behind-breakpoint", "held=%d why=\"a breakpoint that KVM keeps to itself may be lost if it is saved now\"",
+                    is_held);
 }
 
 void vcpu_set_slow(struct vcpu_set *set, uint64_t vcpus)

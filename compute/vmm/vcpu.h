@@ -83,6 +83,13 @@ int vcpu_set_start(struct vcpu_set *set, struct error *err);
 
 /* Add @reason; with @wait return when every vCPU is parked. Never waits for the calling thread itself. */
 void vcpu_set_hold(struct vcpu_set *set, unsigned reason, bool wait);
+/* The same, waiting, for a state that is to be saved: a vCPU that stands where it would lack something (see
+ * vcpu_state_may_lack_breakpoint) runs on for a moment first, unless it is held for another reason as well. */
+void vcpu_set_hold_at_rest(struct vcpu_set *set, unsigned reason, const struct guest_memory *memory);
+#define VCPU_REST_TRIES 100u
+#define VCPU_REST_NS 50000u          /* between two looks at whether it has */
+#define VCPU_REST_LOOKS_RUNNING 20u  /* after so many of them, or its first exit, it is stopped again... */
+#define VCPU_REST_LOOKS_MAX 4000u    /* ...or after so many without */
 void vcpu_set_release(struct vcpu_set *set, unsigned reason);
 /* Let only these stand still from now on, a bit for each of them, beside what holds all; does not wait. */
 void vcpu_set_slow(struct vcpu_set *set, uint64_t vcpus);

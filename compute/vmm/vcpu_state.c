@@ -7,6 +7,8 @@
 /* LAPIC register page: local vector table entry of the timer (Intel SDM vol. 3 §10.5.1) */
 enum { LAPIC_LVT_TIMER = 0x320, LVT_MASKED = 1 << 16, LVT_MODE = 3 << 17, LVT_MODE_DEADLINE = 2 << 17 };
 
+enum { VECTOR_BREAKPOINT = 3, OPCODE_INT3 = 0xcc };
+
 static struct kvm_msrs *msrs_new(uint32_t room)
 {
     return xcalloc(1, sizeof(struct kvm_msrs) + room * sizeof(struct kvm_msr_entry));
@@ -79,6 +81,20 @@ int vcpu_state_get(struct kvm_vcpu *vcpu, const struct kvm_msr_list *msrs, struc
     }
     *ret_state = s;
     return 0;
+}
+
+/* The number of the last exception is told also where the exception is not. */
+bool vcpu_state_may_lack_breakpoint(struct kvm_vcpu *vcpu, const struct guest_memory *memory)
+{
+    struct kvm_vcpu_events events;
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+    uint64_t gpa;
+    uint8_t opcode;
+    return kvm_vcpu_get_events(vcpu, &events, NULL) == 0 && events.exception.nr == VECTOR_BREAKPOINT &&
+           kvm_vcpu_get_regs(vcpu, &regs, NULL) == 0 && kvm_vcpu_get_sregs(vcpu, &sregs, NULL) == 0 &&
+           kvm_vcpu_translate(vcpu, sregs.cs.base + regs.rip - 1, &gpa, NULL) == 0 &&
+           memory_read(memory, gpa, &opcode, sizeof(opcode)) && opcode == OPCODE_INT3;
 }
 
 uint64_t *vcpu_state_msr(const struct vcpu_state *s, uint32_t index)

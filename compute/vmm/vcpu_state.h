@@ -8,6 +8,7 @@
 
 #include "common/bytes.h"
 #include "compute/vmm/kvm.h"
+#include "compute/vmm/memory.h"
 
 struct vcpu_state {
     struct kvm_mp_state mp_state;
@@ -29,6 +30,11 @@ struct vcpu_state {
 /* @msrs: those to take (vcpu_msrs_find). *ret_state needs vcpu_state_finish, on success only. */
 int vcpu_state_get(struct kvm_vcpu *vcpu, const struct kvm_msr_list *msrs, struct vcpu_state *ret_state,
                    struct error *err);
+/* KVM does not hand out a breakpoint (INT3) that it has still to give to the guest, for it expects RIP to be at the
+ * instruction, which would then be met again. Some KVMs (those that run guests without the processor's help) have RIP behind
+ * it: whoever saves such a vCPU loses the breakpoint. Does it stand behind one, so that nobody can tell? Then it has to run on
+ * a little before it is saved (vcpu_set_hold_at_rest). */
+bool vcpu_state_may_lack_breakpoint(struct kvm_vcpu *vcpu, const struct guest_memory *memory);
 /* All of it but the rate and offset of the TSC, which stay. */
 int vcpu_state_set(struct kvm_vcpu *vcpu, const struct vcpu_state *state, struct error *err);
 /* The same in two steps, for a vCPU that is put right in between (its TSC): all but the deadline timer, then that. */
