@@ -1011,7 +1011,7 @@ int migrate_sender_run(struct migrate_sender *s, struct error *err)
 {
     struct error words = {0};
     bool postcopy = false;
-    s->began_us = migrate_now_us();
+    s->began_us = s->options.began_us ? s->options.began_us : migrate_now_us();
     int code = connect_all(s, &words);
     if (code == 0)
         code = rounds_run(s, &postcopy, &words);

@@ -32,6 +32,7 @@ struct migrate_sender_options {
     bool verify;              /* compare all memory in the pause: for tests, it takes long */
     bool ask_pause; /* do not stop the guest without migrate_sender_permit */
     bool ask_owner; /* wait in READY for migrate_sender_decide: somebody else says whose the guest is */
+    uint64_t began_us; /* of migrate_now_us(): what precopy.total_us_max and the total count from; 0: from the run on */
     unsigned patience_ms;     /* how long the target may be silent while the guest runs... */
     unsigned stop_patience_ms; /* ...and while it stands still; so long, and what the pause may take, it stands still at
                                 * all before the target is ready */

@@ -45,6 +45,8 @@ enum filter filter_host(const struct scheduler_view *view, size_t i, const struc
         return FILTER_POOL;
     if (request->pools != NULL && request->pools[i] == PLACE_POOLS_FULL)
         return FILTER_POOL_ROOM;
+    if (view->disk_free_bytes[i] < request->disk_bytes)
+        return FILTER_DISK_ROOM;
     if (free_of(view->memory_bytes[i], view->committed_memory_bytes[i]) < request->memory_bytes)
         return FILTER_MEMORY;
     if (free_of(view->vcpus[i], view->committed_vcpus[i]) < request->vcpus)
@@ -96,6 +98,10 @@ void filter_reason(const struct scheduler_view *view, size_t i, const struct pla
         break;
     case FILTER_POOL_ROOM:
         snprintf(buffer, size, "has less room in a pool than its disks there may take");
+        break;
+    case FILTER_DISK_ROOM:
+        snprintf(buffer, size, "its disks may take %" PRIu64 " MiB, about %" PRIu64 " MiB are free",
+                 request->disk_bytes >> MIB_SHIFT, view->disk_free_bytes[i] >> MIB_SHIFT);
         break;
     case FILTER_MEMORY:
         snprintf(buffer, size, "needs %" PRIu64 " MiB, %" PRIu64 " of %" PRIu64 " MiB are free",

@@ -16,6 +16,7 @@
     X(APART, "anti-affinity", "with a VM that it is kept apart from")                                               \
     X(POOL, "pool", "without a pool of its disks")                                                                   \
     X(POOL_ROOM, "pool-room", "with too little room in a pool of its disks")                                         \
+    X(DISK_ROOM, "disk-room", "with less room than its disks may take")                                              \
     X(MEMORY, "memory", "with too little memory")                                                                    \
     X(VCPUS, "vcpus", "with too few processors")
 
@@ -36,6 +37,7 @@ struct place_request {
     const char *current; /* not the host of this id: it is to move from there; NULL = it may stay */
     enum cpu_kind cpu_model;
     const uint8_t *apart; /* of each host: 1 = it holds a VM that this one is kept apart from; NULL = none does */
+    uint64_t disk_bytes;  /* room for disks that come with it; 0: none do, or the room does not matter */
     const uint8_t *pools; /* of each host: enum place_pools; NULL = the VM has no disks in pools */
 };
 

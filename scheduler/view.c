@@ -57,6 +57,7 @@ static void grow(struct scheduler_view *view)
     GROW(view->committed_memory_bytes, view->capacity);
     GROW(view->vcpus, view->capacity);
     GROW(view->committed_vcpus, view->capacity);
+    GROW(view->disk_free_bytes, view->capacity);
 }
 
 void view_add(struct scheduler_view *view, const struct host *host, uint64_t committed_memory_bytes,
@@ -76,6 +77,7 @@ void view_add(struct scheduler_view *view, const struct host *host, uint64_t com
     view->committed_memory_bytes[i] = committed_memory_bytes;
     view->vcpus[i] = view_host_vcpus(host);
     view->committed_vcpus[i] = committed_vcpus;
+    view->disk_free_bytes[i] = HAS(host, disk_free_bytes) ? host->disk_free_bytes : UINT64_MAX;
 }
 
 void view_finish(struct scheduler_view *view)
@@ -92,5 +94,6 @@ void view_finish(struct scheduler_view *view)
     free(view->committed_memory_bytes);
     free(view->vcpus);
     free(view->committed_vcpus);
+    free(view->disk_free_bytes);
     *view = (struct scheduler_view){0};
 }

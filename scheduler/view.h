@@ -20,6 +20,7 @@ struct scheduler_view {
     uint64_t *committed_memory_bytes;  /* promised to VMs */
     uint64_t *vcpus;                   /* for VMs: processors times ratio */
     uint64_t *committed_vcpus;
+    uint64_t *disk_free_bytes;         /* UINT64_MAX where the host does not say */
 };
 
 /* Zeroed at first. */

@@ -34,6 +34,7 @@ struct migrate_job {
     size_t disk;                      /* its place in order.disks */
     char disks_path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
     bool cancel;               /* atomic: while disks are copied */
+    uint64_t began_us;         /* of migrate_now_us(): the order's time counts from there */
     pthread_mutex_t lock;      /* guards what follows */
     enum migrate_phase phase;  /* DISKS while they are copied, FAILED or CANCELLED where it ended there; else IDLE */
     uint64_t disk_left_bytes, disk_copied_bytes;
@@ -119,11 +120,20 @@ static int do_disk_begin(void *arg, struct error *err)
     return slot ? machine_mirror_begin(job->machine, slot, TAKE_PTR(job->link), disk, share, err) : -ENOENT;
 }
 
-static int is_cancelled(struct migrate_job *job, struct error *err)
+/* While disks are copied; the sender looks for itself. */
+static int may_go_on(struct migrate_job *job, struct error *err)
 {
-    return __atomic_load_n(&job->cancel, __ATOMIC_ACQUIRE)
-               ? error_set(err, -ECANCELED, ERROR_CANCELLED, "the migration was cancelled")
-               : 0;
+    uint64_t left_bytes;
+    if (__atomic_load_n(&job->cancel, __ATOMIC_ACQUIRE))
+        return error_set(err, -ECANCELED, ERROR_CANCELLED, "the migration was cancelled");
+    if (job->order.timeout_ms == 0 || migrate_now_us() - job->began_us < job->order.timeout_ms * 1000)
+        return 0;
+    pthread_mutex_lock(&job->lock);
+    left_bytes = job->disk_left_bytes;
+    pthread_mutex_unlock(&job->lock);
+    return error_set(err, -ETIMEDOUT, ERROR_TIMEOUT,
+                     "its disks were not copied within %llu ms: %llu MiB are left; allow more time or more bandwidth",
+                     (unsigned long long)job->order.timeout_ms, (unsigned long long)((left_bytes + 1048575) >> 20));
 }
 
 static int disks_begin(struct migrate_job *job, struct error *err)
@@ -131,7 +141,7 @@ static int disks_begin(struct migrate_job *job, struct error *err)
     const struct vmm_migration_disk *disks = job->order.disks.items;
     int code = 0;
     for (job->disk = 0; code == 0 && job->disk < job->order.disks.count; job->disk++) {
-        code = is_cancelled(job, err);
+        code = may_go_on(job, err);
         if (code == 0)
             code = machine_mirror_link(job->machine, &disks[job->disk], job->disks_path, &job->link, err);
         if (code == 0)
@@ -184,7 +194,7 @@ static int disks_copy(struct migrate_job *job, struct error *err)
         nanosleep(&pause, NULL);
         code = control_gate_run(&job->gate, do_disks_look, &look, err);
         if (code == 0)
-            code = is_cancelled(job, err);
+            code = may_go_on(job, err);
     }
     return code;
 }
@@ -295,6 +305,7 @@ static void options_fill(struct migrate_job *job, const struct vmm_migration_ord
         .verify = order->verify,
         .ask_owner = order->ask_owner,
         .ask_pause = order->ask_pause,
+        .began_us = job->began_us,
         .patience_ms = (unsigned)or_default(order->silence_ms, MIGRATE_PATIENCE_MS_DEFAULT),
         .stop_patience_ms = (unsigned)or_default(order->stop_silence_ms, MIGRATE_STOP_PATIENCE_MS_DEFAULT),
         .connect = job_connect,
@@ -360,6 +371,7 @@ int machine_migrate_begin(struct machine *m, const struct vmm_migration_order *o
     job->cancel = false;
     job->phase = order->disks.count ? MIGRATE_PHASE_DISKS : MIGRATE_PHASE_IDLE;
     job->disk_left_bytes = job->disk_copied_bytes = 0;
+    job->began_us = migrate_now_us();
     options_fill(job, order, &options);
     migrate_sender_destroy(job->sender);
     machine_description_fill(m, &description);

@@ -68,6 +68,37 @@ static int target_judge(const struct scheduler_view *view, const struct place_re
     return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/to", "there is no host '%s'", host->common->name);
 }
 
+/* What the disks that go along may take at most: they are thin, and how much is in them only their host knows. */
+static uint64_t disks_bytes(const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disks[i].pool == NULL && !disks[i].read_only)
+            sum += disks[i].size_bytes;
+    return sum;
+}
+
+/* A host where the disks fit in any case, if there is one that can hold the VM; else they may fit, for they are thin. */
+static void place_with_disks(const struct scheduler_view *view, struct place_request *request, uint64_t bytes,
+                             struct place_result *result)
+{
+    request->disk_bytes = bytes;
+    place_vm(view, request, result);
+    request->disk_bytes = 0;
+    if (result->chosen == PLACE_NONE && result->rejected_by[FILTER_DISK_ROOM] > 0)
+        place_vm(view, request, result);
+}
+
+static void room_note(const struct scheduler_view *view, const struct place_result *result, uint64_t bytes,
+                      char note[NOTE_BYTES_MAX])
+{
+    size_t length = strlen(note);
+    if (result->chosen != PLACE_NONE && view->disk_free_bytes[result->chosen] < bytes)
+        snprintf(note + length, NOTE_BYTES_MAX - length, "; its disks may take %llu MiB, and about %llu MiB are free there",
+                 (unsigned long long)(bytes >> 20), (unsigned long long)(view->disk_free_bytes[result->chosen] >> 20));
+}
+
 static int target_choose(const struct state *state, const struct record *record, const char *to, struct scheduler_view *view,
                          struct place_result *result, char note[NOTE_BYTES_MAX], struct error *err)
 {
@@ -76,14 +107,18 @@ static int target_choose(const struct state *state, const struct record *record,
     request.current = record->vm->host;
     if (to != NULL && host == NULL)
         return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/to", "there is no host '%s'", to);
+    uint64_t disk_bytes = disks_bytes(record->vm);
     host_view_fill(state, NULL, view);
-    place_vm(view, &request, result);
+    place_with_disks(view, &request, host == NULL ? disk_bytes : 0, result);
     if (host != NULL) {
         int rc = target_judge(view, &request, result, host, err);
         snprintf(note, NOTE_BYTES_MAX, "%.63s, as asked for", host->common->name);
+        if (rc == 0)
+            room_note(view, result, disk_bytes, note);
         return rc;
     }
     place_summary(view, &request, result, note, NOTE_BYTES_MAX);
+    room_note(view, result, disk_bytes, note);
     return result->chosen != PLACE_NONE ? 0 : error_set(err, -ENOSPC, ERROR_NO_HOST, "%s", note);
 }
 

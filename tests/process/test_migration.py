@@ -786,6 +786,26 @@ def test_a_disk_that_cannot_go_along_stays_and_so_does_the_vm(world):
     disk_verified(console)
 
 
+def test_disks_that_take_too_long_stay_and_so_does_the_vm(world):
+    """The time that a migration may take counts from its order, disks and memory together."""
+    here, there = world.folder / 'here', world.folder / 'there'
+    disk_make(here, 24 << 20, seed=7)
+    there.touch()
+    os.truncate(there, 24 << 20)
+    vm = world.boot('disk=7 quiet', disks=[{'path': str(here)}])
+    console = vm.console()
+    until(lambda: wrote(vm) > 5, vm)
+    target = world.incoming('--incoming-disks', f'unix:{world.folder / "disks"}', disks=[{'path': str(there), 'copied': True}])
+    start(vm, target.socket, disks=[{'id': 'disk0'}], disks_to=f'unix:{world.folder / "disks"}', bytes_per_second=256 << 10,
+          timeout_ms=500)
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    assert 'disks were not copied within 500 ms' in migration(vm)['failure'], migration(vm)
+    assert state(vm) == 'running' and migration(target)['phase'] == 'connect'
+    before = wrote(vm)
+    until(lambda: wrote(vm) > before + 20, vm)
+    disk_verified(console)
+
+
 def moved(vm):
     return vm.request('GET', '/v1/vm/disks/disk0')[1]
 

@@ -65,6 +65,19 @@ static void each_filter_says_why(void **test UNUSED)
     filter_reason(&view, 4, &request, FILTER_POOL_ROOM, text, sizeof text);
     assert_string_equal(text, "has less room in a pool than its disks there may take");
     request.pools = NULL;
+    view.disk_free_bytes[5] = 10 * MIB;
+    assert_true(view.disk_free_bytes[0] == UINT64_MAX); /* a host that does not say has room */
+    request.disk_bytes = 11 * MIB;
+    place_vm(&view, &request, &result);
+    assert_int_equal(result.verdicts[0], FILTER_MEMORY);
+    assert_int_equal(result.verdicts[5], FILTER_DISK_ROOM);
+    assert_int_equal(result.chosen, PLACE_NONE);
+    filter_reason(&view, 5, &request, FILTER_DISK_ROOM, text, sizeof text);
+    assert_string_equal(text, "its disks may take 11 MiB, about 10 MiB are free");
+    request.disk_bytes = 10 * MIB;
+    place_vm(&view, &request, &result);
+    assert_int_equal(result.chosen, 5);
+    request.disk_bytes = 0;
     request.pin = "a";
     place_vm(&view, &request, &result);
     assert_int_equal(result.chosen, PLACE_NONE);

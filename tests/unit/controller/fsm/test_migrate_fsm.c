@@ -284,6 +284,41 @@ static void disks_go_along(void **test)
     assert_string_equal(fixture_vm(f, "d")->host_name, to);
 }
 
+static void has_free(struct fixture *f, const char *host, uint64_t mib)
+{
+    struct node_report report = fixture_report(f, host, 8192);
+    OBJECT_SET(node_report, &report, disk_bytes, UINT64_C(32) << 20);
+    OBJECT_SET(node_report, &report, disk_free_bytes, mib << 20);
+    assert_int_equal(fixture_send(f, &report), 1);
+}
+
+/* Where they fit for certain if there is such a host; else they may, for they are thin, and it is said. */
+static void disks_go_where_there_is_room(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"d\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":["
+                 "{\"name\":\"root\",\"size_bytes\":8388608},{\"name\":\"data\",\"size_bytes\":8388608}]}");
+    fixture_vm_is(f, "d", vm_state_RUNNING);
+    const char *from = strcmp(fixture_vm(f, "d")->host_name, "n1") == 0 ? "n1" : "n2", *to = from[1] == '1' ? "n2" : "n1";
+    fixture_host(f, "n3", 8192);
+    has_free(f, to, 15);
+    has_free(f, "n3", 16);
+    fixture_must(f, ROUTE_ID_vm_migrate, "d", NULL);
+    snprintf(operation_id, sizeof operation_id, "%s", f->decision.operation_id);
+    assert_string_equal(migration(f)->task.peer, host_id(f, "n3"));
+    assert_null(strstr(migration(f)->task.migration.placement, "disks"));
+    host_says(f, from, task_role_MAIN, operation_state_FAILED, "x");
+    has_free(f, "n3", 9);
+    fixture_must(f, ROUTE_ID_vm_migrate, "d", NULL);
+    snprintf(operation_id, sizeof operation_id, "%s", f->decision.operation_id);
+    assert_non_null(strstr(migration(f)->task.migration.placement, "its disks may take 16 MiB, and about"));
+    host_says(f, from, task_role_MAIN, operation_state_FAILED, "x");
+    fixture_must(f, ROUTE_ID_vm_migrate, "d", "{\"to\":\"n3\"}");
+    snprintf(operation_id, sizeof operation_id, "%s", f->decision.operation_id);
+    assert_non_null(strstr(migration(f)->task.migration.placement, "as asked for; its disks may take 16 MiB, and about 9 MiB"));
+}
+
 /* A start gives a new epoch: what a migration of the run before brought is nothing to it. */
 static void another_start_forgets_the_hand_over(void **test)
 {
@@ -332,6 +367,7 @@ int main(void)
         TEST(a_source_that_takes_it_for_done_is_not_believed),
         TEST(each_refusal_names_its_reason),
         TEST(disks_go_along),
+        TEST(disks_go_where_there_is_room),
         TEST(another_start_forgets_the_hand_over),
         TEST(a_snapshot_in_between_changes_nothing),
     };
