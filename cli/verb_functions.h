@@ -15,6 +15,8 @@ int vm_limit(const struct invocation *call, struct error *err);
 int image_create(const struct invocation *call, struct error *err);   /* image_create.c */
 int image_download(const struct invocation *call, struct error *err); /* image_verb.c */
 int image_distribute(const struct invocation *call, struct error *err);
+int backup_store_create(const struct invocation *call, struct error *err); /* backup_store_verb.c */
+int backup_store_attach(const struct invocation *call, struct error *err);
 int token_create(const struct invocation *call, struct error *err);   /* token_verb.c */
 int vm_console(const struct invocation *call, struct error *err);     /* console_attach.c */
 int event_list(const struct invocation *call, struct error *err);     /* event_verb.c */

@@ -430,7 +430,7 @@ static int layers_place(const struct backup_work_disk *disk, struct error *err)
     if (code < 0)
         return code;
     code = layer_disk_delete(pool, disk->name, err);
-    if (code == 0)
+    if (code == 0 || code == -ENOENT) /* that of a VM that was never started is not there yet */
         code = layer_disk_create(pool, disk->name, 0, disk->leaf, err);
     if (code == 0)
         code = layer_disk_collect(pool, err);

@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 
 #include "common/file.h"
+#include "compute/agent/backup_found.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/task_walls.h"
 
@@ -85,7 +86,7 @@ int backup_program_begin(struct backup_program *p, const char *verb, const struc
     int code = store->key != NULL ? backup_program_text(p, "key-file", store->key, err) : 0;
     if (code == 0)
         code = credentials_add(p, store, err);
-    if (store->bytes_per_second > 0 && strcmp(verb, "init") != 0) {
+    if (store->bytes_per_second > 0 && strcmp(verb, "init") != 0 && strcmp(verb, "list") != 0) {
         snprintf(text, sizeof text, "%llu", (unsigned long long)store->bytes_per_second);
         backup_program_option(p, "limit", text);
     }
@@ -221,6 +222,8 @@ static void line_take(const char *line, size_t size, json_t **last, struct backu
     json_t *said = removed_add(line, removed) ? NULL : json_loadb(line, size, 0, NULL);
     const char *step = json_string_value(json_object_get(said, "step"));
     if (step == NULL) {
+        if (removed != NULL && json_is_object(said))
+            backup_found_add(said, removed);
         json_decref(said);
         return;
     }

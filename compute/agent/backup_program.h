@@ -40,7 +40,7 @@ int backup_program_text(struct backup_program *p, const char *name, const char *
 /* It inherits @fd, which becomes the program's. */
 void backup_program_inherit(struct backup_program *p, int fd);
 /* To its end. 0 and, where it said so, its result in *ret_result (owned by the caller); or its own words. @ret_removed: takes
- * the backups that it says it has removed; may be NULL. */
+ * the backups that it says it has removed, or found (backup_found.h); may be NULL. */
 int backup_program_run(struct backup_program *p, json_t **ret_result, struct backup_result *ret_removed, struct error *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* The tasks backup-create, backup-restore and backup-delete; the last needs no VM and begins at once.
+/* The tasks backup-create, backup-restore, backup-delete and backup-attach; the last two need no VM and begin at once.
  *
  *   start --> WAITING --its disks stand, or its VMM answers--> WORKING (a child, blocking calls) --> over
  *               |  ^                                                                           ^
@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "common/file.h"
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
@@ -34,6 +35,7 @@ enum {
     BACKUP_LOOK_MS = 200,
     VMM_ANSWER_BYTES_MAX = 64 * 1024,
     VMM_ANSWER_S = 90, /* longer than a freeze may take */
+    FOUND_PAGE_BYTES = 128 * 1024, /* of one attach: much less than a command of the controllers may have */
 };
 
 struct backup_task {
@@ -120,6 +122,14 @@ static void child_done(const struct task_seen *seen, void *arg)
     over(b, seen->state);
 }
 
+static bool is_wanted(const struct task_backup *task, const char *disk)
+{
+    for (size_t i = 0; i < task->disks.count; i++)
+        if (strcmp(task->disks.items[i], disk) == 0)
+            return true;
+    return task->disks.count == 0;
+}
+
 static int fill_work(const struct backup_task *b, const struct local_vm *vm, bool runs, struct backup_work *work,
                      struct error *err)
 {
@@ -146,8 +156,8 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
         OBJECT_TEXT(backup_work, work, socket_path, socket_path);
     }
     for (size_t i = 0; i < order->disks.count; i++) {
-        if (disks[i].read_only)
-            continue; /* it is as its image has it */
+        if (disks[i].read_only || !is_wanted(&b->task->order.task.backup, disks[i].name))
+            continue; /* read-only: it is as its image has it */
         const struct pool_order *pool = pool_dir_of(order, &disks[i]);
         if (is_restore(b) && order->ha && pool != NULL && pool->kind == pool_kind_SHARED_DIR)
             return error_set(err, -EBUSY, ERROR_CONFLICT,
@@ -195,6 +205,13 @@ static void work_begin(struct backup_task *b, const struct local_vm *vm, bool ru
 
 static void on_timer(uv_timer_t *timer);
 
+/* Of its disks: that of a VM that was never started is not there yet. */
+static int directory_make(struct backup_task *b, const struct local_vm *vm)
+{
+    CLEANUP_FREE char *directory = vm_files_path(&vm_context_of(vm)->places, b->vm, "disks");
+    return file_make_directories(directory, 0700, &b->err);
+}
+
 static void look(struct backup_task *b)
 {
     struct local_vm *vm = find_vm(b);
@@ -211,6 +228,14 @@ static void look(struct backup_task *b)
         hold(b, false); /* its VMM shows the disks; it may stop and start as it likes */
         work_begin(b, vm, true);
         return;
+    case VM_DISKS_UNMADE:
+        if (!is_restore(b)) {
+            error_set(&b->err, -ENOENT, ERROR_NOT_FOUND, "the VM has no disks yet; start it once");
+        } else if (directory_make(b, vm) == 0) { /* what it finds at its first start it does not make */
+            work_begin(b, vm, false);
+            return;
+        }
+        break;
     case VM_DISKS_CHANGING:
         agent_task_progress(b->task, "waiting for the VM to start or end", 0, 0);
         uv_timer_start(&b->timer, on_timer, BACKUP_LOOK_MS, 0);
@@ -241,7 +266,7 @@ static void start(struct agent_task *task)
         over(b, operation_state_FAILED);
         return;
     }
-    if (task->order.task.kind == task_kind_BACKUP_DELETE) {
+    if (task->order.task.kind == task_kind_BACKUP_DELETE || task->order.task.kind == task_kind_BACKUP_ATTACH) {
         work_begin(b, NULL, false);
         return;
     }
@@ -470,6 +495,26 @@ static void rules_keep(const struct backup_work *work, struct backup_result *res
     backup_program_finish(&p);
 }
 
+/* A page of what the store has. */
+static int backup_attach(const struct backup_work *work, struct task_seen *ret_seen, struct error *err)
+{
+    struct backup_program p;
+    char text[24];
+    json_t *said = NULL;
+    int r = backup_program_begin(&p, "list", work, err);
+    snprintf(text, sizeof text, "%u", FOUND_PAGE_BYTES);
+    backup_program_option(&p, "page-bytes", text);
+    if (work->task.after != NULL)
+        backup_program_option(&p, "after", work->task.after);
+    if (r == 0)
+        r = backup_program_run(&p, &said, &ret_seen->backup, err);
+    if (r == 0)
+        object_mark(&task_seen_desc, ret_seen, "backup");
+    json_decref(said);
+    backup_program_finish(&p);
+    return r;
+}
+
 static int backup_delete(const struct backup_work *work, struct error *err)
 {
     struct backup_program p;
@@ -554,6 +599,7 @@ int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_s
         return r;
     r = work.kind == task_kind_BACKUP_CREATE   ? backup_create(&work, ret_seen, err)
         : work.kind == task_kind_BACKUP_DELETE ? backup_delete(&work, err)
+        : work.kind == task_kind_BACKUP_ATTACH ? backup_attach(&work, ret_seen, err)
                                                : backup_restore(&work, err);
     OBJECT_CLEAR(backup_work, &work);
     return r;

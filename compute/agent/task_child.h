@@ -20,7 +20,7 @@
 #include "schema/objects.h"
 
 #define TASK_CHILD_INPUT_BYTES_MAX (1u << 20)
-#define TASK_CHILD_LINE_BYTES_MAX (64u * 1024)
+#define TASK_CHILD_LINE_BYTES_MAX (512u * 1024)
 
 struct task_child;
 

@@ -347,6 +347,7 @@ static void look(struct snapshot_task *s)
         ask_vmm(s);
         return;
     case VM_DISKS_NONE:
+    case VM_DISKS_UNMADE:
         error_set(&s->err, -ENOENT, ERROR_NOT_FOUND, "there are no disks of the VM here yet; start it once");
         break;
     }

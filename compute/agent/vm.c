@@ -1550,8 +1550,10 @@ void vm_hold(struct local_vm *vm, bool held)
 
 enum vm_disks vm_disks(const struct local_vm *vm)
 {
-    if (vm->gone || vm->forgotten || vm->busy == VM_REMOVING || !vm->file.disks_made || vm->file.disks_partial)
+    if (vm->gone || vm->forgotten || vm->busy == VM_REMOVING || vm->file.disks_partial)
         return VM_DISKS_NONE;
+    if (!vm->file.disks_made)
+        return vm->process || vm->looking || vm->busy == VM_PREPARING ? VM_DISKS_CHANGING : VM_DISKS_UNMADE;
     if (vm->process && vm->process_answers && !vm->stop_asked && !vm->shutdown_asked && !vm->kill_sent)
         return VM_DISKS_IN_USE;
     return vm->process || vm->looking || vm->busy == VM_PREPARING ? VM_DISKS_CHANGING : VM_DISKS_FREE;

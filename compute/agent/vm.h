@@ -107,6 +107,7 @@ void vm_forget(struct local_vm *vm, bool gone);
 void vm_hold(struct local_vm *vm, bool held);
 enum vm_disks {
     VM_DISKS_NONE,     /* it has none here */
+    VM_DISKS_UNMADE,   /* it has none yet, and while the VM is held none are made: whoever makes them first has them */
     VM_DISKS_FREE,     /* no VMM has them, and while the VM is held none will */
     VM_DISKS_IN_USE,   /* its VMM has them, and answers at vm_control_path */
     VM_DISKS_CHANGING, /* a VMM starts or ends, or they are being made: look again */

@@ -79,6 +79,7 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_backup_store_show] = api_read_show,
     [ROUTE_ID_backup_store_update] = api_write,
     [ROUTE_ID_backup_store_delete] = api_write,
+    [ROUTE_ID_backup_store_attach] = api_write,
     [ROUTE_ID_backup_policy_list] = api_read_list,
     [ROUTE_ID_backup_policy_create] = api_write,
     [ROUTE_ID_backup_policy_show] = api_read_show,

@@ -267,6 +267,8 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_update(d, object_kind_BACKUP_STORE, target, length, body);
     case ROUTE_ID_backup_store_delete:
         return decide_remove(d, object_kind_BACKUP_STORE, target, length);
+    case ROUTE_ID_backup_store_attach:
+        return decide_backup_attach(d, target, length);
     case ROUTE_ID_backup_create:
         return decide_backup_create(d, target, length, body);
     case ROUTE_ID_backup_update:

@@ -5,9 +5,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/fsm/mac_index.h"
+
 #define NAME_BYTES 64u          /* with its NUL */
 #define NAME_OF_VM_CHARACTERS 44 /* so much of the VM's, where the name is made */
 #define NAME_TRIES_MAX 100u
+#define SECTOR_BYTES 512u
+#define MIB (UINT64_C(1) << 20)
 
 /* <vm>-<date>-<time>, with a number where there is such a one already. */
 static void make_name(const struct deciding *d, const struct vm *vm, char name[NAME_BYTES])
@@ -74,6 +78,31 @@ static const struct backup *newest(const struct deciding *d, const struct vm *vm
     return found;
 }
 
+/* The VM, and behind its own fields the networks that it is in: a cluster that has none of them can make them by this. */
+static void put_definition(const struct deciding *d, const struct record *vm, struct bytes_writer *out)
+{
+    bool any = false;
+    state_put_json(d->state, vm, out);
+    ASSERT(out->size > 0 && out->data[out->size - 1] == '}');
+    for (size_t i = 0; i < vm->vm->nics.count; i++) {
+        const struct vm_nic *nic = (const struct vm_nic *)vm->vm->nics.items + i;
+        const struct record *network = nic->network != NULL ? state_get(d->state, object_kind_NETWORK, nic->network) : NULL;
+        for (size_t k = 0; k < i && network != NULL; k++) {
+            const struct vm_nic *before = (const struct vm_nic *)vm->vm->nics.items + k;
+            if (before->network != NULL && strcmp(before->network, nic->network) == 0)
+                network = NULL; /* it is there already */
+        }
+        if (network == NULL)
+            continue;
+        out->size -= any ? 0 : 1;
+        bytes_put_text(out, any ? "," : ",\"networks\":[");
+        state_put_json(d->state, network, out);
+        any = true;
+    }
+    if (any)
+        bytes_put_text(out, "]}");
+}
+
 static void fill_arguments(struct deciding *d, const struct record *vm, const struct record *store,
                            const struct backup *body, struct task_backup *arguments)
 {
@@ -82,7 +111,7 @@ static void fill_arguments(struct deciding *d, const struct record *vm, const st
     if (parent != NULL)
         OBJECT_TEXT(task_backup, arguments, parent, parent->id);
     OBJECT_TEXT(task_backup, arguments, vm_name, vm->vm->name);
-    state_put_json(d->state, vm, &definition);
+    put_definition(d, vm, &definition);
     bytes_put_u8(&definition, 0);
     if (definition.size <= object_field(&task_backup_desc, "definition")->max)
         OBJECT_TEXT(task_backup, arguments, definition, (const char *)definition.data);
@@ -126,10 +155,10 @@ int decide_backup_create(struct deciding *d, const char *vm_id, size_t vm_length
     return begin(d, vm, &command);
 }
 
-/* Any host can: the VM's own, or the first that is up. */
-static const char *host_choose(const struct deciding *d, const struct backup *backup)
+/* Any host can: that of the VM @vm_id (may be NULL), or the first that is up. */
+static const char *host_choose(const struct deciding *d, const char *vm_id)
 {
-    const struct record *vm = state_get(d->state, object_kind_VM, backup->vm);
+    const struct record *vm = vm_id != NULL ? state_get(d->state, object_kind_VM, vm_id) : NULL;
     if (vm != NULL && vm->vm->host != NULL)
         return vm->vm->host;
     for (size_t i = 0; i < state_count(d->state, object_kind_HOST); i++) {
@@ -146,7 +175,7 @@ int decide_backup_delete(struct deciding *d, const char *id, size_t id_length)
     const struct record *record = decide_target(d, object_kind_BACKUP, id, id_length);
     if (record == NULL)
         return -ENOENT;
-    const char *host = host_choose(d, record->backup);
+    const char *host = host_choose(d, record->backup->vm);
     if (host == NULL)
         return error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "no host is up that could reach the store");
     fill_operation(&command, operation_kind_BACKUP_DELETE, task_kind_BACKUP_DELETE, record->common->id,
@@ -154,6 +183,164 @@ int decide_backup_delete(struct deciding *d, const char *id, size_t id_length)
     OBJECT_TEXT(task, &command.operation.task, host, host);
     decide_preview(d, record->desc, record->object);
     return decide_task(d, &command);
+}
+
+int decide_backup_attach(struct deciding *d, const char *id, size_t id_length)
+{
+    struct command_task command = {0};
+    struct operation *operation = &command.operation;
+    const struct record *record = decide_target(d, object_kind_BACKUP_STORE, id, id_length);
+    if (record == NULL)
+        return -ENOENT;
+    const char *host = host_choose(d, NULL);
+    if (host == NULL)
+        return error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "no host is up that could reach the store");
+    OBJECT_SET(operation, operation, kind, operation_kind_BACKUP_ATTACH);
+    OBJECT_SET(operation, operation, target_kind, object_kind_BACKUP_STORE);
+    OBJECT_TEXT(operation, operation, target_id, record->common->id);
+    OBJECT_TEXT(operation, operation, target_name, record->common->name);
+    OBJECT_SET(task, &operation->task, kind, task_kind_BACKUP_ATTACH);
+    OBJECT_TEXT(task, &operation->task, host, host);
+    OBJECT_TEXT(task_backup, &operation->task.backup, store, record->common->id);
+    if (record->backup_store->attach_after != NULL)
+        OBJECT_TEXT(task_backup, &operation->task.backup, after, record->backup_store->attach_after);
+    object_mark(&task_desc, &operation->task, "backup");
+    decide_preview(d, record->desc, record->object);
+    return decide_task(d, &command);
+}
+
+/* ---- a VM as it is in a backup ---- */
+
+/* What of a VM's definition is no wish: what the cluster set, and what meant something in that cluster alone. */
+static uint64_t fields_taken(const struct vm *body)
+{
+    static const char *const left[] = {"name", "flavor", "pin", "started", "backup"}; /* a flavor's sizes are in it */
+    static const char *const of_flavor[] = {"vcpus", "memory_bytes", "cpu_model"};
+    uint64_t taken = 0;
+    for (size_t i = 0; i < vm_desc.n_fields; i++)
+        if (!(vm_desc.fields[i].flags & READ_ONLY))
+            taken |= UINT64_C(1) << i;
+    for (size_t i = 0; i < ARRAY_SIZE(left); i++)
+        taken &= ~(UINT64_C(1) << (object_field(&vm_desc, left[i]) - vm_desc.fields));
+    for (size_t i = 0; body->flavor != NULL && i < ARRAY_SIZE(of_flavor); i++)
+        taken &= ~(UINT64_C(1) << (object_field(&vm_desc, of_flavor[i]) - vm_desc.fields));
+    return taken;
+}
+
+/* Its disks are as large as the backup's; one begins as a copy of the image's only where that fits. */
+static void disks_as_backed_up(const struct deciding *d, const struct backup *backup, struct vm *vm)
+{
+    const struct record *image = state_get(d->state, object_kind_IMAGE, vm->image);
+    uint64_t image_bytes = image != NULL && OBJECT_HAS(image, image->image, disk) ? image->image->disk.size_bytes : 0;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        struct vm_disk *disk = (struct vm_disk *)vm->disks.items + i;
+        uint64_t bytes = MAX(disk->size_bytes, MIB);
+        for (size_t k = 0; k < backup->disks.count; k++) {
+            const struct snapshot_disk *had = (const struct snapshot_disk *)backup->disks.items + k;
+            if (strcmp(had->name, disk->name) == 0)
+                bytes = MAX(bytes, (had->size_bytes + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES);
+        }
+        OBJECT_SET(vm_disk, disk, size_bytes, bytes);
+        if (disk->image && (image_bytes == 0 || image_bytes > bytes))
+            OBJECT_SET(vm_disk, disk, image, false);
+    }
+}
+
+/* Addresses of a pool are given anew; a MAC address that somebody has by now as well. */
+static void nics_as_backed_up(const struct deciding *d, struct vm *vm)
+{
+    static const struct string_list none;
+    for (size_t i = 0; i < vm->nics.count; i++) {
+        struct vm_nic *nic = (struct vm_nic *)vm->nics.items + i;
+        if (nic->mac != NULL && state_mac_in_use(d->state, nic->mac))
+            OBJECT_TEXT(vm_nic, nic, mac, NULL);
+        if (nic->allocated) {
+            struct vm_nic taken = {.ips = nic->ips};
+            object_mark(&vm_nic_desc, &taken, "ips");
+            nic->ips = none;
+            nic->head.present &= ~(UINT64_C(1) << (object_field(&vm_nic_desc, "ips") - vm_nic_desc.fields));
+            OBJECT_CLEAR(vm_nic, &taken);
+        }
+        nic->allocated = false;
+        nic->head.present &= ~(UINT64_C(1) << (object_field(&vm_nic_desc, "allocated") - vm_nic_desc.fields));
+    }
+}
+
+/* What the VM needs and this cluster may not have: in words that say what to do. */
+static int needs_check(struct deciding *d, const struct vm *vm)
+{
+    if (state_get(d->state, object_kind_IMAGE, vm->image) == NULL)
+        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/image",
+                               "there is no image '%s', which the VM in the backup boots; import it, or name another one of "
+                               "its kind here: what is on the disks comes from the backup",
+                               vm->image != NULL ? vm->image : "");
+    for (size_t i = 0; i < vm->nics.count; i++) {
+        const struct vm_nic *nic = (const struct vm_nic *)vm->nics.items + i;
+        char field[48];
+        snprintf(field, sizeof field, "/nics/%zu/network", i);
+        if (nic->network != NULL && state_get(d->state, object_kind_NETWORK, nic->network) == NULL)
+            return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, field,
+                                   "there is no network '%s', which the VM in the backup is in; make it (the backup's definition "
+                                   "shows how it was), or give nics here",
+                                   nic->network);
+    }
+    return 0;
+}
+
+int decide_vm_from_backup(struct deciding *d, struct vm *vm)
+{
+    const struct record *record = state_get(d->state, object_kind_BACKUP, vm->backup);
+    struct vm then = {0}, made = {0};
+    struct error why = {.code = 0};
+    if (record == NULL)
+        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/backup", "there is no backup '%.63s'", vm->backup);
+    if (vm->started)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/started",
+                               "must be false: its disks are empty until the backup is restored to it; start it then");
+    const char *text = record->backup->definition;
+    if (text == NULL || OBJECT_DECODE(vm, text, strlen(text), OBJECT_LENIENT, &then, &why) < 0)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/backup",
+                               "the backup does not say what its VM was (%.200s): make one by hand, with disks of the same names",
+                               text == NULL ? "it has no definition" : why.text);
+    struct vm taken = then; /* borrowed: merge copies */
+    taken.head.present &= fields_taken(vm);
+    object_merge(&vm_desc, &made, &taken);
+    OBJECT_CLEAR(vm, &then);
+    disks_as_backed_up(d, record->backup, &made);
+    nics_as_backed_up(d, &made);
+    object_merge(&vm_desc, &made, vm);
+    OBJECT_CLEAR(vm, vm);
+    *vm = made;
+    OBJECT_TEXT(vm, vm, backup, NULL); /* a wish of the moment, not a property */
+    OBJECT_SET(vm, vm, started, false);
+    return needs_check(d, vm);
+}
+
+/* ---- restore ---- */
+
+/* The disks that are wanted are in the backup and of the VM. */
+static int restored_disks(struct deciding *d, const struct backup *backup, const struct vm *vm, const struct backup_restore *body,
+                          struct task_backup *arguments)
+{
+    for (size_t i = 0; i < body->disks.count; i++) {
+        const char *name = body->disks.items[i];
+        bool in_backup = backup->disks.count == 0, of_vm = false; /* what an old one has is not known here */
+        char field[32];
+        snprintf(field, sizeof field, "/disks/%zu", i);
+        for (size_t k = 0; k < backup->disks.count; k++)
+            in_backup = in_backup || strcmp(((const struct snapshot_disk *)backup->disks.items)[k].name, name) == 0;
+        for (size_t k = 0; k < vm->disks.count; k++)
+            of_vm = of_vm || strcmp(((const struct vm_disk *)vm->disks.items)[k].name, name) == 0;
+        if (!in_backup || !of_vm)
+            return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, field, "%s '%s' has no disk '%s'",
+                                   in_backup ? "VM" : "backup", in_backup ? vm->name : backup->name, name);
+    }
+    struct task_backup wanted = {.disks = body->disks}; /* borrowed: merge copies */
+    if (body->disks.count > 0) {
+        object_mark(&task_backup_desc, &wanted, "disks");
+        object_merge(&task_backup_desc, arguments, &wanted);
+    }
+    return 0;
 }
 
 int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, const struct backup_restore *body)
@@ -166,11 +353,16 @@ int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, 
     const struct record *vm = state_get(d->state, object_kind_VM, wanted);
     if (vm == NULL)
         return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/vm",
-                               "there is no VM '%.63s'; make one with disks of the same names, stop it, and name it here",
-                               wanted);
+                               "there is no VM '%.63s'; make one of the backup (drover vm create NAME --backup %s) and name it here",
+                               wanted, record->common->name);
     fill_operation(&command, operation_kind_BACKUP_RESTORE, task_kind_BACKUP_RESTORE, record->common->id,
                    record->common->name, record->backup->store);
     OBJECT_TEXT(task_backup, &command.operation.task.backup, vm_name, record->backup->vm_name);
+    int rc = body != NULL ? restored_disks(d, record->backup, vm->vm, body, &command.operation.task.backup) : 0;
+    if (rc < 0) {
+        OBJECT_CLEAR(command_task, &command);
+        return rc;
+    }
     decide_preview(d, record->desc, record->object);
     return begin(d, vm, &command);
 }

@@ -53,6 +53,9 @@ int decide_vm_migrate(struct deciding *d, const char *id, size_t id_length, cons
 int decide_handover(struct deciding *d, const struct node_handover *body);
 /* decide_backup.c */
 int decide_backup_create(struct deciding *d, const char *vm, size_t vm_length, const struct backup *body);
+int decide_backup_attach(struct deciding *d, const char *store, size_t store_length);
+/* @vm names a backup: what it leaves out is as the backup has it. -ENOENT, -EINVAL in words. */
+int decide_vm_from_backup(struct deciding *d, struct vm *vm);
 int decide_backup_delete(struct deciding *d, const char *id, size_t id_length);
 int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, const struct backup_restore *body);
 /* decide_volume.c */

@@ -113,8 +113,10 @@ static int fill_disks(struct deciding *d, struct vm *vm)
     const struct record *image = state_get(d->state, object_kind_IMAGE, vm->image);
     const struct record *flavor = state_get(d->state, object_kind_FLAVOR, vm->flavor);
     uint64_t flavor_disk_bytes = flavor != NULL ? flavor->flavor->disk_bytes : 0;
+    if (vm->image == NULL)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/image", "is missing: name the image that it boots");
     if (image == NULL)
-        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/image", "there is no image '%s'", vm->image ? vm->image : "");
+        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/image", "there is no image '%s'", vm->image);
     if (image->image->kind == image_kind_DISK && vm->cmdline != NULL)
         return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/cmdline", "the image boots by its own boot loader; leave it out");
     add_default_disk(vm, image->image, flavor_disk_bytes);
@@ -204,7 +206,9 @@ int decide_vm_create(struct deciding *d, const struct vm *body)
     struct vm *vm = &command.vm;
     char id[STATE_ID_BYTES];
     OBJECT_COPY(vm, vm, body);
-    int rc = fill_size(d, vm);
+    int rc = vm->backup != NULL ? decide_vm_from_backup(d, vm) : 0;
+    if (rc == 0)
+        rc = fill_size(d, vm);
     if (rc == 0)
         rc = fill_disks(d, vm);
     if (rc < 0) {

@@ -6,6 +6,8 @@
  *                        v                 '----------> DELETING --done--> (none)
  *       (none), or FAILED where a policy wanted it: until its next try
  *
+ * backup-attach: what a host found in a store and is not known becomes AVAILABLE, so many at a time (attach_after).
+ *
  * A backup outlives its VM and the host that made it: it is in its store, and this is what the cluster knows of it. */
 #include "controller/fsm/apply_task.h"
 
@@ -112,6 +114,8 @@ static void create_begun(struct apply *a, const struct operation *operation)
         OBJECT_TEXT(backup, &new, parent, given->parent);
     if (given->policy != NULL)
         OBJECT_TEXT(backup, &new, policy, given->policy);
+    if (given->definition != NULL)
+        OBJECT_TEXT(backup, &new, definition, given->definition);
     failed_drop(a, vm->id, given->policy);
     struct backup labels = {.labels = given->labels}; /* borrowed: merge copies */
     if (given->labels.count > 0) {
@@ -238,6 +242,95 @@ static void delete_ended(struct apply *a, const struct operation *operation, enu
 }
 
 const struct task_kind_ops task_backup_delete = {delete_may_begin, delete_begun, delete_ended};
+
+/* ---- attach ---- */
+
+enum { FOUND_NAME_BYTES = 64, FOUND_NAME_TRIES_MAX = 100 };
+
+static bool attach_may_begin(struct apply *a, const struct operation *operation)
+{
+    const struct record *store = store_of(a, operation);
+    if (store == NULL)
+        apply_refuse(a, -ENOENT, ERROR_NOT_FOUND, "there is no such backup store");
+    for (size_t i = 0; store != NULL && i < state_count(a->state, object_kind_OPERATION); i++) {
+        const struct operation *other = state_at(a->state, object_kind_OPERATION, i)->operation;
+        if (other->kind != operation_kind_BACKUP_ATTACH || other->state != operation_state_RUNNING ||
+            strcmp(other->target_id, store->common->id) != 0)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "store '%s' is being attached already; wait for that, or cancel it",
+                     store->common->name);
+        return false;
+    }
+    return store != NULL;
+}
+
+/* <vm>-<date>-<time> as for those that are made here, with a number where there is such a one. */
+static bool found_name(struct apply *a, const struct backup_found *found, char name[FOUND_NAME_BYTES])
+{
+    const char *t = found->created_at;
+    for (unsigned i = 1; i <= FOUND_NAME_TRIES_MAX; i++) {
+        char number[8] = "";
+        if (i > 1)
+            apply_text(number, sizeof number, "-%u", i);
+        apply_text(name, FOUND_NAME_BYTES, "%.40s-%.4s%.2s%.2s-%.2s%.2s%.2s%s", found->vm_name, t, t + 5, t + 8, t + 11, t + 14,
+                   t + 17, number);
+        if (state_get(a->state, object_kind_BACKUP, name) == NULL)
+            return true;
+    }
+    return false;
+}
+
+/* One that was made by hand may be of no VM: then it is as if it were of one that is gone. */
+static void found_take(struct apply *a, const struct record *store, const struct backup_found *found)
+{
+    char name[FOUND_NAME_BYTES];
+    struct backup new = {0};
+    if (state_count(a->state, object_kind_BACKUP) >= state_table_max(object_kind_BACKUP) || !found_name(a, found, name))
+        return;
+    OBJECT_TEXT(backup, &new, id, found->id);
+    OBJECT_TEXT(backup, &new, name, name);
+    OBJECT_TEXT(backup, &new, created_at, found->created_at);
+    OBJECT_TEXT(backup, &new, vm, found->vm != NULL ? found->vm : found->id);
+    OBJECT_TEXT(backup, &new, vm_name, found->vm_name);
+    OBJECT_TEXT(backup, &new, store, store->common->id);
+    OBJECT_TEXT(backup, &new, store_name, store->common->name);
+    OBJECT_SET(backup, &new, state, backup_state_AVAILABLE);
+    if (OBJECT_HAS(backup_found, found, consistency))
+        OBJECT_SET(backup, &new, consistency, found->consistency);
+    if (found->parent != NULL)
+        OBJECT_TEXT(backup, &new, parent, found->parent);
+    if (found->definition != NULL)
+        OBJECT_TEXT(backup, &new, definition, found->definition);
+    OBJECT_SET(backup, &new, stored_bytes, found->stored_bytes);
+    OBJECT_SET(backup, &new, duration_ms, found->duration_ms);
+    for (size_t i = 0; i < found->disks.count; i++)
+        OBJECT_COPY(snapshot_disk, (struct snapshot_disk *)OBJECT_ADD(backup, &new, disks),
+                    (const struct snapshot_disk *)found->disks.items + i);
+    struct record *record = state_insert(a->state, object_kind_BACKUP, &new, a->index);
+    apply_event(a, event_type_CREATED, record, "backup %s of VM %s was found in store %s", name, found->vm_name,
+                store->common->name);
+}
+
+static void attach_ended(struct apply *a, const struct operation *operation, enum operation_state state,
+                         const char *text UNUSED, const struct task_seen *seen)
+{
+    const char *id = operation->task.backup.store;
+    struct record *store = id != NULL ? map_get(&a->state->tables[object_kind_BACKUP_STORE].by_id, id) : NULL;
+    if (store == NULL || state != operation_state_SUCCEEDED || seen == NULL || !OBJECT_HAS(task_seen, seen, backup))
+        return;
+    const struct backup_found *found = seen->backup.found.items;
+    const char *last = NULL;
+    for (size_t i = 0; i < seen->backup.found.count; i++) {
+        last = found[i].id;
+        if (map_get(&a->state->tables[object_kind_BACKUP].by_id, found[i].id) == NULL)
+            found_take(a, store, &found[i]);
+    }
+    state_edit_begin(a->state, store);
+    OBJECT_TEXT(backup_store, store->backup_store, attach_after, seen->backup.more ? last : NULL);
+    state_edit_end(a->state, store, a->index);
+}
+
+const struct task_kind_ops task_backup_attach = {attach_may_begin, NULL, attach_ended};
 
 /* ---- removal ---- */
 

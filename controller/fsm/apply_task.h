@@ -44,7 +44,8 @@ void task_end(struct apply *a, struct record *record, enum operation_state state
               const struct task_seen *seen);
 
 /* apply_backup.c */
-extern const struct task_kind_ops task_backup_create, task_backup_restore, task_backup_delete;
+extern const struct task_kind_ops task_backup_create, task_backup_restore, task_backup_delete,
+    task_backup_attach;
 /* Does a backup or a policy keep @record, a store, from being removed? Refuses if so. */
 bool backups_use(struct apply *a, const struct record *record);
 

@@ -1,0 +1,47 @@
+/* See backup_found.h. */
+#include "compute/agent/backup_found.h"
+
+#include <string.h>
+
+static void found_disk_add(const json_t *from, struct backup_found *found)
+{
+    const char *name = json_string_value(json_object_get(from, "name"));
+    if (name == NULL || found->disks.count >= object_field(&backup_found_desc, "disks")->max)
+        return;
+    struct snapshot_disk *to = OBJECT_ADD(backup_found, found, disks);
+    OBJECT_TEXT(snapshot_disk, to, name, name);
+    OBJECT_SET(snapshot_disk, to, size_bytes, (uint64_t)json_integer_value(json_object_get(from, "size_bytes")));
+}
+
+void backup_found_add(const json_t *said, struct backup_result *result)
+{
+    static const char *const texts[] = {"id", "created_at", "vm", "vm_name", "parent", "definition"};
+    struct backup_found found = {0};
+    size_t index;
+    const json_t *disk, *consistency = json_object_get(said, "consistency");
+    if (json_is_boolean(json_object_get(said, "more"))) {
+        OBJECT_SET(backup_result, result, more, json_is_true(json_object_get(said, "more")));
+        OBJECT_SET(backup_result, result, damaged, (uint32_t)json_integer_value(json_object_get(said, "damaged")));
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
+        const char *text = json_string_value(json_object_get(said, texts[i]));
+        if (text != NULL && strlen(text) <= object_field(&backup_found_desc, texts[i])->max)
+            object_set_text(&backup_found_desc, &found, texts[i], text);
+    }
+    for (unsigned i = 0; json_is_string(consistency) && i < snapshot_consistency_COUNT; i++)
+        if (strcmp(snapshot_consistency_desc.names[i], json_string_value(consistency)) == 0)
+            OBJECT_SET(backup_found, &found, consistency, i);
+    json_array_foreach(json_object_get(said, "disks"), index, disk)
+        found_disk_add(disk, &found);
+    OBJECT_SET(backup_found, &found, stored_bytes, (uint64_t)json_integer_value(json_object_get(said, "stored_bytes")));
+    OBJECT_SET(backup_found, &found, duration_ms, (uint64_t)json_integer_value(json_object_get(said, "duration_ms")));
+    /* names of disks and VMs that were made by hand may be such as no VM here can have */
+    if (object_validate(&backup_found_desc, &found, OBJECT_STORED, NULL) == 0 &&
+        result->found.count < object_field(&backup_result_desc, "found")->max) {
+        OBJECT_COPY(backup_found, (struct backup_found *)OBJECT_ADD(backup_result, result, found), &found);
+    } else {
+        OBJECT_SET(backup_result, result, damaged, result->damaged + 1);
+    }
+    OBJECT_CLEAR(backup_found, &found);
+}

@@ -1,0 +1,109 @@
+"""A store that a cluster does not know: `attach` finds the backups in it, VMs are made anew of them, and their disks come back,
+all of them or single ones. Real controllers, agents, VMMs, drover-backup and the test guest."""
+import hashlib
+import json
+import uuid
+
+from bed import wait_until
+from test_backup_mount import tool as tool_at
+from test_backups import (BACKUP, DISK_BYTES, GUEST, add_store, backup, cluster, content, create, disk_now, done,  # noqa: F401
+                          pytestmark, tool)
+
+
+def test_listed_by_pages(tmp_path):
+    """Each backup once, whatever fits into a page, with the definition of its VM."""
+    store, ids = tmp_path / 'store', [str(uuid.uuid4()) for _ in range(5)]
+    (tmp_path / 'disk').write_bytes(bytes(65536))
+    (tmp_path / 'vm.json').write_text('{"name":"web1","what":"\\"quoted\\""}')
+    tool_at(store, 'init')
+    for ident in ids:
+        tool_at(store, 'create', '--id', ident, '--vm', 'web1', '--definition', tmp_path / 'vm.json', '--disk', f'd={tmp_path}/disk')
+    for page, pages in ((1, 5), (1 << 20, 1)):
+        seen, after, count = [], [], 0
+        while True:
+            *lines, end = map(json.loads, tool_at(store, 'list', '--page-bytes', page, *after).splitlines())
+            seen += lines
+            count += 1
+            assert end['damaged'] == 0
+            if not end['more']:
+                break
+            after = ['--after', lines[-1]['id']]
+        assert [b['id'] for b in seen] == sorted(ids) and count == pages
+        assert all(json.loads(b['definition']) == {'name': 'web1', 'what': '"quoted"'} for b in seen)
+
+
+def test_attached_beside_what_is_known(cluster):
+    """What is known is left as it is; what was made by hand, of no VM, is found as well; what cannot be read is passed over."""
+    create(cluster, 'a', vcpus=2, disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': DISK_BYTES}])
+    add_store(cluster)
+    made = [backup(cluster, name=f'one-{i}') for i in range(3)]
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    last = backup(cluster, name='last')
+    # by hand, of no VM, with a name that no backup of ours would get; and one that cannot be read
+    by_hand = json.loads(tool(cluster, 'create', '--vm', 'by-hand', '--json', '--disk', f'x={GUEST}'))['id']
+    damaged = json.loads(tool(cluster, 'create', '--vm', 'damaged', '--json', '--disk', f'x={GUEST}'))['id']
+    manifest, = (cluster.store / 'backups').glob(f'{damaged}-*')
+    manifest.chmod(0o600)
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    known = {b['id']: b for b in cluster.api('GET', '/v1/backups')[2]}
+    assert set(known) == {b['id'] for b in (*made, last)}
+    done(cluster, cluster.api('POST', '/v1/backup-stores/nas/attach'))
+    now = {b['id']: b for b in cluster.api('GET', '/v1/backups')[2]}
+    assert set(now) == set(known) | {by_hand} and {k: now[k] for k in known} == known
+    assert now[by_hand]['vm_name'] == 'by-hand' and now[by_hand]['state'] == 'available' and 'definition' not in now[by_hand]
+
+
+def test_everything_lost_but_the_store(make_cluster, cluster):
+    vm_id = create(cluster, 'a', vcpus=2, disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': DISK_BYTES}],
+                   labels={'tier': 'web'})
+    add_store(cluster)
+    backup(cluster, name='first')
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    last = backup(cluster, name='last')
+    wanted = {disk: tool(cluster, 'cat', '--backup', last['id'], '--disk', disk) for disk in ('root', 'data')}
+
+    new = make_cluster(controllers=1, agents=1)
+    new.store = cluster.store
+    status, _, _ = new.api('POST', '/v1/backup-stores', {'name': 'old', 'location': str(cluster.store)})
+    assert status == 201
+    done(new, new.api('POST', '/v1/backup-stores/old/attach'))
+    found = {b['id']: b for b in new.api('GET', '/v1/backups')[2]}
+    assert len(found) == 2 and {b['vm'] for b in found.values()} == {vm_id}
+    name = found[last['id']]['name']
+    assert found[last['id']]['consistency'] == 'filesystem' and name.startswith('a-20') and found[last['id']]['store_name'] == 'old'
+    # what is missing is named, with what to do
+    status, _, problem = new.api('POST', '/v1/vms', {'name': 'again', 'backup': name})
+    assert status == 404 and problem['errors'][0]['pointer'] == '#/image' and 'import it' in problem['detail'], problem
+    status, _, problem = new.api('POST', '/v1/vms', {'name': 'again', 'backup': name, 'started': True})
+    assert status == 400 and 'started' in str(problem), problem
+    status, _, problem = new.api('POST', '/v1/vms', {'name': 'again', 'backup': 'none'})
+    assert status == 404 and problem['errors'][0]['pointer'] == '#/backup', problem
+    artifact = {'url': f'file://{GUEST}', 'sha256': hashlib.sha256(GUEST.read_bytes()).hexdigest()}
+    assert new.api('POST', '/v1/images', {'name': 'other', 'kind': 'kernel', 'kernel': artifact})[0] == 201
+    done(new, new.api('POST', '/v1/vms', {'name': 'again', 'backup': name, 'image': 'other'}))
+    vm = new.vm('again')
+    assert vm['vcpus'] == 2 and vm['labels'] == {'tier': 'web'} and vm['state'] == 'stopped' and 'backup' not in vm, vm
+    assert [(d['name'], d['size_bytes']) for d in vm['disks']] == [('root', DISK_BYTES), ('data', DISK_BYTES)]
+    done(new, new.api('POST', f'/v1/backups/{name}/restore', {'vm': 'again'}))
+    disks = new.agent(1).directory / 'vms' / vm['id'] / 'disks'
+    assert {disk: (disks / f'{disk}.raw').read_bytes() for disk in wanted} == wanted
+    done(new, new.api('POST', '/v1/vms/again/start'))
+    wait_until(lambda: new.vm('again')['state'] == 'running', 30, 'the restored VM')
+
+
+def test_single_disk_restored(cluster):
+    vm_id = create(cluster, 'a', disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': DISK_BYTES}])
+    add_store(cluster)
+    backup(cluster, name='early')
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    data = cluster.agent(1).directory / 'vms' / vm_id / 'disks' / 'data.raw'
+    with open(data, 'r+b') as file:
+        file.write(b'to be undone')
+    late = backup(cluster, name='late')
+    for disks, text in ((['none'], "backup 'early' has no disk 'none'"), (['data', 'none'], 'none')):
+        status, _, problem = cluster.api('POST', '/v1/backups/early/restore', {'disks': disks})
+        assert status == 404 and text in problem['detail'], problem
+    root = disk_now(cluster, vm_id)
+    done(cluster, cluster.api('POST', '/v1/backups/early/restore', {'disks': ['data']}))
+    assert data.read_bytes() == bytes(DISK_BYTES) and disk_now(cluster, vm_id) == root == content(cluster, late['id'])
