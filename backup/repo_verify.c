@@ -1,4 +1,4 @@
-/* Verification of a whole store: see repo_verify.h. Threads take one pack after the other; the backups are looked at
+/* Verification of a store: see repo_verify.h. Threads take one pack after the other; the backups are looked at
  * afterwards, with all that is damaged left out. */
 #include "backup/repo_verify.h"
 
@@ -7,9 +7,12 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "backup/repo_catalog.h"
 #include "backup/repo_mark.h"
+
+enum { REPORT_MS = 200 };
 
 struct verify {
     struct repo *repo;
@@ -17,7 +20,11 @@ struct verify {
     struct repo_view view;
     struct repo_verify_result result;
     pthread_mutex_t lock;
-    uint32_t next; /* pack */
+    pthread_cond_t ended; /* a thread has */
+    unsigned running;     /* threads */
+    uint32_t next;        /* pack */
+    bool *chosen;         /* packs that are looked at; NULL: all */
+    uint64_t total_bytes; /* of them */
     struct repo_notes notes;
     struct error error;
     struct {
@@ -46,6 +53,35 @@ static void say_all(struct verify *v)
 }
 
 /* ---- packs ---- */
+
+static bool pack_is_wanted(const struct verify *v, uint32_t pack)
+{
+    return v->view.index.packs[pack].present && (v->chosen == NULL || v->chosen[pack]);
+}
+
+static void pack_choose(struct verify *v, const struct chunk_hash *id)
+{
+    struct chunk_place at;
+    if (!chunk_hash_is_zero(id) && chunk_index_find(&v->view.index, id, &at))
+        v->chosen[at.pack] = true;
+}
+
+/* Those that the backup would be restored from. */
+static int packs_choose(struct verify *v, const struct manifest *m, struct error *err)
+{
+    struct repo_mark mark = {0};
+    struct frame_fetcher f;
+    uint64_t bad_lists = 0; /* they are found again when the backup is looked at */
+    frame_fetcher_init(&f, v->repo, &v->view.index);
+    int code = repo_mark_backup(v->repo, &f, m, &mark, NULL, NULL, &bad_lists, err);
+    for (uint64_t i = 0; code == 0 && i < mark.live.slot_count; i++)
+        pack_choose(v, &mark.live.slots[i]);
+    for (uint32_t i = 0; code == 0 && i < m->leaf_count; i++)
+        pack_choose(v, &m->leaves[i]);
+    frame_fetcher_finish(&f);
+    repo_mark_finish(&mark);
+    return code;
+}
 
 static int frame_verify(struct verify *v, struct frame_fetcher *f, const struct indexed_pack *p, uint32_t frame,
                         const uint8_t *pack, uint64_t size, struct error *err)
@@ -155,7 +191,7 @@ static void *run(void *arg)
     for (;;) {
         struct error err = {0};
         pthread_mutex_lock(&v->lock);
-        while (v->next < v->view.index.pack_count && !v->view.index.packs[v->next].present)
+        while (v->next < v->view.index.pack_count && !pack_is_wanted(v, v->next))
             v->next++;
         uint32_t pack = v->error.code < 0 ? v->view.index.pack_count : v->next++;
         pthread_mutex_unlock(&v->lock);
@@ -172,6 +208,10 @@ static void *run(void *arg)
         pthread_mutex_unlock(&v->lock);
     }
     frame_fetcher_finish(&f);
+    pthread_mutex_lock(&v->lock);
+    v->running--;
+    pthread_cond_signal(&v->ended);
+    pthread_mutex_unlock(&v->lock);
     return NULL;
 }
 
@@ -179,12 +219,30 @@ static void report(struct verify *v, const char *step)
 {
     pthread_mutex_lock(&v->lock);
     struct backup_progress p = {.step = step,
-                                .done_bytes = v->result.packs,
-                                .total_bytes = v->view.packs.count,
+                                .done_bytes = v->result.bytes,
+                                .total_bytes = v->total_bytes,
                                 .read_bytes = v->result.bytes};
     pthread_mutex_unlock(&v->lock);
     if (v->options->progress != NULL)
         v->options->progress(v->options->progress_arg, &p);
+}
+
+/* Tells how far the threads are until they have ended. */
+static void packs_follow(struct verify *v)
+{
+    pthread_mutex_lock(&v->lock);
+    while (v->running > 0) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += REPORT_MS * 1000000L;
+        until.tv_sec += until.tv_nsec / 1000000000L;
+        until.tv_nsec %= 1000000000L;
+        pthread_cond_timedwait(&v->ended, &v->lock, &until);
+        pthread_mutex_unlock(&v->lock);
+        report(v, "verifying packs");
+        pthread_mutex_lock(&v->lock);
+    }
+    pthread_mutex_unlock(&v->lock);
 }
 
 static int packs_verify(struct verify *v, struct error *err)
@@ -195,9 +253,16 @@ static int packs_verify(struct verify *v, struct error *err)
     if (count == 0)
         count = (unsigned)MAX(sysconf(_SC_NPROCESSORS_ONLN), (long)v->repo->store->transfers);
     count = MIN(count, (unsigned)BACKUP_THREADS_MAX);
+    for (uint32_t i = 0; i < v->view.index.pack_count; i++)
+        v->total_bytes += pack_is_wanted(v, i) ? v->view.index.packs[i].size_bytes : 0;
     report(v, "verifying packs");
+    v->running = count;
     for (; code == 0 && started < count; started += code == 0)
         code = -pthread_create(&threads[started], NULL, run, v);
+    pthread_mutex_lock(&v->lock);
+    v->running -= count - started;
+    pthread_mutex_unlock(&v->lock);
+    packs_follow(v);
     for (unsigned i = 0; i < started; i++)
         pthread_join(threads[i], NULL);
     say_all(v);
@@ -214,7 +279,6 @@ struct backup_walk {
     struct verify *v;
     const struct manifest *m;
     uint64_t lost[MANIFEST_DISKS_MAX], first[MANIFEST_DISKS_MAX];
-    bool hurt;
 };
 
 static int chunk_seek(void *arg, size_t disk, uint64_t offset, const struct chunk_hash *id)
@@ -228,8 +292,13 @@ static int chunk_seek(void *arg, size_t disk, uint64_t offset, const struct chun
         return 0;
     if (w->lost[disk]++ == 0)
         w->first[disk] = offset;
-    w->hurt = true;
     return 0;
+}
+
+static void judge(const struct verify *v, const char *backup, const char *damage)
+{
+    if (v->options->judged != NULL)
+        v->options->judged(v->options->judged_arg, backup, damage);
 }
 
 static int backup_verify(struct verify *v, struct frame_fetcher *f, const struct repo_catalog_item *item,
@@ -237,16 +306,21 @@ static int backup_verify(struct verify *v, struct frame_fetcher *f, const struct
 {
     struct backup_walk w = {.v = v, .m = &item->manifest};
     uint64_t bad_lists = 0;
+    CLEANUP_FREE char *damage = NULL; /* the first one */
     v->result.backups++;
     if (item->damage.code < 0) {
         v->result.bad_objects++;
         v->result.hurt_backups++;
         note_text(v, xasprintf("%s", item->damage.text));
+        judge(v, item->backup.id, item->damage.text);
         return 0;
     }
     int code = repo_mark_backup(v->repo, f, &item->manifest, mark, chunk_seek, &w, &bad_lists, err);
     for (size_t d = 0; code == 0 && d < item->manifest.head.disks.count; d++) {
         v->result.lost_chunks += w.lost[d];
+        if (w.lost[d] > 0 && damage == NULL)
+            damage = xasprintf("disk %s: %" PRIu64 " chunks are lost, the first at %" PRIu64,
+                               manifest_disk_at(&item->manifest, d)->name, w.lost[d], w.first[d]);
         if (w.lost[d] > 0)
             note_text(v, xasprintf("backup %s of %s, disk %s: %" PRIu64 " chunks are lost, the first at %" PRIu64,
                                    item->backup.id, item->manifest.head.vm_name,
@@ -255,17 +329,25 @@ static int backup_verify(struct verify *v, struct frame_fetcher *f, const struct
     if (code == 0 && bad_lists > 0)
         note_text(v, xasprintf("backup %s of %s: %" PRIu64 " lists of chunks cannot be read", item->backup.id,
                                item->manifest.head.vm_name, bad_lists));
-    v->result.hurt_backups += w.hurt || bad_lists > 0;
+    if (code == 0 && bad_lists > 0 && damage == NULL)
+        damage = xasprintf("%" PRIu64 " lists of chunks cannot be read", bad_lists);
+    v->result.hurt_backups += damage != NULL;
+    if (code == 0)
+        judge(v, item->backup.id, damage);
     return code;
 }
 
-static int backups_verify(struct verify *v, const struct repo_catalog *catalog, struct error *err)
+/* @only: NULL, or the one that is looked at. */
+static int backups_verify(struct verify *v, const struct repo_catalog *catalog, const struct repo_catalog_item *only,
+                          struct error *err)
 {
     struct repo_mark mark = {0};
     struct frame_fetcher f;
     int code = 0;
     frame_fetcher_init(&f, v->repo, &v->view.index);
     for (size_t i = 0; code == 0 && i < catalog->count; i++) {
+        if (only != NULL && only != &catalog->items[i])
+            continue;
         report(v, "verifying backups");
         code = backup_verify(v, &f, &catalog->items[i], &mark, err);
         say_all(v);
@@ -279,7 +361,8 @@ static int backups_verify(struct verify *v, const struct repo_catalog *catalog, 
 static void marks_renew(struct verify *v)
 {
     for (uint32_t i = 0; i < v->view.index.pack_count; i++)
-        free(TAKE_PTR(v->view.index.packs[i].bad));
+        if (v->chosen == NULL || v->chosen[i])
+            free(TAKE_PTR(v->view.index.packs[i].bad));
     for (uint32_t i = 0; i < v->notes.note_count; i++)
         chunk_index_mark_bad(&v->view.index, chunk_index_pack(&v->view.index, &v->notes.notes[i].pack),
                              v->notes.notes[i].frame);
@@ -293,7 +376,7 @@ static int notes_replace(struct verify *v, struct error *err)
         return 0;
     if (v->notes.note_count > 0)
         code = repo_notes_write(v->repo, REPO_DAMAGED, &v->notes, NULL, err);
-    for (size_t i = 0; code == 0 && i < v->view.damaged.count; i++)
+    for (size_t i = 0; code == 0 && v->chosen == NULL && i < v->view.damaged.count; i++) /* what was not looked at stays noted */
         code = store_remove(v->repo->store, v->view.damaged.items[i].name, err);
     return code;
 }
@@ -315,6 +398,34 @@ static void others_note(struct verify *v)
     say_all(v);
 }
 
+/* The one that is asked for is not there. */
+static void missing_note(struct verify *v)
+{
+    v->result.backups = v->result.hurt_backups = 1;
+    note_text(v, xasprintf("backup %s is not in the store", v->options->backup));
+    say_all(v);
+    judge(v, v->options->backup, "it is not in the store any more");
+}
+
+static int view_verify(struct verify *v, const struct repo_catalog *catalog, const struct repo_catalog_item *only,
+                       struct error *err)
+{
+    int code = 0;
+    if (v->options->backup == NULL)
+        others_note(v);
+    else
+        v->chosen = xcalloc(v->view.index.pack_count + 1, sizeof *v->chosen);
+    if (only != NULL && only->damage.code == 0)
+        code = packs_choose(v, &only->manifest, err);
+    if (code == 0)
+        code = packs_verify(v, err);
+    if (code == 0) {
+        marks_renew(v);
+        code = backups_verify(v, catalog, only, err);
+    }
+    return code == 0 ? notes_replace(v, err) : code;
+}
+
 int repo_verify(struct repo *repo, const struct repo_verify_options *options, struct repo_verify_result *ret_result,
                 struct error *err)
 {
@@ -328,21 +439,21 @@ int repo_verify(struct repo *repo, const struct repo_verify_options *options, st
         repo_catalog_finish(&catalog);
         return code;
     }
+    const struct repo_catalog_item *only = options->backup != NULL ? repo_catalog_find(&catalog, options->backup) : NULL;
     pthread_mutex_init(&v.lock, NULL);
-    others_note(&v);
-    code = packs_verify(&v, err);
-    if (code == 0) {
-        marks_renew(&v);
-        code = backups_verify(&v, &catalog, err);
-    }
-    if (code == 0)
-        code = notes_replace(&v, err);
+    pthread_cond_init(&v.ended, NULL);
+    if (options->backup != NULL && only == NULL)
+        missing_note(&v);
+    else
+        code = view_verify(&v, &catalog, only, err);
     if (code == 0)
         *ret_result = v.result;
     repo_notes_finish(&v.notes);
     repo_view_finish(&v.view);
     repo_catalog_finish(&catalog);
     free(v.said);
+    free(v.chosen);
+    pthread_cond_destroy(&v.ended);
     pthread_mutex_destroy(&v.lock);
     return code;
 }

@@ -23,7 +23,7 @@ struct tool_options {
     const char *store, *key_file, *credentials;
     const char *backup, *id, *parent, *vm, *vm_id, *definition, *consistency, *created_at;
     const char *key_name, *add_key_file, *remove_key;
-    const char *at, *socket, *after;
+    const char *at, *socket, *after, *forget_list;
     uint64_t page_bytes; /* of list; 0: all */
     struct tool_pairs disks, changed, labels;
     uint64_t limit, offset, length, chunk_bytes;
@@ -32,7 +32,7 @@ struct tool_options {
     unsigned threads, transfers, level;
     uint64_t keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly;
     struct tool_pairs forgotten; /* name: the id */
-    bool encrypt, json, force, quick, dry_run, only_definition, no_collect;
+    bool encrypt, json, force, quick, dry_run, only_definition, no_collect, each, missing_ok;
     int progress_fd; /* -1: none */
     const atomic_bool *cancel;
 };

@@ -7,51 +7,119 @@
 #include "backup/repo_catalog.h"
 #include "backup/repo_gc.h"
 #include "backup/repo_verify.h"
-#include "backup/retention.h"
 #include "backup/tool.h"
+#include "common/file.h"
+#include "common/retention.h"
+
+#define FORGET_LIST_BYTES_MAX (1u << 20)
+
+/* ---- verify ---- */
+
+struct verdict {
+    const struct tool_options *o;
+    char first[200]; /* of what is damaged */
+};
 
 static void say(void *arg, const char *text)
 {
-    fprintf(arg, "%s\n", text);
+    struct verdict *v = arg;
+    if (v->first[0] == '\0')
+        snprintf(v->first, sizeof v->first, "%s", text);
+    fprintf(stderr, "%s\n", text);
+}
+
+static void judged(void *arg, const char *backup, const char *damage)
+{
+    const struct verdict *v = arg;
+    struct bytes_writer line = {0};
+    if (!v->o->each)
+        return;
+    bytes_put_format(&line, "{\"backup\":\"%s\"", backup);
+    if (damage != NULL) {
+        bytes_put_text(&line, ",\"damage\":");
+        json_put_string(&line, damage);
+    }
+    bytes_put_text(&line, "}\n");
+    fwrite(line.data, 1, line.size, stdout);
+    bytes_writer_finish(&line);
+}
+
+/* --backup: an id, or latest; "" where all are meant. */
+static int verified_choose(const struct tool_options *o, struct repo *repo, char ret_id[REPO_ID_TEXT_BYTES], struct error *err)
+{
+    struct repo_catalog c;
+    ret_id[0] = '\0';
+    if (o->backup == NULL)
+        return o->vm == NULL && o->vm_id == NULL
+                   ? 0
+                   : error_set(err, -EINVAL, ERROR_INVALID, "--vm goes with --backup latest; without them the whole store is verified");
+    if (strcmp(o->backup, "latest") != 0) {
+        snprintf(ret_id, REPO_ID_TEXT_BYTES, "%s", o->backup);
+        return repo_id_ok(o->backup) ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "--backup takes an id, or latest");
+    }
+    int code = repo_catalog_load(repo, &c, err);
+    if (code < 0)
+        return code;
+    const struct repo_catalog_item *newest = repo_catalog_newest(&c, o->vm_id, o->vm);
+    if (newest != NULL)
+        memcpy(ret_id, newest->backup.id, REPO_ID_TEXT_BYTES);
+    repo_catalog_finish(&c);
+    return newest != NULL ? 0 : error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no backup of that VM in %s", o->store);
+}
+
+static void verified_print(const struct tool_options *o, const char *json, const struct repo_verify_result *r)
+{
+    if (o->each)
+        printf("{\"verified\":true}\n");
+    else if (o->json)
+        printf("%s\n", json);
+    else
+        printf("%" PRIu64 " packs, %" PRIu64 " frames, %" PRIu64 " backups: %s\n", r->packs, r->frames, r->backups,
+               repo_verify_clean(r) ? "all is well" : "there is damage");
+    fflush(stdout); /* before the last word on another descriptor */
 }
 
 int tool_verify(const struct tool_options *o, struct error *err)
 {
     struct tool_place place;
     struct tool_progress progress;
-    struct repo_verify_result r;
+    struct verdict verdict = {.o = o};
+    struct repo_verify_result r = {0};
     struct repo_verify_options options = {.threads = o->threads,
                                           .quick = o->quick,
                                           .no_notes = o->dry_run,
                                           .say = say,
-                                          .say_arg = stderr,
+                                          .say_arg = &verdict,
+                                          .judged = judged,
+                                          .judged_arg = &verdict,
                                           .progress = tool_progress_report,
                                           .progress_arg = &progress,
                                           .cancel = o->cancel};
-    char text[512] = "";
+    struct error local = {0};
+    char text[512] = "", id[REPO_ID_TEXT_BYTES];
+    if (err == NULL)
+        err = &local;
     tool_progress_init(&progress, o);
     int code = tool_open(o, true, &place, err);
     if (code == 0)
-        code = repo_verify(&place.repo, &options, &r, err);
-    bool clean = code == 0 && repo_verify_clean(&r);
+        code = verified_choose(o, &place.repo, id, err);
+    options.backup = code == 0 && id[0] != '\0' ? id : NULL;
     if (code == 0)
-        snprintf(text, sizeof text,
-                 "{\"packs\":%" PRIu64 ",\"frames\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"backups\":%" PRIu64
-                 ",\"bad_packs\":%" PRIu64 ",\"bad_frames\":%" PRIu64 ",\"bad_objects\":%" PRIu64
-                 ",\"hurt_backups\":%" PRIu64 ",\"lost_chunks\":%" PRIu64 "}",
-                 r.packs, r.frames, r.bytes, r.backups, r.bad_packs, r.bad_frames, r.bad_objects, r.hurt_backups,
-                 r.lost_chunks);
-    tool_progress_end(&progress, text, code, err);
-    if (code == 0 && o->json)
-        printf("%s\n", text);
-    else if (code == 0)
-        printf("%" PRIu64 " packs, %" PRIu64 " frames, %" PRIu64 " backups: %s\n", r.packs, r.frames, r.backups,
-               clean ? "all is well" : "there is damage");
-    if (code == 0 && !clean)
+        code = repo_verify(&place.repo, &options, &r, err);
+    snprintf(text, sizeof text,
+             "{\"packs\":%" PRIu64 ",\"frames\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"backups\":%" PRIu64
+             ",\"bad_packs\":%" PRIu64 ",\"bad_frames\":%" PRIu64 ",\"bad_objects\":%" PRIu64
+             ",\"hurt_backups\":%" PRIu64 ",\"lost_chunks\":%" PRIu64 "}",
+             r.packs, r.frames, r.bytes, r.backups, r.bad_packs, r.bad_frames, r.bad_objects, r.hurt_backups,
+             r.lost_chunks);
+    if (code == 0)
+        verified_print(o, text, &r);
+    if (code == 0 && !repo_verify_clean(&r))
         code = error_set(err, -EBADMSG, ERROR_CHECKSUM,
                          "%" PRIu64 " of %" PRIu64 " backups are hurt; %" PRIu64
-                         " packs are damaged. The next backup of what is still there mends what it can",
-                         r.hurt_backups, r.backups, r.bad_packs);
+                         " packs are damaged (%s). The next backup of what is still there mends what it can",
+                         r.hurt_backups, r.backups, r.bad_packs, verdict.first);
+    tool_progress_end(&progress, text, code, err);
     tool_close(&place);
     return code;
 }
@@ -98,16 +166,31 @@ static void rules_apply(const struct tool_options *o, const struct repo_catalog 
     }
 }
 
+static int forgotten_mark_one(const struct tool_options *o, const struct repo_catalog *c, const char *id, bool *goes,
+                              struct error *err)
+{
+    const struct repo_catalog_item *item = repo_catalog_find(c, id);
+    if (item != NULL)
+        goes[item - c->items] = true;
+    else if (!o->missing_ok)
+        return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no backup %.64s in %s", id, o->store);
+    else if (!o->json && !o->dry_run)
+        printf("removed %.36s  (it was not there)\n", id);
+    return 0;
+}
+
 static int forgotten_mark(const struct tool_options *o, const struct repo_catalog *c, bool *goes, struct error *err)
 {
-    for (unsigned i = 0; i < o->forgotten.count; i++) {
-        const struct repo_catalog_item *item = repo_catalog_find(c, o->forgotten.items[i].name);
-        if (item == NULL)
-            return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no backup %.64s in %s",
-                             o->forgotten.items[i].name, o->store);
-        goes[item - c->items] = true;
-    }
-    return 0;
+    CLEANUP_FREE char *list = NULL;
+    size_t size;
+    int code = o->forget_list != NULL ? file_read(o->forget_list, FORGET_LIST_BYTES_MAX, &list, &size, err) : 0;
+    for (unsigned i = 0; code == 0 && i < o->forgotten.count; i++)
+        code = forgotten_mark_one(o, c, o->forgotten.items[i].name, goes, err);
+    for (char *rest = NULL, *id = list != NULL ? strtok_r(list, "\n", &rest) : NULL; code == 0 && id != NULL;
+         id = strtok_r(NULL, "\n", &rest))
+        code = repo_id_ok(id) ? forgotten_mark_one(o, c, id, goes, err)
+                              : error_set(err, -EINVAL, ERROR_INVALID, "--forget-list: '%.64s' is no id of a backup", id);
+    return code;
 }
 
 static int backups_remove(const struct tool_options *o, struct repo *repo, uint64_t *ret_removed, struct error *err)

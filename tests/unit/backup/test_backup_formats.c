@@ -12,7 +12,7 @@
 #include "backup/chunk_tree.h"
 #include "backup/manifest.h"
 #include "backup/repo_notes.h"
-#include "backup/retention.h"
+#include "common/retention.h"
 #include "backup/s3_sign.h"
 #include "backup/store_pace.h"
 #include "common/file.h"

@@ -1,8 +1,8 @@
 /* Which backups to keep: pure. As restic and others have it: each rule keeps the newest backup of each of the last so
  * many hours, days, ISO weeks, months and years that have one (empty ones do not count), keep_last the newest so
  * many; what any rule keeps is kept. Time is UTC. */
-#ifndef BACKUP_RETENTION_H
-#define BACKUP_RETENTION_H
+#ifndef COMMON_RETENTION_H
+#define COMMON_RETENTION_H
 
 #include "common/base.h"
 

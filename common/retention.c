@@ -1,5 +1,5 @@
 /* Which backups to keep: see retention.h. */
-#include "backup/retention.h"
+#include "common/retention.h"
 
 #include <stdio.h>
 #include <string.h>
