@@ -67,6 +67,12 @@ static int verified_choose(const struct tool_options *o, struct repo *repo, char
     return newest != NULL ? 0 : error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no backup of that VM in %s", o->store);
 }
 
+/* Of one backup it is that alone: a pack may be damaged where it does not need it, or has it elsewhere as well. */
+static bool is_clean(const struct tool_options *o, const struct repo_verify_result *r)
+{
+    return o->backup != NULL ? r->hurt_backups == 0 : repo_verify_clean(r);
+}
+
 static void verified_print(const struct tool_options *o, const char *json, const struct repo_verify_result *r)
 {
     if (o->each)
@@ -75,7 +81,7 @@ static void verified_print(const struct tool_options *o, const char *json, const
         printf("%s\n", json);
     else
         printf("%" PRIu64 " packs, %" PRIu64 " frames, %" PRIu64 " backups: %s\n", r->packs, r->frames, r->backups,
-               repo_verify_clean(r) ? "all is well" : "there is damage");
+               is_clean(o, r) ? "all is well" : "there is damage");
     fflush(stdout); /* before the last word on another descriptor */
 }
 
@@ -114,7 +120,7 @@ int tool_verify(const struct tool_options *o, struct error *err)
              r.lost_chunks);
     if (code == 0)
         verified_print(o, text, &r);
-    if (code == 0 && !repo_verify_clean(&r))
+    if (code == 0 && !is_clean(o, &r))
         code = error_set(err, -EBADMSG, ERROR_CHECKSUM,
                          "%" PRIu64 " of %" PRIu64 " backups are hurt; %" PRIu64
                          " packs are damaged (%s). The next backup of what is still there mends what it can",

@@ -17,6 +17,9 @@ int image_download(const struct invocation *call, struct error *err); /* image_v
 int image_distribute(const struct invocation *call, struct error *err);
 int backup_store_create(const struct invocation *call, struct error *err); /* backup_store_verb.c */
 int backup_store_attach(const struct invocation *call, struct error *err);
+int backup_store_delete(const struct invocation *call, struct error *err);
+int backup_verify(const struct invocation *call, struct error *err);  /* backup_verb.c */
+int backup_prune(const struct invocation *call, struct error *err);
 int token_create(const struct invocation *call, struct error *err);   /* token_verb.c */
 int vm_console(const struct invocation *call, struct error *err);     /* console_attach.c */
 int event_list(const struct invocation *call, struct error *err);     /* event_verb.c */

@@ -17,6 +17,8 @@ static const struct agent_task_ops *const kinds[task_kind_COUNT] = {
     [task_kind_BACKUP_RESTORE] = &task_backup_ops,
     [task_kind_BACKUP_DELETE] = &task_backup_ops,
     [task_kind_BACKUP_ATTACH] = &task_backup_ops,
+    [task_kind_BACKUP_VERIFY] = &task_backup_ops,
+    [task_kind_BACKUP_PRUNE] = &task_backup_ops,
     [task_kind_IMAGE_IMPORT] = &task_image_ops,
 };
 

@@ -19,10 +19,13 @@
 #include "block/layer_disk.h"
 #include "block/layer_pool_dir.h"
 #include "block/nbd_server.h"
+#include "common/file.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/task_walls.h"
 
 #define RESTORED "restored-" /* begins the names of files that are restored to */
+#define RESTORED_ASIDE "restored" /* ends those of directories of disks that are made */
 enum { CONNECT_S = 30, OWN_PATH_BYTES = 32 };
 
 static const struct backup_work_disk *disk_at(const struct backup_work *work, size_t i)
@@ -186,11 +189,20 @@ static int helper_run(const char *name, const struct backup_work *told, pid_t *r
 
 /* ---- it is off ---- */
 
+static int pools_check(const struct backup_work *work, struct error *err)
+{
+    int code = 0;
+    for (size_t i = 0; code == 0 && i < work->disks.count; i++)
+        if (OBJECT_HAS(backup_work_disk, disk_at(work, i), pool))
+            code = pool_dir_check(&disk_at(work, i)->pool, err);
+    return code;
+}
+
 static int service_begin(struct backup_program *p, pid_t *ret_server, struct error *err)
 {
     struct backup_work *told = work_told(p->work);
     struct backup_work_disk *disks = told->disks.items;
-    int code = 0;
+    int code = pools_check(p->work, err);
     size_t count;
     for (count = 0; code == 0 && count < told->disks.count; count++) {
         int fds[2];
@@ -240,6 +252,27 @@ static int pool_open(const struct backup_work *work, const char *path, struct er
     return fd;
 }
 
+static bool disk_is_there(const struct backup_work_disk *disk)
+{
+    struct stat st;
+    CLEANUP_FREE char *head = xasprintf("%s/%s.disk", disk->layers, disk->name);
+    return lstat(head, &st) == 0;
+}
+
+/* Where a disk is made that is not there yet; what an earlier try left goes. Only root writes in the directory above. */
+static int aside_make(const struct backup_work_disk *disk, char **ret_path, struct error *err)
+{
+    CLEANUP_FREE char *above = xstrdup(disk->layers);
+    CLEANUP_FREE char *leaf = xasprintf(".%s." RESTORED_ASIDE, disk->name);
+    *strrchr(above, '/') = '\0';
+    int code = file_make_directories(above, 0700, err);
+    if (code == 0)
+        code = file_remove_tree(above, leaf, err);
+    if (code == 0)
+        *ret_path = xasprintf("%s/%s", above, leaf);
+    return code;
+}
+
 /* A name of its own for each try: what lies below a disk that was restored before must stay until that has gone. */
 static int target_make(struct backup_program *p, const struct backup_work_disk *disk, struct backup_target *t, struct error *err)
 {
@@ -248,12 +281,17 @@ static int target_make(struct backup_program *p, const struct backup_work_disk *
     clock_gettime(CLOCK_REALTIME, &now);
     snprintf(t->leaf, sizeof t->leaf, "%s%s" RESTORED "%lld.%09ld%s", disk->layers != NULL ? "" : disk->name,
              disk->layers != NULL ? "" : ".raw.", (long long)now.tv_sec, now.tv_nsec, disk->layers != NULL ? ".raw" : "");
-    t->directory_fd = disk->layers != NULL ? pool_open(p->work, disk->layers, err) : directory_open(disk->raw, err);
+    t->directory_fd = -1;
+    int code = disk->layers == NULL || disk_is_there(disk) ? 0 : aside_make(disk, &t->aside, err);
+    if (code < 0)
+        return code;
+    t->directory_fd = disk->layers != NULL ? pool_open(p->work, t->aside != NULL ? t->aside : disk->layers, err)
+                                           : directory_open(disk->raw, err);
     if (t->directory_fd < 0)
         return t->directory_fd;
     int fd = openat(t->directory_fd, t->leaf, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0 || (user != geteuid() && fchown(fd, user, user) < 0)) {
-        int code = error_errno(err, -errno, "cannot make a file to restore disk %s to", disk->name);
+        code = error_errno(err, -errno, "cannot make a file to restore disk %s to", disk->name);
         close_fd(&fd);
         return code;
     }
@@ -268,7 +306,7 @@ int backup_targets_make(struct backup_program *p, struct backup_targets *ret_tar
     *ret_targets = (struct backup_targets){.work = p->work};
     int code = p->work->disks.count > BACKUP_DISKS_MAX
                    ? error_set(err, -E2BIG, ERROR_INVALID, "a VM has at most %d disks", BACKUP_DISKS_MAX)
-                   : 0;
+                   : pools_check(p->work, err);
     for (size_t i = 0; code == 0 && i < p->work->disks.count; i++)
         code = target_make(p, disk_at(p->work, i), &ret_targets->items[ret_targets->count++], err);
     return code;
@@ -286,6 +324,23 @@ static void others_remove(int directory_fd, const char *begins, const char *kept
         closedir(dir);
     else
         close_fd(&fd);
+}
+
+/* Whole disks that were made aside. */
+static int asides_place(const struct backup_targets *targets, struct error *err)
+{
+    int code = 0;
+    for (size_t i = 0; code == 0 && i < targets->count; i++) {
+        const struct backup_work_disk *disk = disk_at(targets->work, i);
+        if (targets->items[i].aside == NULL)
+            continue;
+        CLEANUP_FREE char *above = xstrdup(disk->layers);
+        *strrchr(above, '/') = '\0';
+        code = rename(targets->items[i].aside, disk->layers) < 0
+                   ? error_errno(err, -errno, "cannot put disk %s in its place", disk->name)
+                   : file_sync_directory(above, err);
+    }
+    return code;
 }
 
 int backup_targets_place(const struct backup_targets *targets, struct error *err)
@@ -309,7 +364,7 @@ int backup_targets_place(const struct backup_targets *targets, struct error *err
     if (code == 0)
         code = helper_run("disks-place", told, &pid, err);
     told_free(told);
-    return code;
+    return code == 0 ? asides_place(targets, err) : code;
 }
 
 void backup_targets_finish(struct backup_targets *targets, bool kept)
@@ -318,7 +373,10 @@ void backup_targets_finish(struct backup_targets *targets, bool kept)
         struct backup_target *t = &targets->items[i];
         if (!kept && t->directory_fd >= 0)
             (void)unlinkat(t->directory_fd, t->leaf, 0);
+        if (!kept && t->aside != NULL)
+            (void)rmdir(t->aside);
         close_fd(&t->directory_fd);
+        free(TAKE_PTR(t->aside));
     }
     targets->count = 0;
 }
@@ -430,7 +488,7 @@ static int layers_place(const struct backup_work_disk *disk, struct error *err)
     if (code < 0)
         return code;
     code = layer_disk_delete(pool, disk->name, err);
-    if (code == 0 || code == -ENOENT) /* that of a VM that was never started is not there yet */
+    if (code == 0)
         code = layer_disk_create(pool, disk->name, 0, disk->leaf, err);
     if (code == 0)
         code = layer_disk_collect(pool, err);

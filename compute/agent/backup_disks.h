@@ -5,7 +5,10 @@
  *               following a link, must be that user's, and is connected to by its descriptor
  *   it is off   a process with the user's rights alone opens the disks and serves them
  *   restore     a new file for each disk, made in a directory held by its descriptor, that user's; at the end a process with
- *               the user's rights puts what has layers in its place
+ *               the user's rights puts what has layers in its place. A disk that is not there yet is made beside its place, in
+ *               ".<disk>.restored", and gets there by one rename: what is cut off in between is nobody's disk
+ *
+ * In a pool nothing is read or made unless its marker is there (pool_dir.h).
  *
  * So whatever names and links a VMM that was taken over has left in its directory, they lead to nothing that its user could not
  * open by itself. Those processes are drover-agent's own program, executed anew (task_child.h), so that the store's secrets are not in
@@ -25,6 +28,7 @@ void backup_disks_end(pid_t server);
 struct backup_target {
     int directory_fd; /* where it lies */
     char leaf[64];    /* its name there */
+    char *aside;      /* owned: that directory, where the disk is made with it; NULL: the disk is there */
 };
 struct backup_targets {
     const struct backup_work *work; /* borrowed */

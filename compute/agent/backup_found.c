@@ -13,12 +13,39 @@ static void found_disk_add(const json_t *from, struct backup_found *found)
     OBJECT_SET(snapshot_disk, to, size_bytes, (uint64_t)json_integer_value(json_object_get(from, "size_bytes")));
 }
 
+/* How one stands, by drover-backup verify --each. */
+static void verified_add(const json_t *said, const char *id, struct backup_result *result)
+{
+    const char *damage = json_string_value(json_object_get(said, "damage")), *rule;
+    if (!text_format_ok(FORMAT_id, id, &rule))
+        return;
+    if (damage != NULL && result->hurt.count < object_field(&backup_result_desc, "hurt")->max) {
+        struct backup_hurt *hurt = OBJECT_ADD(backup_result, result, hurt);
+        CLEANUP_FREE char *text = xasprintf("%.*s", (int)object_field(&backup_hurt_desc, "text")->max, damage);
+        OBJECT_TEXT(backup_hurt, hurt, id, id);
+        OBJECT_TEXT(backup_hurt, hurt, text, text_format_ok(FORMAT_any, text, &rule) ? text : "it is damaged");
+    } else if (damage == NULL && result->verified.count < object_field(&backup_result_desc, "verified")->max) {
+        struct string_list *list = &result->verified;
+        list->items = xrealloc(list->items, (list->count + 1) * sizeof *list->items);
+        list->items[list->count++] = xstrdup(id);
+        object_mark(&backup_result_desc, result, "verified");
+    }
+}
+
 void backup_found_add(const json_t *said, struct backup_result *result)
 {
     static const char *const texts[] = {"id", "created_at", "vm", "vm_name", "parent", "definition"};
     struct backup_found found = {0};
     size_t index;
     const json_t *disk, *consistency = json_object_get(said, "consistency");
+    if (json_is_string(json_object_get(said, "backup"))) {
+        verified_add(said, json_string_value(json_object_get(said, "backup")), result);
+        return;
+    }
+    if (json_is_true(json_object_get(said, "verified"))) {
+        OBJECT_SET(backup_result, result, complete, true);
+        return;
+    }
     if (json_is_boolean(json_object_get(said, "more"))) {
         OBJECT_SET(backup_result, result, more, json_is_true(json_object_get(said, "more")));
         OBJECT_SET(backup_result, result, damaged, (uint32_t)json_integer_value(json_object_get(said, "damaged")));

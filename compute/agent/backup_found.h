@@ -1,4 +1,4 @@
-/* What drover-backup list --page-bytes says of a store, for the task backup-attach. */
+/* What drover-backup list --page-bytes and verify --each say of a store, for the tasks backup-attach and backup-verify. */
 #ifndef COMPUTE_AGENT_BACKUP_FOUND_H
 #define COMPUTE_AGENT_BACKUP_FOUND_H
 
@@ -6,8 +6,8 @@
 
 #include "schema/objects.h"
 
-/* One line: a backup, which is added to result->found where it is such as a cluster can have (else it counts as damaged), or
- * how the page ends. Never more than the object's bounds. */
+/* One line: a backup, which is added to result->found where it is such as a cluster can have (else it counts as damaged); how the
+ * page ends; how a backup stands, for result->verified or hurt; or that all were looked at. Never more than the object's bounds. */
 void backup_found_add(const json_t *said, struct backup_result *result);
 
 #endif

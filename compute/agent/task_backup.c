@@ -1,4 +1,4 @@
-/* The tasks backup-create, backup-restore, backup-delete and backup-attach; the last two need no VM and begin at once.
+/* The tasks backup-create and backup-restore; and backup-delete, -attach, -verify and -prune, which need no VM and begin at once.
  *
  *   start --> WAITING --its disks stand, or its VMM answers--> WORKING (a child, blocking calls) --> over
  *               |  ^                                                                           ^
@@ -42,6 +42,7 @@ struct backup_task {
     struct agent_task *task;
     struct agent *agent;
     char vm[37];
+    uid_t user; /* of a VM that was never started, from now on; 0: as the VM says */
     uv_timer_t timer;
     struct task_child *child;
     bool holding, over;
@@ -112,10 +113,12 @@ static void child_done(const struct task_seen *seen, void *arg)
 {
     struct backup_task *b = arg;
     b->child = NULL;
-    if (seen->state == operation_state_SUCCEEDED && OBJECT_HAS(task_seen, seen, backup)) {
+    if (OBJECT_HAS(task_seen, seen, backup)) { /* also of one that failed: what was found, what is gone */
         OBJECT_COPY(backup_result, &b->result, &seen->backup);
         b->has_result = true;
     }
+    if (seen->step != NULL && !b->task->stopping)
+        agent_task_progress(b->task, seen->step, b->task->seen.progress_total, b->task->seen.progress_total);
     if (seen->state != operation_state_SUCCEEDED)
         error_set(&b->err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
                   seen->error_text != NULL ? seen->error_text : "it does not say why");
@@ -146,7 +149,7 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
     const struct vm_order *order = vm_order_of(vm);
     const struct vm_places *places = &vm_context_of(vm)->places;
     const struct vm_disk *disks = order->disks.items;
-    OBJECT_SET(backup_work, work, user, vm_user(vm));
+    OBJECT_SET(backup_work, work, user, b->user != 0 ? b->user : vm_user(vm));
     if (runs) {
         CLEANUP_FREE char *socket_path = vm_files_path(places, b->vm, "backup.sock");
         OBJECT_TEXT(backup_work, work, control_path, vm_control_path(vm));
@@ -177,6 +180,10 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
         OBJECT_TEXT(backup_work_disk, disk, raw, raw);
         if (layers != NULL)
             OBJECT_TEXT(backup_work_disk, disk, layers, layers);
+        if (pool != NULL) {
+            OBJECT_COPY(pool_order, &disk->pool, pool);
+            object_mark(&backup_work_disk_desc, disk, "pool");
+        }
     }
     if (work->disks.count == 0)
         return error_set(err, -EINVAL, ERROR_CONFLICT, "the VM has no disk that it writes to");
@@ -205,11 +212,15 @@ static void work_begin(struct backup_task *b, const struct local_vm *vm, bool ru
 
 static void on_timer(uv_timer_t *timer);
 
-/* Of its disks: that of a VM that was never started is not there yet. */
-static int directory_make(struct backup_task *b, const struct local_vm *vm)
+/* A VM that was never started has neither a user yet nor the directory of its disks. */
+static int unmade_prepare(struct backup_task *b, const struct local_vm *vm)
 {
-    CLEANUP_FREE char *directory = vm_files_path(&vm_context_of(vm)->places, b->vm, "disks");
-    return file_make_directories(directory, 0700, &b->err);
+    const struct vm_places *places = &vm_context_of(vm)->places;
+    CLEANUP_FREE char *directory = vm_files_path(places, b->vm, "disks");
+    int r = file_make_directories(directory, 0700, &b->err);
+    if (r == 0 && places->user_base != 0)
+        r = vmm_user_allot(places, places->user_base, b->vm, pool_dir_shared(vm_order_of(vm)), &b->user, &b->err);
+    return r;
 }
 
 static void look(struct backup_task *b)
@@ -231,7 +242,7 @@ static void look(struct backup_task *b)
     case VM_DISKS_UNMADE:
         if (!is_restore(b)) {
             error_set(&b->err, -ENOENT, ERROR_NOT_FOUND, "the VM has no disks yet; start it once");
-        } else if (directory_make(b, vm) == 0) { /* what it finds at its first start it does not make */
+        } else if (unmade_prepare(b, vm) == 0) { /* what it finds at its first start it does not make */
             work_begin(b, vm, false);
             return;
         }
@@ -266,7 +277,7 @@ static void start(struct agent_task *task)
         over(b, operation_state_FAILED);
         return;
     }
-    if (task->order.task.kind == task_kind_BACKUP_DELETE || task->order.task.kind == task_kind_BACKUP_ATTACH) {
+    if (task->order.task.kind != task_kind_BACKUP_CREATE && task->order.task.kind != task_kind_BACKUP_RESTORE) {
         work_begin(b, NULL, false);
         return;
     }
@@ -465,35 +476,7 @@ static int create_run(const struct backup_work *work, enum snapshot_consistency 
     return r;
 }
 
-/* The policy's rules for the VM's backups in the store. That they could not be kept does not spoil the backup. */
-static void rules_keep(const struct backup_work *work, struct backup_result *result)
-{
-    const struct task_backup *t = &work->task;
-    const struct {
-        const char *option;
-        uint32_t count;
-    } rules[] = {{"keep-last", t->keep_last},     {"keep-hourly", t->keep_hourly},   {"keep-daily", t->keep_daily},
-                 {"keep-weekly", t->keep_weekly}, {"keep-monthly", t->keep_monthly}, {"keep-yearly", t->keep_yearly}};
-    struct backup_program p;
-    struct error err = {.code = 0};
-    json_t *said = NULL;
-    char text[16], quoted[640];
-    bool any = false;
-    int r = backup_program_begin(&p, "prune", work, &err);
-    for (size_t i = 0; i < ARRAY_SIZE(rules); i++) {
-        snprintf(text, sizeof text, "%u", rules[i].count);
-        if (rules[i].count > 0)
-            backup_program_option(&p, rules[i].option, text);
-        any = any || rules[i].count > 0;
-    }
-    backup_program_option(&p, "vm-id", work->vm);
-    if (r == 0 && any)
-        r = backup_program_run(&p, &said, result, &err);
-    if (r < 0)
-        log_warning("backup-rules", "store=%s error=%s", work->store.name, log_quote(err.text, quoted, sizeof quoted));
-    json_decref(said);
-    backup_program_finish(&p);
-}
+/* ---- in the child: the store ---- */
 
 /* A page of what the store has. */
 static int backup_attach(const struct backup_work *work, struct task_seen *ret_seen, struct error *err)
@@ -510,6 +493,73 @@ static int backup_attach(const struct backup_work *work, struct task_seen *ret_s
         r = backup_program_run(&p, &said, &ret_seen->backup, err);
     if (r == 0)
         object_mark(&task_seen_desc, ret_seen, "backup");
+    json_decref(said);
+    backup_program_finish(&p);
+    return r;
+}
+
+static uint64_t number_of(const json_t *said, const char *name)
+{
+    json_int_t value = json_integer_value(json_object_get(said, name));
+    return value > 0 ? (uint64_t)value : 0;
+}
+
+/* What was found counts also where it is damage: then it fails, in words that name it. */
+static int backup_verify(const struct backup_work *work, struct task_seen *ret_seen, struct error *err)
+{
+    struct backup_program p;
+    json_t *said = NULL;
+    char text[160];
+    int r = backup_program_begin(&p, "verify", work, err);
+    backup_program_flag(&p, "each");
+    if (work->task.id != NULL)
+        backup_program_option(&p, "backup", work->task.id);
+    if (r == 0)
+        r = backup_program_run(&p, &said, &ret_seen->backup, err);
+    if (ret_seen->backup.complete)
+        object_mark(&task_seen_desc, ret_seen, "backup");
+    if (r == 0) {
+        snprintf(text, sizeof text, "%llu backups are whole; %llu packs, %llu MiB read",
+                 (unsigned long long)number_of(said, "backups"), (unsigned long long)number_of(said, "packs"),
+                 (unsigned long long)(number_of(said, "bytes") >> 20));
+        OBJECT_TEXT(task_seen, ret_seen, step, text);
+    }
+    json_decref(said);
+    backup_program_finish(&p);
+    return r;
+}
+
+static int gone_add(struct backup_program *p, const struct string_list *gone, struct error *err)
+{
+    struct bytes_writer list = {0};
+    for (size_t i = 0; i < gone->count; i++)
+        bytes_put_format(&list, "%s\n", gone->items[i]);
+    bytes_put_u8(&list, 0);
+    int r = gone->count > 0 ? backup_program_text(p, "forget-list", (const char *)list.data, err) : 0;
+    bytes_writer_finish(&list);
+    return r;
+}
+
+/* What is gone is gone also where the rest fails. */
+static int backup_prune(const struct backup_work *work, struct task_seen *ret_seen, struct error *err)
+{
+    struct backup_program p;
+    json_t *said = NULL;
+    char text[160];
+    int r = backup_program_begin(&p, "prune", work, err);
+    backup_program_flag(&p, "missing-ok");
+    if (r == 0)
+        r = gone_add(&p, &work->task.gone, err);
+    if (r == 0)
+        r = backup_program_run(&p, &said, &ret_seen->backup, err);
+    if (r == 0 || ret_seen->backup.removed.count > 0)
+        object_mark(&task_seen_desc, ret_seen, "backup");
+    if (r == 0) {
+        snprintf(text, sizeof text, "%zu backups are gone, and %llu packs with %llu MiB", work->task.gone.count,
+                 (unsigned long long)number_of(said, "removed_packs"),
+                 (unsigned long long)(number_of(said, "removed_bytes") >> 20));
+        OBJECT_TEXT(task_seen, ret_seen, step, text);
+    }
     json_decref(said);
     backup_program_finish(&p);
     return r;
@@ -559,7 +609,6 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
         OBJECT_SET(backup_result, &ret_seen->backup, consistency, consistency);
         OBJECT_SET(backup_result, &ret_seen->backup, pause_us, images.pause_us);
         result_fill(manifest, &ret_seen->backup);
-        rules_keep(work, &ret_seen->backup);
         object_mark(&task_seen_desc, ret_seen, "backup");
     }
     json_decref(manifest);
@@ -600,6 +649,8 @@ int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_s
     r = work.kind == task_kind_BACKUP_CREATE   ? backup_create(&work, ret_seen, err)
         : work.kind == task_kind_BACKUP_DELETE ? backup_delete(&work, err)
         : work.kind == task_kind_BACKUP_ATTACH ? backup_attach(&work, ret_seen, err)
+        : work.kind == task_kind_BACKUP_VERIFY ? backup_verify(&work, ret_seen, err)
+        : work.kind == task_kind_BACKUP_PRUNE  ? backup_prune(&work, ret_seen, err)
                                                : backup_restore(&work, err);
     OBJECT_CLEAR(backup_work, &work);
     return r;

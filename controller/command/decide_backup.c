@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/fsm/backup_definition.h"
+#include "controller/fsm/backup_rules.h"
 #include "controller/fsm/mac_index.h"
 
 #define NAME_BYTES 64u          /* with its NUL */
@@ -70,37 +72,12 @@ static const struct backup *newest(const struct deciding *d, const struct vm *vm
     const struct backup *found = NULL;
     for (size_t i = 0; i < state_count(d->state, object_kind_BACKUP); i++) {
         const struct backup *backup = state_at(d->state, object_kind_BACKUP, i)->backup;
-        bool is_one = backup->state != backup_state_CREATING && strcmp(backup->vm, vm->id) == 0 &&
+        bool is_one = backup->state != backup_state_CREATING && backup->damage == NULL && strcmp(backup->vm, vm->id) == 0 &&
                       strcmp(backup->store, store->common->id) == 0;
         if (is_one && (found == NULL || strcmp(backup->created_at, found->created_at) > 0))
             found = backup;
     }
     return found;
-}
-
-/* The VM, and behind its own fields the networks that it is in: a cluster that has none of them can make them by this. */
-static void put_definition(const struct deciding *d, const struct record *vm, struct bytes_writer *out)
-{
-    bool any = false;
-    state_put_json(d->state, vm, out);
-    ASSERT(out->size > 0 && out->data[out->size - 1] == '}');
-    for (size_t i = 0; i < vm->vm->nics.count; i++) {
-        const struct vm_nic *nic = (const struct vm_nic *)vm->vm->nics.items + i;
-        const struct record *network = nic->network != NULL ? state_get(d->state, object_kind_NETWORK, nic->network) : NULL;
-        for (size_t k = 0; k < i && network != NULL; k++) {
-            const struct vm_nic *before = (const struct vm_nic *)vm->vm->nics.items + k;
-            if (before->network != NULL && strcmp(before->network, nic->network) == 0)
-                network = NULL; /* it is there already */
-        }
-        if (network == NULL)
-            continue;
-        out->size -= any ? 0 : 1;
-        bytes_put_text(out, any ? "," : ",\"networks\":[");
-        state_put_json(d->state, network, out);
-        any = true;
-    }
-    if (any)
-        bytes_put_text(out, "]}");
 }
 
 static void fill_arguments(struct deciding *d, const struct record *vm, const struct record *store,
@@ -111,7 +88,7 @@ static void fill_arguments(struct deciding *d, const struct record *vm, const st
     if (parent != NULL)
         OBJECT_TEXT(task_backup, arguments, parent, parent->id);
     OBJECT_TEXT(task_backup, arguments, vm_name, vm->vm->name);
-    put_definition(d, vm, &definition);
+    backup_definition_put(d->state, vm, &definition);
     bytes_put_u8(&definition, 0);
     if (definition.size <= object_field(&task_backup_desc, "definition")->max)
         OBJECT_TEXT(task_backup, arguments, definition, (const char *)definition.data);
@@ -155,18 +132,12 @@ int decide_backup_create(struct deciding *d, const char *vm_id, size_t vm_length
     return begin(d, vm, &command);
 }
 
-/* Any host can: that of the VM @vm_id (may be NULL), or the first that is up. */
-static const char *host_choose(const struct deciding *d, const char *vm_id)
+const char *decide_backup_host(const struct deciding *d, const char *vm_id)
 {
     const struct record *vm = vm_id != NULL ? state_get(d->state, object_kind_VM, vm_id) : NULL;
     if (vm != NULL && vm->vm->host != NULL)
         return vm->vm->host;
-    for (size_t i = 0; i < state_count(d->state, object_kind_HOST); i++) {
-        const struct host *host = state_at(d->state, object_kind_HOST, i)->host;
-        if (host->state == host_state_UP)
-            return host->id;
-    }
-    return NULL;
+    return backup_rules_host(d->state);
 }
 
 int decide_backup_delete(struct deciding *d, const char *id, size_t id_length)
@@ -175,7 +146,7 @@ int decide_backup_delete(struct deciding *d, const char *id, size_t id_length)
     const struct record *record = decide_target(d, object_kind_BACKUP, id, id_length);
     if (record == NULL)
         return -ENOENT;
-    const char *host = host_choose(d, record->backup->vm);
+    const char *host = decide_backup_host(d, record->backup->vm);
     if (host == NULL)
         return error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "no host is up that could reach the store");
     fill_operation(&command, operation_kind_BACKUP_DELETE, task_kind_BACKUP_DELETE, record->common->id,
@@ -192,7 +163,7 @@ int decide_backup_attach(struct deciding *d, const char *id, size_t id_length)
     const struct record *record = decide_target(d, object_kind_BACKUP_STORE, id, id_length);
     if (record == NULL)
         return -ENOENT;
-    const char *host = host_choose(d, NULL);
+    const char *host = decide_backup_host(d, NULL);
     if (host == NULL)
         return error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "no host is up that could reach the store");
     OBJECT_SET(operation, operation, kind, operation_kind_BACKUP_ATTACH);
@@ -246,6 +217,13 @@ static void disks_as_backed_up(const struct deciding *d, const struct backup *ba
     }
 }
 
+/* All disks go to the pool that is named now. */
+static void pools_forget(struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++)
+        OBJECT_TEXT(vm_disk, (struct vm_disk *)vm->disks.items + i, pool, NULL);
+}
+
 /* Addresses of a pool are given anew; a MAC address that somebody has by now as well. */
 static void nics_as_backed_up(const struct deciding *d, struct vm *vm)
 {
@@ -274,6 +252,16 @@ static int needs_check(struct deciding *d, const struct vm *vm)
                                "there is no image '%s', which the VM in the backup boots; import it, or name another one of "
                                "its kind here: what is on the disks comes from the backup",
                                vm->image != NULL ? vm->image : "");
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct vm_disk *disk = (const struct vm_disk *)vm->disks.items + i;
+        char field[48];
+        snprintf(field, sizeof field, "/disks/%zu/pool", i);
+        if (disk->pool != NULL && state_get(d->state, object_kind_POOL, disk->pool) == NULL)
+            return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, field,
+                                   "there is no pool '%s', which disk '%s' of the VM in the backup is in; make it, give pool "
+                                   "here, which all its disks go to then, or give disks",
+                                   disk->pool, disk->name);
+    }
     for (size_t i = 0; i < vm->nics.count; i++) {
         const struct vm_nic *nic = (const struct vm_nic *)vm->nics.items + i;
         char field[48];
@@ -306,6 +294,8 @@ int decide_vm_from_backup(struct deciding *d, struct vm *vm)
     taken.head.present &= fields_taken(vm);
     object_merge(&vm_desc, &made, &taken);
     OBJECT_CLEAR(vm, &then);
+    if (vm->pool != NULL)
+        pools_forget(&made);
     disks_as_backed_up(d, record->backup, &made);
     nics_as_backed_up(d, &made);
     object_merge(&vm_desc, &made, vm);

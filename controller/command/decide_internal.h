@@ -54,6 +54,12 @@ int decide_handover(struct deciding *d, const struct node_handover *body);
 /* decide_backup.c */
 int decide_backup_create(struct deciding *d, const char *vm, size_t vm_length, const struct backup *body);
 int decide_backup_attach(struct deciding *d, const char *store, size_t store_length);
+/* decide_prune.c */
+/* @kind: a store, all of it, or one backup. */
+int decide_backup_verify(struct deciding *d, enum object_kind kind, const char *id, size_t id_length);
+int decide_backup_prune(struct deciding *d, const char *store, size_t store_length, const struct backup_prune *body);
+/* A host that could reach the store: that of the VM @vm_id (may be NULL), or one that is up and has little to do; NULL: none. */
+const char *decide_backup_host(const struct deciding *d, const char *vm_id);
 /* @vm names a backup: what it leaves out is as the backup has it. -ENOENT, -EINVAL in words. */
 int decide_vm_from_backup(struct deciding *d, struct vm *vm);
 int decide_backup_delete(struct deciding *d, const char *id, size_t id_length);

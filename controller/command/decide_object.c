@@ -196,6 +196,8 @@ int decide_remove(struct deciding *d, enum object_kind kind, const char *id, siz
     OBJECT_TEXT(command_remove, &command, id, record->common->id);
     if (d->context->if_revision != 0)
         OBJECT_SET(command_remove, &command, if_revision, d->context->if_revision);
+    if (kind == object_kind_BACKUP_STORE && d->context->force)
+        OBJECT_SET(command_remove, &command, with_backups, true);
     if (kind == object_kind_CONTROLLER)
         OBJECT_SET(command_remove, &command, if_voters_index, state_cluster(d->state)->lease_voters_index);
     snprintf(d->decision->summary, sizeof d->decision->summary, "%s %s is removed", record->desc->name, record->common->name);

@@ -7,12 +7,18 @@
  *       (none), or FAILED where a policy wanted it: until its next try
  *
  * backup-attach: what a host found in a store and is not known becomes AVAILABLE, so many at a time (attach_after).
+ * backup-prune: those that were chosen are DELETING from its beginning on, so that nothing else begins with them; what its host
+ * did not remove becomes AVAILABLE again. What was chosen is chosen anew by nobody: if one of them is at work by now, it is refused.
+ * backup-verify: changes no state, but keeps backups from being removed; what it found is noted with them (damage), and what it
+ * did not find although it was there when it began is damaged as well.
  *
  * A backup outlives its VM and the host that made it: it is in its store, and this is what the cluster knows of it. */
 #include "controller/fsm/apply_task.h"
 
 #include <errno.h>
 #include <string.h>
+
+#include "controller/fsm/backup_rules.h"
 
 static struct record *backup_of(struct apply *a, const struct operation *operation)
 {
@@ -155,14 +161,10 @@ static void create_ended(struct apply *a, const struct operation *operation, enu
     state_edit_begin(a->state, record);
     if (seen != NULL && OBJECT_HAS(task_seen, seen, backup))
         result_take(record->backup, &seen->backup);
+    if (record->backup->policy != NULL)
+        OBJECT_SET(backup, record->backup, rules_due, true); /* the leader does the rest (backup_schedule.h) */
     state_edit_end(a->state, record, a->index);
     set_state(a, record, backup_state_AVAILABLE, NULL);
-    for (size_t i = 0; seen != NULL && OBJECT_HAS(task_seen, seen, backup) && i < seen->backup.removed.count; i++) {
-        struct record *gone = map_get(&a->state->tables[object_kind_BACKUP].by_id, seen->backup.removed.items[i]);
-        if (gone != NULL && gone != record && gone->backup->state == backup_state_AVAILABLE &&
-            strcmp(gone->backup->vm, record->backup->vm) == 0 && strcmp(gone->backup->store, record->backup->store) == 0)
-            drop(a, gone, "the rules of its policy let it go");
-    }
 }
 
 const struct task_kind_ops task_backup_create = {create_may_begin, create_begun, create_ended};
@@ -213,6 +215,18 @@ const struct task_kind_ops task_backup_restore = {restore_may_begin, restore_beg
 
 /* ---- delete ---- */
 
+/* It, or all of its store. Refuses if so. */
+static bool is_verified(struct apply *a, const struct record *record)
+{
+    const struct backup *backup = record->backup;
+    const struct operation *other = backup_rules_busy(a->state, operation_kind_BACKUP_VERIFY, backup->store, backup->id);
+    if (other == NULL)
+        return false;
+    apply_refuse(a, -EBUSY, ERROR_CONFLICT, "backup '%s' is being verified; wait for that, or cancel it (operation %s)",
+                 record->common->name, other->id);
+    return true;
+}
+
 static bool delete_may_begin(struct apply *a, const struct operation *operation)
 {
     const struct record *record = apply_find(a, object_kind_BACKUP, operation->task.backup.id, 0);
@@ -223,7 +237,7 @@ static bool delete_may_begin(struct apply *a, const struct operation *operation)
                      backup_state_desc.names[record->backup->state]);
         return false;
     }
-    return true;
+    return !is_verified(a, record);
 }
 
 static void delete_begun(struct apply *a, const struct operation *operation)
@@ -332,17 +346,250 @@ static void attach_ended(struct apply *a, const struct operation *operation, enu
 
 const struct task_kind_ops task_backup_attach = {attach_may_begin, NULL, attach_ended};
 
+/* ---- verify ---- */
+
+static bool verify_may_begin(struct apply *a, const struct operation *operation)
+{
+    const struct task_backup *given = &operation->task.backup;
+    const struct record *store = store_of(a, operation), *record = NULL;
+    if (store == NULL) {
+        apply_refuse(a, -ENOENT, ERROR_NOT_FOUND, "there is no such backup store");
+        return false;
+    }
+    if (given->id != NULL && (record = apply_find(a, object_kind_BACKUP, given->id, 0)) == NULL)
+        return false;
+    if (record != NULL && record->backup->state != backup_state_AVAILABLE && record->backup->state != backup_state_RESTORING) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "backup '%s' is %s: there is nothing whole to verify", record->common->name,
+                     backup_state_desc.names[record->backup->state]);
+        return false;
+    }
+    const struct operation *other = backup_rules_busy(a->state, operation_kind_BACKUP_VERIFY, store->common->id,
+                                                      given->id != NULL ? given->id : "");
+    if (other != NULL) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "%s is being verified already; wait for that, or cancel it (operation %s)",
+                     operation->target_name, other->id);
+        return false;
+    }
+    if (given->id == NULL && backup_rules_busy(a->state, operation_kind_BACKUP_PRUNE, store->common->id, NULL) != NULL) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "store '%s' is being pruned; wait for that", store->common->name);
+        return false;
+    }
+    return true;
+}
+
+static void verify_begun(struct apply *a, const struct operation *operation)
+{
+    struct record *store = map_get(&a->state->tables[object_kind_BACKUP_STORE].by_id, operation->task.backup.store);
+    if (operation->task.backup.id != NULL)
+        return;
+    state_edit_begin(a->state, store);
+    OBJECT_TEXT(backup_store, store->backup_store, verify_begun_at, a->request->at);
+    OBJECT_SET(backup_store, store->backup_store, verify_index, a->index);
+    state_edit_end(a->state, store, a->index);
+}
+
+/* @damage NULL: it is whole. */
+static void judged(struct apply *a, struct record *record, const char *damage)
+{
+    struct backup *backup = record->backup;
+    char text[APPLY_STEP_BYTES_MAX];
+    bool was = backup->damage != NULL;
+    apply_text(text, sizeof text, "%s", damage != NULL ? damage : "");
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(backup, backup, verified_at, a->request->at);
+    OBJECT_TEXT(backup, backup, damage, damage != NULL ? text : NULL);
+    state_edit_end(a->state, record, a->index);
+    if (was || damage != NULL)
+        apply_event(a, event_type_UPDATED, record, "backup %s of VM %s is %s%s", record->common->name, backup->vm_name,
+                    damage != NULL ? "damaged: " : "whole again", text);
+}
+
+static struct record *backup_in(struct apply *a, const char *id, const char *store)
+{
+    struct record *record = map_get(&a->state->tables[object_kind_BACKUP].by_id, id);
+    return record != NULL && strcmp(record->backup->store, store) == 0 ? record : NULL;
+}
+
+/* What the whole store was looked for and did not have. Who has not changed since the beginning was there to be found. */
+static void missing_judge(struct apply *a, const struct record *store)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_BACKUP); i++) {
+        struct record *record = a->state->tables[object_kind_BACKUP].order.items[i];
+        const struct backup *backup = record->backup;
+        bool whole = backup->state == backup_state_AVAILABLE || backup->state == backup_state_RESTORING;
+        if (whole && strcmp(backup->store, store->common->id) == 0 && backup->revision < store->backup_store->verify_index)
+            judged(a, record, "it is not in the store any more");
+    }
+}
+
+static void verify_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
+                         const struct task_seen *seen)
+{
+    const char *id = operation->task.backup.store;
+    struct record *store = map_get(&a->state->tables[object_kind_BACKUP_STORE].by_id, id), *record;
+    const struct backup_result *result = seen != NULL && OBJECT_HAS(task_seen, seen, backup) ? &seen->backup : NULL;
+    char damage[APPLY_STEP_BYTES_MAX];
+    if (store == NULL || result == NULL || !result->complete)
+        return; /* it was not all looked at: nothing is known */
+    const struct backup_hurt *hurt = result->hurt.items;
+    for (size_t i = 0; i < result->verified.count; i++)
+        if ((record = backup_in(a, result->verified.items[i], id)) != NULL)
+            judged(a, record, NULL);
+    for (size_t i = 0; i < result->hurt.count; i++)
+        if ((record = backup_in(a, hurt[i].id, id)) != NULL)
+            judged(a, record, hurt[i].text != NULL ? hurt[i].text : "it does not say what");
+    if (operation->task.backup.id != NULL)
+        return;
+    if (result->verified.count < object_field(&backup_result_desc, "verified")->max &&
+        result->hurt.count < object_field(&backup_result_desc, "hurt")->max)
+        missing_judge(a, store);
+    apply_text(damage, sizeof damage, "%s", text != NULL ? text : "it does not say what");
+    state_edit_begin(a->state, store);
+    OBJECT_TEXT(backup_store, store->backup_store, verified_at, a->request->at);
+    OBJECT_TEXT(backup_store, store->backup_store, damage, state == operation_state_SUCCEEDED ? NULL : damage);
+    state_edit_end(a->state, store, a->index);
+}
+
+const struct task_kind_ops task_backup_verify = {verify_may_begin, verify_begun, verify_ended};
+
+/* ---- prune ---- */
+
+static bool may_go(struct apply *a, const struct record *store, const char *id)
+{
+    const struct record *record = apply_find(a, object_kind_BACKUP, id, 0);
+    if (record == NULL)
+        return false;
+    if (record->backup->state == backup_state_AVAILABLE && strcmp(record->backup->store, store->common->id) == 0)
+        return !is_verified(a, record);
+    apply_refuse(a, -EBUSY, ERROR_CONFLICT, "backup '%s' is %s meanwhile; ask again", record->common->name,
+                 backup_state_desc.names[record->backup->state]);
+    return false;
+}
+
+static bool prune_may_begin(struct apply *a, const struct operation *operation)
+{
+    const struct string_list *gone = &operation->task.backup.gone;
+    const struct record *store = store_of(a, operation);
+    if (store == NULL) {
+        apply_refuse(a, -ENOENT, ERROR_NOT_FOUND, "there is no such backup store");
+        return false;
+    }
+    const struct operation *verify = backup_rules_busy(a->state, operation_kind_BACKUP_VERIFY, store->common->id, "");
+    if (verify != NULL) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "store '%s' is being verified; wait for that, or cancel it (operation %s)",
+                     store->common->name, verify->id);
+        return false;
+    }
+    const struct operation *other = backup_rules_busy(a->state, operation_kind_BACKUP_PRUNE, store->common->id, NULL);
+    if (other != NULL) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "store '%s' is being pruned already; wait for that, or cancel it (operation %s)",
+                     store->common->name, other->id);
+        return false;
+    }
+    for (size_t i = 0; i < gone->count; i++)
+        if (!may_go(a, store, gone->items[i]))
+            return false;
+    return true;
+}
+
+/* Rules have been applied to the VM's backups. */
+static void rules_done(struct apply *a, const char *vm, const char *store)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_BACKUP); i++) {
+        struct record *record = a->state->tables[object_kind_BACKUP].order.items[i];
+        if (!record->backup->rules_due || strcmp(record->backup->vm, vm) != 0 || strcmp(record->backup->store, store) != 0)
+            continue;
+        state_edit_begin(a->state, record);
+        record->backup->rules_due = false;
+        record->backup->head.present &= ~(UINT64_C(1) << (object_field(&backup_desc, "rules_due") - backup_desc.fields));
+        state_edit_end(a->state, record, a->index);
+    }
+}
+
+static void prune_begun(struct apply *a, const struct operation *operation)
+{
+    const struct task_backup *given = &operation->task.backup;
+    const char *last = ""; /* they come by VM */
+    for (size_t i = 0; i < given->gone.count; i++) {
+        struct record *record = backup_in(a, given->gone.items[i], given->store);
+        if (record == NULL || record->backup->state != backup_state_AVAILABLE) /* named twice */
+            continue;
+        if (strcmp(record->backup->vm, last) != 0)
+            rules_done(a, record->backup->vm, given->store);
+        last = record->backup->vm;
+        set_state(a, record, backup_state_DELETING, NULL);
+    }
+}
+
+static void prune_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
+                        const struct task_seen *seen)
+{
+    const struct task_backup *given = &operation->task.backup;
+    const struct backup_result *result = seen != NULL && OBJECT_HAS(task_seen, seen, backup) ? &seen->backup : NULL;
+    struct record *record;
+    for (size_t i = 0; result != NULL && i < result->removed.count; i++)
+        if ((record = backup_in(a, result->removed.items[i], given->store)) != NULL &&
+            record->backup->state == backup_state_DELETING)
+            drop(a, record, "the rules let it go");
+    for (size_t i = 0; i < given->gone.count; i++)
+        if ((record = backup_in(a, given->gone.items[i], given->store)) != NULL &&
+            record->backup->state == backup_state_DELETING)
+            set_state(a, record, backup_state_AVAILABLE,
+                      state == operation_state_SUCCEEDED ? "its host did not remove it" : text);
+}
+
+const struct task_kind_ops task_backup_prune = {prune_may_begin, prune_begun, prune_ended};
+
 /* ---- removal ---- */
 
-bool backups_use(struct apply *a, const struct record *record)
+/* A store on which hosts are at work. Refuses. */
+static bool store_at_work(struct apply *a, const struct record *store)
 {
-    for (size_t i = 0; record->kind == object_kind_BACKUP_STORE && i < state_count(a->state, object_kind_BACKUP); i++) {
-        const struct backup *backup = state_at(a->state, object_kind_BACKUP, i)->backup;
-        if (strcmp(backup->store, record->common->id) != 0)
+    for (size_t i = 0; i < state_count(a->state, object_kind_OPERATION); i++) {
+        const struct operation *other = state_at(a->state, object_kind_OPERATION, i)->operation;
+        if (other->state != operation_state_RUNNING || other->task.backup.store == NULL ||
+            strcmp(other->task.backup.store, store->common->id) != 0)
             continue;
-        apply_refuse(a, -EBUSY, ERROR_IN_USE, "store '%s' has backups, such as '%s'; delete these first",
-                     record->common->name, backup->name);
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "store '%s' is at work (%s of %s); wait for that, or cancel it (operation %s)",
+                     store->common->name, operation_kind_desc.names[other->kind], other->target_name, other->id);
         return true;
     }
     return false;
+}
+
+bool backups_use(struct apply *a, const struct record *record, bool with_backups)
+{
+    if (record->kind != object_kind_BACKUP_STORE)
+        return false;
+    for (size_t i = 0; i < state_count(a->state, object_kind_BACKUP_POLICY); i++) {
+        const struct backup_policy *policy = state_at(a->state, object_kind_BACKUP_POLICY, i)->backup_policy;
+        if (state_get(a->state, object_kind_BACKUP_STORE, policy->store) != record)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "policy '%s' keeps its backups in store '%s'; give it another one, or remove it",
+                     policy->name, record->common->name);
+        return true;
+    }
+    for (size_t i = 0; !with_backups && i < state_count(a->state, object_kind_BACKUP); i++) {
+        const struct backup *backup = state_at(a->state, object_kind_BACKUP, i)->backup;
+        if (strcmp(backup->store, record->common->id) != 0)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE,
+                     "store '%s' has backups, such as '%s'; delete these first, or have them forgotten with the store, in which "
+                     "they stay (?force=true, drover backup-store delete --force)",
+                     record->common->name, backup->name);
+        return true;
+    }
+    return store_at_work(a, record);
+}
+
+void backups_forget(struct apply *a, const struct record *store)
+{
+    for (size_t i = state_count(a->state, object_kind_BACKUP); i > 0; i--) {
+        struct record *record = a->state->tables[object_kind_BACKUP].order.items[i - 1];
+        if (strcmp(record->backup->store, store->common->id) != 0)
+            continue;
+        apply_event(a, event_type_DELETED, record, "backup %s of VM %s is forgotten with its store, and stays there",
+                    record->common->name, record->backup->vm_name);
+        state_remove(a->state, record);
+    }
 }

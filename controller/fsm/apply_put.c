@@ -76,8 +76,8 @@ static const char *const changeable[object_kind_COUNT][12] = {
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
     [object_kind_SNAPSHOT] = {"name", "labels"},
-    [object_kind_BACKUP_STORE] = {"name", "labels", "key", "access_key", "secret_key", "bytes_per_second"},
-    [object_kind_BACKUP] = {"name", "labels"},
+    [object_kind_BACKUP_STORE] = {"name", "labels", "key", "access_key", "secret_key", "bytes_per_second", "verify_every_s"},
+    [object_kind_BACKUP] = {"name", "labels", "rules_due"},
     [object_kind_BACKUP_POLICY] = {"name", "labels", "store", "every_s", "paused", "freeze", "keep_last", "keep_hourly",
                                    "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly"},
     [object_kind_POOL] = {"name", "labels", "hosts"},
@@ -355,7 +355,7 @@ void apply_remove(struct apply *a, struct command_remove *command)
         return;
     }
     struct record *record = apply_find(a, command->kind, command->id, command->if_revision);
-    if (record == NULL || backups_use(a, record) || in_use(a, record, "removed") || in_rules(a, record, "removed", false) ||
+    if (record == NULL || backups_use(a, record, command->with_backups) || in_use(a, record, "removed") || in_rules(a, record, "removed", false) ||
         !lease_voters_are(a, command->if_voters_index) ||
         (command->kind == object_kind_CONTROLLER && !may_lose_voter(a, record)) ||
         (command->kind == object_kind_HOST && !apply_host_may_leave_images(a, record)) ||
@@ -374,6 +374,8 @@ void apply_remove(struct apply *a, struct command_remove *command)
     }
     if (command->kind == object_kind_POOL)
         apply_pool_changing(a, record);
+    if (command->kind == object_kind_BACKUP_STORE)
+        backups_forget(a, record);
     apply_event(a, event_type_DELETED, record, "%s %s removed", record->desc->name, record->common->name);
     state_remove(a->state, record);
 }

@@ -13,6 +13,8 @@ static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_BACKUP_RESTORE] = &task_backup_restore,
     [task_kind_BACKUP_DELETE] = &task_backup_delete,
     [task_kind_BACKUP_ATTACH] = &task_backup_attach,
+    [task_kind_BACKUP_VERIFY] = &task_backup_verify,
+    [task_kind_BACKUP_PRUNE] = &task_backup_prune,
     [task_kind_IMAGE_IMPORT] = &task_image_import,
 };
 

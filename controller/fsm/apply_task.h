@@ -45,9 +45,11 @@ void task_end(struct apply *a, struct record *record, enum operation_state state
 
 /* apply_backup.c */
 extern const struct task_kind_ops task_backup_create, task_backup_restore, task_backup_delete,
-    task_backup_attach;
-/* Does a backup or a policy keep @record, a store, from being removed? Refuses if so. */
-bool backups_use(struct apply *a, const struct record *record);
+    task_backup_attach, task_backup_verify, task_backup_prune;
+/* Does a policy, a task or (unless @with_backups) a backup keep @record, a store, from being removed? Refuses if so. */
+bool backups_use(struct apply *a, const struct record *record, bool with_backups);
+/* @store goes: what is known of the backups in it goes, too. */
+void backups_forget(struct apply *a, const struct record *store);
 
 /* What a host says of its tasks. */
 void tasks_seen(struct apply *a, const struct record *host, const struct object_list *tasks);

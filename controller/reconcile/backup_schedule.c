@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/fsm/backup_definition.h"
+#include "controller/fsm/backup_rules.h"
 #include "controller/fsm/time_text.h"
 
 enum { NAME_OF_VM_CHARACTERS = 44, NAME_SIZE = 64 };
@@ -18,6 +20,7 @@ void backup_schedule_init(struct backup_schedule *s, const struct state *state, 
     for (size_t i = 0; i < state_count(state, object_kind_BACKUP); i++) {
         struct backup *backup = state_at(state, object_kind_BACKUP, i)->backup;
         const struct backup *other = backup->policy != NULL ? map_get(&s->newest, backup->vm) : NULL;
+        s->rules_due = s->rules_due || backup->rules_due;
         if (backup->policy != NULL && (other == NULL || strcmp(backup->created_at, other->created_at) > 0))
             map_put(&s->newest, backup->vm, backup);
     }
@@ -73,7 +76,8 @@ static const char *parent_of(const struct state *state, const char *vm, const ch
     const struct backup *found = NULL;
     for (size_t i = 0; i < state_count(state, object_kind_BACKUP); i++) {
         const struct backup *backup = state_at(state, object_kind_BACKUP, i)->backup;
-        bool whole = backup->state == backup_state_AVAILABLE || backup->state == backup_state_RESTORING;
+        bool whole = backup->damage == NULL &&
+                     (backup->state == backup_state_AVAILABLE || backup->state == backup_state_RESTORING);
         if (whole && strcmp(backup->vm, vm) == 0 && strcmp(backup->store, store) == 0 &&
             (found == NULL || strcmp(backup->created_at, found->created_at) > 0))
             found = backup;
@@ -93,13 +97,7 @@ static void arguments_fill(const struct backup_schedule *s, const struct backup_
     OBJECT_TEXT(task_backup, arguments, store, store->common->id);
     if (OBJECT_HAS(backup_policy, policy, freeze))
         OBJECT_SET(task_backup, arguments, freeze, policy->freeze);
-    OBJECT_SET(task_backup, arguments, keep_last, policy->keep_last);
-    OBJECT_SET(task_backup, arguments, keep_hourly, policy->keep_hourly);
-    OBJECT_SET(task_backup, arguments, keep_daily, policy->keep_daily);
-    OBJECT_SET(task_backup, arguments, keep_weekly, policy->keep_weekly);
-    OBJECT_SET(task_backup, arguments, keep_monthly, policy->keep_monthly);
-    OBJECT_SET(task_backup, arguments, keep_yearly, policy->keep_yearly);
-    state_put_json(s->state, vm, &definition);
+    backup_definition_put(s->state, vm, &definition);
     bytes_put_u8(&definition, 0);
     if (definition.size <= object_field(&task_backup_desc, "definition")->max)
         OBJECT_TEXT(task_backup, arguments, definition, (const char *)definition.data);
@@ -149,4 +147,103 @@ bool backup_schedule_next(struct backup_schedule *s, struct command_task *ret_co
         return true;
     }
     return false;
+}
+
+/* ---- stores ---- */
+
+static void of_store_fill(const struct backup_schedule *s, const struct record *store, const char *host, enum operation_kind kind,
+                          enum task_kind task, struct command_task *command)
+{
+    struct operation *operation = &command->operation;
+    char id[STATE_ID_BYTES];
+    id_make(task_kind_desc.names[task], store->common->id, "", s->now, id);
+    OBJECT_TEXT(operation, operation, id, id);
+    OBJECT_SET(operation, operation, kind, kind);
+    OBJECT_SET(operation, operation, target_kind, object_kind_BACKUP_STORE);
+    OBJECT_TEXT(operation, operation, target_id, store->common->id);
+    OBJECT_TEXT(operation, operation, target_name, store->common->name);
+    OBJECT_SET(task, &operation->task, kind, task);
+    OBJECT_TEXT(task, &operation->task, host, host);
+    OBJECT_TEXT(task_backup, &operation->task.backup, store, store->common->id);
+    object_mark(&task_desc, &operation->task, "backup");
+    object_mark(&operation_desc, operation, "task");
+    object_mark(&command_task_desc, command, "operation");
+}
+
+/* Nobody reads or removes all of it. */
+static bool store_rests(const struct backup_schedule *s, const struct record *store)
+{
+    const struct operation *verify = backup_rules_busy(s->state, operation_kind_BACKUP_VERIFY, store->common->id, NULL);
+    return verify == NULL && backup_rules_busy(s->state, operation_kind_BACKUP_PRUNE, store->common->id, NULL) == NULL;
+}
+
+bool backup_schedule_verify(struct backup_schedule *s, struct command_task *ret_command)
+{
+    while (s->next_store < state_count(s->state, object_kind_BACKUP_STORE)) {
+        const struct record *record = state_at(s->state, object_kind_BACKUP_STORE, s->next_store++);
+        const struct backup_store *store = record->backup_store;
+        const char *since = store->verify_begun_at != NULL ? store->verify_begun_at : store->created_at;
+        if (store->verify_every_s == 0 || time_text_ms(s->now) < time_text_ms(since) + store->verify_every_s * 1000 ||
+            !store_rests(s, record))
+            continue;
+        const char *host = backup_rules_host(s->state);
+        if (host == NULL)
+            return false;
+        of_store_fill(s, record, host, operation_kind_BACKUP_VERIFY, task_kind_BACKUP_VERIFY, ret_command);
+        return true;
+    }
+    return false;
+}
+
+static void rules_put(const struct backup *backup, struct command_put *put)
+{
+    OBJECT_TEXT(backup, &put->backup, id, backup->id);
+    object_mark(&command_put_desc, put, "backup");
+    put->clear.items = xcalloc(1, sizeof *put->clear.items);
+    put->clear.items[put->clear.count++] = xstrdup("rules_due");
+    object_mark(&command_put_desc, put, "clear");
+}
+
+/* Of the VMs of the store whose rules are due. 0, 1, 2 as in the header. */
+static int rules_of_store(struct backup_schedule *s, const struct record *store, struct command_task *command,
+                          struct command_put *put)
+{
+    const size_t most = object_field(&task_backup_desc, "gone")->max;
+    struct task_backup *arguments = &command->operation.task.backup;
+    struct map done = {0};
+    const char *host = backup_rules_host(s->state);
+    int found = 0;
+    for (size_t i = 0; host != NULL && i < state_count(s->state, object_kind_BACKUP); i++) {
+        struct backup *backup = state_at(s->state, object_kind_BACKUP, i)->backup;
+        struct backup_choice choice;
+        if (!backup->rules_due || strcmp(backup->store, store->common->id) != 0 || map_get(&done, backup->vm) != NULL)
+            continue;
+        map_put(&done, backup->vm, backup);
+        backup_rules_choose(s->state, store, backup->vm, NULL, &choice);
+        if (choice.count == 0 && found == 0) {
+            rules_put(backup, put);
+            backup_choice_finish(&choice);
+            map_finish(&done);
+            return 2;
+        }
+        if (choice.count > 0 && found == 0)
+            of_store_fill(s, store, host, operation_kind_BACKUP_PRUNE, task_kind_BACKUP_PRUNE, command);
+        for (size_t k = 0; k < choice.count && arguments->gone.count < most; k++)
+            backup_rules_add_id(arguments, choice.goes[k]->id);
+        found |= choice.count > 0;
+        backup_choice_finish(&choice);
+    }
+    map_finish(&done);
+    return found;
+}
+
+int backup_schedule_rules(struct backup_schedule *s, struct command_task *ret_command, struct command_put *ret_done)
+{
+    while (s->rules_due && s->next_rules < state_count(s->state, object_kind_BACKUP_STORE)) {
+        const struct record *store = state_at(s->state, object_kind_BACKUP_STORE, s->next_rules++);
+        int found = store_rests(s, store) ? rules_of_store(s, store, ret_command, ret_done) : 0;
+        if (found != 0)
+            return found;
+    }
+    return 0;
 }

@@ -1,8 +1,13 @@
-/* Which VMs are to be backed up now, by the policies that their label backup-policy names.
+/* Which VMs are to be backed up now, by the policies that their label backup-policy names; which backups their rules let go; and
+ * which stores are to be verified.
  *
  * A VM is due when its policy's newest backup of it is older than every_s, or there is none; one that failed is tried again
  * after BACKUP_SCHEDULE_RETRY_S. It waits while it has other tasks, or no host. Times are those of the backups in the state,
  * so a new leader goes on where the last one stopped.
+ *
+ * A policy's rules are applied when it has made a backup (rules_due): all that they let go in one store goes by one prune, which
+ * is in the backups' state from its beginning (controller/fsm/apply_backup.c). So nothing that is being restored or verified goes.
+ * A store is verified when verify_every_s have passed since the last time that this began, however it ended.
  *
  * Pure. The ids of what is to be made are hashes of VM, policy and time: two leaders that decide the same moment decide the
  * same, and apply refuses the second. */
@@ -21,6 +26,9 @@ struct backup_schedule {
     const char *now; /* RFC 3339 */
     struct map newest; /* struct backup by VM id: the newest that a policy wanted */
     size_t next;       /* VM to look at */
+    size_t next_store; /* store to look at */
+    size_t next_rules; /* the same, for the rules */
+    bool rules_due;    /* of any */
 };
 
 /* Costs a look at each backup where there is a policy, and nothing otherwise. */
@@ -28,5 +36,11 @@ void backup_schedule_init(struct backup_schedule *s, const struct state *state, 
 void backup_schedule_finish(struct backup_schedule *s);
 /* The next VM that is due: fill the zeroed @ret_command but for its request, to be cleared by the caller. False: none. */
 bool backup_schedule_next(struct backup_schedule *s, struct command_task *ret_command);
+
+/* The next store that is to be verified: as above. */
+bool backup_schedule_verify(struct backup_schedule *s, struct command_task *ret_command);
+/* The next prune that rules ask for: as above. Backups whose VM's rules let nothing go come back in @ret_done (zeroed) instead, one
+ * a call, for their rules_due to go: a put. 0: none; 1: a task; 2: a put. */
+int backup_schedule_rules(struct backup_schedule *s, struct command_task *ret_command, struct command_put *ret_done);
 
 #endif

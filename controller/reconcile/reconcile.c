@@ -296,6 +296,23 @@ static void begin_backups(struct reconciling *r)
             break;
         emit(r, COMMAND_task, &command, &command.request);
     }
+    for (unsigned i = 0; i < BACKUP_SCHEDULE_TICK_MAX && !full(r); i++) {
+        struct command_task command = {0};
+        if (!backup_schedule_verify(&schedule, &command))
+            break;
+        emit(r, COMMAND_task, &command, &command.request);
+    }
+    for (unsigned i = 0; i < BACKUP_SCHEDULE_TICK_MAX && !full(r); i++) {
+        struct command_task command = {0};
+        struct command_put put = {0};
+        int found = backup_schedule_rules(&schedule, &command, &put);
+        if (found == 1)
+            emit(r, COMMAND_task, &command, &command.request);
+        else if (found == 2)
+            emit(r, COMMAND_put, &put, &put.request);
+        else
+            break;
+    }
     backup_schedule_finish(&schedule);
 }
 

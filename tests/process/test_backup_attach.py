@@ -1,13 +1,27 @@
 """A store that a cluster does not know: `attach` finds the backups in it, VMs are made anew of them, and their disks come back,
-all of them or single ones. Real controllers, agents, VMMs, drover-backup and the test guest."""
+all of them or single ones, also where they are in pools. Real controllers, agents, VMMs, drover-backup and the test guest."""
 import hashlib
 import json
+import os
 import uuid
 
 from bed import wait_until
 from test_backup_mount import tool as tool_at
+from test_pools import pool, wait_states
 from test_backups import (BACKUP, DISK_BYTES, GUEST, add_store, backup, cluster, content, create, disk_now, done,  # noqa: F401
                           pytestmark, tool)
+
+
+def shown(cluster, directory, disk):
+    """What the disk with layers in that directory shows its guest, while nobody has it."""
+    made = json.loads(tool(cluster, 'create', '--vm', 'by-hand', '--parent', 'none', '--json', '--disk',
+                           f'{disk}=pool:{directory}/{disk}.layers/{disk}'))
+    return tool(cluster, 'cat', '--backup', made['id'], '--disk', disk)
+
+
+def own(cluster, vm_id):
+    """The directory of the VM's own disks."""
+    return cluster.agent(1).directory / 'vms' / vm_id / 'disks'
 
 
 def test_listed_by_pages(tmp_path):
@@ -86,24 +100,71 @@ def test_everything_lost_but_the_store(make_cluster, cluster):
     assert vm['vcpus'] == 2 and vm['labels'] == {'tier': 'web'} and vm['state'] == 'stopped' and 'backup' not in vm, vm
     assert [(d['name'], d['size_bytes']) for d in vm['disks']] == [('root', DISK_BYTES), ('data', DISK_BYTES)]
     done(new, new.api('POST', f'/v1/backups/{name}/restore', {'vm': 'again'}))
-    disks = new.agent(1).directory / 'vms' / vm['id'] / 'disks'
-    assert {disk: (disks / f'{disk}.raw').read_bytes() for disk in wanted} == wanted
+    assert {disk: shown(new, own(new, vm['id']), disk) for disk in wanted} == wanted
+    if os.geteuid() == 0:   # they are its own user's, and nobody else's, before it has ever run
+        made = os.stat(own(new, vm['id']) / 'root.layers')
+        assert made.st_uid >= 1900000000 and made.st_mode & 0o777 == 0o700
     done(new, new.api('POST', '/v1/vms/again/start'))
     wait_until(lambda: new.vm('again')['state'] == 'running', 30, 'the restored VM')
 
 
 def test_single_disk_restored(cluster):
-    vm_id = create(cluster, 'a', disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': DISK_BYTES}])
+    vm_id = create(cluster, 'a', disks=[{'name': 'data', 'size_bytes': DISK_BYTES}, {'name': 'root', 'image': True}])
     add_store(cluster)
-    backup(cluster, name='early')
+    early = backup(cluster, name='early')
     done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
-    data = cluster.agent(1).directory / 'vms' / vm_id / 'disks' / 'data.raw'
-    with open(data, 'r+b') as file:
-        file.write(b'to be undone')
-    late = backup(cluster, name='late')
+    was = tool(cluster, 'cat', '--backup', early['id'], '--disk', 'data')
+    now = shown(cluster, own(cluster, vm_id), 'data')
+    assert now != was, 'the guest has written nothing: this shows nothing'
     for disks, text in ((['none'], "backup 'early' has no disk 'none'"), (['data', 'none'], 'none')):
         status, _, problem = cluster.api('POST', '/v1/backups/early/restore', {'disks': disks})
         assert status == 404 and text in problem['detail'], problem
-    root = disk_now(cluster, vm_id)
+    done(cluster, cluster.api('POST', '/v1/backups/early/restore', {'disks': ['root']}))
+    assert shown(cluster, own(cluster, vm_id), 'data') == now
     done(cluster, cluster.api('POST', '/v1/backups/early/restore', {'disks': ['data']}))
-    assert data.read_bytes() == bytes(DISK_BYTES) and disk_now(cluster, vm_id) == root == content(cluster, late['id'])
+    assert shown(cluster, own(cluster, vm_id), 'data') == was
+
+
+def test_disks_in_pools(cluster):
+    """Backed up while it runs and while not, restored over what is there, and into another pool for a VM that never ran."""
+    nas, ssd = pool(cluster, 'nas'), pool(cluster, 'ssd', kind='dir')
+    for name in ('nas', 'ssd'):
+        wait_states(cluster, name, n1='present')
+    vm_id = create(cluster, 'a', pool='nas', disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': DISK_BYTES, 'pool': 'ssd'}])
+    add_store(cluster)
+    runs = backup(cluster, name='runs')
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    off = backup(cluster, name='off')
+    place = nas / 'vms' / vm_id
+    assert [d['name'] for d in off['disks']] == ['root', 'data'] and content(cluster, runs['id']) != content(cluster, off['id'])
+    assert shown(cluster, place, 'root') == content(cluster, off['id'])
+    done(cluster, cluster.api('POST', '/v1/backups/runs/restore', {}))
+    assert shown(cluster, place, 'root') == content(cluster, runs['id'])
+    done(cluster, cluster.api('POST', '/v1/vms/a/start'))
+    wait_until(lambda: cluster.vm('a')['state'] == 'running', 30, 'the restored VM')
+    # all disks to another pool; the VM has never run, and what an attempt left that was cut off is no hindrance
+    done(cluster, cluster.api('POST', '/v1/vms', {'name': 'b', 'backup': 'off', 'pool': 'ssd'}))
+    vm = cluster.vm('b')
+    assert [d['pool'] for d in vm['disks']] == ['ssd', 'ssd']
+    place = ssd / 'vms' / vm['id']
+    (place / '.root.restored').mkdir(parents=True)
+    (place / '.root.restored' / 'restored-1.1.raw').write_bytes(b'cut off')
+    done(cluster, cluster.api('POST', '/v1/backups/off/restore', {'vm': 'b'}))
+    assert shown(cluster, place, 'root') == content(cluster, off['id'])
+    assert sorted(entry.name for entry in place.iterdir()) == ['data.layers', 'root.layers']
+    done(cluster, cluster.api('POST', '/v1/backups/runs/restore', {'vm': 'b', 'disks': ['root']}))    # over what is there by now
+    assert shown(cluster, place, 'root') == content(cluster, runs['id'])
+    done(cluster, cluster.api('POST', '/v1/vms/b/start'))
+    wait_until(lambda: cluster.vm('b')['state'] == 'running', 30, 'the VM in the other pool')
+    # a pool that is not mounted: nothing is made in the empty directory
+    done(cluster, cluster.api('POST', '/v1/vms/b/stop?force=true'))
+    cluster.agent(1).host.run(['mount', '-t', 'tmpfs', 'tmpfs', ssd])
+    failed = done(cluster, cluster.api('POST', '/v1/backups/off/restore', {'vm': 'b'}), 'failed')
+    assert 'is it mounted?' in failed['error_text'], failed
+    assert cluster.agent(1).host.run(['ls', '-A', ssd]).stdout == ''
+    cluster.agent(1).host.run(['umount', ssd])
+    # and one that this cluster does not have
+    done(cluster, cluster.api('DELETE', '/v1/vms/a'))
+    wait_until(lambda: cluster.api('DELETE', '/v1/pools/nas')[0] == 204, 30, 'the pool is nobody\'s')
+    status, _, problem = cluster.api('POST', '/v1/vms', {'name': 'c', 'backup': 'off'})
+    assert status == 404 and problem['errors'][0]['pointer'] == '#/disks/0/pool' and 'give pool here' in problem['detail'], problem

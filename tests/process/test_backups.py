@@ -179,5 +179,6 @@ def test_by_policy(cluster):
     assert cluster.api('POST', '/v1/backup-policies', {'name': 'other', 'store': 'nas', 'every_s': 86400, 'keep_last': 2})[0] == 201
     assert cluster.api('PATCH', '/v1/vms/a', {'labels': {'backup-policy': 'other'}})[0] == 200
     wait_until(lambda: any(b.get('policy') == 'other' for b in made()), 30, 'the backup of the other policy')
+    wait_until(lambda: len(cluster.api('GET', '/v1/backups')[2]) == 2, 30, 'its rules have been applied')
     assert sorted(b['name'] for b in made() if 'policy' not in b) == ['by-hand-1'] and first['name'] not in [b['name'] for b in made()]
     assert {b['id'] for b in json.loads(tool(cluster, 'list', '--json'))} == {b['id'] for b in made()}
