@@ -167,8 +167,8 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
                              "the VM may be started on another host at any moment, for it has ha and disk %s is in a shared "
                              "pool: turn ha off meanwhile", disks[i].name);
         /* A volume may have been another VM's, or nobody's, until now: no VMM of this one has been started with it yet. */
-        int r = !runs && disks[i].volume != NULL && vm_user(vm) != geteuid()
-                    ? vmm_user_own_disk(places, order, &disks[i], vm_user(vm), err)
+        int r = !runs && disks[i].volume != NULL && work->user != geteuid()
+                    ? vmm_user_own_disk(places, order, &disks[i], work->user, err)
                     : 0;
         if (r < 0)
             return r;

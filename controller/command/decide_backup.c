@@ -198,6 +198,17 @@ static uint64_t fields_taken(const struct vm *body)
     return taken;
 }
 
+/* What was a volume is a disk of the VM's own now: the volume may be another VM's, or be there no more. */
+static void volume_forget(struct vm_disk *disk)
+{
+    static const char *const fields[] = {"attachment", "leaving", "forced"};
+    OBJECT_TEXT(vm_disk, disk, volume, NULL);
+    disk->attachment = 0;
+    disk->leaving = disk->forced = false;
+    for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
+        disk->head.present &= ~(UINT64_C(1) << (object_field(&vm_disk_desc, fields[i]) - vm_disk_desc.fields));
+}
+
 /* Its disks are as large as the backup's; one begins as a copy of the image's only where that fits. */
 static void disks_as_backed_up(const struct deciding *d, const struct backup *backup, struct vm *vm)
 {
@@ -212,6 +223,7 @@ static void disks_as_backed_up(const struct deciding *d, const struct backup *ba
                 bytes = MAX(bytes, (had->size_bytes + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES);
         }
         OBJECT_SET(vm_disk, disk, size_bytes, bytes);
+        volume_forget(disk);
         if (disk->image && (image_bytes == 0 || image_bytes > bytes))
             OBJECT_SET(vm_disk, disk, image, false);
     }

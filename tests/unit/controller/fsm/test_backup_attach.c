@@ -197,6 +197,20 @@ static void a_definition_that_is_none(void **test)
     refused(f, "{\"name\":\"b\",\"backup\":\"a-20260131-123456\"}", "/backup", "make one by hand");
 }
 
+/* A disk that was a volume: the VM that is made of the backup gets one of its own, and not what another VM has. */
+static void a_volume_is_not_taken(void **test)
+{
+    struct fixture *f = *test;
+    attach_one(f, "{\"name\":\"a\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":67108864,\"disks\":[{\"name\":\"root\","
+                  "\"size_bytes\":1048576,\"volume\":\"" ID("7") "\",\"attachment\":3,\"leaving\":true}]}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"b\",\"backup\":\"a-20260131-123456\"}");
+    const struct vm_disk *disk = fixture_vm(f, "b")->disks.items;
+    assert_string_equal(disk->name, "root");
+    assert_null(disk->volume);
+    assert_false(OBJECT_HAS(vm_disk, disk, attachment));
+    assert_false(OBJECT_HAS(vm_disk, disk, leaving));
+}
+
 static void single_disks(void **test)
 {
     struct fixture *f = *test;
@@ -220,6 +234,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(page_by_page, setup, teardown),
         cmocka_unit_test_setup_teardown(a_vm_as_it_was, setup, teardown),
         cmocka_unit_test_setup_teardown(a_definition_that_is_none, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_volume_is_not_taken, setup, teardown),
         cmocka_unit_test_setup_teardown(single_disks, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
