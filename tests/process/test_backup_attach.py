@@ -6,8 +6,8 @@ import os
 import uuid
 
 from bed import wait_until
+from disk_guest import pool, wait_pool
 from test_backup_mount import tool as tool_at
-from test_pools import pool, wait_states
 from test_backups import (BACKUP, DISK_BYTES, GUEST, add_store, backup, cluster, content, create, disk_now, done,  # noqa: F401
                           pytestmark, tool)
 
@@ -129,7 +129,7 @@ def test_disks_in_pools(cluster):
     """Backed up while it runs and while not, restored over what is there, and into another pool for a VM that never ran."""
     nas, ssd = pool(cluster, 'nas'), pool(cluster, 'ssd', kind='dir')
     for name in ('nas', 'ssd'):
-        wait_states(cluster, name, n1='present')
+        wait_pool(cluster, name, n1='present')
     vm_id = create(cluster, 'a', pool='nas', disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': DISK_BYTES, 'pool': 'ssd'}])
     add_store(cluster)
     runs = backup(cluster, name='runs')
