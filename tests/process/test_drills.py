@@ -1,6 +1,7 @@
 """Drills as an operator makes them (`drover drill run`), on a living cluster of the process bed; what their report says is
 compared with what the guests themselves wrote."""
 import hashlib
+import html
 import json
 import os
 import shutil
@@ -30,9 +31,9 @@ def drill(cluster, *words, check=True):
     if not check:
         return done
     report = json.loads(done.stdout)
-    for name, length in (('json', 500), ('html', 5000)):
-        kept = reports / f'{report["id"]}.{name}'
-        assert kept.stat().st_size > length, kept
+    assert json.loads((reports / f'{report["id"]}.json').read_text()) == report
+    page = (reports / f'{report["id"]}.html').read_text()
+    assert report['id'] in page and '<svg' in page and all(html.escape(step['step']) in page for step in report['steps']), page
     tell(report)
     return report
 
