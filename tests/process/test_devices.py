@@ -98,7 +98,7 @@ def test_an_interface_is_plugged_in_and_out(make_lan):  # noqa: F811
     assert third['number'] in (0, 2)
     guest = Guest(lan.cluster, 'one', third['number'], third).address()
     guest.listen(80)
-    assert two.pings(guest.ip) and guest.pings(two.ip) and not two.connects(guest.ip, 80)
+    assert two.reaches(guest.ip) and guest.reaches(two.ip) and not two.connects(guest.ip, 80)
     guest.address('192.0.2.77')
     two.run(['ip', 'neigh', 'add', '192.0.2.77', 'lladdr', third['mac'], 'dev', 'e0'])
     assert not guest.pings(two.ip, '-I', '192.0.2.77')
