@@ -166,10 +166,12 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
             return error_set(err, -EBUSY, ERROR_CONFLICT,
                              "the VM may be started on another host at any moment, for it has ha and disk %s is in a shared "
                              "pool: turn ha off meanwhile", disks[i].name);
+        int r = pool != NULL ? pool_watch_there(&b->agent->pools, pool->id, pool->name, err) : 0;
+        if (r < 0)
+            return r; /* what follows looks into it, on the loop */
         /* A volume may have been another VM's, or nobody's, until now: no VMM of this one has been started with it yet. */
-        int r = !runs && disks[i].volume != NULL && work->user != geteuid()
-                    ? vmm_user_own_disk(places, order, &disks[i], work->user, err)
-                    : 0;
+        if (!runs && disks[i].volume != NULL && work->user != geteuid())
+            r = vmm_user_own_disk(places, order, &disks[i], work->user, err);
         if (r < 0)
             return r;
         CLEANUP_FREE char *layers = vm_files_layers_path(places, order, &disks[i]);

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "controller/fsm/pool_members.h"
+
 static bool is_migration(const struct operation *operation)
 {
     return operation_has_task(operation) && operation->task.kind == task_kind_VM_MIGRATE;
@@ -59,6 +61,9 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is to be %s", vm->name, vm_wanted_desc.names[vm->wanted]);
     else if (migration_snapshot(a->state, vm) != NULL)
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has snapshots by now, which do not go along; delete them", vm->name);
+    else if (vm_has_pools(vm))
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has a volume or a disk in a pool by now, which do not go along",
+                     vm->name);
     else if (migration_under_way(record) != NULL)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is being migrated already", vm->name);
     else if (to->host->state != host_state_UP)

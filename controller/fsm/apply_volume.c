@@ -368,6 +368,9 @@ static void disk_take_out(struct apply *a, struct record *vm, size_t at)
     OBJECT_CLEAR(vm_disk, &disks[at]);
     memmove(&disks[at], &disks[at + 1], (vm->vm->disks.count - at - 1) * sizeof *disks);
     vm->vm->disks.count--;
+    /* Should the host that is lost come back and keep the VM, then not the VMM that still has the volume open. */
+    if (vm->vm->recovering)
+        OBJECT_SET(vm, vm->vm, epoch, vm->vm->epoch + 1);
     state_edit_end(a->state, vm, a->index);
     state_host_orders_changed(a->state, vm->vm->host, a->index);
 }

@@ -456,8 +456,10 @@ static void the_host_is_lost(void **test)
     attached(f, "a", "web");
     lose(f, "n2");
     assert_true(fixture_vm(f, "web")->recovering);
+    uint64_t epoch = fixture_vm(f, "web")->epoch;
     fixture_must(f, ROUTE_ID_volume_detach, "d", NULL);
     assert_int_equal(volume(f, "d")->state, volume_state_AVAILABLE);
+    assert_true(fixture_vm(f, "web")->epoch > epoch); /* the VMM that has it open is never let go on */
     refused(f, ROUTE_ID_volume_attach, "d", "{\"vm\":\"web\"}", -EBUSY, "/vm", "started on another host");
     assert_int_equal(volume(f, "a")->state, volume_state_ATTACHED);
     fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
