@@ -137,7 +137,8 @@ static int take(const uint8_t *data, size_t size, const struct repo_keys *keys, 
     if (head > MANIFEST_HEAD_BYTES_MAX || definition > MANIFEST_DEFINITION_BYTES_MAX + REPO_SEAL_BYTES ||
         bytes_left(&r) != (uint64_t)head + definition + (uint64_t)m->leaf_count * CHUNK_HASH_BYTES)
         return damaged(err, "its length is wrong");
-    int code = OBJECT_DECODE(backup_manifest, bytes_get(&r, head), head, OBJECT_STORED, &m->head, err);
+    /* as from a user: all that is needed must be there */
+    int code = OBJECT_DECODE(backup_manifest, bytes_get(&r, head), head, OBJECT_CREATE, &m->head, err);
     if (code < 0)
         return damaged(err, "its head is not what a manifest begins with");
     code = definition_take(bytes_get(&r, definition), definition, keys, m, err);

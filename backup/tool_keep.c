@@ -41,6 +41,7 @@ static void judged(void *arg, const char *backup, const char *damage)
     }
     bytes_put_text(&line, "}\n");
     fwrite(line.data, 1, line.size, stdout);
+    fflush(stdout); /* whole lines: progress is written to the same pipe, past this buffer */
     bytes_writer_finish(&line);
 }
 
@@ -172,6 +173,13 @@ static void rules_apply(const struct tool_options *o, const struct repo_catalog 
     }
 }
 
+/* Whoever reads it takes it for done, also when we are killed behind it: a whole line, at once. */
+static void removed_print(const struct tool_options *o, const char *id, const char *created_at, const char *vm_name)
+{
+    printf("%s %.36s  %s  %s\n", o->dry_run ? "would remove" : "removed", id, created_at, vm_name);
+    fflush(stdout);
+}
+
 static int forgotten_mark_one(const struct tool_options *o, const struct repo_catalog *c, const char *id, bool *goes,
                               struct error *err)
 {
@@ -181,7 +189,7 @@ static int forgotten_mark_one(const struct tool_options *o, const struct repo_ca
     else if (!o->missing_ok)
         return error_set(err, -ENOENT, ERROR_NOT_FOUND, "there is no backup %.64s in %s", id, o->store);
     else if (!o->json && !o->dry_run)
-        printf("removed %.36s  (it was not there)\n", id);
+        removed_print(o, id, "(it was not there)", "");
     return 0;
 }
 
@@ -213,13 +221,14 @@ static int backups_remove(const struct tool_options *o, struct repo *repo, uint6
         const struct repo_catalog_item *item = &c.items[i];
         if (!goes[i])
             continue;
-        if (!o->json)
-            printf("%s %s  %s  %s\n", o->dry_run ? "would remove" : "removed", item->backup.id,
-                   item->damage.code < 0 ? "(damaged)" : item->manifest.head.created_at,
-                   item->damage.code < 0 ? "" : item->manifest.head.vm_name);
-        ++*ret_removed;
         if (!o->dry_run)
             code = store_remove(repo->store, repo_manifest_name(item->backup.id, item->backup.session, name), err);
+        if (code < 0)
+            break;
+        ++*ret_removed;
+        if (!o->json)
+            removed_print(o, item->backup.id, item->damage.code < 0 ? "(damaged)" : item->manifest.head.created_at,
+                          item->damage.code < 0 ? "" : item->manifest.head.vm_name);
     }
     repo_catalog_finish(&c);
     return code;

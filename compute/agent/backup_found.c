@@ -64,7 +64,7 @@ void backup_found_add(const json_t *said, struct backup_result *result)
     OBJECT_SET(backup_found, &found, stored_bytes, (uint64_t)json_integer_value(json_object_get(said, "stored_bytes")));
     OBJECT_SET(backup_found, &found, duration_ms, (uint64_t)json_integer_value(json_object_get(said, "duration_ms")));
     /* names of disks and VMs that were made by hand may be such as no VM here can have */
-    if (object_validate(&backup_found_desc, &found, OBJECT_STORED, NULL) == 0 &&
+    if (object_validate(&backup_found_desc, &found, OBJECT_CREATE, NULL) == 0 &&
         result->found.count < object_field(&backup_result_desc, "found")->max) {
         OBJECT_COPY(backup_found, (struct backup_found *)OBJECT_ADD(backup_result, result, found), &found);
     } else {

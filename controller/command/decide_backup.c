@@ -302,6 +302,13 @@ int decide_vm_from_backup(struct deciding *d, struct vm *vm)
         return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/backup",
                                "the backup does not say what its VM was (%.200s): make one by hand, with disks of the same names",
                                text == NULL ? "it has no definition" : why.text);
+    for (size_t i = 0; i < then.disks.count; i++) {
+        if (((const struct vm_disk *)then.disks.items + i)->name != NULL)
+            continue;
+        OBJECT_CLEAR(vm, &then); /* outside bytes */
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/backup",
+                               "the backup's definition has a disk without a name: make the VM by hand, with disks of the same names");
+    }
     struct vm taken = then; /* borrowed: merge copies */
     taken.head.present &= fields_taken(vm);
     object_merge(&vm_desc, &made, &taken);

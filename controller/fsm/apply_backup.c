@@ -66,6 +66,13 @@ static const struct vm *vm_with_disks(struct apply *a, const struct operation *o
                      other->target_name);
         return NULL;
     }
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        if (!((const struct vm_disk *)vm->disks.items + i)->leaving)
+            continue;
+        /* it may be another VM's before the task ends */
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "a volume is being detached from VM '%s'; wait for that", vm->name);
+        return NULL;
+    }
     return vm;
 }
 
@@ -245,6 +252,16 @@ static void delete_begun(struct apply *a, const struct operation *operation)
     set_state(a, backup_of(a, operation), backup_state_DELETING, NULL);
 }
 
+/* Its removal did not end well: it may be gone from the store all the same. Until a verification has seen it whole it counts
+ * for no rule, so that no other one goes for its sake. */
+static void not_removed(struct apply *a, struct record *record, const char *why)
+{
+    set_state(a, record, backup_state_AVAILABLE, why);
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(backup, record->backup, damage, "its removal did not end: perhaps it is gone from the store; verify it");
+    state_edit_end(a->state, record, a->index);
+}
+
 static void delete_ended(struct apply *a, const struct operation *operation, enum operation_state state,
                          const char *text, const struct task_seen *seen UNUSED)
 {
@@ -252,7 +269,7 @@ static void delete_ended(struct apply *a, const struct operation *operation, enu
     if (record != NULL && state == operation_state_SUCCEEDED)
         drop(a, record, "deleted");
     else if (record != NULL)
-        set_state(a, record, backup_state_AVAILABLE, text);
+        not_removed(a, record, text);
 }
 
 const struct task_kind_ops task_backup_delete = {delete_may_begin, delete_begun, delete_ended};
@@ -335,6 +352,8 @@ static void attach_ended(struct apply *a, const struct operation *operation, enu
     const struct backup_found *found = seen->backup.found.items;
     const char *last = NULL;
     for (size_t i = 0; i < seen->backup.found.count; i++) {
+        if (found[i].id == NULL || found[i].created_at == NULL || found[i].vm_name == NULL)
+            continue; /* outside bytes */
         last = found[i].id;
         if (map_get(&a->state->tables[object_kind_BACKUP].by_id, found[i].id) == NULL)
             found_take(a, store, &found[i]);
@@ -533,9 +552,12 @@ static void prune_ended(struct apply *a, const struct operation *operation, enum
             drop(a, record, "the rules let it go");
     for (size_t i = 0; i < given->gone.count; i++)
         if ((record = backup_in(a, given->gone.items[i], given->store)) != NULL &&
-            record->backup->state == backup_state_DELETING)
-            set_state(a, record, backup_state_AVAILABLE,
-                      state == operation_state_SUCCEEDED ? "its host did not remove it" : text);
+            record->backup->state == backup_state_DELETING) {
+            if (state == operation_state_SUCCEEDED)
+                set_state(a, record, backup_state_AVAILABLE, "its host did not remove it");
+            else
+                not_removed(a, record, text);
+        }
 }
 
 const struct task_kind_ops task_backup_prune = {prune_may_begin, prune_begun, prune_ended};
