@@ -257,8 +257,8 @@ static void guard_recv(struct raft_io *io, struct raft_message *message)
     if (message->type == RAFT_APPEND_ENTRIES || message->type == RAFT_INSTALL_SNAPSHOT)
         guard->heard_ms = io->time(io);
     if (message->type == RAFT_INSTALL_SNAPSHOT &&
-        (guard->taking || guard->cutting != 0 || !list_empty(&guard->held))) {
-        guard->installs_dropped++;
+        (guard->taking || guard->cutting != 0 || !list_empty(&guard->held) || raft->snapshot.installing)) {
+        guard->installs_dropped++; /* guards A, J and V */
         raft_configuration_close(&message->install_snapshot.conf);
         raft_free(message->install_snapshot.data.base);
     } else if (message->type == RAFT_APPEND_ENTRIES) {

@@ -99,9 +99,13 @@
  *    a snapshot as one that is installed, after which raft_uv counts from it; the writes that wait for what it has are
  *    done then without being written.
  *
+ * V. An InstallSnapshot that arrives while another is being installed is forgotten by libraft without being freed: a leader
+ *    that sends again to a slow disk costs its follower the memory of a whole snapshot each time. The guard drops and
+ *    frees it; the leader's heartbeats, which come meanwhile, tell the follower all else that is in it.
+ *
  * All were found by the simulator (tests/sim), which breaks each on purpose and must find it: `sim --mutations`. But J, K,
- * T and U are raft_uv's own and were found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows them. M and N
- * were found by reading; test_raft_guard_told.c has them. Q was found (a removed candidate, seed 1807 of member-storm before P was
+ * T and U are raft_uv's own and were found on full disks (tests/process/test_disk_full.py); test_raft_guard.c shows them. V was
+ * found by a leak checker. M and N were found by reading; test_raft_guard_told.c has them. Q was found (a removed candidate, seed 1807 of member-storm before P was
  * there), but no mutation shows it in few enough seeds.
  *
  * Use: prepare the embedded `io` (raft_uv_init, or the simulator's own), raft_guard_wrap, then raft_init on

@@ -350,13 +350,18 @@ static int node_no_room(const struct raft_node *node, struct error *err)
 
 static int node_start_error(struct raft_node *node, int raft_code, struct error *err)
 {
+    const char *deaf = raft_transport_uv(node->transport)->errmsg; /* libraft does not pass it on */
+
     if (raft_code == RAFT_NOSPACE)
         return node_no_room(node, err);
+    if (deaf[0] != '\0')
+        return error_set(err, raft_errors_errno(raft_code), ERROR_INVALID,
+                         "%s: end the program that has it, or give an address of this machine that is free", deaf);
     if (node->restore_error[0] != '\0')
         return error_set(err, -EUCLEAN, ERROR_CHECKSUM, "cannot load the snapshot in %s: %s%s", node->dir,
                          node->restore_error, strstr(node->restore_error, "newer") != NULL ? "" : CURE);
     raft_errors_set(err, raft_code, raft_errmsg(&node->raft), "cannot load the Raft directory %s", node->dir);
-    if (err != NULL && raft_code != RAFT_INVALID && strstr(err->text, "listen") == NULL)
+    if (err != NULL && raft_code != RAFT_INVALID)
         snprintf(err->text + strlen(err->text), sizeof(err->text) - strlen(err->text), CURE);
     return raft_errors_errno(raft_code);
 }

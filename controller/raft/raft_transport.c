@@ -589,7 +589,7 @@ static int transport_listen(struct raft_uv_transport *uv, raft_uv_accept_cb cb)
     freeaddrinfo(found);
     if (rv != 0) {
         snprintf(uv->errmsg, sizeof(uv->errmsg), "cannot listen on %.180s: %.40s", address, uv_strerror(rv));
-        return RAFT_IOERR;
+        return rv == UV_EADDRINUSE ? RAFT_DUPLICATEADDRESS : RAFT_INVALID;
     }
     return 0;
 }

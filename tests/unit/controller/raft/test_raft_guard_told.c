@@ -1,4 +1,4 @@
-/* The guards that change what libraft is told (raft_guard.h, L to O), one at a time, on a raft_io that only takes notes.
+/* The guards that change what libraft is told (raft_guard.h, L to O and V), one at a time, on a raft_io that only takes notes.
  * Whether libraft is right with them, and wrong without, is for the simulator to say. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -333,6 +333,29 @@ static void test_last_voter_begins_a_term(void **state UNUSED)
     raft_configuration_close(&bed.raft.configuration);
 }
 
+/* --- V ---------------------------------------------------------------------------------------------------------- */
+
+/* What is dropped is freed as well: a leak checker sees to that. */
+static void test_second_snapshot_is_dropped(void **state UNUSED)
+{
+    struct raft_message install = {.type = RAFT_INSTALL_SNAPSHOT, .install_snapshot = {.term = 7, .last_index = 9}};
+    struct bed bed;
+
+    bed_init(&bed);
+    bed.raft.snapshot.installing = true;
+    install.install_snapshot.conf = configuration_of(RAFT_VOTER, RAFT_VOTER);
+    install.install_snapshot.data = (struct raft_buffer){.base = raft_malloc(64), .len = 64};
+    bed.recv(&bed.guard.io, &install);
+    assert_string_equal(bed.story, "");
+    assert_int_equal(bed.guard.installs_dropped, 1);
+
+    bed.raft.snapshot.installing = false;
+    install.install_snapshot.conf = configuration_of(RAFT_VOTER, RAFT_VOTER);
+    bed.recv(&bed.guard.io, &install); /* libraft's now */
+    assert_string_equal(bed.story, "message 5 ");
+    raft_configuration_close(&install.install_snapshot.conf);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -342,6 +365,7 @@ int main(void)
         cmocka_unit_test(test_compacted_entries_are_not_new),
         cmocka_unit_test(test_only_voter_starts_in_a_new_term),
         cmocka_unit_test(test_last_voter_begins_a_term),
+        cmocka_unit_test(test_second_snapshot_is_dropped),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -338,6 +338,20 @@ static void server_damage(struct server *server, const char *prefix, off_t at, b
     assert_true(hit > 0);
 }
 
+static void test_address_in_use_is_named(void **state)
+{
+    struct bed *bed = *state;
+    struct server *other = &bed->servers[1];
+    struct error err = {0};
+
+    bed_start_cluster(bed, 1);
+    strcpy(other->address, bed->servers[0].address);
+    assert_int_equal(server_try_start_as(bed, 1, "c1", 2, &err), -EADDRINUSE);
+    assert_non_null(strstr(err.text, other->address));
+    assert_non_null(strstr(err.text, "in use"));
+    assert_null(strstr(err.text, "wipe"));
+}
+
 static void test_damaged_directory_is_refused(void **state)
 {
     struct bed *bed = *state;
@@ -493,6 +507,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_stop_answers_everything, setup, teardown),
         cmocka_unit_test_setup_teardown(test_members, setup, teardown),
         cmocka_unit_test_setup_teardown(test_wrong_certificate_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_address_in_use_is_named, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damaged_directory_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_recover_from_one_survivor, setup, teardown),
         cmocka_unit_test_setup_teardown(test_inspect, setup, teardown),
