@@ -43,8 +43,12 @@ static void piece_write(uv_work_t *work)
 {
     struct upload *u = CONTAINER_OF(work, struct upload, work);
     const struct http_request *request = u->request;
+    struct stat st;
+    off_t end = (off_t)(u->offset + request->body_size);
     u->status = sparse_file_write(u->fd, request->body, request->body_size, u->offset);
-    if (u->status == 0 && (ftruncate(u->fd, (off_t)(u->offset + request->body_size)) < 0 || fdatasync(u->fd) < 0))
+    /* The data before the size of zeros behind them: after a power cut the size says how much is there. */
+    if (u->status == 0 && (fdatasync(u->fd) < 0 || fstat(u->fd, &st) < 0 ||
+                           (st.st_size != end && (ftruncate(u->fd, end) < 0 || fdatasync(u->fd) < 0))))
         u->status = -errno;
 }
 
