@@ -939,6 +939,7 @@ static void cancel_tell(struct migrate_sender *s, const struct error *err)
     main->channel.cancel = &never;
     main->channel.deadline_us = 0;
     main->channel.patience_ms = 100;
+    main->channel.bytes_per_s_max = 0; /* nobody waits until what was sent before fits the limit */
     (void)migrate_step_put(&main->out, &step, NULL);
 }
 
