@@ -432,7 +432,7 @@ static void test_tunnel(void **state)
     tls_stream_resume(app.raw);
     NET_WAIT(&app.front, app.raw_received == 5 + 400 * sizeof block);
     tls_stream_write(app.raw, "bye", 3);
-    tls_stream_finish(TAKE_PTR(app.raw), 1000);
+    tls_stream_finish(TAKE_PTR(app.raw), NET_LIMIT_MS);
     NET_WAIT(&app.front, raw.ended);
     assert_int_equal(raw_count(&raw, "bye"), 1);
     raw_finish(&raw);
@@ -443,7 +443,7 @@ static void test_tunnel(void **state)
     NET_WAIT(&app.front, raw_count(&raw, "\r\n\r\n") == 1);
     for (int i = 0; i < 20; i++)
         tls_stream_write(raw.stream, block, sizeof block);
-    tls_stream_finish(TAKE_PTR(raw.stream), 1000);
+    tls_stream_finish(TAKE_PTR(raw.stream), NET_LIMIT_MS);
     NET_WAIT(&app.front, app.raw_ended);
     assert_int_equal(app.raw_received, 20 * sizeof block);
     raw_finish(&raw);
@@ -469,7 +469,7 @@ static void test_tunnel_last_bytes(void **state)
     ask(&app, &raw, "GET /raw HTTP/1.1\r\n" H "Connection: Upgrade\r\nUpgrade: raw\r\n\r\n", "HTTP/1.1 101");
     tls_stream_pause(app.raw);
     tls_stream_write(raw.stream, block, sizeof block);
-    tls_stream_finish(TAKE_PTR(raw.stream), 1000);
+    tls_stream_finish(TAKE_PTR(raw.stream), NET_LIMIT_MS);
     for (int i = 0; i < 100; i++)
         uv_run(&app.front.loop, UV_RUN_NOWAIT);
     tls_stream_resume(app.raw);
