@@ -23,7 +23,7 @@
 #define BOOT "11111111-2222-4333-8444-555555555555"
 #define SHA_ABC "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 #define SHA_ABD "a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9"
-#define DEADLINE_MS 20000
+#define DEADLINE_MS 120000
 /* ends with this process at the latest, so that nothing stays behind */
 #define LONG_PROGRAM "#!/bin/sh\nexec setpriv --pdeathsig KILL -- sleep 600\n"
 

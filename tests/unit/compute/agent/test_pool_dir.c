@@ -218,7 +218,7 @@ static void a_late_one_replaces_nothing(void **state)
 
 static bool wait_news(struct pool_watches *watches)
 {
-    for (unsigned i = 0; i < 2000 && !pool_watch_news(watches); i++)
+    for (unsigned i = 0; i < 20000 && !pool_watch_news(watches); i++)
         nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
     return pool_watch_news(watches);
 }

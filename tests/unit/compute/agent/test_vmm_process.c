@@ -63,14 +63,14 @@ static int start(struct fixture *f, int lock_fd, struct vmm_process_id *ret_id, 
 static void wait_end(int pidfd)
 {
     struct pollfd p = {pidfd, POLLIN, 0};
-    assert_int_equal(poll(&p, 1, 10000), 1);
+    assert_int_equal(poll(&p, 1, 120000), 1);
 }
 
 /* The child writes its name by itself, a moment after the start has returned. */
 static int look_named(const char *lock, struct vmm_process_id *ret_id)
 {
     int r = -EAGAIN;
-    for (unsigned i = 0; r == -EAGAIN && i < 5000; i++) {
+    for (unsigned i = 0; r == -EAGAIN && i < 120000; i++) {
         r = vmm_process_look(lock, ret_id, NULL);
         if (r == -EAGAIN)
             usleep(1000); /* there is no event for what another process writes */

@@ -124,9 +124,11 @@ static void timers_fire_in_order(void **state)
     io_timer_init(&timers[0], note_a, b);
     io_timer_init(&timers[1], note_b, b);
     io_timer_init(&timers[2], note_c, b);
-    io_timer_arm(b->loop, &timers[2], 3000000);
-    io_timer_arm(b->loop, &timers[0], 1000000);
-    io_timer_arm(b->loop, &timers[1], 2000000);
+    do { /* again where so much time went by between two of these lines that they are due in another order */
+        io_timer_arm(b->loop, &timers[2], 3000000);
+        io_timer_arm(b->loop, &timers[0], 1000000);
+        io_timer_arm(b->loop, &timers[1], 2000000);
+    } while (timers[0].due_ns >= timers[1].due_ns || timers[1].due_ns >= timers[2].due_ns);
     while (b->order_size < 3)
         io_loop_run_once(b->loop, -1);
     assert_string_equal(b->order, "abc");

@@ -23,7 +23,7 @@
 #define FAKE_MEMORY_BYTES (8ull << 20)
 #define FAKE_WINDOW 0x8000000000ull
 #define FAKE_DOORBELLS_MAX 64
-#define FAKE_ROUNDS_MAX 2000 /* of 10 ms: how long a test waits for what must come */
+#define FAKE_ROUNDS_MAX 6000 /* of 10 ms: how long a test waits for what must come */
 
 struct fake_doorbell {
     uint64_t address;
