@@ -113,6 +113,7 @@ static void test_leader_dies_and_returns(void **state)
     uint64_t hash;
     int dead;
 
+    bed->extra.election_timeout_ms = QUICK_ELECTION_MS;
     bed_start_cluster(bed, 3);
     for (unsigned i = 0; i < 20; i++)
         propose_one(bed, i);
@@ -467,6 +468,7 @@ static void test_old_epoch_is_refused(void **state)
     uint64_t index;
     int know = 1;
 
+    bed->extra.election_timeout_ms = QUICK_ELECTION_MS;
     bed->extra.epoch = 1;
     bed->extra.superseded = tell;
     bed_start_cluster(bed, 3);
