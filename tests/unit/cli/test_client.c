@@ -75,7 +75,7 @@ static void bed_finish(struct bed *b)
 static int ask(struct bed *b, const char *method, struct error *err)
 {
     const struct invocation call = {
-        .endpoint = b->net.endpoint, .ca = b->ca, .cert = b->cert, .key = b->key, .timeout_s = 10};
+        .endpoint = b->net.endpoint, .ca = b->ca, .cert = b->cert, .key = b->key, .timeout_s = 120};
     struct client client;
     struct reply reply = {0};
     int rc = client_init(&client, &call, err);
