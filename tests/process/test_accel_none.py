@@ -42,19 +42,22 @@ def verified(console, slot):
 
 
 def test_no_kvm_is_touched(scripted):
-    vm = scripted('halt=5')
+    vm = scripted()
     vm.console().wait(r'^tick 2$')
     open_files = [os.readlink(fd) for fd in pathlib.Path(f'/proc/{vm.process.pid}/fd').iterdir()]
     assert not any(name == '/dev/kvm' or name.startswith('anon_inode:kvm') for name in open_files), open_files
     stats = vm.request('GET', '/v1/vm/stats')[1]
     assert stats['port_exits'] > 20 and stats['exits'] >= stats['port_exits']
+    vm.move('stopped')
     assert vm.process.wait(LIMIT_S) == 0
 
 
 @pytest.mark.parametrize('engine', ['threads', 'io_uring'])
 def test_disk_holds_what_was_written(scripted, tmp_path, engine):
-    vm = scripted('disk halt=6', disks=[{'path': disk(tmp_path / 'a'), 'engine': engine}, {'path': disk(tmp_path / 'b')}])
+    vm = scripted('disk halt=6', disks=[{'path': disk(tmp_path / 'a'), 'engine': engine}, {'path': disk(tmp_path / 'b')}],
+                  paused=True)          # or it might be over before its console is there
     console = vm.console()
+    vm.move('running')
     assert vm.process.wait(LIMIT_S) == 0
     while console.read(0.1) and 'tick 6' not in console.text:
         pass
@@ -75,7 +78,7 @@ def test_pause_is_between_two_ticks(scripted, tmp_path):
     console.wait(r'^disk 2 verified 2$')
     for _ in range(5):
         assert vm.move('paused')[0] == 200
-        while select.select([console.socket], [], [], 0.1)[0]:      # what was said before the pause
+        while select.select([console.socket], [], [], 0.3)[0]:      # what was said before the pause
             console.read(0)
         text = console.text
         console.read(0.3)

@@ -1,7 +1,7 @@
 """Balloon, agent's channel and vsock, with a guest that has no driver for any of them."""
 import socket
 
-from test_vmm import pytestmark, vmm     # noqa: F401   the fixture and its conditions
+from test_vmm import LIMIT_S, pytestmark, vmm     # noqa: F401   the fixture and its conditions
 
 
 def test_balloon(vmm):
@@ -44,10 +44,10 @@ def test_vsock_without_a_driver(vmm, tmp_path):
     vm.console().wait(r'^tick 2$')
     assert path.stat().st_mode & 0o777 == 0o600
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(LIMIT_S)
         client.connect(str(path))
         client.sendall(b'CONNECT 5\n')
         assert client.recv(16) == b''               # nobody there: the end, at once
     assert vm.move('stopped')[0] == 200
-    vm.process.wait(10)
+    vm.process.wait(LIMIT_S)
     assert not path.exists()

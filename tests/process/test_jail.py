@@ -111,12 +111,13 @@ def disk(path, size=1 << 20):
 def test_by_hand_with_a_user(jailed, tmp_path):
     outside = disk(tmp_path / 'outside')
     (tmp_path / 'secret').write_text('key')
-    vm = jailed('halt=4', disks=[{'path': str(outside)}], console_log_path=str(tmp_path / 'home' / 'console.log'))
-    vm.console().wait(r'^tick 2$')
+    vm = jailed(disks=[{'path': str(outside)}], console_log_path=str(tmp_path / 'home' / 'console.log'))
+    vm.console().wait(r'^tick 4$')
     assert_walls(vm.process.pid, USER, vm.home, outside)
     root = pathlib.Path(f'/proc/{vm.process.pid}/root')
     assert (root / str(outside)[1:]).stat().st_size == 1 << 20
     assert not (root / str(tmp_path / 'secret')[1:]).exists()
+    vm.move('stopped')
     assert vm.process.wait(LIMIT_S) == 0
     log = (vm.home / 'console.log')
     assert log.stat().st_uid == USER and 'tick 4' in log.read_text()
