@@ -42,7 +42,7 @@ def wait_for(condition, timeout_s=15, what='condition'):
 class Connection(http.client.HTTPSConnection):
     """One kept-alive connection as @admin (None: without a certificate)."""
 
-    def __init__(self, address, tls, timeout_s=30):
+    def __init__(self, address, tls, timeout_s=30 * PATIENCE):
         super().__init__(address, PORT, timeout=timeout_s, context=tls)
 
     def call(self, method, path, body=None, headers=None, key=None):
@@ -93,7 +93,7 @@ class Controller:
     def stop(self):
         """SIGTERM; its exit status."""
         self.process.terminate()
-        status = self.process.wait(20)
+        status = self.process.wait(20 * PATIENCE)
         self.process = None
         return status
 
@@ -103,10 +103,10 @@ class Controller:
     def thaw(self):
         self.process.send_signal(signal.SIGCONT)
 
-    def connect(self, identity='admin', timeout_s=30):
+    def connect(self, identity='admin', timeout_s=30 * PATIENCE):
         return Connection(self.address, self.cluster.tls(identity), timeout_s)
 
-    def request(self, method, path, body=None, headers=None, key=None, identity='admin', timeout_s=30):
+    def request(self, method, path, body=None, headers=None, key=None, identity='admin', timeout_s=30 * PATIENCE):
         connection = self.connect(identity, timeout_s)
         try:
             return connection.call(method, path, body, headers, key)
@@ -233,7 +233,7 @@ class Controllers:
 class EventStream:
     """Server-Sent Events: an iterator of (id or None, name, data)."""
 
-    def __init__(self, member, query='', headers=None, timeout_s=10, receive_bytes=None):
+    def __init__(self, member, query='', headers=None, timeout_s=10 * PATIENCE, receive_bytes=None):
         self.connection = member.connect(timeout_s=timeout_s)
         if receive_bytes:  # a reader that is slow in earnest: the kernel takes little for it
             plain = socket.socket()
@@ -272,7 +272,7 @@ class EventStream:
         self.connection.close()
 
 
-def raw_tls(member, identity='admin', timeout_s=10):
+def raw_tls(member, identity='admin', timeout_s=10 * PATIENCE):
     """A TLS socket for bytes that no client library would send."""
     plain = socket.create_connection((member.address, PORT), timeout=timeout_s)
     return member.cluster.tls(identity).wrap_socket(plain, server_hostname=member.address)

@@ -245,6 +245,7 @@ class Cluster:
         if method == 'POST':
             headers.setdefault('Idempotency-Key', str(uuid.uuid4()))
         connection = self.connection(to, timeout_s)
+        connection.sock.settimeout(timeout_s * PATIENCE)    # whoever has taken it is there, and may be busy
         try:
             connection.request(method, path, text, headers)
             answer = connection.getresponse()

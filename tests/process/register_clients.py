@@ -16,6 +16,7 @@ import time
 import urllib.parse
 import uuid
 
+from bed import PATIENCE
 from linearize import NEVER, Call, Undecided, check
 
 LABEL = 'v'
@@ -232,7 +233,7 @@ class Clients:
         for client in self.clients:
             client.stop.set()
         for client in self.clients:
-            client.join(60)
+            client.join(60 * PATIENCE)
             assert not client.is_alive(), 'a client hangs'
         self.fail_if_failed()
 

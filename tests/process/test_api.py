@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from bed import PATIENCE
 from api_client import PROGRAM, Connection, Controllers, EventStream, raw_tls, wait_for
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason='drover-controller is not built')
@@ -59,7 +60,7 @@ def test_words_of_the_program(one):
 
 
 def test_init_twice(tmp_path):
-    run = lambda *words: subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=30)
+    run = lambda *words: subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=30 * PATIENCE)
     data = str(tmp_path / 'c')
     words = ['init', '--data', data, '--address', '127.0.0.1', '--name', 'c1']
     assert run(*words).returncode == 0
@@ -296,7 +297,7 @@ def test_join_tells_its_secret_to_controllers_only(one, tmp_path, program):
     prefix, tid, secret, fingerprint, cluster, addresses = token.split('/')
     assert prefix == 'drover2' and cluster == one.request('GET', '/v1/cluster')[2]['id']
     join = lambda token: subprocess.run([PROGRAM.parent / program, 'join', '--data', tmp_path / 'data', '--address', '127.0.0.1',
-                                         '--name', name, '--token', token], capture_output=True, text=True, timeout=60)
+                                         '--name', name, '--token', token], capture_output=True, text=True, timeout=60 * PATIENCE)
     for identity in (host, admin):
         impostor = Impostor(one, *identity, member.address)
         try:
@@ -369,7 +370,7 @@ def test_loss_of_the_leader(fresh_three):
     start = time.monotonic()
     status, _, got = cs.request('POST', '/v1/flavors', flavor(), key='after')  # waits for the new leader by itself
     assert status == 201, got
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 5 * PATIENCE
     again = cs.request('POST', '/v1/flavors', body, key='before')
     assert again[0] == 201 and again[2]['name'] == body['name']
     # a majority is gone: reads and writes say so, stale reads go on
@@ -394,7 +395,7 @@ def test_frozen_leader(fresh_three):
     try:
         start = time.monotonic()
         wait_for(lambda: others[0].request('POST', '/v1/flavors', flavor(), key='frozen', timeout_s=60)[0] == 201, 60)
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 15 * PATIENCE
     finally:
         leader.thaw()
     body = flavor()
@@ -466,7 +467,7 @@ def test_stop_is_clean_and_hands_over(fresh_three):
     stream.close()
     start = time.monotonic()
     assert cs.request('POST', '/v1/flavors', flavor(), key='x')[0] == 201
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 2 * PATIENCE
 
 
 # ---- events ----
@@ -506,6 +507,7 @@ def test_events_too_old(one):
                 assert mine.call('PATCH', f'/v1/flavors/{made["id"]}', {'labels': {'n': str(i)}})[0] == 200
             mine.close()
         list(pool.map(many, [330] * 32))
+    c = one[0].connect()        # the first one may have been idle for too long
     check_problem(*c.call('GET', '/v1/events?after=1'), 'resync')
     assert c.call('GET', '/v1/events?after=1')[0] == 410
 
@@ -555,8 +557,14 @@ def test_an_agent_that_has_just_started_asks_a_true_leader(fresh_three, tmp_path
         for member in others:
             member.thaw()
     agent.close()
-    agent = Connection(cs.leader().address, cs.tls(identity))
-    assert agent.call('POST', '/v1/node/report', report(host, 'n1'))[0] == 200
+
+    def told():
+        again = Connection(cs.leader().address, cs.tls(identity))
+        try:
+            return again.call('POST', '/v1/node/report', report(host, 'n1'))[0] == 200
+        finally:
+            again.close()
+    wait_for(told, what='a leader tells it')    # there may be more than one election
 
 
 def test_host_and_vm(three, tmp_path):
@@ -582,7 +590,7 @@ def test_host_and_vm(three, tmp_path):
         status, headers, operation = c.call('POST', '/v1/vms', vm, key='vm')
         assert status == 202 and headers['Location'] == f'/v1/operations/{operation["id"]}'
         orders = poll.result()[2]
-        assert time.monotonic() - asked < 1.5
+        assert time.monotonic() - asked < 10    # and not the 20 s that it would have waited
     order = orders['vms'][0]
     assert order['name'] == vm['name'] and order['wanted'] == 'running'
     assert c.call('POST', '/v1/vms', vm, key='vm')[2]['id'] == operation['id']
@@ -744,7 +752,7 @@ def test_half_requests_and_slow_clients(one):
             sockets.append(s)
     start = time.monotonic()
     assert one[0].request('GET', '/v1/vms')[0] == 200
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 2 * PATIENCE
     for s in sockets[::2]:
         s.close()
     slow = raw_tls(one[0])

@@ -22,7 +22,7 @@ import uuid
 import pytest
 
 import cluster as cluster_module
-from bed import wait_until
+from bed import PATIENCE, wait_until
 from small_disk import Disk
 
 ANSWER_S = 40           # a write must be answered 2xx within this of there being room
@@ -188,18 +188,19 @@ class Load:
         for writer in self.all:
             writer.stop.set()
         for writer in self.all:
-            writer.join(60)
+            writer.join(60 * PATIENCE)
             assert not writer.is_alive(), 'a writer hangs'
         self.check()
 
 
 def read_all(cluster, controller):
-    """(index, flavors as the controller holds them) read from its own state, whole."""
+    """(index, flavors as the controller holds them) read from its own state, whole; (None, []): once more."""
     found, cursor, index = [], '', None
     while True:
         status, headers, body = cluster.api('GET', f'/v1/flavors?limit=1000&consistency=stale{cursor}', to=controller, timeout_s=30)
         assert status == 200, body
-        assert index in (None, headers['X-Drover-Index']), 'the state changed while it was read'
+        if index not in (None, headers['X-Drover-Index']):
+            return None, []     # it changed meanwhile
         index = headers['X-Drover-Index']
         found += body['items'] if isinstance(body, dict) else body
         following = headers.get('X-Drover-Cursor') or (body.get('cursor') if isinstance(body, dict) else None)
@@ -237,15 +238,16 @@ def indexes(cluster):
 
 def check_all_the_same(cluster, writers):
     """Every controller holds the same at the same index, and all that was acknowledged."""
-    def level():
-        got = indexes(cluster)
-        return len(set(got)) == 1
-    wait_until(level, ANSWER_S, 'all controllers are level')
-    states = [read_all(cluster, controller) for controller in cluster.controllers]
+    def read_level():
+        """Their states and their last events, all at one index: a new leader may still have something to write down."""
+        index = indexes(cluster)[0]
+        states = [read_all(cluster, controller) for controller in cluster.controllers]
+        events = [cluster.api('GET', f'/v1/events?after={max(int(index) - 500, 0)}', to=c, headers={'Accept': 'application/json'})[2]
+                  for c in cluster.controllers]
+        return (states, events) if {index} == {state[0] for state in states} == set(indexes(cluster)) else None
+    states, events = wait_until(read_level, ANSWER_S, 'all controllers are level')
     for controller, state in zip(cluster.controllers[1:], states[1:]):
         assert state == states[0], f'{controller.name} differs from {cluster.controllers[0].name}'
-    events = [cluster.api('GET', f'/v1/events?after={max(int(states[0][0]) - 500, 0)}', to=c, headers={'Accept': 'application/json'})[2]
-              for c in cluster.controllers]
     assert events[0] and isinstance(events[0], list), events[0]
     assert events[1:] == events[:-1], f'the controllers tell different events: {[str(e)[:300] for e in events]}'
     found = {flavor['name']: flavor['id'] for flavor in states[0][1]}

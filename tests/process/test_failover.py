@@ -6,12 +6,13 @@ import time
 
 import pytest
 
-from bed import ROOT, wait_until
+from bed import PATIENCE, ROOT, wait_until
 from cluster import KVM_MISSING, KVM_MISSING_TEXT
 
 TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
 ROUNDS = int(os.environ.get('DROVER_DRILLS', '1'))
-BOUND_S = 8
+# measured where rounds are asked for; elsewhere the machine may be a slow one, and only what never happens is found
+BOUND_S, IN_ORDER_S = (8, 3) if 'DROVER_DRILLS' in os.environ else (8 * PATIENCE, 3 * PATIENCE)
 
 pytestmark = [pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built'),
               pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)]
@@ -137,7 +138,7 @@ def test_a_cut_host(make_cluster):
         before = {other.name: ticks(other, web.id) for other in web.others(agent)}
         cluster.bed.isolate(agent.host.number)
         found = None
-        while found is None and time.monotonic() < begin + 20:
+        while found is None and time.monotonic() < begin + 20 * PATIENCE:
             if ticks(agent, web.id) != now:
                 now, last = ticks(agent, web.id), time.monotonic()
             found = next((o for o in web.others(agent) if ticks(o, web.id) not in (None, before[o.name])), None)
@@ -227,7 +228,7 @@ def test_disarmed(make_cluster):
     pauses = web.pauses(agent)
     cluster.cli('ha', 'disarm')
     cluster.cli('ha', 'disarm')
-    time.sleep(1)
+    agent.program.wait_for_text('lease-arming armed=no')
     cluster.bed.isolate(agent.host.number)
     time.sleep(8)
     web.wait_ticking(agent)
@@ -235,6 +236,7 @@ def test_disarmed(make_cluster):
     cluster.bed.heal()
     wait_until(lambda: cluster.hosts_up() == 4, 30, 'every host is up')
     cluster.cli('ha', 'arm')
+    agent.program.wait_for_text('lease-arming armed=yes')
     time.sleep(2)
     cluster.bed.isolate(agent.host.number)
     took, _ = web.wait_elsewhere(agent)
@@ -272,7 +274,7 @@ def test_a_host_that_goes_down_in_order(make_cluster):
     print(f'host shut down in order, VM executes elsewhere after {took:.2f} s')
     old = ticks(agent, web.id)
     assert agent.program.wait() == 0
-    assert took < 3
+    assert took < IN_ORDER_S
     time.sleep(1)
     assert ticks(agent, web.id) == old
     agent.program.restart()

@@ -129,7 +129,7 @@ def test_dhcp_gives_each_its_own_address(make_lan):
     (lan.host.directory / 'dhcp').write_text(DHCP_SCRIPT)
     (lan.host.directory / 'dhcp').chmod(0o755)
     for guest in (one, two):
-        done = guest.run([BUSYBOX, 'udhcpc', '-i', 'e0', '-n', '-q', '-t', '5', '-T', '1', '-O', 'mtu', '-s', '/srv/dhcp'], check=False)
+        done = guest.run([BUSYBOX, 'udhcpc', '-i', 'e0', '-n', '-q', '-t', '20', '-T', '1', '-O', 'mtu', '-s', '/srv/dhcp'], check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f'router={GATEWAY} dns=192.0.2.53 mtu=1400 host={guest.name}' in done.stdout
         assert f'inet {guest.ip}/24' in guest.run(['ip', 'addr', 'show', 'e0']).stdout
@@ -140,7 +140,7 @@ def test_dhcp_gives_each_its_own_address(make_lan):
     lan.host.run(['ip', 'link', 'set', one.tap, 'down'])
     lan.host.run(['ip', 'link', 'set', one.tap, 'up'])
     wait_until(lambda: one.pings(two.ip), timeout_s=20)
-    done = one.run([BUSYBOX, 'udhcpc', '-i', 'e0', '-n', '-q', '-t', '5', '-T', '1', '-s', '/srv/dhcp'], check=False)
+    done = one.run([BUSYBOX, 'udhcpc', '-i', 'e0', '-n', '-q', '-t', '20', '-T', '1', '-s', '/srv/dhcp'], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
