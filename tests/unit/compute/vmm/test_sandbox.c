@@ -66,8 +66,10 @@ static int attempt(struct attempt a, char text[256])
     if (pid == 0)
         child_run(&a, ends[1]);
     close(ends[1]);
-    ssize_t n = read(ends[0], text, 255);
-    text[n > 0 ? n : 0] = 0;
+    size_t size = 0;
+    for (ssize_t n; size < 255 && (n = read(ends[0], text + size, 255 - size)) > 0;) /* in as many pieces as it comes */
+        size += (size_t)n;
+    text[size] = 0;
     close(ends[0]);
     assert_int_equal(waitpid(pid, &status, 0), pid);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);

@@ -16,7 +16,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-enum { SERVERS = 3, WAIT_MS = 120000 };
+enum { SERVERS = 3, WAIT_MS = 300000 };
 
 /* A machine whose state is the number of commands and a hash of their order. */
 struct history {

@@ -21,7 +21,7 @@
 #include <unistd.h>
 #include <uv.h>
 
-enum { WAIT_MS = 20000, ENTRY_BYTES = 64, ENTRIES_MAX = 8 };
+enum { WAIT_MS = 300000, ENTRY_BYTES = 64, ENTRIES_MAX = 8 };
 
 /* --- The gate: raft_uv gives a snapshot its name by linkat, in a thread of the pool ------------------------------ */
 
