@@ -270,8 +270,10 @@ class Cluster:
         return operation
 
     def vm(self, name):
-        status, _, body = self.api('GET', f'/v1/vms/{name}')
-        return body if status == 200 else None
+        def answered():
+            status, _, body = self.api('GET', f'/v1/vms/{name}')
+            return None if status in (502, 503, 504) else (body if status == 200 else None,)    # between two leaders
+        return wait_until(answered, what=f'somebody says how VM {name} is')[0]
 
     def wait_vm(self, name, state, timeout_s=60):
         """Wait until the VM is seen in @state; returns it."""

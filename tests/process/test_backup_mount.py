@@ -16,7 +16,7 @@ from nbd import ALLOCATION, Nbd, NbdError
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BACKUP = ROOT / 'build/debug/bin/drover-backup'
 MIB, PART = 1 << 20, 16 << 20
-LIMIT_S = 60
+LIMIT_S = 240
 pytestmark = [pytest.mark.skipif(not BACKUP.exists(), reason='drover-backup is not built'),
               pytest.mark.skipif(shutil.which('mke2fs') is None, reason='no mke2fs: tools/deps lab installs e2fsprogs')]
 CAN_MOUNT = os.path.exists('/dev/fuse') and subprocess.run(

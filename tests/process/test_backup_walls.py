@@ -54,7 +54,7 @@ def work(home, kind='backup-create', layers=False, ident=None, **more):
 
 def run(what, agent=AGENT):
     """What the child says last."""
-    done = subprocess.run([agent, 'task', 'backup', str(os.getpid())], input=json.dumps(what).encode(), capture_output=True, timeout=60,
+    done = subprocess.run([agent, 'task', 'backup', str(os.getpid())], input=json.dumps(what).encode(), capture_output=True, timeout=240,
                           check=False, cwd='/')
     lines = done.stdout.splitlines()
     assert lines, done.stderr
@@ -68,7 +68,7 @@ def succeed(what):
 
 
 def tool(home, verb, *options):
-    return subprocess.run([BACKUP, verb, '--store', home / 'store', *options], check=True, capture_output=True, timeout=60).stdout
+    return subprocess.run([BACKUP, verb, '--store', home / 'store', *options], check=True, capture_output=True, timeout=240).stdout
 
 
 def content(home, ident):
@@ -279,7 +279,7 @@ def test_a_store_that_is_somebody_elses(home):
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o711)
         store, key = pathlib.Path(place) / 'store', pathlib.Path(place) / 'key'
-        subprocess.run([BACKUP, 'init', '--store', store, '--encrypt', '--key-file', key], check=True, capture_output=True, timeout=60)
+        subprocess.run([BACKUP, 'init', '--store', store, '--encrypt', '--key-file', key], check=True, capture_output=True, timeout=240)
         for path in (store, *store.rglob('*')):
             os.chown(path, 4242, 4343)
         where = {'name': 'nas', 'location': str(store), 'key': key.read_text().strip()}

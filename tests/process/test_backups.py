@@ -60,7 +60,7 @@ def add_store(cluster, **fields):
 
 def tool(cluster, verb, *options):
     return subprocess.run([BACKUP, verb, '--store', cluster.store, *map(str, options)], check=True, capture_output=True,
-                          timeout=60).stdout
+                          timeout=240).stdout
 
 
 def content(cluster, ident):

@@ -181,12 +181,11 @@ def test_backup_restore(make_cluster):
     assert [step['step'] for step in report['steps']] == ['backup before', 'restore', 'backup after', 'start']
     assert cluster.items('/v1/vms') == [] and cluster.items('/v1/backups') == []
     # Where what comes back is not what was there, the drill says so.
-    seen = []
-    runs = threading.Thread(target=lambda: seen.append(drill(cluster, 'backup-restore', '--image', 'writer', '--memory', '64MiB', check=False)))
-    runs.start()
 
     def spoil():
         """Into what was backed up, before it is restored: the packs are named in the backup, and sealed with their hashes."""
+        if not runs.is_alive():
+            return True     # too late
         if any(b['name'].endswith('-before') and b['state'] == 'available' for b in cluster.items('/v1/backups')):
             packs = [path for path in store.rglob('*') if path.is_file() and 'pack' in str(path)]
             for path in packs:
@@ -195,9 +194,16 @@ def test_backup_restore(make_cluster):
                 path.write_bytes(data)
             return packs
         return None
-    wait_until(spoil, 60, 'there is something to spoil', poll_s=0.02)
-    runs.join(DRILL_S)
-    assert seen and seen[0].returncode == 5, seen
+    for _ in range(5):      # the restore may be quicker than this program
+        seen = []
+        runs = threading.Thread(target=lambda: seen.append(drill(cluster, 'backup-restore', '--image', 'writer', '--memory', '64MiB', check=False)))
+        runs.start()
+        wait_until(spoil, 60, 'there is something to spoil', poll_s=0.02)
+        runs.join(DRILL_S * PATIENCE)
+        assert seen and seen[0].returncode in (0, 5), seen
+        if seen[0].returncode == 5:
+            break
+    assert seen[0].returncode == 5, seen
     report = json.loads(seen[0].stdout)
     assert report['result'] == 'failed' and report['failures'], report
     assert cluster.items('/v1/vms') == []

@@ -21,7 +21,7 @@ def store(tmp_path):
 
     def run(verb, *options, status=0):
         done = subprocess.run([BACKUP, verb, '--store', tmp_path / 'store', '--key-file', key, *map(str, options)],
-                              capture_output=True, timeout=60, check=False, text=True)
+                              capture_output=True, timeout=240, check=False, text=True)
         assert done.returncode == status, done.stderr
         return done.stdout
     run('init', '--encrypt')
