@@ -64,7 +64,7 @@ lab_base_ensure() {
     local options=()
     for path in doc man locale info lintian i18n; do options+=(--dpkgopt="path-exclude=/usr/share/$path/*"); done
     mmdebstrap --quiet --mode=root --variant=apt --format=tar --include="$(lab_base_list)" \
-        --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
+        --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' --aptopt='Acquire::Retries "5"' \
         --dpkgopt=force-unsafe-io "${options[@]}" \
         "$suite" "$LAB_BUILD/base.tar" "$(lab_apt_sources)" >"$LAB_BUILD/base.log" 2>&1 ||
         { tail -20 "$LAB_BUILD/base.log" >&2; lab_die "mmdebstrap failed; its log is $LAB_BUILD/base.log"; }

@@ -12,11 +12,11 @@ lab_kernel_concrete() {
 lab_kernel_download() { # DIRECTORY
     local name
     name=$(lab_kernel_concrete)
-    if [ -z "$name" ] || ! (cd "$1" && apt-get -qq download "$name" 2>/dev/null); then
-        apt-get -qq update >&2 || lab_die "apt-get update failed: the kernel package can't be found"
+    if [ -z "$name" ] || ! (cd "$1" && apt-get -qq -o Acquire::Retries=5 download "$name" 2>/dev/null); then
+        apt-get -qq -o Acquire::Retries=5 update >&2 || lab_die "apt-get update failed: the kernel package can't be found"
         name=$(lab_kernel_concrete)
         [ -n "$name" ] || lab_die "no package $lab_kernel_package in this machine's apt sources"
-        (cd "$1" && apt-get -qq download "$name") || lab_die "can't download $name"
+        (cd "$1" && apt-get -qq -o Acquire::Retries=5 download "$name") || lab_die "can't download $name"
     fi
 }
 
