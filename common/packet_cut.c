@@ -12,7 +12,9 @@
 #include "common/log.h"
 #include "common/nft_run.h"
 
-#define TABLE "inet drover_drill"
+#define TABLE "inet drover_drill_" /* and the role */
+#define TABLE_BEFORE "inet drover_drill" /* of all roles, as earlier versions had it */
+#define MARK_BYTES_MAX 64
 
 static int run(const char *text, size_t size, struct error *err)
 {
@@ -83,19 +85,26 @@ static void put_chain(struct bytes_writer *out, const struct packet_cut_rules *r
     bytes_put_text(out, "  }\n");
 }
 
-static void put_table(struct bytes_writer *out, const struct packet_cut_rules *rules)
+/* Whether it is there or not. */
+static void put_removal(struct bytes_writer *out, const char *table, const char *role)
 {
-    bytes_put_text(out, "add table " TABLE "\ndelete table " TABLE "\ntable " TABLE " {\n"
-                        "  set far4 { type ipv4_addr; flags timeout; }\n  set far6 { type ipv6_addr; flags timeout; }\n");
+    bytes_put_format(out, "add table %s%s\ndelete table %s%s\n", table, role, table, role);
+}
+
+static void put_table(struct bytes_writer *out, const char *role, const struct packet_cut_rules *rules)
+{
+    put_removal(out, TABLE, role);
+    bytes_put_format(out, "table " TABLE "%s {\n"
+                     "  set far4 { type ipv4_addr; flags timeout; }\n  set far6 { type ipv6_addr; flags timeout; }\n", role);
     put_chain(out, rules, "input", "dport", "sport", "saddr");
     put_chain(out, rules, "output", "sport", "dport", "daddr");
     bytes_put_text(out, "}\n");
 }
 
-static void put_elements(struct bytes_writer *out, const struct string_list *far, int kind, unsigned seconds)
+static void put_elements(struct bytes_writer *out, const char *role, const struct string_list *far, int kind, unsigned seconds)
 {
     unsigned n = 0;
-    bytes_put_format(out, "add element " TABLE " far%d { ", kind);
+    bytes_put_format(out, "add element " TABLE "%s far%d { ", role, kind);
     for (size_t i = 0; i < far->count; i++)
         if (family(far->items[i]) == kind)
             bytes_put_format(out, "%s%s timeout %us", n++ > 0 ? ", " : "", far->items[i], seconds);
@@ -104,17 +113,23 @@ static void put_elements(struct bytes_writer *out, const struct string_list *far
 
 /* ---- life ---- */
 
-int packet_cut_prepare(const char *mark, const struct packet_cut_rules *rules, const struct string_list *far, unsigned seconds,
-                       char **ret_elements, struct error *err)
+static int write_mark(const char *role, const char *mark, struct error *err)
+{
+    CLEANUP_FREE char *name = xasprintf(TABLE "%s\n", role);
+    return file_write_atomic(mark, name, strlen(name), 0600, err);
+}
+
+int packet_cut_prepare(const char *role, const char *mark, const struct packet_cut_rules *rules, const struct string_list *far,
+                       unsigned seconds, char **ret_elements, struct error *err)
 {
     struct bytes_writer table = {.data = NULL}, elements = {.data = NULL};
     unsigned fours = 0, sixes = 0;
     int r = check(far, &fours, &sixes, err);
     if (r == 0 && (seconds < 1 || seconds > PACKET_CUT_SECONDS_MAX)) /* 0 would be for ever */
         r = error_set_field(err, -EINVAL, ERROR_INVALID, "/seconds", "it must be from 1 to %u", PACKET_CUT_SECONDS_MAX);
-    if (r < 0 || (r = file_write_atomic(mark, TABLE "\n", strlen(TABLE) + 1, 0600, err)) < 0)
+    if (r < 0 || (r = write_mark(role, mark, err)) < 0)
         return r;
-    put_table(&table, rules);
+    put_table(&table, role, rules);
     r = run((const char *)table.data, table.size, err);
     bytes_writer_finish(&table);
     if (r < 0) {
@@ -122,9 +137,9 @@ int packet_cut_prepare(const char *mark, const struct packet_cut_rules *rules, c
         return r;
     }
     if (fours > 0)
-        put_elements(&elements, far, 4, seconds);
+        put_elements(&elements, role, far, 4, seconds);
     if (sixes > 0)
-        put_elements(&elements, far, 6, seconds);
+        put_elements(&elements, role, far, 6, seconds);
     bytes_put_u8(&elements, 0);
     *ret_elements = (char *)elements.data;
     return 0;
@@ -135,19 +150,31 @@ int packet_cut_begin(const char *elements, struct error *err)
     return run(elements, strlen(elements), err);
 }
 
-void packet_cut_end(const char *mark)
+static void remove_table(const char *table, const char *role)
 {
-    static const char text[] = "add table " TABLE "\ndelete table " TABLE "\n";
+    struct bytes_writer text = {.data = NULL};
     struct error err = {.code = 0};
-    if (run(text, sizeof text - 1, &err) < 0)
+    put_removal(&text, table, role);
+    if (run((const char *)text.data, text.size, &err) < 0)
         log_warning("drill-table-stays", "%s; it drops nothing any more", err.text);
+    bytes_writer_finish(&text);
+}
+
+void packet_cut_end(const char *role, const char *mark)
+{
+    remove_table(TABLE, role);
     unlink(mark);
 }
 
-void packet_cut_clean(const char *mark)
+void packet_cut_clean(const char *role, const char *mark)
 {
-    if (access(mark, F_OK) == 0)
-        packet_cut_end(mark);
+    CLEANUP_FREE char *name = NULL;
+    size_t size;
+    if (access(mark, F_OK) < 0)
+        return;
+    if (file_read(mark, MARK_BYTES_MAX, &name, &size, NULL) == 0 && strcmp(name, TABLE_BEFORE "\n") == 0)
+        remove_table(TABLE_BEFORE, "");
+    packet_cut_end(role, mark);
 }
 
 uint16_t packet_cut_port(const char *address)

@@ -1,6 +1,7 @@
 /* Cut this machine, or some ports of it, off from others for a while, by the kernel's packet filter; for drills.
  *
- *   packet_cut_prepare   a table of our own with two empty sets of addresses and the rules that drop what is of them
+ *   packet_cut_prepare   a table of our own, one for each @role, with two empty sets of addresses and the rules that drop what
+ *        |               is of them: agent and controller of one machine may be cut at the same time, each for its own
  *   packet_cut_begin     the addresses go into the sets, each with a timeout: from now on packets from and to them are lost
  *        |  the kernel takes each address out again when its time is over, whoever has died meanwhile: nobody has to undo the cut
  *        v
@@ -30,14 +31,14 @@ struct packet_cut_rules {
 };
 
 /* @far: IPv4 and IPv6 addresses; @seconds from packet_cut_begin on. *ret_elements is what to give to packet_cut_begin; the
- * caller frees. @mark: path of the file. Refuses addresses that are none, or of this machine alone (ERROR_INVALID, field /far),
- * and where there is no nft or no right to use it; nothing is left then. */
-int packet_cut_prepare(const char *mark, const struct packet_cut_rules *rules, const struct string_list *far, unsigned seconds,
-                       char **ret_elements, struct error *err);
+ * caller frees. @mark: path of the file; @role: "host" or "controller", the same in all calls. Refuses addresses that are
+ * none, or of this machine alone (ERROR_INVALID, field /far), and where there is no nft or no right to use it; nothing is left then. */
+int packet_cut_prepare(const char *role, const char *mark, const struct packet_cut_rules *rules, const struct string_list *far,
+                       unsigned seconds, char **ret_elements, struct error *err);
 int packet_cut_begin(const char *elements, struct error *err);
 /* Also where nothing was prepared. What goes wrong is in the log, and does no harm. */
-void packet_cut_end(const char *mark);
-void packet_cut_clean(const char *mark);
+void packet_cut_end(const char *role, const char *mark);
+void packet_cut_clean(const char *role, const char *mark);
 /* Of "address:port"; 0: none. */
 uint16_t packet_cut_port(const char *address);
 

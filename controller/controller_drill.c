@@ -11,6 +11,8 @@
 #include "controller/drill_restart.h"
 #include "controller/service.h"
 
+#define ROLE "controller"
+
 static const char *mark_path(const struct service *service, char path[DATA_DIR_PATH_MAX])
 {
     return data_dir_file(&service->dir, "drill-cut", path);
@@ -20,7 +22,7 @@ static void end_cut(struct service *service)
 {
     char path[DATA_DIR_PATH_MAX];
     free(TAKE_PTR(service->drill.cut));
-    packet_cut_end(mark_path(service, path));
+    packet_cut_end(ROLE, mark_path(service, path));
 }
 
 static void on_end(uv_timer_t *timer)
@@ -84,7 +86,7 @@ static int prepare_cut(struct service *service, const struct drill_order *order,
     char path[DATA_DIR_PATH_MAX];
     struct packet_cut_rules rules = {.open_port = 0};
     find_ports(service, &rules);
-    return packet_cut_prepare(mark_path(service, path), &rules, &order->far, order->seconds, &service->drill.cut, err);
+    return packet_cut_prepare(ROLE, mark_path(service, path), &rules, &order->far, order->seconds, &service->drill.cut, err);
 }
 
 static int slow_down(struct service *service, const struct drill_order *order, struct error *err)
@@ -124,7 +126,7 @@ void controller_drill_start(struct service *service)
     char path[DATA_DIR_PATH_MAX];
     ASSERT(uv_timer_init(service->loop, &service->drill.timer) == 0);
     service->drill.timer.data = service;
-    packet_cut_clean(mark_path(service, path));
+    packet_cut_clean(ROLE, mark_path(service, path));
 }
 
 void controller_drill_stop(struct service *service)

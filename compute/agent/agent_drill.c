@@ -11,6 +11,8 @@
 #include "common/packet_cut.h"
 #include "compute/agent/agent.h"
 
+#define ROLE "host"
+
 static const char *mark_path(const struct agent *a, char path[AGENT_DRILL_PATH_MAX])
 {
     snprintf(path, AGENT_DRILL_PATH_MAX, "%s/drill-cut", a->data_dir);
@@ -29,7 +31,7 @@ static void end_cut(struct agent *a)
 {
     char path[AGENT_DRILL_PATH_MAX];
     free(TAKE_PTR(a->drill.cut));
-    packet_cut_end(mark_path(a, path));
+    packet_cut_end(ROLE, mark_path(a, path));
 }
 
 static void on_end(uv_timer_t *timer)
@@ -65,7 +67,7 @@ static void on_cut(uv_timer_t *timer)
 void agent_drill_init(struct agent *a)
 {
     char path[AGENT_DRILL_PATH_MAX];
-    packet_cut_clean(mark_path(a, path));
+    packet_cut_clean(ROLE, mark_path(a, path));
     uv_timer_init(a->loop, &a->drill.timer);
     a->drill.timer.data = a;
 }
@@ -111,7 +113,7 @@ static int prepare_cut(struct agent *a, const struct drill_order *order, struct 
 {
     char path[AGENT_DRILL_PATH_MAX];
     const struct packet_cut_rules rules = {.open_port = packet_cut_port(a->identity.address)};
-    return packet_cut_prepare(mark_path(a, path), &rules, &order->far, order->seconds, &a->drill.cut, err);
+    return packet_cut_prepare(ROLE, mark_path(a, path), &rules, &order->far, order->seconds, &a->drill.cut, err);
 }
 
 /* The answer goes out by the server's own connection, which neither silence nor cut concerns. */
