@@ -77,6 +77,32 @@ static bool believed(const struct vm *vm, const struct record *host, const struc
     return seen->generation >= vm->seen_generation;
 }
 
+/* Its host has carried out what this state does not know of: the end of the log was lost, and the cluster recovered without
+ * (cluster_recover.h). What is wanted now comes after all that: no host may take it for something that it has reached long ago, with
+ * disks that it is to let go. True: so it is, and the host's orders are others now. */
+static bool raise_generation(struct apply *a, struct record *record, const struct vm_seen *seen)
+{
+    struct vm *vm = record->vm;
+    if (!state_generation_lost(vm, seen))
+        return false;
+    uint64_t before = vm->seen_generation;
+    apply_event(a, event_type_UPDATED, record, "host %s has carried out generation %llu of VM %s, of which %llu is the last one known: what is wanted "
+                "is told it again", vm->host_name, (unsigned long long)seen->generation, vm->name, (unsigned long long)vm->generation);
+    OBJECT_SET(vm, vm, generation, seen->generation + 1);
+    if (vm->lease_generation > before)
+        OBJECT_SET(vm, vm, lease_generation, vm->generation);
+    for (size_t i = 0; i < record->of_vm.operations.count; i++) {
+        struct record *operation = record->of_vm.operations.items[i];
+        if (operation_has_task(operation->operation) || operation->operation->generation <= before)
+            continue;
+        state_edit_begin(a->state, operation);
+        OBJECT_SET(operation, operation->operation, generation, vm->generation);
+        state_edit_end(a->state, operation, a->index);
+    }
+    state_host_orders_changed(a->state, vm->host, a->index);
+    return true;
+}
+
 static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen, const char *at)
 {
     const char *reason = seen->reason != NULL ? seen->reason : "", *held = vm->state_reason != NULL ? vm->state_reason : "";
@@ -135,7 +161,8 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
     if (record == NULL || !believed(record->vm, host, seen))
         return;
     state_edit_begin(a->state, record);
-    bool changed = take_vm_fields(record->vm, seen, a->request->at);
+    bool changed = raise_generation(a, record, seen);
+    changed = take_vm_fields(record->vm, seen, a->request->at) || changed;
     state_edit_end(a->state, record, changed ? a->index : record->common->revision);
     if (record->vm->state == vm_state_DELETED) {
         OBJECT_SET(vm, record->vm, seen_generation, record->vm->generation);

@@ -129,6 +129,14 @@ size_t record_index_after(const struct record_index *index, const char *name);
 /* The VMs that @host owns: host->of_host.vms, in name order; what it carries out: host->of_host.tasks. The running
  * operations of a VM: vm->of_vm.operations. */
 
+/* Has its host carried out, in this very run, a generation that the state has never had? What is further ahead than anything that
+ * can be lost is no word to believe. */
+#define STATE_GENERATIONS_LOST_MAX (UINT64_C(1) << 20)
+static inline bool state_generation_lost(const struct vm *vm, const struct vm_seen *seen)
+{
+    return seen->generation > vm->generation && seen->generation - vm->generation <= STATE_GENERATIONS_LOST_MAX;
+}
+
 /* Is the operation carried out as a task of hosts? Else it follows the VM's generation. */
 static inline bool operation_has_task(const struct operation *operation)
 {

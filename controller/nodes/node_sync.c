@@ -64,7 +64,7 @@ static bool vm_differs(const struct state *state, const struct record *host, con
         return vm->wanted == vm_wanted_DELETED;
     if (seen->generation < vm->seen_generation)
         return false;
-    return vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) ||
+    return vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) || state_generation_lost(vm, seen) ||
            vm->restarts != seen->restarts || !same_text(vm->state_reason, seen->reason) || progress_differs(record, seen);
 }
 

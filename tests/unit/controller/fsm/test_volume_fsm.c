@@ -466,6 +466,54 @@ static void the_host_is_lost(void **test)
     assert_int_equal(volume(f, "a")->state, volume_state_AVAILABLE);
 }
 
+/* The host of @name reports it as running, at @generation. Returns whether that was news. */
+static int reached(struct fixture *f, const char *name, uint64_t generation)
+{
+    const struct vm *vm = fixture_vm(f, name);
+    struct node_report report = fixture_report(f, vm->host_name, 8192);
+    fixture_seen(&report, vm, vm_state_RUNNING)->generation = generation;
+    return fixture_send(f, &report);
+}
+
+/* The end of the log was lost and the cluster recovered without: the host has carried out more than the state knows of. */
+static void a_host_that_is_ahead_has_let_go_of_nothing(void **test)
+{
+    struct fixture *f = *test;
+    make(f, "a", "nas");
+    make(f, "b", "nas");
+    vm_on(f, "web", "n1");
+    attached(f, "a", "web");
+    fixture_must(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}");
+    fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
+    uint64_t before = fixture_vm(f, "web")->generation, told = state_host_orders_index(fixture_get(f, object_kind_HOST, "n1"));
+    assert_int_equal(reached(f, "web", before + 4), 1);
+    assert_int_equal(fixture_vm(f, "web")->generation, before + 5);
+    assert_int_equal(volume(f, "a")->state, volume_state_DETACHING); /* of this order it knows nothing yet */
+    assert_true(disk_of(f, "web", "a")->leaving);
+    assert_int_equal(volume(f, "b")->state, volume_state_ATTACHING);
+    assert_true(state_host_orders_index(fixture_get(f, object_kind_HOST, "n1")) > told);
+    assert_int_equal(reached(f, "web", before + 4), 0);
+    assert_int_equal(reached(f, "web", before + 5), 1);
+    assert_int_equal(volume(f, "a")->state, volume_state_AVAILABLE);
+    assert_int_equal(volume(f, "b")->state, volume_state_ATTACHED);
+    /* Operations wait for the same. */
+    fixture_must(f, ROUTE_ID_vm_pause, "web", NULL);
+    const struct record *web = fixture_get(f, object_kind_VM, "web");
+    assert_int_equal(web->of_vm.operations.count, 1);
+    before = fixture_vm(f, "web")->generation;
+    reached(f, "web", before + 2);
+    assert_int_equal(fixture_vm(f, "web")->generation, before + 3);
+    assert_int_equal(web->of_vm.operations.count, 1);
+    assert_int_equal(web->of_vm.operations.items[0]->operation->generation, before + 3);
+    fixture_vm_is(f, "web", vm_state_PAUSED);
+    assert_int_equal(web->of_vm.operations.count, 0);
+    /* What nobody can have lost is not believed. */
+    before = fixture_vm(f, "web")->generation;
+    reached(f, "web", before + STATE_GENERATIONS_LOST_MAX + 1);
+    assert_int_equal(fixture_vm(f, "web")->generation, before);
+    fixture_check(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -473,6 +521,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_cannot_be_made, setup, teardown),
         cmocka_unit_test_setup_teardown(begins_as_an_image, setup, teardown),
         cmocka_unit_test_setup_teardown(attach_and_detach, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_host_that_is_ahead_has_let_go_of_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(who_cannot_have_it, setup, teardown),
         cmocka_unit_test_setup_teardown(a_vm_that_is_off_or_nowhere, setup, teardown),
         cmocka_unit_test_setup_teardown(growth, setup, teardown),
