@@ -157,16 +157,14 @@ static struct lease_driver_peer *peer_of(struct lease_driver *driver, uint64_t r
     return empty;
 }
 
-/* The voters of the state but this one. */
-static void name_peers(struct lease_driver *driver)
+/* Locked. */
+static void name_some(struct lease_driver *driver, bool voters)
 {
     struct service *service = driver->service;
-    for (unsigned i = 0; i < LEASE_VOTERS_MAX; i++)
-        driver->peers[i].named = false;
-    service_lock_state(service);
     for (size_t i = 0; i < state_count(service->state, object_kind_CONTROLLER); i++) {
         const struct controller *controller = state_at(service->state, object_kind_CONTROLLER, i)->controller;
-        if (controller->role != controller_role_VOTER || controller->raft_id == service->dir.identity.raft_id)
+        if ((controller->role == controller_role_VOTER) != voters || controller->raft_id == service->dir.identity.raft_id ||
+            controller->address == NULL)
             continue;
         struct lease_driver_peer *peer = peer_of(driver, controller->raft_id);
         if (peer == NULL)
@@ -175,6 +173,17 @@ static void name_peers(struct lease_driver *driver)
         if (peer->call == NULL)
             snprintf(peer->address, sizeof peer->address, "%s", controller->address);
     }
+}
+
+/* The voters of the state but this one; and who is to be one, as far as there is room: it supports before it counts. */
+static void name_peers(struct lease_driver *driver)
+{
+    struct service *service = driver->service;
+    for (unsigned i = 0; i < LEASE_VOTERS_MAX; i++)
+        driver->peers[i].named = false;
+    service_lock_state(service);
+    name_some(driver, true);
+    name_some(driver, false);
     service_unlock_state(service);
     for (unsigned i = 0; i < LEASE_VOTERS_MAX; i++)
         if (!driver->peers[i].named && driver->peers[i].call == NULL)

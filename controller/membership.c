@@ -67,9 +67,40 @@ static bool plan_controller(const struct controller *controller, const struct ra
     return plan->step != STEP_NONE;
 }
 
-static void make_plan(const struct state *state, const struct raft_node_status *status, struct plan *plan)
+/* Locked. */
+static bool welcomes(const struct service *service, uint64_t raft_id)
 {
+    return lease_judge_welcomes(&service->leases.judge, service->state, raft_id, lease_driver_now_ns());
+}
+
+bool membership_welcomes(struct service *service, uint64_t raft_id)
+{
+    service_lock_state(service);
+    bool may = welcomes(service, raft_id);
+    service_unlock_state(service);
+    return may;
+}
+
+/* Is the plan one that has to wait until hosts are supported by who is to count? */
+static bool has_to_wait(struct service *service, const struct plan *plan)
+{
+    uint64_t now_ms = environment_monotonic_ms();
+    if (plan->step != STEP_ROLE || plan->role != controller_role_VOTER || welcomes(service, plan->raft_id))
+        return false;
+    if (service->welcome_since_ms == 0)
+        service->welcome_since_ms = now_ms;
+    if (now_ms < service->welcome_since_ms + MEMBERSHIP_WELCOME_MS)
+        return true;
+    log_warning("membership-unwelcome", "raft_id=%llu what=\"it counts from now on though a host does not have its support: is it reached "
+                "from everywhere?\"", (unsigned long long)plan->raft_id);
+    return false;
+}
+
+static void make_plan(struct service *service, const struct raft_node_status *status, struct plan *plan)
+{
+    const struct state *state = service->state;
     size_t count = state_count(state, object_kind_CONTROLLER);
+    bool waits = false;
     for (unsigned m = 0; m < status->member_count; m++) {
         bool known = false;
         for (size_t i = 0; i < count && !known; i++)
@@ -80,10 +111,16 @@ static void make_plan(const struct state *state, const struct raft_node_status *
         plan->raft_id = status->members[m].id;
         return;
     }
-    for (size_t i = 0; i < count; i++)
-        if (plan_controller(state_at(state, object_kind_CONTROLLER, i)->controller, status, plan))
+    for (size_t i = 0; i < count; i++) {
+        if (!plan_controller(state_at(state, object_kind_CONTROLLER, i)->controller, status, plan))
+            continue;
+        if (!has_to_wait(service, plan))
             return;
+        waits = true;
+    }
     plan->step = STEP_NONE;
+    if (!waits)
+        service->welcome_since_ms = 0;
 }
 
 static void on_changed(void *arg, int status, const struct error *err)
@@ -146,7 +183,7 @@ void membership_tick(struct service *service)
     if (status->leader.role != RAFT_NODE_LEADER)
         return;
     service_lock_state(service);
-    make_plan(service->state, status, &plan);
+    make_plan(service, status, &plan);
     service_unlock_state(service);
     if (plan.step == STEP_NONE)
         return;
@@ -158,6 +195,7 @@ void membership_tick(struct service *service)
                                         : "role",
              (unsigned long long)plan.raft_id, plan.address);
     const struct raft_node_member *member = find_member(status, plan.raft_id);
+    service->welcome_since_ms = 0;
     if (plan.step == STEP_ROLE)
         record_role(service, &plan);
     else if (plan.step == STEP_REMOVE)

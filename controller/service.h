@@ -49,6 +49,7 @@ struct service {
     uint64_t applied_index;
     bool change_busy;            /* a change of Raft's configuration is under way */
     uint64_t membership_next_ms; /* no change of ours before this time */
+    uint64_t welcome_since_ms;   /* a controller is kept from counting, as hosts do not have its support yet; 0: none */
     bool init_proposed;          /* and not answered */
     bool init_file_gone;         /* init.json, recover.json */
     bool barrier_busy;           /* service_become_ready's */

@@ -34,8 +34,9 @@ static void deadline_may_have_changed(struct agent_lease *lease)
             log_info("lease-held", "generation=%llu for_ms=%llu", (unsigned long long)lease->holder.generation,
                      (unsigned long long)((deadline_ns - now_ns) / 1000000));
         else
-            log_warning("lease-over", "generation=%llu why=\"no majority of the controllers supports it\"",
-                        (unsigned long long)lease->holder.generation);
+            log_warning("lease-over", "generation=%llu controllers=%u strangers=%u why=\"no majority of the controllers supports it\"",
+                        (unsigned long long)lease->holder.generation, lease->holder.voter_count,
+                        lease_holder_strangers(&lease->holder));
     }
     if (deadline_ns == lease->deadline_ns)
         return;

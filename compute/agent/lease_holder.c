@@ -83,6 +83,14 @@ static uint64_t until_of(const struct lease_holder *holder, uint64_t raft_id)
     return 0;
 }
 
+unsigned lease_holder_strangers(const struct lease_holder *holder)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < holder->voter_count; i++)
+        count += until_of(holder, holder->voters[i].raft_id) == 0;
+    return count;
+}
+
 uint64_t lease_holder_deadline(const struct lease_holder *holder)
 {
     uint64_t sorted[LEASE_HOLDER_VOTERS_MAX]; /* the latest first */

@@ -51,6 +51,8 @@ void lease_holder_generation(struct lease_holder *holder, uint64_t generation);
 bool lease_holder_answered(struct lease_holder *holder, const struct lease_answer *answer, uint64_t asked_ns);
 /* The connection to @address for a question at @asked_ns was refused, which is known at @now_ns. */
 void lease_holder_refused(struct lease_holder *holder, const char *address, uint64_t asked_ns, uint64_t now_ns);
+/* How many of the controllers that count have never supported it: after a change of them there should be none. */
+unsigned lease_holder_strangers(const struct lease_holder *holder);
 /* Until when a majority supports it; 0: never has. */
 uint64_t lease_holder_deadline(const struct lease_holder *holder);
 

@@ -12,6 +12,7 @@
 
 #include "controller/api/api_write.h"
 #include "controller/environment.h"
+#include "controller/membership.h"
 
 /* Raft id of the controller in the path; 0: there is none. */
 static uint64_t find_raft_id(struct api_call *call, char id[STATE_ID_BYTES])
@@ -63,6 +64,21 @@ static bool await_settled(struct api_call *call, void (*again)(struct api_call *
     return true;
 }
 
+/* Raft counts it; for the hosts' leases it counts once they have its support, if that takes no more than a moment. */
+static void await_welcome(struct api_call *call)
+{
+    char id[STATE_ID_BYTES];
+    uint64_t raft_id = find_raft_id(call, id), now_ms = environment_monotonic_ms();
+    if (call->leader_deadline_ms == 0)
+        call->leader_deadline_ms = now_ms + API_MEMBER_WAIT_MS;
+    if (call->service->ready && !call->service->stopping && now_ms < call->leader_deadline_ms && raft_id != 0 &&
+        !membership_welcomes(call->service, raft_id) &&
+        api_call_wait(call, &call->service->api.member_waiters, API_TICK_MS, await_welcome) == 0)
+        return;
+    call->leader_deadline_ms = 0;
+    api_write(call); /* the table follows */
+}
+
 static void on_promoted(void *arg, int status, const struct error *err)
 {
     struct api_call *call = arg;
@@ -70,7 +86,7 @@ static void on_promoted(void *arg, int status, const struct error *err)
     if (status < 0)
         api_call_error(call, err);
     else
-        api_write(call); /* the table follows */
+        await_welcome(call);
 }
 
 void api_member_promote(struct api_call *call)

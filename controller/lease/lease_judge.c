@@ -12,6 +12,8 @@
 struct lease_judged_host {
     char id[STATE_ID_BYTES];
     uint64_t generation, heard_ms;
+    bool supported;
+    uint64_t supported_ms; /* where it is */
     uint64_t confirmed; /* newest generation that this controller has confirmed, and never takes back */
 };
 
@@ -62,6 +64,8 @@ void lease_judge_take(struct lease_judge *judge, const struct lease_view *given,
         }
         host->generation = seen->generation;
         host->heard_ms = seen->heard_ms;
+        host->supported = OBJECT_HAS(lease_host, seen, supported_ms);
+        host->supported_ms = seen->supported_ms;
         if (seen->confirmed)
             host->confirmed = MAX(host->confirmed, seen->generation);
     }
@@ -126,6 +130,39 @@ bool lease_judge_settled(const struct lease_judge *judge, const struct state *st
 {
     (void)now_ns; /* what was applied once stays applied, however old the view is */
     return count_settled(judge, state, 0) >= majority(state);
+}
+
+/* How many voters support the host's lease; @joins does, for long enough, too. */
+static unsigned count_supports(const struct lease_judge *judge, const struct state *state, const char *id, uint64_t joins,
+                               uint64_t now_ns, bool *ret_joins)
+{
+    unsigned count = 0;
+    *ret_joins = false;
+    for (unsigned i = 0; i < judge->count; i++) {
+        const struct lease_judged_view *view = &judge->views[i];
+        const struct lease_judged_host *host = map_get(&view->hosts, id);
+        if (host == NULL || !host->supported || !is_fresh(view, now_ns))
+            continue;
+        if (view->raft_id == joins)
+            *ret_joins = host->supported_ms >= LEASE_WELCOME_MS;
+        else
+            count += is_voter(state, view->raft_id);
+    }
+    return count;
+}
+
+bool lease_judge_welcomes(const struct lease_judge *judge, const struct state *state, uint64_t raft_id, uint64_t now_ns)
+{
+    if (is_voter(state, raft_id))
+        return true;
+    unsigned most = majority(state), most_then = (state_voters(state) + 1) / 2 + 1;
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        bool too;
+        unsigned count = count_supports(judge, state, state_at(state, object_kind_HOST, i)->common->id, raft_id, now_ns, &too);
+        if (count >= most && count + too < most_then)
+            return false;
+    }
+    return true;
 }
 
 bool lease_judge_hears(const struct lease_judge *judge, const struct state *state, const char *host, uint64_t now_ns)

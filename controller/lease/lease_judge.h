@@ -11,6 +11,11 @@
  * long, on their own clocks), and the next change waits until a majority has applied the last one (lease_judge_settled):
  * so a host counts its majority among the newest or, for as long as a support lasts, among those of the step before.
  *
+ * Who is to count from now on is looked at before, and asked by the hosts: it supports their leases without being counted, and
+ * counts once it does (lease_judge_welcomes). Else the host that learns of the new list would have too few supports at once:
+ * one of two, where a cluster grows from one controller. That is for the VMs' sake; it takes nothing away from the proof, for what
+ * supports and confirms is the same whoever is counted.
+ *
  * Pure, as lease_table.h; on a ready leader, one thread. What it has been told is forgotten with the leadership, which
  * costs one round of looks. */
 #ifndef CONTROLLER_LEASE_LEASE_JUDGE_H
@@ -21,6 +26,7 @@
 #define LEASE_SILENCE_MS 2500u /* not heard for so long by a majority: suspected; two questions and a half */
 #define LEASE_HEARD_MS 2000u   /* heard within that: it is there */
 #define LEASE_FRESH_MS 1500u   /* a view that is older counts for nothing */
+#define LEASE_WELCOME_MS 1500u /* supported for so long: the host has heard so, and has asked again */
 #define LEASE_LOOK_MS 500u     /* between two looks at a controller, */
 #define LEASE_LOOK_SOON_MS 100u /* while a host is suspected */
 #define LEASE_COMMANDS_MAX 64u /* of one judgement; the rest comes with the next */
@@ -60,6 +66,8 @@ void lease_judge_tick(const struct lease_judge *judge, const struct state *state
 void lease_judgement_finish(struct lease_judgement *judgement);
 /* Has a majority of the voters applied the last change of them? Only then may there be another. */
 bool lease_judge_settled(const struct lease_judge *judge, const struct state *state, uint64_t now_ns);
+/* May controller @raft_id count? Not while it would take the majority of supports from a host that has one. */
+bool lease_judge_welcomes(const struct lease_judge *judge, const struct state *state, uint64_t raft_id, uint64_t now_ns);
 /* Does a majority hear the host at this time? A lost one comes back only then. */
 bool lease_judge_hears(const struct lease_judge *judge, const struct state *state, const char *host, uint64_t now_ns);
 

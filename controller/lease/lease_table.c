@@ -109,10 +109,14 @@ void lease_table_answer(struct lease_table *table, const struct state *state, co
     OBJECT_SET(lease_answer, ret, generation, host->host->generation);
     OBJECT_SET(lease_answer, ret, orders_index, state_host_orders_index(host));
     OBJECT_SET(lease_answer, ret, supported, why == NULL);
-    if (why != NULL)
+    if (why != NULL) {
         OBJECT_TEXT(lease_answer, ret, why, why);
-    else
-        support->until_ns = now_ns + patience_ns(table, state);
+        support->since_ns = 0;
+        return;
+    }
+    if (support->since_ns == 0 || support->until_ns <= now_ns)
+        support->since_ns = now_ns;
+    support->until_ns = now_ns + patience_ns(table, state);
 }
 
 /* ---- the leader looks ---- */
@@ -140,6 +144,8 @@ static void put_host(struct lease_table *table, const struct state *state, const
     OBJECT_SET(lease_host, ret, heard_ms, (now_ns - support->heard_ns) / LEASE_MS);
     if (confirms(table, state, host, now_ns))
         OBJECT_SET(lease_host, ret, confirmed, true);
+    if (support->since_ns != 0 && now_ns < support->until_ns)
+        OBJECT_SET(lease_host, ret, supported_ms, (now_ns - support->since_ns) / LEASE_MS);
 }
 
 void lease_table_view(struct lease_table *table, const struct state *state, const struct lease_look *look, uint64_t raft_id,

@@ -24,6 +24,7 @@ struct lease_support {
     char host[STATE_ID_BYTES];
     uint64_t until_ns; /* last support runs out; 0: never supported by this process. Whatever the generation was */
     uint64_t heard_ns; /* last question */
+    uint64_t since_ns; /* it has been supported without a gap; 0: the last question was not granted */
 };
 
 /* What is broken on purpose, to see that it is found; nothing in a real controller. */

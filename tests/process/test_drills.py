@@ -47,9 +47,9 @@ def reserve(cluster, name='by-hand', seconds=120):
                    what=f'{controller.name} knows of the drill')
 
 
-def cut_addresses(host):
-    """What the kernel of a host drops for the sake of a drill; None: there is no table for it."""
-    done = host.run(['nft', '-j', 'list', 'set', 'inet', 'drover_drill', 'far4'], check=False)
+def cut_addresses(host, role):
+    """What the kernel of a host drops for the sake of a drill, of agent ('host') or controller; None: there is no table for it."""
+    done = host.run(['nft', '-j', 'list', 'set', 'inet', f'drover_drill_{role}', 'far4'], check=False)
     if done.returncode != 0:
         return None
     (found,) = [item['set'] for item in json.loads(done.stdout)['nftables'] if 'set' in item]
@@ -73,6 +73,17 @@ def check_ended_well(cluster, report, hosts):
     assert all(done['ok'] for done in report['put_back']), report['put_back']
     wait_until(lambda: cluster.hosts_up() == hosts, 30, 'every host is up')
     assert not [flavor for flavor in cluster.items('/v1/flavors') if flavor['name'].startswith('drill-')]
+
+
+def check_not_held(cluster, web, agent, pauses):
+    """Its VMM was held for want of a lease no more often than @pauses. Where this machine stood still for as long as a lease lasts, that
+    is no fault of theirs: then the agent had asked and heard nothing. Too few supports because of a change of the controllers is one."""
+    overs = [line for a in cluster.agents for line in a.program.text().splitlines() if 'lease-over' in line]
+    assert all('strangers=0' in line for line in overs), overs
+    held = web.pauses(agent) - pauses
+    assert held == 0 or 'lease-over' in agent.program.text(), f'held {held} times though its lease was never over'
+    if held or overs:
+        print(f'held {held} times, as nothing was heard for the length of a lease: {overs}')
 
 
 def check_nothing_moved(report, web, agent, epoch):
@@ -226,7 +237,7 @@ def test_slow_disk_and_a_controller_cut_off(make_cluster):
     runs = threading.Thread(target=lambda: seen.append(drill(cluster, 'controller-partition', '--controller', leader.name, '--seconds', '8')))
     runs.start()
     far = sorted(c.host.address for c in cluster.controllers if c is not leader)
-    wait_until(lambda: sorted(cut_addresses(leader.host) or []) == far, 60, 'it is cut off', poll_s=0.02)
+    wait_until(lambda: sorted(cut_addresses(leader.host, 'controller') or []) == far, 60, 'it is cut off', poll_s=0.02)
     runs.join(DRILL_S)
     (report,) = seen
     print(f'controller-partition took {time.monotonic() - began:.1f} s')
@@ -235,8 +246,8 @@ def test_slow_disk_and_a_controller_cut_off(make_cluster):
     assert report['controller'] == leader.name
     assert any(m['what'].startswith('controller ') and m['what'].endswith(' leads') and leader.name not in m['what']
                for m in report['timeline'] if m['at_ms'] > 0), 'another one has led'
-    print(f'held for want of a lease: {web.pauses(agent) - pauses} times')
-    wait_until(lambda: cut_addresses(leader.host) is None, 20, 'no rule is left')
+    check_not_held(cluster, web, agent, pauses)
+    wait_until(lambda: cut_addresses(leader.host, 'controller') is None, 20, 'no rule is left')
 
 
 @pytest.mark.slow
@@ -311,7 +322,7 @@ def test_network_partition(make_cluster):
     (row,) = report['vms']
     assert row['to'] not in ('', agent.name) and web.agent() is agent
     assert 'drill-begins' in agent.program.text() and 'fault=cut' in agent.program.text()
-    wait_until(lambda: cut_addresses(agent.host) is None, 20, 'no rule is left')
+    wait_until(lambda: cut_addresses(agent.host, 'host') is None, 20, 'no rule is left')
 
 
 @pytest.mark.slow
@@ -322,17 +333,45 @@ def test_the_end_of_a_cut_needs_nobody(make_cluster):
     agent, controller = cluster.agent(4), next(c for c in cluster.controllers if c is not cluster.leader())
     others = [h.host.address for h in cluster.controllers + cluster.agents]
     reserve(cluster)
-    for member, path, to in ((agent, f'/v1/hosts/{agent.name}/drill', None), (controller, f'/v1/controllers/{controller.name}/drill', controller)):
+    for member, role, path, to in ((agent, 'host', f'/v1/hosts/{agent.name}/drill', None),
+                                   (controller, 'controller', f'/v1/controllers/{controller.name}/drill', controller)):
         far = sorted({address for address in others if address != member.host.address})
         status, _, body = cluster.api('POST', path, {'drill': 'by-hand', 'fault': 'cut', 'seconds': 15, 'far': far}, to=to)
         assert status == 200, body
-        wait_until(lambda: sorted(cut_addresses(member.host) or []) == far, 15, 'it is cut off', poll_s=0.02)
+        wait_until(lambda: sorted(cut_addresses(member.host, role) or []) == far, 15, 'it is cut off', poll_s=0.02)
         member.program.kill9()
-        wait_until(lambda: cut_addresses(member.host) == [], 30, 'the kernel has ended it')
+        wait_until(lambda: cut_addresses(member.host, role) == [], 30, 'the kernel has ended it')
         member.program.restart()
-        wait_until(lambda: cut_addresses(member.host) is None, 20, 'the next start has removed what was left')
+        wait_until(lambda: cut_addresses(member.host, role) is None, 20, 'the next start has removed what was left')
         wait_until(lambda: cluster.hosts_up() == 4 and all(cluster.ready(c) for c in cluster.controllers), 60, 'all is well')
     web.wait_ticking(web.agent())
+
+
+@pytest.mark.slow
+def test_two_cuts_of_one_machine(make_cluster):
+    """Its agent's ends, and its controller's goes on; so it is with one that an earlier version has left in a table for both."""
+    cluster = make_cluster(controllers=3, agents=3)
+    controller = next(c for c in cluster.controllers if c is not cluster.leader())
+    agent = next(a for a in cluster.agents if a.host is controller.host)
+    far = sorted(c.host.address for c in cluster.controllers if c is not controller)
+    reserve(cluster)
+    for role, path, to, seconds in (('controller', f'/v1/controllers/{controller.name}/drill', controller, 60),
+                                    ('host', f'/v1/hosts/{agent.name}/drill', cluster.leader(), 10)):
+        status, _, body = cluster.api('POST', path, {'drill': 'by-hand', 'fault': 'cut', 'seconds': seconds, 'far': far}, to=to)
+        assert status == 200, body
+        begun = time.monotonic()
+        wait_until(lambda: sorted(cut_addresses(agent.host, role) or []) == far, 15, f'the {role} is cut off', poll_s=0.02)
+    wait_until(lambda: cut_addresses(agent.host, 'host') is None, 60, 'the one is over')
+    found = cut_addresses(agent.host, 'controller')
+    assert found is not None, 'its table is its own'
+    assert sorted(found) == far or time.monotonic() - begun > 40, found
+    agent.program.kill9()
+    agent.host.run(['nft', 'add', 'table', 'inet', 'drover_drill'])
+    mark = agent.directory / 'drill-cut'
+    mark.write_text('inet drover_drill\n')
+    agent.program.restart()
+    wait_until(lambda: not mark.exists(), 30, 'the next start has cleaned up')
+    assert agent.host.run(['nft', 'list', 'table', 'inet', 'drover_drill'], check=False).returncode != 0
 
 
 class Machines:
@@ -438,6 +477,6 @@ def test_quorum_loss(make_cluster):
     others = {c.name for c in cluster.controllers if c is not leader}
     again = next(m['at_ms'] for m in report['timeline'] if m['what'] == 'the lost ones start again')
     assert not any(m['what'] in {f'controller {name} leads' for name in others} for m in report['timeline'] if m['at_ms'] < again), 'no rival'
-    print(f'held for want of a lease: {web.pauses(agent) - pauses} times')   # while votes change; more likely on a busy machine
+    check_not_held(cluster, web, agent, pauses)     # nor while votes change: who is to count supports before
     # and the drill of the day after works
     check_ended_well(cluster, drill(cluster, 'leader-loss', '--seconds', '1'), 3)

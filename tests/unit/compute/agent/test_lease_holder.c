@@ -99,6 +99,23 @@ static void the_newest_controllers_count(void **test UNUSED)
     assert_int_equal(lease_holder_deadline(&h), 17 * S);
 }
 
+/* From one controller to two: the second one's support is had before it counts, and the lease is never without a majority. */
+static void a_controller_that_supported_before_it_counts_takes_nothing(void **test UNUSED)
+{
+    struct lease_holder late = {0}, early = {0};
+    take(&late, answer_of(1, true, 7, 1), 10 * S);
+    take(&early, answer_of(1, true, 7, 1), 10 * S);
+    take(&early, answer_of(2, true, 7, 1), 10 * S); /* it does not count, and what it says does not either */
+    assert_int_equal(lease_holder_deadline(&early), 15 * S);
+    assert_int_equal(lease_holder_strangers(&early), 0);
+    take(&late, answer_of(1, true, 8, 2), 11 * S);
+    take(&early, answer_of(1, true, 8, 2), 11 * S);
+    assert_int_equal(lease_holder_deadline(&late), 0); /* one of two is no majority: why it is not made to count so soon */
+    assert_int_equal(lease_holder_strangers(&late), 1);
+    assert_int_equal(lease_holder_deadline(&early), 15 * S);
+    assert_int_equal(lease_holder_strangers(&early), 0);
+}
+
 static void a_cluster_that_was_recovered_leaves_the_old_controllers_behind(void **test UNUSED)
 {
     struct lease_holder h = {0};
@@ -136,6 +153,7 @@ int main(void)
         cmocka_unit_test(a_refusal_extends_what_holds_and_revives_nothing),
         cmocka_unit_test(where_the_setting_says_so_a_refusal_is_worth_nothing),
         cmocka_unit_test(the_newest_controllers_count),
+        cmocka_unit_test(a_controller_that_supported_before_it_counts_takes_nothing),
         cmocka_unit_test(a_cluster_that_was_recovered_leaves_the_old_controllers_behind),
         cmocka_unit_test(pages),
     };

@@ -348,6 +348,58 @@ static void a_leader_that_sees_no_majority_suspects_nobody(void **test)
     }
 }
 
+/* Who is to count supports first, and does so without being counted. */
+static void a_new_controller_counts_once_hosts_have_its_support(void **test)
+{
+    struct bed *b = *test;
+    struct lease_table joins;
+    struct lease_view view = {0};
+    struct lease_look own = {0};
+    bool welcome[2];
+    lease_table_init(&joins, b->now_ns);
+    fixture_host(&b->f, "n2", 8192);
+    look_at_all(b);
+    for (unsigned k = 0; k < 5; k++) {
+        /* n1 is supported by two of three: enough as it is, not of four. n2 by all; its lease is nobody's concern from 3 on. */
+        ask(b, 0, "n1", 1);
+        ask(b, 1, "n1", 1);
+        for (unsigned c = 0; c < 3; c++)
+            ask(b, c, "n2", 1);
+        if (k >= 1) { /* the fourth one is asked as well, and supports when it has heard of the leader */
+            struct lease_question question = {0};
+            struct lease_answer answer = {0};
+            OBJECT_TEXT(lease_question, &question, host, host_of(b, "n1")->id);
+            OBJECT_SET(lease_question, &question, generation, 1);
+            OBJECT_SET(lease_question, &question, cluster_epoch, 1);
+            lease_table_answer(&joins, b->f.state, &question, 4, b->now_ns, &answer);
+            assert_true(answer.supported == (k >= 2));
+            OBJECT_CLEAR(lease_question, &question);
+            OBJECT_CLEAR(lease_answer, &answer);
+        }
+        look_at_all(b);
+        if (k >= 1) {
+            own = (struct lease_look){0};
+            OBJECT_SET(lease_look, &own, term, 1);
+            OBJECT_SET(lease_look, &own, index, state_index(b->f.state));
+            OBJECT_SET(lease_look, &own, cluster_epoch, 1);
+            lease_table_view(&joins, b->f.state, &own, 4, 1, b->now_ns, &view);
+            lease_judge_take(&b->judge, &view, 1, b->now_ns);
+            OBJECT_CLEAR(lease_view, &view);
+        }
+        welcome[0] = lease_judge_welcomes(&b->judge, b->f.state, 4, b->now_ns);
+        assert_true(welcome[0] == (k == 4)); /* for two seconds by now: n1 has asked again since */
+        assert_true(lease_judge_welcomes(&b->judge, b->f.state, 2, b->now_ns)); /* that counts already */
+        b->now_ns += S;
+    }
+    /* A host that no majority supports has nothing to lose. */
+    lease_judge_reset(&b->judge);
+    b->now_ns += 60 * S;
+    look_at_all(b);
+    welcome[1] = lease_judge_welcomes(&b->judge, b->f.state, 4, b->now_ns);
+    assert_true(welcome[1]);
+    lease_table_finish(&joins);
+}
+
 static void after_a_change_of_the_controllers_nobody_is_lost_for_a_ttl(void **test)
 {
     struct bed *b = *test;
@@ -555,6 +607,7 @@ int main(void)
         TEST(a_lost_host_comes_back_by_its_report),
         TEST(one_confirmation_is_not_enough),
         TEST(a_leader_that_sees_no_majority_suspects_nobody),
+        TEST(a_new_controller_counts_once_hosts_have_its_support),
         TEST(after_a_change_of_the_controllers_nobody_is_lost_for_a_ttl),
         TEST(disarmed_nobody_is_lost_and_armed_only_who_has_said_so),
         TEST(a_vm_that_gets_ha_is_moved_only_when_its_host_has_heard_of_it),
