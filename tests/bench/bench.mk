@@ -31,5 +31,5 @@ bench-leases: $(BUILD)/bin/drover-controller $(BUILD)/tests/bench/bench_leases #
 	@/usr/bin/python3 tests/bench/bench_leases.py
 
 .PHONY: drill-rounds
-drill-rounds: programs guest    ## rounds of drills on the process bed, p50, p99 and the slowest of each kind (ROUNDS=10 DRILL="host-loss leader-loss" KEEP=FILE)
-	@/usr/bin/python3 tests/process/drill_rounds.py --rounds $(or $(ROUNDS),10) $(if $(KEEP),--keep $(KEEP)) $(DRILL)
+drill-rounds: programs guest    ## rounds of drills on the process bed, p50, p99 and the slowest of each kind (ROUNDS=10 BATCH=5 DRILL="host-loss leader-loss" KEEP=FILE)
+	@/usr/bin/python3 tests/process/drill_rounds.py --rounds $(or $(ROUNDS),10) $(if $(BATCH),--batch $(BATCH)) $(if $(KEEP),--keep $(KEEP)) $(DRILL)
