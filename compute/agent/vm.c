@@ -101,6 +101,7 @@ struct local_vm {
     unsigned holds; /* tasks that want its disks for themselves */
     bool looking; /* something holds the VM's lock and its name is not known yet */
     bool adjust_again; /* the order has changed since it began to be adjusted */
+    struct vm_order dropped; /* disks that its VMM may have though no order names them any more (vm_adjust_dropped) */
     bool adjusted; /* the VMM was started with the devices of the order, or has been given them */
     uint64_t answer_index; /* of the newest answer of the controllers that had an order for it */
     bool owned;  /* file.arriving: it is this host's now */
@@ -684,6 +685,8 @@ static void vm_on_adjusted(void *arg, int status, const struct error *err)
     }
     if (status == 0) {
         vm->adjusted = !vm->adjust_again;
+        if (vm->adjusted)
+            OBJECT_CLEAR(vm_order, &vm->dropped);
     } else if (status != -ECANCELED && vm->process) {
         vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
         snprintf(text, sizeof(text), "its devices are not as wanted yet: %.360s", err->text);
@@ -698,6 +701,7 @@ static void vm_adjust(struct local_vm *vm)
 {
     const struct vm_adjust_options options = {.context = vm->context,
                                               .order = &vm->file.order,
+                                              .dropped = &vm->dropped,
                                               .control_path = vm->control_path,
                                               .user = vm->file.user != 0 ? vm->file.user : geteuid(),
                                               .jailed = vm->file.user != 0,
@@ -1392,6 +1396,10 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     if (!same) {
         if (vm_adjust_needed(known, order))
             vm->adjusted = false;
+        if (vm->process)
+            vm_adjust_dropped(known, order, &vm->dropped);
+        else
+            OBJECT_CLEAR(vm_order, &vm->dropped);
         if (order->epoch > known->epoch)
             OBJECT_TEXT(agent_vm, &vm->file, leaving, NULL);
         if (vm->adjust != NULL) { /* for an order that counts no more */
@@ -1580,6 +1588,7 @@ static void vm_maybe_finish(struct local_vm *vm)
     void *arg = vm->closed_arg;
     lease_page_close(&vm->page);
     OBJECT_CLEAR(agent_vm, &vm->file);
+    OBJECT_CLEAR(vm_order, &vm->dropped);
     free(vm);
     if (closed != NULL)
         closed(arg);

@@ -499,11 +499,44 @@ static void on_start(uv_timer_t *timer)
     next(timer->data);
 }
 
+static bool has_disk(const struct vm_order *order, const char *name)
+{
+    const struct vm_disk *disks = order->disks.items;
+    for (size_t i = 0; i < order->disks.count; i++)
+        if (strcmp(disks[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+/* @disk of @from, as one that leaves. */
+static void add_leaving(struct vm_order *to, const struct vm_order *from, const struct vm_disk *disk)
+{
+    const struct pool_order *pool = pool_dir_of(from, disk);
+    struct vm_disk *leaves = OBJECT_ADD(vm_order, to, disks);
+    OBJECT_COPY(vm_disk, leaves, disk);
+    OBJECT_SET(vm_disk, leaves, leaving, true);
+    OBJECT_SET(vm_disk, leaves, forced, true);
+    if (pool != NULL && pool_dir_of(to, disk) == NULL)
+        OBJECT_COPY(pool_order, (struct pool_order *)OBJECT_ADD(vm_order, to, pools), pool);
+}
+
+void vm_adjust_dropped(const struct vm_order *before, const struct vm_order *after, struct vm_order *dropped)
+{
+    const struct vm_disk *disks = before->disks.items;
+    for (size_t i = 0; i < before->disks.count; i++)
+        if (disks[i].volume != NULL && !disks[i].leaving && !has_disk(after, disks[i].name) && !has_disk(dropped, disks[i].name))
+            add_leaving(dropped, before, &disks[i]);
+}
+
 struct vm_adjust *vm_adjust_start(const struct vm_adjust_options *options)
 {
+    const struct vm_disk *dropped = options->dropped->disks.items;
     struct vm_adjust *a = NEW(struct vm_adjust);
     a->context = options->context;
     OBJECT_COPY(vm_order, &a->order, options->order);
+    for (size_t i = 0; i < options->dropped->disks.count; i++)
+        if (!has_disk(&a->order, dropped[i].name)) /* or it was wanted again meanwhile */
+            add_leaving(&a->order, options->dropped, &dropped[i]);
     snprintf(a->control_path, sizeof(a->control_path), "%s", options->control_path);
     a->user = options->user;
     a->jailed = options->jailed;

@@ -23,6 +23,7 @@ struct vm_adjust;
 struct vm_adjust_options {
     const struct vm_context *context; /* outlives it */
     const struct vm_order *order;     /* copied */
+    const struct vm_order *dropped;   /* its disks leave too (vm_adjust_dropped). Copied */
     const char *control_path;         /* copied */
     uid_t user;                       /* that the VMM runs as: its taps are this user's */
     bool jailed;                      /* and it sees only what it is shown */
@@ -35,6 +36,10 @@ struct vm_adjust_options {
 struct vm_adjust *vm_adjust_start(const struct vm_adjust_options *options);
 void vm_adjust_cancel(struct vm_adjust *adjust); /* done follows */
 
+/* An order comes after @before that does not name a volume's disk any more, and never has as one that leaves: what was decided of it was
+ * lost with the end of the controllers' log. For them it is nobody's, so the VMM must not keep it. Adds such disks to *dropped, with their
+ * pools, as ones that leave: by force where the guest keeps them. The caller clears it. */
+void vm_adjust_dropped(const struct vm_order *before, const struct vm_order *after, struct vm_order *dropped);
 /* Would a running VM have to be adjusted? */
 bool vm_adjust_needed(const struct vm_order *before, const struct vm_order *after);
 /* The same limits? Absent is no limit, as 0 is. */

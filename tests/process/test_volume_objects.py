@@ -1,5 +1,8 @@
 """Volumes: disks with a life of their own, made by the host of a pool, attached to one VM after another, also while these run."""
 import json
+import shutil
+
+import pytest
 
 from bed import wait_until
 from disk_guest import (NEEDED, WRITES, agent_of, console, create, done, image, pool, read_before, wait_pool, wait_writes, writes)
@@ -143,6 +146,36 @@ def test_plugged_into_a_vm_that_runs(make_cluster):
     assert head(ssd, made)['layers']
     cluster.cli('volume', 'delete', 'data', '--yes', '--wait', parse=False)
     assert not list((ssd / 'volumes').iterdir())
+
+
+@pytest.mark.slow
+def test_attached_by_what_was_lost_with_the_log(make_cluster):
+    """A volume is attached, and the cluster recovered from a controller that has not heard of it: for the state it is nobody's and its host
+    is ahead. The host is told again what is wanted, and its VMM lets the volume go."""
+    cluster = make_cluster(controllers=1, agents=1)
+    controller, agent = cluster.controller(1), cluster.agent(1)
+    image(cluster)
+    pool(cluster, 'ssd', kind='dir')
+    wait_pool(cluster, 'ssd', n1='present')
+    vm_id = create(cluster, 'one', **WRITES)
+    disk = cluster.cli('volume', 'create', 'data', '--pool', 'ssd', '--size', '8MiB', '--wait')['disk']
+    running, known = Running(cluster, 'one'), cluster.vm('one')['generation']
+    controller.program.kill9()
+    kept = cluster.bed.directory / 'kept'
+    shutil.copytree(controller.directory, kept, symlinks=True)
+    controller.program.restart()
+    wait_until(lambda: cluster.ready(controller), what='it is ready again')
+    cluster.cli('volume', 'attach', 'data', '--vm', 'one', '--wait')
+    assert not running.ask(f'disks/{disk}').get('unplugging') and cluster.vm('one')['seen_generation'] == known + 1
+    controller.program.kill9()
+    shutil.rmtree(controller.directory)
+    shutil.copytree(kept, controller.directory, symlinks=True)
+    controller.host.run([controller.binary, 'recover', '--data', controller.data, '--yes'])
+    controller.program.restart()
+    wait_until(lambda: cluster.ready(controller) and cluster.hosts_up() == 1, 60, 'the cluster goes on from what was kept')
+    wait_until(lambda: cluster.vm('one')['seen_generation'] >= known + 2, 60, 'its host knows what is wanted now')
+    assert volume(cluster, 'data')['state'] == 'available' and running.ask(f'disks/{disk}')['detached'] and running.same_process()
+    wait_writes(agent, vm_id, 20)
 
 
 def test_a_volume_begins_as_an_image(make_cluster):
