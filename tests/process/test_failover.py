@@ -72,7 +72,7 @@ class Watch:
 
 def percentile(values, per_cent):
     values = sorted(values)
-    return values[min(len(values) - 1, len(values) * per_cent // 100)]
+    return values[max(0, -(-len(values) * per_cent // 100) - 1)]     # the least that so many of them do not exceed
 
 
 def tell(what, times):
