@@ -4,6 +4,8 @@ Writers and readers use a few registers (register_clients.py) through whichever 
 fault lasts until calls are answered again, or for some time where it is a silent one; then the histories are checked
 (linearize.py). That the checker finds what is wrong is tested beside it, and here: reads that are allowed to be stale are.
 """
+import http.client
+import json
 import os
 import pathlib
 import random
@@ -20,6 +22,7 @@ from small_disk import Disk
 HERE = pathlib.Path(__file__).parent
 GO_ON_S = 90            # calls must be answered again within this of the end of a fault
 GO_ON_CALLS = 25
+OLD_LEADERS, READERS = 2, 8
 
 
 def clock_shim(bed):
@@ -158,6 +161,45 @@ def test_a_stale_read_is_found(make_bed):
     found, _ = bench.clients.violations()
     assert found
     print(found[0][1])
+
+
+@pytest.mark.slow
+def test_an_old_leader_that_wakes_answers_nothing_stale(make_bed):
+    """Reads wait at the leader while it stands still and another one has led and written: what it holds is not what it may answer. Once it
+    goes on it is asked by many at once, before it can have heard of anything: each answer must be the new value, or none."""
+    cluster = cluster_module.Cluster(make_bed(3), controllers=3, agents=0).start()
+    status, _, body = cluster.api('POST', '/v1/flavors', {'name': 'register', 'vcpus': 1, 'memory_bytes': 16 << 20, 'labels': {'v': '0'}})
+    assert status == 201, body
+    for number in range(1, OLD_LEADERS + 1):
+        old = cluster.leader()
+        others = [controller for controller in cluster.controllers if controller is not old]
+        readers = [cluster.connection(old, timeout_s=30) for _ in range(READERS)]
+        for reader in readers:      # their handshakes are over
+            reader.request('GET', '/v1/flavors/register')
+            assert json.loads(reader.getresponse().read())['labels']['v'] == str(number - 1)
+        old.program.freeze()
+
+        def written():
+            try:
+                return cluster.api('PATCH', '/v1/flavors/register', {'labels': {'v': str(number)}}, to=others[0])[0] == 200
+            except OSError:
+                return False
+        wait_until(written, 60, 'another one leads')
+        for reader in readers:
+            reader.request('GET', '/v1/flavors/register')
+        old.program.thaw()
+        answers = []
+        for reader in readers:
+            try:
+                answer = reader.getresponse()
+                text = answer.read()
+                answers.append(json.loads(text)['labels']['v'] if answer.status == 200 else answer.status)
+            except (OSError, http.client.HTTPException) as error:
+                answers.append(type(error).__name__)
+            reader.close()
+        print(f'{old.name}: {answers}')
+        assert str(number - 1) not in answers, answers
+        wait_until(lambda: all(cluster.ready(controller) for controller in cluster.controllers), 60, 'all are ready')
 
 
 @pytest.mark.slow
