@@ -64,6 +64,14 @@ def writes_on(vm, more=3, again=False):
     assert again or not FAULTS.search(vm.out.text), vm.out.text[-2000:]
 
 
+def writes_everywhere(vm, writes=100):
+    """So many, at random places of four clusters, that each of these has some: a slow machine does few between two counts."""
+    writes_on(vm)
+    until = counts(vm.out)[-1][0] + writes
+    while counts(vm.out)[-1][0] < until:
+        writes_on(vm, 1)
+
+
 def power_off(vm):
     assert vm.move('stopped')[0] == 200
     assert vm.process.wait(LIMIT_S) == 0, vm.log.read_text()
@@ -81,7 +89,7 @@ def test_images_are_of_one_instant(guest, tmp_path, how):
     then = [(tmp_path / name).read_bytes() for name in ('disk', 'second')]
     answer = begin(vm)
     assert answer['phase'] == 'open' and answer['consistency'] == 'crash' and 'agent' in answer['why_not']
-    assert [d['id'] for d in answer['disks']] == ['disk0', 'disk1'] and answer['pause_us'] < 1000000
+    assert [d['id'] for d in answer['disks']] == ['disk0', 'disk1'] and answer['pause_us'] < 10000000
     assert os.stat(vm.socket).st_mode & 0o777 == 0o600
     vm.move('running')
     writes_on(vm, 5)
@@ -140,7 +148,7 @@ def test_what_has_changed(guest, vmm, tmp_path):   # noqa: F811
     assert not begin(vm, 'one', since='never')['disks'][0]['changed_known']
     assert changed(vm, 'never') is None
     end(vm, 'one')
-    writes_on(vm)
+    writes_everywhere(vm)
     answer = begin(vm, 'two', since='one')
     assert answer['disks'][0]['changed_known'] and 0 < answer['disks'][0]['changed_bytes'] <= 4 * CLUSTER
     assert answer['disks'][1] == {**answer['disks'][1], 'changed_known': True, 'changed_bytes': 0}
