@@ -99,7 +99,7 @@ def taken_over(cluster, vm_id, old, before, timeout_s=15):
     """The VM runs on another host than @old, on the disk that it had flushed @before writes to there. Returns that host's agent."""
     found = wait_until(lambda: next((a for a in cluster.agents if a is not old and writes(a, vm_id) > 0), None), timeout_s,
                        'the VM runs elsewhere', poll_s=0.05)
-    wait_until(lambda: read_before(found, vm_id), 30, 'the guest finds what was written')
-    assert max(read_before(found, vm_id)) + BLOCKS >= before
+    # block by block, in any order; some are of long before
+    wait_until(lambda: max(read_before(found, vm_id), default=-1) + BLOCKS >= before, 30, 'the guest finds what was written')
     assert 'disk: status' not in console(found, vm_id)
     return found

@@ -88,6 +88,8 @@ def test_nothing_is_lost_or_doubled(world, chance, how):  # noqa: F811
         vm = world.restore(path)
         console = vm.console()
     work_on(console, chance)
+    while counts(console)[-1][0] < 20 * BLOCKS:     # each block has been written then, also by a guest on a slow machine
+        wait_counts(console, len(counts(console)) + 1)
     console.socket.send(b'verify\n')
     verified = console.wait(r'^disk verified (\d+) writes (\d+) reads$')
     assert not FAULTS.search(console.text), console.text[-2000:]
