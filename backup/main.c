@@ -39,6 +39,8 @@ static const struct option_row rows[] = {
      AT(key_file), "*"},
     {"credentials", "FILE", "the access key and the secret key for S3, a line each, instead of those of the environment", TEXT,
      AT(credentials), "*"},
+    {"repository", "ID", "only if the store is this one (32 hex digits); else nothing is done", TEXT, AT(repository), "clsrmnvpak"},
+    {"host", "NAME", "what this host is called in words about that", TEXT, AT(host), "clsrmnvpak"},
     {"limit", "BYTES", "transfer at most so many bytes a second (K, M, G: times 1024)", BYTES, AT(limit), "crvpamn"},
     {"threads", "N", "threads that compute (default: one for each processor)", NUMBER, AT(threads), "crv"},
     {"progress-fd", "N", "write progress there, a JSON object on each line", WORD, AT(progress_fd), "crvpl"},
@@ -151,7 +153,8 @@ static void help(void)
         "10 made by a newer version; 11 cancelled (SIGTERM, SIGINT).\n\n"
         "Progress (--progress-fd): {\"step\",\"disk\",\"done_bytes\",\"total_bytes\",\"read_bytes\",\"new_bytes\",\n"
         "\"stored_bytes\"}; the last line is {\"step\":\"done\",\"result\":{...}} or "
-        "{\"step\":\"failed\",\"code\",\"text\"}.\n");
+        "{\"step\":\"failed\",\"code\",\"text\"}. "
+        "Once the store is open: {\"repository\":ID}.\n");
 }
 
 static int number_parse(const char *text, bool unit, uint64_t *ret, struct error *err)

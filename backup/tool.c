@@ -10,6 +10,19 @@
 #include "backup/store_pace.h"
 #include "common/file.h"
 
+/* 32 hex digits and a NUL. */
+enum { TOOL_REPOSITORY_BYTES = 33 };
+
+static void line_write(int fd, const struct bytes_writer *line)
+{
+    for (size_t at = 0; at < line->size;) {
+        ssize_t n = write(fd, line->data + at, line->size - at);
+        if (n < 0 && errno != EINTR)
+            return; /* nobody listens any more: the work goes on */
+        at += n > 0 ? (size_t)n : 0;
+    }
+}
+
 int tool_key_read(const char *path, uint8_t ret_key[CHUNK_KEY_BYTES], struct error *err)
 {
     char *text = NULL;
@@ -46,6 +59,46 @@ static int credentials_take(const char *path, struct error *err)
     return code;
 }
 
+static void repository_text(const struct repo *repo, char ret[TOOL_REPOSITORY_BYTES])
+{
+    chunk_hex_text(repo->header.id, sizeof repo->header.id, ret);
+}
+
+/* --repository: a share that is not mounted shows an empty directory, or another store. @there: NULL: none. */
+static int repository_other(const struct tool_options *o, const char *there, struct error *err)
+{
+    char own[65] = "", place[256];
+    (void)gethostname(own, sizeof own - 1);
+    text_copy(place, sizeof place, o->store);
+    const char *host = o->host != NULL ? o->host : own;
+    if (there == NULL)
+        return error_set(err, -ESTALE, ERROR_CONFLICT, "at %s is no repository, and not %.32s: is the share mounted on %.63s?",
+                         place, o->repository, host);
+    return error_set(err, -ESTALE, ERROR_CONFLICT, "at %s is repository %.32s, not %.32s: is the share mounted on %.63s?", place,
+                     there, o->repository, host);
+}
+
+/* And say which it is, before anything is done: who hears it knows that something may have been. */
+static int repository_open(const struct tool_options *o, const uint8_t *key, struct tool_place *p, struct error *err)
+{
+    char text[TOOL_REPOSITORY_BYTES];
+    struct bytes_writer line = {0};
+    int code = repo_open(p->store, key, &p->repo, err);
+    if (code == -ENOENT && o->repository != NULL)
+        return repository_other(o, NULL, err);
+    if (code < 0)
+        return code;
+    p->opened = true;
+    repository_text(&p->repo, text);
+    if (o->repository != NULL && strcmp(o->repository, text) != 0)
+        return repository_other(o, text, err);
+    bytes_put_format(&line, "{\"repository\":\"%s\"}\n", text);
+    if (o->progress_fd >= 0)
+        line_write(o->progress_fd, &line);
+    bytes_writer_finish(&line);
+    return 0;
+}
+
 int tool_open(const struct tool_options *o, bool repo, struct tool_place *ret_place, struct error *err)
 {
     struct tool_place *p = ret_place;
@@ -61,10 +114,8 @@ int tool_open(const struct tool_options *o, bool repo, struct tool_place *ret_pl
         p->store->pace = p->pace = store_pace_create(o->limit);
     if (code == 0 && repo && o->key_file != NULL)
         code = tool_key_read(o->key_file, key, err);
-    if (code == 0 && repo) {
-        code = repo_open(p->store, o->key_file != NULL ? key : NULL, &p->repo, err);
-        p->opened = code == 0;
-    }
+    if (code == 0 && repo)
+        code = repository_open(o, o->key_file != NULL ? key : NULL, p, err);
     memset(key, 0, sizeof key);
     return code;
 }
@@ -102,16 +153,6 @@ void tool_progress_init(struct tool_progress *p, const struct tool_options *o)
 {
     *p = (struct tool_progress){
         .fd = o->progress_fd, .terminal = o->progress_fd < 0 && isatty(STDERR_FILENO), .begun_ms = now_ms()};
-}
-
-static void line_write(int fd, const struct bytes_writer *line)
-{
-    for (size_t at = 0; at < line->size;) {
-        ssize_t n = write(fd, line->data + at, line->size - at);
-        if (n < 0 && errno != EINTR)
-            return; /* nobody listens any more: the work goes on */
-        at += n > 0 ? (size_t)n : 0;
-    }
 }
 
 void tool_progress_report(void *arg, const struct backup_progress *progress)

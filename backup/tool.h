@@ -21,6 +21,7 @@ struct tool_pairs {
 
 struct tool_options {
     const char *store, *key_file, *credentials;
+    const char *repository, *host; /* what must be there; what this host is called (NULL: as it calls itself) */
     const char *backup, *id, *parent, *vm, *vm_id, *definition, *consistency, *created_at;
     const char *key_name, *add_key_file, *remove_key;
     const char *at, *socket, *after, *forget_list;

@@ -1,4 +1,4 @@
-/* drover-backup list --page-bytes: what a store has, for a cluster that does not know it (the agent's task backup-attach). By
+/* drover-backup list --page-bytes: what a store has, also what of it cannot be read ({"id","damage"}), for a cluster that does not know it (the agent's task backup-attach). By
  * id, so that who asks again with the last one goes on; only the manifests of one page are read. */
 #include <errno.h>
 #include <inttypes.h>
@@ -25,6 +25,7 @@ struct page {
     uint64_t bytes, bytes_max;
     uint32_t damaged;
     bool more;
+    const char *after; /* the last one on it */
 };
 
 /* 1: the page is full, and this one is for the next. */
@@ -36,19 +37,24 @@ static int backup_print(struct repo *repo, const struct repo_backup *backup, str
     int code = repo_manifest_read(repo, backup, &m, &why);
     if (code == -ENOENT) /* removed meanwhile */
         return 0;
-    if (code == -EBADMSG || code == -ENOTSUP || code == -EFBIG) {
-        page->damaged++;
-        return 0;
-    }
-    if (code < 0) {
+    bool damaged = code == -EBADMSG || code == -ENOTSUP || code == -EFBIG;
+    if (damaged) {
+        bytes_put_format(&line, "{\"id\":\"%s\",\"damage\":", backup->id);
+        json_put_string(&line, why.text);
+        bytes_put_text(&line, "}\n");
+    } else if (code < 0) {
         if (err != NULL)
             *err = why;
         return code;
+    } else {
+        line_make(&m, &line);
     }
-    line_make(&m, &line);
     page->more = page->bytes > 0 && page->bytes + line.size > page->bytes_max;
-    if (!page->more)
+    if (!page->more) {
         fwrite(line.data, 1, line.size, stdout);
+        page->after = backup->id;
+        page->damaged += damaged;
+    }
     page->bytes += line.size;
     bytes_writer_finish(&line);
     manifest_finish(&m);
@@ -67,9 +73,10 @@ static int page_print(const struct tool_options *o, struct repo *repo, struct er
     for (size_t i = 0; code == 0 && i < backups.count; i++)
         if (o->after == NULL || strcmp(backups.items[i].id, o->after) > 0)
             code = backup_print(repo, &backups.items[i], &page, err);
-    repo_backups_finish(&backups);
     if (code >= 0)
-        printf("{\"more\":%s,\"damaged\":%" PRIu32 "}\n", page.more ? "true" : "false", page.damaged);
+        printf("{\"more\":%s,\"damaged\":%" PRIu32 ",\"after\":\"%s\"}\n", page.more ? "true" : "false", page.damaged,
+               page.after != NULL ? page.after : "");
+    repo_backups_finish(&backups);
     fflush(stdout); /* before the last word on another descriptor */
     return MIN(code, 0);
 }

@@ -50,3 +50,22 @@ char *xasprintf(const char *format, ...)
         out_of_memory(0);
     return text;
 }
+
+void text_trim(char *text)
+{
+    size_t n = strlen(text), i = n;
+    while (i > 0 && ((unsigned char)text[i - 1] & 0xc0) == 0x80)
+        i--;
+    if (i == 0)
+        return;
+    unsigned char lead = (unsigned char)text[i - 1];
+    size_t want = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    if (n - (i - 1) < want)
+        text[i - 1] = '\0';
+}
+
+void text_copy(char *buffer, size_t size, const char *text)
+{
+    if (snprintf(buffer, size, "%s", text) >= (int)size)
+        text_trim(buffer);
+}

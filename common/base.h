@@ -54,6 +54,10 @@ void *xcalloc(size_t count, size_t size) __attribute__((malloc, returns_nonnull)
 void *xrealloc(void *p, size_t size) __attribute__((returns_nonnull));
 char *xstrdup(const char *text) __attribute__((malloc, returns_nonnull));
 char *xasprintf(const char *format, ...) PRINTF_LIKE(1, 2) __attribute__((malloc, returns_nonnull));
+/* Take away a UTF-8 character that was cut in two at the end of @text. */
+void text_trim(char *text);
+/* As much of @text as @size bytes hold, NUL included, no UTF-8 character cut in two. */
+void text_copy(char *buffer, size_t size, const char *text);
 #define NEW(type) ((type *)xcalloc(1, sizeof(type)))
 
 #endif

@@ -32,7 +32,8 @@ static int fill(struct error *err, int code, enum error_kind kind, const char *f
     err->code = code;
     err->kind = kind;
     snprintf(err->field, sizeof err->field, "%s", field);
-    vsnprintf(err->text, sizeof err->text, format, args);
+    if (vsnprintf(err->text, sizeof err->text, format, args) >= (int)sizeof err->text)
+        text_trim(err->text); /* it goes into JSON */
     return code;
 }
 
@@ -91,6 +92,9 @@ void error_prefix(struct error *err, const char *format, ...)
     va_end(args);
     memcpy(text, err->text, sizeof text);
     int n = snprintf(err->text, sizeof err->text, "%s%s", prefix, text);
-    if (n >= (int)sizeof err->text)
-        memcpy(err->text + sizeof err->text - 4, "...", 4);
+    if (n >= (int)sizeof err->text) {
+        err->text[sizeof err->text - 4] = '\0';
+        text_trim(err->text);
+        strcat(err->text, "...");
+    }
 }

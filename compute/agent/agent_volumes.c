@@ -49,9 +49,11 @@ static void news(const struct agent_volume *v)
 
 static void failed(struct agent_volume *v, const struct error *err)
 {
-    if (strncmp(v->reason, err->text, REASON_BYTES_MAX) != 0)
+    char before[sizeof v->reason];
+    memcpy(before, v->reason, sizeof before);
+    text_copy(v->reason, sizeof v->reason, err->text);
+    if (strcmp(before, v->reason) != 0)
         log_warning("volume", "volume=%s error=\"%s\"", v->id, err->text);
-    snprintf(v->reason, sizeof v->reason, "%.*s", REASON_BYTES_MAX, err->text);
     v->again_at_ms = uv_now(v->agent->loop) + AGENT_VOLUME_RETRY_MS;
     news(v);
 }

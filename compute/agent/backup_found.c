@@ -1,7 +1,10 @@
 /* See backup_found.h. */
 #include "compute/agent/backup_found.h"
 
+#include <errno.h>
 #include <string.h>
+
+enum { DAMAGE_BYTES_MAX = 400 }; /* as the schema has it */
 
 static void found_disk_add(const json_t *from, struct backup_found *found)
 {
@@ -21,7 +24,8 @@ static void verified_add(const json_t *said, const char *id, struct backup_resul
         return;
     if (damage != NULL && result->hurt.count < object_field(&backup_result_desc, "hurt")->max) {
         struct backup_hurt *hurt = OBJECT_ADD(backup_result, result, hurt);
-        CLEANUP_FREE char *text = xasprintf("%.*s", (int)object_field(&backup_hurt_desc, "text")->max, damage);
+        char text[DAMAGE_BYTES_MAX + 1];
+        text_copy(text, sizeof text, damage);
         OBJECT_TEXT(backup_hurt, hurt, id, id);
         OBJECT_TEXT(backup_hurt, hurt, text, text_format_ok(FORMAT_any, text, &rule) ? text : "it is damaged");
     } else if (damage == NULL && result->verified.count < object_field(&backup_result_desc, "verified")->max) {
@@ -30,6 +34,44 @@ static void verified_add(const json_t *said, const char *id, struct backup_resul
         list->items[list->count++] = xstrdup(id);
         object_mark(&backup_result_desc, result, "verified");
     }
+}
+
+/* What is wrong with it is all that is known of it besides its id. */
+static void damaged_add(const char *id, const char *damage, struct backup_result *result)
+{
+    struct backup_found *found = OBJECT_ADD(backup_result, result, found);
+    char text[DAMAGE_BYTES_MAX + 1];
+    const char *rule;
+    text_copy(text, sizeof text, damage);
+    OBJECT_TEXT(backup_found, found, id, id);
+    OBJECT_TEXT(backup_found, found, damage, text_format_ok(FORMAT_any, text, &rule) ? text : "it cannot be read");
+}
+
+/* Names of disks and VMs that were made by hand may be such as no VM here can have: it is listed, with that as its damage. */
+static void found_add(const struct backup_found *found, const char *damage, struct backup_result *result)
+{
+    struct error why = {.code = 0};
+    const char *rule;
+    if (found->id == NULL || !text_format_ok(FORMAT_id, found->id, &rule) ||
+        result->found.count >= object_field(&backup_result_desc, "found")->max) {
+        OBJECT_SET(backup_result, result, damaged, result->damaged + 1);
+        return;
+    }
+    if (damage == NULL && (found->created_at == NULL || found->vm_name == NULL))
+        error_set(&why, -EINVAL, ERROR_INVALID, "it does not say %s", found->created_at == NULL ? "when it was made" : "of which VM it is");
+    else if (damage == NULL && object_validate(&backup_found_desc, found, OBJECT_CREATE, &why) == 0)
+        OBJECT_COPY(backup_found, (struct backup_found *)OBJECT_ADD(backup_result, result, found), found);
+    if (damage == NULL && why.code != 0)
+        error_prefix(&why, "a cluster cannot take it, drover-backup can (%s): ", why.field);
+    if (damage != NULL || why.code != 0)
+        damaged_add(found->id, damage != NULL ? damage : why.text, result);
+}
+
+static void after_set(const char *id, struct backup_result *result)
+{
+    const char *rule;
+    if (id != NULL && text_format_ok(FORMAT_id, id, &rule))
+        OBJECT_TEXT(backup_result, result, after, id);
 }
 
 void backup_found_add(const json_t *said, struct backup_result *result)
@@ -49,6 +91,7 @@ void backup_found_add(const json_t *said, struct backup_result *result)
     if (json_is_boolean(json_object_get(said, "more"))) {
         OBJECT_SET(backup_result, result, more, json_is_true(json_object_get(said, "more")));
         OBJECT_SET(backup_result, result, damaged, (uint32_t)json_integer_value(json_object_get(said, "damaged")));
+        after_set(json_string_value(json_object_get(said, "after")), result);
         return;
     }
     for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
@@ -63,12 +106,6 @@ void backup_found_add(const json_t *said, struct backup_result *result)
         found_disk_add(disk, &found);
     OBJECT_SET(backup_found, &found, stored_bytes, (uint64_t)json_integer_value(json_object_get(said, "stored_bytes")));
     OBJECT_SET(backup_found, &found, duration_ms, (uint64_t)json_integer_value(json_object_get(said, "duration_ms")));
-    /* names of disks and VMs that were made by hand may be such as no VM here can have */
-    if (object_validate(&backup_found_desc, &found, OBJECT_CREATE, NULL) == 0 &&
-        result->found.count < object_field(&backup_result_desc, "found")->max) {
-        OBJECT_COPY(backup_found, (struct backup_found *)OBJECT_ADD(backup_result, result, found), &found);
-    } else {
-        OBJECT_SET(backup_result, result, damaged, result->damaged + 1);
-    }
+    found_add(&found, json_string_value(json_object_get(said, "damage")), result);
     OBJECT_CLEAR(backup_found, &found);
 }

@@ -6,7 +6,7 @@
 
 #include "schema/objects.h"
 
-/* One line: a backup, which is added to result->found where it is such as a cluster can have (else it counts as damaged); how the
+/* One line: a backup, which is added to result->found, with its damage where it cannot be read or is not such as a cluster can have; how the
  * page ends; how a backup stands, for result->verified or hurt; or that all were looked at. Never more than the object's bounds. */
 void backup_found_add(const json_t *said, struct backup_result *result);
 

@@ -83,6 +83,11 @@ int backup_program_begin(struct backup_program *p, const char *verb, const struc
     argument_add(p, xstrdup("drover-backup"));
     argument_add(p, xstrdup(verb));
     backup_program_option(p, "store", store->location);
+    if (store->repository != NULL && strcmp(verb, "init") != 0) {
+        backup_program_option(p, "repository", store->repository);
+        if (work->host != NULL)
+            backup_program_option(p, "host", work->host);
+    }
     int code = store->key != NULL ? backup_program_text(p, "key-file", store->key, err) : 0;
     if (code == 0)
         code = credentials_add(p, store, err);
@@ -216,13 +221,24 @@ static uint64_t count_of(const json_t *said, const char *name)
     return value > 0 ? MIN((uint64_t)value, (uint64_t)OBJECT_INTEGER_MAX) : 0;
 }
 
+/* {"repository":ID}: it is open. */
+static bool repository_take(struct backup_program *p, const json_t *said)
+{
+    const char *id = json_string_value(json_object_get(said, "repository"));
+    if (id == NULL)
+        return false;
+    if (strlen(id) == sizeof p->repository - 1 && strspn(id, "0123456789abcdef") == strlen(id))
+        memcpy(p->repository, id, sizeof p->repository);
+    return true;
+}
+
 /* A line of JSON; the last one that is a step is *last, which the caller frees. */
-static void line_take(const char *line, size_t size, json_t **last, struct backup_result *removed)
+static void line_take(struct backup_program *p, const char *line, size_t size, json_t **last, struct backup_result *removed)
 {
     json_t *said = removed_add(line, removed) ? NULL : json_loadb(line, size, 0, NULL);
     const char *step = json_string_value(json_object_get(said, "step"));
     if (step == NULL) {
-        if (removed != NULL && json_is_object(said))
+        if (!repository_take(p, said) && removed != NULL && json_is_object(said))
             backup_found_add(said, removed);
         json_decref(said);
         return;
@@ -237,7 +253,7 @@ static void line_take(const char *line, size_t size, json_t **last, struct backu
 }
 
 /* Until its output ends. Lines that are too long are nobody's. */
-static void lines_follow(int fd, json_t **last, struct backup_result *removed)
+static void lines_follow(struct backup_program *p, int fd, json_t **last, struct backup_result *removed)
 {
     CLEANUP_FREE char *line = xcalloc(1, BACKUP_PROGRAM_LINE_BYTES_MAX + 1);
     size_t size = 0;
@@ -253,7 +269,7 @@ static void lines_follow(int fd, json_t **last, struct backup_result *removed)
         while ((newline = memchr(at, '\n', size - (size_t)(at - line))) != NULL) {
             *newline = '\0';
             if (!skipping)
-                line_take(at, (size_t)(newline - at), last, removed);
+                line_take(p, at, (size_t)(newline - at), last, removed);
             skipping = false;
             at = newline + 1;
         }
@@ -308,7 +324,7 @@ int backup_program_run(struct backup_program *p, json_t **ret_result, struct bac
         close(p->files[i]);
     p->file_count = 0;
     if (code == 0)
-        lines_follow(fds[0], &last, ret_removed);
+        lines_follow(p, fds[0], &last, ret_removed);
     close(fds[0]);
     while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
         ;

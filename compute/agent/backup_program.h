@@ -28,6 +28,7 @@ struct backup_program {
     unsigned count;
     int files[BACKUP_PROGRAM_FILES_MAX]; /* owned; it inherits them under these numbers */
     unsigned file_count;
+    char repository[33]; /* identity of the one that it has opened, once it says so; "": it has touched nothing */
 };
 
 /* `drover-backup VERB` for the work's store, with its key, credentials and limit. backup_program_finish after either result. */

@@ -495,7 +495,7 @@ static void on_kept(int status, const struct error *err, const char *path, void 
     c->keeping = NULL;
     c->retry_ms = uv_now(cache->loop) + IMAGE_CACHE_RETRY_MS;
     if (status < 0 && status != -ECANCELED) {
-        snprintf(c->reason, sizeof(c->reason), "%.400s", err->text);
+        text_copy(c->reason, sizeof(c->reason), err->text);
         log_warning("image-keep", "sha256=%s error=\"%s\"", c->sha256, err->text);
     }
     if (!cache->closing)

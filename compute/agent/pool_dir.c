@@ -202,7 +202,7 @@ void pool_dir_look(const struct pool_order *pool, struct pool_seen *ret)
         OBJECT_SET(pool_seen, ret, present, true);
         return;
     }
-    snprintf(text, sizeof text, "%.399s", err.text);
+    text_copy(text, sizeof text, err.text);
     OBJECT_SET(pool_seen, ret, present, false);
     OBJECT_TEXT(pool_seen, ret, reason, text);
 }

@@ -142,6 +142,7 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
     OBJECT_COPY(backup_store, &work->store, &b->task->order.store);
     object_mark(&backup_work_desc, work, "store");
     OBJECT_TEXT(backup_work, work, vm, b->vm);
+    OBJECT_TEXT(backup_work, work, host, b->agent->identity.name);
     if (b->agent->vm_context.places.user_base != 0) /* nobody else's: after those of VMs and of conversions of images */
         OBJECT_SET(backup_work, work, program_user, b->agent->vm_context.places.user_base + VMM_USERS + 1);
     if (vm == NULL)
@@ -416,12 +417,23 @@ static int images_begin(const struct backup_work *work, struct vmm_backup *ret_i
 
 /* ---- in the child: create ---- */
 
-/* A store that is not encrypted needs nobody's key: it is made where it is missing. */
+/* Which repository it was done in; or that none was opened, so that whatever failed has changed nothing. */
+static void repository_tell(const struct backup_program *p, struct task_seen *ret_seen)
+{
+    if (p->repository[0] != '\0')
+        OBJECT_TEXT(backup_result, &ret_seen->backup, repository, p->repository);
+    else if (ret_seen->backup.repository == NULL)
+        OBJECT_SET(backup_result, &ret_seen->backup, untouched, true);
+    object_mark(&task_seen_desc, ret_seen, "backup");
+}
+
+/* A store that is not encrypted needs nobody's key: it is made where it is missing. Not where one was known to be: what is missing
+ * there is not mounted. */
 static void store_make(const struct backup_work *work)
 {
     struct backup_program p;
     json_t *result = NULL;
-    if (work->store.key != NULL)
+    if (work->store.key != NULL || work->store.repository != NULL)
         return;
     if (backup_program_begin(&p, "init", work, NULL) == 0)
         (void)backup_program_run(&p, &result, NULL, NULL); /* one that is there refuses; what is wrong, create will say */
@@ -462,7 +474,7 @@ static void result_fill(const json_t *manifest, struct backup_result *result)
 }
 
 static int create_run(const struct backup_work *work, enum snapshot_consistency consistency, json_t **ret_manifest,
-                      struct error *err)
+                      struct task_seen *ret_seen, struct error *err)
 {
     struct backup_program p;
     pid_t server = 0;
@@ -473,6 +485,7 @@ static int create_run(const struct backup_work *work, enum snapshot_consistency 
         r = backup_disks_show(&p, &server, err);
     if (r == 0)
         r = backup_program_run(&p, ret_manifest, NULL, err);
+    repository_tell(&p, ret_seen);
     backup_disks_end(server);
     backup_program_finish(&p);
     return r;
@@ -493,8 +506,7 @@ static int backup_attach(const struct backup_work *work, struct task_seen *ret_s
         backup_program_option(&p, "after", work->task.after);
     if (r == 0)
         r = backup_program_run(&p, &said, &ret_seen->backup, err);
-    if (r == 0)
-        object_mark(&task_seen_desc, ret_seen, "backup");
+    repository_tell(&p, ret_seen);
     json_decref(said);
     backup_program_finish(&p);
     return r;
@@ -518,8 +530,7 @@ static int backup_verify(const struct backup_work *work, struct task_seen *ret_s
         backup_program_option(&p, "backup", work->task.id);
     if (r == 0)
         r = backup_program_run(&p, &said, &ret_seen->backup, err);
-    if (ret_seen->backup.complete)
-        object_mark(&task_seen_desc, ret_seen, "backup");
+    repository_tell(&p, ret_seen);
     if (r == 0) {
         snprintf(text, sizeof text, "%llu backups are whole; %llu packs, %llu MiB read",
                  (unsigned long long)number_of(said, "backups"), (unsigned long long)number_of(said, "packs"),
@@ -554,8 +565,7 @@ static int backup_prune(const struct backup_work *work, struct task_seen *ret_se
         r = gone_add(&p, &work->task.gone, err);
     if (r == 0)
         r = backup_program_run(&p, &said, &ret_seen->backup, err);
-    if (r == 0 || ret_seen->backup.removed.count > 0)
-        object_mark(&task_seen_desc, ret_seen, "backup");
+    repository_tell(&p, ret_seen);
     if (r == 0) {
         snprintf(text, sizeof text, "%zu backups are gone, and %llu packs with %llu MiB", work->task.gone.count,
                  (unsigned long long)number_of(said, "removed_packs"),
@@ -567,7 +577,7 @@ static int backup_prune(const struct backup_work *work, struct task_seen *ret_se
     return r;
 }
 
-static int backup_delete(const struct backup_work *work, struct error *err)
+static int backup_delete(const struct backup_work *work, struct task_seen *ret_seen, struct error *err)
 {
     struct backup_program p;
     json_t *said = NULL;
@@ -576,9 +586,13 @@ static int backup_delete(const struct backup_work *work, struct error *err)
     backup_program_flag(&p, "no-collect");
     if (r == 0)
         r = backup_program_run(&p, &said, NULL, err);
+    /* it has gone already, or was never whole, like one of which not even the store was made */
+    if (r < 0 && err->kind == ERROR_NOT_FOUND && (p.repository[0] != '\0' || work->store.repository == NULL))
+        r = 0;
+    repository_tell(&p, ret_seen);
     json_decref(said);
     backup_program_finish(&p);
-    return r < 0 && err->kind == ERROR_NOT_FOUND ? 0 : r; /* it has gone already, or was never whole */
+    return r;
 }
 
 static int backup_create(struct backup_work *work, struct task_seen *ret_seen, struct error *err)
@@ -595,11 +609,11 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
         if (images.consistency == backup_consistency_CRASH)
             consistency = snapshot_consistency_CRASH;
     }
-    int r = create_run(work, consistency, &manifest, err);
+    int r = create_run(work, consistency, &manifest, ret_seen, err);
     /* a parent that the store has no more: then all is read */
     if (r < 0 && err->kind == ERROR_NOT_FOUND && work->task.parent != NULL) {
         OBJECT_TEXT(task_backup, &work->task, parent, NULL);
-        r = create_run(work, consistency, &manifest, err);
+        r = create_run(work, consistency, &manifest, ret_seen, err);
     }
     if (work->control_path != NULL) {
         struct error lost = {.code = 0};
@@ -611,7 +625,6 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
         OBJECT_SET(backup_result, &ret_seen->backup, consistency, consistency);
         OBJECT_SET(backup_result, &ret_seen->backup, pause_us, images.pause_us);
         result_fill(manifest, &ret_seen->backup);
-        object_mark(&task_seen_desc, ret_seen, "backup");
     }
     json_decref(manifest);
     OBJECT_CLEAR(vmm_backup, &images);
@@ -620,7 +633,7 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
 
 /* ---- in the child: restore ---- */
 
-static int backup_restore(const struct backup_work *work, struct error *err)
+static int backup_restore(const struct backup_work *work, struct task_seen *ret_seen, struct error *err)
 {
     struct backup_program p;
     struct backup_targets targets = {.count = 0};
@@ -631,6 +644,7 @@ static int backup_restore(const struct backup_work *work, struct error *err)
         r = backup_targets_make(&p, &targets, err);
     if (r == 0)
         r = backup_program_run(&p, &result, NULL, err);
+    repository_tell(&p, ret_seen);
     bool restored = r == 0; /* from here on some may be in their place */
     if (r == 0) {
         task_child_tell("putting the disks in their place", 0, 0);
@@ -649,11 +663,11 @@ int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_s
     if (r < 0)
         return r;
     r = work.kind == task_kind_BACKUP_CREATE   ? backup_create(&work, ret_seen, err)
-        : work.kind == task_kind_BACKUP_DELETE ? backup_delete(&work, err)
+        : work.kind == task_kind_BACKUP_DELETE ? backup_delete(&work, ret_seen, err)
         : work.kind == task_kind_BACKUP_ATTACH ? backup_attach(&work, ret_seen, err)
         : work.kind == task_kind_BACKUP_VERIFY ? backup_verify(&work, ret_seen, err)
         : work.kind == task_kind_BACKUP_PRUNE  ? backup_prune(&work, ret_seen, err)
-                                               : backup_restore(&work, err);
+                                               : backup_restore(&work, ret_seen, err);
     OBJECT_CLEAR(backup_work, &work);
     return r;
 }

@@ -690,6 +690,7 @@ static void vm_on_adjusted(void *arg, int status, const struct error *err)
     } else if (status != -ECANCELED && vm->process) {
         vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
         snprintf(text, sizeof(text), "its devices are not as wanted yet: %.360s", err->text);
+        text_trim(text);
         if (strcmp(vm->reason, text) != 0) /* said once; it is tried again and again */
             log_warning("vm-adjust", "vm=%s error=\"%s\"", vm->name, err->text);
         vm_move(vm, vm->machine.state, text);

@@ -11,24 +11,11 @@
 
 /* ---- what the parts share ---- */
 
-static void trim_utf8(char *text)
-{
-    size_t n = strlen(text), i = n;
-    while (i > 0 && ((unsigned char)text[i - 1] & 0xc0) == 0x80)
-        i--;
-    if (i == 0)
-        return;
-    unsigned char lead = (unsigned char)text[i - 1];
-    size_t want = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
-    if (n - (i - 1) < want)
-        text[i - 1] = '\0';
-}
-
 static void text_v(char *buffer, size_t size, const char *format, va_list args) PRINTF_LIKE(3, 0);
 static void text_v(char *buffer, size_t size, const char *format, va_list args)
 {
     if (vsnprintf(buffer, size, format, args) >= (int)size)
-        trim_utf8(buffer);
+        text_trim(buffer);
 }
 
 void apply_text(char *buffer, size_t size, const char *format, ...)

@@ -12,6 +12,9 @@
  * backup-verify: changes no state, but keeps backups from being removed; what it found is noted with them (damage), and what it
  * did not find although it was there when it began is damaged as well.
  *
+ * Which repository a store is, is noted when the first task has shown it (backup_store.repository), and goes with every order: a
+ * host at which the share is not mounted sees another one, or none, and touches nothing; then nothing changes here either.
+ *
  * A backup outlives its VM and the host that made it: it is in its store, and this is what the cluster knows of it. */
 #include "controller/fsm/apply_task.h"
 
@@ -30,6 +33,44 @@ static const struct record *store_of(struct apply *a, const struct operation *op
 {
     const char *id = operation->task.backup.store;
     return id != NULL ? map_get(&a->state->tables[object_kind_BACKUP_STORE].by_id, id) : NULL;
+}
+
+static const struct backup_result *result_of(const struct task_seen *seen)
+{
+    return seen != NULL && OBJECT_HAS(task_seen, seen, backup) ? &seen->backup : NULL;
+}
+
+/* The host did nothing: it did not even get into the repository. */
+static bool is_untouched(const struct task_seen *seen)
+{
+    const struct backup_result *result = result_of(seen);
+    return result != NULL && result->untouched && result->repository == NULL;
+}
+
+static struct record *backup_in(struct apply *a, const char *id, const char *store)
+{
+    struct record *record = map_get(&a->state->tables[object_kind_BACKUP].by_id, id);
+    return record != NULL && strcmp(record->backup->store, store) == 0 ? record : NULL;
+}
+
+static size_t count_in(const struct apply *a, const struct record *store)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < state_count(a->state, object_kind_BACKUP); i++)
+        count += strcmp(state_at(a->state, object_kind_BACKUP, i)->backup->store, store->common->id) == 0;
+    return count;
+}
+
+/* @shown: a task has found in it what it must have, or there is nothing that it must have. Where it is known already, it stays. */
+static void repository_learn(struct apply *a, const struct operation *operation, const struct backup_result *result, bool shown)
+{
+    const char *id = operation->task.backup.store;
+    struct record *store = id != NULL ? map_get(&a->state->tables[object_kind_BACKUP_STORE].by_id, id) : NULL;
+    if (!shown || store == NULL || result == NULL || result->repository == NULL || store->backup_store->repository != NULL)
+        return;
+    state_edit_begin(a->state, store);
+    OBJECT_TEXT(backup_store, store->backup_store, repository, result->repository);
+    state_edit_end(a->state, store, a->index);
 }
 
 static void set_state(struct apply *a, struct record *record, enum backup_state state, const char *reason)
@@ -151,6 +192,14 @@ static void result_take(struct backup *backup, const struct backup_result *resul
                     (const struct snapshot_disk *)result->disks.items + i);
 }
 
+/* Two hosts began before it was known: then one of them had another directory there. */
+static bool is_elsewhere(struct apply *a, const struct operation *operation, const struct backup_result *result)
+{
+    const struct record *store = store_of(a, operation);
+    return store != NULL && store->backup_store->repository != NULL && result != NULL && result->repository != NULL &&
+           strcmp(store->backup_store->repository, result->repository) != 0;
+}
+
 static void create_ended(struct apply *a, const struct operation *operation, enum operation_state state,
                          const char *text, const struct task_seen *seen)
 {
@@ -165,9 +214,14 @@ static void create_ended(struct apply *a, const struct operation *operation, enu
         drop(a, record, text != NULL ? text : "it was not made");
         return;
     }
+    const struct backup_result *result = result_of(seen);
+    const struct record *store = store_of(a, operation);
+    repository_learn(a, operation, result, store != NULL && count_in(a, store) == 1); /* there is nothing but this one */
     state_edit_begin(a->state, record);
-    if (seen != NULL && OBJECT_HAS(task_seen, seen, backup))
-        result_take(record->backup, &seen->backup);
+    if (result != NULL)
+        result_take(record->backup, result);
+    if (is_elsewhere(a, operation, result))
+        OBJECT_TEXT(backup, record->backup, damage, "its host has it in another repository at that path: was the share mounted there?");
     if (record->backup->policy != NULL)
         OBJECT_SET(backup, record->backup, rules_due, true); /* the leader does the rest (backup_schedule.h) */
     state_edit_end(a->state, record, a->index);
@@ -211,9 +265,10 @@ static void restore_begun(struct apply *a, const struct operation *operation)
 }
 
 static void restore_ended(struct apply *a, const struct operation *operation, enum operation_state state,
-                          const char *text, const struct task_seen *seen UNUSED)
+                          const char *text, const struct task_seen *seen)
 {
     struct record *record = backup_of(a, operation);
+    repository_learn(a, operation, result_of(seen), state == operation_state_SUCCEEDED);
     if (record != NULL)
         set_state(a, record, backup_state_AVAILABLE, state == operation_state_SUCCEEDED ? NULL : text);
 }
@@ -221,6 +276,17 @@ static void restore_ended(struct apply *a, const struct operation *operation, en
 const struct task_kind_ops task_backup_restore = {restore_may_begin, restore_begun, restore_ended};
 
 /* ---- delete ---- */
+
+/* An attach would make it known again that has read of it before it goes. Refuses if so. */
+static bool is_attached(struct apply *a, const struct record *store)
+{
+    const struct operation *other = backup_rules_busy(a->state, operation_kind_BACKUP_ATTACH, store->common->id, NULL);
+    if (other == NULL)
+        return false;
+    apply_refuse(a, -EBUSY, ERROR_CONFLICT, "store '%s' is being attached; wait for that, or cancel it (operation %s)",
+                 store->common->name, other->id);
+    return true;
+}
 
 /* It, or all of its store. Refuses if so. */
 static bool is_verified(struct apply *a, const struct record *record)
@@ -244,7 +310,8 @@ static bool delete_may_begin(struct apply *a, const struct operation *operation)
                      backup_state_desc.names[record->backup->state]);
         return false;
     }
-    return !is_verified(a, record);
+    const struct record *store = map_get(&a->state->tables[object_kind_BACKUP_STORE].by_id, record->backup->store);
+    return !is_verified(a, record) && (store == NULL || !is_attached(a, store));
 }
 
 static void delete_begun(struct apply *a, const struct operation *operation)
@@ -263,11 +330,13 @@ static void not_removed(struct apply *a, struct record *record, const char *why)
 }
 
 static void delete_ended(struct apply *a, const struct operation *operation, enum operation_state state,
-                         const char *text, const struct task_seen *seen UNUSED)
+                         const char *text, const struct task_seen *seen)
 {
     struct record *record = backup_of(a, operation);
     if (record != NULL && state == operation_state_SUCCEEDED)
         drop(a, record, "deleted");
+    else if (record != NULL && is_untouched(seen))
+        set_state(a, record, backup_state_AVAILABLE, text);
     else if (record != NULL)
         not_removed(a, record, text);
 }
@@ -280,6 +349,7 @@ enum { FOUND_NAME_BYTES = 64, FOUND_NAME_TRIES_MAX = 100 };
 
 static bool attach_may_begin(struct apply *a, const struct operation *operation)
 {
+    static const enum operation_kind removals[] = {operation_kind_BACKUP_PRUNE, operation_kind_BACKUP_DELETE};
     const struct record *store = store_of(a, operation);
     if (store == NULL)
         apply_refuse(a, -ENOENT, ERROR_NOT_FOUND, "there is no such backup store");
@@ -292,26 +362,37 @@ static bool attach_may_begin(struct apply *a, const struct operation *operation)
                      store->common->name);
         return false;
     }
+    for (size_t i = 0; store != NULL && i < ARRAY_SIZE(removals); i++) { /* it would bring back what goes */
+        const struct operation *other = backup_rules_busy(a->state, removals[i], store->common->id, NULL);
+        if (other == NULL)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "backups are being removed from store '%s' (%s); wait for that, or cancel it (operation %s)",
+                     store->common->name, operation_kind_desc.names[other->kind], other->id);
+        return false;
+    }
     return store != NULL;
 }
 
 /* <vm>-<date>-<time> as for those that are made here, with a number where there is such a one. */
 static bool found_name(struct apply *a, const struct backup_found *found, char name[FOUND_NAME_BYTES])
 {
-    const char *t = found->created_at;
+    const char *t = found->created_at != NULL ? found->created_at : a->request->at;
     for (unsigned i = 1; i <= FOUND_NAME_TRIES_MAX; i++) {
         char number[8] = "";
         if (i > 1)
             apply_text(number, sizeof number, "-%u", i);
-        apply_text(name, FOUND_NAME_BYTES, "%.40s-%.4s%.2s%.2s-%.2s%.2s%.2s%s", found->vm_name, t, t + 5, t + 8, t + 11, t + 14,
-                   t + 17, number);
+        if (found->damage != NULL)
+            apply_text(name, FOUND_NAME_BYTES, "damaged-%.8s%s", found->id, number);
+        else
+            apply_text(name, FOUND_NAME_BYTES, "%.40s-%.4s%.2s%.2s-%.2s%.2s%.2s%s", found->vm_name, t, t + 5, t + 8, t + 11,
+                       t + 14, t + 17, number);
         if (state_get(a->state, object_kind_BACKUP, name) == NULL)
             return true;
     }
     return false;
 }
 
-/* One that was made by hand may be of no VM: then it is as if it were of one that is gone. */
+/* One that was made by hand may be of no VM: then it is as if it were of one that is gone. So may one that cannot be read. */
 static void found_take(struct apply *a, const struct record *store, const struct backup_found *found)
 {
     char name[FOUND_NAME_BYTES];
@@ -320,12 +401,14 @@ static void found_take(struct apply *a, const struct record *store, const struct
         return;
     OBJECT_TEXT(backup, &new, id, found->id);
     OBJECT_TEXT(backup, &new, name, name);
-    OBJECT_TEXT(backup, &new, created_at, found->created_at);
+    OBJECT_TEXT(backup, &new, created_at, found->created_at != NULL ? found->created_at : a->request->at);
     OBJECT_TEXT(backup, &new, vm, found->vm != NULL ? found->vm : found->id);
-    OBJECT_TEXT(backup, &new, vm_name, found->vm_name);
+    OBJECT_TEXT(backup, &new, vm_name, found->vm_name != NULL ? found->vm_name : "unknown");
     OBJECT_TEXT(backup, &new, store, store->common->id);
     OBJECT_TEXT(backup, &new, store_name, store->common->name);
     OBJECT_SET(backup, &new, state, backup_state_AVAILABLE);
+    if (found->damage != NULL)
+        OBJECT_TEXT(backup, &new, damage, found->damage);
     if (OBJECT_HAS(backup_found, found, consistency))
         OBJECT_SET(backup, &new, consistency, found->consistency);
     if (found->parent != NULL)
@@ -338,8 +421,8 @@ static void found_take(struct apply *a, const struct record *store, const struct
         OBJECT_COPY(snapshot_disk, (struct snapshot_disk *)OBJECT_ADD(backup, &new, disks),
                     (const struct snapshot_disk *)found->disks.items + i);
     struct record *record = state_insert(a->state, object_kind_BACKUP, &new, a->index);
-    apply_event(a, event_type_CREATED, record, "backup %s of VM %s was found in store %s", name, found->vm_name,
-                store->common->name);
+    apply_event(a, event_type_CREATED, record, "backup %s of VM %s was found in store %s%s%s", name, record->backup->vm_name,
+                store->common->name, found->damage != NULL ? ", damaged: " : "", found->damage != NULL ? found->damage : "");
 }
 
 static void attach_ended(struct apply *a, const struct operation *operation, enum operation_state state,
@@ -349,17 +432,25 @@ static void attach_ended(struct apply *a, const struct operation *operation, enu
     struct record *store = id != NULL ? map_get(&a->state->tables[object_kind_BACKUP_STORE].by_id, id) : NULL;
     if (store == NULL || state != operation_state_SUCCEEDED || seen == NULL || !OBJECT_HAS(task_seen, seen, backup))
         return;
-    const struct backup_found *found = seen->backup.found.items;
-    const char *last = NULL;
-    for (size_t i = 0; i < seen->backup.found.count; i++) {
-        if (found[i].id == NULL || found[i].created_at == NULL || found[i].vm_name == NULL)
+    const struct backup_result *result = &seen->backup;
+    const struct backup_found *found = result->found.items;
+    bool none_known = count_in(a, store) == 0, one_known = false;
+    char last[STATE_ID_BYTES] = "";
+    for (size_t i = 0; i < result->found.count; i++) {
+        if (found[i].id == NULL || (found[i].damage == NULL && (found[i].created_at == NULL || found[i].vm_name == NULL)))
             continue; /* outside bytes */
-        last = found[i].id;
+        apply_text(last, sizeof last, "%s", found[i].id);
+        one_known = one_known || backup_in(a, found[i].id, id) != NULL;
         if (map_get(&a->state->tables[object_kind_BACKUP].by_id, found[i].id) == NULL)
             found_take(a, store, &found[i]);
     }
+    if (result->after != NULL) /* what was looked at and is not in the list */
+        apply_text(last, sizeof last, "%s", result->after);
+    bool goes_on = result->more && last[0] != '\0' &&
+                   (operation->task.backup.after == NULL || strcmp(last, operation->task.backup.after) > 0);
+    repository_learn(a, operation, result, none_known || one_known);
     state_edit_begin(a->state, store);
-    OBJECT_TEXT(backup_store, store->backup_store, attach_after, seen->backup.more ? last : NULL);
+    OBJECT_TEXT(backup_store, store->backup_store, attach_after, goes_on ? last : NULL);
     state_edit_end(a->state, store, a->index);
 }
 
@@ -423,22 +514,22 @@ static void judged(struct apply *a, struct record *record, const char *damage)
                     damage != NULL ? "damaged: " : "whole again", text);
 }
 
-static struct record *backup_in(struct apply *a, const char *id, const char *store)
+/* What the whole store was looked for and did not have: what has not changed since the beginning was there to be found. @write_off:
+ * note that with it. The number. */
+static size_t missing_judge(struct apply *a, const struct record *store, bool write_off)
 {
-    struct record *record = map_get(&a->state->tables[object_kind_BACKUP].by_id, id);
-    return record != NULL && strcmp(record->backup->store, store) == 0 ? record : NULL;
-}
-
-/* What the whole store was looked for and did not have. Who has not changed since the beginning was there to be found. */
-static void missing_judge(struct apply *a, const struct record *store)
-{
+    size_t count = 0;
     for (size_t i = 0; i < state_count(a->state, object_kind_BACKUP); i++) {
         struct record *record = a->state->tables[object_kind_BACKUP].order.items[i];
         const struct backup *backup = record->backup;
         bool whole = backup->state == backup_state_AVAILABLE || backup->state == backup_state_RESTORING;
-        if (whole && strcmp(backup->store, store->common->id) == 0 && backup->revision < store->backup_store->verify_index)
+        if (!whole || strcmp(backup->store, store->common->id) != 0 || backup->revision >= store->backup_store->verify_index)
+            continue;
+        count++;
+        if (write_off)
             judged(a, record, "it is not in the store any more");
     }
+    return count;
 }
 
 static void verify_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
@@ -446,23 +537,33 @@ static void verify_ended(struct apply *a, const struct operation *operation, enu
 {
     const char *id = operation->task.backup.store;
     struct record *store = map_get(&a->state->tables[object_kind_BACKUP_STORE].by_id, id), *record;
-    const struct backup_result *result = seen != NULL && OBJECT_HAS(task_seen, seen, backup) ? &seen->backup : NULL;
+    const struct backup_result *result = result_of(seen);
     char damage[APPLY_STEP_BYTES_MAX];
+    size_t known = 0, lost = 0;
     if (store == NULL || result == NULL || !result->complete)
         return; /* it was not all looked at: nothing is known */
     const struct backup_hurt *hurt = result->hurt.items;
     for (size_t i = 0; i < result->verified.count; i++)
-        if ((record = backup_in(a, result->verified.items[i], id)) != NULL)
+        if ((record = backup_in(a, result->verified.items[i], id)) != NULL) {
             judged(a, record, NULL);
+            known++;
+        }
     for (size_t i = 0; i < result->hurt.count; i++)
-        if ((record = backup_in(a, hurt[i].id, id)) != NULL)
+        if ((record = backup_in(a, hurt[i].id, id)) != NULL) {
             judged(a, record, hurt[i].text != NULL ? hurt[i].text : "it does not say what");
+            known += operation->task.backup.id == NULL; /* of a single one that may be that it is not there */
+        }
+    repository_learn(a, operation, result, known > 0 || count_in(a, store) == 0);
     if (operation->task.backup.id != NULL)
         return;
-    if (result->verified.count < object_field(&backup_result_desc, "verified")->max &&
+    if (!result->cut && result->verified.count < object_field(&backup_result_desc, "verified")->max &&
         result->hurt.count < object_field(&backup_result_desc, "hurt")->max)
-        missing_judge(a, store);
+        lost = missing_judge(a, store, known > 0); /* none of them at all: that is hardly the store that had them */
     apply_text(damage, sizeof damage, "%s", text != NULL ? text : "it does not say what");
+    if (known == 0 && lost > 0) {
+        apply_text(damage, sizeof damage, "none of the %zu backups that are known is in it: is it the store that had them?", lost);
+        state = operation_state_FAILED;
+    }
     state_edit_begin(a->state, store);
     OBJECT_TEXT(backup_store, store->backup_store, verified_at, a->request->at);
     OBJECT_TEXT(backup_store, store->backup_store, damage, state == operation_state_SUCCEEDED ? NULL : damage);
@@ -505,6 +606,8 @@ static bool prune_may_begin(struct apply *a, const struct operation *operation)
                      store->common->name, other->id);
         return false;
     }
+    if (is_attached(a, store))
+        return false;
     for (size_t i = 0; i < gone->count; i++)
         if (!may_go(a, store, gone->items[i]))
             return false;
@@ -544,7 +647,7 @@ static void prune_ended(struct apply *a, const struct operation *operation, enum
                         const struct task_seen *seen)
 {
     const struct task_backup *given = &operation->task.backup;
-    const struct backup_result *result = seen != NULL && OBJECT_HAS(task_seen, seen, backup) ? &seen->backup : NULL;
+    const struct backup_result *result = result_of(seen);
     struct record *record;
     for (size_t i = 0; result != NULL && i < result->removed.count; i++)
         if ((record = backup_in(a, result->removed.items[i], given->store)) != NULL &&
@@ -555,6 +658,8 @@ static void prune_ended(struct apply *a, const struct operation *operation, enum
             record->backup->state == backup_state_DELETING) {
             if (state == operation_state_SUCCEEDED)
                 set_state(a, record, backup_state_AVAILABLE, "its host did not remove it");
+            else if (is_untouched(seen))
+                set_state(a, record, backup_state_AVAILABLE, text);
             else
                 not_removed(a, record, text);
         }

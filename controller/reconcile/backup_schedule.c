@@ -170,11 +170,14 @@ static void of_store_fill(const struct backup_schedule *s, const struct record *
     object_mark(&command_task_desc, command, "operation");
 }
 
-/* Nobody reads or removes all of it. */
+/* Nobody reads, lists or removes all of it. */
 static bool store_rests(const struct backup_schedule *s, const struct record *store)
 {
-    const struct operation *verify = backup_rules_busy(s->state, operation_kind_BACKUP_VERIFY, store->common->id, NULL);
-    return verify == NULL && backup_rules_busy(s->state, operation_kind_BACKUP_PRUNE, store->common->id, NULL) == NULL;
+    static const enum operation_kind works[] = {operation_kind_BACKUP_VERIFY, operation_kind_BACKUP_PRUNE, operation_kind_BACKUP_ATTACH};
+    for (size_t i = 0; i < ARRAY_SIZE(works); i++)
+        if (backup_rules_busy(s->state, works[i], store->common->id, NULL) != NULL)
+            return false;
+    return true;
 }
 
 bool backup_schedule_verify(struct backup_schedule *s, struct command_task *ret_command)

@@ -47,7 +47,7 @@ def test_listed_by_pages(tmp_path):
 
 
 def test_attached_beside_what_is_known(cluster):
-    """What is known is left as it is; what was made by hand, of no VM, is found as well; what cannot be read is passed over."""
+    """What is known is left as it is; what was made by hand, of no VM, is found as well; what cannot be read is listed as damaged."""
     create(cluster, 'a', vcpus=2, disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': DISK_BYTES}])
     add_store(cluster)
     made = [backup(cluster, name=f'one-{i}') for i in range(3)]
@@ -64,7 +64,8 @@ def test_attached_beside_what_is_known(cluster):
     assert set(known) == {b['id'] for b in (*made, last)}
     done(cluster, cluster.api('POST', '/v1/backup-stores/nas/attach'))
     now = {b['id']: b for b in cluster.api('GET', '/v1/backups')[2]}
-    assert set(now) == set(known) | {by_hand} and {k: now[k] for k in known} == known
+    assert set(now) == set(known) | {by_hand, damaged} and {k: now[k] for k in known} == known
+    assert damaged in now[damaged]['damage'] and now[damaged]['name'] == f'damaged-{damaged[:8]}', now[damaged]
     assert now[by_hand]['vm_name'] == 'by-hand' and now[by_hand]['state'] == 'available' and 'definition' not in now[by_hand]
 
 

@@ -4,6 +4,7 @@ limit of bytes makes things slow."""
 import hashlib
 import json
 import random
+import shutil
 
 import pytest
 
@@ -130,6 +131,29 @@ def test_pruned_by_rules(cluster):
     done(cluster, cluster.api('POST', '/v1/backup-stores/nas/verify'))
 
 
+def share_not_mounted(cluster):
+    """The host sees an empty directory there, and then another repository: it does nothing, and nothing changes in what is known."""
+    known, mounted = get(cluster, 'backups'), cluster.store.rename(cluster.store.with_name('mounted'))
+    assert len(get(cluster, 'backup-stores/nas')['repository']) == 32
+    asked = [('POST', '/v1/backup-stores/nas/verify'), ('POST', '/v1/backup-stores/nas/prune', {'keep_last': 1}), ('DELETE', '/v1/backups/kept'),
+             ('POST', '/v1/backups/kept/verify'), ('POST', '/v1/backup-stores/nas/attach'), ('POST', '/v1/vms/a/backups', {'name': 'new'})]
+    for there in 'no repository', 'is repository':
+        cluster.store.mkdir(exist_ok=True)
+        before = sorted(path for path in cluster.store.rglob('*'))
+        for what in asked if there == 'no repository' else asked[:1]:
+            failed = done(cluster, cluster.api(*what), 'failed')
+            assert there in failed['error_text'] and 'is the share mounted on n1?' in failed['error_text'], (what, failed)
+        now = get(cluster, 'backups')
+        assert [{**b, 'state_reason': '', 'revision': 0} for b in now] == [{**b, 'state_reason': '', 'revision': 0} for b in known], now
+        assert sorted(path for path in cluster.store.rglob('*')) == before
+        if there == 'no repository':
+            tool(cluster, 'init')
+    shutil.rmtree(cluster.store)
+    mounted.rename(cluster.store)
+    done(cluster, cluster.api('POST', '/v1/backup-stores/nas/verify'))
+    assert 'damage' not in get(cluster, 'backups/kept') and 'damage' not in get(cluster, 'backup-stores/nas')
+
+
 def test_store_forgotten(cluster):
     create(cluster, 'a')
     add_store(cluster)
@@ -139,6 +163,7 @@ def test_store_forgotten(cluster):
     with pytest.raises(Exception, match='1 backups in it|add --yes'):
         cluster.cli('backup-store', 'delete', 'nas', '--force')
     assert len(get(cluster, 'backups')) == 1
+    share_not_mounted(cluster)
     files = sorted(path for path in cluster.store.rglob('*') if path.is_file())
     cluster.cli('backup-store', 'delete', 'nas', '--force', '--yes', parse=False)
     assert get(cluster, 'backups') == [] and get(cluster, 'backup-stores') == []

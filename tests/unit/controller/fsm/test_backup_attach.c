@@ -113,6 +113,36 @@ static void page_by_page(void **test)
     assert_int_equal(state_count(f->state, object_kind_BACKUP), 3);
 }
 
+/* A page with nothing on it that a cluster can take is not the end; what cannot be read is listed with its damage. */
+static void what_cannot_be_taken(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report;
+    attach_asked(f, "");
+    struct task_seen *seen = seen_begin(f, &report);
+    OBJECT_SET(backup_result, &seen->backup, more, true);
+    OBJECT_TEXT(backup_result, &seen->backup, after, ID("1"));
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_int_equal(state_count(f->state, object_kind_BACKUP), 0);
+    attach_asked(f, ID("1"));
+    seen = seen_begin(f, &report);
+    struct backup_found *found = OBJECT_ADD(backup_result, &seen->backup, found);
+    OBJECT_TEXT(backup_found, found, id, ID("2"));
+    OBJECT_TEXT(backup_found, found, damage, "backup 2: the manifest is damaged");
+    OBJECT_ADD(backup_result, &seen->backup, found); /* of bytes from outside: nothing of it is known */
+    OBJECT_SET(backup_result, &seen->backup, more, true);
+    OBJECT_TEXT(backup_result, &seen->backup, after, ID("1")); /* it does not go on: there is no end to wait for */
+    found = (struct backup_found *)seen->backup.found.items + 1;
+    OBJECT_TEXT(backup_found, found, id, ID("3")); /* neither damaged nor of any VM */
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_null(fixture_get(f, object_kind_BACKUP_STORE, "nas")->backup_store->attach_after);
+    assert_int_equal(state_count(f->state, object_kind_BACKUP), 1);
+    const struct backup *damaged = backup_of(f, ID("2"));
+    assert_string_equal(damaged->name, "damaged-00000000");
+    assert_string_equal(damaged->damage, "backup 2: the manifest is damaged");
+    assert_int_equal(damaged->state, backup_state_AVAILABLE);
+}
+
 /* What the backup of @vm carries in this cluster. */
 static char *definition_of(struct fixture *f, const char *vm)
 {
@@ -211,6 +241,14 @@ static void a_volume_is_not_taken(void **test)
     assert_false(OBJECT_HAS(vm_disk, disk, leaving));
 }
 
+/* Outside bytes: it must not end the leader. */
+static void a_disk_without_a_name(void **test)
+{
+    struct fixture *f = *test;
+    attach_one(f, "{\"name\":\"a\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":67108864,\"disks\":[{\"size_bytes\":1048576}]}");
+    refused(f, "{\"name\":\"b\",\"backup\":\"a-20260131-123456\"}", "/backup", "a disk without a name");
+}
+
 static void single_disks(void **test)
 {
     struct fixture *f = *test;
@@ -235,6 +273,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_vm_as_it_was, setup, teardown),
         cmocka_unit_test_setup_teardown(a_definition_that_is_none, setup, teardown),
         cmocka_unit_test_setup_teardown(a_volume_is_not_taken, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_cannot_be_taken, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_disk_without_a_name, setup, teardown),
         cmocka_unit_test_setup_teardown(single_disks, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -344,6 +344,127 @@ static void rules_without_work(void **test)
     assert_int_equal(tick(f), 0);
 }
 
+#define REPOSITORY "0123456789abcdef0123456789abcdef"
+
+/* The host did not get into the repository: what was to go is as it was. If it did, it counts for nothing until it is verified. */
+static void what_was_not_removed(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report;
+    backups_add(f, fixture_vm(f, "a")->id, 1, 4);
+    for (unsigned opened = 0; opened < 2; opened++) {
+        fixture_must(f, ROUTE_ID_backup_store_prune, "nas", "{\"keep_last\":3}");
+        struct task_seen *seen = seen_begin(f, &report, f->decision.operation_id, operation_state_FAILED);
+        OBJECT_TEXT(task_seen, seen, error_text, "is the share mounted?");
+        OBJECT_SET(backup_result, &seen->backup, untouched, true);
+        if (opened)
+            OBJECT_TEXT(backup_result, &seen->backup, repository, REPOSITORY);
+        assert_int_equal(fixture_send(f, &report), 1);
+        assert_int_equal(backup_of(f, ID("1"))->state, backup_state_AVAILABLE);
+        assert_non_null(strstr(backup_of(f, ID("1"))->state_reason, "is the share mounted?"));
+        if (!opened)
+            assert_null(backup_of(f, ID("1"))->damage);
+    }
+    assert_non_null(strstr(backup_of(f, ID("1"))->damage, "removal did not end"));
+    assert_null(store_of(f)->repository); /* what it has was not shown */
+    for (unsigned told = 0; told < 2; told++) {
+        fixture_must(f, ROUTE_ID_backup_delete, ID("2"), NULL);
+        struct task_seen *seen = seen_begin(f, &report, f->decision.operation_id, operation_state_FAILED);
+        OBJECT_TEXT(task_seen, seen, error_text, "is the share mounted?");
+        OBJECT_SET(backup_result, &seen->backup, untouched, told == 0);
+        assert_int_equal(fixture_send(f, &report), 1);
+        assert_int_equal(backup_of(f, ID("2"))->state, backup_state_AVAILABLE);
+        assert_int_equal(backup_of(f, ID("2"))->damage == NULL, told == 0);
+    }
+    assert_non_null(strstr(backup_of(f, ID("2"))->damage, "removal did not end"));
+    would_go(f, "{\"keep_last\":1}", "3", 1);
+}
+
+/* What was there once goes with every order; none of what is known found: nothing is written off, nor is that repository noted. */
+static void which_repository(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report;
+    struct node_orders orders = {0};
+    backups_add(f, fixture_vm(f, "a")->id, 1, 2);
+    for (unsigned found = 0; found < 2; found++) {
+        fixture_must(f, ROUTE_ID_backup_store_verify, "nas", NULL);
+        struct task_seen *seen = seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
+        OBJECT_SET(backup_result, &seen->backup, complete, true);
+        OBJECT_TEXT(backup_result, &seen->backup, repository, REPOSITORY);
+        list_add(&seen->backup, "verified", &seen->backup.verified, found ? ID("1") : ID("9"));
+        assert_int_equal(fixture_send(f, &report), 1);
+        if (found == 0) {
+            assert_null(backup_of(f, ID("1"))->damage);
+            assert_null(backup_of(f, ID("2"))->damage);
+            assert_null(store_of(f)->repository);
+            assert_non_null(strstr(store_of(f)->damage, "none of the 2 backups"));
+        }
+    }
+    assert_null(backup_of(f, ID("1"))->damage);
+    assert_non_null(strstr(backup_of(f, ID("2"))->damage, "not in the store"));
+    assert_null(store_of(f)->damage);
+    assert_string_equal(store_of(f)->repository, REPOSITORY);
+    /* not all was told: nothing is missing */
+    backups_add(f, fixture_vm(f, "a")->id, 3, 1);
+    fixture_must(f, ROUTE_ID_backup_store_verify, "nas", NULL);
+    struct task_seen *seen = seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
+    OBJECT_SET(backup_result, &seen->backup, complete, true);
+    OBJECT_SET(backup_result, &seen->backup, cut, true);
+    list_add(&seen->backup, "verified", &seen->backup.verified, ID("1"));
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_null(backup_of(f, ID("3"))->damage);
+    /* it goes with the orders; a backup that was made in another one says so */
+    fixture_must(f, ROUTE_ID_backup_create, "a", "{\"name\":\"new\"}");
+    report = fixture_report(f, "n1", 8192);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_string_equal(((const struct task_order *)orders.tasks.items)->store.repository, REPOSITORY);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+    seen = seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
+    OBJECT_TEXT(backup_result, &seen->backup, repository, "f123456789abcdef0123456789abcdef");
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_non_null(strstr(backup_of(f, "new")->damage, "another repository"));
+    assert_string_equal(store_of(f)->repository, REPOSITORY);
+}
+
+/* The first backup of a store shows which one it is. */
+static void first_seen(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report;
+    fixture_must(f, ROUTE_ID_backup_create, "a", "{\"name\":\"new\"}");
+    struct task_seen *seen = seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
+    OBJECT_TEXT(backup_result, &seen->backup, repository, REPOSITORY);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_string_equal(store_of(f)->repository, REPOSITORY);
+    assert_null(backup_of(f, "new")->damage);
+}
+
+/* An attach would make known again what is being removed, and has been read of before. */
+static void not_beside_an_attach(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report;
+    backups_add(f, fixture_vm(f, "a")->id, 1, 3);
+    fixture_must(f, ROUTE_ID_backup_store_attach, "nas", NULL);
+    char attach[STATE_ID_BYTES];
+    strcpy(attach, f->decision.operation_id);
+    refused(f, ROUTE_ID_backup_store_prune, "nas", "{\"keep_last\":1}", "is being attached");
+    refused(f, ROUTE_ID_backup_delete, ID("1"), NULL, "is being attached");
+    assert_int_equal(backup_of(f, ID("1"))->state, backup_state_AVAILABLE);
+    seen_begin(f, &report, attach, operation_state_SUCCEEDED);
+    assert_int_equal(fixture_send(f, &report), 1);
+    fixture_must(f, ROUTE_ID_backup_delete, ID("1"), NULL);
+    char operation[STATE_ID_BYTES];
+    strcpy(operation, f->decision.operation_id);
+    refused(f, ROUTE_ID_backup_store_attach, "nas", NULL, "backups are being removed");
+    seen_begin(f, &report, operation, operation_state_SUCCEEDED);
+    assert_int_equal(fixture_send(f, &report), 1);
+    fixture_must(f, ROUTE_ID_backup_store_prune, "nas", "{\"keep_last\":1}");
+    refused(f, ROUTE_ID_backup_store_attach, "nas", NULL, "backups are being removed");
+}
+
 static void forgotten(void **test)
 {
     struct fixture *f = *test;
@@ -379,6 +500,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(verified_by_itself, setup, teardown),
         cmocka_unit_test_setup_teardown(rules_by_themselves, setup, teardown),
         cmocka_unit_test_setup_teardown(rules_without_work, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_was_not_removed, setup, teardown),
+        cmocka_unit_test_setup_teardown(which_repository, setup, teardown),
+        cmocka_unit_test_setup_teardown(first_seen, setup, teardown),
+        cmocka_unit_test_setup_teardown(not_beside_an_attach, setup, teardown),
         cmocka_unit_test_setup_teardown(forgotten, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
