@@ -24,6 +24,8 @@ const char *body_option_name(const struct field_desc *f, char *buffer, size_t si
     for (char *c = buffer; *c != '\0'; c++)
         if (*c == '_')
             *c = '-';
+    if (strcmp(buffer, "key") == 0) /* --key is the client's own, of its certificate */
+        snprintf(buffer, size, "%s", "store-key");
     return buffer;
 }
 
@@ -112,14 +114,22 @@ static int artifact_from_path(const char *path, json_t **ret, struct error *err)
     return 0;
 }
 
-/* The content of the file @path in place of a text of several lines. */
-static int text_from_file(const char *path, uint64_t size_max, json_t **ret, struct error *err)
+/* Texts of several lines, and secrets: who types a secret as it is shows it to everybody on the machine. */
+static bool may_be_file(const struct field_desc *f)
+{
+    return f->kind == KIND_STR && (f->ref.format == FORMAT_text || (f->flags & SECRET));
+}
+
+/* The content of the file @path; of one line without its end. */
+static int text_from_file(const struct field_desc *f, const char *path, json_t **ret, struct error *err)
 {
     char *text = NULL;
     size_t size;
-    int rc = file_read(path, size_max, &text, &size, err);
+    int rc = file_read(path, f->max + 1, &text, &size, err);
     if (rc < 0)
         return rc;
+    if (f->ref.format != FORMAT_text && size > 0 && text[size - 1] == '\n')
+        size--;
     *ret = json_stringn(text, size);
     free(text);
     return *ret != NULL ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "%s is not UTF-8", path);
@@ -132,8 +142,8 @@ static int scalar(const struct field_desc *f, const char *option, const char *va
     case KIND_STR:
     case KIND_STRS: /* one of them */
     case KIND_ENUM:
-        if (f->kind == KIND_STR && f->ref.format == FORMAT_text && value[0] == '@')
-            return text_from_file(value + 1, f->max, ret, err);
+        if (may_be_file(f) && value[0] == '@')
+            return text_from_file(f, value + 1, ret, err);
         *ret = json_string(value);
         return *ret ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "--%s is not UTF-8", option);
     case KIND_BOOL:
@@ -272,7 +282,7 @@ void body_help(const struct object_desc *desc, bool patch)
                             : f->kind == KIND_MAP                                      ? " KEY=VALUE"
                             : f->kind == KIND_OBJ                                      ? " PATH"
                             : f->kind == KIND_LIST                                     ? " KEY=VALUE,..."
-                            : f->kind == KIND_STR && f->ref.format == FORMAT_text      ? " TEXT|@FILE"
+                            : may_be_file(f)                                           ? " TEXT|@FILE"
                             : f->kind == KIND_STR || f->kind == KIND_STRS              ? " TEXT"
                             : strstr(f->name, "_bytes") != NULL                        ? " SIZE"
                             : f->kind == KIND_ENUM                                     ? " WORD"

@@ -166,7 +166,7 @@ const struct verb verbs[] = {
      "Remove snapshot %s?", NULL, WAIT_HELP},
     {"backup-store", "list", NULL, "drover backup-store list", ROUTE_ID_backup_store_list, ARGUMENT_NONE,
      "name,location,bytes_per_second,verified_at,damage,created_at", NULL, NULL, NULL},
-    {"backup-store", "create", NULL, "drover backup-store create nas --location /srv/backups --key @store.key",
+    {"backup-store", "create", NULL, "drover backup-store create nas --location /srv/backups --store-key @store.key",
      ROUTE_ID_backup_store_create, ARGUMENT_NEW_NAME, NULL, NULL, backup_store_create,
      "  --attach               learn of the backups that it has already\n"},
     {"backup-store", "attach", "Learn of all backups that a store has and the cluster does not know.", "drover backup-store attach nas",

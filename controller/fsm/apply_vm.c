@@ -168,6 +168,8 @@ void apply_vm_create(struct apply *a, struct command_vm_create *command)
     OBJECT_SET(vm, vm, boot, 0);
     OBJECT_SET(vm, vm, seen_generation, 0);
     OBJECT_SET(vm, vm, restarts, 0);
+    if (vm->wanted == vm_wanted_STOPPED)
+        OBJECT_SET(vm, vm, unstarted, true);
     if (host != NULL) {
         give_to_host(vm, host, 1);
     } else {
@@ -227,6 +229,8 @@ static bool change_wanted(const struct state *state, struct vm *vm, const struct
     if (command->force || vm->stop_forced) /* absent in every VM that was never treated so */
         OBJECT_SET(vm, vm, stop_forced, command->force);
     OBJECT_SET(vm, vm, wanted, command->wanted);
+    if (start && vm->unstarted)
+        OBJECT_SET(vm, vm, unstarted, false);
     OBJECT_SET(vm, vm, generation, vm->generation + 1);
     if (command->reboot)
         OBJECT_SET(vm, vm, boot, vm->boot + 1);

@@ -47,7 +47,7 @@ static bool may_begin(const struct record *record)
 {
     const struct vm *vm = record->vm;
     bool stands = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED || vm->state == vm_state_STOPPED;
-    return vm->host != NULL && stands && vm->wanted != vm_wanted_DELETED && record->of_vm.operations.count == 0;
+    return vm->host != NULL && stands && !vm->unstarted && vm->wanted != vm_wanted_DELETED && record->of_vm.operations.count == 0;
 }
 
 static uint64_t hash_add(uint64_t hash, const char *text)

@@ -3,6 +3,9 @@ all of them or single ones, also where they are in pools. Real controllers, agen
 import hashlib
 import json
 import os
+import shutil
+import socket
+import subprocess
 import uuid
 
 from bed import wait_until
@@ -44,6 +47,35 @@ def test_listed_by_pages(tmp_path):
             after = ['--after', lines[-1]['id']]
         assert [b['id'] for b in seen] == sorted(ids) and count == pages
         assert all(json.loads(b['definition']) == {'name': 'web1', 'what': '"quoted"'} for b in seen)
+
+
+def written(store, verb, *options):
+    """What drover-backup writes to its standard output, a write at a time."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, its, subprocess.Popen([BACKUP, verb, '--store', store, *map(str, options), '--progress-fd', '1'], stdout=its,
+                                     stderr=subprocess.DEVNULL) as process:
+        its.close()
+        writes = []
+        while data := ours.recv(1 << 20):
+            writes.append(data)
+    return process.returncode, writes
+
+
+def test_told_in_whole_lines(tmp_path):
+    """Verdicts and removals share a pipe with the progress, which is written past their buffer; a reader takes a line for done."""
+    store, first = tmp_path / 'store', str(uuid.uuid4())
+    (tmp_path / 'disk').write_bytes(bytes(65536))
+    tool_at(store, 'init')
+    tool_at(store, 'create', '--id', first, '--vm', 'web1', '--disk', f'd={tmp_path}/disk')
+    manifest, = (store / 'backups').iterdir()
+    others = [str(uuid.uuid4()) for _ in range(100)]
+    for ident in others:        # of another backup: damaged
+        shutil.copy(manifest, manifest.with_name(manifest.name.replace(first, ident)))
+    for verb, options, begin in (('verify', ['--each'], b'{"backup":'), ('prune', ['--no-collect', *[w for i in others[:60] for w in ('--forget', i)]], b'removed ')):
+        status, writes = written(store, verb, *options)
+        assert all(data.endswith(b'\n') for data in writes), [data for data in writes if not data.endswith(b'\n')]
+        assert status == (1 if verb == 'verify' else 0), writes
+        assert sum(line.startswith(begin) for line in b''.join(writes).splitlines()) == (101 if verb == 'verify' else 60)
 
 
 def test_attached_beside_what_is_known(cluster):

@@ -113,6 +113,28 @@ static void test_bad_values(void **state)
     }
 }
 
+/* --key stays the client's own; the store's has another name, and may lie in a file. */
+static void test_key_of_a_store(void **state)
+{
+    char path[] = "build/test-key-XXXXXX", line[200];
+    struct invocation call;
+    struct error err = {0};
+    json_t *body = NULL;
+    (void)state;
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, "drbk1-abcdefghijkl\n", 19), 19);
+    close(fd);
+    snprintf(line, sizeof line, "backup-store create nas --location /srv/b --key own.pem --store-key @%s", path);
+    assert_int_equal(parse(line, &call, &err), 0);
+    assert_string_equal(call.key, "own.pem");
+    if (body_build(&call, &backup_store_desc, false, &body, &err) < 0)
+        fail_msg("%s", err.text);
+    unlink(path);
+    assert_string_equal(json_string_value(json_object_get(body, "key")), "drbk1-abcdefghijkl");
+    json_decref(body);
+}
+
 static void test_local_file_becomes_artifact(void **state)
 {
     char path[] = "build/test-artifact-XXXXXX", line[200];
@@ -176,6 +198,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bodies),     cmocka_unit_test(test_refusals), cmocka_unit_test(test_bad_values),
+        cmocka_unit_test(test_key_of_a_store),
         cmocka_unit_test(test_local_file_becomes_artifact), cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_every_verb_has_an_example_that_parses),
     };

@@ -344,6 +344,25 @@ static void rules_without_work(void **test)
     assert_int_equal(tick(f), 0);
 }
 
+/* A VM that was made of a backup has its policy's label and no disks yet: nothing is tried until somebody starts it. */
+static void not_before_its_first_start(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL, "{\"name\":\"q\",\"store\":\"nas\",\"every_s\":3600}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"b\",\"image\":\"tiny\",\"flavor\":\"small\",\"started\":false,\"labels\":{\"backup-policy\":\"q\"}}");
+    fixture_vm_is(f, "b", vm_state_STOPPED);
+    tick(f);
+    assert_null(running(f, operation_kind_BACKUP_CREATE));
+    fixture_must(f, ROUTE_ID_vm_start, "b", NULL);
+    fixture_vm_is(f, "b", vm_state_RUNNING);
+    assert_false(fixture_vm(f, "b")->unstarted);
+    fixture_must(f, ROUTE_ID_vm_stop, "b", NULL);
+    fixture_vm_is(f, "b", vm_state_STOPPED);
+    tick(f);
+    assert_non_null(running(f, operation_kind_BACKUP_CREATE));
+}
+
 #define REPOSITORY "0123456789abcdef0123456789abcdef"
 
 /* The host did not get into the repository: what was to go is as it was. If it did, it counts for nothing until it is verified. */
@@ -500,6 +519,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(verified_by_itself, setup, teardown),
         cmocka_unit_test_setup_teardown(rules_by_themselves, setup, teardown),
         cmocka_unit_test_setup_teardown(rules_without_work, setup, teardown),
+        cmocka_unit_test_setup_teardown(not_before_its_first_start, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_not_removed, setup, teardown),
         cmocka_unit_test_setup_teardown(which_repository, setup, teardown),
         cmocka_unit_test_setup_teardown(first_seen, setup, teardown),

@@ -321,6 +321,29 @@ static void a_vm_that_is_off_or_nowhere(void **test)
     assert_int_equal(volume(f, "a")->state, volume_state_ATTACHED);
 }
 
+/* It may be another VM's before the task ends: neither copied nor written over while it leaves. */
+static void not_copied_while_it_leaves(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report;
+    make(f, "a", "nas");
+    vm_on(f, "web", "n1");
+    attached(f, "a", "web");
+    fixture_must(f, ROUTE_ID_backup_store_create, NULL, "{\"name\":\"nas\",\"location\":\"/srv/backups\"}");
+    fixture_must(f, ROUTE_ID_backup_create, "web", "{\"name\":\"whole\"}");
+    report = fixture_report(f, "n1", 8192);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, f->decision.operation_id);
+    OBJECT_SET(task_seen, seen, role, task_role_MAIN);
+    OBJECT_SET(task_seen, seen, state, operation_state_SUCCEEDED);
+    object_mark(&task_seen_desc, seen, "backup");
+    assert_int_equal(fixture_send(f, &report), 1);
+    fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
+    assert_true(disk_of(f, "web", "a")->leaving);
+    refused(f, ROUTE_ID_backup_create, "web", "{\"name\":\"half\"}", -EBUSY, "", "is being detached");
+    refused(f, ROUTE_ID_backup_restore, "whole", NULL, -EBUSY, "", "is being detached");
+}
+
 static void growth(void **test)
 {
     struct fixture *f = *test;
@@ -524,6 +547,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_host_that_is_ahead_has_let_go_of_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(who_cannot_have_it, setup, teardown),
         cmocka_unit_test_setup_teardown(a_vm_that_is_off_or_nowhere, setup, teardown),
+        cmocka_unit_test_setup_teardown(not_copied_while_it_leaves, setup, teardown),
         cmocka_unit_test_setup_teardown(growth, setup, teardown),
         cmocka_unit_test_setup_teardown(as_other_objects, setup, teardown),
         cmocka_unit_test_setup_teardown(the_vm_is_deleted, setup, teardown),
