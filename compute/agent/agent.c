@@ -17,6 +17,7 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_plan.h"
 #include "compute/agent/cpu_baseline.h"
+#include "compute/agent/report_bound.h"
 #include "compute/agent/console_bridge.h"
 
 /* ---- VMs ---- */
@@ -83,6 +84,10 @@ static void put_report(struct node_report *report, void *arg)
     agent_images_put_seen(a, report);
     pool_watch_put(&a->pools, report);
     agent_volumes_put(a, report);
+    bool cut = report_bound(report, REPORT_BYTES_MAX);
+    if (cut && !a->report_cut)
+        log_warning("report-cut", "bytes_max=%u: reasons are shortened, and what tasks came to is told later", REPORT_BYTES_MAX);
+    a->report_cut = cut;
 }
 
 static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_change *change, uint64_t index)

@@ -49,6 +49,7 @@ struct agent {
     char *data_dir, *vms_dir, *run_dir, *images_dir, *lease_dir, *vmm_path;
     int lock_fd; /* of the data directory: one agent at a time */
     struct node_identity identity;
+    bool report_cut; /* the last report was larger than the controllers take */
     struct host_facts facts; /* as of the last report */
     enum cpu_kind cpu_baseline;
     struct tls_context *tls;

@@ -77,6 +77,7 @@ static void work_after(uv_work_t *work, int status UNUSED)
     struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
     struct agent *a = v->agent;
     v->step = VOLUME_IDLE;
+    a->volumes.working--;
     if (v->stopping) {
         volume_free(v);
         agent_part_closed(a);
@@ -90,7 +91,7 @@ static void work_after(uv_work_t *work, int status UNUSED)
         v->reason[0] = '\0';
         news(v);
     }
-    look(v);
+    agent_volumes_tick(a); /* it, and those that waited for it */
 }
 
 static void work_begin(struct agent_volume *v, const char *image_path)
@@ -100,6 +101,7 @@ static void work_begin(struct agent_volume *v, const char *image_path)
     free(v->image_path);
     v->image_path = image_path != NULL ? xstrdup(image_path) : NULL;
     v->step = VOLUME_WORKING;
+    v->agent->volumes.working++;
     int r = uv_queue_work(v->agent->loop, &v->work, work_do, work_after);
     ASSERT(r == 0);
 }
@@ -157,7 +159,7 @@ static void look(struct agent_volume *v)
         failed(v, &err);
     else if (has_image && image_cache_find(v->agent->images, &v->order.image, path, sizeof path) < 0)
         image_fetch(v);
-    else
+    else if (v->agent->volumes.working < AGENT_VOLUMES_WORKING_MAX)
         work_begin(v, has_image ? path : NULL);
 }
 
@@ -208,6 +210,8 @@ void agent_volumes_put(const struct agent *a, struct node_report *report)
 {
     const struct agent_volume *v;
     for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;) {
+        if (!v->ordered) /* its work is ending still, and nobody asks any more */
+            continue;
         struct volume_seen *seen = OBJECT_ADD(node_report, report, volumes);
         OBJECT_TEXT(volume_seen, seen, id, v->id);
         OBJECT_SET(volume_seen, seen, made, v->done && !v->order.remove);

@@ -15,12 +15,14 @@
 #include "schema/objects.h"
 
 #define AGENT_VOLUME_RETRY_MS 2000u
+#define AGENT_VOLUMES_WORKING_MAX 2u /* at once, of the pool's threads, which others need as well */
 
 struct agent;
 
 /* Embedded in the agent. */
 struct agent_volumes {
-    struct map all; /* struct agent_volume by id */
+    struct map all;   /* struct agent_volume by id */
+    unsigned working; /* in the thread pool; at most AGENT_VOLUMES_WORKING_MAX, the others wait for one to end */
 };
 
 void agent_volumes_obey(struct agent *agent, const struct node_orders *orders);

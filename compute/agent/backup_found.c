@@ -4,7 +4,12 @@
 #include <errno.h>
 #include <string.h>
 
-enum { DAMAGE_BYTES_MAX = 400 }; /* as the schema has it */
+enum {
+    DAMAGE_BYTES_MAX = 400, /* as the schema has it */
+    VERDICT_BYTES = 40,     /* as JSON */
+    HURT_BYTES = 480,
+    VERDICTS_BYTES_MAX = 400 * 1024, /* of one task: less than its child's line may have (TASK_CHILD_LINE_BYTES_MAX) */
+};
 
 static void found_disk_add(const json_t *from, struct backup_found *found)
 {
@@ -16,19 +21,30 @@ static void found_disk_add(const json_t *from, struct backup_found *found)
     OBJECT_SET(snapshot_disk, to, size_bytes, (uint64_t)json_integer_value(json_object_get(from, "size_bytes")));
 }
 
+/* Is there room in a report for one verdict more? Counted as if each were the largest. */
+static bool verdict_fits(struct backup_result *result)
+{
+    if (result->verified.count * VERDICT_BYTES + result->hurt.count * HURT_BYTES < VERDICTS_BYTES_MAX &&
+        result->hurt.count < object_field(&backup_result_desc, "hurt")->max &&
+        result->verified.count < object_field(&backup_result_desc, "verified")->max)
+        return true;
+    OBJECT_SET(backup_result, result, cut, true);
+    return false;
+}
+
 /* How one stands, by drover-backup verify --each. */
 static void verified_add(const json_t *said, const char *id, struct backup_result *result)
 {
     const char *damage = json_string_value(json_object_get(said, "damage")), *rule;
-    if (!text_format_ok(FORMAT_id, id, &rule))
+    if (!text_format_ok(FORMAT_id, id, &rule) || !verdict_fits(result))
         return;
-    if (damage != NULL && result->hurt.count < object_field(&backup_result_desc, "hurt")->max) {
+    if (damage != NULL) {
         struct backup_hurt *hurt = OBJECT_ADD(backup_result, result, hurt);
         char text[DAMAGE_BYTES_MAX + 1];
         text_copy(text, sizeof text, damage);
         OBJECT_TEXT(backup_hurt, hurt, id, id);
         OBJECT_TEXT(backup_hurt, hurt, text, text_format_ok(FORMAT_any, text, &rule) ? text : "it is damaged");
-    } else if (damage == NULL && result->verified.count < object_field(&backup_result_desc, "verified")->max) {
+    } else {
         struct string_list *list = &result->verified;
         list->items = xrealloc(list->items, (list->count + 1) * sizeof *list->items);
         list->items[list->count++] = xstrdup(id);

@@ -31,6 +31,8 @@ struct vm_adjust {
     unsigned lacking;         /* bit: number of an interface */
     uint64_t force_at_ms;     /* of the unplug under way; 0: none is */
     bool forced;
+    bool leaving;             /* the disks that are being detached come last: a guest may keep them */
+    struct error disk_err;    /* of the first disk that was not done; its code 0: none */
 
     struct http_call *call;
     void (*answered)(struct vm_adjust *, const struct http_answer *);
@@ -42,6 +44,8 @@ struct vm_adjust {
 };
 
 static void next(struct vm_adjust *a);
+static void next_disk(struct vm_adjust *a);
+static void disk_failed(struct vm_adjust *a, int status);
 
 /* ---- its end ---- */
 
@@ -128,6 +132,19 @@ static bool failed(struct vm_adjust *a, const struct http_answer *answer, const 
     const char *why = answer->problem.text[0] != '\0' ? answer->problem.text : "its VMM answers something unknown";
     error_set(&a->err, -EPROTO, ERROR_INTERNAL, "%s: %s", what, why);
     end(a, answer->error != 0 ? answer->error : -EPROTO);
+    return true;
+}
+
+/* The VMM says no about one disk: the others go on. Where it says nothing it is the end. */
+static bool disk_refused(struct vm_adjust *a, const struct http_answer *answer, const char *what)
+{
+    if (answer->error != 0)
+        return failed(a, answer, what);
+    if (answer->status / 100 == 2)
+        return false;
+    error_set(&a->err, -EPROTO, ERROR_INTERNAL, "%s: %s", what,
+              answer->problem.text[0] != '\0' ? answer->problem.text : "its VMM answers something unknown");
+    disk_failed(a, -EPROTO);
     return true;
 }
 
@@ -275,18 +292,19 @@ static void work_do(uv_work_t *work)
 }
 
 static void volume_plug(struct vm_adjust *a);
-static void next_disk(struct vm_adjust *a);
 
 static void work_after(uv_work_t *work, int status)
 {
     struct vm_adjust *a = CONTAINER_OF(work, struct vm_adjust, work);
     (void)status;
     a->working = false;
-    if (a->cancelled || a->status < 0) {
+    if (a->cancelled || (a->status < 0 && a->phase == PHASE_NETWORK)) {
         end(a, a->cancelled ? -ECANCELED : a->status);
         return;
     }
-    if (a->phase == PHASE_NETWORK) {
+    if (a->status < 0) {
+        disk_failed(a, a->status);
+    } else if (a->phase == PHASE_NETWORK) {
         a->phase = PHASE_PLUG;
         a->at = 0;
         next(a);
@@ -343,9 +361,19 @@ static void next_disk(struct vm_adjust *a)
     next(a);
 }
 
+/* a->err says why. */
+static void disk_failed(struct vm_adjust *a, int status)
+{
+    if (a->disk_err.code == 0) {
+        a->disk_err = a->err;
+        a->disk_err.code = status;
+    }
+    next_disk(a);
+}
+
 static void on_disk_changed(struct vm_adjust *a, const struct http_answer *answer)
 {
-    if (!failed(a, answer, "a disk cannot be changed"))
+    if (!disk_refused(a, answer, "a disk cannot be changed"))
         next_disk(a);
 }
 
@@ -353,7 +381,7 @@ static void on_disk_changed(struct vm_adjust *a, const struct http_answer *answe
 
 static void on_disk_plugged(struct vm_adjust *a, const struct http_answer *answer)
 {
-    if (failed(a, answer, "a volume cannot be plugged in"))
+    if (disk_refused(a, answer, "a volume cannot be plugged in"))
         return;
     log_info("disk-plugged", "vm=%s disk=%s", a->order.name, disk_at(a)->name);
     next_disk(a);
@@ -377,7 +405,7 @@ static void volume_show(struct vm_adjust *a)
             : a->context->pools != NULL ? pool_watch_there(a->context->pools, pool->id, pool->name, &a->err)
                                         : 0;
     if (r < 0) {
-        end(a, r);
+        disk_failed(a, r);
         return;
     }
     a->phase = PHASE_SHOW;
@@ -386,7 +414,7 @@ static void volume_show(struct vm_adjust *a)
 
 static void on_disk_unplugged(struct vm_adjust *a, const struct http_answer *answer)
 {
-    if (answer->status != 404 && failed(a, answer, "a disk cannot be unplugged"))
+    if (answer->status != 404 && disk_refused(a, answer, "a disk cannot be unplugged"))
         return;
     uv_timer_start(&a->timer, on_look_again, VM_UNPLUG_ASK_MS, 0);
 }
@@ -403,7 +431,7 @@ static void volume_unplug(struct vm_adjust *a)
     if (over && (!disk->forced || a->forced)) {
         error_set(&a->err, -EAGAIN, ERROR_TIMEOUT,
                   "the guest has not let go of disk %s yet; unmount it there, or detach the volume with force", disk->name);
-        end(a, -EAGAIN);
+        disk_failed(a, -EAGAIN);
         return;
     }
     if (!first && !over) {
@@ -437,7 +465,7 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
         work_begin(a);
         return;
     }
-    if (failed(a, answer, "its VMM does not say which disks it has"))
+    if (disk_refused(a, answer, "its VMM does not say which disks it has"))
         return;
     if (OBJECT_DECODE(vmm_disk_status, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &status, &a->err) < 0) {
         end(a, -EPROTO);
@@ -458,7 +486,7 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
     if (detached && disk->volume != NULL) {
         error_set(&a->err, -EBUSY, ERROR_CONFLICT,
                   "disk %s was taken away by force, and the guest keeps the dead device; reboot the VM to have it again", disk->name);
-        end(a, -EBUSY);
+        disk_failed(a, -EBUSY);
         return;
     }
     if (same) {
@@ -477,8 +505,17 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
 static void disks(struct vm_adjust *a)
 {
     char path[URL_SIZE];
+    while (a->at < a->order.disks.count && disk_at(a)->leaving != a->leaving)
+        a->at++;
+    if (a->at >= a->order.disks.count && !a->leaving) {
+        a->leaving = true;
+        a->at = 0;
+        next(a);
+        return;
+    }
     if (a->at >= a->order.disks.count) {
-        end(a, 0);
+        a->err = a->disk_err;
+        end(a, a->disk_err.code);
         return;
     }
     snprintf(path, sizeof(path), "disks/%s", disk_at(a)->name);

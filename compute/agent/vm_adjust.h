@@ -4,9 +4,11 @@
  *      force. Limits of those that stay, where they differ
  *   2. bridges, taps and packet rules (vm_files_network, in the thread pool): what has gone goes, what is to come is there
  *   3. each interface that the VMM lacks: plug
- *   4. each disk: limits, on_disk_error and size, where they differ. A volume that the VMM lacks is shown to it and plugged in; one
- *      that is being detached is unplugged: the guest is asked, and where it does not let go within VM_UNPLUG_MS this run fails, to
- *      be tried again; by force only where that was asked for
+ *   4. each disk: limits, on_disk_error and size, where they differ. A volume that the VMM lacks is shown to it and plugged in
+ *   5. each volume that is being detached is unplugged: the guest is asked, and where it does not let go within VM_UNPLUG_MS this
+ *      run fails, to be tried again; by force only where that was asked for
+ *
+ * What cannot be done with one disk keeps no other one waiting: the run goes on, and fails at its end with the first reason.
  *
  * Interfaces are known to the VMM as nic<number>, disks by their names. Nothing is remembered between runs: what the VMM
  * says it has is what counts, so that it can be run again after any failure, and after an agent's end in the midst of it. */

@@ -122,6 +122,11 @@ def test_plugged_into_a_vm_that_runs(make_cluster):
     assert status == 200 and answer['state'] == 'detaching', answer
     wait_until(lambda: 'has not let go of disk' in (cluster.vm('one').get('state_reason') or ''), 60, 'it is told why')
     assert volume(cluster, 'data')['state'] == 'detaching' and running.ask(f'disks/{disk}')['unplugging']
+    # another one is plugged in nevertheless
+    late = cluster.cli('volume', 'create', 'late', '--pool', 'ssd', '--size', '8MiB', '--wait')['disk']
+    assert cluster.api('POST', '/v1/volumes/late/attach', {'vm': 'one'})[0] == 200
+    wait_until(lambda: late in [d['disk']['id'] for d in running.ask('disks')], 60, 'the other volume is there')
+    assert volume(cluster, 'data')['state'] == 'detaching'
     cluster.cli('volume', 'detach', 'data', '--force', '--wait')
     assert running.ask(f'disks/{disk}')['detached'] and running.same_process()
     assert volume(cluster, 'data').get('vm') is None
@@ -144,7 +149,8 @@ def test_plugged_into_a_vm_that_runs(make_cluster):
     for name in ('one', 'two'):
         done(cluster, cluster.api('DELETE', f'/v1/vms/{name}'))
     assert head(ssd, made)['layers']
-    cluster.cli('volume', 'delete', 'data', '--yes', '--wait', parse=False)
+    for name in ('data', 'late'):
+        cluster.cli('volume', 'delete', name, '--yes', '--wait', parse=False)
     assert not list((ssd / 'volumes').iterdir())
 
 

@@ -3,9 +3,11 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "compute/agent/backup_found.h"
+#include "compute/agent/task_child.h"
 
 #define ID(n) "00000000-0000-4000-8000-00000000000" n
 
@@ -65,11 +67,32 @@ static void long_words(void **test)
     assert_string_equal(text, "abc\xe2\x82\xac");
 }
 
+/* More than a report may hold: what is not told is not known, and that is said. */
+static void too_much_to_tell(void **test)
+{
+    struct backup_result result = {0};
+    struct bytes_writer out = {0};
+    char line[600], damage[401];
+    (void)test;
+    memset(damage, 'x', 400);
+    damage[400] = '\0';
+    for (unsigned i = 0; i < 2000; i++) {
+        snprintf(line, sizeof line, "{\"backup\":\"00000000-0000-4000-8000-%012u\",\"damage\":\"%s\"}", i, damage);
+        take(&result, line);
+        assert_int_equal(result.cut, result.hurt.count <= i);
+    }
+    OBJECT_ENCODE(backup_result, &result, &out);
+    assert_true(result.cut && result.hurt.count > 500 && out.size < TASK_CHILD_LINE_BYTES_MAX);
+    bytes_writer_finish(&out);
+    OBJECT_CLEAR(backup_result, &result);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_what_it_needs),
         cmocka_unit_test(long_words),
+        cmocka_unit_test(too_much_to_tell),
     };
     return cmocka_run_group_tests_name("backup_found", tests, NULL, NULL);
 }
