@@ -13,6 +13,35 @@ static struct drill_run *find(struct drill_runs *runs, const char *host, const c
     return NULL;
 }
 
+/* The latest time, by the answer @sight, at which the VMM was @age_us old. */
+static int64_t latest(const struct drill_sight *sight, int64_t age_us)
+{
+    int64_t older_us = age_us - sight->age_us, drift_us = (older_us < 0 ? -older_us : older_us) * DRILL_DRIFT_PER_CENT / 100;
+    return sight->came_us + older_us + drift_us + DRILL_AGE_US;
+}
+
+/* Kept among the others; a VMM that is younger than before is another one. */
+static const struct drill_sight *take_sight(struct drill_run *run, const struct vm_observation *seen, int64_t came_us)
+{
+    struct drill_sight sight = {.age_us = (int64_t)seen->age_ms * 1000, .came_us = came_us};
+    if (run->sight_count > 0 && (sight.age_us < run->sights[(run->sight_count - 1) % DRILL_SIGHTS].age_us || seen->vcpu_ns < run->vcpu_ns)) {
+        run->sight_count = 0;
+        run->restarted = true;
+    }
+    struct drill_sight *at = &run->sights[run->sight_count++ % DRILL_SIGHTS];
+    *at = sight;
+    return at;
+}
+
+/* It has executed by when this answer was true, and not since then as far as is known. */
+static void executed_until(struct drill_run *run, const struct drill_sight *sight)
+{
+    run->last_until_us = sight->came_us;
+    run->last_age_us = sight->age_us;
+    for (unsigned i = 0; i < MIN(run->sight_count, DRILL_SIGHTS); i++)
+        run->last_until_us = MIN(run->last_until_us, latest(&run->sights[i], sight->age_us));
+}
+
 static void begin(struct drill_runs *runs, const char *host, const struct vm_observation *seen, int64_t asked_us, int64_t came_us)
 {
     if (runs->count == DRILL_RUNS_MAX) {
@@ -30,9 +59,11 @@ static void begin(struct drill_runs *runs, const char *host, const struct vm_obs
                               .executed = seen->vcpu_ns > 0};
     snprintf(run->host, sizeof run->host, "%s", host);
     snprintf(run->vm, sizeof run->vm, "%s", seen->id);
+    const struct drill_sight *sight = take_sight(run, seen, came_us);
     if (run->executed) {
-        run->first_until_us = run->last_until_us = came_us;
+        run->first_until_us = came_us;
         run->last_from_us = run->begun_us;
+        executed_until(run, sight);
     }
 }
 
@@ -45,6 +76,7 @@ void drill_runs_add(struct drill_runs *runs, const char *host, const struct vm_o
         begin(runs, host, seen, asked_us, came_us);
         return;
     }
+    const struct drill_sight *sight = take_sight(run, seen, came_us);
     if (seen->vcpu_ns != run->vcpu_ns) { /* less: its VMM was started again on the same host */
         if (run->executed)
             run->stall_us = MAX(run->stall_us, run->asked_us - run->quiet_from_us);
@@ -52,8 +84,11 @@ void drill_runs_add(struct drill_runs *runs, const char *host, const struct vm_o
             run->first_until_us = came_us;
         run->executed = true;
         run->last_from_us = run->asked_us;
-        run->last_until_us = run->quiet_from_us = came_us;
+        executed_until(run, sight);
+        run->quiet_from_us = came_us;
         run->vcpu_ns = seen->vcpu_ns;
+    } else if (run->executed && !run->restarted) {
+        run->last_until_us = MIN(run->last_until_us, latest(sight, run->last_age_us));
     }
     run->asked_us = asked_us;
     run->came_us = came_us;

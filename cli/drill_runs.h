@@ -1,7 +1,9 @@
 /* What was seen to execute where during a drill, and whether any VM executed on two hosts at once. Pure.
  *
  * A host's agent is asked again and again what its kernel says of its VMMs (vm_observation). Each answer is true for some
- * moment between the question and its arrival, on the clock of whoever asks: no clock of a host is believed. So of each run,
+ * moment between the question and its arrival, on the clock of whoever asks: what time it is on a host is not believed, but how
+ * much older a VMM has become between two answers, to DRILL_DRIFT_PER_CENT, the bound that the leases rest on. So where one answer
+ * was quick, it is known for those before and after it as well when they were true, however late they came. So of each run,
  * a VMM of a VM on a host, is known
  *
  *     begun          its process was not there before             (lower bound of all that it executed)
@@ -23,6 +25,9 @@
 
 #define DRILL_RUNS_MAX 4096u
 #define DRILL_TICK_US 20000 /* how exact the age of a process is: two of the kernel's ticks */
+#define DRILL_AGE_US 2000   /* how exact the difference of two ages is */
+#define DRILL_DRIFT_PER_CENT 2
+#define DRILL_SIGHTS 16u    /* answers that are kept of a run */
 
 struct drill_run {
     char host[64], vm[40];
@@ -31,7 +36,13 @@ struct drill_run {
     int64_t asked_us;      /* the last question that it was in the answer of */
     int64_t came_us;       /* and when that came */
     int64_t quiet_from_us; /* when an answer came that had it executing */
+    struct drill_sight {
+        int64_t age_us, came_us; /* it was so old, at some time before that */
+    } sights[DRILL_SIGHTS];
+    unsigned sight_count; /* ever; the last DRILL_SIGHTS are kept */
+    int64_t last_age_us;  /* of the answer that last_until_us is about */
     int64_t stall_us;      /* the longest time that it executed nothing between two times that it did */
+    bool restarted;        /* by its agent, on the same host: ages are of more than one process */
     bool executed;         /* first_until and the rest are set */
 };
 

@@ -349,10 +349,6 @@ int vmm_process_vcpus(pid_t pid, struct vmm_process_vcpus *ret_vcpus)
     snprintf(path, sizeof(path), "/proc/%d/stat", pid);
     if (!stat_read(path, text, sizeof(text)) || !stat_field(text, 22, &started))
         return -ESRCH;
-    clock_gettime(CLOCK_BOOTTIME, &now);
-    uint64_t now_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-    uint64_t start_ms = started * 1000 / (uint64_t)sysconf(_SC_CLK_TCK);
-    vcpus.age_ms = now_ms - MIN(now_ms, start_ms);
     snprintf(path, sizeof(path), "/proc/%d/task", pid);
     DIR *threads = opendir(path);
     if (threads == NULL)
@@ -365,6 +361,10 @@ int vmm_process_vcpus(pid_t pid, struct vmm_process_vcpus *ret_vcpus)
         any = true;
     }
     closedir(threads);
+    clock_gettime(CLOCK_BOOTTIME, &now); /* after that was read: what has executed had by then */
+    uint64_t now_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    uint64_t start_ms = started * 1000 / (uint64_t)sysconf(_SC_CLK_TCK);
+    vcpus.age_ms = now_ms - MIN(now_ms, start_ms);
     if (r == 0 && any)
         *ret_vcpus = vcpus;
     return any ? r : -ENOTSUP;

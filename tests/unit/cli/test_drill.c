@@ -68,9 +68,38 @@ static void test_unsure(void **state)
     struct drill_runs runs = {0};
     (void)state;
     see(&runs, "n1", 1, 1000, 60000, 0, 5);
-    see(&runs, "n1", 1, 2000, 61000, 1000, 2000);
+    see(&runs, "n1", 1, 2000, 61700, 1000, 2000); /* true at 1.7 s, as far as clocks may differ */
     see(&runs, "n2", 2, 0, 10, 1500, 1505);
     see(&runs, "n2", 2, 10, 110, 1600, 1605);
+    assert_int_equal(judge(&runs), DRILL_UNSURE);
+    drill_runs_finish(&runs);
+}
+
+/* It took a second as well, but by its age the VMM was asked early in it: by an earlier quick answer, or by a later one. */
+static void test_a_late_answer_that_says_when(void **state)
+{
+    struct drill_runs runs = {0};
+    (void)state;
+    see(&runs, "n1", 1, 1000, 60000, 0, 5);
+    see(&runs, "n1", 1, 2000, 61050, 1000, 2000);
+    see(&runs, "n2", 2, 0, 10, 1500, 1505);
+    see(&runs, "n2", 2, 10, 110, 1600, 1605);
+    assert_int_equal(judge(&runs), DRILL_ONCE);
+    assert_int_equal(runs.items[0].last_until_us, 5000 + 1050000 * 102 / 100 + DRILL_AGE_US);
+    drill_runs_finish(&runs);
+
+    see(&runs, "n1", 1, 1000, 60000, 0, 900);
+    see(&runs, "n1", 1, 2000, 61050, 1000, 2000);
+    see(&runs, "n2", 2, 10, 10, 1500, 1505);
+    assert_int_equal(judge(&runs), DRILL_UNSURE);
+    see(&runs, "n1", 1, 2000, 62050, 2000, 2060);
+    assert_int_equal(judge(&runs), DRILL_ONCE);
+    drill_runs_finish(&runs);
+
+    /* Of another process under the same epoch its age says nothing. */
+    see(&runs, "n1", 1, 1000, 60000, 0, 5);
+    see(&runs, "n1", 1, 900, 61050, 1000, 2000);
+    see(&runs, "n2", 2, 10, 10, 1500, 1505);
     assert_int_equal(judge(&runs), DRILL_UNSURE);
     drill_runs_finish(&runs);
 }
@@ -206,6 +235,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_failover),  cmocka_unit_test(test_twice),       cmocka_unit_test(test_unsure),
+        cmocka_unit_test(test_a_late_answer_that_says_when),
         cmocka_unit_test(test_a_restart_in_place), cmocka_unit_test(test_a_stall), cmocka_unit_test(test_room),
         cmocka_unit_test(test_conditions), cmocka_unit_test(test_conditions_where_nothing_fails), cmocka_unit_test(test_choice_of_host), cmocka_unit_test(test_page_is_escaped),
     };
