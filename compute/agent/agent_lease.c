@@ -102,17 +102,20 @@ static void session_follow(struct agent_lease *lease, struct agent_lease_peer *p
     const struct agent_lease_peer *its = peer_find(lease, session_controller(lease->session));
     bool deaf = its != NULL && its != peer && its->answered_ms + AGENT_LEASE_DEAF_MS < now_ms &&
                 its->next_ms != 0 && session_waits(lease->session);
-    if (!behind)
+    uint64_t patience_ms = MIN((uint64_t)AGENT_LEASE_BEHIND_MS << MIN(lease->behind_moves, 8u), (uint64_t)AGENT_LEASE_BEHIND_MAX_MS);
+    if (!behind) {
         lease->behind_ms = 0;
-    else if (lease->behind_ms == 0) {
+        lease->behind_moves = 0;
+    } else if (lease->behind_ms == 0) {
         lease->behind_ms = now_ms;
         peer->next_ms = MIN(peer->next_ms, now_ms + AGENT_LEASE_BEHIND_MS); /* not a whole second for the next look */
     }
-    if (!deaf && (lease->behind_ms == 0 || now_ms < lease->behind_ms + AGENT_LEASE_BEHIND_MS))
+    if (!deaf && (lease->behind_ms == 0 || now_ms < lease->behind_ms + patience_ms))
         return;
     log_info("session-moves", "to=%s why=\"%s\"", peer->address,
              deaf ? "the other controller does not answer" : "it knows newer orders");
     lease->behind_ms = 0;
+    lease->behind_moves += !deaf;
     session_move(lease->session, peer->address);
 }
 

@@ -21,7 +21,9 @@
 #define AGENT_LEASE_ASK_MS 1000u
 #define AGENT_LEASE_RETRY_MS 300u
 #define AGENT_LEASE_DEADLINE_MS 2500u /* of a question: a late answer is worth little */
-#define AGENT_LEASE_BEHIND_MS 300u    /* newer orders are known elsewhere for so long: the session goes there */
+#define AGENT_LEASE_BEHIND_MS 300u    /* newer orders are known elsewhere for so long: the session goes there; after each move that has not
+                                       * brought them twice as long, */
+#define AGENT_LEASE_BEHIND_MAX_MS 5000u /* up to that: where a connection takes so long to make, the next one would never bring them */
 #define AGENT_LEASE_DEAF_MS 2500u     /* a controller that has not answered for so long is not worth waiting for */
 
 struct session;
@@ -53,6 +55,7 @@ struct agent_lease {
     unsigned peer_count;
     struct session *session; /* NULL until there is one */
     uint64_t deadline_ns;    /* as last told */
+    unsigned behind_moves;   /* that did not bring what is known elsewhere */
     uint64_t behind_ms;      /* since when newer orders are known elsewhere; 0: not */
     bool held;               /* as last logged */
     bool silent;             /* a drill: nobody is asked */
