@@ -229,6 +229,7 @@ static bool repository_take(struct backup_program *p, const json_t *said)
         return false;
     if (strlen(id) == sizeof p->repository - 1 && strspn(id, "0123456789abcdef") == strlen(id))
         memcpy(p->repository, id, sizeof p->repository);
+    task_child_tell("reading the lists of the store", 0, 0); /* slow, where it is far away */
     return true;
 }
 
