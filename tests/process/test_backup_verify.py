@@ -1,7 +1,6 @@
 """Stores of backups through the cluster: what is damaged is found and named, what rules let go goes and nothing that is at work, and a
 store can be forgotten. Real controllers, agents, VMMs, drover-backup and the test guest; of disks with random bytes, so that a
 limit of bytes makes things slow."""
-import hashlib
 import json
 import random
 import shutil
@@ -9,22 +8,14 @@ import shutil
 import pytest
 
 from bed import wait_until
-from test_backups import GUEST, add_store, backup, create, done, pytestmark, tool     # noqa: F401
+from test_backups import add_store, backup, cluster_with, create, done, pytestmark, tool     # noqa: F401
 
 RANDOM_BYTES, DISK_BYTES = 1 << 20, 4 << 20
 
 
 @pytest.fixture
 def cluster(make_cluster):
-    made = make_cluster(controllers=1, agents=1)
-    disk = made.bed.directory / 'disk.img'
-    disk.write_bytes(bytes(1 << 20) + random.Random(7).randbytes(RANDOM_BYTES) + bytes(DISK_BYTES - (1 << 20) - RANDOM_BYTES))
-    artifacts = {name: {'url': f'file://{path}', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
-                 for name, path in (('kernel', GUEST), ('disk', disk))}
-    status, _, answer = made.api('POST', '/v1/images', {'name': 'ticker', 'kind': 'kernel', **artifacts})
-    assert status == 201, answer
-    made.store = made.bed.directory / 'store'
-    return made
+    return cluster_with(make_cluster, bytes(1 << 20) + random.Random(7).randbytes(RANDOM_BYTES) + bytes(DISK_BYTES - (1 << 20) - RANDOM_BYTES))
 
 
 def get(cluster, what):

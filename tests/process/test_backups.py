@@ -17,17 +17,22 @@ pytestmark = [pytest.mark.skipif(not GUEST.exists(), reason='the test guest is n
               pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)]
 
 
-@pytest.fixture
-def cluster(make_cluster):
+def cluster_with(make_cluster, disk_content):
+    """One controller, one host, and an image `ticker` whose disk has that content; its `store` is to be made."""
     made = make_cluster(controllers=1, agents=1)
     disk = made.bed.directory / 'disk.img'
-    disk.write_bytes(bytes(1 << 20) + b'of the image ' * 1000 + bytes(DISK_BYTES - (1 << 20) - 13000))
+    disk.write_bytes(disk_content)
     artifacts = {name: {'url': f'file://{path}', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
                  for name, path in (('kernel', GUEST), ('disk', disk))}
     status, _, answer = made.api('POST', '/v1/images', {'name': 'ticker', 'kind': 'kernel', **artifacts})
     assert status == 201, answer
     made.store = made.bed.directory / 'store'
     return made
+
+
+@pytest.fixture
+def cluster(make_cluster):
+    return cluster_with(make_cluster, bytes(1 << 20) + b'of the image ' * 1000 + bytes(DISK_BYTES - (1 << 20) - 13000))
 
 
 def done(cluster, answer, state='succeeded'):
