@@ -210,8 +210,15 @@ static bool has_moved(struct vcpu_set *set, unsigned i, uint64_t exits_before, u
     return __atomic_load_n(&v->counters.exits, __ATOMIC_RELAXED) != exits_before || *running > VCPU_REST_LOOKS_RUNNING;
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 /* Let them run until each of @vcpus has moved. */
-static void run_on(struct vcpu_set *set, unsigned reason, uint64_t vcpus)
+static void run_on(struct vcpu_set *set, unsigned reason, uint64_t vcpus, uint64_t until_ns)
 {
     const struct timespec moment = {.tv_nsec = VCPU_REST_NS};
     uint64_t exits[KVM_VCPUS_MAX];
@@ -220,7 +227,7 @@ static void run_on(struct vcpu_set *set, unsigned reason, uint64_t vcpus)
         exits[i] = __atomic_load_n(&set->vcpus[i].counters.exits, __ATOMIC_RELAXED);
     vcpu_set_slow(set, 0); /* whoever slows it down does so again */
     vcpu_set_release(set, reason);
-    for (unsigned looks = 0; vcpus != 0 && looks < VCPU_REST_LOOKS_MAX; looks++) {
+    while (vcpus != 0 && now_ns() < until_ns) {
         nanosleep(&moment, NULL);
         for (unsigned i = 0; i < set->count; i++)
             if (vcpus >> i & 1 && has_moved(set, i, exits[i], &running[i]))
@@ -231,13 +238,13 @@ static void run_on(struct vcpu_set *set, unsigned reason, uint64_t vcpus)
 /* Where it stops is by chance: soon it is another place. */
 void vcpu_set_hold_at_rest(struct vcpu_set *set, unsigned reason, const struct guest_memory *memory)
 {
-    uint64_t vcpus;
+    uint64_t vcpus, until_ns = now_ns() + (uint64_t)set->rest_ms * 1000000u;
     bool is_held = false;
     vcpu_set_hold(set, reason, true);
-    for (unsigned tries = 0; (vcpus = not_at_rest(set, memory)) != 0 && tries < VCPU_REST_TRIES; tries++) {
+    while ((vcpus = not_at_rest(set, memory)) != 0 && now_ns() < until_ns) {
         if ((is_held = vcpu_set_holds(set) & ~reason))
             break;
-        run_on(set, reason, vcpus);
+        run_on(set, reason, vcpus, until_ns);
         vcpu_set_hold(set, reason, true);
     }
     if (vcpus != 0)
@@ -331,7 +338,7 @@ int vcpu_set_init(struct vcpu_set *set, struct kvm *kvm, unsigned count, const s
     ASSERT(count >= 1 && count <= KVM_VCPUS_MAX);
     *set = (struct vcpu_set){
         .ports = ports, .memory = memory, .event = event, .event_arg = event_arg, .holds = VCPU_HOLD_START,
-        .hide_x2apic = hide_x2apic};
+        .hide_x2apic = hide_x2apic, .rest_ms = VCPU_REST_MS};
     pthread_mutex_init(&set->lock, NULL);
     pthread_cond_init(&set->changed, NULL);
     set->msrs = xcalloc(1, sizeof(*set->msrs) + KVM_MSRS_MAX * sizeof(set->msrs->indices[0]));

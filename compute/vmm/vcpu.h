@@ -63,6 +63,7 @@ struct vcpu_set {
     unsigned holds; /* bits of enum vcpu_hold */
     bool ending;
     bool hide_x2apic; /* from the guest */
+    unsigned rest_ms; /* limit of vcpu_set_hold_at_rest */
     unsigned count;
     struct kvm_msr_list *msrs;  /* that make up a vCPU's state here */
     struct kvm_cpuid2 *offered; /* what this host can show a guest; owned */
@@ -84,12 +85,12 @@ int vcpu_set_start(struct vcpu_set *set, struct error *err);
 /* Add @reason; with @wait return when every vCPU is parked. Never waits for the calling thread itself. */
 void vcpu_set_hold(struct vcpu_set *set, unsigned reason, bool wait);
 /* The same, waiting, for a state that is to be saved: a vCPU that stands where it would lack something (see
- * vcpu_state_may_lack_breakpoint) runs on for a moment first, unless it is held for another reason as well. */
+ * vcpu_state_may_lack_breakpoint) runs on for a moment first, unless it is held for another reason as well. After
+ * set->rest_ms, for all vCPUs together, they are held where they are, which is logged. */
 void vcpu_set_hold_at_rest(struct vcpu_set *set, unsigned reason, const struct guest_memory *memory);
-#define VCPU_REST_TRIES 100u
-#define VCPU_REST_NS 50000u          /* between two looks at whether it has */
-#define VCPU_REST_LOOKS_RUNNING 20u  /* after so many of them, or its first exit, it is stopped again... */
-#define VCPU_REST_LOOKS_MAX 4000u    /* ...or after so many without */
+#define VCPU_REST_MS 1000u           /* rest_ms, where nobody has set another */
+#define VCPU_REST_NS 50000u          /* between two looks at whether it has moved */
+#define VCPU_REST_LOOKS_RUNNING 20u  /* after so many of them, or its first exit, it is stopped again */
 void vcpu_set_release(struct vcpu_set *set, unsigned reason);
 /* Let only these stand still from now on, a bit for each of them, beside what holds all; does not wait. */
 void vcpu_set_slow(struct vcpu_set *set, uint64_t vcpus);

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -25,6 +26,8 @@ enum { KERNEL_CODE = 0x08, USER_CODE = 0x23, USER_DATA = 0x1b, TASK_SELECTOR = 0
 static const uint8_t kernel_alone[] = {0xba, 0xf8, 0x03, 0x00, 0x00, 0xff, 0xc0, 0xee, 0xeb, 0xfb};
 /* out %al, %dx; iretq */
 static const uint8_t kernel_call[] = {0xee, 0x48, 0xcf};
+/* jmp 1f; int3 (never run); 1: jmp 1b */
+static const uint8_t kernel_hangs[] = {0xeb, 0x01, 0xcc, 0xeb, 0xfe};
 /* mov $PORT, %edx; 1: inc %eax; int3; jmp 1b */
 static const uint8_t user_loop[] = {0xba, 0xf8, 0x03, 0x00, 0x00, 0xff, 0xc0, 0xcc, 0xeb, 0xfb};
 
@@ -155,6 +158,7 @@ static void stop_it_again_and_again(bool user)
     struct world w;
     srand((unsigned)unit_seed());
     world_init(&w, user);
+    w.vcpus.rest_ms = 60000; /* on a slow machine, too */
     vcpu_set_release(&w.vcpus, VCPU_HOLD_START);
     for (unsigned round = 0; round < ROUNDS; round++) {
         uint64_t until = __atomic_load_n(&w.written, __ATOMIC_ACQUIRE) + (uint64_t)(rand() % BYTES_A_ROUND_MAX);
@@ -172,6 +176,33 @@ static void stop_it_again_and_again(bool user)
     }
     print_message("%llu bytes\n", (unsigned long long)w.written);
     world_finish(&w);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+static bool may_lack_now(struct world *w)
+{
+    vcpu_set_hold(&w->vcpus, VCPU_HOLD_MIGRATE, true);
+    bool lacks = vcpu_state_may_lack_breakpoint(&w->vcpus.vcpus[0].kvm, &w->memory);
+    vcpu_set_release(&w->vcpus, VCPU_HOLD_MIGRATE);
+    return lacks;
+}
+
+static uint64_t hold_takes_ms(struct world *w, unsigned rest_ms)
+{
+    w->vcpus.rest_ms = rest_ms;
+    uint64_t begun_ms = now_ms();
+    vcpu_set_hold_at_rest(&w->vcpus, VCPU_HOLD_MIGRATE, &w->memory);
+    uint64_t took_ms = now_ms() - begun_ms;
+    assert_int_equal(vcpu_set_holds(&w->vcpus), VCPU_HOLD_MIGRATE);
+    assert_true(w->vcpus.vcpus[0].parked);
+    vcpu_set_release(&w->vcpus, VCPU_HOLD_MIGRATE);
+    return took_ms;
 }
 
 /* What is looked at is KVM's doing, and when the guest stops: builds with sanitizers would only make it slower. */
@@ -209,11 +240,39 @@ static void no_call_by_breakpoint_is_lost(void **state)
     stop_it_again_and_again(true);
 }
 
+/* It came by a breakpoint and goes round behind something that looks like one for good. */
+static void who_never_comes_to_rest_is_held_after_a_limit(void **state)
+{
+    struct world w;
+    (void)state;
+    if (!kvm_is_here())
+        skip();
+    world_init(&w, true);
+    put(&w, KERNEL, kernel_hangs, sizeof(kernel_hangs));
+    assert_int_equal(w.vcpus.rest_ms, VCPU_REST_MS);
+    vcpu_set_release(&w.vcpus, VCPU_HOLD_START);
+    bool lacks = false;
+    for (unsigned looks = 0; looks < 2000 && !lacks; looks++) {
+        usleep(1000);
+        lacks = may_lack_now(&w);
+    }
+    if (!lacks) {
+        print_message("skipped: a KVM that never sees the guest's breakpoints\n");
+        world_finish(&w);
+        skip();
+    }
+    uint64_t at_once_ms = hold_takes_ms(&w, 0), longer_ms = hold_takes_ms(&w, 700);
+    print_message("%llu ms, %llu ms\n", (unsigned long long)at_once_ms, (unsigned long long)longer_ms);
+    assert_true(longer_ms >= 700 && longer_ms < 15000); /* how busy the machine is comes on top */
+    world_finish(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_byte_is_lost),
         cmocka_unit_test(no_call_by_breakpoint_is_lost),
+        cmocka_unit_test(who_never_comes_to_rest_is_held_after_a_limit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
