@@ -100,6 +100,11 @@ int unix_listener_start(struct unix_listener *l, int fd, const char *path, const
     io_timer_init(&l->rest, on_rested, l);
     ASSERT(strlen(path) <= UNIX_SOCKET_PATH_BYTES_MAX); /* it is bound there */
     memcpy(l->path, path, strlen(path) + 1);
+    struct stat st;
+    if (lstat(path, &st) == 0) {
+        l->device = st.st_dev;
+        l->inode = st.st_ino;
+    }
     int code = io_loop_add(loop, fd, EPOLLIN, on_client, l, &l->handler, err);
     if (code < 0)
         unix_listener_stop(l);
@@ -113,5 +118,7 @@ void unix_listener_stop(struct unix_listener *l)
     io_timer_cancel(&l->rest);
     io_loop_remove(l->loop, l->handler);
     close_fd(&l->fd);
-    unlink(l->path);
+    struct stat st;
+    if (lstat(l->path, &st) == 0 && st.st_dev == l->device && st.st_ino == l->inode)
+        unlink(l->path);
 }

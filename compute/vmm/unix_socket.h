@@ -34,6 +34,7 @@ struct unix_listener {
     uint64_t refusals; /* of the kernel's, in all: times it has rested */
     struct log_limit log;
     char path[UNIX_SOCKET_PATH_BYTES_MAX + 1];
+    uint64_t device, inode; /* of the socket's file: it may be renamed, and another's be there when we end; 0: we don't see it */
 };
 
 /* @what names it in errors ("the control socket"), @field is the JSON pointer of the path. *ret_fd is non-blocking; the

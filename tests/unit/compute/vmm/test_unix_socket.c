@@ -103,9 +103,21 @@ static void test_path(void **state)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     unix_listener_stop(&b->listener);
     memcpy(address.sun_path, b->path, strlen(b->path) + 1);
+    assert_int_equal(access(b->path, F_OK), -1);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
     close(fd);
+    assert_int_equal(start(b, &b->listener, NULL), 0);
+    /* Renamed, with another's in its place: that stays. */
+    char moved[sizeof address.sun_path];
+    snprintf(moved, sizeof moved, "%s2", b->path);
+    assert_int_equal(rename(b->path, moved), 0);
+    assert_int_equal(start(b, &other, NULL), 0);
+    unix_listener_stop(&b->listener);
+    assert_int_equal(access(b->path, F_OK), 0);
+    assert_int_equal(unlink(moved), 0);
+    unix_listener_stop(&other);
+    assert_int_equal(access(b->path, F_OK), -1);
     assert_int_equal(start(b, &b->listener, NULL), 0);
     char path[sizeof address.sun_path + 8];
     memset(path, 'x', sizeof path);
