@@ -147,6 +147,11 @@ const struct verb verbs[] = {
      "Remove VM %s and its disks for good?", NULL, WAIT_HELP},
     {"vm", "migrate", NULL, "drover vm migrate web1 --to n2 --wait", ROUTE_ID_vm_migrate, ARGUMENT_NAME, NULL, NULL, NULL,
      "  --wait                 wait until it is done, with round, bytes, rate of writing, slowing down and the time left\n"},
+    {"vm", "upgrade", NULL, "drover vm upgrade web1 --wait", ROUTE_ID_vm_upgrade, ARGUMENT_NAME, NULL, NULL, NULL,
+     WAIT_HELP
+     "\n"
+     "It stands still for some tens of milliseconds, whatever its memory: that is handed over, not copied. For this it has to be\n"
+     "memory that can be (drover-agent run --shared-memory). `drover vm show` tells which program runs it (vmm_version).\n"},
     {"vm", "placement", NULL, "drover vm placement web1", ROUTE_ID_vm_placement, ARGUMENT_NAME, NULL, NULL, vm_placement, NULL},
     {"vm", "console", "Attach to the serial console; Ctrl-] ends it.", "drover vm console web1", OWN, ARGUMENT_NAME, NULL, NULL,
      vm_console,

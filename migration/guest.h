@@ -10,6 +10,7 @@
 
 #define GUEST_PAGE_BYTES 4096u
 #define GUEST_REGIONS_MAX 4u
+#define GUEST_HANDLES_MAX 128u /* the kernel takes 253 at once */
 
 struct guest_region {
     uint64_t gpa, size; /* bytes, multiples of GUEST_PAGE_BYTES */
@@ -30,6 +31,11 @@ struct guest_ops {
     /* Let region @region be what @fd holds from @offset on (a multiple of the page size), read when touched and
      * copied when written. -ENOTSUP, without words: read it instead. NULL: the same. */
     int (*memory_map)(struct guest *, size_t region, int fd, uint64_t offset, struct error *err);
+    /* What another process of this host is handed to run this guest in the first's stead, while that still holds it: memory
+     * and whatever else there is, as borrowed descriptors in @fds. Returns how many. NULL: cannot. */
+    int (*handles_share)(struct guest *, int fds[GUEST_HANDLES_MAX], struct error *err);
+    /* The other side: @count descriptors, this side's from now on, also on failure. NULL: cannot. */
+    int (*handles_adopt)(struct guest *, const int *fds, size_t count, struct error *err);
     /* From now on keep note of written pages, by the guest or its devices. What the first fetch gives may be every
      * page. */
     int (*dirty_start)(struct guest *, struct error *err);

@@ -1,6 +1,7 @@
 /* Blocking reads and writes in slices, so that a cancel and a silent peer are noticed; see migrate_channel.h. */
 #include "migration/migrate_channel.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
@@ -121,6 +122,73 @@ ssize_t migrate_channel_read(struct migrate_channel *c, void *data, size_t size,
         if (code < 0)
             return code;
     }
+}
+
+/* ---- descriptors ---- */
+
+enum { HANDLES_BYTES = 16 };
+#define HANDLES_CONTROL_BYTES CMSG_SPACE(GUEST_HANDLES_MAX * sizeof(int))
+
+/* So few bytes at the beginning of a connection are taken whole, or not at all. */
+int migrate_channel_put_handles(struct migrate_channel *c, const int *fds, size_t count, struct error *err)
+{
+    union {
+        struct cmsghdr head; /* aligned */
+        uint8_t bytes[HANDLES_CONTROL_BYTES];
+    } control = {0};
+    uint64_t words[HANDLES_BYTES / 8] = {htole64(MIGRATE_HANDLES_MAGIC), htole64(count)};
+    struct iovec io = {.iov_base = words, .iov_len = sizeof(words)};
+    struct msghdr message = {
+        .msg_iov = &io, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = CMSG_SPACE(count * sizeof(int))};
+    ASSERT(count >= 1 && count <= GUEST_HANDLES_MAX);
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(count * sizeof(int));
+    memcpy(CMSG_DATA(rights), fds, count * sizeof(int));
+    ssize_t n = sendmsg(c->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n == (ssize_t)sizeof(words))
+        return 0;
+    return error_errno(err, n < 0 ? -errno : -EIO, "cannot hand descriptors to the target");
+}
+
+static void handles_close(int *fds, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        close(fds[i]);
+}
+
+int migrate_channel_take_handles(struct migrate_channel *c, int ret_fds[GUEST_HANDLES_MAX], size_t *ret_count,
+                                 struct error *err)
+{
+    union {
+        struct cmsghdr head;
+        uint8_t bytes[HANDLES_CONTROL_BYTES];
+    } control = {0};
+    uint64_t words[HANDLES_BYTES / 8] = {0};
+    struct iovec io = {.iov_base = words, .iov_len = sizeof(words)};
+    struct msghdr message = {
+        .msg_iov = &io, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control.bytes)};
+    size_t count = 0;
+    int code = wait_ready(c, POLLIN, migrate_now_us(), err);
+    if (code < 0)
+        return code;
+    ssize_t n = recvmsg(c->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n < 0)
+        return error_errno(err, -errno, "cannot read from the source's connection");
+    for (struct cmsghdr *h = CMSG_FIRSTHDR(&message); h; h = CMSG_NXTHDR(&message, h)) {
+        if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS || count > 0)
+            continue;
+        count = (h->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(ret_fds, CMSG_DATA(h), count * sizeof(int));
+    }
+    if (n == (ssize_t)sizeof(words) && le64toh(words[0]) == MIGRATE_HANDLES_MAGIC && le64toh(words[1]) == count &&
+        count > 0 && !(message.msg_flags & MSG_CTRUNC)) {
+        *ret_count = count;
+        return 0;
+    }
+    handles_close(ret_fds, count);
+    return error_set(err, -EBADMSG, ERROR_CHECKSUM, "the source hands nothing over: it is to be ordered to (hand_over)");
 }
 
 bool migrate_channel_is_open(const struct migrate_channel *c)

@@ -7,6 +7,7 @@
 #ifndef MIGRATION_MIGRATE_CHANNEL_H
 #define MIGRATION_MIGRATE_CHANNEL_H
 
+#include "migration/guest.h"
 #include "migration/migrate_wire.h"
 
 enum { CHANNEL_SLICE_MS = 50, CHANNEL_BURST_MS = 20 };
@@ -31,6 +32,12 @@ bool migrate_channel_is_open(const struct migrate_channel *c);
 int migrate_channel_write(void *arg, const void *data, size_t size, struct error *err);
 /* Up to @size bytes, at least one. */
 ssize_t migrate_channel_read(struct migrate_channel *c, void *data, size_t size, struct error *err);
+
+/* MIGRATE_HANDLES_MAGIC with descriptors, before anything else; the peer gets copies. */
+int migrate_channel_put_handles(struct migrate_channel *c, const int *fds, size_t count, struct error *err);
+/* The other side: *ret_count of them in @ret_fds, the caller's. -EBADMSG where something else comes. */
+int migrate_channel_take_handles(struct migrate_channel *c, int ret_fds[GUEST_HANDLES_MAX], size_t *ret_count,
+                                 struct error *err);
 
 /* The next reply, of whatever kind; a REFUSED is an error with the peer's words. */
 int migrate_channel_reply(struct migrate_channel *c, struct migrate_reply *ret_reply, struct error *err);

@@ -423,12 +423,27 @@ static int complete(struct migrate_receiver *r, struct error *err)
     return migrate_channel_answer(&main->channel, MIGRATE_READY, 0, "", err);
 }
 
+static int handles_take(struct migrate_receiver *r, struct error *err)
+{
+    int fds[GUEST_HANDLES_MAX];
+    size_t count;
+    int code = migrate_channel_take_handles(&r->channels[0].channel, fds, &count, err);
+    if (code == 0 && !r->guest->ops->handles_adopt) {
+        for (size_t i = 0; i < count; i++)
+            close(fds[i]);
+        return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "this guest cannot be handed over");
+    }
+    return code < 0 ? code : r->guest->ops->handles_adopt(r->guest, fds, count, err);
+}
+
 /* From the first connection until READY has been said. */
 static int receive(struct migrate_receiver *r, struct error *err)
 {
     struct receiver_channel *main = &r->channels[0];
     int code = channel_accept(r, main, 0, err);
     r->began_us = migrate_now_us();
+    if (code >= 0 && r->options.handed_over)
+        code = handles_take(r, err);
     while (code >= 0) {
         int event = code = channel_event(main, err);
         if (event == INTAKE_CHECK) {
@@ -620,6 +635,21 @@ static int post_serve(struct migrate_receiver *r, struct error *err)
     return 0;
 }
 
+static int word_give(struct receiver_channel *main, uint64_t took_us, struct error *err)
+{
+    static const bool never = false;
+    main->channel.cancel = &never;
+    main->channel.patience_ms = ANSWER_PATIENCE_MS;
+    return migrate_channel_answer(&main->channel, MIGRATE_RUNNING, took_us, "", err);
+}
+
+/* The source goes on where this side ends without the word: so who could not give it must not run. */
+static int word_before_run(struct migrate_receiver *r, uint64_t epoch, struct error *err)
+{
+    int code = r->options.own ? r->options.own(r->options.arg, epoch, err) : 0;
+    return code < 0 ? code : word_give(&r->channels[0], 0, err);
+}
+
 static int take_over(struct migrate_receiver *r, struct error *err)
 {
     struct receiver_channel *main = &r->channels[0];
@@ -629,14 +659,13 @@ static int take_over(struct migrate_receiver *r, struct error *err)
         return code;
     uint64_t start_us = migrate_now_us();
     phase_set(r, MIGRATE_PHASE_GO);
+    if (r->options.handed_over && (code = word_before_run(r, epoch, err)) < 0)
+        return code;
     code = r->options.run(r->options.arg, epoch, err);
     if (code == 0 && r->intake.postcopy)
         __atomic_store_n(&r->has_run, true, __ATOMIC_RELEASE);
-    bool never = false;
-    main->channel.cancel = &never;
-    main->channel.patience_ms = ANSWER_PATIENCE_MS;
-    if (code == 0)
-        (void)migrate_channel_answer(&main->channel, MIGRATE_RUNNING, migrate_now_us() - start_us, "", NULL);
+    if (code == 0 && !r->options.handed_over)
+        (void)word_give(main, migrate_now_us() - start_us, NULL);
     if (code == 0 && r->intake.postcopy)
         return post_serve(r, err);
     if (code == 0)

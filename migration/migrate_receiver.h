@@ -38,6 +38,10 @@ struct migrate_receiver_options {
     int (*run)(void *arg, uint64_t epoch, struct error *err);
     /* Hold the guest still, or let it go on; it may be waiting for a page, so this does not wait. NULL: nothing. */
     void (*stall)(void *arg, bool stalled);
+    bool handed_over; /* the source is on this host and hands the guest's handles over (guest.h): it goes on where this side ends
+                       * without a word, so the word is given before the guest runs */
+    /* handed_over: all of run that can fail, but the guest itself. NULL: nothing. */
+    int (*own)(void *arg, uint64_t epoch, struct error *err);
     int fault_fd; /* of page_faults_open, borrowed; 0 or less: no post-copy */
     void *arg;
 };

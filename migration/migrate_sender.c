@@ -2,6 +2,7 @@
 #include "migration/migrate_sender.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -99,6 +100,8 @@ struct migrate_sender *migrate_sender_create(struct guest *guest, const struct m
 {
     struct migrate_sender *s = NEW(struct migrate_sender);
     ASSERT(options->channels >= 1 && options->channels <= MIGRATE_CHANNELS_MAX);
+    ASSERT(!options->hand_over || (options->channels == 1 && !options->verify &&
+                                   options->precopy.postcopy == PRECOPY_POSTCOPY_NEVER));
     s->guest = guest;
     s->options = *options;
     if (options->precopy.postcopy != PRECOPY_POSTCOPY_NEVER)
@@ -346,6 +349,16 @@ static void limit_set(struct sender_channel *c)
                                      : MAX(s->options.bytes_per_s_max / s->options.channels, 1);
 }
 
+static int handles_put(struct sender_channel *c, struct error *err)
+{
+    struct guest *guest = c->sender->guest;
+    int fds[GUEST_HANDLES_MAX];
+    if (!guest->ops->handles_share)
+        return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "this guest cannot be handed to another process");
+    int count = guest->ops->handles_share(guest, fds, err);
+    return count < 0 ? count : migrate_channel_put_handles(&c->channel, fds, (size_t)count, err);
+}
+
 static int channel_connect(struct sender_channel *c, const bool *cancel, uint32_t flags, struct error *err)
 {
     struct migrate_sender *s = c->sender;
@@ -359,7 +372,13 @@ static int channel_connect(struct sender_channel *c, const bool *cancel, uint32_
     c->channel.written = &c->written;
     c->open = true;
     limit_set(c);
-    int code = stream_writer_begin(&c->out, migrate_channel_write, &c->channel, &s->header, err);
+    int code = s->options.hand_over ? handles_put(c, err) : 0;
+    if (code < 0) { /* no stream has begun: nothing can be said on it */
+        migrate_channel_finish(&c->channel);
+        c->open = false;
+        return code;
+    }
+    code = stream_writer_begin(&c->out, migrate_channel_write, &c->channel, &s->header, err);
     return code < 0 ? code : migrate_step_put(&c->out, &open, err);
 }
 
@@ -402,8 +421,8 @@ static int connect_all(struct migrate_sender *s, struct error *err)
     phase_set(s, MIGRATE_PHASE_CONNECT);
     if (getrandom(s->id, sizeof(s->id), 0) != (ssize_t)sizeof(s->id))
         return error_errno(err, -errno, "no random numbers");
-    int code = page_ledger_init(&s->ledger, s->regions, s->region_count, err);
-    for (size_t i = 0; code == 0 && i < s->region_count; i++) {
+    int code = s->options.hand_over ? 0 : page_ledger_init(&s->ledger, s->regions, s->region_count, err);
+    for (size_t i = 0; code == 0 && !s->options.hand_over && i < s->region_count; i++) {
         size_t words = (s->regions[i].size / GUEST_PAGE_BYTES + 63) / 64;
         s->bitmaps[i] = calloc(words, sizeof(uint64_t));
         if (!s->bitmaps[i])
@@ -549,11 +568,26 @@ static bool pause_is_permitted(struct migrate_sender *s)
     return permitted;
 }
 
+/* There is nothing to send. */
+static int permit_wait(struct migrate_sender *s, struct error *err)
+{
+    uint64_t most_us = s->options.precopy.total_us_max;
+    while (!pause_is_permitted(s)) {
+        if (__atomic_load_n(&s->cancel, __ATOMIC_ACQUIRE))
+            return error_set(err, -ECANCELED, ERROR_CANCELLED, "the migration was cancelled");
+        if (most_us && migrate_now_us() - s->began_us >= most_us)
+            return error_set(err, -ETIMEDOUT, ERROR_TIMEOUT, "nobody has said in time that it may be stopped");
+    }
+    return 0;
+}
+
 /* Send, look what was written meanwhile, decide; until the guest may be stopped. */
 static int rounds_run(struct migrate_sender *s, bool *ret_postcopy, struct error *err)
 {
     struct precopy_decision d = {.action = PRECOPY_ROUND};
     phase_set(s, MIGRATE_PHASE_MEMORY);
+    if (s->options.hand_over)
+        return permit_wait(s, err);
     int code = bulk_prepare(s, err);
     while (code == 0 && d.action == PRECOPY_ROUND) {
         uint64_t bytes = sent_bytes(s);
@@ -684,11 +718,17 @@ static int postcopy_stop(struct migrate_sender *s, uint32_t flags, struct error 
     return migrate_channel_expect(&main->channel, MIGRATE_READY, &reply, err);
 }
 
+static int final_send(struct migrate_sender *s, const struct migrate_step *final, struct error *err)
+{
+    struct migrate_reply reply;
+    int code = migrate_step_put(&s->channels[0].out, final, err);
+    return code < 0 ? code : migrate_channel_expect(&s->channels[0].channel, MIGRATE_READY, &reply, err);
+}
+
 static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *err)
 {
     struct sender_channel *main = &s->channels[0];
     struct migrate_step final = {.kind = MIGRATE_FINAL};
-    struct migrate_reply reply;
     uint64_t pages;
     phase_set(s, MIGRATE_PHASE_STOP);
     channels_hurry(s);
@@ -701,8 +741,11 @@ static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *
         final.number = MIGRATE_FINAL_PAUSED;
     if (s->options.settle && (code = s->options.settle(s->options.arg, err)) < 0)
         return code;
-    if ((code = s->guest->ops->state_save(s->guest, &main->out, err)) < 0 ||
-        (code = dirty_fetch(s, &pages, err)) < 0)
+    if ((code = s->guest->ops->state_save(s->guest, &main->out, err)) < 0)
+        return code;
+    if (s->options.hand_over) /* what the devices have written on that occasion is there as well */
+        return final_send(s, &final, err);
+    if ((code = dirty_fetch(s, &pages, err)) < 0)
         return code;
     if (postcopy)
         return postcopy_stop(s, final.number, err);
@@ -714,9 +757,7 @@ static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *
     pthread_mutex_unlock(&s->lock);
     if (s->options.verify && (code = verify_send(s, err)) < 0)
         return code;
-    if ((code = migrate_step_put(&main->out, &final, err)) < 0)
-        return code;
-    return migrate_channel_expect(&main->channel, MIGRATE_READY, &reply, err);
+    return final_send(s, &final, err);
 }
 
 /* ---- the hand-over ---- */
@@ -765,6 +806,12 @@ static bool is_decided(struct migrate_sender *s)
     return decided;
 }
 
+/* On one host the target's word comes before it runs: it has ended, or said why it will not (REFUSED), without it. */
+static bool handed_back(const struct migrate_sender *s, int code)
+{
+    return s->options.hand_over && (code == -ECONNRESET || code == -ECONNABORTED);
+}
+
 /* GO is on its way, or may be, and no word has come: @code and @err say why. Somebody else has to know, unless the
  * target is only slow. */
 static int outcome_learn(struct migrate_sender *s, int code, struct error *err)
@@ -775,6 +822,8 @@ static int outcome_learn(struct migrate_sender *s, int code, struct error *err)
     int slow = code;
     if (s->outcome == MIGRATE_RUNS_THERE)
         return 0; /* it was decided before GO: what became of the word does not matter */
+    if (handed_back(s, code))
+        return code;
     pthread_mutex_lock(&s->lock);
     s->progress.phase = MIGRATE_PHASE_UNKNOWN;
     s->progress.failure = *err;
@@ -783,10 +832,12 @@ static int outcome_learn(struct migrate_sender *s, int code, struct error *err)
     if (s->options.asks)
         s->options.asks(s->options.arg);
     channel->patience_ms = 2 * CHANNEL_SLICE_MS;
-    while (slow == -ETIMEDOUT && !is_decided(s))
+    while ((slow == -ETIMEDOUT || (s->options.hand_over && slow < 0 && !handed_back(s, slow))) && !is_decided(s))
         slow = migrate_channel_expect(channel, MIGRATE_RUNNING, &reply, NULL);
     if (slow == 0)
         return 0;
+    if (handed_back(s, slow))
+        return code;
     switch (decision_wait(s, &epoch)) {
     case MIGRATE_RUNS_THERE:
         return 0;
@@ -973,6 +1024,10 @@ static int take_back(struct migrate_sender *s, struct error *err)
         s->progress.phase = MIGRATE_PHASE_UNKNOWN;
         s->progress.failure = *err;
         pthread_mutex_unlock(&s->lock);
+        if (s->options.hand_over && !__atomic_load_n(&s->abandoned, __ATOMIC_ACQUIRE)) {
+            (void)poll(NULL, 0, CHANNEL_SLICE_MS); /* by one that is about to end */
+            continue;
+        }
         switch (decision_wait(s, &epoch)) {
         case MIGRATE_RUNS_THERE:
             return 0;
@@ -1086,6 +1141,8 @@ int migrate_sender_decide(struct migrate_sender *s, enum migrate_outcome outcome
     if (phase == MIGRATE_PHASE_LOST && outcome == MIGRATE_RUNS_THERE) {
         s->given_up = true;
         __atomic_store_n(&s->broken, true, __ATOMIC_RELEASE); /* a try to connect is not waited for */
+    } else if (s->options.hand_over && outcome == MIGRATE_RUNS_HERE && phase == MIGRATE_PHASE_UNKNOWN) {
+        code = error_set(err, -EINVAL, ERROR_CONFLICT, "the target may be about to run: end its process, and the VM goes on here");
     } else if (phase == MIGRATE_PHASE_LOST)
         code = error_set(err, -EINVAL, ERROR_CONFLICT, "the target has run the VM since: what is here is old");
     else if ((phase != MIGRATE_PHASE_READY && phase != MIGRATE_PHASE_UNKNOWN) || s->outcome != MIGRATE_UNDECIDED)

@@ -32,6 +32,8 @@ struct migrate_sender_options {
     bool verify;              /* compare all memory in the pause: for tests, it takes long */
     bool ask_pause; /* do not stop the guest without migrate_sender_permit */
     bool ask_owner; /* wait in READY for migrate_sender_decide: somebody else says whose the guest is */
+    bool hand_over; /* the target is on this host and gets the guest's handles (guest.h): nothing is copied. One channel, no
+                     * post-copy, nothing to verify */
     uint64_t began_us; /* of migrate_now_us(): what precopy.total_us_max and the total count from; 0: from the run on */
     unsigned patience_ms;     /* how long the target may be silent while the guest runs... */
     unsigned stop_patience_ms; /* ...and while it stands still; so long, and what the pause may take, it stands still at

@@ -29,6 +29,9 @@
  *   When a connection is lost after GO both sides drop all of them; the target holds its guest still. The source
  *   connects again (each: HEADER, OPEN with RESUME; -> ACCEPTED) and goes on with PAGES, from what was not SYNCED on.
  *
+ * Hand-over on one host: the source's memory is the target's as well, and so are taps, by descriptor. Before anything else
+ * channel 0, the only one, carries MIGRATE_HANDLES_MAGIC and u64 their number (SCM_RIGHTS, unix(7)); no page is sent.
+ *
  *   section MIGRATE   u16 kind, u16 0, u32 number, then by kind:
  *     OPEN    number = channel; u32 channels, u32 flags (1: VERIFY follows; 2: RESUME), 16 bytes that name this
  *             migration
@@ -59,6 +62,7 @@ enum {
     MIGRATE_TEXT_BYTES_MAX = 500,
     MIGRATE_REPLY_BYTES = 16, /* before the text */
 };
+#define MIGRATE_HANDLES_MAGIC UINT64_C(0x444e414852564f52) /* "ROVRHAND" */
 
 enum migrate_kind {
     MIGRATE_OPEN = 1,

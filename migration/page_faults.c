@@ -72,7 +72,10 @@ static int region_drop(struct page_faults *f, size_t i, struct error *err)
         if (!is_set(f->lack[i], page))
             continue;
         f->lacking += next - page;
-        if (madvise(r->host + page * GUEST_PAGE_BYTES, (next - page) * GUEST_PAGE_BYTES, MADV_DONTNEED) < 0)
+        uint8_t *at = r->host + page * GUEST_PAGE_BYTES;
+        uint64_t bytes = (next - page) * GUEST_PAGE_BYTES;
+        /* The first for shared memory, whose pages are the file's; private memory refuses it. */
+        if (madvise(at, bytes, MADV_REMOVE) < 0 && madvise(at, bytes, MADV_DONTNEED) < 0)
             return error_errno(err, -errno, "cannot drop pages of guest memory");
     }
     return 0;

@@ -403,6 +403,18 @@ static uint32_t isolation_choose(struct agent *a, uint32_t user_base)
     return why == NULL ? user_base : 0;
 }
 
+/* The word in brackets is the one that holds (Documentation/admin-guide/mm/transhuge.rst). */
+static bool memory_is_shared(enum agent_shared_memory mode)
+{
+    CLEANUP_FREE char *text = NULL;
+    size_t size;
+    if (mode != AGENT_SHARED_AUTO)
+        return mode == AGENT_SHARED_ALWAYS;
+    if (file_read("/sys/kernel/mm/transparent_hugepage/shmem_enabled", 4096, &text, &size, NULL) < 0)
+        return false;
+    return strstr(text, "[never]") == NULL && strstr(text, "[deny]") == NULL;
+}
+
 static int make_places(struct agent *a, const struct agent_options *options, struct error *err)
 {
     int r;
@@ -423,6 +435,7 @@ static int make_places(struct agent *a, const struct agent_options *options, str
                    .lease_dir = a->lease_dir,
                    .user_base = isolation_choose(a, options->vmm_user_base),
                    .make_bridges = options->make_bridges,
+                   .shared_memory = memory_is_shared(options->shared_memory),
                    .cgroups = &a->cgroups,
                    .network = a->network},
         .vmm_path = a->vmm_path,

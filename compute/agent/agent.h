@@ -35,6 +35,10 @@
 
 struct http_server;
 
+/* Whether guests get memory that another VMM of the host can be handed (`vm upgrade`). AUTO: where the kernel gives huge pages to
+ * such memory as well (/sys/kernel/mm/transparent_hugepage/shmem_enabled). */
+enum agent_shared_memory { AGENT_SHARED_AUTO, AGENT_SHARED_ALWAYS, AGENT_SHARED_NEVER };
+
 /* Borrowed for the call of agent_start. */
 struct agent_options {
     const char *data_dir; /* absolute */
@@ -42,6 +46,7 @@ struct agent_options {
     const char *listen;   /* NULL: the address of identity.json */
     bool make_bridges;
     uint32_t vmm_user_base; /* vmm_user.h; 0: VMMs run as the agent does */
+    enum agent_shared_memory shared_memory;
 };
 
 struct agent {

@@ -13,6 +13,7 @@ static const struct agent_task_ops *const kinds[task_kind_COUNT] = {
     [task_kind_SNAPSHOT_REVERT] = &task_snapshot_ops,
     [task_kind_SNAPSHOT_DELETE] = &task_snapshot_ops,
     [task_kind_VM_MIGRATE] = &task_migrate_ops,
+    [task_kind_VM_UPGRADE] = &task_upgrade_ops,
     [task_kind_BACKUP_CREATE] = &task_backup_ops,
     [task_kind_BACKUP_RESTORE] = &task_backup_ops,
     [task_kind_BACKUP_DELETE] = &task_backup_ops,

@@ -85,6 +85,8 @@ bool agent_tasks_running(const struct agent *agent);
 
 /* task_migrate.c */
 extern const struct agent_task_ops task_migrate_ops;
+/* task_upgrade.c */
+extern const struct agent_task_ops task_upgrade_ops;
 /* task_snapshot.c */
 extern const struct agent_task_ops task_snapshot_ops;
 /* task_backup.c */

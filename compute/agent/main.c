@@ -21,7 +21,7 @@ static const char help[] =
     "\n"
     "  drover-agent join --data DIR --address HOST[:7445] --name NAME --token TOKEN\n"
     "  drover-agent run --data DIR [--vmm PATH] [--vmm-uid-base N] [--listen ADDRESS] [--bridge-create]\n"
-    "                   [--log-level LEVEL]\n"
+    "                   [--shared-memory MODE] [--log-level LEVEL]\n"
     "\n"
     "  --data DIR         everything of this host: identity, images, virtual machines\n"
     "  --address ADDRESS  where the controllers reach this host\n"
@@ -32,6 +32,9 @@ static const char help[] =
     "                     else on this host may have (default 1900000000); 0: as the user of the agent\n"
     "  --listen ADDRESS   where to answer, if not at the address given to join\n"
     "  --bridge-create    make a bridge that a virtual machine names and this host has not\n"
+    "  --shared-memory MODE  whether guests started from now on have memory that a new VMM process can be handed (drover vm\n"
+    "                     upgrade): auto (default): where the kernel gives huge pages to such memory, for which\n"
+    "                     /sys/kernel/mm/transparent_hugepage/shmem_enabled is to be \"advise\"; always; never\n"
     "  --log-level LEVEL  error, warning, info (default) or debug; the log goes to standard error\n"
     "\n"
     "Examples:\n"
@@ -45,6 +48,7 @@ static const char help[] =
 struct options {
     const char *data, *address, *name, *token, *vmm, *listen, *peer, *connect;
     bool make_bridges, is_source;
+    enum agent_shared_memory shared_memory;
     uint32_t source_user;
     uint32_t vmm_user_base;
 };
@@ -67,6 +71,17 @@ static int parse_user_base(const char *text, uint32_t *ret_base)
     return 0;
 }
 
+static int parse_shared_memory(const char *text, enum agent_shared_memory *ret_mode)
+{
+    static const char *const names[] = {"auto", "always", "never"};
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        if (strcmp(text, names[i]) == 0) {
+            *ret_mode = (enum agent_shared_memory)i;
+            return 0;
+        }
+    return -EINVAL;
+}
+
 /* 0; 1: all is said, end with *ret_status. */
 static int parse_options(int argc, char **argv, struct options *o, int *ret_status)
 {
@@ -83,6 +98,7 @@ static int parse_options(int argc, char **argv, struct options *o, int *ret_stat
         OPT_PEER = 'p',
         OPT_CONNECT = 'c',
         OPT_SOURCE = 's',
+        OPT_SHARED = 'm',
         OPT_HELP = 'h',
         OPT_VERSION = 'V'
     };
@@ -95,6 +111,7 @@ static int parse_options(int argc, char **argv, struct options *o, int *ret_stat
         {"listen", required_argument, NULL, OPT_LISTEN},
         {"bridge-create", no_argument, NULL, OPT_BRIDGE},
         {"vmm-uid-base", required_argument, NULL, OPT_USERS},
+        {"shared-memory", required_argument, NULL, OPT_SHARED},
         {"log-level", required_argument, NULL, OPT_LOG},
         {"peer", required_argument, NULL, OPT_PEER}, /* these three: of tunnel, which the agent starts by itself */
         {"connect", required_argument, NULL, OPT_CONNECT},
@@ -131,6 +148,12 @@ static int parse_options(int argc, char **argv, struct options *o, int *ret_stat
         case OPT_USERS:
             if (parse_user_base(optarg, &o->vmm_user_base) < 0) {
                 *ret_status = usage("--vmm-uid-base is 0, or a number from 1000 to 2147479551");
+                return 1;
+            }
+            break;
+        case OPT_SHARED:
+            if (parse_shared_memory(optarg, &o->shared_memory) < 0) {
+                *ret_status = usage("--shared-memory is auto, always or never");
                 return 1;
             }
             break;
@@ -257,7 +280,7 @@ static int command_run(const struct options *o)
         return usage("run needs --data, and takes no options of join");
     CLEANUP_FREE char *data = absolute(o->data);
     CLEANUP_FREE char *vmm = o->vmm != NULL ? absolute(o->vmm) : default_vmm();
-    const struct agent_options options = {data, vmm, o->listen, o->make_bridges, o->vmm_user_base};
+    const struct agent_options options = {data, vmm, o->listen, o->make_bridges, o->vmm_user_base, o->shared_memory};
     int r = uv_loop_init(&loop);
     if (r < 0 || (r = agent_start(&loop, &options, &p.agent, &err)) < 0) {
         if (err.text[0] == '\0')

@@ -36,6 +36,11 @@
  *                                            controllers have given the order to this process (`confirmed`), for the
  *                                            VM may have gone elsewhere since it was written down.
  *
+ * A new VMM process of this host may take a VM over while it runs (vm_successor_start, task_upgrade.c): it is started beside the
+ * one that runs it, with a lock file and sockets of its own. When that one has ended with status 7, the files of the new one take
+ * their places and it is the VM's process, under the same epoch: nobody else may hear of the old one's end as if the VM had
+ * left. When it ends in any other way the new one has never run the guest, and is ended.
+ *
  * A VM that a migration brings (vm_create_arriving) is begun as any other, but its VMM waits, and nothing is asked of it until
  * the controllers' order says that the VM is this host's by that very migration: then PLAN_TAKE tells it so until it runs.
  * While one takes it away (vm_leave_begin) its VMM is told what to do by migrate_out.h; if it ends meanwhile, the VM is not
@@ -65,6 +70,9 @@
 #define LEASE_LOOK_AGAIN_MS 100
 
 enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
+
+#define VM_PROGRAM_SIZE 65
+#define SUCCESSOR_WAIT_MS 5000 /* for a hand-over that an agent before us has begun to come to its end, and the old process to its own */
 
 /* A process that is watched; freed by the loop, which may be after the VM has another one. */
 struct vm_watch {
@@ -115,6 +123,7 @@ struct local_vm {
     uint64_t stuck_until_ms;
     char stuck_reason[REASON_SIZE];
     bool process, process_child, process_answers, process_paused, process_silent;
+    char program[VM_PROGRAM_SIZE]; /* version and build of the drover-vmm that it is, as that says; "": not heard yet */
     struct vmm_process_id process_id;
     uint64_t process_since_ms, start_deadline_ms; /* 0: we did not start it, there is none */
     bool shutdown_asked, stop_asked, stop_failed, kill_sent;
@@ -138,6 +147,9 @@ struct local_vm {
     struct vm_adjust *adjust;
     enum vmm_move telling;
     struct vm_watch *watch;
+    struct vm_watch *next; /* the process that is to take over; NULL: none */
+    struct vmm_process_id next_id;
+    uint64_t next_since_ms; /* since an agent before us has left one; 0: not seen */
     uv_timer_t timer;
     uint64_t hold_until_ms; /* no step before */
     uint64_t ask_at_ms, ask_pause_ms;
@@ -280,13 +292,96 @@ static void watch_closed(uv_handle_t *handle)
     free(watch);
 }
 
+static void watch_end(struct vm_watch **watch)
+{
+    if (*watch == NULL)
+        return;
+    (*watch)->vm = NULL;
+    uv_close((uv_handle_t *)&(*watch)->poll, watch_closed);
+    *watch = NULL;
+}
+
 static void watch_close(struct local_vm *vm)
 {
-    if (vm->watch == NULL)
-        return;
-    vm->watch->vm = NULL;
-    uv_close((uv_handle_t *)&vm->watch->poll, watch_closed);
-    vm->watch = NULL;
+    watch_end(&vm->watch);
+}
+
+/* ---- a process that takes over ---- */
+
+/* Behind the control socket's name, so that it is as unique. */
+static int successor_control_path(const struct local_vm *vm, char buffer[VM_FILES_CONTROL_PATH_SIZE])
+{
+    return snprintf(buffer, VM_FILES_CONTROL_PATH_SIZE, "%s2", vm->control_path) < VM_FILES_CONTROL_PATH_SIZE ? 0 : -ENAMETOOLONG;
+}
+
+static void successor_unlink(struct local_vm *vm)
+{
+    static const char *const leaves[] = {VM_NEXT_CONFIG, VM_NEXT_LOCK, VM_NEXT_SOCKET};
+    char control[VM_FILES_CONTROL_PATH_SIZE];
+    for (size_t i = 0; i < ARRAY_SIZE(leaves); i++) {
+        CLEANUP_FREE char *path = vm_files_path(&vm->context->places, vm->id, leaves[i]);
+        unlink(path);
+    }
+    if (successor_control_path(vm, control) == 0)
+        unlink(control);
+}
+
+/* The one that ran the VM has handed it over and is gone. */
+static void successor_rename(struct local_vm *vm)
+{
+    static const char *const leaves[][2] = {{VM_NEXT_LOCK, "vmm.lock"}, {VM_NEXT_CONFIG, "config.json"}};
+    char control[VM_FILES_CONTROL_PATH_SIZE];
+    bool done = successor_control_path(vm, control) == 0 && rename(control, vm->control_path) == 0;
+    for (size_t i = 0; i < ARRAY_SIZE(leaves); i++) {
+        CLEANUP_FREE char *from = vm_files_path(&vm->context->places, vm->id, leaves[i][0]);
+        CLEANUP_FREE char *to = vm_files_path(&vm->context->places, vm->id, leaves[i][1]);
+        done = rename(from, to) == 0 && done;
+    }
+    if (!done)
+        log_error("vm-upgrade", "vm=%s error=\"cannot rename the files of its new VMM: %s, ignoring\"", vm->name, strerror(errno));
+    OBJECT_TEXT(agent_vm, &vm->file, upgraded, vm->file.upgrading);
+    OBJECT_TEXT(agent_vm, &vm->file, upgrading, NULL);
+    vm->unsaved = true;
+}
+
+static void successor_kill(struct local_vm *vm)
+{
+    if (vm->next != NULL)
+        (void)vmm_process_signal(vm->next->pidfd, SIGKILL);
+}
+
+static void successor_ended(struct local_vm *vm)
+{
+    int status;
+    char how[80] = "ended";
+    if (vmm_process_reap(vm->next_id.pid, &status) == 0)
+        vmm_process_end_text(status, how, sizeof(how));
+    log_warning("vmm-successor-ended", "vm=%s pid=%d why=\"%s\"", vm->name, vm->next_id.pid, how);
+    watch_end(&vm->next);
+    successor_unlink(vm);
+}
+
+/* The VM's process from now on; nothing has changed for its guest. */
+static void successor_promote(struct local_vm *vm)
+{
+    watch_close(vm);
+    vm->watch = TAKE_PTR(vm->next);
+    vm->process_id = vm->next_id;
+    vm->process_child = true;
+    vm->process_answers = true; /* as one that waits for its guest */
+    vm->adjusted = vm->process_silent = false; /* what was wanted meanwhile was told the one before it */
+    vm->adjust_again = vm->adjust != NULL;
+    vm->program[0] = '\0';
+    vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
+    vm->process_since_ms = now_ms(vm);
+    vm->start_deadline_ms = vm->ask_at_ms = vm->hold_until_ms = 0;
+    vm->ask_pause_ms = ASK_SOON_MS;
+    successor_rename(vm);
+    OBJECT_SET(agent_vm, &vm->file, pid, (uint64_t)vm->process_id.pid);
+    OBJECT_SET(agent_vm, &vm->file, pid_start, vm->process_id.start_ticks);
+    vm_save_or_log(vm);
+    log_info("vmm-upgraded", "vm=%s pid=%d pause_us=%llu", vm->name, vm->process_id.pid,
+             vm->has_departed ? (unsigned long long)vm->departed.downtime_us : 0ull);
 }
 
 /* Its VMM is done with it: another host runs it. */
@@ -347,6 +442,12 @@ static void describe_end(struct local_vm *vm, int status, char *buffer, size_t s
     snprintf(buffer, size, "its VMM %s%s%s", how, line[0] != '\0' ? ": " : "", line);
 }
 
+/* Its VMM's end with status 7 is that of a hand-over on this host, and not of one to another. */
+static bool was_upgraded(const struct local_vm *vm)
+{
+    return vm->file.upgrading != NULL && vm->file.leaving == NULL;
+}
+
 static void vm_on_process_end(struct local_vm *vm)
 {
     int status = end_status(vm);
@@ -354,7 +455,16 @@ static void vm_on_process_end(struct local_vm *vm)
     bool answered = vm->process_answers, wanted_end = vm->stop_asked || vm->shutdown_asked;
     bool migrated = status >= 0 && WIFEXITED(status) && WEXITSTATUS(status) == STATUS_MIGRATED;
     char text[REASON_SIZE];
+    if (migrated && vm->next != NULL && was_upgraded(vm)) {
+        successor_promote(vm);
+        return;
+    }
     describe_end(vm, status, text, sizeof(text));
+    if (migrated && was_upgraded(vm)) { /* to one that is gone by now */
+        migrated = false;
+        snprintf(text + strlen(text), sizeof(text) - strlen(text), "; the new VMM that took it over has ended");
+    }
+    successor_kill(vm); /* it has not run the guest and never may */
     watch_close(vm);
     unlink(vm->control_path); /* the VMM could not: its directory is not in the jail's view */
     if (vm->context->places.cgroups != NULL)
@@ -364,6 +474,7 @@ static void vm_on_process_end(struct local_vm *vm)
         vm->failures = 0;
     vm->process = vm->process_child = vm->process_answers = vm->process_paused = vm->process_silent = false;
     vm->lease_held = false;
+    vm->program[0] = '\0';
     vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
     vm->start_deadline_ms = 0;
     vm->hold_until_ms = 0;
@@ -390,14 +501,18 @@ static void watch_poll(uv_poll_t *poll, int uv_status, int events)
     (void)events;
     if (vm == NULL)
         return;
+    if (watch == vm->next) {
+        successor_ended(vm);
+        vm_tick(vm);
+        return;
+    }
     vm_on_process_end(vm);
     if (!vm->closing && vm->file.leaving != NULL) /* its migration wants to know, though nothing else may have changed */
         vm->context->changed(vm, vm->context->arg);
     vm_tick(vm);
 }
 
-/* Watch the process of @pidfd, which is the watch's from now on. */
-static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *id, int pidfd, bool child)
+static struct vm_watch *watch_make(struct local_vm *vm, int pidfd)
 {
     struct vm_watch *watch = NEW(struct vm_watch);
     watch->vm = vm;
@@ -406,7 +521,13 @@ static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *i
     ASSERT(r == 0);
     r = uv_poll_start(&watch->poll, UV_READABLE, watch_poll);
     ASSERT(r == 0);
-    vm->watch = watch;
+    return watch;
+}
+
+/* Watch the process of @pidfd, which is the watch's from now on. */
+static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *id, int pidfd, bool child)
+{
+    vm->watch = watch_make(vm, pidfd);
     vm->process = true;
     vm->process_child = child;
     vm->adjusted = child; /* of another agent's doing nothing is known */
@@ -427,6 +548,16 @@ static void vm_lease_adopt(struct local_vm *vm)
     struct error err = {.code = 0};
     if (lease_page_open(&vm->page, path, false, 0, &err) < 0)
         log_warning("vm-lease", "vm=%s error=\"%s\"", vm->name, err.text);
+}
+
+/* By this its parting word is known (parting_word), whoever asks for it. */
+static void process_note(struct local_vm *vm)
+{
+    if (vm->file.pid == (uint64_t)vm->process_id.pid && vm->file.pid_start == vm->process_id.start_ticks)
+        return;
+    OBJECT_SET(agent_vm, &vm->file, pid, (uint64_t)vm->process_id.pid);
+    OBJECT_SET(agent_vm, &vm->file, pid_start, vm->process_id.start_ticks);
+    vm_save_or_log(vm);
 }
 
 /* Does a VMM live that we do not know of? 1: now we do; 0: none; -EAGAIN: something holds the lock and cannot be
@@ -450,15 +581,46 @@ static int vm_adopt(struct local_vm *vm, struct error *err)
         return -EAGAIN;
     }
     vm_watch_process(vm, &id, pidfd, false);
+    process_note(vm); /* it may have taken over from the one that was known */
     vm_lease_adopt(vm);
     log_info("vmm-adopted", "vm=%s pid=%d epoch=%llu", vm->name, id.pid, (unsigned long long)id.epoch);
     return 1;
 }
 
+/* Has an agent before us left a process that was to take over? 0: none, any more; -EAGAIN: look again. The hand-over comes to its
+ * end by itself: with the old one's end, or with the new one's, which until then has not run the guest. */
+static int successor_look(struct local_vm *vm, struct error *err)
+{
+    CLEANUP_FREE char *next_path = vm_files_path(&vm->context->places, vm->id, VM_NEXT_LOCK);
+    CLEANUP_FREE char *lock_path = vm_files_path(&vm->context->places, vm->id, "vmm.lock");
+    struct vmm_process_id id, old;
+    int pidfd, r = vmm_process_look(next_path, &id, err);
+    if (r <= 0)
+        return r;
+    if (vmm_process_look(lock_path, &old, NULL) != 0) {
+        vm->next_since_ms = vm->next_since_ms != 0 ? vm->next_since_ms : now_ms(vm) + 1;
+        if (now_ms(vm) < vm->next_since_ms + SUCCESSOR_WAIT_MS)
+            return -EAGAIN;
+    } else if (parting_word(vm, (pid_t)vm->file.pid) == STATUS_MIGRATED) {
+        successor_rename(vm);
+        vm_save_or_log(vm);
+        return 0;
+    }
+    r = vmm_process_open(&id, vm->context->boot_id, &pidfd);
+    if (r == 0) {
+        log_warning("vmm-successor-killed", "vm=%s pid=%d why=\"the agent that had started it is gone\"", vm->name, id.pid);
+        (void)vmm_process_signal(pidfd, SIGKILL);
+        close(pidfd);
+    }
+    return -EAGAIN;
+}
+
 /* Until this has an answer nothing may be concluded from there being no VMM that we know of. */
 static int vm_look(struct local_vm *vm, struct error *err)
 {
-    int r = vm_adopt(vm, err);
+    int r = successor_look(vm, err);
+    if (r == 0)
+        r = vm_adopt(vm, err);
     vm->looking = r < 0;
     if (r < 0)
         vm->hold_until_ms = now_ms(vm) + (r == -EAGAIN ? ASK_SOON_MS : VM_RETRY_MS);
@@ -528,6 +690,14 @@ static void vm_look_if_stuck(struct local_vm *vm, const struct vmm_status *statu
     vm->process_stuck = stuck;
 }
 
+static void program_set(struct local_vm *vm, const char *version)
+{
+    if (strcmp(vm->program, version) == 0)
+        return;
+    snprintf(vm->program, sizeof(vm->program), "%s", version);
+    vm->context->changed(vm, vm->context->arg);
+}
+
 static void vm_on_status(const struct http_answer *answer, void *arg)
 {
     struct local_vm *vm = arg;
@@ -545,6 +715,7 @@ static void vm_on_status(const struct http_answer *answer, void *arg)
         vm->process_silent = false;
         vm->process_paused = status.state == vmm_state_PAUSED;
         vm_look_if_stuck(vm, &status);
+        program_set(vm, status.version != NULL ? status.version : "");
         vm->ask_at_ms = now_ms(vm) + VM_ASK_MS;
         OBJECT_CLEAR(vmm_status, &status);
     } else if (vm->process) {
@@ -837,6 +1008,10 @@ static void vm_remove(struct local_vm *vm)
 {
     struct vm_work *work;
     struct error err = {.code = 0};
+    if (vm->next != NULL) { /* it is being ended */
+        vm->hold_until_ms = now_ms(vm) + LEASE_LOOK_AGAIN_MS;
+        return;
+    }
     bool pools_too = vm->nobodys || (!vm->forgotten && vm->file.order.wanted == vm_wanted_DELETED);
     if (vm->machine.state != vm_state_STOPPING)
         vm_move(vm, vm_state_STOPPING, "removing its files");
@@ -983,6 +1158,11 @@ static bool vm_lease_allows_start(const struct local_vm *vm)
 static void vm_start(struct local_vm *vm)
 {
     struct error err = {.code = 0};
+    if (vm->next != NULL) {
+        vm_progress(vm, "waiting for the end of a process that was to take it over");
+        vm->hold_until_ms = now_ms(vm) + LEASE_LOOK_AGAIN_MS;
+        return;
+    }
     if (!vm_lease_allows_start(vm)) {
         vm_progress(vm, "waiting for the host's lease: its disks are where other hosts reach them");
         vm->hold_until_ms = now_ms(vm) + LEASE_LOOK_AGAIN_MS;
@@ -1322,7 +1502,7 @@ static void vm_recall_end(struct local_vm *vm)
     if (vm->process || !ran || !wants_to_run(vm))
         return;
     int status = parting_word(vm, (pid_t)vm->file.pid);
-    if (status == STATUS_MIGRATED) {
+    if (status == STATUS_MIGRATED && !was_upgraded(vm)) {
         left_set(vm);
         return;
     }
@@ -1456,6 +1636,91 @@ void vm_forget(struct local_vm *vm, bool gone)
     vm_wake_in(vm, 0);
 }
 
+/* ---- a new VMM for it ---- */
+
+static int successor_refusal(const struct local_vm *vm, struct error *err)
+{
+    if (!vm->process || !vm->process_answers || vm->stop_asked || vm->shutdown_asked || vm->kill_sent)
+        return error_set(err, -EAGAIN, ERROR_CONFLICT, "its VMM does not run, or does not answer");
+    if (vm->process_id.epoch != vm->file.order.epoch || vm->stale || vm->file.arriving != NULL || vm->file.leaving != NULL ||
+        vm->left || vm->forgotten)
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "it comes to this host, or leaves it");
+    if (!vm->adjusted)
+        return error_set(err, -EAGAIN, ERROR_CONFLICT, "its devices are not as wanted yet");
+    return 0;
+}
+
+int vm_successor_start(struct local_vm *vm, const char *operation, struct error *err)
+{
+    const struct vm_places *places = &vm->context->places;
+    CLEANUP_FREE char *config_path = vm_files_path(places, vm->id, VM_NEXT_CONFIG);
+    CLEANUP_FREE char *lock_path = vm_files_path(places, vm->id, VM_NEXT_LOCK);
+    CLEANUP_FREE char *log_path = vm_files_path(places, vm->id, "vmm.log");
+    CLEANUP_FREE char *incoming = vm_successor_address(vm);
+    CLEANUP_FREE char *cgroup = NULL;
+    CLEANUP_FD int lock_fd = -1;
+    const struct vm_order *order = &vm->file.order;
+    char control[VM_FILES_CONTROL_PATH_SIZE];
+    int pidfd, r = successor_refusal(vm, err);
+    if (r == 0 && vm->next != NULL)
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "a new VMM is taking it over already");
+    if (r == 0 && successor_control_path(vm, control) < 0)
+        r = error_set(err, -ENAMETOOLONG, ERROR_INVALID, "the path of its control socket leaves no room for a second one");
+    if (r < 0)
+        return r;
+    OBJECT_TEXT(agent_vm, &vm->file, upgrading, operation);
+    vm->unsaved = true;
+    if ((r = vm_save(vm, err)) < 0 || (r = vmm_process_lock(lock_path, &lock_fd, err)) < 0 ||
+        (r = vm_files_write_next_config(places, order, err)) < 0)
+        return r;
+    if (places->cgroups != NULL && (r = vmm_cgroup_make(places->cgroups, vm->id, order->vcpus, order->memory_bytes, &cgroup, err)) < 0)
+        return r;
+    unlink(control);
+    const struct vmm_process_spawn spawn = {.program = vm->context->vmm_path,
+                                            .config_path = config_path,
+                                            .log_path = log_path,
+                                            .boot_id = vm->context->boot_id,
+                                            .epoch = order->epoch,
+                                            .user = vm->file.user,
+                                            .incoming = incoming,
+                                            .handed_over = true,
+                                            .control = control,
+                                            .cgroup = cgroup};
+    r = vmm_process_start(&spawn, lock_fd, &vm->next_id, &pidfd, err);
+    if (r < 0)
+        return r;
+    vm->next = watch_make(vm, pidfd);
+    log_info("vmm-successor", "vm=%s pid=%d epoch=%llu operation=%s", vm->name, vm->next_id.pid,
+             (unsigned long long)vm->next_id.epoch, operation);
+    return 0;
+}
+
+char *vm_successor_address(const struct local_vm *vm)
+{
+    return xasprintf("unix:%s/%s/%s", vm->context->places.vms_dir, vm->id, VM_NEXT_SOCKET);
+}
+
+bool vm_has_successor(const struct local_vm *vm)
+{
+    return vm->next != NULL;
+}
+
+char *vm_successor_control(const struct local_vm *vm)
+{
+    char control[VM_FILES_CONTROL_PATH_SIZE];
+    return vm->next != NULL && successor_control_path(vm, control) == 0 ? xstrdup(control) : NULL;
+}
+
+void vm_successor_end(struct local_vm *vm)
+{
+    successor_kill(vm);
+}
+
+const char *vm_upgraded(const struct local_vm *vm)
+{
+    return vm->file.upgraded;
+}
+
 /* ---- migrations ---- */
 
 char *vm_arrival_address(const struct local_vm *vm)
@@ -1503,7 +1768,9 @@ const char *vm_leaving(const struct local_vm *vm)
 int vm_leave_begin(struct local_vm *vm, const char *operation, struct error *err)
 {
     OBJECT_TEXT(agent_vm, &vm->file, leaving, operation);
+    OBJECT_TEXT(agent_vm, &vm->file, upgrading, NULL); /* what ends with status 7 now has gone to another host */
     vm->unsaved = true;
+    vm->has_departed = false;
     return vm_save(vm, err);
 }
 
@@ -1608,6 +1875,7 @@ void vm_close(struct local_vm *vm, void (*closed)(void *arg), void *arg)
     if (vm->adjust != NULL)
         vm_adjust_cancel(vm->adjust);
     watch_close(vm);
+    watch_end(&vm->next);
     uv_close((uv_handle_t *)&vm->timer, vm_timer_closed);
 }
 
@@ -1624,6 +1892,8 @@ void vm_put_seen(const struct local_vm *vm, struct vm_seen *seen)
         OBJECT_TEXT(vm_seen, seen, step, step);
     }
     OBJECT_TEXT(vm_seen, seen, reason, vm->reason);
+    if (vm->program[0] != '\0')
+        OBJECT_TEXT(vm_seen, seen, program, vm->program);
     if (vm->wait != NULL) {
         uint64_t done, total;
         image_cache_progress(vm->wait, &done, &total);

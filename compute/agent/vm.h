@@ -54,6 +54,17 @@ struct local_vm *vm_create(const struct vm_context *context, const struct vm_ord
 /* A VM that an agent before us had, with its VMM if one lives. -ENOENT: there is no vm.json. */
 int vm_load(const struct vm_context *context, const char *id, struct local_vm **ret_vm, struct error *err);
 
+/* Start a new VMM process of this host beside the one that runs the VM, to take it over under the same epoch: it waits at
+ * vm_successor_address, and becomes the VM's process when the one before it ends with status 7. -EAGAIN in words: not now. */
+int vm_successor_start(struct local_vm *vm, const char *operation, struct error *err);
+/* It is there, and has not taken over. It is ended with the VM's own process, and by vm_successor_end. */
+bool vm_has_successor(const struct local_vm *vm);
+char *vm_successor_address(const struct local_vm *vm); /* the caller frees */
+char *vm_successor_control(const struct local_vm *vm); /* its control socket; NULL: there is none. The caller frees */
+void vm_successor_end(struct local_vm *vm);
+/* The operation under which the last one has taken over; NULL: none has. How that went: vm_departed. */
+const char *vm_upgraded(const struct local_vm *vm);
+
 /* A VM that @operation, a migration, brings here: @order is as it will be. It is prepared and its VMM waits at
  * vm_arrival_address; it is not this host's before vm_give_order says so, with that operation as its handover. */
 struct local_vm *vm_create_arriving(const struct vm_context *context, const struct vm_order *order, const char *operation,

@@ -250,9 +250,10 @@ char *vm_files_lease_path(const struct vm_places *places, const char *vm_id)
                                      : vm_files_path(places, vm_id, "lease");
 }
 
-int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, bool arriving, struct error *err)
+static int config_write(const struct vm_places *places, const struct vm_order *order, bool arriving, const char *leaf,
+                        struct error *err)
 {
-    CLEANUP_FREE char *path = vm_files_path(places, order->id, "config.json");
+    CLEANUP_FREE char *path = vm_files_path(places, order->id, leaf);
     CLEANUP_FREE char *console = vm_files_path(places, order->id, "console.log");
     CLEANUP_FREE char *exit_path = vm_files_path(places, order->id, "exit.json");
     CLEANUP_FREE char *lease = vm_files_lease_path(places, order->id);
@@ -267,6 +268,8 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
     OBJECT_SET(vmm_config, &config, epoch, order->epoch);
     OBJECT_SET(vmm_config, &config, vcpus, order->vcpus);
     OBJECT_SET(vmm_config, &config, memory_bytes, order->memory_bytes);
+    if (places->shared_memory)
+        OBJECT_SET(vmm_config, &config, memory_shared, true);
     if (OBJECT_HAS(vm_order, order, cpu_model))
         OBJECT_TEXT(vmm_config, &config, cpu_model, cpu_kind_desc.names[order->cpu_model]);
     config_image(places, &order->kernel, &config, "kernel");
@@ -295,6 +298,16 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
     bytes_writer_finish(&out);
     OBJECT_CLEAR(vmm_config, &config);
     return r;
+}
+
+int vm_files_write_config(const struct vm_places *places, const struct vm_order *order, bool arriving, struct error *err)
+{
+    return config_write(places, order, arriving, "config.json", err);
+}
+
+int vm_files_write_next_config(const struct vm_places *places, const struct vm_order *order, struct error *err)
+{
+    return config_write(places, order, false, VM_NEXT_CONFIG, err);
 }
 
 int vm_files_read_exit(const struct vm_places *places, const char *vm_id, pid_t pid, struct vmm_exit *ret_word)

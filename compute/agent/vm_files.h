@@ -37,6 +37,7 @@ struct vm_places {
     const char *lease_dir; /* lease pages, on a file system in memory; NULL: in the VMs' directories (tests) */
     uint32_t user_base;                         /* vmm_user.h; 0: VMMs run as the agent does */
     bool make_bridges;                          /* a missing bridge is made */
+    bool shared_memory;                         /* guests' memory can be handed to another VMM (vmm_config.memory_shared) */
     const struct vmm_cgroups *cgroups;          /* NULL: none (tests) */
     struct host_network *network;               /* of the host; NULL: only plain bridges (tests) */
 };
@@ -68,6 +69,13 @@ int vm_files_show(const struct vm_places *places, const struct vm_order *order, 
                   char **ret_directory, struct error *err);
 int vm_files_hide(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
                   struct error *err);
+/* The same as VM_NEXT_CONFIG, for a VMM of this host that takes the VM over from the one that runs it. */
+int vm_files_write_next_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
+/* In the VM's directory, while one VMM takes it over from another: what becomes config.json and vmm.lock, and where it
+ * listens. */
+#define VM_NEXT_CONFIG "config-next.json"
+#define VM_NEXT_LOCK "vmm-next.lock"
+#define VM_NEXT_SOCKET "next.sock"
 /* The directory of a disk with layers; NULL: it is a raw file. The caller frees. */
 char *vm_files_layers_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
 /* The raw file, or the head of a disk with layers. The caller frees. */

@@ -203,7 +203,7 @@ int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct
                       int *ret_pidfd, struct error *err)
 {
     char user[16];
-    char *argv[10] = {(char *)spawn->program, (char *)"--config", (char *)spawn->config_path};
+    char *argv[13] = {(char *)spawn->program, (char *)"--config", (char *)spawn->config_path};
     unsigned argc = 3;
     snprintf(user, sizeof(user), "%u", spawn->user);
     if (spawn->user != 0) {
@@ -217,6 +217,12 @@ int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct
     if (spawn->incoming_disks != NULL) {
         argv[argc++] = (char *)"--incoming-disks";
         argv[argc++] = (char *)spawn->incoming_disks;
+    }
+    if (spawn->handed_over)
+        argv[argc++] = (char *)"--handed-over";
+    if (spawn->control != NULL) {
+        argv[argc++] = (char *)"--control";
+        argv[argc++] = (char *)spawn->control;
     }
     CLEANUP(close_fd) int log_fd = log_open(spawn->log_path);
     if (log_fd < 0)

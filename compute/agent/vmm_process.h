@@ -52,6 +52,8 @@ struct vmm_process_spawn {
     uid_t user;          /* that it is to leave root for (jail.h of the VMM); 0: it goes on as we are */
     const char *incoming; /* it waits there for a migration: unix:/PATH; NULL: it boots */
     const char *incoming_disks; /* and there for the content of its disks; NULL: none comes */
+    bool handed_over;    /* that migration is of another VMM of this host, which hands memory and taps over */
+    const char *control; /* its control socket, instead of the one that its configuration names; NULL: that one */
     const char *cgroup;  /* cgroup.procs of the group that it begins in; NULL: ours */
 };
 

@@ -1,6 +1,7 @@
 /* Control of the VM as a whole: what it does, its counters, its moves. */
 #include <unistd.h>
 
+#include "common/program_build.h"
 #include "compute/vmm/control_call.h"
 #include "compute/vmm/devices/pvpanic/pvpanic.h"
 
@@ -34,6 +35,8 @@ int control_vm_show(struct control_call *call, struct error *err UNUSED)
         OBJECT_TEXT(vmm_status, &status, reason, m->failure);
     else if (m->state == MACHINE_PAUSED && m->pause_reason[0])
         OBJECT_TEXT(vmm_status, &status, reason, m->pause_reason);
+    char version[PROGRAM_BUILD_SIZE];
+    OBJECT_TEXT(vmm_status, &status, version, program_build("0.1.0", version));
     OBJECT_SET(vmm_status, &status, pid, (uint64_t)getpid());
     OBJECT_TEXT(vmm_status, &status, machine, "pc-1");
     OBJECT_SET(vmm_status, &status, vcpus, c->vcpus);

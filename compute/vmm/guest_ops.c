@@ -3,6 +3,7 @@
 #include "compute/vmm/guest_ops.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "compute/vmm/machine_check.h"
 #include "compute/vmm/machine_state.h"
@@ -102,12 +103,15 @@ struct control_call_arg {
     struct machine_guest *g;
     struct stream_writer *out;
     struct stream_states *states;
+    int *fds;
+    size_t fd_count;
 };
 
 static int on_control(struct guest *guest, control_gate_fn function, struct stream_writer *out,
                       struct stream_states *states, struct error *err)
 {
-    struct control_call_arg call = {CONTAINER_OF(guest, struct machine_guest, guest), out, states};
+    struct control_call_arg call = {
+        .g = CONTAINER_OF(guest, struct machine_guest, guest), .out = out, .states = states};
     return call.g->gate ? control_gate_run(call.g->gate, function, &call, err) : function(&call, err);
 }
 
@@ -146,6 +150,55 @@ static int do_check_load(void *arg, struct error *err)
 {
     struct control_call_arg *call = arg;
     return machine_check_load(call->g->machine, call->states, err);
+}
+
+/* Memory first. */
+static int do_handles_share(void *arg, struct error *err)
+{
+    struct control_call_arg *call = arg;
+    struct machine *m = call->g->machine;
+    int memory = memory_share(&m->memory, err);
+    if (memory < 0)
+        return memory;
+    int count = machine_slots_handles(m, call->fds + 1, GUEST_HANDLES_MAX - 1, err);
+    call->fds[0] = memory;
+    call->fd_count = (size_t)MAX(count, 0) + 1;
+    return MIN(count, 0);
+}
+
+static int do_handles_adopt(void *arg, struct error *err)
+{
+    struct control_call_arg *call = arg;
+    struct machine *m = call->g->machine;
+    int code = memory_adopt(&m->memory, call->fds[0], err);
+    if (code == 0)
+        return machine_slots_adopt(m, call->fds + 1, call->fd_count - 1, err);
+    for (size_t i = 1; i < call->fd_count; i++)
+        close(call->fds[i]);
+    return code;
+}
+
+static int handles_call(struct guest *guest, control_gate_fn function, int *fds, size_t *count, struct error *err)
+{
+    struct control_call_arg call = {
+        .g = CONTAINER_OF(guest, struct machine_guest, guest), .fds = fds, .fd_count = *count};
+    int code = call.g->gate ? control_gate_run(call.g->gate, function, &call, err) : function(&call, err);
+    *count = call.fd_count;
+    return code;
+}
+
+static int ops_handles_share(struct guest *guest, int fds[GUEST_HANDLES_MAX], struct error *err)
+{
+    size_t count = 0;
+    int code = handles_call(guest, do_handles_share, fds, &count, err);
+    return code < 0 ? code : (int)count;
+}
+
+static int ops_handles_adopt(struct guest *guest, const int *fds, size_t count, struct error *err)
+{
+    int own[GUEST_HANDLES_MAX];
+    memcpy(own, fds, count * sizeof(*fds));
+    return handles_call(guest, do_handles_adopt, own, &count, err);
 }
 
 static int ops_pause(struct guest *guest, struct error *err)
@@ -192,6 +245,8 @@ static const struct guest_ops machine_guest_ops = {
     .regions = ops_regions,
     .next_data = ops_next_data,
     .memory_map = ops_memory_map,
+    .handles_share = ops_handles_share,
+    .handles_adopt = ops_handles_adopt,
     .dirty_start = ops_dirty_start,
     .dirty_fetch = ops_dirty_fetch,
     .dirty_count = ops_dirty_count,

@@ -238,13 +238,18 @@ static void on_io_start(void *arg)
     sandbox_enter_or_end(m->options.sandbox, SANDBOX_IO);
 }
 
+static enum memory_kind memory_kind_of(const struct machine *m)
+{
+    return m->options.handed_over ? MEMORY_AWAITED : m->config->memory_shared ? MEMORY_SHARED : MEMORY_OWN;
+}
+
 static int machine_build(struct machine *m, struct error *err)
 {
     const struct cpu_model *model;
     int code;
     if ((code = cpu_model_find(m->config->cpu_model, &model, err)) < 0 || (code = boot_open(m, err)) < 0 ||
-        (code = memory_init_pages(&m->memory, m->config->memory_bytes, (enum memory_pages)m->config->memory_pages,
-                                  err)) < 0 ||
+        (code = memory_init_kind(&m->memory, m->config->memory_bytes, (enum memory_pages)m->config->memory_pages,
+                                 memory_kind_of(m), err)) < 0 ||
         (code = kvm_init(&m->kvm, m->options.without_kvm ? accel_none_create() : NULL, err)) < 0)
         return code;
     if ((code = memory_attach(m, err)) < 0 || (code = io_loop_create(&m->device_lock, &m->io, err)) < 0 ||
@@ -275,7 +280,7 @@ int machine_init(struct machine *m, const struct vmm_config *config, const struc
     m->options = *options;
     m->control = control;
     m->console = console;
-    m->memory.pagemap_fd = m->kvm.device_fd = m->kvm.vm_fd = m->boot.kernel.fd = m->boot.initrd.fd = -1;
+    m->memory.fd = m->memory.pagemap_fd = m->kvm.device_fd = m->kvm.vm_fd = m->boot.kernel.fd = m->boot.initrd.fd = -1;
     list_init(&m->devices);
     pthread_mutex_init(&m->device_lock, NULL);
     pthread_mutex_init(&m->request_lock, NULL);

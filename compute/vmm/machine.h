@@ -57,6 +57,7 @@ struct machine_options {
     bool debug_exit;       /* the test programs' device is there (devices/testdev) */
     bool hide_x2apic;      /* the guest's APICs are in memory only */
     bool incoming;         /* it will be migrated here: disks are another's until then */
+    bool handed_over;      /* incoming, from a VMM of this host that hands memory and taps over by descriptor */
     int fault_fd;          /* incoming: of page_faults_open, borrowed; 0 or less: no post-copy */
     bool without_kvm;      /* the guest's part is played by a program in C (accel_none.h) */
     const char *multiboot; /* a program to boot instead of the kernel, or NULL; borrowed */

@@ -86,7 +86,8 @@ static int devices_judge(struct machine *m, const struct stream_state *s, struct
         if (length != strlen(d->name) || memcmp(name, d->name, length) != 0)
             return error_set(err, -EINVAL, ERROR_INVALID,
                              "this machine has \"%s\" where the source has \"%.*s\"; their configurations must be the "
-                             "same",
+                             "same (a VM whose devices were plugged in or out while it ran is to be stopped and "
+                             "started first)",
                              d->name, (int)MIN(length, 31u), name ? name : "");
         count--;
     }

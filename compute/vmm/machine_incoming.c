@@ -63,11 +63,17 @@ static int do_load(void *arg, struct error *err)
     return code;
 }
 
+static int do_own(void *arg, struct error *err)
+{
+    struct incoming_job *job = arg;
+    return machine_slots_own(job->machine, true, err);
+}
+
 static int do_run(void *arg, struct error *err)
 {
     struct incoming_job *job = arg;
     struct machine *m = job->machine;
-    int code = machine_slots_own(m, true, err);
+    int code = machine_slots_own(m, true, err); /* what is held is held twice as well */
     if (code < 0)
         return code;
     for (unsigned i = 0; i < PCI_SLOTS; i++)
@@ -114,6 +120,13 @@ static int job_run(void *arg, uint64_t epoch, struct error *err)
         code = control_gate_run(&job->gate, do_run, job, err);
     }
     return code;
+}
+
+static int job_own(void *arg, uint64_t epoch, struct error *err)
+{
+    struct incoming_job *job = arg;
+    (void)epoch;
+    return control_gate_run(&job->gate, do_own, job, err);
 }
 
 static void job_stall(void *arg, bool stalled)
@@ -202,7 +215,7 @@ int machine_incoming_start(struct machine *m, const char *to, const char *disks_
     machine_guest_init(&job->guest, m, &job->gate);
     struct migrate_receiver_options options = {
         .listen_fd = fd, .patience_ms = 60000, .fits = job_fits, .load = job_load, .run = job_run, .stall = job_stall,
-        .fault_fd = m->options.fault_fd, .arg = job};
+        .handed_over = m->options.handed_over, .own = job_own, .fault_fd = m->options.fault_fd, .arg = job};
     job->receiver = migrate_receiver_create(&job->guest.guest, &options);
     code = disks_to ? disks_listen(job, disks_to, err) : 0;
     if (code < 0)

@@ -315,6 +315,12 @@ static void options_fill(struct migrate_job *job, const struct vmm_migration_ord
         .take_back = job_take_back,
         .asks = job_asks,
         .arg = job};
+    if (order->hand_over) {
+        o->hand_over = true;
+        o->channels = 1;
+        o->verify = false; /* it is the same memory */
+        o->precopy.postcopy = PRECOPY_POSTCOPY_NEVER;
+    }
     o->precopy.fixed_us = MIN(o->precopy.fixed_us, o->precopy.downtime_us / 2);
 }
 
@@ -360,6 +366,8 @@ int machine_migrate_begin(struct machine *m, const struct vmm_migration_order *o
         return error_set(err, -EBUSY, ERROR_CONFLICT, "a disk of the VM is being moved; wait for its end, or cancel it");
     if (order->disks.count && !order->disks_to)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/disks_to", "say where the target takes the disks' content");
+    if (order->disks.count && order->hand_over)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/hand_over", "on the same host disks stay where they are");
     struct migrate_job *job = job_of(m);
     code = path_take(job->path, order->to, "/to", err);
     if (code == 0 && order->disks.count)

@@ -285,6 +285,7 @@ int machine_slot_add_nic(struct machine *m, const struct vmm_nic *nic, struct ma
         .tap = nic->tap, .fd = -1, .may_submit = may_submit, .may_submit_arg = &m->lease.lease};
     options.mtu = (uint16_t)nic->mtu;
     options.pairs = nic->queues;
+    options.awaited = m->options.handed_over && m->state == MACHINE_CREATED;
     int code = room_check(m, SLOT_NIC, err);
     if (code == 0)
         code = id_choose(m, nic->id, "nic", id, err);
@@ -493,5 +494,52 @@ int machine_slots_own(struct machine *m, bool own, struct error *err)
             code = block_own(blk_of_virtio(slot->virtio)->block, own, err);
     }
     pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
+/* ---- to and from another VMM of this host ---- */
+
+int machine_slots_handles(struct machine *m, int *fds, size_t max, struct error *err)
+{
+    size_t count = 0;
+    int code = 0;
+    if (OBJECT_HAS(vmm_config, m->config, vsock))
+        return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "a VM with a vsock cannot be handed to another VMM of the same host");
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
+        const struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind != SLOT_NIC || slot->detached)
+            continue;
+        if (count + NET_PAIRS_MAX > max)
+            code = error_set(err, -E2BIG, ERROR_NOT_SUPPORTED, "too many queues of interfaces to be handed over");
+        else
+            count += net_handles(slot->virtio, fds + count);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    return code < 0 ? code : (int)count;
+}
+
+int machine_slots_adopt(struct machine *m, const int *fds, size_t count, struct error *err)
+{
+    int lacking[NET_PAIRS_MAX], code = 0;
+    size_t taken = 0;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
+        const struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind != SLOT_NIC)
+            continue;
+        size_t wanted = net_handles(slot->virtio, lacking);
+        if (wanted > count - taken) {
+            code = error_set(err, -EINVAL, ERROR_INVALID, "interface %s lacks its tap among what was handed over", slot->id);
+        } else {
+            code = net_adopt(slot->virtio, fds + taken, err);
+            taken += wanted;
+        }
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    if (code == 0 && taken < count)
+        code = error_set(err, -EINVAL, ERROR_INVALID, "more taps were handed over than the VM has interfaces here");
+    for (; taken < count; taken++)
+        close(fds[taken]);
     return code;
 }

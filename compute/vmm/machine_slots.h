@@ -84,4 +84,10 @@ int machine_slots_init(struct machine *m, struct error *err);
 /* After the devices are gone; writes their maps of changes (machine_changes.h). */
 void machine_slots_finish(struct machine *m);
 
+/* What stands behind interfaces, for another VMM of this host that takes the machine over: borrowed descriptors in @fds, in the
+ * order of the slots. Returns how many, at most @max; -ENOTSUP in words where a device cannot be handed over. */
+int machine_slots_handles(struct machine *m, int *fds, size_t max, struct error *err);
+/* The other side: as many as its interfaces lack; they are the machine's from now on, also on failure. */
+int machine_slots_adopt(struct machine *m, const int *fds, size_t count, struct error *err);
+
 #endif

@@ -61,6 +61,8 @@ static const char help[] =
     "                     POST /v1/vm/migration {\"to\": \"unix:PATH\"}); --config says what it is like on this host\n"
     "  --incoming-disks ADDRESS\n"
     "                     take the content of disks that are this host's own (\"copied\" in FILE) at unix:PATH\n"
+    "  --handed-over      with --incoming: the other VMM is on this host and hands memory and taps over by descriptor\n"
+    "                     (its order says \"hand_over\"); nothing is copied\n"
     "  --control PATH     Unix socket for control; instead of control_path in FILE\n"
     "  --console stdio    show the serial console here and send it what is typed\n"
     "  --no-restart       end when the guest resets, instead of booting it again\n"
@@ -118,6 +120,7 @@ static int options_parse(int argc, char **argv, struct options *o)
         {"restore", required_argument, NULL, 'r'},
         {"incoming", required_argument, NULL, 'i'},
         {"incoming-disks", required_argument, NULL, 'k'},
+        {"handed-over", no_argument, NULL, 'w'},
         {"verify", no_argument, NULL, 'v'},
         {"console", required_argument, NULL, 'o'},
         {"no-restart", no_argument, NULL, 'n'},
@@ -148,6 +151,8 @@ static int options_parse(int argc, char **argv, struct options *o)
             o->machine.incoming = true;
         } else if (option == 'k') {
             o->incoming_disks = optarg;
+        } else if (option == 'w') {
+            o->machine.handed_over = true;
         } else if (option == 'v') {
             o->verify = true;
         } else if (option == 'n') {
@@ -180,7 +185,7 @@ static int options_parse(int argc, char **argv, struct options *o)
     if (o->cpu_baseline && optind == argc)
         return 0;
     if (optind != argc || (!o->config && !o->restore) || (o->verify && !o->restore) ||
-        (o->incoming && (!o->config || o->restore))) {
+        (o->incoming && (!o->config || o->restore)) || (o->machine.handed_over && (!o->incoming || o->incoming_disks))) {
         fputs("drover-vmm: give --config FILE, --restore FILE or both (--incoming: only --config), and nothing else; see --help\n", stderr);
         return -EINVAL;
     }
@@ -335,7 +340,7 @@ static void faults_open(struct program *p)
 {
     struct error err;
     char quoted[640];
-    if (!p->options.incoming)
+    if (!p->options.incoming || p->options.machine.handed_over)
         return;
     p->options.machine.fault_fd = page_faults_open(false, &err);
     if (p->options.machine.fault_fd < 0)

@@ -1,4 +1,4 @@
-/* Anonymous private memory, mapped once; see memory.h for the layout and why it is of this kind. */
+/* One mapping of anonymous memory or of a memfd; see memory.h for the layout and why it is of this kind. */
 #include "compute/vmm/memory.h"
 
 #include <errno.h>
@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #ifndef PR_SET_VMA_ANON_NAME
@@ -23,6 +24,11 @@ static void region_add(struct guest_memory *m, uint64_t gpa, uint64_t size, uint
 int memory_init(struct guest_memory *m, uint64_t size_bytes, struct error *err)
 {
     return memory_init_pages(m, size_bytes, MEMORY_PAGES_AUTO, err);
+}
+
+int memory_init_pages(struct guest_memory *m, uint64_t size_bytes, enum memory_pages pages, struct error *err)
+{
+    return memory_init_kind(m, size_bytes, pages, MEMORY_OWN, err);
 }
 
 static uint64_t page_bytes(enum memory_pages pages)
@@ -46,6 +52,22 @@ static int size_check(uint64_t size_bytes, enum memory_pages pages, struct error
                                "guest memory of pages of %" PRIu64 " MiB must be a multiple of that, not %" PRIu64
                                " bytes",
                                page_bytes(pages) >> 20, size_bytes);
+    return 0;
+}
+
+/* memfd_create(2): as below, the size of a huge page. What is mapped stays: nobody may make the file smaller. */
+static int file_make(struct guest_memory *m, uint64_t size_bytes, struct error *err)
+{
+    unsigned huge = m->pages == MEMORY_PAGES_HUGE    ? MFD_HUGETLB | 30u << 26
+                    : m->pages == MEMORY_PAGES_LARGE ? MFD_HUGETLB | 21u << 26
+                                                     : 0;
+    m->fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge);
+    if (m->fd < 0)
+        return is_hugetlb(m->pages) ? error_set_field(err, -errno, ERROR_NOT_SUPPORTED, "/memory_pages",
+                                                      "the host gives no shared memory of these pages: %s", strerror(errno))
+                                    : error_errno(err, -errno, "cannot make shared memory");
+    if (ftruncate(m->fd, (off_t)size_bytes) < 0 || fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        return error_errno(err, -errno, "cannot make %" PRIu64 " bytes of shared memory", size_bytes);
     return 0;
 }
 
@@ -74,15 +96,17 @@ static int map_refused(const struct guest_memory *m, uint64_t size_bytes, int co
 }
 
 /* Where the host has large pages, guest and host addresses must agree within one of them. */
-static int host_map(struct guest_memory *m, uint64_t size_bytes, struct error *err)
+static int host_map(struct guest_memory *m, uint64_t size_bytes, enum memory_kind kind, struct error *err)
 {
+    int flags = kind == MEMORY_SHARED    ? MAP_SHARED | (is_hugetlb(m->pages) ? 0 : MAP_NORESERVE)
+                : kind == MEMORY_AWAITED ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+                                         : MAP_PRIVATE | MAP_ANONYMOUS | map_flags(m->pages);
     uint64_t align = MAX(page_bytes(m->pages), 2ull << 20);
     uint8_t *space = mmap(NULL, size_bytes + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (space == MAP_FAILED)
         return error_errno(err, -errno, "no room for %" PRIu64 " bytes of guest memory", size_bytes);
     uint64_t head = (align - (uintptr_t)space % align) % align;
-    void *host = mmap(space + head, size_bytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | map_flags(m->pages), -1, 0);
+    void *host = mmap(space + head, size_bytes, PROT_READ | PROT_WRITE, MAP_FIXED | flags, m->fd, 0);
     int code = -errno;
     if (head)
         munmap(space, head);
@@ -107,14 +131,17 @@ static void host_advise(struct guest_memory *m)
     (void)prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, m->host, m->size_bytes, "guest-memory");
 }
 
-int memory_init_pages(struct guest_memory *m, uint64_t size_bytes, enum memory_pages pages, struct error *err)
+int memory_init_kind(struct guest_memory *m, uint64_t size_bytes, enum memory_pages pages, enum memory_kind kind,
+                     struct error *err)
 {
     memset(m, 0, sizeof(*m));
-    m->pagemap_fd = -1;
+    m->fd = m->pagemap_fd = -1;
     m->pages = pages;
     int code = size_check(size_bytes, pages, err);
+    if (code == 0 && kind == MEMORY_SHARED)
+        code = file_make(m, size_bytes, err);
     if (code == 0)
-        code = host_map(m, size_bytes, err);
+        code = host_map(m, size_bytes, kind, err);
     if (code < 0) {
         memory_finish(m);
         return code;
@@ -134,9 +161,49 @@ void memory_finish(struct guest_memory *m)
     if (m->host)
         munmap(m->host, m->size_bytes);
     close_fd(&m->pagemap_fd);
+    close_fd(&m->fd);
     free(m->dirty);
     memset(m, 0, sizeof(*m));
-    m->pagemap_fd = -1;
+    m->fd = m->pagemap_fd = -1;
+}
+
+int memory_share(const struct guest_memory *m, struct error *err)
+{
+    if (m->fd >= 0 && !m->detached)
+        return m->fd;
+    return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                     "the VM's memory is %s and cannot be handed to another VMM; memory_shared must be set where it is started",
+                     m->detached ? "the copy of a snapshot" : "its VMM's own");
+}
+
+static int file_check(const struct guest_memory *m, int fd, struct error *err)
+{
+    struct stat st;
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (fstat(fd, &st) < 0)
+        return error_errno(err, -errno, "cannot look at the memory that was handed over");
+    if ((uint64_t)st.st_size != m->size_bytes)
+        return error_set(err, -EINVAL, ERROR_INVALID, "the memory that was handed over has %lld bytes, the VM here %" PRIu64,
+                         (long long)st.st_size, m->size_bytes);
+    if (seals < 0 || !(seals & F_SEAL_SHRINK))
+        return error_set(err, -EINVAL, ERROR_INVALID, "what was handed over is no sealed memory");
+    return 0;
+}
+
+int memory_adopt(struct guest_memory *m, int fd, struct error *err)
+{
+    CLEANUP_FD int file = fd;
+    int code = file_check(m, file, err);
+    if (code < 0)
+        return code;
+    if (mmap(m->host, m->size_bytes, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED | (is_hugetlb(m->pages) ? 0 : MAP_NORESERVE),
+             file, 0) == MAP_FAILED)
+        return error_errno(err, -errno, "cannot map the memory that was handed over");
+    close_fd(&m->fd);
+    m->fd = file;
+    file = -1;
+    host_advise(m);
+    return 0;
 }
 
 /* The region that wholly contains the range. Written so that no sum can wrap. */
@@ -177,10 +244,18 @@ bool memory_write(struct guest_memory *m, uint64_t gpa, const void *from, uint64
     return true;
 }
 
+/* Both can fail: then they are still there. */
+static int pages_give_back(const struct guest_memory *m, uint64_t offset, uint64_t size)
+{
+    if (m->fd >= 0 && !m->detached)
+        return fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size);
+    return madvise(m->host + offset, size, MADV_DONTNEED);
+}
+
 void memory_clear(struct guest_memory *m)
 {
     /* Forgetting gives the pages back; a later read finds zeros. Of a file it would find the file's bytes. */
-    if (m->detached || madvise(m->host, m->size_bytes, MADV_DONTNEED) < 0)
+    if (m->detached || pages_give_back(m, 0, m->size_bytes) < 0)
         memset(m->host, 0, m->size_bytes);
     for (size_t i = 0; i < m->region_count; i++)
         memory_mark_dirty(m, m->regions[i].gpa, m->regions[i].size);
@@ -191,7 +266,7 @@ bool memory_discard(struct guest_memory *m, uint64_t gpa, uint64_t size)
     void *at = memory_at(m, gpa, size);
     if (!at || gpa % MEMORY_PAGE_BYTES || size % MEMORY_PAGE_BYTES)
         return false;
-    (void)madvise(at, size, MADV_DONTNEED);
+    (void)pages_give_back(m, (uint64_t)((uint8_t *)at - m->host), size);
     memory_mark_dirty(m, gpa, size);
     return true;
 }
@@ -215,12 +290,32 @@ int memory_map_file(struct guest_memory *m, size_t index, int fd, uint64_t offse
 #define PAGEMAP_GIVEN (3ull << 62)
 enum { PAGEMAP_GROUP = 512 }; /* pages of 2 MiB: where one was touched all of them are looked at */
 
+/* Of a file pages may hold data that this process has never touched: only the file knows. */
+static void file_next_data(const struct guest_memory *m, const struct memory_region *r, uint64_t *page, uint64_t *pages)
+{
+    uint64_t end = r->offset + r->size;
+    off_t data = lseek(m->fd, (off_t)(r->offset + *page * MEMORY_PAGE_BYTES), SEEK_DATA);
+    if (data < 0 && errno != ENXIO)
+        return;
+    *pages = 0;
+    if (data < 0 || (uint64_t)data >= end)
+        return;
+    off_t hole = lseek(m->fd, data, SEEK_HOLE);
+    uint64_t until = hole < 0 ? end : MIN((uint64_t)hole, end);
+    *page = ((uint64_t)data - r->offset) / MEMORY_PAGE_BYTES;
+    *pages = (until - r->offset + MEMORY_PAGE_BYTES - 1) / MEMORY_PAGE_BYTES - *page;
+}
+
 void memory_next_data(const struct guest_memory *m, size_t index, uint64_t *page, uint64_t *pages)
 {
     ASSERT(index < m->region_count);
     const struct memory_region *r = &m->regions[index];
     uint64_t end = r->size / MEMORY_PAGE_BYTES, words[PAGEMAP_GROUP];
     *pages = end - *page;
+    if (m->fd >= 0 && !m->detached && !is_hugetlb(m->pages) && *page < end) {
+        file_next_data(m, r, page, pages);
+        return;
+    }
     if (m->detached || is_hugetlb(m->pages) || m->pagemap_fd < 0)
         return; /* nobody can tell: everything */
     while (*page < end) {

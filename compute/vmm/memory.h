@@ -3,10 +3,15 @@
  *   gpa 0 ...... 3 GiB |  hole: BARs, IOAPIC, LAPIC, firmware | 4 GiB ............ rest of the memory
  *   offset 0 ... 3 GiB |                                        3 GiB ............ size_bytes
  *
- * It is anonymous and private, not a memfd: stock kernels give huge pages to anonymous memory that asks for them, and
- * none to shared memory (/sys/kernel/mm/transparent_hugepage/shmem_enabled is "never"). A guest whose second-level
- * tables map 4 KiB pages pays for each page's first touch and at each miss of the TLB (docs/vmm-judges.md has figures).
- * A child of fork() would get a copy; the VMM has none.
+ * It is of one of two kinds. Its own (the default): anonymous and private, for stock kernels give huge pages to anonymous
+ * memory that asks for them, and none to shared memory (/sys/kernel/mm/transparent_hugepage/shmem_enabled is "never"). A
+ * guest whose second-level tables map 4 KiB pages pays for each page's first touch and at each miss of the TLB
+ * (docs/vmm-judges.md has figures). A child of fork() would get a copy; the VMM has none. Shared: a file without a name
+ * (memfd_create(2)), which another VMM of this host can be handed by its descriptor; pages of a hugetlb pool lose nothing by
+ * that, transparent ones are given where shmem_enabled permits it ("advise" is enough).
+ *
+ * A VMM that is to be handed the memory of another begins with memory that is awaited: address space, which must not be
+ * touched before memory_adopt.
  *
  * memory_at() is the only way from a guest-physical address to a pointer. Whoever writes through it tells
  * memory_mark_dirty(): KVM sees the guest's own writes, but not ours (reference: dirty log for migration).
@@ -39,7 +44,10 @@ enum memory_pages {
     MEMORY_PAGES_HUGE,  /* 1 GiB, hugetlb */
 };
 
+enum memory_kind { MEMORY_OWN, MEMORY_SHARED, MEMORY_AWAITED };
+
 struct guest_memory {
+    int fd;              /* shared memory's file; -1: it is this process' own, or not there yet */
     int pagemap_fd;      /* tells which pages the kernel has given us; -1: nobody tells */
     uint64_t size_bytes; /* sum of all regions */
     uint8_t *host;       /* the first byte */
@@ -56,7 +64,15 @@ int memory_init(struct guest_memory *m, uint64_t size_bytes, struct error *err);
 /* The same with the host's pages chosen. Those of a hugetlb pool are set aside at once: -ENOMEM in words where there
  * are too few. */
 int memory_init_pages(struct guest_memory *m, uint64_t size_bytes, enum memory_pages pages, struct error *err);
+/* The same of a kind. */
+int memory_init_kind(struct guest_memory *m, uint64_t size_bytes, enum memory_pages pages, enum memory_kind kind,
+                     struct error *err);
 void memory_finish(struct guest_memory *m);
+/* The descriptor that another VMM is to be handed: borrowed. -ENOTSUP in words for memory that is this process' own. */
+int memory_share(const struct guest_memory *m, struct error *err);
+/* Awaited memory is what @fd, another VMM's memory_share, has from now on; @fd becomes the memory's, also on failure. A file of
+ * another size, or one that could be made smaller under us, is refused. Before vCPUs run. */
+int memory_adopt(struct guest_memory *m, int fd, struct error *err);
 
 /* @size bytes of guest memory at @gpa, or NULL unless they lie wholly inside one region. @size 0 gives NULL.
  * The guest may change the bytes at any moment: copy out what is to be checked, then use the copy. */

@@ -117,6 +117,7 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_vm_pause] = api_write,
     [ROUTE_ID_vm_resume] = api_write,
     [ROUTE_ID_vm_migrate] = api_write,
+    [ROUTE_ID_vm_upgrade] = api_write,
     [ROUTE_ID_vm_placement] = api_read_placement,
     [ROUTE_ID_vm_console_ticket] = api_console_ticket,
     [ROUTE_ID_vm_console] = api_console,

@@ -252,6 +252,8 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_vm_want(d, id, target, length);
     case ROUTE_ID_vm_migrate:
         return decide_vm_migrate(d, target, length, body);
+    case ROUTE_ID_vm_upgrade:
+        return decide_vm_upgrade(d, target, length);
     case ROUTE_ID_node_handover:
         return decide_handover(d, body);
     case ROUTE_ID_snapshot_create:

@@ -49,6 +49,7 @@ int decide_task_of_vm(struct deciding *d, const struct record *vm, struct task *
 int decide_snapshot_create(struct deciding *d, const char *vm, size_t vm_length, const struct snapshot *body);
 int decide_snapshot_change(struct deciding *d, enum route_id route, const char *id, size_t id_length);
 /* decide_migrate.c */
+int decide_vm_upgrade(struct deciding *d, const char *id, size_t id_length);
 int decide_vm_migrate(struct deciding *d, const char *id, size_t id_length, const struct vm_migration *body);
 int decide_handover(struct deciding *d, const struct node_handover *body);
 /* decide_backup.c */

@@ -32,6 +32,31 @@ int decide_vm_migrate(struct deciding *d, const char *id, size_t id_length, cons
     return rc;
 }
 
+int decide_vm_upgrade(struct deciding *d, const char *id, size_t id_length)
+{
+    struct command_task command = {0};
+    struct operation *operation = &command.operation;
+    struct task *task = &operation->task;
+    const struct record *vm = decide_target(d, object_kind_VM, id, id_length);
+    if (vm == NULL)
+        return -ENOENT;
+    if (vm->vm->host == NULL || (vm->vm->state != vm_state_RUNNING && vm->vm->state != vm_state_PAUSED))
+        return error_set(d->err, -EINVAL, ERROR_CONFLICT, "VM '%s' is %s: only one that runs or is paused has a process to be upgraded",
+                         vm->common->name, vm_state_desc.names[vm->vm->state]);
+    (void)decide_task_of_vm(d, vm, task); /* it has a host */
+    OBJECT_SET(task, task, kind, task_kind_VM_UPGRADE);
+    OBJECT_SET(operation, operation, kind, operation_kind_VM_UPGRADE);
+    OBJECT_SET(operation, operation, target_kind, object_kind_VM);
+    OBJECT_TEXT(operation, operation, target_id, vm->common->id);
+    OBJECT_TEXT(operation, operation, target_name, vm->common->name);
+    decide_preview(d, vm->desc, vm->object);
+    char name[64];
+    snprintf(name, sizeof name, "%s", vm->common->name);
+    int rc = decide_task(d, &command);
+    snprintf(d->decision->summary, sizeof d->decision->summary, "VM %s goes into a new process of its host's VMM", name);
+    return rc;
+}
+
 int decide_handover(struct deciding *d, const struct node_handover *body)
 {
     struct command_handover command = {0};

@@ -133,6 +133,38 @@ void migrations_source_silent(struct apply *a, const struct record *host)
 
 const struct task_kind_ops task_vm_migrate = {.may_begin = may_migrate, .ended = migration_ended};
 
+/* ---- a new process on the same host ---- */
+
+static bool may_upgrade(struct apply *a, const struct operation *operation)
+{
+    const struct task *task = &operation->task;
+    const struct record *record = task->vm != NULL ? by_id(a, object_kind_VM, task->vm) : NULL;
+    if (record == NULL || record->vm->host == NULL || strcmp(record->vm->host, task->host) != 0 || record->vm->epoch != task->epoch)
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "the VM has moved on since; ask again");
+    else if (record->vm->state != vm_state_RUNNING && record->vm->state != vm_state_PAUSED)
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' does not run by now", record->common->name);
+    else
+        return true;
+    return false;
+}
+
+static void upgrade_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
+                          const struct task_seen *seen)
+{
+    struct record *record = by_id(a, object_kind_VM, operation->task.vm);
+    (void)seen;
+    if (record == NULL)
+        return;
+    if (state == operation_state_SUCCEEDED)
+        apply_event(a, event_type_UPDATED, record, "VM %s is in a new process of its host's VMM%s%s", record->common->name,
+                    text != NULL ? ": " : "", text != NULL ? text : "");
+    else
+        apply_event(a, event_type_UPDATED, record, "VM %s stays in the process that it is in: its upgrade %s%s%s", record->common->name,
+                    operation_state_desc.names[state], text != NULL ? ": " : "", text != NULL ? text : "");
+}
+
+const struct task_kind_ops task_vm_upgrade = {.may_begin = may_upgrade, .ended = upgrade_ended};
+
 /* ---- hand-over ---- */
 
 /* Why not, in words; false: it may be. */

@@ -17,7 +17,7 @@
 
 #include "controller/fsm/apply_task.h"
 
-extern const struct task_kind_ops task_vm_migrate;
+extern const struct task_kind_ops task_vm_migrate, task_vm_upgrade;
 
 /* The migration of @vm that is under way and has not been handed over, or NULL. */
 struct record *migration_under_way(const struct record *vm);

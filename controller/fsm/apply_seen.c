@@ -106,9 +106,10 @@ static bool raise_generation(struct apply *a, struct record *record, const struc
 static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen, const char *at)
 {
     const char *reason = seen->reason != NULL ? seen->reason : "", *held = vm->state_reason != NULL ? vm->state_reason : "";
+    const char *program = seen->program != NULL ? seen->program : "", *before = vm->vmm_version != NULL ? vm->vmm_version : "";
     uint64_t generation = MIN(seen->generation, vm->generation); /* nobody has reached what was never wanted */
     if (vm->state == seen->state && vm->seen_generation == generation && vm->restarts == seen->restarts &&
-        strcmp(reason, held) == 0)
+        strcmp(reason, held) == 0 && strcmp(program, before) == 0)
         return false;
     if (vm->ha && seen->state == vm_state_RUNNING && vm->state != vm_state_RUNNING)
         OBJECT_TEXT(vm, vm, running_at, at);
@@ -116,6 +117,7 @@ static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen, const char
     OBJECT_SET(vm, vm, seen_generation, generation);
     OBJECT_SET(vm, vm, restarts, seen->restarts);
     OBJECT_TEXT(vm, vm, state_reason, reason[0] != '\0' ? reason : NULL);
+    OBJECT_TEXT(vm, vm, vmm_version, program[0] != '\0' ? program : NULL);
     if (!vm->disks_made && vm_has_pools(vm) && (seen->state == vm_state_RUNNING || seen->state == vm_state_PAUSED))
         OBJECT_SET(vm, vm, disks_made, true);
     return true;

@@ -9,6 +9,7 @@ static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_SNAPSHOT_REVERT] = &task_snapshot_revert,
     [task_kind_SNAPSHOT_DELETE] = &task_snapshot_delete,
     [task_kind_VM_MIGRATE] = &task_vm_migrate,
+    [task_kind_VM_UPGRADE] = &task_vm_upgrade,
     [task_kind_BACKUP_CREATE] = &task_backup_create,
     [task_kind_BACKUP_RESTORE] = &task_backup_restore,
     [task_kind_BACKUP_DELETE] = &task_backup_delete,

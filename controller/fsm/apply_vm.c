@@ -151,6 +151,7 @@ static void give_to_host(struct vm *vm, const struct record *host, uint64_t epoc
         OBJECT_TEXT(vm, vm, handover, NULL);
     OBJECT_SET(vm, vm, state, vm_state_STARTING);
     OBJECT_TEXT(vm, vm, state_reason, NULL);
+    OBJECT_TEXT(vm, vm, vmm_version, NULL);
     if (vm->recovering)
         OBJECT_SET(vm, vm, recovering, false);
 }

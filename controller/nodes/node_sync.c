@@ -65,7 +65,8 @@ static bool vm_differs(const struct state *state, const struct record *host, con
     if (seen->generation < vm->seen_generation)
         return false;
     return vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) || state_generation_lost(vm, seen) ||
-           vm->restarts != seen->restarts || !same_text(vm->state_reason, seen->reason) || progress_differs(record, seen);
+           vm->restarts != seen->restarts || !same_text(vm->state_reason, seen->reason) ||
+           !same_text(vm->vmm_version, seen->program) || progress_differs(record, seen);
 }
 
 /* The same for tasks, by the rules of apply_task.c. */

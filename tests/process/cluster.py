@@ -88,7 +88,10 @@ class Agent(Member):
             vmm = self.host.directory / 'vmm'
             vmm.write_text(f'#!/bin/sh\nexec {program("drover-vmm", self.cluster.kind)} --accel none "$@"\n')
             vmm.chmod(0o755)
-            self.program = self.host.start(self.binary.name, [self.binary, 'run', '--data', self.data, '--vmm', '/srv/vmm'])
+            self.program = self.host.start(self.binary.name, [self.binary, 'run', '--data', self.data, '--vmm', '/srv/vmm',
+                                                              *self.cluster.agent_options])
+        elif self.program is None:
+            self.program = self.host.start(self.binary.name, [self.binary, 'run', '--data', self.data, *self.cluster.agent_options])
         else:
             super().run()
 
@@ -103,10 +106,11 @@ class Agent(Member):
 
 
 class Cluster:
-    """@controllers and @agents: how many; they sit on hosts 1, 2, ... of the bed, together where both are."""
+    """@controllers and @agents: how many; they sit on hosts 1, 2, ... of the bed, together where both are. @agent_options: more
+    words of `drover-agent run`; guests' memory is the same on each machine that tests run on."""
 
-    def __init__(self, bed, controllers=3, agents=3, kind=KIND, name='test'):
-        self.bed, self.kind, self.name = bed, kind, name
+    def __init__(self, bed, controllers=3, agents=3, kind=KIND, name='test', agent_options=('--shared-memory', 'never')):
+        self.bed, self.kind, self.name, self.agent_options = bed, kind, name, list(agent_options)
         self.controllers = [Controller(self, bed.host(n)) for n in range(1, controllers + 1)]
         self.agents = [Agent(self, bed.host(n)) for n in range(1, agents + 1)]
         self._tls = None

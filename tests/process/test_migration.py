@@ -836,3 +836,121 @@ def test_a_disk_moves_to_another_file_while_it_is_written(world):
     new = there.read_bytes()
     assert new[256 << 10:] == old[256 << 10:] and new != old
     assert allocated(there) <= allocated(here) * 1.2 + (1 << 20)
+
+
+# ---- on one host: memory and taps are handed over, nothing is copied
+
+class HandsRelay(Relay):
+    """The same with the descriptors that come first."""
+
+    def copy(self, from_, to, pieces):
+        if pieces == self.sections:
+            data, rights, _, _ = socket.recv_fds(from_, 16, 128)
+            assert data[:8] == b'ROVRHAND' and len(data) == 16, data
+            socket.send_fds(to, [data], rights)
+            for fd in rights:
+                os.close(fd)
+        super().copy(from_, to, pieces)
+
+
+def handed_over(world, **config):
+    target = world.incoming('--handed-over', memory_shared=True, **config)
+    return target, target.console()
+
+
+@pytest.mark.parametrize('turns', [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_another_vmm_of_this_host_is_handed_the_memory(world, capsys, turns):
+    disk = world.folder / 'disk'
+    disk_make(disk, 8 << 20, seed=11)
+    disks = [{'path': str(disk)}]
+    vm = world.boot('dirty=16 disk=7', memory_shared=True, disks=disks)
+    console = vm.console()
+    console.wait(r'^tick 2$')
+    texts, pauses = [], []
+    for turn in range(turns):
+        target, new_console = handed_over(world, disks=disks, memory_pages='4k' if turn % 2 else 'auto')
+        start(vm, target.socket, hand_over=True, ask_owner=turn % 3 == 2)
+        if turn % 3 == 2:
+            decide(vm, 'there')
+        texts.append(drain(console))
+        assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+        found = re.search(r'bytes=(\d+) pause_us=(\d+)', vm.log.read_text())
+        assert int(found[1]) < 1 << 20                       # of 16 MiB that are written all the time
+        pauses.append(int(found[2]) / 1000)
+        vm, console = target, new_console
+        console.wait(r'^tick \d+$')
+    before = wrote(vm)
+    until(lambda: wrote(vm) > before + 5, vm)
+    texts.append(console.text)
+    assert not re.search(r'^disk: ', ''.join(texts), re.M)
+    seen = counted_on(texts)
+    assert seen[0] == 1
+    target = world.incoming(disks=disks)                     # memory that was handed over can be copied as any other
+    new_console = target.console()
+    start(vm, target.socket, verify=True)
+    texts[-1] = drain(console)
+    assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+    new_console.wait(r'^tick \d+$')
+    counted_on([*texts, new_console.text])
+    with capsys.disabled():
+        print(f' pauses of {turns} hand-overs: median {statistics.median(pauses):.1f} ms, most {max(pauses):.1f} ms ', end='')
+
+
+@pytest.mark.slow
+def test_memory_that_is_its_vmms_own_is_not_handed_over(world):
+    vm = world.boot('dirty=4')
+    console = vm.console()
+    console.wait(r'^tick 1$')
+    target, _ = handed_over(world)
+    start(vm, target.socket, hand_over=True)
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    assert 'memory_shared must be set' in migration(vm)['failure'], migration(vm)
+    assert target.process.wait(LIMIT_S) == 5
+    target = world.incoming()                                # one that expects to be sent it, and one that is not asked to
+    shared = world.incoming('--handed-over', memory_shared=True)
+    start(vm, shared.socket)
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    assert 'hand_over' in migration(vm)['failure'] and shared.process.wait(LIMIT_S) == 5, migration(vm)
+    console.wait_past(console.last_tick() + 1)
+    new_console = target.console()
+    start(vm, target.socket, verify=True)
+    texts = [drain(console)]
+    assert vm.process.wait(LIMIT_S) == MIGRATED
+    new_console.wait(r'^tick \d+$')
+    counted_on([*texts, new_console.text])
+
+
+@pytest.mark.parametrize(('step', 'end'), [('go', 'dies')] + [
+    pytest.param(step, end, marks=pytest.mark.slow) for step in ('open', 'check', 'final', 'ready', 'go') for end in ('dies', 'hangs')
+    if (step, end) != ('go', 'dies')])
+def test_a_vmm_that_is_handed_a_vm_and_ends_leaves_it_where_it_was(world, step, end):
+    """Up to the word that it is about to run, nobody's sudden end but the first one's own stops the guest."""
+    disk = world.folder / 'disk'
+    disk_make(disk, 8 << 20, seed=12)
+    disks = [{'path': str(disk)}]
+    vm = world.boot('dirty=8 disk=3', memory_shared=True, disks=disks)
+    console = vm.console()
+    console.wait(r'^tick 2$')
+    target, _ = handed_over(world, disks=disks)
+    relay = HandsRelay(world.folder / 'relay', target.socket, step)
+    start(vm, relay.path, hand_over=True, stop_silence_ms=1000, silence_ms=1000)
+    assert relay.reached.wait(LIMIT_S), vm.log.read_text()
+    if end == 'hangs':
+        os.kill(target.process.pid, 19)
+        relay.pass_on()
+        until(lambda: migration(vm)['phase'] in ('failed', 'unknown'), vm)
+        if migration(vm)['phase'] == 'unknown':              # it may be about to run
+            assert vm.request('PUT', '/v1/vm/migration', {'outcome': 'here'})[0] == 409
+    target.process.kill()
+    target.process.wait()
+    relay.cut()
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    assert state(vm) == 'running' and 'holds' not in vm.request('GET', '/v1/vm')[1]
+    console.wait_past(console.last_tick() + 2)
+    target, new_console = handed_over(world, disks=disks)
+    start(vm, target.socket, hand_over=True)
+    texts = [drain(console)]
+    assert vm.process.wait(LIMIT_S) == MIGRATED, vm.log.read_text()
+    new_console.wait(r'^tick \d+$')
+    assert not re.search(r'^disk: ', ''.join(texts), re.M)
+    counted_on([*texts, new_console.text])

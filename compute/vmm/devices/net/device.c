@@ -177,6 +177,28 @@ static int pair_open(struct net *net, struct net_pair *pair, const struct net_op
     return code;
 }
 
+unsigned net_handles(const struct virtio_device *d, int *fds)
+{
+    const struct net *net = of_virtio(d);
+    for (unsigned i = 0; i < net->pair_count; i++)
+        fds[i] = net->pairs[i].fd;
+    return net->pair_count;
+}
+
+int net_adopt(struct virtio_device *d, const int *fds, struct error *err)
+{
+    const struct net_options options = {.tap = NULL};
+    struct net *net = of_virtio(d);
+    int code = 0;
+    for (unsigned i = 0; i < net->pair_count; i++) {
+        ASSERT(net->pairs[i].fd < 0);
+        net->pairs[i].fd = fds[i];
+    }
+    for (unsigned i = 0; code == 0 && i < net->pair_count; i++)
+        code = pair_open(net, &net->pairs[i], &options, err);
+    return code; /* what was opened goes with the device */
+}
+
 /* All pairs or, with what the caller gave still the caller's, none. */
 static int backend_open(struct net *net, const struct net_options *options, struct error *err)
 {
@@ -186,10 +208,10 @@ static int backend_open(struct net *net, const struct net_options *options, stru
         struct net_pair *pair = &net->pairs[i];
         pair->net = net;
         pair->index = i;
-        pair->fd = options->tap != NULL ? -1 : i == 0 ? options->fd : options->more_fds[i - 1];
+        pair->fd = options->tap != NULL || options->awaited ? -1 : i == 0 ? options->fd : options->more_fds[i - 1];
         io_timer_init(&pair->retry, net_queue_retry, pair);
     }
-    for (unsigned i = 0; code == 0 && i < net->pair_count; i++)
+    for (unsigned i = 0; code == 0 && !options->awaited && i < net->pair_count; i++)
         code = pair_open(net, &net->pairs[i], options, err);
     if (code == 0)
         return 0;

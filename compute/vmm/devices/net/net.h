@@ -30,6 +30,7 @@ enum {
 };
 
 struct net_options {
+    bool awaited;    /* another process will hand over its descriptors (net_adopt): tap and fd are not used */
     const char *tap; /* name of an existing or new tap; NULL: use fd */
     int fd;          /* an open tap, or a packet-preserving socket whose frames begin with the 12-byte
                         header; owned by the device once net_create has succeeded */
@@ -102,6 +103,13 @@ struct net_counters net_counters(const struct virtio_device *device);
 /* Change the rate limits; with the device lock held. Frames above them wait in the guest's rings and in the tap, whose
  * queue drops what it cannot hold. */
 void net_set_limits(struct virtio_device *device, const struct vmm_limits *limits);
+
+/* What is behind each of its pairs, for a process that is to carry its frames in this one's stead: borrowed descriptors in
+ * @fds, at most NET_PAIRS_MAX. Returns how many. */
+unsigned net_handles(const struct virtio_device *device, int *fds);
+/* The other side, for a device that was made `awaited`: as many as it has pairs; the device's from now on, also on failure. With
+ * the device lock held. */
+int net_adopt(struct virtio_device *device, const int *fds, struct error *err);
 
 /* tap.c: a queue of the tap with 12-byte headers, or @fd made into one; refused in words where it cannot be. @queues:
  * the tap has several. */

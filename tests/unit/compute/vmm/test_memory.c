@@ -260,6 +260,61 @@ static void only_what_was_touched_may_hold_data(void **state)
     memory_finish(&m);
 }
 
+/* Another process' view of it, as the one that it is handed to has. */
+static void shared_memory_is_handed_over(void **state)
+{
+    struct guest_memory m, other;
+    struct error err = {0};
+    bool found;
+    (void)state;
+    assert_int_equal(memory_init_kind(&m, 64 * MIB, MEMORY_PAGES_SMALL, MEMORY_SHARED, NULL), 0);
+    assert_int_equal(memory_init_kind(&other, 64 * MIB, MEMORY_PAGES_SMALL, MEMORY_AWAITED, NULL), 0);
+    assert_int_equal(memory_share(&other, &err), -ENOTSUP);
+    assert_true(memory_write(&m, 3 * MIB, "here", 4));
+    uint8_t *at = memory_at(&other, 3 * MIB, 4);
+    assert_int_equal(memory_adopt(&other, dup(memory_share(&m, NULL)), NULL), 0);
+    assert_ptr_equal(memory_at(&other, 3 * MIB, 4), at); /* where KVM was told that it is */
+    assert_memory_equal(at, "here", 4);
+    assert_true(memory_write(&other, 5 * MIB, "back", 4));
+    assert_memory_equal(memory_at(&m, 5 * MIB, 4), "back", 4);
+    /* What holds data is told also of pages that only the other has touched, and not of those that were given back. */
+    assert_true(pages_with_data(&m, 5 * MIB / MEMORY_PAGE_BYTES, &found) <= 4);
+    assert_true(found);
+    assert_true(memory_discard(&m, 5 * MIB, MEMORY_PAGE_BYTES));
+    pages_with_data(&other, 5 * MIB / MEMORY_PAGE_BYTES, &found);
+    assert_false(found);
+    assert_int_equal(*(uint8_t *)memory_at(&other, 5 * MIB, 1), 0);
+    memory_clear(&other);
+    assert_int_equal(*(uint8_t *)memory_at(&m, 3 * MIB, 1), 0);
+    assert_true(memory_write(&other, 3 * MIB, "left", 4));
+    memory_finish(&m);
+    assert_memory_equal(at, "left", 4);
+    assert_true(memory_share(&other, NULL) >= 0); /* and on to a third */
+    memory_finish(&other);
+}
+
+static void what_is_no_sealed_memory_of_that_size_is_refused(void **state)
+{
+    struct guest_memory m, other;
+    struct error err = {0};
+    int fd = memfd_create("loose", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    (void)state;
+    assert_int_equal(memory_init_kind(&m, 8 * MIB, MEMORY_PAGES_SMALL, MEMORY_SHARED, NULL), 0);
+    assert_int_equal(memory_init_kind(&other, 4 * MIB, MEMORY_PAGES_SMALL, MEMORY_AWAITED, NULL), 0);
+    assert_int_equal(memory_adopt(&other, dup(memory_share(&m, NULL)), &err), -EINVAL);
+    assert_non_null(strstr(err.text, "8388608 bytes"));
+    assert_int_equal(ftruncate(fd, 4 * MIB), 0);
+    assert_int_equal(memory_adopt(&other, fd, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "sealed"));
+    assert_int_equal(ftruncate(memory_share(&m, NULL), 0), -1); /* nobody can */
+    memory_finish(&m);
+    memory_finish(&other);
+    assert_int_equal(memory_init(&m, 4 * MIB, NULL), 0);
+    assert_int_equal(memory_share(&m, &err), -ENOTSUP);
+    assert_non_null(strstr(err.text, "memory_shared"));
+    memory_finish(&m);
+}
+
 static bool touch_gives_huge_page(uint8_t *aligned, int pagemap)
 {
     uint64_t word = 0;
@@ -319,6 +374,8 @@ int main(void)
         cmocka_unit_test(largest_memory_has_its_hole_in_the_right_place),
         cmocka_unit_test(memory_may_be_a_file_copied_when_written),
         cmocka_unit_test(only_what_was_touched_may_hold_data),
+        cmocka_unit_test(shared_memory_is_handed_over),
+        cmocka_unit_test(what_is_no_sealed_memory_of_that_size_is_refused),
         cmocka_unit_test(memory_is_of_huge_pages_where_the_host_has_them),
         cmocka_unit_test(pools_of_huge_pages_are_refused_in_words),
     };

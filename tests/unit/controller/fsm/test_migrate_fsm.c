@@ -319,6 +319,37 @@ static void disks_go_where_there_is_room(void **test)
     assert_non_null(strstr(migration(f)->task.migration.placement, "as asked for; its disks may take 16 MiB, and about 9 MiB"));
 }
 
+/* ---- a new process on the same host ---- */
+
+static void an_upgrade_changes_nothing_of_the_record(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_upgrade, "a", NULL);
+    snprintf(operation_id, sizeof operation_id, "%s", f->decision.operation_id);
+    assert_string_equal(migration(f)->task.host, host_id(f, "n1"));
+    assert_null(migration(f)->task.peer);
+    struct node_orders orders = orders_of(f, "n1");
+    assert_int_equal(((struct task_order *)orders.tasks.items)->task.kind, task_kind_VM_UPGRADE);
+    assert_int_equal(((struct task_order *)orders.tasks.items)->task.epoch, 1);
+    OBJECT_CLEAR(node_orders, &orders);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, operation_id);
+    OBJECT_SET(task_seen, seen, role, task_role_MAIN);
+    OBJECT_SET(task_seen, seen, state, operation_state_SUCCEEDED);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_int_equal(migration(f)->state, operation_state_SUCCEEDED);
+    const struct vm *vm = fixture_vm(f, "a");
+    assert_string_equal(vm->host_name, "n1");
+    assert_int_equal(vm->epoch, 1);
+    assert_int_equal(vm->generation, 1);
+    assert_int_equal(vm->state, vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
+    fixture_vm_is(f, "a", vm_state_STOPPED);
+    assert_true(fixture_do(f, ROUTE_ID_vm_upgrade, "a", NULL) < 0);
+    assert_non_null(strstr(f->error.text, "only one that runs"));
+}
+
 /* A start gives a new epoch: what a migration of the run before brought is nothing to it. */
 static void another_start_forgets_the_hand_over(void **test)
 {
@@ -368,6 +399,7 @@ int main(void)
         TEST(each_refusal_names_its_reason),
         TEST(disks_go_along),
         TEST(disks_go_where_there_is_room),
+        TEST(an_upgrade_changes_nothing_of_the_record),
         TEST(another_start_forgets_the_hand_over),
         TEST(a_snapshot_in_between_changes_nothing),
     };

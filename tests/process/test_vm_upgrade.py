@@ -1,0 +1,263 @@
+"""A VM is put into a new VMM process of its host while it runs: nothing of it is copied, whoever of the two ends, or the agent, on
+the way, there is one process that runs it, and it counts on."""
+import os
+import random
+import re
+import shutil
+import signal
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from bed import ROOT, BedError, wait_until
+from cluster import KIND, KVM_MISSING, KVM_MISSING_TEXT, program
+from test_devices import Running
+from test_pools import pool, wait_pool
+from test_vm_migrate import TICKER, VM, WAIT_S, Counter
+
+pytestmark = [pytest.mark.skipif(not TICKER.exists(), reason='the test guest is not built'),
+              pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)]
+SHARED = ('--shared-memory', 'always')
+
+
+class Upgraded(Counter):
+    def upgrade(self, *words):
+        return self.cluster.cli('vm', 'upgrade', VM, *words)
+
+    def process(self):
+        """The one that runs it."""
+        pids = self.agent().vmm_pids()
+        assert len(pids) == 1, pids
+        return pids[0]
+
+    def successor(self, old):
+        """The one that is to take over, once it has its own program."""
+        return wait_until(lambda: next((pid for pid in self.agent().vmm_pids() if pid != old), None), WAIT_S, 'a second VMM', poll_s=0.001)
+
+    def alone(self):
+        """One process, and nothing that was there for two."""
+        agent = self.agent()
+        wait_until(lambda: len(agent.vmm_pids()) == 1 and not self.leftovers(), WAIT_S, 'one VMM, and it alone')
+        wait_until(lambda: self.vm()['state'] == 'running', WAIT_S, 'it runs')
+        self.counts_on()
+
+    def reborn(self):
+        self.follow()
+        for console in self.consoles:
+            console.seek(0)
+        return sum(console.read().count(b'hello cmdline') for console in self.consoles) > 1
+
+    def goes_on_or_anew(self):
+        """True: its guest has begun anew."""
+        agent = self.agent()
+        wait_until(lambda: self.vm()['state'] == 'running' and len(agent.vmm_pids()) == 1 and not self.leftovers(), WAIT_S, 'one VMM, and it alone')
+        before = []
+
+        def counts():
+            try:
+                before.append(len(self.ticks()))
+            except AssertionError:
+                if not self.reborn():
+                    raise
+            return self.reborn() or before[-1] >= before[0] + 3
+        wait_until(counts, WAIT_S, 'it counts', poll_s=0.2)
+        return self.reborn()
+
+    def leftovers(self):
+        agent = self.agent()
+        files = [p.name for p in self.folder(agent).iterdir() if 'next' in p.name]
+        return files + [p.name for p in (agent.directory / 'run').iterdir() if p.name.endswith('.sock2')]
+
+
+def operation(web):
+    return max(web.cluster.items('/v1/operations?filter=kind=vm-upgrade'), key=lambda o: o['created_at'])
+
+
+def another_build(source, path):
+    """The same program with another build in its note, which follows NT_GNU_BUILD_ID and the name."""
+    data = bytearray(source.read_bytes())
+    head = b'\x14\0\0\0\x03\0\0\0GNU\0'
+    at = data.find(head)
+    if at >= 0:
+        data[at + len(head)] ^= 0xff
+    path.with_suffix('.new').write_bytes(data)
+    path.with_suffix('.new').chmod(0o755)
+    os.rename(path.with_suffix('.new'), path)                # the old file is being run
+    return at >= 0
+
+
+def test_a_request_is_done_once(make_cluster):
+    """A cluster of one host; more of the same takes longer (slow)."""
+    web = Upgraded(make_cluster(controllers=1, agents=1, agent_options=SHARED))
+    old, key = web.process(), {'Idempotency-Key': str(uuid.uuid4())}
+    asked = [web.cluster.api('POST', f'/v1/vms/{VM}/upgrade', headers=key) for _ in range(2)]
+    assert [status for status, _, _ in asked] == [202, 202] and asked[0][2]['id'] == asked[1][2]['id'], asked
+    ended = web.wait_end(asked[0][2])
+    assert ended['state'] == 'succeeded' and 'stood still for' in ended['step'], ended
+    assert web.process() != old
+    web.alone()
+
+
+@pytest.fixture
+def vmm():
+    """A copy of the program, where the beds' hosts see it."""
+    with tempfile.TemporaryDirectory(dir=ROOT / 'build') as directory:
+        yield Path(shutil.copy(program('drover-vmm', KIND), directory))
+
+
+@pytest.mark.slow
+def test_a_new_process_takes_over_again_and_again(make_cluster, vmm, capsys):
+    cluster = make_cluster(controllers=1, agents=2, agent_options=(*SHARED, '--vmm', vmm))
+    for agent in cluster.agents:
+        agent.host.run(['ip', 'link', 'add', 'lan0', 'type', 'bridge'])
+        agent.host.run(['ip', 'link', 'set', 'lan0', 'up'])
+    web = Upgraded(cluster, '--nic', 'bridge=lan0', disks=True)
+    wait_until(lambda: 'vmm_version' in web.vm(), WAIT_S, 'its VMM says which it is')
+    agent, before = web.agent(), web.vm()
+    pauses = []
+    for turn in range(3):
+        old = web.process()
+        if turn == 1 and another_build(vmm, vmm):
+            assert web.vm()['vmm_version'] == before['vmm_version']
+        web.upgrade('--wait')
+        assert web.process() != old
+        web.alone()
+        if turn == 1 and 'build' in before['vmm_version']:
+            wait_until(lambda: web.vm().get('vmm_version') not in (None, before['vmm_version']), WAIT_S, 'another program is shown')
+        pauses.append(int(re.search(r'stood still for (\d+) us', operation(web)['step'])[1]) / 1000)
+    after = web.vm()
+    assert after['epoch'] == before['epoch'] and after['restarts'] == 0 and after['host_name'] == before['host_name'], after
+    new = web.process()
+    agent.program.kill9()                                    # and the next agent knows whose it is
+    agent.program.restart()
+    wait_until(lambda: cluster.hosts_up() == 2, WAIT_S, 'both hosts are up')
+    web.alone()
+    assert web.process() == new
+    web.ask('--wait')                                        # and it can be migrated as any other
+    web.settled_at(next(a for a in cluster.agents if a is not agent))
+    cluster.cli('vm', 'stop', VM, '--force', '--yes', '--wait')
+    wait_until(lambda: not any(a.vmm_pids() for a in cluster.agents), WAIT_S, 'no VMM is left')
+    with pytest.raises(BedError) as problem:
+        web.upgrade()
+    assert 'only one that runs' in str(problem.value)
+    with capsys.disabled():
+        print(f' pauses: {", ".join(f"{p:.1f}" for p in pauses)} ms ', end='')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('walls', ['jailed', 'as the agent'])
+def test_all_of_its_devices_go_along(make_cluster, walls):
+    """Without walls of its own a VMM sees what its agent sees, the socket of the one after it too."""
+    cluster = make_cluster(controllers=1, agents=1, agent_options=(*SHARED, *(['--vmm-uid-base', '0'] if walls == 'as the agent' else [])))
+    agent = cluster.agents[0]
+    agent.host.run(['ip', 'link', 'add', 'lan0', 'type', 'bridge'])
+    agent.host.run(['ip', 'link', 'set', 'lan0', 'up'])
+    pool(cluster, 'ssd', kind='dir')
+    wait_pool(cluster, 'ssd', n1='present')
+    web = Upgraded(cluster, '--nic', 'bridge=lan0')
+    cluster.cli('volume', 'create', 'data', '--pool', 'ssd', '--size', '8MiB', '--wait')
+    old = web.process()
+    for _ in range(2):
+        web.upgrade('--wait')
+        web.alone()
+    assert web.process() != old
+    cluster.cli('vm', 'add-nic', VM, '--nic', 'bridge=lan0', '--wait', parse=False)
+    disk = cluster.cli('volume', 'attach', 'data', '--vm', VM, '--wait')['disk']
+    old = web.process()
+    ended = web.wait_end(web.upgrade())                      # they are in other slots than those of a VM that is started
+    assert ended['state'] == 'failed' and 'plugged in or out' in ended['error_text'], ended
+    web.alone()
+    assert web.process() == old
+    cluster.cli('vm', 'stop', VM, '--force', '--yes', '--wait')
+    cluster.cli('vm', 'start', VM, '--wait')
+    for _ in range(2):
+        old = web.process()
+        web.upgrade('--wait')
+        assert web.process() != old
+    running = Running(cluster, VM)
+    assert len(running.ask('nics')) == 2 and running.ask(f'disks/{disk}')['disk']['serial'] == disk
+    seen = web.vm()
+    assert seen['state'] == 'running' and seen['restarts'] == 0, seen
+    cluster.cli('vm', 'stop', VM, '--force', '--yes', '--wait')
+    wait_until(lambda: not agent.vmm_pids(), WAIT_S, 'no VMM is left')
+
+
+@pytest.mark.slow
+def test_memory_that_is_its_process_own_stays_where_it_is(make_cluster):
+    web = Upgraded(make_cluster(controllers=1, agents=2, agent_options=('--shared-memory', 'never')))
+    old = web.process()
+    ended = web.wait_end(web.upgrade())
+    assert ended['state'] == 'failed' and 'memory_shared' in ended['error_text'], ended
+    web.alone()
+    assert web.process() == old
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', ['new', 'agent', 'both'])
+def test_whoever_ends_on_the_way_it_goes_on(make_cluster, victim):
+    """Once while the new process starts, and then at moments by chance."""
+    web = Upgraded(make_cluster(controllers=1, agents=2, agent_options=SHARED), cmdline='dirty=8')
+    rng = random.Random(seed := random.randrange(1 << 30))
+    print('seed', seed)
+    agent = web.agent()
+    for turn in range(5):
+        old = web.process()
+        asked = web.upgrade()
+        new = web.successor(old)
+        time.sleep(0 if turn == 0 else rng.random() * 0.3)
+        if victim != 'agent':
+            try:
+                os.kill(new, signal.SIGKILL)
+            except ProcessLookupError:
+                assert web.process() != new
+        if victim != 'new':
+            agent.program.kill9()
+            agent.program.restart()
+            wait_until(lambda: web.cluster.hosts_up() == 2, WAIT_S, 'both hosts are up')
+        ended = web.wait_end(asked, 120)
+        if victim != 'new':                                  # it is begun again, or found done
+            assert ended['state'] == 'succeeded', ended
+        if victim == 'agent':
+            web.alone()
+        elif web.goes_on_or_anew():                          # the new one ran it already: as with any VMM that ends
+            return
+
+
+@pytest.mark.slow
+def test_a_new_process_that_hangs_is_left_and_a_wish_can_be_taken_back(make_cluster):
+    web = Upgraded(make_cluster(controllers=1, agents=2, agent_options=SHARED))
+    old = web.process()
+    asked = web.upgrade()
+    os.kill(web.successor(old), signal.SIGSTOP)
+    try:
+        web.cluster.cli('operation', 'cancel', asked['id'])
+    except BedError as problem:                              # it was stopped when it ran the guest already, and nobody waited for it
+        assert 'has ended: succeeded' in str(problem), problem
+    ended = web.wait_end(asked)
+    if ended['state'] == 'succeeded':
+        os.kill(web.process(), signal.SIGCONT)
+    assert ended['state'] in ('cancelled', 'succeeded'), ended
+    if ended['state'] == 'cancelled':
+        web.alone()
+        assert web.process() == old
+    web.upgrade('--wait')
+    web.alone()
+
+
+@pytest.mark.slow
+def test_an_old_process_that_ends_takes_the_new_one_along(make_cluster):
+    web = Upgraded(make_cluster(controllers=1, agents=2, agent_options=SHARED), '--restart', 'always')
+    old, agent = web.process(), web.agent()
+    os.kill(old, signal.SIGSTOP)                             # so that it hands nothing over before its end
+    asked = web.upgrade()
+    new = web.successor(old)
+    os.kill(old, signal.SIGKILL)
+    web.wait_end(asked, 120)
+    wait_until(lambda: web.vm()['state'] == 'running' and len(agent.vmm_pids()) == 1 and not web.leftovers(), WAIT_S, 'it runs, anew')
+    assert old not in agent.vmm_pids()
+    size = (web.folder(agent) / 'console.log').stat().st_size
+    wait_until(lambda: (web.folder(agent) / 'console.log').stat().st_size > size, 20, 'it counts')
+    assert web.process() not in (old, new)
