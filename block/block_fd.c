@@ -21,6 +21,13 @@ int block_fd_unlock(int fd, const char *name, struct error *err)
     return fcntl(fd, F_OFD_SETLK, &unlock) == 0 ? 0 : error_errno(err, -errno, "cannot unlock disk %s", name);
 }
 
+void block_fd_close(int *fd)
+{
+    if (*fd >= 0)
+        block_fd_unlock(*fd, "", NULL);
+    close_fd(fd);
+}
+
 void block_fd_share(int fd)
 {
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};

@@ -9,6 +9,9 @@
 /* Readers share an OFD lock, a writer has it alone; it goes with the last descriptor of this open(). -EBUSY in words. */
 int block_fd_lock(int fd, const char *name, bool read_only, struct error *err);
 int block_fd_unlock(int fd, const char *name, struct error *err);
+/* The lock first, for the description may outlive this descriptor for a moment: with the kernel, which lets go of the file of an
+ * io_uring request only after it has said that it is done, or with a child that is being started. The disk is free at once. */
+void block_fd_close(int *fd);
 /* From a writer's lock to a reader's, with no moment in between. */
 void block_fd_share(int fd);
 /* As block_ops.next_data, of the first @size_bytes of a file; of a device or a file system that does not tell: all. */

@@ -110,7 +110,7 @@ static void sync_drain(struct block *b)
 
 static void sync_close(struct block *b)
 {
-    close(of_block(b)->fd);
+    block_fd_close(&of_block(b)->fd);
     free(of_block(b));
 }
 

@@ -37,7 +37,7 @@ static void file_close(struct block *b)
 {
     struct block_file *f = of_block(b);
     f->engine->stop(f);
-    close_fd(&f->fd);
+    block_fd_close(&f->fd);
     free(f->name);
     free(f);
 }

@@ -313,6 +313,22 @@ static void holes_give_space_back(void **state UNUSED)
     bench_destroy(b);
 }
 
+/* Though something else has the open file for a moment longer: the kernel, or a child that is being started. */
+static void a_closed_disk_is_free_at_once(void **state UNUSED)
+{
+    struct bench *b = bench_create(false, false);
+    struct block_file_options options = {.name = "disk"};
+    struct block *block;
+    block_close(TAKE_PTR(b->block));
+    int fd = open(b->path, O_RDWR | O_CLOEXEC), longer = dup(fd);
+    assert_int_equal(block_file_from_fd(fd, &options, b->loop, &block, NULL), 0);
+    assert_int_equal(block_file_open(b->path, &options, b->loop, &b->block, NULL), -EBUSY);
+    block_close(block);
+    assert_int_equal(block_file_open(b->path, &options, b->loop, &b->block, NULL), 0);
+    close(longer);
+    bench_destroy(b);
+}
+
 struct outcome {
     struct uring_op op;
     bool done;
@@ -355,6 +371,7 @@ int main(void)
         cmocka_unit_test(threads_see_the_file_shrink_and_grow),
         cmocka_unit_test(uring_sees_the_file_shrink_and_grow),
         cmocka_unit_test(holes_give_space_back),
+        cmocka_unit_test(a_closed_disk_is_free_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
