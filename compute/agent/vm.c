@@ -72,7 +72,7 @@
 enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
 
 #define VM_PROGRAM_SIZE 65
-#define SUCCESSOR_WAIT_MS 5000 /* for a hand-over that an agent before us has begun to come to its end, and the old process to its own */
+#define SUCCESSOR_WAIT_MS 2000 /* for a hand-over that an agent before us has begun to come to its end, and the old process to its own */
 
 /* A process that is watched; freed by the loop, which may be after the VM has another one. */
 struct vm_watch {
@@ -326,22 +326,32 @@ static void successor_unlink(struct local_vm *vm)
         unlink(control);
 }
 
-/* The one that ran the VM has handed it over and is gone. */
-static void successor_rename(struct local_vm *vm)
+static bool file_rename(const struct local_vm *vm, const char *from, const char *to)
 {
-    static const char *const leaves[][2] = {{VM_NEXT_LOCK, "vmm.lock"}, {VM_NEXT_CONFIG, "config.json"}};
+    CLEANUP_FREE char *old = vm_files_path(&vm->context->places, vm->id, from);
+    CLEANUP_FREE char *new = vm_files_path(&vm->context->places, vm->id, to);
+    return rename(old, new) == 0;
+}
+
+/* The one that ran the VM has handed it over and is gone. False: nothing is written down; the next agent will find what this one has
+ * found. The lock comes before the old one's parting word goes, by which that is found; behind it that word would be one of a VM
+ * that has left this host. */
+static bool successor_rename(struct local_vm *vm)
+{
+    CLEANUP_FREE char *exit_path = vm_files_path(&vm->context->places, vm->id, "exit.json");
     char control[VM_FILES_CONTROL_PATH_SIZE];
     bool done = successor_control_path(vm, control) == 0 && rename(control, vm->control_path) == 0;
-    for (size_t i = 0; i < ARRAY_SIZE(leaves); i++) {
-        CLEANUP_FREE char *from = vm_files_path(&vm->context->places, vm->id, leaves[i][0]);
-        CLEANUP_FREE char *to = vm_files_path(&vm->context->places, vm->id, leaves[i][1]);
-        done = rename(from, to) == 0 && done;
-    }
-    if (!done)
+    done = file_rename(vm, VM_NEXT_CONFIG, "config.json") && done;
+    bool locked = file_rename(vm, VM_NEXT_LOCK, "vmm.lock");
+    if (!done || !locked)
         log_error("vm-upgrade", "vm=%s error=\"cannot rename the files of its new VMM: %s, ignoring\"", vm->name, strerror(errno));
+    if (!locked)
+        return false;
+    unlink(exit_path);
     OBJECT_TEXT(agent_vm, &vm->file, upgraded, vm->file.upgrading);
     OBJECT_TEXT(agent_vm, &vm->file, upgrading, NULL);
     vm->unsaved = true;
+    return true;
 }
 
 static void successor_kill(struct local_vm *vm)
@@ -376,10 +386,11 @@ static void successor_promote(struct local_vm *vm)
     vm->process_since_ms = now_ms(vm);
     vm->start_deadline_ms = vm->ask_at_ms = vm->hold_until_ms = 0;
     vm->ask_pause_ms = ASK_SOON_MS;
-    successor_rename(vm);
-    OBJECT_SET(agent_vm, &vm->file, pid, (uint64_t)vm->process_id.pid);
-    OBJECT_SET(agent_vm, &vm->file, pid_start, vm->process_id.start_ticks);
-    vm_save_or_log(vm);
+    if (successor_rename(vm)) {
+        OBJECT_SET(agent_vm, &vm->file, pid, (uint64_t)vm->process_id.pid);
+        OBJECT_SET(agent_vm, &vm->file, pid_start, vm->process_id.start_ticks);
+        vm_save_or_log(vm);
+    }
     log_info("vmm-upgraded", "vm=%s pid=%d pause_us=%llu", vm->name, vm->process_id.pid,
              vm->has_departed ? (unsigned long long)vm->departed.downtime_us : 0ull);
 }
@@ -557,7 +568,15 @@ static void process_note(struct local_vm *vm)
         return;
     OBJECT_SET(agent_vm, &vm->file, pid, (uint64_t)vm->process_id.pid);
     OBJECT_SET(agent_vm, &vm->file, pid_start, vm->process_id.start_ticks);
+    vm->unsaved = true;
     vm_save_or_log(vm);
+}
+
+/* Is the process of the user that the VM's VMM runs as? Of root it is for a moment at its start; of anybody else's it is never. */
+static bool is_its_users(const struct local_vm *vm, pid_t pid)
+{
+    uid_t user;
+    return vm->file.user == 0 || (vmm_process_user(pid, &user) == 0 && user == vm->file.user);
 }
 
 /* Does a VMM live that we do not know of? 1: now we do; 0: none; -EAGAIN: something holds the lock and cannot be
@@ -574,9 +593,7 @@ static int vm_adopt(struct local_vm *vm, struct error *err)
         return -EAGAIN;
     if (r < 0)
         return error_errno(err, r, "cannot watch process %d", id.pid);
-    /* Of root it is for a moment at its start; of anybody else's it is never. */
-    uid_t user;
-    if (vm->file.user != 0 && (vmm_process_user(id.pid, &user) < 0 || user != vm->file.user)) {
+    if (!is_its_users(vm, id.pid)) {
         close(pidfd);
         return -EAGAIN;
     }
@@ -595,6 +612,10 @@ static int successor_look(struct local_vm *vm, struct error *err)
     CLEANUP_FREE char *lock_path = vm_files_path(&vm->context->places, vm->id, "vmm.lock");
     struct vmm_process_id id, old;
     int pidfd, r = vmm_process_look(next_path, &id, err);
+    if (r == -EPERM) { /* no agent has made it: its VMM may make files there */
+        log_warning("vm-upgrade", "vm=%s error=\"%s; it is removed\"", vm->name, err->text);
+        return unlink(next_path) == 0 ? 0 : -EAGAIN;
+    }
     if (r <= 0)
         return r;
     if (vmm_process_look(lock_path, &old, NULL) != 0) {
@@ -602,14 +623,17 @@ static int successor_look(struct local_vm *vm, struct error *err)
         if (now_ms(vm) < vm->next_since_ms + SUCCESSOR_WAIT_MS)
             return -EAGAIN;
     } else if (parting_word(vm, (pid_t)vm->file.pid) == STATUS_MIGRATED) {
-        successor_rename(vm);
+        if (!successor_rename(vm))
+            return -EAGAIN;
         vm_save_or_log(vm);
         return 0;
     }
     r = vmm_process_open(&id, vm->context->boot_id, &pidfd);
     if (r == 0) {
-        log_warning("vmm-successor-killed", "vm=%s pid=%d why=\"the agent that had started it is gone\"", vm->name, id.pid);
-        (void)vmm_process_signal(pidfd, SIGKILL);
+        if (is_its_users(vm, id.pid)) {
+            log_warning("vmm-successor-killed", "vm=%s pid=%d why=\"the agent that had started it is gone\"", vm->name, id.pid);
+            (void)vmm_process_signal(pidfd, SIGKILL);
+        }
         close(pidfd);
     }
     return -EAGAIN;
@@ -1197,6 +1221,10 @@ static void vm_wait_answer(struct local_vm *vm)
 /* As wanted. A VMM that runs is asked now and then. */
 static void vm_rest(struct local_vm *vm)
 {
+    if (!vm->process && vm->next != NULL) { /* it is being ended, and its disks are not free before that */
+        vm->hold_until_ms = now_ms(vm) + LEASE_LOOK_AGAIN_MS;
+        return;
+    }
     if (!vm->process) {
         vm_settle(vm, vm_state_STOPPED, "");
         return;
@@ -1670,12 +1698,12 @@ int vm_successor_start(struct local_vm *vm, const char *operation, struct error 
         return r;
     OBJECT_TEXT(agent_vm, &vm->file, upgrading, operation);
     vm->unsaved = true;
+    successor_unlink(vm); /* whoever may have made them: these are to be the agent's */
     if ((r = vm_save(vm, err)) < 0 || (r = vmm_process_lock(lock_path, &lock_fd, err)) < 0 ||
         (r = vm_files_write_next_config(places, order, err)) < 0)
         return r;
     if (places->cgroups != NULL && (r = vmm_cgroup_make(places->cgroups, vm->id, order->vcpus, order->memory_bytes, &cgroup, err)) < 0)
         return r;
-    unlink(control);
     const struct vmm_process_spawn spawn = {.program = vm->context->vmm_path,
                                             .config_path = config_path,
                                             .log_path = log_path,
@@ -1767,6 +1795,8 @@ const char *vm_leaving(const struct local_vm *vm)
 
 int vm_leave_begin(struct local_vm *vm, const char *operation, struct error *err)
 {
+    if (vm->next != NULL)
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "a new VMM of its host is taking it over; try again when that is done");
     OBJECT_TEXT(agent_vm, &vm->file, leaving, operation);
     OBJECT_TEXT(agent_vm, &vm->file, upgrading, NULL); /* what ends with status 7 now has gone to another host */
     vm->unsaved = true;
@@ -1832,7 +1862,7 @@ enum vm_disks vm_disks(const struct local_vm *vm)
         return vm->process || vm->looking || vm->busy == VM_PREPARING ? VM_DISKS_CHANGING : VM_DISKS_UNMADE;
     if (vm->process && vm->process_answers && !vm->stop_asked && !vm->shutdown_asked && !vm->kill_sent)
         return VM_DISKS_IN_USE;
-    return vm->process || vm->looking || vm->busy == VM_PREPARING ? VM_DISKS_CHANGING : VM_DISKS_FREE;
+    return vm->process || vm->next != NULL || vm->looking || vm->busy == VM_PREPARING ? VM_DISKS_CHANGING : VM_DISKS_FREE;
 }
 
 const struct vm_context *vm_context_of(const struct local_vm *vm)

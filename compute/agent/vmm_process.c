@@ -15,8 +15,15 @@
 
 static int lock_file_open(const char *lock_path, int flags)
 {
-    int fd = open(lock_path, flags | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0600);
-    return fd < 0 ? -errno : fd;
+    struct stat st;
+    int r, fd = open(lock_path, flags | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, &st) == 0 && st.st_uid == geteuid() && st.st_nlink <= 1)
+        return fd;
+    r = -EPERM; /* another's, who could put it away while it is locked */
+    close(fd);
+    return r;
 }
 
 int vmm_process_lock(const char *lock_path, int *ret_fd, struct error *err)

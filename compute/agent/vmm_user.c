@@ -45,7 +45,7 @@ static int taken_collect(const char *vms_dir, uint32_t base, bool taken[VMM_USER
 
 static bool is_agents(const char *name)
 {
-    static const char *const names[] = {"vm.json", "config.json", "vmm.lock", "vmm.log", SEED_FILE};
+    static const char *const names[] = {"vm.json", "config.json", "vmm.lock", "vmm.log", VM_NEXT_CONFIG, VM_NEXT_LOCK, SEED_FILE};
     size_t length = strlen(name);
     for (size_t i = 0; i < ARRAY_SIZE(names); i++)
         if (strcmp(name, names[i]) == 0)

@@ -24,6 +24,16 @@ struct record *migration_under_way(const struct record *vm)
     return NULL;
 }
 
+bool upgrade_under_way(const struct record *vm)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
+        const struct operation *operation = vm->of_vm.operations.items[i]->operation;
+        if (operation_has_task(operation) && operation->task.kind == task_kind_VM_UPGRADE)
+            return true;
+    }
+    return false;
+}
+
 const struct snapshot *migration_snapshot(const struct state *state, const struct vm *vm)
 {
     for (size_t i = 0; vm->disks.count > 0 && i < state_count(state, object_kind_SNAPSHOT); i++) {

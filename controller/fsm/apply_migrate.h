@@ -21,6 +21,8 @@ extern const struct task_kind_ops task_vm_migrate, task_vm_upgrade;
 
 /* The migration of @vm that is under way and has not been handed over, or NULL. */
 struct record *migration_under_way(const struct record *vm);
+/* Is a new VMM to take @vm over on its host? */
+bool upgrade_under_way(const struct record *vm);
 /* One of the snapshots of @vm's disks, which do not go along; NULL: it has none. */
 const struct snapshot *migration_snapshot(const struct state *state, const struct vm *vm);
 /* The source's word: what came of it is kept. Nothing for other tasks. */

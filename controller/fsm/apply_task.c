@@ -95,6 +95,11 @@ static bool may_begin(struct apply *a, const struct command_task *command)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is being migrated; wait for its end, or cancel it", vm->common->name);
         return false;
     }
+    if (vm != NULL && task->kind == task_kind_VM_MIGRATE && upgrade_under_way(vm)) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "a new VMM is taking VM '%s' over on its host; wait for its end, or cancel it",
+                     vm->common->name);
+        return false;
+    }
     return operation_may_begin(a, operation, vm) && task_kinds[task->kind]->may_begin(a, operation);
 }
 

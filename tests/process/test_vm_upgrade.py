@@ -1,5 +1,6 @@
 """A VM is put into a new VMM process of its host while it runs: nothing of it is copied, whoever of the two ends, or the agent, on
 the way, there is one process that runs it, and it counts on."""
+import json
 import os
 import random
 import re
@@ -222,6 +223,10 @@ def test_whoever_ends_on_the_way_it_goes_on(make_cluster, victim):
             assert ended['state'] == 'succeeded', ended
         if victim == 'agent':
             web.alone()
+            kept = json.loads((web.folder(agent) / 'vm.json').read_text())
+            word = web.folder(agent) / 'exit.json'           # a later agent goes by these two
+            names = re.search(r'^NSpid:\s*(.*)$', Path(f'/proc/{web.process()}/status').read_text(), re.M)[1].split()
+            assert str(kept['pid']) == names[-1] and not word.exists(), kept
         elif web.goes_on_or_anew():                          # the new one ran it already: as with any VMM that ends
             return
 

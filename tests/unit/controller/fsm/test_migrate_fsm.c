@@ -332,6 +332,8 @@ static void an_upgrade_changes_nothing_of_the_record(void **test)
     assert_int_equal(((struct task_order *)orders.tasks.items)->task.kind, task_kind_VM_UPGRADE);
     assert_int_equal(((struct task_order *)orders.tasks.items)->task.epoch, 1);
     OBJECT_CLEAR(node_orders, &orders);
+    assert_true(fixture_do(f, ROUTE_ID_vm_migrate, "a", NULL) < 0);
+    assert_non_null(strstr(f->error.text, "a new VMM is taking VM 'a' over"));
     struct node_report report = fixture_report(f, "n1", 8192);
     struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
     OBJECT_TEXT(task_seen, seen, id, operation_id);
