@@ -100,6 +100,7 @@ static void make_plan(struct service *service, const struct raft_node_status *st
 {
     const struct state *state = service->state;
     size_t count = state_count(state, object_kind_CONTROLLER);
+    struct plan add = {.step = STEP_NONE};
     bool waits = false;
     for (unsigned m = 0; m < status->member_count; m++) {
         bool known = false;
@@ -114,11 +115,16 @@ static void make_plan(struct service *service, const struct raft_node_status *st
     for (size_t i = 0; i < count; i++) {
         if (!plan_controller(state_at(state, object_kind_CONTROLLER, i)->controller, status, plan))
             continue;
+        if (plan->step == STEP_ADD) { /* may fail for ever: no reason to keep another one from its role */
+            if (add.step == STEP_NONE)
+                add = *plan;
+            continue;
+        }
         if (!has_to_wait(service, plan))
             return;
         waits = true;
     }
-    plan->step = STEP_NONE;
+    *plan = add;
     if (!waits)
         service->welcome_since_ms = 0;
 }
@@ -138,6 +144,7 @@ static void on_role(void *arg, int status, void *result)
 {
     struct service *service = arg;
     free(result);
+    service->voters_asked--;
     service_change_done(service);
     service->membership_next_ms = environment_monotonic_ms() + (status < 0 ? MEMBERSHIP_RETRY_MS : 0);
 }
@@ -164,6 +171,7 @@ static void record_role(struct service *service, const struct plan *plan)
         r = raft_node_propose(service->raft, command, size, on_role, service);
         if (r == 0) {
             service->change_busy = true;
+            service->voters_asked++;
             return;
         }
         free(command);
@@ -195,7 +203,8 @@ void membership_tick(struct service *service)
                                         : "role",
              (unsigned long long)plan.raft_id, plan.address);
     const struct raft_node_member *member = find_member(status, plan.raft_id);
-    service->welcome_since_ms = 0;
+    if (plan.step == STEP_ROLE && plan.role == controller_role_VOTER)
+        service->welcome_since_ms = 0;
     if (plan.step == STEP_ROLE)
         record_role(service, &plan);
     else if (plan.step == STEP_REMOVE)

@@ -164,6 +164,7 @@ static void on_leader(void *arg, const struct raft_node_leader *leader)
         return;
     if (!service_leads(service) || !was) {
         service->ready = false;
+        service->welcome_since_ms = 0;
         driver_reset(&service->driver);
         lease_driver_reset(&service->leases);
     }
@@ -264,7 +265,7 @@ bool service_voters_settled(struct service *service)
     service_lock_state(service);
     bool settled = lease_judge_settled(&service->leases.judge, service->state, lease_driver_now_ns());
     service_unlock_state(service);
-    return settled;
+    return settled && service->voters_asked == 0;
 }
 
 /* --- start --- */

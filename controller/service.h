@@ -48,6 +48,7 @@ struct service {
     uint64_t ready_since_ms;        /* steady clock */
     uint64_t applied_index;
     bool change_busy;            /* a change of Raft's configuration is under way */
+    unsigned voters_asked;       /* commands that change who counts: proposed, and not answered */
     uint64_t membership_next_ms; /* no change of ours before this time */
     uint64_t welcome_since_ms;   /* a controller is kept from counting, as hosts do not have its support yet; 0: none */
     bool init_proposed;          /* and not answered */
@@ -87,7 +88,8 @@ bool service_is_voter(struct service *service, uint64_t raft_id);
 /* Is every member that Raft counts, or may count again, in the table of controllers? */
 bool service_members_follow(struct service *service);
 unsigned service_voters(struct service *service);
-/* May the controllers with a vote change now? Not before a majority has applied the last change (controller/lease/). */
+/* May the controllers with a vote change now? Not before a majority has applied the last change (controller/lease/), nor while
+ * one is being agreed. */
 bool service_voters_settled(struct service *service);
 /* Let the state be read; short. */
 static inline void service_lock_state(struct service *service)

@@ -44,10 +44,17 @@ static void refuse_unknown(struct api_call *call)
     api_write_refuse(call, &err);
 }
 
+static void refuse_unsettled(struct api_call *call)
+{
+    struct error err;
+    error_set(&err, -EBUSY, ERROR_OVERLOAD,
+              "a majority of the controllers has not heard of the last change among them yet; ask again soon");
+    api_call_error(call, &err);
+}
+
 /* The last change of the voters is not yet known to a majority: wait for it. True: it waits, or was refused. */
 static bool await_settled(struct api_call *call, void (*again)(struct api_call *call))
 {
-    struct error err;
     uint64_t now_ms = environment_monotonic_ms();
     if (call->query.dry_run || service_voters_settled(call->service)) {
         call->leader_deadline_ms = 0;
@@ -58,23 +65,34 @@ static bool await_settled(struct api_call *call, void (*again)(struct api_call *
     if (!call->service->stopping && now_ms < call->leader_deadline_ms &&
         api_call_wait(call, &call->service->api.member_waiters, API_TICK_MS, again) == 0)
         return true;
-    error_set(&err, -EBUSY, ERROR_OVERLOAD,
-              "a majority of the controllers has not heard of the last change among them yet; ask again soon");
-    api_call_error(call, &err);
+    refuse_unsettled(call);
     return true;
 }
 
-/* Raft counts it; for the hosts' leases it counts once they have its support, if that takes no more than a moment. */
+/* Raft counts it; for the hosts' leases it counts once they have its support, if that takes no more than a moment. Another
+ * change of the voters may have come meanwhile: that must be known to a majority first, however long it takes. */
 static void await_welcome(struct api_call *call)
 {
     char id[STATE_ID_BYTES];
+    struct error err;
     uint64_t raft_id = find_raft_id(call, id), now_ms = environment_monotonic_ms();
+    if (!call->service->ready) { /* the next leader looks for itself */
+        call->leader_deadline_ms = 0;
+        error_set(&err, -ENOTCONN, ERROR_NO_LEADER, "the leader changed while the controller was promoted; ask again");
+        api_call_retry(call, &err);
+        return;
+    }
     if (call->leader_deadline_ms == 0)
         call->leader_deadline_ms = now_ms + API_MEMBER_WAIT_MS;
-    if (call->service->ready && !call->service->stopping && now_ms < call->leader_deadline_ms && raft_id != 0 &&
-        !membership_welcomes(call->service, raft_id) &&
+    bool settled = raft_id == 0 || service_voters_settled(call->service); /* 0: refused below */
+    if (!call->service->stopping && now_ms < call->leader_deadline_ms && raft_id != 0 &&
+        (!settled || !membership_welcomes(call->service, raft_id)) &&
         api_call_wait(call, &call->service->api.member_waiters, API_TICK_MS, await_welcome) == 0)
         return;
+    if (!settled) { /* the membership driver goes on with it (controller/membership.h) */
+        refuse_unsettled(call);
+        return;
+    }
     call->leader_deadline_ms = 0;
     api_write(call); /* the table follows */
 }
@@ -100,8 +118,12 @@ void api_member_promote(struct api_call *call)
     }
     if (await_settled(call, api_member_promote))
         return;
-    if (call->query.dry_run || service_is_voter(call->service, raft_id)) {
+    if (call->query.dry_run) {
         api_write(call);
+        return;
+    }
+    if (service_is_voter(call->service, raft_id)) { /* asked before */
+        await_welcome(call);
         return;
     }
     if (service_change(call->service, RAFT_NODE_PROMOTE, raft_id, NULL, on_promoted, call, &err) < 0)

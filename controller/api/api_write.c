@@ -114,11 +114,17 @@ static void fail(struct api_call *call, int status)
     api_call_error(call, &err);
 }
 
+static bool changes_voters(const struct api_call *call)
+{
+    return call->route->id == ROUTE_ID_controller_promote || call->route->id == ROUTE_ID_controller_remove;
+}
+
 static void on_proposed(void *arg, int status, void *raw)
 {
     struct proposal *proposal = arg;
     struct api_call *call = proposal->call;
     struct apply_result *result CLEANUP_FREE = raw;
+    call->service->voters_asked -= changes_voters(call);
     api_write_applied applied = proposal->applied;
     free(proposal);
     if (status < 0) {
@@ -141,8 +147,10 @@ void api_write_propose(struct api_call *call, struct decision *decision, api_wri
     void *command = TAKE_PTR(decision->command.data);
     decision->command.size = decision->command.capacity = 0;
     int r = raft_node_propose(call->service->raft, command, size, on_proposed, proposal);
-    if (r == 0)
+    if (r == 0) {
+        call->service->voters_asked += changes_voters(call);
         return;
+    }
     free(command);
     free(proposal);
     fail(call, r);
