@@ -89,7 +89,7 @@ static bool raise_generation(struct apply *a, struct record *record, const struc
     apply_event(a, event_type_UPDATED, record, "host %s has carried out generation %llu of VM %s, of which %llu is the last one known: what is wanted "
                 "is told it again", vm->host_name, (unsigned long long)seen->generation, vm->name, (unsigned long long)vm->generation);
     OBJECT_SET(vm, vm, generation, seen->generation + 1);
-    if (vm->lease_generation > before)
+    if (vm->ha || vm->lease_generation > before)
         OBJECT_SET(vm, vm, lease_generation, vm->generation);
     for (size_t i = 0; i < record->of_vm.operations.count; i++) {
         struct record *operation = record->of_vm.operations.items[i];

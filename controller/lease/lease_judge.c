@@ -155,7 +155,11 @@ bool lease_judge_welcomes(const struct lease_judge *judge, const struct state *s
 {
     if (is_voter(state, raft_id))
         return true;
-    unsigned most = majority(state), most_then = (state_voters(state) + 1) / 2 + 1;
+    unsigned most = majority(state), most_then = (state_voters(state) + 1) / 2 + 1, fresh = 0;
+    for (unsigned i = 0; i < judge->count; i++)
+        fresh += is_voter(state, judge->views[i].raft_id) && is_fresh(&judge->views[i], now_ns);
+    if (fresh < most)
+        return false; /* a new leader that has not looked yet */
     for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
         bool too;
         unsigned count = count_supports(judge, state, state_at(state, object_kind_HOST, i)->common->id, raft_id, now_ns, &too);

@@ -66,7 +66,8 @@ void lease_judge_tick(const struct lease_judge *judge, const struct state *state
 void lease_judgement_finish(struct lease_judgement *judgement);
 /* Has a majority of the voters applied the last change of them? Only then may there be another. */
 bool lease_judge_settled(const struct lease_judge *judge, const struct state *state, uint64_t now_ns);
-/* May controller @raft_id count? Not while it would take the majority of supports from a host that has one. */
+/* May controller @raft_id count? Not while it would take the majority of supports from a host that has one, nor before a
+ * majority of the voters was looked at. */
 bool lease_judge_welcomes(const struct lease_judge *judge, const struct state *state, uint64_t raft_id, uint64_t now_ns);
 /* Does a majority hear the host at this time? A lost one comes back only then. */
 bool lease_judge_hears(const struct lease_judge *judge, const struct state *state, const char *host, uint64_t now_ns);

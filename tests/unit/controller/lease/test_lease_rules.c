@@ -394,6 +394,12 @@ static void a_new_controller_counts_once_hosts_have_its_support(void **test)
     /* A host that no majority supports has nothing to lose. */
     lease_judge_reset(&b->judge);
     b->now_ns += 60 * S;
+    look(b, 0);
+    assert_false(lease_judge_welcomes(&b->judge, b->f.state, 4, b->now_ns)); /* but who knows before a majority was looked at? */
+    assert_true(lease_judge_welcomes(&b->judge, b->f.state, 2, b->now_ns));
+    look_at_all(b);
+    b->now_ns += LEASE_FRESH_MS * MS;
+    assert_false(lease_judge_welcomes(&b->judge, b->f.state, 4, b->now_ns));
     look_at_all(b);
     welcome[1] = lease_judge_welcomes(&b->judge, b->f.state, 4, b->now_ns);
     assert_true(welcome[1]);
@@ -474,6 +480,22 @@ static void a_vm_that_gets_ha_is_moved_only_when_its_host_has_heard_of_it(void *
     assert_false(fixture_vm(f, "a")->recovering);
     assert_non_null(strstr(fixture_vm(f, "a")->state_reason, "has not said that it runs under the lease"));
     assert_true(fixture_vm(f, "b")->recovering);
+}
+
+/* The end of the log was lost, perhaps with an "ha: false" that the host has carried out: it runs without the lease until it says. */
+static void a_host_that_is_ahead_has_to_say_that_it_runs_under_the_lease(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "web", "");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    assert_true(fixture_vm(f, "web")->seen_generation >= fixture_vm(f, "web")->lease_generation);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    fixture_seen(&report, fixture_vm(f, "web"), vm_state_RUNNING)->generation = fixture_vm(f, "web")->generation + 2;
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_true(fixture_vm(f, "web")->seen_generation < fixture_vm(f, "web")->lease_generation);
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    assert_true(fixture_vm(f, "web")->seen_generation >= fixture_vm(f, "web")->lease_generation);
 }
 
 static void a_host_that_leaves_in_order_is_lost_at_once(void **test)
@@ -611,6 +633,7 @@ int main(void)
         TEST(after_a_change_of_the_controllers_nobody_is_lost_for_a_ttl),
         TEST(disarmed_nobody_is_lost_and_armed_only_who_has_said_so),
         TEST(a_vm_that_gets_ha_is_moved_only_when_its_host_has_heard_of_it),
+        TEST(a_host_that_is_ahead_has_to_say_that_it_runs_under_the_lease),
         TEST(a_host_that_leaves_in_order_is_lost_at_once),
         TEST(votes_are_kept_while_there_is_ha),
         TEST(the_higher_priority_goes_first),
