@@ -72,7 +72,13 @@ int command_decode(const void *data, size_t size, struct command_message *ret_me
     if (rc < 0)
         return rc;
     CLEANUP_FREE void *payload = xcalloc(1, desc->payload->size);
-    rc = object_decode(desc->payload, (const char *)in.at, bytes_left(&in), OBJECT_STORED, payload, err);
+    struct error why = {.code = 0};
+    rc = object_decode(desc->payload, (const char *)in.at, bytes_left(&in), OBJECT_STORED, payload, &why);
+    if (rc < 0 && why.kind == ERROR_UNKNOWN_FIELD)
+        return error_set(err, -EPROTONOSUPPORT, ERROR_NOT_SUPPORTED,
+                         "command %s has the field %s, which a newer version wrote: upgrade this program", desc->name, why.field);
+    if (rc < 0 && err != NULL)
+        *err = why;
     if (rc == 0 && (rc = check_given(desc->payload, payload, err)) < 0)
         object_clear(desc->payload, payload);
     if (rc < 0) {

@@ -19,7 +19,8 @@ struct command_message {
     const struct command_desc *desc;
     void *payload; /* struct command_<name>, owned */
 };
-/* -EPROTONOSUPPORT: of a newer version; -EBADMSG, -EINVAL: damaged. *ret_message untouched then. */
+/* -EPROTONOSUPPORT: of a newer version, or with a field that only such a one can have; -EBADMSG, -EINVAL: damaged.
+ * *ret_message untouched then. */
 int command_decode(const void *data, size_t size, struct command_message *ret_message, struct error *err);
 /* Zeroed or decoded; NULL is fine. */
 void command_message_finish(struct command_message *message);

@@ -522,7 +522,15 @@ static void damaged_commands_are_refused_and_newer_ones_stop_us(void **test)
     struct apply_result result;
     static const uint8_t newer[] = {2, 0, 2, 0, 2, 0, 0, 0, '{', '}'}, unknown[] = {200, 0, 1, 0, 2, 0, 0, 0, '{', '}'},
                          empty[] = {2, 0, 1, 0, 2, 0, 0, 0, '{', '}'};
+    static const char field[] = "\2\0\1\0\11\0\0\0{\"new\":1}", nested[] = "\2\0\1\0\30\0\0\0{\"request\":{\"new\":true}}";
     uint64_t index = state_index(f->state);
+    fsm_apply(f->state, index + 1, field, sizeof field - 1, &result);
+    assert_int_equal(result.code, -EPROTONOSUPPORT);
+    assert_true(result.fatal); /* the others may know it, and have applied it */
+    assert_non_null(strstr(result.error.text, "/new"));
+    fsm_apply(f->state, index + 1, nested, sizeof nested - 1, &result);
+    assert_true(result.fatal);
+    assert_non_null(strstr(result.error.text, "/request/new"));
     fsm_apply(f->state, index + 1, newer, sizeof newer, &result);
     assert_int_equal(result.code, -EPROTONOSUPPORT);
     assert_true(result.fatal);
