@@ -268,7 +268,9 @@ static void restore_ended(struct apply *a, const struct operation *operation, en
                           const char *text, const struct task_seen *seen)
 {
     struct record *record = backup_of(a, operation);
-    repository_learn(a, operation, result_of(seen), state == operation_state_SUCCEEDED);
+    const struct record *store = store_of(a, operation);
+    repository_learn(a, operation, result_of(seen), state == operation_state_SUCCEEDED && store != NULL &&
+                     count_in(a, store) == 1); /* the others may be in another one */
     if (record != NULL)
         set_state(a, record, backup_state_AVAILABLE, state == operation_state_SUCCEEDED ? NULL : text);
 }
@@ -434,13 +436,13 @@ static void attach_ended(struct apply *a, const struct operation *operation, enu
         return;
     const struct backup_result *result = &seen->backup;
     const struct backup_found *found = result->found.items;
-    bool none_known = count_in(a, store) == 0, one_known = false;
+    size_t known_before = count_in(a, store), known = 0;
     char last[STATE_ID_BYTES] = "";
     for (size_t i = 0; i < result->found.count; i++) {
         if (found[i].id == NULL || (found[i].damage == NULL && (found[i].created_at == NULL || found[i].vm_name == NULL)))
             continue; /* outside bytes */
         apply_text(last, sizeof last, "%s", found[i].id);
-        one_known = one_known || backup_in(a, found[i].id, id) != NULL;
+        known += backup_in(a, found[i].id, id) != NULL;
         if (map_get(&a->state->tables[object_kind_BACKUP].by_id, found[i].id) == NULL)
             found_take(a, store, &found[i]);
     }
@@ -448,7 +450,7 @@ static void attach_ended(struct apply *a, const struct operation *operation, enu
         apply_text(last, sizeof last, "%s", result->after);
     bool goes_on = result->more && last[0] != '\0' &&
                    (operation->task.backup.after == NULL || strcmp(last, operation->task.backup.after) > 0);
-    repository_learn(a, operation, result, none_known || one_known);
+    repository_learn(a, operation, result, known_before == 0 || known > known_before / 2); /* most of them */
     state_edit_begin(a->state, store);
     OBJECT_TEXT(backup_store, store->backup_store, attach_after, goes_on ? last : NULL);
     state_edit_end(a->state, store, a->index);
@@ -553,15 +555,23 @@ static void verify_ended(struct apply *a, const struct operation *operation, enu
             judged(a, record, hurt[i].text != NULL ? hurt[i].text : "it does not say what");
             known += operation->task.backup.id == NULL; /* of a single one that may be that it is not there */
         }
-    repository_learn(a, operation, result, known > 0 || count_in(a, store) == 0);
+    size_t others = count_in(a, store) - MIN(known, count_in(a, store)), missing = missing_judge(a, store, false);
+    bool named = store->backup_store->repository != NULL; /* then the host has looked whether it is that one */
+    bool shown = operation->task.backup.id != NULL ? known > 0 && others == 0 : known > missing;
+    repository_learn(a, operation, result, shown || count_in(a, store) == 0);
     if (operation->task.backup.id != NULL)
         return;
+    shown = named ? known > 0 : shown; /* few of them, or none: that is hardly the store that had them */
     if (!result->cut && result->verified.count < object_field(&backup_result_desc, "verified")->max &&
         result->hurt.count < object_field(&backup_result_desc, "hurt")->max)
-        lost = missing_judge(a, store, known > 0); /* none of them at all: that is hardly the store that had them */
+        lost = missing_judge(a, store, shown);
     apply_text(damage, sizeof damage, "%s", text != NULL ? text : "it does not say what");
-    if (known == 0 && lost > 0) {
-        apply_text(damage, sizeof damage, "none of the %zu backups that are known is in it: is it the store that had them?", lost);
+    if (!shown && lost > 0) {
+        if (known == 0)
+            apply_text(damage, sizeof damage, "none of the %zu backups that are known is in it: is it the store that had them?", lost);
+        else
+            apply_text(damage, sizeof damage, "only %zu of the %zu backups that are known are in it: is it the store that had "
+                       "them? If so, delete those that it lacks", known, known + lost);
         state = operation_state_FAILED;
     }
     state_edit_begin(a->state, store);

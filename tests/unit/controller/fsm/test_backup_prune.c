@@ -399,25 +399,33 @@ static void what_was_not_removed(void **test)
     would_go(f, "{\"keep_last\":1}", "3", 1);
 }
 
-/* What was there once goes with every order; none of what is known found: nothing is written off, nor is that repository noted. */
+/* What was there once goes with every order; none of what is known found, or not most of it: nothing is written off, nor is that
+ * repository noted. */
 static void which_repository(void **test)
 {
     struct fixture *f = *test;
     struct node_report report;
     struct node_orders orders = {0};
     backups_add(f, fixture_vm(f, "a")->id, 1, 2);
-    for (unsigned found = 0; found < 2; found++) {
+    backups_add(f, fixture_vm(f, "a")->id, 4, 2);
+    for (unsigned found = 0; found <= 3; found++) {
         fixture_must(f, ROUTE_ID_backup_store_verify, "nas", NULL);
         struct task_seen *seen = seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
         OBJECT_SET(backup_result, &seen->backup, complete, true);
         OBJECT_TEXT(backup_result, &seen->backup, repository, REPOSITORY);
         list_add(&seen->backup, "verified", &seen->backup.verified, found ? ID("1") : ID("9"));
+        if (found >= 2)
+            list_add(&seen->backup, "verified", &seen->backup.verified, ID("4"));
+        if (found == 3)
+            list_add(&seen->backup, "verified", &seen->backup.verified, ID("5"));
         assert_int_equal(fixture_send(f, &report), 1);
-        if (found == 0) {
+        if (found < 3) {
             assert_null(backup_of(f, ID("1"))->damage);
             assert_null(backup_of(f, ID("2"))->damage);
             assert_null(store_of(f)->repository);
-            assert_non_null(strstr(store_of(f)->damage, "none of the 2 backups"));
+            assert_non_null(strstr(store_of(f)->damage, found == 0   ? "none of the 4 backups"
+                                                        : found == 1 ? "only 1 of the 4 backups"
+                                                                     : "only 2 of the 4 backups"));
         }
     }
     assert_null(backup_of(f, ID("1"))->damage);
@@ -445,6 +453,30 @@ static void which_repository(void **test)
     assert_int_equal(fixture_send(f, &report), 1);
     assert_non_null(strstr(backup_of(f, "new")->damage, "another repository"));
     assert_string_equal(store_of(f)->repository, REPOSITORY);
+}
+
+/* Of two that are known one host shows one: the other one may be in another repository. */
+static void one_of_two_shows_nothing(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report;
+    backups_add(f, fixture_vm(f, "a")->id, 1, 2);
+    for (unsigned restored = 0; restored < 2; restored++) {
+        if (restored) {
+            fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
+            fixture_vm_is(f, "a", vm_state_STOPPED);
+            fixture_must(f, ROUTE_ID_backup_restore, ID("1"), "{}");
+        } else {
+            fixture_must(f, ROUTE_ID_backup_verify, ID("1"), NULL);
+        }
+        struct task_seen *seen = seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
+        OBJECT_TEXT(backup_result, &seen->backup, repository, REPOSITORY);
+        OBJECT_SET(backup_result, &seen->backup, complete, true);
+        list_add(&seen->backup, "verified", &seen->backup.verified, ID("1"));
+        assert_int_equal(fixture_send(f, &report), 1);
+        assert_int_equal(backup_of(f, ID("1"))->state, backup_state_AVAILABLE);
+        assert_null(store_of(f)->repository);
+    }
 }
 
 /* The first backup of a store shows which one it is. */
@@ -522,6 +554,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(not_before_its_first_start, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_not_removed, setup, teardown),
         cmocka_unit_test_setup_teardown(which_repository, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_of_two_shows_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(first_seen, setup, teardown),
         cmocka_unit_test_setup_teardown(not_beside_an_attach, setup, teardown),
         cmocka_unit_test_setup_teardown(forgotten, setup, teardown),
