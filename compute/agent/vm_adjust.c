@@ -561,7 +561,7 @@ void vm_adjust_dropped(const struct vm_order *before, const struct vm_order *aft
 {
     const struct vm_disk *disks = before->disks.items;
     for (size_t i = 0; i < before->disks.count; i++)
-        if (disks[i].volume != NULL && !disks[i].leaving && !has_disk(after, disks[i].name) && !has_disk(dropped, disks[i].name))
+        if (disks[i].volume != NULL && !has_disk(after, disks[i].name) && !has_disk(dropped, disks[i].name))
             add_leaving(dropped, before, &disks[i]);
 }
 
