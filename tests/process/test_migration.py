@@ -853,6 +853,17 @@ class HandsRelay(Relay):
         super().copy(from_, to, pieces)
 
 
+def boot_shared(world, cmdline, seed):
+    """A VM that counts, with memory that can be handed over; its console; its disks."""
+    disk = world.folder / 'disk'
+    disk_make(disk, 8 << 20, seed=seed)
+    disks = [{'path': str(disk)}]
+    vm = world.boot(cmdline, memory_shared=True, disks=disks)
+    console = vm.console()
+    console.wait(r'^tick 2$')
+    return vm, console, disks
+
+
 def handed_over(world, **config):
     target = world.incoming('--handed-over', memory_shared=True, **config)
     return target, target.console()
@@ -860,12 +871,7 @@ def handed_over(world, **config):
 
 @pytest.mark.parametrize('turns', [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_another_vmm_of_this_host_is_handed_the_memory(world, capsys, turns):
-    disk = world.folder / 'disk'
-    disk_make(disk, 8 << 20, seed=11)
-    disks = [{'path': str(disk)}]
-    vm = world.boot('dirty=16 disk=7', memory_shared=True, disks=disks)
-    console = vm.console()
-    console.wait(r'^tick 2$')
+    vm, console, disks = boot_shared(world, 'dirty=16 disk=7', seed=11)
     texts, pauses = [], []
     for turn in range(turns):
         target, new_console = handed_over(world, disks=disks, memory_pages='4k' if turn % 2 else 'auto')
@@ -925,12 +931,7 @@ def test_memory_that_is_its_vmms_own_is_not_handed_over(world):
     if (step, end) != ('go', 'dies')])
 def test_a_vmm_that_is_handed_a_vm_and_ends_leaves_it_where_it_was(world, step, end):
     """Up to the word that it is about to run, nobody's sudden end but the first one's own stops the guest."""
-    disk = world.folder / 'disk'
-    disk_make(disk, 8 << 20, seed=12)
-    disks = [{'path': str(disk)}]
-    vm = world.boot('dirty=8 disk=3', memory_shared=True, disks=disks)
-    console = vm.console()
-    console.wait(r'^tick 2$')
+    vm, console, disks = boot_shared(world, 'dirty=8 disk=3', seed=12)
     target, _ = handed_over(world, disks=disks)
     relay = HandsRelay(world.folder / 'relay', target.socket, step)
     start(vm, relay.path, hand_over=True, stop_silence_ms=1000, silence_ms=1000)

@@ -113,6 +113,15 @@ static void test_bad_values(void **state)
     }
 }
 
+/* @path: a template of mkstemp(3), which becomes the file's name. */
+static void file_make(char *path, const char *text)
+{
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+    close(fd);
+}
+
 /* --key stays the client's own; the store's has another name, and may lie in a file. */
 static void test_key_of_a_store(void **state)
 {
@@ -121,10 +130,7 @@ static void test_key_of_a_store(void **state)
     struct error err = {0};
     json_t *body = NULL;
     (void)state;
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, "drbk1-abcdefghijkl\n", 19), 19);
-    close(fd);
+    file_make(path, "drbk1-abcdefghijkl\n");
     snprintf(line, sizeof line, "backup-store create nas --location /srv/b --key own.pem --store-key @%s", path);
     assert_int_equal(parse(line, &call, &err), 0);
     assert_string_equal(call.key, "own.pem");
@@ -142,10 +148,7 @@ static void test_local_file_becomes_artifact(void **state)
     struct error err = {0};
     json_t *body = NULL;
     (void)state;
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, "abc", 3), 3);
-    close(fd);
+    file_make(path, "abc");
     snprintf(line, sizeof line, "image create d --kind kernel --kernel %s", path);
     assert_int_equal(parse(line, &call, &err), 0);
     assert_int_equal(body_build(&call, &image_desc, false, &body, &err), 0);
