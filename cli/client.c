@@ -191,10 +191,10 @@ static int attempt(struct client *client, const struct http_call_options *base, 
     return http_client_perform(&options, &ret->status, &ret->body, &ret->body_size, err);
 }
 
-/* Worth another try: nobody there, nobody leading, too busy. Not: the time of a long ?wait=. */
+/* Worth another try: nobody there, nobody leading, too busy, a leader that did not answer the controller in between (504). */
 static bool again(int rc, const struct reply *reply)
 {
-    return rc == 0 ? reply->status == 503 || reply->status == 502 : rc != -EINVAL && rc != -EACCES && rc != -EMSGSIZE;
+    return rc == 0 ? reply->status >= 502 && reply->status <= 504 : rc != -EINVAL && rc != -EACCES && rc != -EMSGSIZE;
 }
 
 int client_request(struct client *client, const char *method, const char *path, const json_t *body, struct reply *ret,

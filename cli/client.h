@@ -32,7 +32,7 @@ int client_init(struct client *client, const struct invocation *call, struct err
 void client_finish(struct client *client);
 
 /* One request. @path begins with '/', query included; @body may be NULL. A controller that does not answer, or
- * answers 503, is followed by the next one until the call's time is up; a write carries an Idempotency-Key, so that
+ * answers 502 to 504, is followed by the next one until the call's time is up; a write carries an Idempotency-Key, so that
  * a repeat gets the first answer. Answers of 400 and above: negative errno, @err from the problem document. */
 int client_request(struct client *client, const char *method, const char *path, const json_t *body, struct reply *ret,
                    struct error *err);

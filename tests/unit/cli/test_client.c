@@ -16,14 +16,21 @@ struct bed {
     char dir[64], ca[96], cert[96], key[96];
     unsigned requests; /* the server's thread; read after it has ended */
     bool keyed;
+    char first_key[64];
+    bool same_key;
+    int first_status; /* what the first request is answered with */
 };
 
 static void handle(struct http_request *request, void *arg)
 {
     struct bed *b = arg;
     b->requests++;
-    b->keyed = http_request_header(request, "Idempotency-Key") != NULL;
-    http_respond(request, 200, "application/json", NULL, "{}", 2);
+    const char *key = http_request_header(request, "Idempotency-Key");
+    b->keyed = key != NULL;
+    if (b->requests == 1)
+        snprintf(b->first_key, sizeof b->first_key, "%s", key != NULL ? key : "");
+    b->same_key = strcmp(b->first_key, key != NULL ? key : "") == 0;
+    http_respond(request, b->requests == 1 && b->first_status != 0 ? b->first_status : 200, "application/json", NULL, "{}", 2);
 }
 
 static void *serve(void *arg)
@@ -105,6 +112,27 @@ static void test_writes_carry_a_key(void **state)
     }
 }
 
+/* What says that nobody knows is asked again, a write under its first key. What is the answer is not. */
+static void test_no_answer_is_asked_again(void **state)
+{
+    static const struct {
+        int status;
+        unsigned requests;
+    } cases[] = {{502, 2}, {503, 2}, {504, 2}, {500, 1}, {409, 1}, {404, 1}};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct bed b;
+        struct error err = {.code = 0};
+        bed_start(&b, "spiffe://drover/c1/controller/1", "spiffe://drover/c1/user/admin");
+        b.first_status = cases[i].status;
+        int rc = ask(&b, "POST", &err);
+        bed_finish(&b);
+        assert_int_equal(b.requests, cases[i].requests);
+        assert_int_equal(rc == 0, cases[i].requests == 2);
+        assert_true(b.same_key);
+    }
+}
+
 /* The cluster's authority signs hosts too: whoever has broken into one must not pass for a controller. */
 static void test_only_controllers_of_the_cluster(void **state)
 {
@@ -141,6 +169,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_writes_carry_a_key),
+        cmocka_unit_test(test_no_answer_is_asked_again),
         cmocka_unit_test(test_only_controllers_of_the_cluster),
         cmocka_unit_test(test_certificate_without_cluster),
     };
