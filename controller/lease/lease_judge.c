@@ -50,6 +50,8 @@ void lease_judge_take(struct lease_judge *judge, const struct lease_view *given,
 {
     if (given->term != term)
         return;
+    if (judge->count == 0)
+        judge->since_ns = at_ns;
     struct lease_judged_view *view = view_of(judge, given->raft_id);
     view->at_ns = at_ns;
     view->voters_index = given->voters_index;
@@ -160,10 +162,12 @@ bool lease_judge_welcomes(const struct lease_judge *judge, const struct state *s
         fresh += is_voter(state, judge->views[i].raft_id) && is_fresh(&judge->views[i], now_ns);
     if (fresh < most)
         return false; /* a new leader that has not looked yet */
+    /* One that has no majority here may have it still by its own clock: it has not asked since this one leads, or is of another epoch. */
+    bool young = now_ns < judge->since_ns + lease_ttl_ns(state_cluster(state)->lease_ttl_ms);
     for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
         bool too;
         unsigned count = count_supports(judge, state, state_at(state, object_kind_HOST, i)->common->id, raft_id, now_ns, &too);
-        if (count >= most && count + too < most_then)
+        if (count + too < most_then && (count >= most || young))
             return false;
     }
     return true;

@@ -47,6 +47,7 @@ struct lease_judge_mutations {
 struct lease_judge {
     struct lease_judged_view views[LEASE_VOTERS_MAX];
     unsigned count;
+    uint64_t since_ns; /* when the first of them came */
     struct lease_judge_mutations mutations;
 };
 

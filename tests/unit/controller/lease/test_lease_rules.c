@@ -401,6 +401,9 @@ static void a_new_controller_counts_once_hosts_have_its_support(void **test)
     b->now_ns += LEASE_FRESH_MS * MS;
     assert_false(lease_judge_welcomes(&b->judge, b->f.state, 4, b->now_ns));
     look_at_all(b);
+    assert_false(lease_judge_welcomes(&b->judge, b->f.state, 4, b->now_ns)); /* nor before it would have asked again */
+    b->now_ns += TTL_NS;
+    look_at_all(b);
     welcome[1] = lease_judge_welcomes(&b->judge, b->f.state, 4, b->now_ns);
     assert_true(welcome[1]);
     lease_table_finish(&joins);
