@@ -715,6 +715,7 @@ int layer_chain_empty(struct layer_chain *chain)
     }
     while (chain->count > 0)
         layer_close(chain->layers[--chain->count]);
+    chain->behind = NULL; /* one of them */
     return 0;
 }
 

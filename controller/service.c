@@ -109,6 +109,11 @@ static int propose_first(struct service *service, bool recovers, struct error *e
                       DATA_DIR_FILE_BYTES_MAX, &text, NULL, err);
     if (r == 0)
         r = object_decode(desc, text, strlen(text), OBJECT_STORED, &command, err);
+    if (r == 0 && recovers) {
+        char now[ENVIRONMENT_TIME_SIZE]; /* hosts can come from now on, not since the command was written */
+        environment_time_text(environment_unix_ms(), now);
+        OBJECT_TEXT(command_request, &command.recover.request, at, now);
+    }
     if (r == 0)
         r = command_encode(recovers ? COMMAND_recover : COMMAND_init, &command, &bytes, err);
     object_clear(desc, &command);

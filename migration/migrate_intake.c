@@ -127,6 +127,7 @@ static int final_take(struct migrate_intake *in, struct intake_channel *c)
     bool is_main = c->number == 0, postcopy = c->step.number & MIGRATE_FINAL_POSTCOPY;
     if (is_main) {
         in->paused = c->step.number & MIGRATE_FINAL_PAUSED;
+        in->released = c->step.number & MIGRATE_FINAL_RELEASED;
         in->postcopy = postcopy;
     }
     c->stage = is_main ? INTAKE_AT_GO : postcopy ? INTAKE_AT_POST : INTAKE_AT_END;

@@ -46,7 +46,7 @@ struct migrate_intake {
     uint32_t channels, joined; /* bits of those that are open */
     bool verify;
     struct stream_states states;
-    bool paused, postcopy;
+    bool paused, postcopy, released;
     uint64_t *lack[GUEST_REGIONS_MAX];        /* post-copy: pages that will come later; owned */
     uint64_t lack_next[GUEST_REGIONS_MAX];    /* the next LACK begins there at the earliest */
     stream_place_fn place;                    /* post-copy: where its pages go; NULL: none may come yet */

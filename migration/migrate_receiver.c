@@ -506,6 +506,8 @@ static int go_wait(struct migrate_receiver *r, uint64_t *ret_epoch, struct error
                          main->intake.step.text);
     if (event >= 0)
         error_set(err, -EBADMSG, ERROR_CHECKSUM, "the source says something else than go");
+    if (r->options.handed_over) /* without a word from here the guest goes on there: nothing is left to wait for */
+        return event < 0 ? event : -EBADMSG;
     return decision_follow(r, ret_epoch, err);
 }
 
@@ -736,6 +738,11 @@ struct migrate_progress migrate_receiver_progress(struct migrate_receiver *r)
     struct migrate_progress progress = r->progress;
     pthread_mutex_unlock(&r->lock);
     return progress;
+}
+
+bool migrate_receiver_released(const struct migrate_receiver *r)
+{
+    return r->intake.released;
 }
 
 void migrate_receiver_cancel(struct migrate_receiver *r)

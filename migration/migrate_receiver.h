@@ -9,7 +9,8 @@
  * Failure modes: before READY whatever is wrong - the stream, the network, silence, cancel - ends the migration, the
  * source is told why, and the guest must not run: its memory and state are of no use. In READY a source that is gone
  * without GO or CANCEL makes the phase UNKNOWN: everything is here, but the source may go on; the guest stands still
- * until somebody who knows decides. Bytes of the peer never do more than that: everything is judged before it is used.
+ * until somebody who knows decides. Where it is handed over on one host that is the end: nobody is asked there. Bytes of
+ * the peer never do more than that: everything is judged before it is used.
  *
  * Post-copy, where the source asks for it and fault_fd is there: 5. comes before memory is complete. From 3. on touches of
  * lacking pages wait and are asked for; after 5. the phase is POSTCOPY until all has come. Is the source lost meanwhile, the
@@ -51,6 +52,9 @@ void migrate_receiver_destroy(struct migrate_receiver *r); /* not while it runs;
 /* 0: the guest runs here. Negative: it does not and never will. */
 int migrate_receiver_run(struct migrate_receiver *r, struct error *err);
 struct migrate_progress migrate_receiver_progress(struct migrate_receiver *r);
+/* From load on, for those that the options name: has the source let go of what others reach? Locks that are there nevertheless are not
+ * its own. */
+bool migrate_receiver_released(const struct migrate_receiver *r);
 /* Before READY, or when this process ends. */
 void migrate_receiver_cancel(struct migrate_receiver *r);
 /* Pages are lacking while the guest runs or stands still: 0 when there is none, or no post-copy. */

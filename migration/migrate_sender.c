@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 
 #include "migration/page_ledger.h"
 #include "migration/postcopy_source.h"
@@ -58,6 +59,7 @@ struct migrate_sender {
     struct precopy precopy;
     uint8_t id[MIGRATE_ID_BYTES];
     bool is_logging, is_stopped, has_let_go;
+    bool has_asked; /* somebody may have decided whose the guest is */
     unsigned throttle;
     struct sender_channel channels[MIGRATE_CHANNELS_MAX];
 
@@ -745,6 +747,11 @@ static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *
         return code;
     if (s->options.hand_over) /* what the devices have written on that occasion is there as well */
         return final_send(s, &final, err);
+    s->has_let_go = s->options.release != NULL; /* also of a part of it */
+    if (s->has_let_go && (code = s->options.release(s->options.arg, err)) < 0)
+        return code;
+    if (code > 0)
+        final.number |= MIGRATE_FINAL_RELEASED;
     if ((code = dirty_fetch(s, &pages, err)) < 0)
         return code;
     if (postcopy)
@@ -764,6 +771,7 @@ static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *
 
 static enum migrate_outcome decision_wait(struct migrate_sender *s, uint64_t *ret_epoch)
 {
+    s->has_asked = true;
     if (s->options.asks)
         s->options.asks(s->options.arg);
     pthread_mutex_lock(&s->lock);
@@ -806,10 +814,16 @@ static bool is_decided(struct migrate_sender *s)
     return decided;
 }
 
-/* On one host the target's word comes before it runs: it has ended, or said why it will not (REFUSED), without it. */
-static bool handed_back(const struct migrate_sender *s, int code)
+/* On one host the target's word comes before it runs, through a Unix socket that leads from one process to the other: once this
+ * end takes nothing more (unix(7), shutdown(2)) the word is here already, or the target fails to give it and does not run. */
+static int word_last(struct migrate_sender *s, int code)
 {
-    return s->options.hand_over && (code == -ECONNRESET || code == -ECONNABORTED);
+    static const bool never = false;
+    struct migrate_channel *channel = &s->channels[0].channel;
+    struct migrate_reply reply;
+    channel->cancel = &never;
+    shutdown(channel->fd, SHUT_RD);
+    return migrate_channel_expect(channel, MIGRATE_RUNNING, &reply, NULL) == 0 ? 0 : code;
 }
 
 /* GO is on its way, or may be, and no word has come: @code and @err say why. Somebody else has to know, unless the
@@ -822,8 +836,8 @@ static int outcome_learn(struct migrate_sender *s, int code, struct error *err)
     int slow = code;
     if (s->outcome == MIGRATE_RUNS_THERE)
         return 0; /* it was decided before GO: what became of the word does not matter */
-    if (handed_back(s, code))
-        return code;
+    if (s->options.hand_over)
+        return word_last(s, code);
     pthread_mutex_lock(&s->lock);
     s->progress.phase = MIGRATE_PHASE_UNKNOWN;
     s->progress.failure = *err;
@@ -832,12 +846,10 @@ static int outcome_learn(struct migrate_sender *s, int code, struct error *err)
     if (s->options.asks)
         s->options.asks(s->options.arg);
     channel->patience_ms = 2 * CHANNEL_SLICE_MS;
-    while ((slow == -ETIMEDOUT || (s->options.hand_over && slow < 0 && !handed_back(s, slow))) && !is_decided(s))
+    while (slow == -ETIMEDOUT && !is_decided(s))
         slow = migrate_channel_expect(channel, MIGRATE_RUNNING, &reply, NULL);
     if (slow == 0)
         return 0;
-    if (handed_back(s, slow))
-        return code;
     switch (decision_wait(s, &epoch)) {
     case MIGRATE_RUNS_THERE:
         return 0;
@@ -858,7 +870,7 @@ static int hand_over(struct migrate_sender *s, struct error *err)
     bool is_theirs = code == 0 && s->outcome == MIGRATE_RUNS_THERE;
     if (code == 0 && !is_theirs && !migrate_channel_is_open(&main->channel))
         code = error_set(err, -ECONNRESET, ERROR_UNREACHABLE, "the target has gone before it was told to run");
-    s->has_let_go = code == 0;
+    s->has_let_go |= code == 0;
     if (code == 0 && s->options.let_go)
         code = s->options.let_go(s->options.arg, err);
     if (code < 0 && !is_theirs)
@@ -1013,16 +1025,34 @@ static void refusal_read(struct migrate_sender *s, struct error *err)
         *err = said;
 }
 
+/* It cannot be had just now (no lease, a file server that does not answer), or its owner is another by now, who has this process
+ * ended: nobody was asked whose the guest is, and nobody must be, for the target may not have all of it. */
+static bool retry_soon(struct migrate_sender *s, const struct error *err)
+{
+    pthread_mutex_lock(&s->lock);
+    s->progress.failure = *err;
+    pthread_mutex_unlock(&s->lock);
+    (void)poll(NULL, 0, CHANNEL_SLICE_MS);
+    return !__atomic_load_n(&s->abandoned, __ATOMIC_ACQUIRE);
+}
+
 /* Somebody else has what was let go: then it was not for us to go on, whoever decided so. Ask again. */
 static int take_back(struct migrate_sender *s, struct error *err)
 {
+    struct error why; /* the migration's own failure is what is told in the end */
     uint64_t epoch;
-    while (s->has_let_go && s->options.take_back && s->options.take_back(s->options.arg, err) < 0) {
+    while (s->has_let_go && s->options.take_back && s->options.take_back(s->options.arg, &why) < 0) {
+        if (!s->has_asked && !s->options.hand_over) {
+            if (retry_soon(s, &why))
+                continue;
+            *err = why;
+            return -EOWNERDEAD;
+        }
         pthread_mutex_lock(&s->lock);
         s->outcome = MIGRATE_UNDECIDED;
         s->progress.decided = false;
         s->progress.phase = MIGRATE_PHASE_UNKNOWN;
-        s->progress.failure = *err;
+        s->progress.failure = why;
         pthread_mutex_unlock(&s->lock);
         if (s->options.hand_over && !__atomic_load_n(&s->abandoned, __ATOMIC_ACQUIRE)) {
             (void)poll(NULL, 0, CHANNEL_SLICE_MS); /* by one that is about to end */
@@ -1035,6 +1065,7 @@ static int take_back(struct migrate_sender *s, struct error *err)
             continue;
         case MIGRATE_UNDECIDED:
         default:
+            *err = why;
             return -EOWNERDEAD;
         }
     }
@@ -1142,7 +1173,7 @@ int migrate_sender_decide(struct migrate_sender *s, enum migrate_outcome outcome
         s->given_up = true;
         __atomic_store_n(&s->broken, true, __ATOMIC_RELEASE); /* a try to connect is not waited for */
     } else if (s->options.hand_over && outcome == MIGRATE_RUNS_HERE && phase == MIGRATE_PHASE_UNKNOWN) {
-        code = error_set(err, -EINVAL, ERROR_CONFLICT, "the target may be about to run: end its process, and the VM goes on here");
+        code = error_set(err, -EINVAL, ERROR_CONFLICT, "the target holds what the VM needs: end its process, and the VM goes on here");
     } else if (phase == MIGRATE_PHASE_LOST)
         code = error_set(err, -EINVAL, ERROR_CONFLICT, "the target has run the VM since: what is here is old");
     else if ((phase != MIGRATE_PHASE_READY && phase != MIGRATE_PHASE_UNKNOWN) || s->outcome != MIGRATE_UNDECIDED)

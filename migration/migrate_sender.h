@@ -4,13 +4,16 @@
  *   1. CONNECT  channel 0, the machine's description, what the target must be able to do; ACCEPTED; other channels
  *   2. MEMORY   dirty log on; rounds as precopy.h decides, the guest throttled as it says; where ask_pause is set, more of
  *               them until migrate_sender_permit: those who are to decide in 4 answer
- *   3. STOP     guest paused; state, last pages, checksums where asked; READY
+ *   3. STOP     guest paused; state, last pages, checksums where asked; what others may take without a word of ours is let
+ *               go (release); READY
  *   4. READY    where ask_owner is set: migrate_sender_decide() says whose the guest is
  *   5. GO       the point of no return; RUNNING
  * Failure modes: before GO whatever happens - the network, the target, cancel, a decision - the guest goes on here,
- * unthrottled and without log, and the error says why. After GO the guest never goes on by itself: without RUNNING the
+ * unthrottled and without log, and the error says why; where something had been let go, once it has been taken back. After GO the guest never goes on by itself: without RUNNING the
  * phase is UNKNOWN until migrate_sender_decide(). `RUNS_THERE` ends as done, `RUNS_HERE` as failed with the guest going
- * on; who decides that must know that the target does not run it.
+ * on; who decides that must know that the target does not run it. Where it is handed over on one host, silence after GO is no
+ * riddle: the target gives its word before it runs, and cannot give it any more once this side has stopped listening. Then the
+ * guest goes on here, in UNKNOWN for as long as the target holds what was let go of.
  *
  * Threads: run on one, which calls the guest's functions and those of the options; with more than one channel a thread for each of
  * the others reads guest memory. Progress, cancel and decide from any. */
@@ -44,9 +47,14 @@ struct migrate_sender_options {
     bool (*is_paused)(void *arg);
     /* It stands still: what is not memory and has to be at the target before its READY (disks). NULL: nothing. */
     int (*settle)(void *arg, struct error *err);
+    /* Its state has been saved: let go of what the target may take as soon as the guest is its own, for it can learn that from
+     * others and this side may be gone by then (disks that both hosts reach). Before READY, for nobody makes it the target's
+     * before that. 1: the target is told so, for locks that it finds there are nobody's; 0: there is nothing of that kind. NULL,
+     * and where hand_over is set: the same. */
+    int (*release)(void *arg, struct error *err);
     /* Right before GO: nothing here may touch what both sides share (disks) from now on. And back, before the guest
-     * goes on here after all; negative: it cannot, for somebody else has it, and it is to be decided anew. NULL: nothing
-     * is shared. */
+     * goes on here after all, also what was released; negative: it cannot, for somebody else has it, and it is to be decided
+     * anew, or tried again where nobody was asked yet. NULL: nothing is shared. */
     int (*let_go)(void *arg, struct error *err);
     int (*take_back)(void *arg, struct error *err);
     /* READY (where the owner is asked) or UNKNOWN has begun: somebody is to decide; or progress.asks_pause is set. NULL:

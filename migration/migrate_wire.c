@@ -62,7 +62,7 @@ static bool rest_decode(struct bytes_reader *in, struct migrate_step *s)
                s->bits_bytes <= MIGRATE_LACK_BYTES_MAX;
     }
     if (s->kind == MIGRATE_FINAL)
-        return s->number <= (MIGRATE_FINAL_PAUSED | MIGRATE_FINAL_POSTCOPY);
+        return s->number <= (MIGRATE_FINAL_PAUSED | MIGRATE_FINAL_POSTCOPY | MIGRATE_FINAL_RELEASED);
     if (s->kind == MIGRATE_GO)
         s->value = bytes_get_u64(in);
     if (s->kind == MIGRATE_CANCEL) {

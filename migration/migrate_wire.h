@@ -38,7 +38,8 @@
  *     CHECK   -
  *     SYNC    number = round
  *     VERIFY  number = region; u64 first piece; a u32 CRC32C for each MIGRATE_PIECE_BYTES of it
- *     FINAL   number = flags (1: the guest was paused by its user; 2: post-copy)
+ *     FINAL   number = flags (1: the guest was paused by its user; 2: post-copy; 4: the source has let go of disks that other
+ *             hosts reach; refused by those who do not know it)
  *     GO      u64 epoch that the target owns it with; 0: there is no cluster
  *     CANCEL  text
  *     LACK    number = region; u64 first page, a multiple of 64; then a bit for each page that the target has not, the
@@ -76,7 +77,13 @@ enum migrate_kind {
     MIGRATE_DONE,
     MIGRATE_KIND_END,
 };
-enum { MIGRATE_OPEN_VERIFY = 1, MIGRATE_OPEN_RESUME = 2, MIGRATE_FINAL_PAUSED = 1, MIGRATE_FINAL_POSTCOPY = 2 };
+enum {
+    MIGRATE_OPEN_VERIFY = 1,
+    MIGRATE_OPEN_RESUME = 2,
+    MIGRATE_FINAL_PAUSED = 1,
+    MIGRATE_FINAL_POSTCOPY = 2,
+    MIGRATE_FINAL_RELEASED = 4,
+};
 
 struct migrate_step {
     enum migrate_kind kind;

@@ -4,12 +4,17 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <time.h>
 
 enum {
     BLOCK_PAGES = 256, /* that one pusher takes at a time */
     SYNC_PAGES = 4096, /* on their way before it is asked whether they have come */
     AHEAD_PAGES = 16,  /* sent for one that was asked for: its neighbours will be, too */
     SERVE_SLICE_MS = 5,
+    WAY_US = 2000,     /* after a page was asked for another one may be, which is not to stand behind what is pushed */
+    WAY_SLICE_US = 200,
+    WAY_US_MAX = 20000, /* that pushers give way at a time: at first, and after so many blocks again */
+    WAY_US_BLOCK = 4000,
 };
 
 struct postcopy_source {
@@ -20,6 +25,7 @@ struct postcopy_source {
     uint64_t next_block;               /* atomic */
     uint64_t pages_left;               /* atomic: not acknowledged */
     unsigned pushers;                  /* atomic: at work still */
+    uint64_t asked_us;                 /* atomic: when a page was asked for last, or pushing began */
 };
 
 static uint64_t pages_of(const struct guest_region *r)
@@ -136,12 +142,28 @@ static bool block_next(struct postcopy_source *p, size_t *ret_region, uint64_t *
     return true;
 }
 
+/* Of a link with queues all that is pushed comes before a page that is asked for now, and the guest waits for that one. So the
+ * pages that it needs to begin with come alone, and later ones have at least a part of the link. */
+static void way_give(struct postcopy_source *p, const struct postcopy_link *link, uint64_t *left_us)
+{
+    const struct timespec slice = {.tv_nsec = WAY_SLICE_US * 1000l};
+    uint64_t begin_us = migrate_now_us(), now_us = begin_us;
+    while (now_us - begin_us < *left_us && now_us < __atomic_load_n(&p->asked_us, __ATOMIC_RELAXED) + WAY_US &&
+           !__atomic_load_n(link->channel->cancel, __ATOMIC_ACQUIRE)) {
+        nanosleep(&slice, NULL);
+        now_us = migrate_now_us();
+    }
+    *left_us = MIN(*left_us - MIN(now_us - begin_us, *left_us) + WAY_US_BLOCK, (uint64_t)WAY_US_MAX);
+}
+
 int postcopy_source_push(struct postcopy_source *p, struct postcopy_link *link, struct error *err)
 {
     size_t region;
-    uint64_t page, end;
+    uint64_t page, end, way_us = WAY_US_MAX;
     int code = 0;
+    __atomic_store_n(&p->asked_us, migrate_now_us(), __ATOMIC_RELAXED); /* the guest has begun there, or is about to */
     while (code == 0 && block_next(p, &region, &page, &end)) {
+        way_give(p, link, &way_us);
         code = pages_send(p, link, region, page, end, err);
         if (code == 0 && link->count >= SYNC_PAGES)
             code = pusher_sync(p, link, err);
@@ -161,6 +183,7 @@ static int wanted_send(struct postcopy_source *p, struct postcopy_link *link, ui
     uint64_t page = value & ((1ull << 56) - 1);
     if (region >= p->count || page >= pages_of(&p->regions[region]))
         return error_set(err, -EBADMSG, ERROR_CHECKSUM, "the target asks for memory that there is not");
+    __atomic_store_n(&p->asked_us, migrate_now_us(), __ATOMIC_RELAXED);
     int code = pages_send(p, link, region, page, MIN(page + AHEAD_PAGES, pages_of(&p->regions[region])), err);
     return code < 0 ? code : stream_pages_flush(link->pages, err);
 }

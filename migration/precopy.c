@@ -3,8 +3,11 @@
 
 enum {
     PAGES_MEASURED_MIN = 64, /* fewer say nothing about the time that a page takes */
-    PROGRESS_NUM = 7,        /* less than 7/8 of the best so far is progress */
-    PROGRESS_DEN = 8,
+    PROGRESS_NUM = 5,        /* less than 5/6 of the best so far is progress */
+    PROGRESS_DEN = 6,
+    SLOW_NUM = 2,            /* more than 2/3 of what was sent was written again: all rounds together would take more than three
+                              * times as long as to send what is left */
+    SLOW_DEN = 3,
     LOW_DEN = 25,            /* so much above the best so far still counts as a low */
     LOW_ROUNDS = 4,          /* that it is waited for one */
 };
@@ -46,11 +49,18 @@ static void rate_learn(struct precopy *p, const struct precopy_round *r)
     p->dirty_per_s = MAX(seen, r->dirty_per_s);
 }
 
-static bool has_progress(struct precopy *p, uint64_t dirty_pages)
+/* The first round is measured by what it has sent: who has written nearly all of that again will do so in the next. */
+static bool has_progress(struct precopy *p, const struct precopy_round *r)
 {
-    bool progress = p->best_pages == UINT64_MAX || dirty_pages < p->best_pages / PROGRESS_DEN * PROGRESS_NUM;
-    p->best_pages = MIN(p->best_pages, dirty_pages);
-    return progress;
+    uint64_t before = p->best_pages == UINT64_MAX ? r->pages : p->best_pages;
+    p->best_pages = MIN(p->best_pages, r->dirty_pages);
+    return r->dirty_pages < before / PROGRESS_DEN * PROGRESS_NUM;
+}
+
+/* A guest that is seen to write nearly as fast as can be sent, or faster, will not become better by waiting. */
+static bool is_hopeless(const struct precopy *p, const struct precopy_round *r)
+{
+    return p->ns_per_page && r->dirty_per_s > 1000000000ull / p->ns_per_page / PROGRESS_DEN * PROGRESS_NUM;
 }
 
 static void throttle_raise(struct precopy *p, const struct precopy_round *r)
@@ -58,7 +68,7 @@ static void throttle_raise(struct precopy *p, const struct precopy_round *r)
     unsigned runs = 100 - p->throttle, wanted = runs / 2;
     uint64_t sends_per_s = p->ns_per_page ? 1000000000ull / p->ns_per_page : 0;
     /* dirty_per_s is what it writes in the time it has; half of what can be sent is wanted. */
-    if (p->dirty_per_s > sends_per_s && r->dirty_per_s)
+    if (r->dirty_per_s && p->dirty_per_s > sends_per_s / 2)
         wanted = (unsigned)MIN((uint64_t)wanted, multiply_saturated(runs, sends_per_s) / 2 / p->dirty_per_s);
     p->throttle = MIN(100 - MAX(wanted, 1u), p->settings.throttle_max);
     p->stalled = 0;
@@ -78,16 +88,17 @@ struct precopy_decision precopy_decide(struct precopy *p, const struct precopy_r
     speed_learn(p, r);
     rate_learn(p, r);
     uint64_t predicted_us = precopy_predict_us(p, r->dirty_pages);
-    p->stalled = has_progress(p, r->dirty_pages) ? 0 : p->stalled + 1;
+    p->stalled = has_progress(p, r) ? 0 : p->stalled + 1;
     if (s->postcopy == PRECOPY_POSTCOPY_AT_ONCE)
         return decide(p, PRECOPY_POSTCOPY, predicted_us, "post-copy was asked for");
     if (predicted_us <= s->downtime_us)
         return decide(p, PRECOPY_PAUSE, predicted_us, "the predicted pause is within the limit");
     if (s->total_us_max && r->elapsed_us >= s->total_us_max)
         return decide(p, PRECOPY_GIVE_UP, predicted_us, "the time for it is over");
-    /* A guest that is seen to write faster than can be sent will not become better by waiting. */
-    bool is_hopeless = p->ns_per_page && r->dirty_per_s > 1000000000ull / p->ns_per_page;
-    if (p->stalled < (p->throttle || is_hopeless ? 1 : MAX(s->patience, 1u)))
+    bool is_slow = r->pages && r->dirty_pages > multiply_saturated(r->pages, SLOW_NUM) / SLOW_DEN;
+    if (s->postcopy == PRECOPY_POSTCOPY_FALLBACK && is_slow && p->throttle >= s->throttle_max && predicted_us > s->downtime_max_us)
+        return decide(p, PRECOPY_POSTCOPY, predicted_us, "more rounds would take long");
+    if (p->stalled < (p->throttle || is_hopeless(p, r) ? 1 : MAX(s->patience, 1u)))
         return decide(p, PRECOPY_ROUND, predicted_us, p->throttle ? "the guest is slowed down" : "");
     if (p->throttle < s->throttle_max) {
         throttle_raise(p, r);

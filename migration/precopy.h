@@ -13,7 +13,10 @@
  *                                                                                     rounds until the time is over: GIVE_UP
  *
  * Prediction: pages left times the time that a page took so far (everything included: copying, eliding, compression,
- * the wire, a limit of bandwidth), and a fixed part for the state. Progress: an eighth fewer pages left than at best.
+ * the wire, a limit of bandwidth), and a fixed part for the state. Progress: a sixth fewer pages left than at best, after the
+ * first round than it has sent. A guest whose rate of writing, as a look within the round has told it, leaves no room for progress
+ * is given no patience. Post-copy, where it is the way out, is taken as soon as the rounds to come would take more than three
+ * times as long as to send what is left, and the guest is not to be slowed down more.
  * A pause longer than the one that is aimed at begins at a low: when no more is left than at best so far, or nearly, or
  * after some rounds without such a moment.
  * Throttle: percent of the time that the guest's processors stand still. Where a look within the round has told the rate

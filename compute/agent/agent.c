@@ -14,6 +14,7 @@
 #include "common/file.h"
 #include "common/http_server.h"
 #include "common/log.h"
+#include "common/program_build.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_plan.h"
 #include "compute/agent/cpu_baseline.h"
@@ -54,6 +55,18 @@ void agent_vm_look(struct agent *a, struct local_vm *vm)
     vm_changed(vm, a);
 }
 
+/* As the file is now: VMs that were started before may be run by another (vm_seen). */
+static void put_vmm_version(const struct agent *a, struct node_report *report)
+{
+    char version[PROGRAM_BUILD_SIZE];
+    bool reads = program_build_of_file(a->vmm_path, version, NULL) >= 0;
+    for (const char *at = version; reads && *at != '\0'; at++)
+        reads = *at >= ' ' && *at <= '~'; /* a damaged file must not keep the report from being taken */
+    if (!reads)
+        snprintf(version, sizeof(version), "none that can be read");
+    OBJECT_TEXT(node_report, report, vmm_version, version[0] != '\0' ? version : "one that does not say");
+}
+
 static void put_report(struct node_report *report, void *arg)
 {
     struct agent *a = arg;
@@ -74,6 +87,7 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_SET(node_report, report, disk_bytes, a->facts.disk_bytes);
     OBJECT_TEXT(node_report, report, kvm, a->facts.kvm);
     OBJECT_TEXT(node_report, report, version, AGENT_VERSION);
+    put_vmm_version(a, report);
     OBJECT_TEXT(node_report, report, isolation, a->isolation);
     OBJECT_SET(node_report, report, cpu_baseline, a->cpu_baseline);
     object_mark(&node_report_desc, report, "vms");
@@ -103,7 +117,7 @@ static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_ch
             vm_give_order(vm, change->order, index);
             break;
         }
-        vm = vm_create(&a->vm_context, change->order, index);
+        vm = change->missing ? vm_create_missing(&a->vm_context, change->order, index) : vm_create(&a->vm_context, change->order, index);
         vm_lease_confirm(vm, a->generation);
         map_put(&a->vms, vm_id(vm), vm);
         break;
@@ -124,6 +138,9 @@ static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_ch
         break;
     case PLAN_DROP:
         drop_vm(a, vm);
+        break;
+    case PLAN_HALT:
+        vm_halt(vm);
         break;
     case PLAN_ORPHAN:
         break;
@@ -231,6 +248,7 @@ static void obey(const struct node_orders *orders, void *arg)
             .index = vm_order_index(vm),
             .removing = vm_is_removing(vm),
             .gone = vm_is_gone(vm),
+            .astray = vm_is_astray(vm),
         };
     }
     size_t n = agent_plan_orders(have, count, orders, changes);
@@ -280,13 +298,18 @@ static int accept_orders(const struct node_orders *orders, void *arg, struct err
         return 0;
     log_info("cluster-epoch", "from=%llu to=%llu", (unsigned long long)mine, (unsigned long long)theirs);
     OBJECT_SET(node_identity, &a->identity, epoch, theirs);
+    int r = identity_save(a, err); /* refused where it is not kept: a restart must not forget it */
+    if (r < 0) {
+        OBJECT_SET(node_identity, &a->identity, epoch, mine);
+        return r;
+    }
+    a->vm_context.cluster_epoch = theirs;
+    a->vm_context.settles_until_ms = uv_now(a->loop) + VM_SETTLE_MS;
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         vm_new_cluster_epoch(vm);
     agent_tasks_new_cluster_epoch(a);
-    int r = identity_save(a, err); /* refused where it is not kept: a restart must not forget it */
-    if (r < 0)
-        OBJECT_SET(node_identity, &a->identity, epoch, mine);
-    return r;
+    a->generation = 0; /* of the lease: the last one may be lost, and a lower one be the newest */
+    return 0;
 }
 
 /* Downloads progress without any state changing: tell of it now and then. */
@@ -440,6 +463,7 @@ static int make_places(struct agent *a, const struct agent_options *options, str
                    .network = a->network},
         .vmm_path = a->vmm_path,
         .boot_id = a->facts.boot_id,
+        .cluster_epoch = MAX(a->identity.epoch, UINT64_C(1)),
         .lease = &a->lease.holder,
         .pools = &a->pools,
         .changed = vm_changed,

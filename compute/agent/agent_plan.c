@@ -10,7 +10,7 @@ bool agent_plan_answer_ok(const struct node_orders *orders, uint64_t known_gener
 /* An answer looked up by VM: hosts hold thousands. */
 struct answer {
     const struct node_orders *orders;
-    struct map by_id, forget, gone;
+    struct map by_id, forget, gone, given, halt, missing;
 };
 
 static void answer_init(struct answer *answer, const struct node_orders *orders)
@@ -24,6 +24,12 @@ static void answer_init(struct answer *answer, const struct node_orders *orders)
         map_put(&answer->forget, orders->forget.items[i], orders->forget.items[i]);
     for (size_t i = 0; i < orders->gone.count; i++)
         map_put(&answer->gone, orders->gone.items[i], orders->gone.items[i]);
+    for (size_t i = 0; i < orders->given.count; i++)
+        map_put(&answer->given, orders->given.items[i], orders->given.items[i]);
+    for (size_t i = 0; i < orders->halt.count; i++)
+        map_put(&answer->halt, orders->halt.items[i], orders->halt.items[i]);
+    for (size_t i = 0; i < orders->missing.count; i++)
+        map_put(&answer->missing, orders->missing.items[i], orders->missing.items[i]);
 }
 
 static void answer_finish(struct answer *answer)
@@ -31,10 +37,13 @@ static void answer_finish(struct answer *answer)
     map_finish(&answer->by_id);
     map_finish(&answer->forget);
     map_finish(&answer->gone);
+    map_finish(&answer->given);
+    map_finish(&answer->halt);
+    map_finish(&answer->missing);
 }
 
 /* An order for a VM that we have one for already. */
-static enum plan_change_kind compare(const struct plan_have *have, const struct vm_order *order, const char **ret_why)
+static enum plan_change_kind compare(const struct plan_have *have, const struct vm_order *order, bool missing, const char **ret_why)
 {
     const struct vm_order *known = have->order;
     if (order->epoch < known->epoch) {
@@ -47,9 +56,9 @@ static enum plan_change_kind compare(const struct plan_have *have, const struct 
     }
     if (have->removing)
         return PLAN_LATER;
-    /* what was deleted stays deleted under the same epoch: only a new start can bring it back */
+    /* what was deleted stays deleted under the same epoch: only a new start can bring it back, or that its deletion was lost */
     if (have->gone)
-        return order->epoch > known->epoch ? PLAN_ACCEPT : PLAN_KEEP;
+        return order->epoch > known->epoch || missing ? PLAN_ACCEPT : PLAN_KEEP;
     return object_equal(&vm_order_desc, known, order) ? PLAN_KEEP : PLAN_ACCEPT;
 }
 
@@ -57,13 +66,18 @@ static struct plan_change change_of_have(const struct plan_have *have, size_t at
 {
     const struct vm_order *order = map_get(&answer->by_id, have->id);
     struct plan_change change = {.kind = PLAN_ORPHAN, .have = at, .order = order};
+    bool missing = map_get(&answer->missing, have->id) != NULL;
     if (order != NULL)
-        change.kind = compare(have, order, &change.why);
+        change.kind = compare(have, order, missing, &change.why);
     else if (have->gone)
         change.kind = PLAN_DROP;
     /* An answer older than the order we obey may simply not have heard of the VM. */
-    else if (map_get(&answer->forget, have->id) != NULL && answer->orders->index >= have->index && !have->removing)
+    else if (map_get(&answer->forget, have->id) != NULL && answer->orders->index >= have->index && !have->removing &&
+             (!have->astray || map_get(&answer->given, have->id) != NULL))
         change.kind = PLAN_FORGET;
+    else if (have->astray && map_get(&answer->halt, have->id) != NULL)
+        change.kind = PLAN_HALT;
+    change.missing = change.kind == PLAN_ACCEPT && have->gone && missing;
     change.nobodys = change.kind == PLAN_FORGET && map_get(&answer->gone, have->id) != NULL;
     return change;
 }
@@ -81,7 +95,8 @@ size_t agent_plan_orders(const struct plan_have *have, size_t have_count, const 
     }
     for (size_t i = 0; i < orders->vms.count; i++)
         if (map_get(&answer.by_id, all[i].id) == &all[i])
-            ret_changes[n++] = (struct plan_change){.kind = PLAN_ACCEPT, .have = PLAN_NEW, .order = &all[i]};
+            ret_changes[n++] = (struct plan_change){
+                .kind = PLAN_ACCEPT, .have = PLAN_NEW, .order = &all[i], .missing = map_get(&answer.missing, all[i].id) != NULL};
     answer_finish(&answer);
     return n;
 }
@@ -157,6 +172,8 @@ enum plan_step agent_plan_vm(const struct plan_vm *vm)
         return vm->held ? PLAN_WAIT_TASK : PLAN_REMOVE;
     if (vm->leaving)
         return PLAN_REST_LEFT;
+    if (vm->missing)
+        return PLAN_REST_FAILED;
     if (vm->wanted == vm_wanted_STOPPED && !vm->arriving)
         return PLAN_REST;
     return plan_start(vm);

@@ -19,6 +19,7 @@ struct plan_have {
     uint64_t index;               /* of the answer that it came with */
     bool removing;                /* its files are going away; nothing else can be done with it until they are gone */
     bool gone;                    /* only the memory that it was deleted is left, to be told to the controllers */
+    bool astray;                  /* its order may be of those that the cluster has lost, see vm_new_cluster_epoch */
 };
 
 enum plan_change_kind {
@@ -28,7 +29,8 @@ enum plan_change_kind {
     PLAN_LATER,  /* it is new, but the VM's files are just going away: ask for it again afterwards */
     PLAN_FORGET, /* the VM is no longer ours: end it and remove what is left */
     PLAN_DROP,   /* the controllers know that it is deleted: drop the memory of it */
-    PLAN_ORPHAN, /* not spoken of: left exactly as it is */
+    PLAN_HALT,   /* astray, and another host runs it by now: stop it, and keep all of it */
+    PLAN_ORPHAN, /* not spoken of, or astray and not given away: left exactly as it is */
 };
 
 struct plan_change {
@@ -36,6 +38,7 @@ struct plan_change {
     size_t have;                  /* index into the VMs the host has, or PLAN_NEW */
     const struct vm_order *order; /* ACCEPT, KEEP, REFUSE and LATER: inside @orders */
     const char *why;              /* REFUSE: in words */
+    bool missing;                 /* ACCEPT: of one that was here, and of which nothing is left */
     bool nobodys;                 /* FORGET: no other host has it either, or ever will */
 };
 #define PLAN_NEW SIZE_MAX
@@ -67,6 +70,7 @@ struct plan_vm {
     bool gone;      /* nothing of it is left */
     bool arriving;  /* a migration brings it: it is not this host's yet, and must not run here */
     bool taking;    /* it has become this host's, and its VMM, which holds it, is to be told */
+    bool missing;   /* nothing of it was left when it was ordered, and it is not to be made anew yet */
     bool leaving;   /* a migration takes it away, or has: whose it is, only the controllers know */
 
     bool process;         /* a VMM of this VM lives */

@@ -565,6 +565,7 @@ static void on_decided(const struct http_answer *answer, void *arg)
     /* Refused: it knows already, or there is nothing of it any more. */
     if (answer->status / 100 != 2 && answer->status != 409 && !m->process_ended)
         return wake_in(m, MIGRATE_OUT_RETRY_MS);
+    (void)figures_take(m, answer); /* what it said before it was told is no news */
     if (m->there)
         vm_left(m->options.vm);
     step_to(m, OUT_ENDING);
@@ -600,6 +601,11 @@ static void ending(struct migrate_out *m)
         return end(m, m->there                 ? operation_state_SUCCEEDED
                       : m->cancel && !m->there ? operation_state_CANCELLED
                                                : operation_state_FAILED);
+    if (!m->there && m->figures.phase == vmm_migration_phase_UNKNOWN && m->wait_call == NULL) {
+        OBJECT_SET(vmm_migration, &m->figures, phase, vmm_migration_phase_IDLE); /* where the answer does not say, it is asked */
+        step_to(m, OUT_DECIDE); /* it could not take back what it had let go of, and asks again: the answer is the same */
+        return wake_in(m, MIGRATE_OUT_RETRY_MS);
+    }
     if (m->wait_call == NULL && m->looked == false) {
         m->looked = true;
         if (call_start(m, "GET", "/v1/vm/migration/wait", NULL, MIGRATE_OUT_WAIT_MS, on_waited, &m->wait_call) < 0)

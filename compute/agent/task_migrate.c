@@ -249,7 +249,7 @@ static struct local_vm *arrival_vm(struct agent *a, struct agent_task *task, con
     }
     if (vm_arriving(vm) != NULL && strcmp(vm_arriving(vm), task->order.id) == 0 && !vm_is_forgotten(vm))
         return vm;
-    if (vm_arriving(vm) != NULL) /* of one before it */
+    if (vm_arriving(vm) != NULL && !vm_is_astray(vm)) /* of one before it */
         vm_forget(vm, false);
     if (vm_is_forgotten(vm) || vm_is_gone(vm))
         a->ask_again = true; /* when what is left of it has gone */
@@ -310,7 +310,7 @@ static void vm_look(struct agent *a, struct local_vm *vm, const struct node_orde
     }
     if (d != NULL)
         departure_look(d, orders);
-    if (arriving != NULL && !is_ordered(a, arriving, task_role_PEER) && orders->index >= vm_order_index(vm))
+    if (arriving != NULL && !is_ordered(a, arriving, task_role_PEER) && orders->index >= vm_order_index(vm) && !vm_is_astray(vm))
         vm_forget(vm, false);
     if (v != NULL && !v->closing && (vm_arrival_of(vm, &(const char *){NULL}) == VM_ARRIVAL_NONE) && !vm_is_taking(vm))
         arrival_close(v);

@@ -10,9 +10,12 @@
  * after, under the same epoch.
  *
  * Failure modes: until the new one has said that it is about to run, which is the last thing that it says, the old one goes on
- * wherever the new one ends or is silent; where it hangs it is ended from here (phase unknown). An old one that ends in another
- * way takes the new one with it (vm.c), and the VM is started again by its restart policy. An agent that is killed finds at its
- * start either that the new one has taken over, or ends it. Begun twice: an operation under which it was done is done.
+ * wherever the new one ends or is silent. Where the new one hangs and holds what the old one needs (phase unknown) it is ended from
+ * here, but only when it was looked at twice: one that says that it runs the guest, or is about to, is never ended, for its word may
+ * be on its way. What takes too long is cancelled, and the new one ended when the old one has said that it goes on; where the old
+ * one says nothing both are left to themselves: one of them has the guest. An old one that ends in another way takes the new one
+ * with it (vm.c), and the VM is started again by its restart policy. An agent that is killed finds at its start either that the new
+ * one has taken over, or ends it. Begun twice: an operation under which it was done is done.
  *
  * Everything is looked at again each UPGRADE_LOOK_MS; a call to a VMM is never waited for in another way. */
 #include <errno.h>
@@ -27,6 +30,8 @@
 #define UPGRADE_START_MS 60000u /* until the VM's VMM answers, and until the new one does */
 #define UPGRADE_SILENCE_MS 5000u /* of the new one while the guest stands still, before the old one takes it for gone */
 #define UPGRADE_HAND_OVER_MS 60000u /* until the guest may be stopped */
+#define UPGRADE_LATE_MS (2 * UPGRADE_HAND_OVER_MS) /* then it is cancelled; and after as long again left as it is */
+#define UPGRADE_DOUBTS 2u /* looks at a new one that does not run the guest while the old one does not know it, until it is ended */
 
 enum step { UPGRADE_WAITING, UPGRADE_STARTING, UPGRADE_ORDERING, UPGRADE_HANDING_OVER };
 
@@ -41,6 +46,7 @@ struct upgrade_task {
     bool cancel, cancel_told;
     /* facts */
     bool listens, ordered, is_unknown;
+    unsigned doubts;
     /* how it ended */
     bool over;
     enum operation_state state;
@@ -86,17 +92,23 @@ static void over(struct upgrade_task *u, enum operation_state state)
     finish(u);
 }
 
+/* What becomes of the new one is not this task's any more. */
+static void leave(struct upgrade_task *u, const char *format, const char *words)
+{
+    error_set(&u->err, -EIO, ERROR_CONFLICT, format, words);
+    over(u, operation_state_FAILED);
+}
+
 static void fail(struct upgrade_task *u, const char *format, const char *words)
 {
     struct local_vm *vm = find_vm(u);
-    if (vm != NULL)
+    if (vm != NULL && u->step != UPGRADE_WAITING) /* one that there is is another task's, and may have the guest */
         vm_successor_end(vm);
     if (u->cancel) {
         error_set(&u->err, -ECANCELED, ERROR_CANCELLED, "cancelled: the VM goes on in the VMM that it is in");
         return over(u, operation_state_CANCELLED);
     }
-    error_set(&u->err, -EIO, ERROR_CONFLICT, format, words);
-    over(u, operation_state_FAILED);
+    leave(u, format, words);
 }
 
 static void step_to(struct upgrade_task *u, enum step step, const char *words)
@@ -183,8 +195,28 @@ static void on_looked(const struct http_answer *answer, void *arg)
     bool failed = seen.phase == vmm_migration_phase_FAILED || seen.phase == vmm_migration_phase_CANCELLED;
     if (u->step == UPGRADE_HANDING_OVER && seen.direction == vmm_migration_direction_OUT && failed)
         fail(u, "the VM goes on in the VMM that it is in: %.400s", seen.failure != NULL ? seen.failure : "it does not say why");
+    else if (u->step == UPGRADE_HANDING_OVER && has_waited(u, UPGRADE_LATE_MS) &&
+             (seen.phase == vmm_migration_phase_IDLE || seen.direction == vmm_migration_direction_IN))
+        fail(u, "%s", "the VM goes on in the VMM that it is in, which was never told to hand it over");
     u->is_unknown = seen.phase == vmm_migration_phase_UNKNOWN;
     OBJECT_CLEAR(vmm_migration, &seen);
+}
+
+/* The old one is not told that the new one runs. It does not, unless it says so, for it would have to give its word first, which the
+ * old one has stopped to take (migrate_sender.h; one of before that still takes it). */
+static void on_doubted(const struct http_answer *answer, void *arg)
+{
+    struct upgrade_task *u = arg;
+    struct vmm_migration seen = {.head = {0}};
+    if (!call_over(u))
+        return;
+    bool runs = phase_of(answer, &seen) && (seen.phase == vmm_migration_phase_GO || seen.phase == vmm_migration_phase_DONE);
+    OBJECT_CLEAR(vmm_migration, &seen);
+    u->doubts = runs ? 0 : u->doubts + 1;
+    u->is_unknown = false; /* until the old one says it again */
+    struct local_vm *vm = find_vm(u);
+    if (vm != NULL && u->doubts == UPGRADE_DOUBTS)
+        vm_successor_end(vm);
 }
 
 static void on_cancelled(const struct http_answer *answer, void *arg)
@@ -226,6 +258,8 @@ static void wait(struct upgrade_task *u, struct local_vm *vm)
     struct error err = {.code = 0};
     if (u->cancel)
         return fail(u, "%s", "cancelled");
+    if (vm_has_successor(vm)) /* of a task that was given up: what the VMM that it was to come from says decides */
+        return step_to(u, UPGRADE_HANDING_OVER, "a new VMM that was begun before is looked at");
     int r = vm_successor_start(vm, u->task->order.id, &err);
     if (r == 0)
         step_to(u, UPGRADE_STARTING, "starting a new VMM for it");
@@ -258,16 +292,19 @@ static void hand_over(struct upgrade_task *u, struct local_vm *vm)
         u->step = UPGRADE_HANDING_OVER;
         return order(u, vm);
     }
-    if (u->is_unknown) /* it hangs: with its end it is known that it does not run the VM */
-        vm_successor_end(vm);
-    if (u->cancel && !u->cancel_told) {
+    if (!vm_has_process(vm))
+        return fail(u, "%s", "its VMM ended before it had handed it over");
+    if (has_waited(u, 2 * UPGRADE_LATE_MS))
+        return leave(u, "%s", "it was not handed over in time, and its VMM does not say which of the two has it; stop the VM by force "
+                              "where it does not run");
+    if (u->is_unknown && vm_has_successor(vm)) {
+        CLEANUP_FREE char *control = vm_successor_control(vm);
+        return call_start(u, control, "GET", "/v1/vm/migration", NULL, on_doubted);
+    }
+    if ((u->cancel || has_waited(u, UPGRADE_LATE_MS)) && !u->cancel_told) {
         u->cancel_told = true;
         return call_start(u, vm_control_path(vm), "DELETE", "/v1/vm/migration", NULL, on_cancelled);
     }
-    if (!vm_has_process(vm))
-        return fail(u, "%s", "its VMM ended before it had handed it over");
-    if (has_waited(u, 2 * UPGRADE_HAND_OVER_MS))
-        return fail(u, "%s", "it was not handed over in time");
     call_start(u, vm_control_path(vm), "GET", "/v1/vm/migration", NULL, on_looked);
 }
 

@@ -54,6 +54,7 @@
 
 #include "common/log.h"
 #include "common/state_machine.h"
+#include "compute/agent/agent_lease.h"
 #include "compute/agent/agent_plan.h"
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/vm.h"
@@ -112,6 +113,7 @@ struct local_vm {
     struct vm_order dropped; /* disks that its VMM may have though no order names them any more (vm_adjust_dropped) */
     bool adjusted; /* the VMM was started with the devices of the order, or has been given them */
     uint64_t answer_index; /* of the newest answer of the controllers that had an order for it */
+    uint64_t astray_since_ms; /* while vm_is_astray */
     bool owned;  /* file.arriving: it is this host's now */
     bool told;   /* and its VMM knows */
     bool left;   /* it runs elsewhere: its VMM has been told, or has said so */
@@ -183,6 +185,18 @@ static void vm_maybe_finish(struct local_vm *vm);
 static uint64_t now_ms(const struct local_vm *vm)
 {
     return uv_now(vm->context->loop);
+}
+
+bool vm_is_astray(const struct local_vm *vm)
+{
+    return !vm->gone && MAX(vm->file.cluster_epoch, UINT64_C(1)) < vm->context->cluster_epoch;
+}
+
+/* Said by whoever knows. The caller has it written down. */
+static void not_astray(struct local_vm *vm)
+{
+    OBJECT_SET(agent_vm, &vm->file, cluster_epoch, vm->context->cluster_epoch);
+    vm->unsaved = true;
 }
 
 static void vm_timer(uv_timer_t *timer)
@@ -714,6 +728,29 @@ static void vm_look_if_stuck(struct local_vm *vm, const struct vmm_status *statu
     vm->process_stuck = stuck;
 }
 
+/* Of one that is astray and that a migration brings nobody may ever say whose it is. What its VMM has been told to run (it shows no hold
+ * "start" any more, also where it waits for pages) the source has let go of. One that still waits is the source's. */
+static void vm_look_if_arrived(struct local_vm *vm, const struct vmm_status *status)
+{
+    bool has = status->state == vmm_state_RUNNING || status->state == vmm_state_PAUSED;
+    if (!vm_is_astray(vm) || vm->file.arriving == NULL || vm->owned)
+        return;
+    for (size_t i = 0; i < status->holds.count; i++)
+        has = has && strcmp(status->holds.items[i], "start") != 0;
+    if (!has && now_ms(vm) < vm->astray_since_ms + VM_SETTLE_MS)
+        return;
+    log_warning("vm-arrival-astray", "vm=%s has_it=%d", vm->name, has);
+    if (has) {
+        vm->owned = vm->told = true; /* its end is waited for as where an order has said so: what is left may be on its way */
+        OBJECT_SET(agent_vm, &vm->file, disks_partial, false);
+        vm->unsaved = true;
+    } else {
+        not_astray(vm);
+    }
+    vm_save_or_log(vm);
+    vm->context->changed(vm, vm->context->arg);
+}
+
 static void program_set(struct local_vm *vm, const char *version)
 {
     if (strcmp(vm->program, version) == 0)
@@ -739,6 +776,7 @@ static void vm_on_status(const struct http_answer *answer, void *arg)
         vm->process_silent = false;
         vm->process_paused = status.state == vmm_state_PAUSED;
         vm_look_if_stuck(vm, &status);
+        vm_look_if_arrived(vm, &status);
         program_set(vm, status.version != NULL ? status.version : "");
         vm->ask_at_ms = now_ms(vm) + VM_ASK_MS;
         OBJECT_CLEAR(vmm_status, &status);
@@ -1115,7 +1153,10 @@ static uint64_t vm_page_value(const struct local_vm *vm, uint64_t epoch, uint64_
     if (context->lease == NULL)
         return 0;
     bool its_own = vm->lease_generation != 0 && vm->lease_generation == context->lease->generation && !vm->forgotten &&
-                   !vm->gone && !context->leaving && epoch == vm->file.order.epoch;
+                   !vm_is_astray(vm) && !vm->gone && !context->leaving && epoch == vm->file.order.epoch;
+    /* Another may have it, and be followed: what is held or off stays so until that would have been said. */
+    if (its_own && vm->file.order.ha && now_ms(vm) < context->settles_until_ms && present != 0 && present <= agent_lease_now_ns())
+        its_own = false;
     return lease_holder_page(context->lease, vm->file.order.ha, !context->disarmed, its_own, present);
 }
 
@@ -1142,7 +1183,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     if (r == 0)
         r = lease_page_open(&vm->page, lease_path, true, vm_page_value(vm, order->epoch, 1), err);
     if (r == 0 && vm->user != 0)
-        r = vmm_user_own_files(places, order, vm->user, err);
+        r = vmm_user_own_files(places, order, vm->file.arriving != NULL && !vm->owned, vm->user, err);
     if (r == 0 && places->cgroups != NULL)
         r = vmm_cgroup_make(places->cgroups, vm->id, order->vcpus, order->memory_bytes, &cgroup, err);
     if (r < 0)
@@ -1171,12 +1212,10 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
 /* A VMM opens disks that other hosts reach only under the lease: without it the start would be for nothing. */
 static bool vm_lease_allows_start(const struct local_vm *vm)
 {
-    struct timespec now;
     if (!pool_dir_shared(&vm->file.order) || vm->file.arriving != NULL)
         return true;
     uint64_t value = vm_page_value(vm, vm->file.order.epoch, 1);
-    clock_gettime(CLOCK_BOOTTIME, &now);
-    return value == 0 || value > (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec + LEASE_FOR_START_NS;
+    return value == 0 || value > agent_lease_now_ns() + LEASE_FOR_START_NS;
 }
 
 static void vm_start(struct local_vm *vm)
@@ -1247,7 +1286,7 @@ static void vm_rest(struct local_vm *vm)
 static void vm_wait_backoff(struct local_vm *vm)
 {
     if (vm->end == PLAN_END_NOT_STARTED)
-        vm_settle(vm, vm_state_FAILED, vm->end_text);
+        vm_settle(vm, vm_state_FAILED, vm->file.missing ? VM_MISSING_TEXT : vm->end_text);
     else
         vm_move(vm, vm_state_STARTING, vm->end_text);
     vm_wake_at(vm, vm->backoff_until_ms);
@@ -1308,7 +1347,7 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         vm_settle(vm, vm_state_STOPPED, "the guest powered off");
         return false;
     case PLAN_REST_FAILED:
-        vm_settle(vm, vm_state_FAILED, vm->end_text);
+        vm_settle(vm, vm_state_FAILED, vm->file.missing ? VM_MISSING_TEXT : vm->end_text);
         return false;
     case PLAN_REST_GONE:
         vm_settle(vm, vm_state_DELETED, "");
@@ -1389,6 +1428,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .gone = vm->gone,
         .arriving = vm->file.arriving != NULL && !vm->owned,
         .taking = vm->file.arriving != NULL && vm->owned,
+        .missing = vm->file.missing,
         .leaving = vm->file.leaving != NULL || vm->left,
         .process = vm->process,
         .process_old = vm->process && (vm->process_id.epoch < order->epoch || vm->stale),
@@ -1459,6 +1499,7 @@ static struct local_vm *vm_make(const struct vm_context *context, const struct v
     object_mark(&agent_vm_desc, &file, "order");
     OBJECT_SET(agent_vm, &file, boot, order->boot);
     OBJECT_SET(agent_vm, &file, index, index);
+    OBJECT_SET(agent_vm, &file, cluster_epoch, MAX(context->cluster_epoch, UINT64_C(1)));
     if (arriving != NULL) {
         OBJECT_TEXT(agent_vm, &file, arriving, arriving);
         OBJECT_SET(agent_vm, &file, disks_partial, vm_files_disks_move(order));
@@ -1483,6 +1524,22 @@ static struct local_vm *vm_make(const struct vm_context *context, const struct v
 struct local_vm *vm_create(const struct vm_context *context, const struct vm_order *order, uint64_t index)
 {
     return vm_make(context, order, index, NULL);
+}
+
+struct local_vm *vm_create_missing(const struct vm_context *context, const struct vm_order *order, uint64_t index)
+{
+    struct local_vm *vm = vm_make(context, order, index, NULL);
+    CLEANUP_FREE char *disks = vm_files_path(&context->places, vm->id, "disks");
+    if (access(disks, F_OK) == 0 || vm->gone)
+        return vm; /* but its vm.json was: what there is is used */
+    if (!vm_files_disks_move(order)) {
+        vm->hold_until_ms = now_ms(vm) + VM_SETTLE_MS; /* nothing is lost with it; but another host may say that it has it */
+        return vm;
+    }
+    OBJECT_SET(agent_vm, &vm->file, missing, true);
+    vm->unsaved = true;
+    vm_save_or_log(vm);
+    return vm;
 }
 
 struct local_vm *vm_create_arriving(const struct vm_context *context, const struct vm_order *order, const char *operation,
@@ -1556,6 +1613,7 @@ int vm_load(const struct vm_context *context, const char *id, struct local_vm **
     r = vm_look(vm, &look);
     if (r < 0 && r != -EAGAIN)
         log_warning("vm-look", "vm=%s error=\"%s\"", vm->name, look.text);
+    vm->astray_since_ms = now_ms(vm);
     vm_recall(vm);
     vm_recall_end(vm);
     log_info("vm-loaded", "vm=%s id=%s state=%s epoch=%llu generation=%llu", vm->name, vm->id,
@@ -1586,19 +1644,46 @@ static void vm_arrived(struct local_vm *vm, const struct vm_order *order)
         vm->unsaved = true;
         vm_save_or_log(vm);
     }
+    if (pool_dir_shared(order)) /* it looked at their sizes before it had them: a volume may have to grow still */
+        vm->adjusted = false;
     if (!vm->owned)
         arrival_over(vm);
     vm_wake_in(vm, 0);
 }
 
+/* Of a VM that runs nothing is other than the number: a recovery does so with all of them at once, and to write each down at once would
+ * keep the loop from the host's lease for seconds. It is written down when the number is reached. */
+static bool is_told_again(struct local_vm *vm, const struct vm_order *order)
+{
+    struct vm_order *known = &vm->file.order;
+    uint64_t had = known->generation;
+    OBJECT_SET(vm_order, known, generation, order->generation);
+    bool same = object_equal(&vm_order_desc, known, order);
+    OBJECT_SET(vm_order, known, generation, had);
+    return same && vm->process && now_ms(vm) < vm->context->settles_until_ms;
+}
+
+static uint64_t spread_ms(const struct local_vm *vm)
+{
+    uint64_t hash = 5381;
+    for (const char *at = vm->id; *at != '\0'; at++)
+        hash = hash * 33 + (unsigned char)*at;
+    return hash % VM_TOLD_AGAIN_MS;
+}
+
 void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t index)
 {
     struct vm_order *known = &vm->file.order;
-    bool same = object_equal(&vm_order_desc, known, order);
+    bool same = object_equal(&vm_order_desc, known, order), told_again = !same && is_told_again(vm, order);
     vm->answer_index = index;
     bool newer = order->epoch > known->epoch || order->generation > known->generation || order->boot > known->boot;
     if (vm->file.arriving != NULL && !vm->owned)
         vm_arrived(vm, order);
+    if (vm_is_astray(vm)) {
+        not_astray(vm);
+        if (same)
+            vm_save_or_log(vm);
+    }
     if (same && vm->confirmed)
         return;
     vm->confirmed = true;
@@ -1609,8 +1694,11 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
             vm_adjust_dropped(known, order, &vm->dropped);
         else
             OBJECT_CLEAR(vm_order, &vm->dropped);
-        if (order->epoch > known->epoch)
+        if (order->epoch > known->epoch) {
             OBJECT_TEXT(agent_vm, &vm->file, leaving, NULL);
+            if (vm->file.missing)
+                OBJECT_SET(agent_vm, &vm->file, missing, false);
+        }
         if (vm->adjust != NULL) { /* for an order that counts no more */
             vm->adjust_again = true;
             vm_adjust_cancel(vm->adjust);
@@ -1620,7 +1708,8 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
         OBJECT_SET(agent_vm, &vm->file, index, index);
         vm->prepared = false;
         vm->unsaved = true;
-        vm_save_or_log(vm);
+        if (!told_again)
+            vm_save_or_log(vm);
         log_info("vm-order", "vm=%s wanted=%s epoch=%llu generation=%llu boot=%llu", vm->name,
                  vm_wanted_desc.names[order->wanted], (unsigned long long)order->epoch,
                  (unsigned long long)order->generation, (unsigned long long)order->boot);
@@ -1632,7 +1721,7 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
         vm->failures = 0;
         vm->hold_until_ms = 0;
     }
-    vm_wake_in(vm, 0);
+    vm_wake_in(vm, told_again ? spread_ms(vm) : 0);
 }
 
 void vm_lease_confirm(struct local_vm *vm, uint64_t generation)
@@ -1924,6 +2013,8 @@ void vm_put_seen(const struct local_vm *vm, struct vm_seen *seen)
     OBJECT_TEXT(vm_seen, seen, reason, vm->reason);
     if (vm->program[0] != '\0')
         OBJECT_TEXT(vm_seen, seen, program, vm->program);
+    if (vm_is_astray(vm))
+        OBJECT_SET(vm_seen, seen, astray, true);
     if (vm->wait != NULL) {
         uint64_t done, total;
         image_cache_progress(vm->wait, &done, &total);
@@ -1945,6 +2036,18 @@ const struct vm_order *vm_order_of(const struct local_vm *vm)
 void vm_new_cluster_epoch(struct local_vm *vm)
 {
     OBJECT_SET(agent_vm, &vm->file, index, 0);
+    vm->astray_since_ms = now_ms(vm);
+}
+
+void vm_halt(struct local_vm *vm)
+{
+    if (vm->file.order.wanted == vm_wanted_STOPPED)
+        return;
+    log_warning("vm-halt", "vm=%s id=%s why=\"another host has it by now; all of it is kept here\"", vm->name, vm->id);
+    OBJECT_SET(vm_order, &vm->file.order, wanted, vm_wanted_STOPPED);
+    vm->unsaved = true;
+    vm_save_or_log(vm);
+    vm_wake_in(vm, 0);
 }
 
 uint64_t vm_order_index(const struct local_vm *vm)

@@ -42,6 +42,8 @@ struct vm_context {
     const struct lease_holder *lease; /* of the host; NULL: no VM is ruled by one (tests) */
     const struct pool_watches *pools; /* of the host; NULL: all are there (tests) */
     bool disarmed;                    /* VMs with ha run without it too */
+    uint64_t cluster_epoch;           /* that the host follows, 1 or more */
+    uint64_t settles_until_ms;        /* of the loop's clock: whether others have its VMs is being found out, see vm_new_cluster_epoch */
     bool leaving;                     /* the lease is given up: no VM with ha runs here any more */
     /* What vm_put_seen would say has changed. It may close the VM. */
     void (*changed)(struct local_vm *vm, void *arg);
@@ -51,6 +53,10 @@ struct vm_context {
 /* A VM that an order speaks of for the first time. @order is copied. For one that is to be deleted nothing is made.
  * A failure to write its vm.json is the VM's state then, and no failure of this call. */
 struct local_vm *vm_create(const struct vm_context *context, const struct vm_order *order, uint64_t index);
+/* One that was here, as the controllers know, and of which nothing is left: if it has disks of its own it is failed, with
+ * VM_MISSING_TEXT, until it is started under a new epoch, and only that makes it anew. Any other waits for VM_SETTLE_MS. */
+struct local_vm *vm_create_missing(const struct vm_context *context, const struct vm_order *order, uint64_t index);
+#define VM_MISSING_TEXT "it was on this host, and nothing of it is left here: its disks are gone; `drover vm start` makes it anew, with those of its image"
 /* A VM that an agent before us had, with its VMM if one lives. -ENOENT: there is no vm.json. */
 int vm_load(const struct vm_context *context, const char *id, struct local_vm **ret_vm, struct error *err);
 
@@ -134,7 +140,16 @@ void vm_put_seen(const struct local_vm *vm, struct vm_seen *seen);
 const char *vm_id(const struct local_vm *vm);
 const struct vm_order *vm_order_of(const struct local_vm *vm);
 uint64_t vm_order_index(const struct local_vm *vm);
-void vm_new_cluster_epoch(struct local_vm *vm); /* the index of orders counts anew */
+/* The cluster was rebuilt from a survivor: the index of orders counts anew. The order may be of those that are lost with the end of
+ * the log: the VM is astray, has no part in the host's lease and is kept until one is given again. One that a migration brings is so
+ * until its VMM is seen to run it (then it is this host's) or has waited for VM_SETTLE_MS. So long, too, no VM with ha is let run that was
+ * held or off: another host may say that it has it. The context's cluster_epoch and settles_until_ms are set before. */
+void vm_new_cluster_epoch(struct local_vm *vm);
+bool vm_is_astray(const struct local_vm *vm);
+#define VM_SETTLE_MS 10000
+#define VM_TOLD_AGAIN_MS 4000 /* over which VMs are spread that a recovery tells again what they have reached: each is written down */
+/* It is astray and another host runs it: its VMM ends, and its files stay. */
+void vm_halt(struct local_vm *vm);
 bool vm_is_removing(const struct local_vm *vm); /* its files are going away */
 bool vm_is_gone(const struct local_vm *vm);     /* nothing of it is left */
 bool vm_is_forgotten(const struct local_vm *vm);

@@ -173,14 +173,20 @@ int vmm_user_own_disk(const struct vm_places *places, const struct vm_order *ord
     return disk->read_only ? file_own(path, 0, user, 0640, err) : file_own(path, user, user, 0600, err);
 }
 
-int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err)
+static bool disk_is_shared(const struct vm_order *order, const struct vm_disk *disk)
+{
+    const struct pool_order *pool = pool_dir_of(order, disk);
+    return pool != NULL && pool->kind == pool_kind_SHARED_DIR;
+}
+
+int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, bool arriving, uid_t user, struct error *err)
 {
     CLEANUP_FREE char *disks_dir = vm_files_path(places, order->id, "disks");
     const struct artifact *images[] = {&order->kernel, &order->initrd};
     const struct vm_disk *disks = order->disks.items;
     int r = file_own(disks_dir, 0, user, 0710, err);
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
-        r = disks[i].leaving ? 0 : vmm_user_own_disk(places, order, &disks[i], user, err);
+        r = disks[i].leaving || (arriving && disk_is_shared(order, &disks[i])) ? 0 : vmm_user_own_disk(places, order, &disks[i], user, err);
     if (r == 0 && seed_files_wanted(order)) {
         CLEANUP_FREE char *path = vm_files_path(places, order->id, SEED_FILE);
         r = file_own(path, 0, user, 0640, err);

@@ -48,8 +48,9 @@ int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm
                    struct error *err);
 /* That of a VM with disks that other hosts reach: the same wherever it runs. */
 uid_t vmm_user_of_shared(uint32_t base, const char *vm_id);
-/* Before each start, with the VM's lock held: disks, seed and images of @order are the user's to use. */
-int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, uid_t user, struct error *err);
+/* Before each start, with the VM's lock held: disks, seed and images of @order are the user's to use. @arriving: but for disks that other
+ * hosts reach: the one that the VM comes from uses them. */
+int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, bool arriving, uid_t user, struct error *err);
 
 /* @disk of @order alone, for a VMM that runs. */
 int vmm_user_own_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user,

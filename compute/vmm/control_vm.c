@@ -4,6 +4,7 @@
 #include "common/program_build.h"
 #include "compute/vmm/control_call.h"
 #include "compute/vmm/devices/pvpanic/pvpanic.h"
+#include "compute/vmm/machine_incoming.h"
 
 static const enum vmm_state states[] = {
     [MACHINE_CREATED] = vmm_state_CREATED, [MACHINE_RUNNING] = vmm_state_RUNNING, [MACHINE_PAUSED] = vmm_state_PAUSED,
@@ -22,6 +23,9 @@ static void holds_add(struct vmm_status *status, unsigned holds)
     object_mark(&vmm_status_desc, status, "holds");
 }
 
+#define VMM_VERSION "0.1.0"
+PROGRAM_VERSION_NOTE(VMM_VERSION);
+
 int control_vm_show(struct control_call *call, struct error *err UNUSED)
 {
     struct machine *m = call->machine;
@@ -36,7 +40,7 @@ int control_vm_show(struct control_call *call, struct error *err UNUSED)
     else if (m->state == MACHINE_PAUSED && m->pause_reason[0])
         OBJECT_TEXT(vmm_status, &status, reason, m->pause_reason);
     char version[PROGRAM_BUILD_SIZE];
-    OBJECT_TEXT(vmm_status, &status, version, program_build("0.1.0", version));
+    OBJECT_TEXT(vmm_status, &status, version, program_build(VMM_VERSION, version));
     OBJECT_SET(vmm_status, &status, pid, (uint64_t)getpid());
     OBJECT_TEXT(vmm_status, &status, machine, "pc-1");
     OBJECT_SET(vmm_status, &status, vcpus, c->vcpus);
@@ -44,7 +48,9 @@ int control_vm_show(struct control_call *call, struct error *err UNUSED)
     OBJECT_SET(vmm_status, &status, resets, m->resets);
     OBJECT_SET(vmm_status, &status, lease_held, lease_allows_io(&m->lease.lease));
     OBJECT_SET(vmm_status, &status, panics, pvpanic_count(m->pvpanic));
-    holds_add(&status, vcpu_set_holds(&m->vcpus));
+    /* What a migration has brought whole and nobody has given to this process yet stands still by more than its holds. */
+    bool waits = m->frozen && machine_incoming_is_active(m);
+    holds_add(&status, vcpu_set_holds(&m->vcpus) | (waits ? VCPU_HOLD_START : 0));
     OBJECT_ENCODE(vmm_status, &status, &call->answer);
     OBJECT_CLEAR(vmm_status, &status);
     return 0;

@@ -58,6 +58,12 @@ static int do_load(void *arg, struct error *err)
     struct incoming_job *job = arg;
     struct machine *m = job->machine;
     disks_close(job);
+    for (unsigned i = 0; i < PCI_SLOTS && !m->options.handed_over && !migrate_receiver_released(job->receiver); i++)
+        if (m->slots.slots[i].kind == SLOT_DISK && m->slots.slots[i].disk.shared)
+            return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                             "disk %s is where both hosts reach it, and the source's VMM is too old to let go of it in time; `drover vm upgrade` "
+                             "it first, then migrate it",
+                             m->slots.slots[i].disk.path);
     int code = machine_start_restored(m, states_load, job, true, err);
     m->frozen = code == 0; /* nobody but the hand-over lets it run */
     return code;
@@ -73,6 +79,8 @@ static int do_run(void *arg, struct error *err)
 {
     struct incoming_job *job = arg;
     struct machine *m = job->machine;
+    if (migrate_receiver_released(job->receiver))
+        machine_slots_released(m);
     int code = machine_slots_own(m, true, err); /* what is held is held twice as well */
     if (code < 0)
         return code;
@@ -105,14 +113,15 @@ static int job_load(void *arg, struct stream_states *states, bool paused, struct
 }
 
 /* The owner may have said so before the source, which is slow, held or on a host that is gone, has let go of the disks: then it
- * is only a matter of time, for whoever says so in a cluster ends the source as well. The guest's memory is worth the wait. */
+ * is only a matter of time, for whoever says so in a cluster ends the source as well. The guest's memory is worth the wait. So it
+ * is where this host's lease does not speak of the VM yet (-EAGAIN): without it nothing that other hosts reach is touched. */
 static int job_run(void *arg, uint64_t epoch, struct error *err)
 {
     struct incoming_job *job = arg;
     const struct timespec pause = {.tv_nsec = OWN_PAUSE_MS * 1000000l};
     job->epoch = epoch;
     int code = control_gate_run(&job->gate, do_run, job, err);
-    for (unsigned tries = 1; code == -EBUSY && epoch != 0; tries++) {
+    for (unsigned tries = 1; (code == -EBUSY || code == -EAGAIN) && epoch != 0; tries++) {
         if (tries % OWN_TRIES_LOGGED == 1)
             log_warning("disks-not-free", "vm=%s tries=%u error=\"%.300s\"", job->machine->config->name, tries,
                         err ? err->text : "");

@@ -211,6 +211,13 @@ static bool job_is_paused(void *arg)
     return ((struct migrate_job *)arg)->guest.was_paused;
 }
 
+/* The target may be given them by the cluster alone, and this process be gone or asleep by then: a lock that a file server keeps
+ * for it would be in the way, and a map that it wrote when it wakes would be of yesterday. */
+static int do_release(void *arg, struct error *err)
+{
+    return machine_slots_release(arg, err);
+}
+
 static int do_let_go(void *arg, struct error *err)
 {
     return machine_slots_own(arg, false, err);
@@ -220,6 +227,12 @@ static int do_let_go(void *arg, struct error *err)
 static int do_take_back(void *arg, struct error *err)
 {
     return machine_slots_own(arg, true, err);
+}
+
+static int job_release(void *arg, struct error *err)
+{
+    struct migrate_job *job = arg;
+    return control_gate_run(&job->gate, do_release, job->machine, err);
 }
 
 static int job_let_go(void *arg, struct error *err)
@@ -311,6 +324,7 @@ static void options_fill(struct migrate_job *job, const struct vmm_migration_ord
         .connect = job_connect,
         .is_paused = job_is_paused,
         .settle = job_settle,
+        .release = job_release,
         .let_go = job_let_go,
         .take_back = job_take_back,
         .asks = job_asks,

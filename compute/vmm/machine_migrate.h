@@ -4,9 +4,10 @@
  * other side runs the guest this machine ends (MACHINE_END_MIGRATED); otherwise it goes on, and the report says why it
  * did not leave. Meanwhile devices and their settings stay as they are, and no snapshot is written.
  *
- * Disks are shared with the target: it has opened them, this side has their locks. They are let go, written out, right
+ * Disks are shared with the target: it has looked at them, this side has their locks. They are let go, written out, right
  * before the target is told to run, and taken back before the guest goes on here after all - which is refused when the
- * target has them by then.
+ * target has them by then. Those that other hosts reach (vmm_disk.shared) are let go before the target says that it is
+ * ready: from then on the cluster may make them the target's without a word of this process, which may be frozen or gone.
  *
  * Whoever follows a migration can wait for the moment at which he is asked (machine_migrate_wait), which lies within the
  * pause: a question now and then would lengthen it.

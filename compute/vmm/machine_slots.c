@@ -497,6 +497,32 @@ int machine_slots_own(struct machine *m, bool own, struct error *err)
     return code;
 }
 
+int machine_slots_release(struct machine *m, struct error *err)
+{
+    int code = 0, any = 0;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
+        struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind != SLOT_DISK || slot->detached || !slot->disk.shared)
+            continue;
+        any = 1;
+        code = block_own(blk_of_virtio(slot->virtio)->block, false, err);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    return code < 0 ? code : any;
+}
+
+void machine_slots_released(struct machine *m)
+{
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind == SLOT_DISK && !slot->detached && slot->disk.shared && slot->disk.format == disk_format_LAYERS)
+            block_layers_released(blk_of_virtio(slot->virtio)->block);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+}
+
 /* ---- to and from another VMM of this host ---- */
 
 int machine_slots_handles(struct machine *m, int *fds, size_t max, struct error *err)

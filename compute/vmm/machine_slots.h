@@ -73,6 +73,13 @@ void machine_slot_change_nic(struct machine *m, struct machine_slot *slot, const
 /* Let another process have the disks, or take them (back): block_own of each, up to the first that fails. All I/O is
  * finished. */
 int machine_slots_own(struct machine *m, bool own, struct error *err);
+/* The same of the disks that other hosts reach (vmm_disk.shared) alone: let another process have them, until
+ * machine_slots_own(true). Nothing of this process writes them any more, not even what was left for their closing. 1, or 0: the
+ * machine has none. */
+int machine_slots_release(struct machine *m, struct error *err);
+/* The other side has done so: locks that are on these disks nevertheless are of a process that is held for good, and are passed
+ * over when they are taken (block_layers_released). */
+void machine_slots_released(struct machine *m);
 /* Release what the guest has ejected by now. */
 void machine_slots_settle(struct machine *m);
 /* -EBUSY in words while a disk is still there that has no file any more: the machine cannot go on in another process. */

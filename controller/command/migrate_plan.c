@@ -7,6 +7,7 @@
 
 #include "controller/command/host_view.h"
 #include "controller/fsm/apply_migrate.h"
+#include "controller/fsm/pool_members.h"
 
 #define NOTE_BYTES_MAX 701u
 #define REASON_BYTES_MAX 300u
@@ -22,19 +23,26 @@ static int snapshots_check(const struct state *state, const struct vm *vm, struc
                      "want to keep them", vm->name, snapshot->name);
 }
 
-/* Disks in pools stay where they are, and the two VMMs do not hand those over to one another yet. */
-static int pools_check(const struct vm *vm, struct error *err)
+/* Disks in pools stay where they are: in one that other hosts do not reach they cannot be handed over. */
+static int pools_check(const struct state *state, const struct vm *vm, struct error *err)
 {
-    const struct vm_disk *disks = vm->disks.items;
-    for (size_t i = 0; i < vm->disks.count; i++)
-        if (disks[i].volume != NULL)
-            return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
-                                   "disk '%s' of VM '%s' is a volume, and volumes are not handed over to another host while the VM runs: "
-                                   "detach it, migrate the VM, and attach it again", disks[i].name, vm->name);
-        else if (disks[i].pool != NULL)
-            return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
-                                   "disk '%s' of VM '%s' is in pool '%s', and VMs with disks in pools are not migrated yet",
-                                   disks[i].name, vm->name, disks[i].pool);
+    const struct vm_disk *disk = migration_fixed_disk(state, vm);
+    const char *missing = vm->host != NULL ? vm_pool_missing(state, vm, vm->host) : NULL;
+    if (disk != NULL && disk->leaving)
+        return error_set_field(err, -EBUSY, ERROR_CONFLICT, "/disks", "disk '%s' of VM '%s' is a volume that is being detached; wait for that",
+                               disk->name, vm->name);
+    if (disk != NULL && disk->volume != NULL)
+        return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
+                               "disk '%s' of VM '%s' is a volume in pool '%s', which only its host has, and such volumes do not go along: "
+                               "detach it, migrate the VM, and attach another", disk->name, vm->name, disk->pool);
+    if (disk != NULL)
+        return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
+                               "disk '%s' of VM '%s' is in pool '%s', which is not shared, and such disks do not go along; only disks in "
+                               "shared-dir pools and in no pool do", disk->name, vm->name, disk->pool);
+    if (missing != NULL)
+        return error_set_field(err, -EHOSTDOWN, ERROR_CONFLICT, "/disks",
+                               "pool '%s' is not there on the host that has VM '%s': its disks cannot be handed over before it is",
+                               missing, vm->name);
     return 0;
 }
 
@@ -46,7 +54,7 @@ static int vm_check(const struct state *state, const struct vm *vm, struct error
         (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED))
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' is %s: only one that runs or is paused can be migrated", vm->name,
                          vm_state_desc.names[vm->state]);
-    int rc = pools_check(vm, err);
+    int rc = pools_check(state, vm, err);
     return rc < 0 ? rc : snapshots_check(state, vm, err);
 }
 
@@ -104,7 +112,9 @@ static int target_choose(const struct state *state, const struct record *record,
 {
     const struct record *host = state_get(state, object_kind_HOST, to);
     struct place_request request = host_view_request(record->vm);
+    CLEANUP_FREE uint8_t *pools = host_view_pools(state, record->vm);
     request.current = record->vm->host;
+    request.pools = pools;
     if (to != NULL && host == NULL)
         return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/to", "there is no host '%s'", to);
     uint64_t disk_bytes = disks_bytes(record->vm);
@@ -160,6 +170,8 @@ int migrate_plan(const struct state *state, const struct record *record, const s
         OBJECT_TEXT(task_migration, migration, from_name, record->vm->host_name);
         OBJECT_TEXT(task_migration, migration, to_name, view.names[result.chosen]);
         OBJECT_TEXT(task_migration, migration, placement, note);
+        if (vm_has_pools(record->vm))
+            OBJECT_SET(task_migration, migration, shared_disks, true);
         if (wish != NULL)
             settings_copy(wish, migration);
         object_mark(&task_desc, task, "migration");

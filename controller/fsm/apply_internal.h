@@ -77,6 +77,11 @@ bool apply_devices_given(const struct vm *patch);
 bool apply_devices_may_change(struct apply *a, const struct record *record, struct vm *patch, uint64_t if_generation);
 /* @vm has other devices than before: its host is to know, and to say when it has done it. */
 void apply_devices_changed(struct vm *vm);
+/* @vm, which is being edited, has been made by its host. */
+void apply_vm_is_made(struct vm *vm);
+/* What is wanted of VM @record, which is being edited, is of @generation, higher than any that its host may have reached; so are the
+ * operations that are not done, and its host is told. */
+void apply_vm_tell_again(struct apply *a, struct record *record, uint64_t generation);
 
 /* ---- images on hosts (apply_image.c) ---- */
 

@@ -153,7 +153,7 @@ static bool lose_vm(struct apply *a, struct record *record, const struct record 
     if (!recovers && !vm->ha)
         return false; /* host show counts those */
     /* What the guest had ended by itself, or what had failed for good, is not made to run by the loss of its host. */
-    if (recovers && (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED) && vm->seen_generation >= vm->generation)
+    if (recovers && state_vm_ran_out(vm))
         return false;
     if (recovers)
         apply_text(text, sizeof text, "its host %s was lost; it is started on another one", host->common->name);

@@ -44,6 +44,17 @@ const struct snapshot *migration_snapshot(const struct state *state, const struc
     return NULL;
 }
 
+const struct vm_disk *migration_fixed_disk(const struct state *state, const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct record *pool = state_get(state, object_kind_POOL, disks[i].pool);
+        if (disks[i].leaving || (disks[i].pool != NULL && (pool == NULL || pool->pool->kind != pool_kind_SHARED_DIR)))
+            return &disks[i];
+    }
+    return NULL;
+}
+
 static struct record *by_id(struct apply *a, enum object_kind kind, const char *id)
 {
     return id != NULL ? map_get(&a->state->tables[kind].by_id, id) : NULL;
@@ -71,9 +82,12 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is to be %s", vm->name, vm_wanted_desc.names[vm->wanted]);
     else if (migration_snapshot(a->state, vm) != NULL)
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has snapshots by now, which do not go along; delete them", vm->name);
-    else if (vm_has_pools(vm))
+    else if (migration_fixed_disk(a->state, vm) != NULL || (vm_has_pools(vm) && !task->migration.shared_disks))
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has a volume or a disk in a pool by now, which do not go along",
                      vm->name);
+    else if (vm_pool_missing(a->state, vm, task->peer) != NULL)
+        apply_refuse_field(a, -ENOSPC, ERROR_NO_HOST, "/to", "host %s does not have pool '%s' by now", to->common->name,
+                           vm_pool_missing(a->state, vm, task->peer));
     else if (migration_under_way(record) != NULL)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is being migrated already", vm->name);
     else if (to->host->state != host_state_UP)

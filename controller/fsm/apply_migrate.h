@@ -25,6 +25,9 @@ struct record *migration_under_way(const struct record *vm);
 bool upgrade_under_way(const struct record *vm);
 /* One of the snapshots of @vm's disks, which do not go along; NULL: it has none. */
 const struct snapshot *migration_snapshot(const struct state *state, const struct vm *vm);
+/* A disk of @vm in a pool that cannot be handed over while the VM runs, as others in shared pools can: its pool is not shared, or it is a
+ * volume that is being detached. NULL: there is none. */
+const struct vm_disk *migration_fixed_disk(const struct state *state, const struct vm *vm);
 /* The source's word: what came of it is kept. Nothing for other tasks. */
 void migration_see(struct apply *a, struct record *operation, const struct task_seen *seen);
 /* @host is silent: what was handed over from it has ended. */

@@ -1,6 +1,6 @@
 /* Objects without a life of their own: the cluster, controllers, hosts, flavors, images, tokens; and the fields of a VM
  * that its user may change. */
-#include "controller/fsm/apply_task.h"
+#include "controller/fsm/apply_migrate.h"
 
 #include <errno.h>
 #include <string.h>
@@ -212,13 +212,17 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         return;
     }
     struct vm *vm_patch = kind == object_kind_VM ? (void *)patch : NULL;
+    bool leased = vm_patch != NULL && vm_patch->ha && !record->vm->ha;
+    if (leased && migration_under_way(record) != NULL) { /* the target's VMM was begun without the lease */
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/ha", "VM '%s' is being migrated; turn ha on when that is done", record->common->name);
+        return;
+    }
     if (!check_patched(a, record, patch) ||
         (vm_patch != NULL && !apply_devices_may_change(a, record, vm_patch, command->if_generation)))
         return;
     if (a->check_only)
         return;
     bool devices = vm_patch != NULL && apply_devices_given(vm_patch);
-    bool leased = vm_patch != NULL && vm_patch->ha && !record->vm->ha;
     if (devices)
         apply_members_changed(a, record->vm); /* hosts that knew its addresses */
     if (kind == object_kind_POOL)

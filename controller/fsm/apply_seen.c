@@ -15,7 +15,7 @@
 static bool take_host_fields(struct host *held, const struct host *seen)
 {
     static const char *const names[] = {"address", "cpus", "memory_bytes", "disk_bytes", "boot_id", "kvm", "version",
-                                        "isolation", "cpu_baseline", "armed", "disk_free_bytes"};
+                                        "isolation", "cpu_baseline", "armed", "disk_free_bytes", "vmm_version", "stray_vms"};
     struct host old = {0}, patch = {0};
     OBJECT_COPY(host, &old, held);
     OBJECT_COPY(host, &patch, seen);
@@ -77,30 +77,99 @@ static bool believed(const struct vm *vm, const struct record *host, const struc
     return seen->generation >= vm->seen_generation;
 }
 
-/* Its host has carried out what this state does not know of: the end of the log was lost, and the cluster recovered without
- * (cluster_recover.h). What is wanted now comes after all that: no host may take it for something that it has reached long ago, with
- * disks that it is to let go. True: so it is, and the host's orders are others now. */
-static bool raise_generation(struct apply *a, struct record *record, const struct vm_seen *seen)
+void apply_vm_is_made(struct vm *vm)
+{
+    vm->unmade = false;
+    vm->head.present &= ~(UINT64_C(1) << (object_field(&vm_desc, "unmade") - vm_desc.fields));
+}
+
+void apply_vm_tell_again(struct apply *a, struct record *record, uint64_t generation)
 {
     struct vm *vm = record->vm;
-    if (!state_generation_lost(vm, seen))
-        return false;
     uint64_t before = vm->seen_generation;
-    apply_event(a, event_type_UPDATED, record, "host %s has carried out generation %llu of VM %s, of which %llu is the last one known: what is wanted "
-                "is told it again", vm->host_name, (unsigned long long)seen->generation, vm->name, (unsigned long long)vm->generation);
-    OBJECT_SET(vm, vm, generation, seen->generation + 1);
-    if (vm->ha || vm->lease_generation > before)
-        OBJECT_SET(vm, vm, lease_generation, vm->generation);
+    OBJECT_SET(vm, vm, generation, generation);
     for (size_t i = 0; i < record->of_vm.operations.count; i++) {
         struct record *operation = record->of_vm.operations.items[i];
         if (operation_has_task(operation->operation) || operation->operation->generation <= before)
             continue;
         state_edit_begin(a->state, operation);
-        OBJECT_SET(operation, operation->operation, generation, vm->generation);
+        OBJECT_SET(operation, operation->operation, generation, generation);
         state_edit_end(a->state, operation, a->index);
     }
-    state_host_orders_changed(a->state, vm->host, a->index);
+    if (vm->host != NULL)
+        state_host_orders_changed(a->state, vm->host, a->index);
+}
+
+/* The host is to say anew that it has the VM under the lease: it may have been told otherwise meanwhile. */
+static void confirm_lease_again(struct vm *vm, uint64_t before)
+{
+    if (vm->ha || vm->lease_generation > before)
+        OBJECT_SET(vm, vm, lease_generation, vm->generation);
+}
+
+/* Its host has carried out what this state does not know of: the end of the log was lost, and the cluster recovered without
+ * (apply_recover.c). True: its orders are others now. */
+static bool raise_generation(struct apply *a, struct record *record, const struct vm_seen *seen)
+{
+    struct vm *vm = record->vm;
+    uint64_t before = vm->seen_generation;
+    /* of before the recovery, for which all were raised by so much, and more than was known of then */
+    if (vm->generation > STATE_GENERATIONS_LOST_MAX && seen->generation > before &&
+        seen->generation + STATE_GENERATIONS_LOST_MAX / 2 < vm->generation)
+        confirm_lease_again(vm, before);
+    if (!state_generation_lost(vm, seen))
+        return false;
+    apply_event(a, event_type_UPDATED, record, "host %s has carried out generation %llu of VM %s, of which %llu is the last one known: what is wanted "
+                "is told it again", vm->host_name, (unsigned long long)seen->generation, vm->name, (unsigned long long)vm->generation);
+    apply_vm_tell_again(a, record, seen->generation + 1);
+    confirm_lease_again(vm, before);
     return true;
+}
+
+/* What is under way for a lower epoch is over: well for the migration that has brought it, whose end is lost. */
+static void end_tasks(struct apply *a, struct record *record, const struct record *host, const struct vm_seen *seen)
+{
+    struct record *migration = migration_under_way(record);
+    const char *peer = migration != NULL ? migration->operation->task.peer : NULL;
+    if (peer != NULL && strcmp(peer, host->common->id) == 0) {
+        state_edit_begin(a->state, migration);
+        OBJECT_SET(task_migration, &migration->operation->task.migration, handed_over, seen->epoch);
+        object_mark(&task_desc, &migration->operation->task, "migration");
+        state_edit_end(a->state, migration, a->index);
+        task_end(a, migration, operation_state_SUCCEEDED, NULL, NULL, NULL);
+    }
+    tasks_vm_gone(a, record, "its VM was started, or given to another host, by an order that was lost in the cluster's recovery");
+}
+
+/* The VM is what @host says that it is: it was started there, or given to it, by an order that is lost. */
+static void follow_host(struct apply *a, struct record *record, const struct record *host, const struct vm_seen *seen)
+{
+    struct vm *vm = record->vm;
+    uint64_t before = vm->seen_generation;
+    CLEANUP_FREE char *from = vm->host != NULL ? xstrdup(vm->host) : NULL;
+    apply_event(a, event_type_UPDATED, record, "host %s has VM %s under epoch %llu, of which %llu is the last one known: it is host %s's%s",
+                host->common->name, vm->name, (unsigned long long)seen->epoch, (unsigned long long)vm->epoch, host->common->name,
+                from == NULL || strcmp(from, host->common->id) != 0 ? " now" : "");
+    end_tasks(a, record, host, seen);
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(vm, vm, host, host->common->id);
+    OBJECT_TEXT(vm, vm, host_name, host->common->name);
+    OBJECT_SET(vm, vm, epoch, seen->epoch);
+    OBJECT_SET(vm, vm, recovered_epoch, seen->epoch);
+    apply_vm_is_made(vm);
+    OBJECT_SET(vm, vm, state, seen->state);
+    if (vm->wanted == vm_wanted_STOPPED && (seen->state == vm_state_RUNNING || seen->state == vm_state_STARTING))
+        OBJECT_SET(vm, vm, wanted, vm_wanted_RUNNING); /* nothing but a start raises the epoch of what was to be off */
+    if (vm->recovering)
+        OBJECT_SET(vm, vm, recovering, false);
+    if (vm->handover != NULL)
+        OBJECT_TEXT(vm, vm, handover, NULL);
+    apply_vm_tell_again(a, record, MAX(vm->generation, seen->generation) + 1);
+    confirm_lease_again(vm, before);
+    state_edit_end(a->state, record, a->index);
+    if (from != NULL)
+        state_host_orders_changed(a->state, from, a->index);
+    apply_members_changed(a, vm);
 }
 
 static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen, const char *at)
@@ -116,6 +185,7 @@ static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen, const char
     OBJECT_SET(vm, vm, state, seen->state);
     OBJECT_SET(vm, vm, seen_generation, generation);
     OBJECT_SET(vm, vm, restarts, seen->restarts);
+    apply_vm_is_made(vm);
     OBJECT_TEXT(vm, vm, state_reason, reason[0] != '\0' ? reason : NULL);
     OBJECT_TEXT(vm, vm, vmm_version, program[0] != '\0' ? program : NULL);
     if (!vm->disks_made && vm_has_pools(vm) && (seen->state == vm_state_RUNNING || seen->state == vm_state_PAUSED))
@@ -160,6 +230,8 @@ static void vm_deleted(struct apply *a, struct record *record, const struct reco
 static void see_vm(struct apply *a, const struct record *host, const struct vm_seen *seen)
 {
     struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, seen->id);
+    if (record != NULL && state_vm_went_on(a->state, record, host, seen, a->request->at))
+        follow_host(a, record, host, seen);
     if (record == NULL || !believed(record->vm, host, seen))
         return;
     state_edit_begin(a->state, record);

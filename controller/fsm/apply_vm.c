@@ -147,6 +147,7 @@ static void give_to_host(struct vm *vm, const struct record *host, uint64_t epoc
     OBJECT_TEXT(vm, vm, host, host->common->id);
     OBJECT_TEXT(vm, vm, host_name, host->common->name);
     OBJECT_SET(vm, vm, epoch, epoch);
+    OBJECT_SET(vm, vm, unmade, true);
     if (vm->handover != NULL)
         OBJECT_TEXT(vm, vm, handover, NULL);
     OBJECT_SET(vm, vm, state, vm_state_STARTING);
@@ -193,16 +194,11 @@ void apply_vm_create(struct apply *a, struct command_vm_create *command)
 
 /* ---- want ---- */
 
-static bool ran_out(const struct vm *vm) /* it is off or broken although it is wanted */
-{
-    return (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED) && vm->seen_generation >= vm->generation;
-}
-
 static bool may_want(struct apply *a, const struct record *record, const struct command_vm_want *command)
 {
     const struct vm *vm = record->vm;
     enum operation_kind kind = command->operation.kind;
-    bool off = vm->wanted == vm_wanted_STOPPED || (vm->wanted != vm_wanted_DELETED && ran_out(vm));
+    bool off = vm->wanted == vm_wanted_STOPPED || (vm->wanted != vm_wanted_DELETED && state_vm_ran_out(vm));
     if (vm->wanted == vm_wanted_DELETED && command->wanted != vm_wanted_DELETED) {
         apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", vm->name);
         return false;
@@ -221,7 +217,7 @@ static bool may_want(struct apply *a, const struct record *record, const struct 
 /* Change what is wanted. True: the VM has a new generation. */
 static bool change_wanted(const struct state *state, struct vm *vm, const struct command_vm_want *command, bool host_lost)
 {
-    bool start = command->wanted == vm_wanted_RUNNING && (vm->wanted == vm_wanted_STOPPED || ran_out(vm));
+    bool start = command->wanted == vm_wanted_RUNNING && (vm->wanted == vm_wanted_STOPPED || state_vm_ran_out(vm));
     bool retry = vm->state == vm_state_FAILED && vm->seen_generation >= vm->generation;
     /* The guest was given time, and now it is not. */
     bool harder = command->force && !vm->stop_forced && vm->seen_generation < vm->generation;

@@ -296,6 +296,20 @@ uint64_t state_host_orders_index(const struct record *host)
     return host->of_host.orders_index;
 }
 
+bool state_vm_went_on(const struct state *state, const struct record *vm, const struct record *host, const struct vm_seen *seen,
+                      const char *now)
+{
+    const struct cluster *cluster = state_cluster(state);
+    bool owned = vm->vm->host != NULL && strcmp(vm->vm->host, host->common->id) == 0;
+    if (cluster->recovered_at == NULL || seen->epoch <= vm->vm->epoch || seen->epoch - vm->vm->epoch > STATE_GENERATIONS_LOST_MAX ||
+        seen->generation > vm->vm->generation + STATE_GENERATIONS_LOST_MAX || seen->state == vm_state_DELETED)
+        return false;
+    uint64_t since_ms = time_text_ms(cluster->recovered_at), now_ms = time_text_ms(now);
+    if (!owned && host->of_host.vms.count >= STATE_HOST_VMS_MAX)
+        return false;
+    return owned || now_ms < since_ms + STATE_STRAYS_RETURN_MS; /* clocks may differ, also by going back */
+}
+
 /* VMs that go on when their host does: all but those that are being, or will be, started elsewhere. */
 static uint32_t waiting_vms(const struct state *state, const struct record *host)
 {

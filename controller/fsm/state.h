@@ -129,9 +129,23 @@ size_t record_index_after(const struct record_index *index, const char *name);
 /* The VMs that @host owns: host->of_host.vms, in name order; what it carries out: host->of_host.tasks. The running
  * operations of a VM: vm->of_vm.operations. */
 
-/* Has its host carried out, in this very run, a generation that the state has never had? What is further ahead than anything that
- * can be lost is no word to believe. */
+/* Is it off, or broken for good, by itself, whatever is wanted? */
+static inline bool state_vm_ran_out(const struct vm *vm)
+{
+    return (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED) && vm->seen_generation >= vm->generation;
+}
+
+/* What hosts know and the state does not, after a recovery from a survivor that lacked the end of the log (apply_recover.c). No
+ * more than this many changes of one VM can be lost so; what is further ahead is no word to believe. */
 #define STATE_GENERATIONS_LOST_MAX (UINT64_C(1) << 20)
+#define STATE_RECOVER_SETTLE_MS 10000u /* how long after it nothing is placed: hosts say what they have */
+#define STATE_STRAYS_RETURN_MS 600000u /* how long after it a host is believed that has a VM that was another's, or nobody's */
+
+/* Has @host a VM under an epoch that the state has never had? It was started, or given to @host, by an order that is lost; higher epochs
+ * than the state's can come of nothing else. */
+bool state_vm_went_on(const struct state *state, const struct record *vm, const struct record *host, const struct vm_seen *seen,
+                      const char *now);
+/* Has its host carried out, in this very run, a generation that the state has never had? */
 static inline bool state_generation_lost(const struct vm *vm, const struct vm_seen *seen)
 {
     return seen->generation > vm->generation && seen->generation - vm->generation <= STATE_GENERATIONS_LOST_MAX;

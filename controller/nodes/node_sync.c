@@ -52,12 +52,14 @@ static bool progress_differs(const struct record *vm, const struct vm_seen *seen
 }
 
 /* The rules of apply_seen.c, so that what apply would ignore is not even sent. */
-static bool vm_differs(const struct state *state, const struct record *host, const struct vm_seen *seen)
+static bool vm_differs(const struct state *state, const struct record *host, const struct vm_seen *seen, const char *now)
 {
     const struct record *record = state_get(state, object_kind_VM, seen->id);
     if (record == NULL || strcmp(record->common->id, seen->id) != 0)
         return false;
     const struct vm *vm = record->vm;
+    if (state_vm_went_on(state, record, host, seen, now))
+        return true;
     if (vm->host == NULL || strcmp(vm->host, host->common->id) != 0 || seen->epoch != vm->epoch)
         return false;
     if (seen->state == vm_state_DELETED)
@@ -95,17 +97,24 @@ static bool is_late(const struct host *host, const struct node_report *report)
     return report->session != NULL && same_text(host->session, report->session) && report->sequence < host->report;
 }
 
-/* Hosts that were lost come back by their lease first: a report that is complete clears them. */
-static bool comes_back(const struct host *host, const struct node_report *report)
+/* Does the host know the cluster's epoch? If not, its index is of another history. */
+static bool follows(const struct state *state, const struct node_report *report)
 {
-    return host->state == host_state_LOST && !report->leaving && report->generation <= host->generation;
+    return MAX(report->cluster_epoch, 1u) == state_cluster(state)->epoch;
 }
 
-static int clear_host(const struct host *host, const char *now, const struct node_report *report,
+/* Hosts that were lost come back by their lease first: a report that is complete clears them. */
+static bool comes_back(const struct state *state, const struct host *host, const struct node_report *report)
+{
+    /* One that does not know of a recovery yet may have a generation that is lost; it learns the epoch with its first orders. */
+    return host->state == host_state_LOST && !report->leaving && (report->generation <= host->generation || !follows(state, report));
+}
+
+static int clear_host(const struct state *state, const struct host *host, const char *now, const struct node_report *report,
                       struct bytes_writer *ret_command, struct error *err)
 {
     struct command_host_clear command = {0};
-    if (!comes_back(host, report))
+    if (!comes_back(state, host, report))
         return 0;
     OBJECT_TEXT(command_host_clear, &command, id, host->id);
     OBJECT_SET(command_host_clear, &command, generation, host->generation);
@@ -142,6 +151,14 @@ static uint64_t free_bytes_of(const struct host *host, const struct node_report 
     return OBJECT_HAS(host, host, disk_free_bytes) && near ? host->disk_free_bytes : now / step * step;
 }
 
+static uint32_t stray_vms(const struct node_report *report)
+{
+    uint32_t count = 0;
+    for (size_t i = 0; i < report->vms.count; i++)
+        count += ((const struct vm_seen *)report->vms.items)[i].astray;
+    return count;
+}
+
 static bool host_differs(const struct host *host, const struct node_report *report)
 {
     return (host->state != host_state_UP && host->state != host_state_SUSPECT) || (OBJECT_HAS(node_report, report, arming) && host->armed != report->arming) ||
@@ -149,9 +166,11 @@ static bool host_differs(const struct host *host, const struct node_report *repo
            host->memory_bytes != report->memory_bytes || host->disk_bytes != report->disk_bytes ||
            !same_text(host->boot_id, report->boot_id) || !same_text(host->kvm, report->kvm) ||
            !same_text(host->version, report->version) ||
+           (report->vmm_version != NULL && !same_text(host->vmm_version, report->vmm_version)) ||
            (report->isolation != NULL && !same_text(host->isolation, report->isolation)) ||
            (OBJECT_HAS(node_report, report, cpu_baseline) && host->cpu_baseline != report->cpu_baseline) ||
            (OBJECT_HAS(node_report, report, disk_free_bytes) && host->disk_free_bytes != free_bytes_of(host, report)) ||
+           host->stray_vms != stray_vms(report) ||
            (report->session != NULL && !same_text(host->session, report->session));
 }
 
@@ -168,6 +187,8 @@ static void fill_host(struct command_seen *command, const struct host *held, con
         OBJECT_TEXT(host, host, kvm, report->kvm);
     if (report->version != NULL)
         OBJECT_TEXT(host, host, version, report->version);
+    if (report->vmm_version != NULL)
+        OBJECT_TEXT(host, host, vmm_version, report->vmm_version);
     if (report->isolation != NULL)
         OBJECT_TEXT(host, host, isolation, report->isolation);
     if (OBJECT_HAS(node_report, report, cpu_baseline))
@@ -176,6 +197,8 @@ static void fill_host(struct command_seen *command, const struct host *held, con
         OBJECT_SET(host, host, armed, report->arming);
     if (OBJECT_HAS(node_report, report, disk_free_bytes))
         OBJECT_SET(host, host, disk_free_bytes, free_bytes_of(held, report));
+    if (held->stray_vms != stray_vms(report)) /* absent in every host that never had any */
+        OBJECT_SET(host, host, stray_vms, stray_vms(report));
     if (report->session != NULL) {
         OBJECT_TEXT(host, host, session, report->session);
         OBJECT_SET(host, host, report, report->sequence);
@@ -244,12 +267,12 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
     if (is_late(host->host, report))
         return 0;
     if (host->host->state == host_state_LOST)
-        return clear_host(host->host, now, report, ret_command, err);
+        return clear_host(state, host->host, now, report, ret_command, err);
     if (report->leaving && report->generation == host->host->generation && report->generation != 0)
         return leave_host(host->host, now, ret_command, err);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
-        if (vm_differs(state, host, seen))
+        if (vm_differs(state, host, seen, now))
             OBJECT_COPY(vm_seen, (struct vm_seen *)OBJECT_ADD(command_seen, &command, vms), seen);
     }
     for (size_t i = 0; i < report->tasks.count; i++) {
@@ -354,8 +377,19 @@ static bool to_forget(const struct state *state, const struct record *host, cons
 {
     const struct record *vm = state_get(state, object_kind_VM, seen->id);
     if (vm == NULL || strcmp(vm->common->id, seen->id) != 0)
-        return true; /* also what it says is deleted: it need not say so again */
-    return vm->vm->host == NULL || strcmp(vm->vm->host, host->common->id) != 0;
+        return !seen->astray; /* also what it says is deleted: it need not say so again */
+    bool owned = vm->vm->host != NULL && strcmp(vm->vm->host, host->common->id) == 0;
+    return !owned && (!seen->astray || seen->epoch < vm->vm->recovered_epoch);
+}
+
+/* Astray, another host's, and its report has not changed that (it was carried out before this is asked): nobody knows whose disks are the
+ * ones to keep, but one may run. */
+static bool to_halt(const struct state *state, const struct record *host, const struct vm_seen *seen)
+{
+    const struct record *vm = state_get(state, object_kind_VM, seen->id);
+    bool runs = seen->state == vm_state_RUNNING || seen->state == vm_state_PAUSED || seen->state == vm_state_STARTING;
+    return seen->astray && runs && vm != NULL && vm->vm->host != NULL && strcmp(vm->vm->host, host->common->id) != 0 &&
+           !to_forget(state, host, seen);
 }
 
 static void add_text(struct node_orders *orders, struct string_list *list, const char *field, const char *text)
@@ -363,6 +397,22 @@ static void add_text(struct node_orders *orders, struct string_list *list, const
     list->items = xrealloc(list->items, (list->count + 1) * sizeof *list->items);
     list->items[list->count++] = xstrdup(text);
     object_mark(&node_orders_desc, orders, field);
+}
+
+/* Its VMs that it has had and of which it has nothing, so that it would make them anew, with empty disks. */
+static void fill_missing(const struct record *host, const struct node_report *report, struct node_orders *orders)
+{
+    const struct vm_seen *seen = report->vms.items;
+    struct map has = {0};
+    for (size_t i = 0; i < report->vms.count; i++)
+        if (seen[i].state != vm_state_DELETED)
+            map_put(&has, seen[i].id, (void *)&seen[i]);
+    for (size_t i = 0; i < host->of_host.vms.count; i++) {
+        const struct vm *vm = host->of_host.vms.items[i]->vm;
+        if (!vm->unmade && !vm->recovering && vm->wanted != vm_wanted_DELETED && map_get(&has, vm->id) == NULL)
+            add_text(orders, &orders->missing, "missing", vm->id);
+    }
+    map_finish(&has);
 }
 
 /* ---- networks and security groups that the host's VMs use, in name order ---- */
@@ -603,12 +653,6 @@ static void fill_volumes(const struct state *state, const struct record *host, s
     }
 }
 
-/* Does the host know the cluster's epoch? If not, its index is of another history. */
-static bool follows(const struct state *state, const struct node_report *report)
-{
-    return MAX(report->cluster_epoch, 1u) == state_cluster(state)->epoch;
-}
-
 int node_sync_orders(const struct state *state, const struct node_report *report, struct node_orders *ret,
                      struct error *err)
 {
@@ -631,6 +675,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     object_mark(&node_orders_desc, ret, "vms");
     for (size_t i = 0; i < host->of_host.vms.count; i++)
         fill_order(state, host, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
+    fill_missing(host, report, ret);
     fill_networks(state, host, ret);
     fill_tasks(state, host, ret);
     fill_volumes(state, host, ret);
@@ -640,11 +685,16 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_pools(state, host, ret);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
+        if (to_halt(state, host, seen))
+            add_text(ret, &ret->halt, "halt", seen->id);
         if (!to_forget(state, host, seen))
             continue;
         add_text(ret, &ret->forget, "forget", seen->id);
-        if (state_get(state, object_kind_VM, seen->id) == NULL)
+        const struct record *vm = state_get(state, object_kind_VM, seen->id);
+        if (vm == NULL)
             add_text(ret, &ret->gone, "gone", seen->id);
+        else if (seen->epoch < vm->vm->recovered_epoch)
+            add_text(ret, &ret->given, "given", seen->id);
     }
     for (size_t i = 0; i < state_count(state, object_kind_CONTROLLER); i++) {
         const struct controller *controller = state_at(state, object_kind_CONTROLLER, i)->controller;
@@ -660,8 +710,9 @@ bool node_sync_may_wait(const struct state *state, const struct node_report *rep
     if (host == NULL || host->host->state == host_state_LOST || report->generation != host->host->generation || !follows(state, report) || state_host_orders_index(host) > report->have_index ||
         report->have_index > state_index(state))
         return false;
+    const struct vm_seen *seen = report->vms.items;
     for (size_t i = 0; i < report->vms.count; i++)
-        if (to_forget(state, host, (const struct vm_seen *)report->vms.items + i))
+        if (to_forget(state, host, &seen[i]) || to_halt(state, host, &seen[i]))
             return false;
     return true;
 }

@@ -192,8 +192,18 @@ static void place_recovering(struct reconciling *r, struct scheduler_view *view,
         recover(r, view, result, vms[i]);
 }
 
+/* Right after the cluster was rebuilt from a survivor: what waits here may have been placed by an order that is lost. */
+static bool is_settling(const struct reconciling *r)
+{
+    const char *since = state_cluster(r->state)->recovered_at;
+    uint64_t since_ms = time_text_ms(since), now_ms = time_text_ms(r->input->now); /* clocks may differ */
+    return since != NULL && now_ms >= since_ms && now_ms < since_ms + STATE_RECOVER_SETTLE_MS;
+}
+
 static void place_waiting(struct reconciling *r)
 {
+    if (is_settling(r))
+        return;
     const struct record_index *waiting = state_waiting(r->state);
     const char *after = r->input->resume_after != NULL ? r->input->resume_after : "";
     size_t begin = record_index_after(waiting, after), end = MIN(waiting->count, begin + looks_max(r->state)), i = begin;

@@ -1,8 +1,11 @@
 """Quorum lost for good: `drover-controller recover` rebuilds the cluster from one survivor, and the old ones stay out."""
 import shutil
 
+import pytest
 
 from bed import wait_until
+from cluster import KVM_MISSING, KVM_MISSING_TEXT
+from test_vm_migrate import Counter
 
 FLAVOR = {'vcpus': 1, 'memory_bytes': 16777216}
 
@@ -150,3 +153,97 @@ def test_recover_refuses_in_words(make_cluster):
     assert gone.returncode != 0 and 'cannot read the Raft data' in gone.stderr, gone.stderr
     assert not (one.directory / 'recover.json').exists()
     assert '"epoch":1' in (one.directory / 'identity.json').read_text()
+
+
+def third_follows(cluster):
+    """Another leads than c3, the survivor to be, and a VM with disks runs: (survivor, VM)."""
+    first, _, survivor = cluster.controllers
+    if cluster.leader() is survivor:
+        cluster.cli('controller', 'transfer', 'c1')
+        wait_until(lambda: cluster.leader() is first, 30, 'c1 leads')
+    return survivor, Counter(cluster, disks=True)
+
+
+@pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)
+def test_what_the_survivor_has_not_heard_of(make_cluster):
+    """The survivor stands still while a VM is migrated with its disks, one is made, and one is deleted; then the others die. What
+    hosts have done is not undone, no VM runs twice, and no disk is removed."""
+    cluster = make_cluster(controllers=3, agents=2)
+    survivor, web = third_follows(cluster)
+    source, target = web.agent(), web.other()
+    cluster.cli('vm', 'create', 'gone', '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--wait')
+    gone = cluster.vm('gone')
+    wait_until(lambda: cluster.api('GET', '/v1/vms/gone?consistency=stale', to=survivor)[2].get('state') == 'running', what='c3 is level')
+    epoch = web.vm()['epoch']
+    survivor.program.freeze()
+    ended = web.wait_end(web.ask('--to', target.name))
+    assert ended['state'] == 'succeeded', ended
+    cluster.cli('vm', 'create', 'late', '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--disk', 'name=own,size=1MiB', '--wait')
+    late = cluster.vm('late')
+    cluster.cli('vm', 'delete', 'gone', '--yes', '--wait')
+    keeper = next(agent for agent in cluster.agents if agent.name == late['host_name'])
+    pids = {agent.name: set(agent.vmm_pids()) for agent in cluster.agents}
+    for controller in cluster.controllers:
+        controller.program.kill9()
+    recover(survivor, '--yes')
+    survivor.run()
+    wait_until(lambda: cluster.ready(survivor), what='the survivor answers')
+
+    def vm(name):
+        return cluster.api('GET', f'/v1/vms/{name}', to=survivor)[2]
+
+    # It is where it was moved to, in the process that it has been in; where it was before it has not been begun anew.
+    moved = wait_until(lambda: (v := vm('web')).get('host_name') == target.name and v['state'] == 'running' and v, 60, 'it is on the target')
+    assert moved['epoch'] > epoch and moved['restarts'] == 0
+    web.counts_on()
+    web.disks_arrived(target)
+    wait_until(lambda: not web.folder(source).exists(), 30, 'its old host has nothing of it')
+    # What was made and is not known any more runs on; it is counted.
+    wait_until(lambda: cluster.api('GET', f'/v1/hosts/{keeper.name}', to=survivor)[2].get('stray_vms') == 1, 30, 'a stray is seen')
+    assert vm('late').get('state') is None
+    assert (keeper.directory / 'vms' / late['id'] / 'disks').is_dir()
+    # What was deleted is not made anew by itself.
+    failed = wait_until(lambda: (v := vm('gone'))['state'] == 'failed' and v, 30, 'what was deleted is failed')
+    assert 'nothing of it is left here' in failed['state_reason'] and failed['host_name'] == gone['host_name']
+    assert {agent.name: set(agent.vmm_pids()) for agent in cluster.agents} == pids
+    keeper.program.stop()      # the stray is kept over a restart of its agent
+    keeper.run()
+    wait_until(lambda: cluster.api('GET', f'/v1/hosts/{keeper.name}', to=survivor)[2].get('stray_vms') == 1 and
+               vm('web')['state'] == 'running', 30, 'all is as it was')
+    cluster.cli('vm', 'start', 'gone', '--wait', to=survivor)
+    assert {pid for agent in cluster.agents for pid in agent.vmm_pids()} > {pid for own in pids.values() for pid in own}
+
+
+@pytest.mark.slow       # the machine must be quick enough to hand over before the silent target is taken for unreachable
+@pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)
+def test_a_vm_that_came_unheard(make_cluster):
+    """The target's agent stands still while its VMM takes over, and the hand-over is lost: nobody but that VMM knows whose it is."""
+    cluster = make_cluster(controllers=3, agents=2)
+    survivor, web = third_follows(cluster)
+    source, target = web.agent(), web.other()
+    cluster.cli('ha', 'disarm')    # nothing is handed over to a host that is suspected
+    asked = web.ask('--to', target.name, '--bytes-per-second', '4MiB')     # some seconds: a host that is silent for longer is handed nothing
+    web.wait_step(asked, 'MiB')
+    wait_until(lambda: cluster.api('GET', f'/v1/operations/{asked["id"]}?consistency=stale', to=survivor)[0] == 200, what='c3 is level')
+    survivor.program.freeze()
+    target.program.freeze()
+    assert web.vm()['host_name'] == source.name and web.operation(asked)['state'] == 'running', 'it was too quick for this test'
+    wait_until(lambda: web.vm()['host_name'] == target.name, 60, 'it is handed over')
+    wait_until(lambda: not source.vmm_pids(), 30, 'the source has let go')
+    pids = target.vmm_pids()
+    for controller in cluster.controllers:
+        controller.program.kill9()
+    recover(survivor, '--yes')
+    survivor.run()
+    wait_until(lambda: cluster.ready(survivor), what='the survivor answers')
+    target.program.thaw()
+
+    def vm():
+        return cluster.api('GET', '/v1/vms/web', to=survivor)[2]
+
+    wait_until(lambda: vm().get('host_name') == target.name and vm()['state'] == 'running', 60, 'it is on the target')
+    wait_until(lambda: cluster.api('GET', f'/v1/operations/{asked["id"]}', to=survivor)[2]['state'] != 'running', 30, 'the migration is over')
+    assert target.vmm_pids() == pids and 'vm-arrival-astray' in target.program.text()
+    web.counts_on()
+    web.disks_arrived(target)
+    wait_until(lambda: web.is_clean(source), 30, 'nothing is left where it was')

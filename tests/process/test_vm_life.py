@@ -34,6 +34,8 @@ class Running:
 
     def vmm_pid(self):
         pids = self.agent().vmm_pids()
+        if len(pids) > 1:       # one was ending as it was looked at; where there is a new one it has ended
+            pids = [pid for pid in self.agent().vmm_pids() if pid in pids]
         assert len(pids) <= 1, f'{len(pids)} VMMs of one VM: {pids}'
         return pids[0] if pids else None
 

@@ -7,12 +7,15 @@ import random
 import re
 import shutil
 import signal
+import struct
 import time
+from pathlib import Path
 
 import pytest
 
 from bed import ROOT, wait_until
 from cluster import KVM_MISSING, KVM_MISSING_TEXT
+from disk_guest import console, pool, read_before, wait_pool
 
 TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
 VM = 'web'
@@ -28,19 +31,33 @@ class Counter:
     """A VM whose guest counts; what it says is read from the consoles of all hosts that it has been on, also when they are
     removed with it."""
 
-    def __init__(self, cluster, *options, cmdline='dirty=4', disks=False):
+    def __init__(self, cluster, *options, cmdline='dirty=4', disks=False, shared=False):
+        """@disks: on its host, the first begins as an image; or @shared: the first is where all hosts reach it, the second a volume
+        there. The guest writes and reads the first all the time."""
         self.cluster = cluster
-        if disks:
+        if disks or shared:
             self.image_with_disk()
             cmdline += ' disk=7'
-            options += ('--disk', 'name=root,image=true', '--disk', f'name=data,size={DISK_BYTES >> 20}MiB')
+        if disks:
+            options += ('--disk', 'name=root,image=true' + (',pool=nas' if shared else ''),
+                        '--disk', f'name=data,size={DISK_BYTES >> 20}MiB')
+        elif shared:
+            options += ('--disk', 'name=root,image=true,pool=nas')
         else:
             cluster.cli('image', 'create', 'ticker', '--kind', 'kernel', '--kernel', TICKER)
+        if shared:
+            self.nas = pool(cluster, 'nas')
+            wait_pool(cluster, 'nas', n1='present', n2='present')
         cluster.cli('vm', 'create', VM, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--cmdline', cmdline, *options,
-                    *(['--started=false'] if disks else []), '--wait')
+                    *(['--started=false'] if disks or shared else []), '--wait')
         self.id = self.vm()['id']
+        if shared:
+            self.volume = cluster.cli('volume', 'create', 'shelf', '--pool', 'nas', '--size', '8MiB', '--wait')
+            cluster.cli('volume', 'attach', 'shelf', '--vm', VM, '--wait')
         if disks:
             self.fill()
+        elif shared:
+            cluster.cli('vm', 'start', VM, '--wait')
         self.consoles = []
         self.follow()
         wait_until(self.ticks, 20, 'the guest counts')
@@ -90,6 +107,24 @@ class Counter:
         layers = sum(p.stat().st_blocks * 512 for p in top.iterdir() if p.suffix == '.raw')
         assert layers <= 2 << 20, 'the image was copied'
         assert not list(self.disk(agent, '').glob('*.part'))
+
+    def owned_by(self, agent):
+        """The disks in the pool are @agent's host's, under the VM's epoch, and open past its page cache there."""
+        epoch = self.vm()['epoch']
+        for layers, want in ((self.nas / 'vms' / self.id / 'root.layers', epoch),
+                             (self.nas / 'volumes' / self.volume['id'] / f'{self.volume["disk"]}.layers', 1 << 32 | epoch)):
+            slots = next(layers.glob('*.map')).read_bytes()[:8192]
+            headers = [struct.unpack_from('<QQ', slots, at + 64) for at in (0, 4096)]     # sequence, epoch
+            assert max(headers)[1] == want, (layers.name, headers, want)
+        seen = set()
+        for pid in agent.vmm_pids():
+            for fd in Path(f'/proc/{pid}/fd').iterdir():
+                path = Path(os.readlink(fd))
+                if path.suffix in ('.raw', '.map') and 'disks' not in path.parts:
+                    flags = re.search(r'^flags:\s+([0-7]+)', Path(f'/proc/{pid}/fdinfo/{fd.name}').read_text(), re.M)[1]
+                    assert int(flags, 8) & os.O_DIRECT, (path, flags)
+                    seen.add(path.suffix)
+        assert seen == {'.raw', '.map'}
 
     def vm(self):
         return self.cluster.vm(VM)
@@ -174,9 +209,11 @@ class Counter:
         self.counts_on()
 
 
-@pytest.mark.parametrize('turns', [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_back_and_forth(make_cluster, capsys, turns):
-    web = Counter(make_cluster(controllers=1, agents=2))
+@pytest.mark.parametrize('turns, shared', [(2, True), pytest.param(20, False, marks=pytest.mark.slow),
+                                           pytest.param(20, True, marks=pytest.mark.slow)])
+def test_back_and_forth(make_cluster, capsys, turns, shared):
+    """Without disks, or with a disk and a volume that both hosts reach: these stay, and each side writes them under its own epoch."""
+    web = Counter(make_cluster(controllers=1, agents=2), shared=shared)
     pauses = []
     for _ in range(turns):
         source, target = web.agent(), web.other()
@@ -187,6 +224,10 @@ def test_back_and_forth(make_cluster, capsys, turns):
         after = web.vm()
         assert after['epoch'] == before['epoch'] + 1 and after['restarts'] == 0 and after['generation'] == before['generation']
         assert source is not target
+        assert operation['task']['migration'].get('shared_disks', False) == shared
+        if shared:
+            web.owned_by(target)
+            assert 'disk-locks-passed-over' not in (web.folder(target) / 'vmm.log').read_text()
         pauses.append(operation['task']['migration']['downtime_us'] / 1000)
     with capsys.disabled():
         print(f' pauses: {", ".join(f"{p:.1f}" for p in pauses)} ms ', end='')
@@ -201,6 +242,34 @@ def test_disks_go_along_and_come_back(make_cluster):
         assert ended['state'] == 'succeeded', ended
         web.settled_at(there)
         web.disks_arrived(there)
+
+
+@pytest.mark.slow
+def test_under_the_lease_and_with_disks_of_both_kinds(make_cluster):
+    """A VM that is highly available goes to and fro with its shared disks; and one with a disk in a pool and one on its host."""
+    cluster = make_cluster(controllers=3, agents=2)
+    web = Counter(cluster, '--ha', shared=True)
+    for _ in range(4):
+        target = web.other()
+        ended = web.wait_end(web.ask('--to', target.name), 60)
+        assert ended['state'] == 'succeeded', ended
+        web.settled_at(target)
+        web.owned_by(target)
+    old = web.agent()
+    old.host.power_off()                                     # and it fails over as ever
+    wait_until(lambda: read_before(web.other(old), web.id), 60, 'the guest finds what was written')
+
+
+@pytest.mark.slow
+def test_one_disk_goes_along_and_one_stays(make_cluster):
+    web = Counter(make_cluster(controllers=1, agents=2), disks=True, shared=True)
+    for _ in range(2):
+        target = web.other()
+        ended = web.wait_end(web.ask('--to', target.name), 60)
+        assert ended['state'] == 'succeeded', ended
+        web.settled_at(target)
+        assert web.digest(target) == web.content
+        web.owned_by(target)
 
 
 def test_a_user_may_choose_watch_and_cancel(make_cluster):
@@ -350,6 +419,7 @@ def settle(web, guest_died):
 
 VICTIMS = ['source VMM', 'target VMM', 'source agent', 'target agent', 'leader']
 STEPS = ['prepare', 'disks', 'memory', 'ready', 'after']
+SHARED = ['memory', 'ready', 'after']      # with disks that both hosts reach, and one of which may write them
 FEW = [('ready', 'target agent'), ('disks', 'target VMM')]
 
 
@@ -363,7 +433,7 @@ def tell(capsys, cell, here, what):
 @pytest.mark.parametrize('step, victim', [pytest.param(s, v, marks=[] if (s, v) in FEW else pytest.mark.slow)
                                           for s in STEPS for v in VICTIMS])
 def test_whoever_dies_it_goes_on_at_one_place(make_cluster, capsys, step, victim):
-    web = Counter(make_cluster(controllers=1, agents=2), '--restart', 'always', disks=step == 'disks')
+    web = Counter(make_cluster(controllers=1, agents=2), '--restart', 'always', disks=step == 'disks', shared=step in SHARED)
     cell = Cell(web, step)
     web.follow()
     cell.kill(victim)
@@ -376,6 +446,10 @@ def test_whoever_dies_it_goes_on_at_one_place(make_cluster, capsys, step, victim
     here = settle(web, here_before or may_be)
     if step == 'disks' and not here_before:
         web.disks_arrived(here)
+    if step in ('ready', 'after') and console(here, web.id).count('drover-guest: hello') > (here is cell.source):
+        # its guest died with the memory; what it had written had been made to last before anybody could be asked
+        wait_until(lambda: read_before(here, web.id), WAIT_S, 'the new guest finds what the one before had written')
+        assert 'disk: status' not in console(here, web.id)
     tell(capsys, cell, here, f'{victim} killed')
 
 
@@ -383,7 +457,7 @@ def test_whoever_dies_it_goes_on_at_one_place(make_cluster, capsys, step, victim
 @pytest.mark.parametrize('seconds', [1, 30])
 @pytest.mark.parametrize('step, victim', [(s, v) for s in STEPS for v in [*VICTIMS, 'link']])
 def test_whatever_stands_still_it_goes_on_at_one_place(make_cluster, capsys, step, victim, seconds):
-    web = Counter(make_cluster(controllers=1, agents=2), '--restart', 'always', disks=step == 'disks')
+    web = Counter(make_cluster(controllers=1, agents=2), '--restart', 'always', disks=step == 'disks', shared=step in SHARED)
     cell = Cell(web, step)
     web.follow()
     cell.hold(victim, seconds)
@@ -393,6 +467,34 @@ def test_whatever_stands_still_it_goes_on_at_one_place(make_cluster, capsys, ste
     if step == 'disks':
         web.disks_arrived(here)
     tell(capsys, cell, here, f'{victim} {"cut" if victim == "link" else "stopped"} for {seconds} s')
+
+
+@pytest.mark.slow
+def test_a_source_that_is_frozen_keeps_nobody_from_the_disks(make_cluster):
+    """It had let go of them before anybody could be asked: the target runs by the cluster's word alone, and when the source wakes up
+    it has nothing left to write."""
+    web = Counter(make_cluster(controllers=1, agents=2), shared=True)
+    cell = Cell(web, 'ready')
+    pids = cell.vmm_pids('source VMM')
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    cell.controller.program.thaw()
+    wait_until(lambda: web.vm()['host_name'] == cell.target.name, WAIT_S, "it is the target's", poll_s=0.02)
+    cell.source.program.freeze()                             # it would end a VMM that does not answer
+    web.counts_on()
+    web.owned_by(cell.target)
+    maps = {path: path.read_bytes()[:8192] for path in pool_maps(web)}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    cell.heal()
+    web.settled_at(cell.target)
+    assert {path: path.read_bytes()[:8192] for path in pool_maps(web)} == maps
+
+
+def pool_maps(web):
+    """Of the disks in the pool; their headers are written when a disk is opened, taken or let go of."""
+    return [path for kind in ('vms', 'volumes') for path in (web.nas / kind).glob('*/*.layers/*.map')]
 
 
 def test_without_a_majority_it_is_not_stopped(make_cluster):

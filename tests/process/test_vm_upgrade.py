@@ -94,6 +94,8 @@ def test_a_request_is_done_once(make_cluster):
     """A cluster of one host; more of the same takes longer (slow)."""
     web = Upgraded(make_cluster(controllers=1, agents=1, agent_options=SHARED))
     old, key = web.process(), {'Idempotency-Key': str(uuid.uuid4())}
+    installed = wait_until(lambda: web.cluster.items('/v1/hosts')[0].get('vmm_version'), WAIT_S, 'its host says what is installed')
+    wait_until(lambda: web.vm().get('vmm_version') == installed, WAIT_S, 'its VMM says that it is the same')
     asked = [web.cluster.api('POST', f'/v1/vms/{VM}/upgrade', headers=key) for _ in range(2)]
     assert [status for status, _, _ in asked] == [202, 202] and asked[0][2]['id'] == asked[1][2]['id'], asked
     ended = web.wait_end(asked[0][2])
@@ -118,16 +120,21 @@ def test_a_new_process_takes_over_again_and_again(make_cluster, vmm, capsys):
     web = Upgraded(cluster, '--nic', 'bridge=lan0', disks=True)
     wait_until(lambda: 'vmm_version' in web.vm(), WAIT_S, 'its VMM says which it is')
     agent, before = web.agent(), web.vm()
+
+    def installed():
+        return cluster.api('GET', f'/v1/hosts/{agent.name}')[2].get('vmm_version')
+    wait_until(lambda: installed() == before['vmm_version'], WAIT_S, 'its host says what is installed')
     pauses = []
     for turn in range(3):
         old = web.process()
         if turn == 1 and another_build(vmm, vmm):
             assert web.vm()['vmm_version'] == before['vmm_version']
+            wait_until(lambda: installed() not in (None, before['vmm_version']), WAIT_S, 'what an upgrade would give is shown')
         web.upgrade('--wait')
         assert web.process() != old
         web.alone()
         if turn == 1 and 'build' in before['vmm_version']:
-            wait_until(lambda: web.vm().get('vmm_version') not in (None, before['vmm_version']), WAIT_S, 'another program is shown')
+            wait_until(lambda: web.vm().get('vmm_version') == installed(), WAIT_S, 'another program is shown')
         pauses.append(int(re.search(r'stood still for (\d+) us', operation(web)['step'])[1]) / 1000)
     after = web.vm()
     assert after['epoch'] == before['epoch'] and after['restarts'] == 0 and after['host_name'] == before['host_name'], after
@@ -250,6 +257,30 @@ def test_a_new_process_that_hangs_is_left_and_a_wish_can_be_taken_back(make_clus
         assert web.process() == old
     web.upgrade('--wait')
     web.alone()
+
+
+@pytest.mark.slow
+def test_a_new_process_that_runs_it_is_not_ended(make_cluster):
+    """Whichever of the two stands still, and whenever: nobody ends the one that has the guest."""
+    web = Upgraded(make_cluster(controllers=1, agents=1, agent_options=SHARED), cmdline='dirty=8')
+    rng = random.Random(seed := random.randrange(1 << 30))
+    print('seed', seed)
+    for turn in range(6):
+        old = web.process()
+        asked = web.upgrade()
+        new = web.successor(old)
+        time.sleep(rng.random() * 0.3)
+        held = (old, new)[turn % 2]
+        try:
+            os.kill(held, signal.SIGSTOP)
+            time.sleep(6 + rng.random())                     # longer than the old one's patience (UPGRADE_SILENCE_MS)
+            os.kill(held, signal.SIGCONT)
+        except ProcessLookupError:                           # it was done with it
+            pass
+        ended = web.wait_end(asked, 120)
+        web.alone()
+        assert web.process() == (new if ended['state'] == 'succeeded' else old), ended
+    assert web.vm().get('restarts', 0) == 0
 
 
 @pytest.mark.slow

@@ -1,15 +1,18 @@
 """Volumes: disks with a life of their own, made by the host of a pool, attached to one VM after another, also while these run."""
 import json
 import shutil
+import subprocess
 
 import pytest
 
 from bed import wait_until
 from disk_guest import (NEEDED, WRITES, agent_of, console, create, done, image, pool, read_before, wait_pool, wait_writes, writes)
 from test_devices import Running
+from test_vmm import VMM
 
 pytestmark = NEEDED
 MIB = 1 << 20
+BACKUP = VMM.parent / 'drover-backup'
 
 
 def volume(cluster, name):
@@ -214,6 +217,60 @@ def test_a_volume_begins_as_an_image(make_cluster):
     agent.host.run(['umount', ssd])
     wait_until(lambda: volume(cluster, 'b') is None, 60, 'the volume is removed')
     assert not list((ssd / 'volumes').iterdir()) and not list((ssd / 'images').iterdir())
+
+
+@pytest.mark.slow
+def test_backups_have_volumes_like_other_disks(make_cluster):
+    """While the VM runs and off, whole and only what has changed; put back in place, and as a disk of another VM's own."""
+    cluster = make_cluster(controllers=1, agents=1)
+    agent = cluster.agent(1)
+    if not BACKUP.exists():
+        pytest.skip('drover-backup is not built')
+    image(cluster, disk=False)
+    ssd = pool(cluster, 'ssd', kind='dir')
+    wait_pool(cluster, 'ssd', n1='present')
+    vm_id = create(cluster, 'one', started=False, **WRITES)
+    data, more = (cluster.cli('volume', 'create', name, '--pool', 'ssd', '--size', size, '--wait')
+                  for name, size in (('data', '8MiB'), ('more', '4MiB')))
+    for name in ('data', 'more'):
+        cluster.cli('volume', 'attach', name, '--vm', 'one', '--wait')
+    start(cluster, 'one')
+    wait_writes(agent, vm_id, 20)
+    store = cluster.bed.directory / 'store'
+    assert cluster.api('POST', '/v1/backup-stores', {'name': 'nas', 'location': str(store)})[0] == 201
+
+    def tool(verb, *options):
+        return subprocess.run([BACKUP, verb, '--store', store, *map(str, options)], check=True, capture_output=True, timeout=240).stdout
+
+    def backup(name):
+        done(cluster, cluster.api('POST', '/v1/vms/one/backups', {'name': name}))
+        return cluster.api('GET', f'/v1/backups/{name}')[2]
+
+    def content(made, disk=data['disk']):
+        return tool('cat', '--backup', made['id'], '--disk', disk)
+
+    def now(path, disk):
+        return content(json.loads(tool('create', '--vm', 'by-hand', '--parent', 'none', '--json', '--disk', f'root=pool:{path}/{disk}')), 'root')
+
+    first = backup('first')
+    assert [(d['name'], d['size_bytes']) for d in first['disks']] == [(data['disk'], 8 * MIB), (more['disk'], 4 * MIB)]
+    wait_writes(agent, vm_id, 20)
+    second = backup('second')
+    assert second['parent'] == first['id'] and second['read_bytes'] <= 1 << 19, second
+    assert any(content(first)) and content(first) != content(second) and content(second, more['disk']) == bytes(4 * MIB)
+    stop(cluster, 'one')
+    off = backup('off')
+    assert now(layers(ssd, data), data['disk']) == content(off) != content(second)
+    done(cluster, cluster.api('POST', '/v1/backups/first/restore', {}))
+    assert now(layers(ssd, data), data['disk']) == content(first)
+    start(cluster, 'one')
+    wait_until(lambda: read_before(agent, vm_id), 60, 'the guest finds what was put back')
+    stop(cluster, 'one')
+    done(cluster, cluster.api('POST', '/v1/vms', {'name': 'two', 'backup': 'off'}))
+    assert not any(d.get('volume') for d in cluster.vm('two')['disks']) and volume(cluster, 'data')['vm_name'] == 'one'
+    done(cluster, cluster.api('POST', '/v1/backups/off/restore', {'vm': 'two'}))
+    start(cluster, 'two')
+    wait_until(lambda: read_before(agent, cluster.vm('two')['id']), 60, 'the other guest has it on a disk of its own')
 
 
 def test_a_vm_fails_over_with_its_volume(make_cluster):

@@ -13,11 +13,15 @@ struct block_layers {
     struct io_loop *loop;
     struct io_timer run;
     struct block_file_options options;
+    bool looking;  /* nothing is changed: it is opened to be read, and closed again */
+    bool released; /* locks on it are nobody's */
 };
 
 static bool layers_may_submit(void *arg)
 {
     const struct block_layers *l = arg;
+    if (l->looking)
+        return true;
     if (l->disk == NULL)
         return l->options.may_open == NULL || l->options.may_open(l->options.may_open_arg);
     return block_may_submit(&l->disk->chain->block);
@@ -70,32 +74,29 @@ static void layers_released(void *arg)
     layers_free(l);
 }
 
-static int layers_own(void *arg, bool own, struct error *err)
-{
-    struct block_layers *l = arg;
-    return layer_disk_own(l->disk, own, err);
-}
-
 /* Another process has it still: look at its size, and let go; block_own opens it. */
 static int layers_look(struct block_layers *l, const char *name, bool read_only, struct layer_disk **ret_disk,
                        struct error *err)
 {
     layer_pool_dir_set_unlocked(l->pool, true);
+    l->looking = true;
     int code = layer_disk_open(l->pool, name, true, 0, ret_disk, err);
     layer_pool_dir_set_unlocked(l->pool, false);
-    if (code < 0)
-        return code;
-    (*ret_disk)->epoch = l->options.epoch; /* that it is taken under */
-    (*ret_disk)->chain->block.read_only = read_only;
-    (*ret_disk)->chain->block.lost_with_process = !read_only;
-    return layer_disk_own(*ret_disk, false, err);
+    if (code == 0) {
+        (*ret_disk)->epoch = l->options.epoch; /* that it is taken under */
+        (*ret_disk)->chain->block.read_only = read_only;
+        (*ret_disk)->chain->block.lost_with_process = !read_only;
+        code = layer_disk_own(*ret_disk, false, err);
+    }
+    l->looking = false;
+    return code;
 }
 
 /* The files are locked by somebody. A file server keeps the locks of a host that is gone for as long as it likes; but where
  * they belong to no higher epoch than ours, their owner has been proved to be held for good (docs/ha.md), or was an earlier VMM of
- * this host, of which there is one at a time: the record in the replicated state rules, and we go on without locks. Not in a
- * migration, which waits for the source to let go. */
-static int layers_take(struct block_layers *l, const char *name, struct layer_disk **ret_disk, struct error *err)
+ * this host, of which there is one at a time: the record in the replicated state rules, and we go on without locks. In a migration
+ * only where the source has let go of them before they could be ours (block_layers_released); else it is waited for. */
+static int locks_pass_over(struct block_layers *l, const char *name, struct error *err)
 {
     struct layer_disk *seen;
     layer_pool_dir_set_unlocked(l->pool, true);
@@ -103,14 +104,28 @@ static int layers_take(struct block_layers *l, const char *name, struct layer_di
     if (code == 0) {
         uint64_t epoch = layer_chain_top(seen->chain)->header.epoch;
         layer_disk_close(seen);
-        if (epoch > l->options.epoch)
+        /* Of what was released to us nobody else can have had our epoch. */
+        if (epoch > l->options.epoch || (l->released && epoch == l->options.epoch))
             code = error_set(err, -ESTALE, ERROR_CONFLICT, "disk %s belongs to epoch %llu; this is %llu", name,
                              (unsigned long long)epoch, (unsigned long long)l->options.epoch);
         else
             log_warning("disk-locks-passed-over", "disk=%s epoch=%llu theirs=%llu", name, (unsigned long long)l->options.epoch,
                         (unsigned long long)epoch);
     }
-    return code < 0 ? code : layer_disk_open(l->pool, name, false, l->options.epoch, ret_disk, err);
+    if (code < 0)
+        layer_pool_dir_set_unlocked(l->pool, false);
+    return code;
+}
+
+static int layers_own(void *arg, bool own, struct error *err)
+{
+    struct block_layers *l = arg;
+    int code = layer_disk_own(l->disk, own, err);
+    if (code == -EBUSY && own && l->released && (code = locks_pass_over(l, l->disk->name, err)) == 0)
+        code = layer_disk_own(l->disk, true, err);
+    if (code == 0 && own)
+        l->released = false; /* by whoever had it before; who has it next may hold it for good reason */
+    return code;
 }
 
 static int head_path_split(const char *path, char **ret_directory, char **ret_name, struct error *err)
@@ -128,7 +143,7 @@ int block_layers_open(const char *path, const struct block_file_options *options
                       struct block **ret_block, struct error *err)
 {
     CLEANUP_FREE char *directory = NULL, *name = NULL;
-    struct layer_disk *disk;
+    struct layer_disk *disk = NULL;
     int code = head_path_split(path, &directory, &name, err);
     if (code < 0)
         return code;
@@ -144,7 +159,9 @@ int block_layers_open(const char *path, const struct block_file_options *options
     else if (code == 0)
         code = layer_disk_open(l->pool, name, options->read_only, options->epoch, &disk, err);
     if (code == -EBUSY && !options->unlocked && !options->read_only && options->may_open != NULL && options->epoch != 0)
-        code = layers_take(l, name, &disk, err);
+        code = locks_pass_over(l, name, err);
+    if (code == 0 && disk == NULL)
+        code = layer_disk_open(l->pool, name, false, options->epoch, &disk, err);
     if (code < 0) {
         layers_free(l);
         return code;
@@ -159,8 +176,18 @@ int block_layers_open(const char *path, const struct block_file_options *options
     return 0;
 }
 
+static struct block_layers *of_block(struct block *b)
+{
+    return CONTAINER_OF(b, struct layer_chain, block)->released_arg;
+}
+
+void block_layers_released(struct block *b)
+{
+    struct block_layers *l = of_block(b);
+    l->released = l->options.unlocked && l->options.may_open != NULL && l->options.epoch != 0;
+}
+
 struct layer_disk *block_layers_disk(struct block *b)
 {
-    struct layer_chain *chain = CONTAINER_OF(b, struct layer_chain, block);
-    return ((struct block_layers *)chain->released_arg)->disk;
+    return of_block(b)->disk;
 }

@@ -3,7 +3,10 @@
  *
  * The fail-stop hook is the disk's: `may_submit` of the struct block that is opened here is asked by every file right
  * before it is touched. Until it is set, that is while the disk is being opened, everything is allowed; but
- * for a disk that other hosts reach (`may_open`): of that one not a byte or name is changed without being asked for. */
+ * for a disk that other hosts reach (`may_open`): of that one not a byte or name is changed without being asked for.
+ *
+ * `unlocked`: another process has it still. Its size is looked at, which changes nothing and so needs no right to it; nothing of it is
+ * kept but that, and block_own(true) opens it anew, whatever was written meanwhile, under `epoch`. */
 #ifndef COMPUTE_VMM_BLOCK_LAYERS_H
 #define COMPUTE_VMM_BLOCK_LAYERS_H
 
@@ -13,6 +16,9 @@
 /* @path: <directory>/<name>.disk. Refused in words: as layer_disk_open, block_file_open. options->name is not used. */
 int block_layers_open(const char *path, const struct block_file_options *options, struct io_loop *loop,
                       struct block **ret_block, struct error *err);
+/* Of one that was opened `unlocked`, other hosts reach, and no VMM of a lower epoch touches any more, for its last owner has let go of it
+ * and said so: block_own(true) does not mind locks, which a file server may keep for a host that is gone. */
+void block_layers_released(struct block *b);
 /* The disk behind a block that block_layers_open gave. */
 struct layer_disk *block_layers_disk(struct block *b);
 

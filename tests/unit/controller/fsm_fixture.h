@@ -315,6 +315,22 @@ static inline void fixture_create_vm(struct fixture *f, const char *name)
     fixture_must(f, ROUTE_ID_vm_create, NULL, body);
 }
 
+/* The cluster goes on from @survivor (an id) alone. */
+static inline int fixture_recover(struct fixture *f, uint64_t epoch, const char *survivor)
+{
+    struct command_recover command = {0};
+    struct bytes_writer bytes = {0};
+    object_mark(&command_recover_desc, &command, "request");
+    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
+    OBJECT_SET(command_recover, &command, epoch, epoch);
+    OBJECT_TEXT(command_recover, &command, survivor, survivor);
+    assert_int_equal(command_encode(COMMAND_recover, &command, &bytes, NULL), 0);
+    int rc = fixture_apply(f, &bytes);
+    OBJECT_CLEAR(command_recover, &command);
+    bytes_writer_finish(&bytes);
+    return rc;
+}
+
 static inline struct bytes_writer fixture_snapshot(const struct state *state)
 {
     struct bytes_writer out = {0};

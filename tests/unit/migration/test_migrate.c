@@ -135,7 +135,8 @@ static struct {
     struct array_guest to;
     int listen_fd;
     struct side source, target;
-    unsigned ran, let_go, taken_back;
+    unsigned ran, let_go, taken_back, released;
+    bool release_fails, was_released; /* what the target was told */
     uint64_t epoch;
     bool paused, unfit, load_fails, run_fails, somebody_has_it;
     int fault_fd;            /* post-copy */
@@ -167,6 +168,13 @@ static int world_let_go(void *arg UNUSED, struct error *err UNUSED)
 {
     world.let_go++;
     return 0;
+}
+
+static int world_release(void *arg UNUSED, struct error *err)
+{
+    world.released++;
+    assert_int_equal(world.let_go, 0);
+    return world.release_fails ? error_set(err, -EIO, ERROR_INTERNAL, "the disk cannot be written") : 1;
 }
 
 static int world_take_back(void *arg UNUSED, struct error *err)
@@ -218,6 +226,7 @@ static int world_run(void *arg UNUSED, uint64_t epoch, struct error *err)
     if (world.run_fails)
         return error_set(err, -EBUSY, ERROR_IN_USE, "the disk is another's");
     world.ran++;
+    world.was_released = migrate_receiver_released(world.target.receiver);
     world.epoch = epoch;
     if (world.touches)
         assert_int_equal(pthread_create(&world.touching, NULL, touching_main, NULL), 0);
@@ -683,6 +692,63 @@ static void the_target_dies_before_go_and_it_stays(void **state)
     }
 }
 
+static void taken_back_wait(unsigned times)
+{
+    for (unsigned i = 0; i < 20000 && __atomic_load_n(&world.taken_back, __ATOMIC_ACQUIRE) < times; i++)
+        usleep(1000);
+    assert_true(__atomic_load_n(&world.taken_back, __ATOMIC_ACQUIRE) >= times);
+}
+
+/* What others reach is let go of before READY; a guest that stays has it back first, and nobody is asked whose it is. */
+static void what_others_reach_is_released_first(void **state)
+{
+    struct migrate_sender_options options = sender_defaults();
+    options.release = world_release;
+    target_start();
+    source_start(&options);
+    both_join();
+    assert_moved();
+    assert_int_equal(world.released, 1);
+    assert_true(world.was_released);
+    assert_int_equal(world.taken_back, 0);
+    world_teardown(state);
+
+    world_setup(state); /* the target refuses, when all has been sent */
+    world.load_fails = world.somebody_has_it = true;
+    target_start();
+    source_start(&options);
+    taken_back_wait(2);
+    assert_true(world.from.stopped);
+    struct migrate_progress p = migrate_sender_progress(world.source.sender);
+    assert_true(p.phase == MIGRATE_PHASE_STOP && !p.decided);
+    __atomic_store_n(&world.somebody_has_it, false, __ATOMIC_RELEASE);
+    both_join();
+    assert_true(world.source.code < 0 && world.released == 1 && world.let_go == 0);
+    assert_int_equal(world.from.resumed, 1);
+    assert_non_null(strstr(world.source.err.text, "registers are blunt"));
+    world_teardown(state);
+
+    world_setup(state); /* it cannot be let go of: perhaps some of it was */
+    world.release_fails = true;
+    target_start();
+    source_start(&options);
+    both_join();
+    assert_true(world.source.code == -EIO && world.released == 1 && world.taken_back == 1);
+    assert_int_equal(world.from.resumed, 1);
+    assert_int_equal(world.ran, 0);
+    world_teardown(state);
+
+    world_setup(state); /* this process ends meanwhile: it stays paused */
+    world.load_fails = world.somebody_has_it = true;
+    target_start();
+    source_start(&options);
+    taken_back_wait(1);
+    migrate_sender_abandon(world.source.sender);
+    both_join();
+    assert_int_equal(world.source.code, -EOWNERDEAD);
+    assert_int_equal(world.from.resumed, 0);
+}
+
 static void a_target_that_is_slow_and_never_silent_does_not_hold_the_guest(void **state)
 {
     struct migrate_sender_options options = sender_defaults();
@@ -1037,6 +1103,7 @@ int main(int argc, char **argv)
         WORLD_TEST(the_target_hears_it_from_somebody_else),
         WORLD_TEST(a_target_that_cannot_run_it_says_so_and_somebody_decides),
         WORLD_TEST(the_target_dies_before_go_and_it_stays),
+        WORLD_TEST(what_others_reach_is_released_first),
         WORLD_TEST(a_target_that_is_slow_and_never_silent_does_not_hold_the_guest),
         WORLD_TEST(the_target_dies_after_go_and_nobody_knows),
         WORLD_TEST(a_target_that_lies_is_left),

@@ -60,11 +60,16 @@ static void fill_order(struct vm_order *order, const char *id, uint64_t epoch, u
     OBJECT_SET(vm_order, order, restart, restart_policy_ON_FAILURE);
 }
 
+static void add_id(struct node_orders *orders, struct string_list *list, const char *field, const char *id)
+{
+    list->items = xrealloc(list->items, (list->count + 1) * sizeof(char *));
+    list->items[list->count++] = xstrdup(id);
+    object_mark(&node_orders_desc, orders, field);
+}
+
 static void add_forget(struct node_orders *orders, const char *id)
 {
-    orders->forget.items = xrealloc(orders->forget.items, (orders->forget.count + 1) * sizeof(char *));
-    orders->forget.items[orders->forget.count++] = xstrdup(id);
-    object_mark(&node_orders_desc, orders, "forget");
+    add_id(orders, &orders->forget, "forget", id);
 }
 
 static void test_one_order(void **unused)
@@ -84,7 +89,7 @@ static void test_one_order(void **unused)
         }
         if (row->forget)
             add_forget(&orders, A);
-        const struct plan_have have = {A, &known, row->known_index, row->removing, row->gone};
+        const struct plan_have have = {A, &known, row->known_index, row->removing, row->gone, false};
         size_t n = agent_plan_orders(&have, 1, &orders, changes);
         if (n != 1 || changes[0].kind != row->expected)
             fail_msg("%s: %zu changes, kind %d and not %d", row->what, n, changes[0].kind, row->expected);
@@ -106,7 +111,7 @@ static void test_new_and_doubled_orders(void **unused)
     fill_order(OBJECT_ADD(node_orders, &orders, vms), C, 1, 1);
     fill_order(OBJECT_ADD(node_orders, &orders, vms), A, 1, 2);
     fill_order(OBJECT_ADD(node_orders, &orders, vms), C, 9, 9); /* the same VM twice: the first counts */
-    const struct plan_have have[] = {{A, &known_a, 1, false, false}, {B, &known_b, 1, false, false}};
+    const struct plan_have have[] = {{A, &known_a, 1, false, false, false}, {B, &known_b, 1, false, false, false}};
     size_t n = agent_plan_orders(have, 2, &orders, changes);
     assert_int_equal(n, 3);
     assert_int_equal(changes[0].kind, PLAN_ACCEPT);
@@ -118,6 +123,57 @@ static void test_new_and_doubled_orders(void **unused)
     OBJECT_CLEAR(node_orders, &orders);
     OBJECT_CLEAR(vm_order, &known_a);
     OBJECT_CLEAR(vm_order, &known_b);
+}
+
+static struct plan_change plan_one(const struct plan_have *have, const struct node_orders *orders)
+{
+    struct plan_change changes[2];
+    assert_int_equal(agent_plan_orders(have, have != NULL, orders, changes), 1);
+    return changes[0];
+}
+
+/* After a recovery: what the cluster may have lost is kept until it says that it knows better, or gives an order. */
+static void test_astray(void **unused)
+{
+    (void)unused;
+    struct vm_order known = {.epoch = 0};
+    struct node_orders orders = {.index = 20};
+    struct plan_have have = {.id = A, .order = &known, .index = 5, .astray = true};
+    fill_order(&known, A, 3, 7);
+    assert_int_equal(plan_one(&have, &orders).kind, PLAN_ORPHAN);
+    add_forget(&orders, A);
+    add_id(&orders, &orders.gone, "gone", A);
+    assert_int_equal(plan_one(&have, &orders).kind, PLAN_ORPHAN);
+    add_id(&orders, &orders.halt, "halt", A);
+    assert_int_equal(plan_one(&have, &orders).kind, PLAN_HALT);
+    have.astray = false;
+    assert_int_equal(plan_one(&have, &orders).kind, PLAN_FORGET);
+    have.astray = true;
+    add_id(&orders, &orders.given, "given", A);
+    assert_int_equal(plan_one(&have, &orders).kind, PLAN_FORGET);
+    fill_order(OBJECT_ADD(node_orders, &orders, vms), A, 3, 7);
+    assert_int_equal(plan_one(&have, &orders).kind, PLAN_KEEP);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(vm_order, &known);
+}
+
+/* What ran here and is not here any more is not made anew; also where it was deleted by an order that is lost. */
+static void test_missing(void **unused)
+{
+    (void)unused;
+    struct vm_order known = {.epoch = 0};
+    struct node_orders orders = {.index = 20};
+    struct plan_have gone = {.id = A, .order = &known, .index = 5, .gone = true}, here = {.id = A, .order = &known, .index = 5};
+    fill_order(&known, A, 3, 7);
+    fill_order(OBJECT_ADD(node_orders, &orders, vms), A, 3, 8);
+    assert_false(plan_one(NULL, &orders).missing);
+    add_id(&orders, &orders.missing, "missing", A);
+    struct plan_change anew = plan_one(NULL, &orders), deleted = plan_one(&gone, &orders), changed = plan_one(&here, &orders);
+    assert_true(anew.missing && anew.kind == PLAN_ACCEPT);
+    assert_true(deleted.missing && deleted.kind == PLAN_ACCEPT);
+    assert_true(!changed.missing && changed.kind == PLAN_ACCEPT); /* the report had crossed its making */
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(vm_order, &known);
 }
 
 static void test_lease_generation(void **unused)
@@ -192,6 +248,9 @@ static const struct {
     {"runs, forgotten", {RUN, ALIVE, .forgotten = true}, PLAN_STOP},
     {"off, forgotten", {RUN, .forgotten = true}, PLAN_REMOVE},
     {"nothing left", {.wanted = vm_wanted_DELETED, .gone = true}, PLAN_REST_GONE},
+    {"nothing was left, and it is off", {.wanted = vm_wanted_STOPPED, .missing = true, .confirmed = true}, PLAN_REST_FAILED},
+    {"nothing was left, and it should run", {RUN, .missing = true}, PLAN_REST_FAILED},
+    {"nothing was left, and it is to go", {.wanted = vm_wanted_DELETED, .missing = true}, PLAN_REMOVE},
 
     {"powered off", {RUN, .end = PLAN_END_CLEAN, .backoff_over = true}, PLAN_REST_OFF},
     {"powered off, always", {RUN_BY(ALWAYS), .end = PLAN_END_CLEAN}, PLAN_WAIT_BACKOFF},
@@ -322,6 +381,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_order),         cmocka_unit_test(test_new_and_doubled_orders),
+        cmocka_unit_test(test_astray),
+        cmocka_unit_test(test_missing),
         cmocka_unit_test(test_lease_generation),  cmocka_unit_test(test_steps),
         cmocka_unit_test(test_every_combination), cmocka_unit_test(test_every_migrating_combination),
     };

@@ -184,10 +184,10 @@ static void test_disks(void **state)
     assert_int_equal(mkdir(disks, 0700), 0);
     put(f, VM_A, "disks/root.raw", 0600);
     uid_t user = allot(f, VM_A);
-    assert_int_equal(vmm_user_own_files(&f->places, &order, user, &err), -ENOENT); /* one is missing: said, not ignored */
+    assert_int_equal(vmm_user_own_files(&f->places, &order, false, user, &err), -ENOENT); /* one is missing: said, not ignored */
     assert_non_null(strstr(err.text, "disks/tools.raw"));
     put(f, VM_A, "disks/tools.raw", 0600);
-    assert_int_equal(vmm_user_own_files(&f->places, &order, user, &err), 0);
+    assert_int_equal(vmm_user_own_files(&f->places, &order, false, user, &err), 0);
     assert_owned(f, VM_A, "disks", 0, user, 0710);
     assert_owned(f, VM_A, "disks/root.raw", user, user, 0600);
     assert_owned(f, VM_A, "disks/tools.raw", 0, user, 0640);
@@ -223,11 +223,11 @@ static void test_image_of_layers(void **state)
     assert_int_equal(file_write_atomic(image, "x", 1, 0600, NULL) | file_write_atomic(secret, "x", 1, 0600, NULL), 0);
     assert_int_equal(link(secret, linked), 0);
     uid_t user = allot(f, VM_A);
-    assert_int_equal(vmm_user_own_files(&f->places, &order, user, &err), 0);
+    assert_int_equal(vmm_user_own_files(&f->places, &order, false, user, &err), 0);
     assert_int_equal(mode_of(secret), 0600);
     assert_int_equal(mode_of(image), 0600);
     assert_int_equal(unlink(linked) | link(image, linked), 0);
-    assert_int_equal(vmm_user_own_files(&f->places, &order, user, &err), 0);
+    assert_int_equal(vmm_user_own_files(&f->places, &order, false, user, &err), 0);
     assert_int_equal(mode_of(image), 0644);
     assert_owned(f, VM_A, "disks/root.layers", user, user, 0700);
     OBJECT_CLEAR(vm_order, &order);

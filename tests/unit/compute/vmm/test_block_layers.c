@@ -324,6 +324,52 @@ static void the_right_to_it_is_handed_over(void **state UNUSED)
     bench_destroy(b);
 }
 
+static struct block *waiting_open(struct bench *b, uint64_t epoch, bool *lease)
+{
+    struct block_file_options options = {.unlocked = true, .direct = true, .epoch = epoch, .may_open = ask_lease, .may_open_arg = lease};
+    struct block *block;
+    struct error err;
+    if (block_layers_open(b->path, &options, b->loop, &block, &err) < 0)
+        fail_msg("%s", err.text);
+    block->may_submit = ask_lease;
+    block->may_submit_arg = lease;
+    return block;
+}
+
+/* A disk that other hosts reach: looked at without the lease, taken under it alone; locks that a file server keeps for a host that is
+ * gone are waited for, until its owner is known to have let go before, and never where a higher epoch has been there. */
+static void a_lock_that_is_nobodys_is_passed_over(void **state UNUSED)
+{
+    struct bench *b = bench_create(false);
+    bool lease = false;
+    struct error err;
+    bench_open(b, false);
+    struct block *holder = b->block, *target = waiting_open(b, 7, &lease), *late = waiting_open(b, 5, &lease);
+    pthread_mutex_lock(&b->lock);
+    memset(b->model + 10 * 512, 3, 512);
+    assert_int_equal(block_now(holder, BLOCK_WRITE, 10 * 512, b->model + 10 * 512, 512), 0);
+    assert_int_equal(block_now(holder, BLOCK_FLUSH, 0, NULL, 0), 0);
+    lease = true;
+    assert_int_equal(block_own(target, true, &err), -EBUSY);
+    block_layers_released(target);
+    lease = false;
+    assert_int_equal(block_own(target, true, &err), -EAGAIN);
+    lease = true;
+    assert_int_equal(block_own(target, true, &err), 0);
+    assert_int_equal(layer_chain_top(block_layers_disk(target)->chain)->header.epoch, 7);
+    block_layers_released(late);
+    assert_int_equal(block_own(late, true, &err), -ESTALE);
+    assert_int_equal(block_own(late, true, &err), -ESTALE);
+    block_close(late);
+    b->block = target;
+    pthread_mutex_unlock(&b->lock);
+    disk_is_the_model(b);
+    pthread_mutex_lock(&b->lock);
+    block_close(holder);
+    pthread_mutex_unlock(&b->lock);
+    bench_destroy(b);
+}
+
 /* An image of 10 GiB becomes a disk without being read. */
 static void a_large_image_is_cloned_at_once(void **state UNUSED)
 {
@@ -358,6 +404,7 @@ int main(void)
         cmocka_unit_test(uring_needs_the_lease),
         cmocka_unit_test(changes_are_known_and_files_are_locked),
         cmocka_unit_test(the_right_to_it_is_handed_over),
+        cmocka_unit_test(a_lock_that_is_nobodys_is_passed_over),
         cmocka_unit_test(a_large_image_is_cloned_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

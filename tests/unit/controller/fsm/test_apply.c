@@ -441,35 +441,20 @@ static void events_tell_what_happened(void **test)
     assert_int_equal(e.serial, state_events_serial(f->state) - STATE_EVENTS_MAX + 1);
 }
 
-static int recover_to(struct fixture *f, uint64_t epoch, const char *survivor)
-{
-    struct command_recover command = {0};
-    struct bytes_writer bytes = {0};
-    object_mark(&command_recover_desc, &command, "request");
-    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
-    OBJECT_SET(command_recover, &command, epoch, epoch);
-    OBJECT_TEXT(command_recover, &command, survivor, survivor);
-    assert_int_equal(command_encode(COMMAND_recover, &command, &bytes, NULL), 0);
-    int rc = fixture_apply(f, &bytes);
-    OBJECT_CLEAR(command_recover, &command);
-    bytes_writer_finish(&bytes);
-    return rc;
-}
-
 /* Of c1 and c2 the first is left. */
 static void lost_controllers_are_dropped(struct fixture *f)
 {
     const struct record *c1 = state_at(f->state, object_kind_CONTROLLER, 0);
     char id[STATE_ID_BYTES];
     snprintf(id, sizeof id, "%s", c1->common->id);
-    assert_int_equal(recover_to(f, 2, "99999999-9999-4999-8999-999999999999"), -ENOENT);
+    assert_int_equal(fixture_recover(f, 2, "99999999-9999-4999-8999-999999999999"), -ENOENT);
     assert_int_equal(state_count(f->state, object_kind_CONTROLLER), 2);
-    assert_int_equal(recover_to(f, 2, id), 0);
+    assert_int_equal(fixture_recover(f, 2, id), 0);
     assert_int_equal(state_count(f->state, object_kind_CONTROLLER), 1);
     assert_string_equal(state_at(f->state, object_kind_CONTROLLER, 0)->common->id, id);
     assert_int_equal(state_cluster(f->state)->epoch, 2);
     assert_int_equal(state_voters(f->state), 1);
-    assert_int_equal(recover_to(f, 2, id), -ESTALE); /* once */
+    assert_int_equal(fixture_recover(f, 2, id), -ESTALE); /* once */
 }
 
 static void controllers_join_with_ids_of_their_own(void **test)

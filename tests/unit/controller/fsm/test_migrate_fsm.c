@@ -100,6 +100,20 @@ static void stays(struct fixture *f, enum operation_state state, const char *why
     assert_string_equal(fixture_vm(f, "a")->host_name, "n1");
 }
 
+/* The target's VMM was begun without the lease: it would go on without, cut off, while another host starts the VM. */
+static void ha_is_not_turned_on_on_the_way(void **test)
+{
+    struct fixture *f = *test;
+    fixture_voter(f, "c2", 2);
+    fixture_voter(f, "c3", 3);
+    begin(f);
+    assert_int_equal(fixture_do(f, ROUTE_ID_vm_update, "a", "{\"ha\":true}"), -EBUSY);
+    assert_non_null(strstr(f->error.text, "being migrated"));
+    fixture_must(f, ROUTE_ID_operation_cancel, operation_id, NULL);
+    host_says(f, "n1", task_role_MAIN, operation_state_CANCELLED, "as was asked");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"ha\":true}");
+}
+
 static void a_migration_goes_its_way(void **test)
 {
     struct fixture *f = *test;
@@ -391,6 +405,7 @@ static void a_snapshot_in_between_changes_nothing(void **test)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(ha_is_not_turned_on_on_the_way),
         TEST(a_migration_goes_its_way),
         TEST(cancelled_before_the_hand_over_it_stays),
         TEST(what_hinders_ends_it_for_good),

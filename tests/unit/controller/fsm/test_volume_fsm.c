@@ -537,6 +537,58 @@ static void a_host_that_is_ahead_has_let_go_of_nothing(void **test)
     fixture_check(f);
 }
 
+/* What both hosts reach is handed over with a VM that runs; what they do not, or is on its way out, keeps it where it is. */
+static void with_what_both_hosts_reach_a_vm_migrates(void **test)
+{
+    struct fixture *f = *test;
+    char body[200];
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"x\",\"image\":\"tiny\",\"flavor\":\"small\","
+                 "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576,\"pool\":\"nas\"}]}");
+    fixture_vm_is(f, "x", vm_state_RUNNING);
+    bool on_first = strcmp(fixture_vm(f, "x")->host_name, "n1") == 0;
+    const char *from = on_first ? "n1" : "n2", *to = on_first ? "n2" : "n1";
+    make(f, "a", "nas");
+    attached(f, "a", "x");
+    refused(f, ROUTE_ID_vm_migrate, "x", "{\"to\":\"n3\"}", -ENOSPC, "/to", "pool");
+    say(f, to, "nas", 0);
+    refused(f, ROUTE_ID_vm_migrate, "x", NULL, -ENOSPC, "", "pool");
+    say(f, to, "nas", 16 * GIB);
+    say(f, from, "nas", 0);
+    refused(f, ROUTE_ID_vm_migrate, "x", NULL, -EHOSTDOWN, "/disks", "is not there on the host that has VM 'x'");
+    say(f, from, "nas", 16 * GIB);
+    fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
+    refused(f, ROUTE_ID_vm_migrate, "x", NULL, -EBUSY, "/disks", "is being detached");
+    fixture_vm_is(f, "x", vm_state_RUNNING);
+    attached(f, "a", "x");
+    fixture_must(f, ROUTE_ID_vm_migrate, "x", NULL);
+    const struct operation *operation = fixture_get(f, object_kind_OPERATION, f->decision.operation_id)->operation;
+    assert_true(operation->task.migration.shared_disks);
+    assert_string_equal(operation->task.migration.to_name, to);
+    assert_int_equal(fixture_do(f, ROUTE_ID_volume_detach, "a", NULL), -EBUSY);
+    snprintf(body, sizeof body, "{\"host\":\"%s\",\"operation\":\"%s\",\"epoch\":1}",
+             fixture_get(f, object_kind_HOST, from)->common->id, operation->id);
+    fixture_must(f, ROUTE_ID_node_handover, NULL, body);
+    assert_string_equal(fixture_vm(f, "x")->host_name, to);
+    assert_int_equal(disk_of(f, "x", "a")->attachment, 2);
+    assert_string_equal(volume(f, "a")->vm_name, "x");
+    fixture_check(f);
+}
+
+static void with_what_only_its_host_has_it_does_not(void **test)
+{
+    struct fixture *f = *test;
+    make(f, "b", "ssd");
+    vm_on(f, "y", volume(f, "b")->host);
+    attached(f, "b", "y");
+    refused(f, ROUTE_ID_vm_migrate, "y", NULL, -ENOTSUP, "/disks", "which only its host has");
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"w\",\"image\":\"tiny\",\"flavor\":\"small\","
+                 "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576,\"pool\":\"ssd\"}]}");
+    fixture_vm_is(f, "w", vm_state_RUNNING);
+    refused(f, ROUTE_ID_vm_migrate, "w", NULL, -ENOTSUP, "/disks", "which is not shared");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -552,6 +604,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(as_other_objects, setup, teardown),
         cmocka_unit_test_setup_teardown(the_vm_is_deleted, setup, teardown),
         cmocka_unit_test_setup_teardown(the_host_is_lost, setup, teardown),
+        cmocka_unit_test_setup_teardown(with_what_both_hosts_reach_a_vm_migrates, setup, teardown),
+        cmocka_unit_test_setup_teardown(with_what_only_its_host_has_it_does_not, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

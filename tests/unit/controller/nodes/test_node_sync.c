@@ -229,6 +229,219 @@ static void strangers(void **test)
     OBJECT_CLEAR(node_report, &report);
 }
 
+/* ---- after a recovery from a survivor that lacked the end of the log ---- */
+
+static void recover(struct fixture *f)
+{
+    const char *survivor = state_at(f->state, object_kind_CONTROLLER, 0)->common->id;
+    assert_int_equal(fixture_recover(f, state_cluster(f->state)->epoch + 1, survivor), 0);
+}
+
+/* A host has reached a number that is given again for something else. */
+static void generations_are_not_given_twice(void **test)
+{
+    struct fixture *f = *test;
+    fixture_create_vm(f, "a");
+    fixture_create_vm(f, "off");
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    fixture_vm_is(f, "off", vm_state_STOPPED); /* its guest did that */
+    uint64_t before = fixture_vm(f, "a")->generation, off = fixture_vm(f, "off")->generation;
+    fixture_must(f, ROUTE_ID_vm_pause, "a", NULL); /* known here; its host has carried out this and two more that are not */
+    recover(f);
+    assert_true(fixture_vm(f, "a")->generation > before + STATE_GENERATIONS_LOST_MAX);
+    assert_int_equal(fixture_vm(f, "off")->generation, off); /* nor is it started by it */
+    assert_int_equal(fixture_operation(f)->state, operation_state_RUNNING);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    fixture_seen(&report, fixture_vm(f, "a"), vm_state_RUNNING)->generation = before + 3;
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_int_equal(fixture_operation(f)->state, operation_state_RUNNING); /* what was reached is something else */
+    assert_int_equal(fixture_vm_is(f, "a", vm_state_PAUSED), 1);
+    assert_int_equal(fixture_operation(f)->state, operation_state_SUCCEEDED);
+}
+
+static int send_ahead(struct fixture *f, const char *host, const char *vm, uint64_t epoch)
+{
+    struct node_report report = fixture_report(f, host, 8192);
+    struct vm_seen *seen = fixture_seen(&report, fixture_vm(f, vm), vm_state_RUNNING);
+    seen->epoch = epoch;
+    OBJECT_SET(vm_seen, seen, astray, true);
+    return fixture_send(f, &report);
+}
+
+/* Started, or given to another host, by an order that is lost. */
+static void a_vm_is_where_its_host_says(void **test)
+{
+    struct fixture *f = *test;
+    fixture_create_vm(f, "a");
+    fixture_host(f, "n2", 8192);
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    uint64_t epoch = fixture_vm(f, "a")->epoch, generation = fixture_vm(f, "a")->generation;
+    assert_int_equal(send_ahead(f, "n2", "a", epoch + 1), 1); /* but a change of the host; nothing was ever lost */
+    assert_string_equal(fixture_vm(f, "a")->host_name, "n1");
+    assert_int_equal(send_ahead(f, "n1", "a", epoch + 1), 1);
+    assert_int_equal(fixture_vm(f, "a")->epoch, epoch);
+    recover(f);
+    assert_int_equal(send_ahead(f, "n2", "a", epoch), 0); /* not ahead */
+    struct node_report wild = fixture_report(f, "n2", 8192); /* a number that nothing can come behind */
+    struct vm_seen *far = fixture_seen(&wild, fixture_vm(f, "a"), vm_state_RUNNING);
+    far->epoch = epoch + 1;
+    far->generation = OBJECT_INTEGER_MAX;
+    OBJECT_SET(vm_seen, far, astray, true);
+    fixture_send(f, &wild);
+    assert_string_equal(fixture_vm(f, "a")->host_name, "n1");
+    assert_int_equal(fixture_vm(f, "a")->epoch, epoch);
+    assert_int_equal(send_ahead(f, "n1", "a", epoch + 1), 1);
+    assert_int_equal(fixture_vm(f, "a")->epoch, epoch + 1);
+    assert_int_equal(send_ahead(f, "n2", "a", epoch + 2), 1);
+    assert_string_equal(fixture_vm(f, "a")->host_name, "n2");
+    assert_int_equal(fixture_vm(f, "a")->epoch, epoch + 2);
+    assert_true(fixture_vm(f, "a")->generation > generation);
+    f->now_ms += STATE_STRAYS_RETURN_MS;
+    send_ahead(f, "n1", "a", epoch + 3); /* any more nobody takes a VM away by saying so */
+    assert_string_equal(fixture_vm(f, "a")->host_name, "n2");
+    struct node_orders orders = {0};
+    struct node_report late = fixture_report(f, "n1", 8192);
+    struct vm_seen *seen = fixture_seen(&late, fixture_vm(f, "a"), vm_state_RUNNING);
+    OBJECT_SET(vm_seen, seen, astray, true);
+    seen->epoch += 5;
+    assert_int_equal(node_sync_orders(f->state, &late, &orders, NULL), 0);
+    assert_int_equal(orders.halt.count, 1); /* but it may not run it any more */
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &late);
+    assert_int_equal(send_ahead(f, "n2", "a", epoch + 3), 1); /* its own it may know better */
+}
+
+/* What is under way is over, and well if it is what has brought the VM. */
+static void a_migration_that_has_ended_unheard(void **test)
+{
+    struct fixture *f = *test;
+    fixture_create_vm(f, "a");
+    fixture_host(f, "n2", 8192);
+    fixture_host(f, "n3", 8192);
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_vm_migrate, "a", "{\"to\":\"n2\"}");
+    recover(f);
+    assert_int_equal(send_ahead(f, "n2", "a", fixture_vm(f, "a")->epoch + 1), 1);
+    assert_string_equal(fixture_vm(f, "a")->host_name, "n2");
+    assert_int_equal(fixture_operation(f)->state, operation_state_SUCCEEDED);
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_vm_migrate, "a", "{\"to\":\"n1\"}");
+    assert_int_equal(send_ahead(f, "n3", "a", fixture_vm(f, "a")->epoch + 1), 1);
+    assert_string_equal(fixture_vm(f, "a")->host_name, "n3");
+    assert_int_equal(fixture_operation(f)->state, operation_state_FAILED); /* of an epoch that is over */
+}
+
+/* Acknowledged, and lost: it was to be off here. */
+static void a_start_that_was_lost(void **test)
+{
+    struct fixture *f = *test;
+    fixture_create_vm(f, "a");
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
+    fixture_vm_is(f, "a", vm_state_STOPPED);
+    recover(f);
+    assert_int_equal(send_ahead(f, "n1", "a", fixture_vm(f, "a")->epoch + 1), 1);
+    assert_int_equal(fixture_vm(f, "a")->wanted, vm_wanted_RUNNING);
+    assert_int_equal(fixture_vm(f, "a")->state, vm_state_RUNNING);
+}
+
+static void what_was_lost_is_kept(void **test)
+{
+    struct fixture *f = *test;
+    struct node_orders orders = {0};
+    struct vm unknown = {.id = (char *)"99999999-9999-4999-8999-999999999999", .epoch = 3};
+    fixture_create_vm(f, "a");
+    fixture_host(f, "n2", 8192);
+    recover(f);
+    struct node_report report = fixture_report(f, "n2", 8192);
+    struct vm_seen *seen = fixture_seen(&report, &unknown, vm_state_RUNNING);
+    OBJECT_SET(vm_seen, seen, astray, true);
+    OBJECT_SET(node_report, &report, have_index, state_index(f->state));
+    OBJECT_SET(node_report, &report, cluster_epoch, state_cluster(f->state)->epoch);
+    assert_true(node_sync_may_wait(f->state, &report)); /* or it would ask without end */
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.forget.count, 0);
+    OBJECT_CLEAR(node_orders, &orders);
+    /* The same epoch may have been given to it by an order that is lost, and to n1 since: one of them runs, both are kept. */
+    seen = fixture_seen(&report, fixture_vm(f, "a"), vm_state_RUNNING);
+    OBJECT_SET(vm_seen, seen, astray, true);
+    assert_false(node_sync_may_wait(f->state, &report));
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.forget.count, 0);
+    assert_int_equal(orders.halt.count, 1);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_SET(vm_seen, seen, state, vm_state_STOPPED);
+    assert_true(node_sync_may_wait(f->state, &report));
+    /* An epoch that was over when the cluster was rebuilt is over. */
+    OBJECT_SET(vm_seen, seen, state, vm_state_RUNNING);
+    seen->epoch--;
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.forget.count, 1);
+    assert_int_equal(orders.given.count, 1);
+    assert_int_equal(orders.halt.count, 0);
+    OBJECT_CLEAR(node_orders, &orders);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n2")->host->stray_vms, 2);
+    report = fixture_report(f, "n2", 8192);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n2")->host->stray_vms, 0);
+}
+
+/* Hosts first say what they have: a VM that waits here may have been placed. */
+static void nothing_is_placed_right_after(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"big\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":68719476736}");
+    assert_null(fixture_vm(f, "big")->host);
+    recover(f);
+    fixture_host(f, "n2", 131072);
+    fixture_reconcile(f, NULL);
+    assert_null(fixture_vm(f, "big")->host);
+    f->now_ms += STATE_RECOVER_SETTLE_MS;
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "big")->host_name, "n2");
+}
+
+/* A host that was lost does not know yet that its generation counts anew. */
+static void a_lost_host_with_a_generation_that_is_lost(void **test)
+{
+    struct fixture *f = *test;
+    struct bytes_writer command = {0};
+    recover(f);
+    ((struct host *)fixture_get(f, object_kind_HOST, "n1")->host)->state = host_state_LOST;
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_SET(node_report, &report, generation, fixture_get(f, object_kind_HOST, "n1")->host->generation + 5);
+    OBJECT_SET(node_report, &report, cluster_epoch, 2);
+    assert_int_equal(node_sync_changes(f->state, fixture_now(f), &report, &command, NULL), 0);
+    assert_int_equal(command.size, 0); /* of this epoch it would be ahead */
+    OBJECT_SET(node_report, &report, cluster_epoch, 1);
+    assert_int_equal(node_sync_changes(f->state, fixture_now(f), &report, &command, NULL), 0);
+    assert_true(command.size > 0);
+    bytes_writer_finish(&command);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+/* A host that has nothing of a VM that ran there is not to make it anew, with empty disks. */
+static void what_is_missing_is_said(void **test)
+{
+    struct fixture *f = *test;
+    struct node_orders orders = {0};
+    fixture_create_vm(f, "a");
+    struct node_report report = fixture_report(f, "n1", 8192);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.missing.count, 0); /* it is to be made */
+    OBJECT_CLEAR(node_orders, &orders);
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.missing.count, 1);
+    OBJECT_CLEAR(node_orders, &orders);
+    fixture_seen(&report, fixture_vm(f, "a"), vm_state_STARTING);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.missing.count, 0);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -242,6 +455,14 @@ int main(void)
         TEST(a_deleted_vm_is_ordered_until_it_is_gone),
         TEST(waiting),
         TEST(strangers),
+        TEST(generations_are_not_given_twice),
+        TEST(a_vm_is_where_its_host_says),
+        TEST(a_migration_that_has_ended_unheard),
+        TEST(a_start_that_was_lost),
+        TEST(what_was_lost_is_kept),
+        TEST(nothing_is_placed_right_after),
+        TEST(a_lost_host_with_a_generation_that_is_lost),
+        TEST(what_is_missing_is_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
