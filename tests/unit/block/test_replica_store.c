@@ -1,0 +1,310 @@
+/* Replicas with the power cut at every step: points of random writes and zeroes on three disks, then a promotion, on a simulated disk
+ * (power_pool.h). After each cut the last complete point is there on all disks, or the one that was being completed; the next points
+ * come on top of it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "block/replica_store.h"
+#include "tests/unit/block/power_pool.h"
+#include "tests/unit/unit_seed.h"
+
+enum { DISKS = 3, DISK_BYTES = 6 * LAYER_CLUSTER_BYTES + 1024, POINTS = 4, WRITES = 5, WRITE_BYTES_MAX = 24 * 1024, EPOCH = 7 };
+#define VM "7b0f9f6a-1111-4222-8333-444455556666"
+
+struct trial {
+    struct power_pool *pool;
+    uint64_t random;
+    uint8_t *model[POINTS + 2][DISKS]; /* of each point; 0: empty */
+    uint64_t complete;                 /* that commit has said 0 of */
+    uint64_t trying;                   /* that it was asked for */
+    char id[40];
+};
+
+static uint32_t chance(struct trial *t, uint32_t below)
+{
+    t->random ^= t->random << 13, t->random ^= t->random >> 7, t->random ^= t->random << 17;
+    return (uint32_t)((t->random >> 20) % below);
+}
+
+static int pool_of(void *arg, const char *disk UNUSED, struct layer_pool **ret_pool, struct error *err UNUSED)
+{
+    *ret_pool = arg;
+    return 0;
+}
+
+static struct replica_places places_of(struct trial *t)
+{
+    return (struct replica_places){.records = &t->pool->pool, .pool = pool_of, .arg = &t->pool->pool};
+}
+
+static const char *const names[DISKS] = {"root", "data", "log"};
+
+static void disks_fill(struct replica_record *list)
+{
+    for (unsigned i = 0; i < DISKS; i++) {
+        struct replica_disk *disk = OBJECT_ADD(replica_record, list, disks);
+        OBJECT_TEXT(replica_disk, disk, name, names[i]);
+        OBJECT_SET(replica_disk, disk, size_bytes, DISK_BYTES);
+    }
+}
+
+/* One point; the model of @number is what it holds. */
+static int point_make(struct trial *t, struct replica_store *store, uint64_t number)
+{
+    struct replica_record list = {.format = 0};
+    struct error err = {.code = 0};
+    disks_fill(&list);
+    int code = replica_store_begin(store, EPOCH, &list.disks, &err);
+    OBJECT_CLEAR(replica_record, &list);
+    for (unsigned d = 0; d < DISKS; d++)
+        memcpy(t->model[number][d], t->model[number - 1][d], DISK_BYTES);
+    for (unsigned i = 0; code == 0 && i < WRITES; i++) {
+        unsigned d = chance(t, DISKS);
+        uint64_t offset = chance(t, DISK_BYTES / 512) * UINT64_C(512);
+        size_t size = MIN((1 + chance(t, WRITE_BYTES_MAX / 512)) * (size_t)512, (size_t)(DISK_BYTES - offset));
+        uint8_t *at = t->model[number][d] + offset;
+        bool zero = chance(t, 3) == 0;
+        memset(at, zero ? 0 : 1 + (int)chance(t, 255), size);
+        code = zero ? replica_store_zero(store, d, offset, size, &err)
+                    : replica_store_write(store, d, offset, at, size, chance(t, 2) == 0, &err);
+    }
+    if (code == 0) {
+        t->trying = number;
+        code = replica_store_commit(store, &err);
+    }
+    if (code == 0)
+        t->complete = number;
+    if (code < 0 && !t->pool->dead)
+        fail_msg("point %llu: %s", (unsigned long long)number, err.text);
+    return code;
+}
+
+static void content_check(struct trial *t, struct layer_disk *disk, unsigned d, uint64_t number)
+{
+    CLEANUP_FREE uint8_t *held = xcalloc(1, DISK_BYTES);
+    assert_int_equal(block_now(&disk->chain->block, BLOCK_READ, 0, held, DISK_BYTES), 0);
+    if (memcmp(held, t->model[number][d], DISK_BYTES) != 0)
+        fail_msg("disk %s does not hold point %llu", names[d], (unsigned long long)number);
+}
+
+/* The record's point is one that it may be, and is there on all disks. Returns its number. */
+static uint64_t store_check(struct trial *t)
+{
+    struct replica_places places = places_of(t);
+    struct replica_store store;
+    struct error err = {.code = 0};
+    char name[32];
+    int code = replica_store_open(&places, VM, false, &store, &err);
+    if (code == -ENOENT) {
+        assert_int_equal(t->complete, 0);
+        return 0;
+    }
+    assert_int_equal(code, 0);
+    uint64_t number = store.record.number;
+    if (number != t->complete && number != t->trying)
+        fail_msg("point %llu, and %llu was complete", (unsigned long long)number, (unsigned long long)t->complete);
+    snprintf(name, sizeof name, "p%llu", (unsigned long long)number);
+    for (unsigned d = 0; number > 0 && d < DISKS; d++) {
+        struct layer_disk *disk;
+        if (layer_disk_open_snapshot(&t->pool->pool, names[d], name, &disk, &err) < 0)
+            fail_msg("%s", err.text);
+        content_check(t, disk, d, number);
+        layer_disk_close(disk);
+    }
+    snprintf(t->id, sizeof t->id, "%s", store.record.id);
+    replica_store_close(&store);
+    t->complete = number;
+    return number;
+}
+
+static struct trial *trial_create(uint64_t seed)
+{
+    struct trial *t = NEW(struct trial);
+    t->pool = power_pool_create(seed);
+    t->random = seed * 2654435761u + 1;
+    for (unsigned p = 0; p < POINTS + 2; p++)
+        for (unsigned d = 0; d < DISKS; d++)
+            t->model[p][d] = xcalloc(1, DISK_BYTES);
+    return t;
+}
+
+static void trial_destroy(struct trial *t)
+{
+    for (unsigned p = 0; p < POINTS + 2; p++)
+        for (unsigned d = 0; d < DISKS; d++)
+            free(t->model[p][d]);
+    power_pool_destroy(t->pool);
+    free(t);
+}
+
+static int points_make(struct trial *t, uint64_t last)
+{
+    struct replica_places places = places_of(t);
+    struct replica_store store;
+    int code = replica_store_open(&places, VM, true, &store, NULL);
+    if (code < 0)
+        return code;
+    while (code == 0 && store.record.number < last)
+        code = point_make(t, &store, store.record.number + 1);
+    snprintf(t->id, sizeof t->id, "%s", store.record.id);
+    replica_store_close(&store);
+    return code;
+}
+
+static void power_back(struct trial *t)
+{
+    if (t->pool->dead)
+        power_cut(t->pool);
+    t->pool->steps_max = 0;
+}
+
+/* Points with a cut at step @cut (0: none); the steps that it took. */
+static uint64_t points_run(uint64_t seed, uint64_t cut)
+{
+    struct trial *t = trial_create(seed);
+    t->pool->steps = 0;
+    t->pool->steps_max = cut;
+    (void)points_make(t, POINTS);
+    uint64_t steps = t->pool->steps;
+    power_back(t);
+    (void)store_check(t);
+    assert_int_equal(points_make(t, POINTS + 1), 0);
+    assert_int_equal(store_check(t), POINTS + 1);
+    trial_destroy(t);
+    return steps;
+}
+
+static int promote(struct trial *t, uint64_t number, uint64_t epoch, struct error *err)
+{
+    struct replica_places places = places_of(t);
+    struct replica_store store;
+    int code = replica_store_open(&places, VM, false, &store, err);
+    if (code < 0)
+        return code;
+    code = replica_store_promote(&store, t->id, number, epoch, err);
+    replica_store_close(&store);
+    return code;
+}
+
+/* A source that dies in the middle of a point, then a promotion that is cut. */
+static uint64_t promotion_run(uint64_t seed, uint64_t cut)
+{
+    struct trial *t = trial_create(seed);
+    struct replica_places places = places_of(t);
+    struct replica_record list = {.format = 0};
+    struct replica_store store;
+    uint8_t garbage[4096];
+    assert_int_equal(points_make(t, 2), 0);
+    assert_int_equal(replica_store_open(&places, VM, true, &store, NULL), 0);
+    disks_fill(&list);
+    assert_int_equal(replica_store_begin(&store, EPOCH, &list.disks, NULL), 0);
+    memset(garbage, 0xee, sizeof garbage);
+    assert_int_equal(replica_store_write(&store, 1, 8192, garbage, sizeof garbage, false, NULL), 0);
+    replica_store_close(&store);
+    t->pool->steps = 0;
+    t->pool->steps_max = cut;
+    (void)promote(t, 2, EPOCH + 1, NULL);
+    uint64_t steps = t->pool->steps;
+    power_back(t);
+    assert_int_equal(promote(t, 2, EPOCH + 1, NULL), 0);
+    assert_int_equal(replica_store_open(&places, VM, true, &store, NULL), 0);
+    assert_int_equal(replica_store_begin(&store, EPOCH + 2, &list.disks, NULL), -EBUSY); /* it is no replica any more */
+    replica_store_close(&store);
+    OBJECT_CLEAR(replica_record, &list);
+    for (unsigned d = 0; d < DISKS; d++) {
+        struct layer_disk *disk;
+        assert_int_equal(layer_disk_open(&t->pool->pool, names[d], false, EPOCH + 1, &disk, NULL), 0);
+        assert_int_equal(disk->head.snapshots.count, 0);
+        content_check(t, disk, d, 2);
+        layer_disk_close(disk);
+    }
+    trial_destroy(t);
+    return steps;
+}
+
+static void a_cut_leaves_a_complete_point(void **state UNUSED)
+{
+    uint64_t seed = unit_seed(), steps = points_run(seed, 0);
+    unsigned runs = 0;
+    for (uint64_t cut = 1; cut <= steps; cut++, runs++)
+        points_run(seed, cut);
+    print_message("%u cuts\n", runs);
+    assert_true(runs > 100);
+}
+
+static void a_cut_promotion_is_done_again(void **state UNUSED)
+{
+    uint64_t seed = unit_seed(), steps = promotion_run(seed, 0);
+    for (uint64_t cut = 1; cut <= steps; cut++)
+        promotion_run(seed, cut);
+    assert_true(steps > 5);
+}
+
+static void owners_of_the_past_are_refused(void **state UNUSED)
+{
+    struct trial *t = trial_create(1);
+    struct replica_places places = places_of(t);
+    struct replica_record list = {.format = 0};
+    struct replica_store store;
+    struct error err = {.code = 0};
+    assert_int_equal(points_make(t, 1), 0);
+    disks_fill(&list);
+    assert_int_equal(replica_store_open(&places, VM, true, &store, NULL), 0);
+    assert_int_equal(replica_store_begin(&store, EPOCH - 1, &list.disks, &err), -ESTALE);
+    list.disks.count--; /* another list than the replica's */
+    assert_int_equal(replica_store_begin(&store, EPOCH, &list.disks, &err), -EINVAL);
+    list.disks.count++;
+    assert_int_equal(replica_store_begin(&store, EPOCH + 1, &list.disks, NULL), 0);
+    uint8_t sector[512] = {1};
+    assert_int_equal(replica_store_write(&store, DISKS, 0, sector, 512, false, &err), -ERANGE);
+    assert_int_equal(replica_store_write(&store, 0, DISK_BYTES, sector, 512, false, &err), -ERANGE);
+    assert_int_equal(replica_store_write(&store, 0, 100, sector, 512, false, &err), -ERANGE);
+    assert_int_equal(replica_store_zero(&store, 0, UINT64_MAX - 511, 1024, &err), -ERANGE);
+    replica_store_close(&store);
+    assert_int_equal(promote(t, 2, EPOCH, &err), -ESTALE);     /* a point that it does not have */
+    assert_int_equal(promote(t, 1, EPOCH - 1, &err), -ESTALE); /* for an owner of the past */
+    t->id[0] = 'x';
+    assert_int_equal(promote(t, 1, EPOCH, &err), -ENOENT); /* another replica */
+    assert_int_equal(replica_store_open(&places, "7b0f9f6a-1111-4222-8333-444455556667", true, &store, &err), -EBADMSG);
+    OBJECT_CLEAR(replica_record, &list);
+    trial_destroy(t);
+}
+
+static void what_is_given_up_takes_no_room(void **state UNUSED)
+{
+    struct trial *t = trial_create(1);
+    struct replica_places places = places_of(t);
+    struct replica_record list = {.format = 0};
+    struct replica_store store;
+    uint8_t *data = xcalloc(1, LAYER_CLUSTER_BYTES);
+    assert_int_equal(points_make(t, 1), 0);
+    disks_fill(&list);
+    assert_int_equal(replica_store_open(&places, VM, true, &store, NULL), 0);
+    assert_int_equal(replica_store_begin(&store, EPOCH, &list.disks, NULL), 0);
+    memset(data, 0xaa, LAYER_CLUSTER_BYTES);
+    assert_int_equal(replica_store_write(&store, 0, LAYER_CLUSTER_BYTES, data, LAYER_CLUSTER_BYTES, false, NULL), 0);
+    replica_store_give_up(&store);
+    unsigned maps = 0;
+    for (unsigned i = 0; i < POWER_FILES_MAX; i++)
+        maps += t->pool->files[i].named && strstr(t->pool->files[i].name, ".map") != NULL;
+    assert_int_equal(maps, 2 * DISKS); /* the point, and an empty top */
+    replica_store_close(&store);
+    assert_int_equal(store_check(t), 1);
+    OBJECT_CLEAR(replica_record, &list);
+    free(data);
+    trial_destroy(t);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_cut_leaves_a_complete_point),
+        cmocka_unit_test(a_cut_promotion_is_done_again),
+        cmocka_unit_test(owners_of_the_past_are_refused),
+        cmocka_unit_test(what_is_given_up_takes_no_room),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
