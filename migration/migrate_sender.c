@@ -410,7 +410,7 @@ static int channel_open(struct sender_channel *c, struct error *err)
     if (c->index == 0) {
         s->can_postcopy = reply.value & MIGRATE_CAN_POSTCOPY;
         if (!s->can_postcopy)
-            s->precopy.settings.postcopy = PRECOPY_POSTCOPY_NEVER;
+            precopy_without_postcopy(&s->precopy);
         return 0;
     }
     code = -pthread_create(&c->thread, NULL, channel_main, c);

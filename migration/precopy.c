@@ -11,11 +11,22 @@ enum {
     LOW_DEN = 25,            /* so much above the best so far still counts as a low */
     LOW_ROUNDS = 4,          /* that it is waited for one */
 };
+#define THROTTLE_MOST 99u
 
 void precopy_init(struct precopy *p, const struct precopy_settings *settings)
 {
     *p = (struct precopy){.settings = *settings, .best_pages = UINT64_MAX};
-    p->settings.throttle_max = MIN(p->settings.throttle_max, 99u);
+    p->settings.throttle_max = MIN(p->settings.throttle_max, THROTTLE_MOST);
+}
+
+void precopy_without_postcopy(struct precopy *p)
+{
+    struct precopy_settings *s = &p->settings;
+    if (s->postcopy == PRECOPY_POSTCOPY_NEVER)
+        return;
+    p->lacks_postcopy = true;
+    s->postcopy = PRECOPY_POSTCOPY_NEVER;
+    s->throttle_max = MIN(MAX(s->throttle_max, s->throttle_max_alone), THROTTLE_MOST);
 }
 
 static uint64_t multiply_saturated(uint64_t a, uint64_t b)
@@ -75,6 +86,21 @@ static void throttle_raise(struct precopy *p, const struct precopy_round *r)
     p->best_pages = r->dirty_pages;
 }
 
+/* At full throttle, and it would go on so for ever? What gets less slowly is not stuck, so that this ends, too: each sixth. */
+static bool is_stuck(struct precopy *p, const struct precopy_round *r)
+{
+    const struct precopy_settings *s = &p->settings;
+    if (s->total_us_max || (s->throttle_max == 0 && !p->lacks_postcopy))
+        return false;
+    if (p->stuck_rounds == 0 || p->throttle < s->throttle_max || r->dirty_pages < p->stuck_pages / PROGRESS_DEN * PROGRESS_NUM) {
+        p->stuck_rounds = 1;
+        p->stuck_pages = r->dirty_pages;
+        p->stuck_since_us = r->elapsed_us;
+        return false;
+    }
+    return ++p->stuck_rounds > PRECOPY_STUCK_ROUNDS && r->elapsed_us - p->stuck_since_us >= PRECOPY_STUCK_US;
+}
+
 static struct precopy_decision decide(const struct precopy *p, enum precopy_action action, uint64_t predicted_us,
                                       const char *why)
 {
@@ -95,6 +121,8 @@ struct precopy_decision precopy_decide(struct precopy *p, const struct precopy_r
         return decide(p, PRECOPY_PAUSE, predicted_us, "the predicted pause is within the limit");
     if (s->total_us_max && r->elapsed_us >= s->total_us_max)
         return decide(p, PRECOPY_GIVE_UP, predicted_us, "the time for it is over");
+    if (is_stuck(p, r) && predicted_us > s->downtime_max_us && s->postcopy == PRECOPY_POSTCOPY_NEVER)
+        return decide(p, PRECOPY_GIVE_UP, predicted_us, "it does not get less, though the guest is slowed down as far as it may be");
     bool is_slow = r->pages && r->dirty_pages > multiply_saturated(r->pages, SLOW_NUM) / SLOW_DEN;
     if (s->postcopy == PRECOPY_POSTCOPY_FALLBACK && is_slow && p->throttle >= s->throttle_max && predicted_us > s->downtime_max_us)
         return decide(p, PRECOPY_POSTCOPY, predicted_us, "more rounds would take long");

@@ -10,7 +10,8 @@
  *     +------------------------------+--------------------------------------------------+   predicted <= the most that
  *     v                                                                                 v   is allowed: PAUSE
  *   PAUSE                                                                             POSTCOPY, where it may; else more
- *                                                                                     rounds until the time is over: GIVE_UP
+ *                                                                                     rounds until the time is over, or
+ *                                                                                     nothing came of many: GIVE_UP
  *
  * Prediction: pages left times the time that a page took so far (everything included: copying, eliding, compression,
  * the wire, a limit of bandwidth), and a fixed part for the state. Progress: a sixth fewer pages left than at best, after the
@@ -19,6 +20,10 @@
  * times as long as to send what is left, and the guest is not to be slowed down more.
  * A pause longer than the one that is aimed at begins at a low: when no more is left than at best so far, or nearly, or
  * after some rounds without such a moment.
+ * Where no limit of time was given, rounds without progress come to an end all the same if the guest is slowed down as much as it
+ * may be, or post-copy was to be the end: after PRECOPY_STUCK_ROUNDS and PRECOPY_STUCK_US of them. A guest that nobody slows down
+ * and that was given all the time there is loses nothing by waiting, and is waited for.
+ * A target that cannot do post-copy is told by precopy_without_postcopy: then the guest may be slowed down further.
  * Throttle: percent of the time that the guest's processors stand still. Where a look within the round has told the rate
  * of writing, a step aims at half the rate at which pages can be sent, and need not wait long; otherwise it halves the
  * time that is left.
@@ -37,6 +42,7 @@ struct precopy_settings {
     uint64_t fixed_us;        /* of the pause: what is not memory */
     uint64_t total_us_max;    /* then it is given up; 0: never */
     unsigned throttle_max;    /* percent; 0: the guest is never slowed */
+    unsigned throttle_max_alone; /* instead, where post-copy was chosen and the target cannot do it; below throttle_max: the same */
     unsigned patience;        /* rounds without progress before the first throttle */
     enum precopy_postcopy postcopy;
 };
@@ -45,6 +51,8 @@ struct precopy_settings {
 #define PRECOPY_THROTTLE_MAX_DEFAULT 99u
 #define PRECOPY_THROTTLE_MAX_POSTCOPY 60u /* where there is post-copy: it is the lesser evil from there on */
 #define PRECOPY_PATIENCE_DEFAULT 2u
+#define PRECOPY_STUCK_ROUNDS 30u
+#define PRECOPY_STUCK_US 60000000u
 
 /* How a round went. */
 struct precopy_round {
@@ -70,9 +78,15 @@ struct precopy {
     uint64_t ns_per_page; /* smoothed; 0: not known */
     uint64_t best_pages;  /* fewest left so far */
     uint64_t dirty_per_s; /* of the last round, as far as it can be told */
+    bool lacks_postcopy;  /* it was chosen, and the target cannot do it */
+    /* Since it was last a sixth less, at full throttle: */
+    unsigned stuck_rounds;
+    uint64_t stuck_pages, stuck_since_us;
 };
 
 void precopy_init(struct precopy *p, const struct precopy_settings *settings);
+/* The target cannot do it, as it has said before the first round. Without effect where nobody chose it. */
+void precopy_without_postcopy(struct precopy *p);
 struct precopy_decision precopy_decide(struct precopy *p, const struct precopy_round *round);
 /* The pause that @dirty_pages would cost now. */
 uint64_t precopy_predict_us(const struct precopy *p, uint64_t dirty_pages);

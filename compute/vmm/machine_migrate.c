@@ -310,6 +310,7 @@ static void options_fill(struct migrate_job *job, const struct vmm_migration_ord
                     .fixed_us = PRECOPY_FIXED_US_DEFAULT,
                     .total_us_max = order->timeout_ms * 1000,
                     .throttle_max = has_throttle ? order->throttle_max : throttle_max,
+                    .throttle_max_alone = has_throttle ? order->throttle_max : PRECOPY_THROTTLE_MAX_DEFAULT,
                     .patience = PRECOPY_PATIENCE_DEFAULT,
                     .postcopy = (enum precopy_postcopy)order->postcopy},
         .channels = MAX(order->connections, 1u),

@@ -13,6 +13,7 @@
 /* A guest that writes @rate pages a second, over and over the same @set pages, and a link of @link pages a second. */
 struct world {
     uint64_t memory, set, rate, link; /* pages, pages per second */
+    bool cannot_postcopy;             /* the target */
     uint64_t now_us, sent;
     unsigned rounds, throttle_most;
     struct precopy precopy;
@@ -23,7 +24,10 @@ struct world {
 static void world_run(struct world *w, const struct precopy_settings *settings)
 {
     uint64_t to_send = w->memory;
+    unsigned throttle_max = MAX(settings->throttle_max, w->cannot_postcopy ? settings->throttle_max_alone : 0);
     precopy_init(&w->precopy, settings);
+    if (w->cannot_postcopy)
+        precopy_without_postcopy(&w->precopy);
     for (w->rounds = 1; w->rounds <= 1000; w->rounds++) {
         struct precopy_round r = {.pages = to_send, .took_us = MAX(to_send * 1000000 / w->link, 50)};
         uint64_t written = w->rate * (100 - w->last.throttle) / 100 * r.took_us / 1000000;
@@ -32,7 +36,7 @@ static void world_run(struct world *w, const struct precopy_settings *settings)
         r.elapsed_us = w->now_us;
         r.dirty_pages = MIN(written, w->set);
         w->last = precopy_decide(&w->precopy, &r);
-        assert_true(w->last.throttle <= settings->throttle_max);
+        assert_true(w->last.throttle <= throttle_max);
         assert_true(w->last.throttle >= w->throttle_most); /* it only rises */
         w->throttle_most = w->last.throttle;
         to_send = r.dirty_pages;
@@ -203,6 +207,84 @@ static void postcopy_is_the_way_out_where_it_may(void **state)
     }
 }
 
+/* Chosen as the way out, and the target cannot: the guest is slowed down further, and only then. */
+static void a_target_without_postcopy_is_made_up_for_by_the_throttle(void **state)
+{
+    struct precopy_settings s = defaults();
+    (void)state;
+    s.throttle_max = PRECOPY_THROTTLE_MAX_POSTCOPY;
+    s.throttle_max_alone = PRECOPY_THROTTLE_MAX_DEFAULT;
+    for (enum precopy_postcopy how = PRECOPY_POSTCOPY_FALLBACK; how <= PRECOPY_POSTCOPY_AT_ONCE; how++) {
+        struct world w = {.memory = 256 * PAGES_PER_MIB, .set = 128 * PAGES_PER_MIB, .link = 15000, .rate = 240000};
+        s.postcopy = how;
+        w.cannot_postcopy = true;
+        world_run(&w, &s);
+        assert_int_equal(w.last.action, PRECOPY_PAUSE);
+        assert_true(w.throttle_most > PRECOPY_THROTTLE_MAX_POSTCOPY);
+        assert_true(w.pause_us <= s.downtime_us);
+    }
+    struct world mild = {.memory = 256 * PAGES_PER_MIB, .set = 128 * PAGES_PER_MIB, .link = 15000, .rate = 12000};
+    s.postcopy = PRECOPY_POSTCOPY_NEVER;
+    mild.cannot_postcopy = true; /* and nobody had asked for it */
+    world_run(&mild, &s);
+    assert_true(mild.throttle_most <= PRECOPY_THROTTLE_MAX_POSTCOPY);
+    assert_false(mild.precopy.lacks_postcopy);
+}
+
+/* No limit of time, and nothing helps: it ends all the same, in words; by the longer pause where one is allowed. */
+static void what_nothing_helps_comes_to_an_end(void **state)
+{
+    struct precopy_settings s = defaults();
+    (void)state;
+    s.postcopy = PRECOPY_POSTCOPY_FALLBACK;
+    for (unsigned percent = 0; percent <= 60; percent += 60) {
+        struct world w = {.memory = 256 * PAGES_PER_MIB, .set = 128 * PAGES_PER_MIB, .link = 15000, .rate = 60000};
+        w.cannot_postcopy = true;
+        s.throttle_max = s.throttle_max_alone = percent; /* as its user has said */
+        s.downtime_max_us = 0;
+        world_run(&w, &s);
+        assert_int_equal(w.last.action, PRECOPY_GIVE_UP);
+        assert_int_equal(w.throttle_most, percent);
+        assert_true(w.rounds > PRECOPY_STUCK_ROUNDS && w.rounds < 2 * PRECOPY_STUCK_ROUNDS);
+        assert_true(w.now_us >= PRECOPY_STUCK_US && w.now_us < 3 * PRECOPY_STUCK_US);
+        w = (struct world){.memory = w.memory, .set = w.set, .link = w.link, .rate = w.rate, .cannot_postcopy = true};
+        s.downtime_max_us = 5000000;
+        world_run(&w, &s);
+        assert_int_equal(w.last.action, PRECOPY_PAUSE);
+    }
+}
+
+/* A round is short where little is written: rounds alone say nothing, and neither does time alone. What is not slowed down, and
+ * what gets less though slowly, is not given up. */
+static void patience_is_lost_by_rounds_and_time_together(void **state)
+{
+    struct precopy_settings s = defaults();
+    struct precopy p;
+    (void)state;
+    s.throttle_max = 60;
+    for (unsigned round_ms = 1000; round_ms <= 30000; round_ms *= 30) {
+        struct precopy_round r = {.pages = 40000, .took_us = round_ms * 1000, .dirty_pages = 40000};
+        unsigned n = 0;
+        precopy_init(&p, &s);
+        for (; n < 200 && precopy_decide(&p, &r).action == PRECOPY_ROUND; n++)
+            r.elapsed_us += r.took_us;
+        assert_true(n > PRECOPY_STUCK_ROUNDS && r.elapsed_us >= PRECOPY_STUCK_US);
+        assert_true(n < PRECOPY_STUCK_ROUNDS + 5 || r.elapsed_us < PRECOPY_STUCK_US + 10000000);
+        precopy_init(&p, &s);
+        r.dirty_pages = 4000000;
+        for (n = 0; n < 200 && precopy_decide(&p, &r).action == PRECOPY_ROUND; n++) {
+            r.elapsed_us += r.took_us;
+            r.pages = r.dirty_pages;
+            r.dirty_pages = r.dirty_pages * 98 / 100;
+        }
+        assert_int_equal(n, 200);
+    }
+    struct world w = {.memory = 256 * PAGES_PER_MIB, .set = 128 * PAGES_PER_MIB, .link = 15000, .rate = 60000};
+    s.throttle_max = 0;
+    world_run(&w, &s);
+    assert_int_equal(w.last.action, PRECOPY_ROUND);
+}
+
 /* The link becomes ten times slower in the middle: the prediction follows at once, not by and by. */
 static void a_link_that_slows_down_counts_in_full(void **state)
 {
@@ -258,6 +340,9 @@ int main(void)
         cmocka_unit_test(a_longer_pause_is_taken_when_nothing_else_helps),
         cmocka_unit_test(a_longer_pause_begins_at_a_low),
         cmocka_unit_test(postcopy_is_the_way_out_where_it_may),
+        cmocka_unit_test(a_target_without_postcopy_is_made_up_for_by_the_throttle),
+        cmocka_unit_test(what_nothing_helps_comes_to_an_end),
+        cmocka_unit_test(patience_is_lost_by_rounds_and_time_together),
         cmocka_unit_test(a_link_that_slows_down_counts_in_full),
         cmocka_unit_test(no_number_overflows),
         cmocka_unit_test(the_end_is_expected_from_both_rates),
