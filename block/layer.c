@@ -236,6 +236,31 @@ int layer_open_raw(struct layer_pool *pool, const char *name, struct layer **ret
     return 0;
 }
 
+int layer_open_source(struct layer_pool *pool, const struct layer_header *header, struct layer **ret_layer,
+                      struct error *err)
+{
+    if (pool->source == NULL)
+        return error_set(err, -ENODATA, ERROR_CONFLICT,
+                         "the disk is not whole: what it was restored from has not come yet (%s). Wait for that restore, or "
+                         "restore it again", header->parent_name);
+    struct layer *l = layer_new(header->parent_name);
+    l->is_source = true;
+    l->header.size_bytes = header->source_bytes;
+    int code = layer_map_init(&l->map, header->source_bytes);
+    if (code < 0)
+        error_errno(err, code, "no memory for the map");
+    else
+        code = pool->source(pool->source_arg, header->parent_name, header->source_bytes, &l->data, err);
+    if (code < 0) {
+        layer_close(l);
+        return code;
+    }
+    for (uint64_t c = 0; c < l->map.clusters; c++)
+        layer_map_set(&l->map, c, LAYER_DATA);
+    *ret_layer = l;
+    return 0;
+}
+
 static int files_create(struct layer_pool *pool, struct layer *l, struct error *err)
 {
     char name[LAYER_NAME_BYTES];

@@ -32,6 +32,7 @@ struct layer {
     struct layer_map map;
     struct block *data;     /* owned */
     struct block *map_file; /* owned; NULL: a raw image */
+    bool is_source; /* what fills the layer above it (layer_pool.h, source): no map_file, all clusters */
     bool writable;
     bool stained; /* a write failed: clusters that are not LAYER_DATA may be no holes any more; stays LAYER_OPEN */
     char name[LAYER_NAME_BYTES]; /* <id>, or the raw image's file */
@@ -50,6 +51,9 @@ int layer_open_owned(struct layer_pool *pool, const struct layer_id *id, uint64_
                      struct error *err);
 /* Open a raw image as a read-only layer that has all clusters with data. */
 int layer_open_raw(struct layer_pool *pool, const char *name, struct layer **ret_layer, struct error *err);
+/* What fills the layer of @header, as a layer below it. -ENODATA in words: nobody has it here. */
+int layer_open_source(struct layer_pool *pool, const struct layer_header *header, struct layer **ret_layer,
+                      struct error *err);
 /* Make an empty layer with @header: id random where all zero, sequence set here, of the flags LAYER_OPEN counts: then it
  * is open for writing. Its files last when it returns. */
 int layer_create(struct layer_pool *pool, const struct layer_header *header, struct layer **ret_layer,

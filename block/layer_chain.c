@@ -17,6 +17,7 @@ struct chain_piece {
     struct block_request below;
     struct chain_op *op;
     enum chain_piece_kind kind;
+    bool missed;     /* it waits for the source */
     uint8_t *buffer; /* of FILL and STORE */
     struct iovec one;
     struct iovec *iovecs; /* a slice of the request's; NULL: the request's own, or `one` */
@@ -216,13 +217,35 @@ static void piece_ended(struct chain_piece *p, int result, bool within_submit)
 
 static void piece_done(struct block_request *request, int result);
 
+/* What was read from the source is in memory there still: it is to be filled in next. */
+static void miss_end(struct chain_piece *p, int result)
+{
+    struct layer_chain *c = p->op->chain;
+    uint64_t first = p->below.offset / LAYER_CLUSTER_BYTES, end = layer_clusters(p->below.offset + p->below.size);
+    if (!p->missed)
+        return;
+    p->missed = false;
+    c->misses--;
+    for (uint64_t i = first; i < end && result == 0 && p->kind == PIECE_PASS; i++) {
+        if (c->hot_count == LAYER_CHAIN_HOT_MAX)
+            memmove(c->hot, c->hot + 1, --c->hot_count * sizeof *c->hot);
+        c->hot[c->hot_count++] = i;
+    }
+    if (c->merge != NULL)
+        chain_wake(c);
+}
+
 /* Within submit of the op, or at the end of its FILL: then an error ends the piece there. */
 static void piece_submit(struct chain_piece *p, struct layer *layer, bool within_submit)
 {
     p->below.done = piece_done;
+    p->missed = layer->is_source;
+    p->op->chain->misses += layer->is_source;
     int code = block_submit(layer->data, &p->below);
-    if (code < 0)
+    if (code < 0) {
+        miss_end(p, code);
         piece_ended(p, code, within_submit);
+    }
 }
 
 /* Bytes [@skip, @skip + @size) of @r's buffers as iovecs of their own; NULL: no memory. */
@@ -337,6 +360,7 @@ static void copy_submit(struct chain_op *op, uint64_t cluster)
 static void piece_done(struct block_request *request, int result)
 {
     struct chain_piece *p = CONTAINER_OF(request, struct chain_piece, below);
+    miss_end(p, result);
     if (p->kind == PIECE_FILL && result == 0)
         copy_store(p, false);
     else
@@ -672,6 +696,7 @@ static int layers_check(struct layer **layers, unsigned count, struct error *err
     for (unsigned i = 0; i < count; i++) {
         const struct layer_header *h = &layers[i]->header;
         bool follows = i == 0                               ? h->parent_kind == LAYER_PARENT_NONE
+                       : layers[i - 1]->is_source           ? h->parent_kind == LAYER_PARENT_SOURCE
                        : layers[i - 1]->map_file == NULL    ? h->parent_kind == LAYER_PARENT_RAW
                                                             : h->parent_kind == LAYER_PARENT_LAYER &&
                                                            layer_id_equal(&h->parent, &layers[i - 1]->header.id);

@@ -27,7 +27,7 @@
 
 #include "block/layer.h"
 
-enum { LAYER_CHAIN_MAX = 128 };
+enum { LAYER_CHAIN_MAX = 128, LAYER_CHAIN_HOT_MAX = 64 };
 
 struct layer_merge;
 
@@ -44,6 +44,9 @@ struct layer_chain {
     struct list ended;         /* struct chain_op: within submit */
     struct layer_merge *merge; /* the one under way; NULL: none */
     bool draining;             /* no new pieces of a merge */
+    unsigned misses;           /* pieces that wait for the source of a disk that is not whole */
+    unsigned hot_count;
+    uint64_t hot[LAYER_CHAIN_HOT_MAX]; /* clusters that were read there: filled next, the newest first */
     struct layer *behind;      /* right below the top, with writes that are not flushed yet: a FLUSH is one of both */
     void (*merge_ready)(void *arg); /* see layer_merge_conclude; NULL: a merge ends where its last I/O does */
     void *merge_ready_arg;

@@ -137,6 +137,8 @@ static int layers_open(struct layer_pool *pool, const char *top, bool read_only,
             code = error_set(err, -E2BIG, ERROR_CONFLICT, "the disk has more than %d layers", LAYER_CHAIN_MAX);
         else if (h->parent_kind == LAYER_PARENT_RAW)
             code = layer_open_raw(pool, h->parent_name, &l, err);
+        else if (h->parent_kind == LAYER_PARENT_SOURCE)
+            code = layer_open_source(pool, h, &l, err);
         else
             code = layer_open(pool, &h->parent, true, &l, err);
     }
@@ -337,6 +339,30 @@ int layer_disk_create(struct layer_pool *pool, const char *name, uint64_t size_b
         code = top_create(pool, 0, NULL, base, size, 0, &top, err);
     if (code == 0)
         code = disk_found(pool, name, top, NULL, base, err);
+    pool->ops->lock(pool, false, NULL);
+    return code;
+}
+
+int layer_disk_create_from(struct layer_pool *pool, const char *name, const char *source_name, uint64_t source_bytes,
+                           struct error *err)
+{
+    struct layer_header header = {.parent_kind = LAYER_PARENT_SOURCE, .size_bytes = source_bytes, .source_bytes = source_bytes,
+                                  .generation = 1};
+    struct layer *top;
+    if (source_bytes == 0 || source_bytes % BLOCK_SECTOR_BYTES != 0 || source_bytes > LAYER_SIZE_MAX)
+        return error_set(err, -EINVAL, ERROR_INVALID, "the size of a disk is a multiple of %d and at most 64 TiB",
+                         BLOCK_SECTOR_BYTES);
+    if (strlen(source_name) >= LAYER_NAME_BYTES || strchr(source_name, '/') != NULL || source_name[0] == '.' || source_name[0] == '\0')
+        return error_set(err, -EINVAL, ERROR_INVALID, "\"%s\" is no name of what fills a disk", source_name);
+    snprintf(header.parent_name, sizeof header.parent_name, "%s", source_name);
+    int code = pool->ops->lock(pool, true, err);
+    if (code < 0)
+        return code;
+    code = name_is_free(pool, name, err);
+    if (code == 0)
+        code = layer_create(pool, &header, &top, err);
+    if (code == 0)
+        code = disk_found(pool, name, top, NULL, NULL, err);
     pool->ops->lock(pool, false, NULL);
     return code;
 }
@@ -726,6 +752,40 @@ int layer_disk_tidy_now(struct layer_disk *disk, struct error *err)
         now.ended = false;
     }
     return code;
+}
+
+/* ---- filling ---- */
+
+bool layer_disk_is_whole(const struct layer_disk *disk)
+{
+    return disk->chain->count == 0 || !disk->chain->layers[0]->is_source;
+}
+
+bool layer_disk_missing(const struct layer_disk *disk, const char **ret_source_name, uint64_t *ret_bytes)
+{
+    if (layer_disk_is_whole(disk))
+        return false;
+    *ret_source_name = disk->chain->layers[0]->name;
+    *ret_bytes = layer_merge_cost(disk->chain, 0, true) * LAYER_CLUSTER_BYTES;
+    return true;
+}
+
+static void filled(void *arg, int result, const struct layer_id *gone UNUSED)
+{
+    struct layer_disk *disk = arg;
+    disk->tidy.done(disk->tidy.arg, result);
+}
+
+int layer_disk_fill(struct layer_disk *disk, void (*done)(void *arg, int result), void *arg, struct error *err)
+{
+    if (layer_disk_is_whole(disk))
+        return 0;
+    if (disk->chain->count != 2)
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "disk %s has snapshots and is not whole", disk->name);
+    disk->tidy.done = done;
+    disk->tidy.arg = arg;
+    int code = layer_merge_start(disk->chain, disk->pool, 0, true, filled, disk, err);
+    return code < 0 ? code : 1;
 }
 
 /* ---- collecting ---- */

@@ -41,6 +41,10 @@ struct layer_disk {
  * needed; else 0 = the base's, and no less). -EEXIST: there is one of that name. */
 int layer_disk_create(struct layer_pool *pool, const char *name, uint64_t size_bytes, const char *base,
                       struct error *err);
+/* A new disk of @source_bytes that is not whole: all of it is still at @source_name (layer_pool.h, source). That is on disk
+ * before this returns, and nobody opens the disk without that source before layer_disk_fill is done. */
+int layer_disk_create_from(struct layer_pool *pool, const char *name, const char *source_name, uint64_t source_bytes,
+                           struct error *err);
 /* Open with all its layers; locked against others while it is open for writing. -ESTALE in words: its layers are
  * owned by a higher epoch than @epoch (0: no question). */
 int layer_disk_open(struct layer_pool *pool, const char *name, bool read_only, uint64_t epoch,
@@ -65,6 +69,15 @@ int layer_disk_drop(struct layer_disk *disk, const char *snapshot, struct error 
 int layer_disk_tidy(struct layer_disk *disk, void (*done)(void *arg, int result), void *arg, struct error *err);
 /* All merges here and now, for owners without a loop. */
 int layer_disk_tidy_now(struct layer_disk *disk, struct error *err);
+
+/* Is all of it here? If not, its lowest layer has a source. */
+bool layer_disk_is_whole(const struct layer_disk *disk);
+/* What that source fills, and how much of it there is (bytes); false: nothing is missing. */
+bool layer_disk_missing(const struct layer_disk *disk, const char **ret_source_name, uint64_t *ret_bytes);
+/* Begin to fill in what is missing: 1, and @done comes once as for layer_disk_tidy; 0: it is whole. The disk has one layer.
+ * What is read meanwhile comes first, and the rest waits for it. When @done says 0 the disk is one like any other, and that is
+ * on disk. A failure, also -EAGAIN, leaves what has come: to be begun again. */
+int layer_disk_fill(struct layer_disk *disk, void (*done)(void *arg, int result), void *arg, struct error *err);
 
 /* The disk is not open anywhere: show the snapshot again; what was written since is gone but for other snapshots. */
 int layer_disk_revert(struct layer_pool *pool, const char *name, const char *snapshot, struct error *err);

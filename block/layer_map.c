@@ -13,6 +13,7 @@ enum {
     STATES_BYTES = LAYER_BLOCK_CLUSTERS / 4,
     CRC_OFFSET = LAYER_BLOCK_BYTES - 4,
     NAME_OFFSET = 88,
+    SOURCE_OFFSET = NAME_OFFSET + LAYER_NAME_BYTES,
     SLOTS = 2,
 };
 STATIC_ASSERT(STATES_OFFSET + STATES_BYTES <= CRC_OFFSET, "states fit their block");
@@ -108,6 +109,8 @@ void layer_header_encode(const struct layer_header *header, uint8_t *ret_block)
     memset(ret_block, 0, LAYER_BLOCK_BYTES);
     memcpy(ret_block, w.data, w.size);
     snprintf((char *)ret_block + NAME_OFFSET, LAYER_NAME_BYTES, "%s", header->parent_name);
+    for (unsigned i = 0; i < 8; i++)
+        ret_block[SOURCE_OFFSET + i] = (uint8_t)(header->source_bytes >> (8 * i));
     crc_put(ret_block);
     bytes_writer_finish(&w);
 }
@@ -131,6 +134,7 @@ static int header_read(const uint8_t *block, struct layer_header *h, struct erro
     h->epoch = bytes_get_u64(&r);
     uint32_t cluster_bytes = bytes_get_u32(&r), kind = bytes_get_u32(&r);
     const char *name = bytes_get(&r, LAYER_NAME_BYTES);
+    h->source_bytes = bytes_get_u64(&r);
     if (version != LAYER_VERSION || (h->flags & ~(uint32_t)LAYER_FLAGS) != 0 || cluster_bytes != LAYER_CLUSTER_BYTES ||
         kind >= LAYER_PARENTS)
         return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
@@ -138,9 +142,11 @@ static int header_read(const uint8_t *block, struct layer_header *h, struct erro
                          "newer one",
                          version, h->flags, LAYER_VERSION);
     h->parent_kind = (enum layer_parent)kind;
-    bool named = kind == LAYER_PARENT_RAW;
+    bool named = kind == LAYER_PARENT_RAW || kind == LAYER_PARENT_SOURCE;
     if (name[LAYER_NAME_BYTES - 1] != '\0' || (name[0] != '\0') != named || strchr(name, '/') != NULL || name[0] == '.' ||
-        h->size_bytes == 0 || h->size_bytes % BLOCK_SECTOR_BYTES != 0 || h->size_bytes > LAYER_SIZE_MAX)
+        h->size_bytes == 0 || h->size_bytes % BLOCK_SECTOR_BYTES != 0 || h->size_bytes > LAYER_SIZE_MAX ||
+        (h->source_bytes != 0) != (kind == LAYER_PARENT_SOURCE) || h->source_bytes % BLOCK_SECTOR_BYTES != 0 ||
+        h->source_bytes > h->size_bytes)
         return error_set(err, -EBADMSG, ERROR_CHECKSUM, "the layer's header has values that cannot be");
     memcpy(h->parent_name, name, LAYER_NAME_BYTES);
     return 0;

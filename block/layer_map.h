@@ -38,7 +38,14 @@ enum {
 #define LAYER_SIZE_MAX (UINT64_C(1) << 46) /* 64 TiB */
 
 enum layer_state { LAYER_ABSENT = 0, LAYER_DATA = 1, LAYER_ZERO = 2 };
-enum layer_parent { LAYER_PARENT_NONE = 0, LAYER_PARENT_LAYER = 1, LAYER_PARENT_RAW = 2, LAYER_PARENTS };
+enum layer_parent {
+    LAYER_PARENT_NONE = 0,
+    LAYER_PARENT_LAYER = 1,
+    LAYER_PARENT_RAW = 2,
+    LAYER_PARENT_SOURCE = 3, /* not whole: what is absent is not zero but still somewhere else (layer_source.h); programs
+                                that do not know it refuse the layer */
+    LAYER_PARENTS
+};
 enum layer_flag {
     LAYER_OPEN = 1 << 0,   /* was opened for writing and not closed: there may be data that the map does not know of */
     LAYER_SEALED = 1 << 1, /* has a successor: never a disk's top again but by a merge or after copying */
@@ -54,7 +61,8 @@ struct layer_header {
     uint32_t flags;
     enum layer_parent parent_kind;
     struct layer_id parent;             /* LAYER_PARENT_LAYER */
-    char parent_name[LAYER_NAME_BYTES]; /* LAYER_PARENT_RAW: a file in the same folder */
+    char parent_name[LAYER_NAME_BYTES]; /* LAYER_PARENT_RAW: a file in the same folder; LAYER_PARENT_SOURCE: what fills it */
+    uint64_t source_bytes;              /* LAYER_PARENT_SOURCE: how much comes from there; else 0 */
     uint64_t size_bytes;                /* of the disk: a multiple of 512, 1 to LAYER_SIZE_MAX */
     uint64_t generation;                /* one more than the parent's: counts a disk's snapshots */
     uint64_t sequence;                  /* of this header */

@@ -11,6 +11,7 @@ struct merge_copy {
     struct chain_op *held; /* where the target is the top */
     uint64_t cluster;
     bool writing;
+    bool is_zero; /* of a source: nothing need be written */
     uint8_t *buffer;
 };
 
@@ -20,6 +21,8 @@ struct layer_merge {
     unsigned from, to;
     uint64_t next, end; /* clusters of `from` */
     unsigned copies;    /* under way */
+    bool fills;         /* from a source, into the top */
+    unsigned unflushed; /* clusters filled since the last flush */
     bool flushing, pumping;
     bool ready; /* for layer_merge_conclude, with `result` */
     int result;
@@ -104,6 +107,7 @@ static int merge_commit(struct layer_merge *m)
     if (code < 0)
         return code;
     if (is_up(m)) {
+        child->header.source_bytes = from->header.source_bytes; /* of a source's, 0: then it is whole */
         child->header.parent_kind = from->header.parent_kind;
         child->header.parent = from->header.parent;
         memcpy(child->header.parent_name, from->header.parent_name, LAYER_NAME_BYTES);
@@ -114,6 +118,7 @@ static int merge_commit(struct layer_merge *m)
     if (code < 0) { /* which of the two is on disk is not known, and both are right */
         child->header.parent_kind = before.parent_kind;
         child->header.parent = before.parent;
+        child->header.source_bytes = before.source_bytes;
         memcpy(child->header.parent_name, before.parent_name, LAYER_NAME_BYTES);
     }
     return code;
@@ -179,9 +184,10 @@ static void copy_end(struct merge_copy *copy, int result)
     struct layer_merge *m = copy->merge;
     struct layer *to = layer_to(m);
     if (result == 0) {
-        layer_map_set(&to->map, copy->cluster, LAYER_DATA);
+        layer_map_set(&to->map, copy->cluster, copy->is_zero ? LAYER_ZERO : LAYER_DATA);
         if (is_up(m) && m->chain->owner[copy->cluster] == m->from + 1)
-            m->chain->owner[copy->cluster] = (uint8_t)(m->to + 1);
+            m->chain->owner[copy->cluster] = copy->is_zero ? 0 : (uint8_t)(m->to + 1);
+        m->unflushed++;
     } else {
         m->result = m->result == 0 ? result : m->result;
         to->stained = to->stained || (copy->writing && result != -EAGAIN);
@@ -197,10 +203,16 @@ static void copy_end(struct merge_copy *copy, int result)
         layer_merge_pump(m);
 }
 
+static bool is_zero(const uint8_t *cluster)
+{
+    return cluster[0] == 0 && memcmp(cluster, cluster + 1, LAYER_CLUSTER_BYTES - 1) == 0;
+}
+
 static void copy_moved(struct block_request *request, int result)
 {
     struct merge_copy *copy = CONTAINER_OF(request, struct merge_copy, request);
-    if (result == 0 && !copy->writing) {
+    copy->is_zero = result == 0 && !copy->writing && copy->merge->fills && is_zero(copy->buffer);
+    if (result == 0 && !copy->writing && !copy->is_zero) {
         copy->writing = true;
         copy->iovec.iov_len = LAYER_CLUSTER_BYTES;
         copy->request.op = BLOCK_WRITE;
@@ -254,13 +266,52 @@ static void zero_take(struct layer_merge *m, uint64_t c)
         m->result = code;
 }
 
+/* What the guest has read from the source is there already: that first. */
+static void hot_begin(struct layer_merge *m)
+{
+    struct layer_chain *chain = m->chain;
+    while (m->copies < LAYER_FILL_COPIES_MAX && m->result == 0 && chain->hot_count > 0) {
+        uint64_t c = chain->hot[--chain->hot_count];
+        if (is_wanted(layer_from(m), layer_to(m), true, c))
+            (void)copy_begin(m, c); /* where a write has it, it comes later, if at all */
+    }
+}
+
+static void fill_flushed(struct layer_flush *flush, int result)
+{
+    struct layer_merge *m = CONTAINER_OF(flush, struct layer_merge, flush);
+    m->flushing = false;
+    m->result = m->result == 0 ? result : m->result;
+    if (!m->chain->draining)
+        layer_merge_pump(m);
+}
+
+/* Now and then, so that a crash does not lose all that has come. True: it has begun. */
+static bool fill_flush(struct layer_merge *m)
+{
+    if (!m->fills || m->unflushed < LAYER_FILL_FLUSH_CLUSTERS || m->result < 0)
+        return false;
+    m->unflushed = 0;
+    m->flush.done = fill_flushed;
+    m->flushing = layer_flush(layer_to(m), &m->flush) == 0;
+    return m->flushing;
+}
+
+/* Copies under way at once. Of a source's none is begun while the guest waits for it. */
+static unsigned copies_max(const struct layer_merge *m)
+{
+    return !m->fills ? LAYER_MERGE_COPIES_MAX : m->chain->misses > 0 ? 0 : LAYER_FILL_COPIES_MAX;
+}
+
 void layer_merge_pump(struct layer_merge *m)
 {
-    if (m->flushing || m->pumping || m->ready)
+    if (m->flushing || m->pumping || m->ready || fill_flush(m))
         return;
     m->pumping = true;
     const struct layer *from = layer_from(m);
-    while (m->copies < LAYER_MERGE_COPIES_MAX && m->result == 0 && m->next < m->end) {
+    if (m->fills)
+        hot_begin(m);
+    while (m->copies < copies_max(m) && m->result == 0 && m->next < m->end) {
         uint64_t c = layer_map_next(&from->map, m->next);
         if (c < m->end && is_wanted(from, layer_to(m), is_up(m), c)) {
             if (layer_map_get(&from->map, c) == LAYER_ZERO)
@@ -297,6 +348,7 @@ int layer_merge_start(struct layer_chain *chain, struct layer_pool *pool, unsign
         return error_set(err, -EINVAL, ERROR_INVALID, "layer %u of %u cannot be merged %s", from, chain->count,
                          up ? "up" : "down");
     unsigned to = up ? from + 1 : from - 1;
+    ASSERT(!chain->layers[from]->is_source || to == chain->count - 1); /* its copies are kept apart from writes by locks */
     int code = layer_make_writable(pool, chain->layers[to], err);
     if (code == 0 && !up && chain->layers[to]->header.size_bytes < chain->layers[from]->header.size_bytes)
         code = layer_grow(chain->layers[to], chain->layers[from]->header.size_bytes, err);
@@ -307,6 +359,7 @@ int layer_merge_start(struct layer_chain *chain, struct layer_pool *pool, unsign
     m->pool = pool;
     m->from = from;
     m->to = to;
+    m->fills = chain->layers[from]->is_source;
     m->end = chain->layers[from]->map.clusters;
     m->done = done;
     m->arg = arg;

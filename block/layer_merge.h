@@ -16,13 +16,21 @@
  * after a crash the merge may be begun anew. Up, what was flushed before is not copied again; down, all is.
  * A cluster at a time in a few places at once; the top's own writes wait for the one that they touch.
  *
+ * A disk that is not whole (LAYER_PARENT_SOURCE) is filled by the same, up, out of the layer that stands for its source: what the
+ * guest reads there first, the rest only while the guest waits for nothing. Zeroes get no place. With the header that names no
+ * source any more the disk is whole.
+ *
  * Whether a layer may go at all (snapshots, clones) is layer_disk.h's business. Threads: the chain's owner. */
 #ifndef BLOCK_LAYER_MERGE_H
 #define BLOCK_LAYER_MERGE_H
 
 #include "block/layer_chain.h"
 
-enum { LAYER_MERGE_COPIES_MAX = 8 }; /* clusters under way at once */
+enum {
+    LAYER_MERGE_COPIES_MAX = 8, /* clusters under way at once */
+    LAYER_FILL_COPIES_MAX = 4,  /* of a source: what a guest waits for must not stand behind many */
+    LAYER_FILL_FLUSH_CLUSTERS = 1024, /* 64 MiB: a crash loses no more of what has come */
+};
 
 struct layer_merge;
 /* Once; @result 0 or negative errno (-ECANCELED). The merge is gone then, and from a result of 0 on layer @gone is: it

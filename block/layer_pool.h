@@ -36,6 +36,10 @@ struct layer_pool_ops {
 /* Embedded by each kind of pool. */
 struct layer_pool {
     const struct layer_pool_ops *ops;
+    /* What fills a disk that is not whole (LAYER_PARENT_SOURCE): @size_bytes to be read from @name. Its reads end well or with
+     * -EAGAIN. NULL: nobody has it here, and such a disk is not opened. */
+    int (*source)(void *arg, const char *name, uint64_t size_bytes, struct block **ret_block, struct error *err);
+    void *source_arg;
 };
 
 #endif

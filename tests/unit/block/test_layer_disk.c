@@ -1,5 +1,6 @@
 /* Layered disks against a model, with the power cut at every step: random reads, writes, zeroes, discards and flushes,
  * many at once, snapshots, drops with their merges, reverts, clones and growth, on a simulated disk (power_pool.h).
+ * Disks that are filled from a source meanwhile, too.
  * After each cut: what was flushed is there, no byte is there that was not written, and it stays as it was found.
  *
  *     test_layer_disk --seeds N [--seed FIRST]      the long version
@@ -63,6 +64,7 @@ struct trial {
     struct request requests[AT_ONCE_MAX];
     bool merging;
     unsigned merges;
+    bool fills; /* it began as a disk that is not whole */
     bool verbose;
 };
 
@@ -338,6 +340,59 @@ static void do_tidy(struct trial *t)
     SAY(t, "tidy %d\n", code);
 }
 
+static void disk_reopen(struct trial *t);
+
+static int source_open(void *arg, const char *name, uint64_t size_bytes, struct block **ret_block, struct error *err)
+{
+    struct trial *t = arg;
+    assert_string_equal(name, "op-1");
+    assert_int_equal(size_bytes, IMAGE_SECTORS * SECTOR);
+    return t->pool->pool.ops->open(&t->pool->pool, "base.img", true, ret_block, err);
+}
+
+static void do_fill(struct trial *t)
+{
+    struct error err;
+    if (t->merging)
+        return;
+    int code = layer_disk_fill(t->disk, merged, t, &err);
+    if (code < 0 && !t->pool->dead)
+        fail_msg("seed %llu: fill: %s", (unsigned long long)t->seed, err.text);
+    t->merging = code > 0;
+    SAY(t, "fill %d\n", code);
+}
+
+/* Nobody may take what is missing for zeroes: without its source it is not opened. */
+static void unwhole_check(struct trial *t)
+{
+    struct layer_disk *disk;
+    struct error err;
+    bool whole = layer_disk_is_whole(t->disk);
+    t->pool->pool.source = NULL;
+    layer_disk_close(t->disk);
+    int code = layer_disk_open(&t->pool->pool, "root", true, 0, &disk, &err);
+    assert_int_equal(code, whole ? 0 : -ENODATA);
+    layer_disk_close(code == 0 ? disk : NULL);
+    t->pool->pool.source = source_open;
+    disk_reopen(t);
+    assert_true(whole == layer_disk_is_whole(t->disk));
+}
+
+/* All of it, at the end. */
+static void fill_now(struct trial *t)
+{
+    if (t->merging)
+        layer_merge_cancel(t->disk->chain->merge);
+    unwhole_check(t);
+    do_fill(t);
+    while (t->merging)
+        layer_chain_progress(t->disk->chain);
+    assert_true(layer_disk_is_whole(t->disk));
+    assert_true(disk_check(t, "filled"));
+    unwhole_check(t);
+    assert_true(disk_check(t, "filled, without its source"));
+}
+
 /* Life goes on between the steps of a point: no reopening, no growth, no other snapshot. */
 static void meanwhile(struct trial *t)
 {
@@ -535,6 +590,8 @@ static void script_step(struct trial *t)
     layer_chain_run(t->disk->chain);
     if (what < 80)
         request_begin(t);
+    else if (what < 94 && !layer_disk_is_whole(t->disk))
+        do_fill(t);
     else if (what < 83)
         do_snapshot(t);
     else if (what < 86)
@@ -572,7 +629,7 @@ static void image_make(struct trial *t)
     free(memory);
 }
 
-static struct trial *trial_create(uint64_t seed)
+static struct trial *trial_create(uint64_t seed, bool fills)
 {
     struct trial *t = NEW(struct trial);
     struct error err;
@@ -580,10 +637,19 @@ static struct trial *trial_create(uint64_t seed)
     t->random = seed * 0xd1342543de82ef95ull + 7;
     t->pool = power_pool_create(seed);
     t->model = xcalloc(SECTORS_MAX, sizeof *t->model);
-    bool with_image = chance(t, 2);
-    t->sectors = IMAGE_SECTORS + chance(t, 6 * CLUSTER_SECTORS);
+    bool with_image = chance(t, 2) || fills;
+    t->sectors = IMAGE_SECTORS + (fills ? 0 : chance(t, 6 * CLUSTER_SECTORS));
+    t->fills = fills;
     if (with_image)
         image_make(t);
+    if (fills) {
+        t->pool->pool.source = source_open;
+        t->pool->pool.source_arg = t;
+        if (layer_disk_create_from(&t->pool->pool, "root", "op-1", t->sectors * SECTOR, &err) < 0 ||
+            layer_disk_open(&t->pool->pool, "root", false, 7, &t->disk, &err) < 0)
+            fail_msg("%s", err.text);
+        return t;
+    }
     if (layer_disk_create(&t->pool->pool, "root", t->sectors * SECTOR, with_image ? "base.img" : NULL, &err) < 0 ||
         layer_disk_open(&t->pool->pool, "root", false, 7, &t->disk, &err) < 0)
         fail_msg("%s", err.text);
@@ -642,9 +708,9 @@ static void shots_check(struct trial *t)
 }
 
 /* Runs the script; a cut at step @cut (0: none). Returns the steps that it took. */
-static uint64_t trial_run(uint64_t seed, uint64_t cut, unsigned *merges)
+static uint64_t trial_run(uint64_t seed, uint64_t cut, bool fills, unsigned *merges)
 {
-    struct trial *t = trial_create(seed);
+    struct trial *t = trial_create(seed, fills);
     t->verbose = getenv("TEST_VERBOSE") != NULL;
     SAY(t, "==== seed %llu, cut at %llu ====\n", (unsigned long long)seed, (unsigned long long)cut);
     t->pool->steps = 0;
@@ -665,6 +731,8 @@ static uint64_t trial_run(uint64_t seed, uint64_t cut, unsigned *merges)
         recover(t);
     settle(t);
     assert_true(disk_check(t, "at the end"));
+    if (t->fills)
+        fill_now(t);
     if (t->merging)
         layer_merge_cancel(t->disk->chain->merge);
     shots_check(t);
@@ -678,15 +746,15 @@ static uint64_t trial_run(uint64_t seed, uint64_t cut, unsigned *merges)
     return steps;
 }
 
-static unsigned trials_run(uint64_t first, uint64_t seeds, double seconds_max)
+static unsigned trials_run(uint64_t first, uint64_t seeds, bool fills, double seconds_max)
 {
     clock_t start = clock();
     unsigned runs = 0, merges = 0;
     uint64_t seed = first;
     for (; seed < first + seeds && (double)(clock() - start) / CLOCKS_PER_SEC < seconds_max; seed++) {
-        uint64_t steps = trial_run(seed, 0, &merges);
+        uint64_t steps = trial_run(seed, 0, fills, &merges);
         for (uint64_t cut = 1; cut <= steps; cut++, runs++)
-            trial_run(seed, cut, &merges);
+            trial_run(seed, cut, fills, &merges);
     }
     print_message("seeds %llu to %llu: %u runs, each with a cut or two; %u merges\n", (unsigned long long)first,
                   (unsigned long long)seed - 1, runs, merges);
@@ -697,14 +765,20 @@ static unsigned trials_run(uint64_t first, uint64_t seeds, double seconds_max)
 static void every_cut_leaves_what_was_flushed(void **state UNUSED)
 {
     uint64_t seed = unit_seed() * 1000;
-    assert_true(trials_run(seed, 1000, 2.5) > 0);
+    assert_true(trials_run(seed, 1000, false, 2.5) > 0);
+}
+
+static void every_cut_leaves_what_is_missing_missing(void **state UNUSED)
+{
+    uint64_t seed = unit_seed() * 1000;
+    assert_true(trials_run(seed, 1000, true, 1.5) > 0);
 }
 
 /* Seeds that failed once: a merge took away the layer that the next FLUSH was to be of, too (seen under ASan). */
 static void seeds_of_old_faults(void **state)
 {
     (void)state;
-    assert_true(trials_run(UINT64_C(1795280293000), 1, 60) > 0);
+    assert_true(trials_run(UINT64_C(1795280293000), 1, false, 60) > 0);
 }
 
 int main(int argc, char **argv)
@@ -712,6 +786,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(seeds_of_old_faults),
         cmocka_unit_test(every_cut_leaves_what_was_flushed),
+        cmocka_unit_test(every_cut_leaves_what_is_missing_missing),
     };
     uint64_t seeds = 0, seed = 1;
     for (int i = 1; i + 1 < argc; i += 2) {
@@ -721,6 +796,6 @@ int main(int argc, char **argv)
             seed = strtoull(argv[i + 1], NULL, 10);
     }
     if (seeds > 0)
-        return trials_run(seed, seeds, 1e9) > 0 ? 0 : 1;
+        return trials_run(seed, seeds, false, 1e9) > 0 && trials_run(seed, seeds, true, 1e9) > 0 ? 0 : 1;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

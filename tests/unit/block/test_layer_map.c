@@ -147,6 +147,31 @@ static void refused_with_words(void **state UNUSED)
     assert_int_equal(layer_header_decode(slots, &h, &err), -EBADMSG);
 }
 
+/* What an older program takes for a newer version, and refuses: what is absent of it is not zero. */
+static void a_disk_that_is_not_whole_says_so(void **state UNUSED)
+{
+    struct layer_header h, part = header;
+    struct error err;
+    uint8_t slots[PAIR] = {0};
+    part.parent_kind = LAYER_PARENT_SOURCE;
+    part.source_bytes = SIZE - 512;
+    layer_header_encode(&part, slots + LAYER_BLOCK_BYTES);
+    assert_int_equal(slots[LAYER_BLOCK_BYTES + 84], 3); /* the kind: versions before knew 0 to 2 */
+    assert_int_equal(layer_header_decode(slots, &h, &err), 0);
+    assert_true(h.parent_kind == LAYER_PARENT_SOURCE && h.source_bytes == SIZE - 512);
+    assert_string_equal(h.parent_name, "debian.img");
+    const uint64_t wrong[] = {0, SIZE + 512, 1000};
+    for (unsigned i = 0; i < ARRAY_SIZE(wrong); i++) {
+        part.source_bytes = wrong[i];
+        layer_header_encode(&part, slots + LAYER_BLOCK_BYTES);
+        assert_int_equal(layer_header_decode(slots, &h, &err), -EBADMSG);
+    }
+    part = header;
+    part.source_bytes = 512; /* of nothing */
+    layer_header_encode(&part, slots + LAYER_BLOCK_BYTES);
+    assert_int_equal(layer_header_decode(slots, &h, &err), -EBADMSG);
+}
+
 static void ids_are_text_and_back(void **state UNUSED)
 {
     char text[LAYER_ID_TEXT_BYTES];
@@ -185,6 +210,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(every_changed_byte_is_found),
         cmocka_unit_test(a_torn_write_leaves_the_other_slot),
         cmocka_unit_test(refused_with_words),
+        cmocka_unit_test(a_disk_that_is_not_whole_says_so),
         cmocka_unit_test(ids_are_text_and_back),
         cmocka_unit_test(maps_grow_and_are_searched),
     };
