@@ -581,11 +581,14 @@ static void fill_images(const struct state *state, const struct record *host, st
     }
 }
 
-/* Files it has whose content is no image's any more. */
+/* Files it has whose content is no image's any more. In a cluster that went on from a survivor it may be the one copy of an upload
+ * that was lost with the end of the log: the host removes it only when room is short (compute/agent/image_cache.h). */
 static void forget_images(const struct state *state, const struct node_report *report, struct node_orders *orders)
 {
     struct map seen = {0};
     struct image_seen *one;
+    if (state_cluster(state)->recovered_at != NULL)
+        return;
     for (size_t i = 0; i < report->images.count; i++) {
         one = (struct image_seen *)report->images.items + i;
         if (one->state == image_copy_state_HELD)

@@ -442,6 +442,28 @@ static void what_is_missing_is_said(void **test)
     OBJECT_CLEAR(node_report, &report);
 }
 
+/* The image may be known to nobody but its hosts. */
+static void no_file_of_an_image_is_given_up(void **test)
+{
+    struct fixture *f = *test;
+    struct node_orders orders = {0};
+    char sha256[65] = {0};
+    memset(sha256, 'a', 64);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct image_seen *seen = OBJECT_ADD(node_report, &report, images);
+    object_mark(&node_report_desc, &report, "images");
+    OBJECT_TEXT(image_seen, seen, sha256, sha256);
+    OBJECT_SET(image_seen, seen, state, image_copy_state_HELD);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.forget_images.count, 1);
+    OBJECT_CLEAR(node_orders, &orders);
+    recover(f);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.forget_images.count, 0);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -463,6 +485,7 @@ int main(void)
         TEST(nothing_is_placed_right_after),
         TEST(a_lost_host_with_a_generation_that_is_lost),
         TEST(what_is_missing_is_said),
+        TEST(no_file_of_an_image_is_given_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
