@@ -14,8 +14,9 @@
  * here, but only when it was looked at twice: one that says that it runs the guest, or is about to, is never ended, for its word may
  * be on its way. What takes too long is cancelled, and the new one ended when the old one has said that it goes on; where the old
  * one says nothing both are left to themselves: one of them has the guest. An old one that ends in another way takes the new one
- * with it (vm.c), and the VM is started again by its restart policy. An agent that is killed finds at its start either that the new
- * one has taken over, or ends it. Begun twice: an operation under which it was done is done.
+ * with it (vm.c), and the VM is started again by its restart policy. An agent that is killed finds at its start that the new one has
+ * taken over, or both (vm.c): then the old one's word says whether it hands over, and is waited for, or not: it is told to if the new
+ * one waits, and another one is started if that has ended. Begun twice: an operation under which it was done is done.
  *
  * Everything is looked at again each UPGRADE_LOOK_MS; a call to a VMM is never waited for in another way. */
 #include <errno.h>
@@ -46,6 +47,7 @@ struct upgrade_task {
     bool cancel, cancel_told;
     /* facts */
     bool listens, ordered, is_unknown;
+    bool found; /* the new one was begun before this task was: what the old one was told, and what it came to, is not known yet */
     unsigned doubts;
     /* how it ended */
     bool over;
@@ -193,7 +195,11 @@ static void on_looked(const struct http_answer *answer, void *arg)
     if (!phase_of(answer, &seen))
         return;
     bool failed = seen.phase == vmm_migration_phase_FAILED || seen.phase == vmm_migration_phase_CANCELLED;
-    if (u->step == UPGRADE_HANDING_OVER && seen.direction == vmm_migration_direction_OUT && failed)
+    bool idle = failed || seen.phase == vmm_migration_phase_IDLE || seen.direction == vmm_migration_direction_IN;
+    if (u->found && idle) { /* never told, or it has come to nothing, and the new one is about to end */
+        u->cancel_told = false;
+        step_to(u, UPGRADE_STARTING, "waiting for the new VMM that was begun before");
+    } else if (u->step == UPGRADE_HANDING_OVER && seen.direction == vmm_migration_direction_OUT && failed)
         fail(u, "the VM goes on in the VMM that it is in: %.400s", seen.failure != NULL ? seen.failure : "it does not say why");
     else if (u->step == UPGRADE_HANDING_OVER && has_waited(u, UPGRADE_LATE_MS) &&
              (seen.phase == vmm_migration_phase_IDLE || seen.direction == vmm_migration_direction_IN))
@@ -258,8 +264,11 @@ static void wait(struct upgrade_task *u, struct local_vm *vm)
     struct error err = {.code = 0};
     if (u->cancel)
         return fail(u, "%s", "cancelled");
-    if (vm_has_successor(vm)) /* of a task that was given up: what the VMM that it was to come from says decides */
+    if (vm_has_successor(vm)) { /* of a task that was given up, or an agent before us: what the VMM that it comes from says decides */
+        u->found = true;
+        vm_successor_take_up(vm);
         return step_to(u, UPGRADE_HANDING_OVER, "a new VMM that was begun before is looked at");
+    }
     int r = vm_successor_start(vm, u->task->order.id, &err);
     if (r == 0)
         step_to(u, UPGRADE_STARTING, "starting a new VMM for it");
@@ -270,14 +279,20 @@ static void wait(struct upgrade_task *u, struct local_vm *vm)
 static void begin_with(struct upgrade_task *u, struct local_vm *vm)
 {
     char line[240];
+    if (!vm_has_successor(vm) && u->found) {
+        u->found = false;
+        return step_to(u, UPGRADE_WAITING, "a new VMM that was begun before has ended");
+    }
     if (!vm_has_successor(vm)) {
         vm_files_last_error(&vm_context_of(vm)->places, u->vm, line, sizeof(line));
         return fail(u, "its new VMM has ended: %s", line);
     }
     if (u->cancel || has_waited(u, UPGRADE_START_MS))
         return fail(u, "%s", "its new VMM does not answer");
-    if (u->listens)
+    if (u->listens) {
+        u->found = false;
         return step_to(u, UPGRADE_ORDERING, "handing it over");
+    }
     if (u->call == NULL) {
         CLEANUP_FREE char *control = vm_successor_control(vm);
         call_start(u, control, "GET", "/v1/vm/migration", NULL, on_successor);

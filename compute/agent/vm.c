@@ -39,7 +39,9 @@
  * A new VMM process of this host may take a VM over while it runs (vm_successor_start, task_upgrade.c): it is started beside the
  * one that runs it, with a lock file and sockets of its own. When that one has ended with status 7, the files of the new one take
  * their places and it is the VM's process, under the same epoch: nobody else may hear of the old one's end as if the VM had
- * left. When it ends in any other way the new one has never run the guest, and is ended.
+ * left. When it ends in any other way the new one is ended as well. An agent that finds both alive watches both, for either may
+ * run the guest by now: the hand-over comes to its end by itself, or was never ordered; then the task orders it when it is begun
+ * again, or, where there is none any more, the new one is ended once the old one has said so (successor_ask).
  *
  * A VM that a migration brings (vm_create_arriving) is begun as any other, but its VMM waits, and nothing is asked of it until
  * the controllers' order says that the VM is this host's by that very migration: then PLAN_TAKE tells it so until it runs.
@@ -73,7 +75,7 @@
 enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
 
 #define VM_PROGRAM_SIZE 65
-#define SUCCESSOR_WAIT_MS 2000 /* for a hand-over that an agent before us has begun to come to its end, and the old process to its own */
+#define SUCCESSOR_ORPHAN_MS 10000 /* a process that was to take over, left by an agent before us, and no task asks for it: the VM's own is asked */
 
 /* A process that is watched; freed by the loop, which may be after the VM has another one. */
 struct vm_watch {
@@ -151,7 +153,8 @@ struct local_vm {
     struct vm_watch *watch;
     struct vm_watch *next; /* the process that is to take over; NULL: none */
     struct vmm_process_id next_id;
-    uint64_t next_since_ms; /* since an agent before us has left one; 0: not seen */
+    bool next_child;
+    uint64_t next_look_ms; /* an agent before us has left it, and no task has taken it up: when to look what is to become of it; 0: not */
     uv_timer_t timer;
     uint64_t hold_until_ms; /* no step before */
     uint64_t ask_at_ms, ask_pause_ms;
@@ -382,6 +385,7 @@ static void successor_ended(struct local_vm *vm)
         vmm_process_end_text(status, how, sizeof(how));
     log_warning("vmm-successor-ended", "vm=%s pid=%d why=\"%s\"", vm->name, vm->next_id.pid, how);
     watch_end(&vm->next);
+    vm->next_look_ms = 0;
     successor_unlink(vm);
 }
 
@@ -390,8 +394,9 @@ static void successor_promote(struct local_vm *vm)
 {
     watch_close(vm);
     vm->watch = TAKE_PTR(vm->next);
+    vm->next_look_ms = 0;
     vm->process_id = vm->next_id;
-    vm->process_child = true;
+    vm->process_child = vm->next_child;
     vm->process_answers = true; /* as one that waits for its guest */
     vm->adjusted = vm->process_silent = false; /* what was wanted meanwhile was told the one before it */
     vm->adjust_again = vm->adjust != NULL;
@@ -489,7 +494,7 @@ static void vm_on_process_end(struct local_vm *vm)
         migrated = false;
         snprintf(text + strlen(text), sizeof(text) - strlen(text), "; the new VMM that took it over has ended");
     }
-    successor_kill(vm); /* it has not run the guest and never may */
+    successor_kill(vm); /* without the old one's word nobody knows that it has the guest */
     watch_close(vm);
     unlink(vm->control_path); /* the VMM could not: its directory is not in the jail's view */
     if (vm->context->places.cgroups != NULL)
@@ -618,34 +623,32 @@ static int vm_adopt(struct local_vm *vm, struct error *err)
     return 1;
 }
 
-/* Has an agent before us left a process that was to take over? 0: none, any more; -EAGAIN: look again. The hand-over comes to its
- * end by itself: with the old one's end, or with the new one's, which until then has not run the guest. */
-static int successor_look(struct local_vm *vm, struct error *err)
+/* Has an agent before us left a process that was to take over? 0: none, any more; 1: *ret_next, and the one before it lives, too;
+ * -EAGAIN: look again. */
+static int successor_look(struct local_vm *vm, struct vmm_process_id *ret_next, struct error *err)
 {
     CLEANUP_FREE char *next_path = vm_files_path(&vm->context->places, vm->id, VM_NEXT_LOCK);
     CLEANUP_FREE char *lock_path = vm_files_path(&vm->context->places, vm->id, "vmm.lock");
-    struct vmm_process_id id, old;
-    int pidfd, r = vmm_process_look(next_path, &id, err);
+    struct vmm_process_id old;
+    int pidfd, r = vmm_process_look(next_path, ret_next, err);
     if (r == -EPERM) { /* no agent has made it: its VMM may make files there */
         log_warning("vm-upgrade", "vm=%s error=\"%s; it is removed\"", vm->name, err->text);
         return unlink(next_path) == 0 ? 0 : -EAGAIN;
     }
     if (r <= 0)
         return r;
-    if (vmm_process_look(lock_path, &old, NULL) != 0) {
-        vm->next_since_ms = vm->next_since_ms != 0 ? vm->next_since_ms : now_ms(vm) + 1;
-        if (now_ms(vm) < vm->next_since_ms + SUCCESSOR_WAIT_MS)
-            return -EAGAIN;
-    } else if (parting_word(vm, (pid_t)vm->file.pid) == STATUS_MIGRATED) {
+    if ((r = vmm_process_look(lock_path, &old, err)) != 0)
+        return r;
+    if (parting_word(vm, (pid_t)vm->file.pid) == STATUS_MIGRATED) {
         if (!successor_rename(vm))
             return -EAGAIN;
         vm_save_or_log(vm);
         return 0;
     }
-    r = vmm_process_open(&id, vm->context->boot_id, &pidfd);
+    r = vmm_process_open(ret_next, vm->context->boot_id, &pidfd);
     if (r == 0) {
-        if (is_its_users(vm, id.pid)) {
-            log_warning("vmm-successor-killed", "vm=%s pid=%d why=\"the agent that had started it is gone\"", vm->name, id.pid);
+        if (is_its_users(vm, ret_next->pid)) {
+            log_warning("vmm-successor-killed", "vm=%s pid=%d why=\"the one before it has ended without a word\"", vm->name, ret_next->pid);
             (void)vmm_process_signal(pidfd, SIGKILL);
         }
         close(pidfd);
@@ -653,12 +656,39 @@ static int successor_look(struct local_vm *vm, struct error *err)
     return -EAGAIN;
 }
 
+static uint64_t orphan_ms(const struct local_vm *vm)
+{
+    return vm->context->orphan_ms != 0 ? vm->context->orphan_ms : SUCCESSOR_ORPHAN_MS;
+}
+
+/* Both live, and both are watched, or none: so neither's end is missed, nor taken for what it is not. */
+static int vm_adopt_both(struct local_vm *vm, const struct vmm_process_id *next, struct error *err)
+{
+    int pidfd, r = vmm_process_open(next, vm->context->boot_id, &pidfd);
+    if (r == -ESRCH) /* it ends at this moment */
+        return -EAGAIN;
+    if (r < 0)
+        return error_errno(err, r, "cannot watch process %d", next->pid);
+    r = is_its_users(vm, next->pid) ? vm_adopt(vm, err) : -EAGAIN;
+    if (r <= 0) {
+        close(pidfd);
+        return r == 0 ? -EAGAIN : r; /* by what the one before it has left it is known what is to become of this one */
+    }
+    vm->next = watch_make(vm, pidfd);
+    vm->next_id = *next;
+    vm->next_child = false;
+    vm->next_look_ms = now_ms(vm) + orphan_ms(vm);
+    log_info("vmm-successor-adopted", "vm=%s pid=%d", vm->name, next->pid);
+    return r;
+}
+
 /* Until this has an answer nothing may be concluded from there being no VMM that we know of. */
 static int vm_look(struct local_vm *vm, struct error *err)
 {
-    int r = successor_look(vm, err);
-    if (r == 0)
-        r = vm_adopt(vm, err);
+    struct vmm_process_id next;
+    int r = successor_look(vm, &next, err);
+    if (r >= 0)
+        r = r > 0 ? vm_adopt_both(vm, &next, err) : vm_adopt(vm, err);
     vm->looking = r < 0;
     if (r < 0)
         vm->hold_until_ms = now_ms(vm) + (r == -EAGAIN ? ASK_SOON_MS : VM_RETRY_MS);
@@ -788,6 +818,48 @@ static void vm_on_status(const struct http_answer *answer, void *arg)
         vm->process_silent = vm->start_deadline_ms == 0 || vm->process_answers;
     }
     vm_tick(vm);
+}
+
+/* As far as the controllers' orders have come to this agent. */
+static bool successor_is_orphan(const struct local_vm *vm)
+{
+    return vm->next != NULL && vm->next_look_ms != 0 && vm->confirmed;
+}
+
+static void on_successor_asked(const struct http_answer *answer, void *arg)
+{
+    struct local_vm *vm = arg;
+    struct vmm_migration seen = {.head = {0}};
+    struct error err = {.code = 0};
+    vm->busy = VM_IDLE;
+    vm->call = NULL;
+    if (vm->closing) {
+        vm_maybe_finish(vm);
+        return;
+    }
+    if (answer->error == 0 && answer->status == 200 && successor_is_orphan(vm) &&
+        OBJECT_DECODE(vmm_migration, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &seen, &err) == 0) {
+        bool idle = seen.phase == vmm_migration_phase_IDLE || seen.phase == vmm_migration_phase_FAILED ||
+                    seen.phase == vmm_migration_phase_CANCELLED || seen.direction == vmm_migration_direction_IN;
+        log_info("vmm-successor-asked", "vm=%s pid=%d ended=%d", vm->name, vm->next_id.pid, idle);
+        if (idle)
+            successor_kill(vm);
+        OBJECT_CLEAR(vmm_migration, &seen);
+    }
+    vm_tick(vm);
+}
+
+/* Nobody wants the new one any more: does its VMM hand the guest over to it? While it does it is left to come to its end. Nobody but a
+ * task orders that, so one that does not will not. True: it is being asked. */
+static bool successor_ask(struct local_vm *vm)
+{
+    if (!successor_is_orphan(vm) || now_ms(vm) < vm->next_look_ms)
+        return false;
+    vm->next_look_ms = now_ms(vm) + orphan_ms(vm);
+    if (vm_call(vm, "GET", "http://vmm/v1/vm/migration", NULL, on_successor_asked) < 0)
+        return false;
+    vm->busy = VM_ASKING;
+    return true;
 }
 
 static void vm_ask(struct local_vm *vm)
@@ -1276,11 +1348,11 @@ static void vm_rest(struct local_vm *vm)
               : vm->lease_held                         ? "held: no majority of the controllers supports the lease of its host"
               : vm->process_paused && vm->process_stuck ? vm->stuck_reason
                                                         : "");
-    if (vm->closing)
+    if (vm->closing || successor_ask(vm))
         return;
     if (vm->ask_at_ms <= now_ms(vm))
         vm_ask(vm);
-    vm_wake_at(vm, vm->ask_at_ms);
+    vm_wake_at(vm, successor_is_orphan(vm) ? MIN(vm->ask_at_ms, vm->next_look_ms) : vm->ask_at_ms);
 }
 
 static void vm_wait_backoff(struct local_vm *vm)
@@ -1807,6 +1879,7 @@ int vm_successor_start(struct local_vm *vm, const char *operation, struct error 
     if (r < 0)
         return r;
     vm->next = watch_make(vm, pidfd);
+    vm->next_child = true;
     log_info("vmm-successor", "vm=%s pid=%d epoch=%llu operation=%s", vm->name, vm->next_id.pid,
              (unsigned long long)vm->next_id.epoch, operation);
     return 0;
@@ -1820,6 +1893,11 @@ char *vm_successor_address(const struct local_vm *vm)
 bool vm_has_successor(const struct local_vm *vm)
 {
     return vm->next != NULL;
+}
+
+void vm_successor_take_up(struct local_vm *vm)
+{
+    vm->next_look_ms = 0;
 }
 
 char *vm_successor_control(const struct local_vm *vm)

@@ -45,6 +45,7 @@ struct vm_context {
     uint64_t cluster_epoch;           /* that the host follows, 1 or more */
     uint64_t settles_until_ms;        /* of the loop's clock: whether others have its VMs is being found out, see vm_new_cluster_epoch */
     bool leaving;                     /* the lease is given up: no VM with ha runs here any more */
+    unsigned orphan_ms; /* before a new VMM that an agent before us has left, and no task wants, is looked at; 0: 10 s (tests: less) */
     /* What vm_put_seen would say has changed. It may close the VM. */
     void (*changed)(struct local_vm *vm, void *arg);
     void *arg;
@@ -65,6 +66,8 @@ int vm_load(const struct vm_context *context, const char *id, struct local_vm **
 int vm_successor_start(struct local_vm *vm, const char *operation, struct error *err);
 /* It is there, and has not taken over. It is ended with the VM's own process, and by vm_successor_end. */
 bool vm_has_successor(const struct local_vm *vm);
+/* A task sees to it from now on: one that an agent before us has left is ended after a while, where it has not begun to take over. */
+void vm_successor_take_up(struct local_vm *vm);
 char *vm_successor_address(const struct local_vm *vm); /* the caller frees */
 char *vm_successor_control(const struct local_vm *vm); /* its control socket; NULL: there is none. The caller frees */
 void vm_successor_end(struct local_vm *vm);

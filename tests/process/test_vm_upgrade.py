@@ -1,11 +1,13 @@
 """A VM is put into a new VMM process of its host while it runs: nothing of it is copied, whoever of the two ends, or the agent, on
 the way, there is one process that runs it, and it counts on."""
+import http.client
 import json
 import os
 import random
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import time
 import uuid
@@ -37,6 +39,42 @@ class Upgraded(Counter):
     def successor(self, old):
         """The one that is to take over, once it has its own program."""
         return wait_until(lambda: next((pid for pid in self.agent().vmm_pids() if pid != old), None), WAIT_S, 'a second VMM', poll_s=0.001)
+
+    def phase(self, kind):
+        """How far the VMM at a control socket is, which is asked behind the agent's back. @kind: sock or sock2 (the new one)."""
+        connection = http.client.HTTPConnection('vmm', timeout=5)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        folder = os.open(self.agent().directory / 'run', os.O_PATH)
+        try:
+            connection.sock.connect(f'/proc/self/fd/{folder}/{self.id.replace("-", "")[:12]}.{kind}')
+            connection.request('GET', '/v1/vm/migration')
+            return json.loads(connection.getresponse().read()).get('phase')
+        except (OSError, http.client.HTTPException):
+            return None                                      # not there yet, or no more
+        finally:
+            os.close(folder)
+            connection.close()
+
+    def hold_at(self, moment, old, new):
+        """Stop the one of the two that the other waits for at that moment. The one that stands still; None: it was over already."""
+        held = old if moment in ('unread', 'runs') else new
+        while moment in ('told', 'runs'):
+            phase = self.phase('sock2')
+            if phase in (('go', 'done') if moment == 'runs' else ('memory', 'stop', 'ready')):
+                break
+            if not os.path.exists(f'/proc/{old}'):
+                return None
+        while moment == 'starting' and re.search(r'^Uid:\s+0\b', Path(f'/proc/{new}/status').read_text(), re.M):
+            pass                                             # before it has its own user nobody takes it for what its lock says
+        try:
+            os.kill(held, signal.SIGSTOP)
+            time.sleep(0.3 if moment == 'told' else 0)       # it may have given its word just before: then the old one ends by now
+            os.kill(old, 0)
+        except ProcessLookupError:
+            return None
+        if Path(f'/proc/{old}/stat').read_text().rpartition(')')[2].split()[0] in 'ZX':
+            return None
+        return held if moment != 'runs' or self.phase('sock2') == 'done' else None
 
     def alone(self):
         """One process, and nothing that was there for two."""
@@ -236,6 +274,47 @@ def test_whoever_ends_on_the_way_it_goes_on(make_cluster, victim):
             assert str(kept['pid']) == names[-1] and not word.exists(), kept
         elif web.goes_on_or_anew():                          # the new one ran it already: as with any VMM that ends
             return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('moment', ['starting', 'unread', 'told', 'runs'])
+def test_an_agent_that_is_killed_leaves_both_and_the_next_goes_on_with_them(make_cluster, moment):
+    """While the new one starts; while the old one has been told, and has not read it; while it hands over; when the new one runs the
+    guest and the old one does not know it yet. That one of the two stands still which the other waits for."""
+    web = Upgraded(make_cluster(controllers=1, agents=1, agent_options=SHARED), cmdline='dirty=8')
+    agent = web.agent()
+    for _ in range(20):
+        old = web.process()
+        if moment == 'unread':
+            os.kill(old, signal.SIGSTOP)
+        asked = web.upgrade()
+        new = web.successor(old)
+        if moment == 'unread':
+            wait_until(lambda: web.phase('sock2') == 'connect', WAIT_S, 'the new one waits')
+            web.wait_step(asked, 'handing it over')
+        held = web.hold_at(moment, old, new)
+        if held:
+            break
+        for pid in (old, new):
+            if pid in agent.vmm_pids():
+                os.kill(pid, signal.SIGCONT)
+        web.wait_end(asked, 120)
+        web.alone()
+    assert held, 'it was over each time'
+    agent.program.kill9()
+    agent.program.restart()
+    agent.program.wait_for_text('vmm-successor-adopted')
+    wait_until(lambda: web.cluster.hosts_up() == 1, WAIT_S, 'its host is up')
+    assert sorted(agent.vmm_pids()) == sorted([old, new])
+    os.kill(held, signal.SIGCONT)
+    ended = web.wait_end(asked, 120)
+    assert ended['state'] == 'succeeded', ended
+    web.alone()
+    assert web.process() != old and web.vm().get('restarts', 0) == 0
+    if moment != 'told':                                     # there it may have been taken for gone, and been begun anew
+        assert web.process() == new
+    web.upgrade('--wait')                                    # and nothing is left that is in the way of the next
+    web.alone()
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ struct fixture {
     bool has_nic, refuse_disk;
     /* a migration that its VMM is in */
     const char *phase;
-    unsigned told_here, told_there;
+    bool is_source;
+    unsigned told_here, told_there, asked;
     unsigned unplugs, disk_changes, looks;
     unsigned long long disk_rate;
 };
@@ -213,7 +214,9 @@ static void put_migration(struct fixture *f, struct http_request *request)
         f->told_there += strstr((const char *)request->body, "\"there\"") != NULL;
         f->phase = "done";
     }
-    CLEANUP_FREE char *text = xasprintf("{\"phase\":\"%s\",\"direction\":\"in\"}", f->phase != NULL ? f->phase : "idle");
+    f->asked += request->method == HTTP_GET;
+    CLEANUP_FREE char *text = xasprintf("{\"phase\":\"%s\",\"direction\":\"%s\"}", f->phase != NULL ? f->phase : "idle",
+                                        f->is_source ? "out" : "in");
     http_respond(request, 200, "application/json", NULL, text, strlen(text));
 }
 
@@ -873,6 +876,125 @@ static void test_one_that_has_left_is_told_so(void **state)
     assert_int_equal(count_files(f->vms), 0);
 }
 
+/* ---- a new VMM for it, and an agent that ends meanwhile ---- */
+
+#define UPGRADE "cccccccc-0000-4000-8000-000000000003"
+
+static pid_t next_pid(struct fixture *f)
+{
+    CLEANUP_FREE char *path = vm_files_path(&f->context.places, VM_ID, VM_NEXT_LOCK);
+    struct vmm_process_id id;
+    return vmm_process_look(path, &id, NULL) == 1 ? id.pid : 0;
+}
+
+/* A VM that runs and a process that is to take it over, as an agent that is killed leaves them, and the next agent. */
+static pid_t two_are_found(struct fixture *f, pid_t *ret_next)
+{
+    struct error err = {.code = 0};
+    pid_t pid = run_new(f);
+    if (vm_successor_start(f->vm, UPGRADE, &err) < 0)
+        fail_msg("%s", err.text);
+    while ((*ret_next = next_pid(f)) == 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    CLEANUP_FREE char *socket = xasprintf("%s/aaaaaaaa0000.sock", f->run), *second = xasprintf("%s2", socket);
+    assert_int_equal(link(socket, second), 0); /* the new one's, which is served as well */
+    close_vm(f);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    while (!vm_has_successor(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_true(kill(pid, 0) == 0 && kill(*ret_next, 0) == 0);
+    assert_int_equal(vm_state_of(f->vm), vm_state_RUNNING);
+    return pid;
+}
+
+static void end_and_reap(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
+static void test_both_of_an_upgrade_are_found_and_it_goes_on(void **state)
+{
+    struct fixture *f = *state;
+    f->context.orphan_ms = 20; /* even so: it is being handed over */
+    f->phase = "go";
+    f->is_source = true;
+    pid_t next, pid = two_are_found(f, &next);
+    CLEANUP_FREE char *exit_path = vm_files_path(&f->context.places, VM_ID, "exit.json");
+    CLEANUP_FREE char *word = xasprintf("{\"status\":7,\"pid\":%d,\"migration\":{\"downtime_us\":4711}}", pid);
+    give(f, vm_wanted_RUNNING, 1, 1);
+    for (unsigned asked = f->asked; f->asked == asked;)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_int_equal(file_write_atomic(exit_path, word, strlen(word), 0600, NULL), 0);
+    end_and_reap(pid);
+    while (vmm_pid(f) != next)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_false(vm_has_successor(f->vm));
+    assert_string_equal(vm_upgraded(f->vm), UPGRADE);
+    assert_int_equal(vm_departed(f->vm)->downtime_us, 4711);
+    assert_int_equal(vm_restarts(f->vm), 0);
+    assert_false(file_exists(f, VM_NEXT_LOCK) || file_exists(f, VM_NEXT_CONFIG) || file_exists(f, "exit.json"));
+    close_vm(f); /* and the agent after that one knows whose it is */
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    assert_int_equal(vm_state_of(f->vm), vm_state_RUNNING);
+    assert_int_equal(kill(next, 0), 0);
+}
+
+static void test_an_old_vmm_that_was_found_takes_the_new_one_along(void **state)
+{
+    struct fixture *f = *state;
+    pid_t next, pid = two_are_found(f, &next);
+    give(f, vm_wanted_RUNNING, 1, 1);
+    while (vm_control_path(f->vm) == NULL)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    end_and_reap(pid);
+    assert_int_not_equal(run_until_process(f, pid), next);
+    assert_int_equal(kill(next, 0), -1);
+    assert_int_equal(vm_restarts(f->vm), 1);
+    assert_null(vm_upgraded(f->vm));
+}
+
+/* No task asks for it any more: it is ended if the one that runs the VM says that it hands nothing over, and the VM goes on. */
+static void test_a_new_vmm_that_nobody_wants_is_ended(void **state)
+{
+    struct fixture *f = *state;
+    f->context.orphan_ms = 20;
+    pid_t next, pid = two_are_found(f, &next);
+    f->phase = "memory";
+    f->is_source = true;
+    give(f, vm_wanted_RUNNING, 1, 1);
+    for (unsigned asked = f->asked; f->asked < asked + 3;)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_true(vm_has_successor(f->vm) && kill(next, 0) == 0);
+    f->phase = "failed";
+    while (vm_has_successor(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vmm_pid(f), pid);
+    assert_int_equal(vm_restarts(f->vm), 0);
+    assert_false(file_exists(f, VM_NEXT_LOCK) || file_exists(f, VM_NEXT_CONFIG));
+}
+
+/* A task has taken it up: it is that one's to end. */
+static void test_a_new_vmm_that_is_taken_up_is_left(void **state)
+{
+    struct fixture *f = *state;
+    pid_t next;
+    f->context.orphan_ms = 20;
+    two_are_found(f, &next);
+    vm_successor_take_up(f->vm);
+    unsigned asked = f->asked;
+    give(f, vm_wanted_RUNNING, 1, 1);
+    run_until(f, vm_state_RUNNING, 1);
+    for (unsigned i = 0; i < 20; i++) /* 5 ms at most each */
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->asked, asked);
+    assert_true(vm_has_successor(f->vm));
+    vm_successor_end(f->vm);
+    while (vm_has_successor(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -900,6 +1022,10 @@ int main(void)
         T(test_an_arrival_is_known_again_and_may_fail),
         T(test_one_that_leaves_is_not_started_again),
         T(test_one_that_has_left_is_told_so),
+        T(test_both_of_an_upgrade_are_found_and_it_goes_on),
+        T(test_an_old_vmm_that_was_found_takes_the_new_one_along),
+        T(test_a_new_vmm_that_nobody_wants_is_ended),
+        T(test_a_new_vmm_that_is_taken_up_is_left),
     };
     signal(SIGPIPE, SIG_IGN); /* as the agent's main does: a VMM may end while it is written to */
     log_set_level(LOG_LEVEL_ERROR);
