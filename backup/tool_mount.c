@@ -10,6 +10,8 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "backup/backup_block.h"
 #include "backup/disk_parts.h"
@@ -26,12 +28,32 @@ enum { FILES_MAX = MANIFEST_DISKS_MAX * 8 + 2, COMPLAINTS_MAX = 100 };
 struct complaints {
     pthread_mutex_t lock;
     unsigned count;
+    int progress_fd;      /* of serve: told there, too, at most one a second; 0: nowhere */
+    struct timespec last; /* told there */
 };
+
+/* {"complaint":TEXT}: for whoever lets its readers wait and try again. */
+static void complaint_tell(struct complaints *c, const struct error *err)
+{
+    struct bytes_writer line = {0};
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec == c->last.tv_sec)
+        return;
+    c->last = now;
+    bytes_put_text(&line, "{\"complaint\":");
+    json_put_string(&line, err->text);
+    bytes_put_text(&line, "}\n");
+    (void)!write(c->progress_fd, line.data, line.size);
+    bytes_writer_finish(&line);
+}
 
 static void complain(void *arg, const struct error *err)
 {
     struct complaints *c = arg;
     pthread_mutex_lock(&c->lock);
+    if (c->progress_fd > 0)
+        complaint_tell(c, err);
     if (c->count++ < COMPLAINTS_MAX)
         fprintf(stderr, "drover-backup: %s%s\n", err->text,
                 c->count == COMPLAINTS_MAX ? "; no more of this is told" : "");
@@ -314,8 +336,15 @@ static void served_tell(const struct tool_options *o, const struct serving *s)
 
 static int serve_start(const struct tool_options *o, struct serving *s, struct error *err)
 {
-    const struct nbd_server_options options = {
-        .socket_path = o->socket, .exports = s->exports, .export_count = s->count};
+    struct nbd_server_options options = {.socket_path = o->socket, .exports = s->exports, .export_count = s->count};
+    char *end = NULL;
+    if (strncmp(o->socket, "fd:", 3) == 0) {
+        options.listen_fd = (int)strtol(o->socket + 3, &end, 10);
+        options.has_listen_fd = true;
+        if (*end != '\0' || options.listen_fd <= STDERR_FILENO)
+            return error_set_field(err, -EINVAL, ERROR_INVALID, "/socket", "'%.40s' is no socket that this program was started with",
+                                   o->socket);
+    }
     int code = nbd_server_create(&options, &s->server, err);
     if (code == 0)
         code = -pthread_create(&s->thread, NULL, serve_run, s);
@@ -329,7 +358,10 @@ int tool_serve(const struct tool_options *o, struct error *err)
 {
     struct tool_place place = {0};
     struct serving s = {.count = 0};
+    struct tool_progress progress;
     sigset_t blocked;
+    tool_progress_init(&progress, o);
+    s.complaints.progress_fd = MAX(o->progress_fd, 0);
     pthread_mutex_init(&s.complaints.lock, NULL);
     signals_of_end(&blocked);
     pthread_sigmask(SIG_BLOCK, &blocked, NULL);
@@ -340,10 +372,12 @@ int tool_serve(const struct tool_options *o, struct error *err)
         code = exports_open(o, &s, err);
     if (code == 0)
         code = serve_start(o, &s, err);
-    if (code == 0) {
+    if (code == 0 && o->progress_fd >= 0)
+        tool_progress_report(&progress, &(struct backup_progress){.step = "serving"});
+    else if (code == 0)
         served_tell(o, &s);
+    if (code == 0)
         wait_for_end(o, -1);
-    }
     if (s.running) {
         nbd_server_stop(s.server);
         pthread_join(s.thread, NULL);
@@ -354,5 +388,6 @@ int tool_serve(const struct tool_options *o, struct error *err)
     backup_reader_close(s.reader);
     tool_close(&place);
     pthread_mutex_destroy(&s.complaints.lock);
+    tool_progress_end(&progress, NULL, code, err);
     return code;
 }

@@ -2,6 +2,7 @@
 #include "block/nbd_server.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
@@ -165,6 +166,17 @@ static int unix_listen(struct nbd_server *server, const char *path, struct error
     return 0;
 }
 
+/* Nobody is waited for in accept: another process may have the same socket, and be quicker. */
+static int fd_listen(struct nbd_server *server, struct error *err)
+{
+    int listens = 0, flags = fcntl(server->listen_fd, F_GETFL);
+    socklen_t size = sizeof listens;
+    if (flags < 0 || fcntl(server->listen_fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
+        getsockopt(server->listen_fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0)
+        return error_errno(err, -errno, "descriptor %d is no socket", server->listen_fd);
+    return listens ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "the socket of descriptor %d does not listen", server->listen_fd);
+}
+
 static int tcp_listen(struct nbd_server *server, uint16_t port, struct error *err)
 {
     struct sockaddr_in address = {
@@ -190,12 +202,13 @@ int nbd_server_create(const struct nbd_server_options *options, struct nbd_serve
 {
     struct nbd_server *server = NEW(struct nbd_server);
     server->options = *options;
-    server->listen_fd = -1;
+    server->listen_fd = options->has_listen_fd ? options->listen_fd : -1;
     for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++)
         server->clients[i].fd = -1;
     server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int code = server->stop_fd < 0            ? error_errno(err, -errno, "cannot make an eventfd")
                : options->adopted_only        ? 0
+               : options->has_listen_fd       ? fd_listen(server, err)
                : options->socket_path != NULL ? unix_listen(server, options->socket_path, err)
                                               : tcp_listen(server, options->tcp_port, err);
     if (code < 0) {

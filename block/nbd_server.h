@@ -16,6 +16,8 @@ enum { NBD_SERVER_CLIENTS_MAX = 16 };
 
 struct nbd_server_options {
     const char *socket_path; /* Unix socket, made here with mode 0600 and removed at the end; or NULL: */
+    bool has_listen_fd;      /* a Unix socket that listens already and becomes the server's, whatever the result; or not: */
+    int listen_fd;
     uint16_t tcp_port;       /* of 127.0.0.1; 0: any free one */
     bool adopted_only;       /* neither: only those that nbd_server_adopt gives it, until the last of them has gone */
     const struct nbd_export *exports; /* borrowed */

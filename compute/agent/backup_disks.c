@@ -312,6 +312,40 @@ int backup_targets_make(struct backup_program *p, struct backup_targets *ret_tar
     return code;
 }
 
+/* The pool where it lies, or is made aside; no file. */
+static int target_live(const struct backup_work *work, const struct backup_work_disk *disk, struct backup_target *t, struct error *err)
+{
+    t->directory_fd = -1;
+    if (disk->layers == NULL)
+        return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                         "disk %s is one raw file and cannot be used while it is restored: restore it without --live", disk->name);
+    int code = disk_is_there(disk) ? 0 : aside_make(disk, &t->aside, err);
+    if (code < 0)
+        return code;
+    t->directory_fd = pool_open(work, t->aside != NULL ? t->aside : disk->layers, err);
+    return MIN(t->directory_fd, 0);
+}
+
+int backup_targets_live(const struct backup_work *work, struct backup_targets *ret_targets, struct error *err)
+{
+    *ret_targets = (struct backup_targets){.work = work};
+    int code = work->disks.count > BACKUP_DISKS_MAX
+                   ? error_set(err, -E2BIG, ERROR_INVALID, "a VM has at most %d disks", BACKUP_DISKS_MAX)
+                   : pools_check(work, err);
+    for (size_t i = 0; code == 0 && i < work->disks.count; i++)
+        code = target_live(work, disk_at(work, i), &ret_targets->items[ret_targets->count++], err);
+    return code;
+}
+
+int backup_disks_look(const struct backup_work *work, struct error *err)
+{
+    struct backup_work *told = work_told(work);
+    pid_t pid;
+    int code = helper_run("disks-look", told, &pid, err);
+    told_free(told);
+    return code;
+}
+
 /* Files of other tries, and what lay below the disk before. */
 static void others_remove(int directory_fd, const char *begins, const char *kept)
 {
@@ -353,7 +387,8 @@ int backup_targets_place(const struct backup_targets *targets, struct error *err
         const struct backup_target *t = &targets->items[i];
         CLEANUP_FREE char *begins = xasprintf("%s.raw." RESTORED, disks[i].name);
         OBJECT_SET(backup_work_disk, &disks[i], fd, (uint32_t)t->directory_fd);
-        OBJECT_TEXT(backup_work_disk, &disks[i], leaf, t->leaf);
+        if (t->leaf[0] != '\0')
+            OBJECT_TEXT(backup_work_disk, &disks[i], leaf, t->leaf);
         if (disks[i].layers != NULL)
             continue;
         if (renameat(t->directory_fd, t->leaf, t->directory_fd, strrchr(disks[i].raw, '/') + 1) < 0 || fsync(t->directory_fd) < 0)
@@ -371,7 +406,7 @@ void backup_targets_finish(struct backup_targets *targets, bool kept)
 {
     for (size_t i = 0; i < targets->count; i++) {
         struct backup_target *t = &targets->items[i];
-        if (!kept && t->directory_fd >= 0)
+        if (!kept && t->directory_fd >= 0 && t->leaf[0] != '\0')
             (void)unlinkat(t->directory_fd, t->leaf, 0);
         if (!kept && t->aside != NULL)
             (void)rmdir(t->aside);
@@ -478,8 +513,8 @@ int backup_disks_serve_work(const char *arguments, size_t size, struct task_seen
     return code;
 }
 
-/* A new, empty layer above what was restored. */
-static int layers_place(const struct backup_work_disk *disk, struct error *err)
+/* A new, empty layer above what was restored; or one that @live is to fill. */
+static int layers_place(const struct backup_work_disk *disk, const char *live, struct error *err)
 {
     struct layer_pool *pool;
     char path[OWN_PATH_BYTES];
@@ -489,12 +524,13 @@ static int layers_place(const struct backup_work_disk *disk, struct error *err)
         return code;
     code = layer_disk_delete(pool, disk->name, err);
     if (code == 0)
-        code = layer_disk_create(pool, disk->name, 0, disk->leaf, err);
+        code = live != NULL ? layer_disk_create_from(pool, disk->name, live, disk->size_bytes, err)
+                            : layer_disk_create(pool, disk->name, 0, disk->leaf, err);
     if (code == 0)
         code = layer_disk_collect(pool, err);
     layer_pool_dir_destroy(pool);
     if (code == 0)
-        others_remove((int)disk->fd, RESTORED, disk->leaf);
+        others_remove((int)disk->fd, RESTORED, live != NULL ? "" : disk->leaf);
     return code;
 }
 
@@ -507,7 +543,41 @@ int backup_disks_place_work(const char *arguments, size_t size, struct task_seen
         code = task_walls_raise(&walls, err);
     for (size_t i = 0; code == 0 && i < work.disks.count; i++)
         if (disk_at(&work, i)->layers != NULL)
-            code = layers_place(disk_at(&work, i), err);
+            code = layers_place(disk_at(&work, i), work.live, err);
+    OBJECT_CLEAR(backup_work, &work);
+    return code;
+}
+
+/* Locks are the VMM's, if there is one by now: it is only looked. */
+static int layers_look(const struct backup_work_disk *disk, int directory, struct error *err)
+{
+    struct layer_pool *pool;
+    struct layer_disk *seen = NULL;
+    char path[OWN_PATH_BYTES];
+    own_path(directory, path);
+    int code = layer_pool_dir_create(path, NULL, NULL, &pool, err);
+    if (code < 0)
+        return code;
+    layer_pool_dir_set_unlocked(pool, true);
+    code = layer_disk_open(pool, disk->name, true, 0, &seen, err);
+    layer_disk_close(code == 0 ? seen : NULL);
+    layer_pool_dir_destroy(pool);
+    return code;
+}
+
+int backup_disks_look_work(const char *arguments, size_t size, struct task_seen *ret_seen UNUSED, struct error *err)
+{
+    struct backup_work work = {0};
+    struct opened opened;
+    int code = work_take(arguments, size, &work, err);
+    const struct task_walls walls = {.user = work.user, .group = work.user};
+    if (code == 0)
+        code = disks_open(&work, &opened, err);
+    if (code == 0)
+        code = task_walls_raise(&walls, err);
+    for (size_t i = 0; code == 0 && i < work.disks.count; i++)
+        if (disk_at(&work, i)->layers != NULL)
+            code = layers_look(disk_at(&work, i), opened.files[i], err);
     OBJECT_CLEAR(backup_work, &work);
     return code;
 }

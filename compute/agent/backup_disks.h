@@ -8,6 +8,9 @@
  *               the user's rights puts what has layers in its place. A disk that is not there yet is made beside its place, in
  *               ".<disk>.restored", and gets there by one rename: what is cut off in between is nobody's disk
  *
+ *   live        the same, but what is put in their place is an empty layer that knows that all of it is missing, and what of
+ *               (layer_disk_create_from); no file is made beforehand
+ *
  * In a pool nothing is read or made unless its marker is there (pool_dir.h).
  *
  * So whatever names and links a VMM that was taken over has left in its directory, they lead to nothing that its user could not
@@ -36,6 +39,10 @@ struct backup_targets {
     size_t count;
 };
 
+/* For a live restore: the disks whose sizes work->disks has, nothing else. backup_targets_finish after either result. */
+int backup_targets_live(const struct backup_work *work, struct backup_targets *ret_targets, struct error *err);
+/* Are they whole, each by itself? -ENODATA in words where not; they are not in use. */
+int backup_disks_look(const struct backup_work *work, struct error *err);
 /* New, empty files and --disk for each. backup_targets_finish after either result. */
 int backup_targets_make(struct backup_program *p, struct backup_targets *ret_targets, struct error *err);
 /* What was restored takes the disks' place: a raw file itself, or below a new, empty layer. */

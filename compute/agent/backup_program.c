@@ -229,7 +229,8 @@ static bool repository_take(struct backup_program *p, const json_t *said)
         return false;
     if (strlen(id) == sizeof p->repository - 1 && strspn(id, "0123456789abcdef") == strlen(id))
         memcpy(p->repository, id, sizeof p->repository);
-    task_child_tell("reading the lists of the store", 0, 0); /* slow, where it is far away */
+    if (p->said == NULL)
+        task_child_tell("reading the lists of the store", 0, 0); /* slow, where it is far away */
     return true;
 }
 
@@ -238,13 +239,15 @@ static void line_take(struct backup_program *p, const char *line, size_t size, j
 {
     json_t *said = removed_add(line, removed) ? NULL : json_loadb(line, size, 0, NULL);
     const char *step = json_string_value(json_object_get(said, "step"));
+    if (p->said != NULL && json_is_object(said))
+        p->said(p->said_arg, said);
     if (step == NULL) {
         if (!repository_take(p, said) && removed != NULL && json_is_object(said))
             backup_found_add(said, removed);
         json_decref(said);
         return;
     }
-    if (strcmp(step, "done") != 0 && strcmp(step, "failed") != 0) {
+    if (p->said == NULL && strcmp(step, "done") != 0 && strcmp(step, "failed") != 0) {
         char words[64];
         snprintf(words, sizeof words, "%s", step);
         task_child_tell(words, count_of(said, "done_bytes"), count_of(said, "total_bytes"));

@@ -28,6 +28,9 @@ struct backup_program {
     unsigned count;
     int files[BACKUP_PROGRAM_FILES_MAX]; /* owned; it inherits them under these numbers */
     unsigned file_count;
+    /* Told of every line that is an object, and then nothing is told of its steps here; NULL: nobody. */
+    void (*said)(void *arg, const json_t *line);
+    void *said_arg;
     char repository[33]; /* identity of the one that it has opened, once it says so; "": it has touched nothing */
 };
 

@@ -13,7 +13,12 @@
  * Begun twice: drover-backup finds a backup of that id that is whole, and is done; images that a child left which was
  * killed are closed first. A restore is done again. Cancel: the child is killed, and with it drover-backup; of a backup
  * nothing is left but chunks that the store's next prune takes. A restore writes beside the disks and puts them in their
- * place at the end: cancelled before, they are as they were. */
+ * place at the end: cancelled before, they are as they were.
+ *
+ * A live restore (backup_live.h) puts empty disks in their place at the beginning; that they are is written down with the VM before it is let
+ * go and the controllers are told, who start it. From then on the child follows its VMM, and is started again
+ * whenever it ends: the task ends when all is there. Cancelled it is only while the VM is off; then its disks are good for nothing but to be
+ * restored again, and no VMM opens them. */
 #include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -26,6 +31,7 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
 #include "compute/agent/backup_disks.h"
+#include "compute/agent/backup_live.h"
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/vm.h"
@@ -33,6 +39,7 @@
 
 enum {
     BACKUP_LOOK_MS = 200,
+    BACKUP_AGAIN_MS = 1000, /* a live restore's child */
     VMM_ANSWER_BYTES_MAX = 64 * 1024,
     VMM_ANSWER_S = 90, /* longer than a freeze may take */
     FOUND_PAGE_BYTES = 128 * 1024, /* of one attach: much less than a command of the controllers may have */
@@ -46,6 +53,8 @@ struct backup_task {
     uv_timer_t timer;
     struct task_child *child;
     bool holding, over;
+    bool placed;       /* live: the disks are in their place */
+    bool cancel_asked; /* live, placed: when the VM is off */
     enum operation_state state;
     struct error err;
     struct backup_result result;
@@ -55,6 +64,11 @@ struct backup_task {
 static struct local_vm *find_vm(const struct backup_task *b)
 {
     return map_get(&b->agent->vms, b->vm);
+}
+
+static bool is_live(const struct backup_task *b)
+{
+    return b->task->order.task.kind == task_kind_BACKUP_RESTORE && b->task->order.task.backup.live;
 }
 
 static bool is_restore(const struct backup_task *b)
@@ -102,10 +116,30 @@ static void over(struct backup_task *b, enum operation_state state)
 
 /* ---- the child, from here ---- */
 
+static void on_timer(uv_timer_t *timer);
+
+/* The disks can be read: from here on the VM may run. */
+static void live_placed(struct backup_task *b)
+{
+    if (!b->placed && vm_files_set_restored(&b->agent->vm_context.places, b->vm, b->task->order.id, &b->err) < 0) {
+        task_child_kill(b->child); /* nobody has them yet: it is failed, with that reason */
+        return;
+    }
+    b->placed = true;
+    hold(b, false);
+    agent_task_ready(b->task, NULL);
+}
+
+static const char not_while_it_runs[] = "not cancelled: the VM has no other disks. Stop it, and this ends with what has come given up";
+
 static void child_told(const struct task_seen *seen, void *arg)
 {
     struct backup_task *b = arg;
-    if (!b->task->stopping)
+    if (seen->ready && is_live(b) && !b->task->stopping && b->err.code == 0)
+        live_placed(b);
+    else if (b->cancel_asked && !b->task->stopping)
+        agent_task_progress(b->task, not_while_it_runs, seen->progress_done, seen->progress_total);
+    else if (!b->task->stopping)
         agent_task_progress(b->task, seen->step, seen->progress_done, seen->progress_total);
 }
 
@@ -113,16 +147,21 @@ static void child_done(const struct task_seen *seen, void *arg)
 {
     struct backup_task *b = arg;
     b->child = NULL;
+    if (b->placed && seen->state != operation_state_SUCCEEDED && !b->task->stopping && b->err.code == 0) {
+        uv_timer_start(&b->timer, on_timer, BACKUP_AGAIN_MS, 0); /* the guest has nothing else to read from */
+        return;
+    }
     if (OBJECT_HAS(task_seen, seen, backup)) { /* also of one that failed: what was found, what is gone */
         OBJECT_COPY(backup_result, &b->result, &seen->backup);
         b->has_result = true;
     }
     if (seen->step != NULL && !b->task->stopping)
         agent_task_progress(b->task, seen->step, b->task->seen.progress_total, b->task->seen.progress_total);
-    if (seen->state != operation_state_SUCCEEDED)
+    if (seen->state != operation_state_SUCCEEDED && b->err.code == 0)
         error_set(&b->err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
                   seen->error_text != NULL ? seen->error_text : "it does not say why");
-    over(b, seen->state);
+    over(b, b->err.code != 0 && seen->state == operation_state_CANCELLED && is_live(b) && !b->task->order.cancel
+                ? operation_state_FAILED : seen->state);
 }
 
 static bool is_wanted(const struct task_backup *task, const char *disk)
@@ -151,7 +190,20 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
     const struct vm_places *places = &vm_context_of(vm)->places;
     const struct vm_disk *disks = order->disks.items;
     OBJECT_SET(backup_work, work, user, b->user != 0 ? b->user : vm_user(vm));
-    if (runs) {
+    if (is_live(b)) {
+        char control[VM_FILES_CONTROL_PATH_SIZE];
+        CLEANUP_FREE char *source_path = vm_files_source_path(places, b->vm);
+        int r = vm_files_control_path(places, b->vm, control, err);
+        if (r < 0)
+            return r;
+        if (strlen(source_path) > object_field(&backup_work_desc, "source_path")->max)
+            return error_set(err, -ENAMETOOLONG, ERROR_NOT_SUPPORTED,
+                             "the path of the agent's directory is too long for a socket in it: %s", source_path);
+        OBJECT_TEXT(backup_work, work, live, b->task->order.id);
+        OBJECT_SET(backup_work, work, placed, b->placed);
+        OBJECT_TEXT(backup_work, work, control_path, control);
+        OBJECT_TEXT(backup_work, work, source_path, source_path);
+    } else if (runs) {
         CLEANUP_FREE char *socket_path = vm_files_path(places, b->vm, "backup.sock");
         OBJECT_TEXT(backup_work, work, control_path, vm_control_path(vm));
         if (strlen(socket_path) > object_field(&backup_work_desc, "socket_path")->max)
@@ -163,7 +215,7 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
         if (disks[i].read_only || !is_wanted(&b->task->order.task.backup, disks[i].name))
             continue; /* read-only: it is as its image has it */
         const struct pool_order *pool = pool_dir_of(order, &disks[i]);
-        if (is_restore(b) && order->ha && pool != NULL && pool->kind == pool_kind_SHARED_DIR)
+        if (is_restore(b) && !b->placed && order->ha && pool != NULL && pool->kind == pool_kind_SHARED_DIR)
             return error_set(err, -EBUSY, ERROR_CONFLICT,
                              "the VM may be started on another host at any moment, for it has ha and disk %s is in a shared "
                              "pool: turn ha off meanwhile", disks[i].name);
@@ -171,7 +223,7 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
         if (r < 0)
             return r; /* what follows looks into it, on the loop */
         /* A volume may have been another VM's, or nobody's, until now: no VMM of this one has been started with it yet. */
-        if (!runs && disks[i].volume != NULL && work->user != geteuid())
+        if (!runs && !b->placed && disks[i].volume != NULL && work->user != geteuid())
             r = vmm_user_own_disk(places, order, &disks[i], work->user, err);
         if (r < 0)
             return r;
@@ -207,13 +259,16 @@ static void work_begin(struct backup_task *b, const struct local_vm *vm, bool ru
     if (r == 0)
         r = task_child_start(&options, &b->child, &b->err);
     OBJECT_CLEAR(backup_work, &work);
-    if (r < 0)
+    if (r < 0 && b->placed) { /* as when the child ends */
+        log_warning("live-restore", "operation=%s error=\"%s\"", b->task->order.id, b->err.text);
+        b->err = (struct error){.code = 0};
+        uv_timer_start(&b->timer, on_timer, BACKUP_AGAIN_MS, 0);
+    } else if (r < 0) {
         over(b, operation_state_FAILED);
+    }
 }
 
 /* ---- the task ---- */
-
-static void on_timer(uv_timer_t *timer);
 
 /* A VM that was never started has neither a user yet nor the directory of its disks. */
 static int unmade_prepare(struct backup_task *b, const struct local_vm *vm)
@@ -226,9 +281,41 @@ static int unmade_prepare(struct backup_task *b, const struct local_vm *vm)
     return r;
 }
 
+/* Cancelled: only while nothing runs on disks that will never be whole, and then nothing may. */
+static void live_give_up(struct backup_task *b)
+{
+    struct local_vm *vm = find_vm(b);
+    hold(b, true);
+    enum vm_disks disks = vm != NULL ? vm_disks(vm) : VM_DISKS_NONE;
+    enum vm_state state = vm != NULL ? vm_state_of(vm) : vm_state_DELETED;
+    bool rests = state == vm_state_STOPPED || state == vm_state_FAILED; /* else it is about to be started again */
+    if (disks == VM_DISKS_IN_USE || disks == VM_DISKS_CHANGING || (disks == VM_DISKS_FREE && !rests)) {
+        hold(b, false);
+        agent_task_progress(b->task, not_while_it_runs, b->task->seen.progress_done, b->task->seen.progress_total);
+        uv_timer_start(&b->timer, on_timer, BACKUP_AGAIN_MS, 0);
+        return;
+    }
+    if (vm != NULL)
+        (void)vm_files_set_restored(&b->agent->vm_context.places, b->vm, NULL, NULL);
+    error_set(&b->err, -ECANCELED, ERROR_CANCELLED, "cancelled: the VM's disks are not whole, and it does not start with them; restore it again");
+    if (b->child != NULL)
+        task_child_kill(b->child);
+    else
+        over(b, operation_state_CANCELLED);
+}
+
 static void look(struct backup_task *b)
 {
     struct local_vm *vm = find_vm(b);
+    if (b->cancel_asked) {
+        live_give_up(b);
+        return;
+    }
+    if (b->placed && vm != NULL) { /* whatever it does: it may be its only source */
+        if (b->child == NULL)
+            work_begin(b, vm, false);
+        return;
+    }
     enum vm_disks disks = vm != NULL ? vm_disks(vm) : VM_DISKS_NONE;
     switch (disks) {
     case VM_DISKS_FREE:
@@ -284,7 +371,9 @@ static void start(struct agent_task *task)
         work_begin(b, NULL, false);
         return;
     }
-    hold(b, true);
+    b->placed = is_live(b) && vm_files_was_restored(&b->agent->vm_context.places, b->vm, task->order.id);
+    if (!b->placed)
+        hold(b, true);
     look(b);
 }
 
@@ -293,6 +382,11 @@ static void cancel(struct agent_task *task)
     struct backup_task *b = task->state;
     if (b->over)
         return;
+    if (b->placed) {
+        b->cancel_asked = true;
+        live_give_up(b);
+        return;
+    }
     if (b->child != NULL) {
         task_child_kill(b->child);
         return;
@@ -633,11 +727,13 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
 
 /* ---- in the child: restore ---- */
 
-static int backup_restore(const struct backup_work *work, struct task_seen *ret_seen, struct error *err)
+static int backup_restore(struct backup_work *work, struct task_seen *ret_seen, struct error *err)
 {
     struct backup_program p;
     struct backup_targets targets = {.count = 0};
     json_t *result = NULL;
+    if (work->live != NULL)
+        return backup_live_restore(work, ret_seen, err);
     int r = backup_program_begin(&p, "restore", work, err);
     backup_program_option(&p, "backup", work->task.id);
     if (r == 0)

@@ -200,6 +200,7 @@ static const struct {
     {"image", task_image_work},
     {"disks-serve", backup_disks_serve_work},
     {"disks-place", backup_disks_place_work},
+    {"disks-look", backup_disks_look_work},
 };
 
 static void put_line(const struct task_seen *seen)
@@ -224,6 +225,16 @@ void task_child_tell(const char *step, uint64_t done, uint64_t total)
         OBJECT_TEXT(task_seen, &seen, step, step);
     OBJECT_SET(task_seen, &seen, progress_done, done);
     OBJECT_SET(task_seen, &seen, progress_total, total);
+    put_line(&seen);
+    OBJECT_CLEAR(task_seen, &seen);
+}
+
+void task_child_tell_ready(const char *step)
+{
+    struct task_seen seen = {0};
+    OBJECT_SET(task_seen, &seen, state, operation_state_RUNNING);
+    OBJECT_TEXT(task_seen, &seen, step, step);
+    OBJECT_SET(task_seen, &seen, ready, true);
     put_line(&seen);
     OBJECT_CLEAR(task_seen, &seen);
 }

@@ -45,6 +45,8 @@ void task_child_kill(struct task_child *child);
 
 /* Tell how far it is. */
 void task_child_tell(const char *step, uint64_t done, uint64_t total);
+/* The same, and that others can begin on what is ready. */
+void task_child_tell_ready(const char *step);
 /* What a work is: 0 with results in @ret_seen (zeroed before), or negative errno in words. */
 typedef int (*task_child_work)(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 /* `drover-agent task WORK PARENT`: the exit status. @parent: the agent's process. */
@@ -56,6 +58,7 @@ int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_s
 int task_image_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 /* Of a backup's child (backup_disks.h), with a backup_work that has no secrets. */
 int backup_disks_serve_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
+int backup_disks_look_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int backup_disks_place_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 
 #endif

@@ -213,14 +213,47 @@ void vm_files_disk(const struct vm_places *places, const struct vm_order *order,
     }
 }
 
+#define RESTORED_FILE "disks/restored"
+
+int vm_files_set_restored(const struct vm_places *places, const char *vm_id, const char *operation, struct error *err)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, vm_id, RESTORED_FILE);
+    if (operation != NULL)
+        return file_write_atomic(path, operation, strlen(operation), 0600, err);
+    return unlink(path) < 0 && errno != ENOENT ? error_errno(err, -errno, "cannot remove %s", path) : 0;
+}
+
+bool vm_files_was_restored(const struct vm_places *places, const char *vm_id, const char *operation)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, vm_id, RESTORED_FILE);
+    CLEANUP_FREE char *text = NULL;
+    size_t size;
+    return file_read(path, 64, &text, &size, NULL) == 0 && (operation == NULL || strcmp(text, operation) == 0);
+}
+
+char *vm_files_source_path(const struct vm_places *places, const char *vm_id)
+{
+    return vm_files_path(places, vm_id, "disks/restore.sock");
+}
+
+static void config_source(const struct vm_places *places, const char *vm_id, struct vmm_disk *disk)
+{
+    CLEANUP_FREE char *path = vm_files_source_path(places, vm_id);
+    if (strlen(path) <= object_field(&vmm_disk_desc, "source")->max) /* else it was never restored so */
+        OBJECT_TEXT(vmm_disk, disk, source, path);
+}
+
 static void config_devices(const struct vm_places *places, const struct vm_order *order, bool arriving, struct vmm_config *config)
 {
     const struct vm_disk *disks = order->disks.items;
+    bool restored = vm_files_was_restored(places, order->id, NULL);
     for (size_t i = 0; i < order->disks.count; i++) {
         if (disks[i].leaving)
             continue;
         struct vmm_disk *disk = OBJECT_ADD(vmm_config, config, disks);
         vm_files_disk(places, order, &disks[i], NULL, disk);
+        if (restored && disk->format == disk_format_LAYERS && !disks[i].read_only)
+            config_source(places, order->id, disk);
         if (arriving && vm_files_disk_moves(&disks[i]))
             OBJECT_SET(vmm_disk, disk, copied, true);
     }

@@ -8,6 +8,7 @@
  *              console.log    what the guest wrote to its console; console.log.1: before that
  *              disks/<name>.raw      a disk that is only read, or was made by an older version; one whose image cannot be shared
  *              disks/<name>.layers/  <name>.disk, its layers, and the second name of the image that it begins as
+ *              disks/restored      the operation of the last live restore (vm_files_set_restored); restore.sock: where it serves
  *              disks/<name>.plugged/ empty; where a volume that was attached to the running VM is shown to its VMM (vmm_mount.h)
  *              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
@@ -52,6 +53,13 @@ int vm_files_control_path(const struct vm_places *places, const char *vm_id, cha
 int vm_files_load(const struct vm_places *places, const char *vm_id, struct agent_vm *ret_file, struct error *err);
 /* Makes the directory where it is missing; after 0 it survives a power cut. */
 int vm_files_save(const struct vm_places *places, const struct agent_vm *file, struct error *err);
+/* A live restore of the VM's disks: the operation that has put them in their place, though not all of them may be here yet. Its
+ * VMMs are told where the rest is (vm_files_source_path) from the next start on. Lasts when it returns 0; @operation NULL: none, and what
+ * is not whole is opened by nobody. */
+int vm_files_set_restored(const struct vm_places *places, const char *vm_id, const char *operation, struct error *err);
+bool vm_files_was_restored(const struct vm_places *places, const char *vm_id, const char *operation);
+/* The socket: in a directory where only root writes. The caller frees. */
+char *vm_files_source_path(const struct vm_places *places, const char *vm_id);
 /* The page that its VMM obeys (lease_page.h). The caller frees. */
 char *vm_files_lease_path(const struct vm_places *places, const char *vm_id);
 /* Is @disk this host's own, so that its content goes along in a migration? Of what is only read both hosts have the same;

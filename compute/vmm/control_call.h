@@ -84,6 +84,7 @@ int control_migration_permit(struct control_call *call, struct error *err);
 int control_migration_decide(struct control_call *call, struct error *err);
 
 /* control_points.c */
+int control_fill_show(struct control_call *call, struct error *err);
 int control_point_list(struct control_call *call, struct error *err);
 int control_point_take(struct control_call *call, struct error *err);
 int control_point_drop(struct control_call *call, struct error *err);

@@ -3,6 +3,7 @@
 
 #include "compute/vmm/control_call.h"
 #include "compute/vmm/devices/net/net.h"
+#include "compute/vmm/machine_fill.h"
 #include "compute/vmm/machine_mirror.h"
 
 enum { HTTP_CREATED = 201, HTTP_ACCEPTED = 202 };
@@ -181,6 +182,8 @@ int control_device_unplug(struct control_call *call, struct error *err)
     if (!slot)
         return -ENOENT;
     int code = machine_changeable(call->machine, err);
+    if (code == 0 && kind == SLOT_DISK)
+        code = machine_fill_check(call->machine, err);
     if (code < 0)
         return code;
     if (goes_at_once)

@@ -1,5 +1,7 @@
-/* Control of points in time: take one, remove one, look at what is under way. Calls are answered when it lasts. */
+/* Control of points in time: take one, remove one, look at what is under way. Calls are answered when it lasts. And what is
+ * missing of the disks. */
 #include "compute/vmm/control_call.h"
+#include "compute/vmm/machine_fill.h"
 #include "compute/vmm/machine_points.h"
 
 int control_point_list(struct control_call *call, struct error *err UNUSED)
@@ -15,6 +17,20 @@ int control_point_list(struct control_call *call, struct error *err UNUSED)
         OBJECT_TEXT(vmm_points, &answer, failure, r.failure.text);
     OBJECT_ENCODE(vmm_points, &answer, &call->answer);
     OBJECT_CLEAR(vmm_points, &answer);
+    return 0;
+}
+
+int control_fill_show(struct control_call *call, struct error *err UNUSED)
+{
+    struct fill_report r = machine_fill_report(call->machine);
+    struct vmm_fill answer = {.whole = false};
+    OBJECT_SET(vmm_fill, &answer, whole, r.whole);
+    OBJECT_SET(vmm_fill, &answer, done_bytes, r.done_bytes);
+    OBJECT_SET(vmm_fill, &answer, total_bytes, r.total_bytes);
+    if (r.stuck.code < 0)
+        OBJECT_TEXT(vmm_fill, &answer, stuck, r.stuck.text);
+    OBJECT_ENCODE(vmm_fill, &answer, &call->answer);
+    OBJECT_CLEAR(vmm_fill, &answer);
     return 0;
 }
 

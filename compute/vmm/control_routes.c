@@ -28,6 +28,7 @@ static const control_fn functions[VMM_ROUTE_COUNT] = {
     [VMM_ROUTE_backup_show] = control_backup_show,
     [VMM_ROUTE_backup_begin] = control_backup_begin,
     [VMM_ROUTE_backup_end] = control_backup_end,
+    [VMM_ROUTE_fill_show] = control_fill_show,
     [VMM_ROUTE_point_list] = control_point_list,
     [VMM_ROUTE_point_take] = control_point_take,
     [VMM_ROUTE_point_drop] = control_point_drop,

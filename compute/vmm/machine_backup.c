@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "compute/vmm/block/block_file.h"
 #include "compute/vmm/machine_changes.h"
+#include "compute/vmm/machine_fill.h"
 #include "compute/vmm/machine_mirror.h"
 #include "compute/vmm/nbd_listener.h"
 
@@ -410,7 +411,8 @@ static int begin_check(struct machine *m, struct error *err)
     if (m->frozen || (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED))
         return error_set(err, -EINVAL, ERROR_CONFLICT, "the VM is %s and cannot be backed up",
                          m->frozen ? "being saved" : machine_state_name(m->state));
-    return machine_changeable(m, err);
+    int code = machine_changeable(m, err);
+    return code == 0 ? machine_fill_check(m, err) : code;
 }
 
 int machine_backup_begin(struct machine *m, const struct vmm_backup_order *order, backup_begun_fn begun, void *arg,

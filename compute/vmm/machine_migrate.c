@@ -9,6 +9,7 @@
 
 #include "common/log.h"
 #include "compute/vmm/guest_ops.h"
+#include "compute/vmm/machine_fill.h"
 #include "compute/vmm/machine_mirror.h"
 #include "compute/vmm/machine_backup.h"
 #include "compute/vmm/machine_state.h"
@@ -370,6 +371,8 @@ int machine_migrate_begin(struct machine *m, const struct vmm_migration_order *o
     struct migrate_sender_options options;
     struct machine_description description = {0};
     int code = machine_changeable(m, err);
+    if (code == 0)
+        code = machine_fill_check(m, err);
     if (code < 0)
         return code;
     if (m->frozen || (m->state != MACHINE_RUNNING && m->state != MACHINE_PAUSED))

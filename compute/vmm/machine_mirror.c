@@ -13,6 +13,7 @@
 #include "common/log.h"
 #include "compute/vmm/block/block_layers.h"
 #include "compute/vmm/machine_changes.h"
+#include "compute/vmm/machine_fill.h"
 #include "compute/vmm/machine_points.h"
 
 enum { LOOK_MS = 50, NS_PER_MS = 1000000, LINK_TIMEOUT_MS = 10000, LINK_RECONNECT_MS = 5000 };
@@ -240,6 +241,8 @@ static int mirror_start(struct machine_mirror *mm, const struct vmm_migration_di
 int machine_mirror_move(struct machine *m, struct machine_slot *slot, const struct vmm_disk *to, struct error *err)
 {
     int code = machine_changeable(m, err);
+    if (code == 0)
+        code = machine_fill_check(m, err);
     if (code == 0)
         code = slot_check(m, slot, err);
     if (code < 0)

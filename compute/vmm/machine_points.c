@@ -1,5 +1,6 @@
 /* One point at a time, its steps between the control loop, a thread for files, and the I/O thread: machine_points.h. */
 #include "compute/vmm/machine_points.h"
+#include "compute/vmm/machine_fill.h"
 #include "compute/vmm/machine_mirror.h"
 
 #include <errno.h>
@@ -375,6 +376,8 @@ static int job_begin(struct machine *m, const char *name, bool drop, point_done_
     int code = machine_changeable(m, err);
     if (code == 0 && machine_mirror_is_active(m))
         code = error_set(err, -EBUSY, ERROR_CONFLICT, "a disk of the VM is being moved; wait for its end, or cancel it");
+    if (code == 0)
+        code = machine_fill_check(m, err);
     if (code < 0)
         return code;
     job->merge_again = job->merging != NULL;
@@ -487,7 +490,7 @@ static void merge_next(void *arg)
         if (!has_layers(slot))
             continue;
         struct layer_disk *disk = block_layers_disk(blk_of_virtio(slot->virtio)->block);
-        if (disk->chain->count == 0 || disk->chain->behind != NULL)
+        if (disk->chain->count == 0 || disk->chain->behind != NULL || !layer_disk_is_whole(disk))
             continue;
         disk->chain->merge_ready = merge_is_ready;
         disk->chain->merge_ready_arg = job;

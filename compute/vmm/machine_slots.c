@@ -164,7 +164,9 @@ int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struc
         .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming && !disk->copied,
         .epoch = OBJECT_HAS(vmm_disk, disk, epoch) ? disk->epoch : m->config->epoch,
         .may_open = disk->shared ? may_submit : NULL,
-        .may_open_arg = &m->lease.lease};
+        .may_open_arg = &m->lease.lease,
+        .source_path = disk->source,
+        .source_name = disk->id};
     int code = engine_choose(m, disk, &file.uring, err);
     if (code == 0 && disk->format == disk_format_LAYERS)
         code = block_layers_open(disk->path, &file, m->io, &block, err);

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <malloc.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
@@ -329,12 +330,17 @@ static void on_violation(int signal_number UNUSED, siginfo_t *info, void *contex
 
 /* ---- the interface ---- */
 
+/* Before it gives memory of a thread's heap back, glibc looks at /proc/sys/vm/overcommit_memory (malloc/arena.c, shrink_heap), in
+ * whatever thread has freed it; most of ours may open nothing. So it keeps it: no heap becomes larger than this. */
+enum { HEAP_BYTES_MAX = 64 << 20 };
+
 int sandbox_create(enum sandbox_mode mode, bool faults, struct sandbox **ret_sandbox, struct error *err)
 {
     if (mode == SANDBOX_OFF) {
         *ret_sandbox = NULL;
         return 0;
     }
+    (void)mallopt(M_TRIM_THRESHOLD, HEAP_BYTES_MAX);
     struct sandbox *s = NEW(struct sandbox);
     struct sigaction action = {.sa_sigaction = on_violation, .sa_flags = SA_SIGINFO};
     int code = sigaction(SIGSYS, &action, NULL) < 0 ? -errno : 0;

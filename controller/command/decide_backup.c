@@ -367,6 +367,8 @@ int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, 
     fill_operation(&command, operation_kind_BACKUP_RESTORE, task_kind_BACKUP_RESTORE, record->common->id,
                    record->common->name, record->backup->store);
     OBJECT_TEXT(task_backup, &command.operation.task.backup, vm_name, record->backup->vm_name);
+    if (body != NULL && body->live)
+        OBJECT_SET(task_backup, &command.operation.task.backup, live, true);
     int rc = body != NULL ? restored_disks(d, record->backup, vm->vm, body, &command.operation.task.backup) : 0;
     if (rc < 0) {
         OBJECT_CLEAR(command_task, &command);

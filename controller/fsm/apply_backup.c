@@ -259,6 +259,33 @@ static bool restore_may_begin(struct apply *a, const struct operation *operation
     return true;
 }
 
+bool restore_is_live(struct apply *a, const struct record *vm)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
+        const struct operation *operation = vm->of_vm.operations.items[i]->operation;
+        if (!operation_has_task(operation) || !operation->task.backup.live)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                     "the disks of VM '%s' are not whole yet: they come from backup '%s' while it runs; wait for the end of that (operation %s)",
+                     vm->common->name, operation->target_name, operation->id);
+        return true;
+    }
+    return false;
+}
+
+void restore_placed(struct apply *a, struct record *record)
+{
+    struct operation *operation = record->operation;
+    struct record *vm = map_get(&a->state->tables[object_kind_VM].by_id, operation->task.vm);
+    if (operation->task.backup.placed)
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_SET(task_backup, &operation->task.backup, placed, true);
+    state_edit_end(a->state, record, a->index);
+    if (vm != NULL && !operation->cancel_asked)
+        apply_vm_start(a, vm);
+}
+
 static void restore_begun(struct apply *a, const struct operation *operation)
 {
     set_state(a, backup_of(a, operation), backup_state_RESTORING, NULL);

@@ -100,6 +100,8 @@ static bool may_begin(struct apply *a, const struct command_task *command)
                      vm->common->name);
         return false;
     }
+    if (vm != NULL && restore_is_live(a, vm))
+        return false;
     return operation_may_begin(a, operation, vm) && task_kinds[task->kind]->may_begin(a, operation);
 }
 
@@ -213,6 +215,8 @@ static void see_main(struct apply *a, struct record *record, const struct record
     }
     switch (seen->state) {
     case operation_state_RUNNING:
+        if (seen->ready && record->operation->task.backup.live)
+            restore_placed(a, record);
         see_progress(a, record, seen);
         return;
     case operation_state_SUCCEEDED:

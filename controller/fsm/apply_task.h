@@ -46,6 +46,10 @@ void task_end(struct apply *a, struct record *record, enum operation_state state
 /* apply_backup.c */
 extern const struct task_kind_ops task_backup_create, task_backup_restore, task_backup_delete,
     task_backup_attach, task_backup_verify, task_backup_prune;
+/* The host of @record, a live restore, says that the disks can be read: its VM is started, once. */
+void restore_placed(struct apply *a, struct record *record);
+/* Are @vm's disks filled from a backup while it runs? Refuses if so. */
+bool restore_is_live(struct apply *a, const struct record *vm);
 /* Does a policy, a task or (unless @with_backups) a backup keep @record, a store, from being removed? Refuses if so. */
 bool backups_use(struct apply *a, const struct record *record, bool with_backups);
 /* @store goes: what is known of the backups in it goes, too. */

@@ -309,6 +309,21 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
     volumes_settle(a, record);
 }
 
+void apply_vm_start(struct apply *a, struct record *record)
+{
+    struct command_vm_want command = {0};
+    if (record->vm->wanted == vm_wanted_DELETED)
+        return;
+    OBJECT_SET(command_vm_want, &command, wanted, vm_wanted_RUNNING);
+    state_edit_begin(a->state, record);
+    bool changed = change_wanted(a->state, record->vm, &command, false);
+    state_edit_end(a->state, record, changed ? a->index : record->common->revision);
+    if (!changed)
+        return;
+    apply_event(a, event_type_UPDATED, record, "VM %s is wanted %s", record->common->name, vm_wanted_desc.names[vm_wanted_RUNNING]);
+    state_host_orders_changed(a->state, record->vm->host, a->index);
+}
+
 /* ---- place ---- */
 
 static bool may_place(struct apply *a, const struct vm *vm, const struct command_vm_place *command,

@@ -32,6 +32,8 @@ struct block_file_options {
      * (block_layers.h); NULL: always allowed. */
     bool (*may_open)(void *arg);
     void *may_open_arg;
+    /* Where a disk that is not whole finds the rest (block_layers.h): a socket, and its name there. NULL: nowhere. */
+    const char *source_path, *source_name;
 };
 
 /* Open the file at @path; refused in words: not a file or block device, empty, size not a multiple of 512, locked by

@@ -3,15 +3,26 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "block/layer_pool_dir.h"
+#include "block/layer_source.h"
 #include "common/log.h"
+
+enum { FILL_RETRY_MS = 1000, NS_PER_MS = 1000000 };
 
 struct block_layers {
     struct layer_pool *pool;
     struct layer_disk *disk;
     struct io_loop *loop;
     struct io_timer run;
+    struct io_timer fill; /* one that is not whole: the filling is begun, or concluded */
+    struct io_handler *source_handler;
+    int source_fd; /* eventfd: something has come from the source */
+    char *source_path, *source_name; /* owned; NULL: none */
+    struct error fill_failure;       /* of the last try */
     struct block_file_options options;
     bool looking;  /* nothing is changed: it is opened to be read, and closed again */
     bool released; /* locks on it are nobody's */
@@ -62,8 +73,114 @@ static void layers_wake(void *arg)
 static void layers_free(struct block_layers *l)
 {
     io_timer_cancel(&l->run);
+    io_timer_cancel(&l->fill);
+    io_loop_remove(l->loop, l->source_handler);
+    close_fd(&l->source_fd);
     layer_pool_dir_destroy(l->pool);
+    free(l->source_path);
+    free(l->source_name);
     free(l);
+}
+
+/* ---- what is missing ---- */
+
+static struct block *source_of(const struct block_layers *l)
+{
+    return l->disk != NULL && !layer_disk_is_whole(l->disk) ? l->disk->chain->layers[0]->data : NULL;
+}
+
+/* Any thread. */
+static void source_wake(void *arg)
+{
+    const struct block_layers *l = arg;
+    uint64_t one = 1;
+    ssize_t n = write(l->source_fd, &one, sizeof one);
+    (void)n; /* EAGAIN: it is awake */
+}
+
+static void on_source(void *arg, uint32_t events UNUSED)
+{
+    struct block_layers *l = arg;
+    uint64_t count;
+    ssize_t n = read(l->source_fd, &count, sizeof count);
+    (void)n;
+    if (source_of(l) != NULL)
+        layer_source_run(source_of(l));
+}
+
+static int source_open(void *arg, const char *name UNUSED, uint64_t size_bytes, struct block **ret_block, struct error *err)
+{
+    struct block_layers *l = arg;
+    const struct layer_source_options options = {.socket_path = l->source_path,
+                                                 .export_name = l->source_name,
+                                                 .size_bytes = size_bytes,
+                                                 .wake = source_wake,
+                                                 .wake_arg = l};
+    if (l->source_handler == NULL) {
+        l->source_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        int code = l->source_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd")
+                                    : io_loop_add(l->loop, l->source_fd, EPOLLIN, on_source, l, &l->source_handler, err);
+        if (code < 0)
+            return code;
+    }
+    return layer_source_open(&options, ret_block, err);
+}
+
+static void on_filled(void *arg, int result)
+{
+    struct block_layers *l = arg;
+    if (result == 0) {
+        log_info("disk-whole", "disk=%s", l->disk->name);
+        return;
+    }
+    if (result != -EAGAIN && result != -ECANCELED) {
+        if (l->fill_failure.code != result)
+            log_warning("disk-fill-failed", "disk=%s error=\"%s\"", l->disk->name, strerror(-result));
+        error_errno(&l->fill_failure, result, "what has come cannot be kept");
+    }
+    io_timer_arm(l->loop, &l->fill, (uint64_t)FILL_RETRY_MS * NS_PER_MS);
+}
+
+/* A merge is concluded where nothing of the disk is being told of. It opens no file: the layer has been written all along. */
+static void fill_ready(void *arg)
+{
+    struct block_layers *l = arg;
+    io_timer_arm(l->loop, &l->fill, 0);
+}
+
+static void fill_go_on(void *arg)
+{
+    struct block_layers *l = arg;
+    struct layer_chain *chain = l->disk->chain;
+    struct error err;
+    if (chain->merge != NULL) {
+        layer_merge_conclude(chain);
+        return;
+    }
+    if (source_of(l) == NULL || chain->block.read_only)
+        return;
+    chain->merge_ready = fill_ready;
+    chain->merge_ready_arg = l;
+    int code = layer_disk_fill(l->disk, on_filled, l, &err);
+    if (code < 0)
+        on_filled(l, code);
+}
+
+bool block_layers_filling(struct block *b, struct block_layers_fill *ret_fill)
+{
+    struct block_layers *l = CONTAINER_OF(b, struct layer_chain, block)->released_arg;
+    struct block *source = source_of(l);
+    const struct layer_merge *merge = source != NULL ? l->disk->chain->merge : NULL;
+    uint64_t done = 0, total = 0;
+    if (source == NULL)
+        return false;
+    if (merge != NULL)
+        layer_merge_progress(merge, &done, &total);
+    *ret_fill = (struct block_layers_fill){.done_bytes = MIN(done * LAYER_CLUSTER_BYTES, source->size_bytes),
+                                           .total_bytes = source->size_bytes};
+    if (!layer_source_is_stuck(source, &ret_fill->stuck) && merge == NULL)
+        ret_fill->stuck = l->fill_failure;
+    return true;
 }
 
 /* The block has been closed by its device. */
@@ -151,7 +268,15 @@ int block_layers_open(const char *path, const struct block_file_options *options
     l->loop = loop;
     l->options = *options;
     io_timer_init(&l->run, layers_run, l);
+    io_timer_init(&l->fill, fill_go_on, l);
+    l->source_fd = -1;
+    l->source_path = options->source_path != NULL ? xstrdup(options->source_path) : NULL;
+    l->source_name = options->source_name != NULL ? xstrdup(options->source_name) : NULL;
     code = layer_pool_dir_create(directory, file_open, l, &l->pool, err);
+    if (code == 0 && l->source_path != NULL && l->source_name != NULL) {
+        l->pool->source = source_open;
+        l->pool->source_arg = l;
+    }
     if (code == 0 && options->may_open != NULL)
         layer_pool_dir_set_guard(l->pool, layers_may_submit, l);
     if (code == 0 && options->unlocked)
@@ -173,6 +298,8 @@ int block_layers_open(const char *path, const struct block_file_options *options
     disk->chain->released = layers_released;
     disk->chain->released_arg = l;
     *ret_block = &disk->chain->block;
+    if (!layer_disk_is_whole(disk))
+        io_timer_arm(loop, &l->fill, 0);
     return 0;
 }
 

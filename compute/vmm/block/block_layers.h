@@ -6,7 +6,10 @@
  * for a disk that other hosts reach (`may_open`): of that one not a byte or name is changed without being asked for.
  *
  * `unlocked`: another process has it still. Its size is looked at, which changes nothing and so needs no right to it; nothing of it is
- * kept but that, and block_own(true) opens it anew, whatever was written meanwhile, under `epoch`. */
+ * kept but that, and block_own(true) opens it anew, whatever was written meanwhile, under `epoch`.
+ *
+ * A disk that is not whole (layer_disk_create_from) is opened where options->source_path says who has the rest, and filled from there from
+ * the beginning on, while it is used; what fails is begun again after FILL_RETRY_MS. */
 #ifndef COMPUTE_VMM_BLOCK_LAYERS_H
 #define COMPUTE_VMM_BLOCK_LAYERS_H
 
@@ -19,6 +22,13 @@ int block_layers_open(const char *path, const struct block_file_options *options
 /* Of one that was opened `unlocked`, other hosts reach, and no VMM of a lower epoch touches any more, for its last owner has let go of it
  * and said so: block_own(true) does not mind locks, which a file server may keep for a host that is gone. */
 void block_layers_released(struct block *b);
+/* What is missing of a disk. */
+struct block_layers_fill {
+    uint64_t done_bytes, total_bytes; /* looked at */
+    struct error stuck;               /* why nothing comes just now; code 0: it does */
+};
+/* False: it is whole. With the device lock held. */
+bool block_layers_filling(struct block *b, struct block_layers_fill *ret_fill);
 /* The disk behind a block that block_layers_open gave. */
 struct layer_disk *block_layers_disk(struct block *b);
 

@@ -118,6 +118,15 @@ static void type_into_terminal(void)
 {
     ioctl(0, 0x5412 /* TIOCSTI */, "x");
 }
+/* As many pieces as a heap of the thread's own is given back for. */
+static void free_much(void)
+{
+    void *volatile pieces[64];
+    for (unsigned i = 0; i < 64; i++)
+        pieces[i] = malloc(64 << 10);
+    for (unsigned i = 64; i-- > 0;)
+        free(pieces[i]);
+}
 static void transfer(void)
 {
     uint64_t one = 1;
@@ -126,6 +135,7 @@ static void transfer(void)
         _exit(1);
     ioctl(fd, KVM_RUN, 0); /* refused by the kernel, not by the filter */
     free(malloc(1 << 20));
+    free_much();
     void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     madvise(page, 4096, MADV_DONTNEED);
     munmap(page, 4096);

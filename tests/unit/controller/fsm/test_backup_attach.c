@@ -266,6 +266,64 @@ static void single_disks(void **test)
     assert_string_equal(arguments->disks.items[0], "root");
 }
 
+/* The host of the live restore says how it stands. 1: that was news. */
+static int live_says(struct fixture *f, const char *operation, enum operation_state state, bool ready, const char *step)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, operation);
+    OBJECT_SET(task_seen, seen, role, task_role_MAIN);
+    OBJECT_SET(task_seen, seen, state, state);
+    OBJECT_TEXT(task_seen, seen, step, step);
+    if (ready)
+        OBJECT_SET(task_seen, seen, ready, true);
+    return fixture_send(f, &report);
+}
+
+static void a_live_restore_starts_its_vm(void **test)
+{
+    struct fixture *f = *test;
+    const struct vm *vm;
+    char operation[37];
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"started\":false,"
+                 "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]}");
+    fixture_vm_is(f, "a", vm_state_STOPPED);
+    attach_one(f, NULL);
+    fixture_must(f, ROUTE_ID_backup_restore, ID("1"), "{\"vm\":\"a\",\"live\":true}");
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    vm = fixture_get(f, object_kind_VM, "a")->vm;
+    uint64_t epoch = vm->epoch;
+    assert_int_equal(live_says(f, operation, operation_state_RUNNING, false, "reads"), 1);
+    assert_int_equal(vm->wanted, vm_wanted_STOPPED); /* its disks cannot be read yet */
+    assert_int_equal(live_says(f, operation, operation_state_RUNNING, true, "reads"), 1); /* the same words, and news */
+    assert_int_equal(vm->wanted, vm_wanted_RUNNING);
+    assert_int_equal(vm->epoch, epoch + 1);
+    assert_int_equal(live_says(f, operation, operation_state_RUNNING, true, "reads"), 0);
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    /* what needs whole disks, or would begin it anew */
+    const struct {
+        enum route_id route;
+        const char *id, *body;
+    } others[] = {{ROUTE_ID_snapshot_create, "a", "{\"name\":\"s\"}"}, {ROUTE_ID_backup_create, "a", "{}"},
+                  {ROUTE_ID_vm_upgrade, "a", NULL}, {ROUTE_ID_backup_restore, ID("1"), "{\"vm\":\"a\"}"}};
+    for (unsigned i = 0; i < ARRAY_SIZE(others); i++) {
+        assert_true(fixture_do(f, others[i].route, others[i].id, others[i].body) < 0);
+        if (strstr(f->error.text, "wait") == NULL)
+            fail_msg("%u: %s", i, f->error.text);
+    }
+    /* it was started once: what a person wants afterwards counts */
+    fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
+    fixture_vm_is(f, "a", vm_state_STOPPED);
+    assert_int_equal(live_says(f, operation, operation_state_RUNNING, true, "waits"), 1);
+    assert_int_equal(vm->wanted, vm_wanted_STOPPED);
+    assert_int_equal(live_says(f, operation, operation_state_SUCCEEDED, true, "all is there"), 1);
+    assert_int_equal(backup_of(f, "a-20260131-123456")->state, backup_state_AVAILABLE);
+    fixture_must(f, ROUTE_ID_vm_start, "a", NULL);
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_snapshot_create, "a", "{\"name\":\"s\"}");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -276,6 +334,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_cannot_be_taken, setup, teardown),
         cmocka_unit_test_setup_teardown(a_disk_without_a_name, setup, teardown),
         cmocka_unit_test_setup_teardown(single_disks, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_live_restore_starts_its_vm, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,136 @@
+"""A VM is started from a backup before its disks are here: what its guest reads comes from the store, the rest behind that; with a slow
+store, one that goes away and comes back, and VMM, agent and drover-backup killed in the middle."""
+import os
+import re
+import signal
+
+import pytest
+
+from bed import wait_until
+from test_backups import DISK_BYTES, add_store, backup, cluster_with, content, create, disk_now, done, pytestmark  # noqa: F401
+
+SLOW = 160 << 10        # bytes a second: the disk takes half a minute
+WRITTEN = 1 << 20       # the guest writes below that alone
+
+
+@pytest.fixture
+def cluster(make_cluster):
+    return cluster_with(make_cluster, bytes(WRITTEN) + os.urandom(DISK_BYTES - WRITTEN))
+
+
+def get(cluster, path):
+    status, _, answer = cluster.api('GET', f'/v1/{path}')
+    assert status == 200, answer
+    return answer
+
+
+def operation(cluster, started):
+    return get(cluster, f"operations/{started['id']}")
+
+
+def backed_up(cluster):
+    """A VM that is off, with a backup, on a store that is slow from now on: (its id, what is in the backup)."""
+    vm_id = create(cluster, 'a')
+    add_store(cluster)
+    made = backup(cluster, name='one')
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    assert cluster.api('PATCH', '/v1/backup-stores/nas', {'bytes_per_second': SLOW})[0] == 200
+    return vm_id, content(cluster, made['id'])
+
+
+def restore(cluster, **fields):
+    status, _, started = cluster.api('POST', '/v1/backups/one/restore', {'live': True, **fields})
+    assert status == 202, started
+    return started
+
+
+def runs(cluster, started, vm='a'):
+    """It does, and is not whole yet."""
+    wait_until(lambda: cluster.vm(vm)['state'] == 'running', 20, 'the VM runs')
+    assert operation(cluster, started)['state'] == 'running', operation(cluster, started)
+
+
+def console(cluster, vm_id):
+    path = cluster.agent(1).directory / 'vms' / vm_id / 'console.log'
+    return path.read_text(errors='replace') if path.exists() else ''
+
+
+def guest_goes_on(cluster, vm_id, timeout_s=30):
+    was = console(cluster, vm_id)
+    wait_until(lambda: len(console(cluster, vm_id)) > len(was) + 40, timeout_s, 'the guest reads and writes its disk')
+    # at its first look at a block it takes it for empty; from then on it knows what it has written
+    said = console(cluster, vm_id)
+    assert not re.search(r'word \d+ is \d+ not [1-9]|fail|error', said), said[-500:]
+
+
+def fast(cluster):
+    """The store is quick from the next start of the agent on."""
+    assert cluster.api('PATCH', '/v1/backup-stores/nas', {'bytes_per_second': 1 << 30})[0] == 200
+
+
+def test_it_runs_at_once_and_is_whole_in_the_end(cluster):
+    vm_id, was = backed_up(cluster)
+    started = restore(cluster)
+    runs(cluster, started)
+    guest_goes_on(cluster, vm_id)
+    # what needs whole disks is refused, with the cure
+    for method, path, body in (('POST', '/v1/vms/a/snapshots', {'name': 's'}), ('POST', '/v1/vms/a/backups', {}),
+                               ('POST', '/v1/backups/one/restore', {}), ('POST', '/v1/vms/a/upgrade', None)):
+        status, _, problem = cluster.api(method, path, body)
+        assert status == 409 and 'not whole' in problem['detail'] and 'wait' in problem['detail'], (path, problem)
+    # nor is it cancelled under a guest that has no other disks
+    assert cluster.api('POST', f"/v1/operations/{started['id']}/cancel")[0] == 200
+    wait_until(lambda: 'not cancelled' in operation(cluster, started)['step'], 10, 'it says so')
+    assert cluster.vm('a')['state'] == 'running'
+    fast(cluster)
+    cluster.agent(1).program.kill9()
+    cluster.agent(1).run()
+    cluster.wait_operation(started)
+    guest_goes_on(cluster, vm_id)
+    assert get(cluster, 'backups/one')['state'] == 'available'
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    assert disk_now(cluster, vm_id)[WRITTEN:] == was[WRITTEN:]
+    # a disk like any other: it has snapshots, and starts without any source
+    done(cluster, cluster.api('POST', '/v1/vms/a/start'))
+    done(cluster, cluster.api('POST', '/v1/vms/a/snapshots', {'name': 's'}))
+
+
+def test_store_cut_off_and_everything_killed(cluster):
+    vm_id, was = backed_up(cluster)
+    started = restore(cluster)
+    runs(cluster, started)
+    away = cluster.store.rename(cluster.store.with_name('away'))
+    wait_until(lambda: 'waits for the store' in operation(cluster, started)['step'], 20, 'the operation says why nothing comes')
+    for pid in cluster.agent(1).vmm_pids():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: cluster.vm('a')['state'] == 'running' and cluster.vm('a').get('restarts', 0) > 0, 30, 'the VM runs again, without the store')
+    cluster.agent(1).program.kill9()
+    cluster.agent(1).run()
+    away.rename(cluster.store)
+    guest_goes_on(cluster, vm_id)
+    fast(cluster)
+    cluster.agent(1).program.kill9()
+    cluster.agent(1).run()
+    cluster.wait_operation(started)
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    assert disk_now(cluster, vm_id)[WRITTEN:] == was[WRITTEN:]
+
+
+def test_given_up_while_it_is_off(cluster):
+    vm_id, was = backed_up(cluster)
+    done(cluster, cluster.api('POST', '/v1/vms', {'name': 'b', 'backup': 'one'}))      # has no disks yet
+    started = restore(cluster, vm='b')
+    runs(cluster, started, 'b')
+    done(cluster, cluster.api('POST', '/v1/vms/b/stop?force=true'))
+    assert cluster.api('POST', f"/v1/operations/{started['id']}/cancel")[0] == 200
+    ended = done(cluster, (202, None, started), 'cancelled')
+    assert 'restore it again' in ended['error_text'], ended
+    # nobody takes the holes for zeroes
+    failed = done(cluster, cluster.api('POST', '/v1/vms/b/start'), 'failed')
+    assert 'not whole' in failed['error_text'], failed
+    done(cluster, cluster.api('POST', '/v1/vms/b/stop?force=true'))
+    fast(cluster)
+    said = cluster.cli('backup', 'restore', 'one', '--vm', 'b', '--live', '--yes', '--wait')
+    assert said['state'] == 'succeeded' and cluster.vm('b')['state'] == 'running', said
+    done(cluster, cluster.api('POST', '/v1/vms/b/stop?force=true'))
+    assert disk_now(cluster, cluster.vm('b')['id'])[WRITTEN:] == was[WRITTEN:]
