@@ -158,6 +158,7 @@ static void copy_read(struct block_request *request, int result)
         image_failed(image, result, "cannot read what the VM is about to overwrite");
     if (image->state[cluster] == POINT_READING)
         image->state[cluster] = result < 0 ? POINT_GONE : POINT_HELD;
+    waiting_retry(image); /* the writer first: it is what waits */
     if (image->state[cluster] == POINT_HELD) {
         c->request.op = BLOCK_WRITE;
         c->request.done = copy_written;
@@ -170,8 +171,8 @@ static void copy_read(struct block_request *request, int result)
     if (image->state[cluster] == POINT_GONE) {
         image->options.budget->bytes -= POINT_CLUSTER_BYTES;
         copy_free(c);
+        waiting_retry(image); /* one more may begin */
     }
-    waiting_retry(image);
 }
 
 /* Begin to keep what @cluster, in place, holds. False: too many are under way. */
