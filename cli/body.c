@@ -144,7 +144,7 @@ static int scalar(const struct field_desc *f, const char *option, const char *va
     case KIND_ENUM:
         if (may_be_file(f) && value[0] == '@')
             return text_from_file(f, value + 1, ret, err);
-        *ret = json_string(value);
+        *ret = f->kind == KIND_STR && value[0] == '\0' && f->min > 0 ? json_null() : json_string(value); /* none: the field is taken away */
         return *ret ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "--%s is not UTF-8", option);
     case KIND_BOOL:
         if (strcmp(value, "") != 0 && strcmp(value, "true") != 0 && strcmp(value, "false") != 0)

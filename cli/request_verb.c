@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "cli/body.h"
 #include "cli/client.h"
@@ -144,6 +145,16 @@ static int run_write(const struct invocation *call, struct client *client, struc
     return rc;
 }
 
+/* How old the last complete point of a VM's replica is, by this machine's clock: what the loss of the VM's host would cost now. */
+static void replica_age(json_t *vm)
+{
+    json_t *replica = json_object_get(vm, "replica");
+    const char *at = json_string_value(json_object_get(replica, "at"));
+    struct tm tm = {.tm_isdst = 0};
+    if (at != NULL && strptime(at, "%Y-%m-%dT%H:%M:%S", &tm) != NULL)
+        json_object_set_new(replica, "age_s", json_integer(MAX((json_int_t)(time(NULL) - timegm(&tm)), (json_int_t)0)));
+}
+
 int request_verb(const struct invocation *call, struct error *err)
 {
     const struct route_desc *route = &schema_routes[call->verb->route];
@@ -161,6 +172,8 @@ int request_verb(const struct invocation *call, struct error *err)
         struct reply reply;
         CLEANUP_FREE char *path = client_path(route->id, call->name ? call->name : "", "");
         rc = client_request(&client, "GET", path, NULL, &reply, err);
+        if (rc == 0)
+            replica_age(reply.json);
         if (rc == 0)
             output_object(call, reply.json);
         reply_finish(&reply);

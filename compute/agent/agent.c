@@ -17,6 +17,7 @@
 #include "common/program_build.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_plan.h"
+#include "compute/agent/replica_dir.h"
 #include "compute/agent/cpu_baseline.h"
 #include "compute/agent/report_bound.h"
 #include "compute/agent/console_bridge.h"
@@ -258,6 +259,7 @@ static void obey(const struct node_orders *orders, void *arg)
     agent_tasks_obey(a, orders);
     obey_lease(a, orders);
     agent_migrations_obey(a, orders);
+    agent_replicas_obey(a, orders);
 }
 
 static int identity_save(const struct agent *a, struct error *err)
@@ -308,6 +310,7 @@ static int accept_orders(const struct node_orders *orders, void *arg, struct err
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         vm_new_cluster_epoch(vm);
     agent_tasks_new_cluster_epoch(a);
+    replica_dir_keep_all(a->replicas_dir);
     a->generation = 0; /* of the lease: the last one may be lost, and a lower one be the newest */
     return 0;
 }
@@ -444,6 +447,7 @@ static int make_places(struct agent *a, const struct agent_options *options, str
     a->vms_dir = xasprintf("%s/vms", a->data_dir);
     a->run_dir = make_run_dir(a->data_dir);
     a->images_dir = xasprintf("%s/images", a->data_dir);
+    a->replicas_dir = xasprintf("%s/replicas", a->data_dir);
     a->lease_dir = make_lease_dir(a->data_dir);
     if ((r = file_make_directories(a->lease_dir, 0711, err)) < 0)
         return r;
@@ -455,6 +459,7 @@ static int make_places(struct agent *a, const struct agent_options *options, str
         .places = {.vms_dir = a->vms_dir,
                    .run_dir = a->run_dir,
                    .images_dir = a->images_dir,
+                   .replicas_dir = a->replicas_dir,
                    .lease_dir = a->lease_dir,
                    .user_base = isolation_choose(a, options->vmm_user_base),
                    .make_bridges = options->make_bridges,
@@ -542,6 +547,7 @@ static void agent_free(struct agent *a)
     free(a->vms_dir);
     free(a->run_dir);
     free(a->images_dir);
+    free(a->replicas_dir);
     free(a->lease_dir);
     free(a->vmm_path);
     free(a);

@@ -23,6 +23,7 @@
 #include "compute/agent/pool_watch.h"
 #include "compute/agent/session.h"
 #include "compute/agent/task_migrate.h"
+#include "compute/agent/task_replicate.h"
 #include "compute/agent/vm.h"
 #include "compute/agent/vmm_cgroup.h"
 #include "schema/objects.h"
@@ -51,7 +52,7 @@ struct agent_options {
 
 struct agent {
     uv_loop_t *loop;
-    char *data_dir, *vms_dir, *run_dir, *images_dir, *lease_dir, *vmm_path;
+    char *data_dir, *vms_dir, *run_dir, *images_dir, *replicas_dir, *lease_dir, *vmm_path;
     int lock_fd; /* of the data directory: one agent at a time */
     struct node_identity identity;
     bool report_cut; /* the last report was larger than the controllers take */
@@ -71,6 +72,7 @@ struct agent {
     struct pool_watches pools;
     struct agent_volumes volumes;
     struct agent_migrations migrations;
+    struct agent_replicas replicas;
     uint64_t generation; /* lease generation of this host, as told */
     uint64_t arming;     /* as told and carried out (node_orders) */
     struct agent_lease lease;

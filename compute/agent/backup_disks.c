@@ -56,19 +56,19 @@ static int directory_open(const char *path, struct error *err)
 
 /* ---- it runs ---- */
 
-static int socket_connect(const struct backup_work *work, struct error *err)
+int backup_disks_connect(const char *path, uid_t owner, struct error *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval limit = {.tv_sec = CONNECT_S};
     struct stat st;
-    CLEANUP_FD int directory = directory_open(work->socket_path, err);
+    CLEANUP_FD int directory = directory_open(path, err);
     if (directory < 0)
         return directory;
-    CLEANUP_FD int at = openat(directory, strrchr(work->socket_path, '/') + 1, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    CLEANUP_FD int at = openat(directory, strrchr(path, '/') + 1, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (at < 0 || fstat(at, &st) < 0)
         return error_errno(err, -errno, "cannot open the socket of the VM's disks");
-    if (!S_ISSOCK(st.st_mode) || st.st_uid != owner_of(work))
-        return error_set(err, -EPERM, ERROR_FORBIDDEN, "%s is not the socket that the VM's VMM has made", work->socket_path);
+    if (!S_ISSOCK(st.st_mode) || st.st_uid != owner)
+        return error_set(err, -EPERM, ERROR_FORBIDDEN, "%s is not the socket that the VM's VMM has made", path);
     own_path(at, address.sun_path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0 ||
@@ -84,7 +84,7 @@ static int images_show(struct backup_program *p, struct error *err)
 {
     for (size_t i = 0; i < p->work->disks.count; i++) {
         const char *name = disk_at(p->work, i)->name;
-        int fd = socket_connect(p->work, err);
+        int fd = backup_disks_connect(p->work->socket_path, owner_of(p->work), err);
         if (fd < 0)
             return fd;
         CLEANUP_FREE char *source = xasprintf("%s=nbd:fd:%d:%s@%s", name, fd, name, p->work->task.id);

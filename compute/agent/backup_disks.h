@@ -23,6 +23,9 @@
 
 enum { BACKUP_DISKS_MAX = 16 }; /* of backup_work */
 
+/* A connected socket of the images that a VMM of @owner serves at @path. -EPERM in words: it is not that one's. */
+int backup_disks_connect(const char *path, uid_t owner, struct error *err);
+
 /* --disk of each disk. *ret_server: the process that serves them, for backup_disks_end after the program has ended; 0: none. */
 int backup_disks_show(struct backup_program *p, pid_t *ret_server, struct error *err);
 /* 0 is allowed. */

@@ -23,8 +23,6 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 #include "common/file.h"
 #include "common/log.h"
@@ -35,13 +33,12 @@
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/vm.h"
+#include "compute/agent/vmm_images.h"
 #include "compute/agent/vmm_user.h"
 
 enum {
     BACKUP_LOOK_MS = 200,
     BACKUP_AGAIN_MS = 1000, /* a live restore's child */
-    VMM_ANSWER_BYTES_MAX = 64 * 1024,
-    VMM_ANSWER_S = 90, /* longer than a freeze may take */
     FOUND_PAGE_BYTES = 128 * 1024, /* of one attach: much less than a command of the controllers may have */
 };
 
@@ -327,6 +324,10 @@ static void look(struct backup_task *b)
             break;
         }
         hold(b, false); /* its VMM shows the disks; it may stop and start as it likes */
+        if (replicate_yields(b->agent, b->vm)) {
+            uv_timer_start(&b->timer, on_timer, BACKUP_LOOK_MS, 0);
+            return;
+        }
         work_begin(b, vm, true);
         return;
     case VM_DISKS_UNMADE:
@@ -408,89 +409,9 @@ const struct agent_task_ops task_backup_ops = {.start = start, .cancel = cancel,
 
 /* ---- in the child: the VMM ---- */
 
-static int vmm_connect(const char *path, struct error *err)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct timeval limit = {.tv_sec = VMM_ANSWER_S};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
-    if (fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0 &&
-        connect(fd, (const struct sockaddr *)&address, sizeof address) == 0)
-        return fd;
-    int code = error_errno(err, -errno, "cannot reach the VMM");
-    close_fd(&fd);
-    return code;
-}
-
-/* One request; the caller frees *ret_body, a text. The HTTP status, or negative errno. */
-static int vmm_ask(const char *path, const char *method, const struct bytes_writer *body, char **ret_body, struct error *err)
-{
-    CLEANUP_FREE char *answer = xcalloc(1, VMM_ANSWER_BYTES_MAX + 1);
-    size_t size = 0;
-    int status = 0;
-    CLEANUP_FD int fd = vmm_connect(path, err);
-    if (fd < 0)
-        return fd;
-    CLEANUP_FREE char *request =
-        xasprintf("%s /v1/vm/backup HTTP/1.1\r\nHost: vm\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%.*s", method,
-                  body != NULL ? body->size : 0, body != NULL ? (int)body->size : 0,
-                  body != NULL ? (const char *)body->data : "");
-    if (send(fd, request, strlen(request), MSG_NOSIGNAL) != (ssize_t)strlen(request))
-        return error_errno(err, -EIO, "cannot ask the VMM");
-    for (ssize_t n = 1; n > 0 && size < VMM_ANSWER_BYTES_MAX; size += n > 0 ? (size_t)n : 0)
-        n = recv(fd, answer + size, VMM_ANSWER_BYTES_MAX - size, 0);
-    const char *end = strstr(answer, "\r\n\r\n");
-    if (end == NULL || sscanf(answer, "HTTP/1.1 %3d ", &status) != 1)
-        return error_set(err, -EPROTO, ERROR_UNREACHABLE, "the VMM does not answer");
-    *ret_body = xstrdup(end + 4);
-    return status;
-}
-
-/* What went wrong by the VMM's own words. */
-static int vmm_refused(const char *text, struct error *err)
-{
-    json_t *problem = json_loads(text, 0, NULL);
-    const char *code = json_string_value(json_object_get(problem, "code"));
-    const char *detail = json_string_value(json_object_get(problem, "detail"));
-    int r = error_set(err, -EIO, error_kind_from_code(code != NULL ? code : "internal"), "its VMM: %s",
-                      detail != NULL ? detail : "it does not say why");
-    json_decref(problem);
-    return r;
-}
-
-static int images_end(const struct backup_work *work, const char *name, bool kept, struct error *err)
-{
-    struct vmm_backup_end order = {.kept = false};
-    struct bytes_writer body = {0};
-    CLEANUP_FREE char *text = NULL;
-    OBJECT_TEXT(vmm_backup_end, &order, name, name);
-    OBJECT_SET(vmm_backup_end, &order, kept, kept);
-    OBJECT_ENCODE(vmm_backup_end, &order, &body);
-    int status = vmm_ask(work->control_path, "PUT", &body, &text, err);
-    bytes_writer_finish(&body);
-    OBJECT_CLEAR(vmm_backup_end, &order);
-    return status < 0 ? status : status == 200 ? 0 : vmm_refused(text, err);
-}
-
-/* Those that a child left which was killed. */
-static void images_left(const struct backup_work *work)
-{
-    struct vmm_backup left = {.phase = 0};
-    CLEANUP_FREE char *text = NULL;
-    if (vmm_ask(work->control_path, "GET", NULL, &text, NULL) == 200 &&
-        OBJECT_DECODE(vmm_backup, text, strlen(text), OBJECT_STORED, &left, NULL) == 0) {
-        if (left.phase != vmm_backup_phase_NONE && left.name != NULL)
-            (void)images_end(work, left.name, false, NULL);
-        OBJECT_CLEAR(vmm_backup, &left);
-    }
-}
-
 static int images_begin(const struct backup_work *work, struct vmm_backup *ret_images, struct error *err)
 {
     struct vmm_backup_order order = {.name = NULL};
-    struct bytes_writer body = {0};
-    CLEANUP_FREE char *text = NULL;
-    images_left(work);
     OBJECT_TEXT(vmm_backup_order, &order, name, work->task.id);
     OBJECT_TEXT(vmm_backup_order, &order, path, work->socket_path);
     if (work->task.parent != NULL)
@@ -498,15 +419,9 @@ static int images_begin(const struct backup_work *work, struct vmm_backup *ret_i
     if (OBJECT_HAS(task_backup, &work->task, freeze))
         OBJECT_SET(vmm_backup_order, &order, freeze,
                    work->task.freeze ? vmm_backup_freeze_ALWAYS : vmm_backup_freeze_NEVER);
-    OBJECT_ENCODE(vmm_backup_order, &order, &body);
-    int status = vmm_ask(work->control_path, "POST", &body, &text, err);
-    bytes_writer_finish(&body);
+    int code = vmm_images_begin(work->control_path, &order, ret_images, err);
     OBJECT_CLEAR(vmm_backup_order, &order);
-    if (status < 0)
-        return status;
-    if (status != 201)
-        return vmm_refused(text, err);
-    return OBJECT_DECODE(vmm_backup, text, strlen(text), OBJECT_STORED, ret_images, err);
+    return code;
 }
 
 /* ---- in the child: create ---- */
@@ -711,7 +626,7 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
     }
     if (work->control_path != NULL) {
         struct error lost = {.code = 0};
-        int ended = images_end(work, work->task.id, r == 0, &lost);
+        int ended = vmm_images_end(work->control_path, work->task.id, r == 0, &lost);
         if (r < 0 && ended < 0) /* the reason of the reason */
             error_prefix(err, "%.200s; ", lost.text);
     }

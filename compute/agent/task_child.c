@@ -189,6 +189,12 @@ void task_child_kill(struct task_child *child)
         uv_process_kill(&child->process, SIGKILL);
 }
 
+void task_child_ask(struct task_child *child)
+{
+    if (!uv_is_closing((uv_handle_t *)&child->process))
+        uv_process_kill(&child->process, SIGTERM);
+}
+
 /* ---- the child's side ---- */
 
 static const struct {
@@ -198,6 +204,8 @@ static const struct {
     {"snapshot", task_snapshot_work},
     {"backup", task_backup_work},
     {"image", task_image_work},
+    {"replicate-send", task_replicate_send_work},
+    {"replicate-receive", task_replicate_receive_work},
     {"disks-serve", backup_disks_serve_work},
     {"disks-place", backup_disks_place_work},
     {"disks-look", backup_disks_look_work},

@@ -40,6 +40,8 @@ struct task_child_options {
 int task_child_start(const struct task_child_options *options, struct task_child **ret_child, struct error *err);
 /* SIGKILL; done follows. */
 void task_child_kill(struct task_child *child);
+/* SIGTERM, for a work that takes it as a wish to come to an end. */
+void task_child_ask(struct task_child *child);
 
 /* ---- in the child ---- */
 
@@ -55,6 +57,8 @@ int task_child_main(const char *work, pid_t parent);
 /* The works; each in its kind's file. */
 int task_snapshot_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
+int task_replicate_send_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
+int task_replicate_receive_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_image_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 /* Of a backup's child (backup_disks.h), with a backup_work that has no secrets. */
 int backup_disks_serve_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);

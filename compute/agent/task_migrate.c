@@ -173,6 +173,8 @@ static void departure_order(struct agent *a, struct agent_task *task)
         fail_task(task, "this host does not have the VM under that epoch");
         return;
     }
+    if (d == NULL && replicate_yields(a, order->vm))
+        return; /* the answer to the report of its end has the order again */
     if (d == NULL && order->peer != NULL) {
         departure_make(a, vm, task->order.id, order->peer, order->epoch, &order->migration);
         d = map_get(&a->migrations.departures, order->vm);

@@ -333,6 +333,8 @@ static void look(uv_timer_t *timer)
         return fail(u, "%s", "this host does not have the VM under that epoch");
     if (vm_upgraded(vm) != NULL && strcmp(vm_upgraded(vm), u->task->order.id) == 0)
         return done(u, vm);
+    if (u->step == UPGRADE_WAITING && replicate_yields(u->agent, u->vm))
+        return;
     if (u->step == UPGRADE_WAITING)
         wait(u, vm);
     else if (u->step == UPGRADE_STARTING)

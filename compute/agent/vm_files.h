@@ -35,6 +35,7 @@ struct vmm_cgroups;
 /* Where the VMs of a host are. Borrowed strings; whoever holds this outlives them all. */
 struct vm_places {
     const char *vms_dir, *run_dir, *images_dir; /* absolute */
+    const char *replicas_dir; /* replica_dir.h; NULL: none (tests) */
     const char *lease_dir; /* lease pages, on a file system in memory; NULL: in the VMs' directories (tests) */
     uint32_t user_base;                         /* vmm_user.h; 0: VMMs run as the agent does */
     bool make_bridges;                          /* a missing bridge is made */

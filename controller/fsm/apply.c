@@ -62,6 +62,8 @@ void apply_event(struct apply *a, enum event_type type, const struct record *rec
     struct event event = {0};
     char text[APPLY_TEXT_BYTES_MAX];
     va_list args;
+    if (record->kind == object_kind_OPERATION && record->operation->kind == operation_kind_VM_REPLICATE)
+        return; /* every few seconds one: what there is to tell is told of its VM */
     va_start(args, format);
     text_v(text, sizeof text, format, args);
     va_end(args);

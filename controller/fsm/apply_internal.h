@@ -27,6 +27,7 @@ void apply_vm_create(struct apply *a, struct command_vm_create *command);
 void apply_vm_want(struct apply *a, struct command_vm_want *command);
 /* @record is wanted running, as if it had been asked for; nothing if it is to be deleted. */
 void apply_vm_start(struct apply *a, struct record *record);
+void apply_replica_late(struct apply *a, struct command_replica_late *command);
 void apply_vm_place(struct apply *a, struct command_vm_place *command);
 void apply_seen(struct apply *a, struct command_seen *command);
 void apply_host_state(struct apply *a, struct command_host_state *command);

@@ -15,6 +15,7 @@
 
 #include "controller/fsm/apply_task.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/time_text.h"
 #include "controller/fsm/volume_disks.h"
 
@@ -121,8 +122,9 @@ bool lease_vm_recovers(const struct state *state, const struct vm *vm, const cha
         why = "it has no ha";
     else if (vm->seen_generation < vm->lease_generation)
         why = "its host has not said that it runs under the lease";
-    else if (!vm_disks_are_shared(state, vm, NULL))
-        why = vm_has_pools(vm) ? "not all of its disks are in shared pools" : "its disks are on that host only";
+    else if (!vm_disks_are_shared(state, vm, NULL) && replica_standby(state, vm) == NULL)
+        why = vm->replica_host != NULL ? "its replica has no complete point of this run"
+              : vm_has_pools(vm) ? "not all of its disks are in shared pools" : "its disks are on that host only";
     else if (vm->pin != NULL)
         why = "it is pinned to that host";
     if (ret_why != NULL)

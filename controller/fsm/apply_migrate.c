@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 
 static bool is_migration(const struct operation *operation)
 {
@@ -236,6 +237,7 @@ static void give_to_target(struct apply *a, struct record *operation, struct rec
     OBJECT_SET(vm, vm->vm, epoch, epoch);
     OBJECT_TEXT(vm, vm->vm, handover, operation->common->id);
     OBJECT_TEXT(vm, vm->vm, migration_failed_at, NULL);
+    replica_vm_moved(a, vm->vm, from_id, epoch - 1);
     if (task->migration.placement != NULL)
         OBJECT_TEXT(vm, vm->vm, placement, task->migration.placement);
     state_edit_end(a->state, vm, a->index);

@@ -7,6 +7,7 @@
 
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/time_text.h"
 
 /* ---- who uses what ---- */
@@ -15,7 +16,8 @@ static bool vm_uses(const struct vm *vm, enum object_kind kind, const char *name
 {
     const char *used = kind == object_kind_IMAGE ? vm->image : kind == object_kind_FLAVOR ? vm->flavor : NULL;
     if (kind == object_kind_HOST)
-        return (vm->host != NULL && strcmp(vm->host, id) == 0) || (vm->pin != NULL && strcmp(vm->pin, name) == 0);
+        return (vm->host != NULL && strcmp(vm->host, id) == 0) || (vm->pin != NULL && strcmp(vm->pin, name) == 0) ||
+               (vm->replica_host != NULL && strcmp(vm->replica_host, name) == 0);
     if (kind == object_kind_NETWORK)
         return vm_on_network(vm, name);
     if (kind == object_kind_SECURITY_GROUP)
@@ -66,12 +68,13 @@ static bool in_use(struct apply *a, const struct record *record, const char *wha
 /* ---- put ---- */
 
 /* The fields that a put may change, by kind; "name" stands for a rename. */
-static const char *const changeable[object_kind_COUNT][12] = {
+static const char *const changeable[object_kind_COUNT][14] = {
     [object_kind_CLUSTER] = {"name", "labels", "epoch", "lease_ttl_ms", "lease_refusal_extends"},
     [object_kind_CONTROLLER] = {"labels", "role", "address", "raft_address"},
     [object_kind_HOST] = {"draining", "labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
     [object_kind_FLAVOR] = {"name", "labels"},
-    [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s", "disks", "nics", "ha_priority", "ha_restarts_max", "ha_window_s"},
+    [object_kind_VM] = {"name", "labels", "ha", "restart", "stop_grace_s", "disks", "nics", "ha_priority", "ha_restarts_max", "ha_window_s",
+                          "replica_host", "replica_every_s", "replica_limit_s"},
     [object_kind_IMAGE] = {"name", "labels", "replicas"},
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
@@ -217,7 +220,7 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/ha", "VM '%s' is being migrated; turn ha on when that is done", record->common->name);
         return;
     }
-    if (!check_patched(a, record, patch) ||
+    if (!check_patched(a, record, patch) || (vm_patch != NULL && !replica_may_change(a, record, vm_patch)) ||
         (vm_patch != NULL && !apply_devices_may_change(a, record, vm_patch, command->if_generation)))
         return;
     if (a->check_only)
@@ -229,6 +232,7 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         apply_pool_changing(a, record);
     if (name != NULL)
         state_rename(a->state, record, name);
+    CLEANUP_FREE char *keeper = vm_patch != NULL && record->vm->replica_host != NULL ? xstrdup(record->vm->replica_host) : NULL;
     state_edit_begin(a->state, record);
     /* Not id and name: the maps borrow those very strings. */
     patch->head.present &= ~row_bit(record->desc, "id") & ~row_bit(record->desc, "name");
@@ -239,6 +243,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         OBJECT_SET(vm, record->vm, lease_generation, record->vm->generation);
     if (kind == object_kind_POOL)
         apply_pool_changed(a, record);
+    if (vm_patch != NULL)
+        replica_changed(a, record->vm, keeper);
     state_edit_end(a->state, record, a->index);
     if (devices)
         apply_members_changed(a, record->vm);

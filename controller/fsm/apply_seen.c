@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 
 /* ---- hosts ---- */
 
@@ -156,6 +157,7 @@ static void follow_host(struct apply *a, struct record *record, const struct rec
     OBJECT_TEXT(vm, vm, host_name, host->common->name);
     OBJECT_SET(vm, vm, epoch, seen->epoch);
     OBJECT_SET(vm, vm, recovered_epoch, seen->epoch);
+    replica_followed(a, vm, from);
     apply_vm_is_made(vm);
     OBJECT_SET(vm, vm, state, seen->state);
     if (vm->wanted == vm_wanted_STOPPED && (seen->state == vm_state_RUNNING || seen->state == vm_state_STARTING))
@@ -221,6 +223,7 @@ static void vm_deleted(struct apply *a, struct record *record, const struct reco
     tasks_vm_gone(a, record, "its VM was deleted");
     snapshots_vm_gone(a, record);
     volumes_vm_gone(a, record);
+    replica_vm_gone(a, record->vm);
     apply_event(a, event_type_DELETED, record, "VM %s is gone from host %s", record->common->name, host->common->name);
     state_host_orders_changed(a->state, host->common->id, a->index);
     apply_members_changed(a, record->vm);

@@ -107,6 +107,12 @@ static bool create_may_begin(struct apply *a, const struct operation *operation)
                      "a backup of the VM", vm->name, volume->name);
         return false;
     }
+    if (vm->replica_host != NULL) {
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                     "VM '%s' has a replica on host %s, which has no snapshots: take the replica away meanwhile (replica_host), or make a "
+                     "backup of the VM", vm->name, vm->replica_host);
+        return false;
+    }
     if (given->ram && vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED) {
         apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, "/ram", "needs a VM that runs; '%s' is %s", vm->name,
                            vm_state_desc.names[vm->state]);

@@ -10,6 +10,7 @@ static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_SNAPSHOT_DELETE] = &task_snapshot_delete,
     [task_kind_VM_MIGRATE] = &task_vm_migrate,
     [task_kind_VM_UPGRADE] = &task_vm_upgrade,
+    [task_kind_VM_REPLICATE] = &task_vm_replicate,
     [task_kind_BACKUP_CREATE] = &task_backup_create,
     [task_kind_BACKUP_RESTORE] = &task_backup_restore,
     [task_kind_BACKUP_DELETE] = &task_backup_delete,
@@ -140,6 +141,11 @@ void task_end(struct apply *a, struct record *record, enum operation_state state
     const struct task_kind_ops *ops = task_kinds[record->operation->task.kind];
     if (ops->ended != NULL)
         ops->ended(a, record->operation, state, text, seen);
+    if (record->operation->kind == operation_kind_VM_REPLICATE) { /* every few seconds one: its VM says what came of the last */
+        task_orders_changed(a, &record->operation->task);
+        state_remove(a->state, record);
+        return;
+    }
     operation_end(a, record, state, code, text);
 }
 

@@ -43,6 +43,8 @@ void snapshots_vm_renamed(struct apply *a, const struct record *vm);
 void task_end(struct apply *a, struct record *record, enum operation_state state, const char *code, const char *text,
               const struct task_seen *seen);
 
+/* apply_replica.c */
+extern const struct task_kind_ops task_vm_replicate;
 /* apply_backup.c */
 extern const struct task_kind_ops task_backup_create, task_backup_restore, task_backup_delete,
     task_backup_attach, task_backup_verify, task_backup_prune;

@@ -12,6 +12,8 @@
 #include <string.h>
 
 #include "controller/fsm/address_pool.h"
+#include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/volume_disks.h"
 #include "scheduler/view.h"
 
@@ -105,6 +107,11 @@ static bool may_create(struct apply *a, struct vm *vm)
     if (vm->ha && state_voters(a->state) < STATE_HA_VOTERS_MIN) {
         apply_refuse_field(a, -EPERM, ERROR_CONFLICT, "/ha", "ha needs %u controllers with a vote, there are %u",
                            STATE_HA_VOTERS_MIN, state_voters(a->state));
+        return false;
+    }
+    if (vm->replica_host != NULL) {
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/replica_host",
+                           "is given to a VM that has a host already: make it, and then `drover vm update NAME --replica-host HOST`");
         return false;
     }
     if (!apply_vm_pools_resolve(a, vm))
@@ -269,6 +276,7 @@ void apply_vm_gone(struct apply *a, struct record *record)
     tasks_vm_gone(a, record, "its VM was deleted");
     snapshots_vm_gone(a, record);
     volumes_vm_gone(a, record);
+    replica_vm_gone(a, record->vm);
     apply_event(a, event_type_DELETED, record, "VM %s is gone", record->common->name);
     state_host_orders_changed(a->state, record->vm->host, a->index);
     apply_members_changed(a, record->vm);
@@ -360,6 +368,10 @@ static bool may_place(struct apply *a, const struct vm *vm, const struct command
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is pinned to %s", vm->name, vm->pin);
         return false;
     }
+    if (vm->recovering && !vm_disks_are_shared(a->state, vm, NULL) && replica_standby(a->state, vm) != host) {
+        apply_refuse(a, -EBUSY, ERROR_NO_HOST, "host %s has no replica of the disks of VM '%s'", host->common->name, vm->name);
+        return false;
+    }
     if (state_host_apart(host, vm)) {
         apply_refuse(a, -EBUSY, ERROR_NO_HOST, "%s holds a VM that '%s' is kept apart from", host->common->name, vm->name);
         return false;
@@ -405,12 +417,15 @@ void apply_vm_place(struct apply *a, struct command_vm_place *command)
     if (a->check_only)
         return;
     char *lost = record->vm->recovering && host != NULL ? xstrdup(record->vm->host) : NULL;
+    bool from_replica = lost != NULL && !vm_disks_are_shared(a->state, record->vm, NULL);
     state_edit_begin(a->state, record);
     OBJECT_TEXT(vm, record->vm, placement, command->note);
     if (lost != NULL)
         lease_count_failover(record->vm, a->request->at);
     if (host != NULL)
         give_to_host(record->vm, host, record->vm->epoch + 1);
+    if (from_replica)
+        replica_taken(a, record->vm, lost);
     if (command->give_up)
         give_up(record->vm, command->note);
     state_edit_end(a->state, record, a->index);

@@ -237,7 +237,7 @@ static bool disks_are_busy(struct apply *a, const struct record *vm)
 {
     for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
         const struct operation *operation = vm->of_vm.operations.items[i]->operation;
-        if (!operation_has_task(operation))
+        if (!operation_has_task(operation) || operation->kind == operation_kind_VM_REPLICATE)
             continue;
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "a %s of VM '%s' is under way; wait for its end, or cancel it",
                      operation_kind_desc.names[operation->kind], vm->common->name);
@@ -259,6 +259,12 @@ static bool vm_may_have(struct apply *a, const struct volume *volume, const stru
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/vm",
                            "'%s' has snapshot '%s', and a volume cannot be part of snapshots: delete the VM's snapshots first",
                            vm->name, snapshot->name);
+        return false;
+    }
+    if (vm->replica_host != NULL) {
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/vm",
+                           "'%s' has a replica on host %s, and volumes are in none: take the replica away first (replica_host)", vm->name,
+                           vm->replica_host);
         return false;
     }
     return !disks_are_busy(a, record) && host_reaches(a, volume, vm) && has_place(a, volume, vm);

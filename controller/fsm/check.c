@@ -64,8 +64,9 @@ static int check_vm(const struct state *state, const struct record *record, stru
         return BROKEN(err, "VM '%s' should be gone", vm->name);
     if (state_get(state, object_kind_IMAGE, vm->image) == NULL ||
         (vm->flavor != NULL && state_get(state, object_kind_FLAVOR, vm->flavor) == NULL) ||
+        (vm->replica_host != NULL && state_get(state, object_kind_HOST, vm->replica_host) == NULL) ||
         (vm->pin != NULL && state_get(state, object_kind_HOST, vm->pin) == NULL))
-        return BROKEN(err, "VM '%s' has an image, flavor or pin that does not exist", vm->name);
+        return BROKEN(err, "VM '%s' has an image, flavor, pin or host of its replica that does not exist", vm->name);
     if (vm->pin != NULL && host != NULL && strcmp(vm->pin, host->common->name) != 0)
         return BROKEN(err, "VM '%s' is not on the host that it is pinned to", vm->name);
     for (size_t i = 0; i < record->of_vm.operations.count; i++) {

@@ -7,6 +7,7 @@
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/mac_index.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/time_text.h"
 
 #define SAME_OFFSET(o, field)                                                                                        \
@@ -317,7 +318,7 @@ static uint32_t waiting_vms(const struct state *state, const struct record *host
     for (size_t i = 0; i < host->of_host.vms.count; i++) {
         const struct vm *vm = host->of_host.vms.items[i]->vm;
         count += !vm->recovering && (vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED) &&
-                 (host->host->state == host_state_LOST || !vm->ha || !vm_disks_are_shared(state, vm, NULL));
+                 (host->host->state == host_state_LOST || !vm->ha || (!vm_disks_are_shared(state, vm, NULL) && replica_standby(state, vm) == NULL));
     }
     return count;
 }

@@ -8,6 +8,7 @@
 #include "controller/fsm/command_codec.h"
 #include "controller/fsm/image_copies.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/volume_disks.h"
 
 #define STOP_GRACE_S 60 /* for a guest to shut down, where its VM does not say */
@@ -354,6 +355,10 @@ static void fill_order(const struct state *state, const struct record *host, con
     give_list(order, "disks", &vm_disk_desc, &order->disks, &vm->disks);
     give_list(order, "nics", &vm_nic_desc, &order->nics, &vm->nics);
     give_pools(state, host, vm, order);
+    if (OBJECT_HAS(vm, vm, replica_start)) {
+        OBJECT_COPY(vm_replica_start, &order->replica, &vm->replica_start);
+        object_mark(&vm_order_desc, order, "replica");
+    }
     OBJECT_TEXT(vm_order, order, hostname, vm->hostname);
     OBJECT_TEXT(vm_order, order, ssh_keys, vm->ssh_keys);
     OBJECT_TEXT(vm_order, order, user_data, vm->user_data);
@@ -656,6 +661,23 @@ static void fill_volumes(const struct state *state, const struct record *host, s
     }
 }
 
+/* The VMs that it keeps a replica of, and its own that may not have taken their disks from one yet. */
+static void fill_replicas(const struct state *state, const struct record *host, struct node_orders *orders)
+{
+    const size_t most = object_field(&node_orders_desc, "replicas")->max;
+    object_mark(&node_orders_desc, orders, "replicas"); /* also where there are none: then those that it has go */
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        if (orders->replicas.count == most) { /* a part of them would be the end of the others */
+            orders->head.present &= ~(UINT64_C(1) << (object_field(&node_orders_desc, "replicas") - node_orders_desc.fields));
+            return;
+        }
+        bool starts = OBJECT_HAS(vm, vm, replica_start) && same_text(vm->host, host->common->id);
+        if (starts || same_text(vm->replica_host, host->common->name))
+            add_text(orders, &orders->replicas, "replicas", vm->id);
+    }
+}
+
 int node_sync_orders(const struct state *state, const struct node_report *report, struct node_orders *ret,
                      struct error *err)
 {
@@ -686,6 +708,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     forget_images(state, report, ret);
     fill_incoming(state, host, ret);
     fill_pools(state, host, ret);
+    fill_replicas(state, host, ret);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
         if (to_halt(state, host, seen))

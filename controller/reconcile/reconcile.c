@@ -12,7 +12,9 @@
 #include "controller/reconcile/drain.h"
 #include "controller/fsm/time_text.h"
 #include "controller/fsm/image_copies.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/reconcile/backup_schedule.h"
+#include "controller/reconcile/replica_schedule.h"
 
 #define BY "controller"
 #define NOTE_BYTES_MAX 701u
@@ -86,6 +88,9 @@ static void place(struct reconciling *r, struct scheduler_view *view, struct pla
     char note[NOTE_BYTES_MAX];
     CLEANUP_FREE uint8_t *apart = host_view_apart(r->state, vm);
     CLEANUP_FREE uint8_t *pools = host_view_pools(r->state, vm);
+    const struct record *standby = vm->recovering ? replica_standby(r->state, vm) : NULL;
+    if (standby != NULL) /* nobody else has its disks */
+        request.pin = standby->common->name;
     request.apart = apart;
     request.pools = pools;
     place_vm(view, &request, result);
@@ -326,6 +331,24 @@ static void begin_backups(struct reconciling *r)
     backup_schedule_finish(&schedule);
 }
 
+/* ---- replicas ---- */
+
+static void begin_points(struct reconciling *r)
+{
+    struct replica_schedule schedule = {.state = r->state, .now = r->input->now};
+    for (unsigned i = 0; i < REPLICA_SCHEDULE_TICK_MAX && !full(r); i++) {
+        struct command_task task = {0};
+        struct command_replica_late late = {0};
+        int found = replica_schedule_next(&schedule, &task, &late);
+        if (found == 1)
+            emit(r, COMMAND_task, &task, &task.request);
+        else if (found == 2)
+            emit(r, COMMAND_replica_late, &late, &late.request);
+        else
+            break;
+    }
+}
+
 void reconcile_tick(const struct state *state, const struct reconcile_input *input, struct reconcile_output *ret)
 {
     struct reconciling r = {state, input, ret, {0}};
@@ -342,6 +365,7 @@ void reconcile_tick(const struct state *state, const struct reconcile_input *inp
         copy_image(&r, state_at(state, object_kind_IMAGE, i)->image);
     drain_hosts(&r);
     begin_backups(&r);
+    begin_points(&r);
     map_finish(&r.nodes);
 }
 

@@ -64,7 +64,7 @@ static int point_make(struct trial *t, struct replica_store *store, uint64_t num
     for (unsigned i = 0; code == 0 && i < WRITES; i++) {
         unsigned d = chance(t, DISKS);
         uint64_t offset = chance(t, DISK_BYTES / 512) * UINT64_C(512);
-        size_t size = MIN((1 + chance(t, WRITE_BYTES_MAX / 512)) * (size_t)512, (size_t)(DISK_BYTES - offset));
+        size_t wish = (1 + chance(t, WRITE_BYTES_MAX / 512)) * (size_t)512, size = MIN(wish, (size_t)(DISK_BYTES - offset));
         uint8_t *at = t->model[number][d] + offset;
         bool zero = chance(t, 3) == 0;
         memset(at, zero ? 0 : 1 + (int)chance(t, 255), size);

@@ -1,0 +1,564 @@
+/* One point of a replica, on either host; see the header. */
+#include "compute/agent/task_replicate.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "compute/agent/agent.h"
+#include "compute/agent/agent_task.h"
+#include "compute/agent/backup_disks.h"
+#include "compute/agent/replica_dir.h"
+#include "compute/agent/task_child.h"
+#include "compute/agent/tunnel_program.h"
+#include "compute/agent/vmm_images.h"
+#include "migration/replica_stream.h"
+
+enum {
+    LOOK_MS = 200,
+    SOURCE_COMES_MS = 60000,  /* to the replica's host, after that has said that it is ready */
+    SOCKET_LIMIT_S = 600,     /* without a byte from the other side: it merges layers, or looks for what has changed */
+    IMAGES_IDLE_LIMIT_S = 10, /* the VMM gives up images of a child that was killed */
+};
+#define BASE_NAME "replica-" /* and the replica's id: the VMM's name for what the next point is made since */
+
+struct replicate {
+    struct agent_task *task;
+    struct agent *agent;
+    char vm[37];
+    char *way; /* the Unix socket between child and tunnel; owned */
+    uv_timer_t timer;
+    struct tunnel_child *tunnel;
+    struct task_child *child;
+    bool child_begun, over, tunnel_closing, timer_closed;
+    enum operation_state state;
+    struct error err;
+    struct replica_result result;
+    bool has_result;
+};
+
+static bool is_main(const struct replicate *p)
+{
+    return p->task->order.role == task_role_MAIN;
+}
+
+/* ---- the end ---- */
+
+static void finish(struct replicate *p)
+{
+    struct agent_task *task = p->task;
+    enum operation_state state = p->state;
+    struct error err = p->err;
+    if (p->tunnel_closing || !p->timer_closed)
+        return;
+    if (p->has_result) {
+        OBJECT_COPY(replica_result, &task->seen.replica, &p->result);
+        object_mark(&task_seen_desc, &task->seen, "replica");
+    }
+    OBJECT_CLEAR(replica_result, &p->result);
+    unlink(p->way);
+    free(p->way);
+    free(p);
+    task->state = NULL;
+    if (task->stopping)
+        agent_task_stopped(task);
+    else
+        agent_task_end(task, state, &err);
+}
+
+static void on_timer_closed(uv_handle_t *handle)
+{
+    struct replicate *p = handle->data;
+    p->timer_closed = true;
+    finish(p);
+}
+
+static void on_tunnel_closed(void *arg)
+{
+    struct replicate *p = arg;
+    p->tunnel_closing = false;
+    finish(p);
+}
+
+static void over(struct replicate *p, enum operation_state state)
+{
+    ASSERT(p->child == NULL);
+    if (p->over)
+        return;
+    p->over = true;
+    p->state = state;
+    if (p->tunnel != NULL) {
+        p->tunnel_closing = true;
+        tunnel_child_stop(TAKE_PTR(p->tunnel), on_tunnel_closed, p);
+    }
+    uv_timer_stop(&p->timer);
+    uv_close((uv_handle_t *)&p->timer, on_timer_closed);
+}
+
+static void fail(struct replicate *p, int code, const char *text)
+{
+    if (p->child != NULL) { /* its end comes, and with its own reason */
+        task_child_ask(p->child);
+        return;
+    }
+    error_set(&p->err, code, ERROR_CONFLICT, "%s", text);
+    over(p, operation_state_FAILED);
+}
+
+/* ---- the child ---- */
+
+static void way_open(struct replicate *p);
+
+static void child_told(const struct task_seen *seen, void *arg)
+{
+    struct replicate *p = arg;
+    if (p->task->stopping)
+        return;
+    if (!is_main(p) && p->tunnel == NULL)
+        way_open(p); /* its first word: it listens */
+    if (is_main(p))
+        agent_task_progress(p->task, seen->step, seen->progress_done, seen->progress_total);
+}
+
+static void child_done(const struct task_seen *seen, void *arg)
+{
+    struct replicate *p = arg;
+    p->child = NULL;
+    if (OBJECT_HAS(task_seen, seen, replica)) {
+        OBJECT_COPY(replica_result, &p->result, &seen->replica);
+        p->has_result = true;
+    }
+    if (seen->state != operation_state_SUCCEEDED)
+        error_set(&p->err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
+                  seen->error_text != NULL ? seen->error_text : "it does not say why");
+    over(p, seen->state);
+}
+
+static void source_fill(const struct replicate *p, const struct local_vm *vm, struct replicate_work *work)
+{
+    const struct vm_order *order = vm_order_of(vm);
+    const struct vm_disk *disks = order->disks.items;
+    CLEANUP_FREE char *socket_path = vm_files_path(&vm_context_of(vm)->places, p->vm, "backup.sock");
+    OBJECT_TEXT(replicate_work, work, control_path, vm_control_path(vm));
+    OBJECT_TEXT(replicate_work, work, socket_path, socket_path);
+    OBJECT_SET(replicate_work, work, user, vm_user(vm));
+    for (size_t i = 0; i < order->disks.count; i++) {
+        if (!vm_files_disk_moves(&disks[i]))
+            continue;
+        work->disks.items = xrealloc(work->disks.items, (work->disks.count + 1) * sizeof *work->disks.items);
+        work->disks.items[work->disks.count++] = xstrdup(disks[i].name);
+        object_mark(&replicate_work_desc, work, "disks");
+    }
+}
+
+static int child_begin(struct replicate *p, const struct local_vm *vm)
+{
+    struct replicate_work work = {.vm = NULL};
+    OBJECT_TEXT(replicate_work, &work, vm, p->vm);
+    OBJECT_SET(replicate_work, &work, epoch, p->task->order.task.epoch);
+    OBJECT_TEXT(replicate_work, &work, way, p->way);
+    if (vm != NULL)
+        source_fill(p, vm, &work);
+    else
+        OBJECT_TEXT(replicate_work, &work, replicas_dir, p->agent->replicas_dir);
+    const struct task_child_options options = {.loop = p->agent->loop,
+                                               .work = vm != NULL ? "replicate-send" : "replicate-receive",
+                                               .desc = &replicate_work_desc,
+                                               .arguments = &work,
+                                               .told = child_told,
+                                               .done = child_done,
+                                               .arg = p};
+    int code = task_child_start(&options, &p->child, &p->err);
+    OBJECT_CLEAR(replicate_work, &work);
+    p->child_begun = true;
+    return code;
+}
+
+/* ---- the way ---- */
+
+static void source_begin(struct replicate *p);
+
+static void way_listening(void *arg, const char *endpoint)
+{
+    struct replicate *p = arg;
+    if (p->over || p->task->stopping)
+        return;
+    if (is_main(p))
+        source_begin(p);
+    else
+        agent_task_ready(p->task, endpoint);
+}
+
+static void way_ended(void *arg, const char *why)
+{
+    struct replicate *p = arg;
+    char text[512];
+    snprintf(text, sizeof text, "the way to the other host is gone: %.400s", why);
+    if (!p->over)
+        fail(p, -EPIPE, text);
+}
+
+static void way_open(struct replicate *p)
+{
+    static const struct tunnel_child_callbacks callbacks = {.listening = way_listening, .ended = way_ended};
+    const struct task *task = &p->task->order.task;
+    CLEANUP_FREE char *address = xasprintf("unix:%s", p->way);
+    bool is_source = is_main(p);
+    const struct tunnel_program_options options = {.data_dir = p->agent->data_dir,
+                                                   .peer = is_source ? task->peer : task->host,
+                                                   .listen = is_source ? p->way : p->agent->migrations.listen,
+                                                   .connect = is_source ? task->peer_endpoint : address,
+                                                   .is_source = is_source,
+                                                   .owner = geteuid()};
+    struct error err = {.code = 0};
+    if (tunnel_child_start(p->agent->loop, &options, &callbacks, p, &p->tunnel, &err) < 0)
+        fail(p, err.code, err.text);
+}
+
+/* ---- the VM's host ---- */
+
+static struct local_vm *find_vm(const struct replicate *p)
+{
+    return map_get(&p->agent->vms, p->vm);
+}
+
+static void source_begin(struct replicate *p)
+{
+    struct local_vm *vm = find_vm(p);
+    if (vm == NULL || vm_disks(vm) != VM_DISKS_IN_USE)
+        fail(p, -EAGAIN, "the VM does not run");
+    else if (child_begin(p, vm) < 0)
+        over(p, operation_state_FAILED);
+}
+
+/* Is another task of this host at work on the VM? */
+static bool others_work(const struct replicate *p)
+{
+    const struct agent_task *task;
+    for (size_t i = 0; (task = map_next(&p->agent->tasks.all, &i)) != NULL;)
+        if (task != p->task && !task->ended && task->order.task.vm != NULL && strcmp(task->order.task.vm, p->vm) == 0)
+            return true;
+    return false;
+}
+
+static void source_look(struct replicate *p)
+{
+    const struct task *task = &p->task->order.task;
+    struct local_vm *vm = find_vm(p);
+    if (p->tunnel != NULL || p->over)
+        return;
+    if (vm == NULL || vm_order_of(vm)->epoch != task->epoch || vm_disks(vm) != VM_DISKS_IN_USE)
+        fail(p, -EAGAIN, "the VM does not run here under that epoch");
+    else if (others_work(p))
+        fail(p, -EBUSY, "something else is being done with the VM's disks");
+    else if (task->peer_error != NULL)
+        fail(p, -EPIPE, task->peer_error);
+    else if (task->peer_ready && task->peer_endpoint != NULL)
+        way_open(p);
+}
+
+/* ---- the task ---- */
+
+static void peer_begin(struct replicate *p)
+{
+    if (find_vm(p) != NULL)
+        fail(p, -EBUSY, "something of the VM itself is still on this host");
+    else if (child_begin(p, NULL) < 0)
+        over(p, operation_state_FAILED);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+    struct replicate *p = timer->data;
+    if (is_main(p))
+        source_look(p);
+    else
+        peer_begin(p);
+}
+
+static void start(struct agent_task *task)
+{
+    struct replicate *p = NEW(struct replicate);
+    p->task = task;
+    p->agent = task->agent;
+    task->state = p;
+    snprintf(p->vm, sizeof p->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
+    p->way = xasprintf("%s/r%c%.8s.sock", p->agent->run_dir, is_main(p) ? 'o' : 'i', task->order.id);
+    unlink(p->way); /* of an agent that was killed */
+    uv_timer_init(p->agent->loop, &p->timer);
+    p->timer.data = p;
+    uv_timer_start(&p->timer, on_timer, 0, 0); /* nothing ends from inside here */
+}
+
+static void changed(struct agent_task *task)
+{
+    struct replicate *p = task->state;
+    if (p != NULL && is_main(p) && !p->over)
+        uv_timer_start(&p->timer, on_timer, 0, 0);
+}
+
+static void cancel(struct agent_task *task)
+{
+    struct replicate *p = task->state;
+    if (p == NULL || p->over)
+        return;
+    if (p->child != NULL) {
+        task_child_ask(p->child);
+        return;
+    }
+    error_set(&p->err, -ECANCELED, ERROR_CANCELLED, "cancelled; the last complete point stays");
+    over(p, operation_state_CANCELLED);
+}
+
+static void stop(struct agent_task *task)
+{
+    struct replicate *p = task->state;
+    if (p->child != NULL)
+        task_child_kill(p->child);
+    else if (!p->over)
+        over(p, operation_state_CANCELLED);
+}
+
+const struct agent_task_ops task_replicate_ops = {.start = start, .cancel = cancel, .changed = changed, .stop = stop};
+
+bool replicate_yields(struct agent *a, const char *vm)
+{
+    struct agent_task *task;
+    for (size_t i = 0; (task = map_next(&a->tasks.all, &i)) != NULL;) {
+        struct replicate *p = task->ops == &task_replicate_ops ? task->state : NULL;
+        if (p == NULL || !is_main(p) || strcmp(p->vm, vm) != 0)
+            continue;
+        fail(p, -EBUSY, "something else is to be done with the VM's disks");
+        return true;
+    }
+    return false;
+}
+
+/* ---- replicas that are over ---- */
+
+static void sweep(uv_work_t *work)
+{
+    struct agent *a = CONTAINER_OF(work, struct agent, replicas.sweep);
+    replica_dir_sweep(a->replicas_dir, &a->replicas.wanted);
+}
+
+static void swept(uv_work_t *work, int status UNUSED)
+{
+    struct agent *a = CONTAINER_OF(work, struct agent, replicas.sweep);
+    struct string_list *wanted = &a->replicas.wanted;
+    while (wanted->count > 0)
+        free(wanted->items[--wanted->count]);
+    free(wanted->items);
+    *wanted = (struct string_list){.count = 0};
+    a->replicas.sweeping = false;
+    agent_part_closed(a);
+}
+
+/* What an order, or a point under way, still names is not to go: orders may be older than what this host does by now. */
+void agent_replicas_obey(struct agent *a, const struct node_orders *orders)
+{
+    struct string_list *wanted = &a->replicas.wanted;
+    if (a->replicas.sweeping || a->stopping || !OBJECT_HAS(node_orders, orders, replicas) || access(a->replicas_dir, F_OK) < 0)
+        return;
+    a->replicas.sweeping = true;
+    a->closing++;
+    wanted->items = xcalloc(orders->replicas.count + 1, sizeof *wanted->items);
+    for (size_t i = 0; i < orders->replicas.count; i++)
+        wanted->items[wanted->count++] = xstrdup(orders->replicas.items[i]);
+    int r = uv_queue_work(a->loop, &a->replicas.sweep, sweep, swept);
+    ASSERT(r == 0);
+}
+
+/* ---- the children ---- */
+
+static int limits_set(int fd)
+{
+    struct timeval limit = {.tv_sec = SOCKET_LIMIT_S};
+    return setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0 ||
+                   setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0
+               ? -errno
+               : 0;
+}
+
+static volatile sig_atomic_t way_fd = -1;
+
+/* Asked to end: the other side is gone, as it seems, and the images are given back. */
+static void on_term(int signal_number UNUSED)
+{
+    int fd = way_fd;
+    if (fd >= 0)
+        shutdown(fd, SHUT_RDWR);
+    else
+        _exit(1);
+}
+
+static void term_take(int fd)
+{
+    struct sigaction action = {.sa_handler = on_term};
+    way_fd = fd;
+    sigaction(SIGTERM, &action, NULL);
+}
+
+static int way_connect(const char *path, struct error *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)&address, sizeof address) == 0 && limits_set(fd) == 0)
+        return fd;
+    int code = error_errno(err, -errno, "cannot connect to %s", path);
+    close_fd(&fd);
+    return code;
+}
+
+/* One connection; nothing else can be listened to meanwhile. */
+static int way_accept(const char *path, struct error *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+    CLEANUP_FD int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    mode_t mask = umask(0177);
+    bool bound = listener >= 0 && bind(listener, (const struct sockaddr *)&address, sizeof address) == 0 && listen(listener, 1) == 0;
+    int code = bound ? 0 : error_errno(err, -errno, "cannot listen at %s", path);
+    umask(mask);
+    if (code < 0)
+        return code;
+    task_child_tell("waiting for the VM's host", 0, 0);
+    struct pollfd wait = {.fd = listener, .events = POLLIN};
+    if (poll(&wait, 1, SOURCE_COMES_MS) <= 0)
+        return error_set(err, -ETIMEDOUT, ERROR_UNREACHABLE, "the VM's host did not come within %d s", SOURCE_COMES_MS / 1000);
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0 || limits_set(fd) < 0)
+        return error_errno(err, -errno, "cannot accept the VM's host");
+    return fd;
+}
+
+int task_replicate_receive_work(const char *arguments, size_t size, struct task_seen *ret_seen UNUSED, struct error *err)
+{
+    struct replicate_work work = {.vm = NULL};
+    struct replica_dir dir;
+    struct replica_store store;
+    int code = OBJECT_DECODE(replicate_work, arguments, size, OBJECT_STORED, &work, err);
+    if (code < 0)
+        return code;
+    code = replica_dir_open(work.replicas_dir, work.vm, true, &dir, err);
+    if (code == 0 && (code = replica_store_open(&dir.places, work.vm, true, &store, err)) < 0)
+        replica_dir_close(&dir);
+    CLEANUP_FD int fd = code == 0 ? way_accept(work.way, err) : -1;
+    if (code == 0) {
+        code = fd < 0 ? fd : replica_receive(fd, &store, work.epoch, err);
+        if (code == 0)
+            replica_dir_known(&dir);
+        replica_store_close(&store);
+        replica_dir_close(&dir);
+    }
+    OBJECT_CLEAR(replicate_work, &work);
+    return code;
+}
+
+/* ---- the source's child ---- */
+
+struct source {
+    const struct replicate_work *work;
+    char name[64]; /* of the images */
+    bool begun;
+};
+
+static int disk_open(const struct source *s, const char *disk, bool since, struct replica_source *to, struct error *err)
+{
+    int fd = backup_disks_connect(s->work->socket_path, geteuid() == 0 ? s->work->user : geteuid(), err);
+    if (fd < 0)
+        return fd;
+    const struct nbd_client_options options = {
+        .has_fd = true, .fd = fd, .export_name = disk, .changed_since = since ? s->name : NULL, .read_only = true};
+    struct replica_source_disk *d = &to->disks[to->count];
+    int code = nbd_client_open(&options, &d->block, err);
+    if (code < 0)
+        return code;
+    d->name = disk;
+    d->extent = NULL;
+    to->count++;
+    to->whole = to->whole || !nbd_client_has_changed(d->block);
+    return 0;
+}
+
+/* The images are of one instant, whatever the disks are asked for afterwards. */
+static int source_open(void *arg, struct replica_source *to, const char *id, uint64_t number, struct error *err)
+{
+    struct source *s = arg;
+    struct vmm_backup_order order = {.name = NULL};
+    struct vmm_backup images = {.phase = 0};
+    const struct vmm_backup_disk *disks;
+    snprintf(s->name, sizeof s->name, BASE_NAME "%s", id);
+    OBJECT_TEXT(vmm_backup_order, &order, name, s->name);
+    OBJECT_TEXT(vmm_backup_order, &order, path, s->work->socket_path);
+    OBJECT_SET(vmm_backup_order, &order, freeze, vmm_backup_freeze_NEVER); /* every few seconds the guest would feel it */
+    OBJECT_SET(vmm_backup_order, &order, idle_limit_s, IMAGES_IDLE_LIMIT_S);
+    if (number > 0)
+        OBJECT_TEXT(vmm_backup_order, &order, since, s->name);
+    task_child_tell("taking images of the disks", 0, 0);
+    int code = vmm_images_begin(s->work->control_path, &order, &images, err);
+    OBJECT_CLEAR(vmm_backup_order, &order);
+    if (code < 0)
+        return code;
+    s->begun = true;
+    to->whole = number == 0;
+    disks = images.disks.items;
+    for (size_t i = 0; code == 0 && i < s->work->disks.count; i++) {
+        bool known = false;
+        for (size_t k = 0; k < images.disks.count; k++)
+            known = known || (strcmp(disks[k].id, s->work->disks.items[i]) == 0 && disks[k].changed_known);
+        code = disk_open(s, s->work->disks.items[i], number > 0 && known, to, err);
+    }
+    OBJECT_CLEAR(vmm_backup, &images);
+    return code;
+}
+
+static void source_sent(void *arg UNUSED, uint64_t done, uint64_t total)
+{
+    task_child_tell("sending", done, total);
+}
+
+static int point_send(const struct replicate_work *work, struct task_seen *ret_seen, struct error *err)
+{
+    struct source s = {.work = work};
+    struct replica_source source = {.epoch = work->epoch, .open = source_open, .sent = source_sent, .arg = &s};
+    struct replica_sent sent;
+    CLEANUP_FD int fd = way_connect(work->way, err);
+    if (fd < 0)
+        return fd;
+    term_take(fd);
+    int code = replica_send(fd, &source, &sent, err);
+    for (unsigned i = 0; i < source.count; i++)
+        block_close(source.disks[i].block);
+    /* Where the VMM does not hear that the point is complete, the next one is made since one before it: more than needed. */
+    if (s.begun)
+        (void)vmm_images_end(work->control_path, s.name, code == 0, NULL);
+    if (code < 0)
+        return code;
+    OBJECT_TEXT(replica_result, &ret_seen->replica, id, sent.id);
+    OBJECT_SET(replica_result, &ret_seen->replica, number, sent.number);
+    OBJECT_SET(replica_result, &ret_seen->replica, sent_bytes, sent.bytes);
+    object_mark(&task_seen_desc, ret_seen, "replica");
+    return 0;
+}
+
+int task_replicate_send_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err)
+{
+    struct replicate_work work = {.vm = NULL};
+    int code = OBJECT_DECODE(replicate_work, arguments, size, OBJECT_STORED, &work, err);
+    if (code == 0 && (work.disks.count == 0 || work.disks.count > REPLICA_DISKS_MAX || work.control_path == NULL || work.socket_path == NULL))
+        code = error_set(err, -EINVAL, ERROR_INVALID, "a replica has 1 to %d disks of a VM that runs", REPLICA_DISKS_MAX);
+    if (code == 0)
+        code = point_send(&work, ret_seen, err);
+    OBJECT_CLEAR(replicate_work, &work);
+    return code;
+}

@@ -1,0 +1,35 @@
+/* The task vm-replicate: one point of a VM's disks, from its host (main) to the one that keeps its replica (peer).
+ *
+ *   peer   a child that listens on a Unix socket of the agent's --> a tunnel that lets in the VM's host alone --> ready
+ *   main   peer ready --> a tunnel there --> a child: images of all disks from the VMM, as changed since the replica's last point,
+ *          through the tunnel (migration/replica_stream.h) --> the replica says that the point is complete --> over
+ *
+ * A point is made of a VM that runs, and one of each VM at a time. Other work on the VM that needs its VMM's images, or hands the VM
+ * over, does not wait for it: the point is given up (replicate_yields), and the next one is made since the last that was complete.
+ * What is killed at any moment leaves that one; begun twice, the second is one more point.
+ *
+ * Threads: the loop's, but for the children and what is removed. */
+#ifndef COMPUTE_AGENT_TASK_REPLICATE_H
+#define COMPUTE_AGENT_TASK_REPLICATE_H
+
+#include "common/base.h" /* before uv.h, which brings other MIN and MAX */
+
+#include <uv.h>
+
+#include "schema/objects.h"
+
+struct agent;
+
+/* Embedded in the agent. */
+struct agent_replicas {
+    uv_work_t sweep;
+    struct string_list wanted; /* of the sweep under way */
+    bool sweeping;
+};
+
+/* True: a point of @vm was being made, and is given up now; look again soon, or when its task has ended. */
+bool replicate_yields(struct agent *agent, const char *vm);
+/* With every answer: replicas that are not wanted any more go, in the thread pool. */
+void agent_replicas_obey(struct agent *agent, const struct node_orders *orders);
+
+#endif

@@ -1,0 +1,286 @@
+/* Replicas: see replica_state.h. Points are tasks (vm-replicate) that nobody asks for and nobody lists: what came of the last one is in
+ * the VM, and what people are to hear of are events of the VM: the first point, lateness, and that it is over. */
+#include "controller/fsm/apply_migrate.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
+
+uint64_t replica_every_s(const struct vm *vm)
+{
+    return OBJECT_HAS(vm, vm, replica_every_s) ? vm->replica_every_s : REPLICA_EVERY_S;
+}
+
+uint64_t replica_limit_s(const struct vm *vm)
+{
+    return OBJECT_HAS(vm, vm, replica_limit_s) ? vm->replica_limit_s : 3 * replica_every_s(vm) + REPLICA_LIMIT_MORE_S;
+}
+
+const struct record *replica_keeper(const struct state *state, const struct vm *vm)
+{
+    return vm->replica_host != NULL ? state_get(state, object_kind_HOST, vm->replica_host) : NULL;
+}
+
+const struct record *replica_standby(const struct state *state, const struct vm *vm)
+{
+    const struct record *keeper = replica_keeper(state, vm);
+    bool good = keeper != NULL && vm->host != NULL && strcmp(keeper->common->id, vm->host) != 0 && vm->replica.id != NULL &&
+                vm->replica.number > 0 && vm->replica.epoch == vm->epoch && !vm_has_pools(vm);
+    return good ? keeper : NULL;
+}
+
+const struct record *replica_under_way(const struct record *vm)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++)
+        if (vm->of_vm.operations.items[i]->operation->kind == operation_kind_VM_REPLICATE)
+            return vm->of_vm.operations.items[i];
+    return NULL;
+}
+
+/* ---- the wish ---- */
+
+static bool has_own_disk(const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (!disks[i].read_only)
+            return true;
+    return false;
+}
+
+static bool may_have(struct apply *a, const struct vm *vm, const struct record *keeper)
+{
+    static const char field[] = "/replica_host";
+    const struct snapshot *snapshot = migration_snapshot(a->state, vm);
+    if (vm->host == NULL || vm->recovering)
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, field, "VM '%s' waits for a host; give it a replica when it has one", vm->name);
+    else if (strcmp(vm->host, keeper->common->id) == 0)
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, field, "VM '%s' itself is on host %s: name another one", vm->name, keeper->common->name);
+    else if (vm->pin != NULL)
+        apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, field, "VM '%s' is pinned to %s and could not be started on %s", vm->name, vm->pin,
+                           keeper->common->name);
+    else if (vm_has_pools(vm))
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, field,
+                           "VM '%s' has a disk or volume in a pool, and replicas are of disks in the directory of the VM's host alone: put its "
+                           "disks into shared pools, or detach its volumes", vm->name);
+    else if (!has_own_disk(vm))
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, field, "VM '%s' has no disk that it writes to", vm->name);
+    else if (snapshot != NULL)
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, field,
+                           "VM '%s' has snapshot '%s', and a replica has none: delete the VM's snapshots first", vm->name, snapshot->name);
+    else if (migration_under_way((const struct record *)state_get(a->state, object_kind_VM, vm->id)) != NULL)
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, field, "VM '%s' is being migrated; wait for its end, or cancel it", vm->name);
+    else
+        return true;
+    return false;
+}
+
+bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch)
+{
+    if (!OBJECT_HAS(vm, patch, replica_host) || patch->replica_host == NULL)
+        return true;
+    const struct record *keeper = state_get(a->state, object_kind_HOST, patch->replica_host);
+    if (keeper == NULL) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/replica_host", "there is no host '%s'", patch->replica_host);
+        return false;
+    }
+    OBJECT_TEXT(vm, patch, replica_host, keeper->common->name);
+    if (record->vm->replica_host != NULL && strcmp(record->vm->replica_host, keeper->common->name) == 0)
+        return true;
+    return may_have(a, record->vm, keeper);
+}
+
+/* ---- what becomes of it ---- */
+
+static void take_away(struct vm *vm, const char *field)
+{
+    const struct field_desc *f = object_field(&vm_desc, field);
+    struct vm empty = {.name = NULL};
+    empty.head.cleared = UINT64_C(1) << (f - vm_desc.fields);
+    object_merge(&vm_desc, vm, &empty);
+}
+
+static void begin_anew(struct apply *a, struct vm *vm)
+{
+    take_away(vm, "replica");
+    if (vm->replica_host == NULL)
+        return;
+    OBJECT_TEXT(vm_replica, &vm->replica, since, a->request->at);
+    object_mark(&vm_desc, vm, "replica");
+}
+
+static void tell_keeper(struct apply *a, const char *keeper)
+{
+    const struct record *host = keeper != NULL ? state_get(a->state, object_kind_HOST, keeper) : NULL;
+    if (host != NULL)
+        state_host_orders_changed(a->state, host->common->id, a->index);
+}
+
+void replica_changed(struct apply *a, struct vm *vm, const char *keeper_before)
+{
+    const char *before = keeper_before != NULL ? keeper_before : "", *now = vm->replica_host != NULL ? vm->replica_host : "";
+    if (strcmp(before, now) == 0)
+        return;
+    begin_anew(a, vm);
+    tell_keeper(a, keeper_before);
+    tell_keeper(a, vm->replica_host);
+}
+
+/* The VM is where its replica was: what keeps it from now on is the host that it comes from. */
+static void turn_around(struct apply *a, struct vm *vm, const char *from)
+{
+    const struct record *host = from != NULL ? state_get(a->state, object_kind_HOST, from) : NULL;
+    bool other = host != NULL && vm->host != NULL && strcmp(host->common->id, vm->host) != 0;
+    tell_keeper(a, vm->replica_host);
+    if (other)
+        OBJECT_TEXT(vm, vm, replica_host, host->common->name);
+    else
+        take_away(vm, "replica_host");
+    begin_anew(a, vm);
+    tell_keeper(a, vm->replica_host);
+}
+
+static bool is_on_keeper(const struct apply *a, const struct vm *vm)
+{
+    const struct record *keeper = replica_keeper(a->state, vm);
+    return keeper != NULL && vm->host != NULL && strcmp(keeper->common->id, vm->host) == 0;
+}
+
+void replica_vm_moved(struct apply *a, struct vm *vm, const char *from, uint64_t epoch_before)
+{
+    if (OBJECT_HAS(vm, vm, replica_start))
+        take_away(vm, "replica_start");
+    if (is_on_keeper(a, vm))
+        turn_around(a, vm, from);
+    else if (OBJECT_HAS(vm, vm, replica) && vm->replica.number > 0 && vm->replica.epoch == epoch_before)
+        OBJECT_SET(vm_replica, &vm->replica, epoch, vm->epoch);
+}
+
+void replica_taken(struct apply *a, struct vm *vm, const char *from)
+{
+    take_away(vm, "replica_start");
+    OBJECT_TEXT(vm_replica_start, &vm->replica_start, id, vm->replica.id);
+    OBJECT_SET(vm_replica_start, &vm->replica_start, number, vm->replica.number);
+    object_mark(&vm_desc, vm, "replica_start");
+    turn_around(a, vm, from);
+}
+
+void replica_followed(struct apply *a, struct vm *vm, const char *from)
+{
+    if (!is_on_keeper(a, vm))
+        return;
+    if (vm->replica.id != NULL && vm->replica.number > 0)
+        replica_taken(a, vm, from);
+    else
+        turn_around(a, vm, from);
+}
+
+void replica_vm_gone(struct apply *a, const struct vm *vm)
+{
+    tell_keeper(a, vm->replica_host);
+}
+
+/* ---- points ---- */
+
+static bool may_replicate(struct apply *a, const struct operation *operation)
+{
+    const struct task *task = &operation->task;
+    const struct record *record = task->vm != NULL ? apply_find(a, object_kind_VM, task->vm, 0) : NULL;
+    const struct record *keeper = record != NULL ? replica_keeper(a->state, record->vm) : NULL;
+    if (record == NULL || keeper == NULL || task->peer == NULL || strcmp(keeper->common->id, task->peer) != 0)
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "the VM is to have no replica there any more");
+    else if (record->vm->host == NULL || strcmp(record->vm->host, task->host) != 0 || record->vm->epoch != task->epoch)
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "VM '%s' has been started or given away meanwhile", record->common->name);
+    else if (record->of_vm.operations.count > 0)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "something else is being done with VM '%s'", record->common->name);
+    else
+        return true;
+    return false;
+}
+
+static void replicate_begun(struct apply *a, const struct operation *operation)
+{
+    struct record *record = apply_find(a, object_kind_VM, operation->task.vm, 0);
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(vm_replica, &record->vm->replica, tried_at, a->request->at);
+    object_mark(&vm_desc, record->vm, "replica");
+    state_edit_end(a->state, record, record->common->revision); /* nobody has changed anything that a user wrote */
+}
+
+static bool same(const char *a, const char *b)
+{
+    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
+}
+
+static void point_complete(struct apply *a, struct record *record, const struct operation *operation, const struct replica_result *result)
+{
+    struct vm_replica *r = &record->vm->replica;
+    bool first = r->number == 0 || !same(r->id, result->id), late = r->late, failed = r->failure != NULL;
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(vm_replica, r, id, result->id);
+    OBJECT_SET(vm_replica, r, number, result->number);
+    OBJECT_TEXT(vm_replica, r, at, operation->created_at); /* the images were made after that */
+    OBJECT_SET(vm_replica, r, epoch, operation->task.epoch);
+    OBJECT_SET(vm_replica, r, sent_bytes, result->sent_bytes);
+    OBJECT_TEXT(vm_replica, r, failure, NULL);
+    if (late)
+        OBJECT_SET(vm_replica, r, late, false);
+    object_mark(&vm_desc, record->vm, "replica");
+    if (OBJECT_HAS(vm, record->vm, replica_start))
+        take_away(record->vm, "replica_start");
+    state_edit_end(a->state, record, record->common->revision);
+    if (first || late || failed)
+        apply_event(a, event_type_UPDATED, record, "the replica of VM %s on host %s %s: point %llu", record->common->name,
+                    record->vm->replica_host, first ? "is complete" : "is up to date again", (unsigned long long)r->number);
+}
+
+static void replicate_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
+                            const struct task_seen *seen)
+{
+    struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, operation->task.vm);
+    const struct record *keeper = record != NULL ? replica_keeper(a->state, record->vm) : NULL;
+    if (keeper == NULL || !same(keeper->common->id, operation->task.peer) || !same(record->vm->host, operation->task.host) ||
+        record->vm->epoch != operation->task.epoch)
+        return;
+    bool whole = state == operation_state_SUCCEEDED && seen != NULL && OBJECT_HAS(task_seen, seen, replica) && seen->replica.id != NULL &&
+                 seen->replica.number > 0;
+    if (whole) {
+        point_complete(a, record, operation, &seen->replica);
+        return;
+    }
+    char why[APPLY_STEP_BYTES_MAX];
+    apply_text(why, sizeof why, "%s", text != NULL ? text : "its host does not say why");
+    bool news = record->vm->replica.failure == NULL;
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(vm_replica, &record->vm->replica, failure, why);
+    object_mark(&vm_desc, record->vm, "replica");
+    state_edit_end(a->state, record, record->common->revision);
+    if (news && state == operation_state_FAILED)
+        apply_event(a, event_type_UPDATED, record, "no new point of the replica of VM %s: %s", record->common->name, why);
+}
+
+const struct task_kind_ops task_vm_replicate = {.may_begin = may_replicate, .begun = replicate_begun, .ended = replicate_ended};
+
+void apply_replica_late(struct apply *a, struct command_replica_late *command)
+{
+    struct record *record = apply_find(a, object_kind_VM, command->id, 0);
+    if (record == NULL)
+        return;
+    if (record->vm->replica_host == NULL || record->vm->replica.late || record->vm->replica.number != command->number) {
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "the replica of VM '%s' has a newer point, or is late already", record->common->name);
+        return;
+    }
+    if (a->check_only)
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_SET(vm_replica, &record->vm->replica, late, true);
+    object_mark(&vm_desc, record->vm, "replica");
+    state_edit_end(a->state, record, record->common->revision);
+    apply_answer(a, record);
+    apply_event(a, event_type_UPDATED, record, "the replica of VM %s on host %s is late: its last complete point is %llu s old%s%s%s",
+                record->common->name, record->vm->replica_host, (unsigned long long)command->age_s,
+                record->vm->replica.number == 0 ? " (there is none yet)" : "", record->vm->replica.failure != NULL ? ": " : "",
+                record->vm->replica.failure != NULL ? record->vm->replica.failure : "");
+}

@@ -1,0 +1,98 @@
+/* VMs whose replicas are due or late: see replica_schedule.h. */
+#include "controller/reconcile/replica_schedule.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/fsm/replica_state.h"
+#include "controller/fsm/time_text.h"
+
+static bool passed(const struct replica_schedule *s, const char *since, uint64_t seconds)
+{
+    return since == NULL || time_text_ms(s->now) >= time_text_ms(since) + seconds * 1000;
+}
+
+static bool is_late(const struct replica_schedule *s, const struct record *record)
+{
+    const struct vm *vm = record->vm;
+    const struct record *attempt = replica_under_way(record);
+    const char *since = vm->replica.at != NULL ? vm->replica.at : vm->replica.since;
+    bool wanted = vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED;
+    return wanted && !vm->replica.late && since != NULL && passed(s, since, replica_limit_s(vm)) &&
+           (attempt == NULL || passed(s, attempt->operation->created_at, replica_limit_s(vm)));
+}
+
+static bool is_up(const struct record *host)
+{
+    return host != NULL && host->host->state == host_state_UP;
+}
+
+static bool is_due(const struct replica_schedule *s, const struct record *record)
+{
+    const struct vm *vm = record->vm;
+    bool runs = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED;
+    return runs && vm->host != NULL && !vm->recovering && vm->wanted != vm_wanted_DELETED && record->of_vm.operations.count == 0 &&
+           passed(s, vm->replica.tried_at, replica_every_s(vm)) && is_up(replica_keeper(s->state, vm)) &&
+           is_up(state_get(s->state, object_kind_HOST, vm->host)) && strcmp(replica_keeper(s->state, vm)->common->id, vm->host) != 0;
+}
+
+static uint64_t hash_add(uint64_t hash, const char *text)
+{
+    for (; *text != '\0'; text++)
+        hash = (hash ^ (uint8_t)*text) * UINT64_C(0x100000001b3);
+    hash ^= hash >> 29;
+    return hash * UINT64_C(0xbf58476d1ce4e5b9);
+}
+
+static void id_make(const struct replica_schedule *s, const struct vm *vm, char id[STATE_ID_BYTES])
+{
+    uint64_t a = hash_add(hash_add(hash_add(UINT64_C(0xcbf29ce484222325), "replicate"), vm->id), s->now);
+    uint64_t b = hash_add(hash_add(hash_add(UINT64_C(0x9e3779b97f4a7c15), s->now), vm->id), "replicate");
+    snprintf(id, STATE_ID_BYTES, "%08x-%04x-4%03x-%04x-%012llx", (unsigned)(a >> 32), (unsigned)(a >> 16 & 0xffff),
+             (unsigned)(a & 0xfff), (unsigned)(0x8000 | (b >> 48 & 0x3fff)), (unsigned long long)(b & 0xffffffffffff));
+}
+
+static void task_fill(const struct replica_schedule *s, const struct record *record, struct command_task *command)
+{
+    struct operation *operation = &command->operation;
+    char id[STATE_ID_BYTES];
+    id_make(s, record->vm, id);
+    OBJECT_TEXT(operation, operation, id, id);
+    OBJECT_SET(operation, operation, kind, operation_kind_VM_REPLICATE);
+    OBJECT_SET(operation, operation, target_kind, object_kind_VM);
+    OBJECT_TEXT(operation, operation, target_id, record->common->id);
+    OBJECT_TEXT(operation, operation, target_name, record->common->name);
+    OBJECT_SET(task, &operation->task, kind, task_kind_VM_REPLICATE);
+    OBJECT_TEXT(task, &operation->task, host, record->vm->host);
+    OBJECT_TEXT(task, &operation->task, peer, replica_keeper(s->state, record->vm)->common->id);
+    OBJECT_TEXT(task, &operation->task, vm, record->common->id);
+    OBJECT_SET(task, &operation->task, epoch, record->vm->epoch);
+    object_mark(&operation_desc, operation, "task");
+    object_mark(&command_task_desc, command, "operation");
+}
+
+static void late_fill(const struct replica_schedule *s, const struct vm *vm, struct command_replica_late *command)
+{
+    uint64_t since_ms = time_text_ms(vm->replica.at != NULL ? vm->replica.at : vm->replica.since);
+    OBJECT_TEXT(command_replica_late, command, id, vm->id);
+    OBJECT_SET(command_replica_late, command, number, vm->replica.number);
+    OBJECT_SET(command_replica_late, command, age_s, (time_text_ms(s->now) - since_ms) / 1000);
+}
+
+int replica_schedule_next(struct replica_schedule *s, struct command_task *ret_task, struct command_replica_late *ret_late)
+{
+    while (s->next < state_count(s->state, object_kind_VM)) {
+        const struct record *record = state_at(s->state, object_kind_VM, s->next);
+        if (record->vm->replica_host != NULL && is_late(s, record)) {
+            late_fill(s, record->vm, ret_late);
+            s->next++;
+            return 2;
+        }
+        s->next++;
+        if (record->vm->replica_host == NULL || !is_due(s, record))
+            continue;
+        task_fill(s, record, ret_task);
+        return 1;
+    }
+    return 0;
+}

@@ -1,0 +1,98 @@
+"""Replicas of VMs whose disks are on their hosts: points that are complete or not there, and a VM that is started from the last one.
+
+The guest writes and reads its disk all the time (tests/guest/guest_disk.c): what it finds on the replica says how old that is.
+"""
+
+
+from bed import wait_until
+from disk_guest import NEEDED, WRITES, agent_of, create, done, image, taken_over, wait_writes, writes
+
+pytestmark = NEEDED
+
+
+def replica(cluster, name='web'):
+    return cluster.vm(name).get('replica', {})
+
+
+def replicate(cluster, keeper, name='web', every_s=2, **more):
+    status, _, answer = cluster.api('PATCH', f'/v1/vms/{name}', {'replica_host': keeper, 'replica_every_s': every_s, **more})
+    assert status == 200, answer
+
+
+def wait_point(cluster, name='web', more=1, timeout_s=30):
+    """So many complete points more than there are."""
+    first = replica(cluster, name)
+    def newer():
+        now = replica(cluster, name)
+        return now.get('number', 0) >= (first.get('number', 0) if now.get('id') == first.get('id') else 0) + more
+    wait_until(newer, timeout_s, f'{name} has {more} points more than {first}', poll_s=0.1)
+
+
+def place(agent, vm_id):
+    return agent.directory / 'replicas' / vm_id
+
+
+def begin(make_cluster, **fields):
+    """A VM that writes, its host, and the host that is to keep its replica."""
+    cluster = make_cluster(controllers=3, agents=3)
+    image(cluster)
+    vm_id = create(cluster, 'web', **WRITES, **fields)
+    old = agent_of(cluster, 'web')
+    keeper = next(a for a in cluster.agents if a is not old)
+    wait_writes(old, vm_id, 20)
+    return cluster, vm_id, old, keeper
+
+
+def test_a_vm_is_started_from_its_replica(make_cluster):
+    """Its host is lost; on the replica's host it finds what it had written before the last point. Then the replica is the other way round."""
+    cluster, vm_id, old, keeper = begin(make_cluster, ha=True)
+    replicate(cluster, keeper.name)
+    wait_point(cluster, timeout_s=30)
+    assert (place(keeper, vm_id) / 'replica.json').exists() and replica(cluster)['epoch'] == cluster.vm('web')['epoch']
+    before = writes(old, vm_id)
+    wait_point(cluster, more=2)
+    assert replica(cluster)['sent_bytes'] <= 4 << 20
+    old.host.power_off()
+    taken_over(cluster, vm_id, old, before)
+    vm = cluster.vm('web')
+    assert vm['host_name'] == keeper.name and vm['replica_host'] == old.name and vm['failovers'] == 1, vm
+    assert not place(keeper, vm_id).exists()
+    # the host is back: nothing of its old disks is left, and it keeps the replica now
+    cluster.boot(old.host.number)
+    wait_point(cluster, timeout_s=60)
+    assert not (old.directory / 'vms' / vm_id).exists() and (place(old, vm_id) / 'replica.json').exists()
+    assert cluster.cli('vm', 'show', 'web')['replica']['age_s'] < 600
+    # taken away, and it goes
+    cluster.cli('vm', 'update', 'web', '--replica-host', '', parse=False)
+    assert not replica(cluster)
+    wait_until(lambda: not place(old, vm_id).exists(), 30, 'the replica is gone')
+
+
+def test_what_is_refused(make_cluster):
+    """In words that say what to do; and one that is late says so."""
+    cluster, vm_id, old, keeper = begin(make_cluster)
+    def refused(word, **fields):
+        status, _, answer = cluster.api('PATCH', '/v1/vms/web', fields)
+        assert status >= 400 and word in answer['detail'], answer
+    refused('no host', replica_host='nobody')
+    refused('name another', replica_host=old.name)
+    done(cluster, cluster.api('POST', '/v1/vms/web/snapshots', {'name': 'one'}))
+    refused('delete the VM', replica_host=keeper.name)
+    done(cluster, cluster.api('DELETE', '/v1/snapshots/one'))
+    replicate(cluster, keeper.name, replica_limit_s=5)
+    wait_point(cluster)
+    status, _, answer = cluster.api('POST', '/v1/vms/web/snapshots', {'name': 'two'})
+    assert status >= 400 and 'replica' in answer['detail'], answer
+    status, _, answer = cluster.api('DELETE', f'/v1/hosts/{keeper.name}')
+    assert status == 409 and 'web' in answer['detail'], answer
+    # a host of a replica that is cut off: late, and the VM goes on; then up to date again
+    cluster.bed.isolate(keeper.host.number)
+    wait_until(lambda: replica(cluster).get('late'), 40, 'the replica is late')
+    wait_writes(old, vm_id, 5)
+    cluster.bed.heal()
+    wait_until(lambda: not replica(cluster).get('late'), 60, 'the replica is up to date again')
+    events = [e['message'] for e in cluster.cli('event', 'list') if 'replica of VM web' in e['message']]
+    assert any('is late' in m for m in events) and any('up to date again' in m for m in events), events
+    assert not [o for o in cluster.items('/v1/operations') if o['kind'] == 'vm-replicate' and o['state'] != 'running']
+    done(cluster, cluster.api('DELETE', '/v1/vms/web'))
+    wait_until(lambda: not place(keeper, vm_id).exists(), 30, 'the replica is gone with its VM')
