@@ -244,8 +244,8 @@ static void judge_host(const struct lease_judge *judge, const struct state *stat
     if (host->boot_id == NULL || host->state == host_state_LOST)
         return; /* never seen, or for its own report to clear */
     if (suspected && count.heard >= most)
-        clear(host, now, ret);
-    else if (disarmed)
+        clear(host, now, ret); /* by however few: until three have a vote again it would have no lease */
+    else if (disarmed || voters < STATE_HA_VOTERS_MIN)
         return;
     else if (suspected && may_lose(judge, state, &count))
         lose(state, host, &count, voters, now, ret);
@@ -257,7 +257,7 @@ static void judge_host(const struct lease_judge *judge, const struct state *stat
 void lease_judge_tick(const struct lease_judge *judge, const struct state *state, const char *now, uint64_t now_ns,
                       struct lease_judgement *ret)
 {
-    if (!state_initialized(state) || state_voters(state) < STATE_HA_VOTERS_MIN)
+    if (!state_initialized(state))
         return;
     for (size_t i = 0; i < state_count(state, object_kind_HOST) && ret->count < LEASE_COMMANDS_MAX; i++)
         judge_host(judge, state, state_at(state, object_kind_HOST, i)->host, now, now_ns, ret);

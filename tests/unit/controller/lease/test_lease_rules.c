@@ -53,11 +53,11 @@ static bool ask(struct bed *b, unsigned number, const char *name, uint64_t gener
     struct lease_answer answer = {0};
     OBJECT_TEXT(lease_question, &question, host, host_of(b, name)->id);
     OBJECT_SET(lease_question, &question, generation, generation);
-    OBJECT_SET(lease_question, &question, cluster_epoch, 1);
+    OBJECT_SET(lease_question, &question, cluster_epoch, state_cluster(b->f.state)->epoch);
     lease_table_answer(&b->tables[number], b->f.state, &question, number + 1, b->now_ns, &answer);
     bool supported = answer.supported;
     assert_int_equal(answer.raft_id, number + 1);
-    assert_int_equal(answer.voters.count, 3);
+    assert_int_equal(answer.voters.count, state_voters(b->f.state));
     assert_true(supported == (answer.why == NULL));
     OBJECT_CLEAR(lease_question, &question);
     OBJECT_CLEAR(lease_answer, &answer);
@@ -70,7 +70,7 @@ static struct lease_view look_in(struct bed *b, unsigned number, uint64_t index,
     struct lease_view view = {0};
     OBJECT_SET(lease_look, &look, term, leader_term);
     OBJECT_SET(lease_look, &look, index, index);
-    OBJECT_SET(lease_look, &look, cluster_epoch, 1);
+    OBJECT_SET(lease_look, &look, cluster_epoch, state_cluster(b->f.state)->epoch);
     lease_table_view(&b->tables[number], b->f.state, &look, number + 1, term, b->now_ns, &view);
     return view;
 }
@@ -274,6 +274,54 @@ static void a_false_alarm_is_cleared(void **test)
     pass(b, 10, both);
     assert_int_equal(host_of(b, "n1")->state, host_state_UP);
     assert_int_equal(host_of(b, "n1")->generation, 2);
+}
+
+/* Two of three controllers are gone for good while a host is suspected: the survivor alone hears it, and that is a majority. */
+static void a_false_alarm_is_cleared_by_the_survivor_of_a_recovery(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "web", "");
+    fixture_host(f, "n2", 8192);
+    pass(b, 10, both);
+    pass(b, 4, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    assert_int_equal(fixture_recover(f, 2, fixture_get(f, object_kind_CONTROLLER, "c1")->common->id), 0);
+    assert_int_equal(state_voters(f->state), 1);
+    lease_judge_reset(&b->judge); /* it starts for that */
+    lease_table_finish(&b->tables[0]);
+    lease_table_init(&b->tables[0], b->now_ns);
+    look(b, 0);
+    assert_false(ask(b, 0, "n1", 1)); /* as long as it is suspected */
+    look(b, 0);
+    assert_int_equal(judge(b), 1);
+    assert_int_equal(host_of(b, "n1")->state, host_state_UP);
+    assert_int_equal(host_of(b, "n1")->generation, 2);
+    assert_true(ask(b, 0, "n1", 2));
+    b->now_ns += 60 * S; /* nobody is suspected by so few, nor lost */
+    look(b, 0);
+    assert_int_equal(judge(b), 0);
+    assert_int_equal(host_of(b, "n1")->state, host_state_UP);
+}
+
+/* One that is dead stays suspected until there are enough controllers again to declare it lost. */
+static void a_suspected_host_is_not_lost_by_the_survivor_of_a_recovery(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    fixture_host(f, "n2", 8192);
+    pass(b, 10, both);
+    pass(b, 4, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    assert_int_equal(fixture_recover(f, 2, fixture_get(f, object_kind_CONTROLLER, "c1")->common->id), 0);
+    b->now_ns += 60 * S;
+    look(b, 0);
+    struct lease_judgement *judgement = NEW(struct lease_judgement);
+    lease_judge_tick(&b->judge, f->state, fixture_now(f), b->now_ns, judgement);
+    assert_int_equal(judgement->count, 0); /* proposed to nobody, again and again */
+    lease_judgement_finish(judgement);
+    free(judgement);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
 }
 
 static void a_lost_host_comes_back_by_its_report(void **test)
@@ -629,6 +677,8 @@ int main(void)
         TEST(a_silent_host_is_lost_and_its_vm_goes_elsewhere),
         TEST(disks_in_shared_pools_are_taken_along),
         TEST(a_false_alarm_is_cleared),
+        TEST(a_false_alarm_is_cleared_by_the_survivor_of_a_recovery),
+        TEST(a_suspected_host_is_not_lost_by_the_survivor_of_a_recovery),
         TEST(a_lost_host_comes_back_by_its_report),
         TEST(one_confirmation_is_not_enough),
         TEST(a_leader_that_sees_no_majority_suspects_nobody),
