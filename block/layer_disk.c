@@ -761,15 +761,6 @@ bool layer_disk_is_whole(const struct layer_disk *disk)
     return disk->chain->count == 0 || !disk->chain->layers[0]->is_source;
 }
 
-bool layer_disk_missing(const struct layer_disk *disk, const char **ret_source_name, uint64_t *ret_bytes)
-{
-    if (layer_disk_is_whole(disk))
-        return false;
-    *ret_source_name = disk->chain->layers[0]->name;
-    *ret_bytes = layer_merge_cost(disk->chain, 0, true) * LAYER_CLUSTER_BYTES;
-    return true;
-}
-
 static void filled(void *arg, int result, const struct layer_id *gone UNUSED)
 {
     struct layer_disk *disk = arg;

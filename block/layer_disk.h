@@ -72,8 +72,6 @@ int layer_disk_tidy_now(struct layer_disk *disk, struct error *err);
 
 /* Is all of it here? If not, its lowest layer has a source. */
 bool layer_disk_is_whole(const struct layer_disk *disk);
-/* What that source fills, and how much of it there is (bytes); false: nothing is missing. */
-bool layer_disk_missing(const struct layer_disk *disk, const char **ret_source_name, uint64_t *ret_bytes);
 /* Begin to fill in what is missing: 1, and @done comes once as for layer_disk_tidy; 0: it is whole. The disk has one layer.
  * What is read meanwhile comes first, and the rest waits for it. When @done says 0 the disk is one like any other, and that is
  * on disk. A failure, also -EAGAIN, leaves what has come: to be begun again. */

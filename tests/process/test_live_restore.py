@@ -1,6 +1,7 @@
 """A VM is started from a backup before its disks are here: what its guest reads comes from the store, the rest behind that; with a slow
 store, one that goes away and comes back, and VMM, agent and drover-backup killed in the middle."""
 import os
+import pathlib
 import re
 import signal
 
@@ -28,9 +29,9 @@ def operation(cluster, started):
     return get(cluster, f"operations/{started['id']}")
 
 
-def backed_up(cluster):
+def backed_up(cluster, **fields):
     """A VM that is off, with a backup, on a store that is slow from now on: (its id, what is in the backup)."""
-    vm_id = create(cluster, 'a')
+    vm_id = create(cluster, 'a', **fields)
     add_store(cluster)
     made = backup(cluster, name='one')
     done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
@@ -69,7 +70,7 @@ def fast(cluster):
 
 
 def test_it_runs_at_once_and_is_whole_in_the_end(cluster):
-    vm_id, was = backed_up(cluster)
+    vm_id, was = backed_up(cluster, disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': DISK_BYTES}])
     started = restore(cluster)
     runs(cluster, started)
     guest_goes_on(cluster, vm_id)
@@ -134,3 +135,35 @@ def test_given_up_while_it_is_off(cluster):
     assert said['state'] == 'succeeded' and cluster.vm('b')['state'] == 'running', said
     done(cluster, cluster.api('POST', '/v1/vms/b/stop?force=true'))
     assert disk_now(cluster, cluster.vm('b')['id'])[WRITTEN:] == was[WRITTEN:]
+
+
+def servers(cluster):
+    return [pid for pid in cluster.agent(1).host.pids()
+            if b'drover-backup\0serve' in pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()]
+
+
+def test_vm_deleted_before_it_is_whole(cluster):
+    backed_up(cluster)
+    started = restore(cluster)
+    runs(cluster, started)
+    assert len(servers(cluster)) == 1
+    done(cluster, cluster.api('DELETE', '/v1/vms/a'))
+    wait_until(lambda: operation(cluster, started)['state'] != 'running', 20, 'the end of the restore')
+    assert operation(cluster, started)['state'] in ('cancelled', 'failed'), operation(cluster, started)
+    wait_until(lambda: not servers(cluster), 10, 'nobody serves it any more')
+    assert get(cluster, 'backups/one')['state'] == 'available'
+
+
+def test_leader_lost_in_the_middle(make_cluster):
+    cluster = cluster_with(make_cluster, bytes(WRITTEN) + os.urandom(DISK_BYTES - WRITTEN), controllers=3)
+    vm_id, was = backed_up(cluster)
+    started = restore(cluster)
+    cluster.leader().program.kill9()        # before or after the host's word that the VM can be started
+    wait_until(lambda: cluster.vm('a')['state'] == 'running', 40, 'the VM runs')
+    assert operation(cluster, started)['state'] == 'running', operation(cluster, started)
+    fast(cluster)
+    cluster.agent(1).program.kill9()
+    cluster.agent(1).run()
+    cluster.wait_operation(started)
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    assert disk_now(cluster, vm_id)[WRITTEN:] == was[WRITTEN:]
