@@ -79,6 +79,11 @@ static bool may_have(struct apply *a, const struct vm *vm, const struct record *
 
 bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch)
 {
+    bool away = patch->head.cleared & (UINT64_C(1) << (object_field(&vm_desc, "replica_host") - vm_desc.fields));
+    if (record->vm->recovering && (away || patch->replica_host != NULL)) {
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/replica_host", "VM '%s' is being started on another host; ask again", record->common->name);
+        return false;
+    }
     if (!OBJECT_HAS(vm, patch, replica_host) || patch->replica_host == NULL)
         return true;
     const struct record *keeper = state_get(a->state, object_kind_HOST, patch->replica_host);
