@@ -119,6 +119,8 @@ static int disk_put_back(struct layer_pool *pool, const char *name, const char *
     if (s == NULL)
         code = error_set(err, -EBADMSG, ERROR_CHECKSUM, "disk %s of the replica does not have its point %s", name, point);
     if (s != NULL && !is_at(disk, s)) {
+        struct block *b = &disk->chain->block;
+        (void)block_now(b, BLOCK_DISCARD, 0, NULL, b->size_bytes); /* on a full disk the new top needs the old one's room */
         layer_disk_close(disk);
         code = layer_disk_revert(pool, name, point, err);
         if (code == 0)

@@ -2,10 +2,15 @@
 
 The guest writes and reads its disk all the time (tests/guest/guest_disk.c): what it finds on the replica says how old that is.
 """
+import contextlib
+import os
+import pathlib
+import signal
 
+import pytest
 
 from bed import wait_until
-from disk_guest import NEEDED, WRITES, agent_of, create, done, image, taken_over, wait_writes, writes
+from disk_guest import NEEDED, WRITES, agent_of, create, done, image, life, taken_over, wait_writes, writes
 
 pytestmark = NEEDED
 
@@ -96,3 +101,75 @@ def test_what_is_refused(make_cluster):
     assert not [o for o in cluster.items('/v1/operations') if o['kind'] == 'vm-replicate' and o['state'] != 'running']
     done(cluster, cluster.api('DELETE', '/v1/vms/web'))
     wait_until(lambda: not place(keeper, vm_id).exists(), 30, 'the replica is gone with its VM')
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_a_complete_point_stays(make_cluster):
+    """Agents of both hosts, the processes that send and receive, and the VMM are killed while points are made; there are new points after each,
+    and what the VM is started from in the end is of one instant."""
+    cluster, vm_id, old, keeper = begin(make_cluster, ha=True)
+    replicate(cluster, keeper.name)
+    wait_point(cluster)
+
+    def children(agent, work):
+        found = []
+        for pid in agent.host.pids():
+            try:
+                words = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
+            except OSError:
+                continue
+            if work.encode() in words:
+                found.append(pid)
+        return found
+
+    def kill_children(agent, work):
+        pids = wait_until(lambda: children(agent, work), 30, f'{work} on {agent.name}', poll_s=0.002)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    for what in range(8):
+        before = writes(old, vm_id)
+        if what % 4 == 0:
+            kill_children(keeper, 'replicate-receive')
+        elif what % 4 == 1:
+            kill_children(old, 'replicate-send')
+        else:
+            agent = keeper if what % 4 == 2 else old
+            wait_until(lambda: children(agent, 'replicate-receive' if agent is keeper else 'replicate-send'), 30, 'a point', poll_s=0.002)
+            agent.program.kill9()
+            agent.run()
+        wait_point(cluster, more=2, timeout_s=60)
+        wait_writes(old, vm_id)
+        assert 'disk: word' not in life(old, vm_id)
+    old.host.power_off()
+    taken_over(cluster, vm_id, old, before)
+    assert not list((keeper.directory / 'replicas').iterdir())
+
+
+@pytest.mark.slow
+def test_beside_backups_and_migrations(make_cluster):
+    """A backup does not fail because a point is being made, and neither does a migration; and where the VM goes to its replica's host
+    they change places."""
+    cluster, vm_id, old, keeper = begin(make_cluster)
+    third = next(a for a in cluster.agents if a not in (old, keeper))
+    replicate(cluster, keeper.name)
+    wait_point(cluster)
+    store = cluster.bed.directory / 'store'
+    store.mkdir()
+    status, _, answer = cluster.api('POST', '/v1/backup-stores', {'name': 'nas', 'location': str(store)})
+    assert status == 201, answer
+    for i in range(4):
+        done(cluster, cluster.api('POST', '/v1/vms/web/backups', {'name': f'b{i}', 'store': 'nas'}))
+    wait_point(cluster)
+    first = replica(cluster)['id']
+    done(cluster, cluster.api('POST', '/v1/vms/web/migrate', {'to': third.name}))
+    assert replica(cluster)['epoch'] == cluster.vm('web')['epoch']      # what the point holds is still so
+    wait_point(cluster, more=2)
+    assert replica(cluster)['id'] == first and cluster.vm('web')['replica_host'] == keeper.name
+    done(cluster, cluster.api('POST', '/v1/vms/web/migrate', {'to': keeper.name}))
+    assert cluster.vm('web')['replica_host'] == third.name
+    wait_point(cluster, more=2, timeout_s=60)
+    assert replica(cluster)['id'] != first and not place(keeper, vm_id).exists() and place(third, vm_id).exists()
+    wait_writes(keeper, vm_id, 5)
+    assert 'disk: word' not in life(keeper, vm_id)
