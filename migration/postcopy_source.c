@@ -8,13 +8,12 @@
 
 enum {
     BLOCK_PAGES = 256, /* that one pusher takes at a time */
-    SYNC_PAGES = 4096, /* on their way before it is asked whether they have come */
-    AHEAD_PAGES = 16,  /* sent for one that was asked for: its neighbours will be, too */
+    SYNC_PAGES = 4096, /* asked for, on their way before it is asked whether they have come */
     SERVE_SLICE_MS = 5,
     WAY_US = 2000,     /* after a page was asked for another one may be, which is not to stand behind what is pushed */
     WAY_SLICE_US = 200,
-    WAY_US_MAX = 20000, /* that pushers give way at a time: at first, and after so many blocks again */
-    WAY_US_BLOCK = 4000,
+    WAY_US_MAX = 20000, /* that pushers give way at a time: at first, and when they have pushed for as long */
+    ASKED_US = 100000,  /* after a page was asked for the guest counts as one that asks for pages */
 };
 
 struct postcopy_source {
@@ -102,6 +101,7 @@ static int sync_ask(struct postcopy_link *link, struct error *err)
     struct migrate_step step = {.kind = MIGRATE_SYNC, .number = ++link->sync};
     int code = stream_pages_flush(link->pages, err);
     link->asked = link->count;
+    link->asked_us = migrate_now_us();
     return code < 0 ? code : migrate_step_put(link->out, &step, err);
 }
 
@@ -119,13 +119,19 @@ static int sync_take(struct postcopy_source *p, struct postcopy_link *link, cons
 
 /* ---- pushing ---- */
 
-static int pusher_sync(struct postcopy_source *p, struct postcopy_link *link, struct error *err)
+/* What was pushed before has come, or is waited for; then the same is asked of what has been pushed since. */
+static int push_turn(struct postcopy_source *p, struct postcopy_link *link, struct push_window *window, struct error *err)
 {
     struct migrate_reply reply;
-    int code = link->count ? sync_ask(link, err) : 0;
-    if (code == 0 && link->count)
+    int code = stream_pages_flush(link->pages, err);
+    if (code == 0 && link->asked) {
         code = migrate_channel_reply(link->channel, &reply, err);
-    return code == 0 && link->count ? sync_take(p, link, &reply, err) : code;
+        if (code == 0)
+            code = sync_take(p, link, &reply, err);
+        uint64_t now_us = migrate_now_us();
+        push_window_note(window, now_us - link->asked_us, now_us < __atomic_load_n(&p->asked_us, __ATOMIC_RELAXED) + ASKED_US);
+    }
+    return code == 0 && link->count ? sync_ask(link, err) : code;
 }
 
 static bool block_next(struct postcopy_source *p, size_t *ret_region, uint64_t *ret_page, uint64_t *ret_end)
@@ -143,7 +149,7 @@ static bool block_next(struct postcopy_source *p, size_t *ret_region, uint64_t *
 }
 
 /* Of a link with queues all that is pushed comes before a page that is asked for now, and the guest waits for that one. So the
- * pages that it needs to begin with come alone, and later ones have at least a part of the link. */
+ * pages that it needs to begin with come alone, and later ones have at least half of the time. */
 static void way_give(struct postcopy_source *p, const struct postcopy_link *link, uint64_t *left_us)
 {
     const struct timespec slice = {.tv_nsec = WAY_SLICE_US * 1000l};
@@ -153,23 +159,45 @@ static void way_give(struct postcopy_source *p, const struct postcopy_link *link
         nanosleep(&slice, NULL);
         now_us = migrate_now_us();
     }
-    *left_us = MIN(*left_us - MIN(now_us - begin_us, *left_us) + WAY_US_BLOCK, (uint64_t)WAY_US_MAX);
+    *left_us -= MIN(now_us - begin_us, *left_us);
+}
+
+/* The first page from @page on that may be left. */
+static uint64_t left_next(const struct postcopy_source *p, size_t region, uint64_t page, uint64_t end)
+{
+    while (page < end && __atomic_load_n(&p->left[region][page / 64], __ATOMIC_ACQUIRE) >> (page % 64) == 0)
+        page = (page / 64 + 1) * 64;
+    return page;
+}
+
+static int block_push(struct postcopy_source *p, struct postcopy_link *link, struct push_window *window, uint64_t *way_us,
+                      size_t region, uint64_t page, uint64_t end, struct error *err)
+{
+    int code = 0;
+    for (uint64_t next; code == 0 && (page = left_next(p, region, page, end)) < end; page = next) {
+        next = MIN(page + window->pages, end);
+        way_give(p, link, way_us);
+        uint64_t begin_us = migrate_now_us();
+        code = pages_send(p, link, region, page, next, err);
+        if (code == 0 && link->count - link->asked >= window->pages)
+            code = push_turn(p, link, window, err);
+        *way_us = MIN(*way_us + migrate_now_us() - begin_us, (uint64_t)WAY_US_MAX);
+    }
+    return code;
 }
 
 int postcopy_source_push(struct postcopy_source *p, struct postcopy_link *link, struct error *err)
 {
+    struct push_window window;
     size_t region;
     uint64_t page, end, way_us = WAY_US_MAX;
     int code = 0;
+    push_window_init(&window);
     __atomic_store_n(&p->asked_us, migrate_now_us(), __ATOMIC_RELAXED); /* the guest has begun there, or is about to */
-    while (code == 0 && block_next(p, &region, &page, &end)) {
-        way_give(p, link, &way_us);
-        code = pages_send(p, link, region, page, end, err);
-        if (code == 0 && link->count >= SYNC_PAGES)
-            code = pusher_sync(p, link, err);
-    }
-    if (code == 0)
-        code = pusher_sync(p, link, err);
+    while (code == 0 && block_next(p, &region, &page, &end))
+        code = block_push(p, link, &window, &way_us, region, page, end, err);
+    while (code == 0 && link->count)
+        code = push_turn(p, link, &window, err);
     if (code == 0)
         __atomic_fetch_sub(&p->pushers, 1, __ATOMIC_ACQ_REL);
     return code;
@@ -184,7 +212,8 @@ static int wanted_send(struct postcopy_source *p, struct postcopy_link *link, ui
     if (region >= p->count || page >= pages_of(&p->regions[region]))
         return error_set(err, -EBADMSG, ERROR_CHECKSUM, "the target asks for memory that there is not");
     __atomic_store_n(&p->asked_us, migrate_now_us(), __ATOMIC_RELAXED);
-    int code = pages_send(p, link, region, page, MIN(page + AHEAD_PAGES, pages_of(&p->regions[region])), err);
+    uint64_t end = MIN(page + page_ahead_pages(&link->ahead, value), pages_of(&p->regions[region]));
+    int code = pages_send(p, link, region, page, end, err);
     return code < 0 ? code : stream_pages_flush(link->pages, err);
 }
 

@@ -11,6 +11,7 @@
 
 #include "migration/guest.h"
 #include "migration/migrate_channel.h"
+#include "migration/postcopy_pace.h"
 #include "migration/stream_pages.h"
 
 struct postcopy_source;
@@ -23,7 +24,9 @@ struct postcopy_link {
     uint64_t *claimed; /* migrate_wanted() of what is on its way; owned */
     size_t count, capacity;
     size_t asked;      /* of those, how many come before the SYNC that is not answered; 0: none is outstanding */
+    uint64_t asked_us; /* when that was sent */
     uint32_t sync;
+    struct page_ahead ahead; /* pages are migrate_wanted() */
 };
 void postcopy_link_finish(struct postcopy_link *link);
 
@@ -33,7 +36,7 @@ struct postcopy_source *postcopy_source_create(const struct guest_region *region
 void postcopy_source_destroy(struct postcopy_source *p); /* NULL is allowed */
 /* Pages that the target is not known to have. */
 uint64_t postcopy_source_left(const struct postcopy_source *p);
-/* Push until nothing is left and all of this link's is acknowledged. Once by each of the pushers. */
+/* Push until nothing is left and all of this link's is acknowledged, little at a time (postcopy_pace.h). Once by each of the pushers. */
 int postcopy_source_push(struct postcopy_source *p, struct postcopy_link *link, struct error *err);
 /* Answer what is asked for until all pushers have pushed. -EBADMSG where a page is asked for that there is not. */
 int postcopy_source_serve(struct postcopy_source *p, struct postcopy_link *link, struct error *err);
