@@ -12,9 +12,9 @@
  * completes with 0. There is no order between requests in flight.
  *
  * The fail-stop hook: `may_submit` is asked by the driver on the thread that is about to touch the disk, immediately
- * before it does, for every request. False completes the request with -EAGAIN, untouched: the VM has lost the right
- * to its disk (its lease ran out), the guest must not see an error, and so the device keeps the request and submits
- * it again after the VM goes on. A request whose system call has begun is not stopped: the lease's margin is there
+ * before it does: before each system call of each request. False completes the request with -EAGAIN, untouched or done
+ * in part: the VM has lost the right to its disk (its lease ran out), the guest must not see an error, and so the device
+ * keeps the request and submits it again, whole, after the VM goes on. A request whose system call has begun is not stopped: the lease's margin is there
  * for those (lease.h). */
 #ifndef BLOCK_BLOCK_H
 #define BLOCK_BLOCK_H

@@ -22,10 +22,12 @@ static struct block_sync *of_block(struct block *b)
     return CONTAINER_OF(b, struct block_sync, block);
 }
 
-/* Short transfers go on; behind the end of a file of odd size there are zeroes. */
+/* Asks may_submit before each call. Short transfers go on; behind the end of a file of odd size there are zeroes. */
 static int piece_transfer(const struct block_sync *s, bool is_read, uint64_t offset, uint8_t *at, size_t size)
 {
     while (size > 0) {
+        if (!block_may_submit(&s->block))
+            return -EAGAIN;
         ssize_t n = is_read ? pread(s->fd, at, size, (off_t)offset) : pwrite(s->fd, at, size, (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;

@@ -14,9 +14,9 @@ static bool is_transfer(const struct block_file_io *io)
     return io->request->op == BLOCK_READ || io->request->op == BLOCK_WRITE;
 }
 
-void block_file_io_begin(struct block_file_io *io, struct block_request *request, uint32_t direct_align)
+void block_file_io_begin(struct block_file_io *io, const struct block *block, struct block_request *request, uint32_t direct_align)
 {
-    *io = (struct block_file_io){.request = request, .direct_mask = direct_align == 0 ? 0 : direct_align - 1};
+    *io = (struct block_file_io){.block = block, .request = request, .direct_mask = direct_align == 0 ? 0 : direct_align - 1};
     if (request->op == BLOCK_WRITE_ZEROES && !request->may_unmap)
         io->stage = ZEROES_RANGE;
     for (unsigned i = 0; i < request->iovec_count && io->direct_mask != 0 && is_transfer(io); i++)
@@ -101,6 +101,11 @@ bool block_file_call_next(struct block_file_io *io, struct block_file_call *ret_
     struct block_request *r = io->request;
     if (io->ended)
         return false;
+    if (!block_may_submit(io->block)) {
+        io->ended = true;
+        io->result = -EAGAIN;
+        return false;
+    }
     *ret_call = (struct block_file_call){.offset = r->offset, .size = r->size};
     switch (r->op) {
     case BLOCK_READ:

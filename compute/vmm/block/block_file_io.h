@@ -1,5 +1,5 @@
 /* One request on a file, cut into the system calls that it takes; the engines of block_file.h carry those out, each
- * in its way, and so do the same.
+ * in its way, and so do the same. Before each of them the block's may_submit is asked: a request may take thousands.
  *
  *   begin --> call_next: true, a call  --> (engine performs it) --> call_returned --+
  *               ^                                                                    |
@@ -36,6 +36,7 @@ struct block_file_call {
 };
 
 struct block_file_io {
+    const struct block *block; /* whose may_submit is asked */
     struct block_request *request;
     int result;           /* once block_file_call_next has said false */
     uint64_t moved;       /* bytes done */
@@ -47,8 +48,9 @@ struct block_file_io {
     struct iovec piece; /* where the call is not on the request's own */
 };
 
-/* @direct_align: of memory, offset and size, a power of two; 0 where the file is not open for direct I/O. */
-void block_file_io_begin(struct block_file_io *io, struct block_request *request, uint32_t direct_align);
+/* @direct_align: of memory, offset and size, a power of two; 0 where the file is not open for direct I/O. @block is borrowed. */
+void block_file_io_begin(struct block_file_io *io, const struct block *block, struct block_request *request, uint32_t direct_align);
+/* False with `result` -EAGAIN: may_submit says no, perhaps in the middle; the request is to be made again, whole. */
 bool block_file_call_next(struct block_file_io *io, struct block_file_call *ret_call);
 /* @result: bytes or 0, negative errno. */
 void block_file_call_returned(struct block_file_io *io, const struct block_file_call *call, ssize_t result);

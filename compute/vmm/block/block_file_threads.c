@@ -1,6 +1,6 @@
 /* The raw file driver's engine of a few threads.
  *
- * Happy path:  submit queues the request -> a worker asks may_submit, then makes the system calls -> the worker puts
+ * Happy path:  submit queues the request -> a worker makes the system calls, each after may_submit -> the worker puts
  * it on the finished list and rings an eventfd -> the I/O loop calls done.
  *
  * Lists and counters are under `lock`; a request belongs to the worker between waiting and finished, to the I/O loop
@@ -38,9 +38,7 @@ static int perform(const struct block_file *f, struct block_request *r)
 {
     struct block_file_call call;
     struct block_file_io io;
-    if (!block_may_submit(&f->block))
-        return -EAGAIN;
-    block_file_io_begin(&io, r, f->direct_align);
+    block_file_io_begin(&io, &f->block, r, f->direct_align);
     while (block_file_call_next(&io, &call))
         block_file_call_returned(&io, &call, block_file_call_perform(f->fd, &call));
     block_file_io_end(&io);

@@ -1,10 +1,10 @@
 /* The raw file driver's engine on io_uring.
  *
  * Happy path:  submit takes a free slot -> may_submit is asked -> an entry in the machine's ring (uring.h) -> its
- *              completion goes to block_file_io.c, which ends the request or asks for one more call.
+ *              completion goes to block_file_io.c, which ends the request or asks may_submit, and for one more call.
  *              No slot free: the request waits, and goes first when one is.
- * Failures:    without the right to the disk (may_submit) a request ends with -EAGAIN, from a timer that fires at
- * once, for done must not come from within submit.
+ * Failures:    without the right to the disk (may_submit) a request ends with -EAGAIN; before its first call from a timer
+ * that fires at once, for done must not come from within submit.
  *
  * Everything with the device lock held. The kernel may put a call on a thread of its own, where it begins a little
  * later than may_submit was asked; how much later is bounded by the slots, and so covered by the lease's margin. */
@@ -25,7 +25,7 @@ struct file_ring {
     struct block_file *file;
     struct list free;     /* struct slot */
     struct list waiting;  /* struct block_request: no slot yet */
-    struct list refused;  /* struct block_request: -EAGAIN to be told */
+    struct list refused;  /* struct block_request: ended without a call, to be told */
     struct io_timer tell; /* armed while `refused` has something */
     struct slot slots[BLOCK_FILE_IN_FLIGHT_MAX];
 };
@@ -78,13 +78,6 @@ static void call_done(struct uring_op *op, int result)
     slot_go_on(s);
 }
 
-static void refuse(struct file_ring *r, struct block_request *request)
-{
-    request->result = -EAGAIN;
-    list_append(&r->refused, &request->link);
-    io_timer_arm(r->file->loop, &r->tell, 0);
-}
-
 static void refused_tell(void *arg)
 {
     struct file_ring *r = arg;
@@ -98,19 +91,16 @@ static void refused_tell(void *arg)
     }
 }
 
-/* Whatever waits and has a slot. A request that ends without any call (no memory) gives its slot back within. */
+/* Whatever waits and has a slot. A request that ends without any call (no right, no memory) keeps none. */
 static void waiting_begin(struct file_ring *r)
 {
     while (!list_empty(&r->waiting) && !list_empty(&r->free)) {
         struct block_request *request = LIST_ENTRY(r->waiting.next, struct block_request, link);
         struct slot *s = LIST_ENTRY(r->free.next, struct slot, link);
         list_remove(&request->link);
-        if (!block_may_submit(&r->file->block)) {
-            refuse(r, request);
-            continue;
-        }
-        block_file_io_begin(&s->io, request, r->file->direct_align);
+        block_file_io_begin(&s->io, &r->file->block, request, r->file->direct_align);
         if (!block_file_call_next(&s->io, &s->call)) {
+            block_file_io_end(&s->io);
             request->result = s->io.result;
             list_append(&r->refused, &request->link);
             io_timer_arm(r->file->loop, &r->tell, 0);

@@ -283,6 +283,48 @@ static void uring_sees_the_file_shrink_and_grow(void **state UNUSED)
     a_file_may_shrink_and_grow(true);
 }
 
+static bool may_submit(void *arg)
+{
+    unsigned *calls_left = arg;
+    return (*calls_left)-- > 0;
+}
+
+/* A request of two system calls, and the right to the disk ends after the first: the rest of the disk is another host's. */
+static void the_right_may_end_within_a_request(bool with_uring)
+{
+    enum { SEGMENTS = 1500, BYTES = SEGMENTS * 512 }; /* more than one call takes */
+    struct bench *b = bench_create(with_uring, false);
+    struct try t = {.bench = b, .memory = xcalloc(1, BYTES)};
+    struct iovec *iovecs = xcalloc(SEGMENTS, sizeof *iovecs);
+    unsigned calls_left = 1;
+    memset(t.memory, 0x5a, BYTES);
+    for (unsigned i = 0; i < SEGMENTS; i++)
+        iovecs[i] = (struct iovec){t.memory + i * 512, 512};
+    b->block->may_submit = may_submit;
+    b->block->may_submit_arg = &calls_left;
+    t.request = (struct block_request){
+        .op = BLOCK_WRITE, .size = BYTES, .iovecs = iovecs, .iovec_count = SEGMENTS, .done = try_done};
+    pthread_mutex_lock(&b->lock);
+    assert_int_equal(block_submit(b->block, &t.request), 0);
+    block_drain(b->block);
+    pthread_mutex_unlock(&b->lock);
+    assert_int_equal(t.result, -EAGAIN);
+    assert_int_equal(pread(b->fd, b->model, BYTES, 0), BYTES);
+    assert_int_equal(b->model[0], 0x5a);
+    assert_int_equal(b->model[BYTES - 1], 0);
+    free(iovecs);
+    free(t.memory);
+    bench_destroy(b);
+}
+static void threads_ask_before_each_call(void **state UNUSED)
+{
+    the_right_may_end_within_a_request(false);
+}
+static void uring_asks_before_each_call(void **state UNUSED)
+{
+    the_right_may_end_within_a_request(true);
+}
+
 /* The space of discarded and of unmapped zeroed ranges goes back to the host. */
 static void holes_give_space_back(void **state UNUSED)
 {
@@ -370,6 +412,8 @@ int main(void)
         cmocka_unit_test(uring_takes_no_other_operations),
         cmocka_unit_test(threads_see_the_file_shrink_and_grow),
         cmocka_unit_test(uring_sees_the_file_shrink_and_grow),
+        cmocka_unit_test(threads_ask_before_each_call),
+        cmocka_unit_test(uring_asks_before_each_call),
         cmocka_unit_test(holes_give_space_back),
         cmocka_unit_test(a_closed_disk_is_free_at_once),
     };
