@@ -576,7 +576,7 @@ static void vm_lease_adopt(struct local_vm *vm)
 {
     CLEANUP_FREE char *path = vm_files_lease_path(&vm->context->places, vm->id);
     struct error err = {.code = 0};
-    if (lease_page_open(&vm->page, path, false, 0, &err) < 0)
+    if (lease_page_adopt(&vm->page, path, vm->process_id.pid, &err) < 0)
         log_warning("vm-lease", "vm=%s error=\"%s\"", vm->name, err.text);
 }
 
@@ -1253,7 +1253,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     if (r == 0)
         r = vm_files_write_config(places, order, incoming != NULL, err);
     if (r == 0)
-        r = lease_page_open(&vm->page, lease_path, true, vm_page_value(vm, order->epoch, 1), err);
+        r = lease_page_open(&vm->page, lease_path, vm_page_value(vm, order->epoch, 1), err);
     if (r == 0 && vm->user != 0)
         r = vmm_user_own_files(places, order, vm->file.arriving != NULL && !vm->owned, vm->user, err);
     if (r == 0 && places->cgroups != NULL)
@@ -1808,6 +1808,11 @@ bool vm_lease_rules(const struct local_vm *vm)
 
 void vm_lease(struct local_vm *vm)
 {
+    if (vm->process && vm->file.order.ha && vm->context->lease != NULL && vm->page.word == NULL && !vm->kill_sent) {
+        log_warning("vmm-killed", "vm=%s pid=%d why=\"the page of its lease is lost: it would not learn that the lease has ended\" result=%d",
+                    vm->name, vm->process_id.pid, vmm_process_signal(vm->watch->pidfd, SIGKILL));
+        vm->kill_sent = true; /* the pidfd tells when it is gone; it is begun anew, by its restart policy */
+    }
     /* What an agent before us has left to the VMM holds until it runs out. */
     if (vm->lease_generation != 0)
         lease_page_put(&vm->page, vm_page_value(vm, vm->process ? vm->process_id.epoch : vm->file.order.epoch,
