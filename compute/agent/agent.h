@@ -30,8 +30,10 @@
 
 #define AGENT_VERSION "0.1.0"
 #define AGENT_PROGRESS_MS 1000 /* how often the progress of downloads is told */
-#define AGENT_LEAVE_HOLD_MS 200 /* until every VMM has seen that it may not run (a few looks at its page) */
-#define AGENT_LEAVE_TICKS_MAX 15u /* of that time, for the controllers to hear of it */
+/* Until every VMM has seen that it may not run (a few looks at its page), and what it had begun to write to shared disks before is
+ * done: the margin that a lease which runs out leaves, too. */
+#define AGENT_LEAVE_HOLD_MS 600
+#define AGENT_LEAVE_TICKS_MAX 5u /* of that time, for the controllers to hear of it */
 #define AGENT_JSON_BYTES_MAX (256 * 1024)
 
 struct http_server;
