@@ -1,4 +1,5 @@
 """Live migration between two drover-vmm on the real /dev/kvm (or without, see test_vmm.py): back and forth under writing, and every step's sudden end."""
+import fcntl
 import json
 import os
 import random
@@ -192,6 +193,49 @@ def test_a_disk_is_one_sides_at_a_time(world):
     target.console().wait(r'^tick \d+$')
     third = Vmm(world.folder, disks=disks)
     assert third.process.wait(LIMIT_S) == 1 and 'in use by another process' in third.log.read_text()
+
+
+def test_a_source_too_old_to_let_go_of_what_both_hosts_reach_is_refused(world):
+    disk = world.folder / 'disk'
+    disk.write_bytes(bytes(1 << 20))
+    vm = world.boot(disks=[{'path': str(disk)}])             # of which it lets go only when it is too late, as of any other disk
+    console = vm.console()
+    console.wait(r'^tick 1$')
+    target = world.incoming(disks=[{'path': str(disk), 'shared': True}])
+    start(vm, target.socket)
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    failure = migration(vm)['failure']
+    assert str(disk) in failure and 'too old to let go of it in time' in failure and '`drover vm upgrade` it first' in failure, failure
+    assert target.process.wait(LIMIT_S) == 5
+    assert state(vm) == 'running' and 'holds' not in vm.request('GET', '/v1/vm')[1]
+    console.wait_past(console.last_tick() + 2)
+
+
+def test_what_cannot_be_taken_back_is_tried_again_with_the_next_answer(world):
+    """Somebody has the disk when the owner says that the VM stays; and has not, when he says it again."""
+    lock = struct.pack('hhqqi4x', fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    disk = world.folder / 'disk'
+    disk.write_bytes(bytes(1 << 20))
+    disks = [{'path': str(disk), 'shared': True}]
+    vm = world.boot(disks=disks)
+    console = vm.console()
+    console.wait(r'^tick 1$')
+    target = world.incoming(disks=disks)
+    start(vm, target.socket, ask_owner=True)
+    until(lambda: migration(vm)['phase'] == 'ready', vm, target)
+    with disk.open('r+b') as somebody:                       # it was let go of before the owner was asked
+        fcntl.fcntl(somebody, fcntl.F_OFD_SETLK, lock)
+        decide(vm, 'here')
+        until(lambda: migration(vm)['phase'] == 'unknown', vm)
+        assert 'in use by another process' in migration(vm)['failure'], migration(vm)
+        assert vm.request('GET', '/v1/vm')[1]['holds'] == ['migrate']
+    decide(vm, 'here')
+    until(lambda: migration(vm)['phase'] == 'failed', vm)
+    assert 'decided that the VM stays here' in migration(vm)['failure'], migration(vm)
+    assert state(vm) == 'running' and target.process.wait(LIMIT_S) == 5
+    console.wait_past(console.last_tick() + 2)
+    with disk.open('r+b') as somebody, pytest.raises(BlockingIOError):
+        fcntl.fcntl(somebody, fcntl.F_OFD_SETLK, lock)       # and it has its disk
 
 
 def test_the_owners_word_may_come_before_the_source_lets_go(world):

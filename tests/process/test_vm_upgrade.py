@@ -283,6 +283,8 @@ def test_an_agent_that_is_killed_leaves_both_and_the_next_goes_on_with_them(make
     guest and the old one does not know it yet. That one of the two stands still which the other waits for."""
     web = Upgraded(make_cluster(controllers=1, agents=1, agent_options=SHARED), cmdline='dirty=8')
     agent = web.agent()
+    if moment in ('starting', 'unread'):                     # one that has come so itself says so, too
+        web.upgrade('--wait')
     for _ in range(20):
         old = web.process()
         if moment == 'unread':

@@ -533,6 +533,48 @@ static void the_owner_decides(void **state)
     assert_true(world.target.code < 0);
 }
 
+/* The owner says that it stays, and what was let go of cannot be had just then: he is asked again, and says the same. */
+static void what_cannot_be_taken_back_at_once_is_decided_again(void **state)
+{
+    struct migrate_sender_options options = sender_defaults();
+    struct migrate_progress p;
+    struct error err;
+    (void)state;
+    options.ask_owner = true;
+    options.release = world_release;
+    world.somebody_has_it = true;
+    target_start();
+    source_start(&options);
+    source_phase_wait(MIGRATE_PHASE_READY);
+    assert_int_equal(migrate_sender_decide(world.source.sender, MIGRATE_RUNS_HERE, 0, &err), 0);
+    source_phase_wait(MIGRATE_PHASE_UNKNOWN);
+    p = migrate_sender_progress(world.source.sender);
+    assert_true(world.from.stopped && !p.decided && __atomic_load_n(&world.taken_back, __ATOMIC_ACQUIRE) == 1);
+    assert_non_null(strstr(p.failure.text, "somebody has the disk"));
+    __atomic_store_n(&world.somebody_has_it, false, __ATOMIC_RELEASE);
+    usleep(50000); /* without a word it is not tried again: whose it is may have changed */
+    assert_int_equal(__atomic_load_n(&world.taken_back, __ATOMIC_ACQUIRE), 1);
+    assert_int_equal(migrate_sender_decide(world.source.sender, MIGRATE_RUNS_HERE, 0, &err), 0);
+    both_join();
+    assert_int_equal(world.taken_back, 2);
+    assert_int_equal(world.from.resumed, 1);
+    assert_int_equal(world.ran, 0);
+    assert_non_null(strstr(world.source.err.text, "decided that the VM stays here")); /* what it was refused for */
+    world_teardown(state);
+
+    world_setup(state); /* meanwhile it has become the target's: who decides knows */
+    world.somebody_has_it = true;
+    target_start();
+    source_start(&options);
+    source_phase_wait(MIGRATE_PHASE_READY);
+    assert_int_equal(migrate_sender_decide(world.source.sender, MIGRATE_RUNS_HERE, 0, &err), 0);
+    source_phase_wait(MIGRATE_PHASE_UNKNOWN);
+    assert_int_equal(migrate_sender_decide(world.source.sender, MIGRATE_RUNS_THERE, 7, &err), 0);
+    both_join();
+    assert_int_equal(world.source.code, 0);
+    assert_int_equal(world.from.resumed, 0);
+}
+
 /* Those who will decide are asked first whether they are there; until then it runs on, round after round. */
 static void it_is_not_stopped_before_somebody_permits_it(void **state)
 {
@@ -1099,6 +1141,7 @@ int main(int argc, char **argv)
         WORLD_TEST(a_guest_that_writes_too_fast_is_slowed_down),
         WORLD_TEST(under_a_limit_memory_is_compressed),
         WORLD_TEST(the_owner_decides),
+        WORLD_TEST(what_cannot_be_taken_back_at_once_is_decided_again),
         WORLD_TEST(it_is_not_stopped_before_somebody_permits_it),
         WORLD_TEST(the_target_hears_it_from_somebody_else),
         WORLD_TEST(a_target_that_cannot_run_it_says_so_and_somebody_decides),
