@@ -51,6 +51,7 @@ struct backup_task {
     struct task_child *child;
     bool holding, over;
     bool placed;       /* live: the disks are in their place */
+    struct backup_store store; /* live: as the child was given it */
     bool cancel_asked; /* live, placed: when the VM is off */
     enum operation_state state;
     struct error err;
@@ -84,6 +85,7 @@ static void on_timer_closed(uv_handle_t *handle)
         object_mark(&task_seen_desc, &task->seen, "backup");
     }
     OBJECT_CLEAR(backup_result, &b->result);
+    OBJECT_CLEAR(backup_store, &b->store);
     free(b);
     task->state = NULL;
     if (task->stopping)
@@ -127,12 +129,28 @@ static void live_placed(struct backup_task *b)
     agent_task_ready(b->task, NULL);
 }
 
+static bool same(const char *a, const char *b)
+{
+    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
+}
+
+/* It takes long, and the store is used otherwise by now: another limit, other credentials. The child begins anew with that. */
+static bool is_outdated(const struct backup_task *b)
+{
+    const struct backup_store *now = &b->task->order.store, *then = &b->store;
+    return b->placed && OBJECT_HAS(task_order, &b->task->order, store) &&
+           (now->bytes_per_second != then->bytes_per_second || !same(now->location, then->location) || !same(now->key, then->key) ||
+            !same(now->access_key, then->access_key) || !same(now->secret_key, then->secret_key));
+}
+
 static const char not_while_it_runs[] = "not cancelled: the VM has no other disks. Stop it, and this ends with what has come given up";
 
 static void child_told(const struct task_seen *seen, void *arg)
 {
     struct backup_task *b = arg;
-    if (seen->ready && is_live(b) && !b->task->stopping && b->err.code == 0)
+    if (is_live(b) && is_outdated(b) && !b->task->stopping)
+        task_child_kill(b->child);
+    else if (seen->ready && is_live(b) && !b->task->stopping && b->err.code == 0)
         live_placed(b);
     else if (b->cancel_asked && !b->task->stopping)
         agent_task_progress(b->task, not_while_it_runs, seen->progress_done, seen->progress_total);
@@ -245,6 +263,8 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
 static void work_begin(struct backup_task *b, const struct local_vm *vm, bool runs)
 {
     struct backup_work work = {0};
+    OBJECT_CLEAR(backup_store, &b->store);
+    OBJECT_COPY(backup_store, &b->store, &b->task->order.store);
     int r = fill_work(b, vm, runs, &work, &b->err);
     const struct task_child_options options = {.loop = b->agent->loop,
                                                .work = "backup",

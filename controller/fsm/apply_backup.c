@@ -706,13 +706,27 @@ const struct task_kind_ops task_backup_prune = {prune_may_begin, prune_begun, pr
 
 /* ---- removal ---- */
 
+static bool works_on(const struct operation *operation, const struct record *store)
+{
+    return operation->state == operation_state_RUNNING && operation->task.backup.store != NULL &&
+           strcmp(operation->task.backup.store, store->common->id) == 0;
+}
+
+void backups_store_changed(struct apply *a, const struct record *store)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_OPERATION); i++) {
+        const struct operation *operation = state_at(a->state, object_kind_OPERATION, i)->operation;
+        if (works_on(operation, store))
+            task_orders_changed(a, &operation->task);
+    }
+}
+
 /* A store on which hosts are at work. Refuses. */
 static bool store_at_work(struct apply *a, const struct record *store)
 {
     for (size_t i = 0; i < state_count(a->state, object_kind_OPERATION); i++) {
         const struct operation *other = state_at(a->state, object_kind_OPERATION, i)->operation;
-        if (other->state != operation_state_RUNNING || other->task.backup.store == NULL ||
-            strcmp(other->task.backup.store, store->common->id) != 0)
+        if (!works_on(other, store))
             continue;
         apply_refuse(a, -EBUSY, ERROR_IN_USE, "store '%s' is at work (%s of %s); wait for that, or cancel it (operation %s)",
                      store->common->name, operation_kind_desc.names[other->kind], other->target_name, other->id);

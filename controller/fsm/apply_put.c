@@ -260,6 +260,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         tell_hosts(a, record);
     else if (kind == object_kind_VOLUME)
         apply_volume_changed(a, record, false);
+    else if (kind == object_kind_BACKUP_STORE)
+        backups_store_changed(a, record);
     if (devices)
         volumes_settle(a, record);
 }

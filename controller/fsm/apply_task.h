@@ -54,6 +54,8 @@ void restore_placed(struct apply *a, struct record *record);
 bool restore_is_live(struct apply *a, const struct record *vm);
 /* Does a policy, a task or (unless @with_backups) a backup keep @record, a store, from being removed? Refuses if so. */
 bool backups_use(struct apply *a, const struct record *record, bool with_backups);
+/* @store is another one, or is used otherwise: the hosts at work on it are to know. */
+void backups_store_changed(struct apply *a, const struct record *store);
 /* @store goes: what is known of the backups in it goes, too. */
 void backups_forget(struct apply *a, const struct record *store);
 

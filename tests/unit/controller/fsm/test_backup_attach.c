@@ -312,6 +312,10 @@ static void a_live_restore_starts_its_vm(void **test)
         if (strstr(f->error.text, "wait") == NULL)
             fail_msg("%u: %s", i, f->error.text);
     }
+    /* its host hears of another limit at once */
+    uint64_t orders = state_host_orders_index(fixture_get(f, object_kind_HOST, "n1"));
+    fixture_must(f, ROUTE_ID_backup_store_update, "nas", "{\"bytes_per_second\":100000}");
+    assert_true(state_host_orders_index(fixture_get(f, object_kind_HOST, "n1")) > orders);
     /* it was started once: what a person wants afterwards counts */
     fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
     fixture_vm_is(f, "a", vm_state_STOPPED);
