@@ -120,7 +120,8 @@ void replica_dir_sweep(const char *replicas_dir, const struct string_list *wante
         else if (text_format_ok(FORMAT_id, entry->d_name, &rule) && !is_listed(wanted, entry->d_name) &&
                  !is_kept(replicas_dir, entry->d_name)) {
             code = replica_dir_remove(replicas_dir, entry->d_name, &err);
-            log_info("replica-removed", "vm=%s error=\"%s\"", entry->d_name, code < 0 ? err.text : "");
+            if (code == 0)
+                log_info("replica-removed", "vm=%s", entry->d_name);
         }
         if (code < 0 && code != -EBUSY)
             log_warning("replica-leftovers", "what=%s error=\"%s, ignoring\"", entry->d_name, err.text);

@@ -173,3 +173,23 @@ def test_beside_backups_and_migrations(make_cluster):
     assert replica(cluster)['id'] != first and not place(keeper, vm_id).exists() and place(third, vm_id).exists()
     wait_writes(keeper, vm_id, 5)
     assert 'disk: word' not in life(keeper, vm_id)
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_replicas_host(make_cluster):
+    """The guest notices nothing, the reason is told, the last complete point stays; with room there are points again."""
+    cluster, vm_id, old, keeper = begin(make_cluster)
+    replicas = keeper.data / 'replicas'
+    keeper.host.run(['mkdir', '-p', replicas])
+    keeper.host.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'small', replicas])
+    replicate(cluster, keeper.name)
+    wait_point(cluster, more=2)
+    keeper.host.run(['sh', '-c', f'cat /dev/zero > {replicas}/ballast'], check=False)
+    reason = wait_until(lambda: replica(cluster).get('failure'), 60, 'there is no room')
+    assert 'room' in reason or 'No space' in reason, reason
+    number = replica(cluster)['number']
+    wait_writes(old, vm_id, 10)
+    assert replica(cluster)['number'] == number
+    keeper.host.run(['rm', f'{replicas}/ballast'])
+    wait_point(cluster, more=2, timeout_s=60)
+    assert 'failure' not in replica(cluster) and 'disk: word' not in life(old, vm_id)

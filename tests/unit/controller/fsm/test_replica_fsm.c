@@ -254,6 +254,24 @@ static void late_words_of_a_point_change_nothing(void **test)
     assert_int_equal(tick_after(f, 60), 0);
 }
 
+/* The failover was in the log of those that are lost; the host that has carried it out says so. */
+static void a_failover_that_a_recovery_lost_is_followed(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\"}");
+    point_made(f, 1);
+    assert_int_equal(fixture_recover(f, 2, fixture_get(f, object_kind_CONTROLLER, "c1")->common->id), 0);
+    struct node_report report = fixture_report(f, "n3", 8192);
+    OBJECT_SET(node_report, &report, cluster_epoch, 2);
+    struct vm_seen *seen = fixture_seen(&report, vm(f), vm_state_STARTING);
+    OBJECT_SET(vm_seen, seen, epoch, vm(f)->epoch + 1);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_string_equal(vm(f)->host_name, "n3");
+    assert_string_equal(vm(f)->replica_host, "n1");
+    assert_int_equal(vm(f)->replica_start.number, 1); /* it may not have taken the disks yet */
+    assert_int_equal(vm(f)->replica.number, 0);
+}
+
 static void refused(struct fixture *f, const char *body, const char *why)
 {
     assert_true(fixture_do(f, ROUTE_ID_vm_update, "a", body) < 0);
@@ -289,6 +307,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_migration_changes_nothing_on_the_disks, setup, teardown),
         cmocka_unit_test_setup_teardown(a_migration_to_the_replica_turns_it_around, setup, teardown),
         cmocka_unit_test_setup_teardown(late_words_of_a_point_change_nothing, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_failover_that_a_recovery_lost_is_followed, setup, teardown),
         cmocka_unit_test_setup_teardown(what_cannot_be_is_refused, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
