@@ -38,7 +38,7 @@ struct replicate {
     uv_timer_t timer;
     struct tunnel_child *tunnel;
     struct task_child *child;
-    bool child_begun, over, tunnel_closing, timer_closed;
+    bool yielding, over, tunnel_closing, timer_closed;
     enum operation_state state;
     struct error err;
     struct replica_result result;
@@ -110,7 +110,14 @@ static void fail(struct replicate *p, int code, const char *text)
         return;
     }
     error_set(&p->err, code, ERROR_CONFLICT, "%s", text);
-    over(p, operation_state_FAILED);
+    over(p, p->yielding ? operation_state_CANCELLED : operation_state_FAILED);
+}
+
+/* Something else comes first: nothing has failed, and the next point is made when that is done. */
+static void yield(struct replicate *p)
+{
+    p->yielding = true;
+    fail(p, -EBUSY, "something else is being done with the VM's disks");
 }
 
 /* ---- the child ---- */
@@ -139,7 +146,7 @@ static void child_done(const struct task_seen *seen, void *arg)
     if (seen->state != operation_state_SUCCEEDED)
         error_set(&p->err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
                   seen->error_text != NULL ? seen->error_text : "it does not say why");
-    over(p, seen->state);
+    over(p, p->yielding && seen->state == operation_state_FAILED ? operation_state_CANCELLED : seen->state);
 }
 
 static void source_fill(const struct replicate *p, const struct local_vm *vm, struct replicate_work *work)
@@ -178,7 +185,6 @@ static int child_begin(struct replicate *p, const struct local_vm *vm)
                                                .arg = p};
     int code = task_child_start(&options, &p->child, &p->err);
     OBJECT_CLEAR(replicate_work, &work);
-    p->child_begun = true;
     return code;
 }
 
@@ -258,7 +264,7 @@ static void source_look(struct replicate *p)
     if (vm == NULL || vm_order_of(vm)->epoch != task->epoch || vm_disks(vm) != VM_DISKS_IN_USE)
         fail(p, -EAGAIN, "the VM does not run here under that epoch");
     else if (others_work(p))
-        fail(p, -EBUSY, "something else is being done with the VM's disks");
+        yield(p);
     else if (task->peer_error != NULL)
         fail(p, -EPIPE, task->peer_error);
     else if (task->peer_ready && task->peer_endpoint != NULL)
@@ -310,6 +316,7 @@ static void cancel(struct agent_task *task)
     struct replicate *p = task->state;
     if (p == NULL || p->over)
         return;
+    p->yielding = true;
     if (p->child != NULL) {
         task_child_ask(p->child);
         return;
@@ -336,7 +343,7 @@ bool replicate_yields(struct agent *a, const char *vm)
         struct replicate *p = task->ops == &task_replicate_ops ? task->state : NULL;
         if (p == NULL || !is_main(p) || strcmp(p->vm, vm) != 0)
             continue;
-        fail(p, -EBUSY, "something else is to be done with the VM's disks");
+        yield(p);
         return true;
     }
     return false;

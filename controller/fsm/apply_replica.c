@@ -255,6 +255,9 @@ static void replicate_ended(struct apply *a, const struct operation *operation, 
         point_complete(a, record, operation, &seen->replica);
         return;
     }
+    bool wanted = record->vm->wanted == vm_wanted_RUNNING || record->vm->wanted == vm_wanted_PAUSED;
+    if (state == operation_state_CANCELLED || !wanted)
+        return; /* something else came first, or it is being stopped */
     char why[APPLY_STEP_BYTES_MAX];
     apply_text(why, sizeof why, "%s", text != NULL ? text : "its host does not say why");
     bool news = record->vm->replica.failure == NULL;
@@ -262,7 +265,7 @@ static void replicate_ended(struct apply *a, const struct operation *operation, 
     OBJECT_TEXT(vm_replica, &record->vm->replica, failure, why);
     object_mark(&vm_desc, record->vm, "replica");
     state_edit_end(a->state, record, record->common->revision);
-    if (news && state == operation_state_FAILED)
+    if (news)
         apply_event(a, event_type_UPDATED, record, "no new point of the replica of VM %s: %s", record->common->name, why);
 }
 

@@ -335,7 +335,8 @@ static void begin_backups(struct reconciling *r)
 
 static void begin_points(struct reconciling *r)
 {
-    struct replica_schedule schedule = {.state = r->state, .now = r->input->now};
+    struct replica_schedule schedule;
+    replica_schedule_init(&schedule, r->state, r->input->now);
     for (unsigned i = 0; i < REPLICA_SCHEDULE_TICK_MAX && !full(r); i++) {
         struct command_task task = {0};
         struct command_replica_late late = {0};
@@ -347,6 +348,7 @@ static void begin_points(struct reconciling *r)
         else
             break;
     }
+    replica_schedule_finish(&schedule);
 }
 
 void reconcile_tick(const struct state *state, const struct reconcile_input *input, struct reconcile_output *ret)

@@ -2,6 +2,7 @@
 #include "controller/reconcile/replica_schedule.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "controller/fsm/replica_state.h"
@@ -79,18 +80,74 @@ static void late_fill(const struct replica_schedule *s, const struct vm *vm, str
     OBJECT_SET(command_replica_late, command, age_s, (time_text_ms(s->now) - since_ms) / 1000);
 }
 
-int replica_schedule_next(struct replica_schedule *s, struct command_task *ret_task, struct command_replica_late *ret_late)
+/* ---- whose turn it is ---- */
+
+static int by_wait(const void *a, const void *b)
 {
-    while (s->next < state_count(s->state, object_kind_VM)) {
-        const struct record *record = state_at(s->state, object_kind_VM, s->next);
-        if (record->vm->replica_host != NULL && is_late(s, record)) {
-            late_fill(s, record->vm, ret_late);
-            s->next++;
-            return 2;
-        }
-        s->next++;
+    const struct record *first = *(const struct record *const *)a, *second = *(const struct record *const *)b;
+    const char *x = first->vm->replica.tried_at, *y = second->vm->replica.tried_at;
+    int order = strcmp(x != NULL ? x : "", y != NULL ? y : ""); /* one form and one length: the order of time */
+    return order != 0 ? order : strcmp(first->common->name, second->common->name);
+}
+
+void replica_schedule_init(struct replica_schedule *s, const struct state *state, const char *now)
+{
+    *s = (struct replica_schedule){.state = state, .now = now};
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct record *record = state_at(state, object_kind_VM, i);
         if (record->vm->replica_host == NULL || !is_due(s, record))
             continue;
+        s->due = xrealloc(s->due, (s->count + 1) * sizeof(const struct record *));
+        s->due[s->count++] = record;
+    }
+    if (s->count > 1)
+        qsort(s->due, s->count, sizeof(const struct record *), by_wait);
+}
+
+void replica_schedule_finish(struct replica_schedule *s)
+{
+    map_finish(&s->begun);
+    free(s->due);
+}
+
+/* Points that @host has a part in, with those of this tick. */
+static unsigned load(const struct replica_schedule *s, const struct record *host)
+{
+    unsigned count = (unsigned)(uintptr_t)map_get(&s->begun, host->common->id);
+    for (size_t i = 0; i < host->of_host.tasks.count; i++)
+        count += host->of_host.tasks.items[i]->operation->kind == operation_kind_VM_REPLICATE;
+    return count;
+}
+
+static void count_begun(struct replica_schedule *s, const struct record *host)
+{
+    uintptr_t count = (uintptr_t)map_get(&s->begun, host->common->id) + 1;
+    map_put(&s->begun, host->common->id, (void *)count);
+}
+
+static bool late_next(struct replica_schedule *s, struct command_replica_late *ret_late)
+{
+    while (s->next_late < state_count(s->state, object_kind_VM)) {
+        const struct record *record = state_at(s->state, object_kind_VM, s->next_late++);
+        if (record->vm->replica_host == NULL || !is_late(s, record))
+            continue;
+        late_fill(s, record->vm, ret_late);
+        return true;
+    }
+    return false;
+}
+
+int replica_schedule_next(struct replica_schedule *s, struct command_task *ret_task, struct command_replica_late *ret_late)
+{
+    if (late_next(s, ret_late))
+        return 2;
+    while (s->next < s->count) {
+        const struct record *record = s->due[s->next++];
+        const struct record *host = state_get(s->state, object_kind_HOST, record->vm->host), *keeper = replica_keeper(s->state, record->vm);
+        if (load(s, host) >= REPLICA_SCHEDULE_HOST_MAX || load(s, keeper) >= REPLICA_SCHEDULE_HOST_MAX)
+            continue;
+        count_begun(s, host);
+        count_begun(s, keeper);
         task_fill(s, record, ret_task);
         return 1;
     }
