@@ -85,6 +85,7 @@ struct agent {
     uv_timer_t leave_timer;
     void (*leave_done)(void *arg);
     void *leave_arg;
+    unsigned upgrade_late_ms; /* how long a VM may take to be handed over to its new VMM; 0: 2 min (tests: less) */
     bool ask_again;      /* an order had to wait: get all of them again when a VM has gone */
     struct session *session;
     struct http_server *server;

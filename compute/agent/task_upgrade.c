@@ -125,6 +125,11 @@ static bool has_waited(const struct upgrade_task *u, unsigned ms)
     return uv_now(u->agent->loop) - u->since_ms >= ms;
 }
 
+static bool is_late(const struct upgrade_task *u, unsigned times)
+{
+    return has_waited(u, times * (u->agent->upgrade_late_ms != 0 ? u->agent->upgrade_late_ms : UPGRADE_LATE_MS));
+}
+
 /* ---- calls ---- */
 
 /* Back, and somebody still wants to know. */
@@ -201,7 +206,7 @@ static void on_looked(const struct http_answer *answer, void *arg)
         step_to(u, UPGRADE_STARTING, "waiting for the new VMM that was begun before");
     } else if (u->step == UPGRADE_HANDING_OVER && seen.direction == vmm_migration_direction_OUT && failed)
         fail(u, "the VM goes on in the VMM that it is in: %.400s", seen.failure != NULL ? seen.failure : "it does not say why");
-    else if (u->step == UPGRADE_HANDING_OVER && has_waited(u, UPGRADE_LATE_MS) &&
+    else if (u->step == UPGRADE_HANDING_OVER && is_late(u, 1) &&
              (seen.phase == vmm_migration_phase_IDLE || seen.direction == vmm_migration_direction_IN))
         fail(u, "%s", "the VM goes on in the VMM that it is in, which was never told to hand it over");
     u->is_unknown = seen.phase == vmm_migration_phase_UNKNOWN;
@@ -309,14 +314,14 @@ static void hand_over(struct upgrade_task *u, struct local_vm *vm)
     }
     if (!vm_has_process(vm))
         return fail(u, "%s", "its VMM ended before it had handed it over");
-    if (has_waited(u, 2 * UPGRADE_LATE_MS))
+    if (is_late(u, 2))
         return leave(u, "%s", "it was not handed over in time, and its VMM does not say which of the two has it; stop the VM by force "
                               "where it does not run");
     if (u->is_unknown && vm_has_successor(vm)) {
         CLEANUP_FREE char *control = vm_successor_control(vm);
         return call_start(u, control, "GET", "/v1/vm/migration", NULL, on_doubted);
     }
-    if ((u->cancel || has_waited(u, UPGRADE_LATE_MS)) && !u->cancel_told) {
+    if ((u->cancel || is_late(u, 1)) && !u->cancel_told) {
         u->cancel_told = true;
         return call_start(u, vm_control_path(vm), "DELETE", "/v1/vm/migration", NULL, on_cancelled);
     }

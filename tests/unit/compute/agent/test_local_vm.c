@@ -17,6 +17,7 @@
 #include "common/file.h"
 #include "common/http_server.h"
 #include "common/log.h"
+#include "compute/agent/agent.h"
 #include "compute/agent/vm.h"
 
 #define VM_ID "aaaaaaaa-0000-4000-8000-000000000001"
@@ -45,6 +46,12 @@ struct fixture {
     const char *phase;
     bool is_source;
     unsigned told_here, told_there, asked;
+    const char *phase_ordered; /* that its order to hand over leads to; NULL: to nothing */
+    bool yields;               /* to a cancel */
+    unsigned ordered, cancels;
+    struct http_server *next_server; /* of the VMM that is to take over... */
+    const char *next_phase;          /* ...which says so of itself */
+    struct agent agent;              /* for tasks */
     unsigned unplugs, disk_changes, looks;
     unsigned long long disk_rate;
 };
@@ -133,15 +140,19 @@ static void close_vm(struct fixture *f)
     f->vm = NULL;
 }
 
-static void stop_server(struct fixture *f)
+static void stop_one_server(struct fixture *f, struct http_server **server)
 {
     unsigned closed = f->closed;
-    if (f->server == NULL)
+    if (*server == NULL)
         return;
-    http_server_stop(f->server, on_closed, f);
+    http_server_stop(TAKE_PTR(*server), on_closed, f);
     while (f->closed == closed)
         uv_run(&f->loop, UV_RUN_ONCE);
-    f->server = NULL;
+}
+
+static void stop_server(struct fixture *f)
+{
+    stop_one_server(f, &f->server);
 }
 
 static int teardown(void **state)
@@ -150,6 +161,12 @@ static int teardown(void **state)
     CLEANUP_FREE char *path = lock_path(f);
     struct vmm_process_id id;
     int r;
+    struct node_orders none = {.index = UINT64_MAX};
+    agent_tasks_obey(&f->agent, &none);
+    while (f->agent.tasks.all.count > 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    map_finish(&f->agent.tasks.all);
+    map_finish(&f->agent.vms);
     if (f->vm != NULL)
         close_vm(f);
     while ((r = vmm_process_look(path, &id, NULL)) == -EAGAIN)
@@ -159,6 +176,7 @@ static int teardown(void **state)
         waitpid(id.pid, NULL, 0);
     }
     stop_server(f);
+    stop_one_server(f, &f->next_server);
     image_cache_close(f->cache, NULL, NULL);
     http_client_close(f->http, NULL, NULL);
     uv_close((uv_handle_t *)&f->deadline, NULL);
@@ -215,6 +233,14 @@ static void put_migration(struct fixture *f, struct http_request *request)
         f->phase = "done";
     }
     f->asked += request->method == HTTP_GET;
+    if (request->method == HTTP_POST) {
+        f->ordered++;
+        f->phase = f->phase_ordered;
+        f->is_source = f->phase_ordered != NULL;
+    } else if (request->method == HTTP_DELETE) {
+        f->cancels++;
+        f->phase = f->yields ? "cancelled" : f->phase;
+    }
     CLEANUP_FREE char *text = xasprintf("{\"phase\":\"%s\",\"direction\":\"%s\"}", f->phase != NULL ? f->phase : "idle",
                                         f->is_source ? "out" : "in");
     http_respond(request, 200, "application/json", NULL, text, strlen(text));
@@ -995,6 +1021,120 @@ static void test_a_new_vmm_that_is_taken_up_is_left(void **state)
         uv_run(&f->loop, UV_RUN_ONCE);
 }
 
+/* ---- the task that has it done, and VMMs that do not come to an end ---- */
+
+static void control_next(struct http_request *request, void *arg)
+{
+    struct fixture *f = arg;
+    CLEANUP_FREE char *text = xasprintf("{\"phase\":\"%s\",\"direction\":\"in\"}", f->next_phase);
+    http_respond(request, 200, "application/json", NULL, text, strlen(text));
+}
+
+/* The task begins; the new VMM waits, and the old one is ordered. Their pids. */
+static pid_t task_begins(struct fixture *f, pid_t *ret_next)
+{
+    CLEANUP_FREE char *address = xasprintf("unix:%s/aaaaaaaa0000.sock2", f->run);
+    const struct http_server_options options = {.address = address, .handler = control_next, .arg = f};
+    struct node_orders orders = {.index = 12};
+    pid_t pid = run_new(f);
+    f->agent.loop = &f->loop;
+    f->agent.http = f->http;
+    f->agent.upgrade_late_ms = 300;
+    f->next_phase = "connect";
+    map_put(&f->agent.vms, VM_ID, f->vm);
+    struct task_order *order = OBJECT_ADD(node_orders, &orders, tasks);
+    OBJECT_TEXT(task_order, order, id, UPGRADE);
+    OBJECT_SET(task_order, order, role, task_role_MAIN);
+    OBJECT_SET(task, &order->task, kind, task_kind_VM_UPGRADE);
+    OBJECT_TEXT(task, &order->task, vm, VM_ID);
+    OBJECT_SET(task, &order->task, epoch, 1);
+    object_mark(&task_order_desc, order, "task");
+    agent_tasks_obey(&f->agent, &orders);
+    OBJECT_CLEAR(node_orders, &orders);
+    while ((*ret_next = next_pid(f)) == 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(http_server_start(&f->loop, &options, &f->next_server, NULL), 0);
+    while (f->ordered == 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    return pid;
+}
+
+/* How the task has ended, with @words in why. */
+static void task_ends(struct fixture *f, enum operation_state state, const char *words)
+{
+    struct node_report report = {.head = {0}};
+    while (agent_tasks_running(&f->agent))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    agent_tasks_put(&f->agent, &report);
+    const struct task_seen *seen = report.tasks.items;
+    assert_int_equal(report.tasks.count, 1);
+    assert_int_equal(seen->state, state);
+    if (strstr(seen->error_text, words) == NULL)
+        fail_msg("\"%s\" does not say \"%s\"", seen->error_text, words);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+static void new_one_ends(struct fixture *f, pid_t pid)
+{
+    while (vm_has_successor(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vmm_pid(f), pid);
+    assert_int_equal(vm_restarts(f->vm), 0);
+}
+
+static void test_an_upgrade_that_takes_too_long_is_cancelled(void **state)
+{
+    struct fixture *f = *state;
+    pid_t next;
+    f->phase_ordered = "memory";
+    f->yields = true;
+    pid_t pid = task_begins(f, &next);
+    task_ends(f, operation_state_FAILED, "goes on in the VMM that it is in");
+    assert_true(f->cancels == 1 && f->ordered == 1);
+    new_one_ends(f, pid);
+}
+
+/* The order was taken, and nothing has come of it. */
+static void test_an_upgrade_that_does_not_begin_is_given_up(void **state)
+{
+    struct fixture *f = *state;
+    pid_t next, pid = task_begins(f, &next);
+    task_ends(f, operation_state_FAILED, "was never told to hand it over");
+    new_one_ends(f, pid);
+}
+
+/* Too late to be cancelled, and no end comes: one of the two has the guest, and nobody ends either. */
+static void test_an_upgrade_without_an_end_leaves_both(void **state)
+{
+    struct fixture *f = *state;
+    pid_t next;
+    f->phase_ordered = "go";
+    pid_t pid = task_begins(f, &next);
+    task_ends(f, operation_state_FAILED, "does not say which of the two has it");
+    assert_true(f->cancels == 1 && vm_has_successor(f->vm));
+    assert_true(kill(pid, 0) == 0 && kill(next, 0) == 0);
+    vm_successor_end(f->vm);
+    new_one_ends(f, pid);
+}
+
+/* The old one does not know whether the new one has it: that is asked itself, and left where it says that it has. */
+static void test_a_new_vmm_is_ended_only_if_it_does_not_say_that_it_runs(void **state)
+{
+    struct fixture *f = *state;
+    pid_t next;
+    f->phase_ordered = "unknown";
+    pid_t pid = task_begins(f, &next);
+    f->agent.upgrade_late_ms = 60000;
+    f->next_phase = "go";
+    for (unsigned i = 0; i < 100; i++) /* 5 ms at most each, and a look in 25 */
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_true(vm_has_successor(f->vm) && kill(next, 0) == 0);
+    f->next_phase = "stop";
+    new_one_ends(f, pid);
+    f->phase = "failed";
+    task_ends(f, operation_state_FAILED, "goes on in the VMM that it is in");
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -1026,6 +1166,10 @@ int main(void)
         T(test_an_old_vmm_that_was_found_takes_the_new_one_along),
         T(test_a_new_vmm_that_nobody_wants_is_ended),
         T(test_a_new_vmm_that_is_taken_up_is_left),
+        T(test_an_upgrade_that_takes_too_long_is_cancelled),
+        T(test_an_upgrade_that_does_not_begin_is_given_up),
+        T(test_an_upgrade_without_an_end_leaves_both),
+        T(test_a_new_vmm_is_ended_only_if_it_does_not_say_that_it_runs),
     };
     signal(SIGPIPE, SIG_IGN); /* as the agent's main does: a VMM may end while it is written to */
     log_set_level(LOG_LEVEL_ERROR);
