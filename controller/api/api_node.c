@@ -131,9 +131,9 @@ void api_node_report(struct api_call *call)
         api_write_refuse(call, &err);
         return;
     }
-    driver_seen(&service->driver, call->caller.id);
     if (!may_come_back(call))
         return;
+    driver_seen(&service->driver, call->caller.id); /* one that is lost is silent until it comes back */
     if (decision.command.size > 0)
         api_write_propose(call, &decision, on_seen);
     else

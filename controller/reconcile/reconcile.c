@@ -81,11 +81,14 @@ static void say(struct reconciling *r, const struct vm *vm, const char *note, bo
     emit(r, COMMAND_vm_place, &command, &command.request);
 }
 
-static void place(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm)
+/* @without: it was to be started after that one, which has not come in time; NULL. */
+static void place(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm,
+                  const struct vm *without)
 {
     struct command_vm_place command = {0};
     struct place_request request = host_view_request(vm);
     char note[NOTE_BYTES_MAX];
+    int said = 0;
     CLEANUP_FREE uint8_t *apart = host_view_apart(r->state, vm);
     CLEANUP_FREE uint8_t *pools = host_view_pools(r->state, vm);
     const struct record *standby = vm->recovering ? replica_standby(r->state, vm) : NULL;
@@ -94,7 +97,9 @@ static void place(struct reconciling *r, struct scheduler_view *view, struct pla
     request.apart = apart;
     request.pools = pools;
     place_vm(view, &request, result);
-    place_summary(view, &request, result, note, sizeof note);
+    if (without != NULL)
+        said = snprintf(note, sizeof note, "not after %s, which does not run %u s later; ", without->name, RECONCILE_AFTER_MS / 1000);
+    place_summary(view, &request, result, note + said, sizeof note - (size_t)said);
     if (result->chosen == PLACE_NONE) {
         say(r, vm, note, false);
         return;
@@ -133,6 +138,14 @@ static bool worn_out(const struct reconciling *r, const struct vm *vm, char note
     return true;
 }
 
+/* Is the VM about to run? One that waits for a host without having had one may wait for ever; a host that is lost starts nothing. */
+static bool is_coming(const struct reconciling *r, const struct vm *vm)
+{
+    const struct record *host = vm->host != NULL ? state_get(r->state, object_kind_HOST, vm->host) : NULL;
+    bool there = host != NULL && (host->host->state == host_state_UP || host->host->state == host_state_SUSPECT);
+    return vm->recovering || (vm->state == vm_state_STARTING && there);
+}
+
 /* The VM that @vm has to wait for by its label, if that is not there yet. One whose start depends on @vm itself is not
  * waited for, nor one that nobody is about to start. */
 static const struct vm *waits_for(const struct reconciling *r, const struct vm *vm)
@@ -149,11 +162,18 @@ static const struct vm *waits_for(const struct reconciling *r, const struct vm *
         if (next == vm)
             return NULL;
     }
-    if (first->recovering || first->state == vm_state_PENDING || first->state == vm_state_STARTING)
+    if (is_coming(r, first))
         return first;
     bool soon = first->state == vm_state_RUNNING && first->running_at != NULL &&
                 time_text_ms(r->input->now) < time_text_ms(first->running_at) + delay_ms;
     return soon ? first : NULL;
+}
+
+/* Has @vm, whose host is lost, waited for another one to run for as long as it may? Since the host was heard, on this
+ * leader's clock: a new one begins again. */
+static bool waited_enough(const struct reconciling *r, const struct vm *vm, const struct vm *first)
+{
+    return first->state != vm_state_RUNNING && r->input->now_ms >= last_heard_ms(r, vm->host) + RECONCILE_AFTER_MS;
 }
 
 static uint32_t priority_of(const struct vm *vm)
@@ -169,32 +189,37 @@ static int by_priority(const void *a, const void *b)
     return strcmp(first->name, second->name);
 }
 
-static void recover(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm)
+/* True: the hosts were looked at for it. */
+static bool recover(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm)
 {
     char note[NOTE_BYTES_MAX];
     const struct vm *first = waits_for(r, vm);
     if (worn_out(r, vm, note)) {
         say(r, vm, note, true);
-    } else if (first != NULL) {
+    } else if (first != NULL && !waited_enough(r, vm, first)) {
         snprintf(note, sizeof note, "it is started after %s, as its label " RECONCILE_AFTER_LABEL " says", first->name);
         say(r, vm, note, false);
     } else {
-        place(r, view, result, vm);
+        place(r, view, result, vm, first);
+        return true;
     }
+    return false;
 }
 
-static void place_recovering(struct reconciling *r, struct scheduler_view *view, struct place_result *result)
+/* The highest first. Returns the last of those that were looked at; NULL: there are none. All behind it come in their turn with
+ * the others that wait: those that nobody has room for do not stand in their way for ever. */
+static const struct vm *place_recovering(struct reconciling *r, struct scheduler_view *view, struct place_result *result)
 {
     const struct record_index *waiting = state_waiting(r->state);
     CLEANUP_FREE const struct vm **vms = xcalloc(waiting->count + 1, sizeof(const struct vm *));
-    size_t count = 0;
-    for (size_t i = 0; i < waiting->count; i++)
-        if (waiting->items[i]->vm->recovering)
-            vms[count++] = waiting->items[i]->vm;
+    size_t count = 0, looks = 0, i = 0;
+    for (size_t k = 0; k < waiting->count; k++)
+        if (waiting->items[k]->vm->recovering)
+            vms[count++] = waiting->items[k]->vm;
     qsort(vms, count, sizeof(const struct vm *), by_priority);
-    count = MIN(count, looks_max(r->state));
-    for (size_t i = 0; i < count && !full(r); i++)
-        recover(r, view, result, vms[i]);
+    for (; i < count && looks < looks_max(r->state) && !full(r); i++)
+        looks += recover(r, view, result, vms[i]);
+    return i > 0 ? vms[i - 1] : NULL;
 }
 
 /* Right after the cluster was rebuilt from a survivor: what waits here may have been placed by an order that is lost. */
@@ -214,13 +239,18 @@ static void place_waiting(struct reconciling *r)
     size_t begin = record_index_after(waiting, after), end = MIN(waiting->count, begin + looks_max(r->state)), i = begin;
     struct scheduler_view view = {0};
     struct place_result result = {0};
+    const struct vm *last = NULL, *vm;
     if (waiting->count > 0)
         host_view_fill(r->state, NULL, &view);
     if (waiting->count > 0)
-        place_recovering(r, &view, &result);
-    for (; i < end && !full(r); i++)
-        if (!waiting->items[i]->vm->recovering)
-            place(r, &view, &result, waiting->items[i]->vm);
+        last = place_recovering(r, &view, &result);
+    for (; i < end && !full(r); i++) {
+        vm = waiting->items[i]->vm;
+        if (!vm->recovering)
+            place(r, &view, &result, vm, NULL);
+        else if (by_priority(&vm, &last) > 0)
+            recover(r, &view, &result, vm);
+    }
     if (i < waiting->count) /* nothing looked at, as there was no room: the same again */
         snprintf(r->out->resume_after, sizeof r->out->resume_after, "%s",
                  i > begin ? waiting->items[i - 1]->common->name : after);

@@ -4,6 +4,7 @@
  * A tick is bounded, for it runs between two answers of the API: it looks at RECONCILE_LOOKS_MAX waiting VMs (fewer where
  * there are many hosts) and gives RECONCILE_COMMANDS_MAX commands. What is left comes with the next ticks, each of which
  * goes on where the last one stopped: a round. Where it stopped is all that the caller keeps; forgetting it costs time.
+ * VMs of lost hosts are looked at first in each tick, as many, by their priority; those beyond in the round of all others.
  *
  * Does: place VMs that have no host, those of lost hosts before all others, by priority (apply_lease.c marks them); mark hosts that do not report unreachable (their reports mark them up again,
  * node_sync.h); remove tokens that have expired; have one more host keep an image that too few hosts that are up keep;
@@ -26,6 +27,7 @@
 #define RECONCILE_NAME_SIZE 64u      /* a VM's name with its NUL */
 #define RECONCILE_SILENCE_MS 10000u /* without a report: unreachable */
 #define RECONCILE_AFTER_LABEL "ha-after" /* name of the VM that a VM of a lost host is started after, */
+#define RECONCILE_AFTER_MS 600000u /* at most so long after its host was heard, where that VM does not come to run, */
 #define RECONCILE_DELAY_LABEL "ha-delay-s" /* and how long it has to run before */
 #define RECONCILE_CHAIN_MAX 8u /* such VMs in a row that are looked at for a circle */
 

@@ -578,13 +578,18 @@ static void votes_are_kept_while_there_is_ha(void **test)
 
 /* ---- where lost VMs go ---- */
 
-/* n1 is lost with all that was made; n2 has come meanwhile. */
-static void lose_first(struct bed *b)
+/* n1 is lost with all that was made; n2 is there. */
+static void lose_n1(struct bed *b)
 {
-    fixture_host(&b->f, "n2", 8192);
     pass(b, 10, both);
     pass(b, 7, second);
     assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+}
+
+static void lose_first(struct bed *b)
+{
+    fixture_host(&b->f, "n2", 8192);
+    lose_n1(b);
 }
 
 static void the_higher_priority_goes_first(void **test)
@@ -630,6 +635,108 @@ static void one_is_started_after_another(void **test)
     f->now_ms += 6000;
     fixture_reconcile(f, NULL);
     assert_string_equal(fixture_vm(f, "app")->host_name, "n2");
+}
+
+static void nobody_waits_for_one_that_nobody_starts(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"db\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912}");
+    create_ha(f, "app", ",\"labels\":{\"ha-after\":\"db\"}");
+    create_ha(f, "web", ",\"labels\":{\"ha-after\":\"huge\"}");
+    lose_first(b);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"huge\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":1099511627776}");
+    assert_int_equal(fixture_vm(f, "db")->state, vm_state_STARTING); /* where it was: it has no ha */
+    assert_int_equal(fixture_vm(f, "huge")->state, vm_state_PENDING); /* for ever: it fits nowhere */
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "app")->host_name, "n2");
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
+}
+
+/* A reconciling tick of a leader that has led, and that n2 has reported to, for all of this time. */
+static void reconcile_at(struct bed *b, uint64_t now_ms)
+{
+    struct reconcile_node nodes[] = {{.host = host_of(b, "n1")->id, .last_report_ms = 1000},
+                                     {.host = host_of(b, "n2")->id, .last_report_ms = now_ms}};
+    struct reconcile_input input = {.now_ms = now_ms, .leader_since_ms = 500, .nodes = nodes, .n_nodes = 2};
+    fixture_reconcile(&b->f, &input);
+}
+
+static void the_wait_for_another_one_ends(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    create_ha(f, "db", "");
+    create_ha(f, "app", ",\"labels\":{\"ha-after\":\"db\",\"ha-delay-s\":\"5\"}");
+    create_ha(f, "other", "");
+    create_ha(f, "slow", ",\"labels\":{\"ha-after\":\"other\"}");
+    fixture_must(f, ROUTE_ID_vm_update, "db", "{\"labels\":{\"anti-affinity\":\"db\"}}");
+    fixture_host(f, "n2", 8192);
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"db-2\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912,\"labels\":{\"anti-affinity\":\"db\"}}");
+    lose_n1(b);
+    reconcile_at(b, 2000);
+    assert_true(fixture_vm(f, "db")->recovering); /* there is no host for it */
+    assert_string_equal(fixture_vm(f, "other")->host_name, "n2"); /* which starts it, and never says that it runs */
+    reconcile_at(b, 1000 + RECONCILE_AFTER_MS - 1);
+    assert_non_null(strstr(fixture_vm(f, "app")->placement, "started after db"));
+    assert_true(fixture_vm(f, "app")->recovering);
+    assert_true(fixture_vm(f, "slow")->recovering);
+    reconcile_at(b, 1000 + RECONCILE_AFTER_MS);
+    assert_string_equal(fixture_vm(f, "app")->host_name, "n2");
+    assert_string_equal(fixture_vm(f, "slow")->host_name, "n2");
+    assert_string_equal(fixture_vm(f, "app")->placement,
+                        "not after db, which does not run 600 s later; n2, the only one of 2 hosts that fits: 20 % full with it");
+    assert_true(fixture_vm(f, "db")->recovering);
+}
+
+/* More of them than one tick looks at, and none of those fits: the one behind them has its turn. */
+static void those_that_fit_nowhere_stand_in_nobodys_way(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    char name[32];
+    struct node_report report = fixture_report(f, "n1", UINT64_C(1) << 20);
+    OBJECT_SET(node_report, &report, cpus, 2000);
+    fixture_send(f, &report);
+    f->unchecked = true;
+    for (unsigned i = 0; i < RECONCILE_LOOKS_MAX; i++) {
+        snprintf(name, sizeof name, "big-%03u", i);
+        create_ha(f, name, ",\"ha_priority\":900");
+    }
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"small\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":16777216,\"ha\":true}");
+    fixture_host(f, "n2", 500);
+    lose_n1(b);
+    assert_int_equal(state_waiting(f->state)->count, RECONCILE_LOOKS_MAX + 1);
+    for (unsigned i = 0; i < 10; i++)
+        fixture_reconcile(f, NULL);
+    assert_int_equal(state_waiting(f->state)->count, RECONCILE_LOOKS_MAX);
+    assert_string_equal(fixture_vm(f, "small")->host_name, "n2");
+    fixture_check(f);
+}
+
+/* Nor do those that wait for one of a lower priority: it is looked at in the same tick. */
+static void those_that_wait_stand_in_nobodys_way(void **test)
+{
+    struct bed *b = *test;
+    struct fixture *f = &b->f;
+    char name[32];
+    struct node_report report = fixture_report(f, "n1", UINT64_C(1) << 20);
+    OBJECT_SET(node_report, &report, cpus, 2000);
+    fixture_send(f, &report);
+    f->unchecked = true;
+    for (unsigned i = 0; i < RECONCILE_LOOKS_MAX; i++) {
+        snprintf(name, sizeof name, "app-%03u", i);
+        create_ha(f, name, ",\"ha_priority\":900,\"labels\":{\"ha-after\":\"db\"}");
+    }
+    create_ha(f, "db", ",\"ha_priority\":1");
+    fixture_host(f, "n2", 8192);
+    lose_n1(b);
+    for (unsigned i = 0; i <= RECONCILE_LOOKS_MAX / RECONCILE_COMMANDS_MAX; i++)
+        fixture_reconcile(f, NULL); /* so many can be told why they wait */
+    assert_string_equal(fixture_vm(f, "db")->host_name, "n2");
+    fixture_check(f);
 }
 
 static void those_that_are_kept_apart_stay_so(void **test)
@@ -691,6 +798,10 @@ int main(void)
         TEST(votes_are_kept_while_there_is_ha),
         TEST(the_higher_priority_goes_first),
         TEST(one_is_started_after_another),
+        TEST(nobody_waits_for_one_that_nobody_starts),
+        TEST(the_wait_for_another_one_ends),
+        TEST(those_that_fit_nowhere_stand_in_nobodys_way),
+        TEST(those_that_wait_stand_in_nobodys_way),
         TEST(those_that_are_kept_apart_stay_so),
         TEST(a_vm_that_takes_its_hosts_down_is_left_failed),
     };
