@@ -1,6 +1,7 @@
 /* One point of a replica, on either host; see the header. */
 #include "compute/agent/task_replicate.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -28,6 +29,7 @@ enum {
     SOCKET_LIMIT_S = 600,     /* without a byte from the other side: it merges layers, or looks for what has changed */
     IMAGES_IDLE_LIMIT_S = 10, /* the VMM gives up images of a child that was killed */
 };
+#define WAY_BEGINS "r" /* names of sockets between children and tunnels */
 #define BASE_NAME "replica-" /* and the replica's id: the VMM's name for what the next point is made since */
 
 struct replicate {
@@ -297,7 +299,7 @@ static void start(struct agent_task *task)
     p->agent = task->agent;
     task->state = p;
     snprintf(p->vm, sizeof p->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
-    p->way = xasprintf("%s/r%c%.8s.sock", p->agent->run_dir, is_main(p) ? 'o' : 'i', task->order.id);
+    p->way = xasprintf("%s/" WAY_BEGINS "%c%.8s.sock", p->agent->run_dir, is_main(p) ? 'o' : 'i', task->order.id);
     unlink(p->way); /* of an agent that was killed */
     uv_timer_init(p->agent->loop, &p->timer);
     p->timer.data = p;
@@ -334,7 +336,18 @@ static void stop(struct agent_task *task)
         over(p, operation_state_CANCELLED);
 }
 
-const struct agent_task_ops task_replicate_ops = {.start = start, .cancel = cancel, .changed = changed, .stop = stop};
+/* Sockets of an agent that was killed. Those of VMs begin with digits of their ids. */
+static void clean(struct agent *agent)
+{
+    DIR *d = opendir(agent->run_dir);
+    for (struct dirent *entry; d != NULL && (entry = readdir(d)) != NULL;)
+        if (strncmp(entry->d_name, WAY_BEGINS, strlen(WAY_BEGINS)) == 0)
+            (void)unlinkat(dirfd(d), entry->d_name, 0);
+    if (d != NULL)
+        closedir(d);
+}
+
+const struct agent_task_ops task_replicate_ops = {.start = start, .cancel = cancel, .changed = changed, .stop = stop, .clean = clean};
 
 bool replicate_yields(struct agent *a, const char *vm)
 {

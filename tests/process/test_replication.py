@@ -142,6 +142,8 @@ def test_whoever_is_killed_a_complete_point_stays(make_cluster):
         wait_point(cluster, more=2, timeout_s=60)
         wait_writes(old, vm_id)
         assert 'disk: word' not in life(old, vm_id)
+    for agent in (old, keeper):         # of those that were killed nothing is left but what is under way
+        assert len(list((agent.directory / 'run').glob('r*.sock'))) <= 1
     old.host.power_off()
     taken_over(cluster, vm_id, old, before)
     assert not list((keeper.directory / 'replicas').iterdir())
