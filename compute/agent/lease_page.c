@@ -45,6 +45,21 @@ static bool is_mapped_here(const char *line, const char *name, char range[64])
     return length > want && path[length - want - 1] == '/' && strncmp(path + length - want, name, want) == 0;
 }
 
+/* A VMM sees its page on a mount that can only be read, and what is opened by way of its mapping has that mount: then by name, if that
+ * is the same file. Negative errno. */
+static int writable(const char *mapped, const char *path)
+{
+    struct stat there, here;
+    int fd = open(mapped, O_RDWR | O_CLOEXEC);
+    if (fd >= 0 || errno != EROFS)
+        return fd >= 0 ? fd : -errno;
+    fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd >= 0 && stat(mapped, &there) == 0 && fstat(fd, &here) == 0 && there.st_dev == here.st_dev && there.st_ino == here.st_ino)
+        return fd;
+    close_fd(&fd);
+    return -EROFS;
+}
+
 int lease_page_adopt(struct lease_page *page, const char *path, pid_t pid, struct error *err)
 {
     CLEANUP_FREE char *maps_path = xasprintf("/proc/%d/maps", pid);
@@ -59,9 +74,9 @@ int lease_page_adopt(struct lease_page *page, const char *path, pid_t pid, struc
     fclose(maps);
     CLEANUP_FREE char *at = found ? xasprintf("/proc/%d/map_files/%s", pid, range) : xstrdup(path);
     struct stat st;
-    CLEANUP_FD int fd = open(at, O_RDWR | O_CLOEXEC | (found ? 0 : O_NOFOLLOW));
+    CLEANUP_FD int fd = found ? writable(at, path) : open(at, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0 || fstat(fd, &st) < 0)
-        return error_errno(err, -errno, "cannot open lease page %s of process %d", path, pid);
+        return error_errno(err, found && fd < 0 ? fd : -errno, "cannot open lease page %s of process %d", path, pid);
     /* An agent made it: what the process itself can make is none. */
     if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_size < (off_t)sizeof(uint64_t))
         return error_set(err, -ENOENT, ERROR_NOT_FOUND, "what process %d has as its lease page is none", pid);
