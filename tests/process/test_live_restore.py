@@ -16,7 +16,7 @@ from disk_guest import pool, wait_pool
 from test_backups import (DISK_BYTES, add_store, backup, cluster_with, content, create, disk_now, done,  # noqa: F401
                           pytestmark, tool)
 
-SLOW = 160 << 10        # bytes a second: the disk takes half a minute
+SLOW = 64 << 10         # bytes a second: the disk takes most of a minute
 WRITTEN = 1 << 20       # the guest writes below that alone
 
 
@@ -53,7 +53,7 @@ def restore(cluster, **fields):
 
 def runs(cluster, started, vm='a'):
     """It does, and is not whole yet."""
-    wait_until(lambda: cluster.vm(vm)['state'] == 'running', 20, 'the VM runs')
+    wait_until(lambda: cluster.vm(vm)['state'] == 'running', 40, 'the VM runs')
     assert operation(cluster, started)['state'] == 'running', operation(cluster, started)
 
 
@@ -62,7 +62,7 @@ def console(cluster, vm_id):
     return path.read_text(errors='replace') if path.exists() else ''
 
 
-def guest_goes_on(cluster, vm_id, timeout_s=30):
+def guest_goes_on(cluster, vm_id, timeout_s=60):
     was = console(cluster, vm_id)
     wait_until(lambda: len(console(cluster, vm_id)) > len(was) + 40, timeout_s, 'the guest reads and writes its disk')
     # at its first look at a block it takes it for empty; from then on it knows what it has written
@@ -87,12 +87,12 @@ def test_it_runs_at_once_and_is_whole_in_the_end(cluster):
         assert status == 409 and 'not whole' in problem['detail'] and 'wait' in problem['detail'], (path, problem)
     # nor is it cancelled under a guest that has no other disks
     assert cluster.api('POST', f"/v1/operations/{started['id']}/cancel")[0] == 200
-    wait_until(lambda: 'not cancelled' in operation(cluster, started)['step'], 10, 'it says so')
+    wait_until(lambda: 'not cancelled' in operation(cluster, started)['step'], 30, 'it says so')
     assert cluster.vm('a')['state'] == 'running'
     cluster.agent(1).program.kill9()
     cluster.agent(1).run()
     fast(cluster)
-    cluster.wait_operation(started, timeout_s=15)      # a third of what it would take
+    cluster.wait_operation(started, timeout_s=30)      # it would take longer than that
     guest_goes_on(cluster, vm_id)
     assert get(cluster, 'backups/one')['state'] == 'available'
     done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
@@ -107,13 +107,13 @@ def test_store_cut_off_and_everything_killed(cluster):
     started = restore(cluster)
     runs(cluster, started)
     away = cluster.store.rename(cluster.store.with_name('away'))
-    wait_until(lambda: 'waits for the store' in operation(cluster, started)['step'], 20, 'the operation says why nothing comes')
+    wait_until(lambda: 'waits for the store' in operation(cluster, started)['step'], 40, 'the operation says why nothing comes')
     # whatever is asked of its disks meanwhile does not stand still with the guest's reads
     done(cluster, cluster.api('POST', '/v1/vms/a/pause'))
     done(cluster, cluster.api('POST', '/v1/vms/a/resume'))
     for pid in cluster.agent(1).vmm_pids():
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: cluster.vm('a')['state'] == 'running' and cluster.vm('a').get('restarts', 0) > 0, 30, 'the VM runs again, without the store')
+    wait_until(lambda: cluster.vm('a')['state'] == 'running' and cluster.vm('a').get('restarts', 0) > 0, 60, 'the VM runs again, without the store')
     cluster.agent(1).program.kill9()
     cluster.agent(1).run()
     away.rename(cluster.store)
@@ -145,8 +145,12 @@ def test_given_up_while_it_is_off(cluster):
 
 
 def servers(cluster):
-    return [pid for pid in cluster.agent(1).host.pids()
-            if b'drover-backup\0serve' in pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()]
+    found = []
+    for pid in cluster.agent(1).host.pids():
+        with contextlib.suppress(OSError):      # it has ended meanwhile
+            if b'drover-backup\0serve' in pathlib.Path(f'/proc/{pid}/cmdline').read_bytes():
+                found.append(pid)
+    return found
 
 
 def test_vm_deleted_before_it_is_whole(cluster):
@@ -155,9 +159,9 @@ def test_vm_deleted_before_it_is_whole(cluster):
     runs(cluster, started)
     assert len(servers(cluster)) == 1
     done(cluster, cluster.api('DELETE', '/v1/vms/a'))
-    wait_until(lambda: operation(cluster, started)['state'] != 'running', 20, 'the end of the restore')
+    wait_until(lambda: operation(cluster, started)['state'] != 'running', 40, 'the end of the restore')
     assert operation(cluster, started)['state'] in ('cancelled', 'failed'), operation(cluster, started)
-    wait_until(lambda: not servers(cluster), 10, 'nobody serves it any more')
+    wait_until(lambda: not servers(cluster), 30, 'nobody serves it any more')
     assert get(cluster, 'backups/one')['state'] == 'available'
 
 
