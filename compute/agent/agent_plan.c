@@ -143,10 +143,12 @@ static enum plan_step plan_start(const struct plan_vm *vm)
     case PLAN_END_CLEAN:
         if (vm->restart != restart_policy_ALWAYS)
             return PLAN_REST_OFF;
+        if (vm->worn)
+            return PLAN_REST_FAILED;
         break;
     case PLAN_END_BROKEN:
     case PLAN_END_NOT_STARTED:
-        if (!again)
+        if (!again || vm->worn)
             return PLAN_REST_FAILED;
         break;
     case PLAN_END_IMPOSSIBLE:

@@ -91,6 +91,7 @@ struct plan_vm {
     bool prepared; /* images, disks and taps are there */
     enum plan_end end;
     bool backoff_over; /* the time to wait before the next attempt has passed */
+    bool worn;         /* it has come to such ends more often than its restart policy allows */
 };
 
 enum plan_step {

@@ -136,6 +136,8 @@ struct local_vm {
     enum plan_end end;
     char end_text[REASON_SIZE];
     unsigned failures; /* in a row, for the backoff */
+    uint32_t ends;     /* under this order, since ends_since_ms: for restarts_max. An agent that is started anew counts anew */
+    uint64_t ends_since_ms;
     uint64_t backoff_until_ms;
     char reason[REASON_SIZE];
 
@@ -286,6 +288,18 @@ static void vm_settle(struct local_vm *vm, enum vm_state state, const char *reas
         vm->context->changed(vm, vm->context->arg);
 }
 
+static uint64_t restart_window_s(const struct local_vm *vm)
+{
+    const struct vm_order *order = &vm->file.order;
+    return OBJECT_HAS(vm_order, order, restart_window_s) ? order->restart_window_s : VM_RESTART_WINDOW_S;
+}
+
+static bool is_worn(const struct local_vm *vm)
+{
+    const struct vm_order *order = &vm->file.order;
+    return OBJECT_HAS(vm_order, order, restarts_max) && vm->ends > order->restarts_max;
+}
+
 /* An attempt to have the VM as wanted came to nothing: when is the next one? */
 static void vm_failed(struct local_vm *vm, enum plan_end end, const char *text)
 {
@@ -295,7 +309,18 @@ static void vm_failed(struct local_vm *vm, enum plan_end end, const char *text)
     pause_ms = MIN(pause_ms, (uint64_t)VM_BACKOFF_MS_MAX);
     vm->failures++;
     vm->end = end;
-    put_reason(vm->end_text, text);
+    if (vm->ends == 0 || now_ms(vm) >= vm->ends_since_ms + restart_window_s(vm) * 1000) {
+        vm->ends = 0;
+        vm->ends_since_ms = now_ms(vm);
+    }
+    vm->ends++;
+    if (is_worn(vm)) {
+        CLEANUP_FREE char *why = xasprintf("%u times within %llu s, and restarts_max is %u: start it when this is mended: %s", vm->ends,
+                                           (unsigned long long)restart_window_s(vm), vm->file.order.restarts_max, text);
+        put_reason(vm->end_text, why);
+    } else {
+        put_reason(vm->end_text, text);
+    }
     vm->backoff_until_ms = now_ms(vm) + pause_ms;
     vm->prepared = false; /* look again at all of it: that may be the cure */
 }
@@ -1519,6 +1544,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .prepared = vm->prepared,
         .end = vm->end,
         .backoff_over = now >= vm->backoff_until_ms,
+        .worn = is_worn(vm),
     };
 }
 
@@ -1791,6 +1817,7 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     if (newer) {
         vm->end = PLAN_END_NONE;
         vm->failures = 0;
+        vm->ends = 0;
         vm->hold_until_ms = 0;
     }
     vm_wake_in(vm, told_again ? spread_ms(vm) : 0);

@@ -29,6 +29,7 @@
 #define VM_BACKOFF_MS_MIN 1000 /* before a VM that ended badly is started again; doubled each time */
 #define VM_BACKOFF_MS_MAX 60000
 #define VM_STEADY_MS 60000 /* a VM that ran so long begins at VM_BACKOFF_MS_MIN again */
+#define VM_RESTART_WINDOW_S 3600u /* that restarts_max counts in, where the order does not say */
 
 struct local_vm;
 

@@ -343,6 +343,10 @@ static void fill_order(const struct state *state, const struct record *host, con
     OBJECT_SET(vm_order, order, boot, vm->boot);
     OBJECT_SET(vm_order, order, wanted, vm->wanted);
     OBJECT_SET(vm_order, order, restart, vm->restart);
+    if (OBJECT_HAS(vm, vm, restarts_max))
+        OBJECT_SET(vm_order, order, restarts_max, vm->restarts_max);
+    if (OBJECT_HAS(vm, vm, restart_window_s))
+        OBJECT_SET(vm_order, order, restart_window_s, vm->restart_window_s);
     OBJECT_SET(vm_order, order, vcpus, vm->vcpus);
     OBJECT_SET(vm_order, order, memory_bytes, vm->memory_bytes);
     OBJECT_SET(vm_order, order, ha, vm->ha);

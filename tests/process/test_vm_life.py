@@ -87,6 +87,19 @@ def test_a_killed_vmm_is_started_again(running):
     assert web.wait_ticks()
 
 
+def test_a_vmm_that_is_killed_too_often(running):
+    web = running('--restarts-max', '1')
+    for restarts in (1, None):
+        pid = wait_until(web.vmm_pid, 20, 'it has a VMM')
+        os.kill(pid, signal.SIGKILL)
+        if restarts:
+            wait_until(lambda: web.vm()['restarts'] == 1 and web.vm()['state'] == 'running', 20, 'the VM runs again')
+    failed = web.cluster.wait_vm(VM, 'failed')
+    assert '2 times within 3600 s, and restarts_max is 1' in failed['state_reason'], failed
+    web.cluster.cli('vm', 'start', VM, '--wait')
+    assert web.wait_ticks() and web.vm()['restarts'] == 1
+
+
 def test_a_vmm_that_dies_while_its_agent_is_away(running):
     web = running('--restart', 'always')
     pid, agent = web.vmm_pid(), web.agent()
