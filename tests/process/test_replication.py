@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from bed import wait_until
+from bed import BedError, wait_until
 from disk_guest import NEEDED, WRITES, agent_of, create, done, image, life, taken_over, wait_writes, writes
 
 pytestmark = NEEDED
@@ -35,6 +35,34 @@ def wait_point(cluster, name='web', more=1, timeout_s=30):
 
 def place(agent, vm_id):
     return agent.directory / 'replicas' / vm_id
+
+
+def children(agent, work):
+    """Processes of the agent's that do such work."""
+    found = []
+    for pid in agent.host.pids():
+        try:
+            words = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
+        except OSError:
+            continue
+        if work.encode() in words:
+            found.append(pid)
+    return found
+
+
+def stall_point(vm_id, source, keeper):
+    """A point that does not come to its end: images of the disks are open, and who receives them stands still."""
+    images = source.directory / 'vms' / vm_id / 'backup.sock'
+
+    def stalled():
+        wait_until(images.exists, 30, 'a point', poll_s=0.001)
+        for pid in children(keeper, 'replicate-receive'):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        with contextlib.suppress(BedError):
+            wait_until(lambda: not images.exists(), 1, 'the point is complete')     # it came too late
+        return images.exists()
+    wait_until(stalled, 60, 'a point that stands still')
 
 
 def begin(make_cluster, **fields):
@@ -111,17 +139,6 @@ def test_whoever_is_killed_a_complete_point_stays(make_cluster):
     replicate(cluster, keeper.name)
     wait_point(cluster)
 
-    def children(agent, work):
-        found = []
-        for pid in agent.host.pids():
-            try:
-                words = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
-            except OSError:
-                continue
-            if work.encode() in words:
-                found.append(pid)
-        return found
-
     def kill_children(agent, work):
         pids = wait_until(lambda: children(agent, work), 30, f'{work} on {agent.name}', poll_s=0.002)
         for pid in pids:
@@ -165,6 +182,7 @@ def test_beside_backups_and_migrations(make_cluster):
         done(cluster, cluster.api('POST', '/v1/vms/web/backups', {'name': f'b{i}', 'store': 'nas'}))
     wait_point(cluster)
     first = replica(cluster)['id']
+    stall_point(vm_id, old, keeper)
     done(cluster, cluster.api('POST', '/v1/vms/web/migrate', {'to': third.name}))
     assert replica(cluster)['epoch'] == cluster.vm('web')['epoch']      # what the point holds is still so
     wait_point(cluster, more=2)
