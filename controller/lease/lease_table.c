@@ -137,11 +137,18 @@ static void put_host(struct lease_table *table, const struct state *state, const
                      struct lease_host *ret)
 {
     struct lease_support *support = support_of(table, host->common->id);
-    if (support->heard_ns == 0) /* new here: it is given the time to ask */
-        support->heard_ns = now_ns;
+    uint64_t heard_ms;
+    if (support->known_ns == 0)
+        support->known_ns = now_ns;
+    if (support->heard_ns != 0)
+        heard_ms = (now_ns - support->heard_ns) / LEASE_MS;
+    else if (host->host->state == host_state_SUSPECT || host->host->state == host_state_LOST)
+        heard_ms = LEASE_NEVER_MS; /* or one that is gone would seem to be back whenever controllers start again */
+    else /* it is given the time to ask */
+        heard_ms = (now_ns - support->known_ns) / LEASE_MS;
     OBJECT_TEXT(lease_host, ret, host, host->common->id);
     OBJECT_SET(lease_host, ret, generation, host->host->generation);
-    OBJECT_SET(lease_host, ret, heard_ms, (now_ns - support->heard_ns) / LEASE_MS);
+    OBJECT_SET(lease_host, ret, heard_ms, heard_ms);
     if (confirms(table, state, host, now_ns))
         OBJECT_SET(lease_host, ret, confirmed, true);
     if (support->since_ns != 0 && now_ns < support->until_ns)

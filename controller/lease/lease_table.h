@@ -23,9 +23,12 @@
 struct lease_support {
     char host[STATE_ID_BYTES];
     uint64_t until_ns; /* last support runs out; 0: never supported by this process. Whatever the generation was */
-    uint64_t heard_ns; /* last question */
+    uint64_t heard_ns; /* last question; 0: none since this process has begun */
+    uint64_t known_ns; /* when it first told a leader of the host */
     uint64_t since_ns; /* it has been supported without a gap; 0: the last question was not granted */
 };
+
+#define LEASE_NEVER_MS 3600000u /* told of a host that has not asked this process and is suspected or lost already */
 
 /* What is broken on purpose, to see that it is found; nothing in a real controller. */
 struct lease_table_mutations {

@@ -324,6 +324,41 @@ static void a_suspected_host_is_not_lost_by_the_survivor_of_a_recovery(void **te
     assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
 }
 
+/* All controllers start again while a host is suspected: that none of them has been asked yet is no sign of life. */
+static void controllers_that_start_have_not_heard_of_a_suspect(void **test)
+{
+    struct bed *b = *test;
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    pass(b, 4, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    lease_judge_reset(&b->judge);
+    for (unsigned i = 0; i < 3; i++) {
+        lease_table_finish(&b->tables[i]);
+        lease_table_init(&b->tables[i], b->now_ns);
+    }
+    look_at_all(b);
+    assert_int_equal(judge(b), 0);
+    assert_false(lease_judge_hears(&b->judge, b->f.state, host_of(b, "n1")->id, b->now_ns));
+    assert_true(lease_judge_hears(&b->judge, b->f.state, host_of(b, "n2")->id, b->now_ns)); /* it is given the time to ask */
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    pass(b, 6, second);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+    assert_int_equal(host_of(b, "n2")->state, host_state_UP);
+    assert_int_equal(host_of(b, "n2")->generation, 1);
+    lease_judge_reset(&b->judge); /* once more: nor is a lost one heard, that is to come back */
+    for (unsigned i = 0; i < 3; i++) {
+        lease_table_finish(&b->tables[i]);
+        lease_table_init(&b->tables[i], b->now_ns);
+    }
+    look_at_all(b);
+    assert_false(lease_judge_hears(&b->judge, b->f.state, host_of(b, "n1")->id, b->now_ns));
+    ask(b, 0, "n1", 1);
+    ask(b, 1, "n1", 1);
+    look_at_all(b);
+    assert_true(lease_judge_hears(&b->judge, b->f.state, host_of(b, "n1")->id, b->now_ns));
+}
+
 static void a_lost_host_comes_back_by_its_report(void **test)
 {
     struct bed *b = *test;
@@ -786,6 +821,7 @@ int main(void)
         TEST(a_false_alarm_is_cleared),
         TEST(a_false_alarm_is_cleared_by_the_survivor_of_a_recovery),
         TEST(a_suspected_host_is_not_lost_by_the_survivor_of_a_recovery),
+        TEST(controllers_that_start_have_not_heard_of_a_suspect),
         TEST(a_lost_host_comes_back_by_its_report),
         TEST(one_confirmation_is_not_enough),
         TEST(a_leader_that_sees_no_majority_suspects_nobody),
