@@ -106,6 +106,18 @@ void api_call_pass_to_host(struct api_call *call, const char *host_id, const cha
         api_call_release(call, 0);
 }
 
+/* A call that waited and whose client has gone meanwhile: what was not begun is not done any more. The client cannot hear of it, and may have
+ * asked again elsewhere: a repeat under the same key may be refused, and then this one must not be carried out after all. */
+static bool drop_if_gone(struct api_call *call)
+{
+    if (!http_request_is_gone(call->request))
+        return false;
+    log_debug("api-client-gone", "request=%s", call->request->id);
+    http_release(call->request);
+    finish(call, 0);
+    return true;
+}
+
 /* --- waiting --- */
 
 int api_call_wait(struct api_call *call, struct list *list, uint32_t wait_ms, void (*on_deadline)(struct api_call *))
@@ -181,6 +193,8 @@ static void on_barrier(void *arg, int status, uint64_t index)
     struct error err;
     switch (status) {
     case 0:
+        if (drop_if_gone(call))
+            return;
         call->index = MAX(call->index, index);
         call->barrier_done = true;
         api_handlers[call->route->id](call);
@@ -231,6 +245,8 @@ static bool needs_barrier(const struct api_call *call)
 void api_call_run(struct api_call *call)
 {
     struct service *service = call->service;
+    if (drop_if_gone(call))
+        return;
     if ((call->route->flags & ROUTE_LOCAL) || call->query.stale) {
         api_handlers[call->route->id](call);
     } else if (service->ready) {

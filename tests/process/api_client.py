@@ -46,6 +46,10 @@ class Connection(http.client.HTTPSConnection):
         super().__init__(address, PORT, timeout=timeout_s, context=tls)
 
     def call(self, method, path, body=None, headers=None, key=None):
+        self.ask(method, path, body, headers, key)
+        return self.answer()
+
+    def ask(self, method, path, body=None, headers=None, key=None):
         headers = dict(headers or {})
         if body is not None and not isinstance(body, (bytes, str)):
             body = json.dumps(body)
@@ -54,6 +58,8 @@ class Connection(http.client.HTTPSConnection):
         if key:
             headers['Idempotency-Key'] = key
         self.request(method, path, body, headers)
+
+    def answer(self):
         answer = self.getresponse()
         raw = answer.read()
         kind = answer.getheader('Content-Type', '')

@@ -128,11 +128,19 @@ class Client(threading.Thread):
         raise AssertionError(f'{name}: {kind} was answered {status} {body}')
 
     def create(self, name, value):
-        """Once more under the same key where the first attempt was not answered: both are one call."""
+        """Once more under the same key where the first attempt was not answered: both are one call. But a refusal uses no key up: the
+        first attempt may still be under way, and be carried out when the second one has been refused."""
         body = {'name': name, 'vcpus': 1, 'memory_bytes': 16 << 20, 'labels': {LABEL: value}}
         key = {'Idempotency-Key': str(uuid.uuid4())}
-        got = self.request('POST', '/v1/flavors', body, key) or self.request('POST', '/v1/flavors', body, key)
-        return value, self.result(name, 'create', got)
+        begin = time.monotonic()
+        got = self.request('POST', '/v1/flavors', body, key)
+        if got is not None:
+            return value, self.result(name, 'create', got)
+        got = self.request('POST', '/v1/flavors', body, key)
+        result = self.result(name, 'create', got)
+        if result == 'exists':
+            self.registers.note(name, Call(f'c{self.number}', 'create', value, begin))
+        return value, result
 
     def write(self, name, value):
         got = self.request('PATCH', f'/v1/flavors/{name}', {'labels': {LABEL: value}})
@@ -260,6 +268,10 @@ class Clients:
         print(f'{len(calls)} calls on {len(self.registers.histories)} registers, {open_calls} writes without an answer, '
               f'{undecided} histories not decided, checked in {time.monotonic() - start:.1f} s')
         assert not self.registers.torn, self.registers.torn[:5]
+        for name, _ in found:
+            print(f'every call on {name}:')
+            for call in sorted(self.registers.histories[name], key=lambda call: call.invoked):
+                print(f'    {call}')
         assert not found, f'{len(found)} registers are not linearizable; {found[0][0]}:\n{found[0][1]}'
         assert undecided * 2 <= len(self.registers.histories), 'too few histories could be decided: this run shows little'
         return len(calls)

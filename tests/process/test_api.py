@@ -403,6 +403,29 @@ def test_frozen_leader(fresh_three):
     assert leader.request('GET', f'/v1/flavors/{body["name"]}')[0] == 200  # no stale answer from the old leader
 
 
+def test_who_has_gone_while_waiting_for_a_leader_gets_nothing_done(fresh_three):
+    """It cannot hear of it, and has perhaps asked elsewhere and been answered that it is refused."""
+    cs = fresh_three
+    last, *others = cs.members
+    gone, stays = flavor(), flavor()
+    for member in others:
+        member.freeze()
+    try:
+        wait_for(lambda: last.request('GET', '/readyz', identity=None)[0] == 503, what='no leader')
+        connections = [last.connect(), last.connect()]
+        for number, (connection, body) in enumerate(zip(connections, (gone, stays))):
+            connection.ask('POST', '/v1/flavors', body, key=f'goes-{number}')
+            wait_for(lambda: last.metric('drover_api_waiting') == number + 1, what='it waits')
+        connections[0].close()
+    finally:
+        for member in others:
+            member.thaw()
+    assert connections[1].answer()[0] == 201     # who waits is served in order
+    connections[1].close()
+    assert last.request('GET', f'/v1/flavors/{gone["name"]}')[0] == 404
+    assert last.request('GET', f'/v1/flavors/{stays["name"]}')[0] == 200
+
+
 def test_acknowledged_writes_survive_all_kills(fresh_three):
     cs = fresh_three
     acknowledged = []
