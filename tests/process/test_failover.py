@@ -192,7 +192,7 @@ def test_the_leader_alone(make_cluster):
     agent.program.restart()
     wait_until(lambda: cluster.hosts_up() == 3, 30, 'every host is up')
     time.sleep(6)
-    assert web.agent() is agent and web.vm()['epoch'] == 1
+    assert web.agent() is agent and web.vm()['epoch'] == 1 and web.vm()['restarts'] == 0
     assert web.pauses(agent) == pauses
     web.wait_ticking(agent)
 
