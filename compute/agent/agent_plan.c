@@ -75,7 +75,7 @@ static struct plan_change change_of_have(const struct plan_have *have, size_t at
     else if (map_get(&answer->forget, have->id) != NULL && answer->orders->index >= have->index && !have->removing &&
              (!have->astray || map_get(&answer->given, have->id) != NULL))
         change.kind = PLAN_FORGET;
-    else if (have->astray && map_get(&answer->halt, have->id) != NULL)
+    else if (map_get(&answer->halt, have->id) != NULL && answer->orders->index >= have->index && !have->removing)
         change.kind = PLAN_HALT;
     change.missing = change.kind == PLAN_ACCEPT && have->gone && missing;
     change.nobodys = change.kind == PLAN_FORGET && map_get(&answer->gone, have->id) != NULL;

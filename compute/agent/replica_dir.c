@@ -183,8 +183,8 @@ static int disks_check(const struct vm_places *places, const struct vm_order *or
         CLEANUP_FREE char *path = place_of(places, order, disks[i].name);
         if (vm_files_disk_moves(&disks[i]) && access(path, F_OK) < 0)
             return error_set(err, -ENOENT, ERROR_NOT_FOUND,
-                             "the replica that the VM is to be started from is not here, and nothing is made in its place; restore the VM "
-                             "from a backup, or wait for the host that it was on");
+                             "the replica that the VM is to be started from is not here, and nothing is made in its place; bring its disks "
+                             "here from the host that it was on, which keeps them (docs/ha.md), or restore the VM from a backup");
     }
     return 0;
 }

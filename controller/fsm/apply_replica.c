@@ -182,6 +182,13 @@ void replica_followed(struct apply *a, struct vm *vm, const char *from)
         turn_around(a, vm, from);
 }
 
+/* Its disks are there: the host that it was on keeps none any more (controller/nodes/node_sync.c). */
+void replica_vm_seen(struct apply *a, const struct vm *vm)
+{
+    if (OBJECT_HAS(vm, vm, replica_start) && (vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED))
+        tell_keeper(a, vm->replica_host);
+}
+
 void replica_vm_gone(struct apply *a, const struct vm *vm)
 {
     tell_keeper(a, vm->replica_host);

@@ -252,6 +252,7 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
     apply_event(a, event_type_UPDATED, record, "VM %s is %s on host %s%s%s", record->common->name,
                 vm_state_desc.names[record->vm->state], host->common->name, record->vm->state_reason ? ": " : "",
                 record->vm->state_reason ? record->vm->state_reason : "");
+    replica_vm_seen(a, record->vm);
     volumes_settle(a, record);
     operation_settle(a, record);
 }

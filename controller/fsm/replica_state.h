@@ -4,7 +4,8 @@
  *   replica_host given --> no point --vm-replicate ends well--> point n of epoch e --and again--> point n+1
  *                             ^                                     |
  *                             |      the host is lost, ha, e is the VM's epoch: given to replica_host under epoch + 1, which takes
- *                             '----- the VM's disks from the point; from then on the lost host is replica_host, without a point
+ *                             '----- the VM's disks from the point; from then on the lost host is replica_host, without a point, and
+ *                                    keeps the VM's old disks until the VM has run from the point (replica_start: it may not yet)
  *
  * Only a point of the VM's present epoch stands in: each start and restore of a stopped VM raises it, and what its disks became
  * meanwhile no point knows. A migration raises it, too, but changes nothing on the disks: points stay good (replica_vm_moved).
@@ -38,6 +39,8 @@ void replica_vm_moved(struct apply *a, struct vm *vm, const char *from, uint64_t
 void replica_taken(struct apply *a, struct vm *vm, const char *from);
 /* The same after a recovery, by an order that is lost: what is known of it helps the host that says so. */
 void replica_followed(struct apply *a, struct vm *vm, const char *from);
+/* What is seen of @vm has changed. */
+void replica_vm_seen(struct apply *a, const struct vm *vm);
 /* @vm goes: its keeper is to hear of it. */
 void replica_vm_gone(struct apply *a, const struct vm *vm);
 

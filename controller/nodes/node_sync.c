@@ -380,6 +380,13 @@ static void fill_order(const struct state *state, const struct record *host, con
         OBJECT_SET(vm_order, order, firmware, image->firmware); /* bios is 0 */
 }
 
+/* It was given to the host of its replica, and has not run there since: whether that has its disks nobody knows yet, and what it was on
+ * may have the only ones. */
+static bool takes_replica(const struct vm *vm)
+{
+    return OBJECT_HAS(vm, vm, replica_start) && vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED;
+}
+
 /* A reported VM that is not the host's: another's by now, or gone. One of a lower epoch that is still its own is not to
  * be forgotten, for its disks are in use: the order with the newer epoch replaces it. */
 static bool to_forget(const struct state *state, const struct record *host, const struct vm_seen *seen)
@@ -388,16 +395,16 @@ static bool to_forget(const struct state *state, const struct record *host, cons
     if (vm == NULL || strcmp(vm->common->id, seen->id) != 0)
         return !seen->astray; /* also what it says is deleted: it need not say so again */
     bool owned = vm->vm->host != NULL && strcmp(vm->vm->host, host->common->id) == 0;
-    return !owned && (!seen->astray || seen->epoch < vm->vm->recovered_epoch);
+    return !owned && !takes_replica(vm->vm) && (!seen->astray || seen->epoch < vm->vm->recovered_epoch);
 }
 
-/* Astray, another host's, and its report has not changed that (it was carried out before this is asked): nobody knows whose disks are the
- * ones to keep, but one may run. */
+/* Astray, another host's, and its report has not changed that (it was carried out before this is asked), or about to be taken from its
+ * replica: nobody knows whose disks are the ones to keep, but one may run. */
 static bool to_halt(const struct state *state, const struct record *host, const struct vm_seen *seen)
 {
     const struct record *vm = state_get(state, object_kind_VM, seen->id);
     bool runs = seen->state == vm_state_RUNNING || seen->state == vm_state_PAUSED || seen->state == vm_state_STARTING;
-    return seen->astray && runs && vm != NULL && vm->vm->host != NULL && strcmp(vm->vm->host, host->common->id) != 0 &&
+    return runs && vm != NULL && (seen->astray || takes_replica(vm->vm)) && vm->vm->host != NULL && strcmp(vm->vm->host, host->common->id) != 0 &&
            !to_forget(state, host, seen);
 }
 

@@ -5,6 +5,7 @@ The guest writes and reads its disk all the time (tests/guest/guest_disk.c): wha
 import contextlib
 import os
 import pathlib
+import shutil
 import signal
 
 import pytest
@@ -193,6 +194,28 @@ def test_beside_backups_and_migrations(make_cluster):
     assert replica(cluster)['id'] != first and not place(keeper, vm_id).exists() and place(third, vm_id).exists()
     wait_writes(keeper, vm_id, 5)
     assert 'disk: word' not in life(keeper, vm_id)
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_gone_costs_no_disks(make_cluster):
+    """The replica's host has lost it: the VM is not started empty, and the host that it was on keeps its disks; brought over, it goes on with them."""
+    cluster, vm_id, old, keeper = begin(make_cluster, ha=True)
+    replicate(cluster, keeper.name, every_s=86400)
+    wait_point(cluster)
+    before = writes(old, vm_id)
+    shutil.rmtree(place(keeper, vm_id))
+    old.host.power_off()
+    why = wait_until(lambda: cluster.vm('web')['state'] == 'failed' and cluster.vm('web').get('state_reason'), 90, 'the VM cannot be started')
+    assert 'is not here' in why and cluster.vm('web')['host_name'] == keeper.name, why
+    cluster.boot(old.host.number)
+    wait_until(lambda: cluster.cli('host', 'show', old.name)['state'] == 'up', 60, 'the host is back')
+    done(cluster, cluster.api('POST', '/v1/vms/web/stop?force=true'))
+    disks = pathlib.Path('vms', vm_id, 'disks')
+    for layers in (old.directory / disks).glob('*.layers'):
+        shutil.copytree(layers, keeper.directory / disks / layers.name)
+    done(cluster, cluster.api('POST', '/v1/vms/web/start'))
+    taken_over(cluster, vm_id, old, before)
+    wait_until(lambda: not (old.directory / 'vms' / vm_id).exists(), 30, 'the old disks go when it has run')
 
 
 @pytest.mark.slow

@@ -157,6 +157,25 @@ static void test_astray(void **unused)
     OBJECT_CLEAR(vm_order, &known);
 }
 
+/* Another host's by now, but that may not have its disks yet: nothing runs here, and nothing goes. */
+static void test_halt(void **unused)
+{
+    (void)unused;
+    struct vm_order known = {.epoch = 0};
+    struct node_orders orders = {.index = 20};
+    struct plan_have have = {.id = A, .order = &known, .index = 5};
+    fill_order(&known, A, 3, 7);
+    add_id(&orders, &orders.halt, "halt", A);
+    assert_int_equal(plan_one(&have, &orders).kind, PLAN_HALT);
+    have.index = 21; /* the answer may simply not have heard of its order */
+    assert_int_equal(plan_one(&have, &orders).kind, PLAN_ORPHAN);
+    have.index = 5;
+    fill_order(OBJECT_ADD(node_orders, &orders, vms), A, 3, 7);
+    assert_int_equal(plan_one(&have, &orders).kind, PLAN_KEEP);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(vm_order, &known);
+}
+
 /* What ran here and is not here any more is not made anew; also where it was deleted by an order that is lost. */
 static void test_missing(void **unused)
 {
@@ -387,6 +406,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_order),         cmocka_unit_test(test_new_and_doubled_orders),
         cmocka_unit_test(test_astray),
+        cmocka_unit_test(test_halt),
         cmocka_unit_test(test_missing),
         cmocka_unit_test(test_lease_generation),  cmocka_unit_test(test_steps),
         cmocka_unit_test(test_every_combination), cmocka_unit_test(test_every_migrating_combination),

@@ -188,6 +188,48 @@ static void a_lost_vm_is_given_to_its_replica(void **test)
     assert_non_null(strstr(vm(f)->state_reason, "no complete point"));
 }
 
+static struct node_orders orders_with_vm(struct fixture *f, const char *host, uint64_t epoch, enum vm_state state)
+{
+    struct node_orders orders = {0};
+    struct node_report report = fixture_report(f, host, 8192);
+    struct vm_seen *seen = fixture_seen(&report, vm(f), state);
+    OBJECT_SET(vm_seen, seen, epoch, epoch);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    OBJECT_CLEAR(node_report, &report);
+    return orders;
+}
+
+/* Whether the replica is where it is looked for shows only there: the disks that the VM was on are kept until it runs from it. */
+static void the_old_disks_stay_until_it_has_run_from_the_replica(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\"}");
+    point_made(f, 1);
+    host_lost(f, "n1");
+    assert_int_equal(tick_after(f, 1), 1);
+    assert_string_equal(vm(f)->host_name, "n3");
+    struct node_report back = fixture_report(f, "n1", 8192);
+    assert_int_equal(fixture_send(f, &back), 1);
+    struct node_orders orders = orders_with_vm(f, "n1", 1, vm_state_RUNNING);
+    assert_int_equal(orders.forget.count, 0);
+    assert_int_equal(orders.halt.count, 1); /* nor does it run */
+    OBJECT_CLEAR(node_orders, &orders);
+    orders = orders_with_vm(f, "n1", 1, vm_state_STOPPED);
+    assert_int_equal(orders.forget.count + orders.halt.count, 0);
+    OBJECT_CLEAR(node_orders, &orders);
+    fixture_vm_is(f, "a", vm_state_FAILED); /* no replica there */
+    orders = orders_with_vm(f, "n1", 1, vm_state_STOPPED);
+    assert_int_equal(orders.forget.count, 0);
+    OBJECT_CLEAR(node_orders, &orders);
+    uint64_t told = state_host_orders_index(fixture_get(f, object_kind_HOST, "n1"));
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    orders = orders_with_vm(f, "n1", 1, vm_state_STOPPED);
+    assert_int_equal(orders.forget.count, 1);
+    assert_int_equal(orders.halt.count, 0);
+    OBJECT_CLEAR(node_orders, &orders);
+    assert_true(state_host_orders_index(fixture_get(f, object_kind_HOST, "n1")) > told); /* at once */
+}
+
 static void a_point_of_another_run_stands_in_for_nothing(void **test)
 {
     struct fixture *f = *test;
@@ -332,6 +374,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(points_are_made_when_they_are_due, setup, teardown),
         cmocka_unit_test_setup_teardown(one_that_is_too_old_is_late_once, setup, teardown),
         cmocka_unit_test_setup_teardown(a_lost_vm_is_given_to_its_replica, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_old_disks_stay_until_it_has_run_from_the_replica, setup, teardown),
         cmocka_unit_test_setup_teardown(a_point_of_another_run_stands_in_for_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(a_migration_changes_nothing_on_the_disks, setup, teardown),
         cmocka_unit_test_setup_teardown(a_migration_to_the_replica_turns_it_around, setup, teardown),
