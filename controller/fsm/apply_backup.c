@@ -273,6 +273,20 @@ bool restore_is_live(struct apply *a, const struct record *vm)
     return false;
 }
 
+bool restore_is_under(const struct operation *operation)
+{
+    return operation_has_task(operation) && operation->state == operation_state_RUNNING && operation->task.backup.live &&
+           operation->task.backup.placed;
+}
+
+bool restore_is_under_vm(const struct record *vm)
+{
+    bool found = false;
+    for (size_t i = 0; !found && i < vm->of_vm.operations.count; i++)
+        found = restore_is_under(vm->of_vm.operations.items[i]->operation);
+    return found;
+}
+
 void restore_placed(struct apply *a, struct record *record)
 {
     struct operation *operation = record->operation;

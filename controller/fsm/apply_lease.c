@@ -117,11 +117,14 @@ void apply_host_suspect(struct apply *a, struct command_host_suspect *command)
 
 bool lease_vm_recovers(const struct state *state, const struct vm *vm, const char **ret_why)
 {
+    const struct record *record = map_get(&state->tables[object_kind_VM].by_id, vm->id);
     const char *why = NULL;
     if (!vm->ha)
         why = "it has no ha";
     else if (vm->seen_generation < vm->lease_generation)
         why = "its host has not said that it runs under the lease";
+    else if (record != NULL && restore_is_under_vm(record))
+        why = "the rest of its disks comes from a backup, on that host";
     else if (!vm_disks_are_shared(state, vm, NULL) && replica_standby(state, vm) == NULL)
         why = vm->replica_host != NULL ? "its replica has no complete point of this run"
               : vm_has_pools(vm) ? "not all of its disks are in shared pools" : "its disks are on that host only";
@@ -207,7 +210,7 @@ void apply_host_lost(struct apply *a, struct command_host_lost *command)
     apply_event(a, event_type_UPDATED, record, "host %s %s%s%s", record->common->name,
                 command->left ? "goes down and has given its lease up" : "is lost", command->reason != NULL ? ": " : "",
                 command->reason != NULL ? command->reason : "");
-    tasks_host_gone(a, record, "its host was declared lost");
+    tasks_host_lost(a, record, "its host was declared lost");
     for (size_t i = record->of_host.vms.count; i > 0; i--) /* nobody is left to say that they are deleted */
         if (record->of_host.vms.items[i - 1]->vm->wanted == vm_wanted_DELETED &&
             !volumes_outlive_host(record->of_host.vms.items[i - 1]->vm))

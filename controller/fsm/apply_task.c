@@ -163,8 +163,20 @@ void task_ask_cancel(struct apply *a, struct record *record, const char *text)
                 operation->target_name, text);
 }
 
-/* Ending one takes it out of the list: work on a copy. */
-static void end_all(struct apply *a, const struct record_index *list, const char *code, const char *text)
+/* A VM runs on disks that come from a backup: without the rest of them it cannot go on when its host is back, nor be started elsewhere. */
+static void outlast(struct apply *a, struct record *record, const char *text)
+{
+    char step[APPLY_STEP_BYTES_MAX];
+    apply_text(step, sizeof step, "%s; it goes on when that is back", text);
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(operation, record->operation, step, step);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[record->operation->kind],
+                record->operation->target_name, step);
+}
+
+/* Ending one takes it out of the list: work on a copy. @outlasts: what a VM cannot do without stays. */
+static void end_all(struct apply *a, const struct record_index *list, bool outlasts, const char *code, const char *text)
 {
     size_t count = list->count;
     CLEANUP_FREE struct record **copy = xcalloc(count + 1, sizeof *copy);
@@ -173,18 +185,25 @@ static void end_all(struct apply *a, const struct record_index *list, const char
     for (size_t i = 0; i < count; i++)
         if (operation_has_task(copy[i]->operation) && migration_is_handed_over(copy[i]->operation))
             task_end(a, copy[i], operation_state_SUCCEEDED, NULL, NULL, NULL);
+        else if (outlasts && restore_is_under(copy[i]->operation))
+            outlast(a, copy[i], text);
         else if (operation_has_task(copy[i]->operation))
             task_end(a, copy[i], operation_state_FAILED, code, text, NULL);
 }
 
+void tasks_host_lost(struct apply *a, const struct record *host, const char *text)
+{
+    end_all(a, &host->of_host.tasks, true, "host-lost", text);
+}
+
 void tasks_host_gone(struct apply *a, const struct record *host, const char *text)
 {
-    end_all(a, &host->of_host.tasks, "host-lost", text);
+    end_all(a, &host->of_host.tasks, false, "host-lost", text);
 }
 
 void tasks_vm_gone(struct apply *a, const struct record *vm, const char *text)
 {
-    end_all(a, &vm->of_vm.operations, "vm-gone", text);
+    end_all(a, &vm->of_vm.operations, false, "vm-gone", text);
 }
 
 /* ---- what hosts say ---- */

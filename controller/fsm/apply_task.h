@@ -52,6 +52,9 @@ extern const struct task_kind_ops task_backup_create, task_backup_restore, task_
 void restore_placed(struct apply *a, struct record *record);
 /* Are @vm's disks filled from a backup while it runs? Refuses if so. */
 bool restore_is_live(struct apply *a, const struct record *vm);
+/* Is it one whose disks are in their place, so that a VM has no others; and has @vm such a one? */
+bool restore_is_under(const struct operation *operation);
+bool restore_is_under_vm(const struct record *vm);
 /* Does a policy, a task or (unless @with_backups) a backup keep @record, a store, from being removed? Refuses if so. */
 bool backups_use(struct apply *a, const struct record *record, bool with_backups);
 /* @store is another one, or is used otherwise: the hosts at work on it are to know. */
@@ -63,7 +66,10 @@ void backups_forget(struct apply *a, const struct record *store);
 void tasks_seen(struct apply *a, const struct record *host, const struct object_list *tasks);
 /* The host of the task is to end it. */
 void task_ask_cancel(struct apply *a, struct record *operation, const char *text);
-/* End every task that @host has a part in as failed: it was removed or declared lost; @text says so. */
+/* @host was declared lost, @text says so: every task that it has a part in ends as failed, but live restores that VMs are on: what they
+ * have is there and nowhere else, and is good for nothing without the rest. */
+void tasks_host_lost(struct apply *a, const struct record *host, const char *text);
+/* The same where it was removed, without exception. */
 void tasks_host_gone(struct apply *a, const struct record *host, const char *text);
 /* The same for every task about @vm: it goes, or another host has it from now on. */
 void tasks_vm_gone(struct apply *a, const struct record *vm, const char *text);

@@ -180,6 +180,25 @@ def test_leader_lost_in_the_middle(make_cluster):
 
 
 @pytest.mark.slow
+def test_its_host_is_cut_off_and_lost_for_a_while(make_cluster):
+    """The guest goes on where it was, with what it has written: the restore is not given up with the host."""
+    cluster = cluster_with(make_cluster, bytes(WRITTEN) + os.urandom(DISK_BYTES - WRITTEN), controllers=3)
+    vm_id, was = backed_up(cluster)
+    started = restore(cluster)
+    runs(cluster, started)
+    agent = cluster.agent(1)
+    cluster.bed.isolate(agent.host.number)
+    wait_until(lambda: cluster.cli('host', 'show', agent.name)['state'] == 'lost', 60, 'the host is lost')
+    cluster.bed.heal()
+    wait_until(lambda: cluster.cli('host', 'show', agent.name)['state'] == 'up', 60, 'the host is back')
+    guest_goes_on(cluster, vm_id)
+    fast(cluster)
+    cluster.wait_operation(started)
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    assert disk_now(cluster, vm_id)[WRITTEN:] == was[WRITTEN:]
+
+
+@pytest.mark.slow
 def test_in_pools_and_given_up_for_a_plain_restore(cluster):
     nas, _ = pool(cluster, 'nas'), pool(cluster, 'ssd', kind='dir')
     for name in ('nas', 'ssd'):

@@ -328,6 +328,66 @@ static void a_live_restore_starts_its_vm(void **test)
     fixture_must(f, ROUTE_ID_snapshot_create, "a", "{\"name\":\"s\"}");
 }
 
+static void n1_is_lost(struct fixture *f)
+{
+    struct command_host_lost command = {0};
+    struct bytes_writer bytes = {0};
+    const struct host *host = fixture_get(f, object_kind_HOST, "n1")->host;
+    OBJECT_TEXT(command_host_lost, &command, id, host->id);
+    OBJECT_SET(command_host_lost, &command, generation, host->generation);
+    OBJECT_SET(command_host_lost, &command, voters_index, 0);
+    OBJECT_SET(command_host_lost, &command, left, true);
+    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
+    object_mark(&command_host_lost_desc, &command, "request");
+    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
+    assert_int_equal(fixture_apply(f, &bytes), 0);
+    bytes_writer_finish(&bytes);
+    OBJECT_CLEAR(command_host_lost, &command);
+}
+
+/* What the VM runs on is good for nothing without the rest, and is nowhere else. */
+static void a_live_restore_outlasts_the_loss_of_its_host(void **test)
+{
+    struct fixture *f = *test;
+    char operation[37];
+    fixture_voter(f, "c2", 2);
+    fixture_voter(f, "c3", 3);
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"started\":false,\"ha\":true,"
+                 "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]}");
+    fixture_vm_is(f, "a", vm_state_STOPPED);
+    attach_one(f, NULL);
+    fixture_must(f, ROUTE_ID_backup_restore, ID("1"), "{\"vm\":\"a\",\"live\":true}");
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    assert_int_equal(live_says(f, operation, operation_state_RUNNING, true, "reads"), 1);
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    n1_is_lost(f);
+    const struct operation *restore = fixture_get(f, object_kind_OPERATION, operation)->operation;
+    assert_int_equal(restore->state, operation_state_RUNNING);
+    assert_non_null(strstr(restore->step, "goes on when that is back"));
+    assert_int_equal(backup_of(f, "a-20260131-123456")->state, backup_state_RESTORING); /* no rule lets it go meanwhile */
+    const struct vm *vm = fixture_vm(f, "a");
+    assert_false(vm->recovering);
+    assert_non_null(strstr(vm->state_reason, "comes from a backup, on that host"));
+    struct node_report back = fixture_report(f, "n1", 8192);
+    assert_int_equal(fixture_send(f, &back), 1);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct node_orders orders = {0};
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.tasks.count, 1);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+    assert_int_equal(live_says(f, operation, operation_state_SUCCEEDED, true, "all is there"), 1);
+    assert_int_equal(restore->state, operation_state_SUCCEEDED);
+    /* before its disks are in their place there is nothing to go on with */
+    fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
+    fixture_vm_is(f, "a", vm_state_STOPPED);
+    fixture_must(f, ROUTE_ID_backup_restore, ID("1"), "{\"vm\":\"a\",\"live\":true}");
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    n1_is_lost(f);
+    assert_int_equal(fixture_get(f, object_kind_OPERATION, operation)->operation->state, operation_state_FAILED);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -339,6 +399,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_disk_without_a_name, setup, teardown),
         cmocka_unit_test_setup_teardown(single_disks, setup, teardown),
         cmocka_unit_test_setup_teardown(a_live_restore_starts_its_vm, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_live_restore_outlasts_the_loss_of_its_host, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
