@@ -14,6 +14,7 @@
 #include "common/pki.h"
 
 #define ATTEMPT_MS 10000
+#define LIST_PAGE 1000
 #define PAUSE_MS 150
 
 static uint64_t now_ms(void)
@@ -286,4 +287,34 @@ int client_transfer(struct client *client, const struct http_call_options *base,
         client->at = (client->at + 1) % client->n_endpoints;
     reply_finish(&reply);
     return rc;
+}
+
+int client_list(struct client *client, enum route_id route, const char *filter, json_t **ret, struct error *err)
+{
+    CLEANUP_FREE char *escaped = client_escape(filter != NULL ? filter : "");
+    CLEANUP_FREE char *cursor = xstrdup("");
+    json_t *all = json_array();
+    for (;;) {
+        struct reply reply;
+        CLEANUP_FREE char *query = xasprintf("?limit=%d%s%s%s%s", LIST_PAGE, *escaped ? "&filter=" : "", escaped,
+                                             *cursor ? "&cursor=" : "", cursor);
+        CLEANUP_FREE char *path = client_path(route, "", query);
+        int rc = client_request(client, "GET", path, NULL, &reply, err);
+        if (rc == 0 && !json_is_array(reply.json))
+            rc = error_set(err, -EPROTO, ERROR_INTERNAL, "the controller's list is not a list");
+        if (rc < 0) {
+            reply_finish(&reply);
+            json_decref(all);
+            return rc;
+        }
+        json_array_extend(all, reply.json);
+        free(TAKE_PTR(cursor));
+        cursor = client_escape(reply.cursor);
+        bool more = *cursor != '\0';
+        reply_finish(&reply);
+        if (!more)
+            break;
+    }
+    *ret = all;
+    return 0;
 }

@@ -46,6 +46,8 @@ void reply_finish(struct reply *reply);
  * whether another attempt makes sense; the next controller's turn has come then. */
 int client_transfer(struct client *client, const struct http_call_options *base, const char *path, int *ret_status,
                     bool *ret_again, struct error *err);
+/* All pages of a list as one array, which the caller decrefs. @filter as of the API's ?filter=, or NULL. */
+int client_list(struct client *client, enum route_id route, const char *filter, json_t **ret, struct error *err);
 /* Path of a route with {id} filled in (percent-encoded) and @query ("" or "?..."). The caller frees. */
 char *client_path(enum route_id route, const char *id, const char *query);
 /* @text for use in a query. The caller frees. */

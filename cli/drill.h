@@ -45,6 +45,7 @@ struct drill {
     struct client client;              /* knows every controller, in the order of @controllers */
     json_t *cluster, *controllers, *hosts, *all_vms, *operations; /* as they were before; owned */
     json_t *vms;                       /* with ha, that are watched: on the host, or all; owned */
+    json_t *loss;                      /* what the controllers would do without the host; owned, NULL: they do not say */
     json_t *checks, *put_back, *failures, *steps; /* for the report; owned */
     bool ready;                        /* every check holds */
     unsigned silent_s, crash_s;        /* how long faults last */

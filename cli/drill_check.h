@@ -10,6 +10,7 @@
 struct drill_check_input {
     const json_t *cluster, *controllers, *hosts, *vms, *operations;
     const char *host;
+    const json_t *loss; /* of @host: what the controllers would do (`drover host loss`); NULL: there is none */
     bool calm;        /* nothing is to fail: one controller is enough, and ha may be disarmed */
     bool needs_ha_vm; /* there must be a VM with ha to watch: on @host, or anywhere */
 };
@@ -20,7 +21,5 @@ json_t *drill_check(const struct drill_check_input *input, bool *ret_ok);
 json_t *drill_check_ha_vms(const json_t *vms, const char *host);
 /* The host that is up and runs the fewest VMs with ha, but one; NULL: none runs any. Borrowed from @hosts. */
 const char *drill_check_choose_host(const json_t *hosts, const json_t *vms);
-/* Could the other hosts take @vms together, the largest first, each where most memory is left? @detail in words. */
-bool drill_check_room(const json_t *hosts, const json_t *vms, const char *host, char *detail, size_t detail_size);
 
 #endif

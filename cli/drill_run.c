@@ -279,12 +279,20 @@ static int look(struct drill *d, struct error *err)
 {
     int rc = drill_get(d, "/v1/cluster", &d->cluster, err);
     if (rc == 0)
-        rc = drill_get(d, "/v1/hosts?limit=1000", &d->hosts, err);
+        rc = client_list(&d->client, ROUTE_ID_host_list, NULL, &d->hosts, err);
     if (rc == 0)
-        rc = drill_get(d, "/v1/vms?limit=1000&filter=ha%3Dtrue", &d->all_vms, err);
+        rc = client_list(&d->client, ROUTE_ID_vm_list, "ha=true", &d->all_vms, err);
     if (rc == 0)
-        rc = drill_get(d, "/v1/operations?limit=1000&filter=state%3Drunning", &d->operations, err);
+        rc = client_list(&d->client, ROUTE_ID_operation_list, "state=running", &d->operations, err);
     return rc;
+}
+
+/* What the controllers would do. None such host, or one that is lost already, is a condition that does not hold. */
+static int drill_loss(struct drill *d, struct error *err)
+{
+    CLEANUP_FREE char *path = client_path(ROUTE_ID_host_loss, d->host, "");
+    int rc = drill_get(d, path, &d->loss, err);
+    return rc < 0 && err->kind != ERROR_NOT_FOUND && err->kind != ERROR_CONFLICT ? rc : 0;
 }
 
 static int connect_all(struct drill *d, struct error *err)
@@ -339,12 +347,15 @@ int drill_init(struct drill *d, const struct drill_kind *kind, const char *host,
         return error_set(err, -EINVAL, ERROR_CONFLICT, "no host runs a VM with ha, so there would be nothing to see; make one (`drover vm create NAME --ha ...`)");
     snprintf(d->host, sizeof d->host, "%s", kind->host ? host : "");
     d->vms = drill_check_ha_vms(d->all_vms, kind->host ? d->host : NULL);
+    if (kind->host && drill_loss(d, err) < 0)
+        return err->code;
     const struct drill_check_input input = {.cluster = d->cluster,
                                             .controllers = d->controllers,
                                             .hosts = d->hosts,
                                             .vms = d->all_vms,
                                             .operations = d->operations,
                                             .host = kind->host ? d->host : NULL,
+                                            .loss = d->loss,
                                             .calm = !kind->host && !kind->controller,
                                             .needs_ha_vm = kind->host};
     d->checks = drill_check(&input, &d->ready);
@@ -355,7 +366,7 @@ int drill_init(struct drill *d, const struct drill_kind *kind, const char *host,
 
 void drill_finish(struct drill *d)
 {
-    json_t *all[] = {d->cluster, d->controllers, d->hosts, d->all_vms, d->operations, d->vms, d->checks, d->put_back, d->failures, d->steps};
+    json_t *all[] = {d->cluster, d->controllers, d->hosts, d->all_vms, d->operations, d->vms, d->loss, d->checks, d->put_back, d->failures, d->steps};
     for (size_t i = 0; i < ARRAY_SIZE(all); i++)
         json_decref(all[i]);
     client_finish(&d->client);

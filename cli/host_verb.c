@@ -1,4 +1,4 @@
-/* host drain: ask for it, and with --wait follow it until no VM runs there any more. */
+/* host drain: ask for it, and with --wait follow it until no VM runs there any more. host loss: what would become of its VMs. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -37,16 +37,14 @@ static size_t left_on(const json_t *vms, char left[LEFT_BYTES_MAX])
 
 static int drain_wait(const struct invocation *call, struct client *client, const char *name, struct error *err)
 {
-    CLEANUP_FREE char *escaped = client_escape(name);
-    CLEANUP_FREE char *path = xasprintf("/v1/vms?filter=host_name%%3D%s&limit=1000", escaped);
+    CLEANUP_FREE char *filter = xasprintf("host_name=%s", name);
     char left[LEFT_BYTES_MAX], line[LEFT_BYTES_MAX + 200], clean[LEFT_BYTES_MAX + 200], previous[LEFT_BYTES_MAX + 200] = "";
     time_t end = time(NULL) + call->timeout_s;
     while (true) {
-        struct reply reply = {0};
-        int rc = client_request(client, "GET", path, NULL, &reply, err);
-        const json_t *items = json_is_array(reply.json) ? reply.json : json_object_get(reply.json, "items");
-        size_t count = rc == 0 ? left_on(items, left) : 0;
-        reply_finish(&reply);
+        json_t *vms = NULL;
+        int rc = client_list(client, ROUTE_ID_vm_list, filter, &vms, err);
+        size_t count = rc == 0 ? left_on(vms, left) : 0;
+        json_decref(vms);
         if (rc < 0)
             return rc;
         snprintf(line, sizeof line, "draining %s: %zu VMs are left%s%s", name, count, count > 0 ? ": " : "", left);
@@ -79,6 +77,27 @@ int host_drain(const struct invocation *call, struct error *err)
         rc = drain_wait(call, &client, text_of(reply.json, "name"), err);
     else if (rc == 0)
         output_object(call, reply.json);
+    reply_finish(&reply);
+    client_finish(&client);
+    return rc;
+}
+
+int host_loss(const struct invocation *call, struct error *err)
+{
+    struct client client;
+    struct reply reply = {0};
+    char clean[500];
+    int rc = client_init(&client, call, err);
+    if (rc == 0) {
+        CLEANUP_FREE char *path = client_path(ROUTE_ID_host_loss, call->name, "");
+        rc = client_request(&client, "GET", path, NULL, &reply, err);
+    }
+    if (rc == 0 && call->output != OUTPUT_TABLE) {
+        output_object(call, reply.json);
+    } else if (rc == 0) {
+        printf("%s\n\n", output_clean(text_of(reply.json, "summary"), clean, sizeof clean));
+        output_list(call, json_object_get(reply.json, "vms"), "vm,outcome,to,ha_priority,memory_bytes,reason");
+    }
     reply_finish(&reply);
     client_finish(&client);
     return rc;

@@ -11,7 +11,6 @@
 #include "cli/output.h"
 #include "cli/volume_wait.h"
 
-#define LIST_PAGE 1000
 
 int confirm(const struct invocation *call, const char *question, const char *name, struct error *err)
 {
@@ -25,38 +24,6 @@ int confirm(const struct invocation *call, const char *question, const char *nam
     fflush(stderr);
     if (fgets(answer, sizeof answer, stdin) == NULL || (answer[0] != 'y' && answer[0] != 'Y'))
         return error_set(err, -ECANCELED, ERROR_CANCELLED, "nothing was changed");
-    return 0;
-}
-
-/* Every page of a list. */
-static int list_all(struct client *client, const struct invocation *call, json_t **ret, struct error *err)
-{
-    const char *filter = invocation_option(call, "filter");
-    CLEANUP_FREE char *escaped = client_escape(filter ? filter : "");
-    CLEANUP_FREE char *cursor = xstrdup("");
-    json_t *all = json_array();
-    for (;;) {
-        struct reply reply;
-        CLEANUP_FREE char *query = xasprintf("?limit=%d%s%s%s%s", LIST_PAGE, *escaped ? "&filter=" : "", escaped,
-                                             *cursor ? "&cursor=" : "", cursor);
-        CLEANUP_FREE char *path = client_path(call->verb->route, "", query);
-        int rc = client_request(client, "GET", path, NULL, &reply, err);
-        if (rc == 0 && !json_is_array(reply.json))
-            rc = error_set(err, -EPROTO, ERROR_INTERNAL, "the controller's list is not a list");
-        if (rc < 0) {
-            reply_finish(&reply);
-            json_decref(all);
-            return rc;
-        }
-        json_array_extend(all, reply.json);
-        free(TAKE_PTR(cursor));
-        cursor = client_escape(reply.cursor);
-        bool more = *cursor != '\0';
-        reply_finish(&reply);
-        if (!more)
-            break;
-    }
-    *ret = all;
     return 0;
 }
 
@@ -78,7 +45,7 @@ static int run_list(const struct invocation *call, struct client *client, struct
     json_t *rows = NULL;
     int rc = check_fields(schema_routes[call->verb->route].answer, fields ? fields : "", err);
     if (rc == 0)
-        rc = list_all(client, call, &rows, err);
+        rc = client_list(client, call->verb->route, invocation_option(call, "filter"), &rows, err);
     if (rc == 0)
         output_list(call, rows, fields ? fields : call->verb->columns);
     json_decref(rows);

@@ -37,6 +37,11 @@ const struct verb verbs[] = {
      "  --wait                 wait until no VM runs there any more, and say which are left\n"},
     {"host", "undrain", NULL, "drover host undrain n1", ROUTE_ID_host_undrain, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"host", "update", NULL, "drover host update n1 --schedulable=false", ROUTE_ID_host_update, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
+    {"host", "loss", "Show what would happen if a host were lost now.", "drover host loss n1", ROUTE_ID_host_loss, ARGUMENT_NAME, NULL,
+     NULL, host_loss,
+     "\n"
+     "Nothing is done. Shown are the VMs that are wanted running there: where each would be started, which would wait because no other\n"
+     "host has room or may have it, and which would go on when the host is back.\n"},
     {"host", "disarm", NULL, "drover host disarm n1", ROUTE_ID_host_disarm, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"host", "arm", NULL, "drover host arm n1", ROUTE_ID_host_arm, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"host", "remove", NULL, "drover host remove n3 --yes", ROUTE_ID_host_remove, ARGUMENT_NAME, NULL,

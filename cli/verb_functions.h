@@ -8,6 +8,7 @@
 int cluster_init(const struct invocation *call, struct error *err);   /* cluster_verb.c */
 int cluster_status(const struct invocation *call, struct error *err);
 int host_drain(const struct invocation *call, struct error *err);     /* host_verb.c */
+int host_loss(const struct invocation *call, struct error *err);
 int vm_placement(const struct invocation *call, struct error *err);   /* vm_verb.c */
 int vm_add_nic(const struct invocation *call, struct error *err);     /* device_verb.c */
 int vm_remove_nic(const struct invocation *call, struct error *err);

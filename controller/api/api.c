@@ -35,6 +35,7 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_host_undrain] = api_write,
     [ROUTE_ID_host_disarm] = api_write,
     [ROUTE_ID_host_arm] = api_write,
+    [ROUTE_ID_host_loss] = api_read_loss,
     [ROUTE_ID_host_drill] = api_drill_host,
     [ROUTE_ID_host_observation] = api_drill_observation,
     [ROUTE_ID_controller_drill] = api_drill_controller,

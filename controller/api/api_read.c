@@ -1,7 +1,7 @@
-/* GET of one object and of lists, placement previews, and waiting for operations.
+/* GET of one object and of lists, previews of placements and of a host's loss, and waiting for operations.
  *
  * A long list costs the loop 10 ms and more for 20,000 objects, so a thread of libuv's pool makes it, under the read
- * lock as well. One at a time: the pool also writes Raft's log, and readers that overlap without end would keep the
+ * lock as well; so with what the loss of a host would do. One at a time: the pool also writes Raft's log, and readers that overlap without end would keep the
  * writer out. The others wait in api.list_waiters. */
 #include "controller/api/api_read.h"
 
@@ -12,6 +12,9 @@
 #include "common/http_parse.h"
 #include "controller/api/api_record.h"
 #include "controller/command/decide.h"
+#include "controller/environment.h"
+#include "controller/fsm/snapshot.h"
+#include "controller/reconcile/loss_plan.h"
 
 static void not_found(struct api_call *call, const char *kind)
 {
@@ -20,9 +23,53 @@ static void not_found(struct api_call *call, const char *kind)
     api_call_error(call, &err);
 }
 
+/* --- long reads --- */
+
+static void on_read_work(uv_work_t *work)
+{
+    struct api_read_work *read = CONTAINER_OF(work, struct api_read_work, work);
+    read->make(read);
+}
+
+static void on_read_made(uv_work_t *work, int status)
+{
+    struct api_read_work *read = CONTAINER_OF(work, struct api_read_work, work);
+    struct api *api = &read->call->service->api;
+    ASSERT(status == 0); /* never cancelled */
+    api->list_busy = false;
+    read->answer(read);
+    while (!api->list_busy && !list_empty(&api->list_waiters)) { /* a list may have become short meanwhile */
+        struct api_call *next = LIST_ENTRY(api->list_waiters.next, struct api_call, link);
+        api_call_unwait(next);
+        api_handlers[next->route->id](next);
+    }
+}
+
+static void on_read_deadline(struct api_call *call)
+{
+    struct error err;
+    error_set(&err, -EBUSY, ERROR_OVERLOAD, "too many long lists are asked for; use ?limit= and ?cursor=");
+    api_call_error(call, &err);
+}
+
+bool api_read_start(struct api_read_work *work)
+{
+    struct api_call *call = work->call;
+    struct api *api = &call->service->api;
+    if (api->list_busy) {
+        if (api_call_wait(call, &api->list_waiters, API_READ_LIST_WAIT_MS, on_read_deadline) < 0)
+            on_read_deadline(call);
+        return false;
+    }
+    api->list_busy = true;
+    ASSERT(uv_queue_work(call->service->loop, &work->work, on_read_work, on_read_made) == 0);
+    return true;
+}
+
+/* --- lists --- */
+
 struct list_work {
-    uv_work_t work;
-    struct api_call *call;
+    struct api_read_work read;
     enum object_kind kind;
     struct api_record_filter filter;
     uint64_t leader_id, index;
@@ -31,19 +78,21 @@ struct list_work {
 };
 
 /* On a thread of the pool or on the loop. */
-static void make_list(struct list_work *work)
+static void make_list(struct api_read_work *read)
 {
-    struct service *service = work->call->service;
+    struct list_work *work = CONTAINER_OF(read, struct list_work, read);
+    struct service *service = read->call->service;
     service_lock_state(service);
-    api_record_put_list(service->state, work->kind, &work->call->query, &work->filter, work->leader_id, &work->body,
+    api_record_put_list(service->state, work->kind, &read->call->query, &work->filter, work->leader_id, &work->body,
                         work->cursor);
     work->index = state_index(service->state);
     service_unlock_state(service);
 }
 
-static void answer_list(struct list_work *work)
+static void answer_list(struct api_read_work *read)
 {
-    struct api_call *call = work->call;
+    struct list_work *work = CONTAINER_OF(read, struct list_work, read);
+    struct api_call *call = read->call;
     char header[128];
     call->index = MAX(call->index, work->index);
     snprintf(header, sizeof header, "X-Drover-Cursor: %s\r\n", work->cursor);
@@ -51,35 +100,9 @@ static void answer_list(struct list_work *work)
     free(work);
 }
 
-static void on_list_work(uv_work_t *work)
-{
-    make_list(CONTAINER_OF(work, struct list_work, work));
-}
-
-static void on_list_made(uv_work_t *work, int status)
-{
-    struct list_work *list = CONTAINER_OF(work, struct list_work, work);
-    struct api *api = &list->call->service->api;
-    ASSERT(status == 0); /* never cancelled */
-    api->list_busy = false;
-    answer_list(list);
-    if (!list_empty(&api->list_waiters)) {
-        struct api_call *next = LIST_ENTRY(api->list_waiters.next, struct api_call, link);
-        api_call_unwait(next);
-        api_read_list(next);
-    }
-}
-
-static void on_list_deadline(struct api_call *call)
-{
-    struct error err;
-    error_set(&err, -EBUSY, ERROR_OVERLOAD, "too many long lists are asked for; use ?limit= and ?cursor=");
-    api_call_error(call, &err);
-}
-
 static bool is_long(struct service *service, const struct list_work *work)
 {
-    const struct api_query *query = &work->call->query;
+    const struct api_query *query = &work->read.call->query;
     service_lock_state(service);
     bool many = state_count(service->state, work->kind) > API_READ_LIST_INLINE_MAX;
     service_unlock_state(service);
@@ -89,27 +112,19 @@ static bool is_long(struct service *service, const struct list_work *work)
 void api_read_list(struct api_call *call)
 {
     struct service *service = call->service;
-    struct api *api = &service->api;
     struct list_work *work = NEW(struct list_work);
     struct error err;
-    work->call = call;
+    work->read = (struct api_read_work){.call = call, .make = make_list, .answer = answer_list};
     work->leader_id = service->leader.leader_id;
     ASSERT(api_record_kind(call->route->answer, &work->kind));
     if (api_record_filter_parse(call->route->answer, &call->query, &work->filter, &err) < 0) {
         free(work);
         api_call_error(call, &err);
-        return;
-    }
-    if (!is_long(service, work)) {
-        make_list(work);
-        answer_list(work);
-    } else if (api->list_busy) {
+    } else if (!is_long(service, work)) {
+        make_list(&work->read);
+        answer_list(&work->read);
+    } else if (!api_read_start(&work->read)) {
         free(work);
-        if (api_call_wait(call, &api->list_waiters, API_READ_LIST_WAIT_MS, on_list_deadline) < 0)
-            on_list_deadline(call);
-    } else {
-        api->list_busy = true;
-        ASSERT(uv_queue_work(service->loop, &work->work, on_list_work, on_list_made) == 0);
     }
 }
 
@@ -181,6 +196,57 @@ void api_read_placement(struct api_call *call)
     OBJECT_ENCODE(placement, &placement, &body);
     OBJECT_CLEAR(placement, &placement);
     api_call_answer_json(call, 200, NULL, &body);
+}
+
+/* --- what the loss of a host would do --- */
+
+struct loss_work {
+    struct api_read_work read;
+    struct host_loss loss;
+    struct error err;
+    int result;
+};
+
+/* The copy is made under the lock, all else of it. */
+static void make_loss(struct api_read_work *read)
+{
+    struct loss_work *work = CONTAINER_OF(read, struct loss_work, read);
+    struct service *service = read->call->service;
+    struct bytes_writer bytes = {.data = NULL};
+    struct state *copy = NULL;
+    char now[ENVIRONMENT_TIME_SIZE];
+    environment_time_text(environment_unix_ms(), now);
+    service_lock_state(service);
+    snapshot_write(service->state, &bytes);
+    service_unlock_state(service);
+    work->result = snapshot_read(bytes.data, bytes.size, &copy, &work->err);
+    if (work->result == 0)
+        work->result = loss_plan(copy, read->call->id, now, &work->loss, &work->err);
+    state_destroy(copy);
+    bytes_writer_finish(&bytes);
+}
+
+static void answer_loss(struct api_read_work *read)
+{
+    struct loss_work *work = CONTAINER_OF(read, struct loss_work, read);
+    struct bytes_writer body = {.data = NULL};
+    if (work->result < 0) {
+        api_call_error(read->call, &work->err);
+    } else {
+        OBJECT_ENCODE(host_loss, &work->loss, &body);
+        bytes_put_text(&body, "\n");
+        api_call_answer_json(read->call, 200, NULL, &body);
+    }
+    OBJECT_CLEAR(host_loss, &work->loss);
+    free(work);
+}
+
+void api_read_loss(struct api_call *call)
+{
+    struct loss_work *work = NEW(struct loss_work);
+    work->read = (struct api_read_work){.call = call, .make = make_loss, .answer = answer_loss};
+    if (!api_read_start(&work->read))
+        free(work);
 }
 
 /* --- operations --- */

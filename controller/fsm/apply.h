@@ -31,4 +31,7 @@ void fsm_apply(struct state *state, uint64_t index, const void *command, size_t 
  * command_<name>: names are made canonical). 0, or the code of the refusal with @err filled. Under the read lock. */
 int fsm_check(const struct state *state, enum command number, void *payload, struct error *err);
 
+/* Has @vm to be started elsewhere when its host is lost? *ret_why (may be NULL): a literal, why not, or NULL. */
+bool lease_vm_recovers(const struct state *state, const struct vm *vm, const char **ret_why);
+
 #endif

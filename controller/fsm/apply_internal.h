@@ -155,8 +155,6 @@ uint64_t lease_voters_print(const struct state *state);
 bool lease_voters_are(struct apply *a, uint64_t index);
 /* They have changed by this command: lists of voters are numbered by it. */
 void lease_voters_changed(struct apply *a);
-/* Has @vm, which belongs to @host, to be started elsewhere when @host is lost? *ret_why (may be NULL): why not. */
-bool lease_vm_recovers(const struct state *state, const struct vm *vm, const char **ret_why);
 /* @vm, which is recovering, begins to be started on another host: count it. */
 void lease_count_failover(struct vm *vm, const char *at);
 

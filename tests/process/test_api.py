@@ -627,6 +627,11 @@ def test_host_and_vm(three, tmp_path):
     got = c.call('GET', f'/v1/vms/{vm["name"]}')[2]
     assert got['state'] == 'running' and got['host_name'] == name
     assert c.call('GET', f'/v1/vms/{vm["name"]}/placement')[0] == 200
+    status, _, loss = three.follower().request('GET', f'/v1/hosts/{name}/loss')
+    assert status == 200 and loss['staying'] == 1 and loss['vms'][0]['vm'] == vm['name'] and loss['vms'][0]['outcome'] == 'stays', loss
+    assert 'once ha is armed again' in loss['summary']
+    check_problem(*c.call('GET', '/v1/hosts/nobody/loss'), 'not-found')
+    assert c.call('GET', f'/v1/vms/{vm["name"]}')[2] == got     # nothing of it has happened
     check_problem(*c.call('DELETE', f'/v1/hosts/{name}'), 'in-use')
     # the console: no agent is there, so a good ticket ends in 502, a used or wrong one in 401
     status, _, ticket = three[2].request('POST', f'/v1/vms/{vm["name"]}/console')

@@ -126,34 +126,48 @@ static void test_a_stall(void **state)
     drill_runs_finish(&runs);
 }
 
-static json_t *host(const char *name, int memory_mib, int committed_mib)
+static json_t *host(const char *name)
 {
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:i, s:i}", "name", name, "state", "up", "memory_bytes", (json_int_t)memory_mib << 20,
-                     "memory_reserve_bytes", (json_int_t)0, "committed_memory_bytes", (json_int_t)committed_mib << 20, "cpus", 4,
-                     "committed_vcpus", 0);
+    return json_pack("{s:s, s:s}", "name", name, "state", "up");
 }
 
-static json_t *vm(const char *name, const char *on, int memory_mib)
+static json_t *vm(const char *name, const char *on)
 {
-    return json_pack("{s:s, s:s, s:s, s:b, s:I, s:i}", "name", name, "host_name", on, "state", "running", "ha", 1, "memory_bytes",
-                     (json_int_t)memory_mib << 20, "vcpus", 1);
+    return json_pack("{s:s, s:s, s:s, s:b}", "name", name, "host_name", on, "state", "running", "ha", 1);
 }
 
+static json_t *loss(const char *name, const char *outcome, int ha)
+{
+    return json_pack("{s:s, s:[{s:s, s:s, s:b, s:s}]}", "summary", "all go on", "vms", "vm", name, "outcome", outcome, "ha", ha, "reason", "no room");
+}
+
+/* What the controllers say counts, of VMs with ha alone; and that they say it. */
 static void test_room(void **state)
 {
-    char detail[400];
+    static const struct {
+        const char *outcome;
+        int ha;
+        bool ok;
+        const char *words;
+    } rows[] = {{"started", 1, true, "all go on"}, {"waits", 1, false, "VM web would not be started elsewhere: no room"},
+                {"stays", 1, false, "VM web"}, {"stays", 0, true, "all go on"}, {NULL, 0, false, "do not say"}};
     (void)state;
-    json_t *hosts = json_pack("[o, o, o]", host("n1", 4096, 3000), host("n2", 4096, 2096), host("n3", 4096, 3096));
-    json_t *fits = json_pack("[o, o]", vm("b", "n1", 1000), vm("a", "n1", 2000));
-    json_t *sum_only = json_pack("[o, o]", vm("a", "n1", 1500), vm("b", "n1", 1400)); /* 3000 are free, but not so */
-    assert_true(drill_check_room(hosts, fits, "n1", detail, sizeof detail));
-    assert_false(drill_check_room(hosts, sum_only, "n1", detail, sizeof detail));
-    assert_non_null(strstr(detail, "VM b"));
-    json_array_append_new(fits, vm("c", "n1", 1));
-    assert_false(drill_check_room(hosts, fits, "n1", detail, sizeof detail));
-    json_decref(hosts);
-    json_decref(fits);
-    json_decref(sum_only);
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        bool ok, found = false;
+        json_t *cluster = json_object(), *none = json_array(), *hosts = json_pack("[o]", host("n1")), *vms = json_pack("[o]", vm("web", "n1"));
+        json_t *would = rows[i].outcome != NULL ? loss("web", rows[i].outcome, rows[i].ha) : NULL;
+        const struct drill_check_input in = {cluster, none, hosts, vms, none, "n1", would, true, true};
+        json_t *checks = drill_check(&in, &ok);
+        const json_t *check;
+        size_t j;
+        json_array_foreach(checks, j, check)
+            found = found || (strcmp(json_text(check, "check"), "room for one host less") == 0 && strstr(json_text(check, "detail"), rows[i].words) != NULL);
+        assert_int_equal(ok, rows[i].ok);
+        assert_true(found);
+        json_t *all[] = {cluster, none, hosts, vms, would, checks};
+        for (j = 0; j < ARRAY_SIZE(all); j++)
+            json_decref(all[j]);
+    }
 }
 
 /* Each condition in turn does not hold, and is named. */
@@ -164,11 +178,12 @@ static void test_conditions(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         json_t *cluster = json_pack("{s:b}", "ha_disarmed", i == 3), *operations = i == 4 ? json_pack("[{}]") : json_array();
         json_t *controllers = json_pack("[{s:s}, {s:s}, {s:s}]", "role", "voter", "role", "voter", "role", i == 1 ? "spare" : "voter");
-        json_t *hosts = json_pack("[o, o, o]", host("n1", 4096, 100), host("n2", 4096, i == 5 ? 4096 : 0), host("n3", 4096, i == 5 ? 4096 : 0));
-        json_t *vms = i == 6 ? json_array() : json_pack("[o]", vm("a", "n1", 100));
+        json_t *hosts = json_pack("[o, o, o]", host("n1"), host("n2"), host("n3"));
+        json_t *vms = i == 6 ? json_array() : json_pack("[o]", vm("a", "n1"));
         if (i == 2)
             json_object_set_new(json_array_get(hosts, 2), "state", json_string("lost"));
-        const struct drill_check_input in = {cluster, controllers, hosts, vms, operations, "n1", false, true};
+        json_t *would = loss("a", i == 5 ? "waits" : "started", 1);
+        const struct drill_check_input in = {cluster, controllers, hosts, vms, operations, "n1", would, false, true};
         bool ok;
         json_t *checks = drill_check(&in, &ok);
         const json_t *check;
@@ -176,7 +191,7 @@ static void test_conditions(void **state)
         assert_int_equal(ok, names[i] == NULL);
         json_array_foreach(checks, j, check) assert_int_equal(json_is_true(json_object_get(check, "ok")),
                                                               names[i] == NULL || strcmp(json_text(check, "check"), names[i]) != 0);
-        json_t *all[] = {cluster, operations, controllers, hosts, vms, checks};
+        json_t *all[] = {cluster, operations, controllers, hosts, vms, would, checks};
         for (j = 0; j < ARRAY_SIZE(all); j++)
             json_decref(all[j]);
     }
@@ -187,9 +202,9 @@ static void test_conditions_where_nothing_fails(void **state)
 {
     bool ok;
     (void)state;
-    json_t *cluster = json_pack("{s:b}", "ha_disarmed", 1), *none = json_array(), *hosts = json_pack("[o]", host("n1", 4096, 0));
+    json_t *cluster = json_pack("{s:b}", "ha_disarmed", 1), *none = json_array(), *hosts = json_pack("[o]", host("n1"));
     json_t *controllers = json_pack("[{s:s}]", "role", "voter");
-    const struct drill_check_input in = {cluster, controllers, hosts, none, none, NULL, true, false};
+    const struct drill_check_input in = {cluster, controllers, hosts, none, none, NULL, NULL, true, false};
     json_decref(drill_check(&in, &ok));
     assert_true(ok);
     json_decref(cluster);
@@ -201,8 +216,8 @@ static void test_conditions_where_nothing_fails(void **state)
 static void test_choice_of_host(void **state)
 {
     (void)state;
-    json_t *hosts = json_pack("[o, o, o]", host("n1", 4096, 0), host("n2", 4096, 0), host("n3", 4096, 0));
-    json_t *vms = json_pack("[o, o, o]", vm("a", "n1", 1), vm("b", "n1", 1), vm("c", "n3", 1)), *none = json_array();
+    json_t *hosts = json_pack("[o, o, o]", host("n1"), host("n2"), host("n3"));
+    json_t *vms = json_pack("[o, o, o]", vm("a", "n1"), vm("b", "n1"), vm("c", "n3")), *none = json_array();
     assert_string_equal(drill_check_choose_host(hosts, vms), "n3");
     assert_null(drill_check_choose_host(hosts, none));
     json_decref(hosts);
