@@ -240,6 +240,7 @@ def test_disarmed(make_cluster):
     agent.host.run(['rm', json.loads((agent.directory / 'vms' / web.id / 'config.json').read_text())['lease_path']])
     agent.program.restart()
     agent.program.wait_for_text('vmm-adopted')
+    agent.program.wait_for_text('lease-arming armed=no')    # it has had orders: else it would be armed from the start
     cluster.cli('ha', 'arm')
     agent.program.wait_for_text('lease-arming armed=yes')
     time.sleep(2)
