@@ -183,6 +183,8 @@ static bool same_disks(const struct object_list *a, const struct object_list *b)
 static int may_begin(const struct replica_store *store, uint64_t epoch, const struct object_list *disks, struct error *err)
 {
     const struct replica_disk *all = disks->items;
+    if (store->unsure)
+        return error_set(err, -EIO, ERROR_CONFLICT, REPLICA_RECORD_FILE " could not be written; it has to be read again");
     if (store->record.promoting)
         return error_set(err, -EBUSY, ERROR_CONFLICT, "the replica becomes the VM's own disks here");
     if (epoch < store->record.epoch)
@@ -290,6 +292,7 @@ int replica_store_commit(struct replica_store *store, struct error *err)
     OBJECT_SET(replica_record, &next, epoch, store->epoch);
     code = record_write(store, &next, err);
     if (code < 0) {
+        store->unsure = true; /* it may have got its name, and only the directory is not synced */
         OBJECT_CLEAR(replica_record, &next);
         return code;
     }
@@ -302,7 +305,7 @@ int replica_store_commit(struct replica_store *store, struct error *err)
 void replica_store_give_up(struct replica_store *store)
 {
     disks_close(store);
-    if (disks_open(store, NULL) == 0)
+    if (!store->unsure && disks_open(store, NULL) == 0)
         disks_close(store);
 }
 

@@ -40,6 +40,7 @@ struct replica_store {
     struct layer_pool *pools[REPLICA_DISKS_MAX];
     unsigned count; /* of those */
     uint64_t epoch; /* of the point under way */
+    bool unsure;    /* replica.json may be of the next point already: nothing is put back before it has been read again */
 };
 
 /* What there is of @vm; where there is nothing a new one begins, without a point, unless @make is false (-ENOENT). -EBADMSG in
@@ -54,7 +55,8 @@ int replica_store_begin(struct replica_store *store, uint64_t epoch, const struc
 int replica_store_write(struct replica_store *store, unsigned disk, uint64_t offset, void *data, size_t size, bool compare,
                         struct error *err);
 int replica_store_zero(struct replica_store *store, unsigned disk, uint64_t offset, uint64_t size, struct error *err);
-/* All of the point is here. After 0 it lasts, and record.number is its number. */
+/* All of the point is here. After 0 it lasts, and record.number is its number. After an error it may be complete nevertheless: who
+ * opens the replica anew sees it. */
 int replica_store_commit(struct replica_store *store, struct error *err);
 /* What came since the last point is thrown away now, to give its room back. Errors: the next begin tries again. */
 void replica_store_give_up(struct replica_store *store);

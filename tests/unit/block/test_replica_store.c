@@ -298,6 +298,44 @@ static void what_is_given_up_takes_no_room(void **state UNUSED)
     trial_destroy(t);
 }
 
+/* The record has its name, and only the directory could not be synced. */
+static int replace_unsynced(struct layer_pool *pool, const char *name, const void *data, size_t size, struct error *err)
+{
+    int code = power_replace(pool, name, data, size, err);
+    return code == 0 && strcmp(name, REPLICA_RECORD_FILE) == 0 ? error_errno(err, -EIO, "cannot sync the directory") : code;
+}
+
+static void a_record_that_may_be_the_next_ones_is_read_again(void **state UNUSED)
+{
+    struct trial *t = trial_create(1);
+    struct replica_places places = places_of(t);
+    struct replica_record list = {.format = 0};
+    struct replica_store store;
+    const struct layer_pool_ops *ops = t->pool->pool.ops;
+    struct layer_pool_ops unsynced = *ops;
+    unsynced.replace = replace_unsynced;
+    assert_int_equal(points_make(t, 1), 0);
+    for (unsigned d = 0; d < DISKS; d++)
+        memcpy(t->model[2][d], t->model[1][d], DISK_BYTES);
+    memset(t->model[2][0] + 8192, 0x77, 4096);
+    disks_fill(&list);
+    assert_int_equal(replica_store_open(&places, VM, true, &store, NULL), 0);
+    assert_int_equal(replica_store_begin(&store, EPOCH, &list.disks, NULL), 0);
+    assert_int_equal(replica_store_write(&store, 0, 8192, t->model[2][0] + 8192, 4096, false, NULL), 0);
+    t->pool->pool.ops = &unsynced;
+    t->trying = 2;
+    assert_int_equal(replica_store_commit(&store, NULL), -EIO);
+    t->pool->pool.ops = ops;
+    replica_store_give_up(&store);
+    assert_int_equal(replica_store_begin(&store, EPOCH, &list.disks, NULL), -EIO);
+    replica_store_close(&store);
+    assert_int_equal(store_check(t), 2); /* as it says itself */
+    assert_int_equal(points_make(t, 3), 0);
+    assert_int_equal(store_check(t), 3);
+    OBJECT_CLEAR(replica_record, &list);
+    trial_destroy(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -305,6 +343,7 @@ int main(void)
         cmocka_unit_test(a_cut_promotion_is_done_again),
         cmocka_unit_test(owners_of_the_past_are_refused),
         cmocka_unit_test(what_is_given_up_takes_no_room),
+        cmocka_unit_test(a_record_that_may_be_the_next_ones_is_read_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
