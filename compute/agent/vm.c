@@ -71,6 +71,7 @@
 #define TAKE_AGAIN_MS 10
 #define LEASE_FOR_START_NS UINT64_C(1000000000) /* that has to be left of the lease where a VMM is to be started under it */
 #define LEASE_LOOK_AGAIN_MS 100
+#define LOOK_AGAIN_MS 100 /* at what is still being worked on, in a directory of the VM's */
 
 enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
 
@@ -1084,6 +1085,11 @@ static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
             OBJECT_SET(agent_vm, &vm->file, disks_partial, false);
             vm->unsaved = true;
         }
+        return;
+    }
+    if (work->status == -EAGAIN) { /* nothing has failed: whoever is at work there is about to end */
+        vm_progress(vm, work->err.text);
+        vm->hold_until_ms = now_ms(vm) + LOOK_AGAIN_MS;
         return;
     }
     bool hopeless = work->status == -EFBIG;

@@ -18,6 +18,7 @@
 #include "common/http_server.h"
 #include "common/log.h"
 #include "compute/agent/agent.h"
+#include "compute/agent/replica_dir.h"
 #include "compute/agent/vm.h"
 
 #define VM_ID "aaaaaaaa-0000-4000-8000-000000000001"
@@ -544,6 +545,33 @@ static void test_disk_that_has_gone_is_not_made_anew(void **state)
     give(f, vm_wanted_RUNNING, 2, 3);
     run_until(f, vm_state_FAILED, 3);
     assert_true(reason_has(f, "missing"));
+}
+
+/* A point that comes for it is being given up: that is no failure of the VM's, which would be its last where it is not started again. */
+static void test_one_whose_replica_is_still_at_work_waits(void **state)
+{
+    struct fixture *f = *state;
+    struct vm_order order;
+    struct replica_dir at_work;
+    CLEANUP_FREE char *replicas = xasprintf("%s/replicas", f->run);
+    f->context.places.replicas_dir = replicas;
+    assert_int_equal(replica_dir_open(replicas, VM_ID, true, &at_work, NULL), 0);
+    fill_order(f, &order, vm_wanted_RUNNING, 1, 1);
+    OBJECT_SET(vm_order, &order, restart, restart_policy_NEVER);
+    f->vm = vm_create(&f->context, &order, 10);
+    OBJECT_CLEAR(vm_order, &order);
+    while (!reason_has(f, "at work"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    struct vm_seen seen = {.id = NULL};
+    vm_put_seen(f->vm, &seen);
+    assert_int_equal(seen.state, vm_state_STARTING);
+    OBJECT_CLEAR(vm_seen, &seen);
+    replica_dir_close(&at_work);
+    assert_int_equal(replica_dir_remove(replicas, VM_ID, NULL), 0);
+    (void)run_until_process(f, 0);
+    start_server(f);
+    run_until(f, vm_state_RUNNING, 1);
+    f->context.places.replicas_dir = NULL;
 }
 
 static void test_order_to_delete_what_is_not_there(void **state)
@@ -1151,6 +1179,7 @@ int main(void)
         T(test_program_that_ends_at_once),
         T(test_wrong_checksum_is_final),
         T(test_disk_that_has_gone_is_not_made_anew),
+        T(test_one_whose_replica_is_still_at_work_waits),
         T(test_order_to_delete_what_is_not_there),
         T(test_guest_powers_off),
         T(test_unknown_is_not_stopped),
