@@ -17,7 +17,6 @@
 #include "common/program_build.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_plan.h"
-#include "compute/agent/replica_dir.h"
 #include "compute/agent/cpu_baseline.h"
 #include "compute/agent/report_bound.h"
 #include "compute/agent/console_bridge.h"
@@ -310,7 +309,7 @@ static int accept_orders(const struct node_orders *orders, void *arg, struct err
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         vm_new_cluster_epoch(vm);
     agent_tasks_new_cluster_epoch(a);
-    replica_dir_keep_all(a->replicas_dir);
+    agent_replicas_new_cluster_epoch(a);
     a->generation = 0; /* of the lease: the last one may be lost, and a lower one be the newest */
     return 0;
 }

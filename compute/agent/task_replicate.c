@@ -382,11 +382,13 @@ static void swept(uv_work_t *work, int status UNUSED)
     agent_part_closed(a);
 }
 
-/* What an order, or a point under way, still names is not to go: orders may be older than what this host does by now. */
+/* What the newest orders name is not to go, nor what a point is under way for: that one is locked. */
 void agent_replicas_obey(struct agent *a, const struct node_orders *orders)
 {
     struct string_list *wanted = &a->replicas.wanted;
-    if (a->replicas.sweeping || a->stopping || !OBJECT_HAS(node_orders, orders, replicas) || access(a->replicas_dir, F_OK) < 0)
+    bool old = orders->index < a->replicas.index;
+    a->replicas.index = MAX(a->replicas.index, orders->index);
+    if (old || a->replicas.sweeping || a->stopping || !OBJECT_HAS(node_orders, orders, replicas) || access(a->replicas_dir, F_OK) < 0)
         return;
     a->replicas.sweeping = true;
     a->closing++;
@@ -395,6 +397,12 @@ void agent_replicas_obey(struct agent *a, const struct node_orders *orders)
         wanted->items[wanted->count++] = xstrdup(orders->replicas.items[i]);
     int r = uv_queue_work(a->loop, &a->replicas.sweep, sweep, swept);
     ASSERT(r == 0);
+}
+
+void agent_replicas_new_cluster_epoch(struct agent *a)
+{
+    a->replicas.index = 0;
+    replica_dir_keep_all(a->replicas_dir);
 }
 
 /* ---- the children ---- */

@@ -24,12 +24,16 @@ struct agent;
 struct agent_replicas {
     uv_work_t sweep;
     struct string_list wanted; /* of the sweep under way */
+    uint64_t index;            /* of the newest orders: older ones may not have heard of a replica */
     bool sweeping;
 };
 
 /* True: a point of @vm was being made, and is given up now; look again soon, or when its task has ended. */
 bool replicate_yields(struct agent *agent, const char *vm);
-/* With every answer: replicas that are not wanted any more go, in the thread pool. */
+/* With every answer: replicas that are not wanted any more go, in the thread pool. One that is older than another before it changes
+ * nothing. */
 void agent_replicas_obey(struct agent *agent, const struct node_orders *orders);
+/* The cluster was rebuilt: indexes count anew, and what is here stays until a point comes for it again. */
+void agent_replicas_new_cluster_epoch(struct agent *agent);
 
 #endif

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "compute/agent/agent.h"
@@ -279,6 +280,36 @@ static void a_child_tells_and_ends(void **test UNUSED)
     assert_int_equal(bed.state, operation_state_CANCELLED);
 }
 
+/* Answers of a controller that is behind do not take away what was begun since. */
+static void replicas_go_by_the_newest_orders(void **test)
+{
+    struct agent *a = *test;
+    uv_loop_t loop;
+    char dir[] = "/tmp/agent_replicas.XXXXXX";
+    struct node_orders orders = {.index = 10};
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(uv_loop_init(&loop), 0);
+    CLEANUP_FREE char *replica = xasprintf("%s/" ID_1, dir);
+    assert_int_equal(mkdir(replica, 0700), 0);
+    a->loop = &loop;
+    a->replicas_dir = dir;
+    orders.replicas.items = xcalloc(1, sizeof(char *));
+    orders.replicas.items[orders.replicas.count++] = xstrdup(ID_1);
+    object_mark(&node_orders_desc, &orders, "replicas");
+    for (unsigned i = 0; i < 3; i++) {
+        agent_replicas_obey(a, &orders);
+        uv_run(&loop, UV_RUN_DEFAULT);
+        assert_int_equal(access(replica, F_OK), i < 2 ? 0 : -1);
+        if (i == 0)
+            free(orders.replicas.items[--orders.replicas.count]);
+        orders.index = i == 0 ? 9 : 11;
+    }
+    OBJECT_CLEAR(node_orders, &orders);
+    assert_int_equal(uv_loop_close(&loop), 0);
+    assert_int_equal(rmdir(dir), 0);
+    a->replicas_dir = NULL;
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -288,6 +319,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(cancelled_before_it_began, setup, teardown),
         cmocka_unit_test_setup_teardown(a_kind_takes_its_time_to_stop, setup, teardown),
         cmocka_unit_test_setup_teardown(an_unknown_kind_fails_in_words, setup, teardown),
+        cmocka_unit_test_setup_teardown(replicas_go_by_the_newest_orders, setup, teardown),
         cmocka_unit_test(a_child_tells_and_ends),
     };
     if (argc == 4 && strcmp(argv[1], "task") == 0)
