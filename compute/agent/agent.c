@@ -298,6 +298,7 @@ static int accept_orders(const struct node_orders *orders, void *arg, struct err
     if (theirs == mine)
         return 0;
     log_info("cluster-epoch", "from=%llu to=%llu", (unsigned long long)mine, (unsigned long long)theirs);
+    agent_replicas_new_cluster_epoch(a); /* first: with the epoch known it would not be done again after a crash */
     OBJECT_SET(node_identity, &a->identity, epoch, theirs);
     int r = identity_save(a, err); /* refused where it is not kept: a restart must not forget it */
     if (r < 0) {
@@ -309,7 +310,6 @@ static int accept_orders(const struct node_orders *orders, void *arg, struct err
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
         vm_new_cluster_epoch(vm);
     agent_tasks_new_cluster_epoch(a);
-    agent_replicas_new_cluster_epoch(a);
     a->generation = 0; /* of the lease: the last one may be lost, and a lower one be the newest */
     return 0;
 }
