@@ -261,7 +261,8 @@ def test_silent_reader_does_not_hold_the_guest(vmm):
 
 
 def test_console_log_is_kept(vmm, tmp_path):
-    vm = vmm('halt=3', console_log_path=str(tmp_path / 'console.log'))
+    vm = vmm('halt=3', console_log_path=str(tmp_path / 'console.log'), paused=True)
+    vm.move('running')
     assert vm.process.wait(LIMIT_S) == 0
     lines = (tmp_path / 'console.log').read_text().splitlines()
     assert lines == ['drover-guest: hello cmdline=<halt=3>', 'tick 1', 'tick 2', 'tick 3']
