@@ -3,6 +3,19 @@
 
 #include "controller/fsm/state_edit.h"
 
+void suppose_host_is_suspect(struct state *copy, const char *id)
+{
+    struct record *record = state_edit_find(copy, object_kind_HOST, id), *cluster = state_edit_find(copy, object_kind_CLUSTER, state_cluster(copy)->id);
+    state_edit_begin(copy, cluster);
+    OBJECT_SET(cluster, cluster->cluster, ha_disarmed, false);
+    state_edit_end(copy, cluster, copy->index);
+    state_edit_begin(copy, record);
+    OBJECT_SET(host, record->host, state, host_state_SUSPECT);
+    OBJECT_SET(host, record->host, ha_disarmed, false);
+    OBJECT_SET(host, record->host, armed, record->host->arming);
+    state_edit_end(copy, record, copy->index);
+}
+
 void suppose_vm_runs(struct state *copy, const char *id)
 {
     struct record *record = state_edit_find(copy, object_kind_VM, id);

@@ -4,6 +4,8 @@
 
 #include "controller/fsm/state.h"
 
+/* The host @id, with ha armed whatever it is in truth, has fallen silent: it may be declared lost. */
+void suppose_host_is_suspect(struct state *copy, const char *id);
 /* The VM @id, if it was placed and is about to be started, has come to run, and long enough ago for those that are to follow. */
 void suppose_vm_runs(struct state *copy, const char *id);
 

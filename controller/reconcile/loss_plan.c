@@ -33,13 +33,13 @@ static void lose_host(struct planning *p, const struct host *host)
 {
     struct command_host_lost command = {.head = {0}};
     struct bytes_writer encoded = {.data = NULL};
+    suppose_host_is_suspect(p->state, host->id);
     OBJECT_TEXT(command_request, &command.request, at, p->now);
     OBJECT_TEXT(command_request, &command.request, by, "plan");
     object_mark(&command_host_lost_desc, &command, "request");
     OBJECT_TEXT(command_host_lost, &command, id, host->id);
     OBJECT_SET(command_host_lost, &command, generation, host->generation);
     OBJECT_SET(command_host_lost, &command, voters_index, state_cluster(p->state)->lease_voters_index);
-    OBJECT_SET(command_host_lost, &command, left, true);
     ASSERT(command_encode(COMMAND_host_lost, &command, &encoded, NULL) == 0);
     OBJECT_CLEAR(command_host_lost, &command);
     apply(p, &encoded);
@@ -84,7 +84,7 @@ static void put_vm(struct planning *p, const struct vm *vm, const char *why, str
     if (outcome != loss_outcome_STAYS && vm->placement != NULL)
         OBJECT_TEXT(host_loss_vm, its, reason, vm->placement);
     else if (outcome == loss_outcome_STAYS)
-        OBJECT_TEXT(host_loss_vm, its, reason, why != NULL ? why : vm->state_reason != NULL ? vm->state_reason : "it has ended by itself");
+        OBJECT_TEXT(host_loss_vm, its, reason, why != NULL ? why : vm->state_reason != NULL ? vm->state_reason : "the host would not be declared lost, or it has ended by itself");
     OBJECT_SET(host_loss, ret, started, ret->started + (outcome == loss_outcome_STARTED));
     OBJECT_SET(host_loss, ret, waiting, ret->waiting + (outcome == loss_outcome_WAITS));
     OBJECT_SET(host_loss, ret, staying, ret->staying + (outcome == loss_outcome_STAYS));
@@ -101,12 +101,12 @@ static int by_care(const void *a, const void *b)
     return strcmp(first->vm, second->vm);
 }
 
-static void put_summary(const struct state *state, bool disarmed, struct host_loss *ret)
+static void put_summary(bool disarmed, bool voters, struct host_loss *ret)
 {
     char text[400];
-    const char *but = state_cluster(state)->ha_disarmed || disarmed ? " once ha is armed again (`drover ha arm`, `drover host arm`)"
-                      : state_voters(state) < STATE_HA_VOTERS_MIN   ? " were there three controllers with a vote: with fewer no host is ever declared lost"
-                                                                    : "";
+    const char *but = !voters     ? " (no host is ever declared lost by fewer than three controllers with a vote)"
+                      : disarmed ? " once ha is armed again (`drover ha arm`, `drover host arm`)"
+                                 : "";
     snprintf(text, sizeof text, "without %s: %u of its VMs would be started on other hosts%s, %u would wait for room, %u would go on when it is back",
              ret->host, ret->started, but, ret->waiting, ret->staying);
     OBJECT_TEXT(host_loss, ret, summary, text);
@@ -137,9 +137,10 @@ int loss_plan(struct state *copy, const char *host, const char *now, struct host
                          record->common->name, record->common->name);
     snprintf(p.host, sizeof p.host, "%s", record->common->id);
     OBJECT_TEXT(host_loss, ret, host, record->common->name);
-    bool disarmed = record->host->ha_disarmed;
+    bool disarmed = record->host->ha_disarmed || state_cluster(copy)->ha_disarmed, voters = state_voters(copy) >= STATE_HA_VOTERS_MIN;
     remember_vms(&p, record);
-    lose_host(&p, record->host);
+    if (voters)
+        lose_host(&p, record->host);
     for (unsigned i = 0; i < ROUNDS_MAX && reconcile_once(&p, resume_after); i++)
         ;
     for (size_t i = 0; i < p.count; i++) {
@@ -149,7 +150,7 @@ int loss_plan(struct state *copy, const char *host, const char *now, struct host
     }
     if (ret->vms.count > 1)
         qsort(ret->vms.items, ret->vms.count, sizeof(struct host_loss_vm), by_care);
-    put_summary(copy, disarmed, ret);
+    put_summary(disarmed, voters, ret);
     free(p.vms);
     free(p.whys);
     return 0;

@@ -134,9 +134,30 @@ static void refusals(void **test)
     assert_int_equal(plan(f, "n2", &loss), 0);
     assert_non_null(strstr(loss.summary, "once ha is armed again"));
     OBJECT_CLEAR(host_loss, &loss);
+    fixture_must(f, ROUTE_ID_ha_arm, NULL, NULL);
     lose(f, "n2");
     assert_int_equal(plan(f, "n2", &loss), -EALREADY);
     assert_non_null(strstr(f->error.text, "lost already"));
+}
+
+static void what_is_disarmed_is_told_as_armed_again(void **test)
+{
+    struct fixture *f = *test;
+    struct host_loss loss = {.head = {0}};
+    create(f, "web", 64, true, "");
+    fixture_host(f, "n2", 2048);
+    fixture_must(f, ROUTE_ID_host_disarm, "n1", NULL);
+    fixture_must(f, ROUTE_ID_ha_disarm, NULL, NULL);
+    assert_int_equal(plan(f, "n1", &loss), 0);
+    assert_int_equal(loss.started, 1);
+    assert_non_null(strstr(loss.summary, "once ha is armed again"));
+    OBJECT_CLEAR(host_loss, &loss);
+    fixture_must(f, ROUTE_ID_vm_update, "web", "{\"ha\":false}");
+    fixture_must(f, ROUTE_ID_controller_remove, "c3", NULL);
+    assert_int_equal(plan(f, "n1", &loss), 0);
+    assert_int_equal(loss.staying, 1);
+    assert_non_null(strstr(loss.summary, "fewer than three controllers"));
+    OBJECT_CLEAR(host_loss, &loss);
 }
 
 /* ---- the plan and what comes of it ---- */
@@ -195,6 +216,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(each_is_told_with_its_reason, setup, teardown),
         cmocka_unit_test_setup_teardown(refusals, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_disarmed_is_told_as_armed_again, setup, teardown),
         cmocka_unit_test(it_comes_as_it_was_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
