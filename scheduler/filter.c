@@ -33,6 +33,8 @@ enum filter filter_host(const struct scheduler_view *view, size_t i, const struc
         return FILTER_CURRENT;
     if (view->states[i] != host_state_UP)
         return FILTER_STATE;
+    if (view->going_down[i])
+        return FILTER_DOWN;
     if (!view->schedulable[i])
         return FILTER_SCHEDULABLE;
     if (!view->kvm[i])
@@ -76,6 +78,9 @@ void filter_reason(const struct scheduler_view *view, size_t i, const struct pla
         break;
     case FILTER_STATE:
         snprintf(buffer, size, "is %s", host_state_desc.names[view->states[i]]);
+        break;
+    case FILTER_DOWN:
+        snprintf(buffer, size, "is being shut down");
         break;
     case FILTER_SCHEDULABLE:
         snprintf(buffer, size, "takes no new VMs: schedulable is false");

@@ -10,6 +10,7 @@
     X(PIN, "pin", "excluded by its pin")                                                                             \
     X(CURRENT, "current", "that it is on already")                                                                   \
     X(STATE, "state", "not up")                                                                                      \
+    X(DOWN, "going-down", "being shut down")                                                                         \
     X(SCHEDULABLE, "schedulable", "not schedulable")                                                                 \
     X(KVM, "kvm", "without KVM")                                                                                     \
     X(CPU_MODEL, "cpu-model", "whose processors cannot be the CPU model")                                            \

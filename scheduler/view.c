@@ -51,6 +51,7 @@ static void grow(struct scheduler_view *view)
     GROW(view->ids, view->capacity);
     GROW(view->states, view->capacity);
     GROW(view->schedulable, view->capacity);
+    GROW(view->going_down, view->capacity);
     GROW(view->kvm, view->capacity);
     GROW(view->cpu_baselines, view->capacity);
     GROW(view->memory_bytes, view->capacity);
@@ -71,6 +72,7 @@ void view_add(struct scheduler_view *view, const struct host *host, uint64_t com
     view->ids[i] = host->id;
     view->states[i] = (uint8_t)host->state;
     view->schedulable[i] = !HAS(host, schedulable) || host->schedulable;
+    view->going_down[i] = host->going_down;
     view->kvm[i] = view_host_has_kvm(host);
     view->cpu_baselines[i] = (uint8_t)host->cpu_baseline;
     view->memory_bytes[i] = view_host_memory_bytes(host);
@@ -88,6 +90,7 @@ void view_finish(struct scheduler_view *view)
     free(view->ids);
     free(view->states);
     free(view->schedulable);
+    free(view->going_down);
     free(view->kvm);
     free(view->cpu_baselines);
     free(view->memory_bytes);

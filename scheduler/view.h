@@ -14,7 +14,7 @@ struct scheduler_view {
     size_t count, capacity;
     const char **names, **ids;         /* borrowed from the hosts */
     uint8_t *states;                   /* enum host_state */
-    uint8_t *schedulable, *kvm;        /* 0 or 1 */
+    uint8_t *schedulable, *going_down, *kvm; /* 0 or 1 */
     uint8_t *cpu_baselines;            /* enum cpu_kind: the highest that its processors can be */
     uint64_t *memory_bytes;            /* for VMs: memory less reserve */
     uint64_t *committed_memory_bytes;  /* promised to VMs */

@@ -79,6 +79,8 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_SET(node_report, report, generation, a->generation);
     if (a->arming != 0) /* not told: what an agent before us has carried out holds */
         OBJECT_SET(node_report, report, arming, a->arming);
+    if (a->vm_context.down)
+        OBJECT_SET(node_report, report, going_down, true);
     if (a->left)
         OBJECT_SET(node_report, report, leaving, true);
     OBJECT_SET(node_report, report, cluster_epoch, MAX(a->identity.epoch, 1u));
@@ -169,6 +171,7 @@ static void obey_lease(struct agent *a, const struct node_orders *orders)
     if (a->vm_context.disarmed != orders->disarmed)
         log_info("lease-arming", "armed=%s", orders->disarmed ? "no" : "yes");
     a->vm_context.disarmed = orders->disarmed;
+    a->shutdown_s = orders->shutdown_timeout_s;
     agent_lease_generation(&a->lease, orders->generation);
     lease_changed(a);
     if (a->arming != orders->arming && a->session != NULL)
@@ -207,14 +210,43 @@ static void leave_tick(uv_timer_t *timer)
     }
 }
 
-void agent_leave(struct agent *a, void (*done)(void *arg), void *arg)
+/* VMs that live still; what waits for a migration to here is not counted: that is over with the host. */
+static unsigned guests_on(const struct agent *a)
 {
-    log_info("agent-leaves", "generation=%llu", (unsigned long long)a->generation);
+    const struct local_vm *vm;
+    unsigned count = 0;
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+        count += vm_has_process(vm) && vm_arriving(vm) == NULL;
+    return count;
+}
+
+static void down_tick(uv_timer_t *timer)
+{
+    struct agent *a = timer->data;
+    unsigned on = guests_on(a);
+    /* The plug is pulled at that time, and who does not end is killed VM_STOP_MS later. */
+    if (on > 0 && uv_now(a->loop) < a->vm_context.down_until_ms + VM_STOP_MS + AGENT_LEAVE_HOLD_MS)
+        return;
+    log_info("agent-leaves", "generation=%llu guests=%u", (unsigned long long)a->generation, on);
     a->vm_context.leaving = true;
-    a->leave_done = done;
-    a->leave_arg = arg;
     lease_changed(a);
     uv_timer_start(&a->leave_timer, leave_tick, AGENT_LEAVE_HOLD_MS, AGENT_LEAVE_HOLD_MS);
+}
+
+void agent_leave(struct agent *a, void (*done)(void *arg), void *arg)
+{
+    struct local_vm *vm;
+    unsigned seconds = a->shutdown_s != 0 ? a->shutdown_s : AGENT_SHUTDOWN_S;
+    log_info("host-goes-down", "guests=%u seconds=%u", guests_on(a), seconds);
+    a->vm_context.down_until_ms = uv_now(a->loop) + seconds * UINT64_C(1000);
+    a->vm_context.down = true;
+    a->leave_done = done;
+    a->leave_arg = arg;
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+        vm_go_down(vm);
+    if (a->session != NULL)
+        session_poke(a->session);
+    uv_timer_start(&a->leave_timer, down_tick, AGENT_DOWN_LOOK_MS, AGENT_DOWN_LOOK_MS);
 }
 
 static void obey(const struct node_orders *orders, void *arg)

@@ -30,6 +30,8 @@
 
 #define AGENT_VERSION "0.1.0"
 #define AGENT_PROGRESS_MS 1000 /* how often the progress of downloads is told */
+#define AGENT_SHUTDOWN_S 90u    /* that guests have when the host goes down, where the orders do not say */
+#define AGENT_DOWN_LOOK_MS 100  /* between looks whether they are off */
 /* Until every VMM has seen that it may not run (a few looks at its page), and what it had begun to write to shared disks before is
  * done: the margin that a lease which runs out leaves, too. */
 #define AGENT_LEAVE_HOLD_MS 600
@@ -80,6 +82,7 @@ struct agent {
     struct agent_lease lease;
     struct agent_drill drill;
     bool lease_started;
+    uint32_t shutdown_s; /* for guests when the host goes down, as told; 0: AGENT_SHUTDOWN_S */
     bool left;           /* the lease is given up, and the controllers are told */
     unsigned leave_ticks; /* since then, of AGENT_LEAVE_HOLD_MS */
     uv_timer_t leave_timer;
@@ -103,8 +106,10 @@ struct agent {
 
 /* Data directory, its VMs and what runs of them, server and session. On failure nothing is left. */
 int agent_start(uv_loop_t *loop, const struct agent_options *options, struct agent **ret_agent, struct error *err);
-/* The host goes down in order: its VMs with ha are held at once, and the controllers may start them elsewhere without waiting for
- * the lease. Then, or after some seconds without an answer, @done (once); the agent should then be stopped. */
+/* The host goes down in order: its guests are shut down, each with the time that its VM gives it and all with that of the cluster
+ * (shutdown_timeout_s), and no VM is started any more. Then the lease is given up: what a migration has not brought to its end
+ * is held, and the controllers may start VMs elsewhere without waiting for the lease. Then, or after some seconds without an
+ * answer, @done (once); the agent should then be stopped. */
 void agent_leave(struct agent *agent, void (*done)(void *arg), void *arg);
 /* Guests and their VMMs go on. Then @stopped, and the memory is gone. */
 void agent_stop(struct agent *agent, void (*stopped)(void *arg), void *arg);

@@ -105,6 +105,8 @@ size_t agent_plan_orders(const struct plan_have *have, size_t have_count, const 
 static enum plan_step plan_alive(const struct plan_vm *vm)
 {
     bool unwanted = vm->forgotten || (!vm->arriving && (vm->wanted == vm_wanted_DELETED || vm->wanted == vm_wanted_STOPPED));
+    /* One that a migration brings or takes goes on for as long as the host waits. */
+    unwanted |= vm->down && !vm->arriving && !vm->taking && !vm->leaving;
     if (unwanted || vm->process_old || vm->reboot || vm->shutdown_asked || vm->stop_asked) {
         if (vm->kill_sent)
             return PLAN_WAIT_END;
@@ -157,6 +159,8 @@ static enum plan_step plan_start(const struct plan_vm *vm)
     /* Since it was written down the VM may have gone elsewhere: a VMM that lives is proof, a file is not. */
     if (!vm->confirmed)
         return PLAN_REST_UNCONFIRMED;
+    if (vm->down)
+        return PLAN_REST_DOWN;
     if (vm->end != PLAN_END_NONE && !vm->backoff_over)
         return PLAN_WAIT_BACKOFF;
     if (vm->held)
@@ -190,6 +194,7 @@ const char *agent_plan_step_name(enum plan_step step)
         [PLAN_REST_GONE] = "rest-gone",
         [PLAN_REST_ARRIVING] = "rest-arriving",
         [PLAN_REST_LEFT] = "rest-left",
+        [PLAN_REST_DOWN] = "rest-down",
         [PLAN_REST_UNCONFIRMED] = "rest-unconfirmed",
         [PLAN_WAIT_TASK] = "wait-task",
         [PLAN_WAIT_BACKOFF] = "wait-backoff",

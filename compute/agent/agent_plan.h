@@ -71,6 +71,7 @@ struct plan_vm {
     bool arriving;  /* a migration brings it: it is not this host's yet, and must not run here */
     bool taking;    /* it has become this host's, and its VMM, which holds it, is to be told */
     bool missing;   /* nothing of it was left when it was ordered, and it is not to be made anew yet */
+    bool down;      /* its host is being shut down */
     bool leaving;   /* a migration takes it away, or has: whose it is, only the controllers know */
 
     bool process;         /* a VMM of this VM lives */
@@ -101,6 +102,7 @@ enum plan_step {
     PLAN_REST_GONE,        /* nothing of it is left */
     PLAN_REST_ARRIVING,    /* its VMM waits for what the migration brings */
     PLAN_REST_LEFT,        /* it has no VMM here any more, and may be another host's */
+    PLAN_REST_DOWN,        /* off, because its host is being shut down */
     PLAN_REST_UNCONFIRMED, /* it should run, but only the controllers can say whether it is ours still */
     PLAN_WAIT_TASK,        /* a task has its disks; its end ticks */
     PLAN_WAIT_BACKOFF,     /* it will be tried again when the time has come */

@@ -1209,10 +1209,15 @@ static void vm_on_image(int status, const struct error *err, const char *path, v
 
 /* ---- steps ---- */
 
-static bool wants_to_run(const struct local_vm *vm)
+static bool wants_to_run_here(const struct local_vm *vm)
 {
     uint32_t wanted = vm->file.order.wanted;
     return !vm->forgotten && (wanted == vm_wanted_RUNNING || wanted == vm_wanted_PAUSED);
+}
+
+static bool wants_to_run(const struct local_vm *vm)
+{
+    return wants_to_run_here(vm) && !vm->context->down;
 }
 
 /* The next image that is not there yet; then disks and taps. */
@@ -1395,14 +1400,31 @@ static void vm_wait_backoff(struct local_vm *vm)
     vm_wake_at(vm, vm->backoff_until_ms);
 }
 
+/* It is ended because its host goes down. Written down before: an agent after us begins it anew then, and does not take it for
+ * what its guest wanted. */
+static void vm_end_with_host(struct local_vm *vm)
+{
+    struct agent_vm *file = &vm->file;
+    if (!vm->context->down || !wants_to_run_here(vm) || (OBJECT_HAS(agent_vm, file, state) && file->state == vm_state_STOPPING))
+        return;
+    OBJECT_SET(agent_vm, file, state, vm_state_STOPPING);
+    OBJECT_TEXT(agent_vm, file, reason, "its host went down");
+    vm->unsaved = true;
+    vm_save_or_log(vm);
+}
+
 static void vm_shutdown(struct local_vm *vm)
 {
     char text[64];
-    unsigned grace_s = vm->file.order.stop_grace_s;
+    uint64_t grace_ms = vm->file.order.stop_grace_s * UINT64_C(1000), down_ms = vm->context->down_until_ms;
+    if (vm->context->down)
+        grace_ms = MIN(grace_ms, down_ms > now_ms(vm) ? down_ms - now_ms(vm) : 0);
+    unsigned grace_s = (unsigned)((grace_ms + 999) / 1000);
+    vm_end_with_host(vm);
     snprintf(text, sizeof(text), "its guest has %u s to shut down", grace_s);
     vm_move(vm, vm_state_STOPPING, text);
     vm->shutdown_asked = true;
-    vm->shutdown_deadline_ms = now_ms(vm) + grace_s * 1000ull;
+    vm->shutdown_deadline_ms = now_ms(vm) + grace_ms;
     if (!vm_tell(vm, vmm_move_SHUTDOWN))
         vm->shutdown_deadline_ms = 0;
 }
@@ -1413,7 +1435,9 @@ static void vm_stop(struct local_vm *vm)
                       : vm->file.order.wanted == vm_wanted_DELETED ? "it is wanted deleted"
                       : vm->shutdown_asked                         ? "its guest did not shut down in time"
                       : vm->file.order.wanted == vm_wanted_STOPPED ? "it is wanted stopped"
+                      : vm->context->down                          ? "its host goes down"
                                                                    : "it is to be started anew";
+    vm_end_with_host(vm);
     vm_move(vm, vm_state_STOPPING, why);
     vm->stop_asked = true;
     vm->stop_deadline_ms = now_ms(vm) + VM_STOP_MS;
@@ -1465,6 +1489,10 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
     case PLAN_REST_LEFT:
         vm_move(vm, vm_state_STOPPING, vm->left ? "it runs on another host now"
                                                 : "its VMM ended while a migration took it away; whose it is, the controllers say");
+        return false;
+    case PLAN_REST_DOWN:
+        vm_end_with_host(vm);
+        vm_move(vm, vm_state_STOPPING, "its host goes down");
         return false;
     case PLAN_REST_UNCONFIRMED:
         vm_move(vm, vm_state_STARTING, "waiting for the controllers to say that it is still this host's");
@@ -1532,6 +1560,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .arriving = vm->file.arriving != NULL && !vm->owned,
         .taking = vm->file.arriving != NULL && vm->owned,
         .missing = vm->file.missing,
+        .down = vm->context->down,
         .leaving = vm->file.leaving != NULL || vm->left,
         .process = vm->process,
         .process_old = vm->process && (vm->process_id.epoch < order->epoch || vm->stale),
@@ -1850,6 +1879,12 @@ void vm_lease(struct local_vm *vm)
     if (vm->lease_generation != 0)
         lease_page_put(&vm->page, vm_page_value(vm, vm->process ? vm->process_id.epoch : vm->file.order.epoch,
                                                 lease_page_get(&vm->page)));
+}
+
+void vm_go_down(struct local_vm *vm)
+{
+    vm->hold_until_ms = 0;
+    vm_wake_in(vm, 0);
 }
 
 void vm_forget(struct local_vm *vm, bool gone)

@@ -45,6 +45,8 @@ struct vm_context {
     bool disarmed;                    /* VMs with ha run without it too */
     uint64_t cluster_epoch;           /* that the host follows, 1 or more */
     uint64_t settles_until_ms;        /* of the loop's clock: whether others have its VMs is being found out, see vm_new_cluster_epoch */
+    bool down;                        /* the host is being shut down: guests are shut down, and none is started any more, */
+    uint64_t down_until_ms;           /* of the loop's clock: and have no more time then */
     bool leaving;                     /* the lease is given up: no VM with ha runs here any more */
     unsigned orphan_ms; /* before a new VMM that an agent before us has left, and no task wants, is looked at; 0: 10 s (tests: less) */
     /* What vm_put_seen would say has changed. It may close the VM. */
@@ -118,6 +120,8 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
  * goes to its VMM, now and whenever it says something else (vm_lease). */
 void vm_lease_confirm(struct local_vm *vm, uint64_t generation);
 void vm_lease(struct local_vm *vm);
+/* The context says that the host goes down. */
+void vm_go_down(struct local_vm *vm);
 /* Does a VMM of it live that may run only under the lease? */
 bool vm_lease_rules(const struct local_vm *vm);
 /* The controllers say that it is not ours: end it and remove what is left. @gone: it is nobody's any more, and what it has in

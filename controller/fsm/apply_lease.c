@@ -6,7 +6,10 @@
  *        |   host_clear: generation+1 |                                                   | host_clear: generation+1,
  *        +----------------------------+---------------------------------------------------+ all VMMs reported
  *
- * A VM may be started elsewhere when `recovering` is set, which happens here alone: with the loss of its host. */
+ * A VM may be started elsewhere when `recovering` is set, which happens here alone: with the loss of its host.
+ *
+ * A host that is shut down in order says so (`going_down`), has its guests shut down, and then gives its lease up (`left`). What
+ * cannot or is not to be started elsewhere then is PENDING, still its host's, until that is back. */
 #include "controller/fsm/apply_internal.h"
 
 #include <errno.h>
@@ -146,8 +149,41 @@ void lease_count_failover(struct vm *vm, const char *at)
     OBJECT_SET(vm, vm, failovers, vm->failovers + 1);
 }
 
-/* One VM of a host that is lost from now on. True: it is started elsewhere. */
-static bool lose_vm(struct apply *a, struct record *record, const struct record *host)
+/* Is there a host but @host that is neither lost nor goes down itself? */
+static bool others_stay(const struct state *state, const struct record *host)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const struct record *other = state_at(state, object_kind_HOST, i);
+        if (other != host && other->host->state != host_state_LOST && !other->host->going_down)
+            return true;
+    }
+    return false;
+}
+
+/* Do the VMs of a host that is lost wait for it, whatever they are? Where it was being shut down when it was lost the lease says that
+ * none of them runs, as ever. The last one of all that go down hands nothing on: the whole cluster is being switched off. */
+static bool vms_wait(const struct state *state, const struct record *host)
+{
+    const struct cluster *cluster = state_cluster(state);
+    bool stay = OBJECT_HAS(cluster, cluster, shutdown_policy) && cluster->shutdown_policy == shutdown_policy_STAY;
+    return host->host->going_down && (stay || !others_stay(state, host));
+}
+
+/* A VM that goes on when its host is back, and is off until then. */
+static void wait_for_host(struct apply *a, struct record *record, const struct record *host, const char *more)
+{
+    char text[APPLY_STEP_BYTES_MAX];
+    apply_text(text, sizeof text, "its host %s was shut down: it goes on there when that is back%s", host->common->name, more);
+    state_edit_begin(a->state, record);
+    OBJECT_SET(vm, record->vm, state, vm_state_PENDING);
+    OBJECT_TEXT(vm, record->vm, state_reason, text);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "VM %s: %s", record->common->name, text);
+}
+
+/* One VM of a host that is lost from now on. @ended: the host has shut its guests down. @waits: see vms_wait. True: it is
+ * started elsewhere. */
+static bool lose_vm(struct apply *a, struct record *record, const struct record *host, bool ended, bool waits)
 {
     struct vm *vm = record->vm;
     char text[APPLY_STEP_BYTES_MAX];
@@ -155,13 +191,19 @@ static bool lose_vm(struct apply *a, struct record *record, const struct record 
     bool recovers = lease_vm_recovers(a->state, vm, &why);
     if (vm->wanted != vm_wanted_RUNNING && vm->wanted != vm_wanted_PAUSED)
         return false;
-    if (!recovers && !vm->ha)
+    if (!recovers && !vm->ha && !ended)
         return false; /* host show counts those */
     /* What the guest had ended by itself, or what had failed for good, is not made to run by the loss of its host. */
-    if (recovers && state_vm_ran_out(vm))
+    if ((recovers || ended) && state_vm_ran_out(vm))
         return false;
+    /* All that it has written is on the disks of its host, and its replica may lack the end of it: that is for a loss. */
+    bool behind = recovers && ended && !vm_disks_are_shared(a->state, vm, NULL);
+    if (behind || (ended && !recovers) || (recovers && waits)) {
+        wait_for_host(a, record, host, behind ? "; `drover vm start` starts it from its replica, without what that lacks" : recovers ? "; `drover vm start` starts it on another one" : "");
+        return false;
+    }
     if (recovers)
-        apply_text(text, sizeof text, "its host %s was lost; it is started on another one", host->common->name);
+        apply_text(text, sizeof text, "its host %s was %s; it is started on another one", host->common->name, ended ? "shut down" : "lost");
     else
         apply_text(text, sizeof text, "its host %s was lost, and %s: it goes on when the host is back", host->common->name, why);
     state_edit_begin(a->state, record);
@@ -205,6 +247,8 @@ void apply_host_lost(struct apply *a, struct command_host_lost *command)
         return;
     state_edit_begin(a->state, record);
     set_state(record, host_state_LOST, command->reason);
+    if (command->went_down)
+        OBJECT_SET(host, record->host, going_down, true);
     state_edit_end(a->state, record, a->index);
     apply_answer(a, record);
     apply_event(a, event_type_UPDATED, record, "host %s %s%s%s", record->common->name,
@@ -216,8 +260,9 @@ void apply_host_lost(struct apply *a, struct command_host_lost *command)
             !volumes_outlive_host(record->of_host.vms.items[i - 1]->vm))
             apply_vm_gone(a, record->of_host.vms.items[i - 1]);
     all = record->of_host.vms.count;
+    bool waits = vms_wait(a->state, record);
     for (size_t i = 0; i < all; i++) {
-        elsewhere += lose_vm(a, record->of_host.vms.items[i], record);
+        elsewhere += lose_vm(a, record->of_host.vms.items[i], record, command->went_down, waits);
         volumes_settle(a, record->of_host.vms.items[i]);
     }
     if (all > 0)
@@ -234,12 +279,15 @@ static void keep_vms(struct apply *a, const struct record *host)
 {
     for (size_t i = 0; i < host->of_host.vms.count; i++) {
         struct record *record = host->of_host.vms.items[i];
-        if (!record->vm->recovering)
+        bool waited = host->host->going_down && record->vm->state == vm_state_PENDING && !record->vm->recovering &&
+                      record->vm->wanted != vm_wanted_DELETED;
+        if (!record->vm->recovering && !waited)
             continue;
         state_edit_begin(a->state, record);
-        OBJECT_SET(vm, record->vm, recovering, false);
+        if (record->vm->recovering)
+            OBJECT_SET(vm, record->vm, recovering, false);
         OBJECT_SET(vm, record->vm, state, vm_state_STARTING);
-        OBJECT_TEXT(vm, record->vm, state_reason, "its host is back before another one was found");
+        OBJECT_TEXT(vm, record->vm, state_reason, waited ? "its host is back" : "its host is back before another one was found");
         state_edit_end(a->state, record, a->index);
     }
 }

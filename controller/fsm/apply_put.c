@@ -69,7 +69,7 @@ static bool in_use(struct apply *a, const struct record *record, const char *wha
 
 /* The fields that a put may change, by kind; "name" stands for a rename. */
 static const char *const changeable[object_kind_COUNT][18] = {
-    [object_kind_CLUSTER] = {"name", "labels", "epoch", "lease_refusal_extends"},
+    [object_kind_CLUSTER] = {"name", "labels", "epoch", "lease_refusal_extends", "shutdown_policy", "shutdown_timeout_s"},
     [object_kind_CONTROLLER] = {"labels", "role", "address", "raft_address"},
     [object_kind_HOST] = {"draining", "labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
     [object_kind_FLAVOR] = {"name", "labels"},

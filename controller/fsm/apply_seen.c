@@ -16,7 +16,8 @@
 static bool take_host_fields(struct host *held, const struct host *seen)
 {
     static const char *const names[] = {"address", "cpus", "memory_bytes", "disk_bytes", "boot_id", "kvm", "version",
-                                        "isolation", "cpu_baseline", "armed", "disk_free_bytes", "vmm_version", "stray_vms"};
+                                        "isolation", "cpu_baseline", "armed", "disk_free_bytes", "vmm_version", "stray_vms",
+                                        "going_down"};
     struct host old = {0}, patch = {0};
     OBJECT_COPY(host, &old, held);
     OBJECT_COPY(host, &patch, seen);
@@ -41,7 +42,7 @@ static bool is_late(const struct host *held, const struct host *seen)
 
 static void see_host(struct apply *a, struct record *record, const struct host *seen)
 {
-    bool was_up = record->host->state == host_state_UP;
+    bool was_up = record->host->state == host_state_UP, went_down = record->host->going_down;
     bool booted = seen->boot_id != NULL && (record->host->boot_id == NULL || strcmp(seen->boot_id, record->host->boot_id) != 0);
     bool suspect = record->host->state == host_state_SUSPECT; /* cleared by its lease, not by a report */
     state_edit_begin(a->state, record);
@@ -61,6 +62,8 @@ static void see_host(struct apply *a, struct record *record, const struct host *
         apply_event(a, event_type_UPDATED, record, "host %s is up%s", record->common->name, booted ? ", booted anew" : "");
     else if (booted)
         apply_event(a, event_type_UPDATED, record, "host %s has booted", record->common->name);
+    else if (record->host->going_down && !went_down)
+        apply_event(a, event_type_UPDATED, record, "host %s is being shut down, and its guests are", record->common->name);
     else if (changed)
         apply_event(a, event_type_UPDATED, record, "host %s has changed", record->common->name);
 }

@@ -221,14 +221,18 @@ static bool may_want(struct apply *a, const struct record *record, const struct 
     return true;
 }
 
-/* Change what is wanted. True: the VM has a new generation. */
-static bool change_wanted(const struct state *state, struct vm *vm, const struct command_vm_want *command, bool host_lost)
+/* Change what is wanted. @owner: of the VM, where that may be lost; NULL: it is not. True: the VM has a new generation. */
+static bool change_wanted(const struct state *state, struct vm *vm, const struct command_vm_want *command, const struct record *owner)
 {
+    bool host_lost = owner != NULL && owner->host->state == host_state_LOST;
+    /* It waits for its host, which was shut down in order, and is to wait no longer (apply_lease.c). */
+    bool elsewhere = host_lost && owner->host->going_down && !vm->recovering && command->wanted == vm_wanted_RUNNING &&
+                     command->operation.kind == operation_kind_VM_START && lease_vm_recovers(state, vm, NULL);
     bool start = command->wanted == vm_wanted_RUNNING && (vm->wanted == vm_wanted_STOPPED || state_vm_ran_out(vm));
     bool retry = vm->state == vm_state_FAILED && vm->seen_generation >= vm->generation;
     /* The guest was given time, and now it is not. */
     bool harder = command->force && !vm->stop_forced && vm->seen_generation < vm->generation;
-    if (command->wanted == vm->wanted && !command->reboot && !start && !retry && !harder)
+    if (command->wanted == vm->wanted && !command->reboot && !start && !retry && !harder && !elsewhere)
         return false;
     if (command->force || vm->stop_forced) /* absent in every VM that was never treated so */
         OBJECT_SET(vm, vm, stop_forced, command->force);
@@ -245,7 +249,7 @@ static bool change_wanted(const struct state *state, struct vm *vm, const struct
             OBJECT_SET(vm, vm, state, vm_state_STOPPED);
             OBJECT_SET(vm, vm, seen_generation, vm->generation);
         }
-    } else if (start && vm->host != NULL) {
+    } else if ((start || elsewhere) && vm->host != NULL) {
         OBJECT_SET(vm, vm, epoch, vm->epoch + 1);
         if (vm->handover != NULL)
             OBJECT_TEXT(vm, vm, handover, NULL);
@@ -298,7 +302,7 @@ void apply_vm_want(struct apply *a, struct command_vm_want *command)
     const struct record *owner = state_get(a->state, object_kind_HOST, record->vm->host);
     bool host_lost = owner != NULL && owner->host->state == host_state_LOST;
     state_edit_begin(a->state, record);
-    bool changed = change_wanted(a->state, record->vm, command, host_lost);
+    bool changed = change_wanted(a->state, record->vm, command, owner);
     state_edit_end(a->state, record, changed ? a->index : record->common->revision);
     apply_answer(a, record);
     if (changed) {
@@ -324,7 +328,7 @@ void apply_vm_start(struct apply *a, struct record *record)
         return;
     OBJECT_SET(command_vm_want, &command, wanted, vm_wanted_RUNNING);
     state_edit_begin(a->state, record);
-    bool changed = change_wanted(a->state, record->vm, &command, false);
+    bool changed = change_wanted(a->state, record->vm, &command, NULL);
     state_edit_end(a->state, record, changed ? a->index : record->common->revision);
     if (!changed)
         return;

@@ -128,13 +128,16 @@ static int clear_host(const struct state *state, const struct host *host, const 
     return rc;
 }
 
-static int leave_host(const struct host *host, const char *now, struct bytes_writer *ret_command, struct error *err)
+static int leave_host(const struct host *host, const struct node_report *report, const char *now, struct bytes_writer *ret_command,
+                      struct error *err)
 {
     struct command_host_lost command = {0};
     OBJECT_TEXT(command_host_lost, &command, id, host->id);
     OBJECT_SET(command_host_lost, &command, generation, host->generation);
     OBJECT_SET(command_host_lost, &command, voters_index, 0);
     OBJECT_SET(command_host_lost, &command, left, true);
+    if (report->going_down)
+        OBJECT_SET(command_host_lost, &command, went_down, true);
     OBJECT_TEXT(command_host_lost, &command, reason, "it was shut down in order");
     OBJECT_TEXT(command_request, &command.request, at, now);
     OBJECT_TEXT(command_request, &command.request, by, host->name);
@@ -171,7 +174,7 @@ static bool host_differs(const struct host *host, const struct node_report *repo
            (report->isolation != NULL && !same_text(host->isolation, report->isolation)) ||
            (OBJECT_HAS(node_report, report, cpu_baseline) && host->cpu_baseline != report->cpu_baseline) ||
            (OBJECT_HAS(node_report, report, disk_free_bytes) && host->disk_free_bytes != free_bytes_of(host, report)) ||
-           host->stray_vms != stray_vms(report) ||
+           host->stray_vms != stray_vms(report) || host->going_down != report->going_down ||
            (report->session != NULL && !same_text(host->session, report->session));
 }
 
@@ -200,6 +203,8 @@ static void fill_host(struct command_seen *command, const struct host *held, con
         OBJECT_SET(host, host, disk_free_bytes, free_bytes_of(held, report));
     if (held->stray_vms != stray_vms(report)) /* absent in every host that never had any */
         OBJECT_SET(host, host, stray_vms, stray_vms(report));
+    if (held->going_down != report->going_down) /* the same */
+        OBJECT_SET(host, host, going_down, report->going_down);
     if (report->session != NULL) {
         OBJECT_TEXT(host, host, session, report->session);
         OBJECT_SET(host, host, report, report->sequence);
@@ -270,7 +275,7 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
     if (host->host->state == host_state_LOST)
         return clear_host(state, host->host, now, report, ret_command, err);
     if (report->leaving && report->generation == host->host->generation && report->generation != 0)
-        return leave_host(host->host, now, ret_command, err);
+        return leave_host(host->host, report, now, ret_command, err);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
         if (vm_differs(state, host, seen, now))
@@ -705,6 +710,8 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     OBJECT_SET(node_orders, ret, cluster_epoch, state_cluster(state)->epoch);
     OBJECT_SET(node_orders, ret, generation, host->host->generation);
     OBJECT_SET(node_orders, ret, arming, host->host->arming);
+    if (OBJECT_HAS(cluster, state_cluster(state), shutdown_timeout_s))
+        OBJECT_SET(node_orders, ret, shutdown_timeout_s, state_cluster(state)->shutdown_timeout_s);
     OBJECT_SET(node_orders, ret, disarmed, state_cluster(state)->ha_disarmed || host->host->ha_disarmed);
     ret->vms.count = host->of_host.vms.count;
     ret->vms.items = xcalloc(ret->vms.count + 1, sizeof(struct vm_order));

@@ -272,17 +272,57 @@ def test_data_that_is_on_the_lost_host_only(make_cluster):
 
 
 def test_a_host_that_goes_down_in_order(make_cluster):
-    """It gives its lease up at once: nobody waits for it to run out."""
+    """It ends its guests and gives its lease up at once: nobody waits for it to run out. What has no ha waits for it."""
     cluster = make_cluster(controllers=3, agents=4)
     web = Watch(cluster)
     agent = web.agent()
+    cluster.cli('vm', 'create', 'plain', '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--pin', agent.name, '--wait')
+    for name in ('web', 'plain'):
+        cluster.cli('vm', 'update', name, '--stop-grace-s', '0', '--wait')
     agent.program.signal(signal.SIGPWR)
     took, _ = web.wait_elsewhere(agent)
     print(f'host shut down in order, VM executes elsewhere after {took:.2f} s')
     old = ticks(agent, web.id)
     assert agent.program.wait() == 0
     assert took < IN_ORDER_S
-    time.sleep(1)
-    assert ticks(agent, web.id) == old
+    assert agent.vmm_pids() == []
+    plain = cluster.vm('plain')
+    assert plain['state'] == 'pending' and f'its host {agent.name} was shut down' in plain['state_reason'], plain
     agent.program.restart()
-    quiet_since(cluster, web, agent, old)
+    cluster.wait_vm('plain', 'running')
+    wait_until(lambda: len(agent.vmm_pids()) == 1, 30, 'the host runs what is its own')
+    assert ticks(agent, web.id) in (None, old)
+
+
+def test_a_host_that_goes_down_by_stay(make_cluster):
+    """The test guest does not heed its power button: it has the cluster's time, and no more. Then it waits for its host, which boots;
+    until then an agent that is started anew has ended nothing."""
+    cluster = make_cluster(controllers=3, agents=3)
+    cluster.cli('cluster', 'update', '--shutdown-policy', 'stay', '--shutdown-timeout-s', '5')
+    web = Watch(cluster)
+    agent = web.agent()
+    pids = agent.vmm_pids()
+    agent.program.signal(signal.SIGTERM)
+    assert agent.program.wait() == 0
+    agent.program.restart()
+    agent.program.wait_for_text('vm-loaded')
+    wait_until(lambda: agent.program.text().count('lease-held') == 2, 20, 'the agent that was started anew has the lease')
+    assert agent.vmm_pids() == pids
+    web.wait_ticking(agent)
+    begin = time.monotonic()
+    agent.program.signal(signal.SIGPWR)
+    wait_until(lambda: cluster.api('GET', f'/v1/hosts/{agent.name}')[2].get('going_down'), 5, 'it says that it goes down')
+    assert agent.program.wait() == 0
+    took = time.monotonic() - begin
+    assert 4.5 < took < 5 + 5 * PATIENCE, took
+    assert agent.vmm_pids() == []
+    vm = web.vm()
+    assert vm['state'] == 'pending' and vm['host_name'] == agent.name and 'goes on there' in vm['state_reason'], vm
+    steps = [e['message'] for e in cluster.cli('vm', 'events', 'web')]
+    assert any('its guest has 5 s to shut down' in step for step in steps), steps
+    agent.host.power_off()
+    cluster.boot(agent.host.number)
+    web.wait_ticking(agent, 30)
+    vm = cluster.wait_vm('web', 'running')
+    assert vm['host_name'] == agent.name and vm['epoch'] == 1 and vm.get('failovers', 0) == 0, vm
+    assert not cluster.api('GET', f'/v1/hosts/{agent.name}')[2].get('going_down')

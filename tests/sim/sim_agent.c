@@ -5,7 +5,8 @@
  * order of a lower epoch or generation is refused, an order "deleted" for a VM it does not have is reported as done.
  *
  * A VM that a migration brings is not its own before the orders say so, and one that leaves is not started again before it is
- * known whose it is (sim_migrate.c). A host that goes down in order holds what has the lease, says so, and then is off.
+ * known whose it is (sim_migrate.c). A host that goes down in order says so and ends its VMs, then holds what is left under the
+ * lease, says that, and is off.
  *
  * Tasks are in its memory alone: begun with their first order, done after some ticks or failed, ended when that is asked
  * for, told until their order is gone; begun anew after a crash.
@@ -203,8 +204,33 @@ void sim_agent_drop_vm(struct sim_agent *agent, struct sim_vm *vm)
     *vm = (struct sim_vm){0};
 }
 
+/* Some guests need more time than they have, and are held with the lease. */
+static void shut_guest_down(struct sim_agent *agent, struct sim_vm *vm)
+{
+    if (!vm->process || agent->down_ticks > 1 || (!world_of(agent)->scripted && sim_chance(&agent->cluster->sim, 200)))
+        return;
+    sim_agent_vmm_kill(agent, vm, "its guest is shut down with the host");
+    vm->state = vm_state_STOPPING;
+    vm->reason = "its host goes down";
+}
+
+static void go_down(struct sim_agent *agent)
+{
+    if (!agent->down || agent->going_down || --agent->down_ticks > 0)
+        return;
+    agent->going_down = true;
+    agent->number++; /* the report under way does not say so: taken back */
+    agent->sent_us = 0;
+    sim_lease_pages(agent);
+}
+
 static void work(struct sim_agent *agent, struct sim_vm *vm)
 {
+    if (agent->down && !vm->forgotten && vm->order.wanted != vm_wanted_DELETED) {
+        if (vm->arriving[0] == '\0' && vm->leaving[0] == '\0')
+            shut_guest_down(agent, vm);
+        return;
+    }
     if (vm->forgotten) {
         if (vm->busy_ticks == 0 || --vm->busy_ticks == 0)
             sim_agent_drop_vm(agent, vm);
@@ -430,6 +456,8 @@ static void fill_report(struct sim_agent *agent, struct node_report *report)
     OBJECT_SET(node_report, report, generation, agent->holder.generation);
     if (agent->arming != 0)
         OBJECT_SET(node_report, report, arming, agent->arming);
+    if (agent->down)
+        OBJECT_SET(node_report, report, going_down, true);
     if (agent->going_down)
         OBJECT_SET(node_report, report, leaving, true);
     for (unsigned i = 0; i < agent->vms_top; i++) {
@@ -478,6 +506,7 @@ static void tick(struct sim *sim, struct sim_event *event)
     for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX && !agent->going_down; i++)
         if (agent->tasks[i].used)
             work_task(agent, &agent->tasks[i]);
+    go_down(agent);
     if (agent->sent_us != 0 && sim_local_us(sim, &agent->actor) > agent->sent_us + ANSWER_TIMEOUT_US) {
         agent->sent_us = 0;
         agent->controller++;
@@ -522,7 +551,7 @@ void sim_agent_crash(struct sim_agent *agent)
     agent->actor.up = false;
     agent->actor.incarnation++;
     agent->have_index = agent->sent_us = 0;
-    agent->going_down = false;
+    agent->down = agent->going_down = false;
     for (unsigned i = 0; i < agent->vms_top; i++)
         agent->vms[i].busy_ticks = 0, agent->vms[i].forgotten = agent->vms[i].confirmed = false;
     for (unsigned i = 0; i < SIM_AGENT_TASKS_MAX; i++)
@@ -553,10 +582,12 @@ void sim_agent_freeze(struct sim_agent *agent, uint64_t until_us)
 
 void sim_agent_host_leave(struct sim_agent *agent)
 {
-    agent->going_down = agent->actor.up;
+    if (!agent->actor.up || agent->down)
+        return;
+    agent->down = true;
+    agent->down_ticks = world_of(agent)->scripted ? 3 : 1 + (unsigned)sim_below(&agent->cluster->sim, 20);
     agent->number++; /* the report under way does not say so: taken back */
     agent->sent_us = 0;
-    sim_lease_pages(agent);
 }
 
 void sim_agent_finish(struct sim_agent *agent)

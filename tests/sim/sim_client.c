@@ -49,7 +49,8 @@ static bool about_tasks(enum route_id route)
 static bool about_vms(enum route_id route)
 {
     return route != ROUTE_ID_host_drain && route != ROUTE_ID_host_undrain && route != ROUTE_ID_host_disarm &&
-           route != ROUTE_ID_host_arm && route != ROUTE_ID_ha_disarm && route != ROUTE_ID_ha_arm;
+           route != ROUTE_ID_host_arm && route != ROUTE_ID_ha_disarm && route != ROUTE_ID_ha_arm &&
+           route != ROUTE_ID_cluster_update;
 }
 
 /* What stands in the path, if it is not the VM. */

@@ -727,7 +727,7 @@ static void fsm_class_begin(struct sim_cluster *cluster)
 static void agent_again(struct sim *sim UNUSED, struct sim_event *event)
 {
     struct sim_agent *agent = event->data;
-    if (agent->going_down) /* nobody has answered it: it goes all the same */
+    if (agent->down) /* nobody has answered it: it goes all the same */
         sim_agent_host_reboot(agent);
     sim_agent_start(agent);
 }
@@ -817,7 +817,7 @@ static void fsm_class_heal(struct sim_cluster *cluster)
     struct sim_world *world = cluster->world;
     for (unsigned i = 0; i < world->agent_count; i++) {
         world->agents[i].actor.paused_until_us = world->agents[i].frozen_until_us = 0;
-        if (world->agents[i].going_down)
+        if (world->agents[i].down)
             sim_agent_host_reboot(&world->agents[i]);
         sim_agent_start(&world->agents[i]);
     }

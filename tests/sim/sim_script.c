@@ -5,7 +5,8 @@
  *   set hosts N | memory MIB | doubled PER_THOUSAND | slow TICKS | seconds N | leases 1     before all else
  *   SECONDS client N VERB WHAT [KEY] [FIELD=VALUE ...]
  *        of VMs: create, create-ha, start, stop, reboot, pause, resume, delete, update, migrate [to=HOST], cancel,
- *        snapshot name=NAME; of hosts: drain, undrain, disarm, arm; disarm-all, arm-all
+ *        snapshot name=NAME; of hosts: drain, undrain, disarm, arm; disarm-all, arm-all;
+ *        of the cluster: shutdown-policy restart|stay
  *   SECONDS crash N|leader|all           SECONDS restart
  *   SECONDS agent-crash HOST             SECONDS agent-start HOST      also: of a host that is off, its power switch
  *   SECONDS host-down HOST               SECONDS host-reboot HOST      SECONDS leave HOST (shut down in order)
@@ -82,6 +83,7 @@ static const struct {
     {"migrate", ROUTE_ID_vm_migrate},     {"snapshot", ROUTE_ID_snapshot_create}, {"cancel", ROUTE_ID_operation_cancel},
     {"drain", ROUTE_ID_host_drain},       {"undrain", ROUTE_ID_host_undrain},   {"disarm", ROUTE_ID_host_disarm},
     {"arm", ROUTE_ID_host_arm},           {"disarm-all", ROUTE_ID_ha_disarm},   {"arm-all", ROUTE_ID_ha_arm},
+    {"shutdown-policy", ROUTE_ID_cluster_update},
 };
 
 /* FIELD=VALUE among the words; NULL: not given. */
@@ -130,6 +132,8 @@ static char *body_of(const struct script_line *line, enum route_id route)
                          strcmp(word(line, 3), "create-ha") == 0 ? ",\"ha\":true" : "", given);
     else if (route == ROUTE_ID_vm_update)
         body = xasprintf("{%s}", given + (given[0] == ','));
+    else if (route == ROUTE_ID_cluster_update)
+        body = xasprintf("{\"shutdown_policy\":\"%s\"}", word(line, 4));
     else if (route == ROUTE_ID_vm_migrate)
         body = to != NULL ? xasprintf("{\"to\":\"%s\"}", to) : xstrdup("{}");
     else if (route == ROUTE_ID_snapshot_create)

@@ -120,7 +120,9 @@ struct sim_agent {
     unsigned failing_starts, failing_migrations; /* so many of the next ones fail (scripts) */
     uint64_t handovers;                   /* proposed; of the last one: */
     char handover_of[STATE_ID_BYTES];
-    bool going_down;                      /* in order: what has the lease is held, and the next report says so */
+    bool down;                            /* it is being shut down in order: reports say so, and its guests are shut down; */
+    unsigned down_ticks;                  /* so long, */
+    bool going_down;                      /* then what has the lease is held, and the next report says that */
     /* leases (sim_lease.c) */
     struct lease_holder holder;
     bool disarmed, told;

@@ -216,6 +216,16 @@ static const struct {
     enum plan_step expected;
 } step_rows[] = {
     {"new", {RUN}, PLAN_PREPARE},
+    {"its host goes down", {RUN, ALIVE, .down = true}, PLAN_STOP},
+    {"its host goes down, and its guest can be asked", {RUN, ALIVE, .down = true, .gentle = true}, PLAN_SHUTDOWN},
+    {"its guest has had its time", {RUN, ALIVE, .down = true, .gentle = true, .shutdown_asked = true, .shutdown_over = true}, PLAN_STOP},
+    {"it has not ended", {RUN, ALIVE, .down = true, .stop_asked = true, .stop_overdue = true}, PLAN_KILL},
+    {"off, as its host goes down", {RUN, .down = true, .prepared = true}, PLAN_REST_DOWN},
+    {"it broke, and its host goes down", {RUN, .down = true, .end = PLAN_END_BROKEN, .backoff_over = true}, PLAN_REST_DOWN},
+    {"powered off before its host goes down", {RUN, .down = true, .end = PLAN_END_CLEAN}, PLAN_REST_OFF},
+    {"deleted while its host goes down", {.wanted = vm_wanted_DELETED, .down = true}, PLAN_REMOVE},
+    {"it is being migrated away from a host that goes down", {RUN, ALIVE, .down = true, .leaving = true}, PLAN_REST},
+    {"it is being migrated to a host that goes down", {RUN, ALIVE, .down = true, .arriving = true}, PLAN_REST_ARRIVING},
     {"prepared", {RUN, .prepared = true}, PLAN_START},
     {"started", {RUN, .process = true}, PLAN_WAIT_ANSWER},
     {"started and does not answer", {RUN, .process = true, .start_overdue = true}, PLAN_KILL},
@@ -313,7 +323,7 @@ static void test_steps(void **unused)
 static void test_every_combination(void **unused)
 {
     (void)unused;
-    for (unsigned bits = 0; bits < 1u << 16; bits++)
+    for (unsigned bits = 0; bits < 1u << 17; bits++)
         for (unsigned wanted = 0; wanted < vm_wanted_COUNT; wanted++)
             for (unsigned end = 0; end <= PLAN_END_IMPOSSIBLE; end++) {
                 struct plan_vm vm = {
@@ -336,9 +346,10 @@ static void test_every_combination(void **unused)
                     .gentle = bits & 8192,
                     .shutdown_asked = bits & 16384,
                     .shutdown_over = bits & 32768,
+                    .down = bits & 65536,
                 };
                 enum plan_step step = agent_plan_vm(&vm);
-                bool wants = !vm.forgotten && (wanted == vm_wanted_RUNNING || wanted == vm_wanted_PAUSED);
+                bool wants = !vm.down && !vm.forgotten && (wanted == vm_wanted_RUNNING || wanted == vm_wanted_PAUSED);
                 if (step == PLAN_START || step == PLAN_PREPARE)
                     assert_true(!vm.process && vm.confirmed && wants);
                 if (step == PLAN_REMOVE)
