@@ -233,6 +233,8 @@ int replica_send(int fd, struct replica_source *source, struct replica_sent *ret
         code = frame_expect(fd, &f, FRAME_DONE, err);
     if (code == 0)
         code = object_receive(&f, &replica_point_desc, &done, err);
+    if (code == 0 && done.number == 0)
+        code = error_set(err, -EPROTO, ERROR_INVALID, "its host says that the point is complete, and not which one it is");
     ret_sent->number = done.number;
     ret_sent->bytes = s.bytes;
     OBJECT_CLEAR(replica_point, &done);

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "common/bytes.h"
 #include "migration/replica_stream.h"
 #include "tests/unit/block/power_pool.h"
 #include "tests/unit/unit_seed.h"
@@ -271,12 +272,124 @@ static void what_is_refused_says_why(void **state UNUSED)
     bed_destroy(b);
 }
 
+/* ---- another side that does not keep to it ---- */
+
+enum { HELLO = 1, POINT, DATA, ZERO, END, DONE };
+
+static void frame_put(int fd, uint32_t magic, uint8_t type, uint8_t disk, uint64_t offset, uint64_t size, const char *payload, uint32_t bytes,
+                      uint32_t wrong)
+{
+    struct bytes_writer out = {.data = NULL};
+    bytes_put_u32(&out, magic);
+    bytes_put_u8(&out, type);
+    bytes_put_u8(&out, disk);
+    bytes_put_u16(&out, 0);
+    bytes_put_u64(&out, offset);
+    bytes_put_u64(&out, size);
+    bytes_put_u32(&out, bytes);
+    bytes_put_u32(&out, bytes_crc32c(0, payload, strlen(payload)) ^ wrong);
+    bytes_put(&out, payload, strlen(payload));
+    assert_int_equal(send(fd, out.data, out.size, MSG_NOSIGNAL), (ssize_t)out.size);
+    bytes_writer_finish(&out);
+}
+
+#define MAGIC UINT32_C(0x50524744)
+#define A_POINT "{\"epoch\":3,\"whole\":true,\"disks\":[{\"name\":\"root\",\"size_bytes\":65536}]}"
+
+static void a_source_that_says_anything(void **state UNUSED)
+{
+    static const struct {
+        const char *point; /* NULL: the frame comes instead of it */
+        uint32_t magic;
+        uint8_t type, disk;
+        uint64_t offset, size;
+        const char *payload;
+        uint32_t bytes, wrong; /* bytes: 0: the payload's */
+        int code;
+    } all[] = {
+        {NULL, 7, POINT, 0, 0, 0, A_POINT, 0, 0, -EPROTO},
+        {NULL, MAGIC, POINT, 0, 0, 0, A_POINT, 1 << 30, 0, -EPROTO},
+        {NULL, MAGIC, POINT, 0, 0, 0, A_POINT, 0, 1, -EBADMSG},
+        {NULL, MAGIC, END, 0, 0, 0, "", 0, 0, -EPROTO},
+        {NULL, MAGIC, POINT, 0, 0, 0, "{\"epoch\":3,\"disks\":[{\"name\":\"root\",\"size_bytes\":65536}]}", 0, 0, -EINVAL},
+        {NULL, MAGIC, POINT, 0, 0, 0, "{\"epoch\":3,\"whole\":true,\"disks\":[{\"name\":\"../x\",\"size_bytes\":65536}]}", 0, 0, -EINVAL},
+        {NULL, MAGIC, POINT, 0, 0, 0, "{\"epoch\":3,\"whole\":true,\"disks\":[{\"name\":\"root\",\"size_bytes\":1}]}", 0, 0, -EINVAL},
+        {NULL, MAGIC, POINT, 0, 0, 0, "{\"epoch\":3,\"whole\":true}", 0, 0, -EINVAL},
+        {A_POINT, MAGIC, DATA, 1, 0, 4, "abcd", 0, 0, -ERANGE},
+        {A_POINT, MAGIC, DATA, 0, 0, 512, "abcd", 0, 0, -EPROTO},
+        {A_POINT, MAGIC, DATA, 0, 0, 4, "abcd", 0, 0, -ERANGE},
+        {A_POINT, MAGIC, DATA, 0, 0, 4, "abcd", (1 << 20) + 1, 0, -EPROTO},
+        {A_POINT, MAGIC, ZERO, 0, UINT64_MAX - 511, 1024, "", 0, 0, -ERANGE},
+        {A_POINT, MAGIC, ZERO, 0, 0, 0, "", 0, 0, -ERANGE},
+        {A_POINT, MAGIC, ZERO, 255, 0, 512, "", 0, 0, -ERANGE},
+        {A_POINT, MAGIC, END, 0, 0, 1, "", 0, 0, -EPROTO}, /* of a piece that never came */
+        {A_POINT, MAGIC, DONE, 0, 0, 0, "", 0, 0, -EPROTO},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(all); i++) {
+        struct bed *b = bed_create(1);
+        struct receiving received = {.bed = b};
+        pthread_t thread;
+        int fds[2];
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+        received.fd = fds[1];
+        if (all[i].point != NULL)
+            frame_put(fds[0], MAGIC, POINT, 0, 0, 0, all[i].point, (uint32_t)strlen(all[i].point), 0);
+        frame_put(fds[0], all[i].magic, all[i].type, all[i].disk, all[i].offset, all[i].size, all[i].payload,
+                  all[i].bytes != 0 ? all[i].bytes : (uint32_t)strlen(all[i].payload), all[i].wrong);
+        shutdown(fds[0], SHUT_WR);
+        assert_int_equal(pthread_create(&thread, NULL, receiver, &received), 0);
+        pthread_join(thread, NULL);
+        if (received.code != all[i].code)
+            fail_msg("%u: %d, %s", i, received.code, received.err.text);
+        replica_check(b); /* no point */
+        close(fds[0]);
+        close(fds[1]);
+        bed_destroy(b);
+    }
+}
+
+static void a_replica_that_says_anything(void **state UNUSED)
+{
+    static const char hello[] = "{\"format\":1,\"id\":\"0123456789abcdef0123456789abcdef\",\"number\":0}";
+    static const struct {
+        const char *hello, *done;
+        uint8_t type;
+        int code;
+    } all[] = {
+        {"{\"format\":2,\"id\":\"0123456789abcdef0123456789abcdef\",\"number\":0}", "", DONE, -EINVAL},
+        {"{\"format\":1,\"id\":\"0123\",\"number\":0}", "", DONE, -EINVAL},
+        {hello, "{\"number\":0}", DONE, -EPROTO}, /* no point is number 0 */
+        {hello, "{}", DONE, -EPROTO},
+        {hello, "no", DONE, -EBADMSG},
+        {hello, "{\"number\":1}", END, -EPROTO},
+        {hello, "{\"number\":1}", DONE, 0},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(all); i++) {
+        struct bed *b = bed_create(1);
+        struct replica_source source = {.epoch = EPOCH, .open = source_open, .arg = b};
+        struct replica_sent sent;
+        struct error err = {.code = 0};
+        int fds[2];
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+        frame_put(fds[0], MAGIC, HELLO, 0, 0, 0, all[i].hello, (uint32_t)strlen(all[i].hello), 0);
+        frame_put(fds[0], MAGIC, all[i].type, 0, 0, 0, all[i].done, (uint32_t)strlen(all[i].done), 0);
+        int code = replica_send(fds[1], &source, &sent, &err);
+        if (code != all[i].code)
+            fail_msg("%u: %d, %s", i, code, err.text);
+        close(fds[0]);
+        close(fds[1]);
+        bed_destroy(b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(points_arrive),
         cmocka_unit_test(a_cut_leaves_the_last_point),
         cmocka_unit_test(what_is_refused_says_why),
+        cmocka_unit_test(a_source_that_says_anything),
+        cmocka_unit_test(a_replica_that_says_anything),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
