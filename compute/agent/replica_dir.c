@@ -64,6 +64,16 @@ int replica_dir_open(const char *replicas_dir, const char *vm, bool make, struct
     return 0;
 }
 
+int replica_dir_check(const char *replicas_dir, const char *vms_dir, struct error *err)
+{
+    struct stat here, there;
+    if (stat(replicas_dir, &here) < 0 || stat(vms_dir, &there) < 0 || here.st_dev == there.st_dev)
+        return 0;
+    return error_set(err, -EXDEV, ERROR_NOT_SUPPORTED,
+                     "%s is on another file system than %s, so that a VM could not take its disks from there: put both on one", replicas_dir,
+                     vms_dir);
+}
+
 void replica_dir_close(struct replica_dir *dir)
 {
     while (dir->pool_count > 0)

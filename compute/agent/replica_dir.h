@@ -27,6 +27,8 @@ struct replica_dir {
 
 /* Of VM @vm, alone. -EBUSY in words: another process works on it; -ENOENT: there is none, and @make is false. */
 int replica_dir_open(const char *replicas_dir, const char *vm, bool make, struct replica_dir *ret_dir, struct error *err);
+/* Could promotion move disks from here to @vms_dir, by a rename? -EXDEV in words. What is not there yet will be where its parent is. */
+int replica_dir_check(const char *replicas_dir, const char *vms_dir, struct error *err);
 /* After the store. */
 void replica_dir_close(struct replica_dir *dir);
 

@@ -279,7 +279,7 @@ static void peer_begin(struct replicate *p)
 {
     if (find_vm(p) != NULL)
         fail(p, -EBUSY, "something of the VM itself is still on this host");
-    else if (child_begin(p, NULL) < 0)
+    else if (replica_dir_check(p->agent->replicas_dir, p->agent->vms_dir, &p->err) < 0 || child_begin(p, NULL) < 0)
         over(p, operation_state_FAILED);
 }
 

@@ -222,7 +222,7 @@ def test_a_replica_that_is_gone_costs_no_disks(make_cluster):
 def test_a_full_disk_of_the_replicas_host(make_cluster):
     """The guest notices nothing, the reason is told, the last complete point stays; with room there are points again."""
     cluster, vm_id, old, keeper = begin(make_cluster)
-    replicas = keeper.data / 'replicas'
+    replicas = keeper.data / 'replicas' / vm_id
     keeper.host.run(['mkdir', '-p', replicas])
     keeper.host.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'small', replicas])
     replicate(cluster, keeper.name)

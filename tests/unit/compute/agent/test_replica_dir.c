@@ -198,6 +198,18 @@ static void what_nobody_wants_goes(void **state)
     assert_false(is_there(f, VM_A));
 }
 
+/* Said when the first point comes, not when the VM's host is lost. */
+static void another_file_system_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    assert_int_equal(replica_dir_check(f->replicas, f->vms, &err), 0); /* not there yet */
+    points_make(f, VM_A, 1);
+    assert_int_equal(replica_dir_check(f->replicas, f->vms, &err), 0);
+    assert_int_equal(replica_dir_check("/proc", f->vms, &err), -EXDEV);
+    assert_non_null(strstr(err.text, "put both on one"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -205,6 +217,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(one_that_was_cut_off_is_done_to_the_end, setup, teardown),
         cmocka_unit_test_setup_teardown(nothing_is_made_empty_beside_one, setup, teardown),
         cmocka_unit_test_setup_teardown(what_nobody_wants_goes, setup, teardown),
+        cmocka_unit_test_setup_teardown(another_file_system_is_refused, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
