@@ -101,6 +101,69 @@ size_t agent_plan_orders(const struct plan_have *have, size_t have_count, const 
     return n;
 }
 
+bool agent_plan_is_new_wish(const struct vm_order *known, const struct vm_order *order)
+{
+    return order->epoch > known->epoch || order->generation > known->generation || order->boot > known->boot;
+}
+
+/* ---- one VM ---- */
+
+uint64_t agent_plan_window_s(const struct vm_order *order)
+{
+    return OBJECT_HAS(vm_order, order, restart_window_s) ? order->restart_window_s : PLAN_RESTART_WINDOW_S;
+}
+
+bool agent_plan_worn(const struct plan_tries *tries, const struct vm_order *order)
+{
+    return OBJECT_HAS(vm_order, order, restarts_max) && tries->ends > order->restarts_max;
+}
+
+void agent_plan_failed(struct plan_tries *tries, const struct vm_order *order, uint64_t now_ms)
+{
+    uint64_t pause_ms = PLAN_BACKOFF_MS_MIN;
+    for (unsigned i = 0; i < tries->failures && pause_ms < PLAN_BACKOFF_MS_MAX; i++)
+        pause_ms *= 2;
+    tries->failures++;
+    if (tries->ends == 0 || now_ms >= tries->ends_since_ms + agent_plan_window_s(order) * 1000) {
+        tries->ends = 0;
+        tries->ends_since_ms = now_ms;
+    }
+    tries->ends++;
+    tries->backoff_until_ms = now_ms + MIN(pause_ms, (uint64_t)PLAN_BACKOFF_MS_MAX);
+}
+
+void agent_plan_recall(const struct plan_recall *found, enum vm_state *ret_state, enum plan_end *ret_end, bool *ret_left)
+{
+    enum vm_state state = found->state;
+    bool ran = state == vm_state_RUNNING || state == vm_state_PAUSED;
+    bool wanted_on = found->wanted == vm_wanted_RUNNING || found->wanted == vm_wanted_PAUSED;
+    *ret_state = state;
+    *ret_end = PLAN_END_NONE;
+    *ret_left = false;
+    if (found->process) {
+        if (!ran) /* a guest that runs is said to run, also before its VMM has answered us: nothing has changed for it */
+            *ret_state = vm_state_STARTING;
+    } else if (ran) {
+        *ret_state = vm_state_STARTING; /* it ended while no agent watched: by a failure, or with the host */
+    } else if (wanted_on && found->settled && state == vm_state_STOPPED) {
+        *ret_end = PLAN_END_CLEAN;
+    } else if (wanted_on && found->settled && state == vm_state_FAILED) {
+        *ret_end = PLAN_END_NOT_STARTED;
+    } else if (state == vm_state_STOPPING || state == vm_state_DELETED) {
+        *ret_state = vm_state_STOPPING;
+    }
+    if (found->arriving && !found->process && !found->looking)
+        *ret_end = PLAN_END_NOT_STARTED;
+    if (found->process || !ran || !found->started || !wanted_on)
+        return;
+    if (found->parting == PLAN_PARTING_MIGRATED)
+        *ret_left = true;
+    else if (found->parting == 0)
+        *ret_end = PLAN_END_CLEAN;
+    else if (found->same_boot) /* after a boot of the host it is started again whatever its policy for failures */
+        *ret_end = PLAN_END_BROKEN;
+}
+
 /* A VMM lives. */
 static enum plan_step plan_alive(const struct plan_vm *vm)
 {
@@ -212,4 +275,18 @@ const char *agent_plan_step_name(enum plan_step step)
         [PLAN_REMOVE] = "remove",
     };
     return names[step];
+}
+
+/* ---- the page ---- */
+
+uint64_t agent_plan_page(const struct lease_holder *holder, const struct plan_page *vm, uint64_t now_ns)
+{
+    if (vm->named == 0 && !vm->starts)
+        return vm->present; /* it holds until it runs out */
+    bool its_own = vm->named != 0 && vm->named == holder->generation && !vm->forgotten && !vm->astray && !vm->gone &&
+                   !vm->leaving && vm->epoch == vm->order_epoch;
+    /* Another may have it, and be followed: what is held or off stays so until that would have been said. */
+    if (vm->ha && vm->settling && vm->present != 0 && vm->present <= now_ns)
+        its_own = false;
+    return lease_holder_page(holder, vm->ha, !vm->disarmed, its_own, vm->present);
 }

@@ -1,13 +1,17 @@
 /* What an agent does, decided: orders and what the host has in, steps out. Pure: no clock, no I/O, no memory of its
  * own, so that the simulator runs the very code that the agent runs.
  *
- * Two questions, asked again after every change, so that a lost message or a crash costs nothing but time:
+ * Three questions, asked again after every change, so that a lost message or a crash costs nothing but time:
  *   agent_plan_orders  an answer of the controllers against the VMs of this host: which orders count
- *   agent_plan_vm      one VM: what is the next step towards what is wanted of it */
+ *   agent_plan_vm      one VM: what is the next step towards what is wanted of it
+ *   agent_plan_page    one VM: what its VMM may rely on of the host's lease
+ * And two that have an answer once: how an attempt came out (agent_plan_failed), and what an agent finds that is started
+ * anew (agent_plan_recall). */
 #ifndef COMPUTE_AGENT_PLAN_H
 #define COMPUTE_AGENT_PLAN_H
 
 #include "common/base.h"
+#include "compute/agent/lease_holder.h"
 #include "schema/objects.h"
 
 /* ---- a whole answer ---- */
@@ -50,6 +54,8 @@ bool agent_plan_answer_ok(const struct node_orders *orders, uint64_t known_gener
  * for have_count + orders->vms.count. Returns how many there are. */
 size_t agent_plan_orders(const struct plan_have *have, size_t have_count, const struct node_orders *orders,
                          struct plan_change *ret_changes);
+/* Is @order, which is accepted or kept, a new wish: does what has ended under the one @known not stand in its way? */
+bool agent_plan_is_new_wish(const struct vm_order *known, const struct vm_order *order);
 
 /* ---- one VM ---- */
 
@@ -60,6 +66,40 @@ enum plan_end {                  /* how the last attempt to have the VM as wante
                 PLAN_END_NOT_STARTED, /* it could not be started; another time it may work */
                 PLAN_END_IMPOSSIBLE,  /* it cannot be started with this order, however often it is tried */
 };
+
+/* Attempts under one order. Zeroed at first; zeroed again by a new wish. Times are milliseconds of any clock. */
+struct plan_tries {
+    unsigned failures; /* in a row, for the backoff */
+    uint32_t ends;     /* since ends_since_ms: for restarts_max. An agent that is started anew counts anew */
+    uint64_t ends_since_ms;
+    uint64_t backoff_until_ms;
+};
+#define PLAN_BACKOFF_MS_MIN 1000 /* before a VM that ended badly is started again; doubled each time */
+#define PLAN_BACKOFF_MS_MAX 60000
+#define PLAN_RESTART_WINDOW_S 3600u /* that restarts_max counts in, where the order does not say */
+
+/* One more came to nothing. */
+void agent_plan_failed(struct plan_tries *tries, const struct vm_order *order, uint64_t now_ms);
+/* More than the order's restarts_max within its window? */
+bool agent_plan_worn(const struct plan_tries *tries, const struct vm_order *order);
+uint64_t agent_plan_window_s(const struct vm_order *order);
+
+/* What is known of a VM to an agent that is started, by what the one before it has written down. */
+struct plan_recall {
+    enum vm_wanted wanted;
+    enum vm_state state; /* as written; PENDING: nothing was */
+    bool settled;        /* that is the outcome of the present order */
+    bool arriving;       /* a migration brings it */
+    bool process;        /* a VMM of it lives */
+    bool looking;        /* something holds its lock, and is not known yet */
+    bool started;        /* one was started, and is known by its number */
+    bool same_boot;      /* in this boot of the host */
+    int parting;         /* the status that it said last; negative: it said nothing */
+};
+enum { PLAN_PARTING_MIGRATED = 7 }; /* of plan_recall.parting: it has handed its guest to another host's VMM */
+
+/* What it is to be called until the first step, how the last attempt came out, and whether a migration has taken it away. */
+void agent_plan_recall(const struct plan_recall *found, enum vm_state *ret_state, enum plan_end *ret_end, bool *ret_left);
 
 struct plan_vm {
     enum vm_wanted wanted;
@@ -123,5 +163,22 @@ enum plan_step {
 
 enum plan_step agent_plan_vm(const struct plan_vm *vm);
 const char *agent_plan_step_name(enum plan_step step);
+
+/* ---- the page that a VM's VMM obeys ---- */
+
+struct plan_page {
+    bool ha;
+    bool disarmed;         /* the cluster has said that VMs run without the lease here */
+    bool forgotten, astray, gone;
+    bool leaving;          /* the host goes down in order */
+    bool settling;         /* a recovery was a moment ago, and what was lost with it may still be said */
+    uint64_t named;        /* lease generation of the orders that named the VM last; 0: none has, to this process */
+    uint64_t epoch, order_epoch; /* of the VMM, and of its order */
+    bool starts;           /* the VMM is about to be started: it has no page yet */
+    uint64_t present;      /* what its page holds; 1 for a new one */
+};
+
+/* What it has to hold (lease_holder_page). Before an order has named the VM to this process: what an agent before us gave. */
+uint64_t agent_plan_page(const struct lease_holder *holder, const struct plan_page *vm, uint64_t now_ns);
 
 #endif

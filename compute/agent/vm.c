@@ -67,7 +67,7 @@
 #define ASK_SOON_MS 10 /* between questions to a VMM that has just been started, doubled up to VM_RETRY_MS */
 #define REASON_SIZE 401
 
-#define STATUS_MIGRATED 7 /* of drover-vmm */
+#define STATUS_MIGRATED PLAN_PARTING_MIGRATED /* of drover-vmm */
 #define TAKE_AGAIN_MS 10
 #define LEASE_FOR_START_NS UINT64_C(1000000000) /* that has to be left of the lease where a VMM is to be started under it */
 #define LEASE_LOOK_AGAIN_MS 100
@@ -136,10 +136,7 @@ struct local_vm {
     uint64_t stop_deadline_ms;
     enum plan_end end;
     char end_text[REASON_SIZE];
-    unsigned failures; /* in a row, for the backoff */
-    uint32_t ends;     /* under this order, since ends_since_ms: for restarts_max. An agent that is started anew counts anew */
-    uint64_t ends_since_ms;
-    uint64_t backoff_until_ms;
+    struct plan_tries tries;
     char reason[REASON_SIZE];
 
     /* the host's lease */
@@ -166,6 +163,8 @@ struct local_vm {
     void (*closed)(void *arg);
     void *closed_arg;
 };
+
+#define ENDED_UNWATCHED "its VMM ended while no agent watched it"
 
 static const char *const state_names[] = {"pending",  "starting", "running", "paused",
                                           "stopping", "stopped",  "failed",  "deleted"};
@@ -289,40 +288,19 @@ static void vm_settle(struct local_vm *vm, enum vm_state state, const char *reas
         vm->context->changed(vm, vm->context->arg);
 }
 
-static uint64_t restart_window_s(const struct local_vm *vm)
-{
-    const struct vm_order *order = &vm->file.order;
-    return OBJECT_HAS(vm_order, order, restart_window_s) ? order->restart_window_s : VM_RESTART_WINDOW_S;
-}
-
-static bool is_worn(const struct local_vm *vm)
-{
-    const struct vm_order *order = &vm->file.order;
-    return OBJECT_HAS(vm_order, order, restarts_max) && vm->ends > order->restarts_max;
-}
-
 /* An attempt to have the VM as wanted came to nothing: when is the next one? */
 static void vm_failed(struct local_vm *vm, enum plan_end end, const char *text)
 {
-    uint64_t pause_ms = VM_BACKOFF_MS_MIN;
-    for (unsigned i = 0; i < vm->failures && pause_ms < VM_BACKOFF_MS_MAX; i++)
-        pause_ms *= 2;
-    pause_ms = MIN(pause_ms, (uint64_t)VM_BACKOFF_MS_MAX);
-    vm->failures++;
+    const struct vm_order *order = &vm->file.order;
+    agent_plan_failed(&vm->tries, order, now_ms(vm));
     vm->end = end;
-    if (vm->ends == 0 || now_ms(vm) >= vm->ends_since_ms + restart_window_s(vm) * 1000) {
-        vm->ends = 0;
-        vm->ends_since_ms = now_ms(vm);
-    }
-    vm->ends++;
-    if (is_worn(vm)) {
-        CLEANUP_FREE char *why = xasprintf("%u times within %llu s, and restarts_max is %u: start it when this is mended: %s", vm->ends,
-                                           (unsigned long long)restart_window_s(vm), vm->file.order.restarts_max, text);
+    if (agent_plan_worn(&vm->tries, order)) {
+        CLEANUP_FREE char *why = xasprintf("%u times within %llu s, and restarts_max is %u: start it when this is mended: %s", vm->tries.ends,
+                                           (unsigned long long)agent_plan_window_s(order), order->restarts_max, text);
         put_reason(vm->end_text, why);
     } else {
         put_reason(vm->end_text, text);
     }
-    vm->backoff_until_ms = now_ms(vm) + pause_ms;
     vm->prepared = false; /* look again at all of it: that may be the cure */
 }
 
@@ -527,7 +505,7 @@ static void vm_on_process_end(struct local_vm *vm)
         vmm_cgroup_remove(vm->context->places.cgroups, vm->id);
     log_info("vmm-ended", "vm=%s pid=%d why=\"%s\"", vm->name, vm->process_id.pid, text);
     if (now_ms(vm) - vm->process_since_ms >= VM_STEADY_MS)
-        vm->failures = 0;
+        vm->tries.failures = 0;
     vm->process = vm->process_child = vm->process_answers = vm->process_paused = vm->process_silent = false;
     vm->lease_held = false;
     vm->program[0] = '\0';
@@ -1254,18 +1232,25 @@ static void vm_prepare(struct local_vm *vm)
         vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
 }
 
-/* What a VMM of @epoch may rely on. */
-static uint64_t vm_page_value(const struct local_vm *vm, uint64_t epoch, uint64_t present)
+/* What a VMM of @epoch may rely on; @starts: one that has no page yet. */
+static uint64_t vm_page_value(const struct local_vm *vm, uint64_t epoch, bool starts)
 {
     const struct vm_context *context = vm->context;
-    if (context->lease == NULL)
-        return 0;
-    bool its_own = vm->lease_generation != 0 && vm->lease_generation == context->lease->generation && !vm->forgotten &&
-                   !vm_is_astray(vm) && !vm->gone && !context->leaving && epoch == vm->file.order.epoch;
-    /* Another may have it, and be followed: what is held or off stays so until that would have been said. */
-    if (its_own && vm->file.order.ha && now_ms(vm) < context->settles_until_ms && present != 0 && present <= agent_lease_now_ns())
-        its_own = false;
-    return lease_holder_page(context->lease, vm->file.order.ha, !context->disarmed, its_own, present);
+    const struct plan_page facts = {
+        .ha = vm->file.order.ha,
+        .disarmed = context->disarmed,
+        .forgotten = vm->forgotten,
+        .astray = vm_is_astray(vm),
+        .gone = vm->gone,
+        .leaving = context->leaving,
+        .settling = now_ms(vm) < context->settles_until_ms,
+        .named = vm->lease_generation,
+        .epoch = epoch,
+        .order_epoch = vm->file.order.epoch,
+        .starts = starts,
+        .present = starts ? 1 : lease_page_get(&vm->page),
+    };
+    return context->lease != NULL ? agent_plan_page(context->lease, &facts, agent_lease_now_ns()) : 0;
 }
 
 /* Steps 2 to 6 of vmm_process.h, step 1 made sure of. */
@@ -1289,7 +1274,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     if (r == 0)
         r = vm_files_write_config(places, order, incoming != NULL, err);
     if (r == 0)
-        r = lease_page_open(&vm->page, lease_path, vm_page_value(vm, order->epoch, 1), err);
+        r = lease_page_open(&vm->page, lease_path, vm_page_value(vm, order->epoch, true), err);
     if (r == 0 && vm->user != 0)
         r = vmm_user_own_files(places, order, vm->file.arriving != NULL && !vm->owned, vm->user, err);
     if (r == 0 && places->cgroups != NULL)
@@ -1322,7 +1307,7 @@ static bool vm_lease_allows_start(const struct local_vm *vm)
 {
     if (!pool_dir_shared(&vm->file.order) || vm->file.arriving != NULL)
         return true;
-    uint64_t value = vm_page_value(vm, vm->file.order.epoch, 1);
+    uint64_t value = vm_page_value(vm, vm->file.order.epoch, true);
     return value == 0 || value > agent_lease_now_ns() + LEASE_FOR_START_NS;
 }
 
@@ -1378,7 +1363,7 @@ static void vm_rest(struct local_vm *vm)
     }
     vm->start_deadline_ms = 0;
     if (now_ms(vm) - vm->process_since_ms >= VM_STEADY_MS)
-        vm->failures = 0;
+        vm->tries.failures = 0;
     vm_settle(vm, vm->process_paused ? vm_state_PAUSED : vm_state_RUNNING,
               vm->process_silent                       ? "its VMM does not answer"
               : vm->lease_held                         ? "held: no majority of the controllers supports the lease of its host"
@@ -1397,7 +1382,7 @@ static void vm_wait_backoff(struct local_vm *vm)
         vm_settle(vm, vm_state_FAILED, vm->file.missing ? VM_MISSING_TEXT : vm->end_text);
     else
         vm_move(vm, vm_state_STARTING, vm->end_text);
-    vm_wake_at(vm, vm->backoff_until_ms);
+    vm_wake_at(vm, vm->tries.backoff_until_ms);
 }
 
 /* It is ended because its host goes down. Written down before: an agent after us begins it anew then, and does not take it for
@@ -1578,8 +1563,8 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .differs = !vm->adjusted,
         .prepared = vm->prepared,
         .end = vm->end,
-        .backoff_over = now >= vm->backoff_until_ms,
-        .worn = is_worn(vm),
+        .backoff_over = now >= vm->tries.backoff_until_ms,
+        .worn = agent_plan_worn(&vm->tries, order),
     };
 }
 
@@ -1681,56 +1666,38 @@ struct local_vm *vm_create_arriving(const struct vm_context *context, const stru
     return vm_make(context, order, index, operation);
 }
 
-/* Where an agent before us had come to. */
+/* Where an agent before us had come to, and the parting word of a VMM that ran then and does not now, if it could leave one. */
 static void vm_recall(struct local_vm *vm)
 {
-    enum vm_state state = OBJECT_HAS(agent_vm, &vm->file, state) ? vm->file.state : vm_state_PENDING;
-    const char *reason = vm->file.reason != NULL ? vm->file.reason : "";
-    bool settled = vm->file.generation == vm->file.order.generation;
-    if (vm->process) {
-        /* a guest that runs is said to run, also before its VMM has answered us: nothing has changed for it */
-        if (state != vm_state_RUNNING && state != vm_state_PAUSED)
-            state = vm_state_STARTING;
-        reason = "";
-    } else if (state == vm_state_RUNNING || state == vm_state_PAUSED) {
-        state = vm_state_STARTING; /* it ended while no agent watched: by a failure, or with the host */
-        reason = "its VMM ended while no agent watched it";
-    } else if (wants_to_run(vm) && settled && state == vm_state_STOPPED) {
-        vm->end = PLAN_END_CLEAN;
-    } else if (wants_to_run(vm) && settled && state == vm_state_FAILED) {
-        vm->end = PLAN_END_NOT_STARTED;
-        put_reason(vm->end_text, reason);
-    } else if (state == vm_state_STOPPING || state == vm_state_DELETED) {
-        state = vm_state_STOPPING;
-    }
-    put_reason(vm->reason, reason);
+    const struct agent_vm *file = &vm->file;
+    struct plan_recall found = {
+        .wanted = file->order.wanted,
+        .state = OBJECT_HAS(agent_vm, file, state) ? file->state : vm_state_PENDING,
+        .settled = file->generation == file->order.generation,
+        .arriving = file->arriving != NULL,
+        .process = vm->process,
+        .looking = vm->looking,
+        .started = file->pid != 0,
+        .same_boot = file->boot_id != NULL && strcmp(file->boot_id, vm->context->boot_id) == 0,
+        .parting = -1,
+    };
+    bool ended = !vm->process && (found.state == vm_state_RUNNING || found.state == vm_state_PAUSED), left;
+    enum vm_state state;
+    if (ended && found.started && wants_to_run(vm))
+        found.parting = parting_word(vm, (pid_t)file->pid);
+    if (found.parting == STATUS_MIGRATED && was_upgraded(vm))
+        found.parting = -1;
+    agent_plan_recall(&found, &state, &vm->end, &left);
+    put_reason(vm->reason, vm->process ? "" : ended ? ENDED_UNWATCHED : file->reason != NULL ? file->reason : "");
     state_machine_init(&vm->machine, &machine_desc, vm->name, state);
-}
-
-/* A VM that ran when the agent ended and does not now: the VMM's parting word, if it could leave one. */
-static void vm_recall_end(struct local_vm *vm)
-{
-    bool ran = OBJECT_HAS(agent_vm, &vm->file, state) &&
-               (vm->file.state == vm_state_RUNNING || vm->file.state == vm_state_PAUSED) && vm->file.pid != 0;
-    bool same_boot = vm->file.boot_id != NULL && strcmp(vm->file.boot_id, vm->context->boot_id) == 0;
-    if (vm->file.arriving != NULL && !vm->process && !vm->looking) {
-        vm->end = PLAN_END_NOT_STARTED;
-        put_reason(vm->end_text, "its VMM ended while no agent watched it");
-    }
-    if (vm->process || !ran || !wants_to_run(vm))
-        return;
-    int status = parting_word(vm, (pid_t)vm->file.pid);
-    if (status == STATUS_MIGRATED && !was_upgraded(vm)) {
-        left_set(vm);
-        return;
-    }
-    if (status == 0) {
-        vm->end = PLAN_END_CLEAN;
+    if (vm->end == PLAN_END_CLEAN && ended)
         put_reason(vm->end_text, "the guest powered off");
-    } else if (same_boot) { /* after a boot of the host it is started again whatever its policy for failures */
-        vm->end = PLAN_END_BROKEN;
-        put_reason(vm->end_text, "its VMM ended while no agent watched it");
-    }
+    else if (vm->end == PLAN_END_NOT_STARTED && !found.arriving)
+        put_reason(vm->end_text, vm->reason);
+    else if (vm->end != PLAN_END_NONE && vm->end != PLAN_END_CLEAN)
+        put_reason(vm->end_text, ENDED_UNWATCHED);
+    if (left)
+        left_set(vm);
 }
 
 int vm_load(const struct vm_context *context, const char *id, struct local_vm **ret_vm, struct error *err)
@@ -1748,7 +1715,6 @@ int vm_load(const struct vm_context *context, const char *id, struct local_vm **
         log_warning("vm-look", "vm=%s error=\"%s\"", vm->name, look.text);
     vm->astray_since_ms = now_ms(vm);
     vm_recall(vm);
-    vm_recall_end(vm);
     log_info("vm-loaded", "vm=%s id=%s state=%s epoch=%llu generation=%llu", vm->name, vm->id,
              state_machine_name(&vm->machine), (unsigned long long)vm->file.order.epoch,
              (unsigned long long)vm->file.order.generation);
@@ -1765,7 +1731,7 @@ static void vm_arrived(struct local_vm *vm, const struct vm_order *order)
     log_info("vm-arrived", "vm=%s epoch=%llu by=%s vmm=%d", vm->name, (unsigned long long)order->epoch,
              handed ? "migration" : "other", vm->process);
     vm->end = PLAN_END_NONE;
-    vm->failures = 0;
+    vm->tries.failures = 0;
     vm->hold_until_ms = 0;
     vm->stale = !handed && (vm->process || vm->looking);
     vm->owned = handed && (vm->process || vm->looking);
@@ -1809,7 +1775,7 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     struct vm_order *known = &vm->file.order;
     bool same = object_equal(&vm_order_desc, known, order), told_again = !same && is_told_again(vm, order);
     vm->answer_index = index;
-    bool newer = order->epoch > known->epoch || order->generation > known->generation || order->boot > known->boot;
+    bool newer = agent_plan_is_new_wish(known, order);
     if (vm->file.arriving != NULL && !vm->owned)
         vm_arrived(vm, order);
     if (vm_is_astray(vm)) {
@@ -1851,8 +1817,7 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
         vm->left = false;
     if (newer) {
         vm->end = PLAN_END_NONE;
-        vm->failures = 0;
-        vm->ends = 0;
+        vm->tries = (struct plan_tries){.failures = 0};
         vm->hold_until_ms = 0;
     }
     vm_wake_in(vm, told_again ? spread_ms(vm) : 0);
@@ -1875,10 +1840,7 @@ void vm_lease(struct local_vm *vm)
                     vm->name, vm->process_id.pid, vmm_process_signal(vm->watch->pidfd, SIGKILL));
         vm->kill_sent = true; /* the pidfd tells when it is gone; it is begun anew, by its restart policy */
     }
-    /* What an agent before us has left to the VMM holds until it runs out. */
-    if (vm->lease_generation != 0)
-        lease_page_put(&vm->page, vm_page_value(vm, vm->process ? vm->process_id.epoch : vm->file.order.epoch,
-                                                lease_page_get(&vm->page)));
+    lease_page_put(&vm->page, vm_page_value(vm, vm->process ? vm->process_id.epoch : vm->file.order.epoch, false));
 }
 
 void vm_go_down(struct local_vm *vm)

@@ -26,10 +26,7 @@
 #define VM_ASK_MS 5000         /* how often a VMM that runs is asked how it is */
 #define VM_STUCK_MS 30000      /* between tries to resume a VM that its VMM paused because a disk failed */
 #define VM_RETRY_MS 1000       /* after a request to a VMM, or a removal, that failed */
-#define VM_BACKOFF_MS_MIN 1000 /* before a VM that ended badly is started again; doubled each time */
-#define VM_BACKOFF_MS_MAX 60000
-#define VM_STEADY_MS 60000 /* a VM that ran so long begins at VM_BACKOFF_MS_MIN again */
-#define VM_RESTART_WINDOW_S 3600u /* that restarts_max counts in, where the order does not say */
+#define VM_STEADY_MS 60000     /* a VM that ran so long begins at PLAN_BACKOFF_MS_MIN again */
 
 struct local_vm;
 

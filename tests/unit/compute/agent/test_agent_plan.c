@@ -412,6 +412,124 @@ static void test_every_migrating_combination(void **unused)
             }
 }
 
+/* ---- attempts ---- */
+
+static void test_backoff_and_restarts_max(void **unused)
+{
+    (void)unused;
+    static const uint64_t pauses_ms[] = {1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000};
+    struct plan_tries tries = {.failures = 0};
+    struct vm_order order = {.epoch = 0};
+    for (size_t i = 0; i < ARRAY_SIZE(pauses_ms); i++) {
+        agent_plan_failed(&tries, &order, 500);
+        assert_int_equal(tries.backoff_until_ms, 500 + pauses_ms[i]);
+        assert_false(agent_plan_worn(&tries, &order)); /* no limit was given */
+    }
+    tries = (struct plan_tries){.failures = 0};
+    OBJECT_SET(vm_order, &order, restarts_max, 2);
+    OBJECT_SET(vm_order, &order, restart_window_s, 10);
+    for (unsigned i = 1; i <= 3; i++) {
+        agent_plan_failed(&tries, &order, 1000 * i);
+        assert_int_equal(agent_plan_worn(&tries, &order), i > 2);
+    }
+    agent_plan_failed(&tries, &order, 11000); /* the window that began at the first has ended */
+    assert_false(agent_plan_worn(&tries, &order));
+    assert_int_equal(tries.ends, 1);
+}
+
+static void test_new_wish(void **unused)
+{
+    (void)unused;
+    const struct vm_order known = {.epoch = 3, .generation = 7, .boot = 1};
+    assert_false(agent_plan_is_new_wish(&known, &known));
+    assert_false(agent_plan_is_new_wish(&known, &(struct vm_order){.epoch = 3, .generation = 7, .boot = 1, .ha = true}));
+    assert_true(agent_plan_is_new_wish(&known, &(struct vm_order){.epoch = 4, .generation = 1}));
+    assert_true(agent_plan_is_new_wish(&known, &(struct vm_order){.epoch = 3, .generation = 8, .boot = 1}));
+    assert_true(agent_plan_is_new_wish(&known, &(struct vm_order){.epoch = 3, .generation = 7, .boot = 2}));
+}
+
+/* ---- an agent that is started anew ---- */
+
+#define FOUND_ENDED(value, status) \
+    .wanted = vm_wanted_RUNNING, .state = vm_state_##value, .settled = true, .started = true, .parting = status
+#define FOUND(value) FOUND_ENDED(value, -1)
+static const struct recall_row {
+    const char *what;
+    struct plan_recall found;
+    enum vm_state state;
+    enum plan_end end;
+    bool left;
+} recall_rows[] = {
+    {"runs on", {FOUND(RUNNING), .process = true}, vm_state_RUNNING, PLAN_END_NONE, false},
+    {"was being started, and its VMM lives", {FOUND(PENDING), .process = true}, vm_state_STARTING, PLAN_END_NONE, false},
+    {"powered off unwatched", {FOUND_ENDED(RUNNING, 0), .same_boot = true}, vm_state_STARTING, PLAN_END_CLEAN, false},
+    {"powered off before the host went down", {FOUND_ENDED(PAUSED, 0)}, vm_state_STARTING, PLAN_END_CLEAN, false},
+    {"died unwatched", {FOUND(RUNNING), .same_boot = true}, vm_state_STARTING, PLAN_END_BROKEN, false},
+    {"ended badly unwatched", {FOUND_ENDED(RUNNING, 1), .same_boot = true}, vm_state_STARTING, PLAN_END_BROKEN, false},
+    {"went down with its host", {FOUND(RUNNING)}, vm_state_STARTING, PLAN_END_NONE, false},
+    {"has been handed over", {FOUND_ENDED(RUNNING, PLAN_PARTING_MIGRATED)}, vm_state_STARTING, PLAN_END_NONE, true},
+    {"was off by its guest's wish", {FOUND(STOPPED)}, vm_state_STOPPED, PLAN_END_CLEAN, false},
+    {"was off, and is wanted on by a newer wish",
+     {.wanted = vm_wanted_RUNNING, .state = vm_state_STOPPED, .parting = -1}, vm_state_STOPPED, PLAN_END_NONE, false},
+    {"had failed", {FOUND(FAILED)}, vm_state_FAILED, PLAN_END_NOT_STARTED, false},
+    {"ran, and is wanted off",
+     {.wanted = vm_wanted_STOPPED, .state = vm_state_RUNNING, .started = true, .parting = -1, .same_boot = true},
+     vm_state_STARTING, PLAN_END_NONE, false},
+    {"was arriving, and its VMM is gone",
+     {.wanted = vm_wanted_RUNNING, .arriving = true, .parting = -1}, vm_state_PENDING, PLAN_END_NOT_STARTED, false},
+    {"was arriving, and something holds its lock",
+     {.wanted = vm_wanted_RUNNING, .arriving = true, .looking = true, .parting = -1}, vm_state_PENDING, PLAN_END_NONE, false},
+};
+
+static void test_recall(void **unused)
+{
+    (void)unused;
+    for (size_t i = 0; i < ARRAY_SIZE(recall_rows); i++) {
+        const struct recall_row *row = &recall_rows[i];
+        enum vm_state state;
+        enum plan_end end;
+        bool left;
+        agent_plan_recall(&row->found, &state, &end, &left);
+        if (state != row->state || end != row->end || left != row->left)
+            fail_msg("%s: state %d, end %d, left %d", row->what, state, end, left);
+    }
+}
+
+/* ---- the page ---- */
+
+/* What is held stays held unless everything speaks for it. */
+static void test_page(void **unused)
+{
+    (void)unused;
+    const struct lease_holder holder = {
+        .generation = 4, .ttl_ms = 5000, .voter_count = 1, .voters = {{.raft_id = 1}}, .support_count = 1, .supports = {{1, 9000}}};
+    const struct plan_page own = {.ha = true, .named = 4, .epoch = 2, .order_epoch = 2, .present = 1};
+    struct plan_page vm = own;
+    assert_int_equal(agent_plan_page(&holder, &vm, 100), 9000);
+    vm.disarmed = true;
+    assert_int_equal(agent_plan_page(&holder, &vm, 100), 0);
+    const struct plan_page others[] = {
+        {.ha = true, .named = 4, .epoch = 2, .order_epoch = 2, .present = 9, .disarmed = true, .forgotten = true},
+        {.ha = true, .named = 4, .epoch = 2, .order_epoch = 2, .present = 9, .disarmed = true, .astray = true},
+        {.ha = true, .named = 4, .epoch = 2, .order_epoch = 2, .present = 9, .disarmed = true, .gone = true},
+        {.ha = true, .named = 4, .epoch = 2, .order_epoch = 2, .present = 9, .disarmed = true, .leaving = true},
+        {.ha = true, .named = 3, .epoch = 2, .order_epoch = 2, .present = 9, .disarmed = true}, /* not by the newest orders */
+        {.ha = true, .named = 4, .epoch = 1, .order_epoch = 2, .present = 9, .disarmed = true}, /* of before */
+        {.ha = true, .named = 4, .epoch = 2, .order_epoch = 2, .present = 9, .disarmed = true, .settling = true}, /* held, and may be another's */
+        {.ha = true, .starts = true, .epoch = 2, .order_epoch = 2, .present = 1, .disarmed = true}, /* arrives, and is not named yet */
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+        assert_int_equal(agent_plan_page(&holder, &others[i], 100), 1);
+    vm = own;
+    vm.settling = true;
+    vm.present = 200; /* it executes */
+    assert_int_equal(agent_plan_page(&holder, &vm, 100), 9000);
+    vm = (struct plan_page){.ha = true, .epoch = 2, .order_epoch = 2, .present = 777}; /* of an agent before us */
+    assert_int_equal(agent_plan_page(&holder, &vm, 100), 777);
+    vm = (struct plan_page){.starts = true, .present = 1};
+    assert_int_equal(agent_plan_page(&holder, &vm, 100), 0); /* without ha none rules it */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -419,6 +537,10 @@ int main(void)
         cmocka_unit_test(test_astray),
         cmocka_unit_test(test_halt),
         cmocka_unit_test(test_missing),
+        cmocka_unit_test(test_backoff_and_restarts_max),
+        cmocka_unit_test(test_new_wish),
+        cmocka_unit_test(test_recall),
+        cmocka_unit_test(test_page),
         cmocka_unit_test(test_lease_generation),  cmocka_unit_test(test_steps),
         cmocka_unit_test(test_every_combination), cmocka_unit_test(test_every_migrating_combination),
     };
