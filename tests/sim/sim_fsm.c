@@ -206,6 +206,20 @@ static void check_started(struct process *process)
     }
 }
 
+/* Whose is it by this entry of the log? */
+static void note_owners(struct process *process)
+{
+    struct sim_world *world = process->node->cluster->world;
+    const struct state *state = process->state;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct record *record = state_at(state, object_kind_VM, i);
+        struct world_vm *known = record->common->revision == state_index(state) ? sim_world_vm(world, record->common->name) : NULL;
+        for (unsigned k = 0; known != NULL && record->vm->host != NULL && k < world->agent_count; k++)
+            if (strcmp(record->vm->host, world->agents[k].id) == 0)
+                known->given_epoch[k] = MAX(known->given_epoch[k], record->vm->epoch);
+    }
+}
+
 static void crash_now(struct sim *sim UNUSED, struct sim_event *event)
 {
     struct sim_node *node = event->data;
@@ -231,6 +245,7 @@ static void fsm_class_apply(void *ctx, uint64_t index, const void *entry, size_t
     if (index == cluster->history_count + 1) {
         tell_events(process, index);
         check_started(process);
+        note_owners(process);
         if (world->crash_after != 0 && message.desc != NULL && message.desc->number == world->crash_after && sim_node_leads(process->node)) {
             world->crash_after = 0;
             world->dying = process->node->actor.id;

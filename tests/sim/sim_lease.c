@@ -168,28 +168,39 @@ bool sim_vm_executes(const struct sim_agent *agent, const struct sim_vm *vm)
     return vm->page_ns == 0 || local_ns(cluster, &agent->actor) < vm->page_ns;
 }
 
+uint64_t sim_lease_page(const struct sim_agent *agent, const struct sim_vm *vm, bool starts)
+{
+    struct plan_page facts = {
+        .ha = vm->order.ha,
+        .disarmed = agent->disarmed,
+        .forgotten = vm->mind.forgotten,
+        .gone = vm->mind.gone,
+        .leaving = agent->going_down,
+        .named = vm->mind.lease_generation,
+        .epoch = vm->process || starts ? vm->run_epoch : vm->order.epoch,
+        .order_epoch = vm->order.epoch,
+        .starts = starts,
+        .present = starts ? 1 : vm->page_ns,
+    };
+    if (agent->cluster->mutations.world.lease_unconfirmed) {
+        facts.named = agent->holder.generation;
+        facts.epoch = facts.order_epoch;
+        facts.forgotten = facts.leaving = false;
+    }
+    return agent_plan_page(&agent->holder, &facts, local_ns(agent->cluster, &agent->actor));
+}
+
 void sim_lease_pages(struct sim_agent *agent)
 {
-    bool believes = agent->cluster->mutations.world.lease_unconfirmed;
-    for (unsigned i = 0; i < agent->vms_top; i++) {
-        struct sim_vm *vm = &agent->vms[i];
-        if (!vm->used || (vm->lease_generation == 0 && !believes))
-            continue;
-        bool own = vm->lease_generation == agent->holder.generation && !agent->going_down &&
-                   (!vm->process || vm->run_epoch == vm->order.epoch);
-        vm->page_ns = lease_holder_page(&agent->holder, vm->order.ha, !agent->disarmed, own || believes, vm->page_ns);
-    }
+    for (unsigned i = 0; i < agent->vms_top; i++)
+        if (agent->vms[i].used)
+            agent->vms[i].page_ns = sim_lease_page(agent, &agent->vms[i], false);
 }
 
 void sim_lease_orders(struct sim_agent *agent, const struct node_orders *orders)
 {
-    const struct vm_order *vms = orders->vms.items;
     lease_holder_generation(&agent->holder, orders->generation);
     agent->disarmed = orders->disarmed;
-    for (unsigned i = 0; i < agent->vms_top; i++)
-        for (size_t k = 0; agent->vms[i].used && k < orders->vms.count; k++)
-            if (strcmp(agent->vms[i].order.id, vms[k].id) == 0)
-                agent->vms[i].lease_generation = orders->generation;
     sim_lease_pages(agent);
     agent->arming = orders->arming;
     agent->told = true;
@@ -279,8 +290,6 @@ void sim_lease_agent_start(struct sim_agent *agent)
     agent->disarmed = agent->told = false;
     agent->arming = 0;
     memset(agent->lease_next_us, 0, sizeof agent->lease_next_us);
-    for (unsigned i = 0; i < agent->vms_top; i++)
-        agent->vms[i].lease_generation = 0;
     sim_after(&agent->cluster->sim, sim_between(&agent->cluster->sim, SIM_MS, AGENT_TICK_US), agent_tick, &agent->actor, NULL);
 }
 

@@ -28,14 +28,6 @@ static bool has_task(const struct node_orders *orders, const char *operation)
     return false;
 }
 
-static bool is_ordered(const struct node_orders *orders, const char *id)
-{
-    for (size_t i = 0; i < orders->vms.count; i++)
-        if (strcmp(((const struct vm_order *)orders->vms.items)[i].id, id) == 0)
-            return true;
-    return false;
-}
-
 /* Can the two VMMs talk? */
 static bool connected(const struct sim_agent *a, const struct sim_agent *b)
 {
@@ -61,14 +53,6 @@ static struct sim_vm *arriving_by(struct sim_agent *agent, const char *operation
 
 /* ---- the target ---- */
 
-static void take_over(struct sim_agent *agent, struct sim_vm *vm)
-{
-    sim_agent_vmm_start(agent, vm);
-    vm->waits = vm->has_all = false;
-    vm->paused = vm->order.wanted == vm_wanted_PAUSED;
-    vm->state = vm->paused ? vm_state_PAUSED : vm_state_RUNNING;
-}
-
 struct word { /* of the source's VMM: run */
     struct sim_agent *source, *target;
     char operation[STATE_ID_BYTES];
@@ -84,7 +68,7 @@ static void word_arrives(struct sim *sim, struct sim_event *event)
         return;
     }
     if (vm != NULL && target == word->target && vm->waits && vm->has_all)
-        take_over(target, vm);
+        sim_vm_take_over(target, vm);
     free(word);
 }
 
@@ -104,29 +88,18 @@ static void tell_target(struct sim_agent *source, const char *operation)
 static void work_target(struct sim_agent *agent, struct sim_task *task)
 {
     struct sim_vm *vm = sim_agent_vm(agent, task->order.task.vm);
-    if (vm == NULL || strcmp(vm->arriving, task->order.id) != 0)
+    if (vm == NULL || !sim_vm_arriving(vm) || strcmp(vm->arriving, task->order.id) != 0)
         return; /* what is left of it goes first, or it is here by now */
-    if (vm->arrival_lost || (!vm->waits && !vm->process && task->seen.ready)) {
-        sim_agent_end_task(agent, task, operation_state_FAILED, "its VMM ended");
+    if (vm->mind.end != PLAN_END_NONE) {
+        sim_agent_end_task(agent, task, operation_state_FAILED, vm->mind.end_text);
         return;
     }
-    if (task->ticks-- > 1 || task->seen.ready)
+    task->ticks -= task->ticks > 0;
+    if (!vm->waits || task->ticks > 0 || task->seen.ready)
         return;
-    vm->waits = true;
     OBJECT_SET(task_seen, &task->seen, ready, true);
     OBJECT_TEXT(task_seen, &task->seen, endpoint, "192.0.2.2:1");
     sim_world_tell(agent->cluster, "%s: waits for VM %s", agent->name, vm->order.name);
-}
-
-void sim_migrate_arrived(struct sim_agent *agent, struct sim_vm *vm, const struct vm_order *order)
-{
-    bool handed = order->handover != NULL && strcmp(order->handover, vm->arriving) == 0 && order->epoch == vm->order.epoch;
-    if (handed && vm->waits && vm->has_all)
-        take_over(agent, vm);
-    else if (!handed || vm->waits)
-        sim_agent_vmm_kill(agent, vm, "it came to be this host's in another way");
-    vm->arriving[0] = '\0';
-    vm->arrival_lost = false;
 }
 
 /* ---- the source ---- */
@@ -151,7 +124,7 @@ static void decided(struct sim_agent *agent, struct sim_vm *vm, bool there)
         sim_world_tell(agent->cluster, "%s: VM %s goes on here", agent->name, vm->order.name);
         return;
     }
-    sim_agent_vmm_kill(agent, vm, "it has left");
+    sim_vm_ended(agent, vm, PLAN_PARTING_MIGRATED, "it has left");
     tell_target(agent, vm->leaving);
 }
 
@@ -167,7 +140,7 @@ static void hold(struct sim_agent *agent, struct sim_task *task, struct sim_vm *
     vm->held = true;
     vm->held_ticks = 0;
     if (agent->cluster->mutations.world.runs_early)
-        take_over(target, taken);
+        sim_vm_take_over(target, taken);
     sim_world_tell(agent->cluster, "%s: VM %s stands still, %s has all", agent->name, vm->order.name, target->name);
     propose(agent, task);
 }
@@ -189,7 +162,7 @@ static void work_source(struct sim_agent *agent, struct sim_task *task)
     bool leaves = vm != NULL && strcmp(vm->leaving, task->order.id) == 0;
     if (order->migration.handed_over != 0 && !(leaves && vm->held)) {
         sim_agent_end_task(agent, task, operation_state_SUCCEEDED, NULL);
-    } else if (vm == NULL || vm->forgotten || vm->arriving[0] != '\0' || vm->order.epoch != order->epoch || !vm->process) {
+    } else if (vm == NULL || vm->mind.forgotten || vm->mind.gone || vm->arriving[0] != '\0' || vm->order.epoch != order->epoch || !vm->process) {
         sim_agent_end_task(agent, task, operation_state_FAILED, "its VMM is not there");
     } else if (vm->held && leaves && agent->cluster->mutations.world.resumes && ++vm->held_ticks > 3) {
         decided(agent, vm, false);
@@ -233,35 +206,38 @@ void sim_migrate_work(struct sim_agent *agent, struct sim_task *task)
         work_target(agent, task);
 }
 
-void sim_migrate_forget(struct sim_agent *agent, struct sim_vm *vm)
+void sim_migrate_left(struct sim_agent *agent, struct sim_vm *vm)
 {
-    if (vm->held) /* it is another's, so it was handed over: the VMM hears that as well */
-        decided(agent, vm, true);
+    decided(agent, vm, true);
 }
 
-static void take_incoming(struct sim_agent *agent, const struct incoming_order *order)
+static void take_incoming(struct sim_agent *agent, const struct incoming_order *order, uint64_t index)
 {
     struct sim_vm *vm = sim_agent_vm(agent, order->vm.id) == NULL ? sim_agent_free_vm(agent) : NULL;
     if (vm == NULL)
         return; /* it is there, or what is left of it goes first: the order comes again */
-    vm->used = true;
+    sim_vm_make(agent, vm, &order->vm, index);
     snprintf(vm->arriving, sizeof vm->arriving, "%s", order->operation);
-    OBJECT_COPY(vm_order, &vm->order, &order->vm);
-    vm->state = vm_state_STARTING;
+}
+
+/* Has an order of this answer named it, and was it obeyed? */
+static bool was_given(const struct sim_vm *vm, const struct node_orders *orders)
+{
+    return !vm->mind.forgotten && vm->mind.confirmed && vm->mind.answer_index == orders->index;
 }
 
 void sim_migrate_orders(struct sim_agent *agent, const struct node_orders *orders)
 {
     for (unsigned i = 0; i < agent->vms_top; i++) {
         struct sim_vm *vm = &agent->vms[i];
-        if (vm->used && vm->arriving[0] != '\0' && !has_task(orders, vm->arriving))
-            sim_agent_drop_vm(agent, vm);
-        if (vm->used && vm->leaving[0] != '\0' && !has_task(orders, vm->leaving) && is_ordered(orders, vm->order.id)) {
+        if (vm->used && sim_vm_arriving(vm) && !has_task(orders, vm->arriving))
+            sim_vm_forget(agent, vm);
+        if (vm->used && vm->leaving[0] != '\0' && !has_task(orders, vm->leaving) && was_given(vm, orders)) {
             if (vm->held)
                 decided(agent, vm, false);
             vm->leaving[0] = '\0';
         }
     }
     for (size_t i = 0; i < orders->incoming.count; i++)
-        take_incoming(agent, (const struct incoming_order *)orders->incoming.items + i);
+        take_incoming(agent, (const struct incoming_order *)orders->incoming.items + i, orders->index);
 }

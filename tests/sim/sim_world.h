@@ -16,6 +16,7 @@
 
 #include <stdio.h>
 
+#include "compute/agent/agent_plan.h"
 #include "controller/command/decide.h"
 #include "controller/fsm/apply.h"
 #include "controller/nodes/node_sync.h"
@@ -59,6 +60,7 @@ struct world_vm { /* one that a client has asked for */
     bool uncertain;          /* a request was refused: a lost twin of it may still be carried out, `wanted` says nothing */
     enum vm_wanted wanted;   /* as last acknowledged */
     uint64_t started_epoch;  /* the highest that a VMM was started under */
+    uint64_t given_epoch[WORLD_AGENTS]; /* the highest that each host was given it under, by what is committed */
     unsigned snapshots;      /* ever asked for: <name>-s1, -s2, ... */
     char task_id[STATE_ID_BYTES]; /* operation of the last one of its snapshots that was acknowledged; "" = none */
 };
@@ -68,35 +70,76 @@ struct world_answer { /* of a key */
     char object_id[STATE_ID_BYTES], operation_id[STATE_ID_BYTES];
 };
 
-/* ---- agents (sim_agent.c) ---- */
+/* ---- VMs of hosts (sim_vm.c) ---- */
 
 #define SIM_AGENT_VMS_MAX 64u
+#define SIM_VM_IMPATIENT_S 3u /* guests that are given no longer to shut down may be deaf (random histories) */
 
-struct sim_vm {
-    bool used;
-    /* on its disk */
-    struct vm_order order;   /* the last one; id, name, epoch, generation, boot, wanted matter */
+struct sim_vm_mind { /* of its agent: begun anew when that dies */
     enum vm_state state;
-    uint64_t generation;     /* reached */
-    uint64_t boot_done, restarts;
-    uint64_t run_epoch;      /* of the last start; 0 = never */
     const char *reason;
-    char arriving[STATE_ID_BYTES], leaving[STATE_ID_BYTES]; /* migrations that bring it here, or take it away; "" = none */
-    /* its VMM: lives on when the agent dies */
-    bool process, paused;
-    bool waits, has_all; /* arriving: a VMM is there and waits; it has all of the guest */
-    unsigned held_ticks; /* asked so often whose it is */
-    bool held;           /* leaving: its guest stands still until it is told whose it is */
-    uint64_t page_ns; /* that it obeys: the deadline of its host's lease, on its host's clock; 0: none rules it */
-    /* the agent's memory */
-    unsigned busy_ticks; /* until the start or stop that is under way is done */
     bool confirmed;      /* an order has named it, to this agent */
-    bool forgotten;      /* it is to go, and its VMM takes its time */
-    bool arrival_lost;   /* it was arriving, and this agent found no VMM of it */
+    bool forgotten, removing, gone;
+    bool prepared;
+    bool owned;          /* arriving: it is this host's now, and its VMM is to be told */
+    bool stale;          /* its VMM waits for a migration that is not how it came to be this host's */
+    bool left;           /* it runs elsewhere, under an epoch above left_epoch */
+    uint64_t left_epoch;
+    bool answers, shutdown_asked, stop_asked, kill_sent;
+    bool deaf;           /* to the last of these two */
+    uint64_t shutdown_until_ms, stop_until_ms;
+    enum plan_end end;
+    const char *end_text;
+    struct plan_tries tries;
+    enum plan_step busy_with; /* so many ticks more */
+    unsigned busy_ticks;
+    uint64_t answer_index;     /* of the newest answer that had an order for it */
     uint64_t lease_generation; /* of the orders that named it last; 0: none has, to this agent */
 };
 
+struct sim_vm {
+    bool used;
+    /* on its disk: vm.json */
+    struct vm_order order;    /* the last one obeyed */
+    uint64_t index;           /* of the answer that it came with */
+    enum vm_state kept_state; /* how that went, and whether there was a VMM then, in which boot */
+    bool kept_process;
+    unsigned kept_boots;
+    uint64_t generation;      /* reached */
+    uint64_t boot_done, restarts;
+    uint64_t run_epoch;       /* of the last start; 0 = never */
+    bool missing;             /* nothing of it was there when it was ordered, and it had disks */
+    char arriving[STATE_ID_BYTES], leaving[STATE_ID_BYTES]; /* migrations that bring it here, or take it away; "" = none */
+    /* its VMM: lives on when the agent dies */
+    bool process, paused;
+    bool waits, has_all;      /* arriving: a VMM is there and waits; it has all of the guest */
+    bool held;                /* leaving: its guest stands still until it is told whose it is */
+    unsigned held_ticks;      /* asked so often whose it is */
+    uint64_t page_ns;         /* that it obeys: the deadline of its host's lease, on its host's clock; 0: none rules it */
+    int parting;              /* what the last one said when it ended (plan_recall); -1: nothing */
+    struct sim_vm_mind mind;
+};
+
+struct sim_agent;
+void sim_vm_make(struct sim_agent *agent, struct sim_vm *vm, const struct vm_order *order, uint64_t index); /* in a free place */
+void sim_vm_drop(struct sim_vm *vm);                          /* the place is free; nothing else changes */
+void sim_vm_load(struct sim_agent *agent, struct sim_vm *vm); /* its agent starts; it may be dropped */
+void sim_vm_give_order(struct sim_agent *agent, struct sim_vm *vm, const struct vm_order *order, uint64_t index);
+void sim_vm_forget(struct sim_agent *agent, struct sim_vm *vm); /* it may be dropped, here and by a tick */
+void sim_vm_tick(struct sim_agent *agent, struct sim_vm *vm);   /* all steps that can be taken now */
+void sim_vm_chance(struct sim_agent *agent, struct sim_vm *vm); /* what guests and VMMs do by themselves */
+bool sim_vm_arriving(const struct sim_vm *vm); /* and is not this host's yet */
+/* Its VMM runs it from now on; from what a migration brought. */
+void sim_vm_run(struct sim_agent *agent, struct sim_vm *vm);
+void sim_vm_take_over(struct sim_agent *agent, struct sim_vm *vm);
+/* Its VMM ends with @parting: by itself, or by whoever else; seen by its agent. */
+void sim_vm_kill(struct sim_agent *agent, struct sim_vm *vm, int parting, const char *why);
+void sim_vm_ended(struct sim_agent *agent, struct sim_vm *vm, int parting, const char *why);
+
+/* ---- agents (sim_agent.c) ---- */
+
 #define SIM_AGENT_TASKS_MAX 32u
+#define SIM_AGENT_TICK_US (300 * SIM_MS)
 
 struct sim_task { /* an agent's memory, all of it: begun anew when it is lost */
     bool used;
@@ -140,22 +183,18 @@ void sim_agent_freeze(struct sim_agent *agent, uint64_t until_us); /* the whole 
 void sim_agent_host_leave(struct sim_agent *agent);
 void sim_agent_deliver(struct sim_actor *to, struct sim_actor *from, void *message);
 void sim_agent_finish(struct sim_agent *agent);
-/* for sim_migrate.c */
+/* for sim_vm.c and sim_migrate.c */
 struct sim_vm *sim_agent_vm(struct sim_agent *agent, const char *id); /* NULL: none */
 struct sim_vm *sim_agent_free_vm(struct sim_agent *agent);
 struct sim_task *sim_agent_task(struct sim_agent *agent, const char *operation);
-void sim_agent_vmm_start(struct sim_agent *agent, struct sim_vm *vm);
-void sim_agent_vmm_kill(struct sim_agent *agent, struct sim_vm *vm, const char *why);
-void sim_agent_drop_vm(struct sim_agent *agent, struct sim_vm *vm);
+unsigned sim_agent_work_ticks(struct sim_agent *agent); /* that some work takes */
 void sim_agent_end_task(struct sim_agent *agent, struct sim_task *task, enum operation_state state, const char *why);
 
 /* ---- migrations (sim_migrate.c) ---- */
 
 void sim_migrate_work(struct sim_agent *agent, struct sim_task *task); /* each tick of one that runs */
-/* @order names @vm, which was arriving. */
-void sim_migrate_arrived(struct sim_agent *agent, struct sim_vm *vm, const struct vm_order *order);
-/* @vm, which was leaving or arriving, is to be forgotten. */
-void sim_migrate_forget(struct sim_agent *agent, struct sim_vm *vm);
+/* @vm, whose guest stands still, is another host's: its VMM ends and tells the one there. */
+void sim_migrate_left(struct sim_agent *agent, struct sim_vm *vm);
 void sim_migrate_orders(struct sim_agent *agent, const struct node_orders *orders); /* after those for VMs and tasks */
 void sim_migrate_handed(struct sim_agent *agent, const struct world_message *message);
 
@@ -206,6 +245,7 @@ void sim_lease_agent_start(struct sim_agent *agent);
 void sim_lease_orders(struct sim_agent *agent, const struct node_orders *orders); /* after they were carried out */
 void sim_lease_answered(struct sim_agent *agent, const struct world_message *message);
 void sim_lease_pages(struct sim_agent *agent); /* what the VMMs obey, anew */
+uint64_t sim_lease_page(const struct sim_agent *agent, const struct sim_vm *vm, bool starts); /* of one; @starts: of one that has none yet */
 bool sim_vm_executes(const struct sim_agent *agent, const struct sim_vm *vm);
 void sim_lease_check(struct sim_cluster *cluster); /* no VM executes twice */
 
