@@ -203,7 +203,8 @@ static int hello_take(struct sending *s, struct frame *f, struct replica_sent *r
         return code;
     snprintf(ret_sent->id, sizeof ret_sent->id, "%s", hello.id);
     s->first = hello.number == 0;
-    code = s->source->open(s->source->arg, s->source, hello.id, hello.number, err);
+    bool lost = s->source->known_id != NULL && strcmp(hello.id, s->source->known_id) == 0 && hello.number < s->source->known_number;
+    code = s->source->open(s->source->arg, s->source, hello.id, lost ? 0 : hello.number, err);
     OBJECT_CLEAR(replica_hello, &hello);
     return code;
 }

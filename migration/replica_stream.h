@@ -11,7 +11,8 @@
  *
  * A frame: u32 magic | u8 type | u8 disk | u16 zero | u64 offset | u64 size | u32 payload bytes | u32 CRC32C of the payload, little-endian,
  * and the payload. Lengths and places are checked by whoever receives them, and neither side trusts the other with more than the
- * content of the disks. Whatever ends the connection before DONE leaves the last complete point (block/replica_store.h); where the
+ * content of the disks. A replica that has less than it was known to have - its host's disk has lost what it had said was there - is sent
+ * all: what has changed since is known for its last point only. Whatever ends the connection before DONE leaves the last complete point (block/replica_store.h); where the
  * source does not hear DONE the point may be complete all the same: then the next one only sends more than it had to.
  *
  * Blocking, in processes of their own; sockets have timeouts that the caller sets. */
@@ -36,7 +37,9 @@ struct replica_source_disk {
 
 struct replica_source {
     uint64_t epoch;
-    /* The replica has point @number (0: none) of @id: open the disks at one instant, fill in `disks` and `count`, and set `whole` unless
+    const char *known_id;  /* the replica that had point @known_number, as far as is known; NULL: nothing is */
+    uint64_t known_number;
+    /* The replica has point @number (0: none, or it has lost some) of @id: open the disks at one instant, fill in `disks` and `count`, and set `whole` unless
      * each extent's `changed` is since then. */
     int (*open)(void *arg, struct replica_source *source, const char *id, uint64_t number, struct error *err);
     void (*sent)(void *arg, uint64_t done, uint64_t total); /* bytes looked at; may be NULL */

@@ -159,6 +159,10 @@ static void source_fill(const struct replicate *p, const struct local_vm *vm, st
     OBJECT_TEXT(replicate_work, work, control_path, vm_control_path(vm));
     OBJECT_TEXT(replicate_work, work, socket_path, socket_path);
     OBJECT_SET(replicate_work, work, user, vm_user(vm));
+    if (OBJECT_HAS(task, &p->task->order.task, replica)) {
+        OBJECT_COPY(vm_replica_start, &work->replica, &p->task->order.task.replica);
+        object_mark(&replicate_work_desc, work, "replica");
+    }
     for (size_t i = 0; i < order->disks.count; i++) {
         if (!vm_files_disk_moves(&disks[i]))
             continue;
@@ -558,7 +562,12 @@ static void source_sent(void *arg UNUSED, uint64_t done, uint64_t total)
 static int point_send(const struct replicate_work *work, struct task_seen *ret_seen, struct error *err)
 {
     struct source s = {.work = work};
-    struct replica_source source = {.epoch = work->epoch, .open = source_open, .sent = source_sent, .arg = &s};
+    struct replica_source source = {.epoch = work->epoch,
+                                    .known_id = work->replica.id,
+                                    .known_number = work->replica.number,
+                                    .open = source_open,
+                                    .sent = source_sent,
+                                    .arg = &s};
     struct replica_sent sent;
     CLEANUP_FD int fd = way_connect(work->way, err);
     if (fd < 0)

@@ -59,7 +59,8 @@ struct bed {
     struct power_pool *pool;
     struct array disks[DISKS];
     uint8_t last[DISKS][CLUSTERS * CLUSTER]; /* of the last complete point */
-    uint64_t random, complete;
+    uint64_t random, complete, known;
+    char id[33];
     bool whole;
     uint64_t asked_number;
 };
@@ -159,7 +160,8 @@ static void *relay(void *arg)
 /* One point, of which @bytes of the source's stream get through. Returns replica_send's code. */
 static int point_ship(struct bed *b, uint64_t epoch, uint64_t bytes, uint64_t *ret_passed, struct receiving *ret_received, struct error *err)
 {
-    struct replica_source source = {.epoch = epoch, .open = source_open, .arg = b};
+    struct replica_source source = {
+        .epoch = epoch, .known_id = b->known > 0 ? b->id : NULL, .known_number = b->known, .open = source_open, .arg = b};
     struct replica_sent sent;
     int near[2], far[2];
     pthread_t threads[3];
@@ -189,6 +191,7 @@ static int point_ship(struct bed *b, uint64_t epoch, uint64_t bytes, uint64_t *r
     }
     if (code == 0)
         assert_int_equal(sent.number, b->complete);
+    snprintf(b->id, sizeof b->id, "%s", sent.id);
     return code;
 }
 
@@ -269,6 +272,30 @@ static void what_is_refused_says_why(void **state UNUSED)
     assert_int_equal(point_ship(b, EPOCH, UINT64_MAX, NULL, &received, &err), -EIO);
     assert_non_null(strstr(err.text, "other disks"));
     replica_check(b);
+    bed_destroy(b);
+}
+
+/* Its host's disk has lost points that it had said were there: what has changed since them is not all that it lacks. */
+static void a_replica_that_has_gone_back_is_sent_all(void **state UNUSED)
+{
+    struct bed *b = bed_create(unit_seed());
+    struct receiving received;
+    struct error err = {.code = 0};
+    guest_writes(b);
+    assert_int_equal(point_ship(b, EPOCH, UINT64_MAX, NULL, &received, &err), 0);
+    guest_writes(b);
+    memset(b->disks[0].changed, 0, sizeof b->disks[0].changed); /* since the point that is lost */
+    memset(b->disks[1].changed, 0, sizeof b->disks[1].changed);
+    b->known = 2;
+    assert_int_equal(point_ship(b, EPOCH, UINT64_MAX, NULL, &received, &err), 0);
+    assert_int_equal(b->asked_number, 0);
+    replica_check(b);
+    assert_int_equal(point_ship(b, EPOCH, UINT64_MAX, NULL, &received, &err), 0);
+    assert_int_equal(b->asked_number, 2); /* no less than is known */
+    b->known = 9;
+    b->id[0] ^= 1; /* of another replica, that was begun anew since */
+    assert_int_equal(point_ship(b, EPOCH, UINT64_MAX, NULL, &received, &err), 0);
+    assert_int_equal(b->asked_number, 3);
     bed_destroy(b);
 }
 
@@ -388,6 +415,7 @@ int main(void)
         cmocka_unit_test(points_arrive),
         cmocka_unit_test(a_cut_leaves_the_last_point),
         cmocka_unit_test(what_is_refused_says_why),
+        cmocka_unit_test(a_replica_that_has_gone_back_is_sent_all),
         cmocka_unit_test(a_source_that_says_anything),
         cmocka_unit_test(a_replica_that_says_anything),
     };

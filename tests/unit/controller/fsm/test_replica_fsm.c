@@ -129,6 +129,8 @@ static void points_are_made_when_they_are_due(void **test)
     assert_string_equal(vm(f)->replica.at, at); /* of its beginning: it holds no less */
     assert_int_equal(vm(f)->revision, revision);
     assert_int_equal(tick_after(f, 0), 1); /* 40 s since the last one began */
+    assert_string_equal(under_way(f)->operation->task.replica.id, ID_A); /* no replica that has less is taken at its word */
+    assert_int_equal(under_way(f)->operation->task.replica.number, 1);
     point_ends(f, 2, NULL);
     assert_int_equal(tick_after(f, 20), 0);
     assert_int_equal(tick_after(f, 10), 1);
