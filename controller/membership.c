@@ -179,6 +179,23 @@ static void record_role(struct service *service, const struct plan *plan)
     service->membership_next_ms = environment_monotonic_ms() + MEMBERSHIP_RETRY_MS;
 }
 
+/* A vote has to wait until hosts know of the last change of them. */
+static void wait_for_hosts(struct service *service, const struct plan *plan)
+{
+    uint64_t now_ms = environment_monotonic_ms();
+    struct lease_judge_words words;
+    if (service->voters_wait_ms == 0) {
+        service->voters_wait_ms = now_ms;
+        service->voters_say_ms = now_ms + MEMBERSHIP_SAY_MS;
+    }
+    if (now_ms < service->voters_say_ms)
+        return;
+    service->voters_say_ms = now_ms + MEMBERSHIP_SAY_AGAIN_MS;
+    service_voters_wait_for(service, &words);
+    log_warning("membership-waits", "raft_id=%llu for_s=%llu why=\"%s\"", (unsigned long long)plan->raft_id,
+                (unsigned long long)((now_ms - service->voters_wait_ms) / 1000), words.text);
+}
+
 void membership_tick(struct service *service)
 {
     if (!service->ready || service->change_busy || environment_monotonic_ms() < service->membership_next_ms)
@@ -193,10 +210,15 @@ void membership_tick(struct service *service)
     service_lock_state(service);
     make_plan(service, status, &plan);
     service_unlock_state(service);
-    if (plan.step == STEP_NONE)
+    if (plan.step == STEP_NONE) {
+        service->voters_wait_ms = 0;
         return;
-    if (plan.step == STEP_ROLE && !service_voters_settled(service))
-        return; /* looked at again soon: one change at a time is known to a majority before the next */
+    }
+    if (plan.step == STEP_ROLE && !service_voters_settled(service)) {
+        wait_for_hosts(service, &plan);
+        return; /* looked at again soon */
+    }
+    service->voters_wait_ms = 0;
     log_info("membership", "step=%s raft_id=%llu address=%s",
              plan.step == STEP_ADD      ? "add"
              : plan.step == STEP_REMOVE ? "remove"

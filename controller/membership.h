@@ -11,6 +11,8 @@
 #include "common/base.h"
 
 #define MEMBERSHIP_RETRY_MS 2000u /* after a change that failed */
+#define MEMBERSHIP_SAY_MS 6000u   /* a change of who counts waits for the last one: said in the log, for whom; hosts that are gone take 5.1 s */
+#define MEMBERSHIP_SAY_AGAIN_MS 60000u
 #define MEMBERSHIP_WELCOME_MS 30000u /* a host that does not reach it is no reason to have one voter less for ever */
 
 struct service;

@@ -169,7 +169,7 @@ static void on_leader(void *arg, const struct raft_node_leader *leader)
         return;
     if (!service_leads(service) || !was) {
         service->ready = false;
-        service->welcome_since_ms = 0;
+        service->welcome_since_ms = service->voters_wait_ms = 0;
         driver_reset(&service->driver);
         lease_driver_reset(&service->leases);
     }
@@ -268,9 +268,20 @@ unsigned service_voters(struct service *service)
 bool service_voters_settled(struct service *service)
 {
     service_lock_state(service);
-    bool settled = lease_judge_settled(&service->leases.judge, service->state, lease_driver_now_ns());
+    bool settled = lease_judge_settled(&service->leases.judge, service->state);
     service_unlock_state(service);
     return settled && service->voters_asked == 0;
+}
+
+void service_voters_wait_for(struct service *service, struct lease_judge_words *ret)
+{
+    if (service->voters_asked > 0) {
+        snprintf(ret->text, sizeof ret->text, "another change among the controllers is being agreed");
+        return;
+    }
+    service_lock_state(service);
+    lease_judge_waits_for(&service->leases.judge, service->state, lease_driver_now_ns(), ret);
+    service_unlock_state(service);
 }
 
 /* --- start --- */

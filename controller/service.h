@@ -50,6 +50,7 @@ struct service {
     bool change_busy;            /* a change of Raft's configuration is under way */
     unsigned voters_asked;       /* commands that change who counts: proposed, and not answered */
     uint64_t membership_next_ms; /* no change of ours before this time */
+    uint64_t voters_wait_ms, voters_say_ms; /* a change of who counts waits for the last one: since when, 0: none; said again at */
     uint64_t welcome_since_ms;   /* a controller is kept from counting, as hosts do not have its support yet; 0: none */
     bool init_proposed;          /* and not answered */
     bool init_file_gone;         /* init.json, recover.json */
@@ -88,9 +89,11 @@ bool service_is_voter(struct service *service, uint64_t raft_id);
 /* Is every member that Raft counts, or may count again, in the table of controllers? */
 bool service_members_follow(struct service *service);
 unsigned service_voters(struct service *service);
-/* May the controllers with a vote change now? Not before a majority has applied the last change (controller/lease/), nor while
- * one is being agreed. */
+/* May the controllers with a vote change now? Not before a majority has told its hosts of the last change (controller/lease/), nor
+ * while one is being agreed. */
 bool service_voters_settled(struct service *service);
+/* For whom that waits, a sentence for operators. */
+void service_voters_wait_for(struct service *service, struct lease_judge_words *ret);
 /* Let the state be read; short. */
 static inline void service_lock_state(struct service *service)
 {

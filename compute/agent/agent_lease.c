@@ -121,6 +121,14 @@ static void session_follow(struct agent_lease *lease, struct agent_lease_peer *p
 
 /* ---- questions ---- */
 
+static void new_list(struct agent_lease *lease)
+{
+    for (unsigned i = 0; i < lease->holder.voter_count; i++)
+        peer_name(lease, lease->holder.voters[i].address);
+    for (unsigned i = 0; i < lease->peer_count; i++)
+        lease->peers[i]->next_ms = 0;
+}
+
 static void take_answer(struct agent_lease_peer *peer, const struct http_answer *http, uint64_t now_ns)
 {
     struct agent_lease *lease = peer->lease;
@@ -131,12 +139,12 @@ static void take_answer(struct agent_lease_peer *peer, const struct http_answer 
         return;
     }
     peer->answered_ms = uv_now(lease->options.loop);
-    if (lease_holder_answered(&lease->holder, &answer, peer->asked_ns))
-        for (unsigned i = 0; i < lease->holder.voter_count; i++)
-            peer_name(lease, lease->holder.voters[i].address);
+    bool news = lease_holder_answered(&lease->holder, &answer, peer->asked_ns);
     if (answer.supported)
         peer->next_ms = peer->answered_ms + AGENT_LEASE_ASK_MS -
                         MIN((now_ns - peer->asked_ns) / 1000000, (uint64_t)AGENT_LEASE_ASK_MS);
+    if (news)
+        new_list(lease);
     session_follow(lease, peer, &answer);
     OBJECT_CLEAR(lease_answer, &answer);
 }
@@ -169,6 +177,8 @@ static void ask(struct agent_lease *lease, struct agent_lease_peer *peer)
     OBJECT_TEXT(lease_question, &question, host, lease->options.host);
     OBJECT_SET(lease_question, &question, generation, lease->holder.generation);
     OBJECT_SET(lease_question, &question, cluster_epoch, lease->options.cluster_epoch(lease->options.arg));
+    OBJECT_SET(lease_question, &question, voters_index,
+               lease_holder_counts_in(&lease->holder, question.cluster_epoch));
     OBJECT_ENCODE(lease_question, &question, &body);
     OBJECT_CLEAR(lease_question, &question);
     CLEANUP_FREE char *url = xasprintf("https://%s/v1/node/lease", peer->address);

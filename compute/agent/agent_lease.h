@@ -3,6 +3,7 @@
  *   each AGENT_LEASE_TICK_MS, for each controller without a question under way:
  *     the last one was AGENT_LEASE_ASK_MS ago (AGENT_LEASE_RETRY_MS where it was refused or not granted) -> ask
  *   an answer or a refusal -> lease_holder -> the pages of all VMs
+ *   an answer with a new list of controllers -> all are asked at once: the next change of them waits until they know that we know
  *   it knows newer orders than the session has, or answers while the session's controller does not -> session_move
  *
  * The rules are those of lease_holder.h. Nothing here waits for disks or for the orders: what VMMs need goes by shared pages

@@ -107,6 +107,11 @@ uint64_t lease_holder_deadline(const struct lease_holder *holder)
     return sorted[holder->mutations.one_support ? 0 : count / 2];
 }
 
+uint64_t lease_holder_counts_in(const struct lease_holder *holder, uint64_t cluster_epoch)
+{
+    return holder->cluster_epoch == MAX(cluster_epoch, UINT64_C(1)) ? holder->voters_index : 0;
+}
+
 uint64_t lease_holder_page(const struct lease_holder *holder, bool ha, bool armed, bool confirmed, uint64_t present)
 {
     uint64_t deadline_ns = lease_holder_deadline(holder);

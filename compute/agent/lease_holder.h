@@ -53,6 +53,9 @@ bool lease_holder_answered(struct lease_holder *holder, const struct lease_answe
 void lease_holder_refused(struct lease_holder *holder, const char *address, uint64_t asked_ns, uint64_t now_ns);
 /* How many of the controllers that count have never supported it: after a change of them there should be none. */
 unsigned lease_holder_strangers(const struct lease_holder *holder);
+/* Rule 7: in no older list of controllers than this one, of @cluster_epoch, is a deadline counted on this host from now on; 0: that cannot
+ * be said. VMs may have one that was, by this agent or the one before, for a TTL at most: nobody is lost so soon after a change. */
+uint64_t lease_holder_counts_in(const struct lease_holder *holder, uint64_t cluster_epoch);
 /* Until when a majority supports it; 0: never has. */
 uint64_t lease_holder_deadline(const struct lease_holder *holder);
 

@@ -46,13 +46,14 @@ static void refuse_unknown(struct api_call *call)
 
 static void refuse_unsettled(struct api_call *call)
 {
+    struct lease_judge_words words;
     struct error err;
-    error_set(&err, -EBUSY, ERROR_OVERLOAD,
-              "a majority of the controllers has not heard of the last change among them yet; ask again soon");
+    service_voters_wait_for(call->service, &words);
+    error_set(&err, -EBUSY, ERROR_CONFLICT, "%s", words.text);
     api_call_error(call, &err);
 }
 
-/* The last change of the voters is not yet known to a majority: wait for it. True: it waits, or was refused. */
+/* The last change of the voters is not yet known to enough hosts: wait for it. True: it waits, or was refused. */
 static bool await_settled(struct api_call *call, void (*again)(struct api_call *call))
 {
     uint64_t now_ms = environment_monotonic_ms();
@@ -70,7 +71,7 @@ static bool await_settled(struct api_call *call, void (*again)(struct api_call *
 }
 
 /* Raft counts it; for the hosts' leases it counts once they have its support, if that takes no more than a moment. Another
- * change of the voters may have come meanwhile: that must be known to a majority first, however long it takes. */
+ * change of the voters may have come meanwhile: that must be known to hosts first, however long it takes. */
 static void await_welcome(struct api_call *call)
 {
     char id[STATE_ID_BYTES];

@@ -8,11 +8,12 @@
 #include "controller/fsm/command_codec.h"
 
 #define BY "controller"
+#define WORDS_NAMES_MAX 3u
 
 struct lease_judged_host {
     char id[STATE_ID_BYTES];
     uint64_t generation, heard_ms;
-    bool supported;
+    bool supported, untold;
     uint64_t supported_ms; /* where it is */
     uint64_t confirmed; /* newest generation that this controller has confirmed, and never takes back */
 };
@@ -56,6 +57,8 @@ void lease_judge_take(struct lease_judge *judge, const struct lease_view *given,
     view->at_ns = at_ns;
     view->voters_index = given->voters_index;
     view->voters_ms = given->voters_ms;
+    if (given->voters_told)
+        view->told_index = given->voters_index;
     for (size_t i = 0; i < given->hosts.count; i++) {
         const struct lease_host *seen = (const struct lease_host *)given->hosts.items + i;
         struct lease_judged_host *host = map_get(&view->hosts, seen->host);
@@ -68,6 +71,7 @@ void lease_judge_take(struct lease_judge *judge, const struct lease_view *given,
         host->heard_ms = seen->heard_ms;
         host->supported = OBJECT_HAS(lease_host, seen, supported_ms);
         host->supported_ms = seen->supported_ms;
+        host->untold = seen->untold;
         if (seen->confirmed)
             host->confirmed = MAX(host->confirmed, seen->generation);
     }
@@ -128,10 +132,101 @@ static unsigned count_settled(const struct lease_judge *judge, const struct stat
     return count;
 }
 
-bool lease_judge_settled(const struct lease_judge *judge, const struct state *state, uint64_t now_ns)
+/* What hosts were told once they know, however old the view is. */
+static bool has_told(const struct lease_judged_view *view, const struct state *state)
 {
-    (void)now_ns; /* what was applied once stays applied, however old the view is */
-    return count_settled(judge, state, 0) >= majority(state);
+    return view->told_index == state_cluster(state)->lease_voters_index;
+}
+
+static unsigned count_told(const struct lease_judge *judge, const struct state *state)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < judge->count; i++)
+        count += is_voter(state, judge->views[i].raft_id) && has_told(&judge->views[i], state);
+    return count;
+}
+
+bool lease_judge_settled(const struct lease_judge *judge, const struct state *state)
+{
+    return count_told(judge, state) >= majority(state);
+}
+
+/* ---- for whom the next change waits ---- */
+
+/* ", host n1", and no more than WORDS_NAMES_MAX of a kind. */
+static void name_one(struct lease_judge_words *ret, unsigned number, const char *kind, const char *name, const char *why)
+{
+    size_t have = strlen(ret->text);
+    if (number < WORDS_NAMES_MAX)
+        snprintf(ret->text + have, sizeof ret->text - have, "%s %s %s%s", number > 0 ? "," : "", kind, name, why);
+}
+
+static void name_rest(struct lease_judge_words *ret, unsigned count, const char *more)
+{
+    size_t have = strlen(ret->text);
+    if (count > WORDS_NAMES_MAX)
+        snprintf(ret->text + have, sizeof ret->text - have, " and %u more", count - WORDS_NAMES_MAX);
+    have += strlen(ret->text + have);
+    if (count > 0)
+        snprintf(ret->text + have, sizeof ret->text - have, "%s", more);
+}
+
+/* Is there a voter that answers and has not told the host yet? */
+static bool is_untold(const struct lease_judge *judge, const struct state *state, const char *id, uint64_t now_ns)
+{
+    for (unsigned i = 0; i < judge->count; i++) {
+        const struct lease_judged_view *view = &judge->views[i];
+        const struct lease_judged_host *host = map_get(&view->hosts, id);
+        if (is_voter(state, view->raft_id) && is_fresh(view, now_ns) && !has_told(view, state) && host != NULL && host->untold)
+            return true;
+    }
+    return false;
+}
+
+/* What keeps a voter from telling but its hosts; NULL: nothing. */
+static const char *why_silent(const struct lease_judge *judge, const struct state *state, uint64_t raft_id, uint64_t now_ns)
+{
+    for (unsigned i = 0; i < judge->count; i++) {
+        const struct lease_judged_view *view = &judge->views[i];
+        if (view->raft_id != raft_id)
+            continue;
+        if (has_told(view, state))
+            return NULL;
+        if (!is_fresh(view, now_ns))
+            break;
+        if (view->voters_index != state_cluster(state)->lease_voters_index)
+            return " (it has not applied the change yet)";
+        for (size_t k = 0; k < state_count(state, object_kind_HOST); k++) {
+            const struct lease_judged_host *host = map_get(&view->hosts, state_at(state, object_kind_HOST, k)->common->id);
+            if (host != NULL && host->untold)
+                return NULL;
+        }
+        return " (its version does not say what its hosts know: upgrade it)";
+    }
+    return " (it does not answer)";
+}
+
+void lease_judge_waits_for(const struct lease_judge *judge, const struct state *state, uint64_t now_ns, struct lease_judge_words *ret)
+{
+    unsigned hosts = 0, controllers = 0;
+    snprintf(ret->text, sizeof ret->text, "of the last change among the controllers the hosts of %u of %u know, and %u are needed; it waits for",
+             count_told(judge, state), state_voters(state), majority(state));
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const struct record *host = state_at(state, object_kind_HOST, i);
+        if (is_untold(judge, state, host->common->id, now_ns))
+            name_one(ret, hosts++, "host", host->common->name, "");
+    }
+    name_rest(ret, hosts, " (an agent says that it knows within seconds; one of an older version never does: upgrade it)");
+    for (size_t i = 0; i < state_count(state, object_kind_CONTROLLER); i++) {
+        const struct record *controller = state_at(state, object_kind_CONTROLLER, i);
+        bool votes = controller->controller->role == controller_role_VOTER;
+        const char *why = votes ? why_silent(judge, state, controller->controller->raft_id, now_ns) : NULL;
+        if (why == NULL)
+            continue;
+        bool first_after = controllers == 0 && hosts > 0;
+        name_one(ret, controllers++, first_after ? "and for controller" : "controller", controller->common->name, why);
+    }
+    name_rest(ret, controllers, "");
 }
 
 /* How many voters support the host's lease; @joins does, for long enough, too. */

@@ -7,9 +7,10 @@
  *
  * A suspicion needs no care: it costs a pause at worst. The loss does: any majority that supports and any that confirms
  * share a controller. Confirmations are of a host and a generation, so none is ever taken for a later suspicion. A change
- * of the voters must have been applied by a majority of them for one TTL before a host is declared lost (they say for how
- * long, on their own clocks), and the next change waits until a majority has applied the last one (lease_judge_settled):
- * so a host counts its majority among the newest or, for as long as a support lasts, among those of the step before.
+ * of the voters waits until a majority of them has told its hosts of the last one (lease_judge_settled; what "told" means is in
+ * lease_table.c): whoever counted in the list before that one would need the support of one of them, so a host counts its majority
+ * among the newest or among those of the step before, however long refusals prolong it. No host is declared lost before a majority
+ * has applied the last change for one TTL (they say for how long, on their own clocks): a leader of an older version may have made it.
  *
  * Who is to count from now on is looked at before, and asked by the hosts: it supports their leases without being counted, and
  * counts once it does (lease_judge_welcomes). Else the host that learns of the new list would have too few supports at once:
@@ -36,6 +37,7 @@ struct lease_judged_view {
     uint64_t raft_id;
     uint64_t at_ns; /* when it came, on this controller's clock */
     uint64_t voters_index, voters_ms;
+    uint64_t told_index; /* newest list of voters that it has said hosts know; never taken back */
     struct map hosts; /* struct lease_judged_host by id */
 };
 
@@ -49,6 +51,10 @@ struct lease_judge {
     unsigned count;
     uint64_t since_ns; /* when the first of them came */
     struct lease_judge_mutations mutations;
+};
+
+struct lease_judge_words {
+    char text[500]; /* fits into an error */
 };
 
 struct lease_judgement {
@@ -65,8 +71,10 @@ void lease_judge_take(struct lease_judge *judge, const struct lease_view *view, 
 void lease_judge_tick(const struct lease_judge *judge, const struct state *state, const char *now, uint64_t now_ns,
                       struct lease_judgement *ret);
 void lease_judgement_finish(struct lease_judgement *judgement);
-/* Has a majority of the voters applied the last change of them? Only then may there be another. */
-bool lease_judge_settled(const struct lease_judge *judge, const struct state *state, uint64_t now_ns);
+/* Has a majority of the voters told its hosts of the last change of them? Only then may there be another. */
+bool lease_judge_settled(const struct lease_judge *judge, const struct state *state);
+/* For whom that waits, a sentence for operators. */
+void lease_judge_waits_for(const struct lease_judge *judge, const struct state *state, uint64_t now_ns, struct lease_judge_words *ret);
 /* May controller @raft_id count? Not while it would take the majority of supports from a host that has one, nor before a
  * majority of the voters was looked at. */
 bool lease_judge_welcomes(const struct lease_judge *judge, const struct state *state, uint64_t raft_id, uint64_t now_ns);

@@ -106,6 +106,8 @@ void lease_table_answer(struct lease_table *table, const struct state *state, co
     struct lease_support *support = support_of(table, question->host);
     const char *why = why_not(table, state, host, question);
     support->heard_ns = now_ns;
+    if (MAX(question->cluster_epoch, UINT64_C(1)) == cluster->epoch)
+        support->voters_index = MAX(support->voters_index, MIN(question->voters_index, table->voters_index));
     OBJECT_SET(lease_answer, ret, generation, host->host->generation);
     OBJECT_SET(lease_answer, ret, orders_index, state_host_orders_index(host));
     OBJECT_SET(lease_answer, ret, supported, why == NULL);
@@ -121,6 +123,15 @@ void lease_table_answer(struct lease_table *table, const struct state *state, co
 
 /* ---- the leader looks ---- */
 
+/* Is the last support over, also what this controller gave in a former life and has forgotten? */
+static bool has_run_out(const struct lease_table *table, const struct state *state, const struct lease_support *support,
+                        uint64_t now_ns)
+{
+    if (!table->mutations.no_patience && now_ns < table->start_ns + patience_ns(table, state))
+        return false;
+    return support == NULL || now_ns >= support->until_ns;
+}
+
 static bool confirms(const struct lease_table *table, const struct state *state, const struct record *host, uint64_t now_ns)
 {
     const struct lease_support *support = map_get(&table->supports, host->common->id);
@@ -128,9 +139,19 @@ static bool confirms(const struct lease_table *table, const struct state *state,
         return false;
     if (table->mutations.confirms_at_once)
         return true;
-    if (!table->mutations.no_patience && now_ns < table->start_ns + patience_ns(table, state))
-        return false;
-    return support == NULL || now_ns >= support->until_ns;
+    return has_run_out(table, state, support, now_ns);
+}
+
+/* Rule 7: that the host counts in a list older than the one that is applied here, and with this controller's support, is ruled out. A
+ * refused connection prolongs the support it has and names no list. So the host has said that it knows the list, or has no support,
+ * and gets the next one with the list; what it has said of a list that was not applied here yet is of no account, for its next agent
+ * could have had a support with the older one since. A lost one must have none: it might have a majority of a list that is still to come. */
+static bool is_told(const struct lease_table *table, const struct state *state, const struct record *host, uint64_t now_ns)
+{
+    const struct lease_support *support = map_get(&table->supports, host->common->id);
+    if (host->host->state != host_state_LOST && support != NULL && support->voters_index >= table->voters_index)
+        return true;
+    return has_run_out(table, state, support, now_ns);
 }
 
 static void put_host(struct lease_table *table, const struct state *state, const struct record *host, uint64_t now_ns,
@@ -153,6 +174,8 @@ static void put_host(struct lease_table *table, const struct state *state, const
         OBJECT_SET(lease_host, ret, confirmed, true);
     if (support->since_ns != 0 && now_ns < support->until_ns)
         OBJECT_SET(lease_host, ret, supported_ms, (now_ns - support->since_ns) / LEASE_MS);
+    if (!is_told(table, state, host, now_ns))
+        OBJECT_SET(lease_host, ret, untold, true);
 }
 
 void lease_table_view(struct lease_table *table, const struct state *state, const struct lease_look *look, uint64_t raft_id,
@@ -168,6 +191,12 @@ void lease_table_view(struct lease_table *table, const struct state *state, cons
     lease_table_look(table, state, now_ns);
     OBJECT_SET(lease_view, ret, voters_index, table->voters_index);
     OBJECT_SET(lease_view, ret, voters_ms, (now_ns - table->voters_since_ns) / LEASE_MS);
-    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++)
-        put_host(table, state, state_at(state, object_kind_HOST, i), now_ns, OBJECT_ADD(lease_view, ret, hosts));
+    bool told = true;
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        struct lease_host *host = OBJECT_ADD(lease_view, ret, hosts);
+        put_host(table, state, state_at(state, object_kind_HOST, i), now_ns, host);
+        told = told && !host->untold;
+    }
+    if (told)
+        OBJECT_SET(lease_view, ret, voters_told, true);
 }

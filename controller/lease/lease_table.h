@@ -26,6 +26,7 @@ struct lease_support {
     uint64_t heard_ns; /* last question; 0: none since this process has begun */
     uint64_t known_ns; /* when it first told a leader of the host */
     uint64_t since_ns; /* it has been supported without a gap; 0: the last question was not granted */
+    uint64_t voters_index; /* it counts in this list of voters, which was applied here when it said so, or in a newer one */
 };
 
 #define LEASE_NEVER_MS 3600000u /* told of a host that has not asked this process and is suspected or lost already */

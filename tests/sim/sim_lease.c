@@ -264,6 +264,7 @@ static void ask(struct sim_agent *agent, struct sim_node *node)
     OBJECT_TEXT(lease_question, &question, host, agent->id);
     OBJECT_SET(lease_question, &question, generation, agent->holder.generation);
     OBJECT_SET(lease_question, &question, cluster_epoch, 1);
+    OBJECT_SET(lease_question, &question, voters_index, lease_holder_counts_in(&agent->holder, 1));
     send_object(cluster, &agent->actor, &node->actor, &message, &lease_question_desc, &question, sim_fsm_deliver);
 }
 

@@ -55,6 +55,20 @@ static void a_majority_holds_it_from_when_it_was_asked(void **test UNUSED)
     assert_int_equal(lease_holder_deadline(&h), 16 * S);
 }
 
+static void it_says_in_which_list_it_counts(void **test UNUSED)
+{
+    struct lease_holder h = {0};
+    assert_int_equal(lease_holder_counts_in(&h, 1), 0);
+    take(&h, answer_of(1, false, 7, 3), 10 * S);
+    assert_int_equal(lease_holder_counts_in(&h, 1), 7);
+    assert_int_equal(lease_holder_counts_in(&h, 0), 7); /* the first epoch, where none is named */
+    take(&h, answer_of(1, false, 9, 5), 11 * S);
+    assert_int_equal(lease_holder_counts_in(&h, 1), 9);
+    take(&h, answer_of(2, true, 7, 3), 12 * S); /* one that is behind */
+    assert_int_equal(lease_holder_counts_in(&h, 1), 9);
+    assert_int_equal(lease_holder_counts_in(&h, 2), 0); /* numbers of another epoch are of another log */
+}
+
 static void a_refusal_extends_what_holds_and_revives_nothing(void **test UNUSED)
 {
     struct lease_holder h = {0};
@@ -150,6 +164,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_majority_holds_it_from_when_it_was_asked),
+        cmocka_unit_test(it_says_in_which_list_it_counts),
         cmocka_unit_test(a_refusal_extends_what_holds_and_revives_nothing),
         cmocka_unit_test(where_the_setting_says_so_a_refusal_is_worth_nothing),
         cmocka_unit_test(the_newest_controllers_count),

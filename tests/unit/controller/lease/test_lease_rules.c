@@ -46,14 +46,15 @@ static const struct host *host_of(struct bed *b, const char *name)
     return fixture_get(&b->f, object_kind_HOST, name)->host;
 }
 
-/* The host asks controller @number (from 0). True: supported. */
-static bool ask(struct bed *b, unsigned number, const char *name, uint64_t generation)
+/* The host asks controller @number (from 0), and counts in the list of @voters_index. True: supported. */
+static bool ask_knowing(struct bed *b, unsigned number, const char *name, uint64_t generation, uint64_t voters_index)
 {
     struct lease_question question = {0};
     struct lease_answer answer = {0};
     OBJECT_TEXT(lease_question, &question, host, host_of(b, name)->id);
     OBJECT_SET(lease_question, &question, generation, generation);
     OBJECT_SET(lease_question, &question, cluster_epoch, state_cluster(b->f.state)->epoch);
+    OBJECT_SET(lease_question, &question, voters_index, voters_index);
     lease_table_answer(&b->tables[number], b->f.state, &question, number + 1, b->now_ns, &answer);
     bool supported = answer.supported;
     assert_int_equal(answer.raft_id, number + 1);
@@ -62,6 +63,16 @@ static bool ask(struct bed *b, unsigned number, const char *name, uint64_t gener
     OBJECT_CLEAR(lease_question, &question);
     OBJECT_CLEAR(lease_answer, &answer);
     return supported;
+}
+
+static uint64_t newest_list(struct bed *b)
+{
+    return state_cluster(b->f.state)->lease_voters_index;
+}
+
+static bool ask(struct bed *b, unsigned number, const char *name, uint64_t generation)
+{
+    return ask_knowing(b, number, name, generation, newest_list(b));
 }
 
 static struct lease_view look_in(struct bed *b, unsigned number, uint64_t index, uint64_t leader_term, uint64_t term)
@@ -500,13 +511,13 @@ static void after_a_change_of_the_controllers_nobody_is_lost_for_a_ttl(void **te
     pass(b, 10, both);
     pass(b, 4, second);
     assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
-    assert_true(lease_judge_settled(&b->judge, f->state, b->now_ns));
+    assert_true(lease_judge_settled(&b->judge, f->state));
     fixture_must(f, ROUTE_ID_controller_remove, "c3", NULL);
     assert_int_equal(state_voters(f->state), 2);
-    assert_false(lease_judge_settled(&b->judge, f->state, b->now_ns));
+    assert_false(lease_judge_settled(&b->judge, f->state));
     b->now_ns += 10 * S;
     look_at_all(b);
-    assert_true(lease_judge_settled(&b->judge, f->state, b->now_ns));
+    assert_true(lease_judge_settled(&b->judge, f->state));
     assert_int_equal(judge(b), 0); /* two votes: nobody is declared lost at all */
     fixture_voter(f, "c4", 3);
     look_at_all(b);
@@ -520,6 +531,205 @@ static void after_a_change_of_the_controllers_nobody_is_lost_for_a_ttl(void **te
     look_at_all(b);
     judge(b);
     assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+}
+
+static bool settled(struct bed *b)
+{
+    look_at_all(b);
+    return lease_judge_settled(&b->judge, b->f.state);
+}
+
+/* A refused connection names no list and prolongs what is supported: until the host has said that it knows who counts, or has nothing
+ * that could be prolonged, there is no other change. */
+static void the_next_change_waits_until_hosts_know_of_the_last_one(void **test)
+{
+    struct bed *b = *test;
+    look_at_all(b);
+    b->now_ns += 10 * S;
+    uint64_t old = newest_list(b);
+    for (unsigned c = 0; c < 3; c++)
+        ask(b, c, "n1", 1);
+    assert_true(settled(b));
+    fixture_voter(&b->f, "c4", 4);
+    assert_false(settled(b)); /* three of four have applied it, and it knows of none */
+    for (unsigned c = 0; c < 3; c++)
+        ask_knowing(b, c, "n1", 1, old);
+    assert_false(settled(b));
+    ask(b, 0, "n1", 1);
+    ask(b, 1, "n1", 1);
+    assert_false(settled(b)); /* two of four */
+    b->now_ns += TTL_NS - 1;
+    assert_false(settled(b));
+    b->now_ns += 1;
+    assert_true(settled(b)); /* the third one's support has run out */
+    for (unsigned c = 0; c < 3; c++)
+        ask_knowing(b, c, "n1", 1, 0); /* an agent that has just begun */
+    assert_true(settled(b)); /* said is said: it gets no support but with the list */
+    ask(b, 2, "n1", 1);
+    ask_knowing(b, 2, "n1", 1, 0);
+    lease_judge_reset(&b->judge);
+    look(b, 0);
+    look(b, 1);
+    assert_false(lease_judge_settled(&b->judge, b->f.state));
+    assert_true(settled(b)); /* nor has the next leader to wait for it again */
+}
+
+static void whom_a_removed_controller_has_told_does_not_count(void **test)
+{
+    struct bed *b = *test;
+    look_at_all(b);
+    b->now_ns += 10 * S;
+    uint64_t old = newest_list(b);
+    for (unsigned c = 0; c < 3; c++)
+        ask(b, c, "n1", 1);
+    fixture_must(&b->f, ROUTE_ID_controller_remove, "c3", NULL);
+    ask(b, 0, "n1", 1);
+    ask_knowing(b, 1, "n1", 1, old);
+    ask(b, 2, "n1", 1);
+    assert_false(settled(b));
+    ask(b, 1, "n1", 1);
+    assert_true(settled(b));
+}
+
+/* It may have heard of a list from another controller first. Its next agent has not, and is supported without the list here. */
+static void what_it_says_of_a_list_that_is_not_applied_is_of_no_account(void **test)
+{
+    struct bed *b = *test;
+    look_at_all(b);
+    b->now_ns += 10 * S;
+    for (unsigned c = 0; c < 3; c++)
+        ask_knowing(b, c, "n1", 1, newest_list(b) + 1000);
+    assert_true(settled(b));
+    fixture_voter(&b->f, "c4", 4);
+    assert_false(settled(b));
+    for (unsigned c = 0; c < 3; c++)
+        ask_knowing(b, c, "n1", 1, 0);
+    assert_false(settled(b));
+    for (unsigned c = 0; c < 3; c++)
+        ask(b, c, "n1", 1);
+    assert_true(settled(b));
+}
+
+/* Positions of another epoch are of another log: what a host says of them, which has followed a lost one, is of no account. */
+static void what_it_says_of_another_epoch_is_of_no_account(void **test)
+{
+    struct bed *b = *test;
+    struct lease_question question = {0};
+    look_at_all(b);
+    b->now_ns += 10 * S;
+    fixture_voter(&b->f, "c4", 4);
+    OBJECT_TEXT(lease_question, &question, host, host_of(b, "n1")->id);
+    OBJECT_SET(lease_question, &question, generation, 1);
+    OBJECT_SET(lease_question, &question, cluster_epoch, state_cluster(b->f.state)->epoch + 1);
+    OBJECT_SET(lease_question, &question, voters_index, newest_list(b));
+    for (unsigned c = 0; c < 3; c++) {
+        struct lease_answer answer = {0};
+        ask_knowing(b, c, "n1", 1, 0);
+        lease_table_answer(&b->tables[c], b->f.state, &question, c + 1, b->now_ns, &answer);
+        OBJECT_CLEAR(lease_answer, &answer);
+    }
+    OBJECT_CLEAR(lease_question, &question);
+    assert_false(settled(b));
+}
+
+static const char *waits_for(struct bed *b, struct lease_judge_words *words)
+{
+    *words = (struct lease_judge_words){.text = ""};
+    lease_judge_waits_for(&b->judge, b->f.state, b->now_ns, words);
+    const char *who = strstr(words->text, "it waits for ");
+    assert_non_null(who);
+    return who + strlen("it waits for ");
+}
+
+static void the_wait_names_whom_it_is_for(void **test)
+{
+    const char *says = " (an agent says that it knows within seconds; one of an older version never does: upgrade it)";
+    struct bed *b = *test;
+    struct lease_judge_words words;
+    char expected[300];
+    look_at_all(b);
+    b->now_ns += 10 * S;
+    fixture_voter(&b->f, "c4", 4);
+    assert_string_equal(waits_for(b, &words), "controller c1 (it does not answer), controller c2 (it does not answer), controller c3 (it "
+                                              "does not answer) and 1 more");
+    for (unsigned c = 0; c < 3; c++)
+        ask_knowing(b, c, "n1", 1, 0); /* an agent of a version that says nothing of it */
+    assert_false(settled(b));
+    snprintf(expected, sizeof expected, "host n1%s and for controller c4 (it does not answer)", says);
+    assert_string_equal(waits_for(b, &words), expected);
+    assert_non_null(strstr(words.text, "the hosts of 0 of 4 know, and 3 are needed"));
+    for (unsigned c = 0; c < 2; c++)
+        ask(b, c, "n1", 1);
+    look_at_all(b);
+    struct lease_view view = look_in(b, 2, state_index(b->f.state), 1, 1);
+    ((struct lease_host *)view.hosts.items)->untold = false; /* a controller of such a version */
+    lease_judge_take(&b->judge, &view, 1, b->now_ns);
+    assert_string_equal(waits_for(b, &words), "controller c3 (its version does not say what its hosts know: upgrade it), controller c4 (it "
+                                              "does not answer)");
+    assert_non_null(strstr(words.text, "the hosts of 2 of 4 know, and 3 are needed"));
+    struct lease_view again = look_in(b, 0, state_index(b->f.state), 1, 1);
+    ((struct lease_host *)again.hosts.items)->untold = true; /* where it was told before, that is of no account */
+    lease_judge_take(&b->judge, &again, 1, b->now_ns);
+    OBJECT_CLEAR(lease_view, &again);
+    assert_null(strstr(waits_for(b, &words), "n1"));
+    view.voters_index--;
+    lease_judge_take(&b->judge, &view, 1, b->now_ns);
+    OBJECT_CLEAR(lease_view, &view);
+    assert_non_null(strstr(waits_for(b, &words), "controller c3 (it has not applied the change yet), "));
+    for (unsigned i = 2; i < 7; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "n%u", i);
+        fixture_host(&b->f, name, 8192);
+        ask_knowing(b, 2, name, 1, 1);
+    }
+    ask_knowing(b, 2, "n1", 1, 1);
+    look_at_all(b);
+    b->now_ns += LEASE_FRESH_MS * MS;
+    assert_string_equal(waits_for(b, &words), "controller c3 (it does not answer), controller c4 (it does not answer)");
+    look_at_all(b);
+    snprintf(expected, sizeof expected, "host n1, host n2, host n3 and 3 more%s and for controller c4 (it does not answer)", says);
+    assert_string_equal(waits_for(b, &words), expected);
+}
+
+static void what_a_former_life_supported_has_to_be_over_too(void **test)
+{
+    struct bed *b = *test;
+    look_at_all(b);
+    for (unsigned c = 0; c < 3; c++) {
+        lease_table_finish(&b->tables[c]);
+        lease_table_init(&b->tables[c], b->now_ns);
+    }
+    lease_judge_reset(&b->judge);
+    b->now_ns += TTL_NS - 1;
+    assert_false(settled(b));
+    ask(b, 0, "n1", 1);
+    assert_false(settled(b));
+    ask(b, 1, "n1", 1);
+    assert_true(settled(b)); /* it knows, so it does not matter */
+}
+
+/* Those that join support before they count: with two of them, and one that has not confirmed, it could have a majority again. */
+static void a_lost_host_has_to_be_without_any_support(void **test)
+{
+    struct bed *b = *test;
+    fixture_host(&b->f, "n2", 8192);
+    pass(b, 10, both);
+    b->now_ns += 3 * S;
+    look_at_all(b);
+    judge(b);
+    assert_int_equal(host_of(b, "n1")->state, host_state_SUSPECT);
+    b->now_ns += TTL_NS;
+    look_at_all(b);
+    judge(b);
+    assert_int_equal(host_of(b, "n1")->state, host_state_LOST);
+    fixture_voter(&b->f, "c4", 4);
+    lease_judge_reset(&b->judge);
+    struct lease_support *support = map_get(&b->tables[0].supports, host_of(b, "n1")->id);
+    support->until_ns = b->now_ns + S; /* the first was no part of the majority that has confirmed, */
+    support->voters_index = newest_list(b); /* and what it knows is of no account */
+    assert_false(settled(b));
+    b->now_ns = support->until_ns;
+    assert_true(settled(b));
 }
 
 static void disarmed_nobody_is_lost_and_armed_only_who_has_said_so(void **test)
@@ -827,6 +1037,13 @@ int main(void)
         TEST(a_leader_that_sees_no_majority_suspects_nobody),
         TEST(a_new_controller_counts_once_hosts_have_its_support),
         TEST(after_a_change_of_the_controllers_nobody_is_lost_for_a_ttl),
+        TEST(the_next_change_waits_until_hosts_know_of_the_last_one),
+        TEST(what_it_says_of_a_list_that_is_not_applied_is_of_no_account),
+        TEST(whom_a_removed_controller_has_told_does_not_count),
+        TEST(what_it_says_of_another_epoch_is_of_no_account),
+        TEST(the_wait_names_whom_it_is_for),
+        TEST(what_a_former_life_supported_has_to_be_over_too),
+        TEST(a_lost_host_has_to_be_without_any_support),
         TEST(disarmed_nobody_is_lost_and_armed_only_who_has_said_so),
         TEST(a_vm_that_gets_ha_is_moved_only_when_its_host_has_heard_of_it),
         TEST(a_host_that_is_ahead_has_to_say_that_it_runs_under_the_lease),
