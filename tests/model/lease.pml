@@ -16,7 +16,10 @@
  *     Who leads is of no other account, so any member that is up with a majority may; confirmations outlive a leader.
  *   - A support counts whatever generation it was asked for.
  *
- * -DCLEAR: a suspected host that answers is cleared, and may be suspected again. -DCHANGES: members leave, one by one.
+ * -DCLEAR: a suspected host that answers is cleared, and may be suspected again. -DRETURN: a lost one comes back, too.
+ * -DCHANGES=n -DSTART=mask: up to n times one controller joins or leaves; who does not count is asked, supports and applies as
+ * others do; a question has its answer at once, if any. -DTWO: there are two of them at all, enough for two lists that share nobody with one between them.
+ * -DRESTART, with CHANGES: the agent ends and starts again at any time; and VMs keep a deadline of the older list until it runs out.
  * -DBREAK_...: one rule taken out; the checker must find the double run. tests/model/check runs all of it. */
 
 #define TTL 2
@@ -29,6 +32,7 @@
 #define NOTHING 0
 #define YES 1
 #define REFUSED 2
+#define NO 3 /* only with CHANGES: it tells who counts */
 
 #define OPEN 0 /* the committed record of the host; odd: suspected */
 #define SUSPECT 1
@@ -59,28 +63,61 @@ bool held[3]; /* a support held when the question was sent */
 #endif
 
 #ifdef CHANGES
-byte members;            /* committed: how many have left, of {0 1 2} first 2, then 1 */
-byte members_of[3];      /* as each controller has applied it */
+byte list[CHANGES + 1];  /* committed: who counts, one bit for each, */
+byte members;            /* and the newest of them */
+byte members_of[3];      /* the newest that each controller has applied, */
+bool lost_of[3];         /* and whether the host is lost in it */
+bool asked_newest[3];    /* in its present life that controller was asked by the agent when that knew of the newest */
+bool settled[3];         /* the leader has its word: no host holds its support that could count in an older list */
+byte lost_at;            /* the newest when the host was declared lost */
 byte members_known;      /* the newest that the agent was told of */
-byte settled = TTL_C;    /* ticks since a majority had applied the newest, up to TTL_C; 0: none has */
-#define IS_MEMBER(c) ((c) < 3 - members)
-#define IS_KNOWN(c) ((c) < 3 - members_known)
-#define MAJORITY ((3 - members) / 2 + 1)
-#define MAJORITY_KNOWN ((3 - members_known) / 2 + 1)
+#define HAS(which, c) ((list[which] >> (c)) & 1)
+#define SIZE(which) (HAS(which, 0) + HAS(which, 1) + HAS(which, 2))
+#define IS_MEMBER(c) HAS(members, c)
+#define IS_KNOWN(c) HAS(members_known, c)
+#define MAJORITY (SIZE(members) / 2 + 1)
+#define MAJORITY_KNOWN (SIZE(members_known) / 2 + 1)
+#define MAY_RUN(c) true
+#define MAY_CATCH_UP(c) up[c]
 #else
+#define MAY_RUN(c) IS_MEMBER(c)
+#define MAY_CATCH_UP(c) IS_UP(c)
 #define IS_MEMBER(c) true
 #define IS_KNOWN(c) true
 #define MAJORITY 2
 #define MAJORITY_KNOWN 2
 #endif
 
+#ifdef RESTART
+byte page;          /* VMs may run for so long by a deadline that an agent before this one gave, or that was counted in an older list */
+byte since = TTL_C; /* ticks since the last change */
+#endif
+
 #define COUNT(is) ((is(0) -> 1 : 0) + (is(1) -> 1 : 0) + (is(2) -> 1 : 0))
 #define IS_UP(c) (IS_MEMBER(c) && up[c])
 #define SUPPORTS(c) (IS_KNOWN(c) && lease[c] > 0)
 #define HAS_CONFIRMED(c) (IS_MEMBER(c) && confirmed[c])
-#define HAS_APPLIED(c) (IS_UP(c) && members_of[c] == members)
 #define QUORUM (COUNT(IS_UP) >= MAJORITY)
-#define RUNS (COUNT(SUPPORTS) >= MAJORITY_KNOWN) /* the agent's VMs may execute */
+#ifdef BREAK_ONE_SUPPORT
+#define RUNS (COUNT(SUPPORTS) >= 1)
+#else
+#define RUNS (COUNT(SUPPORTS) >= MAJORITY_KNOWN) /* rule 2: the agent's VMs may execute */
+#endif
+
+#ifdef RESTART
+#define LASTS(c) (IS_KNOWN(c) && lease[c] == TTL)
+#define DEADLINE (COUNT(LASTS) >= MAJORITY_KNOWN -> TTL : (RUNS -> 1 : 0))
+#define keep_page() page = MAX(page, DEADLINE)
+#define MAY_RUN_ON (page > 0)
+#ifdef BREAK_LOST_SOON
+#define LONG_SINCE true
+#else
+#define LONG_SINCE (since == TTL_C) /* rule 7: nobody is lost so soon after a change */
+#endif
+#else
+#define MAY_RUN_ON false
+#define LONG_SINCE true
+#endif
 
 #ifdef BREAK_ONE_CONFIRMATION
 #define ENOUGH 1 /* rule 4: a majority */
@@ -119,33 +156,21 @@ inline tick_agent(c)
     fi
 }
 
-#ifdef BREAK_CHANGES_IN_A_ROW
-#define SETTLED true
-#else
-#define SETTLED (settled == TTL_C) /* rule 7 */
-#endif
-
-#ifdef CHANGES
-inline settle()
-{
-    settled = (settled > 0 -> settled : (COUNT(HAS_APPLIED) >= MAJORITY -> 1 : 0))
-}
-#else
-#define settle() skip
-#endif
-
 inline tick()
 {
     tick_controller(0);
     tick_controller(1);
     tick_controller(2);
-#ifdef CHANGES
-    settled = (settled > 0 && settled < TTL_C -> settled + 1 : settled);
+#ifdef RESTART
+    since = (since < TTL_C -> since + 1 : TTL_C);
 #endif
     if
     :: alive && ahead == TTL -> ahead = 0
     :: true ->
         ahead = (ahead < TTL -> ahead + 1 : TTL);
+#ifdef RESTART
+        page = (page > 0 -> page - 1 : 0);
+#endif
         tick_agent(0);
         tick_agent(1);
         tick_agent(2)
@@ -160,10 +185,19 @@ inline vanish(c)
     age[c] = 0
 }
 
-#ifdef BREAK_CATCH_UP
+#if defined(BREAK_CATCH_UP)
 #define MAY_SUPPORT(c) (!IS_SUSPECT(applied[c]))
+#elif defined(BREAK_SUPPORTS_SUSPECTS)
+#define MAY_SUPPORT(c) caught[c]
 #else
 #define MAY_SUPPORT(c) (caught[c] && !IS_SUSPECT(applied[c])) /* rule 5 */
+#endif
+
+/* Rule 7: by who has not applied the list itself, the next agent could be supported without being told of it. */
+#ifdef BREAK_HEEDS_EARLY
+#define HEEDS(c) true
+#else
+#define HEEDS(c) (members_of[c] == members)
 #endif
 
 inline ask(c)
@@ -174,8 +208,14 @@ inline ask(c)
     :: up[c] && MAY_SUPPORT(c) ->
         hold[c] = TTL_C;
         message[c] = YES
+#ifdef CHANGES
+    :: else -> message[c] = NO
+    fi;
+    asked_newest[c] = asked_newest[c] || (up[c] && members_known == members && members < CHANGES && HEEDS(c))
+#else
     :: else -> skip
     fi
+#endif
 #ifdef BREAK_REFUSAL_AS_ASKED
     ;
     held[c] = lease[c] + age[c] > 0
@@ -198,17 +238,33 @@ inline ask(c)
 
 inline answered(c)
 {
+#ifdef RESTART
     if
-    :: message[c] == YES ->
-        lease[c] = MAX(lease[c], WORTH(c));
-#ifdef CHANGES
-        members_known = MAX(members_known, members_of[c])
+    :: message[c] != REFUSED && members_of[c] > members_known -> keep_page()
+    :: else -> skip
+    fi;
 #endif
+#ifdef CHANGES
+    members_known = (message[c] == REFUSED -> members_known : MAX(members_known, members_of[c]));
+#endif
+    if
+    :: message[c] == YES -> lease[c] = MAX(lease[c], WORTH(c))
     :: message[c] == REFUSED && EXTENDS(c) -> lease[c] = MAX(lease[c], WORTH(c))
     :: else -> skip
     fi;
     vanish(c)
 }
+
+#ifdef CHANGES
+inline exchange(c)
+{
+    ask(c);
+    if
+    :: true -> answered(c)
+    :: message[c] != REFUSED -> vanish(c)
+    fi
+}
+#endif
 
 /* --- A controller's life ---------------------------------------------------------------------------------------- */
 
@@ -221,9 +277,14 @@ inline crash(c)
     applied[c] = OPEN
 #ifdef CHANGES
     ;
+    asked_newest[c] = false;
     if
     :: true -> skip
     :: members_of[c] > 0 -> members_of[c] = 0
+    fi;
+    if
+    :: true -> skip
+    :: lost_of[c] && members_of[c] <= lost_at -> lost_of[c] = false
     fi
 #endif
 }
@@ -244,12 +305,12 @@ inline catch_up(c)
     caught[c] = true;
 #ifdef CHANGES
     members_of[c] = members;
-    settle()
+    lost_of[c] = lost
 #endif
 }
 
 #ifdef CHANGES
-#define BEHIND(c) (!caught[c] || applied[c] != record || members_of[c] != members)
+#define BEHIND(c) (!caught[c] || applied[c] != record || members_of[c] != members || lost_of[c] != lost)
 #else
 #define BEHIND(c) (!caught[c] || applied[c] != record)
 #endif
@@ -259,7 +320,41 @@ inline catch_up(c)
 #else
 #define RUN_OUT(c) (hold[c] == 0) /* rules 4 and 5 */
 #endif
-#define MAY_CONFIRM(c) (IS_UP(c) && IS_SUSPECT(record) && applied[c] == record && !confirmed[c] && RUN_OUT(c))
+#define MAY_CONFIRM(c) (!lost && MAY_CATCH_UP(c) && IS_SUSPECT(record) && applied[c] == record && !confirmed[c] && RUN_OUT(c))
+
+/* Rule 7. A host that knows of the newest list counts in it; one that does not, and has no support from here, gets none without
+ * being told. A lost one has to have none: it could count in the newest list, too. */
+#ifdef CHANGES
+#if defined(BREAK_SETTLED_AS_APPLIED)
+#define SETTLES(c) true
+#elif defined(BREAK_SETTLED_WITH_LOST)
+#define SETTLES(c) (hold[c] == 0 || asked_newest[c])
+#else
+#define SETTLES(c) (hold[c] == 0 || (asked_newest[c] && !lost_of[c]))
+#endif
+#define MAY_SETTLE(c) (members < CHANGES && IS_UP(c) && members_of[c] == members && !settled[c] && SETTLES(c))
+#define HAS_SETTLED(c) (IS_MEMBER(c) && settled[c])
+#ifdef BREAK_CHANGES_IN_A_ROW
+#define SETTLED true
+#else
+#define SETTLED (COUNT(HAS_SETTLED) >= MAJORITY)
+#endif
+
+inline change(c)
+{
+    list[members + 1] = list[members] ^ (1 << c);
+    members++;
+#ifdef RESTART
+    since = 0;
+#endif
+    settled[0] = false;
+    settled[1] = false;
+    settled[2] = false;
+    asked_newest[0] = false;
+    asked_newest[1] = false;
+    asked_newest[2] = false
+}
+#endif
 
 /* --- Two worlds that differ only in the controllers' names are one: their order is made the same ------------------- */
 
@@ -316,21 +411,39 @@ byte calm_ticks;
 #define TIME_PASSES true
 #endif
 
-#define CONTROLLER(c)                                                                                        \
-    :: atomic { STORMY && up[c] -> crash(c); order() }                                                       \
-    :: atomic { !up[c] && IS_MEMBER(c) -> start(c); order() }                                                \
-    :: atomic { QUORUM && IS_UP(c) && BEHIND(c) -> catch_up(c); order() }                                    \
-    :: atomic { QUORUM && MAY_CONFIRM(c) -> confirmed[c] = true; order() }                                   \
+#ifdef CHANGES
+#define ASK(c) :: atomic { alive -> exchange(c) }
+#define CHANGE(c)                                                                                            \
+    :: atomic { QUORUM && MAY_SETTLE(c) -> settled[c] = true }                                               \
+    :: atomic { QUORUM && members < CHANGES && SETTLED && (list[members] ^ (1 << c)) != 0 -> change(c) }
+#else
+#define ASK(c)                                                                                               \
     :: atomic { alive && message[c] == NOTHING && (!up[c] || MAY_SUPPORT(c)) -> ask(c); order() }            \
     :: atomic { message[c] != NOTHING && alive -> answered(c); order() }
+#define CHANGE(c)
+#endif
+#define CONTROLLER(c)                                                                                        \
+    :: atomic { STORMY && up[c] -> crash(c); order() }                                                       \
+    :: atomic { !up[c] && MAY_RUN(c) -> start(c); order() }                                                  \
+    :: atomic { QUORUM && MAY_CATCH_UP(c) && BEHIND(c) -> catch_up(c); order() }                             \
+    :: atomic { QUORUM && MAY_CONFIRM(c) -> confirmed[c] = true; order() }                                   \
+    ASK(c)
 
 active proctype world()
 {
+#ifdef CHANGES
+    list[0] = START;
+#endif
 end:
     do
     CONTROLLER(0)
     CONTROLLER(1)
+    CHANGE(0)
+    CHANGE(1)
+#ifndef TWO
     CONTROLLER(2)
+    CHANGE(2)
+#endif
 #ifdef LIVE
     :: atomic { TIME_PASSES && !(calm && lost) ->
                 tick();
@@ -350,11 +463,22 @@ end:
 #endif
                 order() }
 #endif
-#ifdef CHANGES
-    /* Rule 7: one at a time, and one TTL after a majority has applied the one before. */
-    :: atomic { QUORUM && members < 2 && record == OPEN && IS_UP(0) && SETTLED -> members++; settled = 0 }
+#ifdef RETURN
+    :: atomic { QUORUM && record == SUSPECT && lost && alive -> record = CLEARED; lost = false } /* rule 6 */
 #endif
-    :: atomic { QUORUM && IS_SUSPECT(record) && !lost && COUNT(HAS_CONFIRMED) >= ENOUGH -> lost = true }
+    :: atomic { QUORUM && IS_SUSPECT(record) && !lost && LONG_SINCE && COUNT(HAS_CONFIRMED) >= ENOUGH ->
+                lost = true;
+#ifdef CHANGES
+                lost_at = members;
+                forget_confirmations() /* of no account any more */
+#endif
+                }
+#ifdef RESTART
+    :: atomic { alive -> /* the next agent knows nothing; the VMs keep their deadlines */
+                keep_page();
+                lease[0] = 0; lease[1] = 0; lease[2] = 0;
+                members_known = 0 }
+#endif
 #ifdef LIVE
     :: atomic { alive ->
                 alive = false; /* what it counted and what it was sent is of no account any more */
@@ -371,5 +495,5 @@ end:
 active proctype never_twice()
 {
 end:
-    atomic { alive && lost && RUNS -> assert(false) }
+    atomic { alive && lost && (RUNS || MAY_RUN_ON) -> assert(false) }
 }
