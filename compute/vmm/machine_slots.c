@@ -166,7 +166,8 @@ int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struc
         .may_open = disk->shared ? may_submit : NULL,
         .may_open_arg = &m->lease.lease,
         .source_path = disk->source,
-        .source_name = disk->id};
+        .source_name = disk->id,
+        .on_demand = disk->on_demand};
     int code = engine_choose(m, disk, &file.uring, err);
     if (code == 0 && disk->format == disk_format_LAYERS)
         code = block_layers_open(disk->path, &file, m->io, &block, err);
@@ -287,7 +288,7 @@ int machine_slot_add_nic(struct machine *m, const struct vmm_nic *nic, struct ma
         .tap = nic->tap, .fd = -1, .may_submit = may_submit, .may_submit_arg = &m->lease.lease};
     options.mtu = (uint16_t)nic->mtu;
     options.pairs = nic->queues;
-    options.awaited = m->options.handed_over && m->state == MACHINE_CREATED;
+    options.awaited = nic->cut || (m->options.handed_over && m->state == MACHINE_CREATED);
     int code = room_check(m, SLOT_NIC, err);
     if (code == 0)
         code = id_choose(m, nic->id, "nic", id, err);
@@ -308,6 +309,8 @@ int machine_slot_add_nic(struct machine *m, const struct vmm_nic *nic, struct ma
     OBJECT_TEXT(vmm_nic, &slot->nic, id, id);
     OBJECT_SET(vmm_nic, &slot->nic, slot, slot->number);
     net_set_limits(virtio, &nic->limits);
+    if (nic->cut)
+        net_set_link(virtio, false); /* for good: there is nothing behind it */
     if (ret_slot)
         *ret_slot = slot;
     return 0;

@@ -34,6 +34,7 @@ struct block_file_options {
     void *may_open_arg;
     /* Where a disk that is not whole finds the rest (block_layers.h): a socket, and its name there. NULL: nowhere. */
     const char *source_path, *source_name;
+    bool on_demand; /* and is not filled from there */
 };
 
 /* Open the file at @path; refused in words: not a file or block device, empty, size not a multiple of 512, locked by

@@ -157,7 +157,7 @@ static void fill_go_on(void *arg)
         layer_merge_conclude(chain);
         return;
     }
-    if (source_of(l) == NULL || chain->block.read_only)
+    if (source_of(l) == NULL || chain->block.read_only || l->options.on_demand)
         return;
     chain->merge_ready = fill_ready;
     chain->merge_ready_arg = l;

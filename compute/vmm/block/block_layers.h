@@ -9,7 +9,8 @@
  * kept but that, and block_own(true) opens it anew, whatever was written meanwhile, under `epoch`.
  *
  * A disk that is not whole (layer_disk_create_from) is opened where options->source_path says who has the rest, and filled from there from
- * the beginning on, while it is used; what fails is begun again after FILL_RETRY_MS. */
+ * the beginning on, while it is used; what fails is begun again after FILL_RETRY_MS. With options->on_demand it is not filled: what is
+ * missing is read each time that somebody wants it. */
 #ifndef COMPUTE_VMM_BLOCK_LAYERS_H
 #define COMPUTE_VMM_BLOCK_LAYERS_H
 

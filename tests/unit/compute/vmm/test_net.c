@@ -59,12 +59,31 @@ static int setup(void **state)
     *state = b;
     return 0;
 }
+/* As vmm_nic.cut: nothing is behind it, and the link is down. */
+static int cut_setup(void **state)
+{
+    struct bench *b = NEW(struct bench);
+    struct virtio_device *vdev;
+    struct net_options options = {.awaited = true, .tap = "none", .may_submit = ask_lease, .may_submit_arg = &b->lease};
+    memcpy(options.mac, mac, sizeof mac);
+    machine_init(&b->m);
+    b->lease = true;
+    b->wire = -1;
+    assert_int_equal(net_create(&options, &b->m.memory, b->m.loop, &vdev, NULL), 0);
+    driver_attach(&b->d, &b->m, vdev);
+    net_set_link(vdev, false);
+    driver_start(&b->d, UINT64_MAX, QUEUE_SIZE);
+    b->buffers = driver_alloc(&b->d, 1 << 20);
+    *state = b;
+    return 0;
+}
 static int teardown(void **state)
 {
     struct bench *b = *state;
     driver_detach(&b->d);
     machine_finish(&b->m);
-    close(b->wire);
+    if (b->wire >= 0)
+        close(b->wire);
     free(b);
     return 0;
 }
@@ -114,6 +133,26 @@ static void frames_go_out(void **state)
     }
     assert_int_equal(net_counters(b->d.vdev).tx_frames, 2);
     assert_int_equal(net_counters(b->d.vdev).tx_bytes, 200);
+}
+
+/* The driver finds its device, without a link: what it sends is taken and goes nowhere, and nothing comes. */
+static void cut_off(void **state)
+{
+    struct bench *b = *state;
+    struct used_entry used = {0};
+    struct segment whole = {b->buffers, HEADER + 100, false};
+    assert_int_equal(driver_read(&b->d, VIRTIO_PCI_AT_DEVICE + 6, 2), 0);
+    fill(buffer(b, 0), HEADER + 100, 1);
+    give_buffers(b, 4, 4, 2048);
+    for (unsigned i = 0; i < 3 * QUEUE_SIZE; i++) {
+        driver_add(&b->d, NET_QUEUE_TX, &whole, 1);
+        driver_kick(&b->d, NET_QUEUE_TX);
+        assert_true(driver_wait(&b->d, NET_QUEUE_TX, &used));
+    }
+    turn(b);
+    assert_int_equal(net_counters(b->d.vdev).tx_dropped, 3 * QUEUE_SIZE);
+    assert_int_equal(net_counters(b->d.vdev).tx_frames, 0);
+    assert_int_equal(net_counters(b->d.vdev).rx_frames, 0);
 }
 
 /* A byte a second, both ways together: the rest waits where it is, and comes when the limit is lifted. */
@@ -724,6 +763,7 @@ int main(void)
         T(offloads_are_what_was_negotiated),
         T(limits_hold_frames_back),
         T(the_guest_is_asked_to_announce),
+        cmocka_unit_test_setup_teardown(cut_off, cut_setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
