@@ -63,15 +63,21 @@ int backup_verify(const struct invocation *call, struct error *err)
 {
     struct client client;
     CLEANUP_FREE char *store = NULL;
+    json_t *body = NULL;
     int rc = client_init(&client, call, err);
+    if (rc == 0)
+        rc = body_build(call, schema_routes[ROUTE_ID_backup_verify].body, false, &body, err);
+    if (rc == 0 && call->name == NULL && json_object_size(body) > 0)
+        rc = error_set(err, -EINVAL, ERROR_INVALID, "name the backup that is to be booted: a whole store is only read");
     if (rc == 0 && call->name == NULL)
         rc = store_choose(call, &client, &store, err);
     if (rc == 0) {
         CLEANUP_FREE char *what = call->name != NULL ? xasprintf("backup %s", call->name) : xasprintf("backup-store %s", store);
         CLEANUP_FREE char *path = call->name != NULL ? client_path(ROUTE_ID_backup_verify, call->name, "")
                                                      : client_path(ROUTE_ID_backup_store_verify, store, "");
-        rc = work_ask(call, &client, path, NULL, what, err);
+        rc = work_ask(call, &client, path, json_object_size(body) > 0 ? body : NULL, what, err);
     }
+    json_decref(body);
     client_finish(&client);
     return rc;
 }

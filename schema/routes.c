@@ -8,6 +8,7 @@
 #define WAIT ROUTE_WAIT
 #define DRY ROUTE_DRY
 #define FORCE ROUTE_FORCE
+#define BARE ROUTE_BARE
 #define LIST ROUTE_LIST
 /* "none" is a row's word for no object: give it a table that stands for that. */
 const struct object_desc none_desc = {.name = NULL};
@@ -106,8 +107,8 @@ static void put_operation(const struct route_table *table, const struct route_de
         put_parameter(out, "query", "force", "true: without waiting for the guest, or as said above.");
     bytes_put_text(out, "]");
     if (r->body->name != NULL)
-        bytes_put_format(out, ",\"requestBody\":{\"required\":true,\"content\":{\"application/json\":{\"schema\":{\"$ref\":\"#/components/schemas/%s\"}}}}",
-                         r->body->name);
+        bytes_put_format(out, ",\"requestBody\":{\"required\":%s,\"content\":{\"application/json\":{\"schema\":{\"$ref\":\"#/components/schemas/%s\"}}}}",
+                         r->flags & ROUTE_BARE ? "false" : "true", r->body->name);
     bytes_put_format(out, ",\"responses\":{\"%s\":{\"description\":\"Done or accepted.\"", r->answer == &operation_desc && r->method != ROUTE_GET ? "202" : "2XX");
     if (r->answer->name != NULL && (r->flags & ROUTE_LIST))
         bytes_put_format(out, ",\"content\":{\"application/json\":{\"schema\":{\"type\":\"array\",\"items\":{\"$ref\":\"#/components/schemas/%s\"}}}}",

@@ -7,7 +7,7 @@
 
 enum route_method { ROUTE_GET, ROUTE_POST, ROUTE_PUT, ROUTE_PATCH, ROUTE_DELETE };
 enum route_role { ROUTE_ANY, ROUTE_USER, ROUTE_HOST, ROUTE_CONTROLLER };
-enum route_flag { ROUTE_LEADER = 1, ROUTE_LOCAL = 2, ROUTE_WAIT = 4, ROUTE_DRY = 8, ROUTE_LIST = 16, ROUTE_FORCE = 32 };
+enum route_flag { ROUTE_LEADER = 1, ROUTE_LOCAL = 2, ROUTE_WAIT = 4, ROUTE_DRY = 8, ROUTE_LIST = 16, ROUTE_FORCE = 32, ROUTE_BARE = 64 };
 
 enum route_id {
 #define ROUTE(symbol, method, path, body, answer, role, flags, doc) ROUTE_ID_##symbol,

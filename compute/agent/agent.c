@@ -567,6 +567,7 @@ static void agent_free(struct agent *a)
     map_finish(&a->tasks.all);
     pool_watch_finish(&a->pools);
     agent_migrations_free(a);
+    agent_boots_free(a);
     host_network_destroy(a->network);
     vmm_cgroups_close(&a->cgroups);
     OBJECT_CLEAR(node_identity, &a->identity);
@@ -678,6 +679,7 @@ void agent_stop(struct agent *a, void (*stopped)(void *arg), void *arg)
         a->session = NULL;
     }
     agent_tasks_stop(a);
+    agent_boots_stop(a);
     agent_volumes_stop(a);
     agent_migrations_stop(a);
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {

@@ -22,6 +22,7 @@
 #include "compute/agent/image_upload.h"
 #include "compute/agent/pool_watch.h"
 #include "compute/agent/session.h"
+#include "compute/agent/task_boot.h"
 #include "compute/agent/task_migrate.h"
 #include "compute/agent/task_replicate.h"
 #include "compute/agent/vm.h"
@@ -77,6 +78,7 @@ struct agent {
     struct agent_volumes volumes;
     struct agent_migrations migrations;
     struct agent_replicas replicas;
+    struct agent_boots boots;
     uint64_t generation; /* lease generation of this host, as told */
     uint64_t arming;     /* as told and carried out (node_orders) */
     struct agent_lease lease;

@@ -20,6 +20,7 @@ static const struct agent_task_ops *const kinds[task_kind_COUNT] = {
     [task_kind_BACKUP_ATTACH] = &task_backup_ops,
     [task_kind_BACKUP_VERIFY] = &task_backup_ops,
     [task_kind_BACKUP_PRUNE] = &task_backup_ops,
+    [task_kind_BACKUP_BOOT] = &task_boot_ops,
     [task_kind_IMAGE_IMPORT] = &task_image_ops,
     [task_kind_VM_REPLICATE] = &task_replicate_ops,
 };

@@ -91,6 +91,8 @@ extern const struct agent_task_ops task_upgrade_ops;
 extern const struct agent_task_ops task_snapshot_ops;
 /* task_backup.c */
 extern const struct agent_task_ops task_backup_ops;
+/* task_boot.c */
+extern const struct agent_task_ops task_boot_ops;
 /* task_replicate.c */
 extern const struct agent_task_ops task_replicate_ops;
 /* task_image.c */

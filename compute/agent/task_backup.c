@@ -698,6 +698,7 @@ int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_s
         : work.kind == task_kind_BACKUP_ATTACH ? backup_attach(&work, ret_seen, err)
         : work.kind == task_kind_BACKUP_VERIFY ? backup_verify(&work, ret_seen, err)
         : work.kind == task_kind_BACKUP_PRUNE  ? backup_prune(&work, ret_seen, err)
+        : work.kind == task_kind_BACKUP_BOOT   ? backup_live_restore(&work, ret_seen, err)
                                                : backup_restore(&work, ret_seen, err);
     OBJECT_CLEAR(backup_work, &work);
     return r;

@@ -158,6 +158,8 @@ void vm_files_nic(const struct vm_places *places, const struct vm_order *order, 
     }
     if (OBJECT_HAS(vm_nic, from, queues))
         OBJECT_SET(vmm_nic, ret_nic, queues, from->queues);
+    if (places->throw_away)
+        OBJECT_SET(vmm_nic, ret_nic, cut, true);
     config_mtu(places, from, ret_nic);
 }
 
@@ -242,6 +244,8 @@ static void config_source(const struct vm_places *places, const char *vm_id, str
     CLEANUP_FREE char *path = vm_files_source_path(places, vm_id);
     if (strlen(path) <= object_field(&vmm_disk_desc, "source")->max) /* else it was never restored so */
         OBJECT_TEXT(vmm_disk, disk, source, path);
+    if (places->throw_away)
+        OBJECT_SET(vmm_disk, disk, on_demand, true);
 }
 
 static void config_devices(const struct vm_places *places, const struct vm_order *order, bool arriving, struct vmm_config *config)
@@ -528,6 +532,8 @@ int vm_files_network(const struct vm_places *places, const struct vm_order *orde
 {
     const struct vm_nic *nics = order->nics.items;
     int r = 0;
+    if (places->throw_away)
+        return 0;
     if (places->network != NULL)
         return host_network_plug(places->network, order, user, places->make_bridges, err);
     for (size_t i = 0; r == 0 && i < order->nics.count; i++) {

@@ -39,6 +39,7 @@ struct vm_places {
     const char *lease_dir; /* lease pages, on a file system in memory; NULL: in the VMs' directories (tests) */
     uint32_t user_base;                         /* vmm_user.h; 0: VMMs run as the agent does */
     bool make_bridges;                          /* a missing bridge is made */
+    bool throw_away; /* of VMs that are thrown away (task_boot.h): interfaces are cut off, what is missing of disks is read on demand */
     bool shared_memory;                         /* guests' memory can be handed to another VMM (vmm_config.memory_shared) */
     const struct vmm_cgroups *cgroups;          /* NULL: none (tests) */
     struct host_network *network;               /* of the host; NULL: only plain bridges (tests) */

@@ -132,7 +132,7 @@ int vmm_cgroup_make(const struct vmm_cgroups *groups, const char *vm_id, uint32_
     CLEANUP_FREE char *directory = xasprintf("%s/vm-%s", groups->directory, vm_id);
     if (mkdir(directory, 0755) < 0 && errno != EEXIST)
         return error_errno(err, -errno, "cannot make %s", directory);
-    if ((r = limit_write(directory, "cpu.weight", MIN(vcpus * WEIGHT_OF_ONE, WEIGHT_MAX), err)) < 0 ||
+    if ((r = limit_write(directory, "cpu.weight", groups->last ? 1 : MIN(vcpus * WEIGHT_OF_ONE, WEIGHT_MAX), err)) < 0 ||
         (r = limit_write(directory, "memory.max", memory_bytes + memory_bytes / 8 + VMM_CGROUP_HEADROOM_BYTES, err)) < 0 ||
         (r = limit_write(directory, "pids.max", VMM_CGROUP_THREADS_MAX, err)) < 0)
         return r;

@@ -27,6 +27,7 @@ struct vmm_cgroups {
     char *directory;  /* of the VMs' groups; NULL: there are none here */
     char state[120];  /* "cgroup (cpu memory pids)", or what is missing and why */
     bool complete;    /* nothing is missing */
+    bool last;        /* of groups that get what the others leave: cpu.weight is 1 */
 };
 
 /* The mount that this process sees, or @mount where it is given (tests); @name: VMM_CGROUP_NAME. Never fails: see

@@ -37,6 +37,7 @@
 #define VMM_USERS 4096u /* VMs of one host, as in node_report */
 #define VMM_USERS_SHARED (1u << 24) /* VMs with disks in shared pools, from this on; between are some of the agent's own */
 #define VMM_USERS_SHARED_FIRST (2u * VMM_USERS)
+#define VMM_USER_THROW_AWAY (VMM_USERS + 2u) /* of the one VM that is thrown away (task_boot.h) */
 
 struct vm_places;
 

@@ -376,6 +376,8 @@ static int read_body(struct api_call *call, struct error *err)
     }
     if (!empty && !content_type_ok(http_request_header(request, "Content-Type")))
         return error_set_field(err, -EINVAL, ERROR_INVALID, "Content-Type", "it must be application/json");
+    if (empty && (call->route->flags & ROUTE_BARE))
+        return 0;
     if (empty)
         return error_set(err, -EBADMSG, ERROR_MALFORMED, "the body is missing: it must be a %s as JSON", desc->name);
     call->body = xcalloc(1, desc->size);

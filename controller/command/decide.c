@@ -272,11 +272,11 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_backup_store_attach:
         return decide_backup_attach(d, target, length);
     case ROUTE_ID_backup_store_verify:
-        return decide_backup_verify(d, object_kind_BACKUP_STORE, target, length);
+        return decide_backup_verify(d, object_kind_BACKUP_STORE, target, length, NULL);
     case ROUTE_ID_backup_store_prune:
         return decide_backup_prune(d, target, length, body);
     case ROUTE_ID_backup_verify:
-        return decide_backup_verify(d, object_kind_BACKUP, target, length);
+        return decide_backup_verify(d, object_kind_BACKUP, target, length, body);
     case ROUTE_ID_backup_create:
         return decide_backup_create(d, target, length, body);
     case ROUTE_ID_backup_update:

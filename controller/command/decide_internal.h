@@ -57,7 +57,8 @@ int decide_backup_create(struct deciding *d, const char *vm, size_t vm_length, c
 int decide_backup_attach(struct deciding *d, const char *store, size_t store_length);
 /* decide_prune.c */
 /* @kind: a store, all of it, or one backup. */
-int decide_backup_verify(struct deciding *d, enum object_kind kind, const char *id, size_t id_length);
+/* @body: of one backup, perhaps that it is to be booted; NULL: no. */
+int decide_backup_verify(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const struct backup_verify *body);
 int decide_backup_prune(struct deciding *d, const char *store, size_t store_length, const struct backup_prune *body);
 /* A host that could reach the store: that of the VM @vm_id (may be NULL), or one that is up and has little to do; NULL: none. */
 const char *decide_backup_host(const struct deciding *d, const char *vm_id);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "controller/command/boot_plan.h"
 #include "controller/fsm/backup_rules.h"
 
 static int fill(struct deciding *d, const struct record *target, const char *store, enum operation_kind kind, enum task_kind task,
@@ -24,12 +25,30 @@ static int fill(struct deciding *d, const struct record *target, const char *sto
     return 0;
 }
 
-int decide_backup_verify(struct deciding *d, enum object_kind kind, const char *id, size_t id_length)
+static int backup_boot(struct deciding *d, const struct record *record, const struct backup_verify *body)
+{
+    struct command_task command = {0};
+    const struct boot_wish wish = {.wait_for = body->wait_for, .timeout_s = body->boot_timeout_s};
+    int rc = boot_plan(d->state, record, &wish, &command.operation, d->err);
+    if (rc < 0) {
+        OBJECT_CLEAR(command_task, &command);
+        return rc;
+    }
+    decide_preview(d, record->desc, record->object);
+    return decide_task(d, &command);
+}
+
+int decide_backup_verify(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const struct backup_verify *body)
 {
     struct command_task command = {0};
     const struct record *record = decide_target(d, kind, id, id_length);
     if (record == NULL)
         return -ENOENT;
+    if (body != NULL && body->boot)
+        return backup_boot(d, record, body);
+    if (body != NULL && (body->wait_for != NULL || OBJECT_HAS(backup_verify, body, boot_timeout_s)))
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, body->wait_for != NULL ? "/wait_for" : "/boot_timeout_s",
+                               "says how the backup is booted: ask for that as well (boot, drover backup verify --boot)");
     bool one = kind == object_kind_BACKUP;
     int rc = fill(d, record, one ? record->backup->store : record->common->id, operation_kind_BACKUP_VERIFY,
                   task_kind_BACKUP_VERIFY, &command);

@@ -331,15 +331,17 @@ static bool is_attached(struct apply *a, const struct record *store)
     return true;
 }
 
-/* It, or all of its store. Refuses if so. */
+/* It, or all of its store; or it is being booted. Refuses if so. */
 static bool is_verified(struct apply *a, const struct record *record)
 {
     const struct backup *backup = record->backup;
     const struct operation *other = backup_rules_busy(a->state, operation_kind_BACKUP_VERIFY, backup->store, backup->id);
     if (other == NULL)
+        other = backup_rules_busy(a->state, operation_kind_BACKUP_BOOT, backup->store, backup->id);
+    if (other == NULL)
         return false;
-    apply_refuse(a, -EBUSY, ERROR_CONFLICT, "backup '%s' is being verified; wait for that, or cancel it (operation %s)",
-                 record->common->name, other->id);
+    apply_refuse(a, -EBUSY, ERROR_CONFLICT, "backup '%s' is being %s; wait for that, or cancel it (operation %s)",
+                 record->common->name, other->kind == operation_kind_BACKUP_BOOT ? "booted" : "verified", other->id);
     return true;
 }
 

@@ -82,7 +82,8 @@ static const char *const changeable[object_kind_COUNT][18] = {
     [object_kind_BACKUP_STORE] = {"name", "labels", "key", "access_key", "secret_key", "bytes_per_second", "verify_every_s"},
     [object_kind_BACKUP] = {"name", "labels", "rules_due"},
     [object_kind_BACKUP_POLICY] = {"name", "labels", "store", "every_s", "paused", "freeze", "keep_last", "keep_hourly",
-                                   "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly"},
+                                   "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly", "boot_every_s", "boot_wait_for",
+                                   "boot_timeout_s"},
     [object_kind_POOL] = {"name", "labels", "hosts"},
     [object_kind_VOLUME] = {"name", "labels", "size_bytes"},
 };

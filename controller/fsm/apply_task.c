@@ -17,6 +17,7 @@ static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_BACKUP_ATTACH] = &task_backup_attach,
     [task_kind_BACKUP_VERIFY] = &task_backup_verify,
     [task_kind_BACKUP_PRUNE] = &task_backup_prune,
+    [task_kind_BACKUP_BOOT] = &task_backup_boot,
     [task_kind_IMAGE_IMPORT] = &task_image_import,
 };
 

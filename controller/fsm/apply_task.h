@@ -48,6 +48,8 @@ extern const struct task_kind_ops task_vm_replicate;
 /* apply_backup.c */
 extern const struct task_kind_ops task_backup_create, task_backup_restore, task_backup_delete,
     task_backup_attach, task_backup_verify, task_backup_prune;
+/* apply_boot.c */
+extern const struct task_kind_ops task_backup_boot;
 /* The host of @record, a live restore, says that the disks can be read: its VM is started, once. */
 void restore_placed(struct apply *a, struct record *record);
 /* Are @vm's disks filled from a backup while it runs? Refuses if so. */

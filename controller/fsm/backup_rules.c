@@ -87,7 +87,7 @@ static bool rules_find(const struct state *state, const struct record *store, co
     return retention_has_rules(ret_rules);
 }
 
-/* Running verifications of the store, as a set of backups. */
+/* Running verifications of the store, and boots of backups in it, as a set of backups. */
 struct verified {
     bool all;
     struct map ids;
@@ -98,7 +98,7 @@ static void verified_init(const struct state *state, const struct record *store,
     *ret = (struct verified){.all = false};
     for (size_t i = 0; i < state_count(state, object_kind_OPERATION); i++) {
         struct operation *o = state_at(state, object_kind_OPERATION, i)->operation;
-        if (o->kind != operation_kind_BACKUP_VERIFY || o->state != operation_state_RUNNING || o->task.backup.store == NULL ||
+        if ((o->kind != operation_kind_BACKUP_VERIFY && o->kind != operation_kind_BACKUP_BOOT) || o->state != operation_state_RUNNING || o->task.backup.store == NULL ||
             strcmp(o->task.backup.store, store->common->id) != 0)
             continue;
         if (o->task.backup.id == NULL)

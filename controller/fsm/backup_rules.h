@@ -13,7 +13,7 @@ struct backup_choice {
 
 /* Those of @store, and of VM @vm (an id; NULL: all), that @rules let go; NULL: the rules of each VM's policy, which is the one
  * that its label names, or, where the VM is gone, the one that wanted its newest backup; a policy of another store is none.
- * One that is being made, removed or has damage counts for no rule, and does not go; one that is being restored or verified
+ * One that is being made, removed or has damage counts for no rule, and does not go; one that is being restored, verified or booted
  * counts, and does not go. */
 void backup_rules_choose(const struct state *state, const struct record *store, const char *vm, const struct retention_rules *rules,
                          struct backup_choice *ret_choice);

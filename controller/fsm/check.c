@@ -189,6 +189,10 @@ static int check_hosts(const struct state *state, struct error *err)
         for (size_t k = 0; k < host->of_host.tasks.count; k++) {
             const struct operation *operation = host->of_host.tasks.items[k]->operation;
             const struct record *vm = state_get(state, object_kind_VM, operation->task.vm);
+            if (operation_boots(operation)) {
+                memory_bytes += operation->task.backup.boot.memory_bytes;
+                vcpus += operation->task.backup.boot.vcpus;
+            }
             if (!operation_keeps_room(operation) || vm == NULL || strcmp(operation->task.peer, host->common->id) != 0)
                 continue;
             memory_bytes += vm->vm->memory_bytes;

@@ -410,6 +410,10 @@ static bool link_running(struct state *state, struct record *record)
         record_index_add(&host->of_host.tasks, record);
     if (peer != NULL)
         record_index_add(&peer->of_host.tasks, record);
+    if (host != NULL && operation_boots(operation)) {
+        host->of_host.committed_memory_bytes += task->backup.boot.memory_bytes;
+        host->of_host.committed_vcpus += task->backup.boot.vcpus;
+    }
     if (peer != NULL && operation_keeps_room(operation)) {
         peer->of_host.committed_memory_bytes += vm->vm->memory_bytes;
         peer->of_host.committed_vcpus += vm->vm->vcpus;
@@ -425,7 +429,12 @@ static void unlink_running(struct state *state, struct record *record)
         record_index_remove(&vm->of_vm.operations, record);
     if (!operation_has_task(operation))
         return;
-    record_index_remove(&by_id(state, object_kind_HOST, operation->task.host)->of_host.tasks, record);
+    struct record *host = by_id(state, object_kind_HOST, operation->task.host);
+    record_index_remove(&host->of_host.tasks, record);
+    if (operation_boots(operation)) {
+        host->of_host.committed_memory_bytes -= operation->task.backup.boot.memory_bytes;
+        host->of_host.committed_vcpus -= operation->task.backup.boot.vcpus;
+    }
     if (operation->task.peer == NULL)
         return;
     struct record *peer = by_id(state, object_kind_HOST, operation->task.peer);

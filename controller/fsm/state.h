@@ -168,6 +168,11 @@ bool state_host_apart(const struct record *host, const struct vm *vm);
 
 /* A migration that runs keeps room for its VM at its peer, until the VM is there: it counts in the host's sums. */
 bool operation_keeps_room(const struct operation *operation);
+/* One that boots a backup keeps room for that VM at its host, until it has ended: as well. */
+static inline bool operation_boots(const struct operation *operation)
+{
+    return operation_has_task(operation) && operation->task.kind == task_kind_BACKUP_BOOT;
+}
 /* Append what a user may see of the object: secrets left out, a host with its committed sums. */
 void state_put_json(const struct state *state, const struct record *record, struct bytes_writer *out);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "controller/fsm/address_pool.h"
+#include "controller/fsm/backup_boot.h"
 #include "controller/fsm/command_codec.h"
 #include "controller/fsm/image_copies.h"
 #include "controller/fsm/pool_members.h"
@@ -530,6 +531,26 @@ static void fill_store(const struct state *state, const struct task *task, struc
     object_mark(&task_order_desc, order, "store");
 }
 
+/* The VM that a backup is booted in, as far as what it needs is here still. */
+static bool boot_vm(const struct state *state, const struct operation *operation, struct vm *ret_vm)
+{
+    const struct record *backup =
+        operation_boots(operation) ? state_get(state, object_kind_BACKUP, operation->task.backup.id) : NULL;
+    struct error err;
+    return backup != NULL && backup_boot_vm(state, backup->backup, operation->id, ret_vm, &err) == 0;
+}
+
+static void fill_boot(const struct state *state, const struct record *host, const struct operation *operation,
+                      struct task_order *order)
+{
+    struct vm vm = {0};
+    if (boot_vm(state, operation, &vm)) {
+        fill_order(state, host, &vm, &order->boot);
+        object_mark(&task_order_desc, order, "boot");
+    }
+    OBJECT_CLEAR(vm, &vm);
+}
+
 static void fill_tasks(const struct state *state, const struct record *host, struct node_orders *orders)
 {
     const size_t most = object_field(&node_orders_desc, "tasks")->max;
@@ -545,6 +566,8 @@ static void fill_tasks(const struct state *state, const struct record *host, str
         object_mark(&task_order_desc, order, "task");
         if (order->role == task_role_MAIN)
             fill_store(state, &operation->task, order);
+        if (operation_boots(operation))
+            fill_boot(state, host, operation, order);
     }
 }
 
@@ -581,15 +604,28 @@ static bool makes_from(const struct node_orders *orders, const struct image *ima
     return false;
 }
 
-/* What it is to keep, and what its VMs and volumes may need; in name order. */
+/* That of a backup that it boots; NULL: none. */
+static const struct record *boot_image(const struct state *state, const struct record *host)
+{
+    const struct operation *operation = backup_boot_on(host);
+    struct vm vm = {0};
+    const struct record *image =
+        operation != NULL && boot_vm(state, operation, &vm) ? state_get(state, object_kind_IMAGE, vm.image) : NULL;
+    OBJECT_CLEAR(vm, &vm);
+    return image;
+}
+
+/* What it is to keep, and what its VMs, volumes and boots of backups may need; in name order. */
 static void fill_images(const struct state *state, const struct record *host, struct node_orders *orders)
 {
+    const struct record *boots = boot_image(state, host);
     for (size_t i = 0; i < state_count(state, object_kind_IMAGE); i++) {
         const struct image *image = state_at(state, object_kind_IMAGE, i)->image;
         const struct image_copy *copy = image_has_copies(image) ? image_copy_find(image, host->common->id) : NULL;
         bool keep = copy != NULL && copy->keep;
         if (!keep && (!image_has_copies(image) ||
-                      (!makes_from(orders, image) && !host_uses(state, host, vm_uses_image, image->name))))
+                      (!makes_from(orders, image) && !host_uses(state, host, vm_uses_image, image->name) &&
+                       (boots == NULL || boots->image != image))))
             continue;
         struct image_order *order = OBJECT_ADD(node_orders, orders, images);
         OBJECT_TEXT(image_order, order, sha256, image->disk.sha256);

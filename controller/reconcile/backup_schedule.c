@@ -1,20 +1,27 @@
 /* VMs whose backups are due: see backup_schedule.h. */
 #include "controller/reconcile/backup_schedule.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/command/boot_plan.h"
 #include "controller/fsm/backup_definition.h"
 #include "controller/fsm/backup_rules.h"
 #include "controller/fsm/time_text.h"
 
 enum { NAME_OF_VM_CHARACTERS = 44, NAME_SIZE = 64 };
 
+static bool is_whole(const struct backup *backup)
+{
+    return backup->damage == NULL && (backup->state == backup_state_AVAILABLE || backup->state == backup_state_RESTORING);
+}
+
 void backup_schedule_init(struct backup_schedule *s, const struct state *state, const char *now)
 {
     *s = (struct backup_schedule){.state = state, .now = now};
     if (state_count(state, object_kind_BACKUP_POLICY) == 0) {
-        s->next = state_count(state, object_kind_VM);
+        s->next = s->next_boot = state_count(state, object_kind_VM);
         return;
     }
     for (size_t i = 0; i < state_count(state, object_kind_BACKUP); i++) {
@@ -23,12 +30,20 @@ void backup_schedule_init(struct backup_schedule *s, const struct state *state, 
         s->rules_due = s->rules_due || backup->rules_due;
         if (backup->policy != NULL && (other == NULL || strcmp(backup->created_at, other->created_at) > 0))
             map_put(&s->newest, backup->vm, backup);
+        other = map_get(&s->whole, backup->vm);
+        if (is_whole(backup) && (other == NULL || strcmp(backup->created_at, other->created_at) > 0))
+            map_put(&s->whole, backup->vm, backup);
+        other = map_get(&s->booted, backup->vm);
+        if (backup->boot_begun_at != NULL && (other == NULL || strcmp(backup->boot_begun_at, other->boot_begun_at) > 0))
+            map_put(&s->booted, backup->vm, backup);
     }
 }
 
 void backup_schedule_finish(struct backup_schedule *s)
 {
     map_finish(&s->newest);
+    map_finish(&s->whole);
+    map_finish(&s->booted);
 }
 
 static bool is_due(const struct backup_schedule *s, const struct backup_policy *policy, const struct vm *vm)
@@ -76,9 +91,7 @@ static const char *parent_of(const struct state *state, const char *vm, const ch
     const struct backup *found = NULL;
     for (size_t i = 0; i < state_count(state, object_kind_BACKUP); i++) {
         const struct backup *backup = state_at(state, object_kind_BACKUP, i)->backup;
-        bool whole = backup->damage == NULL &&
-                     (backup->state == backup_state_AVAILABLE || backup->state == backup_state_RESTORING);
-        if (whole && strcmp(backup->vm, vm) == 0 && strcmp(backup->store, store) == 0 &&
+        if (is_whole(backup) && strcmp(backup->vm, vm) == 0 && strcmp(backup->store, store) == 0 &&
             (found == NULL || strcmp(backup->created_at, found->created_at) > 0))
             found = backup;
     }
@@ -194,6 +207,46 @@ bool backup_schedule_verify(struct backup_schedule *s, struct command_task *ret_
             return false;
         of_store_fill(s, record, host, operation_kind_BACKUP_VERIFY, task_kind_BACKUP_VERIFY, ret_command);
         return true;
+    }
+    return false;
+}
+
+/* ---- boots ---- */
+
+static const struct record *boot_due(const struct backup_schedule *s, const struct backup_policy *policy, const struct vm *vm)
+{
+    const struct backup *whole = map_get(&s->whole, vm->id), *last = map_get(&s->booted, vm->id);
+    const struct record *store = state_get(s->state, object_kind_BACKUP_STORE, policy->store);
+    if (policy->boot_every_s == 0 || whole == NULL || store == NULL || strcmp(whole->store, store->common->id) != 0)
+        return NULL;
+    if (last != NULL && time_text_ms(s->now) < time_text_ms(last->boot_begun_at) + policy->boot_every_s * 1000)
+        return NULL;
+    return state_get(s->state, object_kind_BACKUP, whole->id);
+}
+
+bool backup_schedule_boot(struct backup_schedule *s, struct command_task *ret_command)
+{
+    while (s->next_boot < state_count(s->state, object_kind_VM)) {
+        const struct record *vm = state_at(s->state, object_kind_VM, s->next_boot++);
+        const char *name = string_map_get(&vm->vm->labels, BACKUP_SCHEDULE_LABEL);
+        const struct record *policy = name != NULL ? state_get(s->state, object_kind_BACKUP_POLICY, name) : NULL;
+        const struct record *backup = policy != NULL ? boot_due(s, policy->backup_policy, vm->vm) : NULL;
+        struct error why = {.code = 0};
+        char id[STATE_ID_BYTES];
+        if (backup == NULL)
+            continue;
+        const struct boot_wish wish = {.wait_for = policy->backup_policy->boot_wait_for, .timeout_s = policy->backup_policy->boot_timeout_s};
+        int rc = boot_plan(s->state, backup, &wish, &ret_command->operation, &why);
+        if (rc == 0) {
+            id_make("boot", vm->common->id, policy->common->id, s->now, id);
+            OBJECT_TEXT(operation, &ret_command->operation, id, id);
+            object_mark(&command_task_desc, ret_command, "operation");
+            s->next_boot = state_count(s->state, object_kind_VM); /* one a tick: the next one is to see its room taken */
+            return true;
+        }
+        OBJECT_CLEAR(operation, &ret_command->operation);
+        if (rc == -EBUSY || rc == -ENOSPC) /* it costs a look at each host */
+            s->next_boot = state_count(s->state, object_kind_VM);
     }
     return false;
 }

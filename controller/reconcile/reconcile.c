@@ -347,6 +347,9 @@ static void begin_backups(struct reconciling *r)
             break;
         emit(r, COMMAND_task, &command, &command.request);
     }
+    struct command_task boot = {0};
+    if (!full(r) && backup_schedule_boot(&schedule, &boot))
+        emit(r, COMMAND_task, &boot, &boot.request);
     for (unsigned i = 0; i < BACKUP_SCHEDULE_TICK_MAX && !full(r); i++) {
         struct command_task command = {0};
         struct command_put put = {0};

@@ -7,6 +7,7 @@
  *              that it still holds the number of the round before: a page lost by a snapshot or migration is told
  *   smp=N      start the other N processors, which count; each second it is told if one of them does not
  *   disk=SEED  write and read the first disk at random all the time, and check (guest_disk.c)
+ *   show       tell the text that the first disk begins with, once ("disk says ...")
  *   net        send numbered frames, and look at those that come (guest_net.c)
  *   quiet      no tick lines
  *
@@ -273,6 +274,8 @@ void user_main(const struct start_info *info)
         processors_start(others);
     if (option(cmdline, "disk", 0))
         has_disk = disk_start(option(cmdline, "disk", 0));
+    if (option(cmdline, "show", 0))
+        disk_show();
     if (option(cmdline, "net", 0))
         has_net = net_start();
     for (uint64_t n = 1;; n++) {

@@ -87,6 +87,11 @@ static void test_limits(void **state)
     assert_int_equal(vmm_cgroup_make(&groups, VM_ID, 1000, 1ull << 30, &procs, &err), 0);
     assert_text(f, "drover/vm-" VM_ID "/cpu.weight", "10000");
     free(procs);
+    put(f, "drover/vm-" VM_ID "/cpu.weight", "");
+    groups.last = true;
+    assert_int_equal(vmm_cgroup_make(&groups, VM_ID, 1000, 1ull << 30, &procs, &err), 0);
+    assert_text(f, "drover/vm-" VM_ID "/cpu.weight", "1");
+    free(procs);
     vmm_cgroups_close(&groups);
 }
 
