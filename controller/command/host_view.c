@@ -27,7 +27,7 @@ uint8_t *host_view_apart(const struct state *state, const struct vm *vm)
         return NULL;
     uint8_t *apart = xcalloc(state_count(state, object_kind_HOST) + 1, sizeof *apart);
     for (size_t i = 0; i < state_count(state, object_kind_HOST); i++)
-        apart[i] = state_host_apart(state_at(state, object_kind_HOST, i), vm);
+        apart[i] = state_host_apart(state, state_at(state, object_kind_HOST, i), vm);
     return apart;
 }
 

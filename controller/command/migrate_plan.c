@@ -112,8 +112,10 @@ static int target_choose(const struct state *state, const struct record *record,
 {
     const struct record *host = state_get(state, object_kind_HOST, to);
     struct place_request request = host_view_request(record->vm);
+    CLEANUP_FREE uint8_t *apart = host_view_apart(state, record->vm);
     CLEANUP_FREE uint8_t *pools = host_view_pools(state, record->vm);
     request.current = record->vm->host;
+    request.apart = apart;
     request.pools = pools;
     if (to != NULL && host == NULL)
         return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/to", "there is no host '%s'", to);

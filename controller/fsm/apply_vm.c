@@ -140,7 +140,7 @@ static struct record *decided_host(struct apply *a, struct vm *vm)
         return NULL;
     if (host == NULL)
         apply_text(why, sizeof why, "the host that was chosen has been removed meanwhile");
-    else if (state_host_apart(host, vm))
+    else if (state_host_apart(a->state, host, vm))
         apply_text(why, sizeof why, "%s has been given a VM meanwhile that this one is kept apart from", host->common->name);
     else if (apply_host_has_pools(a, host, vm, why, sizeof why) &&
              apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why))
@@ -376,7 +376,7 @@ static bool may_place(struct apply *a, const struct vm *vm, const struct command
         apply_refuse(a, -EBUSY, ERROR_NO_HOST, "host %s has no replica of the disks of VM '%s'", host->common->name, vm->name);
         return false;
     }
-    if (state_host_apart(host, vm)) {
+    if (state_host_apart(a->state, host, vm)) {
         apply_refuse(a, -EBUSY, ERROR_NO_HOST, "%s holds a VM that '%s' is kept apart from", host->common->name, vm->name);
         return false;
     }

@@ -161,8 +161,8 @@ const char *operation_vm_id(const struct operation *operation);
 /* Value of a label of @vm, or NULL. */
 const char *state_vm_label(const struct vm *vm, const char *key);
 /* VMs with the same value of the label STATE_APART_LABEL are kept on different hosts: does @host hold one that @vm, which it
- * may hold itself, is kept apart from? */
-bool state_host_apart(const struct record *host, const struct vm *vm);
+ * may hold itself, is kept apart from, or is one on its way there? */
+bool state_host_apart(const struct state *state, const struct record *host, const struct vm *vm);
 
 /* The VMs that @host owns: host->of_host.vms, in name order. The running operations of a VM: vm->of_vm.operations. */
 

@@ -280,6 +280,24 @@ static void each_refusal_names_its_reason(void **test)
     assert_non_null(strstr(f->error.text, "has snapshot 's'"));
 }
 
+/* Not even by a migration does a VM come to a host that has one of its group, or is about to. */
+static void what_is_kept_apart_stays_so(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n3", 8192);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"c\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"anti-affinity\":\"x\"}}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"d\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"anti-affinity\":\"x\"}}");
+    fixture_vm_is(f, "c", vm_state_RUNNING);
+    fixture_vm_is(f, "d", vm_state_RUNNING);
+    CLEANUP_FREE char *to_d = xasprintf("{\"to\":\"%s\"}", fixture_vm(f, "d")->host_name);
+    assert_int_equal(fixture_do(f, ROUTE_ID_vm_migrate, "c", to_d), -ENOSPC);
+    assert_non_null(strstr(f->error.text, "anti-affinity"));
+    fixture_must(f, ROUTE_ID_vm_migrate, "c", NULL); /* to the third one */
+    assert_int_equal(fixture_do(f, ROUTE_ID_vm_migrate, "d", NULL), -ENOSPC);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"e\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"anti-affinity\":\"x\"}}");
+    assert_null(fixture_vm(f, "e")->host);
+}
+
 static void disks_go_along(void **test)
 {
     struct fixture *f = *test;
@@ -414,6 +432,7 @@ int main(void)
         TEST(a_source_that_falls_silent_after_it_does_not_keep_it_open),
         TEST(a_source_that_takes_it_for_done_is_not_believed),
         TEST(each_refusal_names_its_reason),
+        TEST(what_is_kept_apart_stays_so),
         TEST(disks_go_along),
         TEST(disks_go_where_there_is_room),
         TEST(an_upgrade_changes_nothing_of_the_record),
