@@ -205,18 +205,38 @@ void sim_client_deliver(struct sim_actor *to, struct sim_actor *from UNUSED, voi
 
 /* ---- by itself ---- */
 
+/* Fields that not every VM has, each with a comma behind it. */
+static void put_some(struct sim_client *client, bool ha, unsigned group, char text[200])
+{
+    static const char *const policies[] = {"always", "never"};
+    struct sim *sim = &client->cluster->sim;
+    size_t at = 0;
+    text[0] = '\0';
+    if (group != 0)
+        at += (size_t)snprintf(text + at, 200 - at, "\"labels\":{\"anti-affinity\":\"g%u\"},", group);
+    if (ha && sim_chance(sim, 500))
+        at += (size_t)snprintf(text + at, 200 - at, "\"ha_priority\":%u,", sim_chance(sim, 500) ? 10 : 500);
+    if (sim_chance(sim, 200))
+        at += (size_t)snprintf(text + at, 200 - at, "\"restart\":\"%s\",", policies[sim_below(sim, ARRAY_SIZE(policies))]);
+    if (sim_chance(sim, 300))
+        snprintf(text + at, 200 - at, "\"stop_grace_s\":%u,", (unsigned)sim_below(sim, SIM_VM_IMPATIENT_S + 1));
+}
+
 static void create_one(struct sim_client *client)
 {
     struct sim *sim = &client->cluster->sim;
-    char name[WORLD_NAME_BYTES], body[300];
+    char name[WORLD_NAME_BYTES], body[500], some[200];
     snprintf(name, sizeof name, "vm-%u-%u", client->actor.id, world_of(client)->vm_count);
     bool ha = world_of(client)->leases && sim_chance(sim, 700); /* without disks: those are on one host only */
-    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":%llu,%s}", name,
-             (unsigned long long)(sim_between(sim, 100, 600) << 20),
+    unsigned group = sim_chance(sim, 400) ? (unsigned)sim_between(sim, 1, WORLD_GROUPS) : 0;
+    put_some(client, ha, group, some);
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":%llu,%s%s}", name,
+             (unsigned long long)(sim_between(sim, 100, 600) << 20), some,
              ha                     ? "\"ha\":true"
              : sim_chance(sim, 500) ? "\"disks\":[]" /* such a one can migrate, too */
                                     : "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]");
-    sim_client_ask(client, ROUTE_ID_vm_create, name, body, NULL);
+    if (sim_client_ask(client, ROUTE_ID_vm_create, name, body, NULL) == 0)
+        client->vm->group = group;
 }
 
 static void snapshot_one(struct sim_client *client, struct world_vm *vm)

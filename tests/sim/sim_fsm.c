@@ -679,6 +679,7 @@ static void tick(struct sim_node *node)
                                     .nodes = nodes, .n_nodes = world->agent_count,
                                     .resume_after = process->resume_after, .uuid = uuid, .uuid_arg = &node->cluster->sim};
     reconcile_tick(process->state, &input, output);
+    sim_promise_priorities(node->cluster, process->state, output);
     memcpy(process->resume_after, output->resume_after, sizeof process->resume_after);
     for (unsigned i = 0; i < output->count && node->actor.up && node->actor.incarnation == incarnation; i++)
         propose_own(node, &output->commands[i]);
@@ -927,7 +928,7 @@ static void check_at_rest(struct sim_cluster *cluster, const struct state *state
     for (size_t i = 0; i < state_count(state, object_kind_OPERATION); i++) {
         const struct operation *operation = state_at(state, object_kind_OPERATION, i)->operation;
         const struct record *vm = state_get(state, object_kind_VM, operation_vm_id(operation));
-        if (vm != NULL && (vm->vm->recovering || burnt_host(world, vm->vm->host) != NULL))
+        if (vm != NULL && (vm->vm->recovering || burnt_host(world, vm->vm->host) != NULL || burnt_host(world, operation->task.peer) != NULL))
             continue; /* nobody is there who could end it */
         if (operation->state == operation_state_RUNNING && (vm == NULL || vm->vm->host != NULL))
             sim_violation(&cluster->sim, "at rest %s of %s still runs: %s", operation_kind_desc.names[operation->kind],

@@ -350,6 +350,7 @@ void sim_lease_check(struct sim_cluster *cluster)
     struct sim_node *newest = newest_node(cluster);
     for (unsigned a = 0; a < world->agent_count; a++) {
         const struct sim_agent *agent = &world->agents[a];
+        sim_promise_apart(cluster, agent);
         for (unsigned i = 0; i < agent->vms_top; i++) {
             const struct sim_vm *vm = &agent->vms[i];
             if (!sim_vm_executes(agent, vm))

@@ -9,6 +9,7 @@
  *   - a VM executes on at most one host, and its disks are never removed unless its owner asked for it
  *   - one Idempotency-Key has one answer; what was acknowledged is there; a fresh name is never refused as taken
  *   - a start that is called succeeded did happen, under its epoch
+ *   - VMs that are kept apart are, and those of lost hosts come by their priority (sim_promises.c)
  * and after 20 quiet seconds: every operation has ended, every VM is as its owner wants it, no VM is there that nobody
  * made, and controllers at the same index have the same bytes. */
 #ifndef TESTS_SIM_SIM_WORLD_H
@@ -30,6 +31,7 @@
 #define WORLD_VMS_MAX 200u  /* ever made in one run */
 #define WORLD_NAME_BYTES 32u
 #define WORLD_HOST_MIB 1200u
+#define WORLD_GROUPS 2u     /* of VMs that are kept apart: anti-affinity=g1, g2 */
 #define WORLD_EPOCH_MS UINT64_C(1769860800000) /* the wall clock at time 0: 2026-01-31T12:00:00Z */
 
 /* ---- messages ---- */
@@ -62,6 +64,7 @@ struct world_vm { /* one that a client has asked for */
     uint64_t started_epoch;  /* the highest that a VMM was started under */
     uint64_t given_epoch[WORLD_AGENTS]; /* the highest that each host was given it under, by what is committed */
     unsigned snapshots;      /* ever asked for: <name>-s1, -s2, ... */
+    unsigned group;          /* of those that are kept apart; 0: none */
     char task_id[STATE_ID_BYTES]; /* operation of the last one of its snapshots that was acknowledged; "" = none */
 };
 
@@ -248,6 +251,12 @@ void sim_lease_pages(struct sim_agent *agent); /* what the VMMs obey, anew */
 uint64_t sim_lease_page(const struct sim_agent *agent, const struct sim_vm *vm, bool starts); /* of one; @starts: of one that has none yet */
 bool sim_vm_executes(const struct sim_agent *agent, const struct sim_vm *vm);
 void sim_lease_check(struct sim_cluster *cluster); /* no VM executes twice */
+
+/* ---- where VMs go (sim_promises.c) ---- */
+
+void sim_promise_apart(struct sim_cluster *cluster, const struct sim_agent *agent); /* what executes there now */
+/* The leader has decided @output upon @state. */
+void sim_promise_priorities(struct sim_cluster *cluster, const struct state *state, const struct reconcile_output *output);
 
 /* ---- staged faults (sim_stage.c) ---- */
 
