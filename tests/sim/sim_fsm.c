@@ -228,6 +228,13 @@ static void crash_now(struct sim *sim UNUSED, struct sim_event *event)
     sim_node_crash(node, "killed by the script");
 }
 
+/* Is it of the engine's own load? */
+static bool is_load(const struct command_message *message)
+{
+    const struct command_request *request = (const void *)((const char *)message->payload + sizeof(struct object_head));
+    return request->by != NULL && strcmp(request->by, LOAD) == 0;
+}
+
 static void fsm_class_apply(void *ctx, uint64_t index, const void *entry, size_t size, void **ret_result)
 {
     struct process *process = ctx;
@@ -246,7 +253,8 @@ static void fsm_class_apply(void *ctx, uint64_t index, const void *entry, size_t
         tell_events(process, index);
         check_started(process);
         note_owners(process);
-        if (world->crash_after != 0 && message.desc != NULL && message.desc->number == world->crash_after && sim_node_leads(process->node)) {
+        if (world->crash_after != 0 && message.desc != NULL && message.desc->number == world->crash_after && !is_load(&message) &&
+            sim_node_leads(process->node)) {
             world->crash_after = 0;
             world->dying = process->node->actor.id;
             sim_after(&cluster->sim, 0, crash_now, NULL, process->node);
