@@ -187,15 +187,59 @@ static int drain(struct deciding *d, const char *id, size_t id_length, bool drai
     return rc;
 }
 
+enum plain { CREATE = 1, UPDATE, REMOVE };
+
+/* Routes that do with an object what is done with any. */
+static const struct plain_route {
+    uint8_t how; /* enum plain; 0: none of these */
+    uint8_t kind;
+} plain_routes[ROUTE_COUNT] = {
+    [ROUTE_ID_controller_remove] = {REMOVE, object_kind_CONTROLLER},
+    [ROUTE_ID_host_update] = {UPDATE, object_kind_HOST},
+    [ROUTE_ID_host_remove] = {REMOVE, object_kind_HOST},
+    [ROUTE_ID_flavor_create] = {CREATE, object_kind_FLAVOR},
+    [ROUTE_ID_flavor_update] = {UPDATE, object_kind_FLAVOR},
+    [ROUTE_ID_flavor_delete] = {REMOVE, object_kind_FLAVOR},
+    [ROUTE_ID_image_update] = {UPDATE, object_kind_IMAGE},
+    [ROUTE_ID_image_delete] = {REMOVE, object_kind_IMAGE},
+    [ROUTE_ID_network_create] = {CREATE, object_kind_NETWORK},
+    [ROUTE_ID_network_update] = {UPDATE, object_kind_NETWORK},
+    [ROUTE_ID_network_delete] = {REMOVE, object_kind_NETWORK},
+    [ROUTE_ID_security_group_create] = {CREATE, object_kind_SECURITY_GROUP},
+    [ROUTE_ID_security_group_update] = {UPDATE, object_kind_SECURITY_GROUP},
+    [ROUTE_ID_security_group_delete] = {REMOVE, object_kind_SECURITY_GROUP},
+    [ROUTE_ID_snapshot_update] = {UPDATE, object_kind_SNAPSHOT},
+    [ROUTE_ID_backup_store_create] = {CREATE, object_kind_BACKUP_STORE},
+    [ROUTE_ID_backup_store_update] = {UPDATE, object_kind_BACKUP_STORE},
+    [ROUTE_ID_backup_store_delete] = {REMOVE, object_kind_BACKUP_STORE},
+    [ROUTE_ID_backup_policy_create] = {CREATE, object_kind_BACKUP_POLICY},
+    [ROUTE_ID_backup_policy_update] = {UPDATE, object_kind_BACKUP_POLICY},
+    [ROUTE_ID_backup_policy_delete] = {REMOVE, object_kind_BACKUP_POLICY},
+    [ROUTE_ID_backup_update] = {UPDATE, object_kind_BACKUP},
+    [ROUTE_ID_pool_create] = {CREATE, object_kind_POOL},
+    [ROUTE_ID_pool_update] = {UPDATE, object_kind_POOL},
+    [ROUTE_ID_pool_delete] = {REMOVE, object_kind_POOL},
+    [ROUTE_ID_volume_create] = {CREATE, object_kind_VOLUME},
+    [ROUTE_ID_volume_update] = {UPDATE, object_kind_VOLUME},
+    [ROUTE_ID_volume_delete] = {REMOVE, object_kind_VOLUME},
+    [ROUTE_ID_token_create] = {CREATE, object_kind_TOKEN},
+    [ROUTE_ID_token_delete] = {REMOVE, object_kind_TOKEN},
+};
+
 static int route(struct deciding *d, enum route_id id, const char *target, size_t length, const void *body)
 {
+    const struct plain_route *plain = &plain_routes[id];
+    switch (plain->how) {
+    case CREATE:
+        return decide_create(d, plain->kind, body);
+    case UPDATE:
+        return decide_update(d, plain->kind, target, length, body);
+    case REMOVE:
+        return decide_remove(d, plain->kind, target, length);
+    }
     switch (id) {
-    case ROUTE_ID_controller_remove:
-        return decide_remove(d, object_kind_CONTROLLER, target, length);
     case ROUTE_ID_controller_promote:
         return put_role(d, target, length, controller_role_VOTER);
-    case ROUTE_ID_host_update:
-        return decide_update(d, object_kind_HOST, target, length, body);
     case ROUTE_ID_cluster_update:
         return decide_update(d, object_kind_CLUSTER, state_cluster(d->state)->name, strlen(state_cluster(d->state)->name), body);
     case ROUTE_ID_host_disarm:
@@ -211,34 +255,10 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_host_drain:
     case ROUTE_ID_host_undrain:
         return drain(d, target, length, id == ROUTE_ID_host_drain);
-    case ROUTE_ID_host_remove:
-        return decide_remove(d, object_kind_HOST, target, length);
-    case ROUTE_ID_flavor_create:
-        return decide_create(d, object_kind_FLAVOR, body);
-    case ROUTE_ID_flavor_update:
-        return decide_update(d, object_kind_FLAVOR, target, length, body);
-    case ROUTE_ID_flavor_delete:
-        return decide_remove(d, object_kind_FLAVOR, target, length);
     case ROUTE_ID_image_create:
         return decide_image_create(d, body);
-    case ROUTE_ID_image_update:
-        return decide_update(d, object_kind_IMAGE, target, length, body);
-    case ROUTE_ID_image_delete:
-        return decide_remove(d, object_kind_IMAGE, target, length);
     case ROUTE_ID_image_distribute:
         return decide_image_distribute(d, target, length, body);
-    case ROUTE_ID_network_create:
-        return decide_create(d, object_kind_NETWORK, body);
-    case ROUTE_ID_network_update:
-        return decide_update(d, object_kind_NETWORK, target, length, body);
-    case ROUTE_ID_network_delete:
-        return decide_remove(d, object_kind_NETWORK, target, length);
-    case ROUTE_ID_security_group_create:
-        return decide_create(d, object_kind_SECURITY_GROUP, body);
-    case ROUTE_ID_security_group_update:
-        return decide_update(d, object_kind_SECURITY_GROUP, target, length, body);
-    case ROUTE_ID_security_group_delete:
-        return decide_remove(d, object_kind_SECURITY_GROUP, target, length);
     case ROUTE_ID_vm_create:
         return decide_vm_create(d, body);
     case ROUTE_ID_vm_update:
@@ -258,17 +278,9 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_handover(d, body);
     case ROUTE_ID_snapshot_create:
         return decide_snapshot_create(d, target, length, body);
-    case ROUTE_ID_snapshot_update:
-        return decide_update(d, object_kind_SNAPSHOT, target, length, body);
     case ROUTE_ID_snapshot_revert:
     case ROUTE_ID_snapshot_delete:
         return decide_snapshot_change(d, id, target, length);
-    case ROUTE_ID_backup_store_create:
-        return decide_create(d, object_kind_BACKUP_STORE, body);
-    case ROUTE_ID_backup_store_update:
-        return decide_update(d, object_kind_BACKUP_STORE, target, length, body);
-    case ROUTE_ID_backup_store_delete:
-        return decide_remove(d, object_kind_BACKUP_STORE, target, length);
     case ROUTE_ID_backup_store_attach:
         return decide_backup_attach(d, target, length);
     case ROUTE_ID_backup_store_verify:
@@ -279,39 +291,15 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_backup_verify(d, object_kind_BACKUP, target, length, body);
     case ROUTE_ID_backup_create:
         return decide_backup_create(d, target, length, body);
-    case ROUTE_ID_backup_update:
-        return decide_update(d, object_kind_BACKUP, target, length, body);
     case ROUTE_ID_backup_delete:
         return decide_backup_delete(d, target, length);
-    case ROUTE_ID_backup_policy_create:
-        return decide_create(d, object_kind_BACKUP_POLICY, body);
-    case ROUTE_ID_backup_policy_update:
-        return decide_update(d, object_kind_BACKUP_POLICY, target, length, body);
-    case ROUTE_ID_backup_policy_delete:
-        return decide_remove(d, object_kind_BACKUP_POLICY, target, length);
-    case ROUTE_ID_pool_create:
-        return decide_create(d, object_kind_POOL, body);
-    case ROUTE_ID_pool_update:
-        return decide_update(d, object_kind_POOL, target, length, body);
-    case ROUTE_ID_pool_delete:
-        return decide_remove(d, object_kind_POOL, target, length);
-    case ROUTE_ID_volume_create:
-        return decide_create(d, object_kind_VOLUME, body);
-    case ROUTE_ID_volume_update:
-        return decide_update(d, object_kind_VOLUME, target, length, body);
     case ROUTE_ID_volume_attach:
     case ROUTE_ID_volume_detach:
         return decide_volume_attach(d, target, length, id == ROUTE_ID_volume_attach ? body : NULL);
-    case ROUTE_ID_volume_delete:
-        return decide_remove(d, object_kind_VOLUME, target, length);
     case ROUTE_ID_backup_restore:
         return decide_backup_restore(d, target, length, body);
     case ROUTE_ID_operation_cancel:
         return cancel(d, target, length);
-    case ROUTE_ID_token_create:
-        return decide_create(d, object_kind_TOKEN, body);
-    case ROUTE_ID_token_delete:
-        return decide_remove(d, object_kind_TOKEN, target, length);
     default:
         return error_set(d->err, -ENOTSUP, ERROR_NOT_SUPPORTED, "no command belongs to this route");
     }
