@@ -10,18 +10,12 @@
 
 /* ---- kept apart ---- */
 
-static unsigned group_of(struct sim_world *world, const struct sim_vm *vm)
-{
-    const struct world_vm *known = vm->process ? sim_world_vm(world, vm->order.name) : NULL;
-    return known != NULL ? known->group : 0;
-}
-
 void sim_promise_apart(struct sim_cluster *cluster, const struct sim_agent *agent)
 {
     const struct sim_vm *first[WORLD_GROUPS + 1] = {NULL};
     for (unsigned i = 0; i < agent->vms_top; i++) {
         const struct sim_vm *vm = &agent->vms[i];
-        unsigned group = sim_vm_executes(agent, vm) ? group_of(cluster->world, vm) : 0;
+        unsigned group = vm->group != 0 && sim_vm_executes(agent, vm) ? vm->group : 0;
         if (group != 0 && first[group] != NULL)
             sim_violation(&cluster->sim, "VMs %s and %s are kept apart and execute both on %s", first[group]->order.name,
                           vm->order.name, agent->name);

@@ -59,6 +59,7 @@ void sim_vm_run(struct sim_agent *agent, struct sim_vm *vm)
     }
     if (known != NULL)
         known->started_epoch = MAX(known->started_epoch, vm->order.epoch);
+    vm->group = known != NULL ? known->group : 0;
     sim_world_tell(agent->cluster, "%s: VM %s runs, epoch %llu", agent->name, vm->order.name,
                    (unsigned long long)vm->order.epoch);
 }

@@ -115,6 +115,7 @@ struct sim_vm {
     char arriving[STATE_ID_BYTES], leaving[STATE_ID_BYTES]; /* migrations that bring it here, or take it away; "" = none */
     /* its VMM: lives on when the agent dies */
     bool process, paused;
+    unsigned group;           /* world_vm.group, at hand */
     bool waits, has_all;      /* arriving: a VMM is there and waits; it has all of the guest */
     bool held;                /* leaving: its guest stands still until it is told whose it is */
     unsigned held_ticks;      /* asked so often whose it is */
