@@ -43,6 +43,8 @@ enum filter filter_host(const struct scheduler_view *view, size_t i, const struc
         return FILTER_CPU_MODEL;
     if (request->apart != NULL && request->apart[i])
         return FILTER_APART;
+    if (request->tried != NULL && request->tried[i])
+        return FILTER_TRIED;
     if (request->pools != NULL && request->pools[i] == PLACE_POOLS_MISSING)
         return FILTER_POOL;
     if (request->pools != NULL && request->pools[i] == PLACE_POOLS_FULL)
@@ -97,6 +99,9 @@ void filter_reason(const struct scheduler_view *view, size_t i, const struct pla
         break;
     case FILTER_APART:
         snprintf(buffer, size, "holds a VM of the same anti-affinity");
+        break;
+    case FILTER_TRIED:
+        snprintf(buffer, size, "could not start it");
         break;
     case FILTER_POOL:
         snprintf(buffer, size, "has not all pools of its disks, or they are not there now");

@@ -15,6 +15,7 @@
     X(KVM, "kvm", "without KVM")                                                                                     \
     X(CPU_MODEL, "cpu-model", "whose processors cannot be the CPU model")                                            \
     X(APART, "anti-affinity", "with a VM that it is kept apart from")                                               \
+    X(TRIED, "tried", "that could not start it")                                                                     \
     X(POOL, "pool", "without a pool of its disks")                                                                   \
     X(POOL_ROOM, "pool-room", "with too little room in a pool of its disks")                                         \
     X(DISK_ROOM, "disk-room", "with less room than its disks may take")                                              \
@@ -37,6 +38,7 @@ struct place_request {
     const char *pin; /* only the host of this name or id; NULL = any */
     const char *current; /* not the host of this id: it is to move from there; NULL = it may stay */
     enum cpu_kind cpu_model;
+    const uint8_t *tried; /* of each host: 1 = it has tried to start it, and could not; NULL = none has */
     const uint8_t *apart; /* of each host: 1 = it holds a VM that this one is kept apart from; NULL = none does */
     uint64_t disk_bytes;  /* room for disks that come with it; 0: none do, or the room does not matter */
     const uint8_t *pools; /* of each host: enum place_pools; NULL = the VM has no disks in pools */

@@ -249,6 +249,17 @@ void agent_leave(struct agent *a, void (*done)(void *arg), void *arg)
     uv_timer_start(&a->leave_timer, down_tick, AGENT_DOWN_LOOK_MS, AGENT_DOWN_LOOK_MS);
 }
 
+static void learn_relocate(struct agent *a, const struct node_orders *orders)
+{
+    struct local_vm *vm;
+    struct map may = {0};
+    for (size_t i = 0; i < orders->relocate.count; i++)
+        map_put(&may, orders->relocate.items[i], orders->relocate.items[i]);
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+        vm_may_relocate(vm, map_get(&may, vm_id(vm)) != NULL);
+    map_finish(&may);
+}
+
 static void obey(const struct node_orders *orders, void *arg)
 {
     struct agent *a = arg;
@@ -286,6 +297,7 @@ static void obey(const struct node_orders *orders, void *arg)
     size_t n = agent_plan_orders(have, count, orders, changes);
     for (size_t i = 0; i < n; i++)
         carry_out(a, changes[i].have == PLAN_NEW ? NULL : vms[changes[i].have], &changes[i], orders->index);
+    learn_relocate(a, orders);
     agent_volumes_obey(a, orders);
     agent_tasks_obey(a, orders);
     obey_lease(a, orders);

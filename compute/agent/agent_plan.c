@@ -113,6 +113,12 @@ uint64_t agent_plan_window_s(const struct vm_order *order)
     return OBJECT_HAS(vm_order, order, restart_window_s) ? order->restart_window_s : PLAN_RESTART_WINDOW_S;
 }
 
+bool agent_plan_used_up(const struct plan_tries *tries, const struct vm_order *order, enum plan_end end)
+{
+    return end == PLAN_END_IMPOSSIBLE ||
+           (end == PLAN_END_NOT_STARTED && (agent_plan_worn(tries, order) || tries->failures >= PLAN_RELOCATE_STARTS));
+}
+
 bool agent_plan_worn(const struct plan_tries *tries, const struct vm_order *order)
 {
     return OBJECT_HAS(vm_order, order, restarts_max) && tries->ends > order->restarts_max;
@@ -202,6 +208,8 @@ static enum plan_step plan_start(const struct plan_vm *vm)
     bool again = vm->restart != restart_policy_NEVER;
     if (vm->arriving) /* it was begun for this migration, which has failed if it ended; the controllers say what follows */
         return vm->end != PLAN_END_NONE ? PLAN_REST_FAILED : vm->prepared ? PLAN_START : PLAN_PREPARE;
+    if (vm->released)
+        return PLAN_REST_FAILED;
     switch (vm->end) {
     case PLAN_END_NONE:
         break;

@@ -78,10 +78,15 @@ struct plan_tries {
 #define PLAN_BACKOFF_MS_MAX 60000
 #define PLAN_RESTART_WINDOW_S 3600u /* that restarts_max counts in, where the order does not say */
 
+#define PLAN_RELOCATE_STARTS 3u
+
 /* One more came to nothing. */
 void agent_plan_failed(struct plan_tries *tries, const struct vm_order *order, uint64_t now_ms);
 /* More than the order's restarts_max within its window? */
 bool agent_plan_worn(const struct plan_tries *tries, const struct vm_order *order);
+/* Are the starts of one that came to @end used up on this host, where another one may have it? PLAN_RELOCATE_STARTS that failed in a
+ * row, or restarts_max of them; one that cannot work at once. */
+bool agent_plan_used_up(const struct plan_tries *tries, const struct vm_order *order, enum plan_end end);
 uint64_t agent_plan_window_s(const struct vm_order *order);
 
 /* What is known of a VM to an agent that is started, by what the one before it has written down. */
@@ -111,6 +116,7 @@ struct plan_vm {
     bool arriving;  /* a migration brings it: it is not this host's yet, and must not run here */
     bool taking;    /* it has become this host's, and its VMM, which holds it, is to be told */
     bool missing;   /* nothing of it was left when it was ordered, and it is not to be made anew yet */
+    bool released;  /* another host may have it by now, and this one has promised not to start it */
     bool down;      /* its host is being shut down */
     bool leaving;   /* a migration takes it away, or has: whose it is, only the controllers know */
 

@@ -109,6 +109,7 @@ struct local_vm {
 
     /* facts */
     bool confirmed, forgotten, gone, prepared;
+    bool may_relocate; /* another host may have it when it cannot be started here, as of the last orders */
     bool nobodys; /* forgotten, and no other host has it either */
     unsigned holds; /* tasks that want its disks for themselves */
     bool looking; /* something holds the VM's lock and its name is not known yet */
@@ -286,6 +287,11 @@ static void vm_settle(struct local_vm *vm, enum vm_state state, const char *reas
     state_machine_move(&vm->machine, state, "%s", vm->reason);
     if (!vm->closing)
         vm->context->changed(vm, vm->context->arg);
+}
+
+static bool is_released(const struct local_vm *vm)
+{
+    return vm->file.released != 0 && vm->file.released >= vm->file.order.epoch;
 }
 
 /* An attempt to have the VM as wanted came to nothing: when is the next one? */
@@ -1459,7 +1465,8 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         vm_settle(vm, vm_state_STOPPED, "the guest powered off");
         return false;
     case PLAN_REST_FAILED:
-        vm_settle(vm, vm_state_FAILED, vm->file.missing ? VM_MISSING_TEXT : vm->end_text);
+        vm_settle(vm, vm_state_FAILED, vm->file.missing ? VM_MISSING_TEXT
+                                       : vm->end_text[0] == '\0' && is_released(vm) ? "it could not be started here" : vm->end_text);
         return false;
     case PLAN_REST_GONE:
         vm_settle(vm, vm_state_DELETED, "");
@@ -1545,6 +1552,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .arriving = vm->file.arriving != NULL && !vm->owned,
         .taking = vm->file.arriving != NULL && vm->owned,
         .missing = vm->file.missing,
+        .released = is_released(vm),
         .down = vm->context->down,
         .leaving = vm->file.leaving != NULL || vm->left,
         .process = vm->process,
@@ -1568,6 +1576,29 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
     };
 }
 
+/* It could not be started here for as often as it may, and another host may have it. That is written down before it is said: no agent
+ * after us starts this epoch either, whatever order it is given. */
+static void vm_release(struct local_vm *vm)
+{
+    struct error err = {.code = 0};
+    bool used_up = agent_plan_used_up(&vm->tries, &vm->file.order, vm->end);
+    bool off = !vm->process && !vm->looking && vm->next == NULL && vm->file.arriving == NULL && vm->file.leaving == NULL && !vm->left;
+    if (!vm->may_relocate || !used_up || !off || is_released(vm) || !wants_to_run(vm) || !vm->confirmed || vm->holds > 0 ||
+        vm->file.missing || vm_is_astray(vm))
+        return;
+    OBJECT_SET(agent_vm, &vm->file, released, vm->file.order.epoch);
+    vm->unsaved = true;
+    if (vm_save(vm, &err) < 0) {
+        log_error("vm-save", "vm=%s error=\"%s, not given up\"", vm->name, err.text);
+        OBJECT_SET(agent_vm, &vm->file, released, 0);
+        return;
+    }
+    log_info("vm-released", "vm=%s epoch=%llu why=\"%s\"", vm->name, (unsigned long long)vm->file.order.epoch, vm->end_text);
+    vm_settle(vm, vm_state_FAILED, vm->end_text);
+    if (!vm->closing)
+        vm->context->changed(vm, vm->context->arg);
+}
+
 /* All decisions. Ends when something is under way, or all that is left is to wait. */
 static void vm_tick(struct local_vm *vm)
 {
@@ -1587,6 +1618,9 @@ static void vm_tick(struct local_vm *vm)
                 vm_move(vm, vm->machine.state, err.text);
             continue;
         }
+        vm_release(vm);
+        if (vm->closing)
+            return;
         struct plan_vm facts = vm_facts(vm);
         if (!vm_do(vm, agent_plan_vm(&facts)))
             return;
@@ -1841,6 +1875,13 @@ void vm_lease(struct local_vm *vm)
         vm->kill_sent = true; /* the pidfd tells when it is gone; it is begun anew, by its restart policy */
     }
     lease_page_put(&vm->page, vm_page_value(vm, vm->process ? vm->process_id.epoch : vm->file.order.epoch, false));
+}
+
+void vm_may_relocate(struct local_vm *vm, bool may)
+{
+    if (may && !vm->may_relocate && !vm->process)
+        vm_wake_in(vm, 0);
+    vm->may_relocate = may;
 }
 
 void vm_go_down(struct local_vm *vm)
@@ -2126,6 +2167,8 @@ void vm_put_seen(const struct local_vm *vm, struct vm_seen *seen)
     OBJECT_TEXT(vm_seen, seen, reason, vm->reason);
     if (vm->program[0] != '\0')
         OBJECT_TEXT(vm_seen, seen, program, vm->program);
+    if (is_released(vm))
+        OBJECT_SET(vm_seen, seen, released, true);
     if (vm_is_astray(vm))
         OBJECT_SET(vm_seen, seen, astray, true);
     if (vm->wait != NULL) {

@@ -117,6 +117,8 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
  * goes to its VMM, now and whenever it says something else (vm_lease). */
 void vm_lease_confirm(struct local_vm *vm, uint64_t generation);
 void vm_lease(struct local_vm *vm);
+/* Another host may have it when it cannot be started here: orders say so of some VMs, and of no others. */
+void vm_may_relocate(struct local_vm *vm, bool may);
 /* The context says that the host goes down. */
 void vm_go_down(struct local_vm *vm);
 /* Does a VMM of it live that may run only under the lease? */

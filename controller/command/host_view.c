@@ -31,6 +31,18 @@ uint8_t *host_view_apart(const struct state *state, const struct vm *vm)
     return apart;
 }
 
+uint8_t *host_view_tried(const struct state *state, const struct vm *vm)
+{
+    uint8_t *tried = xcalloc(state_count(state, object_kind_HOST) + 1, sizeof *tried);
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const char *id = state_at(state, object_kind_HOST, i)->common->id;
+        tried[i] = vm->host != NULL && strcmp(vm->host, id) == 0;
+        for (size_t k = 0; k < vm->tried.count; k++)
+            tried[i] |= strcmp(vm->tried.items[k], id) == 0;
+    }
+    return tried;
+}
+
 uint8_t *host_view_pools(const struct state *state, const struct vm *vm)
 {
     if (!vm_has_pools(vm))

@@ -10,6 +10,8 @@ void host_view_fill(const struct state *state, const struct record *vm, struct s
 struct place_request host_view_request(const struct vm *vm);
 /* state_host_apart for each host, in host_view_fill's order; NULL: @vm has no such label. The caller frees. */
 uint8_t *host_view_apart(const struct state *state, const struct vm *vm);
+/* Which hosts have tried to start @vm and could not, its own among them; in the same order. The caller frees. */
+uint8_t *host_view_tried(const struct state *state, const struct vm *vm);
 /* What each host has of the pools of @vm's disks, in the same order: enum place_pools; NULL: it has none in pools. The caller
  * frees. */
 uint8_t *host_view_pools(const struct state *state, const struct vm *vm);

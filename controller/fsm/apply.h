@@ -32,6 +32,8 @@ void fsm_apply(struct state *state, uint64_t index, const void *command, size_t 
 int fsm_check(const struct state *state, enum command number, void *payload, struct error *err);
 
 /* Has @vm to be started elsewhere when its host is lost? *ret_why (may be NULL): a literal, why not, or NULL. */
+/* Does the word of its host that it starts @record no more change anything? Not while an operation of it is under way: it is said again. */
+bool vm_release_counts(const struct state *state, const struct record *record, const struct vm_seen *seen);
 bool lease_vm_recovers(const struct state *state, const struct vm *vm, const char **ret_why);
 
 #endif

@@ -155,6 +155,8 @@ uint64_t lease_voters_print(const struct state *state);
 bool lease_voters_are(struct apply *a, uint64_t index);
 /* They have changed by this command: lists of voters are numbered by it. */
 void lease_voters_changed(struct apply *a);
+/* It has run again, or somebody starts it: each host may be tried anew. The caller edits it. */
+void apply_vm_forget_tried(struct vm *vm);
 /* @vm, which is recovering, begins to be started on another host: count it. */
 void lease_count_failover(struct vm *vm, const char *at);
 

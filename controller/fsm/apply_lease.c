@@ -6,7 +6,8 @@
  *        |   host_clear: generation+1 |                                                   | host_clear: generation+1,
  *        +----------------------------+---------------------------------------------------+ all VMMs reported
  *
- * A VM may be started elsewhere when `recovering` is set, which happens here alone: with the loss of its host.
+ * A VM may be started elsewhere when `recovering` is set, which happens here alone: with the loss of its host; and when its host has
+ * promised to start it no more (state_vm_released).
  *
  * A host that is shut down in order says so (`going_down`), has its guests shut down, and then gives its lease up (`left`). What
  * cannot or is not to be started elsewhere then is PENDING, still its host's, until that is back. */

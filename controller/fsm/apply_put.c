@@ -68,13 +68,13 @@ static bool in_use(struct apply *a, const struct record *record, const char *wha
 /* ---- put ---- */
 
 /* The fields that a put may change, by kind; "name" stands for a rename. */
-static const char *const changeable[object_kind_COUNT][18] = {
+static const char *const changeable[object_kind_COUNT][20] = {
     [object_kind_CLUSTER] = {"name", "labels", "epoch", "lease_refusal_extends", "shutdown_policy", "shutdown_timeout_s"},
     [object_kind_CONTROLLER] = {"labels", "role", "address", "raft_address"},
     [object_kind_HOST] = {"draining", "labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
     [object_kind_FLAVOR] = {"name", "labels"},
     [object_kind_VM] = {"name", "labels", "ha", "restart", "restarts_max", "restart_window_s", "stop_grace_s", "disks", "nics",
-                        "ha_priority", "ha_restarts_max", "ha_window_s", "replica_host", "replica_every_s", "replica_limit_s"},
+                        "ha_priority", "ha_restarts_max", "ha_window_s", "relocates_max", "replica_host", "replica_every_s", "replica_limit_s"},
     [object_kind_IMAGE] = {"name", "labels", "replicas"},
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "controller/fsm/pool_members.h"
@@ -187,6 +188,8 @@ static bool take_vm_fields(struct vm *vm, const struct vm_seen *seen, const char
         return false;
     if (vm->ha && seen->state == vm_state_RUNNING && vm->state != vm_state_RUNNING)
         OBJECT_TEXT(vm, vm, running_at, at);
+    if (seen->state == vm_state_RUNNING)
+        apply_vm_forget_tried(vm);
     OBJECT_SET(vm, vm, state, seen->state);
     OBJECT_SET(vm, vm, seen_generation, generation);
     OBJECT_SET(vm, vm, restarts, seen->restarts);
@@ -233,6 +236,25 @@ static void vm_deleted(struct apply *a, struct record *record, const struct reco
     state_remove(a->state, record);
 }
 
+void apply_vm_forget_tried(struct vm *vm)
+{
+    if (vm->relocates == 0 && vm->tried.count == 0) /* absent in every VM that never had any */
+        return;
+    OBJECT_SET(vm, vm, relocates, 0);
+    for (size_t i = 0; i < vm->tried.count; i++)
+        free(vm->tried.items[i]);
+    free(vm->tried.items);
+    vm->tried = (struct string_list){0};
+    object_mark(&vm_desc, vm, "tried");
+}
+
+bool vm_release_counts(const struct state *state, const struct record *record, const struct vm_seen *seen)
+{
+    const struct vm *vm = record->vm;
+    return seen->released && seen->state == vm_state_FAILED && vm->released != vm->epoch && record->of_vm.operations.count == 0 &&
+           state_vm_may_relocate(state, vm);
+}
+
 static void see_vm(struct apply *a, const struct record *host, const struct vm_seen *seen)
 {
     struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, seen->id);
@@ -243,6 +265,10 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
     state_edit_begin(a->state, record);
     bool changed = raise_generation(a, record, seen);
     changed = take_vm_fields(record->vm, seen, a->request->at) || changed;
+    bool released = vm_release_counts(a->state, record, seen);
+    if (released)
+        OBJECT_SET(vm, record->vm, released, record->vm->epoch);
+    changed |= released;
     state_edit_end(a->state, record, changed ? a->index : record->common->revision);
     if (record->vm->state == vm_state_DELETED) {
         OBJECT_SET(vm, record->vm, seen_generation, record->vm->generation);
@@ -256,6 +282,11 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
                 vm_state_desc.names[record->vm->state], host->common->name, record->vm->state_reason ? ": " : "",
                 record->vm->state_reason ? record->vm->state_reason : "");
     replica_vm_seen(a, record->vm);
+    if (released)
+        apply_event(a, event_type_UPDATED, record, "VM %s: host %s cannot start it, and gives it up: another one may have it",
+                    record->common->name, host->common->name);
+    if (record->vm->state == vm_state_FAILED && state_vm_may_relocate(a->state, record->vm))
+        state_host_orders_changed(a->state, host->common->id, a->index); /* they say that */
     volumes_settle(a, record);
     operation_settle(a, record);
 }

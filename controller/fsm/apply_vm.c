@@ -237,6 +237,8 @@ static bool change_wanted(const struct state *state, struct vm *vm, const struct
     if (command->force || vm->stop_forced) /* absent in every VM that was never treated so */
         OBJECT_SET(vm, vm, stop_forced, command->force);
     OBJECT_SET(vm, vm, wanted, command->wanted);
+    if (start)
+        apply_vm_forget_tried(vm);
     if (start && vm->unstarted)
         OBJECT_SET(vm, vm, unstarted, false);
     OBJECT_SET(vm, vm, generation, vm->generation + 1);
@@ -338,6 +340,25 @@ void apply_vm_start(struct apply *a, struct record *record)
 
 /* ---- place ---- */
 
+static size_t vms_operations(const struct apply *a, const struct vm *vm)
+{
+    return state_get(a->state, object_kind_VM, vm->id)->of_vm.operations.count;
+}
+
+/* Its host could not start it: @to is the next one, or the same one again where there is no other. */
+static void count_relocation(struct apply *a, struct vm *vm, const struct record *to)
+{
+    OBJECT_SET(vm, vm, relocates, vm->relocates + 1);
+    if (strcmp(vm->host, to->common->id) == 0)
+        return;
+    lease_count_failover(vm, a->request->at);
+    if (vm->tried.count >= STATE_RELOCATES_TRIED_MAX)
+        return;
+    vm->tried.items = xrealloc(vm->tried.items, (vm->tried.count + 1) * sizeof *vm->tried.items);
+    vm->tried.items[vm->tried.count++] = xstrdup(vm->host);
+    object_mark(&vm_desc, vm, "tried");
+}
+
 static bool may_place(struct apply *a, const struct vm *vm, const struct command_vm_place *command,
                       const struct record *host)
 {
@@ -353,12 +374,16 @@ static bool may_place(struct apply *a, const struct vm *vm, const struct command
         return false;
     }
     /* The joint of "never twice": an owner that may still run it keeps it. */
-    if (owner != NULL && !vm->recovering) {
+    if (owner != NULL && !vm->recovering && !state_vm_released(vm)) {
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' belongs to host %s, which was not declared lost", vm->name,
                      vm->host_name);
         return false;
     }
-    if (command->give_up && !vm->recovering) {
+    if (state_vm_released(vm) && (vms_operations(a, vm) > 0 || !state_vm_may_relocate(a->state, vm))) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' may not be given to another host now", vm->name);
+        return false;
+    }
+    if (command->give_up && !vm->recovering && !state_vm_released(vm)) {
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is not recovering", vm->name);
         return false;
     }
@@ -376,6 +401,8 @@ static bool may_place(struct apply *a, const struct vm *vm, const struct command
         apply_refuse(a, -EBUSY, ERROR_NO_HOST, "host %s has no replica of the disks of VM '%s'", host->common->name, vm->name);
         return false;
     }
+    if (owner == host && state_vm_released(vm))
+        return true; /* it has room and all there already */
     if (state_host_apart(a->state, host, vm)) {
         apply_refuse(a, -EBUSY, ERROR_NO_HOST, "%s holds a VM that '%s' is kept apart from", host->common->name, vm->name);
         return false;
@@ -404,6 +431,8 @@ static void waiting_for(struct apply *a, const struct record *vm, const char *st
 static void give_up(struct vm *vm, const char *note)
 {
     OBJECT_SET(vm, vm, recovering, false);
+    if (state_vm_released(vm))
+        OBJECT_SET(vm, vm, released, 0);
     OBJECT_SET(vm, vm, state, vm_state_FAILED);
     char text[APPLY_STEP_BYTES_MAX];
     apply_text(text, sizeof text, "%s", note != NULL ? note : "it was given up");
@@ -420,11 +449,14 @@ void apply_vm_place(struct apply *a, struct command_vm_place *command)
         return;
     if (a->check_only)
         return;
-    char *lost = record->vm->recovering && host != NULL ? xstrdup(record->vm->host) : NULL;
+    bool released = state_vm_released(record->vm);
+    char *lost = (record->vm->recovering || released) && host != NULL ? xstrdup(record->vm->host) : NULL;
     bool from_replica = lost != NULL && !vm_disks_are_shared(a->state, record->vm, NULL);
     state_edit_begin(a->state, record);
     OBJECT_TEXT(vm, record->vm, placement, command->note);
-    if (lost != NULL)
+    if (lost != NULL && released)
+        count_relocation(a, record->vm, host);
+    else if (lost != NULL)
         lease_count_failover(record->vm, a->request->at);
     if (host != NULL)
         give_to_host(record->vm, host, record->vm->epoch + 1);

@@ -266,9 +266,23 @@ const struct record_index *state_waiting(const struct state *state)
     return &state->waiting;
 }
 
+bool state_vm_released(const struct vm *vm)
+{
+    return vm->released != 0 && vm->released == vm->epoch && vm->host != NULL && !vm->recovering && vm->ha &&
+           (vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED);
+}
+
+bool state_vm_may_relocate(const struct state *state, const struct vm *vm)
+{
+    uint32_t most = OBJECT_HAS(vm, vm, relocates_max) ? vm->relocates_max : STATE_RELOCATES_MAX;
+    return vm->ha && vm->wanted == vm_wanted_RUNNING && vm->restart != restart_policy_NEVER && vm->pin == NULL && vm->relocates < most &&
+           vm_disks_are_shared(state, vm, NULL);
+}
+
 bool state_vm_waits(const struct vm *vm)
 {
-    return vm->wanted != vm_wanted_DELETED && (vm->recovering || (vm->host == NULL && vm->state == vm_state_PENDING));
+    return vm->wanted != vm_wanted_DELETED &&
+           (vm->recovering || (vm->host == NULL && vm->state == vm_state_PENDING) || state_vm_released(vm));
 }
 
 const char *state_vm_label(const struct vm *vm, const char *key)

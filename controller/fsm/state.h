@@ -28,6 +28,8 @@
 #define STATE_HOST_TASKS_MAX 1024u        /* tasks of one host: bound of node_orders.tasks */
 #define STATE_VM_SNAPSHOTS_MAX 100u       /* of one VM; each is a layer of each of its disks, which may have 128 */
 #define STATE_HA_VOTERS_MIN 3u            /* controllers with a vote that ha needs: two can lose none */
+#define STATE_RELOCATES_MAX 1u        /* relocates_max where the VM does not say */
+#define STATE_RELOCATES_TRIED_MAX 16u
 #define STATE_HA_RESTARTS_MAX 5u          /* vm.ha_restarts_max where not given */
 #define STATE_HA_WINDOW_S 3600u           /* vm.ha_window_s where not given */
 #define STATE_APART_LABEL "anti-affinity"
@@ -120,7 +122,7 @@ const struct record *state_at(const struct state *state, enum object_kind kind, 
 /* Position of the first object whose name is greater than @name (a cursor: it need not exist any more). */
 size_t state_after(const struct state *state, enum object_kind kind, const char *name);
 
-/* The VMs that wait for a host (pending or recovering, not to be deleted), in name order: what reconcile has to place. Kept with each
+/* The VMs that wait for a host (pending, recovering or released, not to be deleted), in name order: what reconcile has to place. Kept with each
  * change, so that a look at it costs what there is to do and not what there is. */
 const struct record_index *state_waiting(const struct state *state);
 /* As state_after, in @index. */
@@ -134,6 +136,12 @@ static inline bool state_vm_ran_out(const struct vm *vm)
 {
     return (vm->state == vm_state_STOPPED || vm->state == vm_state_FAILED) && vm->seen_generation >= vm->generation;
 }
+
+/* May another host have @vm where its own cannot start it? Said to its host with its orders. */
+bool state_vm_may_relocate(const struct state *state, const struct vm *vm);
+/* Has its host given it up? It has promised, for good, to start nothing of this epoch any more (apply_seen.c): that stands in for the
+ * loss of the host. */
+bool state_vm_released(const struct vm *vm);
 
 /* What hosts know and the state does not, after a recovery from a survivor that lacked the end of the log (apply_recover.c). No
  * more than this many changes of one VM can be lost so; what is further ahead is no word to believe. */

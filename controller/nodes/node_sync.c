@@ -66,9 +66,9 @@ static bool vm_differs(const struct state *state, const struct record *host, con
         return false;
     if (seen->state == vm_state_DELETED)
         return vm->wanted == vm_wanted_DELETED;
-    if (seen->generation < vm->seen_generation)
+    if (seen->generation < vm->seen_generation || vm->recovering)
         return false;
-    return vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) || state_generation_lost(vm, seen) ||
+    return vm_release_counts(state, record, seen) || vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) || state_generation_lost(vm, seen) ||
            vm->restarts != seen->restarts || !same_text(vm->state_reason, seen->reason) ||
            !same_text(vm->vmm_version, seen->program) || progress_differs(record, seen);
 }
@@ -437,6 +437,16 @@ static void fill_missing(const struct record *host, const struct node_report *re
     map_finish(&has);
 }
 
+/* Beside their orders and not in them: an order that is another one is written down by the host. */
+static void fill_relocate(const struct state *state, const struct record *host, struct node_orders *orders)
+{
+    for (size_t i = 0; i < host->of_host.vms.count && orders->relocate.count < 4096; i++) {
+        const struct vm *vm = host->of_host.vms.items[i]->vm;
+        if ((vm->state == vm_state_STARTING || vm->state == vm_state_FAILED) && !vm->recovering && state_vm_may_relocate(state, vm))
+            add_text(orders, &orders->relocate, "relocate", vm->id);
+    }
+}
+
 /* ---- networks and security groups that the host's VMs use, in name order ---- */
 
 /* The VM that task @i of @host brings to it, or NULL. */
@@ -755,6 +765,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     for (size_t i = 0; i < host->of_host.vms.count; i++)
         fill_order(state, host, host->of_host.vms.items[i]->vm, (struct vm_order *)ret->vms.items + i);
     fill_missing(host, report, ret);
+    fill_relocate(state, host, ret);
     fill_networks(state, host, ret);
     fill_tasks(state, host, ret);
     fill_volumes(state, host, ret);

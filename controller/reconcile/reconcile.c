@@ -81,6 +81,22 @@ static void say(struct reconciling *r, const struct vm *vm, const char *note, bo
     emit(r, COMMAND_vm_place, &command, &command.request);
 }
 
+/* No other host can have a VM that its own has given up: that tries again, under a new epoch. */
+static void place_again(struct reconciling *r, const struct vm *vm, const char *others)
+{
+    struct command_vm_place command = {0};
+    const struct record *host = state_get(r->state, object_kind_HOST, vm->host);
+    char note[NOTE_BYTES_MAX];
+    if (host == NULL || host->host->state != host_state_UP || host->host->going_down)
+        return;
+    snprintf(note, sizeof note, "again on %s, which could not start it, for want of another one: %.500s", host->common->name, others);
+    OBJECT_TEXT(command_vm_place, &command, id, vm->id);
+    OBJECT_SET(command_vm_place, &command, from_epoch, vm->epoch);
+    OBJECT_TEXT(command_vm_place, &command, note, note);
+    OBJECT_TEXT(command_vm_place, &command, host, vm->host);
+    emit(r, COMMAND_vm_place, &command, &command.request);
+}
+
 /* @without: it was to be started after that one, which has not come in time; NULL. */
 static void place(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm,
                   const struct vm *without)
@@ -91,15 +107,21 @@ static void place(struct reconciling *r, struct scheduler_view *view, struct pla
     int said = 0;
     CLEANUP_FREE uint8_t *apart = host_view_apart(r->state, vm);
     CLEANUP_FREE uint8_t *pools = host_view_pools(r->state, vm);
+    CLEANUP_FREE uint8_t *tried = state_vm_released(vm) ? host_view_tried(r->state, vm) : NULL;
     const struct record *standby = vm->recovering ? replica_standby(r->state, vm) : NULL;
     if (standby != NULL) /* nobody else has its disks */
         request.pin = standby->common->name;
     request.apart = apart;
     request.pools = pools;
+    request.tried = tried;
     place_vm(view, &request, result);
     if (without != NULL)
         said = snprintf(note, sizeof note, "not after %s, which does not run %u s later; ", without->name, RECONCILE_AFTER_MS / 1000);
     place_summary(view, &request, result, note + said, sizeof note - (size_t)said);
+    if (result->chosen == PLACE_NONE && tried != NULL) {
+        place_again(r, vm, note);
+        return;
+    }
     if (result->chosen == PLACE_NONE) {
         say(r, vm, note, false);
         return;
@@ -132,9 +154,9 @@ static bool worn_out(const struct reconciling *r, const struct vm *vm, char note
     if (done < most)
         return false;
     snprintf(note, NOTE_BYTES_MAX,
-             "its host was lost, and it has been started elsewhere %u times within %u s, the most that ha_restarts_max allows; "
+             "%s, and it has been started elsewhere %u times within %u s, the most that ha_restarts_max allows; "
              "start it when the cause is found",
-             done, window_s);
+             vm->recovering ? "its host was lost" : "its host could not start it", done, window_s);
     return true;
 }
 
@@ -206,6 +228,18 @@ static bool recover(struct reconciling *r, struct scheduler_view *view, struct p
     return false;
 }
 
+/* One that its host has given up. What is under way with it comes to its end before. */
+static void relocate(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct record *record)
+{
+    char note[NOTE_BYTES_MAX];
+    if (record->of_vm.operations.count > 0 || !state_vm_may_relocate(r->state, record->vm))
+        return;
+    if (worn_out(r, record->vm, note))
+        say(r, record->vm, note, true);
+    else
+        place(r, view, result, record->vm, NULL);
+}
+
 /* The highest first. Returns the last of those that were looked at; NULL: there are none. All behind it come in their turn with
  * the others that wait: those that nobody has room for do not stand in their way for ever. */
 static const struct vm *place_recovering(struct reconciling *r, struct scheduler_view *view, struct place_result *result)
@@ -246,7 +280,9 @@ static void place_waiting(struct reconciling *r)
         last = place_recovering(r, &view, &result);
     for (; i < end && !full(r); i++) {
         vm = waiting->items[i]->vm;
-        if (!vm->recovering)
+        if (state_vm_released(vm))
+            relocate(r, &view, &result, waiting->items[i]);
+        else if (!vm->recovering)
             place(r, &view, &result, vm, NULL);
         else if (by_priority(&vm, &last) > 0)
             recover(r, &view, &result, vm);

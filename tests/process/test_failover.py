@@ -326,3 +326,25 @@ def test_a_host_that_goes_down_by_stay(make_cluster):
     vm = cluster.wait_vm('web', 'running')
     assert vm['host_name'] == agent.name and vm['epoch'] == 1 and vm.get('failovers', 0) == 0, vm
     assert not cluster.api('GET', f'/v1/hosts/{agent.name}')[2].get('going_down')
+
+
+def test_a_host_that_cannot_start_it(make_cluster):
+    """Its image can never be put there: the VM is given to another host, and says which one has tried."""
+    cluster = make_cluster(controllers=3, agents=3)
+    cluster.cli('image', 'create', 'ticker', '--kind', 'kernel', '--kernel', TICKER)
+    bad = cluster.agents[0]
+    sha256 = cluster.api('GET', '/v1/images/ticker')[2]['kernel']['sha256']
+    (bad.directory / 'images' / sha256 / 'in-its-place').mkdir(parents=True)
+    for other in cluster.agents[1:]:
+        cluster.cli('host', 'update', other.name, '--schedulable=false')
+    cluster.cli('vm', 'create', 'web', '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--ha', '--relocates-max', '5')
+    assert cluster.vm('web')['host_name'] == bad.name
+    for other in cluster.agents[1:]:
+        cluster.cli('host', 'update', other.name, '--schedulable=true')
+    wait_until(lambda: (cluster.vm('web') or {}).get('host_name') != bad.name, 40, 'another host gets it')
+    vm = cluster.wait_vm('web', 'running')
+    assert vm['epoch'] > 1 and vm['failovers'] == 1, vm
+    steps = [e['message'] for e in cluster.cli('vm', 'events', 'web')]
+    assert any(f'host {bad.name} cannot start it, and gives it up' in step for step in steps), steps
+    assert bad.vmm_pids() == []
+    wait_until(lambda: not (bad.directory / 'vms' / vm['id']).exists(), 20, 'nothing of it is left there')

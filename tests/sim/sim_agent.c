@@ -217,6 +217,11 @@ static void take_orders(struct sim_agent *agent, const struct node_orders *order
         return;
     agent->have_index = MAX(agent->have_index, orders->index);
     take_vm_orders(agent, orders);
+    for (unsigned i = 0; i < agent->vms_top; i++) {
+        agent->vms[i].mind.may_relocate = false;
+        for (size_t k = 0; agent->vms[i].used && k < orders->relocate.count; k++)
+            agent->vms[i].mind.may_relocate |= strcmp(agent->vms[i].order.id, orders->relocate.items[k]) == 0;
+    }
     sim_lease_orders(agent, orders);
     take_tasks(agent, orders);
     sim_migrate_orders(agent, orders);
@@ -288,6 +293,8 @@ static void fill_report(struct sim_agent *agent, struct node_report *report)
         OBJECT_SET(vm_seen, seen, generation, vm->generation);
         OBJECT_SET(vm_seen, seen, state, vm->mind.state);
         OBJECT_SET(vm_seen, seen, restarts, vm->restarts);
+        if (vm->released >= vm->order.epoch)
+            OBJECT_SET(vm_seen, seen, released, true);
         if (vm->mind.reason != NULL)
             OBJECT_TEXT(vm_seen, seen, reason, vm->mind.reason);
     }

@@ -311,6 +311,7 @@ static struct plan_vm facts_of(const struct sim_agent *agent, const struct sim_v
         .arriving = sim_vm_arriving(vm),
         .taking = vm->arriving[0] != '\0' && mind->owned,
         .missing = vm->missing,
+        .released = vm->released >= vm->order.epoch,
         .down = agent->down,
         .leaving = vm->leaving[0] != '\0' || mind->left,
         .process = has_vmm(vm),
@@ -401,9 +402,22 @@ static bool do_step(struct sim_agent *agent, struct sim_vm *vm, enum plan_step s
     return false;
 }
 
+/* As vm_release of compute/agent/vm.c. */
+static void release(struct sim_agent *agent, struct sim_vm *vm)
+{
+    const struct sim_vm_mind *mind = &vm->mind;
+    bool used_up = agent_plan_used_up(&mind->tries, &vm->order, mind->end);
+    if (!mind->may_relocate || !used_up || has_vmm(vm) || vm->arriving[0] != '\0' || vm->leaving[0] != '\0' || mind->left || mind->forgotten ||
+        vm->order.wanted != vm_wanted_RUNNING || agent->down || !mind->confirmed || vm->missing || vm->released >= vm->order.epoch)
+        return;
+    vm->released = vm->order.epoch;
+    settle(agent, vm, vm_state_FAILED, mind->end_text);
+}
+
 void sim_vm_tick(struct sim_agent *agent, struct sim_vm *vm)
 {
     for (unsigned i = 0; i < STEPS_MAX; i++) {
+        release(agent, vm);
         struct plan_vm facts = facts_of(agent, vm);
         if (do_step(agent, vm, agent_plan_vm(&facts)))
             continue;

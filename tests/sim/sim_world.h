@@ -81,6 +81,7 @@ struct world_answer { /* of a key */
 struct sim_vm_mind { /* of its agent: begun anew when that dies */
     enum vm_state state;
     const char *reason;
+    bool may_relocate;   /* as of the last orders */
     bool confirmed;      /* an order has named it, to this agent */
     bool forgotten, removing, gone;
     bool prepared;
@@ -111,6 +112,7 @@ struct sim_vm {
     uint64_t generation;      /* reached */
     uint64_t boot_done, restarts;
     uint64_t run_epoch;       /* of the last start; 0 = never */
+    uint64_t released;        /* the epoch that is never started here again; 0: none */
     bool missing;             /* nothing of it was there when it was ordered, and it had disks */
     char arriving[STATE_ID_BYTES], leaving[STATE_ID_BYTES]; /* migrations that bring it here, or take it away; "" = none */
     /* its VMM: lives on when the agent dies */

@@ -216,6 +216,8 @@ static const struct {
     enum plan_step expected;
 } step_rows[] = {
     {"new", {RUN}, PLAN_PREPARE},
+    {"given up here", {RUN, .released = true, .prepared = true, .backoff_over = true}, PLAN_REST_FAILED},
+    {"given up here, and to be removed", {RUN, .released = true, .forgotten = true}, PLAN_REMOVE},
     {"its host goes down", {RUN, ALIVE, .down = true}, PLAN_STOP},
     {"its host goes down, and its guest can be asked", {RUN, ALIVE, .down = true, .gentle = true}, PLAN_SHUTDOWN},
     {"its guest has had its time", {RUN, ALIVE, .down = true, .gentle = true, .shutdown_asked = true, .shutdown_over = true}, PLAN_STOP},
@@ -332,6 +334,7 @@ static void test_every_combination(void **unused)
                     .restart = bits % restart_policy_COUNT,
                     .forgotten = bits & 1,
                     .confirmed = bits & 2,
+                    .released = bits % 7 == 0,
                     .reboot = bits & 4,
                     .process = bits & 8,
                     .process_old = bits & 16,
@@ -351,7 +354,7 @@ static void test_every_combination(void **unused)
                 enum plan_step step = agent_plan_vm(&vm);
                 bool wants = !vm.down && !vm.forgotten && (wanted == vm_wanted_RUNNING || wanted == vm_wanted_PAUSED);
                 if (step == PLAN_START || step == PLAN_PREPARE)
-                    assert_true(!vm.process && vm.confirmed && wants);
+                    assert_true(!vm.process && vm.confirmed && wants && !vm.released);
                 if (step == PLAN_REMOVE)
                     assert_true(!vm.process && (vm.forgotten || wanted == vm_wanted_DELETED));
                 if (step == PLAN_STOP)

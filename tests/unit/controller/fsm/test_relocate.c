@@ -1,0 +1,229 @@
+/* VMs with ha whose host cannot start them: which of them another host gets, how often, and when not. */
+#include "tests/unit/controller/fsm_fixture.h"
+
+static void create(struct fixture *f, const char *name, const char *more)
+{
+    char body[300];
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":536870912%s}", name, more);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, body);
+}
+
+static int setup(void **test)
+{
+    struct fixture *f = NEW(struct fixture);
+    fixture_init(f);
+    fixture_voter(f, "c2", 2);
+    fixture_voter(f, "c3", 3);
+    fixture_host(f, "n1", 8192);
+    create(f, "web", ",\"ha\":true");
+    *test = f;
+    return 0;
+}
+
+static int teardown(void **test)
+{
+    fixture_finish_all(*test);
+    free(*test);
+    return 0;
+}
+
+/* Its host says that it cannot be started; @released: and that it has given it up. 1: that has changed something. */
+static int fails(struct fixture *f, const char *name, bool released)
+{
+    const struct vm *vm = fixture_vm(f, name);
+    struct node_report report = fixture_report(f, vm->host_name, 8192);
+    struct vm_seen *seen = fixture_seen(&report, vm, vm_state_FAILED);
+    OBJECT_TEXT(vm_seen, seen, reason, "no bridge");
+    if (released)
+        OBJECT_SET(vm_seen, seen, released, true);
+    return fixture_send(f, &report);
+}
+
+/* Do its host's orders say that another one may have it? */
+static bool is_offered(struct fixture *f, const char *name)
+{
+    const struct vm *vm = fixture_vm(f, name);
+    struct node_report report = fixture_report(f, vm->host_name, 8192);
+    struct node_orders orders = {0};
+    bool found = false;
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
+    for (size_t i = 0; i < orders.relocate.count; i++)
+        found |= strcmp(orders.relocate.items[i], vm->id) == 0;
+    OBJECT_CLEAR(node_report, &report);
+    OBJECT_CLEAR(node_orders, &orders);
+    return found;
+}
+
+static void another_host_gets_it_once(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n2", 8192);
+    fixture_host(f, "n3", 8192);
+    assert_true(is_offered(f, "web"));
+    fails(f, "web", false);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n1"); /* it tries again */
+    assert_int_equal(fails(f, "web", true), 1);
+    assert_int_equal(fails(f, "web", true), 0);
+    assert_int_equal(fixture_vm(f, "web")->state, vm_state_FAILED);
+    fixture_reconcile(f, NULL);
+    const struct vm *vm = fixture_vm(f, "web");
+    assert_string_not_equal(vm->host_name, "n1");
+    assert_int_equal(vm->epoch, 2);
+    assert_int_equal(vm->relocates, 1);
+    assert_int_equal(vm->failovers, 1);
+    assert_int_equal(vm->tried.count, 1);
+    assert_false(is_offered(f, "web")); /* relocates_max is 1 where not given */
+    fails(f, "web", true);
+    fixture_reconcile(f, NULL);
+    assert_int_equal(fixture_vm(f, "web")->epoch, 2);
+    assert_int_equal(fixture_vm(f, "web")->state, vm_state_FAILED);
+    assert_string_equal(fixture_vm(f, "web")->state_reason, "no bridge");
+}
+
+static void it_goes_to_none_that_has_tried(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n2", 8192);
+    fixture_host(f, "n3", 8192);
+    fixture_must(f, ROUTE_ID_vm_update, "web", "{\"relocates_max\":2}");
+    char second[64];
+    fails(f, "web", false); /* which ends the operation that made it */
+    assert_int_equal(fails(f, "web", true), 1);
+    fixture_reconcile(f, NULL);
+    snprintf(second, sizeof second, "%s", fixture_vm(f, "web")->host_name);
+    assert_string_not_equal(second, "n1");
+    assert_int_equal(fails(f, "web", true), 1);
+    fixture_reconcile(f, NULL);
+    assert_string_not_equal(fixture_vm(f, "web")->host_name, "n1");
+    assert_string_not_equal(fixture_vm(f, "web")->host_name, second);
+    assert_int_equal(fixture_vm(f, "web")->tried.count, 2);
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    assert_int_equal(fixture_vm(f, "web")->relocates, 0); /* it has run: each may try again */
+    assert_int_equal(fixture_vm(f, "web")->tried.count, 0);
+}
+
+static void without_another_one_its_host_goes_on(void **test)
+{
+    struct fixture *f = *test;
+    fails(f, "web", false);
+    assert_int_equal(fails(f, "web", true), 1);
+    fixture_reconcile(f, NULL);
+    const struct vm *vm = fixture_vm(f, "web");
+    assert_string_equal(vm->host_name, "n1");
+    assert_int_equal(vm->epoch, 2);
+    assert_int_equal(vm->failovers, 0);
+    assert_non_null(strstr(vm->placement, "for want of another one"));
+    assert_false(is_offered(f, "web"));
+}
+
+static void not_while_an_operation_is_under_way(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n2", 8192);
+    fails(f, "web", false);
+    fixture_must(f, ROUTE_ID_vm_start, "web", NULL);
+    assert_int_equal(fixture_get(f, object_kind_VM, "web")->of_vm.operations.count, 1);
+    const struct vm *vm = fixture_vm(f, "web");
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct vm_seen *seen = fixture_seen(&report, vm, vm_state_FAILED);
+    OBJECT_SET(vm_seen, seen, generation, vm->generation - 1);
+    OBJECT_SET(vm_seen, seen, released, true);
+    fixture_send(f, &report);
+    assert_int_equal(fixture_vm(f, "web")->released, 0);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n1");
+    fails(f, "web", true); /* which ends the operation */
+    assert_int_equal(fails(f, "web", true), 1); /* and is said again */
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
+}
+
+static void what_is_refused(struct fixture *f, const char *name)
+{
+    assert_false(is_offered(f, name));
+    fails(f, name, false);
+    fails(f, name, true);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, name)->host_name, "n1");
+    assert_int_equal(fixture_vm(f, name)->epoch, 1);
+    assert_int_equal(fixture_vm(f, name)->released, 0);
+}
+
+static void not_all_may_go(void **test)
+{
+    struct fixture *f = *test;
+    create(f, "plain", "");
+    create(f, "data", ",\"ha\":true,\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]");
+    create(f, "pinned", ",\"ha\":true,\"pin\":\"n1\"");
+    create(f, "never", ",\"ha\":true,\"restart\":\"never\"");
+    create(f, "zero", ",\"ha\":true,\"relocates_max\":0");
+    fixture_host(f, "n2", 8192);
+    what_is_refused(f, "plain");
+    what_is_refused(f, "data");
+    what_is_refused(f, "pinned");
+    what_is_refused(f, "never");
+    what_is_refused(f, "zero");
+}
+
+/* Words of another run, of another host, or of a VM that runs. */
+static void only_its_host_may_give_it_up(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n2", 8192);
+    fails(f, "web", false);
+    const struct vm *vm = fixture_vm(f, "web");
+    struct node_report report = fixture_report(f, "n2", 8192);
+    OBJECT_SET(vm_seen, fixture_seen(&report, vm, vm_state_FAILED), released, true);
+    fixture_send(f, &report);
+    assert_int_equal(fixture_vm(f, "web")->released, 0);
+    report = fixture_report(f, "n1", 8192);
+    struct vm_seen *seen = fixture_seen(&report, vm, vm_state_FAILED);
+    OBJECT_SET(vm_seen, seen, released, true);
+    OBJECT_SET(vm_seen, seen, epoch, vm->epoch - 1);
+    fixture_send(f, &report);
+    assert_int_equal(fixture_vm(f, "web")->released, 0);
+    report = fixture_report(f, "n1", 8192);
+    OBJECT_SET(vm_seen, fixture_seen(&report, vm, vm_state_RUNNING), released, true);
+    fixture_send(f, &report);
+    assert_int_equal(fixture_vm(f, "web")->released, 0);
+}
+
+static void a_person_or_a_loss_between(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n2", 8192);
+    fails(f, "web", false);
+    assert_int_equal(fails(f, "web", true), 1);
+    fixture_must(f, ROUTE_ID_vm_stop, "web", NULL);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n1");
+    fixture_vm_is(f, "web", vm_state_STOPPED);
+    fixture_must(f, ROUTE_ID_vm_start, "web", NULL); /* a new epoch: n1 may start that */
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n1");
+    assert_int_equal(fixture_vm(f, "web")->epoch, 2);
+    fixture_reconcile(f, NULL);
+    assert_int_equal(fixture_vm(f, "web")->epoch, 2);
+    fails(f, "web", false);
+    assert_int_equal(fails(f, "web", true), 1);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_SET(node_report, &report, leaving, true);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_false(fixture_vm(f, "web")->recovering);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(another_host_gets_it_once, setup, teardown),
+        cmocka_unit_test_setup_teardown(it_goes_to_none_that_has_tried, setup, teardown),
+        cmocka_unit_test_setup_teardown(without_another_one_its_host_goes_on, setup, teardown),
+        cmocka_unit_test_setup_teardown(not_while_an_operation_is_under_way, setup, teardown),
+        cmocka_unit_test_setup_teardown(not_all_may_go, setup, teardown),
+        cmocka_unit_test_setup_teardown(only_its_host_may_give_it_up, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_person_or_a_loss_between, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
