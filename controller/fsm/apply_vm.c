@@ -4,7 +4,8 @@
  *                ^--start, stop--> STOPPED <--stop--+
  *
  * Each change of what is wanted raises the generation; each start raises the epoch as well, so that nothing that acts for
- * the last run can be taken for this one. The owner (host, epoch) changes here and nowhere else. */
+ * the last run can be taken for this one (a start from a replica does when the VM is given away: the point counts for its own epoch).
+ * The owner (host, epoch) changes here and nowhere else. */
 #include "controller/fsm/apply_task.h"
 
 #include <errno.h>
@@ -252,12 +253,15 @@ static bool change_wanted(const struct state *state, struct vm *vm, const struct
             OBJECT_SET(vm, vm, seen_generation, vm->generation);
         }
     } else if ((start || elsewhere) && vm->host != NULL) {
-        OBJECT_SET(vm, vm, epoch, vm->epoch + 1);
+        bool recovers = host_lost && lease_vm_recovers(state, vm, NULL);
+        /* Its replica is one of this epoch, which goes on until the VM is given away. */
+        if (!recovers || vm_disks_are_shared(state, vm, NULL))
+            OBJECT_SET(vm, vm, epoch, vm->epoch + 1);
         if (vm->handover != NULL)
             OBJECT_TEXT(vm, vm, handover, NULL);
         OBJECT_SET(vm, vm, state, vm_state_STARTING);
         OBJECT_TEXT(vm, vm, state_reason, NULL);
-        if (host_lost && lease_vm_recovers(state, vm, NULL)) {
+        if (recovers) {
             OBJECT_SET(vm, vm, state, vm_state_PENDING);
             OBJECT_SET(vm, vm, recovering, true);
             OBJECT_SET(vm, vm, ha_window_restarts, 0); /* a person has looked at it */

@@ -345,6 +345,82 @@ static void a_failover_that_a_recovery_lost_is_followed(void **test)
     assert_int_equal(vm(f)->replica.number, 0);
 }
 
+/* `drover vm start` has been asked for, and its host n1 is lost. */
+static void starts_from_its_replica(struct fixture *f)
+{
+    assert_true(vm(f)->recovering);
+    assert_int_equal(vm(f)->state, vm_state_PENDING);
+    assert_int_equal(tick_after(f, 1), 1);
+    assert_string_equal(vm(f)->host_name, "n3");
+    assert_int_equal(vm(f)->epoch, 2);
+    assert_string_equal(vm(f)->replica_start.id, ID_A);
+    assert_int_equal(vm(f)->replica_start.number, 1);
+    assert_string_equal(vm(f)->replica_host, "n1");
+}
+
+static void host_goes_down(struct fixture *f, const char *name)
+{
+    struct node_report report = fixture_report(f, name, 8192);
+    OBJECT_SET(node_report, &report, going_down, true);
+    OBJECT_SET(node_report, &report, leaving, true);
+    assert_int_equal(fixture_send(f, &report), 1);
+}
+
+/* Its disks are newer than the replica, so it waits for its host; but not if a person wants otherwise. */
+static void one_that_waits_for_its_host_is_started_from_it(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\"}");
+    point_made(f, 1);
+    host_goes_down(f, "n1");
+    assert_false(vm(f)->recovering);
+    assert_non_null(strstr(vm(f)->state_reason, "starts it from its replica"));
+    assert_int_equal(tick_after(f, 1), 0);
+    fixture_must(f, ROUTE_ID_vm_start, "a", NULL);
+    starts_from_its_replica(f);
+}
+
+static void one_that_waits_and_is_not_placed_goes_on_at_its_host(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\"}");
+    point_made(f, 1);
+    host_goes_down(f, "n1");
+    fixture_must(f, ROUTE_ID_vm_start, "a", NULL);
+    struct node_report back = fixture_report(f, "n1", 8192);
+    assert_int_equal(fixture_send(f, &back), 1);
+    assert_false(vm(f)->recovering);
+    assert_int_equal(vm(f)->state, vm_state_STARTING);
+    assert_string_equal(vm(f)->host_name, "n1");
+    assert_non_null(replica_standby(f->state, vm(f)));
+}
+
+static void one_that_was_given_up_is_started_from_it(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\",\"ha_restarts_max\":0}");
+    point_made(f, 1);
+    host_lost(f, "n1");
+    assert_int_equal(tick_after(f, 1), 1);
+    assert_int_equal(vm(f)->state, vm_state_FAILED);
+    assert_false(vm(f)->recovering);
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"ha_restarts_max\":1}");
+    fixture_must(f, ROUTE_ID_vm_start, "a", NULL);
+    starts_from_its_replica(f);
+}
+
+static void one_that_was_stopped_is_started_from_it(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\"}");
+    point_made(f, 1);
+    host_lost(f, "n1");
+    fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
+    assert_int_equal(vm(f)->state, vm_state_STOPPED);
+    fixture_must(f, ROUTE_ID_vm_start, "a", NULL);
+    starts_from_its_replica(f);
+}
+
 static void refused(struct fixture *f, const char *body, const char *why)
 {
     assert_true(fixture_do(f, ROUTE_ID_vm_update, "a", body) < 0);
@@ -383,6 +459,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(hosts_have_a_few_at_a_time, setup, teardown),
         cmocka_unit_test_setup_teardown(late_words_of_a_point_change_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(a_failover_that_a_recovery_lost_is_followed, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_that_waits_for_its_host_is_started_from_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_that_waits_and_is_not_placed_goes_on_at_its_host, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_that_was_given_up_is_started_from_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_that_was_stopped_is_started_from_it, setup, teardown),
         cmocka_unit_test_setup_teardown(what_cannot_be_is_refused, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
