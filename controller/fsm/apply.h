@@ -31,9 +31,9 @@ void fsm_apply(struct state *state, uint64_t index, const void *command, size_t 
  * command_<name>: names are made canonical). 0, or the code of the refusal with @err filled. Under the read lock. */
 int fsm_check(const struct state *state, enum command number, void *payload, struct error *err);
 
-/* Has @vm to be started elsewhere when its host is lost? *ret_why (may be NULL): a literal, why not, or NULL. */
 /* Does the word of its host that it starts @record no more change anything? Not while an operation of it is under way: it is said again. */
-bool vm_release_counts(const struct state *state, const struct record *record, const struct vm_seen *seen);
+bool vm_release_counts(const struct record *record, const struct vm_seen *seen);
+/* Has @vm to be started elsewhere when its host is lost? *ret_why (may be NULL): a literal, why not, or NULL. */
 bool lease_vm_recovers(const struct state *state, const struct vm *vm, const char **ret_why);
 
 #endif

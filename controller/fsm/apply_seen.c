@@ -248,11 +248,10 @@ void apply_vm_forget_tried(struct vm *vm)
     object_mark(&vm_desc, vm, "tried");
 }
 
-bool vm_release_counts(const struct state *state, const struct record *record, const struct vm_seen *seen)
+bool vm_release_counts(const struct record *record, const struct vm_seen *seen)
 {
-    const struct vm *vm = record->vm;
-    return seen->released && seen->state == vm_state_FAILED && vm->released != vm->epoch && record->of_vm.operations.count == 0 &&
-           state_vm_may_relocate(state, vm);
+    return seen->released && seen->state == vm_state_FAILED && record->vm->released != record->vm->epoch &&
+           record->of_vm.operations.count == 0;
 }
 
 static void see_vm(struct apply *a, const struct record *host, const struct vm_seen *seen)
@@ -265,7 +264,7 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
     state_edit_begin(a->state, record);
     bool changed = raise_generation(a, record, seen);
     changed = take_vm_fields(record->vm, seen, a->request->at) || changed;
-    bool released = vm_release_counts(a->state, record, seen);
+    bool released = vm_release_counts(record, seen);
     if (released)
         OBJECT_SET(vm, record->vm, released, record->vm->epoch);
     changed |= released;
@@ -283,8 +282,8 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
                 record->vm->state_reason ? record->vm->state_reason : "");
     replica_vm_seen(a, record->vm);
     if (released)
-        apply_event(a, event_type_UPDATED, record, "VM %s: host %s cannot start it, and gives it up: another one may have it",
-                    record->common->name, host->common->name);
+        apply_event(a, event_type_UPDATED, record, "VM %s: host %s cannot start it, and gives it up%s", record->common->name,
+                    host->common->name, state_vm_may_relocate(a->state, record->vm) ? ": another one may have it" : "");
     if (record->vm->state == vm_state_FAILED && state_vm_may_relocate(a->state, record->vm))
         state_host_orders_changed(a->state, host->common->id, a->index); /* they say that */
     volumes_settle(a, record);

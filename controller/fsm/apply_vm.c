@@ -383,11 +383,11 @@ static bool may_place(struct apply *a, const struct vm *vm, const struct command
                      vm->host_name);
         return false;
     }
-    if (state_vm_released(vm) && (vms_operations(a, vm) > 0 || !state_vm_may_relocate(a->state, vm))) {
+    if (state_vm_released(vm) && (vms_operations(a, vm) > 0 || (owner != host && !state_vm_may_relocate(a->state, vm)))) {
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' may not be given to another host now", vm->name);
         return false;
     }
-    if (command->give_up && !vm->recovering && !state_vm_released(vm)) {
+    if (command->give_up && !vm->recovering) {
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is not recovering", vm->name);
         return false;
     }
@@ -435,7 +435,7 @@ static void waiting_for(struct apply *a, const struct record *vm, const char *st
 static void give_up(struct vm *vm, const char *note)
 {
     OBJECT_SET(vm, vm, recovering, false);
-    if (state_vm_released(vm))
+    if (state_vm_released(vm)) /* before its host was lost: no reason to place it, from now on */
         OBJECT_SET(vm, vm, released, 0);
     OBJECT_SET(vm, vm, state, vm_state_FAILED);
     char text[APPLY_STEP_BYTES_MAX];
@@ -454,8 +454,9 @@ void apply_vm_place(struct apply *a, struct command_vm_place *command)
     if (a->check_only)
         return;
     bool released = state_vm_released(record->vm);
+    bool again = released && host != NULL && strcmp(record->vm->host, host->common->id) == 0, unmade = record->vm->unmade;
     char *lost = (record->vm->recovering || released) && host != NULL ? xstrdup(record->vm->host) : NULL;
-    bool from_replica = lost != NULL && !vm_disks_are_shared(a->state, record->vm, NULL);
+    bool from_replica = lost != NULL && !again && !vm_disks_are_shared(a->state, record->vm, NULL);
     state_edit_begin(a->state, record);
     OBJECT_TEXT(vm, record->vm, placement, command->note);
     if (lost != NULL && released)
@@ -464,6 +465,8 @@ void apply_vm_place(struct apply *a, struct command_vm_place *command)
         lease_count_failover(record->vm, a->request->at);
     if (host != NULL)
         give_to_host(record->vm, host, record->vm->epoch + 1);
+    if (again) /* it has what it has made of it */
+        OBJECT_SET(vm, record->vm, unmade, unmade);
     if (from_replica)
         replica_taken(a, record->vm, lost);
     if (command->give_up)

@@ -268,8 +268,8 @@ const struct record_index *state_waiting(const struct state *state)
 
 bool state_vm_released(const struct vm *vm)
 {
-    return vm->released != 0 && vm->released == vm->epoch && vm->host != NULL && !vm->recovering && vm->ha &&
-           (vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED);
+    return vm->released != 0 && vm->released == vm->epoch && vm->host != NULL && !vm->recovering &&
+           vm->restart != restart_policy_NEVER && (vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED);
 }
 
 bool state_vm_may_relocate(const struct state *state, const struct vm *vm)

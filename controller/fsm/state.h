@@ -139,8 +139,8 @@ static inline bool state_vm_ran_out(const struct vm *vm)
 
 /* May another host have @vm where its own cannot start it? Said to its host with its orders. */
 bool state_vm_may_relocate(const struct state *state, const struct vm *vm);
-/* Has its host given it up? It has promised, for good, to start nothing of this epoch any more (apply_seen.c): that stands in for the
- * loss of the host. */
+/* Has its host given up one that is to be started? It has promised, for good, to start nothing of this epoch any more (apply_seen.c): that
+ * stands in for the loss of the host. A fact, also where no other host may have it by now: then its own has it again, under a new epoch. */
 bool state_vm_released(const struct vm *vm);
 
 /* What hosts know and the state does not, after a recovery from a survivor that lacked the end of the log (apply_recover.c). No

@@ -68,7 +68,7 @@ static bool vm_differs(const struct state *state, const struct record *host, con
         return vm->wanted == vm_wanted_DELETED;
     if (seen->generation < vm->seen_generation || vm->recovering)
         return false;
-    return vm_release_counts(state, record, seen) || vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) || state_generation_lost(vm, seen) ||
+    return vm_release_counts(record, seen) || vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) || state_generation_lost(vm, seen) ||
            vm->restarts != seen->restarts || !same_text(vm->state_reason, seen->reason) ||
            !same_text(vm->vmm_version, seen->program) || progress_differs(record, seen);
 }

@@ -81,15 +81,15 @@ static void say(struct reconciling *r, const struct vm *vm, const char *note, bo
     emit(r, COMMAND_vm_place, &command, &command.request);
 }
 
-/* No other host can have a VM that its own has given up: that tries again, under a new epoch. */
-static void place_again(struct reconciling *r, const struct vm *vm, const char *others)
+/* No other host can or may have a VM that its own has given up: that tries again, under a new epoch. */
+static void place_again(struct reconciling *r, const struct vm *vm, const char *why, const char *more)
 {
     struct command_vm_place command = {0};
     const struct record *host = state_get(r->state, object_kind_HOST, vm->host);
     char note[NOTE_BYTES_MAX];
     if (host == NULL || host->host->state != host_state_UP || host->host->going_down)
         return;
-    snprintf(note, sizeof note, "again on %s, which could not start it, for want of another one: %.500s", host->common->name, others);
+    snprintf(note, sizeof note, "again on %s, which could not start it, %s%.500s", host->common->name, why, more);
     OBJECT_TEXT(command_vm_place, &command, id, vm->id);
     OBJECT_SET(command_vm_place, &command, from_epoch, vm->epoch);
     OBJECT_TEXT(command_vm_place, &command, note, note);
@@ -119,7 +119,7 @@ static void place(struct reconciling *r, struct scheduler_view *view, struct pla
         said = snprintf(note, sizeof note, "not after %s, which does not run %u s later; ", without->name, RECONCILE_AFTER_MS / 1000);
     place_summary(view, &request, result, note + said, sizeof note - (size_t)said);
     if (result->chosen == PLACE_NONE && tried != NULL) {
-        place_again(r, vm, note);
+        place_again(r, vm, "for want of another one: ", note);
         return;
     }
     if (result->chosen == PLACE_NONE) {
@@ -153,10 +153,7 @@ static bool worn_out(const struct reconciling *r, const struct vm *vm, char note
     uint32_t done = within ? vm->ha_window_restarts : 0;
     if (done < most)
         return false;
-    snprintf(note, NOTE_BYTES_MAX,
-             "%s, and it has been started elsewhere %u times within %u s, the most that ha_restarts_max allows; "
-             "start it when the cause is found",
-             vm->recovering ? "its host was lost" : "its host could not start it", done, window_s);
+    snprintf(note, NOTE_BYTES_MAX, "it has been started elsewhere %u times within %u s, the most that ha_restarts_max allows", done, window_s);
     return true;
 }
 
@@ -214,9 +211,10 @@ static int by_priority(const void *a, const void *b)
 /* True: the hosts were looked at for it. */
 static bool recover(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm)
 {
-    char note[NOTE_BYTES_MAX];
+    char note[NOTE_BYTES_MAX], why[NOTE_BYTES_MAX];
     const struct vm *first = waits_for(r, vm);
-    if (worn_out(r, vm, note)) {
+    if (worn_out(r, vm, why)) {
+        snprintf(note, sizeof note, "its host was lost, and %.500s; start it when the cause is found", why);
         say(r, vm, note, true);
     } else if (first != NULL && !waited_enough(r, vm, first)) {
         snprintf(note, sizeof note, "it is started after %s, as its label " RECONCILE_AFTER_LABEL " says", first->name);
@@ -228,14 +226,17 @@ static bool recover(struct reconciling *r, struct scheduler_view *view, struct p
     return false;
 }
 
-/* One that its host has given up. What is under way with it comes to its end before. */
+/* One that its host has given up. What is under way with it comes to its end before. Where it may go nowhere else, which may have become so
+ * since it was offered, its host is told to go on: its promise is for the epoch that it was made under, and somebody has to try. */
 static void relocate(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct record *record)
 {
     char note[NOTE_BYTES_MAX];
-    if (record->of_vm.operations.count > 0 || !state_vm_may_relocate(r->state, record->vm))
+    if (record->of_vm.operations.count > 0)
         return;
-    if (worn_out(r, record->vm, note))
-        say(r, record->vm, note, true);
+    if (!state_vm_may_relocate(r->state, record->vm))
+        place_again(r, record->vm, "as it may not be given to another one", "");
+    else if (worn_out(r, record->vm, note))
+        place_again(r, record->vm, "as ", note);
     else
         place(r, view, result, record->vm, NULL);
 }

@@ -74,7 +74,7 @@ static void another_host_gets_it_once(void **test)
     assert_int_equal(vm->failovers, 1);
     assert_int_equal(vm->tried.count, 1);
     assert_false(is_offered(f, "web")); /* relocates_max is 1 where not given */
-    fails(f, "web", true);
+    fails(f, "web", false);
     fixture_reconcile(f, NULL);
     assert_int_equal(fixture_vm(f, "web")->epoch, 2);
     assert_int_equal(fixture_vm(f, "web")->state, vm_state_FAILED);
@@ -139,15 +139,26 @@ static void not_while_an_operation_is_under_way(void **test)
     assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
 }
 
-static void what_is_refused(struct fixture *f, const char *name)
+/* Its host has it again, under the epoch after that which it has given up. */
+static void is_again_on_its_host(struct fixture *f, const char *name, uint64_t epoch, const char *why)
+{
+    const struct vm *vm = fixture_vm(f, name);
+    assert_string_equal(vm->host_name, "n1");
+    assert_int_equal(vm->epoch, epoch);
+    assert_int_equal(vm->state, vm_state_STARTING);
+    assert_non_null(strstr(vm->placement, why));
+    fixture_reconcile(f, NULL);
+    assert_int_equal(fixture_vm(f, name)->epoch, epoch);
+}
+
+/* It was not offered: a word that it was given up all the same is a fact, and its host is told to try again. */
+static void it_stays_on_its_host(struct fixture *f, const char *name)
 {
     assert_false(is_offered(f, name));
     fails(f, name, false);
     fails(f, name, true);
     fixture_reconcile(f, NULL);
-    assert_string_equal(fixture_vm(f, name)->host_name, "n1");
-    assert_int_equal(fixture_vm(f, name)->epoch, 1);
-    assert_int_equal(fixture_vm(f, name)->released, 0);
+    is_again_on_its_host(f, name, 2, "may not be given to another one");
 }
 
 static void not_all_may_go(void **test)
@@ -159,11 +170,16 @@ static void not_all_may_go(void **test)
     create(f, "never", ",\"ha\":true,\"restart\":\"never\"");
     create(f, "zero", ",\"ha\":true,\"relocates_max\":0");
     fixture_host(f, "n2", 8192);
-    what_is_refused(f, "plain");
-    what_is_refused(f, "data");
-    what_is_refused(f, "pinned");
-    what_is_refused(f, "never");
-    what_is_refused(f, "zero");
+    it_stays_on_its_host(f, "plain");
+    it_stays_on_its_host(f, "data");
+    assert_false(OBJECT_HAS(vm, fixture_vm(f, "data"), replica_start)); /* no replica of it has been taken */
+    it_stays_on_its_host(f, "pinned");
+    it_stays_on_its_host(f, "zero");
+    assert_false(is_offered(f, "never"));
+    fails(f, "never", true);
+    fixture_reconcile(f, NULL);
+    assert_int_equal(fixture_vm(f, "never")->epoch, 1);
+    assert_int_equal(fixture_vm(f, "never")->state, vm_state_FAILED);
 }
 
 /* Words of another run, of another host, or of a VM that runs. */
@@ -214,6 +230,87 @@ static void a_person_or_a_loss_between(void **test)
     assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
 }
 
+static void a_worn_out_one_is_tried_on_by_its_host(void **test)
+{
+    struct fixture *f = *test;
+    char second[64];
+    fixture_host(f, "n2", 8192);
+    fixture_host(f, "n3", 8192);
+    fixture_must(f, ROUTE_ID_vm_update, "web", "{\"relocates_max\":2,\"ha_restarts_max\":1}");
+    fails(f, "web", false);
+    assert_int_equal(fails(f, "web", true), 1);
+    fixture_reconcile(f, NULL);
+    snprintf(second, sizeof second, "%s", fixture_vm(f, "web")->host_name);
+    assert_string_not_equal(second, "n1");
+    fails(f, "web", false);
+    assert_int_equal(fails(f, "web", true), 1);
+    fixture_reconcile(f, NULL);
+    const struct vm *vm = fixture_vm(f, "web");
+    assert_string_equal(vm->host_name, second);
+    assert_int_equal(vm->epoch, 3);
+    assert_int_equal(vm->state, vm_state_STARTING);
+    assert_int_equal(vm->failovers, 1);
+    assert_non_null(strstr(vm->placement, "1 times within 3600 s, the most that ha_restarts_max allows"));
+    assert_false(is_offered(f, "web")); /* that has been counted: it does not go round */
+}
+
+static void never_elsewhere_is_tried_on_by_its_host(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n2", 8192);
+    fixture_must(f, ROUTE_ID_vm_update, "web", "{\"ha_restarts_max\":0}");
+    fails(f, "web", false);
+    assert_int_equal(fails(f, "web", true), 1);
+    fixture_reconcile(f, NULL);
+    is_again_on_its_host(f, "web", 2, "ha_restarts_max");
+    assert_int_equal(fails(f, "web", false), 1);
+    assert_int_equal(fails(f, "web", false), 0);
+    assert_false(is_offered(f, "web"));
+}
+
+/* @change: takes the permission back, before the word of its host comes or after it. */
+static void is_forbidden(struct fixture *f, const char *name, const char *change, bool before)
+{
+    create(f, name, ",\"ha\":true");
+    assert_true(is_offered(f, name));
+    fails(f, name, false);
+    if (before)
+        fixture_must(f, ROUTE_ID_vm_update, name, change);
+    assert_int_equal(fails(f, name, true), 1);
+    if (!before)
+        fixture_must(f, ROUTE_ID_vm_update, name, change);
+    for (uint64_t round = 0; round < 3; round++) /* an update is an operation, which its host brings to its end */
+        if (fixture_vm(f, name)->epoch == 1) {
+            fails(f, name, true);
+            fixture_reconcile(f, NULL);
+        }
+    is_again_on_its_host(f, name, 2, "may not be given to another one");
+    assert_false(is_offered(f, name));
+}
+
+static void the_permission_is_taken_back(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n2", 8192);
+    fixture_must(f, ROUTE_ID_host_update, "n2", "{\"schedulable\":false}");
+    is_forbidden(f, "zero-before", "{\"relocates_max\":0}", true);
+    is_forbidden(f, "zero-after", "{\"relocates_max\":0}", false);
+    is_forbidden(f, "plain-before", "{\"ha\":false}", true);
+    is_forbidden(f, "plain-after", "{\"ha\":false}", false);
+}
+
+/* Nothing of it may be made anew there as if it were new to that host. */
+static void its_host_has_made_it(void **test)
+{
+    struct fixture *f = *test;
+    fails(f, "web", false);
+    assert_false(fixture_vm(f, "web")->unmade);
+    assert_int_equal(fails(f, "web", true), 1);
+    fixture_reconcile(f, NULL);
+    assert_int_equal(fixture_vm(f, "web")->epoch, 2);
+    assert_false(fixture_vm(f, "web")->unmade);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -222,6 +319,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(without_another_one_its_host_goes_on, setup, teardown),
         cmocka_unit_test_setup_teardown(not_while_an_operation_is_under_way, setup, teardown),
         cmocka_unit_test_setup_teardown(not_all_may_go, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_worn_out_one_is_tried_on_by_its_host, setup, teardown),
+        cmocka_unit_test_setup_teardown(never_elsewhere_is_tried_on_by_its_host, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_permission_is_taken_back, setup, teardown),
+        cmocka_unit_test_setup_teardown(its_host_has_made_it, setup, teardown),
         cmocka_unit_test_setup_teardown(only_its_host_may_give_it_up, setup, teardown),
         cmocka_unit_test_setup_teardown(a_person_or_a_loss_between, setup, teardown),
     };
