@@ -46,6 +46,7 @@ enum {
     CONSOLE_SAID_MAX = 400,
 };
 #define BOOT_FREE_BYTES_MIN (UINT64_C(256) << 20) /* what its writes leave of the host's disk */
+#define BOOT_NO_STORE "the backup store is not known any more"
 #define BOOT_PROMPT " login:"                     /* where nobody has said what to wait for */
 
 enum boot_step { BOOT_WAITING, BOOT_PLACING, BOOT_STARTING, BOOT_BOOTING, BOOT_ENDING };
@@ -53,6 +54,7 @@ enum boot_step { BOOT_WAITING, BOOT_PLACING, BOOT_STARTING, BOOT_BOOTING, BOOT_E
 struct boot_task {
     struct agent_task *task;
     struct agent *agent;
+    struct vm_order order; /* of its VM, as it was when the task began: orders that come later may have none, for its image has gone */
     enum boot_step step;
     uv_timer_t timer;
     uint64_t deadline_ms, began_ms; /* BOOTING: since its VMM answers */
@@ -117,6 +119,7 @@ static void on_timer_closed(uv_handle_t *handle)
             OBJECT_TEXT(backup_result, result, boot_seen, b->seen);
         object_mark(&task_seen_desc, &task->seen, "backup");
     }
+    OBJECT_CLEAR(vm_order, &b->order);
     free(b);
     task->state = NULL;
     if (task->stopping)
@@ -224,13 +227,15 @@ static int fill_work(const struct boot_task *b, struct backup_work *work, struct
 {
     const struct vm_places *places = &b->agent->boots.context.places;
     const struct task_order *order = &b->task->order;
-    const struct vm_disk *disks = order->boot.disks.items;
+    const struct vm_disk *disks = b->order.disks.items;
     char control[VM_FILES_CONTROL_PATH_SIZE];
     CLEANUP_FREE char *source_path = vm_files_source_path(places, order->id);
     int r = vm_files_control_path(places, order->id, control, err);
     if (r == 0 && strlen(source_path) > object_field(&backup_work_desc, "source_path")->max)
         r = error_set(err, -ENAMETOOLONG, ERROR_NOT_SUPPORTED,
                       "the path of the agent's directory is too long for a socket in it: %s; give a shorter --data", source_path);
+    if (r == 0 && !OBJECT_HAS(task_order, order, store))
+        r = error_set(err, -ENOENT, ERROR_NOT_FOUND, BOOT_NO_STORE);
     OBJECT_SET(backup_work, work, kind, order->task.kind);
     OBJECT_COPY(task_backup, &work->task, &order->task.backup);
     object_mark(&backup_work_desc, work, "task");
@@ -246,7 +251,7 @@ static int fill_work(const struct boot_task *b, struct backup_work *work, struct
     OBJECT_TEXT(backup_work, work, control_path, control);
     if (r == 0)
         OBJECT_TEXT(backup_work, work, source_path, source_path);
-    for (size_t i = 0; i < order->boot.disks.count; i++) {
+    for (size_t i = 0; i < b->order.disks.count; i++) {
         if (disks[i].read_only)
             continue; /* it is as its image has it */
         CLEANUP_FREE char *raw = xasprintf("%s/%s/disks/%s.raw", places->vms_dir, order->id, disks[i].name);
@@ -272,7 +277,7 @@ static void placed(struct boot_task *b)
     }
     b->placed = true;
     b->step = BOOT_STARTING;
-    OBJECT_COPY(vm_order, &order, &b->task->order.boot);
+    OBJECT_COPY(vm_order, &order, &b->order);
     OBJECT_SET(vm_order, &order, generation, order.generation + 1);
     OBJECT_SET(vm_order, &order, wanted, vm_wanted_RUNNING);
     vm_give_order(b->vm, &order, 0);
@@ -351,7 +356,7 @@ static void begin(struct boot_task *b)
     b->deadline_ms = now_ms(b) + BOOT_PREPARE_MS;
     int r = directory_make(b, &err);
     if (r == 0) {
-        OBJECT_COPY(vm_order, &order, &b->task->order.boot);
+        OBJECT_COPY(vm_order, &order, &b->order);
         OBJECT_SET(vm_order, &order, wanted, vm_wanted_STOPPED); /* until it has its disks */
         b->vm = vm_create(&boots->context, &order, 0);
         OBJECT_CLEAR(vm_order, &order);
@@ -554,11 +559,12 @@ static void start(struct agent_task *task)
     uv_timer_init(b->agent->loop, &b->timer);
     b->timer.data = b;
     if (!OBJECT_HAS(task_order, &task->order, store))
-        fail(b, ERROR_NOT_FOUND, "the backup store is not known any more");
+        fail(b, ERROR_NOT_FOUND, BOOT_NO_STORE);
     else if (!OBJECT_HAS(task_order, &task->order, boot) || strcmp(task->order.boot.id, task->order.id) != 0)
         fail(b, ERROR_NOT_FOUND, "the VM in the backup cannot be made any more: the backup's record or the image that it boots has gone");
     else
-        look_in(b, 0);
+        OBJECT_COPY(vm_order, &b->order, &task->order.boot);
+    look_in(b, 0);
 }
 
 static void cancel(struct agent_task *task)

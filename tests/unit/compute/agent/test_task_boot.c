@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +38,7 @@ struct fixture {
     struct agent agent;
     struct http_server *server;
     bool answers; /* the guest's agent */
+    bool image_gone; /* orders are without the VM */
     unsigned pings, closed;
 };
 
@@ -187,8 +189,10 @@ static void obey(struct fixture *f, uint64_t index, const char *wait_for, uint32
     OBJECT_TEXT(backup_store, &order->store, name, "nas");
     OBJECT_TEXT(backup_store, &order->store, location, "/nowhere");
     object_mark(&task_order_desc, order, "store");
-    vm_fill(&order->boot, OPERATION);
-    object_mark(&task_order_desc, order, "boot");
+    if (!f->image_gone) {
+        vm_fill(&order->boot, OPERATION);
+        object_mark(&task_order_desc, order, "boot");
+    }
     agent_tasks_obey(&f->agent, &orders);
     OBJECT_CLEAR(node_orders, &orders);
 }
@@ -341,6 +345,33 @@ static void cancelled(void **test)
     run_to_its_end(f, operation_state_CANCELLED);
 }
 
+/* Orders that come then are without the VM: it goes on with what it began with. */
+static void its_image_goes_meanwhile(void **test)
+{
+    struct fixture *f = *test;
+    struct agent_task other = {.agent = &f->agent};
+    CLEANUP_FREE char *gate = xasprintf("%s/gate", f->dir);
+    vmm_write(f, "web1 login:", STAYS);
+    task_boot_ops.clean(&f->agent);
+    assert_int_equal(mkfifo(gate, 0600), 0);
+    setenv(CHILD, "gate", 1);
+    setenv(CHILD "_GATE", gate, 1);
+    f->agent.boots.at_work = &other;
+    obey(f, 1, "login", 300, false);
+    run_to_step(f, "waiting for the end of another VM that a backup was booted in here");
+    f->image_gone = true;
+    obey(f, 2, "login", 300, false);
+    f->agent.boots.at_work = NULL;
+    while (f->agent.boots.at_work == NULL || left(f) == 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    obey(f, 3, "login", 300, false);
+    CLEANUP_FD int open_gate = open(gate, O_RDWR | O_CLOEXEC);
+    assert_true(open_gate >= 0);
+    begin(f, "login", 300); /* an answer from before, which is older than that of 3 */
+    run_to_its_end(f, operation_state_SUCCEEDED);
+    unsetenv(CHILD "_GATE");
+}
+
 /* Its child goes: the guest has nothing else to read from. */
 static void a_child_that_ends_is_begun_again(void **test)
 {
@@ -414,6 +445,8 @@ static int child_main(void)
         printf("{\"state\":\"failed\",\"error_code\":\"not-found\",\"error_text\":\"is the share mounted?\"}\n");
         return 1;
     }
+    if (strcmp(mode, "gate") == 0 && open(getenv(CHILD "_GATE"), O_RDONLY | O_CLOEXEC) < 0) /* until the test opens it */
+        return 1;
     if (strcmp(mode, "wait") != 0)
         task_child_tell_ready("the VM can be started");
     if (strcmp(mode, "short") == 0)
@@ -432,6 +465,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(its_vmm_cannot, setup, teardown),
         cmocka_unit_test_setup_teardown(the_store_is_not_there, setup, teardown),
         cmocka_unit_test_setup_teardown(cancelled, setup, teardown),
+        cmocka_unit_test_setup_teardown(its_image_goes_meanwhile, setup, teardown),
         cmocka_unit_test_setup_teardown(a_child_that_ends_is_begun_again, setup, teardown),
         cmocka_unit_test_setup_teardown(leftovers_go, setup, teardown),
     };
