@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/websocket_frame.h"
 #include "compute/agent/agent.h"
 
 static const struct agent_task_ops *const kinds[task_kind_COUNT] = {
@@ -51,15 +52,35 @@ static void task_free(struct agent_task *task)
     free(task);
 }
 
+/* @text as field @field of a report can have it. One that is no UTF-8, holds what the field may not, or is too long makes all of the
+ * report one that the controllers do not take: then nothing more is heard of the host. The caller frees. */
+static char *words_for(const char *field, const char *text)
+{
+    const size_t max = (size_t)object_field(&task_seen_desc, field)->max;
+    char *words = xcalloc(1, max + 1);
+    text_copy(words, max + 1, text);
+    for (char *at = words; *at != '\0';) {
+        size_t size = 1;
+        while (size < 4 && ((unsigned char)at[size] & 0xc0) == 0x80 && !websocket_valid_utf8((const uint8_t *)at, size))
+            size++;
+        if ((unsigned char)*at >= ' ' && *at != 0x7f && websocket_valid_utf8((const uint8_t *)at, size))
+            at += size;
+        else
+            *at++ = '?';
+    }
+    return words;
+}
+
 /* ---- for the kinds ---- */
 
 void agent_task_progress(struct agent_task *task, const char *step, uint64_t done, uint64_t total)
 {
     struct task_seen *seen = &task->seen;
-    bool news = step != NULL && (seen->step == NULL || strcmp(step, seen->step) != 0);
+    CLEANUP_FREE char *words = step != NULL ? words_for("step", step) : NULL;
+    bool news = words != NULL && (seen->step == NULL || strcmp(words, seen->step) != 0);
     ASSERT(!task->ended);
     if (news)
-        OBJECT_TEXT(task_seen, seen, step, step);
+        OBJECT_TEXT(task_seen, seen, step, words);
     OBJECT_SET(task_seen, seen, progress_done, done);
     OBJECT_SET(task_seen, seen, progress_total, total);
     if (news)
@@ -82,8 +103,9 @@ void agent_task_end(struct agent_task *task, enum operation_state state, const s
     task->ended = true;
     OBJECT_SET(task_seen, seen, state, state);
     if (state != operation_state_SUCCEEDED) {
+        CLEANUP_FREE char *words = words_for("error_text", err->text);
         OBJECT_TEXT(task_seen, seen, error_code, error_kind_info(err->kind)->code);
-        OBJECT_TEXT(task_seen, seen, error_text, err->text);
+        OBJECT_TEXT(task_seen, seen, error_text, words);
     }
     log_info("task-ended", "operation=%s kind=%s role=%s state=%s why=\"%s\"", task->order.id,
              task_kind_desc.names[task->order.task.kind], task_role_desc.names[task->order.role],

@@ -66,7 +66,7 @@ static void program_said(void *arg, const json_t *line)
         pthread_cond_broadcast(&live->changed);
     }
     if (complaint != NULL) {
-        snprintf(live->complaint, sizeof live->complaint, "%s", complaint);
+        text_copy(live->complaint, sizeof live->complaint, complaint);
         clock_gettime(CLOCK_MONOTONIC, &live->complained);
     }
     pthread_mutex_unlock(&live->lock);
@@ -222,7 +222,8 @@ static void stuck_words(struct live *live, const char *vmm, char words[WORDS_MAX
     pthread_mutex_lock(&live->lock);
     bool fresh = live->complaint[0] != '\0' && now.tv_sec - live->complained.tv_sec <= COMPLAINT_S;
     const char *why = !live->serving && live->failures > 0 ? live->why.text : fresh ? live->complaint : vmm;
-    snprintf(words, WORDS_MAX + 1, "what the guest reads waits for the store: %.150s", why);
+    CLEANUP_FREE char *text = xasprintf("what the guest reads waits for the store: %s", why);
+    text_copy(words, WORDS_MAX + 1, text);
     pthread_mutex_unlock(&live->lock);
 }
 

@@ -44,6 +44,8 @@ enum {
     CONSOLE_CHUNK_BYTES = 32 * 1024,
     CONSOLE_CHUNKS_MAX = 16, /* at one look */
     CONSOLE_SAID_MAX = 400,
+    WHAT_MAX = 240,  /* of what failed, beside the console's words */
+    SHOWN_MAX = 80,  /* of what was waited for, and of what the store says, in that */
 };
 #define BOOT_FREE_BYTES_MIN (UINT64_C(256) << 20) /* what its writes leave of the host's disk */
 #define BOOT_NO_STORE "the backup store is not known any more"
@@ -197,14 +199,15 @@ static void end(struct boot_task *b, enum operation_state state)
 /* It says something of the backup where the guest was let run. */
 static void fail(struct boot_task *b, enum error_kind kind, const char *what)
 {
-    char said[CONSOLE_SAID_MAX];
+    char said[CONSOLE_SAID_MAX], shown[WHAT_MAX + 1];
     if (b->step == BOOT_BOOTING) {
         boot_console_words(&b->console, said, sizeof said);
+        text_copy(shown, sizeof shown, what);
         b->booted = true;
         b->seen_ms = now_ms(b) - b->began_ms;
-        error_set(&b->err, -EIO, kind, "%.240s; its console's last words: %s", what, said);
+        error_set(&b->err, -EIO, kind, "%s; its console's last words: %s", shown, said);
     } else {
-        error_set(&b->err, -EIO, kind, "%.500s", what);
+        error_set(&b->err, -EIO, kind, "%s", what);
     }
     end(b, operation_state_FAILED);
 }
@@ -214,8 +217,8 @@ static void came_up(struct boot_task *b, const char *how)
     char text[320];
     b->booted = true;
     b->seen_ms = now_ms(b) - b->began_ms;
-    snprintf(b->seen, sizeof b->seen, "%s", how);
-    snprintf(text, sizeof text, "it came up within %llu.%llu s: %.150s", (unsigned long long)b->seen_ms / 1000,
+    text_copy(b->seen, sizeof b->seen, how);
+    snprintf(text, sizeof text, "it came up within %llu.%llu s: %s", (unsigned long long)b->seen_ms / 1000,
              (unsigned long long)b->seen_ms / 100 % 10, how);
     agent_task_progress(b->task, text, 0, 0);
     end(b, operation_state_SUCCEEDED);
@@ -296,7 +299,7 @@ static void child_told(const struct task_seen *seen, void *arg)
     else if (b->step == BOOT_PLACING)
         agent_task_progress(b->task, step, 0, 0);
     else if (strstr(step, "waits for the store") != NULL)
-        snprintf(b->store_says, sizeof b->store_says, "%s", step);
+        text_copy(b->store_says, sizeof b->store_says, step);
     else
         b->store_says[0] = '\0';
 }
@@ -454,21 +457,23 @@ static bool has_ended(struct boot_task *b)
 static void timed_out(struct boot_task *b)
 {
     const struct task_boot *given = arguments(b);
-    char text[400], state[240];
+    char text[400], state[240], awaited[SHOWN_MAX + 1], says[SHOWN_MAX + 1];
     const char *waits = b->store_says[0] != '\0' ? "; " : "";
     if (b->step == BOOT_BOOTING && waits[0] == '\0' && vm_state_of(b->vm) == vm_state_PAUSED) { /* for its disk */
         state_words(b, state, sizeof state);
-        snprintf(b->store_says, sizeof b->store_says, "%.200s", state);
+        text_copy(b->store_says, sizeof b->store_says, state);
         waits = "; ";
     }
+    text_copy(says, sizeof says, b->store_says);
+    text_copy(awaited, sizeof awaited, given->wait_for != NULL ? given->wait_for : "");
     if (b->step != BOOT_BOOTING)
         snprintf(text, sizeof text, "it could not be started within %d s%s%s", BOOT_PREPARE_MS / 1000, waits, b->store_says);
     else if (given->wait_for != NULL)
-        snprintf(text, sizeof text, "within %u s (boot_timeout_s) no line of its console had '%.80s'%s%.80s", given->timeout_s,
-                 given->wait_for, waits, b->store_says);
+        snprintf(text, sizeof text, "within %u s (boot_timeout_s) no line of its console had '%s'%s%s", given->timeout_s,
+                 awaited, waits, says);
     else
-        snprintf(text, sizeof text, "within %u s (boot_timeout_s) neither its guest's agent answered nor its console had '" BOOT_PROMPT "'%s%.80s",
-                 given->timeout_s, waits, b->store_says);
+        snprintf(text, sizeof text, "within %u s (boot_timeout_s) neither its guest's agent answered nor its console had '" BOOT_PROMPT "'%s%s",
+                 given->timeout_s, waits, says);
     fail(b, ERROR_TIMEOUT, text);
 }
 

@@ -109,6 +109,12 @@ static enum operation_state told(struct agent *a, size_t count)
     enum operation_state state = count > 0 ? ((struct task_seen *)report.tasks.items)->state : operation_state_COUNT;
     for (size_t i = 0; i < count; i++) /* as the controller will */
         assert_int_equal(object_validate(&task_seen_desc, (struct task_seen *)report.tasks.items + i, OBJECT_CREATE, NULL), 0);
+    struct bytes_writer text = {.data = NULL};
+    struct node_report read = {0};
+    OBJECT_ENCODE(node_report, &report, &text);
+    assert_int_equal(OBJECT_DECODE(node_report, (const char *)text.data, text.size, OBJECT_LENIENT, &read, NULL), 0);
+    bytes_writer_finish(&text);
+    OBJECT_CLEAR(node_report, &read);
     OBJECT_CLEAR(node_report, &report);
     return state;
 }
@@ -194,6 +200,37 @@ static void an_unknown_kind_fails_in_words(void **test)
     agent_tasks_obey(a, &orders);
     OBJECT_CLEAR(node_orders, &orders);
     assert_int_equal(told(a, 1), operation_state_FAILED);
+}
+
+/* A report with words that the controllers do not take says nothing at all. */
+static void words_are_such_as_can_be_told(void **test)
+{
+    static const struct {
+        const char *said, *told;
+    } cases[] = {
+        {"'r\xc3\xa9seau pr\xc3\xaat \xe2\x82\xac \xf0\x9f\x99\x82'", NULL},
+        {"cut \xc3' short", "cut ?' short"},
+        {"\xc3\xa9 and \xe2\x82", "\xc3\xa9 and ??"},
+        {"\xff\xa9\xed\xa0\x80 two\nlines\x7f", "????? two?lines?"},
+    };
+    struct agent *a = *test;
+    struct error err;
+    char text[300] = "";
+    obey(a, 5, ID_1, false, NULL);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        agent_task_progress(kind.last, cases[i].said, 0, 0);
+        assert_string_equal(kind.last->seen.step, cases[i].told != NULL ? cases[i].told : cases[i].said);
+        told(a, 1);
+    }
+    for (unsigned i = 0; i + 3 < sizeof text; i += 2) /* more than a step holds, and what it ends in is two bytes */
+        memcpy(text + i, i == 0 ? "ab" : "\xc3\xa9", 3);
+    agent_task_progress(kind.last, text + 1, 0, 0);
+    assert_int_equal(strlen(kind.last->seen.step), 199);
+    told(a, 1);
+    error_set(&err, -EIO, ERROR_INTERNAL, "%s", cases[1].said);
+    agent_task_end(kind.last, operation_state_FAILED, &err);
+    assert_string_equal(kind.last->seen.error_text, cases[1].told);
+    told(a, 1);
 }
 
 /* ---- children ---- */
@@ -319,6 +356,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(cancelled_before_it_began, setup, teardown),
         cmocka_unit_test_setup_teardown(a_kind_takes_its_time_to_stop, setup, teardown),
         cmocka_unit_test_setup_teardown(an_unknown_kind_fails_in_words, setup, teardown),
+        cmocka_unit_test_setup_teardown(words_are_such_as_can_be_told, setup, teardown),
         cmocka_unit_test_setup_teardown(replicas_go_by_the_newest_orders, setup, teardown),
         cmocka_unit_test(a_child_tells_and_ends),
     };

@@ -18,6 +18,7 @@
 
 #include "common/file.h"
 #include "common/http_server.h"
+#include "common/websocket_frame.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
 #include "compute/agent/task_child.h"
@@ -291,6 +292,28 @@ static void time_is_over(void **test)
     assert_non_null(strstr(seen->error_text, "'grub rescue> '"));
 }
 
+/* Words of somebody's own, of more than one byte each, cut anywhere. */
+static void what_was_awaited_is_cut_at_a_character(void **test)
+{
+    struct fixture *f = *test;
+    for (unsigned shift = 0; shift < 2; shift++) {
+        struct node_orders none = {.index = 10 + shift};
+        char awaited[201] = "";
+        for (size_t at = shift; at + 2 < sizeof awaited; at += 2)
+            memcpy(awaited + at, "\xc3\xa9", 3);
+        memset(awaited, 'x', shift);
+        vmm_write(f, "grub rescue> ", STAYS);
+        obey(f, 5 * (shift + 1), awaited, 0, false);
+        begin(f, awaited, 0);
+        const struct task_seen *seen = run_to_its_end(f, operation_state_FAILED);
+        assert_true(websocket_valid_utf8((const uint8_t *)seen->error_text, strlen(seen->error_text)));
+        assert_non_null(strstr(seen->error_text, "\xc3\xa9'; its console's last words: 'grub rescue> '"));
+        agent_tasks_obey(&f->agent, &none);
+        if (f->server != NULL)
+            http_server_stop(TAKE_PTR(f->server), on_closed, f);
+    }
+}
+
 static void it_goes_off(void **test)
 {
     struct fixture *f = *test;
@@ -461,6 +484,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(a_line_is_seen, setup, teardown),
         cmocka_unit_test_setup_teardown(the_agent_answers, setup, teardown),
         cmocka_unit_test_setup_teardown(time_is_over, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_was_awaited_is_cut_at_a_character, setup, teardown),
         cmocka_unit_test_setup_teardown(it_goes_off, setup, teardown),
         cmocka_unit_test_setup_teardown(its_vmm_cannot, setup, teardown),
         cmocka_unit_test_setup_teardown(the_store_is_not_there, setup, teardown),
