@@ -41,9 +41,15 @@ static bool boot_may_begin(struct apply *a, const struct operation *operation)
 static void boot_begun(struct apply *a, const struct operation *operation)
 {
     struct record *record = map_get(&a->state->tables[object_kind_BACKUP].by_id, operation->task.backup.id);
+    struct record *vm = map_get(&a->state->tables[object_kind_VM].by_id, record->backup->vm);
     state_edit_begin(a->state, record);
     OBJECT_TEXT(backup, record->backup, boot_begun_at, a->request->at);
     state_edit_end(a->state, record, a->index);
+    if (vm == NULL)
+        return;
+    state_edit_begin(a->state, vm); /* for its policy: the backup may be let go long before the next one is to be booted */
+    OBJECT_TEXT(vm, vm->vm, backup_boot_at, a->request->at);
+    state_edit_end(a->state, vm, a->index);
 }
 
 static void boot_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,

@@ -33,9 +33,6 @@ void backup_schedule_init(struct backup_schedule *s, const struct state *state, 
         other = map_get(&s->whole, backup->vm);
         if (is_whole(backup) && (other == NULL || strcmp(backup->created_at, other->created_at) > 0))
             map_put(&s->whole, backup->vm, backup);
-        other = map_get(&s->booted, backup->vm);
-        if (backup->boot_begun_at != NULL && (other == NULL || strcmp(backup->boot_begun_at, other->boot_begun_at) > 0))
-            map_put(&s->booted, backup->vm, backup);
     }
 }
 
@@ -43,7 +40,6 @@ void backup_schedule_finish(struct backup_schedule *s)
 {
     map_finish(&s->newest);
     map_finish(&s->whole);
-    map_finish(&s->booted);
 }
 
 static bool is_due(const struct backup_schedule *s, const struct backup_policy *policy, const struct vm *vm)
@@ -215,11 +211,11 @@ bool backup_schedule_verify(struct backup_schedule *s, struct command_task *ret_
 
 static const struct record *boot_due(const struct backup_schedule *s, const struct backup_policy *policy, const struct vm *vm)
 {
-    const struct backup *whole = map_get(&s->whole, vm->id), *last = map_get(&s->booted, vm->id);
+    const struct backup *whole = map_get(&s->whole, vm->id);
     const struct record *store = state_get(s->state, object_kind_BACKUP_STORE, policy->store);
     if (policy->boot_every_s == 0 || whole == NULL || store == NULL || strcmp(whole->store, store->common->id) != 0)
         return NULL;
-    if (last != NULL && time_text_ms(s->now) < time_text_ms(last->boot_begun_at) + policy->boot_every_s * 1000)
+    if (vm->backup_boot_at != NULL && time_text_ms(s->now) < time_text_ms(vm->backup_boot_at) + policy->boot_every_s * 1000)
         return NULL;
     return state_get(s->state, object_kind_BACKUP, whole->id);
 }

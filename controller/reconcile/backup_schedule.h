@@ -10,7 +10,8 @@
  * A store is verified when verify_every_s have passed since the last time that this began, however it ended.
  *
  * The newest whole backup of a VM in its policy's store is booted when boot_every_s have passed since the last time that this began with
- * any of the VM's backups, however it ended. While no host has room for it, it waits.
+ * any of the VM's backups, however it ended: the VM knows when, as that backup may have been let go since. While no host has room for
+ * it, it waits.
  *
  * Pure. The ids of what is to be made are hashes of VM, policy and time: two leaders that decide the same moment decide the
  * same, and apply refuses the second. */
@@ -29,7 +30,6 @@ struct backup_schedule {
     const char *now; /* RFC 3339 */
     struct map newest; /* struct backup by VM id: the newest that a policy wanted */
     struct map whole;  /* ...the newest that is whole, whoever wanted it */
-    struct map booted; /* ...the one that was last begun to be booted */
     size_t next;       /* VM to look at */
     size_t next_store; /* store to look at */
     size_t next_rules; /* the same, for the rules */

@@ -62,18 +62,32 @@ static struct task_seen *seen_begin(struct fixture *f, struct node_report *repor
     return seen;
 }
 
-/* A backup of VM a that is whole. */
-static void backed_up(struct fixture *f, const char *name)
+/* A backup of the VM that is whole. */
+static void backed_up_in(struct fixture *f, const char *vm, const char *store, const char *name)
 {
-    char body[80];
+    char body[120];
     struct node_report report;
-    snprintf(body, sizeof body, "{\"name\":\"%s\"}", name);
-    fixture_must(f, ROUTE_ID_backup_create, "a", body);
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"store\":\"%s\"}", name, store);
+    fixture_must(f, ROUTE_ID_backup_create, vm, body);
     struct task_seen *seen = seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
     struct snapshot_disk *disk = OBJECT_ADD(backup_result, &seen->backup, disks);
     OBJECT_TEXT(snapshot_disk, disk, name, "root");
     OBJECT_SET(snapshot_disk, disk, size_bytes, 8u << 20);
     assert_int_equal(fixture_send(f, &report), 1);
+}
+
+static void backed_up(struct fixture *f, const char *name)
+{
+    backed_up_in(f, "a", "nas", name);
+}
+
+static void let_go(struct fixture *f, const char *name)
+{
+    struct node_report report;
+    fixture_must(f, ROUTE_ID_backup_delete, name, NULL);
+    seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_null(state_get(f->state, object_kind_BACKUP, name));
 }
 
 static void refused(struct fixture *f, enum route_id route, const char *id, const char *body, const char *words)
@@ -279,6 +293,30 @@ static void by_policy(void **test)
     assert_non_null(running(f));
 }
 
+/* Rules let go of backups far more often than one is booted. */
+static void when_it_was_last_is_kept(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL,
+                 "{\"name\":\"p\",\"store\":\"nas\",\"every_s\":31622400,\"paused\":true,\"boot_every_s\":604800}");
+    assert_null(fixture_vm(f, "a")->backup_boot_at);
+    backed_up(f, "one");
+    fixture_reconcile(f, NULL);
+    assert_string_equal(running(f)->target_name, "one");
+    assert_string_equal(fixture_vm(f, "a")->backup_boot_at, backup_of(f, "one")->boot_begun_at);
+    ended(f, operation_state_SUCCEEDED, true, "x");
+    for (unsigned day = 1; day < 7; day++) {
+        f->now_ms += DAY_MS;
+        backed_up(f, day % 2 != 0 ? "odd" : "even");
+        let_go(f, day == 1 ? "one" : day % 2 != 0 ? "even" : "odd");
+        fixture_reconcile(f, NULL);
+        assert_null(running(f));
+    }
+    f->now_ms += DAY_MS;
+    fixture_reconcile(f, NULL);
+    assert_string_equal(running(f)->target_name, "even");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -288,6 +326,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(not_without_room, setup, teardown),
         cmocka_unit_test_setup_teardown(what_definitions_say, setup, teardown),
         cmocka_unit_test_setup_teardown(by_policy, setup, teardown),
+        cmocka_unit_test_setup_teardown(when_it_was_last_is_kept, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
