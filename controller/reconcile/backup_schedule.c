@@ -17,6 +17,24 @@ static bool is_whole(const struct backup *backup)
     return backup->damage == NULL && (backup->state == backup_state_AVAILABLE || backup->state == backup_state_RESTORING);
 }
 
+/* NULL: it has none, or there is no such policy. */
+static const struct record *policy_of(const struct state *state, const struct vm *vm)
+{
+    const char *name = string_map_get(&vm->labels, BACKUP_SCHEDULE_LABEL);
+    return name != NULL ? state_get(state, object_kind_BACKUP_POLICY, name) : NULL;
+}
+
+/* Is it in the store that the policy of its VM boots from? */
+static bool may_be_booted(const struct state *state, const struct backup *backup)
+{
+    const struct record *vm = state_get(state, object_kind_VM, backup->vm);
+    const struct record *policy = vm != NULL ? policy_of(state, vm->vm) : NULL;
+    if (policy == NULL || policy->backup_policy->boot_every_s == 0)
+        return false;
+    const struct record *store = state_get(state, object_kind_BACKUP_STORE, policy->backup_policy->store);
+    return store != NULL && strcmp(backup->store, store->common->id) == 0;
+}
+
 void backup_schedule_init(struct backup_schedule *s, const struct state *state, const char *now)
 {
     *s = (struct backup_schedule){.state = state, .now = now};
@@ -31,7 +49,8 @@ void backup_schedule_init(struct backup_schedule *s, const struct state *state, 
         if (backup->policy != NULL && (other == NULL || strcmp(backup->created_at, other->created_at) > 0))
             map_put(&s->newest, backup->vm, backup);
         other = map_get(&s->whole, backup->vm);
-        if (is_whole(backup) && (other == NULL || strcmp(backup->created_at, other->created_at) > 0))
+        if (is_whole(backup) && (other == NULL || strcmp(backup->created_at, other->created_at) > 0) &&
+            may_be_booted(state, backup))
             map_put(&s->whole, backup->vm, backup);
     }
 }
@@ -144,8 +163,7 @@ bool backup_schedule_next(struct backup_schedule *s, struct command_task *ret_co
 {
     while (s->next < state_count(s->state, object_kind_VM)) {
         const struct record *vm = state_at(s->state, object_kind_VM, s->next++);
-        const char *name = string_map_get(&vm->vm->labels, BACKUP_SCHEDULE_LABEL);
-        const struct record *policy = name != NULL ? state_get(s->state, object_kind_BACKUP_POLICY, name) : NULL;
+        const struct record *policy = policy_of(s->state, vm->vm);
         if (policy == NULL || policy->backup_policy->paused || !may_begin(vm) || !is_due(s, policy->backup_policy, vm->vm))
             continue;
         const struct record *store = state_get(s->state, object_kind_BACKUP_STORE, policy->backup_policy->store);
@@ -212,8 +230,7 @@ bool backup_schedule_verify(struct backup_schedule *s, struct command_task *ret_
 static const struct record *boot_due(const struct backup_schedule *s, const struct backup_policy *policy, const struct vm *vm)
 {
     const struct backup *whole = map_get(&s->whole, vm->id);
-    const struct record *store = state_get(s->state, object_kind_BACKUP_STORE, policy->store);
-    if (policy->boot_every_s == 0 || whole == NULL || store == NULL || strcmp(whole->store, store->common->id) != 0)
+    if (whole == NULL)
         return NULL;
     if (vm->backup_boot_at != NULL && time_text_ms(s->now) < time_text_ms(vm->backup_boot_at) + policy->boot_every_s * 1000)
         return NULL;
@@ -224,8 +241,7 @@ bool backup_schedule_boot(struct backup_schedule *s, struct command_task *ret_co
 {
     while (s->next_boot < state_count(s->state, object_kind_VM)) {
         const struct record *vm = state_at(s->state, object_kind_VM, s->next_boot++);
-        const char *name = string_map_get(&vm->vm->labels, BACKUP_SCHEDULE_LABEL);
-        const struct record *policy = name != NULL ? state_get(s->state, object_kind_BACKUP_POLICY, name) : NULL;
+        const struct record *policy = policy_of(s->state, vm->vm);
         const struct record *backup = policy != NULL ? boot_due(s, policy->backup_policy, vm->vm) : NULL;
         struct error why = {.code = 0};
         char id[STATE_ID_BYTES];

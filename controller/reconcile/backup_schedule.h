@@ -29,7 +29,7 @@ struct backup_schedule {
     const struct state *state;
     const char *now; /* RFC 3339 */
     struct map newest; /* struct backup by VM id: the newest that a policy wanted */
-    struct map whole;  /* ...the newest that is whole, whoever wanted it */
+    struct map whole;  /* ...the newest that may be booted, whoever wanted it: whole, and in the store of the VM's policy */
     size_t next;       /* VM to look at */
     size_t next_store; /* store to look at */
     size_t next_rules; /* the same, for the rules */

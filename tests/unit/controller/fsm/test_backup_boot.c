@@ -317,6 +317,24 @@ static void when_it_was_last_is_kept(void **test)
     assert_string_equal(running(f)->target_name, "even");
 }
 
+/* A newer one elsewhere, which somebody made by hand, does not keep the policy from booting its own. */
+static void the_newest_in_the_policys_store(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_backup_store_create, NULL, "{\"name\":\"other\",\"location\":\"/srv/other\"}");
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL,
+                 "{\"name\":\"p\",\"store\":\"nas\",\"every_s\":31622400,\"paused\":true,\"boot_every_s\":86400}");
+    backed_up_in(f, "a", "other", "first");
+    fixture_reconcile(f, NULL);
+    assert_null(running(f));
+    backed_up(f, "one");
+    backed_up(f, "two");
+    backed_up_in(f, "a", "other", "three");
+    fixture_reconcile(f, NULL);
+    assert_non_null(running(f));
+    assert_string_equal(running(f)->target_name, "two");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -327,6 +345,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_definitions_say, setup, teardown),
         cmocka_unit_test_setup_teardown(by_policy, setup, teardown),
         cmocka_unit_test_setup_teardown(when_it_was_last_is_kept, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_newest_in_the_policys_store, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
