@@ -2,6 +2,7 @@
 #include "controller/command/boot_plan.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "controller/command/host_view.h"
@@ -47,11 +48,26 @@ static int host_choose(const struct state *state, const struct vm *vm, const cha
     return rc;
 }
 
+/* What shows that it has come up, left in *ret; NULL: any of the usual signs. The label is the VM's of now, or that of @then, where there
+ * is none now; it may be longer than what a host takes. */
+static int sign_find(const struct record *now, const struct vm *then, const struct boot_wish *wish, const char **ret, struct error *err)
+{
+    const uint64_t most = object_field(&task_boot_desc, "wait_for")->max;
+    const char *label = now != NULL ? state_vm_label(now->vm, BACKUP_BOOT_LABEL) : NULL;
+    label = label != NULL ? label : state_vm_label(then, BACKUP_BOOT_LABEL);
+    *ret = wish->wait_for != NULL ? wish->wait_for : label;
+    if (wish->wait_for == NULL && label != NULL && strlen(label) > most)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/wait_for",
+                               "the label " BACKUP_BOOT_LABEL " of its VM has %zu bytes, and %" PRIu64 " are the most: give it a shorter text, "
+                               "such as a part of that line, or say here what to wait for (--wait-for)",
+                               strlen(label), most);
+    return 0;
+}
+
 static void boot_fill(const struct record *backup, const struct vm *vm, const struct boot_wish *wish, const char *host,
-                      const char *label, struct operation *operation)
+                      const char *wait_for, struct operation *operation)
 {
     struct task_backup *arguments = &operation->task.backup;
-    const char *wait_for = wish->wait_for != NULL ? wish->wait_for : label;
     OBJECT_SET(operation, operation, kind, operation_kind_BACKUP_BOOT);
     OBJECT_SET(operation, operation, target_kind, object_kind_BACKUP);
     OBJECT_TEXT(operation, operation, target_id, backup->common->id);
@@ -76,14 +92,14 @@ int boot_plan(const struct state *state, const struct record *backup, const stru
 {
     const struct record *now = state_get(state, object_kind_VM, backup->backup->vm);
     struct vm vm = {0};
-    const char *host = NULL;
+    const char *host = NULL, *wait_for = NULL;
     int rc = backup_boot_vm(state, backup->backup, NO_ID, &vm, err);
     if (rc == 0)
+        rc = sign_find(now, &vm, wish, &wait_for, err);
+    if (rc == 0)
         rc = host_choose(state, &vm, &host, err);
-    if (rc == 0) {
-        const char *label = now != NULL ? state_vm_label(now->vm, BACKUP_BOOT_LABEL) : NULL;
-        boot_fill(backup, &vm, wish, host, label != NULL ? label : state_vm_label(&vm, BACKUP_BOOT_LABEL), operation);
-    }
+    if (rc == 0)
+        boot_fill(backup, &vm, wish, host, wait_for, operation);
     OBJECT_CLEAR(vm, &vm);
     return rc;
 }

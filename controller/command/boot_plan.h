@@ -12,8 +12,8 @@ struct boot_wish {
 };
 
 /* Fill *operation (zeroed; the caller clears it) but for its id with the boot of @backup. Refusals name what is wrong with the backup's
- * definition (ERROR_INVALID, ERROR_NOT_FOUND), which hosts have no room (ERROR_NO_HOST), or that each that has boots one already
- * (ERROR_CONFLICT). */
+ * definition or with the VM's label (ERROR_INVALID, ERROR_NOT_FOUND), which hosts have no room (ERROR_NO_HOST), or that each that has
+ * boots one already (ERROR_CONFLICT). */
 int boot_plan(const struct state *state, const struct record *backup, const struct boot_wish *wish, struct operation *operation,
               struct error *err);
 

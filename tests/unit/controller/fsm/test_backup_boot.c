@@ -335,6 +335,45 @@ static void the_newest_in_the_policys_store(void **test)
     assert_string_equal(running(f)->target_name, "two");
 }
 
+static void another_vm(struct fixture *f, const char *name, unsigned mib)
+{
+    char body[300];
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":%llu,\"labels\":{\"backup-policy\":\"p\"},"
+             "\"disks\":[{\"name\":\"root\",\"size_bytes\":4194304}]}", name, (unsigned long long)mib << 20);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, body);
+    fixture_vm_is(f, name, vm_state_RUNNING);
+}
+
+/* Labels may be longer than what is waited for. */
+static void a_label_that_is_too_long(void **test)
+{
+    struct fixture *f = *test;
+    char body[300], text[256] = "";
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL,
+                 "{\"name\":\"p\",\"store\":\"nas\",\"every_s\":31622400,\"paused\":true,\"boot_every_s\":86400}");
+    another_vm(f, "b", 256);
+    backed_up(f, "one");
+    backed_up_in(f, "b", "nas", "two");
+    memset(text, 'x', 201);
+    snprintf(body, sizeof body, "{\"labels\":{\"backup-policy\":\"p\",\"boot-wait-for\":\"%s\"}}", text);
+    fixture_must(f, ROUTE_ID_vm_update, "a", body);
+    refused(f, ROUTE_ID_backup_verify, "one", "{\"boot\":true}", "label boot-wait-for of its VM has 201 bytes, and 200 are the most");
+    assert_int_equal(f->error.kind, ERROR_INVALID);
+    fixture_reconcile(f, NULL);
+    assert_int_equal(f->result.code, 0);
+    assert_non_null(running(f));
+    assert_string_equal(running(f)->target_name, "two"); /* the others are booted all the same */
+    ended(f, operation_state_SUCCEEDED, true, "x");
+    assert_int_equal(fixture_reconcile(f, NULL), 0); /* nothing is tried that would be refused */
+    fixture_must(f, ROUTE_ID_backup_verify, "one", "{\"boot\":true,\"wait_for\":\"y\"}"); /* it does not count then */
+    ended(f, operation_state_SUCCEEDED, true, "x");
+    text[200] = '\0';
+    snprintf(body, sizeof body, "{\"labels\":{\"backup-policy\":\"p\",\"boot-wait-for\":\"%s\"}}", text);
+    fixture_must(f, ROUTE_ID_vm_update, "a", body);
+    fixture_must(f, ROUTE_ID_backup_verify, "one", "{\"boot\":true}");
+    assert_string_equal(running(f)->task.backup.boot.wait_for, text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -346,6 +385,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(by_policy, setup, teardown),
         cmocka_unit_test_setup_teardown(when_it_was_last_is_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(the_newest_in_the_policys_store, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_label_that_is_too_long, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
