@@ -239,8 +239,11 @@ static const struct record *boot_due(const struct backup_schedule *s, const stru
 
 bool backup_schedule_boot(struct backup_schedule *s, struct command_task *ret_command)
 {
-    while (s->next_boot < state_count(s->state, object_kind_VM)) {
-        const struct record *vm = state_at(s->state, object_kind_VM, s->next_boot++);
+    size_t count = state_count(s->state, object_kind_VM);
+    /* from another VM on each tick: one that no host has room for ends this one's look, and is not to end each */
+    size_t first = count > 0 ? (hash_add(UINT64_C(0xcbf29ce484222325), s->now) >> 32) % count : 0;
+    while (s->next_boot < count) {
+        const struct record *vm = state_at(s->state, object_kind_VM, (first + s->next_boot++) % count);
         const struct record *policy = policy_of(s->state, vm->vm);
         const struct record *backup = policy != NULL ? boot_due(s, policy->backup_policy, vm->vm) : NULL;
         struct error why = {.code = 0};
@@ -253,12 +256,12 @@ bool backup_schedule_boot(struct backup_schedule *s, struct command_task *ret_co
             id_make("boot", vm->common->id, policy->common->id, s->now, id);
             OBJECT_TEXT(operation, &ret_command->operation, id, id);
             object_mark(&command_task_desc, ret_command, "operation");
-            s->next_boot = state_count(s->state, object_kind_VM); /* one a tick: the next one is to see its room taken */
+            s->next_boot = count; /* one a tick: the next one is to see its room taken */
             return true;
         }
         OBJECT_CLEAR(operation, &ret_command->operation);
         if (rc == -EBUSY || rc == -ENOSPC) /* it costs a look at each host */
-            s->next_boot = state_count(s->state, object_kind_VM);
+            s->next_boot = count;
     }
     return false;
 }

@@ -11,7 +11,7 @@
  *
  * The newest whole backup of a VM in its policy's store is booted when boot_every_s have passed since the last time that this began with
  * any of the VM's backups, however it ended: the VM knows when, as that backup may have been let go since. While no host has room for
- * it, it waits.
+ * it, it waits; those of other VMs do not wait for it.
  *
  * Pure. The ids of what is to be made are hashes of VM, policy and time: two leaders that decide the same moment decide the
  * same, and apply refuses the second. */
@@ -33,7 +33,7 @@ struct backup_schedule {
     size_t next;       /* VM to look at */
     size_t next_store; /* store to look at */
     size_t next_rules; /* the same, for the rules */
-    size_t next_boot;  /* VM to look at, whether a backup of it is to be booted */
+    size_t next_boot;  /* VMs looked at, whether a backup of them is to be booted */
     bool rules_due;    /* of any */
 };
 

@@ -374,6 +374,22 @@ static void a_label_that_is_too_long(void **test)
     assert_string_equal(running(f)->task.backup.boot.wait_for, text);
 }
 
+/* One that no host has room for does not stand in the way of those behind it. */
+static void no_room_for_one(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL,
+                 "{\"name\":\"p\",\"store\":\"nas\",\"every_s\":31622400,\"paused\":true,\"boot_every_s\":86400}");
+    another_vm(f, "b", 4096); /* once, but not twice */
+    another_vm(f, "c", 256);
+    backed_up_in(f, "b", "nas", "big");
+    backed_up_in(f, "c", "nas", "small");
+    for (unsigned i = 0; i < 64 && running(f) == NULL; i++)
+        fixture_reconcile(f, NULL);
+    assert_non_null(running(f));
+    assert_string_equal(running(f)->target_name, "small");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -386,6 +402,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(when_it_was_last_is_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(the_newest_in_the_policys_store, setup, teardown),
         cmocka_unit_test_setup_teardown(a_label_that_is_too_long, setup, teardown),
+        cmocka_unit_test_setup_teardown(no_room_for_one, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
