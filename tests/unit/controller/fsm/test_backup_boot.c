@@ -222,10 +222,61 @@ static void not_without_room(void **test)
     fixture_vm_is(f, "a", vm_state_DELETED);
     fixture_must(f, ROUTE_ID_backup_verify, "one", "{\"boot\":true}"); /* also of a VM that is gone */
     assert_string_equal(running(f)->task.backup.boot.wait_for, "ready to serve");
-    /* the host is removed, and the room that was kept there is kept nowhere */
     ended(f, operation_state_FAILED, true, "x");
     fixture_must(f, ROUTE_ID_image_delete, "tiny", NULL);
     refused(f, ROUTE_ID_backup_verify, "one", "{\"boot\":true}", "there is no image 'tiny'");
+}
+
+static void host_lost(struct fixture *f, const char *name)
+{
+    struct command_host_lost command = {0};
+    struct bytes_writer bytes = {0};
+    OBJECT_TEXT(command_host_lost, &command, id, host_of(f, name)->id);
+    OBJECT_SET(command_host_lost, &command, generation, host_of(f, name)->generation);
+    OBJECT_SET(command_host_lost, &command, voters_index, state_cluster(f->state)->lease_voters_index);
+    OBJECT_SET(command_host_lost, &command, left, true);
+    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
+    object_mark(&command_host_lost_desc, &command, "request");
+    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
+    assert_int_equal(fixture_apply(f, &bytes), 0);
+    bytes_writer_finish(&bytes);
+    OBJECT_CLEAR(command_host_lost, &command);
+}
+
+/* It is there while the boot runs, and no longer, however that ends: the sums are checked after each command. */
+static void room_is_kept(void **test)
+{
+    struct fixture *f = *test;
+    const uint64_t one = UINT64_C(256) << 20; /* each is of that size */
+    backed_up(f, "one");
+    fixture_must(f, ROUTE_ID_backup_verify, "one", "{\"boot\":true}");
+    assert_int_equal(committed(f, "n1"), 2 * one);
+    /* read from a snapshot, and still to be given back then */
+    struct bytes_writer snapshot = fixture_snapshot(f->state);
+    struct state *again = NULL;
+    assert_int_equal(snapshot_read(snapshot.data, snapshot.size, &again, &f->error), 0);
+    bytes_writer_finish(&snapshot);
+    state_destroy(f->state);
+    f->state = again;
+    fixture_check(f);
+    assert_int_equal(committed(f, "n1"), 2 * one);
+    ended(f, operation_state_SUCCEEDED, true, "x");
+    assert_int_equal(committed(f, "n1"), one);
+    /* its host is lost; what the VM itself holds there stays */
+    fixture_must(f, ROUTE_ID_backup_verify, "one", "{\"boot\":true}");
+    assert_int_equal(committed(f, "n1"), 2 * one);
+    host_lost(f, "n1");
+    assert_null(running(f));
+    assert_int_equal(committed(f, "n1"), one);
+    /* its host is removed */
+    fixture_host(f, "n2", 8192);
+    fixture_must(f, ROUTE_ID_backup_verify, "one", "{\"boot\":true}");
+    assert_string_equal(running(f)->task.host, host_of(f, "n2")->id);
+    assert_int_equal(committed(f, "n2"), one);
+    fixture_must(f, ROUTE_ID_host_remove, "n2", NULL);
+    assert_null(running(f));
+    assert_null(state_get(f->state, object_kind_HOST, "n2"));
+    assert_int_equal(committed(f, "n1"), one);
 }
 
 /* Definitions come from stores, and may say anything. */
@@ -397,6 +448,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(how_it_went, setup, teardown),
         cmocka_unit_test_setup_teardown(not_what_cannot, setup, teardown),
         cmocka_unit_test_setup_teardown(not_without_room, setup, teardown),
+        cmocka_unit_test_setup_teardown(room_is_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(what_definitions_say, setup, teardown),
         cmocka_unit_test_setup_teardown(by_policy, setup, teardown),
         cmocka_unit_test_setup_teardown(when_it_was_last_is_kept, setup, teardown),
