@@ -71,7 +71,8 @@
 #define TAKE_AGAIN_MS 10
 #define LEASE_FOR_START_NS UINT64_C(1000000000) /* that has to be left of the lease where a VMM is to be started under it */
 #define LEASE_LOOK_AGAIN_MS 100
-#define LOOK_AGAIN_MS 100 /* at what is still being worked on, in a directory of the VM's */
+#define LOOK_AGAIN_MS 100 /* at its replica, while another process is at work on it... */
+#define AT_WORK_MS 60000  /* ...which is a failure if it goes on for so long */
 
 enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
 
@@ -158,6 +159,7 @@ struct local_vm {
     uint64_t next_look_ms; /* an agent before us has left it, and no task has taken it up: when to look what is to become of it; 0: not */
     uv_timer_t timer;
     uint64_t hold_until_ms; /* no step before */
+    uint64_t at_work_since_ms; /* another process is at work on its replica; 0: none is */
     uint64_t ask_at_ms, ask_pause_ms;
 
     bool closing, timer_closed;
@@ -1057,8 +1059,25 @@ static void work_remove(uv_work_t *uv_work)
     work->status = vm_files_remove(&work->vm->context->places, work->order.id, pools_of, &work->err);
 }
 
+/* Nothing has failed: whoever is at work on its replica is about to end. False: not so, or for too long. */
+static bool vm_waits_for_replica(struct local_vm *vm, const struct vm_work *work)
+{
+    uint64_t limit_ms = vm->context->at_work_ms != 0 ? vm->context->at_work_ms : AT_WORK_MS;
+    if (work->status == -EINPROGRESS && vm->at_work_since_ms == 0)
+        vm->at_work_since_ms = now_ms(vm);
+    if (work->status != -EINPROGRESS || now_ms(vm) - vm->at_work_since_ms >= limit_ms) {
+        vm->at_work_since_ms = 0;
+        return false;
+    }
+    vm_progress(vm, work->err.text);
+    vm->hold_until_ms = now_ms(vm) + LOOK_AGAIN_MS;
+    return true;
+}
+
 static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
 {
+    if (vm_waits_for_replica(vm, work))
+        return;
     if (work->status == 0) {
         vm->prepared = object_equal(&vm_order_desc, &work->order, &vm->file.order);
         if (!vm->file.disks_made && work->order.disks.count > 0) { /* also of those in pools: nobody else makes them now */
@@ -1069,11 +1088,6 @@ static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
             OBJECT_SET(agent_vm, &vm->file, disks_partial, false);
             vm->unsaved = true;
         }
-        return;
-    }
-    if (work->status == -EAGAIN) { /* nothing has failed: whoever is at work there is about to end */
-        vm_progress(vm, work->err.text);
-        vm->hold_until_ms = now_ms(vm) + LOOK_AGAIN_MS;
         return;
     }
     bool hopeless = work->status == -EFBIG;
@@ -1852,7 +1866,7 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     if (newer) {
         vm->end = PLAN_END_NONE;
         vm->tries = (struct plan_tries){.failures = 0};
-        vm->hold_until_ms = 0;
+        vm->hold_until_ms = vm->at_work_since_ms = 0;
     }
     vm_wake_in(vm, told_again ? spread_ms(vm) : 0);
 }

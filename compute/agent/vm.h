@@ -46,6 +46,7 @@ struct vm_context {
     uint64_t down_until_ms;           /* of the loop's clock: and have no more time then */
     bool leaving;                     /* the lease is given up: no VM with ha runs here any more */
     unsigned orphan_ms; /* before a new VMM that an agent before us has left, and no task wants, is looked at; 0: 10 s (tests: less) */
+    unsigned at_work_ms; /* that another process may be at work on the VM's replica before that is a failure; 0: 60 s (tests: less) */
     /* What vm_put_seen would say has changed. It may close the VM. */
     void (*changed)(struct local_vm *vm, void *arg);
     void *arg;

@@ -520,7 +520,7 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
     const struct vm_disk *disks = order->disks.items;
     int r = file_make_directories(disks_dir, 0700, err);
     if (r == 0 && !disks_made && !arriving && (r = replica_dir_promote(places, order, err)) == -EBUSY)
-        r = -EAGAIN; /* the point that was under way is being given up */
+        r = -EINPROGRESS; /* the point that was under way is being given up */
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
         r = disks[i].leaving ? 0 : prepare_disk(places, order, &disks[i], disks_made, arriving, err);
     if (r == 0 && seed_files_wanted(order))

@@ -104,7 +104,8 @@ const char *vm_files_last_error(const struct vm_places *places, const char *vm_i
 
 /* Disks and taps of @order; images are there already. @user: of the taps. @disks_made: they were made once, so a missing
  * one is an error. @arriving: disks that move are made empty, but for the image below their layers. -EBADMSG, -EFBIG: cannot
- * succeed with this order. -EAGAIN in words: nothing has failed; again soon. */
+ * succeed with this order. -EINPROGRESS in words: nothing has failed, another process is at work on the replica that they are to be; again
+ * soon. */
 int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made, bool arriving,
                      struct error *err);
 /* All disks, which are what a migration had brought so far: they are to be made anew. */

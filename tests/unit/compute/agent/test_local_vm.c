@@ -558,6 +558,8 @@ static void test_one_whose_replica_is_still_at_work_waits(void **state)
     assert_int_equal(replica_dir_open(replicas, VM_ID, true, &at_work, NULL), 0);
     fill_order(f, &order, vm_wanted_RUNNING, 1, 1);
     OBJECT_SET(vm_order, &order, restart, restart_policy_NEVER);
+    /* a word of its own: what makes disks or an interface may be told to come again as well */
+    assert_int_equal(vm_files_prepare(&f->context.places, &order, geteuid(), false, false, NULL), -EINPROGRESS);
     f->vm = vm_create(&f->context, &order, 10);
     OBJECT_CLEAR(vm_order, &order);
     while (!reason_has(f, "at work"))
@@ -571,6 +573,29 @@ static void test_one_whose_replica_is_still_at_work_waits(void **state)
     (void)run_until_process(f, 0);
     start_server(f);
     run_until(f, vm_state_RUNNING, 1);
+    f->context.places.replicas_dir = NULL;
+}
+
+/* One that never ends is a failure, which the controllers hear of. */
+static void test_one_whose_replica_stays_at_work_fails(void **state)
+{
+    struct fixture *f = *state;
+    struct vm_order order;
+    struct replica_dir at_work;
+    CLEANUP_FREE char *replicas = xasprintf("%s/replicas", f->run);
+    f->context.places.replicas_dir = replicas;
+    f->context.at_work_ms = 250;
+    assert_int_equal(replica_dir_open(replicas, VM_ID, true, &at_work, NULL), 0);
+    fill_order(f, &order, vm_wanted_RUNNING, 1, 1);
+    OBJECT_SET(vm_order, &order, restart, restart_policy_NEVER);
+    f->vm = vm_create(&f->context, &order, 10);
+    OBJECT_CLEAR(vm_order, &order);
+    while (!reason_has(f, "at work"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    run_until(f, vm_state_FAILED, 1);
+    assert_true(reason_has(f, "at work"));
+    replica_dir_close(&at_work);
+    assert_int_equal(replica_dir_remove(replicas, VM_ID, NULL), 0);
     f->context.places.replicas_dir = NULL;
 }
 
@@ -1180,6 +1205,7 @@ int main(void)
         T(test_wrong_checksum_is_final),
         T(test_disk_that_has_gone_is_not_made_anew),
         T(test_one_whose_replica_is_still_at_work_waits),
+        T(test_one_whose_replica_stays_at_work_fails),
         T(test_order_to_delete_what_is_not_there),
         T(test_guest_powers_off),
         T(test_unknown_is_not_stopped),
