@@ -4,7 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { ESCAPE = 0x1b, ESCAPE_BEGUN = 1, ESCAPE_SEQUENCE = 2, KEPT = 256 };
+enum { BELL = 0x07, CANCEL = 0x18, ESCAPE = 0x1b, KEPT = 256 };
+enum {
+    ESCAPE_BEGUN = 1, /* what follows says which it is */
+    ESCAPE_SEQUENCE,  /* ESC [: to its last byte, which is a letter or the like */
+    ESCAPE_CHARSET,   /* ESC ( and others with a space to '/': so, too, of which digits are */
+    ESCAPE_TEXT,      /* ESC ] and others: to BEL, or to the ESC of its end */
+};
 
 bool boot_console_has(const char *line, const char *pattern)
 {
@@ -55,16 +61,28 @@ static void line_end(struct boot_console *c, const char *pattern)
     c->line[0] = '\0';
 }
 
+static unsigned escape_next(unsigned escape, char byte)
+{
+    if (byte == CANCEL || (escape == ESCAPE_TEXT && byte == BELL))
+        return 0;
+    if (escape == ESCAPE_BEGUN && byte == '[')
+        return ESCAPE_SEQUENCE;
+    if (escape == ESCAPE_BEGUN && byte != '\0' && strchr("]PX^_", byte) != NULL)
+        return ESCAPE_TEXT;
+    if (escape == ESCAPE_BEGUN || escape == ESCAPE_CHARSET)
+        return byte >= ' ' && byte <= '/' ? ESCAPE_CHARSET : 0;
+    return escape == ESCAPE_SEQUENCE && byte >= '@' && byte <= '~' ? 0 : escape;
+}
+
 static void character(struct boot_console *c, char byte, const char *pattern)
 {
-    if (c->escape == ESCAPE_BEGUN) {
-        c->escape = byte == '[' ? ESCAPE_SEQUENCE : 0;
-    } else if (c->escape == ESCAPE_SEQUENCE) {
-        c->escape = byte >= '@' && byte <= '~' ? 0 : ESCAPE_SEQUENCE;
-    } else if (byte == ESCAPE) {
+    if (byte == ESCAPE) {
         c->escape = ESCAPE_BEGUN;
-    } else if (byte == '\n') {
+    } else if (byte == '\n') { /* the end, too, of a sequence that had none: it shall not take the rest along */
+        c->escape = 0;
         line_end(c, pattern);
+    } else if (c->escape != 0) {
+        c->escape = escape_next(c->escape, byte);
     } else if ((unsigned char)byte >= ' ' || byte == '\t') {
         if (c->length == BOOT_CONSOLE_LINE_MAX) { /* what is looked for may lie across */
             looked_at(c, pattern);

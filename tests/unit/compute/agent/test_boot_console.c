@@ -52,6 +52,31 @@ static void pieces(void **test UNUSED)
     }
 }
 
+/* What is shown of each: the codes of a terminal are not, and one without an end ends with its line. */
+static void control_sequences(void **test UNUSED)
+{
+    static const struct {
+        const char *said, *shown;
+    } cases[] = {
+        {"\x1b(Bweb1 login: \x1b)0", "'web1 login: '"},
+        {"\x1b]0;root@web1\x07web1 login: ", "'web1 login: '"},
+        {"\x1b]0;root@web1\x1b\\web1 login: ", "'web1 login: '"},
+        {"\x1bPq#0\x1b\\a\x1b^b\x1b\\c\x1b_d\x07" "e", "'ace'"},
+        {"\x1b]8;;never ends\nnext", "'next'"},
+        {"\x1b[12;3\nnext", "'next'"},
+        {"\x1b[1\x1b[2Ja\x1b]0;x\x18" "b", "'ab'"},
+        {"a\x1b=b\x1b>c\x1b%Gd\x1b#8e\x1b" "cf", "'abcdef'"},
+        {"\x1b[?25l\x1b[0;1;39mOK\x1b[m", "'OK'"},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct boot_console c = {.length = 0};
+        char words[200];
+        assert_false(boot_console_take(&c, cases[i].said, strlen(cases[i].said), "never seen"));
+        boot_console_words(&c, words, sizeof words);
+        assert_string_equal(words, cases[i].shown);
+    }
+}
+
 static void outside_bytes(void **test UNUSED)
 {
     struct boot_console c = {.length = 0};
@@ -79,6 +104,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(patterns),
         cmocka_unit_test(pieces),
+        cmocka_unit_test(control_sequences),
         cmocka_unit_test(outside_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
