@@ -13,7 +13,7 @@
  * BOOTING: its console is read as it is written, and where nobody has said what to wait for, its guest's agent is asked.
  *
  * Failure modes: its VMM does not start, ends or is killed: failed, with the reason, for nobody restarts it. The store goes away: the
- * guest's reads wait, and so does this until the time is over. The child ends: it is begun again. This agent ends in order: the VM goes
+ * guest's reads wait, and so does this until the time is over; that, or a host without room, says nothing of the backup. The child ends: it is begun again. This agent ends in order: the VM goes
  * before. It is killed: the VM goes at the next start (clean), and the task is begun again after that. What cannot be removed becomes a
  * leftover, which is tried again and keeps the next boot waiting. */
 #include "compute/agent/task_boot.h"
@@ -212,6 +212,13 @@ static void fail(struct boot_task *b, enum error_kind kind, const char *what)
     end(b, operation_state_FAILED);
 }
 
+/* It is its host that failed, or the store. */
+static void fail_apart(struct boot_task *b, enum error_kind kind, const char *what)
+{
+    error_set(&b->err, -EIO, kind, "%s; nothing is said of the backup", what);
+    end(b, operation_state_FAILED);
+}
+
 static void came_up(struct boot_task *b, const char *how)
 {
     char text[320];
@@ -349,14 +356,31 @@ static int directory_make(struct boot_task *b, struct error *err)
     return r == 0 ? file_make_directories(disks, 0700, err) : r;
 }
 
+/* Who cannot tell does not judge. */
+static bool room_is_left(struct boot_task *b, char *ret_words, size_t size)
+{
+    const struct agent_boots *boots = &b->agent->boots;
+    struct statvfs fs;
+    if (statvfs(boots->directory, &fs) < 0 || (uint64_t)fs.f_bavail * fs.f_frsize >= boots->free_bytes_min)
+        return true;
+    snprintf(ret_words, size, "what it writes would leave less than %llu MiB of its host's disk: make room there, or have it booted on another host",
+             (unsigned long long)(boots->free_bytes_min >> 20));
+    return false;
+}
+
 static void begin(struct boot_task *b)
 {
     struct agent_boots *boots = &b->agent->boots;
     struct vm_order order = {.id = NULL};
     struct error err = {.code = 0};
+    char words[200];
     boots->at_work = b->task;
     b->step = BOOT_PLACING;
     b->deadline_ms = now_ms(b) + BOOT_PREPARE_MS;
+    if (!room_is_left(b, words, sizeof words)) {
+        fail(b, ERROR_NO_SPACE, words);
+        return;
+    }
     int r = directory_make(b, &err);
     if (r == 0) {
         OBJECT_COPY(vm_order, &order, &b->order);
@@ -428,14 +452,6 @@ static void ping(struct boot_task *b)
     OBJECT_CLEAR(vmm_agent_order, &order);
 }
 
-static bool room_is_left(const struct boot_task *b)
-{
-    struct statvfs fs;
-    if (statvfs(b->agent->boots.directory, &fs) < 0)
-        return true; /* who cannot tell does not judge */
-    return (uint64_t)fs.f_bavail * fs.f_frsize >= BOOT_FREE_BYTES_MIN;
-}
-
 static void state_words(const struct boot_task *b, char *words, size_t size)
 {
     struct vm_seen seen = {.id = NULL};
@@ -474,7 +490,10 @@ static void timed_out(struct boot_task *b)
     else
         snprintf(text, sizeof text, "within %u s (boot_timeout_s) neither its guest's agent answered nor its console had '" BOOT_PROMPT "'%s%s",
                  given->timeout_s, waits, says);
-    fail(b, ERROR_TIMEOUT, text);
+    if (b->step == BOOT_BOOTING && waits[0] != '\0')
+        fail_apart(b, ERROR_TIMEOUT, text);
+    else
+        fail(b, ERROR_TIMEOUT, text);
 }
 
 static void go_on_starting(struct boot_task *b)
@@ -509,10 +528,8 @@ static void go_on_booting(struct boot_task *b)
     } else if (ended) {
         state_words(b, text, sizeof text);
         fail(b, ERROR_CONFLICT, text);
-    } else if (!room_is_left(b)) {
-        snprintf(text, sizeof text, "what it writes would leave less than %llu MiB of its host's disk",
-                 (unsigned long long)(BOOT_FREE_BYTES_MIN >> 20));
-        fail(b, ERROR_NO_SPACE, text);
+    } else if (!room_is_left(b, text, sizeof text)) {
+        fail_apart(b, ERROR_NO_SPACE, text);
     } else if (arguments(b)->wait_for == NULL && b->call == NULL && vm_control_path(b->vm) != NULL) {
         ping(b);
     }
@@ -639,6 +656,7 @@ static void clean(struct agent *a)
     boots->directory = xasprintf("%s/boot", a->data_dir);
     boots->cgroups = a->cgroups;
     boots->cgroups.last = true;
+    boots->free_bytes_min = BOOT_FREE_BYTES_MIN;
     boots->context = a->vm_context;
     boots->context.lease = NULL;
     boots->context.pools = NULL;

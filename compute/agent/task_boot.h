@@ -15,6 +15,7 @@ struct agent_task;
 /* Embedded in the agent. */
 struct agent_boots {
     char *directory; /* owned; NULL: not begun */
+    uint64_t free_bytes_min; /* what is left of the host's disk; else none is booted */
     struct vmm_cgroups cgroups; /* borrows the agent's directory */
     struct vm_context context;
     struct map leftovers;       /* struct local_vm by id, which end and are removed: no task's any more */

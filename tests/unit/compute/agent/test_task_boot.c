@@ -348,6 +348,56 @@ static void the_store_is_not_there(void **test)
     assert_string_equal(seen->error_code, "not-found");
 }
 
+/* Before it is begun, and while it boots. */
+static void a_full_host_says_nothing_of_the_backup(void **test)
+{
+    struct fixture *f = *test;
+    struct agent *a = &f->agent;
+    struct node_orders none = {.index = 2};
+    vmm_write(f, "early\\n", STAYS);
+    task_boot_ops.clean(a);
+    a->boots.free_bytes_min = UINT64_MAX;
+    obey(f, 1, "login", 300, false);
+    const struct task_seen *seen = run_to_its_end(f, operation_state_FAILED);
+    assert_string_equal(seen->error_code, "no-space");
+    assert_false(seen->backup.booted);
+    agent_tasks_obey(a, &none);
+    a->boots.free_bytes_min = 0;
+    obey(f, 3, "login", 300, false);
+    begin(f, "login", 300);
+    run_to_step(f, "it boots");
+    a->boots.free_bytes_min = UINT64_MAX;
+    seen = run_to_its_end(f, operation_state_FAILED);
+    assert_string_equal(seen->error_code, "no-space");
+    assert_false(seen->backup.booted);
+}
+
+static void size_await(struct fixture *f, const char *path, off_t size)
+{
+    struct stat st = {.st_size = 0};
+    while (stat(path, &st) < 0 || st.st_size < size)
+        uv_run(&f->loop, UV_RUN_ONCE);
+}
+
+static void nor_does_a_store_that_is_waited_for(void **test)
+{
+    struct fixture *f = *test;
+    CLEANUP_FREE char *count = xasprintf("%s/children", f->dir);
+    setenv(CHILD, "stuck", 1);
+    setenv(CHILD "_COUNT", count, 1);
+    vmm_write(f, "early\\n", STAYS);
+    task_boot_ops.clean(&f->agent);
+    obey(f, 1, "login", 0, false);
+    size_await(f, count, 2); /* what the child said is in the pipe */
+    uv_run(&f->loop, UV_RUN_ONCE);
+    begin(f, "login", 0);
+    const struct task_seen *seen = run_to_its_end(f, operation_state_FAILED);
+    assert_non_null(strstr(seen->error_text, "waits for the store: where is it?"));
+    assert_string_equal(seen->error_code, "timeout");
+    assert_false(seen->backup.booted);
+    unsetenv(CHILD "_COUNT");
+}
+
 static void cancelled(void **test)
 {
     struct fixture *f = *test;
@@ -404,10 +454,8 @@ static void a_child_that_ends_is_begun_again(void **test)
     begin(f, NULL, 300);
     run_to_step(f, "it boots");
     CLEANUP_FREE char *count = xasprintf("%s/children", f->dir);
-    struct stat st = {.st_size = 0};
     setenv(CHILD "_COUNT", count, 1);
-    while (stat(count, &st) < 0 || st.st_size < 2)
-        uv_run(&f->loop, UV_RUN_ONCE);
+    size_await(f, count, 2);
     unsetenv(CHILD "_COUNT");
     assert_false(task_of(f)->ended);
     f->answers = true;
@@ -472,6 +520,10 @@ static int child_main(void)
         return 1;
     if (strcmp(mode, "wait") != 0)
         task_child_tell_ready("the VM can be started");
+    if (strcmp(mode, "stuck") == 0) {
+        task_child_tell("what the guest reads waits for the store: where is it?", 0, 0);
+        count_child();
+    }
     if (strcmp(mode, "short") == 0)
         return 1;
     for (;;)
@@ -488,6 +540,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(it_goes_off, setup, teardown),
         cmocka_unit_test_setup_teardown(its_vmm_cannot, setup, teardown),
         cmocka_unit_test_setup_teardown(the_store_is_not_there, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_full_host_says_nothing_of_the_backup, setup, teardown),
+        cmocka_unit_test_setup_teardown(nor_does_a_store_that_is_waited_for, setup, teardown),
         cmocka_unit_test_setup_teardown(cancelled, setup, teardown),
         cmocka_unit_test_setup_teardown(its_image_goes_meanwhile, setup, teardown),
         cmocka_unit_test_setup_teardown(a_child_that_ends_is_begun_again, setup, teardown),
