@@ -11,7 +11,8 @@
  *
  * The newest whole backup of a VM in its policy's store is booted when boot_every_s have passed since the last time that this began with
  * any of the VM's backups, however it ended: the VM knows when, as that backup may have been let go since. While no host has room for
- * it, it waits; those of other VMs do not wait for it.
+ * it, it waits; those of other VMs do not wait for it. (None begins while a VM
+ * of a lost host waits: reconcile.c.)
  *
  * Pure. The ids of what is to be made are hashes of VM, policy and time: two leaders that decide the same moment decide the
  * same, and apply refuses the second. */

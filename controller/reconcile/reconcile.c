@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "controller/command/host_view.h"
+#include "controller/fsm/backup_boot.h"
 #include "controller/fsm/command_codec.h"
 #include "controller/reconcile/drain.h"
 #include "controller/fsm/time_text.h"
@@ -97,6 +98,49 @@ static void place_again(struct reconciling *r, const struct vm *vm, const char *
     emit(r, COMMAND_vm_place, &command, &command.request);
 }
 
+/* The room that booted backups take, taken out of the view or put back. */
+static void boots_move(const struct state *state, struct scheduler_view *view, bool out)
+{
+    for (size_t i = 0; i < view->count; i++) {
+        const struct operation *operation = backup_boot_on(state_get(state, object_kind_HOST, view->ids[i]));
+        if (operation == NULL)
+            continue;
+        uint64_t memory_bytes = operation->task.backup.boot.memory_bytes, vcpus = operation->task.backup.boot.vcpus;
+        view->committed_memory_bytes[i] += out ? -memory_bytes : memory_bytes;
+        view->committed_vcpus[i] += out ? -vcpus : vcpus;
+    }
+}
+
+/* Nobody has room for @vm, whose host is lost. If a backup that is booted takes it, that is told to end; true: and @vm waits for it. */
+static bool end_boot(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm,
+                     const struct place_request *request)
+{
+    struct command_operation command = {0};
+    char note[NOTE_BYTES_MAX];
+    boots_move(r->state, view, true);
+    place_vm(view, request, result);
+    boots_move(r->state, view, false);
+    if (result->chosen == PLACE_NONE)
+        return false;
+    const char *host = view->ids[result->chosen];
+    const struct operation *operation = backup_boot_on(state_get(r->state, object_kind_HOST, host));
+    if (operation == NULL)
+        return false;
+    view->committed_memory_bytes[result->chosen] += vm->memory_bytes; /* so that the next one does not wait for the same room */
+    view->committed_vcpus[result->chosen] += vm->vcpus;
+    snprintf(note, sizeof note, "on %s, as soon as the backup %s, which is booted there to see whether it comes up, has made room",
+             view->names[result->chosen], operation->target_name);
+    say(r, vm, note, false);
+    if (operation->cancel_asked || full(r))
+        return true;
+    OBJECT_TEXT(command_operation, &command, id, operation->id);
+    OBJECT_SET(command_operation, &command, state, operation_state_CANCELLED);
+    OBJECT_TEXT(command_operation, &command, error_code, error_kind_info(ERROR_CANCELLED)->code);
+    OBJECT_TEXT(command_operation, &command, error_text, "ended, as a VM with ha whose host is lost needs the room");
+    emit(r, COMMAND_operation, &command, &command.request);
+    return true;
+}
+
 /* @without: it was to be started after that one, which has not come in time; NULL. */
 static void place(struct reconciling *r, struct scheduler_view *view, struct place_result *result, const struct vm *vm,
                   const struct vm *without)
@@ -123,7 +167,8 @@ static void place(struct reconciling *r, struct scheduler_view *view, struct pla
         return;
     }
     if (result->chosen == PLACE_NONE) {
-        say(r, vm, note, false);
+        if (!vm->recovering || !end_boot(r, view, result, vm, &request))
+            say(r, vm, note, false);
         return;
     }
     OBJECT_TEXT(command_vm_place, &command, id, vm->id);
@@ -368,6 +413,16 @@ static void drain_hosts(struct reconciling *r)
 
 /* ---- backups ---- */
 
+/* The room is for those then: boots can wait. */
+static bool any_recovers(const struct state *state)
+{
+    const struct record_index *waiting = state_waiting(state);
+    for (size_t i = 0; i < waiting->count; i++)
+        if (waiting->items[i]->vm->recovering)
+            return true;
+    return false;
+}
+
 static void begin_backups(struct reconciling *r)
 {
     struct backup_schedule schedule;
@@ -385,7 +440,7 @@ static void begin_backups(struct reconciling *r)
         emit(r, COMMAND_task, &command, &command.request);
     }
     struct command_task boot = {0};
-    if (!full(r) && backup_schedule_boot(&schedule, &boot))
+    if (!any_recovers(r->state) && !full(r) && backup_schedule_boot(&schedule, &boot))
         emit(r, COMMAND_task, &boot, &boot.request);
     for (unsigned i = 0; i < BACKUP_SCHEDULE_TICK_MAX && !full(r); i++) {
         struct command_task command = {0};

@@ -441,6 +441,56 @@ static void no_room_for_one(void **test)
     assert_string_equal(running(f)->target_name, "small");
 }
 
+/* A VM with ha on n1, and a boot on n2 that a policy has begun. */
+static void of_a_lost_host(struct fixture *f, unsigned mib)
+{
+    fixture_voter(f, "c2", 2);
+    fixture_voter(f, "c3", 3);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"h\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":4294967296,\"ha\":true}");
+    fixture_vm_is(f, "h", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL,
+                 "{\"name\":\"p\",\"store\":\"nas\",\"every_s\":31622400,\"paused\":true,\"boot_every_s\":86400}");
+    backed_up(f, "one");
+    fixture_host(f, "n2", mib);
+    fixture_reconcile(f, NULL);
+    assert_non_null(running(f));
+    assert_string_equal(running(f)->task.host, host_of(f, "n2")->id);
+    host_lost(f, "n1");
+    assert_true(fixture_vm(f, "h")->recovering);
+}
+
+static void lost_vms_come_first(void **test)
+{
+    struct fixture *f = *test;
+    of_a_lost_host(f, 4700); /* for either, but not for both */
+    fixture_reconcile(f, NULL);
+    assert_true(running(f)->cancel_asked);
+    assert_non_null(strstr(fixture_vm(f, "h")->placement, "on n2, as soon as the backup one,"));
+    assert_int_equal(fixture_reconcile(f, NULL), 0); /* asked and said once */
+    ended(f, operation_state_CANCELLED, true, "cancelled");
+    assert_int_equal(fixture_reconcile(f, NULL), 1);
+    assert_string_equal(fixture_vm(f, "h")->host_name, "n2");
+    assert_false(fixture_vm(f, "h")->recovering);
+}
+
+static void nothing_is_ended_in_vain(void **test)
+{
+    struct fixture *f = *test;
+    of_a_lost_host(f, 2000);
+    fixture_reconcile(f, NULL);
+    assert_false(running(f)->cancel_asked); /* that room would not do */
+    ended(f, operation_state_SUCCEEDED, true, "x");
+    f->now_ms += 2 * DAY_MS;
+    fixture_reconcile(f, NULL);
+    assert_null(running(f)); /* while one waits none is begun */
+    struct node_report report = fixture_report(f, "n2", 8192);
+    fixture_send(f, &report);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "h")->host_name, "n2");
+    fixture_reconcile(f, NULL);
+    assert_non_null(running(f));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -455,6 +505,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_newest_in_the_policys_store, setup, teardown),
         cmocka_unit_test_setup_teardown(a_label_that_is_too_long, setup, teardown),
         cmocka_unit_test_setup_teardown(no_room_for_one, setup, teardown),
+        cmocka_unit_test_setup_teardown(lost_vms_come_first, setup, teardown),
+        cmocka_unit_test_setup_teardown(nothing_is_ended_in_vain, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
