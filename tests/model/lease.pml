@@ -16,7 +16,8 @@
  *     Who leads is of no other account, so any member that is up with a majority may; confirmations outlive a leader.
  *   - A support counts whatever generation it was asked for.
  *
- * -DCLEAR: a suspected host that answers is cleared, and may be suspected again. -DRETURN: a lost one comes back, too.
+ * -DCLEAR: a suspected host that answers is cleared, and may be suspected again. -DRETURN: a lost one comes back, too,
+ * and its VM may run elsewhere by then.
  * -DCHANGES=n -DSTART=mask: up to n times one controller joins or leaves; who does not count is asked, supports and applies as
  * others do; a question has its answer at once, if any. -DTWO: there are two of them at all, enough for two lists that share nobody with one between them.
  * -DRESTART, with CHANGES: the agent ends and starts again at any time; and VMs keep a deadline of the older list until it runs out.
@@ -51,6 +52,15 @@ bool confirmed[3];     /* the leader has its word that its support has run out *
 /* What is committed. */
 byte record = OPEN;
 bool lost;
+#ifdef RETURN
+bool elsewhere;     /* its VM was given to another host when it was lost, */
+bool named = true;  /* and whether the orders that its agent has name that VM: only then has it the lease's deadline */
+#define NAMED named
+#define ELSEWHERE elsewhere
+#else
+#define NAMED true
+#define ELSEWHERE false
+#endif
 
 /* The agent. */
 bool alive = true;
@@ -464,7 +474,14 @@ end:
                 order() }
 #endif
 #ifdef RETURN
-    :: atomic { QUORUM && record == SUSPECT && lost && alive -> record = CLEARED; lost = false } /* rule 6 */
+    :: atomic { QUORUM && record == SUSPECT && lost && alive -> /* rule 6 */
+                record = CLEARED;
+                lost = false;
+#ifndef BREAK_RETURN
+                named = !elsewhere
+#endif
+                }
+    :: atomic { lost && !elsewhere -> elsewhere = true } /* or it is not, before the host is back */
 #endif
     :: atomic { QUORUM && IS_SUSPECT(record) && !lost && LONG_SINCE && COUNT(HAS_CONFIRMED) >= ENOUGH ->
                 lost = true;
@@ -495,5 +512,5 @@ end:
 active proctype never_twice()
 {
 end:
-    atomic { alive && lost && (RUNS || MAY_RUN_ON) -> assert(false) }
+    atomic { alive && (lost || ELSEWHERE) && NAMED && (RUNS || MAY_RUN_ON) -> assert(false) }
 }
