@@ -21,13 +21,27 @@ struct place_request host_view_request(const struct vm *vm)
         .memory_bytes = vm->memory_bytes, .vcpus = vm->vcpus, .pin = vm->pin, .cpu_model = (enum cpu_kind)vm->cpu_model};
 }
 
+static bool one_comes(const struct state *state, const struct record *host, const struct vm *vm)
+{
+    for (size_t i = 0; i < host->of_host.tasks.count; i++) {
+        const struct operation *operation = host->of_host.tasks.items[i]->operation;
+        bool comes = operation_keeps_room(operation) && strcmp(operation->task.peer, host->common->id) == 0;
+        const struct record *other = comes ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
+        if (other != NULL && state_vms_apart(vm, other->vm))
+            return true;
+    }
+    return false;
+}
+
 uint8_t *host_view_apart(const struct state *state, const struct vm *vm)
 {
     if (state_vm_label(vm, STATE_APART_LABEL) == NULL)
         return NULL;
     uint8_t *apart = xcalloc(state_count(state, object_kind_HOST) + 1, sizeof *apart);
-    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++)
-        apart[i] = state_host_apart(state, state_at(state, object_kind_HOST, i), vm);
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const struct record *host = state_at(state, object_kind_HOST, i);
+        apart[i] = state_host_apart(host, vm) || one_comes(state, host, vm);
+    }
     return apart;
 }
 

@@ -97,9 +97,6 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
     else if (from->host->state != host_state_UP)
         apply_refuse(a, -EHOSTDOWN, ERROR_CONFLICT, "host %s, which has the VM, is %s", from->common->name,
                      host_state_desc.names[from->host->state]);
-    else if (state_host_apart(a->state, to, vm))
-        apply_refuse_field(a, -EBUSY, ERROR_NO_HOST, "/to", "%s holds, or is given, a VM that '%s' is kept apart from", to->common->name,
-                           vm->name);
     else if (!apply_host_fits(to, vm->memory_bytes, vm->vcpus, why, sizeof why))
         apply_refuse_field(a, -ENOSPC, ERROR_NO_HOST, "/to", "%s", why);
     else

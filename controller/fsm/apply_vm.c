@@ -141,7 +141,7 @@ static struct record *decided_host(struct apply *a, struct vm *vm)
         return NULL;
     if (host == NULL)
         apply_text(why, sizeof why, "the host that was chosen has been removed meanwhile");
-    else if (state_host_apart(a->state, host, vm))
+    else if (state_host_apart(host, vm))
         apply_text(why, sizeof why, "%s has been given a VM meanwhile that this one is kept apart from", host->common->name);
     else if (apply_host_has_pools(a, host, vm, why, sizeof why) &&
              apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why))
@@ -407,7 +407,7 @@ static bool may_place(struct apply *a, const struct vm *vm, const struct command
     }
     if (owner == host && state_vm_released(vm))
         return true; /* it has room and all there already */
-    if (state_host_apart(a->state, host, vm)) {
+    if (state_host_apart(host, vm)) {
         apply_refuse(a, -EBUSY, ERROR_NO_HOST, "%s holds a VM that '%s' is kept apart from", host->common->name, vm->name);
         return false;
     }

@@ -293,25 +293,18 @@ const char *state_vm_label(const struct vm *vm, const char *key)
     return NULL;
 }
 
-static bool is_kept_apart(const struct vm *vm, const char *group, const struct vm *other)
+bool state_vms_apart(const struct vm *vm, const struct vm *other)
 {
-    const char *its = state_vm_label(other, STATE_APART_LABEL);
-    return its != NULL && strcmp(its, group) == 0 && (vm->id == NULL || strcmp(other->id, vm->id) != 0);
+    const char *mine = state_vm_label(vm, STATE_APART_LABEL), *its = state_vm_label(other, STATE_APART_LABEL);
+    return mine != NULL && its != NULL && strcmp(its, mine) == 0 && (vm->id == NULL || strcmp(other->id, vm->id) != 0);
 }
 
-bool state_host_apart(const struct state *state, const struct record *host, const struct vm *vm)
+bool state_host_apart(const struct record *host, const struct vm *vm)
 {
-    const char *group = state_vm_label(vm, STATE_APART_LABEL);
-    for (size_t i = 0; group != NULL && i < host->of_host.vms.count; i++) {
+    bool has_group = state_vm_label(vm, STATE_APART_LABEL) != NULL;
+    for (size_t i = 0; has_group && i < host->of_host.vms.count; i++) {
         const struct vm *other = host->of_host.vms.items[i]->vm;
-        if (!other->recovering && is_kept_apart(vm, group, other)) /* one that waits to be started elsewhere is not there any more */
-            return true;
-    }
-    for (size_t i = 0; group != NULL && i < host->of_host.tasks.count; i++) { /* those that are on their way there */
-        const struct operation *operation = host->of_host.tasks.items[i]->operation;
-        bool comes = operation_keeps_room(operation) && strcmp(operation->task.peer, host->common->id) == 0;
-        const struct record *other = comes ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
-        if (other != NULL && is_kept_apart(vm, group, other->vm))
+        if (!other->recovering && state_vms_apart(vm, other)) /* one that waits to be started elsewhere is not there any more */
             return true;
     }
     return false;

@@ -168,9 +168,11 @@ static inline bool operation_has_task(const struct operation *operation)
 const char *operation_vm_id(const struct operation *operation);
 /* Value of a label of @vm, or NULL. */
 const char *state_vm_label(const struct vm *vm, const char *key);
-/* VMs with the same value of the label STATE_APART_LABEL are kept on different hosts: does @host hold one that @vm, which it
- * may hold itself, is kept apart from, or is one on its way there? */
-bool state_host_apart(const struct state *state, const struct record *host, const struct vm *vm);
+/* VMs with the same value of the label STATE_APART_LABEL are kept on different hosts: are these two, if they are two? */
+bool state_vms_apart(const struct vm *vm, const struct vm *other);
+/* Does @host hold one that @vm, which it may hold itself, is kept apart from? Apply judges by it, and all replicas alike, of whatever
+ * version: what it counts stays as it is. The leader looks further where it decides (controller/command/host_view.h). */
+bool state_host_apart(const struct record *host, const struct vm *vm);
 
 /* The VMs that @host owns: host->of_host.vms, in name order. The running operations of a VM: vm->of_vm.operations. */
 

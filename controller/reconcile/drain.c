@@ -40,6 +40,8 @@ static bool is_due(const struct drain *d, const struct record *record)
     const struct vm *vm = record->vm;
     if (record->of_vm.operations.count > 0 || (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED))
         return false;
+    if (d->apart && state_vm_label(vm, STATE_APART_LABEL) != NULL)
+        return false;
     return vm->migration_failed_at == NULL || d->now_ms >= time_text_ms(vm->migration_failed_at) + DRAIN_RETRY_MS;
 }
 
@@ -57,6 +59,7 @@ static bool plan(struct drain *d, const struct record *vm, struct operation *ope
     object_mark(&operation_desc, operation, "task");
     d->on_host++;
     d->on_all++;
+    d->apart |= state_vm_label(vm->vm, STATE_APART_LABEL) != NULL;
     return true;
 }
 

@@ -25,6 +25,7 @@ struct reconciling {
     const struct reconcile_input *input;
     struct reconcile_output *out;
     struct map nodes; /* input->nodes by host id */
+    bool apart;       /* a VM that is kept apart from others has been placed in this tick */
 };
 
 static bool full(struct reconciling *r)
@@ -177,6 +178,7 @@ static void place(struct reconciling *r, struct scheduler_view *view, struct pla
     OBJECT_TEXT(command_vm_place, &command, host, view->ids[result->chosen]);
     view->committed_memory_bytes[result->chosen] += vm->memory_bytes; /* the next one of this tick sees it */
     view->committed_vcpus[result->chosen] += vm->vcpus;
+    r->apart |= apart != NULL;
     emit(r, COMMAND_vm_place, &command, &command.request);
 }
 
@@ -402,6 +404,7 @@ static void drain_hosts(struct reconciling *r)
     if (r->input->uuid == NULL)
         return;
     drain_begin(&drain, r->state, r->input->now);
+    drain.apart = r->apart;
     while (!full(r) && drain_next(&drain, &command.operation)) {
         r->input->uuid(r->input->uuid_arg, id);
         OBJECT_TEXT(operation, &command.operation, id, id);
@@ -478,7 +481,7 @@ static void begin_points(struct reconciling *r)
 
 void reconcile_tick(const struct state *state, const struct reconcile_input *input, struct reconcile_output *ret)
 {
-    struct reconciling r = {state, input, ret, {0}};
+    struct reconciling r = {.state = state, .input = input, .out = ret};
     if (!state_initialized(state))
         return;
     for (size_t i = 0; i < input->n_nodes; i++)

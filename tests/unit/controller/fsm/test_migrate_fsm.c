@@ -298,6 +298,42 @@ static void what_is_kept_apart_stays_so(void **test)
     assert_null(fixture_vm(f, "e")->host);
 }
 
+/* A command that is decided, and not applied yet. The caller finishes it. */
+static struct bytes_writer decided(struct fixture *f, enum route_id route, const char *id, const char *body)
+{
+    const struct object_desc *desc = schema_routes[route].body;
+    struct decision_context context = fixture_context(f);
+    struct vm vm = {0};
+    if (body != NULL)
+        assert_int_equal(object_decode(desc, body, strlen(body), OBJECT_CREATE, &vm, &f->error), 0);
+    decision_finish(&f->decision);
+    assert_int_equal(decide_route(f->state, &context, route, id, id != NULL ? strlen(id) : 0, body != NULL ? &vm : NULL, &f->decision, &f->error), 0);
+    OBJECT_CLEAR(vm, &vm);
+    struct bytes_writer command = f->decision.command;
+    f->decision.command = (struct bytes_writer){0};
+    return command;
+}
+
+/* Replicas of all versions judge a command alike: whoever decided it has seen to what is kept apart. */
+static void what_was_decided_is_not_judged_by_that_again(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n3", 8192);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"c\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"anti-affinity\":\"x\"}}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"d\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"anti-affinity\":\"x\"}}");
+    fixture_vm_is(f, "c", vm_state_RUNNING);
+    fixture_vm_is(f, "d", vm_state_RUNNING);
+    struct bytes_writer migrate = decided(f, ROUTE_ID_vm_migrate, "c", NULL);
+    struct bytes_writer create = decided(f, ROUTE_ID_vm_create, NULL,
+                                         "{\"name\":\"e\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"anti-affinity\":\"x\"}}");
+    fixture_must(f, ROUTE_ID_vm_migrate, "d", NULL); /* to the third host, as those two */
+    assert_int_equal(fixture_apply(f, &create), 0);
+    assert_non_null(fixture_vm(f, "e")->host);
+    assert_int_equal(fixture_apply(f, &migrate), 0);
+    bytes_writer_finish(&create);
+    bytes_writer_finish(&migrate);
+}
+
 static void disks_go_along(void **test)
 {
     struct fixture *f = *test;
@@ -433,6 +469,7 @@ int main(void)
         TEST(a_source_that_takes_it_for_done_is_not_believed),
         TEST(each_refusal_names_its_reason),
         TEST(what_is_kept_apart_stays_so),
+        TEST(what_was_decided_is_not_judged_by_that_again),
         TEST(disks_go_along),
         TEST(disks_go_where_there_is_room),
         TEST(an_upgrade_changes_nothing_of_the_record),

@@ -118,10 +118,33 @@ static void what_cannot_go_stays_and_is_tried_again(void **test)
     assert_int_equal(on(f, "n1"), VMS - DRAIN_HOST_MAX);
 }
 
+/* Both would go to n3: the first one is not on its way there before its command has been applied. */
+static void those_that_are_kept_apart_go_one_at_a_time(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_update, "vm0", "{\"labels\":{\"anti-affinity\":\"x\"}}");
+    fixture_host(f, "n2", 8192);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"other\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"anti-affinity\":\"x\"}}");
+    fixture_vm_is(f, "other", vm_state_RUNNING);
+    assert_int_equal(on(f, "n2"), 1);
+    fixture_host(f, "n3", 8192);
+    fixture_must(f, ROUTE_ID_host_drain, "n1", NULL);
+    fixture_must(f, ROUTE_ID_host_drain, "n2", NULL);
+    fixture_reconcile(f, NULL);
+    assert_int_equal(fixture_get(f, object_kind_VM, "vm0")->of_vm.operations.count, 1);
+    assert_int_equal(fixture_get(f, object_kind_VM, "other")->of_vm.operations.count, 0);
+    fixture_reconcile(f, NULL);
+    assert_int_equal(fixture_get(f, object_kind_VM, "other")->of_vm.operations.count, 0); /* no host is left for it */
+    fixture_host(f, "n4", 8192);
+    fixture_reconcile(f, NULL);
+    assert_int_equal(fixture_get(f, object_kind_VM, "other")->of_vm.operations.count, 1);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(a_few_at_a_time_until_it_is_empty), TEST(what_cannot_go_stays_and_is_tried_again)};
+    const struct CMUnitTest tests[] = {TEST(a_few_at_a_time_until_it_is_empty), TEST(what_cannot_go_stays_and_is_tried_again),
+                                       TEST(those_that_are_kept_apart_go_one_at_a_time)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
