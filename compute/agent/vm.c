@@ -1900,6 +1900,7 @@ void vm_may_relocate(struct local_vm *vm, bool may)
 
 void vm_go_down(struct local_vm *vm)
 {
+    vm->shutdown_deadline_ms = MIN(vm->shutdown_deadline_ms, vm->context->down_until_ms); /* of a guest that was asked before */
     vm->hold_until_ms = 0;
     vm_wake_in(vm, 0);
 }

@@ -1190,6 +1190,31 @@ static void test_a_new_vmm_is_ended_only_if_it_does_not_say_that_it_runs(void **
     task_ends(f, operation_state_FAILED, "goes on in the VMM that it is in");
 }
 
+/* ---- its host goes down ---- */
+
+/* It has no more time than the others, however much it was given before. */
+static void test_a_guest_that_is_being_stopped_as_its_host_goes_down(void **state)
+{
+    struct fixture *f = *state;
+    struct vm_order order;
+    run_new(f);
+    fill_order(f, &order, vm_wanted_STOPPED, 1, 2);
+    OBJECT_SET(vm_order, &order, stop_grace_s, 3600);
+    vm_give_order(f->vm, &order, 11);
+    OBJECT_CLEAR(vm_order, &order);
+    run_until(f, vm_state_STOPPING, 1);
+    for (unsigned i = 0; i < 50; i++)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->stops, 0);
+    f->context.down_until_ms = uv_now(&f->loop);
+    f->context.down = true;
+    vm_go_down(f->vm);
+    for (unsigned i = 0; i < 100 && f->stops == 0; i++) /* 5 ms at most each */
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->stops, 1);
+    run_until(f, vm_state_STOPPED, 2);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -1227,6 +1252,7 @@ int main(void)
         T(test_an_upgrade_that_does_not_begin_is_given_up),
         T(test_an_upgrade_without_an_end_leaves_both),
         T(test_a_new_vmm_is_ended_only_if_it_does_not_say_that_it_runs),
+        T(test_a_guest_that_is_being_stopped_as_its_host_goes_down),
     };
     signal(SIGPIPE, SIG_IGN); /* as the agent's main does: a VMM may end while it is written to */
     log_set_level(LOG_LEVEL_ERROR);
