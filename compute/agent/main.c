@@ -42,7 +42,7 @@ static const char help[] =
     "  drover-agent run --data /var/lib/drover/agent\n"
     "\n"
     "Ending or restarting it touches no virtual machine: each has a process of its own, drover-vmm.\n"
-    "SIGPWR says that the host goes down: virtual machines with ha are held and start elsewhere at once.\n"
+    "SIGPWR says that the host goes down: all guests are shut down, and no virtual machine is started any more.\n"
     "Exit status: 0 ended by a signal, or joined; 1 it did not work; 2 wrong use.\n";
 
 struct options {
