@@ -252,6 +252,11 @@ static bool change_wanted(const struct state *state, struct vm *vm, const struct
             OBJECT_SET(vm, vm, state, vm_state_STOPPED);
             OBJECT_SET(vm, vm, seen_generation, vm->generation);
         }
+    } else if (host_lost && owner->host->going_down && vm->state == vm_state_PENDING && command->wanted == vm_wanted_STOPPED) {
+        /* It waits for its host, and is known to be off until that is back (apply_lease.c). */
+        OBJECT_SET(vm, vm, state, vm_state_STOPPED);
+        OBJECT_TEXT(vm, vm, state_reason, NULL);
+        OBJECT_SET(vm, vm, seen_generation, vm->generation);
     } else if ((start || elsewhere) && vm->host != NULL) {
         bool recovers = host_lost && lease_vm_recovers(state, vm, NULL);
         /* Its replica is one of this epoch, which goes on until the VM is given away. */

@@ -186,6 +186,27 @@ static void a_person_starts_one_that_waits(void **test)
     assert_string_not_equal(fixture_vm(f, "web")->host_name, "n1");
 }
 
+/* It is off, and is not started by the return of its host. */
+static void a_person_stops_one_that_waits(void **test)
+{
+    static const char *const names[] = {"web", "data", "plain"};
+    struct fixture *f = *test;
+    policy(f, "stay");
+    goes_down(f, "n1");
+    leaves(f, "n1");
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        fixture_must(f, ROUTE_ID_vm_stop, names[i], NULL);
+        assert_int_equal(fixture_operation(f)->state, operation_state_SUCCEEDED);
+        assert_int_equal(fixture_vm(f, names[i])->state, vm_state_STOPPED);
+        assert_null(fixture_vm(f, names[i])->state_reason);
+    }
+    fixture_must(f, ROUTE_ID_vm_start, "web", NULL); /* which may go elsewhere, as before */
+    assert_true(fixture_vm(f, "web")->recovering);
+    is_back(f, "n1");
+    assert_int_equal(fixture_vm(f, "data")->state, vm_state_STOPPED);
+    assert_int_equal(fixture_vm(f, "plain")->state, vm_state_STOPPED);
+}
+
 /* The agent of an older version does not say that it goes down, and has held its VMs only. */
 static void an_older_agent_leaves_by_restart(void **test)
 {
@@ -307,6 +328,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_was_off_stays_off, setup, teardown),
         cmocka_unit_test_setup_teardown(by_stay_all_wait_for_their_host, setup, teardown),
         cmocka_unit_test_setup_teardown(a_person_starts_one_that_waits, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_person_stops_one_that_waits, setup, teardown),
         cmocka_unit_test_setup_teardown(an_older_agent_leaves_by_restart, setup, teardown),
         cmocka_unit_test_setup_teardown(one_that_dies_while_it_goes_down, setup, teardown),
         cmocka_unit_test_setup_teardown(one_that_dies_while_it_goes_down_by_stay, setup, teardown),
