@@ -116,7 +116,7 @@ uint64_t agent_plan_window_s(const struct vm_order *order)
 bool agent_plan_used_up(const struct plan_tries *tries, const struct vm_order *order, enum plan_end end)
 {
     return end == PLAN_END_IMPOSSIBLE ||
-           (end == PLAN_END_NOT_STARTED && (agent_plan_worn(tries, order) || tries->failures >= PLAN_RELOCATE_STARTS));
+           (end == PLAN_END_NOT_STARTED && (agent_plan_worn(tries, order) || tries->unstarted >= PLAN_RELOCATE_STARTS));
 }
 
 bool agent_plan_worn(const struct plan_tries *tries, const struct vm_order *order)
@@ -124,12 +124,13 @@ bool agent_plan_worn(const struct plan_tries *tries, const struct vm_order *orde
     return OBJECT_HAS(vm_order, order, restarts_max) && tries->ends > order->restarts_max;
 }
 
-void agent_plan_failed(struct plan_tries *tries, const struct vm_order *order, uint64_t now_ms)
+void agent_plan_failed(struct plan_tries *tries, const struct vm_order *order, enum plan_end end, uint64_t now_ms)
 {
     uint64_t pause_ms = PLAN_BACKOFF_MS_MIN;
     for (unsigned i = 0; i < tries->failures && pause_ms < PLAN_BACKOFF_MS_MAX; i++)
         pause_ms *= 2;
     tries->failures++;
+    tries->unstarted = end == PLAN_END_NOT_STARTED ? tries->unstarted + 1 : 0;
     if (tries->ends == 0 || now_ms >= tries->ends_since_ms + agent_plan_window_s(order) * 1000) {
         tries->ends = 0;
         tries->ends_since_ms = now_ms;

@@ -70,6 +70,7 @@ enum plan_end {                  /* how the last attempt to have the VM as wante
 /* Attempts under one order. Zeroed at first; zeroed again by a new wish. Times are milliseconds of any clock. */
 struct plan_tries {
     unsigned failures; /* in a row, for the backoff */
+    unsigned unstarted; /* those of them since its VMM last answered that were no start at all */
     uint32_t ends;     /* since ends_since_ms: for restarts_max. An agent that is started anew counts anew */
     uint64_t ends_since_ms;
     uint64_t backoff_until_ms;
@@ -80,12 +81,12 @@ struct plan_tries {
 
 #define PLAN_RELOCATE_STARTS 3u
 
-/* One more came to nothing. */
-void agent_plan_failed(struct plan_tries *tries, const struct vm_order *order, uint64_t now_ms);
+/* One more came to nothing: to @end. */
+void agent_plan_failed(struct plan_tries *tries, const struct vm_order *order, enum plan_end end, uint64_t now_ms);
 /* More than the order's restarts_max within its window? */
 bool agent_plan_worn(const struct plan_tries *tries, const struct vm_order *order);
 /* Are the starts of one that came to @end used up on this host, where another one may have it? PLAN_RELOCATE_STARTS that failed in a
- * row, or restarts_max of them; one that cannot work at once. */
+ * row, or the last that restarts_max allows; one that cannot work at once. What ran and ended is not among those in a row. */
 bool agent_plan_used_up(const struct plan_tries *tries, const struct vm_order *order, enum plan_end end);
 uint64_t agent_plan_window_s(const struct vm_order *order);
 

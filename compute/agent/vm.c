@@ -300,7 +300,7 @@ static bool is_released(const struct local_vm *vm)
 static void vm_failed(struct local_vm *vm, enum plan_end end, const char *text)
 {
     const struct vm_order *order = &vm->file.order;
-    agent_plan_failed(&vm->tries, order, now_ms(vm));
+    agent_plan_failed(&vm->tries, order, end, now_ms(vm));
     vm->end = end;
     if (agent_plan_worn(&vm->tries, order)) {
         CLEANUP_FREE char *why = xasprintf("%u times within %llu s, and restarts_max is %u: start it when this is mended: %s", vm->tries.ends,
@@ -815,6 +815,7 @@ static void vm_on_status(const struct http_answer *answer, void *arg)
     if (vm->process && check_status(vm, answer, &status, &err) == 0) {
         vm->process_answers = true;
         vm->end = PLAN_END_NONE;
+        vm->tries.unstarted = 0;
         vm->process_silent = false;
         vm->process_paused = status.state == vmm_state_PAUSED;
         vm_look_if_stuck(vm, &status);

@@ -75,7 +75,7 @@ void sim_vm_kill(struct sim_agent *agent, struct sim_vm *vm, int parting, const 
 /* An attempt to have it as wanted came to nothing. */
 static void failed(struct sim_agent *agent, struct sim_vm *vm, enum plan_end end, const char *text)
 {
-    agent_plan_failed(&vm->mind.tries, &vm->order, now_ms(agent));
+    agent_plan_failed(&vm->mind.tries, &vm->order, end, now_ms(agent));
     vm->mind.end = end;
     vm->mind.end_text = text;
     vm->mind.prepared = false;
@@ -371,6 +371,7 @@ static bool do_step(struct sim_agent *agent, struct sim_vm *vm, enum plan_step s
     case PLAN_WAIT_ANSWER:
         vm->mind.answers = true;
         vm->mind.end = PLAN_END_NONE;
+        vm->mind.tries.unstarted = 0;
         return true;
     case PLAN_PREPARE:
         return prepare(agent, vm);

@@ -424,7 +424,7 @@ static void test_backoff_and_restarts_max(void **unused)
     struct plan_tries tries = {.failures = 0};
     struct vm_order order = {.epoch = 0};
     for (size_t i = 0; i < ARRAY_SIZE(pauses_ms); i++) {
-        agent_plan_failed(&tries, &order, 500);
+        agent_plan_failed(&tries, &order, PLAN_END_BROKEN, 500);
         assert_int_equal(tries.backoff_until_ms, 500 + pauses_ms[i]);
         assert_false(agent_plan_worn(&tries, &order)); /* no limit was given */
     }
@@ -432,12 +432,37 @@ static void test_backoff_and_restarts_max(void **unused)
     OBJECT_SET(vm_order, &order, restarts_max, 2);
     OBJECT_SET(vm_order, &order, restart_window_s, 10);
     for (unsigned i = 1; i <= 3; i++) {
-        agent_plan_failed(&tries, &order, 1000 * i);
+        agent_plan_failed(&tries, &order, PLAN_END_BROKEN, 1000 * i);
         assert_int_equal(agent_plan_worn(&tries, &order), i > 2);
     }
-    agent_plan_failed(&tries, &order, 11000); /* the window that began at the first has ended */
+    agent_plan_failed(&tries, &order, PLAN_END_BROKEN, 11000); /* the window that began at the first has ended */
     assert_false(agent_plan_worn(&tries, &order));
     assert_int_equal(tries.ends, 1);
+}
+
+/* What cannot be started is given up; what ran and crashed is not, and not for one start that fails after that. */
+static void test_used_up(void **unused)
+{
+    (void)unused;
+    struct plan_tries tries = {.failures = 0};
+    struct vm_order order = {.epoch = 0};
+    assert_true(agent_plan_used_up(&tries, &order, PLAN_END_IMPOSSIBLE));
+    for (unsigned i = 1; i <= PLAN_RELOCATE_STARTS; i++) {
+        agent_plan_failed(&tries, &order, PLAN_END_NOT_STARTED, 1000);
+        assert_int_equal(agent_plan_used_up(&tries, &order, PLAN_END_NOT_STARTED), i == PLAN_RELOCATE_STARTS);
+    }
+    tries = (struct plan_tries){.failures = 0};
+    for (unsigned i = 0; i < 2 * PLAN_RELOCATE_STARTS; i++) {
+        enum plan_end end = i % 3 == 2 ? PLAN_END_NOT_STARTED : i % 2 ? PLAN_END_CLEAN : PLAN_END_BROKEN;
+        agent_plan_failed(&tries, &order, end, 1000);
+        assert_false(agent_plan_used_up(&tries, &order, end));
+    }
+    OBJECT_SET(vm_order, &order, restarts_max, 1);
+    tries = (struct plan_tries){.failures = 0};
+    agent_plan_failed(&tries, &order, PLAN_END_BROKEN, 1000);
+    assert_false(agent_plan_used_up(&tries, &order, PLAN_END_BROKEN));
+    agent_plan_failed(&tries, &order, PLAN_END_NOT_STARTED, 1000); /* nobody tries another time here */
+    assert_true(agent_plan_used_up(&tries, &order, PLAN_END_NOT_STARTED));
 }
 
 static void test_new_wish(void **unused)
@@ -541,6 +566,7 @@ int main(void)
         cmocka_unit_test(test_halt),
         cmocka_unit_test(test_missing),
         cmocka_unit_test(test_backoff_and_restarts_max),
+        cmocka_unit_test(test_used_up),
         cmocka_unit_test(test_new_wish),
         cmocka_unit_test(test_recall),
         cmocka_unit_test(test_page),
