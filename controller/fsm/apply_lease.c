@@ -182,11 +182,19 @@ static void wait_for_host(struct apply *a, struct record *record, const struct r
     apply_event(a, event_type_UPDATED, record, "VM %s: %s", record->common->name, text);
 }
 
-/* One VM of a host that is lost from now on. @ended: the host has shut its guests down. @waits: see vms_wait. True: it is
- * started elsewhere. */
-static bool lose_vm(struct apply *a, struct record *record, const struct record *host, bool ended, bool waits)
+/* Was its host, which could not start @vm, about to try again? Where restarts_max is given it may have been done with it, which is said by
+ * nothing but its promise to be. */
+static bool is_tried_on(const struct vm *vm)
+{
+    return vm->state == vm_state_FAILED && vm->restart != restart_policy_NEVER &&
+           (!OBJECT_HAS(vm, vm, restarts_max) || state_vm_released(vm));
+}
+
+/* One VM of a host that is lost from now on. @waits: see vms_wait. True: it is started elsewhere. */
+static bool lose_vm(struct apply *a, struct record *record, const struct record *host, const struct command_host_lost *command, bool waits)
 {
     struct vm *vm = record->vm;
+    bool ended = command->went_down; /* the host has shut its guests down */
     char text[APPLY_STEP_BYTES_MAX];
     const char *why;
     bool recovers = lease_vm_recovers(a->state, vm, &why);
@@ -195,7 +203,8 @@ static bool lose_vm(struct apply *a, struct record *record, const struct record 
     if (!recovers && !vm->ha && !ended)
         return false; /* host show counts those */
     /* What the guest had ended by itself, or what had failed for good, is not made to run by the loss of its host. */
-    if ((recovers || ended) && state_vm_ran_out(vm))
+    bool tried_on = command->failed_too && recovers && is_tried_on(vm);
+    if ((recovers || ended) && state_vm_ran_out(vm) && !tried_on)
         return false;
     /* All that it has written is on the disks of its host, and its replica may lack the end of it: that is for a loss. */
     bool behind = recovers && ended && !vm_disks_are_shared(a->state, vm, NULL);
@@ -263,7 +272,7 @@ void apply_host_lost(struct apply *a, struct command_host_lost *command)
     all = record->of_host.vms.count;
     bool waits = vms_wait(a->state, record);
     for (size_t i = 0; i < all; i++) {
-        elsewhere += lose_vm(a, record->of_host.vms.items[i], record, command->went_down, waits);
+        elsewhere += lose_vm(a, record->of_host.vms.items[i], record, command, waits);
         volumes_settle(a, record->of_host.vms.items[i]);
     }
     if (all > 0)

@@ -309,6 +309,7 @@ static void lose(const struct state *state, const struct host *host, const struc
     OBJECT_SET(command_host_lost, &command, generation, host->generation);
     OBJECT_SET(command_host_lost, &command, voters_index, state_cluster(state)->lease_voters_index);
     OBJECT_TEXT(command_host_lost, &command, reason, reason);
+    OBJECT_SET(command_host_lost, &command, failed_too, true);
     emit(ret, COMMAND_host_lost, &command, &command.request, now);
 }
 

@@ -139,6 +139,7 @@ static int leave_host(const struct host *host, const struct node_report *report,
     OBJECT_SET(command_host_lost, &command, left, true);
     if (report->going_down)
         OBJECT_SET(command_host_lost, &command, went_down, true);
+    OBJECT_SET(command_host_lost, &command, failed_too, true);
     OBJECT_TEXT(command_host_lost, &command, reason, "it was shut down in order");
     OBJECT_TEXT(command_request, &command.request, at, now);
     OBJECT_TEXT(command_request, &command.request, by, host->name);

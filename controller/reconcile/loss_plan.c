@@ -40,6 +40,7 @@ static void lose_host(struct planning *p, const struct host *host)
     OBJECT_TEXT(command_host_lost, &command, id, host->id);
     OBJECT_SET(command_host_lost, &command, generation, host->generation);
     OBJECT_SET(command_host_lost, &command, voters_index, state_cluster(p->state)->lease_voters_index);
+    OBJECT_SET(command_host_lost, &command, failed_too, true);
     ASSERT(command_encode(COMMAND_host_lost, &command, &encoded, NULL) == 0);
     OBJECT_CLEAR(command_host_lost, &command);
     apply(p, &encoded);

@@ -101,7 +101,7 @@ static const char *option(const struct script_line *line, const char *field)
 static void put_options(const struct script_line *line, struct bytes_writer *body)
 {
     static const char *const labels[] = {"anti-affinity", "ha-after", "ha-delay-s"};
-    static const char *const fields[] = {"ha", "ha_priority", "ha_restarts_max", "ha_window_s", "memory_bytes"};
+    static const char *const fields[] = {"ha", "ha_priority", "ha_restarts_max", "ha_window_s", "relocates_max", "memory_bytes"};
     unsigned given = 0;
     for (unsigned i = 0; i < ARRAY_SIZE(labels); i++)
         if (option(line, labels[i]) != NULL)

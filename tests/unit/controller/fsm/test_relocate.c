@@ -225,7 +225,7 @@ static void a_person_or_a_loss_between(void **test)
     struct node_report report = fixture_report(f, "n1", 8192);
     OBJECT_SET(node_report, &report, leaving, true);
     assert_int_equal(fixture_send(f, &report), 1);
-    assert_false(fixture_vm(f, "web")->recovering);
+    assert_true(fixture_vm(f, "web")->recovering);
     fixture_reconcile(f, NULL);
     assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
 }
@@ -311,6 +311,64 @@ static void its_host_has_made_it(void **test)
     assert_false(fixture_vm(f, "web")->unmade);
 }
 
+static void leaves(struct fixture *f, const char *name)
+{
+    struct node_report report = fixture_report(f, name, 8192);
+    OBJECT_SET(node_report, &report, leaving, true);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_int_equal(fixture_get(f, object_kind_HOST, name)->host->state, host_state_LOST);
+}
+
+/* Whose host is lost between two starts that failed. */
+static void it_is_lost_while_it_is_tried(void **test)
+{
+    struct fixture *f = *test;
+    create(f, "plain", "");
+    create(f, "never", ",\"ha\":true,\"restart\":\"never\"");
+    create(f, "few", ",\"ha\":true,\"restarts_max\":3");
+    create(f, "off", ",\"ha\":true");
+    create(f, "given-up", ",\"ha\":true,\"relocates_max\":1");
+    fixture_host(f, "n2", 8192);
+    static const char *const names[] = {"web", "plain", "never", "few", "given-up"};
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        assert_string_equal(fixture_vm(f, names[i])->host_name, "n1");
+        fails(f, names[i], false);
+    }
+    fixture_vm_is(f, "off", vm_state_STOPPED);
+    assert_int_equal(fails(f, "given-up", true), 1);
+    leaves(f, "n1");
+    assert_true(fixture_vm(f, "web")->recovering);
+    assert_int_equal(fixture_vm(f, "web")->state, vm_state_PENDING);
+    assert_true(fixture_vm(f, "given-up")->recovering);
+    assert_false(fixture_vm(f, "plain")->recovering);
+    assert_false(fixture_vm(f, "never")->recovering);
+    assert_false(fixture_vm(f, "few")->recovering); /* its host may have been done with it */
+    assert_false(fixture_vm(f, "off")->recovering);
+    fixture_reconcile(f, NULL);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n2");
+    assert_string_equal(fixture_vm(f, "given-up")->host_name, "n2");
+    assert_string_equal(fixture_vm(f, "few")->host_name, "n1");
+    assert_string_equal(fixture_vm(f, "off")->host_name, "n1");
+}
+
+/* Given up, and nowhere to go any more: the loss of its host says so, and it does not wait for ever without a word. */
+static void it_is_lost_worn_out_and_given_up(void **test)
+{
+    struct fixture *f = *test;
+    fixture_host(f, "n2", 8192);
+    fixture_must(f, ROUTE_ID_vm_update, "web", "{\"ha_restarts_max\":0}");
+    fails(f, "web", false);
+    assert_int_equal(fails(f, "web", true), 1);
+    leaves(f, "n1");
+    fixture_reconcile(f, NULL);
+    const struct vm *vm = fixture_vm(f, "web");
+    assert_false(vm->recovering);
+    assert_int_equal(vm->state, vm_state_FAILED);
+    assert_non_null(strstr(vm->state_reason, "its host was lost, and it has been started elsewhere 0 times"));
+    assert_int_equal(vm->released, 0);
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -323,6 +381,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(never_elsewhere_is_tried_on_by_its_host, setup, teardown),
         cmocka_unit_test_setup_teardown(the_permission_is_taken_back, setup, teardown),
         cmocka_unit_test_setup_teardown(its_host_has_made_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(it_is_lost_while_it_is_tried, setup, teardown),
+        cmocka_unit_test_setup_teardown(it_is_lost_worn_out_and_given_up, setup, teardown),
         cmocka_unit_test_setup_teardown(only_its_host_may_give_it_up, setup, teardown),
         cmocka_unit_test_setup_teardown(a_person_or_a_loss_between, setup, teardown),
     };

@@ -77,6 +77,7 @@ static void lose(struct fixture *f, const char *name)
     OBJECT_SET(command_host_lost, &command, generation, host->generation);
     OBJECT_SET(command_host_lost, &command, voters_index, 0);
     OBJECT_SET(command_host_lost, &command, left, true);
+    OBJECT_SET(command_host_lost, &command, failed_too, true);
     assert_int_equal(command_encode(COMMAND_host_lost, &command, &encoded, &f->error), 0);
     OBJECT_CLEAR(command_host_lost, &command);
     assert_int_equal(fixture_apply(f, &encoded), 0);
