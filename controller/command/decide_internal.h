@@ -71,6 +71,8 @@ int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, 
 int decide_volume_fill(struct deciding *d, struct volume *volume);
 /* @body NULL: detach it. */
 int decide_volume_attach(struct deciding *d, const char *id, size_t id_length, const struct volume_attachment *body);
+/* To another pool: the host that does it is chosen here. */
+int decide_volume_move(struct deciding *d, const char *id, size_t id_length, const struct volume_target *body);
 /* decide_object.c */
 int decide_create(struct deciding *d, enum object_kind kind, const void *body);
 int decide_update(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body);

@@ -28,6 +28,7 @@ static int nowhere(struct deciding *d, const struct volume *volume, const struct
 static int choose_host(struct deciding *d, struct volume *volume, const struct pool *pool)
 {
     const struct pool_host *best = NULL;
+    uint64_t most_bytes = 0;
     const struct record *wanted = state_get(d->state, object_kind_HOST, volume->host);
     for (size_t i = 0; i < pool->members.count; i++) {
         const struct pool_host *member = (const struct pool_host *)pool->members.items + i;
@@ -35,13 +36,15 @@ static int choose_host(struct deciding *d, struct volume *volume, const struct p
         if (member->state != pool_host_state_PRESENT || host == NULL || host->host->state != host_state_UP ||
             (wanted != NULL && wanted != host))
             continue;
-        if (best == NULL || member->free_bytes > best->free_bytes)
+        if (best == NULL || pool_room_bytes(d->state, pool, member) > most_bytes) {
             best = member;
+            most_bytes = pool_room_bytes(d->state, pool, member);
+        }
     }
     if (volume->host != NULL && (wanted == NULL || pool->kind == pool_kind_SHARED_DIR))
         return 0; /* refused with the rest */
-    if (best == NULL || best->free_bytes < volume->size_bytes)
-        return nowhere(d, volume, pool, best != NULL ? best->free_bytes : 0, best != NULL);
+    if (best == NULL || most_bytes < volume->size_bytes)
+        return nowhere(d, volume, pool, most_bytes, best != NULL);
     if (pool->kind == pool_kind_DIR)
         OBJECT_TEXT(volume, volume, host, best->name);
     return 0;
@@ -82,4 +85,98 @@ int decide_volume_attach(struct deciding *d, const char *id, size_t id_length, c
              vm != NULL ? "attached to " : "detached", vm != NULL ? vm->common->name : "");
     decide_preview(d, record->desc, record->object);
     return decide_finish(d, COMMAND_volume_attach, &command);
+}
+
+/* ---- to another pool ---- */
+
+/* Can @member do it: is it up, has it both pools, and is it the one whose directory the volume is in? */
+static bool may_move(struct deciding *d, const struct volume *volume, const struct pool *from, const struct pool_host *member)
+{
+    const struct pool_host *source = pool_member_find(from, member->host);
+    const struct record *host = state_get(d->state, object_kind_HOST, member->host);
+    bool its_own = volume->host == NULL || strcmp(volume->host, member->name) == 0;
+    bool there = source != NULL && source->state == pool_host_state_PRESENT && member->state == pool_host_state_PRESENT;
+    return its_own && there && host != NULL && host->host->state == host_state_UP;
+}
+
+static int no_mover(struct deciding *d, const struct volume *volume, const struct pool *from, const struct pool *to, const char *host)
+{
+    const char *at = volume->host != NULL ? volume->host : host;
+    const struct record *record = state_get(d->state, object_kind_HOST, at);
+    const struct pool_host *there = record != NULL ? pool_member_find(to, record->common->id) : NULL;
+    if (at != NULL && there == NULL)
+        return error_set_field(d->err, -EXDEV, ERROR_CONFLICT, host != NULL ? "/host" : "/pool",
+                               "'%s' is not on host %s%s: name a pool of that host, or give it this one (drover pool update)", to->name, at,
+                               volume->host != NULL ? ", whose directory the volume is in" : "");
+    if (at != NULL)
+        return error_set_field(d->err, -EHOSTDOWN, ERROR_NO_HOST, "/pool", "host %s is not up, or cannot use pool '%s' or '%s' now%s%.200s",
+                               at, from->name, to->name, there->reason != NULL ? ": " : "", there->reason != NULL ? there->reason : "");
+    return error_set_field(d->err, -EHOSTDOWN, ERROR_NO_HOST, "/pool",
+                           "no host that is up has both pool '%s' and pool '%s' now: give one of their hosts the other, too (drover pool update)",
+                           from->name, to->name);
+}
+
+/* The host that does it: of those that can the one with the most room. */
+static int choose_mover(struct deciding *d, const struct volume *volume, const struct pool *to, const char *host, struct task *task)
+{
+    const struct pool *from = state_get(d->state, object_kind_POOL, volume->pool)->pool;
+    const struct pool_host *best = NULL;
+    for (size_t i = 0; i < to->members.count; i++) {
+        const struct pool_host *member = (const struct pool_host *)to->members.items + i;
+        if (may_move(d, volume, from, member) && (host == NULL || strcmp(host, member->name) == 0) &&
+            (best == NULL || pool_room_bytes(d->state, to, member) > pool_room_bytes(d->state, to, best)))
+            best = member;
+    }
+    if (best == NULL)
+        return no_mover(d, volume, from, to, host);
+    OBJECT_TEXT(task, task, host, best->host);
+    return 0;
+}
+
+static int move_fill(struct deciding *d, const struct volume *volume, const struct volume_target *body, struct task *task)
+{
+    const struct record *pool = state_get(d->state, object_kind_POOL, body->pool);
+    const struct record *host = state_get(d->state, object_kind_HOST, body->host);
+    if (pool == NULL)
+        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/pool", "there is no pool '%.63s'", body->pool);
+    if (body->host != NULL && host == NULL)
+        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/host", "there is no host '%.63s'", body->host);
+    if (host != NULL && pool->pool->kind != pool_kind_DIR)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/host", "is for pools of kind dir; '%s' is on all of its hosts", pool->pool->name);
+    if (host != NULL && volume->host != NULL && strcmp(volume->host, host->common->name) != 0)
+        return error_set_field(d->err, -EXDEV, ERROR_CONFLICT, "/host",
+                               "is another one than %s, whose directory volume '%s' is in: move it to a pool that both have first",
+                               volume->host, volume->name);
+    OBJECT_TEXT(task_volume, &task->volume, id, volume->id);
+    OBJECT_TEXT(task_volume, &task->volume, pool, pool->common->id);
+    object_mark(&task_desc, task, "volume");
+    OBJECT_SET(task, task, kind, task_kind_VOLUME_MOVE);
+    return choose_mover(d, volume, pool->pool, host != NULL ? host->common->name : NULL, task);
+}
+
+int decide_volume_move(struct deciding *d, const char *id, size_t id_length, const struct volume_target *body)
+{
+    struct command_task command = {0};
+    struct operation *operation = &command.operation;
+    char summary[sizeof d->decision->summary];
+    const struct record *record = decide_target(d, object_kind_VOLUME, id, id_length);
+    if (record == NULL)
+        return -ENOENT;
+    int rc = move_fill(d, record->volume, body, &operation->task);
+    if (rc < 0) {
+        OBJECT_CLEAR(command_task, &command);
+        return rc;
+    }
+    OBJECT_SET(operation, operation, kind, operation_kind_VOLUME_MOVE);
+    OBJECT_SET(operation, operation, target_kind, object_kind_VOLUME);
+    OBJECT_TEXT(operation, operation, target_id, record->common->id);
+    OBJECT_TEXT(operation, operation, target_name, record->common->name);
+    if (d->context->if_revision != 0)
+        OBJECT_SET(command_task, &command, if_revision, d->context->if_revision);
+    snprintf(summary, sizeof summary, "host %.63s moves volume %.63s to pool %.63s",
+             state_get(d->state, object_kind_HOST, operation->task.host)->common->name, record->common->name, body->pool);
+    decide_preview(d, record->desc, record->object);
+    rc = decide_task(d, &command);
+    snprintf(d->decision->summary, sizeof d->decision->summary, "%s", summary);
+    return rc;
 }

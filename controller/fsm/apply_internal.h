@@ -129,6 +129,10 @@ void apply_volume_changed(struct apply *a, const struct record *record, bool cre
 void apply_volume_remove(struct apply *a, struct record *record, bool force);
 /* Does a volume need @record, a pool, host or image? Refuses if so. */
 bool volumes_use(struct apply *a, const struct record *record, const char *what_to_do);
+/* Whoever may have something to do for @volume is to look at its orders. */
+void volume_tell_hosts(struct apply *a, const struct volume *volume);
+/* @host is removed, and with it what moves have left of volumes in its directories. */
+void volumes_host_gone(struct apply *a, const struct record *host);
 /* What @host reports of volumes: struct volume_seen. */
 void apply_volumes_seen(struct apply *a, const struct record *host, const struct object_list *volumes);
 /* The VM's host has come further, or it has none any more: what was to be attached or detached may be so now. Not within an edit. */

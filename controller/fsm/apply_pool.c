@@ -60,7 +60,10 @@ bool apply_pool_may_change(struct apply *a, const struct record *record, struct 
             stays |= strcmp(patch->hosts.items[k], member->name) == 0;
         for (size_t k = 0; !stays && k < state_count(a->state, object_kind_VOLUME); k++) {
             const struct volume *volume = state_at(a->state, object_kind_VOLUME, k)->volume;
-            if (volume->host == NULL || strcmp(volume->host, member->name) != 0 || strcmp(volume->pool, pool->name) != 0)
+            bool is_its = volume->host != NULL && strcmp(volume->host, member->name) == 0 && strcmp(volume->pool, pool->name) == 0;
+            bool is_left = volume->other_host != NULL && strcmp(volume->other_host, member->name) == 0 &&
+                           strcmp(volume->other_pool, pool->name) == 0;
+            if (!is_its && !is_left)
                 continue;
             apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts", "leaves out host '%s', which has volume '%s' of the pool", member->name,
                                volume->name);

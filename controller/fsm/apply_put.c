@@ -384,6 +384,7 @@ void apply_remove(struct apply *a, struct command_remove *command)
         tasks_host_gone(a, record, "its host was removed from the cluster");
         apply_host_leaves_images(a, record);
         apply_host_leaves_pools(a, record);
+        volumes_host_gone(a, record);
     }
     if (command->kind == object_kind_POOL)
         apply_pool_changing(a, record);

@@ -32,6 +32,8 @@ struct task_kind_ops {
 
 /* apply_snapshot.c */
 extern const struct task_kind_ops task_snapshot_create, task_snapshot_revert, task_snapshot_delete;
+/* apply_move.c */
+extern const struct task_kind_ops task_volume_move;
 /* apply_image.c */
 extern const struct task_kind_ops task_image_import;
 /* @vm goes: its snapshots with it. */

@@ -6,7 +6,7 @@
  *                               v                 |                                    v
  *           (none) <--gone-- DELETING             '-- the VM's host has it no more -- DETACHING
  *
- * Attached it is an item of its VM's disks; that is what the VM's host is told, under a new generation of the VM. What is being
+ * To another pool: apply_move.c. Attached it is an item of its VM's disks; that is what the VM's host is told, under a new generation of the VM. What is being
  * detached stays in that list, marked so, until the host has reached the VM's generation: from then on no VMM of the VM has
  * it open, and another VM may have it. A VM that goes leaves its volumes behind (volumes_vm_gone). */
 #include "controller/fsm/apply_migrate.h"
@@ -21,12 +21,14 @@
 #define SECTOR_BYTES 512u
 #define DISKS_MAX 16u /* of a VMM; a seed disk is one of them */
 
-/* Whoever may have to make or remove it. */
-static void tell_hosts(struct apply *a, const struct volume *volume)
+void volume_tell_hosts(struct apply *a, const struct volume *volume)
 {
-    const struct record *pool = state_get(a->state, object_kind_POOL, volume->pool);
-    for (size_t i = 0; pool != NULL && i < pool->pool->members.count; i++)
-        state_host_orders_changed(a->state, ((const struct pool_host *)pool->pool->members.items + i)->host, a->index);
+    const char *const names[] = {volume->pool, volume->other_pool};
+    for (size_t k = 0; k < ARRAY_SIZE(names); k++) {
+        const struct record *pool = state_get(a->state, object_kind_POOL, names[k]);
+        for (size_t i = 0; pool != NULL && i < pool->pool->members.count; i++)
+            state_host_orders_changed(a->state, ((const struct pool_host *)pool->pool->members.items + i)->host, a->index);
+    }
 }
 
 static void set_state(struct volume *volume, enum volume_state state, const char *reason)
@@ -35,6 +37,11 @@ static void set_state(struct volume *volume, enum volume_state state, const char
     apply_text(text, sizeof text, "%s", reason != NULL ? reason : "");
     OBJECT_SET(volume, volume, state, state);
     OBJECT_TEXT(volume, volume, state_reason, text[0] != '\0' ? text : NULL);
+}
+
+static bool same_text(const char *a, const char *b)
+{
+    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
 }
 
 static struct record *volume_of(struct apply *a, const struct vm_disk *disk)
@@ -125,9 +132,9 @@ bool apply_volume_may_change(struct apply *a, const struct record *record, const
                            (unsigned long long)volume->size_bytes, volume->name);
         return false;
     }
-    if (volume->state == volume_state_DELETING || volume->state == volume_state_DETACHING) {
+    if (volume->state == volume_state_DELETING || volume->state == volume_state_DETACHING || volume->state == volume_state_MOVING) {
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is %s%s", volume->name, volume_state_desc.names[volume->state],
-                     volume->state == volume_state_DETACHING ? "; wait for that" : "");
+                     volume->state != volume_state_DELETING ? "; wait for that" : "");
         return false;
     }
     return size_check(a, patch->size_bytes);
@@ -146,7 +153,7 @@ void apply_volume_changed(struct apply *a, const struct record *record, bool cre
     struct record *vm = record->volume->vm != NULL ? map_get(&a->state->tables[object_kind_VM].by_id, record->volume->vm) : NULL;
     struct vm_disk *disk = vm != NULL ? volume_disk_find(vm->vm, record->common->id) : NULL;
     if (created)
-        tell_hosts(a, record->volume);
+        volume_tell_hosts(a, record->volume);
     if (disk == NULL || disk->size_bytes == record->volume->size_bytes)
         return;
     state_edit_begin(a->state, vm);
@@ -166,11 +173,14 @@ bool volumes_use(struct apply *a, const struct record *record, const char *what_
                            : record->kind == object_kind_HOST  ? volume->host
                            : record->kind == object_kind_IMAGE ? volume->image
                                                                : NULL;
+        const char *other = record->kind == object_kind_POOL ? volume->other_pool : NULL;
         bool needed = record->kind != object_kind_IMAGE || volume->state == volume_state_CREATING;
-        if (used == NULL || !needed || strcmp(used, name) != 0)
+        bool is_left = other != NULL && strcmp(other, name) == 0;
+        if (!is_left && (used == NULL || !needed || strcmp(used, name) != 0))
             continue;
-        apply_refuse(a, -EBUSY, ERROR_IN_USE, "%s '%s' cannot be %s: volume '%s' uses it", record->desc->name, name, what_to_do,
-                     volume->name);
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "%s '%s' cannot be %s: volume '%s' %s", record->desc->name, name, what_to_do,
+                     volume->name, !is_left ? "uses it" : volume->state == volume_state_MOVING ? "is being moved to it"
+                                                                     : "has files there that are still to be removed");
         return true;
     }
     return false;
@@ -429,7 +439,7 @@ void volumes_vm_renamed(struct apply *a, const struct record *vm)
 
 static void drop(struct apply *a, struct record *record, const char *why)
 {
-    tell_hosts(a, record->volume);
+    volume_tell_hosts(a, record->volume);
     apply_event(a, event_type_DELETED, record, "volume %s is gone: %s", record->common->name, why);
     state_remove(a->state, record);
 }
@@ -439,6 +449,11 @@ void apply_volume_remove(struct apply *a, struct record *record, bool force)
     struct volume *volume = record->volume;
     if (volume->vm != NULL) {
         volume_is_free(a, volume);
+        return;
+    }
+    if (volume->state == volume_state_MOVING && !force) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is being moved to pool '%s'; wait for that, or cancel it (drover operation cancel)",
+                     volume->name, volume->other_pool);
         return;
     }
     if (a->check_only)
@@ -455,7 +470,31 @@ void apply_volume_remove(struct apply *a, struct record *record, bool force)
               volume_worker(a->state, volume) == NULL ? "no host that has its pool is up; force forgets it without" : NULL);
     state_edit_end(a->state, record, a->index);
     apply_event(a, event_type_UPDATED, record, "volume %s is to be removed", volume->name);
-    tell_hosts(a, volume);
+    volume_tell_hosts(a, volume);
+}
+
+/* Nothing is left of it in the other pool. */
+static void left_gone(struct apply *a, struct record *record, const char *why)
+{
+    struct volume *volume = record->volume;
+    char pool[64];
+    snprintf(pool, sizeof pool, "%s", volume->other_pool);
+    volume_tell_hosts(a, volume);
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(volume, volume, other_pool, NULL);
+    OBJECT_TEXT(volume, volume, other_host, NULL);
+    OBJECT_TEXT(volume, volume, other_place, NULL);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "what was left of volume %s in pool %s is gone%s", volume->name, pool, why);
+}
+
+void volumes_host_gone(struct apply *a, const struct record *host)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_VOLUME); i++) {
+        struct record *record = a->state->tables[object_kind_VOLUME].order.items[i];
+        if (record->volume->other_host != NULL && strcmp(record->volume->other_host, host->common->name) == 0)
+            left_gone(a, record, " with its host");
+    }
 }
 
 static void see_volume(struct apply *a, const struct record *host, const struct volume_seen *seen)
@@ -464,6 +503,10 @@ static void see_volume(struct apply *a, const struct record *host, const struct 
     if (record == NULL || !volume_seen_differs(a->state, host->common->id, seen))
         return;
     struct volume *volume = record->volume;
+    if (volume_has_left(volume) && same_text(seen->place, volume->other_place)) {
+        left_gone(a, record, "");
+        return;
+    }
     bool made = volume->state == volume_state_CREATING && seen->made;
     if (volume->state == volume_state_DELETING && seen->gone) {
         drop(a, record, "removed");
@@ -473,7 +516,7 @@ static void see_volume(struct apply *a, const struct record *host, const struct 
     set_state(volume, made ? volume_state_AVAILABLE : (enum volume_state)volume->state, made ? NULL : seen->reason);
     state_edit_end(a->state, record, a->index);
     if (made)
-        tell_hosts(a, volume);
+        volume_tell_hosts(a, volume);
     apply_event(a, event_type_UPDATED, record, "volume %s is %s%s%s", volume->name, volume_state_desc.names[volume->state],
                 volume->state_reason != NULL ? ": " : "", volume->state_reason != NULL ? volume->state_reason : "");
 }

@@ -238,13 +238,20 @@ static int check_volumes(const struct state *state, struct error *err)
         const struct record *vm = state_get(state, object_kind_VM, volume->vm);
         const struct vm_disk *disk = vm != NULL ? volume_disk_find(vm->vm, volume->id) : NULL;
         bool free = volume->state == volume_state_CREATING || volume->state == volume_state_AVAILABLE ||
-                    volume->state == volume_state_DELETING;
+                    volume->state == volume_state_DELETING || volume->state == volume_state_MOVING;
         if (free != (volume->vm == NULL) || free == (disk != NULL))
             return BROKEN(err, "volume '%s' is %s, and %s VM has it", volume->name, volume_state_desc.names[volume->state],
                           disk != NULL ? "a" : "no");
         if (state_get(state, object_kind_POOL, volume->pool) == NULL ||
             (volume->host != NULL && state_get(state, object_kind_HOST, volume->host) == NULL))
             return BROKEN(err, "volume '%s' is in a pool or on a host that does not exist", volume->name);
+        if ((volume->other_pool != NULL && state_get(state, object_kind_POOL, volume->other_pool) == NULL) ||
+            (volume->other_host != NULL && state_get(state, object_kind_HOST, volume->other_host) == NULL))
+            return BROKEN(err, "volume '%s' has something in a pool or on a host that does not exist", volume->name);
+        const struct record *move = volume->state == volume_state_MOVING ? state_get(state, object_kind_OPERATION, volume->other_place) : NULL;
+        if (volume->state == volume_state_MOVING &&
+            (volume->other_pool == NULL || move == NULL || move->operation->state != operation_state_RUNNING))
+            return BROKEN(err, "volume '%s' is moving, and nobody moves it", volume->name);
         if (disk == NULL)
             continue;
         attached++;

@@ -174,6 +174,26 @@ void pool_order_fill(const struct state *state, const struct pool *pool, const c
         OBJECT_SET(pool_order, ret, make, true);
 }
 
+/* ---- room ---- */
+
+uint64_t pool_kept_bytes(const struct state *state, const struct pool *pool, const struct pool_host *member)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
+        const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
+        if (volume->state == volume_state_MOVING && same_text(volume->other_pool, pool->name) &&
+            (volume->other_host == NULL || same_text(volume->other_host, member->name)))
+            bytes += volume->size_bytes;
+    }
+    return bytes;
+}
+
+uint64_t pool_room_bytes(const struct state *state, const struct pool *pool, const struct pool_host *member)
+{
+    uint64_t kept = pool_kept_bytes(state, pool, member);
+    return member->free_bytes > kept ? member->free_bytes - kept : 0;
+}
+
 /* ---- VMs ---- */
 
 static const struct vm_disk *disk_at(const struct vm *vm, size_t i)
@@ -233,7 +253,7 @@ const char *vm_pool_full(const struct state *state, const struct vm *vm, const c
         for (size_t k = 0; member != NULL && k < vm->disks.count; k++)
             if (same_text(disk_at(vm, k)->pool, name) && disk_at(vm, k)->volume == NULL) /* volumes are made already */
                 bytes += disk_at(vm, k)->size_bytes;
-        if (member != NULL && bytes > member->free_bytes)
+        if (member != NULL && bytes > pool_room_bytes(state, pool->pool, member))
             return name;
     }
     return NULL;

@@ -28,6 +28,10 @@ bool pool_member_remove(struct pool *pool, const char *host_id);
 /* What @host_id is to know of the pool; it is one of its hosts. *ret zeroed; the caller clears it. */
 void pool_order_fill(const struct state *state, const struct pool *pool, const char *host_id, struct pool_order *ret);
 
+/* Room of @pool at @member that nobody is to have: what moves of volumes that are under way will need of it. And what is left. */
+uint64_t pool_kept_bytes(const struct state *state, const struct pool *pool, const struct pool_host *member);
+uint64_t pool_room_bytes(const struct state *state, const struct pool *pool, const struct pool_host *member);
+
 /* Is a disk of @vm in pool @name? */
 bool vm_in_pool(const struct vm *vm, const char *name);
 /* Has @vm disks in any pool? */

@@ -26,17 +26,38 @@ const struct vm_disk *volume_disk_any(const struct vm *vm)
     return NULL;
 }
 
-const char *volume_worker(const struct state *state, const struct volume *volume)
+static bool same_text(const char *a, const char *b)
 {
-    const struct record *pool = state_get(state, object_kind_POOL, volume->pool);
+    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
+}
+
+/* The first that is up and has the pool; @host_name: only that one. */
+static const char *worker_of(const struct state *state, const char *pool_name, const char *host_name)
+{
+    const struct record *pool = state_get(state, object_kind_POOL, pool_name);
     for (size_t i = 0; pool != NULL && i < pool->pool->members.count; i++) {
         const struct pool_host *member = (const struct pool_host *)pool->pool->members.items + i;
         const struct record *host = state_get(state, object_kind_HOST, member->host);
-        bool its_own = volume->host == NULL || strcmp(volume->host, member->name) == 0;
+        bool its_own = host_name == NULL || strcmp(host_name, member->name) == 0;
         if (its_own && member->state == pool_host_state_PRESENT && host != NULL && host->host->state == host_state_UP)
             return member->host;
     }
     return NULL;
+}
+
+const char *volume_worker(const struct state *state, const struct volume *volume)
+{
+    return worker_of(state, volume->pool, volume->host);
+}
+
+bool volume_has_left(const struct volume *volume)
+{
+    return volume->other_pool != NULL && volume->state != volume_state_MOVING;
+}
+
+const char *volume_left_worker(const struct state *state, const struct volume *volume)
+{
+    return volume_has_left(volume) ? worker_of(state, volume->other_pool, volume->other_host) : NULL;
 }
 
 bool volume_is_pending(const struct volume *volume)
@@ -47,8 +68,12 @@ bool volume_is_pending(const struct volume *volume)
 bool volume_seen_differs(const struct state *state, const char *host_id, const struct volume_seen *seen)
 {
     const struct record *record = state_get(state, object_kind_VOLUME, seen->id);
+    const char *left = record != NULL ? volume_left_worker(state, record->volume) : NULL;
+    if (left != NULL && same_text(seen->place, record->volume->other_place))
+        return seen->gone && strcmp(left, host_id) == 0;
     const char *worker = record != NULL ? volume_worker(state, record->volume) : NULL;
-    if (worker == NULL || strcmp(worker, host_id) != 0 || !volume_is_pending(record->volume))
+    if (worker == NULL || strcmp(worker, host_id) != 0 || !volume_is_pending(record->volume) ||
+        !same_text(seen->place, record->volume->place))
         return false;
     const char *held = record->volume->state_reason != NULL ? record->volume->state_reason : "";
     bool done = record->volume->state == volume_state_CREATING ? seen->made : seen->gone;

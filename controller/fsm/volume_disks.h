@@ -7,6 +7,9 @@
  * Which host makes or removes it follows from the state, and nobody is told for good: of a pool of kind dir its own, of a shared
  * one the first that is up and has the pool. Both may be done twice, by two hosts at once (compute/agent/pool_dir.h).
  *
+ * Where it is in a pool is its place: no name for where it was made, and the operation's that has moved it for any other
+ * (apply_move.c). A place is that of one copy for good, so who makes or removes one late, by orders of yesterday, touches no other.
+ *
  * Pure: no state of its own. */
 #ifndef CONTROLLER_FSM_VOLUME_DISKS_H
 #define CONTROLLER_FSM_VOLUME_DISKS_H
@@ -21,6 +24,9 @@ struct vm_disk *volume_disk_find(const struct vm *vm, const char *volume_id);
 const struct vm_disk *volume_disk_any(const struct vm *vm);
 /* The host (id) that makes or removes @volume now; NULL: none can. */
 const char *volume_worker(const struct state *state, const struct volume *volume);
+/* Is there something of it in other_pool that is to be removed; and who does that now? NULL: none can, or there is nothing. */
+bool volume_has_left(const struct volume *volume);
+const char *volume_left_worker(const struct state *state, const struct volume *volume);
 /* Is there something to do for a host? */
 bool volume_is_pending(const struct volume *volume);
 /* Would what @host_id says of a volume change it? */

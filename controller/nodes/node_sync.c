@@ -340,6 +340,17 @@ static void give_pools(const struct state *state, const struct record *host, con
         OBJECT_SET(vm_order, order, disks_made, true);
 }
 
+/* Where in their pools its volumes are. */
+static void give_places(const struct state *state, struct vm_order *order)
+{
+    for (size_t i = 0; i < order->disks.count; i++) {
+        struct vm_disk *disk = (struct vm_disk *)order->disks.items + i;
+        const struct record *volume = state_get(state, object_kind_VOLUME, disk->volume);
+        if (volume != NULL && volume->volume->place != NULL)
+            OBJECT_TEXT(vm_disk, disk, place, volume->volume->place);
+    }
+}
+
 static void fill_order(const struct state *state, const struct record *host, const struct vm *vm, struct vm_order *order)
 {
     const struct record *record = state_get(state, object_kind_IMAGE, vm->image);
@@ -364,6 +375,7 @@ static void fill_order(const struct state *state, const struct record *host, con
     if (!vm->stop_forced)
         OBJECT_SET(vm_order, order, stop_grace_s, OBJECT_HAS(vm, vm, stop_grace_s) ? vm->stop_grace_s : STOP_GRACE_S);
     give_list(order, "disks", &vm_disk_desc, &order->disks, &vm->disks);
+    give_places(state, order);
     give_list(order, "nics", &vm_nic_desc, &order->nics, &vm->nics);
     give_pools(state, host, vm, order);
     if (OBJECT_HAS(vm, vm, replica_start)) {
@@ -562,6 +574,35 @@ static void fill_boot(const struct state *state, const struct record *host, cons
     OBJECT_CLEAR(vm, &vm);
 }
 
+/* @volume where it is, or (@other) where it goes or has left something. */
+static void fill_volume(const struct state *state, const struct record *host, const struct volume *volume, bool other,
+                        struct volume_order *order)
+{
+    const char *pool = other ? volume->other_pool : volume->pool;
+    OBJECT_TEXT(volume_order, order, id, volume->id);
+    OBJECT_TEXT(volume_order, order, disk, volume->disk);
+    OBJECT_SET(volume_order, order, size_bytes, volume->size_bytes);
+    OBJECT_TEXT(volume_order, order, place, other ? volume->other_place : volume->place);
+    pool_order_fill(state, state_get(state, object_kind_POOL, pool)->pool, host->common->id, &order->pool);
+    OBJECT_SET(pool_order, &order->pool, make, false); /* that is nothing of a volume's */
+    object_mark(&volume_order_desc, order, "pool");
+}
+
+/* What a move is to do, where there is something to do. */
+static void fill_move(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
+{
+    const struct record *volume = operation->task.kind == task_kind_VOLUME_MOVE
+                                      ? state_get(state, object_kind_VOLUME, operation->task.volume.id)
+                                      : NULL;
+    if (volume == NULL || volume->volume->state != volume_state_MOVING || !same_text(volume->volume->other_place, operation->id))
+        return;
+    fill_volume(state, host, volume->volume, false, &order->move.from);
+    fill_volume(state, host, volume->volume, true, &order->move.to);
+    object_mark(&volume_move_desc, &order->move, "from");
+    object_mark(&volume_move_desc, &order->move, "to");
+    object_mark(&task_order_desc, order, "move");
+}
+
 static void fill_tasks(const struct state *state, const struct record *host, struct node_orders *orders)
 {
     const size_t most = object_field(&node_orders_desc, "tasks")->max;
@@ -579,6 +620,7 @@ static void fill_tasks(const struct state *state, const struct record *host, str
             fill_store(state, &operation->task, order);
         if (operation_boots(operation))
             fill_boot(state, host, operation, order);
+        fill_move(state, host, operation, order);
     }
 }
 
@@ -699,22 +741,42 @@ static void fill_pools(const struct state *state, const struct record *host, str
     }
 }
 
+/* The next order about a volume's place; NULL: there are as many as there may be. */
+static struct volume_order *volume_add(struct node_orders *orders, const char *place)
+{
+    const size_t most = object_field(&node_orders_desc, "volumes")->max;
+    if ((place == NULL ? orders->volumes.count : orders->moved_volumes.count) >= most)
+        return NULL;
+    return place == NULL ? OBJECT_ADD(node_orders, orders, volumes) : OBJECT_ADD(node_orders, orders, moved_volumes);
+}
+
+/* What moves have left of them, for it to remove. */
+static void fill_left(const struct state *state, const struct record *host, struct node_orders *orders)
+{
+    for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
+        const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
+        if (!volume_has_left(volume) || !same_text(volume_left_worker(state, volume), host->common->id))
+            continue;
+        struct volume_order *order = volume_add(orders, volume->other_place);
+        if (order == NULL)
+            continue;
+        fill_volume(state, host, volume, true, order);
+        OBJECT_SET(volume_order, order, remove, true);
+    }
+}
+
 /* Those that it is to make or to remove. */
 static void fill_volumes(const struct state *state, const struct record *host, struct node_orders *orders)
 {
-    const size_t most = object_field(&node_orders_desc, "volumes")->max;
-    for (size_t i = 0; i < state_count(state, object_kind_VOLUME) && orders->volumes.count < most; i++) {
+    for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
         const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
-        if (!volume_is_pending(volume) || !same_text(volume_worker(state, volume), host->common->id))
-            continue;
+        if (!volume_is_pending(volume) || volume_has_left(volume) || !same_text(volume_worker(state, volume), host->common->id))
+            continue; /* what is left of it somewhere else goes first: nobody would know of that afterwards */
         const struct record *image = state_get(state, object_kind_IMAGE, volume->image);
-        struct volume_order *order = OBJECT_ADD(node_orders, orders, volumes);
-        OBJECT_TEXT(volume_order, order, id, volume->id);
-        OBJECT_TEXT(volume_order, order, disk, volume->disk);
-        OBJECT_SET(volume_order, order, size_bytes, volume->size_bytes);
-        pool_order_fill(state, state_get(state, object_kind_POOL, volume->pool)->pool, host->common->id, &order->pool);
-        OBJECT_SET(pool_order, &order->pool, make, false); /* that is nothing of a volume's */
-        object_mark(&volume_order_desc, order, "pool");
+        struct volume_order *order = volume_add(orders, volume->place);
+        if (order == NULL)
+            continue;
+        fill_volume(state, host, volume, false, order);
         if (volume->state == volume_state_DELETING)
             OBJECT_SET(volume_order, order, remove, true);
         else if (image != NULL) {
@@ -770,6 +832,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_networks(state, host, ret);
     fill_tasks(state, host, ret);
     fill_volumes(state, host, ret);
+    fill_left(state, host, ret);
     fill_images(state, host, ret);
     forget_images(state, report, ret);
     fill_incoming(state, host, ret);

@@ -1,0 +1,170 @@
+/* Moves of volumes to other pools: what it means for them that these begin and end.
+ *
+ *   AVAILABLE --volume-move--> MOVING --the host has all of it there--> AVAILABLE, pool and other_pool have changed places
+ *       ^                        |
+ *       '--- failed, cancelled --'   in either case what is in other_pool now is to be removed; then there is none
+ *
+ * Which of the two copies is the volume is in its record and nowhere else: the one in `pool`, at `place`. It changes in the entry of
+ * the log that ends the task as done, which is the word of the host that has made the copy last; before it nobody opens the copy, and
+ * after it nobody opens what was. A place is the operation's id, so it is never used twice: an order to remove what was left, or a host
+ * that is late with a copy, cannot touch another one. */
+#include "controller/fsm/apply_task.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
+
+#define MIB (UINT64_C(1) << 20)
+
+static struct record *volume_of(struct apply *a, const struct operation *operation)
+{
+    const char *id = operation->task.volume.id;
+    return id != NULL ? map_get(&a->state->tables[object_kind_VOLUME].by_id, id) : NULL;
+}
+
+static const struct pool *pool_of(struct apply *a, const char *id)
+{
+    const struct record *record = id != NULL ? map_get(&a->state->tables[object_kind_POOL].by_id, id) : NULL;
+    return record != NULL ? record->pool : NULL;
+}
+
+/* It is where it is to be: the host has nothing to do. */
+static bool is_there(const struct volume *volume, const struct pool *to, const struct record *host)
+{
+    return strcmp(volume->pool, to->name) == 0 && (volume->host == NULL || strcmp(volume->host, host->common->name) == 0);
+}
+
+static bool is_at_rest(struct apply *a, const struct volume *volume)
+{
+    if (volume->vm != NULL)
+        apply_refuse(a, -EBUSY, ERROR_IN_USE,
+                     "volume '%s' is %s %s VM '%s', and only one that is attached to none can be moved: detach it first (drover volume detach %s)",
+                     volume->name, volume_state_desc.names[volume->state], volume->state == volume_state_DETACHING ? "from" : "to",
+                     volume->vm_name, volume->name);
+    else if (volume->state == volume_state_MOVING)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is being moved to pool '%s'; wait for that, or cancel it (drover operation cancel)",
+                     volume->name, volume->other_pool);
+    else if (volume->state != volume_state_AVAILABLE)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is %s%s%.300s", volume->name, volume_state_desc.names[volume->state],
+                     volume->state_reason != NULL ? ": " : "; wait for that", volume->state_reason != NULL ? volume->state_reason : "");
+    else if (volume->other_pool != NULL)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                     "what an earlier move has left of volume '%s' in pool '%s' is still being removed%s%s; wait for that", volume->name,
+                     volume->other_pool, volume->other_host != NULL ? " by host " : "", volume->other_host != NULL ? volume->other_host : "");
+    else
+        return true;
+    return false;
+}
+
+/* Does the host have the pool, and for the volume in question? */
+static bool host_has(struct apply *a, const struct pool *pool, const struct record *host)
+{
+    const struct pool_host *member = pool_member_find(pool, host->common->id);
+    if (member != NULL && member->state == pool_host_state_PRESENT)
+        return true;
+    apply_refuse_field(a, -ENOENT, ERROR_CONFLICT, "/pool", "host %s has not pool '%s' (now)%s%.200s", host->common->name, pool->name,
+                       member != NULL && member->reason != NULL ? ": " : "",
+                       member != NULL && member->reason != NULL ? member->reason : "");
+    return false;
+}
+
+static bool has_room(struct apply *a, const struct volume *volume, const struct pool *to, const struct record *host)
+{
+    const struct pool_host *member = pool_member_find(to, host->common->id);
+    uint64_t kept = pool_kept_bytes(a->state, to, member);
+    if (pool_room_bytes(a->state, to, member) >= volume->size_bytes)
+        return true;
+    apply_refuse_field(a, -ENOSPC, ERROR_NO_SPACE, "/pool",
+                       "'%s' has %llu MiB free on host %s, of which %llu MiB are kept for volumes that are being moved there, and volume '%s' "
+                       "has %llu MiB: free some, or use another pool", to->name, (unsigned long long)(member->free_bytes / MIB),
+                       host->common->name, (unsigned long long)(kept / MIB), volume->name, (unsigned long long)(volume->size_bytes / MIB));
+    return false;
+}
+
+static bool may_begin(struct apply *a, const struct operation *operation)
+{
+    const struct task *task = &operation->task;
+    const struct record *record = apply_find(a, object_kind_VOLUME, task->volume.id, 0);
+    const struct record *host = state_get(a->state, object_kind_HOST, task->host);
+    const struct pool *to = pool_of(a, task->volume.pool);
+    if (record == NULL)
+        return false;
+    if (to == NULL) {
+        apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/pool", "there is no such pool any more");
+        return false;
+    }
+    const struct volume *volume = record->volume;
+    if (is_there(volume, to, host))
+        return true;
+    if (volume->host != NULL && strcmp(volume->host, host->common->name) != 0) {
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "volume '%s' is in a directory of host %s by now; ask again", volume->name, volume->host);
+        return false;
+    }
+    return is_at_rest(a, volume) && host_has(a, state_get(a->state, object_kind_POOL, volume->pool)->pool, host) && host_has(a, to, host) &&
+           has_room(a, volume, to, host);
+}
+
+static void begun(struct apply *a, const struct operation *operation)
+{
+    struct record *record = volume_of(a, operation);
+    struct volume *volume = record->volume;
+    const struct record *host = state_get(a->state, object_kind_HOST, operation->task.host);
+    const struct pool *to = pool_of(a, operation->task.volume.pool);
+    if (is_there(volume, to, host))
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(volume, volume, other_pool, to->name);
+    if (to->kind == pool_kind_DIR)
+        OBJECT_TEXT(volume, volume, other_host, host->common->name);
+    OBJECT_TEXT(volume, volume, other_place, operation->id);
+    OBJECT_SET(volume, volume, state, volume_state_MOVING);
+    OBJECT_TEXT(volume, volume, state_reason, NULL);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "volume %s is to go from pool %s to pool %s", volume->name, volume->pool, volume->other_pool);
+}
+
+static void swap(char **a, char **b)
+{
+    char *kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+/* The decision: from here on the copy is the volume. */
+static void places_swap(struct volume *volume)
+{
+    swap(&volume->pool, &volume->other_pool);
+    swap(&volume->host, &volume->other_host);
+    swap(&volume->place, &volume->other_place);
+    const char *const names[][2] = {{"host", volume->host}, {"other_host", volume->other_host}, {"place", volume->place},
+                                    {"other_place", volume->other_place}};
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        uint64_t bit = UINT64_C(1) << (object_field(&volume_desc, names[i][0]) - volume_desc.fields);
+        volume->head.present = names[i][1] != NULL ? volume->head.present | bit : volume->head.present & ~bit;
+    }
+}
+
+static void ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
+                  const struct task_seen *seen UNUSED)
+{
+    struct record *record = volume_of(a, operation);
+    struct volume *volume = record != NULL ? record->volume : NULL;
+    if (volume == NULL || volume->state != volume_state_MOVING || strcmp(volume->other_place, operation->id) != 0)
+        return; /* forgotten by force, or there was nothing to do */
+    state_edit_begin(a->state, record);
+    if (state == operation_state_SUCCEEDED)
+        places_swap(volume);
+    OBJECT_SET(volume, volume, state, volume_state_AVAILABLE);
+    state_edit_end(a->state, record, a->index);
+    volume_tell_hosts(a, volume);
+    if (state == operation_state_SUCCEEDED)
+        apply_event(a, event_type_UPDATED, record, "volume %s is in pool %s; what is left of it in pool %s goes", volume->name, volume->pool,
+                    volume->other_pool);
+    else
+        apply_event(a, event_type_UPDATED, record, "volume %s stays in pool %s: %s", volume->name, volume->pool,
+                    text != NULL ? text : "it was not moved");
+}
+
+const struct task_kind_ops task_volume_move = {may_begin, begun, ended};

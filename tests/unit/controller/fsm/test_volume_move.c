@@ -1,0 +1,333 @@
+/* Moves of volumes in the state: which copy is the volume at every moment, what is left and who removes it, the room that is kept, and
+ * what is refused. */
+#include "tests/unit/controller/fsm_fixture.h"
+
+#include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
+
+#define GIB (UINT64_C(1) << 30)
+
+/* Host @name reports pool @pool with @free_bytes of room; 0: it is not there. */
+static void say(struct fixture *f, const char *name, const char *pool, uint64_t free_bytes)
+{
+    struct node_report report = fixture_report(f, name, 8192);
+    struct pool_seen *seen = OBJECT_ADD(node_report, &report, pools);
+    OBJECT_TEXT(pool_seen, seen, id, fixture_get(f, object_kind_POOL, pool)->common->id);
+    OBJECT_SET(pool_seen, seen, present, free_bytes > 0);
+    OBJECT_TEXT(pool_seen, seen, mark, "aa");
+    OBJECT_SET(pool_seen, seen, size_bytes, 16 * GIB);
+    OBJECT_SET(pool_seen, seen, free_bytes, free_bytes);
+    fixture_send(f, &report);
+}
+
+static const struct volume *volume(struct fixture *f, const char *name)
+{
+    return fixture_get(f, object_kind_VOLUME, name)->volume;
+}
+
+/* @host says that it has done what it was ordered about the place. Returns whether that was news. */
+static int place_says(struct fixture *f, const char *host, const char *id, const char *place, bool made, bool gone)
+{
+    struct node_report report = fixture_report(f, host, 8192);
+    struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
+    OBJECT_TEXT(volume_seen, seen, id, id);
+    OBJECT_TEXT(volume_seen, seen, place, place);
+    OBJECT_SET(volume_seen, seen, made, made);
+    OBJECT_SET(volume_seen, seen, gone, gone);
+    return fixture_send(f, &report);
+}
+
+/* Two hosts; a shared pool and two of directories on both, and one of a directory of the first alone. "a" of 1 GiB is in nas, "b" in
+ * the directory of n1 in ssd. */
+static int setup(void **test)
+{
+    struct fixture *f = NEW(struct fixture);
+    fixture_init(f);
+    fixture_host(f, "n1", 8192);
+    fixture_host(f, "n2", 8192);
+    static const char *const pools[][2] = {{"nas", "shared-dir"}, {"ssd", "dir"}, {"hdd", "dir"}};
+    for (size_t i = 0; i < ARRAY_SIZE(pools); i++) {
+        char body[200];
+        snprintf(body, sizeof body, "{\"name\":\"%s\",\"kind\":\"%s\",\"path\":\"/srv/%s\",\"hosts\":[\"n1\",\"n2\"]}", pools[i][0], pools[i][1],
+                 pools[i][0]);
+        fixture_must(f, ROUTE_ID_pool_create, NULL, body);
+        say(f, "n1", pools[i][0], 4 * GIB);
+        say(f, "n2", pools[i][0], 8 * GIB);
+    }
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"one\",\"kind\":\"dir\",\"path\":\"/srv/one\",\"hosts\":[\"n2\"]}");
+    say(f, "n2", "one", 8 * GIB);
+    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824}");
+    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"b\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n1\"}");
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, true, false), 1);
+    assert_int_equal(place_says(f, "n1", volume(f, "b")->id, NULL, true, false), 1);
+    *test = f;
+    return 0;
+}
+
+static int teardown(void **test)
+{
+    fixture_finish_all(*test);
+    free(*test);
+    return 0;
+}
+
+static void refused(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *field, const char *words)
+{
+    assert_int_equal(fixture_do(f, route, id, body), code);
+    assert_string_equal(f->error.field, field);
+    if (strstr(f->error.text, words) == NULL)
+        fail_msg("not '%s' but '%s'", words, f->error.text);
+}
+
+/* The task's host says how @operation goes. */
+static void task_says(struct fixture *f, const char *host, const char *operation, enum operation_state state)
+{
+    struct node_report report = fixture_report(f, host, 8192);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, operation);
+    OBJECT_SET(task_seen, seen, role, task_role_MAIN);
+    OBJECT_SET(task_seen, seen, state, state);
+    fixture_send(f, &report);
+}
+
+static void orders_of(struct fixture *f, const char *host, struct node_orders *ret)
+{
+    struct node_report report = fixture_report(f, host, 8192);
+    *ret = (struct node_orders){0};
+    assert_int_equal(node_sync_orders(f->state, &report, ret, &f->error), 0);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+/* The only order about a place that @host is to remove, "-" where it has none; in the list where agents look for such a place. */
+static void removes(struct fixture *f, const char *host, const char *pool, const char *place)
+{
+    struct node_orders orders;
+    orders_of(f, host, &orders);
+    const struct object_list *list = place != NULL ? &orders.moved_volumes : &orders.volumes;
+    const struct volume_order *order = list->items;
+    if (pool == NULL) {
+        assert_int_equal(orders.volumes.count + orders.moved_volumes.count, 0);
+    } else {
+        assert_int_equal(orders.volumes.count + orders.moved_volumes.count, 1);
+        assert_int_equal(list->count, 1);
+        assert_true(order->remove);
+        assert_string_equal(order->pool.name, pool);
+        assert_string_equal(order->place != NULL ? order->place : "", place != NULL ? place : "");
+    }
+    OBJECT_CLEAR(node_orders, &orders);
+}
+
+static void move(struct fixture *f, const char *name, const char *body, char ret_operation[37])
+{
+    fixture_must(f, ROUTE_ID_volume_move, name, body);
+    snprintf(ret_operation, 37, "%s", f->decision.operation_id);
+}
+
+static void done_it_is_the_other_copy(void **test)
+{
+    struct fixture *f = *test;
+    struct node_orders orders;
+    char first[37], second[37];
+    move(f, "a", "{\"pool\":\"hdd\"}", first); /* n2 has the most room */
+    assert_int_equal(volume(f, "a")->state, volume_state_MOVING);
+    assert_string_equal(volume(f, "a")->pool, "nas");
+    assert_null(volume(f, "a")->place);
+    assert_string_equal(volume(f, "a")->other_pool, "hdd");
+    assert_string_equal(volume(f, "a")->other_host, "n2");
+    assert_string_equal(volume(f, "a")->other_place, first);
+    orders_of(f, "n2", &orders);
+    assert_int_equal(orders.tasks.count, 1);
+    const struct task_order *order = orders.tasks.items;
+    assert_true(OBJECT_HAS(task_order, order, move));
+    assert_string_equal(order->move.from.pool.path, "/srv/nas");
+    assert_string_equal(order->move.to.pool.path, "/srv/hdd");
+    assert_null(order->move.from.place);
+    assert_string_equal(order->move.to.place, first);
+    OBJECT_CLEAR(node_orders, &orders);
+    removes(f, "n1", NULL, NULL);
+    removes(f, "n2", NULL, NULL);
+    task_says(f, "n1", first, operation_state_SUCCEEDED); /* it is not asked */
+    assert_int_equal(volume(f, "a")->state, volume_state_MOVING);
+    task_says(f, "n2", first, operation_state_RUNNING);
+    assert_string_equal(volume(f, "a")->pool, "nas");
+    task_says(f, "n2", first, operation_state_SUCCEEDED);
+    assert_int_equal(volume(f, "a")->state, volume_state_AVAILABLE);
+    assert_string_equal(volume(f, "a")->pool, "hdd");
+    assert_string_equal(volume(f, "a")->host, "n2");
+    assert_string_equal(volume(f, "a")->place, first);
+    assert_string_equal(volume(f, "a")->other_pool, "nas");
+    assert_null(volume(f, "a")->other_host);
+    assert_null(volume(f, "a")->other_place);
+    assert_int_equal(fixture_get(f, object_kind_OPERATION, first)->operation->state, operation_state_SUCCEEDED);
+    /* said again, by an agent that was restarted: nothing changes back */
+    task_says(f, "n2", first, operation_state_SUCCEEDED);
+    assert_string_equal(volume(f, "a")->pool, "hdd");
+    /* what was goes, in the list that every agent reads; a word about the other copy is not taken for it */
+    removes(f, "n1", "nas", NULL);
+    removes(f, "n2", NULL, NULL);
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, first, false, true), 0);
+    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "still being removed");
+    refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "still to be removed");
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 1);
+    assert_null(volume(f, "a")->other_pool);
+    removes(f, "n1", NULL, NULL);
+    /* a VM is told where it is */
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n2\"}");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"web\"}");
+    orders_of(f, "n2", &orders);
+    const struct vm_order *vm = orders.vms.items;
+    assert_string_equal(((const struct vm_disk *)vm->disks.items)->place, first);
+    OBJECT_CLEAR(node_orders, &orders);
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "detach it first");
+    fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    /* and back: a place of its own again, and old agents do not hear of the one that goes */
+    move(f, "a", "{\"pool\":\"nas\"}", second);
+    task_says(f, "n2", second, operation_state_SUCCEEDED);
+    assert_string_equal(volume(f, "a")->pool, "nas");
+    assert_string_equal(volume(f, "a")->place, second);
+    assert_null(volume(f, "a")->host);
+    removes(f, "n2", "hdd", first);
+    /* the state is the same after a restore */
+    struct bytes_writer bytes = fixture_snapshot(f->state);
+    assert_int_equal(snapshot_restore(f->state, bytes.data, bytes.size, &f->error), 0);
+    bytes_writer_finish(&bytes);
+    fixture_check(f);
+    removes(f, "n2", "hdd", first);
+    /* removed while something is left: that goes first */
+    fixture_must(f, ROUTE_ID_volume_delete, "a", NULL);
+    removes(f, "n2", "hdd", first);
+    removes(f, "n1", NULL, NULL);
+    assert_int_equal(place_says(f, "n2", volume(f, "a")->id, first, false, true), 1);
+    removes(f, "n1", "nas", second);
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 0);
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, second, false, true), 1);
+    assert_null(state_get(f->state, object_kind_VOLUME, "a"));
+}
+
+static void not_done_it_stays(void **test)
+{
+    static const enum operation_state ends[] = {operation_state_FAILED, operation_state_CANCELLED};
+    struct fixture *f = *test;
+    char operation[37];
+    for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
+        move(f, "b", "{\"pool\":\"hdd\"}", operation);
+        assert_string_equal(volume(f, "b")->other_host, "n1"); /* in whose directory it is, whatever room others have */
+        task_says(f, "n1", operation, ends[i]);
+        assert_int_equal(volume(f, "b")->state, volume_state_AVAILABLE);
+        assert_string_equal(volume(f, "b")->pool, "ssd");
+        assert_null(volume(f, "b")->place);
+        removes(f, "n1", "hdd", operation);
+        task_says(f, "n1", operation, operation_state_SUCCEEDED); /* too late */
+        assert_string_equal(volume(f, "b")->pool, "ssd");
+        assert_int_equal(place_says(f, "n1", volume(f, "b")->id, operation, false, true), 1);
+        removes(f, "n1", NULL, NULL);
+    }
+    /* its host is lost: what it may still have of the copy goes when it is back, or with it */
+    move(f, "a", "{\"pool\":\"hdd\",\"host\":\"n1\"}", operation);
+    fixture_must(f, ROUTE_ID_volume_delete, "b", NULL);
+    removes(f, "n1", "ssd", NULL);
+    assert_int_equal(place_says(f, "n1", volume(f, "b")->id, NULL, false, true), 1);
+    fixture_must(f, ROUTE_ID_host_remove, "n1", NULL);
+    assert_int_equal(volume(f, "a")->state, volume_state_AVAILABLE);
+    assert_string_equal(volume(f, "a")->pool, "nas");
+    assert_null(volume(f, "a")->other_pool);
+    assert_int_equal(fixture_get(f, object_kind_OPERATION, operation)->operation->state, operation_state_FAILED);
+}
+
+static void meanwhile(void **test)
+{
+    struct fixture *f = *test;
+    char operation[37];
+    move(f, "b", "{\"pool\":\"hdd\"}", operation);
+    refused(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"nas\"}", -EBUSY, "", "is being moved to pool 'hdd'");
+    refused(f, ROUTE_ID_volume_delete, "b", NULL, -EBUSY, "", "is being moved to pool 'hdd'");
+    refused(f, ROUTE_ID_volume_update, "b", "{\"size_bytes\":2147483648}", -EBUSY, "", "is moving; wait for that");
+    refused(f, ROUTE_ID_pool_delete, "hdd", NULL, -EBUSY, "", "is being moved to it");
+    refused(f, ROUTE_ID_pool_update, "hdd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
+    refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\"}");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    refused(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}", -EBUSY, "", "is moving; wait for that");
+    /* asked to end, it is its host that ends it */
+    fixture_must(f, ROUTE_ID_operation_cancel, operation, NULL);
+    assert_int_equal(volume(f, "b")->state, volume_state_MOVING);
+    task_says(f, "n1", operation, operation_state_CANCELLED);
+    assert_int_equal(volume(f, "b")->state, volume_state_AVAILABLE);
+    /* forgotten by force: nobody minds how it ended */
+    assert_int_equal(place_says(f, "n1", volume(f, "b")->id, operation, false, true), 1);
+    move(f, "b", "{\"pool\":\"hdd\"}", operation);
+    struct decision_context context = fixture_context(f);
+    context.force = true;
+    decision_finish(&f->decision);
+    assert_int_equal(fixture_finish(f, decide_route(f->state, &context, ROUTE_ID_volume_delete, "b", 1, NULL, &f->decision, &f->error)), 0);
+    assert_null(state_get(f->state, object_kind_VOLUME, "b"));
+    task_says(f, "n1", operation, operation_state_SUCCEEDED);
+}
+
+static void room_is_kept(void **test)
+{
+    struct fixture *f = *test;
+    char operation[37];
+    say(f, "n1", "hdd", 3 * GIB / 2);
+    say(f, "n2", "hdd", 3 * GIB / 2);
+    move(f, "b", "{\"pool\":\"hdd\"}", operation);
+    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\",\"host\":\"n1\"}", -ENOSPC, "/pool", "of which 1024 MiB are kept for volumes");
+    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"c\",\"pool\":\"hdd\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -ENOSPC, "/size_bytes",
+            "512 MiB free where it has most");
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\",\"disks\":[{\"name\":\"d\",\"size_bytes\":1073741824,\"pool\":\"hdd\"}]}");
+    assert_null(fixture_vm(f, "web")->host);
+    move(f, "a", "{\"pool\":\"hdd\"}", operation); /* n2's directory is another one */
+    assert_string_equal(volume(f, "a")->other_host, "n2");
+}
+
+static void what_is_refused(void **test)
+{
+    struct fixture *f = *test;
+    const enum route_id go = ROUTE_ID_volume_move;
+    char operation[37];
+    refused(f, go, "none", "{\"pool\":\"hdd\"}", -ENOENT, "", "");
+    refused(f, go, "a", "{\"pool\":\"none\"}", -ENOENT, "/pool", "there is no pool 'none'");
+    refused(f, go, "a", "{\"pool\":\"hdd\",\"host\":\"n9\"}", -ENOENT, "/host", "there is no host 'n9'");
+    refused(f, go, "b", "{\"pool\":\"nas\",\"host\":\"n1\"}", -EINVAL, "/host", "kind dir");
+    refused(f, go, "b", "{\"pool\":\"hdd\",\"host\":\"n2\"}", -EXDEV, "/host", "whose directory volume 'b' is in");
+    refused(f, go, "b", "{\"pool\":\"one\"}", -EXDEV, "/pool", "'one' is not on host n1, whose directory the volume is in");
+    refused(f, go, "a", "{\"pool\":\"one\",\"host\":\"n1\"}", -EXDEV, "/host", "'one' is not on host n1");
+    say(f, "n1", "hdd", 0);
+    refused(f, go, "b", "{\"pool\":\"hdd\"}", -EHOSTDOWN, "/pool", "host n1 is not up, or cannot use");
+    say(f, "n2", "nas", 0);
+    refused(f, go, "a", "{\"pool\":\"one\"}", -EHOSTDOWN, "/pool", "no host that is up has both");
+    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"new\",\"pool\":\"ssd\",\"size_bytes\":1073741824}");
+    say(f, "n1", "hdd", 4 * GIB);
+    refused(f, go, "new", "{\"pool\":\"hdd\"}", -EBUSY, "", "is creating");
+    /* where it is already: an operation with nothing to do */
+    move(f, "b", "{\"pool\":\"ssd\"}", operation);
+    assert_int_equal(volume(f, "b")->state, volume_state_AVAILABLE);
+    struct node_orders orders;
+    orders_of(f, "n1", &orders);
+    assert_false(OBJECT_HAS(task_order, (const struct task_order *)orders.tasks.items, move));
+    OBJECT_CLEAR(node_orders, &orders);
+    task_says(f, "n1", operation, operation_state_SUCCEEDED);
+    assert_string_equal(volume(f, "b")->pool, "ssd");
+    assert_null(volume(f, "b")->other_pool);
+    /* and a dry run changes nothing */
+    f->dry_run = true;
+    fixture_must(f, go, "b", "{\"pool\":\"hdd\"}");
+    assert_int_equal(volume(f, "b")->state, volume_state_AVAILABLE);
+    f->dry_run = false;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(done_it_is_the_other_copy, setup, teardown),
+        cmocka_unit_test_setup_teardown(not_done_it_stays, setup, teardown),
+        cmocka_unit_test_setup_teardown(meanwhile, setup, teardown),
+        cmocka_unit_test_setup_teardown(room_is_kept, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_refused, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
