@@ -95,6 +95,10 @@ extern const struct agent_task_ops task_backup_ops;
 extern const struct agent_task_ops task_boot_ops;
 /* task_replicate.c */
 extern const struct agent_task_ops task_replicate_ops;
+/* task_volume.c */
+extern const struct agent_task_ops task_volume_ops;
+/* Is a child at work on volume @id, perhaps one that is ending? */
+bool task_volume_works(const struct agent *agent, const char *id);
 /* task_image.c */
 extern const struct agent_task_ops task_image_ops;
 

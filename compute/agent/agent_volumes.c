@@ -10,12 +10,14 @@
 #include "compute/agent/pool_dir.h"
 
 #define REASON_BYTES_MAX 400
+#define KEY_BYTES 80 /* a volume's id, and a place */
 
 enum volume_step { VOLUME_IDLE, VOLUME_FETCHING, VOLUME_WORKING };
 
 struct agent_volume {
     struct agent *agent;
     char id[37];
+    char key[KEY_BYTES]; /* "<id> <place>": in the map, which borrows it */
     struct volume_order order;  /* the last one */
     struct volume_order worked; /* what the work under way is about */
     bool ordered; /* it is in the last answer */
@@ -64,10 +66,10 @@ static void work_do(uv_work_t *work)
 {
     struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
     const struct volume_order *order = &v->worked;
-    const struct vm_disk disk = {.name = order->disk, .size_bytes = order->size_bytes, .volume = order->id}; /* borrowed */
+    const struct vm_disk disk = {.name = order->disk, .size_bytes = order->size_bytes, .volume = order->id, .place = order->place}; /* borrowed */
     v->err = (struct error){.code = 0};
     if (order->remove)
-        v->status = pool_dir_remove_volume(&order->pool, order->id, &v->err);
+        v->status = pool_dir_remove_volume(&order->pool, order->id, order->place, &v->err);
     else
         v->status = pool_dir_make_disk(&order->pool, order->id, &disk, v->image_path, false, &v->err);
 }
@@ -137,7 +139,7 @@ static void image_fetch(struct agent_volume *v)
 
 static void forget(struct agent_volume *v)
 {
-    map_remove(&v->agent->volumes.all, v->id);
+    map_remove(&v->agent->volumes.all, v->key);
     volume_free(v);
 }
 
@@ -154,6 +156,8 @@ static void look(struct agent_volume *v)
     }
     if (v->done || uv_now(v->agent->loop) < v->again_at_ms)
         return;
+    if (v->order.remove && task_volume_works(v->agent, v->id))
+        return; /* the copy that is to go is being given up just now; asked again with the tick */
     bool has_image = !v->order.remove && v->order.image.sha256 != NULL;
     if (pool_watch_there(&v->agent->pools, v->order.pool.id, v->order.pool.name, &err) < 0)
         failed(v, &err);
@@ -165,12 +169,15 @@ static void look(struct agent_volume *v)
 
 static void obey_one(struct agent *a, const struct volume_order *order)
 {
-    struct agent_volume *v = map_get(&a->volumes.all, order->id);
+    char key[KEY_BYTES];
+    snprintf(key, sizeof key, "%s %s", order->id, order->place != NULL ? order->place : "");
+    struct agent_volume *v = map_get(&a->volumes.all, key);
     if (v == NULL) {
         v = NEW(struct agent_volume);
         v->agent = a;
         snprintf(v->id, sizeof v->id, "%s", order->id);
-        map_put(&a->volumes.all, v->id, v);
+        memcpy(v->key, key, sizeof key);
+        map_put(&a->volumes.all, v->key, v);
     }
     v->ordered = true;
     if (!object_equal(&volume_order_desc, &v->order, order)) {
@@ -184,12 +191,13 @@ static void obey_one(struct agent *a, const struct volume_order *order)
 
 void agent_volumes_obey(struct agent *a, const struct node_orders *orders)
 {
-    const struct volume_order *all = orders->volumes.items;
+    const struct object_list *const lists[] = {&orders->volumes, &orders->moved_volumes};
     struct agent_volume *v;
     for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;)
         v->ordered = false;
-    for (size_t i = 0; i < orders->volumes.count; i++)
-        obey_one(a, &all[i]);
+    for (size_t k = 0; k < ARRAY_SIZE(lists); k++)
+        for (size_t i = 0; i < lists[k]->count; i++)
+            obey_one(a, (const struct volume_order *)lists[k]->items + i);
     agent_volumes_tick(a);
 }
 
@@ -208,12 +216,14 @@ void agent_volumes_tick(struct agent *a)
 
 void agent_volumes_put(const struct agent *a, struct node_report *report)
 {
+    const size_t most = object_field(&node_report_desc, "volumes")->max; /* of two lists of orders that are as long each */
     const struct agent_volume *v;
-    for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;) {
+    for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL && report->volumes.count < most;) {
         if (!v->ordered) /* its work is ending still, and nobody asks any more */
             continue;
         struct volume_seen *seen = OBJECT_ADD(node_report, report, volumes);
         OBJECT_TEXT(volume_seen, seen, id, v->id);
+        OBJECT_TEXT(volume_seen, seen, place, v->order.place);
         OBJECT_SET(volume_seen, seen, made, v->done && !v->order.remove);
         OBJECT_SET(volume_seen, seen, gone, v->done && v->order.remove);
         if (v->reason[0] != '\0')

@@ -21,7 +21,7 @@ struct agent;
 
 /* Embedded in the agent. */
 struct agent_volumes {
-    struct map all;   /* struct agent_volume by id */
+    struct map all;   /* struct agent_volume by "<id> <place>" */
     unsigned working; /* in the thread pool; at most AGENT_VOLUMES_WORKING_MAX, the others wait for one to end */
 };
 

@@ -210,9 +210,17 @@ void pool_dir_look(const struct pool_order *pool, struct pool_seen *ret)
 /* ---- disks ---- */
 
 /* Whose a disk is: a VM's, or a volume's own. */
+static char *volume_name(const char *volume_id, const char *place)
+{
+    return xasprintf("%s%s%s", volume_id, place != NULL ? "." : "", place != NULL ? place : "");
+}
+
 static char *owner_path(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk)
 {
-    return disk->volume != NULL ? xasprintf("%s/volumes/%s", pool->path, disk->volume) : xasprintf("%s/vms/%s", pool->path, vm_id);
+    if (disk->volume == NULL)
+        return xasprintf("%s/vms/%s", pool->path, vm_id);
+    CLEANUP_FREE char *name = volume_name(disk->volume, disk->place);
+    return xasprintf("%s/volumes/%s", pool->path, name);
 }
 
 char *pool_dir_disk(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk)
@@ -339,7 +347,42 @@ int pool_dir_remove_vm(const struct pool_order *pool, const char *vm_id, struct 
     return owner_remove(pool, "vms", vm_id, err);
 }
 
-int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id, struct error *err)
+int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id, const char *place, struct error *err)
 {
-    return owner_remove(pool, "volumes", volume_id, err);
+    CLEANUP_FREE char *name = volume_name(volume_id, place);
+    return owner_remove(pool, "volumes", name, err);
+}
+
+/* ---- copies ---- */
+
+int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *disk, uid_t user, char **ret_part, struct error *err)
+{
+    CLEANUP_FREE char *owner_dir = owner_path(pool, NULL, disk);
+    CLEANUP_FREE char *part_name = xasprintf(".%s.copy", disk->name);
+    CLEANUP_FREE char *part = xasprintf("%s/%s", owner_dir, part_name);
+    int r = pool_dir_check(pool, err);
+    if (r == 0)
+        r = file_make_directories(owner_dir, 0700, err);
+    if (r == 0)
+        r = file_remove_tree(owner_dir, part_name, err);
+    if (r == 0)
+        r = file_make_directories(part, 0700, err);
+    if (r == 0 && user != geteuid() && chown(part, user, user) < 0)
+        r = error_errno(err, -errno, "cannot give %s away", part);
+    if (r == 0)
+        *ret_part = TAKE_PTR(part);
+    return r;
+}
+
+int pool_dir_copy_end(const struct pool_order *pool, const struct vm_disk *disk, const char *part, struct error *err)
+{
+    CLEANUP_FREE char *owner_dir = owner_path(pool, NULL, disk);
+    CLEANUP_FREE char *all = xasprintf("%s/volumes", pool->path);
+    CLEANUP_FREE char *final = pool_dir_disk(pool, NULL, disk);
+    int r = pool_dir_check(pool, err);
+    if (r == 0 && renameat2(AT_FDCWD, part, AT_FDCWD, final, RENAME_NOREPLACE) < 0)
+        r = error_errno(err, -errno, "cannot make %s", final);
+    if (r == 0)
+        r = file_sync_directory(owner_dir, err);
+    return r < 0 ? r : file_sync_directory(all, err);
 }

@@ -6,6 +6,7 @@
  *                      .<...>         a disk that is being made
  *                 <vm id>.gone        being removed
  *          volumes/<volume id>/         the same of a volume: it is there before a VM has it, and after
+ *                  <volume id>.<place>/ where a move has put it: the operation's id, so no two copies have one name
  *          images/<sha256>            images that disks of the pool are above, copied here once; gone with the last disk
  *
  * Everything is looked for behind the marker: where it is missing, or another one, nothing is read, made or removed, for
@@ -17,6 +18,8 @@
  * server that makes root somebody else cannot be used, and is told apart here (no_root_squash). */
 #ifndef COMPUTE_AGENT_POOL_DIR_H
 #define COMPUTE_AGENT_POOL_DIR_H
+
+#include <sys/types.h>
 
 #include "common/base.h"
 #include "common/error.h"
@@ -45,6 +48,10 @@ int pool_dir_make_disk(const struct pool_order *pool, const char *vm_id, const s
                        bool made, struct error *err);
 /* All that the VM, or a volume, has in the pool, for good. Nothing there is fine; no pool there is not. */
 int pool_dir_remove_vm(const struct pool_order *pool, const char *vm_id, struct error *err);
-int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id, struct error *err);
+int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id, const char *place, struct error *err);
+/* A copy of a volume that is made aside. _begin: *ret_part (the caller frees) is an empty directory for it with the name of a disk's,
+ * @user's; what an earlier try left is gone. _end: it is synced by now, and gets its name. -EEXIST in words: something has it. */
+int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *disk, uid_t user, char **ret_part, struct error *err);
+int pool_dir_copy_end(const struct pool_order *pool, const struct vm_disk *disk, const char *part, struct error *err);
 
 #endif

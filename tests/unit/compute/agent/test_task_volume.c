@@ -1,0 +1,237 @@
+/* The child of a volume-move: what it copies, that a copy has its name only when it is whole, and that begun again it comes to the
+ * same. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "block/layer_disk.h"
+#include "block/layer_pool_dir.h"
+#include "common/file.h"
+#include "compute/agent/pool_dir.h"
+#include "compute/agent/task_child.h"
+
+#define VOLUME "aaaaaaaa-0000-4000-8000-000000000001"
+#define PLACE "cccccccc-0000-4000-8000-000000000001"
+#define MIB (UINT64_C(1) << 20)
+#define SIZE (8 * MIB)
+
+struct fixture {
+    char dir[64], image[96];
+    struct volume_move work;
+    struct vm_disk from, to;
+};
+
+static void pool_make(struct fixture *f, struct volume_order *order, const char *name, unsigned number)
+{
+    char id[37], path[96];
+    struct pool_seen seen = {0};
+    snprintf(id, sizeof id, "bbbbbbbb-0000-4000-8000-%012u", number);
+    snprintf(path, sizeof path, "%s/%s", f->dir, name);
+    assert_int_equal(mkdir(path, 0755), 0);
+    OBJECT_TEXT(volume_order, order, id, VOLUME);
+    OBJECT_TEXT(volume_order, order, disk, "vol-1");
+    OBJECT_SET(volume_order, order, size_bytes, SIZE);
+    OBJECT_TEXT(pool_order, &order->pool, id, id);
+    OBJECT_TEXT(pool_order, &order->pool, name, name);
+    OBJECT_SET(pool_order, &order->pool, kind, pool_kind_DIR);
+    OBJECT_TEXT(pool_order, &order->pool, path, path);
+    OBJECT_SET(pool_order, &order->pool, make, true);
+    pool_dir_look(&order->pool, &seen);
+    assert_true(seen.present);
+    OBJECT_TEXT(pool_order, &order->pool, mark, seen.mark);
+    OBJECT_SET(pool_order, &order->pool, make, false);
+    OBJECT_CLEAR(pool_seen, &seen);
+    object_mark(&volume_order_desc, order, "pool");
+}
+
+static int setup(void **state)
+{
+    struct fixture *f = NEW(struct fixture);
+    strcpy(f->dir, "/tmp/task_volume.XXXXXX");
+    assert_non_null(mkdtemp(f->dir));
+    pool_make(f, &f->work.from, "old", 1);
+    pool_make(f, &f->work.to, "new", 2);
+    OBJECT_TEXT(volume_order, &f->work.to, place, PLACE);
+    object_mark(&volume_move_desc, &f->work, "from");
+    object_mark(&volume_move_desc, &f->work, "to");
+    f->from = (struct vm_disk){.name = f->work.from.disk, .size_bytes = SIZE, .volume = f->work.from.id};
+    f->to = (struct vm_disk){.name = f->work.to.disk, .size_bytes = SIZE, .volume = f->work.to.id, .place = f->work.to.place};
+    /* above an image, as a volume that begins as one */
+    snprintf(f->image, sizeof f->image, "%s/abc", f->dir);
+    int fd = open(f->image, O_RDWR | O_CREAT, 0644);
+    assert_int_equal(ftruncate(fd, MIB), 0);
+    assert_int_equal(pwrite(fd, "image", 5, 4096), 5);
+    close(fd);
+    struct error err;
+    assert_int_equal(pool_dir_make_disk(&f->work.from.pool, NULL, &f->from, f->image, false, &err), 0);
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(file_remove_tree("/tmp", f->dir + 5, NULL), 0);
+    OBJECT_CLEAR(volume_move, &f->work);
+    free(f);
+    return 0;
+}
+
+static void disk_open(const struct pool_order *pool, const struct vm_disk *disk, bool read_only, struct layer_pool **ret_pool,
+                      struct layer_disk **ret_disk)
+{
+    struct error err = {.code = 0};
+    CLEANUP_FREE char *path = pool_dir_disk(pool, NULL, disk);
+    assert_int_equal(layer_pool_dir_create(path, NULL, NULL, ret_pool, &err), 0);
+    if (layer_disk_open(*ret_pool, disk->name, read_only, 0, ret_disk, &err) < 0)
+        fail_msg("%s", err.text);
+}
+
+static void write_at(struct fixture *f, uint64_t at, const char *text)
+{
+    struct layer_pool *pool;
+    struct layer_disk *disk;
+    char sector[512] = "";
+    snprintf(sector, sizeof sector, "%s", text);
+    disk_open(&f->work.from.pool, &f->from, false, &pool, &disk);
+    assert_int_equal(block_now(&disk->chain->block, BLOCK_WRITE, at, sector, sizeof sector), 0);
+    layer_disk_close(disk);
+    layer_pool_dir_destroy(pool);
+}
+
+/* Is all of the copy what the volume is? Returns how many bytes of it may be data. */
+static uint64_t compare(struct fixture *f)
+{
+    struct layer_pool *pools[2];
+    struct layer_disk *disks[2];
+    uint64_t bytes = 0, start, end;
+    CLEANUP_FREE uint8_t *a = xcalloc(1, SIZE), *b = xcalloc(1, SIZE);
+    disk_open(&f->work.from.pool, &f->from, true, &pools[0], &disks[0]);
+    disk_open(&f->work.to.pool, &f->to, true, &pools[1], &disks[1]);
+    struct block *source = &disks[0]->chain->block, *copy = &disks[1]->chain->block;
+    assert_int_equal(copy->size_bytes, source->size_bytes);
+    assert_int_equal(block_now(source, BLOCK_READ, 0, a, source->size_bytes), 0);
+    assert_int_equal(block_now(copy, BLOCK_READ, 0, b, copy->size_bytes), 0);
+    assert_memory_equal(a, b, SIZE);
+    for (uint64_t at = 0; block_next_data(copy, at, &start, &end) > 0; at = end)
+        bytes += end - start;
+    for (unsigned i = 0; i < 2; i++) {
+        layer_disk_close(disks[i]);
+        layer_pool_dir_destroy(pools[i]);
+    }
+    return bytes;
+}
+
+static int work(struct fixture *f, struct error *err)
+{
+    struct bytes_writer out = {0};
+    struct task_seen seen = {0};
+    *err = (struct error){.code = 0};
+    OBJECT_ENCODE(volume_move, &f->work, &out);
+    int r = task_volume_work((const char *)out.data, out.size, &seen, err);
+    bytes_writer_finish(&out);
+    OBJECT_CLEAR(task_seen, &seen);
+    return r;
+}
+
+static bool is_there(struct fixture *f)
+{
+    CLEANUP_FREE char *path = pool_dir_disk(&f->work.to.pool, NULL, &f->to);
+    return access(path, F_OK) == 0;
+}
+
+static void all_is_copied_and_holes_stay(void **state)
+{
+    struct fixture *f = *state;
+    struct error err;
+    write_at(f, 0, "first");
+    write_at(f, 3 * MIB + 512, "middle");
+    write_at(f, SIZE - 512, "last");
+    write_at(f, 5 * MIB, ""); /* zeroes become a hole */
+    if (work(f, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_true(compare(f) <= 3 * LAYER_CLUSTER_BYTES); /* the image's data is in the first one */
+    /* the volume itself is there still, and was not changed: that is others' to end */
+    CLEANUP_FREE char *source = pool_dir_disk(&f->work.from.pool, NULL, &f->from);
+    assert_int_equal(access(source, F_OK), 0);
+    /* begun again: a copy that has its name is not touched */
+    write_at(f, 0, "newer");
+    assert_int_equal(work(f, &err), 0);
+    struct layer_pool *pool;
+    struct layer_disk *disk;
+    char sector[512];
+    disk_open(&f->work.to.pool, &f->to, true, &pool, &disk);
+    assert_int_equal(block_now(&disk->chain->block, BLOCK_READ, 0, sector, sizeof sector), 0);
+    assert_string_equal(sector, "first");
+    layer_disk_close(disk);
+    layer_pool_dir_destroy(pool);
+    /* what is left of either is removed by its place, and of nothing else */
+    assert_int_equal(pool_dir_remove_volume(&f->work.from.pool, VOLUME, NULL, &err), 0);
+    assert_int_equal(pool_dir_remove_volume(&f->work.to.pool, VOLUME, NULL, &err), 0);
+    assert_true(access(source, F_OK) < 0 && is_there(f));
+    assert_int_equal(pool_dir_remove_volume(&f->work.to.pool, VOLUME, PLACE, &err), 0);
+    assert_false(is_there(f));
+}
+
+static void what_was_begun_is_made_anew(void **state)
+{
+    struct fixture *f = *state;
+    struct error err;
+    CLEANUP_FREE char *part = NULL;
+    char path[256];
+    assert_int_equal(pool_dir_copy_begin(&f->work.to.pool, &f->to, geteuid(), &part, &err), 0);
+    snprintf(path, sizeof path, "%s/vol-1.disk", part);
+    close(open(path, O_WRONLY | O_CREAT, 0600)); /* half of a copy */
+    assert_false(is_there(f));
+    write_at(f, MIB, "data");
+    assert_int_equal(work(f, &err), 0);
+    compare(f);
+    assert_true(access(part, F_OK) < 0);
+}
+
+static void failures_leave_no_name(void **state)
+{
+    struct fixture *f = *state;
+    struct error err;
+    struct layer_pool *pool;
+    struct layer_disk *disk;
+    char *mark = xstrdup(f->work.to.pool.mark);
+    OBJECT_TEXT(pool_order, &f->work.to.pool, mark, "another");
+    assert_int_equal(work(f, &err), -ESTALE);
+    OBJECT_TEXT(pool_order, &f->work.to.pool, mark, mark);
+    free(mark);
+    assert_false(is_there(f));
+    /* somebody writes to it */
+    disk_open(&f->work.from.pool, &f->from, false, &pool, &disk);
+    assert_true(work(f, &err) < 0);
+    assert_true(strlen(err.text) > 0);
+    assert_false(is_there(f));
+    layer_disk_close(disk);
+    layer_pool_dir_destroy(pool);
+    assert_int_equal(work(f, &err), 0);
+    compare(f);
+    /* there is no such volume */
+    assert_int_equal(pool_dir_remove_volume(&f->work.from.pool, VOLUME, NULL, &err), 0);
+    assert_int_equal(pool_dir_remove_volume(&f->work.to.pool, VOLUME, PLACE, &err), 0);
+    assert_int_equal(work(f, &err), -ENOENT);
+    assert_non_null(strstr(err.text, "cannot open"));
+    assert_false(is_there(f));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(all_is_copied_and_holes_stay, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_was_begun_is_made_anew, setup, teardown),
+        cmocka_unit_test_setup_teardown(failures_leave_no_name, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
