@@ -116,6 +116,12 @@ const struct verb verbs[] = {
     {"volume", "attach", NULL, "drover volume attach data1 --vm web1 --wait", ROUTE_ID_volume_attach, ARGUMENT_NAME, NULL, NULL, NULL,
      WAIT_HELP},
     {"volume", "detach", NULL, "drover volume detach data1 --wait", ROUTE_ID_volume_detach, ARGUMENT_NAME, NULL, NULL, NULL, WAIT_HELP},
+    {"volume", "move", NULL, "drover volume move data1 --pool nas --wait", ROUTE_ID_volume_move, ARGUMENT_NAME, NULL, NULL, NULL,
+     WAIT_HELP
+     "\n"
+     "A host that has both pools copies it. Until all of it is there it is in the pool that it is in, and stays there where the move\n"
+     "fails or is cancelled (`drover operation cancel`); what is left in the other pool is removed (other_pool in `drover volume show`\n"
+     "until it is).\n"},
     {"volume", "delete", NULL, "drover volume delete data1 --yes --wait", ROUTE_ID_volume_delete, ARGUMENT_NAME, NULL,
      "Remove volume %s and what is on it for good?", NULL, WAIT_HELP},
     {"vm", "list", NULL, "drover vm list --filter state=running", ROUTE_ID_vm_list, ARGUMENT_NONE,

@@ -1,0 +1,135 @@
+"""Volumes that move between pools: one of two copies is the volume at every moment, whoever ends on the way."""
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+
+from bed import wait_until
+from disk_guest import (NEEDED, create, image, pool, read_before, wait_pool, wait_writes)
+from test_vmm import VMM
+from test_volume_objects import layers, refused, start, stop, volume
+
+pytestmark = NEEDED
+MIB = 1 << 20
+SIZE = 96 * MIB
+BACKUP = VMM.parent / 'drover-backup'
+
+
+def place(path, found):
+    """Where @found, a volume, is in the pool @path."""
+    name = found['id'] + ('.' + found['place'] if 'place' in found else '')
+    return path / 'volumes' / name / f'{found["disk"]}.layers'
+
+
+def content(path, found):
+    out = subprocess.run([BACKUP, 'create', '--store', path.parent / 'store', '--vm', 'by-hand', '--parent', 'none', '--json', '--disk',
+                          f'root=pool:{place(path, found)}/{found["disk"]}'], check=True, capture_output=True, timeout=240).stdout
+    made = json.loads(out)['id']
+    out = subprocess.run([BACKUP, 'cat', '--store', path.parent / 'store', '--backup', made, '--disk', 'root'], check=True,
+                         capture_output=True, timeout=240).stdout
+    return hashlib.sha256(out).hexdigest()
+
+
+def worker(agent):
+    """The child of @agent that moves a volume, or None."""
+    for task in os.listdir(f'/proc/{agent.program.pid}/task'):
+        with open(f'/proc/{agent.program.pid}/task/{task}/children') as children:
+            for pid in children.read().split():
+                try:
+                    with open(f'/proc/{pid}/cmdline', 'rb') as words:
+                        if words.read().split(b'\0')[1:3] == [b'task', b'volume']:
+                            return int(pid)
+                except OSError:
+                    pass
+    return None
+
+
+def move_held(cluster, agent, name, to):
+    """A move that is under way, and comes to no end: its child is held. Returns the operation, and that process."""
+    status, _, operation = cluster.api('POST', f'/v1/volumes/{name}/move', {'pool': to})
+    assert status == 202, operation
+    held = []
+
+    def hold():
+        pid = worker(agent)
+        if pid is not None:
+            os.kill(pid, signal.SIGSTOP)
+            held.append(pid)
+        return pid is not None
+    end = time.monotonic() + 30
+    while not hold():
+        assert time.monotonic() < end, 'nobody begins to move it'
+    assert volume(cluster, name)['state'] == 'moving', 'it was done before it could be held'
+    return operation, held[0]
+
+
+def wait_left(cluster, name):
+    return wait_until(lambda: (v := volume(cluster, name)) and 'other_pool' not in v and v, 30, 'nothing is left of the move', poll_s=0.05)
+
+
+def test_moved_and_interrupted(make_cluster):
+    """To another pool and back: with the agent and the controller killed on the way, cancelled; and what a guest
+    has written is there."""
+    cluster = make_cluster(controllers=1, agents=1)
+    agent, controller = cluster.agent(1), cluster.controller(1)
+    image(cluster)
+    ssd, nas = pool(cluster, 'ssd', kind='dir'), pool(cluster, 'nas')
+    wait_pool(cluster, 'ssd', n1='present')
+    wait_pool(cluster, 'nas', n1='present')
+    raw = cluster.bed.directory / 'filled.img'
+    raw.write_bytes(bytes(4 * MIB) + os.urandom(MIB) * (SIZE // MIB - 4))
+    status, _, answer = cluster.api('POST', '/v1/images', {'name': 'filled', 'kind': 'disk', 'disk': {
+        'url': f'file://{raw}', 'sha256': hashlib.sha256(raw.read_bytes()).hexdigest()}})
+    assert status == 201, answer
+    made = cluster.cli('volume', 'create', 'data', '--pool', 'ssd', '--image', 'filled', '--size', f'{SIZE + 4 * MIB}', '--wait')
+    vm_id = create(cluster, 'one', started=False, cmdline='disk=7', disks=[])
+    cluster.cli('volume', 'attach', 'data', '--vm', 'one', '--wait')
+    start(cluster, 'one')
+    wait_writes(agent, vm_id, 20)
+    refused(cluster, 409, 'detach it first', 'POST', '/v1/volumes/data/move', {'pool': 'nas'})
+    stop(cluster, 'one')
+    cluster.cli('volume', 'detach', 'data', '--wait')
+    subprocess.run([BACKUP, 'init', '--store', cluster.bed.directory / 'store'], check=True, capture_output=True)
+    before = content(ssd, made)
+    # the agent is killed
+    operation, _ = move_held(cluster, agent, 'data', 'nas')
+    refused(cluster, 409, 'is moving', 'POST', '/v1/volumes/data/attach', {'vm': 'one'})
+    agent.program.kill9()
+    assert layers(ssd, made).exists() and not list((nas / 'volumes').glob('*/vol-*'))
+    agent.program.restart()
+    cluster.wait_operation(operation)
+    found = wait_left(cluster, 'data')
+    assert found['pool'] == 'nas' and found['place'] == operation['id'] and 'host' not in found, found
+    assert not list((ssd / 'volumes').iterdir()) and content(nas, found) == before
+    # the controllers are away while it ends
+    operation, held = move_held(cluster, agent, 'data', 'ssd')
+    controller.program.kill9()
+    os.kill(held, signal.SIGCONT)
+    wait_until(lambda: (ssd / 'volumes' / f'{made["id"]}.{operation["id"]}' / f'{made["disk"]}.layers').exists(), 60, 'it is copied')
+    assert place(nas, found).exists()
+    controller.program.restart()
+    wait_until(lambda: cluster.ready(controller), 60, 'it is ready again')
+    cluster.wait_operation(operation)
+    found = wait_left(cluster, 'data')
+    assert found['pool'] == 'ssd' and found['host'] == 'n1' and not list((nas / 'volumes').iterdir())
+    assert content(ssd, found) == before
+    # cancelled
+    operation, _ = move_held(cluster, agent, 'data', 'nas')
+    assert cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel')[0] == 200
+    wait_until(lambda: cluster.api('GET', f'/v1/operations/{operation["id"]}')[2]['state'] == 'cancelled', 30, 'it is cancelled')
+    assert wait_left(cluster, 'data')['pool'] == 'ssd' and not list((nas / 'volumes').iterdir())
+    # where it is already nothing is done
+    done = cluster.cli('volume', 'move', 'data', '--pool', 'ssd', '--wait')
+    assert done['state'] == 'succeeded' and volume(cluster, 'data')['place'] == found['place']
+    # and a guest finds what it has written
+    cluster.cli('volume', 'move', 'data', '--pool', 'nas', '--wait')
+    cluster.cli('volume', 'attach', 'data', '--vm', 'one', '--wait')
+    start(cluster, 'one')
+    wait_until(lambda: read_before(agent, vm_id), 30, 'the guest finds what it has written')
+    stop(cluster, 'one')
+    cluster.cli('volume', 'detach', 'data', '--wait')
+    wait_left(cluster, 'data')
+    cluster.cli('volume', 'delete', 'data', '--yes', '--wait', parse=False)
+    assert not list((nas / 'volumes').iterdir()) and not list((ssd / 'volumes').iterdir())
