@@ -157,7 +157,7 @@ static int hash_file(struct import *i, const char *path, const char *step, char 
 static int source_check(struct import *i, char hex[DIGEST_TEXT_SIZE], uint64_t *ret_size)
 {
     const struct image_work *work = i->work;
-    int r = hash_file(i, i->source, "comparing the checksum", hex, ret_size);
+    int r = hash_file(i, i->source, work->copied ? "computing the checksum" : "comparing the checksum", hex, ret_size);
     if (r < 0)
         return r;
     if (work->size_bytes != 0 && *ret_size != work->size_bytes)
@@ -287,7 +287,7 @@ int image_import_run(const struct image_work *work, const struct image_import_li
     struct image_result result = {0};
     struct error own = {.code = 0};
     struct import i = {.work = work, .listener = listener, .err = &own, .fd = -1};
-    i.source = xasprintf("%s/%s.source", work->work_dir, work->image);
+    i.source = xasprintf("%s/%s.%s", work->work_dir, work->image, work->copied ? "copy" : "source");
     i.raw = xasprintf("%s/%s.raw", work->work_dir, work->image);
     i.done = xasprintf("%s/%s.done", work->work_dir, work->image);
     i.root = xasprintf("%s/%s.root", work->work_dir, work->image);
@@ -312,7 +312,7 @@ int image_import_run(const struct image_work *work, const struct image_import_li
 
 void image_import_clean(const char *work_dir, const char *image, bool source)
 {
-    static const char *const suffixes[] = {"raw", "done", "root", "source"};
+    static const char *const suffixes[] = {"raw", "done", "root", "copy", "source"};
     for (size_t k = 0; k < ARRAY_SIZE(suffixes) - !source; k++) {
         CLEANUP_FREE char *path = xasprintf("%s/%s.%s", work_dir, image, suffixes[k]);
         if (unlink(path) < 0 && errno == EISDIR)
