@@ -1,5 +1,5 @@
 /* image create: a record alone (files that every host fetches by itself), or with the content: a file of this machine, which
- * is uploaded, or a URL that a host imports.
+ * is uploaded, a URL that a host imports, or a snapshot that the host which has it copies.
  *
  * Upload: checksum of the file; POST of the image; pieces from where the cluster says that it has come to, each to
  * whichever controller answers; then the operation is followed, which checks, converts and keeps it. Called again after
@@ -98,8 +98,24 @@ static int upload_all(struct client *client, struct upload *u, const char *path,
 
 /* ---- the image ---- */
 
+static int source_of_snapshot(const struct invocation *call, const char *snapshot, json_t **ret, struct error *err)
+{
+    static const char *const others[] = {"file", "url", "format", "sha256"};
+    const char *disk = invocation_option(call, "from-disk");
+    for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+        if (invocation_option(call, others[i]) != NULL)
+            return error_set(err, -EINVAL, ERROR_INVALID, "--from-snapshot and --%s: one of them", others[i]);
+    *ret = json_pack("{s:s}", "snapshot", snapshot);
+    if (*ret != NULL && disk != NULL)
+        json_object_set_new(*ret, "disk", json_string(disk));
+    return *ret != NULL ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "--from-snapshot is not UTF-8");
+}
+
 static int source_of(const struct invocation *call, const char *file, int fd, json_t **ret, struct error *err)
 {
+    const char *snapshot = invocation_option(call, "from-snapshot");
+    if (snapshot != NULL)
+        return source_of_snapshot(call, snapshot, ret, err);
     const char *format = invocation_option(call, "format"), *sha256 = invocation_option(call, "sha256"), *url = invocation_option(call, "url");
     char hex[TRANSFER_SHA256_SIZE];
     uint64_t size = 0;
@@ -163,7 +179,8 @@ static int make_image(struct client *client, const struct invocation *call, json
     int rc = body_build(call, &image_desc, false, &body, err);
     if (rc < 0)
         return rc;
-    json_object_set_new(body, "kind", json_string("disk"));
+    if (json_object_get(source, "snapshot") == NULL || json_object_get(body, "kind") == NULL) /* one of those may be of kind kernel */
+        json_object_set_new(body, "kind", json_string("disk"));
     json_object_set(body, "source", source);
     rc = client_request(client, "POST", invocation_option(call, "dry-run") != NULL ? "/v1/images?dry_run=true" : "/v1/images", body, ret, err);
     json_decref(body);
@@ -190,7 +207,7 @@ static int create_with_content(struct client *client, const struct invocation *c
 {
     struct reply reply = {0};
     json_t *source = NULL, *operation = NULL;
-    CLEANUP_FD int fd = file != NULL ? open(file, O_RDONLY | O_CLOEXEC) : -1;
+    CLEANUP_FD int fd = file != NULL && invocation_option(call, "from-snapshot") == NULL ? open(file, O_RDONLY | O_CLOEXEC) : -1;
     if (file != NULL && fd < 0)
         return error_set(err, -errno, ERROR_INVALID, "cannot open %s: %s", file, strerror(errno));
     int rc = source_of(call, file, fd, &source, err);
@@ -217,10 +234,13 @@ static int create_with_content(struct client *client, const struct invocation *c
 int image_create(const struct invocation *call, struct error *err)
 {
     const char *file = invocation_option(call, "file"), *url = invocation_option(call, "url");
+    const char *snapshot = invocation_option(call, "from-snapshot");
     struct client client;
-    if (file == NULL && url == NULL)
+    if (snapshot == NULL && invocation_option(call, "from-disk") != NULL)
+        return error_set(err, -EINVAL, ERROR_INVALID, "--from-disk says which disk of --from-snapshot, which is missing");
+    if (file == NULL && url == NULL && snapshot == NULL)
         return request_verb(call, err);
-    if (file != NULL && url != NULL)
+    if (snapshot == NULL && file != NULL && url != NULL)
         return error_set(err, -EINVAL, ERROR_INVALID, "--file and --url: one of them");
     int rc = client_init(&client, call, err);
     if (rc == 0)

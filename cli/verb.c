@@ -58,14 +58,17 @@ const struct verb verbs[] = {
     {"flavor", "delete", NULL, "drover flavor delete small --yes", ROUTE_ID_flavor_delete, ARGUMENT_NAME, NULL, "Remove flavor %s?",
      NULL, NULL},
     {"image", "list", NULL, "drover image list", ROUTE_ID_image_list, ARGUMENT_NONE, "name,kind,state,copies,created_at", NULL, NULL, NULL},
-    {"image", "create", "Make an image: upload a file, have a URL imported, or name files that every host fetches by itself.",
+    {"image", "create", "Make an image: upload a file, have a URL imported or a snapshot of a VM copied, or name files that every host fetches by itself.",
      "drover image create debian --file debian-12-generic-amd64.qcow2 --format qcow2", ROUTE_ID_image_create, ARGUMENT_NEW_NAME, NULL,
      NULL, image_create,
      "  --file FILE            upload this; called again after an interruption it goes on where it was\n"
      "  --url URL              have a host of the cluster fetch this (http, https)\n"
      "  --format WORD          what the file is: raw, qcow2, vmdk, vhdx or ova; never guessed\n"
      "  --sha256 HEX           what its SHA-256 must be\n"
-     "  --wait                 with --url: wait until it is done, with progress\n"},
+     "  --from-snapshot NAME   have a disk of a VM copied as this snapshot has it, while the VM runs; a VM of the image is a clone.\n"
+     "                         It boots as the VM does; of a VM with an image of kind kernel give --kind kernel\n"
+     "  --from-disk NAME       which disk of the snapshot, where it has several\n"
+     "  --wait                 with --url and --from-snapshot: wait until it is done, with progress\n"},
     {"image", "show", NULL, "drover image show debian", ROUTE_ID_image_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"image", "update", NULL, "drover image update debian --label os=debian", ROUTE_ID_image_update, ARGUMENT_NAME, NULL, NULL, NULL,
      NULL},
@@ -126,7 +129,8 @@ const struct verb verbs[] = {
      "Remove volume %s and what is on it for good?", NULL, WAIT_HELP},
     {"vm", "list", NULL, "drover vm list --filter state=running", ROUTE_ID_vm_list, ARGUMENT_NONE,
      "name,state,wanted,host_name,vcpus,memory_bytes,image,restarts", NULL, NULL, NULL},
-    {"vm", "create", NULL,
+    {"vm", "create",
+     "Make a VM and start it. A clone of another one's snapshot: drover image create NAME --from-snapshot SNAPSHOT --wait, then --image NAME.",
      "drover vm create web1 --image debian --flavor small --nic network=lan,security-group=web --ssh-keys @id_ed25519.pub --wait",
      ROUTE_ID_vm_create, ARGUMENT_NEW_NAME, NULL, NULL, NULL, WAIT_HELP},
     {"vm", "show", NULL, "drover vm show web1", ROUTE_ID_vm_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},

@@ -205,6 +205,7 @@ static const struct {
     {"backup", task_backup_work},
     {"image", task_image_work},
     {"volume", task_volume_work},
+    {"image-copy", task_image_copy_work},
     {"replicate-send", task_replicate_send_work},
     {"replicate-receive", task_replicate_receive_work},
     {"disks-serve", backup_disks_serve_work},

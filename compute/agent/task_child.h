@@ -61,6 +61,7 @@ int task_replicate_send_work(const char *arguments, size_t size, struct task_see
 int task_replicate_receive_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_volume_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_image_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
+int task_image_copy_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 /* Of a backup's child (backup_disks.h), with a backup_work that has no secrets. */
 int backup_disks_serve_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int backup_disks_look_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);

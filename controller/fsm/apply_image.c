@@ -103,7 +103,7 @@ void apply_images_seen(struct apply *a, const struct record *host, const struct 
     }
 }
 
-/* ---- imports ---- */
+/* ---- imports, and copies of snapshots ---- */
 
 static bool import_may_begin(struct apply *a, const struct operation *operation)
 {
@@ -112,7 +112,8 @@ static bool import_may_begin(struct apply *a, const struct operation *operation)
         apply_refuse(a, -EINVAL, ERROR_INVALID, "the operation has no image");
         return false;
     }
-    return apply_may_insert(a, object_kind_IMAGE, (const struct record_common *)image);
+    return apply_may_insert(a, object_kind_IMAGE, (const struct record_common *)image) &&
+           (operation->task.image.snapshot == NULL || snapshot_may_be_read(a, operation, operation->task.image.snapshot));
 }
 
 static void import_begun(struct apply *a, const struct operation *operation)
@@ -120,8 +121,12 @@ static void import_begun(struct apply *a, const struct operation *operation)
     struct image image = {0};
     OBJECT_COPY(image, &image, &operation->task.image.image);
     struct record *record = state_insert(a->state, object_kind_IMAGE, &image, a->index);
-    apply_event(a, event_type_CREATED, record, "image %s made: its content is %s", record->common->name,
-                record->image->state == image_state_UPLOADING ? "to be uploaded" : "fetched");
+    const char *snapshot = record->image->source.snapshot;
+    apply_event(a, event_type_CREATED, record, "image %s made: its content is %s%s", record->common->name,
+                snapshot != NULL                                ? "copied from snapshot "
+                : record->image->state == image_state_UPLOADING ? "to be uploaded"
+                                                                : "fetched",
+                snapshot != NULL ? snapshot : "");
 }
 
 /* Its host has it, and keeps it. */

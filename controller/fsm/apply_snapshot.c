@@ -212,11 +212,26 @@ const struct task_kind_ops task_snapshot_revert = {revert_may_begin, revert_begu
 
 /* ---- delete ---- */
 
+/* An image is copied from a snapshot of @vm: what is merged when a snapshot goes may be what is being read. Refuses if so. */
+static bool being_read(struct apply *a, const struct vm *vm)
+{
+    const struct record_index *operations = &state_get(a->state, object_kind_VM, vm->id)->of_vm.operations;
+    for (size_t i = 0; i < operations->count; i++) {
+        const struct operation *other = operations->items[i]->operation;
+        if (other->kind != operation_kind_IMAGE_IMPORT)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "image '%s' is being made of a snapshot of VM '%s'; wait for that, or cancel it: operation cancel %s",
+                     other->target_name, vm->name, other->id);
+        return true;
+    }
+    return false;
+}
+
 static bool delete_may_begin(struct apply *a, const struct operation *operation)
 {
     const struct vm *vm = vm_with_disks(a, operation);
     const struct record *record = apply_find(a, object_kind_SNAPSHOT, operation->task.snapshot.id, 0);
-    if (vm == NULL || record == NULL || another(a, vm, snapshot_state_REVERTING))
+    if (vm == NULL || record == NULL || another(a, vm, snapshot_state_REVERTING) || being_read(a, vm))
         return false;
     if ((record->snapshot->state != snapshot_state_AVAILABLE && record->snapshot->state != snapshot_state_FAILED) ||
         strcmp(record->snapshot->vm, vm->id) != 0) {
@@ -245,6 +260,21 @@ static void delete_ended(struct apply *a, const struct operation *operation, enu
 }
 
 const struct task_kind_ops task_snapshot_delete = {delete_may_begin, delete_begun, delete_ended};
+
+/* ---- images of them ---- */
+
+bool snapshot_may_be_read(struct apply *a, const struct operation *operation, const char *id)
+{
+    const struct vm *vm = operation->task.vm != NULL ? vm_with_disks(a, operation) : NULL;
+    const struct record *record = vm != NULL ? apply_find(a, object_kind_SNAPSHOT, id, 0) : NULL;
+    if (record == NULL || another(a, vm, snapshot_state_DELETING))
+        return false;
+    if (record->snapshot->state == snapshot_state_AVAILABLE && strcmp(record->snapshot->vm, vm->id) == 0)
+        return true;
+    apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/source/snapshot", "'%s' is %s; it must be available", record->common->name,
+                       snapshot_state_desc.names[record->snapshot->state]);
+    return false;
+}
 
 /* ---- with their VM ---- */
 

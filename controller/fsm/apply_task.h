@@ -36,6 +36,8 @@ extern const struct task_kind_ops task_snapshot_create, task_snapshot_revert, ta
 extern const struct task_kind_ops task_volume_move;
 /* apply_image.c */
 extern const struct task_kind_ops task_image_import;
+/* May @operation's host copy a disk of that snapshot of the VM of its task? Refuses if not. While it does no snapshot of the VM goes. */
+bool snapshot_may_be_read(struct apply *a, const struct operation *operation, const char *snapshot);
 /* @vm goes: its snapshots with it. */
 void snapshots_vm_gone(struct apply *a, const struct record *vm);
 /* @vm has another name. */

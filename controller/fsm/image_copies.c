@@ -15,7 +15,7 @@ struct image_copy *image_copy_find(const struct image *image, const char *host_i
 
 bool image_has_copies(const struct image *image)
 {
-    return image->kind == image_kind_DISK && image->disk.sha256 != NULL;
+    return image->disk.sha256 != NULL && (image->kind == image_kind_DISK || image->disk.url == NULL);
 }
 
 bool image_is_kept(const struct image *image)
