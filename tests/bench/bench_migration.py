@@ -8,7 +8,9 @@ compressed and goes on to write whole pages at a share of the link's rate, in or
 writes, and says a dot each millisecond. Both migrate through the same relay, which has a TCP connection in a network namespace
 of its own whose loopback is limited by tbf (LINK Mbit/s).
 
-  pause   the longest silence of the guest about the hand-over, by one clock outside of both: what its peer would see
+  pause   the longest silence of the guest about the hand-over, by one clock outside of both
+  dark    the longest time about it without an answer from the guest's network interface, which is asked each millisecond from
+          the bridge that both sides have a tap in: the pause, and until the network knows where the guest is
   said    the pause as the hypervisor itself reports it
   total   from the command to the source's word that it is done
   sent    bytes on the wire to the target, over the guest's memory that holds anything (SET MiB)
@@ -24,6 +26,7 @@ import re
 import select
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -43,6 +46,10 @@ DOWNTIME_MS = 100
 LIMIT_S = int(os.environ.get('LIMIT', '60'))    # of one migration
 HZ = 1000
 PORT = 7777
+MAC = '02:00:00:00:00:01'
+BRIDGE, TAPS = 'br0', {'source': 't0', 'target': 't1'}
+ASKED_ON_S = 1.0    # after the target has spoken: for as long its network may not know of it
+ECAM = 0xe0000000   # of QEMU's microvm
 
 # name: share of the link's rate, scattered
 ROWS = {'idle': (0, False), '25': (25, False), '25r': (25, True), '50': (50, False), '50r': (50, True),
@@ -56,7 +63,45 @@ class Failed(Exception):
 def cmdline(row):
     share, scatter = ROWS[row]
     pace = round(LINK_BYTES_PER_S * share / 100 / 4096 / HZ)
-    return f'dirty={DIRTY_MIB} pace={pace} hz={HZ} beat quiet' + (' scatter' if scatter else '')
+    return f'dirty={DIRTY_MIB} pace={pace} hz={HZ} beat quiet answer' + (' scatter' if scatter else '')
+
+
+# A process of its own: what it measures must not wait for the threads of this one. Asks each millisecond; when its input ends it
+# says when the answers came, by the clock that all processes share.
+ASKER = r'''
+import select, socket, struct, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88b8))
+s.bind((sys.argv[1], 0x88b8))
+ask = bytes.fromhex(sys.argv[2].replace(':', '')) + s.getsockname()[4] + b'\x88\xb7'
+times, number, due, waits = [], 0, time.monotonic(), True
+while waits:
+    while time.monotonic() < due:
+        if select.select([s], [], [], max(0, due - time.monotonic()))[0]:
+            s.recv(2048)
+            times.append(time.monotonic())
+    due += 0.001
+    number += 1
+    s.send(ask + struct.pack('<8Q', number, *[0] * 7))
+    if number % 20 == 0:
+        waits = not select.select([sys.stdin], [], [], 0)[0]
+sys.stdout.buffer.write(struct.pack(f'{len(times)}d', *times))
+'''
+
+
+class Asker:
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, '-c', ASKER, BRIDGE, MAC], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def end(self):
+        """When answers came."""
+        data = self.process.communicate()[0]
+        return struct.unpack(f'{len(data) // 8}d', data)
+
+
+def longest_gap_ms(times, at):
+    """About @at, when the target spoke first."""
+    times = sorted(t for t in times if at - 2 < t < at + 2)
+    return max(((b - a) * 1000 for a, b in zip(times, times[1:])), default=float('inf'))
 
 
 class Relay:
@@ -174,11 +219,12 @@ class Beats:
             time.sleep(0.002)
         return found
 
+    def target_began(self):
+        return self.side('target')[2][0]
+
     def gap_ms(self):
         """The longest silence of both together, about the time when the target spoke first."""
-        source, target = self.side('source')[2], self.side('target')[2]
-        times = sorted(t for t in source + target if target[0] - 2 < t < target[0] + 0.5)
-        return max((b - a) * 1000 for a, b in zip(times, times[1:]))
+        return longest_gap_ms(self.side('source')[2] + self.side('target')[2], self.target_began())
 
     def close(self):
         os.write(self.wake[1], b'x')
@@ -205,11 +251,12 @@ class Drover:
         self.processes = []
         config = {'name': 'bench', 'vcpus': 1, 'memory_bytes': MEMORY_MIB << 20, 'kernel': str(GUEST), 'cmdline': cmdline(row),
                   'rng': False}
-        (folder / 'vm.json').write_text(json.dumps(config))
+        for name, tap in TAPS.items():
+            (folder / f'vm-{name}.json').write_text(json.dumps({**config, 'nics': [{'tap': tap, 'mac': MAC}]}))
 
     def start(self, beats, name):
         control, log = self.folder / f'control-{name}', self.folder / f'log-{name}'
-        words = [VMM, '--config', self.folder / 'vm.json', '--control', control]
+        words = [VMM, '--config', self.folder / f'vm-{name}.json', '--control', control]
         if name == 'target':
             words += ['--incoming', f'unix:{self.folder / "in"}']
         self.processes.append(subprocess.Popen([str(w) for w in words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -263,9 +310,10 @@ class Qemu:
 
     def start(self, beats, name):
         serial, monitor = self.folder / f'serial-{name}', self.folder / f'qmp-{name}'
-        words = [QEMU, '-M', 'microvm,isa-serial=on,accel=kvm', '-cpu', QEMU_CPU, '-smp', 1, '-m', MEMORY_MIB, '-nodefaults',
+        words = [QEMU, '-M', 'microvm,isa-serial=on,pcie=on,accel=kvm', '-cpu', QEMU_CPU, '-smp', 1, '-m', MEMORY_MIB, '-nodefaults',
                  '-no-user-config', '-display', 'none', '-bios', '/usr/share/qemu/qboot.rom', '-kernel', GUEST,
-                 '-append', cmdline(self.row), '-chardev', f'socket,id=s,path={serial},server=on,wait=on', '-serial', 'chardev:s',
+                 '-append', f'{cmdline(self.row)} ecam={ECAM}', '-netdev', f'tap,id=n,ifname={TAPS[name]},script=no,downscript=no',
+                 '-device', f'virtio-net-pci,netdev=n,mac={MAC},disable-legacy=on,romfile=', '-chardev', f'socket,id=s,path={serial},server=on,wait=on', '-serial', 'chardev:s',
                  '-qmp', f'unix:{monitor},server=on,wait=off']
         if name == 'target':
             words += ['-incoming', f'unix:{self.folder / "in"}' if self.way != 'post-copy' else 'defer']
@@ -344,7 +392,7 @@ def one(make, row, port):
     with tempfile.TemporaryDirectory(prefix='drover-bench-') as name:
         folder = pathlib.Path(name)
         beats, side = Beats(), make(folder, row)
-        relay = None
+        relay, asker = None, Asker()
         try:
             side.start(beats, 'source')
             beats.wait('source', 'round 1\n' if ROWS[row][0] == 0 else r'round [2-9]\n', 'the guest')
@@ -353,10 +401,13 @@ def one(make, row, port):
             figures = side.migrate(folder / 'out')
             beats.wait('target', r'\.' if ROWS[row][0] == 0 else r'round \d+\n[^r]*round \d+\n', 'the guest after it')
             text = beats.text('source') + beats.text('target')
-            figures.update(pause=beats.gap_ms(), sent=relay.bytes / (DIRTY_MIB << 20), corrupt='corrupt' in text)
+            time.sleep(max(0, beats.target_began() + ASKED_ON_S - time.monotonic()))
+            figures.update(pause=beats.gap_ms(), dark=longest_gap_ms(asker.end(), beats.target_began()), sent=relay.bytes / (DIRTY_MIB << 20), corrupt='corrupt' in text)
             return figures
         finally:
             side.end()
+            asker.process.kill()
+            asker.process.wait()
             if relay:
                 relay.close()
             beats.close()
@@ -382,7 +433,7 @@ def percentile(values, share):
 def verdict(row, results):
     """Medians of ours beside the best of QEMU's ways that came to an end in each of its runs."""
     worse = []
-    for what in ('pause', 'total'):
+    for what in ('pause', 'dark', 'total'):
         mine = [statistics.median(f[what] for f in figures) for name, figures in results.items()
                 if name.startswith('ours') and figures]
         theirs = [statistics.median(f[what] for f in figures) for name, figures in results.items()
@@ -397,8 +448,9 @@ def table(row, results, runs):
         if not figures:
             print(f'{row:>5} {name:<20} none of {runs} came to an end')
             continue
-        pauses, said, total = ([f[key] for f in figures] for key in ('pause', 'said', 'total'))
+        pauses, dark, said, total = ([f[key] for f in figures] for key in ('pause', 'dark', 'said', 'total'))
         print(f'{row:>5} {name:<20} {len(figures):>3} {statistics.median(pauses):>8.1f} {percentile(pauses, .99):>8.1f} '
+              f'{statistics.median(dark):>8.1f} {percentile(dark, .99):>8.1f} '
               f'{statistics.median(said):>8.1f} {statistics.median(total):>9.0f} {percentile(total, .99):>9.0f} '
               f'{statistics.median(f["sent"] for f in figures):>6.2f} {statistics.median(f["rounds"] for f in figures):>5.0f}', flush=True)
 
@@ -409,6 +461,10 @@ def namespace_enter():
         os.environ['DROVER_BENCH_NETWORK'] = 'own'
         os.execvp('unshare', ['unshare', '--net', sys.executable, *sys.argv])
     subprocess.run(['ip', 'link', 'set', 'lo', 'up'], check=True)
+    subprocess.run(['ip', 'link', 'add', BRIDGE, 'up', 'type', 'bridge', 'mcast_snooping', '0'], check=True)
+    for tap in TAPS.values():
+        subprocess.run(['ip', 'tuntap', 'add', 'dev', tap, 'mode', 'tap'], check=True)
+        subprocess.run(['ip', 'link', 'set', tap, 'master', BRIDGE, 'up'], check=True)
     subprocess.run(['tc', 'qdisc', 'add', 'dev', 'lo', 'root', 'tbf', 'rate', f'{LINK_MBIT}mbit', 'burst', '256k', 'limit', '1m'],
                    check=True)
 
@@ -422,7 +478,7 @@ def main():
     namespace_enter()
     print(f'# {MEMORY_MIB} MiB guest, {DIRTY_MIB} MiB in use, link {LINK_MBIT} Mbit/s, limit of the pause {DOWNTIME_MS} ms, '
           f'{options.runs} runs each, load {os.getloadavg()[0]:.1f}')
-    print(f'{"row":>5} {"who":<20} {"n":>3} {"pause":>8} {"p99":>8} {"said":>8} {"total":>9} {"p99":>9} {"sent":>6} {"rounds":>5}')
+    print(f'{"row":>5} {"who":<20} {"n":>3} {"pause":>8} {"p99":>8} {"dark":>8} {"p99":>8} {"said":>8} {"total":>9} {"p99":>9} {"sent":>6} {"rounds":>5}')
     bad, everything, verdicts, port = 0, {}, [], PORT
     for row in options.rows.split(','):
         makers = {name: make for name, make in ways(row).items() if not options.ways or name in options.ways.split(',')}

@@ -1,4 +1,6 @@
-/* Numbered frames out of the first network interface, some each tick, and a look at the numbers of those that come in.
+/* What the guest does on its first network interface; one of two, by its command line.
+ *
+ * "net": numbered frames, some each tick, and a look at the numbers of those that come in.
  *
  * Out: ethertype 0x88b5, then the number, from 1, each once. In: 0x88b6 and a number that grows, with gaps perhaps (a
  * network may lose), but never again one that was there. Told on the console:
@@ -7,11 +9,13 @@
  *   net: N came after M           a frame came in twice, or out of order
  *   net: torn N                   its content is not that of its number
  *
- * "net N sent M received" with each tick: N is how many the device has taken. */
+ * "net N sent M received" with each tick: N is how many the device has taken.
+ *
+ * "answer": what comes as ethertype 0x88b7 goes back to its sender as 0x88b8, at the next tick. */
 #include "guest_net.h"
 #include "guest_virtio.h"
 
-enum { RX = 0, TX = 1, HEADER_BYTES = 12, TYPE_OUT = 0x88b5, TYPE_IN = 0x88b6, WORDS = 8, EACH_TICK = 40, SENDING = 6 };
+enum { RX = 0, TX = 1, HEADER_BYTES = 12, TYPE_OUT = 0x88b5, TYPE_IN = 0x88b6, TYPE_ASKED = 0x88b7, TYPE_ANSWER = 0x88b8, WORDS = 8, EACH_TICK = 40, SENDING = 6 };
 
 struct frame { /* as on the wire, behind struct virtio_net_hdr */
     uint8_t header[HEADER_BYTES];
@@ -63,6 +67,13 @@ static void came_in(const volatile struct frame *f)
     received++;
 }
 
+static void offer_out(unsigned i)
+{
+    sending[i] = true;
+    net.queues[TX].ring.desc[i] = (struct virtio_desc){(uint64_t)&out[i], HEADER_BYTES + 14 + 8 * WORDS, 0, 0};
+    virtio_offer(&net.queues[TX], (uint16_t)i);
+}
+
 static void frame_send(unsigned i)
 {
     volatile struct frame *f = &out[i];
@@ -74,9 +85,7 @@ static void frame_send(unsigned i)
     f->type = swap(TYPE_OUT);
     for (unsigned k = 0; k < WORDS; k++)
         f->words[k] = k == 0 ? number : number * k;
-    sending[i] = true;
-    net.queues[TX].ring.desc[i] = (struct virtio_desc){(uint64_t)f, HEADER_BYTES + 14 + 8 * WORDS, 0, 0};
-    virtio_offer(&net.queues[TX], (uint16_t)i);
+    offer_out(i);
 }
 
 bool net_start(void)
@@ -122,4 +131,32 @@ void net_tick(bool quiet)
     put(" sent ");
     put_number(received);
     put(" received\n");
+}
+
+static void answer(unsigned i, const volatile struct frame *f)
+{
+    for (unsigned k = 0; k < 6; k++) {
+        out[i].to[k] = f->from[k];
+        out[i].from[k] = f->to[k];
+    }
+    out[i].type = swap(TYPE_ANSWER);
+    for (unsigned k = 0; k < WORDS; k++)
+        out[i].words[k] = f->words[k];
+    offer_out(i);
+}
+
+void net_answer(void)
+{
+    uint32_t head, size;
+    unsigned i = 0;
+    while (virtio_take(&net.queues[TX], &head, &size))
+        sending[head % VIRTIO_QUEUE_SIZE] = false;
+    while (virtio_take(&net.queues[RX], &head, &size)) {
+        const volatile struct frame *f = &in[head % VIRTIO_QUEUE_SIZE];
+        while (i < VIRTIO_QUEUE_SIZE && sending[i])
+            i++;
+        if (i < VIRTIO_QUEUE_SIZE && f->type == swap(TYPE_ASKED))
+            answer(i, f);
+        buffer_offer(head % VIRTIO_QUEUE_SIZE);
+    }
 }

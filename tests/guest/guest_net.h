@@ -9,5 +9,7 @@ bool net_start(void);
 /* Take what has come and gone; send, as far as this tick's share goes. */
 void net_step(void);
 void net_tick(bool quiet);
+/* Answer what has been asked since the last tick. */
+void net_answer(void);
 
 #endif

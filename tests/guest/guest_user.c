@@ -9,6 +9,8 @@
  *   disk=SEED  write and read the first disk at random all the time, and check (guest_disk.c)
  *   show       tell the text that the first disk begins with, once ("disk says ...")
  *   net        send numbered frames, and look at those that come (guest_net.c)
+ *   answer     send the frames back that ask for it, at each tick; not with net
+ *   ecam=A     PCI configuration space is in memory at A, not behind ports
  *   quiet      no tick lines
  *
  * and, to measure with (beats are seen from outside, whatever else the machine does):
@@ -27,6 +29,7 @@
 #include "guest_calls.h"
 #include "guest_disk.h"
 #include "guest_net.h"
+#include "guest_virtio.h"
 
 enum { COM1 = 0x3f8, COM1_STATUS = COM1 + 5, PM_CONTROL = 0x604, RESET_CONTROL = 0xcf9 };
 enum { TIMER_HZ = 1000000000, TICKS_HZ = 10 };
@@ -36,7 +39,7 @@ enum { TIMER_HZ = 1000000000, TICKS_HZ = 10 };
 #define PROCESSORS_MAX 64u
 
 extern volatile uint32_t ap_count;
-static bool has_disk, has_net;
+static bool has_disk, has_net, answers;
 static volatile uint64_t ap_counters[PROCESSORS_MAX][8]; /* a cache line each */
 
 struct start_info { /* hvm_start_info, as far as it is used */
@@ -272,12 +275,15 @@ void user_main(const struct start_info *info)
         hz = TICKS_HZ;
     if (others && others < PROCESSORS_MAX)
         processors_start(others);
+    virtio_ecam(option(cmdline, "ecam", 0));
     if (option(cmdline, "disk", 0))
         has_disk = disk_start(option(cmdline, "disk", 0));
     if (option(cmdline, "show", 0))
         disk_show();
     if (option(cmdline, "net", 0))
         has_net = net_start();
+    if (option(cmdline, "answer", 0) && !has_net)
+        answers = net_start();
     for (uint64_t n = 1;; n++) {
         wait_for_tick(timer_ticks, dirty_pages);
         if (!quiet) {
@@ -289,6 +295,8 @@ void user_main(const struct start_info *info)
             disk_tick(quiet);
         if (has_net)
             net_tick(quiet);
+        if (answers)
+            net_answer();
         if (beat)
             put(".");
         if (paced.on)

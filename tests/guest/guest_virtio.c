@@ -2,7 +2,7 @@
 #include "guest_virtio.h"
 
 enum { CONFIG_ADDRESS = 0xcf8, CONFIG_DATA = 0xcfc, SLOTS = 32, VENDOR = 0x1af4, DEVICE_FIRST = 0x1040, BAR = 4 };
-enum { CAPABILITIES = 0x34, CAP_VENDOR = 9, CAP_COMMON = 1, CAP_NOTIFY = 2 };
+enum { COMMAND = 4, COMMAND_MEMORY = 2, COMMAND_MASTER = 4, CAPABILITIES = 0x34, CAP_VENDOR = 9, CAP_COMMON = 1, CAP_NOTIFY = 2 };
 enum { STATUS_ACKNOWLEDGE = 1, STATUS_DRIVER = 2, STATUS_DRIVER_OK = 4, STATUS_FEATURES_OK = 8 };
 enum { /* offsets in the common configuration, §4.1.4.3 */
     GUEST_FEATURE_SELECT = 8,
@@ -18,14 +18,27 @@ enum { /* offsets in the common configuration, §4.1.4.3 */
 };
 #define BAR_AT(slot) (0xd0000000u + ((slot) << 20))
 
+static uint64_t ecam;
+
+void virtio_ecam(uint64_t address)
+{
+    ecam = address;
+}
+
 static uint32_t config_read(unsigned slot, unsigned offset)
 {
+    if (ecam)
+        return *(volatile uint32_t *)(ecam + (slot << 15) + (offset & 0xfc)) >> 8 * (offset & 3);
     call(CALL_OUT32, CONFIG_ADDRESS, 0x80000000u | slot << 11 | (offset & 0xfc));
     return (uint32_t)call(CALL_IN32, CONFIG_DATA, 0) >> 8 * (offset & 3);
 }
 
 static void config_write(unsigned slot, unsigned offset, uint32_t value)
 {
+    if (ecam) {
+        *(volatile uint32_t *)(ecam + (slot << 15) + offset) = value;
+        return;
+    }
     call(CALL_OUT32, CONFIG_ADDRESS, 0x80000000u | slot << 11 | offset);
     call(CALL_OUT32, CONFIG_DATA, value);
 }
@@ -86,6 +99,7 @@ bool virtio_start(struct virtio *v, unsigned id, unsigned queues)
         return false;
     config_write(slot, 0x10 + 4 * BAR, BAR_AT(slot));
     config_write(slot, 0x14 + 4 * BAR, 0);
+    config_write(slot, COMMAND, COMMAND_MEMORY | COMMAND_MASTER);
     capabilities_read(v, slot);
     put8(v->common + STATUS, 0);
     put8(v->common + STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER);

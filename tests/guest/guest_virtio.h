@@ -43,6 +43,8 @@ struct virtio {
     struct virtio_queue queues[VIRTIO_QUEUES_MAX];
 };
 
+/* Where configuration space is mapped (PCIe's ECAM), below 4 GiB; 0: ports 0xcf8 and 0xcfc. For machines without those ports. */
+void virtio_ecam(uint64_t address);
 /* Find the first device of @id and start it with @queues queues; false where there is none. */
 bool virtio_start(struct virtio *v, unsigned id, unsigned queues);
 /* Offer the chain at descriptor @head. */
