@@ -313,7 +313,8 @@ class Qemu:
         words = [QEMU, '-M', 'microvm,isa-serial=on,pcie=on,accel=kvm', '-cpu', QEMU_CPU, '-smp', 1, '-m', MEMORY_MIB, '-nodefaults',
                  '-no-user-config', '-display', 'none', '-bios', '/usr/share/qemu/qboot.rom', '-kernel', GUEST,
                  '-append', f'{cmdline(self.row)} ecam={ECAM}', '-netdev', f'tap,id=n,ifname={TAPS[name]},script=no,downscript=no',
-                 '-device', f'virtio-net-pci,netdev=n,mac={MAC},disable-legacy=on,romfile=', '-chardev', f'socket,id=s,path={serial},server=on,wait=on', '-serial', 'chardev:s',
+                 '-device', f'virtio-net-pci,netdev=n,mac={MAC},disable-legacy=on,romfile=',
+                 '-chardev', f'socket,id=s,path={serial},server=on,wait=on', '-serial', 'chardev:s',
                  '-qmp', f'unix:{monitor},server=on,wait=off']
         if name == 'target':
             words += ['-incoming', f'unix:{self.folder / "in"}' if self.way != 'post-copy' else 'defer']
@@ -402,7 +403,8 @@ def one(make, row, port):
             beats.wait('target', r'\.' if ROWS[row][0] == 0 else r'round \d+\n[^r]*round \d+\n', 'the guest after it')
             text = beats.text('source') + beats.text('target')
             time.sleep(max(0, beats.target_began() + ASKED_ON_S - time.monotonic()))
-            figures.update(pause=beats.gap_ms(), dark=longest_gap_ms(asker.end(), beats.target_began()), sent=relay.bytes / (DIRTY_MIB << 20), corrupt='corrupt' in text)
+            figures.update(pause=beats.gap_ms(), dark=longest_gap_ms(asker.end(), beats.target_began()),
+                           sent=relay.bytes / (DIRTY_MIB << 20), corrupt='corrupt' in text)
             return figures
         finally:
             side.end()
@@ -478,7 +480,8 @@ def main():
     namespace_enter()
     print(f'# {MEMORY_MIB} MiB guest, {DIRTY_MIB} MiB in use, link {LINK_MBIT} Mbit/s, limit of the pause {DOWNTIME_MS} ms, '
           f'{options.runs} runs each, load {os.getloadavg()[0]:.1f}')
-    print(f'{"row":>5} {"who":<20} {"n":>3} {"pause":>8} {"p99":>8} {"dark":>8} {"p99":>8} {"said":>8} {"total":>9} {"p99":>9} {"sent":>6} {"rounds":>5}')
+    print(f'{"row":>5} {"who":<20} {"n":>3} {"pause":>8} {"p99":>8} {"dark":>8} {"p99":>8} {"said":>8} {"total":>9} {"p99":>9} '
+          f'{"sent":>6} {"rounds":>5}')
     bad, everything, verdicts, port = 0, {}, [], PORT
     for row in options.rows.split(','):
         makers = {name: make for name, make in ways(row).items() if not options.ways or name in options.ways.split(',')}
