@@ -110,6 +110,11 @@ def process_state(pid):
         return None
 
 
+def sleeps_in_vfork(pid):
+    """Until its child is another program; that is stopped, and so it cannot stop itself, and does nothing either."""
+    return process_state(pid) == 'D' and any(process_state(child) == 'T' for child in children_of(pid))
+
+
 def cgroup_mount():
     """Where this machine's cgroup version 2 is mounted and can be written to, or None."""
     with contextlib.suppress(OSError):
@@ -226,7 +231,8 @@ class Program:
     def wait_stopped(self):
         # nsenter too, which stops itself once it has seen its child stop: woken before that, it would sleep for ever
         for pid in (self.pid, self.door.pid):
-            wait_until(lambda: process_state(pid) in ('T', 'Z', None), what=f'{self} stands still', poll_s=POLL_S)
+            wait_until(lambda: process_state(pid) in ('T', 'Z', None) or sleeps_in_vfork(self.pid), what=f'{self} stands still',
+                       poll_s=POLL_S)
 
     def thaw(self):
         # nsenter stops itself when its child is stopped, and wakes the child when it is woken itself

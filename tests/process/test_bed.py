@@ -136,6 +136,17 @@ def test_a_frozen_host_is_silent_and_wakes_as_it_was(make_bed):
     wait_until(lambda: len(counter.text()) > len(at), what='the counter goes on')
 
 
+def test_a_host_is_frozen_also_while_its_programs_fork(make_bed):
+    """A shell, as whoever uses vfork, sleeps until its child is another program: stopped before that, the child keeps it from being stopped."""
+    bed = make_bed(1)
+    host = bed.host(1)
+    forker = host.start('forker', ['sh', '-c', 'while :; do /bin/true; done'])
+    for _ in range(50):
+        bed.freeze(1)
+        bed.thaw(1)
+    assert forker.alive
+
+
 def test_nothing_is_left_behind():
     with Bed('left_behind', 2) as bed:
         mark = bed.mark
