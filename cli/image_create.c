@@ -154,7 +154,7 @@ static const char *text_at(const json_t *object, const char *field)
     return text != NULL ? text : "";
 }
 
-/* There is one of that name: is it this very upload, begun and not ended? */
+/* There is one of that name: is it this very upload, or of this very snapshot, begun and not ended? */
 static int go_on_with(struct client *client, const struct invocation *call, const json_t *source, struct reply *ret, struct error *err)
 {
     struct error exists = *err;
@@ -165,6 +165,10 @@ static int go_on_with(struct client *client, const struct invocation *call, cons
     const json_t *theirs = json_object_get(ret->json, "source");
     if (strcmp(text_at(ret->json, "state"), "uploading") == 0 && strcmp(text_at(theirs, "sha256"), text_at(source, "sha256")) == 0 &&
         strcmp(text_at(theirs, "format"), text_at(source, "format")) == 0)
+        return 0;
+    if (strcmp(text_at(ret->json, "state"), "importing") == 0 && text_at(source, "snapshot")[0] != '\0' &&
+        strcmp(text_at(theirs, "snapshot"), text_at(source, "snapshot")) == 0 &&
+        (json_object_get(source, "disk") == NULL || strcmp(text_at(theirs, "disk"), text_at(source, "disk")) == 0))
         return 0;
     *err = exists;
     if (strcmp(text_at(ret->json, "state"), "failed") == 0)

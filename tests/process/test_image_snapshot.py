@@ -13,7 +13,7 @@ import time
 import pytest
 
 from bed import wait_until
-from disk_guest import BLOCKS, NEEDED, agent_of, create, done, image, life, read_before, wait_writes, writes
+from disk_guest import BLOCKS, NEEDED, agent_of, create, done, image, life, pool, read_before, wait_pool, wait_writes, writes
 
 pytestmark = NEEDED
 
@@ -46,7 +46,10 @@ def operation_of(cluster, name):
 def test_a_clone_has_what_the_snapshot_has(make_cluster):
     cluster = make_cluster(controllers=1, agents=2)
     image(cluster)
-    vm_id = create(cluster, 'a', cmdline='disk=7', pin='n1', disks=[{'name': 'root', 'image': True, 'size_bytes': 64 << 20}])
+    pool(cluster, 'shared')
+    wait_pool(cluster, 'shared', n1='present', n2='present')
+    vm_id = create(cluster, 'a', cmdline='disk=7', pin='n1', pool='shared',
+                   disks=[{'name': 'root', 'image': True, 'size_bytes': 64 << 20}])
     source = agent_of(cluster, 'a')
     wait_writes(source, vm_id, 2 * BLOCKS)
     before = writes(source, vm_id)
@@ -131,6 +134,8 @@ def test_everybody_is_killed_on_the_way(make_cluster):
     agent.program.restart()
     wait_until(lambda: agent.program.text().count('task-begins') == 4, 30, 'it has begun anew')
     wait_until(lambda: imports(cluster) == [f'{image_id}.copy'], 10, 'what nobody goes on with is gone')
+    asked_again = cluster.bed.run(cluster.cli_command('image', 'create', 'i', '--from-snapshot', 's', '--kind', 'kernel'))
+    assert operation_of(cluster, 'i')['id'] in asked_again.stdout       # it is that one still
     agent.program.kill9()
     lock.close()
     agent.program.restart()
@@ -159,7 +164,7 @@ def test_everybody_is_killed_on_the_way(make_cluster):
 
 @pytest.mark.slow
 def test_killed_at_random(make_cluster):
-    """The agent's end at any moment of copying, hashing and naming: what comes of it is whole, or not there."""
+    """The agent's end at any moment of copying, hashing and naming, while the VM starts and stops: what comes of it is whole."""
     seed = int(os.environ.get('DROVER_SEED', 0)) or int.from_bytes(os.urandom(4), 'little')
     print(f'seed {seed}: DROVER_SEED={seed} has the same content and moments')
     chance = random.Random(seed)
@@ -177,11 +182,14 @@ def test_killed_at_random(make_cluster):
     for number in range(12):
         status, _, answer = cluster.api('POST', '/v1/images', {'name': f'i{number}', 'kind': 'disk', 'source': {'snapshot': 's'}})
         assert status == 201, answer
+        _, _, change = cluster.api('POST', '/v1/vms/a/stop?force=true' if number % 2 else '/v1/vms/a/start')
         time.sleep(chance.random() * 0.8)       # a moment like any other
         agent.program.kill9()
         seen.add(len(imports(cluster)))
         agent.program.restart()
         cluster.wait_operation(operation_of(cluster, f'i{number}'))
+        cluster.wait_operation(change)
+        assert cluster.vm('a')['state'] == ('stopped' if number % 2 else 'running')
         made = cluster.api('GET', f'/v1/images/i{number}')[2]
         assert made['state'] == 'ready' and made['disk']['sha256'] == checksum, made
         assert hashlib.sha256((agent.directory / 'images' / checksum).read_bytes()).hexdigest() == checksum
