@@ -146,6 +146,27 @@ static void places_swap(struct volume *volume)
     }
 }
 
+/* The end of the log was lost in the middle of it, perhaps with the word that it was done, upon which hosts have removed what was. */
+static bool may_be_done(const struct apply *a, const struct operation *operation)
+{
+    const char *recovered_at = state_cluster(a->state)->recovered_at;
+    return recovered_at != NULL && strcmp(operation->created_at, recovered_at) < 0;
+}
+
+static void other_keep(struct apply *a, struct record *record)
+{
+    struct volume *volume = record->volume;
+    apply_event(a, event_type_UPDATED, record,
+                "volume %s: the cluster was recovered while it moved, so volumes/%s.%s of pool %s%s%s is kept, if it is there: it may be the only copy; "
+                "remove it by hand if not", volume->name, volume->id, volume->other_place, volume->other_pool,
+                volume->other_host != NULL ? " on host " : "", volume->other_host != NULL ? volume->other_host : "");
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(volume, volume, other_pool, NULL);
+    OBJECT_TEXT(volume, volume, other_host, NULL);
+    OBJECT_TEXT(volume, volume, other_place, NULL);
+    state_edit_end(a->state, record, a->index);
+}
+
 static void ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
                   const struct task_seen *seen UNUSED)
 {
@@ -165,6 +186,8 @@ static void ended(struct apply *a, const struct operation *operation, enum opera
     else
         apply_event(a, event_type_UPDATED, record, "volume %s stays in pool %s: %s", volume->name, volume->pool,
                     text != NULL ? text : "it was not moved");
+    if (state != operation_state_SUCCEEDED && may_be_done(a, operation))
+        other_keep(a, record);
 }
 
 const struct task_kind_ops task_volume_move = {may_begin, begun, ended};

@@ -237,6 +237,25 @@ static void not_done_it_stays(void **test)
     assert_int_equal(fixture_get(f, object_kind_OPERATION, operation)->operation->state, operation_state_FAILED);
 }
 
+/* The end of the log is lost, perhaps with the swap in it, and then a cancel or a lost host ends the move as not done: the copy may be
+ * all that is left of the volume, and nobody is told to remove it. */
+static void after_a_recovery_no_copy_goes(void **test)
+{
+    struct fixture *f = *test;
+    char operation[37];
+    move(f, "b", "{\"pool\":\"hdd\"}", operation);
+    assert_int_equal(fixture_recover(f, state_cluster(f->state)->epoch + 1, state_at(f->state, object_kind_CONTROLLER, 0)->common->id), 0);
+    task_says(f, "n1", operation, operation_state_CANCELLED);
+    assert_int_equal(volume(f, "b")->state, volume_state_AVAILABLE);
+    assert_string_equal(volume(f, "b")->pool, "ssd");
+    assert_null(volume(f, "b")->other_pool);
+    removes(f, "n1", NULL, NULL);
+    /* one that is begun afterwards ends as ever */
+    move(f, "b", "{\"pool\":\"hdd\"}", operation);
+    task_says(f, "n1", operation, operation_state_CANCELLED);
+    removes(f, "n1", "hdd", operation);
+}
+
 static void meanwhile(void **test)
 {
     struct fixture *f = *test;
@@ -325,6 +344,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(done_it_is_the_other_copy, setup, teardown),
         cmocka_unit_test_setup_teardown(not_done_it_stays, setup, teardown),
+        cmocka_unit_test_setup_teardown(after_a_recovery_no_copy_goes, setup, teardown),
         cmocka_unit_test_setup_teardown(meanwhile, setup, teardown),
         cmocka_unit_test_setup_teardown(room_is_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_refused, setup, teardown),
