@@ -376,13 +376,17 @@ int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *dis
 
 int pool_dir_copy_end(const struct pool_order *pool, const struct vm_disk *disk, const char *part, struct error *err)
 {
-    CLEANUP_FREE char *owner_dir = owner_path(pool, NULL, disk);
-    CLEANUP_FREE char *all = xasprintf("%s/volumes", pool->path);
     CLEANUP_FREE char *final = pool_dir_disk(pool, NULL, disk);
     int r = pool_dir_check(pool, err);
-    if (r == 0 && renameat2(AT_FDCWD, part, AT_FDCWD, final, RENAME_NOREPLACE) < 0)
+    if (r == 0 && rename(part, final) < 0) /* never over a disk, which is no empty directory; renameat2's flags NFS does not know */
         r = error_errno(err, -errno, "cannot make %s", final);
-    if (r == 0)
-        r = file_sync_directory(owner_dir, err);
+    return r < 0 ? r : pool_dir_copy_sync(pool, disk, err);
+}
+
+int pool_dir_copy_sync(const struct pool_order *pool, const struct vm_disk *disk, struct error *err)
+{
+    CLEANUP_FREE char *owner_dir = owner_path(pool, NULL, disk);
+    CLEANUP_FREE char *all = xasprintf("%s/volumes", pool->path);
+    int r = file_sync_directory(owner_dir, err);
     return r < 0 ? r : file_sync_directory(all, err);
 }

@@ -50,8 +50,10 @@ int pool_dir_make_disk(const struct pool_order *pool, const char *vm_id, const s
 int pool_dir_remove_vm(const struct pool_order *pool, const char *vm_id, struct error *err);
 int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id, const char *place, struct error *err);
 /* A copy of a volume that is made aside. _begin: *ret_part (the caller frees) is an empty directory for it with the name of a disk's,
- * @user's; what an earlier try left is gone. _end: it is synced by now, and gets its name. -EEXIST in words: something has it. */
+ * @user's; what an earlier try left is gone. _end: it is synced by now, and gets its name. -ENOTEMPTY or -EEXIST in words: something has it.
+ * _sync: the name that it has got stays, whatever happens. */
 int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *disk, uid_t user, char **ret_part, struct error *err);
 int pool_dir_copy_end(const struct pool_order *pool, const struct vm_disk *disk, const char *part, struct error *err);
+int pool_dir_copy_sync(const struct pool_order *pool, const struct vm_disk *disk, struct error *err);
 
 #endif

@@ -31,6 +31,7 @@ enum { COPY_BYTES = 1 << 20, TELL_BYTES = 64 << 20, DIRECTORY_BYTES = 32 };
 struct volume_task {
     struct agent_task *task;
     struct task_child *child;
+    char id[37]; /* of the volume: later orders of the task may be without it */
 };
 
 static void finish(struct volume_task *v, enum operation_state state, const struct error *err)
@@ -77,6 +78,7 @@ static void start(struct agent_task *task)
     }
     struct volume_task *v = NEW(struct volume_task);
     v->task = task;
+    snprintf(v->id, sizeof v->id, "%s", move->from.id);
     task->state = v;
     const struct task_child_options options = {.loop = task->agent->loop,
                                                .work = "volume",
@@ -106,7 +108,7 @@ bool task_volume_works(const struct agent *agent, const char *id)
 {
     const struct agent_task *task;
     for (size_t i = 0; (task = map_next(&agent->tasks.all, &i)) != NULL;)
-        if (task->ops == &task_volume_ops && task->state != NULL && strcmp(task->order.move.from.id, id) == 0)
+        if (task->ops == &task_volume_ops && task->state != NULL && strcmp(((const struct volume_task *)task->state)->id, id) == 0)
             return true;
     return false;
 }
@@ -183,13 +185,17 @@ static int all_copy(struct block *from, struct block *to, struct error *err)
     return r < 0 ? error_errno(err, r, "the copy cannot be synced") : 0;
 }
 
-static int copy_between(int from, int to, const char *name, struct error *err)
+/* @size_max: the volume's. What its layers say of their size is a VMM's word, and no copy is made larger for it. */
+static int copy_between(int from, int to, const char *name, uint64_t size_max, struct error *err)
 {
     struct layer_pool *from_pool, *to_pool;
     struct layer_disk *source, *copy;
     char path[DIRECTORY_BYTES];
     snprintf(path, sizeof path, "/proc/self/fd/%d", to);
     int r = disk_at(from, name, true, &from_pool, &source, err);
+    if (r == 0 && source->chain->block.size_bytes > size_max)
+        r = error_set(err, -EFBIG, ERROR_INTERNAL, "its layers say that the disk has %llu bytes, and the volume has %llu: a backup of it, if "
+                      "there is one, can be restored", (unsigned long long)source->chain->block.size_bytes, (unsigned long long)size_max);
     if (r == 0)
         r = layer_pool_dir_create(path, NULL, NULL, &to_pool, err);
     if (r == 0)
@@ -206,13 +212,13 @@ static int copy_between(int from, int to, const char *name, struct error *err)
     return r; /* all else goes with the process */
 }
 
-static _Noreturn void copier(int from, int to, const char *name, uid_t user, int words)
+static _Noreturn void copier(int from, int to, const struct volume_order *order, uid_t user, int words)
 {
     struct error err = {.code = 0};
     const struct task_walls walls = {.user = user, .group = user};
     int r = task_walls_raise(&walls, &err);
     if (r == 0)
-        r = copy_between(from, to, name, &err);
+        r = copy_between(from, to, order->disk, order->size_bytes, &err);
     if (r < 0)
         (void)!write(words, &err, sizeof err);
     _exit(r < 0 ? 1 : 0);
@@ -221,7 +227,7 @@ static _Noreturn void copier(int from, int to, const char *name, uid_t user, int
 /* ---- in the child ---- */
 
 /* A process of its own copies; what it says of a failure is words alone. */
-static int copy_run(int from, int to, const char *name, uid_t user, struct error *err)
+static int copy_run(int from, int to, const struct volume_order *order, uid_t user, struct error *err)
 {
     int fds[2], status = 0;
     struct error said = {.code = 0};
@@ -229,7 +235,7 @@ static int copy_run(int from, int to, const char *name, uid_t user, struct error
         return error_errno(err, -errno, "cannot start a process");
     pid_t pid = fork();
     if (pid == 0)
-        copier(from, to, name, user, fds[1]);
+        copier(from, to, order, user, fds[1]);
     close(fds[1]);
     bool has_said = pid > 0 && read(fds[0], &said, sizeof said) == (ssize_t)sizeof said;
     close(fds[0]);
@@ -263,7 +269,7 @@ static int move(const struct volume_move *work, struct error *err)
     if (r < 0)
         return r;
     if (lstat(final, &st) == 0)
-        return 0; /* done before, and only the last word was lost */
+        return pool_dir_copy_sync(&work->to.pool, &to, err); /* done before, and the last word was lost; with power it could go yet */
     CLEANUP_FD int from_fd = open(source, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (from_fd < 0 || fstat(from_fd, &st) < 0)
         return error_errno(err, -errno, "cannot open %s", source);
@@ -273,7 +279,7 @@ static int move(const struct volume_move *work, struct error *err)
     CLEANUP_FD int to_fd = open(part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (to_fd < 0)
         return error_errno(err, -errno, "cannot open %s", part);
-    r = copy_run(from_fd, to_fd, to.name, st.st_uid, err);
+    r = copy_run(from_fd, to_fd, &work->from, st.st_uid, err);
     return r < 0 ? r : pool_dir_copy_end(&work->to.pool, &to, part, err);
 }
 
