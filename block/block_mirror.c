@@ -20,7 +20,7 @@ struct mirror_op {
     struct block_mirror *mirror;
     struct block_request *above;
     struct block_request below, beside; /* of source and target */
-    struct list link;                   /* in both or waiting */
+    struct list link;                   /* in both, waiting or kept */
     uint64_t number;                    /* in the order that they came */
     uint64_t first, last;               /* clusters */
     bool is_both, marks;
@@ -44,6 +44,8 @@ struct block_mirror {
     unsigned copying;
     struct list both;    /* struct mirror_op: under way to both */
     struct list waiting; /* struct mirror_op: for a copy */
+    bool is_held;
+    struct list kept;    /* struct mirror_op: is_held */
     struct mirror_progress progress;
 };
 
@@ -265,6 +267,10 @@ static int front_submit(struct block *b, struct block_request *r)
         op->first = r->offset / MIRROR_CLUSTER_BYTES;
         op->last = (r->offset + r->size - 1) / MIRROR_CLUSTER_BYTES;
     }
+    if (m->is_held) {
+        list_append(&m->kept, &op->link);
+        return 0;
+    }
     if (changes && m->is_sync && is_copied_now(m, op->first, op->last)) {
         list_append(&m->waiting, &op->link);
         return 0;
@@ -484,11 +490,30 @@ int block_mirror_settle(struct block_mirror *m)
 
 /* ---- the front ---- */
 
+static void kept_give_back(struct block_mirror *m)
+{
+    while (!list_empty(&m->kept)) {
+        struct mirror_op *op = LIST_ENTRY(m->kept.next, struct mirror_op, link);
+        struct block_request *above = op->above;
+        list_remove(&op->link);
+        above->result = -EAGAIN;
+        op_free(op);
+        block_complete(&m->front, above);
+    }
+}
+
+void block_mirror_hold(struct block_mirror *m)
+{
+    ASSERT(m->progress.state == MIRROR_LEVEL && m->front.in_flight == 0);
+    m->is_held = true;
+}
+
 static void front_drain(struct block *b)
 {
     struct block_mirror *m = of_block(b);
     m->draining = true;
     do {
+        kept_give_back(m);
         block_drain(m->options.source);
         block_drain(m->options.target);
     } while (b->in_flight > 0 || m->copying > 0);
@@ -552,6 +577,7 @@ int block_mirror_create(const struct block_mirror_options *options, struct block
                               .lost_with_process = source->lost_with_process};
     list_init(&m->both);
     list_init(&m->waiting);
+    list_init(&m->kept);
     for (unsigned i = 0; i < MIRROR_COPIES_MAX; i++)
         m->copies[i].mirror = m;
     *ret_mirror = m;

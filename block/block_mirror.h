@@ -9,6 +9,8 @@
  *            to both and ends when both have it, so nothing is marked by it any more and the rest shrinks whatever the
  *            device does. Its data is copied first: both sides get the same bytes even from a guest that changes them
  *   LEVEL    nothing is left: both hold the same but for what is under way to both
+ *   (held)   what the device asks for waits: nothing is written to either side any more, so that whoever ends now leaves the
+ *            same on both, until it is decided which of them goes on
  *   FAILED   the target failed. The device never hears of it: the front goes on with the source alone
  *
  * A DISCARD goes to the source alone and marks: what it leaves there is copied, whatever that is. The target is written by
@@ -69,6 +71,9 @@ void block_mirror_run(struct block_mirror *m);
 struct mirror_progress block_mirror_progress(const struct block_mirror *m);
 /* The device is quiet: copy what is left, here and now. 0: LEVEL; negative errno: FAILED, or -EAGAIN: no lease. */
 int block_mirror_settle(struct block_mirror *m);
+/* LEVEL, settled and flushed on both sides: from now on what the device asks for is kept. Drained it ends with -EAGAIN, to be asked again
+ * of what stands in the front's place then. */
+void block_mirror_hold(struct block_mirror *m);
 /* Drains the front; source and target stay the caller's. NULL is allowed. */
 void block_mirror_destroy(struct block_mirror *m);
 

@@ -62,6 +62,7 @@ int control_disk_list(struct control_call *call, struct error *err);
 int control_disk_plug(struct control_call *call, struct error *err);
 int control_disk_show(struct control_call *call, struct error *err);
 int control_disk_move(struct control_call *call, struct error *err);
+int control_disk_move_end(struct control_call *call, struct error *err);
 int control_disk_move_cancel(struct control_call *call, struct error *err);
 int control_disk_change(struct control_call *call, struct error *err);
 int control_nic_list(struct control_call *call, struct error *err);

@@ -1,5 +1,6 @@
 /* Control of disks and network interfaces: list, plug, change, unplug. */
 #include <errno.h>
+#include <string.h>
 
 #include "compute/vmm/control_call.h"
 #include "compute/vmm/devices/net/net.h"
@@ -20,11 +21,12 @@ static void put_move(struct machine *m, const struct machine_slot *slot, struct 
     struct vmm_disk_move *move = &status->move;
     if (!machine_mirror_progress(m, slot, &p, failure))
         return;
-    OBJECT_SET(vmm_disk_move, move, state, (uint32_t)p.state);
+    OBJECT_SET(vmm_disk_move, move, state, machine_mirror_is_held(slot) ? (uint32_t)vmm_disk_move_state_HELD : (uint32_t)p.state);
     OBJECT_SET(vmm_disk_move, move, left_bytes, p.left_bytes);
     OBJECT_SET(vmm_disk_move, move, copied_bytes, p.copied_bytes);
     OBJECT_SET(vmm_disk_move, move, zero_bytes, p.zero_bytes);
     OBJECT_SET(vmm_disk_move, move, synchronous, p.is_sync);
+    OBJECT_TEXT(vmm_disk_move, move, path, machine_mirror_path(slot));
     if (failure[0] != '\0')
         OBJECT_TEXT(vmm_disk_move, move, failure, failure);
     object_mark(&vmm_disk_status_desc, status, "move");
@@ -205,6 +207,21 @@ int control_disk_move(struct control_call *call, struct error *err)
     call->status = HTTP_ACCEPTED;
     put_slot(call->machine, slot, &call->answer);
     return 0;
+}
+
+int control_disk_move_end(struct control_call *call, struct error *err)
+{
+    const struct vmm_disk_move_end *end = call->body;
+    struct machine_slot *slot = machine_slot_find(call->machine, SLOT_DISK, call->id, err);
+    const char *path = slot ? machine_mirror_path(slot) : NULL;
+    int code = slot == NULL                                  ? -ENOENT
+               : path == NULL || strcmp(path, end->path) != 0 ? error_set(err, -EINVAL, ERROR_CONFLICT, "disk %s is not on its way to that file", slot->id)
+               : end->hold                                   ? machine_mirror_hold(call->machine, slot, err)
+               : end->take                                   ? machine_mirror_take(call->machine, slot, err)
+                                                             : machine_mirror_cancel(call->machine, slot, err);
+    if (code == 0)
+        put_slot(call->machine, slot, &call->answer);
+    return code;
 }
 
 int control_disk_move_cancel(struct control_call *call, struct error *err)

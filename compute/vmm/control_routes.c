@@ -15,6 +15,7 @@ static const control_fn functions[VMM_ROUTE_COUNT] = {
     [VMM_ROUTE_disk_show] = control_disk_show,
     [VMM_ROUTE_disk_change] = control_disk_change,
     [VMM_ROUTE_disk_move] = control_disk_move,
+    [VMM_ROUTE_disk_move_end] = control_disk_move_end,
     [VMM_ROUTE_disk_move_cancel] = control_disk_move_cancel,
     [VMM_ROUTE_disk_unplug] = control_device_unplug,
     [VMM_ROUTE_nic_list] = control_nic_list,

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "block/layer_disk.h"
@@ -24,9 +25,10 @@ struct machine_mirror {
     struct machine_slot *slot;
     struct block_mirror *mirror; /* NULL: it is over */
     struct block *target;        /* owned, until the device has it */
-    bool is_remote;
+    bool is_remote, is_held;
     uint64_t bytes_per_s;        /* that are copied at most; 0: as fast as it goes */
     struct vmm_disk to;          /* of a move */
+    uint64_t held_at_us;
     int wake_fd;                 /* the NBD client's thread writes to it */
     struct io_handler *wake;
     struct io_timer look;
@@ -92,7 +94,7 @@ static void on_look(void *arg)
     limit_renew(mm);
     silence_look(mm);
     block_mirror_run(mm->mirror);
-    if (!mm->is_remote && block_mirror_progress(mm->mirror).state != MIRROR_COPYING)
+    if (!mm->is_remote && !mm->is_held && block_mirror_progress(mm->mirror).state != MIRROR_COPYING)
         io_loop_post(mm->machine->control, on_control_look, mm->machine);
     io_timer_arm(mm->machine->io, &mm->look, (uint64_t)LOOK_MS * NS_PER_MS);
 }
@@ -309,22 +311,25 @@ int machine_mirror_begin(struct machine *m, struct machine_slot *slot, struct ma
 
 /* ---- a move's end (control loop) ---- */
 
-/* With the device lock held. Level, or negative errno. */
-static int move_take(struct machine_mirror *mm)
+/* With the device lock held, as the next one. Both are the same then, and synced; or negative errno. */
+static int move_settle(struct machine_mirror *mm)
 {
     struct blk *blk = blk_of(mm);
-    struct block *old = blk->block;
     block_drain(blk_top(blk));
     int code = block_mirror_settle(mm->mirror);
-    if (code == 0)
-        code = block_now(mm->target, BLOCK_FLUSH, 0, NULL, 0);
-    if (code < 0)
-        return code;
-    struct block *target = TAKE_PTR(mm->target);
+    if (code == 0 && mm->to.hold)
+        code = block_now(blk->block, BLOCK_FLUSH, 0, NULL, 0);
+    return code == 0 ? block_now(mm->target, BLOCK_FLUSH, 0, NULL, 0) : code;
+}
+
+/* They are. */
+static void move_take(struct machine_mirror *mm)
+{
+    struct blk *blk = blk_of(mm);
+    struct block *old = blk->block, *target = TAKE_PTR(mm->target);
     mirror_end(mm);
     blk->block = target;
     block_close(old);
-    return 0;
 }
 
 static void move_done(struct machine_mirror *mm)
@@ -353,9 +358,12 @@ static void move_look(struct machine_mirror *mm)
     struct machine *m = mm->machine;
     int code = -EAGAIN;
     pthread_mutex_lock(&m->device_lock);
-    bool is_due = mm->mirror != NULL && block_mirror_progress(mm->mirror).state != MIRROR_COPYING;
+    enum mirror_state state = mm->mirror != NULL ? block_mirror_progress(mm->mirror).state : MIRROR_COPYING;
+    bool is_due = !mm->is_held && (state == MIRROR_FAILED || (state == MIRROR_LEVEL && !mm->to.hold));
     if (is_due)
-        code = move_take(mm);
+        code = move_settle(mm);
+    if (is_due && code == 0)
+        move_take(mm);
     if (is_due && code < 0 && code != -EAGAIN) {
         mirror_end(mm);
         mm->last.state = MIRROR_FAILED;
@@ -373,6 +381,60 @@ static void on_control_look(void *arg)
     for (unsigned i = 0; i < PCI_SLOTS && !m->frozen && !machine_has_ended(m); i++)
         if (m->slots.slots[i].mirror != NULL && !m->slots.slots[i].mirror->is_remote)
             move_look(m->slots.slots[i].mirror);
+}
+
+bool machine_mirror_is_held(const struct machine_slot *slot)
+{
+    return slot->mirror != NULL && slot->mirror->is_held && slot->mirror->mirror != NULL;
+}
+
+const char *machine_mirror_path(const struct machine_slot *slot)
+{
+    const struct machine_mirror *mm = slot->mirror;
+    return mm != NULL && mm->mirror != NULL && !mm->is_remote ? mm->to.path : NULL;
+}
+
+static uint64_t now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+int machine_mirror_hold(struct machine *m, struct machine_slot *slot, struct error *err)
+{
+    struct machine_mirror *mm = slot->mirror;
+    if (machine_mirror_is_held(slot))
+        return 0;
+    if (mm == NULL || mm->mirror == NULL || mm->is_remote || !mm->to.hold || m->frozen)
+        return error_set(err, -EAGAIN, ERROR_CONFLICT, "disk %s is not in a move that can be held now", slot->id);
+    pthread_mutex_lock(&m->device_lock);
+    mm->held_at_us = now_us();
+    int code = block_mirror_progress(mm->mirror).state == MIRROR_LEVEL ? move_settle(mm) : -EAGAIN;
+    if (code == 0) {
+        block_mirror_hold(mm->mirror);
+        mm->is_held = true;
+    } else if (code != -EAGAIN) {
+        mirror_end(mm);
+        mm->last.state = MIRROR_FAILED;
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    if (code != 0 && code != -EAGAIN)
+        move_failed(mm, code);
+    return code == 0 ? 0 : error_set(err, code, ERROR_CONFLICT, "the copies of disk %s are not level: %s", slot->id, strerror(-code));
+}
+
+int machine_mirror_take(struct machine *m, struct machine_slot *slot, struct error *err)
+{
+    if (!machine_mirror_is_held(slot))
+        return error_set(err, -EINVAL, ERROR_CONFLICT, "disk %s is not held at the end of a move", slot->id);
+    uint64_t held_us = now_us() - slot->mirror->held_at_us;
+    pthread_mutex_lock(&m->device_lock);
+    move_take(slot->mirror);
+    pthread_mutex_unlock(&m->device_lock);
+    log_info("disk-taken", "vm=%s disk=%s held_us=%llu", m->config->name, slot->id, (unsigned long long)held_us);
+    move_done(slot->mirror);
+    return 0;
 }
 
 int machine_mirror_cancel(struct machine *m, struct machine_slot *slot, struct error *err)

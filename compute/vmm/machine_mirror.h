@@ -1,6 +1,7 @@
 /* Disks of a running machine that move: block/block_mirror.h between a disk's device and its block.
  *
  *   to another file of this host     machine_mirror_move: copied, and at once the device's disk when both are level
+ *                                    (@to->hold: kept level, until machine_mirror_hold and then _take say that it is, or _cancel that it is not)
  *   to another host                  machine_mirror_begin: copied to an NBD export of the target's VMM and kept level until
  *                                    the migration is over; machine_mirror_settle in its pause
  *
@@ -18,7 +19,16 @@
 
 /* Move @slot's disk to @to, a file of the same size that is all zeroes, and which is there. -EBUSY, -EINVAL in words. */
 int machine_mirror_move(struct machine *m, struct machine_slot *slot, const struct vmm_disk *to, struct error *err);
-/* Give a move under way up; -EINVAL when there is none. */
+/* Both are level: from now on both files are the same and synced, and what the guest asks for waits. So it is whoever answers for the VM
+ * that decides which of them is the disk, also if this process ends before it hears of it. Held already: 0. -EAGAIN in words: not level,
+ * or not for such a move. */
+int machine_mirror_hold(struct machine *m, struct machine_slot *slot, struct error *err);
+/* One that is held has its end: the disk is the other file now. -EINVAL: none is held. */
+int machine_mirror_take(struct machine *m, struct machine_slot *slot, struct error *err);
+bool machine_mirror_is_held(const struct machine_slot *slot);
+/* The file that a move under way goes to; NULL: none is. */
+const char *machine_mirror_path(const struct machine_slot *slot);
+/* Give a move under way up, held or not; -EINVAL when there is none. */
 int machine_mirror_cancel(struct machine *m, struct machine_slot *slot, struct error *err);
 /* The way to the export named as @disk at the Unix socket @path. Blocks for seconds where nobody answers: any thread but the
  * control loop's. */

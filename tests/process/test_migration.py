@@ -884,6 +884,57 @@ def test_a_disk_moves_to_another_file_while_it_is_written(world):
     assert allocated(there) <= allocated(here) * 1.2 + (1 << 20)
 
 
+def test_a_move_that_is_held_ends_as_it_is_told(world):
+    """When both files are the same the guest's requests wait, until it is said which of them is the disk; whoever ends meanwhile leaves two."""
+    here, there = world.folder / 'here', world.folder / 'there'
+    disk_make(here, 12 << 20, seed=9)
+    vm = world.boot('disk=9 quiet', disks=[{'path': str(here)}])
+    console = vm.console()
+    until(lambda: wrote(vm) > 20, vm)
+
+    def hold(path, source):
+        path.unlink(missing_ok=True)
+        path.touch()
+        os.truncate(path, 12 << 20)
+        assert vm.request('POST', '/v1/vm/disks/disk0/move', {'path': str(path), 'hold': True})[0] == 202
+        assert moved(vm)['move']['path'] == str(path)
+        until(lambda: moved(vm)['move']['state'] == 'level', vm)
+        assert end(path, take=True)[0] == 409
+        goes_on()                                           # kept level
+        assert moved(vm)['move']['state'] == 'level'
+        assert end(path, hold=True)[0] == end(path, hold=True)[0] == 200 and moved(vm)['move']['state'] == 'held'
+        assert moved(vm)['disk']['path'] == str(source) and source.read_bytes() == path.read_bytes()
+
+    def end(path, **words):
+        return vm.request('PUT', '/v1/vm/disks/disk0/move', {'path': str(path), **words})
+
+    def goes_on():
+        before = wrote(vm)
+        until(lambda: wrote(vm) > before + 20, vm)
+
+    hold(there, here)
+    assert vm.request('POST', '/v1/vm/disks/disk0/move', {'path': str(there)})[0] == 409
+    vm.move('paused')                                       # nor does it hang by it
+    vm.move('running')
+    assert moved(vm)['move']['state'] == 'held' and here.read_bytes() == there.read_bytes()
+    assert end(here, take=True)[0] == end(here)[0] == 409    # another move's end
+    assert end(there)[0] == 200
+    goes_on()
+    assert moved(vm)['move']['state'] == 'failed' and here.read_bytes() != there.read_bytes()
+    hold(there, here)
+    old = here.read_bytes()
+    assert end(there, take=True)[0] == 200
+    assert moved(vm)['disk']['path'] == str(there)
+    goes_on()
+    disk_verified(console)
+    assert here.read_bytes() == old
+    assert end(there, take=True)[0] == 409
+    hold(here, there)
+    vm.process.kill()
+    vm.process.wait(LIMIT_S)
+    assert here.read_bytes() == there.read_bytes()
+
+
 # ---- on one host: memory and taps are handed over, nothing is copied
 
 class HandsRelay(Relay):

@@ -113,6 +113,7 @@ struct device_request {
     struct iovec iovecs[2];
     uint8_t *buffer;
     bool busy;
+    int result;
 };
 
 static struct {
@@ -125,6 +126,7 @@ static struct {
 static void device_done(struct block_request *r, int result)
 {
     CONTAINER_OF(r, struct device_request, request)->busy = false;
+    CONTAINER_OF(r, struct device_request, request)->result = result;
     world.errors += result < 0;
 }
 
@@ -360,6 +362,35 @@ static void without_the_lease_it_waits(void **state)
     assert_same();
 }
 
+/* What is asked for waits, neither side changes any more, and drained it is given back untouched. */
+static void held_it_stays_level(void **state)
+{
+    (void)state;
+    memset(world.source.data, 7, BYTES);
+    mirror_make(0);
+    for (unsigned i = 0; i < 300; i++)
+        step(true, false);
+    quiet();
+    assert_int_equal(block_mirror_settle(world.mirror), 0);
+    block_mirror_hold(world.mirror);
+    world.errors = 0;
+    uint64_t source = world.source.written, target = world.target.written;
+    for (unsigned i = 0; i < REQUESTS; i++)
+        device_start(&world.requests[i]);
+    for (unsigned i = 0; i < 100; i++)
+        step(false, false);
+    block_mirror_run(world.mirror);
+    for (unsigned i = 0; i < REQUESTS; i++)
+        assert_true(world.requests[i].busy);
+    quiet();
+    assert_int_equal(world.errors, REQUESTS);
+    for (unsigned i = 0; i < REQUESTS; i++)
+        assert_int_equal(world.requests[i].result, -EAGAIN);
+    assert_true(world.source.written == source && world.target.written == target);
+    assert_int_equal(block_mirror_progress(world.mirror).state, MIRROR_LEVEL);
+    assert_same();
+}
+
 static void only_to_one_of_its_size(void **state)
 {
     struct block_mirror_options options = {.source = &world.source.block, .target = &world.target.block};
@@ -382,6 +413,7 @@ int main(int argc, char **argv)
         WORLD_TEST(no_more_is_copied_than_was_allowed),
         WORLD_TEST(a_write_that_waits_for_the_target_is_seen),
         WORLD_TEST(without_the_lease_it_waits),
+        WORLD_TEST(held_it_stays_level),
         WORLD_TEST(only_to_one_of_its_size),
     };
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 88172645463325252u;
