@@ -99,13 +99,14 @@ static bool may_move(struct deciding *d, const struct volume *volume, const stru
     return its_own && there && host != NULL && host->host->state == host_state_UP;
 }
 
-static int no_mover(struct deciding *d, const struct volume *volume, const struct pool *from, const struct pool *to, const char *host)
+static int no_mover(struct deciding *d, const struct volume *volume, const struct pool *from, const struct pool *to, const char *host,
+                    const char *field)
 {
     const char *at = volume->host != NULL ? volume->host : host;
     const struct record *record = state_get(d->state, object_kind_HOST, at);
     const struct pool_host *there = record != NULL ? pool_member_find(to, record->common->id) : NULL;
     if (at != NULL && there == NULL)
-        return error_set_field(d->err, -EXDEV, ERROR_CONFLICT, host != NULL ? "/host" : "/pool",
+        return error_set_field(d->err, -EXDEV, ERROR_CONFLICT, field,
                                "'%s' is not on host %s%s: name a pool of that host, or give it this one (drover pool update)", to->name, at,
                                volume->host != NULL ? ", whose directory the volume is in" : "");
     if (at != NULL)
@@ -116,8 +117,9 @@ static int no_mover(struct deciding *d, const struct volume *volume, const struc
                            from->name, to->name);
 }
 
-/* The host that does it: of those that can the one with the most room. */
-static int choose_mover(struct deciding *d, const struct volume *volume, const struct pool *to, const char *host, struct task *task)
+/* The host that does it: of those that can the one with the most room. @host: that one, which @field is about. */
+static int choose_mover(struct deciding *d, const struct volume *volume, const struct pool *to, const char *host, const char *field,
+                        struct task *task)
 {
     const struct pool *from = state_get(d->state, object_kind_POOL, volume->pool)->pool;
     const struct pool_host *best = NULL;
@@ -128,7 +130,7 @@ static int choose_mover(struct deciding *d, const struct volume *volume, const s
             best = member;
     }
     if (best == NULL)
-        return no_mover(d, volume, from, to, host);
+        return no_mover(d, volume, from, to, host, field);
     OBJECT_TEXT(task, task, host, best->host);
     return 0;
 }
@@ -151,7 +153,16 @@ static int move_fill(struct deciding *d, const struct volume *volume, const stru
     OBJECT_TEXT(task_volume, &task->volume, pool, pool->common->id);
     object_mark(&task_desc, task, "volume");
     OBJECT_SET(task, task, kind, task_kind_VOLUME_MOVE);
-    return choose_mover(d, volume, pool->pool, host != NULL ? host->common->name : NULL, task);
+    const struct record *vm = state_get(d->state, object_kind_VM, volume->vm);
+    if (vm == NULL || strcmp(volume->pool, pool->common->name) == 0)
+        return choose_mover(d, volume, pool->pool, host != NULL ? host->common->name : NULL, host != NULL ? "/host" : "/pool", task);
+    int rc = decide_task_of_vm(d, vm, task);
+    if (rc < 0)
+        return rc;
+    if (host != NULL && strcmp(host->common->id, vm->vm->host) != 0)
+        return error_set_field(d->err, -EXDEV, ERROR_CONFLICT, "/host", "is another one than %s, where VM '%s' is, which has volume '%s'",
+                               vm->vm->host_name, vm->common->name, volume->name);
+    return choose_mover(d, volume, pool->pool, vm->vm->host_name, "/pool", task);
 }
 
 int decide_volume_move(struct deciding *d, const char *id, size_t id_length, const struct volume_target *body)

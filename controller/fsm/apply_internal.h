@@ -131,6 +131,11 @@ void apply_volume_remove(struct apply *a, struct record *record, bool force);
 bool volumes_use(struct apply *a, const struct record *record, const char *what_to_do);
 /* Whoever may have something to do for @volume is to look at its orders. */
 void volume_tell_hosts(struct apply *a, const struct volume *volume);
+/* @vm's host is to know of another list of disks, within no edit. */
+void volume_vm_edit_begin(struct apply *a, struct record *vm);
+void volume_vm_edit_end(struct apply *a, struct record *vm);
+/* Is a task at work on @vm's disks? Refuses if so. */
+bool volume_vm_is_busy(struct apply *a, const struct record *vm);
 /* @host is removed, and with it what moves have left of volumes in its directories. */
 void volumes_host_gone(struct apply *a, const struct record *host);
 /* What @host reports of volumes: struct volume_seen. */

@@ -1,13 +1,19 @@
 /* Moves of volumes to other pools: what it means for them that these begin and end.
  *
- *   AVAILABLE --volume-move--> MOVING --the host has all of it there--> AVAILABLE, pool and other_pool have changed places
- *       ^                        |
- *       '--- failed, cancelled --'   in either case what is in other_pool now is to be removed; then there is none
+ *   AVAILABLE, --volume-move--> MOVING --the host has all of it there--> as before, pool and other_pool have changed places
+ *   ATTACHED                      |
+ *       ^                         |   in either case what is in other_pool now is to be removed; then there is none
+ *       '---- failed, cancelled --'
  *
  * Which of the two copies is the volume is in its record and nowhere else: the one in `pool`, at `place`. It changes in the entry of
  * the log that ends the task as done, which is the word of the host that has made the copy last; before it nobody opens the copy, and
  * after it nobody opens what was. A place is the operation's id, so it is never used twice: an order to remove what was left, or a host
- * that is late with a copy, cannot touch another one. */
+ * that is late with a copy, cannot touch another one.
+ *
+ * Of a volume that a VM has both copies are the same when the host says so, and the host lets nothing be written, and starts no VMM,
+ * until it has heard which of them it is. That it may begin to (task.level) is a word of the controllers, too: a majority of them answers,
+ * so the guest need not wait for one that does not. So that it cannot be misled by a controller that has not heard of the move, the VM's
+ * generation is raised when it begins: orders of before it are refused. */
 #include "controller/fsm/apply_task.h"
 
 #include <errno.h>
@@ -38,15 +44,10 @@ static bool is_there(const struct volume *volume, const struct pool *to, const s
 
 static bool is_at_rest(struct apply *a, const struct volume *volume)
 {
-    if (volume->vm != NULL)
-        apply_refuse(a, -EBUSY, ERROR_IN_USE,
-                     "volume '%s' is %s %s VM '%s', and only one that is attached to none can be moved: detach it first (drover volume detach %s)",
-                     volume->name, volume_state_desc.names[volume->state], volume->state == volume_state_DETACHING ? "from" : "to",
-                     volume->vm_name, volume->name);
-    else if (volume->state == volume_state_MOVING)
+    if (volume->state == volume_state_MOVING)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is being moved to pool '%s'; wait for that, or cancel it (drover operation cancel)",
                      volume->name, volume->other_pool);
-    else if (volume->state != volume_state_AVAILABLE)
+    else if (volume->state != volume_state_AVAILABLE && volume->state != volume_state_ATTACHED)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is %s%s%.300s", volume->name, volume_state_desc.names[volume->state],
                      volume->state_reason != NULL ? ": " : "; wait for that", volume->state_reason != NULL ? volume->state_reason : "");
     else if (volume->other_pool != NULL)
@@ -56,6 +57,20 @@ static bool is_at_rest(struct apply *a, const struct volume *volume)
     else
         return true;
     return false;
+}
+
+/* The VM that has it is where the task's host is, and nothing else is at work on its disks. */
+static bool vm_allows(struct apply *a, const struct volume *volume, const struct task *task)
+{
+    const struct record *record = volume->vm != NULL ? map_get(&a->state->tables[object_kind_VM].by_id, volume->vm) : NULL;
+    if (record == NULL && task->vm == NULL)
+        return true;
+    const struct vm *vm = record != NULL ? record->vm : NULL;
+    if (vm == NULL || task->vm == NULL || strcmp(task->vm, vm->id) != 0 || vm->host == NULL || strcmp(vm->host, task->host) != 0 || vm->recovering) {
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "volume '%s' was attached, detached or taken to another host meanwhile; ask again", volume->name);
+        return false;
+    }
+    return !volume_vm_is_busy(a, record);
 }
 
 /* Does the host have the pool, and for the volume in question? */
@@ -102,8 +117,13 @@ static bool may_begin(struct apply *a, const struct operation *operation)
         apply_refuse(a, -ESTALE, ERROR_CONFLICT, "volume '%s' is in a directory of host %s by now; ask again", volume->name, volume->host);
         return false;
     }
-    return is_at_rest(a, volume) && host_has(a, state_get(a->state, object_kind_POOL, volume->pool)->pool, host) && host_has(a, to, host) &&
+    return is_at_rest(a, volume) && vm_allows(a, volume, task) && host_has(a, state_get(a->state, object_kind_POOL, volume->pool)->pool, host) && host_has(a, to, host) &&
            has_room(a, volume, to, host);
+}
+
+static struct record *vm_of(struct apply *a, const struct volume *volume)
+{
+    return volume->vm != NULL ? map_get(&a->state->tables[object_kind_VM].by_id, volume->vm) : NULL;
 }
 
 static void begun(struct apply *a, const struct operation *operation)
@@ -122,6 +142,11 @@ static void begun(struct apply *a, const struct operation *operation)
     OBJECT_SET(volume, volume, state, volume_state_MOVING);
     OBJECT_TEXT(volume, volume, state_reason, NULL);
     state_edit_end(a->state, record, a->index);
+    struct record *vm = vm_of(a, volume);
+    if (vm != NULL) {
+        volume_vm_edit_begin(a, vm);
+        volume_vm_edit_end(a, vm);
+    }
     apply_event(a, event_type_UPDATED, record, "volume %s is to go from pool %s to pool %s", volume->name, volume->pool, volume->other_pool);
 }
 
@@ -177,8 +202,15 @@ static void ended(struct apply *a, const struct operation *operation, enum opera
     state_edit_begin(a->state, record);
     if (state == operation_state_SUCCEEDED)
         places_swap(volume);
-    OBJECT_SET(volume, volume, state, volume_state_AVAILABLE);
+    OBJECT_SET(volume, volume, state, volume->vm != NULL ? volume_state_ATTACHED : volume_state_AVAILABLE);
     state_edit_end(a->state, record, a->index);
+    struct record *vm = state == operation_state_SUCCEEDED ? vm_of(a, volume) : NULL;
+    if (vm != NULL) {
+        struct vm_disk *disk = volume_disk_find(vm->vm, volume->id);
+        volume_vm_edit_begin(a, vm);
+        OBJECT_TEXT(vm_disk, disk, pool, volume->pool);
+        volume_vm_edit_end(a, vm);
+    }
     volume_tell_hosts(a, volume);
     if (state == operation_state_SUCCEEDED)
         apply_event(a, event_type_UPDATED, record, "volume %s is in pool %s; what is left of it in pool %s goes", volume->name, volume->pool,
@@ -188,6 +220,30 @@ static void ended(struct apply *a, const struct operation *operation, enum opera
                     text != NULL ? text : "it was not moved");
     if (state != operation_state_SUCCEEDED && may_be_done(a, operation))
         other_keep(a, record);
+}
+
+void volume_is_level(struct apply *a, struct record *record)
+{
+    struct task *task = &record->operation->task;
+    if (task->kind != task_kind_VOLUME_MOVE || task->level)
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_SET(task, task, level, true);
+    state_edit_end(a->state, record, a->index);
+    task_orders_changed(a, task);
+}
+
+bool volume_is_moved(struct apply *a, const struct record *vm)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
+        const struct operation *operation = vm->of_vm.operations.items[i]->operation;
+        if (operation->kind != operation_kind_VOLUME_MOVE)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' of VM '%s' is being moved to another pool; wait for its end, or cancel it",
+                     operation->target_name, vm->common->name);
+        return true;
+    }
+    return false;
 }
 
 const struct task_kind_ops task_volume_move = {may_begin, begun, ended};

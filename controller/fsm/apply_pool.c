@@ -61,8 +61,8 @@ bool apply_pool_may_change(struct apply *a, const struct record *record, struct 
         for (size_t k = 0; !stays && k < state_count(a->state, object_kind_VOLUME); k++) {
             const struct volume *volume = state_at(a->state, object_kind_VOLUME, k)->volume;
             bool is_its = volume->host != NULL && strcmp(volume->host, member->name) == 0 && strcmp(volume->pool, pool->name) == 0;
-            bool is_left = volume->other_host != NULL && strcmp(volume->other_host, member->name) == 0 &&
-                           strcmp(volume->other_pool, pool->name) == 0;
+            bool is_left = volume->other_pool != NULL && strcmp(volume->other_pool, pool->name) == 0 &&
+                           (volume->state == volume_state_MOVING || (volume->other_host != NULL && strcmp(volume->other_host, member->name) == 0));
             if (!is_its && !is_left)
                 continue;
             apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts", "leaves out host '%s', which has volume '%s' of the pool", member->name,

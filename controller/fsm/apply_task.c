@@ -103,7 +103,7 @@ static bool may_begin(struct apply *a, const struct command_task *command)
                      vm->common->name);
         return false;
     }
-    if (vm != NULL && restore_is_live(a, vm))
+    if (vm != NULL && (restore_is_live(a, vm) || volume_is_moved(a, vm)))
         return false;
     return operation_may_begin(a, operation, vm) && task_kinds[task->kind]->may_begin(a, operation);
 }
@@ -244,6 +244,8 @@ static void see_main(struct apply *a, struct record *record, const struct record
     case operation_state_RUNNING:
         if (seen->ready && record->operation->task.backup.live)
             restore_placed(a, record);
+        if (seen->ready)
+            volume_is_level(a, record);
         see_progress(a, record, seen);
         return;
     case operation_state_SUCCEEDED:

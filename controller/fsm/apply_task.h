@@ -34,6 +34,10 @@ struct task_kind_ops {
 extern const struct task_kind_ops task_snapshot_create, task_snapshot_revert, task_snapshot_delete;
 /* apply_move.c */
 extern const struct task_kind_ops task_volume_move;
+/* The host of @record says that both copies are level, where it is a move of a volume: it is told that this was heard, once. */
+void volume_is_level(struct apply *a, struct record *record);
+/* Is a volume that @vm has being moved? Refuses if so. */
+bool volume_is_moved(struct apply *a, const struct record *vm);
 /* apply_image.c */
 extern const struct task_kind_ops task_image_import;
 /* May @operation's host copy a disk of that snapshot of the VM of its task? Refuses if not. While it does no snapshot of the VM goes. */

@@ -140,8 +140,12 @@ bool apply_volume_may_change(struct apply *a, const struct record *record, const
     return size_check(a, patch->size_bytes);
 }
 
-/* The VM's host is to know of another list of disks. */
-static void vm_edit_end(struct apply *a, struct record *vm)
+void volume_vm_edit_begin(struct apply *a, struct record *vm)
+{
+    state_edit_begin(a->state, vm);
+}
+
+void volume_vm_edit_end(struct apply *a, struct record *vm)
 {
     apply_devices_changed(vm->vm);
     state_edit_end(a->state, vm, a->index);
@@ -158,7 +162,7 @@ void apply_volume_changed(struct apply *a, const struct record *record, bool cre
         return;
     state_edit_begin(a->state, vm);
     OBJECT_SET(vm_disk, disk, size_bytes, record->volume->size_bytes);
-    vm_edit_end(a, vm);
+    volume_vm_edit_end(a, vm);
     apply_event(a, event_type_UPDATED, vm, "VM %s: disk %s is to have %llu MiB", vm->common->name, disk->name,
                 (unsigned long long)(disk->size_bytes >> 20));
     volumes_settle(a, vm);
@@ -192,6 +196,11 @@ static bool volume_is_free(struct apply *a, const struct volume *volume)
 {
     if (volume->state == volume_state_AVAILABLE)
         return true;
+    if (volume->state == volume_state_MOVING) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is being moved to pool '%s'; wait for that, or cancel it (drover operation cancel)",
+                     volume->name, volume->other_pool);
+        return false;
+    }
     if (volume->vm != NULL)
         apply_refuse(a, -EBUSY, ERROR_IN_USE, "volume '%s' is %s %s VM '%s'; detach it first (drover volume detach %s)", volume->name,
                      volume_state_desc.names[volume->state], volume->state == volume_state_DETACHING ? "from" : "to",
@@ -242,15 +251,16 @@ static bool has_place(struct apply *a, const struct volume *volume, const struct
     return true;
 }
 
-/* Is a backup or a restore of its disks, or a migration, under way? Refuses if so. */
-static bool disks_are_busy(struct apply *a, const struct record *vm)
+/* A backup or a restore of its disks, a migration, a move of another volume. */
+bool volume_vm_is_busy(struct apply *a, const struct record *vm)
 {
     for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
         const struct operation *operation = vm->of_vm.operations.items[i]->operation;
         if (!operation_has_task(operation) || operation->kind == operation_kind_VM_REPLICATE)
             continue;
-        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "a %s of VM '%s' is under way; wait for its end, or cancel it",
-                     operation_kind_desc.names[operation->kind], vm->common->name);
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "a %s of %s '%s' is under way; wait for its end, or cancel it",
+                     operation_kind_desc.names[operation->kind], operation->kind == operation_kind_VOLUME_MOVE ? "volume" : "VM",
+                     operation->kind == operation_kind_VOLUME_MOVE ? operation->target_name : vm->common->name);
         return true;
     }
     return false;
@@ -277,7 +287,7 @@ static bool vm_may_have(struct apply *a, const struct volume *volume, const stru
                            vm->replica_host);
         return false;
     }
-    return !disks_are_busy(a, record) && host_reaches(a, volume, vm) && has_place(a, volume, vm);
+    return !volume_vm_is_busy(a, record) && host_reaches(a, volume, vm) && has_place(a, volume, vm);
 }
 
 static void attach(struct apply *a, struct record *record, struct record *vm)
@@ -296,7 +306,7 @@ static void attach(struct apply *a, struct record *record, struct record *vm)
     OBJECT_TEXT(vm_disk, disk, pool, volume->pool);
     OBJECT_TEXT(vm_disk, disk, volume, volume->id);
     OBJECT_SET(vm_disk, disk, attachment, volume->attachments);
-    vm_edit_end(a, vm);
+    volume_vm_edit_end(a, vm);
     apply_event(a, event_type_UPDATED, record, "volume %s is attached to VM %s as disk %s", volume->name, volume->vm_name, volume->disk);
     apply_event(a, event_type_UPDATED, vm, "VM %s is to have volume %s as disk %s", volume->vm_name, volume->name, volume->disk);
     volumes_settle(a, vm);
@@ -312,7 +322,7 @@ static bool may_detach(struct apply *a, const struct record *record, const struc
                      volume_state_desc.names[volume->state]);
         return false;
     }
-    return !disks_are_busy(a, vm);
+    return !volume_vm_is_busy(a, vm);
 }
 
 static void detach(struct apply *a, struct record *record, struct record *vm, bool force)
@@ -329,7 +339,7 @@ static void detach(struct apply *a, struct record *record, struct record *vm, bo
     OBJECT_SET(vm_disk, disk, leaving, true);
     if (force)
         OBJECT_SET(vm_disk, disk, forced, true);
-    vm_edit_end(a, vm);
+    volume_vm_edit_end(a, vm);
     apply_event(a, event_type_UPDATED, record, "volume %s is to be detached from VM %s%s", record->common->name, vm->common->name,
                 force ? ", by force" : "");
     volumes_settle(a, vm);

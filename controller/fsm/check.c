@@ -238,7 +238,7 @@ static int check_volumes(const struct state *state, struct error *err)
         const struct record *vm = state_get(state, object_kind_VM, volume->vm);
         const struct vm_disk *disk = vm != NULL ? volume_disk_find(vm->vm, volume->id) : NULL;
         bool free = volume->state == volume_state_CREATING || volume->state == volume_state_AVAILABLE ||
-                    volume->state == volume_state_DELETING || volume->state == volume_state_MOVING;
+                    volume->state == volume_state_DELETING || (volume->state == volume_state_MOVING && volume->vm == NULL);
         if (free != (volume->vm == NULL) || free == (disk != NULL))
             return BROKEN(err, "volume '%s' is %s, and %s VM has it", volume->name, volume_state_desc.names[volume->state],
                           disk != NULL ? "a" : "no");

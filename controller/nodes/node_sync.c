@@ -88,7 +88,8 @@ static bool task_differs(const struct state *state, const struct record *host, c
                       : task->peer_error != NULL || task->peer_ready != seen->ready ||
                             !same_text(task->peer_endpoint, seen->ready ? seen->endpoint : NULL));
     return same_text(task->host, host->common->id) &&
-           (ended || (seen->ready && task->backup.live && !task->backup.placed) || (seen->step != NULL && !same_text(seen->step, held->step)) ||
+           (ended || (seen->ready && task->backup.live && !task->backup.placed) || (seen->ready && task->kind == task_kind_VOLUME_MOVE && !task->level) ||
+            (seen->step != NULL && !same_text(seen->step, held->step)) ||
             held->progress_total != seen->progress_total ||
             progress_step(held->progress_done, held->progress_total) != progress_step(seen->progress_done, seen->progress_total));
 }

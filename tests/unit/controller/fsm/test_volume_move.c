@@ -180,7 +180,6 @@ static void done_it_is_the_other_copy(void **test)
     assert_string_equal(((const struct vm_disk *)vm->disks.items)->place, first);
     OBJECT_CLEAR(node_orders, &orders);
     fixture_vm_is(f, "web", vm_state_RUNNING);
-    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "detach it first");
     fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
     fixture_vm_is(f, "web", vm_state_RUNNING);
     /* and back: a place of its own again, and old agents do not hear of the one that goes */
@@ -269,7 +268,7 @@ static void meanwhile(void **test)
     refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
     fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\"}");
     fixture_vm_is(f, "web", vm_state_RUNNING);
-    refused(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}", -EBUSY, "", "is moving; wait for that");
+    refused(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}", -EBUSY, "", "is being moved to pool 'hdd'");
     /* asked to end, it is its host that ends it */
     fixture_must(f, ROUTE_ID_operation_cancel, operation, NULL);
     assert_int_equal(volume(f, "b")->state, volume_state_MOVING);
@@ -284,6 +283,88 @@ static void meanwhile(void **test)
     assert_int_equal(fixture_finish(f, decide_route(f->state, &context, ROUTE_ID_volume_delete, "b", 1, NULL, &f->decision, &f->error)), 0);
     assert_null(state_get(f->state, object_kind_VOLUME, "b"));
     task_says(f, "n1", operation, operation_state_SUCCEEDED);
+}
+
+/* Of a VM's: it is told by its VM's order, under a generation of its own, which is raised when the move begins, too. */
+static void attached(void **test)
+{
+    struct fixture *f = *test;
+    struct node_orders orders;
+    char first[37], second[37];
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\"}");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"web\"}");
+    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\"}", -EBUSY, "", "is attaching");
+    fixture_must(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\",\"host\":\"n2\"}", -EXDEV, "/host", "where VM 'web' is");
+    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"one\"}", -EXDEV, "/pool", "is not on host n1");
+    uint64_t generation = fixture_vm(f, "web")->generation;
+    move(f, "a", "{\"pool\":\"hdd\"}", first); /* n2 has more room, and not the VM */
+    assert_string_equal(volume(f, "a")->other_host, "n1");
+    assert_int_equal(fixture_vm(f, "web")->generation, generation + 1);
+    orders_of(f, "n1", &orders);
+    assert_string_equal(((const struct task_order *)orders.tasks.items)->task.vm, fixture_vm(f, "web")->id);
+    const struct vm_order *vm = orders.vms.items;
+    assert_string_equal(((const struct vm_disk *)vm->disks.items)->pool, "nas");
+    assert_null(((const struct vm_disk *)vm->disks.items)->place);
+    OBJECT_CLEAR(node_orders, &orders);
+    /* nothing else is done with its disks meanwhile */
+    refused(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"hdd\"}", -EBUSY, "", "volume 'a' of VM 'web' is being moved");
+    refused(f, ROUTE_ID_volume_detach, "a", NULL, -EBUSY, "", "volume-move of volume 'a' is under way");
+    refused(f, ROUTE_ID_volume_detach, "b", NULL, -EBUSY, "", "volume-move of volume 'a' is under way");
+    refused(f, ROUTE_ID_volume_delete, "a", NULL, -EBUSY, "", "is being moved to pool 'hdd'");
+    refused(f, ROUTE_ID_vm_upgrade, "web", NULL, -EBUSY, "", "volume 'a' of VM 'web' is being moved");
+    refused(f, ROUTE_ID_pool_update, "hdd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    assert_int_equal(volume(f, "a")->state, volume_state_MOVING);
+    /* level: that is heard, and said once */
+    uint64_t before = state_host_orders_index(fixture_get(f, object_kind_HOST, "n1"));
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, first);
+    OBJECT_SET(task_seen, seen, role, task_role_MAIN);
+    OBJECT_SET(task_seen, seen, state, operation_state_RUNNING);
+    OBJECT_SET(task_seen, seen, ready, true);
+    assert_int_equal(fixture_send(f, &report), 1);
+    orders_of(f, "n1", &orders);
+    assert_true(((const struct task_order *)orders.tasks.items)->task.level);
+    OBJECT_CLEAR(node_orders, &orders);
+    assert_true(state_host_orders_index(fixture_get(f, object_kind_HOST, "n1")) > before);
+    task_says(f, "n1", first, operation_state_SUCCEEDED);
+    assert_int_equal(volume(f, "a")->state, volume_state_ATTACHED);
+    assert_string_equal(volume(f, "a")->pool, "hdd");
+    assert_string_equal(volume_disk_find(fixture_vm(f, "web"), volume(f, "a")->id)->pool, "hdd");
+    assert_int_equal(fixture_vm(f, "web")->generation, generation + 2);
+    orders_of(f, "n1", &orders);
+    vm = orders.vms.items;
+    assert_string_equal(((const struct vm_disk *)vm->disks.items)->pool, "hdd");
+    assert_string_equal(((const struct vm_disk *)vm->disks.items)->place, first);
+    assert_int_equal(orders.tasks.count, 0);
+    OBJECT_CLEAR(node_orders, &orders);
+    removes(f, "n1", "nas", NULL);
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 1);
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    /* it fails: as it was */
+    generation = fixture_vm(f, "web")->generation;
+    move(f, "a", "{\"pool\":\"nas\"}", second);
+    task_says(f, "n1", second, operation_state_FAILED);
+    assert_int_equal(volume(f, "a")->state, volume_state_ATTACHED);
+    assert_string_equal(volume(f, "a")->place, first);
+    assert_int_equal(fixture_vm(f, "web")->generation, generation + 1);
+    removes(f, "n1", "nas", second);
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, second, false, true), 1);
+    /* the VM goes on the way: the volume stays where it was */
+    move(f, "a", "{\"pool\":\"nas\"}", second);
+    fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
+    orders_of(f, "n1", &orders);
+    assert_true(((const struct task_order *)orders.tasks.items)->cancel);
+    OBJECT_CLEAR(node_orders, &orders);
+    fixture_vm_is(f, "web", vm_state_DELETED);
+    assert_int_equal(volume(f, "a")->state, volume_state_AVAILABLE);
+    assert_string_equal(volume(f, "a")->pool, "hdd");
+    assert_int_equal(fixture_get(f, object_kind_OPERATION, second)->operation->state, operation_state_FAILED);
+    removes(f, "n1", "nas", second);
 }
 
 static void room_is_kept(void **test)
@@ -346,6 +427,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(not_done_it_stays, setup, teardown),
         cmocka_unit_test_setup_teardown(after_a_recovery_no_copy_goes, setup, teardown),
         cmocka_unit_test_setup_teardown(meanwhile, setup, teardown),
+        cmocka_unit_test_setup_teardown(attached, setup, teardown),
         cmocka_unit_test_setup_teardown(room_is_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_refused, setup, teardown),
     };
