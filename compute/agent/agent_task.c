@@ -90,7 +90,8 @@ void agent_task_progress(struct agent_task *task, const char *step, uint64_t don
 
 void agent_task_ready(struct agent_task *task, const char *endpoint)
 {
-    ASSERT(!task->ended && (task->order.role == task_role_PEER || task->order.task.backup.live));
+    ASSERT(!task->ended && (task->order.role == task_role_PEER || task->order.task.backup.live ||
+                             task->order.task.kind == task_kind_VOLUME_MOVE));
     OBJECT_SET(task_seen, &task->seen, ready, true);
     OBJECT_TEXT(task_seen, &task->seen, endpoint, endpoint);
     poke(task);
@@ -131,6 +132,8 @@ static void task_stop(struct agent_task *task)
     if (task->stopping)
         return;
     task->stopping = true;
+    if (task->ended && task->ops != NULL && task->ops->forgotten != NULL)
+        task->ops->forgotten(task);
     if (task->ended)
         agent_task_stopped(task);
     else

@@ -38,6 +38,8 @@ struct agent_task_ops {
     void (*changed)(struct agent_task *task);
     /* Let go of everything that is under way, tell nobody, undo nothing; then agent_task_stopped, perhaps from inside. */
     void (*stop)(struct agent_task *task);
+    /* It has ended, and its order is gone: what the kind has kept until then may be let go of. NULL: nothing is. */
+    void (*forgotten)(struct agent_task *task);
     /* At the agent's start, before any order: remove what a killed agent left. NULL: nothing is left. */
     void (*clean)(struct agent *agent);
 };
@@ -48,6 +50,7 @@ struct agent_task {
     struct task_seen seen;   /* what is reported; a kind may set its result object before agent_task_end */
     const struct agent_task_ops *ops;
     void *state; /* the kind's own, to be freed before agent_task_end and agent_task_stopped */
+    bool holds;  /* the kind's: it holds the VM until forgotten */
 
     char key[AGENT_TASK_KEY_SIZE]; /* in the map, which borrows it */
     uint64_t index;                /* of the newest answer that had it */
@@ -64,7 +67,8 @@ struct agent_tasks {
 
 /* How far it is; NULL: the step stays. Cheap: may be called often. */
 void agent_task_progress(struct agent_task *task, const char *step, uint64_t done, uint64_t total);
-/* A peer: the other host may begin, at @endpoint (NULL: nowhere in particular). A live restore: the VM may be started. */
+/* A peer: the other host may begin, at @endpoint (NULL: nowhere in particular). A live restore: the VM may be started. A move of a volume:
+ * both copies are level. */
 void agent_task_ready(struct agent_task *task, const char *endpoint);
 /* The last word. @err: why, in words, where @state is failed or cancelled; else NULL. */
 void agent_task_end(struct agent_task *task, enum operation_state state, const struct error *err);

@@ -355,38 +355,44 @@ int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id,
 
 /* ---- copies ---- */
 
-int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *disk, uid_t user, char **ret_part, struct error *err)
+#define WHOLE "whole" /* beside its layers: they are all there */
+
+int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *disk, uid_t user, char **ret_directory, struct error *err)
 {
-    CLEANUP_FREE char *owner_dir = owner_path(pool, NULL, disk);
-    CLEANUP_FREE char *part_name = xasprintf(".%s.copy", disk->name);
-    CLEANUP_FREE char *part = xasprintf("%s/%s", owner_dir, part_name);
+    CLEANUP_FREE char *all = xasprintf("%s/volumes", pool->path);
+    CLEANUP_FREE char *name = volume_name(disk->volume, disk->place);
+    CLEANUP_FREE char *directory = pool_dir_disk(pool, NULL, disk);
     int r = pool_dir_check(pool, err);
     if (r == 0)
-        r = file_make_directories(owner_dir, 0700, err);
+        r = file_remove_tree(all, name, err);
     if (r == 0)
-        r = file_remove_tree(owner_dir, part_name, err);
+        r = file_make_directories(directory, 0700, err);
+    if (r == 0 && user != geteuid() && chown(directory, user, user) < 0)
+        r = error_errno(err, -errno, "cannot give %s away", directory);
     if (r == 0)
-        r = file_make_directories(part, 0700, err);
-    if (r == 0 && user != geteuid() && chown(part, user, user) < 0)
-        r = error_errno(err, -errno, "cannot give %s away", part);
-    if (r == 0)
-        *ret_part = TAKE_PTR(part);
+        *ret_directory = TAKE_PTR(directory);
     return r;
 }
 
-int pool_dir_copy_end(const struct pool_order *pool, const struct vm_disk *disk, const char *part, struct error *err)
-{
-    CLEANUP_FREE char *final = pool_dir_disk(pool, NULL, disk);
-    int r = pool_dir_check(pool, err);
-    if (r == 0 && rename(part, final) < 0) /* never over a disk, which is no empty directory; renameat2's flags NFS does not know */
-        r = error_errno(err, -errno, "cannot make %s", final);
-    return r < 0 ? r : pool_dir_copy_sync(pool, disk, err);
-}
-
-int pool_dir_copy_sync(const struct pool_order *pool, const struct vm_disk *disk, struct error *err)
+int pool_dir_copy_end(const struct pool_order *pool, const struct vm_disk *disk, struct error *err)
 {
     CLEANUP_FREE char *owner_dir = owner_path(pool, NULL, disk);
     CLEANUP_FREE char *all = xasprintf("%s/volumes", pool->path);
-    int r = file_sync_directory(owner_dir, err);
-    return r < 0 ? r : file_sync_directory(all, err);
+    CLEANUP_FREE char *whole = xasprintf("%s/" WHOLE, owner_dir);
+    int r = pool_dir_check(pool, err);
+    if (r == 0)
+        r = file_sync_directory(owner_dir, err);
+    if (r == 0)
+        r = file_sync_directory(all, err);
+    return r < 0 ? r : file_write_atomic(whole, "", 0, 0600, err);
+}
+
+int pool_dir_copy_is_whole(const struct pool_order *pool, const struct vm_disk *disk, struct error *err)
+{
+    struct stat st;
+    CLEANUP_FREE char *owner_dir = owner_path(pool, NULL, disk);
+    CLEANUP_FREE char *whole = xasprintf("%s/" WHOLE, owner_dir);
+    if (lstat(whole, &st) == 0)
+        return 1;
+    return errno == ENOENT ? 0 : error_errno(err, -errno, "cannot look at %s", whole);
 }

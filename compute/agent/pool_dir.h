@@ -49,11 +49,11 @@ int pool_dir_make_disk(const struct pool_order *pool, const char *vm_id, const s
 /* All that the VM, or a volume, has in the pool, for good. Nothing there is fine; no pool there is not. */
 int pool_dir_remove_vm(const struct pool_order *pool, const char *vm_id, struct error *err);
 int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id, const char *place, struct error *err);
-/* A copy of a volume that is made aside. _begin: *ret_part (the caller frees) is an empty directory for it with the name of a disk's,
- * @user's; what an earlier try left is gone. _end: it is synced by now, and gets its name. -ENOTEMPTY or -EEXIST in words: something has it.
- * _sync: the name that it has got stays, whatever happens. */
-int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *disk, uid_t user, char **ret_part, struct error *err);
-int pool_dir_copy_end(const struct pool_order *pool, const struct vm_disk *disk, const char *part, struct error *err);
-int pool_dir_copy_sync(const struct pool_order *pool, const struct vm_disk *disk, struct error *err);
+/* A copy of a volume, in a place of its own. _begin: *ret_directory (the caller frees) is an empty directory for its layers, @user's; what
+ * an earlier try left is gone. _end: it is whole and synced by now, and that is written down, lastingly. _is_whole: 1; 0: not, or nothing
+ * is there. A copy that a VMM fills is not, whatever it holds: only that VMM knows. */
+int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *disk, uid_t user, char **ret_directory, struct error *err);
+int pool_dir_copy_end(const struct pool_order *pool, const struct vm_disk *disk, struct error *err);
+int pool_dir_copy_is_whole(const struct pool_order *pool, const struct vm_disk *disk, struct error *err);
 
 #endif

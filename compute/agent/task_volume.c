@@ -1,11 +1,21 @@
-/* The task volume-move: a child copies a volume that no VM has from one pool of this host to another.
+/* The task volume-move: a volume goes from one pool of this host to another.
  *
- *   start --> WORKING (a child) --> over
+ *   no VM has it        start --> COPYING (a child) ------------------------------------------------------> over
+ *   its VM is off       start --> WAITING --the VM is held--> COPYING ------------------------------------> over
+ *   its VMM has it      start --> WAITING --> MAKING (an empty copy) --> MIRRORING --level, heard, held --> over
  *
- * The child makes the copy aside, synced, and gives it its name at the end; the volume itself is only read. Neither it nor the agent
- * removes anything of a volume: what is left of one copy or the other is removed by orders (agent_volumes.h) when the controllers have
- * heard how it ended. Begun twice: a copy that has its name is whole, and one that has not is made anew. Cancel, or the end of the
- * child: the volume is where it was.
+ * COPYING: the child only reads the volume; a copy that is whole is written down as such. MIRRORING: the VMM copies while the guest writes
+ * and keeps both level. When the controllers say that they have heard so, a majority of them answers: then it lets the guest's requests
+ * wait (machine_mirror.h, hold) until these have decided. Either way both copies hold the same when this
+ * task says that it has succeeded, and until the controllers have said which of them is the volume nobody writes to it: the VM is held
+ * (vm_hold) from the beginning until the order is gone, so no VMM is started, and its VMM's move is not ended by another order. Then
+ * vm_adjust.h tells the VMM, by the place in the VM's order.
+ *
+ * Neither task nor child removes anything of a volume: what is left of one copy or the other goes by orders (agent_volumes.h). Begun
+ * twice: a move that the VMM has under way is gone on with, a copy that is whole is not made again, and any other is made anew. An agent
+ * that was restarted starts no VM before it has heard of the controllers, and their answer has the task too, as long as nothing is decided.
+ * Cancel: until it has said that it has succeeded. A VMM that ends while it mirrors ends the task: the volume is where it was, and all
+ * that the guest was told is written is there.
  *
  * In the child, what the last VM's VMM has written is read, and the copy written, by a process with the rights of that VMM's user,
  * which owns the layers: links and names in there lead it to nothing that this user could not open. */
@@ -26,17 +36,58 @@
 #include "compute/agent/task_child.h"
 #include "compute/agent/task_walls.h"
 
+#define MOVE_LOOK_MS 200
+#define MOVE_MIRROR_MS 50 /* while its VMM mirrors */
+#define MOVE_BUSY_MAX 600u /* answers "busy", one each MOVE_LOOK_MS */
+
 enum { COPY_BYTES = 1 << 20, TELL_BYTES = 64 << 20, DIRECTORY_BYTES = 32 };
 
 struct volume_task {
     struct agent_task *task;
+    struct agent *agent;
+    char vm[37]; /* empty: no VM has it */
     struct task_child *child;
-    char id[37]; /* of the volume: later orders of the task may be without it */
+    uv_timer_t timer;
+    struct http_call *call;
+    bool begun;     /* its VMM was told to move it */
+    bool cancel;
+    unsigned busy; /* answers in a row */
+    /* MAKING: the thread pool's */
+    uv_work_t work;
+    bool making;
+    struct vm_order order; /* of the VM, with the copy in the volume's place */
+    struct vm_disk *disk;  /* that, in it */
+    uint64_t size_bytes;   /* that the VMM knows */
+    uid_t user;
+    int pidfd;
+    char *directory; /* where the VMM sees it */
+    int status;
+    struct error made_err;
+    /* how it ended */
+    bool over;
+    enum operation_state state;
+    struct error err;
 };
 
-static void finish(struct volume_task *v, enum operation_state state, const struct error *err)
+static struct local_vm *find_vm(const struct volume_task *v)
 {
+    return v->agent->stopping ? NULL : map_get(&v->agent->vms, v->vm); /* an agent that stops has closed its VMs */
+}
+
+static const char *place_of(const struct volume_task *v)
+{
+    return v->task->order.move.to.place;
+}
+
+static void on_timer_closed(uv_handle_t *handle)
+{
+    struct volume_task *v = handle->data;
     struct agent_task *task = v->task;
+    enum operation_state state = v->state;
+    struct error err = v->err;
+    OBJECT_CLEAR(vm_order, &v->order);
+    free(v->directory);
+    close_fd(&v->pidfd);
     free(v);
     task->state = NULL;
     if (!task->agent->stopping)
@@ -44,8 +95,54 @@ static void finish(struct volume_task *v, enum operation_state state, const stru
     if (task->stopping)
         agent_task_stopped(task);
     else
-        agent_task_end(task, state, err);
+        agent_task_end(task, state, &err);
 }
+
+/* Until the order is gone, however it ends: see forgotten. */
+static void hold(struct volume_task *v)
+{
+    struct local_vm *vm = find_vm(v);
+    if (v->task->holds || vm == NULL)
+        return;
+    v->task->holds = true;
+    vm_hold(vm, true);
+}
+
+static void let_go(struct agent_task *task)
+{
+    struct local_vm *vm = task->agent->stopping || task->order.task.vm == NULL ? NULL : map_get(&task->agent->vms, task->order.task.vm);
+    if (task->holds && vm != NULL)
+        vm_hold(vm, false);
+    task->holds = false;
+}
+
+/* Once; nothing is under way. */
+static void over(struct volume_task *v, enum operation_state state)
+{
+    ASSERT(v->child == NULL && v->call == NULL && !v->making);
+    if (v->over)
+        return;
+    v->over = true;
+    v->state = state;
+    if (state != operation_state_SUCCEEDED || v->task->stopping) /* it is where it was: nobody has to wait for a word */
+        let_go(v->task);
+    uv_timer_stop(&v->timer);
+    uv_close((uv_handle_t *)&v->timer, on_timer_closed);
+}
+
+static void fail(struct volume_task *v, enum error_kind kind, const char *words)
+{
+    error_set(&v->err, -EIO, kind, "%s", words);
+    over(v, operation_state_FAILED);
+}
+
+static void cancelled(struct volume_task *v)
+{
+    error_set(&v->err, -ECANCELED, ERROR_CANCELLED, "cancelled: the volume stays where it is");
+    over(v, operation_state_CANCELLED);
+}
+
+/* ---- a child ---- */
 
 static void child_told(const struct task_seen *seen, void *arg)
 {
@@ -57,20 +154,322 @@ static void child_told(const struct task_seen *seen, void *arg)
 static void child_done(const struct task_seen *seen, void *arg)
 {
     struct volume_task *v = arg;
-    struct error err = {.code = 0};
     v->child = NULL;
-    if (seen->state == operation_state_CANCELLED)
-        error_set(&err, -ECANCELED, ERROR_CANCELLED, "cancelled: the volume stays where it is");
-    else if (seen->state != operation_state_SUCCEEDED)
-        error_set(&err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
-                  seen->error_text != NULL ? seen->error_text : "it does not say why");
-    finish(v, (enum operation_state)seen->state, &err);
+    if (seen->state == operation_state_SUCCEEDED)
+        over(v, operation_state_SUCCEEDED);
+    else if (seen->state == operation_state_CANCELLED)
+        cancelled(v);
+    else
+        fail(v, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"),
+             seen->error_text != NULL ? seen->error_text : "it does not say why");
 }
+
+static int pools_there(struct volume_task *v)
+{
+    const struct volume_move *move = &v->task->order.move;
+    int r = pool_watch_there(&v->agent->pools, move->from.pool.id, move->from.pool.name, &v->err);
+    return r < 0 ? r : pool_watch_there(&v->agent->pools, move->to.pool.id, move->to.pool.name, &v->err);
+}
+
+static void copy(struct volume_task *v)
+{
+    const struct task_child_options options = {.loop = v->agent->loop,
+                                               .work = "volume",
+                                               .desc = &volume_move_desc,
+                                               .arguments = &v->task->order.move,
+                                               .told = child_told,
+                                               .done = child_done,
+                                               .arg = v};
+    int r = pools_there(v);
+    if (r == 0)
+        r = task_child_start(&options, &v->child, &v->err);
+    if (r < 0)
+        over(v, operation_state_FAILED);
+}
+
+/* ---- its VMM ---- */
+
+static void on_timer(uv_timer_t *timer);
+
+static void look_later(struct volume_task *v)
+{
+    uv_timer_start(&v->timer, on_timer, MOVE_LOOK_MS, 0);
+}
+
+static void ask(struct volume_task *v, const char *method, const char *leaf, const struct bytes_writer *body, http_client_done done)
+{
+    CLEANUP_FREE char *url = xasprintf("http://vmm/v1/vm/disks/%s%s", v->task->order.move.from.disk, leaf);
+    const struct http_call_options options = {.method = method,
+                                              .url = url,
+                                              .unix_socket = vm_control_path(find_vm(v)),
+                                              .body = body != NULL ? body->data : NULL,
+                                              .body_size = body != NULL ? body->size : 0,
+                                              .deadline_ms = VM_CONTROL_MS,
+                                              .done = done,
+                                              .arg = v};
+    if (options.unix_socket == NULL || http_client_start(v->agent->http, &options, &v->call, &v->err) < 0) {
+        v->call = NULL;
+        look_later(v);
+    }
+}
+
+/* A call or the making of the copy is over. False: so is the task. */
+static bool goes_on(struct volume_task *v)
+{
+    if (!v->task->stopping)
+        return true;
+    over(v, operation_state_CANCELLED);
+    return false;
+}
+
+/* Did the VMM say no? True: it is asked again, or that was often enough. Without an answer it may have done it: the next look tells. */
+static bool refused(struct volume_task *v, const struct http_answer *answer)
+{
+    bool busy = answer->error == 0 && answer->status == 409;
+    if (answer->error == 0 && answer->status / 100 == 2) {
+        v->busy = 0;
+        return false;
+    }
+    if (answer->error == 0 && (!busy || v->busy++ >= MOVE_BUSY_MAX)) {
+        error_set(&v->err, -EIO, answer->problem.kind, "its VMM: %.450s", answer->problem.text);
+        over(v, operation_state_FAILED);
+        return true;
+    }
+    if (busy)
+        agent_task_progress(v->task, "waiting for the VM's VMM", 0, 0);
+    look_later(v);
+    return true;
+}
+
+static void on_told(const struct http_answer *answer, void *arg)
+{
+    struct volume_task *v = arg;
+    v->call = NULL;
+    if (!goes_on(v))
+        return;
+    if (answer->error != 0 || answer->status / 100 == 2)
+        v->begun = true;
+    if (!refused(v, answer))
+        look_later(v);
+}
+
+static void tell(struct volume_task *v)
+{
+    struct vmm_disk disk = {.path = NULL};
+    struct bytes_writer body = {.data = NULL};
+    vm_files_disk(&vm_context_of(find_vm(v))->places, &v->order, v->disk, v->directory, &disk);
+    OBJECT_SET(vmm_disk, &disk, size_bytes, v->size_bytes);
+    OBJECT_SET(vmm_disk, &disk, grow, false);
+    OBJECT_SET(vmm_disk, &disk, hold, true);
+    OBJECT_ENCODE(vmm_disk, &disk, &body);
+    OBJECT_CLEAR(vmm_disk, &disk);
+    ask(v, "POST", "/move", &body, on_told);
+    bytes_writer_finish(&body);
+}
+
+/* ---- an empty copy for it: the thread pool ---- */
+
+static int copy_make(struct volume_task *v)
+{
+    const struct pool_order *pool = pool_dir_of(&v->order, v->disk);
+    CLEANUP_FREE char *directory = NULL;
+    struct vm_disk empty = *v->disk; /* borrowed */
+    empty.size_bytes = v->size_bytes;
+    int r = pool_dir_copy_begin(pool, v->disk, geteuid(), &directory, &v->made_err);
+    if (r == 0 && rmdir(directory) < 0)
+        r = error_errno(&v->made_err, -errno, "cannot make %s", directory);
+    if (r == 0)
+        r = pool_dir_make_disk(pool, v->vm, &empty, NULL, false, &v->made_err);
+    return r < 0 ? r
+                 : vm_files_show(&v->agent->vm_context.places, &v->order, v->disk, v->user, v->pidfd, &v->directory, &v->made_err);
+}
+
+static void make_do(uv_work_t *work)
+{
+    struct volume_task *v = CONTAINER_OF(work, struct volume_task, work);
+    v->status = copy_make(v);
+}
+
+static void make_after(uv_work_t *work, int status UNUSED)
+{
+    struct volume_task *v = CONTAINER_OF(work, struct volume_task, work);
+    struct local_vm *vm = find_vm(v);
+    v->making = false;
+    close_fd(&v->pidfd);
+    if (!goes_on(v))
+        return;
+    if (v->status < 0) {
+        v->err = v->made_err;
+        over(v, operation_state_FAILED);
+    } else if (vm == NULL || vm_disks(vm) != VM_DISKS_IN_USE || v->cancel) {
+        look_later(v);
+    } else {
+        tell(v);
+    }
+}
+
+/* The VM's order as it will be. NULL: it has no such volume. */
+static struct vm_disk *order_fill(struct volume_task *v, const struct vm_order *order)
+{
+    const struct volume_order *to = &v->task->order.move.to;
+    OBJECT_CLEAR(vm_order, &v->order);
+    OBJECT_COPY(vm_order, &v->order, order);
+    for (size_t i = 0; i < v->order.disks.count; i++) {
+        struct vm_disk *disk = (struct vm_disk *)v->order.disks.items + i;
+        if (disk->volume == NULL || strcmp(disk->volume, to->id) != 0)
+            continue;
+        OBJECT_TEXT(vm_disk, disk, pool, to->pool.name);
+        OBJECT_TEXT(vm_disk, disk, place, to->place);
+        if (pool_dir_of(&v->order, disk) == NULL)
+            OBJECT_COPY(pool_order, (struct pool_order *)OBJECT_ADD(vm_order, &v->order, pools), &to->pool);
+        return disk;
+    }
+    return NULL;
+}
+
+static void make(struct volume_task *v, struct local_vm *vm, uint64_t size_bytes)
+{
+    int pidfd;
+    if (pools_there(v) < 0) {
+        over(v, operation_state_FAILED);
+        return;
+    }
+    v->disk = order_fill(v, vm_order_of(vm));
+    if (v->disk == NULL) {
+        fail(v, ERROR_CONFLICT, "this host's order for the VM does not have the volume");
+        return;
+    }
+    free(v->directory);
+    v->directory = NULL;
+    v->size_bytes = size_bytes;
+    vm_walls(vm, &v->user, &pidfd);
+    v->pidfd = pidfd >= 0 ? fcntl(pidfd, F_DUPFD_CLOEXEC, 0) : -1;
+    v->making = true;
+    agent_task_progress(v->task, "making an empty copy", 0, 0);
+    int r = uv_queue_work(v->agent->loop, &v->work, make_do, make_after);
+    ASSERT(r == 0);
+}
+
+/* ---- looking ---- */
+
+static void on_ended(const struct http_answer *answer UNUSED, void *arg)
+{
+    struct volume_task *v = arg;
+    v->call = NULL;
+    if (goes_on(v))
+        cancelled(v); /* where the VMM has not heard it, vm_adjust.h says it again */
+}
+
+/* What it has come to the next look tells. */
+static void on_held(const struct http_answer *answer, void *arg)
+{
+    struct volume_task *v = arg;
+    v->call = NULL;
+    if (goes_on(v))
+        uv_timer_start(&v->timer, on_timer, answer->error == 0 && answer->status == 200 ? 0 : MOVE_MIRROR_MS, 0);
+}
+
+static void end_move(struct volume_task *v, const char *path, bool held, http_client_done done)
+{
+    struct vmm_disk_move_end end = {.path = NULL};
+    struct bytes_writer body = {.data = NULL};
+    OBJECT_TEXT(vmm_disk_move_end, &end, path, path);
+    if (held)
+        OBJECT_SET(vmm_disk_move_end, &end, hold, true);
+    OBJECT_ENCODE(vmm_disk_move_end, &end, &body);
+    OBJECT_CLEAR(vmm_disk_move_end, &end);
+    ask(v, "PUT", "/move", &body, done);
+    bytes_writer_finish(&body);
+}
+
+/* A move to this very copy is under way. */
+static void mirrors(struct volume_task *v, const struct vmm_disk_move *move)
+{
+    v->begun = true;
+    if (v->cancel) {
+        end_move(v, move->path, false, on_ended);
+        return;
+    }
+    agent_task_progress(v->task, move->state == vmm_disk_move_state_COPYING ? "copying while the VM runs" : "both are level",
+                        move->copied_bytes, move->copied_bytes + move->left_bytes);
+    if (move->state == vmm_disk_move_state_HELD) { /* and, the VM being held, no other VMM comes after this one */
+        over(v, operation_state_SUCCEEDED);
+        return;
+    }
+    if (move->state == vmm_disk_move_state_LEVEL && v->task->order.task.level) {
+        end_move(v, move->path, true, on_held);
+        return;
+    }
+    if (move->state == vmm_disk_move_state_LEVEL && !v->task->seen.ready)
+        agent_task_ready(v->task, NULL);
+    uv_timer_start(&v->timer, on_timer, MOVE_MIRROR_MS, 0);
+}
+
+static void on_disk(const struct http_answer *answer, void *arg)
+{
+    struct volume_task *v = arg;
+    struct vmm_disk_status status = {.reads = 0};
+    struct local_vm *vm = find_vm(v);
+    v->call = NULL;
+    if (!goes_on(v))
+        return;
+    if (answer->error != 0 || answer->status != 200 || vm == NULL ||
+        OBJECT_DECODE(vmm_disk_status, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &status, &v->err) < 0) {
+        look_later(v); /* it has ended, or is to have it yet */
+        return;
+    }
+    bool ours = status.move.path != NULL && strstr(status.move.path, place_of(v)) != NULL;
+    if (ours) {
+        mirrors(v, &status.move);
+    } else if (v->cancel) {
+        cancelled(v);
+    } else if (v->begun) {
+        fail(v, ERROR_INTERNAL, status.move.failure != NULL ? status.move.failure : "its VMM has ended on the way; the volume stays where it is");
+    } else if (status.move.path != NULL || status.unplugging || status.detached) {
+        fail(v, ERROR_CONFLICT, "its VMM is moving or letting go of it otherwise");
+    } else {
+        make(v, vm, status.disk.size_bytes);
+    }
+    OBJECT_CLEAR(vmm_disk_status, &status);
+}
+
+static void look(struct volume_task *v)
+{
+    struct local_vm *vm = find_vm(v);
+    if (v->over || v->child != NULL || v->call != NULL || v->making)
+        return;
+    switch (vm != NULL ? vm_disks(vm) : VM_DISKS_NONE) {
+    case VM_DISKS_NONE:
+        fail(v, ERROR_CONFLICT, "this host does not have the VM");
+        return;
+    case VM_DISKS_IN_USE:
+        ask(v, "GET", "", NULL, on_disk);
+        return;
+    case VM_DISKS_CHANGING:
+        agent_task_progress(v->task, "waiting for the VM to start or end", 0, 0);
+        look_later(v);
+        return;
+    case VM_DISKS_UNMADE: /* those that are its own; the volume is there */
+    case VM_DISKS_FREE:
+        break;
+    }
+    if (v->cancel)
+        cancelled(v);
+    else if (v->begun)
+        fail(v, ERROR_CONFLICT, "its VMM has ended on the way; the volume stays where it is");
+    else
+        copy(v);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+    look(timer->data);
+}
+
+/* ---- the task ---- */
 
 static void start(struct agent_task *task)
 {
-    struct error err = {.code = 0};
-    const struct volume_move *move = &task->order.move;
     if (!OBJECT_HAS(task_order, &task->order, move)) {
         agent_task_progress(task, "it is there already", 0, 0);
         agent_task_end(task, operation_state_SUCCEEDED, NULL);
@@ -78,37 +477,56 @@ static void start(struct agent_task *task)
     }
     struct volume_task *v = NEW(struct volume_task);
     v->task = task;
-    snprintf(v->id, sizeof v->id, "%s", move->from.id);
+    v->agent = task->agent;
+    v->pidfd = -1;
     task->state = v;
-    const struct task_child_options options = {.loop = task->agent->loop,
-                                               .work = "volume",
-                                               .desc = &volume_move_desc,
-                                               .arguments = move,
-                                               .told = child_told,
-                                               .done = child_done,
-                                               .arg = v};
-    int r = pool_watch_there(&task->agent->pools, move->from.pool.id, move->from.pool.name, &err);
-    if (r == 0)
-        r = pool_watch_there(&task->agent->pools, move->to.pool.id, move->to.pool.name, &err);
-    if (r == 0)
-        r = task_child_start(&options, &v->child, &err);
-    if (r < 0)
-        finish(v, operation_state_FAILED, &err);
+    snprintf(v->vm, sizeof v->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
+    uv_timer_init(v->agent->loop, &v->timer);
+    v->timer.data = v;
+    if (v->vm[0] == '\0') {
+        copy(v);
+        return;
+    }
+    hold(v);
+    look(v);
 }
 
-static void end(struct agent_task *task)
+/* The controllers have heard that both are level: the timer's next look is soon enough, but this is sooner. */
+static void changed(struct agent_task *task)
 {
     struct volume_task *v = task->state;
-    task_child_kill(v->child);
+    if (v != NULL && !v->over && task->order.task.level && uv_is_active((uv_handle_t *)&v->timer))
+        uv_timer_start(&v->timer, on_timer, 0, 0);
 }
 
-const struct agent_task_ops task_volume_ops = {.start = start, .cancel = end, .stop = end};
+static void cancel(struct agent_task *task)
+{
+    struct volume_task *v = task->state;
+    v->cancel = true;
+    if (v->child != NULL)
+        task_child_kill(v->child);
+}
+
+static void stop(struct agent_task *task)
+{
+    struct volume_task *v = task->state;
+    if (v->over || v->making)
+        return; /* on its way */
+    if (v->child != NULL)
+        task_child_kill(v->child);
+    else if (v->call != NULL)
+        http_call_cancel(v->call);
+    else
+        over(v, operation_state_CANCELLED);
+}
+
+const struct agent_task_ops task_volume_ops = {.start = start, .cancel = cancel, .changed = changed, .stop = stop, .forgotten = let_go};
 
 bool task_volume_works(const struct agent *agent, const char *id)
 {
     const struct agent_task *task;
     for (size_t i = 0; (task = map_next(&agent->tasks.all, &i)) != NULL;)
-        if (task->ops == &task_volume_ops && task->state != NULL && strcmp(((const struct volume_task *)task->state)->id, id) == 0)
+        if (task->ops == &task_volume_ops && task->state != NULL && strcmp(task->order.move.from.id, id) == 0)
             return true;
     return false;
 }
@@ -185,17 +603,13 @@ static int all_copy(struct block *from, struct block *to, struct error *err)
     return r < 0 ? error_errno(err, r, "the copy cannot be synced") : 0;
 }
 
-/* @size_max: the volume's. What its layers say of their size is a VMM's word, and no copy is made larger for it. */
-static int copy_between(int from, int to, const char *name, uint64_t size_max, struct error *err)
+static int copy_between(int from, int to, const char *name, struct error *err)
 {
     struct layer_pool *from_pool, *to_pool;
     struct layer_disk *source, *copy;
     char path[DIRECTORY_BYTES];
     snprintf(path, sizeof path, "/proc/self/fd/%d", to);
     int r = disk_at(from, name, true, &from_pool, &source, err);
-    if (r == 0 && source->chain->block.size_bytes > size_max)
-        r = error_set(err, -EFBIG, ERROR_INTERNAL, "its layers say that the disk has %llu bytes, and the volume has %llu: a backup of it, if "
-                      "there is one, can be restored", (unsigned long long)source->chain->block.size_bytes, (unsigned long long)size_max);
     if (r == 0)
         r = layer_pool_dir_create(path, NULL, NULL, &to_pool, err);
     if (r == 0)
@@ -212,13 +626,13 @@ static int copy_between(int from, int to, const char *name, uint64_t size_max, s
     return r; /* all else goes with the process */
 }
 
-static _Noreturn void copier(int from, int to, const struct volume_order *order, uid_t user, int words)
+static _Noreturn void copier(int from, int to, const char *name, uid_t user, int words)
 {
     struct error err = {.code = 0};
     const struct task_walls walls = {.user = user, .group = user};
     int r = task_walls_raise(&walls, &err);
     if (r == 0)
-        r = copy_between(from, to, order->disk, order->size_bytes, &err);
+        r = copy_between(from, to, name, &err);
     if (r < 0)
         (void)!write(words, &err, sizeof err);
     _exit(r < 0 ? 1 : 0);
@@ -227,7 +641,7 @@ static _Noreturn void copier(int from, int to, const struct volume_order *order,
 /* ---- in the child ---- */
 
 /* A process of its own copies; what it says of a failure is words alone. */
-static int copy_run(int from, int to, const struct volume_order *order, uid_t user, struct error *err)
+static int copy_run(int from, int to, const char *name, uid_t user, struct error *err)
 {
     int fds[2], status = 0;
     struct error said = {.code = 0};
@@ -235,7 +649,7 @@ static int copy_run(int from, int to, const struct volume_order *order, uid_t us
         return error_errno(err, -errno, "cannot start a process");
     pid_t pid = fork();
     if (pid == 0)
-        copier(from, to, order, user, fds[1]);
+        copier(from, to, name, user, fds[1]);
     close(fds[1]);
     bool has_said = pid > 0 && read(fds[0], &said, sizeof said) == (ssize_t)sizeof said;
     close(fds[0]);
@@ -260,27 +674,26 @@ static int move(const struct volume_move *work, struct error *err)
 {
     const struct vm_disk from = disk_of(&work->from), to = disk_of(&work->to);
     CLEANUP_FREE char *source = pool_dir_disk(&work->from.pool, NULL, &from);
-    CLEANUP_FREE char *final = pool_dir_disk(&work->to.pool, NULL, &to);
-    CLEANUP_FREE char *part = NULL;
+    CLEANUP_FREE char *target = NULL;
     struct stat st;
     int r = pool_dir_check(&work->from.pool, err);
     if (r == 0)
         r = pool_dir_check(&work->to.pool, err);
-    if (r < 0)
-        return r;
-    if (lstat(final, &st) == 0)
-        return pool_dir_copy_sync(&work->to.pool, &to, err); /* done before, and the last word was lost; with power it could go yet */
+    if (r == 0)
+        r = pool_dir_copy_is_whole(&work->to.pool, &to, err);
+    if (r != 0)
+        return MIN(r, 0); /* done before, and only the last word was lost */
     CLEANUP_FD int from_fd = open(source, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (from_fd < 0 || fstat(from_fd, &st) < 0)
         return error_errno(err, -errno, "cannot open %s", source);
-    r = pool_dir_copy_begin(&work->to.pool, &to, st.st_uid, &part, err);
+    r = pool_dir_copy_begin(&work->to.pool, &to, st.st_uid, &target, err);
     if (r < 0)
         return r;
-    CLEANUP_FD int to_fd = open(part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    CLEANUP_FD int to_fd = open(target, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (to_fd < 0)
-        return error_errno(err, -errno, "cannot open %s", part);
-    r = copy_run(from_fd, to_fd, &work->from, st.st_uid, err);
-    return r < 0 ? r : pool_dir_copy_end(&work->to.pool, &to, part, err);
+        return error_errno(err, -errno, "cannot open %s", target);
+    r = copy_run(from_fd, to_fd, to.name, st.st_uid, err);
+    return r < 0 ? r : pool_dir_copy_end(&work->to.pool, &to, err);
 }
 
 int task_volume_work(const char *arguments, size_t size, struct task_seen *ret_seen UNUSED, struct error *err)

@@ -1016,9 +1016,35 @@ static void vm_on_adjusted(void *arg, int status, const struct error *err)
     vm_tick(vm);
 }
 
+static bool vm_has_volumes(const struct local_vm *vm)
+{
+    const struct vm_disk *disks = vm->file.order.disks.items;
+    for (size_t i = 0; i < vm->file.order.disks.count; i++)
+        if (disks[i].volume != NULL)
+            return true;
+    return false;
+}
+
+/* Does the order say where its volumes are? Not while a task has told of a move of one, and nobody has said what was made of that. */
+static bool vm_is_decided(void *arg)
+{
+    const struct local_vm *vm = arg;
+    return vm->confirmed && vm->holds == 0;
+}
+
+/* What was left alone for want of that is looked at again. */
+static void vm_adjust_volumes(struct local_vm *vm)
+{
+    if (!vm_has_volumes(vm))
+        return;
+    vm->adjusted = false;
+    vm->adjust_again = true;
+}
+
 static void vm_adjust(struct local_vm *vm)
 {
     const struct vm_adjust_options options = {.context = vm->context,
+                                              .decided = vm_is_decided,
                                               .order = &vm->file.order,
                                               .dropped = &vm->dropped,
                                               .control_path = vm->control_path,
@@ -1834,6 +1860,8 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     }
     if (same && vm->confirmed)
         return;
+    if (!vm->confirmed)
+        vm_adjust_volumes(vm);
     vm->confirmed = true;
     if (!same) {
         if (vm_adjust_needed(known, order))
@@ -2105,12 +2133,20 @@ uid_t vm_user(const struct local_vm *vm)
     return vm->file.user != 0 ? vm->file.user : geteuid();
 }
 
+void vm_walls(const struct local_vm *vm, uid_t *ret_user, int *ret_pidfd)
+{
+    *ret_user = vm->file.user;
+    *ret_pidfd = vm->watch != NULL ? vm->watch->pidfd : -1;
+}
+
 void vm_hold(struct local_vm *vm, bool held)
 {
     ASSERT(held || vm->holds > 0);
     vm->holds += held ? 1u : -1u;
-    if (vm->holds == 0 && !vm->closing)
-        vm_wake_in(vm, 0);
+    if (vm->holds != 0 || vm->closing)
+        return;
+    vm_adjust_volumes(vm);
+    vm_wake_in(vm, 0);
 }
 
 enum vm_disks vm_disks(const struct local_vm *vm)

@@ -127,8 +127,10 @@ bool vm_lease_rules(const struct local_vm *vm);
 /* The controllers say that it is not ours: end it and remove what is left. @gone: it is nobody's any more, and what it has in
  * pools goes, too; else that is another host's now. */
 void vm_forget(struct local_vm *vm, bool gone);
+/* Who its VMM is: its user, or 0 where it sees all files (vm_files_show), and its pidfd, which stays the VM's (-1: none). */
+void vm_walls(const struct local_vm *vm, uid_t *ret_user, int *ret_pidfd);
 /* A task wants the disks for itself: from vm_hold(true) until as many vm_hold(false) no VMM is started, and no file is
- * removed. What is under way goes on: look with vm_disks. */
+ * removed, and no move of a disk that its VMM has under way is ended by the order. What is under way goes on: look with vm_disks. */
 void vm_hold(struct local_vm *vm, bool held);
 enum vm_disks {
     VM_DISKS_NONE,     /* it has none here */

@@ -12,7 +12,7 @@
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/tap.h"
 
-enum phase { PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_END };
+enum phase { PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_TIDY, PHASE_END };
 #define URL_SIZE 96
 
 struct vm_adjust {
@@ -23,6 +23,7 @@ struct vm_adjust {
     bool jailed;
     int pidfd;
     char *directory; /* of the volume that is being plugged in, as the VMM sees it */
+    bool (*decided)(void *arg);
     void (*done)(void *arg, int status, const struct error *err);
     void *arg;
 
@@ -30,7 +31,7 @@ struct vm_adjust {
     unsigned at;              /* number of the interface, or index of the disk */
     unsigned lacking;         /* bit: number of an interface */
     uint64_t force_at_ms;     /* of the unplug under way; 0: none is */
-    bool forced;
+    bool forced, tidied;
     bool leaving;             /* the disks that are being detached come last: a guest may keep them */
     struct error disk_err;    /* of the first disk that was not done; its code 0: none */
 
@@ -285,6 +286,8 @@ static void work_do(uv_work_t *work)
     uid_t user = a->jailed ? a->user : 0;
     if (a->phase == PHASE_NETWORK)
         a->status = vm_files_network(places, &a->order, a->user, &a->err);
+    else if (a->phase == PHASE_TIDY)
+        a->status = vm_files_hide_others(places, &a->order, disk_at(a), user, a->pidfd, &a->err);
     else if (a->phase == PHASE_SHOW)
         a->status = vm_files_show(places, &a->order, disk_at(a), user, a->pidfd, &a->directory, &a->err);
     else
@@ -310,6 +313,9 @@ static void work_after(uv_work_t *work, int status)
         next(a);
     } else if (a->phase == PHASE_SHOW) {
         volume_plug(a);
+    } else if (a->phase == PHASE_TIDY) {
+        a->phase = PHASE_DISKS; /* the same disk again */
+        next(a);
     } else {
         log_info("disk-unplugged", "vm=%s disk=%s", a->order.name, disk_at(a)->name);
         next_disk(a);
@@ -356,6 +362,7 @@ static void next_disk(struct vm_adjust *a)
 {
     a->phase = PHASE_DISKS;
     a->at++;
+    a->tidied = false;
     a->force_at_ms = 0;
     a->forced = false;
     next(a);
@@ -446,6 +453,34 @@ static void volume_unplug(struct vm_adjust *a)
     ask(a, "DELETE", path, NULL, on_disk_unplugged);
 }
 
+static void on_move_ended(struct vm_adjust *a, const struct http_answer *answer)
+{
+    if (!disk_refused(a, answer, "the move of a volume cannot be ended"))
+        next(a); /* the same disk again */
+}
+
+static bool is_decided(const struct vm_adjust *a)
+{
+    return a->decided == NULL || a->decided(a->arg);
+}
+
+/* A move is under way that nobody is at any more. True: it is being ended, and the disk looked at again. */
+static bool move_end(struct vm_adjust *a, const struct vmm_disk_status *status)
+{
+    const struct vm_disk *disk = disk_at(a);
+    struct vmm_disk_move_end end = {.path = NULL};
+    char path[URL_SIZE];
+    if (disk->volume == NULL || status->move.path == NULL || !is_decided(a))
+        return false;
+    bool take = status->move.state == vmm_disk_move_state_HELD && disk->place != NULL && strstr(status->move.path, disk->place) != NULL;
+    log_info("disk-move-ends", "vm=%s disk=%s to=%s taken=%d", a->order.name, disk->name, status->move.path, take);
+    OBJECT_TEXT(vmm_disk_move_end, &end, path, status->move.path);
+    OBJECT_SET(vmm_disk_move_end, &end, take, take);
+    snprintf(path, sizeof path, "disks/%s/move", disk->name);
+    send_object(a, "PUT", path, &vmm_disk_move_end_desc, &end, on_move_ended);
+    return true;
+}
+
 static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
 {
     const struct vm_disk *disk = disk_at(a);
@@ -469,6 +504,17 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
         return;
     if (OBJECT_DECODE(vmm_disk_status, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &status, &a->err) < 0) {
         end(a, -EPROTO);
+        return;
+    }
+    if (move_end(a, &status)) {
+        OBJECT_CLEAR(vmm_disk_status, &status);
+        return;
+    }
+    if (disk->volume != NULL && !a->tidied && is_decided(a)) { /* what a move has left in its view */
+        OBJECT_CLEAR(vmm_disk_status, &status);
+        a->tidied = true;
+        a->phase = PHASE_TIDY;
+        work_begin(a);
         return;
     }
     bool grows = disk->volume != NULL && status.disk.size_bytes < disk->size_bytes, detached = status.detached;
@@ -578,6 +624,7 @@ struct vm_adjust *vm_adjust_start(const struct vm_adjust_options *options)
     a->user = options->user;
     a->jailed = options->jailed;
     a->pidfd = options->pidfd >= 0 ? fcntl(options->pidfd, F_DUPFD_CLOEXEC, 0) : -1;
+    a->decided = options->decided;
     a->done = options->done;
     a->arg = options->arg;
     uv_timer_init(a->context->loop, &a->timer);

@@ -5,6 +5,7 @@
  *   2. bridges, taps and packet rules (vm_files_network, in the thread pool): what has gone goes, what is to come is there
  *   3. each interface that the VMM lacks: plug
  *   4. each disk: limits, on_disk_error and size, where they differ. A volume that the VMM lacks is shown to it and plugged in
+ *      One that is held at the end of a move is told which of the two copies it is by the place in the order, where that is decided
  *   5. each volume that is being detached is unplugged: the guest is asked, and where it does not let go within VM_UNPLUG_MS this
  *      run fails, to be tried again; by force only where that was asked for
  *
@@ -27,6 +28,7 @@ struct vm_adjust_options {
     const struct vm_order *order;     /* copied */
     const struct vm_order *dropped;   /* its disks leave too (vm_adjust_dropped). Copied */
     const char *control_path;         /* copied */
+    bool (*decided)(void *arg);       /* may a move of a volume be ended by the order now? NULL: yes */
     uid_t user;                       /* that the VMM runs as: its taps are this user's */
     bool jailed;                      /* and it sees only what it is shown */
     int pidfd;                        /* of the VMM; -1 where it is not jailed. Doubled */

@@ -449,9 +449,12 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
     return r;
 }
 
+#define PLUGGED ".plugged"
+
 static char *plugged_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
 {
-    return xasprintf("%s/%s/disks/%s.plugged", places->vms_dir, order->id, disk->name);
+    return xasprintf("%s/%s/disks/%s%s%s" PLUGGED, places->vms_dir, order->id, disk->name, disk->place != NULL ? "." : "",
+                     disk->place != NULL ? disk->place : "");
 }
 
 int vm_files_show(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
@@ -482,6 +485,35 @@ int vm_files_hide(const struct vm_places *places, const struct vm_order *order, 
     int r = vmm_mount_hide(pidfd, seen, ARRAY_SIZE(seen), err);
     if (r == 0 && rmdir(plugged) < 0 && errno != ENOENT)
         r = error_errno(err, -errno, "cannot remove %s", plugged);
+    return r;
+}
+
+/* Is @leaf where a copy of @disk is shown? */
+static bool is_plugged(const char *leaf, const struct vm_disk *disk)
+{
+    size_t length = strlen(disk->name), size = strlen(leaf), end = strlen(PLUGGED);
+    return size >= length + end && strncmp(leaf, disk->name, length) == 0 && leaf[length] == '.' && strcmp(leaf + size - end, PLUGGED) == 0;
+}
+
+int vm_files_hide_others(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
+                         struct error *err)
+{
+    CLEANUP_FREE char *disks = vm_files_path(places, order->id, "disks");
+    CLEANUP_FREE char *kept = plugged_path(places, order, disk);
+    struct dirent *entry;
+    int r = 0;
+    DIR *dir = user != 0 ? opendir(disks) : NULL;
+    while (r == 0 && dir != NULL && (entry = readdir(dir)) != NULL) {
+        CLEANUP_FREE char *path = xasprintf("%s/%s", disks, entry->d_name);
+        const char *const seen[] = {path};
+        if (!is_plugged(entry->d_name, disk) || strcmp(path, kept) == 0)
+            continue;
+        r = vmm_mount_hide(pidfd, seen, ARRAY_SIZE(seen), err);
+        if (r == 0 && rmdir(path) < 0 && errno != ENOENT)
+            r = error_errno(err, -errno, "cannot remove %s", path);
+    }
+    if (dir != NULL)
+        closedir(dir);
     return r;
 }
 

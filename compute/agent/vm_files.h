@@ -9,7 +9,7 @@
  *              disks/<name>.raw      a disk that is only read, or was made by an older version; one whose image cannot be shared
  *              disks/<name>.layers/  <name>.disk, its layers, and the second name of the image that it begins as
  *              disks/restored      the operation of the last live restore (vm_files_set_restored); restore.sock: where it serves
- *              disks/<name>.plugged/ empty; where a volume that was attached to the running VM is shown to its VMM (vmm_mount.h)
+ *              disks/<name>[.<place>].plugged/ empty; where a volume that was attached to the running VM is shown to its VMM (vmm_mount.h)
  *              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
  *   <lease>/<id>.lease        its lease page
@@ -79,6 +79,9 @@ int vm_files_show(const struct vm_places *places, const struct vm_order *order, 
                   char **ret_directory, struct error *err);
 int vm_files_hide(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
                   struct error *err);
+/* And of it as it was before a move, once it has the one that @disk is. */
+int vm_files_hide_others(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
+                         struct error *err);
 /* The same as VM_NEXT_CONFIG, for a VMM of this host that takes the VM over from the one that runs it. */
 int vm_files_write_next_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
 /* In the VM's directory, while one VMM takes it over from another: what becomes config.json and vmm.lock, and where it
