@@ -122,9 +122,9 @@ const struct verb verbs[] = {
     {"volume", "move", NULL, "drover volume move data1 --pool nas --wait", ROUTE_ID_volume_move, ARGUMENT_NAME, NULL, NULL, NULL,
      WAIT_HELP
      "\n"
-     "A host that has both pools copies it. Until all of it is there it is in the pool that it is in, and stays there where the move\n"
-     "fails or is cancelled (`drover operation cancel`); what is left in the other pool is removed (other_pool in `drover volume show`\n"
-     "until it is).\n"},
+     "A host that has both pools copies it, also while a VM uses it. Until all of it is there it is in the pool that it is in, and stays\n"
+     "there where the move fails or is cancelled (`drover operation cancel`); what is left in the other pool is removed (other_pool in\n"
+     "`drover volume show` until it is).\n"},
     {"volume", "delete", NULL, "drover volume delete data1 --yes --wait", ROUTE_ID_volume_delete, ARGUMENT_NAME, NULL,
      "Remove volume %s and what is on it for good?", NULL, WAIT_HELP},
     {"vm", "list", NULL, "drover vm list --filter state=running", ROUTE_ID_vm_list, ARGUMENT_NONE,
