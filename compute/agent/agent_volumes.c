@@ -62,15 +62,31 @@ static void failed(struct agent_volume *v, const struct error *err)
 
 /* ---- work: the thread pool ---- */
 
+/* What a move has left goes only where the volume itself is seen: a cluster that has lost the end of its log may not know which is which. */
+static int kept_look(const struct volume_order *order, struct error *err)
+{
+    const struct vm_disk kept = {.name = order->disk, .volume = order->id, .place = order->kept_place}; /* borrowed */
+    CLEANUP_FREE char *directory = pool_dir_disk(&order->kept_pool, NULL, &kept);
+    CLEANUP_FREE char *head = xasprintf("%s/%s.disk", directory, order->disk);
+    int r = pool_dir_check(&order->kept_pool, err);
+    if (r == 0 && access(head, F_OK) < 0)
+        r = error_errno(err, -errno, "the volume is not seen where it is to be (%s), so what a move has left of it in pool %s is kept", head,
+                        order->pool.name);
+    return r;
+}
+
 static void work_do(uv_work_t *work)
 {
     struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
     const struct volume_order *order = &v->worked;
     const struct vm_disk disk = {.name = order->disk, .size_bytes = order->size_bytes, .volume = order->id, .place = order->place}; /* borrowed */
     v->err = (struct error){.code = 0};
-    if (order->remove)
+    v->status = 0;
+    if (order->remove && OBJECT_HAS(volume_order, order, kept_pool))
+        v->status = kept_look(order, &v->err);
+    if (order->remove && v->status == 0)
         v->status = pool_dir_remove_volume(&order->pool, order->id, order->place, &v->err);
-    else
+    else if (!order->remove)
         v->status = pool_dir_make_disk(&order->pool, order->id, &disk, v->image_path, false, &v->err);
 }
 

@@ -46,6 +46,7 @@ struct volume_task {
     struct agent_task *task;
     struct agent *agent;
     char vm[37]; /* empty: no VM has it */
+    struct volume_move move; /* as it was begun: later orders of the task may be without it */
     struct task_child *child;
     uv_timer_t timer;
     struct http_call *call;
@@ -76,7 +77,7 @@ static struct local_vm *find_vm(const struct volume_task *v)
 
 static const char *place_of(const struct volume_task *v)
 {
-    return v->task->order.move.to.place;
+    return v->move.to.place;
 }
 
 static void on_timer_closed(uv_handle_t *handle)
@@ -86,6 +87,7 @@ static void on_timer_closed(uv_handle_t *handle)
     enum operation_state state = v->state;
     struct error err = v->err;
     OBJECT_CLEAR(vm_order, &v->order);
+    OBJECT_CLEAR(volume_move, &v->move);
     free(v->directory);
     close_fd(&v->pidfd);
     free(v);
@@ -166,7 +168,7 @@ static void child_done(const struct task_seen *seen, void *arg)
 
 static int pools_there(struct volume_task *v)
 {
-    const struct volume_move *move = &v->task->order.move;
+    const struct volume_move *move = &v->move;
     int r = pool_watch_there(&v->agent->pools, move->from.pool.id, move->from.pool.name, &v->err);
     return r < 0 ? r : pool_watch_there(&v->agent->pools, move->to.pool.id, move->to.pool.name, &v->err);
 }
@@ -176,7 +178,7 @@ static void copy(struct volume_task *v)
     const struct task_child_options options = {.loop = v->agent->loop,
                                                .work = "volume",
                                                .desc = &volume_move_desc,
-                                               .arguments = &v->task->order.move,
+                                               .arguments = &v->move,
                                                .told = child_told,
                                                .done = child_done,
                                                .arg = v};
@@ -198,7 +200,7 @@ static void look_later(struct volume_task *v)
 
 static void ask(struct volume_task *v, const char *method, const char *leaf, const struct bytes_writer *body, http_client_done done)
 {
-    CLEANUP_FREE char *url = xasprintf("http://vmm/v1/vm/disks/%s%s", v->task->order.move.from.disk, leaf);
+    CLEANUP_FREE char *url = xasprintf("http://vmm/v1/vm/disks/%s%s", v->move.from.disk, leaf);
     const struct http_call_options options = {.method = method,
                                               .url = url,
                                               .unix_socket = vm_control_path(find_vm(v)),
@@ -311,7 +313,7 @@ static void make_after(uv_work_t *work, int status UNUSED)
 /* The VM's order as it will be. NULL: it has no such volume. */
 static struct vm_disk *order_fill(struct volume_task *v, const struct vm_order *order)
 {
-    const struct volume_order *to = &v->task->order.move.to;
+    const struct volume_order *to = &v->move.to;
     OBJECT_CLEAR(vm_order, &v->order);
     OBJECT_COPY(vm_order, &v->order, order);
     for (size_t i = 0; i < v->order.disks.count; i++) {
@@ -479,6 +481,7 @@ static void start(struct agent_task *task)
     v->task = task;
     v->agent = task->agent;
     v->pidfd = -1;
+    OBJECT_COPY(volume_move, &v->move, &task->order.move);
     task->state = v;
     snprintf(v->vm, sizeof v->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
     uv_timer_init(v->agent->loop, &v->timer);
@@ -491,11 +494,16 @@ static void start(struct agent_task *task)
     look(v);
 }
 
-/* The controllers have heard that both are level: the timer's next look is soon enough, but this is sooner. */
+static void cancel(struct agent_task *task);
+
+/* The controllers have heard that both are level: the timer's next look is soon enough, but this is sooner. Or they do not know of the
+ * volume any more: it was forgotten by force. */
 static void changed(struct agent_task *task)
 {
     struct volume_task *v = task->state;
-    if (v != NULL && !v->over && task->order.task.level && uv_is_active((uv_handle_t *)&v->timer))
+    if (v != NULL && !v->over && !OBJECT_HAS(task_order, &task->order, move))
+        cancel(task);
+    else if (v != NULL && !v->over && task->order.task.level && uv_is_active((uv_handle_t *)&v->timer))
         uv_timer_start(&v->timer, on_timer, 0, 0);
 }
 
@@ -526,7 +534,7 @@ bool task_volume_works(const struct agent *agent, const char *id)
 {
     const struct agent_task *task;
     for (size_t i = 0; (task = map_next(&agent->tasks.all, &i)) != NULL;)
-        if (task->ops == &task_volume_ops && task->state != NULL && strcmp(task->order.move.from.id, id) == 0)
+        if (task->ops == &task_volume_ops && task->state != NULL && strcmp(((const struct volume_task *)task->state)->move.from.id, id) == 0)
             return true;
     return false;
 }
@@ -603,13 +611,17 @@ static int all_copy(struct block *from, struct block *to, struct error *err)
     return r < 0 ? error_errno(err, r, "the copy cannot be synced") : 0;
 }
 
-static int copy_between(int from, int to, const char *name, struct error *err)
+/* @size_max: the volume's. What its layers say of their size is a VMM's word, and no copy is made larger for it. */
+static int copy_between(int from, int to, const char *name, uint64_t size_max, struct error *err)
 {
     struct layer_pool *from_pool, *to_pool;
     struct layer_disk *source, *copy;
     char path[DIRECTORY_BYTES];
     snprintf(path, sizeof path, "/proc/self/fd/%d", to);
     int r = disk_at(from, name, true, &from_pool, &source, err);
+    if (r == 0 && source->chain->block.size_bytes > size_max)
+        r = error_set(err, -EFBIG, ERROR_INTERNAL, "its layers say that the disk has %llu bytes, and the volume has %llu: a backup of it, if "
+                      "there is one, can be restored", (unsigned long long)source->chain->block.size_bytes, (unsigned long long)size_max);
     if (r == 0)
         r = layer_pool_dir_create(path, NULL, NULL, &to_pool, err);
     if (r == 0)
@@ -626,13 +638,13 @@ static int copy_between(int from, int to, const char *name, struct error *err)
     return r; /* all else goes with the process */
 }
 
-static _Noreturn void copier(int from, int to, const char *name, uid_t user, int words)
+static _Noreturn void copier(int from, int to, const struct volume_order *order, uid_t user, int words)
 {
     struct error err = {.code = 0};
     const struct task_walls walls = {.user = user, .group = user};
     int r = task_walls_raise(&walls, &err);
     if (r == 0)
-        r = copy_between(from, to, name, &err);
+        r = copy_between(from, to, order->disk, order->size_bytes, &err);
     if (r < 0)
         (void)!write(words, &err, sizeof err);
     _exit(r < 0 ? 1 : 0);
@@ -641,7 +653,7 @@ static _Noreturn void copier(int from, int to, const char *name, uid_t user, int
 /* ---- in the child ---- */
 
 /* A process of its own copies; what it says of a failure is words alone. */
-static int copy_run(int from, int to, const char *name, uid_t user, struct error *err)
+static int copy_run(int from, int to, const struct volume_order *order, uid_t user, struct error *err)
 {
     int fds[2], status = 0;
     struct error said = {.code = 0};
@@ -649,7 +661,7 @@ static int copy_run(int from, int to, const char *name, uid_t user, struct error
         return error_errno(err, -errno, "cannot start a process");
     pid_t pid = fork();
     if (pid == 0)
-        copier(from, to, name, user, fds[1]);
+        copier(from, to, order, user, fds[1]);
     close(fds[1]);
     bool has_said = pid > 0 && read(fds[0], &said, sizeof said) == (ssize_t)sizeof said;
     close(fds[0]);
@@ -692,7 +704,7 @@ static int move(const struct volume_move *work, struct error *err)
     CLEANUP_FD int to_fd = open(target, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (to_fd < 0)
         return error_errno(err, -errno, "cannot open %s", target);
-    r = copy_run(from_fd, to_fd, to.name, st.st_uid, err);
+    r = copy_run(from_fd, to_fd, &work->from, st.st_uid, err);
     return r < 0 ? r : pool_dir_copy_end(&work->to.pool, &to, err);
 }
 

@@ -31,15 +31,23 @@ static bool same_text(const char *a, const char *b)
     return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
 }
 
-/* The first that is up and has the pool; @host_name: only that one. */
-static const char *worker_of(const struct state *state, const char *pool_name, const char *host_name)
+static bool has_pool(const struct state *state, const char *pool_name, const char *host_id)
+{
+    const struct record *pool = state_get(state, object_kind_POOL, pool_name);
+    const struct pool_host *member = pool != NULL ? pool_member_find(pool->pool, host_id) : NULL;
+    return member != NULL && member->state == pool_host_state_PRESENT;
+}
+
+/* The first that is up and has the pool; @host_name: only that one. @too: and that pool (NULL: none). */
+static const char *worker_of(const struct state *state, const char *pool_name, const char *host_name, const char *too)
 {
     const struct record *pool = state_get(state, object_kind_POOL, pool_name);
     for (size_t i = 0; pool != NULL && i < pool->pool->members.count; i++) {
         const struct pool_host *member = (const struct pool_host *)pool->pool->members.items + i;
         const struct record *host = state_get(state, object_kind_HOST, member->host);
         bool its_own = host_name == NULL || strcmp(host_name, member->name) == 0;
-        if (its_own && member->state == pool_host_state_PRESENT && host != NULL && host->host->state == host_state_UP)
+        if (its_own && member->state == pool_host_state_PRESENT && host != NULL && host->host->state == host_state_UP &&
+            (too == NULL || has_pool(state, too, member->host)))
             return member->host;
     }
     return NULL;
@@ -47,7 +55,7 @@ static const char *worker_of(const struct state *state, const char *pool_name, c
 
 const char *volume_worker(const struct state *state, const struct volume *volume)
 {
-    return worker_of(state, volume->pool, volume->host);
+    return worker_of(state, volume->pool, volume->host, NULL);
 }
 
 bool volume_has_left(const struct volume *volume)
@@ -57,7 +65,8 @@ bool volume_has_left(const struct volume *volume)
 
 const char *volume_left_worker(const struct state *state, const struct volume *volume)
 {
-    return volume_has_left(volume) ? worker_of(state, volume->other_pool, volume->other_host) : NULL;
+    const char *host = volume->other_host != NULL ? volume->other_host : volume->host;
+    return volume_has_left(volume) ? worker_of(state, volume->other_pool, host, volume->pool) : NULL;
 }
 
 bool volume_is_pending(const struct volume *volume)

@@ -763,6 +763,10 @@ static void fill_left(const struct state *state, const struct record *host, stru
             continue;
         fill_volume(state, host, volume, true, order);
         OBJECT_SET(volume_order, order, remove, true);
+        pool_order_fill(state, state_get(state, object_kind_POOL, volume->pool)->pool, host->common->id, &order->kept_pool);
+        OBJECT_SET(pool_order, &order->kept_pool, make, false);
+        object_mark(&volume_order_desc, order, "kept_pool");
+        OBJECT_TEXT(volume_order, order, kept_place, volume->place);
     }
 }
 

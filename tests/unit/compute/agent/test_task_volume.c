@@ -225,12 +225,27 @@ static void failures_leave_no_copy(void **state)
     assert_false(is_there(f));
 }
 
+/* The layers are a VMM's, and so is what they say. */
+static void no_copy_is_larger_than_its_volume(void **state)
+{
+    struct fixture *f = *state;
+    struct error err;
+    OBJECT_SET(volume_order, &f->work.from, size_bytes, SIZE - MIB);
+    assert_true(work(f, &err) < 0);
+    assert_non_null(strstr(err.text, "layers say"));
+    assert_false(is_there(f));
+    OBJECT_SET(volume_order, &f->work.from, size_bytes, SIZE);
+    assert_int_equal(work(f, &err), 0);
+    compare(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(all_is_copied_and_holes_stay, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_begun_is_made_anew, setup, teardown),
         cmocka_unit_test_setup_teardown(failures_leave_no_copy, setup, teardown),
+        cmocka_unit_test_setup_teardown(no_copy_is_larger_than_its_volume, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

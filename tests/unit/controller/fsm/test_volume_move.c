@@ -162,15 +162,20 @@ static void done_it_is_the_other_copy(void **test)
     /* said again, by an agent that was restarted: nothing changes back */
     task_says(f, "n2", first, operation_state_SUCCEEDED);
     assert_string_equal(volume(f, "a")->pool, "hdd");
-    /* what was goes, in the list that every agent reads; a word about the other copy is not taken for it */
-    removes(f, "n1", "nas", NULL);
-    removes(f, "n2", NULL, NULL);
-    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, first, false, true), 0);
+    /* what was goes, in the list that every agent reads, by who sees the volume; a word about the other copy is not taken for it */
+    removes(f, "n2", "nas", NULL);
+    removes(f, "n1", NULL, NULL);
+    orders_of(f, "n2", &orders);
+    assert_string_equal(((const struct volume_order *)orders.volumes.items)->kept_pool.path, "/srv/hdd");
+    assert_string_equal(((const struct volume_order *)orders.volumes.items)->kept_place, first);
+    OBJECT_CLEAR(node_orders, &orders);
+    assert_int_equal(place_says(f, "n2", volume(f, "a")->id, first, false, true), 0);
     refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "still being removed");
     refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "still to be removed");
-    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 1);
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 0);
+    assert_int_equal(place_says(f, "n2", volume(f, "a")->id, NULL, false, true), 1);
     assert_null(volume(f, "a")->other_pool);
-    removes(f, "n1", NULL, NULL);
+    removes(f, "n2", NULL, NULL);
     /* a VM is told where it is */
     fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n2\"}");
     fixture_vm_is(f, "web", vm_state_RUNNING);
