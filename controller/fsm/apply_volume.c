@@ -494,8 +494,22 @@ static void left_gone(struct apply *a, struct record *record, const char *why)
     OBJECT_TEXT(volume, volume, other_pool, NULL);
     OBJECT_TEXT(volume, volume, other_host, NULL);
     OBJECT_TEXT(volume, volume, other_place, NULL);
+    if (volume_tells_of_left(volume))
+        OBJECT_TEXT(volume, volume, state_reason, NULL);
     state_edit_end(a->state, record, a->index);
     apply_event(a, event_type_UPDATED, record, "what was left of volume %s in pool %s is gone%s", volume->name, pool, why);
+}
+
+/* Its host says why not. */
+static void left_stays(struct apply *a, struct record *record, const char *reason)
+{
+    struct volume *volume = record->volume;
+    state_edit_begin(a->state, record);
+    set_state(volume, (enum volume_state)volume->state, reason);
+    state_edit_end(a->state, record, a->index);
+    if (reason != NULL)
+        apply_event(a, event_type_UPDATED, record, "what was left of volume %s in pool %s cannot be removed: %s", volume->name, volume->other_pool,
+                    reason);
 }
 
 void volumes_host_gone(struct apply *a, const struct record *host)
@@ -514,7 +528,10 @@ static void see_volume(struct apply *a, const struct record *host, const struct 
         return;
     struct volume *volume = record->volume;
     if (volume_has_left(volume) && same_text(seen->place, volume->other_place)) {
-        left_gone(a, record, "");
+        if (seen->gone)
+            left_gone(a, record, "");
+        else
+            left_stays(a, record, seen->reason);
         return;
     }
     bool made = volume->state == volume_state_CREATING && seen->made;

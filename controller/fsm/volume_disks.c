@@ -63,6 +63,11 @@ bool volume_has_left(const struct volume *volume)
     return volume->other_pool != NULL && volume->state != volume_state_MOVING;
 }
 
+bool volume_tells_of_left(const struct volume *volume)
+{
+    return volume->state == volume_state_AVAILABLE || volume->state == volume_state_ATTACHED;
+}
+
 const char *volume_left_worker(const struct state *state, const struct volume *volume)
 {
     const char *host = volume->other_host != NULL ? volume->other_host : volume->host;
@@ -79,7 +84,8 @@ bool volume_seen_differs(const struct state *state, const char *host_id, const s
     const struct record *record = state_get(state, object_kind_VOLUME, seen->id);
     const char *left = record != NULL ? volume_left_worker(state, record->volume) : NULL;
     if (left != NULL && same_text(seen->place, record->volume->other_place))
-        return seen->gone && strcmp(left, host_id) == 0;
+        return strcmp(left, host_id) == 0 &&
+               (seen->gone || (volume_tells_of_left(record->volume) && !same_text(seen->reason, record->volume->state_reason)));
     const char *worker = record != NULL ? volume_worker(state, record->volume) : NULL;
     if (worker == NULL || strcmp(worker, host_id) != 0 || !volume_is_pending(record->volume) ||
         !same_text(seen->place, record->volume->place))

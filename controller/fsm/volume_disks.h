@@ -26,6 +26,8 @@ const struct vm_disk *volume_disk_any(const struct vm *vm);
 const char *volume_worker(const struct state *state, const struct volume *volume);
 /* Is there something of it in other_pool that is to be removed; and who does that now? NULL: none can, or there is nothing. */
 bool volume_has_left(const struct volume *volume);
+/* Does its state_reason say what hinders that? */
+bool volume_tells_of_left(const struct volume *volume);
 const char *volume_left_worker(const struct state *state, const struct volume *volume);
 /* Is there something to do for a host? */
 bool volume_is_pending(const struct volume *volume);

@@ -171,10 +171,18 @@ static void done_it_is_the_other_copy(void **test)
     OBJECT_CLEAR(node_orders, &orders);
     assert_int_equal(place_says(f, "n2", volume(f, "a")->id, first, false, true), 0);
     refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "still being removed");
+    struct node_report report = fixture_report(f, "n2", 8192); /* and why it is not */
+    struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
+    OBJECT_TEXT(volume_seen, seen, id, volume(f, "a")->id);
+    OBJECT_TEXT(volume_seen, seen, reason, "it is read-only");
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_string_equal(volume(f, "a")->state_reason, "it is read-only");
+    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "wait for that: it is read-only");
     refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "still to be removed");
     assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 0);
     assert_int_equal(place_says(f, "n2", volume(f, "a")->id, NULL, false, true), 1);
     assert_null(volume(f, "a")->other_pool);
+    assert_null(volume(f, "a")->state_reason);
     removes(f, "n2", NULL, NULL);
     /* a VM is told where it is */
     fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n2\"}");
