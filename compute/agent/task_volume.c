@@ -18,7 +18,8 @@
  * that the guest was told is written is there.
  *
  * In the child, what the last VM's VMM has written is read, and the copy written, by a process with the rights of that VMM's user,
- * which owns the layers: links and names in there lead it to nothing that this user could not open. */
+ * which owns the layers: links and names in there lead it to nothing that this user could not open. What it says is how far it is and
+ * why it has failed, and goes by a pipe of its own: it has no part in what the child tells the agent. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -173,6 +174,19 @@ static int pools_there(struct volume_task *v)
     return r < 0 ? r : pool_watch_there(&v->agent->pools, move->to.pool.id, move->to.pool.name, &v->err);
 }
 
+static void look_later(struct volume_task *v);
+
+/* A pool whose server is silent, or that is not mounted, may be back soon: hours of copying need not be begun anew. True: it is waited. */
+static bool waits_for_pool(struct volume_task *v, int r)
+{
+    if (r != -EAGAIN || v->cancel)
+        return false;
+    agent_task_progress(v->task, v->err.text, 0, 0);
+    v->err = (struct error){.code = 0};
+    look_later(v);
+    return true;
+}
+
 static void copy(struct volume_task *v)
 {
     const struct task_child_options options = {.loop = v->agent->loop,
@@ -183,6 +197,8 @@ static void copy(struct volume_task *v)
                                                .done = child_done,
                                                .arg = v};
     int r = pools_there(v);
+    if (waits_for_pool(v, r))
+        return;
     if (r == 0)
         r = task_child_start(&options, &v->child, &v->err);
     if (r < 0)
@@ -332,7 +348,10 @@ static struct vm_disk *order_fill(struct volume_task *v, const struct vm_order *
 static void make(struct volume_task *v, struct local_vm *vm, uint64_t size_bytes)
 {
     int pidfd;
-    if (pools_there(v) < 0) {
+    int r = pools_there(v);
+    if (waits_for_pool(v, r))
+        return;
+    if (r < 0) {
         over(v, operation_state_FAILED);
         return;
     }
@@ -348,7 +367,7 @@ static void make(struct volume_task *v, struct local_vm *vm, uint64_t size_bytes
     v->pidfd = pidfd >= 0 ? fcntl(pidfd, F_DUPFD_CLOEXEC, 0) : -1;
     v->making = true;
     agent_task_progress(v->task, "making an empty copy", 0, 0);
-    int r = uv_queue_work(v->agent->loop, &v->work, make_do, make_after);
+    r = uv_queue_work(v->agent->loop, &v->work, make_do, make_after);
     ASSERT(r == 0);
 }
 
@@ -440,6 +459,13 @@ static void look(struct volume_task *v)
     struct local_vm *vm = find_vm(v);
     if (v->over || v->child != NULL || v->call != NULL || v->making)
         return;
+    if (v->vm[0] == '\0') {
+        if (v->cancel)
+            cancelled(v);
+        else
+            copy(v);
+        return;
+    }
     switch (vm != NULL ? vm_disks(vm) : VM_DISKS_NONE) {
     case VM_DISKS_NONE:
         fail(v, ERROR_CONFLICT, "this host does not have the VM");
@@ -486,11 +512,8 @@ static void start(struct agent_task *task)
     snprintf(v->vm, sizeof v->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
     uv_timer_init(v->agent->loop, &v->timer);
     v->timer.data = v;
-    if (v->vm[0] == '\0') {
-        copy(v);
-        return;
-    }
-    hold(v);
+    if (v->vm[0] != '\0')
+        hold(v);
     look(v);
 }
 
@@ -541,13 +564,33 @@ bool task_volume_works(const struct agent *agent, const char *id)
 
 /* ---- in the child, with the rights of the user whose layers they are ---- */
 
-static int disk_at(int directory, const char *name, bool read_only, struct layer_pool **ret_pool, struct layer_disk **ret_disk,
-                   struct error *err)
+/* From the process that copies to the child. */
+struct word {
+    uint64_t done, total;
+    int code; /* 0: it goes on; negative: it has failed */
+    char text[512];
+};
+
+static void say(int words, uint64_t done, uint64_t total)
 {
+    const struct word word = {.done = done, .total = total};
+    (void)!write(words, &word, sizeof word); /* less than PIPE_BUF: whole */
+}
+
+static int source_open(int directory, const struct volume_order *order, struct layer_disk **ret_disk, struct error *err)
+{
+    struct layer_pool *pool;
     char path[DIRECTORY_BYTES];
     snprintf(path, sizeof path, "/proc/self/fd/%d", directory);
-    int r = layer_pool_dir_create(path, NULL, NULL, ret_pool, err);
-    return r < 0 ? r : layer_disk_open(*ret_pool, name, read_only, 0, ret_disk, err);
+    int r = layer_pool_dir_create(path, NULL, NULL, &pool, err);
+    if (r == 0)
+        r = layer_disk_open(pool, order->disk, true, 0, ret_disk, err);
+    /* Nobody has it, its record says; but a file server keeps the locks of a host that is gone for minutes or for ever. */
+    if (r == -EBUSY && order->pool.kind == pool_kind_SHARED_DIR) {
+        layer_pool_dir_set_unlocked(pool, true);
+        r = layer_disk_open(pool, order->disk, true, 0, ret_disk, err);
+    }
+    return r;
 }
 
 static bool is_zero(const uint8_t *at, size_t size)
@@ -585,14 +628,14 @@ static uint64_t data_bytes(struct block *b, struct error *err, int *ret_code)
     return total;
 }
 
-static int all_copy(struct block *from, struct block *to, struct error *err)
+static int all_copy(struct block *from, struct block *to, int words, struct error *err)
 {
     int r;
     uint64_t total = data_bytes(from, err, &r), done = 0, start_at, end_at, at = 0;
     if (r < 0)
         return r;
     CLEANUP_FREE uint8_t *buffer = xcalloc(1, COPY_BYTES);
-    task_child_tell("copying", 0, total);
+    say(words, 0, total);
     while ((r = block_next_data(from, at, &start_at, &end_at)) > 0) {
         for (at = start_at; at < end_at;) {
             uint64_t size = MIN((uint64_t)TELL_BYTES, end_at - at);
@@ -601,35 +644,35 @@ static int all_copy(struct block *from, struct block *to, struct error *err)
                 return r;
             at += size;
             done += size;
-            task_child_tell("copying", done, total);
+            say(words, done, total);
         }
     }
     if (r < 0)
         return error_errno(err, r, "cannot tell where the volume has data");
-    task_child_tell("syncing", total, total);
     r = block_now(to, BLOCK_FLUSH, 0, NULL, 0);
     return r < 0 ? error_errno(err, r, "the copy cannot be synced") : 0;
 }
 
-/* @size_max: the volume's. What its layers say of their size is a VMM's word, and no copy is made larger for it. */
-static int copy_between(int from, int to, const char *name, uint64_t size_max, struct error *err)
+/* What its layers say of their size is a VMM's word, and no copy is made larger than the volume for it. */
+static int copy_between(int from, int to, const struct volume_order *order, int words, struct error *err)
 {
-    struct layer_pool *from_pool, *to_pool;
+    struct layer_pool *pool;
     struct layer_disk *source, *copy;
     char path[DIRECTORY_BYTES];
     snprintf(path, sizeof path, "/proc/self/fd/%d", to);
-    int r = disk_at(from, name, true, &from_pool, &source, err);
-    if (r == 0 && source->chain->block.size_bytes > size_max)
+    int r = source_open(from, order, &source, err);
+    if (r == 0 && source->chain->block.size_bytes > order->size_bytes)
         r = error_set(err, -EFBIG, ERROR_INTERNAL, "its layers say that the disk has %llu bytes, and the volume has %llu: a backup of it, if "
-                      "there is one, can be restored", (unsigned long long)source->chain->block.size_bytes, (unsigned long long)size_max);
+                      "there is one, can be restored", (unsigned long long)source->chain->block.size_bytes,
+                      (unsigned long long)order->size_bytes);
     if (r == 0)
-        r = layer_pool_dir_create(path, NULL, NULL, &to_pool, err);
+        r = layer_pool_dir_create(path, NULL, NULL, &pool, err);
     if (r == 0)
-        r = layer_disk_create(to_pool, name, source->chain->block.size_bytes, NULL, err);
+        r = layer_disk_create(pool, order->disk, source->chain->block.size_bytes, NULL, err);
     if (r == 0)
-        r = layer_disk_open(to_pool, name, false, 0, &copy, err);
+        r = layer_disk_open(pool, order->disk, false, 0, &copy, err);
     if (r == 0)
-        r = all_copy(&source->chain->block, &copy->chain->block, err);
+        r = all_copy(&source->chain->block, &copy->chain->block, words, err);
     if (r == 0) {
         layer_disk_close(copy); /* in order: its map says so */
         if (fsync(to) < 0)
@@ -638,43 +681,70 @@ static int copy_between(int from, int to, const char *name, uint64_t size_max, s
     return r; /* all else goes with the process */
 }
 
-static _Noreturn void copier(int from, int to, const struct volume_order *order, uid_t user, int words)
+static _Noreturn void copier(int from, int to, const struct volume_order *order, uid_t user, int words, pid_t parent)
 {
     struct error err = {.code = 0};
     const struct task_walls walls = {.user = user, .group = user};
-    int r = task_walls_raise(&walls, &err);
+    int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    int r = nowhere < 0 || dup2(nowhere, STDOUT_FILENO) < 0 ? error_errno(&err, -errno, "cannot close the standard output") : 0;
     if (r == 0)
-        r = copy_between(from, to, order->disk, order->size_bytes, &err);
-    if (r < 0)
-        (void)!write(words, &err, sizeof err);
+        r = task_walls_raise(&walls, &err);
+    if (getppid() != parent) /* it ended before it was said that this one ends with it */
+        _exit(1);
+    if (r == 0)
+        r = copy_between(from, to, order, words, &err);
+    if (r < 0) {
+        struct word word = {.code = r};
+        text_copy(word.text, sizeof word.text, err.text);
+        (void)!write(words, &word, sizeof word);
+    }
     _exit(r < 0 ? 1 : 0);
 }
 
 /* ---- in the child ---- */
 
-/* A process of its own copies; what it says of a failure is words alone. */
+/* Until it ends. Its words are not trusted: they are no more than words. */
+static void words_take(int fd, struct word *ret_failure)
+{
+    struct word word;
+    for (ssize_t n; (n = read(fd, &word, sizeof word)) != 0;) {
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n != (ssize_t)sizeof word)
+            return;
+        word.text[sizeof word.text - 1] = '\0';
+        if (word.code == 0)
+            task_child_tell("copying", MIN(word.done, (uint64_t)INT64_MAX), MIN(word.total, (uint64_t)INT64_MAX));
+        else
+            *ret_failure = word;
+    }
+}
+
+/* A process of its own copies. */
 static int copy_run(int from, int to, const struct volume_order *order, uid_t user, struct error *err)
 {
     int fds[2], status = 0;
-    struct error said = {.code = 0};
+    struct word failure = {.code = 0};
+    struct stat st;
     if (pipe2(fds, O_CLOEXEC) < 0)
         return error_errno(err, -errno, "cannot start a process");
-    pid_t pid = fork();
+    pid_t parent = getpid(), pid = fork();
     if (pid == 0)
-        copier(from, to, order, user, fds[1]);
+        copier(from, to, order, user, fds[1], parent);
     close(fds[1]);
-    bool has_said = pid > 0 && read(fds[0], &said, sizeof said) == (ssize_t)sizeof said;
+    if (pid > 0)
+        words_take(fds[0], &failure);
     close(fds[0]);
     if (pid < 0)
         return error_errno(err, -errno, "cannot start a process");
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
         ;
+    CLEANUP_FREE char *head = xasprintf("%s.disk", order->disk);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
-        return 0;
-    said.text[sizeof said.text - 1] = '\0';
-    bool no_space = has_said && said.code == -ENOSPC;
+        return fstatat(to, head, &st, AT_SYMLINK_NOFOLLOW) < 0 ? error_errno(err, -errno, "the copy is not there") : 0;
+    bool no_space = failure.code == -ENOSPC;
     return error_set(err, no_space ? -ENOSPC : -EIO, no_space ? ERROR_NO_SPACE : ERROR_INTERNAL, "%s",
-                     has_said ? said.text : "the process that copies has ended without a word");
+                     failure.text[0] != '\0' ? failure.text : "the process that copies has ended without a word");
 }
 
 static struct vm_disk disk_of(const struct volume_order *order) /* borrowed */

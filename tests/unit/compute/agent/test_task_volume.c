@@ -211,8 +211,13 @@ static void failures_leave_no_copy(void **state)
     /* somebody writes to it */
     disk_open(&f->work.from.pool, &f->from, false, &pool, &disk);
     assert_true(work(f, &err) < 0);
-    assert_true(strlen(err.text) > 0);
+    assert_non_null(strstr(err.text, "in use"));
     assert_false(is_there(f));
+    /* in a pool that other hosts reach it may be one that is gone, and the record says that nobody has it */
+    OBJECT_SET(pool_order, &f->work.from.pool, kind, pool_kind_SHARED_DIR);
+    assert_int_equal(work(f, &err), 0);
+    assert_int_equal(pool_dir_remove_volume(&f->work.to.pool, VOLUME, PLACE, &err), 0);
+    OBJECT_SET(pool_order, &f->work.from.pool, kind, pool_kind_DIR);
     layer_disk_close(disk);
     layer_pool_dir_destroy(pool);
     assert_int_equal(work(f, &err), 0);
