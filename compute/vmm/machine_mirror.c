@@ -17,6 +17,7 @@
 #include "compute/vmm/machine_fill.h"
 #include "compute/vmm/machine_points.h"
 
+enum { FLUSH_LOOKS = 20 }; /* between flushes of a target while it is copied, so that the last one has little to do */
 enum { LOOK_MS = 50, NS_PER_MS = 1000000, LINK_TIMEOUT_MS = 10000, LINK_RECONNECT_MS = 5000 };
 enum { DEVICE_WAITS_MS = 4000 }; /* that a write of the guest's waits for the other host; then the mirror has failed */
 
@@ -34,6 +35,10 @@ struct machine_mirror {
     struct io_timer look;
     uint64_t oldest;             /* request of the device's that waited for the target at the last look; 0: none */
     unsigned oldest_ms;          /* and how long it had */
+    struct block_request flush;  /* of the target, while it is copied */
+    bool is_flushing;
+    int flush_failed;            /* what one of them said: the file would not say it again */
+    unsigned looks;
     struct mirror_progress last; /* once it is over */
     char failure[256];
 };
@@ -85,6 +90,26 @@ static void silence_look(struct machine_mirror *mm)
         nbd_client_break(mm->target);
 }
 
+static void on_flushed(struct block_request *request, int result)
+{
+    struct machine_mirror *mm = CONTAINER_OF(request, struct machine_mirror, flush);
+    mm->is_flushing = false;
+    if (result < 0 && result != -EAGAIN)
+        mm->flush_failed = result;
+}
+
+/* What is copied would gather in the page cache, and the guest would wait for all of it when the move ends. */
+static void target_flush(struct machine_mirror *mm)
+{
+    if (mm->is_remote || mm->is_held || mm->is_flushing || ++mm->looks % FLUSH_LOOKS != 0)
+        return;
+    mm->flush = (struct block_request){.op = BLOCK_FLUSH, .done = on_flushed};
+    mm->is_flushing = true;
+    int code = block_submit(mm->target, &mm->flush);
+    if (code < 0)
+        on_flushed(&mm->flush, code);
+}
+
 /* Now and then: a lease may have come back, and what is level is taken over on the control loop. */
 static void on_look(void *arg)
 {
@@ -94,6 +119,7 @@ static void on_look(void *arg)
     limit_renew(mm);
     silence_look(mm);
     block_mirror_run(mm->mirror);
+    target_flush(mm);
     if (!mm->is_remote && !mm->is_held && block_mirror_progress(mm->mirror).state != MIRROR_COPYING)
         io_loop_post(mm->machine->control, on_control_look, mm->machine);
     io_timer_arm(mm->machine->io, &mm->look, (uint64_t)LOOK_MS * NS_PER_MS);
@@ -113,6 +139,7 @@ static void mirror_end(struct machine_mirror *mm)
     blk_set_filter(blk, NULL, NULL, NULL);
     block_mirror_destroy(TAKE_PTR(mm->mirror));
     io_timer_cancel(&mm->look);
+    ASSERT(!mm->is_flushing || mm->target != NULL);
     block_close(TAKE_PTR(mm->target));
     io_loop_remove(mm->machine->io, TAKE_PTR(mm->wake));
 }
@@ -319,7 +346,9 @@ static int move_settle(struct machine_mirror *mm)
     int code = block_mirror_settle(mm->mirror);
     if (code == 0 && mm->to.hold)
         code = block_now(blk->block, BLOCK_FLUSH, 0, NULL, 0);
-    return code == 0 ? block_now(mm->target, BLOCK_FLUSH, 0, NULL, 0) : code;
+    if (code == 0)
+        code = block_now(mm->target, BLOCK_FLUSH, 0, NULL, 0);
+    return code == 0 ? mm->flush_failed : code;
 }
 
 /* They are. */
@@ -342,6 +371,9 @@ static void move_done(struct machine_mirror *mm)
     OBJECT_SET(vmm_disk, disk, format, mm->to.format);
     OBJECT_SET(vmm_disk, disk, direct, mm->to.direct);
     OBJECT_SET(vmm_disk, disk, engine, mm->to.engine);
+    OBJECT_SET(vmm_disk, disk, shared, mm->to.shared); /* who reaches it is the new file's matter, too */
+    if (OBJECT_HAS(vmm_disk, &mm->to, epoch))
+        OBJECT_SET(vmm_disk, disk, epoch, mm->to.epoch);
 }
 
 static void move_failed(struct machine_mirror *mm, int code)

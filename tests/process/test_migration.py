@@ -892,11 +892,11 @@ def test_a_move_that_is_held_ends_as_it_is_told(world):
     console = vm.console()
     until(lambda: wrote(vm) > 20, vm)
 
-    def hold(path, source):
+    def hold(path, source, **how):
         path.unlink(missing_ok=True)
         path.touch()
         os.truncate(path, 12 << 20)
-        assert vm.request('POST', '/v1/vm/disks/disk0/move', {'path': str(path), 'hold': True})[0] == 202
+        assert vm.request('POST', '/v1/vm/disks/disk0/move', {'path': str(path), 'hold': True, **how})[0] == 202
         assert moved(vm)['move']['path'] == str(path)
         until(lambda: moved(vm)['move']['state'] == 'level', vm)
         assert end(path, take=True)[0] == 409
@@ -921,10 +921,10 @@ def test_a_move_that_is_held_ends_as_it_is_told(world):
     assert end(there)[0] == 200
     goes_on()
     assert moved(vm)['move']['state'] == 'failed' and here.read_bytes() != there.read_bytes()
-    hold(there, here)
+    hold(there, here, shared=True)
     old = here.read_bytes()
     assert end(there, take=True)[0] == 200
-    assert moved(vm)['disk']['path'] == str(there)
+    assert moved(vm)['disk']['path'] == str(there) and moved(vm)['disk']['shared']  # as migrations have to know
     goes_on()
     disk_verified(console)
     assert here.read_bytes() == old
