@@ -125,6 +125,8 @@ const struct verb verbs[] = {
      "A host that has both pools copies it, also while a VM uses it. Until all of it is there it is in the pool that it is in, and stays\n"
      "there where the move fails or is cancelled (`drover operation cancel`); what is left in the other pool is removed (other_pool in\n"
      "`drover volume show` until it is).\n"},
+    {"volume", "forget-left", NULL, "drover volume forget-left data1 --yes", ROUTE_ID_volume_forget_left, ARGUMENT_NAME, NULL,
+     "Forget what a move has left of volume %s? It stays in the other pool, and takes room there.", NULL, NULL},
     {"volume", "delete", NULL, "drover volume delete data1 --yes --wait", ROUTE_ID_volume_delete, ARGUMENT_NAME, NULL,
      "Remove volume %s and what is on it for good?", NULL, WAIT_HELP},
     {"vm", "list", NULL, "drover vm list --filter state=running", ROUTE_ID_vm_list, ARGUMENT_NONE,

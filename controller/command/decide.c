@@ -296,6 +296,8 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
     case ROUTE_ID_volume_attach:
     case ROUTE_ID_volume_detach:
         return decide_volume_attach(d, target, length, id == ROUTE_ID_volume_attach ? body : NULL);
+    case ROUTE_ID_volume_forget_left:
+        return decide_volume_forget_left(d, target, length);
     case ROUTE_ID_volume_move:
         return decide_volume_move(d, target, length, body);
     case ROUTE_ID_backup_restore:

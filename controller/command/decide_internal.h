@@ -71,6 +71,8 @@ int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, 
 int decide_volume_fill(struct deciding *d, struct volume *volume);
 /* @body NULL: detach it. */
 int decide_volume_attach(struct deciding *d, const char *id, size_t id_length, const struct volume_attachment *body);
+/* What a move has left of it, not the volume. */
+int decide_volume_forget_left(struct deciding *d, const char *id, size_t id_length);
 /* To another pool: the host that does it is chosen here. */
 int decide_volume_move(struct deciding *d, const char *id, size_t id_length, const struct volume_target *body);
 /* decide_object.c */

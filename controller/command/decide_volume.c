@@ -191,3 +191,20 @@ int decide_volume_move(struct deciding *d, const char *id, size_t id_length, con
     snprintf(d->decision->summary, sizeof d->decision->summary, "%s", summary);
     return rc;
 }
+
+int decide_volume_forget_left(struct deciding *d, const char *id, size_t id_length)
+{
+    struct command_remove command = {0};
+    const struct record *record = decide_target(d, object_kind_VOLUME, id, id_length);
+    if (record == NULL)
+        return -ENOENT;
+    decide_request(d, 200, &command.request);
+    OBJECT_SET(command_remove, &command, kind, object_kind_VOLUME);
+    OBJECT_TEXT(command_remove, &command, id, record->common->id);
+    if (d->context->if_revision != 0)
+        OBJECT_SET(command_remove, &command, if_revision, d->context->if_revision);
+    OBJECT_SET(command_remove, &command, left, true);
+    snprintf(d->decision->summary, sizeof d->decision->summary, "what a move has left of volume %s is forgotten", record->common->name);
+    decide_preview(d, record->desc, record->object);
+    return decide_finish(d, COMMAND_remove, &command);
+}

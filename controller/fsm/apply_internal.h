@@ -125,7 +125,8 @@ bool apply_volume_may_be_made(struct apply *a, struct volume *volume);
 bool apply_volume_may_change(struct apply *a, const struct record *record, const struct volume *patch);
 /* It is new (@created), or has been changed: its host, or its VM's, is to know. */
 void apply_volume_changed(struct apply *a, const struct record *record, bool created);
-/* It is to be removed; refuses if it is attached. @force: its record at once. */
+/* It is to be removed; refuses if it is attached. @force: its record at once. _forget_left: only that a move has left something of it. */
+void apply_volume_forget_left(struct apply *a, struct record *record);
 void apply_volume_remove(struct apply *a, struct record *record, bool force);
 /* Does a volume need @record, a pool, host or image? Refuses if so. */
 bool volumes_use(struct apply *a, const struct record *record, const char *what_to_do);

@@ -52,7 +52,8 @@ static bool is_at_rest(struct apply *a, const struct volume *volume)
                      volume->state_reason != NULL ? ": " : "; wait for that", volume->state_reason != NULL ? volume->state_reason : "");
     else if (volume->other_pool != NULL)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT,
-                     "what an earlier move has left of volume '%s' in pool '%s' is still being removed%s%s; wait for that%s%.250s",
+                     "what an earlier move has left of volume '%s' in pool '%s' is still being removed%s%s; wait for that, or forget it (drover volume "
+                     "forget-left)%s%.200s",
                      volume->name, volume->other_pool, volume->other_host != NULL ? " by host " : "",
                      volume->other_host != NULL ? volume->other_host : "", volume->state_reason != NULL ? ": " : "",
                      volume->state_reason != NULL ? volume->state_reason : "");

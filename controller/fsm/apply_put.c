@@ -375,7 +375,10 @@ void apply_remove(struct apply *a, struct command_remove *command)
         (command->kind == object_kind_IMAGE && !apply_image_may_go(a, record)))
         return;
     if (command->kind == object_kind_VOLUME) {
-        apply_volume_remove(a, record, command->force);
+        if (command->left)
+            apply_volume_forget_left(a, record);
+        else
+            apply_volume_remove(a, record, command->force);
         return;
     }
     if (a->check_only)

@@ -483,8 +483,8 @@ void apply_volume_remove(struct apply *a, struct record *record, bool force)
     volume_tell_hosts(a, volume);
 }
 
-/* Nothing is left of it in the other pool. */
-static void left_gone(struct apply *a, struct record *record, const char *why)
+/* Nothing is left of it in the other pool, or nobody minds any more. */
+static void left_gone(struct apply *a, struct record *record, const char *words)
 {
     struct volume *volume = record->volume;
     char pool[64];
@@ -497,7 +497,24 @@ static void left_gone(struct apply *a, struct record *record, const char *why)
     if (volume_tells_of_left(volume))
         OBJECT_TEXT(volume, volume, state_reason, NULL);
     state_edit_end(a->state, record, a->index);
-    apply_event(a, event_type_UPDATED, record, "what was left of volume %s in pool %s is gone%s", volume->name, pool, why);
+    apply_event(a, event_type_UPDATED, record, "what was left of volume %s in pool %s is %s", volume->name, pool, words);
+}
+
+void apply_volume_forget_left(struct apply *a, struct record *record)
+{
+    const struct volume *volume = record->volume;
+    char words[160];
+    if (volume->state == volume_state_MOVING) {
+        volume_is_free(a, volume);
+        return;
+    }
+    if (a->check_only)
+        return;
+    apply_answer(a, record);
+    apply_text(words, sizeof words, "forgotten by request: volumes/%s%s%s stays there", volume->id, volume->other_place != NULL ? "." : "",
+               volume->other_place != NULL ? volume->other_place : "");
+    if (volume->other_pool != NULL)
+        left_gone(a, record, words);
 }
 
 /* Its host says why not. */
@@ -517,7 +534,7 @@ void volumes_host_gone(struct apply *a, const struct record *host)
     for (size_t i = 0; i < state_count(a->state, object_kind_VOLUME); i++) {
         struct record *record = a->state->tables[object_kind_VOLUME].order.items[i];
         if (record->volume->other_host != NULL && strcmp(record->volume->other_host, host->common->name) == 0)
-            left_gone(a, record, " with its host");
+            left_gone(a, record, "gone with its host");
     }
 }
 
@@ -529,7 +546,7 @@ static void see_volume(struct apply *a, const struct record *host, const struct 
     struct volume *volume = record->volume;
     if (volume_has_left(volume) && same_text(seen->place, volume->other_place)) {
         if (seen->gone)
-            left_gone(a, record, "");
+            left_gone(a, record, "gone");
         else
             left_stays(a, record, seen->reason);
         return;

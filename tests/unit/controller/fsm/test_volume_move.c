@@ -177,7 +177,7 @@ static void done_it_is_the_other_copy(void **test)
     OBJECT_TEXT(volume_seen, seen, reason, "it is read-only");
     assert_int_equal(fixture_send(f, &report), 1);
     assert_string_equal(volume(f, "a")->state_reason, "it is read-only");
-    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "wait for that: it is read-only");
+    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "forget-left): it is read-only");
     refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "still to be removed");
     assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 0);
     assert_int_equal(place_says(f, "n2", volume(f, "a")->id, NULL, false, true), 1);
@@ -237,6 +237,20 @@ static void not_done_it_stays(void **test)
         assert_int_equal(place_says(f, "n1", volume(f, "b")->id, operation, false, true), 1);
         removes(f, "n1", NULL, NULL);
     }
+    /* nobody removes what is left, for good: it is forgotten, and nothing else of the volume is */
+    move(f, "b", "{\"pool\":\"hdd\"}", operation);
+    refused(f, ROUTE_ID_volume_forget_left, "b", NULL, -EBUSY, "", "is being moved to pool 'hdd'");
+    task_says(f, "n1", operation, operation_state_FAILED);
+    f->dry_run = true;
+    fixture_must(f, ROUTE_ID_volume_forget_left, "b", NULL);
+    f->dry_run = false;
+    assert_string_equal(volume(f, "b")->other_pool, "hdd");
+    fixture_must(f, ROUTE_ID_volume_forget_left, "b", NULL);
+    fixture_must(f, ROUTE_ID_volume_forget_left, "b", NULL); /* again: the same */
+    assert_null(volume(f, "b")->other_pool);
+    assert_null(volume(f, "b")->other_place);
+    assert_int_equal(volume(f, "b")->state, volume_state_AVAILABLE);
+    removes(f, "n1", NULL, NULL);
     /* its host is lost: what it may still have of the copy goes when it is back, or with it */
     move(f, "a", "{\"pool\":\"hdd\",\"host\":\"n1\"}", operation);
     fixture_must(f, ROUTE_ID_volume_delete, "b", NULL);
