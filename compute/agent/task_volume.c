@@ -12,10 +12,13 @@
  * vm_adjust.h tells the VMM, by the place in the VM's order.
  *
  * Neither task nor child removes anything of a volume: what is left of one copy or the other goes by orders (agent_volumes.h). Begun
- * twice: a move that the VMM has under way is gone on with, a copy that is whole is not made again, and any other is made anew. An agent
- * that was restarted starts no VM before it has heard of the controllers, and their answer has the task too, as long as nothing is decided.
- * Cancel: until it has said that it has succeeded. A VMM that ends while it mirrors ends the task: the volume is where it was, and all
- * that the guest was told is written is there.
+ * twice: a move that the VMM has under way is gone on with, one that it has done is done, a copy that is whole is not made again, and any
+ * other is made anew. An agent that was restarted starts no VM before it has heard of the controllers, and their answer has the task too,
+ * as long as nothing is decided; what an agent before it has said may still be on its way, so that the VM is let go of before the order
+ * is gone only where it is sure that none can have said that it has succeeded (fresh).
+ * Cancel: until it has said that it has succeeded; what the VMM has under way is ended by vm_adjust.h then. A VMM that ends while it
+ * mirrors ends the task, and so does a VM that is off and is to run: the volume is where it was, and all that the guest was told is
+ * written is there.
  *
  * In the child, what the last VM's VMM has written is read, and the copy written, by a process with the rights of that VMM's user,
  * which owns the layers: links and names in there lead it to nothing that this user could not open. What it says is how far it is and
@@ -51,7 +54,9 @@ struct volume_task {
     struct task_child *child;
     uv_timer_t timer;
     struct http_call *call;
-    bool begun;     /* its VMM was told to move it */
+    bool begun;     /* its VMM was told to move it, or is at it */
+    bool fresh;     /* and was seen before both were held, so nobody has said that it has succeeded */
+    bool yields;    /* the child is ended, for its VM is to run */
     bool cancel;
     unsigned busy; /* answers in a row */
     /* MAKING: the thread pool's */
@@ -127,7 +132,9 @@ static void over(struct volume_task *v, enum operation_state state)
         return;
     v->over = true;
     v->state = state;
-    if (state != operation_state_SUCCEEDED || v->task->stopping) /* it is where it was: nobody has to wait for a word */
+    struct local_vm *vm = find_vm(v);
+    bool is_off = vm != NULL && vm_disks(vm) != VM_DISKS_IN_USE;
+    if (v->task->stopping || (state != operation_state_SUCCEEDED && v->fresh && is_off)) /* it may be started again at once */
         let_go(v->task);
     uv_timer_stop(&v->timer);
     uv_close((uv_handle_t *)&v->timer, on_timer_closed);
@@ -160,6 +167,8 @@ static void child_done(const struct task_seen *seen, void *arg)
     v->child = NULL;
     if (seen->state == operation_state_SUCCEEDED)
         over(v, operation_state_SUCCEEDED);
+    else if (v->yields && !v->cancel && !v->task->stopping)
+        fail(v, ERROR_CONFLICT, "its VM is to run, and does not run yet: ask again when it does");
     else if (seen->state == operation_state_CANCELLED)
         cancelled(v);
     else
@@ -174,6 +183,7 @@ static int pools_there(struct volume_task *v)
     return r < 0 ? r : pool_watch_there(&v->agent->pools, move->to.pool.id, move->to.pool.name, &v->err);
 }
 
+static void on_timer(uv_timer_t *timer);
 static void look_later(struct volume_task *v);
 
 /* A pool whose server is silent, or that is not mounted, may be back soon: hours of copying need not be begun anew. True: it is waited. */
@@ -203,11 +213,18 @@ static void copy(struct volume_task *v)
         r = task_child_start(&options, &v->child, &v->err);
     if (r < 0)
         over(v, operation_state_FAILED);
+    else if (v->vm[0] != '\0')
+        look_later(v);
+}
+
+/* It is off, and not to stay so. One that has powered off by itself stays so. */
+static bool is_to_run(const struct local_vm *vm)
+{
+    enum vm_wanted wanted = vm_order_of(vm)->wanted;
+    return (wanted == vm_wanted_RUNNING || wanted == vm_wanted_PAUSED) && vm_state_of(vm) != vm_state_STOPPED;
 }
 
 /* ---- its VMM ---- */
-
-static void on_timer(uv_timer_t *timer);
 
 static void look_later(struct volume_task *v)
 {
@@ -266,8 +283,10 @@ static void on_told(const struct http_answer *answer, void *arg)
     if (!goes_on(v))
         return;
     if (answer->error != 0 || answer->status / 100 == 2)
-        v->begun = true;
-    if (!refused(v, answer))
+        v->begun = v->fresh = true;
+    if (v->cancel)
+        cancelled(v);
+    else if (!refused(v, answer))
         look_later(v);
 }
 
@@ -291,9 +310,16 @@ static int copy_make(struct volume_task *v)
 {
     const struct pool_order *pool = pool_dir_of(&v->order, v->disk);
     CLEANUP_FREE char *directory = NULL;
+    const struct vm_disk from = {.name = v->move.from.disk, .volume = v->move.from.id, .place = v->move.from.place}; /* borrowed */
+    CLEANUP_FREE char *source = pool_dir_disk(&v->move.from.pool, NULL, &from);
+    CLEANUP_FREE char *head = xasprintf("%s/%s.disk", source, from.name);
     struct vm_disk empty = *v->disk; /* borrowed */
     empty.size_bytes = v->size_bytes;
-    int r = pool_dir_copy_begin(pool, v->disk, geteuid(), &directory, &v->made_err);
+    int r = pool_dir_check(&v->move.from.pool, &v->made_err);
+    if (r == 0 && access(head, F_OK) < 0) /* then what is at the other place may be the volume */
+        r = error_errno(&v->made_err, -errno, "the volume is not where it is to be: %s", head);
+    if (r == 0)
+        r = pool_dir_copy_begin(pool, v->disk, geteuid(), &directory, &v->made_err);
     if (r == 0 && rmdir(directory) < 0)
         r = error_errno(&v->made_err, -errno, "cannot make %s", directory);
     if (r == 0)
@@ -373,14 +399,6 @@ static void make(struct volume_task *v, struct local_vm *vm, uint64_t size_bytes
 
 /* ---- looking ---- */
 
-static void on_ended(const struct http_answer *answer UNUSED, void *arg)
-{
-    struct volume_task *v = arg;
-    v->call = NULL;
-    if (goes_on(v))
-        cancelled(v); /* where the VMM has not heard it, vm_adjust.h says it again */
-}
-
 /* What it has come to the next look tells. */
 static void on_held(const struct http_answer *answer, void *arg)
 {
@@ -390,16 +408,15 @@ static void on_held(const struct http_answer *answer, void *arg)
         uv_timer_start(&v->timer, on_timer, answer->error == 0 && answer->status == 200 ? 0 : MOVE_MIRROR_MS, 0);
 }
 
-static void end_move(struct volume_task *v, const char *path, bool held, http_client_done done)
+static void make_held(struct volume_task *v, const char *path)
 {
     struct vmm_disk_move_end end = {.path = NULL};
     struct bytes_writer body = {.data = NULL};
     OBJECT_TEXT(vmm_disk_move_end, &end, path, path);
-    if (held)
-        OBJECT_SET(vmm_disk_move_end, &end, hold, true);
+    OBJECT_SET(vmm_disk_move_end, &end, hold, true);
     OBJECT_ENCODE(vmm_disk_move_end, &end, &body);
     OBJECT_CLEAR(vmm_disk_move_end, &end);
-    ask(v, "PUT", "/move", &body, done);
+    ask(v, "PUT", "/move", &body, on_held);
     bytes_writer_finish(&body);
 }
 
@@ -407,10 +424,7 @@ static void end_move(struct volume_task *v, const char *path, bool held, http_cl
 static void mirrors(struct volume_task *v, const struct vmm_disk_move *move)
 {
     v->begun = true;
-    if (v->cancel) {
-        end_move(v, move->path, false, on_ended);
-        return;
-    }
+    v->fresh |= move->state != vmm_disk_move_state_HELD;
     agent_task_progress(v->task, move->state == vmm_disk_move_state_COPYING ? "copying while the VM runs" : "both are level",
                         move->copied_bytes, move->copied_bytes + move->left_bytes);
     if (move->state == vmm_disk_move_state_HELD) { /* and, the VM being held, no other VMM comes after this one */
@@ -418,7 +432,7 @@ static void mirrors(struct volume_task *v, const struct vmm_disk_move *move)
         return;
     }
     if (move->state == vmm_disk_move_state_LEVEL && v->task->order.task.level) {
-        end_move(v, move->path, true, on_held);
+        make_held(v, move->path);
         return;
     }
     if (move->state == vmm_disk_move_state_LEVEL && !v->task->seen.ready)
@@ -434,16 +448,24 @@ static void on_disk(const struct http_answer *answer, void *arg)
     v->call = NULL;
     if (!goes_on(v))
         return;
+    if (v->cancel) {
+        cancelled(v);
+        return;
+    }
+    if (answer->error == 0 && answer->status == 404) {
+        fail(v, ERROR_CONFLICT, "its VMM does not have the disk: the guest has let it go");
+        return;
+    }
     if (answer->error != 0 || answer->status != 200 || vm == NULL ||
         OBJECT_DECODE(vmm_disk_status, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &status, &v->err) < 0) {
-        look_later(v); /* it has ended, or is to have it yet */
+        look_later(v); /* it has ended, or will answer again */
         return;
     }
     bool ours = status.move.path != NULL && strstr(status.move.path, place_of(v)) != NULL;
     if (ours) {
         mirrors(v, &status.move);
-    } else if (v->cancel) {
-        cancelled(v);
+    } else if (status.disk.path != NULL && strstr(status.disk.path, place_of(v)) != NULL) {
+        over(v, operation_state_SUCCEEDED); /* it has been told so, by a word of controllers that is lost */
     } else if (v->begun) {
         fail(v, ERROR_INTERNAL, status.move.failure != NULL ? status.move.failure : "its VMM has ended on the way; the volume stays where it is");
     } else if (status.move.path != NULL || status.unplugging || status.detached) {
@@ -457,13 +479,20 @@ static void on_disk(const struct http_answer *answer, void *arg)
 static void look(struct volume_task *v)
 {
     struct local_vm *vm = find_vm(v);
+    if (v->child != NULL && vm != NULL && is_to_run(vm) && !v->yields) {
+        v->yields = true;
+        task_child_kill(v->child);
+    } else if (v->child != NULL) {
+        look_later(v);
+    }
     if (v->over || v->child != NULL || v->call != NULL || v->making)
         return;
+    if (v->cancel) {
+        cancelled(v);
+        return;
+    }
     if (v->vm[0] == '\0') {
-        if (v->cancel)
-            cancelled(v);
-        else
-            copy(v);
+        copy(v);
         return;
     }
     switch (vm != NULL ? vm_disks(vm) : VM_DISKS_NONE) {
@@ -481,10 +510,10 @@ static void look(struct volume_task *v)
     case VM_DISKS_FREE:
         break;
     }
-    if (v->cancel)
-        cancelled(v);
-    else if (v->begun)
+    if (v->begun)
         fail(v, ERROR_CONFLICT, "its VMM has ended on the way; the volume stays where it is");
+    else if (is_to_run(vm))
+        fail(v, ERROR_CONFLICT, "its VM is to run, and does not run yet: ask again when it does");
     else
         copy(v);
 }

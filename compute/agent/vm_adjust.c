@@ -12,7 +12,7 @@
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/tap.h"
 
-enum phase { PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_TIDY, PHASE_END };
+enum phase { PHASE_MOVES, PHASE_WHOLE, PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_TIDY, PHASE_END };
 #define URL_SIZE 96
 
 struct vm_adjust {
@@ -31,7 +31,9 @@ struct vm_adjust {
     unsigned at;              /* number of the interface, or index of the disk */
     unsigned lacking;         /* bit: number of an interface */
     uint64_t force_at_ms;     /* of the unplug under way; 0: none is */
+    char *used;               /* the file of the disk at hand, as its VMM sees it */
     bool forced, tidied;
+    bool takes;               /* the move at hand: the copy is the volume */
     bool leaving;             /* the disks that are being detached come last: a guest may keep them */
     struct error disk_err;    /* of the first disk that was not done; its code 0: none */
 
@@ -58,6 +60,7 @@ static void timer_closed(uv_handle_t *handle)
     int status = a->status;
     struct error err = a->err;
     OBJECT_CLEAR(vm_order, &a->order);
+    free(a->used);
     free(a->directory);
     if (a->pidfd >= 0)
         close(a->pidfd);
@@ -286,8 +289,10 @@ static void work_do(uv_work_t *work)
     uid_t user = a->jailed ? a->user : 0;
     if (a->phase == PHASE_NETWORK)
         a->status = vm_files_network(places, &a->order, a->user, &a->err);
+    else if (a->phase == PHASE_WHOLE)
+        a->status = pool_dir_copy_end(pool_dir_of(&a->order, disk_at(a)), disk_at(a), &a->err);
     else if (a->phase == PHASE_TIDY)
-        a->status = vm_files_hide_others(places, &a->order, disk_at(a), user, a->pidfd, &a->err);
+        a->status = vm_files_hide_others(places, &a->order, disk_at(a), a->used, user, a->pidfd, &a->err);
     else if (a->phase == PHASE_SHOW)
         a->status = vm_files_show(places, &a->order, disk_at(a), user, a->pidfd, &a->directory, &a->err);
     else
@@ -295,6 +300,7 @@ static void work_do(uv_work_t *work)
 }
 
 static void volume_plug(struct vm_adjust *a);
+static void move_end(struct vm_adjust *a, bool take);
 
 static void work_after(uv_work_t *work, int status)
 {
@@ -305,7 +311,9 @@ static void work_after(uv_work_t *work, int status)
         end(a, a->cancelled ? -ECANCELED : a->status);
         return;
     }
-    if (a->status < 0) {
+    if (a->phase == PHASE_WHOLE) {
+        move_end(a, a->status == 0);
+    } else if (a->status < 0) {
         disk_failed(a, a->status);
     } else if (a->phase == PHASE_NETWORK) {
         a->phase = PHASE_PLUG;
@@ -453,32 +461,9 @@ static void volume_unplug(struct vm_adjust *a)
     ask(a, "DELETE", path, NULL, on_disk_unplugged);
 }
 
-static void on_move_ended(struct vm_adjust *a, const struct http_answer *answer)
-{
-    if (!disk_refused(a, answer, "the move of a volume cannot be ended"))
-        next(a); /* the same disk again */
-}
-
 static bool is_decided(const struct vm_adjust *a)
 {
     return a->decided == NULL || a->decided(a->arg);
-}
-
-/* A move is under way that nobody is at any more. True: it is being ended, and the disk looked at again. */
-static bool move_end(struct vm_adjust *a, const struct vmm_disk_status *status)
-{
-    const struct vm_disk *disk = disk_at(a);
-    struct vmm_disk_move_end end = {.path = NULL};
-    char path[URL_SIZE];
-    if (disk->volume == NULL || status->move.path == NULL || !is_decided(a))
-        return false;
-    bool take = status->move.state == vmm_disk_move_state_HELD && disk->place != NULL && strstr(status->move.path, disk->place) != NULL;
-    log_info("disk-move-ends", "vm=%s disk=%s to=%s taken=%d", a->order.name, disk->name, status->move.path, take);
-    OBJECT_TEXT(vmm_disk_move_end, &end, path, status->move.path);
-    OBJECT_SET(vmm_disk_move_end, &end, take, take);
-    snprintf(path, sizeof path, "disks/%s/move", disk->name);
-    send_object(a, "PUT", path, &vmm_disk_move_end_desc, &end, on_move_ended);
-    return true;
 }
 
 static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
@@ -506,11 +491,9 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
         end(a, -EPROTO);
         return;
     }
-    if (move_end(a, &status)) {
-        OBJECT_CLEAR(vmm_disk_status, &status);
-        return;
-    }
     if (disk->volume != NULL && !a->tidied && is_decided(a)) { /* what a move has left in its view */
+        free(a->used);
+        a->used = status.disk.path != NULL ? xstrdup(status.disk.path) : NULL;
         OBJECT_CLEAR(vmm_disk_status, &status);
         a->tidied = true;
         a->phase = PHASE_TIDY;
@@ -568,12 +551,96 @@ static void disks(struct vm_adjust *a)
     ask(a, "GET", path, NULL, on_disk);
 }
 
+/* ---- 0: moves of volumes that come to their end ---- */
+
+static void move_next(struct vm_adjust *a)
+{
+    a->phase = PHASE_MOVES;
+    a->at++;
+    next(a);
+}
+
+/* Where it has not been heard it is said again by the next run, which this one's failure brings. */
+static void on_move_ended(struct vm_adjust *a, const struct http_answer *answer)
+{
+    if (answer->error != 0 || answer->status / 100 != 2) {
+        error_set(&a->disk_err, -EAGAIN, ERROR_CONFLICT, "the move of disk %s cannot be ended: %.300s", disk_at(a)->name,
+                  answer->problem.text[0] != '\0' ? answer->problem.text : "its VMM does not answer");
+    }
+    move_next(a);
+}
+
+static void move_end(struct vm_adjust *a, bool take)
+{
+    struct vmm_disk_move_end end = {.path = NULL};
+    char path[URL_SIZE];
+    log_info("disk-move-ends", "vm=%s disk=%s to=%s taken=%d", a->order.name, disk_at(a)->name, a->used, take);
+    if (!take && a->takes) { /* that it is whole could not be written down: again, with the next run */
+        a->disk_err = a->err;
+        a->disk_err.code = -EAGAIN;
+        move_next(a);
+        return;
+    }
+    OBJECT_TEXT(vmm_disk_move_end, &end, path, a->used);
+    OBJECT_SET(vmm_disk_move_end, &end, take, take);
+    snprintf(path, sizeof path, "disks/%s/move", disk_at(a)->name);
+    send_object(a, "PUT", path, &vmm_disk_move_end_desc, &end, on_move_ended);
+}
+
+/* One is under way, and nobody is at it any more: by the order the copy is the volume, or is not. That it is whole is written down before
+ * anything is written to it alone. */
+static void on_move_seen(struct vm_adjust *a, const struct http_answer *answer)
+{
+    const struct vm_disk *disk = disk_at(a);
+    struct vmm_disk_status status = {.reads = 0};
+    struct error err;
+    if (answer->error != 0 || answer->status != 200 ||
+        OBJECT_DECODE(vmm_disk_status, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &status, &err) < 0 ||
+        status.move.path == NULL || !is_decided(a)) {
+        OBJECT_CLEAR(vmm_disk_status, &status);
+        move_next(a);
+        return;
+    }
+    a->takes = status.move.state == vmm_disk_move_state_HELD && disk->place != NULL && strstr(status.move.path, disk->place) != NULL &&
+               pool_dir_of(&a->order, disk) != NULL;
+    free(a->used);
+    a->used = xstrdup(status.move.path);
+    OBJECT_CLEAR(vmm_disk_status, &status);
+    if (!a->takes) {
+        move_end(a, false);
+        return;
+    }
+    const struct pool_order *pool = pool_dir_of(&a->order, disk);
+    if (a->context->pools != NULL && pool_watch_there(a->context->pools, pool->id, pool->name, &a->err) < 0) {
+        move_end(a, false);
+        return;
+    }
+    a->phase = PHASE_WHOLE;
+    work_begin(a);
+}
+
+/* First of all: a guest may be waiting, and what is wrong with a network or another disk is nothing to it. */
+static void moves(struct vm_adjust *a)
+{
+    char path[URL_SIZE];
+    while (a->at < a->order.disks.count && disk_at(a)->volume == NULL)
+        a->at++;
+    if (a->at >= a->order.disks.count) {
+        a->phase = PHASE_LOOK;
+        a->at = 0;
+        next(a);
+        return;
+    }
+    snprintf(path, sizeof(path), "disks/%s", disk_at(a)->name);
+    ask(a, "GET", path, NULL, on_move_seen);
+}
+
 /* ---- from outside ---- */
 
 static void next(struct vm_adjust *a)
 {
     static void (*const phases[])(struct vm_adjust *) = {
-        [PHASE_LOOK] = look, [PHASE_NETWORK] = work_begin, [PHASE_PLUG] = plug, [PHASE_DISKS] = disks};
+        [PHASE_MOVES] = moves, [PHASE_LOOK] = look, [PHASE_NETWORK] = work_begin, [PHASE_PLUG] = plug, [PHASE_DISKS] = disks};
     phases[a->phase](a);
 }
 

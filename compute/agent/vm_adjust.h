@@ -1,11 +1,12 @@
 /* Brings the devices of a running VMM to what the order says, one request to its control socket after another:
  *
+ *   0. each volume that is held at the end of a move: which of the two copies it is follows from the place in the order, where that is
+ *      decided. Whatever comes after it
  *   1. each interface that the VMM has and the order has not (or has with another MAC): unplug; after VM_UNPLUG_MS by
  *      force. Limits of those that stay, where they differ
  *   2. bridges, taps and packet rules (vm_files_network, in the thread pool): what has gone goes, what is to come is there
  *   3. each interface that the VMM lacks: plug
  *   4. each disk: limits, on_disk_error and size, where they differ. A volume that the VMM lacks is shown to it and plugged in
- *      One that is held at the end of a move is told which of the two copies it is by the place in the order, where that is decided
  *   5. each volume that is being detached is unplugged: the guest is asked, and where it does not let go within VM_UNPLUG_MS this
  *      run fails, to be tried again; by force only where that was asked for
  *

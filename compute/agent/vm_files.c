@@ -495,8 +495,8 @@ static bool is_plugged(const char *leaf, const struct vm_disk *disk)
     return size >= length + end && strncmp(leaf, disk->name, length) == 0 && leaf[length] == '.' && strcmp(leaf + size - end, PLUGGED) == 0;
 }
 
-int vm_files_hide_others(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
-                         struct error *err)
+int vm_files_hide_others(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, const char *used,
+                         uid_t user, int pidfd, struct error *err)
 {
     CLEANUP_FREE char *disks = vm_files_path(places, order->id, "disks");
     CLEANUP_FREE char *kept = plugged_path(places, order, disk);
@@ -506,7 +506,8 @@ int vm_files_hide_others(const struct vm_places *places, const struct vm_order *
     while (r == 0 && dir != NULL && (entry = readdir(dir)) != NULL) {
         CLEANUP_FREE char *path = xasprintf("%s/%s", disks, entry->d_name);
         const char *const seen[] = {path};
-        if (!is_plugged(entry->d_name, disk) || strcmp(path, kept) == 0)
+        bool is_used = used != NULL && strncmp(used, path, strlen(path)) == 0 && used[strlen(path)] == '/';
+        if (!is_plugged(entry->d_name, disk) || strcmp(path, kept) == 0 || is_used)
             continue;
         r = vmm_mount_hide(pidfd, seen, ARRAY_SIZE(seen), err);
         if (r == 0 && rmdir(path) < 0 && errno != ENOENT)
@@ -545,6 +546,14 @@ int vm_files_remove_disks(const struct vm_places *places, const char *vm_id, str
     return file_remove_tree(dir, "disks", err);
 }
 
+/* A copy that a VMM has made is the volume, by the order: no move that is ordered again takes it for one that was only begun. */
+static int whole_mark(const struct vm_order *order, const struct vm_disk *disk, struct error *err)
+{
+    const struct pool_order *pool = disk->volume != NULL && disk->place != NULL ? pool_dir_of(order, disk) : NULL;
+    int r = pool != NULL ? pool_dir_copy_is_whole(pool, disk, err) : 1;
+    return r == 0 ? pool_dir_copy_end(pool, disk, err) : MIN(r, 0);
+}
+
 int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made, bool arriving,
                      struct error *err)
 {
@@ -555,6 +564,8 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
         r = -EINPROGRESS; /* the point that was under way is being given up */
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
         r = disks[i].leaving ? 0 : prepare_disk(places, order, &disks[i], disks_made, arriving, err);
+    for (size_t i = 0; r == 0 && !arriving && i < order->disks.count; i++)
+        r = disks[i].leaving ? 0 : whole_mark(order, &disks[i], err);
     if (r == 0 && seed_files_wanted(order))
         r = prepare_seed(places, order, err);
     return r < 0 ? r : vm_files_network(places, order, user, err);

@@ -79,9 +79,9 @@ int vm_files_show(const struct vm_places *places, const struct vm_order *order, 
                   char **ret_directory, struct error *err);
 int vm_files_hide(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
                   struct error *err);
-/* And of it as it was before a move, once it has the one that @disk is. */
-int vm_files_hide_others(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
-                         struct error *err);
+/* Copies that moves have left in its view, but for the one that @disk is, and the one with the file @used (may be NULL), which it has. */
+int vm_files_hide_others(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, const char *used,
+                         uid_t user, int pidfd, struct error *err);
 /* The same as VM_NEXT_CONFIG, for a VMM of this host that takes the VM over from the one that runs it. */
 int vm_files_write_next_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
 /* In the VM's directory, while one VMM takes it over from another: what becomes config.json and vmm.lock, and where it

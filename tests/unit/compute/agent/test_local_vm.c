@@ -19,6 +19,7 @@
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/replica_dir.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/vm.h"
 
 #define VM_ID "aaaaaaaa-0000-4000-8000-000000000001"
@@ -43,6 +44,9 @@ struct fixture {
     unsigned stops, changes, closed;
     /* devices that the VMM has: disk root and, perhaps, nic2 */
     bool has_nic, refuse_disk;
+    const char *move_path; /* of a move of its disk that is held; NULL: there is none */
+    bool has_no_disk;
+    unsigned taken, given_up;
     /* a migration that its VMM is in */
     const char *phase;
     bool is_source;
@@ -203,13 +207,22 @@ static void put_device(struct fixture *f, struct http_request *request)
     const char *disk = "/v1/vm/disks/root";
     CLEANUP_FREE char *text = NULL;
     f->looks++;
-    if (strcmp(request->path, "/v1/vm/nics/nic2") == 0 && f->has_nic) {
+    if (strcmp(request->path, "/v1/vm/disks/root/move") == 0 && f->move_path != NULL) {
+        bool take = strstr((const char *)request->body, "\"take\":true") != NULL;
+        f->taken += take;
+        f->given_up += !take;
+        f->move_path = NULL;
+        text = xasprintf("{}");
+    } else if (strcmp(request->path, "/v1/vm/nics/nic2") == 0 && f->has_nic) {
         if (request->method == HTTP_DELETE) {
             f->unplugs++;
             f->has_nic = false;
         }
         text = xasprintf("{\"nic\":{\"tap\":\"t\",\"mac\":\"52:54:00:00:00:02\",\"id\":\"nic2\"}}");
-    } else if (strcmp(request->path, disk) == 0) {
+    } else if (strcmp(request->path, disk) == 0 && f->move_path != NULL) {
+        text = xasprintf("{\"disk\":{\"path\":\"/d\",\"id\":\"root\",\"size_bytes\":1048576},\"move\":{\"state\":\"held\",\"path\":\"%s\"}}",
+                         f->move_path);
+    } else if (strcmp(request->path, disk) == 0 && !f->has_no_disk) {
         const char *rate = strstr((const char *)request->body, "\"operations_per_second\":");
         if (request->method == HTTP_PATCH && !f->refuse_disk) {
             f->disk_changes++;
@@ -721,6 +734,171 @@ static void test_devices_of_a_running_vm_follow(void **state)
     uv_run(&f->loop, UV_RUN_ONCE);
     give(f, vm_wanted_STOPPED, 1, 7);
     run_until(f, vm_state_STOPPED, 7);
+}
+
+/* ---- volumes that move ---- */
+
+#define VOLUME "cccccccc-0000-4000-8000-000000000001"
+#define PLACE "dddddddd-0000-4000-8000-000000000001"
+
+/* An order whose disk is a volume, in a pool in the fixture's directory, at PLACE; with an interface that cannot be made ready. */
+static void give_volume(struct fixture *f, uint64_t generation)
+{
+    struct vm_order order;
+    struct pool_seen seen = {0};
+    CLEANUP_FREE char *path = xasprintf("%s/pool", f->dir);
+    (void)mkdir(path, 0755);
+    fill_order(f, &order, vm_wanted_RUNNING, 1, generation);
+    struct pool_order *pool = OBJECT_ADD(vm_order, &order, pools);
+    OBJECT_TEXT(pool_order, pool, id, "eeeeeeee-0000-4000-8000-000000000001");
+    OBJECT_TEXT(pool_order, pool, name, "fast");
+    OBJECT_SET(pool_order, pool, kind, pool_kind_DIR);
+    OBJECT_TEXT(pool_order, pool, path, path);
+    OBJECT_SET(pool_order, pool, make, true);
+    pool_dir_look(pool, &seen);
+    assert_true(seen.present);
+    OBJECT_CLEAR(pool_seen, &seen);
+    struct vm_disk *disk = order.disks.items;
+    OBJECT_TEXT(vm_disk, disk, pool, "fast");
+    OBJECT_TEXT(vm_disk, disk, volume, VOLUME);
+    OBJECT_TEXT(vm_disk, disk, place, PLACE);
+    CLEANUP_FREE char *layers = pool_dir_disk(pool, VM_ID, disk);
+    assert_int_equal(file_make_directories(layers, 0700, NULL), 0);
+    struct vm_nic *nic = OBJECT_ADD(vm_order, &order, nics);
+    OBJECT_TEXT(vm_nic, nic, mac, "52:54:00:00:00:03");
+    OBJECT_TEXT(vm_nic, nic, bridge, "none-such");
+    vm_give_order(f->vm, &order, 11);
+    OBJECT_CLEAR(vm_order, &order);
+}
+
+/* Whatever is wrong with a network a guest does not wait for its disk; but nobody tells which it is before that is decided. */
+static void test_a_disk_that_is_held_is_told_first(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP_FREE char *whole = xasprintf("%s/pool/volumes/" VOLUME "." PLACE "/whole", f->dir);
+    run_new(f);
+    f->move_path = "/x/" VOLUME "." PLACE "/root.disk";
+    vm_hold(f->vm, true);
+    give_volume(f, 2);
+    while (!reason_has(f, "none-such"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_true(f->taken + f->given_up == 0 && access(whole, F_OK) < 0);
+    vm_hold(f->vm, false);
+    while (f->taken + f->given_up == 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_true(f->taken == 1 && access(whole, F_OK) == 0); /* and whole, before anything was written to it alone */
+    assert_int_equal(vm_state_of(f->vm), vm_state_RUNNING);
+    /* one to another place has come to nothing */
+    f->move_path = "/x/" VOLUME ".ffffffff-0000-4000-8000-000000000001/root.disk";
+    vm_hold(f->vm, true);
+    vm_hold(f->vm, false);
+    while (f->given_up == 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->taken, 1);
+}
+
+/* The task begins on the VM that there is. */
+static void move_begins(struct fixture *f, bool cancel)
+{
+    struct node_orders orders = {.index = 12};
+    f->agent.loop = &f->loop;
+    f->agent.http = f->http;
+    if (map_get(&f->agent.vms, VM_ID) == NULL)
+        map_put(&f->agent.vms, VM_ID, f->vm);
+    struct task_order *order = OBJECT_ADD(node_orders, &orders, tasks);
+    OBJECT_TEXT(task_order, order, id, PLACE);
+    OBJECT_SET(task_order, order, role, task_role_MAIN);
+    if (cancel)
+        OBJECT_SET(task_order, order, cancel, true);
+    OBJECT_SET(task, &order->task, kind, task_kind_VOLUME_MOVE);
+    OBJECT_TEXT(task, &order->task, vm, VM_ID);
+    OBJECT_SET(task, &order->task, epoch, 1);
+    object_mark(&task_order_desc, order, "task");
+    OBJECT_TEXT(volume_order, &order->move.from, id, VOLUME);
+    OBJECT_TEXT(volume_order, &order->move.from, disk, "root");
+    OBJECT_TEXT(volume_order, &order->move.to, id, VOLUME);
+    OBJECT_TEXT(volume_order, &order->move.to, disk, "root");
+    OBJECT_TEXT(volume_order, &order->move.to, place, PLACE);
+    object_mark(&volume_move_desc, &order->move, "from");
+    object_mark(&volume_move_desc, &order->move, "to");
+    object_mark(&task_order_desc, order, "move");
+    agent_tasks_obey(&f->agent, &orders);
+    OBJECT_CLEAR(node_orders, &orders);
+}
+
+static void move_ends(struct fixture *f, enum operation_state state, const char *words)
+{
+    struct node_report report = {.head = {0}};
+    while (agent_tasks_running(&f->agent))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    agent_tasks_put(&f->agent, &report);
+    const struct task_seen *seen = report.tasks.items;
+    if (seen->state != (uint32_t)state)
+        fail_msg("state %u: \"%s\"", seen->state, seen->error_text != NULL ? seen->error_text : "");
+    if (words != NULL && strstr(seen->error_text, words) == NULL)
+        fail_msg("\"%s\" does not say \"%s\"", seen->error_text, words);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+static void test_a_move_of_what_the_vmm_has_not_ends(void **state)
+{
+    struct fixture *f = *state;
+    run_new(f);
+    f->has_no_disk = true;
+    move_begins(f, false);
+    move_ends(f, operation_state_FAILED, "let it go");
+}
+
+static void test_a_move_is_cancelled_though_the_vmm_is_silent(void **state)
+{
+    struct fixture *f = *state;
+    run_new(f);
+    stop_server(f);
+    move_begins(f, false);
+    for (unsigned i = 0; i < 20; i++)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_true(agent_tasks_running(&f->agent));
+    move_begins(f, true);
+    move_ends(f, operation_state_CANCELLED, "stays where it is");
+    assert_int_equal(f->given_up, 0);
+}
+
+/* Held before this agent was there: another one may have said so. It is said again, and the VMM is told nothing. */
+static void test_a_move_that_is_held_already_has_succeeded(void **state)
+{
+    struct fixture *f = *state;
+    struct node_orders none = {.index = 13};
+    run_new(f);
+    f->move_path = "/x/" VOLUME "." PLACE "/root.disk";
+    move_begins(f, false);
+    move_ends(f, operation_state_SUCCEEDED, NULL);
+    assert_int_equal(f->taken + f->given_up, 0);
+    /* its VMM ends: no other one before the order is gone */
+    pid_t pid = vmm_pid(f);
+    kill(pid, SIGKILL);
+    while (vm_has_process(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    waitpid(pid, NULL, 0);
+    stop_server(f);
+    while (!reason_has(f, "task") && vmm_pid(f) == 0 && !reason_has(f, "status"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vmm_pid(f), 0);
+    agent_tasks_obey(&f->agent, &none);
+    assert_true(run_until_process(f, pid) != pid);
+}
+
+/* A VM that is to run does not wait for a copy of hours. */
+static void test_a_vm_that_is_to_run_is_not_copied_below(void **state)
+{
+    struct fixture *f = *state;
+    pid_t pid = run_new(f);
+    kill(pid, SIGKILL);
+    while (vm_has_process(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    waitpid(pid, NULL, 0);
+    stop_server(f);
+    move_begins(f, false);
+    move_ends(f, operation_state_FAILED, "is to run");
 }
 
 static void test_changed_order_is_prepared(void **state)
@@ -1237,6 +1415,11 @@ int main(void)
         T(test_removal_meets_a_vmm),
         T(test_changed_order_is_prepared),
         T(test_devices_of_a_running_vm_follow),
+        T(test_a_disk_that_is_held_is_told_first),
+        T(test_a_move_of_what_the_vmm_has_not_ends),
+        T(test_a_move_is_cancelled_though_the_vmm_is_silent),
+        T(test_a_move_that_is_held_already_has_succeeded),
+        T(test_a_vm_that_is_to_run_is_not_copied_below),
         T(test_one_that_has_left_says_how_it_went),
         T(test_an_arrival_runs_only_by_its_own_migration),
         T(test_what_waits_for_another_migration_is_ended),
