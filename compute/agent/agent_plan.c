@@ -177,6 +177,10 @@ static enum plan_step plan_alive(const struct plan_vm *vm)
     bool unwanted = vm->forgotten || (!vm->arriving && (vm->wanted == vm_wanted_DELETED || vm->wanted == vm_wanted_STOPPED));
     /* One that a migration brings or takes goes on for as long as the host waits. */
     unwanted |= vm->down && !vm->arriving && !vm->taking && !vm->leaving;
+    /* A guest that is to shut down has to write. */
+    if (vm->moves && unwanted && vm->gentle && !vm->forgotten && !vm->shutdown_over && !vm->stop_asked && !vm->kill_sent &&
+        !vm->arriving && !vm->taking)
+        return PLAN_ADJUST;
     if (unwanted || vm->process_old || vm->reboot || vm->shutdown_asked || vm->stop_asked) {
         if (vm->kill_sent)
             return PLAN_WAIT_END;

@@ -135,6 +135,7 @@ struct plan_vm {
     bool kill_sent;
 
     bool held;            /* a task works on its disks */
+    bool moves;           /* a disk of its VMM may be held at the end of a move, and wait to be told which copy it is */
     bool differs;         /* disks and interfaces of its VMM may be others than the order has */
     bool prepared; /* images, disks and taps are there */
     enum plan_end end;

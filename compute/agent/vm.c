@@ -116,6 +116,8 @@ struct local_vm {
     bool looking; /* something holds the VM's lock and its name is not known yet */
     bool adjust_again; /* the order has changed since it began to be adjusted */
     struct vm_order dropped; /* disks that its VMM may have though no order names them any more (vm_adjust_dropped) */
+    bool moves;    /* a move of a volume may wait for what the order says; of these alone it is told where it is to end */
+    bool moves_only; /* so is the run under way */
     bool adjusted; /* the VMM was started with the devices of the order, or has been given them */
     uint64_t answer_index; /* of the newest answer of the controllers that had an order for it */
     uint64_t astray_since_ms; /* while vm_is_astray */
@@ -1001,6 +1003,12 @@ static void vm_on_adjusted(void *arg, int status, const struct error *err)
         vm_maybe_finish(vm);
         return;
     }
+    if (status == 0 && !vm->adjust_again)
+        vm->moves = false;
+    if (status == 0 && vm->moves_only) {
+        vm_tick(vm);
+        return;
+    }
     if (status == 0) {
         vm->adjusted = !vm->adjust_again;
         if (vm->adjusted)
@@ -1038,13 +1046,22 @@ static void vm_adjust_volumes(struct local_vm *vm)
     if (!vm_has_volumes(vm))
         return;
     vm->adjusted = false;
-    vm->adjust_again = true;
+    vm->adjust_again = vm->moves = true;
+}
+
+static bool vm_is_to_end(const struct local_vm *vm)
+{
+    enum vm_wanted wanted = vm->file.order.wanted;
+    return vm->forgotten || wanted == vm_wanted_DELETED || wanted == vm_wanted_STOPPED || vm->context->down || vm->shutdown_asked ||
+           vm->file.order.boot > vm->file.boot;
 }
 
 static void vm_adjust(struct local_vm *vm)
 {
+    vm->moves_only = vm_is_to_end(vm);
     const struct vm_adjust_options options = {.context = vm->context,
                                               .decided = vm_is_decided,
+                                              .moves_only = vm->moves_only,
                                               .order = &vm->file.order,
                                               .dropped = &vm->dropped,
                                               .control_path = vm->control_path,
@@ -1058,7 +1075,7 @@ static void vm_adjust(struct local_vm *vm)
         if (vm->busy != VM_IDLE)
             return;
     }
-    if (vm->machine.state != vm_state_RUNNING && vm->machine.state != vm_state_PAUSED) /* its guest runs already */
+    if (!vm->moves_only && vm->machine.state != vm_state_RUNNING && vm->machine.state != vm_state_PAUSED) /* its guest runs already */
         vm_move(vm, vm->process_paused ? vm_state_PAUSED : vm_state_RUNNING, "");
     vm->start_deadline_ms = 0;
     vm->busy = VM_ADJUSTING;
@@ -1609,6 +1626,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .stop_overdue = vm->stop_asked && (vm->stop_failed || now >= vm->stop_deadline_ms),
         .kill_sent = vm->kill_sent,
         .held = vm->holds > 0,
+        .moves = vm->moves && vm->confirmed && vm->holds == 0,
         .differs = !vm->adjusted,
         .prepared = vm->prepared,
         .end = vm->end,

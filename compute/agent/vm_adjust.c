@@ -33,6 +33,7 @@ struct vm_adjust {
     uint64_t force_at_ms;     /* of the unplug under way; 0: none is */
     char *used;               /* the file of the disk at hand, as its VMM sees it */
     bool forced, tidied;
+    bool moves_only;
     bool takes;               /* the move at hand: the copy is the volume */
     bool leaving;             /* the disks that are being detached come last: a guest may keep them */
     struct error disk_err;    /* of the first disk that was not done; its code 0: none */
@@ -625,6 +626,11 @@ static void moves(struct vm_adjust *a)
     char path[URL_SIZE];
     while (a->at < a->order.disks.count && disk_at(a)->volume == NULL)
         a->at++;
+    if (a->at >= a->order.disks.count && a->moves_only) {
+        a->err = a->disk_err;
+        end(a, a->disk_err.code);
+        return;
+    }
     if (a->at >= a->order.disks.count) {
         a->phase = PHASE_LOOK;
         a->at = 0;
@@ -692,6 +698,7 @@ struct vm_adjust *vm_adjust_start(const struct vm_adjust_options *options)
     a->jailed = options->jailed;
     a->pidfd = options->pidfd >= 0 ? fcntl(options->pidfd, F_DUPFD_CLOEXEC, 0) : -1;
     a->decided = options->decided;
+    a->moves_only = options->moves_only;
     a->done = options->done;
     a->arg = options->arg;
     uv_timer_init(a->context->loop, &a->timer);

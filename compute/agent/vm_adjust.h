@@ -30,6 +30,7 @@ struct vm_adjust_options {
     const struct vm_order *dropped;   /* its disks leave too (vm_adjust_dropped). Copied */
     const char *control_path;         /* copied */
     bool (*decided)(void *arg);       /* may a move of a volume be ended by the order now? NULL: yes */
+    bool moves_only;                  /* it is to end: only 0 */
     uid_t user;                       /* that the VMM runs as: its taps are this user's */
     bool jailed;                      /* and it sees only what it is shown */
     int pidfd;                        /* of the VMM; -1 where it is not jailed. Doubled */

@@ -242,6 +242,11 @@ static const struct {
     {"paused as wanted, its devices are to change", {.wanted = vm_wanted_PAUSED, ALIVE, .process_paused = true, .differs = true}, PLAN_ADJUST},
     {"first paused, then changed", {.wanted = vm_wanted_PAUSED, ALIVE, .differs = true}, PLAN_PAUSE},
     {"what is to stop is not changed", {.wanted = vm_wanted_STOPPED, ALIVE, .differs = true}, PLAN_STOP},
+    {"a disk of what is to stop is held", {.wanted = vm_wanted_STOPPED, ALIVE, .gentle = true, .moves = true}, PLAN_ADJUST},
+    {"also while its guest shuts down", {.wanted = vm_wanted_STOPPED, ALIVE, .gentle = true, .moves = true, .shutdown_asked = true}, PLAN_ADJUST},
+    {"but not for longer than that may take",
+     {.wanted = vm_wanted_STOPPED, ALIVE, .gentle = true, .moves = true, .shutdown_asked = true, .shutdown_over = true}, PLAN_STOP},
+    {"nor where the plug is pulled", {.wanted = vm_wanted_STOPPED, ALIVE, .moves = true}, PLAN_STOP},
     {"what does not answer cannot be changed", {RUN, .process = true, .differs = true}, PLAN_WAIT_ANSWER},
     {"wanted paused and off", {.wanted = vm_wanted_PAUSED, .confirmed = true, .prepared = true}, PLAN_START},
 

@@ -795,6 +795,23 @@ static void test_a_disk_that_is_held_is_told_first(void **state)
     while (f->given_up == 0)
         uv_run(&f->loop, UV_RUN_ONCE);
     assert_int_equal(f->taken, 1);
+    /* and a guest that is to shut down has to write */
+    struct vm_order order = {.head = {0}};
+    f->move_path = "/x/" VOLUME "." PLACE "/root.disk";
+    vm_hold(f->vm, true);
+    OBJECT_COPY(vm_order, &order, vm_order_of(f->vm));
+    OBJECT_SET(vm_order, &order, wanted, vm_wanted_STOPPED);
+    OBJECT_SET(vm_order, &order, stop_grace_s, 600);
+    OBJECT_SET(vm_order, &order, generation, 3);
+    vm_give_order(f->vm, &order, 12);
+    OBJECT_CLEAR(vm_order, &order);
+    for (unsigned i = 0; i < 20; i++)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->taken, 1);
+    vm_hold(f->vm, false);
+    while (f->taken == 1)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_true(f->stops == 0 && f->given_up == 1);
 }
 
 /* The task begins on the VM that there is. */
