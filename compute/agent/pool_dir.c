@@ -367,6 +367,8 @@ int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *dis
         r = file_remove_tree(all, name, err);
     if (r == 0)
         r = file_make_directories(directory, 0700, err);
+    if (r == 0) /* a VMM may be all that writes to it from here on, until what was is removed */
+        r = file_sync_directory(all, err);
     if (r == 0 && user != geteuid() && chown(directory, user, user) < 0)
         r = error_errno(err, -errno, "cannot give %s away", directory);
     if (r == 0)

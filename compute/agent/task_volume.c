@@ -470,6 +470,8 @@ static void on_disk(const struct http_answer *answer, void *arg)
         fail(v, ERROR_INTERNAL, status.move.failure != NULL ? status.move.failure : "its VMM has ended on the way; the volume stays where it is");
     } else if (status.move.path != NULL || status.unplugging || status.detached) {
         fail(v, ERROR_CONFLICT, "its VMM is moving or letting go of it otherwise");
+    } else if (status.disk.size_bytes > v->move.to.size_bytes) { /* room is kept for what the record says */
+        fail(v, ERROR_INTERNAL, "its VMM says that the disk is larger than the volume: stop the VM and ask again");
     } else {
         make(v, vm, status.disk.size_bytes);
     }
