@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 
+from bed import wait_until
 from test_vmm import LIMIT_S, TICKER, VMM, Vmm
 
 pytestmark = [pytest.mark.skipif(not VMM.exists(), reason='drover-vmm is not built'),
@@ -147,8 +148,9 @@ def test_disks_come_grow_and_go(scripted, tmp_path):
     console.wait(rf'^disk {slot} has 4096 sectors$')
     assert vm.request('DELETE', '/v1/vm/disks/extra')[0] == 202
     console.wait(rf'^disk {slot} gone$')
-    assert re.search(r'device-unplugged.*device=extra.*ejected', vm.log.read_text())
-    assert vm.request('GET', '/v1/vm/disks/extra')[0] == 404
+    # the guest is done with it; the control loop hears of that next
+    wait_until(lambda: re.search(r'device-unplugged.*device=extra.*ejected', vm.log.read_text()), what='it was taken out')
+    wait_until(lambda: vm.request('GET', '/v1/vm/disks/extra')[0] == 404, what='it is gone')
     assert vm.request('POST', '/v1/vm/disks', {'path': str(tmp_path / 'b'), 'id': 'again', 'slot': slot})[0] == 201
     console.wait(rf'(?s)disk {slot} gone.*disk {slot} here, 4096 sectors$.*disk {slot} verified 1$')
     before = verified(console, 2)
