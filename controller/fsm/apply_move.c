@@ -120,7 +120,8 @@ static bool may_begin(struct apply *a, const struct operation *operation)
         apply_refuse(a, -ESTALE, ERROR_CONFLICT, "volume '%s' is in a directory of host %s by now; ask again", volume->name, volume->host);
         return false;
     }
-    return is_at_rest(a, volume) && vm_allows(a, volume, task) && host_has(a, state_get(a->state, object_kind_POOL, volume->pool)->pool, host) && host_has(a, to, host) &&
+    const struct pool *from = state_get(a->state, object_kind_POOL, volume->pool)->pool;
+    return is_at_rest(a, volume) && vm_allows(a, volume, task) && host_has(a, from, host) && host_has(a, to, host) &&
            has_room(a, volume, to, host);
 }
 
