@@ -331,6 +331,19 @@ static inline int fixture_recover(struct fixture *f, uint64_t epoch, const char 
     return rc;
 }
 
+/* Host @name reports pool @pool of @size_bytes with @free_bytes of room; 0: it is not there. */
+static inline void fixture_say_pool(struct fixture *f, const char *name, const char *pool, uint64_t size_bytes, uint64_t free_bytes)
+{
+    struct node_report report = fixture_report(f, name, 8192);
+    struct pool_seen *seen = OBJECT_ADD(node_report, &report, pools);
+    OBJECT_TEXT(pool_seen, seen, id, fixture_get(f, object_kind_POOL, pool)->common->id);
+    OBJECT_SET(pool_seen, seen, present, free_bytes > 0);
+    OBJECT_TEXT(pool_seen, seen, mark, "aa");
+    OBJECT_SET(pool_seen, seen, size_bytes, size_bytes);
+    OBJECT_SET(pool_seen, seen, free_bytes, free_bytes);
+    fixture_send(f, &report);
+}
+
 static inline struct bytes_writer fixture_snapshot(const struct state *state)
 {
     struct bytes_writer out = {0};

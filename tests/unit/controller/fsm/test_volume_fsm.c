@@ -8,19 +8,6 @@
 #define GIB (UINT64_C(1) << 30)
 #define MIB (UINT64_C(1) << 20)
 
-/* Host @name reports pool @pool with @free_bytes of room; 0: it is not there. */
-static void say(struct fixture *f, const char *name, const char *pool, uint64_t free_bytes)
-{
-    struct node_report report = fixture_report(f, name, 8192);
-    struct pool_seen *seen = OBJECT_ADD(node_report, &report, pools);
-    OBJECT_TEXT(pool_seen, seen, id, fixture_get(f, object_kind_POOL, pool)->common->id);
-    OBJECT_SET(pool_seen, seen, present, free_bytes > 0);
-    OBJECT_TEXT(pool_seen, seen, mark, "aa");
-    OBJECT_SET(pool_seen, seen, size_bytes, 64 * GIB);
-    OBJECT_SET(pool_seen, seen, free_bytes, free_bytes);
-    fixture_send(f, &report);
-}
-
 /* Three hosts; a shared pool on the first two, and a directory of the first and third. */
 static int setup(void **test)
 {
@@ -33,10 +20,10 @@ static int setup(void **test)
     }
     fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"nas\",\"kind\":\"shared-dir\",\"path\":\"/srv/nas\",\"hosts\":[\"n1\",\"n2\"]}");
     fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"ssd\",\"kind\":\"dir\",\"path\":\"/srv/ssd\",\"hosts\":[\"n1\",\"n3\"]}");
-    say(f, "n1", "nas", 16 * GIB);
-    say(f, "n2", "nas", 16 * GIB);
-    say(f, "n1", "ssd", 2 * GIB);
-    say(f, "n3", "ssd", 8 * GIB);
+    fixture_say_pool(f, "n1", "nas", 64 * GIB, 16 * GIB);
+    fixture_say_pool(f, "n2", "nas", 64 * GIB, 16 * GIB);
+    fixture_say_pool(f, "n1", "ssd", 64 * GIB, 2 * GIB);
+    fixture_say_pool(f, "n3", "ssd", 64 * GIB, 8 * GIB);
     *test = f;
     return 0;
 }
@@ -137,7 +124,7 @@ static void one_host_makes_it(void **test)
     assert_int_equal(done(f, "n1", "a", "it is full"), 0);
     /* the pool is away there: another one does it */
     uint64_t before = state_host_orders_index(fixture_get(f, object_kind_HOST, "n2"));
-    say(f, "n1", "nas", 0);
+    fixture_say_pool(f, "n1", "nas", 64 * GIB, 0);
     assert_true(state_host_orders_index(fixture_get(f, object_kind_HOST, "n2")) > before);
     assert_int_equal(ordered(f, "n1", false), 0);
     assert_int_equal(ordered(f, "n2", false), 1);
@@ -161,7 +148,7 @@ static void one_host_makes_it(void **test)
     assert_int_equal(done(f, "n2", "a", "busy"), 1);
     assert_int_equal(done(f, "n2", "a", NULL), 1);
     assert_null(state_get(f->state, object_kind_VOLUME, "a"));
-    say(f, "n1", "ssd", 0);
+    fixture_say_pool(f, "n1", "ssd", 64 * GIB, 0);
     assert_int_equal(ordered(f, "n1", true), 0);
     fixture_must(f, ROUTE_ID_host_update, "n1", "{\"schedulable\":false}");
     assert_int_equal(done(f, "n1", "c", NULL), 0); /* not heard: it does not have the pool */
@@ -180,8 +167,8 @@ static void what_cannot_be_made(void **test)
     refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n9\"}", -ENOENT, "/host", "no host of pool");
     refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n2\"}", -EHOSTDOWN, "/pool", "");
     refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824,\"image\":\"tiny\"}", -ENOENT, "/image", "no disk");
-    say(f, "n1", "nas", 0);
-    say(f, "n2", "nas", 0);
+    fixture_say_pool(f, "n1", "nas", 64 * GIB, 0);
+    fixture_say_pool(f, "n2", "nas", 64 * GIB, 0);
     refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824}", -EHOSTDOWN, "/pool", "is on no host now");
     assert_int_equal(state_count(f->state, object_kind_VOLUME), 0);
 }
@@ -551,12 +538,12 @@ static void with_what_both_hosts_reach_a_vm_migrates(void **test)
     make(f, "a", "nas");
     attached(f, "a", "x");
     refused(f, ROUTE_ID_vm_migrate, "x", "{\"to\":\"n3\"}", -ENOSPC, "/to", "pool");
-    say(f, to, "nas", 0);
+    fixture_say_pool(f, to, "nas", 64 * GIB, 0);
     refused(f, ROUTE_ID_vm_migrate, "x", NULL, -ENOSPC, "", "pool");
-    say(f, to, "nas", 16 * GIB);
-    say(f, from, "nas", 0);
+    fixture_say_pool(f, to, "nas", 64 * GIB, 16 * GIB);
+    fixture_say_pool(f, from, "nas", 64 * GIB, 0);
     refused(f, ROUTE_ID_vm_migrate, "x", NULL, -EHOSTDOWN, "/disks", "is not there on the host that has VM 'x'");
-    say(f, from, "nas", 16 * GIB);
+    fixture_say_pool(f, from, "nas", 64 * GIB, 16 * GIB);
     fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
     refused(f, ROUTE_ID_vm_migrate, "x", NULL, -EBUSY, "/disks", "is being detached");
     fixture_vm_is(f, "x", vm_state_RUNNING);

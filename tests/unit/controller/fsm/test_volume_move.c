@@ -7,19 +7,6 @@
 
 #define GIB (UINT64_C(1) << 30)
 
-/* Host @name reports pool @pool with @free_bytes of room; 0: it is not there. */
-static void say(struct fixture *f, const char *name, const char *pool, uint64_t free_bytes)
-{
-    struct node_report report = fixture_report(f, name, 8192);
-    struct pool_seen *seen = OBJECT_ADD(node_report, &report, pools);
-    OBJECT_TEXT(pool_seen, seen, id, fixture_get(f, object_kind_POOL, pool)->common->id);
-    OBJECT_SET(pool_seen, seen, present, free_bytes > 0);
-    OBJECT_TEXT(pool_seen, seen, mark, "aa");
-    OBJECT_SET(pool_seen, seen, size_bytes, 16 * GIB);
-    OBJECT_SET(pool_seen, seen, free_bytes, free_bytes);
-    fixture_send(f, &report);
-}
-
 static const struct volume *volume(struct fixture *f, const char *name)
 {
     return fixture_get(f, object_kind_VOLUME, name)->volume;
@@ -51,11 +38,11 @@ static int setup(void **test)
         snprintf(body, sizeof body, "{\"name\":\"%s\",\"kind\":\"%s\",\"path\":\"/srv/%s\",\"hosts\":[\"n1\",\"n2\"]}", pools[i][0], pools[i][1],
                  pools[i][0]);
         fixture_must(f, ROUTE_ID_pool_create, NULL, body);
-        say(f, "n1", pools[i][0], 4 * GIB);
-        say(f, "n2", pools[i][0], 8 * GIB);
+        fixture_say_pool(f, "n1", pools[i][0], 16 * GIB, 4 * GIB);
+        fixture_say_pool(f, "n2", pools[i][0], 16 * GIB, 8 * GIB);
     }
     fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"one\",\"kind\":\"dir\",\"path\":\"/srv/one\",\"hosts\":[\"n2\"]}");
-    say(f, "n2", "one", 8 * GIB);
+    fixture_say_pool(f, "n2", "one", 16 * GIB, 8 * GIB);
     fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824}");
     fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"b\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n1\"}");
     assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, true, false), 1);
@@ -398,8 +385,8 @@ static void room_is_kept(void **test)
 {
     struct fixture *f = *test;
     char operation[37];
-    say(f, "n1", "hdd", 3 * GIB / 2);
-    say(f, "n2", "hdd", 3 * GIB / 2);
+    fixture_say_pool(f, "n1", "hdd", 16 * GIB, 3 * GIB / 2);
+    fixture_say_pool(f, "n2", "hdd", 16 * GIB, 3 * GIB / 2);
     move(f, "b", "{\"pool\":\"hdd\"}", operation);
     refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\",\"host\":\"n1\"}", -ENOSPC, "/pool", "of which 1024 MiB are kept for volumes");
     refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"c\",\"pool\":\"hdd\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -ENOSPC, "/size_bytes",
@@ -423,12 +410,12 @@ static void what_is_refused(void **test)
     refused(f, go, "b", "{\"pool\":\"hdd\",\"host\":\"n2\"}", -EXDEV, "/host", "whose directory volume 'b' is in");
     refused(f, go, "b", "{\"pool\":\"one\"}", -EXDEV, "/pool", "'one' is not on host n1, whose directory the volume is in");
     refused(f, go, "a", "{\"pool\":\"one\",\"host\":\"n1\"}", -EXDEV, "/host", "'one' is not on host n1");
-    say(f, "n1", "hdd", 0);
+    fixture_say_pool(f, "n1", "hdd", 16 * GIB, 0);
     refused(f, go, "b", "{\"pool\":\"hdd\"}", -EHOSTDOWN, "/pool", "host n1 is not up, or cannot use");
-    say(f, "n2", "nas", 0);
+    fixture_say_pool(f, "n2", "nas", 16 * GIB, 0);
     refused(f, go, "a", "{\"pool\":\"one\"}", -EHOSTDOWN, "/pool", "no host that is up has both");
     fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"new\",\"pool\":\"ssd\",\"size_bytes\":1073741824}");
-    say(f, "n1", "hdd", 4 * GIB);
+    fixture_say_pool(f, "n1", "hdd", 16 * GIB, 4 * GIB);
     refused(f, go, "new", "{\"pool\":\"hdd\"}", -EBUSY, "", "is creating");
     /* where it is already: an operation with nothing to do */
     move(f, "b", "{\"pool\":\"ssd\"}", operation);
