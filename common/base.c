@@ -69,3 +69,8 @@ void text_copy(char *buffer, size_t size, const char *text)
     if (snprintf(buffer, size, "%s", text) >= (int)size)
         text_trim(buffer);
 }
+
+bool text_same(const char *a, const char *b)
+{
+    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
+}

@@ -58,6 +58,8 @@ char *xasprintf(const char *format, ...) PRINTF_LIKE(1, 2) __attribute__((malloc
 void text_trim(char *text);
 /* As much of @text as @size bytes hold, NUL included, no UTF-8 character cut in two. */
 void text_copy(char *buffer, size_t size, const char *text);
+/* Are they the same? NULL is "". */
+bool text_same(const char *a, const char *b);
 #define NEW(type) ((type *)xcalloc(1, sizeof(type)))
 
 #endif

@@ -132,6 +132,8 @@ void apply_volume_remove(struct apply *a, struct record *record, bool force);
 bool volumes_use(struct apply *a, const struct record *record, const char *what_to_do);
 /* Whoever may have something to do for @volume is to look at its orders. */
 void volume_tell_hosts(struct apply *a, const struct volume *volume);
+/* What a move has left of it is nobody's work any more: "what was left of volume ... is @words". Within no edit. */
+void volume_left_gone(struct apply *a, struct record *record, const char *words);
 /* @vm's host is to know of another list of disks, within no edit. */
 void volume_vm_edit_begin(struct apply *a, struct record *vm);
 void volume_vm_edit_end(struct apply *a, struct record *vm);

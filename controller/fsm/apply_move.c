@@ -184,16 +184,12 @@ static bool may_be_done(const struct apply *a, const struct operation *operation
 
 static void other_keep(struct apply *a, struct record *record)
 {
-    struct volume *volume = record->volume;
-    apply_event(a, event_type_UPDATED, record,
-                "volume %s: the cluster was recovered while it moved, so volumes/%s.%s of pool %s%s%s is kept, if it is there: it may be the only copy; "
-                "remove it by hand if not", volume->name, volume->id, volume->other_place, volume->other_pool,
-                volume->other_host != NULL ? " on host " : "", volume->other_host != NULL ? volume->other_host : "");
-    state_edit_begin(a->state, record);
-    OBJECT_TEXT(volume, volume, other_pool, NULL);
-    OBJECT_TEXT(volume, volume, other_host, NULL);
-    OBJECT_TEXT(volume, volume, other_place, NULL);
-    state_edit_end(a->state, record, a->index);
+    char words[APPLY_STEP_BYTES_MAX];
+    apply_text(words, sizeof words,
+               "kept%s%s, for the cluster was recovered while it moved: volumes/%s.%s may be the only copy; remove it by hand if not",
+               record->volume->other_host != NULL ? " on host " : "", record->volume->other_host != NULL ? record->volume->other_host : "",
+               record->volume->id, record->volume->other_place);
+    volume_left_gone(a, record, words);
 }
 
 static void ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
@@ -212,7 +208,8 @@ static void ended(struct apply *a, const struct operation *operation, enum opera
     if (vm != NULL) {
         struct vm_disk *disk = volume_disk_find(vm->vm, volume->id);
         volume_vm_edit_begin(a, vm);
-        OBJECT_TEXT(vm_disk, disk, pool, volume->pool);
+        if (disk != NULL)
+            OBJECT_TEXT(vm_disk, disk, pool, volume->pool);
         volume_vm_edit_end(a, vm);
     }
     volume_tell_hosts(a, volume);

@@ -39,11 +39,6 @@ static void set_state(struct volume *volume, enum volume_state state, const char
     OBJECT_TEXT(volume, volume, state_reason, text[0] != '\0' ? text : NULL);
 }
 
-static bool same_text(const char *a, const char *b)
-{
-    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
-}
-
 static struct record *volume_of(struct apply *a, const struct vm_disk *disk)
 {
     return disk->volume != NULL ? map_get(&a->state->tables[object_kind_VOLUME].by_id, disk->volume) : NULL;
@@ -484,7 +479,7 @@ void apply_volume_remove(struct apply *a, struct record *record, bool force)
 }
 
 /* Nothing is left of it in the other pool, or nobody minds any more. */
-static void left_gone(struct apply *a, struct record *record, const char *words)
+void volume_left_gone(struct apply *a, struct record *record, const char *words)
 {
     struct volume *volume = record->volume;
     char pool[64];
@@ -514,7 +509,7 @@ void apply_volume_forget_left(struct apply *a, struct record *record)
     apply_text(words, sizeof words, "forgotten by request: volumes/%s%s%s stays there", volume->id, volume->other_place != NULL ? "." : "",
                volume->other_place != NULL ? volume->other_place : "");
     if (volume->other_pool != NULL)
-        left_gone(a, record, words);
+        volume_left_gone(a, record, words);
 }
 
 /* Its host says why not. */
@@ -534,7 +529,7 @@ void volumes_host_gone(struct apply *a, const struct record *host)
     for (size_t i = 0; i < state_count(a->state, object_kind_VOLUME); i++) {
         struct record *record = a->state->tables[object_kind_VOLUME].order.items[i];
         if (record->volume->other_host != NULL && strcmp(record->volume->other_host, host->common->name) == 0)
-            left_gone(a, record, "gone with its host");
+            volume_left_gone(a, record, "gone with its host");
     }
 }
 
@@ -544,9 +539,9 @@ static void see_volume(struct apply *a, const struct record *host, const struct 
     if (record == NULL || !volume_seen_differs(a->state, host->common->id, seen))
         return;
     struct volume *volume = record->volume;
-    if (volume_has_left(volume) && same_text(seen->place, volume->other_place)) {
+    if (volume_has_left(volume) && text_same(seen->place, volume->other_place)) {
         if (seen->gone)
-            left_gone(a, record, "gone");
+            volume_left_gone(a, record, "gone");
         else
             left_stays(a, record, seen->reason);
         return;

@@ -7,11 +7,6 @@
 
 #define FREE_STEPS 32u
 
-static bool same_text(const char *a, const char *b)
-{
-    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
-}
-
 struct pool_host *pool_member_find(const struct pool *pool, const char *host_id)
 {
     for (size_t i = 0; host_id != NULL && i < pool->members.count; i++) {
@@ -62,7 +57,7 @@ bool pool_member_differs(const struct pool *pool, const char *host_id, const str
     if (member == NULL)
         return false;
     enum pool_host_state state = judge(pool, member, seen, &why);
-    if (state != (enum pool_host_state)member->state || !same_text(why, member->reason))
+    if (state != (enum pool_host_state)member->state || !text_same(why, member->reason))
         return true;
     return state == pool_host_state_PRESENT &&
            (mark_of(pool, member) == NULL || member->size_bytes != seen->size_bytes ||
@@ -163,7 +158,7 @@ void pool_order_fill(const struct state *state, const struct pool *pool, const c
 {
     const struct pool_host *member = pool_member_find(pool, host_id);
     const char *mark = member != NULL ? mark_of(pool, member) : pool->mark;
-    bool make = mark == NULL && (pool->kind == pool_kind_DIR || same_text(maker_of(state, pool), host_id));
+    bool make = mark == NULL && (pool->kind == pool_kind_DIR || text_same(maker_of(state, pool), host_id));
     OBJECT_TEXT(pool_order, ret, id, pool->id);
     OBJECT_TEXT(pool_order, ret, name, pool->name);
     OBJECT_SET(pool_order, ret, kind, pool->kind);
@@ -181,8 +176,8 @@ uint64_t pool_kept_bytes(const struct state *state, const struct pool *pool, con
     uint64_t bytes = 0;
     for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
         const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
-        if (volume->state == volume_state_MOVING && same_text(volume->other_pool, pool->name) &&
-            (volume->other_host == NULL || same_text(volume->other_host, member->name)))
+        if (volume->state == volume_state_MOVING && text_same(volume->other_pool, pool->name) &&
+            (volume->other_host == NULL || text_same(volume->other_host, member->name)))
             bytes += volume->size_bytes;
     }
     return bytes;
@@ -251,7 +246,7 @@ const char *vm_pool_full(const struct state *state, const struct vm *vm, const c
         const struct pool_host *member = pool != NULL ? pool_member_find(pool->pool, host_id) : NULL;
         uint64_t bytes = 0;
         for (size_t k = 0; member != NULL && k < vm->disks.count; k++)
-            if (same_text(disk_at(vm, k)->pool, name) && disk_at(vm, k)->volume == NULL) /* volumes are made already */
+            if (text_same(disk_at(vm, k)->pool, name) && disk_at(vm, k)->volume == NULL) /* volumes are made already */
                 bytes += disk_at(vm, k)->size_bytes;
         if (member != NULL && bytes > pool_room_bytes(state, pool->pool, member))
             return name;

@@ -26,11 +26,6 @@ const struct vm_disk *volume_disk_any(const struct vm *vm)
     return NULL;
 }
 
-static bool same_text(const char *a, const char *b)
-{
-    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
-}
-
 static bool has_pool(const struct state *state, const char *pool_name, const char *host_id)
 {
     const struct record *pool = state_get(state, object_kind_POOL, pool_name);
@@ -83,12 +78,12 @@ bool volume_seen_differs(const struct state *state, const char *host_id, const s
 {
     const struct record *record = state_get(state, object_kind_VOLUME, seen->id);
     const char *left = record != NULL ? volume_left_worker(state, record->volume) : NULL;
-    if (left != NULL && same_text(seen->place, record->volume->other_place))
+    if (left != NULL && text_same(seen->place, record->volume->other_place))
         return strcmp(left, host_id) == 0 &&
-               (seen->gone || (volume_tells_of_left(record->volume) && !same_text(seen->reason, record->volume->state_reason)));
+               (seen->gone || (volume_tells_of_left(record->volume) && !text_same(seen->reason, record->volume->state_reason)));
     const char *worker = record != NULL ? volume_worker(state, record->volume) : NULL;
     if (worker == NULL || strcmp(worker, host_id) != 0 || !volume_is_pending(record->volume) ||
-        !same_text(seen->place, record->volume->place))
+        !text_same(seen->place, record->volume->place))
         return false;
     const char *held = record->volume->state_reason != NULL ? record->volume->state_reason : "";
     bool done = record->volume->state == volume_state_CREATING ? seen->made : seen->gone;

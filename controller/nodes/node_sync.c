@@ -27,11 +27,6 @@ static const struct record *reporter(const struct state *state, const struct nod
 
 /* ---- what has changed ---- */
 
-static bool same_text(const char *a, const char *b)
-{
-    return strcmp(a != NULL ? a : "", b != NULL ? b : "") == 0;
-}
-
 /* Progress counts only where it has crossed a step: bytes of downloads do not go through Raft one by one. */
 static uint64_t progress_step(uint64_t done, uint64_t total)
 {
@@ -44,7 +39,7 @@ static bool progress_differs(const struct record *vm, const struct vm_seen *seen
         const struct operation *held = vm->of_vm.operations.items[i]->operation;
         if (operation_has_task(held))
             continue;
-        if (seen->step != NULL && !same_text(seen->step, held->step))
+        if (seen->step != NULL && !text_same(seen->step, held->step))
             return true;
         if (held->progress_total != seen->progress_total ||
             progress_step(held->progress_done, held->progress_total) != progress_step(seen->progress_done, seen->progress_total))
@@ -69,8 +64,8 @@ static bool vm_differs(const struct state *state, const struct record *host, con
     if (seen->generation < vm->seen_generation || vm->recovering)
         return false;
     return vm_release_counts(record, seen) || vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) || state_generation_lost(vm, seen) ||
-           vm->restarts != seen->restarts || !same_text(vm->state_reason, seen->reason) ||
-           !same_text(vm->vmm_version, seen->program) || progress_differs(record, seen);
+           vm->restarts != seen->restarts || !text_same(vm->state_reason, seen->reason) ||
+           !text_same(vm->vmm_version, seen->program) || progress_differs(record, seen);
 }
 
 /* The same for tasks, by the rules of apply_task.c. */
@@ -83,13 +78,13 @@ static bool task_differs(const struct state *state, const struct record *host, c
     const struct task *task = &held->task;
     bool ended = seen->state != operation_state_RUNNING;
     if (seen->role == task_role_PEER)
-        return same_text(task->peer, host->common->id) &&
+        return text_same(task->peer, host->common->id) &&
                (ended ? seen->state != operation_state_SUCCEEDED && task->peer_error == NULL
                       : task->peer_error != NULL || task->peer_ready != seen->ready ||
-                            !same_text(task->peer_endpoint, seen->ready ? seen->endpoint : NULL));
-    return same_text(task->host, host->common->id) &&
+                            !text_same(task->peer_endpoint, seen->ready ? seen->endpoint : NULL));
+    return text_same(task->host, host->common->id) &&
            (ended || (seen->ready && task->backup.live && !task->backup.placed) || (seen->ready && task->kind == task_kind_VOLUME_MOVE && !task->level) ||
-            (seen->step != NULL && !same_text(seen->step, held->step)) ||
+            (seen->step != NULL && !text_same(seen->step, held->step)) ||
             held->progress_total != seen->progress_total ||
             progress_step(held->progress_done, held->progress_total) != progress_step(seen->progress_done, seen->progress_total));
 }
@@ -97,7 +92,7 @@ static bool task_differs(const struct state *state, const struct record *host, c
 /* Was it sent before the one that the state is from? */
 static bool is_late(const struct host *host, const struct node_report *report)
 {
-    return report->session != NULL && same_text(host->session, report->session) && report->sequence < host->report;
+    return report->session != NULL && text_same(host->session, report->session) && report->sequence < host->report;
 }
 
 /* Does the host know the cluster's epoch? If not, its index is of another history. */
@@ -169,16 +164,16 @@ static uint32_t stray_vms(const struct node_report *report)
 static bool host_differs(const struct host *host, const struct node_report *report)
 {
     return (host->state != host_state_UP && host->state != host_state_SUSPECT) || (OBJECT_HAS(node_report, report, arming) && host->armed != report->arming) ||
-           !same_text(host->address, report->address) || host->cpus != report->cpus ||
+           !text_same(host->address, report->address) || host->cpus != report->cpus ||
            host->memory_bytes != report->memory_bytes || host->disk_bytes != report->disk_bytes ||
-           !same_text(host->boot_id, report->boot_id) || !same_text(host->kvm, report->kvm) ||
-           !same_text(host->version, report->version) ||
-           (report->vmm_version != NULL && !same_text(host->vmm_version, report->vmm_version)) ||
-           (report->isolation != NULL && !same_text(host->isolation, report->isolation)) ||
+           !text_same(host->boot_id, report->boot_id) || !text_same(host->kvm, report->kvm) ||
+           !text_same(host->version, report->version) ||
+           (report->vmm_version != NULL && !text_same(host->vmm_version, report->vmm_version)) ||
+           (report->isolation != NULL && !text_same(host->isolation, report->isolation)) ||
            (OBJECT_HAS(node_report, report, cpu_baseline) && host->cpu_baseline != report->cpu_baseline) ||
            (OBJECT_HAS(node_report, report, disk_free_bytes) && host->disk_free_bytes != free_bytes_of(host, report)) ||
            host->stray_vms != stray_vms(report) || host->going_down != report->going_down ||
-           (report->session != NULL && !same_text(host->session, report->session));
+           (report->session != NULL && !text_same(host->session, report->session));
 }
 
 static void fill_host(struct command_seen *command, const struct host *held, const struct node_report *report)
@@ -270,7 +265,7 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
     struct command_seen command = {0};
     if (host == NULL)
         return -ENOENT;
-    if (!same_text(report->name, host->common->name))
+    if (!text_same(report->name, host->common->name))
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/name", "host %s is named '%s', not '%s'", report->host,
                                host->common->name, report->name != NULL ? report->name : "");
     if (is_late(host->host, report))
@@ -467,7 +462,7 @@ static void fill_relocate(const struct state *state, const struct record *host, 
 static const struct record *incoming(const struct state *state, const struct record *host, size_t i)
 {
     const struct operation *operation = host->of_host.tasks.items[i]->operation;
-    bool comes = operation_keeps_room(operation) && same_text(operation->task.peer, host->common->id);
+    bool comes = operation_keeps_room(operation) && text_same(operation->task.peer, host->common->id);
     return comes ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
 }
 
@@ -595,7 +590,7 @@ static void fill_move(const struct state *state, const struct record *host, cons
     const struct record *volume = operation->task.kind == task_kind_VOLUME_MOVE
                                       ? state_get(state, object_kind_VOLUME, operation->task.volume.id)
                                       : NULL;
-    if (volume == NULL || volume->volume->state != volume_state_MOVING || !same_text(volume->volume->other_place, operation->id))
+    if (volume == NULL || volume->volume->state != volume_state_MOVING || !text_same(volume->volume->other_place, operation->id))
         return;
     fill_volume(state, host, volume->volume, false, &order->move.from);
     fill_volume(state, host, volume->volume, true, &order->move.to);
@@ -612,7 +607,7 @@ static void fill_tasks(const struct state *state, const struct record *host, str
         struct task_order *order = OBJECT_ADD(node_orders, orders, tasks);
         OBJECT_TEXT(task_order, order, id, operation->id);
         OBJECT_SET(task_order, order, role,
-                   same_text(operation->task.host, host->common->id) ? task_role_MAIN : task_role_PEER);
+                   text_same(operation->task.host, host->common->id) ? task_role_MAIN : task_role_PEER);
         if (operation->cancel_asked)
             OBJECT_SET(task_order, order, cancel, true);
         OBJECT_COPY(task, &order->task, &operation->task);
@@ -653,7 +648,7 @@ static bool makes_from(const struct node_orders *orders, const struct image *ima
 {
     const struct volume_order *all = orders->volumes.items;
     for (size_t i = 0; i < orders->volumes.count; i++)
-        if (!all[i].remove && same_text(all[i].image.sha256, image->disk.sha256))
+        if (!all[i].remove && text_same(all[i].image.sha256, image->disk.sha256))
             return true;
     return false;
 }
@@ -756,7 +751,7 @@ static void fill_left(const struct state *state, const struct record *host, stru
 {
     for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
         const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
-        if (!volume_has_left(volume) || !same_text(volume_left_worker(state, volume), host->common->id))
+        if (!volume_has_left(volume) || !text_same(volume_left_worker(state, volume), host->common->id))
             continue;
         struct volume_order *order = volume_add(orders, volume->other_place);
         if (order == NULL)
@@ -775,7 +770,7 @@ static void fill_volumes(const struct state *state, const struct record *host, s
 {
     for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
         const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
-        if (!volume_is_pending(volume) || volume_has_left(volume) || !same_text(volume_worker(state, volume), host->common->id))
+        if (!volume_is_pending(volume) || volume_has_left(volume) || !text_same(volume_worker(state, volume), host->common->id))
             continue; /* what is left of it somewhere else goes first: nobody would know of that afterwards */
         const struct record *image = state_get(state, object_kind_IMAGE, volume->image);
         struct volume_order *order = volume_add(orders, volume->place);
@@ -802,8 +797,8 @@ static void fill_replicas(const struct state *state, const struct record *host, 
             orders->head.present &= ~(UINT64_C(1) << (object_field(&node_orders_desc, "replicas") - node_orders_desc.fields));
             return;
         }
-        bool starts = OBJECT_HAS(vm, vm, replica_start) && same_text(vm->host, host->common->id);
-        if (starts || same_text(vm->replica_host, host->common->name))
+        bool starts = OBJECT_HAS(vm, vm, replica_start) && text_same(vm->host, host->common->id);
+        if (starts || text_same(vm->replica_host, host->common->name))
             add_text(orders, &orders->replicas, "replicas", vm->id);
     }
 }
