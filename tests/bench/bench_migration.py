@@ -44,6 +44,7 @@ LINK_MBIT = int(os.environ.get('LINK', '400'))
 LINK_BYTES_PER_S = LINK_MBIT * 125000
 DOWNTIME_MS = 100
 LIMIT_S = int(os.environ.get('LIMIT', '60'))    # of one migration
+HOPELESS_RUNS = 3   # a way of QEMU's that has not come to an end in as many is left: each costs LIMIT_S
 HZ = 1000
 PORT = 7777
 MAC = '02:00:00:00:00:01'
@@ -448,7 +449,7 @@ def verdict(row, results):
 def table(row, results, runs):
     for name, figures in results.items():
         if not figures:
-            print(f'{row:>5} {name:<20} none of {runs} came to an end')
+            print(f'{row:>5} {name:<20} none of {min(runs, HOPELESS_RUNS) if name.startswith("qemu") else runs} came to an end')
             continue
         pauses, dark, said, total = ([f[key] for f in figures] for key in ('pause', 'dark', 'said', 'total'))
         print(f'{row:>5} {name:<20} {len(figures):>3} {statistics.median(pauses):>8.1f} {percentile(pauses, .99):>8.1f} '
@@ -486,8 +487,12 @@ def main():
     for row in options.rows.split(','):
         makers = {name: make for name, make in ways(row).items() if not options.ways or name in options.ways.split(',')}
         results = {name: [] for name in makers}
-        for _ in range(options.runs):
+        for run in range(options.runs):
             for name, make in makers.items():
+                if name.startswith('qemu') and run == HOPELESS_RUNS and not results[name]:
+                    print(f'# {row} {name}: not tried again after {HOPELESS_RUNS} runs without an end', flush=True)
+                if name.startswith('qemu') and run >= HOPELESS_RUNS and not results[name]:
+                    continue
                 port += 1
                 try:
                     figures = one(make, row, port)
