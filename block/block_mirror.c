@@ -24,6 +24,7 @@ struct mirror_op {
     uint64_t number;                    /* in the order that they came */
     uint64_t first, last;               /* clusters */
     bool is_both, marks;
+    bool is_lost;                       /* the target has not got it, and is guarded: it is kept */
     unsigned pending;
     int result;
     uint8_t *bounce;
@@ -43,9 +44,11 @@ struct block_mirror {
     struct mirror_copy copies[MIRROR_COPIES_MAX];
     unsigned copying;
     struct list both;    /* struct mirror_op: under way to both */
-    struct list waiting; /* struct mirror_op: for a copy */
-    bool is_held;
-    struct list kept;    /* struct mirror_op: is_held */
+    struct list waiting; /* struct mirror_op: for a copy, or for a flush */
+    struct list flushes; /* struct mirror_op: is_guarded; until nothing is marked */
+    struct list flushing; /* struct mirror_op: is_guarded; under way to both */
+    bool is_held, is_guarded;
+    struct list kept;    /* struct mirror_op: is_held, or is_guarded and FAILED */
     struct mirror_progress progress;
 };
 
@@ -55,6 +58,13 @@ static struct block_mirror *of_block(struct block *b)
 }
 
 static void pump(struct block_mirror *m);
+static void flushes_begin(struct block_mirror *m);
+
+/* What the device asks for waits for its owner's word. */
+static bool is_shut(const struct block_mirror *m)
+{
+    return m->is_held || (m->is_guarded && m->progress.state == MIRROR_FAILED);
+}
 
 /* ---- marks ---- */
 
@@ -164,6 +174,11 @@ static void op_let_go(struct mirror_op *op)
     if (op->marks)
         marks_set(m, op->first, op->last);
     list_remove(&op->link);
+    if (op->is_lost && op->result == 0) {
+        list_append(&m->kept, &op->link);
+        pump(m);
+        return;
+    }
     above->result = op->result;
     op_free(op);
     block_complete(&m->front, above);
@@ -174,15 +189,17 @@ static void below_done(struct block_request *request, int result)
 {
     struct mirror_op *op = CONTAINER_OF(request, struct mirror_op, below);
     op->result = result;
-    op->marks |= op->is_both && result < 0; /* the target may have what the source has not */
+    op->marks |= op->is_both && op->above->op != BLOCK_FLUSH && result < 0; /* the target may have what the source has not */
     op_let_go(op);
 }
 
 static void beside_done(struct block_request *request, int result)
 {
     struct mirror_op *op = CONTAINER_OF(request, struct mirror_op, beside);
-    op->marks |= result < 0;
-    if (result < 0 && result != -EAGAIN)
+    bool failed = result < 0 && (result != -EAGAIN || op->above->op == BLOCK_FLUSH);
+    op->marks |= result < 0 && op->above->op != BLOCK_FLUSH;
+    op->is_lost = op->mirror->is_guarded && failed;
+    if (failed)
         mirror_fail(op->mirror, result);
     op_let_go(op);
 }
@@ -216,12 +233,26 @@ static bool overlaps_both(const struct block_mirror *m, const struct block_reque
     return false;
 }
 
+static bool changes_data(const struct block_request *r)
+{
+    return r->op != BLOCK_READ && r->op != BLOCK_FLUSH;
+}
+
+/* Would it go to the target as well? */
+static bool goes_to_both(const struct mirror_op *op)
+{
+    const struct block_mirror *m = op->mirror;
+    const struct block_request *r = op->above;
+    return (r->op == BLOCK_WRITE || r->op == BLOCK_WRITE_ZEROES) && m->is_sync && m->progress.state != MIRROR_FAILED &&
+           !any_marked(m, op->first, op->last) && !overlaps_both(m, r);
+}
+
 /* To the source, and to the target where that keeps both the same. Negative: nothing has begun. */
 static int op_begin(struct mirror_op *op)
 {
     struct block_mirror *m = op->mirror;
     const struct block_request *r = op->above;
-    bool changes = r->op == BLOCK_WRITE || r->op == BLOCK_WRITE_ZEROES;
+    bool flushes_both = r->op == BLOCK_FLUSH && m->is_guarded && m->progress.state != MIRROR_FAILED;
     op->below = op->beside = (struct block_request){.op = r->op,
                                                     .may_unmap = r->may_unmap,
                                                     .offset = r->offset,
@@ -230,16 +261,16 @@ static int op_begin(struct mirror_op *op)
                                                     .iovec_count = r->iovec_count};
     op->below.done = below_done;
     op->beside.done = beside_done;
-    op->is_both = changes && m->is_sync && m->progress.state != MIRROR_FAILED &&
-                  !any_marked(m, op->first, op->last) && !overlaps_both(m, r);
-    op->marks = !op->is_both && (changes || r->op == BLOCK_DISCARD);
+    op->is_both = flushes_both || goes_to_both(op);
+    op->marks = !op->is_both && changes_data(r);
+    op->is_lost = false;
     if (op->is_both && r->op == BLOCK_WRITE && bounce_make(op) < 0) {
         op->is_both = false;
         op->marks = true;
     }
     op->pending = op->is_both ? 2 : 1;
     if (op->is_both)
-        list_append(&m->both, &op->link);
+        list_append(flushes_both ? &m->flushing : &m->both, &op->link);
     int code = block_submit(m->options.source, &op->below);
     if (code < 0) {
         list_remove(&op->link);
@@ -247,32 +278,55 @@ static int op_begin(struct mirror_op *op)
     }
     code = op->is_both ? block_submit(m->options.target, &op->beside) : 0;
     if (code < 0) {
-        op->marks = true;
+        op->marks = !flushes_both;
+        op->is_lost = m->is_guarded;
         op->pending--; /* the source's is under way */
         mirror_fail(m, code);
     }
     return 0;
 }
 
+/* It ends with @code, and nothing of it is under way. */
+static void op_refuse(struct mirror_op *op, int code)
+{
+    struct block_mirror *m = op->mirror;
+    struct block_request *above = op->above;
+    above->result = code;
+    op_free(op);
+    block_complete(&m->front, above);
+}
+
+/* For a copy of what it changes; or, where it would mark something, for a flush, which would have to wait for that, too. */
+static bool has_to_wait(const struct mirror_op *op)
+{
+    const struct block_mirror *m = op->mirror;
+    return changes_data(op->above) && m->is_sync &&
+           (is_copied_now(m, op->first, op->last) || (!list_empty(&m->flushes) && !goes_to_both(op)));
+}
+
 static int front_submit(struct block *b, struct block_request *r)
 {
     struct block_mirror *m = of_block(b);
     struct mirror_op *op = NEW(struct mirror_op);
-    bool changes = r->op != BLOCK_READ && r->op != BLOCK_FLUSH;
     op->mirror = m;
     op->above = r;
     op->number = ++m->numbers;
     list_init(&op->link);
-    if (changes) {
+    if (changes_data(r)) {
         op->first = r->offset / MIRROR_CLUSTER_BYTES;
         op->last = (r->offset + r->size - 1) / MIRROR_CLUSTER_BYTES;
     }
-    if (m->is_held) {
+    if (m->is_held || (is_shut(m) && r->op != BLOCK_READ)) {
         list_append(&m->kept, &op->link);
         return 0;
     }
-    if (changes && m->is_sync && is_copied_now(m, op->first, op->last)) {
+    if (has_to_wait(op)) {
         list_append(&m->waiting, &op->link);
+        return 0;
+    }
+    if (r->op == BLOCK_FLUSH && m->is_guarded) {
+        list_append(&m->flushes, &op->link);
+        flushes_begin(m);
         return 0;
     }
     int code = op_begin(op);
@@ -285,17 +339,38 @@ static void waiting_begin(struct block_mirror *m)
 {
     LIST_FOREACH_SAFE(link, &m->waiting) {
         struct mirror_op *op = LIST_ENTRY(link, struct mirror_op, link);
-        if (is_copied_now(m, op->first, op->last))
+        if (!is_shut(m) && has_to_wait(op))
             continue;
         list_remove(&op->link);
+        if (is_shut(m)) {
+            list_append(&m->kept, &op->link);
+            continue;
+        }
         int code = op_begin(op);
         if (code >= 0)
             continue;
-        struct block_request *above = op->above;
-        above->result = code;
-        op_free(op);
-        block_complete(&m->front, above);
+        op_refuse(op, code);
         return; /* the list may be another now; who comes next begins the rest */
+    }
+}
+
+/* Flushes that wait, once the target has all that a device was told is written. */
+static void flushes_begin(struct block_mirror *m)
+{
+    LIST_FOREACH_SAFE(link, &m->flushes) {
+        struct mirror_op *op = LIST_ENTRY(link, struct mirror_op, link);
+        if (!is_shut(m) && (m->marked > 0 || m->copying > 0))
+            return;
+        list_remove(&op->link);
+        if (is_shut(m)) {
+            list_append(&m->kept, &op->link);
+            continue;
+        }
+        int code = op_begin(op);
+        if (code >= 0)
+            continue;
+        op_refuse(op, code);
+        return; /* as above */
     }
 }
 
@@ -439,8 +514,8 @@ static bool copy_begin(struct block_mirror *m, struct mirror_copy *c)
 static void pump(struct block_mirror *m)
 {
     for (unsigned i = 0; i < MIRROR_COPIES_MAX; i++) {
-        if (m->marked == 0 || m->draining || m->no_lease || m->progress.state == MIRROR_FAILED ||
-            (m->is_limited && m->allowed_bytes <= 0))
+        if (m->marked == 0 || (m->draining && list_empty(&m->flushes)) || m->no_lease || m->progress.state == MIRROR_FAILED ||
+            (m->is_limited && m->allowed_bytes <= 0 && !m->draining))
             break;
         if (!m->copies[i].busy && !copy_begin(m, &m->copies[i]))
             break;
@@ -448,6 +523,10 @@ static void pump(struct block_mirror *m)
     if (m->marked == 0 && m->copying == 0)
         m->is_sync = true; /* all is there: it stays so */
     level_look(m);
+    if (m->is_guarded) {
+        flushes_begin(m);
+        waiting_begin(m);
+    }
 }
 
 static uint64_t oldest_of(const struct list *ops, uint64_t oldest)
@@ -461,7 +540,7 @@ static uint64_t oldest_of(const struct list *ops, uint64_t oldest)
 
 uint64_t block_mirror_oldest(const struct block_mirror *m)
 {
-    return oldest_of(&m->both, oldest_of(&m->waiting, 0));
+    return oldest_of(&m->both, oldest_of(&m->waiting, oldest_of(&m->flushing, oldest_of(&m->flushes, 0))));
 }
 
 void block_mirror_allow(struct block_mirror *m, uint64_t bytes)
@@ -490,15 +569,12 @@ int block_mirror_settle(struct block_mirror *m)
 
 /* ---- the front ---- */
 
-static void kept_give_back(struct block_mirror *m)
+static void give_back(struct list *ops)
 {
-    while (!list_empty(&m->kept)) {
-        struct mirror_op *op = LIST_ENTRY(m->kept.next, struct mirror_op, link);
-        struct block_request *above = op->above;
+    while (!list_empty(ops)) {
+        struct mirror_op *op = LIST_ENTRY(ops->next, struct mirror_op, link);
         list_remove(&op->link);
-        above->result = -EAGAIN;
-        op_free(op);
-        block_complete(&m->front, above);
+        op_refuse(op, -EAGAIN);
     }
 }
 
@@ -508,12 +584,25 @@ void block_mirror_hold(struct block_mirror *m)
     m->is_held = true;
 }
 
+int block_mirror_guard(struct block_mirror *m)
+{
+    if (m->progress.state != MIRROR_LEVEL)
+        return m->progress.state == MIRROR_FAILED ? m->progress.failure : -EAGAIN;
+    m->is_guarded = true;
+    return 0;
+}
+
 static void front_drain(struct block *b)
 {
     struct block_mirror *m = of_block(b);
     m->draining = true;
     do {
-        kept_give_back(m);
+        pump(m);
+        give_back(&m->kept);
+        if (m->no_lease) { /* nothing is copied meanwhile */
+            give_back(&m->flushes);
+            waiting_begin(m);
+        }
         block_drain(m->options.source);
         block_drain(m->options.target);
     } while (b->in_flight > 0 || m->copying > 0);
@@ -577,6 +666,8 @@ int block_mirror_create(const struct block_mirror_options *options, struct block
                               .lost_with_process = source->lost_with_process};
     list_init(&m->both);
     list_init(&m->waiting);
+    list_init(&m->flushes);
+    list_init(&m->flushing);
     list_init(&m->kept);
     for (unsigned i = 0; i < MIRROR_COPIES_MAX; i++)
         m->copies[i].mirror = m;

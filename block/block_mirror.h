@@ -12,13 +12,18 @@
  *   (held)   what the device asks for waits: nothing is written to either side any more, so that whoever ends now leaves the
  *            same on both, until it is decided which of them goes on
  *   FAILED   the target failed. The device never hears of it: the front goes on with the source alone
+ *   (guarded) from LEVEL on, for a target that another host may take for the disk at any moment: the device hears of no write before both
+ *            have it, of no flush before it lasts on both, and the front never goes on with the source alone. FAILED, all but reads waits,
+ *            also what the source has and the target may not: until the owner knows that nobody takes the target for the disk any
+ *            more, and ends the mirror. So at every moment the target has all that the device was told is flushed
  *
  * A DISCARD goes to the source alone and marks: what it leaves there is copied, whatever that is. The target is written by
- * nobody else; it need not be empty where something is marked. Flushing both is the owner's business (block_mirror_settle
- * first, when the device is quiet).
+ * nobody else; it need not be empty where something is marked. Flushing both is the owner's business unless it is guarded
+ * (block_mirror_settle first, when the device is quiet).
  *
  * The order that makes it right: marks are set when a write has ended, and cleared before the cluster is read; a write to
- * both waits for a copy of the same clusters, and no copy begins where a write to both or another copy is under way.
+ * both waits for a copy of the same clusters, and no copy begins where a write to both or another copy is under way. Guarded, a flush
+ * waits until nothing is marked (by discards, and writes that overlapped), and what would mark more waits for the flush.
  *
  * Threads: the owner's lock, as block.h says. */
 #ifndef BLOCK_BLOCK_MIRROR_H
@@ -74,6 +79,9 @@ int block_mirror_settle(struct block_mirror *m);
 /* LEVEL, settled and flushed on both sides: from now on what the device asks for is kept. Drained it ends with -EAGAIN, to be asked again
  * of what stands in the front's place then. */
 void block_mirror_hold(struct block_mirror *m);
+/* LEVEL: guarded from now on. What the device was told before may not last yet: a FLUSH through the front makes it. -EAGAIN: not LEVEL;
+ * or why it has FAILED. Drained, what waits after FAILED ends as after block_mirror_hold. */
+int block_mirror_guard(struct block_mirror *m);
 /* Drains the front; source and target stay the caller's. NULL is allowed. */
 void block_mirror_destroy(struct block_mirror *m);
 

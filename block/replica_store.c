@@ -150,10 +150,22 @@ static int disk_begin_anew(struct layer_pool *pool, const struct replica_disk *d
     return code < 0 ? code : layer_disk_open(pool, disk->name, false, 0, ret_disk, err);
 }
 
+/* What a session has left goes; nobody is to take it for a point once the disks are put back. */
+static int session_forget(struct replica_store *store, struct error *err)
+{
+    if (!OBJECT_HAS(replica_record, &store->record, session))
+        return 0;
+    store->record.session = 0;
+    store->record.head.present &= ~(UINT64_C(1) << (object_field(&replica_record_desc, "session") - replica_record_desc.fields));
+    int code = record_write(store, &store->record, err);
+    store->unsure = store->unsure || code < 0;
+    return code;
+}
+
 static int disks_open(struct replica_store *store, struct error *err)
 {
     char point[POINT_NAME_BYTES];
-    int code = 0;
+    int code = session_forget(store, err);
     point_name(store->record.number, point);
     for (unsigned i = 0; code == 0 && i < store->record.disks.count; i++) {
         const struct replica_disk *disk = disk_at(store, i);
@@ -202,23 +214,28 @@ static int may_begin(const struct replica_store *store, uint64_t epoch, const st
     return 0;
 }
 
+/* Of the first point. */
+static void disks_note(struct replica_store *store, const struct object_list *disks)
+{
+    struct replica_record old = store->record;
+    store->record = (struct replica_record){.format = 0};
+    OBJECT_COPY(replica_record, &store->record, &old);
+    OBJECT_CLEAR(replica_record, &old);
+    while (store->record.disks.count > 0) /* of one that was never complete */
+        object_clear(&replica_disk_desc, (struct replica_disk *)store->record.disks.items + --store->record.disks.count);
+    for (size_t i = 0; i < disks->count; i++)
+        OBJECT_COPY(replica_disk, (struct replica_disk *)OBJECT_ADD(replica_record, &store->record, disks),
+                    (const struct replica_disk *)disks->items + i);
+}
+
 int replica_store_begin(struct replica_store *store, uint64_t epoch, const struct object_list *disks, struct error *err)
 {
     disks_close(store);
     int code = may_begin(store, epoch, disks, err);
     if (code < 0)
         return code;
-    if (store->record.number == 0) {
-        struct replica_record old = store->record;
-        store->record = (struct replica_record){.format = 0};
-        OBJECT_COPY(replica_record, &store->record, &old);
-        OBJECT_CLEAR(replica_record, &old);
-        while (store->record.disks.count > 0) /* of a first point that was never complete */
-            object_clear(&replica_disk_desc, (struct replica_disk *)store->record.disks.items + --store->record.disks.count);
-        for (size_t i = 0; i < disks->count; i++)
-            OBJECT_COPY(replica_disk, (struct replica_disk *)OBJECT_ADD(replica_record, &store->record, disks),
-                        (const struct replica_disk *)disks->items + i);
-    }
+    if (store->record.number == 0)
+        disks_note(store, disks);
     store->epoch = epoch;
     return disks_open(store, err);
 }
@@ -277,19 +294,23 @@ static void tidy(struct replica_store *store, const char *kept)
             (void)layer_disk_tidy_now(store->disks[i], NULL);
 }
 
-int replica_store_commit(struct replica_store *store, struct error *err)
+/* What the disks that are open show is the next point. */
+static int point_complete(struct replica_store *store, uint64_t epoch, struct error *err)
 {
     struct replica_record next = {.format = 0};
     char name[POINT_NAME_BYTES];
-    int code = store->count > 0 ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "no point has begun");
+    int code = 0;
     point_name(store->record.number + 1, name);
     for (unsigned i = 0; code == 0 && i < store->count; i++)
-        code = layer_disk_snapshot(store->disks[i], name, err);
+        if (layer_head_snapshot(&store->disks[i]->head, name) == NULL) /* one of a session may have it: settled once more */
+            code = layer_disk_snapshot(store->disks[i], name, err);
     if (code < 0)
         return code;
     OBJECT_COPY(replica_record, &next, &store->record);
     OBJECT_SET(replica_record, &next, number, next.number + 1);
-    OBJECT_SET(replica_record, &next, epoch, store->epoch);
+    OBJECT_SET(replica_record, &next, epoch, epoch);
+    next.session = 0;
+    next.head.present &= ~(UINT64_C(1) << (object_field(&replica_record_desc, "session") - replica_record_desc.fields));
     code = record_write(store, &next, err);
     if (code < 0) {
         store->unsure = true; /* it may have got its name, and only the directory is not synced */
@@ -302,11 +323,66 @@ int replica_store_commit(struct replica_store *store, struct error *err)
     return 0;
 }
 
+int replica_store_commit(struct replica_store *store, struct error *err)
+{
+    if (store->count == 0 || OBJECT_HAS(replica_record, &store->record, session))
+        return error_set(err, -EINVAL, ERROR_INVALID, "no point has begun");
+    return point_complete(store, store->epoch, err);
+}
+
 void replica_store_give_up(struct replica_store *store)
 {
     disks_close(store);
     if (!store->unsure && disks_open(store, NULL) == 0)
         disks_close(store);
+}
+
+/* ---- sessions ---- */
+
+/* Does the record say of the session that is here that the disks came level in it? */
+static bool is_promised(const struct replica_record *record, const struct replica_known *known)
+{
+    return OBJECT_HAS(replica_record, record, session) && known->id != NULL && strcmp(record->id, known->id) == 0 &&
+           known->session == record->session && known->number == record->number + 1;
+}
+
+int replica_store_settle(struct replica_store *store, const struct replica_known *known, struct error *err)
+{
+    int code = 0;
+    disks_close(store);
+    if (!is_promised(&store->record, known))
+        return 0;
+    if (store->unsure)
+        return error_set(err, -EIO, ERROR_CONFLICT, REPLICA_RECORD_FILE " could not be written; it has to be read again");
+    for (unsigned i = 0; code == 0 && i < store->record.disks.count; i++) {
+        code = store->places.pool(store->places.arg, disk_at(store, i)->name, &store->pools[i], err);
+        if (code == 0)
+            code = layer_disk_open(store->pools[i], disk_at(store, i)->name, false, 0, &store->disks[i], err);
+        if (code == 0)
+            store->count = i + 1;
+    }
+    if (code == 0)
+        code = point_complete(store, store->record.epoch, err);
+    disks_close(store);
+    return code;
+}
+
+int replica_store_follow(struct replica_store *store, uint64_t epoch, uint64_t session, const struct object_list *disks, struct error *err)
+{
+    if (OBJECT_HAS(replica_record, &store->record, session) && session <= store->record.session)
+        return error_set(err, -ESTALE, ERROR_CONFLICT, "the replica has been in session %llu, and session %llu is over",
+                         (unsigned long long)store->record.session, (unsigned long long)session);
+    int code = replica_store_begin(store, epoch, disks, err);
+    if (code < 0)
+        return code;
+    OBJECT_SET(replica_record, &store->record, epoch, epoch);
+    OBJECT_SET(replica_record, &store->record, session, session);
+    code = record_write(store, &store->record, err);
+    if (code < 0) {
+        store->unsure = true;
+        disks_close(store);
+    }
+    return code;
 }
 
 /* ---- promotion ---- */
@@ -326,17 +402,18 @@ static int name_give_up(struct replica_store *store, const char *name, struct er
     return code;
 }
 
-int replica_store_promote(struct replica_store *store, const char *id, uint64_t number, uint64_t epoch, struct error *err)
+int replica_store_promote(struct replica_store *store, const struct replica_known *known, uint64_t epoch, struct error *err)
 {
     const struct replica_record *record = &store->record;
-    if (strcmp(record->id, id) != 0 || record->number == 0)
+    bool promised = is_promised(record, known);
+    if (known->id == NULL || strcmp(record->id, known->id) != 0 || (record->number == 0 && !promised))
         return error_set(err, -ENOENT, ERROR_NOT_FOUND, "the replica of the VM here is not the one that it is to be started from");
-    if (record->number < number || record->epoch > epoch)
+    if (record->number + promised < known->number || record->epoch > epoch)
         return error_set(err, -ESTALE, ERROR_CONFLICT, "the replica here has point %llu of epoch %llu, point %llu of at most epoch %llu is needed",
-                         (unsigned long long)record->number, (unsigned long long)record->epoch, (unsigned long long)number,
+                         (unsigned long long)record->number, (unsigned long long)record->epoch, (unsigned long long)known->number,
                          (unsigned long long)epoch);
-    int code = 0;
-    if (!record->promoting) {
+    int code = replica_store_settle(store, known, err);
+    if (code == 0 && !record->promoting) {
         code = disks_open(store, err);
         if (code == 0) {
             OBJECT_SET(replica_record, &store->record, promoting, true);

@@ -12,6 +12,19 @@
  * layers are merged. Whatever begins next puts each disk back to the point that it names. So a power cut at any moment leaves the
  * last complete point or the next one, on all disks the same.
  *
+ * A session (follow) is the other way to bring a replica forward: the owner writes straight to the disks, until both sides are level and then
+ * all the time (block_mirror.h, guarded). Only the owner knows when they are level, and only the cluster's record says it for all
+ * (controller/fsm/replica_state.h): nothing is written here at that moment. So whoever comes next is told by the record what the session has
+ * come to, and puts the disks back to point n, or has what they show as point n+1:
+ *
+ *            follow, session s                  settle or promote: point n+1, session s
+ *   AT REST ------------------> FOLLOWING s -----------------------------------------------> AT REST at n+1
+ *   at n                             |
+ *      ^                             | begin, follow or promote: point n
+ *      '-----------------------------'
+ *
+ * What a flush of the disks had made to last is there in the first case, after any power cut; n stays whole until then.
+ *
  * To become the VM's own disks (promote) they are put back to the point, replica.json says so for good, and the snapshots' names
  * go; moving them is the caller's, and done again it comes to the same.
  *
@@ -47,6 +60,15 @@ struct replica_store {
  * words: damaged. replica_store_close follows 0. */
 int replica_store_open(const struct replica_places *places, const char *vm, bool make, struct replica_store *ret_store,
                        struct error *err);
+/* A point by the record: of replica `id`, and the session that brought it forth; 0: none, it was sent (begin to commit). */
+struct replica_known {
+    const char *id; /* NULL: no point is known */
+    uint64_t number, session;
+};
+
+/* What a session has left becomes point number + 1 where @known is that one; where it is not it stays for replica_store_begin and
+ * _follow to throw away. They come after this: a point that the record promises is lost by them otherwise. */
+int replica_store_settle(struct replica_store *store, const struct replica_known *known, struct error *err);
 /* The next point comes, of the owner of @epoch, with these disks (struct replica_disk). -ESTALE: a lower epoch than the last point's;
  * -EINVAL: other disks than those of the last point; -EBUSY: it becomes the VM's own. */
 int replica_store_begin(struct replica_store *store, uint64_t epoch, const struct object_list *disks, struct error *err);
@@ -60,9 +82,12 @@ int replica_store_zero(struct replica_store *store, unsigned disk, uint64_t offs
 int replica_store_commit(struct replica_store *store, struct error *err);
 /* What came since the last point is thrown away now, to give its room back. Errors: the next begin tries again. */
 void replica_store_give_up(struct replica_store *store);
-/* To be the disks of the VM's next owner: id and number are those that it was told of, which may be older than the last point.
+/* Session @session begins, of the owner of @epoch, with these disks: they are open for it (store->disks) until the store is closed, above
+ * point record.number. Errors as begin; each session has a higher number than one before it that was not settled (-ESTALE). */
+int replica_store_follow(struct replica_store *store, uint64_t epoch, uint64_t session, const struct object_list *disks, struct error *err);
+/* To be the disks of the VM's next owner: @known is what it was told of, which may be older than the last point.
  * -ENOENT, -ESTALE in words. */
-int replica_store_promote(struct replica_store *store, const char *id, uint64_t number, uint64_t epoch, struct error *err);
+int replica_store_promote(struct replica_store *store, const struct replica_known *known, uint64_t epoch, struct error *err);
 void replica_store_close(struct replica_store *store);
 
 #endif

@@ -177,16 +177,22 @@ static uint64_t points_run(uint64_t seed, uint64_t cut)
     return steps;
 }
 
-static int promote(struct trial *t, uint64_t number, uint64_t epoch, struct error *err)
+static int promote_known(struct trial *t, const struct replica_known *known, uint64_t epoch, struct error *err)
 {
     struct replica_places places = places_of(t);
     struct replica_store store;
     int code = replica_store_open(&places, VM, false, &store, err);
     if (code < 0)
         return code;
-    code = replica_store_promote(&store, t->id, number, epoch, err);
+    code = replica_store_promote(&store, known, epoch, err);
     replica_store_close(&store);
     return code;
+}
+
+static int promote(struct trial *t, uint64_t number, uint64_t epoch, struct error *err)
+{
+    const struct replica_known known = {.id = t->id, .number = number};
+    return promote_known(t, &known, epoch, err);
 }
 
 /* A source that dies in the middle of a point, then a promotion that is cut. */
@@ -336,6 +342,190 @@ static void a_record_that_may_be_the_next_ones_is_read_again(void **state UNUSED
     trial_destroy(t);
 }
 
+/* ---- sessions ---- */
+
+/* One that writes straight to the disks, and flushes all of them in the end; the model of @number is what it has written by then. */
+static int session_run(struct trial *t, uint64_t session, uint64_t number, const struct replica_known *known)
+{
+    struct replica_places places = places_of(t);
+    struct replica_record list = {.format = 0};
+    struct replica_store store;
+    struct error err = {.code = 0};
+    int code = replica_store_open(&places, VM, true, &store, &err);
+    if (code < 0)
+        return code;
+    snprintf(t->id, sizeof t->id, "%s", store.record.id);
+    disks_fill(&list);
+    code = replica_store_settle(&store, known, &err);
+    if (code == 0)
+        code = replica_store_follow(&store, EPOCH, session, &list.disks, &err);
+    OBJECT_CLEAR(replica_record, &list);
+    for (unsigned d = 0; d < DISKS; d++)
+        memcpy(t->model[number][d], t->model[number - 1][d], DISK_BYTES);
+    for (unsigned i = 0; code == 0 && i < 3 * WRITES; i++) {
+        unsigned d = chance(t, DISKS);
+        struct block *b = &store.disks[d]->chain->block;
+        uint64_t offset = chance(t, DISK_BYTES / 512) * UINT64_C(512);
+        uint8_t *at = t->model[number][d] + offset;
+        memset(at, 1 + (int)chance(t, 255), 512);
+        code = block_now(b, BLOCK_WRITE, offset, at, 512);
+        for (unsigned k = 0; code == 0 && i % WRITES == WRITES - 1 && k < DISKS; k++)
+            code = block_now(&store.disks[k]->chain->block, BLOCK_FLUSH, 0, NULL, 0);
+    }
+    replica_store_close(&store);
+    if (code < 0 && !t->pool->dead)
+        fail_msg("session %llu: %s", (unsigned long long)session, err.text);
+    return code;
+}
+
+static void promoted_check(struct trial *t, uint64_t number)
+{
+    for (unsigned d = 0; d < DISKS; d++) {
+        struct layer_disk *disk;
+        assert_int_equal(layer_disk_open(&t->pool->pool, names[d], false, EPOCH + 1, &disk, NULL), 0);
+        assert_int_equal(disk->head.snapshots.count, 0);
+        content_check(t, disk, d, number);
+        layer_disk_close(disk);
+    }
+}
+
+/* @points were sent, then a session came level, then the power was cut (what it had flushed stays), and the record says that it is the disk: it
+ * is, though the promotion is cut, too. */
+static uint64_t level_run(uint64_t seed, unsigned points, uint64_t cut)
+{
+    struct trial *t = trial_create(seed);
+    assert_int_equal(points > 0 ? points_make(t, points) : 0, 0);
+    const struct replica_known before = {.id = t->id, .number = points};
+    assert_int_equal(session_run(t, 5, points + 1, &before), 0);
+    power_cut(t->pool);
+    const struct replica_known known = {.id = t->id, .number = points + 1, .session = 5};
+    t->pool->steps = 0;
+    t->pool->steps_max = cut;
+    (void)promote_known(t, &known, EPOCH + 1, NULL);
+    uint64_t steps = t->pool->steps;
+    power_back(t);
+    assert_int_equal(promote_known(t, &known, EPOCH + 1, NULL), 0);
+    promoted_check(t, points + 1);
+    trial_destroy(t);
+    return steps;
+}
+
+static void a_session_that_came_level_is_the_disk(void **state UNUSED)
+{
+    uint64_t seed = unit_seed();
+    for (unsigned points = 0; points <= 2; points++) {
+        uint64_t steps = level_run(seed, points, 0);
+        assert_true(steps > 5);
+        for (uint64_t cut = 1; cut <= steps; cut++)
+            level_run(seed, points, cut);
+    }
+}
+
+/* A session is cut anywhere before the record says that it is level: the last point stays whole, for a promotion and for the next session. */
+static uint64_t early_run(uint64_t seed, uint64_t cut)
+{
+    struct trial *t = trial_create(seed);
+    assert_int_equal(points_make(t, 2), 0);
+    const struct replica_known known = {.id = t->id, .number = 2};
+    t->pool->steps = 0;
+    t->pool->steps_max = cut;
+    (void)session_run(t, 1, 3, &known);
+    uint64_t steps = t->pool->steps;
+    power_back(t);
+    t->complete = t->trying = 2;
+    assert_int_equal(store_check(t), 2);
+    if (cut % 2 == 0) {
+        assert_int_equal(session_run(t, 2, 3, &known), 0);
+        const struct replica_known next = {.id = t->id, .number = 3, .session = 2};
+        assert_int_equal(promote_known(t, &next, EPOCH + 1, NULL), 0);
+        promoted_check(t, 3);
+    } else {
+        assert_int_equal(promote_known(t, &known, EPOCH + 1, NULL), 0);
+        promoted_check(t, 2);
+    }
+    trial_destroy(t);
+    return steps;
+}
+
+static void a_session_that_is_not_level_costs_no_point(void **state UNUSED)
+{
+    uint64_t seed = unit_seed(), steps = early_run(seed, 0);
+    assert_true(steps > 20);
+    for (uint64_t cut = 1; cut <= steps; cut++)
+        early_run(seed, cut);
+}
+
+/* The next session goes on above what the last one came to, wherever settling it or going on is cut; and so do points that are sent. */
+static uint64_t settle_run(uint64_t seed, uint64_t cut)
+{
+    struct trial *t = trial_create(seed);
+    assert_int_equal(points_make(t, 1), 0);
+    const struct replica_known first = {.id = t->id, .number = 1}, level = {.id = t->id, .number = 2, .session = 1};
+    assert_int_equal(session_run(t, 1, 2, &first), 0);
+    t->pool->steps = 0;
+    t->pool->steps_max = cut;
+    (void)session_run(t, 2, 3, &level);
+    uint64_t steps = t->pool->steps;
+    power_back(t);
+    struct replica_places places = places_of(t);
+    struct replica_store store;
+    assert_int_equal(replica_store_open(&places, VM, false, &store, NULL), 0);
+    assert_int_equal(replica_store_settle(&store, &level, NULL), 0);
+    assert_int_equal(store.record.number, 2);
+    replica_store_close(&store);
+    t->complete = t->trying = 2;
+    assert_int_equal(store_check(t), 2);
+    assert_int_equal(points_make(t, 3), 0);
+    assert_int_equal(store_check(t), 3);
+    trial_destroy(t);
+    return steps;
+}
+
+static void the_next_session_goes_on_where_the_last_one_was_level(void **state UNUSED)
+{
+    uint64_t seed = unit_seed(), steps = settle_run(seed, 0);
+    assert_true(steps > 20);
+    for (uint64_t cut = 1; cut <= steps; cut++)
+        settle_run(seed, cut);
+}
+
+/* What a session has left is a point for who knows that very session, and for nobody else. */
+static void sessions_are_not_mixed_up(void **state UNUSED)
+{
+    struct trial *t = trial_create(1);
+    struct replica_places places = places_of(t);
+    struct replica_record list = {.format = 0};
+    struct replica_store store;
+    struct error err = {.code = 0};
+    assert_int_equal(points_make(t, 1), 0);
+    const struct replica_known first = {.id = t->id, .number = 1};
+    assert_int_equal(session_run(t, 7, 2, &first), 0);
+    disks_fill(&list);
+    assert_int_equal(replica_store_open(&places, VM, true, &store, NULL), 0);
+    assert_int_equal(replica_store_commit(&store, &err), -EINVAL);                                 /* it is no point that was sent */
+    assert_int_equal(replica_store_follow(&store, EPOCH, 7, &list.disks, &err), -ESTALE);          /* once more, the same session */
+    assert_int_equal(replica_store_follow(&store, EPOCH, 6, &list.disks, &err), -ESTALE);          /* one before it */
+    assert_int_equal(replica_store_follow(&store, EPOCH - 1, 8, &list.disks, &err), -ESTALE);      /* an owner of the past */
+    const struct replica_known other = {.id = t->id, .number = 2, .session = 6}, sent = {.id = t->id, .number = 2};
+    assert_int_equal(replica_store_settle(&store, &other, NULL), 0);
+    assert_int_equal(replica_store_settle(&store, &sent, NULL), 0);
+    assert_int_equal(store.record.number, 1);
+    replica_store_close(&store);
+    assert_int_equal(promote_known(t, &other, EPOCH + 1, &err), -ESTALE);
+    assert_int_equal(promote_known(t, &sent, EPOCH + 1, &err), -ESTALE);
+    /* who knows of the point before it puts the disks back, and from then on the session is nothing to anybody */
+    t->complete = t->trying = 1;
+    assert_int_equal(points_make(t, 1), 0);
+    assert_int_equal(replica_store_open(&places, VM, true, &store, NULL), 0);
+    assert_int_equal(replica_store_begin(&store, EPOCH, &list.disks, NULL), 0);
+    replica_store_close(&store);
+    const struct replica_known late = {.id = t->id, .number = 2, .session = 7};
+    assert_int_equal(promote_known(t, &late, EPOCH + 1, &err), -ESTALE);
+    assert_int_equal(store_check(t), 1);
+    OBJECT_CLEAR(replica_record, &list);
+    trial_destroy(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -344,6 +534,10 @@ int main(void)
         cmocka_unit_test(owners_of_the_past_are_refused),
         cmocka_unit_test(what_is_given_up_takes_no_room),
         cmocka_unit_test(a_record_that_may_be_the_next_ones_is_read_again),
+        cmocka_unit_test(a_session_that_came_level_is_the_disk),
+        cmocka_unit_test(a_session_that_is_not_level_costs_no_point),
+        cmocka_unit_test(the_next_session_goes_on_where_the_last_one_was_level),
+        cmocka_unit_test(sessions_are_not_mixed_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

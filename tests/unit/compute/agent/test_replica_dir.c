@@ -143,7 +143,8 @@ static void one_that_was_cut_off_is_done_to_the_end(void **state)
     order_replica(f, 1);
     assert_int_equal(replica_dir_open(f->replicas, VM_A, false, &dir, NULL), 0);
     assert_int_equal(replica_store_open(&dir.places, VM_A, false, &store, NULL), 0);
-    assert_int_equal(replica_store_promote(&store, f->id, 1, EPOCH + 1, NULL), 0);
+    const struct replica_known known = {.id = f->id, .number = 1};
+    assert_int_equal(replica_store_promote(&store, &known, EPOCH + 1, NULL), 0);
     replica_store_close(&store);
     replica_dir_close(&dir);
     CLEANUP_FREE char *from = xasprintf("%s/" VM_A "/root.layers", f->replicas);
