@@ -272,6 +272,10 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_vm_want(d, id, target, length);
     case ROUTE_ID_vm_migrate:
         return decide_vm_migrate(d, target, length, body);
+    case ROUTE_ID_vm_move_disk:
+        return decide_vm_move_disk(d, target, length, body);
+    case ROUTE_ID_vm_forget_left:
+        return decide_vm_forget_left(d, target, length, body);
     case ROUTE_ID_vm_upgrade:
         return decide_vm_upgrade(d, target, length);
     case ROUTE_ID_node_handover:

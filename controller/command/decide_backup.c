@@ -8,6 +8,7 @@
 #include "controller/fsm/backup_definition.h"
 #include "controller/fsm/backup_rules.h"
 #include "controller/fsm/mac_index.h"
+#include "controller/fsm/volume_disks.h"
 
 #define NAME_BYTES 64u          /* with its NUL */
 #define NAME_OF_VM_CHARACTERS 44 /* so much of the VM's, where the name is made */
@@ -198,11 +199,13 @@ static uint64_t fields_taken(const struct vm *body)
     return taken;
 }
 
-/* What was a volume is a disk of the VM's own now: the volume may be another VM's, or be there no more. */
+/* What was a volume is a disk of the VM's own now: the volume may be another VM's, or be there no more. And it is made anew, not where
+ * moves had taken it. */
 static void volume_forget(struct vm_disk *disk)
 {
     static const char *const fields[] = {"attachment", "leaving", "forced"};
     OBJECT_TEXT(vm_disk, disk, volume, NULL);
+    own_disk_forget_places(disk);
     disk->attachment = 0;
     disk->leaving = disk->forced = false;
     for (size_t i = 0; i < ARRAY_SIZE(fields); i++)

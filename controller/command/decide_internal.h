@@ -74,6 +74,8 @@ int decide_volume_attach(struct deciding *d, const char *id, size_t id_length, c
 /* What a move has left of it, not the volume. */
 int decide_volume_forget_left(struct deciding *d, const char *id, size_t id_length);
 /* To another pool: the host that does it is chosen here. */
+int decide_vm_move_disk(struct deciding *d, const char *id, size_t id_length, const struct vm_disk_target *body);
+int decide_vm_forget_left(struct deciding *d, const char *id, size_t id_length, const struct vm_disk_left *body);
 int decide_volume_move(struct deciding *d, const char *id, size_t id_length, const struct volume_target *body);
 /* decide_object.c */
 int decide_create(struct deciding *d, enum object_kind kind, const void *body);

@@ -8,6 +8,7 @@
 #include "controller/command/host_view.h"
 #include "controller/fsm/apply_migrate.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
 
 #define NOTE_BYTES_MAX 701u
 #define REASON_BYTES_MAX 300u
@@ -39,6 +40,12 @@ static int pools_check(const struct state *state, const struct vm *vm, struct er
         return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
                                "disk '%s' of VM '%s' is in pool '%s', which is not shared, and such disks do not go along; only disks in "
                                "shared-dir pools and in no pool do", disk->name, vm->name, disk->pool);
+    disk = own_disk_with_other(vm);
+    if (disk != NULL)
+        return error_set_field(err, -EBUSY, ERROR_CONFLICT, "/disks",
+                               "disk '%s' of VM '%s' is being moved, or what a move has left of it is still being removed%s%.200s; wait for "
+                               "that, or forget what is left (drover vm forget-left)", disk->name, vm->name, disk->left_reason != NULL ? ": " : "",
+                               disk->left_reason != NULL ? disk->left_reason : "");
     if (missing != NULL)
         return error_set_field(err, -EHOSTDOWN, ERROR_CONFLICT, "/disks",
                                "pool '%s' is not there on the host that has VM '%s': its disks cannot be handed over before it is",

@@ -42,6 +42,8 @@ bool apply_devices_may_change(struct apply *a, const struct record *record, stru
         apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/disks", "are not those of VM '%s'", record->common->name);
         return false;
     }
+    if (OBJECT_HAS(vm, patch, disks))
+        own_disks_stay(record->vm, patch);
     int rc = OBJECT_HAS(vm, patch, nics) ? vm_nics_resolve(a->state, patch, &error) : 0;
     if (rc < 0)
         apply_refuse_field(a, rc, error.kind, error.field, "%s", error.text);

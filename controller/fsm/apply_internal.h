@@ -143,6 +143,14 @@ bool volume_vm_is_busy(struct apply *a, const struct record *vm);
 void volumes_host_gone(struct apply *a, const struct record *host);
 /* What @host reports of volumes: struct volume_seen. */
 void apply_volumes_seen(struct apply *a, const struct record *host, const struct object_list *volumes);
+/* As of volumes (apply_disk_move.c): what moves have left of VMs' own disks. _seen: what @host says of one. _forget: it is nobody's work. */
+void own_disks_host_gone(struct apply *a, const struct record *host);
+void own_disk_seen(struct apply *a, const struct volume_seen *seen);
+void own_disk_forget_left(struct apply *a, struct record *vm, const char *disk);
+/* @patch has a list of @vm's disks: where these are is no part of it. */
+void own_disks_stay(const struct vm *vm, struct vm *patch);
+/* @vm goes, and something of it stays on another host: an event says where. */
+void own_disks_vm_gone(struct apply *a, const struct record *vm);
 /* The VM's host has come further, or it has none any more: what was to be attached or detached may be so now. Not within an edit. */
 void volumes_settle(struct apply *a, struct record *vm);
 /* @vm goes: its volumes are free. It has another name. */

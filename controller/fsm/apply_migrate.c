@@ -6,6 +6,7 @@
 
 #include "controller/fsm/pool_members.h"
 #include "controller/fsm/replica_state.h"
+#include "controller/fsm/volume_disks.h"
 
 static bool is_migration(const struct operation *operation)
 {
@@ -86,6 +87,9 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
     else if (migration_fixed_disk(a->state, vm) != NULL || (vm_has_pools(vm) && !task->migration.shared_disks))
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has a volume or a disk in a pool by now, which do not go along",
                      vm->name);
+    else if (own_disk_with_other(vm) != NULL)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "what a move has left of disk '%s' of VM '%s' is still being removed",
+                     own_disk_with_other(vm)->name, vm->name);
     else if (vm_pool_missing(a->state, vm, task->peer) != NULL)
         apply_refuse_field(a, -ENOSPC, ERROR_NO_HOST, "/to", "host %s does not have pool '%s' by now", to->common->name,
                            vm_pool_missing(a->state, vm, task->peer));

@@ -13,7 +13,9 @@
  * Of a volume that a VM has both copies are the same when the host says so, and the host lets nothing be written, and starts no VMM,
  * until it has heard which of them it is. That it may begin to (task.level) is a word of the controllers, too: a majority of them answers,
  * so the guest need not wait for one that does not. So that it cannot be misled by a controller that has not heard of the move, the VM's
- * generation is raised when it begins: orders of before it are refused. */
+ * generation is raised when it begins: orders of before it are refused.
+ *
+ * A VM's own disk goes the same way: apply_disk_move.c. */
 #include "controller/fsm/apply_task.h"
 
 #include <errno.h>
@@ -76,8 +78,7 @@ static bool vm_allows(struct apply *a, const struct volume *volume, const struct
     return !volume_vm_is_busy(a, record);
 }
 
-/* Does the host have the pool, and for the volume in question? */
-static bool host_has(struct apply *a, const struct pool *pool, const struct record *host)
+bool move_host_has(struct apply *a, const struct pool *pool, const struct record *host)
 {
     const struct pool_host *member = pool_member_find(pool, host->common->id);
     if (member != NULL && member->state == pool_host_state_PRESENT)
@@ -88,22 +89,24 @@ static bool host_has(struct apply *a, const struct pool *pool, const struct reco
     return false;
 }
 
-static bool has_room(struct apply *a, const struct volume *volume, const struct pool *to, const struct record *host)
+bool move_has_room(struct apply *a, const char *what, const char *name, uint64_t size_bytes, const struct pool *to, const struct record *host)
 {
     const struct pool_host *member = pool_member_find(to, host->common->id);
     uint64_t kept = pool_kept_bytes(a->state, to, member);
-    if (pool_room_bytes(a->state, to, member) >= volume->size_bytes)
+    if (pool_room_bytes(a->state, to, member) >= size_bytes)
         return true;
     apply_refuse_field(a, -ENOSPC, ERROR_NO_SPACE, "/pool",
-                       "'%s' has %llu MiB free on host %s, of which %llu MiB are kept for volumes that are being moved there, and volume '%s' "
+                       "'%s' has %llu MiB free on host %s, of which %llu MiB are kept for volumes that are being moved there, and %s '%s' "
                        "has %llu MiB: free some, or use another pool", to->name, (unsigned long long)(member->free_bytes / MIB),
-                       host->common->name, (unsigned long long)(kept / MIB), volume->name, (unsigned long long)(volume->size_bytes / MIB));
+                       host->common->name, (unsigned long long)(kept / MIB), what, name, (unsigned long long)(size_bytes / MIB));
     return false;
 }
 
 static bool may_begin(struct apply *a, const struct operation *operation)
 {
     const struct task *task = &operation->task;
+    if (OBJECT_HAS(task, task, disk))
+        return own_disk_may_move(a, operation);
     const struct record *record = apply_find(a, object_kind_VOLUME, task->volume.id, 0);
     const struct record *host = state_get(a->state, object_kind_HOST, task->host);
     const struct pool *to = pool_of(a, task->volume.pool);
@@ -121,8 +124,8 @@ static bool may_begin(struct apply *a, const struct operation *operation)
         return false;
     }
     const struct pool *from = state_get(a->state, object_kind_POOL, volume->pool)->pool;
-    return is_at_rest(a, volume) && vm_allows(a, volume, task) && host_has(a, from, host) && host_has(a, to, host) &&
-           has_room(a, volume, to, host);
+    return is_at_rest(a, volume) && vm_allows(a, volume, task) && move_host_has(a, from, host) && move_host_has(a, to, host) &&
+           move_has_room(a, "volume", volume->name, volume->size_bytes, to, host);
 }
 
 static struct record *vm_of(struct apply *a, const struct volume *volume)
@@ -132,6 +135,10 @@ static struct record *vm_of(struct apply *a, const struct volume *volume)
 
 static void begun(struct apply *a, const struct operation *operation)
 {
+    if (OBJECT_HAS(task, &operation->task, disk)) {
+        own_disk_move_begun(a, operation);
+        return;
+    }
     struct record *record = volume_of(a, operation);
     struct volume *volume = record->volume;
     const struct record *host = state_get(a->state, object_kind_HOST, operation->task.host);
@@ -176,7 +183,7 @@ static void places_swap(struct volume *volume)
 }
 
 /* The end of the log was lost in the middle of it, perhaps with the word that it was done, upon which hosts have removed what was. */
-static bool may_be_done(const struct apply *a, const struct operation *operation)
+bool move_may_be_done(const struct apply *a, const struct operation *operation)
 {
     const char *recovered_at = state_cluster(a->state)->recovered_at;
     return recovered_at != NULL && strcmp(operation->created_at, recovered_at) < 0;
@@ -195,6 +202,10 @@ static void other_keep(struct apply *a, struct record *record)
 static void ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
                   const struct task_seen *seen UNUSED)
 {
+    if (OBJECT_HAS(task, &operation->task, disk)) {
+        own_disk_move_ended(a, operation, state, text);
+        return;
+    }
     struct record *record = volume_of(a, operation);
     struct volume *volume = record != NULL ? record->volume : NULL;
     if (volume == NULL || volume->state != volume_state_MOVING || strcmp(volume->other_place, operation->id) != 0)
@@ -219,7 +230,7 @@ static void ended(struct apply *a, const struct operation *operation, enum opera
     else
         apply_event(a, event_type_UPDATED, record, "volume %s stays in pool %s: %s", volume->name, volume->pool,
                     text != NULL ? text : "it was not moved");
-    if (state != operation_state_SUCCEEDED && may_be_done(a, operation))
+    if (state != operation_state_SUCCEEDED && move_may_be_done(a, operation))
         other_keep(a, record);
 }
 
@@ -238,10 +249,14 @@ bool volume_is_moved(struct apply *a, const struct record *vm)
 {
     for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
         const struct operation *operation = vm->of_vm.operations.items[i]->operation;
-        if (operation->kind != operation_kind_VOLUME_MOVE)
+        if (operation->kind == operation_kind_VOLUME_MOVE)
+            apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' of VM '%s' is being moved to another pool; wait for its end, or cancel it",
+                         operation->target_name, vm->common->name);
+        else if (operation->kind == operation_kind_DISK_MOVE)
+            apply_refuse(a, -EBUSY, ERROR_CONFLICT, "disk '%s' of VM '%s' is being moved to another pool; wait for its end, or cancel it",
+                         operation->task.disk.name, vm->common->name);
+        else
             continue;
-        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' of VM '%s' is being moved to another pool; wait for its end, or cancel it",
-                     operation->target_name, vm->common->name);
         return true;
     }
     return false;

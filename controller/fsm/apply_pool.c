@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
 
 static void tell_members(struct apply *a, const struct pool *pool)
 {
@@ -67,6 +68,15 @@ bool apply_pool_may_change(struct apply *a, const struct record *record, struct 
                 continue;
             apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts", "leaves out host '%s', which has volume '%s' of the pool", member->name,
                                volume->name);
+            return false;
+        }
+        for (size_t k = 0; !stays && k < state_count(a->state, object_kind_VM); k++) {
+            const struct vm *vm = state_at(a->state, object_kind_VM, k)->vm;
+            if (!own_disks_need_pool(vm, pool->name, member->name))
+                continue;
+            apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts",
+                               "leaves out host '%s', to which a disk of VM '%s' is being moved in the pool, or which has to remove what a move "
+                               "has left of it there", member->name, vm->name);
             return false;
         }
         for (size_t k = 0; !stays && host != NULL && k < host->of_host.vms.count; k++) {

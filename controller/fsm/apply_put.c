@@ -7,6 +7,7 @@
 
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
 #include "controller/fsm/replica_state.h"
 #include "controller/fsm/time_text.h"
 
@@ -23,7 +24,7 @@ static bool vm_uses(const struct vm *vm, enum object_kind kind, const char *name
     if (kind == object_kind_SECURITY_GROUP)
         return vm_in_group(vm, name);
     if (kind == object_kind_POOL)
-        return vm_in_pool(vm, name);
+        return vm_in_pool(vm, name) || own_disks_need_pool(vm, name, NULL);
     return used != NULL && strcmp(used, name) == 0;
 }
 
@@ -363,8 +364,14 @@ void apply_remove(struct apply *a, struct command_remove *command)
     case object_kind_POOL:
     case object_kind_VOLUME:
         break;
+    case object_kind_VM: /* only what a move has left of one of its disks */
+        break;
     default:
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not removed so", object_kind_desc.names[command->kind]);
+        return;
+    }
+    if (command->kind == object_kind_VM && (!command->left || command->disk == NULL)) {
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "a VM is not removed so");
         return;
     }
     struct record *record = apply_find(a, command->kind, command->id, command->if_revision);
@@ -374,6 +381,10 @@ void apply_remove(struct apply *a, struct command_remove *command)
         (command->kind == object_kind_HOST && !apply_host_may_leave_images(a, record)) ||
         (command->kind == object_kind_IMAGE && !apply_image_may_go(a, record)))
         return;
+    if (command->kind == object_kind_VM) {
+        own_disk_forget_left(a, record, command->disk);
+        return;
+    }
     if (command->kind == object_kind_VOLUME) {
         if (command->left)
             apply_volume_forget_left(a, record);
@@ -388,6 +399,7 @@ void apply_remove(struct apply *a, struct command_remove *command)
         apply_host_leaves_images(a, record);
         apply_host_leaves_pools(a, record);
         volumes_host_gone(a, record);
+        own_disks_host_gone(a, record);
     }
     if (command->kind == object_kind_POOL)
         apply_pool_changing(a, record);

@@ -7,6 +7,7 @@
 
 #include "controller/fsm/pool_members.h"
 #include "controller/fsm/replica_state.h"
+#include "controller/fsm/volume_disks.h"
 
 uint64_t replica_every_s(const struct vm *vm)
 {
@@ -65,6 +66,10 @@ static bool may_have(struct apply *a, const struct vm *vm, const struct record *
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, field,
                            "VM '%s' has a disk or volume in a pool, and replicas are of disks in the directory of the VM's host alone: put its "
                            "disks into shared pools, or detach its volumes", vm->name);
+    else if (own_disk_with_other(vm) != NULL)
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, field,
+                           "disk '%s' of VM '%s' is being moved, or what a move has left of it is still being removed; wait for that",
+                           own_disk_with_other(vm)->name, vm->name);
     else if (!has_own_disk(vm))
         apply_refuse_field(a, -EINVAL, ERROR_INVALID, field, "VM '%s' has no disk that it writes to", vm->name);
     else if (snapshot != NULL)

@@ -249,7 +249,10 @@ static void see_main(struct apply *a, struct record *record, const struct record
         see_progress(a, record, seen);
         return;
     case operation_state_SUCCEEDED:
-        if (record->operation->task.kind == task_kind_VM_MIGRATE) /* the hand-over says so, and nobody else */
+        if (!own_disk_move_is_told(a, record->operation, seen))
+            task_end(a, record, operation_state_FAILED, error_kind_info(ERROR_NOT_SUPPORTED)->code,
+                     "the host's agent does not know of moves of VMs' own disks: upgrade it", seen);
+        else if (record->operation->task.kind == task_kind_VM_MIGRATE) /* the hand-over says so, and nobody else */
             task_end(a, record, operation_state_FAILED, "task-failed", "its host takes it for done, but the VM was not handed over", seen);
         else
             task_end(a, record, operation_state_SUCCEEDED, NULL, seen->step, seen);

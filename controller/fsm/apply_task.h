@@ -38,6 +38,18 @@ extern const struct task_kind_ops task_volume_move;
 void volume_is_level(struct apply *a, struct record *record);
 /* Is a volume that @vm has being moved? Refuses if so. */
 bool volume_is_moved(struct apply *a, const struct record *vm);
+/* Has @host, for a move, the pool @pool now? Refuses if not. Has @to room there for @what @name of that size? */
+bool move_host_has(struct apply *a, const struct pool *pool, const struct record *host);
+bool move_has_room(struct apply *a, const char *what, const char *name, uint64_t size_bytes, const struct pool *to, const struct record *host);
+/* Was the end of the log lost in the middle of it, perhaps with the word that it was done? */
+bool move_may_be_done(const struct apply *a, const struct operation *operation);
+/* apply_disk_move.c: the same task where it is about a VM's own disk; as in task_kind_ops. */
+bool own_disk_may_move(struct apply *a, const struct operation *operation);
+void own_disk_move_begun(struct apply *a, const struct operation *operation);
+void own_disk_move_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text);
+/* A host says of @operation that it has succeeded. Of a move of a VM's own disk, does it say what it has moved? An agent that knows nothing
+ * of such moves takes them for done at once. */
+bool own_disk_move_is_told(struct apply *a, const struct operation *operation, const struct task_seen *seen);
 /* apply_image.c */
 extern const struct task_kind_ops task_image_import;
 /* May @operation's host copy a disk of that snapshot of the VM of its task? Refuses if not. While it does no snapshot of the VM goes. */

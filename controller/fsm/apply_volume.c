@@ -536,8 +536,12 @@ void volumes_host_gone(struct apply *a, const struct record *host)
 static void see_volume(struct apply *a, const struct record *host, const struct volume_seen *seen)
 {
     struct record *record = map_get(&a->state->tables[object_kind_VOLUME].by_id, seen->id);
-    if (record == NULL || !volume_seen_differs(a->state, host->common->id, seen))
+    if (!volume_seen_differs(a->state, host->common->id, seen))
         return;
+    if (seen->disk != NULL) {
+        own_disk_seen(a, seen);
+        return;
+    }
     struct volume *volume = record->volume;
     if (volume_has_left(volume) && text_same(seen->place, volume->other_place)) {
         if (seen->gone)

@@ -1,5 +1,6 @@
 /* See backup_boot.h. */
 #include "controller/fsm/backup_boot.h"
+#include "controller/fsm/volume_disks.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -50,6 +51,7 @@ static int disk_take(const struct backup *backup, struct vm_disk *disk, struct e
     disk_clear(disk, "attachment");
     disk_clear(disk, "leaving");
     disk_clear(disk, "forced");
+    own_disk_forget_places(disk);
     if (disk->read_only) /* as its image has it */
         return 0;
     OBJECT_SET(vm_disk, disk, image, false);

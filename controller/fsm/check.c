@@ -205,6 +205,19 @@ static int check_hosts(const struct state *state, struct error *err)
     return placed == owned ? 0 : BROKEN(err, "%zu VMs are placed, but hosts own %zu", placed, owned);
 }
 
+/* Where it goes, or has left something, is there; it is moved by an operation, and only of its VM. */
+static int check_own_disk(const struct state *state, const struct vm *vm, const struct vm_disk *disk, struct error *err)
+{
+    if ((disk->other_pool != NULL && state_get(state, object_kind_POOL, disk->other_pool) == NULL) ||
+        (disk->other_host != NULL && state_get(state, object_kind_HOST, disk->other_host) == NULL))
+        return BROKEN(err, "disk '%s' of VM '%s' has something in a pool or on a host that does not exist", disk->name, vm->name);
+    const struct record *move = disk->moving ? state_get(state, object_kind_OPERATION, disk->other_place) : NULL;
+    if (disk->moving && (disk->volume != NULL || !own_disk_has_other(disk) || move == NULL ||
+                         move->operation->state != operation_state_RUNNING || !text_same(move->operation->task.vm, vm->id)))
+        return BROKEN(err, "disk '%s' of VM '%s' is moving, and nobody moves it", disk->name, vm->name);
+    return 0;
+}
+
 /* Members are the hosts that a pool names, and what VMs have in pools is in some that are there. */
 static int check_pools(const struct state *state, struct error *err)
 {
@@ -224,6 +237,9 @@ static int check_pools(const struct state *state, struct error *err)
             const char *name = ((const struct vm_disk *)vm->disks.items + k)->pool;
             if (name != NULL && state_get(state, object_kind_POOL, name) == NULL)
                 return BROKEN(err, "VM '%s' has a disk in pool '%s', which does not exist", vm->name, name);
+            int rc = check_own_disk(state, vm, (const struct vm_disk *)vm->disks.items + k, err);
+            if (rc < 0)
+                return rc;
         }
     }
     return 0;

@@ -171,9 +171,26 @@ void pool_order_fill(const struct state *state, const struct pool *pool, const c
 
 /* ---- room ---- */
 
+/* By moves of VMs' own disks that @host_id makes. */
+static uint64_t kept_by_host(const struct state *state, const struct pool *pool, const char *host_id)
+{
+    const struct record *host = state_get(state, object_kind_HOST, host_id);
+    uint64_t bytes = 0;
+    for (size_t i = 0; host != NULL && i < host->of_host.tasks.count; i++) {
+        const struct operation *operation = host->of_host.tasks.items[i]->operation;
+        bool is_here = operation->kind == operation_kind_DISK_MOVE && text_same(operation->task.disk.pool, pool->id);
+        const struct record *vm = is_here ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
+        const struct vm_disk *disk = vm != NULL ? own_disk_find(vm->vm, operation->task.disk.name) : NULL;
+        bytes += disk != NULL && disk->moving ? disk->size_bytes : 0;
+    }
+    return bytes;
+}
+
 uint64_t pool_kept_bytes(const struct state *state, const struct pool *pool, const struct pool_host *member)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = pool->kind == pool_kind_DIR ? kept_by_host(state, pool, member->host) : 0;
+    for (size_t i = 0; pool->kind == pool_kind_SHARED_DIR && i < pool->members.count; i++)
+        bytes += kept_by_host(state, pool, ((const struct pool_host *)pool->members.items + i)->host);
     for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
         const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
         if (volume->state == volume_state_MOVING && text_same(volume->other_pool, pool->name) &&

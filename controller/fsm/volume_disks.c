@@ -18,6 +18,54 @@ struct vm_disk *volume_disk_find(const struct vm *vm, const char *volume_id)
     return NULL;
 }
 
+struct vm_disk *own_disk_find(const struct vm *vm, const char *name)
+{
+    for (size_t i = 0; name != NULL && i < vm->disks.count; i++)
+        if (disk_at(vm, i)->volume == NULL && strcmp(disk_at(vm, i)->name, name) == 0)
+            return disk_at(vm, i);
+    return NULL;
+}
+
+bool own_disk_has_other(const struct vm_disk *disk)
+{
+    return disk->other_pool != NULL || disk->other_host != NULL;
+}
+
+bool own_disk_has_left(const struct vm_disk *disk)
+{
+    return own_disk_has_other(disk) && !disk->moving;
+}
+
+const struct vm_disk *own_disk_with_other(const struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (own_disk_has_other(disk_at(vm, i)))
+            return disk_at(vm, i);
+    return NULL;
+}
+
+void own_disk_forget_places(struct vm_disk *disk)
+{
+    OBJECT_TEXT(vm_disk, disk, place, NULL);
+    OBJECT_TEXT(vm_disk, disk, other_pool, NULL);
+    OBJECT_TEXT(vm_disk, disk, other_host, NULL);
+    OBJECT_TEXT(vm_disk, disk, other_place, NULL);
+    OBJECT_TEXT(vm_disk, disk, left_reason, NULL);
+    disk->moving = false;
+    disk->head.present &= ~(UINT64_C(1) << (object_field(&vm_disk_desc, "moving") - vm_disk_desc.fields));
+}
+
+bool own_disks_need_pool(const struct vm *vm, const char *pool, const char *host)
+{
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct vm_disk *disk = disk_at(vm, i);
+        if (text_same(disk->other_pool, pool) && (host == NULL || text_same(disk->other_host, host) ||
+                                                  (disk->moving && text_same(vm->host_name, host))))
+            return true;
+    }
+    return false;
+}
+
 const struct vm_disk *volume_disk_any(const struct vm *vm)
 {
     for (size_t i = 0; i < vm->disks.count; i++)
@@ -69,6 +117,36 @@ const char *volume_left_worker(const struct state *state, const struct volume *v
     return volume_has_left(volume) ? worker_of(state, volume->other_pool, host, volume->pool) : NULL;
 }
 
+static bool is_shared(const struct state *state, const char *pool_name)
+{
+    const struct record *pool = state_get(state, object_kind_POOL, pool_name);
+    return pool != NULL && pool->pool->kind == pool_kind_SHARED_DIR;
+}
+
+/* Who removes it sees the disk itself: see own_look in compute/agent/agent_volumes.c. */
+const char *own_disk_left_worker(const struct state *state, const struct vm *vm, const struct vm_disk *disk)
+{
+    const char *host = disk->other_host;
+    bool is_local = !is_shared(state, disk->pool);
+    if (!own_disk_has_left(disk) || (is_local && (vm->host == NULL || (host != NULL && !text_same(host, vm->host_name)))))
+        return NULL;
+    if (is_local)
+        host = vm->host_name;
+    if (disk->other_pool != NULL)
+        return worker_of(state, disk->other_pool, host, disk->pool);
+    const struct record *record = state_get(state, object_kind_HOST, host);
+    bool is_up = record != NULL && record->host->state == host_state_UP;
+    return is_up && (disk->pool == NULL || has_pool(state, disk->pool, record->common->id)) ? record->common->id : NULL;
+}
+
+static bool own_disk_seen_differs(const struct state *state, const char *host_id, const struct volume_seen *seen)
+{
+    const struct record *record = state_get(state, object_kind_VM, seen->id);
+    const struct vm_disk *disk = record != NULL ? own_disk_find(record->vm, seen->disk) : NULL;
+    return disk != NULL && text_same(seen->place, disk->other_place) && text_same(own_disk_left_worker(state, record->vm, disk), host_id) &&
+           (seen->gone || !text_same(seen->reason, disk->left_reason));
+}
+
 bool volume_is_pending(const struct volume *volume)
 {
     return volume->state == volume_state_CREATING || volume->state == volume_state_DELETING;
@@ -76,6 +154,8 @@ bool volume_is_pending(const struct volume *volume)
 
 bool volume_seen_differs(const struct state *state, const char *host_id, const struct volume_seen *seen)
 {
+    if (seen->disk != NULL)
+        return own_disk_seen_differs(state, host_id, seen);
     const struct record *record = state_get(state, object_kind_VOLUME, seen->id);
     const char *left = record != NULL ? volume_left_worker(state, record->volume) : NULL;
     if (left != NULL && text_same(seen->place, record->volume->other_place))

@@ -22,6 +22,18 @@
 struct vm_disk *volume_disk_find(const struct vm *vm, const char *volume_id);
 /* A disk of @vm that is a volume, or NULL. */
 const struct vm_disk *volume_disk_any(const struct vm *vm);
+/* The disk of @vm of that name that is its own, or NULL. */
+struct vm_disk *own_disk_find(const struct vm *vm, const char *name);
+/* The same three as of a volume, below; and one of @vm's own disks that is moved, or that a move has left something of. */
+bool own_disk_has_other(const struct vm_disk *disk);
+bool own_disk_has_left(const struct vm_disk *disk);
+const char *own_disk_left_worker(const struct state *state, const struct vm *vm, const struct vm_disk *disk);
+const struct vm_disk *own_disk_with_other(const struct vm *vm);
+/* Of a new VM's disk, described by an old one's: it is where it is made. */
+void own_disk_forget_places(struct vm_disk *disk);
+/* Is a disk of @vm being moved to pool @pool (a record's name), or has a move left something there; @host: in the directory of that one
+ * (name), where it is no shared pool. NULL: of any. */
+bool own_disks_need_pool(const struct vm *vm, const char *pool, const char *host);
 /* The host (id) that makes or removes @volume now; NULL: none can. */
 const char *volume_worker(const struct state *state, const struct volume *volume);
 /* Is there something of it in other_pool that is to be removed; and who does that now? NULL: none can, or there is nothing. */

@@ -324,9 +324,12 @@ static void give_list(struct vm_order *order, const char *field, const struct ob
 /* As @host is to have them, which is the VM's or is to be. */
 static void give_pools(const struct state *state, const struct record *host, const struct vm *vm, struct vm_order *order)
 {
-    for (size_t i = 0; i < state_count(state, object_kind_POOL) && vm_has_pools(vm); i++) {
+    for (size_t i = 0; i < state_count(state, object_kind_POOL) && (vm_has_pools(vm) || own_disk_with_other(vm) != NULL); i++) {
         const struct pool *pool = state_at(state, object_kind_POOL, i)->pool;
-        if (!vm_in_pool(vm, pool->name))
+        const char *its_own = pool->kind == pool_kind_DIR ? host->common->name : NULL;
+        bool is_left = vm->wanted == vm_wanted_DELETED && own_disks_need_pool(vm, pool->name, its_own) &&
+                       pool_member_find(pool, host->common->id) != NULL;
+        if (!vm_in_pool(vm, pool->name) && !is_left)
             continue;
         struct pool_order *given = OBJECT_ADD(vm_order, order, pools);
         pool_order_fill(state, pool, host->common->id, given);
@@ -336,7 +339,7 @@ static void give_pools(const struct state *state, const struct record *host, con
         OBJECT_SET(vm_order, order, disks_made, true);
 }
 
-/* Where in their pools its volumes are. */
+/* Where in their pools its volumes are. Of its own disks what moves have left is nothing of the VM's host's. */
 static void give_places(const struct state *state, struct vm_order *order)
 {
     for (size_t i = 0; i < order->disks.count; i++) {
@@ -344,6 +347,10 @@ static void give_places(const struct state *state, struct vm_order *order)
         const struct record *volume = state_get(state, object_kind_VOLUME, disk->volume);
         if (volume != NULL && volume->volume->place != NULL)
             OBJECT_TEXT(vm_disk, disk, place, volume->volume->place);
+        OBJECT_TEXT(vm_disk, disk, other_pool, NULL);
+        OBJECT_TEXT(vm_disk, disk, other_host, NULL);
+        OBJECT_TEXT(vm_disk, disk, other_place, NULL);
+        OBJECT_TEXT(vm_disk, disk, left_reason, NULL);
     }
 }
 
@@ -584,10 +591,48 @@ static void fill_volume(const struct state *state, const struct record *host, co
     object_mark(&volume_order_desc, order, "pool");
 }
 
+/* The pool of @host, where it is in one. */
+static void fill_own_pool(const struct state *state, const struct record *host, const char *pool, struct volume_order *order, const char *field,
+                          struct pool_order *to)
+{
+    const struct record *record = state_get(state, object_kind_POOL, pool);
+    if (record == NULL)
+        return;
+    pool_order_fill(state, record->pool, host->common->id, to);
+    OBJECT_SET(pool_order, to, make, false);
+    object_mark(&volume_order_desc, order, field);
+}
+
+/* The same of a VM's own disk. */
+static void fill_own_disk(const struct state *state, const struct record *host, const struct vm *vm, const struct vm_disk *disk, bool other,
+                          struct volume_order *order)
+{
+    OBJECT_TEXT(volume_order, order, id, vm->id);
+    OBJECT_SET(volume_order, order, own, true);
+    OBJECT_TEXT(volume_order, order, disk, disk->name);
+    if (disk->size_bytes != 0) /* else its image says it, to hosts alone */
+        OBJECT_SET(volume_order, order, size_bytes, disk->size_bytes);
+    OBJECT_TEXT(volume_order, order, place, other ? disk->other_place : disk->place);
+    fill_own_pool(state, host, other ? disk->other_pool : disk->pool, order, "pool", &order->pool);
+}
+
+static void fill_disk_move(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
+{
+    const struct record *vm = state_get(state, object_kind_VM, operation->task.vm);
+    const struct vm_disk *disk = vm != NULL ? own_disk_find(vm->vm, operation->task.disk.name) : NULL;
+    if (disk == NULL || !disk->moving || !text_same(disk->other_place, operation->id))
+        return;
+    fill_own_disk(state, host, vm->vm, disk, false, &order->disk_move.from);
+    fill_own_disk(state, host, vm->vm, disk, true, &order->disk_move.to);
+    object_mark(&volume_move_desc, &order->disk_move, "from");
+    object_mark(&volume_move_desc, &order->disk_move, "to");
+    object_mark(&task_order_desc, order, "disk_move");
+}
+
 /* What a move is to do, where there is something to do. */
 static void fill_move(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
 {
-    const struct record *volume = operation->task.kind == task_kind_VOLUME_MOVE
+    const struct record *volume = operation->kind == operation_kind_VOLUME_MOVE
                                       ? state_get(state, object_kind_VOLUME, operation->task.volume.id)
                                       : NULL;
     if (volume == NULL || volume->volume->state != volume_state_MOVING || !text_same(volume->volume->other_place, operation->id))
@@ -617,6 +662,8 @@ static void fill_tasks(const struct state *state, const struct record *host, str
         if (operation_boots(operation))
             fill_boot(state, host, operation, order);
         fill_move(state, host, operation, order);
+        if (operation->kind == operation_kind_DISK_MOVE)
+            fill_disk_move(state, host, operation, order);
     }
 }
 
@@ -765,6 +812,25 @@ static void fill_left(const struct state *state, const struct record *host, stru
     }
 }
 
+/* The same of VMs' own disks. */
+static void fill_left_disks(const struct state *state, const struct record *host, struct node_orders *orders)
+{
+    const size_t most = object_field(&node_orders_desc, "left_disks")->max;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        for (size_t k = 0; k < vm->disks.count && orders->left_disks.count < most; k++) {
+            const struct vm_disk *disk = (const struct vm_disk *)vm->disks.items + k;
+            if (!own_disk_has_left(disk) || !text_same(own_disk_left_worker(state, vm, disk), host->common->id))
+                continue;
+            struct volume_order *order = OBJECT_ADD(node_orders, orders, left_disks);
+            fill_own_disk(state, host, vm, disk, true, order);
+            OBJECT_SET(volume_order, order, remove, true);
+            fill_own_pool(state, host, disk->pool, order, "kept_pool", &order->kept_pool);
+            OBJECT_TEXT(volume_order, order, kept_place, disk->place);
+        }
+    }
+}
+
 /* Those that it is to make or to remove. */
 static void fill_volumes(const struct state *state, const struct record *host, struct node_orders *orders)
 {
@@ -833,6 +899,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_tasks(state, host, ret);
     fill_volumes(state, host, ret);
     fill_left(state, host, ret);
+    fill_left_disks(state, host, ret);
     fill_images(state, host, ret);
     forget_images(state, report, ret);
     fill_incoming(state, host, ret);
