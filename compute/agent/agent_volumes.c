@@ -10,14 +10,14 @@
 #include "compute/agent/pool_dir.h"
 
 #define REASON_BYTES_MAX 400
-#define KEY_BYTES 80 /* a volume's id, and a place */
+#define KEY_BYTES 112 /* a volume's id and a place, or a VM's id, a disk and a place */
 
 enum volume_step { VOLUME_IDLE, VOLUME_FETCHING, VOLUME_WORKING };
 
 struct agent_volume {
     struct agent *agent;
     char id[37];
-    char key[KEY_BYTES]; /* "<id> <place>": in the map, which borrows it */
+    char key[KEY_BYTES]; /* "<id> <place>", "<id>/<disk> <place>": in the map, which borrows it */
     struct volume_order order;  /* the last one */
     struct volume_order worked; /* what the work under way is about */
     bool ordered; /* it is in the last answer */
@@ -62,17 +62,23 @@ static void failed(struct agent_volume *v, const struct error *err)
 
 /* ---- work: the thread pool ---- */
 
-/* What a move has left goes only where the volume itself is seen: a cluster that has lost the end of its log may not know which is which. */
-static int kept_look(const struct volume_order *order, struct error *err)
+/* What a move has left goes only where the disk itself is seen: a cluster that has lost the end of its log may not know which is which. */
+static int kept_look(const struct agent_volume *v, const struct volume_order *order, struct error *err)
 {
-    const struct vm_disk kept = {.name = order->disk, .volume = order->id, .place = order->kept_place}; /* borrowed */
-    CLEANUP_FREE char *directory = pool_dir_disk(&order->kept_pool, NULL, &kept);
-    CLEANUP_FREE char *head = xasprintf("%s/%s.disk", directory, order->disk);
-    int r = pool_dir_check(&order->kept_pool, err);
-    if (r == 0 && access(head, F_OK) < 0)
-        r = error_errno(err, -errno, "the volume is not seen where it is to be (%s), so what a move has left of it in pool %s is kept", head,
-                        order->pool.name);
+    struct vm_disk kept = {.name = order->disk, .volume = order->own ? NULL : order->id, .place = order->kept_place}; /* borrowed */
+    const struct pool_order here = pool_dir_here(v->agent->vms_dir);
+    int r = pool_dir_find(OBJECT_HAS(volume_order, order, kept_pool) ? &order->kept_pool : &here, order->id, &kept, err);
+    if (r < 0)
+        error_prefix(err, "what a move has left in %s is kept: ",
+                     OBJECT_HAS(volume_order, order, pool) ? order->pool.name : "its host's directory");
     return r;
+}
+
+static int own_remove(const struct agent_volume *v, const struct volume_order *order, struct error *err)
+{
+    struct vm_disk left = {.name = order->disk, .place = order->place}; /* borrowed */
+    const struct pool_order here = pool_dir_here(v->agent->vms_dir);
+    return pool_dir_remove_disk(OBJECT_HAS(volume_order, order, pool) ? &order->pool : &here, order->id, &left, err);
 }
 
 static void work_do(uv_work_t *work)
@@ -82,11 +88,13 @@ static void work_do(uv_work_t *work)
     const struct vm_disk disk = {.name = order->disk, .size_bytes = order->size_bytes, .volume = order->id, .place = order->place}; /* borrowed */
     v->err = (struct error){.code = 0};
     v->status = 0;
-    if (order->remove && OBJECT_HAS(volume_order, order, kept_pool))
-        v->status = kept_look(order, &v->err);
-    if (order->remove && v->status == 0)
+    if (order->remove && (order->own || OBJECT_HAS(volume_order, order, kept_pool)))
+        v->status = kept_look(v, order, &v->err);
+    if (order->own && v->status == 0)
+        v->status = own_remove(v, order, &v->err);
+    else if (order->remove && v->status == 0)
         v->status = pool_dir_remove_volume(&order->pool, order->id, order->place, &v->err);
-    else if (!order->remove)
+    else if (!order->remove && !order->own)
         v->status = pool_dir_make_disk(&order->pool, order->id, &disk, v->image_path, false, &v->err);
 }
 
@@ -104,7 +112,8 @@ static void work_after(uv_work_t *work, int status UNUSED)
     if (v->status < 0) {
         failed(v, &v->err);
     } else if (object_equal(&volume_order_desc, &v->order, &v->worked)) {
-        log_info(v->order.remove ? "volume-removed" : "volume-made", "volume=%s disk=%s pool=%s", v->id, v->order.disk, v->order.pool.name);
+        log_info(v->order.remove ? "volume-removed" : "volume-made", "%s=%s disk=%s pool=%s", v->order.own ? "vm" : "volume", v->id,
+                 v->order.disk, OBJECT_HAS(volume_order, &v->order, pool) ? v->order.pool.name : "none");
         v->done = true;
         v->reason[0] = '\0';
         news(v);
@@ -175,7 +184,7 @@ static void look(struct agent_volume *v)
     if (v->order.remove && task_volume_works(v->agent, v->id))
         return; /* the copy that is to go is being given up just now; asked again with the tick */
     bool has_image = !v->order.remove && v->order.image.sha256 != NULL;
-    if (pool_watch_there(&v->agent->pools, v->order.pool.id, v->order.pool.name, &err) < 0)
+    if (OBJECT_HAS(volume_order, &v->order, pool) && pool_watch_there(&v->agent->pools, v->order.pool.id, v->order.pool.name, &err) < 0)
         failed(v, &err);
     else if (has_image && image_cache_find(v->agent->images, &v->order.image, path, sizeof path) < 0)
         image_fetch(v);
@@ -186,7 +195,8 @@ static void look(struct agent_volume *v)
 static void obey_one(struct agent *a, const struct volume_order *order)
 {
     char key[KEY_BYTES];
-    snprintf(key, sizeof key, "%s %s", order->id, order->place != NULL ? order->place : "");
+    snprintf(key, sizeof key, "%s%s%s %s", order->id, order->own ? "/" : "", order->own ? order->disk : "",
+             order->place != NULL ? order->place : "");
     struct agent_volume *v = map_get(&a->volumes.all, key);
     if (v == NULL) {
         v = NEW(struct agent_volume);
@@ -207,7 +217,7 @@ static void obey_one(struct agent *a, const struct volume_order *order)
 
 void agent_volumes_obey(struct agent *a, const struct node_orders *orders)
 {
-    const struct object_list *const lists[] = {&orders->volumes, &orders->moved_volumes};
+    const struct object_list *const lists[] = {&orders->volumes, &orders->moved_volumes, &orders->left_disks};
     struct agent_volume *v;
     for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;)
         v->ordered = false;
@@ -232,7 +242,7 @@ void agent_volumes_tick(struct agent *a)
 
 void agent_volumes_put(const struct agent *a, struct node_report *report)
 {
-    const size_t most = object_field(&node_report_desc, "volumes")->max; /* of two lists of orders that are as long each */
+    const size_t most = object_field(&node_report_desc, "volumes")->max; /* of three lists of orders that are as long each */
     const struct agent_volume *v;
     for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL && report->volumes.count < most;) {
         if (!v->ordered) /* its work is ending still, and nobody asks any more */
@@ -240,6 +250,7 @@ void agent_volumes_put(const struct agent *a, struct node_report *report)
         struct volume_seen *seen = OBJECT_ADD(node_report, report, volumes);
         OBJECT_TEXT(volume_seen, seen, id, v->id);
         OBJECT_TEXT(volume_seen, seen, place, v->order.place);
+        OBJECT_TEXT(volume_seen, seen, disk, v->order.own ? v->order.disk : NULL);
         OBJECT_SET(volume_seen, seen, made, v->done && !v->order.remove);
         OBJECT_SET(volume_seen, seen, gone, v->done && v->order.remove);
         if (v->reason[0] != '\0')

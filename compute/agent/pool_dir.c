@@ -18,6 +18,8 @@
 
 #define MARKER_BYTES_MAX 4096
 #define PARTS_OLD_S 3600 /* what is being made and has not changed for so long is nobody's */
+#define WHOLE "whole"         /* of a copy: its layers are all there */
+#define WHOLE_END ".whole"
 #define LINK_TRIES 3u    /* of a link to an image that another host has just removed */
 
 const struct pool_order *pool_dir_of(const struct vm_order *order, const struct vm_disk *disk)
@@ -27,6 +29,16 @@ const struct pool_order *pool_dir_of(const struct vm_order *order, const struct 
         if (strcmp(pools[i].name, disk->pool) == 0)
             return &pools[i];
     return NULL;
+}
+
+struct pool_order pool_dir_here(const char *vms_dir)
+{
+    return (struct pool_order){.path = (char *)(uintptr_t)vms_dir, .name = (char *)(uintptr_t)"host"};
+}
+
+bool pool_dir_is_here(const struct pool_order *pool)
+{
+    return pool->id == NULL;
 }
 
 bool pool_dir_shared(const struct vm_order *order)
@@ -116,6 +128,8 @@ static int missing(const struct pool_order *pool, struct error *err)
 int pool_dir_check(const struct pool_order *pool, struct error *err)
 {
     struct pool_marker marker;
+    if (pool_dir_is_here(pool))
+        return 0;
     int r = marker_read(pool, &marker, err);
     if (r == -ENOENT)
         return missing(pool, err);
@@ -218,15 +232,40 @@ static char *volume_name(const char *volume_id, const char *place)
 static char *owner_path(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk)
 {
     if (disk->volume == NULL)
-        return xasprintf("%s/vms/%s", pool->path, vm_id);
+        return pool_dir_is_here(pool) ? xasprintf("%s/%s/disks", pool->path, vm_id) : xasprintf("%s/vms/%s", pool->path, vm_id);
     CLEANUP_FREE char *name = volume_name(disk->volume, disk->place);
     return xasprintf("%s/volumes/%s", pool->path, name);
+}
+
+/* In its owner's directory, which a volume has for itself alone. */
+static char *own_name(const struct vm_disk *disk, const char *end)
+{
+    bool is_placed = disk->volume == NULL && disk->place != NULL;
+    return xasprintf("%s%s%s%s", disk->name, is_placed ? "." : "", is_placed ? disk->place : "", end);
 }
 
 char *pool_dir_disk(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk)
 {
     CLEANUP_FREE char *owner = owner_path(pool, vm_id, disk);
-    return xasprintf("%s/%s.layers", owner, disk->name);
+    CLEANUP_FREE char *name = own_name(disk, ".layers");
+    return xasprintf("%s/%s", owner, name);
+}
+
+/* One file in the directory of a host (vm_files.h); NULL: it is none that could be so. */
+static char *raw_path(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk)
+{
+    return pool_dir_is_here(pool) && disk->place == NULL ? xasprintf("%s/%s/disks/%s.raw", pool->path, vm_id, disk->name) : NULL;
+}
+
+int pool_dir_find(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk, struct error *err)
+{
+    CLEANUP_FREE char *layers = pool_dir_disk(pool, vm_id, disk);
+    CLEANUP_FREE char *head = xasprintf("%s/%s.disk", layers, disk->name);
+    CLEANUP_FREE char *raw = raw_path(pool, vm_id, disk);
+    int r = pool_dir_check(pool, err);
+    if (r < 0 || access(head, F_OK) == 0 || (errno == ENOENT && raw != NULL && access(raw, F_OK) == 0))
+        return r;
+    return error_errno(err, -errno, "%s is not where it is to be: %s", disk->volume != NULL ? "the volume" : "the disk", head);
 }
 
 char *pool_dir_images(const struct pool_order *pool)
@@ -316,10 +355,9 @@ static void images_collect(const struct pool_order *pool)
         closedir(d);
 }
 
-/* <path>/@kind/@id. */
-static int owner_remove(const struct pool_order *pool, const char *kind, const char *id, struct error *err)
+/* @id in @all. */
+static int entry_remove(const struct pool_order *pool, const char *all, const char *id, struct error *err)
 {
-    CLEANUP_FREE char *all = xasprintf("%s/%s", pool->path, kind);
     CLEANUP_FREE char *dir = xasprintf("%s/%s", all, id);
     CLEANUP_FREE char *gone_name = xasprintf("%s" VM_FILES_GONE, id);
     CLEANUP_FREE char *gone = xasprintf("%s/%s", all, gone_name);
@@ -337,9 +375,15 @@ static int owner_remove(const struct pool_order *pool, const char *kind, const c
     }
     if (r == 0)
         r = file_remove_tree(all, gone_name, err);
-    if (r == 0)
+    if (r == 0 && !pool_dir_is_here(pool))
         images_collect(pool);
     return r;
+}
+
+static int owner_remove(const struct pool_order *pool, const char *kind, const char *id, struct error *err)
+{
+    CLEANUP_FREE char *all = xasprintf("%s/%s", pool->path, kind);
+    return entry_remove(pool, all, id, err);
 }
 
 int pool_dir_remove_vm(const struct pool_order *pool, const char *vm_id, struct error *err)
@@ -353,48 +397,104 @@ int pool_dir_remove_volume(const struct pool_order *pool, const char *volume_id,
     return owner_remove(pool, "volumes", name, err);
 }
 
+int pool_dir_remove_disk(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk, struct error *err)
+{
+    CLEANUP_FREE char *owner = owner_path(pool, vm_id, disk);
+    CLEANUP_FREE char *layers = own_name(disk, ".layers");
+    CLEANUP_FREE char *whole = own_name(disk, WHOLE_END);
+    CLEANUP_FREE char *raw = own_name(disk, ".raw");
+    const char *const names[] = {whole, pool_dir_is_here(pool) && disk->place == NULL ? raw : NULL, layers};
+    int r = pool_dir_check(pool, err);
+    if (r == 0 && access(owner, F_OK) < 0 && errno == ENOENT)
+        return 0;
+    for (size_t i = 0; r == 0 && i < ARRAY_SIZE(names); i++)
+        r = names[i] != NULL ? entry_remove(pool, owner, names[i], err) : 0;
+    return r;
+}
+
 /* ---- copies ---- */
 
-#define WHOLE "whole" /* beside its layers: they are all there */
+/* What is made and removed at once: @entry of @all, which itself is in @above. And what says that it is whole. */
+struct copy {
+    char *above, *all, *entry, *whole;
+};
 
-int pool_dir_copy_begin(const struct pool_order *pool, const struct vm_disk *disk, uid_t user, char **ret_directory, struct error *err)
+static struct copy copy_of(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk)
 {
-    CLEANUP_FREE char *all = xasprintf("%s/volumes", pool->path);
-    CLEANUP_FREE char *name = volume_name(disk->volume, disk->place);
-    CLEANUP_FREE char *directory = pool_dir_disk(pool, NULL, disk);
+    struct copy copy;
+    if (disk->volume != NULL) {
+        copy.above = xstrdup(pool->path);
+        copy.all = xasprintf("%s/volumes", pool->path);
+        copy.entry = volume_name(disk->volume, disk->place);
+        copy.whole = xasprintf("%s/%s/" WHOLE, copy.all, copy.entry); /* beside its layers */
+    } else {
+        CLEANUP_FREE char *mark = own_name(disk, WHOLE_END);
+        copy.above = pool_dir_is_here(pool) ? xasprintf("%s/%s", pool->path, vm_id) : xasprintf("%s/vms", pool->path);
+        copy.all = owner_path(pool, vm_id, disk);
+        copy.entry = own_name(disk, ".layers");
+        copy.whole = xasprintf("%s/%s", copy.all, mark);
+    }
+    return copy;
+}
+
+static void copy_forget(struct copy *copy)
+{
+    free(copy->above);
+    free(copy->all);
+    free(copy->entry);
+    free(copy->whole);
+}
+
+int pool_dir_copy_begin(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk, uid_t user, char **ret_directory,
+                        struct error *err)
+{
+    CLEANUP_FREE char *directory = pool_dir_disk(pool, vm_id, disk);
+    struct copy copy = copy_of(pool, vm_id, disk);
     int r = pool_dir_check(pool, err);
     if (r == 0)
-        r = file_remove_tree(all, name, err);
+        r = file_make_directories(copy.all, 0700, err);
+    if (r == 0 && unlink(copy.whole) < 0 && errno != ENOENT)
+        r = error_errno(err, -errno, "cannot remove %s", copy.whole);
+    if (r == 0)
+        r = file_sync_directory(copy.all, err); /* before anything else of it goes */
+    if (r == 0)
+        r = file_remove_tree(copy.all, copy.entry, err);
     if (r == 0)
         r = file_make_directories(directory, 0700, err);
     if (r == 0) /* a VMM may be all that writes to it from here on, until what was is removed */
-        r = file_sync_directory(all, err);
+        r = file_sync_directory(copy.all, err);
+    if (r == 0)
+        r = file_sync_directory(copy.above, err);
     if (r == 0 && user != geteuid() && chown(directory, user, user) < 0)
         r = error_errno(err, -errno, "cannot give %s away", directory);
     if (r == 0)
         *ret_directory = TAKE_PTR(directory);
+    copy_forget(&copy);
     return r;
 }
 
-int pool_dir_copy_end(const struct pool_order *pool, const struct vm_disk *disk, struct error *err)
+int pool_dir_copy_end(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk, struct error *err)
 {
-    CLEANUP_FREE char *owner_dir = owner_path(pool, NULL, disk);
-    CLEANUP_FREE char *all = xasprintf("%s/volumes", pool->path);
-    CLEANUP_FREE char *whole = xasprintf("%s/" WHOLE, owner_dir);
+    CLEANUP_FREE char *owner_dir = owner_path(pool, vm_id, disk);
+    struct copy copy = copy_of(pool, vm_id, disk);
     int r = pool_dir_check(pool, err);
     if (r == 0)
         r = file_sync_directory(owner_dir, err);
     if (r == 0)
-        r = file_sync_directory(all, err);
-    return r < 0 ? r : file_write_atomic(whole, "", 0, 0600, err);
+        r = file_sync_directory(copy.all, err);
+    if (r == 0)
+        r = file_sync_directory(copy.above, err);
+    if (r == 0)
+        r = file_write_atomic(copy.whole, "", 0, 0600, err);
+    copy_forget(&copy);
+    return r;
 }
 
-int pool_dir_copy_is_whole(const struct pool_order *pool, const struct vm_disk *disk, struct error *err)
+int pool_dir_copy_is_whole(const struct pool_order *pool, const char *vm_id, const struct vm_disk *disk, struct error *err)
 {
     struct stat st;
-    CLEANUP_FREE char *owner_dir = owner_path(pool, NULL, disk);
-    CLEANUP_FREE char *whole = xasprintf("%s/" WHOLE, owner_dir);
-    if (lstat(whole, &st) == 0)
-        return 1;
-    return errno == ENOENT ? 0 : error_errno(err, -errno, "cannot look at %s", whole);
+    struct copy copy = copy_of(pool, vm_id, disk);
+    int r = lstat(copy.whole, &st) == 0 ? 1 : errno == ENOENT ? 0 : error_errno(err, -errno, "cannot look at %s", copy.whole);
+    copy_forget(&copy);
+    return r;
 }

@@ -13,6 +13,7 @@
 #include "block/layer_pool_dir.h"
 #include "common/file.h"
 #include "common/log.h"
+#include "compute/agent/pool_dir.h"
 
 #define GONE ".gone"
 #define KEPT "kept"
@@ -163,10 +164,10 @@ void replica_dir_keep_all(const char *replicas_dir)
 
 /* ---- promotion ---- */
 
-static char *place_of(const struct vm_places *places, const struct vm_order *order, const char *disk)
+static char *place_of(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
 {
-    CLEANUP_FREE char *leaf = xasprintf("disks/%s" REPLICA_DIR_LAYERS, disk);
-    return vm_files_path(places, order->id, leaf);
+    const struct pool_order here = pool_dir_here(places->vms_dir);
+    return pool_dir_disk(&here, order->id, disk);
 }
 
 static int disks_move(const struct vm_places *places, const struct vm_order *order, const struct replica_dir *dir, struct error *err)
@@ -178,7 +179,7 @@ static int disks_move(const struct vm_places *places, const struct vm_order *ord
         if (!vm_files_disk_moves(&disks[i]))
             continue;
         CLEANUP_FREE char *from = xasprintf("%s/%s" REPLICA_DIR_LAYERS, dir->path, disks[i].name);
-        CLEANUP_FREE char *to = place_of(places, order, disks[i].name);
+        CLEANUP_FREE char *to = place_of(places, order, &disks[i]);
         if (rename(from, to) < 0 && (errno != ENOENT || access(to, F_OK) < 0)) /* moved already: before we were cut off */
             code = error_errno(err, -errno, "cannot move disk %s of the replica to its place", disks[i].name);
     }
@@ -190,7 +191,7 @@ static int disks_check(const struct vm_places *places, const struct vm_order *or
 {
     const struct vm_disk *disks = order->disks.items;
     for (size_t i = 0; i < order->disks.count; i++) {
-        CLEANUP_FREE char *path = place_of(places, order, disks[i].name);
+        CLEANUP_FREE char *path = place_of(places, order, &disks[i]);
         if (vm_files_disk_moves(&disks[i]) && access(path, F_OK) < 0)
             return error_set(err, -ENOENT, ERROR_NOT_FOUND,
                              "the replica that the VM is to be started from is not here, and nothing is made in its place; bring its disks "

@@ -1,4 +1,5 @@
-/* The task volume-move: a volume goes from one pool of this host to another.
+/* The task volume-move: a volume goes from one pool of this host to another. Or a VM's own disk does, from or to the directory of its host,
+ * too: what is said of volumes here holds for it, and its VM is always there.
  *
  *   no VM has it        start --> COPYING (a child) ------------------------------------------------------> over
  *   its VM is off       start --> WAITING --the VM is held--> COPYING ------------------------------------> over
@@ -31,6 +32,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "block/block_fd.h"
+#include "block/block_sync.h"
 #include "block/layer_disk.h"
 #include "block/layer_pool_dir.h"
 #include "common/log.h"
@@ -50,7 +53,7 @@ struct volume_task {
     struct agent_task *task;
     struct agent *agent;
     char vm[37]; /* empty: no VM has it */
-    struct volume_move move; /* as it was begun: later orders of the task may be without it */
+    struct volume_move move; /* as it was begun: later orders of the task may be without it. Where no pool is given: pool_dir_here */
     struct task_child *child;
     uv_timer_t timer;
     struct http_call *call;
@@ -106,6 +109,16 @@ static void on_timer_closed(uv_handle_t *handle)
         agent_task_end(task, state, &err);
 }
 
+static bool is_own(const struct volume_task *v)
+{
+    return v->move.to.own;
+}
+
+static bool has_order(const struct task_order *order)
+{
+    return OBJECT_HAS(task_order, order, move) || OBJECT_HAS(task_order, order, disk_move);
+}
+
 /* Until the order is gone, however it ends: see forgotten. */
 static void hold(struct volume_task *v)
 {
@@ -119,8 +132,10 @@ static void hold(struct volume_task *v)
 static void let_go(struct agent_task *task)
 {
     struct local_vm *vm = task->agent->stopping || task->order.task.vm == NULL ? NULL : map_get(&task->agent->vms, task->order.task.vm);
-    if (task->holds && vm != NULL)
+    if (task->holds && vm != NULL) {
         vm_hold(vm, false);
+        vm_look_at_moves(vm);
+    }
     task->holds = false;
 }
 
@@ -132,6 +147,8 @@ static void over(struct volume_task *v, enum operation_state state)
         return;
     v->over = true;
     v->state = state;
+    if (state == operation_state_SUCCEEDED && is_own(v))
+        OBJECT_TEXT(task_seen, &v->task->seen, copied, place_of(v));
     struct local_vm *vm = find_vm(v);
     bool is_off = vm != NULL && vm_disks(vm) != VM_DISKS_IN_USE;
     if (v->task->stopping || (state != operation_state_SUCCEEDED && v->fresh && is_off)) /* it may be started again at once */
@@ -178,9 +195,11 @@ static void child_done(const struct task_seen *seen, void *arg)
 
 static int pools_there(struct volume_task *v)
 {
-    const struct volume_move *move = &v->move;
-    int r = pool_watch_there(&v->agent->pools, move->from.pool.id, move->from.pool.name, &v->err);
-    return r < 0 ? r : pool_watch_there(&v->agent->pools, move->to.pool.id, move->to.pool.name, &v->err);
+    const struct pool_order *const pools[] = {&v->move.from.pool, &v->move.to.pool};
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < ARRAY_SIZE(pools); i++)
+        r = pool_dir_is_here(pools[i]) ? 0 : pool_watch_there(&v->agent->pools, pools[i]->id, pools[i]->name, &v->err);
+    return r;
 }
 
 static void on_timer(uv_timer_t *timer);
@@ -306,20 +325,23 @@ static void tell(struct volume_task *v)
 
 /* ---- an empty copy for it: the thread pool ---- */
 
+static struct vm_disk disk_of(const struct volume_order *order) /* borrowed */
+{
+    const char *volume = order->own ? NULL : order->id;
+    return (struct vm_disk){
+        .name = order->disk, .size_bytes = order->size_bytes, .volume = (char *)(uintptr_t)volume, .place = order->place};
+}
+
 static int copy_make(struct volume_task *v)
 {
-    const struct pool_order *pool = pool_dir_of(&v->order, v->disk);
+    const struct pool_order *pool = &v->move.to.pool;
     CLEANUP_FREE char *directory = NULL;
-    const struct vm_disk from = {.name = v->move.from.disk, .volume = v->move.from.id, .place = v->move.from.place}; /* borrowed */
-    CLEANUP_FREE char *source = pool_dir_disk(&v->move.from.pool, NULL, &from);
-    CLEANUP_FREE char *head = xasprintf("%s/%s.disk", source, from.name);
+    const struct vm_disk from = disk_of(&v->move.from);
     struct vm_disk empty = *v->disk; /* borrowed */
     empty.size_bytes = v->size_bytes;
-    int r = pool_dir_check(&v->move.from.pool, &v->made_err);
-    if (r == 0 && access(head, F_OK) < 0) /* then what is at the other place may be the volume */
-        r = error_errno(&v->made_err, -errno, "the volume is not where it is to be: %s", head);
+    int r = pool_dir_find(&v->move.from.pool, v->vm, &from, &v->made_err); /* else what is at the other place may be the volume */
     if (r == 0)
-        r = pool_dir_copy_begin(pool, v->disk, geteuid(), &directory, &v->made_err);
+        r = pool_dir_copy_begin(pool, v->vm, v->disk, geteuid(), &directory, &v->made_err);
     if (r == 0 && rmdir(directory) < 0)
         r = error_errno(&v->made_err, -errno, "cannot make %s", directory);
     if (r == 0)
@@ -360,11 +382,12 @@ static struct vm_disk *order_fill(struct volume_task *v, const struct vm_order *
     OBJECT_COPY(vm_order, &v->order, order);
     for (size_t i = 0; i < v->order.disks.count; i++) {
         struct vm_disk *disk = (struct vm_disk *)v->order.disks.items + i;
-        if (disk->volume == NULL || strcmp(disk->volume, to->id) != 0)
+        bool is_it = to->own ? disk->volume == NULL && strcmp(disk->name, to->disk) == 0 : text_same(disk->volume, to->id);
+        if (!is_it)
             continue;
-        OBJECT_TEXT(vm_disk, disk, pool, to->pool.name);
+        OBJECT_TEXT(vm_disk, disk, pool, pool_dir_is_here(&to->pool) ? NULL : to->pool.name);
         OBJECT_TEXT(vm_disk, disk, place, to->place);
-        if (pool_dir_of(&v->order, disk) == NULL)
+        if (disk->pool != NULL && pool_dir_of(&v->order, disk) == NULL)
             OBJECT_COPY(pool_order, (struct pool_order *)OBJECT_ADD(vm_order, &v->order, pools), &to->pool);
         return disk;
     }
@@ -470,7 +493,7 @@ static void on_disk(const struct http_answer *answer, void *arg)
         fail(v, ERROR_INTERNAL, status.move.failure != NULL ? status.move.failure : "its VMM has ended on the way; the volume stays where it is");
     } else if (status.move.path != NULL || status.unplugging || status.detached) {
         fail(v, ERROR_CONFLICT, "its VMM is moving or letting go of it otherwise");
-    } else if (status.disk.size_bytes > v->move.to.size_bytes) { /* room is kept for what the record says */
+    } else if (v->move.to.size_bytes != 0 && status.disk.size_bytes > v->move.to.size_bytes) { /* room is kept for what the record says */
         fail(v, ERROR_INTERNAL, "its VMM says that the disk is larger than the volume: stop the VM and ask again");
     } else {
         make(v, vm, status.disk.size_bytes);
@@ -509,6 +532,11 @@ static void look(struct volume_task *v)
         look_later(v);
         return;
     case VM_DISKS_UNMADE: /* those that are its own; the volume is there */
+        if (is_own(v)) {
+            fail(v, ERROR_CONFLICT, "the VM's disks are not made yet: start it once");
+            return;
+        }
+        break;
     case VM_DISKS_FREE:
         break;
     }
@@ -527,9 +555,24 @@ static void on_timer(uv_timer_t *timer)
 
 /* ---- the task ---- */
 
+/* Of a VM's own disk. */
+static void move_take(struct volume_task *v, const struct volume_move *move)
+{
+    struct volume_order *const orders[] = {&v->move.from, &v->move.to};
+    OBJECT_COPY(volume_move, &v->move, move);
+    for (size_t i = 0; i < ARRAY_SIZE(orders); i++) {
+        if (OBJECT_HAS(volume_order, orders[i], pool))
+            continue;
+        const struct pool_order here = pool_dir_here(v->agent->vms_dir);
+        OBJECT_TEXT(pool_order, &orders[i]->pool, path, here.path); /* for the child, which does not know it otherwise */
+        OBJECT_TEXT(pool_order, &orders[i]->pool, name, here.name);
+        object_mark(&volume_order_desc, orders[i], "pool");
+    }
+}
+
 static void start(struct agent_task *task)
 {
-    if (!OBJECT_HAS(task_order, &task->order, move)) {
+    if (!has_order(&task->order)) {
         agent_task_progress(task, "it is there already", 0, 0);
         agent_task_end(task, operation_state_SUCCEEDED, NULL);
         return;
@@ -538,7 +581,10 @@ static void start(struct agent_task *task)
     v->task = task;
     v->agent = task->agent;
     v->pidfd = -1;
-    OBJECT_COPY(volume_move, &v->move, &task->order.move);
+    if (OBJECT_HAS(task_order, &task->order, disk_move))
+        move_take(v, &task->order.disk_move);
+    else
+        OBJECT_COPY(volume_move, &v->move, &task->order.move);
     task->state = v;
     snprintf(v->vm, sizeof v->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
     uv_timer_init(v->agent->loop, &v->timer);
@@ -555,7 +601,7 @@ static void cancel(struct agent_task *task);
 static void changed(struct agent_task *task)
 {
     struct volume_task *v = task->state;
-    if (v != NULL && !v->over && !OBJECT_HAS(task_order, &task->order, move))
+    if (v != NULL && !v->over && !has_order(&task->order))
         cancel(task);
     else if (v != NULL && !v->over && task->order.task.level && uv_is_active((uv_handle_t *)&v->timer))
         uv_timer_start(&v->timer, on_timer, 0, 0);
@@ -608,19 +654,32 @@ static void say(int words, uint64_t done, uint64_t total)
     (void)!write(words, &word, sizeof word); /* less than PIPE_BUF: whole */
 }
 
-static int source_open(int directory, const struct volume_order *order, struct layer_disk **ret_disk, struct error *err)
+static int source_open(int directory, const struct volume_order *order, struct block **ret_block, struct error *err)
 {
     struct layer_pool *pool;
+    struct layer_disk *disk;
     char path[DIRECTORY_BYTES];
     snprintf(path, sizeof path, "/proc/self/fd/%d", directory);
     int r = layer_pool_dir_create(path, NULL, NULL, &pool, err);
     if (r == 0)
-        r = layer_disk_open(pool, order->disk, true, 0, ret_disk, err);
+        r = layer_disk_open(pool, order->disk, true, 0, &disk, err);
     /* Nobody has it, its record says; but a file server keeps the locks of a host that is gone for minutes or for ever. */
     if (r == -EBUSY && order->pool.kind == pool_kind_SHARED_DIR) {
         layer_pool_dir_set_unlocked(pool, true);
-        r = layer_disk_open(pool, order->disk, true, 0, ret_disk, err);
+        r = layer_disk_open(pool, order->disk, true, 0, &disk, err);
     }
+    if (r == 0)
+        *ret_block = &disk->chain->block;
+    return r;
+}
+
+static int raw_open(int directory, const struct volume_order *order, struct block **ret_block, struct error *err)
+{
+    CLEANUP_FREE char *name = xasprintf("%s.raw", order->disk);
+    int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int r = fd < 0 ? error_errno(err, -errno, "cannot open %s", name) : block_fd_lock(fd, name, true, err);
+    if (r == 0)
+        r = block_sync_from_fd(fd, name, true, ret_block, err);
     return r;
 }
 
@@ -685,25 +744,25 @@ static int all_copy(struct block *from, struct block *to, int words, struct erro
 }
 
 /* What its layers say of their size is a VMM's word, and no copy is made larger than the volume for it. */
-static int copy_between(int from, int to, const struct volume_order *order, int words, struct error *err)
+static int copy_between(int from, bool is_raw, int to, const struct volume_order *order, int words, struct error *err)
 {
     struct layer_pool *pool;
-    struct layer_disk *source, *copy;
+    struct layer_disk *copy;
+    struct block *source = NULL;
     char path[DIRECTORY_BYTES];
     snprintf(path, sizeof path, "/proc/self/fd/%d", to);
-    int r = source_open(from, order, &source, err);
-    if (r == 0 && source->chain->block.size_bytes > order->size_bytes)
+    int r = is_raw ? raw_open(from, order, &source, err) : source_open(from, order, &source, err);
+    if (r == 0 && order->size_bytes != 0 && source->size_bytes > order->size_bytes)
         r = error_set(err, -EFBIG, ERROR_INTERNAL, "its layers say that the disk has %llu bytes, and the volume has %llu: a backup of it, if "
-                      "there is one, can be restored", (unsigned long long)source->chain->block.size_bytes,
-                      (unsigned long long)order->size_bytes);
+                      "there is one, can be restored", (unsigned long long)source->size_bytes, (unsigned long long)order->size_bytes);
     if (r == 0)
         r = layer_pool_dir_create(path, NULL, NULL, &pool, err);
     if (r == 0)
-        r = layer_disk_create(pool, order->disk, source->chain->block.size_bytes, NULL, err);
+        r = layer_disk_create(pool, order->disk, source->size_bytes, NULL, err);
     if (r == 0)
         r = layer_disk_open(pool, order->disk, false, 0, &copy, err);
     if (r == 0)
-        r = all_copy(&source->chain->block, &copy->chain->block, words, err);
+        r = all_copy(source, &copy->chain->block, words, err);
     if (r == 0) {
         layer_disk_close(copy); /* in order: its map says so */
         if (fsync(to) < 0)
@@ -712,7 +771,7 @@ static int copy_between(int from, int to, const struct volume_order *order, int 
     return r; /* all else goes with the process */
 }
 
-static _Noreturn void copier(int from, int to, const struct volume_order *order, uid_t user, int words, pid_t parent)
+static _Noreturn void copier(int from, bool is_raw, int to, const struct volume_order *order, uid_t user, int words, pid_t parent)
 {
     struct error err = {.code = 0};
     const struct task_walls walls = {.user = user, .group = user};
@@ -723,7 +782,7 @@ static _Noreturn void copier(int from, int to, const struct volume_order *order,
     if (getppid() != parent) /* it ended before it was said that this one ends with it */
         _exit(1);
     if (r == 0)
-        r = copy_between(from, to, order, words, &err);
+        r = copy_between(from, is_raw, to, order, words, &err);
     if (r < 0) {
         struct word word = {.code = r};
         text_copy(word.text, sizeof word.text, err.text);
@@ -752,7 +811,7 @@ static void words_take(int fd, struct word *ret_failure)
 }
 
 /* A process of its own copies. */
-static int copy_run(int from, int to, const struct volume_order *order, uid_t user, struct error *err)
+static int copy_run(int from, bool is_raw, int to, const struct volume_order *order, uid_t user, struct error *err)
 {
     int fds[2], status = 0;
     struct word failure = {.code = 0};
@@ -761,7 +820,7 @@ static int copy_run(int from, int to, const struct volume_order *order, uid_t us
         return error_errno(err, -errno, "cannot start a process");
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
-        copier(from, to, order, user, fds[1], parent);
+        copier(from, is_raw, to, order, user, fds[1], parent);
     close(fds[1]);
     if (pid > 0)
         words_take(fds[0], &failure);
@@ -778,35 +837,52 @@ static int copy_run(int from, int to, const struct volume_order *order, uid_t us
                      failure.text[0] != '\0' ? failure.text : "the process that copies has ended without a word");
 }
 
-static struct vm_disk disk_of(const struct volume_order *order) /* borrowed */
+/* Its layers' directory, or that of the one file that it is. *ret_raw: that it is; *ret_user: whose it is. */
+static int source_find(const struct volume_order *order, const struct vm_disk *disk, int *ret_fd, bool *ret_raw, uid_t *ret_user,
+                       struct error *err)
 {
-    return (struct vm_disk){.name = order->disk, .size_bytes = order->size_bytes, .volume = order->id, .place = order->place};
+    CLEANUP_FREE char *layers = pool_dir_disk(&order->pool, order->id, disk);
+    CLEANUP_FREE char *owner = xstrdup(layers);
+    CLEANUP_FREE char *raw = xasprintf("%s.raw", disk->name);
+    CLEANUP_FD int fd = open(layers, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct stat st;
+    *ret_raw = fd < 0 && errno == ENOENT && pool_dir_is_here(&order->pool) && disk->place == NULL;
+    *strrchr(owner, '/') = '\0';
+    if (*ret_raw)
+        fd = open(owner, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || (*ret_raw ? fstatat(fd, raw, &st, AT_SYMLINK_NOFOLLOW) : fstat(fd, &st)) < 0)
+        return error_errno(err, -errno, "cannot open %s", layers);
+    *ret_user = st.st_uid;
+    *ret_fd = fd;
+    fd = -1;
+    return 0;
 }
 
 static int move(const struct volume_move *work, struct error *err)
 {
     const struct vm_disk from = disk_of(&work->from), to = disk_of(&work->to);
-    CLEANUP_FREE char *source = pool_dir_disk(&work->from.pool, NULL, &from);
+    const char *vm_id = work->from.id;
     CLEANUP_FREE char *target = NULL;
-    struct stat st;
+    CLEANUP_FD int from_fd = -1;
+    bool is_raw = false;
+    uid_t user = 0;
     int r = pool_dir_check(&work->from.pool, err);
     if (r == 0)
         r = pool_dir_check(&work->to.pool, err);
     if (r == 0)
-        r = pool_dir_copy_is_whole(&work->to.pool, &to, err);
+        r = pool_dir_copy_is_whole(&work->to.pool, vm_id, &to, err);
     if (r != 0)
         return MIN(r, 0); /* done before, and only the last word was lost */
-    CLEANUP_FD int from_fd = open(source, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (from_fd < 0 || fstat(from_fd, &st) < 0)
-        return error_errno(err, -errno, "cannot open %s", source);
-    r = pool_dir_copy_begin(&work->to.pool, &to, st.st_uid, &target, err);
+    r = source_find(&work->from, &from, &from_fd, &is_raw, &user, err);
+    if (r == 0)
+        r = pool_dir_copy_begin(&work->to.pool, vm_id, &to, user, &target, err);
     if (r < 0)
         return r;
     CLEANUP_FD int to_fd = open(target, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (to_fd < 0)
         return error_errno(err, -errno, "cannot open %s", target);
-    r = copy_run(from_fd, to_fd, &work->from, st.st_uid, err);
-    return r < 0 ? r : pool_dir_copy_end(&work->to.pool, &to, err);
+    r = copy_run(from_fd, is_raw, to_fd, &work->from, user, err);
+    return r < 0 ? r : pool_dir_copy_end(&work->to.pool, vm_id, &to, err);
 }
 
 int task_volume_work(const char *arguments, size_t size, struct task_seen *ret_seen UNUSED, struct error *err)

@@ -116,7 +116,7 @@ struct local_vm {
     bool looking; /* something holds the VM's lock and its name is not known yet */
     bool adjust_again; /* the order has changed since it began to be adjusted */
     struct vm_order dropped; /* disks that its VMM may have though no order names them any more (vm_adjust_dropped) */
-    bool moves;    /* a move of a volume may wait for what the order says; of these alone it is told where it is to end */
+    bool moves;    /* a move of a disk may wait for what the order says; of these alone it is told where it is to end */
     bool moves_only; /* so is the run under way */
     bool adjusted; /* the VMM was started with the devices of the order, or has been given them */
     uint64_t answer_index; /* of the newest answer of the controllers that had an order for it */
@@ -1024,16 +1024,17 @@ static void vm_on_adjusted(void *arg, int status, const struct error *err)
     vm_tick(vm);
 }
 
-static bool vm_has_volumes(const struct local_vm *vm)
+/* Has it disks that may be elsewhere than where they were made? */
+static bool vm_has_moves(const struct local_vm *vm)
 {
     const struct vm_disk *disks = vm->file.order.disks.items;
     for (size_t i = 0; i < vm->file.order.disks.count; i++)
-        if (disks[i].volume != NULL)
+        if (disks[i].volume != NULL || disks[i].place != NULL || disks[i].moving)
             return true;
     return false;
 }
 
-/* Does the order say where its volumes are? Not while a task has told of a move of one, and nobody has said what was made of that. */
+/* Does the order say where its disks are? Not while a task has told of a move of one, and nobody has said what was made of that. */
 static bool vm_is_decided(void *arg)
 {
     const struct local_vm *vm = arg;
@@ -1041,10 +1042,8 @@ static bool vm_is_decided(void *arg)
 }
 
 /* What was left alone for want of that is looked at again. */
-static void vm_adjust_volumes(struct local_vm *vm)
+static void vm_adjust_moves(struct local_vm *vm)
 {
-    if (!vm_has_volumes(vm))
-        return;
     vm->adjusted = false;
     vm->adjust_again = vm->moves = true;
 }
@@ -1878,8 +1877,8 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     }
     if (same && vm->confirmed)
         return;
-    if (!vm->confirmed)
-        vm_adjust_volumes(vm);
+    if (!vm->confirmed && vm_has_moves(vm))
+        vm_adjust_moves(vm);
     vm->confirmed = true;
     if (!same) {
         if (vm_adjust_needed(known, order))
@@ -2163,7 +2162,16 @@ void vm_hold(struct local_vm *vm, bool held)
     vm->holds += held ? 1u : -1u;
     if (vm->holds != 0 || vm->closing)
         return;
-    vm_adjust_volumes(vm);
+    if (vm_has_moves(vm))
+        vm_adjust_moves(vm);
+    vm_wake_in(vm, 0);
+}
+
+void vm_look_at_moves(struct local_vm *vm)
+{
+    if (vm->closing)
+        return;
+    vm_adjust_moves(vm);
     vm_wake_in(vm, 0);
 }
 

@@ -132,6 +132,8 @@ void vm_walls(const struct local_vm *vm, uid_t *ret_user, int *ret_pidfd);
 /* A task wants the disks for itself: from vm_hold(true) until as many vm_hold(false) no VMM is started, and no file is
  * removed, and no move of a disk that its VMM has under way is ended by the order. What is under way goes on: look with vm_disks. */
 void vm_hold(struct local_vm *vm, bool held);
+/* A move of one of its disks is over: a VMM that has it under way is told what the order says, though that may be as before. */
+void vm_look_at_moves(struct local_vm *vm);
 enum vm_disks {
     VM_DISKS_NONE,     /* it has none here */
     VM_DISKS_UNMADE,   /* it has none yet, and while the VM is held none are made: whoever makes them first has them */

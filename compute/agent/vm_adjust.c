@@ -282,6 +282,13 @@ static const struct vm_disk *disk_at(const struct vm_adjust *a)
     return (const struct vm_disk *)a->order.disks.items + a->at;
 }
 
+/* The copy is the disk, and nothing is written to it alone before that is written down. */
+static int copy_end(struct vm_adjust *a, const struct vm_disk *disk)
+{
+    const struct pool_order here = pool_dir_here(a->context->places.vms_dir);
+    return pool_dir_copy_end(disk->pool != NULL ? pool_dir_of(&a->order, disk) : &here, a->order.id, disk, &a->err);
+}
+
 /* In the pool: what the phase is about. */
 static void work_do(uv_work_t *work)
 {
@@ -291,7 +298,7 @@ static void work_do(uv_work_t *work)
     if (a->phase == PHASE_NETWORK)
         a->status = vm_files_network(places, &a->order, a->user, &a->err);
     else if (a->phase == PHASE_WHOLE)
-        a->status = pool_dir_copy_end(pool_dir_of(&a->order, disk_at(a)), disk_at(a), &a->err);
+        a->status = copy_end(a, disk_at(a));
     else if (a->phase == PHASE_TIDY)
         a->status = vm_files_hide_others(places, &a->order, disk_at(a), a->used, user, a->pidfd, &a->err);
     else if (a->phase == PHASE_SHOW)
@@ -492,7 +499,7 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
         end(a, -EPROTO);
         return;
     }
-    if (disk->volume != NULL && !a->tidied && is_decided(a)) { /* what a move has left in its view */
+    if ((disk->volume != NULL || !disk->read_only) && !a->tidied && is_decided(a)) { /* what a move has left in its view */
         free(a->used);
         a->used = status.disk.path != NULL ? xstrdup(status.disk.path) : NULL;
         OBJECT_CLEAR(vmm_disk_status, &status);
@@ -552,7 +559,7 @@ static void disks(struct vm_adjust *a)
     ask(a, "GET", path, NULL, on_disk);
 }
 
-/* ---- 0: moves of volumes that come to their end ---- */
+/* ---- 0: moves of disks that come to their end ---- */
 
 static void move_next(struct vm_adjust *a)
 {
@@ -602,8 +609,9 @@ static void on_move_seen(struct vm_adjust *a, const struct http_answer *answer)
         move_next(a);
         return;
     }
+    const struct pool_order *pool = pool_dir_of(&a->order, disk);
     a->takes = status.move.state == vmm_disk_move_state_HELD && disk->place != NULL && strstr(status.move.path, disk->place) != NULL &&
-               pool_dir_of(&a->order, disk) != NULL;
+               (disk->pool == NULL || pool != NULL);
     free(a->used);
     a->used = xstrdup(status.move.path);
     OBJECT_CLEAR(vmm_disk_status, &status);
@@ -611,8 +619,7 @@ static void on_move_seen(struct vm_adjust *a, const struct http_answer *answer)
         move_end(a, false);
         return;
     }
-    const struct pool_order *pool = pool_dir_of(&a->order, disk);
-    if (a->context->pools != NULL && pool_watch_there(a->context->pools, pool->id, pool->name, &a->err) < 0) {
+    if (pool != NULL && a->context->pools != NULL && pool_watch_there(a->context->pools, pool->id, pool->name, &a->err) < 0) {
         move_end(a, false);
         return;
     }
@@ -624,7 +631,7 @@ static void on_move_seen(struct vm_adjust *a, const struct http_answer *answer)
 static void moves(struct vm_adjust *a)
 {
     char path[URL_SIZE];
-    while (a->at < a->order.disks.count && disk_at(a)->volume == NULL)
+    while (a->at < a->order.disks.count && disk_at(a)->volume == NULL && disk_at(a)->read_only) /* that are never moved */
         a->at++;
     if (a->at >= a->order.disks.count && a->moves_only) {
         a->err = a->disk_err;

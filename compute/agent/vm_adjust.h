@@ -1,6 +1,6 @@
 /* Brings the devices of a running VMM to what the order says, one request to its control socket after another:
  *
- *   0. each volume that is held at the end of a move: which of the two copies it is follows from the place in the order, where that is
+ *   0. each disk that is held at the end of a move: which of the two copies it is follows from the place in the order, where that is
  *      decided. Whatever comes after it
  *   1. each interface that the VMM has and the order has not (or has with another MAC): unplug; after VM_UNPLUG_MS by
  *      force. Limits of those that stay, where they differ
@@ -29,7 +29,7 @@ struct vm_adjust_options {
     const struct vm_order *order;     /* copied */
     const struct vm_order *dropped;   /* its disks leave too (vm_adjust_dropped). Copied */
     const char *control_path;         /* copied */
-    bool (*decided)(void *arg);       /* may a move of a volume be ended by the order now? NULL: yes */
+    bool (*decided)(void *arg);       /* may a move of a disk be ended by the order now? NULL: yes */
     bool moves_only;                  /* it is to end: only 0 */
     uid_t user;                       /* that the VMM runs as: its taps are this user's */
     bool jailed;                      /* and it sees only what it is shown */

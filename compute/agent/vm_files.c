@@ -101,8 +101,11 @@ char *vm_files_layers_path(const struct vm_places *places, const struct vm_order
 {
     CLEANUP_FREE char *raw = raw_path(places, order, disk);
     const struct pool_order *pool = pool_dir_of(order, disk);
+    const struct pool_order here = pool_dir_here(places->vms_dir);
     if (pool != NULL)
         return pool_dir_disk(pool, order->id, disk);
+    if (disk->place != NULL && disk->volume == NULL)
+        return pool_dir_disk(&here, order->id, disk);
     if (disk->read_only || access(raw, F_OK) == 0)
         return NULL;
     return xasprintf("%s/%s/disks/%s.layers", places->vms_dir, order->id, disk->name);
@@ -434,13 +437,13 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
     if (disk->pool != NULL && pool == NULL)
         return error_set(err, -EINVAL, ERROR_INTERNAL, "disk %s is in pool %s, which the order does not describe", disk->name,
                          disk->pool);
-    if (pool == NULL && disks_made && access(path, F_OK) < 0)
+    if (pool == NULL && (disks_made || (disk->place != NULL && !arriving)) && access(path, F_OK) < 0)
         return error_errno(err, -errno, "disk %s was made once and is missing now: %s", disk->name, path);
     if (disk->image && order->disk.sha256 == NULL)
         return error_set(err, -EFBIG, ERROR_INVALID,
                          "disk %s begins as a copy of the image's disk, and the image has none", disk->name);
     CLEANUP_FREE char *image = disk->image ? xasprintf("%s/%s", places->images_dir, order->disk.sha256) : NULL;
-    bool made = disks_made || order->disks_made || disk->volume != NULL; /* a volume was there before the VM had it */
+    bool made = disks_made || order->disks_made || disk->volume != NULL || disk->place != NULL; /* such were there before the VM had them */
     int r = pool != NULL ? pool_dir_make_disk(pool, order->id, disk, image, made, err)
             : arriving && vm_files_disk_moves(disk) ? make_disk_empty(places, order, disk, err)
                                                     : make_disk(places, order, disk, err);
@@ -546,12 +549,13 @@ int vm_files_remove_disks(const struct vm_places *places, const char *vm_id, str
     return file_remove_tree(dir, "disks", err);
 }
 
-/* A copy that a VMM has made is the volume, by the order: no move that is ordered again takes it for one that was only begun. */
-static int whole_mark(const struct vm_order *order, const struct vm_disk *disk, struct error *err)
+/* A copy that a VMM has made is the disk, by the order: no move that is ordered again takes it for one that was only begun. */
+static int whole_mark(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, struct error *err)
 {
-    const struct pool_order *pool = disk->volume != NULL && disk->place != NULL ? pool_dir_of(order, disk) : NULL;
-    int r = pool != NULL ? pool_dir_copy_is_whole(pool, disk, err) : 1;
-    return r == 0 ? pool_dir_copy_end(pool, disk, err) : MIN(r, 0);
+    const struct pool_order here = pool_dir_here(places->vms_dir);
+    const struct pool_order *pool = disk->pool != NULL ? pool_dir_of(order, disk) : &here;
+    int r = pool != NULL && disk->place != NULL ? pool_dir_copy_is_whole(pool, order->id, disk, err) : 1;
+    return r == 0 ? pool_dir_copy_end(pool, order->id, disk, err) : MIN(r, 0);
 }
 
 int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made, bool arriving,
@@ -565,7 +569,7 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
         r = disks[i].leaving ? 0 : prepare_disk(places, order, &disks[i], disks_made, arriving, err);
     for (size_t i = 0; r == 0 && !arriving && i < order->disks.count; i++)
-        r = disks[i].leaving ? 0 : whole_mark(order, &disks[i], err);
+        r = disks[i].leaving ? 0 : whole_mark(places, order, &disks[i], err);
     if (r == 0 && seed_files_wanted(order))
         r = prepare_seed(places, order, err);
     return r < 0 ? r : vm_files_network(places, order, user, err);

@@ -8,8 +8,10 @@
  *              console.log    what the guest wrote to its console; console.log.1: before that
  *              disks/<name>.raw      a disk that is only read, or was made by an older version; one whose image cannot be shared
  *              disks/<name>.layers/  <name>.disk, its layers, and the second name of the image that it begins as
+ *              disks/<name>.<place>.layers/  the same, moved to there (pool_dir.h); <name>.<place>.whole: all of it is there
  *              disks/restored      the operation of the last live restore (vm_files_set_restored); restore.sock: where it serves
- *              disks/<name>[.<place>].plugged/ empty; where a volume that was attached to the running VM is shown to its VMM (vmm_mount.h)
+ *              disks/<name>[.<place>].plugged/ empty; where a volume that was attached to the running VM, or the copy that a disk moves to,
+ *                                    is shown to its VMM (vmm_mount.h)
  *              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
  *   <lease>/<id>.lease        its lease page
@@ -73,8 +75,8 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
 /* @disk of @order as its VMM is to have it, opened at @directory (NULL: where it lies); the caller clears *ret_disk. */
 void vm_files_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, const char *directory,
                    struct vmm_disk *ret_disk);
-/* A volume that the running VMM is to have now: it is made sure that it is there, and that it is @user's (0: the agent's own, then
- * the VMM sees all files). *ret_directory: where it sees it; the caller frees. @pidfd: the VMM. vm_files_hide: it has it no more. */
+/* A volume, or another place of a disk, that the running VMM is to have now: it is made sure that it is there, and that it is @user's (0:
+ * the agent's own, then the VMM sees all files). *ret_directory: where it sees it; the caller frees. @pidfd: the VMM. vm_files_hide: it has it no more. */
 int vm_files_show(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,
                   char **ret_directory, struct error *err);
 int vm_files_hide(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,

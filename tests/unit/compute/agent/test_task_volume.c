@@ -144,7 +144,7 @@ static int work(struct fixture *f, struct error *err)
 
 static bool is_there(struct fixture *f)
 {
-    return pool_dir_copy_is_whole(&f->work.to.pool, &f->to, NULL) == 1;
+    return pool_dir_copy_is_whole(&f->work.to.pool, VOLUME, &f->to, NULL) == 1;
 }
 
 static void all_is_copied_and_holes_stay(void **state)
@@ -186,7 +186,7 @@ static void what_was_begun_is_made_anew(void **state)
     struct error err;
     CLEANUP_FREE char *part = NULL;
     char path[256];
-    assert_int_equal(pool_dir_copy_begin(&f->work.to.pool, &f->to, geteuid(), &part, &err), 0);
+    assert_int_equal(pool_dir_copy_begin(&f->work.to.pool, VOLUME, &f->to, geteuid(), &part, &err), 0);
     snprintf(path, sizeof path, "%s/vol-1.disk", part);
     close(open(path, O_WRONLY | O_CREAT, 0600)); /* half of a copy, or one that a VMM was at */
     assert_false(is_there(f));
@@ -244,12 +244,80 @@ static void no_copy_is_larger_than_its_volume(void **state)
     compare(f);
 }
 
+/* A VM's own disk, between a pool and the directory of its host: its first place has no name, and is shared with other disks. */
+static void own_disks(void **state)
+{
+    struct fixture *f = *state;
+    struct error err;
+    char vms[96], disks[160], raw[200], path[400];
+    struct volume_order *const orders[] = {&f->work.from, &f->work.to};
+    snprintf(vms, sizeof vms, "%s/vms", f->dir);
+    snprintf(disks, sizeof disks, "%s/" VOLUME "/disks", vms);
+    snprintf(raw, sizeof raw, "%s/vol-1.raw", disks);
+    for (size_t i = 0; i < ARRAY_SIZE(orders); i++)
+        OBJECT_SET(volume_order, orders[i], own, true);
+    OBJECT_CLEAR(pool_order, &f->work.from.pool);
+    OBJECT_TEXT(pool_order, &f->work.from.pool, path, vms);
+    f->from.volume = f->to.volume = NULL;
+    assert_int_equal(file_make_directories(disks, 0700, &err), 0);
+    snprintf(path, sizeof path, "%s/other.layers", disks);
+    assert_int_equal(mkdir(path, 0700), 0);
+    /* there is none; then it is one raw file */
+    assert_int_equal(work(f, &err), -ENOENT);
+    assert_int_equal(pool_dir_find(&f->work.from.pool, VOLUME, &f->from, &err), -ENOENT);
+    int fd = open(raw, O_RDWR | O_CREAT, 0600);
+    assert_int_equal(ftruncate(fd, SIZE), 0);
+    assert_int_equal(pwrite(fd, "raw", 3, MIB), 3);
+    close(fd);
+    assert_int_equal(pool_dir_find(&f->work.from.pool, VOLUME, &f->from, &err), 0);
+    if (work(f, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_true(is_there(f));
+    CLEANUP_FREE char *copy = pool_dir_disk(&f->work.to.pool, VOLUME, &f->to);
+    assert_non_null(strstr(copy, "/vms/" VOLUME "/vol-1." PLACE ".layers"));
+    assert_int_equal(pool_dir_remove_disk(&f->work.from.pool, VOLUME, &f->from, &err), 0);
+    assert_true(access(raw, F_OK) < 0 && access(path, F_OK) == 0);
+    /* and back, to a place of its own */
+    struct vm_disk back = f->to;
+    back.place = (char *)(uintptr_t)"cccccccc-0000-4000-8000-000000000002";
+    struct volume_move *w = &f->work;
+    struct pool_order pool = w->from.pool;
+    w->from.pool = w->to.pool;
+    w->to.pool = pool;
+    OBJECT_TEXT(volume_order, &w->from, place, PLACE);
+    OBJECT_TEXT(volume_order, &w->to, place, back.place);
+    f->to.place = w->from.place;
+    if (work(f, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_int_equal(pool_dir_copy_is_whole(&w->to.pool, VOLUME, &back, &err), 1);
+    struct layer_pool *layers;
+    struct layer_disk *disk;
+    char sector[512];
+    CLEANUP_FREE char *there = pool_dir_disk(&w->to.pool, VOLUME, &back);
+    assert_int_equal(layer_pool_dir_create(there, NULL, NULL, &layers, &err), 0);
+    assert_int_equal(layer_disk_open(layers, "vol-1", true, 0, &disk, &err), 0);
+    assert_int_equal(disk->chain->block.size_bytes, SIZE);
+    assert_int_equal(block_now(&disk->chain->block, BLOCK_READ, MIB, sector, sizeof sector), 0);
+    assert_memory_equal(sector, "raw\0", 4);
+    layer_disk_close(disk);
+    layer_pool_dir_destroy(layers);
+    /* each is removed by its place, with its mark, and of nothing else; twice is fine, and so is where nothing ever was */
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(pool_dir_remove_disk(&w->from.pool, VOLUME, &f->to, &err), 0);
+    assert_true(access(copy, F_OK) < 0 && access(there, F_OK) == 0 && access(path, F_OK) == 0);
+    assert_int_equal(pool_dir_copy_is_whole(&w->from.pool, VOLUME, &f->to, &err), 0);
+    assert_int_equal(pool_dir_remove_disk(&w->from.pool, "aaaaaaaa-0000-4000-8000-000000000009", &f->to, &err), 0);
+    assert_int_equal(pool_dir_remove_disk(&w->to.pool, VOLUME, &back, &err), 0);
+    assert_true(access(there, F_OK) < 0 && access(path, F_OK) == 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(all_is_copied_and_holes_stay, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_begun_is_made_anew, setup, teardown),
         cmocka_unit_test_setup_teardown(failures_leave_no_copy, setup, teardown),
+        cmocka_unit_test_setup_teardown(own_disks, setup, teardown),
         cmocka_unit_test_setup_teardown(no_copy_is_larger_than_its_volume, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
