@@ -32,15 +32,11 @@ static json_t *list_of(const json_t *vm, const char *field)
     const json_t *held = json_object_get(vm, field);
     json_t *list = held != NULL ? json_deep_copy(held) : json_array(), *item;
     size_t i;
+    static const char *const clusters[] = {"allocated", "number",     "volume",     "attachment",  "leaving",    "forced",
+                                           "place",     "moving",     "other_pool", "other_host",  "other_place", "left_reason"};
     json_array_foreach(list, i, item)
-    {
-        json_object_del(item, "allocated");
-        json_object_del(item, "number");
-        json_object_del(item, "volume");
-        json_object_del(item, "attachment");
-        json_object_del(item, "leaving");
-        json_object_del(item, "forced");
-    }
+        for (size_t k = 0; k < ARRAY_SIZE(clusters); k++)
+            json_object_del(item, clusters[k]);
     return list;
 }
 

@@ -164,6 +164,14 @@ const struct verb verbs[] = {
      "Remove VM %s and its disks for good?", NULL, WAIT_HELP},
     {"vm", "migrate", NULL, "drover vm migrate web1 --to n2 --wait", ROUTE_ID_vm_migrate, ARGUMENT_NAME, NULL, NULL, NULL,
      "  --wait                 wait until it is done, with round, bytes, rate of writing, slowing down and the time left\n"},
+    {"vm", "move-disk", NULL, "drover vm move-disk web1 --disk root --pool nas --wait", ROUTE_ID_vm_move_disk, ARGUMENT_NAME, NULL, NULL, NULL,
+     WAIT_HELP
+     "\n"
+     "Its host copies it, also while the VM runs. Until all of it is there it is where it is, and stays there where the move fails or is\n"
+     "cancelled (`drover operation cancel`); what is left at the other place is removed (other_pool and other_host of the disk in\n"
+     "`drover vm show` until it is). Snapshots do not go along: a VM that has some is refused.\n"},
+    {"vm", "forget-left", NULL, "drover vm forget-left web1 --disk root --yes", ROUTE_ID_vm_forget_left, ARGUMENT_NAME, NULL,
+     "Forget what a move has left of the disk of VM %s? It stays in the other place, and takes room there.", NULL, NULL},
     {"vm", "upgrade", NULL, "drover vm upgrade web1 --wait", ROUTE_ID_vm_upgrade, ARGUMENT_NAME, NULL, NULL, NULL,
      WAIT_HELP
      "\n"

@@ -1,0 +1,204 @@
+"""VMs' own disks that move, between the directory of their host and pools: one of two copies is the disk at every moment, whoever ends
+on the way."""
+import contextlib
+import json
+import os
+import signal
+
+from bed import BedError, wait_until
+from disk_guest import BLOCKS, NEEDED, WRITES, console, create, image, pool, read_before, wait_pool, wait_writes, writes
+from test_devices import Running
+from test_volume_move import worker
+from test_volume_objects import refused, start, stop
+
+pytestmark = NEEDED
+
+
+class Disk:
+    """The first disk of VM "one", on the only host of @cluster."""
+
+    def __init__(self, cluster, **fields):
+        self.cluster, self.agent = cluster, cluster.agent(1)
+        image(cluster)
+        self.pools = {'ssd': pool(cluster, 'ssd', kind='dir'), 'nas': pool(cluster, 'nas')}
+        for name in self.pools:
+            wait_pool(cluster, name, n1='present')
+        self.vm_id = create(cluster, 'one', disks=[{'name': 'root', 'image': True, 'size_bytes': 8 << 20}], **WRITES, **fields)
+        self.home = self.agent.directory / 'vms' / self.vm_id / 'disks'
+        wait_writes(self.agent, self.vm_id, 20)
+
+    def record(self):
+        return self.cluster.vm('one')['disks'][0]
+
+    def body(self, to):
+        return {'disk': 'root', **({'pool': to} if to else {})}
+
+    def begin(self, to):
+        status, _, operation = self.cluster.api('POST', '/v1/vms/one/move-disk', self.body(to))
+        assert status == 202, operation
+        return operation
+
+    def state(self, operation):
+        return self.cluster.api('GET', f'/v1/operations/{operation["id"]}')[2]['state']
+
+    def move(self, to):
+        words = ['--pool', to] if to else []
+        self.cluster.cli('vm', 'move-disk', 'one', '--disk', 'root', *words, '--wait')
+        return self.is_in(to)
+
+    def here(self, to):
+        """What there is of the disk in pool @to, '': the directory of the host."""
+        path = self.pools[to] / 'vms' / self.vm_id if to else self.home
+        return sorted(p.name for p in path.glob('root*') if not p.name.endswith('.plugged')) if path.exists() else []
+
+    def is_in(self, to):
+        """There, and nowhere else."""
+        found = wait_until(lambda: found if not {'moving', 'other_pool', 'other_host'} & set(found := self.record()) else None, 30,
+                           'nothing is left of the move', poll_s=0.05)
+        assert found.get('pool', '') == to, found
+        for other in ('', *self.pools):
+            want = [f'root.{found["place"]}.layers', f'root.{found["place"]}.whole'] if other == to else []
+            wait_until(lambda other=other, want=want: self.here(other) == want, 10, f'what is in "{other}": {self.here(other)}')
+        return found
+
+    def finds(self, before):
+        """The guest's present life finds what an earlier one had written."""
+        wait_until(lambda: max(read_before(self.agent, self.vm_id), default=-1) + BLOCKS >= before, 60, 'the guest finds what it has written')
+        assert 'disk: status' not in console(self.agent, self.vm_id)
+
+
+def test_moved_while_off(make_cluster):
+    """From the directory of its host to pools and back, with the agent and the controller killed on the way; cancelled; refused with snapshots;
+    and gone with its VM."""
+    cluster = make_cluster(controllers=1, agents=1)
+    disk = Disk(cluster)
+    agent, controller = disk.agent, cluster.controller(1)
+    stop(cluster, 'one')
+    before = writes(agent, disk.vm_id)
+    assert disk.here('') == ['root.layers']
+
+    def held(to):
+        operation = disk.begin(to)
+        pid = wait_until(lambda: worker(agent), 30, 'it is copied', poll_s=0.001)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        return operation, pid
+    # the agent is killed, and there is half of a copy
+    operation, _ = held('ssd')
+    refused(cluster, 409, "disk 'root' of VM 'one' is being moved", 'POST', '/v1/vms/one/snapshots', {})
+    agent.program.kill9()
+    assert disk.record()['moving'] and 'root.layers' in disk.here('')
+    agent.program.restart()
+    cluster.wait_operation(operation)
+    found = disk.is_in('ssd')
+    assert found['place'] == operation['id']
+    # the controllers are away while it ends
+    operation, pid = held('nas')
+    controller.program.kill9()
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: f'root.{operation["id"]}.whole' in disk.here('nas'), 60, 'it is copied')
+    assert f'root.{found["place"]}.layers' in disk.here('ssd')
+    controller.program.restart()
+    wait_until(lambda: cluster.ready(controller), 60, 'it is ready again')
+    cluster.wait_operation(operation)
+    found = disk.is_in('nas')
+    # cancelled
+    operation, _ = held('')
+    assert cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel')[0] == 200
+    wait_until(lambda: disk.state(operation) == 'cancelled', 30, 'it is cancelled')
+    assert disk.is_in('nas') == found
+    # there already
+    assert disk.move('nas') == found
+    # a guest finds what it had written; then back to the directory of its host, and again
+    start(cluster, 'one')
+    disk.finds(before)
+    stop(cluster, 'one')
+    before = writes(agent, disk.vm_id)
+    disk.move('')
+    start(cluster, 'one')
+    disk.finds(before)
+    stop(cluster, 'one')
+    # snapshots work there, and do not go along
+    cluster.cli('snapshot', 'create', 'one', 's', '--wait')
+    refused(cluster, 501, "has snapshot 's'", 'POST', '/v1/vms/one/move-disk', disk.body('ssd'))
+    cluster.cli('snapshot', 'revert', 's', '--yes', '--wait')
+    cluster.cli('snapshot', 'delete', 's', '--yes', '--wait')
+    disk.move('nas')
+    # and it goes with its VM, with all that is left of it
+    held('ssd')
+    cluster.cli('vm', 'delete', 'one', '--yes', '--wait', parse=False)
+    assert not disk.here('') and not disk.here('ssd') and not disk.here('nas') and not disk.home.exists()
+
+
+def test_moved_while_its_guest_writes(make_cluster):
+    """The same below a guest that writes all the time; with the agent, the VMM and the controller killed when both copies are the same and
+    it is not known yet which of them it is. No write that the guest was told is done is lost."""
+    cluster = make_cluster(controllers=1, agents=1)
+    disk = Disk(cluster, restart='always')
+    agent, controller = disk.agent, cluster.controller(1)
+    running = Running(cluster, 'one')
+
+    def its_disk():
+        return running.ask('disks/root')
+
+    def goes_on():
+        wait_writes(agent, disk.vm_id, 20)
+        assert running.same_process() and 'disk: ' not in console(agent, disk.vm_id), console(agent, disk.vm_id)[-500:]
+
+    for to in ('nas', 'ssd', ''):
+        found = disk.move(to)
+        wait_until(lambda place=found['place']: place in its_disk()['disk']['path'], 30, 'its VMM has it')
+        goes_on()
+    # a snapshot there, of the disk that the VMM has now
+    cluster.cli('snapshot', 'create', 'one', 's', '--wait')
+    head = json.loads((disk.home / f'root.{found["place"]}.layers' / 'root.disk').read_text())
+    assert len(head['layers']) == 2, head
+    goes_on()
+    cluster.cli('snapshot', 'delete', 's', '--yes', '--wait')
+    goes_on()
+
+    def held():
+        """Both are the same, its host has said so, and nobody has heard it: the controller is killed in between. Tried until it was then."""
+        log = agent.program.log
+        for _ in range(20):
+            to = 'ssd' if disk.record().get('pool') == 'nas' else 'nas'
+            operation = disk.begin(to)
+            path = f'/v1/operations/{operation["id"]}'
+            wait_until(lambda: (o := cluster.api('GET', path)[2])['task'].get('level') or o['state'] != 'running', 30, 'level', poll_s=0.001)
+            controller.program.kill9()
+            taken = f'{operation["id"]}.plugged/root.disk taken=1'
+            said = f'operation={operation["id"]} kind=volume-move role=main state=succeeded'
+            with contextlib.suppress(BedError):
+                wait_until(lambda: said in log.read_text(), 1, 'its host says so')
+            if said in log.read_text() and taken not in log.read_text() and its_disk()['move']['state'] == 'held':
+                return operation, to
+            decided(operation, to)
+        raise AssertionError('the controller was never killed in time')
+
+    def decided(operation, to):
+        controller.program.restart()
+        wait_until(lambda: cluster.ready(controller), 60, 'it is ready again')
+        cluster.wait_operation(operation)
+        return disk.is_in(to)
+
+    # an agent that is killed has said it, and the next one says it again
+    operation, to = held()
+    agent.program.kill9()
+    agent.program.restart()
+    assert its_disk()['move']['state'] == 'held'
+    decided(operation, to)
+    goes_on()
+    # a VMM that is killed is not followed by another one before that is known
+    operation, to = held()
+    before = writes(agent, disk.vm_id)
+    os.kill(running.pids[0], signal.SIGKILL)
+    wait_until(lambda: not agent.vmm_pids(), 30, 'it has ended')
+    decided(operation, to)
+    wait_until(agent.vmm_pids, 30, 'there is another one')
+    disk.finds(before)
+    # given up on the way, if that was in time
+    operation = disk.begin('')
+    cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel')
+    wait_until(lambda: disk.state(operation) != 'running', 30, 'it is over')
+    disk.is_in(disk.record().get('pool', ''))
+    wait_writes(agent, disk.vm_id, 20)
