@@ -123,11 +123,18 @@ static void chain_wake(struct layer_chain *c)
         c->wake(c->wake_arg);
 }
 
+static bool is_change(const struct block_request *r)
+{
+    return r->op != BLOCK_READ && r->op != BLOCK_FLUSH;
+}
+
 static void op_finish(struct chain_op *op)
 {
     struct layer_chain *c = op->chain;
     struct block_request *request = op->request;
     bool was_slow = op->slow;
+    if (is_change(request) && --c->changing == 0 && c->held)
+        chain_wake(c);
     request->result = op->result;
     list_remove(&op->link);
     free(op);
@@ -167,6 +174,8 @@ void layer_chain_run(struct layer_chain *chain)
     struct chain_op *op;
     while ((op = op_ended(chain)) != NULL)
         op_finish(op);
+    if (layer_chain_is_quiet(chain))
+        chain->hold_news(chain->hold_arg);
     if (chain->merge != NULL && !chain->draining)
         layer_merge_pump(chain->merge);
 }
@@ -486,6 +495,7 @@ static void flush_submit(struct chain_op *op)
 static void op_begin(struct chain_op *op)
 {
     op->pending = 1;
+    op->chain->changing += is_change(op->request);
     if (op->slow)
         list_append(&op->chain->active, &op->link);
     switch (op->request->op) {
@@ -521,8 +531,10 @@ static bool op_may_begin(struct chain_op *op)
 {
     struct layer_chain *c = op->chain;
     op->slow = false;
-    if (op->request->op == BLOCK_READ || op->request->op == BLOCK_FLUSH)
+    if (!is_change(op->request))
         return true;
+    if (c->held)
+        return false;
     if (!list_empty(&c->active) && is_held(c, op->first, op->last))
         return false;
     for (uint64_t i = op->first; i <= op->last && !op->slow; i++)
@@ -585,6 +597,26 @@ void layer_chain_unlock(struct layer_chain *chain, struct chain_op *op)
     waiting_begin(chain);
 }
 
+/* ---- holding ---- */
+
+void layer_chain_hold(struct layer_chain *chain, void (*news)(void *arg), void *arg)
+{
+    ASSERT(!chain->held);
+    chain->held = true;
+    chain->hold_news = news;
+    chain->hold_arg = arg;
+    if (chain->changing == 0)
+        chain_wake(chain);
+}
+
+void layer_chain_release(struct layer_chain *chain)
+{
+    if (!chain->held)
+        return;
+    chain->held = false;
+    waiting_begin(chain);
+}
+
 /* ---- the chain ---- */
 
 static void layers_drain(struct layer_chain *c)
@@ -598,6 +630,10 @@ static void chain_drain(struct block *b)
 {
     struct layer_chain *c = of_block(b);
     c->draining = true;
+    if (c->held) { /* those who drain wait for what waits, too */
+        layer_chain_release(c);
+        c->hold_news(c->hold_arg);
+    }
     do {
         layer_chain_run(c);
         layers_drain(c);
@@ -780,7 +816,8 @@ int layer_chain_push(struct layer_chain *chain, struct layer *top, struct error 
 void layer_chain_switch(struct layer_chain *chain, struct layer *top)
 {
     ASSERT(chain->count < LAYER_CHAIN_MAX && chain->behind == NULL);
-    ASSERT(chain->block.in_flight == 0 && top->header.size_bytes == chain->block.size_bytes);
+    ASSERT(chain->block.in_flight == 0 || layer_chain_is_quiet(chain));
+    ASSERT(top->header.size_bytes == chain->block.size_bytes);
     chain->behind = layer_chain_top(chain);
     chain->layers[chain->count++] = top;
 }

@@ -17,6 +17,9 @@
  * requests in flight. The first change of a lower layer's cluster does: it is `slow`, and every write that touches its
  * range waits until it is done.
  *
+ * A point in time needs no request in flight that changes something, but may not wait for flushes, which take as long as
+ * the host's disk likes: while the chain is held, changes wait and reads and flushes go on (layer_chain_hold).
+ *
  * Failures: a piece's error is the request's; -EAGAIN (the lease, block.h) of any piece makes the whole request to be
  * submitted again, which is harmless. A cluster counts as the top's only when its write has succeeded.
  *
@@ -50,6 +53,10 @@ struct layer_chain {
     struct layer *behind;      /* right below the top, with writes that are not flushed yet: a FLUSH is one of both */
     void (*merge_ready)(void *arg); /* see layer_merge_conclude; NULL: a merge ends where its last I/O does */
     void *merge_ready_arg;
+    bool held;
+    unsigned changing;          /* WRITE, WRITE_ZEROES, DISCARD that have begun and not ended */
+    void (*hold_news)(void *arg); /* see layer_chain_hold */
+    void *hold_arg;
     /* The right to it goes to another process or comes back (block_own): layer_disk_own. NULL: nobody is kept out. */
     int (*own)(void *arg, bool own, struct error *err);
     void (*released)(void *arg); /* last call of block_close, when the layers are closed; may be NULL */
@@ -76,10 +83,22 @@ static inline struct layer *layer_chain_top(const struct layer_chain *chain)
 /* -1: not part of it */
 int layer_chain_find(const struct layer_chain *chain, const struct layer_id *id);
 
+/* From here to layer_chain_release changes wait that have not begun; reads and flushes go on. @news is called, from
+ * layer_chain_run, while layer_chain_is_quiet is true, and from a drain that has broken the hold: it waits for all, so the
+ * hold is over (`held`). Not held before. */
+void layer_chain_hold(struct layer_chain *chain, void (*news)(void *arg), void *arg);
+/* Held, and no change is under way. */
+static inline bool layer_chain_is_quiet(const struct layer_chain *chain)
+{
+    return chain->held && chain->changing == 0;
+}
+/* What has waited begins. Does nothing where it is not held. */
+void layer_chain_release(struct layer_chain *chain);
 /* @top, empty and open for writing, becomes the top; what was is only read from now on. Drained. -E2BIG in words. */
 int layer_chain_push(struct layer_chain *chain, struct layer *top, struct error *err);
 /* The same, but what was has writes that are not flushed yet: it becomes `behind`, and is so until a flush of it has
- * succeeded. Cannot fail: -E2BIG and `behind` have been looked at. */
+ * succeeded. Drained, or quiet: a flush that is in flight ends where it began. Cannot fail: -E2BIG and `behind` have been
+ * looked at. */
 void layer_chain_switch(struct layer_chain *chain, struct layer *top);
 /* Take layer @index out, after its clusters have been copied into its neighbour @to, above it or below, and flushed
  * there. The caller has it then. Its requests are drained; where it was `behind`, nothing is any more. */

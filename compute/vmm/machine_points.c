@@ -39,6 +39,9 @@ struct point_job {
     void (*work)(struct point_job *); /* of the thread */
     io_post_fn next;                  /* on the control loop, after it */
     bool frozen;                      /* the agent has said that it has */
+    enum { HOLD_NONE, HOLD_ON, HOLD_GIVEN_UP } hold; /* of all disks, until the writes in flight have ended */
+    struct io_timer patience;                        /* with that */
+    uint64_t hold_began_us;
     unsigned flushing;
     uint64_t pause_us;
     int code;
@@ -57,11 +60,14 @@ static uint64_t now_us(void)
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
+static void hold_is_too_long(void *arg);
+
 static struct point_job *job_of(struct machine *m)
 {
     if (m->points == NULL) {
         m->points = NEW(struct point_job);
         m->points->m = m;
+        io_timer_init(&m->points->patience, hold_is_too_long, m->points);
     }
     return m->points;
 }
@@ -253,18 +259,17 @@ static void thawed(void *arg UNUSED, const json_t *answer UNUSED, const struct e
     /* where it was not understood, the limit of the freeze thaws */
 }
 
-static void do_switch(struct point_job *job)
+/* With the device lock held: nothing is in flight that changes a disk. */
+static void switch_all(struct point_job *job)
 {
     struct machine *m = job->m;
     job->flushing = 1;
-    pthread_mutex_lock(&m->device_lock);
     job->frozen = job->frozen && m->guest.agent.frozen; /* not thawed by its limit meanwhile */
-    uint64_t began_us = now_us();
-    for (unsigned i = 0; i < job->count; i++)
-        block_drain(&job->disks[i].disk->chain->block);
     for (unsigned i = 0; i < job->count; i++)
         layer_point_switch(&job->disks[i].point);
-    job->pause_us = now_us() - began_us;
+    for (unsigned i = 0; i < job->count; i++)
+        layer_chain_release(job->disks[i].disk->chain);
+    job->pause_us = now_us() - job->hold_began_us;
     if (m->guest.channel != NULL && m->guest.agent.frozen)
         guest_agent_thaw(&m->guest.agent, thawed, NULL, NULL);
     for (unsigned i = 0; i < job->count; i++) {
@@ -277,7 +282,68 @@ static void do_switch(struct point_job *job)
     }
     if (--job->flushing == 0)
         io_loop_post(m->control, on_flushed, job);
-    pthread_mutex_unlock(&m->device_lock);
+}
+
+static void do_switch(struct point_job *job)
+{
+    pthread_mutex_lock(&job->m->device_lock);
+    if (job->hold != HOLD_GIVEN_UP) /* else it has lasted since then */
+        job->hold_began_us = now_us();
+    job->hold = HOLD_NONE;
+    for (unsigned i = 0; i < job->count; i++)
+        block_drain(&job->disks[i].disk->chain->block);
+    switch_all(job);
+    pthread_mutex_unlock(&job->m->device_lock);
+}
+
+static void switch_drained(void *arg)
+{
+    do_switch(arg);
+}
+
+/* With the device lock held, as the next two. */
+static void hold_give_up(struct point_job *job)
+{
+    job->hold = HOLD_GIVEN_UP;
+    io_timer_cancel(&job->patience);
+    for (unsigned i = 0; i < job->count; i++)
+        layer_chain_release(job->disks[i].disk->chain);
+    io_loop_post(job->m->control, switch_drained, job);
+}
+
+static void hold_is_too_long(void *arg)
+{
+    hold_give_up(arg);
+}
+
+/* Of any of the disks. */
+static void hold_news(void *arg)
+{
+    struct point_job *job = arg;
+    bool held = true, quiet = true;
+    for (unsigned i = 0; i < job->count && job->hold == HOLD_ON; i++) {
+        held = held && job->disks[i].disk->chain->held;
+        quiet = quiet && layer_chain_is_quiet(job->disks[i].disk->chain);
+    }
+    if (job->hold == HOLD_ON && !held) {
+        hold_give_up(job);
+    } else if (job->hold == HOLD_ON && quiet) {
+        job->hold = HOLD_NONE;
+        io_timer_cancel(&job->patience);
+        switch_all(job);
+    }
+}
+
+static void hold_begin(struct point_job *job)
+{
+    pthread_mutex_lock(&job->m->device_lock);
+    job->hold = HOLD_ON;
+    job->hold_began_us = now_us();
+    io_timer_arm(job->m->io, &job->patience, POINTS_HOLD_MS * UINT64_C(1000000));
+    for (unsigned i = 0; i < job->count; i++)
+        layer_chain_hold(job->disks[i].disk->chain, hold_news, job);
+    hold_news(job);
+    pthread_mutex_unlock(&job->m->device_lock);
 }
 
 static void on_frozen(void *arg)
@@ -288,7 +354,7 @@ static void on_frozen(void *arg)
         return;
     }
     job->code = 0;
-    do_switch(job);
+    hold_begin(job);
 }
 
 /* On the I/O thread, with the device lock held. */
@@ -306,7 +372,7 @@ static void freeze_or_switch(struct point_job *job)
     struct machine *m = job->m;
     struct error err;
     if (job->freeze == vmm_freeze_NEVER || (m->guest.channel == NULL && job->freeze != vmm_freeze_MUST)) {
-        do_switch(job);
+        hold_begin(job);
         return;
     }
     int code = -ENOTCONN;
@@ -541,6 +607,9 @@ void point_job_destroy(struct point_job *job)
     pthread_mutex_lock(&job->m->device_lock);
     if (job->merging != NULL && job->merging->chain->merge != NULL)
         layer_merge_cancel(job->merging->chain->merge);
+    io_timer_cancel(&job->patience);
+    for (unsigned i = 0; i < job->count && job->hold == HOLD_ON; i++)
+        layer_chain_release(job->disks[i].disk->chain);
     if (job->flushing > 0) /* what is under way must not tell one that is gone */
         for (unsigned i = 0; i < job->count; i++)
             layer_drain(job->disks[i].disk->chain->layers[job->disks[i].disk->chain->count - 2]);

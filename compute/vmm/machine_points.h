@@ -9,7 +9,9 @@
  *   merges, one after another, of one disk at a time: copied on the I/O thread, concluded here (files are opened and
  *   removed, which the I/O thread may not); given up for a take or drop, and begun again after it
  *
- * The guest is not paused: its disks take no requests for as long as what is in flight takes to end (pause_us). Its file
+ * The guest is not paused: what it writes waits until the writes in flight on all these disks have ended (pause_us), while
+ * reads and flushes go on (layer_chain_hold). Where a drain comes in between, of a device that is reset say, or they take
+ * longer than POINTS_HOLD_MS, the disks are drained under the lock, one after another, as long as that takes. Its file
  * systems are frozen for a little longer; the agent's channel thaws them by itself if we should not (guest_agent.h).
  *
  * Threads: functions on the control loop's thread with the device lock not held, where `done` is called too. */
@@ -18,7 +20,7 @@
 
 #include "compute/vmm/machine.h"
 
-enum { POINTS_DISKS_MAX = 16, POINTS_FREEZE_MS = 10000 };
+enum { POINTS_DISKS_MAX = 16, POINTS_FREEZE_MS = 10000, POINTS_HOLD_MS = 5000 };
 
 struct point_job; /* of one machine, made by its first point */
 

@@ -151,7 +151,8 @@ static struct block *raw_open(struct bench *b)
     return block;
 }
 
-static void report(struct bench *b, const char *what, struct block *blocks[2], enum block_op op, size_t size, bool is_random)
+static void report(struct bench *b, const char *what, const char *names[2], struct block *blocks[2], enum block_op op,
+                   size_t size, bool is_random)
 {
     double best[2] = {0}, cpu[2] = {0};
     for (unsigned try = 0; try < TRIES; try++)
@@ -160,8 +161,8 @@ static void report(struct bench *b, const char *what, struct block *blocks[2], e
             cpu[i] = rate > best[i] ? cpu_us : cpu[i];
             best[i] = MAX(best[i], rate);
         }
-    printf("%-34s raw %9.0f/s %6.2f us CPU   layers %9.0f/s %6.2f us CPU   %5.1f %%\n", what, best[0], cpu[0], best[1],
-           cpu[1], best[1] * 100 / best[0]);
+    printf("%-24s %-9s %9.0f/s %6.2f us CPU   %-9s %9.0f/s %6.2f us CPU   %5.1f %%\n", what, names[0], best[0], cpu[0],
+           names[1], best[1], cpu[1], best[1] * 100 / best[0]);
 }
 
 static void run(struct bench *b)
@@ -175,13 +176,16 @@ static void run(struct bench *b)
         if (i + 1 < DEEP && layer_disk_snapshot(block_layers_disk(deep), name, NULL) < 0)
             die("snapshot", -1);
     }
-    struct block *one[] = {raw, layer}, *many[] = {raw, deep};
-    report(b, "random read 4 KiB", one, BLOCK_READ, 4096, true);
-    report(b, "random write 4 KiB", one, BLOCK_WRITE, 4096, true);
-    report(b, "sequential read 1 MiB", one, BLOCK_READ, 1 << 20, false);
-    report(b, "sequential write 1 MiB", one, BLOCK_WRITE, 1 << 20, false);
-    report(b, "random read 4 KiB, 64 layers", many, BLOCK_READ, 4096, true);
-    report(b, "sequential read 64 KiB, 64 layers", many, BLOCK_READ, 1 << 16, false);
+    struct block *one[] = {raw, layer}, *many[] = {layer, deep};
+    const char *one_names[] = {"raw", "1 layer"}, *many_names[] = {"1 layer", "64 layers"};
+    report(b, "random read 4 KiB", one_names, one, BLOCK_READ, 4096, true);
+    report(b, "random write 4 KiB", one_names, one, BLOCK_WRITE, 4096, true);
+    report(b, "sequential read 1 MiB", one_names, one, BLOCK_READ, 1 << 20, false);
+    report(b, "sequential write 1 MiB", one_names, one, BLOCK_WRITE, 1 << 20, false);
+    report(b, "random read 4 KiB", many_names, many, BLOCK_READ, 4096, true);
+    report(b, "random read 64 KiB", many_names, many, BLOCK_READ, 1 << 16, true);
+    report(b, "sequential read 64 KiB", many_names, many, BLOCK_READ, 1 << 16, false);
+    report(b, "sequential read 1 MiB", many_names, many, BLOCK_READ, 1 << 20, false);
     block_close(deep);
     block_close(raw); /* its lock */
     double begin = seconds_of(CLOCK_MONOTONIC);

@@ -74,6 +74,8 @@ static uint32_t chance(struct trial *t, uint32_t below)
     return (uint32_t)((t->random >> 20) % below);
 }
 
+static unsigned holds_with_flush, holds_with_change; /* points with one in flight, with one that waited */
+
 #define SAY(t, ...) ((t)->verbose ? print_message(__VA_ARGS__) : (void)0)
 
 static _Noreturn void broken(struct trial *t, const char *what, uint64_t sector, uint64_t value)
@@ -432,6 +434,78 @@ static int point_flush(struct trial *t, struct layer_point *point)
     return code;
 }
 
+struct hold {
+    struct layer_chain *chain;
+    bool quiet, broken;
+};
+
+static void hold_news(void *arg)
+{
+    struct hold *h = arg;
+    h->broken = !h->chain->held;
+    h->quiet = layer_chain_is_quiet(h->chain);
+}
+
+static bool is_flushing(const struct trial *t)
+{
+    for (unsigned i = 0; i < AT_ONCE_MAX; i++)
+        if (t->requests[i].busy && t->requests[i].block.op == BLOCK_FLUSH)
+            return true;
+    return false;
+}
+
+static void read_done(struct block_request *block, int result)
+{
+    block->result = result;
+    block->done = NULL;
+}
+
+/* As disk_read, without a drain: that would end the hold. */
+static bool held_read(struct trial *t, uint64_t *values)
+{
+    uint8_t *memory = xcalloc(t->sectors, SECTOR);
+    struct iovec iovec = {memory, t->sectors * SECTOR};
+    struct block_request r = {.op = BLOCK_READ, .size = iovec.iov_len, .iovecs = &iovec, .iovec_count = 1, .done = read_done};
+    assert_int_equal(block_submit(&t->disk->chain->block, &r), 0);
+    while (r.done != NULL) {
+        layer_chain_run(t->disk->chain);
+        if (r.done != NULL)
+            power_step(t->pool);
+    }
+    for (uint64_t i = 0; i < t->sectors && r.result == 0; i++) {
+        values[i] = value_of(t, memory + i * SECTOR, i);
+        if (!sector_may_be(&t->model[i], values[i], false))
+            broken(t, "held", i, values[i]);
+    }
+    free(memory);
+    return r.result == 0;
+}
+
+/* The moment of a point, with @values of it: nothing changes, flushes may be in flight and changes may wait. False: no
+ * power, or a drain has ended the hold. */
+static bool hold(struct trial *t, uint64_t *values)
+{
+    struct hold h = {.chain = t->disk->chain};
+    bool drains = chance(t, 8) == 0;
+    layer_chain_hold(t->disk->chain, hold_news, &h);
+    layer_chain_run(t->disk->chain);
+    while (!h.quiet && !h.broken) {
+        meanwhile(t);
+        if (drains && chance(t, 4) == 0)
+            settle(t);
+        else if (!power_step(t->pool))
+            layer_chain_run(t->disk->chain);
+    }
+    if (h.broken) {
+        assert_true(drains && !t->disk->chain->held);
+        return false;
+    }
+    meanwhile(t);
+    holds_with_flush += is_flushing(t) && !t->pool->dead;
+    holds_with_change += !list_empty(&t->disk->chain->waiting) && !t->pool->dead;
+    return held_read(t, values);
+}
+
 /* A snapshot in steps. */
 static void do_point(struct trial *t)
 {
@@ -463,11 +537,16 @@ static void do_point(struct trial *t)
     expect(t, code, "point", &err);
     if (code == 0) {
         meanwhile(t);
-        settle(t);
-        if (disk_check(t, "before a point") && disk_read(t, t->disk, s->values)) {
+        bool is_moment = t->seed % 2 == 1 && chance(t, 4) > 0 && hold(t, s->values);
+        if (!is_moment && !t->disk->chain->held) {
+            settle(t);
+            is_moment = disk_check(t, "before a point") && disk_read(t, t->disk, s->values);
+        }
+        if (is_moment) {
             s->sectors = t->sectors;
             t->shot_count++; /* it may be there from here on */
             layer_point_switch(&point);
+            layer_chain_release(t->disk->chain);
             uint64_t began = ++t->clock;
             code = point_flush(t, &point);
             for (uint64_t i = 0; i < t->sectors && code == 0; i++)
@@ -479,6 +558,7 @@ static void do_point(struct trial *t)
             expect(t, code, "point", &err);
         }
     }
+    layer_chain_release(t->disk->chain); /* no power */
     layer_point_end(&point);
 }
 
@@ -756,8 +836,8 @@ static unsigned trials_run(uint64_t first, uint64_t seeds, bool fills, double se
         for (uint64_t cut = 1; cut <= steps; cut++, runs++)
             trial_run(seed, cut, fills, &merges);
     }
-    print_message("seeds %llu to %llu: %u runs, each with a cut or two; %u merges\n", (unsigned long long)first,
-                  (unsigned long long)seed - 1, runs, merges);
+    print_message("seeds %llu to %llu: %u runs, each with a cut or two; %u merges, %u points beside a flush, %u with changes that waited\n",
+                  (unsigned long long)first, (unsigned long long)seed - 1, runs, merges, holds_with_flush, holds_with_change);
     assert_true(merges > 0);
     return runs;
 }
