@@ -577,6 +577,21 @@ int layer_disk_since(const struct layer_disk *disk, const char *layer, int *ret_
     return 0;
 }
 
+bool layer_disk_has(const struct layer_disk *disk, const char *snapshot)
+{
+    return layer_head_snapshot(&disk->head, snapshot) != NULL;
+}
+
+bool layer_disk_is_at(const struct layer_disk *disk, const char *snapshot)
+{
+    const struct disk_snapshot *s = layer_head_snapshot(&disk->head, snapshot);
+    uint64_t first, count;
+    enum layer_state state;
+    int since;
+    return s != NULL && layer_disk_since(disk, s->layer, &since) == 0 && disk->chain->block.size_bytes == s->size_bytes &&
+           !layer_chain_changed(disk->chain, since, 0, &first, &count, &state);
+}
+
 /* ---- tidying ---- */
 
 struct needs {

@@ -70,6 +70,10 @@ int layer_disk_tidy(struct layer_disk *disk, void (*done)(void *arg, int result)
 /* All merges here and now, for owners without a loop. */
 int layer_disk_tidy_now(struct layer_disk *disk, struct error *err);
 
+bool layer_disk_has(const struct layer_disk *disk, const char *snapshot);
+/* Does it read as @snapshot does, because nothing has been written since it was made, or reverted to? */
+bool layer_disk_is_at(const struct layer_disk *disk, const char *snapshot);
+
 /* Is all of it here? If not, its lowest layer has a source. */
 bool layer_disk_is_whole(const struct layer_disk *disk);
 /* Begin to fill in what is missing: 1, and @done comes once as for layer_disk_tidy; 0: it is whole. The disk has one layer.
