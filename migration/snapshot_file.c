@@ -451,16 +451,16 @@ static int image_verify(const struct snapshot_file *f, const struct guest_region
 }
 
 static int image_load(struct snapshot_file *f, struct guest *guest, const struct guest_region *regions, size_t count,
-                      bool verify, struct error *err)
+                      unsigned how, struct error *err)
 {
     uint64_t base = 0;
     for (size_t i = 0; i < count; i++) {
         int code = -ENOTSUP;
-        if (guest->ops->memory_map)
+        if (guest->ops->memory_map && !(how & SNAPSHOT_COPY))
             code = guest->ops->memory_map(guest, i, f->fd, f->image_offset + base, err);
         if (code == -ENOTSUP)
             code = image_region_read(f, &regions[i], f->image_offset + base, err);
-        if (code == 0 && verify)
+        if (code == 0 && how & SNAPSHOT_VERIFY)
             code = image_verify(f, &regions[i], base, err);
         if (code < 0)
             return code;
@@ -486,7 +486,7 @@ static int pages_load(struct snapshot_file *f, const struct guest_region *region
     return MIN(code, 0);
 }
 
-int snapshot_load(struct snapshot_file *f, struct guest *guest, bool verify, struct error *err)
+int snapshot_load(struct snapshot_file *f, struct guest *guest, unsigned how, struct error *err)
 {
     struct guest_region regions[GUEST_REGIONS_MAX];
     size_t count = guest->ops->regions(guest, regions);
@@ -496,7 +496,7 @@ int snapshot_load(struct snapshot_file *f, struct guest *guest, bool verify, str
                          (unsigned long long)f->description.memory_bytes,
                          (unsigned long long)regions_bytes(regions, count));
     else if (f->image_offset)
-        code = image_load(f, guest, regions, count, verify, err);
+        code = image_load(f, guest, regions, count, how, err);
     else
         code = pages_load(f, regions, count, err);
     if (code == 0)

@@ -56,7 +56,11 @@ struct snapshot_file;
 int snapshot_open(const char *path, struct snapshot_file **ret_file, struct error *err);
 void snapshot_close(struct snapshot_file *f); /* NULL is allowed; memory that was mapped stays so */
 const struct machine_description *snapshot_description(const struct snapshot_file *f);
-/* Memory and state into @guest, whose memory was never written. @verify: compare an image with its CRCs. */
-int snapshot_load(struct snapshot_file *f, struct guest *guest, bool verify, struct error *err);
+enum {
+    SNAPSHOT_VERIFY = 1, /* compare an image with its CRCs */
+    SNAPSHOT_COPY = 2,   /* read it instead of mapping it: nothing depends on the file afterwards */
+};
+/* Memory and state into @guest, whose memory was never written. @how: of these. */
+int snapshot_load(struct snapshot_file *f, struct guest *guest, unsigned how, struct error *err);
 
 #endif
