@@ -13,6 +13,10 @@ int control_point_list(struct control_call *call, struct error *err UNUSED)
     OBJECT_SET(vmm_points, &answer, done_bytes, r.done_bytes);
     OBJECT_SET(vmm_points, &answer, total_bytes, r.total_bytes);
     OBJECT_SET(vmm_points, &answer, merges, r.merges);
+    if (r.memory_bytes > 0) {
+        OBJECT_SET(vmm_points, &answer, memory_read_bytes, r.memory_read_bytes);
+        OBJECT_SET(vmm_points, &answer, memory_bytes, r.memory_bytes);
+    }
     if (r.failure.code < 0)
         OBJECT_TEXT(vmm_points, &answer, failure, r.failure.text);
     OBJECT_ENCODE(vmm_points, &answer, &call->answer);
@@ -42,6 +46,8 @@ static void on_taken(void *arg, int code, const struct error *err, const struct 
         OBJECT_TEXT(vmm_point, &answer, name, result->name);
         OBJECT_SET(vmm_point, &answer, consistency, result->consistency);
         OBJECT_SET(vmm_point, &answer, pause_us, result->pause_us);
+        if (result->consistency == snapshot_consistency_MEMORY)
+            OBJECT_SET(vmm_point, &answer, memory_bytes, result->memory_bytes);
         for (size_t i = 0; i < result->disks.count; i++)
             OBJECT_COPY(snapshot_disk, (struct snapshot_disk *)OBJECT_ADD(vmm_point, &answer, disks),
                         (const struct snapshot_disk *)result->disks.items + i);
@@ -54,7 +60,7 @@ static void on_taken(void *arg, int code, const struct error *err, const struct 
 int control_point_take(struct control_call *call, struct error *err)
 {
     const struct vmm_point_order *order = call->body;
-    int code = machine_points_take(call->machine, order->name, order->freeze, on_taken, call, err);
+    int code = machine_points_take(call->machine, order->name, order->freeze, order->memory, on_taken, call, err);
     return code < 0 ? code : CONTROL_LATER;
 }
 

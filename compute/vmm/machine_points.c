@@ -2,17 +2,22 @@
 #include "compute/vmm/machine_points.h"
 #include "compute/vmm/machine_fill.h"
 #include "compute/vmm/machine_mirror.h"
+#include "compute/vmm/machine_snapshot.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <time.h>
 
 #include "block/layer_point.h"
 #include "block/layer_pool_dir.h"
 #include "common/log.h"
 #include "compute/vmm/block/block_layers.h"
+#include "migration/snapshot_memory.h"
+
+#define MEMORY_SPARE_BYTES (256ull << 20) /* left free for the disks that are in the same place, and for the state of devices */
 
 struct disk_point {
     struct point_job *job;
@@ -44,6 +49,10 @@ struct point_job {
     uint64_t hold_began_us;
     unsigned flushing;
     uint64_t pause_us;
+    char *directory;       /* for memory; NULL: no disk has layers */
+    bool memory;           /* is to be written */
+    bool flushed, written; /* the old tops; the memory: the names come after both */
+    uint64_t memory_bytes;
     int code;
     struct error err;
 
@@ -125,6 +134,7 @@ static void points_end(struct point_job *job)
         layer_pool_dir_destroy(job->disks[i].files);
         free(job->disks[i].directory);
     }
+    free(TAKE_PTR(job->directory));
 }
 
 static void job_end(struct point_job *job)
@@ -140,9 +150,11 @@ static void job_end(struct point_job *job)
     disks.count = job->drop ? 0 : job->count;
     points_end(job);
     const struct point_result result = {.name = job->name,
-                                        .consistency = job->frozen ? snapshot_consistency_FILESYSTEM
-                                                                   : snapshot_consistency_CRASH,
+                                        .consistency = job->memory   ? snapshot_consistency_MEMORY
+                                                       : job->frozen ? snapshot_consistency_FILESYSTEM
+                                                                     : snapshot_consistency_CRASH,
                                         .pause_us = job->pause_us,
+                                        .memory_bytes = job->memory_bytes,
                                         .disks = disks};
     if (job->code < 0)
         log_warning("point-failed", "vm=%s name=%s error=%s", job->m->config->name, job->name,
@@ -174,14 +186,22 @@ static bool may_write(struct point_job *job)
     return false;
 }
 
+/* Of a removal the memory goes first, of a point its file is named last: where there is one, all disks have the name. */
 static void name_work(struct point_job *job)
 {
     struct error err;
+    int code = job->drop && job->directory != NULL ? snapshot_memory_remove(job->directory, job->name, &err) : 0;
+    if (code < 0)
+        fail(job, code, &err);
     for (unsigned i = 0; i < job->count && job->code == 0 && may_write(job); i++) {
-        int code = layer_point_name(&job->disks[i].point, job->disks[i].files, &err);
+        code = layer_point_name(&job->disks[i].point, job->disks[i].files, &err);
         if (code < 0)
             fail(job, code, &err);
     }
+    if (job->memory && job->code == 0 && (code = snapshot_memory_conclude(job->directory, job->name, &err)) < 0)
+        fail(job, code, &err);
+    if (job->memory && job->code < 0)
+        snapshot_memory_remove(job->directory, job->name, NULL);
 }
 
 static void on_named(void *arg)
@@ -193,6 +213,8 @@ static void on_named(void *arg)
 
 static void undo_work(struct point_job *job)
 {
+    if (job->memory)
+        snapshot_memory_remove(job->directory, job->name, NULL);
     for (unsigned i = 0; i < job->count; i++)
         layer_point_undo(&job->disks[i].point, job->disks[i].files);
 }
@@ -213,9 +235,42 @@ static void presync(const struct disk_point *d)
         log_debug("presync", "path=%s error=\"%s\"", path, strerror(errno));
 }
 
+static bool is_kept(void *arg, const char *snapshot)
+{
+    const struct point_job *job = arg;
+    bool kept = false;
+    pthread_mutex_lock(&job->m->device_lock);
+    for (unsigned i = 0; i < job->count; i++)
+        kept = kept || layer_disk_has(job->disks[i].disk, snapshot);
+    pthread_mutex_unlock(&job->m->device_lock);
+    return kept;
+}
+
+/* Is there room for all memory that the guest has touched? The host's files hold the rest as holes. */
+static void room_check(struct point_job *job)
+{
+    struct error err;
+    struct statvfs fs;
+    uint64_t used = memory_used_bytes(&job->m->memory), room;
+    if (statvfs(job->directory, &fs) < 0) {
+        fail(job, error_errno(&err, -errno, "cannot look at %s", job->directory), &err);
+        return;
+    }
+    room = (uint64_t)fs.f_bavail * fs.f_frsize;
+    if (room < used + MEMORY_SPARE_BYTES)
+        fail(job, error_set(&err, -ENOSPC, ERROR_NO_SPACE,
+                            "the VM's memory takes up to %llu MiB beside its disks, %llu MiB more are to stay free, and %llu MiB are free: "
+                            "make room, or make the snapshot without ram",
+                            (unsigned long long)(used >> 20), MEMORY_SPARE_BYTES >> 20, (unsigned long long)(room >> 20)), &err);
+}
+
 static void prepare_work(struct point_job *job)
 {
     struct error err;
+    if (job->directory != NULL)
+        snapshot_memory_tidy(job->directory, is_kept, job);
+    if (job->memory)
+        room_check(job);
     for (unsigned i = 0; i < job->count && job->code == 0 && may_write(job); i++) {
         int code = layer_point_prepare(&job->disks[i].point, job->disks[i].files, &err);
         if (code < 0)
@@ -229,13 +284,23 @@ static void prepare_work(struct point_job *job)
 
 /* ---- the switch ---- */
 
-static void on_flushed(void *arg)
+static void names_begin(struct point_job *job)
 {
-    struct point_job *job = arg;
-    if (job->code < 0)
+    if (!job->flushed || !job->written)
+        return;
+    if (job->code < 0 && job->memory)
+        thread_start(job, undo_work, on_named);
+    else if (job->code < 0)
         job_end(job); /* there is one layer more */
     else
         thread_start(job, name_work, on_named);
+}
+
+static void on_flushed(void *arg)
+{
+    struct point_job *job = arg;
+    job->flushed = true;
+    names_begin(job);
 }
 
 /* With the device lock held. */
@@ -270,7 +335,7 @@ static void switch_all(struct point_job *job)
     for (unsigned i = 0; i < job->count; i++)
         layer_chain_release(job->disks[i].disk->chain);
     job->pause_us = now_us() - job->hold_began_us;
-    if (m->guest.channel != NULL && m->guest.agent.frozen)
+    if (m->guest.channel != NULL && m->guest.agent.frozen && !job->memory)
         guest_agent_thaw(&m->guest.agent, thawed, NULL, NULL);
     for (unsigned i = 0; i < job->count; i++) {
         struct disk_point *d = &job->disks[i];
@@ -387,6 +452,55 @@ static void freeze_or_switch(struct point_job *job)
     on_frozen(job);
 }
 
+/* ---- its memory ---- */
+
+static void on_memory(void *arg, int code, const struct error *err)
+{
+    struct point_job *job = arg;
+    struct snapshot_report report = machine_snapshot_report(job->m);
+    if (code < 0)
+        fail(job, code, err);
+    job->pause_us += report.pause_us;
+    job->memory_bytes = report.counts.file_bytes;
+    job->written = true;
+    names_begin(job);
+}
+
+/* Frozen file systems would be so in the memory, too, and nobody would thaw them there. */
+static int thawed_check(struct machine *m, struct error *err)
+{
+    pthread_mutex_lock(&m->device_lock);
+    bool frozen = m->guest.channel != NULL && m->guest.agent.frozen;
+    pthread_mutex_unlock(&m->device_lock);
+    return frozen ? error_set(err, -EBUSY, ERROR_CONFLICT, "the guest's file systems are frozen; thaw them first") : 0;
+}
+
+/* vCPUs and disks stand still from here on, until the memory is written: one moment for all. */
+static void switch_with_memory(struct point_job *job)
+{
+    CLEANUP_FREE char *path = snapshot_memory_new_path(job->directory, job->name);
+    const struct snapshot_options options = {.path = path, .frozen = true};
+    struct error err;
+    uint64_t began_us = now_us();
+    int code = thawed_check(job->m, &err);
+    if (code == 0)
+        code = machine_freeze(job->m, &err);
+    if (code < 0) {
+        fail(job, code, &err);
+        give_up(job);
+        return;
+    }
+    job->written = false;
+    do_switch(job);
+    job->pause_us = now_us() - began_us;
+    code = machine_snapshot_begin(job->m, &options, on_memory, job, &err);
+    if (code < 0) {
+        fail(job, code, &err);
+        job->written = true;
+        names_begin(job);
+    }
+}
+
 static void on_prepared(void *arg)
 {
     struct point_job *job = arg;
@@ -405,11 +519,18 @@ static void on_prepared(void *arg)
     }
     if (job->code < 0)
         give_up(job);
+    else if (job->memory)
+        switch_with_memory(job);
     else
         freeze_or_switch(job);
 }
 
 /* ---- begin ---- */
+
+static bool has_layers(const struct machine_slot *slot)
+{
+    return slot->kind == SLOT_DISK && !slot->detached && !slot->disk.read_only && slot->disk.format == disk_format_LAYERS;
+}
 
 static int disk_add(struct point_job *job, const struct machine_slot *slot, struct error *err)
 {
@@ -436,6 +557,12 @@ static int disk_add(struct point_job *job, const struct machine_slot *slot, stru
     return code;
 }
 
+static char *directory_of(const struct vmm_disk *disk)
+{
+    const char *slash = strrchr(disk->path, '/');
+    return slash != NULL ? xasprintf("%.*s", (int)(slash - disk->path), disk->path) : xstrdup(".");
+}
+
 static int job_begin(struct machine *m, const char *name, bool drop, point_done_fn done, void *arg, struct error *err)
 {
     struct point_job *job = job_of(m);
@@ -451,13 +578,16 @@ static int job_begin(struct machine *m, const char *name, bool drop, point_done_
     job->done = done;
     job->arg = arg;
     job->code = 0;
-    job->frozen = false;
-    job->pause_us = 0;
+    job->frozen = job->memory = job->flushed = false;
+    job->written = true;
+    job->pause_us = job->memory_bytes = 0;
     job->count = 0;
     snprintf(job->name, sizeof job->name, "%s", name);
     pthread_mutex_lock(&m->device_lock);
     for (unsigned i = 0; i < PCI_SLOTS && code == 0; i++) {
         const struct machine_slot *slot = &m->slots.slots[i];
+        if (has_layers(slot) && job->directory == NULL)
+            job->directory = directory_of(&slot->disk);
         if (slot->kind == SLOT_DISK && !slot->detached && !slot->disk.read_only)
             code = disk_add(job, slot, err);
     }
@@ -475,13 +605,17 @@ static int job_begin(struct machine *m, const char *name, bool drop, point_done_
     return 0;
 }
 
-int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, point_done_fn done, void *arg,
+int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, bool memory, point_done_fn done, void *arg,
                         struct error *err)
 {
+    if (memory && freeze == vmm_freeze_MUST)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/freeze",
+                               "a snapshot with memory goes on where the VM was: nothing is frozen for it");
     int code = job_begin(m, name, false, done, arg, err);
     if (code < 0)
         return code;
     m->points->freeze = freeze;
+    m->points->memory = memory;
     thread_start(m->points, prepare_work, on_prepared);
     return 0;
 }
@@ -538,11 +672,6 @@ static void collect(const struct machine_slot *slot)
     layer_pool_dir_destroy(files);
 }
 
-static bool has_layers(const struct machine_slot *slot)
-{
-    return slot->kind == SLOT_DISK && !slot->detached && !slot->disk.read_only && slot->disk.format == disk_format_LAYERS;
-}
-
 static void merge_next(void *arg)
 {
     struct point_job *job = arg;
@@ -571,6 +700,33 @@ static void merge_next(void *arg)
             collect(&m->slots.slots[i]);
 }
 
+/* ---- going on from one ---- */
+
+int machine_points_are_at(struct machine *m, const char *name, struct error *err)
+{
+    int code = 0;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; i < PCI_SLOTS && code == 0; i++) {
+        const struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind != SLOT_DISK || slot->disk.read_only)
+            continue;
+        if (!has_layers(slot) || !layer_disk_is_at(block_layers_disk(blk_of_virtio(slot->virtio)->block), name))
+            code = error_set(err, -ESTALE, ERROR_CONFLICT,
+                             "disk %s is not what it was when the memory was kept: it has been written to since, or was not part of it", slot->id);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
+char *machine_points_directory(const struct vmm_config *config)
+{
+    const struct vmm_disk *disks = config->disks.items;
+    for (size_t i = 0; i < config->disks.count; i++)
+        if (disks[i].format == disk_format_LAYERS && !disks[i].read_only)
+            return directory_of(&disks[i]);
+    return NULL;
+}
+
 /* ---- looking ---- */
 
 bool machine_points_are_busy(const struct machine *m)
@@ -587,6 +743,11 @@ struct point_report machine_points_report(struct machine *m)
         return report;
     pthread_mutex_lock(&m->device_lock);
     report.busy = job->busy;
+    if (job->busy && job->memory && !job->written) {
+        const struct snapshot_report memory = machine_snapshot_report(m);
+        report.memory_read_bytes = memory.counts.memory_bytes;
+        report.memory_bytes = memory.memory_bytes;
+    }
     report.merging = job->merging != NULL;
     report.merges = job->merges;
     report.failure = job->failure;

@@ -8,7 +8,9 @@
 #include "common/log.h"
 #include "compute/vmm/devices/net/net.h"
 #include "compute/vmm/guest_ops.h"
+#include "compute/vmm/machine_points.h"
 #include "compute/vmm/machine_state.h"
+#include "migration/snapshot_memory.h"
 
 struct snapshot_job {
     struct machine *machine;
@@ -142,23 +144,32 @@ static int job_begin(struct snapshot_job *job, const struct snapshot_options *op
     return 0;
 }
 
+/* Frozen where 0 is returned. */
+static int may_begin(struct machine *m, const struct snapshot_job *job, bool frozen, struct error *err)
+{
+    if (job->phase != SNAPSHOT_IDLE)
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "a snapshot of the VM is being written already");
+    if (frozen)
+        return 0;
+    int code = machine_changeable(m, err);
+    return code < 0 ? code : machine_freeze(m, err);
+}
+
 int machine_snapshot_begin(struct machine *m, const struct snapshot_options *options, snapshot_done_fn done,
                            void *arg, struct error *err)
 {
     struct snapshot_job *job = job_of(m);
-    if (job->phase != SNAPSHOT_IDLE)
-        return error_set(err, -EBUSY, ERROR_CONFLICT, "a snapshot of the VM is being written already");
-    int allowed = machine_changeable(m, err);
-    if (allowed < 0)
-        return allowed;
-    job->stay = options->stay;
-    job->done = done;
-    job->arg = arg;
-    job->began_us = now_us();
-    int code = machine_freeze(m, err);
-    if (code < 0)
+    uint64_t began_us = now_us();
+    int code = may_begin(m, job, options->frozen, err);
+    if (code < 0 && !options->frozen)
         return code;
-    code = job_begin(job, options, err);
+    if (code == 0) {
+        job->stay = options->stay;
+        job->done = done;
+        job->arg = arg;
+        job->began_us = began_us;
+        code = job_begin(job, options, err);
+    }
     if (code < 0)
         machine_thaw(m, NULL);
     return code;
@@ -216,8 +227,12 @@ int machine_restore_load(void *arg, struct machine *m, struct error *err)
     struct machine_guest guest;
     machine_guest_init(&guest, m, NULL);
     int code = machine_description_check(snapshot_description(restore->file), m->config, err);
+    if (code == 0 && restore->resume != NULL)
+        code = machine_points_are_at(m, restore->resume, err);
     if (code == 0)
-        code = snapshot_load(restore->file, &guest.guest, restore->verify, err);
+        code = snapshot_load(restore->file, &guest.guest, restore->how, err);
     machine_guest_finish(&guest);
+    if (code == 0 && restore->resume != NULL) /* from here on a start is one from its disks, whatever comes of this one */
+        code = snapshot_resume_take(restore->directory, restore->resume, err);
     return code;
 }

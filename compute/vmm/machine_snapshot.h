@@ -33,6 +33,7 @@ struct snapshot_options {
     const char *path;
     bool compress;
     bool stay; /* do not thaw after success: the caller ends the machine in `done` */
+    bool frozen; /* the caller has frozen it (machine_points.h); it is thawed here, also where this cannot begin */
 };
 
 /* -EBUSY while one is under way. The guest goes on afterwards as it was before. */
@@ -47,7 +48,10 @@ void snapshot_job_destroy(struct snapshot_job *job);
 /* For machine_start_restored: @arg is an opened struct machine_restore. */
 struct machine_restore {
     struct snapshot_file *file;
-    bool verify;
+    unsigned how;       /* of snapshot_load */
+    const char *resume; /* the point that its disks must be at, and whose word is taken away before it runs (snapshot_memory.h), or
+                           it does not run; NULL: none. Borrowed, as is: */
+    const char *directory; /* where that word is */
 };
 int machine_restore_load(void *arg, struct machine *m, struct error *err);
 /* Once it runs: tell the networks where its MAC addresses live now. What cannot be told is learnt with the guest's

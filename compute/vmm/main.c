@@ -20,8 +20,10 @@
 #include "compute/vmm/machine.h"
 #include "compute/vmm/machine_incoming.h"
 #include "compute/vmm/machine_migrate.h"
+#include "compute/vmm/machine_points.h"
 #include "compute/vmm/machine_snapshot.h"
 #include "migration/page_faults.h"
+#include "migration/snapshot_memory.h"
 
 #define CONFIG_BYTES_MAX 1048576u
 #define DISKS_MAX 16u /* of vmm_config */
@@ -239,6 +241,7 @@ struct program {
     struct control *control;
     struct sandbox *sandbox;
     struct machine_restore restore; /* file NULL: it boots */
+    char *points, *resume;          /* directory of the memory of points; the one to go on from. NULL: none */
     int signal_fd;
     struct io_handler *signal_handler;
     char failure[401]; /* why the machine failed; as long as vmm_exit.reason may be */
@@ -347,6 +350,89 @@ static void faults_open(struct program *p)
         log_info("no-post-copy", "vm=%s why=%s", p->config.name, log_quote(err.text, quoted, sizeof(quoted)));
 }
 
+static bool same(const char *a, const char *b)
+{
+    return a != NULL && b != NULL && strcmp(a, b) == 0;
+}
+
+/* Every device of the configuration in the slot that it was in: the guest knows it by that, however it came there. */
+static void slots_recall(struct vmm_config *config, const struct vmm_config *saved)
+{
+    struct vmm_disk *disks = config->disks.items;
+    struct vmm_nic *nics = config->nics.items;
+    const struct vmm_disk *saved_disks = saved->disks.items;
+    const struct vmm_nic *saved_nics = saved->nics.items;
+    for (size_t i = 0; i < config->disks.count; i++)
+        for (size_t k = 0; k < saved->disks.count; k++)
+            if (same(disks[i].id, saved_disks[k].id) || (disks[i].id == NULL && same(disks[i].serial, saved_disks[k].serial)))
+                OBJECT_SET(vmm_disk, &disks[i], slot, saved_disks[k].slot);
+    for (size_t i = 0; i < config->nics.count; i++)
+        for (size_t k = 0; k < saved->nics.count; k++)
+            if (same(nics[i].id, saved_nics[k].id))
+                OBJECT_SET(vmm_nic, &nics[i], slot, saved_nics[k].slot);
+}
+
+/* In words that are short enough to be a VM's reason, with the cure. */
+static int resume_failed(const struct program *p, int code, struct error *err)
+{
+    size_t length = strlen(p->points);
+    if (strncmp(err->text, p->points, length) == 0 && err->text[length] == '/')
+        memmove(err->text, err->text + length + 1, strlen(err->text + length + 1) + 1);
+    error_prefix(err, "cannot go on from the snapshot's memory (to boot instead: drover snapshot revert NAME --disks-only): ");
+    return code;
+}
+
+/* Its disks may have been put back to a point with memory, and a file beside them say that it goes on from there, once (snapshot_memory.h).
+ * Opened behind the walls, for a VMM has written it. Whoever starts in another way has that word taken back. */
+static int resume_look(struct program *p, struct error *err)
+{
+    p->points = machine_points_directory(&p->config);
+    if (p->points == NULL || p->options.incoming != NULL)
+        return 0;
+    if (p->options.restore != NULL)
+        return snapshot_resume_clear(p->points, err);
+    int code = snapshot_resume_read(p->points, &p->resume, err);
+    if (code < 0 || p->resume == NULL)
+        return code;
+    CLEANUP_FREE char *path = snapshot_memory_path(p->points, p->resume);
+    code = snapshot_open(path, &p->restore.file, err);
+    if (code < 0)
+        return resume_failed(p, code, err);
+    p->restore.how = SNAPSHOT_VERIFY | SNAPSHOT_COPY; /* the snapshot may be deleted, and the VM be handed to another VMM */
+    p->restore.resume = p->resume;
+    p->restore.directory = p->points;
+    slots_recall(&p->config, &snapshot_description(p->restore.file)->config);
+    return 0;
+}
+
+/* With the disks open: were they written to since, that memory is worth nothing, and it boots. */
+static int resume_check(struct program *p, struct error *err)
+{
+    char quoted[640];
+    if (p->restore.resume == NULL || machine_points_are_at(&p->machine, p->restore.resume, err) == 0)
+        return 0;
+    log_warning("resume-stale", "vm=%s point=%s why=%s", p->config.name, p->restore.resume, log_quote(err->text, quoted, sizeof(quoted)));
+    snapshot_close(TAKE_PTR(p->restore.file));
+    p->restore.resume = NULL;
+    return snapshot_resume_clear(p->points, err);
+}
+
+static int machine_begin(struct program *p, struct error *err)
+{
+    int code = resume_check(p, err);
+    if (code < 0)
+        return code;
+    if (p->restore.file)
+        code = machine_start_restored(&p->machine, machine_restore_load, &p->restore, p->config.paused, err);
+    else if (p->options.incoming)
+        code = machine_incoming_start(&p->machine, p->options.incoming, p->options.incoming_disks, err);
+    else
+        code = machine_start(&p->machine, p->config.paused, err);
+    if (code == 0 && p->restore.file)
+        machine_restore_announce(&p->machine);
+    return code < 0 && p->restore.resume != NULL ? resume_failed(p, code, err) : code;
+}
+
 static int program_start(struct program *p, struct error *err)
 {
     const char *path = control_path(p);
@@ -356,7 +442,7 @@ static int program_start(struct program *p, struct error *err)
     if (code < 0 || (code = program_jail(p, err)) < 0 || 
         (code = sandbox_create(p->options.sandbox, p->options.machine.fault_fd > 0, &p->sandbox, err)) < 0 ||
         (code = sandbox_enter(p->sandbox, SANDBOX_BASE, err)) < 0 || (code = signals_open(p, err)) < 0 ||
-        (code = console_open(p, err)) < 0)
+        (code = console_open(p, err)) < 0 || (code = resume_look(p, err)) < 0)
         return code;
     p->options.machine.sandbox = p->sandbox;
     code = machine_init(&p->machine, &p->config, &p->options.machine, p->loop, &p->console, err);
@@ -366,14 +452,8 @@ static int program_start(struct program *p, struct error *err)
         code = control_create(&p->machine, path, p->control_fd, &p->control, err);
         p->control_fd = -1;
     }
-    if (code == 0 && p->restore.file)
-        code = machine_start_restored(&p->machine, machine_restore_load, &p->restore, p->config.paused, err);
-    else if (code == 0 && p->options.incoming)
-        code = machine_incoming_start(&p->machine, p->options.incoming, p->options.incoming_disks, err);
-    else if (code == 0)
-        code = machine_start(&p->machine, p->config.paused, err);
-    if (code == 0 && p->restore.file)
-        machine_restore_announce(&p->machine);
+    if (code == 0)
+        code = machine_begin(p, err);
     if (code < 0) {
         control_destroy(p->control);
         machine_finish(&p->machine);
@@ -385,7 +465,7 @@ static int program_start(struct program *p, struct error *err)
 static int program_config(struct program *p, struct error *err)
 {
     int code = 0;
-    p->restore.verify = p->options.verify;
+    p->restore.how = p->options.verify ? SNAPSHOT_VERIFY : 0;
     if (p->options.restore)
         code = snapshot_open(p->options.restore, &p->restore.file, err);
     if (code == 0 && p->options.config)
@@ -509,6 +589,8 @@ int main(int argc, char **argv)
         status = program_run(p);
     }
     snapshot_close(p->restore.file);
+    free(p->points);
+    free(p->resume);
     exit_write(p, status);
     console_finish(&p->console);
     io_loop_remove(p->loop, p->signal_handler);

@@ -333,6 +333,19 @@ void memory_next_data(const struct guest_memory *m, size_t index, uint64_t *page
     }
 }
 
+uint64_t memory_used_bytes(const struct guest_memory *m)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < m->region_count; i++) {
+        uint64_t page = 0, pages;
+        while (memory_next_data(m, i, &page, &pages), pages > 0) {
+            page += pages;
+            sum += pages;
+        }
+    }
+    return sum * MEMORY_PAGE_BYTES;
+}
+
 static size_t bitmap_words(const struct guest_memory *m)
 {
     return (m->size_bytes / MEMORY_PAGE_BYTES + 63) / 64;

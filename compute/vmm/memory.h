@@ -94,6 +94,8 @@ int memory_map_file(struct guest_memory *m, size_t index, int fd, uint64_t offse
 /* The first stretch of pages of region @index, from *page on, that may hold anything: *pages is 0 when there is none.
  * Not touched by looking; who reads what is told here makes the kernel map zeros at most. */
 void memory_next_data(const struct guest_memory *m, size_t index, uint64_t *page, uint64_t *pages);
+/* How much that is in all. */
+uint64_t memory_used_bytes(const struct guest_memory *m);
 
 /* This process has written @size bytes at @gpa. Nothing happens unless tracking is on. Call it AFTER the write:
  * a page that is fetched between write and mark is sent again, one marked before the write could be missed. */
