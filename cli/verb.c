@@ -191,7 +191,7 @@ const struct verb verbs[] = {
     {"snapshot", "update", NULL, "drover snapshot update before-upgrade --label keep=yes", ROUTE_ID_snapshot_update, ARGUMENT_NAME,
      NULL, NULL, NULL, NULL},
     {"snapshot", "revert", NULL, "drover snapshot revert before-upgrade --yes --wait", ROUTE_ID_snapshot_revert, ARGUMENT_NAME, NULL,
-     "Take the disks back to snapshot %s? What was written since is lost", NULL, WAIT_HELP},
+     "Take the VM back to snapshot %s? What was written since is lost", NULL, WAIT_HELP},
     {"snapshot", "delete", NULL, "drover snapshot delete before-upgrade --yes --wait", ROUTE_ID_snapshot_delete, ARGUMENT_NAME, NULL,
      "Remove snapshot %s?", NULL, WAIT_HELP},
     {"backup-store", "list", NULL, "drover backup-store list", ROUTE_ID_backup_store_list, ARGUMENT_NONE,

@@ -5,13 +5,17 @@
  *               |  |                  | it has ended, is busy                             ^
  *               |  '------------------+-- a VMM starts or ends: every SNAPSHOT_LOOK_MS    |
  *               '---- cancel, error ------------------------------------------------------'
+ *                        error of a snapshot with memory: UNDOING, by the VMM or a child, then over
  *
- * A VMM is asked for a point in time (POST /v1/vm/points); of a removal it says at once that the name is gone, and is
+ * A VMM is asked for a point in time (POST /v1/vm/points), and meanwhile how far it is where it writes its memory, too; of a removal it says at once that the name is gone, and is
  * then looked at until its merges are done. A VM that is off is held meanwhile (vm_hold): no VMM starts under the
  * child, which works with no more rights than the VM's VMM, for that has written what it reads. Begun twice, each of the three comes to the same: a
  * disk that has the snapshot already is passed over, as is one that has it no more, and a revert is done again.
  *
- * Cancel: WAITING: at once. A create or revert that works is short, and ends by itself. A delete that works has taken the
+ * A snapshot with memory (migration/snapshot_memory.h) is there when the memory's file is: it gets its name last. One whose VMM has
+ * ended meanwhile is not tried again, for what was to be kept has ended with it; what it has left is removed.
+ *
+ * Cancel: WAITING: at once. A create that writes memory is given up by its VMM; any other, or a revert, is short, and ends by itself. A delete that works has taken the
  * name away already, so the snapshot is gone: it is ended as done, and what was not merged yet is with the next one. */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,10 +31,11 @@
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/task_walls.h"
+#include "migration/snapshot_memory.h"
 
 #define SNAPSHOT_LOOK_MS 200
 #define SNAPSHOT_ASK_MS 120000 /* for a VMM's answer: files are made and synced */
-#define SNAPSHOT_BUSY_MAX 600u /* answers "busy", one each SNAPSHOT_LOOK_MS */
+#define MEMORY_BYTES_PER_MS 20000u /* that a VMM's memory is written at, at least: it is waited for so much longer */
 #define STEP_DROPPED "giving space back" /* from here on a delete cannot be undone */
 
 struct snapshot_task {
@@ -40,7 +45,10 @@ struct snapshot_task {
     uv_timer_t timer;
     struct task_child *child;
     struct http_call *call;
+    struct http_call *looking; /* how far that is */
     bool holding, dropped, killed;
+    bool undoing; /* it has failed, and `err` says why */
+    bool cancelling;
     unsigned busy; /* answers in a row */
     /* how it ended */
     bool over;
@@ -98,7 +106,27 @@ static void over(struct snapshot_task *s, enum operation_state state)
     s->state = state;
     hold(s, false);
     uv_timer_stop(&s->timer);
-    uv_close((uv_handle_t *)&s->timer, on_timer_closed);
+    if (s->looking != NULL)
+        http_call_cancel(s->looking); /* its end closes the timer */
+    else
+        uv_close((uv_handle_t *)&s->timer, on_timer_closed);
+}
+
+static enum operation_state failed_state(const struct snapshot_task *s)
+{
+    return s->cancelling ? operation_state_CANCELLED : operation_state_FAILED;
+}
+
+/* A snapshot with the VM's memory is to be made. */
+static bool keeps_memory(const struct snapshot_task *s)
+{
+    return kind_of(s) == task_kind_SNAPSHOT_CREATE && s->task->order.task.snapshot.ram;
+}
+
+static uint64_t patience_ms(const struct snapshot_task *s)
+{
+    const struct local_vm *vm = find_vm(s);
+    return SNAPSHOT_ASK_MS + (keeps_memory(s) && vm != NULL ? vm_order_of(vm)->memory_bytes / MEMORY_BYTES_PER_MS : 0);
 }
 
 /* ---- the child ---- */
@@ -115,14 +143,15 @@ static void child_done(const struct task_seen *seen, void *arg)
 {
     struct snapshot_task *s = arg;
     s->child = NULL;
-    if (seen->state == operation_state_SUCCEEDED && OBJECT_HAS(task_seen, seen, snapshot)) {
+    if (seen->state == operation_state_SUCCEEDED && OBJECT_HAS(task_seen, seen, snapshot) && !s->undoing) {
         OBJECT_COPY(snapshot_result, &s->result, &seen->snapshot);
         s->has_result = true;
     }
-    if (seen->state != operation_state_SUCCEEDED)
+    if (seen->state != operation_state_SUCCEEDED && !s->undoing)
         error_set(&s->err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
                   seen->error_text != NULL ? seen->error_text : "it does not say why");
-    over(s, s->killed && s->dropped ? operation_state_SUCCEEDED : (enum operation_state)seen->state);
+    over(s, s->undoing ? failed_state(s)
+            : s->killed && s->dropped ? operation_state_SUCCEEDED : (enum operation_state)seen->state);
 }
 
 static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, struct snapshot_work *work,
@@ -130,7 +159,9 @@ static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, s
 {
     const struct vm_order *order = vm_order_of(vm);
     const struct vm_disk *disks = order->disks.items;
-    OBJECT_SET(snapshot_work, work, kind, kind_of(s));
+    OBJECT_SET(snapshot_work, work, kind, s->undoing ? task_kind_SNAPSHOT_DELETE : kind_of(s));
+    if (s->task->order.task.snapshot.ram)
+        OBJECT_SET(snapshot_work, work, ram, true);
     OBJECT_TEXT(snapshot_work, work, snapshot, s->task->order.task.snapshot.id);
     OBJECT_SET(snapshot_work, work, epoch, order->epoch);
     if (vm_user(vm) != geteuid())
@@ -158,7 +189,10 @@ static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, s
 static void work_begin(struct snapshot_task *s, const struct local_vm *vm)
 {
     struct snapshot_work work = {0};
-    int r = fill_work(s, vm, &work, &s->err);
+    struct error err;
+    int r = fill_work(s, vm, &work, &err);
+    if (r < 0 && !s->undoing)
+        s->err = err;
     const struct task_child_options options = {.loop = s->agent->loop,
                                                .work = "snapshot",
                                                .desc = &snapshot_work_desc,
@@ -192,7 +226,7 @@ static int ask(struct snapshot_task *s, const char *method, const char *leaf, co
                                               .unix_socket = vm_control_path(vm),
                                               .body = body != NULL ? body->data : NULL,
                                               .body_size = body != NULL ? body->size : 0,
-                                              .deadline_ms = SNAPSHOT_ASK_MS,
+                                              .deadline_ms = (unsigned)MIN(patience_ms(s), (uint64_t)INT32_MAX),
                                               .done = done,
                                               .arg = s};
     return http_client_start(s->agent->http, &options, &s->call, &s->err);
@@ -212,7 +246,7 @@ static bool answered(struct snapshot_task *s)
 static bool try_again(struct snapshot_task *s, const struct http_answer *answer)
 {
     bool busy = answer->error == 0 && answer->status == 409 && answer->problem.kind == ERROR_CONFLICT;
-    if ((!busy && answer->error == 0) || s->busy++ >= SNAPSHOT_BUSY_MAX)
+    if ((!busy && answer->error == 0) || s->busy++ >= patience_ms(s) / SNAPSHOT_LOOK_MS)
         return false;
     agent_task_progress(s->task, busy ? "waiting for the VM's VMM" : NULL, 0, 0);
     look_later(s);
@@ -226,11 +260,37 @@ static void fail_by(struct snapshot_task *s, const struct http_answer *answer)
 }
 
 /* What a point that failed has left of some disks goes; however that ends, the task has failed. */
-static void on_undone(const struct http_answer *answer UNUSED, void *arg)
+static void on_undone(const struct http_answer *answer, void *arg)
 {
     struct snapshot_task *s = arg;
-    if (answered(s))
-        over(s, operation_state_FAILED);
+    if (answered(s) && (!s->undoing || !try_again(s, answer)))
+        over(s, failed_state(s));
+}
+
+/* It has failed, in whatever state its VMM and its files are: as `err` says. */
+static void undo(struct snapshot_task *s)
+{
+    s->undoing = true;
+    s->busy = 0;
+    look_later(s);
+}
+
+/* The VMM says that a disk has the snapshot: was it made whole before the agent was restarted? */
+static void on_found(struct snapshot_task *s)
+{
+    const struct local_vm *vm = find_vm(s);
+    CLEANUP_FREE char *directory = vm != NULL ? vm_files_memory_directory(&vm_context_of(vm)->places, vm_order_of(vm)) : NULL;
+    uint64_t bytes = 0;
+    if (keeps_memory(s) && (directory == NULL || snapshot_memory_look(directory, s->task->order.task.snapshot.id, &bytes, NULL) < 0)) {
+        error_set(&s->err, -EIO, ERROR_INTERNAL, "it was interrupted before the VM's memory was kept; make it again");
+        undo(s);
+        return;
+    }
+    OBJECT_SET(snapshot_result, &s->result, consistency, keeps_memory(s) ? snapshot_consistency_MEMORY : snapshot_consistency_CRASH);
+    if (bytes > 0)
+        OBJECT_SET(snapshot_result, &s->result, ram_bytes, bytes);
+    s->has_result = true;
+    over(s, operation_state_SUCCEEDED);
 }
 
 static void on_taken(const struct http_answer *answer, void *arg)
@@ -240,25 +300,33 @@ static void on_taken(const struct http_answer *answer, void *arg)
     struct error err;
     if (!answered(s))
         return;
+    uv_timer_stop(&s->timer);
     if (answer->error == 0 && answer->status == 200 &&
         OBJECT_DECODE(vmm_point, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &point, &err) == 0) {
         OBJECT_SET(snapshot_result, &s->result, consistency, point.consistency);
         OBJECT_SET(snapshot_result, &s->result, pause_us, point.pause_us);
+        if (point.memory_bytes > 0)
+            OBJECT_SET(snapshot_result, &s->result, ram_bytes, point.memory_bytes);
         for (size_t i = 0; i < point.disks.count; i++)
             OBJECT_COPY(snapshot_disk, (struct snapshot_disk *)OBJECT_ADD(snapshot_result, &s->result, disks),
                         (const struct snapshot_disk *)point.disks.items + i);
         OBJECT_CLEAR(vmm_point, &point);
         s->has_result = true;
         over(s, operation_state_SUCCEEDED);
-    } else if (answer->error == 0 && answer->problem.kind == ERROR_EXISTS) { /* before the agent was restarted */
-        OBJECT_SET(snapshot_result, &s->result, consistency, snapshot_consistency_CRASH);
-        s->has_result = true;
-        over(s, operation_state_SUCCEEDED);
+    } else if (answer->error == 0 && answer->problem.kind == ERROR_EXISTS) {
+        on_found(s);
+    } else if (answer->error != 0 && keeps_memory(s)) {
+        error_set(&s->err, -EIO, answer->problem.kind, "its VMM ended, or did not answer, while its memory was kept: %s", answer->problem.text);
+        undo(s);
     } else if (!try_again(s, answer)) {
-        error_set(&s->err, -EIO, answer->problem.kind, "its VMM: %s", answer->problem.text);
-        if (find_vm(s) == NULL || vm_disks(find_vm(s)) != VM_DISKS_IN_USE ||
+        bool old = keeps_memory(s) && answer->problem.kind == ERROR_UNKNOWN_FIELD;
+        error_set(&s->err, -EIO, answer->problem.kind, "its VMM%s: %s", old ? " is of a version that keeps no memory (drover vm upgrade)" : "",
+                  answer->problem.text);
+        if (keeps_memory(s))
+            undo(s);
+        else if (find_vm(s) == NULL || vm_disks(find_vm(s)) != VM_DISKS_IN_USE ||
             ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_undone) < 0)
-            over(s, operation_state_FAILED);
+            over(s, failed_state(s));
     }
 }
 
@@ -296,6 +364,44 @@ static void on_dropped(const struct http_answer *answer, void *arg)
     }
 }
 
+/* ---- how far a snapshot with memory is ---- */
+
+static void on_looked(const struct http_answer *answer, void *arg)
+{
+    struct snapshot_task *s = arg;
+    struct vmm_points points = {.busy = false};
+    struct error err;
+    s->looking = NULL;
+    if (s->over) {
+        uv_close((uv_handle_t *)&s->timer, on_timer_closed);
+        return;
+    }
+    if (s->call == NULL || s->task->stopping)
+        return;
+    if (answer->error == 0 && answer->status == 200 && !s->cancelling &&
+        OBJECT_DECODE(vmm_points, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &points, &err) == 0) {
+        if (points.memory_bytes > 0)
+            agent_task_progress(s->task, "the VM stands still while its memory is written", points.memory_read_bytes, points.memory_bytes);
+        OBJECT_CLEAR(vmm_points, &points);
+    }
+    look_later(s);
+}
+
+/* Or have it given up. */
+static void look_how_far(struct snapshot_task *s)
+{
+    const struct local_vm *vm = find_vm(s);
+    struct error err;
+    const struct http_call_options options = {.method = s->cancelling ? "DELETE" : "GET",
+                                              .url = s->cancelling ? "http://vmm/v1/vm/snapshot" : "http://vmm/v1/vm/points",
+                                              .unix_socket = vm != NULL ? vm_control_path(vm) : NULL,
+                                              .deadline_ms = VM_CONTROL_MS,
+                                              .done = on_looked,
+                                              .arg = s};
+    if (s->looking != NULL || options.unix_socket == NULL || http_client_start(s->agent->http, &options, &s->looking, &err) < 0)
+        look_later(s);
+}
+
 static int ask_for_point(struct snapshot_task *s)
 {
     const struct task_snapshot *wanted = &s->task->order.task.snapshot;
@@ -304,10 +410,14 @@ static int ask_for_point(struct snapshot_task *s)
     OBJECT_TEXT(vmm_point_order, &order, name, wanted->id);
     if (OBJECT_HAS(task_snapshot, wanted, freeze))
         OBJECT_SET(vmm_point_order, &order, freeze, wanted->freeze ? vmm_freeze_MUST : vmm_freeze_NEVER);
+    if (wanted->ram)
+        OBJECT_SET(vmm_point_order, &order, memory, true);
     OBJECT_ENCODE(vmm_point_order, &order, &body);
     OBJECT_CLEAR(vmm_point_order, &order);
     agent_task_progress(s->task, "its VMM makes a new top layer", 0, 0);
     int r = ask(s, "POST", "", &body, on_taken);
+    if (r == 0 && wanted->ram)
+        look_later(s);
     bytes_writer_finish(&body);
     return r;
 }
@@ -316,7 +426,9 @@ static void ask_vmm(struct snapshot_task *s)
 {
     int r;
     hold(s, false); /* its VMM may end and start as it likes */
-    if (kind_of(s) == task_kind_SNAPSHOT_REVERT)
+    if (s->undoing)
+        r = ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_undone);
+    else if (kind_of(s) == task_kind_SNAPSHOT_REVERT)
         r = error_set(&s->err, -EBUSY, ERROR_CONFLICT, "the VM runs; stop it first");
     else if (kind_of(s) == task_kind_SNAPSHOT_CREATE)
         r = ask_for_point(s);
@@ -325,7 +437,7 @@ static void ask_vmm(struct snapshot_task *s)
     else
         r = ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_dropped);
     if (r < 0)
-        over(s, operation_state_FAILED);
+        over(s, failed_state(s));
 }
 
 /* ---- the task ---- */
@@ -337,6 +449,10 @@ static void look(struct snapshot_task *s)
     switch (disks) {
     case VM_DISKS_FREE:
         hold(s, true);
+        if (keeps_memory(s) && !s->undoing) { /* what is left of it by a VMM that has ended goes */
+            error_set(&s->err, -EINVAL, ERROR_CONFLICT, "the VM does not run, so it has no memory to keep");
+            s->undoing = true;
+        }
         work_begin(s, vm);
         return;
     case VM_DISKS_CHANGING:
@@ -348,6 +464,8 @@ static void look(struct snapshot_task *s)
         return;
     case VM_DISKS_NONE:
     case VM_DISKS_UNMADE:
+        if (s->undoing)
+            break;
         error_set(&s->err, -ENOENT, ERROR_NOT_FOUND, "there are no disks of the VM here yet; start it once");
         break;
     }
@@ -356,7 +474,11 @@ static void look(struct snapshot_task *s)
 
 static void on_timer(uv_timer_t *timer)
 {
-    look(timer->data);
+    struct snapshot_task *s = timer->data;
+    if (s->call != NULL)
+        look_how_far(s);
+    else
+        look(s);
 }
 
 static void start(struct agent_task *task)
@@ -375,7 +497,7 @@ static void start(struct agent_task *task)
 static void cancel(struct agent_task *task)
 {
     struct snapshot_task *s = task->state;
-    if (s->over)
+    if (s->over || s->undoing)
         return;
     if (kind_of(s) == task_kind_SNAPSHOT_DELETE && s->dropped && s->child == NULL) {
         return; /* on_merging sees it */
@@ -385,6 +507,8 @@ static void cancel(struct agent_task *task)
     } else if (kind_of(s) == task_kind_SNAPSHOT_DELETE && s->dropped) {
         s->killed = true;
         task_child_kill(s->child);
+    } else if (keeps_memory(s) && s->call != NULL) {
+        s->cancelling = true;
     }
 }
 
@@ -471,6 +595,12 @@ static int disk_delete(const struct snapshot_work *work, const struct snapshot_w
     return r;
 }
 
+/* Where the memory of snapshots is (vm_files_memory_directory). */
+static const char *memory_directory(const struct snapshot_work *work)
+{
+    return ((const struct snapshot_work_disk *)work->disks.items)->directory;
+}
+
 static int disk_revert(const struct snapshot_work *work, const struct snapshot_work_disk *disk, struct error *err)
 {
     struct layer_pool *pool;
@@ -508,6 +638,14 @@ static int all_create(const struct snapshot_work *work, struct task_seen *ret_se
 static int all_delete(const struct snapshot_work *work, struct error *err)
 {
     const struct snapshot_work_disk *disks = work->disks.items;
+    CLEANUP_FREE char *resumes = NULL;
+    int rc = snapshot_resume_read(memory_directory(work), &resumes, err);
+    if (rc == 0 && resumes != NULL && strcmp(resumes, work->snapshot) == 0)
+        rc = snapshot_resume_clear(memory_directory(work), err);
+    if (rc == 0)
+        rc = snapshot_memory_remove(memory_directory(work), work->snapshot, err);
+    if (rc < 0)
+        return rc;
     for (size_t i = 0; i < work->disks.count; i++) {
         int r = disk_delete(work, &disks[i], false, err);
         if (r < 0 && r != -ENOENT)
@@ -522,6 +660,27 @@ static int all_delete(const struct snapshot_work *work, struct error *err)
     return 0;
 }
 
+/* The word that the next start goes on from memory is taken back before anything changes, and given when all disks are there: so
+ * it stands for disks that show the snapshot, whoever ends at any point. */
+static int all_revert(const struct snapshot_work *work, struct task_seen *ret_seen, struct error *err)
+{
+    const struct snapshot_work_disk *disks = work->disks.items;
+    struct snapshot_result *result = &ret_seen->snapshot;
+    uint64_t bytes;
+    int r = snapshot_resume_clear(memory_directory(work), err);
+    if (r == 0 && work->ram && (r = snapshot_memory_look(memory_directory(work), work->snapshot, &bytes, err)) < 0)
+        error_prefix(err, "the snapshot's memory is not there (its disks are: revert it with disks_only): ");
+    for (size_t i = 0; i < work->disks.count && r == 0; i++)
+        r = disk_revert(work, &disks[i], err);
+    if (r < 0 || !work->ram)
+        return r;
+    r = snapshot_resume_set(memory_directory(work), work->snapshot, err);
+    OBJECT_SET(snapshot_result, result, consistency, snapshot_consistency_MEMORY);
+    OBJECT_SET(snapshot_result, result, resumes, true);
+    object_mark(&task_seen_desc, ret_seen, "snapshot");
+    return r;
+}
+
 int task_snapshot_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err)
 {
     struct snapshot_work work = {0};
@@ -529,14 +688,12 @@ int task_snapshot_work(const char *arguments, size_t size, struct task_seen *ret
     if (r < 0)
         return r;
     r = become(&work, err);
-    const struct snapshot_work_disk *disks = work.disks.items;
     if (r == 0 && work.kind == task_kind_SNAPSHOT_CREATE)
         r = all_create(&work, ret_seen, err);
     else if (r == 0 && work.kind == task_kind_SNAPSHOT_DELETE)
         r = all_delete(&work, err);
-    else
-        for (size_t i = 0; i < work.disks.count && r == 0; i++)
-            r = disk_revert(&work, &disks[i], err);
+    else if (r == 0)
+        r = all_revert(&work, ret_seen, err);
     OBJECT_CLEAR(snapshot_work, &work);
     return r;
 }

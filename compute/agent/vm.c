@@ -1346,6 +1346,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
         return r;
     unlink(vm->control_path);
     unlink(exit_path);
+    uint64_t resume_bytes = incoming == NULL ? vm_files_resume_bytes(places, order) : 0; /* it reads that before it answers */
     const struct vmm_process_spawn spawn = {
         .program = vm->context->vmm_path,
         .config_path = config_path,
@@ -1360,7 +1361,9 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     r = vmm_process_start(&spawn, lock_fd, &id, &pidfd, err);
     if (r == 0) {
         vm_watch_process(vm, &id, pidfd, true);
-        log_info("vmm-started", "vm=%s pid=%d epoch=%llu", vm->name, id.pid, (unsigned long long)id.epoch);
+        vm->start_deadline_ms += resume_bytes / VM_RESUME_BYTES_PER_MS;
+        log_info("vmm-started", "vm=%s pid=%d epoch=%llu resume_bytes=%llu", vm->name, id.pid, (unsigned long long)id.epoch,
+                 (unsigned long long)resume_bytes);
     }
     return r;
 }

@@ -24,6 +24,7 @@
 #include "compute/agent/vmm_mount.h"
 #include "compute/agent/vmm_process.h"
 #include "compute/agent/vmm_user.h"
+#include "migration/snapshot_memory.h"
 
 #define UEFI_VARIABLES_FILE "uefi-variables.fd" /* in the VM's directory; made by its VMM */
 
@@ -115,6 +116,26 @@ char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *
 {
     CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
     return layers != NULL ? xasprintf("%s/%s.disk", layers, disk->name) : raw_path(places, order, disk);
+}
+
+char *vm_files_memory_directory(const struct vm_places *places, const struct vm_order *order)
+{
+    const struct vm_disk *disks = order->disks.items;
+    for (size_t i = 0; i < order->disks.count; i++)
+        if (!disks[i].read_only)
+            return vm_files_layers_path(places, order, &disks[i]);
+    return NULL;
+}
+
+uint64_t vm_files_resume_bytes(const struct vm_places *places, const struct vm_order *order)
+{
+    CLEANUP_FREE char *directory = vm_files_memory_directory(places, order);
+    CLEANUP_FREE char *snapshot = NULL;
+    uint64_t bytes;
+    if (directory == NULL || snapshot_resume_read(directory, &snapshot, NULL) < 0 || snapshot == NULL ||
+        snapshot_memory_look(directory, snapshot, &bytes, NULL) < 0)
+        return 0;
+    return bytes;
 }
 
 /* A fixed address for a card that was given none: locally administered, of the VM's id and the card's index. */

@@ -93,6 +93,11 @@ int vm_files_write_next_config(const struct vm_places *places, const struct vm_o
 #define VM_NEXT_SOCKET "next.sock"
 /* The directory of a disk with layers; NULL: it is a raw file. The caller frees. */
 char *vm_files_layers_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
+/* Where the memory of its snapshots is (migration/snapshot_memory.h): with the first disk that is written to. The caller frees; NULL: it has
+ * none with layers. */
+char *vm_files_memory_directory(const struct vm_places *places, const struct vm_order *order);
+/* Of memory that its next start goes on from; 0: it boots. */
+uint64_t vm_files_resume_bytes(const struct vm_places *places, const struct vm_order *order);
 /* The raw file, or the head of a disk with layers. The caller frees. */
 char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
 /* Interface @i of @order as its VMM is to have it; the caller clears *ret_nic. */

@@ -284,7 +284,7 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_snapshot_create(d, target, length, body);
     case ROUTE_ID_snapshot_revert:
     case ROUTE_ID_snapshot_delete:
-        return decide_snapshot_change(d, id, target, length);
+        return decide_snapshot_change(d, id, target, length, id == ROUTE_ID_snapshot_revert ? body : NULL);
     case ROUTE_ID_backup_store_attach:
         return decide_backup_attach(d, target, length);
     case ROUTE_ID_backup_store_verify:

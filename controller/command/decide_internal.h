@@ -47,7 +47,9 @@ int decide_task(struct deciding *d, struct command_task *command);
 int decide_task_of_vm(struct deciding *d, const struct record *vm, struct task *task);
 /* decide_snapshot.c */
 int decide_snapshot_create(struct deciding *d, const char *vm, size_t vm_length, const struct snapshot *body);
-int decide_snapshot_change(struct deciding *d, enum route_id route, const char *id, size_t id_length);
+/* @body: of a revert; may be NULL. */
+int decide_snapshot_change(struct deciding *d, enum route_id route, const char *id, size_t id_length,
+                           const struct snapshot_revert *body);
 /* decide_migrate.c */
 int decide_vm_upgrade(struct deciding *d, const char *id, size_t id_length);
 int decide_vm_migrate(struct deciding *d, const char *id, size_t id_length, const struct vm_migration *body);

@@ -51,9 +51,9 @@ int decide_snapshot_create(struct deciding *d, const char *vm_id, size_t vm_leng
     const struct record *vm = decide_target(d, object_kind_VM, vm_id, vm_length);
     if (vm == NULL)
         return -ENOENT;
-    if (body != NULL && body->ram)
-        return error_set_field(d->err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/ram",
-                               "cannot be kept yet: leave it out; the disks are kept while the VM runs");
+    if (body != NULL && body->ram && body->freeze)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/freeze",
+                               "is not for a snapshot with ram: the VM goes on where it was, and nobody would thaw its file systems there");
     decide_uuid(d, id);
     if (body != NULL && body->name != NULL)
         snprintf(name, sizeof name, "%s", body->name);
@@ -79,7 +79,8 @@ int decide_snapshot_create(struct deciding *d, const char *vm_id, size_t vm_leng
     return begin(d, vm, &command);
 }
 
-int decide_snapshot_change(struct deciding *d, enum route_id route, const char *id, size_t id_length)
+int decide_snapshot_change(struct deciding *d, enum route_id route, const char *id, size_t id_length,
+                           const struct snapshot_revert *body)
 {
     struct command_task command = {0};
     bool revert = route == ROUTE_ID_snapshot_revert;
@@ -93,6 +94,8 @@ int decide_snapshot_change(struct deciding *d, enum route_id route, const char *
                    record->common->name);
     if (d->context->if_revision != 0)
         OBJECT_SET(command_task, &command, if_revision, d->context->if_revision);
+    if (revert && record->snapshot->consistency == snapshot_consistency_MEMORY && (body == NULL || !body->disks_only))
+        OBJECT_SET(task_snapshot, &command.operation.task.snapshot, ram, true);
     decide_preview(d, record->desc, record->object);
     return begin(d, vm, &command);
 }

@@ -168,7 +168,9 @@ static void create_ended(struct apply *a, const struct operation *operation, enu
                         (const struct snapshot_disk *)result->disks.items + i);
     }
     state_edit_end(a->state, record, a->index);
-    set_state(a, record, snapshot_state_AVAILABLE, NULL);
+    bool without = record->snapshot->ram && record->snapshot->consistency != snapshot_consistency_MEMORY;
+    set_state(a, record, snapshot_state_AVAILABLE,
+              without ? "it is without memory: the host's drover-agent is of an older version and has kept the disks alone" : NULL);
 }
 
 const struct task_kind_ops task_snapshot_create = {create_may_begin, create_begun, create_ended};
@@ -201,11 +203,17 @@ static void revert_begun(struct apply *a, const struct operation *operation)
 }
 
 static void revert_ended(struct apply *a, const struct operation *operation, enum operation_state state,
-                         const char *text, const struct task_seen *seen UNUSED)
+                         const char *text, const struct task_seen *seen)
 {
     struct record *record = snapshot_of(a, operation);
-    if (record != NULL)
-        set_state(a, record, snapshot_state_AVAILABLE, state == operation_state_SUCCEEDED ? NULL : text);
+    if (record == NULL)
+        return;
+    set_state(a, record, snapshot_state_AVAILABLE, state == operation_state_SUCCEEDED ? NULL : text);
+    if (state == operation_state_SUCCEEDED && seen != NULL && OBJECT_HAS(task_seen, seen, snapshot))
+        apply_event(a, event_type_UPDATED, record,
+                    seen->snapshot.resumes ? "VM %s is at snapshot %s: its next start goes on from the memory, once"
+                                           : "VM %s is at snapshot %s: its next start boots from the disks",
+                    record->snapshot->vm_name, record->common->name);
 }
 
 const struct task_kind_ops task_snapshot_revert = {revert_may_begin, revert_begun, revert_ended};

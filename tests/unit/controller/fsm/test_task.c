@@ -302,7 +302,7 @@ static void snapshots_live_and_go(void **test)
     assert_int_equal(fixture_do(f, ROUTE_ID_snapshot_revert, "s", NULL), -EBUSY); /* it runs */
     fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
     fixture_vm_is(f, "a", vm_state_STOPPED);
-    assert_int_equal(fixture_do(f, ROUTE_ID_snapshot_create, "a", "{\"ram\":true}"), -ENOTSUP); /* never kept silently without */
+    assert_int_equal(fixture_do(f, ROUTE_ID_snapshot_create, "a", "{\"ram\":true}"), -EINVAL); /* it is off */
     assert_string_equal(f->error.field, "/ram");
     fixture_must(f, ROUTE_ID_snapshot_revert, "s", NULL);
     assert_int_equal(snapshot_of(f, "s")->state, snapshot_state_REVERTING);
@@ -325,6 +325,60 @@ static void snapshots_live_and_go(void **test)
     assert_string_equal(snapshot_of(f, "t")->vm_name, "b");
     fixture_must(f, ROUTE_ID_snapshot_update, "t", "{\"name\":\"u\"}");
     assert_string_equal(snapshot_of(f, "u")->vm_name, "b");
+}
+
+/* What the host said, with memory or without; the task that it was given, in @ret. */
+static void host_ends(struct fixture *f, enum snapshot_consistency consistency, bool resumes, struct task_snapshot *ret)
+{
+    struct node_orders orders = orders_of(f, "n1");
+    assert_int_equal(orders.tasks.count, 1);
+    OBJECT_COPY(task_snapshot, ret, &((const struct task_order *)orders.tasks.items)->task.snapshot);
+    OBJECT_CLEAR(node_orders, &orders);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct task_seen *seen = seen_in(&report, f->decision.operation_id, task_role_MAIN, operation_state_SUCCEEDED);
+    OBJECT_SET(snapshot_result, &seen->snapshot, consistency, consistency);
+    if (consistency == snapshot_consistency_MEMORY)
+        OBJECT_SET(snapshot_result, &seen->snapshot, ram_bytes, 4096);
+    if (resumes)
+        OBJECT_SET(snapshot_result, &seen->snapshot, resumes, true);
+    object_mark(&task_seen_desc, seen, "snapshot");
+    assert_int_equal(fixture_send(f, &report), 1);
+}
+
+static void with_memory(void **test)
+{
+    struct fixture *f = *test;
+    struct task_snapshot given = {.id = NULL};
+    assert_int_equal(fixture_do(f, ROUTE_ID_snapshot_create, "a", "{\"ram\":true,\"freeze\":true}"), -EINVAL);
+    assert_string_equal(f->error.field, "/freeze");
+    fixture_must(f, ROUTE_ID_snapshot_create, "a", "{\"name\":\"m\",\"ram\":true,\"freeze\":false}");
+    host_ends(f, snapshot_consistency_MEMORY, false, &given);
+    assert_true(given.ram);
+    OBJECT_CLEAR(task_snapshot, &given);
+    assert_int_equal(snapshot_of(f, "m")->consistency, snapshot_consistency_MEMORY);
+    assert_int_equal(snapshot_of(f, "m")->ram_bytes, 4096);
+    assert_null(snapshot_of(f, "m")->state_reason);
+    /* a host with an older agent keeps the disks alone: never silently */
+    fixture_must(f, ROUTE_ID_snapshot_create, "a", "{\"name\":\"d\",\"ram\":true}");
+    host_ends(f, snapshot_consistency_CRASH, false, &given);
+    OBJECT_CLEAR(task_snapshot, &given);
+    assert_int_equal(snapshot_of(f, "d")->state, snapshot_state_AVAILABLE);
+    assert_non_null(strstr(snapshot_of(f, "d")->state_reason, "without memory"));
+    fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
+    fixture_vm_is(f, "a", vm_state_STOPPED);
+    static const struct {
+        const char *snapshot, *body;
+        bool ram;
+    } reverts[] = {{"m", NULL, true}, {"m", "{}", true}, {"m", "{\"disks_only\":false}", true}, {"m", "{\"disks_only\":true}", false},
+                   {"d", NULL, false}, {"d", "{\"disks_only\":true}", false}};
+    for (size_t i = 0; i < ARRAY_SIZE(reverts); i++) {
+        fixture_must(f, ROUTE_ID_snapshot_revert, reverts[i].snapshot, reverts[i].body);
+        host_ends(f, snapshot_consistency_MEMORY, reverts[i].ram, &given);
+        assert_int_equal(given.ram, reverts[i].ram);
+        OBJECT_CLEAR(task_snapshot, &given);
+        assert_int_equal(snapshot_of(f, reverts[i].snapshot)->state, snapshot_state_AVAILABLE);
+    }
+    assert_int_equal(snapshot_of(f, "d")->consistency, snapshot_consistency_CRASH); /* a revert changes nothing of it */
 }
 
 static void a_snapshot_gets_a_name(void **test)
@@ -367,6 +421,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_removed_host_fails_its_tasks, setup, teardown),
         cmocka_unit_test_setup_teardown(only_its_host_is_believed, setup, teardown),
         cmocka_unit_test_setup_teardown(snapshots_live_and_go, setup, teardown),
+        cmocka_unit_test_setup_teardown(with_memory, setup, teardown),
         cmocka_unit_test_setup_teardown(a_snapshot_gets_a_name, setup, teardown),
         cmocka_unit_test_setup_teardown(it_is_all_in_the_states_snapshot, setup, teardown),
     };
