@@ -41,19 +41,21 @@ BLAKE3   = $(BUILD)/libblake3.a
 CFLAGS_backup = -isystem $(BLAKE3_DIR)
 LIBS_agent = $(foreach r,compute backup migration block schema common,$(BUILD)/lib$(r).a) $(BLAKE3)
 LIBS_backup = $(foreach r,backup migration block schema common,$(BUILD)/lib$(r).a) $(BLAKE3)
+LIBS_rbd = $(foreach r,block schema common,$(BUILD)/lib$(r).a)
 LIBS_controller = $(foreach r,controller scheduler schema common,$(BUILD)/lib$(r).a)
 LIBS_cli = $(foreach r,cli schema common,$(BUILD)/lib$(r).a)
 LIBS_all = $(foreach r,cli controller compute backup migration block scheduler schema common,$(BUILD)/lib$(r).a) $(BLAKE3)
 # An own raft_io needs symbols that only the static library has (docs/ARCHITECTURE.md, "Raft").
 RAFT_LIB = $(firstword $(wildcard /usr/lib/*/libraft.a)) -llz4
 
-PROGRAMS = $(patsubst %,$(BUILD)/bin/%,drover drover-controller drover-agent drover-vmm drover-backup)
+PROGRAMS = $(patsubst %,$(BUILD)/bin/%,drover drover-controller drover-agent drover-vmm drover-backup drover-rbd)
 main_drover            = cli/main.c
 main_drover-controller = controller/main.c
 main_drover-agent      = compute/agent/main.c
 main_drover-vmm        = compute/vmm/main.c
 main_drover-backup     = backup/main.c
-HAVE     = $(foreach p,drover drover-controller drover-agent drover-vmm drover-backup,$(if $(wildcard $(main_$(p))),$(BUILD)/bin/$(p)))
+main_drover-rbd        = compute/rbd/main.c
+HAVE     = $(foreach p,drover drover-controller drover-agent drover-vmm drover-backup drover-rbd,$(if $(wildcard $(main_$(p))),$(BUILD)/bin/$(p)))
 
 UNIT_SRC = $(shell find tests/unit -name 'test_*.c' 2>/dev/null)
 FUZZ_SRC = $(shell find tests/fuzz -name 'fuzz_*.c' 2>/dev/null)
@@ -111,6 +113,9 @@ $(BUILD)/bin/drover-vmm: $(BUILD)/compute/vmm/main.o $(LIBS_agent)
 	@mkdir -p $(@D)
 	$(call say,link,$@)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 $(BUILD)/bin/drover-backup: $(BUILD)/backup/main.o $(LIBS_backup)
+	@mkdir -p $(@D)
+	$(call say,link,$@)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/bin/drover-rbd: $(BUILD)/compute/rbd/main.o $(LIBS_rbd)
 	@mkdir -p $(@D)
 	$(call say,link,$@)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 

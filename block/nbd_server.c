@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-enum { OUTPUT_MAX = 16, BACKLOG = 16 };
+enum { OUTPUT_MAX = 16, BACKLOG = 16, FDS_OWN = 3 };
 
 struct server_client {
     int fd;
@@ -22,7 +22,7 @@ struct server_client {
 struct nbd_server {
     struct nbd_server_options options;
     char *socket_path; /* owned; NULL: TCP */
-    int listen_fd, stop_fd;
+    int listen_fd, stop_fd, wake_fd;
     struct server_client clients[NBD_SERVER_CLIENTS_MAX];
 };
 
@@ -90,8 +90,12 @@ static bool client_receive(struct server_client *client)
     return true;
 }
 
-static void blocks_drain(struct nbd_server *server)
+static void blocks_run(struct nbd_server *server)
 {
+    if (server->options.run != NULL) {
+        server->options.run(server->options.run_arg);
+        return;
+    }
     for (unsigned i = 0; i < server->options.export_count; i++) {
         struct block *b = server->options.exports[i].block;
         if (b != NULL && b->in_flight > 0)
@@ -113,36 +117,56 @@ static bool round_wait(struct nbd_server *server, struct pollfd *fds)
     bool anybody = !server->options.adopted_only;
     fds[0] = (struct pollfd){.fd = server->stop_fd, .events = POLLIN};
     fds[1] = (struct pollfd){.fd = server->listen_fd, .events = POLLIN};
+    fds[2] = (struct pollfd){.fd = server->wake_fd, .events = POLLIN};
     for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++) {
         const struct server_client *client = &server->clients[i];
-        fds[2 + i] = (struct pollfd){.fd = client->session != NULL ? client->fd : -1};
-        fds[2 + i].events = client->session != NULL ? events_wanted(client) : 0;
+        fds[FDS_OWN + i] = (struct pollfd){.fd = client->session != NULL ? client->fd : -1};
+        fds[FDS_OWN + i].events = client->session != NULL ? events_wanted(client) : 0;
         anybody = anybody || client->session != NULL;
     }
-    return anybody && (poll(fds, 2 + NBD_SERVER_CLIENTS_MAX, -1) <= 0 || fds[0].revents == 0);
+    return anybody && (poll(fds, FDS_OWN + NBD_SERVER_CLIENTS_MAX, -1) <= 0 || fds[0].revents == 0);
+}
+
+static void eventfd_empty(int fd)
+{
+    uint64_t count;
+    ssize_t n = read(fd, &count, sizeof count);
+    (void)n;
 }
 
 void nbd_server_run(struct nbd_server *server)
 {
-    struct pollfd fds[2 + NBD_SERVER_CLIENTS_MAX] = {{.fd = -1}};
+    struct pollfd fds[FDS_OWN + NBD_SERVER_CLIENTS_MAX] = {{.fd = -1}};
     while (round_wait(server, fds)) {
         if (fds[1].revents != 0)
             client_accept(server);
+        if (fds[2].revents != 0)
+            eventfd_empty(server->wake_fd);
         for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++)
             if (server->clients[i].session != NULL && !client_receive(&server->clients[i]))
                 client_end(&server->clients[i]);
-        blocks_drain(server);
+        blocks_run(server);
         for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++)
             if (server->clients[i].session != NULL && !client_send(&server->clients[i]))
                 client_end(&server->clients[i]);
     }
 }
 
-void nbd_server_stop(struct nbd_server *server)
+static void eventfd_ring(int fd)
 {
     uint64_t one = 1;
-    ssize_t n = write(server->stop_fd, &one, sizeof one);
+    ssize_t n = write(fd, &one, sizeof one);
     (void)n;
+}
+
+void nbd_server_wake(struct nbd_server *server)
+{
+    eventfd_ring(server->wake_fd);
+}
+
+void nbd_server_stop(struct nbd_server *server)
+{
+    eventfd_ring(server->stop_fd);
 }
 
 static int unix_listen(struct nbd_server *server, const char *path, struct error *err)
@@ -206,7 +230,8 @@ int nbd_server_create(const struct nbd_server_options *options, struct nbd_serve
     for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++)
         server->clients[i].fd = -1;
     server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int code = server->stop_fd < 0            ? error_errno(err, -errno, "cannot make an eventfd")
+    server->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int code = server->stop_fd < 0 || server->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd")
                : options->adopted_only        ? 0
                : options->has_listen_fd       ? fd_listen(server, err)
                : options->socket_path != NULL ? unix_listen(server, options->socket_path, err)
@@ -230,6 +255,7 @@ void nbd_server_destroy(struct nbd_server *server)
         unlink(server->socket_path);
     close_fd(&server->listen_fd);
     close_fd(&server->stop_fd);
+    close_fd(&server->wake_fd);
     free(server->socket_path);
     free(server);
 }

@@ -4,7 +4,8 @@
  *
  *   poll -> new clients; bytes in -> nbd_session.h -> blocks; bytes out
  *
- * Blocks whose requests are carried out by block_drain (block_sync.h, or with threads behind it) are drained once a round.
+ * Blocks whose requests are carried out by block_drain (block_sync.h, or with threads behind it) are drained once a round;
+ * others end theirs in options.run, in a round that nbd_server_wake has begun.
  * A client that breaks the protocol, hangs up or does not read loses its connection, and nothing else. */
 #ifndef BLOCK_NBD_SERVER_H
 #define BLOCK_NBD_SERVER_H
@@ -22,6 +23,8 @@ struct nbd_server_options {
     bool adopted_only;       /* neither: only those that nbd_server_adopt gives it, until the last of them has gone */
     const struct nbd_export *exports; /* borrowed */
     unsigned export_count;
+    void (*run)(void *arg); /* once a round: have `done` called of what has ended; NULL: all blocks are drained */
+    void *run_arg;
 };
 
 struct nbd_server;
@@ -34,6 +37,8 @@ uint16_t nbd_server_port(const struct nbd_server *server);
 int nbd_server_adopt(struct nbd_server *server, int fd);
 /* Serve until nbd_server_stop. */
 void nbd_server_run(struct nbd_server *server);
+/* Any thread: something has ended, begin a round soon. */
+void nbd_server_wake(struct nbd_server *server);
 /* Any thread, or a signal handler: nbd_server_run returns soon. */
 void nbd_server_stop(struct nbd_server *server);
 /* NULL is allowed. */

@@ -1,0 +1,61 @@
+/* An image of a Ceph cluster (RBD) as a struct block, through librados and librbd. Both are loaded when the first
+ * cluster is opened, so that a host without Ceph needs neither: -ENOSYS in words where they are missing.
+ *
+ * Ownership: an image that is opened for writing has Ceph's exclusive lock, taken explicitly, so that no other client gets
+ * it by asking, and keeps the owner's epoch in its metadata. Who comes with a higher epoch than that breaks the lock, by
+ * which Ceph blocklists the old client: what that has under way or sends later fails at Ceph's own doors (-ESHUTDOWN).
+ * Who comes with a lower one is refused (-EPERM); one of the same epoch is told -EBUSY, unless whoever asks knows the
+ * other to be dead (`replaces`).
+ *
+ * Durability: as of block.h. librbd may keep what was written in this process until a FLUSH (lost_with_process).
+ * Failures: a Ceph cluster that does not answer is waited for, as long as it takes: requests do not fail because monitors or
+ * OSDs are away. Opening a cluster fails after RBD_CONNECT_S.
+ *
+ * Threads: the struct block under its owner's lock; librbd calls `wake` on threads of its own. Programs that forked
+ * since the cluster was opened must not use it.
+ * Sources: rados/librados.h and rbd/librbd.h of Ceph 16.2, whose functions and numbers are declared in the .c file. */
+#ifndef BLOCK_BLOCK_RBD_H
+#define BLOCK_BLOCK_RBD_H
+
+#include "block/block.h"
+
+enum { RBD_CONNECT_S = 15 };
+
+struct rbd_cluster; /* a connection, for one pool */
+
+struct rbd_cluster_options {
+    const char *conf; /* its ceph.conf, absolute */
+    const char *user; /* without "client." */
+    const char *key;  /* of the user; NULL: from the keyring that conf tells of */
+    const char *pool;
+};
+
+/* -ENOSYS: no librbd; -ENOENT: no such pool, file or user; -EACCES: the key is wrong; -ETIMEDOUT. All in words. */
+int rbd_cluster_open(const struct rbd_cluster_options *options, struct rbd_cluster **ret_cluster, struct error *err);
+/* No image of it is open. NULL is allowed. */
+void rbd_cluster_close(struct rbd_cluster *cluster);
+
+/* An image of zeroes, which takes no room yet. One of that name and size that is there already is fine; -EEXIST: it has
+ * another size. */
+int rbd_image_create(struct rbd_cluster *cluster, const char *name, uint64_t size_bytes, struct error *err);
+/* None of that name is fine. -EBUSY in words: somebody has it open. */
+int rbd_image_remove(struct rbd_cluster *cluster, const char *name, struct error *err);
+/* Its size; -ENOENT. */
+int rbd_image_size(struct rbd_cluster *cluster, const char *name, uint64_t *ret_size_bytes, struct error *err);
+
+struct block_rbd_options {
+    const char *image;
+    bool read_only;          /* takes no lock */
+    uint64_t epoch;          /* of the owner, to write */
+    bool replaces;           /* whoever has it with the same epoch */
+    void (*wake)(void *arg); /* have block_rbd_run called soon under the owner's lock; any thread. NULL: only drain */
+    void *wake_arg;
+};
+
+/* -ENOENT, -EPERM, -EBUSY (see above), -EINVAL: a size that is no multiple of 512. @cluster outlives the block. */
+int block_rbd_open(struct rbd_cluster *cluster, const struct block_rbd_options *options, struct block **ret_block,
+                   struct error *err);
+/* Call done of what has ended. */
+void block_rbd_run(struct block *b);
+
+#endif

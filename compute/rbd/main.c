@@ -1,0 +1,214 @@
+/* drover-rbd: images of a Ceph cluster for those who may not talk to a network. `serve` is an NBD server of one image at a Unix
+ * socket; a VMM has its disks by it. The other verbs make, remove and look at images.
+ *
+ *   signals  SIGTERM, SIGINT: what was written is flushed, the image's lock is let go, exit 0
+ *   output   serve: "ready" in a line when it can be connected to; size: bytes
+ *   exit     0; 1 with the reason on stderr; 2: wrong options */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+
+#include "block/block_rbd.h"
+#include "block/nbd_server.h"
+#include "common/file.h"
+
+enum { KEY_BYTES_MAX = 256 };
+
+struct words {
+    const char *verb, *conf, *user, *key_file, *pool, *image, *socket;
+    uint64_t size_bytes, epoch;
+    bool read_only, replaces;
+};
+
+static const char help[] =
+    "drover-rbd - serve images of a Ceph cluster by NBD at a Unix socket\n"
+    "\n"
+    "Usage: drover-rbd VERB --pool POOL --image NAME [--option value]...\n"
+    "\n"
+    "  serve      serve the image by NBD at a Unix socket, until SIGTERM\n"
+    "               drover-rbd serve --pool vms --image v1 --socket /run/v1.nbd --epoch 7\n"
+    "  create     make an image of zeroes; one of that size that is there already is fine\n"
+    "               drover-rbd create --pool vms --image v1 --size 10737418240\n"
+    "  size       print the size of an image in bytes\n"
+    "  remove     remove an image; one that is not there is fine\n"
+    "\n"
+    "  --conf FILE        of the Ceph cluster (/etc/ceph/ceph.conf)\n"
+    "  --user NAME        of the Ceph cluster, without \"client.\" (admin)\n"
+    "  --key-file FILE    the user's key, alone in a file (where not given: in the keyring that the conf tells of)\n"
+    "  --pool POOL        of the Ceph cluster\n"
+    "  --image NAME       in that pool\n"
+    "  --size BYTES       create: a multiple of 512\n"
+    "  --socket FILE      serve: made here, mode 0600, and removed at the end\n"
+    "  --epoch N          serve: of the image's owner; whoever has it with a lower one loses it for good\n"
+    "  --replace          serve: so does one of the same epoch, which is known to be dead\n"
+    "  --read-only        serve: nobody is kept out, and nothing is written\n"
+    "  -h, --help         this help\n";
+
+static int number_parse(const char *text, uint64_t *ret_number)
+{
+    char *end;
+    errno = 0;
+    *ret_number = strtoull(text, &end, 10);
+    return errno == 0 && *end == '\0' && *text >= '0' && *text <= '9' ? 0 : -EINVAL;
+}
+
+static int wrong(const char *what)
+{
+    fprintf(stderr, "drover-rbd: %s; `drover-rbd --help` tells more\n", what);
+    return 2;
+}
+
+/* 0; else the exit status + 1. */
+static int words_parse(int argc, char **argv, struct words *w)
+{
+    static const struct option options[] = {
+        {"conf", required_argument, NULL, 'c'},   {"user", required_argument, NULL, 'u'},  {"key-file", required_argument, NULL, 'k'},
+        {"pool", required_argument, NULL, 'p'},   {"image", required_argument, NULL, 'i'}, {"size", required_argument, NULL, 's'},
+        {"socket", required_argument, NULL, 'S'}, {"epoch", required_argument, NULL, 'e'}, {"replace", no_argument, NULL, 'R'},
+        {"read-only", no_argument, NULL, 'r'},    {"help", no_argument, NULL, 'h'},        {NULL, 0, NULL, 0},
+    };
+    for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+        switch (option) {
+        case 'c': w->conf = optarg; break;
+        case 'u': w->user = optarg; break;
+        case 'k': w->key_file = optarg; break;
+        case 'p': w->pool = optarg; break;
+        case 'i': w->image = optarg; break;
+        case 'S': w->socket = optarg; break;
+        case 'R': w->replaces = true; break;
+        case 'r': w->read_only = true; break;
+        case 's':
+            if (number_parse(optarg, &w->size_bytes) < 0 || w->size_bytes == 0 || w->size_bytes % BLOCK_SECTOR_BYTES != 0)
+                return 1 + wrong("--size takes a number of bytes, a multiple of 512");
+            break;
+        case 'e':
+            if (number_parse(optarg, &w->epoch) < 0)
+                return 1 + wrong("--epoch takes a number");
+            break;
+        case 'h': fputs(help, stdout); return 1;
+        default: return 1 + wrong("wrong option");
+        }
+    }
+    w->verb = optind < argc ? argv[optind] : NULL;
+    if (w->verb == NULL || optind + 1 != argc)
+        return 1 + wrong("one verb is needed: serve, create, size, or remove");
+    if (w->pool == NULL || w->image == NULL)
+        return 1 + wrong("--pool and --image are needed");
+    if (strcmp(w->verb, "create") == 0 && w->size_bytes == 0)
+        return 1 + wrong("create needs --size");
+    if (strcmp(w->verb, "serve") == 0 && w->socket == NULL)
+        return 1 + wrong("serve needs --socket");
+    if (strcmp(w->verb, "serve") == 0 && w->epoch == 0 && !w->read_only)
+        return 1 + wrong("serve needs --epoch, 1 or more, or --read-only");
+    return 0;
+}
+
+static struct nbd_server *served; /* for the signal handler */
+
+static void on_signal(int number UNUSED)
+{
+    nbd_server_stop(served);
+}
+
+static void serve_run(void *arg)
+{
+    block_rbd_run(arg);
+}
+
+/* librbd's threads may be quicker than nbd_server_create. */
+static void serve_wake(void *arg)
+{
+    struct nbd_server **server = arg;
+    nbd_server_wake(*server);
+}
+
+static int serve(struct rbd_cluster *cluster, const struct words *w, struct error *err)
+{
+    struct block *block;
+    const struct block_rbd_options options = {.image = w->image,
+                                              .read_only = w->read_only,
+                                              .epoch = w->epoch,
+                                              .replaces = w->replaces,
+                                              .wake = serve_wake,
+                                              .wake_arg = &served};
+    int code = block_rbd_open(cluster, &options, &block, err);
+    if (code < 0)
+        return code;
+    const struct nbd_export export = {.name = w->image, .block = block, .access = w->read_only ? NBD_ACCESS_READ : NBD_ACCESS_WRITE};
+    const struct nbd_server_options server = {
+        .socket_path = w->socket, .exports = &export, .export_count = 1, .run = serve_run, .run_arg = block};
+    code = nbd_server_create(&server, &served, err);
+    if (code == 0) {
+        const struct sigaction action = {.sa_handler = on_signal};
+        sigaction(SIGTERM, &action, NULL);
+        sigaction(SIGINT, &action, NULL);
+        signal(SIGPIPE, SIG_IGN);
+        puts("ready");
+        fflush(stdout);
+        nbd_server_run(served);
+        block_drain(block);
+        if (!w->read_only)
+            code = block_own(block, false, err); /* flushes, and says so where that fails */
+    }
+    struct nbd_server *server_ended = served;
+    nbd_server_destroy(server_ended);
+    block_close(block);
+    return code;
+}
+
+static int verb_do(struct rbd_cluster *cluster, const struct words *w, struct error *err)
+{
+    uint64_t size_bytes;
+    if (strcmp(w->verb, "serve") == 0)
+        return serve(cluster, w, err);
+    if (strcmp(w->verb, "create") == 0)
+        return rbd_image_create(cluster, w->image, w->size_bytes, err);
+    if (strcmp(w->verb, "remove") == 0)
+        return rbd_image_remove(cluster, w->image, err);
+    int code = rbd_image_size(cluster, w->image, &size_bytes, err);
+    if (code == 0)
+        printf("%" PRIu64 "\n", size_bytes);
+    return code;
+}
+
+static int key_read(const char *path, char **ret_key, struct error *err)
+{
+    size_t size;
+    int code = file_read(path, KEY_BYTES_MAX, ret_key, &size, err);
+    if (code == 0)
+        (*ret_key)[strcspn(*ret_key, " \t\r\n")] = '\0';
+    return code;
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const verbs[] = {"serve", "create", "size", "remove"};
+    struct words w = {.conf = "/etc/ceph/ceph.conf", .user = "admin"};
+    struct rbd_cluster *cluster = NULL;
+    struct error err;
+    CLEANUP_FREE char *key = NULL;
+    bool known = false;
+    int code = words_parse(argc, argv, &w);
+    if (code != 0)
+        return code - 1;
+    for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
+        known = known || strcmp(w.verb, verbs[i]) == 0;
+    if (!known)
+        return wrong("the verbs are serve, create, size and remove");
+    prctl(PR_SET_DUMPABLE, 0); /* there is a key in its memory */
+    code = w.key_file != NULL ? key_read(w.key_file, &key, &err) : 0;
+    const struct rbd_cluster_options options = {.conf = w.conf, .user = w.user, .key = key, .pool = w.pool};
+    if (code == 0)
+        code = rbd_cluster_open(&options, &cluster, &err);
+    if (code == 0)
+        code = verb_do(cluster, &w, &err);
+    rbd_cluster_close(cluster);
+    if (code < 0)
+        fprintf(stderr, "drover-rbd: %s\n", err.text);
+    return code < 0;
+}
