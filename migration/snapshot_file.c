@@ -440,6 +440,35 @@ static int image_region_read(struct snapshot_file *f, const struct guest_region 
     return 0;
 }
 
+/* Piece by piece, what is not zeros: what was never touched stays so, and costs no memory of the host. @base: of the whole memory. */
+static int image_region_copy(const struct snapshot_file *f, const struct guest_region *r, uint64_t base, bool verify, struct error *err)
+{
+    CLEANUP_FREE uint8_t *piece = xcalloc(1, SNAPSHOT_PIECE_BYTES);
+    const uint32_t zeros = bytes_crc32c(0, piece, SNAPSHOT_PIECE_BYTES);
+    for (uint64_t at = 0; at < r->size; at += SNAPSHOT_PIECE_BYTES) {
+        size_t size = MIN((uint64_t)SNAPSHOT_PIECE_BYTES, r->size - at), done = 0;
+        off_t offset = (off_t)(f->image_offset + base + at), data = lseek(f->fd, offset, SEEK_DATA);
+        uint32_t crc = zeros;
+        bool hole = size == SNAPSHOT_PIECE_BYTES && (data < 0 ? errno == ENXIO : data >= offset + (off_t)size);
+        while (!hole && done < size) {
+            ssize_t n = pread(f->fd, piece + done, size - done, offset + (off_t)done);
+            if (n < 0 && errno == EINTR)
+                continue;
+            if (n <= 0)
+                return error_errno(err, n < 0 ? -errno : -EIO, "cannot read memory");
+            done += (size_t)n;
+        }
+        if (verify && !hole)
+            crc = bytes_crc32c(0, piece, size);
+        if (verify && crc != f->crcs[(base + at) / SNAPSHOT_PIECE_BYTES])
+            return error_set(err, -EBADMSG, ERROR_CHECKSUM, "memory at %#llx is damaged", (unsigned long long)(r->gpa + at));
+        for (size_t page = 0; page < done; page += GUEST_PAGE_BYTES)
+            if (!stream_page_is_zero(piece + page))
+                memcpy(r->host + at + page, piece + page, GUEST_PAGE_BYTES);
+    }
+    return 0;
+}
+
 static int image_verify(const struct snapshot_file *f, const struct guest_region *r, uint64_t base, struct error *err)
 {
     for (uint64_t at = 0; at < r->size; at += SNAPSHOT_PIECE_BYTES)
@@ -456,7 +485,14 @@ static int image_load(struct snapshot_file *f, struct guest *guest, const struct
     uint64_t base = 0;
     for (size_t i = 0; i < count; i++) {
         int code = -ENOTSUP;
-        if (guest->ops->memory_map && !(how & SNAPSHOT_COPY))
+        if (how & SNAPSHOT_COPY) {
+            code = image_region_copy(f, &regions[i], base, how & SNAPSHOT_VERIFY, err);
+            if (code < 0)
+                return code;
+            base += regions[i].size;
+            continue;
+        }
+        if (guest->ops->memory_map)
             code = guest->ops->memory_map(guest, i, f->fd, f->image_offset + base, err);
         if (code == -ENOTSUP)
             code = image_region_read(f, &regions[i], f->image_offset + base, err);

@@ -13,6 +13,8 @@
 
 #define MEMORY_ENDING ".memory"
 #define NEW_ENDING ".new"
+#define PART_ENDING ".part"
+#define ID_LENGTH 36u
 #define RESUME_FILE "resume"
 #define NAME_BYTES_MAX 64u
 
@@ -47,16 +49,31 @@ int snapshot_memory_conclude(const char *directory, const char *snapshot, struct
     return file_sync_directory(directory, err);
 }
 
-/* Is @file one of @snapshot's (NULL: any's, its name in @ret_name)? 0: no; 1: the file; 2: what comes to be it. */
+/* What stands behind a snapshot's name: 0: it is none of its files; 1: the file; 2: what comes to be it, as snapshot_file.c calls it until
+ * it is whole. To the letter: disks are in the same directory, and may have odd names. */
+static int ending_kind(const char *ending)
+{
+    size_t digits;
+    if (strncmp(ending, MEMORY_ENDING, strlen(MEMORY_ENDING)) != 0)
+        return 0;
+    ending += strlen(MEMORY_ENDING);
+    if (ending[0] == '\0')
+        return 1;
+    if (strncmp(ending, NEW_ENDING, strlen(NEW_ENDING)) != 0)
+        return 0;
+    ending += strlen(NEW_ENDING);
+    digits = ending[0] == '.' ? strspn(ending + 1, "0123456789") : 0;
+    return ending[0] == '\0' || (digits > 0 && strcmp(ending + 1 + digits, PART_ENDING) == 0) ? 2 : 0;
+}
+
+/* Is @file one of @snapshot's, or, NULL, of any that has an id for a name, which is in @ret_name then? */
 static int is_memory(const char *file, const char *snapshot, char ret_name[NAME_BYTES_MAX])
 {
-    const char *ending = strstr(file, MEMORY_ENDING);
-    size_t length = ending != NULL ? (size_t)(ending - file) : 0;
-    if (length == 0 || length >= NAME_BYTES_MAX || (snapshot != NULL && (strlen(snapshot) != length || strncmp(file, snapshot, length) != 0)))
+    size_t length = snapshot != NULL ? strlen(snapshot) : strspn(file, "0123456789abcdef-");
+    if (length >= NAME_BYTES_MAX || (snapshot != NULL && strncmp(file, snapshot, length) != 0) || (snapshot == NULL && length != ID_LENGTH))
         return 0;
     snprintf(ret_name, NAME_BYTES_MAX, "%.*s", (int)length, file);
-    ending += strlen(MEMORY_ENDING);
-    return ending[0] == '\0' ? 1 : strncmp(ending, NEW_ENDING, strlen(NEW_ENDING)) == 0 ? 2 : 0;
+    return ending_kind(file + length);
 }
 
 /* Remove the files of @snapshot, or all that @keeps does not keep. 1: something went. */

@@ -27,7 +27,8 @@ int snapshot_memory_look(const char *directory, const char *snapshot, uint64_t *
 int snapshot_memory_conclude(const char *directory, const char *snapshot, struct error *err);
 /* The file, whole or not, goes, lastingly. Nothing there is fine. */
 int snapshot_memory_remove(const char *directory, const char *snapshot, struct error *err);
-/* The same for what nobody is at work on and @keeps does not know: left by a host that went down. Errors are passed over. */
+/* The same for what nobody is at work on, of snapshots whose name is an id, and that @keeps does not know: left by a host that went down.
+ * Errors are passed over. */
 void snapshot_memory_tidy(const char *directory, bool (*keeps)(void *arg, const char *snapshot), void *arg);
 
 /* The next start goes on from @snapshot. Lasts when this returns 0. */

@@ -7,16 +7,19 @@
  *               '---- cancel, error ------------------------------------------------------'
  *                        error of a snapshot with memory: UNDOING, by the VMM or a child, then over
  *
- * A VMM is asked for a point in time (POST /v1/vm/points), and meanwhile how far it is where it writes its memory, too; of a removal it says at once that the name is gone, and is
- * then looked at until its merges are done. A VM that is off is held meanwhile (vm_hold): no VMM starts under the
- * child, which works with no more rights than the VM's VMM, for that has written what it reads. Begun twice, each of the three comes to the same: a
- * disk that has the snapshot already is passed over, as is one that has it no more, and a revert is done again.
+ * A VMM is asked for a point in time (POST /v1/vm/points), and meanwhile how far it is where it writes its memory, too; of a
+ * removal it says at once that the name is gone, and is then looked at until its merges are done. A VM that is off is held
+ * meanwhile (vm_hold): no VMM starts under the child, which works with no more rights than the VM's VMM, for that has written what
+ * it reads. Begun twice, each of the three comes to the same: a disk that has the snapshot already is passed over, as is one that
+ * has it no more, and a revert is done again.
  *
  * A snapshot with memory (migration/snapshot_memory.h) is there when the memory's file is: it gets its name last. One whose VMM has
  * ended meanwhile is not tried again, for what was to be kept has ended with it; what it has left is removed.
  *
- * Cancel: WAITING: at once. A create that writes memory is given up by its VMM; any other, or a revert, is short, and ends by itself. A delete that works has taken the
- * name away already, so the snapshot is gone: it is ended as done, and what was not merged yet is with the next one. */
+ * Cancel: WAITING: at once, but for a create with memory, which an agent before this one may have begun: that is undone, as is one
+ * whose order has gone. A create that writes memory is given up by its VMM; any other, or a revert, is short, and ends by itself. A
+ * delete that works has taken the name away already, so the snapshot is gone: it is ended as done, and what was not merged yet is
+ * with the next one. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -25,6 +28,7 @@
 
 #include "block/layer_disk.h"
 #include "block/layer_pool_dir.h"
+#include "common/file.h"
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
@@ -49,6 +53,8 @@ struct snapshot_task {
     bool holding, dropped, killed;
     bool undoing; /* it has failed, and `err` says why */
     bool cancelling;
+    bool orphaned; /* nobody wants it any more, and what its VMM makes of it has to go before it does */
+    bool dropping; /* its VMM was asked to remove it: from there on it goes to the end */
     unsigned busy; /* answers in a row */
     /* how it ended */
     bool over;
@@ -160,7 +166,7 @@ static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, s
     const struct vm_order *order = vm_order_of(vm);
     const struct vm_disk *disks = order->disks.items;
     OBJECT_SET(snapshot_work, work, kind, s->undoing ? task_kind_SNAPSHOT_DELETE : kind_of(s));
-    if (s->task->order.task.snapshot.ram)
+    if (kind_of(s) == task_kind_SNAPSHOT_REVERT && s->task->order.task.snapshot.memory)
         OBJECT_SET(snapshot_work, work, ram, true);
     OBJECT_TEXT(snapshot_work, work, snapshot, s->task->order.task.snapshot.id);
     OBJECT_SET(snapshot_work, work, epoch, order->epoch);
@@ -216,11 +222,11 @@ static void look_later(struct snapshot_task *s)
     uv_timer_start(&s->timer, on_timer, SNAPSHOT_LOOK_MS, 0);
 }
 
-static int ask(struct snapshot_task *s, const char *method, const char *leaf, const struct bytes_writer *body,
-               http_client_done done)
+static int ask_at(struct snapshot_task *s, const char *method, const char *what, const char *leaf, const struct bytes_writer *body,
+                  http_client_done done)
 {
     struct local_vm *vm = find_vm(s);
-    CLEANUP_FREE char *url = xasprintf("http://vmm/v1/vm/points%s%s", leaf[0] != '\0' ? "/" : "", leaf);
+    CLEANUP_FREE char *url = xasprintf("http://vmm/v1/vm/%s%s%s", what, leaf[0] != '\0' ? "/" : "", leaf);
     const struct http_call_options options = {.method = method,
                                               .url = url,
                                               .unix_socket = vm_control_path(vm),
@@ -232,11 +238,16 @@ static int ask(struct snapshot_task *s, const char *method, const char *leaf, co
     return http_client_start(s->agent->http, &options, &s->call, &s->err);
 }
 
+static int ask(struct snapshot_task *s, const char *method, const char *leaf, const struct bytes_writer *body, http_client_done done)
+{
+    return ask_at(s, method, "points", leaf, body, done);
+}
+
 /* A call has ended. True: the task goes on. */
 static bool answered(struct snapshot_task *s)
 {
     s->call = NULL;
-    if (!s->task->stopping)
+    if (!s->task->stopping || s->orphaned)
         return true;
     over(s, operation_state_CANCELLED);
     return false;
@@ -267,6 +278,18 @@ static void on_undone(const struct http_answer *answer, void *arg)
         over(s, failed_state(s));
 }
 
+/* The memory is not written any more, if it was: now for the names. */
+static void on_given_up(const struct http_answer *answer UNUSED, void *arg)
+{
+    struct snapshot_task *s = arg;
+    if (!answered(s))
+        return;
+    if (find_vm(s) == NULL || vm_control_path(find_vm(s)) == NULL)
+        look_later(s);
+    else if (ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_undone) < 0)
+        over(s, failed_state(s));
+}
+
 /* It has failed, in whatever state its VMM and its files are: as `err` says. */
 static void undo(struct snapshot_task *s)
 {
@@ -286,6 +309,8 @@ static void on_found(struct snapshot_task *s)
         undo(s);
         return;
     }
+    if (keeps_memory(s))
+        (void)file_sync_directory(directory, NULL); /* the VMM that named it may have ended just then */
     OBJECT_SET(snapshot_result, &s->result, consistency, keeps_memory(s) ? snapshot_consistency_MEMORY : snapshot_consistency_CRASH);
     if (bytes > 0)
         OBJECT_SET(snapshot_result, &s->result, ram_bytes, bytes);
@@ -301,8 +326,10 @@ static void on_taken(const struct http_answer *answer, void *arg)
     if (!answered(s))
         return;
     uv_timer_stop(&s->timer);
-    if (answer->error == 0 && answer->status == 200 &&
-        OBJECT_DECODE(vmm_point, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &point, &err) == 0) {
+    if (s->orphaned) {
+        undo(s);
+    } else if (answer->error == 0 && answer->status == 200 &&
+               OBJECT_DECODE(vmm_point, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &point, &err) == 0) {
         OBJECT_SET(snapshot_result, &s->result, consistency, point.consistency);
         OBJECT_SET(snapshot_result, &s->result, pause_us, point.pause_us);
         if (point.memory_bytes > 0)
@@ -376,7 +403,7 @@ static void on_looked(const struct http_answer *answer, void *arg)
         uv_close((uv_handle_t *)&s->timer, on_timer_closed);
         return;
     }
-    if (s->call == NULL || s->task->stopping)
+    if (s->call == NULL || (s->task->stopping && !s->orphaned))
         return;
     if (answer->error == 0 && answer->status == 200 && !s->cancelling &&
         OBJECT_DECODE(vmm_points, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &points, &err) == 0) {
@@ -427,7 +454,7 @@ static void ask_vmm(struct snapshot_task *s)
     int r;
     hold(s, false); /* its VMM may end and start as it likes */
     if (s->undoing)
-        r = ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_undone);
+        r = ask_at(s, "DELETE", "snapshot", "", NULL, on_given_up);
     else if (kind_of(s) == task_kind_SNAPSHOT_REVERT)
         r = error_set(&s->err, -EBUSY, ERROR_CONFLICT, "the VM runs; stop it first");
     else if (kind_of(s) == task_kind_SNAPSHOT_CREATE)
@@ -436,6 +463,7 @@ static void ask_vmm(struct snapshot_task *s)
         r = ask(s, "GET", "", NULL, on_merging);
     else
         r = ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_dropped);
+    s->dropping = s->dropping || kind_of(s) == task_kind_SNAPSHOT_DELETE;
     if (r < 0)
         over(s, failed_state(s));
 }
@@ -499,8 +527,12 @@ static void cancel(struct agent_task *task)
     struct snapshot_task *s = task->state;
     if (s->over || s->undoing)
         return;
-    if (kind_of(s) == task_kind_SNAPSHOT_DELETE && s->dropped && s->child == NULL) {
+    if (kind_of(s) == task_kind_SNAPSHOT_DELETE && s->dropping && s->child == NULL) {
         return; /* on_merging sees it */
+    } else if (keeps_memory(s) && s->call == NULL && s->child == NULL) { /* an agent before this one may have begun it */
+        s->cancelling = true;
+        error_set(&s->err, -ECANCELED, ERROR_CANCELLED, "cancelled");
+        undo(s);
     } else if (s->child == NULL && s->call == NULL) {
         error_set(&s->err, -ECANCELED, ERROR_CANCELLED, "cancelled before anything was done");
         over(s, operation_state_CANCELLED);
@@ -517,7 +549,12 @@ static void stop(struct agent_task *task)
     struct snapshot_task *s = task->state;
     if (s->over)
         return; /* on its way */
-    if (s->child != NULL) {
+    s->orphaned = keeps_memory(s) && s->child == NULL && !s->agent->stopping;
+    if (s->orphaned) { /* its order is gone: of what its VMM makes nobody would know */
+        s->cancelling = true; /* look_how_far says so */
+        if (s->call == NULL && !s->undoing)
+            undo(s);
+    } else if (s->child != NULL) {
         s->killed = true;
         task_child_kill(s->child);
     } else if (s->call != NULL) {

@@ -1361,7 +1361,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     r = vmm_process_start(&spawn, lock_fd, &id, &pidfd, err);
     if (r == 0) {
         vm_watch_process(vm, &id, pidfd, true);
-        vm->start_deadline_ms += resume_bytes / VM_RESUME_BYTES_PER_MS;
+        vm->start_deadline_ms += resume_bytes / VM_RESUME_BYTES_PER_MS + (resume_bytes > 0 ? order->memory_bytes / VM_HOLES_BYTES_PER_MS : 0);
         log_info("vmm-started", "vm=%s pid=%d epoch=%llu resume_bytes=%llu", vm->name, id.pid, (unsigned long long)id.epoch,
                  (unsigned long long)resume_bytes);
     }

@@ -22,6 +22,7 @@
 
 #define VM_START_MS 20000      /* from the start of a VMM to its first answer; longer where it reads memory first: */
 #define VM_RESUME_BYTES_PER_MS 20000u /* at least */
+#define VM_HOLES_BYTES_PER_MS 1000000u /* of memory that it looks for */
 #define VM_STOP_MS 15000       /* from asking a VMM to end to SIGKILL */
 #define VM_CONTROL_MS 3000     /* one request to a VMM */
 #define VM_ASK_MS 5000         /* how often a VMM that runs is asked how it is */

@@ -643,6 +643,7 @@ int machine_ask_shutdown(struct machine *m, struct error *err)
 {
     if (m->state != MACHINE_RUNNING)
         return refuse(m, "asked to shut down", err);
+    machine_points_give_up_memory(m); /* the guest's time for it runs */
     pthread_mutex_lock(&m->device_lock);
     bool asked = guest_services_ask_shutdown(&m->guest);
     if (!asked)

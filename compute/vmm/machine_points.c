@@ -15,6 +15,7 @@
 #include "block/layer_pool_dir.h"
 #include "common/log.h"
 #include "compute/vmm/block/block_layers.h"
+#include "compute/vmm/pc1_layout.h"
 #include "migration/snapshot_memory.h"
 
 #define MEMORY_SPARE_BYTES (256ull << 20) /* left free for the disks that are in the same place, and for the state of devices */
@@ -267,9 +268,9 @@ static void room_check(struct point_job *job)
 static void prepare_work(struct point_job *job)
 {
     struct error err;
-    if (job->directory != NULL)
+    if (job->directory != NULL && may_write(job)) /* else another host's VMM may be at work there by now */
         snapshot_memory_tidy(job->directory, is_kept, job);
-    if (job->memory)
+    if (job->memory && job->code == 0)
         room_check(job);
     for (unsigned i = 0; i < job->count && job->code == 0 && may_write(job); i++) {
         int code = layer_point_prepare(&job->disks[i].point, job->disks[i].files, &err);
@@ -458,8 +459,11 @@ static void on_memory(void *arg, int code, const struct error *err)
 {
     struct point_job *job = arg;
     struct snapshot_report report = machine_snapshot_report(job->m);
-    if (code < 0)
+    if (code < 0) {
+        pthread_mutex_lock(&job->m->device_lock); /* the flush fails under it */
         fail(job, code, err);
+        pthread_mutex_unlock(&job->m->device_lock);
+    }
     job->pause_us += report.pause_us;
     job->memory_bytes = report.counts.file_bytes;
     job->written = true;
@@ -475,6 +479,24 @@ static int thawed_check(struct machine *m, struct error *err)
     return frozen ? error_set(err, -EBUSY, ERROR_CONFLICT, "the guest's file systems are frozen; thaw them first") : 0;
 }
 
+/* Where a VMM that goes on from it puts what is neither disk nor interface: into the first slots that these leave free. A device that was
+ * taken out in front of one of them is not there to keep the place. */
+static int slots_check(struct machine *m, struct error *err)
+{
+    unsigned last = 0;
+    int code = 0;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = PC1_SLOT_DEVICES; i < PCI_SLOTS; i++)
+        last = m->slots.slots[i].kind == SLOT_OTHER ? i : last;
+    for (unsigned i = PC1_SLOT_DEVICES; i < last && code == 0; i++)
+        if (m->slots.slots[i].kind == SLOT_EMPTY && !m->pci.functions[i * PCI_FUNCTIONS])
+            code = error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                             "a device was taken out of the VM while it ran, so that its memory could not be gone on from: stop and start it, "
+                             "or make the snapshot without ram");
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
 /* vCPUs and disks stand still from here on, until the memory is written: one moment for all. */
 static void switch_with_memory(struct point_job *job)
 {
@@ -483,6 +505,8 @@ static void switch_with_memory(struct point_job *job)
     struct error err;
     uint64_t began_us = now_us();
     int code = thawed_check(job->m, &err);
+    if (code == 0)
+        code = slots_check(job->m, &err);
     if (code == 0)
         code = machine_freeze(job->m, &err);
     if (code < 0) {
@@ -698,6 +722,12 @@ static void merge_next(void *arg)
     for (unsigned i = 0; i < PCI_SLOTS && job->merging == NULL; i++)
         if (has_layers(&m->slots.slots[i]))
             collect(&m->slots.slots[i]);
+}
+
+void machine_points_give_up_memory(struct machine *m)
+{
+    if (m->points != NULL && m->points->busy && m->points->memory && !m->points->written)
+        machine_snapshot_cancel(m, NULL); /* once it is written, nobody waits for it */
 }
 
 /* ---- going on from one ---- */

@@ -45,6 +45,8 @@ typedef void (*point_done_fn)(void *arg, int code, const struct error *err, cons
  * with -ENOSPC before the machine stands still, where there is no room; @freeze may not be MUST. */
 int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, bool memory, point_done_fn done, void *arg,
                         struct error *err);
+/* Where one with memory keeps the machine still, it goes on at once, and the point fails. */
+void machine_points_give_up_memory(struct machine *m);
 /* Do all disks read as they did at that point? -ESTALE in words if not: with its memory they would make no whole. Before the machine
  * has run. */
 int machine_points_are_at(struct machine *m, const char *name, struct error *err);

@@ -447,7 +447,7 @@ static int program_start(struct program *p, struct error *err)
     p->options.machine.sandbox = p->sandbox;
     code = machine_init(&p->machine, &p->config, &p->options.machine, p->loop, &p->console, err);
     if (code < 0)
-        return code;
+        return p->restore.resume != NULL ? resume_failed(p, code, err) : code;
     if (path != NULL) {
         code = control_create(&p->machine, path, p->control_fd, &p->control, err);
         p->control_fd = -1;

@@ -68,6 +68,8 @@ int decide_snapshot_create(struct deciding *d, const char *vm_id, size_t vm_leng
             if (object_has(&snapshot_desc, body, object_field(&snapshot_desc, fields[i])))
                 object_mark(&task_snapshot_desc, &given, fields[i]);
         object_merge(&task_snapshot_desc, arguments, &given);
+        if (body->ram)
+            OBJECT_SET(task_snapshot, arguments, memory, true);
         OBJECT_COPY(snapshot, &preview, body);
     }
     OBJECT_TEXT(snapshot, &preview, id, id);
@@ -95,7 +97,7 @@ int decide_snapshot_change(struct deciding *d, enum route_id route, const char *
     if (d->context->if_revision != 0)
         OBJECT_SET(command_task, &command, if_revision, d->context->if_revision);
     if (revert && record->snapshot->consistency == snapshot_consistency_MEMORY && (body == NULL || !body->disks_only))
-        OBJECT_SET(task_snapshot, &command.operation.task.snapshot, ram, true);
+        OBJECT_SET(task_snapshot, &command.operation.task.snapshot, memory, true);
     decide_preview(d, record->desc, record->object);
     return begin(d, vm, &command);
 }

@@ -168,7 +168,7 @@ static void create_ended(struct apply *a, const struct operation *operation, enu
                         (const struct snapshot_disk *)result->disks.items + i);
     }
     state_edit_end(a->state, record, a->index);
-    bool without = record->snapshot->ram && record->snapshot->consistency != snapshot_consistency_MEMORY;
+    bool without = operation->task.snapshot.memory && record->snapshot->consistency != snapshot_consistency_MEMORY;
     set_state(a, record, snapshot_state_AVAILABLE,
               without ? "it is without memory: the host's drover-agent is of an older version and has kept the disks alone" : NULL);
 }
@@ -208,11 +208,14 @@ static void revert_ended(struct apply *a, const struct operation *operation, enu
     struct record *record = snapshot_of(a, operation);
     if (record == NULL)
         return;
-    set_state(a, record, snapshot_state_AVAILABLE, state == operation_state_SUCCEEDED ? NULL : text);
-    if (state == operation_state_SUCCEEDED && seen != NULL && OBJECT_HAS(task_seen, seen, snapshot))
-        apply_event(a, event_type_UPDATED, record,
-                    seen->snapshot.resumes ? "VM %s is at snapshot %s: its next start goes on from the memory, once"
-                                           : "VM %s is at snapshot %s: its next start boots from the disks",
+    bool done = state == operation_state_SUCCEEDED, wanted = operation->task.snapshot.memory;
+    bool resumes = done && wanted && seen != NULL && OBJECT_HAS(task_seen, seen, snapshot) && seen->snapshot.resumes;
+    set_state(a, record, snapshot_state_AVAILABLE,
+              done && wanted && !resumes ? "its VM boots from the disks: the host's drover-agent is of an older version and knows of no memory"
+              : done                     ? NULL
+                                         : text);
+    if (resumes)
+        apply_event(a, event_type_UPDATED, record, "VM %s is at snapshot %s: its next start goes on from the memory, once",
                     record->snapshot->vm_name, record->common->name);
 }
 

@@ -227,16 +227,18 @@ def test_killed_at_random(cluster):
     for number in range(15):
         wait_count(cluster, vm_id, len(console(cluster, vm_id)))
         operation = begin(cluster, f's{number}')
-        who = chance.choice(['vmm', 'agent', 'controller', 'cancel'])
+        who = chance.choice(['vmm', 'agent', 'controller', 'cancel', 'agent, cancel'])
         time.sleep(chance.random() * 0.3)       # a moment like any other
         if who == 'vmm':
             os.kill(agent.vmm_pids()[0], signal.SIGKILL)
         elif who == 'cancel':
             cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel')
         else:
-            program = agent.program if who == 'agent' else controller.program
+            program = controller.program if who == 'controller' else agent.program
             program.kill9()
             program.restart()
+            if who == 'agent, cancel':
+                cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel')
         state = ended(cluster, operation)['state']
         wait_until(lambda: cluster.vm('a')['state'] == 'running', 30, 'it runs')
         snapshots = cluster.api('GET', '/v1/snapshots')[2]

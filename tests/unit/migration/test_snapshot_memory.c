@@ -73,7 +73,9 @@ static bool keeps_a(void *arg, const char *snapshot)
 
 static void what_goes_goes_whole_and_alone(void **state UNUSED)
 {
-    static const char *const others[] = {"root.disk", "0123456789abcdef0123456789abcdef.map", "resume", ".memory", "x.memory2"};
+    static const char *const others[] = {
+        "root.disk", "0123456789abcdef0123456789abcdef.map", "resume", ".memory", "x.memory2", "data.memory.new.disk", "data.memory.disk",
+        "data.memory.new", "data.memory", A ".memory.new.disk", A ".memory.new.17.disk", A ".memory.new.", A ".memory.newer", A ".memory.disk"};
     unsigned asked = 0;
     for (size_t i = 0; i < ARRAY_SIZE(others); i++)
         put(others[i], "other");

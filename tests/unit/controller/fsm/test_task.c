@@ -353,7 +353,7 @@ static void with_memory(void **test)
     assert_string_equal(f->error.field, "/freeze");
     fixture_must(f, ROUTE_ID_snapshot_create, "a", "{\"name\":\"m\",\"ram\":true,\"freeze\":false}");
     host_ends(f, snapshot_consistency_MEMORY, false, &given);
-    assert_true(given.ram);
+    assert_true(given.ram && given.memory);
     OBJECT_CLEAR(task_snapshot, &given);
     assert_int_equal(snapshot_of(f, "m")->consistency, snapshot_consistency_MEMORY);
     assert_int_equal(snapshot_of(f, "m")->ram_bytes, 4096);
@@ -374,11 +374,16 @@ static void with_memory(void **test)
     for (size_t i = 0; i < ARRAY_SIZE(reverts); i++) {
         fixture_must(f, ROUTE_ID_snapshot_revert, reverts[i].snapshot, reverts[i].body);
         host_ends(f, snapshot_consistency_MEMORY, reverts[i].ram, &given);
-        assert_int_equal(given.ram, reverts[i].ram);
+        assert_int_equal(given.memory, reverts[i].ram);
+        assert_null(snapshot_of(f, reverts[i].snapshot)->state_reason);
         OBJECT_CLEAR(task_snapshot, &given);
         assert_int_equal(snapshot_of(f, reverts[i].snapshot)->state, snapshot_state_AVAILABLE);
     }
     assert_int_equal(snapshot_of(f, "d")->consistency, snapshot_consistency_CRASH); /* a revert changes nothing of it */
+    fixture_must(f, ROUTE_ID_snapshot_revert, "m", NULL); /* an older agent again */
+    host_ends(f, snapshot_consistency_MEMORY, false, &given);
+    OBJECT_CLEAR(task_snapshot, &given);
+    assert_non_null(strstr(snapshot_of(f, "m")->state_reason, "boots from the disks"));
 }
 
 static void a_snapshot_gets_a_name(void **test)
