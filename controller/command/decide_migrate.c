@@ -64,6 +64,7 @@ int decide_handover(struct deciding *d, const struct node_handover *body)
     OBJECT_TEXT(command_handover, &command, id, body->operation);
     OBJECT_TEXT(command_handover, &command, host, body->host);
     OBJECT_SET(command_handover, &command, epoch, body->epoch);
+    OBJECT_TEXT(command_handover, &command, storage, body->storage);
     snprintf(d->decision->summary, sizeof d->decision->summary, "hand-over of migration %s", body->operation);
     return decide_finish(d, COMMAND_handover, &command);
 }

@@ -25,9 +25,9 @@ static int snapshots_check(const struct state *state, const struct vm *vm, struc
 }
 
 /* Disks in pools stay where they are: in one that other hosts do not reach they cannot be handed over. */
-static int pools_check(const struct state *state, const struct vm *vm, struct error *err)
+static int pools_check(const struct state *state, const struct vm *vm, bool storage, struct error *err)
 {
-    const struct vm_disk *disk = migration_fixed_disk(state, vm);
+    const struct vm_disk *disk = migration_fixed_disk(state, vm, storage);
     const char *missing = vm->host != NULL ? vm_pool_missing(state, vm, vm->host) : NULL;
     if (disk != NULL && disk->leaving)
         return error_set_field(err, -EBUSY, ERROR_CONFLICT, "/disks", "disk '%s' of VM '%s' is a volume that is being detached; wait for that",
@@ -38,8 +38,8 @@ static int pools_check(const struct state *state, const struct vm *vm, struct er
                                "detach it, migrate the VM, and attach another", disk->name, vm->name, disk->pool);
     if (disk != NULL)
         return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
-                               "disk '%s' of VM '%s' is in pool '%s', which is not shared, and such disks do not go along; only disks in "
-                               "shared-dir pools and in no pool do", disk->name, vm->name, disk->pool);
+                               "disk '%s' of VM '%s' is in pool '%s', which is not shared: name the pool there that it is to go to (storage), "
+                               "or move it to the directory of its host before (drover vm move-disk)", disk->name, vm->name, disk->pool);
     disk = own_disk_with_other(vm);
     if (disk != NULL)
         return error_set_field(err, -EBUSY, ERROR_CONFLICT, "/disks",
@@ -53,7 +53,63 @@ static int pools_check(const struct state *state, const struct vm *vm, struct er
     return 0;
 }
 
-static int vm_check(const struct state *state, const struct vm *vm, struct error *err)
+/* Where the disks are to go that go along; they are known then to fit at @to (NULL: somewhere, see rooms_look). */
+static int storage_check(const struct state *state, const struct vm *vm, const char *name, const struct record *to, struct error *err)
+{
+    const struct record *pool = state_get(state, object_kind_POOL, name);
+    const struct vm_disk *disks = vm->disks.items;
+    bool any = false;
+    for (size_t i = 0; i < vm->disks.count; i++)
+        any |= migration_takes_disk(state, &disks[i]);
+    if (pool == NULL)
+        return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/storage", "there is no pool '%.63s'", name);
+    if (pool->pool->kind != pool_kind_DIR)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/storage",
+                               "'%s' is a shared pool: move the disks there by themselves, before or afterwards (drover vm move-disk)",
+                               pool->common->name);
+    if (!any)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/storage",
+                               "VM '%s' has no disk of its own in a directory of its host, so none goes along: leave storage out", vm->name);
+    if (vm->replica_host != NULL)
+        return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/storage",
+                               "VM '%s' has a replica on host %s, and replicas are of disks in the directory of the VM's host alone: take the "
+                               "replica away first (replica_host)", vm->name, vm->replica_host);
+    const struct pool_host *member = to != NULL ? pool_member_find(pool->pool, to->common->id) : NULL;
+    uint64_t bytes = migration_disks_bytes(state, vm);
+    if (to != NULL && member == NULL)
+        return error_set_field(err, -EXDEV, ERROR_CONFLICT, "/storage",
+                               "'%s' is not on host %s: name a pool of that host, or give it this one (drover pool update)", pool->common->name,
+                               to->common->name);
+    if (to != NULL && member->state != pool_host_state_PRESENT)
+        return error_set_field(err, -EHOSTDOWN, ERROR_NO_HOST, "/storage", "host %s cannot use '%s' now%s%.200s", to->common->name,
+                               pool->common->name, member->reason != NULL ? ": " : "", member->reason != NULL ? member->reason : "");
+    if (to != NULL && pool_room_bytes(state, pool->pool, member) < bytes)
+        return error_set_field(err, -ENOSPC, ERROR_NO_SPACE, "/storage",
+                               "'%s' has %llu MiB free on host %s, and the disks of VM '%s' that go along have %llu MiB: free some, or use "
+                               "another pool", pool->common->name,
+                               (unsigned long long)(pool_room_bytes(state, pool->pool, member) >> 20), to->common->name, vm->name,
+                               (unsigned long long)(bytes >> 20));
+    return 0;
+}
+
+/* Which hosts have the pools, with that for the disks that go along, and the room in this one; by the numbers of the view. */
+static uint8_t *pools_look(const struct state *state, const struct vm *vm, const struct record *storage)
+{
+    struct vm there = {0};
+    if (storage == NULL)
+        return host_view_pools(state, vm);
+    migration_vm_there(state, vm, storage->common->name, NULL, &there);
+    uint8_t *pools = host_view_pools(state, &there);
+    OBJECT_CLEAR(vm, &there);
+    for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
+        const struct pool_host *member = pool_member_find(storage->pool, state_at(state, object_kind_HOST, i)->common->id);
+        if (pools[i] == PLACE_POOLS_THERE && pool_room_bytes(state, storage->pool, member) < migration_disks_bytes(state, vm))
+            pools[i] = PLACE_POOLS_FULL;
+    }
+    return pools;
+}
+
+static int vm_check(const struct state *state, const struct vm *vm, bool storage, struct error *err)
 {
     if (vm->host == NULL)
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' waits for a host: there is nothing to migrate", vm->name);
@@ -61,7 +117,7 @@ static int vm_check(const struct state *state, const struct vm *vm, struct error
         (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED))
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' is %s: only one that runs or is paused can be migrated", vm->name,
                          vm_state_desc.names[vm->state]);
-    int rc = pools_check(state, vm, err);
+    int rc = pools_check(state, vm, storage, err);
     return rc < 0 ? rc : snapshots_check(state, vm, err);
 }
 
@@ -114,19 +170,20 @@ static void room_note(const struct scheduler_view *view, const struct place_resu
                  (unsigned long long)(bytes >> 20), (unsigned long long)(view->disk_free_bytes[result->chosen] >> 20));
 }
 
-static int target_choose(const struct state *state, const struct record *record, const char *to, struct scheduler_view *view,
-                         struct place_result *result, char note[NOTE_BYTES_MAX], struct error *err)
+static int target_choose(const struct state *state, const struct record *record, const char *to, const char *to_pool,
+                         struct scheduler_view *view, struct place_result *result, char note[NOTE_BYTES_MAX], struct error *err)
 {
     const struct record *host = state_get(state, object_kind_HOST, to);
     struct place_request request = host_view_request(record->vm);
     CLEANUP_FREE uint8_t *apart = host_view_apart(state, record->vm);
-    CLEANUP_FREE uint8_t *pools = host_view_pools(state, record->vm);
+    const struct record *storage = state_get(state, object_kind_POOL, to_pool);
+    CLEANUP_FREE uint8_t *pools = pools_look(state, record->vm, storage);
     request.current = record->vm->host;
     request.apart = apart;
     request.pools = pools;
     if (to != NULL && host == NULL)
         return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/to", "there is no host '%s'", to);
-    uint64_t disk_bytes = disks_bytes(record->vm);
+    uint64_t disk_bytes = storage == NULL ? disks_bytes(record->vm) : 0;
     host_view_fill(state, NULL, view);
     place_with_disks(view, &request, host == NULL ? disk_bytes : 0, result);
     if (host != NULL) {
@@ -166,9 +223,12 @@ int migrate_plan(const struct state *state, const struct record *record, const s
     struct scheduler_view view = {0};
     struct place_result result = {0};
     char note[NOTE_BYTES_MAX] = "";
-    int rc = vm_check(state, record->vm, err);
+    const char *to = wish != NULL ? wish->to : NULL, *storage = wish != NULL ? wish->storage : NULL;
+    int rc = vm_check(state, record->vm, storage != NULL, err);
+    if (rc == 0 && storage != NULL)
+        rc = storage_check(state, record->vm, storage, state_get(state, object_kind_HOST, to), err);
     if (rc == 0)
-        rc = target_choose(state, record, wish != NULL ? wish->to : NULL, &view, &result, note, err);
+        rc = target_choose(state, record, to, storage, &view, &result, note, err);
     if (rc == 0) {
         struct task_migration *migration = &task->migration;
         OBJECT_SET(task, task, kind, task_kind_VM_MIGRATE);
@@ -181,6 +241,8 @@ int migrate_plan(const struct state *state, const struct record *record, const s
         OBJECT_TEXT(task_migration, migration, placement, note);
         if (vm_has_pools(record->vm))
             OBJECT_SET(task_migration, migration, shared_disks, true);
+        if (storage != NULL)
+            OBJECT_TEXT(task_migration, migration, storage, state_get(state, object_kind_POOL, storage)->common->id);
         if (wish != NULL)
             settings_copy(wish, migration);
         object_mark(&task_desc, task, "migration");

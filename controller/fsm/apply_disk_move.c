@@ -191,13 +191,7 @@ static void places_swap(struct apply *a, struct vm *vm, struct vm_disk *disk, co
     OBJECT_TEXT(vm_disk, disk, other_host, is_in_directory(a, pool) ? host : NULL);
     if (disk->pool != NULL) /* they are all made, or it had not been copied */
         OBJECT_SET(vm, vm, disks_made, true);
-    if (pool != NULL && text_same(vm->pool, pool)) { /* that of disks which name none, and there are no such: it may go */
-        bool is_used = false;
-        for (size_t i = 0; i < vm->disks.count; i++)
-            is_used |= text_same(((const struct vm_disk *)vm->disks.items + i)->pool, pool);
-        if (!is_used)
-            OBJECT_TEXT(vm, vm, pool, NULL);
-    }
+    vm_pool_forget(vm);
 }
 
 /* Nothing is left of it at the other place, or nobody minds any more. */

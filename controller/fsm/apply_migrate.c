@@ -46,10 +46,48 @@ const struct snapshot *migration_snapshot(const struct state *state, const struc
     return NULL;
 }
 
-const struct vm_disk *migration_fixed_disk(const struct state *state, const struct vm *vm)
+bool migration_takes_disk(const struct state *state, const struct vm_disk *disk)
+{
+    const struct record *pool = state_get(state, object_kind_POOL, disk->pool);
+    return disk->volume == NULL && !disk->read_only && (disk->pool == NULL || (pool != NULL && pool->pool->kind == pool_kind_DIR));
+}
+
+uint64_t migration_disks_bytes(const struct state *state, const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < vm->disks.count; i++)
+        bytes += migration_takes_disk(state, &disks[i]) ? disks[i].size_bytes : 0;
+    return bytes;
+}
+
+void migration_vm_there(const struct state *state, const struct vm *vm, const char *storage, const char *place, struct vm *ret)
+{
+    OBJECT_COPY(vm, ret, vm);
+    for (size_t i = 0; i < ret->disks.count; i++) {
+        struct vm_disk *disk = (struct vm_disk *)ret->disks.items + i;
+        if (!migration_takes_disk(state, disk))
+            continue;
+        OBJECT_TEXT(vm_disk, disk, pool, storage);
+        OBJECT_TEXT(vm_disk, disk, place, place);
+    }
+    vm_pool_forget(ret);
+}
+
+bool migration_goes_to_pool(const struct record *vm, const char *pool_id, const char *host_id)
+{
+    const struct record *record = migration_under_way(vm);
+    const struct task *task = record != NULL ? &record->operation->task : NULL;
+    return task != NULL && !migration_is_handed_over(record->operation) && text_same(task->migration.storage, pool_id) &&
+           (host_id == NULL || text_same(task->peer, host_id));
+}
+
+const struct vm_disk *migration_fixed_disk(const struct state *state, const struct vm *vm, bool storage)
 {
     const struct vm_disk *disks = vm->disks.items;
     for (size_t i = 0; i < vm->disks.count; i++) {
+        if (storage && migration_takes_disk(state, &disks[i]))
+            continue;
         const struct record *pool = state_get(state, object_kind_POOL, disks[i].pool);
         if (disks[i].leaving || (disks[i].pool != NULL && (pool == NULL || pool->pool->kind != pool_kind_SHARED_DIR)))
             return &disks[i];
@@ -63,6 +101,32 @@ static struct record *by_id(struct apply *a, enum object_kind kind, const char *
 }
 
 /* ---- begin ---- */
+
+/* Can the target's host use the pools, with that for the disks that go along, and has this one the room? */
+static bool pools_allow(struct apply *a, const struct vm *vm, const struct task *task, const struct record *to)
+{
+    const char *id = task->migration.storage;
+    const struct record *storage = by_id(a, object_kind_POOL, id);
+    struct vm there = {0};
+    if (id != NULL && (storage == NULL || storage->pool->kind != pool_kind_DIR || vm->replica_host != NULL)) {
+        apply_refuse_field(a, -ENOENT, ERROR_CONFLICT, "/storage", "there is no such pool of directories, or VM '%s' has a replica by now", vm->name);
+        return false;
+    }
+    if (id != NULL)
+        migration_vm_there(a->state, vm, storage->common->name, NULL, &there);
+    const char *missing = vm_pool_missing(a->state, id != NULL ? &there : vm, task->peer);
+    CLEANUP_FREE char *name = missing != NULL ? xstrdup(missing) : NULL;
+    OBJECT_CLEAR(vm, &there);
+    if (name != NULL)
+        apply_refuse_field(a, -ENOSPC, ERROR_NO_HOST, "/to", "host %s does not have pool '%s' by now", to->common->name, name);
+    bool has = name == NULL;
+    uint64_t bytes = has && id != NULL ? migration_disks_bytes(a->state, vm) : 0;
+    if (bytes == 0 || pool_room_bytes(a->state, storage->pool, pool_member_find(storage->pool, task->peer)) >= bytes)
+        return has;
+    apply_refuse_field(a, -ENOSPC, ERROR_NO_SPACE, "/storage", "pool '%s' has not %llu MiB free on host %s by now", storage->common->name,
+                       (unsigned long long)(bytes >> 20), to->common->name);
+    return false;
+}
 
 static bool may_migrate(struct apply *a, const struct operation *operation)
 {
@@ -84,15 +148,12 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is to be %s", vm->name, vm_wanted_desc.names[vm->wanted]);
     else if (migration_snapshot(a->state, vm) != NULL)
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has snapshots by now, which do not go along; delete them", vm->name);
-    else if (migration_fixed_disk(a->state, vm) != NULL || (vm_has_pools(vm) && !task->migration.shared_disks))
+    else if (migration_fixed_disk(a->state, vm, task->migration.storage != NULL) != NULL || (vm_has_pools(vm) && !task->migration.shared_disks))
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has a volume or a disk in a pool by now, which do not go along",
                      vm->name);
     else if (own_disk_with_other(vm) != NULL)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "what a move has left of disk '%s' of VM '%s' is still being removed",
                      own_disk_with_other(vm)->name, vm->name);
-    else if (vm_pool_missing(a->state, vm, task->peer) != NULL)
-        apply_refuse_field(a, -ENOSPC, ERROR_NO_HOST, "/to", "host %s does not have pool '%s' by now", to->common->name,
-                           vm_pool_missing(a->state, vm, task->peer));
     else if (migration_under_way(record) != NULL)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is being migrated already", vm->name);
     else if (to->host->state != host_state_UP)
@@ -104,7 +165,7 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
     else if (!apply_host_fits(to, vm->memory_bytes, vm->vcpus, why, sizeof why))
         apply_refuse_field(a, -ENOSPC, ERROR_NO_HOST, "/to", "%s", why);
     else
-        return true;
+        return pools_allow(a, vm, task, to);
     return false;
 }
 
@@ -216,11 +277,29 @@ static bool hinders(const struct apply *a, const struct operation *operation, co
                    to != NULL ? host_state_desc.names[to->host->state] : "not there any more");
     else if (from == NULL || from->host->state == host_state_LOST)
         apply_text(ret_why, size, "the host that has the VM was declared lost");
+    else if (!text_same(task->migration.storage, command->storage))
+        apply_text(ret_why, size, "the agent of the host that has it does not know of pools that disks go to: upgrade it");
     else if (to->of_host.vms.count >= STATE_HOST_VMS_MAX)
         apply_text(ret_why, size, "host %s holds %u VMs, the most that a host may", to->common->name, STATE_HOST_VMS_MAX);
     else
         return false;
     return true;
+}
+
+/* Those that went along are where the target has filled them. What the source has goes with all that it has of the VM. */
+static void disks_give(struct apply *a, const struct record *operation, struct vm *vm)
+{
+    const struct record *storage = by_id(a, object_kind_POOL, operation->operation->task.migration.storage);
+    for (size_t i = 0; storage != NULL && i < vm->disks.count; i++) {
+        struct vm_disk *disk = (struct vm_disk *)vm->disks.items + i;
+        if (!migration_takes_disk(a->state, disk))
+            continue;
+        OBJECT_TEXT(vm_disk, disk, pool, storage->common->name);
+        OBJECT_TEXT(vm_disk, disk, place, operation->common->id);
+        OBJECT_SET(vm, vm, disks_made, true);
+    }
+    if (storage != NULL)
+        vm_pool_forget(vm);
 }
 
 static void give_to_target(struct apply *a, struct record *operation, struct record *vm, const struct record *to)
@@ -236,6 +315,7 @@ static void give_to_target(struct apply *a, struct record *operation, struct rec
     OBJECT_TEXT(operation, operation->operation, step, step);
     state_edit_end(a->state, operation, a->index);
     state_edit_begin(a->state, vm);
+    disks_give(a, operation, vm->vm);
     OBJECT_TEXT(vm, vm->vm, host, to->common->id);
     OBJECT_TEXT(vm, vm->vm, host_name, to->common->name);
     OBJECT_SET(vm, vm->vm, epoch, epoch);

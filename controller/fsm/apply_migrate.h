@@ -26,8 +26,16 @@ bool upgrade_under_way(const struct record *vm);
 /* One of the snapshots of @vm's disks, which do not go along; NULL: it has none. */
 const struct snapshot *migration_snapshot(const struct state *state, const struct vm *vm);
 /* A disk of @vm in a pool that cannot be handed over while the VM runs, as others in shared pools can: its pool is not shared, or it is a
- * volume that is being detached. NULL: there is none. */
-const struct vm_disk *migration_fixed_disk(const struct state *state, const struct vm *vm);
+ * volume that is being detached. NULL: there is none. @storage: its own ones go along, for they are told where to. */
+const struct vm_disk *migration_fixed_disk(const struct state *state, const struct vm *vm, bool storage);
+/* Does @disk, where there is a pool for such at the target, go there: is it the VM's own, and in a directory of its host? */
+bool migration_takes_disk(const struct state *state, const struct vm_disk *disk);
+/* How much these may need there; 0: there are none (or nobody knows how large they are). */
+uint64_t migration_disks_bytes(const struct state *state, const struct vm *vm);
+/* @vm as it will be at the target, with those disks in pool @storage (a name), at @place. *ret zeroed; the caller clears it. */
+void migration_vm_there(const struct state *state, const struct vm *vm, const char *storage, const char *place, struct vm *ret);
+/* Are disks of @vm on their way to that pool (ids), on that host (NULL: any)? */
+bool migration_goes_to_pool(const struct record *vm, const char *pool_id, const char *host_id);
 /* The source's word: what came of it is kept. Nothing for other tasks. */
 void migration_see(struct apply *a, struct record *operation, const struct task_seen *seen);
 /* @host is silent: what was handed over from it has ended. */

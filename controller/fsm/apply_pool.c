@@ -1,5 +1,5 @@
 /* Pools: which hosts have them, and what those report (pool_members.h has the rules). */
-#include "controller/fsm/apply_internal.h"
+#include "controller/fsm/apply_migrate.h"
 
 #include <errno.h>
 #include <string.h>
@@ -72,7 +72,8 @@ bool apply_pool_may_change(struct apply *a, const struct record *record, struct 
         }
         for (size_t k = 0; !stays && k < state_count(a->state, object_kind_VM); k++) {
             const struct vm *vm = state_at(a->state, object_kind_VM, k)->vm;
-            if (!own_disks_need_pool(vm, pool->name, member->name))
+            if (!own_disks_need_pool(vm, pool->name, member->name) &&
+                !migration_goes_to_pool(state_at(a->state, object_kind_VM, k), record->common->id, member->host))
                 continue;
             apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts",
                                "leaves out host '%s', to which a disk of VM '%s' is being moved in the pool, or which has to remove what a move "

@@ -57,7 +57,8 @@ static bool in_use(struct apply *a, const struct record *record, const char *wha
 {
     const struct record_index *vms = &a->state->tables[object_kind_VM].order;
     for (size_t i = 0; i < vms->count; i++) {
-        if (!vm_uses(vms->items[i]->vm, record->kind, record->common->name, record->common->id))
+        bool comes = record->kind == object_kind_POOL && migration_goes_to_pool(vms->items[i], record->common->id, NULL);
+        if (!comes && !vm_uses(vms->items[i]->vm, record->kind, record->common->name, record->common->id))
             continue;
         apply_refuse(a, -EBUSY, ERROR_IN_USE, "%s '%s' cannot be %s: VM '%s' uses it", record->desc->name,
                      record->common->name, what_to_do, vms->items[i]->common->name);

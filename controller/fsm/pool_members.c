@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "controller/fsm/apply_migrate.h"
 #include "controller/fsm/volume_disks.h"
 
 #define FREE_STEPS 32u
@@ -171,7 +172,7 @@ void pool_order_fill(const struct state *state, const struct pool *pool, const c
 
 /* ---- room ---- */
 
-/* By moves of VMs' own disks that @host_id makes. */
+/* By moves of VMs' own disks that @host_id makes, and by migrations to it. */
 static uint64_t kept_by_host(const struct state *state, const struct pool *pool, const char *host_id)
 {
     const struct record *host = state_get(state, object_kind_HOST, host_id);
@@ -182,6 +183,10 @@ static uint64_t kept_by_host(const struct state *state, const struct pool *pool,
         const struct record *vm = is_here ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
         const struct vm_disk *disk = vm != NULL ? own_disk_find(vm->vm, operation->task.disk.name) : NULL;
         bytes += disk != NULL && disk->moving ? disk->size_bytes : 0;
+        bool comes = operation_keeps_room(operation) && text_same(operation->task.peer, host_id) &&
+                     text_same(operation->task.migration.storage, pool->id);
+        const struct record *arriving = comes ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
+        bytes += arriving != NULL ? migration_disks_bytes(state, arriving->vm) : 0;
     }
     return bytes;
 }
@@ -219,6 +224,14 @@ bool vm_in_pool(const struct vm *vm, const char *name)
         if (disk_at(vm, i)->pool != NULL && strcmp(disk_at(vm, i)->pool, name) == 0)
             return true;
     return vm->pool != NULL && strcmp(vm->pool, name) == 0;
+}
+
+void vm_pool_forget(struct vm *vm)
+{
+    for (size_t i = 0; vm->pool != NULL && i < vm->disks.count; i++)
+        if (text_same(disk_at(vm, i)->pool, vm->pool))
+            return;
+    OBJECT_TEXT(vm, vm, pool, NULL);
 }
 
 bool vm_has_pools(const struct vm *vm)

@@ -34,6 +34,8 @@ uint64_t pool_room_bytes(const struct state *state, const struct pool *pool, con
 
 /* Is a disk of @vm in pool @name? */
 bool vm_in_pool(const struct vm *vm, const char *name);
+/* The pool of those of @vm's disks that name none is forgotten where no disk is in it: nothing of the VM keeps it any more. */
+void vm_pool_forget(struct vm *vm);
 /* Has @vm disks in any pool? */
 bool vm_has_pools(const struct vm *vm);
 /* Are all of its disks where every host of a shared pool reaches them? True without disks. *ret_disk (may be NULL): the name

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "controller/fsm/apply_migrate.h"
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/backup_boot.h"
 #include "controller/fsm/command_codec.h"
@@ -759,6 +760,23 @@ static void forget_images(const struct state *state, const struct node_report *r
     map_finish(&seen);
 }
 
+/* The VM as it will be on @host, with the disks where they go to that go along. */
+static void fill_arriving(const struct state *state, const struct record *host, const struct vm *vm, const struct operation *operation,
+                          struct vm_order *order)
+{
+    const struct record *storage = state_get(state, object_kind_POOL, operation->task.migration.storage);
+    struct vm there = {0};
+    if (storage != NULL)
+        migration_vm_there(state, vm, storage->common->name, operation->id, &there);
+    fill_order(state, host, storage != NULL ? &there : vm, order);
+    for (size_t i = 0; storage != NULL && i < order->disks.count; i++) {
+        struct vm_disk *disk = (struct vm_disk *)order->disks.items + i;
+        if (text_same(disk->place, operation->id))
+            OBJECT_SET(vm_disk, disk, arriving, true);
+    }
+    OBJECT_CLEAR(vm, &there);
+}
+
 static void fill_incoming(const struct state *state, const struct record *host, struct node_orders *orders)
 {
     const size_t most = object_field(&node_orders_desc, "incoming")->max;
@@ -768,7 +786,7 @@ static void fill_incoming(const struct state *state, const struct record *host, 
             continue;
         struct incoming_order *order = OBJECT_ADD(node_orders, orders, incoming);
         OBJECT_TEXT(incoming_order, order, operation, host->of_host.tasks.items[i]->common->id);
-        fill_order(state, host, vm->vm, &order->vm);
+        fill_arriving(state, host, vm->vm, host->of_host.tasks.items[i]->operation, &order->vm);
         OBJECT_SET(vm_order, &order->vm, epoch, vm->vm->epoch + 1);
         OBJECT_TEXT(vm_order, &order->vm, handover, NULL);
         object_mark(&incoming_order_desc, order, "vm");
