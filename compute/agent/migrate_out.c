@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/tunnel_program.h"
 
 #define STEP_BYTES_MAX 200
@@ -240,6 +241,7 @@ static void controller_ask(struct migrate_out *m, bool check, http_client_done d
     OBJECT_TEXT(node_handover, &body, host, context->host_id);
     OBJECT_TEXT(node_handover, &body, operation, m->operation);
     OBJECT_SET(node_handover, &body, epoch, m->options.epoch);
+    OBJECT_TEXT(node_handover, &body, storage, m->settings.storage);
     if (check)
         OBJECT_SET(node_handover, &body, check, true);
     OBJECT_ENCODE(node_handover, &body, &out);
@@ -328,10 +330,21 @@ static int way_begin(struct migrate_out *m, struct way *way, const char *endpoin
     return tunnel_child_start(context_of(m)->loop, &options, &callbacks, way, &way->tunnel, err);
 }
 
+/* Where the target has a pool for them, those in pools that are this host's alone go along, too. */
+static bool goes_along(const struct migrate_out *m, const struct vm_disk *disk)
+{
+    const struct pool_order *pool = pool_dir_of(vm_order_of(m->options.vm), disk);
+    bool is_local = m->settings.storage != NULL && pool != NULL && pool->kind == pool_kind_DIR;
+    return vm_files_disk_moves(disk) || (is_local && disk->volume == NULL && !disk->read_only);
+}
+
 /* The target says where memory goes and, after a space, where disks do. */
 static void tunnel_begin(struct migrate_out *m)
 {
-    bool has_disks = vm_files_disks_move(vm_order_of(m->options.vm));
+    const struct object_list *disks = &vm_order_of(m->options.vm)->disks;
+    bool has_disks = false;
+    for (size_t i = 0; i < disks->count; i++)
+        has_disks |= goes_along(m, (const struct vm_disk *)disks->items + i);
     char *space = strchr(m->endpoint, ' ');
     struct error err = {.code = 0};
     if (space != NULL)
@@ -368,7 +381,7 @@ static void disks_put(const struct migrate_out *m, struct vmm_migration_order *t
     const struct vm_disk *disks = order->disks.items;
     CLEANUP_FREE char *path = xasprintf("unix:%s", m->ways[WAY_DISKS].socket_path);
     for (size_t i = 0; i < order->disks.count; i++) {
-        if (!vm_files_disk_moves(&disks[i]))
+        if (!goes_along(m, &disks[i]))
             continue;
         struct vmm_migration_disk *disk = OBJECT_ADD(vmm_migration_order, to, disks);
         CLEANUP_FREE char *base = disks[i].image ? xasprintf("%s.img", order->disk.sha256) : NULL;

@@ -409,6 +409,8 @@ int pool_dir_remove_disk(const struct pool_order *pool, const char *vm_id, const
         return 0;
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(names); i++)
         r = names[i] != NULL ? entry_remove(pool, owner, names[i], err) : 0;
+    if (r == 0 && !pool_dir_is_here(pool))
+        (void)rmdir(owner); /* the last one of the VM there */
     return r;
 }
 

@@ -640,7 +640,7 @@ static void leftovers_remove(struct agent *a)
         if (vm_load(&boots->context, entry->d_name, &vm, &err) == 0) {
             map_put(&boots->leftovers, vm_id(vm), vm);
             vm_forget(vm, true);
-        } else if (vm_files_remove(&boots->context.places, entry->d_name, NULL, &err) < 0) { /* one that was never started */
+        } else if (vm_files_remove(&boots->context.places, entry->d_name, NULL, true, &err) < 0) { /* one that was never started */
             log_warning("boot-left", "id=%s error=\"%s, ignoring\"", entry->d_name, err.text);
         }
     }

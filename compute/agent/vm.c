@@ -93,7 +93,7 @@ struct vm_work {
     struct vm_order order;
     uid_t user;
     bool disks_made, disks_partial, arriving;
-    bool pools_too; /* a removal: what it has in pools goes with it */
+    bool nobodys; /* a removal: all that it has in pools goes with it */
     int status;
     struct error err;
 };
@@ -1098,8 +1098,7 @@ static void work_prepare(uv_work_t *uv_work)
 static void work_remove(uv_work_t *uv_work)
 {
     struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
-    const struct vm_order *pools_of = work->pools_too ? &work->order : NULL;
-    work->status = vm_files_remove(&work->vm->context->places, work->order.id, pools_of, &work->err);
+    work->status = vm_files_remove(&work->vm->context->places, work->order.id, &work->order, work->nobodys, &work->err);
 }
 
 /* Nothing has failed: whoever is at work on its replica is about to end. False: not so, or for too long. */
@@ -1209,6 +1208,19 @@ static int pools_check(const struct local_vm *vm, struct vm_order *order, bool r
     return 0;
 }
 
+/* What it has in pools that others reach may be another host's by now: those have nothing to do with this. */
+static void keep_local_pools(struct vm_order *order)
+{
+    struct pool_order *pools = order->pools.items;
+    for (size_t i = order->pools.count; i > 0; i--) {
+        if (pools[i - 1].kind == pool_kind_DIR)
+            continue;
+        OBJECT_CLEAR(pool_order, &pools[i - 1]);
+        memmove(&pools[i - 1], &pools[i], (order->pools.count - i) * sizeof *pools);
+        order->pools.count--;
+    }
+}
+
 /* With all that it has in pools, if that is nobody's. */
 static void vm_remove(struct local_vm *vm)
 {
@@ -1218,12 +1230,14 @@ static void vm_remove(struct local_vm *vm)
         vm->hold_until_ms = now_ms(vm) + LEASE_LOOK_AGAIN_MS;
         return;
     }
-    bool pools_too = vm->nobodys || (!vm->forgotten && vm->file.order.wanted == vm_wanted_DELETED);
+    bool nobodys = vm->nobodys || (!vm->forgotten && vm->file.order.wanted == vm_wanted_DELETED);
     if (vm->machine.state != vm_state_STOPPING)
         vm_move(vm, vm_state_STOPPING, "removing its files");
     work = vm_work_make(vm);
-    work->pools_too = pools_too;
-    if (pools_too && pools_check(vm, &work->order, true, &err) < 0) {
+    work->nobodys = nobodys;
+    if (!nobodys)
+        keep_local_pools(&work->order);
+    if (pools_check(vm, &work->order, true, &err) < 0) {
         OBJECT_CLEAR(vm_order, &work->order);
         free(work);
         vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;

@@ -189,7 +189,7 @@ void vm_files_nic(const struct vm_places *places, const struct vm_order *order, 
 
 bool vm_files_disk_moves(const struct vm_disk *disk)
 {
-    return !disk->read_only && disk->pool == NULL;
+    return !disk->read_only && (disk->pool == NULL || disk->arriving);
 }
 
 bool vm_files_disks_move(const struct vm_order *order)
@@ -465,7 +465,8 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
                          "disk %s begins as a copy of the image's disk, and the image has none", disk->name);
     CLEANUP_FREE char *image = disk->image ? xasprintf("%s/%s", places->images_dir, order->disk.sha256) : NULL;
     bool made = disks_made || order->disks_made || disk->volume != NULL || disk->place != NULL; /* such were there before the VM had them */
-    int r = pool != NULL ? pool_dir_make_disk(pool, order->id, disk, image, made, err)
+    bool comes = arriving && disk->arriving; /* made for a migration to fill, above its image */
+    int r = pool != NULL ? pool_dir_make_disk(pool, order->id, disk, image, made && !comes, err)
             : arriving && vm_files_disk_moves(disk) ? make_disk_empty(places, order, disk, err)
                                                     : make_disk(places, order, disk, err);
     if (r < 0)
@@ -626,16 +627,22 @@ static int remove_taps(const char *vm_id, struct error *err)
     return 0;
 }
 
-static int remove_from_pools(const struct vm_order *order, struct error *err)
+static int remove_from_pools(const struct vm_order *order, bool nobodys, struct error *err)
 {
     const struct pool_order *pools = order->pools.items;
+    const struct vm_disk *disks = order->disks.items;
     int r = 0;
-    for (size_t i = 0; r == 0 && i < order->pools.count; i++)
+    for (size_t i = 0; nobodys && r == 0 && i < order->pools.count; i++)
         r = pool_dir_remove_vm(&pools[i], order->id, err);
+    for (size_t i = 0; !nobodys && r == 0 && i < order->disks.count; i++) {
+        const struct pool_order *pool = disks[i].volume == NULL ? pool_dir_of(order, &disks[i]) : NULL;
+        if (pool != NULL && pool->kind == pool_kind_DIR)
+            r = pool_dir_remove_disk(pool, order->id, &disks[i], err);
+    }
     return r;
 }
 
-int vm_files_remove(const struct vm_places *places, const char *vm_id, const struct vm_order *pools_of, struct error *err)
+int vm_files_remove(const struct vm_places *places, const char *vm_id, const struct vm_order *pools_of, bool nobodys, struct error *err)
 {
     CLEANUP_FREE char *dir = vm_files_path(places, vm_id, "");
     CLEANUP_FREE char *gone = xasprintf("%s" VM_FILES_GONE, dir);
@@ -654,7 +661,7 @@ int vm_files_remove(const struct vm_places *places, const char *vm_id, const str
     unlink(control);
     if (places->cgroups != NULL)
         vmm_cgroup_remove(places->cgroups, vm_id);
-    r = pools_of != NULL ? remove_from_pools(pools_of, err) : 0;
+    r = pools_of != NULL ? remove_from_pools(pools_of, nobodys, err) : 0;
     if (r < 0)
         return r;
     if (there) {

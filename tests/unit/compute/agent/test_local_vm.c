@@ -676,7 +676,7 @@ static void test_removal_meets_a_vmm(void **state)
     pid_t pid = run_new(f);
     CLEANUP_FREE char *socket = xstrdup(vm_control_path(f->vm));
     close_vm(f);
-    assert_int_equal(vm_files_remove(&f->context.places, VM_ID, NULL, NULL), -EAGAIN);
+    assert_int_equal(vm_files_remove(&f->context.places, VM_ID, NULL, true, NULL), -EAGAIN);
     assert_int_equal(access(socket, F_OK), 0);
     assert_int_equal(kill(pid, 0), 0);
     assert_true(file_exists(f, "vm.json"));
