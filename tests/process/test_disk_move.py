@@ -1,13 +1,18 @@
 """VMs' own disks that move, between the directory of their host and pools: one of two copies is the disk at every moment, whoever ends
 on the way."""
 import contextlib
+import hashlib
 import json
 import os
 import signal
+import time
+
+import pytest
 
 from bed import BedError, wait_until
 from disk_guest import BLOCKS, NEEDED, WRITES, console, create, image, pool, read_before, wait_pool, wait_writes, writes
 from test_devices import Running
+from test_vm_migrate import VICTIMS, Cell, Counter, settle, tell
 from test_volume_move import worker
 from test_volume_objects import refused, start, stop
 
@@ -202,3 +207,100 @@ def test_moved_while_its_guest_writes(make_cluster):
     wait_until(lambda: disk.state(operation) != 'running', 30, 'it is over')
     disk.is_in(disk.record().get('pool', ''))
     wait_writes(agent, disk.vm_id, 20)
+
+
+class Landing(Counter):
+    """A VM with a raw disk and one above an image on its host, and a pool of directories on each of two hosts."""
+
+    def __init__(self, cluster, *options):
+        super().__init__(cluster, *options, cmdline='dirty=4', disks=True)
+        self.lands = True
+        self.pools = {agent.name: pool(cluster, f'fast-{agent.name}', kind='dir', hosts=[agent]) for agent in cluster.agents}
+        for agent in cluster.agents:
+            wait_pool(cluster, f'fast-{agent.name}', **{agent.name: 'present'})
+
+    def ask(self, *words):
+        """To a host: into the pool of that."""
+        storage = ['--storage', f'fast-{words[1]}'] if self.lands and words[0] == '--to' else []
+        return super().ask(*words, *storage)
+
+    def in_pool(self, agent):
+        path = self.pools[agent.name] / 'vms' / self.id
+        return sorted(p.name for p in path.glob('*.layers')) if path.exists() else []
+
+    def landed_at(self, agent, place):
+        """All of it is in the pool of @agent's host, as it was and as thin, and nothing of it anywhere else."""
+        assert all(d.get('pool') == f'fast-{agent.name}' and d['place'] == place for d in self.vm()['disks']), self.vm()['disks']
+        wait_until(lambda: self.in_pool(agent) == [f'{name}.{place}.layers' for name in ('data', 'root')] and not self.in_pool(self.other(agent)),
+                   30, 'the disks are there, and there alone')
+        assert not list((agent.directory / 'vms' / self.id / 'disks').glob('*.layers'))
+        layers = {name: self.pools[agent.name] / 'vms' / self.id / f'{name}.{place}.layers' for name in ('data', 'root')}
+        data = next(layers['data'].glob('*.raw'))
+        assert hashlib.sha256(data.read_bytes()).hexdigest() == self.content and data.stat().st_blocks * 512 <= 8 << 20
+        assert any(p.name.endswith('.img') for p in layers['root'].iterdir()), 'the image was copied'
+
+
+def test_disks_land_in_a_pool_of_the_target(make_cluster):
+    """A VM goes to the other host with its disks into a pool there, and from there into a pool of the first; one migration whose target dies
+    leaves all where it was, and nothing at the target."""
+    web = Landing(make_cluster(controllers=1, agents=2))
+    source, target = web.agent(), web.other()
+    refused(web.cluster, 409, f"'fast-{source.name}' is not on host", 'POST', '/v1/vms/web/migrate',
+            {'to': target.name, 'storage': f'fast-{source.name}'})
+    asked = web.ask('--to', target.name, '--bytes-per-second', '2MiB')
+    web.wait_step(asked, 'MiB copied')
+    assert web.in_pool(target) == [f'{name}.{asked["id"]}.layers' for name in ('data', 'root')]
+    for pid in target.vmm_pids():
+        os.kill(pid, signal.SIGKILL)
+    assert web.wait_end(asked)['state'] == 'failed'
+    web.settled_at(source)
+    wait_until(lambda: not web.in_pool(target), 30, 'nothing is left at the target')
+    assert web.digest(source) == web.content and all('pool' not in d for d in web.vm()['disks'])
+    for there in (target, source):
+        ended = web.wait_end(asked := web.ask('--to', there.name), 60)
+        assert ended['state'] == 'succeeded', ended
+        web.settled_at(there)
+        web.landed_at(there, asked['id'])
+    refused(web.cluster, 501, 'name the pool there', 'POST', '/v1/vms/web/migrate', {'to': target.name})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('step, victim', [(s, v) for s in ('disks', 'ready', 'after') for v in VICTIMS])
+def test_whoever_dies_the_disks_are_at_one_place(make_cluster, capsys, step, victim):
+    """Where the VM is, and nothing of them anywhere else."""
+    web = Landing(make_cluster(controllers=1, agents=2), '--restart', 'always')
+    cell = Cell(web, step)
+    web.follow()
+    cell.kill(victim)
+    time.sleep(0.3)
+    web.follow()
+    cell.heal()
+    here_before = victim == 'source VMM' and step == 'disks'
+    here = settle(web, here_before or (victim.endswith('VMM') and step in ('ready', 'after')))
+    if here is cell.target:
+        web.landed_at(here, cell.asked['id'])
+    else:
+        wait_until(lambda: not web.in_pool(cell.target), 30, 'nothing is left at the target')
+        assert web.digest(here) == web.content and all('pool' not in d for d in web.vm()['disks'])
+    tell(capsys, cell, here, f'{victim} killed')
+
+
+@pytest.mark.slow
+def test_moved_disks_go_along_and_their_pools_are_left_empty(make_cluster):
+    """Out of a pool to the directory of its host, where a disk that begins as an image is above it no more; from there to the other host."""
+    web = Landing(make_cluster(controllers=1, agents=2))
+    source, target = web.agent(), web.other()
+    for to in ('--pool', f'fast-{source.name}'), ():
+        for name in ('root', 'data'):
+            web.cluster.cli('vm', 'move-disk', 'web', '--disk', name, *to, '--wait')
+            wait_until(lambda: not any({'other_pool', 'other_host', 'moving'} & set(d) for d in web.vm()['disks']), 30, 'nothing is left of the move')
+        assert len(web.in_pool(source)) == (2 if to else 0)
+        web.counts_on()
+    web.lands = False
+    web.ask('--to', target.name, '--wait')
+    web.settled_at(target)
+    place = {d['name']: d['place'] for d in web.vm()['disks']}
+    data = next((target.directory / 'vms' / web.id / 'disks' / f'data.{place["data"]}.layers').glob('*.raw'))
+    assert hashlib.sha256(data.read_bytes()).hexdigest() == web.content and not web.in_pool(source) and not web.in_pool(target)
+    web.cluster.cli('vm', 'delete', 'web', '--yes', '--wait', parse=False)
+    wait_until(lambda: not web.folder(target).exists(), 30, 'it is gone')
