@@ -475,6 +475,7 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
 }
 
 #define PLUGGED ".plugged"
+#define PLACE_LENGTH 36u /* an id */
 
 static char *plugged_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
 {
@@ -517,7 +518,8 @@ int vm_files_hide(const struct vm_places *places, const struct vm_order *order, 
 static bool is_plugged(const char *leaf, const struct vm_disk *disk)
 {
     size_t length = strlen(disk->name), size = strlen(leaf), end = strlen(PLUGGED);
-    return size >= length + end && strncmp(leaf, disk->name, length) == 0 && leaf[length] == '.' && strcmp(leaf + size - end, PLUGGED) == 0;
+    bool has_size = size == length + end || size == length + 1 + PLACE_LENGTH + end; /* another disk may be called as it, and a dot and more */
+    return has_size && strncmp(leaf, disk->name, length) == 0 && leaf[length] == '.' && strcmp(leaf + size - end, PLUGGED) == 0;
 }
 
 int vm_files_hide_others(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, const char *used,

@@ -272,8 +272,10 @@ void own_disks_host_gone(struct apply *a, const struct record *host)
 void own_disk_seen(struct apply *a, const struct volume_seen *seen)
 {
     struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, seen->id);
-    struct vm_disk *disk = own_disk_find(record->vm, seen->disk);
+    struct vm_disk *disk = record != NULL ? own_disk_find(record->vm, seen->disk) : NULL;
     char reason[APPLY_STEP_BYTES_MAX], words[160];
+    if (disk == NULL)
+        return;
     if (seen->gone) {
         left_gone(a, record, disk, "gone");
         return;
