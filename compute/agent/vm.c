@@ -1298,11 +1298,13 @@ static void vm_prepare(struct local_vm *vm)
     const struct vm_places *places = &vm->context->places;
     struct error err = {.code = 0};
     int r = vm_save(vm, &err); /* its directory is there then */
+    bool arrives = vm->file.arriving != NULL && !vm->owned;
     vm->user = 0;
-    if (r == 0 && places->user_base != 0)
-        r = vmm_user_allot(places, places->user_base, vm->id, pool_dir_shared(order), &vm->user, &err);
     if (r == 0)
         r = pools_check(vm, &vm->file.order, false, &err);
+    if (r == 0 && places->user_base != 0)
+        r = arrives ? vmm_user_allot_arriving(places, places->user_base, order, &vm->user, &err)
+                    : vmm_user_allot(places, places->user_base, vm->id, pool_dir_shared(order), &vm->user, &err);
     if (r == 0)
         vm_work_start(vm, vm_work_make(vm), VM_PREPARING, work_prepare);
     else

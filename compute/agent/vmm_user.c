@@ -121,6 +121,44 @@ int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm
     return r;
 }
 
+/* Whose the disks in shared pools are; 0: there are none, or they are nobody's. */
+static uid_t user_of_files(const struct vm_places *places, const struct vm_order *order, uint32_t base)
+{
+    const struct vm_disk *disks = order->disks.items;
+    struct stat st;
+    for (size_t i = 0; i < order->disks.count; i++) {
+        const struct pool_order *pool = pool_dir_of(order, &disks[i]);
+        if (disks[i].leaving || pool == NULL || pool->kind != pool_kind_SHARED_DIR)
+            continue;
+        CLEANUP_FREE char *layers = vm_files_layers_path(places, order, &disks[i]);
+        if (layers != NULL && lstat(layers, &st) == 0 && st.st_uid >= base && st.st_uid - base < VMM_USERS_SHARED_FIRST + VMM_USERS_SHARED)
+            return st.st_uid;
+    }
+    return 0;
+}
+
+int vmm_user_allot_arriving(const struct vm_places *places, uint32_t base, const struct vm_order *order, uid_t *ret_user, struct error *err)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, order->id, "");
+    CLEANUP_FREE bool *taken = xcalloc(VMM_USERS, sizeof(bool));
+    struct stat st;
+    uid_t user = user_of_files(places, order, base);
+    if (user == 0 || user - base >= VMM_USERS)
+        return vmm_user_allot(places, base, order->id, pool_dir_shared(order), ret_user, err);
+    if (lstat(path, &st) < 0)
+        return error_errno(err, -errno, "cannot look at %s", path);
+    int r = st.st_gid != user ? taken_collect(places->vms_dir, base, taken, err) : 0;
+    if (r == 0 && taken[user - base])
+        r = error_set(err, -EBUSY, ERROR_CONFLICT,
+                      "another VM of this host has the user %u, whose disks of this one in shared pools are: stop and start this one before it is "
+                      "migrated, or name another host", user);
+    if (r == 0 && st.st_gid != user)
+        r = directory_take(path, user, err);
+    if (r == 0)
+        *ret_user = user;
+    return r;
+}
+
 /* A file in a directory that only root writes to. */
 static int file_own(const char *path, uid_t user, uid_t group, mode_t mode, struct error *err)
 {

@@ -47,6 +47,10 @@ int vmm_user_pick(uint32_t base, const char *vm_id, const bool taken[VMM_USERS],
  * VMM, of root, made in it. The directory is there; no VMM lives. */
 int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm_id, bool shared, uid_t *ret_user,
                    struct error *err);
+/* The same for a VM that comes in a migration: *ret_user is the user whose its disks in shared pools are, for the VMM that it comes from
+ * has them open. That is another one than vmm_user_of_shared where they have moved there, or were attached, while it ran. -EBUSY in words:
+ * another VM of this host has it. */
+int vmm_user_allot_arriving(const struct vm_places *places, uint32_t base, const struct vm_order *order, uid_t *ret_user, struct error *err);
 /* That of a VM with disks that other hosts reach: the same wherever it runs. */
 uid_t vmm_user_of_shared(uint32_t base, const char *vm_id);
 /* Before each start, with the VM's lock held: disks, seed and images of @order are the user's to use. @arriving: but for disks that other

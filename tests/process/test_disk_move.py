@@ -304,3 +304,22 @@ def test_moved_disks_go_along_and_their_pools_are_left_empty(make_cluster):
     assert hashlib.sha256(data.read_bytes()).hexdigest() == web.content and not web.in_pool(source) and not web.in_pool(target)
     web.cluster.cli('vm', 'delete', 'web', '--yes', '--wait', parse=False)
     wait_until(lambda: not web.folder(target).exists(), 30, 'it is gone')
+
+
+@pytest.mark.slow
+def test_moved_to_a_shared_pool_it_migrates_at_once(make_cluster):
+    """And back: its disks stay there, though the user that its VMM runs as is not the one that it would have been started with."""
+    web = Landing(make_cluster(controllers=1, agents=2))
+    source, target = web.agent(), web.other()
+    nas = pool(web.cluster, 'nas')
+    wait_pool(web.cluster, 'nas', n1='present', n2='present')
+    for name in ('root', 'data'):
+        web.cluster.cli('vm', 'move-disk', 'web', '--disk', name, '--pool', 'nas', '--wait')
+        wait_until(lambda: not any({'other_pool', 'other_host', 'moving'} & set(d) for d in web.vm()['disks']), 30, 'nothing is left of the move')
+    web.lands = False
+    for there in (target, source):
+        ended = web.wait_end(web.ask('--to', there.name))
+        assert ended['state'] == 'succeeded', ended
+        web.settled_at(there)
+    data = next((nas / 'vms' / web.id).glob('data.*.layers/*.raw'))
+    assert hashlib.sha256(data.read_bytes()).hexdigest() == web.content

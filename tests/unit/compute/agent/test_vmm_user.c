@@ -233,12 +233,57 @@ static void test_image_of_layers(void **state)
     OBJECT_CLEAR(vm_order, &order);
 }
 
+/* A VM whose disks moved to a shared pool while it ran: they are the user's that it was started with, where it came from. */
+static void test_arrives_as_the_user_whose_its_disks_are(void **state)
+{
+    struct fixture *f = *state;
+    struct vm_order order = {.head = {0}};
+    struct error err = {.code = 0};
+    char path[128];
+    uid_t user = 0, other = 0;
+    if (needs_root())
+        return;
+    make_vm(f, VM_A);
+    make_vm(f, VM_B);
+    OBJECT_TEXT(vm_order, &order, id, VM_A);
+    struct vm_disk *disk = OBJECT_ADD(vm_order, &order, disks);
+    OBJECT_TEXT(vm_disk, disk, name, "root");
+    OBJECT_TEXT(vm_disk, disk, pool, "nas");
+    struct pool_order *pool = OBJECT_ADD(vm_order, &order, pools);
+    OBJECT_TEXT(pool_order, pool, id, "bbbbbbbb-0000-4000-8000-000000000001");
+    OBJECT_TEXT(pool_order, pool, name, "nas");
+    OBJECT_SET(pool_order, pool, kind, pool_kind_SHARED_DIR);
+    OBJECT_TEXT(pool_order, pool, path, f->dir);
+    snprintf(path, sizeof path, "%s/vms/" VM_A "/root.layers", f->dir);
+    /* not there, or root's: the one that it has everywhere */
+    assert_int_equal(vmm_user_allot_arriving(&f->places, BASE, &order, &user, &err), 0);
+    assert_int_equal(user, vmm_user_of_shared(BASE, VM_A));
+    assert_int_equal(file_make_directories(path, 0700, &err), 0);
+    assert_int_equal(vmm_user_allot_arriving(&f->places, BASE, &order, &user, &err), 0);
+    assert_int_equal(user, vmm_user_of_shared(BASE, VM_A));
+    /* another host's choice for it */
+    assert_int_equal(chown(path, BASE + 7, BASE + 7), 0);
+    for (unsigned i = 0; i < 2; i++) { /* asked again, after an agent's end: the same */
+        assert_int_equal(vmm_user_allot_arriving(&f->places, BASE, &order, &user, &err), 0);
+        assert_int_equal(user, BASE + 7);
+        assert_owned(f, VM_A, "", 0, BASE + 7, 01770);
+    }
+    /* which here is another VM's already */
+    other = allot(f, VM_B);
+    assert_int_not_equal(other, BASE + 7);
+    assert_int_equal(chown(path, other, other), 0);
+    assert_int_equal(vmm_user_allot_arriving(&f->places, BASE, &order, &user, &err), -EBUSY);
+    assert_non_null(strstr(err.text, "stop and start"));
+    OBJECT_CLEAR(vm_order, &order);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(test_pick),
         T(test_stays_and_is_nobody_elses),
+        T(test_arrives_as_the_user_whose_its_disks_are),
         T(test_directory_of_an_earlier_agent),
         T(test_disks),
         T(test_image_of_layers),
