@@ -53,7 +53,7 @@ struct snapshot_task {
     bool holding, dropped, killed;
     bool undoing; /* it has failed, and `err` says why */
     bool cancelling;
-    bool orphaned; /* nobody wants it any more, and what its VMM makes of it has to go before it does */
+    bool orphaned; /* nobody wants it any more, and its VMM is making it: that has to go before the task does */
     bool dropping; /* its VMM was asked to remove it: from there on it goes to the end */
     unsigned busy; /* answers in a row */
     /* how it ended */
@@ -66,7 +66,7 @@ struct snapshot_task {
 
 static struct local_vm *find_vm(const struct snapshot_task *s)
 {
-    return map_get(&s->agent->vms, s->vm);
+    return s->agent->stopping ? NULL : map_get(&s->agent->vms, s->vm); /* an agent that stops has closed its VMs */
 }
 
 static enum task_kind kind_of(const struct snapshot_task *s)
@@ -247,7 +247,7 @@ static int ask(struct snapshot_task *s, const char *method, const char *leaf, co
 static bool answered(struct snapshot_task *s)
 {
     s->call = NULL;
-    if (!s->task->stopping || s->orphaned)
+    if (!s->agent->stopping && (!s->task->stopping || s->orphaned))
         return true;
     over(s, operation_state_CANCELLED);
     return false;
@@ -326,7 +326,9 @@ static void on_taken(const struct http_answer *answer, void *arg)
     if (!answered(s))
         return;
     uv_timer_stop(&s->timer);
-    if (s->orphaned) {
+    if (s->orphaned && answer->status != 200) { /* failed; or it was there, which an agent before this one may have told */
+        over(s, operation_state_CANCELLED);
+    } else if (s->orphaned) {
         undo(s);
     } else if (answer->error == 0 && answer->status == 200 &&
                OBJECT_DECODE(vmm_point, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &point, &err) == 0) {
@@ -408,7 +410,7 @@ static void on_looked(const struct http_answer *answer, void *arg)
     if (answer->error == 0 && answer->status == 200 && !s->cancelling &&
         OBJECT_DECODE(vmm_points, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &points, &err) == 0) {
         if (points.memory_bytes > 0)
-            agent_task_progress(s->task, "the VM stands still while its memory is written", points.memory_read_bytes, points.memory_bytes);
+            agent_task_progress(s->task, "its memory is written while it runs", points.memory_read_bytes, points.memory_bytes);
         OBJECT_CLEAR(vmm_points, &points);
     }
     look_later(s);
@@ -464,6 +466,8 @@ static void ask_vmm(struct snapshot_task *s)
     else
         r = ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_dropped);
     s->dropping = s->dropping || kind_of(s) == task_kind_SNAPSHOT_DELETE;
+    if (r == 0 && s->undoing)
+        look_later(s); /* whether the agent stops meanwhile */
     if (r < 0)
         over(s, failed_state(s));
 }
@@ -503,7 +507,15 @@ static void look(struct snapshot_task *s)
 static void on_timer(uv_timer_t *timer)
 {
     struct snapshot_task *s = timer->data;
-    if (s->call != NULL)
+    if (s->child != NULL)
+        return; /* its end says how it goes on */
+    if (s->agent->stopping && s->call != NULL)
+        http_call_cancel(s->call); /* of an orphan: it was stopped before */
+    else if (s->agent->stopping)
+        over(s, operation_state_CANCELLED);
+    else if (s->call != NULL && s->undoing)
+        look_later(s);
+    else if (s->call != NULL)
         look_how_far(s);
     else
         look(s);
@@ -549,11 +561,9 @@ static void stop(struct agent_task *task)
     struct snapshot_task *s = task->state;
     if (s->over)
         return; /* on its way */
-    s->orphaned = keeps_memory(s) && s->child == NULL && !s->agent->stopping;
+    s->orphaned = keeps_memory(s) && (s->call != NULL || s->undoing) && s->child == NULL && !s->agent->stopping;
     if (s->orphaned) { /* its order is gone: of what its VMM makes nobody would know */
         s->cancelling = true; /* look_how_far says so */
-        if (s->call == NULL && !s->undoing)
-            undo(s);
     } else if (s->child != NULL) {
         s->killed = true;
         task_child_kill(s->child);
