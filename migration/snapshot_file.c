@@ -13,6 +13,9 @@
 
 enum { IMAGE_VERSION = 1, IMAGE_HEAD_BYTES = 24, PIECE_PAGES = SNAPSHOT_PIECE_BYTES / GUEST_PAGE_BYTES };
 #define READ_BYTES 262144u
+#define LIVE_HEAD_BYTES (UINT64_C(96) << 20) /* STREAM_STATES_BYTES_MAX, checksums and header have room; what is not written is a hole */
+#define LIVE_LEFT_BYTES (UINT64_C(32) << 20) /* so little is left for when the guest stands still */
+#define LIVE_ROUNDS_MAX 8u
 
 static uint64_t regions_bytes(const struct guest_region *regions, size_t count)
 {
@@ -44,6 +47,9 @@ struct snapshot_writer {
     uint64_t image_offset;
     uint32_t *crcs;
     uint32_t zero_crc; /* of a whole piece of zeros */
+    /* of a guest that runs */
+    bool live, tracking;
+    uint64_t *dirty[GUEST_REGIONS_MAX]; /* pages that were written since they were copied, a bit for each */
 };
 
 static int file_write(void *arg, const void *data, size_t size, struct error *err)
@@ -75,38 +81,59 @@ static void features_set(struct machine_description *header, bool compress)
     object_mark(&machine_description_desc, header, "features");
 }
 
-int snapshot_begin(struct guest *guest, struct machine_description *header, const char *path, bool compress,
-                   struct snapshot_writer **ret_writer, struct error *err)
+static int writer_open(struct guest *guest, const char *path, struct snapshot_writer **ret_writer, struct error *err)
 {
     struct snapshot_writer *w = NEW(struct snapshot_writer);
     w->guest = guest;
-    w->compress = compress;
     w->path = xstrdup(path);
     w->temporary = xasprintf("%s.%d.part", path, (int)getpid());
     w->region_count = guest->ops->regions(guest, w->regions);
     w->memory_bytes = regions_bytes(w->regions, w->region_count);
-    features_set(header, compress);
     unlink(w->temporary); /* of a dead process that had our number */
     w->fd = open(w->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    int code = w->fd < 0 ? error_errno(err, -errno, "cannot make %s", w->temporary) : 0;
-    if (code == 0)
-        code = stream_writer_begin(&w->stream, file_write, w, header, err);
-    if (code == 0)
-        code = guest->ops->state_save(guest, &w->stream, err);
-    if (code < 0) {
-        snapshot_writer_destroy(w);
-        return code;
+    if (w->fd >= 0) {
+        *ret_writer = w;
+        return 0;
     }
-    *ret_writer = w;
-    return 0;
+    int code = error_errno(err, -errno, "cannot make %s", w->temporary);
+    snapshot_writer_destroy(w);
+    return code;
+}
+
+/* What comes before memory. */
+static int head_write(struct snapshot_writer *w, struct machine_description *header, struct error *err)
+{
+    features_set(header, w->compress);
+    int code = stream_writer_begin(&w->stream, file_write, w, header, err);
+    return code < 0 ? code : w->guest->ops->state_save(w->guest, &w->stream, err);
+}
+
+int snapshot_begin(struct guest *guest, struct machine_description *header, const char *path, bool compress,
+                   struct snapshot_writer **ret_writer, struct error *err)
+{
+    struct snapshot_writer *w;
+    int code = writer_open(guest, path, &w, err);
+    if (code < 0)
+        return code;
+    w->compress = compress;
+    code = head_write(w, header, err);
+    if (code < 0)
+        snapshot_writer_destroy(w);
+    else
+        *ret_writer = w;
+    return code;
 }
 
 void snapshot_writer_destroy(struct snapshot_writer *w)
 {
     if (!w)
         return;
+    if (w->tracking)
+        w->guest->ops->dirty_stop(w->guest);
     if (w->fd >= 0 && !w->committed)
         unlink(w->temporary);
+    for (size_t i = 0; i < w->region_count; i++)
+        free(w->dirty[i]);
     close_fd(&w->fd);
     free(w->crcs);
     free(w->path);
@@ -144,6 +171,21 @@ static void next_data(const struct snapshot_writer *w, size_t region, uint64_t *
     ASSERT(*page <= end && *pages <= end - *page);
 }
 
+static int bytes_write(struct snapshot_writer *w, const uint8_t *data, size_t size, uint64_t offset, struct error *err)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = pwrite(w->fd, data + done, size - done, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return error_errno(err, n < 0 ? -errno : -EIO, "cannot write %s", w->temporary);
+        done += (size_t)n;
+    }
+    count_add(&w->counts.data_bytes, size);
+    count_add(&w->counts.file_bytes, size);
+    return 0;
+}
+
 /* The pages of one piece that are not zero, at their place in the file. */
 static int piece_write(struct snapshot_writer *w, const uint8_t *data, size_t size, uint64_t offset,
                        struct error *err)
@@ -152,16 +194,9 @@ static int piece_write(struct snapshot_writer *w, const uint8_t *data, size_t si
         size_t end = at;
         while (end < size && !stream_page_is_zero(data + end))
             end += GUEST_PAGE_BYTES;
-        for (size_t done = at; done < end;) {
-            ssize_t n = pwrite(w->fd, data + done, end - done, (off_t)(offset + done));
-            if (n < 0 && errno == EINTR)
-                continue;
-            if (n <= 0)
-                return error_errno(err, n < 0 ? -errno : -EIO, "cannot write %s", w->temporary);
-            done += (size_t)n;
-        }
-        count_add(&w->counts.data_bytes, end - at);
-        count_add(&w->counts.file_bytes, end - at);
+        int code = end > at ? bytes_write(w, data + at, end - at, offset + at, err) : 0;
+        if (code < 0)
+            return code;
         at = end + (end < size ? GUEST_PAGE_BYTES : 0);
     }
     return 0;
@@ -182,7 +217,8 @@ static int image_region_write(struct snapshot_writer *w, size_t region, uint64_t
                 code = piece_write(w, r->host + at, size, w->image_offset + base + at, err);
             if (code < 0)
                 return code;
-            w->crcs[(base + at) / SNAPSHOT_PIECE_BYTES] = bytes_crc32c(0, r->host + at, size);
+            if (!w->live) /* else they are made of the file */
+                w->crcs[(base + at) / SNAPSHOT_PIECE_BYTES] = bytes_crc32c(0, r->host + at, size);
             count_add(&w->counts.memory_bytes, size);
             page = MIN(at + SNAPSHOT_PIECE_BYTES, r->size) / GUEST_PAGE_BYTES;
         }
@@ -208,17 +244,10 @@ static void crcs_init(struct snapshot_writer *w)
         w->crcs[pieces - 1] = bytes_crc32c(0, zeros, w->memory_bytes % SNAPSHOT_PIECE_BYTES);
 }
 
-static int image_write(struct snapshot_writer *w, struct error *err)
+/* All regions, one after another. */
+static int image_regions_write(struct snapshot_writer *w, struct error *err)
 {
-    uint64_t pieces = pieces_of(w->memory_bytes), base = 0;
-    uint64_t image_bytes = IMAGE_HEAD_BYTES + pieces * 4;
-    if (image_bytes > STREAM_SECTION_BYTES_MAX)
-        return image_too_long(w->memory_bytes, err);
-    uint64_t head_end = w->stream.bytes + 2 * STREAM_SECTION_HEAD_BYTES + image_bytes + 12;
-    w->image_offset = (head_end + SNAPSHOT_ALIGN_BYTES - 1) / SNAPSHOT_ALIGN_BYTES * SNAPSHOT_ALIGN_BYTES;
-    crcs_init(w);
-    if (ftruncate(w->fd, (off_t)(w->image_offset + w->memory_bytes)) < 0)
-        return error_errno(err, -errno, "cannot size %s", w->temporary);
+    uint64_t base = 0;
     for (size_t i = 0; i < w->region_count; i++) {
         ASSERT(base % SNAPSHOT_PIECE_BYTES == 0);
         int code = image_region_write(w, i, base, err);
@@ -226,17 +255,208 @@ static int image_write(struct snapshot_writer *w, struct error *err)
             return code;
         base += w->regions[i].size;
     }
+    return 0;
+}
+
+static int image_size(struct snapshot_writer *w, struct error *err)
+{
+    crcs_init(w);
+    if (ftruncate(w->fd, (off_t)(w->image_offset + w->memory_bytes)) < 0)
+        return error_errno(err, -errno, "cannot size %s", w->temporary);
+    return 0;
+}
+
+static uint64_t image_section_bytes(const struct snapshot_writer *w)
+{
+    return IMAGE_HEAD_BYTES + pieces_of(w->memory_bytes) * 4;
+}
+
+/* Where the stream of the file comes to its end, once the image's section and END are in it. */
+static uint64_t head_end(const struct snapshot_writer *w)
+{
+    return w->stream.bytes + 2 * STREAM_SECTION_HEAD_BYTES + image_section_bytes(w) + 12;
+}
+
+static int image_section_write(struct snapshot_writer *w, struct error *err)
+{
     struct bytes_writer payload = {0};
     bytes_put_u64(&payload, w->image_offset);
     bytes_put_u64(&payload, w->memory_bytes);
     bytes_put_u32(&payload, SNAPSHOT_PIECE_BYTES);
     bytes_put_u32(&payload, 0);
-    for (uint64_t i = 0; i < pieces; i++)
+    for (uint64_t i = 0; i < pieces_of(w->memory_bytes); i++)
         bytes_put_u32(&payload, w->crcs[i]);
     int code =
         stream_put(&w->stream, STREAM_IMAGE, IMAGE_VERSION, STREAM_MUST_UNDERSTAND, payload.data, payload.size, err);
     bytes_writer_finish(&payload);
     return code;
+}
+
+static int image_write(struct snapshot_writer *w, struct error *err)
+{
+    if (image_section_bytes(w) > STREAM_SECTION_BYTES_MAX)
+        return image_too_long(w->memory_bytes, err);
+    w->image_offset = (head_end(w) + SNAPSHOT_ALIGN_BYTES - 1) / SNAPSHOT_ALIGN_BYTES * SNAPSHOT_ALIGN_BYTES;
+    int code = image_size(w, err);
+    if (code == 0)
+        code = image_regions_write(w, err);
+    return code < 0 ? code : image_section_write(w, err);
+}
+
+/* ---- an image of a guest that runs ---- */
+
+int snapshot_begin_live(struct guest *guest, const char *path, struct snapshot_writer **ret_writer, struct error *err)
+{
+    struct snapshot_writer *w;
+    int code = writer_open(guest, path, &w, err);
+    if (code < 0)
+        return code;
+    w->live = true;
+    w->image_offset = LIVE_HEAD_BYTES;
+    for (size_t i = 0; i < w->region_count; i++)
+        w->dirty[i] = xcalloc((w->regions[i].size / GUEST_PAGE_BYTES + 63) / 64, sizeof(uint64_t));
+    code = image_section_bytes(w) > STREAM_SECTION_BYTES_MAX ? image_too_long(w->memory_bytes, err) : image_size(w, err);
+    if (code < 0)
+        snapshot_writer_destroy(w);
+    else
+        *ret_writer = w;
+    return code;
+}
+
+/* What was written since the last time, besides what is in the bitmaps already; *ret_bytes: of all of them. */
+static int dirty_fetch(struct snapshot_writer *w, uint64_t *ret_bytes, struct error *err)
+{
+    uint64_t pages = 0;
+    for (size_t i = 0; i < w->region_count; i++) {
+        int code = w->guest->ops->dirty_fetch(w->guest, i, w->dirty[i], err);
+        if (code < 0)
+            return code;
+        for (size_t word = 0; word < (w->regions[i].size / GUEST_PAGE_BYTES + 63) / 64; word++)
+            pages += (unsigned)__builtin_popcountll(w->dirty[i][word]);
+    }
+    *ret_bytes = pages * GUEST_PAGE_BYTES;
+    return 0;
+}
+
+static bool is_dirty(const uint64_t *bitmap, uint64_t page)
+{
+    return bitmap[page / 64] >> page % 64 & 1;
+}
+
+/* Also pages that are zeros by now: what the file has there may be other. */
+static int dirty_region_write(struct snapshot_writer *w, size_t region, uint64_t base, struct error *err)
+{
+    const struct guest_region *r = &w->regions[region];
+    uint64_t *bitmap = w->dirty[region], end = r->size / GUEST_PAGE_BYTES;
+    for (uint64_t page = 0; page < end;) {
+        uint64_t first = page;
+        if (page % 64 == 0 && bitmap[page / 64] == 0) {
+            page += 64;
+            continue;
+        }
+        while (page < end && page - first < PIECE_PAGES && is_dirty(bitmap, page)) {
+            bitmap[page / 64] &= ~(UINT64_C(1) << page % 64);
+            page++;
+        }
+        int code = page > first ? cancel_check(w, err) : 0;
+        if (code == 0 && page > first)
+            code = bytes_write(w, r->host + first * GUEST_PAGE_BYTES, (page - first) * GUEST_PAGE_BYTES,
+                               w->image_offset + base + first * GUEST_PAGE_BYTES, err);
+        if (code < 0)
+            return code;
+        page += page == first;
+    }
+    return 0;
+}
+
+static int dirty_write(struct snapshot_writer *w, struct error *err)
+{
+    uint64_t base = 0;
+    for (size_t i = 0; i < w->region_count; i++) {
+        int code = dirty_region_write(w, i, base, err);
+        if (code < 0)
+            return code;
+        base += w->regions[i].size;
+    }
+    return 0;
+}
+
+int snapshot_copy(struct snapshot_writer *w, struct error *err)
+{
+    uint64_t left, before = UINT64_MAX;
+    ASSERT(w->live && !w->tracking);
+    int code = w->guest->ops->dirty_start(w->guest, err);
+    if (code < 0)
+        return code;
+    w->tracking = true;
+    code = dirty_fetch(w, &left, err); /* may be every page: all of them are looked at next */
+    for (size_t i = 0; i < w->region_count; i++)
+        memset(w->dirty[i], 0, (w->regions[i].size / GUEST_PAGE_BYTES + 63) / 64 * sizeof(uint64_t));
+    if (code == 0)
+        code = image_regions_write(w, err);
+    for (unsigned round = 0; code == 0 && round < LIVE_ROUNDS_MAX; round++) {
+        code = dirty_fetch(w, &left, err);
+        if (code < 0 || left <= LIVE_LEFT_BYTES || left > before / 4 * 3)
+            break;
+        before = left;
+        code = dirty_write(w, err);
+    }
+    return code;
+}
+
+int snapshot_stand(struct snapshot_writer *w, struct machine_description *header, struct error *err)
+{
+    ASSERT(w->live && w->tracking);
+    int code = head_write(w, header, err);
+    if (code == 0 && head_end(w) > w->image_offset)
+        code = error_set(err, -E2BIG, ERROR_TOO_LARGE, "the state of the machine has %llu bytes, and there is room for %llu",
+                         (unsigned long long)w->stream.bytes, (unsigned long long)w->image_offset);
+    return code;
+}
+
+/* The guest stands still: what it wrote last, and saving its state too. */
+static int live_memory(struct snapshot_writer *w, struct error *err)
+{
+    uint64_t left;
+    int code = dirty_fetch(w, &left, err);
+    return code < 0 ? code : dirty_write(w, err);
+}
+
+/* Of what the file has. Holes are zeros. */
+static int crcs_read(struct snapshot_writer *w, struct error *err)
+{
+    CLEANUP_FREE uint8_t *piece = xcalloc(1, SNAPSHOT_PIECE_BYTES);
+    for (uint64_t at = 0; at < w->memory_bytes; at += SNAPSHOT_PIECE_BYTES) {
+        size_t size = MIN((uint64_t)SNAPSHOT_PIECE_BYTES, w->memory_bytes - at), done = 0;
+        off_t data = lseek(w->fd, (off_t)(w->image_offset + at), SEEK_DATA);
+        if (data < 0 && errno == ENXIO)
+            return 0;
+        if (data >= (off_t)(w->image_offset + at + size))
+            continue;
+        while (done < size) {
+            ssize_t n = pread(w->fd, piece + done, size - done, (off_t)(w->image_offset + at + done));
+            if (n < 0 && errno == EINTR)
+                continue;
+            if (n <= 0)
+                return error_errno(err, n < 0 ? -errno : -EIO, "cannot read %s", w->temporary);
+            done += (size_t)n;
+        }
+        w->crcs[at / SNAPSHOT_PIECE_BYTES] = bytes_crc32c(0, piece, size);
+        int code = cancel_check(w, err);
+        if (code < 0)
+            return code;
+    }
+    return 0;
+}
+
+static int live_end(struct snapshot_writer *w, struct error *err)
+{
+    w->guest->ops->dirty_stop(w->guest);
+    w->tracking = false;
+    int code = crcs_read(w, err);
+    if (code == 0)
+        code = image_section_write(w, err);
+    return code < 0 ? code : stream_put_end(&w->stream, err);
 }
 
 static int pages_write(struct snapshot_writer *w, struct stream_pages_writer *out, struct error *err)
@@ -264,6 +484,8 @@ static int pages_write(struct snapshot_writer *w, struct stream_pages_writer *ou
 int snapshot_memory(struct snapshot_writer *w, struct error *err)
 {
     int code;
+    if (w->live)
+        return live_memory(w, err);
     if (w->compress) {
         struct stream_pages_writer *out = stream_pages_writer_create(&w->stream, true);
         code = pages_write(w, out, err);
@@ -278,6 +500,9 @@ int snapshot_memory(struct snapshot_writer *w, struct error *err)
 int snapshot_commit(struct snapshot_writer *w, struct error *err)
 {
     char *slash = strrchr(w->path, '/');
+    int code = w->live ? live_end(w, err) : 0;
+    if (code < 0)
+        return code;
     if (fsync(w->fd) < 0)
         return error_errno(err, -errno, "cannot write %s", w->temporary);
     if (rename(w->temporary, w->path) < 0)

@@ -7,8 +7,10 @@
  * states and END, compressed or not. A restore reads all of it first. Disks are not part of it.
  *
  * Happy path of a save: begin (with the guest paused: header and states), memory (still paused; long), commit (the
- * guest may run again: fsync, rename). The file has a temporary name beside @path until commit, so that @path is
- * either what it was or whole. Failure modes: anything that cannot be written, or cancel: the temporary file is
+ * guest may run again: fsync, rename). Or, of an image: begin_live and copy (the guest runs: all of its memory, then in rounds what it
+ * has written meanwhile), stand (with the guest paused: header and states, before the image, where room was left), memory (still
+ * paused: what it wrote last; short), commit (the guest may run again; checksums are made of the file). The file has a temporary
+ * name beside @path until commit, so that @path is either what it was or whole. Failure modes: anything that cannot be written, or cancel: the temporary file is
  * removed.
  * Happy path of a restore: open (reads and checks header and states), load (memory, then states).
  * Failure modes: damaged, cut short, newer: refused in words by open or, in memory of the second kind, by load; the
@@ -31,7 +33,7 @@ enum {
 struct snapshot_writer;
 
 struct snapshot_counts {
-    uint64_t memory_bytes; /* looked at so far, zeros included */
+    uint64_t memory_bytes; /* looked at so far, zeros included; of a guest that runs, what it writes again is not counted */
     uint64_t data_bytes;   /* of these, pages with data */
     uint64_t file_bytes;   /* that were written for them */
 };
@@ -39,6 +41,12 @@ struct snapshot_counts {
 /* Open the temporary file, write @header (its features are set here) and the guest's state. @guest is paused. */
 int snapshot_begin(struct guest *guest, struct machine_description *header, const char *path, bool compress,
                    struct snapshot_writer **ret_writer, struct error *err);
+/* An image, of a guest that runs and can tell which pages it writes (guest_ops.dirty_*). */
+int snapshot_begin_live(struct guest *guest, const char *path, struct snapshot_writer **ret_writer, struct error *err);
+/* Until little is left, or the guest writes as fast as it is copied. -ECANCELED after snapshot_cancel. */
+int snapshot_copy(struct snapshot_writer *w, struct error *err);
+/* @guest is paused from here on, until snapshot_memory has returned. @header as for snapshot_begin. */
+int snapshot_stand(struct snapshot_writer *w, struct machine_description *header, struct error *err);
 /* -ECANCELED after snapshot_cancel. The guest stands still until this returns. */
 int snapshot_memory(struct snapshot_writer *w, struct error *err);
 /* Make it last, under its name. */

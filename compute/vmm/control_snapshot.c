@@ -7,7 +7,8 @@
 int control_snapshot_show(struct control_call *call, struct error *err UNUSED)
 {
     STATIC_ASSERT((int)SNAPSHOT_MEMORY == (int)snapshot_phase_name_MEMORY &&
-                      (int)SNAPSHOT_COMMIT == (int)snapshot_phase_name_COMMIT,
+                      (int)SNAPSHOT_COMMIT == (int)snapshot_phase_name_COMMIT &&
+                      (int)SNAPSHOT_LIVE == (int)snapshot_phase_name_COPY,
                   "machine_snapshot.h and the schema agree");
     struct snapshot_report r = machine_snapshot_report(call->machine);
     struct vmm_snapshot answer = {.phase = 0};

@@ -52,6 +52,8 @@ struct point_job {
     uint64_t pause_us;
     char *directory;       /* for memory; NULL: no disk has layers */
     bool memory;           /* is to be written */
+    bool unwanted;         /* with memory: the guest has something to do that does not wait */
+    bool switched;         /* with memory: the machine stood still, and the disks have their next tops */
     bool flushed, written; /* the old tops; the memory: the names come after both */
     uint64_t memory_bytes;
     int code;
@@ -199,7 +201,8 @@ static void name_work(struct point_job *job)
         if (code < 0)
             fail(job, code, &err);
     }
-    if (job->memory && job->code == 0 && (code = snapshot_memory_conclude(job->directory, job->name, &err)) < 0)
+    if (job->memory && job->code == 0 && ((code = snapshot_memory_conclude(job->directory, job->name, &err)) < 0 ||
+                                          (code = snapshot_memory_look(job->directory, job->name, &job->memory_bytes, &err)) < 0))
         fail(job, code, &err);
     if (job->memory && job->code < 0)
         snapshot_memory_remove(job->directory, job->name, NULL);
@@ -458,16 +461,17 @@ static void freeze_or_switch(struct point_job *job)
 static void on_memory(void *arg, int code, const struct error *err)
 {
     struct point_job *job = arg;
-    struct snapshot_report report = machine_snapshot_report(job->m);
     if (code < 0) {
         pthread_mutex_lock(&job->m->device_lock); /* the flush fails under it */
         fail(job, code, err);
         pthread_mutex_unlock(&job->m->device_lock);
     }
-    job->pause_us += report.pause_us;
-    job->memory_bytes = report.counts.file_bytes;
     job->written = true;
-    names_begin(job);
+    job->pause_us = machine_snapshot_report(job->m).pause_us;
+    if (job->switched)
+        names_begin(job);
+    else
+        give_up(job);
 }
 
 /* Frozen file systems would be so in the memory, too, and nobody would thaw them there. */
@@ -497,31 +501,45 @@ static int slots_check(struct machine *m, struct error *err)
     return code;
 }
 
+static int unwanted(struct error *err)
+{
+    return error_set(err, -ECANCELED, ERROR_CANCELLED, "the VM was asked to shut down meanwhile");
+}
+
 /* vCPUs and disks stand still from here on, until the memory is written: one moment for all. */
-static void switch_with_memory(struct point_job *job)
+static int stand(void *arg, struct error *err)
+{
+    struct point_job *job = arg;
+    struct machine *m = job->m;
+    int code = job->unwanted ? unwanted(err) : thawed_check(m, err);
+    if (code == 0)
+        code = machine_freeze(m, err);
+    if (code < 0)
+        return code;
+    code = slots_check(m, err); /* what the guest had let go of is off by now */
+    if (code < 0) {
+        machine_thaw(m, NULL);
+        return code;
+    }
+    job->switched = true;
+    do_switch(job);
+    return 0;
+}
+
+static void memory_begin(struct point_job *job)
 {
     CLEANUP_FREE char *path = snapshot_memory_new_path(job->directory, job->name);
-    const struct snapshot_options options = {.path = path, .frozen = true};
+    const struct snapshot_options options = {.path = path, .stand = stand};
     struct error err;
-    uint64_t began_us = now_us();
-    int code = thawed_check(job->m, &err);
-    if (code == 0)
-        code = slots_check(job->m, &err);
-    if (code == 0)
-        code = machine_freeze(job->m, &err);
-    if (code < 0) {
-        fail(job, code, &err);
-        give_up(job);
-        return;
+    int code = job->unwanted ? unwanted(&err) : slots_check(job->m, &err);
+    if (code == 0) {
+        job->written = false;
+        code = machine_snapshot_begin(job->m, &options, on_memory, job, &err);
     }
-    job->written = false;
-    do_switch(job);
-    job->pause_us = now_us() - began_us;
-    code = machine_snapshot_begin(job->m, &options, on_memory, job, &err);
     if (code < 0) {
         fail(job, code, &err);
         job->written = true;
-        names_begin(job);
+        give_up(job);
     }
 }
 
@@ -544,7 +562,7 @@ static void on_prepared(void *arg)
     if (job->code < 0)
         give_up(job);
     else if (job->memory)
-        switch_with_memory(job);
+        memory_begin(job);
     else
         freeze_or_switch(job);
 }
@@ -602,7 +620,7 @@ static int job_begin(struct machine *m, const char *name, bool drop, point_done_
     job->done = done;
     job->arg = arg;
     job->code = 0;
-    job->frozen = job->memory = job->flushed = false;
+    job->frozen = job->memory = job->unwanted = job->switched = job->flushed = false;
     job->written = true;
     job->pause_us = job->memory_bytes = 0;
     job->count = 0;
@@ -726,7 +744,10 @@ static void merge_next(void *arg)
 
 void machine_points_give_up_memory(struct machine *m)
 {
-    if (m->points != NULL && m->points->busy && m->points->memory && !m->points->written)
+    if (m->points == NULL || !m->points->busy || !m->points->memory)
+        return;
+    m->points->unwanted = true;
+    if (!m->points->written)
         machine_snapshot_cancel(m, NULL); /* once it is written, nobody waits for it */
 }
 
@@ -775,7 +796,7 @@ struct point_report machine_points_report(struct machine *m)
     report.busy = job->busy;
     if (job->busy && job->memory && !job->written) {
         const struct snapshot_report memory = machine_snapshot_report(m);
-        report.memory_read_bytes = memory.counts.memory_bytes;
+        report.memory_read_bytes = MIN(memory.counts.memory_bytes, memory.memory_bytes);
         report.memory_bytes = memory.memory_bytes;
     }
     report.merging = job->merging != NULL;

@@ -5,8 +5,8 @@
  *            |                                                                 (thaw asked at once)                        |
  *            +---- failure: before the switch all is as it was; after it there is one layer more, and no name -------------+
  *   take, with memory:
- *          begin --prepare (thread)--> open --frozen--> switch --+--flush (I/O thread)----------------+--> name (thread), then the
- *                                                                '--memory, thawed, sync (thread)-----'    file gets its name: done
+ *          begin --prepare (thread)--> open --memory (thread)--> frozen, switch --+--flush (I/O thread)------------+--> name (thread), then the
+ *                                                                                 '--rest, thawed, sync (thread)---'    file gets its name: done
  *          failure: the file is not there, and the rest as above
  *   drop:  begin --name (thread; the file of its memory goes first)--> done, and merges begin
  *
@@ -17,8 +17,8 @@
  * while reads and flushes go on (layer_chain_hold). Where a drain comes in between, of a device that is reset say, or they take
  * longer than POINTS_HOLD_MS, the disks are drained under the lock, one after another, as long as that takes. Its file
  * systems are frozen for a little longer; the agent's channel thaws them by itself if we should not (guest_agent.h).
- * With memory it stands still until all of that is in the page cache, and nothing is frozen: it goes on in the middle of whatever it
- * does, and file systems that nobody thaws would be frozen in it for good.
+ * With memory it stands still while what it has written during the copying is copied, and nothing is frozen: it goes on in the middle of
+ * whatever it does, and file systems that nobody thaws would be frozen in it for good.
  *
  * Threads: functions on the control loop's thread with the device lock not held, where `done` is called too. */
 #ifndef COMPUTE_VMM_MACHINE_POINTS_H

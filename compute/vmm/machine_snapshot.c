@@ -21,7 +21,8 @@ struct snapshot_job {
     bool thread_runs, stay;
     snapshot_done_fn done;
     void *arg;
-    uint64_t began_us;
+    int (*stand)(void *arg, struct error *err);
+    uint64_t began_us, stood_us; /* since when the guest stands still */
     struct snapshot_report report;
     /* Written by the thread, read by the loop once it was posted. */
     int code;
@@ -88,7 +89,7 @@ static void on_memory_written(void *arg)
     thread_join(job);
     int code = job->code;
     int thawed = code == 0 && job->stay ? 0 : machine_thaw(job->machine, code < 0 ? NULL : &err);
-    job->report.pause_us = now_us() - job->began_us;
+    job->report.pause_us = now_us() - job->stood_us;
     code = code < 0 ? code : thawed;
     if (code == 0) {
         job->phase = SNAPSHOT_COMMIT;
@@ -121,56 +122,98 @@ static struct snapshot_job *job_of(struct machine *m)
     return m->snapshot;
 }
 
-static int job_begin(struct snapshot_job *job, const struct snapshot_options *options, struct error *err)
+static int thread_begin(struct snapshot_job *job, enum snapshot_phase phase, void *(*main)(void *), struct error *err)
 {
-    struct machine_description description = {0};
-    struct snapshot_writer *writer = NULL;
-    machine_description_fill(job->machine, &description);
-    int code = snapshot_begin(&job->guest.guest, &description, options->path, options->compress, &writer, err);
-    OBJECT_CLEAR(machine_description, &description);
-    if (code < 0)
-        return code;
-    job->writer = writer;
-    job->phase = SNAPSHOT_MEMORY;
+    job->phase = phase;
     job->code = 0;
     job->err = (struct error){0};
-    code = -pthread_create(&job->thread, NULL, memory_main, job);
+    int code = -pthread_create(&job->thread, NULL, main, job);
     job->thread_runs = code == 0;
+    return code < 0 ? error_errno(err, code, "cannot start a thread") : 0;
+}
+
+/* ---- while the guest runs ---- */
+
+/* The machine stands still now, at the moment that the snapshot is of. */
+static int memory_begin(struct snapshot_job *job, struct error *err)
+{
+    struct machine_description description = {0};
+    machine_description_fill(job->machine, &description);
+    int code = snapshot_stand(job->writer, &description, err);
+    OBJECT_CLEAR(machine_description, &description);
+    if (code == 0)
+        code = thread_begin(job, SNAPSHOT_MEMORY, memory_main, err);
+    if (code < 0)
+        machine_thaw(job->machine, NULL);
+    return code;
+}
+
+static void on_copied(void *arg)
+{
+    struct snapshot_job *job = arg;
+    struct error err = job->err;
+    int code = job->code;
+    thread_join(job);
+    job->stood_us = now_us();
+    if (code == 0)
+        code = job->stand(job->arg, &err);
+    if (code == 0)
+        code = memory_begin(job, &err);
+    if (code < 0)
+        job_end(job, code, &err);
+}
+
+static void *copy_main(void *arg)
+{
+    struct snapshot_job *job = arg;
+    job->code = snapshot_copy(job->writer, &job->err);
+    io_loop_post(job->machine->control, on_copied, job);
+    return NULL;
+}
+
+/* ---- begin ---- */
+
+static int file_begin(struct snapshot_job *job, const struct snapshot_options *options, struct error *err)
+{
+    struct machine_description description = {0};
+    if (options->stand != NULL)
+        return snapshot_begin_live(&job->guest.guest, options->path, &job->writer, err);
+    machine_description_fill(job->machine, &description);
+    int code = snapshot_begin(&job->guest.guest, &description, options->path, options->compress, &job->writer, err);
+    OBJECT_CLEAR(machine_description, &description);
+    return code;
+}
+
+static int job_begin(struct snapshot_job *job, const struct snapshot_options *options, struct error *err)
+{
+    int code = file_begin(job, options, err);
+    if (code == 0)
+        code = options->stand != NULL ? thread_begin(job, SNAPSHOT_LIVE, copy_main, err) : thread_begin(job, SNAPSHOT_MEMORY, memory_main, err);
     if (code < 0) {
         snapshot_writer_destroy(TAKE_PTR(job->writer));
         job->phase = SNAPSHOT_IDLE;
-        return error_errno(err, code, "cannot start a thread");
     }
-    return 0;
-}
-
-/* Frozen where 0 is returned. */
-static int may_begin(struct machine *m, const struct snapshot_job *job, bool frozen, struct error *err)
-{
-    if (job->phase != SNAPSHOT_IDLE)
-        return error_set(err, -EBUSY, ERROR_CONFLICT, "a snapshot of the VM is being written already");
-    if (frozen)
-        return 0;
-    int code = machine_changeable(m, err);
-    return code < 0 ? code : machine_freeze(m, err);
+    return code;
 }
 
 int machine_snapshot_begin(struct machine *m, const struct snapshot_options *options, snapshot_done_fn done,
                            void *arg, struct error *err)
 {
     struct snapshot_job *job = job_of(m);
-    uint64_t began_us = now_us();
-    int code = may_begin(m, job, options->frozen, err);
-    if (code < 0 && !options->frozen)
-        return code;
-    if (code == 0) {
-        job->stay = options->stay;
-        job->done = done;
-        job->arg = arg;
-        job->began_us = began_us;
-        code = job_begin(job, options, err);
-    }
+    if (job->phase != SNAPSHOT_IDLE)
+        return error_set(err, -EBUSY, ERROR_CONFLICT, "a snapshot of the VM is being written already");
+    job->stay = options->stay;
+    job->stand = options->stand;
+    job->done = done;
+    job->arg = arg;
+    job->began_us = job->stood_us = now_us();
+    int code = options->stand != NULL ? 0 : machine_changeable(m, err);
+    if (code == 0 && options->stand == NULL)
+        code = machine_freeze(m, err);
     if (code < 0)
+        return code;
+    code = job_begin(job, options, err);
+    if (code < 0 && options->stand == NULL)
         machine_thaw(m, NULL);
     return code;
 }
@@ -178,7 +221,7 @@ int machine_snapshot_begin(struct machine *m, const struct snapshot_options *opt
 int machine_snapshot_cancel(struct machine *m, struct error *err)
 {
     struct snapshot_job *job = m->snapshot;
-    if (!job || job->phase != SNAPSHOT_MEMORY)
+    if (!job || (job->phase != SNAPSHOT_MEMORY && job->phase != SNAPSHOT_LIVE))
         return error_set(err, -EINVAL, ERROR_CONFLICT, "no snapshot of the VM is being written");
     snapshot_cancel(job->writer);
     return 0;

@@ -5,8 +5,10 @@
  *                                        | cancel, failure: thaw, file removed                     ^
  *                                        +---------------------------------------------------------+
  *
+ *   live:    IDLE -> COPY (the guest runs) -> frozen by the caller -> MEMORY -> COMMIT -> IDLE
+ *
  * Memory is written by a thread of its own, so that the control socket answers meanwhile. The guest stands still
- * until its memory is in the file (in the page cache), not until the disk has it.
+ * until its memory is in the file (in the page cache), not until the disk has it; live, only for what it wrote last.
  * Threads: functions on the control loop's thread, where `done` is called too. */
 #ifndef COMPUTE_VMM_MACHINE_SNAPSHOT_H
 #define COMPUTE_VMM_MACHINE_SNAPSHOT_H
@@ -16,7 +18,7 @@
 
 struct snapshot_job; /* of one machine, made by its first snapshot */
 
-enum snapshot_phase { SNAPSHOT_IDLE, SNAPSHOT_MEMORY, SNAPSHOT_COMMIT };
+enum snapshot_phase { SNAPSHOT_IDLE, SNAPSHOT_MEMORY, SNAPSHOT_COMMIT, SNAPSHOT_LIVE };
 
 struct snapshot_report {
     enum snapshot_phase phase;
@@ -26,14 +28,16 @@ struct snapshot_report {
     struct error failure;          /* of the last one; code 0: none */
 };
 
-/* @code 0: the file is there and lasts. Called once for each snapshot that began, unless the machine ends first. */
+/* @code 0: the file is there and lasts. @arg as `stand` has. Called once for each snapshot that began, unless the machine ends first. */
 typedef void (*snapshot_done_fn)(void *arg, int code, const struct error *err);
 
 struct snapshot_options {
     const char *path;
     bool compress;
     bool stay; /* do not thaw after success: the caller ends the machine in `done` */
-    bool frozen; /* the caller has frozen it (machine_points.h); it is thawed here, also where this cannot begin */
+    /* Live: memory is copied while the guest runs, and then this freezes the machine (machine_freeze) and does what is to be done at
+     * that moment. Negative errno: it is not frozen, and `done` is told. NULL: frozen at once, by machine_snapshot_begin. */
+    int (*stand)(void *arg, struct error *err);
 };
 
 /* -EBUSY while one is under way. The guest goes on afterwards as it was before. */

@@ -125,6 +125,147 @@ static void compressed_pages_are_read(void **state)
     round_trip(true, true, false);
 }
 
+/* A guest that runs while it is saved: between any two fetches it writes pages here and there, zeros too, and what it was told to be. */
+struct live_guest {
+    struct array_guest array;
+    struct guest_ops ops;
+    uint64_t random, *written[2];
+    unsigned fetches, fetches_max; /* of all regions; then it writes everything again, all the time */
+    bool tracking, paused, cut_off;
+};
+
+static uint32_t live_chance(struct live_guest *g, uint32_t below)
+{
+    g->random ^= g->random << 13, g->random ^= g->random >> 7, g->random ^= g->random << 17;
+    return (uint32_t)((g->random >> 20) % below);
+}
+
+static size_t live_words(const struct live_guest *g, size_t region)
+{
+    return (g->array.sizes[region] / GUEST_PAGE_BYTES + 63) / 64;
+}
+
+static void live_write(struct live_guest *g, unsigned pages)
+{
+    for (unsigned i = 0; i < pages && !g->paused; i++) {
+        unsigned region = live_chance(g, 2);
+        uint64_t page = live_chance(g, (uint32_t)(g->array.sizes[region] / GUEST_PAGE_BYTES));
+        memset(g->array.memory[region] + page * GUEST_PAGE_BYTES, live_chance(g, 3) == 0 ? 0 : (int)live_chance(g, 256), GUEST_PAGE_BYTES);
+        if (g->tracking)
+            g->written[region][page / 64] |= UINT64_C(1) << page % 64;
+    }
+}
+
+static struct live_guest *live_of(struct guest *guest)
+{
+    return CONTAINER_OF(CONTAINER_OF(guest, struct array_guest, guest), struct live_guest, array);
+}
+
+static int live_dirty_start(struct guest *guest, struct error *err UNUSED)
+{
+    struct live_guest *g = live_of(guest);
+    g->tracking = true;
+    for (unsigned r = 0; r < 2; r++) /* the first fetch may give every page */
+        memset(g->written[r], 0xff, live_words(g, r) * sizeof(uint64_t));
+    return 0;
+}
+
+static int live_dirty_fetch(struct guest *guest, size_t region, uint64_t *bitmap, struct error *err)
+{
+    struct live_guest *g = live_of(guest);
+    assert_true(g->tracking);
+    if (g->cut_off && g->fetches > 2)
+        return error_set(err, -EIO, ERROR_INTERNAL, "cut off");
+    for (size_t word = 0; word < live_words(g, region); word++) {
+        bitmap[word] |= g->written[region][word];
+        g->written[region][word] = 0;
+    }
+    live_write(g, g->fetches++ < g->fetches_max ? 40 : 4000);
+    return 0;
+}
+
+static void live_dirty_stop(struct guest *guest)
+{
+    live_of(guest)->tracking = false;
+}
+
+static void live_make(struct live_guest *g, uint64_t seed, unsigned fetches_max)
+{
+    memset(g, 0, sizeof(*g));
+    guest_make(&g->array, true);
+    g->ops = *g->array.guest.ops;
+    g->ops.dirty_start = live_dirty_start;
+    g->ops.dirty_fetch = live_dirty_fetch;
+    g->ops.dirty_stop = live_dirty_stop;
+    g->array.guest.ops = &g->ops;
+    g->random = seed * 2 + 1;
+    g->fetches_max = fetches_max;
+    for (unsigned r = 0; r < 2; r++)
+        g->written[r] = xcalloc(live_words(g, r), sizeof(uint64_t));
+}
+
+static void live_finish(struct live_guest *g)
+{
+    assert_false(g->tracking);
+    free(g->written[0]);
+    free(g->written[1]);
+    array_guest_finish(&g->array);
+}
+
+static int live_save(struct live_guest *g, struct error *err)
+{
+    struct machine_description d = {0};
+    struct snapshot_writer *w = NULL;
+    OBJECT_TEXT(machine_description, &d, machine, "pc-1");
+    OBJECT_SET(machine_description, &d, vcpus, 1);
+    OBJECT_SET(machine_description, &d, memory_bytes, LOW_BYTES + HIGH_BYTES);
+    int code = snapshot_begin_live(&g->array.guest, path, &w, err);
+    if (code == 0)
+        code = snapshot_copy(w, err);
+    live_write(g, 100); /* until it stands still */
+    g->paused = true;
+    if (code == 0)
+        code = snapshot_stand(w, &d, err);
+    if (code == 0)
+        code = snapshot_memory(w, err);
+    if (code == 0)
+        code = snapshot_commit(w, err);
+    snapshot_writer_destroy(w);
+    OBJECT_CLEAR(machine_description, &d);
+    return code;
+}
+
+static void a_guest_that_runs_is_saved_at_one_moment(void **state)
+{
+    static const unsigned fetches[] = {100, 6, 0}; /* it writes little; much from then on; much all the time */
+    (void)state;
+    for (uint64_t seed = 1; seed <= 12; seed++) {
+        struct live_guest from;
+        struct array_guest to;
+        struct error err = {0};
+        live_make(&from, seed, fetches[seed % 3]);
+        guest_make(&to, false);
+        if (live_save(&from, &err) < 0 || restore(&to, SNAPSHOT_VERIFY, &err) < 0)
+            fail_msg("seed %llu: %s", (unsigned long long)seed, err.text);
+        assert_true(array_guest_equal(&from.array, &to));
+        unlink(path);
+        live_finish(&from);
+        array_guest_finish(&to);
+    }
+}
+
+static void a_guest_that_runs_and_fails_leaves_nothing(void **state)
+{
+    struct live_guest from;
+    struct error err = {0};
+    (void)state;
+    live_make(&from, 1, 100);
+    from.cut_off = true;
+    assert_int_equal(live_save(&from, &err), -EIO);
+    assert_int_equal(access(path, F_OK), -1);
+    live_finish(&from); /* and is not tracked any more */
+}
+
 /* What is at the end of memory, byte by byte of the rest: everything that says what the machine is. */
 static void damage_is_refused(void **state)
 {
@@ -271,6 +412,8 @@ int main(void)
         cmocka_unit_test(image_is_read),
         cmocka_unit_test(image_is_mapped),
         cmocka_unit_test(compressed_pages_are_read),
+        cmocka_unit_test(a_guest_that_runs_is_saved_at_one_moment),
+        cmocka_unit_test(a_guest_that_runs_and_fails_leaves_nothing),
         cmocka_unit_test(damage_is_refused),
         cmocka_unit_test(damaged_memory_is_found_when_asked),
         cmocka_unit_test(a_copy_touches_what_has_data_alone),
