@@ -118,7 +118,9 @@ static void replica_age(json_t *vm)
     json_t *replica = json_object_get(vm, "replica");
     const char *at = json_string_value(json_object_get(replica, "at"));
     struct tm tm = {.tm_isdst = 0};
-    if (at != NULL && strptime(at, "%Y-%m-%dT%H:%M:%S", &tm) != NULL)
+    if (json_is_true(json_object_get(replica, "in_sync")))
+        json_object_set_new(replica, "age_s", json_integer(0));
+    else if (at != NULL && strptime(at, "%Y-%m-%dT%H:%M:%S", &tm) != NULL)
         json_object_set_new(replica, "age_s", json_integer(MAX((json_int_t)(time(NULL) - timegm(&tm)), (json_int_t)0)));
 }
 

@@ -50,6 +50,10 @@ static enum plan_change_kind compare(const struct plan_have *have, const struct 
         *ret_why = "its epoch is lower than the one known: it comes from before the VM changed hands";
         return PLAN_REFUSE;
     }
+    if (!have->astray && order->epoch == known->epoch && order->replica_session < known->replica_session) {
+        *ret_why = "it comes from before the last session with a replica of its disks";
+        return PLAN_REFUSE;
+    }
     if (order->epoch == known->epoch && order->generation < known->generation) {
         *ret_why = "its generation is lower than the one known: a newer wish was given already";
         return PLAN_REFUSE;

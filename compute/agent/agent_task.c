@@ -91,7 +91,8 @@ void agent_task_progress(struct agent_task *task, const char *step, uint64_t don
 void agent_task_ready(struct agent_task *task, const char *endpoint)
 {
     ASSERT(!task->ended && (task->order.role == task_role_PEER || task->order.task.backup.live ||
-                             task->order.task.kind == task_kind_VOLUME_MOVE));
+                             task->order.task.kind == task_kind_VOLUME_MOVE ||
+                             OBJECT_HAS(task, &task->order.task, session)));
     OBJECT_SET(task_seen, &task->seen, ready, true);
     OBJECT_TEXT(task_seen, &task->seen, endpoint, endpoint);
     poke(task);

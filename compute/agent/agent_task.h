@@ -68,7 +68,7 @@ struct agent_tasks {
 /* How far it is; NULL: the step stays. Cheap: may be called often. */
 void agent_task_progress(struct agent_task *task, const char *step, uint64_t done, uint64_t total);
 /* A peer: the other host may begin, at @endpoint (NULL: nowhere in particular). A live restore: the VM may be started. A move of a volume:
- * both copies are level. */
+ * both copies are level. A session with a replica: it is in sync. */
 void agent_task_ready(struct agent_task *task, const char *endpoint);
 /* The last word. @err: why, in words, where @state is failed or cancelled; else NULL. */
 void agent_task_end(struct agent_task *task, enum operation_state state, const struct error *err);

@@ -206,7 +206,8 @@ static int promote(const struct vm_places *places, const struct vm_order *order,
     int code = replica_store_open(&dir->places, order->id, false, &store, err);
     if (code < 0)
         return code;
-    const struct replica_known known = {.id = order->replica.id, .number = order->replica.number};
+    const struct replica_known known = {
+        .id = order->replica.id, .number = order->replica.number, .session = order->replica.session};
     code = replica_store_promote(&store, &known, order->epoch, err);
     if (code == 0)
         log_info("replica-promoted", "vm=%s point=%llu epoch=%llu", order->id, (unsigned long long)store.record.number,

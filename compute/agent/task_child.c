@@ -208,6 +208,7 @@ static const struct {
     {"image-copy", task_image_copy_work},
     {"replicate-send", task_replicate_send_work},
     {"replicate-receive", task_replicate_receive_work},
+    {"replicate-serve", task_session_serve_work},
     {"disks-serve", backup_disks_serve_work},
     {"disks-place", backup_disks_place_work},
     {"disks-look", backup_disks_look_work},
@@ -237,6 +238,11 @@ void task_child_tell(const char *step, uint64_t done, uint64_t total)
     OBJECT_SET(task_seen, &seen, progress_total, total);
     put_line(&seen);
     OBJECT_CLEAR(task_seen, &seen);
+}
+
+void task_child_tell_seen(const struct task_seen *seen)
+{
+    put_line(seen);
 }
 
 void task_child_tell_ready(const char *step)

@@ -47,6 +47,8 @@ void task_child_ask(struct task_child *child);
 
 /* Tell how far it is. */
 void task_child_tell(const char *step, uint64_t done, uint64_t total);
+/* The same, with all else that there is to say. */
+void task_child_tell_seen(const struct task_seen *seen);
 /* The same, and that others can begin on what is ready. */
 void task_child_tell_ready(const char *step);
 /* What a work is: 0 with results in @ret_seen (zeroed before), or negative errno in words. */
@@ -59,6 +61,7 @@ int task_snapshot_work(const char *arguments, size_t size, struct task_seen *ret
 int task_backup_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_replicate_send_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_replicate_receive_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
+int task_session_serve_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_volume_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_image_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_image_copy_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);

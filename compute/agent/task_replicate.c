@@ -19,6 +19,7 @@
 #include "compute/agent/backup_disks.h"
 #include "compute/agent/replica_dir.h"
 #include "compute/agent/task_child.h"
+#include "compute/agent/task_session.h"
 #include "compute/agent/tunnel_program.h"
 #include "compute/agent/vmm_images.h"
 #include "migration/replica_stream.h"
@@ -159,10 +160,6 @@ static void source_fill(const struct replicate *p, const struct local_vm *vm, st
     OBJECT_TEXT(replicate_work, work, control_path, vm_control_path(vm));
     OBJECT_TEXT(replicate_work, work, socket_path, socket_path);
     OBJECT_SET(replicate_work, work, user, vm_user(vm));
-    if (OBJECT_HAS(task, &p->task->order.task, replica)) {
-        OBJECT_COPY(vm_replica_start, &work->replica, &p->task->order.task.replica);
-        object_mark(&replicate_work_desc, work, "replica");
-    }
     for (size_t i = 0; i < order->disks.count; i++) {
         if (!vm_files_disk_moves(&disks[i]))
             continue;
@@ -178,6 +175,10 @@ static int child_begin(struct replicate *p, const struct local_vm *vm)
     OBJECT_TEXT(replicate_work, &work, vm, p->vm);
     OBJECT_SET(replicate_work, &work, epoch, p->task->order.task.epoch);
     OBJECT_TEXT(replicate_work, &work, way, p->way);
+    if (OBJECT_HAS(task, &p->task->order.task, replica)) {
+        OBJECT_COPY(vm_replica_start, &work.replica, &p->task->order.task.replica);
+        object_mark(&replicate_work_desc, &work, "replica");
+    }
     if (vm != NULL)
         source_fill(p, vm, &work);
     else
@@ -298,6 +299,11 @@ static void on_timer(uv_timer_t *timer)
 
 static void start(struct agent_task *task)
 {
+    if (OBJECT_HAS(task, &task->order.task, session)) {
+        task->ops = &task_session_ops;
+        task->ops->start(task);
+        return;
+    }
     struct replicate *p = NEW(struct replicate);
     p->task = task;
     p->agent = task->agent;
@@ -357,13 +363,16 @@ bool replicate_yields(struct agent *a, const char *vm)
 {
     struct agent_task *task;
     for (size_t i = 0; (task = map_next(&a->tasks.all, &i)) != NULL;) {
+        if (task_session_yield(task, vm))
+            return true;
         struct replicate *p = task->ops == &task_replicate_ops ? task->state : NULL;
         if (p == NULL || !is_main(p) || strcmp(p->vm, vm) != 0)
             continue;
         yield(p);
         return true;
     }
-    return false;
+    const struct local_vm *local = map_get(&a->vms, vm);
+    return local != NULL && !vm_replica_is_over(local); /* its VMM has not heard of the end of a session yet */
 }
 
 /* ---- replicas that are over ---- */
@@ -486,7 +495,10 @@ int task_replicate_receive_work(const char *arguments, size_t size, struct task_
         replica_dir_close(&dir);
     CLEANUP_FD int fd = code == 0 ? way_accept(work.way, err) : -1;
     if (code == 0) {
-        code = fd < 0 ? fd : replica_receive(fd, &store, work.epoch, err);
+        const struct replica_known known = {.id = work.replica.id, .number = work.replica.number, .session = work.replica.session};
+        code = fd < 0 ? fd : replica_store_settle(&store, &known, err);
+        if (code == 0)
+            code = replica_receive(fd, &store, work.epoch, err);
         if (code == 0)
             replica_dir_known(&dir);
         replica_store_close(&store);

@@ -1643,7 +1643,8 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .stop_asked = vm->stop_asked,
         .stop_overdue = vm->stop_asked && (vm->stop_failed || now >= vm->stop_deadline_ms),
         .kill_sent = vm->kill_sent,
-        .held = vm->holds > 0,
+        .held = vm->holds > 0 || (vm->file.order.replica_held && !vm->process && !vm->forgotten &&
+                                  vm->file.order.wanted != vm_wanted_DELETED), /* a new VMM would not wait for its replica */
         .moves = vm->moves && vm->confirmed && vm->holds == 0,
         .differs = !vm->adjusted,
         .prepared = vm->prepared,
@@ -1902,6 +1903,7 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     if (!same) {
         if (vm_adjust_needed(known, order))
             vm->adjusted = false;
+        vm->moves = vm->moves || order->replica_session > 0; /* a guest that is to end may wait for its replica */
         if (vm->process)
             vm_adjust_dropped(known, order, &vm->dropped);
         else
@@ -2084,6 +2086,18 @@ char *vm_arrival_disks_address(const struct local_vm *vm)
     if (!vm_files_disks_move(&vm->file.order))
         return NULL;
     return xasprintf("unix:%s/%s/%s", vm->context->places.vms_dir, vm->id, VM_ARRIVAL_DISKS_SOCKET);
+}
+
+bool vm_replica_may_begin(const struct local_vm *vm, uint64_t session)
+{
+    const struct vm_order *order = &vm->file.order;
+    return vm->confirmed && !vm->unsaved && vm->adjusted && order->replica_session == session && order->replica_held;
+}
+
+bool vm_replica_is_over(const struct local_vm *vm)
+{
+    const struct vm_order *order = &vm->file.order;
+    return order->replica_session == 0 || (!order->replica_held && (vm->adjusted || !vm->process));
 }
 
 char *vm_departure_path(const struct local_vm *vm, const char *operation, bool disks)

@@ -144,6 +144,10 @@ enum vm_disks {
     VM_DISKS_CHANGING, /* a VMM starts or ends, or they are being made: look again */
 };
 enum vm_disks vm_disks(const struct local_vm *vm);
+/* May its VMM begin @session? The order says that it is held, lastingly, and the VMM has heard of the end of those before. */
+bool vm_replica_may_begin(const struct local_vm *vm, uint64_t session);
+/* Has its VMM, where one runs, been told that the last session with a replica of its disks is over? */
+bool vm_replica_is_over(const struct local_vm *vm);
 const struct vm_context *vm_context_of(const struct local_vm *vm);
 
 /* Nothing is called back after @closed, and the memory is gone. */

@@ -12,7 +12,7 @@
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/tap.h"
 
-enum phase { PHASE_MOVES, PHASE_WHOLE, PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_TIDY, PHASE_END };
+enum phase { PHASE_REPLICA, PHASE_MOVES, PHASE_WHOLE, PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_TIDY, PHASE_END };
 #define URL_SIZE 96
 
 struct vm_adjust {
@@ -151,6 +151,34 @@ static bool disk_refused(struct vm_adjust *a, const struct http_answer *answer, 
               answer->problem.text[0] != '\0' ? answer->problem.text : "its VMM answers something unknown");
     disk_failed(a, -EPROTO);
     return true;
+}
+
+/* ---- 0: a session with a replica that is over ---- */
+
+/* The last one that nobody counts on any more; 0: none. */
+static uint64_t session_over(const struct vm_order *order)
+{
+    return order->replica_session - (order->replica_session > 0 && order->replica_held);
+}
+
+static void on_replica(struct vm_adjust *a, const struct http_answer *answer)
+{
+    if (answer->status != 404 && failed(a, answer, "its VMM cannot be told that a session with its replica is over")) /* 404: it knows none */
+        return;
+    a->phase = PHASE_MOVES;
+    next(a);
+}
+
+static void replica(struct vm_adjust *a)
+{
+    struct vmm_replica_end order = {.session = 0};
+    if (session_over(&a->order) == 0) {
+        a->phase = PHASE_MOVES;
+        next(a);
+        return;
+    }
+    OBJECT_SET(vmm_replica_end, &order, session, session_over(&a->order));
+    send_object(a, "PUT", "replica", &vmm_replica_end_desc, &order, on_replica);
 }
 
 /* ---- limits ---- */
@@ -653,7 +681,7 @@ static void moves(struct vm_adjust *a)
 static void next(struct vm_adjust *a)
 {
     static void (*const phases[])(struct vm_adjust *) = {
-        [PHASE_MOVES] = moves, [PHASE_LOOK] = look, [PHASE_NETWORK] = work_begin, [PHASE_PLUG] = plug, [PHASE_DISKS] = disks};
+        [PHASE_REPLICA] = replica, [PHASE_MOVES] = moves, [PHASE_LOOK] = look, [PHASE_NETWORK] = work_begin, [PHASE_PLUG] = plug, [PHASE_DISKS] = disks};
     phases[a->phase](a);
 }
 
@@ -724,5 +752,6 @@ static bool same_list(const struct object_desc *desc, const struct object_list *
 
 bool vm_adjust_needed(const struct vm_order *before, const struct vm_order *after)
 {
-    return !same_list(&vm_nic_desc, &before->nics, &after->nics) || !same_list(&vm_disk_desc, &before->disks, &after->disks);
+    return !same_list(&vm_nic_desc, &before->nics, &after->nics) || !same_list(&vm_disk_desc, &before->disks, &after->disks) ||
+           session_over(before) != session_over(after);
 }

@@ -1,6 +1,7 @@
 /* Brings the devices of a running VMM to what the order says, one request to its control socket after another:
  *
- *   0. each disk that is held at the end of a move: which of the two copies it is follows from the place in the order, where that is
+ *   0. which sessions with its replica are over (machine_replica.h): a guest that waits goes on
+ *      Then each disk that is held at the end of a move: which of the two copies it is follows from the place in the order, where that is
  *      decided. Whatever comes after it
  *   1. each interface that the VMM has and the order has not (or has with another MAC): unplug; after VM_UNPLUG_MS by
  *      force. Limits of those that stay, where they differ

@@ -90,6 +90,11 @@ int control_point_list(struct control_call *call, struct error *err);
 int control_point_take(struct control_call *call, struct error *err);
 int control_point_drop(struct control_call *call, struct error *err);
 
+/* control_replica.c */
+int control_replica_show(struct control_call *call, struct error *err);
+int control_replica_begin(struct control_call *call, struct error *err);
+int control_replica_end(struct control_call *call, struct error *err);
+
 /* control_snapshot.c */
 int control_snapshot_show(struct control_call *call, struct error *err);
 int control_snapshot_write(struct control_call *call, struct error *err);

@@ -16,6 +16,7 @@
 #include "compute/vmm/machine_incoming.h"
 #include "compute/vmm/machine_migrate.h"
 #include "compute/vmm/machine_points.h"
+#include "compute/vmm/machine_replica.h"
 #include "compute/vmm/machine_snapshot.h"
 #include "compute/vmm/pc1_layout.h"
 #include "compute/vmm/smbios.h"
@@ -307,6 +308,7 @@ void machine_finish(struct machine *m)
     incoming_job_destroy(m->incoming);
     snapshot_job_destroy(m->snapshot);
     backup_job_close(m->backup);
+    replica_job_destroy(m->replica);
     point_job_destroy(m->points);
     console_set_input(m->console, NULL, NULL);
     lease_watch_stop(&m->lease);

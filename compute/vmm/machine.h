@@ -106,6 +106,7 @@ struct machine {
     struct snapshot_job *snapshot; /* machine_snapshot.h; NULL until the first */
     struct backup_job *backup;     /* machine_backup.h; NULL until the first */
     struct point_job *points;      /* machine_points.h; NULL until the first */
+    struct replica_job *replica;   /* machine_replica.h; NULL until the first */
     struct migrate_job *migrate;   /* machine_migrate.h; NULL until the first */
     struct incoming_job *incoming; /* machine_incoming.h; NULL where it was not migrated here */
 };

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -19,6 +21,7 @@
 
 enum { FLUSH_LOOKS = 20 }; /* between flushes of a target while it is copied, so that the last one has little to do */
 enum { LOOK_MS = 50, NS_PER_MS = 1000000, LINK_TIMEOUT_MS = 10000, LINK_RECONNECT_MS = 5000 };
+enum { CUT_LOOKS = 200 }; /* looks at a replica that find nothing under way, from one cut of the map of changes to the next */
 enum { DEVICE_WAITS_MS = 4000 }; /* that a write of the guest's waits for the other host; then the mirror has failed */
 
 struct machine_mirror {
@@ -27,6 +30,12 @@ struct machine_mirror {
     struct block_mirror *mirror; /* NULL: it is over */
     struct block *target;        /* owned, until the device has it */
     bool is_remote, is_held;
+    bool is_replica;             /* is_remote, for good */
+    char keep[64];               /* of a replica: name of the state that it was last known to have */
+    uint8_t cut;                 /* and which one that is to be, once a flush of it lasts */
+    bool is_guarded, lasts;
+    unsigned waits_ms;           /* that the guest waits for an answer at most */
+    uint64_t copied_bytes;       /* as of the last look */
     uint64_t bytes_per_s;        /* that are copied at most; 0: as fast as it goes */
     struct vmm_disk to;          /* of a move */
     uint64_t held_at_us;
@@ -83,10 +92,12 @@ static void limit_renew(struct machine_mirror *mm)
 /* A target that is silent must not hold the guest for as long as a link may be silent before it counts as lost. */
 static void silence_look(struct machine_mirror *mm)
 {
-    uint64_t oldest = block_mirror_oldest(mm->mirror);
-    mm->oldest_ms = oldest != 0 && oldest == mm->oldest ? mm->oldest_ms + LOOK_MS : 0;
+    uint64_t oldest = block_mirror_oldest(mm->mirror), copied = block_mirror_progress(mm->mirror).copied_bytes;
+    bool same = oldest != 0 && oldest == mm->oldest && copied == mm->copied_bytes;
+    mm->oldest_ms = same ? mm->oldest_ms + LOOK_MS : 0;
     mm->oldest = oldest;
-    if (mm->is_remote && mm->oldest_ms >= DEVICE_WAITS_MS)
+    mm->copied_bytes = copied;
+    if (mm->is_remote && mm->oldest_ms >= mm->waits_ms)
         nbd_client_break(mm->target);
 }
 
@@ -110,6 +121,41 @@ static void target_flush(struct machine_mirror *mm)
         on_flushed(&mm->flush, code);
 }
 
+static void on_lasts(struct block_request *request, int result)
+{
+    struct machine_mirror *mm = CONTAINER_OF(request, struct machine_mirror, flush);
+    struct machine_changes *changes = mm->slot->changes;
+    mm->is_flushing = false;
+    mm->lasts = mm->lasts || result == 0;
+    if (result == 0 && changes != NULL && mm->cut != 0)
+        changed_map_keep(&changes->map, mm->keep, mm->cut);
+    if (result == 0)
+        mm->cut = 0;
+}
+
+/* What the guest was told lasts on both sides: then what it writes from @cut on is all that the replica may lack, whatever comes. */
+static void replica_flush(struct machine_mirror *mm)
+{
+    mm->flush = (struct block_request){.op = BLOCK_FLUSH, .done = on_lasts};
+    mm->is_flushing = true;
+    int code = block_submit(block_mirror_front(mm->mirror), &mm->flush);
+    if (code < 0)
+        on_lasts(&mm->flush, code);
+}
+
+/* A new cut can be made at a moment when nothing is under way to the replica. */
+static void replica_look(struct machine_mirror *mm)
+{
+    if (!mm->is_guarded || mm->is_flushing || block_mirror_progress(mm->mirror).state == MIRROR_FAILED)
+        return;
+    bool is_quiet = block_mirror_front(mm->mirror)->in_flight == 0 && ++mm->looks % CUT_LOOKS == 0;
+    if (mm->lasts && !is_quiet)
+        return;
+    if (is_quiet && mm->slot->changes != NULL)
+        mm->cut = changed_map_cut(&mm->slot->changes->map);
+    replica_flush(mm);
+}
+
 /* Now and then: a lease may have come back, and what is level is taken over on the control loop. */
 static void on_look(void *arg)
 {
@@ -120,6 +166,8 @@ static void on_look(void *arg)
     silence_look(mm);
     block_mirror_run(mm->mirror);
     target_flush(mm);
+    if (mm->is_replica)
+        replica_look(mm);
     if (!mm->is_remote && !mm->is_held && block_mirror_progress(mm->mirror).state != MIRROR_COPYING)
         io_loop_post(mm->machine->control, on_control_look, mm->machine);
     io_timer_arm(mm->machine->io, &mm->look, (uint64_t)LOOK_MS * NS_PER_MS);
@@ -139,7 +187,7 @@ static void mirror_end(struct machine_mirror *mm)
     blk_set_filter(blk, NULL, NULL, NULL);
     block_mirror_destroy(TAKE_PTR(mm->mirror));
     io_timer_cancel(&mm->look);
-    ASSERT(!mm->is_flushing || mm->target != NULL);
+    ASSERT(!mm->is_flushing || (mm->target != NULL && !mm->is_replica));
     block_close(TAKE_PTR(mm->target));
     io_loop_remove(mm->machine->io, TAKE_PTR(mm->wake));
 }
@@ -215,19 +263,48 @@ static int marks_make(struct machine_mirror *mm, const struct vmm_migration_disk
     return 0;
 }
 
+/* What the replica may lack; and from here on it is known what is written. Nothing is under way. */
+static int replica_marks_make(struct machine_mirror *mm, const struct vmm_replica_order *order, struct error *err)
+{
+    struct block *block = blk_of(mm)->block;
+    struct machine_slot *slot = mm->slot;
+    int base = -1, code = 0;
+    if (slot->changes == NULL)
+        slot->changes = machine_changes_begin(&slot->disk, block);
+    if (slot->changes != NULL) {
+        mm->cut = changed_map_cut(&slot->changes->map);
+        base = order->base != NULL ? changed_map_find(&slot->changes->map, order->base) : -1;
+    }
+    if (base < 0 && order->empty) {
+        code = block_mirror_mark_data(mm->mirror);
+        return code < 0 ? error_errno(err, code, "cannot tell where disk %s has data", slot->id) : 0;
+    }
+    for (uint64_t from = 0, end; from < block->size_bytes; from = end) {
+        bool changed = true;
+        end = block->size_bytes;
+        if (base >= 0)
+            changed = changed_map_since(&slot->changes->map, (uint8_t)base, from, &end);
+        end = MIN(end, block->size_bytes);
+        if (changed)
+            block_mirror_mark(mm->mirror, from, end - from);
+    }
+    return 0;
+}
+
 /* Between device and disk, and copying. With the device lock held; @mm has its target. */
-static int mirror_put(struct machine_mirror *mm, const struct vmm_migration_disk *disk, struct error *err)
+static int mirror_put(struct machine_mirror *mm, const struct vmm_migration_disk *disk, const struct vmm_replica_order *replica,
+                      struct error *err)
 {
     struct blk *blk = blk_of(mm);
     struct block_mirror_options options = {.source = blk->block, .target = mm->target};
     int code = block_mirror_create(&options, &mm->mirror, err);
+    block_drain(blk_top(blk));
     if (code == 0)
-        code = marks_make(mm, disk, err);
+        code = replica != NULL ? replica_marks_make(mm, replica, err) : marks_make(mm, disk, err);
     if (code < 0) {
         block_mirror_destroy(TAKE_PTR(mm->mirror));
         return code;
     }
-    block_drain(blk_top(blk));
     blk_set_filter(blk, block_mirror_front(mm->mirror), on_leaving, mm);
     limit_renew(mm);
     block_mirror_run(mm->mirror);
@@ -241,17 +318,19 @@ static struct machine_mirror *mirror_new(struct machine *m, struct machine_slot 
     mm->machine = m;
     mm->slot = slot;
     mm->is_remote = is_remote;
+    mm->waits_ms = DEVICE_WAITS_MS;
     mm->wake_fd = -1;
     io_timer_init(&mm->look, on_look, mm);
     return mm;
 }
 
 /* @mm is the slot's from here on, whatever comes of it; the last one goes. */
-static int mirror_start(struct machine_mirror *mm, const struct vmm_migration_disk *disk, struct error *err)
+static int mirror_start(struct machine_mirror *mm, const struct vmm_migration_disk *disk, const struct vmm_replica_order *replica,
+                        struct error *err)
 {
     struct machine *m = mm->machine;
     pthread_mutex_lock(&m->device_lock);
-    int code = mirror_put(mm, disk, err);
+    int code = mirror_put(mm, disk, replica, err);
     if (code < 0) {
         block_close(TAKE_PTR(mm->target));
         io_loop_remove(m->io, TAKE_PTR(mm->wake));
@@ -285,7 +364,7 @@ int machine_mirror_move(struct machine *m, struct machine_slot *slot, const stru
         machine_mirror_free(mm);
         return code;
     }
-    return mirror_start(mm, NULL, err);
+    return mirror_start(mm, NULL, NULL, err);
 }
 
 int machine_mirror_link(struct machine *m, const struct vmm_migration_disk *disk, const char *path,
@@ -309,6 +388,39 @@ int machine_mirror_link(struct machine *m, const struct vmm_migration_disk *disk
     return 0;
 }
 
+static int replica_connect(const char *path, struct error *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)&address, sizeof(address)) == 0)
+        return fd;
+    int code = error_errno(err, -errno, "cannot connect to the replica at %s", path);
+    close_fd(&fd);
+    return code;
+}
+
+int machine_mirror_link_replica(struct machine *m, const char *disk, const struct vmm_replica_order *order, struct machine_mirror **ret_link,
+                                struct error *err)
+{
+    struct machine_mirror *mm = mirror_new(m, NULL, true);
+    struct nbd_client_options options = {
+        .has_fd = true, .export_name = disk, .timeout_ms = MAX(order->patience_ms, (uint32_t)LINK_TIMEOUT_MS), .wake = wake, .wake_arg = mm};
+    mm->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int code = mm->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd") : replica_connect(order->path, err);
+    if (code >= 0) {
+        options.fd = code;
+        code = nbd_client_open(&options, &mm->target, err);
+    }
+    if (code < 0) {
+        error_prefix(err, "disk %s: ", disk);
+        machine_mirror_free(mm);
+        return code;
+    }
+    *ret_link = mm;
+    return 0;
+}
+
 void machine_mirror_unlink(struct machine_mirror *link)
 {
     if (link == NULL)
@@ -318,8 +430,8 @@ void machine_mirror_unlink(struct machine_mirror *link)
     machine_mirror_free(link);
 }
 
-int machine_mirror_begin(struct machine *m, struct machine_slot *slot, struct machine_mirror *link,
-                         const struct vmm_migration_disk *disk, uint64_t bytes_per_s, struct error *err)
+/* @link is the slot's, or gone. */
+static int link_take(struct machine *m, struct machine_slot *slot, struct machine_mirror *link, struct error *err)
 {
     int code = slot_check(m, slot, err);
     if (code == 0) {
@@ -332,8 +444,29 @@ int machine_mirror_begin(struct machine *m, struct machine_slot *slot, struct ma
         return code;
     }
     link->slot = slot;
+    return 0;
+}
+
+int machine_mirror_begin(struct machine *m, struct machine_slot *slot, struct machine_mirror *link,
+                         const struct vmm_migration_disk *disk, uint64_t bytes_per_s, struct error *err)
+{
+    int code = link_take(m, slot, link, err);
+    if (code < 0)
+        return code;
     link->bytes_per_s = bytes_per_s;
-    return mirror_start(link, disk, err);
+    return mirror_start(link, disk, NULL, err);
+}
+
+int machine_mirror_replicate(struct machine *m, struct machine_slot *slot, struct machine_mirror *link,
+                             const struct vmm_replica_order *order, struct error *err)
+{
+    int code = link_take(m, slot, link, err);
+    if (code < 0)
+        return code;
+    link->is_replica = true;
+    link->waits_ms = order->patience_ms;
+    snprintf(link->keep, sizeof(link->keep), "%s", order->keep);
+    return mirror_start(link, NULL, order, err);
 }
 
 /* ---- a move's end (control loop) ---- */
@@ -524,7 +657,7 @@ int machine_mirrors_look(struct machine *m, uint64_t *ret_left, uint64_t *ret_co
     pthread_mutex_lock(&m->device_lock);
     for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
         struct machine_mirror *mm = m->slots.slots[i].mirror;
-        if (mm == NULL || !mm->is_remote || mm->mirror == NULL)
+        if (mm == NULL || !mm->is_remote || mm->is_replica || mm->mirror == NULL)
             continue;
         struct mirror_progress p = block_mirror_progress(mm->mirror);
         *ret_left += p.left_bytes;
@@ -543,7 +676,7 @@ int machine_mirrors_settle(struct machine *m, struct error *err)
     pthread_mutex_lock(&m->device_lock);
     for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
         struct machine_mirror *mm = m->slots.slots[i].mirror;
-        if (mm == NULL || !mm->is_remote || mm->mirror == NULL)
+        if (mm == NULL || !mm->is_remote || mm->is_replica || mm->mirror == NULL)
             continue;
         block_drain(blk_top(blk_of(mm)));
         code = block_mirror_settle(mm->mirror);
@@ -563,8 +696,65 @@ void machine_mirrors_end(struct machine *m)
     pthread_mutex_lock(&m->device_lock);
     for (unsigned i = 0; i < PCI_SLOTS; i++) {
         struct machine_mirror *mm = m->slots.slots[i].mirror;
-        if (mm != NULL && mm->is_remote)
+        if (mm != NULL && mm->is_remote && !mm->is_replica)
             mirror_end(mm);
     }
+    pthread_mutex_unlock(&m->device_lock);
+}
+
+/* ---- to a replica ---- */
+
+static struct machine_mirror *replica_at(const struct machine *m, unsigned slot)
+{
+    struct machine_mirror *mm = m->slots.slots[slot].mirror;
+    return mm != NULL && mm->is_replica && mm->mirror != NULL ? mm : NULL;
+}
+
+int machine_mirrors_replica_look(struct machine *m, unsigned count, bool *ret_level, bool *ret_lasts, struct error *err)
+{
+    unsigned found = 0;
+    int code = 0;
+    *ret_level = *ret_lasts = true;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
+        struct machine_mirror *mm = replica_at(m, i);
+        if (mm == NULL)
+            continue;
+        struct mirror_progress p = block_mirror_progress(mm->mirror);
+        found++;
+        *ret_level &= p.state == MIRROR_LEVEL;
+        *ret_lasts &= mm->lasts;
+        if (p.state == MIRROR_FAILED)
+            code = remote_failed(mm, p.failure, err);
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    return code == 0 && found != count ? error_set(err, -ENODEV, ERROR_CONFLICT, "a disk of the VM was taken away") : code;
+}
+
+int machine_mirrors_replica_guard(struct machine *m, struct error *err)
+{
+    int code = 0;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; code == 0 && i < PCI_SLOTS; i++) {
+        struct machine_mirror *mm = replica_at(m, i);
+        if (mm == NULL || mm->is_guarded)
+            continue;
+        code = block_mirror_guard(mm->mirror);
+        mm->is_guarded = code == 0;
+        if (mm->is_guarded)
+            replica_flush(mm);
+        else
+            code = code == -EAGAIN ? 0 : remote_failed(mm, code, err); /* discards are copied just now */
+    }
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
+void machine_mirrors_replica_end(struct machine *m)
+{
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (replica_at(m, i) != NULL)
+            mirror_end(replica_at(m, i));
     pthread_mutex_unlock(&m->device_lock);
 }

@@ -5,6 +5,8 @@
  *   to another host                  machine_mirror_begin: copied to an NBD export of the target's VMM and kept level until
  *                                    the migration is over; machine_mirror_settle in its pause
  *
+ *   to a replica on another host     machine_mirror_replicate: the same, and kept level for good (machine_replica.h)
+ *
  * The other host may be silent. What only waits for it is done on a thread of the caller's (machine_mirror_link), and a
  * mirror that ends gives the link up first: neither guest nor control loop waits for an answer that will not come.
  *
@@ -49,7 +51,24 @@ int machine_mirrors_look(struct machine *m, uint64_t *ret_left, uint64_t *ret_co
 int machine_mirrors_settle(struct machine *m, struct error *err);
 /* Those to another host end: the disks are as they are here. */
 void machine_mirrors_end(struct machine *m);
-/* A disk is on its way to another file, or its device is gone from under it. */
+/* ---- to a replica (machine_replica.h has what a session is) ---- */
+
+/* The way to the export @disk of the replica's at @order's path: one connection, which never comes back. Blocks for seconds; any
+ * thread but the control loop's. */
+int machine_mirror_link_replica(struct machine *m, const char *disk, const struct vmm_replica_order *order, struct machine_mirror **ret_link,
+                                struct error *err);
+/* Mirror @slot's disk over @link, which it takes in any case. */
+int machine_mirror_replicate(struct machine *m, struct machine_slot *slot, struct machine_mirror *link,
+                             const struct vmm_replica_order *order, struct error *err);
+/* All of them, and there are to be @count. @ret_level: each is; @ret_lasts: each is guarded, and what the guest was told lasts on both sides. -EIO in words when one has
+ * failed. */
+int machine_mirrors_replica_look(struct machine *m, unsigned count, bool *ret_level, bool *ret_lasts, struct error *err);
+/* Guard those that are level and are not yet, and have what the guest was told before made to last. */
+int machine_mirrors_replica_guard(struct machine *m, struct error *err);
+/* They end, whatever waited for them goes on here. */
+void machine_mirrors_replica_end(struct machine *m);
+
+/* A disk is on its way to another file or host, or its device is gone from under it. */
 bool machine_mirror_is_active(const struct machine *m);
 /* For machine_slots.c: the slot is emptied. */
 void machine_mirror_free(struct machine_mirror *mirror);

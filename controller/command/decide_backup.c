@@ -186,7 +186,7 @@ int decide_backup_attach(struct deciding *d, const char *id, size_t id_length)
 /* What of a VM's definition is no wish: what the cluster set, and what meant something in that cluster alone. */
 static uint64_t fields_taken(const struct vm *body)
 {
-    static const char *const left[] = {"name", "flavor", "pin", "started", "backup", "replica_host", "replica_every_s", "replica_limit_s"}; /* a flavor's sizes are in it */
+    static const char *const left[] = {"name", "flavor", "pin", "started", "backup", "replica_host", "replica_every_s", "replica_limit_s", "replica_sync_s"}; /* a flavor's sizes are in it */
     static const char *const of_flavor[] = {"vcpus", "memory_bytes", "cpu_model"};
     uint64_t taken = 0;
     for (size_t i = 0; i < vm_desc.n_fields; i++)

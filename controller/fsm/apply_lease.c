@@ -129,8 +129,8 @@ bool lease_vm_recovers(const struct state *state, const struct vm *vm, const cha
         why = "its host has not said that it runs under the lease";
     else if (record != NULL && restore_is_under_vm(record))
         why = "the rest of its disks comes from a backup, on that host";
-    else if (!vm_disks_are_shared(state, vm, NULL) && replica_standby(state, vm) == NULL)
-        why = vm->replica_host != NULL ? "its replica has no complete point of this run"
+    else if (!vm_disks_are_shared(state, vm, NULL) && !replica_is_good(state, vm))
+        why = replica_standby(state, vm) != NULL ? "its replica is not in sync" : vm->replica_host != NULL ? "its replica has no complete point of this run"
               : vm_has_pools(vm) ? "not all of its disks are in shared pools" : "its disks are on that host only";
     else if (vm->pin != NULL)
         why = "it is pinned to that host";
@@ -289,6 +289,7 @@ static void keep_vms(struct apply *a, const struct record *host)
 {
     for (size_t i = 0; i < host->of_host.vms.count; i++) {
         struct record *record = host->of_host.vms.items[i];
+        replica_host_back(a, record);
         bool waited = host->host->going_down && record->vm->state == vm_state_PENDING && !record->vm->recovering &&
                       record->vm->wanted != vm_wanted_DELETED;
         if (!record->vm->recovering && !waited)

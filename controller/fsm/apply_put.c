@@ -76,7 +76,8 @@ static const char *const changeable[object_kind_COUNT][20] = {
     [object_kind_HOST] = {"draining", "labels", "schedulable", "memory_reserve_bytes", "cpu_ratio_percent"},
     [object_kind_FLAVOR] = {"name", "labels"},
     [object_kind_VM] = {"name", "labels", "ha", "restart", "restarts_max", "restart_window_s", "stop_grace_s", "disks", "nics",
-                        "ha_priority", "ha_restarts_max", "ha_window_s", "relocates_max", "replica_host", "replica_every_s", "replica_limit_s"},
+                        "ha_priority", "ha_restarts_max", "ha_window_s", "relocates_max", "replica_host", "replica_every_s", "replica_limit_s",
+                        "replica_sync_s"},
     [object_kind_IMAGE] = {"name", "labels", "replicas"},
     [object_kind_NETWORK] = {"name", "labels", "ipv4_gateway", "ipv6_gateway", "dns_servers", "pools", "dhcp", "mtu"},
     [object_kind_SECURITY_GROUP] = {"name", "labels", "rules"},
@@ -249,6 +250,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     if (vm_patch != NULL)
         replica_changed(a, record->vm, keeper);
     state_edit_end(a->state, record, a->index);
+    if (vm_patch != NULL)
+        replica_session_check(a, record);
     if (devices)
         apply_members_changed(a, record->vm);
     if (name != NULL && kind == object_kind_VM) {

@@ -14,6 +14,8 @@
 
 #include <errno.h>
 
+#include "controller/fsm/replica_state.h"
+
 static void drop_others(struct apply *a, const struct record *survivor)
 {
     for (size_t i = state_count(a->state, object_kind_CONTROLLER); i > 0; i--) {
@@ -36,6 +38,7 @@ static void tell_again(struct apply *a)
             apply_vm_is_made(vm); /* as far as is known here it may have been */
         if (vm->host != NULL && !state_vm_ran_out(vm))
             apply_vm_tell_again(a, record, vm->generation + STATE_GENERATIONS_LOST_MAX);
+        replica_told_again(vm);
         state_edit_end(a->state, record, a->index);
     }
 }

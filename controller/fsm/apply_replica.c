@@ -19,6 +19,11 @@ uint64_t replica_limit_s(const struct vm *vm)
     return OBJECT_HAS(vm, vm, replica_limit_s) ? vm->replica_limit_s : 3 * replica_every_s(vm) + REPLICA_LIMIT_MORE_S;
 }
 
+bool replica_is_sync(const struct vm *vm)
+{
+    return OBJECT_HAS(vm, vm, replica_sync_s) && vm->replica_sync_s > 0;
+}
+
 const struct record *replica_keeper(const struct state *state, const struct vm *vm)
 {
     return vm->replica_host != NULL ? state_get(state, object_kind_HOST, vm->replica_host) : NULL;
@@ -38,6 +43,27 @@ const struct record *replica_under_way(const struct record *vm)
         if (vm->of_vm.operations.items[i]->operation->kind == operation_kind_VM_REPLICATE)
             return vm->of_vm.operations.items[i];
     return NULL;
+}
+
+static const struct task *session_of(const struct record *operation)
+{
+    return operation != NULL && OBJECT_HAS(task, &operation->operation->task, session) ? &operation->operation->task : NULL;
+}
+
+bool replica_is_held(const struct record *vm)
+{
+    const struct task *session = session_of(replica_under_way(vm));
+    return (session != NULL && session->epoch == vm->vm->epoch) || (vm->vm->replica.in_sync && vm->vm->replica.epoch == vm->vm->epoch);
+}
+
+bool replica_is_good(const struct state *state, const struct vm *vm)
+{
+    return replica_standby(state, vm) != NULL && (!replica_is_sync(vm) || vm->replica.in_sync);
+}
+
+size_t replica_others(const struct record *vm)
+{
+    return vm->of_vm.operations.count - (replica_under_way(vm) != NULL);
 }
 
 /* ---- the wish ---- */
@@ -114,11 +140,14 @@ static void take_away(struct vm *vm, const char *field)
 
 static void begin_anew(struct apply *a, struct vm *vm)
 {
+    uint64_t sessions = vm->replica.sessions;
     take_away(vm, "replica");
-    if (vm->replica_host == NULL)
-        return;
-    OBJECT_TEXT(vm_replica, &vm->replica, since, a->request->at);
-    object_mark(&vm_desc, vm, "replica");
+    if (sessions > 0) /* a number is never given twice */
+        OBJECT_SET(vm_replica, &vm->replica, sessions, sessions);
+    if (vm->replica_host != NULL)
+        OBJECT_TEXT(vm_replica, &vm->replica, since, a->request->at);
+    if (sessions > 0 || vm->replica_host != NULL)
+        object_mark(&vm_desc, vm, "replica");
 }
 
 static void tell_keeper(struct apply *a, const char *keeper)
@@ -136,6 +165,24 @@ void replica_changed(struct apply *a, struct vm *vm, const char *keeper_before)
     begin_anew(a, vm);
     tell_keeper(a, keeper_before);
     tell_keeper(a, vm->replica_host);
+}
+
+void replica_told_again(struct vm *vm)
+{
+    if (vm->replica.sessions == 0 && vm->replica_host == NULL)
+        return;
+    OBJECT_SET(vm_replica, &vm->replica, sessions, vm->replica.sessions + STATE_GENERATIONS_LOST_MAX);
+    OBJECT_SET(vm_replica, &vm->replica, in_sync, false);
+    object_mark(&vm_desc, vm, "replica");
+}
+
+void replica_session_check(struct apply *a, struct record *record)
+{
+    struct record *operation = (struct record *)replica_under_way(record);
+    const struct record *keeper = replica_keeper(a->state, record->vm);
+    if (operation != NULL && (keeper == NULL || strcmp(keeper->common->id, operation->operation->task.peer) != 0 ||
+                              (session_of(operation) != NULL && !replica_is_sync(record->vm))))
+        task_ask_cancel(a, operation, "to end: the VM is to have another replica, or none");
 }
 
 /* The VM is where its replica was: what keeps it from now on is the host that it comes from. */
@@ -166,6 +213,8 @@ void replica_vm_moved(struct apply *a, struct vm *vm, const char *from, uint64_t
         turn_around(a, vm, from);
     else if (OBJECT_HAS(vm, vm, replica) && vm->replica.number > 0 && vm->replica.epoch == epoch_before)
         OBJECT_SET(vm_replica, &vm->replica, epoch, vm->epoch);
+    if (OBJECT_HAS(vm, vm, replica) && vm->replica.in_sync) /* its new host keeps no replica level yet */
+        OBJECT_SET(vm_replica, &vm->replica, in_sync, false);
 }
 
 void replica_taken(struct apply *a, struct vm *vm, const char *from)
@@ -173,6 +222,8 @@ void replica_taken(struct apply *a, struct vm *vm, const char *from)
     take_away(vm, "replica_start");
     OBJECT_TEXT(vm_replica_start, &vm->replica_start, id, vm->replica.id);
     OBJECT_SET(vm_replica_start, &vm->replica_start, number, vm->replica.number);
+    if (OBJECT_HAS(vm_replica, &vm->replica, session))
+        OBJECT_SET(vm_replica_start, &vm->replica_start, session, vm->replica.session);
     object_mark(&vm_desc, vm, "replica_start");
     turn_around(a, vm, from);
 }
@@ -210,6 +261,9 @@ static bool may_replicate(struct apply *a, const struct operation *operation)
         apply_refuse(a, -ESTALE, ERROR_CONFLICT, "the VM is to have no replica there any more");
     else if (record->vm->host == NULL || strcmp(record->vm->host, task->host) != 0 || record->vm->epoch != task->epoch)
         apply_refuse(a, -ESTALE, ERROR_CONFLICT, "VM '%s' has been started or given away meanwhile", record->common->name);
+    else if ((replica_is_sync(record->vm) && record->vm->replica.number > 0) != OBJECT_HAS(task, task, session) ||
+             (OBJECT_HAS(task, task, session) && task->session != record->vm->replica.sessions + 1))
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "the replica of VM '%s' is brought forward otherwise by now", record->common->name);
     else if (record->of_vm.operations.count > 0)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "something else is being done with VM '%s'", record->common->name);
     else
@@ -217,11 +271,23 @@ static bool may_replicate(struct apply *a, const struct operation *operation)
     return false;
 }
 
+/* From here on it is a point: the guest has been told of nothing since this entry that is not in it. */
+static void sync_over(struct apply *a, struct vm_replica *r)
+{
+    OBJECT_SET(vm_replica, r, in_sync, false);
+    OBJECT_TEXT(vm_replica, r, at, a->request->at);
+}
+
 static void replicate_begun(struct apply *a, const struct operation *operation)
 {
     struct record *record = apply_find(a, object_kind_VM, operation->task.vm, 0);
     state_edit_begin(a->state, record);
     OBJECT_TEXT(vm_replica, &record->vm->replica, tried_at, a->request->at);
+    if (OBJECT_HAS(task, &operation->task, session)) {
+        OBJECT_SET(vm_replica, &record->vm->replica, sessions, operation->task.session);
+        if (record->vm->replica.in_sync) /* of one whose host was lost, and is back */
+            sync_over(a, &record->vm->replica);
+    }
     object_mark(&vm_desc, record->vm, "replica");
     state_edit_end(a->state, record, record->common->revision); /* nobody has changed anything that a user wrote */
 }
@@ -241,6 +307,7 @@ static void point_complete(struct apply *a, struct record *record, const struct 
     OBJECT_TEXT(vm_replica, r, at, operation->created_at); /* the images were made after that */
     OBJECT_SET(vm_replica, r, epoch, operation->task.epoch);
     OBJECT_SET(vm_replica, r, sent_bytes, result->sent_bytes);
+    OBJECT_SET(vm_replica, r, session, 0);
     OBJECT_TEXT(vm_replica, r, failure, NULL);
     if (late)
         OBJECT_SET(vm_replica, r, late, false);
@@ -253,11 +320,88 @@ static void point_complete(struct apply *a, struct record *record, const struct 
                     record->vm->replica_host, first ? "is complete" : "is up to date again", (unsigned long long)r->number);
 }
 
+void replica_host_back(struct apply *a, struct record *record)
+{
+    if (!record->vm->replica.in_sync || session_of(replica_under_way(record)) != NULL)
+        return;
+    state_edit_begin(a->state, record);
+    sync_over(a, &record->vm->replica);
+    object_mark(&vm_desc, record->vm, "replica");
+    state_edit_end(a->state, record, record->common->revision);
+    state_host_orders_changed(a->state, record->vm->host, a->index);
+    apply_event(a, event_type_UPDATED, record, "the replica of VM %s is out of sync: the VM's host was lost, and is back", record->common->name);
+}
+
+bool replica_level_counts(const struct state *state, const struct record *operation)
+{
+    const struct task *task = session_of(operation);
+    const struct record *record = task != NULL ? map_get(&state->tables[object_kind_VM].by_id, task->vm) : NULL;
+    const struct record *keeper = record != NULL ? replica_keeper(state, record->vm) : NULL;
+    return keeper != NULL && OBJECT_HAS(task, task, base) && same(keeper->common->id, task->peer) && same(record->vm->host, task->host) &&
+           record->vm->epoch == task->epoch && record->vm->replica.sessions == task->session && !operation->operation->cancel_asked &&
+           !record->vm->replica.in_sync;
+}
+
+void replica_level(struct apply *a, const struct record *operation)
+{
+    if (!replica_level_counts(a->state, operation))
+        return;
+    const struct task *task = session_of(operation);
+    struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, task->vm);
+    struct vm_replica *r = &record->vm->replica;
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(vm_replica, r, id, task->base.id);
+    OBJECT_SET(vm_replica, r, number, task->base.number + 1);
+    OBJECT_SET(vm_replica, r, session, task->session);
+    OBJECT_SET(vm_replica, r, in_sync, true);
+    OBJECT_TEXT(vm_replica, r, at, a->request->at);
+    OBJECT_SET(vm_replica, r, epoch, task->epoch);
+    OBJECT_TEXT(vm_replica, r, failure, NULL);
+    if (r->late)
+        OBJECT_SET(vm_replica, r, late, false);
+    object_mark(&vm_desc, record->vm, "replica");
+    if (OBJECT_HAS(vm, record->vm, replica_start))
+        take_away(record->vm, "replica_start");
+    state_edit_end(a->state, record, record->common->revision);
+    apply_event(a, event_type_UPDATED, record, "the replica of VM %s on host %s is in sync", record->common->name, record->vm->replica_host);
+}
+
+/* A session is over. Where the VM's own host is lost its guest has stopped, or waits: the replica has all that it was told is flushed. */
+static void session_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text)
+{
+    struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, operation->task.vm);
+    const struct record *host = state_get(a->state, object_kind_HOST, operation->task.host);
+    if (record == NULL || record->vm->replica.sessions != operation->task.session)
+        return;
+    state_host_orders_changed(a->state, record->vm->host, a->index);
+    struct vm_replica *r = &record->vm->replica;
+    bool was = r->in_sync && r->session == operation->task.session, is_mine = same(record->vm->host, operation->task.host);
+    if (is_mine && was && (host == NULL || host->host->state == host_state_LOST))
+        return;
+    char why[APPLY_STEP_BYTES_MAX];
+    apply_text(why, sizeof why, "%s", text != NULL ? text : "its host does not say why");
+    bool fails = state == operation_state_FAILED && is_mine && record->vm->epoch == operation->task.epoch;
+    bool news = was || (fails && r->failure == NULL);
+    state_edit_begin(a->state, record);
+    if (was)
+        sync_over(a, r);
+    if (fails)
+        OBJECT_TEXT(vm_replica, r, failure, why);
+    object_mark(&vm_desc, record->vm, "replica");
+    state_edit_end(a->state, record, record->common->revision);
+    if (news)
+        apply_event(a, event_type_UPDATED, record, "the replica of VM %s is %s: %s", record->common->name, was ? "out of sync" : "not in sync", why);
+}
+
 static void replicate_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
                             const struct task_seen *seen)
 {
     struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, operation->task.vm);
     const struct record *keeper = record != NULL ? replica_keeper(a->state, record->vm) : NULL;
+    if (OBJECT_HAS(task, &operation->task, session)) {
+        session_ended(a, operation, state, text);
+        return;
+    }
     if (keeper == NULL || !same(keeper->common->id, operation->task.peer) || !same(record->vm->host, operation->task.host) ||
         record->vm->epoch != operation->task.epoch)
         return;

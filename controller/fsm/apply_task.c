@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "controller/fsm/replica_state.h"
+
 static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_SNAPSHOT_CREATE] = &task_snapshot_create,
     [task_kind_SNAPSHOT_REVERT] = &task_snapshot_revert,
@@ -246,6 +248,8 @@ static void see_main(struct apply *a, struct record *record, const struct record
             restore_placed(a, record);
         if (seen->ready)
             volume_is_level(a, record);
+        if (seen->ready)
+            replica_level(a, record);
         see_progress(a, record, seen);
         return;
     case operation_state_SUCCEEDED:
@@ -279,12 +283,18 @@ static void see_peer(struct apply *a, struct record *record, const struct record
                seen->error_text != NULL ? seen->error_text : "it does not say why");
     const char *error = ended ? why : NULL, *endpoint = seen->ready ? seen->endpoint : NULL;
     if (seen->state == operation_state_SUCCEEDED ||
-        (task->peer_ready == seen->ready && same(task->peer_endpoint, endpoint) && same(task->peer_error, error)))
+        (task->peer_ready == seen->ready && same(task->peer_endpoint, endpoint) && same(task->peer_error, error) &&
+         (!OBJECT_HAS(task_seen, seen, base) || object_equal(&replica_base_desc, &task->base, &seen->base))))
         return;
     state_edit_begin(a->state, record);
     OBJECT_SET(task, task, peer_ready, seen->ready);
     OBJECT_TEXT(task, task, peer_endpoint, endpoint);
     OBJECT_TEXT(task, task, peer_error, error);
+    if (OBJECT_HAS(task, task, session) && OBJECT_HAS(task_seen, seen, base)) {
+        OBJECT_CLEAR(replica_base, &task->base);
+        OBJECT_COPY(replica_base, &task->base, &seen->base);
+        object_mark(&task_desc, task, "base");
+    }
     state_edit_end(a->state, record, a->index);
     state_host_orders_changed(a->state, task->host, a->index);
     apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[record->operation->kind],

@@ -69,6 +69,9 @@ static int check_vm(const struct state *state, const struct record *record, stru
         return BROKEN(err, "VM '%s' has an image, flavor, pin or host of its replica that does not exist", vm->name);
     if (vm->pin != NULL && host != NULL && strcmp(vm->pin, host->common->name) != 0)
         return BROKEN(err, "VM '%s' is not on the host that it is pinned to", vm->name);
+    if (vm->replica.in_sync && (vm->replica_host == NULL || vm->replica.id == NULL || vm->replica.number == 0 || vm->replica.session == 0 ||
+                                vm->replica.session > vm->replica.sessions))
+        return BROKEN(err, "VM '%s' is in sync with no replica", vm->name);
     for (size_t i = 0; i < record->of_vm.operations.count; i++) {
         const struct operation *operation = record->of_vm.operations.items[i]->operation;
         if (operation->state != operation_state_RUNNING || strcmp(operation_vm_id(operation), vm->id) != 0)

@@ -7,6 +7,17 @@
  *                             '----- the VM's disks from the point; from then on the lost host is replica_host, without a point, and
  *                                    keeps the VM's old disks until the VM has run from the point (replica_start: it may not yet)
  *
+ * With replica_sync_s only the first point is sent; then it is brought forward by sessions, one after the other, each a vm-replicate that lasts:
+ *
+ *      out of sync --begins, session s+1--> the peer says what it holds: n --the host says: level--> IN SYNC: point n+1 is what it holds, at any
+ *           ^                                        |                                                |         moment
+ *           '---- its end, or the loss of the peer --'<-----------------------------------------------'
+ *
+ * In sync no write or flush of the guest's ends without the replica; whatever breaks the way, the guest waits until the entry of the log that ends
+ * the session has been told to its host (vm_order.replica_session, replica_held). So while the record says in sync the replica has all that was
+ * flushed, and from that entry on nobody takes it for more than a point: one of the moment of that entry. Where the VM's own host is lost the
+ * session ends and the record stays: that host's guest waits, or is dead. No VMM is started while it is held, for a new one would not wait.
+ *
  * Only a point of the VM's present epoch stands in: each start and restore of a stopped VM raises it, and what its disks became
  * meanwhile no point knows. A migration raises it, too, but changes nothing on the disks: points stay good (replica_vm_moved).
  * All that is in these functions follows from the state alone. */
@@ -20,11 +31,21 @@
 
 uint64_t replica_every_s(const struct vm *vm);
 uint64_t replica_limit_s(const struct vm *vm);
+/* Is it brought forward by sessions, not by points that are sent? */
+bool replica_is_sync(const struct vm *vm);
 /* The host that is to keep it, or NULL. */
 const struct record *replica_keeper(const struct state *state, const struct vm *vm);
 /* The host that @vm can be started on from its replica, with its own lost; NULL: none. */
 const struct record *replica_standby(const struct state *state, const struct vm *vm);
-/* Is a point being made? NULL: no. */
+/* Is what the last session has brought to be taken for the VM's disks, or may it be by the next entry? */
+bool replica_is_held(const struct record *vm);
+/* With its host lost, is it to be started from its replica by itself? Of one that is out of sync only when somebody says so. */
+bool replica_is_good(const struct state *state, const struct vm *vm);
+/* Would the word that it is level make the VM of @operation's session in sync? */
+bool replica_level_counts(const struct state *state, const struct record *operation);
+/* Operations with @vm, but what makes its replica. */
+size_t replica_others(const struct record *vm);
+/* Is a point being made, or a session under way? NULL: no. */
 const struct record *replica_under_way(const struct record *vm);
 
 /* ---- for apply ---- */
@@ -33,6 +54,14 @@ const struct record *replica_under_way(const struct record *vm);
 bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch);
 /* Within an edit: @keeper_before (a name or NULL) may not be its keeper any more. Hosts are told. */
 void replica_changed(struct apply *a, struct vm *vm, const char *keeper_before);
+/* The host of @record was lost, and is back before another one was given the VM: its guest waits no longer for the replica. */
+void replica_host_back(struct apply *a, struct record *record);
+/* Within an edit, the cluster was rebuilt: sessions that have begun since may be lost, and whether it is in sync nobody knows. */
+void replica_told_again(struct vm *vm);
+/* Something of it has been changed by a user: a session that is not wanted so any more is to end. */
+void replica_session_check(struct apply *a, struct record *record);
+/* The host of a session under way says that the replica is level. */
+void replica_level(struct apply *a, const struct record *operation);
 /* Within an edit: @vm has been given to another host than @from (id), with its disks as they are; its epoch was @epoch_before. */
 void replica_vm_moved(struct apply *a, struct vm *vm, const char *from, uint64_t epoch_before);
 /* Within an edit: @vm has been given to its standby, and takes its disks from the replica; @from was lost. */

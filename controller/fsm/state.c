@@ -336,7 +336,7 @@ static uint32_t waiting_vms(const struct state *state, const struct record *host
     for (size_t i = 0; i < host->of_host.vms.count; i++) {
         const struct vm *vm = host->of_host.vms.items[i]->vm;
         count += !vm->recovering && (vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED) &&
-                 (host->host->state == host_state_LOST || !vm->ha || (!vm_disks_are_shared(state, vm, NULL) && replica_standby(state, vm) == NULL));
+                 (host->host->state == host_state_LOST || !vm->ha || (!vm_disks_are_shared(state, vm, NULL) && !replica_is_good(state, vm)));
     }
     return count;
 }

@@ -82,9 +82,11 @@ static bool task_differs(const struct state *state, const struct record *host, c
         return text_same(task->peer, host->common->id) &&
                (ended ? seen->state != operation_state_SUCCEEDED && task->peer_error == NULL
                       : task->peer_error != NULL || task->peer_ready != seen->ready ||
-                            !text_same(task->peer_endpoint, seen->ready ? seen->endpoint : NULL));
+                            !text_same(task->peer_endpoint, seen->ready ? seen->endpoint : NULL) ||
+                            (OBJECT_HAS(task_seen, seen, base) && !object_equal(&replica_base_desc, &task->base, &seen->base)));
     return text_same(task->host, host->common->id) &&
            (ended || (seen->ready && task->backup.live && !task->backup.placed) || (seen->ready && task->kind == task_kind_VOLUME_MOVE && !task->level) ||
+            (seen->ready && replica_level_counts(state, record)) ||
             (seen->step != NULL && !text_same(seen->step, held->step)) ||
             held->progress_total != seen->progress_total ||
             progress_step(held->progress_done, held->progress_total) != progress_step(seen->progress_done, seen->progress_total));
@@ -385,6 +387,10 @@ static void fill_order(const struct state *state, const struct record *host, con
     if (OBJECT_HAS(vm, vm, replica_start)) {
         OBJECT_COPY(vm_replica_start, &order->replica, &vm->replica_start);
         object_mark(&vm_order_desc, order, "replica");
+    }
+    if (vm->replica.sessions > 0) {
+        OBJECT_SET(vm_order, order, replica_session, vm->replica.sessions);
+        OBJECT_SET(vm_order, order, replica_held, replica_is_held(state_get(state, object_kind_VM, vm->id)));
     }
     OBJECT_TEXT(vm_order, order, hostname, vm->hostname);
     OBJECT_TEXT(vm_order, order, ssh_keys, vm->ssh_keys);

@@ -8,6 +8,7 @@
 #include "controller/command/boot_plan.h"
 #include "controller/fsm/backup_definition.h"
 #include "controller/fsm/backup_rules.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/time_text.h"
 
 enum { NAME_OF_VM_CHARACTERS = 44, NAME_SIZE = 64 };
@@ -77,7 +78,7 @@ static bool may_begin(const struct record *record)
 {
     const struct vm *vm = record->vm;
     bool stands = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED || vm->state == vm_state_STOPPED;
-    return vm->host != NULL && stands && !vm->unstarted && vm->wanted != vm_wanted_DELETED && record->of_vm.operations.count == 0;
+    return vm->host != NULL && stands && !vm->unstarted && vm->wanted != vm_wanted_DELETED && replica_others(record) == 0;
 }
 
 static uint64_t hash_add(uint64_t hash, const char *text)

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "controller/command/migrate_plan.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/time_text.h"
 
 static bool comes_from(const struct operation *operation, const struct record *host)
@@ -38,7 +39,7 @@ void drain_begin(struct drain *d, const struct state *state, const char *now)
 static bool is_due(const struct drain *d, const struct record *record)
 {
     const struct vm *vm = record->vm;
-    if (record->of_vm.operations.count > 0 || (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED))
+    if (replica_others(record) > 0 || (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED))
         return false;
     if (d->apart && state_vm_label(vm, STATE_APART_LABEL) != NULL)
         return false;

@@ -18,7 +18,7 @@ static bool is_late(const struct replica_schedule *s, const struct record *recor
     const struct vm *vm = record->vm;
     const struct record *attempt = replica_under_way(record);
     const char *since = vm->replica.at != NULL ? vm->replica.at : vm->replica.since;
-    bool wanted = vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED;
+    bool wanted = (vm->wanted == vm_wanted_RUNNING || vm->wanted == vm_wanted_PAUSED) && !(replica_is_sync(vm) && vm->replica.in_sync);
     return wanted && !vm->replica.late && since != NULL && passed(s, since, replica_limit_s(vm)) &&
            (attempt == NULL || passed(s, attempt->operation->created_at, replica_limit_s(vm)));
 }
@@ -28,12 +28,20 @@ static bool is_up(const struct record *host)
     return host != NULL && host->host->state == host_state_UP;
 }
 
+/* A session that failed is not tried at once again: each break costs the guest a pause. */
+static uint64_t every_s(const struct vm *vm)
+{
+    if (!replica_is_sync(vm))
+        return replica_every_s(vm);
+    return vm->replica.failure != NULL ? REPLICA_SESSION_EVERY_S : REPLICA_SESSION_SOON_S;
+}
+
 static bool is_due(const struct replica_schedule *s, const struct record *record)
 {
     const struct vm *vm = record->vm;
     bool runs = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED;
     return runs && vm->host != NULL && !vm->recovering && vm->wanted != vm_wanted_DELETED && record->of_vm.operations.count == 0 &&
-           passed(s, vm->replica.tried_at, replica_every_s(vm)) && is_up(replica_keeper(s->state, vm)) &&
+           passed(s, vm->replica.tried_at, every_s(vm)) && is_up(replica_keeper(s->state, vm)) &&
            is_up(state_get(s->state, object_kind_HOST, vm->host)) && strcmp(replica_keeper(s->state, vm)->common->id, vm->host) != 0;
 }
 
@@ -71,7 +79,13 @@ static void task_fill(const struct replica_schedule *s, const struct record *rec
     if (record->vm->replica.id != NULL && record->vm->replica.number > 0) {
         OBJECT_TEXT(vm_replica_start, &operation->task.replica, id, record->vm->replica.id);
         OBJECT_SET(vm_replica_start, &operation->task.replica, number, record->vm->replica.number);
+        if (OBJECT_HAS(vm_replica, &record->vm->replica, session))
+            OBJECT_SET(vm_replica_start, &operation->task.replica, session, record->vm->replica.session);
         object_mark(&task_desc, &operation->task, "replica");
+    }
+    if (replica_is_sync(record->vm) && record->vm->replica.number > 0) { /* the first point is sent */
+        OBJECT_SET(task, &operation->task, session, record->vm->replica.sessions + 1);
+        OBJECT_SET(task, &operation->task, patience_s, record->vm->replica_sync_s);
     }
     object_mark(&operation_desc, operation, "task");
     object_mark(&command_task_desc, command, "operation");
@@ -115,12 +129,19 @@ void replica_schedule_finish(struct replica_schedule *s)
     free(s->due);
 }
 
-/* Points that @host has a part in, with those of this tick. */
+/* A session that has nothing to copy any more. */
+static bool is_level(const struct replica_schedule *s, const struct operation *operation)
+{
+    const struct record *vm = OBJECT_HAS(task, &operation->task, session) ? state_get(s->state, object_kind_VM, operation->task.vm) : NULL;
+    return vm != NULL && vm->vm->replica.in_sync && vm->vm->replica.session == operation->task.session;
+}
+
+/* Points that @host has a part in, with those of this tick; and sessions that are not level yet. */
 static unsigned load(const struct replica_schedule *s, const struct record *host)
 {
     unsigned count = (unsigned)(uintptr_t)map_get(&s->begun, host->common->id);
     for (size_t i = 0; i < host->of_host.tasks.count; i++)
-        count += host->of_host.tasks.items[i]->operation->kind == operation_kind_VM_REPLICATE;
+        count += host->of_host.tasks.items[i]->operation->kind == operation_kind_VM_REPLICATE && !is_level(s, host->of_host.tasks.items[i]->operation);
     return count;
 }
 

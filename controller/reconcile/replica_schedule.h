@@ -12,6 +12,8 @@
 #include "schema/commands.h"
 
 #define REPLICA_SCHEDULE_TICK_MAX 16u /* begun, or called late, in one tick */
+#define REPLICA_SESSION_EVERY_S 10u  /* at least, from the beginning of a session to that of the next */
+#define REPLICA_SESSION_SOON_S 2u    /* the same where nothing has failed */
 #define REPLICA_SCHEDULE_HOST_MAX 4u  /* points under way at one time in which a host has a part */
 
 struct replica_schedule {

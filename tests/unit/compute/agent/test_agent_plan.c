@@ -72,6 +72,38 @@ static void add_forget(struct node_orders *orders, const char *id)
     add_id(orders, &orders->forget, "forget", id);
 }
 
+/* An order of before a session with the VM's replica would let its guest go on without, or start another VMM. After a rebuild of the cluster
+ * sessions may be lost, as all else. */
+static void test_sessions_with_replicas(void **unused)
+{
+    (void)unused;
+    static const struct {
+        uint64_t known, told, epoch;
+        bool astray;
+        enum plan_change_kind expected;
+    } rows[] = {
+        {4, 4, 3, false, PLAN_KEEP},   {4, 5, 3, false, PLAN_ACCEPT}, {4, 3, 3, false, PLAN_REFUSE},
+        {4, 0, 3, false, PLAN_REFUSE}, {4, 0, 4, false, PLAN_ACCEPT}, {4, 3, 3, true, PLAN_ACCEPT},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct vm_order known = {.epoch = 0};
+        struct node_orders orders = {.index = 11};
+        struct plan_change changes[4];
+        fill_order(&known, A, 3, 7);
+        OBJECT_SET(vm_order, &known, replica_session, rows[i].known);
+        struct vm_order *order = OBJECT_ADD(node_orders, &orders, vms);
+        fill_order(order, A, rows[i].epoch, 7);
+        if (rows[i].told > 0)
+            OBJECT_SET(vm_order, order, replica_session, rows[i].told);
+        const struct plan_have have = {A, &known, 10, false, false, rows[i].astray};
+        assert_int_equal(agent_plan_orders(&have, 1, &orders, changes), 1);
+        if (changes[0].kind != rows[i].expected)
+            fail_msg("row %zu: kind %d and not %d", i, changes[0].kind, rows[i].expected);
+        OBJECT_CLEAR(vm_order, &known);
+        OBJECT_CLEAR(node_orders, &orders);
+    }
+}
+
 static void test_one_order(void **unused)
 {
     (void)unused;
@@ -566,6 +598,7 @@ static void test_page(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sessions_with_replicas),
         cmocka_unit_test(test_one_order),         cmocka_unit_test(test_new_and_doubled_orders),
         cmocka_unit_test(test_astray),
         cmocka_unit_test(test_halt),

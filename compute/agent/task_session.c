@@ -1,0 +1,459 @@
+/* Sessions with replicas, on either host; see the header. */
+#include "compute/agent/task_session.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "block/nbd_server.h"
+#include "common/log.h"
+#include "compute/agent/agent.h"
+#include "compute/agent/replica_dir.h"
+#include "compute/agent/task_child.h"
+#include "compute/agent/tunnel_program.h"
+
+enum { LOOK_MS = 200, LOOK_SOON_MS = 20 };
+#define WAY_BEGINS "r" /* as task_replicate.c's, which removes what a killed agent left */
+#define BASE_BYTES 64
+
+struct session {
+    struct agent_task *task;
+    struct agent *agent;
+    char vm[37];
+    char *way; /* the Unix socket of the tunnel: main: its VMM connects to it; peer: the child listens there. Owned */
+    uv_timer_t timer;
+    struct tunnel_child *tunnel;
+    struct task_child *child; /* peer */
+    struct http_call *call;   /* main: to the VMM */
+    bool listening, begun, yielding, over, tunnel_closing, timer_closed;
+    enum operation_state state;
+    struct error err;
+};
+
+static bool is_main(const struct session *s)
+{
+    return s->task->order.role == task_role_MAIN;
+}
+
+static void on_timer(uv_timer_t *timer);
+
+/* ---- the end ---- */
+
+static void finish(struct session *s)
+{
+    struct agent_task *task = s->task;
+    enum operation_state state = s->state;
+    struct error err = s->err;
+    if (s->tunnel_closing || !s->timer_closed || s->child != NULL || s->call != NULL)
+        return;
+    if (s->way != NULL)
+        unlink(s->way);
+    free(s->way);
+    free(s);
+    task->state = NULL;
+    if (task->stopping)
+        agent_task_stopped(task);
+    else
+        agent_task_end(task, state, &err);
+}
+
+static void on_timer_closed(uv_handle_t *handle)
+{
+    struct session *s = handle->data;
+    s->timer_closed = true;
+    finish(s);
+}
+
+static void on_tunnel_closed(void *arg)
+{
+    struct session *s = arg;
+    s->tunnel_closing = false;
+    finish(s);
+}
+
+static void over(struct session *s, enum operation_state state)
+{
+    if (s->over)
+        return;
+    s->over = true;
+    s->state = state;
+    if (s->tunnel != NULL) {
+        s->tunnel_closing = true;
+        tunnel_child_stop(TAKE_PTR(s->tunnel), on_tunnel_closed, s);
+    }
+    if (s->child != NULL)
+        task_child_kill(s->child);
+    if (s->call != NULL)
+        http_call_cancel(s->call);
+    uv_timer_stop(&s->timer);
+    uv_close((uv_handle_t *)&s->timer, on_timer_closed);
+}
+
+static void fail(struct session *s, int code, const char *text)
+{
+    if (s->over)
+        return;
+    error_set(&s->err, code, ERROR_CONFLICT, "%.600s", text);
+    over(s, s->yielding ? operation_state_CANCELLED : operation_state_FAILED);
+}
+
+/* ---- the way ---- */
+
+static void way_listening(void *arg, const char *endpoint)
+{
+    struct session *s = arg;
+    if (s->over || s->task->stopping)
+        return;
+    s->listening = true;
+    if (is_main(s))
+        uv_timer_start(&s->timer, on_timer, 0, 0);
+    else
+        agent_task_ready(s->task, endpoint);
+}
+
+static void way_ended(void *arg, const char *why)
+{
+    struct session *s = arg;
+    char text[512];
+    snprintf(text, sizeof text, "the way to the other host is gone: %.400s", why);
+    fail(s, -EPIPE, text);
+}
+
+static void way_open(struct session *s, uid_t owner)
+{
+    static const struct tunnel_child_callbacks callbacks = {.listening = way_listening, .ended = way_ended};
+    const struct task *task = &s->task->order.task;
+    CLEANUP_FREE char *address = xasprintf("unix:%s", s->way);
+    bool is_source = is_main(s);
+    const struct tunnel_program_options options = {.data_dir = s->agent->data_dir,
+                                                   .peer = is_source ? task->peer : task->host,
+                                                   .listen = is_source ? s->way : s->agent->migrations.listen,
+                                                   .connect = is_source ? task->peer_endpoint : address,
+                                                   .is_source = is_source,
+                                                   .owner = owner};
+    struct error err = {.code = 0};
+    if (tunnel_child_start(s->agent->loop, &options, &callbacks, s, &s->tunnel, &err) < 0)
+        fail(s, err.code, err.text);
+}
+
+/* ---- the VM's host ---- */
+
+static struct local_vm *find_vm(const struct session *s)
+{
+    return map_get(&s->agent->vms, s->vm);
+}
+
+static int ask(struct session *s, struct local_vm *vm, const char *method, const struct bytes_writer *body, http_client_done done)
+{
+    const struct http_call_options options = {.method = method,
+                                              .url = "http://vmm/v1/vm/replica",
+                                              .unix_socket = vm_control_path(vm),
+                                              .body = body != NULL ? body->data : NULL,
+                                              .body_size = body != NULL ? body->size : 0,
+                                              .deadline_ms = VM_CONTROL_MS,
+                                              .done = done,
+                                              .arg = s};
+    struct error err = {.code = 0};
+    int code = options.unix_socket == NULL ? -ENOTCONN : http_client_start(vm_context_of(vm)->http, &options, &s->call, &err);
+    if (code < 0)
+        fail(s, code, "its VMM does not answer");
+    return code;
+}
+
+/* What the VMM says: level, under way, or over. */
+static void fares(struct session *s, const struct vmm_replica *answer)
+{
+    switch (answer->session == s->task->order.task.session ? answer->phase : vmm_replica_phase_NONE) {
+    case vmm_replica_phase_CONNECT:
+    case vmm_replica_phase_COPY:
+        agent_task_progress(s->task, "bringing the replica level", answer->copied_bytes, answer->copied_bytes + answer->left_bytes);
+        break;
+    case vmm_replica_phase_LEVEL:
+        if (!s->task->seen.ready) {
+            agent_task_progress(s->task, "the replica is in sync", 0, 0);
+            agent_task_ready(s->task, NULL);
+        }
+        break;
+    default:
+        fail(s, -EIO, answer->failure != NULL ? answer->failure : "its VMM has begun anew");
+    }
+}
+
+static void on_answer(const struct http_answer *http, void *arg)
+{
+    struct session *s = arg;
+    struct vmm_replica answer = {.phase = 0};
+    s->call = NULL;
+    if (s->over) {
+        finish(s);
+        return;
+    }
+    if (http->error != 0 || http->status / 100 != 2) {
+        fail(s, -EIO, http->problem.text[0] != '\0' ? http->problem.text : "its VMM knows nothing of sessions with replicas: upgrade it (drover vm upgrade)");
+        return;
+    }
+    s->begun = true;
+    if (OBJECT_DECODE(vmm_replica, (const char *)http->body, http->body_size, OBJECT_LENIENT, &answer, &s->err) < 0)
+        fail(s, -EPROTO, "its VMM answers something unknown");
+    else
+        fares(s, &answer);
+    OBJECT_CLEAR(vmm_replica, &answer);
+    if (!s->over)
+        uv_timer_start(&s->timer, on_timer, s->task->seen.ready ? LOOK_MS : LOOK_MS / 2, 0);
+}
+
+static void base_name(char name[BASE_BYTES], const char *id, uint64_t number)
+{
+    snprintf(name, BASE_BYTES, "r-%.32s.%llu", id, (unsigned long long)number);
+}
+
+/* The name that the VMM has for what the replica holds. A point that was sent is known by the replica alone (task_replicate.c); what was
+ * written since the last one that the VMM has heard of is more than what the replica lacks. */
+static void base_of(const struct task *task, char name[BASE_BYTES])
+{
+    bool sent = OBJECT_HAS(task, task, replica) && task->replica.session == 0 && strcmp(task->replica.id, task->base.id) == 0 &&
+                task->replica.number == task->base.number;
+    if (sent)
+        snprintf(name, BASE_BYTES, "replica-%.32s", task->base.id);
+    else
+        base_name(name, task->base.id, task->base.number);
+}
+
+static void vmm_begin(struct session *s, struct local_vm *vm)
+{
+    const struct task *task = &s->task->order.task;
+    struct vmm_replica_order order = {.session = 0};
+    struct bytes_writer body = {.data = NULL};
+    char base[BASE_BYTES], keep[BASE_BYTES];
+    base_of(task, base);
+    base_name(keep, task->base.id, task->base.number + 1);
+    OBJECT_SET(vmm_replica_order, &order, session, task->session);
+    OBJECT_TEXT(vmm_replica_order, &order, path, s->way);
+    OBJECT_TEXT(vmm_replica_order, &order, base, base);
+    OBJECT_TEXT(vmm_replica_order, &order, keep, keep);
+    OBJECT_SET(vmm_replica_order, &order, patience_ms, MAX(task->patience_s, 1u) * 1000);
+    OBJECT_ENCODE(vmm_replica_order, &order, &body);
+    OBJECT_CLEAR(vmm_replica_order, &order);
+    (void)ask(s, vm, "POST", &body, on_answer);
+    bytes_writer_finish(&body);
+}
+
+/* Is another task of this host at work on the VM? */
+static bool others_work(const struct session *s)
+{
+    const struct agent_task *task;
+    for (size_t i = 0; (task = map_next(&s->agent->tasks.all, &i)) != NULL;)
+        if (task != s->task && !task->ended && task->order.task.vm != NULL && strcmp(task->order.task.vm, s->vm) == 0)
+            return true;
+    return false;
+}
+
+static void yield(struct session *s)
+{
+    s->yielding = true;
+    fail(s, -EBUSY, "something else is being done with the VM's disks");
+}
+
+static void main_look(struct session *s)
+{
+    const struct task *task = &s->task->order.task;
+    struct local_vm *vm = find_vm(s);
+    if (s->over || s->call != NULL)
+        return;
+    if (vm == NULL || vm_order_of(vm)->epoch != task->epoch || vm_disks(vm) != VM_DISKS_IN_USE)
+        fail(s, -EAGAIN, "the VM does not run here under that epoch");
+    else if (others_work(s))
+        yield(s);
+    else if (task->peer_error != NULL)
+        fail(s, -EPIPE, task->peer_error);
+    else if (vm_order_of(vm)->replica_session > task->session)
+        fail(s, -ESTALE, "another session has begun");
+    else if (s->begun)
+        (void)ask(s, vm, "GET", NULL, on_answer);
+    else if (s->listening)
+        vmm_begin(s, vm);
+    else if (s->tunnel == NULL && task->peer_ready && task->peer_endpoint != NULL && OBJECT_HAS(task, task, base) &&
+             vm_replica_may_begin(vm, task->session)) { /* from here on no other VMM is started beside it */
+        s->way = vm_departure_path(vm, s->task->order.id, false);
+        unlink(s->way);
+        way_open(s, vm_user(vm));
+    } else if (s->tunnel == NULL)
+        uv_timer_start(&s->timer, on_timer, LOOK_MS, 0);
+}
+
+/* ---- the replica's host ---- */
+
+static void child_told(const struct task_seen *seen, void *arg)
+{
+    struct session *s = arg;
+    struct task_seen *to = &s->task->seen;
+    if (s->over || s->task->stopping || !OBJECT_HAS(task_seen, seen, base) || s->tunnel != NULL)
+        return;
+    OBJECT_CLEAR(replica_base, &to->base);
+    OBJECT_COPY(replica_base, &to->base, &seen->base);
+    object_mark(&task_seen_desc, to, "base");
+    way_open(s, geteuid());
+}
+
+static void child_done(const struct task_seen *seen, void *arg)
+{
+    struct session *s = arg;
+    s->child = NULL;
+    if (s->over)
+        finish(s);
+    else
+        fail(s, -EIO, seen->error_text != NULL ? seen->error_text : "the replica is not served any more");
+}
+
+static void peer_begin(struct session *s)
+{
+    const struct task *task = &s->task->order.task;
+    struct replicate_work work = {.vm = NULL};
+    if (find_vm(s) != NULL) {
+        fail(s, -EBUSY, "something of the VM itself is still on this host");
+        return;
+    }
+    s->way = xasprintf("%s/" WAY_BEGINS "s%.8s.sock", s->agent->run_dir, s->task->order.id);
+    unlink(s->way);
+    OBJECT_TEXT(replicate_work, &work, vm, s->vm);
+    OBJECT_SET(replicate_work, &work, epoch, task->epoch);
+    OBJECT_SET(replicate_work, &work, session, task->session);
+    OBJECT_TEXT(replicate_work, &work, way, s->way);
+    OBJECT_TEXT(replicate_work, &work, replicas_dir, s->agent->replicas_dir);
+    if (OBJECT_HAS(task, task, replica)) {
+        OBJECT_COPY(vm_replica_start, &work.replica, &task->replica);
+        object_mark(&replicate_work_desc, &work, "replica");
+    }
+    const struct task_child_options options = {.loop = s->agent->loop,
+                                               .work = "replicate-serve",
+                                               .desc = &replicate_work_desc,
+                                               .arguments = &work,
+                                               .told = child_told,
+                                               .done = child_done,
+                                               .arg = s};
+    struct error err = {.code = 0};
+    int code = replica_dir_check(s->agent->replicas_dir, s->agent->vms_dir, &err);
+    if (code == 0)
+        code = task_child_start(&options, &s->child, &err);
+    OBJECT_CLEAR(replicate_work, &work);
+    if (code < 0)
+        fail(s, code, err.text);
+}
+
+/* ---- the task ---- */
+
+static void on_timer(uv_timer_t *timer)
+{
+    struct session *s = timer->data;
+    if (is_main(s))
+        main_look(s);
+    else
+        peer_begin(s);
+}
+
+static void start(struct agent_task *task)
+{
+    struct session *s = NEW(struct session);
+    s->task = task;
+    s->agent = task->agent;
+    task->state = s;
+    snprintf(s->vm, sizeof s->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
+    uv_timer_init(s->agent->loop, &s->timer);
+    s->timer.data = s;
+    uv_timer_start(&s->timer, on_timer, 0, 0); /* nothing ends from inside here */
+}
+
+static void changed(struct agent_task *task)
+{
+    struct session *s = task->state;
+    if (s != NULL && is_main(s) && !s->over && s->call == NULL)
+        uv_timer_start(&s->timer, on_timer, 0, 0);
+}
+
+static void cancel(struct agent_task *task)
+{
+    struct session *s = task->state;
+    if (s == NULL)
+        return;
+    s->yielding = true;
+    fail(s, -ECANCELED, "cancelled");
+}
+
+static void stop(struct agent_task *task)
+{
+    over(task->state, operation_state_CANCELLED);
+}
+
+const struct agent_task_ops task_session_ops = {.start = start, .cancel = cancel, .changed = changed, .stop = stop};
+
+bool task_session_yield(struct agent_task *task, const char *vm)
+{
+    struct session *s = task->ops == &task_session_ops ? task->state : NULL;
+    if (s == NULL || !is_main(s) || strcmp(s->vm, vm) != 0)
+        return false;
+    yield(s);
+    return true;
+}
+
+/* ---- the child ---- */
+
+static struct nbd_server *served;
+
+static void on_term(int signal_number UNUSED)
+{
+    nbd_server_stop(served);
+}
+
+static int serve(struct replica_store *store, const char *way, struct error *err)
+{
+    struct nbd_export exports[REPLICA_DISKS_MAX];
+    struct sigaction action = {.sa_handler = on_term};
+    struct task_seen seen = {0};
+    for (unsigned i = 0; i < store->count; i++)
+        exports[i] =
+            (struct nbd_export){.name = store->disks[i]->name, .block = &store->disks[i]->chain->block, .access = NBD_ACCESS_WRITE};
+    const struct nbd_server_options options = {.socket_path = way, .exports = exports, .export_count = store->count};
+    int code = nbd_server_create(&options, &served, err);
+    if (code < 0)
+        return code;
+    sigaction(SIGTERM, &action, NULL);
+    OBJECT_SET(task_seen, &seen, state, operation_state_RUNNING);
+    OBJECT_TEXT(task_seen, &seen, step, "serving the replica's disks");
+    OBJECT_TEXT(replica_base, &seen.base, id, store->record.id);
+    OBJECT_SET(replica_base, &seen.base, number, store->record.number);
+    object_mark(&task_seen_desc, &seen, "base");
+    task_child_tell_seen(&seen);
+    OBJECT_CLEAR(task_seen, &seen);
+    nbd_server_run(served);
+    nbd_server_destroy(served);
+    return 0;
+}
+
+int task_session_serve_work(const char *arguments, size_t size, struct task_seen *ret_seen UNUSED, struct error *err)
+{
+    struct replicate_work work = {.vm = NULL};
+    struct replica_dir dir;
+    struct replica_store store;
+    int code = OBJECT_DECODE(replicate_work, arguments, size, OBJECT_STORED, &work, err);
+    if (code < 0)
+        return code;
+    const struct replica_known known = {.id = work.replica.id, .number = work.replica.number, .session = work.replica.session};
+    code = replica_dir_open(work.replicas_dir, work.vm, true, &dir, err);
+    if (code == 0 && (code = replica_store_open(&dir.places, work.vm, false, &store, err)) < 0)
+        replica_dir_close(&dir);
+    if (code == 0) {
+        code = replica_store_settle(&store, &known, err);
+        if (code == 0)
+            code = replica_store_follow(&store, work.epoch, work.session, &store.record.disks, err);
+        if (code == 0) {
+            replica_dir_known(&dir);
+            code = serve(&store, work.way, err);
+        }
+        replica_store_close(&store);
+        replica_dir_close(&dir);
+    }
+    OBJECT_CLEAR(replicate_work, &work);
+    return code;
+}

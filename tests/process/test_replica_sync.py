@@ -1,0 +1,166 @@
+"""Replicas that are in sync: what a guest was told is written is there when its host is lost, and no guest goes on without its replica before the
+cluster's record says so.
+
+The guest takes no FLUSH, so each of its writes is followed by one before it hears of it (tests/guest/guest_disk.c).
+"""
+import os
+import signal
+
+import pytest
+
+from bed import wait_until
+from disk_guest import NEEDED, console, done, life, taken_over, wait_writes, writes
+from test_replication import begin, children, place, replica, replicate, wait_point
+
+pytestmark = NEEDED
+
+
+def is_in_sync(cluster):
+    return bool(replica(cluster).get('in_sync'))
+
+
+def wait_in_sync(cluster, timeout_s=60):
+    wait_until(lambda: is_in_sync(cluster), timeout_s, 'the replica is in sync', poll_s=0.05)
+
+
+def sync(cluster, keeper, patience_s=2):
+    replicate(cluster, keeper.name, replica_sync_s=patience_s)
+    wait_in_sync(cluster)
+
+
+def test_what_was_flushed_is_there_when_the_host_is_lost(make_cluster):
+    """To the last write that the guest was told of before the plug was pulled."""
+    cluster, vm_id, old, keeper = begin(make_cluster, ha=True)
+    sync(cluster, keeper)
+    wait_writes(old, vm_id, 200)
+    old.host.power_off()
+    taken_over(cluster, vm_id, old, writes(old, vm_id))     # its last words are on the dead host's disk
+    vm = cluster.vm('web')
+    assert vm['host_name'] == keeper.name and vm['replica_host'] == old.name and not is_in_sync(cluster), vm
+
+
+@pytest.mark.slow
+def test_it_goes_on_alone_only_when_the_record_says_so(make_cluster):
+    """The way between the two is cut: the guest stands still until the replica counts as out of sync, then goes on; with the way back it comes in
+    sync again, and what it had is there when its host is lost."""
+    cluster, vm_id, old, keeper = begin(make_cluster, ha=True)
+    sync(cluster, keeper)
+    wait_writes(old, vm_id, 50)
+    number = replica(cluster)['number']
+    cluster.bed.cut(old.host.number, keeper.host.number)
+    before = writes(old, vm_id)
+
+    def goes_on():
+        seen = writes(old, vm_id)
+        if is_in_sync(cluster):
+            nonlocal before
+            before = max(before, seen)      # it was in sync after that
+            return False
+        return writes(old, vm_id) > before + 100
+    wait_until(goes_on, 60, 'the VM goes on without its replica', poll_s=0.02)
+    events = [e['message'] for e in cluster.cli('event', 'list') if 'replica of VM web' in e['message']]
+    assert any('out of sync' in m for m in events), events
+    assert replica(cluster)['number'] == number
+    cluster.bed.heal()
+    wait_in_sync(cluster)
+    assert replica(cluster)['number'] > number
+    wait_writes(old, vm_id, 200)
+    old.host.power_off()
+    taken_over(cluster, vm_id, old, writes(old, vm_id))
+    # the host is back: the replica is the other way round, and in sync again
+    cluster.boot(old.host.number)
+    wait_in_sync(cluster, 90)
+    assert (place(old, vm_id) / 'replica.json').exists()
+    wait_writes(keeper, vm_id, 200)
+    assert 'disk: status' not in life(keeper, vm_id)
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_nothing_flushed_is_lost(make_cluster):
+    """Agents of both hosts, the process that serves the replica, and the VMM are killed while it is in sync: each time it comes in sync again, and
+    the guest goes on. Then the VM's host is cut off: what its guest is told before it stops is what the replica has."""
+    cluster, vm_id, old, keeper = begin(make_cluster, ha=True)
+    sync(cluster, keeper)
+
+    def again():
+        number = replica(cluster)['number']
+        wait_until(lambda: replica(cluster)['number'] > number and is_in_sync(cluster), 90, 'the replica is in sync again', poll_s=0.05)
+
+    for agent in (old, keeper):
+        agent.program.kill9()
+        agent.run()
+        again()
+        wait_writes(old, vm_id, 50)
+    for pid in children(keeper, 'replicate-serve'):
+        os.kill(pid, signal.SIGKILL)
+    again()
+    wait_writes(old, vm_id, 50)
+    assert 'disk: ' not in life(old, vm_id)
+    for pid in old.vmm_pids():
+        os.kill(pid, signal.SIGKILL)
+    again()
+    wait_writes(old, vm_id, 50)
+    cluster.bed.isolate(old.host.number)
+    found = wait_until(lambda: next((a for a in cluster.agents if a is not old and writes(a, vm_id) > 0), None), 60, 'the VM runs elsewhere')
+    assert found is keeper
+    taken_over(cluster, vm_id, old, writes(old, vm_id))
+
+
+@pytest.mark.slow
+def test_without_controllers_the_guest_waits(make_cluster):
+    """Nobody can say that the replica is out of sync: the guest stands still, however long that takes, and goes on when somebody can."""
+    cluster, vm_id, old, keeper = begin(make_cluster)
+    sync(cluster, keeper, patience_s=1)
+    wait_writes(old, vm_id, 50)
+    for controller in cluster.controllers:
+        controller.program.kill9()
+    for pid in children(keeper, 'replicate-serve'):
+        os.kill(pid, signal.SIGKILL)
+    log = old.directory / 'vms' / vm_id / 'vmm.log'
+    wait_until(lambda: 'guest_waits=true' in log.read_text(), 30, 'its VMM has lost the replica')
+
+    def tick_on(more):
+        first = console(old, vm_id).count('tick ')
+        wait_until(lambda: console(old, vm_id).count('tick ') > first + more, 60, 'the guest ticks on')
+    tick_on(3)          # what it was told just before is on its console
+    stands_at = writes(old, vm_id)
+    tick_on(40)
+    assert writes(old, vm_id) == stands_at
+    for controller in cluster.controllers:
+        controller.run()
+    wait_writes(old, vm_id, 100)
+    wait_in_sync(cluster, 90)
+    assert 'disk: ' not in life(old, vm_id).replace('disk: lost', '')
+
+
+@pytest.mark.slow
+def test_beside_backups_and_migrations(make_cluster):
+    """Other work on the VM has it go out of sync for so long, and comes in sync again; also when it goes to its replica's host."""
+    cluster, vm_id, old, keeper = begin(make_cluster)
+    third = next(a for a in cluster.agents if a not in (old, keeper))
+    sync(cluster, keeper)
+    store = cluster.bed.directory / 'store'
+    store.mkdir()
+    status, _, answer = cluster.api('POST', '/v1/backup-stores', {'name': 'nas', 'location': str(store)})
+    assert status == 201, answer
+    done(cluster, cluster.api('POST', '/v1/vms/web/backups', {'name': 'one', 'store': 'nas'}))
+    wait_in_sync(cluster, 90)
+    done(cluster, cluster.api('POST', '/v1/vms/web/migrate', {'to': third.name}))
+    wait_in_sync(cluster, 90)
+    assert cluster.vm('web')['replica_host'] == keeper.name
+    done(cluster, cluster.api('POST', '/v1/vms/web/migrate', {'to': keeper.name}))
+    wait_in_sync(cluster, 90)
+    assert cluster.vm('web')['replica_host'] == third.name
+    wait_writes(keeper, vm_id, 100)
+    assert 'disk: ' not in life(keeper, vm_id)
+    # off and on; points that are sent; none at all
+    done(cluster, cluster.api('POST', '/v1/vms/web/stop?force=true'))
+    assert not is_in_sync(cluster)
+    done(cluster, cluster.api('POST', '/v1/vms/web/start'))
+    wait_in_sync(cluster, 90)
+    replicate(cluster, third.name, replica_sync_s=0)
+    wait_until(lambda: not is_in_sync(cluster), 30, 'it is not kept in sync any more')
+    wait_point(cluster, more=2, timeout_s=60)
+    cluster.cli('vm', 'update', 'web', '--replica-host', '', parse=False)
+    wait_until(lambda: not place(third, vm_id).exists(), 30, 'the replica is gone')
+    wait_writes(keeper, vm_id, 100)
