@@ -36,6 +36,10 @@ static int pools_check(const struct state *state, const struct vm *vm, bool stor
         return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
                                "disk '%s' of VM '%s' is a volume in pool '%s', which only its host has, and such volumes do not go along: "
                                "detach it, migrate the VM, and attach another", disk->name, vm->name, disk->pool);
+    if (disk != NULL && disk->read_only)
+        return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
+                               "disk '%s' of VM '%s' is only read and in pool '%s', which is not shared: such disks do not go along", disk->name,
+                               vm->name, disk->pool);
     if (disk != NULL)
         return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
                                "disk '%s' of VM '%s' is in pool '%s', which is not shared: name the pool there that it is to go to (storage), "

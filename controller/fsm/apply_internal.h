@@ -149,8 +149,8 @@ void own_disk_seen(struct apply *a, const struct volume_seen *seen);
 void own_disk_forget_left(struct apply *a, struct record *vm, const char *disk);
 /* @patch has a list of @vm's disks: where these are is no part of it. */
 void own_disks_stay(const struct vm *vm, struct vm *patch);
-/* @vm goes, and something of it stays on another host: an event says where. */
-void own_disks_vm_gone(struct apply *a, const struct record *vm);
+/* @vm goes, and what moves have left of it stays: an event says where. @removed: but for what its host has removed with it. */
+void own_disks_vm_gone(struct apply *a, const struct record *vm, bool removed);
 /* The VM's host has come further, or it has none any more: what was to be attached or detached may be so now. Not within an edit. */
 void volumes_settle(struct apply *a, struct record *vm);
 /* @vm goes: its volumes are free. It has another name. */

@@ -229,7 +229,7 @@ static void vm_deleted(struct apply *a, struct record *record, const struct reco
     tasks_vm_gone(a, record, "its VM was deleted");
     snapshots_vm_gone(a, record);
     volumes_vm_gone(a, record);
-    own_disks_vm_gone(a, record);
+    own_disks_vm_gone(a, record, true);
     replica_vm_gone(a, record->vm);
     apply_event(a, event_type_DELETED, record, "VM %s is gone from host %s", record->common->name, host->common->name);
     state_host_orders_changed(a->state, host->common->id, a->index);

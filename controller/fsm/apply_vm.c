@@ -291,7 +291,7 @@ void apply_vm_gone(struct apply *a, struct record *record)
     tasks_vm_gone(a, record, "its VM was deleted");
     snapshots_vm_gone(a, record);
     volumes_vm_gone(a, record);
-    own_disks_vm_gone(a, record);
+    own_disks_vm_gone(a, record, false);
     replica_vm_gone(a, record->vm);
     apply_event(a, event_type_DELETED, record, "VM %s is gone", record->common->name);
     state_host_orders_changed(a->state, record->vm->host, a->index);

@@ -204,6 +204,14 @@ static void what_is_refused(void **test)
     assert_int_equal(fixture_apply(f, &decided.command), -ENOSPC);
     assert_non_null(strstr(f->error.text, "has not 3072 MiB free on host n2 by now"));
     decision_finish(&decided);
+    /* what is only read is told apart */
+    fixture_must(f, ROUTE_ID_host_drain, "n2", NULL);
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"cd\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"cd\",\"size_bytes\":1048576,\"pool\":\"old\","
+                 "\"read_only\":true}]}");
+    fixture_must(f, ROUTE_ID_host_undrain, "n2", NULL);
+    fixture_vm_is(f, "cd", vm_state_RUNNING);
+    refused(f, go, "cd", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOTSUP, "/disks", "is only read");
     /* nothing goes along */
     fixture_must(f, ROUTE_ID_host_drain, "n2", NULL);
     fixture_must(f, ROUTE_ID_vm_create, NULL,
