@@ -29,6 +29,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -165,7 +166,7 @@ static void fail(struct volume_task *v, enum error_kind kind, const char *words)
 
 static void cancelled(struct volume_task *v)
 {
-    error_set(&v->err, -ECANCELED, ERROR_CANCELLED, "cancelled: the volume stays where it is");
+    error_set(&v->err, -ECANCELED, ERROR_CANCELLED, "cancelled: it stays where it is");
     over(v, operation_state_CANCELLED);
 }
 
@@ -325,6 +326,19 @@ static void tell(struct volume_task *v)
 
 /* ---- an empty copy for it: the thread pool ---- */
 
+/* Of a disk whose size the controllers do not know (that of an image that nobody has looked at): they have kept no room for it, and what its
+ * layers say is a VMM's word. */
+static int room_check(const char *path, uint64_t size_bytes, struct error *err)
+{
+    struct statvfs fs;
+    if (statvfs(path, &fs) < 0)
+        return error_errno(err, -errno, "cannot look at %s", path);
+    if ((uint64_t)fs.f_bavail * fs.f_frsize >= size_bytes)
+        return 0;
+    return error_set(err, -ENOSPC, ERROR_NO_SPACE, "it has %llu MiB, and %llu MiB are free where it is to go",
+                     (unsigned long long)(size_bytes >> 20), (unsigned long long)((uint64_t)fs.f_bavail * fs.f_frsize >> 20));
+}
+
 static struct vm_disk disk_of(const struct volume_order *order) /* borrowed */
 {
     const char *volume = order->own ? NULL : order->id;
@@ -340,6 +354,8 @@ static int copy_make(struct volume_task *v)
     struct vm_disk empty = *v->disk; /* borrowed */
     empty.size_bytes = v->size_bytes;
     int r = pool_dir_find(&v->move.from.pool, v->vm, &from, &v->made_err); /* else what is at the other place may be the volume */
+    if (r == 0 && v->move.to.size_bytes == 0)
+        r = room_check(pool->path, v->size_bytes, &v->made_err);
     if (r == 0)
         r = pool_dir_copy_begin(pool, v->vm, v->disk, geteuid(), &directory, &v->made_err);
     if (r == 0 && rmdir(directory) < 0)
@@ -406,7 +422,7 @@ static void make(struct volume_task *v, struct local_vm *vm, uint64_t size_bytes
     }
     v->disk = order_fill(v, vm_order_of(vm));
     if (v->disk == NULL) {
-        fail(v, ERROR_CONFLICT, "this host's order for the VM does not have the volume");
+        fail(v, ERROR_CONFLICT, "this host's order for the VM does not have the disk");
         return;
     }
     free(v->directory);
@@ -490,11 +506,11 @@ static void on_disk(const struct http_answer *answer, void *arg)
     } else if (status.disk.path != NULL && strstr(status.disk.path, place_of(v)) != NULL) {
         over(v, operation_state_SUCCEEDED); /* it has been told so, by a word of controllers that is lost */
     } else if (v->begun) {
-        fail(v, ERROR_INTERNAL, status.move.failure != NULL ? status.move.failure : "its VMM has ended on the way; the volume stays where it is");
+        fail(v, ERROR_INTERNAL, status.move.failure != NULL ? status.move.failure : "its VMM has ended on the way; it stays where it is");
     } else if (status.move.path != NULL || status.unplugging || status.detached) {
         fail(v, ERROR_CONFLICT, "its VMM is moving or letting go of it otherwise");
     } else if (v->move.to.size_bytes != 0 && status.disk.size_bytes > v->move.to.size_bytes) { /* room is kept for what the record says */
-        fail(v, ERROR_INTERNAL, "its VMM says that the disk is larger than the volume: stop the VM and ask again");
+        fail(v, ERROR_INTERNAL, "its VMM says that the disk is larger than its record: stop the VM and ask again");
     } else {
         make(v, vm, status.disk.size_bytes);
     }
@@ -541,7 +557,7 @@ static void look(struct volume_task *v)
         break;
     }
     if (v->begun)
-        fail(v, ERROR_CONFLICT, "its VMM has ended on the way; the volume stays where it is");
+        fail(v, ERROR_CONFLICT, "its VMM has ended on the way; it stays where it is");
     else if (is_to_run(vm))
         fail(v, ERROR_CONFLICT, "its VM is to run, and does not run yet: ask again when it does");
     else
@@ -695,7 +711,7 @@ static int stretch_copy(struct block *from, struct block *to, uint64_t at, uint6
         size = MIN((uint64_t)COPY_BYTES, end - at);
         int r = block_now(from, BLOCK_READ, at, buffer, size);
         if (r < 0)
-            return error_errno(err, r, "the volume cannot be read at byte %llu", (unsigned long long)at);
+            return error_errno(err, r, "it cannot be read at byte %llu", (unsigned long long)at);
         for (uint64_t done = 0, part; done < size; done += part) {
             part = MIN((uint64_t)LAYER_CLUSTER_BYTES, size - done);
             r = is_zero(buffer + done, part) ? 0 : block_now(to, BLOCK_WRITE, at + done, buffer + done, part);
@@ -714,7 +730,7 @@ static uint64_t data_bytes(struct block *b, struct error *err, int *ret_code)
         from = end_at;
     }
     if (*ret_code < 0)
-        error_errno(err, *ret_code, "cannot tell where the volume has data");
+        error_errno(err, *ret_code, "cannot tell where it has data");
     return total;
 }
 
@@ -738,7 +754,7 @@ static int all_copy(struct block *from, struct block *to, int words, struct erro
         }
     }
     if (r < 0)
-        return error_errno(err, r, "cannot tell where the volume has data");
+        return error_errno(err, r, "cannot tell where it has data");
     r = block_now(to, BLOCK_FLUSH, 0, NULL, 0);
     return r < 0 ? error_errno(err, r, "the copy cannot be synced") : 0;
 }
@@ -753,8 +769,10 @@ static int copy_between(int from, bool is_raw, int to, const struct volume_order
     snprintf(path, sizeof path, "/proc/self/fd/%d", to);
     int r = is_raw ? raw_open(from, order, &source, err) : source_open(from, order, &source, err);
     if (r == 0 && order->size_bytes != 0 && source->size_bytes > order->size_bytes)
-        r = error_set(err, -EFBIG, ERROR_INTERNAL, "its layers say that the disk has %llu bytes, and the volume has %llu: a backup of it, if "
+        r = error_set(err, -EFBIG, ERROR_INTERNAL, "its layers say that the disk has %llu bytes, and its record %llu: a backup of it, if "
                       "there is one, can be restored", (unsigned long long)source->size_bytes, (unsigned long long)order->size_bytes);
+    if (r == 0 && order->size_bytes == 0)
+        r = room_check(path, source->size_bytes, err);
     if (r == 0)
         r = layer_pool_dir_create(path, NULL, NULL, &pool, err);
     if (r == 0)

@@ -112,6 +112,7 @@ struct local_vm {
     bool confirmed, forgotten, gone, prepared;
     bool may_relocate; /* another host may have it when it cannot be started here, as of the last orders */
     bool nobodys; /* forgotten, and no other host has it either */
+    uint64_t removes_since_ms; /* its files are to go since then; 0: not yet */
     unsigned holds; /* tasks that want its disks for themselves */
     bool looking; /* something holds the VM's lock and its name is not known yet */
     bool adjust_again; /* the order has changed since it began to be adjusted */
@@ -1188,14 +1189,17 @@ static void vm_work_start(struct local_vm *vm, struct vm_work *work, enum vm_bus
     ASSERT(r == 0);
 }
 
+/* What for: to start it, to remove it, or to remove it without waiting for those that are away. */
+enum pools_use { POOLS_ALL, POOLS_REMOVE, POOLS_REMOVE_THERE };
+
 /* Are the pools of its disks there? 0, or why not. In a removal, one that is none of this host's any more is passed over,
  * and taken out of @order. */
-static int pools_check(const struct local_vm *vm, struct vm_order *order, bool removal, struct error *err)
+static int pools_check(const struct local_vm *vm, struct vm_order *order, enum pools_use use, struct error *err)
 {
     struct pool_order *pools = order->pools.items;
     for (size_t i = 0; vm->context->pools != NULL && i < order->pools.count; i++) {
         int r = pool_watch_there(vm->context->pools, pools[i].id, pools[i].name, err);
-        if (r == -ENOENT && removal) {
+        if (r < 0 && use != POOLS_ALL && (r == -ENOENT || use == POOLS_REMOVE_THERE)) {
             log_warning("vm-pool", "vm=%s pool=%s error=\"%s; what the VM has there stays\"", vm->name, pools[i].name, err->text);
             OBJECT_CLEAR(pool_order, &pools[i]);
             memmove(&pools[i], &pools[i + 1], (order->pools.count - i - 1) * sizeof *pools);
@@ -1208,12 +1212,16 @@ static int pools_check(const struct local_vm *vm, struct vm_order *order, bool r
     return 0;
 }
 
-/* What it has in pools that others reach may be another host's by now: those have nothing to do with this. */
+/* What it has in pools that others reach may be another host's by now: those have nothing to do with this, nor have those of volumes. */
 static void keep_local_pools(struct vm_order *order)
 {
     struct pool_order *pools = order->pools.items;
+    const struct vm_disk *disks = order->disks.items;
     for (size_t i = order->pools.count; i > 0; i--) {
-        if (pools[i - 1].kind == pool_kind_DIR)
+        bool is_used = false;
+        for (size_t k = 0; k < order->disks.count; k++)
+            is_used |= disks[k].volume == NULL && text_same(disks[k].pool, pools[i - 1].name);
+        if (is_used && pools[i - 1].kind == pool_kind_DIR)
             continue;
         OBJECT_CLEAR(pool_order, &pools[i - 1]);
         memmove(&pools[i - 1], &pools[i], (order->pools.count - i) * sizeof *pools);
@@ -1237,11 +1245,18 @@ static void vm_remove(struct local_vm *vm)
     work->nobodys = nobodys;
     if (!nobodys)
         keep_local_pools(&work->order);
-    if (pools_check(vm, &work->order, true, &err) < 0) {
+    if (vm->removes_since_ms == 0)
+        vm->removes_since_ms = now_ms(vm);
+    /* One that lives on another host: that is not to wait for what this one has fled from. */
+    bool gives_up = !nobodys && now_ms(vm) >= vm->removes_since_ms + VM_REMOVE_POOLS_MS;
+    if (pools_check(vm, &work->order, gives_up ? POOLS_REMOVE_THERE : POOLS_REMOVE, &err) < 0) {
+        char text[400];
         OBJECT_CLEAR(vm_order, &work->order);
         free(work);
         vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
-        vm_move(vm, vm_state_STOPPING, err.text);
+        snprintf(text, sizeof text, "what it has there is to be removed, or the pool taken away from this host (drover pool update): %.250s",
+                 err.text);
+        vm_move(vm, vm_state_STOPPING, text);
         return;
     }
     vm_work_start(vm, work, VM_REMOVING, work_remove);
@@ -1301,7 +1316,7 @@ static void vm_prepare(struct local_vm *vm)
     bool arrives = vm->file.arriving != NULL && !vm->owned;
     vm->user = 0;
     if (r == 0)
-        r = pools_check(vm, &vm->file.order, false, &err);
+        r = pools_check(vm, &vm->file.order, POOLS_ALL, &err);
     if (r == 0 && places->user_base != 0)
         r = arrives ? vmm_user_allot_arriving(places, places->user_base, order, &vm->user, &err)
                     : vmm_user_allot(places, places->user_base, vm->id, pool_dir_shared(order), &vm->user, &err);
@@ -1897,7 +1912,7 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     }
     if (same && vm->confirmed)
         return;
-    if (!vm->confirmed && vm_has_moves(vm))
+    if (!vm->confirmed && (vm_has_moves(vm) || vm->process)) /* a move that an agent before gave up has left no trace in the order */
         vm_adjust_moves(vm);
     vm->confirmed = true;
     if (!same) {

@@ -27,6 +27,7 @@
 #define VM_CONTROL_MS 3000     /* one request to a VMM */
 #define VM_ASK_MS 5000         /* how often a VMM that runs is asked how it is */
 #define VM_STUCK_MS 30000      /* between tries to resume a VM that its VMM paused because a disk failed */
+#define VM_REMOVE_POOLS_MS 600000 /* that the removal of a VM which another host has waits for pools that are away */
 #define VM_RETRY_MS 1000       /* after a request to a VMM, or a removal, that failed */
 #define VM_STEADY_MS 60000     /* a VM that ran so long begins at PLAN_BACKOFF_MS_MIN again */
 

@@ -12,7 +12,10 @@
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/tap.h"
 
-enum phase { PHASE_REPLICA, PHASE_MOVES, PHASE_WHOLE, PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_TIDY, PHASE_END };
+enum phase {
+    PHASE_REPLICA, PHASE_MOVES, PHASE_WHOLE, PHASE_LEAVE, PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_TIDY,
+    PHASE_END
+};
 #define URL_SIZE 96
 
 struct vm_adjust {
@@ -34,7 +37,8 @@ struct vm_adjust {
     char *used;               /* the file of the disk at hand, as its VMM sees it */
     bool forced, tidied;
     bool moves_only;
-    bool takes;               /* the move at hand: the copy is the volume */
+    bool takes;               /* the move at hand: the copy is the disk */
+    char *before;             /* and the file that it was before */
     bool leaving;             /* the disks that are being detached come last: a guest may keep them */
     struct error disk_err;    /* of the first disk that was not done; its code 0: none */
 
@@ -62,6 +66,7 @@ static void timer_closed(uv_handle_t *handle)
     struct error err = a->err;
     OBJECT_CLEAR(vm_order, &a->order);
     free(a->used);
+    free(a->before);
     free(a->directory);
     if (a->pidfd >= 0)
         close(a->pidfd);
@@ -327,6 +332,8 @@ static void work_do(uv_work_t *work)
         a->status = vm_files_network(places, &a->order, a->user, &a->err);
     else if (a->phase == PHASE_WHOLE)
         a->status = copy_end(a, disk_at(a));
+    else if (a->phase == PHASE_LEAVE)
+        a->status = vm_files_hide_old(places, &a->order, a->before, user, a->pidfd, &a->err);
     else if (a->phase == PHASE_TIDY)
         a->status = vm_files_hide_others(places, &a->order, disk_at(a), a->used, user, a->pidfd, &a->err);
     else if (a->phase == PHASE_SHOW)
@@ -337,6 +344,7 @@ static void work_do(uv_work_t *work)
 
 static void volume_plug(struct vm_adjust *a);
 static void move_end(struct vm_adjust *a, bool take);
+static void move_next(struct vm_adjust *a);
 
 static void work_after(uv_work_t *work, int status)
 {
@@ -349,6 +357,10 @@ static void work_after(uv_work_t *work, int status)
     }
     if (a->phase == PHASE_WHOLE) {
         move_end(a, a->status == 0);
+    } else if (a->phase == PHASE_LEAVE) {
+        if (a->status < 0) /* it goes with the VMM */
+            log_warning("disk-view", "vm=%s disk=%s error=\"%s, ignoring\"", a->order.name, disk_at(a)->name, a->err.text);
+        move_next(a);
     } else if (a->status < 0) {
         disk_failed(a, a->status);
     } else if (a->phase == PHASE_NETWORK) {
@@ -536,6 +548,17 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
         work_begin(a);
         return;
     }
+    char place[37];
+    const char *there = status.disk.path != NULL ? vm_files_place_of(disk, status.disk.path, place) : disk->place;
+    if (is_decided(a) && status.move.path == NULL && !disk->leaving && !status.detached && !text_same(there, disk->place)) {
+        error_set(&a->err, -ESTALE, ERROR_CONFLICT,
+                  "its VMM has disk %s at %.200s, and the cluster says that it is elsewhere (place %s), perhaps for what it knew of a move is "
+                  "lost: do not stop it before what it has is backed up", disk->name, status.disk.path,
+                  disk->place != NULL ? disk->place : "none");
+        OBJECT_CLEAR(vmm_disk_status, &status);
+        disk_failed(a, -ESTALE);
+        return;
+    }
     bool grows = disk->volume != NULL && status.disk.size_bytes < disk->size_bytes, detached = status.detached;
     bool same = status.disk.on_disk_error == disk->on_disk_error && vm_adjust_limits_same(&status.disk.limits, &disk->limits) && !grows;
     OBJECT_CLEAR(vmm_disk_status, &status);
@@ -602,6 +625,10 @@ static void on_move_ended(struct vm_adjust *a, const struct http_answer *answer)
     if (answer->error != 0 || answer->status / 100 != 2) {
         error_set(&a->disk_err, -EAGAIN, ERROR_CONFLICT, "the move of disk %s cannot be ended: %.300s", disk_at(a)->name,
                   answer->problem.text[0] != '\0' ? answer->problem.text : "its VMM does not answer");
+    } else if (a->takes && a->before != NULL) {
+        a->phase = PHASE_LEAVE;
+        work_begin(a);
+        return;
     }
     move_next(a);
 }
@@ -641,7 +668,9 @@ static void on_move_seen(struct vm_adjust *a, const struct http_answer *answer)
     a->takes = status.move.state == vmm_disk_move_state_HELD && disk->place != NULL && strstr(status.move.path, disk->place) != NULL &&
                (disk->pool == NULL || pool != NULL);
     free(a->used);
+    free(a->before);
     a->used = xstrdup(status.move.path);
+    a->before = status.disk.path != NULL ? xstrdup(status.disk.path) : NULL;
     OBJECT_CLEAR(vmm_disk_status, &status);
     if (!a->takes) {
         move_end(a, false);

@@ -522,6 +522,40 @@ static bool is_plugged(const char *leaf, const struct vm_disk *disk)
     return has_size && strncmp(leaf, disk->name, length) == 0 && leaf[length] == '.' && strcmp(leaf + size - end, PLUGGED) == 0;
 }
 
+int vm_files_hide_old(const struct vm_places *places, const struct vm_order *order, const char *path, uid_t user, int pidfd,
+                      struct error *err)
+{
+    CLEANUP_FREE char *home = vm_files_path(places, order->id, "");
+    CLEANUP_FREE char *directory = xstrdup(path);
+    char *slash = strrchr(directory, '/');
+    const char *const seen[] = {directory};
+    if (user == 0 || slash == NULL || slash == directory || strncmp(path, home, strlen(home)) == 0)
+        return 0;
+    *slash = '\0';
+    return vmm_mount_hide(pidfd, seen, ARRAY_SIZE(seen), err);
+}
+
+const char *vm_files_place_of(const struct vm_disk *disk, const char *path, char buffer[37])
+{
+    static const char *const ends[] = {".layers/", PLUGGED "/"};
+    CLEANUP_FREE char *own = xasprintf("/%s.", disk->name);
+    CLEANUP_FREE char *volume = disk->volume != NULL ? xasprintf("/volumes/%s.", disk->volume) : NULL;
+    const char *at = volume != NULL ? strstr(path, volume) : NULL;
+    if (at != NULL && strnlen(at + strlen(volume), PLACE_LENGTH + 1) > PLACE_LENGTH && at[strlen(volume) + PLACE_LENGTH] == '/') {
+        snprintf(buffer, 37, "%s", at + strlen(volume));
+        return buffer;
+    }
+    for (at = strstr(path, own); at != NULL; at = strstr(at + 1, own)) {
+        const char *from = at + strlen(own);
+        for (size_t i = 0; i < ARRAY_SIZE(ends); i++)
+            if (strnlen(from, PLACE_LENGTH + 1) > PLACE_LENGTH && strncmp(from + PLACE_LENGTH, ends[i], strlen(ends[i])) == 0) {
+                snprintf(buffer, 37, "%s", from);
+                return buffer;
+            }
+    }
+    return NULL;
+}
+
 int vm_files_hide_others(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, const char *used,
                          uid_t user, int pidfd, struct error *err)
 {

@@ -84,6 +84,12 @@ int vm_files_hide(const struct vm_places *places, const struct vm_order *order, 
 /* Copies that moves have left in its view, but for the one that @disk is, and the one with the file @used (may be NULL), which it has. */
 int vm_files_hide_others(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, const char *used,
                          uid_t user, int pidfd, struct error *err);
+/* The VMM has let go of the disk's file @path, of which it had been shown the directory when it was started: it keeps the file system of
+ * that no longer. What is the VM's own directory stays. */
+int vm_files_hide_old(const struct vm_places *places, const struct vm_order *order, const char *path, uid_t user, int pidfd,
+                      struct error *err);
+/* Which place of @disk is the file @path of a VMM's in? An id, or NULL: the one where it was made. In @buffer. */
+const char *vm_files_place_of(const struct vm_disk *disk, const char *path, char buffer[37]);
 /* The same as VM_NEXT_CONFIG, for a VMM of this host that takes the VM over from the one that runs it. */
 int vm_files_write_next_config(const struct vm_places *places, const struct vm_order *order, struct error *err);
 /* In the VM's directory, while one VMM takes it over from another: what becomes config.json and vmm.lock, and where it

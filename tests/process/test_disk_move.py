@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -201,6 +202,12 @@ def test_moved_while_its_guest_writes(make_cluster):
     decided(operation, to)
     wait_until(agent.vmm_pids, 30, 'there is another one')
     disk.finds(before)
+    # a pool that the VMM was started with is let go of
+    mounts = Path(f'/proc/{agent.vmm_pids()[0]}/mountinfo')
+    assert str(disk.pools[to]) in mounts.read_text()
+    disk.move('ssd' if to == 'nas' else 'nas')
+    wait_until(lambda: str(disk.pools[to]) not in mounts.read_text(), 30, 'its VMM keeps nothing of the pool')
+    wait_writes(agent, disk.vm_id, 20)
     # given up on the way, if that was in time
     operation = disk.begin('')
     cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel')

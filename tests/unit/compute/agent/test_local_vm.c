@@ -44,6 +44,7 @@ struct fixture {
     unsigned stops, changes, closed;
     /* devices that the VMM has: disk root and, perhaps, nic2 */
     bool has_nic, refuse_disk;
+    const char *disk_path; /* of its disk; NULL: any */
     const char *move_path; /* of a move of its disk that is held; NULL: there is none */
     bool has_no_disk;
     unsigned taken, given_up;
@@ -228,7 +229,8 @@ static void put_device(struct fixture *f, struct http_request *request)
             f->disk_changes++;
             f->disk_rate = rate != NULL ? strtoull(strchr(rate, ':') + 1, NULL, 10) : 0;
         }
-        text = xasprintf("{\"disk\":{\"path\":\"/d\",\"id\":\"root\",\"limits\":{\"operations_per_second\":%llu}}}", f->disk_rate);
+        text = xasprintf("{\"disk\":{\"path\":\"%s\",\"id\":\"root\",\"limits\":{\"operations_per_second\":%llu}}}",
+                         f->disk_path != NULL ? f->disk_path : "/d", f->disk_rate);
     }
     bool refused = text == NULL || (request->method == HTTP_PATCH && f->refuse_disk);
     if (refused && text != NULL)
@@ -812,6 +814,22 @@ static void test_a_disk_that_is_held_is_told_first(void **state)
     while (f->taken == 1)
         uv_run(&f->loop, UV_RUN_ONCE);
     assert_true(f->stops == 0 && f->given_up == 1);
+}
+
+/* After a recovery that has lost all of a move: the VMM goes on with what it has, and nobody takes the other copy for it unsaid. */
+static void test_a_disk_that_is_elsewhere_is_told_of(void **state)
+{
+    struct fixture *f = *state;
+    run_new(f);
+    f->disk_path = "/x/vms/" VM_ID "/disks/root." PLACE ".layers/root.disk";
+    give_limited(f, 2, 500);
+    while (!reason_has(f, "root." PLACE ".layers/root.disk, and the cluster says that it is elsewhere (place none)"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->disk_changes, 0);
+    assert_int_equal(vm_state_of(f->vm), vm_state_RUNNING);
+    f->disk_path = NULL;
+    run_until(f, vm_state_RUNNING, 2);
+    assert_int_equal(f->disk_rate, 500);
 }
 
 /* The task begins on the VM that there is. */
@@ -1433,6 +1451,7 @@ int main(void)
         T(test_changed_order_is_prepared),
         T(test_devices_of_a_running_vm_follow),
         T(test_a_disk_that_is_held_is_told_first),
+        T(test_a_disk_that_is_elsewhere_is_told_of),
         T(test_a_move_of_what_the_vmm_has_not_ends),
         T(test_a_move_is_cancelled_though_the_vmm_is_silent),
         T(test_a_move_that_is_held_already_has_succeeded),

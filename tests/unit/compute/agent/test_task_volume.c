@@ -17,6 +17,7 @@
 #include "common/file.h"
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/task_child.h"
+#include "compute/agent/vm_files.h"
 
 #define VOLUME "aaaaaaaa-0000-4000-8000-000000000001"
 #define PLACE "cccccccc-0000-4000-8000-000000000001"
@@ -239,9 +240,18 @@ static void no_copy_is_larger_than_its_volume(void **state)
     assert_true(work(f, &err) < 0);
     assert_non_null(strstr(err.text, "layers say"));
     assert_false(is_there(f));
-    OBJECT_SET(volume_order, &f->work.from, size_bytes, SIZE);
+    /* where nobody knows how large it is, it has to fit */
+    f->work.from.size_bytes = 0;
+    f->work.from.head.present &= ~(UINT64_C(1) << (object_field(&volume_order_desc, "size_bytes") - volume_order_desc.fields));
     assert_int_equal(work(f, &err), 0);
     compare(f);
+    assert_int_equal(pool_dir_remove_volume(&f->work.to.pool, VOLUME, PLACE, &err), 0);
+    assert_int_equal(pool_dir_remove_volume(&f->work.from.pool, VOLUME, NULL, &err), 0);
+    f->from.size_bytes = UINT64_C(8) << 40;
+    assert_int_equal(pool_dir_make_disk(&f->work.from.pool, NULL, &f->from, NULL, false, &err), 0);
+    assert_int_equal(work(f, &err), -ENOSPC);
+    assert_non_null(strstr(err.text, "free where it is to go"));
+    assert_false(is_there(f));
 }
 
 /* A VM's own disk, between a pool and the directory of its host: its first place has no name, and is shared with other disks. */
@@ -311,6 +321,34 @@ static void own_disks(void **state)
     assert_true(access(there, F_OK) < 0 && access(path, F_OK) == 0);
 }
 
+/* Where a VMM has a disk is told by its path; a disk may be called as another one, and a dot and more. */
+static void places_in_paths(void **state UNUSED)
+{
+    static const struct {
+        const char *disk, *volume, *path, *place;
+    } rows[] = {
+        {"root", NULL, "/srv/agent/vms/" VOLUME "/disks/root.layers/root.disk", NULL},
+        {"root", NULL, "/srv/agent/vms/" VOLUME "/disks/root.raw", NULL},
+        {"root", NULL, "/srv/agent/vms/" VOLUME "/disks/root." PLACE ".layers/root.disk", PLACE},
+        {"root", NULL, "/srv/agent/vms/" VOLUME "/disks/root." PLACE ".plugged/root.disk", PLACE},
+        {"root", NULL, "/nas/vms/" VOLUME "/root.b." PLACE ".layers/root.b.disk", NULL},
+        {"root.b", NULL, "/nas/vms/" VOLUME "/root.b." PLACE ".layers/root.b.disk", PLACE},
+        {"root", NULL, "/root." PLACE "/vms/" VOLUME "/root.layers/root.disk", NULL},
+        {"vol-1", VOLUME, "/nas/volumes/" VOLUME "/vol-1.layers/vol-1.disk", NULL},
+        {"vol-1", VOLUME, "/nas/volumes/" VOLUME "." PLACE "/vol-1.layers/vol-1.disk", PLACE},
+        {"vol-1", VOLUME, "/srv/agent/vms/x/disks/vol-1." PLACE ".plugged/vol-1.disk", PLACE},
+        {"vol-1", VOLUME, "/srv/agent/vms/x/disks/vol-1.plugged/vol-1.disk", NULL},
+        {"root", NULL, "/root.", NULL},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        const struct vm_disk disk = {.name = (char *)(uintptr_t)rows[i].disk, .volume = (char *)(uintptr_t)rows[i].volume};
+        char buffer[37];
+        const char *place = vm_files_place_of(&disk, rows[i].path, buffer);
+        if (!text_same(place, rows[i].place))
+            fail_msg("%s: %s", rows[i].path, place != NULL ? place : "none");
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -318,6 +356,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_was_begun_is_made_anew, setup, teardown),
         cmocka_unit_test_setup_teardown(failures_leave_no_copy, setup, teardown),
         cmocka_unit_test_setup_teardown(own_disks, setup, teardown),
+        cmocka_unit_test(places_in_paths),
         cmocka_unit_test_setup_teardown(no_copy_is_larger_than_its_volume, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
