@@ -294,8 +294,8 @@ static void tidy(struct replica_store *store, const char *kept)
             (void)layer_disk_tidy_now(store->disks[i], NULL);
 }
 
-/* What the disks that are open show is the next point. */
-static int point_complete(struct replica_store *store, uint64_t epoch, struct error *err)
+/* What the disks that are open show is the next point. @merge: what only older ones needed goes, which takes the time of copying it. */
+static int point_complete(struct replica_store *store, uint64_t epoch, bool merge, struct error *err)
 {
     struct replica_record next = {.format = 0};
     char name[POINT_NAME_BYTES];
@@ -319,7 +319,8 @@ static int point_complete(struct replica_store *store, uint64_t epoch, struct er
     }
     OBJECT_CLEAR(replica_record, &store->record);
     store->record = next;
-    tidy(store, name);
+    if (merge)
+        tidy(store, name);
     return 0;
 }
 
@@ -327,7 +328,7 @@ int replica_store_commit(struct replica_store *store, struct error *err)
 {
     if (store->count == 0 || OBJECT_HAS(replica_record, &store->record, session))
         return error_set(err, -EINVAL, ERROR_INVALID, "no point has begun");
-    return point_complete(store, store->epoch, err);
+    return point_complete(store, store->epoch, true, err);
 }
 
 void replica_store_give_up(struct replica_store *store)
@@ -346,7 +347,7 @@ static bool is_promised(const struct replica_record *record, const struct replic
            known->session == record->session && known->number == record->number + 1;
 }
 
-int replica_store_settle(struct replica_store *store, const struct replica_known *known, struct error *err)
+static int settle(struct replica_store *store, const struct replica_known *known, bool merge, struct error *err)
 {
     int code = 0;
     disks_close(store);
@@ -362,9 +363,14 @@ int replica_store_settle(struct replica_store *store, const struct replica_known
             store->count = i + 1;
     }
     if (code == 0)
-        code = point_complete(store, store->record.epoch, err);
+        code = point_complete(store, store->record.epoch, merge, err);
     disks_close(store);
     return code;
+}
+
+int replica_store_settle(struct replica_store *store, const struct replica_known *known, struct error *err)
+{
+    return settle(store, known, true, err);
 }
 
 int replica_store_follow(struct replica_store *store, uint64_t epoch, uint64_t session, const struct object_list *disks, struct error *err)
@@ -412,7 +418,7 @@ int replica_store_promote(struct replica_store *store, const struct replica_know
         return error_set(err, -ESTALE, ERROR_CONFLICT, "the replica here has point %llu of epoch %llu, point %llu of at most epoch %llu is needed",
                          (unsigned long long)record->number, (unsigned long long)record->epoch, (unsigned long long)known->number,
                          (unsigned long long)epoch);
-    int code = replica_store_settle(store, known, err);
+    int code = settle(store, known, false, err); /* a VM waits */
     if (code == 0 && !record->promoting) {
         code = disks_open(store, err);
         if (code == 0) {

@@ -190,6 +190,10 @@ static void on_answer(const struct http_answer *http, void *arg)
         finish(s);
         return;
     }
+    if (s->begun && http->error != 0) { /* it is slow, or ends: the next look tells */
+        uv_timer_start(&s->timer, on_timer, LOOK_MS, 0);
+        return;
+    }
     if (http->error != 0 || http->status / 100 != 2) {
         fail(s, -EIO, http->problem.text[0] != '\0' ? http->problem.text : "its VMM knows nothing of sessions with replicas: upgrade it (drover vm upgrade)");
         return;
@@ -443,6 +447,8 @@ int task_session_serve_work(const char *arguments, size_t size, struct task_seen
     code = replica_dir_open(work.replicas_dir, work.vm, true, &dir, err);
     if (code == 0 && (code = replica_store_open(&dir.places, work.vm, false, &store, err)) < 0)
         replica_dir_close(&dir);
+    if (code == -ENOENT)
+        error_set(err, code, ERROR_NOT_FOUND, "the replica is not here any more: take it away (--replica-host '') and give it to the VM again");
     if (code == 0) {
         code = replica_store_settle(&store, &known, err);
         if (code == 0)
