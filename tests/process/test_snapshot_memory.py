@@ -14,7 +14,7 @@ import pytest
 
 import disk_guest
 from bed import wait_until
-from disk_guest import NEEDED, create, done, image
+from disk_guest import NEEDED, create, done, image, pool, wait_pool
 
 pytestmark = NEEDED
 
@@ -35,8 +35,12 @@ def layers(cluster, vm_id):
     return cluster.agent(1).directory / 'vms' / vm_id / 'disks' / 'root.layers'
 
 
+def memory_files_of(directory):
+    return sorted(f.name for f in directory.rglob('*') if '.memory' in f.name or f.name == 'resume')
+
+
 def memory_files(cluster, vm_id):
-    return sorted(f.name for f in layers(cluster, vm_id).iterdir() if '.memory' in f.name or f.name == 'resume')
+    return memory_files_of(layers(cluster, vm_id))
 
 
 def console(cluster, vm_id):
@@ -156,6 +160,25 @@ def test_what_does_not_fit_together_is_refused_in_words(cluster):
     revert(cluster, body={'disks_only': True})
     start(cluster, vm_id)
     assert console(cluster, vm_id).count(HELLO) == 3
+
+
+def test_in_a_pool_it_lies_beside_the_disk(cluster):
+    where = pool(cluster, 'shared')
+    wait_pool(cluster, 'shared', n1='present')
+    vm_id = create(cluster, 'a', pool='shared', **WORK)
+    snapshot, before, after = keep(cluster, vm_id)
+    found = where / 'vms' / vm_id / 'root.layers'
+    assert (found / f'{snapshot["id"]}.memory').exists() and not memory_files_of(cluster.agent(1).directory / 'vms' / vm_id)
+    stop(cluster)
+    revert(cluster)
+    assert memory_files_of(found) == [f'{snapshot["id"]}.memory', 'resume']
+    _, counted = start(cluster, vm_id)
+    assert before <= counted[0] <= after + 100 and console(cluster, vm_id).count(HELLO) == 1
+    assert not FAULTS.search(console(cluster, vm_id))
+    done(cluster, cluster.api('DELETE', '/v1/snapshots/s'))
+    assert not memory_files_of(found)
+    done(cluster, cluster.api('DELETE', '/v1/vms/a'))
+    assert not found.exists()
 
 
 def begin(cluster, name='s'):
