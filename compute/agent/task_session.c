@@ -14,7 +14,7 @@
 #include "compute/agent/task_child.h"
 #include "compute/agent/tunnel_program.h"
 
-enum { LOOK_MS = 200, LOOK_SOON_MS = 20 };
+enum { LOOK_MS = 200, VMM_SILENT_MS = 5000 /* beyond what it may wait for the replica with its lock held */ };
 #define WAY_BEGINS "r" /* as task_replicate.c's, which removes what a killed agent left */
 #define BASE_BYTES 64
 
@@ -27,6 +27,7 @@ struct session {
     struct tunnel_child *tunnel;
     struct task_child *child; /* peer */
     struct http_call *call;   /* main: to the VMM */
+    uint64_t answered_ms; /* main: when its VMM answered last, by the loop's clock */
     bool listening, begun, yielding, over, tunnel_closing, timer_closed;
     enum operation_state state;
     struct error err;
@@ -190,15 +191,19 @@ static void on_answer(const struct http_answer *http, void *arg)
         finish(s);
         return;
     }
-    if (s->begun && http->error != 0) { /* it is slow, or ends: the next look tells */
+    uint64_t waits_ms = MAX(s->task->order.task.patience_s, 1u) * UINT64_C(1000) + VMM_SILENT_MS;
+    if (s->begun && http->error != 0 && uv_now(s->agent->loop) < s->answered_ms + waits_ms) { /* it is slow, or ends: the next look tells */
         uv_timer_start(&s->timer, on_timer, LOOK_MS, 0);
         return;
     }
     if (http->error != 0 || http->status / 100 != 2) {
-        fail(s, -EIO, http->problem.text[0] != '\0' ? http->problem.text : "its VMM knows nothing of sessions with replicas: upgrade it (drover vm upgrade)");
+        fail(s, -EIO, http->status == 404                ? "its VMM knows nothing of sessions with replicas: upgrade it (drover vm upgrade)"
+                      : http->problem.text[0] != '\0' ? http->problem.text
+                                                       : "its VMM does not answer");
         return;
     }
     s->begun = true;
+    s->answered_ms = uv_now(s->agent->loop);
     if (OBJECT_DECODE(vmm_replica, (const char *)http->body, http->body_size, OBJECT_LENIENT, &answer, &s->err) < 0)
         fail(s, -EPROTO, "its VMM answers something unknown");
     else
@@ -276,8 +281,12 @@ static void main_look(struct session *s)
         fail(s, -ESTALE, "another session has begun");
     else if (s->begun)
         (void)ask(s, vm, "GET", NULL, on_answer);
+    else if (s->listening && !vm_replica_may_begin(vm, task->session))
+        fail(s, -ESTALE, "the session is over before it has begun");
     else if (s->listening)
         vmm_begin(s, vm);
+    else if (s->tunnel == NULL && task->peer_ready && !OBJECT_HAS(task, task, base))
+        fail(s, -ENOTSUP, "the agent of the replica's host knows nothing of sessions: upgrade it");
     else if (s->tunnel == NULL && task->peer_ready && task->peer_endpoint != NULL && OBJECT_HAS(task, task, base) &&
              vm_replica_may_begin(vm, task->session)) { /* from here on no other VMM is started beside it */
         s->way = vm_departure_path(vm, s->task->order.id, false);

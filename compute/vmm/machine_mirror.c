@@ -2,6 +2,7 @@
 #include "compute/vmm/machine_mirror.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -31,6 +32,7 @@ struct machine_mirror {
     struct block *target;        /* owned, until the device has it */
     bool is_remote, is_held;
     bool is_replica;             /* is_remote, for good */
+    int link_fd;                 /* of a replica: the target's socket once more, to end its link without any lock; -1 */
     char keep[64];               /* of a replica: name of the state that it was last known to have */
     uint8_t cut;                 /* and which one that is to be, once a flush of it lasts */
     bool is_guarded, lasts;
@@ -208,6 +210,7 @@ void machine_mirror_free(struct machine_mirror *mm)
         return;
     ASSERT(mm->mirror == NULL);
     close_fd(&mm->wake_fd);
+    close_fd(&mm->link_fd);
     object_clear(&vmm_disk_desc, &mm->to);
     free(mm);
 }
@@ -319,7 +322,7 @@ static struct machine_mirror *mirror_new(struct machine *m, struct machine_slot 
     mm->slot = slot;
     mm->is_remote = is_remote;
     mm->waits_ms = DEVICE_WAITS_MS;
-    mm->wake_fd = -1;
+    mm->wake_fd = mm->link_fd = -1;
     io_timer_init(&mm->look, on_look, mm);
     return mm;
 }
@@ -405,11 +408,12 @@ int machine_mirror_link_replica(struct machine *m, const char *disk, const struc
 {
     struct machine_mirror *mm = mirror_new(m, NULL, true);
     struct nbd_client_options options = {
-        .has_fd = true, .export_name = disk, .timeout_ms = MAX(order->patience_ms, (uint32_t)LINK_TIMEOUT_MS), .wake = wake, .wake_arg = mm};
+        .has_fd = true, .export_name = disk, .timeout_ms = order->patience_ms, .wake = wake, .wake_arg = mm};
     mm->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int code = mm->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd") : replica_connect(order->path, err);
     if (code >= 0) {
         options.fd = code;
+        mm->link_fd = fcntl(code, F_DUPFD_CLOEXEC, 0);
         code = nbd_client_open(&options, &mm->target, err);
     }
     if (code < 0) {
@@ -750,8 +754,19 @@ int machine_mirrors_replica_guard(struct machine *m, struct error *err)
     return code;
 }
 
+/* Whoever drains a disk with the device lock held may be waiting for a replica that is silent: without its link he waits no longer. */
+void machine_mirrors_replica_break(struct machine *m)
+{
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        const struct machine_mirror *mm = m->slots.slots[i].mirror;
+        if (mm != NULL && mm->link_fd >= 0)
+            (void)shutdown(mm->link_fd, SHUT_RDWR);
+    }
+}
+
 void machine_mirrors_replica_end(struct machine *m)
 {
+    machine_mirrors_replica_break(m);
     pthread_mutex_lock(&m->device_lock);
     for (unsigned i = 0; i < PCI_SLOTS; i++)
         if (replica_at(m, i) != NULL)

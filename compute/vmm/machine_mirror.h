@@ -65,6 +65,8 @@ int machine_mirror_replicate(struct machine *m, struct machine_slot *slot, struc
 int machine_mirrors_replica_look(struct machine *m, unsigned count, bool *ret_level, bool *ret_lasts, struct error *err);
 /* Guard those that are level and are not yet, and have what the guest was told before made to last. */
 int machine_mirrors_replica_guard(struct machine *m, struct error *err);
+/* Their links end at once, and whoever waits for an answer has it: lost. Takes no lock. */
+void machine_mirrors_replica_break(struct machine *m);
 /* They end, whatever waited for them goes on here. */
 void machine_mirrors_replica_end(struct machine *m);
 

@@ -239,6 +239,7 @@ void replica_job_destroy(struct replica_job *job)
     if (job == NULL)
         return;
     __atomic_store_n(&job->cancel, true, __ATOMIC_RELEASE);
+    machine_mirrors_replica_break(job->machine);
     control_gate_close(&job->gate);
     if (job->has_thread)
         pthread_join(job->thread, NULL);

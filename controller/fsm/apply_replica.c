@@ -169,7 +169,7 @@ void replica_changed(struct apply *a, struct vm *vm, const char *keeper_before)
 
 void replica_told_again(struct vm *vm)
 {
-    if (vm->replica.sessions == 0 && vm->replica_host == NULL)
+    if (vm->replica.sessions == 0 && !replica_is_sync(vm))
         return;
     OBJECT_SET(vm_replica, &vm->replica, sessions, vm->replica.sessions + STATE_GENERATIONS_LOST_MAX);
     OBJECT_SET(vm_replica, &vm->replica, in_sync, false);
@@ -222,7 +222,7 @@ void replica_taken(struct apply *a, struct vm *vm, const char *from)
     take_away(vm, "replica_start");
     OBJECT_TEXT(vm_replica_start, &vm->replica_start, id, vm->replica.id);
     OBJECT_SET(vm_replica_start, &vm->replica_start, number, vm->replica.number);
-    if (OBJECT_HAS(vm_replica, &vm->replica, session))
+    if (vm->replica.session > 0)
         OBJECT_SET(vm_replica_start, &vm->replica_start, session, vm->replica.session);
     object_mark(&vm_desc, vm, "replica_start");
     turn_around(a, vm, from);
@@ -307,7 +307,8 @@ static void point_complete(struct apply *a, struct record *record, const struct 
     OBJECT_TEXT(vm_replica, r, at, operation->created_at); /* the images were made after that */
     OBJECT_SET(vm_replica, r, epoch, operation->task.epoch);
     OBJECT_SET(vm_replica, r, sent_bytes, result->sent_bytes);
-    OBJECT_SET(vm_replica, r, session, 0);
+    if (OBJECT_HAS(vm_replica, r, session))
+        OBJECT_SET(vm_replica, r, session, 0);
     OBJECT_TEXT(vm_replica, r, failure, NULL);
     if (late)
         OBJECT_SET(vm_replica, r, late, false);
@@ -379,8 +380,11 @@ static void session_ended(struct apply *a, const struct operation *operation, en
     if (is_mine && was && (host == NULL || host->host->state == host_state_LOST))
         return;
     char why[APPLY_STEP_BYTES_MAX];
+    bool wanted = record->vm->wanted == vm_wanted_RUNNING || record->vm->wanted == vm_wanted_PAUSED;
+    if (state == operation_state_SUCCEEDED) /* a session never does: it was taken for a point */
+        text = "an agent of the VM's hosts knows nothing of sessions: upgrade them";
     apply_text(why, sizeof why, "%s", text != NULL ? text : "its host does not say why");
-    bool fails = state == operation_state_FAILED && is_mine && record->vm->epoch == operation->task.epoch;
+    bool fails = state != operation_state_CANCELLED && wanted && is_mine && record->vm->epoch == operation->task.epoch;
     bool news = was || (fails && r->failure == NULL);
     state_edit_begin(a->state, record);
     if (was)

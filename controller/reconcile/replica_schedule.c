@@ -79,7 +79,7 @@ static void task_fill(const struct replica_schedule *s, const struct record *rec
     if (record->vm->replica.id != NULL && record->vm->replica.number > 0) {
         OBJECT_TEXT(vm_replica_start, &operation->task.replica, id, record->vm->replica.id);
         OBJECT_SET(vm_replica_start, &operation->task.replica, number, record->vm->replica.number);
-        if (OBJECT_HAS(vm_replica, &record->vm->replica, session))
+        if (record->vm->replica.session > 0)
             OBJECT_SET(vm_replica_start, &operation->task.replica, session, record->vm->replica.session);
         object_mark(&task_desc, &operation->task, "replica");
     }

@@ -199,6 +199,34 @@ static void a_session_that_never_came_level_changes_no_point(void **test)
     assert_int_equal(vm(f)->replica.session, 0); /* it was sent */
 }
 
+/* An agent that knows no sessions sends a point, and says that it is done. */
+static void an_agent_that_takes_it_for_a_point_is_told_of(void **test)
+{
+    struct fixture *f = *test;
+    begin(f);
+    uint64_t session = session_begins(f);
+    host_says(f, "n1", task_role_MAIN, operation_state_SUCCEEDED, false, 2, NULL);
+    assert_null(under_way(f));
+    assert_false(vm(f)->replica.in_sync);
+    assert_int_equal(vm(f)->replica.number, 1);
+    assert_non_null(strstr(vm(f)->replica.failure, "upgrade"));
+    told(f, session, false);
+}
+
+/* Points alone write nothing that older controllers do not know. */
+static void points_know_of_no_sessions(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\"}");
+    for (unsigned i = 1; i <= 2; i++) {
+        assert_int_equal(tick_after(f, 60), 1);
+        assert_false(OBJECT_HAS(vm_replica_start, &under_way(f)->operation->task.replica, session));
+        host_says(f, "n1", task_role_MAIN, operation_state_SUCCEEDED, false, i, NULL);
+    }
+    assert_false(OBJECT_HAS(vm_replica, &vm(f)->replica, session) || OBJECT_HAS(vm_replica, &vm(f)->replica, sessions) ||
+                 OBJECT_HAS(vm_replica, &vm(f)->replica, in_sync));
+}
+
 static void started_is_from_one_in_sync(void **test)
 {
     struct fixture *f = *test;
@@ -309,6 +337,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(it_is_in_sync_by_its_hosts_word_alone, setup, teardown),
         cmocka_unit_test_setup_teardown(a_session_that_never_came_level_changes_no_point, setup, teardown),
+        cmocka_unit_test_setup_teardown(an_agent_that_takes_it_for_a_point_is_told_of, setup, teardown),
+        cmocka_unit_test_setup_teardown(points_know_of_no_sessions, setup, teardown),
         cmocka_unit_test_setup_teardown(started_is_from_one_in_sync, setup, teardown),
         cmocka_unit_test_setup_teardown(and_from_no_other_by_itself, setup, teardown),
         cmocka_unit_test_setup_teardown(a_lost_keeper_is_out_of_sync, setup, teardown),
