@@ -7,7 +7,7 @@ from bed import ROOT
 def test_install(tmp_path):
     subprocess.run(['make', '--no-print-directory', '-C', ROOT, 'install', f'DESTDIR={tmp_path}', 'prefix=/usr'],
                    check=True, stdout=subprocess.PIPE, text=True)
-    for name in ('drover', 'drover-controller', 'drover-agent', 'drover-vmm', 'drover-backup'):
+    for name in ('drover', 'drover-controller', 'drover-agent', 'drover-vmm', 'drover-backup', 'drover-rbd'):
         assert (tmp_path / 'usr/bin' / name).stat().st_mode & 0o111
     for unit in ('drover-controller', 'drover-agent'):
         text = (tmp_path / f'usr/lib/systemd/system/{unit}.service').read_text()
@@ -19,4 +19,4 @@ def test_install(tmp_path):
     assert help_text.replace('\\', '\\e').replace('-', '\\-').rstrip() in page
     nouns = {f.name for f in (man / 'man1').iterdir()}
     assert {'drover.1', 'drover-cluster.1', 'drover-host.1', 'drover-operation.1'} <= nouns
-    assert {f.name for f in (man / 'man8').iterdir()} == {'drover-agent.8', 'drover-controller.8', 'drover-vmm.8', 'drover-backup.8'}
+    assert {f.name for f in (man / 'man8').iterdir()} == {'drover-agent.8', 'drover-controller.8', 'drover-vmm.8', 'drover-backup.8', 'drover-rbd.8'}
