@@ -108,11 +108,13 @@ static int words_parse(int argc, char **argv, struct words *w)
     return 0;
 }
 
-static struct nbd_server *served; /* for the signal handler */
+static struct nbd_server *volatile served; /* for the signal handler; NULL: it is over, or has not begun */
 
 static void on_signal(int number UNUSED)
 {
-    nbd_server_stop(served);
+    struct nbd_server *server = served;
+    if (server != NULL)
+        nbd_server_stop(server);
 }
 
 static void serve_run(void *arg)
@@ -120,7 +122,7 @@ static void serve_run(void *arg)
     block_rbd_run(arg);
 }
 
-/* librbd's threads may be quicker than nbd_server_create. */
+/* On librbd's threads, of requests, which there are only while there is a server. */
 static void serve_wake(void *arg)
 {
     struct nbd_server **server = arg;
@@ -129,34 +131,36 @@ static void serve_wake(void *arg)
 
 static int serve(struct rbd_cluster *cluster, const struct words *w, struct error *err)
 {
+    struct nbd_server *server = NULL;
     struct block *block;
     const struct block_rbd_options options = {.image = w->image,
                                               .read_only = w->read_only,
                                               .epoch = w->epoch,
                                               .replaces = w->replaces,
                                               .wake = serve_wake,
-                                              .wake_arg = &served};
+                                              .wake_arg = &server};
     int code = block_rbd_open(cluster, &options, &block, err);
     if (code < 0)
         return code;
     const struct nbd_export export = {.name = w->image, .block = block, .access = w->read_only ? NBD_ACCESS_READ : NBD_ACCESS_WRITE};
-    const struct nbd_server_options server = {
+    const struct nbd_server_options server_options = {
         .socket_path = w->socket, .exports = &export, .export_count = 1, .run = serve_run, .run_arg = block};
-    code = nbd_server_create(&server, &served, err);
+    code = nbd_server_create(&server_options, &server, err);
     if (code == 0) {
+        served = server;
         const struct sigaction action = {.sa_handler = on_signal};
         sigaction(SIGTERM, &action, NULL);
         sigaction(SIGINT, &action, NULL);
         signal(SIGPIPE, SIG_IGN);
         puts("ready");
         fflush(stdout);
-        nbd_server_run(served);
+        nbd_server_run(server);
         block_drain(block);
         if (!w->read_only)
             code = block_own(block, false, err); /* flushes, and says so where that fails */
     }
-    struct nbd_server *server_ended = served;
-    nbd_server_destroy(server_ended);
+    served = NULL; /* a second signal finds nothing to stop */
+    nbd_server_destroy(server);
     block_close(block);
     return code;
 }
