@@ -113,11 +113,35 @@ static void move(struct fixture *f, const char *body, char ret_operation[37])
     snprintf(ret_operation, 37, "%s", f->decision.operation_id);
 }
 
+/* From "nas", where it is at @place, to a pool of directories, and back to the directory of its host: a place of its own each time. */
+static void moves_on_to_directories(struct fixture *f, const char *place)
+{
+    char first[37], second[37];
+    move(f, "{\"disk\":\"root\",\"pool\":\"ssd\"}", second);
+    assert_string_equal(disk(f, "root")->other_host, "n1");
+    task_says(f, second, operation_state_SUCCEEDED, second);
+    assert_string_equal(disk(f, "root")->pool, "ssd");
+    removes(f, "n1", "nas", place, "ssd", second);
+    removes(f, "n2", NULL, NULL, NULL, NULL); /* it does not see the disk */
+    assert_int_equal(left_says(f, "n1", "root", place, true, NULL), 1);
+    move(f, "{\"disk\":\"root\"}", first);
+    assert_null(disk(f, "root")->other_pool);
+    assert_string_equal(disk(f, "root")->other_host, "n1");
+    task_says(f, first, operation_state_SUCCEEDED, first);
+    assert_null(disk(f, "root")->pool);
+    assert_string_equal(disk(f, "root")->place, first);
+    removes(f, "n1", "ssd", second, "", first);
+    refused(f, ROUTE_ID_pool_delete, "ssd", NULL, -EBUSY, "", "VM 'web' uses it");
+    refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
+    assert_int_equal(left_says(f, "n1", "root", second, true, NULL), 1);
+    fixture_must(f, ROUTE_ID_pool_delete, "ssd", NULL);
+}
+
 static void done_it_is_the_other_copy(void **test)
 {
     struct fixture *f = *test;
     struct node_orders orders;
-    char first[37], second[37];
+    char first[37];
     uint64_t generation = fixture_vm(f, "web")->generation;
     move(f, "{\"disk\":\"root\",\"pool\":\"nas\"}", first);
     assert_true(disk(f, "root")->moving);
@@ -184,25 +208,7 @@ static void done_it_is_the_other_copy(void **test)
     assert_null(disk(f, "root")->other_host);
     assert_null(disk(f, "root")->left_reason);
     removes(f, "n1", NULL, NULL, NULL, NULL);
-    /* to a pool of directories, and back to the one of its host: a place of its own each time */
-    move(f, "{\"disk\":\"root\",\"pool\":\"ssd\"}", second);
-    assert_string_equal(disk(f, "root")->other_host, "n1");
-    task_says(f, second, operation_state_SUCCEEDED, second);
-    assert_string_equal(disk(f, "root")->pool, "ssd");
-    removes(f, "n1", "nas", first, "ssd", second);
-    removes(f, "n2", NULL, NULL, NULL, NULL); /* it does not see the disk */
-    assert_int_equal(left_says(f, "n1", "root", first, true, NULL), 1);
-    move(f, "{\"disk\":\"root\"}", first);
-    assert_null(disk(f, "root")->other_pool);
-    assert_string_equal(disk(f, "root")->other_host, "n1");
-    task_says(f, first, operation_state_SUCCEEDED, first);
-    assert_null(disk(f, "root")->pool);
-    assert_string_equal(disk(f, "root")->place, first);
-    removes(f, "n1", "ssd", second, "", first);
-    refused(f, ROUTE_ID_pool_delete, "ssd", NULL, -EBUSY, "", "VM 'web' uses it");
-    refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
-    assert_int_equal(left_says(f, "n1", "root", second, true, NULL), 1);
-    fixture_must(f, ROUTE_ID_pool_delete, "ssd", NULL);
+    moves_on_to_directories(f, first);
 }
 
 /* An agent that does not know of such moves finds no order for it, and says that all is done. */

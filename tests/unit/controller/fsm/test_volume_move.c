@@ -110,6 +110,34 @@ static void move(struct fixture *f, const char *name, const char *body, char ret
     snprintf(ret_operation, 37, "%s", f->decision.operation_id);
 }
 
+static void a_vm_is_told_where_it_is(struct fixture *f, const char *place)
+{
+    struct node_orders orders;
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n2\"}");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"web\"}");
+    orders_of(f, "n2", &orders);
+    const struct vm_order *vm = orders.vms.items;
+    assert_string_equal(((const struct vm_disk *)vm->disks.items)->place, place);
+    OBJECT_CLEAR(node_orders, &orders);
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+}
+
+/* With what a move has left in "hdd" at @left, and itself in "nas" at @place: what is left goes first. */
+static void removed_while_something_is_left(struct fixture *f, const char *left, const char *place)
+{
+    fixture_must(f, ROUTE_ID_volume_delete, "a", NULL);
+    removes(f, "n2", "hdd", left);
+    removes(f, "n1", NULL, NULL);
+    assert_int_equal(place_says(f, "n2", volume(f, "a")->id, left, false, true), 1);
+    removes(f, "n1", "nas", place);
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 0);
+    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, place, false, true), 1);
+    assert_null(state_get(f->state, object_kind_VOLUME, "a"));
+}
+
 static void done_it_is_the_other_copy(void **test)
 {
     struct fixture *f = *test;
@@ -171,17 +199,7 @@ static void done_it_is_the_other_copy(void **test)
     assert_null(volume(f, "a")->other_pool);
     assert_null(volume(f, "a")->state_reason);
     removes(f, "n2", NULL, NULL);
-    /* a VM is told where it is */
-    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n2\"}");
-    fixture_vm_is(f, "web", vm_state_RUNNING);
-    fixture_must(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"web\"}");
-    orders_of(f, "n2", &orders);
-    const struct vm_order *vm = orders.vms.items;
-    assert_string_equal(((const struct vm_disk *)vm->disks.items)->place, first);
-    OBJECT_CLEAR(node_orders, &orders);
-    fixture_vm_is(f, "web", vm_state_RUNNING);
-    fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
-    fixture_vm_is(f, "web", vm_state_RUNNING);
+    a_vm_is_told_where_it_is(f, first);
     /* and back: a place of its own again, and old agents do not hear of the one that goes */
     move(f, "a", "{\"pool\":\"nas\"}", second);
     task_says(f, "n2", second, operation_state_SUCCEEDED);
@@ -195,15 +213,7 @@ static void done_it_is_the_other_copy(void **test)
     bytes_writer_finish(&bytes);
     fixture_check(f);
     removes(f, "n2", "hdd", first);
-    /* removed while something is left: that goes first */
-    fixture_must(f, ROUTE_ID_volume_delete, "a", NULL);
-    removes(f, "n2", "hdd", first);
-    removes(f, "n1", NULL, NULL);
-    assert_int_equal(place_says(f, "n2", volume(f, "a")->id, first, false, true), 1);
-    removes(f, "n1", "nas", second);
-    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 0);
-    assert_int_equal(place_says(f, "n1", volume(f, "a")->id, second, false, true), 1);
-    assert_null(state_get(f->state, object_kind_VOLUME, "a"));
+    removed_while_something_is_left(f, first, second);
 }
 
 static void not_done_it_stays(void **test)
