@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import statistics
 import struct
 
 import pytest
@@ -163,7 +164,7 @@ def test_snapshots_under_writes(cluster):
         wait_writes(cluster, vm_id, chance.randrange(1, 60))
     pauses = [snapshot['pause_us'] for snapshot, _ in taken.values()]
     print('pauses in microseconds:', pauses)
-    assert min(pauses) <= 20000         # promised; no flush of this machine's disk is in it
+    assert statistics.median(pauses) <= 20000   # promised; no flush of this machine's disk is in it (test_layer_disk)
     order = list(taken)
     chance.shuffle(order)
     for name in order[:2]:      # while it runs, with their merges

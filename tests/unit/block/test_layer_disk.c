@@ -854,6 +854,46 @@ static void every_cut_leaves_what_is_missing_missing(void **state UNUSED)
     assert_true(trials_run(seed, 1000, true, 1.5) > 0);
 }
 
+static void one_done(struct block_request *block, int result)
+{
+    assert_int_equal(result, 0);
+    block->done = NULL;
+}
+
+/* A flush that is in flight is waited for by nobody, a write is; and who drains waits for what is held, too. */
+static void a_hold_waits_for_writes_and_no_flush(void **state UNUSED)
+{
+    struct trial *t = trial_create(2, false);
+    struct layer_chain *chain = t->disk->chain;
+    struct hold h = {.chain = chain};
+    uint8_t *memory = xcalloc(1, SECTOR);
+    struct iovec iovec = {memory, SECTOR};
+    struct block_request flush = {.op = BLOCK_FLUSH, .done = one_done};
+    struct block_request write = {.op = BLOCK_WRITE, .size = SECTOR, .iovecs = &iovec, .iovec_count = 1, .done = one_done};
+    assert_int_equal(block_submit(&chain->block, &flush), 0);
+    layer_chain_hold(chain, hold_news, &h);
+    assert_int_equal(block_submit(&chain->block, &write), 0);
+    layer_chain_run(chain);
+    assert_true(h.quiet && flush.done != NULL && write.done != NULL);
+    layer_chain_release(chain);
+    h.quiet = false;
+    layer_chain_hold(chain, hold_news, &h);
+    layer_chain_run(chain);
+    assert_false(h.quiet); /* the write has begun */
+    while (write.done != NULL) {
+        assert_false(h.quiet);
+        assert_true(power_step(t->pool));
+        layer_chain_run(chain);
+    }
+    assert_true(h.quiet && !h.broken);
+    write.done = one_done;
+    assert_int_equal(block_submit(&chain->block, &write), 0);
+    block_drain(&chain->block);
+    assert_true(h.broken && write.done == NULL && flush.done == NULL);
+    free(memory);
+    trial_destroy(t);
+}
+
 /* Seeds that failed once: a merge took away the layer that the next FLUSH was to be of, too (seen under ASan). */
 static void seeds_of_old_faults(void **state)
 {
@@ -864,6 +904,7 @@ static void seeds_of_old_faults(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_hold_waits_for_writes_and_no_flush),
         cmocka_unit_test(seeds_of_old_faults),
         cmocka_unit_test(every_cut_leaves_what_was_flushed),
         cmocka_unit_test(every_cut_leaves_what_is_missing_missing),
