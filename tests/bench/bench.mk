@@ -16,7 +16,7 @@ build/bench/guest-bench: tests/bench/guest_bench.c
 bench-vmm: programs guest-stock build/bench/guest-bench ## one lab host: drover-vmm beside QEMU microvm and pc, twenty minutes (ROUNDS=3 MINUTES=15)
 	@tests/bench/bench_vmm
 
-bench-migration: programs guest ## live migration beside QEMU's over a limited link, an hour and a half (RUNS=30); RUNS=2 ROWS=idle,100 for a look
+bench-migration: programs guest ## live migration beside QEMU's over a limited link, an hour (RUNS=30); RUNS=2 ROWS=idle,100 for a look
 	@/usr/bin/python3 tests/bench/bench_migration.py
 
 .PHONY: bench-clone

@@ -22,7 +22,8 @@
  *              be compressed nor sent as a difference, and "round N" is told each time that all have been written
  *   scatter    dirty= goes through its pages in an order like random; MIB is a power of two
  *
- * A line typed on COM1 comes back as "echo <line>"; "verify" has the disk read back besides. */
+ * A line typed on COM1 comes back as "echo <line>"; "verify" has the disk read back besides, "look" each word of what
+ * pace= has written: "memory looked at: N pages wrong". */
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -104,27 +105,6 @@ static bool is_same(const char *a, const char *b)
     return *a == *b;
 }
 
-static void echo_input(void)
-{
-    static char line[256];
-    static unsigned length;
-    while (call(CALL_IN8, COM1_STATUS, 0) & 1) {
-        char c = (char)call(CALL_IN8, COM1, 0);
-        if (c != '\n' && c != '\r') {
-            if (length < sizeof(line) - 1)
-                line[length++] = c;
-            continue;
-        }
-        line[length] = 0;
-        length = 0;
-        put("echo ");
-        put(line);
-        put("\n");
-        if (has_disk && is_same(line, "verify"))
-            disk_verify();
-    }
-}
-
 /* One page of the dirtier's endless rounds. */
 static void dirty_step(uint64_t pages)
 {
@@ -192,6 +172,47 @@ static void paced_tick(void)
 {
     for (uint64_t n = 0; !paced.resting && n < (paced.round == 1 ? 16 + paced.pace : paced.pace); n++)
         paced_page();
+}
+
+/* All of it, as the rounds have left it so far. */
+static void paced_look(void)
+{
+    uint64_t wrong = 0;
+    for (uint64_t n = 0; n < paced.pages; n++) {
+        uint64_t page = paced.scatter ? scattered(n, paced.round, paced.pages) : n;
+        uint64_t round = n < paced.page ? paced.round : paced.round - 1;
+        volatile uint64_t *at = (volatile uint64_t *)(DIRTY_START + page * PAGE);
+        bool is_right = true;
+        for (uint64_t word = 0; word < PAGE / 8; word++)
+            is_right &= at[word] == (round ? word_of(page, round, word) : 0);
+        wrong += !is_right;
+    }
+    put("memory looked at: ");
+    put_number(wrong);
+    put(" pages wrong\n");
+}
+
+static void echo_input(void)
+{
+    static char line[256];
+    static unsigned length;
+    while (call(CALL_IN8, COM1_STATUS, 0) & 1) {
+        char c = (char)call(CALL_IN8, COM1, 0);
+        if (c != '\n' && c != '\r') {
+            if (length < sizeof(line) - 1)
+                line[length++] = c;
+            continue;
+        }
+        line[length] = 0;
+        length = 0;
+        put("echo ");
+        put(line);
+        put("\n");
+        if (has_disk && is_same(line, "verify"))
+            disk_verify();
+        if (paced.on && is_same(line, "look"))
+            paced_look();
+    }
 }
 
 static void wait_for_tick(uint64_t seen, uint64_t dirty_pages)
