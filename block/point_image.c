@@ -4,16 +4,27 @@
 #include <errno.h>
 #include <string.h>
 
+enum { CLUSTER_BLOCKS = POINT_CLUSTER_BYTES / POINT_BLOCK_BYTES, ANSWERS_MAX = 4 };
+STATIC_ASSERT(CLUSTER_BLOCKS == 16, "a bit of `kept` for each block of a cluster");
+
+/* Of a cluster. KEPT: of the blocks in image->kept; the others are in place. */
+enum cluster_state { CLUSTER_IN_PLACE, CLUSTER_KEPT, CLUSTER_ZERO, CLUSTER_GONE };
 enum point_state { POINT_IN_PLACE, POINT_READING, POINT_HELD, POINT_SPILLED, POINT_ZERO, POINT_GONE };
 
-/* A cluster's old content on its way to the spill. Its number is in state READING or HELD, or GONE meanwhile. */
+/* Blocks of one cluster, their old content on its way to the spill: READING, then HELD; or GONE meanwhile. */
 struct point_copy {
     struct block_request request;
     struct iovec one;
     struct list link; /* in image->copies */
     struct point_image *image;
-    uint64_t cluster;
+    uint64_t first, count; /* blocks */
+    bool is_read;
     uint8_t *buffer;
+};
+
+/* What block_next_data has said of the disk: nothing from `from` on, then data from `start` to `end`. */
+struct point_answer {
+    uint64_t from, start, end;
 };
 
 struct front_op {
@@ -21,7 +32,7 @@ struct front_op {
     struct block_request *request;
     struct point_image *image;
     struct list link; /* in front_waiting or ended; else unlinked */
-    uint64_t first, last;
+    uint64_t first, last; /* blocks */
 };
 
 struct back_piece {
@@ -34,7 +45,7 @@ struct back_op {
     struct block_request *request;
     struct point_image *image;
     struct list link; /* in back_waiting, reading or ended */
-    uint64_t first, last;
+    uint64_t first, last; /* blocks */
     unsigned pending; /* pieces, and 1 while they are being submitted */
     int result;
 };
@@ -42,13 +53,16 @@ struct back_op {
 struct point_image {
     struct block front, back;
     struct point_image_options options;
-    uint8_t *state; /* enum point_state of each cluster */
-    uint64_t clusters;
+    uint8_t *state; /* enum cluster_state of each cluster */
+    uint16_t *kept; /* a bit for each block of each cluster; memory only where something was kept */
+    uint64_t clusters, blocks;
+    struct point_answer answers[ANSWERS_MAX];
+    unsigned answer_next;
     struct list copies; /* struct point_copy */
     unsigned copy_count;
     struct list front_waiting; /* struct front_op: for copies, or for reads of the back */
     struct list front_ended;
-    struct list back_waiting;  /* struct back_op: for a cluster in state READING */
+    struct list back_waiting;  /* struct back_op: for blocks in state READING */
     struct list back_reading;  /* pieces are under way */
     struct list back_ended;
     struct error why; /* code 0: not lost */
@@ -110,19 +124,38 @@ static void image_failed(struct point_image *image, int code, const char *what)
 
 /* ---- copies ---- */
 
-static bool budget_take(struct point_budget *budget)
+static bool budget_take(struct point_budget *budget, uint64_t bytes)
 {
-    if (budget->bytes_max - budget->bytes < POINT_CLUSTER_BYTES || budget->bytes > budget->bytes_max)
+    if (budget->bytes > budget->bytes_max || budget->bytes_max - budget->bytes < bytes)
         return false;
-    budget->bytes += POINT_CLUSTER_BYTES;
+    budget->bytes += bytes;
     budget->bytes_peak = MAX(budget->bytes_peak, budget->bytes);
     return true;
 }
 
-static void spill_release(struct point_image *image, uint64_t cluster)
+/* Bits of `kept`: @count blocks from block @first of the disk on, all of one cluster. */
+static uint16_t blocks_mask(uint64_t first, uint64_t count)
 {
-    image->options.budget->bytes -= POINT_CLUSTER_BYTES;
-    spill_punch(image, cluster * POINT_CLUSTER_BYTES, cluster_size(image, cluster));
+    return (uint16_t)(((1u << count) - 1) << first % CLUSTER_BLOCKS);
+}
+
+/* The blocks [@first, @last] as far as they are in @cluster. */
+static uint16_t mask_within(uint64_t cluster, uint64_t first, uint64_t last)
+{
+    uint64_t from = MAX(first, cluster * CLUSTER_BLOCKS), end = MIN(last + 1, (cluster + 1) * CLUSTER_BLOCKS);
+    return blocks_mask(from, end - from);
+}
+
+static bool copy_is_gone(const struct point_copy *c)
+{
+    return c->image->state[c->first / CLUSTER_BLOCKS] == CLUSTER_GONE;
+}
+
+/* Blocks that the spill has, or was to have, are needed no more. */
+static void spill_release(struct point_image *image, uint64_t first, uint64_t count)
+{
+    uint64_t offset = first * POINT_BLOCK_BYTES;
+    spill_punch(image, offset, MIN(count * POINT_BLOCK_BYTES, image->back.size_bytes - offset));
 }
 
 static void copy_free(struct point_copy *c)
@@ -133,16 +166,24 @@ static void copy_free(struct point_copy *c)
     free(c);
 }
 
+/* It will not come into the spill. */
+static void copy_drop(struct point_copy *c)
+{
+    c->image->kept[c->first / CLUSTER_BLOCKS] &= (uint16_t)~blocks_mask(c->first, c->count);
+    c->image->options.budget->bytes -= c->count * POINT_BLOCK_BYTES;
+    copy_free(c);
+}
+
 static void copy_written(struct block_request *request, int result)
 {
     struct point_copy *c = CONTAINER_OF(request, struct point_copy, request);
     struct point_image *image = c->image;
-    uint64_t cluster = c->cluster;
-    copy_free(c);
-    if (image->state[cluster] == POINT_HELD)
-        image->state[cluster] = POINT_SPILLED;
-    else
-        spill_release(image, cluster);
+    if (copy_is_gone(c)) {
+        spill_release(image, c->first, c->count);
+        copy_drop(c);
+    } else {
+        copy_free(c);
+    }
     if (result < 0)
         image_failed(image, result, "cannot write the spill");
     waiting_retry(image);
@@ -152,75 +193,130 @@ static void copy_read(struct block_request *request, int result)
 {
     struct point_copy *c = CONTAINER_OF(request, struct point_copy, request);
     struct point_image *image = c->image;
-    uint64_t cluster = c->cluster;
-    int code = result;
+    c->is_read = true;
     if (result < 0)
         image_failed(image, result, "cannot read what the VM is about to overwrite");
-    if (image->state[cluster] == POINT_READING)
-        image->state[cluster] = result < 0 ? POINT_GONE : POINT_HELD;
     waiting_retry(image); /* the writer first: it is what waits */
-    if (image->state[cluster] == POINT_HELD) {
+    if (result == 0 && !copy_is_gone(c)) {
         c->request.op = BLOCK_WRITE;
         c->request.done = copy_written;
-        code = block_submit(image->options.spill, &c->request);
-        if (code < 0) {
-            image->state[cluster] = POINT_GONE;
-            image_failed(image, code, "cannot write the spill");
-        }
+        int code = block_submit(image->options.spill, &c->request);
+        if (code == 0)
+            return;
+        image_failed(image, code, "cannot write the spill");
     }
-    if (image->state[cluster] == POINT_GONE) {
-        image->options.budget->bytes -= POINT_CLUSTER_BYTES;
-        copy_free(c);
-        waiting_retry(image); /* one more may begin */
-    }
+    copy_drop(c);
+    waiting_retry(image); /* one more may begin */
 }
 
-/* Begin to keep what @cluster, in place, holds. False: too many are under way. */
-static bool copy_begin(struct point_image *image, uint64_t cluster)
+/* Keep what blocks of one cluster hold that are in place. False: too many are under way. */
+static bool copy_begin(struct point_image *image, uint64_t first, uint64_t count)
 {
-    uint64_t start, end, offset = cluster * POINT_CLUSTER_BYTES, size = cluster_size(image, cluster);
-    int code = block_next_data(image->options.disk, offset, &start, &end);
-    if (code == 0 || (code > 0 && start >= offset + size)) {
-        image->state[cluster] = POINT_ZERO;
-        return true;
-    }
+    uint64_t offset = first * POINT_BLOCK_BYTES, bytes = count * POINT_BLOCK_BYTES;
+    uint64_t size = MIN(bytes, image->back.size_bytes - offset);
     if (image->copy_count >= POINT_COPIES_MAX) {
         image->counters.waited++;
         return false;
     }
-    if (!budget_take(image->options.budget)) {
+    if (!budget_take(image->options.budget, bytes)) {
         image_failed(image, -ENOSPC, NULL);
         return true;
     }
     struct point_copy *c = NEW(struct point_copy);
     c->image = image;
-    c->cluster = cluster;
-    c->buffer = aligned_alloc(4096, POINT_CLUSTER_BYTES);
+    c->first = first;
+    c->count = count;
+    c->buffer = aligned_alloc(POINT_BLOCK_BYTES, bytes);
     c->one = (struct iovec){c->buffer, size};
     c->request = (struct block_request){
         .op = BLOCK_READ, .offset = offset, .size = size, .iovecs = &c->one, .iovec_count = 1, .done = copy_read};
     list_append(&image->copies, &c->link);
     image->copy_count++;
-    image->counters.copied++;
-    image->state[cluster] = POINT_READING;
-    code = c->buffer == NULL ? -ENOMEM : block_submit(image->options.disk, &c->request);
+    image->counters.copied_bytes += size;
+    image->kept[first / CLUSTER_BLOCKS] |= blocks_mask(first, count);
+    int code = c->buffer == NULL ? -ENOMEM : block_submit(image->options.disk, &c->request);
     if (code < 0) {
-        image->state[cluster] = POINT_GONE;
-        image->options.budget->bytes -= POINT_CLUSTER_BYTES;
-        copy_free(c);
+        copy_drop(c);
         image_failed(image, code, "cannot read what the VM is about to overwrite");
     }
     return true;
 }
 
-static struct point_copy *copy_find(const struct point_image *image, uint64_t cluster)
+/* Whether @cluster, of which nothing was changed yet, is all hole. What the disk has said of others is remembered: to find
+ * the end of a long stretch may cost it much, and no hole is filled that is still in place. */
+static bool cluster_is_hole(struct point_image *image, uint64_t cluster)
+{
+    uint64_t from = cluster * POINT_CLUSTER_BYTES, stop = from + cluster_size(image, cluster);
+    for (unsigned i = 0; i < ANSWERS_MAX; i++) {
+        const struct point_answer *a = &image->answers[i];
+        if (a->from <= from && stop <= a->start)
+            return true;
+        if (a->start < stop && from < a->end)
+            return false;
+    }
+    struct point_answer answer = {.from = from};
+    int code = block_next_data(image->options.disk, from, &answer.start, &answer.end);
+    if (code < 0)
+        return false;
+    if (code == 0)
+        answer.start = answer.end = UINT64_MAX;
+    image->answers[image->answer_next++ % ANSWERS_MAX] = answer;
+    return stop <= answer.start;
+}
+
+/* Begin to keep those blocks of @cluster in @needs that are still in place. False: too many are under way. */
+static bool cluster_keep(struct point_image *image, uint64_t cluster, uint16_t needs)
+{
+    if (image->state[cluster] == CLUSTER_IN_PLACE)
+        image->state[cluster] = cluster_is_hole(image, cluster) ? CLUSTER_ZERO : CLUSTER_KEPT;
+    if (image->state[cluster] != CLUSTER_KEPT)
+        return true;
+    for (unsigned missing; (missing = needs & (unsigned)~image->kept[cluster]) != 0 && image->why.code == 0;) {
+        unsigned skip = (unsigned)__builtin_ctz(missing), run = (unsigned)__builtin_ctz(~(missing >> skip));
+        if (!copy_begin(image, cluster * CLUSTER_BLOCKS + skip, run))
+            return false;
+    }
+    return true;
+}
+
+/* Is one of the blocks [@first, @last] being read, by somebody who still wants it? */
+static bool is_being_kept(const struct point_image *image, uint64_t first, uint64_t last)
+{
+    LIST_FOREACH(link, &image->copies) {
+        const struct point_copy *c = LIST_ENTRY(link, struct point_copy, link);
+        if (!c->is_read && c->first <= last && c->first + c->count > first && !copy_is_gone(c))
+            return true;
+    }
+    return false;
+}
+
+static struct point_copy *copy_find(const struct point_image *image, uint64_t block)
 {
     LIST_FOREACH(link, &image->copies) {
         struct point_copy *c = LIST_ENTRY(link, struct point_copy, link);
-        if (c->cluster == cluster)
+        if (c->first <= block && block < c->first + c->count)
             return c;
     }
     return NULL;
+}
+
+static enum point_state block_state(const struct point_image *image, uint64_t block)
+{
+    uint64_t cluster = block / CLUSTER_BLOCKS;
+    switch ((enum cluster_state)image->state[cluster]) {
+    case CLUSTER_IN_PLACE:
+        return POINT_IN_PLACE;
+    case CLUSTER_ZERO:
+        return POINT_ZERO;
+    case CLUSTER_GONE:
+        return POINT_GONE;
+    case CLUSTER_KEPT:
+        break;
+    }
+    if ((image->kept[cluster] & blocks_mask(block, 1)) == 0)
+        return POINT_IN_PLACE;
+    const struct point_copy *c = copy_find(image, block);
+    return c == NULL ? POINT_SPILLED : c->is_read ? POINT_HELD : POINT_READING;
 }
 
 /* ---- the front ---- */
@@ -255,32 +351,32 @@ static bool is_read_in_place(const struct point_image *image, uint64_t first, ui
     return false;
 }
 
-/* Begin what has to be kept of the clusters that @op changes. True: all of it is, @op may go to the disk. */
+/* Begin what has to be kept of the blocks that @op changes. True: all of it is, @op may go to the disk. */
 static bool front_may_pass(struct front_op *op)
 {
     struct point_image *image = op->image;
-    bool may = true, full = false;
-    if (image->clusters == 0 || op->first >= image->clusters)
+    bool begun = true;
+    if (op->first >= image->blocks)
         return true;
-    uint64_t last = MIN(op->last, image->clusters - 1);
-    for (uint64_t c = op->first; c <= last && image->why.code == 0; c++) {
-        if (image->state[c] == POINT_IN_PLACE && !full)
-            full = !copy_begin(image, c);
-        may = may && image->state[c] != POINT_IN_PLACE && image->state[c] != POINT_READING;
-    }
-    return (may || image->why.code != 0) && !is_read_in_place(image, op->first, last);
+    uint64_t last = MIN(op->last, image->blocks - 1);
+    for (uint64_t c = op->first / CLUSTER_BLOCKS; begun && c <= last / CLUSTER_BLOCKS && image->why.code == 0; c++)
+        begun = cluster_keep(image, c, mask_within(c, op->first, last));
+    bool may = image->why.code != 0 || (begun && !is_being_kept(image, op->first, last));
+    return may && !is_read_in_place(image, op->first, last);
 }
 
 /* A DISCARD may do nothing, and does where the image would have to keep what it throws away. */
 static bool front_passes_over(const struct front_op *op)
 {
     const struct point_image *image = op->image;
-    if (op->request->op != BLOCK_DISCARD || image->why.code != 0)
+    if (op->request->op != BLOCK_DISCARD || image->why.code != 0 || op->first >= image->blocks)
         return false;
-    for (uint64_t c = op->first; c <= op->last && c < image->clusters; c++)
-        if (image->state[c] == POINT_IN_PLACE || image->state[c] == POINT_READING)
+    uint64_t last = MIN(op->last, image->blocks - 1);
+    for (uint64_t c = op->first / CLUSTER_BLOCKS; c <= last / CLUSTER_BLOCKS; c++)
+        if (image->state[c] == CLUSTER_IN_PLACE ||
+            (image->state[c] == CLUSTER_KEPT && (mask_within(c, op->first, last) & ~image->kept[c]) != 0))
             return true;
-    return false;
+    return is_being_kept(image, op->first, last);
 }
 
 static int front_pass(struct front_op *op)
@@ -299,8 +395,8 @@ static int front_submit(struct block *b, struct block_request *request)
     list_init(&op->link);
     bool changes = request->op != BLOCK_READ && request->op != BLOCK_FLUSH;
     if (changes) {
-        op->first = request->offset / POINT_CLUSTER_BYTES;
-        op->last = (request->offset + request->size - 1) / POINT_CLUSTER_BYTES;
+        op->first = request->offset / POINT_BLOCK_BYTES;
+        op->last = (request->offset + request->size - 1) / POINT_BLOCK_BYTES;
     }
     if (changes && front_passes_over(op)) {
         request->result = 0;
@@ -403,9 +499,11 @@ static void back_read_stretch(struct back_op *op, enum point_state state, uint64
     case POINT_SPILLED:
         back_read_piece(op, image->options.spill, at, stop);
         break;
-    case POINT_HELD: /* one cluster */
-        back_copy_piece(op, at, stop, copy_find(image, at / POINT_CLUSTER_BYTES)->buffer + at % POINT_CLUSTER_BYTES);
+    case POINT_HELD: { /* one block */
+        const struct point_copy *c = copy_find(image, at / POINT_BLOCK_BYTES);
+        back_copy_piece(op, at, stop, c->buffer + (at - c->first * POINT_BLOCK_BYTES));
         break;
+    }
     case POINT_ZERO:
         back_copy_piece(op, at, stop, NULL);
         break;
@@ -417,11 +515,17 @@ static void back_read_stretch(struct back_op *op, enum point_state state, uint64
 
 static bool back_must_wait(const struct back_op *op)
 {
-    const struct point_image *image = op->image;
-    for (uint64_t c = op->first; c <= op->last && image->why.code == 0; c++)
-        if (image->state[c] == POINT_READING)
-            return true;
-    return false;
+    return op->image->why.code == 0 && is_being_kept(op->image, op->first, op->last);
+}
+
+/* The end of the blocks from @block on that are as it is: one where it is in memory. */
+static uint64_t stretch_end(const struct point_image *image, uint64_t block, uint64_t last)
+{
+    enum point_state state = block_state(image, block);
+    uint64_t end = block + 1;
+    while (end <= last && state != POINT_HELD && block_state(image, end) == state)
+        end += image->state[end / CLUSTER_BLOCKS] == CLUSTER_KEPT ? 1 : CLUSTER_BLOCKS - end % CLUSTER_BLOCKS;
+    return end;
 }
 
 static void back_begin(struct back_op *op)
@@ -431,17 +535,28 @@ static void back_begin(struct back_op *op)
     op->pending = 1;
     list_append(&image->back_reading, &op->link);
     op->result = image->why.code != 0 ? -EIO : 0;
-    for (uint64_t at = op->request->offset; at < end && op->result == 0;) {
-        uint64_t cluster = at / POINT_CLUSTER_BYTES, stop = at;
-        enum point_state state = image->state[cluster];
-        do {
-            stop = MIN(end, (cluster + 1) * POINT_CLUSTER_BYTES);
-            cluster++;
-        } while (stop < end && image->state[cluster] == state && state != POINT_HELD);
-        back_read_stretch(op, state, at, stop);
-        at = stop;
+    for (uint64_t at = op->request->offset, stop; at < end && op->result == 0; at = stop) {
+        uint64_t block = at / POINT_BLOCK_BYTES;
+        stop = MIN(end, stretch_end(image, block, op->last) * POINT_BLOCK_BYTES);
+        back_read_stretch(op, block_state(image, block), at, stop);
     }
     back_let_go(op, true);
+}
+
+/* What the spill holds of @cluster. Its copies under way find it GONE. */
+static void cluster_release(struct point_image *image, uint64_t cluster)
+{
+    unsigned spilled = image->kept[cluster];
+    LIST_FOREACH(link, &image->copies) {
+        const struct point_copy *c = LIST_ENTRY(link, struct point_copy, link);
+        if (c->first / CLUSTER_BLOCKS == cluster)
+            spilled &= (unsigned)~blocks_mask(c->first, c->count);
+    }
+    if (spilled == 0)
+        return;
+    image->kept[cluster] &= (uint16_t)~spilled;
+    image->options.budget->bytes -= (uint64_t)__builtin_popcount(spilled) * POINT_BLOCK_BYTES;
+    spill_release(image, cluster * CLUSTER_BLOCKS, CLUSTER_BLOCKS);
 }
 
 void point_image_forget(struct point_image *image, uint64_t offset, uint64_t size)
@@ -450,10 +565,10 @@ void point_image_forget(struct point_image *image, uint64_t offset, uint64_t siz
     if (offset + size >= image->back.size_bytes)
         end = image->clusters;
     for (uint64_t c = first; c < end; c++) {
-        if (image->state[c] == POINT_SPILLED)
-            spill_release(image, c);
-        image->counters.forgotten += image->state[c] != POINT_GONE;
-        image->state[c] = POINT_GONE; /* a copy under way finds it so */
+        if (image->state[c] == CLUSTER_KEPT)
+            cluster_release(image, c);
+        image->counters.forgotten += image->state[c] != CLUSTER_GONE;
+        image->state[c] = CLUSTER_GONE;
     }
 }
 
@@ -467,8 +582,8 @@ static int back_submit(struct block *b, struct block_request *request)
     op->request = request;
     list_init(&op->link);
     if (request->op == BLOCK_READ) {
-        op->first = request->offset / POINT_CLUSTER_BYTES;
-        op->last = (request->offset + request->size - 1) / POINT_CLUSTER_BYTES;
+        op->first = request->offset / POINT_BLOCK_BYTES;
+        op->last = (request->offset + request->size - 1) / POINT_BLOCK_BYTES;
         if (back_must_wait(op))
             list_append(&image->back_waiting, &op->link);
         else
@@ -485,7 +600,7 @@ static int back_submit(struct block *b, struct block_request *request)
 /* From cluster @c on, all in place and wholly before @hole_end on the disk: the first that may be otherwise. */
 static uint64_t hole_skip(const struct point_image *image, uint64_t c, uint64_t hole_end)
 {
-    static const uint8_t in_place[64]; /* POINT_IN_PLACE is 0 */
+    static const uint8_t in_place[64]; /* CLUSTER_IN_PLACE is 0 */
     uint64_t last = MIN(hole_end / POINT_CLUSTER_BYTES, image->clusters);
     while (c + sizeof in_place <= last && memcmp(image->state + c, in_place, sizeof in_place) == 0)
         c += sizeof in_place;
@@ -493,9 +608,9 @@ static uint64_t hole_skip(const struct point_image *image, uint64_t c, uint64_t 
 }
 
 /* A cluster that cannot be read any more counts as data: whoever asks for it shall hear so. */
-static bool is_data_anyhow(enum point_state state)
+static bool is_data_anyhow(enum cluster_state state)
 {
-    return state != POINT_IN_PLACE && state != POINT_ZERO;
+    return state == CLUSTER_KEPT || state == CLUSTER_GONE;
 }
 
 static int back_next_data(struct block *b, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
@@ -513,7 +628,7 @@ static int back_next_data(struct block *b, uint64_t from, uint64_t *ret_start, u
             *ret_end = stop;
             return 1;
         }
-        if (image->state[c] == POINT_ZERO)
+        if (image->state[c] == CLUSTER_ZERO)
             continue;
         int code = at < end ? 1 : block_next_data(image->options.disk, at, &start, &end);
         if (code < 0)
@@ -525,7 +640,7 @@ static int back_next_data(struct block *b, uint64_t from, uint64_t *ret_start, u
             continue;
         }
         *ret_start = MAX(at, start);
-        for (; end > stop && c + 1 < image->clusters && image->state[c + 1] == POINT_IN_PLACE; c++)
+        for (; end > stop && c + 1 < image->clusters && image->state[c + 1] == CLUSTER_IN_PLACE; c++)
             stop += cluster_size(image, c + 1);
         *ret_end = MIN(end, stop);
         return 1;
@@ -660,14 +775,20 @@ int point_image_create(const struct point_image_options *options, struct point_i
     struct block *disk = options->disk;
     ASSERT(disk->in_flight == 0 && options->spill->size_bytes == disk->size_bytes);
     uint64_t clusters = (disk->size_bytes + POINT_CLUSTER_BYTES - 1) / POINT_CLUSTER_BYTES;
-    uint8_t *state = calloc(clusters, 1); /* POINT_IN_PLACE */
-    if (state == NULL)
+    uint8_t *state = calloc(clusters, sizeof *state); /* CLUSTER_IN_PLACE */
+    uint16_t *kept = calloc(clusters, sizeof *kept);
+    if (state == NULL || kept == NULL) {
+        free(state);
+        free(kept);
         return error_errno(err, -ENOMEM, "no memory for a backup of a disk of %llu bytes",
                            (unsigned long long)disk->size_bytes);
+    }
     struct point_image *image = NEW(struct point_image);
     image->options = *options;
     image->state = state;
+    image->kept = kept;
     image->clusters = clusters;
+    image->blocks = (disk->size_bytes + POINT_BLOCK_BYTES - 1) / POINT_BLOCK_BYTES;
     image->front = *disk;
     image->front.ops = &front_ops;
     image->front.changes = NULL; /* the disk's own tells */
@@ -689,9 +810,10 @@ void point_image_destroy(struct point_image *image)
         return;
     image_drain(image);
     for (uint64_t c = 0; c < image->clusters; c++)
-        if (image->state[c] == POINT_SPILLED)
-            image->options.budget->bytes -= POINT_CLUSTER_BYTES;
+        if (image->state[c] == CLUSTER_KEPT)
+            image->options.budget->bytes -= (uint64_t)__builtin_popcount(image->kept[c]) * POINT_BLOCK_BYTES;
     block_close(image->options.spill);
     free(image->state);
+    free(image->kept);
     free(image);
 }

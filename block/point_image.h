@@ -5,23 +5,26 @@
  *                  v  goes first          | what has not been written since
  *     reader --> back ----> memory, spill +
  *
- * `front` takes the disk's place for whoever writes to it, `back` is the image. Before a cluster of 64 KiB is changed
- * for the first time, its content is read into memory; then the writer goes on at once, and the content is written to
- * the spill, a local scratch file as large as the disk and sparse. So a writer waits for one read of its own disk, and
- * for the spill only when POINT_COPIES_MAX clusters are on their way there. It never waits for the reader.
+ * `front` takes the disk's place for whoever writes to it, `back` is the image. Before a block of 4 KiB is changed for the
+ * first time, its content is read into memory; then the writer goes on at once, and the content is written to the spill, a
+ * local scratch file as large as the disk and sparse. So a writer waits for one read of as much of its own disk as it
+ * overwrites, and for the spill only when POINT_COPIES_MAX pieces are on their way there. It never waits for the reader.
  *
- *   of each cluster      IN_PLACE --front writes--> READING --> HELD (in memory) --> SPILLED
+ *   of each block        IN_PLACE --front writes--> READING --> HELD (in memory) --> SPILLED
  *                            |  \-- a hole --> ZERO                |                     |
  *                            +------------ back is discarded ------+------> GONE <-------+
+ *
+ * Holes and what is GONE are known by clusters of 64 KiB; the blocks of which something is kept by two bytes for each cluster
+ * in which something was overwritten.
  *
  * The reader says by a DISCARD of the back that it needs a range no more (whole clusters of it): those cost nothing from
  * then on, and their space in the spill is given back.
  *
  * Failure: when the spill is full or fails, or the old content cannot be read, the image is lost, and only that: front
  * goes on as if it were not there, reads of the back fail with -EIO, `failed` is told once. A DISCARD through the front
- * of clusters that the image still needs is passed over: its contents are undefined anyway.
+ * of blocks that the image still needs is passed over: its contents are undefined anyway.
  *
- * The order that makes it right: a write goes to the disk only when all its clusters have left IN_PLACE and READING, and
+ * The order that makes it right: a write goes to the disk only when all its blocks have left IN_PLACE and READING, and
  * no read of the back is under way in the same place on the disk.
  *
  * Threads: the owner's lock, as block.h says; front and back under the same one. */
@@ -32,7 +35,8 @@
 
 enum {
     POINT_CLUSTER_BYTES = 65536,
-    POINT_COPIES_MAX = 128, /* clusters in memory at once: 8 MiB for each disk */
+    POINT_BLOCK_BYTES = 4096,
+    POINT_COPIES_MAX = 128, /* in memory at once, of a cluster at most: 8 MiB for each disk */
 };
 
 /* Shared by the images of one VM: what their spills may hold together. */
@@ -51,9 +55,9 @@ struct point_image_options {
 };
 
 struct point_counters {
-    uint64_t copied;    /* clusters whose old content was kept */
-    uint64_t waited;    /* times that the front waited because too many were in memory */
-    uint64_t forgotten; /* clusters that the reader gave back */
+    uint64_t copied_bytes; /* old content that was kept */
+    uint64_t waited;       /* times that the front waited because too many were in memory */
+    uint64_t forgotten;    /* clusters that the reader gave back */
 };
 
 struct point_image;

@@ -494,7 +494,7 @@ static void disk_report(const struct backup_disk *d, struct vmm_backup_disk *to)
     OBJECT_SET(vmm_backup_disk, to, changed_known, d->since >= 0);
     if (d->since >= 0)
         OBJECT_SET(vmm_backup_disk, to, changed_bytes, d->changed_bytes);
-    OBJECT_SET(vmm_backup_disk, to, copied_bytes, counters.copied * POINT_CLUSTER_BYTES);
+    OBJECT_SET(vmm_backup_disk, to, copied_bytes, counters.copied_bytes);
     OBJECT_SET(vmm_backup_disk, to, waits, counters.waited);
 }
 

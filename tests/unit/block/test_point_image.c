@@ -1,6 +1,7 @@
 /* Copy before write against a model: a writer at the front and a reader at the back at the same time, many requests at
  * once, carried out in random order on a simulated disk (power_pool.h). Whatever the writer does, the reader sees what was
- * there at the beginning, and the writer what it would see without the image.
+ * there at the beginning, and the writer what it would see without the image. In every third trial the power goes at some
+ * call: what the writer had flushed is on the disk then.
  *
  *     test_point_image --seeds N [--seed FIRST]      the long version
  */
@@ -16,7 +17,8 @@
 enum {
     SECTOR = 512,
     CLUSTER_SECTORS = POINT_CLUSTER_BYTES / SECTOR,
-    SECTORS = 11 * CLUSTER_SECTORS + 40, /* the last cluster is not whole */
+    BLOCK_SECTORS = POINT_BLOCK_BYTES / SECTOR,
+    SECTORS = 11 * CLUSTER_SECTORS + 43, /* the last cluster is not whole, nor is its last block */
     AT_ONCE_MAX = 8,
     STEPS = 400,
 };
@@ -27,6 +29,7 @@ struct request {
     uint8_t *memory;
     struct trial *trial;
     bool busy, at_back;
+    unsigned begun; /* t->clock */
 };
 
 struct trial {
@@ -38,6 +41,9 @@ struct trial {
     uint8_t *then, *now;       /* what the image and the disk hold */
     bool unsure[SECTORS];      /* discarded through the front: content undefined */
     bool given_back[SECTORS];  /* by the reader */
+    unsigned clock;            /* events of the front so far */
+    unsigned begun[SECTORS], ended[SECTORS]; /* the last change of each; ended with success */
+    unsigned flushed; /* what had ended then is on the disk */
     struct request requests[AT_ONCE_MAX];
     unsigned wakes, failures, reads_checked;
 };
@@ -71,7 +77,7 @@ static void on_failed(void *arg, const struct error *why)
 static void back_check(struct trial *t, const struct request *r, int result)
 {
     uint64_t first = r->block.offset / SECTOR, count = r->block.size / SECTOR;
-    bool lost = point_image_is_lost(t->image, NULL), forgotten = false;
+    bool lost = point_image_is_lost(t->image, NULL) || t->pool->dead, forgotten = false;
     if (r->block.op != BLOCK_READ)
         return;
     for (uint64_t i = first; i < first + count; i++)
@@ -89,9 +95,14 @@ static void back_check(struct trial *t, const struct request *r, int result)
 static void front_check(struct trial *t, const struct request *r, int result)
 {
     uint64_t first = r->block.offset / SECTOR, count = r->block.size / SECTOR;
-    if (result < 0)
+    if (result < 0 && !t->pool->dead)
         broken(t, "the writer got an error", first);
-    for (uint64_t i = 0; i < count; i++) {
+    if (result == 0 && r->block.op == BLOCK_FLUSH)
+        t->flushed = MAX(t->flushed, r->begun);
+    t->clock++;
+    for (uint64_t i = 0; i < count && result == 0; i++) {
+        if (r->block.op != BLOCK_READ)
+            t->ended[first + i] = t->clock;
         uint8_t *now = t->now + (first + i) * SECTOR;
         if (r->block.op == BLOCK_WRITE)
             memcpy(now, r->memory + i * SECTOR, SECTOR);
@@ -112,7 +123,7 @@ static void on_done(struct block_request *block, int result)
     struct trial *t = r->trial;
     if (r->at_back)
         back_check(t, r, result);
-    else if (block->op != BLOCK_FLUSH)
+    else
         front_check(t, r, result);
     free(r->memory);
     r->busy = false;
@@ -157,7 +168,9 @@ static void request_begin(struct trial *t)
     if (overlaps(t, at_back, first * SECTOR, count * SECTOR))
         return; /* what two at once do to the same place is not defined */
     count = op == BLOCK_FLUSH ? 0 : count;
-    *r = (struct request){.trial = t, .busy = true, .at_back = at_back};
+    *r = (struct request){.trial = t, .busy = true, .at_back = at_back, .begun = ++t->clock};
+    for (uint64_t i = 0; !at_back && op != BLOCK_READ && i < count; i++)
+        t->begun[first + i] = t->clock;
     r->block = (struct block_request){.op = op, .offset = first * SECTOR, .size = count * SECTOR, .done = on_done};
     if (op == BLOCK_READ || op == BLOCK_WRITE) {
         r->memory = xcalloc(count, SECTOR);
@@ -178,11 +191,19 @@ static void disk_fill(struct trial *t)
         uint64_t first = c * CLUSTER_SECTORS, count = MIN((uint64_t)CLUSTER_SECTORS, SECTORS - first);
         if (chance(t, 3) == 0)
             continue; /* a hole */
-        for (uint64_t i = 0; i < count * SECTOR; i++)
-            t->then[first * SECTOR + i] = (uint8_t)(1 + chance(t, 255));
-        assert_int_equal(block_now(t->disk, BLOCK_WRITE, first * SECTOR, t->then + first * SECTOR, count * SECTOR), 0);
+        bool whole = chance(t, 3) != 0;
+        for (uint64_t at = first, n; at < first + count; at += n) {
+            n = MIN((uint64_t)BLOCK_SECTORS, first + count - at);
+            if (!whole && chance(t, 2) == 0)
+                continue;
+            for (uint64_t i = 0; i < n * SECTOR; i++)
+                t->then[at * SECTOR + i] = (uint8_t)(1 + chance(t, 255));
+            assert_int_equal(block_now(t->disk, BLOCK_WRITE, at * SECTOR, t->then + at * SECTOR, n * SECTOR), 0);
+        }
     }
     memcpy(t->now, t->then, SECTORS * SECTOR);
+    assert_int_equal(block_now(t->disk, BLOCK_FLUSH, 0, NULL, 0), 0);
+    names_sync(t->pool);
 }
 
 static struct block *file_block(struct trial *t, const char *name)
@@ -200,7 +221,7 @@ static void trial_begin(struct trial *t, uint64_t seed)
     t->now = xcalloc(SECTORS, SECTOR);
     t->disk = file_block(t, "disk");
     disk_fill(t);
-    t->budget.bytes_max = chance(t, 4) == 0 ? chance(t, 8) * (uint64_t)POINT_CLUSTER_BYTES : UINT64_MAX;
+    t->budget.bytes_max = chance(t, 4) == 0 ? chance(t, 60) * (uint64_t)POINT_BLOCK_BYTES : UINT64_MAX;
     struct point_image_options options = {.disk = t->disk,
                                           .spill = file_block(t, "spill"),
                                           .budget = &t->budget,
@@ -225,6 +246,35 @@ static void holes_check(struct trial *t)
             if (t->then[i] != 0)
                 broken(t, "a hole that was none", i / SECTOR);
     }
+}
+
+static void trial_free(struct trial *t)
+{
+    block_close(t->disk);
+    power_pool_destroy(t->pool);
+    free(t->then);
+    free(t->now);
+    free(t);
+}
+
+/* The power has gone, or goes now. */
+static void trial_cut(struct trial *t)
+{
+    uint8_t found[SECTOR];
+    t->pool->dead = true;
+    point_image_destroy(t->image);
+    block_close(t->disk);
+    if (t->budget.bytes != 0)
+        broken(t, "the budget does not come out even", t->budget.bytes);
+    power_cut(t->pool);
+    t->disk = block_of_file(t->pool, power_find(t->pool, "disk"), false);
+    for (uint64_t i = 0; i < SECTORS; i++) {
+        assert_int_equal(block_now(t->disk, BLOCK_READ, i * SECTOR, found, SECTOR), 0);
+        bool lasts = t->begun[i] <= t->ended[i] && t->ended[i] <= t->flushed;
+        if (lasts && !t->unsure[i] && memcmp(found, t->now + i * SECTOR, SECTOR) != 0)
+            broken(t, "what was flushed is not there after a power cut", i);
+    }
+    trial_free(t);
 }
 
 static void trial_end(struct trial *t)
@@ -253,17 +303,16 @@ static void trial_end(struct trial *t)
             broken(t, "the disk does not hold what was written", i);
     }
     free(found);
-    block_close(t->disk);
-    power_pool_destroy(t->pool);
-    free(t->then);
-    free(t->now);
+    trial_free(t);
 }
 
 static void trial_run(uint64_t seed)
 {
     struct trial *t = NEW(struct trial);
     trial_begin(t, seed);
-    for (unsigned i = 0; i < STEPS; i++) {
+    bool is_cut = chance(t, 3) == 0;
+    t->pool->steps_max = is_cut ? t->pool->steps + 1 + chance(t, STEPS / 2) : 0;
+    for (unsigned i = 0; i < STEPS && !t->pool->dead; i++) {
         if (chance(t, 2) == 0)
             request_begin(t);
         else if (t->wakes > 0 && chance(t, 2) == 0) {
@@ -275,8 +324,10 @@ static void trial_run(uint64_t seed)
         if (chance(t, 40) == 0)
             holes_check(t);
     }
-    trial_end(t);
-    free(t);
+    if (is_cut)
+        trial_cut(t);
+    else
+        trial_end(t);
 }
 
 static uint64_t seeds = 150, seed_first = 1;
@@ -285,6 +336,91 @@ static void random_trials(void **state UNUSED)
 {
     for (uint64_t i = 0; i < seeds; i++)
         trial_run(seed_first + i);
+}
+
+/* ---- one thing at a time ---- */
+
+static void front_now(struct trial *t, enum block_op op, uint64_t offset, uint64_t size)
+{
+    CLEANUP_FREE uint8_t *memory = xcalloc(1, size);
+    memset(memory, 0xa5, size);
+    assert_int_equal(block_now(point_image_front(t->image), op, offset, op == BLOCK_WRITE ? memory : NULL, size), 0);
+    if (op != BLOCK_DISCARD)
+        memset(t->now + offset, op == BLOCK_WRITE ? 0xa5 : 0, size);
+}
+
+static void back_expect(struct trial *t, uint64_t offset, uint64_t size)
+{
+    CLEANUP_FREE uint8_t *memory = xcalloc(1, size);
+    assert_int_equal(block_now(point_image_back(t->image), BLOCK_READ, offset, memory, size), 0);
+    assert_memory_equal(memory, t->then + offset, size);
+}
+
+/* All has data; the disk ends within a block. */
+static struct trial *whole_disk(void)
+{
+    struct trial *t = NEW(struct trial);
+    trial_begin(t, 7);
+    point_image_destroy(t->image);
+    for (uint64_t i = 0; i < SECTORS * SECTOR; i++)
+        t->now[i] = t->then[i] = (uint8_t)(1 + chance(t, 255));
+    for (uint64_t i = 0; i < SECTORS; i++)
+        assert_int_equal(block_now(t->disk, BLOCK_WRITE, i * SECTOR, t->then + i * SECTOR, SECTOR), 0);
+    t->budget = (struct point_budget){.bytes_max = UINT64_MAX};
+    struct point_image_options options = {
+        .disk = t->disk, .spill = file_block(t, "spill 2"), .budget = &t->budget, .wake = on_wake, .arg = t};
+    assert_int_equal(point_image_create(&options, &t->image, NULL), 0);
+    return t;
+}
+
+/* What is overwritten is kept, no more and only once; the rest of the cluster is read where it is. */
+static void only_what_is_overwritten(void **state UNUSED)
+{
+    struct trial *t = whole_disk();
+    const uint64_t block = POINT_BLOCK_BYTES, cluster = POINT_CLUSTER_BYTES;
+    front_now(t, BLOCK_WRITE, cluster + 3 * block, block);
+    assert_int_equal(point_image_counters(t->image).copied_bytes, block);
+    assert_int_equal(t->budget.bytes, block);
+    front_now(t, BLOCK_WRITE, cluster + 3 * block, block); /* again */
+    assert_int_equal(t->budget.bytes, block);
+    front_now(t, BLOCK_WRITE, cluster + 5 * block - SECTOR, 2 * SECTOR); /* the ends of two */
+    assert_int_equal(t->budget.bytes, 3 * block);
+    front_now(t, BLOCK_WRITE_ZEROES, cluster + 2 * block, 6 * block); /* of which there are three */
+    assert_int_equal(t->budget.bytes, 6 * block);
+    front_now(t, BLOCK_WRITE, 3 * cluster - block, 2 * cluster + 2 * block);
+    assert_int_equal(t->budget.bytes, 8 * block + 2 * cluster);
+    front_now(t, BLOCK_WRITE, (SECTORS - 1) * SECTOR, SECTOR); /* less than a block is there */
+    assert_int_equal(t->budget.bytes, 9 * block + 2 * cluster);
+    back_expect(t, 0, SECTORS * SECTOR);
+    back_expect(t, cluster + 3 * block + SECTOR, 3 * SECTOR);
+    point_image_forget(t->image, cluster, cluster);
+    assert_int_equal(t->budget.bytes, 3 * block + 2 * cluster);
+    point_image_forget(t->image, 2 * cluster, SECTORS * SECTOR - 2 * cluster);
+    assert_int_equal(t->budget.bytes, 0);
+    front_now(t, BLOCK_WRITE, cluster, 3 * cluster);
+    assert_int_equal(t->budget.bytes, 0);
+    memset(t->given_back + CLUSTER_SECTORS, true, SECTORS - CLUSTER_SECTORS);
+    trial_end(t);
+}
+
+/* A discard of what is kept is carried out, beside it not; and what is kept stays. */
+static void discards(void **state UNUSED)
+{
+    struct trial *t = whole_disk();
+    uint64_t start, end;
+    front_now(t, BLOCK_WRITE, 4 * POINT_BLOCK_BYTES, POINT_BLOCK_BYTES);
+    front_now(t, BLOCK_DISCARD, 4 * POINT_BLOCK_BYTES, 2 * POINT_BLOCK_BYTES);
+    assert_int_equal(t->budget.bytes, POINT_BLOCK_BYTES);
+    assert_int_equal(block_next_data(t->disk, 4 * POINT_BLOCK_BYTES, &start, &end), 1);
+    assert_int_equal(start, 4 * POINT_BLOCK_BYTES);
+    for (unsigned i = 0; i < 64 && start == 4 * POINT_BLOCK_BYTES; i++) { /* a disk need not */
+        front_now(t, BLOCK_DISCARD, 4 * POINT_BLOCK_BYTES, POINT_BLOCK_BYTES);
+        assert_int_equal(block_next_data(t->disk, 4 * POINT_BLOCK_BYTES, &start, &end), 1);
+    }
+    assert_int_equal(start, 5 * POINT_BLOCK_BYTES);
+    memset(t->unsure + 4 * BLOCK_SECTORS, true, BLOCK_SECTORS);
+    back_expect(t, 0, POINT_CLUSTER_BYTES);
+    trial_end(t);
 }
 
 static void unplugged(void **state UNUSED)
@@ -300,11 +436,7 @@ static void unplugged(void **state UNUSED)
     assert_int_equal(block_now(point_image_back(t->image), BLOCK_READ, 0, sector, SECTOR), -EIO);
     assert_true(block_next_data(point_image_back(t->image), 0, &(uint64_t){0}, &(uint64_t){0}) < 0);
     point_image_destroy(t->image);
-    block_close(t->disk);
-    power_pool_destroy(t->pool);
-    free(t->then);
-    free(t->now);
-    free(t);
+    trial_free(t);
 }
 
 int main(int argc, char **argv)
@@ -316,6 +448,7 @@ int main(int argc, char **argv)
             seed_first = strtoull(argv[i + 1], NULL, 10);
     }
     print_message("seeds %llu to %llu\n", (unsigned long long)seed_first, (unsigned long long)(seed_first + seeds - 1));
-    const struct CMUnitTest tests[] = {cmocka_unit_test(random_trials), cmocka_unit_test(unplugged)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(random_trials), cmocka_unit_test(only_what_is_overwritten),
+                                       cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
