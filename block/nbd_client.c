@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <time.h>
 
@@ -60,6 +61,8 @@ struct nbd_client {
     struct nbd_client_options options;
     char *socket_path, *export_name, *changed_since; /* owned */
     struct nbd_hello hello;          /* what the server said; its size never changes after the first */
+    bool is_writer;                  /* what it has asked for on an earlier connection matters to a later one */
+    struct nbd_writer writer;
 
     pthread_t thread;
     pthread_mutex_t lock; /* guards what follows */
@@ -82,6 +85,7 @@ struct nbd_client {
     struct incoming in;
     uint64_t cookie;
     uint64_t acknowledged, flushed; /* writes, and how many of them a flush has covered */
+    bool astray; /* an earlier connection may still bring changes to the disk, and the server cannot end it */
 };
 
 static uint64_t now_ms(void)
@@ -219,6 +223,11 @@ static int from_wire_error(uint32_t code)
     }
 }
 
+static bool is_change(const struct wire_request *w)
+{
+    return w->request != NULL && w->request->op != BLOCK_READ && w->request->op != BLOCK_FLUSH;
+}
+
 static void answered(struct nbd_client *c, struct wire_request *w, int result)
 {
     const struct block_request *r = w->request;
@@ -228,7 +237,7 @@ static void answered(struct nbd_client *c, struct wire_request *w, int result)
     c->sent_count--;
     if (r != NULL && r->op == BLOCK_FLUSH && result == 0)
         c->flushed = MAX(c->flushed, w->covers);
-    else if (r != NULL && r->op != BLOCK_READ && r->op != BLOCK_FLUSH && result == 0)
+    else if (is_change(w) && result == 0)
         c->acknowledged++;
     wire_end(c, w, result);
     pthread_mutex_unlock(&c->lock);
@@ -486,6 +495,7 @@ static void link_lost(struct nbd_client *c, int code)
     {
         struct wire_request *w = LIST_ENTRY(link, struct wire_request, link);
         w->result = 0;
+        c->astray = c->astray || (is_change(w) && !c->hello.ends_earlier);
         for (unsigned i = 0; w->extents != NULL && i < ARRAY_SIZE(w->extents->data); i++) {
             free(w->extents->data[i]);
             w->extents->data[i] = NULL;
@@ -546,10 +556,13 @@ static void opening_set(struct nbd_client *c, int fd)
 
 static int link_connect(struct nbd_client *c, int *ret_fd, struct error *err)
 {
+    if (c->options.has_fd && c->options.fd < 0)
+        return error_set(err, -ESTALE, ERROR_UNREACHABLE, "the link to the NBD server is lost, and there is no other to it");
+    if (c->astray)
+        return error_set(err, -ESTALE, ERROR_UNREACHABLE,
+                         "the link to the NBD server was lost with writes on it, and this server cannot end what it still has of them");
     if (!c->options.has_fd)
         return nbd_hello_connect(c->socket_path, c->options.tcp_port, c->options.timeout_ms, ret_fd, err);
-    if (c->options.fd < 0)
-        return error_set(err, -ESTALE, ERROR_UNREACHABLE, "the link to the NBD server is lost, and there is no other to it");
     *ret_fd = c->options.fd;
     c->options.fd = -1;
     return 0;
@@ -563,13 +576,16 @@ static int link_open(struct nbd_client *c, struct error *err)
     if (code < 0)
         return code;
     opening_set(c, fd);
-    code = nbd_hello_negotiate(fd, c->export_name, c->changed_since, c->options.timeout_ms, &hello, err);
+    c->writer.number++;
+    code = nbd_hello_negotiate(fd, c->export_name, c->changed_since, c->is_writer ? &c->writer : NULL, c->options.timeout_ms, &hello,
+                               err);
     opening_set(c, -1);
     if (code < 0) {
         close(fd);
         return code;
     }
     bool is_same = hello.size_bytes == c->hello.size_bytes && hello.structured == c->hello.structured &&
+                   hello.ends_earlier == c->hello.ends_earlier &&
                    memcmp(hello.has_context, c->hello.has_context, sizeof hello.has_context) == 0;
     if (c->hello.size_bytes != 0 && !is_same) {
         close(fd);
@@ -885,8 +901,13 @@ int nbd_client_open(const struct nbd_client_options *options, struct block **ret
     list_init(&c->queued);
     list_init(&c->sent);
     list_init(&c->ended);
+    c->is_writer = !options->has_fd && !options->read_only;
     c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int code = c->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd") : link_open(c, err);
+    int code = c->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd") : 0;
+    if (code == 0 && c->is_writer && getrandom(c->writer.id, NBD_WRITER_ID_BYTES, 0) != NBD_WRITER_ID_BYTES)
+        code = error_errno(err, -errno, "cannot get random bytes");
+    if (code == 0)
+        code = link_open(c, err);
     if (code == 0) {
         c->state = NBD_CLIENT_UP;
         block_fill(c);

@@ -9,7 +9,10 @@
  *       +-------------------------------------------------------------------------------+
  *
  * While it is CONNECTING again requests wait, and those that were under way are sent once more: a read twice is a read, and
- * a write that was not acknowledged may be done twice. What must not be passed over in silence: writes that a server had
+ * a write that was not acknowledged may be done twice - but not the first time after a newer one that was acknowledged, for
+ * what was sent over the old connection may still be on its way to the disk. So the server is told which connection of whose this
+ * is, and has ended the earlier ones when it takes this one (NBD_OPT_WRITER in nbd_wire.h). A link to a server that cannot
+ * do that stays lost where writes were on the wire, and says so. What must not be passed over in silence: writes that a server had
  * acknowledged and that no FLUSH had made to last may be lost with it. After such a link loss the next FLUSH fails with
  * -EIO, once, so that whoever wrote knows; a server that comes back with another size stays away for good.
  *

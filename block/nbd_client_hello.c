@@ -129,6 +129,20 @@ static int structured_ask(const struct talk *t, struct nbd_hello *hello, struct 
     return code;
 }
 
+static int writer_tell(const struct talk *t, const struct nbd_writer *writer, struct nbd_hello *hello, struct error *err)
+{
+    uint8_t data[NBD_WRITER_BYTES];
+    struct reply reply;
+    memcpy(data, writer->id, NBD_WRITER_ID_BYTES);
+    nbd_put64(data + NBD_WRITER_ID_BYTES, writer->number);
+    int code = option_send(t, NBD_OPT_WRITER, data, sizeof data, err);
+    if (code == 0)
+        code = reply_receive(t, NBD_OPT_WRITER, &reply, err);
+    if (code == 0)
+        hello->ends_earlier = reply.type == NBD_REP_ACK;
+    return code;
+}
+
 static void context_take(const struct reply *reply, const char *const *names, struct nbd_hello *hello)
 {
     for (unsigned i = 0; reply->size > 4 && i < NBD_CONTEXTS; i++)
@@ -205,8 +219,8 @@ static int go_ask(const struct talk *t, const char *name, struct nbd_hello *hell
     return code < 0 ? code : nonsense(err);
 }
 
-int nbd_hello_negotiate(int fd, const char *export_name, const char *changed_since, unsigned timeout_ms,
-                        struct nbd_hello *ret_hello, struct error *err)
+int nbd_hello_negotiate(int fd, const char *export_name, const char *changed_since, const struct nbd_writer *writer,
+                        unsigned timeout_ms, struct nbd_hello *ret_hello, struct error *err)
 {
     struct talk t = {fd, now_ms() + timeout_ms};
     struct nbd_hello hello = {.block_bytes = 4096};
@@ -216,6 +230,8 @@ int nbd_hello_negotiate(int fd, const char *export_name, const char *changed_sin
     int code = hello_exchange(&t, err);
     if (code == 0)
         code = structured_ask(&t, &hello, err);
+    if (code == 0 && writer != NULL)
+        code = writer_tell(&t, writer, &hello, err);
     if (code == 0 && hello.structured)
         code = contexts_ask(&t, export_name, changed_since, &hello, err);
     if (code == 0)

@@ -24,6 +24,7 @@ struct nbd_server {
     char *socket_path; /* owned; NULL: TCP */
     int listen_fd, stop_fd, wake_fd;
     struct server_client clients[NBD_SERVER_CLIENTS_MAX];
+    struct list sessions; /* theirs */
 };
 
 static void client_end(struct server_client *client)
@@ -46,6 +47,7 @@ int nbd_server_adopt(struct nbd_server *server, int fd)
         client->session =
             nbd_session_create(&(struct nbd_session_options){.exports = server->options.exports,
                                                              .export_count = server->options.export_count,
+                                                             .peers = &server->sessions,
                                                              .bytes_max = NBD_SERVER_BYTES_MAX,
                                                              .wake = no_wake});
         return 0;
@@ -226,6 +228,7 @@ int nbd_server_create(const struct nbd_server_options *options, struct nbd_serve
 {
     struct nbd_server *server = NEW(struct nbd_server);
     server->options = *options;
+    list_init(&server->sessions);
     server->listen_fd = options->has_listen_fd ? options->listen_fd : -1;
     for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++)
         server->clients[i].fd = -1;

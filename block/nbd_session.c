@@ -43,6 +43,10 @@ struct nbd_session {
     struct list answers;              /* struct nbd_answer */
     uint64_t bytes;                   /* under way and not sent */
     unsigned in_flight;
+    struct list peer;                 /* in options.peers */
+    bool has_writer;                  /* the client said which connection of its this is: */
+    uint8_t writer_id[NBD_WRITER_ID_BYTES];
+    uint64_t writer_number;
 };
 
 static void session_end(struct nbd_session *s, const char *reason)
@@ -324,6 +328,49 @@ static void option_contexts(struct nbd_session *s)
     }
 }
 
+/* Its client has come again: nothing of this session touches the disk after this call. */
+static void session_cut(struct nbd_session *s)
+{
+    if (s->in_flight > 0)
+        block_drain(s->export->block);
+    ASSERT(s->in_flight == 0);
+    while (!list_empty(&s->answers)) { /* nobody reads them */
+        struct nbd_answer *a = LIST_ENTRY(s->answers.next, struct nbd_answer, link);
+        s->bytes -= a->head_size + a->data_size - a->sent;
+        answer_free(a);
+    }
+    session_end(s, "the client has come again over another connection");
+    s->options.wake(s->options.wake_arg);
+}
+
+static void option_writer(struct nbd_session *s)
+{
+    if (s->options.peers == NULL) {
+        option_refuse(s, NBD_REP_UNSUPPORTED, "not offered here");
+        return;
+    }
+    if (s->option_bytes != NBD_WRITER_BYTES || s->has_writer) {
+        option_refuse(s, NBD_REP_INVALID, "a client says once who it is");
+        return;
+    }
+    memcpy(s->writer_id, s->data, NBD_WRITER_ID_BYTES);
+    s->writer_number = nbd_get64(s->data + NBD_WRITER_ID_BYTES);
+    LIST_FOREACH(link, s->options.peers) {
+        struct nbd_session *peer = LIST_ENTRY(link, struct nbd_session, peer);
+        bool is_same = peer->has_writer && memcmp(peer->writer_id, s->writer_id, NBD_WRITER_ID_BYTES) == 0;
+        if (!is_same || peer->phase == SESSION_OVER)
+            continue;
+        if (peer->writer_number >= s->writer_number) { /* words of a connection that its client has given up long since */
+            option_refuse(s, NBD_REP_POLICY, "this client has a later connection");
+            session_end(s, "");
+            return;
+        }
+        session_cut(peer);
+    }
+    s->has_writer = true;
+    option_answer(s, NBD_REP_ACK, NULL, 0);
+}
+
 static void option_take(struct nbd_session *s)
 {
     switch (s->option) {
@@ -348,6 +395,9 @@ static void option_take(struct nbd_session *s)
     case NBD_OPT_LIST_CONTEXTS:
     case NBD_OPT_SET_CONTEXTS:
         option_contexts(s);
+        break;
+    case NBD_OPT_WRITER:
+        option_writer(s);
         break;
     default:
         option_refuse(s, NBD_REP_UNSUPPORTED, "not offered here");
@@ -733,6 +783,9 @@ struct nbd_session *nbd_session_create(const struct nbd_session_options *options
     s->options = *options;
     s->reason = "";
     list_init(&s->answers);
+    list_init(&s->peer);
+    if (options->peers != NULL)
+        list_append(options->peers, &s->peer);
     nbd_put16(nbd_put64(nbd_put64(hello, NBD_MAGIC), NBD_OPTION_MAGIC), NBD_FLAG_FIXED | NBD_FLAG_NO_ZEROES);
     answer_add(s, hello, sizeof hello, NULL, 0);
     return s;
@@ -745,6 +798,7 @@ void nbd_session_destroy(struct nbd_session *s)
     if (s->in_flight > 0)
         block_drain(s->export->block);
     ASSERT(s->in_flight == 0);
+    list_remove(&s->peer);
     if (s->writing != NULL)
         request_free(s->writing);
     while (!list_empty(&s->answers))

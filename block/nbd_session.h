@@ -10,6 +10,9 @@
  * The client is not trusted: everything is read through lengths that were checked, what it may have under way or lets
  * pile up is limited (options.bytes_max, NBD_REQUESTS_MAX), and whatever is not the protocol ends the session.
  *
+ * A client that comes again over a new connection may have writes under way on the old one, even bytes that nobody has read
+ * yet; they would be carried out after newer ones. NBD_OPT_WRITER ends its earlier sessions first (options.peers).
+ *
  * Errors of the disk are the client's: EIO, ENOSPC, EINVAL, EPERM; -EAGAIN (the lease) is EIO to it.
  * Threads: the owner's of the blocks, with the owner's lock held, as block.h says. */
 #ifndef BLOCK_NBD_SESSION_H
@@ -38,6 +41,7 @@ struct nbd_export {
 struct nbd_session_options {
     const struct nbd_export *exports; /* borrowed for as long as the session lives */
     unsigned export_count;
+    struct list *peers;      /* the sessions of this server, borrowed, initialised; NULL: a client's earlier sessions are not ended */
     uint64_t bytes_max;      /* of requests under way and answers not sent; one request may go past it */
     void (*wake)(void *arg); /* there is something to send, or room to receive again */
     void *wake_arg;

@@ -1,6 +1,10 @@
 /* The numbers of the Network Block Device protocol (doc/proto.md of the NBD project: "fixed newstyle", structured
  * replies, metadata contexts) and their big-endian form. What both sides allow each other at most is here as well.
  *
+ * An option of our own, NBD_OPT_WRITER: {16 bytes that are the client's, u64 number of its connection}. Acknowledged, nothing
+ * that this client has asked for on connections of lower numbers is carried out any more: what has begun has left the disk,
+ * what comes later is not read. A connection that is later than a living one of a higher number is refused, and ends.
+ *
  * Contexts: base:allocation, and our own
  *   drover:changed:<name>   what may have changed since the state of that name (changed_map.h): bit 0 set; clear: it is the
  *                           same as then. Offered under that one name alone, so that nobody takes it for another state. */
@@ -37,6 +41,7 @@ enum nbd_option {
     NBD_OPT_STRUCTURED = 8,
     NBD_OPT_LIST_CONTEXTS = 9,
     NBD_OPT_SET_CONTEXTS = 10,
+    NBD_OPT_WRITER = 0x44525752, /* "DRWR": far from what the protocol may give a meaning to */
 };
 
 #define NBD_REP_ERROR UINT32_C(0x80000000)
@@ -118,6 +123,8 @@ enum { /* sizes on the wire */
     NBD_HELLO_BYTES = 18,
     NBD_CLIENT_FLAGS_BYTES = 4,
     NBD_OPTION_HEAD_BYTES = 16,
+    NBD_WRITER_ID_BYTES = 16,
+    NBD_WRITER_BYTES = NBD_WRITER_ID_BYTES + 8, /* data of NBD_OPT_WRITER */
     NBD_REPLY_HEAD_BYTES = 20,
     NBD_REQUEST_HEAD_BYTES = 28,
     NBD_SIMPLE_HEAD_BYTES = 16,

@@ -27,6 +27,7 @@ struct nbd_listener {
     const struct nbd_export *exports;
     unsigned export_count;
     struct list clients;
+    struct list sessions; /* theirs */
     unsigned client_count;
     void (*clients_changed)(void *arg, unsigned count);
     void *arg;
@@ -136,6 +137,7 @@ static void on_client(void *arg, int fd)
     }
     c->session = nbd_session_create(&(struct nbd_session_options){.exports = l->exports,
                                                                   .export_count = l->export_count,
+                                                                  .peers = &l->sessions,
                                                                   .bytes_max = NBD_LISTENER_BYTES_MAX,
                                                                   .wake = session_wake,
                                                                   .wake_arg = c});
@@ -160,6 +162,7 @@ int nbd_listener_create(const char *path, const struct nbd_export *exports, unsi
     l->clients_changed = clients_changed;
     l->arg = arg;
     list_init(&l->clients);
+    list_init(&l->sessions);
     code = unix_listener_start(&l->socket, fd, path, "backup", loop, on_client, l, err);
     if (code < 0) {
         free(l);

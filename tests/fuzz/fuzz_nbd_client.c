@@ -33,7 +33,7 @@ static void hello_try(const uint8_t *data, size_t size)
         size = (size_t)(at - words);
     }
     if (send(fds[1], data, size, MSG_DONTWAIT) == (ssize_t)size && shutdown(fds[1], SHUT_WR) == 0 &&
-        nbd_hello_negotiate(fds[0], "disk", "then", 1000, &hello, NULL) == 0)
+        nbd_hello_negotiate(fds[0], "disk", "then", &(struct nbd_writer){.number = 1}, 1000, &hello, NULL) == 0)
         ASSERT(hello.size_bytes > 0 && hello.size_bytes % 512 == 0);
     close(fds[0]);
     close(fds[1]);

@@ -96,7 +96,8 @@ static void feed_options(struct nbd_session *s, struct block *b, const uint8_t *
     uint8_t head[NBD_OPTION_HEAD_BYTES];
     while (size >= 2) {
         size_t n = MIN((size_t)data[1], size - 2);
-        nbd_put32(nbd_put32(nbd_put64(head, NBD_OPTION_MAGIC), data[0] % 12), (uint32_t)n);
+        uint32_t option = data[0] % 12 == 11 ? NBD_OPT_WRITER : data[0] % 12;
+        nbd_put32(nbd_put32(nbd_put64(head, NBD_OPTION_MAGIC), option), (uint32_t)n);
         feed(s, b, head, sizeof head);
         feed(s, b, data + 2, n);
         data += 2 + n;
@@ -119,6 +120,22 @@ static void feed_requests(struct nbd_session *s, struct block *b, const uint8_t 
     }
 }
 
+/* A session of the client 0, its first, that writes. */
+static struct nbd_session *earlier_session(const struct nbd_session_options *options, struct block *b)
+{
+    uint8_t begin[128] = {0}, *at = nbd_put32(begin, NBD_FLAG_FIXED | NBD_FLAG_NO_ZEROES);
+    static const uint8_t payload[512];
+    at = nbd_put32(nbd_put32(nbd_put64(at, NBD_OPTION_MAGIC), NBD_OPT_WRITER), NBD_WRITER_BYTES);
+    at = nbd_put64(at + NBD_WRITER_ID_BYTES, 1);
+    at = nbd_put32(nbd_put32(nbd_put64(at, NBD_OPTION_MAGIC), NBD_OPT_EXPORT_NAME), 0);
+    at = nbd_put16(nbd_put16(nbd_put32(at, NBD_REQUEST_MAGIC), 0), NBD_CMD_WRITE);
+    at = nbd_put32(nbd_put64(nbd_put64(at, 1), 0), sizeof payload);
+    struct nbd_session *s = nbd_session_create(options);
+    feed(s, b, begin, (size_t)(at - begin));
+    feed(s, b, payload, sizeof payload);
+    return s;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static uint8_t disk_bytes[DISK_BYTES];
@@ -136,8 +153,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             {.name = "a", .block = &disk.block, .access = data[0] % 3, .changed = changed, .changed_since = "x"},
             {.name = "b", .block = &disk.block, .access = NBD_ACCESS_READ},
         };
-        struct nbd_session *s = nbd_session_create(&(struct nbd_session_options){
-            .exports = exports, .export_count = 2, .bytes_max = BYTES_MAX, .wake = no_wake});
+        struct list peers;
+        list_init(&peers);
+        const struct nbd_session_options options = {
+            .exports = exports, .export_count = 2, .peers = &peers, .bytes_max = BYTES_MAX, .wake = no_wake};
+        struct nbd_session *earlier = earlier_session(&options, &disk.block), *s = nbd_session_create(&options);
         uint8_t begin[128], *at = nbd_put32(begin, NBD_FLAG_FIXED | NBD_FLAG_NO_ZEROES);
         at = nbd_put32(nbd_put32(nbd_put64(at, NBD_OPTION_MAGIC), NBD_OPT_STRUCTURED), 0);
         at = nbd_put32(nbd_put32(nbd_put64(at, NBD_OPTION_MAGIC), NBD_OPT_SET_CONTEXTS), 8 + 4 + 15 + 4 + 16);
@@ -159,6 +179,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         else
             feed(s, &disk.block, data + 1, size - 1);
         nbd_session_destroy(s);
+        nbd_session_destroy(earlier);
     }
     return 0;
 }

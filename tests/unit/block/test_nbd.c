@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -202,6 +203,117 @@ static void session_is_limited(void **state UNUSED)
     assert_non_null(nbd_session_room(s, &room));
     nbd_session_destroy(s);
     block_close(e.block);
+}
+
+/* ---- a client that comes again ---- */
+
+/* A disk in memory that is slow: what it is asked for is carried out when it is drained. */
+struct slow_disk {
+    struct block block;
+    struct list waiting, held;
+    bool first_seen;
+    uint8_t bytes[4096];
+};
+
+static int slow_submit(struct block *b, struct block_request *request)
+{
+    list_append(&CONTAINER_OF(b, struct slow_disk, block)->waiting, &request->link);
+    return 0;
+}
+
+static void slow_one(struct slow_disk *d, struct block_request *r)
+{
+    list_remove(&r->link);
+    for (uint64_t i = 0, at = r->offset; r->op == BLOCK_WRITE && i < r->iovec_count; at += r->iovecs[i++].iov_len)
+        memcpy(d->bytes + at, r->iovecs[i].iov_base, r->iovecs[i].iov_len);
+    r->result = 0;
+    block_complete(&d->block, r);
+}
+
+static void slow_drain(struct block *b)
+{
+    struct slow_disk *d = CONTAINER_OF(b, struct slow_disk, block);
+    while (!list_empty(&d->waiting))
+        slow_one(d, LIST_ENTRY(d->waiting.next, struct block_request, link));
+    while (!list_empty(&d->held))
+        slow_one(d, LIST_ENTRY(d->held.next, struct block_request, link));
+}
+
+static void slow_init(struct slow_disk *d)
+{
+    static const struct block_ops ops = {.submit = slow_submit, .drain = slow_drain};
+    *d = (struct slow_disk){.block = {.ops = &ops, .size_bytes = sizeof d->bytes, .block_bytes = 512}};
+    list_init(&d->waiting);
+    list_init(&d->held);
+}
+
+/* Without carrying out what it submits. */
+static size_t give(struct nbd_session *s, const void *data, size_t size)
+{
+    size_t given = 0, room;
+    void *at;
+    while (given < size && (at = nbd_session_room(s, &room)) != NULL) {
+        size_t n = MIN(room, size - given);
+        memcpy(at, (const uint8_t *)data + given, n);
+        nbd_session_received(s, n);
+        given += n;
+    }
+    return given;
+}
+
+/* A session whose client has said who it is; and whether it was taken. */
+static struct nbd_session *writer_session(const struct nbd_export *e, struct list *peers, uint8_t who, uint64_t number, bool *ret_taken)
+{
+    struct nbd_session *s = nbd_session_create(
+        &(struct nbd_session_options){.exports = e, .export_count = 1, .peers = peers, .bytes_max = 1 << 20, .wake = on_wake});
+    uint8_t in[256], out[256], id[NBD_WRITER_BYTES] = {who}, *at = nbd_put32(in, NBD_FLAG_FIXED | NBD_FLAG_NO_ZEROES);
+    nbd_put64(id + NBD_WRITER_ID_BYTES, number);
+    at += option_put(at, NBD_OPT_WRITER, id, sizeof id);
+    assert_int_equal(give(s, in, (size_t)(at - in)), at - in);
+    assert_true(take(s, out, sizeof out) >= NBD_HELLO_BYTES + NBD_REPLY_HEAD_BYTES);
+    *ret_taken = nbd_get32(out + NBD_HELLO_BYTES + 12) == NBD_REP_ACK;
+    size_t size = option_put(in, NBD_OPT_EXPORT_NAME, "", 0);
+    if (*ret_taken)
+        assert_int_equal(give(s, in, size), size);
+    return s;
+}
+
+/* What an earlier connection of the same client has under way has left the disk before the new one is taken, and nothing comes after it. */
+static void session_comes_again(void **state UNUSED)
+{
+    struct slow_disk disk;
+    struct nbd_export e = {.name = "disk", .block = &disk.block, .access = NBD_ACCESS_WRITE};
+    struct list peers;
+    uint8_t in[2048], sink[2048];
+    size_t room;
+    bool taken;
+    slow_init(&disk);
+    list_init(&peers);
+    struct nbd_session *old = writer_session(&e, &peers, 1, 7, &taken), *other = writer_session(&e, &peers, 2, 1, &taken);
+    size_t size = request_put(in, 0, NBD_CMD_WRITE, 1, 0, 512);
+    memset(in + size, 'a', 512);
+    assert_int_equal(give(old, in, size + 512), size + 512);
+    assert_int_equal(give(old, in, size + 100), size + 100); /* and one that has come in part */
+    assert_int_equal(disk.block.in_flight, 1);
+    struct nbd_session *again = writer_session(&e, &peers, 1, 8, &taken);
+    assert_true(taken);
+    assert_int_equal(disk.block.in_flight, 0);
+    assert_int_equal(disk.bytes[0], 'a');
+    assert_true(nbd_session_is_over(old) && nbd_session_room(old, &room) == NULL && nbd_session_reason(old)[0] != '\0');
+    assert_int_equal(take(old, sink, sizeof sink), 0);
+    memset(in + size, 'b', 512);
+    assert_int_equal(give(again, in, size + 512), size + 512);
+    /* The words of a connection that was given up come late: nothing of it, and the living one goes on. */
+    struct nbd_session *late = writer_session(&e, &peers, 1, 6, &taken);
+    assert_true(!taken && nbd_session_is_over(late) && !nbd_session_is_over(again));
+    assert_false(nbd_session_is_over(other));
+    block_drain(&disk.block);
+    assert_int_equal(disk.bytes[0], 'b');
+    nbd_session_destroy(old);
+    nbd_session_destroy(again);
+    nbd_session_destroy(late);
+    nbd_session_destroy(other);
+    assert_true(list_empty(&peers));
 }
 
 /* ---- client and server ---- */
@@ -406,6 +518,159 @@ static void link_lost(void **state UNUSED)
     bed_finish(&bed);
 }
 
+/* All at once, but the first write: that one takes until it is waited for. */
+static void run_all_but_first(void *arg)
+{
+    struct slow_disk *d = arg;
+    while (!list_empty(&d->waiting)) {
+        struct block_request *r = LIST_ENTRY(d->waiting.next, struct block_request, link);
+        if (r->op != BLOCK_WRITE || d->first_seen) {
+            slow_one(d, r);
+            continue;
+        }
+        d->first_seen = true;
+        list_remove(&r->link);
+        list_append(&d->held, &r->link);
+    }
+}
+
+static int socket_to(const char *path, bool listens)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+    if (listens)
+        assert_true(bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(fd, 4) == 0);
+    else
+        assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    return fd;
+}
+
+struct network {
+    const char *server;
+    int listen_fd;
+};
+
+/* Connections one after the other; the server hears of no one's end before the last. */
+static void *carry(void *arg)
+{
+    const struct network *net = arg;
+    int to_server[8], client;
+    unsigned count = 0;
+    while (count < ARRAY_SIZE(to_server) && (client = accept(net->listen_fd, NULL, NULL)) >= 0) {
+        struct pollfd fds[2] = {{.fd = client, .events = POLLIN}, {.fd = socket_to(net->server, false), .events = POLLIN}};
+        uint8_t data[4096];
+        ssize_t n = 1;
+        to_server[count++] = fds[1].fd;
+        while (n > 0 && poll(fds, 2, -1) > 0)
+            for (unsigned k = 0; n > 0 && k < 2; k++)
+                if (fds[k].revents != 0 && (n = recv(fds[k].fd, data, sizeof data, 0)) > 0)
+                    n = send(fds[!k].fd, data, (size_t)n, MSG_NOSIGNAL);
+        close(client);
+    }
+    while (count > 0)
+        close(to_server[--count]);
+    return NULL;
+}
+
+/* A server that is slow with a write until its client has given the connection up and come again: that write does not
+ * undo what is written over the new one. */
+static void write_outlives_link(void **state UNUSED)
+{
+    struct bed bed = {.directory = "/tmp/drover-nbd-XXXXXX"};
+    struct slow_disk disk;
+    struct error err = {0};
+    struct block *b;
+    pthread_t network;
+    uint8_t data[512];
+    slow_init(&disk);
+    assert_non_null(mkdtemp(bed.directory));
+    bed.path = xasprintf("%s/socket", bed.directory);
+    CLEANUP_FREE char *way = xasprintf("%s/way", bed.directory);
+    bed.exports[0] = (struct nbd_export){.name = "disk", .block = &disk.block, .access = NBD_ACCESS_WRITE};
+    const struct nbd_server_options options = {
+        .socket_path = bed.path, .exports = bed.exports, .export_count = 1, .run = run_all_but_first, .run_arg = &disk};
+    assert_int_equal(nbd_server_create(&options, &bed.server, &err), 0);
+    assert_int_equal(pthread_create(&bed.thread, NULL, serve, bed.server), 0);
+    struct network net = {bed.path, socket_to(way, true)};
+    assert_int_equal(pthread_create(&network, NULL, carry, &net), 0);
+    const struct nbd_client_options to = {.socket_path = way, .export_name = "disk", .timeout_ms = 500, .reconnect_ms = 60000};
+    assert_int_equal(nbd_client_open(&to, &b, &err), 0);
+    memset(data, 'a', sizeof data);
+    assert_int_equal(block_now(b, BLOCK_WRITE, 0, data, sizeof data), 0); /* over the second connection */
+    memset(data, 'b', sizeof data);
+    assert_int_equal(block_now(b, BLOCK_WRITE, 0, data, sizeof data), 0);
+    block_close(b);
+    shutdown(net.listen_fd, SHUT_RDWR);
+    pthread_join(network, NULL);
+    bed_kill(&bed);
+    slow_drain(&disk.block);
+    assert_int_equal(disk.bytes[0], 'b');
+    close(net.listen_fd);
+    unlink(way);
+    free(bed.path);
+    assert_int_equal(rmdir(bed.directory), 0);
+}
+
+struct old_server {
+    int listen_fd;
+    struct slow_disk disk;
+};
+
+/* One that knows nothing of NBD_OPT_WRITER: it hangs up when it has begun the first connection's first read, and the second one's
+ * first write. */
+static void *serve_old(void *arg)
+{
+    struct old_server *o = arg;
+    const struct nbd_export e = {.name = "disk", .block = &o->disk.block, .access = NBD_ACCESS_WRITE};
+    for (unsigned i = 0; i < 2; i++) {
+        struct nbd_session *s = session_of(&e);
+        int fd = accept(o->listen_fd, NULL, NULL);
+        assert_true(fd >= 0);
+        while (true) {
+            struct iovec out[4];
+            size_t room;
+            for (unsigned count; (count = nbd_session_output(s, out, ARRAY_SIZE(out))) > 0;)
+                nbd_session_sent(s, (size_t)writev(fd, out, (int)count));
+            void *at = nbd_session_room(s, &room);
+            ssize_t n = recv(fd, at, room, 0);
+            assert_true(n > 0);
+            nbd_session_received(s, (size_t)n);
+            if (list_empty(&o->disk.waiting))
+                continue;
+            if (LIST_ENTRY(o->disk.waiting.next, struct block_request, link)->op == (i == 0 ? BLOCK_READ : BLOCK_WRITE))
+                break;
+            block_drain(&o->disk.block);
+        }
+        nbd_session_destroy(s);
+        close(fd);
+    }
+    return NULL;
+}
+
+/* Where the server cannot end what it has of an earlier connection a write that was under way there is not sent once more. */
+static void server_cannot_end(void **state UNUSED)
+{
+    struct error err = {0};
+    struct block *b;
+    pthread_t thread;
+    uint8_t data[512] = {1};
+    CLEANUP_FREE char *path = xasprintf("/tmp/drover-nbd-old-%d", getpid());
+    struct old_server old = {.listen_fd = socket_to(path, true)};
+    slow_init(&old.disk);
+    assert_int_equal(pthread_create(&thread, NULL, serve_old, &old), 0);
+    const struct nbd_client_options to = {.socket_path = path, .export_name = "disk", .timeout_ms = 10000, .reconnect_ms = 60000};
+    assert_int_equal(nbd_client_open(&to, &b, &err), 0);
+    assert_int_equal(block_now(b, BLOCK_READ, 0, data, sizeof data), 0); /* reads do no harm */
+    assert_int_equal(block_now(b, BLOCK_WRITE, 0, data, sizeof data), -EIO);
+    assert_int_equal(nbd_client_state(b, &err), NBD_CLIENT_REFUSED);
+    assert_non_null(strstr(err.text, "writes"));
+    block_close(b);
+    pthread_join(thread, NULL);
+    close(old.listen_fd);
+    unlink(path);
+}
+
 static void ended_with_eio(struct block_request *request, int result)
 {
     assert_int_equal(result, -EIO);
@@ -528,7 +793,7 @@ static void servers_that_lie(void **state UNUSED)
         assert_int_equal(pthread_create(&thread, NULL, lie, &liar), 0);
         struct error err = {0};
         struct nbd_hello hello;
-        int code = nbd_hello_negotiate(fds[0], "disk", NULL, 10000, &hello, &err);
+        int code = nbd_hello_negotiate(fds[0], "disk", NULL, NULL, 10000, &hello, &err);
         if (i == whole)
             assert_true(code == 0 && hello.size_bytes == 1 << 20);
         else if (i < whole)
@@ -546,6 +811,7 @@ int main(void)
         cmocka_unit_test(transfers),     cmocka_unit_test(extents),         cmocka_unit_test(no_such_thing),
         cmocka_unit_test(link_lost),     cmocka_unit_test(servers_that_lie),
         cmocka_unit_test(given_up_while_silent), cmocka_unit_test(handed_over),
+        cmocka_unit_test(session_comes_again), cmocka_unit_test(write_outlives_link), cmocka_unit_test(server_cannot_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
