@@ -20,6 +20,7 @@
 #include "compute/agent/cpu_baseline.h"
 #include "compute/agent/report_bound.h"
 #include "compute/agent/console_bridge.h"
+#include "compute/agent/vmm_user.h"
 
 /* ---- VMs ---- */
 
@@ -527,7 +528,7 @@ static int start_parts(struct agent *a, const struct agent_options *options, str
         (r = host_facts_read(a->data_dir, &a->facts, err)) < 0 ||
         (r = agent_network_start(a, err)) < 0 || (r = make_places(a, options, err)) < 0 ||
         (r = http_client_create(a->loop, &a->http, err)) < 0 ||
-        (r = image_cache_create(a->loop, a->images_dir, &a->images, err)) < 0)
+        (r = image_cache_create(a->loop, a->images_dir, vmm_user_of_web(a->vm_context.places.user_base), &a->images, err)) < 0)
         return r;
     a->vm_context.http = a->http;
     a->vm_context.images = a->images;

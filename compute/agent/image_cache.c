@@ -26,6 +26,7 @@
 struct image_cache {
     uv_loop_t *loop;
     char *dir;
+    uid_t web_user;
     struct image_cache_owner owner;
     struct map images;     /* struct cached by checksum */
     struct map fetches;    /* by checksum */
@@ -364,7 +365,7 @@ static void find_held(struct image_cache *cache)
         closedir(d);
 }
 
-int image_cache_create(uv_loop_t *loop, const char *dir, struct image_cache **ret_cache, struct error *err)
+int image_cache_create(uv_loop_t *loop, const char *dir, uid_t web_user, struct image_cache **ret_cache, struct error *err)
 {
     int r = file_make_directories(dir, 0755, err);
     if (r < 0)
@@ -377,6 +378,7 @@ int image_cache_create(uv_loop_t *loop, const char *dir, struct image_cache **re
         return error_errno(err, r, "cannot make the image cache");
     }
     cache->dir = xstrdup(dir);
+    cache->web_user = web_user;
     list_init(&cache->queued);
     list_init(&cache->cancelled);
     remove_parts(cache, false);
@@ -435,6 +437,7 @@ static struct fetch *fetch_create(struct image_cache *cache, const struct artifa
         OBJECT_SET(artifact, &f->f.artifact, size_bytes, c->size_bytes);
     atomic_init(&f->f.total_bytes, f->f.artifact.size_bytes);
     f->f.dir = cache->dir;
+    f->f.web_user = cache->web_user;
     f->f.final_path = xasprintf("%s/%s", cache->dir, artifact->sha256);
     f->f.part_path = xasprintf("%s" PART_SUFFIX, f->f.final_path);
     map_put(&cache->fetches, f->f.artifact.sha256, f);

@@ -39,8 +39,8 @@ struct image_wait; /* one caller's wait for one image */
 /* @path is borrowed until it returns; NULL where @status < 0. The wait is gone when it returns. */
 typedef void (*image_cache_done)(int status, const struct error *err, const char *path, void *arg);
 
-/* Makes @dir where it is missing. */
-int image_cache_create(uv_loop_t *loop, const char *dir, struct image_cache **ret_cache, struct error *err);
+/* Makes @dir where it is missing. @web_user: image_fetch.web_user. */
+int image_cache_create(uv_loop_t *loop, const char *dir, uid_t web_user, struct image_cache **ret_cache, struct error *err);
 /* Waits in progress end with -ECANCELED; then @closed (may be NULL) and the memory is gone. */
 void image_cache_close(struct image_cache *cache, void (*closed)(void *arg), void *arg);
 

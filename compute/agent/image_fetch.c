@@ -14,9 +14,9 @@
 #include "common/log.h"
 #include "common/sparse_file.h"
 #include "compute/agent/image_stream.h"
+#include "compute/agent/web_get.h"
 
 #define COPY_BYTES (256u * 1024)
-#define REDIRECTS_MAX 8 /* what is known by name on the web is often served by a mirror; the checksum rules */
 #define FILE_SCHEME "file://"
 #define DIGEST_TEXT_SIZE 65
 
@@ -30,7 +30,6 @@ struct attempt {
     uint64_t offset; /* written and hashed */
     bool mixed;      /* not all of it is from the place that is asked */
     struct image_stream_reader reader;
-    int status; /* HTTP, of the answer under way */
 };
 
 static int fail(struct attempt *a, int code, enum error_kind kind, const char *what)
@@ -205,23 +204,28 @@ static int go_on(struct attempt *a)
 
 /* ---- HTTP ---- */
 
+/* @r: what became of the call, @err its words, or its server's. */
+static int answer_judge(struct attempt *a, int r, int status, const struct error *err)
+{
+    if (a->f->err.code != 0) /* our own refusal of a piece says more than the client's word for it */
+        return a->f->err.code;
+    if (r < 0)
+        return fail(a, r, err->kind, err->text);
+    if (status >= 200 && status < 300)
+        return 0;
+    if (err->code != 0)
+        return fail(a, err->kind == ERROR_OVERLOAD ? -EBUSY : -EIO, err->kind, err->text);
+    return error_set(&a->f->err, -EIO, status == 404 ? ERROR_NOT_FOUND : ERROR_UNREACHABLE,
+                     "image from %s: its server answers with HTTP status %d", a->f->place, status);
+}
+
 static int call_perform(struct attempt *a, const struct http_call_options *options)
 {
     struct error err = {.code = 0};
     int status = 0;
     a->f->err = (struct error){.code = 0};
-    a->status = 0;
     int r = http_client_perform(options, &status, NULL, NULL, &err);
-    if (a->f->err.code != 0) /* our own refusal of a piece says more than the client's word for it */
-        return a->f->err.code;
-    if (r < 0)
-        return fail(a, r, err.kind, err.text);
-    if (status >= 200 && status < 300)
-        return 0;
-    if (err.code != 0)
-        return fail(a, err.kind == ERROR_OVERLOAD ? -EBUSY : -EIO, err.kind, err.text);
-    return error_set(&a->f->err, -EIO, status == 404 ? ERROR_NOT_FOUND : ERROR_UNREACHABLE,
-                     "image from %s: its server answers with HTTP status %d", a->f->place, status);
+    return answer_judge(a, r, status, &err);
 }
 
 static int web_data(const void *data, size_t size, void *arg)
@@ -230,38 +234,39 @@ static int web_data(const void *data, size_t size, void *arg)
 }
 
 /* 200 is the whole from its beginning, whatever was asked for; 206 must be what was asked for. */
-static int web_headers(const struct http_answer *head, void *arg)
+static int web_head(const struct web_get_head *head, void *arg)
 {
     struct attempt *a = arg;
     struct http_range range;
     uint64_t length;
     if (head->status == 200 && a->offset > 0 && restart(a) < 0)
         return a->f->err.code;
-    if (head->status == 206 && (http_range_parse_answer(http_answer_header(head, "Content-Range"), &range) < 0 ||
-                                range.first != a->offset || range.end != range.total))
+    if (head->status == 206 && (http_range_parse_answer(head->content_range, &range) < 0 || range.first != a->offset ||
+                                range.end != range.total))
         return fail(a, -EBADMSG, ERROR_UNREACHABLE, "its server gives another part than the one that was asked for");
     if (head->status == 206)
         atomic_store(&a->f->total_bytes, range.total);
-    else if (http_range_number(http_answer_header(head, "Content-Length"), &length) == 0)
+    else if (http_range_number(head->content_length, &length) == 0)
         atomic_store(&a->f->total_bytes, length);
     return 0;
 }
 
 static int from_web(struct attempt *a)
 {
-    char range[48];
-    const char *headers[] = {range, NULL};
-    snprintf(range, sizeof(range), "Range: bytes=%llu-", (unsigned long long)a->offset);
-    const struct http_call_options options = {
+    const struct web_get_options options = {
         .url = a->f->artifact.url,
-        .headers = a->offset > 0 ? headers : NULL,
-        .idle_ms = IMAGE_FETCH_IDLE_MS,
-        .redirects_max = REDIRECTS_MAX,
+        .offset = a->offset,
+        .user = a->f->web_user,
+        .stop = &a->f->stop,
+        .on_head = web_head,
         .on_data = web_data,
-        .on_headers = web_headers,
         .arg = a,
     };
-    return call_perform(a, &options);
+    struct error err = {.code = 0};
+    int status = 0;
+    a->f->err = (struct error){.code = 0};
+    int r = web_get_perform(&options, &status, &err);
+    return r == -ECANCELED ? may_take(a, 0) : answer_judge(a, r, status, &err);
 }
 
 static int peer_data(const void *data, size_t size, void *arg)

@@ -14,6 +14,7 @@
 #define COMPUTE_AGENT_IMAGE_FETCH_H
 
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "common/error.h"
 #include "common/tls.h"
@@ -33,6 +34,7 @@ struct image_fetch {
     struct artifact artifact; /* url may be NULL: peers only */
     struct object_list peers; /* struct image_peer */
     const struct image_fetch_identity *identity;
+    uid_t web_user; /* who fetches from the web (web_get.h) */
     const char *dir;
     char *part_path, *final_path; /* in dir */
     /* both sides' */

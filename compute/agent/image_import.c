@@ -9,14 +9,12 @@
 #include <sys/stat.h>
 
 #include "common/file.h"
-#include "common/http_client.h"
 #include "common/http_range.h"
 #include "common/sparse_file.h"
 #include "compute/agent/image_convert.h"
-#include "compute/agent/image_fetch.h"
 #include "compute/agent/ova_archive.h"
+#include "compute/agent/web_get.h"
 
-#define REDIRECTS_MAX 8
 #define PIECE_BYTES (1u << 20)
 #define DONE_BYTES_MAX 4096u
 #define DIGEST_TEXT_SIZE 65
@@ -39,13 +37,13 @@ static void tell(const struct import *i, const char *step, uint64_t done, uint64
 
 /* ---- 2. the URL ---- */
 
-static int fetch_headers(const struct http_answer *head, void *arg)
+static int fetch_head(const struct web_get_head *head, void *arg)
 {
     struct import *i = arg;
     struct http_range range;
     uint64_t length;
-    if (head->status == 206 && (http_range_parse_answer(http_answer_header(head, "Content-Range"), &range) < 0 ||
-                                range.first != i->offset || range.end != range.total))
+    if (head->status == 206 && (http_range_parse_answer(head->content_range, &range) < 0 || range.first != i->offset ||
+                                range.end != range.total))
         return error_set(i->err, -EBADMSG, ERROR_UNREACHABLE, "%s: gives another part than the one that was asked for", i->work->url);
     if (head->status == 200 && i->offset > 0) {
         i->offset = 0;
@@ -54,7 +52,7 @@ static int fetch_headers(const struct http_answer *head, void *arg)
     }
     if (head->status == 206)
         i->total = range.total;
-    else if (http_range_number(http_answer_header(head, "Content-Length"), &length) == 0)
+    else if (http_range_number(head->content_length, &length) == 0)
         i->total = length;
     return 0;
 }
@@ -78,8 +76,6 @@ static int fetch_data(const void *data, size_t size, void *arg)
 
 static int fetch(struct import *i)
 {
-    char range[48];
-    const char *headers[] = {range, NULL};
     struct error err = {.code = 0};
     struct stat st;
     int status = 0;
@@ -89,17 +85,15 @@ static int fetch(struct import *i)
     i->offset = (uint64_t)st.st_size;
     if (i->work->size_bytes != 0 && i->offset == i->work->size_bytes)
         return 0;
-    snprintf(range, sizeof(range), "Range: bytes=%llu-", (unsigned long long)i->offset);
-    const struct http_call_options options = {
+    const struct web_get_options options = {
         .url = i->work->url,
-        .headers = i->offset > 0 ? headers : NULL,
-        .idle_ms = IMAGE_FETCH_IDLE_MS,
-        .redirects_max = REDIRECTS_MAX,
+        .offset = i->offset,
+        .user = i->work->web_user,
+        .on_head = fetch_head,
         .on_data = fetch_data,
-        .on_headers = fetch_headers,
         .arg = i,
     };
-    int r = http_client_perform(&options, &status, NULL, NULL, &err);
+    int r = web_get_perform(&options, &status, &err);
     if (i->err->code != 0)
         return i->err->code;
     if (r < 0)

@@ -12,6 +12,7 @@
 #include "compute/agent/agent_join.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/tunnel_program.h"
+#include "compute/agent/web_get.h"
 #include "compute/agent/vmm_user.h"
 
 #define USER_BASE_MIN 1000u
@@ -326,6 +327,8 @@ int main(int argc, char **argv)
         return status;
     if (argc - optind == 3 && strcmp(argv[optind], "task") == 0) /* of an agent that runs; not for people */
         return task_child_main(argv[optind + 1], (pid_t)strtol(argv[optind + 2], NULL, 10));
+    if (argc - optind == 2 && strcmp(argv[optind], "web-get") == 0) /* the same */
+        return web_get_main((pid_t)strtol(argv[optind + 1], NULL, 10));
     if (argc - optind != 1)
         return usage("give one command, join or run");
     if (strcmp(argv[optind], "join") == 0)

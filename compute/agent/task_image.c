@@ -109,6 +109,7 @@ static void work_fill(const struct image_task *t, struct image_work *work)
     OBJECT_TEXT(image_work, work, work_dir, t->agent->uploads.dir);
     OBJECT_TEXT(image_work, work, images_dir, t->agent->images_dir);
     OBJECT_SET(image_work, work, user, base != 0 ? base + VMM_USERS : NOBODY); /* nobody else's */
+    OBJECT_SET(image_work, work, web_user, vmm_user_of_web(base));
 }
 
 static void work_begin(struct image_task *t)

@@ -12,6 +12,8 @@
 #include "compute/agent/vm_files.h"
 #include "compute/agent/vmm_user.h"
 
+#define NOBODY 65534u
+
 int vmm_user_pick(uint32_t base, const char *vm_id, const bool taken[VMM_USERS], uid_t *ret_user)
 {
     uint8_t hash[SHA256_DIGEST_LENGTH];
@@ -94,6 +96,11 @@ uid_t vmm_user_of_shared(uint32_t base, const char *vm_id)
     uint32_t number = (uint32_t)hash[0] << 16 | (uint32_t)hash[1] << 8 | hash[2];
     STATIC_ASSERT(VMM_USERS_SHARED == 1u << 24, "as many as three bytes say");
     return base + VMM_USERS_SHARED_FIRST + number;
+}
+
+uid_t vmm_user_of_web(uint32_t base)
+{
+    return base != 0 ? base + VMM_USER_WEB : NOBODY;
 }
 
 int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm_id, bool shared, uid_t *ret_user,

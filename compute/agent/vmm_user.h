@@ -38,6 +38,7 @@
 #define VMM_USERS_SHARED (1u << 24) /* VMs with disks in shared pools, from this on; between are some of the agent's own */
 #define VMM_USERS_SHARED_FIRST (2u * VMM_USERS)
 #define VMM_USER_THROW_AWAY (VMM_USERS + 2u) /* of the one VM that is thrown away (task_boot.h) */
+#define VMM_USER_WEB (VMM_USERS + 3u) /* of what fetches from the web (web_get.h) */
 
 struct vm_places;
 
@@ -53,6 +54,8 @@ int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm
 int vmm_user_allot_arriving(const struct vm_places *places, uint32_t base, const struct vm_order *order, uid_t *ret_user, struct error *err);
 /* That of a VM with disks that other hosts reach: the same wherever it runs. */
 uid_t vmm_user_of_shared(uint32_t base, const char *vm_id);
+/* Of what fetches from the web (web_get.h); where VMMs have no users of their own (@base 0) the one that is called nobody. */
+uid_t vmm_user_of_web(uint32_t base);
 /* Before each start, with the VM's lock held: disks, seed and images of @order are the user's to use. @arriving: but for disks that other
  * hosts reach: the one that the VM comes from uses them. */
 int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, bool arriving, uid_t user, struct error *err);

@@ -46,7 +46,7 @@ static int setup(void **state)
     snprintf(f->url, sizeof(f->url), "file://%s", f->source);
     write_file(f->source, "abc");
     uv_loop_init(&f->loop);
-    assert_int_equal(image_cache_create(&f->loop, f->images, &f->cache, NULL), 0);
+    assert_int_equal(image_cache_create(&f->loop, f->images, 0, &f->cache, NULL), 0);
     *state = f;
     return 0;
 }
@@ -227,12 +227,12 @@ static void test_leftovers_are_removed_at_start(void **state)
     snprintf(whole, sizeof(whole), "%s/%s", f->images, SHA_NULL);
     write_file(part, "half");
     write_file(whole, "");
-    assert_int_equal(image_cache_create(&f->loop, f->images, &second, NULL), 0);
+    assert_int_equal(image_cache_create(&f->loop, f->images, 0, &second, NULL), 0);
     bool kept = access(part, F_OK) == 0; /* it may be gone on with */
     image_cache_close(second, NULL, NULL);
     const struct timespec old[] = {{.tv_sec = time(NULL) - IMAGE_CACHE_PART_S - 10}, {.tv_sec = time(NULL) - IMAGE_CACHE_PART_S - 10}};
     assert_int_equal(utimensat(AT_FDCWD, part, old, 0), 0);
-    assert_int_equal(image_cache_create(&f->loop, f->images, &second, NULL), 0);
+    assert_int_equal(image_cache_create(&f->loop, f->images, 0, &second, NULL), 0);
     assert_true(kept);
     assert_int_not_equal(access(part, F_OK), 0);
     assert_int_equal(access(whole, F_OK), 0);

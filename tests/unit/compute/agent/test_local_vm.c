@@ -103,7 +103,7 @@ static int setup(void **state)
     uv_timer_init(&f->loop, &f->turn);
     uv_timer_start(&f->turn, on_turn, 5, 5);
     assert_int_equal(http_client_create(&f->loop, &f->http, NULL), 0);
-    assert_int_equal(image_cache_create(&f->loop, f->images, &f->cache, NULL), 0);
+    assert_int_equal(image_cache_create(&f->loop, f->images, 0, &f->cache, NULL), 0);
     f->context = (struct vm_context){
         .loop = &f->loop,
         .http = f->http,

@@ -112,7 +112,7 @@ static int setup(void **test)
     OBJECT_TEXT(node_identity, &a->identity, name, "n1");
     assert_int_equal(mkdir(a->run_dir, 0700), 0);
     assert_int_equal(http_client_create(&f->loop, &a->http, NULL), 0);
-    assert_int_equal(image_cache_create(&f->loop, a->images_dir, &a->images, NULL), 0);
+    assert_int_equal(image_cache_create(&f->loop, a->images_dir, 0, &a->images, NULL), 0);
     a->vm_context = (struct vm_context){
         .loop = &f->loop,
         .http = a->http,
