@@ -66,6 +66,14 @@ int block_submit(struct block *b, struct block_request *request)
     return code;
 }
 
+int block_read_at_hand(struct block *b, const struct block_request *request)
+{
+    int code = request_check(b, request);
+    if (code < 0)
+        return code;
+    return request->op == BLOCK_READ && b->ops->read_at_hand != NULL ? b->ops->read_at_hand(b, request) : -EAGAIN;
+}
+
 void block_complete(struct block *b, struct block_request *request)
 {
     ASSERT(b->in_flight > 0);

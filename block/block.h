@@ -60,6 +60,9 @@ struct block;
 struct block_ops {
     /* Begin @request, already checked by block_submit. 0 or negative errno as above. */
     int (*submit)(struct block *, struct block_request *);
+    /* Carry @request, a READ checked by block_read_at_hand, out here and now, where its data is in memory and nothing is waited
+     * for: 0, and `done` is not called. -EAGAIN: it is not, and was not touched but for its buffers. NULL: never. */
+    int (*read_at_hand)(struct block *, const struct block_request *);
     /* Return when no request is in flight; `done` of those that were has been called from here. The I/O loop need not
      * run meanwhile. With the device lock held. */
     void (*drain)(struct block *);
@@ -99,6 +102,9 @@ struct block {
 /* Checks the range, the alignment, read-only and the sums, then hands @request to the driver. -EINVAL, -ERANGE,
  * -EROFS, -EOPNOTSUPP or the driver's own. */
 int block_submit(struct block *b, struct block_request *request);
+/* READ without a wait, where that is possible: 0, and it is done (done, result and link are not used). -EAGAIN: submit it;
+ * or as block_submit. */
+int block_read_at_hand(struct block *b, const struct block_request *request);
 /* For drivers: call request->done, on the I/O thread or within drain. */
 void block_complete(struct block *b, struct block_request *request);
 /* The part [@skip, @skip + @size) of @count segments, into @to, which has room for as many; returns how many it took. */

@@ -398,6 +398,26 @@ static void read_submit(struct chain_op *op)
     }
 }
 
+/* Of one layer, which it mostly is where little is read. */
+static int chain_read_at_hand(struct block *b, const struct block_request *r)
+{
+    struct layer_chain *c = of_block(b);
+    uint64_t first = r->offset / LAYER_CLUSTER_BYTES, last = (r->offset + r->size - 1) / LAYER_CLUSTER_BYTES;
+    if (c->count == 0)
+        return -EAGAIN;
+    uint8_t owner = c->owner[first];
+    for (uint64_t i = first; i <= last; i++)
+        if (c->owner[i] != owner)
+            return -EAGAIN;
+    if (owner == 0) {
+        request_copy(r, 0, NULL, r->size);
+        return 0;
+    }
+    const struct layer *layer = c->layers[owner - 1];
+    bool is_there = !layer->is_source && r->offset + r->size <= layer->data->size_bytes;
+    return is_there ? block_read_at_hand(layer->data, r) : -EAGAIN;
+}
+
 static bool covers(const struct layer_chain *c, const struct block_request *r, uint64_t cluster)
 {
     uint64_t start = cluster * LAYER_CLUSTER_BYTES;
@@ -720,6 +740,7 @@ static int chain_own(struct block *b, bool own, struct error *err)
 }
 
 static const struct block_ops chain_ops = {.submit = chain_submit,
+                                           .read_at_hand = chain_read_at_hand,
                                            .drain = chain_drain,
                                            .plug = chain_plug,
                                            .close = chain_close,

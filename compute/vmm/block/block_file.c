@@ -10,6 +10,7 @@
 
 #include "block/block_fd.h"
 #include "compute/vmm/block/block_file_engine.h"
+#include "compute/vmm/block/block_file_io.h"
 
 static struct block_file *of_block(struct block *b)
 {
@@ -20,6 +21,16 @@ static int file_submit(struct block *b, struct block_request *request)
 {
     of_block(b)->engine->submit(of_block(b), request);
     return 0;
+}
+
+/* From the page cache. Past it nothing is at hand. */
+static int file_read_at_hand(struct block *b, const struct block_request *r)
+{
+    const struct block_file *f = of_block(b);
+    if (f->direct_align != 0 || r->iovec_count > BLOCK_FILE_IOVECS_MAX || !block_may_submit(b))
+        return -EAGAIN;
+    ssize_t n = preadv2(f->fd, r->iovecs, (int)r->iovec_count, (off_t)r->offset, RWF_NOWAIT);
+    return n >= 0 && (uint64_t)n == r->size ? 0 : -EAGAIN; /* an error is met again, and told, by who submits it */
 }
 
 static void file_drain(struct block *b)
@@ -182,6 +193,7 @@ static void file_share(struct block *b)
 }
 
 static const struct block_ops file_ops = {.submit = file_submit,
+                                          .read_at_hand = file_read_at_hand,
                                           .drain = file_drain,
                                           .plug = file_plug,
                                           .own = file_own,

@@ -153,6 +153,25 @@ static uint64_t value_of(struct trial *t, const uint8_t *at, uint64_t sector)
     return words[0];
 }
 
+static unsigned found_at_hand;
+
+/* Whatever is at hand is what a request would have read. */
+static void at_hand_check(struct block *b, const uint8_t *all)
+{
+    uint8_t *memory = xcalloc(1, 200 * SECTOR);
+    for (uint64_t at = 0, size; at < b->size_bytes; at += size) {
+        size = MIN((1 + at / SECTOR % 200) * SECTOR, b->size_bytes - at);
+        struct iovec one = {memory, size};
+        const struct block_request r = {.op = BLOCK_READ, .offset = at, .size = size, .iovecs = &one, .iovec_count = 1};
+        int code = block_read_at_hand(b, &r);
+        assert_true(code == 0 || code == -EAGAIN);
+        if (code == 0)
+            assert_memory_equal(memory, all + at, size);
+        found_at_hand += code == 0;
+    }
+    free(memory);
+}
+
 /* The whole disk into @values; false: no power. */
 static bool disk_read(struct trial *t, struct layer_disk *disk, uint64_t *values)
 {
@@ -161,6 +180,8 @@ static bool disk_read(struct trial *t, struct layer_disk *disk, uint64_t *values
     int code = block_now(&disk->chain->block, BLOCK_READ, 0, memory, sectors * SECTOR);
     for (uint64_t i = 0; i < sectors && code == 0; i++)
         values[i] = value_of(t, memory + i * SECTOR, i);
+    if (code == 0)
+        at_hand_check(&disk->chain->block, memory);
     free(memory);
     assert_true(code == 0 || t->pool->dead);
     return code == 0;
@@ -838,7 +859,7 @@ static unsigned trials_run(uint64_t first, uint64_t seeds, bool fills, double se
     }
     print_message("seeds %llu to %llu: %u runs, each with a cut or two; %u merges, %u points beside a flush, %u with changes that waited\n",
                   (unsigned long long)first, (unsigned long long)seed - 1, runs, merges, holds_with_flush, holds_with_change);
-    assert_true(merges > 0);
+    assert_true(merges > 0 && found_at_hand > 0);
     return runs;
 }
 

@@ -325,6 +325,49 @@ static void uring_asks_before_each_call(void **state UNUSED)
     the_right_may_end_within_a_request(true);
 }
 
+static int at_hand(struct block *b, enum block_op op, uint64_t offset, void *memory, size_t size)
+{
+    struct iovec iovecs[2] = {{(uint8_t *)memory + 512, size - 512}, {memory, 512}};
+    return block_read_at_hand(b, &(struct block_request){
+                                     .op = op, .offset = offset, .size = size, .iovecs = iovecs, .iovec_count = 2});
+}
+
+/* What is in the page cache is read without a request; what is not there, or may not be read, takes one. */
+static void what_is_cached_is_at_hand(void **state UNUSED)
+{
+    enum { BYTES = 6 * 512 };
+    struct bench *b = bench_create(false, false);
+    uint8_t found[BYTES] = {0};
+    unsigned calls_left = 0;
+    memset(b->model, 1, DISK_BYTES);
+    memset(b->model + 4096 + BYTES - 512, 2, 512);
+    assert_int_equal(pwrite(b->fd, b->model, DISK_BYTES, 0), DISK_BYTES);
+    if (at_hand(b->block, BLOCK_READ, 4096, found, BYTES) == -EAGAIN) {
+        bench_destroy(b);
+        print_message("skipped: this file system has nothing at hand\n");
+        skip();
+    }
+    assert_int_equal(found[0], 2);
+    assert_int_equal(found[512], 1);
+    assert_int_equal(at_hand(b->block, BLOCK_WRITE, 4096, found, BYTES), -EAGAIN);
+    assert_int_equal(at_hand(b->block, BLOCK_READ, DISK_BYTES - 512, found, BYTES), -ERANGE);
+    assert_int_equal(ftruncate(b->fd, 4096 + 512), 0);
+    assert_int_equal(at_hand(b->block, BLOCK_READ, 4096, found, BYTES), -EAGAIN); /* the request says what is wrong */
+    assert_int_equal(at_hand(b->block, BLOCK_READ, 0, found, BYTES), 0);
+    b->block->may_submit = may_submit;
+    b->block->may_submit_arg = &calls_left;
+    assert_int_equal(at_hand(b->block, BLOCK_READ, 0, found, BYTES), -EAGAIN);
+    bench_destroy(b);
+}
+
+static void past_the_cache_nothing_is_at_hand(void **state UNUSED)
+{
+    struct bench *b = bench_create(false, true);
+    uint8_t found[4096] __attribute__((aligned(4096)));
+    assert_int_equal(at_hand(b->block, BLOCK_READ, 0, found, sizeof found), -EAGAIN);
+    bench_destroy(b);
+}
+
 /* The space of discarded and of unmapped zeroed ranges goes back to the host. */
 static void holes_give_space_back(void **state UNUSED)
 {
@@ -414,6 +457,8 @@ int main(void)
         cmocka_unit_test(uring_sees_the_file_shrink_and_grow),
         cmocka_unit_test(threads_ask_before_each_call),
         cmocka_unit_test(uring_asks_before_each_call),
+        cmocka_unit_test(what_is_cached_is_at_hand),
+        cmocka_unit_test(past_the_cache_nothing_is_at_hand),
         cmocka_unit_test(holes_give_space_back),
         cmocka_unit_test(a_closed_disk_is_free_at_once),
     };
