@@ -4,7 +4,12 @@
 #include <errno.h>
 #include <string.h>
 
-enum { CLUSTER_BLOCKS = POINT_CLUSTER_BYTES / POINT_BLOCK_BYTES, ANSWERS_MAX = 4 };
+enum {
+    CLUSTER_BLOCKS = POINT_CLUSTER_BYTES / POINT_BLOCK_BYTES,
+    ANSWERS_MAX = 4,
+    BUCKETS = 512,
+    RUN_COPIES_MAX = 256, /* in one write to the spill: a MiB of single blocks, 16 MiB of clusters */
+};
 STATIC_ASSERT(CLUSTER_BLOCKS == 16, "a bit of `kept` for each block of a cluster");
 
 /* Of a cluster. KEPT: of the blocks in image->kept; the others are in place. */
@@ -13,13 +18,23 @@ enum point_state { POINT_IN_PLACE, POINT_READING, POINT_HELD, POINT_SPILLED, POI
 
 /* Blocks of one cluster, their old content on its way to the spill: READING, then HELD; or GONE meanwhile. */
 struct point_copy {
-    struct block_request request;
+    struct block_request request; /* the read */
     struct iovec one;
-    struct list link; /* in image->copies */
+    struct list link;   /* in reading, held or its run's */
+    struct list bucket; /* in buckets */
     struct point_image *image;
     uint64_t first, count; /* blocks */
     bool is_read;
+    struct spill_run *run; /* NULL: not on its way yet */
     uint8_t *buffer;
+};
+
+/* Copies that follow each other on the disk, in one write to the spill. */
+struct spill_run {
+    struct block_request request;
+    struct point_image *image;
+    struct list copies;
+    struct iovec iovecs[];
 };
 
 /* What block_next_data has said of the disk: nothing from `from` on, then data from `start` to `end`. */
@@ -58,8 +73,10 @@ struct point_image {
     uint64_t clusters, blocks;
     struct point_answer answers[ANSWERS_MAX];
     unsigned answer_next;
-    struct list copies; /* struct point_copy */
-    unsigned copy_count;
+    struct list reading, held; /* struct point_copy; those on their way are their run's */
+    struct list buckets[BUCKETS]; /* of all copies, by cluster */
+    unsigned reading_count, held_count, run_count;
+    uint64_t copies_bytes, held_bytes; /* in memory; of it, held and not on its way */
     struct list front_waiting; /* struct front_op: for copies, or for reads of the back */
     struct list front_ended;
     struct list back_waiting;  /* struct back_op: for blocks in state READING */
@@ -158,15 +175,30 @@ static void spill_release(struct point_image *image, uint64_t first, uint64_t co
     spill_punch(image, offset, MIN(count * POINT_BLOCK_BYTES, image->back.size_bytes - offset));
 }
 
+static struct list *bucket_of(struct point_image *image, uint64_t cluster)
+{
+    return &image->buckets[cluster % BUCKETS];
+}
+
+static void copy_unlink(struct point_copy *c)
+{
+    struct point_image *image = c->image;
+    list_remove(&c->link);
+    image->reading_count -= !c->is_read;
+    image->held_count -= c->is_read && c->run == NULL;
+    image->held_bytes -= c->is_read && c->run == NULL ? c->count * POINT_BLOCK_BYTES : 0;
+}
+
 static void copy_free(struct point_copy *c)
 {
-    list_remove(&c->link);
-    c->image->copy_count--;
+    copy_unlink(c);
+    list_remove(&c->bucket);
+    c->image->copies_bytes -= c->count * POINT_BLOCK_BYTES;
     free(c->buffer);
     free(c);
 }
 
-/* It will not come into the spill. */
+/* It will not come into the spill, or is needed there no more. */
 static void copy_drop(struct point_copy *c)
 {
     c->image->kept[c->first / CLUSTER_BLOCKS] &= (uint16_t)~blocks_mask(c->first, c->count);
@@ -174,47 +206,36 @@ static void copy_drop(struct point_copy *c)
     copy_free(c);
 }
 
-static void copy_written(struct block_request *request, int result)
+static void copy_hold(struct point_copy *c)
 {
-    struct point_copy *c = CONTAINER_OF(request, struct point_copy, request);
     struct point_image *image = c->image;
-    if (copy_is_gone(c)) {
-        spill_release(image, c->first, c->count);
-        copy_drop(c);
-    } else {
-        copy_free(c);
-    }
-    if (result < 0)
-        image_failed(image, result, "cannot write the spill");
-    waiting_retry(image);
+    copy_unlink(c);
+    c->is_read = true;
+    list_append(&image->held, &c->link);
+    image->held_count++;
+    image->held_bytes += c->count * POINT_BLOCK_BYTES;
 }
 
 static void copy_read(struct block_request *request, int result)
 {
     struct point_copy *c = CONTAINER_OF(request, struct point_copy, request);
     struct point_image *image = c->image;
-    c->is_read = true;
+    if (result == 0 && !copy_is_gone(c))
+        copy_hold(c);
+    else
+        copy_drop(c);
     if (result < 0)
         image_failed(image, result, "cannot read what the VM is about to overwrite");
-    waiting_retry(image); /* the writer first: it is what waits */
-    if (result == 0 && !copy_is_gone(c)) {
-        c->request.op = BLOCK_WRITE;
-        c->request.done = copy_written;
-        int code = block_submit(image->options.spill, &c->request);
-        if (code == 0)
-            return;
-        image_failed(image, code, "cannot write the spill");
-    }
-    copy_drop(c);
-    waiting_retry(image); /* one more may begin */
+    waiting_retry(image);
 }
 
-/* Keep what blocks of one cluster hold that are in place. False: too many are under way. */
+/* Keep what blocks of one cluster hold that are in place. False: too much is in memory. */
 static bool copy_begin(struct point_image *image, uint64_t first, uint64_t count)
 {
     uint64_t offset = first * POINT_BLOCK_BYTES, bytes = count * POINT_BLOCK_BYTES;
     uint64_t size = MIN(bytes, image->back.size_bytes - offset);
-    if (image->copy_count >= POINT_COPIES_MAX) {
+    /* More than can be held and not be on its way: then some of it is read or written, and its end begins this anew. */
+    if (image->copies_bytes + bytes > 2 * image->options.held_bytes + POINT_CLUSTER_BYTES) {
         image->counters.waited++;
         return false;
     }
@@ -226,21 +247,115 @@ static bool copy_begin(struct point_image *image, uint64_t first, uint64_t count
     c->image = image;
     c->first = first;
     c->count = count;
-    c->buffer = aligned_alloc(POINT_BLOCK_BYTES, bytes);
+    c->buffer = aligned_alloc(BLOCK_SECTOR_BYTES, bytes); /* as much as a disk past the page cache asks for */
     c->one = (struct iovec){c->buffer, size};
     c->request = (struct block_request){
         .op = BLOCK_READ, .offset = offset, .size = size, .iovecs = &c->one, .iovec_count = 1, .done = copy_read};
-    list_append(&image->copies, &c->link);
-    image->copy_count++;
+    list_append(&image->reading, &c->link);
+    list_append(bucket_of(image, first / CLUSTER_BLOCKS), &c->bucket);
+    image->reading_count++;
+    image->copies_bytes += bytes;
     image->counters.copied_bytes += size;
     image->kept[first / CLUSTER_BLOCKS] |= blocks_mask(first, count);
-    int code = c->buffer == NULL ? -ENOMEM : block_submit(image->options.disk, &c->request);
+    int code = c->buffer == NULL ? -ENOMEM : block_read_at_hand(image->options.disk, &c->request);
+    if (code == 0)
+        copy_hold(c);
+    else if (code == -EAGAIN)
+        code = block_submit(image->options.disk, &c->request);
     if (code < 0) {
         copy_drop(c);
         image_failed(image, code, "cannot read what the VM is about to overwrite");
     }
     return true;
 }
+
+/* ---- from memory to the spill ---- */
+
+/* Its copies are in the spill, or not needed there any more, or (@result) the image is lost. */
+static void run_end(struct spill_run *run, int result)
+{
+    struct point_image *image = run->image;
+    LIST_FOREACH_SAFE(link, &run->copies) {
+        struct point_copy *c = LIST_ENTRY(link, struct point_copy, link);
+        if (!copy_is_gone(c)) {
+            copy_free(c);
+            continue;
+        }
+        spill_release(image, c->first, c->count);
+        copy_drop(c);
+    }
+    image->run_count--;
+    free(run);
+    if (result < 0)
+        image_failed(image, result, "cannot write the spill");
+}
+
+static void run_written(struct block_request *request, int result)
+{
+    struct spill_run *run = CONTAINER_OF(request, struct spill_run, request);
+    struct point_image *image = run->image;
+    run_end(run, result);
+    waiting_retry(image);
+}
+
+/* Of @copies, which follow each other. */
+static void run_begin(struct point_image *image, struct point_copy *const *copies, unsigned count)
+{
+    struct spill_run *run = xcalloc(1, sizeof *run + count * sizeof(struct iovec));
+    run->image = image;
+    list_init(&run->copies);
+    run->request = (struct block_request){.op = BLOCK_WRITE,
+                                          .offset = copies[0]->first * POINT_BLOCK_BYTES,
+                                          .iovecs = run->iovecs,
+                                          .iovec_count = count,
+                                          .done = run_written};
+    for (unsigned i = 0; i < count; i++) {
+        copy_unlink(copies[i]);
+        copies[i]->run = run;
+        list_append(&run->copies, &copies[i]->link);
+        run->iovecs[i] = copies[i]->one;
+        run->request.size += copies[i]->one.iov_len;
+    }
+    image->run_count++;
+    int code = block_submit(image->options.spill, &run->request);
+    if (code < 0)
+        run_end(run, code);
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const struct point_copy *x = *(struct point_copy *const *)a, *y = *(struct point_copy *const *)b;
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+/* Once enough is held: many at once and in their order, for each write by itself would be felt by the writer, and what lies
+ * side by side is one write. */
+static void held_write(struct point_image *image)
+{
+    unsigned count = 0, length;
+    if (image->held_bytes < image->options.held_bytes || image->why.code != 0)
+        return;
+    CLEANUP_FREE struct point_copy **copies = xcalloc(image->held_count, sizeof *copies);
+    LIST_FOREACH(link, &image->held)
+        copies[count++] = LIST_ENTRY(link, struct point_copy, link);
+    qsort(copies, count, sizeof *copies, by_place);
+    block_plug(image->options.spill);
+    for (unsigned at = 0; at < count && image->why.code == 0; at += length) {
+        for (length = 1; at + length < count && length < RUN_COPIES_MAX; length++)
+            if (copies[at + length]->first != copies[at + length - 1]->first + copies[at + length - 1]->count)
+                break;
+        run_begin(image, copies + at, length);
+    }
+    block_unplug(image->options.spill);
+}
+
+static void held_drop(struct point_image *image)
+{
+    while (!list_empty(&image->held))
+        copy_drop(LIST_ENTRY(image->held.next, struct point_copy, link));
+}
+
+/* ---- which blocks ---- */
 
 /* Whether @cluster, of which nothing was changed yet, is all hole. What the disk has said of others is remembered: to find
  * the end of a long stretch may cost it much, and no hole is filled that is still in place. */
@@ -282,25 +397,25 @@ static bool cluster_keep(struct point_image *image, uint64_t cluster, uint16_t n
 /* Is one of the blocks [@first, @last] being read, by somebody who still wants it? */
 static bool is_being_kept(const struct point_image *image, uint64_t first, uint64_t last)
 {
-    LIST_FOREACH(link, &image->copies) {
+    LIST_FOREACH(link, &image->reading) {
         const struct point_copy *c = LIST_ENTRY(link, struct point_copy, link);
-        if (!c->is_read && c->first <= last && c->first + c->count > first && !copy_is_gone(c))
+        if (c->first <= last && c->first + c->count > first && !copy_is_gone(c))
             return true;
     }
     return false;
 }
 
-static struct point_copy *copy_find(const struct point_image *image, uint64_t block)
+static struct point_copy *copy_find(struct point_image *image, uint64_t block)
 {
-    LIST_FOREACH(link, &image->copies) {
-        struct point_copy *c = LIST_ENTRY(link, struct point_copy, link);
+    LIST_FOREACH(link, bucket_of(image, block / CLUSTER_BLOCKS)) {
+        struct point_copy *c = LIST_ENTRY(link, struct point_copy, bucket);
         if (c->first <= block && block < c->first + c->count)
             return c;
     }
     return NULL;
 }
 
-static enum point_state block_state(const struct point_image *image, uint64_t block)
+static enum point_state block_state(struct point_image *image, uint64_t block)
 {
     uint64_t cluster = block / CLUSTER_BLOCKS;
     switch ((enum cluster_state)image->state[cluster]) {
@@ -411,6 +526,7 @@ static int front_submit(struct block *b, struct block_request *request)
     int code = front_pass(op);
     if (code < 0)
         free(op);
+    held_write(image); /* the writer first: it is what waits */
     return code;
 }
 
@@ -519,7 +635,7 @@ static bool back_must_wait(const struct back_op *op)
 }
 
 /* The end of the blocks from @block on that are as it is: one where it is in memory. */
-static uint64_t stretch_end(const struct point_image *image, uint64_t block, uint64_t last)
+static uint64_t stretch_end(struct point_image *image, uint64_t block, uint64_t last)
 {
     enum point_state state = block_state(image, block);
     uint64_t end = block + 1;
@@ -543,14 +659,17 @@ static void back_begin(struct back_op *op)
     back_let_go(op, true);
 }
 
-/* What the spill holds of @cluster. Its copies under way find it GONE. */
+/* What memory and the spill hold of @cluster. What is being read or written finds it GONE. */
 static void cluster_release(struct point_image *image, uint64_t cluster)
 {
     unsigned spilled = image->kept[cluster];
-    LIST_FOREACH(link, &image->copies) {
-        const struct point_copy *c = LIST_ENTRY(link, struct point_copy, link);
-        if (c->first / CLUSTER_BLOCKS == cluster)
-            spilled &= (unsigned)~blocks_mask(c->first, c->count);
+    LIST_FOREACH_SAFE(link, bucket_of(image, cluster)) {
+        struct point_copy *c = LIST_ENTRY(link, struct point_copy, bucket);
+        if (c->first / CLUSTER_BLOCKS != cluster)
+            continue;
+        spilled &= (unsigned)~blocks_mask(c->first, c->count);
+        if (c->is_read && c->run == NULL)
+            copy_drop(c);
     }
     if (spilled == 0)
         return;
@@ -676,6 +795,9 @@ static void waiting_retry(struct point_image *image)
         if (code < 0)
             front_finish(op, code);
     }
+    if (image->why.code != 0)
+        held_drop(image);
+    held_write(image);
 }
 
 void point_image_run(struct point_image *image)
@@ -686,7 +808,7 @@ void point_image_run(struct point_image *image)
         back_finish(LIST_ENTRY(image->back_ended.next, struct back_op, link));
 }
 
-/* Each waits for the other's, and for copies. */
+/* Each waits for the other's, and for copies that are being read or written. */
 static void image_drain(struct point_image *image)
 {
     do {
@@ -694,7 +816,7 @@ static void image_drain(struct point_image *image)
         if (image->options.disk != NULL)
             block_drain(image->options.disk);
         block_drain(image->options.spill);
-    } while (image->front.in_flight > 0 || image->back.in_flight > 0 || image->copy_count > 0);
+    } while (image->front.in_flight > 0 || image->back.in_flight > 0 || image->reading_count > 0 || image->run_count > 0);
 }
 
 static void front_drain(struct block *b)
@@ -785,6 +907,8 @@ int point_image_create(const struct point_image_options *options, struct point_i
     }
     struct point_image *image = NEW(struct point_image);
     image->options = *options;
+    if (image->options.held_bytes == 0)
+        image->options.held_bytes = POINT_HELD_BYTES;
     image->state = state;
     image->kept = kept;
     image->clusters = clusters;
@@ -794,7 +918,10 @@ int point_image_create(const struct point_image_options *options, struct point_i
     image->front.changes = NULL; /* the disk's own tells */
     image->back = (struct block){
         .ops = &back_ops, .size_bytes = disk->size_bytes, .block_bytes = disk->block_bytes, .can_discard = true};
-    list_init(&image->copies);
+    list_init(&image->reading);
+    list_init(&image->held);
+    for (unsigned i = 0; i < BUCKETS; i++)
+        list_init(&image->buckets[i]);
     list_init(&image->front_waiting);
     list_init(&image->front_ended);
     list_init(&image->back_waiting);
@@ -809,6 +936,7 @@ void point_image_destroy(struct point_image *image)
     if (image == NULL)
         return;
     image_drain(image);
+    held_drop(image);
     for (uint64_t c = 0; c < image->clusters; c++)
         if (image->state[c] == CLUSTER_KEPT)
             image->options.budget->bytes -= (uint64_t)__builtin_popcount(image->kept[c]) * POINT_BLOCK_BYTES;

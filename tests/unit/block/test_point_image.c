@@ -215,6 +215,7 @@ static struct block *file_block(struct trial *t, const char *name)
 
 static void trial_begin(struct trial *t, uint64_t seed)
 {
+    static const uint64_t held[] = {1, 3 * POINT_BLOCK_BYTES, 40 * POINT_BLOCK_BYTES, 0};
     *t = (struct trial){.seed = seed, .random = seed * 0x9e3779b97f4a7c15ull + 1};
     t->pool = power_pool_create(seed);
     t->then = xcalloc(SECTORS, SECTOR);
@@ -225,6 +226,7 @@ static void trial_begin(struct trial *t, uint64_t seed)
     struct point_image_options options = {.disk = t->disk,
                                           .spill = file_block(t, "spill"),
                                           .budget = &t->budget,
+                                          .held_bytes = held[chance(t, ARRAY_SIZE(held))],
                                           .wake = on_wake,
                                           .failed = on_failed,
                                           .arg = t};
@@ -357,7 +359,7 @@ static void back_expect(struct trial *t, uint64_t offset, uint64_t size)
 }
 
 /* All has data; the disk ends within a block. */
-static struct trial *whole_disk(void)
+static struct trial *whole_disk(uint64_t held_bytes)
 {
     struct trial *t = NEW(struct trial);
     trial_begin(t, 7);
@@ -369,6 +371,7 @@ static struct trial *whole_disk(void)
     t->budget = (struct point_budget){.bytes_max = UINT64_MAX};
     struct point_image_options options = {
         .disk = t->disk, .spill = file_block(t, "spill 2"), .budget = &t->budget, .wake = on_wake, .arg = t};
+    options.held_bytes = held_bytes;
     assert_int_equal(point_image_create(&options, &t->image, NULL), 0);
     return t;
 }
@@ -376,7 +379,7 @@ static struct trial *whole_disk(void)
 /* What is overwritten is kept, no more and only once; the rest of the cluster is read where it is. */
 static void only_what_is_overwritten(void **state UNUSED)
 {
-    struct trial *t = whole_disk();
+    struct trial *t = whole_disk(0);
     const uint64_t block = POINT_BLOCK_BYTES, cluster = POINT_CLUSTER_BYTES;
     front_now(t, BLOCK_WRITE, cluster + 3 * block, block);
     assert_int_equal(point_image_counters(t->image).copied_bytes, block);
@@ -403,10 +406,38 @@ static void only_what_is_overwritten(void **state UNUSED)
     trial_end(t);
 }
 
+static unsigned writes_of(struct trial *t, const char *name)
+{
+    unsigned count = 0;
+    LIST_FOREACH(link, &power_find(t->pool, name)->changes)
+        count += LIST_ENTRY(link, struct power_change, link)->kind == POWER_WRITE;
+    return count;
+}
+
+/* It stays in memory until there is enough of it; what lies side by side is one write. Given back, it never goes there. */
+static void much_at_once(void **state UNUSED)
+{
+    struct trial *t = whole_disk(5 * POINT_BLOCK_BYTES);
+    static const unsigned blocks[] = {18, 33, 16, 17, 40};
+    for (unsigned i = 0; i < ARRAY_SIZE(blocks); i++) {
+        assert_int_equal(writes_of(t, "spill 2"), 0);
+        front_now(t, BLOCK_WRITE, (uint64_t)blocks[i] * POINT_BLOCK_BYTES, POINT_BLOCK_BYTES);
+    }
+    assert_int_equal(writes_of(t, "spill 2"), 3);
+    back_expect(t, POINT_CLUSTER_BYTES, 2 * POINT_CLUSTER_BYTES);
+    front_now(t, BLOCK_WRITE, 4 * POINT_CLUSTER_BYTES, 4 * POINT_BLOCK_BYTES);
+    point_image_forget(t->image, 4 * POINT_CLUSTER_BYTES, POINT_CLUSTER_BYTES);
+    assert_int_equal(t->budget.bytes, 5 * POINT_BLOCK_BYTES);
+    memset(t->given_back + 4 * CLUSTER_SECTORS, true, CLUSTER_SECTORS);
+    front_now(t, BLOCK_WRITE, 5 * POINT_CLUSTER_BYTES, 4 * POINT_BLOCK_BYTES);
+    assert_int_equal(writes_of(t, "spill 2"), 3);
+    trial_end(t);
+}
+
 /* A discard of what is kept is carried out, beside it not; and what is kept stays. */
 static void discards(void **state UNUSED)
 {
-    struct trial *t = whole_disk();
+    struct trial *t = whole_disk(0);
     uint64_t start, end;
     front_now(t, BLOCK_WRITE, 4 * POINT_BLOCK_BYTES, POINT_BLOCK_BYTES);
     front_now(t, BLOCK_DISCARD, 4 * POINT_BLOCK_BYTES, 2 * POINT_BLOCK_BYTES);
@@ -449,6 +480,6 @@ int main(int argc, char **argv)
     }
     print_message("seeds %llu to %llu\n", (unsigned long long)seed_first, (unsigned long long)(seed_first + seeds - 1));
     const struct CMUnitTest tests[] = {cmocka_unit_test(random_trials), cmocka_unit_test(only_what_is_overwritten),
-                                       cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
+                                       cmocka_unit_test(much_at_once), cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
