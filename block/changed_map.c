@@ -90,6 +90,22 @@ static int base_find(const struct changed_map *map, const char *name)
     return -1;
 }
 
+/* As task_session.c names them: r-<id>.<number>. A backup's name ends in -<date>-<time>. */
+static bool is_session(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return strncmp(name, "r-", 2) == 0 && dot != NULL && dot[1 + strspn(dot + 1, "0123456789")] == '\0';
+}
+
+/* Each session has a name of its own: they make room for each other, and push no backup out. */
+static void sessions_forget(struct changed_map *map)
+{
+    unsigned sessions = 1;
+    for (unsigned i = map->base_count; i-- > 0;)
+        if (is_session(map->bases[i].name) && ++sessions > CHANGED_SESSIONS_MAX)
+            base_forget(map, i);
+}
+
 void changed_map_keep(struct changed_map *map, const char *name, uint8_t cut)
 {
     size_t length = strlen(name);
@@ -97,6 +113,8 @@ void changed_map_keep(struct changed_map *map, const char *name, uint8_t cut)
     int same = base_find(map, name);
     if (same >= 0)
         base_forget(map, (unsigned)same);
+    if (is_session(name))
+        sessions_forget(map);
     if (map->base_count == CHANGED_BASES_MAX)
         base_forget(map, 0);
     struct changed_base *base = &map->bases[map->base_count++];

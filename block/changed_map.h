@@ -29,6 +29,7 @@
 enum {
     CHANGED_CLUSTER_BYTES = 65536,
     CHANGED_BASES_MAX = 8,      /* backups that are known by name; the oldest is forgotten for the next */
+    CHANGED_SESSIONS_MAX = 2,   /* of them, sessions with a replica: this one, and the last, if this one comes to nothing */
     CHANGED_NAME_BYTES_MAX = 63,
     CHANGED_PERIOD_MAX = 255,
     CHANGED_STAMP_BYTES = 64,

@@ -63,6 +63,31 @@ static void periods_model(void **state UNUSED)
     changed_map_finish(&map);
 }
 
+/* A bad link makes a session every few seconds: the backups stay known, and the last two. */
+static void sessions_leave_backups_alone(void **state UNUSED)
+{
+    struct changed_map map;
+    char name[CHANGED_NAME_BYTES_MAX + 1];
+    assert_int_equal(changed_map_init(&map, 5 * CHANGED_CLUSTER_BYTES), 0);
+    for (unsigned i = 1; i <= 5; i++) {
+        snprintf(name, sizeof name, "r-7.%u-20260131-120000", i); /* of VMs named so */
+        changed_map_keep(&map, name, changed_map_cut(&map));
+    }
+    for (unsigned i = 1; i <= 100; i++) {
+        snprintf(name, sizeof name, "r-7b0f9f6a11114222833344445555666e.%u", i);
+        changed_map_mark(&map, 0, 512);
+        changed_map_keep(&map, name, changed_map_cut(&map));
+        changed_map_keep(&map, name, changed_map_cut(&map)); /* it goes on */
+    }
+    assert_int_equal(map.base_count, 5 + CHANGED_SESSIONS_MAX);
+    assert_true(changed_map_find(&map, "r-7.1-20260131-120000") >= 0);
+    assert_true(changed_map_find(&map, "r-7b0f9f6a11114222833344445555666e.98") < 0);
+    assert_true(changed_map_find(&map, "r-7b0f9f6a11114222833344445555666e.99") >= 0);
+    assert_int_equal(changed_map_bytes_since(&map, (uint8_t)changed_map_find(&map, name)), 0);
+    assert_int_equal(changed_map_bytes_since(&map, (uint8_t)changed_map_find(&map, "r-7.5-20260131-120000")), CHANGED_CLUSTER_BYTES);
+    changed_map_finish(&map);
+}
+
 static void growth(void **state UNUSED)
 {
     struct changed_map map;
@@ -115,7 +140,7 @@ static void kept_on_disk(void **state UNUSED)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(periods_model), cmocka_unit_test(growth),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(periods_model), cmocka_unit_test(sessions_leave_backups_alone), cmocka_unit_test(growth),
                                        cmocka_unit_test(kept_on_disk)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
