@@ -140,6 +140,18 @@ static void points_end(struct point_job *job)
     free(TAKE_PTR(job->directory));
 }
 
+/* A disk that the guest ejects while a point is made is kept until that is over, and is on no bus any more. */
+static int ejected_check(struct machine *m, struct error *err)
+{
+    int code = 0;
+    pthread_mutex_lock(&m->device_lock);
+    for (unsigned i = PC1_SLOT_DEVICES; i < PCI_SLOTS && code == 0; i++)
+        if (m->slots.slots[i].kind == SLOT_DISK && !m->pci.functions[i * PCI_FUNCTIONS])
+            code = error_set(err, -EBUSY, ERROR_CONFLICT, "the guest has let go of disk %s meanwhile; make it again", m->slots.slots[i].id);
+    pthread_mutex_unlock(&m->device_lock);
+    return code;
+}
+
 static void job_end(struct point_job *job)
 {
     struct object_list disks = {NULL, 0};
@@ -169,6 +181,8 @@ static void job_end(struct point_job *job)
     job->busy = false;
     job->merge_again = false;
     job->count = 0;
+    if (ejected_check(job->m, NULL) < 0)
+        machine_slots_settle(job->m);
     job->done(job->arg, job->code, &job->err, &result);
     for (unsigned i = 0; i < POINTS_DISKS_MAX; i++)
         OBJECT_CLEAR(snapshot_disk, &items[i]);
@@ -516,7 +530,9 @@ static int stand(void *arg, struct error *err)
         code = machine_freeze(m, err);
     if (code < 0)
         return code;
-    code = slots_check(m, err); /* what the guest had let go of is off by now */
+    code = slots_check(m, err); /* interfaces that the guest had let go of are off by now */
+    if (code == 0)
+        code = ejected_check(m, err);
     if (code < 0) {
         machine_thaw(m, NULL);
         return code;

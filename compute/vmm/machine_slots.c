@@ -15,6 +15,7 @@
 #include "compute/vmm/machine_backup.h"
 #include "compute/vmm/machine_changes.h"
 #include "compute/vmm/machine_mirror.h"
+#include "compute/vmm/machine_points.h"
 #include "compute/vmm/pc1_layout.h"
 #include "compute/vmm/virtio/virtio_pci.h"
 
@@ -435,6 +436,8 @@ void machine_slots_settle(struct machine *m)
     vcpu_set_hold(&m->vcpus, VCPU_HOLD_UNPLUG, true);
     for (unsigned i = 0; i < PCI_SLOTS; i++) {
         struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind == SLOT_DISK && machine_points_are_busy(m))
+            continue; /* a point holds on to its layers, and looks here at its end */
         if ((slot->kind == SLOT_DISK || slot->kind == SLOT_NIC) && !m->pci.functions[i * PCI_FUNCTIONS])
             slot_empty(m, slot, "ejected by the guest");
     }
