@@ -35,6 +35,7 @@
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/task_walls.h"
+#include "compute/agent/vmm_user.h"
 #include "migration/snapshot_memory.h"
 
 #define SNAPSHOT_LOOK_MS 200
@@ -160,6 +161,16 @@ static void child_done(const struct task_seen *seen, void *arg)
             : s->killed && s->dropped ? operation_state_SUCCEEDED : (enum operation_state)seen->state);
 }
 
+/* Its pool is looked into from here on, on the loop; and it may have been another VM's, or nobody's, until now: no VMM of this one has been
+ * started with it yet. */
+static int volume_take(const struct snapshot_task *s, const struct local_vm *vm, const struct vm_disk *disk, struct error *err)
+{
+    const struct vm_order *order = vm_order_of(vm);
+    const struct pool_order *pool = pool_dir_of(order, disk);
+    int r = pool != NULL ? pool_watch_there(&s->agent->pools, pool->id, pool->name, err) : 0;
+    return r == 0 && vm_user(vm) != geteuid() ? vmm_user_own_disk(&vm_context_of(vm)->places, order, disk, vm_user(vm), err) : r;
+}
+
 static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, struct snapshot_work *work,
                      struct error *err)
 {
@@ -174,8 +185,8 @@ static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, s
         OBJECT_SET(snapshot_work, work, user, vm_user(vm));
     for (size_t i = 0; i < order->disks.count; i++) {
         CLEANUP_FREE char *directory = vm_files_layers_path(&vm_context_of(vm)->places, order, &disks[i]);
-        if (disks[i].read_only)
-            continue; /* does not change */
+        if (disks[i].read_only || disks[i].leaving)
+            continue; /* does not change; is in none */
         if (order->ha && pool_dir_of(order, &disks[i]) != NULL && pool_dir_of(order, &disks[i])->kind == pool_kind_SHARED_DIR)
             return error_set(err, -EBUSY, ERROR_CONFLICT,
                              "the VM is off and may be started on another host at any moment, for it has ha and disk %s is in a "
@@ -183,9 +194,14 @@ static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, s
         if (directory == NULL)
             return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
                              "disk %s is one raw file, as older versions made them; it can have no snapshots", disks[i].name);
+        int r = disks[i].volume != NULL ? volume_take(s, vm, &disks[i], err) : 0;
+        if (r < 0)
+            return r;
         struct snapshot_work_disk *disk = OBJECT_ADD(snapshot_work, work, disks);
         OBJECT_TEXT(snapshot_work_disk, disk, name, disks[i].name);
         OBJECT_TEXT(snapshot_work_disk, disk, directory, directory);
+        if (disks[i].volume != NULL)
+            OBJECT_SET(snapshot_work_disk, disk, epoch, vm_files_disk_epoch(order, &disks[i]));
     }
     if (work->disks.count == 0)
         return error_set(err, -EINVAL, ERROR_CONFLICT, "it has no disk that is written to");
@@ -602,6 +618,11 @@ static int pool_open(const struct snapshot_work_disk *disk, struct layer_pool **
     return layer_pool_dir_create(disk->directory, NULL, NULL, ret_pool, err);
 }
 
+static uint64_t epoch_of(const struct snapshot_work *work, const struct snapshot_work_disk *disk)
+{
+    return OBJECT_HAS(snapshot_work_disk, disk, epoch) ? disk->epoch : work->epoch;
+}
+
 /* One disk. -EEXIST: it has the snapshot already. */
 static int disk_create(const struct snapshot_work *work, const struct snapshot_work_disk *disk, struct snapshot_disk *seen,
                        struct error *err)
@@ -611,7 +632,7 @@ static int disk_create(const struct snapshot_work *work, const struct snapshot_w
     int r = pool_open(disk, &pool, err);
     if (r < 0)
         return r;
-    r = layer_disk_open(pool, disk->name, false, work->epoch, &opened, err);
+    r = layer_disk_open(pool, disk->name, false, epoch_of(work, disk), &opened, err);
     if (r == 0) {
         OBJECT_TEXT(snapshot_disk, seen, name, disk->name);
         OBJECT_SET(snapshot_disk, seen, size_bytes, opened->chain->block.size_bytes);
@@ -631,7 +652,7 @@ static int disk_delete(const struct snapshot_work *work, const struct snapshot_w
     int r = pool_open(disk, &pool, err);
     if (r < 0)
         return r;
-    r = layer_disk_open(pool, disk->name, false, work->epoch, &opened, err);
+    r = layer_disk_open(pool, disk->name, false, epoch_of(work, disk), &opened, err);
     if (r == 0) {
         r = tidy ? layer_disk_tidy_now(opened, err) : layer_disk_drop(opened, work->snapshot, err);
         layer_disk_close(opened);

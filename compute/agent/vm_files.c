@@ -208,10 +208,15 @@ static void config_shared(struct vmm_disk *disk)
     OBJECT_SET(vmm_disk, disk, direct, true);
 }
 
-/* It is opened under an epoch of its own, which each attachment raises: VMs' epochs have nothing to do with each other. */
+/* A volume is opened under an epoch of its own, which each attachment raises: VMs' epochs have nothing to do with each other. */
+uint64_t vm_files_disk_epoch(const struct vm_order *order, const struct vm_disk *disk)
+{
+    return disk->volume != NULL ? disk->attachment << VOLUME_EPOCH_SHIFT | (order->epoch & VOLUME_EPOCH_MASK) : order->epoch;
+}
+
 static void config_volume(const struct vm_order *order, const struct vm_disk *from, struct vmm_disk *disk)
 {
-    OBJECT_SET(vmm_disk, disk, epoch, from->attachment << VOLUME_EPOCH_SHIFT | (order->epoch & VOLUME_EPOCH_MASK));
+    OBJECT_SET(vmm_disk, disk, epoch, vm_files_disk_epoch(order, from));
     OBJECT_SET(vmm_disk, disk, size_bytes, from->size_bytes);
     OBJECT_SET(vmm_disk, disk, grow, true);
 }

@@ -75,6 +75,8 @@ int vm_files_write_config(const struct vm_places *places, const struct vm_order 
 /* @disk of @order as its VMM is to have it, opened at @directory (NULL: where it lies); the caller clears *ret_disk. */
 void vm_files_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, const char *directory,
                    struct vmm_disk *ret_disk);
+/* The epoch that @disk of @order is opened under. */
+uint64_t vm_files_disk_epoch(const struct vm_order *order, const struct vm_disk *disk);
 /* A volume, or another place of a disk, that the running VMM is to have now: it is made sure that it is there, and that it is @user's (0:
  * the agent's own, then the VMM sees all files). *ret_directory: where it sees it; the caller frees. @pidfd: the VMM. vm_files_hide: it has it no more. */
 int vm_files_show(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user, int pidfd,

@@ -7,7 +7,10 @@
  *                       (none) <--done-- DELETING <--snapshot-delete-- FAILED
  *                                             '-------failed----------->'
  *
- * A snapshot is where the disks of its VM are; it goes with the VM. */
+ * A snapshot is where the disks of its VM are; it goes with the VM. Volumes that the VM has are in it like its own disks
+ * (snapshot.volumes), and stay attached, where they are, as long as it is there: detaching, moving and deleting the VM are refused. So
+ * a snapshot that is available can be reverted to, whole, at any time. One that was attached later is in none that was there
+ * before: these are not reverted to while the VM has it. */
 #include "controller/fsm/apply_task.h"
 
 #include <errno.h>
@@ -34,8 +37,23 @@ static void set_state(struct apply *a, struct record *record, enum snapshot_stat
                 reason != NULL ? text : "");
 }
 
+/* Its volumes are to know that they are in it, or not any more. */
+static void count_in_volumes(struct apply *a, const struct snapshot *snapshot, bool in)
+{
+    for (size_t i = 0; i < snapshot->volumes.count; i++) {
+        const struct snapshot_volume *item = (const struct snapshot_volume *)snapshot->volumes.items + i;
+        struct record *record = map_get(&a->state->tables[object_kind_VOLUME].by_id, item->id);
+        if (record == NULL)
+            continue;
+        state_edit_begin(a->state, record);
+        OBJECT_SET(volume, record->volume, snapshots, in ? record->volume->snapshots + 1 : record->volume->snapshots - 1);
+        state_edit_end(a->state, record, a->index);
+    }
+}
+
 static void drop(struct apply *a, struct record *record, const char *why)
 {
+    count_in_volumes(a, record->snapshot, false);
     apply_event(a, event_type_DELETED, record, "snapshot %s of VM %s is gone: %s", record->common->name,
                 record->snapshot->vm_name, why);
     state_remove(a->state, record);
@@ -88,6 +106,53 @@ static size_t count_of(const struct apply *a, const struct vm *vm)
 
 /* ---- create ---- */
 
+/* Volumes that are coming or going may be open or not, and what is in other kinds of pools has no layers. */
+static bool volumes_may_be_kept(struct apply *a, const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct record *record = disks[i].volume != NULL ? state_get(a->state, object_kind_VOLUME, disks[i].volume) : NULL;
+        const struct record *pool = record != NULL ? state_get(a->state, object_kind_POOL, record->volume->pool) : NULL;
+        if (record == NULL)
+            continue;
+        const struct volume *volume = record->volume;
+        if (volume->state != volume_state_ATTACHED) {
+            apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' of VM '%s' is %s; wait for that", volume->name, vm->name,
+                         volume_state_desc.names[volume->state]);
+            return false;
+        }
+        if (pool == NULL || (pool->pool->kind != pool_kind_DIR && pool->pool->kind != pool_kind_SHARED_DIR)) {
+            apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                         "VM '%s' has volume '%s', which is in pool '%s', and only disks in directories can be part of snapshots: detach it "
+                         "meanwhile (drover volume detach %s), or make a backup of the VM", vm->name, volume->name, volume->pool, volume->name);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool has_memory_place(const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disks[i].volume == NULL && !disks[i].read_only)
+            return true;
+    return false;
+}
+
+static bool memory_may_be_kept(struct apply *a, const struct vm *vm)
+{
+    if (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED)
+        apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, "/ram", "needs a VM that runs; '%s' is %s", vm->name, vm_state_desc.names[vm->state]);
+    else if (!has_memory_place(vm))
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/ram",
+                           "needs a disk of the VM's own that is written to, beside which its memory is kept; '%s' has volumes alone: leave ram "
+                           "out, or make the VM with a disk", vm->name);
+    else
+        return true;
+    return false;
+}
+
 static bool create_may_begin(struct apply *a, const struct operation *operation)
 {
     const struct task_snapshot *given = &operation->task.snapshot;
@@ -100,25 +165,27 @@ static bool create_may_begin(struct apply *a, const struct operation *operation)
                      vm->name, STATE_VM_SNAPSHOTS_MAX);
         return false;
     }
-    const struct vm_disk *volume = volume_disk_any(vm);
-    if (volume != NULL) {
-        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
-                     "VM '%s' has a volume attached (disk '%s'), and volumes cannot be part of snapshots: detach it meanwhile, or make "
-                     "a backup of the VM", vm->name, volume->name);
+    if (!volumes_may_be_kept(a, vm))
         return false;
-    }
     if (vm->replica_host != NULL) {
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
                      "VM '%s' has a replica on host %s, which has no snapshots: take the replica away meanwhile (replica_host), or make a "
                      "backup of the VM", vm->name, vm->replica_host);
         return false;
     }
-    if (given->ram && vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED) {
-        apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, "/ram", "needs a VM that runs; '%s' is %s", vm->name,
-                           vm_state_desc.names[vm->state]);
-        return false;
+    return !given->ram || memory_may_be_kept(a, vm);
+}
+
+static void volumes_fill(struct snapshot *snapshot, const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        if (disks[i].volume == NULL)
+            continue;
+        struct snapshot_volume *item = OBJECT_ADD(snapshot, snapshot, volumes);
+        OBJECT_TEXT(snapshot_volume, item, id, disks[i].volume);
+        OBJECT_TEXT(snapshot_volume, item, disk, disks[i].name);
     }
-    return true;
 }
 
 static void create_begun(struct apply *a, const struct operation *operation)
@@ -141,7 +208,9 @@ static void create_begun(struct apply *a, const struct operation *operation)
         object_mark(&snapshot_desc, &labels, "labels");
         object_merge(&snapshot_desc, &new, &labels);
     }
+    volumes_fill(&new, vm);
     struct record *record = state_insert(a->state, object_kind_SNAPSHOT, &new, a->index);
+    count_in_volumes(a, record->snapshot, true);
     apply_event(a, event_type_CREATED, record, "snapshot %s of VM %s is to be made", record->common->name, vm->name);
 }
 
@@ -177,6 +246,32 @@ const struct task_kind_ops task_snapshot_create = {create_may_begin, create_begu
 
 /* ---- revert ---- */
 
+/* A volume that it has not stays as it is, which the rest of the VM would not be; and memory has the sizes of then. */
+static bool volumes_fit(struct apply *a, const struct vm *vm, const struct snapshot *snapshot, bool memory)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    const struct snapshot_disk *then = snapshot->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct record *volume = disks[i].volume != NULL ? state_get(a->state, object_kind_VOLUME, disks[i].volume) : NULL;
+        if (volume == NULL)
+            continue;
+        if (!volume_is_in(snapshot, volume->common->id)) {
+            apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                         "VM '%s' has volume '%s', which was attached after snapshot '%s' was made: detach it first (drover volume detach %s)",
+                         vm->name, volume->common->name, snapshot->name, volume->common->name);
+            return false;
+        }
+        for (size_t k = 0; memory && k < snapshot->disks.count; k++)
+            if (strcmp(then[k].name, disks[i].name) == 0 && then[k].size_bytes != disks[i].size_bytes) {
+                apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, "/disks_only",
+                                   "is needed: volume '%s' has grown since snapshot '%s', and a guest cannot go on with a disk of another size",
+                                   volume->common->name, snapshot->name);
+                return false;
+            }
+    }
+    return true;
+}
+
 static bool revert_may_begin(struct apply *a, const struct operation *operation)
 {
     const struct vm *vm = vm_with_disks(a, operation);
@@ -194,7 +289,7 @@ static bool revert_may_begin(struct apply *a, const struct operation *operation)
                      vm_state_desc.names[vm->state], vm->name);
         return false;
     }
-    return true;
+    return volumes_fit(a, vm, record->snapshot, operation->task.snapshot.memory);
 }
 
 static void revert_begun(struct apply *a, const struct operation *operation)
@@ -289,12 +384,51 @@ bool snapshot_may_be_read(struct apply *a, const struct operation *operation, co
 
 /* ---- with their VM ---- */
 
+bool snapshot_keeps_volume(struct apply *a, const struct volume *volume, const char *cannot)
+{
+    const struct snapshot *snapshot = volume_snapshot(a->state, volume);
+    if (snapshot == NULL)
+        return false;
+    apply_refuse(a, -EBUSY, ERROR_IN_USE, "volume '%s' cannot be %s: it is part of snapshot '%s' of VM '%s'; delete that first (drover snapshot "
+                 "delete %s)", volume->name, cannot, snapshot->name, snapshot->vm_name, snapshot->name);
+    return true;
+}
+
+bool snapshot_keeps_vm(struct apply *a, const struct vm *vm)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(a->state, object_kind_SNAPSHOT, i)->snapshot;
+        if (strcmp(snapshot->vm, vm->id) != 0 || snapshot->volumes.count == 0)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE,
+                     "snapshot '%s' of VM '%s' has volumes in it, which would keep what only it needs: delete the snapshot first (drover snapshot "
+                     "delete %s), or use force", snapshot->name, vm->name, snapshot->name);
+        return true;
+    }
+    return false;
+}
+
+/* By force: nobody takes its name out of the volumes. */
+static void tell_of_kept(struct apply *a, const struct snapshot *snapshot)
+{
+    for (size_t i = 0; i < snapshot->volumes.count; i++) {
+        const struct snapshot_volume *item = (const struct snapshot_volume *)snapshot->volumes.items + i;
+        const struct record *volume = map_get(&a->state->tables[object_kind_VOLUME].by_id, item->id);
+        if (volume != NULL)
+            apply_event(a, event_type_UPDATED, volume,
+                        "volume %s keeps the space of snapshot %s of VM %s, which is gone, until it is moved to another pool", volume->common->name,
+                        snapshot->name, snapshot->vm_name);
+    }
+}
+
 void snapshots_vm_gone(struct apply *a, const struct record *vm)
 {
     for (size_t i = state_count(a->state, object_kind_SNAPSHOT); i > 0; i--) {
         struct record *record = a->state->tables[object_kind_SNAPSHOT].order.items[i - 1];
-        if (strcmp(record->snapshot->vm, vm->common->id) == 0)
-            drop(a, record, "its VM is");
+        if (strcmp(record->snapshot->vm, vm->common->id) != 0)
+            continue;
+        tell_of_kept(a, record->snapshot);
+        drop(a, record, "its VM is");
     }
 }
 

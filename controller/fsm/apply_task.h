@@ -54,6 +54,10 @@ bool own_disk_move_is_told(struct apply *a, const struct operation *operation, c
 extern const struct task_kind_ops task_image_import;
 /* May @operation's host copy a disk of that snapshot of the VM of its task? Refuses if not. While it does no snapshot of the VM goes. */
 bool snapshot_may_be_read(struct apply *a, const struct operation *operation, const char *snapshot);
+/* Is @volume in a snapshot, and so cannot be @cannot ("detached")? Has a snapshot of @vm volumes, so that it cannot be deleted but by force?
+ * Refuse if so. */
+bool snapshot_keeps_volume(struct apply *a, const struct volume *volume, const char *cannot);
+bool snapshot_keeps_vm(struct apply *a, const struct vm *vm);
 /* @vm goes: its snapshots with it. */
 void snapshots_vm_gone(struct apply *a, const struct record *vm);
 /* @vm has another name. */

@@ -211,6 +211,8 @@ static bool may_want(struct apply *a, const struct record *record, const struct 
         apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", vm->name);
         return false;
     }
+    if (command->wanted == vm_wanted_DELETED && vm->wanted != vm_wanted_DELETED && !command->force && snapshot_keeps_vm(a, vm))
+        return false;
     if (off && (command->reboot || command->wanted == vm_wanted_PAUSED || kind == operation_kind_VM_RESUME)) {
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is off; start it", vm->name);
         return false;

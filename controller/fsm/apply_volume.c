@@ -264,16 +264,9 @@ bool volume_vm_is_busy(struct apply *a, const struct record *vm)
 static bool vm_may_have(struct apply *a, const struct volume *volume, const struct record *record)
 {
     const struct vm *vm = record->vm;
-    const struct snapshot *snapshot = migration_snapshot(a->state, vm);
     if (vm->wanted == vm_wanted_DELETED || vm->recovering) {
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/vm", "'%s' %s", vm->name,
                            vm->recovering ? "waits to be started on another host; ask again" : "is being deleted");
-        return false;
-    }
-    if (snapshot != NULL) {
-        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/vm",
-                           "'%s' has snapshot '%s', and a volume cannot be part of snapshots: delete the VM's snapshots first",
-                           vm->name, snapshot->name);
         return false;
     }
     if (vm->replica_host != NULL) {
@@ -317,7 +310,7 @@ static bool may_detach(struct apply *a, const struct record *record, const struc
                      volume_state_desc.names[volume->state]);
         return false;
     }
-    return !volume_vm_is_busy(a, vm);
+    return !volume_vm_is_busy(a, vm) && !snapshot_keeps_volume(a, volume, "detached");
 }
 
 static void detach(struct apply *a, struct record *record, struct record *vm, bool force)

@@ -82,6 +82,18 @@ static int check_vm(const struct state *state, const struct record *record, stru
     return 0;
 }
 
+/* Those in a snapshot are its VM's. */
+static int check_volumes_in(const struct state *state, const struct snapshot *snapshot, struct error *err)
+{
+    for (size_t i = 0; i < snapshot->volumes.count; i++) {
+        const struct snapshot_volume *item = (const struct snapshot_volume *)snapshot->volumes.items + i;
+        const struct record *volume = state_get(state, object_kind_VOLUME, item->id);
+        if (volume == NULL || volume->volume->state != volume_state_ATTACHED || strcmp(volume->volume->vm, snapshot->vm) != 0)
+            return BROKEN(err, "snapshot '%s' has a volume that its VM has not", snapshot->name);
+    }
+    return 0;
+}
+
 /* A snapshot belongs to a VM, and one that is not at rest has a running task. */
 static int check_snapshots(const struct state *state, struct error *err)
 {
@@ -92,6 +104,9 @@ static int check_snapshots(const struct state *state, struct error *err)
         size_t tasks = 0;
         if (vm == NULL || strcmp(vm->common->name, snapshot->vm_name) != 0)
             return BROKEN(err, "snapshot '%s' is of no VM, or of another name", snapshot->name);
+        int rc = check_volumes_in(state, snapshot, err);
+        if (rc < 0)
+            return rc;
         for (size_t k = 0; k < vm->of_vm.operations.count; k++) {
             const struct operation *operation = vm->of_vm.operations.items[k]->operation;
             tasks += operation_has_task(operation) && operation->task.snapshot.id != NULL &&
@@ -249,6 +264,14 @@ static int check_pools(const struct state *state, struct error *err)
 }
 
 /* A volume is attached exactly where a VM has it as a disk. */
+static uint64_t count_snapshots(const struct state *state, const struct volume *volume)
+{
+    uint64_t count = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_SNAPSHOT); i++)
+        count += volume_is_in(state_at(state, object_kind_SNAPSHOT, i)->snapshot, volume->id);
+    return count;
+}
+
 static int check_volumes(const struct state *state, struct error *err)
 {
     size_t attached = 0, disks = 0;
@@ -267,6 +290,8 @@ static int check_volumes(const struct state *state, struct error *err)
         if ((volume->other_pool != NULL && state_get(state, object_kind_POOL, volume->other_pool) == NULL) ||
             (volume->other_host != NULL && state_get(state, object_kind_HOST, volume->other_host) == NULL))
             return BROKEN(err, "volume '%s' has something in a pool or on a host that does not exist", volume->name);
+        if (volume->snapshots != count_snapshots(state, volume))
+            return BROKEN(err, "volume '%s' is not in %llu snapshots", volume->name, (unsigned long long)volume->snapshots);
         const struct record *move = volume->state == volume_state_MOVING ? state_get(state, object_kind_OPERATION, volume->other_place) : NULL;
         if (volume->state == volume_state_MOVING &&
             (volume->other_pool == NULL || move == NULL || move->operation->state != operation_state_RUNNING))

@@ -18,6 +18,25 @@ struct vm_disk *volume_disk_find(const struct vm *vm, const char *volume_id)
     return NULL;
 }
 
+bool volume_is_in(const struct snapshot *snapshot, const char *volume_id)
+{
+    const struct snapshot_volume *volumes = snapshot->volumes.items;
+    for (size_t i = 0; i < snapshot->volumes.count; i++)
+        if (strcmp(volumes[i].id, volume_id) == 0)
+            return true;
+    return false;
+}
+
+const struct snapshot *volume_snapshot(const struct state *state, const struct volume *volume)
+{
+    for (size_t i = 0; volume->snapshots > 0 && i < state_count(state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(state, object_kind_SNAPSHOT, i)->snapshot;
+        if (volume_is_in(snapshot, volume->id))
+            return snapshot;
+    }
+    return NULL;
+}
+
 struct vm_disk *own_disk_find(const struct vm *vm, const char *name)
 {
     for (size_t i = 0; name != NULL && i < vm->disks.count; i++)

@@ -269,7 +269,6 @@ static void who_cannot_have_it(void **test)
         fixture_must(f, ROUTE_ID_volume_attach, name, "{\"vm\":\"one\"}");
     }
     refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"one\"}", -ENOSPC, "/vm", "16 is the most");
-    refused(f, ROUTE_ID_snapshot_create, "one", "{}", -ENOTSUP, "", "has a volume attached");
     refused(f, ROUTE_ID_vm_migrate, "three", "{}", -ENOTSUP, "/disks", "detach it, migrate the VM");
     /* pools and hosts stay while a volume is there */
     refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n1\"]}", -EBUSY, "/hosts", "volume 'local'");
