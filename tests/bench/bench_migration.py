@@ -24,6 +24,7 @@ import os
 import pathlib
 import re
 import select
+import signal
 import socket
 import statistics
 import struct
@@ -44,7 +45,7 @@ LINK_MBIT = int(os.environ.get('LINK', '400'))
 LINK_BYTES_PER_S = LINK_MBIT * 125000
 DOWNTIME_MS = 100
 LIMIT_S = int(os.environ.get('LIMIT', '60'))    # of one migration
-HOPELESS_RUNS = 3   # a way of QEMU's that has not come to an end in as many is left: each costs LIMIT_S
+HOPELESS_RUNS = 3   # a way of QEMU's that did not come to an end in as many runs is left: each costs LIMIT_S
 HZ = 1000
 PORT = 7777
 MAC = '02:00:00:00:00:01'
@@ -489,6 +490,7 @@ def main():
     parser.add_argument('--rows', default=os.environ.get('ROWS', ','.join(ROWS)))
     parser.add_argument('--ways', default=os.environ.get('WAYS', ''), help='only those, by comma')
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that what was started is ended
     namespace_enter()
     print(f'# {MEMORY_MIB} MiB guest, {DIRTY_MIB} MiB in use, link {LINK_MBIT} Mbit/s, limit of the pause {DOWNTIME_MS} ms, '
           f'{options.runs} runs each, load {os.getloadavg()[0]:.1f}')
@@ -497,12 +499,10 @@ def main():
     bad, everything, verdicts, port = 0, {}, [], PORT
     for row in options.rows.split(','):
         makers = {name: make for name, make in ways(row).items() if not options.ways or name in options.ways.split(',')}
-        results = {name: [] for name in makers}
+        results, failed = {name: [] for name in makers}, dict.fromkeys(makers, 0)
         for run in range(options.runs):
             for name, make in makers.items():
-                if name.startswith('qemu') and run == HOPELESS_RUNS and not results[name]:
-                    print(f'# {row} {name}: not tried again after {HOPELESS_RUNS} runs without an end', flush=True)
-                if name.startswith('qemu') and run >= HOPELESS_RUNS and not results[name]:
+                if failed[name] == HOPELESS_RUNS and name.startswith('qemu'):
                     continue
                 port += 1
                 try:
@@ -514,6 +514,9 @@ def main():
                 except (Failed, OSError, ValueError) as problem:
                     print(f'# {row} {name}: {problem}', flush=True)
                     bad += name.startswith('ours')
+                    failed[name] += 1
+                    if failed[name] == HOPELESS_RUNS and name.startswith('qemu'):
+                        print(f'# {row} {name}: not tried again', flush=True)
         table(row, results, options.runs)
         everything[row] = results
         verdicts.append(verdict(row, results))
