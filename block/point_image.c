@@ -234,7 +234,8 @@ static bool copy_begin(struct point_image *image, uint64_t first, uint64_t count
 {
     uint64_t offset = first * POINT_BLOCK_BYTES, bytes = count * POINT_BLOCK_BYTES;
     uint64_t size = MIN(bytes, image->back.size_bytes - offset);
-    /* More than can be held and not be on its way: then some of it is read or written, and its end begins this anew. */
+    /* More than is ever held and not on its way, once held_write has been called: some of it is read or written then, and its
+     * end begins this anew. */
     if (image->copies_bytes + bytes > 2 * image->options.held_bytes + POINT_CLUSTER_BYTES) {
         image->counters.waited++;
         return false;
@@ -347,6 +348,8 @@ static void held_write(struct point_image *image)
         run_begin(image, copies + at, length);
     }
     block_unplug(image->options.spill);
+    if (image->why.code != 0)
+        image_wake(image); /* who waited for memory has nothing to wait for any more */
 }
 
 static void held_drop(struct point_image *image)
@@ -521,6 +524,7 @@ static int front_submit(struct block *b, struct block_request *request)
     }
     if (changes && !front_may_pass(op)) {
         list_append(&image->front_waiting, &op->link);
+        held_write(image); /* it may be what this one waits for */
         return 0;
     }
     int code = front_pass(op);
@@ -802,6 +806,8 @@ static void waiting_retry(struct point_image *image)
 
 void point_image_run(struct point_image *image)
 {
+    if (image->why.code != 0)
+        waiting_retry(image);
     while (!list_empty(&image->front_ended))
         front_finish(LIST_ENTRY(image->front_ended.next, struct front_op, link), 0);
     while (!list_empty(&image->back_ended))

@@ -34,6 +34,7 @@ struct power_file {
     struct power_pages live, durable;
     struct list changes; /* struct power_change, not synced */
     int readers;         /* -1: one writer */
+    bool refuses;        /* every request, within submit */
     char *text; /* of one that was made by replace */
     size_t text_size;
 };
@@ -46,6 +47,7 @@ struct power_pool {
     uint64_t random;
     uint64_t steps, steps_max; /* 0: no end */
     bool dead;
+    bool all_at_hand; /* else each second page at a time */
     bool unlocked; /* files are opened whoever has them */
 };
 
@@ -324,6 +326,8 @@ static inline bool power_step(struct power_pool *p)
 static inline int power_submit(struct block *b, struct block_request *r)
 {
     struct power_block *pb = CONTAINER_OF(b, struct power_block, block);
+    if (pb->file->refuses)
+        return -EIO;
     list_append(&pb->queue, &r->link);
     pb->pool->queued++;
     return 0;
@@ -333,7 +337,8 @@ static inline int power_submit(struct block *b, struct block_request *r)
 static inline int power_read_at_hand(struct block *b, const struct block_request *r)
 {
     struct power_block *pb = CONTAINER_OF(b, struct power_block, block);
-    if (pb->pool->dead || (r->offset / POWER_PAGE + pb->pool->steps) % 2 == 0 || !block_may_submit(b))
+    bool here = pb->pool->all_at_hand || (r->offset / POWER_PAGE + pb->pool->steps) % 2 != 0;
+    if (pb->pool->dead || !here || !block_may_submit(b))
         return -EAGAIN;
     CLEANUP_FREE uint8_t *memory = xcalloc(1, r->size);
     const uint8_t *at = memory;

@@ -218,6 +218,7 @@ static void trial_begin(struct trial *t, uint64_t seed)
     static const uint64_t held[] = {1, 3 * POINT_BLOCK_BYTES, 40 * POINT_BLOCK_BYTES, 0};
     *t = (struct trial){.seed = seed, .random = seed * 0x9e3779b97f4a7c15ull + 1};
     t->pool = power_pool_create(seed);
+    t->pool->all_at_hand = chance(t, 3) == 0;
     t->then = xcalloc(SECTORS, SECTOR);
     t->now = xcalloc(SECTORS, SECTOR);
     t->disk = file_block(t, "disk");
@@ -434,6 +435,27 @@ static void much_at_once(void **state UNUSED)
     trial_end(t);
 }
 
+/* A request of more than memory takes goes on when the spill has some of it, though nothing else happens; and where that fails,
+ * too, and the image is lost. */
+static void more_than_memory(void **state UNUSED)
+{
+    for (unsigned refuses = 0; refuses < 2; refuses++) {
+        struct trial *t = whole_disk(5 * POINT_BLOCK_BYTES);
+        t->pool->all_at_hand = true;
+        power_find(t->pool, "spill 2")->refuses = refuses;
+        front_now(t, BLOCK_WRITE, POINT_BLOCK_BYTES, 4 * POINT_CLUSTER_BYTES);
+        assert_int_equal(point_image_is_lost(t->image, NULL), refuses);
+        if (refuses) {
+            point_image_destroy(t->image);
+            trial_free(t);
+            continue;
+        }
+        assert_true(point_image_counters(t->image).waited > 0);
+        back_expect(t, 0, SECTORS * SECTOR);
+        trial_end(t);
+    }
+}
+
 /* A discard of what is kept is carried out, beside it not; and what is kept stays. */
 static void discards(void **state UNUSED)
 {
@@ -480,6 +502,7 @@ int main(int argc, char **argv)
     }
     print_message("seeds %llu to %llu\n", (unsigned long long)seed_first, (unsigned long long)(seed_first + seeds - 1));
     const struct CMUnitTest tests[] = {cmocka_unit_test(random_trials), cmocka_unit_test(only_what_is_overwritten),
-                                       cmocka_unit_test(much_at_once), cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
+                                       cmocka_unit_test(much_at_once),
+                                       cmocka_unit_test(more_than_memory), cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
