@@ -19,6 +19,7 @@
 enum {
     RETRY_FIRST_MS = 50,
     RETRY_MAX_MS = 1000,
+    RENEW_S = 3, /* for a server to be greeted anew */
     EXTENT_BYTES_MAX = 1 << 30, /* asked about at once */
     SLICE_MAX = 128,            /* iovecs given to one system call */
     ERROR_TEXT_MAX = 4096,
@@ -68,6 +69,9 @@ struct nbd_client {
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
     bool stopping, broken;
+    bool renewing;       /* the server is to be greeted anew */
+    uint64_t greetings;  /* of a server, so far */
+    uint64_t told_bytes; /* how large it said the last time that the disk is */
     int opening_fd; /* of a handshake under way; -1: none */
     enum nbd_client_state state;
     struct error why;
@@ -434,7 +438,7 @@ static void wake_drain(struct nbd_client *c)
 /* How long until the oldest request has been on the wire for too long; -1: nothing is. */
 static int time_left(const struct nbd_client *c)
 {
-    if (list_empty(&c->sent))
+    if (list_empty(&c->sent) || c->options.patient)
         return -1;
     const struct wire_request *oldest = LIST_ENTRY(c->sent.next, struct wire_request, link);
     uint64_t due = oldest->asked_ms + c->options.timeout_ms, now = now_ms();
@@ -447,6 +451,15 @@ static bool is_stopping(struct nbd_client *c)
     bool stopping = c->stopping && list_empty(&c->queued);
     pthread_mutex_unlock(&c->lock);
     return stopping;
+}
+
+static bool renewal_take(struct nbd_client *c)
+{
+    pthread_mutex_lock(&c->lock);
+    bool renewing = c->renewing;
+    c->renewing = false;
+    pthread_mutex_unlock(&c->lock);
+    return renewing;
 }
 
 static bool is_broken(struct nbd_client *c)
@@ -462,7 +475,7 @@ static int link_serve(struct nbd_client *c)
 {
     head_expect(&c->in);
     while (true) {
-        int code = is_broken(c) ? -ECONNABORTED : send_some(c);
+        int code = is_broken(c) || renewal_take(c) ? -ECONNABORTED : send_some(c);
         while (code >= 0 && (code = receive_some(c)) > 0)
             ;
         if (code < 0)
@@ -495,19 +508,19 @@ static void link_lost(struct nbd_client *c, int code)
     {
         struct wire_request *w = LIST_ENTRY(link, struct wire_request, link);
         w->result = 0;
-        c->astray = c->astray || (is_change(w) && !c->hello.ends_earlier);
+        c->astray = c->astray || (is_change(w) && !c->hello.ends_earlier && !c->options.patient);
         for (unsigned i = 0; w->extents != NULL && i < ARRAY_SIZE(w->extents->data); i++) {
             free(w->extents->data[i]);
             w->extents->data[i] = NULL;
         }
-        if (++w->tries == NBD_CLIENT_TRIES_MAX)
+        if (++w->tries >= NBD_CLIENT_TRIES_MAX && !c->options.patient)
             wire_end(c, w, -EIO);
     }
     list_take(&all, &c->sent);
     list_take(&all, &c->queued);
     list_take(&c->queued, &all);
     c->sent_count = 0;
-    c->flush_lost = c->flush_lost || c->acknowledged > c->flushed;
+    c->flush_lost = c->flush_lost || (c->acknowledged > c->flushed && !c->options.durable);
     c->flushed = c->acknowledged;
     c->state = NBD_CLIENT_CONNECTING;
     error_errno(&c->why, code, "the link to the NBD server is lost");
@@ -584,8 +597,9 @@ static int link_open(struct nbd_client *c, struct error *err)
         close(fd);
         return code;
     }
-    bool is_same = hello.size_bytes == c->hello.size_bytes && hello.structured == c->hello.structured &&
-                   hello.ends_earlier == c->hello.ends_earlier &&
+    bool fits = hello.size_bytes == c->hello.size_bytes || (c->options.patient && hello.size_bytes > c->hello.size_bytes);
+    bool is_same = fits && hello.structured == c->hello.structured &&
+                   (hello.ends_earlier == c->hello.ends_earlier || c->options.patient) &&
                    memcmp(hello.has_context, c->hello.has_context, sizeof hello.has_context) == 0;
     if (c->hello.size_bytes != 0 && !is_same) {
         close(fd);
@@ -595,6 +609,11 @@ static int link_open(struct nbd_client *c, struct error *err)
         c->hello = hello;
     memcpy(c->hello.context_id, hello.context_id, sizeof hello.context_id); /* the thread's alone from here on */
     c->fd = fd;
+    pthread_mutex_lock(&c->lock);
+    c->told_bytes = hello.size_bytes;
+    c->greetings++;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
     return 0;
 }
 
@@ -615,7 +634,7 @@ static bool link_restore(struct nbd_client *c)
             c->why = err;
             if (code == -ESTALE)
                 c->state = NBD_CLIENT_REFUSED;
-            else if (now_ms() >= give_up || c->stopping)
+            else if ((now_ms() >= give_up && !c->options.patient) || c->stopping)
                 c->state = NBD_CLIENT_DOWN;
             if (c->state != NBD_CLIENT_CONNECTING)
                 queued_fail(c, -EIO);
@@ -730,16 +749,33 @@ static void client_free(struct nbd_client *c)
     free(c);
 }
 
-static void client_close(struct block *b)
+static void thread_end(struct nbd_client *c)
 {
-    struct nbd_client *c = of_block(b);
     pthread_mutex_lock(&c->lock);
     c->stopping = true;
     pthread_mutex_unlock(&c->lock);
     thread_wake(c);
     pthread_join(c->thread, NULL);
+}
+
+static void client_close(struct block *b)
+{
+    struct nbd_client *c = of_block(b);
+    thread_end(c);
     nbd_hello_leave(c->fd);
     client_free(c);
+}
+
+int nbd_client_leave(struct block *b, unsigned wait_ms, struct error *err)
+{
+    struct nbd_client *c = of_block(b);
+    block_drain(b);
+    if (nbd_client_state(b, NULL) != NBD_CLIENT_UP)
+        nbd_client_break(b); /* it is in the midst of a greeting, perhaps */
+    thread_end(c);
+    int code = nbd_hello_leave_wait(c->fd, wait_ms);
+    client_free(c);
+    return code < 0 ? error_set(err, code, ERROR_TIMEOUT, "the server of the disk does not let go of it") : 0;
 }
 
 void nbd_client_break(struct block *b)
@@ -777,8 +813,36 @@ static int client_next_data(struct block *b, uint64_t from, uint64_t *ret_start,
     return 0;
 }
 
-static const struct block_ops client_ops = {
-    .submit = client_submit, .drain = client_drain, .close = client_close, .next_data = client_next_data};
+/* Until the server has been greeted once more, and has said how large its disk is; what is under way meanwhile is sent again. */
+static int client_grow(struct block *b, uint64_t size_bytes, struct error *err)
+{
+    struct nbd_client *c = of_block(b);
+    struct timespec until;
+    int waited = 0;
+    if (!c->options.patient)
+        return error_set(err, -EOPNOTSUPP, ERROR_NOT_SUPPORTED, "a disk that is served by NBD keeps its size");
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += RENEW_S;
+    pthread_mutex_lock(&c->lock);
+    uint64_t before = c->greetings;
+    c->renewing = true;
+    thread_wake(c);
+    while (c->greetings == before && waited == 0)
+        waited = pthread_cond_timedwait(&c->changed, &c->lock, &until);
+    uint64_t told_bytes = c->told_bytes;
+    pthread_mutex_unlock(&c->lock);
+    if (waited != 0 || told_bytes < size_bytes)
+        return error_set(err, -EAGAIN, ERROR_CONFLICT, waited != 0 ? "the server of the disk does not answer"
+                                                                  : "the server of the disk has not enlarged it yet");
+    b->size_bytes = size_bytes;
+    return 0;
+}
+
+static const struct block_ops client_ops = {.submit = client_submit,
+                                            .drain = client_drain,
+                                            .close = client_close,
+                                            .grow = client_grow,
+                                            .next_data = client_next_data};
 
 /* ---- extents ---- */
 
@@ -883,7 +947,7 @@ static void block_fill(struct nbd_client *c)
                               .read_only = c->options.read_only || (flags & NBD_READ_ONLY) != 0,
                               .can_discard = (flags & NBD_SEND_TRIM) != 0,
                               .can_write_zeroes = (flags & NBD_SEND_WRITE_ZEROES) != 0,
-                              .lost_with_process = true};
+                              .lost_with_process = !c->options.durable};
 }
 
 int nbd_client_open(const struct nbd_client_options *options, struct block **ret_block, struct error *err)

@@ -41,6 +41,12 @@ struct nbd_client_options {
     const char *export_name; /* NULL: "", the server's first */
     const char *changed_since; /* ask what has changed since the state of that name (nbd_wire.h); NULL: do not */
     bool read_only;          /* do not write, whatever the server allows */
+    bool patient;            /* of a server that has done with one client before it greets the next (nbd_server_options.own), and whose
+                                successor has, too, with what the server before it has left: requests wait for it as long as it takes, however often the link is lost: they never fail for want of
+                                it, and none is given up that is unanswered; timeout_ms is for greetings alone. It may come back with a
+                                larger disk, which block_grow looks for: it greets the server anew, and -EAGAIN says that the disk is not so
+                                large yet, or nobody answers in time */
+    bool durable;            /* what the server has acknowledged outlives its process: nothing is lost with a link, and no FLUSH fails for it */
     unsigned timeout_ms, reconnect_ms; /* 0: as above */
     void (*wake)(void *arg); /* have nbd_client_run called soon under the owner's lock; any thread. NULL: only drain */
     void *wake_arg;
@@ -52,6 +58,9 @@ enum nbd_client_state { NBD_CLIENT_CONNECTING, NBD_CLIENT_UP, NBD_CLIENT_DOWN, N
 int nbd_client_open(const struct nbd_client_options *options, struct block **ret_block, struct error *err);
 /* Of a block that nbd_client_open gave: call done of what has ended. */
 void nbd_client_run(struct block *b);
+/* Close @b, and wait for up to @wait_ms until the server has ended the connection as well (nbd_server_options.own). 0, also where there is
+ * no link; -ETIMEDOUT in words: it has not. @b is gone in any case. */
+int nbd_client_leave(struct block *b, unsigned wait_ms, struct error *err);
 /* Give the link up for good, also one that is silent: what is under way and all that comes fails with -EIO, soon. */
 void nbd_client_break(struct block *b);
 /* How the link fares, and why it is not up (@ret_why may be NULL). */

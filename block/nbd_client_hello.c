@@ -275,6 +275,21 @@ int nbd_hello_connect(const char *socket_path, uint16_t port, unsigned timeout_m
     return 0;
 }
 
+int nbd_hello_leave_wait(int fd, unsigned wait_ms)
+{
+    struct talk t = {fd, now_ms() + wait_ms};
+    uint8_t rest[256];
+    nbd_hello_leave(fd);
+    while (fd >= 0) {
+        ssize_t n = recv(fd, rest, sizeof rest, MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+            break;
+        if (n < 0 && errno == EAGAIN && talk_wait(&t, POLLIN, NULL) < 0)
+            return -ETIMEDOUT;
+    }
+    return 0;
+}
+
 void nbd_hello_leave(int fd)
 {
     uint8_t request[NBD_REQUEST_HEAD_BYTES] = {0};

@@ -32,5 +32,7 @@ int nbd_hello_negotiate(int fd, const char *export_name, const char *changed_sin
                         unsigned timeout_ms, struct nbd_hello *ret_hello, struct error *err);
 /* Say goodbye, if that goes at once; @fd may be -1. */
 void nbd_hello_leave(int fd);
+/* And wait until the server has ended the connection: 0, -ETIMEDOUT. */
+int nbd_hello_leave_wait(int fd, unsigned wait_ms);
 
 #endif

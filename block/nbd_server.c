@@ -27,9 +27,11 @@ struct nbd_server {
     struct list sessions; /* theirs */
 };
 
-static void client_end(struct server_client *client)
+static void client_end(struct nbd_server *server, struct server_client *client)
 {
     nbd_session_destroy(TAKE_PTR(client->session));
+    if (server->options.own != NULL)
+        (void)server->options.own(server->options.own_arg, false); /* whose word it is what comes of it */
     close_fd(&client->fd);
 }
 
@@ -58,7 +60,8 @@ int nbd_server_adopt(struct nbd_server *server, int fd)
 static void client_accept(struct nbd_server *server)
 {
     int fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd >= 0 && nbd_server_adopt(server, fd) < 0)
+    bool refused = fd >= 0 && server->options.own != NULL && server->options.own(server->options.own_arg, true) < 0;
+    if (fd >= 0 && (refused || nbd_server_adopt(server, fd) < 0))
         close(fd);
 }
 
@@ -113,12 +116,21 @@ static short events_wanted(const struct server_client *client)
     return (short)(events | (nbd_session_output(client->session, one, 2) > 0 ? POLLOUT : 0));
 }
 
+/* Others wait in the kernel while one has the disk for itself. */
+static bool may_accept(const struct nbd_server *server)
+{
+    bool any = false;
+    for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++)
+        any = any || server->clients[i].session != NULL;
+    return server->options.own == NULL || !any;
+}
+
 /* False: told to stop, or nobody is left to serve. */
 static bool round_wait(struct nbd_server *server, struct pollfd *fds)
 {
     bool anybody = !server->options.adopted_only;
     fds[0] = (struct pollfd){.fd = server->stop_fd, .events = POLLIN};
-    fds[1] = (struct pollfd){.fd = server->listen_fd, .events = POLLIN};
+    fds[1] = (struct pollfd){.fd = may_accept(server) ? server->listen_fd : -1, .events = POLLIN};
     fds[2] = (struct pollfd){.fd = server->wake_fd, .events = POLLIN};
     for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++) {
         const struct server_client *client = &server->clients[i];
@@ -146,11 +158,11 @@ void nbd_server_run(struct nbd_server *server)
             eventfd_empty(server->wake_fd);
         for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++)
             if (server->clients[i].session != NULL && !client_receive(&server->clients[i]))
-                client_end(&server->clients[i]);
+                client_end(server, &server->clients[i]);
         blocks_run(server);
         for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++)
             if (server->clients[i].session != NULL && !client_send(&server->clients[i]))
-                client_end(&server->clients[i]);
+                client_end(server, &server->clients[i]);
     }
 }
 
@@ -253,7 +265,7 @@ void nbd_server_destroy(struct nbd_server *server)
         return;
     for (unsigned i = 0; i < NBD_SERVER_CLIENTS_MAX; i++)
         if (server->clients[i].session != NULL)
-            client_end(&server->clients[i]);
+            client_end(server, &server->clients[i]);
     if (server->socket_path != NULL)
         unlink(server->socket_path);
     close_fd(&server->listen_fd);

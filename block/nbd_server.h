@@ -25,6 +25,11 @@ struct nbd_server_options {
     unsigned export_count;
     void (*run)(void *arg); /* once a round: have `done` called of what has ended; NULL: all blocks are drained */
     void *run_arg;
+    /* One client at a time, and the disk is ours only while there is one. Asked with true before it is served - a negative answer hangs up on
+     * it -, with false when it has gone and nothing of it is under way any more; only then its connection ends, so whoever sees that end
+     * knows that the disk may be another's. Others wait. NULL: all that come are served, at any time. */
+    int (*own)(void *arg, bool own);
+    void *own_arg;
 };
 
 struct nbd_server;
