@@ -597,7 +597,9 @@ static int disk_add(struct point_job *job, const struct machine_slot *slot, stru
     if (slot->disk.format != disk_format_LAYERS)
         return job->drop ? 0
                          : error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
-                                     "disk %s is one raw file; only disks with layers have snapshots", slot->id);
+                                     slot->disk.format == disk_format_NBD
+                                         ? "disk %s is in a pool of Ceph; only disks with layers have snapshots: back it up, or detach it first"
+                                         : "disk %s is one raw file; only disks with layers have snapshots", slot->id);
     ASSERT(job->count < POINTS_DISKS_MAX && slash != NULL);
     *d = (struct disk_point){.job = job, .disk = block_layers_disk(blk_of_virtio(slot->virtio)->block)};
     snprintf(d->id, sizeof d->id, "%s", slot->id);

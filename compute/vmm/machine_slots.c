@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "compute/vmm/block/block_file.h"
 #include "compute/vmm/block/block_layers.h"
+#include "compute/vmm/block/block_nbd.h"
 #include "compute/vmm/devices/net/net.h"
 #include "compute/vmm/devices/pcihp/pcihp.h"
 #include "compute/vmm/devices/pm/pm.h"
@@ -158,6 +159,12 @@ static void changes_end(struct machine *m, struct machine_slot *slot)
     slot->changes = NULL;
 }
 
+static int served_open(const struct vmm_disk *disk, bool unowned, struct io_loop *io, struct block **ret_block, struct error *err)
+{
+    const struct block_nbd_options options = {.read_only = disk->read_only, .unowned = unowned, .size_bytes = disk->size_bytes};
+    return block_nbd_open(disk->path, &options, io, ret_block, err);
+}
+
 int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struct block **ret_block, struct error *err)
 {
     struct block *block;
@@ -172,6 +179,8 @@ int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struc
     int code = engine_choose(m, disk, &file.uring, err);
     if (code == 0 && disk->format == disk_format_LAYERS)
         code = block_layers_open(disk->path, &file, m->io, &block, err);
+    else if (code == 0 && disk->format == disk_format_NBD)
+        code = served_open(disk, file.unlocked, m->io, &block, err);
     else if (code == 0)
         code = block_file_open(disk->path, &file, m->io, &block, err);
     if (code < 0)
@@ -411,6 +420,8 @@ void machine_slot_unplug(struct machine *m, struct machine_slot *slot, bool forc
     }
     pthread_mutex_lock(&m->device_lock);
     if (force && !slot->detached) {
+        if (slot->disk.format == disk_format_NBD) /* its server may be away, and would be waited for */
+            block_nbd_give_up(blk_of_virtio(slot->virtio)->block);
         blk_detach(blk_of_virtio(slot->virtio));
         slot->detached = true;
         changes_end(m, slot); /* others may write it from now on */
