@@ -11,6 +11,8 @@
  * The agent trusts none of it more than it would trust the server: sizes have limits, content has its checksum, and a child that
  * is silent for WEB_GET_SILENT_MS is ended. It ends with the thread that began it (PR_SET_PDEATHSIG), and when nobody reads.
  *
+ * It reads what all may read: certificates of authorities, resolv.conf and what a proxy's variables name have to be.
+ *
  * Without a user (0, or an agent that is not root) there are no rights to give up, and it is got in the caller's process. */
 #ifndef COMPUTE_AGENT_WEB_GET_H
 #define COMPUTE_AGENT_WEB_GET_H
