@@ -474,9 +474,18 @@ static void on_eject(void *arg, unsigned number)
 
 void machine_slots_reset(struct machine *m)
 {
-    for (unsigned i = 0; i < PCI_SLOTS; i++)
-        if (m->slots.slots[i].kind != SLOT_EMPTY && m->slots.slots[i].unplugging)
-            slot_empty(m, &m->slots.slots[i], "reset");
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        struct machine_slot *slot = &m->slots.slots[i];
+        if (slot->kind == SLOT_EMPTY || !slot->unplugging)
+            continue;
+        if (slot->kind != SLOT_DISK || !machine_points_are_busy(m)) {
+            slot_empty(m, slot, "reset");
+        } else if (m->pci.functions[i * PCI_FUNCTIONS]) { /* as if it had been ejected: see machine_slots_settle */
+            pthread_mutex_lock(&m->device_lock);
+            pci_bus_remove(&m->pci, i);
+            pthread_mutex_unlock(&m->device_lock);
+        }
+    }
 }
 
 static void raise_gpe(void *arg, unsigned gpe)
