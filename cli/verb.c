@@ -125,6 +125,11 @@ const struct verb verbs[] = {
      "A host that has both pools copies it, also while a VM uses it. Until all of it is there it is in the pool that it is in, and stays\n"
      "there where the move fails or is cancelled (`drover operation cancel`); what is left in the other pool is removed (other_pool in\n"
      "`drover volume show` until it is).\n"},
+    {"volume", "snapshot", NULL, "drover volume snapshot data1 before-upgrade --wait", ROUTE_ID_volume_snapshot, ARGUMENT_VM_AND_NEW_NAME, NULL,
+     NULL, NULL,
+     WAIT_HELP
+     "\n"
+     "The snapshot is one like a VM's: drover snapshot show, revert and delete; a revert needs the volume's VM off, or the volume detached.\n"},
     {"volume", "forget-left", NULL, "drover volume forget-left data1 --yes", ROUTE_ID_volume_forget_left, ARGUMENT_NAME, NULL,
      "Forget what a move has left of volume %s? It stays in the other pool, and takes room there.", NULL, NULL},
     {"volume", "delete", NULL, "drover volume delete data1 --yes --wait", ROUTE_ID_volume_delete, ARGUMENT_NAME, NULL,
@@ -184,14 +189,14 @@ const struct verb verbs[] = {
      "  --until TEXT           end when this text has been shown\n"},
     {"vm", "events", "Show what happened to a VM.", "drover vm events web1", OWN, ARGUMENT_NAME, NULL, NULL, event_list, NULL},
     {"snapshot", "list", NULL, "drover snapshot list --filter vm_name=web1", ROUTE_ID_snapshot_list, ARGUMENT_NONE,
-     "name,vm_name,state,consistency,ram,created_at", NULL, NULL, NULL},
+     "name,vm_name,volume_name,state,consistency,ram,created_at", NULL, NULL, NULL},
     {"snapshot", "create", NULL, "drover snapshot create web1 before-upgrade --wait", ROUTE_ID_snapshot_create,
      ARGUMENT_VM_AND_NEW_NAME, NULL, NULL, NULL, WAIT_HELP},
     {"snapshot", "show", NULL, "drover snapshot show before-upgrade", ROUTE_ID_snapshot_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"snapshot", "update", NULL, "drover snapshot update before-upgrade --label keep=yes", ROUTE_ID_snapshot_update, ARGUMENT_NAME,
      NULL, NULL, NULL, NULL},
     {"snapshot", "revert", NULL, "drover snapshot revert before-upgrade --yes --wait", ROUTE_ID_snapshot_revert, ARGUMENT_NAME, NULL,
-     "Take the VM back to snapshot %s? What was written since is lost", NULL, WAIT_HELP},
+     "Take the VM or volume back to snapshot %s? What was written since is lost", NULL, WAIT_HELP},
     {"snapshot", "delete", NULL, "drover snapshot delete before-upgrade --yes --wait", ROUTE_ID_snapshot_delete, ARGUMENT_NAME, NULL,
      "Remove snapshot %s?", NULL, WAIT_HELP},
     {"backup-store", "list", NULL, "drover backup-store list", ROUTE_ID_backup_store_list, ARGUMENT_NONE,
@@ -309,7 +314,7 @@ static const char *help_of(const struct verb *v)
 static const char *argument_of(const struct verb *v)
 {
     if (v->argument == ARGUMENT_VM_AND_NEW_NAME)
-        return " VM [NAME]";
+        return strcmp(v->noun, "volume") == 0 ? " VOLUME [NAME]" : " VM [NAME]";
     if (v->argument == ARGUMENT_NAME_FILE)
         return " NAME FILE";
     if (v->argument == ARGUMENT_NAME_OR_NONE)

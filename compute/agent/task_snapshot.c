@@ -16,6 +16,9 @@
  * A snapshot with memory (migration/snapshot_memory.h) is there when the memory's file is: it gets its name last. One whose VMM has
  * ended meanwhile is not tried again, for what was to be kept has ended with it; what it has left is removed.
  *
+ * Of a volume alone it is the same with that disk alone. One that no VM has is where its order says: a child works on it at once, with the
+ * rights of whose it is; no VM gets it meanwhile (controller/fsm/apply_snapshot.c).
+ *
  * Cancel: WAITING: at once, but for a create with memory, which an agent before this one may have begun: that is undone, as is one
  * whose order has gone. A create that writes memory is given up by its VMM; any other, or a revert, is short, and ends by itself. A
  * delete that works has taken the name away already, so the snapshot is gone: it is ended as done, and what was not merged yet is
@@ -24,6 +27,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "block/layer_disk.h"
@@ -39,6 +43,7 @@
 #include "migration/snapshot_memory.h"
 
 #define SNAPSHOT_LOOK_MS 200
+#define CLEARED_MAX 5u
 #define SNAPSHOT_ASK_MS 120000 /* for a VMM's answer: files are made and synced */
 #define MEMORY_BYTES_PER_MS 20000u /* that a VMM's memory is written at, at least: it is waited for so much longer */
 #define STEP_DROPPED "giving space back" /* from here on a delete cannot be undone */
@@ -57,6 +62,7 @@ struct snapshot_task {
     bool orphaned; /* nobody wants it any more, and its VMM is making it: that has to go before the task does */
     bool dropping; /* its VMM was asked to remove it: from there on it goes to the end */
     unsigned busy; /* answers in a row */
+    unsigned cleared; /* how often a name that nobody knew the disks of was taken away */
     /* how it ended */
     bool over;
     enum operation_state state;
@@ -171,21 +177,56 @@ static int volume_take(const struct snapshot_task *s, const struct local_vm *vm,
     return r == 0 && vm_user(vm) != geteuid() ? vmm_user_own_disk(&vm_context_of(vm)->places, order, disk, vm_user(vm), err) : r;
 }
 
+/* Of a volume alone: is @disk another one? */
+static bool is_other(const struct snapshot_task *s, const struct vm_disk *disk)
+{
+    const char *volume = s->task->order.task.snapshot.volume;
+    return volume != NULL && !text_same(disk->volume, volume);
+}
+
+static void fill_order(const struct snapshot_task *s, struct snapshot_work *work)
+{
+    OBJECT_SET(snapshot_work, work, kind, s->undoing ? task_kind_SNAPSHOT_DELETE : kind_of(s));
+    if (kind_of(s) == task_kind_SNAPSHOT_REVERT && s->task->order.task.snapshot.memory)
+        OBJECT_SET(snapshot_work, work, ram, true);
+    OBJECT_TEXT(snapshot_work, work, snapshot, s->task->order.task.snapshot.id);
+}
+
+/* A volume that no VM has: whoever has had it last is whose it is. */
+static int fill_volume_work(const struct snapshot_task *s, struct snapshot_work *work, struct error *err)
+{
+    const struct volume_order *order = &s->task->order.volume;
+    const struct vm_disk disk = {.name = order->disk, .volume = order->id, .place = order->place}; /* borrowed */
+    struct stat st;
+    if (!OBJECT_HAS(task_order, &s->task->order, volume) || !OBJECT_HAS(volume_order, order, pool))
+        return error_set(err, -ENOENT, ERROR_CONFLICT, "it is not said where the volume is: a VM has it by now; ask again");
+    int r = pool_watch_there(&s->agent->pools, order->pool.id, order->pool.name, err);
+    if (r < 0)
+        return r; /* what follows looks into it, on the loop */
+    CLEANUP_FREE char *directory = pool_dir_disk(&order->pool, order->id, &disk);
+    if (lstat(directory, &st) < 0)
+        return error_errno(err, -errno, "cannot look at %s", directory);
+    fill_order(s, work);
+    if (st.st_uid != geteuid())
+        OBJECT_SET(snapshot_work, work, user, st.st_uid);
+    struct snapshot_work_disk *item = OBJECT_ADD(snapshot_work, work, disks);
+    OBJECT_TEXT(snapshot_work_disk, item, name, order->disk);
+    OBJECT_TEXT(snapshot_work_disk, item, directory, directory);
+    return 0;
+}
+
 static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, struct snapshot_work *work,
                      struct error *err)
 {
     const struct vm_order *order = vm_order_of(vm);
     const struct vm_disk *disks = order->disks.items;
-    OBJECT_SET(snapshot_work, work, kind, s->undoing ? task_kind_SNAPSHOT_DELETE : kind_of(s));
-    if (kind_of(s) == task_kind_SNAPSHOT_REVERT && s->task->order.task.snapshot.memory)
-        OBJECT_SET(snapshot_work, work, ram, true);
-    OBJECT_TEXT(snapshot_work, work, snapshot, s->task->order.task.snapshot.id);
+    fill_order(s, work);
     OBJECT_SET(snapshot_work, work, epoch, order->epoch);
     if (vm_user(vm) != geteuid())
         OBJECT_SET(snapshot_work, work, user, vm_user(vm));
     for (size_t i = 0; i < order->disks.count; i++) {
         CLEANUP_FREE char *directory = vm_files_layers_path(&vm_context_of(vm)->places, order, &disks[i]);
-        if (disks[i].read_only || disks[i].leaving)
+        if (disks[i].read_only || disks[i].leaving || is_other(s, &disks[i]))
             continue; /* does not change; is in none */
         if (order->ha && pool_dir_of(order, &disks[i]) != NULL && pool_dir_of(order, &disks[i])->kind == pool_kind_SHARED_DIR)
             return error_set(err, -EBUSY, ERROR_CONFLICT,
@@ -208,11 +249,12 @@ static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, s
     return 0;
 }
 
+/* @vm NULL: on a volume that no VM has. */
 static void work_begin(struct snapshot_task *s, const struct local_vm *vm)
 {
     struct snapshot_work work = {0};
     struct error err;
-    int r = fill_work(s, vm, &work, &err);
+    int r = vm != NULL ? fill_work(s, vm, &work, &err) : fill_volume_work(s, &work, &err);
     if (r < 0 && !s->undoing)
         s->err = err;
     const struct task_child_options options = {.loop = s->agent->loop,
@@ -314,24 +356,56 @@ static void undo(struct snapshot_task *s)
     look_later(s);
 }
 
-/* The VMM says that a disk has the snapshot: was it made whole before the agent was restarted? */
+/* With memory. The VMM says that a disk has the snapshot: was it made whole before the agent was restarted? */
 static void on_found(struct snapshot_task *s)
 {
     const struct local_vm *vm = find_vm(s);
     CLEANUP_FREE char *directory = vm != NULL ? vm_files_memory_directory(&vm_context_of(vm)->places, vm_order_of(vm)) : NULL;
     uint64_t bytes = 0;
-    if (keeps_memory(s) && (directory == NULL || snapshot_memory_look(directory, s->task->order.task.snapshot.id, &bytes, NULL) < 0)) {
+    if ((directory == NULL || snapshot_memory_look(directory, s->task->order.task.snapshot.id, &bytes, NULL) < 0)) {
         error_set(&s->err, -EIO, ERROR_INTERNAL, "it was interrupted before the VM's memory was kept; make it again");
         undo(s);
         return;
     }
-    if (keeps_memory(s))
-        (void)file_sync_directory(directory, NULL); /* the VMM that named it may have ended just then */
-    OBJECT_SET(snapshot_result, &s->result, consistency, keeps_memory(s) ? snapshot_consistency_MEMORY : snapshot_consistency_CRASH);
+    (void)file_sync_directory(directory, NULL); /* the VMM that named it may have ended just then */
+    OBJECT_SET(snapshot_result, &s->result, consistency, snapshot_consistency_MEMORY);
     if (bytes > 0)
         OBJECT_SET(snapshot_result, &s->result, ram_bytes, bytes);
     s->has_result = true;
     over(s, operation_state_SUCCEEDED);
+}
+
+/* A disk that is to be in it, and that the VMM has not: a guest may have let go of it by itself. NULL: all are there. */
+static const char *disk_that_lacks(const struct snapshot_task *s, const struct vmm_point *point)
+{
+    const struct local_vm *vm = find_vm(s);
+    const struct snapshot_disk *has = point->disks.items;
+    const struct vm_disk *disks = vm != NULL ? vm_order_of(vm)->disks.items : NULL;
+    for (size_t i = 0; vm != NULL && i < vm_order_of(vm)->disks.count; i++) {
+        bool found = disks[i].read_only || disks[i].leaving || is_other(s, &disks[i]);
+        for (size_t k = 0; k < point->disks.count && !found; k++)
+            found = strcmp(has[k].name, disks[i].name) == 0;
+        if (!found)
+            return disks[i].name;
+    }
+    return NULL;
+}
+
+/* Some disks have had it, or all, and nobody knows which: a VMM or an agent has ended in the middle. It goes, and is made anew. */
+static void on_cleared(const struct http_answer *answer, void *arg)
+{
+    struct snapshot_task *s = arg;
+    if (!answered(s))
+        return;
+    bool is_gone = answer->error == 0 && answer->status == 200;
+    if (is_gone && s->cleared++ < CLEARED_MAX) {
+        look_later(s);
+    } else if (is_gone) {
+        error_set(&s->err, -EIO, ERROR_INTERNAL, "its VMM says again and again that it has the snapshot already");
+        over(s, operation_state_FAILED);
+    } else if (!try_again(s, answer)) {
+        fail_by(s, answer);
+    }
 }
 
 static void on_taken(const struct http_answer *answer, void *arg)
@@ -348,6 +422,13 @@ static void on_taken(const struct http_answer *answer, void *arg)
         undo(s);
     } else if (answer->error == 0 && answer->status == 200 &&
                OBJECT_DECODE(vmm_point, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &point, &err) == 0) {
+        const char *lacks = disk_that_lacks(s, &point);
+        if (lacks != NULL) {
+            error_set(&s->err, -ENODEV, ERROR_CONFLICT, "the guest has let go of disk %s; it comes back with the VM's next start, or detach it", lacks);
+            OBJECT_CLEAR(vmm_point, &point);
+            undo(s);
+            return;
+        }
         OBJECT_SET(snapshot_result, &s->result, consistency, point.consistency);
         OBJECT_SET(snapshot_result, &s->result, pause_us, point.pause_us);
         if (point.memory_bytes > 0)
@@ -358,8 +439,12 @@ static void on_taken(const struct http_answer *answer, void *arg)
         OBJECT_CLEAR(vmm_point, &point);
         s->has_result = true;
         over(s, operation_state_SUCCEEDED);
-    } else if (answer->error == 0 && answer->problem.kind == ERROR_EXISTS) {
+    } else if (answer->error == 0 && answer->problem.kind == ERROR_EXISTS && keeps_memory(s)) {
         on_found(s);
+    } else if (answer->error == 0 && answer->problem.kind == ERROR_EXISTS) {
+        if (find_vm(s) == NULL || vm_disks(find_vm(s)) != VM_DISKS_IN_USE ||
+            ask(s, "DELETE", s->task->order.task.snapshot.id, NULL, on_cleared) < 0)
+            look_later(s);
     } else if (answer->error != 0 && keeps_memory(s)) {
         error_set(&s->err, -EIO, answer->problem.kind, "its VMM ended, or did not answer, while its memory was kept: %s", answer->problem.text);
         undo(s);
@@ -457,6 +542,11 @@ static int ask_for_point(struct snapshot_task *s)
         OBJECT_SET(vmm_point_order, &order, freeze, wanted->freeze ? vmm_freeze_MUST : vmm_freeze_NEVER);
     if (wanted->ram)
         OBJECT_SET(vmm_point_order, &order, memory, true);
+    if (wanted->disk != NULL) {
+        order.disks.items = xcalloc(1, sizeof *order.disks.items);
+        order.disks.items[order.disks.count++] = xstrdup(wanted->disk);
+        object_mark(&vmm_point_order_desc, &order, "disks");
+    }
     OBJECT_ENCODE(vmm_point_order, &order, &body);
     OBJECT_CLEAR(vmm_point_order, &order);
     agent_task_progress(s->task, "its VMM makes a new top layer", 0, 0);
@@ -493,6 +583,10 @@ static void ask_vmm(struct snapshot_task *s)
 static void look(struct snapshot_task *s)
 {
     struct local_vm *vm = find_vm(s);
+    if (s->vm[0] == '\0') {
+        work_begin(s, NULL);
+        return;
+    }
     enum vm_disks disks = vm != NULL ? vm_disks(vm) : VM_DISKS_NONE;
     switch (disks) {
     case VM_DISKS_FREE:
@@ -543,7 +637,8 @@ static void start(struct agent_task *task)
     s->task = task;
     s->agent = task->agent;
     task->state = s;
-    snprintf(s->vm, sizeof s->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
+    const char *vm = task->order.volume_vm != NULL ? task->order.volume_vm : task->order.task.vm;
+    snprintf(s->vm, sizeof s->vm, "%s", vm != NULL ? vm : "");
     uv_timer_init(s->agent->loop, &s->timer);
     s->timer.data = s;
     hold(s, true);
@@ -623,7 +718,24 @@ static uint64_t epoch_of(const struct snapshot_work *work, const struct snapshot
     return OBJECT_HAS(snapshot_work_disk, disk, epoch) ? disk->epoch : work->epoch;
 }
 
-/* One disk. -EEXIST: it has the snapshot already. */
+/* 1, or 0: it has it not. */
+static int disk_has(const struct snapshot_work *work, const struct snapshot_work_disk *disk, struct error *err)
+{
+    struct layer_pool *pool;
+    struct layer_disk *opened;
+    int r = pool_open(disk, &pool, err);
+    if (r < 0)
+        return r;
+    r = layer_disk_open(pool, disk->name, true, 0, &opened, err);
+    if (r == 0) {
+        r = layer_disk_has(opened, work->snapshot);
+        layer_disk_close(opened);
+    }
+    layer_pool_dir_destroy(pool);
+    return r;
+}
+
+/* One disk. */
 static int disk_create(const struct snapshot_work *work, const struct snapshot_work_disk *disk, struct snapshot_disk *seen,
                        struct error *err)
 {
@@ -686,18 +798,24 @@ static int all_create(const struct snapshot_work *work, struct task_seen *ret_se
 {
     const struct snapshot_work_disk *disks = work->disks.items;
     struct snapshot_result *result = &ret_seen->snapshot;
+    bool found = false;
     int r = 0;
     size_t i;
-    for (i = 0; i < work->disks.count && r == 0; i++) {
+    /* A VMM or a child before this one has ended in the middle: of one moment are only those that are made now. */
+    for (i = 0; i < work->disks.count && r == 0; i++)
+        if ((r = disk_has(work, &disks[i], err)) > 0) {
+            found = true;
+            r = disk_delete(work, &disks[i], false, err);
+        }
+    for (i = 0; i < work->disks.count && r == 0; i++)
         r = disk_create(work, &disks[i], OBJECT_ADD(snapshot_result, result, disks), err);
-        r = r == -EEXIST ? 0 : r;
-    }
     if (r < 0) { /* all or none */
         for (size_t k = 0; k < i; k++)
             disk_delete(work, &disks[k], false, NULL);
         return r;
     }
-    OBJECT_SET(snapshot_result, result, consistency, snapshot_consistency_FILESYSTEM); /* it is off: nothing is half way */
+    /* It is off: nothing is half way, but where it ended while this was made. */
+    OBJECT_SET(snapshot_result, result, consistency, found ? snapshot_consistency_CRASH : snapshot_consistency_FILESYSTEM);
     OBJECT_SET(snapshot_result, result, pause_us, 0);
     object_mark(&task_seen_desc, ret_seen, "snapshot");
     return 0;
@@ -738,6 +856,10 @@ static int all_revert(const struct snapshot_work *work, struct task_seen *ret_se
     int r = snapshot_resume_clear(memory_directory(work), err);
     if (r == 0 && work->ram && (r = snapshot_memory_look(memory_directory(work), work->snapshot, &bytes, err)) < 0)
         error_prefix(err, "the snapshot's memory is not there (its disks are: revert it with disks_only): ");
+    for (size_t i = 0; i < work->disks.count && r == 0; i++) { /* all of them, before the first changes */
+        r = disk_has(work, &disks[i], err);
+        r = r == 0 ? error_set(err, -ENOENT, ERROR_NOT_FOUND, "disk %s has not this snapshot; no disk was changed", disks[i].name) : MIN(r, 0);
+    }
     for (size_t i = 0; i < work->disks.count && r == 0; i++)
         r = disk_revert(work, &disks[i], err);
     if (r < 0 || !work->ram)

@@ -60,7 +60,7 @@ static void on_taken(void *arg, int code, const struct error *err, const struct 
 int control_point_take(struct control_call *call, struct error *err)
 {
     const struct vmm_point_order *order = call->body;
-    int code = machine_points_take(call->machine, order->name, order->freeze, order->memory, on_taken, call, err);
+    int code = machine_points_take(call->machine, order->name, order->freeze, order->memory, &order->disks, on_taken, call, err);
     return code < 0 ? code : CONTROL_LATER;
 }
 

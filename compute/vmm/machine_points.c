@@ -623,7 +623,33 @@ static char *directory_of(const struct vmm_disk *disk)
     return slash != NULL ? xasprintf("%.*s", (int)(slash - disk->path), disk->path) : xstrdup(".");
 }
 
-static int job_begin(struct machine *m, const char *name, bool drop, point_done_fn done, void *arg, struct error *err)
+static bool is_in(const struct string_list *only, const char *id)
+{
+    bool found = only == NULL || only->count == 0;
+    for (size_t i = 0; only != NULL && i < only->count && !found; i++)
+        found = strcmp(only->items[i], id) == 0;
+    return found;
+}
+
+/* Of memory nothing is looked at where it is about some disks alone: those that keep it may be others. */
+static int disks_add(struct point_job *job, const struct string_list *only, struct error *err)
+{
+    bool some = only != NULL && only->count > 0;
+    int code = 0;
+    for (unsigned i = 0; i < PCI_SLOTS && code == 0; i++) {
+        const struct machine_slot *slot = &job->m->slots.slots[i];
+        if (has_layers(slot) && job->directory == NULL && !some)
+            job->directory = directory_of(&slot->disk);
+        if (slot->kind == SLOT_DISK && !slot->detached && !slot->disk.read_only && is_in(only, slot->id))
+            code = disk_add(job, slot, err);
+    }
+    if (code == 0 && some && job->count < only->count)
+        code = error_set(err, -ENOENT, ERROR_NOT_FOUND, "the VM has no disk %s that it writes to", only->items[0]);
+    return code;
+}
+
+static int job_begin(struct machine *m, const char *name, bool drop, const struct string_list *only, point_done_fn done, void *arg,
+                     struct error *err)
 {
     struct point_job *job = job_of(m);
     int code = machine_changeable(m, err);
@@ -644,13 +670,7 @@ static int job_begin(struct machine *m, const char *name, bool drop, point_done_
     job->count = 0;
     snprintf(job->name, sizeof job->name, "%s", name);
     pthread_mutex_lock(&m->device_lock);
-    for (unsigned i = 0; i < PCI_SLOTS && code == 0; i++) {
-        const struct machine_slot *slot = &m->slots.slots[i];
-        if (has_layers(slot) && job->directory == NULL)
-            job->directory = directory_of(&slot->disk);
-        if (slot->kind == SLOT_DISK && !slot->detached && !slot->disk.read_only)
-            code = disk_add(job, slot, err);
-    }
+    code = disks_add(job, only, err);
     pthread_mutex_unlock(&m->device_lock);
     if (code == 0 && job->count == 0 && !drop)
         code = error_set(err, -EINVAL, ERROR_CONFLICT, "the VM has no disk that is written to");
@@ -665,13 +685,15 @@ static int job_begin(struct machine *m, const char *name, bool drop, point_done_
     return 0;
 }
 
-int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, bool memory, point_done_fn done, void *arg,
-                        struct error *err)
+int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, bool memory, const struct string_list *only,
+                        point_done_fn done, void *arg, struct error *err)
 {
+    if (memory && only != NULL && only->count > 0)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/disks", "are not for a snapshot with memory: that has all of them");
     if (memory && freeze == vmm_freeze_MUST)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/freeze",
                                "a snapshot with memory goes on where the VM was: nothing is frozen for it");
-    int code = job_begin(m, name, false, done, arg, err);
+    int code = job_begin(m, name, false, only, done, arg, err);
     if (code < 0)
         return code;
     m->points->freeze = freeze;
@@ -682,7 +704,7 @@ int machine_points_take(struct machine *m, const char *name, enum vmm_freeze fre
 
 int machine_points_drop(struct machine *m, const char *name, point_done_fn done, void *arg, struct error *err)
 {
-    int code = job_begin(m, name, true, done, arg, err);
+    int code = job_begin(m, name, true, NULL, done, arg, err);
     if (code == 0)
         thread_start(m->points, name_work, on_named);
     return code;

@@ -42,9 +42,10 @@ struct point_result {
 typedef void (*point_done_fn)(void *arg, int code, const struct error *err, const struct point_result *result);
 
 /* -EBUSY while one is under way or the machine may not change; -ENOTSUP in words: a disk is one raw file. With @memory: `done`
- * with -ENOSPC before the machine stands still, where there is no room; @freeze may not be MUST. */
-int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, bool memory, point_done_fn done, void *arg,
-                        struct error *err);
+ * with -ENOSPC before the machine stands still, where there is no room; @freeze may not be MUST. @only (where it has names; without
+ * @memory): of these disks alone; -ENOENT in words where one is not there, or not written to. */
+int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, bool memory, const struct string_list *only,
+                        point_done_fn done, void *arg, struct error *err);
 /* Where one with memory keeps the machine still, it goes on at once, and the point fails. */
 void machine_points_give_up_memory(struct machine *m);
 /* Do all disks read as they did at that point? -ESTALE in words if not: with its memory they would make no whole. Before the machine

@@ -107,6 +107,7 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_volume_attach] = api_write,
     [ROUTE_ID_volume_detach] = api_write,
     [ROUTE_ID_volume_move] = api_write,
+    [ROUTE_ID_volume_snapshot] = api_write,
     [ROUTE_ID_volume_forget_left] = api_write,
     [ROUTE_ID_volume_delete] = api_write,
     [ROUTE_ID_vm_list] = api_read_list,

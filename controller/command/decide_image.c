@@ -241,6 +241,9 @@ static int create_of_snapshot(struct deciding *d, const struct image *body)
     if (record == NULL)
         return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/source/snapshot", "there is no snapshot '%.63s'",
                                body->source.snapshot);
+    if (record->snapshot->volume != NULL)
+        return error_set_field(d->err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/source/snapshot",
+                               "is of volume '%s' alone, and images are made of snapshots of VMs: make one of its VM", record->snapshot->volume_name);
     const struct record *vm = state_get(d->state, object_kind_VM, record->snapshot->vm);
     ASSERT(vm != NULL); /* a snapshot goes with its VM */
     int r = check_snapshot_source(&body->source, d->err);

@@ -1,22 +1,24 @@
-/* Requests about snapshots: tasks of the host that has the VM's disks. */
+/* Requests about snapshots: tasks of the host that has the VM's disks; of a volume that no VM has, of one that has its pool. */
 #include "controller/command/decide_internal.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/fsm/volume_disks.h"
+
 #define NAME_BYTES 64u          /* with its NUL */
 #define NAME_OF_VM_CHARACTERS 44 /* so much of the VM's, where the name is made */
 #define NAME_TRIES_MAX 100u
 
-/* <vm>-<date>-<time>, with a number where there is such a one already. */
-static void make_name(const struct deciding *d, const struct vm *vm, char name[NAME_BYTES])
+/* <vm or volume>-<date>-<time>, with a number where there is such a one already. */
+static void make_name(const struct deciding *d, const char *whose, char name[NAME_BYTES])
 {
     const char *t = d->context->now; /* 2026-01-31T12:00:00.000Z */
-    int length = (int)MIN(strlen(vm->name), (size_t)NAME_OF_VM_CHARACTERS);
-    snprintf(name, NAME_BYTES, "%.*s-%.4s%.2s%.2s-%.2s%.2s%.2s", length, vm->name, t, t + 5, t + 8, t + 11, t + 14, t + 17);
+    int length = (int)MIN(strlen(whose), (size_t)NAME_OF_VM_CHARACTERS);
+    snprintf(name, NAME_BYTES, "%.*s-%.4s%.2s%.2s-%.2s%.2s%.2s", length, whose, t, t + 5, t + 8, t + 11, t + 14, t + 17);
     for (unsigned i = 2; i < NAME_TRIES_MAX && state_get(d->state, object_kind_SNAPSHOT, name) != NULL; i++)
-        snprintf(name, NAME_BYTES, "%.*s-%.4s%.2s%.2s-%.2s%.2s%.2s-%u", length, vm->name, t, t + 5, t + 8, t + 11,
+        snprintf(name, NAME_BYTES, "%.*s-%.4s%.2s%.2s-%.2s%.2s%.2s-%u", length, whose, t, t + 5, t + 8, t + 11,
                  t + 14, t + 17, i);
 }
 
@@ -33,32 +35,40 @@ static void fill_operation(struct command_task *command, enum operation_kind kin
     object_mark(&task_desc, &operation->task, "snapshot");
 }
 
-static int begin(struct deciding *d, const struct record *vm, struct command_task *command)
+/* @volume (NULL: none), of the VM that has it, or of nobody; else of @vm. */
+static int begin(struct deciding *d, const struct record *vm, const struct volume *volume, struct command_task *command)
 {
-    int rc = decide_task_of_vm(d, vm, &command->operation.task);
+    struct task *task = &command->operation.task;
+    int rc = 0;
+    if (volume != NULL) {
+        OBJECT_TEXT(task_snapshot, &task->snapshot, volume, volume->id);
+        OBJECT_TEXT(task_snapshot, &task->snapshot, disk, volume->disk);
+        vm = state_get(d->state, object_kind_VM, volume->vm);
+    }
+    const char *worker = volume != NULL && vm == NULL ? volume_worker(d->state, volume) : NULL;
+    if (vm != NULL)
+        rc = decide_task_of_vm(d, vm, task);
+    else if (worker != NULL)
+        OBJECT_TEXT(task, task, host, worker);
+    else
+        rc = error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "no host that is up has pool '%s' of volume '%s' now", volume->pool, volume->name);
     if (rc == 0)
         return decide_task(d, command);
     OBJECT_CLEAR(command_task, command);
     return rc;
 }
 
-int decide_snapshot_create(struct deciding *d, const char *vm_id, size_t vm_length, const struct snapshot *body)
+static int create(struct deciding *d, const struct record *vm, const struct volume *volume, const struct snapshot *body)
 {
     struct command_task command = {0};
     struct task_snapshot *arguments = &command.operation.task.snapshot;
     struct snapshot preview = {0};
     char id[STATE_ID_BYTES], name[NAME_BYTES];
-    const struct record *vm = decide_target(d, object_kind_VM, vm_id, vm_length);
-    if (vm == NULL)
-        return -ENOENT;
-    if (body != NULL && body->ram && body->freeze)
-        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/freeze",
-                               "is not for a snapshot with ram: the VM goes on where it was, and nobody would thaw its file systems there");
     decide_uuid(d, id);
     if (body != NULL && body->name != NULL)
         snprintf(name, sizeof name, "%s", body->name);
     else
-        make_name(d, vm->vm, name);
+        make_name(d, volume != NULL ? volume->name : vm->common->name, name);
     fill_operation(&command, operation_kind_SNAPSHOT_CREATE, task_kind_SNAPSHOT_CREATE, id, name);
     OBJECT_TEXT(task_snapshot, arguments, name, name);
     if (body != NULL) {
@@ -74,11 +84,40 @@ int decide_snapshot_create(struct deciding *d, const char *vm_id, size_t vm_leng
     }
     OBJECT_TEXT(snapshot, &preview, id, id);
     OBJECT_TEXT(snapshot, &preview, name, name);
-    OBJECT_TEXT(snapshot, &preview, vm, vm->vm->id);
-    OBJECT_TEXT(snapshot, &preview, vm_name, vm->vm->name);
+    if (volume != NULL) {
+        OBJECT_TEXT(snapshot, &preview, volume, volume->id);
+        OBJECT_TEXT(snapshot, &preview, volume_name, volume->name);
+    } else {
+        OBJECT_TEXT(snapshot, &preview, vm, vm->common->id);
+        OBJECT_TEXT(snapshot, &preview, vm_name, vm->common->name);
+    }
+    if (volume == NULL && volume_disk_any(vm->vm) != NULL)
+        OBJECT_SET(task_snapshot, arguments, volumes, true);
     decide_preview(d, &snapshot_desc, &preview);
     OBJECT_CLEAR(snapshot, &preview);
-    return begin(d, vm, &command);
+    return begin(d, vm, volume, &command);
+}
+
+int decide_snapshot_create(struct deciding *d, const char *vm_id, size_t vm_length, const struct snapshot *body)
+{
+    const struct record *vm = decide_target(d, object_kind_VM, vm_id, vm_length);
+    if (vm == NULL)
+        return -ENOENT;
+    if (body != NULL && body->ram && body->freeze)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/freeze",
+                               "is not for a snapshot with ram: the VM goes on where it was, and nobody would thaw its file systems there");
+    return create(d, vm, NULL, body);
+}
+
+int decide_volume_snapshot(struct deciding *d, const char *id, size_t id_length, const struct snapshot *body)
+{
+    const struct record *record = decide_target(d, object_kind_VOLUME, id, id_length);
+    if (record == NULL)
+        return -ENOENT;
+    if (body != NULL && body->ram)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/ram",
+                               "is for snapshots of VMs, which have all of their disks: drover snapshot create VM --ram");
+    return create(d, NULL, record->volume, body);
 }
 
 int decide_snapshot_change(struct deciding *d, enum route_id route, const char *id, size_t id_length,
@@ -90,7 +129,8 @@ int decide_snapshot_change(struct deciding *d, enum route_id route, const char *
     if (record == NULL)
         return -ENOENT;
     const struct record *vm = state_get(d->state, object_kind_VM, record->snapshot->vm);
-    ASSERT(vm != NULL); /* a snapshot goes with its VM */
+    const struct record *volume = state_get(d->state, object_kind_VOLUME, record->snapshot->volume);
+    ASSERT(vm != NULL || volume != NULL); /* a snapshot goes with these */
     fill_operation(&command, revert ? operation_kind_SNAPSHOT_REVERT : operation_kind_SNAPSHOT_DELETE,
                    revert ? task_kind_SNAPSHOT_REVERT : task_kind_SNAPSHOT_DELETE, record->common->id,
                    record->common->name);
@@ -99,5 +139,5 @@ int decide_snapshot_change(struct deciding *d, enum route_id route, const char *
     if (revert && record->snapshot->consistency == snapshot_consistency_MEMORY && (body == NULL || !body->disks_only))
         OBJECT_SET(task_snapshot, &command.operation.task.snapshot, memory, true);
     decide_preview(d, record->desc, record->object);
-    return begin(d, vm, &command);
+    return begin(d, vm, volume != NULL ? volume->volume : NULL, &command);
 }

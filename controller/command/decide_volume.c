@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/fsm/apply_migrate.h"
 #include "controller/fsm/pool_members.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -79,6 +80,8 @@ int decide_volume_attach(struct deciding *d, const char *id, size_t id_length, c
         OBJECT_SET(command_volume_attach, &command, if_revision, d->context->if_revision);
     if (vm != NULL)
         OBJECT_TEXT(command_volume_attach, &command, vm, vm->common->id);
+    if (vm != NULL && migration_snapshot(d->state, vm->vm) != NULL)
+        OBJECT_SET(command_volume_attach, &command, snapshots, true);
     if (d->context->force)
         OBJECT_SET(command_volume_attach, &command, force, true);
     snprintf(d->decision->summary, sizeof d->decision->summary, "volume %s is %s%s", record->common->name,

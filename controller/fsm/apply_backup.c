@@ -16,6 +16,7 @@
  * host at which the share is not mounted sees another one, or none, and touches nothing; then nothing changes here either.
  *
  * A backup outlives its VM and the host that made it: it is in its store, and this is what the cluster knows of it. */
+#include "controller/fsm/volume_disks.h"
 #include "controller/fsm/apply_task.h"
 
 #include <errno.h>
@@ -250,9 +251,9 @@ static bool restore_may_begin(struct apply *a, const struct operation *operation
     }
     for (size_t i = 0; i < state_count(a->state, object_kind_SNAPSHOT); i++) {
         const struct snapshot *snapshot = state_at(a->state, object_kind_SNAPSHOT, i)->snapshot;
-        if (strcmp(snapshot->vm, vm->id) != 0)
+        if (!text_same(snapshot->vm, vm->id) && (snapshot->volume == NULL || volume_disk_find(vm, snapshot->volume) == NULL))
             continue;
-        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' has snapshots, which would be lost; delete them first (%s)",
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s', or a volume of it, has snapshots, which would be lost; delete them first (%s)",
                      vm->name, snapshot->name);
         return false;
     }

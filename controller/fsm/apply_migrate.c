@@ -40,7 +40,7 @@ const struct snapshot *migration_snapshot(const struct state *state, const struc
 {
     for (size_t i = 0; vm->disks.count > 0 && i < state_count(state, object_kind_SNAPSHOT); i++) {
         const struct snapshot *snapshot = state_at(state, object_kind_SNAPSHOT, i)->snapshot;
-        if (strcmp(snapshot->vm, vm->id) == 0)
+        if (text_same(snapshot->vm, vm->id))
             return snapshot;
     }
     return NULL;

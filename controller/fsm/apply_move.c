@@ -124,7 +124,8 @@ static bool may_begin(struct apply *a, const struct operation *operation)
         return false;
     }
     const struct pool *from = state_get(a->state, object_kind_POOL, volume->pool)->pool;
-    return is_at_rest(a, volume) && !snapshot_keeps_volume(a, volume, "moved") && vm_allows(a, volume, task) && move_host_has(a, from, host) && move_host_has(a, to, host) &&
+    return is_at_rest(a, volume) && !snapshot_keeps_volume(a, volume, true, "moved") && vm_allows(a, volume, task) &&
+           move_host_has(a, from, host) && move_host_has(a, to, host) &&
            move_has_room(a, "volume", volume->name, volume->size_bytes, to, host);
 }
 

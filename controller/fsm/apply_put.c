@@ -257,6 +257,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
     if (name != NULL && kind == object_kind_VM) {
         snapshots_vm_renamed(a, record);
         volumes_vm_renamed(a, record);
+    } else if (name != NULL && kind == object_kind_VOLUME) {
+        snapshots_volume_renamed(a, record);
     }
     apply_answer(a, record);
     apply_event(a, event_type_UPDATED, record, "%s %s changed", record->desc->name, record->common->name);

@@ -10,10 +10,15 @@
  * A snapshot is where the disks of its VM are; it goes with the VM. Volumes that the VM has are in it like its own disks
  * (snapshot.volumes), and stay attached, where they are, as long as it is there: detaching, moving and deleting the VM are refused. So
  * a snapshot that is available can be reverted to, whole, at any time. One that was attached later is in none that was there
- * before: these are not reverted to while the VM has it. */
+ * before: these are not reverted to while the VM has it.
+ *
+ * A snapshot of a volume alone (snapshot.volume) is where the volume is, and goes with that; the volume may be attached and detached as it
+ * likes. The VM that has it at the moment takes part in each task about it, for its VMM may have the volume open, and no other task of
+ * that VM begins meanwhile (volume_is_at_work); of one that nobody has no VM gets it meanwhile. */
 #include "controller/fsm/apply_task.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "controller/fsm/volume_disks.h"
@@ -24,16 +29,30 @@ static struct record *snapshot_of(struct apply *a, const struct operation *opera
     return id != NULL ? map_get(&a->state->tables[object_kind_SNAPSHOT].by_id, id) : NULL;
 }
 
+#define WHOSE_BYTES 80
+
+static const char *whose(const struct snapshot *snapshot, char text[WHOSE_BYTES])
+{
+    snprintf(text, WHOSE_BYTES, "%s %s", snapshot->volume != NULL ? "volume" : "VM",
+             snapshot->volume != NULL ? snapshot->volume_name : snapshot->vm_name);
+    return text;
+}
+
+static bool is_of(const struct snapshot *snapshot, const struct vm *vm)
+{
+    return text_same(snapshot->vm, vm->id);
+}
+
 static void set_state(struct apply *a, struct record *record, enum snapshot_state state, const char *reason)
 {
-    char text[APPLY_STEP_BYTES_MAX];
+    char text[APPLY_STEP_BYTES_MAX], of[WHOSE_BYTES];
     apply_text(text, sizeof text, "%s", reason != NULL ? reason : "");
     state_edit_begin(a->state, record);
     OBJECT_SET(snapshot, record->snapshot, state, state);
     OBJECT_TEXT(snapshot, record->snapshot, state_reason, reason != NULL ? text : NULL);
     state_edit_end(a->state, record, a->index);
-    apply_event(a, event_type_UPDATED, record, "snapshot %s of VM %s is %s%s%s", record->common->name,
-                record->snapshot->vm_name, snapshot_state_desc.names[state], reason != NULL ? ": " : "",
+    apply_event(a, event_type_UPDATED, record, "snapshot %s of %s is %s%s%s", record->common->name,
+                whose(record->snapshot, of), snapshot_state_desc.names[state], reason != NULL ? ": " : "",
                 reason != NULL ? text : "");
 }
 
@@ -53,9 +72,9 @@ static void count_in_volumes(struct apply *a, const struct snapshot *snapshot, b
 
 static void drop(struct apply *a, struct record *record, const char *why)
 {
+    char of[WHOSE_BYTES];
     count_in_volumes(a, record->snapshot, false);
-    apply_event(a, event_type_DELETED, record, "snapshot %s of VM %s is gone: %s", record->common->name,
-                record->snapshot->vm_name, why);
+    apply_event(a, event_type_DELETED, record, "snapshot %s of %s is gone: %s", record->common->name, whose(record->snapshot, of), why);
     state_remove(a->state, record);
 }
 
@@ -87,7 +106,7 @@ static bool another(struct apply *a, const struct vm *vm, enum snapshot_state st
 {
     for (size_t i = 0; i < state_count(a->state, object_kind_SNAPSHOT); i++) {
         const struct snapshot *snapshot = state_at(a->state, object_kind_SNAPSHOT, i)->snapshot;
-        if (strcmp(snapshot->vm, vm->id) != 0 || snapshot->state != state)
+        if (!is_of(snapshot, vm) || snapshot->state != state)
             continue;
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "snapshot '%s' of VM '%s' is %s; wait for that", snapshot->name,
                      vm->name, snapshot_state_desc.names[state]);
@@ -100,19 +119,122 @@ static size_t count_of(const struct apply *a, const struct vm *vm)
 {
     size_t count = 0;
     for (size_t i = 0; i < state_count(a->state, object_kind_SNAPSHOT); i++)
-        count += strcmp(state_at(a->state, object_kind_SNAPSHOT, i)->snapshot->vm, vm->id) == 0;
+        count += is_of(state_at(a->state, object_kind_SNAPSHOT, i)->snapshot, vm);
     return count;
+}
+
+static bool has_layers(struct apply *a, const struct volume *volume)
+{
+    const struct record *pool = state_get(a->state, object_kind_POOL, volume->pool);
+    if (pool->pool->kind == pool_kind_DIR || pool->pool->kind == pool_kind_SHARED_DIR)
+        return true;
+    apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                 "volume '%s' is in pool '%s', and only disks in directories can be part of snapshots: make a backup of its VM, or detach it "
+                 "meanwhile (drover volume detach %s)", volume->name, volume->pool, volume->name);
+    return false;
+}
+
+/* ---- of a volume alone ---- */
+
+/* Who has it is as the task says. One that no VM has belongs to a host where its pool does. In a shared pool it belongs to none: a host that
+ * was lost in the middle might go on with it while a VM of another one has it by then. */
+static bool volume_is_reached(struct apply *a, const struct volume *volume, const struct operation *operation)
+{
+    const struct task *task = &operation->task;
+    const struct record *vm = volume->vm != NULL ? map_get(&a->state->tables[object_kind_VM].by_id, volume->vm) : NULL;
+    if (!text_same(volume->vm, task->vm)) {
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "volume '%s' was attached or detached meanwhile; ask again", volume->name);
+    } else if (volume->state != (vm != NULL ? volume_state_ATTACHED : volume_state_AVAILABLE)) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is %s%s%.300s", volume->name, volume_state_desc.names[volume->state],
+                     volume->state_reason != NULL ? ": " : "; wait for that", volume->state_reason != NULL ? volume->state_reason : "");
+    } else if (vm != NULL) {
+        return vm_with_disks(a, operation) != NULL && !volume_vm_is_busy(a, vm);
+    } else if (volume->host == NULL) {
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                     "volume '%s' is in shared pool '%s' and attached to no VM, so that it is no host's: attach it to a VM, which may be off (drover "
+                     "volume attach %s --vm VM)", volume->name, volume->pool, volume->name);
+    } else if (!text_same(volume_worker(a->state, volume), task->host)) {
+        apply_refuse(a, -EHOSTDOWN, ERROR_CONFLICT, "the host that was to do it cannot reach volume '%s' any more; ask again", volume->name);
+    } else {
+        return !snapshot_is_at_work(a, volume);
+    }
+    return false;
+}
+
+/* The volume that the task is about; NULL: refused. */
+static const struct volume *volume_for(struct apply *a, const struct operation *operation)
+{
+    const struct record *record = apply_find(a, object_kind_VOLUME, operation->task.snapshot.volume, 0);
+    return record != NULL && volume_is_reached(a, record->volume, operation) ? record->volume : NULL;
+}
+
+static bool volume_create_may_begin(struct apply *a, const struct operation *operation)
+{
+    const struct task_snapshot *given = &operation->task.snapshot;
+    struct record_common common = {.id = given->id, .name = given->name};
+    const struct volume *volume = volume_for(a, operation);
+    if (volume == NULL || !apply_may_insert(a, object_kind_SNAPSHOT, &common) || !has_layers(a, volume))
+        return false;
+    if (volume->snapshots < STATE_VM_SNAPSHOTS_MAX)
+        return true;
+    apply_refuse(a, -ENOSPC, ERROR_NO_SPACE, "volume '%s' is in %u snapshots, the most that there may be; delete some", volume->name,
+                 STATE_VM_SNAPSHOTS_MAX);
+    return false;
+}
+
+/* Of a revert, @revert, or of a removal. */
+static bool volume_change_may_begin(struct apply *a, const struct operation *operation, bool revert)
+{
+    const struct volume *volume = volume_for(a, operation);
+    const struct record *record = volume != NULL ? apply_find(a, object_kind_SNAPSHOT, operation->task.snapshot.id, 0) : NULL;
+    if (record == NULL)
+        return false;
+    const struct vm *vm = volume->vm != NULL ? state_get(a->state, object_kind_VM, volume->vm)->vm : NULL;
+    bool may = record->snapshot->state == snapshot_state_AVAILABLE || (!revert && record->snapshot->state == snapshot_state_FAILED);
+    if (!may || !text_same(record->snapshot->volume, volume->id))
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "snapshot '%s' is %s", record->common->name, snapshot_state_desc.names[record->snapshot->state]);
+    else if (revert && vm != NULL && (vm->wanted != vm_wanted_STOPPED || vm->state != vm_state_STOPPED))
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                     "VM '%s', which has volume '%s', is %s: stop it first (drover vm stop %s), or detach the volume (drover volume detach %s)",
+                     vm->name, volume->name, vm_state_desc.names[vm->state], vm->name, volume->name);
+    else
+        return true;
+    return false;
+}
+
+bool snapshot_is_at_work(struct apply *a, const struct volume *volume)
+{
+    const struct snapshot *snapshot = volume_snapshot_at_work(a->state, volume);
+    if (snapshot == NULL)
+        return false;
+    apply_refuse(a, -EBUSY, ERROR_CONFLICT, "snapshot '%s' of volume '%s' is %s; wait for that", snapshot->name, volume->name,
+                 snapshot_state_desc.names[snapshot->state]);
+    return true;
+}
+
+bool volume_is_at_work(struct apply *a, const struct record *vm)
+{
+    const struct vm_disk *disks = vm->vm->disks.items;
+    for (size_t i = 0; i < vm->vm->disks.count; i++) {
+        const struct record *volume = disks[i].volume != NULL ? state_get(a->state, object_kind_VOLUME, disks[i].volume) : NULL;
+        if (volume != NULL && snapshot_is_at_work(a, volume->volume))
+            return true;
+    }
+    return false;
 }
 
 /* ---- create ---- */
 
 /* Volumes that are coming or going may be open or not, and what is in other kinds of pools has no layers. */
-static bool volumes_may_be_kept(struct apply *a, const struct vm *vm)
+static bool volumes_may_be_kept(struct apply *a, const struct vm *vm, bool volumes)
 {
     const struct vm_disk *disks = vm->disks.items;
+    if (!volumes && volume_disk_any(vm) != NULL) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' has a volume attached by now (disk '%s'); ask again", vm->name, volume_disk_any(vm)->name);
+        return false;
+    }
     for (size_t i = 0; i < vm->disks.count; i++) {
         const struct record *record = disks[i].volume != NULL ? state_get(a->state, object_kind_VOLUME, disks[i].volume) : NULL;
-        const struct record *pool = record != NULL ? state_get(a->state, object_kind_POOL, record->volume->pool) : NULL;
         if (record == NULL)
             continue;
         const struct volume *volume = record->volume;
@@ -121,12 +243,8 @@ static bool volumes_may_be_kept(struct apply *a, const struct vm *vm)
                          volume_state_desc.names[volume->state]);
             return false;
         }
-        if (pool == NULL || (pool->pool->kind != pool_kind_DIR && pool->pool->kind != pool_kind_SHARED_DIR)) {
-            apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
-                         "VM '%s' has volume '%s', which is in pool '%s', and only disks in directories can be part of snapshots: detach it "
-                         "meanwhile (drover volume detach %s), or make a backup of the VM", vm->name, volume->name, volume->pool, volume->name);
+        if (!has_layers(a, volume))
             return false;
-        }
     }
     return true;
 }
@@ -140,11 +258,11 @@ static bool has_memory_place(const struct vm *vm)
     return false;
 }
 
-static bool memory_may_be_kept(struct apply *a, const struct vm *vm)
+static bool memory_may_be_kept(struct apply *a, const struct vm *vm, bool volumes)
 {
     if (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED)
         apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, "/ram", "needs a VM that runs; '%s' is %s", vm->name, vm_state_desc.names[vm->state]);
-    else if (!has_memory_place(vm))
+    else if (volumes && !has_memory_place(vm))
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/ram",
                            "needs a disk of the VM's own that is written to, beside which its memory is kept; '%s' has volumes alone: leave ram "
                            "out, or make the VM with a disk", vm->name);
@@ -157,6 +275,8 @@ static bool create_may_begin(struct apply *a, const struct operation *operation)
 {
     const struct task_snapshot *given = &operation->task.snapshot;
     struct record_common common = {.id = given->id, .name = given->name};
+    if (given->volume != NULL)
+        return volume_create_may_begin(a, operation);
     const struct vm *vm = vm_with_disks(a, operation);
     if (vm == NULL || !apply_may_insert(a, object_kind_SNAPSHOT, &common) || another(a, vm, snapshot_state_REVERTING))
         return false;
@@ -165,7 +285,7 @@ static bool create_may_begin(struct apply *a, const struct operation *operation)
                      vm->name, STATE_VM_SNAPSHOTS_MAX);
         return false;
     }
-    if (!volumes_may_be_kept(a, vm))
+    if (!volumes_may_be_kept(a, vm, given->volumes))
         return false;
     if (vm->replica_host != NULL) {
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
@@ -173,31 +293,45 @@ static bool create_may_begin(struct apply *a, const struct operation *operation)
                      "backup of the VM", vm->name, vm->replica_host);
         return false;
     }
-    return !given->ram || memory_may_be_kept(a, vm);
+    return !given->ram || memory_may_be_kept(a, vm, given->volumes);
 }
 
-static void volumes_fill(struct snapshot *snapshot, const struct vm *vm)
+static void volume_fill(struct snapshot *snapshot, const char *id, const char *disk)
+{
+    struct snapshot_volume *item = OBJECT_ADD(snapshot, snapshot, volumes);
+    OBJECT_TEXT(snapshot_volume, item, id, id);
+    OBJECT_TEXT(snapshot_volume, item, disk, disk);
+}
+
+static void of_vm_fill(struct snapshot *snapshot, const struct vm *vm)
 {
     const struct vm_disk *disks = vm->disks.items;
-    for (size_t i = 0; i < vm->disks.count; i++) {
-        if (disks[i].volume == NULL)
-            continue;
-        struct snapshot_volume *item = OBJECT_ADD(snapshot, snapshot, volumes);
-        OBJECT_TEXT(snapshot_volume, item, id, disks[i].volume);
-        OBJECT_TEXT(snapshot_volume, item, disk, disks[i].name);
-    }
+    OBJECT_TEXT(snapshot, snapshot, vm, vm->id);
+    OBJECT_TEXT(snapshot, snapshot, vm_name, vm->name);
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disks[i].volume != NULL)
+            volume_fill(snapshot, disks[i].volume, disks[i].name);
+}
+
+static void of_volume_fill(struct snapshot *snapshot, const struct volume *volume)
+{
+    OBJECT_TEXT(snapshot, snapshot, volume, volume->id);
+    OBJECT_TEXT(snapshot, snapshot, volume_name, volume->name);
+    volume_fill(snapshot, volume->id, volume->disk);
 }
 
 static void create_begun(struct apply *a, const struct operation *operation)
 {
     const struct task_snapshot *given = &operation->task.snapshot;
-    const struct vm *vm = apply_find(a, object_kind_VM, operation->task.vm, 0)->vm;
     struct snapshot new = {0};
+    char of[WHOSE_BYTES];
     OBJECT_TEXT(snapshot, &new, id, given->id);
     OBJECT_TEXT(snapshot, &new, name, given->name);
     OBJECT_TEXT(snapshot, &new, created_at, a->request->at);
-    OBJECT_TEXT(snapshot, &new, vm, vm->id);
-    OBJECT_TEXT(snapshot, &new, vm_name, vm->name);
+    if (given->volume != NULL)
+        of_volume_fill(&new, apply_find(a, object_kind_VOLUME, given->volume, 0)->volume);
+    else
+        of_vm_fill(&new, apply_find(a, object_kind_VM, operation->task.vm, 0)->vm);
     OBJECT_SET(snapshot, &new, state, snapshot_state_CREATING);
     if (OBJECT_HAS(task_snapshot, given, freeze))
         OBJECT_SET(snapshot, &new, freeze, given->freeze);
@@ -208,10 +342,9 @@ static void create_begun(struct apply *a, const struct operation *operation)
         object_mark(&snapshot_desc, &labels, "labels");
         object_merge(&snapshot_desc, &new, &labels);
     }
-    volumes_fill(&new, vm);
     struct record *record = state_insert(a->state, object_kind_SNAPSHOT, &new, a->index);
     count_in_volumes(a, record->snapshot, true);
-    apply_event(a, event_type_CREATED, record, "snapshot %s of VM %s is to be made", record->common->name, vm->name);
+    apply_event(a, event_type_CREATED, record, "snapshot %s of %s is to be made", record->common->name, whose(record->snapshot, of));
 }
 
 static void create_ended(struct apply *a, const struct operation *operation, enum operation_state state,
@@ -274,12 +407,14 @@ static bool volumes_fit(struct apply *a, const struct vm *vm, const struct snaps
 
 static bool revert_may_begin(struct apply *a, const struct operation *operation)
 {
+    if (operation->task.snapshot.volume != NULL)
+        return volume_change_may_begin(a, operation, true);
     const struct vm *vm = vm_with_disks(a, operation);
     const struct record *record = apply_find(a, object_kind_SNAPSHOT, operation->task.snapshot.id, 0);
     if (vm == NULL || record == NULL || another(a, vm, snapshot_state_REVERTING) ||
         another(a, vm, snapshot_state_CREATING))
         return false;
-    if (record->snapshot->state != snapshot_state_AVAILABLE || strcmp(record->snapshot->vm, vm->id) != 0) {
+    if (record->snapshot->state != snapshot_state_AVAILABLE || !is_of(record->snapshot, vm)) {
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "snapshot '%s' is %s", record->common->name,
                      snapshot_state_desc.names[record->snapshot->state]);
         return false;
@@ -335,12 +470,14 @@ static bool being_read(struct apply *a, const struct vm *vm)
 
 static bool delete_may_begin(struct apply *a, const struct operation *operation)
 {
+    if (operation->task.snapshot.volume != NULL)
+        return volume_change_may_begin(a, operation, false);
     const struct vm *vm = vm_with_disks(a, operation);
     const struct record *record = apply_find(a, object_kind_SNAPSHOT, operation->task.snapshot.id, 0);
     if (vm == NULL || record == NULL || another(a, vm, snapshot_state_REVERTING) || being_read(a, vm))
         return false;
     if ((record->snapshot->state != snapshot_state_AVAILABLE && record->snapshot->state != snapshot_state_FAILED) ||
-        strcmp(record->snapshot->vm, vm->id) != 0) {
+        !is_of(record->snapshot, vm)) {
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "snapshot '%s' is %s", record->common->name,
                      snapshot_state_desc.names[record->snapshot->state]);
         return false;
@@ -375,7 +512,7 @@ bool snapshot_may_be_read(struct apply *a, const struct operation *operation, co
     const struct record *record = vm != NULL ? apply_find(a, object_kind_SNAPSHOT, id, 0) : NULL;
     if (record == NULL || another(a, vm, snapshot_state_DELETING))
         return false;
-    if (record->snapshot->state == snapshot_state_AVAILABLE && strcmp(record->snapshot->vm, vm->id) == 0)
+    if (record->snapshot->state == snapshot_state_AVAILABLE && is_of(record->snapshot, vm))
         return true;
     apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/source/snapshot", "'%s' is %s; it must be available", record->common->name,
                        snapshot_state_desc.names[record->snapshot->state]);
@@ -384,21 +521,25 @@ bool snapshot_may_be_read(struct apply *a, const struct operation *operation, co
 
 /* ---- with their VM ---- */
 
-bool snapshot_keeps_volume(struct apply *a, const struct volume *volume, const char *cannot)
+bool snapshot_keeps_volume(struct apply *a, const struct volume *volume, bool own, const char *cannot)
 {
-    const struct snapshot *snapshot = volume_snapshot(a->state, volume);
-    if (snapshot == NULL)
-        return false;
-    apply_refuse(a, -EBUSY, ERROR_IN_USE, "volume '%s' cannot be %s: it is part of snapshot '%s' of VM '%s'; delete that first (drover snapshot "
-                 "delete %s)", volume->name, cannot, snapshot->name, snapshot->vm_name, snapshot->name);
-    return true;
+    for (size_t i = 0; volume->snapshots > 0 && i < state_count(a->state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(a->state, object_kind_SNAPSHOT, i)->snapshot;
+        if (!volume_is_in(snapshot, volume->id) || (snapshot->volume != NULL && !own))
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_IN_USE, "volume '%s' cannot be %s: it is part of snapshot '%s' of %s '%s'; delete that first (drover "
+                     "snapshot delete %s)", volume->name, cannot, snapshot->name, snapshot->volume != NULL ? "volume" : "VM",
+                     snapshot->volume != NULL ? snapshot->volume_name : snapshot->vm_name, snapshot->name);
+        return true;
+    }
+    return false;
 }
 
 bool snapshot_keeps_vm(struct apply *a, const struct vm *vm)
 {
     for (size_t i = 0; i < state_count(a->state, object_kind_SNAPSHOT); i++) {
         const struct snapshot *snapshot = state_at(a->state, object_kind_SNAPSHOT, i)->snapshot;
-        if (strcmp(snapshot->vm, vm->id) != 0 || snapshot->volumes.count == 0)
+        if (!is_of(snapshot, vm) || snapshot->volumes.count == 0)
             continue;
         apply_refuse(a, -EBUSY, ERROR_IN_USE,
                      "snapshot '%s' of VM '%s' has volumes in it, which would keep what only it needs: delete the snapshot first (drover snapshot "
@@ -425,7 +566,7 @@ void snapshots_vm_gone(struct apply *a, const struct record *vm)
 {
     for (size_t i = state_count(a->state, object_kind_SNAPSHOT); i > 0; i--) {
         struct record *record = a->state->tables[object_kind_SNAPSHOT].order.items[i - 1];
-        if (strcmp(record->snapshot->vm, vm->common->id) != 0)
+        if (!is_of(record->snapshot, vm->vm))
             continue;
         tell_of_kept(a, record->snapshot);
         drop(a, record, "its VM is");
@@ -436,10 +577,33 @@ void snapshots_vm_renamed(struct apply *a, const struct record *vm)
 {
     for (size_t i = 0; i < state_count(a->state, object_kind_SNAPSHOT); i++) {
         struct record *record = a->state->tables[object_kind_SNAPSHOT].order.items[i];
-        if (strcmp(record->snapshot->vm, vm->common->id) != 0)
+        if (!is_of(record->snapshot, vm->vm))
             continue;
         state_edit_begin(a->state, record);
         OBJECT_TEXT(snapshot, record->snapshot, vm_name, vm->common->name);
+        state_edit_end(a->state, record, a->index);
+    }
+}
+
+/* ---- with their volume ---- */
+
+void snapshots_volume_gone(struct apply *a, const struct record *volume)
+{
+    for (size_t i = state_count(a->state, object_kind_SNAPSHOT); i > 0; i--) {
+        struct record *record = a->state->tables[object_kind_SNAPSHOT].order.items[i - 1];
+        if (text_same(record->snapshot->volume, volume->common->id))
+            drop(a, record, "its volume is");
+    }
+}
+
+void snapshots_volume_renamed(struct apply *a, const struct record *volume)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_SNAPSHOT); i++) {
+        struct record *record = a->state->tables[object_kind_SNAPSHOT].order.items[i];
+        if (!text_same(record->snapshot->volume, volume->common->id))
+            continue;
+        state_edit_begin(a->state, record);
+        OBJECT_TEXT(snapshot, record->snapshot, volume_name, volume->common->name);
         state_edit_end(a->state, record, a->index);
     }
 }

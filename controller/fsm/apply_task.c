@@ -105,7 +105,7 @@ static bool may_begin(struct apply *a, const struct command_task *command)
                      vm->common->name);
         return false;
     }
-    if (vm != NULL && (restore_is_live(a, vm) || volume_is_moved(a, vm)))
+    if (vm != NULL && (restore_is_live(a, vm) || volume_is_moved(a, vm) || volume_is_at_work(a, vm)))
         return false;
     return operation_may_begin(a, operation, vm) && task_kinds[task->kind]->may_begin(a, operation);
 }

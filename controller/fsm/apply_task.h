@@ -54,10 +54,16 @@ bool own_disk_move_is_told(struct apply *a, const struct operation *operation, c
 extern const struct task_kind_ops task_image_import;
 /* May @operation's host copy a disk of that snapshot of the VM of its task? Refuses if not. While it does no snapshot of the VM goes. */
 bool snapshot_may_be_read(struct apply *a, const struct operation *operation, const char *snapshot);
-/* Is @volume in a snapshot, and so cannot be @cannot ("detached")? Has a snapshot of @vm volumes, so that it cannot be deleted but by force?
+/* Is @volume in a snapshot of its VM (@own: or has its own), and so cannot be @cannot ("detached")? Has a snapshot of @vm volumes, so that it cannot be deleted but by force?
  * Refuse if so. */
-bool snapshot_keeps_volume(struct apply *a, const struct volume *volume, const char *cannot);
+bool snapshot_keeps_volume(struct apply *a, const struct volume *volume, bool own, const char *cannot);
 bool snapshot_keeps_vm(struct apply *a, const struct vm *vm);
+/* Is a task at work on a snapshot of @volume alone, or of one that @vm has? Refuse if so. */
+bool snapshot_is_at_work(struct apply *a, const struct volume *volume);
+bool volume_is_at_work(struct apply *a, const struct record *vm);
+/* @volume goes: its own snapshots with it. It has another name. */
+void snapshots_volume_gone(struct apply *a, const struct record *volume);
+void snapshots_volume_renamed(struct apply *a, const struct record *volume);
 /* @vm goes: its snapshots with it. */
 void snapshots_vm_gone(struct apply *a, const struct record *vm);
 /* @vm has another name. */

@@ -190,7 +190,7 @@ bool volumes_use(struct apply *a, const struct record *record, const char *what_
 static bool volume_is_free(struct apply *a, const struct volume *volume)
 {
     if (volume->state == volume_state_AVAILABLE)
-        return true;
+        return !snapshot_is_at_work(a, volume);
     if (volume->state == volume_state_MOVING) {
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is being moved to pool '%s'; wait for that, or cancel it (drover operation cancel)",
                      volume->name, volume->other_pool);
@@ -261,12 +261,18 @@ bool volume_vm_is_busy(struct apply *a, const struct record *vm)
     return false;
 }
 
-static bool vm_may_have(struct apply *a, const struct volume *volume, const struct record *record)
+/* @snapshots: it is known that it has some. */
+static bool vm_may_have(struct apply *a, const struct volume *volume, const struct record *record, bool snapshots)
 {
     const struct vm *vm = record->vm;
+    const struct snapshot *snapshot = snapshots ? NULL : migration_snapshot(a->state, vm);
     if (vm->wanted == vm_wanted_DELETED || vm->recovering) {
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/vm", "'%s' %s", vm->name,
                            vm->recovering ? "waits to be started on another host; ask again" : "is being deleted");
+        return false;
+    }
+    if (snapshot != NULL) {
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/vm", "'%s' has snapshot '%s' by now; ask again", vm->name, snapshot->name);
         return false;
     }
     if (vm->replica_host != NULL) {
@@ -310,7 +316,7 @@ static bool may_detach(struct apply *a, const struct record *record, const struc
                      volume_state_desc.names[volume->state]);
         return false;
     }
-    return !volume_vm_is_busy(a, vm) && !snapshot_keeps_volume(a, volume, "detached");
+    return !volume_vm_is_busy(a, vm) && !snapshot_keeps_volume(a, volume, false, "detached");
 }
 
 static void detach(struct apply *a, struct record *record, struct record *vm, bool force)
@@ -342,7 +348,7 @@ void apply_volume_attach(struct apply *a, struct command_volume_attach *command)
     struct record *vm = command->vm != NULL ? apply_find(a, object_kind_VM, vm_id, 0)
                         : vm_id != NULL     ? map_get(&a->state->tables[object_kind_VM].by_id, vm_id)
                                             : NULL;
-    if (command->vm != NULL && (vm == NULL || !volume_is_free(a, record->volume) || !vm_may_have(a, record->volume, vm)))
+    if (command->vm != NULL && (vm == NULL || !volume_is_free(a, record->volume) || !vm_may_have(a, record->volume, vm, command->snapshots)))
         return;
     if (command->vm == NULL && !may_detach(a, record, vm))
         return;
@@ -454,9 +460,12 @@ void apply_volume_remove(struct apply *a, struct record *record, bool force)
                      volume->name, volume->other_pool);
         return;
     }
+    if (!force && snapshot_keeps_volume(a, volume, true, "removed"))
+        return;
     if (a->check_only)
         return;
     if (force) {
+        snapshots_volume_gone(a, record);
         drop(a, record, "forgotten by request; what its host still has of it stays there");
         return;
     }

@@ -88,10 +88,24 @@ static int check_volumes_in(const struct state *state, const struct snapshot *sn
     for (size_t i = 0; i < snapshot->volumes.count; i++) {
         const struct snapshot_volume *item = (const struct snapshot_volume *)snapshot->volumes.items + i;
         const struct record *volume = state_get(state, object_kind_VOLUME, item->id);
-        if (volume == NULL || volume->volume->state != volume_state_ATTACHED || strcmp(volume->volume->vm, snapshot->vm) != 0)
+        if (volume == NULL || (snapshot->volume == NULL && (volume->volume->state != volume_state_ATTACHED || !text_same(volume->volume->vm, snapshot->vm))))
             return BROKEN(err, "snapshot '%s' has a volume that its VM has not", snapshot->name);
+        if (snapshot->volume != NULL && (snapshot->volumes.count != 1 || !text_same(snapshot->volume, item->id) || snapshot->vm != NULL ||
+                                         !text_same(snapshot->volume_name, volume->common->name)))
+            return BROKEN(err, "snapshot '%s' is of a volume alone, and has more, or another name of it", snapshot->name);
     }
     return 0;
+}
+
+static size_t count_at_work(const struct record_index *operations, const struct snapshot *snapshot)
+{
+    size_t tasks = 0;
+    for (size_t k = 0; k < operations->count; k++) {
+        const struct operation *operation = operations->items[k]->operation;
+        tasks += operation_has_task(operation) && operation->task.snapshot.id != NULL &&
+                 strcmp(operation->task.snapshot.id, snapshot->id) == 0;
+    }
+    return tasks;
 }
 
 /* A snapshot belongs to a VM, and one that is not at rest has a running task. */
@@ -102,16 +116,14 @@ static int check_snapshots(const struct state *state, struct error *err)
         const struct record *vm = state_get(state, object_kind_VM, snapshot->vm);
         bool at_rest = snapshot->state == snapshot_state_AVAILABLE || snapshot->state == snapshot_state_FAILED;
         size_t tasks = 0;
-        if (vm == NULL || strcmp(vm->common->name, snapshot->vm_name) != 0)
+        if (snapshot->volume == NULL && (vm == NULL || strcmp(vm->common->name, snapshot->vm_name) != 0))
             return BROKEN(err, "snapshot '%s' is of no VM, or of another name", snapshot->name);
         int rc = check_volumes_in(state, snapshot, err);
         if (rc < 0)
             return rc;
-        for (size_t k = 0; k < vm->of_vm.operations.count; k++) {
-            const struct operation *operation = vm->of_vm.operations.items[k]->operation;
-            tasks += operation_has_task(operation) && operation->task.snapshot.id != NULL &&
-                     strcmp(operation->task.snapshot.id, snapshot->id) == 0;
-        }
+        for (size_t k = 0; snapshot->volume != NULL && k < state_count(state, object_kind_HOST); k++)
+            tasks += count_at_work(&state_at(state, object_kind_HOST, k)->of_host.tasks, snapshot);
+        tasks += vm != NULL ? count_at_work(&vm->of_vm.operations, snapshot) : 0;
         if (tasks != (at_rest ? 0 : 1))
             return BROKEN(err, "snapshot '%s' is %s and has %zu tasks", snapshot->name,
                           snapshot_state_desc.names[snapshot->state], tasks);
@@ -263,7 +275,6 @@ static int check_pools(const struct state *state, struct error *err)
     return 0;
 }
 
-/* A volume is attached exactly where a VM has it as a disk. */
 static uint64_t count_snapshots(const struct state *state, const struct volume *volume)
 {
     uint64_t count = 0;
@@ -272,6 +283,7 @@ static uint64_t count_snapshots(const struct state *state, const struct volume *
     return count;
 }
 
+/* A volume is attached exactly where a VM has it as a disk. */
 static int check_volumes(const struct state *state, struct error *err)
 {
     size_t attached = 0, disks = 0;

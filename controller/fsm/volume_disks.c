@@ -37,6 +37,17 @@ const struct snapshot *volume_snapshot(const struct state *state, const struct v
     return NULL;
 }
 
+const struct snapshot *volume_snapshot_at_work(const struct state *state, const struct volume *volume)
+{
+    for (size_t i = 0; volume->snapshots > 0 && i < state_count(state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(state, object_kind_SNAPSHOT, i)->snapshot;
+        bool at_rest = snapshot->state == snapshot_state_AVAILABLE || snapshot->state == snapshot_state_FAILED;
+        if (!at_rest && text_same(snapshot->volume, volume->id))
+            return snapshot;
+    }
+    return NULL;
+}
+
 struct vm_disk *own_disk_find(const struct vm *vm, const char *name)
 {
     for (size_t i = 0; name != NULL && i < vm->disks.count; i++)

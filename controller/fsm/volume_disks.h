@@ -25,6 +25,8 @@ const struct vm_disk *volume_disk_any(const struct vm *vm);
 /* Has @snapshot a volume of that id; a snapshot that has @volume, or NULL: there is none. */
 bool volume_is_in(const struct snapshot *snapshot, const char *volume_id);
 const struct snapshot *volume_snapshot(const struct state *state, const struct volume *volume);
+/* One of @volume alone that is being made, reverted to or removed; NULL: there is none. */
+const struct snapshot *volume_snapshot_at_work(const struct state *state, const struct volume *volume);
 /* The disk of @vm of that name that is its own, or NULL. */
 struct vm_disk *own_disk_find(const struct vm *vm, const char *name);
 /* The same three as of a volume, below; and one of @vm's own disks that is moved, or that a move has left something of. */

@@ -651,6 +651,24 @@ static void fill_move(const struct state *state, const struct record *host, cons
     object_mark(&task_order_desc, order, "move");
 }
 
+/* Of a volume alone: where it is, where no VM has it. */
+static void fill_snapshot(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
+{
+    const struct task *task = &operation->task;
+    const struct record *volume = state_get(state, object_kind_VOLUME, task->snapshot.volume);
+    if (volume == NULL)
+        return;
+    if (task->vm != NULL) {
+        OBJECT_TEXT(task_order, order, volume_vm, task->vm);
+        OBJECT_TEXT(task, &order->task, vm, NULL);
+        return;
+    }
+    if (volume->volume->vm != NULL)
+        return;
+    fill_volume(state, host, volume->volume, false, &order->volume);
+    object_mark(&task_order_desc, order, "volume");
+}
+
 static void fill_tasks(const struct state *state, const struct record *host, struct node_orders *orders)
 {
     const size_t most = object_field(&node_orders_desc, "tasks")->max;
@@ -669,6 +687,7 @@ static void fill_tasks(const struct state *state, const struct record *host, str
         if (operation_boots(operation))
             fill_boot(state, host, operation, order);
         fill_move(state, host, operation, order);
+        fill_snapshot(state, host, operation, order);
         if (operation->kind == operation_kind_DISK_MOVE)
             fill_disk_move(state, host, operation, order);
     }

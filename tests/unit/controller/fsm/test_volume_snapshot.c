@@ -1,5 +1,5 @@
 /* Volumes in the snapshots of their VM: what the records say, what is refused while a snapshot has a volume, reverting where the VM's
- * volumes are others by now, and what becomes of it all with the VM. */
+ * volumes are others by now, and what becomes of it all with the VM. And snapshots of a volume alone, which stay with it whoever has it. */
 #include "tests/unit/controller/fsm_fixture.h"
 
 #include "controller/fsm/volume_disks.h"
@@ -204,6 +204,39 @@ static void memory_lies_beside_a_disk_of_the_vms_own(void **test)
     assert_int_equal(snapshot_of(f, "s")->volumes.count, 1);
 }
 
+/* What is decided now, to be applied later. */
+static struct bytes_writer decided(struct fixture *f, enum route_id route, const char *id, const void *body)
+{
+    struct decision_context context = fixture_context(f);
+    struct bytes_writer command = {0};
+    decision_finish(&f->decision);
+    assert_int_equal(decide_route(f->state, &context, route, id, strlen(id), body, &f->decision, &f->error), 0);
+    bytes_put(&command, f->decision.command.data, f->decision.command.size);
+    return command;
+}
+
+/* Controllers that know nothing of it refuse these commands: so do all, unless the command says that it is meant. An unknown word in it ends
+ * those. */
+static void what_older_controllers_refuse_says_that_it_is_meant(void **test)
+{
+    struct fixture *f = *test;
+    const struct volume_attachment web = {.vm = (char *)(uintptr_t)"web"};
+    fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
+    fixture_must(f, ROUTE_ID_volume_detach, "b", NULL);
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    struct bytes_writer create = decided(f, ROUTE_ID_snapshot_create, "web", NULL);
+    struct bytes_writer attachment = decided(f, ROUTE_ID_volume_attach, "late", &web);
+    attached(f, "a", "web");
+    assert_int_equal(fixture_apply(f, &create), -EBUSY);
+    assert_non_null(strstr(f->error.text, "has a volume attached by now"));
+    keep(f, "s");
+    assert_int_equal(fixture_apply(f, &attachment), -EBUSY);
+    assert_non_null(strstr(f->error.text, "has snapshot 's' by now"));
+    attached(f, "late", "web");
+    bytes_writer_finish(&create);
+    bytes_writer_finish(&attachment);
+}
+
 static void by_force_the_vm_goes_and_its_snapshots(void **test)
 {
     struct fixture *f = *test;
@@ -225,6 +258,116 @@ static void by_force_the_vm_goes_and_its_snapshots(void **test)
     fixture_must(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"nas\"}");
 }
 
+/* The last operation, as n1 is told of it; @ret is the caller's to clear. */
+static void ordered(struct fixture *f, struct task_order *ret)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct node_orders orders = {0};
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
+    assert_int_equal(orders.tasks.count, 1);
+    OBJECT_COPY(task_order, ret, (const struct task_order *)orders.tasks.items);
+    assert_string_equal(ret->id, f->decision.operation_id);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+/* Refused while the last operation is under way, which stays the last one. */
+static void refused_meanwhile(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *words)
+{
+    char operation[STATE_ID_BYTES];
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    refused(f, route, id, body, code, words);
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+}
+
+static void a_volume_alone_while_a_vm_has_it(void **test)
+{
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    refused(f, ROUTE_ID_volume_snapshot, "a", "{\"ram\":true}", -EINVAL, "is for snapshots of VMs");
+    fixture_must(f, ROUTE_ID_volume_snapshot, "a", "{\"name\":\"s\",\"labels\":{\"k\":\"v\"}}");
+    assert_null(snapshot_of(f, "s")->vm);
+    assert_string_equal(snapshot_of(f, "s")->volume_name, "a");
+    assert_int_equal(snapshot_of(f, "s")->volumes.count, 1);
+    assert_int_equal(volume(f, "a")->snapshots, 1);
+    ordered(f, &order);
+    assert_string_equal(order.volume_vm, fixture_vm(f, "web")->id);
+    assert_null(order.task.vm); /* an older agent would revert all of the VM */
+    assert_string_equal(order.task.snapshot.disk, volume(f, "a")->disk);
+    assert_false(OBJECT_HAS(task_order, &order, volume));
+    OBJECT_CLEAR(task_order, &order);
+    refused_meanwhile(f, ROUTE_ID_snapshot_create, "web", "{}", -EBUSY, "snapshot 's' of volume 'a' is creating; wait for that");
+    refused_meanwhile(f, ROUTE_ID_volume_snapshot, "b", "{}", -EBUSY, "snapshot 's' of volume 'a' is creating");
+    refused_meanwhile(f, ROUTE_ID_volume_detach, "b", NULL, -EBUSY, "is under way");
+    ends(f, operation_state_SUCCEEDED);
+    assert_int_equal(snapshot_of(f, "s")->state, snapshot_state_AVAILABLE);
+    refused(f, ROUTE_ID_snapshot_revert, "s", NULL, -EBUSY, "VM 'web', which has volume 'a', is running: stop it first");
+    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"ssd\"}", -EBUSY, "it is part of snapshot 's' of volume 'a'");
+    /* of its VM's snapshots it is one of many, and comes back with each of them */
+    keep(f, "t");
+    assert_int_equal(volume(f, "a")->snapshots, 2);
+    refused(f, ROUTE_ID_volume_detach, "a", NULL, -EBUSY, "part of snapshot 't' of VM 'web'");
+    fixture_must(f, ROUTE_ID_snapshot_delete, "t", NULL);
+    ends(f, operation_state_SUCCEEDED);
+    /* off, its VM is let alone meanwhile */
+    fixture_must(f, ROUTE_ID_vm_stop, "web", NULL);
+    fixture_vm_is(f, "web", vm_state_STOPPED);
+    fixture_must(f, ROUTE_ID_snapshot_revert, "s", NULL);
+    refused_meanwhile(f, ROUTE_ID_snapshot_create, "web", "{}", -EBUSY, "is reverting");
+    ends(f, operation_state_SUCCEEDED);
+    /* the VM goes, and the snapshot stays with its volume */
+    fixture_must(f, ROUTE_ID_volume_update, "a", "{\"name\":\"data\"}");
+    assert_string_equal(snapshot_of(f, "s")->volume_name, "data");
+    fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
+    fixture_vm_is(f, "web", vm_state_DELETED);
+    assert_int_equal(snapshot_of(f, "s")->state, snapshot_state_AVAILABLE);
+}
+
+static void a_volume_alone_that_nobody_has(void **test)
+{
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    make(f, "anyones", "nas");
+    refused(f, ROUTE_ID_volume_snapshot, "anyones", NULL, -ENOTSUP, "attached to no VM, so that it is no host's: attach it to a VM");
+    fixture_must(f, ROUTE_ID_volume_snapshot, "late", NULL);
+    ordered(f, &order);
+    assert_null(order.volume_vm);
+    assert_string_equal(order.volume.id, volume(f, "late")->id);
+    assert_string_equal(order.volume.pool.name, "ssd");
+    OBJECT_CLEAR(task_order, &order);
+    refused_meanwhile(f, ROUTE_ID_volume_attach, "late", "{\"vm\":\"web\"}", -EBUSY, "of volume 'late' is creating; wait for that");
+    refused_meanwhile(f, ROUTE_ID_volume_snapshot, "late", NULL, -EBUSY, "is creating");
+    refused_meanwhile(f, ROUTE_ID_volume_delete, "late", NULL, -EBUSY, "cannot be removed: it is part of snapshot");
+    ends(f, operation_state_SUCCEEDED);
+    const struct snapshot *snapshot = state_at(f->state, object_kind_SNAPSHOT, 0)->snapshot;
+    char name[64];
+    snprintf(name, sizeof name, "%s", snapshot->name);
+    assert_string_equal(name, "late-20260131-120000");
+    /* it is attached and detached as it likes; its task is another VM's then */
+    attached(f, "late", "web");
+    fixture_must(f, ROUTE_ID_volume_detach, "late", NULL);
+    refused(f, ROUTE_ID_volume_snapshot, "late", "{}", -EBUSY, "volume 'late' is detaching; wait for that");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_snapshot_revert, name, NULL);
+    ends(f, operation_state_FAILED);
+    assert_int_equal(snapshot_of(f, name)->state, snapshot_state_AVAILABLE);
+    fixture_must(f, ROUTE_ID_snapshot_delete, name, NULL);
+    refused_meanwhile(f, ROUTE_ID_volume_attach, "late", "{\"vm\":\"web\"}", -EBUSY, "is deleting");
+    ends(f, operation_state_FAILED);
+    assert_int_equal(snapshot_of(f, name)->state, snapshot_state_FAILED);
+    fixture_must(f, ROUTE_ID_snapshot_delete, name, NULL);
+    ends(f, operation_state_SUCCEEDED);
+    assert_int_equal(volume(f, "late")->snapshots, 0);
+    /* forgotten with its snapshots */
+    fixture_must(f, ROUTE_ID_volume_snapshot, "late", "{\"name\":\"u\"}");
+    ends(f, operation_state_SUCCEEDED);
+    struct decision_context context = fixture_context(f);
+    context.force = true;
+    decision_finish(&f->decision);
+    assert_int_equal(fixture_finish(f, decide_route(f->state, &context, ROUTE_ID_volume_delete, "late", 4, NULL, &f->decision, &f->error)), 0);
+    assert_null(state_get(f->state, object_kind_SNAPSHOT, "u"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -232,6 +375,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_volume_stays_as_long_as_a_snapshot_has_it, setup, teardown),
         cmocka_unit_test_setup_teardown(one_that_came_later_is_detached_before_a_revert, setup, teardown),
         cmocka_unit_test_setup_teardown(memory_lies_beside_a_disk_of_the_vms_own, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_volume_alone_while_a_vm_has_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_volume_alone_that_nobody_has, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_older_controllers_refuse_says_that_it_is_meant, setup, teardown),
         cmocka_unit_test_setup_teardown(by_force_the_vm_goes_and_its_snapshots, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
