@@ -9,6 +9,7 @@ enum {
     ANSWERS_MAX = 4,
     BUCKETS = 512,
     RUN_COPIES_MAX = 256, /* in one write to the spill: a MiB of single blocks, 16 MiB of clusters */
+    RUNS_AT_ONCE = 8,     /* the writer's own requests meet no more of them */
 };
 STATIC_ASSERT(CLUSTER_BLOCKS == 16, "a bit of `kept` for each block of a cluster");
 
@@ -32,6 +33,7 @@ struct point_copy {
 /* Copies that follow each other on the disk, in one write to the spill. */
 struct spill_run {
     struct block_request request;
+    struct list link; /* in runs, until it begins */
     struct point_image *image;
     struct list copies;
     struct iovec iovecs[];
@@ -74,8 +76,9 @@ struct point_image {
     struct point_answer answers[ANSWERS_MAX];
     unsigned answer_next;
     struct list reading, held; /* struct point_copy; those on their way are their run's */
+    struct list runs;          /* struct spill_run: to begin when others have ended */
     struct list buckets[BUCKETS]; /* of all copies, by cluster */
-    unsigned reading_count, held_count, run_count;
+    unsigned reading_count, held_count, run_count; /* runs under way */
     uint64_t copies_bytes, held_bytes; /* in memory; of it, held and not on its way */
     struct list front_waiting; /* struct front_op: for copies, or for reads of the back */
     struct list front_ended;
@@ -285,22 +288,38 @@ static void run_end(struct spill_run *run, int result)
         spill_release(image, c->first, c->count);
         copy_drop(c);
     }
-    image->run_count--;
     free(run);
     if (result < 0)
         image_failed(image, result, "cannot write the spill");
+}
+
+static void runs_begin(struct point_image *image)
+{
+    while (image->run_count < RUNS_AT_ONCE && !list_empty(&image->runs) && image->why.code == 0) {
+        struct spill_run *run = LIST_ENTRY(image->runs.next, struct spill_run, link);
+        list_remove(&run->link);
+        image->run_count++;
+        int code = block_submit(image->options.spill, &run->request);
+        if (code == 0)
+            continue;
+        image->run_count--;
+        run_end(run, code);
+        image_wake(image); /* who waited for memory has nothing to wait for any more */
+    }
 }
 
 static void run_written(struct block_request *request, int result)
 {
     struct spill_run *run = CONTAINER_OF(request, struct spill_run, request);
     struct point_image *image = run->image;
+    image->run_count--;
     run_end(run, result);
+    runs_begin(image);
     waiting_retry(image);
 }
 
 /* Of @copies, which follow each other. */
-static void run_begin(struct point_image *image, struct point_copy *const *copies, unsigned count)
+static void run_add(struct point_image *image, struct point_copy *const *copies, unsigned count)
 {
     struct spill_run *run = xcalloc(1, sizeof *run + count * sizeof(struct iovec));
     run->image = image;
@@ -317,10 +336,7 @@ static void run_begin(struct point_image *image, struct point_copy *const *copie
         run->iovecs[i] = copies[i]->one;
         run->request.size += copies[i]->one.iov_len;
     }
-    image->run_count++;
-    int code = block_submit(image->options.spill, &run->request);
-    if (code < 0)
-        run_end(run, code);
+    list_append(&image->runs, &run->link);
 }
 
 static int by_place(const void *a, const void *b)
@@ -340,22 +356,25 @@ static void held_write(struct point_image *image)
     LIST_FOREACH(link, &image->held)
         copies[count++] = LIST_ENTRY(link, struct point_copy, link);
     qsort(copies, count, sizeof *copies, by_place);
-    block_plug(image->options.spill);
-    for (unsigned at = 0; at < count && image->why.code == 0; at += length) {
+    for (unsigned at = 0; at < count; at += length) {
         for (length = 1; at + length < count && length < RUN_COPIES_MAX; length++)
             if (copies[at + length]->first != copies[at + length - 1]->first + copies[at + length - 1]->count)
                 break;
-        run_begin(image, copies + at, length);
+        run_add(image, copies + at, length);
     }
-    block_unplug(image->options.spill);
-    if (image->why.code != 0)
-        image_wake(image); /* who waited for memory has nothing to wait for any more */
+    runs_begin(image);
 }
 
+/* What is not on its way. */
 static void held_drop(struct point_image *image)
 {
     while (!list_empty(&image->held))
         copy_drop(LIST_ENTRY(image->held.next, struct point_copy, link));
+    while (!list_empty(&image->runs)) {
+        struct spill_run *run = LIST_ENTRY(image->runs.next, struct spill_run, link);
+        list_remove(&run->link);
+        run_end(run, 0);
+    }
 }
 
 /* ---- which blocks ---- */
@@ -926,6 +945,7 @@ int point_image_create(const struct point_image_options *options, struct point_i
         .ops = &back_ops, .size_bytes = disk->size_bytes, .block_bytes = disk->block_bytes, .can_discard = true};
     list_init(&image->reading);
     list_init(&image->held);
+    list_init(&image->runs);
     for (unsigned i = 0; i < BUCKETS; i++)
         list_init(&image->buckets[i]);
     list_init(&image->front_waiting);

@@ -456,6 +456,38 @@ static void more_than_memory(void **state UNUSED)
     }
 }
 
+/* More writes to the spill than are begun at once; and it fails in the midst of them. */
+static void much_that_is_scattered(void **state UNUSED)
+{
+    enum { BLOCKS = 60 };
+    for (unsigned refuses = 0; refuses < 2; refuses++) {
+        struct trial *t = whole_disk((uint64_t)BLOCKS * POINT_BLOCK_BYTES);
+        t->pool->all_at_hand = true;
+        for (unsigned i = 1; i < BLOCKS; i++)
+            front_now(t, BLOCK_WRITE, 2ull * i * POINT_BLOCK_BYTES, POINT_BLOCK_BYTES);
+        assert_int_equal(writes_of(t, "spill 2"), 0);
+        struct request r = {.trial = t, .busy = true, .memory = xcalloc(1, POINT_BLOCK_BYTES)};
+        r.iovecs[0] = (struct iovec){r.memory, POINT_BLOCK_BYTES};
+        r.block = (struct block_request){
+            .op = BLOCK_WRITE, .size = POINT_BLOCK_BYTES, .iovecs = r.iovecs, .iovec_count = 1, .done = on_done};
+        assert_int_equal(block_submit(point_image_front(t->image), &r.block), 0);
+        assert_true(t->pool->queued > 1 && t->pool->queued < 20);
+        power_find(t->pool, "spill 2")->refuses = refuses;
+        block_drain(point_image_front(t->image));
+        assert_int_equal(point_image_is_lost(t->image, NULL), refuses);
+        if (!refuses) {
+            assert_int_equal(writes_of(t, "spill 2"), BLOCKS);
+            back_expect(t, 0, SECTORS * SECTOR);
+            trial_end(t);
+            continue;
+        }
+        assert_true(writes_of(t, "spill 2") < 20);
+        point_image_destroy(t->image);
+        assert_int_equal(t->budget.bytes, 0);
+        trial_free(t);
+    }
+}
+
 /* A discard of what is kept is carried out, beside it not; and what is kept stays. */
 static void discards(void **state UNUSED)
 {
@@ -503,6 +535,7 @@ int main(int argc, char **argv)
     print_message("seeds %llu to %llu\n", (unsigned long long)seed_first, (unsigned long long)(seed_first + seeds - 1));
     const struct CMUnitTest tests[] = {cmocka_unit_test(random_trials), cmocka_unit_test(only_what_is_overwritten),
                                        cmocka_unit_test(much_at_once),
-                                       cmocka_unit_test(more_than_memory), cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
+                                       cmocka_unit_test(more_than_memory), cmocka_unit_test(much_that_is_scattered),
+                                       cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
