@@ -401,16 +401,36 @@ static bool cluster_is_hole(struct point_image *image, uint64_t cluster)
     return stop <= answer.start;
 }
 
-/* Begin to keep those blocks of @cluster in @needs that are still in place. False: too many are under way. */
-static bool cluster_keep(struct point_image *image, uint64_t cluster, uint16_t needs)
+static bool is_kept(const struct point_image *image, uint64_t block)
 {
+    uint64_t cluster = block / CLUSTER_BLOCKS;
+    return image->state[cluster] == CLUSTER_KEPT && (image->kept[cluster] & blocks_mask(block, 1)) != 0;
+}
+
+/* A write from block @first on: a run that begins there, right behind what was kept before, is one of somebody who writes in
+ * sequence. It is to be kept up to the end of the cluster, so that he need not wait again so soon. */
+static uint64_t run_length(const struct point_image *image, uint64_t first, uint64_t start, uint64_t needed)
+{
+    uint64_t end = MIN((start / CLUSTER_BLOCKS + 1) * CLUSTER_BLOCKS, image->blocks);
+    if (start != first || start == 0 || !is_kept(image, start - 1))
+        return needed;
+    while (start + needed < end && !is_kept(image, start + needed))
+        needed++;
+    return needed;
+}
+
+/* Begin to keep those blocks of [@first, @last] in @cluster that are still in place. False: too much is in memory. */
+static bool cluster_keep(struct point_image *image, uint64_t cluster, uint64_t first, uint64_t last)
+{
+    unsigned needs = mask_within(cluster, first, last);
     if (image->state[cluster] == CLUSTER_IN_PLACE)
         image->state[cluster] = cluster_is_hole(image, cluster) ? CLUSTER_ZERO : CLUSTER_KEPT;
     if (image->state[cluster] != CLUSTER_KEPT)
         return true;
     for (unsigned missing; (missing = needs & (unsigned)~image->kept[cluster]) != 0 && image->why.code == 0;) {
         unsigned skip = (unsigned)__builtin_ctz(missing), run = (unsigned)__builtin_ctz(~(missing >> skip));
-        if (!copy_begin(image, cluster * CLUSTER_BLOCKS + skip, run))
+        uint64_t start = cluster * CLUSTER_BLOCKS + skip;
+        if (!copy_begin(image, start, run_length(image, first, start, run)))
             return false;
     }
     return true;
@@ -497,7 +517,7 @@ static bool front_may_pass(struct front_op *op)
         return true;
     uint64_t last = MIN(op->last, image->blocks - 1);
     for (uint64_t c = op->first / CLUSTER_BLOCKS; begun && c <= last / CLUSTER_BLOCKS && image->why.code == 0; c++)
-        begun = cluster_keep(image, c, mask_within(c, op->first, last));
+        begun = cluster_keep(image, c, op->first, last);
     bool may = image->why.code != 0 || (begun && !is_being_kept(image, op->first, last));
     return may && !is_read_in_place(image, op->first, last);
 }

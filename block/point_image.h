@@ -15,6 +15,9 @@
  *                            |  \-- a hole --> ZERO                |                     |
  *                            +------------ back is discarded ------+------> GONE <-------+
  *
+ * What lies right behind blocks that were kept before is kept up to the end of its cluster, for who writes there is likely to
+ * go on there.
+ *
  * Holes and what is GONE are known by clusters of 64 KiB; the blocks of which something is kept by two bytes for each cluster
  * in which something was overwritten.
  *

@@ -387,7 +387,7 @@ static void only_what_is_overwritten(void **state UNUSED)
     assert_int_equal(t->budget.bytes, block);
     front_now(t, BLOCK_WRITE, cluster + 3 * block, block); /* again */
     assert_int_equal(t->budget.bytes, block);
-    front_now(t, BLOCK_WRITE, cluster + 5 * block - SECTOR, 2 * SECTOR); /* the ends of two */
+    front_now(t, BLOCK_WRITE, cluster + 7 * block - SECTOR, 2 * SECTOR); /* the ends of two */
     assert_int_equal(t->budget.bytes, 3 * block);
     front_now(t, BLOCK_WRITE_ZEROES, cluster + 2 * block, 6 * block); /* of which there are three */
     assert_int_equal(t->budget.bytes, 6 * block);
@@ -404,6 +404,29 @@ static void only_what_is_overwritten(void **state UNUSED)
     front_now(t, BLOCK_WRITE, cluster, 3 * cluster);
     assert_int_equal(t->budget.bytes, 0);
     memset(t->given_back + CLUSTER_SECTORS, true, SECTORS - CLUSTER_SECTORS);
+    trial_end(t);
+}
+
+/* Who writes in sequence waits once for each cluster. */
+static void in_sequence(void **state UNUSED)
+{
+    struct trial *t = whole_disk(0);
+    const uint64_t block = POINT_BLOCK_BYTES, cluster = POINT_CLUSTER_BYTES;
+    front_now(t, BLOCK_WRITE, 2 * block, block);
+    front_now(t, BLOCK_WRITE, 10 * block, block);
+    assert_int_equal(t->budget.bytes, 2 * block);
+    front_now(t, BLOCK_WRITE, 3 * block, block); /* up to what is kept */
+    assert_int_equal(t->budget.bytes, 9 * block);
+    front_now(t, BLOCK_WRITE, 11 * block, 2 * block);
+    assert_int_equal(t->budget.bytes, 14 * block);
+    front_now(t, BLOCK_WRITE, cluster, 512);
+    assert_int_equal(t->budget.bytes, 14 * block + cluster);
+    front_now(t, BLOCK_WRITE, 5 * cluster - block, 2 * block); /* one request is no sequence */
+    assert_int_equal(t->budget.bytes, 16 * block + cluster);
+    front_now(t, BLOCK_WRITE, (SECTORS - 24) * SECTOR / block * block, block);
+    front_now(t, BLOCK_WRITE, (SECTORS - 24) * SECTOR / block * block + block, block);
+    assert_int_equal(t->budget.bytes, 20 * block + cluster); /* to the end of the disk */
+    back_expect(t, 0, SECTORS * SECTOR);
     trial_end(t);
 }
 
@@ -534,7 +557,7 @@ int main(int argc, char **argv)
     }
     print_message("seeds %llu to %llu\n", (unsigned long long)seed_first, (unsigned long long)(seed_first + seeds - 1));
     const struct CMUnitTest tests[] = {cmocka_unit_test(random_trials), cmocka_unit_test(only_what_is_overwritten),
-                                       cmocka_unit_test(much_at_once),
+                                       cmocka_unit_test(in_sequence), cmocka_unit_test(much_at_once),
                                        cmocka_unit_test(more_than_memory), cmocka_unit_test(much_that_is_scattered),
                                        cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
     return cmocka_run_group_tests(tests, NULL, NULL);
