@@ -157,7 +157,7 @@ int source_nbd_open(const char *location, const char *parent_mark, struct backup
         return location_refuse(location, err);
     bool asks = parent_mark != NULL && parent_mark[0] != '\0' && strlen(parent_mark) <= NBD_SINCE_BYTES_MAX;
     struct nbd_client_options options = {
-        .socket_path = path, .has_fd = is_fd, .fd = fd, .export_name = export, .changed_since = asks ? parent_mark : NULL};
+        .socket_path = path, .has_fd = is_fd, .fd = fd, .export_name = export, .trims_only = true, .changed_since = asks ? parent_mark : NULL};
     struct block *block;
     int code = nbd_client_open(&options, &block, err);
     if (code < 0)

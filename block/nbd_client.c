@@ -89,7 +89,7 @@ struct nbd_client {
     struct incoming in;
     uint64_t cookie;
     uint64_t acknowledged, flushed; /* writes, and how many of them a flush has covered */
-    bool astray; /* an earlier connection may still bring changes to the disk, and the server cannot end it */
+    bool unsettled; /* an earlier connection may still bring changes to the disk: it is to be ended first */
 };
 
 static uint64_t now_ms(void)
@@ -508,7 +508,7 @@ static void link_lost(struct nbd_client *c, int code)
     {
         struct wire_request *w = LIST_ENTRY(link, struct wire_request, link);
         w->result = 0;
-        c->astray = c->astray || (is_change(w) && !c->hello.ends_earlier && !c->options.patient);
+        c->unsettled = c->unsettled || (is_change(w) && !c->options.trims_only && !c->options.patient);
         for (unsigned i = 0; w->extents != NULL && i < ARRAY_SIZE(w->extents->data); i++) {
             free(w->extents->data[i]);
             w->extents->data[i] = NULL;
@@ -571,9 +571,6 @@ static int link_connect(struct nbd_client *c, int *ret_fd, struct error *err)
 {
     if (c->options.has_fd && c->options.fd < 0)
         return error_set(err, -ESTALE, ERROR_UNREACHABLE, "the link to the NBD server is lost, and there is no other to it");
-    if (c->astray)
-        return error_set(err, -ESTALE, ERROR_UNREACHABLE,
-                         "the link to the NBD server was lost with writes on it, and this server cannot end what it still has of them");
     if (!c->options.has_fd)
         return nbd_hello_connect(c->socket_path, c->options.tcp_port, c->options.timeout_ms, ret_fd, err);
     *ret_fd = c->options.fd;
@@ -599,12 +596,17 @@ static int link_open(struct nbd_client *c, struct error *err)
     }
     bool fits = hello.size_bytes == c->hello.size_bytes || (c->options.patient && hello.size_bytes > c->hello.size_bytes);
     bool is_same = fits && hello.structured == c->hello.structured &&
-                   (hello.ends_earlier == c->hello.ends_earlier || c->options.patient) &&
                    memcmp(hello.has_context, c->hello.has_context, sizeof hello.has_context) == 0;
     if (c->hello.size_bytes != 0 && !is_same) {
         close(fd);
         return error_set(err, -ESTALE, ERROR_CONFLICT, "the NBD server has another disk under that name now");
     }
+    if (c->unsettled && !hello.ends_earlier) {
+        close(fd);
+        return error_set(err, -ESTALE, ERROR_UNREACHABLE,
+                         "the link to the NBD server was lost with writes on it, and this server cannot end what it still has of them");
+    }
+    c->unsettled = false;
     if (c->hello.size_bytes == 0)
         c->hello = hello;
     memcpy(c->hello.context_id, hello.context_id, sizeof hello.context_id); /* the thread's alone from here on */
@@ -965,7 +967,7 @@ int nbd_client_open(const struct nbd_client_options *options, struct block **ret
     list_init(&c->queued);
     list_init(&c->sent);
     list_init(&c->ended);
-    c->is_writer = !options->has_fd && !options->read_only;
+    c->is_writer = !options->has_fd && !options->read_only && !options->trims_only;
     c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int code = c->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd") : 0;
     if (code == 0 && c->is_writer && getrandom(c->writer.id, NBD_WRITER_ID_BYTES, 0) != NBD_WRITER_ID_BYTES)

@@ -47,6 +47,7 @@ struct nbd_client_options {
                                 larger disk, which block_grow looks for: it greets the server anew, and -EAGAIN says that the disk is not so
                                 large yet, or nobody answers in time */
     bool durable;            /* what the server has acknowledged outlives its process: nothing is lost with a link, and no FLUSH fails for it */
+    bool trims_only;         /* the owner writes nothing, but says what it does not need any more, which may be done late and twice */
     unsigned timeout_ms, reconnect_ms; /* 0: as above */
     void (*wake)(void *arg); /* have nbd_client_run called soon under the owner's lock; any thread. NULL: only drain */
     void *wake_arg;

@@ -623,7 +623,7 @@ static void *serve_old(void *arg)
 {
     struct old_server *o = arg;
     const struct nbd_export e = {.name = "disk", .block = &o->disk.block, .access = NBD_ACCESS_WRITE};
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < 3; i++) { /* the third one goes by itself */
         struct nbd_session *s = session_of(&e);
         int fd = accept(o->listen_fd, NULL, NULL);
         assert_true(fd >= 0);
@@ -634,7 +634,9 @@ static void *serve_old(void *arg)
                 nbd_session_sent(s, (size_t)writev(fd, out, (int)count));
             void *at = nbd_session_room(s, &room);
             ssize_t n = recv(fd, at, room, 0);
-            assert_true(n > 0);
+            assert_true(n > 0 || (n == 0 && i == 2));
+            if (n == 0)
+                break;
             nbd_session_received(s, (size_t)n);
             if (list_empty(&o->disk.waiting))
                 continue;
