@@ -264,6 +264,11 @@ void *object_list_add(const struct object_desc *desc, void *object, const char *
     return item(l, f->ref.object, l->count++);
 }
 
+const char *enum_name(const struct enum_desc *e, uint32_t value)
+{
+    return value < e->count ? e->names[value] : "unknown";
+}
+
 const char *string_map_get(const struct string_map *map, const char *key)
 {
     for (size_t k = 0; k < map->count; k++)
@@ -294,7 +299,7 @@ const char *object_field_text(const struct object_desc *desc, const void *object
         snprintf(buffer, size, "%" PRIu64, *(const uint64_t *)v);
         break;
     case KIND_ENUM:
-        snprintf(buffer, size, "%s", f->ref.enums->names[*(const uint32_t *)v]);
+        snprintf(buffer, size, "%s", enum_name(f->ref.enums, *(const uint32_t *)v));
         break;
     case KIND_OBJ:
     case KIND_LIST:
@@ -363,8 +368,8 @@ static void encode_field(const struct field_desc *f, const void *v, bool with_se
         put_number(out, *(const uint64_t *)v);
         break;
     case KIND_ENUM:
-        ASSERT(*(const uint32_t *)v < f->ref.enums->count);
-        json_put_string(out, f->ref.enums->names[*(const uint32_t *)v]);
+        ASSERT(*(const uint32_t *)v < f->ref.enums->count || ((f->flags & OPEN) && *(const uint32_t *)v == f->ref.enums->count));
+        json_put_string(out, enum_name(f->ref.enums, *(const uint32_t *)v));
         break;
     case KIND_OBJ:
         encode_object(f->ref.object, v, with_secrets, out);
@@ -547,7 +552,8 @@ static int read_text(const struct field_desc *f, const json_t *j, const struct p
     return rc;
 }
 
-static int read_enum(const struct field_desc *f, const json_t *j, const struct path *p, uint32_t *ret, struct error *err)
+static int read_enum(const struct field_desc *f, const json_t *j, enum object_mode mode, const struct path *p, uint32_t *ret,
+                     struct error *err)
 {
     const struct enum_desc *e = f->ref.enums;
     char words[256] = "";
@@ -558,6 +564,10 @@ static int read_enum(const struct field_desc *f, const json_t *j, const struct p
             *ret = i;
             return 0;
         }
+    if ((f->flags & OPEN) && mode == OBJECT_LENIENT) {
+        *ret = e->count;
+        return 0;
+    }
     for (unsigned i = 0, n = 0; i < e->count && n < sizeof words; i++)
         n += (unsigned)snprintf(words + n, sizeof words - n, "%s%s", i ? ", " : "", e->names[i]);
     return error_set_field(err, -EINVAL, ERROR_INVALID, PATH_TEXT(p), "must be one of: %s", words);
@@ -668,7 +678,7 @@ static int read_value(const struct field_desc *f, const json_t *j, enum object_m
         return 0;
     }
     case KIND_ENUM:
-        return read_enum(f, j, p, v, err);
+        return read_enum(f, j, mode, p, v, err);
     case KIND_OBJ:
         return read_object(f->ref.object, j, mode, depth + 1, p, v, err);
     case KIND_LIST:

@@ -44,6 +44,8 @@ enum field_flag {
     READ_ONLY = 1 << 1, /* set by the cluster; refused from users */
     IMMUTABLE = 1 << 2, /* may be given at create, refused in a patch */
     SECRET = 1 << 3,    /* never shown */
+    OPEN = 1 << 4,      /* of an enum: a word that we do not know, of a server that may be newer, is the number of those that we do
+                         * (<enum>_COUNT, "unknown"), and for whoever reads it to deal with. Elsewhere it spoils all of the answer */
 };
 
 enum object_mode {
@@ -142,6 +144,8 @@ void object_set_text(const struct object_desc *desc, void *object, const char *n
 void object_mark(const struct object_desc *desc, void *object, const char *name);
 /* Append one zeroed item to a list field and return it. Valid until the next append. */
 void *object_list_add(const struct object_desc *desc, void *object, const char *name);
+/* "unknown" behind the last one. */
+const char *enum_name(const struct enum_desc *e, uint32_t value);
 const char *string_map_get(const struct string_map *map, const char *key);
 /* One field as text for tables and filters ("-" where absent); returns @buffer. */
 const char *object_field_text(const struct object_desc *desc, const void *object, const struct field_desc *field,

@@ -111,7 +111,7 @@ void agent_task_end(struct agent_task *task, enum operation_state state, const s
         OBJECT_TEXT(task_seen, seen, error_text, words);
     }
     log_info("task-ended", "operation=%s kind=%s role=%s state=%s why=\"%s\"", task->order.id,
-             task_kind_desc.names[task->order.task.kind], task_role_desc.names[task->order.role],
+             enum_name(&task_kind_desc, task->order.task.kind), task_role_desc.names[task->order.role],
              operation_state_desc.names[state], state != operation_state_SUCCEEDED ? err->text : "");
     poke(task);
 }
@@ -172,7 +172,7 @@ static void task_begin(struct agent *a, const struct task_order *order, uint64_t
     OBJECT_SET(task_seen, &task->seen, role, order->role);
     OBJECT_SET(task_seen, &task->seen, state, operation_state_RUNNING);
     map_put(&a->tasks.all, make_key(order->id, order->role, task->key), task);
-    log_info("task-begins", "operation=%s kind=%s role=%s", order->id, task_kind_desc.names[order->task.kind],
+    log_info("task-begins", "operation=%s kind=%s role=%s", order->id, enum_name(&task_kind_desc, order->task.kind),
              task_role_desc.names[order->role]);
     task->ops = ops_of(a, order->task.kind);
     if (task->ops == NULL) {

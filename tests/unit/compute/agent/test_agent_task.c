@@ -202,6 +202,46 @@ static void an_unknown_kind_fails_in_words(void **test)
     assert_int_equal(told(a, 1), operation_state_FAILED);
 }
 
+/* Of controllers that are newer: one task that this agent has never heard of costs it nothing else of its orders. */
+static void a_word_of_tomorrow_fails_alone(void **test)
+{
+    struct agent *a = *test;
+    struct node_orders orders = {.index = 5}, read = {0};
+    struct bytes_writer text = {.data = NULL};
+    struct error err = {0};
+    for (unsigned i = 0; i < 2; i++) {
+        struct task_order *order = order_in(&orders, i == 0 ? ID_1 : ID_2, i == 0 ? task_kind_SNAPSHOT_DELETE : task_kind_SNAPSHOT_CREATE);
+        OBJECT_TEXT(task, &order->task, host, ID_1);
+    }
+    object_mark(&node_orders_desc, &orders, "index");
+    OBJECT_ENCODE(node_orders, &orders, &text);
+    OBJECT_CLEAR(node_orders, &orders);
+    CLEANUP_FREE char *words = xcalloc(1, text.size + 1);
+    memcpy(words, text.data, text.size);
+    bytes_writer_finish(&text);
+    char *kind_word = strstr(words, "snapshot-delete");
+    assert_non_null(kind_word);
+    memcpy(kind_word, "snapshot-knight", strlen("snapshot-knight"));
+    assert_true(OBJECT_DECODE(node_orders, words, strlen(words), OBJECT_STORED, &read, &err) < 0);
+    assert_non_null(strstr(err.text, "must be one of"));
+    if (OBJECT_DECODE(node_orders, words, strlen(words), OBJECT_LENIENT, &read, &err) < 0)
+        fail_msg("%s: %s", err.field, err.text);
+    agent_tasks_obey(a, &read);
+    OBJECT_CLEAR(node_orders, &read);
+    assert_int_equal(kind.started, 1);
+    struct node_report report = {0};
+    agent_tasks_put(a, &report);
+    assert_int_equal(report.tasks.count, 2);
+    for (size_t i = 0; i < 2; i++) {
+        const struct task_seen *seen = (const struct task_seen *)report.tasks.items + i;
+        bool is_known = strcmp(seen->id, ID_2) == 0;
+        assert_int_equal(seen->state, is_known ? operation_state_RUNNING : operation_state_FAILED);
+        if (!is_known)
+            assert_non_null(strstr(seen->error_text, "upgrade it"));
+    }
+    OBJECT_CLEAR(node_report, &report);
+}
+
 /* A report with words that the controllers do not take says nothing at all. */
 static void words_are_such_as_can_be_told(void **test)
 {
@@ -356,6 +396,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(cancelled_before_it_began, setup, teardown),
         cmocka_unit_test_setup_teardown(a_kind_takes_its_time_to_stop, setup, teardown),
         cmocka_unit_test_setup_teardown(an_unknown_kind_fails_in_words, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_word_of_tomorrow_fails_alone, setup, teardown),
         cmocka_unit_test_setup_teardown(words_are_such_as_can_be_told, setup, teardown),
         cmocka_unit_test_setup_teardown(replicas_go_by_the_newest_orders, setup, teardown),
         cmocka_unit_test(a_child_tells_and_ends),
