@@ -1,7 +1,7 @@
 /* Copy before write against a model: a writer at the front and a reader at the back at the same time, many requests at
  * once, carried out in random order on a simulated disk (power_pool.h). Whatever the writer does, the reader sees what was
  * there at the beginning, and the writer what it would see without the image. In every third trial the power goes at some
- * call: what the writer had flushed is on the disk then.
+ * call: what the writer had flushed is on the disk then. Every second disk is one of layers, with snapshots and merges meanwhile.
  *
  *     test_point_image --seeds N [--seed FIRST]      the long version
  */
@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "block/layer_disk.h"
 #include "block/point_image.h"
 #include "tests/unit/block/power_pool.h"
 
@@ -35,6 +36,9 @@ struct request {
 struct trial {
     struct power_pool *pool;
     struct block *disk;
+    struct layer_disk *layered; /* NULL: the disk is a file */
+    unsigned snapshots, dropped, chain_wakes;
+    bool merging;
     struct point_image *image;
     struct point_budget budget;
     uint64_t random, seed;
@@ -63,6 +67,11 @@ static _Noreturn void broken(const struct trial *t, const char *what, uint64_t s
 static void on_wake(void *arg)
 {
     ((struct trial *)arg)->wakes++;
+}
+
+static void on_chain_wake(void *arg)
+{
+    ((struct trial *)arg)->chain_wakes++;
 }
 
 static void on_failed(void *arg, const struct error *why)
@@ -185,6 +194,40 @@ static void request_begin(struct trial *t)
 
 /* ---- trials ---- */
 
+/* Drains the disk. */
+static void snapshot_make(struct trial *t)
+{
+    struct error err;
+    char name[16];
+    snprintf(name, sizeof name, "s%u", t->snapshots);
+    if (t->image != NULL)
+        block_drain(point_image_front(t->image)); /* making files takes steps, and none may begin something */
+    if (layer_disk_snapshot(t->layered, name, &err) < 0 && !t->pool->dead)
+        fail_msg("seed %llu: %s", (unsigned long long)t->seed, err.text);
+    t->snapshots += !t->pool->dead;
+}
+
+static void on_merged(void *arg, int result)
+{
+    struct trial *t = arg;
+    assert_true(result == 0 || result == -ECANCELED || t->pool->dead);
+    t->merging = false;
+}
+
+/* The oldest snapshot goes, by a merge. */
+static void snapshot_drop(struct trial *t)
+{
+    struct error err;
+    char name[16];
+    snprintf(name, sizeof name, "s%u", t->dropped);
+    if (t->merging || t->dropped == t->snapshots)
+        return;
+    if (layer_disk_drop(t->layered, name, &err) < 0 && !t->pool->dead)
+        fail_msg("seed %llu: %s", (unsigned long long)t->seed, err.text);
+    t->dropped++;
+    t->merging = !t->pool->dead && layer_disk_tidy(t->layered, on_merged, t, &err) == 1;
+}
+
 static void disk_fill(struct trial *t)
 {
     for (uint64_t c = 0; c * CLUSTER_SECTORS < SECTORS; c++) {
@@ -192,6 +235,8 @@ static void disk_fill(struct trial *t)
         if (chance(t, 3) == 0)
             continue; /* a hole */
         bool whole = chance(t, 3) != 0;
+        if (t->layered != NULL && chance(t, 3) == 0)
+            snapshot_make(t);
         for (uint64_t at = first, n; at < first + count; at += n) {
             n = MIN((uint64_t)BLOCK_SECTORS, first + count - at);
             if (!whole && chance(t, 2) == 0)
@@ -213,7 +258,17 @@ static struct block *file_block(struct trial *t, const char *name)
     return block_of_file(t->pool, f, false);
 }
 
-static void trial_begin(struct trial *t, uint64_t seed)
+static void layers_open(struct trial *t)
+{
+    struct error err;
+    if (layer_disk_open(&t->pool->pool, "disk", false, 0, &t->layered, &err) < 0)
+        fail_msg("seed %llu: %s", (unsigned long long)t->seed, err.text);
+    t->disk = &t->layered->chain->block;
+    t->layered->chain->wake = on_chain_wake;
+    t->layered->chain->wake_arg = t;
+}
+
+static void trial_begin(struct trial *t, uint64_t seed, bool layered)
 {
     static const uint64_t held[] = {1, 3 * POINT_BLOCK_BYTES, 40 * POINT_BLOCK_BYTES, 0};
     *t = (struct trial){.seed = seed, .random = seed * 0x9e3779b97f4a7c15ull + 1};
@@ -221,7 +276,12 @@ static void trial_begin(struct trial *t, uint64_t seed)
     t->pool->all_at_hand = chance(t, 3) == 0;
     t->then = xcalloc(SECTORS, SECTOR);
     t->now = xcalloc(SECTORS, SECTOR);
-    t->disk = file_block(t, "disk");
+    if (layered) {
+        assert_int_equal(layer_disk_create(&t->pool->pool, "disk", (uint64_t)SECTORS * SECTOR, NULL, NULL), 0);
+        layers_open(t);
+    } else {
+        t->disk = file_block(t, "disk");
+    }
     disk_fill(t);
     t->budget.bytes_max = chance(t, 4) == 0 ? chance(t, 60) * (uint64_t)POINT_BLOCK_BYTES : UINT64_MAX;
     struct point_image_options options = {.disk = t->disk,
@@ -251,9 +311,17 @@ static void holes_check(struct trial *t)
     }
 }
 
+static void disk_close(struct trial *t)
+{
+    if (t->layered != NULL)
+        layer_disk_close(t->layered);
+    else
+        block_close(t->disk);
+}
+
 static void trial_free(struct trial *t)
 {
-    block_close(t->disk);
+    disk_close(t);
     power_pool_destroy(t->pool);
     free(t->then);
     free(t->now);
@@ -266,11 +334,14 @@ static void trial_cut(struct trial *t)
     uint8_t found[SECTOR];
     t->pool->dead = true;
     point_image_destroy(t->image);
-    block_close(t->disk);
+    disk_close(t);
     if (t->budget.bytes != 0)
         broken(t, "the budget does not come out even", t->budget.bytes);
     power_cut(t->pool);
-    t->disk = block_of_file(t->pool, power_find(t->pool, "disk"), false);
+    if (t->layered != NULL)
+        layers_open(t);
+    else
+        t->disk = block_of_file(t->pool, power_find(t->pool, "disk"), false);
     for (uint64_t i = 0; i < SECTORS; i++) {
         assert_int_equal(block_now(t->disk, BLOCK_READ, i * SECTOR, found, SECTOR), 0);
         bool lasts = t->begun[i] <= t->ended[i] && t->ended[i] <= t->flushed;
@@ -312,7 +383,7 @@ static void trial_end(struct trial *t)
 static void trial_run(uint64_t seed)
 {
     struct trial *t = NEW(struct trial);
-    trial_begin(t, seed);
+    trial_begin(t, seed, seed % 2 != 0);
     bool is_cut = chance(t, 3) == 0;
     t->pool->steps_max = is_cut ? t->pool->steps + 1 + chance(t, STEPS / 2) : 0;
     for (unsigned i = 0; i < STEPS && !t->pool->dead; i++) {
@@ -321,6 +392,14 @@ static void trial_run(uint64_t seed)
         else if (t->wakes > 0 && chance(t, 2) == 0) {
             t->wakes = 0;
             point_image_run(t->image);
+        } else if (t->chain_wakes > 0 && chance(t, 2) == 0) {
+            t->chain_wakes = 0;
+            layer_chain_run(t->layered->chain);
+        } else if (t->layered != NULL && chance(t, 60) == 0) {
+            if (chance(t, 2) == 0)
+                snapshot_make(t);
+            else
+                snapshot_drop(t);
         } else {
             (void)power_step(t->pool);
         }
@@ -363,7 +442,7 @@ static void back_expect(struct trial *t, uint64_t offset, uint64_t size)
 static struct trial *whole_disk(uint64_t held_bytes)
 {
     struct trial *t = NEW(struct trial);
-    trial_begin(t, 7);
+    trial_begin(t, 7, false);
     point_image_destroy(t->image);
     for (uint64_t i = 0; i < SECTORS * SECTOR; i++)
         t->now[i] = t->then[i] = (uint8_t)(1 + chance(t, 255));
@@ -536,7 +615,7 @@ static void unplugged(void **state UNUSED)
     struct trial *t = NEW(struct trial);
     uint8_t sector[SECTOR];
     struct error why;
-    trial_begin(t, 7);
+    trial_begin(t, 7, false);
     point_image_lose(t->image, "the disk was unplugged");
     assert_true(point_image_is_lost(t->image, &why));
     assert_non_null(strstr(why.text, "unplugged"));
