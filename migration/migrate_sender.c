@@ -500,20 +500,19 @@ static uint64_t sent_bytes(const struct migrate_sender *s)
     return sum;
 }
 
-static uint64_t round_count(struct migrate_sender *s)
+static void round_count(struct migrate_sender *s, struct precopy_round *ret)
 {
-    uint64_t looked = 0;
     struct stream_pages_counters sum = {0};
     for (unsigned i = 0; i < s->options.channels; i++) {
         struct stream_pages_counters c = stream_pages_counters(s->channels[i].pages);
-        looked += s->channels[i].looked;
+        ret->pages += s->channels[i].looked;
+        ret->same_pages += s->channels[i].same;
         sum.pages_data += c.pages_data;
         sum.pages_zero += c.pages_zero;
-        s->progress.pages_same += s->channels[i].same;
     }
+    s->progress.pages_same += ret->same_pages;
     s->progress.pages_data = sum.pages_data;
     s->progress.pages_zero = sum.pages_zero;
-    return looked;
 }
 
 static void throttle(struct migrate_sender *s, unsigned percent)
@@ -604,7 +603,7 @@ static int rounds_run(struct migrate_sender *s, bool *ret_postcopy, struct error
             return code;
         r.elapsed_us = migrate_now_us() - s->began_us;
         pthread_mutex_lock(&s->lock);
-        r.pages = round_count(s);
+        round_count(s, &r);
         pthread_mutex_unlock(&s->lock);
         d = precopy_decide(&s->precopy, &r);
         round_note(s, &r, &d, sent_bytes(s) - bytes);
@@ -758,8 +757,9 @@ static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *
         return postcopy_stop(s, final.number, err);
     if ((code = round_send(s, WORK_FINAL, err)) < 0)
         return code;
+    struct precopy_round last = {0};
     pthread_mutex_lock(&s->lock);
-    round_count(s);
+    round_count(s, &last);
     s->progress.dirty_pages = 0;
     pthread_mutex_unlock(&s->lock);
     if (s->options.verify && (code = verify_send(s, err)) < 0)

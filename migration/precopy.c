@@ -37,20 +37,34 @@ static uint64_t multiply_saturated(uint64_t a, uint64_t b)
 
 uint64_t precopy_predict_us(const struct precopy *p, uint64_t dirty_pages)
 {
-    uint64_t pages_us = multiply_saturated(dirty_pages, p->ns_per_page) / 1000;
+    uint64_t looked_ns = multiply_saturated(dirty_pages, p->ns_per_page);
+    uint64_t sent_ns = multiply_saturated(dirty_pages, p->ns_per_sent) / 1000 * (1000 - p->same_permille);
+    uint64_t pages_us = MAX(looked_ns, sent_ns) / 1000;
     return pages_us > UINT64_MAX - p->settings.fixed_us ? UINT64_MAX : pages_us + p->settings.fixed_us;
 }
 
 /* Half of the old and half of the new, but a sudden slowing down counts in full: a pause that is predicted too short is
  * worse than one that is predicted too long. */
+static void time_learn(uint64_t *ns, uint64_t pages, uint64_t took_us)
+{
+    if (pages == 0 || (pages < PAGES_MEASURED_MIN && *ns != 0))
+        return;
+    uint64_t now = MAX(multiply_saturated(took_us, 1000) / pages, 1);
+    *ns = *ns == 0 ? now : MAX(now, *ns / 2 + now / 2);
+}
+
+/* What the first round elides, mostly zeros, says nothing about later ones. */
 static void speed_learn(struct precopy *p, const struct precopy_round *r)
 {
-    if (r->pages < PAGES_MEASURED_MIN && p->ns_per_page != 0)
-        return;
-    if (r->pages == 0)
-        return;
-    uint64_t now = MAX(multiply_saturated(r->took_us, 1000) / r->pages, 1);
-    p->ns_per_page = p->ns_per_page == 0 ? now : MAX(now, p->ns_per_page / 2 + now / 2);
+    uint64_t same = MIN(r->same_pages, r->pages);
+    time_learn(&p->ns_per_page, r->pages, r->took_us);
+    time_learn(&p->ns_per_sent, r->pages - same, r->took_us);
+    p->same_permille = 0;
+    if (p->last_pages > 0 && r->pages > 0) {
+        double share = (double)same / (double)r->pages, shrinks = (double)r->pages / (double)p->last_pages;
+        p->same_permille = (unsigned)(1000 * share * MIN(shrinks, 1.0));
+    }
+    p->last_pages = r->pages;
 }
 
 /* A round in which everything was written again tells only the least that the rate can be. */

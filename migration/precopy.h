@@ -14,7 +14,9 @@
  *                                                                                     nothing came of many: GIVE_UP
  *
  * Prediction: pages left times the time that a page took so far (everything included: copying, eliding, compression,
- * the wire, a limit of bandwidth), and a fixed part for the state. Progress: a sixth fewer pages left than at best, after the
+ * the wire, a limit of bandwidth), and a fixed part for the state. Where pages were elided it is the longer of that and of the
+ * time that a page took which was sent, times those that are likely to be: a page is mostly elided because it was written
+ * before its turn came in the last round, and the smaller a round, the fewer such pages it leaves behind. Progress: a sixth fewer pages left than at best, after the
  * first round than it has sent. A guest whose rate of writing, as a look within the round has told it, leaves no room for progress
  * is given no patience. Post-copy, where it is the way out, is taken as soon as the rounds to come would take more than three
  * times as long as to send what is left, and the guest is not to be slowed down more.
@@ -59,6 +61,7 @@ struct precopy_round {
     uint64_t elapsed_us;  /* since the migration began */
     uint64_t took_us;     /* from its first page until the target had its last */
     uint64_t pages;       /* that were looked at */
+    uint64_t same_pages;  /* of these, what the target had already */
     uint64_t dirty_pages; /* written meanwhile: what the next one would send */
     uint64_t dirty_per_s; /* rate of writing where the caller has measured it within the round; 0: unknown */
 };
@@ -76,6 +79,9 @@ struct precopy {
     struct precopy_settings settings;
     unsigned rounds, stalled, throttle;
     uint64_t ns_per_page; /* smoothed; 0: not known */
+    uint64_t ns_per_sent; /* the same of those that were not elided */
+    uint64_t last_pages;  /* looked at in the last round; 0: there was none */
+    unsigned same_permille; /* likely to be elided in the next */
     uint64_t best_pages;  /* fewest left so far */
     uint64_t dirty_per_s; /* of the last round, as far as it can be told */
     bool lacks_postcopy;  /* it was chosen, and the target cannot do it */
