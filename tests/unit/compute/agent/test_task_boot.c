@@ -238,12 +238,18 @@ static void run_to_step(struct fixture *f, const char *step)
         uv_run(&f->loop, UV_RUN_ONCE);
 }
 
-/* It begins, and the test has its control socket once the VMM is there, for its start removes what lay there before. */
-static void begin(struct fixture *f, const char *wait_for, uint32_t timeout_s)
+/* Of a VMM that ends before it has a control socket. */
+static void begin_deaf(struct fixture *f, const char *wait_for, uint32_t timeout_s)
 {
     if (f->agent.boots.directory == NULL)
         task_boot_ops.clean(&f->agent);
     obey(f, 1, wait_for, timeout_s, false);
+}
+
+/* It begins, and the test has its control socket once the VMM is there, for its start removes what lay there before. */
+static void begin(struct fixture *f, const char *wait_for, uint32_t timeout_s)
+{
+    begin_deaf(f, wait_for, timeout_s);
     while (vmm_pid(f, OPERATION) == 0 && !task_of(f)->ended)
         uv_run(&f->loop, UV_RUN_ONCE);
     server_start(f);
@@ -319,7 +325,7 @@ static void it_goes_off(void **test)
 {
     struct fixture *f = *test;
     vmm_write(f, "no root device\\n", "exit 0");
-    begin(f, "login", 300);
+    begin_deaf(f, "login", 300);
     const struct task_seen *seen = run_to_its_end(f, operation_state_FAILED);
     assert_true(seen->backup.booted);
     assert_non_null(strstr(seen->error_text, "status 0"));
@@ -331,7 +337,7 @@ static void its_vmm_cannot(void **test)
 {
     struct fixture *f = *test;
     vmm_write(f, "", "echo '<3>machine no memory' >&2\nexit 1");
-    begin(f, "login", 300);
+    begin_deaf(f, "login", 300);
     const struct task_seen *seen = run_to_its_end(f, operation_state_FAILED);
     assert_false(seen->backup.booted);
     assert_non_null(strstr(seen->error_text, "no memory"));
