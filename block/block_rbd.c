@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <jansson.h>
+
 enum {
     LOCK_EXCLUSIVE = 0,
     FEATURE_LAYERING = 1 << 0,
@@ -21,6 +23,7 @@ enum {
     EPOCH_TEXT_BYTES = 24,
 };
 #define EPOCH_KEY "drover_epoch"
+#define CACHE_KEY "conf_rbd_cache" /* librbd's own: of an image it counts more than what is said of its pool */
 
 typedef void *rados_t, *rados_ioctx_t, *rbd_image_t, *rbd_completion_t;
 
@@ -30,6 +33,11 @@ typedef void *rados_t, *rados_ioctx_t, *rbd_image_t, *rbd_completion_t;
     X(rados_conf_read_file, int, (rados_t, const char *))                                                            \
     X(rados_conf_set, int, (rados_t, const char *, const char *))                                                    \
     X(rados_connect, int, (rados_t))                                                                                 \
+    X(rados_cluster_fsid, int, (rados_t, char *, size_t))                                                            \
+    X(rados_mon_command, int,                                                                                        \
+      (rados_t, const char **, size_t, const char *, size_t, char **, size_t *, char **, size_t *))                  \
+    X(rados_buffer_free, void, (char *))                                                                             \
+    X(rados_ioctx_get_id, int64_t, (rados_ioctx_t))                                                                  \
     X(rados_shutdown, void, (rados_t))                                                                               \
     X(rados_ioctx_create, int, (rados_t, const char *, rados_ioctx_t *))                                             \
     X(rados_ioctx_destroy, void, (rados_ioctx_t))
@@ -147,6 +155,7 @@ static int connect_to(struct rbd_cluster *c, const struct rbd_cluster_options *o
         return error_errno(err, code, "cannot read Ceph's %s", o->conf);
     snprintf(seconds, sizeof seconds, "%d", RBD_CONNECT_S);
     ceph.rados_conf_set(c->rados, "client_mount_timeout", seconds);
+    ceph.rados_conf_set(c->rados, "rbd_cache", "false");
     if (o->key != NULL && (code = ceph.rados_conf_set(c->rados, "key", o->key)) < 0)
         return error_errno(err, code, "the key of %s is none", name);
     code = ceph.rados_connect(c->rados);
@@ -192,6 +201,51 @@ void rbd_cluster_close(struct rbd_cluster *cluster)
     free(cluster);
 }
 
+/* What `ceph df` says of our pool. */
+static int room_parse(const struct rbd_cluster *c, const char *text, size_t size, struct rbd_status *ret, struct error *err)
+{
+    json_error_t why;
+    json_t *root = json_loadb(text, size, 0, &why), *pools = json_object_get(root, "pools"), *pool;
+    size_t i;
+    bool found = false;
+    json_array_foreach(pools, i, pool) {
+        const char *name = json_string_value(json_object_get(pool, "name"));
+        json_t *stats = json_object_get(pool, "stats");
+        json_int_t stored = json_integer_value(json_object_get(stats, "stored"));
+        json_int_t available = json_integer_value(json_object_get(stats, "max_avail"));
+        if (name == NULL || strcmp(name, c->pool) != 0 || stored < 0 || available < 0)
+            continue;
+        ret->free_bytes = (uint64_t)available;
+        ret->size_bytes = (uint64_t)available + (uint64_t)stored;
+        found = true;
+    }
+    json_decref(root);
+    return found ? 0
+                 : error_set(err, -EPROTO, ERROR_UNREACHABLE,
+                             "the Ceph cluster does not say how much room pool '%s' has: has it a manager (ceph-mgr) that runs?", c->pool);
+}
+
+int rbd_cluster_status(struct rbd_cluster *c, struct rbd_status *ret_status, struct error *err)
+{
+    const char *command = "{\"prefix\":\"df\",\"format\":\"json\"}";
+    char fsid[40], *text = NULL, *words = NULL;
+    size_t size = 0, words_size = 0;
+    int code = ceph.rados_cluster_fsid(c->rados, fsid, sizeof fsid);
+    if (code >= 0)
+        code = ceph.rados_mon_command(c->rados, &command, 1, "", 0, &text, &size, &words, &words_size);
+    if (code < 0)
+        error_errno(err, code, "the Ceph cluster does not say how much room it has");
+    else
+        code = room_parse(c, text, size, ret_status, err);
+    if (code == 0)
+        snprintf(ret_status->mark, sizeof ret_status->mark, "%s/%" PRId64, fsid, ceph.rados_ioctx_get_id(c->io));
+    if (text != NULL)
+        ceph.rados_buffer_free(text);
+    if (words != NULL)
+        ceph.rados_buffer_free(words);
+    return code;
+}
+
 /* ---- images ---- */
 
 static int image_error(const struct rbd_cluster *c, const char *name, int code, const char *what, struct error *err)
@@ -211,16 +265,44 @@ int rbd_image_size(struct rbd_cluster *cluster, const char *name, uint64_t *ret_
     return code < 0 ? image_error(cluster, name, code, "look at", err) : 0;
 }
 
+/* Whatever was said of the pool. */
+static int cache_forbid(struct rbd_cluster *cluster, const char *name, struct error *err)
+{
+    rbd_image_t image;
+    int code = ceph.rbd_open(cluster->io, name, &image, NULL);
+    if (code < 0)
+        return image_error(cluster, name, code, "open", err);
+    code = ceph.rbd_metadata_set(image, CACHE_KEY, "false");
+    ceph.rbd_close(image);
+    return code < 0 ? image_error(cluster, name, code, "write to", err) : 0;
+}
+
+int rbd_image_grow(struct rbd_cluster *cluster, const char *name, uint64_t size_bytes, struct error *err)
+{
+    rbd_image_t image;
+    uint64_t there;
+    int code = ceph.rbd_open(cluster->io, name, &image, NULL);
+    if (code < 0)
+        return image_error(cluster, name, code, "open", err);
+    code = ceph.rbd_get_size(image, &there);
+    if (code >= 0 && there < size_bytes)
+        code = ceph.rbd_resize(image, size_bytes);
+    ceph.rbd_close(image);
+    return code < 0 ? image_error(cluster, name, code, "enlarge", err) : 0;
+}
+
 int rbd_image_create(struct rbd_cluster *cluster, const char *name, uint64_t size_bytes, struct error *err)
 {
     const uint64_t features = FEATURE_LAYERING | FEATURE_EXCLUSIVE_LOCK | FEATURE_OBJECT_MAP | FEATURE_FAST_DIFF | FEATURE_DEEP_FLATTEN;
     uint64_t there;
     int order = 0; /* Ceph's choice: objects of 4 MiB */
     int code = ceph.rbd_create2(cluster->io, name, size_bytes, features, &order);
-    if (code != -EEXIST)
-        return code < 0 ? image_error(cluster, name, code, "create", err) : 0;
+    if (code < 0 && code != -EEXIST)
+        return image_error(cluster, name, code, "create", err);
     code = rbd_image_size(cluster, name, &there, err);
-    if (code == 0 && there != size_bytes)
+    if (code == 0 && there == size_bytes)
+        code = cache_forbid(cluster, name, err);
+    else if (code == 0)
         code = error_set(err, -EEXIST, ERROR_EXISTS, "pool '%s' of Ceph has an image '%s' already, of %" PRIu64 " bytes, not %" PRIu64,
                          cluster->pool, name, there, size_bytes);
     return code;
@@ -279,6 +361,8 @@ static int owners_break(struct block_rbd *b, uint64_t epoch_there, struct error 
         return error_errno(err, code, "cannot ask who has the lock of image '%s'", b->name);
     if (count > 0 && epoch_there >= b->options.epoch && !b->options.replaces)
         code = error_set(err, -EBUSY, ERROR_CONFLICT, "image '%s' is used by %s, which has its lock", b->name, owners[0]);
+    if (code == 0 && count > 0) /* another may have come since that was looked at */
+        code = epoch_check(b, &epoch_there, err);
     for (size_t i = 0; i < count && code == 0; i++) {
         code = ceph.rbd_lock_break(b->image, mode, owners[i]);
         if (code == -ENOENT) /* it let go by itself */
@@ -311,6 +395,17 @@ static int lock_take(struct block_rbd *b, struct error *err)
     if (code < 0)
         ceph.rbd_lock_release(b->image);
     return code;
+}
+
+static int size_read(struct block_rbd *b, struct error *err)
+{
+    int code = ceph.rbd_get_size(b->image, &b->block.size_bytes);
+    if (code < 0)
+        return error_errno(err, code, "cannot look at image '%s'", b->name);
+    if (b->block.size_bytes % BLOCK_SECTOR_BYTES != 0)
+        return error_set(err, -EINVAL, ERROR_INVALID, "image '%s' has %" PRIu64 " bytes, which is no multiple of %d", b->name,
+                         b->block.size_bytes, BLOCK_SECTOR_BYTES);
+    return 0;
 }
 
 /* ---- requests ---- */
@@ -381,6 +476,8 @@ void block_rbd_run(struct block *block)
         struct rbd_request *r = LIST_ENTRY(ended.next, struct rbd_request, link);
         struct block_request *request = r->request;
         ssize_t result = ceph.rbd_aio_get_return_value(r->completion);
+        if (result == -ESHUTDOWN && b->options.lost != NULL)
+            b->options.lost();
         list_remove(&r->link);
         ceph.rbd_aio_release(r->completion);
         free(r);
@@ -404,9 +501,9 @@ static void rbd_drain(struct block *block)
 static int rbd_own(struct block *block, bool own, struct error *err)
 {
     struct block_rbd *b = of_block(block);
+    int code = own ? lock_take(b, err) : ceph.rbd_flush(b->image);
     if (own)
-        return lock_take(b, err);
-    int code = ceph.rbd_flush(b->image);
+        return code < 0 ? code : size_read(b, err); /* it may have been enlarged meanwhile */
     if (code == 0)
         code = ceph.rbd_lock_release(b->image);
     return code < 0 ? error_errno(err, code, "cannot let go of image '%s'", b->name) : 0;
@@ -476,8 +573,7 @@ int block_rbd_open(struct rbd_cluster *cluster, const struct block_rbd_options *
                               .block_bytes = 4096,
                               .read_only = options->read_only,
                               .can_discard = !options->read_only,
-                              .can_write_zeroes = !options->read_only,
-                              .lost_with_process = !options->read_only};
+                              .can_write_zeroes = !options->read_only};
     b->options = *options;
     b->name = xstrdup(options->image);
     b->options.image = b->name;
@@ -494,12 +590,9 @@ int block_rbd_open(struct rbd_cluster *cluster, const struct block_rbd_options *
         free(b);
         return code;
     }
-    code = options->read_only ? 0 : lock_take(b, err);
-    if (code == 0 && (code = ceph.rbd_get_size(b->image, &b->block.size_bytes)) < 0)
-        image_error(cluster, b->name, code, "look at", err);
-    if (code == 0 && b->block.size_bytes % BLOCK_SECTOR_BYTES != 0)
-        code = error_set(err, -EINVAL, ERROR_INVALID, "image '%s' has %" PRIu64 " bytes, which is no multiple of %d", b->name,
-                         b->block.size_bytes, BLOCK_SECTOR_BYTES);
+    code = options->read_only || options->unowned ? 0 : lock_take(b, err);
+    if (code == 0)
+        code = size_read(b, err);
     if (code < 0) {
         rbd_block_close(&b->block);
         return code;

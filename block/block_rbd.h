@@ -3,11 +3,14 @@
  *
  * Ownership: an image that is opened for writing has Ceph's exclusive lock, taken explicitly, so that no other client gets
  * it by asking, and keeps the owner's epoch in its metadata. Who comes with a higher epoch than that breaks the lock, by
- * which Ceph blocklists the old client: what that has under way or sends later fails at Ceph's own doors (-ESHUTDOWN).
+ * which Ceph blocklists the old client: what that has under way or sends later fails at Ceph's own doors (-ESHUTDOWN), for as long as
+ * Ceph's monitors keep such a word (mon_osd_blocklist_default_expire: an hour where nobody has said more).
  * Who comes with a lower one is refused (-EPERM); one of the same epoch is told -EBUSY, unless whoever asks knows the
- * other to be dead (`replaces`).
+ * other to be dead (`replaces`). One that is looked at, found to be of a lower epoch and followed by a later one in just that moment loses the
+ * lock to us, and we refuse ourselves then: the later one has to be opened anew.
  *
- * Durability: as of block.h. librbd may keep what was written in this process until a FLUSH (lost_with_process).
+ * Durability: what has been written is with Ceph's OSDs when the request ends, for librbd's cache is off: nothing of it is lost with
+ * this process. A FLUSH is as block.h says.
  * Failures: a Ceph cluster that does not answer is waited for, as long as it takes: requests do not fail because monitors or
  * OSDs are away. Opening a cluster fails after RBD_CONNECT_S.
  *
@@ -30,14 +33,24 @@ struct rbd_cluster_options {
     const char *pool;
 };
 
+enum { RBD_MARK_BYTES = 64 };
+
+struct rbd_status {
+    char mark[RBD_MARK_BYTES]; /* which pool of which Ceph cluster it is: no other has the same, nor one that is made anew */
+    uint64_t size_bytes, free_bytes; /* of data, as replication has it now */
+};
+
 /* -ENOSYS: no librbd; -ENOENT: no such pool, file or user; -EACCES: the key is wrong; -ETIMEDOUT. All in words. */
 int rbd_cluster_open(const struct rbd_cluster_options *options, struct rbd_cluster **ret_cluster, struct error *err);
+int rbd_cluster_status(struct rbd_cluster *cluster, struct rbd_status *ret_status, struct error *err);
 /* No image of it is open. NULL is allowed. */
 void rbd_cluster_close(struct rbd_cluster *cluster);
 
 /* An image of zeroes, which takes no room yet. One of that name and size that is there already is fine; -EEXIST: it has
  * another size. */
 int rbd_image_create(struct rbd_cluster *cluster, const char *name, uint64_t size_bytes, struct error *err);
+/* At least so large; larger is fine. Who has it open for writing does it, where somebody has. -ENOENT. */
+int rbd_image_grow(struct rbd_cluster *cluster, const char *name, uint64_t size_bytes, struct error *err);
 /* None of that name is fine. -EBUSY in words: somebody has it open. */
 int rbd_image_remove(struct rbd_cluster *cluster, const char *name, struct error *err);
 /* Its size; -ENOENT. */
@@ -48,6 +61,9 @@ struct block_rbd_options {
     bool read_only;          /* takes no lock */
     uint64_t epoch;          /* of the owner, to write */
     bool replaces;           /* whoever has it with the same epoch */
+    bool unowned;            /* the lock is not taken yet: block_own does that, and is needed before anything is written */
+    void (*lost)(void);      /* a request has found that Ceph keeps us out for good, and is not told of: does not return, for another
+                                process may have it by now, or begin anew. NULL: it ends with -ESHUTDOWN */
     void (*wake)(void *arg); /* have block_rbd_run called soon under the owner's lock; any thread. NULL: only drain */
     void *wake_arg;
 };

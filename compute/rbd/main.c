@@ -1,28 +1,34 @@
 /* drover-rbd: images of a Ceph cluster for those who may not talk to a network. `serve` is an NBD server of one image at a Unix
- * socket; a VMM has its disks by it. The other verbs make, remove and look at images.
+ * socket; a VMM has its disks by it. The other verbs make, enlarge, remove and look at images, and at their pool.
  *
+ *   --while-connected   the image's lock is taken when a client comes and let go of when it has gone: so whoever has closed its
+ *            connection, and seen its end, has given the image away, and the next one, of any host, takes it. Where the lock cannot be
+ *            taken, or has been lost, the server ends with the reason: its connection to Ceph may be one that is kept out for good
  *   signals  SIGTERM, SIGINT: what was written is flushed, the image's lock is let go, exit 0
- *   output   serve: "ready" in a line when it can be connected to; size: bytes
+ *   output   serve: "ready" in a line when it can be connected to; size: bytes; status: which pool it is, its size and what is free
+ *            of it in bytes
  *   exit     0; 1 with the reason on stderr; 2: wrong options */
 #include <errno.h>
 #include <getopt.h>
+#include <grp.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include "block/block_rbd.h"
 #include "block/nbd_server.h"
 #include "common/file.h"
 
-enum { KEY_BYTES_MAX = 256 };
+enum { KEY_BYTES_MAX = 256, USER_MAX = 0x7fffffff };
 
 struct words {
     const char *verb, *conf, *user, *key_file, *pool, *image, *socket;
-    uint64_t size_bytes, epoch;
-    bool read_only, replaces;
+    uint64_t size_bytes, epoch, run_as;
+    bool read_only, replaces, while_connected;
 };
 
 static const char help[] =
@@ -35,17 +41,23 @@ static const char help[] =
     "  create     make an image of zeroes; one of that size that is there already is fine\n"
     "               drover-rbd create --pool vms --image v1 --size 10737418240\n"
     "  size       print the size of an image in bytes\n"
+    "  grow       enlarge an image, also one that is in use; one that is as large already is fine\n"
+    "               drover-rbd grow --pool vms --image v1 --size 21474836480\n"
     "  remove     remove an image; one that is not there is fine\n"
+    "  status     print which pool it is, its size and how much of it is free, in bytes\n"
+    "               drover-rbd status --pool vms\n"
     "\n"
     "  --conf FILE        of the Ceph cluster (/etc/ceph/ceph.conf)\n"
     "  --user NAME        of the Ceph cluster, without \"client.\" (admin)\n"
     "  --key-file FILE    the user's key, alone in a file (where not given: in the keyring that the conf tells of)\n"
     "  --pool POOL        of the Ceph cluster\n"
     "  --image NAME       in that pool\n"
-    "  --size BYTES       create: a multiple of 512\n"
+    "  --size BYTES       create, grow: a multiple of 512\n"
     "  --socket FILE      serve: made here, mode 0600, and removed at the end\n"
     "  --epoch N          serve: of the image's owner; whoever has it with a lower one loses it for good\n"
     "  --replace          serve: so does one of the same epoch, which is known to be dead\n"
+    "  --while-connected  serve: the image is taken when a client connects, and let go of when it has gone; one client at a time\n"
+    "  --run-as UID       serve: as this user, once Ceph is connected to; the socket is this user's\n"
     "  --read-only        serve: nobody is kept out, and nothing is written\n"
     "  -h, --help         this help\n";
 
@@ -70,7 +82,8 @@ static int words_parse(int argc, char **argv, struct words *w)
         {"conf", required_argument, NULL, 'c'},   {"user", required_argument, NULL, 'u'},  {"key-file", required_argument, NULL, 'k'},
         {"pool", required_argument, NULL, 'p'},   {"image", required_argument, NULL, 'i'}, {"size", required_argument, NULL, 's'},
         {"socket", required_argument, NULL, 'S'}, {"epoch", required_argument, NULL, 'e'}, {"replace", no_argument, NULL, 'R'},
-        {"read-only", no_argument, NULL, 'r'},    {"help", no_argument, NULL, 'h'},        {NULL, 0, NULL, 0},
+        {"read-only", no_argument, NULL, 'r'},    {"help", no_argument, NULL, 'h'},        {"while-connected", no_argument, NULL, 'w'},
+        {"run-as", required_argument, NULL, 'U'}, {NULL, 0, NULL, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
         switch (option) {
@@ -82,6 +95,11 @@ static int words_parse(int argc, char **argv, struct words *w)
         case 'S': w->socket = optarg; break;
         case 'R': w->replaces = true; break;
         case 'r': w->read_only = true; break;
+        case 'w': w->while_connected = true; break;
+        case 'U':
+            if (number_parse(optarg, &w->run_as) < 0 || w->run_as == 0 || w->run_as > USER_MAX)
+                return 1 + wrong("--run-as takes the number of a user other than root");
+            break;
         case 's':
             if (number_parse(optarg, &w->size_bytes) < 0 || w->size_bytes == 0 || w->size_bytes % BLOCK_SECTOR_BYTES != 0)
                 return 1 + wrong("--size takes a number of bytes, a multiple of 512");
@@ -96,15 +114,17 @@ static int words_parse(int argc, char **argv, struct words *w)
     }
     w->verb = optind < argc ? argv[optind] : NULL;
     if (w->verb == NULL || optind + 1 != argc)
-        return 1 + wrong("one verb is needed: serve, create, size, or remove");
-    if (w->pool == NULL || w->image == NULL)
+        return 1 + wrong("one verb is needed: serve, create, size, grow, remove, or status");
+    if (w->pool == NULL || (w->image == NULL && strcmp(w->verb, "status") != 0))
         return 1 + wrong("--pool and --image are needed");
-    if (strcmp(w->verb, "create") == 0 && w->size_bytes == 0)
-        return 1 + wrong("create needs --size");
+    if ((strcmp(w->verb, "create") == 0 || strcmp(w->verb, "grow") == 0) && w->size_bytes == 0)
+        return 1 + wrong("create and grow need --size");
     if (strcmp(w->verb, "serve") == 0 && w->socket == NULL)
         return 1 + wrong("serve needs --socket");
     if (strcmp(w->verb, "serve") == 0 && w->epoch == 0 && !w->read_only)
         return 1 + wrong("serve needs --epoch, 1 or more, or --read-only");
+    if (w->read_only && w->while_connected)
+        return 1 + wrong("--while-connected is about the image's lock, and --read-only takes none");
     return 0;
 }
 
@@ -129,6 +149,44 @@ static void serve_wake(void *arg)
     nbd_server_wake(*server);
 }
 
+/* Of requests that were not answered the client tells whoever serves the image next: this guest is to see no error. */
+static void serve_lost(void)
+{
+    static const char words[] = "drover-rbd: Ceph keeps this client out: another one has the image, or its lock was broken\n";
+    ssize_t n UNUSED = write(STDERR_FILENO, words, sizeof words - 1);
+    _exit(1);
+}
+
+/* With --while-connected: the first failure is what the server ends with. */
+struct owning {
+    struct nbd_server **server;
+    struct block *block;
+    struct error *err;
+    int code;
+};
+
+static int serve_own(void *arg, bool own)
+{
+    struct owning *o = arg;
+    int code = o->code == 0 ? block_own(o->block, own, o->err) : o->code;
+    if (code < 0 && o->code == 0) {
+        o->code = code;
+        nbd_server_stop(*o->server);
+    }
+    return code;
+}
+
+/* The socket becomes the user's, and so do we: who speaks NBD to us is not to speak to root. */
+static int user_become(const struct words *w, struct error *err)
+{
+    uid_t user = (uid_t)w->run_as;
+    if (user == 0)
+        return 0;
+    if (chown(w->socket, user, user) < 0 || setgroups(0, NULL) < 0 || setresgid(user, user, user) < 0 || setresuid(user, user, user) < 0)
+        return error_errno(err, -errno, "cannot become user %u", user);
+    return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 ? error_errno(err, -errno, "cannot keep memory from others") : 0;
+}
+
 static int serve(struct rbd_cluster *cluster, const struct words *w, struct error *err)
 {
     struct nbd_server *server = NULL;
@@ -137,15 +195,25 @@ static int serve(struct rbd_cluster *cluster, const struct words *w, struct erro
                                               .read_only = w->read_only,
                                               .epoch = w->epoch,
                                               .replaces = w->replaces,
+                                              .unowned = w->while_connected,
+                                              .lost = w->while_connected ? serve_lost : NULL,
                                               .wake = serve_wake,
                                               .wake_arg = &server};
     int code = block_rbd_open(cluster, &options, &block, err);
     if (code < 0)
         return code;
+    struct owning owning = {.server = &server, .block = block, .err = err};
     const struct nbd_export export = {.name = w->image, .block = block, .access = w->read_only ? NBD_ACCESS_READ : NBD_ACCESS_WRITE};
-    const struct nbd_server_options server_options = {
-        .socket_path = w->socket, .exports = &export, .export_count = 1, .run = serve_run, .run_arg = block};
+    const struct nbd_server_options server_options = {.socket_path = w->socket,
+                                                      .exports = &export,
+                                                      .export_count = 1,
+                                                      .run = serve_run,
+                                                      .run_arg = block,
+                                                      .own = w->while_connected ? serve_own : NULL,
+                                                      .own_arg = &owning};
     code = nbd_server_create(&server_options, &server, err);
+    if (code == 0)
+        code = user_become(w, err);
     if (code == 0) {
         served = server;
         const struct sigaction action = {.sa_handler = on_signal};
@@ -156,12 +224,22 @@ static int serve(struct rbd_cluster *cluster, const struct words *w, struct erro
         fflush(stdout);
         nbd_server_run(server);
         block_drain(block);
-        if (!w->read_only)
+        if (!w->read_only && !w->while_connected)
             code = block_own(block, false, err); /* flushes, and says so where that fails */
     }
     served = NULL; /* a second signal finds nothing to stop */
-    nbd_server_destroy(server);
+    nbd_server_destroy(server); /* with the client that there may be: what is owned for it is let go of */
+    code = code == 0 ? owning.code : code;
     block_close(block);
+    return code;
+}
+
+static int status_print(struct rbd_cluster *cluster, struct error *err)
+{
+    struct rbd_status status;
+    int code = rbd_cluster_status(cluster, &status, err);
+    if (code == 0)
+        printf("%s %" PRIu64 " %" PRIu64 "\n", status.mark, status.size_bytes, status.free_bytes);
     return code;
 }
 
@@ -174,6 +252,10 @@ static int verb_do(struct rbd_cluster *cluster, const struct words *w, struct er
         return rbd_image_create(cluster, w->image, w->size_bytes, err);
     if (strcmp(w->verb, "remove") == 0)
         return rbd_image_remove(cluster, w->image, err);
+    if (strcmp(w->verb, "grow") == 0)
+        return rbd_image_grow(cluster, w->image, w->size_bytes, err);
+    if (strcmp(w->verb, "status") == 0)
+        return status_print(cluster, err);
     int code = rbd_image_size(cluster, w->image, &size_bytes, err);
     if (code == 0)
         printf("%" PRIu64 "\n", size_bytes);
@@ -191,7 +273,7 @@ static int key_read(const char *path, char **ret_key, struct error *err)
 
 int main(int argc, char **argv)
 {
-    static const char *const verbs[] = {"serve", "create", "size", "remove"};
+    static const char *const verbs[] = {"serve", "create", "size", "grow", "remove", "status"};
     struct words w = {.conf = "/etc/ceph/ceph.conf", .user = "admin"};
     struct rbd_cluster *cluster = NULL;
     struct error err;
@@ -203,8 +285,9 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
         known = known || strcmp(w.verb, verbs[i]) == 0;
     if (!known)
-        return wrong("the verbs are serve, create, size and remove");
+        return wrong("the verbs are serve, create, size, grow, remove and status");
     prctl(PR_SET_DUMPABLE, 0); /* there is a key in its memory */
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); /* before Ceph's libraries start threads */
     code = w.key_file != NULL ? key_read(w.key_file, &key, &err) : 0;
     const struct rbd_cluster_options options = {.conf = w.conf, .user = w.user, .key = key, .pool = w.pool};
     if (code == 0)

@@ -179,3 +179,45 @@ def test_errors_name_what_is_missing(world, ceph, tmp_path):
     world.tool('remove')                        # again: fine
 
 
+def test_taken_while_somebody_is_connected(world, ceph):
+    def locks():
+        return ceph.rbd('lock', 'ls', f'vms/{world.name}').stdout.strip()
+
+    one, two = (world.serve('--epoch', epoch, '--while-connected', '--replace') for epoch in ('1', '2'))
+    assert one.said == two.said == 'ready\n' and not locks()
+    one.io(f'write -P 7 0 {PIECE}', 'flush')
+    assert not locks()      # by the time that the client has seen the end of its connection
+    one.io(f'read -P 7 0 {PIECE}')
+    two.io(f'read -P 7 0 {PIECE}', f'write -P 8 0 {PIECE}', 'flush')
+    assert one.io('read 0 512', check=False).returncode != 0        # it belongs to a later one
+    assert one.process.wait(60) == 1 and 'epoch 2' in one.process.stderr.read()
+    two.io(f'read -P 8 0 {PIECE}')
+    assert two.end() == (0, '') and not locks()
+    assert world.content()[:PIECE] == bytes([8]) * PIECE
+
+
+def test_what_was_acknowledged_is_not_lost_with_the_server(world):
+    server = world.serve('--epoch', '1', '--while-connected')
+    server.io(f'write -P 5 0 {PIECE}', 'abort', check=False)     # nobody flushes
+    server.end(signal.SIGKILL)
+    assert world.content()[:PIECE] == bytes([5]) * PIECE
+
+
+def test_it_grows_under_its_server_and_the_pool_says_what_it_is(world, ceph):
+    fsid = ceph.ceph('fsid')
+    mark, size, free = ceph.run(RBD, 'status', '--conf', ceph.conf, '--pool', 'vms').stdout.split()
+    assert re.fullmatch(fsid + r'/\d+', mark) and int(size) >= int(free) > 100 << 20
+    server = world.serve('--epoch', '1', '--while-connected')
+    server.io(f'write -P 3 0 {PIECE}')
+    for _ in range(2):
+        world.tool('grow', '--size', 2 * SIZE)
+    world.tool('grow', '--size', SIZE)      # it is larger already: fine
+    assert int(world.tool('size').stdout) == 2 * SIZE
+    server.io(f'read -P 3 0 {PIECE}', f'write -P 4 {2 * SIZE - PIECE} {PIECE}', 'flush')
+    assert server.end() == (0, '')
+    locked = world.serve('--epoch', '2')
+    world.tool('grow', '--size', 3 * SIZE)  # who has the lock does it
+    assert int(world.tool('size').stdout) == 3 * SIZE
+    assert locked.end() == (0, '')
+    world.tool('remove')
+    assert 'no image' in world.tool('grow', '--size', SIZE, check=False).stderr
