@@ -101,6 +101,7 @@ static void put_report(struct node_report *report, void *arg)
     agent_images_put_seen(a, report);
     pool_watch_put(&a->pools, report);
     agent_volumes_put(a, report);
+    OBJECT_SET(node_report, report, rbd_pools, true);
     bool cut = report_bound(report, REPORT_BYTES_MAX);
     if (cut && !a->report_cut)
         log_warning("report-cut", "bytes_max=%u: reasons are shortened, and what tasks came to is told later", REPORT_BYTES_MAX);
@@ -367,6 +368,8 @@ static void progress_tick(uv_timer_t *timer)
     agent_network_tick(a);
     agent_images_tick(a);
     agent_volumes_tick(a);
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+        vm_look_at_servers(vm);
     bool news = agent_tasks_running(a) || pool_watch_news(&a->pools);
     for (size_t i = 0; !news && (vm = map_next(&a->vms, &i)) != NULL;)
         news = vm_is_fetching(vm);

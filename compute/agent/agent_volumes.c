@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "compute/agent/agent.h"
 #include "compute/agent/pool_dir.h"
+#include "compute/agent/pool_rbd.h"
 
 #define REASON_BYTES_MAX 400
 #define KEY_BYTES 112 /* a volume's id and a place, or a VM's id, a disk and a place */
@@ -81,6 +82,15 @@ static int own_remove(const struct agent_volume *v, const struct volume_order *o
     return pool_dir_remove_disk(OBJECT_HAS(volume_order, order, pool) ? &order->pool : &here, order->id, &left, err);
 }
 
+static int image_work(const struct agent_volume *v, const struct volume_order *order, struct error *err)
+{
+    const char *program = v->agent->vm_context.places.rbd_path;
+    if (order->own || OBJECT_HAS(volume_order, order, kept_pool)) /* of those there are no moves */
+        return error_set(err, -EINVAL, ERROR_INTERNAL, "pool %s is of kind rbd and holds nothing that was moved", order->pool.name);
+    return order->remove ? pool_rbd_remove(program, &order->pool, order->id, err)
+                         : pool_rbd_make(program, &order->pool, order->id, order->size_bytes, err);
+}
+
 static void work_do(uv_work_t *work)
 {
     struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
@@ -88,6 +98,10 @@ static void work_do(uv_work_t *work)
     const struct vm_disk disk = {.name = order->disk, .size_bytes = order->size_bytes, .volume = order->id, .place = order->place}; /* borrowed */
     v->err = (struct error){.code = 0};
     v->status = 0;
+    if (OBJECT_HAS(volume_order, order, pool) && pool_rbd_is(&order->pool)) {
+        v->status = image_work(v, order, &v->err);
+        return;
+    }
     if (order->remove && (order->own || OBJECT_HAS(volume_order, order, kept_pool)))
         v->status = kept_look(v, order, &v->err);
     if (order->own && v->status == 0)

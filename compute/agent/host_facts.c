@@ -41,18 +41,31 @@ static const char *kvm_kind(void)
     return "other";
 }
 
-int host_facts_read(const char *data_dir, struct host_facts *ret_facts, struct error *err)
+static int boot_id_read(char ret_boot_id[40], struct error *err)
 {
-    struct host_facts facts = {.cpus = 0};
     CLEANUP_FREE char *boot_id = NULL;
-    struct statvfs fs;
     size_t size;
-    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     int r = file_read("/proc/sys/kernel/random/boot_id", PROC_BYTES_MAX, &boot_id, &size, err);
     if (r < 0)
         return r;
     boot_id[strcspn(boot_id, "\n")] = '\0';
-    snprintf(facts.boot_id, sizeof(facts.boot_id), "%s", boot_id);
+    snprintf(ret_boot_id, 40, "%s", boot_id);
+    return 0;
+}
+
+int host_facts_boot_id(char ret_boot_id[40])
+{
+    return boot_id_read(ret_boot_id, NULL);
+}
+
+int host_facts_read(const char *data_dir, struct host_facts *ret_facts, struct error *err)
+{
+    struct host_facts facts = {.cpus = 0};
+    struct statvfs fs;
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    int r = boot_id_read(facts.boot_id, err);
+    if (r < 0)
+        return r;
     facts.cpus = cpus > 0 ? (uint32_t)cpus : 1;
     facts.memory_bytes = memory_total();
     if (statvfs(data_dir, &fs) == 0) {

@@ -14,6 +14,7 @@ struct host_facts {
     char kvm[8];      /* "vmx", "svm", "other", or "none": /dev/kvm cannot be opened */
 };
 
+int host_facts_boot_id(char ret_boot_id[40]);
 /* <0: not even the boot id can be read; what else cannot be found out is 0 or "none". */
 int host_facts_read(const char *data_dir, struct host_facts *ret_facts, struct error *err);
 

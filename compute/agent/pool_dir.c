@@ -14,6 +14,7 @@
 #include "common/file.h"
 #include "common/log.h"
 #include "compute/agent/disk_file.h"
+#include "compute/agent/pool_rbd.h"
 #include "compute/agent/vm_files.h"
 
 #define MARKER_BYTES_MAX 4096
@@ -50,6 +51,11 @@ bool pool_dir_shared(const struct vm_order *order)
             return true;
     }
     return false;
+}
+
+bool pool_dir_reached(const struct vm_order *order)
+{
+    return pool_dir_shared(order) || pool_rbd_has_disks(order);
 }
 
 static void random_text(char ret[POOL_DIR_MARK_BYTES])

@@ -38,8 +38,10 @@ bool pool_dir_is_here(const struct pool_order *pool);
 
 /* The pool that @disk of @order is in; NULL: it is in the VM's own directory. */
 const struct pool_order *pool_dir_of(const struct vm_order *order, const struct vm_disk *disk);
-/* Is a disk of @order in a pool that other hosts reach? */
+/* Is a disk of @order in a directory that other hosts reach, so that its files belong to the same user on all of them? */
 bool pool_dir_shared(const struct vm_order *order);
+/* In any pool that other hosts reach? */
+bool pool_dir_reached(const struct vm_order *order);
 
 /* What there is of @pool: fills *ret (zeroed; the caller clears it). Marks the directory where the order says so. */
 void pool_dir_look(const struct pool_order *pool, struct pool_seen *ret);

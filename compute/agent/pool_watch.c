@@ -10,6 +10,7 @@
 
 #include "common/log.h"
 #include "compute/agent/pool_dir.h"
+#include "compute/agent/pool_rbd.h"
 
 #define FREE_STEPS 64u /* free room is news when it has changed by such a part of all */
 #define END_WAIT_S 1 /* for a thread that is at work; after that it is taken for stuck */
@@ -68,7 +69,7 @@ static void sleep_until_wanted(struct pool_watch *w, const struct pool_order *of
 {
     struct timespec end;
     clock_gettime(CLOCK_MONOTONIC, &end);
-    end.tv_sec += POOL_WATCH_MS / 1000;
+    end.tv_sec += (pool_rbd_is(of) && w->seen.present ? POOL_WATCH_RBD_MS : POOL_WATCH_MS) / 1000;
     while (!w->stop && object_equal(&pool_order_desc, &w->order, of))
         if (pthread_cond_timedwait(&w->wake, &w->mutex, &end) == ETIMEDOUT)
             break;
@@ -84,7 +85,10 @@ static void *watch_run(void *arg)
         OBJECT_COPY(pool_order, &order, &w->order);
         w->busy_since_ms = now_ms();
         pthread_mutex_unlock(&w->mutex);
-        pool_dir_look(&order, &seen);
+        if (pool_rbd_is(&order))
+            pool_rbd_look(NULL, &order, &seen);
+        else
+            pool_dir_look(&order, &seen);
         pthread_mutex_lock(&w->mutex);
         w->busy_since_ms = 0;
         take(w, &order, &seen);
@@ -216,7 +220,8 @@ static void put_one(struct pool_watch *w, struct node_report *report)
         struct pool_seen *seen = OBJECT_ADD(node_report, report, pools);
         OBJECT_TEXT(pool_seen, seen, id, w->order.id);
         OBJECT_SET(pool_seen, seen, present, false);
-        OBJECT_TEXT(pool_seen, seen, reason, "its file system does not answer; is its server there?");
+        OBJECT_TEXT(pool_seen, seen, reason,
+                    pool_rbd_is(&w->order) ? "Ceph does not answer" : "its file system does not answer; is its server there?");
     } else if (w->looked) {
         OBJECT_COPY(pool_seen, (struct pool_seen *)OBJECT_ADD(node_report, report, pools), &w->seen);
     }

@@ -17,6 +17,7 @@
 #include "schema/objects.h"
 
 #define POOL_WATCH_MS 3000u
+#define POOL_WATCH_RBD_MS 15000u /* of one of Ceph that is there: to look at it takes a process that connects */
 #define POOL_WATCH_SILENT_MS 10000u
 
 struct pool_watch; /* one pool */

@@ -31,6 +31,7 @@
 #include "compute/agent/backup_disks.h"
 #include "compute/agent/backup_live.h"
 #include "compute/agent/pool_dir.h"
+#include "compute/agent/pool_rbd.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/vm.h"
 #include "compute/agent/vmm_images.h"
@@ -234,6 +235,12 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
             return error_set(err, -EBUSY, ERROR_CONFLICT,
                              "the VM may be started on another host at any moment, for it has ha and disk %s is in a shared "
                              "pool: turn ha off meanwhile", disks[i].name);
+        if (pool_rbd_is(pool) && (is_restore(b) || !runs))
+            return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                             is_restore(b) ? "disk %s is in pool %s of kind rbd, and nothing is restored into such: name the other disks, or "
+                                             "restore to a new VM and copy in the guest"
+                                           : "disk %s is in pool %s of kind rbd, and such are backed up while their VM runs: start it",
+                             disks[i].name, pool->name);
         int r = pool != NULL ? pool_watch_there(&b->agent->pools, pool->id, pool->name, err) : 0;
         if (r < 0)
             return r; /* what follows looks into it, on the loop */
@@ -250,7 +257,7 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
         OBJECT_TEXT(backup_work_disk, disk, raw, raw);
         if (layers != NULL)
             OBJECT_TEXT(backup_work_disk, disk, layers, layers);
-        if (pool != NULL) {
+        if (pool != NULL && !pool_rbd_is(pool)) { /* whose disk its VMM has */
             OBJECT_COPY(pool_order, &disk->pool, pool);
             object_mark(&backup_work_disk_desc, disk, "pool");
         }

@@ -37,6 +37,7 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
 #include "compute/agent/pool_dir.h"
+#include "compute/agent/pool_rbd.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/task_walls.h"
 #include "compute/agent/vmm_user.h"
@@ -226,8 +227,8 @@ static int fill_work(const struct snapshot_task *s, const struct local_vm *vm, s
         OBJECT_SET(snapshot_work, work, user, vm_user(vm));
     for (size_t i = 0; i < order->disks.count; i++) {
         CLEANUP_FREE char *directory = vm_files_layers_path(&vm_context_of(vm)->places, order, &disks[i]);
-        if (disks[i].read_only || disks[i].leaving || is_other(s, &disks[i]))
-            continue; /* does not change; is in none */
+        if (disks[i].read_only || disks[i].leaving || is_other(s, &disks[i]) || pool_rbd_is(pool_dir_of(order, &disks[i])))
+            continue; /* does not change; is in none; nor are those in pools of Ceph, as the controllers know */
         if (order->ha && pool_dir_of(order, &disks[i]) != NULL && pool_dir_of(order, &disks[i])->kind == pool_kind_SHARED_DIR)
             return error_set(err, -EBUSY, ERROR_CONFLICT,
                              "the VM is off and may be started on another host at any moment, for it has ha and disk %s is in a "

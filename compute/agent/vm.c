@@ -59,6 +59,7 @@
 #include "compute/agent/agent_lease.h"
 #include "compute/agent/agent_plan.h"
 #include "compute/agent/pool_dir.h"
+#include "compute/agent/pool_rbd.h"
 #include "compute/agent/vm.h"
 #include "compute/agent/vm_adjust.h"
 #include "compute/agent/vmm_cgroup.h"
@@ -73,6 +74,7 @@
 #define LEASE_LOOK_AGAIN_MS 100
 #define LOOK_AGAIN_MS 100 /* at its replica, while another process is at work on it... */
 #define AT_WORK_MS 60000  /* ...which is a failure if it goes on for so long */
+#define SERVERS_AGAIN_MS 1000 /* to have a server of its disks begun again, after that has failed */
 
 enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
 
@@ -155,6 +157,9 @@ struct local_vm {
     struct http_call *call;
     struct vm_adjust *adjust;
     enum vmm_move telling;
+    struct vm_work *servers; /* begins servers of its disks again, or ends them, whatever else is under way; NULL: none */
+    bool servers_ended;      /* nothing of any is left since it is off */
+    uint64_t servers_again_ms;
     struct vm_watch *watch;
     struct vm_watch *next; /* the process that is to take over; NULL: none */
     struct vmm_process_id next_id;
@@ -1309,6 +1314,11 @@ static void vm_prepare(struct local_vm *vm)
             vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
         return;
     }
+    if (vm->servers != NULL) { /* they are being ended */
+        vm->hold_until_ms = now_ms(vm) + LOOK_AGAIN_MS;
+        return;
+    }
+    vm->servers_ended = false;
     vm_progress(vm, "making disks and network interfaces");
     const struct vm_places *places = &vm->context->places;
     struct error err = {.code = 0};
@@ -1402,7 +1412,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
 /* A VMM opens disks that other hosts reach only under the lease: without it the start would be for nothing. */
 static bool vm_lease_allows_start(const struct local_vm *vm)
 {
-    if (!pool_dir_shared(&vm->file.order) || vm->file.arriving != NULL)
+    if (!pool_dir_reached(&vm->file.order) || vm->file.arriving != NULL)
         return true;
     uint64_t value = vm_page_value(vm, vm->file.order.epoch, true);
     return value == 0 || value > agent_lease_now_ns() + LEASE_FOR_START_NS;
@@ -1419,6 +1429,10 @@ static void vm_start(struct local_vm *vm)
     if (!vm_lease_allows_start(vm)) {
         vm_progress(vm, "waiting for the host's lease: its disks are where other hosts reach them");
         vm->hold_until_ms = now_ms(vm) + LEASE_LOOK_AGAIN_MS;
+        return;
+    }
+    if (!pool_rbd_is_served(&vm->context->places, &vm->file.order)) { /* one has died since it was prepared */
+        vm->prepared = false;
         return;
     }
     if (vm->owned)
@@ -1720,6 +1734,61 @@ static void vm_tick(struct local_vm *vm)
     }
 }
 
+/* ---- servers of its disks ---- */
+
+static void servers_work(uv_work_t *uv_work)
+{
+    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    const struct vm_places *places = &work->vm->context->places;
+    uid_t user = work->user != 0 ? work->user : geteuid();
+    work->status = work->nobodys ? pool_rbd_end(places, work->order.id, NULL, &work->err) : pool_rbd_revive(places, &work->order, user, &work->err);
+}
+
+static void servers_after(uv_work_t *uv_work, int uv_status UNUSED)
+{
+    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    struct local_vm *vm = work->vm;
+    if (work->status < 0)
+        log_warning("rbd-server", "vm=%s error=\"%s\"", vm->name, work->err.text);
+    vm->servers_ended = work->nobodys && work->status == 0;
+    OBJECT_CLEAR(vm_order, &work->order);
+    free(work);
+    vm->servers = NULL;
+    vm->servers_again_ms = now_ms(vm) + SERVERS_AGAIN_MS;
+    if (vm->closing)
+        vm_maybe_finish(vm);
+}
+
+/* @ends: the VM is off, and none is needed. */
+static void servers_begin(struct local_vm *vm, bool ends)
+{
+    vm->servers = vm_work_make(vm);
+    vm->servers->user = vm->file.user;
+    vm->servers->nobodys = ends;
+    int r = uv_queue_work(vm->context->loop, &vm->servers->work, servers_work, servers_after);
+    ASSERT(r == 0);
+}
+
+void vm_look_at_servers(struct local_vm *vm)
+{
+    struct error err;
+    bool rests = vm->machine.state == vm_state_STOPPED || vm->machine.state == vm_state_FAILED;
+    bool off = !vm->process && !vm->looking && vm->next == NULL && vm->busy == VM_IDLE && rests;
+    if (vm->closing || vm->gone || vm->servers != NULL || now_ms(vm) < vm->servers_again_ms)
+        return;
+    if (off && !vm->servers_ended) { /* whatever the order says: volumes may have been detached since */
+        servers_begin(vm, true);
+        return;
+    }
+    if (!vm->process || vm->kill_sent || vm->left || !pool_rbd_have_died(&vm->context->places, &vm->file.order))
+        return;
+    bool known = vm->context->pools == NULL || vm->context->pools->learned; /* where no controller has spoken yet it was there before */
+    if (known && pools_check(vm, &vm->file.order, POOLS_ALL, &err) < 0)
+        return; /* Ceph is away: threads would wait for it that others need */
+    log_warning("rbd-server", "vm=%s why=\"one has ended while its VMM runs\"", vm->name);
+    servers_begin(vm, false);
+}
+
 /* ---- from outside ---- */
 
 static struct local_vm *vm_alloc(const struct vm_context *context, const struct agent_vm *file)
@@ -1870,7 +1939,7 @@ static void vm_arrived(struct local_vm *vm, const struct vm_order *order)
         vm->unsaved = true;
         vm_save_or_log(vm);
     }
-    if (pool_dir_shared(order)) /* it looked at their sizes before it had them: a volume may have to grow still */
+    if (pool_dir_reached(order)) /* it looked at their sizes before it had them: a volume may have to grow still */
         vm->adjusted = false;
     if (!vm->owned)
         arrival_over(vm);
@@ -2249,7 +2318,7 @@ static void vm_timer_closed(uv_handle_t *handle)
 /* Every reason to stay alive. The watch is not one: it knows that nobody wants to hear of it. */
 static void vm_maybe_finish(struct local_vm *vm)
 {
-    if (!vm->closing || !vm->timer_closed || vm->busy != VM_IDLE)
+    if (!vm->closing || !vm->timer_closed || vm->busy != VM_IDLE || vm->servers != NULL)
         return;
     void (*closed)(void *arg) = vm->closed;
     void *arg = vm->closed_arg;

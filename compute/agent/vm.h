@@ -125,6 +125,8 @@ void vm_lease(struct local_vm *vm);
 void vm_may_relocate(struct local_vm *vm, bool may);
 /* The context says that the host goes down. */
 void vm_go_down(struct local_vm *vm);
+/* Now and then: while its VMM lives the servers of its disks do (pool_rbd.h), whatever the VMM does; once it is off they end. */
+void vm_look_at_servers(struct local_vm *vm);
 /* Does a VMM of it live that may run only under the lease? */
 bool vm_lease_rules(const struct local_vm *vm);
 /* The controllers say that it is not ours: end it and remove what is left. @gone: it is nobody's any more, and what it has in

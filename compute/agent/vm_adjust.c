@@ -10,11 +10,12 @@
 
 #include "common/log.h"
 #include "compute/agent/pool_dir.h"
+#include "compute/agent/pool_rbd.h"
 #include "compute/agent/tap.h"
 
 enum phase {
     PHASE_REPLICA, PHASE_MOVES, PHASE_WHOLE, PHASE_LEAVE, PHASE_LOOK, PHASE_NETWORK, PHASE_PLUG, PHASE_DISKS, PHASE_SHOW, PHASE_HIDE, PHASE_TIDY,
-    PHASE_END
+    PHASE_GROW, PHASE_END
 };
 #define URL_SIZE 96
 
@@ -36,6 +37,7 @@ struct vm_adjust {
     uint64_t force_at_ms;     /* of the unplug under way; 0: none is */
     char *used;               /* the file of the disk at hand, as its VMM sees it */
     bool forced, tidied;
+    bool grown;               /* the image of the disk at hand is as large as it is to be */
     bool moves_only;
     bool takes;               /* the move at hand: the copy is the disk */
     char *before;             /* and the file that it was before */
@@ -336,6 +338,8 @@ static void work_do(uv_work_t *work)
         a->status = vm_files_hide_old(places, &a->order, a->before, user, a->pidfd, &a->err);
     else if (a->phase == PHASE_TIDY)
         a->status = vm_files_hide_others(places, &a->order, disk_at(a), a->used, user, a->pidfd, &a->err);
+    else if (a->phase == PHASE_GROW)
+        a->status = pool_rbd_grow(places->rbd_path, pool_dir_of(&a->order, disk_at(a)), disk_at(a)->volume, disk_at(a)->size_bytes, &a->err);
     else if (a->phase == PHASE_SHOW)
         a->status = vm_files_show(places, &a->order, disk_at(a), user, a->pidfd, &a->directory, &a->err);
     else
@@ -369,7 +373,8 @@ static void work_after(uv_work_t *work, int status)
         next(a);
     } else if (a->phase == PHASE_SHOW) {
         volume_plug(a);
-    } else if (a->phase == PHASE_TIDY) {
+    } else if (a->phase == PHASE_TIDY || a->phase == PHASE_GROW) {
+        a->grown = a->phase == PHASE_GROW;
         a->phase = PHASE_DISKS; /* the same disk again */
         next(a);
     } else {
@@ -418,7 +423,7 @@ static void next_disk(struct vm_adjust *a)
 {
     a->phase = PHASE_DISKS;
     a->at++;
-    a->tidied = false;
+    a->tidied = a->grown = false;
     a->force_at_ms = 0;
     a->forced = false;
     next(a);
@@ -579,6 +584,11 @@ static void on_disk(struct vm_adjust *a, const struct http_answer *answer)
     }
     if (same) {
         next_disk(a);
+        return;
+    }
+    if (grows && !a->grown && pool_rbd_is(pool_dir_of(&a->order, disk))) { /* its VMM only looks at how large it is */
+        a->phase = PHASE_GROW;
+        work_begin(a);
         return;
     }
     limits_put(&patch.limits, &disk->limits);

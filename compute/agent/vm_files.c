@@ -16,6 +16,7 @@
 #include "compute/agent/disk_file.h"
 #include "compute/agent/host_network.h"
 #include "compute/agent/pool_dir.h"
+#include "compute/agent/pool_rbd.h"
 #include "compute/agent/replica_dir.h"
 #include "compute/agent/seed_files.h"
 #include "compute/agent/tap.h"
@@ -103,6 +104,8 @@ char *vm_files_layers_path(const struct vm_places *places, const struct vm_order
     CLEANUP_FREE char *raw = raw_path(places, order, disk);
     const struct pool_order *pool = pool_dir_of(order, disk);
     const struct pool_order here = pool_dir_here(places->vms_dir);
+    if (pool_rbd_is(pool))
+        return NULL;
     if (pool != NULL)
         return pool_dir_disk(pool, order->id, disk);
     if (disk->place != NULL && disk->volume == NULL)
@@ -115,7 +118,9 @@ char *vm_files_layers_path(const struct vm_places *places, const struct vm_order
 char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk)
 {
     CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
-    return layers != NULL ? xasprintf("%s/%s.disk", layers, disk->name) : raw_path(places, order, disk);
+    return pool_rbd_is(pool_dir_of(order, disk)) ? pool_rbd_socket(places, order->id, disk->name)
+           : layers != NULL                      ? xasprintf("%s/%s.disk", layers, disk->name)
+                                                 : raw_path(places, order, disk);
 }
 
 char *vm_files_memory_directory(const struct vm_places *places, const struct vm_order *order)
@@ -224,12 +229,17 @@ static void config_volume(const struct vm_order *order, const struct vm_disk *fr
 void vm_files_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *from, const char *directory,
                    struct vmm_disk *ret_disk)
 {
-    CLEANUP_FREE char *path = directory != NULL ? xasprintf("%s/%s.disk", directory, from->name) : vm_files_disk_path(places, order, from);
-    CLEANUP_FREE char *layers = vm_files_layers_path(places, order, from);
     const struct pool_order *pool = pool_dir_of(order, from);
+    bool elsewhere = directory != NULL && !pool_rbd_is(pool);
+    CLEANUP_FREE char *path = elsewhere ? xasprintf("%s/%s.disk", directory, from->name) : vm_files_disk_path(places, order, from);
+    CLEANUP_FREE char *layers = vm_files_layers_path(places, order, from);
     OBJECT_TEXT(vmm_disk, ret_disk, path, path);
     if (layers != NULL)
         OBJECT_SET(vmm_disk, ret_disk, format, disk_format_LAYERS);
+    if (pool_rbd_is(pool)) {
+        OBJECT_SET(vmm_disk, ret_disk, format, disk_format_NBD);
+        OBJECT_SET(vmm_disk, ret_disk, shared, true);
+    }
     if (pool != NULL && pool->kind == pool_kind_SHARED_DIR)
         config_shared(ret_disk);
     if (from->volume != NULL)
@@ -463,6 +473,14 @@ static int prepare_disk(const struct vm_places *places, const struct vm_order *o
     if (disk->pool != NULL && pool == NULL)
         return error_set(err, -EINVAL, ERROR_INTERNAL, "disk %s is in pool %s, which the order does not describe", disk->name,
                          disk->pool);
+    if (pool_rbd_is(pool) && disk->volume == NULL)
+        return error_set(err, -EINVAL, ERROR_INTERNAL, "disk %s is in pool %s of kind rbd, and no volume", disk->name, pool->name);
+    if (pool_rbd_is(pool)) {
+        int code = pool_rbd_grow(places->rbd_path, pool, disk->volume, disk->size_bytes, err);
+        if (code < 0)
+            error_prefix(err, "disk %s: ", disk->name);
+        return code;
+    }
     if (pool == NULL && (disks_made || (disk->place != NULL && !arriving)) && access(path, F_OK) < 0)
         return error_errno(err, -errno, "disk %s was made once and is missing now: %s", disk->name, path);
     if (disk->image && order->disk.sha256 == NULL)
@@ -494,6 +512,11 @@ int vm_files_show(const struct vm_places *places, const struct vm_order *order, 
     CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
     CLEANUP_FREE char *plugged = plugged_path(places, order, disk);
     int r = prepare_disk(places, order, disk, true, false, err);
+    if (r == 0 && pool_rbd_is(pool_dir_of(order, disk))) { /* its socket is in the VM's own directory, which the VMM sees */
+        if ((r = pool_rbd_serve(places, order, user, err)) == 0)
+            *ret_directory = vm_files_path(places, order->id, "disks");
+        return r;
+    }
     if (r == 0 && user != 0)
         r = vmm_user_own_disk(places, order, disk, user, err);
     if (r == 0 && user != 0 && mkdir(plugged, 0700) < 0 && errno != EEXIST)
@@ -511,6 +534,8 @@ int vm_files_hide(const struct vm_places *places, const struct vm_order *order, 
     CLEANUP_FREE char *layers = vm_files_layers_path(places, order, disk);
     CLEANUP_FREE char *plugged = plugged_path(places, order, disk);
     const char *const seen[] = {plugged, layers}; /* attached while it ran, or when it was started */
+    if (pool_rbd_is(pool_dir_of(order, disk)))
+        return pool_rbd_end(places, order->id, disk->name, err);
     if (user == 0)
         return 0;
     int r = vmm_mount_hide(pidfd, seen, ARRAY_SIZE(seen), err);
@@ -631,6 +656,10 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
         r = -EINPROGRESS; /* the point that was under way is being given up */
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
         r = disks[i].leaving ? 0 : prepare_disk(places, order, &disks[i], disks_made, arriving, err);
+    if (r == 0)
+        r = pool_rbd_end_others(places, order, err);
+    if (r == 0)
+        r = pool_rbd_serve(places, order, user, err);
     for (size_t i = 0; r == 0 && !arriving && i < order->disks.count; i++)
         r = disks[i].leaving ? 0 : whole_mark(places, order, &disks[i], err);
     if (r == 0 && seed_files_wanted(order))
@@ -674,7 +703,7 @@ static int remove_from_pools(const struct vm_order *order, bool nobodys, struct 
     const struct vm_disk *disks = order->disks.items;
     int r = 0;
     for (size_t i = 0; nobodys && r == 0 && i < order->pools.count; i++)
-        r = pool_dir_remove_vm(&pools[i], order->id, err);
+        r = pool_rbd_is(&pools[i]) ? 0 : pool_dir_remove_vm(&pools[i], order->id, err);
     for (size_t i = 0; !nobodys && r == 0 && i < order->disks.count; i++) {
         const struct pool_order *pool = disks[i].volume == NULL ? pool_dir_of(order, &disks[i]) : NULL;
         if (pool != NULL && pool->kind == pool_kind_DIR)
@@ -700,6 +729,9 @@ int vm_files_remove(const struct vm_places *places, const char *vm_id, const str
     if (r < 0)
         return r;
     unlink(control);
+    r = pool_rbd_end(places, vm_id, NULL, err);
+    if (r < 0)
+        return r;
     if (places->cgroups != NULL)
         vmm_cgroup_remove(places->cgroups, vm_id);
     r = pools_of != NULL ? remove_from_pools(pools_of, nobodys, err) : 0;

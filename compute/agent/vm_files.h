@@ -9,6 +9,7 @@
  *              disks/<name>.raw      a disk that is only read, or was made by an older version; one whose image cannot be shared
  *              disks/<name>.layers/  <name>.disk, its layers, and the second name of the image that it begins as
  *              disks/<name>.<place>.layers/  the same, moved to there (pool_dir.h); <name>.<place>.whole: all of it is there
+ *              disks/<name>.nbd, .rbd.lock, .rbd.log  the server of a disk in a pool of Ceph (pool_rbd.h)
  *              disks/restored      the operation of the last live restore (vm_files_set_restored); restore.sock: where it serves
  *              disks/<name>[.<place>].plugged/ empty; where a volume that was attached to the running VM, or the copy that a disk moves to,
  *                                    is shown to its VMM (vmm_mount.h)
@@ -38,6 +39,7 @@ struct vmm_cgroups;
 struct vm_places {
     const char *vms_dir, *run_dir, *images_dir; /* absolute */
     const char *replicas_dir; /* replica_dir.h; NULL: none (tests) */
+    const char *rbd_path; /* drover-rbd; NULL: the one beside this program */
     const char *lease_dir; /* lease pages, on a file system in memory; NULL: in the VMs' directories (tests) */
     uint32_t user_base;                         /* vmm_user.h; 0: VMMs run as the agent does */
     bool make_bridges;                          /* a missing bridge is made */
@@ -99,14 +101,14 @@ int vm_files_write_next_config(const struct vm_places *places, const struct vm_o
 #define VM_NEXT_CONFIG "config-next.json"
 #define VM_NEXT_LOCK "vmm-next.lock"
 #define VM_NEXT_SOCKET "next.sock"
-/* The directory of a disk with layers; NULL: it is a raw file. The caller frees. */
+/* The directory of a disk with layers; NULL: it is a raw file, or no file at all. The caller frees. */
 char *vm_files_layers_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
 /* Where the memory of its snapshots is (migration/snapshot_memory.h): with the first disk that is written to. The caller frees; NULL: it has
  * none with layers. */
 char *vm_files_memory_directory(const struct vm_places *places, const struct vm_order *order);
 /* Of memory that its next start goes on from; 0: it boots. */
 uint64_t vm_files_resume_bytes(const struct vm_places *places, const struct vm_order *order);
-/* The raw file, or the head of a disk with layers. The caller frees. */
+/* The raw file, the head of a disk with layers, or the socket of one that is in a pool of Ceph. The caller frees. */
 char *vm_files_disk_path(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk);
 /* Interface @i of @order as its VMM is to have it; the caller clears *ret_nic. */
 void vm_files_nic(const struct vm_places *places, const struct vm_order *order, size_t i, struct vmm_nic *ret_nic);

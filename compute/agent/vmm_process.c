@@ -74,6 +74,16 @@ int vmm_process_look(const char *lock_path, struct vmm_process_id *ret_id, struc
     return r;
 }
 
+bool vmm_process_named(const char *lock_path, struct vmm_process_id *ret_id)
+{
+    char text[128] = "";
+    int fd = lock_file_open(lock_path, 0);
+    bool named = fd >= 0 && pread(fd, text, sizeof(text) - 1, 0) > 0 && id_parse(text, ret_id);
+    if (fd >= 0)
+        close(fd);
+    return named;
+}
+
 /* Field 22 of a stat line: the name in field 2 may hold blanks and brackets, so count from its last bracket. Used in
  * a forked child too, and so calls nothing that allocates or locks. */
 static bool stat_field(const char *text, unsigned field, uint64_t *ret_value)
@@ -163,7 +173,7 @@ static void child_enter_cgroup(const char *procs, int log_fd)
 static _Noreturn void child_run(const struct vmm_process_spawn *spawn, char *const argv[], int lock_fd, int log_fd,
                                 int null_fd)
 {
-    static const char failed[] = "<3>vmm-exec-failed cannot execute drover-vmm\n";
+    static const char failed[] = "<3>vmm-exec-failed its program cannot be executed\n";
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigset_t none;
     for (int i = 1; i < NSIG; i++)
@@ -238,12 +248,13 @@ int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct
     if (null_fd < 0)
         return error_errno(err, -errno, "cannot open /dev/null");
     if (access(spawn->program, X_OK) < 0)
-        return error_errno(err, -errno, "cannot execute %s; give its place with --vmm", spawn->program);
+        return error_errno(err, -errno, "cannot execute %s%s", spawn->program,
+                           spawn->argv == NULL ? "; give its place with --vmm" : "");
     pid_t pid = fork();
     if (pid < 0)
         return error_errno(err, -errno, "cannot start a process");
     if (pid == 0)
-        child_run(spawn, argv, lock_fd, log_fd, null_fd);
+        child_run(spawn, spawn->argv != NULL ? (char *const *)(uintptr_t)spawn->argv : argv, lock_fd, log_fd, null_fd);
     /* It is our child and not yet waited for: the number is its own, even if it has ended already. */
     int pidfd = pidfd_open_cloexec(pid);
     struct vmm_process_id id = {.pid = pid, .epoch = spawn->epoch};

@@ -45,6 +45,8 @@ struct vmm_process_id {
 /* Paths are absolute; all borrowed for the call. */
 struct vmm_process_spawn {
     const char *program; /* drover-vmm */
+    const char *const *argv; /* of another program that is held by such a lock (pool_rbd.h), which all that follows of a VMM is nothing to;
+                                NULL: it is a VMM */
     const char *config_path;
     const char *log_path; /* its standard output and error are appended here */
     const char *boot_id;
@@ -62,6 +64,8 @@ int vmm_process_lock(const char *lock_path, int *ret_fd, struct error *err);
 /* Who holds L? 1: *ret_id names the process; 0: nobody (a missing file included); -EAGAIN: somebody whose name is not
  * written yet, look again in some milliseconds; other negative errno. */
 int vmm_process_look(const char *lock_path, struct vmm_process_id *ret_id, struct error *err);
+/* Whom the file names, be it alive or not. */
+bool vmm_process_named(const char *lock_path, struct vmm_process_id *ret_id);
 /* Steps 3 to 5. @lock_fd stays the caller's, to be closed. @ret_pidfd is the caller's. */
 int vmm_process_start(const struct vmm_process_spawn *spawn, int lock_fd, struct vmm_process_id *ret_id,
                       int *ret_pidfd, struct error *err);

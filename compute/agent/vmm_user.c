@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "compute/agent/pool_dir.h"
+#include "compute/agent/pool_rbd.h"
 #include "compute/agent/seed_files.h"
 #include "compute/agent/vm_files.h"
 #include "compute/agent/vmm_user.h"
@@ -231,7 +232,9 @@ int vmm_user_own_files(const struct vm_places *places, const struct vm_order *or
     const struct vm_disk *disks = order->disks.items;
     int r = file_own(disks_dir, 0, user, 0710, err);
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
-        r = disks[i].leaving || (arriving && disk_is_shared(order, &disks[i])) ? 0 : vmm_user_own_disk(places, order, &disks[i], user, err);
+        r = disks[i].leaving || pool_rbd_is(pool_dir_of(order, &disks[i])) || (arriving && disk_is_shared(order, &disks[i]))
+                ? 0
+                : vmm_user_own_disk(places, order, &disks[i], user, err);
     if (r == 0 && seed_files_wanted(order)) {
         CLEANUP_FREE char *path = vm_files_path(places, order->id, SEED_FILE);
         r = file_own(path, 0, user, 0640, err);

@@ -42,7 +42,7 @@ static int choose_host(struct deciding *d, struct volume *volume, const struct p
             most_bytes = pool_room_bytes(d->state, pool, member);
         }
     }
-    if (volume->host != NULL && (wanted == NULL || pool->kind == pool_kind_SHARED_DIR))
+    if (volume->host != NULL && (wanted == NULL || pool_is_shared(pool)))
         return 0; /* refused with the rest */
     if (best == NULL || most_bytes < volume->size_bytes)
         return nowhere(d, volume, pool, most_bytes, best != NULL);

@@ -120,6 +120,8 @@ bool own_disk_may_move(struct apply *a, const struct operation *operation)
     }
     if (is_there(disk, to))
         return true;
+    if (!move_is_of_files(a, "disk", disk->name, pool_of(a, disk->pool), to))
+        return false;
     if (!is_at_rest(a, record, disk) || (disk->pool != NULL && !move_host_has(a, pool_of(a, disk->pool), host)))
         return false;
     return to != NULL ? move_host_has(a, to, host) && move_has_room(a, "disk", disk->name, disk->size_bytes, to, host)

@@ -89,7 +89,7 @@ const struct vm_disk *migration_fixed_disk(const struct state *state, const stru
         if (storage && migration_takes_disk(state, &disks[i]))
             continue;
         const struct record *pool = state_get(state, object_kind_POOL, disks[i].pool);
-        if (disks[i].leaving || (disks[i].pool != NULL && (pool == NULL || pool->pool->kind != pool_kind_SHARED_DIR)))
+        if (disks[i].leaving || (disks[i].pool != NULL && (pool == NULL || !pool_is_shared(pool->pool))))
             return &disks[i];
     }
     return NULL;

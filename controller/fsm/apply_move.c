@@ -102,6 +102,17 @@ bool move_has_room(struct apply *a, const char *what, const char *name, uint64_t
     return false;
 }
 
+bool move_is_of_files(struct apply *a, const char *what, const char *name, const struct pool *from, const struct pool *to)
+{
+    const struct pool *rbd = from != NULL && from->kind == pool_kind_RBD ? from : to != NULL && to->kind == pool_kind_RBD ? to : NULL;
+    if (rbd == NULL)
+        return true;
+    apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/pool",
+                       "%s '%s' cannot be moved %s pool '%s', which is of kind rbd: attach a volume of the other pool as well, and copy in the guest",
+                       what, name, rbd == from ? "from" : "to", rbd->name);
+    return false;
+}
+
 static bool may_begin(struct apply *a, const struct operation *operation)
 {
     const struct task *task = &operation->task;
@@ -124,8 +135,8 @@ static bool may_begin(struct apply *a, const struct operation *operation)
         return false;
     }
     const struct pool *from = state_get(a->state, object_kind_POOL, volume->pool)->pool;
-    return is_at_rest(a, volume) && !snapshot_keeps_volume(a, volume, true, "moved") && vm_allows(a, volume, task) &&
-           move_host_has(a, from, host) && move_host_has(a, to, host) &&
+    return move_is_of_files(a, "volume", volume->name, from, to) && is_at_rest(a, volume) &&
+           !snapshot_keeps_volume(a, volume, true, "moved") && vm_allows(a, volume, task) && move_host_has(a, from, host) && move_host_has(a, to, host) &&
            move_has_room(a, "volume", volume->name, volume->size_bytes, to, host);
 }
 

@@ -38,9 +38,24 @@ static bool hosts_resolve(struct apply *a, struct pool *pool)
     return false;
 }
 
+/* What is of Ceph: of pools of that kind, and whole. */
+static bool ceph_resolve(struct apply *a, struct pool *pool)
+{
+    if (pool->kind != pool_kind_RBD && (pool->ceph_pool != NULL || pool->ceph_user != NULL)) {
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, pool->ceph_pool != NULL ? "/ceph_pool" : "/ceph_user",
+                           "is for pools of kind rbd: leave it out, or make the pool of that kind, with path as the ceph.conf of its hosts");
+        return false;
+    }
+    if (pool->kind == pool_kind_RBD && pool->ceph_pool == NULL)
+        OBJECT_TEXT(pool, pool, ceph_pool, pool->name);
+    if (pool->kind == pool_kind_RBD && pool->ceph_user == NULL)
+        OBJECT_TEXT(pool, pool, ceph_user, "admin");
+    return true;
+}
+
 bool apply_pool_may_be_made(struct apply *a, struct pool *pool)
 {
-    if (!hosts_resolve(a, pool))
+    if (!hosts_resolve(a, pool) || !ceph_resolve(a, pool))
         return false;
     pool_members_follow(a->state, pool);
     return true;
@@ -157,6 +172,17 @@ void apply_host_leaves_pools(struct apply *a, const struct record *host)
 
 /* ---- VMs ---- */
 
+/* Disks of VMs' own are files. */
+static bool holds_disks(struct apply *a, const struct record *pool, const char *field)
+{
+    if (pool->pool->kind != pool_kind_RBD)
+        return true;
+    apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, field,
+                       "'%s' is a pool of kind rbd, which holds volumes alone: name another pool, or none, and attach a volume of this one to the "
+                       "VM (drover volume create, drover volume attach)", pool->common->name);
+    return false;
+}
+
 bool apply_vm_pools_resolve(struct apply *a, struct vm *vm)
 {
     for (size_t i = 0; i < vm->disks.count; i++) {
@@ -168,6 +194,8 @@ bool apply_vm_pools_resolve(struct apply *a, struct vm *vm)
             apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/disks", "disk '%s': there is no pool '%s'", disk->name, disk->pool);
             return false;
         }
+        if (!holds_disks(a, pool, "/disks"))
+            return false;
         OBJECT_TEXT(vm_disk, disk, pool, pool->common->name);
     }
     if (vm->pool == NULL)
@@ -177,6 +205,8 @@ bool apply_vm_pools_resolve(struct apply *a, struct vm *vm)
         apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/pool", "there is no pool '%s'", vm->pool);
         return false;
     }
+    if (!holds_disks(a, pool, "/pool"))
+        return false;
     OBJECT_TEXT(vm, vm, pool, pool->common->name);
     return true;
 }

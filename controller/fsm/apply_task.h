@@ -40,6 +40,8 @@ void volume_is_level(struct apply *a, struct record *record);
 bool volume_is_moved(struct apply *a, const struct record *vm);
 /* Has @host, for a move, the pool @pool now? Refuses if not. Has @to room there for @what @name of that size? */
 bool move_host_has(struct apply *a, const struct pool *pool, const struct record *host);
+/* Pools of Ceph have no part in moves: refuses one from or to such (either may be NULL). */
+bool move_is_of_files(struct apply *a, const char *what, const char *name, const struct pool *from, const struct pool *to);
 bool move_has_room(struct apply *a, const char *what, const char *name, uint64_t size_bytes, const struct pool *to, const struct record *host);
 /* Was the end of the log lost in the middle of it, perhaps with the word that it was done? */
 bool move_may_be_done(const struct apply *a, const struct operation *operation);

@@ -49,11 +49,11 @@ static struct record *volume_of(struct apply *a, const struct vm_disk *disk)
 static bool host_resolve(struct apply *a, struct volume *volume, const struct pool *pool)
 {
     const struct record *host = state_get(a->state, object_kind_HOST, volume->host);
-    if (pool->kind == pool_kind_SHARED_DIR && volume->host != NULL) {
+    if (pool_is_shared(pool) && volume->host != NULL) {
         apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/host", "is for pools of kind dir; '%s' is on all of its hosts", pool->name);
         return false;
     }
-    if (pool->kind == pool_kind_SHARED_DIR)
+    if (pool_is_shared(pool))
         return true;
     if (host == NULL || pool_member_find(pool, host->common->id) == NULL) {
         apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/host", "'%.63s' is no host of pool '%s'; name one of those",
@@ -64,11 +64,17 @@ static bool host_resolve(struct apply *a, struct volume *volume, const struct po
     return true;
 }
 
-static bool image_resolve(struct apply *a, struct volume *volume)
+static bool image_resolve(struct apply *a, struct volume *volume, const struct pool *pool)
 {
     const struct record *record = state_get(a->state, object_kind_IMAGE, volume->image);
     if (volume->image == NULL)
         return true;
+    if (pool->kind == pool_kind_RBD) {
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/image",
+                           "cannot be given for a volume in pool '%s' of kind rbd, where volumes begin empty: leave it out, or make the volume in "
+                           "a pool of another kind", pool->name);
+        return false;
+    }
     if (record == NULL || !OBJECT_HAS(image, record->image, disk)) {
         apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/image",
                            record == NULL ? "there is no image '%.63s'" : "image '%.63s' has no disk that a volume could begin as",
@@ -105,7 +111,7 @@ bool apply_volume_may_be_made(struct apply *a, struct volume *volume)
         apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/pool", "there is no pool '%.63s'", volume->pool);
         return false;
     }
-    if (!size_check(a, volume->size_bytes) || !host_resolve(a, volume, pool->pool) || !image_resolve(a, volume))
+    if (!size_check(a, volume->size_bytes) || !host_resolve(a, volume, pool->pool) || !image_resolve(a, volume, pool->pool))
         return false;
     OBJECT_TEXT(volume, volume, pool, pool->common->name);
     OBJECT_SET(volume, volume, state, volume_state_CREATING);

@@ -22,7 +22,7 @@ struct pool_host *pool_member_find(const struct pool *pool, const char *host_id)
 
 static const char *mark_of(const struct pool *pool, const struct pool_host *member)
 {
-    const char *mark = pool->kind == pool_kind_SHARED_DIR ? pool->mark : member->mark;
+    const char *mark = pool_is_shared(pool) ? pool->mark : member->mark;
     return mark != NULL && mark[0] != '\0' ? mark : NULL;
 }
 
@@ -38,7 +38,9 @@ static enum pool_host_state judge(const struct pool *pool, const struct pool_hos
     }
     if (mark == NULL || strcmp(mark, seen->mark) == 0)
         return pool_host_state_PRESENT;
-    *ret_why = pool->kind == pool_kind_SHARED_DIR
+    *ret_why = pool->kind == pool_kind_RBD
+                   ? "its ceph.conf leads to another Ceph cluster, or to another pool there, than that of the other hosts"
+               : pool->kind == pool_kind_SHARED_DIR
                    ? "the directory is another one than that of the other hosts: is it mounted there?"
                    : "the directory is another one than before: is its file system mounted?";
     return pool_host_state_ABSENT;
@@ -74,7 +76,7 @@ bool pool_member_see(struct pool *pool, const char *host_id, const struct pool_s
         return false;
     enum pool_host_state state = judge(pool, member, seen, &why);
     if (state == pool_host_state_PRESENT && mark_of(pool, member) == NULL) {
-        if (pool->kind == pool_kind_SHARED_DIR)
+        if (pool_is_shared(pool))
             OBJECT_TEXT(pool, pool, mark, seen->mark);
         else
             OBJECT_TEXT(pool_host, member, mark, seen->mark);
@@ -125,6 +127,11 @@ void pool_members_follow(const struct state *state, struct pool *pool)
     object_mark(&pool_desc, pool, "members");
 }
 
+bool pool_is_shared(const struct pool *pool)
+{
+    return pool->kind != pool_kind_DIR;
+}
+
 bool pool_member_remove(struct pool *pool, const char *host_id)
 {
     const struct pool_host *member = pool_member_find(pool, host_id);
@@ -159,11 +166,14 @@ void pool_order_fill(const struct state *state, const struct pool *pool, const c
 {
     const struct pool_host *member = pool_member_find(pool, host_id);
     const char *mark = member != NULL ? mark_of(pool, member) : pool->mark;
-    bool make = mark == NULL && (pool->kind == pool_kind_DIR || text_same(maker_of(state, pool), host_id));
+    bool marks = pool->kind != pool_kind_RBD; /* what Ceph says of itself is as good */
+    bool make = marks && mark == NULL && (pool->kind == pool_kind_DIR || text_same(maker_of(state, pool), host_id));
     OBJECT_TEXT(pool_order, ret, id, pool->id);
     OBJECT_TEXT(pool_order, ret, name, pool->name);
     OBJECT_SET(pool_order, ret, kind, pool->kind);
     OBJECT_TEXT(pool_order, ret, path, pool->path);
+    OBJECT_TEXT(pool_order, ret, ceph_pool, pool->ceph_pool);
+    OBJECT_TEXT(pool_order, ret, ceph_user, pool->ceph_user);
     if (mark != NULL)
         OBJECT_TEXT(pool_order, ret, mark, mark);
     if (make)
@@ -194,7 +204,7 @@ static uint64_t kept_by_host(const struct state *state, const struct pool *pool,
 uint64_t pool_kept_bytes(const struct state *state, const struct pool *pool, const struct pool_host *member)
 {
     uint64_t bytes = pool->kind == pool_kind_DIR ? kept_by_host(state, pool, member->host) : 0;
-    for (size_t i = 0; pool->kind == pool_kind_SHARED_DIR && i < pool->members.count; i++)
+    for (size_t i = 0; pool_is_shared(pool) && i < pool->members.count; i++)
         bytes += kept_by_host(state, pool, ((const struct pool_host *)pool->members.items + i)->host);
     for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
         const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
@@ -246,7 +256,7 @@ bool vm_disks_are_shared(const struct state *state, const struct vm *vm, const c
 {
     for (size_t i = 0; i < vm->disks.count; i++) {
         const struct record *pool = state_get(state, object_kind_POOL, disk_at(vm, i)->pool);
-        if (pool != NULL && pool->pool->kind == pool_kind_SHARED_DIR)
+        if (pool != NULL && pool_is_shared(pool->pool))
             continue;
         if (ret_disk != NULL)
             *ret_disk = disk_at(vm, i)->name;

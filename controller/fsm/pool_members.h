@@ -7,7 +7,8 @@
  * A directory is known by the mark in its marker file (pool_marker), a random text that was written once: one for all hosts
  * of a shared pool, one for each host of the other kind. The first one that is reported is the right one for good, so a
  * directory that nothing is mounted on, or something else, is never taken for an empty pool: it has no marker, or another.
- * Who writes it: each host its own; of a shared pool the first one that is up, while no mark is known.
+ * Who writes it: each host its own; of a shared pool the first one that is up, while no mark is known. Of a pool of Ceph the mark is what Ceph
+ * says of itself: which cluster, and which pool there.
  *
  * Pure: no state of its own. */
 #ifndef CONTROLLER_FSM_POOL_MEMBERS_H
@@ -15,6 +16,8 @@
 
 #include "controller/fsm/state.h"
 
+/* Is what is in it on all of its hosts? */
+bool pool_is_shared(const struct pool *pool);
 /* What @host_id says of the pool, or NULL: it is not one of its hosts. */
 struct pool_host *pool_member_find(const struct pool *pool, const char *host_id);
 /* Would what @host_id reports change it? Free room counts where it has changed by a 32nd of all. */

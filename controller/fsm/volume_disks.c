@@ -150,7 +150,7 @@ const char *volume_left_worker(const struct state *state, const struct volume *v
 static bool is_shared(const struct state *state, const char *pool_name)
 {
     const struct record *pool = state_get(state, object_kind_POOL, pool_name);
-    return pool != NULL && pool->pool->kind == pool_kind_SHARED_DIR;
+    return pool != NULL && pool_is_shared(pool->pool);
 }
 
 /* Who removes it sees the disk itself: see own_look in compute/agent/agent_volumes.c. */

@@ -818,10 +818,12 @@ static void fill_incoming(const struct state *state, const struct record *host, 
     }
 }
 
-static void fill_pools(const struct state *state, const struct record *host, struct node_orders *orders)
+static void fill_pools(const struct state *state, const struct record *host, bool knows_rbd, struct node_orders *orders)
 {
     for (size_t i = 0; i < state_count(state, object_kind_POOL) && orders->pools.count < 1024; i++) {
         const struct pool *pool = state_at(state, object_kind_POOL, i)->pool;
+        if (pool->kind == pool_kind_RBD && !knows_rbd)
+            continue; /* its agent is an older one, which would read nothing of all its orders; so it has no VM or volume there, either */
         if (pool_member_find(pool, host->common->id) != NULL)
             pool_order_fill(state, pool, host->common->id, OBJECT_ADD(node_orders, orders, pools));
     }
@@ -946,7 +948,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_images(state, host, ret);
     forget_images(state, report, ret);
     fill_incoming(state, host, ret);
-    fill_pools(state, host, ret);
+    fill_pools(state, host, report->rbd_pools, ret);
     fill_replicas(state, host, ret);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
