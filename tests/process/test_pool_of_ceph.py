@@ -1,0 +1,205 @@
+"""Volumes in a pool of Ceph: a real monitor and OSD on the wire that all hosts of the bed are on, real agents, VMMs and drover-rbd."""
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import time
+
+import pytest
+
+from bed import process_state, wait_until
+from ceph_bed import Ceph, missing
+from cluster import program
+from disk_guest import (BLOCKS, NEEDED, WRITES, agent_of, console, create, done, image, taken_over, wait_pool, wait_writes, writes)
+from test_devices import Running
+from test_volume_objects import refused, start, stop, volume, wait_volume
+
+pytestmark = [*NEEDED, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing()),
+              pytest.mark.skipif(not program('drover-rbd').exists(), reason='drover-rbd is not built')]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def make_ceph(make_cluster):
+    """make_ceph(controllers, agents): a cluster with pool "ceph" on all of its hosts; its attribute `ceph` is the Ceph behind it."""
+    made = []
+
+    def make(controllers, agents):
+        cluster = make_cluster(controllers=controllers, agents=agents)
+        cluster.ceph = Ceph(cluster.bed.directory / 'ceph', cluster.bed)
+        made.append(cluster.ceph)
+        cluster.ceph.start()
+        image(cluster, disk=False)
+        hosts = [word for agent in cluster.agents for word in ('--host', agent.name)]
+        cluster.cli('pool', 'create', 'ceph', '--kind', 'rbd', '--path', cluster.ceph.conf, '--ceph-pool', 'vms', *hosts)
+        wait_pool(cluster, 'ceph', **{agent.name: 'present' for agent in cluster.agents})
+        return cluster
+    yield make
+    for ceph in made:
+        ceph.stop()
+
+
+def servers(agent):
+    """Processes of that host that are drover-rbd and serve."""
+    found = []
+    for pid in agent.host.pids():
+        with contextlib.suppress(OSError):
+            words = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
+            if pathlib.Path(f'/proc/{pid}/comm').read_text().strip() == 'drover-rbd' and words[1:2] == [b'serve'] and process_state(pid) != 'Z':
+                found.append(pid)
+    return found
+
+
+def images(cluster):
+    return cluster.ceph.rbd('ls', 'vms').stdout.split()
+
+
+def with_volume(cluster, name, size='8MiB', **fields):
+    """A VM of that name that was started with a volume of Ceph as its first disk; its id, and the volume."""
+    vm_id = create(cluster, name, started=False, **WRITES, **fields)
+    made = cluster.cli('volume', 'create', f'{name}-data', '--pool', 'ceph', '--size', size, '--wait')
+    cluster.cli('volume', 'attach', f'{name}-data', '--vm', name, '--wait')
+    start(cluster, name)
+    wait_writes(agent_of(cluster, name), vm_id, 20)
+    return vm_id, made
+
+
+def fine(agent, vm_id):
+    assert 'disk: ' not in console(agent, vm_id), console(agent, vm_id)[-2000:]
+
+
+def test_a_volume_lives_in_ceph(make_ceph):
+    cluster = make_ceph(controllers=1, agents=2)
+    first, second = cluster.agents
+    members = cluster.api('GET', '/v1/pools/ceph')[2]['members']
+    assert all(m['size_bytes'] >= m['free_bytes'] > 100 * MIB for m in members), members
+    vm_id, made = with_volume(cluster, 'one', pin='n1')
+    assert made['state'] == 'available' and 'host' not in made
+    assert images(cluster) == [f'drover-{made["id"]}']
+    running = Running(cluster, 'one')
+    refused(cluster, 409, 'detach it first', 'DELETE', '/v1/volumes/one-data')
+    # its server dies: the guest waits, and goes on
+    (server,) = servers(first)
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: servers(first) not in ([], [server]), 30, 'another server is there')
+    wait_writes(first, vm_id, 2 * BLOCKS)
+    # and while no agent is there to see it
+    (server,) = servers(first)
+    first.program.kill9()
+    os.kill(server, signal.SIGKILL)
+    first.program.restart()
+    wait_until(lambda: servers(first) not in ([], [server]), 30, 'another server is there')
+    wait_writes(first, vm_id, 2 * BLOCKS)
+    # an agent alone that comes back leaves it alone
+    (server,) = servers(first)
+    first.program.kill9()
+    wait_writes(first, vm_id, 20)
+    first.program.restart()
+    wait_until(lambda: cluster.hosts_up() == 2, 30, 'the host is up')
+    assert servers(first) == [server]
+    # Ceph itself is away for a while
+    for daemon in cluster.ceph.daemons:
+        daemon.send_signal(signal.SIGSTOP)
+    count = writes(first, vm_id)
+    wait_until(lambda: 'do not come back' in console(first, vm_id) or writes(first, vm_id) == count, 5, 'it stands still')
+    for daemon in cluster.ceph.daemons:
+        daemon.send_signal(signal.SIGCONT)
+    wait_writes(first, vm_id, 20)
+    # larger, while the guest writes, and while the VM is off
+    cluster.cli('volume', 'update', 'one-data', '--size', '12MiB', '--wait')
+    assert running.ask(f'disks/{made["disk"]}')['disk']['size_bytes'] == 12 * MIB and running.same_process()
+    wait_writes(first, vm_id, 20)
+    fine(first, vm_id)
+    stop(cluster, 'one')
+    wait_until(lambda: not servers(first), 30, 'its server has ended')
+    cluster.cli('volume', 'update', 'one-data', '--size', '16MiB', '--wait')
+    start(cluster, 'one')
+    wait_writes(first, vm_id, 20)
+    assert Running(cluster, 'one').ask(f'disks/{made["disk"]}')['disk']['size_bytes'] == 16 * MIB
+    assert f'size {16} MiB' in cluster.ceph.rbd('info', f'vms/drover-{made["id"]}').stdout
+    # from VM to VM, on another host
+    stop(cluster, 'one')
+    cluster.cli('volume', 'detach', 'one-data', '--wait')
+    two = create(cluster, 'two', pin='n2', started=False, **WRITES)
+    cluster.cli('volume', 'attach', 'one-data', '--vm', 'two', '--wait')
+    start(cluster, 'two')
+    wait_until(lambda: re.search(r'^disk: word 0 is \d+ not', console(second, two), re.M), 30, 'it finds what the other has written')
+    done(cluster, cluster.api('DELETE', '/v1/vms/two'))
+    assert wait_volume(cluster, 'one-data', 'available').get('vm') is None
+    assert not servers(second)
+    cluster.cli('volume', 'delete', 'one-data', '--yes', '--wait', parse=False)
+    assert volume(cluster, 'one-data') is None and images(cluster) == []
+
+
+def test_plugged_into_a_vm_that_runs(make_ceph):
+    cluster = make_ceph(controllers=1, agents=1)
+    agent = cluster.agent(1)
+    vm_id, _ = with_volume(cluster, 'one')
+    running = Running(cluster, 'one')
+    late = cluster.cli('volume', 'create', 'late', '--pool', 'ceph', '--size', '8MiB', '--wait')
+    cluster.cli('volume', 'attach', 'late', '--vm', 'one', '--wait')
+    seen = running.ask(f'disks/{late["disk"]}')
+    assert seen['disk']['serial'] == late['disk'] and seen['disk']['size_bytes'] == 8 * MIB and running.same_process()
+    assert len(servers(agent)) == 2
+    cluster.cli('volume', 'detach', 'late', '--force', '--wait')     # this guest lets nothing go by itself
+    wait_until(lambda: len(servers(agent)) == 1, 30, 'its server has ended')
+    cluster.cli('volume', 'delete', 'late', '--yes', '--wait', parse=False)
+    wait_writes(agent, vm_id, 20)
+    fine(agent, vm_id)
+    # the VM's own disks, images, snapshots, moves: refused, with the cure
+    refused(cluster, 501, 'drover volume attach', 'POST', '/v1/vms',
+            {'name': 'x', 'image': 'ticker', 'vcpus': 1, 'memory_bytes': 64 << 20, 'disks': [{'name': 'root', 'size_bytes': 8 * MIB, 'pool': 'ceph'}]})
+    refused(cluster, 501, 'detach it meanwhile', 'POST', '/v1/vms/one/snapshots', {})
+    # its VMM gets a successor
+    done(cluster, cluster.api('POST', '/v1/vms/one/stop?force=true'))
+    done(cluster, cluster.api('DELETE', '/v1/vms/one'))
+    assert not servers(agent)
+
+
+def test_a_lost_host(make_ceph):
+    """The VM goes on elsewhere with all that was flushed; a host that only stood still writes nothing when it wakes."""
+    cluster = make_ceph(controllers=3, agents=4)
+    vm_id, made = with_volume(cluster, 'web', ha=True)
+    old = agent_of(cluster, 'web')
+    wait_writes(old, vm_id, 2 * BLOCKS)
+    before, begin = writes(old, vm_id), time.monotonic()
+    old.host.power_off()
+    found = taken_over(cluster, vm_id, old, before, timeout_s=30)
+    print(f'host lost, VM executes elsewhere with its volume after {time.monotonic() - begin:.2f} s')
+    cluster.boot(old.host.number)
+    wait_until(lambda: not (old.directory / 'vms' / vm_id).exists(), 30, 'the old host has forgotten the VM')
+    wait_until(lambda: cluster.hosts_up() == 4, 30, 'every host is up')
+    wait_writes(found, vm_id, 2 * BLOCKS)
+    before = writes(found, vm_id)
+    cluster.bed.freeze(found.host.number)
+    third = taken_over(cluster, vm_id, found, before, timeout_s=30)
+    wait_writes(third, vm_id, 4 * BLOCKS)
+    last = writes(found, vm_id)
+    cluster.bed.thaw(found.host.number)
+    wait_until(lambda: not (found.directory / 'vms' / vm_id).exists(), 60, 'the host that woke has forgotten the VM')
+    wait_writes(third, vm_id, 4 * BLOCKS)
+    assert not re.search(r'^disk: word \d+ is \d+ not [1-9]', console(third, vm_id), re.M), console(third, vm_id)[-2000:]
+    assert writes(found, vm_id) in (0, last) and not servers(found)
+    done(cluster, cluster.api('DELETE', '/v1/vms/web'))
+    cluster.cli('volume', 'delete', 'web-data', '--yes', '--wait', parse=False, timeout_s=120)
+    assert images(cluster) == []
+
+
+def test_it_moves_to_another_host_while_it_runs(make_ceph):
+    cluster = make_ceph(controllers=1, agents=2)
+    vm_id, made = with_volume(cluster, 'web')
+    for _ in range(2):
+        old = agent_of(cluster, 'web')
+        before = writes(old, vm_id)
+        cluster.cli('vm', 'migrate', 'web', '--wait', timeout_s=120)
+        new = agent_of(cluster, 'web')
+        assert new is not old
+        wait_until(lambda: [int(n) for n in re.findall(r'^disk (\d+) writes', console(new, vm_id), re.M)][-1:] > [before], 30, 'it goes on')
+        fine(new, vm_id)
+        wait_until(lambda: not servers(old) and len(servers(new)) == 1, 30, 'one server is left')
+        (server,) = servers(new)
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: servers(new) not in ([], [server]), 30, 'another server is there')
+        wait_writes(new, vm_id, 20)
+        fine(new, vm_id)
