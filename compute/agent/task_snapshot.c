@@ -581,6 +581,16 @@ static void ask_vmm(struct snapshot_task *s)
 
 /* ---- the task ---- */
 
+/* All that it is about: these are there without the VM having been started with them. */
+static bool are_volumes(const struct snapshot_task *s, const struct local_vm *vm)
+{
+    const struct vm_disk *disks = vm_order_of(vm)->disks.items;
+    for (size_t i = 0; i < vm_order_of(vm)->disks.count; i++)
+        if (!disks[i].read_only && !is_other(s, &disks[i]) && disks[i].volume == NULL)
+            return false;
+    return true;
+}
+
 static void look(struct snapshot_task *s)
 {
     struct local_vm *vm = find_vm(s);
@@ -589,6 +599,8 @@ static void look(struct snapshot_task *s)
         return;
     }
     enum vm_disks disks = vm != NULL ? vm_disks(vm) : VM_DISKS_NONE;
+    if (disks == VM_DISKS_UNMADE && are_volumes(s, vm))
+        disks = VM_DISKS_FREE;
     switch (disks) {
     case VM_DISKS_FREE:
         hold(s, true);
