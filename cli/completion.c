@@ -116,5 +116,5 @@ void complete_words(int argc, char **argv)
     else if (argc == 3 && v->argument == ARGUMENT_NAME && strcmp(v->noun, "context") != 0)
         complete_names(v, v->noun);
     else if (argc == 3 && v->argument == ARGUMENT_VM_AND_NEW_NAME)
-        complete_names(v, strcmp(v->noun, "volume") == 0 ? "volume" : "vm");
+        complete_names(v, strcmp(v->noun, "volume") == 0 || strcmp(v->verb, "clone") == 0 ? v->noun : "vm");
 }

@@ -197,6 +197,8 @@ const struct verb verbs[] = {
      NULL, NULL, NULL, NULL},
     {"snapshot", "revert", NULL, "drover snapshot revert before-upgrade --yes --wait", ROUTE_ID_snapshot_revert, ARGUMENT_NAME, NULL,
      "Take the VM or volume back to snapshot %s? What was written since is lost", NULL, WAIT_HELP},
+    {"snapshot", "clone", NULL, "drover snapshot clone before-upgrade data2 --wait", ROUTE_ID_snapshot_clone, ARGUMENT_VM_AND_NEW_NAME, NULL, NULL,
+     NULL, WAIT_HELP},
     {"snapshot", "delete", NULL, "drover snapshot delete before-upgrade --yes --wait", ROUTE_ID_snapshot_delete, ARGUMENT_NAME, NULL,
      "Remove snapshot %s?", NULL, WAIT_HELP},
     {"backup-store", "list", NULL, "drover backup-store list", ROUTE_ID_backup_store_list, ARGUMENT_NONE,
@@ -314,7 +316,9 @@ static const char *help_of(const struct verb *v)
 static const char *argument_of(const struct verb *v)
 {
     if (v->argument == ARGUMENT_VM_AND_NEW_NAME)
-        return strcmp(v->noun, "volume") == 0 ? " VOLUME [NAME]" : " VM [NAME]";
+        return strcmp(v->noun, "volume") == 0  ? " VOLUME [NAME]"
+               : strcmp(v->verb, "clone") == 0 ? " SNAPSHOT NAME"
+                                               : " VM [NAME]";
     if (v->argument == ARGUMENT_NAME_FILE)
         return " NAME FILE";
     if (v->argument == ARGUMENT_NAME_OR_NONE)

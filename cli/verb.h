@@ -11,7 +11,7 @@ enum verb_argument {
     ARGUMENT_NAME,
     ARGUMENT_NAME_OR_NONE,
     ARGUMENT_NEW_NAME,
-    ARGUMENT_VM_AND_NEW_NAME, /* the VM (of noun volume: the volume) that something is made of; then, if wanted, what it is to be called */
+    ARGUMENT_VM_AND_NEW_NAME, /* the VM (or volume, or snapshot) that something is made of; then, if wanted, what it is to be called */
     ARGUMENT_NAME_FILE,       /* a name, and a file of this machine */
 };
 

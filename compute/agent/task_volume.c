@@ -12,6 +12,8 @@
  * (vm_hold) from the beginning until the order is gone, so no VMM is started, and its VMM's move is not ended by another order. Then
  * vm_adjust.h tells the VMM, by the place in the VM's order.
  *
+ * The task volume-clone is COPYING of another kind: `to` is a new volume, and what is copied is what a snapshot has, whoever uses the volume.
+ *
  * Neither task nor child removes anything of a volume: what is left of one copy or the other goes by orders (agent_volumes.h). Begun
  * twice: a move that the VMM has under way is gone on with, one that it has done is done, a copy that is whole is not made again, and any
  * other is made anew. An agent that was restarted starts no VM before it has heard of the controllers, and their answer has the task too,
@@ -31,6 +33,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "block/block_fd.h"
@@ -47,6 +50,10 @@
 #define MOVE_LOOK_MS 200
 #define MOVE_MIRROR_MS 50 /* while its VMM mirrors */
 #define MOVE_BUSY_MAX 600u /* answers "busy", one each MOVE_LOOK_MS */
+
+#define SNAPSHOT_LOOK_MS 200
+#define SNAPSHOT_LOOKS_MAX 3000u /* ten minutes */
+#define SNAPSHOT_MISSED_MAX 10u
 
 enum { COPY_BYTES = 1 << 20, TELL_BYTES = 64 << 20, DIRECTORY_BYTES = 32 };
 
@@ -115,6 +122,12 @@ static bool is_own(const struct volume_task *v)
     return v->move.to.own;
 }
 
+/* A new volume of what a snapshot has, and that does not change: whether a VM has the volume is no matter. */
+static bool is_clone(const struct volume_task *v)
+{
+    return v->move.snapshot != NULL;
+}
+
 static bool has_order(const struct task_order *order)
 {
     return OBJECT_HAS(task_order, order, move) || OBJECT_HAS(task_order, order, disk_move);
@@ -166,7 +179,7 @@ static void fail(struct volume_task *v, enum error_kind kind, const char *words)
 
 static void cancelled(struct volume_task *v)
 {
-    error_set(&v->err, -ECANCELED, ERROR_CANCELLED, "cancelled: it stays where it is");
+    error_set(&v->err, -ECANCELED, ERROR_CANCELLED, is_clone(v) ? "cancelled" : "cancelled: it stays where it is");
     over(v, operation_state_CANCELLED);
 }
 
@@ -602,7 +615,8 @@ static void start(struct agent_task *task)
     else
         OBJECT_COPY(volume_move, &v->move, &task->order.move);
     task->state = v;
-    snprintf(v->vm, sizeof v->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
+    bool is_its_vms = task->order.task.vm != NULL && !is_clone(v);
+    snprintf(v->vm, sizeof v->vm, "%s", is_its_vms ? task->order.task.vm : "");
     uv_timer_init(v->agent->loop, &v->timer);
     v->timer.data = v;
     if (v->vm[0] != '\0')
@@ -650,7 +664,7 @@ bool task_volume_works(const struct agent *agent, const char *id)
 {
     const struct agent_task *task;
     for (size_t i = 0; (task = map_next(&agent->tasks.all, &i)) != NULL;)
-        if (task->ops == &task_volume_ops && task->state != NULL && strcmp(((const struct volume_task *)task->state)->move.from.id, id) == 0)
+        if (task->ops == &task_volume_ops && task->state != NULL && strcmp(((const struct volume_task *)task->state)->move.to.id, id) == 0)
             return true;
     return false;
 }
@@ -670,7 +684,21 @@ static void say(int words, uint64_t done, uint64_t total)
     (void)!write(words, &word, sizeof word); /* less than PIPE_BUF: whole */
 }
 
-static int source_open(int directory, const struct volume_order *order, struct block **ret_block, struct error *err)
+/* Layers that are merged just now are waited for, a while. */
+static int snapshot_open(struct layer_pool *pool, const char *disk, const char *snapshot, struct layer_disk **ret_disk, struct error *err)
+{
+    const struct timespec pause = {.tv_nsec = SNAPSHOT_LOOK_MS * 1000000L};
+    unsigned looks = 0, missed = 0;
+    int r;
+    while (((r = layer_disk_open_snapshot(pool, disk, snapshot, ret_disk, err)) == -EBUSY && looks++ < SNAPSHOT_LOOKS_MAX) ||
+           (r == -ENOENT && err->kind != ERROR_NOT_FOUND && missed++ < SNAPSHOT_MISSED_MAX)) /* removed after the head was read */
+        nanosleep(&pause, NULL);
+    if (r == -EBUSY)
+        error_prefix(err, "its layers are still being merged; ask again later: ");
+    return r;
+}
+
+static int source_open(int directory, const struct volume_order *order, const char *snapshot, struct block **ret_block, struct error *err)
 {
     struct layer_pool *pool;
     struct layer_disk *disk;
@@ -678,9 +706,9 @@ static int source_open(int directory, const struct volume_order *order, struct b
     snprintf(path, sizeof path, "/proc/self/fd/%d", directory);
     int r = layer_pool_dir_create(path, NULL, NULL, &pool, err);
     if (r == 0)
-        r = layer_disk_open(pool, order->disk, true, 0, &disk, err);
+        r = snapshot != NULL ? snapshot_open(pool, order->disk, snapshot, &disk, err) : layer_disk_open(pool, order->disk, true, 0, &disk, err);
     /* Nobody has it, its record says; but a file server keeps the locks of a host that is gone for minutes or for ever. */
-    if (r == -EBUSY && order->pool.kind == pool_kind_SHARED_DIR) {
+    if (r == -EBUSY && snapshot == NULL && order->pool.kind == pool_kind_SHARED_DIR) {
         layer_pool_dir_set_unlocked(pool, true);
         r = layer_disk_open(pool, order->disk, true, 0, &disk, err);
     }
@@ -760,14 +788,15 @@ static int all_copy(struct block *from, struct block *to, int words, struct erro
 }
 
 /* What its layers say of their size is a VMM's word, and no copy is made larger than the volume for it. */
-static int copy_between(int from, bool is_raw, int to, const struct volume_order *order, int words, struct error *err)
+static int copy_between(int from, bool is_raw, int to, const struct volume_move *work, int words, struct error *err)
 {
+    const struct volume_order *order = &work->from;
     struct layer_pool *pool;
     struct layer_disk *copy;
     struct block *source = NULL;
     char path[DIRECTORY_BYTES];
     snprintf(path, sizeof path, "/proc/self/fd/%d", to);
-    int r = is_raw ? raw_open(from, order, &source, err) : source_open(from, order, &source, err);
+    int r = is_raw ? raw_open(from, order, &source, err) : source_open(from, order, work->snapshot, &source, err);
     if (r == 0 && order->size_bytes != 0 && source->size_bytes > order->size_bytes)
         r = error_set(err, -EFBIG, ERROR_INTERNAL, "its layers say that the disk has %llu bytes, and its record %llu: a backup of it, if "
                       "there is one, can be restored", (unsigned long long)source->size_bytes, (unsigned long long)order->size_bytes);
@@ -776,9 +805,9 @@ static int copy_between(int from, bool is_raw, int to, const struct volume_order
     if (r == 0)
         r = layer_pool_dir_create(path, NULL, NULL, &pool, err);
     if (r == 0)
-        r = layer_disk_create(pool, order->disk, source->size_bytes, NULL, err);
+        r = layer_disk_create(pool, work->to.disk, source->size_bytes, NULL, err);
     if (r == 0)
-        r = layer_disk_open(pool, order->disk, false, 0, &copy, err);
+        r = layer_disk_open(pool, work->to.disk, false, 0, &copy, err);
     if (r == 0)
         r = all_copy(source, &copy->chain->block, words, err);
     if (r == 0) {
@@ -789,7 +818,7 @@ static int copy_between(int from, bool is_raw, int to, const struct volume_order
     return r; /* all else goes with the process */
 }
 
-static _Noreturn void copier(int from, bool is_raw, int to, const struct volume_order *order, uid_t user, int words, pid_t parent)
+static _Noreturn void copier(int from, bool is_raw, int to, const struct volume_move *work, uid_t user, int words, pid_t parent)
 {
     struct error err = {.code = 0};
     const struct task_walls walls = {.user = user, .group = user};
@@ -800,7 +829,7 @@ static _Noreturn void copier(int from, bool is_raw, int to, const struct volume_
     if (getppid() != parent) /* it ended before it was said that this one ends with it */
         _exit(1);
     if (r == 0)
-        r = copy_between(from, is_raw, to, order, words, &err);
+        r = copy_between(from, is_raw, to, work, words, &err);
     if (r < 0) {
         struct word word = {.code = r};
         text_copy(word.text, sizeof word.text, err.text);
@@ -829,7 +858,7 @@ static void words_take(int fd, struct word *ret_failure)
 }
 
 /* A process of its own copies. */
-static int copy_run(int from, bool is_raw, int to, const struct volume_order *order, uid_t user, struct error *err)
+static int copy_run(int from, bool is_raw, int to, const struct volume_move *work, uid_t user, struct error *err)
 {
     int fds[2], status = 0;
     struct word failure = {.code = 0};
@@ -838,7 +867,7 @@ static int copy_run(int from, bool is_raw, int to, const struct volume_order *or
         return error_errno(err, -errno, "cannot start a process");
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
-        copier(from, is_raw, to, order, user, fds[1], parent);
+        copier(from, is_raw, to, work, user, fds[1], parent);
     close(fds[1]);
     if (pid > 0)
         words_take(fds[0], &failure);
@@ -847,7 +876,7 @@ static int copy_run(int from, bool is_raw, int to, const struct volume_order *or
         return error_errno(err, -errno, "cannot start a process");
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
         ;
-    CLEANUP_FREE char *head = xasprintf("%s.disk", order->disk);
+    CLEANUP_FREE char *head = xasprintf("%s.disk", work->to.disk);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return fstatat(to, head, &st, AT_SYMLINK_NOFOLLOW) < 0 ? error_errno(err, -errno, "the copy is not there") : 0;
     bool no_space = failure.code == -ENOSPC;
@@ -899,7 +928,7 @@ static int move(const struct volume_move *work, struct error *err)
     CLEANUP_FD int to_fd = open(target, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (to_fd < 0)
         return error_errno(err, -errno, "cannot open %s", target);
-    r = copy_run(from_fd, is_raw, to_fd, &work->from, user, err);
+    r = copy_run(from_fd, is_raw, to_fd, work, user, err);
     return r < 0 ? r : pool_dir_copy_end(&work->to.pool, vm_id, &to, err);
 }
 

@@ -74,6 +74,7 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_snapshot_show] = api_read_show,
     [ROUTE_ID_snapshot_update] = api_write,
     [ROUTE_ID_snapshot_revert] = api_write,
+    [ROUTE_ID_snapshot_clone] = api_write,
     [ROUTE_ID_snapshot_delete] = api_write,
     [ROUTE_ID_backup_store_list] = api_read_list,
     [ROUTE_ID_backup_store_create] = api_write,

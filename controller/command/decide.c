@@ -284,6 +284,8 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_snapshot_create(d, target, length, body);
     case ROUTE_ID_volume_snapshot:
         return decide_volume_snapshot(d, target, length, body);
+    case ROUTE_ID_snapshot_clone:
+        return decide_snapshot_clone(d, target, length, body);
     case ROUTE_ID_snapshot_revert:
     case ROUTE_ID_snapshot_delete:
         return decide_snapshot_change(d, id, target, length, id == ROUTE_ID_snapshot_revert ? body : NULL);

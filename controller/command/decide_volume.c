@@ -7,6 +7,7 @@
 
 #include "controller/fsm/apply_migrate.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
 
 #define MIB (UINT64_C(1) << 20)
 #define SECTOR_BYTES 512u
@@ -167,6 +168,82 @@ static int move_fill(struct deciding *d, const struct volume *volume, const stru
                                vm->vm->host_name, vm->common->name, volume->name);
     return choose_mover(d, volume, pool->pool, vm->vm->host_name, "/pool", task);
 }
+
+/* ---- of a snapshot ---- */
+
+/* One alone need not be named. */
+static const struct record *pick_volume(struct deciding *d, const struct snapshot *snapshot, const char *wanted)
+{
+    const struct snapshot_volume *volumes = snapshot->volumes.items;
+    const struct record *record = state_get(d->state, object_kind_VOLUME, wanted != NULL             ? wanted
+                                                                          : snapshot->volumes.count == 1 ? volumes[0].id
+                                                                                                         : NULL);
+    if (record != NULL && volume_is_in(snapshot, record->common->id))
+        return record;
+    if (snapshot->volumes.count == 0)
+        error_set(d->err, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                  "snapshot '%s' has no volumes, and VMs' own disks are cloned by an image: drover image create NAME --from-snapshot %s",
+                  snapshot->name, snapshot->name);
+    else if (wanted == NULL)
+        error_set_field(d->err, -EINVAL, ERROR_INVALID, "/volume", "is missing: snapshot '%s' has %zu volumes (drover snapshot show %s)",
+                        snapshot->name, snapshot->volumes.count, snapshot->name);
+    else
+        error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/volume", "'%.63s' is not in snapshot '%s'", wanted, snapshot->name);
+    return NULL;
+}
+
+static int clone_fill(struct deciding *d, const struct record *snapshot, const struct volume_clone *body, const char *id, struct task *task)
+{
+    const struct record *volume = pick_volume(d, snapshot->snapshot, body->volume);
+    if (volume == NULL)
+        return d->err->code;
+    const struct record *pool = state_get(d->state, object_kind_POOL, body->pool != NULL ? body->pool : volume->volume->pool);
+    const struct record *vm = state_get(d->state, object_kind_VM, volume->volume->vm);
+    struct task_clone *clone = &task->clone;
+    char disk[DISK_NAME_BYTES];
+    if (pool == NULL)
+        return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/pool", "there is no pool '%.63s'", body->pool);
+    snprintf(disk, sizeof disk, "vol-%.8s", id);
+    OBJECT_TEXT(task_clone, clone, id, id);
+    OBJECT_TEXT(task_clone, clone, name, body->name);
+    OBJECT_TEXT(task_clone, clone, disk, disk);
+    OBJECT_TEXT(task_clone, clone, pool, pool->common->id);
+    OBJECT_TEXT(task_clone, clone, snapshot, snapshot->common->id);
+    OBJECT_TEXT(task_clone, clone, volume, volume->common->id);
+    if (body->labels.count > 0) {
+        struct task_clone labels = {.labels = body->labels}; /* borrowed */
+        object_mark(&task_clone_desc, &labels, "labels");
+        object_merge(&task_clone_desc, clone, &labels);
+    }
+    object_mark(&task_desc, task, "clone");
+    OBJECT_SET(task, task, kind, task_kind_VOLUME_CLONE);
+    int rc = vm != NULL ? decide_task_of_vm(d, vm, task) : 0;
+    return rc < 0 ? rc : choose_mover(d, volume->volume, pool->pool, vm != NULL ? vm->vm->host_name : NULL, "/pool", task);
+}
+
+int decide_snapshot_clone(struct deciding *d, const char *id, size_t id_length, const struct volume_clone *body)
+{
+    struct command_task command = {0};
+    struct operation *operation = &command.operation;
+    char volume_id[STATE_ID_BYTES];
+    const struct record *record = decide_target(d, object_kind_SNAPSHOT, id, id_length);
+    if (record == NULL)
+        return -ENOENT;
+    decide_uuid(d, volume_id);
+    int rc = clone_fill(d, record, body, volume_id, &operation->task);
+    if (rc < 0) {
+        OBJECT_CLEAR(command_task, &command);
+        return rc;
+    }
+    OBJECT_SET(operation, operation, kind, operation_kind_VOLUME_CLONE);
+    OBJECT_SET(operation, operation, target_kind, object_kind_VOLUME);
+    OBJECT_TEXT(operation, operation, target_id, volume_id);
+    OBJECT_TEXT(operation, operation, target_name, body->name);
+    decide_preview(d, record->desc, record->object);
+    return decide_task(d, &command);
+}
+
+/* ---- to another pool ---- */
 
 int decide_volume_move(struct deciding *d, const char *id, size_t id_length, const struct volume_target *body)
 {

@@ -206,7 +206,7 @@ bool snapshot_is_at_work(struct apply *a, const struct volume *volume)
 {
     const struct snapshot *snapshot = volume_snapshot_at_work(a->state, volume);
     if (snapshot == NULL)
-        return false;
+        return volume_is_cloned(a, volume);
     apply_refuse(a, -EBUSY, ERROR_CONFLICT, "snapshot '%s' of volume '%s' is %s; wait for that", snapshot->name, volume->name,
                  snapshot_state_desc.names[snapshot->state]);
     return true;

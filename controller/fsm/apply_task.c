@@ -22,6 +22,7 @@ static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_BACKUP_BOOT] = &task_backup_boot,
     [task_kind_IMAGE_IMPORT] = &task_image_import,
     [task_kind_VOLUME_MOVE] = &task_volume_move,
+    [task_kind_VOLUME_CLONE] = &task_volume_clone,
 };
 
 static struct record *host_of(struct apply *a, const char *id)

@@ -34,6 +34,10 @@ struct task_kind_ops {
 extern const struct task_kind_ops task_snapshot_create, task_snapshot_revert, task_snapshot_delete;
 /* apply_move.c */
 extern const struct task_kind_ops task_volume_move;
+/* apply_clone.c */
+extern const struct task_kind_ops task_volume_clone;
+/* Is a volume being made of a snapshot of @volume? Refuses if so: no snapshot of it goes, and it goes to no other VM. */
+bool volume_is_cloned(struct apply *a, const struct volume *volume);
 /* The host of @record says that both copies are level, where it is a move of a volume: it is told that this was heard, once. */
 void volume_is_level(struct apply *a, struct record *record);
 /* Is a volume that @vm has being moved? Refuses if so. */
@@ -60,7 +64,7 @@ bool snapshot_may_be_read(struct apply *a, const struct operation *operation, co
  * Refuse if so. */
 bool snapshot_keeps_volume(struct apply *a, const struct volume *volume, bool own, const char *cannot);
 bool snapshot_keeps_vm(struct apply *a, const struct vm *vm);
-/* Is a task at work on a snapshot of @volume alone, or of one that @vm has? Refuse if so. */
+/* Is a task at work on a snapshot of @volume alone, or is it being cloned, or one that @vm has? Refuse if so. */
 bool snapshot_is_at_work(struct apply *a, const struct volume *volume);
 bool volume_is_at_work(struct apply *a, const struct record *vm);
 /* @volume goes: its own snapshots with it. It has another name. */

@@ -466,6 +466,11 @@ void apply_volume_remove(struct apply *a, struct record *record, bool force)
                      volume->name, volume->other_pool);
         return;
     }
+    if (!force && volume_is_clone_in_making(volume)) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is being made of snapshot '%s'; wait for that, or cancel it (drover operation cancel %s)",
+                     volume->name, volume->snapshot, volume->place);
+        return;
+    }
     if (!force && snapshot_keeps_volume(a, volume, true, "removed"))
         return;
     if (a->check_only)

@@ -304,6 +304,9 @@ static int check_volumes(const struct state *state, struct error *err)
             return BROKEN(err, "volume '%s' has something in a pool or on a host that does not exist", volume->name);
         if (volume->snapshots != count_snapshots(state, volume))
             return BROKEN(err, "volume '%s' is not in %llu snapshots", volume->name, (unsigned long long)volume->snapshots);
+        const struct record *clone = volume_is_clone_in_making(volume) ? state_get(state, object_kind_OPERATION, volume->place) : NULL;
+        if (volume_is_clone_in_making(volume) && (clone == NULL || clone->operation->state != operation_state_RUNNING))
+            return BROKEN(err, "volume '%s' is to be a clone, and nobody makes it", volume->name);
         const struct record *move = volume->state == volume_state_MOVING ? state_get(state, object_kind_OPERATION, volume->other_place) : NULL;
         if (volume->state == volume_state_MOVING &&
             (volume->other_pool == NULL || move == NULL || move->operation->state != operation_state_RUNNING))

@@ -211,6 +211,9 @@ uint64_t pool_kept_bytes(const struct state *state, const struct pool *pool, con
         if (volume->state == volume_state_MOVING && text_same(volume->other_pool, pool->name) &&
             (volume->other_host == NULL || text_same(volume->other_host, member->name)))
             bytes += volume->size_bytes;
+        if (volume->state == volume_state_CREATING && volume->origin != NULL && text_same(volume->pool, pool->name) &&
+            (volume->host == NULL || text_same(volume->host, member->name)))
+            bytes += volume->size_bytes; /* a clone in the making */
     }
     return bytes;
 }

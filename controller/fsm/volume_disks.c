@@ -177,9 +177,14 @@ static bool own_disk_seen_differs(const struct state *state, const char *host_id
            (seen->gone || !text_same(seen->reason, disk->left_reason));
 }
 
+bool volume_is_clone_in_making(const struct volume *volume)
+{
+    return volume->state == volume_state_CREATING && volume->origin != NULL;
+}
+
 bool volume_is_pending(const struct volume *volume)
 {
-    return volume->state == volume_state_CREATING || volume->state == volume_state_DELETING;
+    return (volume->state == volume_state_CREATING && volume->origin == NULL) || volume->state == volume_state_DELETING;
 }
 
 bool volume_seen_differs(const struct state *state, const char *host_id, const struct volume_seen *seen)

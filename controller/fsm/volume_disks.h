@@ -46,6 +46,8 @@ bool volume_has_left(const struct volume *volume);
 /* Does its state_reason say what hinders that? */
 bool volume_tells_of_left(const struct volume *volume);
 const char *volume_left_worker(const struct state *state, const struct volume *volume);
+/* Is it being made of a snapshot? Then a task makes it. */
+bool volume_is_clone_in_making(const struct volume *volume);
 /* Is there something to do for a host? */
 bool volume_is_pending(const struct volume *volume);
 /* Would what @host_id says of a volume change it? */

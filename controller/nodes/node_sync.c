@@ -651,6 +651,21 @@ static void fill_move(const struct state *state, const struct record *host, cons
     object_mark(&task_order_desc, order, "move");
 }
 
+/* Of which volume, as a snapshot has it, and where to. */
+static void fill_clone(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
+{
+    const struct task_clone *clone = &operation->task.clone;
+    const struct record *from = state_get(state, object_kind_VOLUME, clone->volume), *to = state_get(state, object_kind_VOLUME, clone->id);
+    if (from == NULL || to == NULL || !volume_is_clone_in_making(to->volume) || !text_same(to->volume->place, operation->id))
+        return;
+    fill_volume(state, host, from->volume, false, &order->move.from);
+    fill_volume(state, host, to->volume, false, &order->move.to);
+    OBJECT_TEXT(volume_move, &order->move, snapshot, clone->snapshot);
+    object_mark(&volume_move_desc, &order->move, "from");
+    object_mark(&volume_move_desc, &order->move, "to");
+    object_mark(&task_order_desc, order, "move");
+}
+
 /* Of a volume alone: where it is, where no VM has it. */
 static void fill_snapshot(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
 {
@@ -688,6 +703,8 @@ static void fill_tasks(const struct state *state, const struct record *host, str
             fill_boot(state, host, operation, order);
         fill_move(state, host, operation, order);
         fill_snapshot(state, host, operation, order);
+        if (operation->kind == operation_kind_VOLUME_CLONE)
+            fill_clone(state, host, operation, order);
         if (operation->kind == operation_kind_DISK_MOVE)
             fill_disk_move(state, host, operation, order);
     }

@@ -109,9 +109,8 @@ class Layer:
         return self.bits[cluster // 4] >> (cluster % 4 * 2) & 3
 
 
-def numbers(cluster, vm_id, top, disk='root'):
+def numbers_in(directory, top):
     """Of each block of the guest the write that it holds, as the layer @top shows it."""
-    directory = cluster.agent(1).directory / 'vms' / vm_id / 'disks' / f'{disk}.layers'
     found = []
     for block in range(BLOCKS):
         name, data = top, bytes(BLOCK_BYTES)
@@ -130,6 +129,10 @@ def numbers(cluster, vm_id, top, disk='root'):
             assert words == tuple(range(words[0], words[0] + len(words))) and words[0] % len(words) == 0, f'block {block} is torn'
         found.append(words[0] // len(words))
     return found
+
+
+def numbers(cluster, vm_id, top, disk='root'):
+    return numbers_in(cluster.agent(1).directory / 'vms' / vm_id / 'disks' / f'{disk}.layers', top)
 
 
 def layer_of(cluster, vm_id, snapshot):

@@ -21,6 +21,9 @@
 
 #define VOLUME "aaaaaaaa-0000-4000-8000-000000000001"
 #define PLACE "cccccccc-0000-4000-8000-000000000001"
+#define CLONE "aaaaaaaa-0000-4000-8000-000000000002"
+#define SNAPSHOT "dddddddd-0000-4000-8000-000000000001"
+#define OTHER "dddddddd-0000-4000-8000-000000000002"
 #define MIB (UINT64_C(1) << 20)
 #define SIZE (8 * MIB)
 
@@ -349,6 +352,41 @@ static void places_in_paths(void **state UNUSED)
     }
 }
 
+/* What it has in a snapshot becomes another volume, while somebody writes to it. */
+static void cloned_as_a_snapshot_has_it(void **state)
+{
+    struct fixture *f = *state;
+    struct layer_pool *pool, *copy_pool;
+    struct layer_disk *used, *copy;
+    struct error err;
+    char sector[512] = "after";
+    write_at(f, MIB, "before");
+    disk_open(&f->work.from.pool, &f->from, false, &pool, &used);
+    assert_int_equal(layer_disk_snapshot(used, SNAPSHOT, &err), 0);
+    assert_int_equal(block_now(&used->chain->block, BLOCK_WRITE, MIB, sector, sizeof sector), 0);
+    OBJECT_TEXT(volume_order, &f->work.to, id, CLONE);
+    OBJECT_TEXT(volume_order, &f->work.to, disk, "vol-2");
+    OBJECT_TEXT(volume_move, &f->work, snapshot, SNAPSHOT);
+    f->to.name = f->work.to.disk;
+    f->to.volume = f->work.to.id;
+    if (work(f, &err) < 0)
+        fail_msg("%s", err.text);
+    disk_open(&f->work.to.pool, &f->to, true, &copy_pool, &copy);
+    assert_int_equal(block_now(&copy->chain->block, BLOCK_READ, MIB, sector, sizeof sector), 0);
+    assert_string_equal(sector, "before");
+    assert_int_equal(block_now(&copy->chain->block, BLOCK_READ, 4096, sector, sizeof sector), 0);
+    assert_memory_equal(sector, "image", 5);
+    assert_int_equal(copy->chain->count, 1); /* above nothing: all may go in any order */
+    layer_disk_close(copy);
+    layer_pool_dir_destroy(copy_pool);
+    layer_disk_close(used);
+    layer_pool_dir_destroy(pool);
+    OBJECT_TEXT(volume_move, &f->work, snapshot, OTHER);
+    OBJECT_TEXT(volume_order, &f->work.to, place, OTHER);
+    assert_true(work(f, &err) < 0);
+    assert_non_null(strstr(err.text, "has no snapshot"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -357,6 +395,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(failures_leave_no_copy, setup, teardown),
         cmocka_unit_test_setup_teardown(own_disks, setup, teardown),
         cmocka_unit_test(places_in_paths),
+        cmocka_unit_test_setup_teardown(cloned_as_a_snapshot_has_it, setup, teardown),
         cmocka_unit_test_setup_teardown(no_copy_is_larger_than_its_volume, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -110,6 +110,28 @@ static void keep(struct fixture *f, const char *name)
     assert_int_equal(snapshot_of(f, name)->state, snapshot_state_AVAILABLE);
 }
 
+/* The last operation, as n1 is told of it; @ret is the caller's to clear. */
+static void ordered(struct fixture *f, struct task_order *ret)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct node_orders orders = {0};
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
+    assert_int_equal(orders.tasks.count, 1);
+    OBJECT_COPY(task_order, ret, (const struct task_order *)orders.tasks.items);
+    assert_string_equal(ret->id, f->decision.operation_id);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+}
+
+/* Refused while the last operation is under way, which stays the last one. */
+static void refused_meanwhile(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *words)
+{
+    char operation[STATE_ID_BYTES];
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    refused(f, route, id, body, code, words);
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+}
+
 static void the_records_say_so(void **test)
 {
     struct fixture *f = *test;
@@ -204,6 +226,64 @@ static void memory_lies_beside_a_disk_of_the_vms_own(void **test)
     assert_int_equal(snapshot_of(f, "s")->volumes.count, 1);
 }
 
+static void a_clone_comes_or_goes_whole(void **test)
+{
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    keep(f, "s");
+    refused(f, ROUTE_ID_snapshot_clone, "s", "{\"name\":\"c\"}", -EINVAL, "snapshot 's' has 2 volumes");
+    refused(f, ROUTE_ID_snapshot_clone, "s", "{\"name\":\"c\",\"volume\":\"late\"}", -ENOENT, "'late' is not in snapshot 's'");
+    refused(f, ROUTE_ID_snapshot_clone, "s", "{\"name\":\"a\",\"volume\":\"a\"}", -EEXIST, "");
+    fixture_must(f, ROUTE_ID_snapshot_clone, "s", "{\"name\":\"c\",\"volume\":\"a\",\"pool\":\"ssd\",\"labels\":{\"k\":\"v\"}}");
+    assert_int_equal(volume(f, "c")->state, volume_state_CREATING);
+    assert_string_equal(volume(f, "c")->snapshot, "s");
+    assert_string_equal(volume(f, "c")->origin, volume(f, "a")->id);
+    assert_string_equal(volume(f, "c")->host, "n1");
+    assert_string_equal(string_map_get(&volume(f, "c")->labels, "k"), "v");
+    ordered(f, &order);
+    assert_string_equal(order.move.from.id, volume(f, "a")->id);
+    assert_string_equal(order.move.to.id, volume(f, "c")->id);
+    assert_string_equal(order.move.to.place, f->decision.operation_id);
+    assert_string_equal(order.move.snapshot, snapshot_of(f, "s")->id);
+    OBJECT_CLEAR(task_order, &order);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct node_orders orders = {0};
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
+    assert_int_equal(orders.volumes.count + orders.moved_volumes.count, 0); /* nobody makes it empty */
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+    refused_meanwhile(f, ROUTE_ID_snapshot_delete, "s", NULL, -EBUSY, "volume 'c' is being made of a snapshot of volume 'a'");
+    refused_meanwhile(f, ROUTE_ID_volume_delete, "c", NULL, -EBUSY, "is being made of snapshot 's'");
+    refused_meanwhile(f, ROUTE_ID_volume_attach, "c", "{\"vm\":\"web\"}", -EBUSY, "is creating");
+    ends(f, operation_state_SUCCEEDED);
+    assert_int_equal(volume(f, "c")->state, volume_state_AVAILABLE);
+    /* all of it in any order */
+    fixture_must(f, ROUTE_ID_snapshot_delete, "s", NULL);
+    ends(f, operation_state_SUCCEEDED);
+    attached(f, "c", "web");
+    /* one that is not made after all: what there is of it is removed, where it is */
+    fixture_must(f, ROUTE_ID_volume_snapshot, "late", "{\"name\":\"t\"}");
+    ends(f, operation_state_SUCCEEDED);
+    fixture_must(f, ROUTE_ID_snapshot_clone, "t", "{\"name\":\"d\"}"); /* nobody has it */
+    refused_meanwhile(f, ROUTE_ID_volume_attach, "late", "{\"vm\":\"web\"}", -EBUSY, "volume 'd' is being made of a snapshot");
+    refused_meanwhile(f, ROUTE_ID_snapshot_delete, "t", NULL, -EBUSY, "volume 'd' is being made of a snapshot");
+    ends(f, operation_state_FAILED);
+    assert_int_equal(volume(f, "d")->state, volume_state_DELETING);
+    report = fixture_report(f, "n1", 8192);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
+    assert_int_equal(orders.moved_volumes.count, 1);
+    const struct volume_order *gone = orders.moved_volumes.items;
+    assert_true(gone->remove);
+    struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
+    OBJECT_TEXT(volume_seen, seen, id, gone->id);
+    OBJECT_TEXT(volume_seen, seen, place, gone->place);
+    OBJECT_SET(volume_seen, seen, gone, true);
+    OBJECT_CLEAR(node_orders, &orders);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_null(state_get(f->state, object_kind_VOLUME, "d"));
+    fixture_must(f, ROUTE_ID_snapshot_delete, "t", NULL);
+}
+
 /* What is decided now, to be applied later. */
 static struct bytes_writer decided(struct fixture *f, enum route_id route, const char *id, const void *body)
 {
@@ -256,28 +336,6 @@ static void by_force_the_vm_goes_and_its_snapshots(void **test)
         told = told || memmem(event.json, event.json_size, words, sizeof words - 1) != NULL;
     assert_true(told);
     fixture_must(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"nas\"}");
-}
-
-/* The last operation, as n1 is told of it; @ret is the caller's to clear. */
-static void ordered(struct fixture *f, struct task_order *ret)
-{
-    struct node_report report = fixture_report(f, "n1", 8192);
-    struct node_orders orders = {0};
-    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
-    assert_int_equal(orders.tasks.count, 1);
-    OBJECT_COPY(task_order, ret, (const struct task_order *)orders.tasks.items);
-    assert_string_equal(ret->id, f->decision.operation_id);
-    OBJECT_CLEAR(node_orders, &orders);
-    OBJECT_CLEAR(node_report, &report);
-}
-
-/* Refused while the last operation is under way, which stays the last one. */
-static void refused_meanwhile(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *words)
-{
-    char operation[STATE_ID_BYTES];
-    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
-    refused(f, route, id, body, code, words);
-    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
 }
 
 static void a_volume_alone_while_a_vm_has_it(void **test)
@@ -377,6 +435,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(memory_lies_beside_a_disk_of_the_vms_own, setup, teardown),
         cmocka_unit_test_setup_teardown(a_volume_alone_while_a_vm_has_it, setup, teardown),
         cmocka_unit_test_setup_teardown(a_volume_alone_that_nobody_has, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_clone_comes_or_goes_whole, setup, teardown),
         cmocka_unit_test_setup_teardown(what_older_controllers_refuse_says_that_it_is_meant, setup, teardown),
         cmocka_unit_test_setup_teardown(by_force_the_vm_goes_and_its_snapshots, setup, teardown),
     };
