@@ -242,6 +242,8 @@ static void controller_ask(struct migrate_out *m, bool check, http_client_done d
     OBJECT_TEXT(node_handover, &body, operation, m->operation);
     OBJECT_SET(node_handover, &body, epoch, m->options.epoch);
     OBJECT_TEXT(node_handover, &body, storage, m->settings.storage);
+    if (m->settings.storage_shared)
+        OBJECT_SET(node_handover, &body, storage_shared, true);
     if (check)
         OBJECT_SET(node_handover, &body, check, true);
     OBJECT_ENCODE(node_handover, &body, &out);
@@ -330,12 +332,13 @@ static int way_begin(struct migrate_out *m, struct way *way, const char *endpoin
     return tunnel_child_start(context_of(m)->loop, &options, &callbacks, way, &way->tunnel, err);
 }
 
-/* Where the target has a pool for them, those in pools that are this host's alone go along, too. */
+/* Where there is a pool for them, those in pools that are this host's alone go along, too, and those in other shared ones. */
 static bool goes_along(const struct migrate_out *m, const struct vm_disk *disk)
 {
-    const struct pool_order *pool = pool_dir_of(vm_order_of(m->options.vm), disk);
-    bool is_local = m->settings.storage != NULL && pool != NULL && pool->kind == pool_kind_DIR;
-    return vm_files_disk_moves(disk) || (is_local && disk->volume == NULL && !disk->read_only);
+    const struct task_migration *s = &m->settings;
+    const struct pool_order *pool = s->storage != NULL ? pool_dir_of(vm_order_of(m->options.vm), disk) : NULL;
+    bool leaves = pool != NULL && (pool->kind == pool_kind_DIR || (s->storage_shared && strcmp(pool->id, s->storage) != 0));
+    return vm_files_disk_moves(disk) || (leaves && disk->volume == NULL && !disk->read_only);
 }
 
 /* The target says where memory goes and, after a space, where disks do. */

@@ -95,6 +95,7 @@ struct vm_work {
     struct vm_order order;
     uid_t user;
     bool disks_made, disks_partial, arriving;
+    bool unfilled; /* it arrives, and no VMM was ever started for that */
     bool nobodys; /* a removal: all that it has in pools goes with it */
     int status;
     struct error err;
@@ -1104,7 +1105,9 @@ static void work_prepare(uv_work_t *uv_work)
 static void work_remove(uv_work_t *uv_work)
 {
     struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
-    work->status = vm_files_remove(&work->vm->context->places, work->order.id, &work->order, work->nobodys, &work->err);
+    work->status = work->unfilled ? vm_files_remove_unfilled(&work->order, &work->err) : 0;
+    if (work->status == 0)
+        work->status = vm_files_remove(&work->vm->context->places, work->order.id, &work->order, work->nobodys, &work->err);
 }
 
 /* Nothing has failed: whoever is at work on its replica is about to end. False: not so, or for too long. */
@@ -1183,6 +1186,7 @@ static struct vm_work *vm_work_make(struct local_vm *vm)
     work->disks_made = vm->file.disks_made;
     work->disks_partial = vm->file.disks_partial;
     work->arriving = vm->file.arriving != NULL && !vm->owned;
+    work->unfilled = work->arriving && vm->file.arrival_fresh;
     OBJECT_COPY(vm_order, &work->order, &vm->file.order);
     return work;
 }
@@ -1217,16 +1221,18 @@ static int pools_check(const struct local_vm *vm, struct vm_order *order, enum p
     return 0;
 }
 
-/* What it has in pools that others reach may be another host's by now: those have nothing to do with this, nor have those of volumes. */
-static void keep_local_pools(struct vm_order *order)
+/* What it has in pools that others reach may be another host's by now: those have nothing to do with this, nor have those of volumes. But what a
+ * migration was to fill there (@unfilled) is nobody's. */
+static void keep_local_pools(struct vm_order *order, bool unfilled)
 {
     struct pool_order *pools = order->pools.items;
     const struct vm_disk *disks = order->disks.items;
     for (size_t i = order->pools.count; i > 0; i--) {
         bool is_used = false;
         for (size_t k = 0; k < order->disks.count; k++)
-            is_used |= disks[k].volume == NULL && text_same(disks[k].pool, pools[i - 1].name);
-        if (is_used && pools[i - 1].kind == pool_kind_DIR)
+            is_used |= disks[k].volume == NULL && text_same(disks[k].pool, pools[i - 1].name) &&
+                       (pools[i - 1].kind == pool_kind_DIR || (unfilled && disks[k].arriving));
+        if (is_used)
             continue;
         OBJECT_CLEAR(pool_order, &pools[i - 1]);
         memmove(&pools[i - 1], &pools[i], (order->pools.count - i) * sizeof *pools);
@@ -1249,7 +1255,7 @@ static void vm_remove(struct local_vm *vm)
     work = vm_work_make(vm);
     work->nobodys = nobodys;
     if (!nobodys)
-        keep_local_pools(&work->order);
+        keep_local_pools(&work->order, work->unfilled);
     if (vm->removes_since_ms == 0)
         vm->removes_since_ms = now_ms(vm);
     /* One that lives on another host: that is not to wait for what this one has fled from. */
@@ -1372,6 +1378,9 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     CLEANUP_FD int lock_fd = -1;
     const struct vm_order *order = &vm->file.order;
     struct vmm_process_id id;
+    if (incoming != NULL)
+        OBJECT_SET(agent_vm, &vm->file, arrival_fresh, false);
+    vm->unsaved |= incoming != NULL;
     int pidfd, r = vm_save(vm, err);
     if (r == 0)
         r = vmm_process_lock(lock_path, &lock_fd, err);
@@ -1816,6 +1825,7 @@ static struct local_vm *vm_make(const struct vm_context *context, const struct v
     OBJECT_SET(agent_vm, &file, cluster_epoch, MAX(context->cluster_epoch, UINT64_C(1)));
     if (arriving != NULL) {
         OBJECT_TEXT(agent_vm, &file, arriving, arriving);
+        OBJECT_SET(agent_vm, &file, arrival_fresh, true);
         OBJECT_SET(agent_vm, &file, disks_partial, vm_files_disks_move(order));
     }
     struct local_vm *vm = vm_alloc(context, &file);

@@ -712,6 +712,18 @@ static int remove_from_pools(const struct vm_order *order, bool nobodys, struct 
     return r;
 }
 
+int vm_files_remove_unfilled(const struct vm_order *order, struct error *err)
+{
+    const struct vm_disk *disks = order->disks.items;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < order->disks.count; i++) {
+        const struct pool_order *pool = disks[i].arriving ? pool_dir_of(order, &disks[i]) : NULL;
+        if (pool != NULL && pool->kind == pool_kind_SHARED_DIR)
+            r = pool_dir_remove_disk(pool, order->id, &disks[i], err);
+    }
+    return r;
+}
+
 int vm_files_remove(const struct vm_places *places, const char *vm_id, const struct vm_order *pools_of, bool nobodys, struct error *err)
 {
     CLEANUP_FREE char *dir = vm_files_path(places, vm_id, "");

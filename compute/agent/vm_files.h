@@ -69,7 +69,7 @@ char *vm_files_source_path(const struct vm_places *places, const char *vm_id);
 /* The page that its VMM obeys (lease_page.h). The caller frees. */
 char *vm_files_lease_path(const struct vm_places *places, const char *vm_id);
 /* Is @disk this host's own, so that its content goes along in a migration? Of what is only read both hosts have the same;
- * what is in a pool stays there, but for what comes in a migration to a pool of this host's own. */
+ * what is in a pool stays there, but for what comes in a migration to a pool. */
 bool vm_files_disk_moves(const struct vm_disk *disk);
 bool vm_files_disks_move(const struct vm_order *order); /* any of them */
 /* @arriving: for a VMM that a migration comes to, which fills the disks. */
@@ -133,6 +133,9 @@ int vm_files_remove_disks(const struct vm_places *places, const char *vm_id, str
 /* Taps, control socket, cgroup, directory; @pools_of (may be NULL): and what that order has in pools. @nobodys: all of the VM there; else
  * the disks that it names in pools of this host alone, for those in others may be another host's by now. -EAGAIN: a VMM holds the VM. */
 int vm_files_remove(const struct vm_places *places, const char *vm_id, const struct vm_order *pools_of, bool nobodys, struct error *err);
+/* The disks that a migration was to fill in pools that other hosts reach, where that has not even begun; afterwards it is the controllers
+ * that know whose they are. */
+int vm_files_remove_unfilled(const struct vm_order *order, struct error *err);
 /* Finish what removals of a killed agent left, for all of <vms>. Errors are logged, ignoring. */
 void vm_files_remove_leftovers(const struct vm_places *places);
 

@@ -136,7 +136,7 @@ static uid_t user_of_files(const struct vm_places *places, const struct vm_order
     struct stat st;
     for (size_t i = 0; i < order->disks.count; i++) {
         const struct pool_order *pool = pool_dir_of(order, &disks[i]);
-        if (disks[i].leaving || pool == NULL || pool->kind != pool_kind_SHARED_DIR)
+        if (disks[i].leaving || disks[i].arriving || pool == NULL || pool->kind != pool_kind_SHARED_DIR)
             continue;
         CLEANUP_FREE char *layers = vm_files_layers_path(places, order, &disks[i]);
         if (layers != NULL && lstat(layers, &st) == 0 && st.st_uid >= base && st.st_uid - base < VMM_USERS_SHARED_FIRST + VMM_USERS_SHARED)
@@ -219,10 +219,11 @@ int vmm_user_own_disk(const struct vm_places *places, const struct vm_order *ord
     return disk->read_only ? file_own(path, 0, user, 0640, err) : file_own(path, user, user, 0600, err);
 }
 
-static bool disk_is_shared(const struct vm_order *order, const struct vm_disk *disk)
+/* Is it where other hosts reach it, and another's still? */
+static bool disk_stays(const struct vm_order *order, const struct vm_disk *disk)
 {
     const struct pool_order *pool = pool_dir_of(order, disk);
-    return pool != NULL && pool->kind == pool_kind_SHARED_DIR;
+    return pool != NULL && pool->kind == pool_kind_SHARED_DIR && !disk->arriving;
 }
 
 int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, bool arriving, uid_t user, struct error *err)
@@ -232,7 +233,7 @@ int vmm_user_own_files(const struct vm_places *places, const struct vm_order *or
     const struct vm_disk *disks = order->disks.items;
     int r = file_own(disks_dir, 0, user, 0710, err);
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)
-        r = disks[i].leaving || pool_rbd_is(pool_dir_of(order, &disks[i])) || (arriving && disk_is_shared(order, &disks[i]))
+        r = disks[i].leaving || pool_rbd_is(pool_dir_of(order, &disks[i])) || (arriving && disk_stays(order, &disks[i]))
                 ? 0
                 : vmm_user_own_disk(places, order, &disks[i], user, err);
     if (r == 0 && seed_files_wanted(order)) {

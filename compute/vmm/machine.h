@@ -103,6 +103,7 @@ struct machine {
     struct log_limit reset_log;
     bool frozen;                   /* machine_freeze */
     bool stalled;                  /* machine_stall; atomic */
+    bool filled;                   /* it is migrated here, and its disks have all that they are to have: nobody fills them any more; atomic */
     struct snapshot_job *snapshot; /* machine_snapshot.h; NULL until the first */
     struct backup_job *backup;     /* machine_backup.h; NULL until the first */
     struct point_job *points;      /* machine_points.h; NULL until the first */

@@ -58,8 +58,9 @@ static int do_load(void *arg, struct error *err)
     struct incoming_job *job = arg;
     struct machine *m = job->machine;
     disks_close(job);
+    __atomic_store_n(&m->filled, true, __ATOMIC_RELEASE);
     for (unsigned i = 0; i < PCI_SLOTS && !m->options.handed_over && !migrate_receiver_released(job->receiver); i++)
-        if (m->slots.slots[i].kind == SLOT_DISK && m->slots.slots[i].disk.shared)
+        if (m->slots.slots[i].kind == SLOT_DISK && m->slots.slots[i].disk.shared && !m->slots.slots[i].disk.copied)
             return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
                              "disk %s is where both hosts reach it, and the source's VMM is too old to let go of it in time; `drover vm upgrade` "
                              "it first, then migrate it",

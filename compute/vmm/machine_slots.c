@@ -27,6 +27,14 @@ static bool may_submit(void *arg)
     return lease_allows_io(arg);
 }
 
+/* What a migration fills is this machine's alone, and nobody's disk; no lease speaks of it. That ends with the last byte: from then on it
+ * may be the disk of whoever the cluster gives the machine to, and nothing is written without the lease, not even at this process' end. */
+static bool may_fill(void *arg)
+{
+    const struct machine *m = arg;
+    return !__atomic_load_n(&m->filled, __ATOMIC_ACQUIRE) || lease_allows_io(&m->lease.lease);
+}
+
 /* ---- finding ---- */
 
 static struct machine_slot *by_id(struct machine *m, const char *id)
@@ -168,11 +176,14 @@ static int served_open(const struct vmm_disk *disk, bool unowned, struct io_loop
 int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struct block **ret_block, struct error *err)
 {
     struct block *block;
+    bool fills = m->options.incoming && disk->copied;
+    bool (*may)(void *arg) = fills ? may_fill : may_submit;
+    void *arg = fills ? (void *)m : &m->lease.lease;
     struct block_file_options file = {
         .read_only = disk->read_only, .direct = disk->direct, .unlocked = m->options.incoming && !disk->copied,
         .epoch = OBJECT_HAS(vmm_disk, disk, epoch) ? disk->epoch : m->config->epoch,
-        .may_open = disk->shared ? may_submit : NULL,
-        .may_open_arg = &m->lease.lease,
+        .may_open = disk->shared ? may : NULL,
+        .may_open_arg = arg,
         .source_path = disk->source,
         .source_name = disk->id,
         .on_demand = disk->on_demand};
@@ -185,8 +196,8 @@ int machine_slot_open_disk(struct machine *m, const struct vmm_disk *disk, struc
         code = block_file_open(disk->path, &file, m->io, &block, err);
     if (code < 0)
         return code;
-    block->may_submit = may_submit;
-    block->may_submit_arg = &m->lease.lease;
+    block->may_submit = may;
+    block->may_submit_arg = arg;
     bool grows = disk->grow && disk->size_bytes > block->size_bytes && !file.unlocked;
     if (grows && (code = block_grow(block, disk->size_bytes, err)) < 0) {
         block_close(block);

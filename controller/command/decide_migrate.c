@@ -65,6 +65,8 @@ int decide_handover(struct deciding *d, const struct node_handover *body)
     OBJECT_TEXT(command_handover, &command, host, body->host);
     OBJECT_SET(command_handover, &command, epoch, body->epoch);
     OBJECT_TEXT(command_handover, &command, storage, body->storage);
+    if (body->storage_shared)
+        OBJECT_SET(command_handover, &command, storage_shared, true);
     snprintf(d->decision->summary, sizeof d->decision->summary, "hand-over of migration %s", body->operation);
     return decide_finish(d, COMMAND_handover, &command);
 }

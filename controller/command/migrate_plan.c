@@ -25,9 +25,9 @@ static int snapshots_check(const struct state *state, const struct vm *vm, struc
 }
 
 /* Disks in pools stay where they are: in one that other hosts do not reach they cannot be handed over. */
-static int pools_check(const struct state *state, const struct vm *vm, bool storage, struct error *err)
+static int pools_check(const struct state *state, const struct vm *vm, const struct task_migration *m, struct error *err)
 {
-    const struct vm_disk *disk = migration_fixed_disk(state, vm, storage);
+    const struct vm_disk *disk = migration_fixed_disk(state, m, vm);
     const char *missing = vm->host != NULL ? vm_pool_missing(state, vm, vm->host) : NULL;
     if (disk != NULL && disk->leaving)
         return error_set_field(err, -EBUSY, ERROR_CONFLICT, "/disks", "disk '%s' of VM '%s' is a volume that is being detached; wait for that",
@@ -57,29 +57,49 @@ static int pools_check(const struct state *state, const struct vm *vm, bool stor
     return 0;
 }
 
-/* Where the disks are to go that go along; they are known then to fit at @to (NULL: somewhere, see rooms_look). */
-static int storage_check(const struct state *state, const struct vm *vm, const char *name, const struct record *to, struct error *err)
+/* Where the disks are to go that go along: into *m. */
+static int storage_choose(const struct state *state, const struct vm *vm, const char *name, struct task_migration *m, struct error *err)
 {
     const struct record *pool = state_get(state, object_kind_POOL, name);
     const struct vm_disk *disks = vm->disks.items;
-    bool any = false;
-    for (size_t i = 0; i < vm->disks.count; i++)
-        any |= migration_takes_disk(state, &disks[i]);
     if (pool == NULL)
         return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/storage", "there is no pool '%.63s'", name);
-    if (pool->pool->kind != pool_kind_DIR)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/storage",
-                               "'%s' is a shared pool: move the disks there by themselves, before or afterwards (drover vm move-disk)",
+    if (pool->pool->kind != pool_kind_DIR && pool->pool->kind != pool_kind_SHARED_DIR)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/storage", "'%s' takes volumes only, and no disks of a VM's own: name a pool of directories",
                                pool->common->name);
+    OBJECT_TEXT(task_migration, m, storage, pool->common->id);
+    const struct task_migration without = {.storage = m->storage}, with = {.storage = m->storage, .storage_shared = true};
+    bool counts = migration_storage_is_shared(state, m);
+    for (size_t i = 0; i < vm->disks.count; i++)
+        counts |= migration_takes_disk(state, &with, &disks[i]) && !migration_takes_disk(state, &without, &disks[i]);
+    if (counts) /* else older controllers can do it, too */
+        OBJECT_SET(task_migration, m, storage_shared, true);
+    return 0;
+}
+
+/* They are known afterwards to fit at @to (NULL: somewhere, see pools_look). */
+static int storage_check(const struct state *state, const struct vm *vm, const struct task_migration *m, const struct record *to,
+                         struct error *err)
+{
+    const struct record *pool = state_get(state, object_kind_POOL, m->storage);
+    const struct pool_host *member = to != NULL ? pool_member_find(pool->pool, to->common->id) : NULL;
+    const struct pool_host *here = pool_member_find(pool->pool, vm->host);
+    uint64_t bytes = migration_disks_bytes(state, m, vm);
+    const struct vm_disk *disks = vm->disks.items;
+    bool any = false;
+    for (size_t i = 0; i < vm->disks.count; i++)
+        any |= migration_takes_disk(state, m, &disks[i]);
     if (!any)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/storage",
-                               "VM '%s' has no disk of its own in a directory of its host, so none goes along: leave storage out", vm->name);
+                               "VM '%s' has no disk of its own that would go to '%s': leave storage out", vm->name, pool->common->name);
     if (vm->replica_host != NULL)
         return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/storage",
                                "VM '%s' has a replica on host %s, and replicas are of disks in the directory of the VM's host alone: take the "
                                "replica away first (replica_host)", vm->name, vm->replica_host);
-    const struct pool_host *member = to != NULL ? pool_member_find(pool->pool, to->common->id) : NULL;
-    uint64_t bytes = migration_disks_bytes(state, vm);
+    if (migration_storage_is_shared(state, m) && (here == NULL || here->state != pool_host_state_PRESENT))
+        return error_set_field(err, -EXDEV, ERROR_CONFLICT, "/storage",
+                               "shared pool '%s' is not there on host %s, which has VM '%s' and would have to remove what a migration that fails "
+                               "has left in it: give it the pool, too (drover pool update)", pool->common->name, vm->host_name, vm->name);
     if (to != NULL && member == NULL)
         return error_set_field(err, -EXDEV, ERROR_CONFLICT, "/storage",
                                "'%s' is not on host %s: name a pool of that host, or give it this one (drover pool update)", pool->common->name,
@@ -97,23 +117,24 @@ static int storage_check(const struct state *state, const struct vm *vm, const c
 }
 
 /* Which hosts have the pools, with that for the disks that go along, and the room in this one; by the numbers of the view. */
-static uint8_t *pools_look(const struct state *state, const struct vm *vm, const struct record *storage)
+static uint8_t *pools_look(const struct state *state, const struct vm *vm, const struct task_migration *m)
 {
+    const struct record *storage = state_get(state, object_kind_POOL, m->storage);
     struct vm there = {0};
     if (storage == NULL)
         return host_view_pools(state, vm);
-    migration_vm_there(state, vm, storage->common->name, NULL, &there);
+    migration_vm_pools(state, m, vm, &there);
     uint8_t *pools = host_view_pools(state, &there);
     OBJECT_CLEAR(vm, &there);
     for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
         const struct pool_host *member = pool_member_find(storage->pool, state_at(state, object_kind_HOST, i)->common->id);
-        if (pools[i] == PLACE_POOLS_THERE && pool_room_bytes(state, storage->pool, member) < migration_disks_bytes(state, vm))
+        if (pools[i] == PLACE_POOLS_THERE && pool_room_bytes(state, storage->pool, member) < migration_disks_bytes(state, m, vm))
             pools[i] = PLACE_POOLS_FULL;
     }
     return pools;
 }
 
-static int vm_check(const struct state *state, const struct vm *vm, bool storage, struct error *err)
+static int vm_check(const struct state *state, const struct vm *vm, const struct task_migration *m, struct error *err)
 {
     if (vm->host == NULL)
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' waits for a host: there is nothing to migrate", vm->name);
@@ -121,7 +142,7 @@ static int vm_check(const struct state *state, const struct vm *vm, bool storage
         (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED))
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' is %s: only one that runs or is paused can be migrated", vm->name,
                          vm_state_desc.names[vm->state]);
-    int rc = pools_check(state, vm, storage, err);
+    int rc = pools_check(state, vm, m, err);
     return rc < 0 ? rc : snapshots_check(state, vm, err);
 }
 
@@ -174,20 +195,19 @@ static void room_note(const struct scheduler_view *view, const struct place_resu
                  (unsigned long long)(bytes >> 20), (unsigned long long)(view->disk_free_bytes[result->chosen] >> 20));
 }
 
-static int target_choose(const struct state *state, const struct record *record, const char *to, const char *to_pool,
+static int target_choose(const struct state *state, const struct record *record, const char *to, const struct task_migration *m,
                          struct scheduler_view *view, struct place_result *result, char note[NOTE_BYTES_MAX], struct error *err)
 {
     const struct record *host = state_get(state, object_kind_HOST, to);
     struct place_request request = host_view_request(record->vm);
     CLEANUP_FREE uint8_t *apart = host_view_apart(state, record->vm);
-    const struct record *storage = state_get(state, object_kind_POOL, to_pool);
-    CLEANUP_FREE uint8_t *pools = pools_look(state, record->vm, storage);
+    CLEANUP_FREE uint8_t *pools = pools_look(state, record->vm, m);
     request.current = record->vm->host;
     request.apart = apart;
     request.pools = pools;
     if (to != NULL && host == NULL)
         return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/to", "there is no host '%s'", to);
-    uint64_t disk_bytes = storage == NULL ? disks_bytes(record->vm) : 0;
+    uint64_t disk_bytes = m->storage == NULL ? disks_bytes(record->vm) : 0;
     host_view_fill(state, NULL, view);
     place_with_disks(view, &request, host == NULL ? disk_bytes : 0, result);
     if (host != NULL) {
@@ -228,13 +248,15 @@ int migrate_plan(const struct state *state, const struct record *record, const s
     struct place_result result = {0};
     char note[NOTE_BYTES_MAX] = "";
     const char *to = wish != NULL ? wish->to : NULL, *storage = wish != NULL ? wish->storage : NULL;
-    int rc = vm_check(state, record->vm, storage != NULL, err);
-    if (rc == 0 && storage != NULL)
-        rc = storage_check(state, record->vm, storage, state_get(state, object_kind_HOST, to), err);
+    struct task_migration *migration = &task->migration;
+    int rc = storage != NULL ? storage_choose(state, record->vm, storage, migration, err) : 0;
     if (rc == 0)
-        rc = target_choose(state, record, to, storage, &view, &result, note, err);
+        rc = vm_check(state, record->vm, migration, err);
+    if (rc == 0 && storage != NULL)
+        rc = storage_check(state, record->vm, migration, state_get(state, object_kind_HOST, to), err);
+    if (rc == 0)
+        rc = target_choose(state, record, to, migration, &view, &result, note, err);
     if (rc == 0) {
-        struct task_migration *migration = &task->migration;
         OBJECT_SET(task, task, kind, task_kind_VM_MIGRATE);
         OBJECT_TEXT(task, task, host, record->vm->host);
         OBJECT_TEXT(task, task, peer, view.ids[result.chosen]);
@@ -245,8 +267,6 @@ int migrate_plan(const struct state *state, const struct record *record, const s
         OBJECT_TEXT(task_migration, migration, placement, note);
         if (vm_has_pools(record->vm))
             OBJECT_SET(task_migration, migration, shared_disks, true);
-        if (storage != NULL)
-            OBJECT_TEXT(task_migration, migration, storage, state_get(state, object_kind_POOL, storage)->common->id);
         if (wish != NULL)
             settings_copy(wish, migration);
         object_mark(&task_desc, task, "migration");

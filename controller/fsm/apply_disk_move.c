@@ -336,7 +336,9 @@ void own_disks_vm_gone(struct apply *a, const struct record *vm, bool removed)
     for (size_t i = 0; i < vm->vm->disks.count; i++) {
         const struct vm_disk *disk = (const struct vm_disk *)vm->vm->disks.items + i;
         const struct record *host = state_get(a->state, object_kind_HOST, vm->vm->host);
-        bool is_there = disk->other_host == NULL || (host != NULL && text_same(disk->other_host, host->common->name));
+        const struct pool *shared = disk->other_host == NULL ? pool_of(a, disk->other_pool) : NULL;
+        bool is_there = host != NULL && (shared != NULL ? pool_member_find(shared, host->common->id) != NULL
+                                                        : text_same(disk->other_host, host->common->name));
         if (own_disk_has_other(disk) && !(removed && is_there))
             apply_event(a, event_type_UPDATED, vm, "VM %s goes, and what a move had left of it in %s%s%s stays there: vms/%s/%s",
                         vm->common->name, where(disk, true, words), disk->other_host != NULL && disk->other_pool != NULL ? " on host " : "",

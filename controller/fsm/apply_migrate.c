@@ -46,32 +46,56 @@ const struct snapshot *migration_snapshot(const struct state *state, const struc
     return NULL;
 }
 
-bool migration_takes_disk(const struct state *state, const struct vm_disk *disk)
+static bool is_in_shared(const struct state *state, const struct vm_disk *disk)
 {
     const struct record *pool = state_get(state, object_kind_POOL, disk->pool);
-    return disk->volume == NULL && !disk->read_only && (disk->pool == NULL || (pool != NULL && pool->pool->kind == pool_kind_DIR));
+    return pool != NULL && pool_is_shared(pool->pool);
 }
 
-uint64_t migration_disks_bytes(const struct state *state, const struct vm *vm)
+bool migration_takes_disk(const struct state *state, const struct task_migration *m, const struct vm_disk *disk)
+{
+    const struct record *pool = state_get(state, object_kind_POOL, disk->pool);
+    if (m->storage == NULL || disk->volume != NULL || disk->read_only || (disk->pool != NULL && pool == NULL))
+        return false;
+    return disk->pool == NULL || pool->pool->kind == pool_kind_DIR || (m->storage_shared && strcmp(pool->common->id, m->storage) != 0);
+}
+
+bool migration_storage_is_shared(const struct state *state, const struct task_migration *m)
+{
+    const struct record *storage = state_get(state, object_kind_POOL, m->storage);
+    return storage != NULL && storage->pool->kind == pool_kind_SHARED_DIR;
+}
+
+uint64_t migration_disks_bytes(const struct state *state, const struct task_migration *m, const struct vm *vm)
 {
     const struct vm_disk *disks = vm->disks.items;
     uint64_t bytes = 0;
     for (size_t i = 0; i < vm->disks.count; i++)
-        bytes += migration_takes_disk(state, &disks[i]) ? disks[i].size_bytes : 0;
+        bytes += migration_takes_disk(state, m, &disks[i]) ? disks[i].size_bytes : 0;
     return bytes;
 }
 
-void migration_vm_there(const struct state *state, const struct vm *vm, const char *storage, const char *place, struct vm *ret)
+void migration_vm_there(const struct state *state, const struct task_migration *m, const struct vm *vm, const char *place, struct vm *ret)
 {
+    const struct record *storage = state_get(state, object_kind_POOL, m->storage);
     OBJECT_COPY(vm, ret, vm);
-    for (size_t i = 0; i < ret->disks.count; i++) {
+    for (size_t i = 0; storage != NULL && i < ret->disks.count; i++) {
         struct vm_disk *disk = (struct vm_disk *)ret->disks.items + i;
-        if (!migration_takes_disk(state, disk))
+        if (!migration_takes_disk(state, m, disk))
             continue;
-        OBJECT_TEXT(vm_disk, disk, pool, storage);
+        OBJECT_TEXT(vm_disk, disk, pool, storage->common->name);
         OBJECT_TEXT(vm_disk, disk, place, place);
     }
     vm_pool_forget(ret);
+}
+
+void migration_vm_pools(const struct state *state, const struct task_migration *m, const struct vm *vm, struct vm *ret)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    migration_vm_there(state, m, vm, NULL, ret);
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (migration_takes_disk(state, m, &disks[i]) && is_in_shared(state, &disks[i]) && !migration_storage_is_shared(state, m))
+            OBJECT_COPY(vm_disk, OBJECT_ADD(vm, ret, disks), &disks[i]);
 }
 
 bool migration_goes_to_pool(const struct record *vm, const char *pool_id, const char *host_id)
@@ -82,14 +106,13 @@ bool migration_goes_to_pool(const struct record *vm, const char *pool_id, const 
            (host_id == NULL || text_same(task->peer, host_id));
 }
 
-const struct vm_disk *migration_fixed_disk(const struct state *state, const struct vm *vm, bool storage)
+const struct vm_disk *migration_fixed_disk(const struct state *state, const struct task_migration *m, const struct vm *vm)
 {
     const struct vm_disk *disks = vm->disks.items;
     for (size_t i = 0; i < vm->disks.count; i++) {
-        if (storage && migration_takes_disk(state, &disks[i]))
+        if (migration_takes_disk(state, m, &disks[i]))
             continue;
-        const struct record *pool = state_get(state, object_kind_POOL, disks[i].pool);
-        if (disks[i].leaving || (disks[i].pool != NULL && (pool == NULL || !pool_is_shared(pool->pool))))
+        if (disks[i].leaving || (disks[i].pool != NULL && !is_in_shared(state, &disks[i])))
             return &disks[i];
     }
     return NULL;
@@ -102,25 +125,38 @@ static struct record *by_id(struct apply *a, enum object_kind kind, const char *
 
 /* ---- begin ---- */
 
+static bool has_pool(const struct pool *pool, const char *host_id)
+{
+    const struct pool_host *member = pool_member_find(pool, host_id);
+    return member != NULL && member->state == pool_host_state_PRESENT;
+}
+
 /* Can the target's host use the pools, with that for the disks that go along, and has this one the room? */
 static bool pools_allow(struct apply *a, const struct vm *vm, const struct task *task, const struct record *to)
 {
-    const char *id = task->migration.storage;
-    const struct record *storage = by_id(a, object_kind_POOL, id);
+    const struct task_migration *m = &task->migration;
+    const struct record *storage = by_id(a, object_kind_POOL, m->storage);
+    bool is_shared = migration_storage_is_shared(a->state, m);
     struct vm there = {0};
-    if (id != NULL && (storage == NULL || storage->pool->kind != pool_kind_DIR || vm->replica_host != NULL)) {
+    bool takes = storage != NULL && (is_shared ? m->storage_shared : storage->pool->kind == pool_kind_DIR);
+    if (m->storage != NULL && (!takes || vm->replica_host != NULL)) {
         apply_refuse_field(a, -ENOENT, ERROR_CONFLICT, "/storage", "there is no such pool of directories, or VM '%s' has a replica by now", vm->name);
         return false;
     }
-    if (id != NULL)
-        migration_vm_there(a->state, vm, storage->common->name, NULL, &there);
-    const char *missing = vm_pool_missing(a->state, id != NULL ? &there : vm, task->peer);
+    if (is_shared && !has_pool(storage->pool, task->host)) {
+        apply_refuse_field(a, -EXDEV, ERROR_CONFLICT, "/storage", "the host that has VM '%s' does not have pool '%s' by now", vm->name,
+                           storage->common->name);
+        return false;
+    }
+    if (m->storage != NULL)
+        migration_vm_pools(a->state, m, vm, &there);
+    const char *missing = vm_pool_missing(a->state, m->storage != NULL ? &there : vm, task->peer);
     CLEANUP_FREE char *name = missing != NULL ? xstrdup(missing) : NULL;
     OBJECT_CLEAR(vm, &there);
     if (name != NULL)
         apply_refuse_field(a, -ENOSPC, ERROR_NO_HOST, "/to", "host %s does not have pool '%s' by now", to->common->name, name);
     bool has = name == NULL;
-    uint64_t bytes = has && id != NULL ? migration_disks_bytes(a->state, vm) : 0;
+    uint64_t bytes = has ? migration_disks_bytes(a->state, m, vm) : 0;
     if (bytes == 0 || pool_room_bytes(a->state, storage->pool, pool_member_find(storage->pool, task->peer)) >= bytes)
         return has;
     apply_refuse_field(a, -ENOSPC, ERROR_NO_SPACE, "/storage", "pool '%s' has not %llu MiB free on host %s by now", storage->common->name,
@@ -148,11 +184,12 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is to be %s", vm->name, vm_wanted_desc.names[vm->wanted]);
     else if (migration_snapshot(a->state, vm) != NULL)
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has snapshots by now, which do not go along; delete them", vm->name);
-    else if (migration_fixed_disk(a->state, vm, task->migration.storage != NULL) != NULL || (vm_has_pools(vm) && !task->migration.shared_disks))
+    else if (migration_fixed_disk(a->state, &task->migration, vm) != NULL || (vm_has_pools(vm) && !task->migration.shared_disks))
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has a volume or a disk in a pool by now, which do not go along",
                      vm->name);
     else if (own_disk_with_other(vm) != NULL)
-        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "what a move has left of disk '%s' of VM '%s' is still being removed",
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                     "what a move has left of disk '%s' of VM '%s' is still being removed; wait for that, or forget it (drover vm forget-left)",
                      own_disk_with_other(vm)->name, vm->name);
     else if (migration_under_way(record) != NULL)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' is being migrated already", vm->name);
@@ -170,6 +207,46 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
 }
 
 /* ---- end ---- */
+
+/* Hosts that may have to remove what there is of the VM's disks elsewhere. */
+static void left_tell(struct apply *a, const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct record *record = own_disk_has_left(&disks[i]) ? state_get(a->state, object_kind_POOL, disks[i].other_pool) : NULL;
+        for (size_t k = 0; record != NULL && k < record->pool->members.count; k++)
+            state_host_orders_changed(a->state, ((const struct pool_host *)record->pool->members.items + k)->host, a->index);
+    }
+}
+
+/* The disk has something in a shared pool where it is not, for a host to remove. In a directory of a host that one removes what it has of
+ * a VM that is not its own: it knows that; but who else may have what others reach no host knows by itself. */
+static void left_set(struct vm_disk *disk, const char *pool, const char *place)
+{
+    OBJECT_TEXT(vm_disk, disk, other_pool, pool);
+    OBJECT_TEXT(vm_disk, disk, other_host, NULL);
+    OBJECT_TEXT(vm_disk, disk, other_place, place);
+    OBJECT_TEXT(vm_disk, disk, left_reason, NULL);
+}
+
+/* What a target may have filled in a pool that other hosts reach. Where the cluster was recovered meanwhile it may have been handed over. */
+static void copies_leave(struct apply *a, const struct operation *operation, struct record *record)
+{
+    const struct task_migration *m = &operation->task.migration;
+    const struct record *storage = by_id(a, object_kind_POOL, m->storage);
+    for (size_t i = 0; i < record->vm->disks.count; i++) {
+        struct vm_disk *disk = (struct vm_disk *)record->vm->disks.items + i;
+        if (!migration_takes_disk(a->state, m, disk) || own_disk_has_other(disk))
+            continue;
+        if (!move_may_be_done(a, operation))
+            left_set(disk, storage->common->name, operation->id);
+        else
+            apply_event(a, event_type_UPDATED, record,
+                        "what may be there of disk %s of VM %s in pool %s is kept, for the cluster was recovered while the VM was migrated: "
+                        "vms/%s/%s.%s.layers may be the only copy; remove it by hand if not", disk->name, record->common->name,
+                        storage->common->name, record->common->id, disk->name, operation->id);
+    }
+}
 
 static void migration_ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
                             const struct task_seen *seen)
@@ -190,7 +267,11 @@ static void migration_ended(struct apply *a, const struct operation *operation, 
     /* Whoever drains the host does not try it again at once. */
     state_edit_begin(a->state, record);
     OBJECT_TEXT(vm, record->vm, migration_failed_at, a->request->at);
-    state_edit_end(a->state, record, record->common->revision);
+    bool leaves = migration_storage_is_shared(a->state, &operation->task.migration);
+    if (leaves)
+        copies_leave(a, operation, record);
+    state_edit_end(a->state, record, leaves ? a->index : record->common->revision);
+    left_tell(a, record->vm);
     apply_event(a, event_type_UPDATED, record, "VM %s stays on host %s: its migration %s%s%s", record->common->name,
                 record->vm->host_name != NULL ? record->vm->host_name : "(none)", operation_state_desc.names[state],
                 text != NULL ? ": " : "", text != NULL ? text : "");
@@ -277,7 +358,7 @@ static bool hinders(const struct apply *a, const struct operation *operation, co
                    to != NULL ? host_state_desc.names[to->host->state] : "not there any more");
     else if (from == NULL || from->host->state == host_state_LOST)
         apply_text(ret_why, size, "the host that has the VM was declared lost");
-    else if (!text_same(task->migration.storage, command->storage))
+    else if (!text_same(task->migration.storage, command->storage) || task->migration.storage_shared != command->storage_shared)
         apply_text(ret_why, size, "the agent of the host that has it does not know of pools that disks go to: upgrade it");
     else if (to->of_host.vms.count >= STATE_HOST_VMS_MAX)
         apply_text(ret_why, size, "host %s holds %u VMs, the most that a host may", to->common->name, STATE_HOST_VMS_MAX);
@@ -286,14 +367,18 @@ static bool hinders(const struct apply *a, const struct operation *operation, co
     return true;
 }
 
-/* Those that went along are where the target has filled them. What the source has goes with all that it has of the VM. */
+/* Those that went along are where the target has filled them. What the source has goes with all that it has of the VM, and what is in
+ * shared pools by orders of their own. */
 static void disks_give(struct apply *a, const struct record *operation, struct vm *vm)
 {
-    const struct record *storage = by_id(a, object_kind_POOL, operation->operation->task.migration.storage);
+    const struct task_migration *m = &operation->operation->task.migration;
+    const struct record *storage = by_id(a, object_kind_POOL, m->storage);
     for (size_t i = 0; storage != NULL && i < vm->disks.count; i++) {
         struct vm_disk *disk = (struct vm_disk *)vm->disks.items + i;
-        if (!migration_takes_disk(a->state, disk))
+        if (!migration_takes_disk(a->state, m, disk))
             continue;
+        if (is_in_shared(a->state, disk))
+            left_set(disk, disk->pool, disk->place);
         OBJECT_TEXT(vm_disk, disk, pool, storage->common->name);
         OBJECT_TEXT(vm_disk, disk, place, operation->common->id);
         OBJECT_SET(vm, vm, disks_made, true);
@@ -325,6 +410,7 @@ static void give_to_target(struct apply *a, struct record *operation, struct rec
     if (task->migration.placement != NULL)
         OBJECT_TEXT(vm, vm->vm, placement, task->migration.placement);
     state_edit_end(a->state, vm, a->index);
+    left_tell(a, vm->vm);
     state_host_orders_changed(a->state, from_id, a->index);
     state_host_orders_changed(a->state, to->common->id, a->index);
     apply_members_changed(a, vm->vm);

@@ -26,14 +26,20 @@ bool upgrade_under_way(const struct record *vm);
 /* One of the snapshots of @vm's disks, which do not go along; NULL: it has none. */
 const struct snapshot *migration_snapshot(const struct state *state, const struct vm *vm);
 /* A disk of @vm in a pool that cannot be handed over while the VM runs, as others in shared pools can: its pool is not shared, or it is a
- * volume that is being detached. NULL: there is none. @storage: its own ones go along, for they are told where to. */
-const struct vm_disk *migration_fixed_disk(const struct state *state, const struct vm *vm, bool storage);
-/* Does @disk, where there is a pool for such at the target, go there: is it the VM's own, and in a directory of its host? */
-bool migration_takes_disk(const struct state *state, const struct vm_disk *disk);
+ * volume that is being detached. NULL: there is none. Those that go along by @m do not count. */
+const struct vm_disk *migration_fixed_disk(const struct state *state, const struct task_migration *m, const struct vm *vm);
+/* Does @disk go to the pool that @m names: is it the VM's own, and in a directory of its host, or (m->storage_shared) in another shared
+ * pool? */
+bool migration_takes_disk(const struct state *state, const struct task_migration *m, const struct vm_disk *disk);
 /* How much these may need there; 0: there are none (or nobody knows how large they are). */
-uint64_t migration_disks_bytes(const struct state *state, const struct vm *vm);
-/* @vm as it will be at the target, with those disks in pool @storage (a name), at @place. *ret zeroed; the caller clears it. */
-void migration_vm_there(const struct state *state, const struct vm *vm, const char *storage, const char *place, struct vm *ret);
+uint64_t migration_disks_bytes(const struct state *state, const struct task_migration *m, const struct vm *vm);
+/* @vm as it will be at the target, with those disks in the pool that @m names, at @place. *ret zeroed; the caller clears it. */
+void migration_vm_there(const struct state *state, const struct task_migration *m, const struct vm *vm, const char *place, struct vm *ret);
+/* The same, for the pools that the target must have: also those that it is to remove the old copies from, for it alone sees the new ones. */
+void migration_vm_pools(const struct state *state, const struct task_migration *m, const struct vm *vm, struct vm *ret);
+/* Is the pool that @m names one that other hosts reach? Then the source must have it, too: it removes what a migration that fails has
+ * left there, for it alone may see the disks themselves. */
+bool migration_storage_is_shared(const struct state *state, const struct task_migration *m);
 /* Are disks of @vm on their way to that pool (ids), on that host (NULL: any)? */
 bool migration_goes_to_pool(const struct record *vm, const char *pool_id, const char *host_id);
 /* The source's word: what came of it is kept. Nothing for other tasks. */

@@ -196,7 +196,7 @@ static uint64_t kept_by_host(const struct state *state, const struct pool *pool,
         bool comes = operation_keeps_room(operation) && text_same(operation->task.peer, host_id) &&
                      text_same(operation->task.migration.storage, pool->id);
         const struct record *arriving = comes ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
-        bytes += arriving != NULL ? migration_disks_bytes(state, arriving->vm) : 0;
+        bytes += arriving != NULL ? migration_disks_bytes(state, &operation->task.migration, arriving->vm) : 0;
     }
     return bytes;
 }

@@ -324,14 +324,22 @@ static void give_list(struct vm_order *order, const char *field, const struct ob
     object_mark(&vm_order_desc, order, field);
 }
 
+/* Is a migration of it under way that fills copies of its disks there? */
+static bool comes_to(const struct state *state, const struct vm *vm, const struct pool *pool)
+{
+    const struct record *record = state_get(state, object_kind_VM, vm->id);
+    return record != NULL && migration_goes_to_pool(record, pool->id, NULL);
+}
+
 /* As @host is to have them, which is the VM's or is to be. */
 static void give_pools(const struct state *state, const struct record *host, const struct vm *vm, struct vm_order *order)
 {
-    for (size_t i = 0; i < state_count(state, object_kind_POOL) && (vm_has_pools(vm) || own_disk_with_other(vm) != NULL); i++) {
+    bool has_any = vm_has_pools(vm) || own_disk_with_other(vm) != NULL || vm->wanted == vm_wanted_DELETED;
+    for (size_t i = 0; i < state_count(state, object_kind_POOL) && has_any; i++) {
         const struct pool *pool = state_at(state, object_kind_POOL, i)->pool;
         const char *its_own = pool->kind == pool_kind_DIR ? host->common->name : NULL;
-        bool is_left = vm->wanted == vm_wanted_DELETED && own_disks_need_pool(vm, pool->name, its_own) &&
-                       pool_member_find(pool, host->common->id) != NULL;
+        bool is_left = vm->wanted == vm_wanted_DELETED && pool_member_find(pool, host->common->id) != NULL &&
+                       (own_disks_need_pool(vm, pool->name, its_own) || (its_own == NULL && comes_to(state, vm, pool)));
         if (!vm_in_pool(vm, pool->name) && !is_left)
             continue;
         struct pool_order *given = OBJECT_ADD(vm_order, order, pools);
@@ -806,12 +814,12 @@ static void forget_images(const struct state *state, const struct node_report *r
 static void fill_arriving(const struct state *state, const struct record *host, const struct vm *vm, const struct operation *operation,
                           struct vm_order *order)
 {
-    const struct record *storage = state_get(state, object_kind_POOL, operation->task.migration.storage);
+    const struct task_migration *m = &operation->task.migration;
     struct vm there = {0};
-    if (storage != NULL)
-        migration_vm_there(state, vm, storage->common->name, operation->id, &there);
-    fill_order(state, host, storage != NULL ? &there : vm, order);
-    for (size_t i = 0; storage != NULL && i < order->disks.count; i++) {
+    if (m->storage != NULL)
+        migration_vm_there(state, m, vm, operation->id, &there);
+    fill_order(state, host, m->storage != NULL ? &there : vm, order);
+    for (size_t i = 0; m->storage != NULL && i < order->disks.count; i++) {
         struct vm_disk *disk = (struct vm_disk *)order->disks.items + i;
         if (text_same(disk->place, operation->id))
             OBJECT_SET(vm_disk, disk, arriving, true);

@@ -13,7 +13,7 @@ import pytest
 from bed import BedError, wait_until
 from disk_guest import BLOCKS, NEEDED, WRITES, console, create, image, pool, read_before, wait_pool, wait_writes, writes
 from test_devices import Running
-from test_vm_migrate import VICTIMS, Cell, Counter, settle, tell
+from test_vm_migrate import VICTIMS, Cell, Counter, refusal, settle, tell
 from test_volume_move import worker
 from test_volume_objects import refused, start, stop
 
@@ -269,6 +269,128 @@ def test_disks_land_in_a_pool_of_the_target(make_cluster):
         web.settled_at(there)
         web.landed_at(there, asked['id'])
     refused(web.cluster, 501, 'name the pool there', 'POST', '/v1/vms/web/migrate', {'to': target.name})
+
+
+class Sharing(Landing):
+    """The same, and two pools that both hosts have."""
+
+    def __init__(self, cluster, *options):
+        super().__init__(cluster, *options)
+        self.lands = False
+        self.shared = {name: pool(cluster, name) for name in ('nas', 'vault')}
+        for name in self.shared:
+            wait_pool(cluster, name, n1='present', n2='present')
+        self.goes_to = None                                  # the pool that is asked for
+
+    def ask(self, *words):
+        return super().ask(*words, *(['--storage', self.goes_to] if self.goes_to else []))
+
+    def in_shared(self, name):
+        path = self.shared[name] / 'vms' / self.id
+        return sorted(p.name for p in path.iterdir()) if path.exists() else []
+
+    def is_in(self, name, place):
+        """All of its disks are in that pool ('': in the directory of its host), as they were and as thin, and nothing of them is anywhere
+        else."""
+        wait_until(lambda: not any({'other_pool', 'moving'} & set(d) for d in self.vm()['disks']), 60, 'nothing of them is anywhere else')
+        disks = self.vm()['disks']
+        assert all(d.get('pool', '') == name and d.get('place') == place for d in disks), disks
+        names = [f'{disk}.{place}.layers' for disk in ('data', 'root')]
+        for other in self.shared:
+            want = names if other == name else []
+            wait_until(lambda other=other, want=want: [n for n in self.in_shared(other) if not n.endswith('.whole')] == want, 30,
+                       f'what is in {other}: {self.in_shared(other)}')
+        for agent in self.cluster.agents:
+            want = names if name == f'fast-{agent.name}' else []
+            wait_until(lambda agent=agent, want=want: self.in_pool(agent) == want, 30, f'what is in the pool of {agent.name}')
+        if name in self.shared:
+            data = next((self.shared[name] / 'vms' / self.id / names[0]).glob('*.raw'))
+            assert hashlib.sha256(data.read_bytes()).hexdigest() == self.content and data.stat().st_blocks * 512 <= 8 << 20
+            assert not list((self.folder(self.agent()) / 'disks').glob('*.layers'))
+        elif not name:
+            assert self.digest(self.agent()) == self.content
+
+    def goes(self, to, name):
+        self.goes_to = name
+        ended = self.wait_end(asked := self.ask('--to', to.name), 60)
+        assert ended['state'] == 'succeeded', ended
+        self.settled_at(to)
+        self.is_in(name, asked['id'])
+
+
+def test_disks_go_to_a_pool_that_both_hosts_have(make_cluster):
+    """From the directory of a host to a shared pool, and from there to a pool that the other host has for itself. One migration whose target
+    dies leaves nothing in the pool."""
+    web = Sharing(make_cluster(controllers=1, agents=2))
+    source, target = web.agent(), web.other()
+    web.goes_to = 'nas'
+    asked = web.ask('--to', target.name, '--bytes-per-second', '2MiB')
+    web.wait_step(asked, 'MiB copied')
+    assert web.in_shared('nas') == [f'{name}.{asked["id"]}.layers' for name in ('data', 'root')]
+    for pid in target.vmm_pids():
+        os.kill(pid, signal.SIGKILL)
+    assert web.wait_end(asked)['state'] == 'failed'
+    web.settled_at(source)
+    web.is_in('', None)
+    web.goes(target, 'nas')
+    assert 'leave storage out' in refusal(web.cluster, 'web', '--storage', 'nas')
+    web.goes(source, f'fast-{source.name}')
+
+
+@pytest.mark.slow
+def test_from_one_shared_pool_to_another(make_cluster):
+    """And the VM goes on being moved, without its disks, from there."""
+    web = Sharing(make_cluster(controllers=1, agents=2))
+    source, target = web.agent(), web.other()
+    for to, name in ((target, 'nas'), (source, 'vault'), (target, 'nas')):
+        web.goes(to, name)
+    place = web.vm()['disks'][0]['place']
+    web.goes_to = None
+    assert web.wait_end(web.ask('--to', source.name), 60)['state'] == 'succeeded'
+    web.settled_at(source)
+    web.is_in('nas', place)
+    web.cluster.cli('vm', 'delete', 'web', '--yes', '--wait', parse=False)
+    wait_until(lambda: not web.in_shared('nas') and not web.folder(source).exists(), 30, 'it is gone')
+
+
+@pytest.mark.slow
+def test_under_the_lease_disks_of_a_host_go_along(make_cluster):
+    """Those of a VM that is highly available: no lease speaks of it at the target before it is that host's. In a shared pool it fails over."""
+    web = Sharing(make_cluster(controllers=3, agents=2), '--ha')
+    source, target = web.agent(), web.other()
+    assert web.wait_end(web.ask('--to', target.name), 60)['state'] == 'succeeded'
+    web.settled_at(target)
+    web.disks_arrived(target)
+    web.goes(source, 'nas')
+    place = web.vm()['disks'][0]['place']
+    source.host.power_off()
+    wait_until(lambda: read_before(target, web.id), 60, 'the guest finds what was written')
+    assert web.vm()['disks'][0]['place'] == place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('step, victim, away', [(s, v, a) for a in (False, True) for s in ('disks', 'ready', 'after') for v in VICTIMS
+                                                if not a or s != 'disks' or v.endswith('VMM')])
+def test_whoever_dies_what_is_shared_is_at_one_place(make_cluster, capsys, step, victim, away):
+    """To a shared pool, or (@away) from there to a pool of the target's own: whoever the VM is at sees its disks, and the other copies go."""
+    web = Sharing(make_cluster(controllers=1, agents=2), '--restart', 'always')
+    if away:
+        web.goes(web.other(), 'nas')
+    before = web.vm()['disks'][0].get('place')
+    web.goes_to = f'fast-{web.other().name}' if away else 'nas'
+    cell = Cell(web, step)
+    web.follow()
+    cell.kill(victim)
+    time.sleep(0.3)
+    web.follow()
+    cell.heal()
+    here_before = victim == 'source VMM' and step == 'disks'
+    here = settle(web, here_before or (victim.endswith('VMM') and step in ('ready', 'after')))
+    if here is cell.target:
+        web.is_in(web.goes_to, cell.asked['id'])
+    else:
+        web.is_in('nas' if away else '', before)
+    tell(capsys, cell, here, f'{victim} killed')
 
 
 @pytest.mark.slow

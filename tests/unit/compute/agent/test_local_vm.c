@@ -743,15 +743,13 @@ static void test_devices_of_a_running_vm_follow(void **state)
 #define VOLUME "cccccccc-0000-4000-8000-000000000001"
 #define PLACE "dddddddd-0000-4000-8000-000000000001"
 
-/* An order whose disk is a volume, in a pool in the fixture's directory, at PLACE; with an interface that cannot be made ready. */
-static void give_volume(struct fixture *f, uint64_t generation)
+/* One in the fixture's directory. */
+static struct pool_order *pool_add(struct fixture *f, struct vm_order *order)
 {
-    struct vm_order order;
     struct pool_seen seen = {0};
     CLEANUP_FREE char *path = xasprintf("%s/pool", f->dir);
     (void)mkdir(path, 0755);
-    fill_order(f, &order, vm_wanted_RUNNING, 1, generation);
-    struct pool_order *pool = OBJECT_ADD(vm_order, &order, pools);
+    struct pool_order *pool = OBJECT_ADD(vm_order, order, pools);
     OBJECT_TEXT(pool_order, pool, id, "eeeeeeee-0000-4000-8000-000000000001");
     OBJECT_TEXT(pool_order, pool, name, "fast");
     OBJECT_SET(pool_order, pool, kind, pool_kind_DIR);
@@ -760,6 +758,15 @@ static void give_volume(struct fixture *f, uint64_t generation)
     pool_dir_look(pool, &seen);
     assert_true(seen.present);
     OBJECT_CLEAR(pool_seen, &seen);
+    return pool;
+}
+
+/* An order whose disk is a volume there, at PLACE; with an interface that cannot be made ready. */
+static void give_volume(struct fixture *f, uint64_t generation)
+{
+    struct vm_order order;
+    fill_order(f, &order, vm_wanted_RUNNING, 1, generation);
+    const struct pool_order *pool = pool_add(f, &order);
     struct vm_disk *disk = order.disks.items;
     OBJECT_TEXT(vm_disk, disk, pool, "fast");
     OBJECT_TEXT(vm_disk, disk, volume, VOLUME);
@@ -1107,6 +1114,46 @@ static void test_an_arrival_is_known_again_and_may_fail(void **state)
     while (!vm_is_gone(f->vm))
         uv_run(&f->loop, UV_RUN_ONCE);
     assert_int_equal(count_files(f->vms), 0);
+}
+
+/* A disk that is to be filled in a pool that other hosts reach: before a VMM was there to fill it nobody can have taken the VM over with it, and it
+ * goes with what else there is. Afterwards the cluster alone knows whose it is. */
+static void test_what_arrives_in_a_shared_pool(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP_FREE char *layers = xasprintf("%s/pool/vms/" VM_ID "/root." MIGRATION ".layers", f->dir);
+    write_program(f, "#!/bin/sh\nexec setpriv --pdeathsig KILL -- sleep 600\n");
+    for (unsigned begun = 0; begun < 2; begun++) {
+        struct vm_order order;
+        fill_order(f, &order, vm_wanted_RUNNING, 2, 1);
+        struct pool_order *pool = pool_add(f, &order);
+        OBJECT_SET(pool_order, pool, kind, pool_kind_SHARED_DIR);
+        struct vm_disk *disk = order.disks.items;
+        OBJECT_TEXT(vm_disk, disk, pool, "fast");
+        OBJECT_TEXT(vm_disk, disk, place, MIGRATION);
+        OBJECT_SET(vm_disk, disk, arriving, true);
+        struct vm_nic *nic = begun ? NULL : OBJECT_ADD(vm_order, &order, nics); /* which cannot be made ready */
+        if (nic != NULL) {
+            OBJECT_TEXT(vm_nic, nic, mac, "52:54:00:00:00:03");
+            OBJECT_TEXT(vm_nic, nic, bridge, "none-such");
+        }
+        f->vm = vm_create_arriving(&f->context, &order, MIGRATION, 10);
+        OBJECT_CLEAR(vm_order, &order);
+        if (begun)
+            kill(run_until_process(f, 0), SIGKILL);
+        while (vm_arrival_of(f->vm, &arrival_why) != VM_ARRIVAL_FAILED)
+            uv_run(&f->loop, UV_RUN_ONCE);
+        assert_int_equal(access(layers, F_OK), 0);
+        if (begun) { /* over a restart of the agent, too */
+            close_vm(f);
+            assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+        }
+        vm_forget(f->vm, false);
+        while (!vm_is_gone(f->vm))
+            uv_run(&f->loop, UV_RUN_ONCE);
+        assert_int_equal(access(layers, F_OK) == 0, begun == 1);
+        close_vm(f);
+    }
 }
 
 /* While a migration takes it away, a VMM that ends is not started again, neither by this agent nor by the next. */
@@ -1461,6 +1508,7 @@ int main(void)
         T(test_what_waits_for_another_migration_is_ended),
         T(test_disks_of_a_vm_that_went_on_since_are_whole),
         T(test_an_arrival_is_known_again_and_may_fail),
+        T(test_what_arrives_in_a_shared_pool),
         T(test_one_that_leaves_is_not_started_again),
         T(test_one_that_has_left_is_told_so),
         T(test_both_of_an_upgrade_are_found_and_it_goes_on),

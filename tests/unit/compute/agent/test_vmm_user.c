@@ -268,6 +268,11 @@ static void test_arrives_as_the_user_whose_its_disks_are(void **state)
         assert_int_equal(user, BASE + 7);
         assert_owned(f, VM_A, "", 0, BASE + 7, 01770);
     }
+    /* one that only arrives there says nothing: it is given to whoever the others are */
+    OBJECT_SET(vm_disk, disk, arriving, true);
+    assert_int_equal(vmm_user_allot_arriving(&f->places, BASE, &order, &user, &err), 0);
+    assert_int_equal(user, vmm_user_of_shared(BASE, VM_A));
+    OBJECT_SET(vm_disk, disk, arriving, false);
     /* which here is another VM's already */
     other = allot(f, VM_B);
     assert_int_not_equal(other, BASE + 7);

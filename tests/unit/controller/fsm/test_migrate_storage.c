@@ -8,6 +8,7 @@
 #define GIB (UINT64_C(1) << 30)
 
 static char operation_id[STATE_ID_BYTES];
+static bool knows_shared; /* the source's agent */
 
 static const struct vm_disk *disk(struct fixture *f, const char *name)
 {
@@ -21,6 +22,7 @@ static const struct vm_disk *disk(struct fixture *f, const char *name)
 static int setup(void **test)
 {
     struct fixture *f = NEW(struct fixture);
+    knows_shared = true;
     fixture_init(f);
     fixture_host(f, "n1", 8192);
     fixture_host(f, "n2", 8192);
@@ -67,8 +69,8 @@ static int handover(struct fixture *f, const char *storage)
     char body[300], known[60] = "";
     if (storage != NULL)
         snprintf(known, sizeof known, ",\"storage\":\"%s\"", fixture_get(f, object_kind_POOL, storage)->common->id);
-    snprintf(body, sizeof body, "{\"host\":\"%s\",\"operation\":\"%s\",\"epoch\":%llu%s}", fixture_get(f, object_kind_HOST, "n1")->common->id,
-             operation_id, (unsigned long long)fixture_vm(f, "web")->epoch, known);
+    snprintf(body, sizeof body, "{\"host\":\"%s\",\"operation\":\"%s\",\"epoch\":%llu%s%s}", fixture_get(f, object_kind_HOST, "n1")->common->id,
+             operation_id, (unsigned long long)fixture_vm(f, "web")->epoch, known, knows_shared ? ",\"storage_shared\":true" : "");
     return fixture_do(f, ROUTE_ID_node_handover, NULL, body);
 }
 
@@ -89,6 +91,35 @@ static bool has_pool(const struct vm_order *order, const char *name)
     return false;
 }
 
+static const char *const names[] = {"root", "data", "log"};
+
+/* What @host is to remove of "log" now: in that pool and place. */
+static void removes(struct fixture *f, const char *host, const char *pool, const char *place)
+{
+    struct node_orders orders = orders_of(f, host);
+    const struct volume_order *order = orders.left_disks.items;
+    assert_int_equal(orders.left_disks.count, pool != NULL);
+    if (pool != NULL) {
+        assert_true(order->own && order->remove);
+        assert_string_equal(order->disk, "log");
+        assert_string_equal(order->pool.name, pool);
+        assert_true(place == NULL ? order->place == NULL : strcmp(order->place, place) == 0);
+        assert_string_equal(order->kept_place, operation_id);
+    }
+    OBJECT_CLEAR(node_orders, &orders);
+}
+
+static void is_gone(struct fixture *f, const char *host, const char *place)
+{
+    struct node_report report = fixture_report(f, host, 8192);
+    struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
+    OBJECT_TEXT(volume_seen, seen, id, fixture_vm(f, "web")->id);
+    OBJECT_TEXT(volume_seen, seen, disk, "log");
+    OBJECT_TEXT(volume_seen, seen, place, place);
+    OBJECT_SET(volume_seen, seen, gone, true);
+    assert_int_equal(fixture_send(f, &report), 1);
+}
+
 static uint64_t kept(struct fixture *f)
 {
     const struct pool *pool = fixture_get(f, object_kind_POOL, "new")->pool;
@@ -99,7 +130,7 @@ static void they_are_where_the_record_says(void **test)
 {
     struct fixture *f = *test;
     begin(f, "{\"to\":\"n2\",\"storage\":\"new\"}");
-    assert_int_equal(kept(f), 3 * GIB);
+    assert_int_equal(kept(f), 4 * GIB);
     refused(f, ROUTE_ID_pool_delete, "new", NULL, -EBUSY, "", "VM 'web' uses it");
     refused(f, ROUTE_ID_pool_update, "new", "{\"hosts\":[\"n1\"]}", -EBUSY, "/hosts", "leaves out host 'n2'");
     /* the target is told where they will be; the record is as it was */
@@ -107,14 +138,13 @@ static void they_are_where_the_record_says(void **test)
     assert_int_equal(orders.incoming.count, 1);
     const struct vm_order *vm = &((const struct incoming_order *)orders.incoming.items)->vm;
     const struct vm_disk *disks = vm->disks.items;
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < 3; i++) {
         assert_string_equal(disks[i].pool, "new");
         assert_string_equal(disks[i].place, operation_id);
         assert_true(disks[i].arriving);
     }
-    assert_string_equal(disks[2].pool, "nas");
-    assert_true(!disks[2].arriving && disks[2].place == NULL && !disks[3].arriving);
-    assert_true(has_pool(vm, "new") && has_pool(vm, "nas") && !has_pool(vm, "old"));
+    assert_false(disks[3].arriving);
+    assert_true(has_pool(vm, "new") && !has_pool(vm, "nas") && !has_pool(vm, "old"));
     OBJECT_CLEAR(node_orders, &orders);
     assert_null(disk(f, "root")->pool);
     assert_string_equal(disk(f, "data")->pool, "old");
@@ -129,8 +159,8 @@ static void they_are_where_the_record_says(void **test)
     assert_string_equal(disk(f, "root")->place, operation_id);
     assert_string_equal(disk(f, "data")->pool, "new");
     assert_string_equal(disk(f, "data")->place, operation_id);
-    assert_string_equal(disk(f, "log")->pool, "nas");
-    assert_null(disk(f, "log")->place);
+    assert_string_equal(disk(f, "log")->pool, "new");
+    assert_string_equal(disk(f, "log")->place, operation_id);
     assert_true(fixture_vm(f, "web")->disks_made);
     assert_int_equal(kept(f), 0);
     orders = orders_of(f, "n2");
@@ -139,6 +169,134 @@ static void they_are_where_the_record_says(void **test)
     assert_false(((const struct vm_disk *)vm->disks.items)->arriving);
     OBJECT_CLEAR(node_orders, &orders);
     fixture_must(f, ROUTE_ID_pool_delete, "old", NULL); /* nothing of the state needs it any more */
+    /* but what it had in the shared pool is removed by who sees where it is now */
+    removes(f, "n1", NULL, NULL);
+    removes(f, "n2", "nas", NULL);
+    refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "VM 'web' uses it");
+    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n1\",\"storage\":\"nas\"}", -EBUSY, "/disks", "still being removed");
+    is_gone(f, "n2", NULL);
+    assert_false(own_disk_has_other(disk(f, "log")));
+    fixture_must(f, ROUTE_ID_pool_delete, "nas", NULL);
+}
+
+/* "web" with "root" in the directory of n1 and "log" in nas2, to nas. */
+static void another(struct fixture *f)
+{
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"nas2\",\"kind\":\"shared-dir\",\"path\":\"/srv/nas2\",\"hosts\":[\"n1\",\"n2\"]}");
+    fixture_say_pool(f, "n1", "nas2", 16 * GIB, 8 * GIB);
+    fixture_say_pool(f, "n2", "nas2", 16 * GIB, 8 * GIB);
+}
+
+/* From a directory, a pool of a host, and a shared pool to another shared one: who removes what, and when. */
+static void to_a_pool_that_both_have(void **test)
+{
+    struct fixture *f = *test;
+    another(f);
+    begin(f, "{\"to\":\"n2\",\"storage\":\"nas2\"}");
+    assert_true(fixture_get(f, object_kind_OPERATION, operation_id)->operation->task.migration.storage_shared);
+    const struct pool *nas2 = fixture_get(f, object_kind_POOL, "nas2")->pool;
+    assert_int_equal(pool_kept_bytes(f->state, nas2, nas2->members.items), 4 * GIB);
+    removes(f, "n1", NULL, NULL); /* nothing before it is known what came of it */
+    removes(f, "n2", NULL, NULL);
+    assert_int_equal(handover(f, "nas2"), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_string_equal(disk(f, names[i])->pool, "nas2");
+        assert_string_equal(disk(f, names[i])->place, operation_id);
+    }
+    assert_true(!own_disk_has_other(disk(f, "root")) && !own_disk_has_other(disk(f, "data"))); /* n1 removes them with the VM */
+    removes(f, "n1", "nas", NULL); /* both see both: the first one does it */
+    removes(f, "n2", NULL, NULL);
+    is_gone(f, "n1", NULL);
+    /* back: what is in that pool already stays there, and then nothing goes along */
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n1\",\"storage\":\"nas2\"}", -EINVAL, "/storage", "leave storage out");
+}
+
+static void fails(struct fixture *f)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, operation_id);
+    OBJECT_SET(task_seen, seen, role, task_role_MAIN);
+    OBJECT_SET(task_seen, seen, state, operation_state_FAILED);
+    OBJECT_TEXT(task_seen, seen, error_text, "a test");
+    assert_int_equal(fixture_send(f, &report), 1);
+}
+
+/* Whatever the target has put there goes, and nothing else. */
+static void what_a_target_has_left_in_a_shared_pool(void **test)
+{
+    struct fixture *f = *test;
+    another(f);
+    begin(f, "{\"to\":\"n2\",\"storage\":\"nas2\"}");
+    fails(f);
+    assert_null(disk(f, "root")->pool);
+    assert_string_equal(disk(f, "data")->pool, "old");
+    assert_string_equal(disk(f, "log")->pool, "nas");
+    for (unsigned i = 0; i < 3; i++) {
+        assert_string_equal(disk(f, names[i])->other_pool, "nas2");
+        assert_string_equal(disk(f, names[i])->other_place, operation_id);
+        assert_false(disk(f, names[i])->moving);
+    }
+    struct node_orders orders = orders_of(f, "n1");
+    assert_int_equal(orders.left_disks.count, 3);
+    OBJECT_CLEAR(node_orders, &orders);
+    assert_int_equal(handover(f, "nas2"), 0); /* one that was on its way: too late */
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n1");
+    refused(f, ROUTE_ID_pool_delete, "nas2", NULL, -EBUSY, "", "VM 'web' uses it");
+    /* one that is deleted now takes it along */
+    fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
+    orders = orders_of(f, "n1");
+    const struct vm_order *vm = orders.vms.items;
+    assert_true(vm->wanted == vm_wanted_DELETED && has_pool(vm, "nas2") && has_pool(vm, "nas") && has_pool(vm, "old"));
+    OBJECT_CLEAR(node_orders, &orders);
+}
+
+/* A VM that is deleted while it is migrated: its host removes what the target has put into the shared pool. */
+static void deleted_on_the_way(void **test)
+{
+    struct fixture *f = *test;
+    another(f);
+    begin(f, "{\"to\":\"n2\",\"storage\":\"nas2\"}");
+    fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
+    struct node_orders orders = orders_of(f, "n1");
+    const struct vm_order *vm = orders.vms.items;
+    assert_true(vm->wanted == vm_wanted_DELETED && has_pool(vm, "nas2"));
+    OBJECT_CLEAR(node_orders, &orders);
+}
+
+/* In a cluster that was rebuilt from a survivor it may have been handed over after all. */
+static void nothing_goes_after_a_recovery(void **test)
+{
+    struct fixture *f = *test;
+    another(f);
+    begin(f, "{\"to\":\"n2\",\"storage\":\"nas2\"}");
+    assert_int_equal(fixture_recover(f, state_cluster(f->state)->epoch + 1, state_at(f->state, object_kind_CONTROLLER, 0)->common->id), 0);
+    fails(f);
+    assert_true(!own_disk_has_other(disk(f, "root")) && !own_disk_has_other(disk(f, "log")));
+}
+
+/* An agent that knows of pools, and not of shared ones, has left "log" out. */
+static void the_source_has_to_know_of_shared_pools(void **test)
+{
+    struct fixture *f = *test;
+    begin(f, "{\"to\":\"n2\",\"storage\":\"new\"}");
+    knows_shared = false;
+    assert_int_equal(handover(f, "new"), 0);
+    assert_int_equal(fixture_get(f, object_kind_OPERATION, operation_id)->operation->state, operation_state_FAILED);
+    assert_string_equal(fixture_vm(f, "web")->host_name, "n1");
+    assert_string_equal(disk(f, "log")->pool, "nas");
+}
+
+/* Who would have to remove what is left has to reach it. */
+static void hosts_that_lack_the_shared_pool(void **test)
+{
+    struct fixture *f = *test;
+    another(f);
+    fixture_must(f, ROUTE_ID_pool_update, "nas2", "{\"hosts\":[\"n2\"]}");
+    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"nas2\"}", -EXDEV, "/storage", "is not there on host n1");
+    fixture_say_pool(f, "n2", "nas", 16 * GIB, 0);
+    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOSPC, "/to", "pool");
 }
 
 static void a_migration_that_fails_changes_nothing(void **test)
@@ -184,10 +342,12 @@ static void what_is_refused(void **test)
     struct fixture *f = *test;
     refused(f, go, "web", "{\"to\":\"n2\"}", -ENOTSUP, "/disks", "name the pool there that it is to go to (storage)");
     refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"none\"}", -ENOENT, "/storage", "there is no pool 'none'");
-    refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"nas\"}", -EINVAL, "/storage", "is a shared pool");
+    fixture_must(f, ROUTE_ID_pool_create, NULL,
+                 "{\"name\":\"ceph\",\"kind\":\"rbd\",\"path\":\"/etc/ceph/ceph.conf\",\"ceph_pool\":\"vms\",\"ceph_user\":\"drover\",\"hosts\":[\"n1\",\"n2\"]}");
+    refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"ceph\"}", -EINVAL, "/storage", "takes volumes only");
     refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"old\"}", -EXDEV, "/storage", "'old' is not on host n2");
     fixture_say_pool(f, "n2", "new", 16 * GIB, 2 * GIB);
-    refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOSPC, "/storage", "the disks of VM 'web' that go along have 3072 MiB");
+    refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOSPC, "/storage", "the disks of VM 'web' that go along have 4096 MiB");
     refused(f, go, "web", "{\"storage\":\"new\"}", -ENOSPC, "", "");
     fixture_say_pool(f, "n2", "new", 16 * GIB, 0);
     refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -EHOSTDOWN, "/storage", "host n2 cannot use 'new' now");
@@ -202,7 +362,7 @@ static void what_is_refused(void **test)
     f->decision = (struct decision){0};
     fixture_say_pool(f, "n2", "new", 16 * GIB, GIB);
     assert_int_equal(fixture_apply(f, &decided.command), -ENOSPC);
-    assert_non_null(strstr(f->error.text, "has not 3072 MiB free on host n2 by now"));
+    assert_non_null(strstr(f->error.text, "has not 4096 MiB free on host n2 by now"));
     decision_finish(&decided);
     /* what is only read is told apart */
     fixture_must(f, ROUTE_ID_host_drain, "n2", NULL);
@@ -218,7 +378,7 @@ static void what_is_refused(void **test)
                  "{\"name\":\"far\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"root\",\"size_bytes\":1073741824,\"pool\":\"nas\"}]}");
     fixture_must(f, ROUTE_ID_host_undrain, "n2", NULL);
     fixture_vm_is(f, "far", vm_state_RUNNING);
-    refused(f, go, "far", "{\"to\":\"n2\",\"storage\":\"new\"}", -EINVAL, "/storage", "so none goes along");
+    refused(f, go, "far", "{\"to\":\"n2\",\"storage\":\"nas\"}", -EINVAL, "/storage", "leave storage out");
 }
 
 int main(void)
@@ -228,6 +388,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_migration_that_fails_changes_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(the_source_has_to_know_of_it, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(to_a_pool_that_both_have, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_a_target_has_left_in_a_shared_pool, setup, teardown),
+        cmocka_unit_test_setup_teardown(deleted_on_the_way, setup, teardown),
+        cmocka_unit_test_setup_teardown(nothing_goes_after_a_recovery, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_source_has_to_know_of_shared_pools, setup, teardown),
+        cmocka_unit_test_setup_teardown(hosts_that_lack_the_shared_pool, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

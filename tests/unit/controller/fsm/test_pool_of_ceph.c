@@ -120,7 +120,7 @@ static void volumes_are_on_all_hosts(void **test)
     assert_int_equal(fixture_get(f, object_kind_VOLUME, "a")->volume->state, volume_state_ATTACHED);
     const struct vm *vm = fixture_vm(f, "web");
     assert_true(vm_disks_are_shared(f->state, vm, &fixed) || strncmp(fixed, "vol-", 4) != 0);
-    assert_null(migration_fixed_disk(f->state, vm, false));
+    assert_null(migration_fixed_disk(f->state, &(struct task_migration){.storage = NULL}, vm));
 }
 
 static void what_they_do_not_hold(void **test)
