@@ -1201,9 +1201,9 @@ static void vm_work_start(struct local_vm *vm, struct vm_work *work, enum vm_bus
 /* What for: to start it, to remove it, or to remove it without waiting for those that are away. */
 enum pools_use { POOLS_ALL, POOLS_REMOVE, POOLS_REMOVE_THERE };
 
-/* Are the pools of its disks there? 0, or why not. In a removal, one that is none of this host's any more is passed over,
+/* Are the pools of its disks there? 0, or why not, and which is not (@ret_away, may be NULL). In a removal, one that is none of this host's any more is passed over,
  * and taken out of @order. */
-static int pools_check(const struct local_vm *vm, struct vm_order *order, enum pools_use use, struct error *err)
+static int pools_check(const struct local_vm *vm, struct vm_order *order, enum pools_use use, const char **ret_away, struct error *err)
 {
     struct pool_order *pools = order->pools.items;
     for (size_t i = 0; vm->context->pools != NULL && i < order->pools.count; i++) {
@@ -1215,10 +1215,26 @@ static int pools_check(const struct local_vm *vm, struct vm_order *order, enum p
             order->pools.count--;
             i--;
         } else if (r < 0) {
+            if (ret_away != NULL)
+                *ret_away = pools[i].name;
             return r;
         }
     }
     return 0;
+}
+
+/* Why it is not removed yet, and what can be done. Where only leftovers of moves are in the pool the controllers let go of them. */
+static void vm_waits_for_pool(const struct vm_order *order, const char *pool, const struct error *err, char *text, size_t size)
+{
+    const struct vm_disk *disks = order->disks.items;
+    bool has_disk = false;
+    for (size_t i = 0; i < order->disks.count; i++)
+        has_disk |= text_same(disks[i].pool, pool);
+    if (has_disk)
+        snprintf(text, size, "its disks there are to be removed, and it waits for that: %.250s", err->text);
+    else
+        snprintf(text, size, "what moves have left of its disks there is to be removed; where that cannot be, forget it (drover vm forget-left "
+                             "%.63s --disk NAME), and it stays there: %.180s", order->name, err->text);
 }
 
 /* What it has in pools that others reach may be another host's by now: those have nothing to do with this, nor have those of volumes. But what a
@@ -1260,13 +1276,13 @@ static void vm_remove(struct local_vm *vm)
         vm->removes_since_ms = now_ms(vm);
     /* One that lives on another host: that is not to wait for what this one has fled from. */
     bool gives_up = !nobodys && now_ms(vm) >= vm->removes_since_ms + VM_REMOVE_POOLS_MS;
-    if (pools_check(vm, &work->order, gives_up ? POOLS_REMOVE_THERE : POOLS_REMOVE, &err) < 0) {
+    const char *away = NULL;
+    if (pools_check(vm, &work->order, gives_up ? POOLS_REMOVE_THERE : POOLS_REMOVE, &away, &err) < 0) {
         char text[400];
+        vm_waits_for_pool(&work->order, away, &err, text, sizeof text);
         OBJECT_CLEAR(vm_order, &work->order);
         free(work);
         vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
-        snprintf(text, sizeof text, "what it has there is to be removed, or the pool taken away from this host (drover pool update): %.250s",
-                 err.text);
         vm_move(vm, vm_state_STOPPING, text);
         return;
     }
@@ -1332,7 +1348,7 @@ static void vm_prepare(struct local_vm *vm)
     bool arrives = vm->file.arriving != NULL && !vm->owned;
     vm->user = 0;
     if (r == 0)
-        r = pools_check(vm, &vm->file.order, POOLS_ALL, &err);
+        r = pools_check(vm, &vm->file.order, POOLS_ALL, NULL, &err);
     if (r == 0 && places->user_base != 0)
         r = arrives ? vmm_user_allot_arriving(places, places->user_base, order, &vm->user, &err)
                     : vmm_user_allot(places, places->user_base, vm->id, pool_dir_shared(order), &vm->user, &err);
@@ -1792,7 +1808,7 @@ void vm_look_at_servers(struct local_vm *vm)
     if (!vm->process || vm->kill_sent || vm->left || !pool_rbd_have_died(&vm->context->places, &vm->file.order))
         return;
     bool known = vm->context->pools == NULL || vm->context->pools->learned; /* where no controller has spoken yet it was there before */
-    if (known && pools_check(vm, &vm->file.order, POOLS_ALL, &err) < 0)
+    if (known && pools_check(vm, &vm->file.order, POOLS_ALL, NULL, &err) < 0)
         return; /* Ceph is away: threads would wait for it that others need */
     log_warning("rbd-server", "vm=%s why=\"one has ended while its VMM runs\"", vm->name);
     servers_begin(vm, false);

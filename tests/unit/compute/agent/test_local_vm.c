@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,6 +21,7 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/replica_dir.h"
 #include "compute/agent/pool_dir.h"
+#include "compute/agent/pool_watch.h"
 #include "compute/agent/vm.h"
 
 #define VM_ID "aaaaaaaa-0000-4000-8000-000000000001"
@@ -1156,6 +1158,50 @@ static void test_what_arrives_in_a_shared_pool(void **state)
     }
 }
 
+/* A VM that is deleted, and has disks, or only leftovers of moves, in a pool that is away: its reason says what can be done, and when that is
+ * done it goes. */
+static void test_a_removal_says_what_it_waits_for(void **state)
+{
+    struct fixture *f = *state;
+    struct pool_watches watches = {.learned = false};
+    struct node_orders all = {.index = 0};
+    struct error err = {.code = 0};
+    CLEANUP_FREE char *path = xasprintf("%s/none", f->dir);
+    struct pool_order *pool = OBJECT_ADD(node_orders, &all, pools);
+    OBJECT_TEXT(pool_order, pool, id, "eeeeeeee-0000-4000-8000-000000000001");
+    OBJECT_TEXT(pool_order, pool, name, "fast");
+    OBJECT_SET(pool_order, pool, kind, pool_kind_DIR);
+    OBJECT_TEXT(pool_order, pool, path, path);
+    pool_watch_learn(&watches, &all.pools);
+    while (pool_watch_there(&watches, pool->id, "fast", &err) == 0)
+        sched_yield(); /* its thread looks */
+    f->context.pools = &watches;
+    for (unsigned left = 0; left < 2; left++) {
+        struct vm_order order;
+        fill_order(f, &order, vm_wanted_DELETED, 1, 1);
+        OBJECT_COPY(pool_order, OBJECT_ADD(vm_order, &order, pools), pool);
+        if (!left)
+            OBJECT_TEXT(vm_disk, order.disks.items, pool, "fast");
+        f->vm = vm_create(&f->context, &order, 10);
+        while (!reason_has(f, left ? "drover vm forget-left web1 --disk NAME" : "its disks there are to be removed"))
+            uv_run(&f->loop, UV_RUN_ONCE);
+        assert_true(reason_has(f, "pool fast is not there"));
+        if (left) { /* it was forgotten: the pool is in its order no more */
+            OBJECT_CLEAR(pool_order, order.pools.items);
+            order.pools.count = 0;
+            OBJECT_SET(vm_order, &order, generation, 2);
+            vm_give_order(f->vm, &order, 11);
+            while (!vm_is_gone(f->vm))
+                uv_run(&f->loop, UV_RUN_ONCE);
+        }
+        OBJECT_CLEAR(vm_order, &order);
+        close_vm(f);
+    }
+    f->context.pools = NULL;
+    pool_watch_finish(&watches);
+    OBJECT_CLEAR(node_orders, &all);
+}
+
 /* While a migration takes it away, a VMM that ends is not started again, neither by this agent nor by the next. */
 static void test_one_that_leaves_is_not_started_again(void **state)
 {
@@ -1509,6 +1555,7 @@ int main(void)
         T(test_disks_of_a_vm_that_went_on_since_are_whole),
         T(test_an_arrival_is_known_again_and_may_fail),
         T(test_what_arrives_in_a_shared_pool),
+        T(test_a_removal_says_what_it_waits_for),
         T(test_one_that_leaves_is_not_started_again),
         T(test_one_that_has_left_is_told_so),
         T(test_both_of_an_upgrade_are_found_and_it_goes_on),

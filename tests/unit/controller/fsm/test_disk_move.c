@@ -369,6 +369,65 @@ static void the_pool_that_was_left_may_go(void **test)
     fixture_must(f, ROUTE_ID_pool_delete, "ssd", NULL);
 }
 
+static void host_is_lost(struct fixture *f, const char *name)
+{
+    struct command_host_lost command = {0};
+    struct bytes_writer bytes = {0};
+    OBJECT_TEXT(command_host_lost, &command, id, fixture_get(f, object_kind_HOST, name)->common->id);
+    OBJECT_SET(command_host_lost, &command, generation, fixture_get(f, object_kind_HOST, name)->host->generation);
+    OBJECT_SET(command_host_lost, &command, voters_index, 0);
+    OBJECT_SET(command_host_lost, &command, left, true);
+    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
+    object_mark(&command_host_lost_desc, &command, "request");
+    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
+    assert_int_equal(fixture_apply(f, &bytes), 0);
+    bytes_writer_finish(&bytes);
+    OBJECT_CLEAR(command_host_lost, &command);
+}
+
+static bool was_told(struct fixture *f, const char *words)
+{
+    struct state_event event;
+    bool told = false;
+    for (uint64_t serial = 0; state_event_next(f->state, serial, &event); serial = event.serial)
+        told |= memmem(event.json, event.json_size, words, strlen(words)) != NULL;
+    return told;
+}
+
+/* Who is to remove a VM hears of pools where moves have left something, as long as somebody wants that removed. */
+static void deleted_with_something_left(void **test)
+{
+    struct fixture *f = *test;
+    char operation[37];
+    move(f, "{\"disk\":\"root\",\"pool\":\"ssd\"}", operation);
+    task_says(f, operation, operation_state_FAILED, NULL);
+    fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
+    for (unsigned i = 0; i < 2; i++) {
+        struct node_orders orders;
+        orders_of(f, "n1", &orders);
+        assert_int_equal(orders.vms.count, 1);
+        assert_int_equal(((const struct vm_order *)orders.vms.items)->pools.count, i == 0);
+        OBJECT_CLEAR(node_orders, &orders);
+        if (i == 0)
+            fixture_must(f, ROUTE_ID_vm_forget_left, "web", "{\"disk\":\"root\"}");
+    }
+}
+
+/* Nobody removes anything of a VM whose host is lost: what moves have left of it is named, wherever it is. */
+static void gone_with_its_host(void **test)
+{
+    struct fixture *f = *test;
+    char operation[37], words[200];
+    move(f, "{\"disk\":\"root\",\"pool\":\"nas\"}", operation);
+    task_says(f, operation, operation_state_FAILED, NULL);
+    move(f, "{\"disk\":\"data\",\"pool\":\"ssd\"}", operation);
+    snprintf(words, sizeof words, "vms/%s/data.%s.layers", fixture_vm(f, "web")->id, operation);
+    host_is_lost(f, "n1");
+    assert_false(was_told(f, words));
+    fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
+    assert_true(was_told(f, words) && was_told(f, "what a move had left of it in pool nas stays there"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -378,6 +437,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(meanwhile, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(the_pool_that_was_left_may_go, setup, teardown),
+        cmocka_unit_test_setup_teardown(deleted_with_something_left, setup, teardown),
+        cmocka_unit_test_setup_teardown(gone_with_its_host, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
