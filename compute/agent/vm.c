@@ -96,6 +96,7 @@ struct vm_work {
     uid_t user;
     bool disks_made, disks_partial, arriving;
     bool unfilled; /* it arrives, and no VMM was ever started for that */
+    struct volume_order elsewhere;
     bool nobodys; /* a removal: all that it has in pools goes with it */
     int status;
     struct error err;
@@ -1097,7 +1098,10 @@ static void work_prepare(uv_work_t *uv_work)
     const struct vm_places *places = &work->vm->context->places;
     uid_t user = work->user != 0 ? work->user : geteuid();
     bool stale = work->disks_partial && !work->arriving; /* the migration that filled them came to nothing */
-    work->status = stale ? vm_files_remove_disks(places, work->order.id, &work->err) : 0;
+    bool strayed = work->elsewhere.disk != NULL && !work->arriving;
+    work->status = strayed ? vm_files_elsewhere(places, &work->order, &work->elsewhere, &work->err) : 0;
+    if (work->status == 0 && stale)
+        work->status = vm_files_remove_disks(places, work->order.id, &work->err);
     if (work->status == 0)
         work->status = vm_files_prepare(places, &work->order, user, work->disks_made && !stale, work->arriving, &work->err);
 }
@@ -1108,6 +1112,48 @@ static void work_remove(uv_work_t *uv_work)
     work->status = work->unfilled ? vm_files_remove_unfilled(&work->order, &work->err) : 0;
     if (work->status == 0)
         work->status = vm_files_remove(&work->vm->context->places, work->order.id, &work->order, work->nobodys, &work->err);
+}
+
+/* ---- disks that the cluster has forgotten of where they were ---- */
+
+static void elsewhere_forget(struct local_vm *vm)
+{
+    OBJECT_CLEAR(volume_order, &vm->file.elsewhere);
+    vm->file.head.present &= ~(UINT64_C(1) << (object_field(&agent_vm_desc, "elsewhere") - agent_vm_desc.fields));
+    vm->unsaved = true;
+}
+
+/* The first order of a cluster that was rebuilt from a survivor: a move that this one knows nothing of any more has left its disk where the
+ * order before said. Opened where it was earlier the guest would go back in time, and nobody would be told. */
+static void elsewhere_note(struct local_vm *vm, const struct vm_order *order)
+{
+    const struct vm_order *known = &vm->file.order;
+    const struct vm_disk *disks = order->disks.items, *before = known->disks.items;
+    for (size_t i = 0; i < order->disks.count; i++) {
+        const struct vm_disk *was = NULL;
+        for (size_t k = 0; k < known->disks.count; k++)
+            if (before[k].volume == NULL && strcmp(before[k].name, disks[i].name) == 0)
+                was = &before[k];
+        bool same = was == NULL || (text_same(was->pool, disks[i].pool) && text_same(was->place, disks[i].place));
+        if (same || disks[i].volume != NULL || disks[i].read_only || vm->file.arriving != NULL || vm->file.missing)
+            continue;
+        struct volume_order *to = &vm->file.elsewhere;
+        const struct pool_order *pool = pool_dir_of(known, was);
+        elsewhere_forget(vm);
+        OBJECT_TEXT(volume_order, to, id, known->id);
+        OBJECT_TEXT(volume_order, to, disk, was->name);
+        OBJECT_SET(volume_order, to, size_bytes, MAX(was->size_bytes, object_field(&volume_order_desc, "size_bytes")->min));
+        OBJECT_SET(volume_order, to, own, true);
+        OBJECT_TEXT(volume_order, to, place, was->place);
+        if (pool != NULL) {
+            OBJECT_COPY(pool_order, &to->pool, pool);
+            object_mark(&volume_order_desc, to, "pool");
+        }
+        object_mark(&agent_vm_desc, &vm->file, "elsewhere");
+        log_warning("disk-elsewhere", "vm=%s disk=%s was=%s/%s is=%s/%s", vm->name, was->name, was->pool != NULL ? was->pool : "-",
+                    was->place != NULL ? was->place : "-", disks[i].pool != NULL ? disks[i].pool : "-", disks[i].place != NULL ? disks[i].place : "-");
+        return; /* one is enough to keep it from being started */
+    }
 }
 
 /* Nothing has failed: whoever is at work on its replica is about to end. False: not so, or for too long. */
@@ -1131,6 +1177,8 @@ static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
         return;
     if (work->status == 0) {
         vm->prepared = object_equal(&vm_order_desc, &work->order, &vm->file.order);
+        if (work->elsewhere.disk != NULL && vm->prepared)
+            elsewhere_forget(vm);
         if (!vm->file.disks_made && work->order.disks.count > 0) { /* also of those in pools: nobody else makes them now */
             OBJECT_SET(agent_vm, &vm->file, disks_made, true);
             vm->unsaved = true;
@@ -1171,6 +1219,7 @@ static void work_after(uv_work_t *uv_work, int uv_status)
     else if (!vm->closing)
         vm_on_prepared(vm, work);
     OBJECT_CLEAR(vm_order, &work->order);
+    OBJECT_CLEAR(volume_order, &work->elsewhere);
     free(work);
     if (vm->closing)
         vm_maybe_finish(vm);
@@ -1187,6 +1236,7 @@ static struct vm_work *vm_work_make(struct local_vm *vm)
     work->disks_partial = vm->file.disks_partial;
     work->arriving = vm->file.arriving != NULL && !vm->owned;
     work->unfilled = work->arriving && vm->file.arrival_fresh;
+    OBJECT_COPY(volume_order, &work->elsewhere, &vm->file.elsewhere);
     OBJECT_COPY(vm_order, &work->order, &vm->file.order);
     return work;
 }
@@ -1281,6 +1331,7 @@ static void vm_remove(struct local_vm *vm)
         char text[400];
         vm_waits_for_pool(&work->order, away, &err, text, sizeof text);
         OBJECT_CLEAR(vm_order, &work->order);
+        OBJECT_CLEAR(volume_order, &work->elsewhere);
         free(work);
         vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
         vm_move(vm, vm_state_STOPPING, text);
@@ -1716,7 +1767,7 @@ static void vm_release(struct local_vm *vm)
     bool used_up = agent_plan_used_up(&vm->tries, &vm->file.order, vm->end);
     bool off = !vm->process && !vm->looking && vm->next == NULL && vm->file.arriving == NULL && vm->file.leaving == NULL && !vm->left;
     if (!vm->may_relocate || !used_up || !off || is_released(vm) || !wants_to_run(vm) || !vm->confirmed || vm->holds > 0 ||
-        vm->file.missing || vm_is_astray(vm))
+        vm->file.missing || vm_is_astray(vm) || OBJECT_HAS(agent_vm, &vm->file, elsewhere))
         return;
     OBJECT_SET(agent_vm, &vm->file, released, vm->file.order.epoch);
     vm->unsaved = true;
@@ -2001,6 +2052,7 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
     if (vm->file.arriving != NULL && !vm->owned)
         vm_arrived(vm, order);
     if (vm_is_astray(vm)) {
+        elsewhere_note(vm, order);
         not_astray(vm);
         if (same)
             vm_save_or_log(vm);

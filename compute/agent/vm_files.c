@@ -646,6 +646,31 @@ static int whole_mark(const struct vm_places *places, const struct vm_order *ord
     return r == 0 ? pool_dir_copy_end(pool, order->id, disk, err) : MIN(r, 0);
 }
 
+int vm_files_elsewhere(const struct vm_places *places, const struct vm_order *order, const struct volume_order *was, struct error *err)
+{
+    const struct pool_order here = pool_dir_here(places->vms_dir);
+    const struct pool_order *pool = OBJECT_HAS(volume_order, was, pool) ? &was->pool : &here;
+    const struct vm_disk old = {.name = was->disk, .place = was->place}; /* borrowed */
+    const struct vm_disk *disks = order->disks.items, *disk = NULL;
+    for (size_t i = 0; i < order->disks.count; i++)
+        if (disks[i].volume == NULL && strcmp(disks[i].name, was->disk) == 0)
+            disk = &disks[i];
+    if (disk == NULL || (text_same(disk->place, was->place) && text_same(disk->pool, pool_dir_is_here(pool) ? NULL : pool->name)))
+        return 0;
+    int r = pool_dir_check(pool, err);
+    if (r < 0) {
+        error_prefix(err, "disk %s was moved by orders that the cluster has lost in its recovery, and the copy cannot be looked for: ", disk->name);
+        return r;
+    }
+    if (pool_dir_find(pool, order->id, &old, NULL) == -ENOENT)
+        return 0;
+    CLEANUP_FREE char *there = pool_dir_disk(pool, order->id, &old);
+    CLEANUP_FREE char *path = vm_files_disk_path(places, order, disk);
+    return error_set(err, -EFBIG, ERROR_CONFLICT,
+                     "disk %s was moved by orders that the cluster has lost in its recovery: what was written last is in %s, and the cluster says %s; "
+                     "put the one that is to be used in the latter place, remove the other, and start the VM again", disk->name, there, path);
+}
+
 int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made, bool arriving,
                      struct error *err)
 {

@@ -128,6 +128,9 @@ const char *vm_files_last_error(const struct vm_places *places, const char *vm_i
  * soon. */
 int vm_files_prepare(const struct vm_places *places, const struct vm_order *order, uid_t user, bool disks_made, bool arriving,
                      struct error *err);
+/* Is @was, where a disk of @order was by orders that nobody knows any more, none that could be used instead? 0; -EFBIG in words: it is
+ * there; or it cannot be seen, for its pool is away. */
+int vm_files_elsewhere(const struct vm_places *places, const struct vm_order *order, const struct volume_order *was, struct error *err);
 /* All disks, which are what a migration had brought so far: they are to be made anew. */
 int vm_files_remove_disks(const struct vm_places *places, const char *vm_id, struct error *err);
 /* Taps, control socket, cgroup, directory; @pools_of (may be NULL): and what that order has in pools. @nobodys: all of the VM there; else

@@ -1158,6 +1158,53 @@ static void test_what_arrives_in_a_shared_pool(void **state)
     }
 }
 
+static void give_at(struct fixture *f, uint32_t wanted, uint64_t generation, const char *place)
+{
+    struct vm_order order;
+    fill_order(f, &order, wanted, 1, generation);
+    OBJECT_TEXT(vm_disk, order.disks.items, place, place);
+    if (f->vm == NULL)
+        f->vm = vm_create(&f->context, &order, 10);
+    else
+        vm_give_order(f->vm, &order, 10 + generation);
+    OBJECT_CLEAR(vm_order, &order);
+}
+
+/* Its cluster was rebuilt from a survivor that knows nothing of a disk's move: it is not started with what the disk was before, as long as the
+ * copy is there that it had last. */
+static void test_a_disk_that_the_cluster_has_forgotten_of(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP_FREE char *disks = xasprintf("%s/" VM_ID "/disks", f->vms), *moved = xasprintf("%s/root." PLACE ".layers", disks);
+    CLEANUP_FREE char *head = xasprintf("%s/root.disk", moved);
+    write_program(f, "#!/bin/sh\nexec setpriv --pdeathsig KILL -- sleep 600\n");
+    give_at(f, vm_wanted_STOPPED, 1, PLACE);
+    run_until(f, vm_state_STOPPED, 1);
+    assert_int_equal(file_make_directories(moved, 0700, NULL), 0);
+    assert_int_equal(file_write_atomic(head, "x", 1, 0600, NULL), 0);
+    f->context.cluster_epoch = 2;
+    vm_new_cluster_epoch(f->vm);
+    give_at(f, vm_wanted_RUNNING, 2, NULL);
+    run_until(f, vm_state_FAILED, 2);
+    assert_true(reason_has(f, "was moved by orders that the cluster has lost") && reason_has(f, "root." PLACE ".layers"));
+    close_vm(f); /* the same of the next agent */
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    give_at(f, vm_wanted_RUNNING, 3, NULL);
+    run_until(f, vm_state_FAILED, 3);
+    assert_true(reason_has(f, "was moved by orders that the cluster has lost"));
+    assert_int_equal(vmm_pid(f), 0);
+    /* somebody has looked at both */
+    assert_int_equal(file_remove_tree(disks, "root." PLACE ".layers", NULL), 0);
+    give_at(f, vm_wanted_RUNNING, 4, NULL);
+    pid_t pid = run_until_process(f, 0);
+    assert_true(pid != 0);
+    /* and where nothing was lost a disk is where the order says */
+    CLEANUP_FREE char *path = xasprintf("%s/" VM_ID "/vm.json", f->vms), *text = NULL;
+    size_t size;
+    assert_int_equal(file_read(path, 65536, &text, &size, NULL), 0);
+    assert_null(strstr(text, "elsewhere"));
+}
+
 /* A VM that is deleted, and has disks, or only leftovers of moves, in a pool that is away: its reason says what can be done, and when that is
  * done it goes. */
 static void test_a_removal_says_what_it_waits_for(void **state)
@@ -1556,6 +1603,7 @@ int main(void)
         T(test_an_arrival_is_known_again_and_may_fail),
         T(test_what_arrives_in_a_shared_pool),
         T(test_a_removal_says_what_it_waits_for),
+        T(test_a_disk_that_the_cluster_has_forgotten_of),
         T(test_one_that_leaves_is_not_started_again),
         T(test_one_that_has_left_is_told_so),
         T(test_both_of_an_upgrade_are_found_and_it_goes_on),
