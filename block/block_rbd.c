@@ -21,6 +21,7 @@ enum {
     WRITE_ZEROES_THICK = 1 << 0,
     LOCK_OWNERS_MAX = 4,
     EPOCH_TEXT_BYTES = 24,
+    BLOCKLIST_S = 30 * 86400,
 };
 #define EPOCH_KEY "drover_epoch"
 #define CACHE_KEY "conf_rbd_cache" /* librbd's own: of an image it counts more than what is said of its pool */
@@ -82,6 +83,7 @@ struct rbd_cluster {
 
 struct block_rbd {
     struct block block;
+    struct rbd_cluster *cluster; /* borrowed */
     rbd_image_t image;
     char *name;
     struct block_rbd_options options;
@@ -349,6 +351,28 @@ static int epoch_check(struct block_rbd *b, uint64_t *ret_there, struct error *e
     return code;
 }
 
+/* Before its lock is broken, which keeps its owner out as well, but for as long as the monitors choose, an hour by default: one that stood
+ * still for longer would write what it had under way then. The first word about a client is the one that counts, and librbd's own setting
+ * for this is one that Ceph 16's monitors refuse. */
+static int keep_out(const struct rbd_cluster *c, const char *owner, struct error *err)
+{
+    json_t *words = json_pack("{s:s, s:s, s:s, s:f}", "prefix", "osd blocklist", "blocklistop", "add", "addr", owner, "expire",
+                              (double)BLOCKLIST_S);
+    char *command = words != NULL ? json_dumps(words, 0) : NULL, *text = NULL, *why = NULL;
+    const char *commands[] = {command};
+    size_t size = 0, why_size = 0;
+    int code = command == NULL ? -ENOMEM : ceph.rados_mon_command(c->rados, commands, 1, "", 0, &text, &size, &why, &why_size);
+    if (code < 0)
+        error_errno(err, code, "cannot have %s kept out of Ceph for long", owner);
+    if (text != NULL)
+        ceph.rados_buffer_free(text);
+    if (why != NULL)
+        ceph.rados_buffer_free(why);
+    free(command);
+    json_decref(words);
+    return code;
+}
+
 /* Whoever has it goes, and is kept out, if it is of a lower epoch. */
 static int owners_break(struct block_rbd *b, uint64_t epoch_there, struct error *err)
 {
@@ -364,6 +388,9 @@ static int owners_break(struct block_rbd *b, uint64_t epoch_there, struct error 
     if (code == 0 && count > 0) /* another may have come since that was looked at */
         code = epoch_check(b, &epoch_there, err);
     for (size_t i = 0; i < count && code == 0; i++) {
+        code = keep_out(b->cluster, owners[i], err);
+        if (code < 0)
+            break;
         code = ceph.rbd_lock_break(b->image, mode, owners[i]);
         if (code == -ENOENT) /* it let go by itself */
             code = 0;
@@ -574,6 +601,7 @@ int block_rbd_open(struct rbd_cluster *cluster, const struct block_rbd_options *
                               .read_only = options->read_only,
                               .can_discard = !options->read_only,
                               .can_write_zeroes = !options->read_only};
+    b->cluster = cluster;
     b->options = *options;
     b->name = xstrdup(options->image);
     b->options.image = b->name;

@@ -3,8 +3,8 @@
  *
  * Ownership: an image that is opened for writing has Ceph's exclusive lock, taken explicitly, so that no other client gets
  * it by asking, and keeps the owner's epoch in its metadata. Who comes with a higher epoch than that breaks the lock, by
- * which Ceph blocklists the old client: what that has under way or sends later fails at Ceph's own doors (-ESHUTDOWN), for as long as
- * Ceph's monitors keep such a word (mon_osd_blocklist_default_expire: an hour where nobody has said more).
+ * which Ceph blocklists the old client: what that has under way or sends later fails at Ceph's own doors (-ESHUTDOWN), for
+ * 30 days: a host may stand still for longer than the hour that is Ceph's own choice.
  * Who comes with a lower one is refused (-EPERM); one of the same epoch is told -EBUSY, unless whoever asks knows the
  * other to be dead (`replaces`). One that is looked at, found to be of a lower epoch and followed by a later one in just that moment loses the
  * lock to us, and we refuse ourselves then: the later one has to be opened anew.

@@ -1,4 +1,5 @@
 """Images of a real Ceph cluster, served by drover-rbd: content, sudden ends, who may write."""
+import datetime
 import os
 import pathlib
 import random
@@ -128,12 +129,14 @@ def test_what_was_flushed_survives_a_sudden_end_and_who_replaces_the_dead_goes_o
     assert world.content()[:2 * PIECE] == bytes([7]) * PIECE + bytes([8]) * PIECE
 
 
-def test_a_later_owner_keeps_the_earlier_one_out(world):
+def test_a_later_owner_keeps_the_earlier_one_out(world, ceph):
     old = world.serve('--epoch', '4')
     old.io(f'write -P 1 0 {PIECE}', 'flush')
     os.kill(old.process.pid, signal.SIGSTOP)       # it sleeps, and does not know of what follows
     new = world.serve('--epoch', '5')
     assert new.said == 'ready\n', new.process.stderr.read()
+    kept_out = [datetime.datetime.fromisoformat(line.split()[1][:19]) for line in ceph.ceph('osd', 'blocklist', 'ls').splitlines() if '/' in line]
+    assert max(kept_out) > datetime.datetime.now() + datetime.timedelta(days=20), kept_out     # and for longer than it may sleep
     new.io(f'read -P 1 0 {PIECE}', f'write -P 2 0 {PIECE}', 'flush')
     os.kill(old.process.pid, signal.SIGCONT)
     done = old.io(f'write -P 3 0 {PIECE}', 'flush', check=False)
