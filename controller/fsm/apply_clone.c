@@ -64,7 +64,7 @@ static bool may_begin(struct apply *a, const struct operation *operation)
         return false;
     }
     if (to == NULL || (to->pool->kind != pool_kind_DIR && to->pool->kind != pool_kind_SHARED_DIR)) {
-        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/pool", "is none of directories any more: name one that is");
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/pool", "is no pool of directories: name one that is");
         return false;
     }
     const struct record *from = state_get(a->state, object_kind_POOL, record->volume->pool);

@@ -165,7 +165,7 @@ static bool volume_is_reached(struct apply *a, const struct volume *volume, cons
 static const struct volume *volume_for(struct apply *a, const struct operation *operation)
 {
     const struct record *record = apply_find(a, object_kind_VOLUME, operation->task.snapshot.volume, 0);
-    return record != NULL && volume_is_reached(a, record->volume, operation) ? record->volume : NULL;
+    return record != NULL && has_layers(a, record->volume) && volume_is_reached(a, record->volume, operation) ? record->volume : NULL;
 }
 
 static bool volume_create_may_begin(struct apply *a, const struct operation *operation)
@@ -173,7 +173,7 @@ static bool volume_create_may_begin(struct apply *a, const struct operation *ope
     const struct task_snapshot *given = &operation->task.snapshot;
     struct record_common common = {.id = given->id, .name = given->name};
     const struct volume *volume = volume_for(a, operation);
-    if (volume == NULL || !apply_may_insert(a, object_kind_SNAPSHOT, &common) || !has_layers(a, volume))
+    if (volume == NULL || !apply_may_insert(a, object_kind_SNAPSHOT, &common))
         return false;
     if (volume->snapshots < STATE_VM_SNAPSHOTS_MAX)
         return true;
