@@ -9,7 +9,7 @@ import time
 import pytest
 
 from bed import wait_until
-from disk_guest import BLOCKS, NEEDED, WRITES, console, create, done, image, life, pool, read_before, wait_pool, wait_writes, writes
+from disk_guest import BLOCKS, NEEDED, WRITES, agent_of, console, create, done, image, life, pool, read_before, wait_pool, wait_writes, writes
 from test_devices import Running
 from test_volume_move import place, worker
 from test_volume_objects import head, layers, refused, start, stop, volume
@@ -330,3 +330,41 @@ def test_who_ends_on_the_way(make_cluster):
 @pytest.mark.slow
 def test_who_ends_on_the_way_often(make_cluster):
     rounds(make_cluster(controllers=1, agents=1), 12)
+
+
+@pytest.mark.slow
+def test_on_another_host_after_a_loss(make_cluster):
+    """Snapshots of a VM and of its volume, in a shared pool, are reverted to and removed by the host that has taken the VM over."""
+    cluster = make_cluster(controllers=3, agents=2)
+    image(cluster, disk=False)
+    path = pool(cluster, 'nas')
+    wait_pool(cluster, 'nas', n1='present', n2='present')
+    vm_id = create(cluster, 'web', ha=True, started=False, **WRITES)
+    old = agent_of(cluster, 'web')
+    data = cluster.cli('volume', 'create', 'data', '--pool', 'nas', '--size', '8MiB', '--wait')
+    cluster.cli('volume', 'attach', 'data', '--vm', 'web', '--wait')
+    start(cluster, 'web')
+    wait_writes(old, vm_id, BLOCKS)
+    done(cluster, cluster.api('POST', '/v1/vms/web/snapshots', {'name': 's'}))
+    done(cluster, cluster.api('POST', '/v1/volumes/data/snapshots', {'name': 'alone'}))
+    kept = content(path, data, 's', cluster)
+    wait_writes(old, vm_id, BLOCKS)
+    old.host.power_off()
+    found = wait_until(lambda: next((a for a in cluster.agents if a is not old and writes(a, vm_id) > 0), None), 60,
+                       'the VM runs elsewhere', poll_s=0.05)
+    cluster.leader()
+    wait_writes(found, vm_id, 5)
+    stop(cluster, 'web')
+    status, _, operation = cluster.api('POST', '/v1/snapshots/s/revert')
+    assert status == 202 and 'turn ha off meanwhile' in ended(cluster, operation)['error_text']
+    assert cluster.api('PATCH', '/v1/vms/web', {'ha': False})[0] == 200
+    wait_until(lambda: cluster.vm('web')['seen_generation'] == cluster.vm('web')['generation'], 30, 'its host knows')
+    done(cluster, cluster.api('POST', '/v1/snapshots/s/revert'))
+    assert content(path, data) == kept
+    done(cluster, cluster.api('POST', '/v1/snapshots/alone/revert'))
+    assert max(content(path, data)) >= max(kept)
+    done(cluster, cluster.api('DELETE', '/v1/snapshots/s'))
+    start(cluster, 'web')
+    done(cluster, cluster.api('DELETE', '/v1/snapshots/alone'))
+    wait_writes(found, vm_id, 5)
+    assert no_layer_is_left(path, data)
