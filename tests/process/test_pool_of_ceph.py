@@ -4,14 +4,16 @@ import os
 import pathlib
 import re
 import signal
+import struct
+import subprocess
 import time
 
 import pytest
 
-from bed import process_state, wait_until
+from bed import BedError, process_state, wait_until
 from ceph_bed import Ceph, missing
 from cluster import program
-from disk_guest import (BLOCKS, NEEDED, WRITES, agent_of, console, create, done, image, taken_over, wait_pool, wait_writes, writes)
+from disk_guest import (BLOCKS, NEEDED, WRITES, agent_of, console, create, done, image, pool, taken_over, wait_pool, wait_writes, writes)
 from test_devices import Running
 from test_volume_objects import refused, start, stop, volume, wait_volume
 
@@ -25,8 +27,8 @@ def make_ceph(make_cluster):
     """make_ceph(controllers, agents): a cluster with pool "ceph" on all of its hosts; its attribute `ceph` is the Ceph behind it."""
     made = []
 
-    def make(controllers, agents):
-        cluster = make_cluster(controllers=controllers, agents=agents)
+    def make(controllers, agents, **more):
+        cluster = make_cluster(controllers=controllers, agents=agents, **more)
         cluster.ceph = Ceph(cluster.bed.directory / 'ceph', cluster.bed)
         made.append(cluster.ceph)
         cluster.ceph.start()
@@ -151,10 +153,47 @@ def test_plugged_into_a_vm_that_runs(make_ceph):
     refused(cluster, 501, 'drover volume attach', 'POST', '/v1/vms',
             {'name': 'x', 'image': 'ticker', 'vcpus': 1, 'memory_bytes': 64 << 20, 'disks': [{'name': 'root', 'size_bytes': 8 * MIB, 'pool': 'ceph'}]})
     refused(cluster, 501, 'detach it meanwhile', 'POST', '/v1/vms/one/snapshots', {})
-    # its VMM gets a successor
     done(cluster, cluster.api('POST', '/v1/vms/one/stop?force=true'))
     done(cluster, cluster.api('DELETE', '/v1/vms/one'))
     assert not servers(agent)
+
+
+def test_a_new_vmm_and_a_backup_of_one_that_runs(make_ceph):
+    cluster = make_ceph(controllers=1, agents=1, agent_options=('--shared-memory', 'always'))
+    agent = cluster.agent(1)
+    pool(cluster, 'ssd', kind='dir')
+    wait_pool(cluster, 'ssd', n1='present')
+    vm_id, made = with_volume(cluster, 'one')
+    running, (server,) = Running(cluster, 'one'), servers(agent)
+    cluster.cli('vm', 'upgrade', 'one', '--wait', timeout_s=120)
+    assert not running.same_process() and len(agent.vmm_pids()) == 1
+    wait_writes(agent, vm_id, 2 * BLOCKS)
+    fine(agent, vm_id)
+    assert servers(agent) == [server] and console(agent, vm_id).count('drover-guest: hello') == 1
+    store = cluster.bed.directory / 'store'
+    assert cluster.api('POST', '/v1/backup-stores', {'name': 'nas', 'location': str(store)})[0] == 201
+    for name in ('first', 'second'):
+        before = writes(agent, vm_id)
+        done(cluster, cluster.api('POST', '/v1/vms/one/backups', {'name': name}))
+        backup = cluster.api('GET', f'/v1/backups/{name}')[2]
+        content = subprocess.run([program('drover-backup'), 'cat', '--store', store, '--backup', backup['id'], '--disk', made['disk']], check=True,
+                                 capture_output=True, timeout=240).stdout
+        words = struct.unpack(f'<{BLOCKS * 512}Q', content[:BLOCKS * 4096])
+        blocks = [words[i * 512:i * 512 + 512] for i in range(BLOCKS) if words[i * 512]]
+        assert all(block == tuple(range(block[0], block[0] + 512)) for block in blocks), 'a block is torn'
+        newest = max(block[0] // 512 for block in blocks)
+        assert newest <= writes(agent, vm_id) + 2 * BLOCKS and newest + BLOCKS >= before, (before, newest)
+        wait_writes(agent, vm_id, 2 * BLOCKS)
+    assert backup['read_bytes'] <= 1 << 20, backup      # what has changed, of 8 MiB
+    fine(agent, vm_id)
+    stop(cluster, 'one')
+    for path, cure in (('/v1/vms/one/backups', 'start it'), ('/v1/backups/first/restore', 'restore to a new VM')):
+        with pytest.raises(BedError, match=cure):
+            done(cluster, cluster.api('POST', path, {}))
+    done(cluster, cluster.api('POST', '/v1/vms', {'name': 'two', 'backup': 'first', 'pool': 'ssd'}))
+    done(cluster, cluster.api('POST', '/v1/backups/first/restore', {'vm': 'two'}))
+    start(cluster, 'two')
+    wait_until(lambda: 'disk: word 0 is' in console(agent, cluster.vm('two')['id']), 60, 'the other guest has it on a disk of its own')
 
 
 def test_a_lost_host(make_ceph):
