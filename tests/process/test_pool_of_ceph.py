@@ -2,6 +2,7 @@
 import contextlib
 import os
 import pathlib
+import random
 import re
 import signal
 import struct
@@ -13,13 +14,14 @@ import pytest
 from bed import BedError, process_state, wait_until
 from ceph_bed import Ceph, missing
 from cluster import program
-from disk_guest import (BLOCKS, NEEDED, WRITES, agent_of, console, create, done, image, pool, taken_over, wait_pool, wait_writes, writes)
+from disk_guest import (BLOCKS, NEEDED, WRITES, agent_of, console, create, done, image, pool, read_before, taken_over, wait_pool, wait_writes, writes)
 from test_devices import Running
 from test_volume_objects import refused, start, stop, volume, wait_volume
 
 pytestmark = [*NEEDED, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing()),
               pytest.mark.skipif(not program('drover-rbd').exists(), reason='drover-rbd is not built')]
 MIB = 1 << 20
+ROUNDS = int(os.environ.get('DROVER_DRILLS', '1'))
 
 
 @pytest.fixture
@@ -149,6 +151,12 @@ def test_plugged_into_a_vm_that_runs(make_ceph):
     cluster.cli('volume', 'delete', 'late', '--yes', '--wait', parse=False)
     wait_writes(agent, vm_id, 20)
     fine(agent, vm_id)
+    # a pool that is none says why
+    cluster.cli('pool', 'create', 'wrong', '--kind', 'rbd', '--path', '/nowhere.conf', '--host', 'n1')
+    cluster.cli('pool', 'create', 'misnamed', '--kind', 'rbd', '--path', cluster.ceph.conf, '--host', 'n1')
+    for name, why in (('wrong', '/nowhere.conf'), ('misnamed', "no pool 'misnamed'")):
+        wait_pool(cluster, name, n1='absent')
+        assert why in cluster.api('GET', f'/v1/pools/{name}')[2]['members'][0]['reason']
     # the VM's own disks, images, snapshots, moves: refused, with the cure
     refused(cluster, 501, 'drover volume attach', 'POST', '/v1/vms',
             {'name': 'x', 'image': 'ticker', 'vcpus': 1, 'memory_bytes': 64 << 20, 'disks': [{'name': 'root', 'size_bytes': 8 * MIB, 'pool': 'ceph'}]})
@@ -194,6 +202,36 @@ def test_a_new_vmm_and_a_backup_of_one_that_runs(make_ceph):
     done(cluster, cluster.api('POST', '/v1/backups/first/restore', {'vm': 'two'}))
     start(cluster, 'two')
     wait_until(lambda: 'disk: word 0 is' in console(agent, cluster.vm('two')['id']), 60, 'the other guest has it on a disk of its own')
+
+
+def test_whoever_dies_under_writes(make_ceph):
+    """Servers, VMMs and agents at any moment: the guest finds each block as it has written it, or an earlier life of it has."""
+    cluster = make_ceph(controllers=1, agents=1)
+    agent = cluster.agent(1)
+    seed = int(os.environ.get('DROVER_SEED', 0)) or random.randrange(1 << 32)
+    print(f'seed {seed}')
+    chance = random.Random(seed)
+    vm_id, _ = with_volume(cluster, 'one')
+    for _ in range(4 * ROUNDS):
+        time.sleep(chance.random())     # any moment: nothing is waited for
+        victims = chance.choice(('server', 'server', 'server', 'vmm', 'server agent', 'vmm server agent')).split()
+        before, lives = writes(agent, vm_id), console(agent, vm_id).count('drover-guest: hello')
+        if 'agent' in victims:
+            agent.program.kill9()
+        for pid in (servers(agent) if 'server' in victims else []) + (agent.vmm_pids() if 'vmm' in victims else []):
+            os.kill(pid, signal.SIGKILL)
+        if 'agent' in victims:
+            agent.program.restart()
+        if 'vmm' in victims:
+            wait_until(lambda: console(agent, vm_id).count('drover-guest: hello') > lives, 60, 'the guest begins anew')
+            wait_until(lambda: writes(agent, vm_id) > 20, 60, 'the guest writes')
+            wait_until(lambda: max(read_before(agent, vm_id), default=-1) + BLOCKS >= before, 60, 'the guest finds what was written')
+        else:
+            wait_until(lambda: writes(agent, vm_id) > before, 60, 'the guest goes on')
+        wait_writes(agent, vm_id, 2 * BLOCKS)
+        # blocks that this life has not written hold what one before it has; those that it has, nothing else
+        assert not re.search(r'^disk: word \d+ is \d+ not [1-9]', console(agent, vm_id), re.M), console(agent, vm_id)[-2000:]
+        assert 'disk: status' not in console(agent, vm_id)
 
 
 def test_a_lost_host(make_ceph):
