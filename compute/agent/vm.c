@@ -1207,6 +1207,13 @@ static void vm_on_removed(struct local_vm *vm, const struct vm_work *work)
     vm_move(vm, vm_state_STOPPING, work->err.text);
 }
 
+static void vm_work_free(struct vm_work *work)
+{
+    OBJECT_CLEAR(vm_order, &work->order);
+    OBJECT_CLEAR(volume_order, &work->elsewhere);
+    free(work);
+}
+
 static void work_after(uv_work_t *uv_work, int uv_status)
 {
     struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
@@ -1218,9 +1225,7 @@ static void work_after(uv_work_t *uv_work, int uv_status)
         vm_on_removed(vm, work);
     else if (!vm->closing)
         vm_on_prepared(vm, work);
-    OBJECT_CLEAR(vm_order, &work->order);
-    OBJECT_CLEAR(volume_order, &work->elsewhere);
-    free(work);
+    vm_work_free(work);
     if (vm->closing)
         vm_maybe_finish(vm);
     else
@@ -1330,9 +1335,7 @@ static void vm_remove(struct local_vm *vm)
     if (pools_check(vm, &work->order, gives_up ? POOLS_REMOVE_THERE : POOLS_REMOVE, &away, &err) < 0) {
         char text[400];
         vm_waits_for_pool(&work->order, away, &err, text, sizeof text);
-        OBJECT_CLEAR(vm_order, &work->order);
-        OBJECT_CLEAR(volume_order, &work->elsewhere);
-        free(work);
+        vm_work_free(work);
         vm->hold_until_ms = now_ms(vm) + VM_RETRY_MS;
         vm_move(vm, vm_state_STOPPING, text);
         return;
@@ -1827,8 +1830,7 @@ static void servers_after(uv_work_t *uv_work, int uv_status UNUSED)
     if (work->status < 0)
         log_warning("rbd-server", "vm=%s error=\"%s\"", vm->name, work->err.text);
     vm->servers_ended = work->nobodys && work->status == 0;
-    OBJECT_CLEAR(vm_order, &work->order);
-    free(work);
+    vm_work_free(work);
     vm->servers = NULL;
     vm->servers_again_ms = now_ms(vm) + SERVERS_AGAIN_MS;
     if (vm->closing)
