@@ -108,6 +108,8 @@ mon osd down out interval = 3600
         self.ceph('osd', 'pool', 'create', 'vms', '8')
         self.until(lambda: self.rbd('create', 'probe', '--pool', 'vms', '--size', '1', check=False).returncode == 0, 'the OSD')
         self.rbd('rm', 'vms/probe')
+        with keyring.open('a') as file:         # just what docs/ceph.md says that hosts need
+            file.write(self.ceph('auth', 'get-or-create', 'client.drover', 'mon', 'profile rbd', 'osd', 'profile rbd pool=vms') + '\n')
         self.until(lambda: '"max_avail"' in self.ceph('df', '--format', 'json'), 'the manager')
         return self
 

@@ -36,7 +36,8 @@ def make_ceph(make_cluster):
         cluster.ceph.start()
         image(cluster, disk=False)
         hosts = [word for agent in cluster.agents for word in ('--host', agent.name)]
-        cluster.cli('pool', 'create', 'ceph', '--kind', 'rbd', '--path', cluster.ceph.conf, '--ceph-pool', 'vms', *hosts)
+        cluster.cli('pool', 'create', 'ceph', '--kind', 'rbd', '--path', cluster.ceph.conf, '--ceph-pool', 'vms', '--ceph-user', 'drover',
+                    *hosts)
         wait_pool(cluster, 'ceph', **{agent.name: 'present' for agent in cluster.agents})
         return cluster
     yield make
