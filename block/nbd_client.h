@@ -42,10 +42,10 @@ struct nbd_client_options {
     const char *changed_since; /* ask what has changed since the state of that name (nbd_wire.h); NULL: do not */
     bool read_only;          /* do not write, whatever the server allows */
     bool patient;            /* of a server that has done with one client before it greets the next (nbd_server_options.own), and whose
-                                successor has, too, with what the server before it has left: requests wait for it as long as it takes, however often the link is lost: they never fail for want of
-                                it, and none is given up that is unanswered; timeout_ms is for greetings alone. It may come back with a
-                                larger disk, which block_grow looks for: it greets the server anew, and -EAGAIN says that the disk is not so
-                                large yet, or nobody answers in time */
+                                successor has, too, with what the server before it has left: requests wait for it as long as it takes,
+                                however often the link is lost, and none is given up that is unanswered; timeout_ms is for greetings
+                                alone. It may come back with a larger disk, which block_grow looks for: it greets the server anew, and
+                                -EAGAIN says that the disk is not so large yet, or nobody answers in time */
     bool durable;            /* what the server has acknowledged outlives its process: nothing is lost with a link, and no FLUSH fails for it */
     bool trims_only;         /* the owner writes nothing, but says what it does not need any more, which may be done late and twice */
     unsigned timeout_ms, reconnect_ms; /* 0: as above */
