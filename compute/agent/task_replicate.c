@@ -1,7 +1,6 @@
 /* One point of a replica, on either host; see the header. */
 #include "compute/agent/task_replicate.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -20,7 +19,7 @@
 #include "compute/agent/replica_dir.h"
 #include "compute/agent/task_child.h"
 #include "compute/agent/task_session.h"
-#include "compute/agent/tunnel_program.h"
+#include "compute/agent/task_way.h"
 #include "compute/agent/vmm_images.h"
 #include "migration/replica_stream.h"
 
@@ -30,133 +29,93 @@ enum {
     SOCKET_LIMIT_S = 600,     /* without a byte from the other side: it merges layers, or looks for what has changed */
     IMAGES_IDLE_LIMIT_S = 10, /* the VMM gives up images of a child that was killed */
 };
-#define WAY_BEGINS "r" /* names of sockets between children and tunnels */
 #define BASE_NAME "replica-" /* and the replica's id: the VMM's name for what the next point is made since */
 
 struct replicate {
-    struct agent_task *task;
-    struct agent *agent;
-    char vm[37];
-    char *way; /* the Unix socket between child and tunnel; owned */
-    uv_timer_t timer;
-    struct tunnel_child *tunnel;
-    struct task_child *child;
-    bool yielding, over, tunnel_closing, timer_closed;
-    enum operation_state state;
-    struct error err;
+    struct task_way way; /* its path is between child and tunnel */
     struct replica_result result;
     bool has_result;
 };
 
+static struct replicate *of_way(struct task_way *w)
+{
+    return CONTAINER_OF(w, struct replicate, way);
+}
+
 static bool is_main(const struct replicate *p)
 {
-    return p->task->order.role == task_role_MAIN;
+    return task_way_is_main(&p->way);
 }
 
 /* ---- the end ---- */
 
-static void finish(struct replicate *p)
+static void way_freed(struct task_way *w)
 {
-    struct agent_task *task = p->task;
-    enum operation_state state = p->state;
-    struct error err = p->err;
-    if (p->tunnel_closing || !p->timer_closed)
-        return;
+    struct replicate *p = of_way(w);
+    struct task_seen *seen = &w->task->seen;
     if (p->has_result) {
-        OBJECT_COPY(replica_result, &task->seen.replica, &p->result);
-        object_mark(&task_seen_desc, &task->seen, "replica");
+        OBJECT_COPY(replica_result, &seen->replica, &p->result);
+        object_mark(&task_seen_desc, seen, "replica");
     }
     OBJECT_CLEAR(replica_result, &p->result);
-    unlink(p->way);
-    free(p->way);
     free(p);
-    task->state = NULL;
-    if (task->stopping)
-        agent_task_stopped(task);
-    else
-        agent_task_end(task, state, &err);
-}
-
-static void on_timer_closed(uv_handle_t *handle)
-{
-    struct replicate *p = handle->data;
-    p->timer_closed = true;
-    finish(p);
-}
-
-static void on_tunnel_closed(void *arg)
-{
-    struct replicate *p = arg;
-    p->tunnel_closing = false;
-    finish(p);
 }
 
 static void over(struct replicate *p, enum operation_state state)
 {
-    ASSERT(p->child == NULL);
-    if (p->over)
-        return;
-    p->over = true;
-    p->state = state;
-    if (p->tunnel != NULL) {
-        p->tunnel_closing = true;
-        tunnel_child_stop(TAKE_PTR(p->tunnel), on_tunnel_closed, p);
-    }
-    uv_timer_stop(&p->timer);
-    uv_close((uv_handle_t *)&p->timer, on_timer_closed);
+    ASSERT(p->way.child == NULL);
+    task_way_over(&p->way, state);
 }
 
 static void fail(struct replicate *p, int code, const char *text)
 {
-    if (p->child != NULL) { /* its end comes, and with its own reason */
-        task_child_ask(p->child);
+    if (p->way.child != NULL) { /* its end comes, and with its own reason */
+        task_child_ask(p->way.child);
         return;
     }
-    error_set(&p->err, code, ERROR_CONFLICT, "%s", text);
-    over(p, p->yielding ? operation_state_CANCELLED : operation_state_FAILED);
+    error_set(&p->way.err, code, ERROR_CONFLICT, "%s", text);
+    over(p, p->way.yielding ? operation_state_CANCELLED : operation_state_FAILED);
 }
 
 /* Something else comes first: nothing has failed, and the next point is made when that is done. */
 static void yield(struct replicate *p)
 {
-    p->yielding = true;
+    p->way.yielding = true;
     fail(p, -EBUSY, "something else is being done with the VM's disks");
 }
 
 /* ---- the child ---- */
 
-static void way_open(struct replicate *p);
-
 static void child_told(const struct task_seen *seen, void *arg)
 {
     struct replicate *p = arg;
-    if (p->task->stopping)
+    if (p->way.task->stopping)
         return;
-    if (!is_main(p) && p->tunnel == NULL)
-        way_open(p); /* its first word: it listens */
+    if (!is_main(p) && p->way.tunnel == NULL)
+        task_way_open(&p->way, geteuid()); /* its first word: it listens */
     if (is_main(p))
-        agent_task_progress(p->task, seen->step, seen->progress_done, seen->progress_total);
+        agent_task_progress(p->way.task, seen->step, seen->progress_done, seen->progress_total);
 }
 
 static void child_done(const struct task_seen *seen, void *arg)
 {
     struct replicate *p = arg;
-    p->child = NULL;
+    p->way.child = NULL;
     if (OBJECT_HAS(task_seen, seen, replica)) {
         OBJECT_COPY(replica_result, &p->result, &seen->replica);
         p->has_result = true;
     }
     if (seen->state != operation_state_SUCCEEDED)
-        error_set(&p->err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
+        error_set(&p->way.err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
                   seen->error_text != NULL ? seen->error_text : "it does not say why");
-    over(p, p->yielding && seen->state == operation_state_FAILED ? operation_state_CANCELLED : seen->state);
+    over(p, p->way.yielding && seen->state == operation_state_FAILED ? operation_state_CANCELLED : seen->state);
 }
 
 static void source_fill(const struct replicate *p, const struct local_vm *vm, struct replicate_work *work)
 {
     const struct vm_order *order = vm_order_of(vm);
     const struct vm_disk *disks = order->disks.items;
-    CLEANUP_FREE char *socket_path = vm_files_path(&vm_context_of(vm)->places, p->vm, "backup.sock");
+    CLEANUP_FREE char *socket_path = vm_files_path(&vm_context_of(vm)->places, p->way.vm, "backup.sock");
     OBJECT_TEXT(replicate_work, work, control_path, vm_control_path(vm));
     OBJECT_TEXT(replicate_work, work, socket_path, socket_path);
     OBJECT_SET(replicate_work, work, user, vm_user(vm));
@@ -172,25 +131,25 @@ static void source_fill(const struct replicate *p, const struct local_vm *vm, st
 static int child_begin(struct replicate *p, const struct local_vm *vm)
 {
     struct replicate_work work = {.vm = NULL};
-    OBJECT_TEXT(replicate_work, &work, vm, p->vm);
-    OBJECT_SET(replicate_work, &work, epoch, p->task->order.task.epoch);
-    OBJECT_TEXT(replicate_work, &work, way, p->way);
-    if (OBJECT_HAS(task, &p->task->order.task, replica)) {
-        OBJECT_COPY(vm_replica_start, &work.replica, &p->task->order.task.replica);
+    OBJECT_TEXT(replicate_work, &work, vm, p->way.vm);
+    OBJECT_SET(replicate_work, &work, epoch, p->way.task->order.task.epoch);
+    OBJECT_TEXT(replicate_work, &work, way, p->way.path);
+    if (OBJECT_HAS(task, &p->way.task->order.task, replica)) {
+        OBJECT_COPY(vm_replica_start, &work.replica, &p->way.task->order.task.replica);
         object_mark(&replicate_work_desc, &work, "replica");
     }
     if (vm != NULL)
         source_fill(p, vm, &work);
     else
-        OBJECT_TEXT(replicate_work, &work, replicas_dir, p->agent->replicas_dir);
-    const struct task_child_options options = {.loop = p->agent->loop,
+        OBJECT_TEXT(replicate_work, &work, replicas_dir, p->way.agent->replicas_dir);
+    const struct task_child_options options = {.loop = p->way.agent->loop,
                                                .work = vm != NULL ? "replicate-send" : "replicate-receive",
                                                .desc = &replicate_work_desc,
                                                .arguments = &work,
                                                .told = child_told,
                                                .done = child_done,
                                                .arg = p};
-    int code = task_child_start(&options, &p->child, &p->err);
+    int code = task_child_start(&options, &p->way.child, &p->way.err);
     OBJECT_CLEAR(replicate_work, &work);
     return code;
 }
@@ -199,102 +158,62 @@ static int child_begin(struct replicate *p, const struct local_vm *vm)
 
 static void source_begin(struct replicate *p);
 
-static void way_listening(void *arg, const char *endpoint)
+static void way_listening(struct task_way *w, const char *endpoint)
 {
-    struct replicate *p = arg;
-    if (p->over || p->task->stopping)
-        return;
-    if (is_main(p))
-        source_begin(p);
+    if (task_way_is_main(w))
+        source_begin(of_way(w));
     else
-        agent_task_ready(p->task, endpoint);
+        agent_task_ready(w->task, endpoint);
 }
 
-static void way_ended(void *arg, const char *why)
+static void way_failed(struct task_way *w, int code, const char *text)
 {
-    struct replicate *p = arg;
-    char text[512];
-    snprintf(text, sizeof text, "the way to the other host is gone: %.400s", why);
-    if (!p->over)
-        fail(p, -EPIPE, text);
-}
-
-static void way_open(struct replicate *p)
-{
-    static const struct tunnel_child_callbacks callbacks = {.listening = way_listening, .ended = way_ended};
-    const struct task *task = &p->task->order.task;
-    CLEANUP_FREE char *address = xasprintf("unix:%s", p->way);
-    bool is_source = is_main(p);
-    const struct tunnel_program_options options = {.data_dir = p->agent->data_dir,
-                                                   .peer = is_source ? task->peer : task->host,
-                                                   .listen = is_source ? p->way : p->agent->migrations.listen,
-                                                   .connect = is_source ? task->peer_endpoint : address,
-                                                   .is_source = is_source,
-                                                   .owner = geteuid()};
-    struct error err = {.code = 0};
-    if (tunnel_child_start(p->agent->loop, &options, &callbacks, p, &p->tunnel, &err) < 0)
-        fail(p, err.code, err.text);
+    fail(of_way(w), code, text);
 }
 
 /* ---- the VM's host ---- */
 
-static struct local_vm *find_vm(const struct replicate *p)
-{
-    return map_get(&p->agent->vms, p->vm);
-}
-
 static void source_begin(struct replicate *p)
 {
-    struct local_vm *vm = find_vm(p);
+    struct local_vm *vm = task_way_vm(&p->way);
     if (vm == NULL || vm_disks(vm) != VM_DISKS_IN_USE)
         fail(p, -EAGAIN, "the VM does not run");
     else if (child_begin(p, vm) < 0)
         over(p, operation_state_FAILED);
 }
 
-/* Is another task of this host at work on the VM? */
-static bool others_work(const struct replicate *p)
-{
-    const struct agent_task *task;
-    for (size_t i = 0; (task = map_next(&p->agent->tasks.all, &i)) != NULL;)
-        if (task != p->task && !task->ended && task->order.task.vm != NULL && strcmp(task->order.task.vm, p->vm) == 0)
-            return true;
-    return false;
-}
-
 static void source_look(struct replicate *p)
 {
-    const struct task *task = &p->task->order.task;
-    struct local_vm *vm = find_vm(p);
-    if (p->tunnel != NULL || p->over)
+    const struct task *task = &p->way.task->order.task;
+    struct local_vm *vm = task_way_vm(&p->way);
+    if (p->way.tunnel != NULL || p->way.over)
         return;
     if (vm == NULL || vm_order_of(vm)->epoch != task->epoch || vm_disks(vm) != VM_DISKS_IN_USE)
         fail(p, -EAGAIN, "the VM does not run here under that epoch");
-    else if (others_work(p))
+    else if (task_way_others_work(&p->way))
         yield(p);
     else if (task->peer_error != NULL)
         fail(p, -EPIPE, task->peer_error);
     else if (task->peer_ready && task->peer_endpoint != NULL)
-        way_open(p);
+        task_way_open(&p->way, geteuid());
 }
 
 /* ---- the task ---- */
 
 static void peer_begin(struct replicate *p)
 {
-    if (find_vm(p) != NULL)
+    if (task_way_vm(&p->way) != NULL)
         fail(p, -EBUSY, "something of the VM itself is still on this host");
-    else if (replica_dir_check(p->agent->replicas_dir, p->agent->vms_dir, &p->err) < 0 || child_begin(p, NULL) < 0)
+    else if (replica_dir_check(p->way.agent->replicas_dir, p->way.agent->vms_dir, &p->way.err) < 0 || child_begin(p, NULL) < 0)
         over(p, operation_state_FAILED);
 }
 
-static void on_timer(uv_timer_t *timer)
+static void way_look(struct task_way *w)
 {
-    struct replicate *p = timer->data;
-    if (is_main(p))
-        source_look(p);
+    if (task_way_is_main(w))
+        source_look(of_way(w));
     else
-        peer_begin(p);
+        peer_begin(of_way(w));
 }
 
 static void start(struct agent_task *task)
@@ -304,60 +223,45 @@ static void start(struct agent_task *task)
         task->ops->start(task);
         return;
     }
+    static const struct task_way_ops ops = {.look = way_look, .listening = way_listening, .failed = way_failed, .freed = way_freed};
     struct replicate *p = NEW(struct replicate);
-    p->task = task;
-    p->agent = task->agent;
     task->state = p;
-    snprintf(p->vm, sizeof p->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
-    p->way = xasprintf("%s/" WAY_BEGINS "%c%.8s.sock", p->agent->run_dir, is_main(p) ? 'o' : 'i', task->order.id);
-    unlink(p->way); /* of an agent that was killed */
-    uv_timer_init(p->agent->loop, &p->timer);
-    p->timer.data = p;
-    uv_timer_start(&p->timer, on_timer, 0, 0); /* nothing ends from inside here */
+    task_way_init(&p->way, task, &ops);
+    p->way.path = xasprintf("%s/" TASK_WAY_BEGINS "%c%.8s.sock", task->agent->run_dir, is_main(p) ? 'o' : 'i', task->order.id);
+    unlink(p->way.path); /* of an agent that was killed */
 }
 
 static void changed(struct agent_task *task)
 {
     struct replicate *p = task->state;
-    if (p != NULL && is_main(p) && !p->over)
-        uv_timer_start(&p->timer, on_timer, 0, 0);
+    if (p != NULL && is_main(p))
+        task_way_look_in(&p->way, 0);
 }
 
 static void cancel(struct agent_task *task)
 {
     struct replicate *p = task->state;
-    if (p == NULL || p->over)
+    if (p == NULL || p->way.over)
         return;
-    p->yielding = true;
-    if (p->child != NULL) {
-        task_child_ask(p->child);
+    p->way.yielding = true;
+    if (p->way.child != NULL) {
+        task_child_ask(p->way.child);
         return;
     }
-    error_set(&p->err, -ECANCELED, ERROR_CANCELLED, "cancelled; the last complete point stays");
+    error_set(&p->way.err, -ECANCELED, ERROR_CANCELLED, "cancelled; the last complete point stays");
     over(p, operation_state_CANCELLED);
 }
 
 static void stop(struct agent_task *task)
 {
     struct replicate *p = task->state;
-    if (p->child != NULL)
-        task_child_kill(p->child);
-    else if (!p->over)
+    if (p->way.child != NULL)
+        task_child_kill(p->way.child);
+    else if (!p->way.over)
         over(p, operation_state_CANCELLED);
 }
 
-/* Sockets of an agent that was killed. Those of VMs begin with digits of their ids. */
-static void clean(struct agent *agent)
-{
-    DIR *d = opendir(agent->run_dir);
-    for (struct dirent *entry; d != NULL && (entry = readdir(d)) != NULL;)
-        if (strncmp(entry->d_name, WAY_BEGINS, strlen(WAY_BEGINS)) == 0)
-            (void)unlinkat(dirfd(d), entry->d_name, 0);
-    if (d != NULL)
-        closedir(d);
-}
-
-const struct agent_task_ops task_replicate_ops = {.start = start, .cancel = cancel, .changed = changed, .stop = stop, .clean = clean};
+const struct agent_task_ops task_replicate_ops = {.start = start, .cancel = cancel, .changed = changed, .stop = stop, .clean = task_way_clean};
 
 bool replicate_yields(struct agent *a, const char *vm)
 {
@@ -366,7 +270,7 @@ bool replicate_yields(struct agent *a, const char *vm)
         if (task_session_yield(task, vm))
             return true;
         struct replicate *p = task->ops == &task_replicate_ops ? task->state : NULL;
-        if (p == NULL || !is_main(p) || strcmp(p->vm, vm) != 0)
+        if (p == NULL || !is_main(p) || strcmp(p->way.vm, vm) != 0)
             continue;
         yield(p);
         return true;

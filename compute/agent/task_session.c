@@ -12,139 +12,57 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/replica_dir.h"
 #include "compute/agent/task_child.h"
-#include "compute/agent/tunnel_program.h"
+#include "compute/agent/task_way.h"
 
 enum { LOOK_MS = 200, VMM_SILENT_MS = 5000 /* beyond what it may wait for the replica with its lock held */ };
-#define WAY_BEGINS "r" /* as task_replicate.c's, which removes what a killed agent left */
 #define BASE_BYTES 64
 
 struct session {
-    struct agent_task *task;
-    struct agent *agent;
-    char vm[37];
-    char *way; /* the Unix socket of the tunnel: main: its VMM connects to it; peer: the child listens there. Owned */
-    uv_timer_t timer;
-    struct tunnel_child *tunnel;
-    struct task_child *child; /* peer */
-    struct http_call *call;   /* main: to the VMM */
+    struct task_way way; /* main: its path is where its VMM connects to; peer: where the child listens */
     uint64_t answered_ms; /* main: when its VMM answered last, by the loop's clock */
-    bool listening, begun, yielding, over, tunnel_closing, timer_closed;
-    enum operation_state state;
-    struct error err;
+    bool listening, begun;
 };
+
+static struct session *of_way(struct task_way *w)
+{
+    return CONTAINER_OF(w, struct session, way);
+}
 
 static bool is_main(const struct session *s)
 {
-    return s->task->order.role == task_role_MAIN;
+    return task_way_is_main(&s->way);
 }
 
-static void on_timer(uv_timer_t *timer);
-
-/* ---- the end ---- */
-
-static void finish(struct session *s)
+static void way_freed(struct task_way *w)
 {
-    struct agent_task *task = s->task;
-    enum operation_state state = s->state;
-    struct error err = s->err;
-    if (s->tunnel_closing || !s->timer_closed || s->child != NULL || s->call != NULL)
-        return;
-    if (s->way != NULL)
-        unlink(s->way);
-    free(s->way);
-    free(s);
-    task->state = NULL;
-    if (task->stopping)
-        agent_task_stopped(task);
-    else
-        agent_task_end(task, state, &err);
-}
-
-static void on_timer_closed(uv_handle_t *handle)
-{
-    struct session *s = handle->data;
-    s->timer_closed = true;
-    finish(s);
-}
-
-static void on_tunnel_closed(void *arg)
-{
-    struct session *s = arg;
-    s->tunnel_closing = false;
-    finish(s);
-}
-
-static void over(struct session *s, enum operation_state state)
-{
-    if (s->over)
-        return;
-    s->over = true;
-    s->state = state;
-    if (s->tunnel != NULL) {
-        s->tunnel_closing = true;
-        tunnel_child_stop(TAKE_PTR(s->tunnel), on_tunnel_closed, s);
-    }
-    if (s->child != NULL)
-        task_child_kill(s->child);
-    if (s->call != NULL)
-        http_call_cancel(s->call);
-    uv_timer_stop(&s->timer);
-    uv_close((uv_handle_t *)&s->timer, on_timer_closed);
+    free(of_way(w));
 }
 
 static void fail(struct session *s, int code, const char *text)
 {
-    if (s->over)
+    if (s->way.over)
         return;
-    error_set(&s->err, code, ERROR_CONFLICT, "%.600s", text);
-    over(s, s->yielding ? operation_state_CANCELLED : operation_state_FAILED);
+    error_set(&s->way.err, code, ERROR_CONFLICT, "%.600s", text);
+    task_way_over(&s->way, s->way.yielding ? operation_state_CANCELLED : operation_state_FAILED);
 }
 
 /* ---- the way ---- */
 
-static void way_listening(void *arg, const char *endpoint)
+static void way_listening(struct task_way *w, const char *endpoint)
 {
-    struct session *s = arg;
-    if (s->over || s->task->stopping)
-        return;
-    s->listening = true;
-    if (is_main(s))
-        uv_timer_start(&s->timer, on_timer, 0, 0);
+    of_way(w)->listening = true;
+    if (task_way_is_main(w))
+        task_way_look_in(w, 0);
     else
-        agent_task_ready(s->task, endpoint);
+        agent_task_ready(w->task, endpoint);
 }
 
-static void way_ended(void *arg, const char *why)
+static void way_failed(struct task_way *w, int code, const char *text)
 {
-    struct session *s = arg;
-    char text[512];
-    snprintf(text, sizeof text, "the way to the other host is gone: %.400s", why);
-    fail(s, -EPIPE, text);
-}
-
-static void way_open(struct session *s, uid_t owner)
-{
-    static const struct tunnel_child_callbacks callbacks = {.listening = way_listening, .ended = way_ended};
-    const struct task *task = &s->task->order.task;
-    CLEANUP_FREE char *address = xasprintf("unix:%s", s->way);
-    bool is_source = is_main(s);
-    const struct tunnel_program_options options = {.data_dir = s->agent->data_dir,
-                                                   .peer = is_source ? task->peer : task->host,
-                                                   .listen = is_source ? s->way : s->agent->migrations.listen,
-                                                   .connect = is_source ? task->peer_endpoint : address,
-                                                   .is_source = is_source,
-                                                   .owner = owner};
-    struct error err = {.code = 0};
-    if (tunnel_child_start(s->agent->loop, &options, &callbacks, s, &s->tunnel, &err) < 0)
-        fail(s, err.code, err.text);
+    fail(of_way(w), code, text);
 }
 
 /* ---- the VM's host ---- */
-
-static struct local_vm *find_vm(const struct session *s)
-{
-    return map_get(&s->agent->vms, s->vm);
-}
 
 static int ask(struct session *s, struct local_vm *vm, const char *method, const struct bytes_writer *body, http_client_done done)
 {
@@ -157,7 +75,7 @@ static int ask(struct session *s, struct local_vm *vm, const char *method, const
                                               .done = done,
                                               .arg = s};
     struct error err = {.code = 0};
-    int code = options.unix_socket == NULL ? -ENOTCONN : http_client_start(vm_context_of(vm)->http, &options, &s->call, &err);
+    int code = options.unix_socket == NULL ? -ENOTCONN : http_client_start(vm_context_of(vm)->http, &options, &s->way.call, &err);
     if (code < 0)
         fail(s, code, "its VMM does not answer");
     return code;
@@ -166,15 +84,15 @@ static int ask(struct session *s, struct local_vm *vm, const char *method, const
 /* What the VMM says: level, under way, or over. */
 static void fares(struct session *s, const struct vmm_replica *answer)
 {
-    switch (answer->session == s->task->order.task.session ? answer->phase : vmm_replica_phase_NONE) {
+    switch (answer->session == s->way.task->order.task.session ? answer->phase : vmm_replica_phase_NONE) {
     case vmm_replica_phase_CONNECT:
     case vmm_replica_phase_COPY:
-        agent_task_progress(s->task, "bringing the replica level", answer->copied_bytes, answer->copied_bytes + answer->left_bytes);
+        agent_task_progress(s->way.task, "bringing the replica level", answer->copied_bytes, answer->copied_bytes + answer->left_bytes);
         break;
     case vmm_replica_phase_LEVEL:
-        if (!s->task->seen.ready) {
-            agent_task_progress(s->task, "the replica is in sync", 0, 0);
-            agent_task_ready(s->task, NULL);
+        if (!s->way.task->seen.ready) {
+            agent_task_progress(s->way.task, "the replica is in sync", 0, 0);
+            agent_task_ready(s->way.task, NULL);
         }
         break;
     default:
@@ -186,14 +104,14 @@ static void on_answer(const struct http_answer *http, void *arg)
 {
     struct session *s = arg;
     struct vmm_replica answer = {.phase = 0};
-    s->call = NULL;
-    if (s->over) {
-        finish(s);
+    s->way.call = NULL;
+    if (s->way.over) {
+        task_way_finish(&s->way);
         return;
     }
-    uint64_t waits_ms = MAX(s->task->order.task.patience_s, 1u) * UINT64_C(1000) + VMM_SILENT_MS;
-    if (s->begun && http->error != 0 && uv_now(s->agent->loop) < s->answered_ms + waits_ms) { /* it is slow, or ends: the next look tells */
-        uv_timer_start(&s->timer, on_timer, LOOK_MS, 0);
+    uint64_t waits_ms = MAX(s->way.task->order.task.patience_s, 1u) * UINT64_C(1000) + VMM_SILENT_MS;
+    if (s->begun && http->error != 0 && uv_now(s->way.agent->loop) < s->answered_ms + waits_ms) { /* it is slow, or ends: the next look tells */
+        task_way_look_in(&s->way, LOOK_MS);
         return;
     }
     if (http->error != 0 || http->status / 100 != 2) {
@@ -203,14 +121,13 @@ static void on_answer(const struct http_answer *http, void *arg)
         return;
     }
     s->begun = true;
-    s->answered_ms = uv_now(s->agent->loop);
-    if (OBJECT_DECODE(vmm_replica, (const char *)http->body, http->body_size, OBJECT_LENIENT, &answer, &s->err) < 0)
+    s->answered_ms = uv_now(s->way.agent->loop);
+    if (OBJECT_DECODE(vmm_replica, (const char *)http->body, http->body_size, OBJECT_LENIENT, &answer, &s->way.err) < 0)
         fail(s, -EPROTO, "its VMM answers something unknown");
     else
         fares(s, &answer);
     OBJECT_CLEAR(vmm_replica, &answer);
-    if (!s->over)
-        uv_timer_start(&s->timer, on_timer, s->task->seen.ready ? LOOK_MS : LOOK_MS / 2, 0);
+    task_way_look_in(&s->way, s->way.task->seen.ready ? LOOK_MS : LOOK_MS / 2);
 }
 
 static void base_name(char name[BASE_BYTES], const char *id, uint64_t number)
@@ -232,14 +149,14 @@ static void base_of(const struct task *task, char name[BASE_BYTES])
 
 static void vmm_begin(struct session *s, struct local_vm *vm)
 {
-    const struct task *task = &s->task->order.task;
+    const struct task *task = &s->way.task->order.task;
     struct vmm_replica_order order = {.session = 0};
     struct bytes_writer body = {.data = NULL};
     char base[BASE_BYTES], keep[BASE_BYTES];
     base_of(task, base);
     base_name(keep, task->base.id, task->base.number + 1);
     OBJECT_SET(vmm_replica_order, &order, session, task->session);
-    OBJECT_TEXT(vmm_replica_order, &order, path, s->way);
+    OBJECT_TEXT(vmm_replica_order, &order, path, s->way.path);
     OBJECT_TEXT(vmm_replica_order, &order, base, base);
     OBJECT_TEXT(vmm_replica_order, &order, keep, keep);
     OBJECT_SET(vmm_replica_order, &order, patience_ms, MAX(task->patience_s, 1u) * 1000);
@@ -249,31 +166,21 @@ static void vmm_begin(struct session *s, struct local_vm *vm)
     bytes_writer_finish(&body);
 }
 
-/* Is another task of this host at work on the VM? */
-static bool others_work(const struct session *s)
-{
-    const struct agent_task *task;
-    for (size_t i = 0; (task = map_next(&s->agent->tasks.all, &i)) != NULL;)
-        if (task != s->task && !task->ended && task->order.task.vm != NULL && strcmp(task->order.task.vm, s->vm) == 0)
-            return true;
-    return false;
-}
-
 static void yield(struct session *s)
 {
-    s->yielding = true;
+    s->way.yielding = true;
     fail(s, -EBUSY, "something else is being done with the VM's disks");
 }
 
 static void main_look(struct session *s)
 {
-    const struct task *task = &s->task->order.task;
-    struct local_vm *vm = find_vm(s);
-    if (s->over || s->call != NULL)
+    const struct task *task = &s->way.task->order.task;
+    struct local_vm *vm = task_way_vm(&s->way);
+    if (s->way.over || s->way.call != NULL)
         return;
     if (vm == NULL || vm_order_of(vm)->epoch != task->epoch || vm_disks(vm) != VM_DISKS_IN_USE)
         fail(s, -EAGAIN, "the VM does not run here under that epoch");
-    else if (others_work(s))
+    else if (task_way_others_work(&s->way))
         yield(s);
     else if (task->peer_error != NULL)
         fail(s, -EPIPE, task->peer_error);
@@ -285,15 +192,15 @@ static void main_look(struct session *s)
         fail(s, -ESTALE, "the session is over before it has begun");
     else if (s->listening)
         vmm_begin(s, vm);
-    else if (s->tunnel == NULL && task->peer_ready && !OBJECT_HAS(task, task, base))
+    else if (s->way.tunnel == NULL && task->peer_ready && !OBJECT_HAS(task, task, base))
         fail(s, -ENOTSUP, "the agent of the replica's host knows nothing of sessions: upgrade it");
-    else if (s->tunnel == NULL && task->peer_ready && task->peer_endpoint != NULL && OBJECT_HAS(task, task, base) &&
+    else if (s->way.tunnel == NULL && task->peer_ready && task->peer_endpoint != NULL && OBJECT_HAS(task, task, base) &&
              vm_replica_may_begin(vm, task->session)) { /* from here on no other VMM is started beside it */
-        s->way = vm_departure_path(vm, s->task->order.id, false);
-        unlink(s->way);
-        way_open(s, vm_user(vm));
-    } else if (s->tunnel == NULL)
-        uv_timer_start(&s->timer, on_timer, LOOK_MS, 0);
+        s->way.path = vm_departure_path(vm, s->way.task->order.id, false);
+        unlink(s->way.path);
+        task_way_open(&s->way, vm_user(vm));
+    } else if (s->way.tunnel == NULL)
+        task_way_look_in(&s->way, LOOK_MS);
 }
 
 /* ---- the replica's host ---- */
@@ -301,45 +208,45 @@ static void main_look(struct session *s)
 static void child_told(const struct task_seen *seen, void *arg)
 {
     struct session *s = arg;
-    struct task_seen *to = &s->task->seen;
-    if (s->over || s->task->stopping || !OBJECT_HAS(task_seen, seen, base) || s->tunnel != NULL)
+    struct task_seen *to = &s->way.task->seen;
+    if (s->way.over || s->way.task->stopping || !OBJECT_HAS(task_seen, seen, base) || s->way.tunnel != NULL)
         return;
     OBJECT_CLEAR(replica_base, &to->base);
     OBJECT_COPY(replica_base, &to->base, &seen->base);
     object_mark(&task_seen_desc, to, "base");
-    way_open(s, geteuid());
+    task_way_open(&s->way, geteuid());
 }
 
 static void child_done(const struct task_seen *seen, void *arg)
 {
     struct session *s = arg;
-    s->child = NULL;
-    if (s->over)
-        finish(s);
+    s->way.child = NULL;
+    if (s->way.over)
+        task_way_finish(&s->way);
     else
         fail(s, -EIO, seen->error_text != NULL ? seen->error_text : "the replica is not served any more");
 }
 
 static void peer_begin(struct session *s)
 {
-    const struct task *task = &s->task->order.task;
+    const struct task *task = &s->way.task->order.task;
     struct replicate_work work = {.vm = NULL};
-    if (find_vm(s) != NULL) {
+    if (task_way_vm(&s->way) != NULL) {
         fail(s, -EBUSY, "something of the VM itself is still on this host");
         return;
     }
-    s->way = xasprintf("%s/" WAY_BEGINS "s%.8s.sock", s->agent->run_dir, s->task->order.id);
-    unlink(s->way);
-    OBJECT_TEXT(replicate_work, &work, vm, s->vm);
+    s->way.path = xasprintf("%s/" TASK_WAY_BEGINS "s%.8s.sock", s->way.agent->run_dir, s->way.task->order.id);
+    unlink(s->way.path);
+    OBJECT_TEXT(replicate_work, &work, vm, s->way.vm);
     OBJECT_SET(replicate_work, &work, epoch, task->epoch);
     OBJECT_SET(replicate_work, &work, session, task->session);
-    OBJECT_TEXT(replicate_work, &work, way, s->way);
-    OBJECT_TEXT(replicate_work, &work, replicas_dir, s->agent->replicas_dir);
+    OBJECT_TEXT(replicate_work, &work, way, s->way.path);
+    OBJECT_TEXT(replicate_work, &work, replicas_dir, s->way.agent->replicas_dir);
     if (OBJECT_HAS(task, task, replica)) {
         OBJECT_COPY(vm_replica_start, &work.replica, &task->replica);
         object_mark(&replicate_work_desc, &work, "replica");
     }
-    const struct task_child_options options = {.loop = s->agent->loop,
+    const struct task_child_options options = {.loop = s->way.agent->loop,
                                                .work = "replicate-serve",
                                                .desc = &replicate_work_desc,
                                                .arguments = &work,
@@ -347,9 +254,9 @@ static void peer_begin(struct session *s)
                                                .done = child_done,
                                                .arg = s};
     struct error err = {.code = 0};
-    int code = replica_dir_check(s->agent->replicas_dir, s->agent->vms_dir, &err);
+    int code = replica_dir_check(s->way.agent->replicas_dir, s->way.agent->vms_dir, &err);
     if (code == 0)
-        code = task_child_start(&options, &s->child, &err);
+        code = task_child_start(&options, &s->way.child, &err);
     OBJECT_CLEAR(replicate_work, &work);
     if (code < 0)
         fail(s, code, err.text);
@@ -357,32 +264,27 @@ static void peer_begin(struct session *s)
 
 /* ---- the task ---- */
 
-static void on_timer(uv_timer_t *timer)
+static void way_look(struct task_way *w)
 {
-    struct session *s = timer->data;
-    if (is_main(s))
-        main_look(s);
+    if (task_way_is_main(w))
+        main_look(of_way(w));
     else
-        peer_begin(s);
+        peer_begin(of_way(w));
 }
 
 static void start(struct agent_task *task)
 {
+    static const struct task_way_ops ops = {.look = way_look, .listening = way_listening, .failed = way_failed, .freed = way_freed};
     struct session *s = NEW(struct session);
-    s->task = task;
-    s->agent = task->agent;
     task->state = s;
-    snprintf(s->vm, sizeof s->vm, "%s", task->order.task.vm != NULL ? task->order.task.vm : "");
-    uv_timer_init(s->agent->loop, &s->timer);
-    s->timer.data = s;
-    uv_timer_start(&s->timer, on_timer, 0, 0); /* nothing ends from inside here */
+    task_way_init(&s->way, task, &ops);
 }
 
 static void changed(struct agent_task *task)
 {
     struct session *s = task->state;
-    if (s != NULL && is_main(s) && !s->over && s->call == NULL)
-        uv_timer_start(&s->timer, on_timer, 0, 0);
+    if (s != NULL && is_main(s) && s->way.call == NULL)
+        task_way_look_in(&s->way, 0);
 }
 
 static void cancel(struct agent_task *task)
@@ -390,13 +292,14 @@ static void cancel(struct agent_task *task)
     struct session *s = task->state;
     if (s == NULL)
         return;
-    s->yielding = true;
+    s->way.yielding = true;
     fail(s, -ECANCELED, "cancelled");
 }
 
 static void stop(struct agent_task *task)
 {
-    over(task->state, operation_state_CANCELLED);
+    struct session *s = task->state;
+    task_way_over(&s->way, operation_state_CANCELLED);
 }
 
 const struct agent_task_ops task_session_ops = {.start = start, .cancel = cancel, .changed = changed, .stop = stop};
@@ -404,7 +307,7 @@ const struct agent_task_ops task_session_ops = {.start = start, .cancel = cancel
 bool task_session_yield(struct agent_task *task, const char *vm)
 {
     struct session *s = task->ops == &task_session_ops ? task->state : NULL;
-    if (s == NULL || !is_main(s) || strcmp(s->vm, vm) != 0)
+    if (s == NULL || !is_main(s) || strcmp(s->way.vm, vm) != 0)
         return false;
     yield(s);
     return true;
