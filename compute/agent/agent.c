@@ -113,6 +113,10 @@ static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_ch
     switch (change->kind) {
     case PLAN_ACCEPT:
         if (vm != NULL && vm_is_gone(vm)) { /* deleted once, wanted again under a new epoch */
+            if (agent_migrations_hold(a, vm)) { /* which knows it by its address */
+                a->ask_again = true;
+                break;
+            }
             drop_vm(a, vm);
             vm = NULL;
         }
@@ -141,7 +145,8 @@ static void carry_out(struct agent *a, struct local_vm *vm, const struct plan_ch
         vm_forget(vm, change->nobodys);
         break;
     case PLAN_DROP:
-        drop_vm(a, vm);
+        if (!agent_migrations_hold(a, vm)) /* else with the next answer */
+            drop_vm(a, vm);
         break;
     case PLAN_HALT:
         vm_halt(vm);
