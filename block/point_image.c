@@ -79,7 +79,7 @@ struct point_image {
     struct list runs;          /* struct spill_run: to begin when others have ended */
     struct list buckets[BUCKETS]; /* of all copies, by cluster */
     unsigned reading_count, held_count, run_count; /* runs under way */
-    uint64_t copies_bytes, held_bytes; /* in memory; of it, held and not on its way */
+    uint64_t copies_bytes; /* in memory */
     struct list front_waiting; /* struct front_op: for copies, or for reads of the back */
     struct list front_ended;
     struct list back_waiting;  /* struct back_op: for blocks in state READING */
@@ -189,7 +189,6 @@ static void copy_unlink(struct point_copy *c)
     list_remove(&c->link);
     image->reading_count -= !c->is_read;
     image->held_count -= c->is_read && c->run == NULL;
-    image->held_bytes -= c->is_read && c->run == NULL ? c->count * POINT_BLOCK_BYTES : 0;
 }
 
 static void copy_free(struct point_copy *c)
@@ -216,7 +215,6 @@ static void copy_hold(struct point_copy *c)
     c->is_read = true;
     list_append(&image->held, &c->link);
     image->held_count++;
-    image->held_bytes += c->count * POINT_BLOCK_BYTES;
 }
 
 static void copy_read(struct block_request *request, int result)
@@ -237,9 +235,8 @@ static bool copy_begin(struct point_image *image, uint64_t first, uint64_t count
 {
     uint64_t offset = first * POINT_BLOCK_BYTES, bytes = count * POINT_BLOCK_BYTES;
     uint64_t size = MIN(bytes, image->back.size_bytes - offset);
-    /* More than is ever held and not on its way, once held_write has been called: some of it is read or written then, and its
-     * end begins this anew. */
-    if (image->copies_bytes + bytes > 2 * image->options.held_bytes + POINT_CLUSTER_BYTES) {
+    /* There is something in memory then: after held_write some of it is being read or written, and its end begins this anew. */
+    if (image->copies_bytes + bytes > image->options.memory_bytes) {
         image->counters.waited++;
         return false;
     }
@@ -345,12 +342,12 @@ static int by_place(const void *a, const void *b)
     return x->first < y->first ? -1 : x->first > y->first;
 }
 
-/* Once enough is held: many at once and in their order, for each write by itself would be felt by the writer, and what lies
- * side by side is one write. */
+/* All that is held, when there are few runs: what lies side by side is one. To let more come together first was tried: the
+ * writer felt the many writes that followed more than one beside each of its own. */
 static void held_write(struct point_image *image)
 {
     unsigned count = 0, length;
-    if (image->held_bytes < image->options.held_bytes || image->why.code != 0)
+    if (image->held_count == 0 || image->run_count >= RUNS_AT_ONCE || !list_empty(&image->runs) || image->why.code != 0)
         return;
     CLEANUP_FREE struct point_copy **copies = xcalloc(image->held_count, sizeof *copies);
     LIST_FOREACH(link, &image->held)
@@ -952,8 +949,8 @@ int point_image_create(const struct point_image_options *options, struct point_i
     }
     struct point_image *image = NEW(struct point_image);
     image->options = *options;
-    if (image->options.held_bytes == 0)
-        image->options.held_bytes = POINT_HELD_BYTES;
+    uint64_t memory_bytes = options->memory_bytes == 0 ? (uint64_t)POINT_MEMORY_BYTES : options->memory_bytes;
+    image->options.memory_bytes = MAX(memory_bytes, (uint64_t)POINT_CLUSTER_BYTES);
     image->state = state;
     image->kept = kept;
     image->clusters = clusters;

@@ -6,10 +6,10 @@
  *     reader --> back ----> memory, spill +
  *
  * `front` takes the disk's place for whoever writes to it, `back` is the image. Before a block of 4 KiB is changed for the
- * first time, its content is read into memory; then the writer goes on at once. It stays there until POINT_HELD_BYTES have
- * come together, which are written to the spill, a local scratch file as large as the disk and sparse. So a writer waits for
- * one read of as much of its own disk as it overwrites - not even for that where the disk has it at hand (block.h) -, and for
- * the spill only when twice as much, and a cluster, are in memory. It never waits for the reader.
+ * first time, its content is read into memory; then the writer goes on at once. The content is written to the spill, a
+ * local scratch file as large as the disk and sparse, after what the writer writes and a little at a time. So a writer waits
+ * for one read of as much of its own disk as it overwrites - not even for that where the disk has it at hand (block.h) -, and
+ * for the spill only when POINT_MEMORY_BYTES are on their way there. It never waits for the reader.
  *
  *   of each block        IN_PLACE --front writes--> READING --> HELD (in memory) --> SPILLED
  *                            |  \-- a hole --> ZERO                |                     |
@@ -40,7 +40,7 @@
 enum {
     POINT_CLUSTER_BYTES = 65536,
     POINT_BLOCK_BYTES = 4096,
-    POINT_HELD_BYTES = 4 << 20, /* of each disk */
+    POINT_MEMORY_BYTES = 8 << 20, /* of each disk */
 };
 
 /* Shared by the images of one VM: what their spills may hold together. */
@@ -53,7 +53,7 @@ struct point_image_options {
     struct block *disk;  /* borrowed; nothing is in flight: this is the instant */
     struct block *spill; /* owned once this succeeds; as large as the disk, empty */
     struct point_budget *budget;
-    uint64_t held_bytes; /* in memory before it goes to the spill; 0: POINT_HELD_BYTES */
+    uint64_t memory_bytes; /* at most on the way to the spill; a cluster in any case; 0: POINT_MEMORY_BYTES */
     void (*wake)(void *arg); /* have point_image_run called soon from the owner's loop; NULL: only drain runs it */
     void (*failed)(void *arg, const struct error *why); /* may be NULL */
     void *arg;                                          /* of both */
