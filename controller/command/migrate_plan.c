@@ -13,15 +13,19 @@
 #define NOTE_BYTES_MAX 701u
 #define REASON_BYTES_MAX 300u
 
-/* Disks go along as they are now; what its snapshots hold stays in layers that do not. */
-static int snapshots_check(const struct state *state, const struct vm *vm, struct error *err)
+/* Disks go along as they are now; what its snapshots hold stays in layers that do not. Where the disks stay so do these. */
+static int snapshots_check(const struct state *state, const struct vm *vm, struct task_migration *m, struct error *err)
 {
     const struct snapshot *snapshot = migration_snapshot(state, vm);
     if (snapshot == NULL)
         return 0;
+    if (migration_snapshots_stay(state, m, vm)) {
+        OBJECT_SET(task_migration, m, snapshots_stay, true);
+        return 0;
+    }
     return error_set(err, -ENOTSUP, ERROR_NOT_SUPPORTED,
-                     "VM '%s' has snapshot '%s', and snapshots do not go along; delete its snapshots, back them up before if you "
-                     "want to keep them", vm->name, snapshot->name);
+                     "VM '%s' has snapshot '%s', and snapshots do not go along with disks; delete its snapshots, back them up before if you "
+                     "want to keep them. They stay where all disks do, in shared pools, once they are available", vm->name, snapshot->name);
 }
 
 /* Disks in pools stay where they are: in one that other hosts do not reach they cannot be handed over. */
@@ -134,7 +138,7 @@ static uint8_t *pools_look(const struct state *state, const struct vm *vm, const
     return pools;
 }
 
-static int vm_check(const struct state *state, const struct vm *vm, const struct task_migration *m, struct error *err)
+static int vm_check(const struct state *state, const struct vm *vm, struct task_migration *m, struct error *err)
 {
     if (vm->host == NULL)
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' waits for a host: there is nothing to migrate", vm->name);
@@ -143,7 +147,7 @@ static int vm_check(const struct state *state, const struct vm *vm, const struct
         return error_set(err, -EINVAL, ERROR_CONFLICT, "VM '%s' is %s: only one that runs or is paused can be migrated", vm->name,
                          vm_state_desc.names[vm->state]);
     int rc = pools_check(state, vm, m, err);
-    return rc < 0 ? rc : snapshots_check(state, vm, err);
+    return rc < 0 ? rc : snapshots_check(state, vm, m, err);
 }
 
 /* The host that was asked for, judged like all. */

@@ -60,6 +60,23 @@ bool migration_takes_disk(const struct state *state, const struct task_migration
     return disk->pool == NULL || pool->pool->kind == pool_kind_DIR || (m->storage_shared && strcmp(pool->common->id, m->storage) != 0);
 }
 
+bool migration_snapshots_stay(const struct state *state, const struct task_migration *m, const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct record *pool = state_get(state, object_kind_POOL, disks[i].pool);
+        bool stays = pool != NULL && pool->pool->kind == pool_kind_SHARED_DIR && !migration_takes_disk(state, m, &disks[i]);
+        if (!stays && !(disks[i].read_only && disks[i].pool == NULL)) /* every host makes those */
+            return false;
+    }
+    for (size_t i = 0; i < state_count(state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(state, object_kind_SNAPSHOT, i)->snapshot;
+        if (text_same(snapshot->vm, vm->id) && snapshot->state != snapshot_state_AVAILABLE)
+            return false;
+    }
+    return true;
+}
+
 bool migration_storage_is_shared(const struct state *state, const struct task_migration *m)
 {
     const struct record *storage = state_get(state, object_kind_POOL, m->storage);
@@ -182,7 +199,8 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
                      vm_state_desc.names[vm->state]);
     else if (vm->wanted != vm_wanted_RUNNING && vm->wanted != vm_wanted_PAUSED)
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is to be %s", vm->name, vm_wanted_desc.names[vm->wanted]);
-    else if (migration_snapshot(a->state, vm) != NULL)
+    else if (migration_snapshot(a->state, vm) != NULL &&
+             !(task->migration.snapshots_stay && migration_snapshots_stay(a->state, &task->migration, vm)))
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has snapshots by now, which do not go along; delete them", vm->name);
     else if (migration_fixed_disk(a->state, &task->migration, vm) != NULL || (vm_has_pools(vm) && !task->migration.shared_disks))
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has a volume or a disk in a pool by now, which do not go along",

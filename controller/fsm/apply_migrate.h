@@ -25,6 +25,9 @@ struct record *migration_under_way(const struct record *vm);
 bool upgrade_under_way(const struct record *vm);
 /* One of the snapshots of @vm's disks, which do not go along; NULL: it has none. */
 const struct snapshot *migration_snapshot(const struct state *state, const struct vm *vm);
+/* Do all disks of @vm stay where they are by @m, in shared pools (of directories), and so its snapshots, none of which is being made, reverted
+ * to or removed? */
+bool migration_snapshots_stay(const struct state *state, const struct task_migration *m, const struct vm *vm);
 /* A disk of @vm in a pool that cannot be handed over while the VM runs, as others in shared pools can: its pool is not shared, or it is a
  * volume that is being detached. NULL: there is none. Those that go along by @m do not count. */
 const struct vm_disk *migration_fixed_disk(const struct state *state, const struct task_migration *m, const struct vm *vm);

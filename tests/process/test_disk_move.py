@@ -354,6 +354,24 @@ def test_from_one_shared_pool_to_another(make_cluster):
 
 
 @pytest.mark.slow
+def test_snapshots_stay_with_disks_in_shared_pools(make_cluster):
+    """One that is made on one host is reverted to on the other."""
+    web = Counter(make_cluster(controllers=1, agents=2), shared=True)
+    target = web.other()
+    web.cluster.cli('snapshot', 'create', 'web', 'before', '--wait')
+    ended = web.wait_end(web.ask('--to', target.name))
+    assert ended['state'] == 'succeeded' and ended['task']['migration']['snapshots_stay'], ended
+    web.settled_at(target)
+    web.cluster.cli('vm', 'stop', 'web', '--force', '--yes', '--wait', parse=False)
+    web.cluster.cli('snapshot', 'revert', 'before', '--yes', '--wait', parse=False)
+    web.cluster.cli('vm', 'start', 'web', '--wait')
+    wait_until(lambda: read_before(target, web.id), 60, 'the guest finds what was written before the snapshot')
+    assert 'disk: status' not in console(target, web.id)
+    web.cluster.cli('snapshot', 'delete', 'before', '--yes', '--wait', parse=False)
+    web.cluster.cli('vm', 'migrate', 'web', '--wait')
+
+
+@pytest.mark.slow
 def test_under_the_lease_disks_of_a_host_go_along(make_cluster):
     """Those of a VM that is highly available: no lease speaks of it at the target before it is that host's. In a shared pool it fails over."""
     web = Sharing(make_cluster(controllers=3, agents=2), '--ha')

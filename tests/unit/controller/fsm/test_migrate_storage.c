@@ -276,6 +276,36 @@ static void nothing_goes_after_a_recovery(void **test)
     assert_true(!own_disk_has_other(disk(f, "root")) && !own_disk_has_other(disk(f, "log")));
 }
 
+/* They are layers beside those of the disks: where all of these stay, in shared pools, so do they. */
+static void snapshots_stay_with_disks_that_stay(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_host_drain, "n2", NULL);
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"far\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"root\",\"size_bytes\":1073741824,\"pool\":\"nas\"},"
+                 "{\"name\":\"cd\",\"size_bytes\":1048576,\"read_only\":true}]}");
+    fixture_must(f, ROUTE_ID_host_undrain, "n2", NULL);
+    fixture_vm_is(f, "far", vm_state_RUNNING);
+    another(f);
+    fixture_must(f, ROUTE_ID_snapshot_create, "far", "{\"name\":\"s\"}");
+    char snapshot[STATE_ID_BYTES];
+    snprintf(snapshot, sizeof snapshot, "%s", f->decision.operation_id);
+    refused(f, ROUTE_ID_vm_migrate, "far", "{\"to\":\"n2\"}", -ENOTSUP, "", "once they are available");
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, snapshot);
+    OBJECT_SET(task_seen, seen, role, task_role_MAIN);
+    OBJECT_SET(task_seen, seen, state, operation_state_SUCCEEDED);
+    assert_int_equal(fixture_send(f, &report), 1);
+    assert_int_equal(fixture_get(f, object_kind_SNAPSHOT, "s")->snapshot->state, snapshot_state_AVAILABLE);
+    refused(f, ROUTE_ID_vm_migrate, "far", "{\"to\":\"n2\",\"storage\":\"nas2\"}", -ENOTSUP, "", "do not go along with disks");
+    fixture_must(f, ROUTE_ID_vm_migrate, "far", "{\"to\":\"n2\"}");
+    assert_true(fixture_get(f, object_kind_OPERATION, f->decision.operation_id)->operation->task.migration.snapshots_stay);
+    /* one of a VM with a disk of its host */
+    fixture_must(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"t\"}");
+    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOTSUP, "", "do not go along with disks");
+}
+
 /* An agent that knows of pools, and not of shared ones, has left "log" out. */
 static void the_source_has_to_know_of_shared_pools(void **test)
 {
@@ -394,6 +424,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(nothing_goes_after_a_recovery, setup, teardown),
         cmocka_unit_test_setup_teardown(the_source_has_to_know_of_shared_pools, setup, teardown),
         cmocka_unit_test_setup_teardown(hosts_that_lack_the_shared_pool, setup, teardown),
+        cmocka_unit_test_setup_teardown(snapshots_stay_with_disks_that_stay, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
