@@ -208,18 +208,18 @@ static void see_progress(struct apply *a, const struct record *vm, const struct 
         struct operation *operation = record->operation;
         if (operation_has_task(operation))
             continue; /* that says for itself how it goes */
-        const char *step = seen->step != NULL ? seen->step : operation->step;
-        bool same_step = step == operation->step || (operation->step != NULL && strcmp(step, operation->step) == 0);
+        bool same_step = seen->step == NULL || text_same(seen->step, operation->step);
         if (same_step && operation->progress_done == seen->progress_done &&
             operation->progress_total == seen->progress_total)
             continue;
         state_edit_begin(a->state, record);
-        OBJECT_TEXT(operation, operation, step, step);
+        if (!same_step)
+            OBJECT_TEXT(operation, operation, step, seen->step);
         OBJECT_SET(operation, operation, progress_done, seen->progress_done);
         OBJECT_SET(operation, operation, progress_total, seen->progress_total);
         state_edit_end(a->state, record, a->index);
         apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[operation->kind],
-                    operation->target_name, step != NULL ? step : "goes on");
+                    operation->target_name, operation->step != NULL ? operation->step : "goes on");
     }
 }
 

@@ -18,7 +18,7 @@ from disk_guest import (BLOCKS, NEEDED, WRITES, agent_of, console, create, done,
 from test_devices import Running
 from test_volume_objects import refused, start, stop, volume, wait_volume
 
-pytestmark = [*NEEDED, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing()),
+pytestmark = [pytest.mark.slow, *NEEDED, pytest.mark.skipif(bool(missing()), reason=missing()),
               pytest.mark.skipif(not program('drover-rbd').exists(), reason='drover-rbd is not built')]
 MIB = 1 << 20
 ROUNDS = int(os.environ.get('DROVER_DRILLS', '1'))

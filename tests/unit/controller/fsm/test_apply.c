@@ -118,6 +118,31 @@ static void failure_ends_the_operation_with_its_reason(void **test)
     assert_string_equal(fixture_vm(f, "web")->state_reason, "the kernel's checksum differs");
 }
 
+/* The host says how far it is, and no step any more: the event has the one that it was in. */
+static void progress_without_a_step_keeps_the_last(void **test)
+{
+    struct fixture *f = *test;
+    struct state_event e;
+    struct event event = {0};
+    fixture_create_vm(f, "web");
+    for (unsigned i = 0; i < 2; i++) {
+        struct node_report report = fixture_report(f, "n1", 8192);
+        struct vm_seen *seen = fixture_seen(&report, fixture_vm(f, "web"), vm_state_STARTING);
+        if (i == 0)
+            OBJECT_TEXT(vm_seen, seen, step, "fetching the kernel from a place that is far away");
+        OBJECT_SET(vm_seen, seen, progress_done, 1000 * (i + 1));
+        OBJECT_SET(vm_seen, seen, progress_total, 10000);
+        assert_int_equal(fixture_send(f, &report), 1);
+    }
+    uint64_t serial = 0;
+    while (state_event_next(f->state, serial, &e))
+        serial = e.serial;
+    assert_int_equal(OBJECT_DECODE(event, e.json, e.json_size, OBJECT_STORED, &event, NULL), 0);
+    assert_string_equal(event.message, "vm-create of web: fetching the kernel from a place that is far away");
+    assert_string_equal(fixture_operation(f)->step, "fetching the kernel from a place that is far away");
+    OBJECT_CLEAR(event, &event);
+}
+
 static void a_newer_wish_overtakes_an_older_one(void **test)
 {
     struct fixture *f = *test;
@@ -539,6 +564,7 @@ int main(void)
         TEST(starting_a_running_vm_is_harmless),
         TEST(a_vm_that_ended_by_itself_starts_anew),
         TEST(failure_ends_the_operation_with_its_reason),
+        TEST(progress_without_a_step_keeps_the_last),
         TEST(a_newer_wish_overtakes_an_older_one),
         TEST(a_newer_wish_needs_no_room),
         TEST(reports_are_believed_only_from_the_owner_under_its_epoch),
