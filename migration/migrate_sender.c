@@ -53,7 +53,8 @@ struct migrate_sender {
     uint64_t began_us, stopped_us;
     struct guest_region regions[GUEST_REGIONS_MAX];
     size_t region_count;
-    uint64_t *bitmaps[GUEST_REGIONS_MAX]; /* pages to send in this round */
+    uint64_t *bitmaps[GUEST_REGIONS_MAX]; /* pages to send in this round, or in the next */
+    uint64_t *sent[GUEST_REGIONS_MAX];    /* pages of the round before these */
     struct page_ledger ledger;
     uint64_t round_us, dirty_per_s; /* when the round began, and what a look within it has told; 0: no look */
     struct precopy precopy;
@@ -150,7 +151,7 @@ void migrate_sender_destroy(struct migrate_sender *s)
         return;
     channels_finish(s);
     for (size_t i = 0; i < GUEST_REGIONS_MAX; i++)
-        free(s->bitmaps[i]);
+        free(s->bitmaps[i]), free(s->sent[i]);
     postcopy_source_destroy(s->post);
     page_ledger_finish(&s->ledger);
     OBJECT_CLEAR(machine_description, &s->header);
@@ -427,8 +428,9 @@ static int connect_all(struct migrate_sender *s, struct error *err)
     for (size_t i = 0; code == 0 && !s->options.hand_over && i < s->region_count; i++) {
         size_t words = (s->regions[i].size / GUEST_PAGE_BYTES + 63) / 64;
         s->bitmaps[i] = calloc(words, sizeof(uint64_t));
-        if (!s->bitmaps[i])
-            code = error_set(err, -ENOMEM, ERROR_INTERNAL, "no memory for a bitmap of %zu bytes", words * 8);
+        s->sent[i] = calloc(words, sizeof(uint64_t));
+        if (!s->bitmaps[i] || !s->sent[i])
+            code = error_set(err, -ENOMEM, ERROR_INTERNAL, "no memory for two bitmaps of %zu bytes", words * 8);
     }
     for (unsigned i = 0; code == 0 && i < s->options.channels; i++)
         code = channel_open(&s->channels[i], err);
@@ -437,19 +439,23 @@ static int connect_all(struct migrate_sender *s, struct error *err)
 
 /* ---- rounds ---- */
 
-/* The pages written since the last fetch join those of the next round; *ret_pages: how many these are. */
-static int dirty_fetch(struct migrate_sender *s, uint64_t *ret_pages, struct error *err)
+/* The pages written since the last fetch join those of the next round; *ret_pages: how many these are, *ret_again: those of them
+ * that the round before had, too. */
+static int dirty_fetch(struct migrate_sender *s, uint64_t *ret_pages, uint64_t *ret_again, struct error *err)
 {
-    uint64_t count = 0;
+    uint64_t count = 0, again = 0;
     for (size_t i = 0; i < s->region_count; i++) {
         size_t words = (s->regions[i].size / GUEST_PAGE_BYTES + 63) / 64;
         int code = s->guest->ops->dirty_fetch(s->guest, i, s->bitmaps[i], err);
         if (code < 0)
             return code;
-        for (size_t w = 0; w < words; w++)
+        for (size_t w = 0; w < words; w++) {
             count += (unsigned)__builtin_popcountll(s->bitmaps[i][w]);
+            again += (unsigned)__builtin_popcountll(s->bitmaps[i][w] & s->sent[i][w]);
+        }
     }
     *ret_pages = count;
+    *ret_again = again;
     return 0;
 }
 
@@ -457,6 +463,17 @@ static void bitmaps_clear(struct migrate_sender *s)
 {
     for (size_t i = 0; i < s->region_count; i++)
         memset(s->bitmaps[i], 0, (s->regions[i].size / GUEST_PAGE_BYTES + 63) / 64 * sizeof(uint64_t));
+}
+
+/* A round is over: the next one has no page yet. */
+static void bitmaps_turn(struct migrate_sender *s)
+{
+    for (size_t i = 0; i < s->region_count; i++) {
+        uint64_t *sent = s->bitmaps[i];
+        s->bitmaps[i] = s->sent[i];
+        s->sent[i] = sent;
+    }
+    bitmaps_clear(s);
 }
 
 static void range_set(uint64_t *bitmap, uint64_t page, uint64_t pages)
@@ -471,11 +488,11 @@ static void range_set(uint64_t *bitmap, uint64_t page, uint64_t pages)
 /* The first round is all that may hold something; the first fetch, which may name every page, only begins the log. */
 static int bulk_prepare(struct migrate_sender *s, struct error *err)
 {
-    uint64_t pages;
+    uint64_t pages, again;
     int code = s->guest->ops->dirty_start(s->guest, err);
     s->is_logging = code == 0;
     if (code == 0)
-        code = dirty_fetch(s, &pages, err);
+        code = dirty_fetch(s, &pages, &again, err);
     bitmaps_clear(s);
     for (size_t i = 0; code == 0 && i < s->region_count; i++) {
         uint64_t end = s->regions[i].size / GUEST_PAGE_BYTES, page = 0;
@@ -595,10 +612,10 @@ static int rounds_run(struct migrate_sender *s, bool *ret_postcopy, struct error
         s->round_us = migrate_now_us();
         s->dirty_per_s = 0;
         code = round_send(s, WORK_ROUND, err);
-        bitmaps_clear(s);
+        bitmaps_turn(s);
         struct precopy_round r = {.took_us = migrate_now_us() - s->round_us, .dirty_per_s = s->dirty_per_s};
         if (code == 0)
-            code = dirty_fetch(s, &r.dirty_pages, err);
+            code = dirty_fetch(s, &r.dirty_pages, &r.again_pages, err);
         if (code < 0)
             return code;
         r.elapsed_us = migrate_now_us() - s->began_us;
@@ -730,7 +747,7 @@ static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *
 {
     struct sender_channel *main = &s->channels[0];
     struct migrate_step final = {.kind = MIGRATE_FINAL};
-    uint64_t pages;
+    uint64_t pages, again;
     phase_set(s, MIGRATE_PHASE_STOP);
     channels_hurry(s);
     int code = s->guest->ops->pause(s->guest, err);
@@ -751,7 +768,7 @@ static int stop_and_send(struct migrate_sender *s, bool postcopy, struct error *
         return code;
     if (code > 0)
         final.number |= MIGRATE_FINAL_RELEASED;
-    if ((code = dirty_fetch(s, &pages, err)) < 0)
+    if ((code = dirty_fetch(s, &pages, &again, err)) < 0)
         return code;
     if (postcopy)
         return postcopy_stop(s, final.number, err);

@@ -35,10 +35,18 @@ static uint64_t multiply_saturated(uint64_t a, uint64_t b)
     return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
 }
 
-uint64_t precopy_predict_us(const struct precopy *p, uint64_t dirty_pages)
+/* Of @dirty_pages, of which @again_pages were looked at in this round, too, those that will be elided. */
+static uint64_t same_expect(const struct precopy *p, uint64_t dirty_pages, uint64_t again_pages)
 {
+    uint64_t again = MIN(again_pages, dirty_pages);
+    return (uint64_t)((double)again * p->again_same + (double)(dirty_pages - again) * p->other_same);
+}
+
+uint64_t precopy_predict_us(const struct precopy *p, uint64_t dirty_pages, uint64_t again_pages)
+{
+    uint64_t same = MIN(same_expect(p, dirty_pages, again_pages), dirty_pages);
     uint64_t looked_ns = multiply_saturated(dirty_pages, p->ns_per_page);
-    uint64_t sent_ns = multiply_saturated(dirty_pages, p->ns_per_sent) / 1000 * (1000 - p->same_permille);
+    uint64_t sent_ns = multiply_saturated(dirty_pages - same, p->ns_per_sent);
     uint64_t pages_us = MAX(looked_ns, sent_ns) / 1000;
     return pages_us > UINT64_MAX - p->settings.fixed_us ? UINT64_MAX : pages_us + p->settings.fixed_us;
 }
@@ -56,15 +64,12 @@ static void time_learn(uint64_t *ns, uint64_t pages, uint64_t took_us)
 /* What the first round elides, mostly zeros, says nothing about later ones. */
 static void speed_learn(struct precopy *p, const struct precopy_round *r)
 {
-    uint64_t same = MIN(r->same_pages, r->pages);
+    uint64_t same = MIN(r->same_pages, r->pages), again = MIN(p->again_pages, r->pages), again_same = MIN(same, again);
     time_learn(&p->ns_per_page, r->pages, r->took_us);
     time_learn(&p->ns_per_sent, r->pages - same, r->took_us);
-    p->same_permille = 0;
-    if (p->last_pages > 0 && r->pages > 0) {
-        double share = (double)same / (double)r->pages, shrinks = (double)r->pages / (double)p->last_pages;
-        p->same_permille = (unsigned)(1000 * share * MIN(shrinks, 1.0));
-    }
-    p->last_pages = r->pages;
+    p->again_same = p->rounds > 1 && again > 0 ? (double)again_same / (double)again : 0;
+    p->other_same = p->rounds > 1 && r->pages > again ? (double)(same - again_same) / (double)(r->pages - again) : 0;
+    p->again_pages = r->again_pages;
 }
 
 /* A round in which everything was written again tells only the least that the rate can be. */
@@ -127,7 +132,7 @@ struct precopy_decision precopy_decide(struct precopy *p, const struct precopy_r
     p->rounds++;
     speed_learn(p, r);
     rate_learn(p, r);
-    uint64_t predicted_us = precopy_predict_us(p, r->dirty_pages);
+    uint64_t predicted_us = precopy_predict_us(p, r->dirty_pages, r->again_pages);
     p->stalled = has_progress(p, r) ? 0 : p->stalled + 1;
     if (s->postcopy == PRECOPY_POSTCOPY_AT_ONCE)
         return decide(p, PRECOPY_POSTCOPY, predicted_us, "post-copy was asked for");

@@ -15,8 +15,9 @@
  *
  * Prediction: pages left times the time that a page took so far (everything included: copying, eliding, compression,
  * the wire, a limit of bandwidth), and a fixed part for the state. Where pages were elided it is the longer of that and of the
- * time that a page took which was sent, times those that are likely to be: a page is mostly elided because it was written
- * before its turn came in the last round, and the smaller a round, the fewer such pages it leaves behind. Progress: a sixth fewer pages left than at best, after the
+ * time that a page took which was sent, times those that are likely to be. A page is mostly elided because it was written before its
+ * turn came in the round before, so that only those can be which that round looked at, too: as many of these as of the same kind in
+ * the last round. Of the others only as many as that cannot explain, for a guest that writes what is there already. Progress: a sixth fewer pages left than at best, after the
  * first round than it has sent. A guest whose rate of writing, as a look within the round has told it, leaves no room for progress
  * is given no patience. Post-copy, where it is the way out, is taken as soon as the rounds to come would take more than three
  * times as long as to send what is left, and the guest is not to be slowed down more.
@@ -63,6 +64,7 @@ struct precopy_round {
     uint64_t pages;       /* that were looked at */
     uint64_t same_pages;  /* of these, what the target had already */
     uint64_t dirty_pages; /* written meanwhile: what the next one would send */
+    uint64_t again_pages; /* of these, the ones that this round has looked at, too */
     uint64_t dirty_per_s; /* rate of writing where the caller has measured it within the round; 0: unknown */
 };
 
@@ -80,8 +82,8 @@ struct precopy {
     unsigned rounds, stalled, throttle;
     uint64_t ns_per_page; /* smoothed; 0: not known */
     uint64_t ns_per_sent; /* the same of those that were not elided */
-    uint64_t last_pages;  /* looked at in the last round; 0: there was none */
-    unsigned same_permille; /* likely to be elided in the next */
+    uint64_t again_pages; /* as the last round had it */
+    double again_same, other_same; /* share of those that was elided in the last round, and of the rest */
     uint64_t best_pages;  /* fewest left so far */
     uint64_t dirty_per_s; /* of the last round, as far as it can be told */
     bool lacks_postcopy;  /* it was chosen, and the target cannot do it */
@@ -94,8 +96,8 @@ void precopy_init(struct precopy *p, const struct precopy_settings *settings);
 /* The target cannot do it, as it has said before the first round. Without effect where nobody chose it. */
 void precopy_without_postcopy(struct precopy *p);
 struct precopy_decision precopy_decide(struct precopy *p, const struct precopy_round *round);
-/* The pause that @dirty_pages would cost now. */
-uint64_t precopy_predict_us(const struct precopy *p, uint64_t dirty_pages);
+/* The pause that @dirty_pages would cost now, @again_pages of which the last round has looked at. */
+uint64_t precopy_predict_us(const struct precopy *p, uint64_t dirty_pages, uint64_t again_pages);
 /* Microseconds until the pause is likely to begin, for a person who waits; UINT64_MAX: it cannot be told. */
 uint64_t precopy_expect_us(const struct precopy *p, uint64_t dirty_pages);
 
