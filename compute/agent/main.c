@@ -3,6 +3,7 @@
 #include <getopt.h>
 #include <limits.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -60,135 +61,113 @@ static int usage(const char *text)
     return 2;
 }
 
+/* ---- options ---- */
+
+/* Each takes @value, NULL where the option has none. -EINVAL: it cannot be that; 1: all is said, and the program ends. */
+
 /* Not below the numbers of people and services, not beyond what file systems and tools take. */
-static int parse_user_base(const char *text, uint32_t *ret_base)
+static int take_user_base(struct options *o, const char *value)
 {
     char *end;
-    unsigned long value = strtoul(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' ||
-        (value != 0 && (value < USER_BASE_MIN || value > INT32_MAX - VMM_USERS)))
+    unsigned long base = strtoul(value, &end, 10);
+    if (value[0] < '0' || value[0] > '9' || *end != '\0' ||
+        (base != 0 && (base < USER_BASE_MIN || base > INT32_MAX - VMM_USERS)))
         return -EINVAL;
-    *ret_base = (uint32_t)value;
+    o->vmm_user_base = (uint32_t)base;
     return 0;
 }
 
-static int parse_shared_memory(const char *text, enum agent_shared_memory *ret_mode)
+static int take_shared_memory(struct options *o, const char *value)
 {
     static const char *const names[] = {"auto", "always", "never"};
     for (size_t i = 0; i < ARRAY_SIZE(names); i++)
-        if (strcmp(text, names[i]) == 0) {
-            *ret_mode = (enum agent_shared_memory)i;
+        if (strcmp(value, names[i]) == 0) {
+            o->shared_memory = (enum agent_shared_memory)i;
             return 0;
         }
     return -EINVAL;
 }
 
+static int take_log_level(struct options *o UNUSED, const char *value)
+{
+    enum log_level level;
+    int code = log_parse_level(value, &level);
+    if (code == 0)
+        log_set_level(level);
+    return code;
+}
+
+static int take_bridges(struct options *o, const char *value UNUSED)
+{
+    o->make_bridges = true;
+    return 0;
+}
+
+static int take_source_user(struct options *o, const char *value)
+{
+    o->is_source = true;
+    o->source_user = (uint32_t)strtoul(value, NULL, 10);
+    return 0;
+}
+
+static int take_help(struct options *o UNUSED, const char *value UNUSED)
+{
+    fputs(help, stdout);
+    return 1;
+}
+
+static int take_version(struct options *o UNUSED, const char *value UNUSED)
+{
+    puts("drover-agent " AGENT_VERSION);
+    return 1;
+}
+
+static const struct agent_option {
+    const char *name;
+    int has_value;
+    size_t text;                                        /* where in struct options the value goes as it is; or */
+    int (*take)(struct options *o, const char *value); /* NULL: `text` */
+    const char *rule;                                   /* what the value can be; NULL: anything */
+} agent_options[] = {
+    {"data", required_argument, offsetof(struct options, data), NULL, NULL},
+    {"address", required_argument, offsetof(struct options, address), NULL, NULL},
+    {"name", required_argument, offsetof(struct options, name), NULL, NULL},
+    {"token", required_argument, offsetof(struct options, token), NULL, NULL},
+    {"vmm", required_argument, offsetof(struct options, vmm), NULL, NULL},
+    {"listen", required_argument, offsetof(struct options, listen), NULL, NULL},
+    {"bridge-create", no_argument, 0, take_bridges, NULL},
+    {"vmm-uid-base", required_argument, 0, take_user_base, "--vmm-uid-base is 0, or a number from 1000 to 2147479551"},
+    {"shared-memory", required_argument, 0, take_shared_memory, "--shared-memory is auto, always or never"},
+    {"log-level", required_argument, 0, take_log_level, "--log-level is error, warning, info or debug"},
+    {"peer", required_argument, offsetof(struct options, peer), NULL, NULL}, /* these three: of tunnel, which the agent starts by itself */
+    {"connect", required_argument, offsetof(struct options, connect), NULL, NULL},
+    {"source-user", required_argument, 0, take_source_user, NULL},
+    {"help", no_argument, 0, take_help, NULL},
+    {"version", no_argument, 0, take_version, NULL},
+};
+
 /* 0; 1: all is said, end with *ret_status. */
 static int parse_options(int argc, char **argv, struct options *o, int *ret_status)
 {
-    enum {
-        OPT_DATA = 'd',
-        OPT_ADDRESS = 'a',
-        OPT_NAME = 'n',
-        OPT_TOKEN = 't',
-        OPT_VMM = 'v',
-        OPT_LISTEN = 'l',
-        OPT_BRIDGE = 'b',
-        OPT_USERS = 'u',
-        OPT_LOG = 'g',
-        OPT_PEER = 'p',
-        OPT_CONNECT = 'c',
-        OPT_SOURCE = 's',
-        OPT_SHARED = 'm',
-        OPT_HELP = 'h',
-        OPT_VERSION = 'V'
-    };
-    static const struct option names[] = {
-        {"data", required_argument, NULL, OPT_DATA},
-        {"address", required_argument, NULL, OPT_ADDRESS},
-        {"name", required_argument, NULL, OPT_NAME},
-        {"token", required_argument, NULL, OPT_TOKEN},
-        {"vmm", required_argument, NULL, OPT_VMM},
-        {"listen", required_argument, NULL, OPT_LISTEN},
-        {"bridge-create", no_argument, NULL, OPT_BRIDGE},
-        {"vmm-uid-base", required_argument, NULL, OPT_USERS},
-        {"shared-memory", required_argument, NULL, OPT_SHARED},
-        {"log-level", required_argument, NULL, OPT_LOG},
-        {"peer", required_argument, NULL, OPT_PEER}, /* these three: of tunnel, which the agent starts by itself */
-        {"connect", required_argument, NULL, OPT_CONNECT},
-        {"source-user", required_argument, NULL, OPT_SOURCE},
-        {"help", no_argument, NULL, OPT_HELP},
-        {"version", no_argument, NULL, OPT_VERSION},
-        {NULL, 0, NULL, 0},
-    };
-    enum log_level level;
-    int option;
-    while ((option = getopt_long(argc, argv, "", names, NULL)) >= 0) {
-        switch (option) {
-        case OPT_DATA:
-            o->data = optarg;
-            break;
-        case OPT_ADDRESS:
-            o->address = optarg;
-            break;
-        case OPT_NAME:
-            o->name = optarg;
-            break;
-        case OPT_TOKEN:
-            o->token = optarg;
-            break;
-        case OPT_VMM:
-            o->vmm = optarg;
-            break;
-        case OPT_LISTEN:
-            o->listen = optarg;
-            break;
-        case OPT_BRIDGE:
-            o->make_bridges = true;
-            break;
-        case OPT_USERS:
-            if (parse_user_base(optarg, &o->vmm_user_base) < 0) {
-                *ret_status = usage("--vmm-uid-base is 0, or a number from 1000 to 2147479551");
-                return 1;
-            }
-            break;
-        case OPT_SHARED:
-            if (parse_shared_memory(optarg, &o->shared_memory) < 0) {
-                *ret_status = usage("--shared-memory is auto, always or never");
-                return 1;
-            }
-            break;
-        case OPT_PEER:
-            o->peer = optarg;
-            break;
-        case OPT_CONNECT:
-            o->connect = optarg;
-            break;
-        case OPT_SOURCE:
-            o->is_source = true;
-            o->source_user = (uint32_t)strtoul(optarg, NULL, 10);
-            break;
-        case OPT_LOG:
-            if (log_parse_level(optarg, &level) < 0) {
-                *ret_status = usage("--log-level is error, warning, info or debug");
-                return 1;
-            }
-            log_set_level(level);
-            break;
-        case OPT_HELP:
-            fputs(help, stdout);
-            *ret_status = 0;
-            return 1;
-        case OPT_VERSION:
-            puts("drover-agent " AGENT_VERSION);
-            *ret_status = 0;
-            return 1;
-        default:
+    enum { OPTION_FIRST = 256 }; /* above '?' */
+    struct option names[ARRAY_SIZE(agent_options) + 1] = {{0}};
+    int option, code = 0;
+    for (size_t i = 0; i < ARRAY_SIZE(agent_options); i++)
+        names[i] = (struct option){agent_options[i].name, agent_options[i].has_value, NULL, OPTION_FIRST + (int)i};
+    while (code == 0 && (option = getopt_long(argc, argv, "", names, NULL)) >= 0) {
+        if (option < OPTION_FIRST) {
             *ret_status = usage("that option is not known, or lacks its value");
             return 1;
         }
+        const struct agent_option *row = &agent_options[option - OPTION_FIRST];
+        if (row->take != NULL)
+            code = row->take(o, optarg);
+        else
+            *(const char **)((char *)o + row->text) = optarg;
+        if (code != 0)
+            *ret_status = code < 0 ? usage(row->rule) : 0;
     }
-    return 0;
+    return code == 0 ? 0 : 1;
 }
 
 /* Absolute path of @path; the caller frees. */

@@ -226,6 +226,75 @@ static const struct plain_route {
     [ROUTE_ID_token_delete] = {REMOVE, object_kind_TOKEN},
 };
 
+/* Volumes, snapshots and backups. */
+static int route_data(struct deciding *d, enum route_id id, const char *target, size_t length, const void *body)
+{
+    switch (id) {
+    case ROUTE_ID_snapshot_create:
+        return decide_snapshot_create(d, target, length, body);
+    case ROUTE_ID_volume_snapshot:
+        return decide_volume_snapshot(d, target, length, body);
+    case ROUTE_ID_snapshot_clone:
+        return decide_snapshot_clone(d, target, length, body);
+    case ROUTE_ID_snapshot_revert:
+    case ROUTE_ID_snapshot_delete:
+        return decide_snapshot_change(d, id, target, length, id == ROUTE_ID_snapshot_revert ? body : NULL);
+    case ROUTE_ID_backup_store_attach:
+        return decide_backup_attach(d, target, length);
+    case ROUTE_ID_backup_store_verify:
+        return decide_backup_verify(d, object_kind_BACKUP_STORE, target, length, NULL);
+    case ROUTE_ID_backup_store_prune:
+        return decide_backup_prune(d, target, length, body);
+    case ROUTE_ID_backup_verify:
+        return decide_backup_verify(d, object_kind_BACKUP, target, length, body);
+    case ROUTE_ID_backup_create:
+        return decide_backup_create(d, target, length, body);
+    case ROUTE_ID_backup_delete:
+        return decide_backup_delete(d, target, length);
+    case ROUTE_ID_volume_attach:
+    case ROUTE_ID_volume_detach:
+        return decide_volume_attach(d, target, length, id == ROUTE_ID_volume_attach ? body : NULL);
+    case ROUTE_ID_volume_forget_left:
+        return decide_volume_forget_left(d, target, length);
+    case ROUTE_ID_volume_move:
+        return decide_volume_move(d, target, length, body);
+    case ROUTE_ID_backup_restore:
+        return decide_backup_restore(d, target, length, body);
+    default:
+        return error_set(d->err, -ENOTSUP, ERROR_NOT_SUPPORTED, "no command belongs to this route");
+    }
+}
+
+static int route_vm(struct deciding *d, enum route_id id, const char *target, size_t length, const void *body)
+{
+    switch (id) {
+    case ROUTE_ID_vm_create:
+        return decide_vm_create(d, body);
+    case ROUTE_ID_vm_update:
+        return decide_vm_update(d, target, length, body);
+    case ROUTE_ID_vm_delete:
+    case ROUTE_ID_vm_start:
+    case ROUTE_ID_vm_stop:
+    case ROUTE_ID_vm_reboot:
+    case ROUTE_ID_vm_pause:
+    case ROUTE_ID_vm_resume:
+        return decide_vm_want(d, id, target, length);
+    case ROUTE_ID_vm_migrate:
+        return decide_vm_migrate(d, target, length, body);
+    case ROUTE_ID_vm_move_disk:
+        return decide_vm_move_disk(d, target, length, body);
+    case ROUTE_ID_vm_forget_left:
+        return decide_vm_forget_left(d, target, length, body);
+    case ROUTE_ID_vm_upgrade:
+        return decide_vm_upgrade(d, target, length);
+    case ROUTE_ID_node_handover:
+        return decide_handover(d, body);
+    default:
+        return route_data(d, id, target, length, body);
+    }
+}
+
+/* The cluster, its members and images; and all that is done with an object as with any. */
 static int route(struct deciding *d, enum route_id id, const char *target, size_t length, const void *body)
 {
     const struct plain_route *plain = &plain_routes[id];
@@ -259,61 +328,10 @@ static int route(struct deciding *d, enum route_id id, const char *target, size_
         return decide_image_create(d, body);
     case ROUTE_ID_image_distribute:
         return decide_image_distribute(d, target, length, body);
-    case ROUTE_ID_vm_create:
-        return decide_vm_create(d, body);
-    case ROUTE_ID_vm_update:
-        return decide_vm_update(d, target, length, body);
-    case ROUTE_ID_vm_delete:
-    case ROUTE_ID_vm_start:
-    case ROUTE_ID_vm_stop:
-    case ROUTE_ID_vm_reboot:
-    case ROUTE_ID_vm_pause:
-    case ROUTE_ID_vm_resume:
-        return decide_vm_want(d, id, target, length);
-    case ROUTE_ID_vm_migrate:
-        return decide_vm_migrate(d, target, length, body);
-    case ROUTE_ID_vm_move_disk:
-        return decide_vm_move_disk(d, target, length, body);
-    case ROUTE_ID_vm_forget_left:
-        return decide_vm_forget_left(d, target, length, body);
-    case ROUTE_ID_vm_upgrade:
-        return decide_vm_upgrade(d, target, length);
-    case ROUTE_ID_node_handover:
-        return decide_handover(d, body);
-    case ROUTE_ID_snapshot_create:
-        return decide_snapshot_create(d, target, length, body);
-    case ROUTE_ID_volume_snapshot:
-        return decide_volume_snapshot(d, target, length, body);
-    case ROUTE_ID_snapshot_clone:
-        return decide_snapshot_clone(d, target, length, body);
-    case ROUTE_ID_snapshot_revert:
-    case ROUTE_ID_snapshot_delete:
-        return decide_snapshot_change(d, id, target, length, id == ROUTE_ID_snapshot_revert ? body : NULL);
-    case ROUTE_ID_backup_store_attach:
-        return decide_backup_attach(d, target, length);
-    case ROUTE_ID_backup_store_verify:
-        return decide_backup_verify(d, object_kind_BACKUP_STORE, target, length, NULL);
-    case ROUTE_ID_backup_store_prune:
-        return decide_backup_prune(d, target, length, body);
-    case ROUTE_ID_backup_verify:
-        return decide_backup_verify(d, object_kind_BACKUP, target, length, body);
-    case ROUTE_ID_backup_create:
-        return decide_backup_create(d, target, length, body);
-    case ROUTE_ID_backup_delete:
-        return decide_backup_delete(d, target, length);
-    case ROUTE_ID_volume_attach:
-    case ROUTE_ID_volume_detach:
-        return decide_volume_attach(d, target, length, id == ROUTE_ID_volume_attach ? body : NULL);
-    case ROUTE_ID_volume_forget_left:
-        return decide_volume_forget_left(d, target, length);
-    case ROUTE_ID_volume_move:
-        return decide_volume_move(d, target, length, body);
-    case ROUTE_ID_backup_restore:
-        return decide_backup_restore(d, target, length, body);
     case ROUTE_ID_operation_cancel:
         return cancel(d, target, length);
     default:
-        return error_set(d->err, -ENOTSUP, ERROR_NOT_SUPPORTED, "no command belongs to this route");
+        return route_vm(d, id, target, length, body);
     }
 }
 
