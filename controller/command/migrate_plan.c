@@ -28,8 +28,22 @@ static int snapshots_check(const struct state *state, const struct vm *vm, struc
                      "want to keep them. They stay where all disks do, in shared pools, once they are available", vm->name, snapshot->name);
 }
 
+/* It waits for a move of one of its disks, or for the end of what one has left. */
+static int other_refuse(const struct vm *vm, const struct vm_disk *disk, struct error *err)
+{
+    if (disk->moving)
+        return error_set_field(err, -EBUSY, ERROR_CONFLICT, "/disks",
+                               "disk '%s' of VM '%s' is being moved; wait for that, or cancel it (drover operation cancel)", disk->name, vm->name);
+    return error_set_field(err, -EBUSY, ERROR_CONFLICT, "/disks",
+                           "what a move or a migration has left of disk '%s' of VM '%s' in %s%.63s is still being removed%s%.200s; wait for that, or "
+                           "forget it, and it stays there: drover vm forget-left %s --disk %s", disk->name, vm->name,
+                           disk->other_pool != NULL ? "pool " : "the directory of host ",
+                           disk->other_pool != NULL ? disk->other_pool : disk->other_host, disk->left_reason != NULL ? ": " : "",
+                           disk->left_reason != NULL ? disk->left_reason : "", vm->name, disk->name);
+}
+
 /* Disks in pools stay where they are: in one that other hosts do not reach they cannot be handed over. */
-static int pools_check(const struct state *state, const struct vm *vm, const struct task_migration *m, struct error *err)
+static int pools_check(const struct state *state, const struct vm *vm, struct task_migration *m, struct error *err)
 {
     const struct vm_disk *disk = migration_fixed_disk(state, m, vm);
     const char *missing = vm->host != NULL ? vm_pool_missing(state, vm, vm->host) : NULL;
@@ -48,16 +62,15 @@ static int pools_check(const struct state *state, const struct vm *vm, const str
         return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/disks",
                                "disk '%s' of VM '%s' is in pool '%s', which is not shared: name the pool there that it is to go to (storage), "
                                "or move it to the directory of its host before (drover vm move-disk)", disk->name, vm->name, disk->pool);
-    disk = own_disk_with_other(vm);
+    disk = migration_disk_with_other(state, m, vm);
     if (disk != NULL)
-        return error_set_field(err, -EBUSY, ERROR_CONFLICT, "/disks",
-                               "disk '%s' of VM '%s' is being moved, or what a move has left of it is still being removed%s%.200s; wait for "
-                               "that, or forget what is left (drover vm forget-left)", disk->name, vm->name, disk->left_reason != NULL ? ": " : "",
-                               disk->left_reason != NULL ? disk->left_reason : "");
+        return other_refuse(vm, disk, err);
     if (missing != NULL)
         return error_set_field(err, -EHOSTDOWN, ERROR_CONFLICT, "/disks",
                                "pool '%s' is not there on the host that has VM '%s': its disks cannot be handed over before it is",
                                missing, vm->name);
+    if (own_disk_with_other(vm) != NULL)
+        OBJECT_SET(task_migration, m, left_stays, true);
     return 0;
 }
 

@@ -83,6 +83,18 @@ bool migration_storage_is_shared(const struct state *state, const struct task_mi
     return storage != NULL && storage->pool->kind == pool_kind_SHARED_DIR;
 }
 
+const struct vm_disk *migration_disk_with_other(const struct state *state, const struct task_migration *m, const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct record *other = state_get(state, object_kind_POOL, disks[i].other_pool);
+        bool stays = own_disk_has_left(&disks[i]) && other != NULL && pool_is_shared(other->pool) && !migration_takes_disk(state, m, &disks[i]);
+        if (own_disk_has_other(&disks[i]) && !stays)
+            return &disks[i];
+    }
+    return NULL;
+}
+
 uint64_t migration_disks_bytes(const struct state *state, const struct task_migration *m, const struct vm *vm)
 {
     const struct vm_disk *disks = vm->disks.items;
@@ -205,7 +217,8 @@ static bool may_migrate(struct apply *a, const struct operation *operation)
     else if (migration_fixed_disk(a->state, &task->migration, vm) != NULL || (vm_has_pools(vm) && !task->migration.shared_disks))
         apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s' has a volume or a disk in a pool by now, which do not go along",
                      vm->name);
-    else if (own_disk_with_other(vm) != NULL)
+    else if (own_disk_with_other(vm) != NULL &&
+             !(task->migration.left_stays && migration_disk_with_other(a->state, &task->migration, vm) == NULL))
         apply_refuse(a, -EBUSY, ERROR_CONFLICT,
                      "what a move has left of disk '%s' of VM '%s' is still being removed; wait for that, or forget it (drover vm forget-left)",
                      own_disk_with_other(vm)->name, vm->name);

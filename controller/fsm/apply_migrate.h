@@ -34,6 +34,10 @@ const struct vm_disk *migration_fixed_disk(const struct state *state, const stru
 /* Does @disk go to the pool that @m names: is it the VM's own, and in a directory of its host, or (m->storage_shared) in another shared
  * pool? */
 bool migration_takes_disk(const struct state *state, const struct task_migration *m, const struct vm_disk *disk);
+/* A disk of @vm that is being moved, or something of which an earlier move or migration has left where it has to be removed before @m: its host
+ * does that, or the disk goes along and what is left of that has to be noted. NULL: there is none. What is left in shared pools of
+ * disks that @m leaves in their pool, or takes from one host's directory to another's, stays noted: whoever sees the disk there removes it. */
+const struct vm_disk *migration_disk_with_other(const struct state *state, const struct task_migration *m, const struct vm *vm);
 /* How much these may need there; 0: there are none (or nobody knows how large they are). */
 uint64_t migration_disks_bytes(const struct state *state, const struct task_migration *m, const struct vm *vm);
 /* @vm as it will be at the target, with those disks in the pool that @m names, at @place. *ret zeroed; the caller clears it. */

@@ -2,6 +2,7 @@
 #include "tests/unit/controller/fsm_fixture.h"
 
 #include "controller/fsm/apply_migrate.h"
+#include "controller/fsm/command_codec.h"
 #include "controller/fsm/pool_members.h"
 #include "controller/fsm/volume_disks.h"
 
@@ -306,6 +307,71 @@ static void snapshots_stay_with_disks_that_stay(void **test)
     refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOTSUP, "", "do not go along with disks");
 }
 
+/* The same entry as controllers write it that wait for the end of what is left: it means what it meant. */
+static void refused_without_the_field(struct fixture *f)
+{
+    struct command_message message;
+    struct bytes_writer bytes = {0};
+    char id[STATE_ID_BYTES];
+    assert_int_equal(command_decode(f->decision.command.data, f->decision.command.size, &message, &f->error), 0);
+    struct operation *operation = &((struct command_task *)message.payload)->operation;
+    assert_true(operation->task.migration.left_stays);
+    fixture_uuid(f, id);
+    OBJECT_TEXT(operation, operation, id, id);
+    operation->task.migration.left_stays = false;
+    assert_int_equal(command_encode(COMMAND_task, message.payload, &bytes, NULL), 0);
+    assert_int_equal(fixture_apply(f, &bytes), -EBUSY);
+    assert_non_null(strstr(f->error.text, "is still being removed"));
+    bytes_writer_finish(&bytes);
+    command_message_finish(&message);
+}
+
+/* What a migration that failed has left in a pool that has gone keeps nobody from another one, where the disks stay as they are. */
+static void what_is_left_in_a_shared_pool_waits_for_nobody(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_host_drain, "n2", NULL);
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"two\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"root\",\"size_bytes\":1073741824},"
+                 "{\"name\":\"log\",\"size_bytes\":1073741824,\"pool\":\"nas\"}]}");
+    fixture_must(f, ROUTE_ID_host_undrain, "n2", NULL);
+    fixture_vm_is(f, "two", vm_state_RUNNING);
+    another(f);
+    /* not so with a copy that is being made */
+    fixture_must(f, ROUTE_ID_vm_move_disk, "two", "{\"disk\":\"root\",\"pool\":\"nas2\"}");
+    snprintf(operation_id, sizeof operation_id, "%s", f->decision.operation_id);
+    refused(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\"}", -EBUSY, "/disks", "disk 'root' of VM 'two' is being moved");
+    fails(f);
+    fixture_must(f, ROUTE_ID_vm_forget_left, "two", "{\"disk\":\"root\"}");
+    fixture_must(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\",\"storage\":\"nas2\"}");
+    snprintf(operation_id, sizeof operation_id, "%s", f->decision.operation_id);
+    fails(f);
+    const struct vm_disk *disks = fixture_vm(f, "two")->disks.items;
+    assert_true(text_same(disks[0].other_pool, "nas2") && text_same(disks[1].other_pool, "nas2"));
+    /* the record has one place for what is left of a disk */
+    refused(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\",\"storage\":\"new\"}", -EBUSY, "/disks",
+            "in pool nas2 is still being removed; wait for that, or forget it, and it stays there: drover vm forget-left two --disk root");
+    fixture_must(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\"}");
+    char id[STATE_ID_BYTES];
+    snprintf(id, sizeof id, "%s", f->decision.operation_id);
+    refused_without_the_field(f);
+    char body[200];
+    snprintf(body, sizeof body, "{\"host\":\"%s\",\"operation\":\"%s\",\"epoch\":%llu}", fixture_get(f, object_kind_HOST, "n1")->common->id, id,
+             (unsigned long long)fixture_vm(f, "two")->epoch);
+    fixture_must(f, ROUTE_ID_node_handover, NULL, body);
+    assert_string_equal(fixture_vm(f, "two")->host_name, "n2");
+    /* it is noted still, and removed by who sees the disk itself: one of them n2 alone */
+    disks = fixture_vm(f, "two")->disks.items;
+    for (unsigned i = 0; i < 2; i++) {
+        assert_string_equal(disks[i].other_pool, "nas2");
+        assert_string_equal(disks[i].other_place, operation_id);
+    }
+    assert_string_equal(own_disk_left_worker(f->state, fixture_vm(f, "two"), &disks[0]), fixture_get(f, object_kind_HOST, "n2")->common->id);
+    assert_string_equal(own_disk_left_worker(f->state, fixture_vm(f, "two"), &disks[1]), fixture_get(f, object_kind_HOST, "n1")->common->id);
+    fixture_must(f, ROUTE_ID_vm_forget_left, "two", "{\"disk\":\"root\"}");
+    assert_false(own_disk_has_other(fixture_vm(f, "two")->disks.items));
+}
+
 /* An agent that knows of pools, and not of shared ones, has left "log" out. */
 static void the_source_has_to_know_of_shared_pools(void **test)
 {
@@ -424,6 +490,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(nothing_goes_after_a_recovery, setup, teardown),
         cmocka_unit_test_setup_teardown(the_source_has_to_know_of_shared_pools, setup, teardown),
         cmocka_unit_test_setup_teardown(hosts_that_lack_the_shared_pool, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_left_in_a_shared_pool_waits_for_nobody, setup, teardown),
         cmocka_unit_test_setup_teardown(snapshots_stay_with_disks_that_stay, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
