@@ -181,6 +181,55 @@ def test_in_a_pool_it_lies_beside_the_disk(cluster):
     assert not found.exists()
 
 
+def test_it_stays_with_disks_in_a_pool_when_its_vm_is_migrated(make_cluster):
+    """A VM is migrated away from where its memory was kept, and back; it goes on from it on each of the two hosts, once."""
+    cluster = make_cluster(controllers=1, agents=2)
+    image(cluster)
+    found = pool(cluster, 'shared')
+    wait_pool(cluster, 'shared', n1='present', n2='present')
+    vm_id = create(cluster, 'a', pool='shared', **WORK)
+    first = disk_guest.agent_of(cluster, 'a')
+    second = next(agent for agent in cluster.agents if agent is not first)
+
+    def text(agent):
+        return disk_guest.console(agent, vm_id)
+
+    def counted(agent, start, more=2):
+        return wait_until(lambda: counts(text(agent)[start:])[more - 1:], 30, f'the guest writes on {agent.name}')[-1]
+
+    before = counted(first, 0)
+    done(cluster, cluster.api('POST', '/v1/vms/a/snapshots', {'name': 's', 'ram': True}))
+    after = counted(first, len(text(first)))
+    path = found / 'vms' / vm_id / 'root.layers' / f'{cluster.api("GET", "/v1/snapshots/s")[2]["id"]}.memory'
+    kept = path.read_bytes()
+    for target in (second, first):
+        where = len(text(target))
+        ended = done(cluster, cluster.api('POST', '/v1/vms/a/migrate', {'to': target.name}))
+        assert ended['task']['migration']['snapshots_stay'], ended
+        wait_until(lambda: cluster.vm('a')['host_name'] == target.name, 30, f'it is on {target.name}')
+        assert counted(target, where) > after + 100       # the disk has moved on
+        assert path.read_bytes() == kept and HELLO not in text(target)[where:]
+        stop(cluster)
+        revert(cluster)
+        assert memory_files_of(path.parent) == [path.name, 'resume']
+        where = len(text(target))
+        done(cluster, cluster.api('POST', '/v1/vms/a/start'))
+        first_said = wait_until(lambda: counts(text(target)[where:]), 30, 'the guest goes on')[0]
+        assert before <= first_said <= after + 100, (before, first_said, after)
+        assert memory_files_of(path.parent) == [path.name]
+        counted(target, where, 5)
+        assert HELLO not in text(target)[where:] and not FAULTS.search(text(target)[where:])
+        assert cluster.vm('a')['host_name'] == target.name
+    # there, too, its disks alone can be reverted to; and it goes
+    stop(cluster)
+    revert(cluster, body={'disks_only': True})
+    where = len(text(first))
+    done(cluster, cluster.api('POST', '/v1/vms/a/start'))
+    wait_until(lambda: HELLO in text(first)[where:], 30, 'the guest boots')
+    done(cluster, cluster.api('DELETE', '/v1/snapshots/s'))
+    assert not memory_files_of(found)
+
+
 def begin(cluster, name='s'):
     status, _, operation = cluster.api('POST', '/v1/vms/a/snapshots', {'name': name, 'ram': True})
     assert status == 202, operation
