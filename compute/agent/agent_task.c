@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "common/log.h"
-#include "common/websocket_frame.h"
 #include "compute/agent/agent.h"
+#include "compute/agent/report_bound.h"
 
 static const struct agent_task_ops *const kinds[task_kind_COUNT] = {
     [task_kind_SNAPSHOT_CREATE] = &task_snapshot_ops,
@@ -61,15 +61,7 @@ static char *words_for(const char *field, const char *text)
     const size_t max = (size_t)object_field(&task_seen_desc, field)->max;
     char *words = xcalloc(1, max + 1);
     text_copy(words, max + 1, text);
-    for (char *at = words; *at != '\0';) {
-        size_t size = 1;
-        while (size < 4 && ((unsigned char)at[size] & 0xc0) == 0x80 && !websocket_valid_utf8((const uint8_t *)at, size))
-            size++;
-        if ((unsigned char)*at >= ' ' && *at != 0x7f && websocket_valid_utf8((const uint8_t *)at, size))
-            at += size;
-        else
-            *at++ = '?';
-    }
+    report_words(words);
     return words;
 }
 

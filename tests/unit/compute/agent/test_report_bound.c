@@ -63,8 +63,33 @@ static void fits_and_goes_on(void **test)
     OBJECT_CLEAR(node_report, &report);
 }
 
+/* Of a reason that another host has given, say: the controllers take the report all the same. */
+static void odd_words_are_made_plain(void **test)
+{
+    static const char *const odd[] = {"from n2: \x01\x1b[2J", "cut: \xc3", "cut in the \xe2\x82 middle", "\x7f", "\xff\xfe", "as it is: \xc3\xbc \xe2\x82\xac"};
+    struct node_report report = {0};
+    const char *rule;
+    (void)test;
+    for (size_t i = 0; i < ARRAY_SIZE(odd); i++) {
+        OBJECT_TEXT(vm_seen, (struct vm_seen *)OBJECT_ADD(node_report, &report, vms), reason, odd[i]);
+        OBJECT_TEXT(image_seen, (struct image_seen *)OBJECT_ADD(node_report, &report, images), reason, odd[i]);
+        OBJECT_TEXT(pool_seen, (struct pool_seen *)OBJECT_ADD(node_report, &report, pools), reason, odd[i]);
+        OBJECT_TEXT(volume_seen, (struct volume_seen *)OBJECT_ADD(node_report, &report, volumes), reason, odd[i]);
+    }
+    assert_false(report_bound(&report, REPORT_BYTES_MAX));
+    for (size_t i = 0; i < ARRAY_SIZE(odd); i++) {
+        assert_true(text_format_ok(FORMAT_any, ((struct vm_seen *)report.vms.items)[i].reason, &rule));
+        assert_true(text_format_ok(FORMAT_any, ((struct image_seen *)report.images.items)[i].reason, &rule));
+        assert_true(text_format_ok(FORMAT_any, ((struct pool_seen *)report.pools.items)[i].reason, &rule));
+        assert_true(text_format_ok(FORMAT_any, ((struct volume_seen *)report.volumes.items)[i].reason, &rule));
+    }
+    assert_string_equal(((struct image_seen *)report.images.items)[0].reason, "from n2: ??[2J");
+    assert_string_equal(((struct image_seen *)report.images.items)[5].reason, odd[5]);
+    OBJECT_CLEAR(node_report, &report);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(fits_and_goes_on)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(fits_and_goes_on), cmocka_unit_test(odd_words_are_made_plain)};
     return cmocka_run_group_tests_name("report_bound", tests, NULL, NULL);
 }
