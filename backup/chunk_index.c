@@ -27,16 +27,37 @@ void chunk_index_finish(struct chunk_index *x)
         free(x->packs[i].bad);
     }
     free(x->packs);
+    free(x->names);
     free(x->slots);
     *x = (struct chunk_index){0};
 }
 
+/* Where @name is in the table of names, or where it would be. There is always a free place. */
+static uint32_t *name_slot(const struct chunk_index *x, const struct chunk_hash *name)
+{
+    uint64_t i = id_word(name) & (x->name_slots - 1);
+    while (x->names[i] != 0 && !chunk_hash_equal(&x->packs[x->names[i] - 1].hash, name))
+        i = (i + 1) & (x->name_slots - 1);
+    return &x->names[i];
+}
+
 uint32_t chunk_index_pack(const struct chunk_index *x, const struct chunk_hash *name)
 {
+    return x->name_slots > 0 ? *name_slot(x, name) - 1 : UINT32_MAX; /* 0 - 1: UINT32_MAX, not known */
+}
+
+/* Room for one more, with half of the table of names free. */
+static void packs_grow(struct chunk_index *x)
+{
+    if (x->pack_count < x->pack_capacity)
+        return;
+    x->pack_capacity = MAX(x->pack_capacity * 2, 64u);
+    x->packs = xrealloc(x->packs, x->pack_capacity * sizeof *x->packs);
+    free(x->names);
+    x->name_slots = (uint64_t)x->pack_capacity * 2;
+    x->names = xcalloc(x->name_slots, sizeof *x->names);
     for (uint32_t i = 0; i < x->pack_count; i++)
-        if (chunk_hash_equal(&x->packs[i].hash, name))
-            return i;
-    return UINT32_MAX;
+        *name_slot(x, &x->packs[i].hash) = i + 1;
 }
 
 int chunk_index_add(struct chunk_index *x, const struct chunk_hash *name, const void *raw, uint32_t raw_bytes,
@@ -54,12 +75,10 @@ int chunk_index_add(struct chunk_index *x, const struct chunk_hash *name, const 
             return code;
         p.raw = xcalloc(1, MAX(raw_bytes, 1u));
         memcpy(p.raw, raw, raw_bytes);
-        if (x->pack_count == x->pack_capacity) {
-            x->pack_capacity = MAX(x->pack_capacity * 2, 64u);
-            x->packs = xrealloc(x->packs, x->pack_capacity * sizeof *x->packs);
-        }
+        packs_grow(x);
         known = x->pack_count++;
         x->packs[known] = p;
+        *name_slot(x, name) = x->pack_count;
     }
     if (ret_pack != NULL)
         *ret_pack = known;

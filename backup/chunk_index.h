@@ -41,7 +41,9 @@ struct indexed_pack {
 
 struct chunk_index {
     struct indexed_pack *packs;
-    uint32_t pack_count, pack_capacity;
+    uint32_t pack_count, pack_capacity; /* a power of two */
+    uint32_t *names; /* hash table over the packs' names: 1 + pack; 0: free */
+    uint64_t name_slots;
     uint64_t *slots; /* 1 + (pack << 32 | chunk); 0: free */
     uint64_t slot_count, used;
 };

@@ -121,7 +121,7 @@ static int backup_compare(const void *a, const void *b)
 }
 
 /* Manifests first, fences after: see repo_gc.h. */
-static int backups_load(struct repo *repo, const char *prefix, struct repo_backups *ret_backups, struct error *err)
+static int manifests_load(struct repo *repo, const char *prefix, struct repo_backups *ret_backups, struct error *err)
 {
     struct store_listing names = {0}, fences = {0};
     struct repo_backups all = {0};
@@ -145,18 +145,46 @@ static int backups_load(struct repo *repo, const char *prefix, struct repo_backu
         return code;
     }
     qsort(all.items, all.count, sizeof *all.items, backup_compare);
-    size_t kept = 0;
-    for (size_t i = 0; i < all.count; i++) /* made twice under one id: either will do */
-        if (kept == 0 || strcmp(all.items[kept - 1].id, all.items[i].id) != 0)
-            all.items[kept++] = all.items[i];
-    all.count = kept;
     *ret_backups = all;
+    return 0;
+}
+
+/* A task that was begun anew, because its first end could not be seen yet, makes two manifests of one id: either will do. */
+static int backups_load(struct repo *repo, const char *prefix, struct repo_backups *ret_backups, struct error *err)
+{
+    size_t kept = 0;
+    int code = manifests_load(repo, prefix, ret_backups, err);
+    if (code < 0)
+        return code;
+    struct repo_backup *items = ret_backups->items;
+    for (size_t i = 0; i < ret_backups->count; i++)
+        if (kept == 0 || strcmp(items[kept - 1].id, items[i].id) != 0)
+            items[kept++] = items[i];
+    ret_backups->count = kept;
     return 0;
 }
 
 int repo_backups_load(struct repo *repo, struct repo_backups *ret_backups, struct error *err)
 {
     return backups_load(repo, "backups/", ret_backups, err);
+}
+
+int repo_manifests_load(struct repo *repo, struct repo_backups *ret_manifests, struct error *err)
+{
+    return manifests_load(repo, "backups/", ret_manifests, err);
+}
+
+int repo_backup_remove(struct repo *repo, const char *id, struct error *err)
+{
+    char prefix[MANIFEST_NAME_BYTES];
+    struct store_listing names = {0};
+    ASSERT(repo_id_ok(id));
+    snprintf(prefix, sizeof prefix, "backups/%s-", id);
+    int code = store_listing_load(repo->store, prefix, &names, err);
+    for (size_t i = 0; code == 0 && i < names.count; i++)
+        code = store_remove(repo->store, names.items[i].name, err);
+    store_listing_finish(&names);
+    return code;
 }
 
 void repo_backups_finish(struct repo_backups *backups)

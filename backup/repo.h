@@ -53,11 +53,16 @@ struct repo_backup {
     uint64_t size_bytes; /* of the manifest */
 };
 struct repo_backups {
-    struct repo_backup *items; /* by id; each id once */
+    struct repo_backup *items; /* by id */
     size_t count;
 };
-/* The complete ones. */
+/* The complete ones, each id once. */
 int repo_backups_load(struct repo *repo, struct repo_backups *ret_backups, struct error *err);
+/* All manifests of complete ones. There may be two of one id; what is listed and read is the first, but it must not be that the other
+ * comes up when this one is removed, and what it needs has been collected. */
+int repo_manifests_load(struct repo *repo, struct repo_backups *ret_manifests, struct error *err);
+/* All manifests of @id, which is an id. None: fine. */
+int repo_backup_remove(struct repo *repo, const char *id, struct error *err);
 void repo_backups_finish(struct repo_backups *backups);
 /* -ENOENT: no complete backup of that id; -EBADMSG: damaged; in words that name it. */
 int repo_manifest_load(struct repo *repo, const char *id, struct manifest *ret_manifest, struct error *err);

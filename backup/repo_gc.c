@@ -92,7 +92,7 @@ static int mark_all(struct gc *g, struct error *err)
         code = fence_lift(g, manifests.items[i].name, err);
     store_listing_finish(&manifests);
     if (code == 0)
-        code = repo_backups_load(g->repo, &backups, err);
+        code = repo_manifests_load(g->repo, &backups, err);
     for (size_t i = 0; code == 0 && i < backups.count; i++) {
         struct manifest m;
         struct error local = {0};
@@ -414,7 +414,8 @@ static int sweep(struct gc *g, struct error *err)
             if (pack != UINT32_MAX && x->packs[pack].present && !g->needed[pack])
                 gone[pack] = any = true;
         }
-    if (any || g->view.indexes.count > REPO_GC_INDEXES_MAX)
+    uint64_t few = REPO_GC_INDEXES_MAX + 2 * (uint64_t)x->pack_count / CHUNK_INDEX_OBJECT_PACKS; /* as many as that many packs need */
+    if (any || g->view.indexes.count > few)
         code = indexes_replace(g, gone, err);
     for (uint32_t i = 0; code == 0 && i < x->pack_count; i++) {
         if (!gone[i])

@@ -47,7 +47,7 @@
 enum {
     REPO_GC_GRACE_MS = 24 * 3600 * 1000,
     REPO_GC_KEEP_PERCENT = 60, /* packs with less that is needed are repacked */
-    REPO_GC_INDEXES_MAX = 32,  /* more objects are made one */
+    REPO_GC_INDEXES_MAX = 32,  /* of these, and of the objects that the packs need, more are made few */
 };
 
 struct repo_gc_options {

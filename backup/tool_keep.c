@@ -210,7 +210,6 @@ static int forgotten_mark(const struct tool_options *o, const struct repo_catalo
 static int backups_remove(const struct tool_options *o, struct repo *repo, uint64_t *ret_removed, struct error *err)
 {
     struct repo_catalog c;
-    char name[MANIFEST_NAME_BYTES];
     int code = repo_catalog_load(repo, &c, err);
     if (code < 0)
         return code;
@@ -222,7 +221,7 @@ static int backups_remove(const struct tool_options *o, struct repo *repo, uint6
         if (!goes[i])
             continue;
         if (!o->dry_run)
-            code = store_remove(repo->store, repo_manifest_name(item->backup.id, item->backup.session, name), err);
+            code = repo_backup_remove(repo, item->backup.id, err);
         if (code < 0)
             break;
         ++*ret_removed;

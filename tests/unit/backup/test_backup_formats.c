@@ -342,6 +342,41 @@ static void test_pace(void **state UNUSED)
     store_pace_destroy(pace);
 }
 
+/* As a store of a TiB has them: each is found by its name, none twice, and one that is not there is not. */
+static void test_many_packs_by_name(void **state UNUSED)
+{
+    enum { PACKS = 3000 };
+    struct chunk_hash *names = calloc(PACKS + 1, sizeof *names);
+    struct pack_coder *coder = pack_coder_create(1);
+    struct chunk_index x;
+    chunk_index_init(&x);
+    for (uint32_t i = 0; i <= PACKS; i++) {
+        struct pack_builder b;
+        struct pack_frame frame;
+        struct pack_chunk chunk = {.size_bytes = sizeof i};
+        uint64_t offset;
+        uint32_t bytes, at;
+        chunk_hash_plain(&i, sizeof i, &chunk.id);
+        pack_builder_init(&b);
+        const uint8_t *stored = pack_frame_encode(coder, NULL, &chunk, 1, &i, sizeof i, &frame);
+        pack_builder_add(&b, &frame, stored, &chunk);
+        pack_builder_close(&b, &names[i], &offset, &bytes);
+        for (unsigned twice = 0; i < PACKS && twice < 2; twice++) {
+            assert_int_equal(chunk_index_add(&x, &names[i], b.out.data + offset, bytes, &at, NULL), 0);
+            assert_int_equal(at, i);
+        }
+        pack_builder_finish(&b);
+    }
+    assert_int_equal(x.pack_count, PACKS);
+    for (uint32_t i = 0; i < PACKS; i++)
+        assert_int_equal(chunk_index_pack(&x, &names[i]), i);
+    assert_int_equal(chunk_index_pack(&x, &names[PACKS]), UINT32_MAX);
+    chunk_index_finish(&x);
+    assert_int_equal(chunk_index_pack(&x, &names[0]), UINT32_MAX);
+    pack_coder_destroy(coder);
+    free(names);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "--make-golden") == 0) { /* once for each version: never over an old one */
@@ -354,7 +389,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden), cmocka_unit_test(test_cut_and_newer), cmocka_unit_test(test_leaf_difference),
         cmocka_unit_test(test_keys),   cmocka_unit_test(test_s3_signature),  cmocka_unit_test(test_retention),
-        cmocka_unit_test(test_pace),
+        cmocka_unit_test(test_pace),   cmocka_unit_test(test_many_packs_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

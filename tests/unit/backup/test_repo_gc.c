@@ -42,6 +42,7 @@ struct world {
     atomic_bool armed;
     atomic_uint calls_left;
     void (*nested)(struct world *w);
+    struct kept *again; /* what again_nested makes */
 };
 
 /* Every chunk is one of a few contents, so that backups share many. */
@@ -90,15 +91,12 @@ static void world_close(struct world *w)
     memory_store_finish(&w->store);
 }
 
-static int backup_make(struct world *w)
+/* As @k says it is called. */
+static int backup_make_as(struct world *w, struct kept *k)
 {
     struct memory_source s;
     struct backup_writer *writer = NULL;
-    if (w->count == BACKUPS_MAX)
-        return 0;
-    struct kept *k = &w->backups[w->count++];
     CLEANUP_FREE uint8_t *data = malloc(SIZE);
-    repo_id_make(k->id);
     for (unsigned i = 0; i < CHUNKS; i++)
         k->content[i] = (uint8_t)(next() % 12);
     data_of(k->content, data);
@@ -112,6 +110,15 @@ static int backup_make(struct world *w)
     backup_writer_destroy(writer);
     k->acknowledged = code == 0;
     return code;
+}
+
+static int backup_make(struct world *w)
+{
+    if (w->count == BACKUPS_MAX)
+        return 0;
+    struct kept *k = &w->backups[w->count++];
+    repo_id_make(k->id);
+    return backup_make_as(w, k);
 }
 
 static void backup_nested(struct world *w)
@@ -236,6 +243,44 @@ static void test_collects(void **state UNUSED)
     world_close(&w);
 }
 
+static void again_nested(struct world *w)
+{
+    assert_int_equal(backup_make_as(w, w->again), 0);
+}
+
+/* A task was begun anew, and its first end came after all: whichever of the two is read, now or when the other is lost, restores; and
+ * who removes the backup removes both. */
+static void test_two_of_one_id(void **state UNUSED)
+{
+    struct world w;
+    struct repo_backups all, listed;
+    struct kept twice[2] = {{.id = ""}, {.id = ""}};
+    char name[MANIFEST_NAME_BYTES];
+    world_open(&w);
+    repo_id_make(twice[0].id);
+    memcpy(twice[1].id, twice[0].id, sizeof twice[1].id);
+    w.again = &twice[1];
+    arm(&w, 4, again_nested); /* the first is at work, and is not complete before it */
+    assert_int_equal(backup_make_as(&w, &twice[0]), 0);
+    assert_true(twice[1].acknowledged);
+    assert_memory_not_equal(twice[0].content, twice[1].content, CHUNKS);
+    assert_int_equal(collect(&w, 0), 0);
+    assert_int_equal(collect(&w, 0), 0);
+    assert_int_equal(repo_manifests_load(&w.repo, &all, NULL), 0);
+    assert_int_equal(repo_backups_load(&w.repo, &listed, NULL), 0);
+    assert_int_equal(all.count, 2);
+    assert_int_equal(listed.count, 1);
+    assert_int_equal(store_remove(&w.store.store, repo_manifest_name(all.items[0].id, all.items[0].session, name), NULL), 0);
+    all_well(&w); /* the other one's data is there as well */
+    w.count = 0;
+    assert_int_equal(repo_backup_remove(&w.repo, twice[0].id, NULL), 0);
+    assert_int_equal(objects_under(&w, "backups/"), 0);
+    nothing_left(&w);
+    repo_backups_finish(&all);
+    repo_backups_finish(&listed);
+    world_close(&w);
+}
+
 /* What is young stays: an interrupted backup goes on where it was. */
 static void test_grace(void **state UNUSED)
 {
@@ -333,6 +378,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_collects),
         cmocka_unit_test(test_grace),
+        cmocka_unit_test(test_two_of_one_id),
         cmocka_unit_test(test_backup_with_patient),
         cmocka_unit_test(test_backup_with_ruthless),
         cmocka_unit_test(test_collection_with_backup),
