@@ -234,7 +234,7 @@ int replica_store_begin(struct replica_store *store, uint64_t epoch, const struc
     int code = may_begin(store, epoch, disks, err);
     if (code < 0)
         return code;
-    if (store->record.number == 0)
+    if (store->record.number == 0 && disks != &store->record.disks)
         disks_note(store, disks);
     store->epoch = epoch;
     return disks_open(store, err);

@@ -2,6 +2,7 @@
 #include "migration/replica_stream.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -135,12 +136,21 @@ struct sending {
     bool first; /* the replica has nothing yet, and reads as zeroes */
 };
 
+/* It says nothing before the end, unless it refuses: what is still to be sent would be for nothing then. */
+static int refusal_look(struct sending *s, struct error *err)
+{
+    struct pollfd p = {.fd = s->fd, .events = POLLIN};
+    return poll(&p, 1, 0) > 0 ? error_set(err, -EPIPE, ERROR_UNREACHABLE, "the other side of the replication has ended it") : 0;
+}
+
 static int content_send(struct sending *s, unsigned disk, uint64_t from, uint64_t end, struct error *err)
 {
     struct block *b = s->source->disks[disk].block;
     int code = 0;
     for (; code == 0 && from < end; from += MIN(end - from, (uint64_t)REPLICA_PIECE_BYTES)) {
         uint64_t size = MIN(end - from, (uint64_t)REPLICA_PIECE_BYTES);
+        if ((code = refusal_look(s, err)) < 0)
+            return code;
         code = block_now(b, BLOCK_READ, from, s->piece, size);
         if (code < 0)
             return error_errno(err, code, "cannot read disk %s", s->source->disks[disk].name);
@@ -165,6 +175,8 @@ static int disk_send(struct sending *s, unsigned disk, struct error *err)
             return code;
         if ((!s->source->whole && !e.changed) || (s->first && e.zero))
             continue;
+        if ((code = refusal_look(s, err)) < 0)
+            return code;
         const struct frame zero = {.type = FRAME_ZERO, .disk = (uint8_t)disk, .offset = from, .size = e.end - from};
         code = e.zero ? frame_send(s->fd, &zero, NULL, err) : content_send(s, disk, from, e.end, err);
         s->frames += e.zero;
@@ -209,12 +221,14 @@ static int hello_take(struct sending *s, struct frame *f, struct replica_sent *r
     return code;
 }
 
-/* A source whose replica has refused something finds its connection closed: the reason may be there to be read. */
-static void reason_take(int fd, struct frame *f, struct error *err)
+/* A source whose replica has refused something finds its connection closed, or a word there: the reason may be there to be read. */
+static int reason_take(int fd, struct frame *f, int code, struct error *err)
 {
     struct error said = {.code = 0};
-    if (frame_expect(fd, f, FRAME_DONE, &said) == -EIO)
-        *err = said;
+    if (frame_expect(fd, f, FRAME_DONE, &said) != -EIO)
+        return code;
+    *err = said;
+    return -EIO;
 }
 
 int replica_send(int fd, struct replica_source *source, struct replica_sent *ret_sent, struct error *err)
@@ -229,7 +243,7 @@ int replica_send(int fd, struct replica_source *source, struct replica_sent *ret
         return code;
     code = point_send(&s, err);
     if (code == -EPIPE)
-        reason_take(fd, &f, err);
+        code = reason_take(fd, &f, code, err);
     if (code == 0)
         code = frame_expect(fd, &f, FRAME_DONE, err);
     if (code == 0)

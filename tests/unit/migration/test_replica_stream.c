@@ -1,6 +1,7 @@
 /* Points of a replica over a socket: what arrives is what was sent, wherever the connection is cut the replica keeps its last point,
  * and what is refused says why to both sides. */
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,6 +23,7 @@ enum { CLUSTERS = 20, CLUSTER = 65536, DISKS = 2, EPOCH = 3 };
 
 struct array {
     struct block block;
+    struct bed *bed;
     uint8_t data[CLUSTERS * CLUSTER];
     bool changed[CLUSTERS];
 };
@@ -43,10 +45,13 @@ static void array_drain(struct block *b UNUSED)
 
 static const struct block_ops array_ops = {.submit = array_submit, .drain = array_drain};
 
+static void array_wait(const struct bed *bed);
+
 static int array_extent(struct block *b, uint64_t from, uint64_t end UNUSED, struct nbd_extent *ret_extent, struct error *err UNUSED)
 {
     const struct array *a = CONTAINER_OF(b, struct array, block);
     uint64_t cluster = from / CLUSTER;
+    array_wait(a->bed);
     const uint8_t *at = a->data + cluster * CLUSTER;
     *ret_extent = (struct nbd_extent){.end = (cluster + 1) * CLUSTER, .changed = a->changed[cluster]};
     ret_extent->zero = at[0] == 0 && memcmp(at, at + 1, CLUSTER - 1) == 0;
@@ -62,8 +67,16 @@ struct bed {
     uint64_t random, complete, known;
     char id[33];
     bool whole;
-    uint64_t asked_number;
+    uint64_t asked_number, sent_bytes;
+    int *waits_for; /* a socket: disks are looked at when something has come there; NULL: at once */
 };
+
+static void array_wait(const struct bed *bed)
+{
+    struct pollfd p = {.fd = bed->waits_for != NULL ? *bed->waits_for : -1, .events = POLLIN};
+    if (bed->waits_for != NULL)
+        assert_int_equal(poll(&p, 1, 60000), 1);
+}
 
 static const char *const names[DISKS] = {"root", "data"};
 
@@ -79,7 +92,7 @@ static struct bed *bed_create(uint64_t seed)
     b->pool = power_pool_create(seed);
     b->random = seed * 2654435761u + 1;
     for (unsigned i = 0; i < DISKS; i++)
-        b->disks[i].block = (struct block){.ops = &array_ops, .size_bytes = CLUSTERS * CLUSTER, .block_bytes = 512};
+        b->disks[i].bed = b, b->disks[i].block = (struct block){.ops = &array_ops, .size_bytes = CLUSTERS * CLUSTER, .block_bytes = 512};
     return b;
 }
 
@@ -163,8 +176,9 @@ static int point_ship(struct bed *b, uint64_t epoch, uint64_t bytes, uint64_t *r
     struct replica_source source = {
         .epoch = epoch, .known_id = b->known > 0 ? b->id : NULL, .known_number = b->known, .open = source_open, .arg = b};
     struct replica_sent sent;
-    int near[2], far[2];
+    int near[2], far[2], *waits = b->waits_for;
     pthread_t threads[3];
+    b->waits_for = waits != NULL ? &near[0] : NULL;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, near), 0);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, far), 0);
     *ret_received = (struct receiving){.bed = b, .fd = far[1]};
@@ -173,6 +187,8 @@ static int point_ship(struct bed *b, uint64_t epoch, uint64_t bytes, uint64_t *r
     assert_int_equal(pthread_create(&threads[1], NULL, relay, &out), 0);
     assert_int_equal(pthread_create(&threads[2], NULL, relay, &back), 0);
     int code = replica_send(near[0], &source, &sent, err);
+    b->sent_bytes = sent.bytes;
+    b->waits_for = waits;
     shutdown(near[0], SHUT_RDWR);
     for (unsigned i = 0; i < 3; i++)
         pthread_join(threads[i], NULL);
@@ -271,6 +287,26 @@ static void what_is_refused_says_why(void **state UNUSED)
     b->disks[1].block.size_bytes -= CLUSTER; /* another disk than before */
     assert_int_equal(point_ship(b, EPOCH, UINT64_MAX, NULL, &received, &err), -EIO);
     assert_non_null(strstr(err.text, "other disks"));
+    replica_check(b);
+    bed_destroy(b);
+}
+
+/* Its host has no room, say: the rest of the disks would go over the link for nothing. */
+static void who_is_refused_sends_no_more(void **state UNUSED)
+{
+    struct bed *b = bed_create(2);
+    struct receiving received;
+    struct error err = {.code = 0};
+    int none = -1;
+    for (unsigned i = 0; i < 10; i++)
+        guest_writes(b);
+    b->waits_for = &none;
+    assert_int_equal(point_ship(b, EPOCH - 1, UINT64_MAX, NULL, &received, &err), -EIO);
+    assert_non_null(strstr(err.text, "epoch 3"));
+    assert_int_equal(b->sent_bytes, 0);
+    b->waits_for = NULL;
+    assert_int_equal(point_ship(b, EPOCH, UINT64_MAX, NULL, &received, &err), 0);
+    assert_true(b->sent_bytes > 0);
     replica_check(b);
     bed_destroy(b);
 }
@@ -415,6 +451,7 @@ int main(void)
         cmocka_unit_test(points_arrive),
         cmocka_unit_test(a_cut_leaves_the_last_point),
         cmocka_unit_test(what_is_refused_says_why),
+        cmocka_unit_test(who_is_refused_sends_no_more),
         cmocka_unit_test(a_replica_that_has_gone_back_is_sent_all),
         cmocka_unit_test(a_source_that_says_anything),
         cmocka_unit_test(a_replica_that_says_anything),
