@@ -173,11 +173,13 @@ static void created_print(const struct tool_options *o, const struct manifest *m
            m->head.duration_ms / 100 % 10);
 }
 
+/* *ret_made: by this run, and of the disks as they are now. */
 static int create_run(const struct tool_options *o, struct repo *repo, struct backup_writer_options *options,
-                      struct manifest *ret_manifest, struct error *err)
+                      struct manifest *ret_manifest, bool *ret_made, struct error *err)
 {
     struct backup_writer *w = NULL;
     int code = backup_writer_create(repo, options, &w, err);
+    *ret_made = code != -EEXIST;
     /* a job that was begun again after it had ended: nothing is left to do */
     if (code == -EEXIST)
         return repo_manifest_load(repo, options->id, ret_manifest, err);
@@ -197,6 +199,7 @@ int tool_create(const struct tool_options *o, struct error *err)
     struct string_map labels = {.pairs = pairs, .count = o->labels.count};
     struct manifest m = {0};
     struct bytes_writer json = {0};
+    bool made = false;
     char parent[REPO_ID_TEXT_BYTES];
     CLEANUP_FREE char *definition = NULL;
     struct backup_writer_options options = {.id = o->id,
@@ -223,11 +226,13 @@ int tool_create(const struct tool_options *o, struct error *err)
     if (code == 0) {
         options.definition = definition;
         options.parent = parent[0] != '\0' ? parent : NULL;
-        code = create_run(o, &place.repo, &options, &m, err);
+        code = create_run(o, &place.repo, &options, &m, &made, err);
     }
     if (code == 0) {
         manifest_tell_content(&m, place.repo.header.chunk_bytes);
         OBJECT_ENCODE(backup_manifest, &m.head, &json);
+        json.size--; /* the brace */
+        bytes_put_format(&json, ",\"made\":%s}", made ? "true" : "false");
         bytes_put_u8(&json, 0);
         json.size--;
     }

@@ -653,7 +653,10 @@ static int backup_create(struct backup_work *work, struct task_seen *ret_seen, s
     }
     if (work->control_path != NULL) {
         struct error lost = {.code = 0};
-        int ended = vmm_images_end(work->control_path, work->task.id, r == 0, &lost);
+        /* A task that was begun again after its backup was complete has made images of another moment than the backup's: what has
+         * changed since those must not be taken for what has changed since it. A program that does not say who made it: the same. */
+        bool made = r == 0 && json_is_true(json_object_get(manifest, "made"));
+        int ended = vmm_images_end(work->control_path, work->task.id, made, &lost);
         if (r < 0 && ended < 0) /* the reason of the reason */
             error_prefix(err, "%.200s; ", lost.text);
     }

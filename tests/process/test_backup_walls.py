@@ -14,7 +14,7 @@ import uuid
 
 import pytest
 
-from bed import BUILD, ROOT
+from bed import BUILD, ROOT, wait_until
 
 BIN = ROOT / 'build' / 'debug' / 'bin'
 AGENT, BACKUP = BIN / 'drover-agent', BIN / 'drover-backup'
@@ -163,7 +163,7 @@ class FakeVmm:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.bind(str(path))
         self.socket.listen(4)
-        self.asked = []
+        self.asked, self.kept = [], []
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self):
@@ -176,6 +176,8 @@ class FakeVmm:
                 request = client.recv(65536)
                 method = request.split()[0].decode()
                 self.asked.append(method)
+                if method == 'PUT':
+                    self.kept.append(json.loads(request.split(b'\r\n\r\n', 1)[1])['kept'])
                 phase = {'POST': 'open'}.get(method, 'none')
                 body = json.dumps({'phase': phase, 'consistency': 'crash', 'pause_us': 1}).encode()
                 client.sendall(b'HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n%s' % (201 if method == 'POST' else 200, len(body), body))
@@ -215,6 +217,28 @@ def test_sockets_of_others_are_not_talked_to(home, short):
     finally:
         vmm.close()
         victim.close()
+
+
+def test_begun_again_after_its_end(home, short):
+    """The agent was killed when the backup was whole and nobody knew: the images of the second run are of another moment, and the VMM
+    must not take them for the backup's, or the next one would lack what was written between the two."""
+    vm, sock = short / 'vm', short / 'vm' / 'backup.sock'
+    (home / 'vm').rename(vm)
+    vmm = FakeVmm(short / 'control')
+    disks = subprocess.Popen(['qemu-nbd', '--read-only', '--format=raw', '--export-name=root', '--shared=8', '--persistent',
+                              f'--socket={sock}', vm / 'disks' / 'root.raw'])
+    try:
+        wait_until(sock.exists, 30, 'qemu-nbd')
+        os.chown(sock, USER, USER)
+        order = work(home, control_path=str(short / 'control'), socket_path=str(sock))
+        first = succeed(order)
+        assert content(home, first) == (vm / 'disks' / 'root.raw').read_bytes()
+        assert succeed(order) == first and len(json.loads(tool(home, 'list', '--json'))) == 1
+        assert vmm.asked == ['GET', 'POST', 'PUT'] * 2 and vmm.kept == [True, False]
+    finally:
+        disks.kill()
+        disks.wait()
+        vmm.close()
 
 
 SPY = '''#!/bin/sh
