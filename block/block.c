@@ -74,6 +74,18 @@ int block_read_at_hand(struct block *b, const struct block_request *request)
     return request->op == BLOCK_READ && b->ops->read_at_hand != NULL ? b->ops->read_at_hand(b, request) : -EAGAIN;
 }
 
+int block_read_likely(struct block *b, const struct block_request *request)
+{
+    if (b->untried > 0) {
+        b->untried--;
+        return -EAGAIN;
+    }
+    int code = block_read_at_hand(b, request);
+    b->misses = code == 0 ? 0 : MIN(b->misses * 2 + 1, (unsigned)BLOCK_UNTRIED_MAX);
+    b->untried = b->misses;
+    return code;
+}
+
 void block_complete(struct block *b, struct block_request *request)
 {
     ASSERT(b->in_flight > 0);

@@ -28,6 +28,7 @@
 enum {
     BLOCK_SECTOR_BYTES = 512,          /* offsets and sizes are multiples of it */
     BLOCK_REQUEST_BYTES_MAX = 1 << 25, /* read or write: 32 MiB, so that no request takes long */
+    BLOCK_UNTRIED_MAX = 63,            /* see block_read_likely */
 };
 
 enum block_op {
@@ -97,6 +98,7 @@ struct block {
     void (*changes)(void *arg, uint64_t offset, uint64_t size);
     void *changes_arg;
     unsigned in_flight; /* submitted, done not called yet; kept by block_submit and block_complete */
+    unsigned misses, untried; /* block_read_likely's: reads to leave untried after the last that was not at hand; still to be left */
 };
 
 /* Checks the range, the alignment, read-only and the sums, then hands @request to the driver. -EINVAL, -ERANGE,
@@ -105,6 +107,9 @@ int block_submit(struct block *b, struct block_request *request);
 /* READ without a wait, where that is possible: 0, and it is done (done, result and link are not used). -EAGAIN: submit it;
  * or as block_submit. */
 int block_read_at_hand(struct block *b, const struct block_request *request);
+/* The same, for those who ask of each read before they submit it: as long as nothing is found at hand, all but one of
+ * BLOCK_UNTRIED_MAX reads are not looked for (-EAGAIN), or a disk that is not in memory would begin each of them twice. */
+int block_read_likely(struct block *b, const struct block_request *request);
 /* For drivers: call request->done, on the I/O thread or within drain. */
 void block_complete(struct block *b, struct block_request *request);
 /* The part [@skip, @skip + @size) of @count segments, into @to, which has room for as many; returns how many it took. */

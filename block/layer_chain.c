@@ -6,6 +6,8 @@
 
 #include "block/layer_merge.h"
 
+enum { AT_HAND_IOVECS_MAX = 128 }; /* of a read of several layers: no guest's has more */
+
 enum chain_piece_kind {
     PIECE_PASS,  /* a stretch, straight from or to a layer */
     PIECE_WRITE, /* the same, and clusters become the top's at its end */
@@ -378,44 +380,58 @@ static void piece_done(struct block_request *request, int result)
 
 /* ---- requests ---- */
 
+/* The next stretch of a read from @at on, up to @end, that one layer shows (@ret_owner; 0: none): its end, and where in it
+ * what reads as zeroes begins: what a raw image has not of its last cluster. */
+static uint64_t stretch_next(const struct layer_chain *c, uint64_t at, uint64_t end, uint8_t *ret_owner, uint64_t *ret_there)
+{
+    uint64_t cluster = at / LAYER_CLUSTER_BYTES, stop = at;
+    uint8_t owner = c->owner[cluster];
+    for (; stop < end && c->owner[cluster] == owner; cluster++)
+        stop = MIN(end, (cluster + 1) * LAYER_CLUSTER_BYTES);
+    *ret_owner = owner;
+    *ret_there = owner == 0 ? at : MAX(at, MIN(stop, c->layers[owner - 1]->data->size_bytes));
+    return stop;
+}
+
 static void read_submit(struct chain_op *op)
 {
     struct layer_chain *c = op->chain;
     const struct block_request *r = op->request;
-    uint64_t end = r->offset + r->size;
-    for (uint64_t at = r->offset; at < end;) {
-        uint64_t cluster = at / LAYER_CLUSTER_BYTES, stop = at;
-        uint8_t owner = c->owner[cluster];
-        for (; stop < end && c->owner[cluster] == owner; cluster++)
-            stop = MIN(end, (cluster + 1) * LAYER_CLUSTER_BYTES);
-        /* what a raw image has not of its last cluster */
-        uint64_t there = owner == 0 ? at : MAX(at, MIN(stop, c->layers[owner - 1]->data->size_bytes));
+    uint64_t end = r->offset + r->size, stop, there;
+    uint8_t owner;
+    for (uint64_t at = r->offset; at < end; at = stop) {
+        stop = stretch_next(c, at, end, &owner, &there);
         if (there < stop)
             request_copy(r, there - r->offset, NULL, stop - there);
         if (there > at)
             stretch_submit(op, c->layers[owner - 1], at, there);
-        at = stop;
     }
 }
 
-/* Of one layer, which it mostly is where little is read. */
+/* All of it, of however many layers; what is not at hand is mostly found out at the first. */
 static int chain_read_at_hand(struct block *b, const struct block_request *r)
 {
     struct layer_chain *c = of_block(b);
-    uint64_t first = r->offset / LAYER_CLUSTER_BYTES, last = (r->offset + r->size - 1) / LAYER_CLUSTER_BYTES;
-    if (c->count == 0)
-        return -EAGAIN;
-    uint8_t owner = c->owner[first];
-    for (uint64_t i = first; i <= last; i++)
-        if (c->owner[i] != owner)
+    struct iovec iovecs[AT_HAND_IOVECS_MAX];
+    uint64_t end = r->offset + r->size, stop, there;
+    uint8_t owner;
+    int code = c->count == 0 ? -EAGAIN : 0;
+    for (uint64_t at = r->offset; at < end && code == 0; at = stop) {
+        stop = stretch_next(c, at, end, &owner, &there);
+        struct block_request piece = {.op = BLOCK_READ, .offset = at, .size = there - at, .iovecs = r->iovecs, .iovec_count = r->iovec_count};
+        if (there < stop)
+            request_copy(r, there - r->offset, NULL, stop - there);
+        if (there == at)
+            continue;
+        if (c->layers[owner - 1]->is_source || (piece.size < r->size && r->iovec_count > AT_HAND_IOVECS_MAX))
             return -EAGAIN;
-    if (owner == 0) {
-        request_copy(r, 0, NULL, r->size);
-        return 0;
+        if (piece.size < r->size) {
+            piece.iovecs = iovecs;
+            piece.iovec_count = block_iovecs_slice(r->iovecs, r->iovec_count, at - r->offset, piece.size, iovecs);
+        }
+        code = block_read_at_hand(c->layers[owner - 1]->data, &piece);
     }
-    const struct layer *layer = c->layers[owner - 1];
-    bool is_there = !layer->is_source && r->offset + r->size <= layer->data->size_bytes;
-    return is_there ? block_read_at_hand(layer->data, r) : -EAGAIN;
+    return code;
 }
 
 static bool covers(const struct layer_chain *c, const struct block_request *r, uint64_t cluster)

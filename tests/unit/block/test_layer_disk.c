@@ -915,6 +915,67 @@ static void a_hold_waits_for_writes_and_no_flush(void **state UNUSED)
     trial_destroy(t);
 }
 
+/* A disk of several layers, with holes, whose clusters alternate: what is in memory is read without a request wherever it
+ * lies. */
+static void layers_are_read_at_hand(void **state UNUSED)
+{
+    enum { CLUSTERS = 12, BYTES = CLUSTERS * LAYER_CLUSTER_BYTES, MANY = 300 };
+    struct power_pool *pool = power_pool_create(7);
+    struct layer_disk *disk;
+    uint8_t *expect = xcalloc(1, BYTES), *found = xcalloc(1, BYTES);
+    pool->all_at_hand = true;
+    assert_int_equal(layer_disk_create(&pool->pool, "root", BYTES, NULL, NULL), 0);
+    assert_int_equal(layer_disk_open(&pool->pool, "root", false, 1, &disk, NULL), 0);
+    struct block *b = &disk->chain->block;
+    for (unsigned i = 0; i < CLUSTERS; i++) {
+        uint8_t *at = expect + i * LAYER_CLUSTER_BYTES;
+        if (i % 4 == 3) /* nobody's */
+            continue;
+        for (unsigned byte = 0; byte < LAYER_CLUSTER_BYTES; byte++)
+            at[byte] = (uint8_t)(byte / 512 + i);
+        assert_int_equal(block_now(b, BLOCK_WRITE, i * LAYER_CLUSTER_BYTES, at, LAYER_CLUSTER_BYTES), 0);
+        char name[8];
+        snprintf(name, sizeof name, "s%u", i);
+        assert_int_equal(layer_disk_snapshot(disk, name, NULL), 0);
+    }
+    for (unsigned from = 0; from < BYTES / 512; from += 37)
+        for (unsigned sectors = 1; from + sectors <= BYTES / 512; sectors += 61) {
+            size_t size = sectors * 512, cut = MIN(size, 1536u);
+            struct iovec iovecs[2] = {{found + size - cut, cut}, {found, size - cut}};
+            struct block_request r = {
+                .op = BLOCK_READ, .offset = from * 512, .size = size, .iovecs = iovecs, .iovec_count = 2};
+            memset(found, 0xee, BYTES);
+            assert_int_equal(block_read_at_hand(b, &r), 0);
+            assert_memory_equal(found + size - cut, expect + from * 512, cut);
+            assert_memory_equal(found, expect + from * 512 + cut, size - cut);
+            assert_int_equal(found[size], from + sectors == BYTES / 512 && size == BYTES ? found[size] : 0xee);
+        }
+    struct iovec many[MANY];
+    for (unsigned i = 0; i < MANY; i++)
+        many[i] = (struct iovec){found + i * 512, 512};
+    struct block_request r = {.op = BLOCK_READ, .size = MANY * 512, .iovecs = many, .iovec_count = MANY};
+    assert_int_equal(block_read_at_hand(b, &r), -EAGAIN); /* more pieces than a guest has */
+    r.iovec_count = 128;
+    r.size = 128 * 512;
+    r.offset = 512;
+    assert_int_equal(block_read_at_hand(b, &r), 0);
+    assert_memory_equal(found, expect + 512, 128 * 512);
+    pool->all_at_hand = false; /* each second page is not there */
+    unsigned here = 0, gone = 0;
+    for (unsigned page = 0; page < BYTES / 4096; page++) {
+        r = (struct block_request){.op = BLOCK_READ, .offset = page * 4096, .size = 4096, .iovecs = &(struct iovec){found, 4096}, .iovec_count = 1};
+        int code = block_read_at_hand(b, &r);
+        assert_true(code == 0 || code == -EAGAIN);
+        here += code == 0;
+        gone += code != 0;
+    }
+    assert_true(here > 0 && gone > 0);
+    layer_disk_close(disk);
+    power_pool_destroy(pool);
+    free(expect);
+    free(found);
+}
+
 /* Seeds that failed once: a merge took away the layer that the next FLUSH was to be of, too (seen under ASan). */
 static void seeds_of_old_faults(void **state)
 {
@@ -926,6 +987,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_hold_waits_for_writes_and_no_flush),
+        cmocka_unit_test(layers_are_read_at_hand),
         cmocka_unit_test(seeds_of_old_faults),
         cmocka_unit_test(every_cut_leaves_what_was_flushed),
         cmocka_unit_test(every_cut_leaves_what_is_missing_missing),

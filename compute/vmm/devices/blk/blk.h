@@ -1,9 +1,10 @@
 /* virtio-blk (virtio 1.2 §5.2) on any struct block: several request queues, FLUSH, DISCARD, WRITE_ZEROES, GET_ID,
  * read-only disks.
  *
- * A request is copied out of its chain, checked, and submitted; it completes exactly once, with OK, IOERR or UNSUPP
- * in its status byte. A request that finds the lease lost (-EAGAIN, block.h) is parked and submitted again by a timer
- * or when the machine resumes. A chain without room for a status byte, or too short for a header, breaks the queue.
+ * A request is copied out of its chain, checked, and submitted, or where it is a read and its data in memory, carried
+ * out there and then; it completes exactly once, with OK, IOERR or UNSUPP in its status byte. A request that finds the
+ * lease lost (-EAGAIN, block.h) is parked and submitted again by a timer or when the machine resumes. A chain without room
+ * for a status byte, or too short for a header, breaks the queue.
  *
  * An error of the disk goes to the guest, or stops the machine (options.on_error): then the request is parked too,
  * the machine is told by `stopped`, pauses, and resuming it starts the request again from the ring. So the guest

@@ -413,6 +413,45 @@ static void lost_lease_parks_requests(void **state)
     assert_int_equal(seen[0], 0x77);
 }
 
+/* A read of what is in memory is answered within its notification, whatever becomes of reads that are not. */
+static void what_is_in_memory_is_answered_at_once(void **state)
+{
+    struct bench *b = *state;
+    struct used_entry used = {0};
+    struct segment segments[] = {{b->header, 16, false}, {b->data, 5000, true}, {b->data + 8192, 123 * 512 - 5000, true}, {b->status, 1, true}};
+    uint8_t expect[123 * 512];
+    fill(expect, sizeof expect, 3);
+    assert_int_equal(pwrite(b->fd, expect, sizeof expect, 77 * 512), sizeof expect);
+    struct iovec look = {expect, sizeof expect};
+    if (preadv2(b->fd, &look, 1, 77 * 512, RWF_NOWAIT) != sizeof expect) {
+        print_message("skipped: this file system has nothing at hand\n");
+        skip();
+    }
+    put_header(b, VIRTIO_BLK_T_IN, 77);
+    driver_add(&b->d, 0, segments, 4);
+    driver_interrupts(&b->d, 1);
+    driver_kick(&b->d, 0);
+    assert_true(driver_has_used(&b->d, 0));
+    assert_true(driver_wait(&b->d, 0, &used));
+    assert_int_equal(used.size, sizeof expect + 1);
+    assert_int_equal(*(uint8_t *)driver_at(&b->d, b->status, 1), VIRTIO_BLK_S_OK);
+    assert_memory_equal(data(b), expect, 5000);
+    assert_memory_equal(data(b) + 8192, expect + 5000, sizeof expect - 5000);
+    assert_true(driver_interrupts(&b->d, 1) > 0);
+    assert_int_equal(b->block->in_flight, 0);
+    /* Not without the lease; and then as any other. */
+    set_lease(b, false);
+    put_header(b, VIRTIO_BLK_T_IN, 77);
+    driver_add(&b->d, 0, segments, 4);
+    driver_kick(&b->d, 0);
+    for (unsigned i = 0; i < 30; i++)
+        io_loop_run_once(b->m.loop, 10);
+    assert_false(driver_has_used(&b->d, 0));
+    set_lease(b, true);
+    assert_true(driver_wait(&b->d, 0, &used));
+    assert_int_equal(*(uint8_t *)driver_at(&b->d, b->status, 1), VIRTIO_BLK_S_OK);
+}
+
 static void parked_requests_move_to_another_process(void **state)
 {
     struct bench *b = *state;
@@ -802,6 +841,7 @@ int main(void)
         T(queues_run_together),
         T(read_only_disk_refuses_writes),
         T(lost_lease_parks_requests),
+        T(what_is_in_memory_is_answered_at_once),
         T(parked_requests_move_to_another_process),
         T(another_disk_is_refused_on_load),
         T(reset_waits_for_requests),
@@ -822,6 +862,7 @@ int main(void)
         T(queues_run_together),
         T(read_only_disk_refuses_writes),
         T(lost_lease_parks_requests),
+        T(what_is_in_memory_is_answered_at_once),
         T(parked_requests_move_to_another_process),
         T(reset_waits_for_requests),
         T(without_flush_writes_go_through),

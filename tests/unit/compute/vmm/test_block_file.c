@@ -368,6 +368,53 @@ static void past_the_cache_nothing_is_at_hand(void **state UNUSED)
     bench_destroy(b);
 }
 
+/* A block whose reads are at hand or not, as it is told. */
+struct memory {
+    struct block block;
+    unsigned tries;
+    int answer;
+};
+
+static int memory_read(struct block *block, const struct block_request *r UNUSED)
+{
+    struct memory *m = CONTAINER_OF(block, struct memory, block);
+    m->tries++;
+    return m->answer;
+}
+
+static unsigned tries_of(struct memory *m, unsigned reads)
+{
+    uint8_t found[512];
+    struct iovec iovec = {found, sizeof found};
+    unsigned before = m->tries;
+    while (reads-- > 0) {
+        unsigned tried = m->tries;
+        int code = block_read_likely(&m->block, &(struct block_request){.op = BLOCK_READ, .size = 512, .iovecs = &iovec, .iovec_count = 1});
+        assert_int_equal(code, m->tries > tried ? m->answer : -EAGAIN);
+    }
+    return m->tries - before;
+}
+
+/* Of a disk that is not in memory hardly any read is looked for there first; of one that is, or is again, each. */
+static void misses_make_tries_rare(void **state UNUSED)
+{
+    static const struct block_ops ops = {.read_at_hand = memory_read};
+    struct memory m = {.block = {.ops = &ops, .size_bytes = 512}};
+    assert_int_equal(tries_of(&m, 100), 100);
+    m.answer = -EAGAIN;
+    assert_int_equal(tries_of(&m, 1 + 1 + 1 + 3 + 1 + 7), 3);
+    assert_int_equal(tries_of(&m, 1 + 15 + 1 + 31 + 1), 3);
+    assert_int_equal(tries_of(&m, BLOCK_UNTRIED_MAX), 0);
+    assert_int_equal(tries_of(&m, 10 * (1 + BLOCK_UNTRIED_MAX)), 10);
+    m.answer = 0;
+    assert_int_equal(tries_of(&m, 1), 1);
+    assert_int_equal(tries_of(&m, 100), 100);
+    m.answer = -EAGAIN;
+    assert_int_equal(tries_of(&m, 2), 1);
+    m.answer = 0;
+    assert_int_equal(tries_of(&m, 100), 100);
+}
+
 /* The space of discarded and of unmapped zeroed ranges goes back to the host. */
 static void holes_give_space_back(void **state UNUSED)
 {
@@ -459,6 +506,7 @@ int main(void)
         cmocka_unit_test(uring_asks_before_each_call),
         cmocka_unit_test(what_is_cached_is_at_hand),
         cmocka_unit_test(past_the_cache_nothing_is_at_hand),
+        cmocka_unit_test(misses_make_tries_rare),
         cmocka_unit_test(holes_give_space_back),
         cmocka_unit_test(a_closed_disk_is_free_at_once),
     };
