@@ -261,8 +261,8 @@ static bool copy_begin(struct point_image *image, uint64_t first, uint64_t count
     int code = c->buffer == NULL ? -ENOMEM : block_read_at_hand(image->options.disk, &c->request);
     if (code == 0)
         copy_hold(c);
-    else if (code == -EAGAIN)
-        code = block_submit(image->options.disk, &c->request);
+    else if (code == -EAGAIN && (code = block_submit(image->options.disk, &c->request)) == 0)
+        image->counters.read_bytes += size;
     if (code < 0) {
         copy_drop(c);
         image_failed(image, code, "cannot read what the VM is about to overwrite");

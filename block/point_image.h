@@ -61,6 +61,7 @@ struct point_image_options {
 
 struct point_counters {
     uint64_t copied_bytes; /* old content that was kept */
+    uint64_t read_bytes;   /* of it, what was not at hand, so that the writer waited for it */
     uint64_t waited;       /* times that the front waited because too many were in memory */
     uint64_t forgotten;    /* clusters that the reader gave back */
 };

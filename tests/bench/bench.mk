@@ -6,7 +6,7 @@ bench-api: $(BUILD)/bin/drover-controller $(BUILD)/tests/bench/bench_api $(BUILD
 bench-block: $(BUILD)/tests/bench/bench_block ## the disk drivers without a guest: layers beside a raw file, a minute
 	@$<
 
-bench-backup-latency: $(BUILD)/tests/bench/bench_backup_latency ## a guest's writes while its disk is backed up to a store of 5 MB/s, and while not; two minutes
+bench-backup-latency: $(BUILD)/tests/bench/bench_backup_latency ## a guest's writes while its disk is backed up to a store of 5 MB/s, and while not; three minutes
 	@$<
 
 # Static: it runs in the stock guest, which has no libraries, and in a lab host.

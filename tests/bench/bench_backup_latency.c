@@ -2,13 +2,20 @@
  * without a guest; with no backup, and while the image of the disk (block/point_image.h) is read for a store that takes
  * 5 MB/s. Rounds take turns; all writes of a kind are one sample.
  *
- *     bench_backup_latency [--directory DIR] [--seconds N] [--direct] [--kind 1|2|3]
+ *     bench_backup_latency [--directory DIR] [--seconds N] [--direct] [--kind 1|2|3] [--warm | --cold]
  *
  * What is promised: p99 with a backup <= 1.5 times p99 without. Nearly every write of the paced kinds is the first to its
- * cluster, so this is the worst that there is. */
+ * cluster, so this is the worst that there is. What decides is whether what is overwritten is in the host's page cache, which
+ * nobody may leave to chance here: a kernel that throws out what was idle for some seconds (DAMON) changes the result by half.
+ * So each kind is run with all of the disk locked there (warm), and with none of it there when a round begins (cold). "read":
+ * the part of the blocks kept that the device had to be asked for. */
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "block/point_image.h"
 #include "common/file.h"
@@ -24,8 +31,11 @@ struct bench {
     struct uring *uring;
     char folder[256];
     unsigned seconds;
-    bool direct;
+    bool direct, cold;
     struct block *disk;
+    int disk_fd; /* for its page cache */
+    void *locked; /* while warm; else NULL */
+    struct point_counters counters; /* of the rounds of a kind */
 };
 
 struct kind {
@@ -152,7 +162,7 @@ static void on_wake(void *arg)
 
 /* ---- a round ---- */
 
-static struct block *file_open(struct bench *b, const char *name, bool direct)
+static struct block *file_open(struct bench *b, const char *name, bool direct, int *ret_fd)
 {
     struct block_file_options options = {.uring = b->uring, .direct = direct};
     struct error err = {0};
@@ -161,8 +171,27 @@ static struct block *file_open(struct bench *b, const char *name, bool direct)
     if (file_write_atomic(path, "", 0, 0600, &err) < 0 || truncate(path, (off_t)DISK_BYTES) < 0 ||
         block_file_open(path, &options, b->loop, &block, &err) < 0)
         die(err.text, -1);
+    if (ret_fd != NULL && (*ret_fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+        die(path, -errno);
     unlink(path);
     return block;
+}
+
+/* Of a disk that is flushed. */
+static void page_cache_prepare(struct bench *b)
+{
+    if (!b->direct && !b->cold && b->locked == NULL) {
+        b->locked = mmap(NULL, DISK_BYTES, PROT_READ, MAP_SHARED, b->disk_fd, 0);
+        if (b->locked == MAP_FAILED || mlock(b->locked, DISK_BYTES) < 0)
+            die("lock the disk in the page cache (as root, or with ulimit -l 1048576)", -errno);
+    }
+    if (b->cold && b->locked != NULL) {
+        munmap(b->locked, DISK_BYTES);
+        b->locked = NULL;
+    }
+    int code = b->cold ? posix_fadvise(b->disk_fd, 0, 0, POSIX_FADV_DONTNEED) : 0;
+    if (code != 0)
+        die("throw the disk out of the page cache", -code);
 }
 
 static void round_run(struct bench *b, const struct kind *kind, bool backup, struct writer *w)
@@ -171,6 +200,7 @@ static void round_run(struct bench *b, const struct kind *kind, bool backup, str
     struct waker waker = {.loop = b->loop};
     struct reader r = {.bench = b};
     struct point_image *image = NULL;
+    page_cache_prepare(b);
     uint64_t end = now_ns() + b->seconds * NS;
     pthread_mutex_lock(&b->lock);
     w->block = b->disk;
@@ -178,7 +208,7 @@ static void round_run(struct bench *b, const struct kind *kind, bool backup, str
     w->stop = false;
     if (backup) {
         struct point_image_options options = {
-            .disk = b->disk, .spill = file_open(b, "spill", false), .budget = &budget, .wake = on_wake, .arg = &waker};
+            .disk = b->disk, .spill = file_open(b, "spill", false, NULL), .budget = &budget, .wake = on_wake, .arg = &waker};
         if (point_image_create(&options, &image, NULL) < 0)
             die("image", -1);
         io_timer_init(&waker.run, on_run, image);
@@ -201,6 +231,8 @@ static void round_run(struct bench *b, const struct kind *kind, bool backup, str
         io_timer_cancel(&r.timer);
         block_drain(r.back);
         io_timer_cancel(&waker.run);
+        b->counters.copied_bytes += point_image_counters(image).copied_bytes;
+        b->counters.read_bytes += point_image_counters(image).read_bytes;
         point_image_destroy(image);
         free(r.one.iov_base);
     }
@@ -230,13 +262,16 @@ static void report(struct bench *b, const struct kind *kind)
             (struct block_request){.iovecs = &writers[i].one, .iovec_count = 1, .done = write_done};
         io_timer_init(&writers[i].timer, write_begin, &writers[i]);
     }
+    b->counters = (struct point_counters){0};
     for (unsigned round = 0; round < 2 * ROUNDS; round++)
         round_run(b, kind, round % 2 == 1, &writers[round % 2]);
     for (unsigned i = 0; i < 2; i++)
         qsort(writers[i].samples, writers[i].count, sizeof *writers[i].samples, by_size);
-    printf("%-28s without p50 %7.0f p99 %8.0f us (%zu)   with p50 %7.0f p99 %8.0f us (%zu)   p99 x %.2f\n", kind->name,
-           percentile(&writers[0], 500), percentile(&writers[0], 990), writers[0].count, percentile(&writers[1], 500),
-           percentile(&writers[1], 990), writers[1].count, percentile(&writers[1], 990) / percentile(&writers[0], 990));
+    printf("%-26s %-6s without p50 %5.0f p99 %6.0f us (%zu)   with p50 %5.0f p99 %6.0f us (%zu)   p99 x %.2f, read %.1f %%\n",
+           kind->name, b->direct ? "direct" : b->cold ? "cold" : "warm", percentile(&writers[0], 500),
+           percentile(&writers[0], 990), writers[0].count, percentile(&writers[1], 500), percentile(&writers[1], 990),
+           writers[1].count, percentile(&writers[1], 990) / percentile(&writers[0], 990),
+           100.0 * (double)b->counters.read_bytes / (double)MAX(b->counters.copied_bytes, 1));
     for (unsigned i = 0; i < 2; i++) {
         free(writers[i].samples);
         free(writers[i].one.iov_base);
@@ -263,7 +298,7 @@ int main(int argc, char **argv)
         {"one after another, flushed", 0, true},
     };
     struct bench b = {.seconds = 5};
-    unsigned only = 0;
+    unsigned only = 0, cold_first = 0, cold_last = 1;
     struct error err;
     const char *directory = "build";
     for (int i = 1; i < argc; i++) {
@@ -275,6 +310,10 @@ int main(int argc, char **argv)
             only = (unsigned)atoi(argv[++i]);
         else if (strcmp(argv[i], "--direct") == 0)
             b.direct = true;
+        else if (strcmp(argv[i], "--warm") == 0)
+            cold_last = 0;
+        else if (strcmp(argv[i], "--cold") == 0)
+            cold_first = 1;
     }
     snprintf(b.folder, sizeof b.folder, "%s/bench-backup-XXXXXX", directory);
     pthread_mutex_init(&b.lock, NULL);
@@ -282,12 +321,16 @@ int main(int argc, char **argv)
         die("cannot begin", -1);
     if (uring_create(b.loop, &b.uring, &err) < 0)
         printf("without io_uring: %s\n", err.text);
-    b.disk = file_open(&b, "disk", b.direct);
+    b.disk = file_open(&b, "disk", b.direct, &b.disk_fd);
     fill(&b);
-    for (unsigned i = 0; i < ARRAY_SIZE(kinds); i++)
-        if (only == 0 || only == i + 1)
-            report(&b, &kinds[i]);
+    for (unsigned cold = b.direct ? cold_last : cold_first; cold <= cold_last; cold++) {
+        b.cold = cold == 1 && !b.direct;
+        for (unsigned i = 0; i < ARRAY_SIZE(kinds); i++)
+            if (only == 0 || only == i + 1)
+                report(&b, &kinds[i]);
+    }
     block_close(b.disk);
+    close(b.disk_fd);
     uring_destroy(b.uring);
     io_loop_destroy(b.loop);
     return file_remove_tree(directory, strrchr(b.folder, '/') + 1, &err) < 0;

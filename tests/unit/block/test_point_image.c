@@ -486,6 +486,22 @@ static void only_what_is_overwritten(void **state UNUSED)
     trial_end(t);
 }
 
+/* What was not at hand is counted. */
+static void reads_counted(void **state UNUSED)
+{
+    struct trial *t = whole_disk(0);
+    t->pool->all_at_hand = true;
+    front_now(t, BLOCK_WRITE, 5 * POINT_BLOCK_BYTES, POINT_BLOCK_BYTES);
+    assert_int_equal(point_image_counters(t->image).read_bytes, 0);
+    t->pool->all_at_hand = false;
+    t->pool->steps = 0; /* nothing that begins at an even page is */
+    front_now(t, BLOCK_WRITE, 20 * POINT_BLOCK_BYTES, 2 * POINT_BLOCK_BYTES);
+    assert_int_equal(point_image_counters(t->image).read_bytes, 2 * POINT_BLOCK_BYTES);
+    assert_int_equal(point_image_counters(t->image).copied_bytes, 3 * POINT_BLOCK_BYTES);
+    back_expect(t, 0, SECTORS * SECTOR);
+    trial_end(t);
+}
+
 /* Who writes in sequence waits once for each cluster. */
 static void in_sequence(void **state UNUSED)
 {
@@ -633,7 +649,8 @@ int main(int argc, char **argv)
     }
     print_message("seeds %llu to %llu\n", (unsigned long long)seed_first, (unsigned long long)(seed_first + seeds - 1));
     const struct CMUnitTest tests[] = {cmocka_unit_test(random_trials), cmocka_unit_test(only_what_is_overwritten),
-                                       cmocka_unit_test(in_sequence), cmocka_unit_test(few_at_a_time),
-                                       cmocka_unit_test(more_than_memory), cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
+                                       cmocka_unit_test(reads_counted), cmocka_unit_test(in_sequence),
+                                       cmocka_unit_test(few_at_a_time), cmocka_unit_test(more_than_memory),
+                                       cmocka_unit_test(discards), cmocka_unit_test(unplugged)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
