@@ -522,14 +522,21 @@ static int disk_push(struct layer_disk *disk, const char *snapshot, struct error
     return 0;
 }
 
+int layer_disk_full(const struct layer_disk *disk, struct error *err)
+{
+    return error_set(err, -E2BIG, ERROR_CONFLICT,
+                     "disk %s has %d layers, the most that one may have; delete snapshots first. Layers of snapshots that nobody knows any more, as "
+                     "a VM leaves them in its volumes that is deleted by force, stay behind when the volume is moved to another pool",
+                     disk->name, LAYER_CHAIN_MAX);
+}
+
 int layer_disk_snapshot(struct layer_disk *disk, const char *snapshot, struct error *err)
 {
     int code = layer_name_check(snapshot, err);
     if (code == 0 && layer_head_snapshot(&disk->head, snapshot) != NULL)
         code = error_set(err, -EEXIST, ERROR_EXISTS, "disk %s has a snapshot %s already", disk->name, snapshot);
     if (code == 0 && disk->chain->count == LAYER_CHAIN_MAX)
-        code = error_set(err, -E2BIG, ERROR_CONFLICT, "a disk has at most %d layers; delete snapshots first",
-                         LAYER_CHAIN_MAX);
+        code = layer_disk_full(disk, err);
     if (code < 0)
         return code;
     block_drain(&disk->chain->block);

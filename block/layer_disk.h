@@ -60,6 +60,8 @@ int layer_disk_own(struct layer_disk *disk, bool own, struct error *err);
 /* Release the rest of one whose chain has been closed as a block (block_close), by its device. */
 void layer_disk_release(struct layer_disk *disk);
 
+/* -E2BIG in words: it has LAYER_CHAIN_MAX layers, so that there can be no snapshot. */
+int layer_disk_full(const struct layer_disk *disk, struct error *err);
 /* Drains and flushes, then begins a new top; what was is the snapshot. On failure the disk is as before. */
 int layer_disk_snapshot(struct layer_disk *disk, const char *snapshot, struct error *err);
 /* The name goes at once and lastingly; the space with layer_disk_tidy. */

@@ -19,8 +19,7 @@ static int may_begin(struct layer_disk *disk, const char *snapshot, bool drop, s
     if (there)
         return error_set(err, -EEXIST, ERROR_EXISTS, "disk %s has a snapshot %s already", disk->name, snapshot);
     if (disk->chain->count == LAYER_CHAIN_MAX)
-        return error_set(err, -E2BIG, ERROR_CONFLICT, "a disk has at most %d layers; delete snapshots first",
-                         LAYER_CHAIN_MAX);
+        return layer_disk_full(disk, err);
     if (disk->chain->behind != NULL)
         return error_set(err, -EBUSY, ERROR_CONFLICT, "the last snapshot of disk %s could not be flushed yet", disk->name);
     return 0;

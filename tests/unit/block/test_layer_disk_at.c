@@ -1,15 +1,17 @@
 /* Does a disk read as a snapshot of it does? What memory is laid over it depends on the answer: nothing that was written since may be
- * missed. */
+ * missed. And what a disk says that has as many as it may. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "block/layer_disk.h"
+#include "block/layer_point.h"
 #include "block/layer_pool_dir.h"
 #include "common/file.h"
 
@@ -101,11 +103,33 @@ static void any_change_counts(void **state)
     assert_false(layer_disk_is_at(f->disk, "a"));
 }
 
+/* Names that are nobody's any more fill a disk as others do, and deleting snapshots does not help then. */
+static void one_that_is_full_says_what_helps(void **state)
+{
+    struct fixture *f = *state;
+    struct layer_point point;
+    struct error err = {.code = 0};
+    int code = 0;
+    unsigned count = 0;
+    for (char name[24]; code == 0; count++) {
+        snprintf(name, sizeof name, "n%u", count);
+        code = layer_disk_snapshot(f->disk, name, &err);
+    }
+    assert_int_equal(code, -E2BIG);
+    assert_int_equal(f->disk->chain->count, LAYER_CHAIN_MAX);
+    assert_non_null(strstr(err.text, "disk root has 128 layers"));
+    assert_non_null(strstr(err.text, "stay behind when the volume is moved to another pool"));
+    err.text[0] = '\0';
+    assert_int_equal(layer_point_begin(f->disk, "one-more", false, &point, &err), -E2BIG);
+    assert_non_null(strstr(err.text, "moved to another pool"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(as_long_as_nothing_is_written, setup, teardown),
         cmocka_unit_test_setup_teardown(any_change_counts, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_that_is_full_says_what_helps, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
