@@ -12,6 +12,7 @@
 #include "controller/fsm/pool_members.h"
 #include "controller/fsm/replica_state.h"
 #include "controller/fsm/volume_disks.h"
+#include "controller/nodes/orders_older.h"
 
 #define STOP_GRACE_S 60 /* for a guest to shut down, where its VM does not say */
 
@@ -843,12 +844,10 @@ static void fill_incoming(const struct state *state, const struct record *host, 
     }
 }
 
-static void fill_pools(const struct state *state, const struct record *host, bool knows_rbd, struct node_orders *orders)
+static void fill_pools(const struct state *state, const struct record *host, struct node_orders *orders)
 {
     for (size_t i = 0; i < state_count(state, object_kind_POOL) && orders->pools.count < 1024; i++) {
         const struct pool *pool = state_at(state, object_kind_POOL, i)->pool;
-        if (pool->kind == pool_kind_RBD && !knows_rbd)
-            continue; /* its agent is an older one, which would read nothing of all its orders; so it has no VM or volume there, either */
         if (pool_member_find(pool, host->common->id) != NULL)
             pool_order_fill(state, pool, host->common->id, OBJECT_ADD(node_orders, orders, pools));
     }
@@ -973,7 +972,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_images(state, host, ret);
     forget_images(state, report, ret);
     fill_incoming(state, host, ret);
-    fill_pools(state, host, report->rbd_pools, ret);
+    fill_pools(state, host, ret);
     fill_replicas(state, host, ret);
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
@@ -993,6 +992,8 @@ int node_sync_orders(const struct state *state, const struct node_report *report
         if (controller->address != NULL && ret->controllers.count < 16)
             add_text(ret, &ret->controllers, "controllers", controller->address);
     }
+    if (!report->rbd_pools)
+        orders_without_rbd(ret);
     return 0;
 }
 

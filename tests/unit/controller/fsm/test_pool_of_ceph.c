@@ -113,7 +113,9 @@ static void volumes_are_on_all_hosts(void **test)
     OBJECT_TEXT(volume_seen, seen, id, fixture_get(f, object_kind_VOLUME, "a")->common->id);
     OBJECT_SET(volume_seen, seen, made, true);
     fixture_send(f, &report);
-    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\"}");
+    fixture_must(f, ROUTE_ID_host_drain, "n2", NULL);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\"}");
+    fixture_must(f, ROUTE_ID_host_undrain, "n2", NULL);
     fixture_vm_is(f, "web", vm_state_RUNNING);
     fixture_must(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"web\"}");
     fixture_vm_is(f, "web", vm_state_RUNNING);
@@ -121,6 +123,53 @@ static void volumes_are_on_all_hosts(void **test)
     const struct vm *vm = fixture_vm(f, "web");
     assert_true(vm_disks_are_shared(f->state, vm, &fixed) || strncmp(fixed, "vol-", 4) != 0);
     assert_null(migration_fixed_disk(f->state, &(struct task_migration){.storage = NULL}, vm));
+}
+
+static struct node_orders orders_of(struct fixture *f, const char *host, bool knows)
+{
+    struct node_orders orders = {0};
+    struct node_report report = fixture_report(f, host, 8192);
+    OBJECT_SET(node_report, &report, rbd_pools, knows);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
+    OBJECT_CLEAR(node_report, &report);
+    return orders;
+}
+
+static bool has_rbd(const struct object_list *pools)
+{
+    for (size_t i = 0; i < pools->count; i++)
+        if (((const struct pool_order *)pools->items)[i].kind == pool_kind_RBD)
+            return true;
+    return false;
+}
+
+/* A host whose agent went back to an older version goes on with all but what is of Ceph, whatever it has of that. */
+static void an_agent_that_went_back_reads_its_orders(void **test)
+{
+    struct fixture *f = *test;
+    volumes_are_on_all_hosts(test); /* "web" runs on n1, with "a" attached */
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"nas\",\"kind\":\"shared-dir\",\"path\":\"/srv/nas\",\"hosts\":[\"n1\",\"n2\"]}");
+    fixture_say_pool(f, "n1", "nas", 64 * GIB, 16 * GIB);
+    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"b\",\"pool\":\"ceph\",\"size_bytes\":1073741824}");
+    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"c\",\"pool\":\"nas\",\"size_bytes\":1073741824}");
+    fixture_must(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\"}");
+    for (unsigned knows = 0; knows < 2; knows++) {
+        struct node_orders orders = orders_of(f, "n1", knows == 1);
+        const struct vm_order *vm = orders.vms.items;
+        assert_true(orders.vms.count == 1 && vm->disks.count == 1);
+        assert_string_equal(((const struct vm_disk *)vm->disks.items)->pool, "ceph");
+        assert_int_equal(has_rbd(&vm->pools), knows);
+        assert_int_equal(has_rbd(&orders.pools), knows);
+        assert_int_equal(orders.pools.count, 1 + knows);
+        const struct volume_order *volume = orders.volumes.items;
+        assert_int_equal(orders.volumes.count, 1 + knows);
+        assert_string_equal(volume[knows].id, fixture_get(f, object_kind_VOLUME, "c")->common->id);
+        OBJECT_CLEAR(node_orders, &orders);
+        orders = orders_of(f, "n2", knows == 1);
+        assert_int_equal(orders.incoming.count, 1);
+        assert_int_equal(has_rbd(&((const struct incoming_order *)orders.incoming.items)->vm.pools), knows);
+        OBJECT_CLEAR(node_orders, &orders);
+    }
 }
 
 static void what_they_do_not_hold(void **test)
@@ -154,6 +203,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(what_is_of_ceph, setup, teardown),
         cmocka_unit_test_setup_teardown(volumes_are_on_all_hosts, setup, teardown),
+        cmocka_unit_test_setup_teardown(an_agent_that_went_back_reads_its_orders, setup, teardown),
         cmocka_unit_test_setup_teardown(what_they_do_not_hold, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
