@@ -116,7 +116,9 @@ static void tunnel_begin(struct migrate_in *m)
     CLEANUP_FREE char *address = vm_arrival_address(m->options.vm), *disks = vm_arrival_disks_address(m->options.vm);
     struct error err = {.code = 0};
     m->way_count = disks != NULL ? WAYS : WAY_DISKS;
-    int r = way_begin(m, WAY_MEMORY, address, &err);
+    int r = vm_arrival_open(m->options.vm, &err);
+    if (r == 0)
+        r = way_begin(m, WAY_MEMORY, address, &err);
     if (r == 0 && disks != NULL)
         r = way_begin(m, WAY_DISKS, disks, &err);
     if (r < 0)

@@ -95,7 +95,7 @@ struct vm_work {
     struct vm_order order;
     uid_t user;
     bool disks_made, disks_partial, arriving;
-    bool unfilled; /* it arrives, and no VMM was ever started for that */
+    bool unfilled; /* it arrives, and nobody was ever let in to fill what it arrives with */
     struct volume_order elsewhere;
     bool nobodys; /* a removal: all that it has in pools goes with it */
     int status;
@@ -1240,7 +1240,7 @@ static struct vm_work *vm_work_make(struct local_vm *vm)
     work->disks_made = vm->file.disks_made;
     work->disks_partial = vm->file.disks_partial;
     work->arriving = vm->file.arriving != NULL && !vm->owned;
-    work->unfilled = work->arriving && vm->file.arrival_fresh;
+    work->unfilled = work->arriving && (vm->file.arrival_fresh || vm->file.arrival_shut);
     OBJECT_COPY(volume_order, &work->elsewhere, &vm->file.elsewhere);
     OBJECT_COPY(vm_order, &work->order, &vm->file.order);
     return work;
@@ -1448,9 +1448,11 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     CLEANUP_FD int lock_fd = -1;
     const struct vm_order *order = &vm->file.order;
     struct vmm_process_id id;
-    if (incoming != NULL)
+    if (incoming != NULL && vm->file.arrival_fresh) { /* an agent of an older version lets somebody in without a word of it */
         OBJECT_SET(agent_vm, &vm->file, arrival_fresh, false);
-    vm->unsaved |= incoming != NULL;
+        OBJECT_SET(agent_vm, &vm->file, arrival_shut, true);
+        vm->unsaved = true;
+    }
     int pidfd, r = vm_save(vm, err);
     if (r == 0)
         r = vmm_process_lock(lock_path, &lock_fd, err);
@@ -2250,6 +2252,16 @@ char *vm_arrival_disks_address(const struct local_vm *vm)
     if (!vm_files_disks_move(&vm->file.order))
         return NULL;
     return xasprintf("unix:%s/%s/%s", vm->context->places.vms_dir, vm->id, VM_ARRIVAL_DISKS_SOCKET);
+}
+
+int vm_arrival_open(struct local_vm *vm, struct error *err)
+{
+    if (vm->file.arrival_shut) {
+        vm->file.arrival_shut = false;
+        vm->file.head.present &= ~(UINT64_C(1) << (object_field(&agent_vm_desc, "arrival_shut") - agent_vm_desc.fields));
+        vm->unsaved = true;
+    }
+    return vm_save(vm, err);
 }
 
 bool vm_replica_may_begin(const struct local_vm *vm, uint64_t session)

@@ -1025,12 +1025,17 @@ static bool disk_is_filled(struct fixture *f)
     return access(path, F_OK) == 0;
 }
 
-static bool config_has(struct fixture *f, const char *word)
+static bool file_has(struct fixture *f, const char *name, const char *word)
 {
-    CLEANUP_FREE char *path = xasprintf("%s/" VM_ID "/config.json", f->vms), *text = NULL;
+    CLEANUP_FREE char *path = xasprintf("%s/" VM_ID "/%s", f->vms, name), *text = NULL;
     size_t size;
     assert_int_equal(file_read(path, 65536, &text, &size, NULL), 0);
     return strstr(text, word) != NULL;
+}
+
+static bool config_has(struct fixture *f, const char *word)
+{
+    return file_has(f, "config.json", word);
 }
 
 static void test_an_arrival_runs_only_by_its_own_migration(void **state)
@@ -1118,14 +1123,16 @@ static void test_an_arrival_is_known_again_and_may_fail(void **state)
     assert_int_equal(count_files(f->vms), 0);
 }
 
-/* A disk that is to be filled in a pool that other hosts reach: before a VMM was there to fill it nobody can have taken the VM over with it, and it
- * goes with what else there is. Afterwards the cluster alone knows whose it is. */
+/* A disk that is to be filled in a pool that other hosts reach: before anybody was let in to fill it nobody can have taken the VM over with it, and
+ * it goes with what else there is, also when the cluster has had it removed already, before it was made. Afterwards the cluster alone knows whose
+ * it is. */
 static void test_what_arrives_in_a_shared_pool(void **state)
 {
     struct fixture *f = *state;
     CLEANUP_FREE char *layers = xasprintf("%s/pool/vms/" VM_ID "/root." MIGRATION ".layers", f->dir);
     write_program(f, "#!/bin/sh\nexec setpriv --pdeathsig KILL -- sleep 600\n");
-    for (unsigned begun = 0; begun < 2; begun++) {
+    enum { PREPARED, BEGUN, LET_IN, CASES };
+    for (unsigned begun = PREPARED; begun < CASES; begun++) {
         struct vm_order order;
         fill_order(f, &order, vm_wanted_RUNNING, 2, 1);
         struct pool_order *pool = pool_add(f, &order);
@@ -1142,18 +1149,25 @@ static void test_what_arrives_in_a_shared_pool(void **state)
         f->vm = vm_create_arriving(&f->context, &order, MIGRATION, 10);
         OBJECT_CLEAR(vm_order, &order);
         if (begun)
-            kill(run_until_process(f, 0), SIGKILL);
+            (void)run_until_process(f, 0);
+        assert_int_equal(file_has(f, "vm.json", "\"arrival_shut\":true"), begun != PREPARED);
+        if (begun == LET_IN) {
+            assert_int_equal(vm_arrival_open(f->vm, &(struct error){0}), 0);
+            assert_false(file_has(f, "vm.json", "arrival_shut")); /* already, and an older agent can read it */
+        }
+        if (begun)
+            kill(vmm_pid(f), SIGKILL);
         while (vm_arrival_of(f->vm, &arrival_why) != VM_ARRIVAL_FAILED)
             uv_run(&f->loop, UV_RUN_ONCE);
         assert_int_equal(access(layers, F_OK), 0);
-        if (begun) { /* over a restart of the agent, too */
+        if (begun == BEGUN) { /* over a restart of the agent, too */
             close_vm(f);
             assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
         }
         vm_forget(f->vm, false);
         while (!vm_is_gone(f->vm))
             uv_run(&f->loop, UV_RUN_ONCE);
-        assert_int_equal(access(layers, F_OK) == 0, begun == 1);
+        assert_int_equal(access(layers, F_OK) == 0, begun == LET_IN);
         close_vm(f);
     }
 }
