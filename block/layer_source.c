@@ -100,25 +100,28 @@ static bool is_awaited(const struct layer_source *s, uint64_t cluster)
     return false;
 }
 
-/* One that is free, or was used longest ago; NULL: all are under way or waited for. */
-static struct source_entry *entry_take(struct layer_source *s)
+/* One that is free, or was used longest ago; @needed: or cannot be read and nobody waits for it any more, as many of which as there are
+ * entries must not keep all others from being read. NULL: all are under way or waited for. */
+static struct source_entry *entry_take(struct layer_source *s, bool needed)
 {
     struct source_entry *best = NULL;
     for (unsigned i = 0; i < ARRAY_SIZE(s->entries); i++) {
         struct source_entry *e = &s->entries[i];
         if (e->state == ENTRY_FREE)
             return e;
-        if (e->state == ENTRY_READY && !is_awaited(s, e->cluster) && (best == NULL || e->order < best->order))
+        bool idle = e->state == ENTRY_READY || (needed && e->state == ENTRY_WANTED && e->failures > 0);
+        if (idle && !is_awaited(s, e->cluster) && (best == NULL || e->order < best->order))
             best = e;
     }
     return best;
 }
 
-static void cluster_want(struct layer_source *s, uint64_t cluster)
+/* @needed: a read waits for it, and it is not only to be there when one comes. */
+static void cluster_want(struct layer_source *s, uint64_t cluster, bool needed)
 {
     if (entry_find(s, cluster) != NULL)
         return;
-    struct source_entry *e = entry_take(s);
+    struct source_entry *e = entry_take(s, needed);
     if (e == NULL) /* when one has become free, the read asks again */
         return;
     uint8_t *buffer = e->buffer != NULL ? e->buffer : aligned_alloc(LAYER_BLOCK_BYTES, LAYER_CLUSTER_BYTES);
@@ -156,7 +159,7 @@ static bool read_goes_on(struct layer_source *s, struct source_read *read)
         struct source_entry *e = entry_find(s, cluster);
         if (e == NULL || e->state != ENTRY_READY) {
             for (uint64_t c = cluster; c <= last && c < cluster + AHEAD_CLUSTERS; c++)
-                cluster_want(s, c);
+                cluster_want(s, c, c == cluster);
             return false;
         }
         uint64_t size = MIN(r->size - read->got, LAYER_CLUSTER_BYTES - within);
@@ -270,8 +273,7 @@ static void entry_done(struct block_request *request, int result)
                   (unsigned long long)(e->cluster * LAYER_CLUSTER_BYTES), strerror(-result));
     }
     pthread_mutex_unlock(&s->lock);
-    if (result == 0)
-        source_wake(s);
+    source_wake(s); /* also of one that failed: a read that found no place may take its */
 }
 
 /* The next one that is due, in the order in which they were asked for; NULL: none, and then *ret_due is when one will be

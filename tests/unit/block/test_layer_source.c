@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,19 +21,24 @@
 #include "block/layer_source.h"
 #include "block/nbd_server.h"
 
-enum { SOURCE_BYTES = 40 * LAYER_CLUSTER_BYTES + 4096, BIG = 12 * LAYER_CLUSTER_BYTES };
+enum { CLUSTERS = LAYER_SOURCE_CLUSTERS_MAX + 16, SOURCE_BYTES = CLUSTERS * LAYER_CLUSTER_BYTES + 4096, BIG = 12 * LAYER_CLUSTER_BYTES };
 
-/* A disk whose reads fail while `broken`. */
+/* A disk whose reads fail while `broken`, and those below `bad_bytes` always. */
 struct faulty {
     struct block block;
     struct block *below;
     atomic_bool broken;
+    atomic_uint bad_bytes;
+    atomic_uint asked, asked_first; /* reads of it, and of its first cluster */
 };
 
 static int faulty_submit(struct block *b, struct block_request *r)
 {
     struct faulty *f = CONTAINER_OF(b, struct faulty, block);
-    int code = atomic_load(&f->broken) ? -EIO : block_now(f->below, r->op, r->offset, r->iovecs[0].iov_base, r->size);
+    atomic_fetch_add(&f->asked, 1);
+    atomic_fetch_add(&f->asked_first, r->offset == 0);
+    bool bad = atomic_load(&f->broken) || r->offset < atomic_load(&f->bad_bytes);
+    int code = bad ? -EIO : block_now(f->below, r->op, r->offset, r->iovecs[0].iov_base, r->size);
     if (code == 0)
         block_complete(b, r);
     return code;
@@ -135,7 +141,7 @@ static void what_is_served_is_read(void **state UNUSED)
     read_until_it_comes(bed, SOURCE_BYTES - 4096, 4096); /* less than a cluster */
     read_until_it_comes(bed, 512, SOURCE_BYTES - 512);
     for (unsigned i = 0; i < 200; i++) /* more than it keeps, there and back */
-        read_until_it_comes(bed, (uint64_t)(i * 37 % 80) * (LAYER_CLUSTER_BYTES / 2), 4096);
+        read_until_it_comes(bed, (uint64_t)(i * 37 % (2 * CLUSTERS)) * (LAYER_CLUSTER_BYTES / 2), 4096);
     assert_int_equal(block_now(bed->source, BLOCK_WRITE, 0, byte, sizeof byte), -EROFS);
     assert_false(layer_source_is_stuck(bed->source, NULL));
     bed_destroy(bed);
@@ -174,6 +180,54 @@ static void what_cannot_be_read_is_asked_for_again(void **state UNUSED)
     atomic_store(&bed->faulty.broken, false);
     read_until_it_comes(bed, 3 * LAYER_CLUSTER_BYTES, 4096);
     assert_false(layer_source_is_stuck(bed->source, NULL));
+    bed_destroy(bed);
+}
+
+/* A part of the server's store is lost, and somebody has looked all over it: what is there can be read all the same. */
+static void more_that_cannot_be_read_than_it_keeps(void **state UNUSED)
+{
+    struct bed *bed = bed_create(true);
+    uint8_t *data = xcalloc(1, 8 * LAYER_CLUSTER_BYTES);
+    int code = -EAGAIN;
+    atomic_store(&bed->faulty.bad_bytes, (CLUSTERS - 8) * LAYER_CLUSTER_BYTES);
+    for (unsigned c = 0; c + 8 < CLUSTERS; c += 8)
+        assert_int_equal(block_now(bed->source, BLOCK_READ, (uint64_t)c * LAYER_CLUSTER_BYTES, data, 8 * LAYER_CLUSTER_BYTES), -EAGAIN);
+    for (unsigned i = 0; i < 200 && code == -EAGAIN; i++)
+        code = block_now(bed->source, BLOCK_READ, (CLUSTERS - 2) * UINT64_C(65536), data, 4096);
+    assert_int_equal(code, 0);
+    assert_memory_equal(data, bed->content + (CLUSTERS - 2) * 65536, 4096);
+    free(data);
+    bed_destroy(bed);
+}
+
+static void drained(struct block_request *r UNUSED, int result)
+{
+    assert_int_equal(result, -EAGAIN);
+}
+
+/* Reads that together want more than it keeps, and nothing can be read: each is tried again when its time has come, and not whenever
+ * another one has failed. */
+static void what_cannot_be_read_is_not_asked_for_all_the_time(void **state UNUSED)
+{
+    enum { READS = CLUSTERS / 8 };
+    struct bed *bed = bed_create(true);
+    struct block_request requests[READS] = {{.op = BLOCK_FLUSH}};
+    uint8_t *data = xcalloc(READS, 8 * LAYER_CLUSTER_BYTES);
+    struct iovec iovecs[READS];
+    atomic_store(&bed->faulty.broken, true);
+    for (unsigned i = 0; i < READS; i++) {
+        iovecs[i] = (struct iovec){data + (size_t)i * 8 * LAYER_CLUSTER_BYTES, 8 * LAYER_CLUSTER_BYTES};
+        requests[i] = (struct block_request){.op = BLOCK_READ, .offset = i * UINT64_C(8) * LAYER_CLUSTER_BYTES, .size = iovecs[i].iov_len,
+                                             .iovecs = &iovecs[i], .iovec_count = 1, .done = drained};
+        assert_int_equal(block_submit(bed->source, &requests[i]), 0);
+    }
+    while (atomic_load(&bed->faulty.asked_first) < 2) {
+        layer_source_run(bed->source);
+        sched_yield();
+    }
+    assert_in_range(atomic_load(&bed->faulty.asked), 2, 3 * LAYER_SOURCE_CLUSTERS_MAX);
+    block_drain(bed->source);
+    free(data);
     bed_destroy(bed);
 }
 
@@ -287,6 +341,8 @@ int main(void)
         cmocka_unit_test(what_is_served_is_read),
         cmocka_unit_test(without_a_server_reads_wait),
         cmocka_unit_test(what_cannot_be_read_is_asked_for_again),
+        cmocka_unit_test(more_that_cannot_be_read_than_it_keeps),
+        cmocka_unit_test(what_cannot_be_read_is_not_asked_for_all_the_time),
         cmocka_unit_test(it_ends_at_any_time),
         cmocka_unit_test(a_disk_is_used_and_filled_while_its_server_comes_and_goes),
     };
