@@ -557,21 +557,27 @@ void image_cache_tick(struct image_cache *cache)
     }
 }
 
+static void put_seen(const struct image_cache *cache, const struct cached *c, struct node_report *report)
+{
+    bool under_way = map_get(&cache->fetches, c->sha256) != NULL;
+    if (!c->held && !under_way && c->reason[0] == '\0')
+        return;
+    struct image_seen *seen = OBJECT_ADD(node_report, report, images);
+    OBJECT_TEXT(image_seen, seen, sha256, c->sha256);
+    OBJECT_SET(image_seen, seen, state, c->held ? image_copy_state_HELD : under_way ? image_copy_state_FETCHING : image_copy_state_FAILED);
+    if (!c->held && !under_way)
+        OBJECT_TEXT(image_seen, seen, reason, c->reason);
+}
+
 void image_cache_put_seen(const struct image_cache *cache, struct node_report *report)
 {
+    const uint64_t most = object_field(&node_report_desc, "images")->max;
     const struct cached *c;
     object_mark(&node_report_desc, report, "images");
-    for (size_t i = 0; (c = map_next(&cache->images, &i)) != NULL;) {
-        bool under_way = map_get(&cache->fetches, c->sha256) != NULL;
-        if (!c->held && !under_way && c->reason[0] == '\0')
-            continue;
-        struct image_seen *seen = OBJECT_ADD(node_report, report, images);
-        OBJECT_TEXT(image_seen, seen, sha256, c->sha256);
-        OBJECT_SET(image_seen, seen, state,
-                   c->held ? image_copy_state_HELD : under_way ? image_copy_state_FETCHING : image_copy_state_FAILED);
-        if (!c->held && !under_way)
-            OBJECT_TEXT(image_seen, seen, reason, c->reason);
-    }
+    for (int kept = 1; kept >= 0; kept--)
+        for (size_t i = 0; (c = map_next(&cache->images, &i)) != NULL && report->images.count < most;)
+            if (c->keep == (kept == 1))
+                put_seen(cache, c, report);
 }
 
 bool image_cache_is_busy(const struct image_cache *cache)

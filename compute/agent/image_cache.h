@@ -72,7 +72,7 @@ void image_cache_progress(const struct image_wait *wait, uint64_t *ret_done, uin
 void image_cache_learn(struct image_cache *cache, const struct object_list *orders);
 /* Now and then: what is to be kept and is not here yet. */
 void image_cache_tick(struct image_cache *cache);
-/* Every image that is here, on its way, or could not be had. */
+/* Every image that is here, on its way, or could not be had: those that are to be kept first, as many as a report takes. */
 void image_cache_put_seen(const struct image_cache *cache, struct node_report *report);
 /* Is a fetch under way whose progress is worth telling? */
 bool image_cache_is_busy(const struct image_cache *cache);

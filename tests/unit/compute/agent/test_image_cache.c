@@ -331,6 +331,27 @@ static void test_what_cannot_be_kept_is_told(void **state)
     OBJECT_CLEAR(node_report, &report);
 }
 
+/* A report with more than the controllers take would be refused as a whole. What is to be kept comes first. */
+static void test_no_more_than_a_report_takes(void **state)
+{
+    struct fixture *f = *state;
+    const size_t most = object_field(&node_report_desc, "images")->max;
+    char sha256[65], path[256];
+    for (unsigned i = 0; i < most + 100; i++) {
+        snprintf(sha256, sizeof sha256, "%064u", i);
+        snprintf(path, sizeof path, "%s/%s", f->images, sha256);
+        assert_int_equal(symlink(f->source, path), 0);
+        image_cache_adopt(f->cache, sha256);
+        if (i % 500 == 0)
+            learn(f, sha256, true, NULL);
+    }
+    learn(f, sha256, true, NULL);
+    struct node_report report = seen_of(f);
+    assert_int_equal(report.images.count, most);
+    assert_non_null(find_seen(&report, sha256));
+    OBJECT_CLEAR(node_report, &report);
+}
+
 static bool used(const char *sha256, void *arg)
 {
     return strcmp(sha256, arg) == 0;
@@ -421,7 +442,7 @@ int main(void)
         T(test_leftovers_are_removed_at_start),
         T(test_redirect),
         T(test_keeping),
-        T(test_what_cannot_be_kept_is_told),
+        T(test_what_cannot_be_kept_is_told), T(test_no_more_than_a_report_takes),
         T(test_room),
         T(test_holes),
     };
