@@ -20,13 +20,20 @@ enum {
     FEATURE_DEEP_FLATTEN = 1 << 5,
     WRITE_ZEROES_THICK = 1 << 0,
     LOCK_OWNERS_MAX = 4,
+    WATCHERS_MAX = 64,
     EPOCH_TEXT_BYTES = 24,
     BLOCKLIST_S = 30 * 86400,
 };
 #define EPOCH_KEY "drover_epoch"
+#define ORIGIN_KEY "drover_origin"
 #define CACHE_KEY "conf_rbd_cache" /* librbd's own: of an image it counts more than what is said of its pool */
 
 typedef void *rados_t, *rados_ioctx_t, *rbd_image_t, *rbd_completion_t;
+struct rbd_watcher { /* rbd_image_watcher_t */
+    char *address;
+    int64_t id;
+    uint64_t cookie;
+};
 
 /* name, result, arguments: as in Ceph's headers */
 #define RADOS_CALLS(X)                                                                                               \
@@ -57,6 +64,8 @@ typedef void *rados_t, *rados_ioctx_t, *rbd_image_t, *rbd_completion_t;
     X(rbd_lock_get_owners, int, (rbd_image_t, int *, char **, size_t *))                                             \
     X(rbd_lock_get_owners_cleanup, void, (char **, size_t))                                                          \
     X(rbd_lock_break, int, (rbd_image_t, int, const char *))                                                         \
+    X(rbd_watchers_list, int, (rbd_image_t, struct rbd_watcher *, size_t *))                                         \
+    X(rbd_watchers_list_cleanup, void, (struct rbd_watcher *, size_t))                                               \
     X(rbd_diff_iterate2, int,                                                                                        \
       (rbd_image_t, const char *, uint64_t, uint64_t, uint8_t, uint8_t, int (*)(uint64_t, size_t, int, void *), void *)) \
     X(rbd_flush, int, (rbd_image_t))                                                                                 \
@@ -373,6 +382,20 @@ static int keep_out(const struct rbd_cluster *c, const char *owner, struct error
     return code;
 }
 
+/* Whoever has an image open watches it; Ceph forgets one that has died after half a minute. As librbd does, by the address. */
+static bool is_alive(struct block_rbd *b, const char *owner)
+{
+    struct rbd_watcher watchers[WATCHERS_MAX];
+    size_t count = ARRAY_SIZE(watchers);
+    bool found = false;
+    if (ceph.rbd_watchers_list(b->image, watchers, &count) < 0)
+        return true;
+    for (size_t i = 0; i < count; i++)
+        found = found || strcmp(watchers[i].address, owner) == 0;
+    ceph.rbd_watchers_list_cleanup(watchers, count);
+    return found;
+}
+
 /* Whoever has it goes, and is kept out, if it is of a lower epoch. */
 static int owners_break(struct block_rbd *b, uint64_t epoch_there, struct error *err)
 {
@@ -383,7 +406,7 @@ static int owners_break(struct block_rbd *b, uint64_t epoch_there, struct error 
         return 0;
     if (code < 0)
         return error_errno(err, code, "cannot ask who has the lock of image '%s'", b->name);
-    if (count > 0 && epoch_there >= b->options.epoch && !b->options.replaces)
+    if (count > 0 && epoch_there >= b->options.epoch && !b->options.replaces && !(b->options.replaces_dead && !is_alive(b, owners[0])))
         code = error_set(err, -EBUSY, ERROR_CONFLICT, "image '%s' is used by %s, which has its lock", b->name, owners[0]);
     if (code == 0 && count > 0) /* another may have come since that was looked at */
         code = epoch_check(b, &epoch_there, err);
@@ -399,6 +422,28 @@ static int owners_break(struct block_rbd *b, uint64_t epoch_there, struct error 
     }
     ceph.rbd_lock_get_owners_cleanup(owners, count);
     return code;
+}
+
+int block_rbd_origin(struct block *block, char ret_origin[RBD_ORIGIN_BYTES], struct error *err)
+{
+    struct block_rbd *b = CONTAINER_OF(block, struct block_rbd, block);
+    size_t size = RBD_ORIGIN_BYTES;
+    memset(ret_origin, 0, RBD_ORIGIN_BYTES);
+    int code = ceph.rbd_metadata_get(b->image, ORIGIN_KEY, ret_origin, &size);
+    if (code == -ENOENT) {
+        ret_origin[0] = '\0';
+        return 0;
+    }
+    ret_origin[RBD_ORIGIN_BYTES - 1] = '\0';
+    return code < 0 ? error_errno(err, code, "cannot read the metadata of image '%s'", b->name) : 0;
+}
+
+int block_rbd_set_origin(struct block *block, const char *origin, struct error *err)
+{
+    struct block_rbd *b = CONTAINER_OF(block, struct block_rbd, block);
+    ASSERT(strlen(origin) < RBD_ORIGIN_BYTES);
+    int code = ceph.rbd_metadata_set(b->image, ORIGIN_KEY, origin);
+    return code < 0 ? error_errno(err, code, "cannot write the metadata of image '%s'", b->name) : 0;
 }
 
 static int lock_take(struct block_rbd *b, struct error *err)

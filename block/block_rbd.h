@@ -61,6 +61,7 @@ struct block_rbd_options {
     bool read_only;          /* takes no lock */
     uint64_t epoch;          /* of the owner, to write */
     bool replaces;           /* whoever has it with the same epoch */
+    bool replaces_dead;      /* the same, but only where Ceph has found that it is dead: that takes half a minute, with -EBUSY until then */
     bool unowned;            /* the lock is not taken yet: block_own does that, and is needed before anything is written */
     void (*lost)(void);      /* a request has found that Ceph keeps us out for good, and is not told of: does not return, for another
                                 process may have it by now, or begin anew. NULL: it ends with -ESHUTDOWN */
@@ -73,5 +74,12 @@ int block_rbd_open(struct rbd_cluster *cluster, const struct block_rbd_options *
                    struct error *err);
 /* Call done of what has ended. */
 void block_rbd_run(struct block *b);
+
+enum { RBD_ORIGIN_BYTES = 65 };
+
+/* What all of the image began as, as whoever filled it has written down at the end: a word of the caller's. "": nothing was written down. It goes
+ * with the image. The second is for who owns it, with what was written before flushed: -ESHUTDOWN for one that is kept out. */
+int block_rbd_origin(struct block *b, char ret_origin[RBD_ORIGIN_BYTES], struct error *err);
+int block_rbd_set_origin(struct block *b, const char *origin, struct error *err);
 
 #endif

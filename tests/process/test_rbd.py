@@ -1,5 +1,6 @@
 """Images of a real Ceph cluster, served by drover-rbd: content, sudden ends, who may write."""
 import datetime
+import json
 import os
 import pathlib
 import random
@@ -7,6 +8,7 @@ import re
 import select
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -204,6 +206,38 @@ def test_what_was_acknowledged_is_not_lost_with_the_server(world):
     server.io(f'write -P 5 0 {PIECE}', 'abort', check=False)     # nobody flushes
     server.end(signal.SIGKILL)
     assert world.content()[:PIECE] == bytes([5]) * PIECE
+
+
+def test_filled_with_a_file_once_and_by_one(world, ceph, tmp_path):
+    def fill(path, origin, size=SIZE):
+        done = world.tool('fill', '--size', size, '--from', path, '--origin', origin, check=False)
+        told = [json.loads(line) for line in done.stdout.splitlines()]
+        assert (done.returncode == 0) == (told[-1]['state'] == 'succeeded') and all(word['state'] == 'running' for word in told[:-1]), done
+        return told[-1].get('error_text')
+
+    first, other = tmp_path / 'first', tmp_path / 'other'
+    first.write_bytes(os.urandom(3 * PIECE) + bytes(32 << 20) + b'end')
+    other.write_bytes(bytes([9]) * PIECE)
+    # somebody who lives and has it under the same epoch is let alone, a dead one is not
+    owner = world.serve('--epoch', '1')
+    assert owner.said == 'ready\n' and 'is used by' in fill(first, 'a')
+    owner.end(signal.SIGKILL)
+    begin = time.monotonic()
+    while error := fill(first, 'a'):
+        assert 'is used by' in error and time.monotonic() - begin < 90, error
+    print(f'a dead one is known as such after {time.monotonic() - begin:.1f} s')
+    want = first.read_bytes() + bytes(SIZE - first.stat().st_size)
+    assert world.content() == want
+    assert fill(first, 'a') is None and 'began as something else: a' in fill(other, 'b')
+    assert world.content() == want
+    # a VM's from then on
+    vm = world.serve('--epoch', str(1 << 32 | 1), '--while-connected')
+    vm.io(f'write -P 7 0 {PIECE}', 'flush')
+    assert fill(first, 'a') is None
+    assert vm.end() == (0, '') and world.content() == bytes([7]) * PIECE + want[PIECE:]
+    ceph.rbd('image-meta', 'remove', f'vms/{world.name}', 'drover_origin')
+    assert f'epoch {1 << 32 | 1}' in fill(first, 'a')
+    assert world.content()[:PIECE] == bytes([7]) * PIECE
 
 
 def test_it_grows_under_its_server_and_the_pool_says_what_it_is(world, ceph):
