@@ -9,11 +9,12 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/pool_rbd.h"
+#include "compute/agent/task_child.h"
 
 #define REASON_BYTES_MAX 400
 #define KEY_BYTES 112 /* a volume's id and a place, or a VM's id, a disk and a place */
 
-enum volume_step { VOLUME_IDLE, VOLUME_FETCHING, VOLUME_WORKING };
+enum volume_step { VOLUME_IDLE, VOLUME_FETCHING, VOLUME_WORKING, VOLUME_FILLING };
 
 struct agent_volume {
     struct agent *agent;
@@ -22,6 +23,7 @@ struct agent_volume {
     struct volume_order order;  /* the last one */
     struct volume_order worked; /* what the work under way is about */
     bool ordered; /* it is in the last answer */
+    bool heard;   /* which came after the last try to fill it */
     bool done;    /* the last order is carried out */
     bool stopping;
     enum volume_step step;
@@ -30,6 +32,7 @@ struct agent_volume {
     struct image_wait *wait;
     uv_work_t work;
     char *image_path;
+    struct task_child *child; /* FILLING */
     int status;
     struct error err;
 };
@@ -112,20 +115,25 @@ static void work_do(uv_work_t *work)
         v->status = pool_dir_make_disk(&order->pool, order->id, &disk, v->image_path, false, &v->err);
 }
 
-static void work_after(uv_work_t *work, int status UNUSED)
+/* Is what is or was worked at not what is wanted by now? */
+static bool is_outdated(const struct agent_volume *v)
 {
-    struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
+    return !v->ordered || v->stopping || !object_equal(&volume_order_desc, &v->order, &v->worked);
+}
+
+/* v->status, v->err; may free it. */
+static void work_ended(struct agent_volume *v)
+{
     struct agent *a = v->agent;
     v->step = VOLUME_IDLE;
-    a->volumes.working--;
     if (v->stopping) {
         volume_free(v);
         agent_part_closed(a);
         return;
     }
-    if (v->status < 0) {
+    if (v->status < 0 && !is_outdated(v)) {
         failed(v, &v->err);
-    } else if (object_equal(&volume_order_desc, &v->order, &v->worked)) {
+    } else if (v->status == 0 && !is_outdated(v)) {
         log_info(v->order.remove ? "volume-removed" : "volume-made", "%s=%s disk=%s pool=%s", v->order.own ? "vm" : "volume", v->id,
                  v->order.disk, OBJECT_HAS(volume_order, &v->order, pool) ? v->order.pool.name : "none");
         v->done = true;
@@ -134,6 +142,74 @@ static void work_after(uv_work_t *work, int status UNUSED)
     }
     agent_volumes_tick(a); /* it, and those that waited for it */
 }
+
+static void work_after(uv_work_t *work, int status UNUSED)
+{
+    struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
+    v->agent->volumes.working--;
+    work_ended(v);
+}
+
+/* ---- a child ---- */
+
+/* In tenths: each is an entry of the controllers' log. */
+static void fill_told(const struct task_seen *seen, void *arg)
+{
+    struct agent_volume *v = arg;
+    char text[sizeof v->reason];
+    uint64_t total = MAX(seen->progress_total, UINT64_C(1));
+    snprintf(text, sizeof text, "%u %% of its image is there", (unsigned)(seen->progress_done * 10 / total * 10));
+    if (is_outdated(v) || strcmp(text, v->reason) == 0)
+        return;
+    snprintf(v->reason, sizeof v->reason, "%s", text);
+    news(v);
+}
+
+static void fill_done(const struct task_seen *seen, void *arg)
+{
+    struct agent_volume *v = arg;
+    v->agent->volumes.filling--;
+    v->child = NULL;
+    v->err = (struct error){.code = 0};
+    v->status = seen->state == operation_state_SUCCEEDED
+                    ? 0
+                    : error_set(&v->err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
+                                seen->error_text != NULL ? seen->error_text : "drover-rbd does not say why it failed");
+    work_ended(v);
+}
+
+static void fill_begin(struct agent_volume *v, const char *image_path)
+{
+    struct rbd_fill fill = {.volume = NULL};
+    const struct task_child_options options = {.loop = v->agent->loop,
+                                               .work = "rbd-fill",
+                                               .desc = &rbd_fill_desc,
+                                               .arguments = &fill,
+                                               .told = fill_told,
+                                               .done = fill_done,
+                                               .arg = v};
+    struct error err = {.code = 0};
+    OBJECT_CLEAR(volume_order, &v->worked);
+    OBJECT_COPY(volume_order, &v->worked, &v->order);
+    OBJECT_COPY(pool_order, &fill.pool, &v->order.pool);
+    object_mark(&rbd_fill_desc, &fill, "pool");
+    OBJECT_TEXT(rbd_fill, &fill, volume, v->order.id);
+    OBJECT_SET(rbd_fill, &fill, size_bytes, v->order.size_bytes);
+    OBJECT_TEXT(rbd_fill, &fill, path, image_path);
+    OBJECT_TEXT(rbd_fill, &fill, sha256, v->order.image.sha256);
+    OBJECT_TEXT(rbd_fill, &fill, program, v->agent->vm_context.places.rbd_path);
+    int r = task_child_start(&options, &v->child, &err);
+    OBJECT_CLEAR(rbd_fill, &fill);
+    if (r < 0) {
+        failed(v, &err);
+        return;
+    }
+    v->step = VOLUME_FILLING;
+    v->heard = false;
+    v->agent->volumes.filling++;
+}
+
+/* ---- begin ---- */
 
 static void work_begin(struct agent_volume *v, const char *image_path)
 {
@@ -198,11 +274,14 @@ static void look(struct agent_volume *v)
     if (v->order.remove && task_volume_works(v->agent, v->id))
         return; /* the copy that is to go is being given up just now; asked again with the tick */
     bool has_image = !v->order.remove && v->order.image.sha256 != NULL;
+    bool is_filled = has_image && OBJECT_HAS(volume_order, &v->order, pool) && pool_rbd_is(&v->order.pool);
     if (OBJECT_HAS(volume_order, &v->order, pool) && pool_watch_there(&v->agent->pools, v->order.pool.id, v->order.pool.name, &err) < 0)
         failed(v, &err);
     else if (has_image && image_cache_find(v->agent->images, &v->order.image, path, sizeof path) < 0)
         image_fetch(v);
-    else if (v->agent->volumes.working < AGENT_VOLUMES_WORKING_MAX)
+    else if (is_filled && v->heard && v->agent->volumes.filling < AGENT_VOLUMES_FILLING_MAX)
+        fill_begin(v, path);
+    else if (!is_filled && v->agent->volumes.working < AGENT_VOLUMES_WORKING_MAX)
         work_begin(v, has_image ? path : NULL);
 }
 
@@ -219,7 +298,7 @@ static void obey_one(struct agent *a, const struct volume_order *order)
         memcpy(v->key, key, sizeof key);
         map_put(&a->volumes.all, v->key, v);
     }
-    v->ordered = true;
+    v->ordered = v->heard = true;
     if (!object_equal(&volume_order_desc, &v->order, order)) {
         OBJECT_CLEAR(volume_order, &v->order);
         OBJECT_COPY(volume_order, &v->order, order);
@@ -238,6 +317,9 @@ void agent_volumes_obey(struct agent *a, const struct node_orders *orders)
     for (size_t k = 0; k < ARRAY_SIZE(lists); k++)
         for (size_t i = 0; i < lists[k]->count; i++)
             obey_one(a, (const struct volume_order *)lists[k]->items + i);
+    for (size_t i = 0; (v = map_next(&a->volumes.all, &i)) != NULL;)
+        if (v->step == VOLUME_FILLING && is_outdated(v))
+            task_child_ask(v->child);
     agent_volumes_tick(a);
 }
 
@@ -293,6 +375,8 @@ void agent_volumes_stop(struct agent *a)
         a->closing++;
         if (v->wait != NULL)
             image_cache_cancel(v->wait);
+        if (v->child != NULL)
+            task_child_ask(v->child);
     }
     map_finish(&a->volumes.all);
 }

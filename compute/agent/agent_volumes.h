@@ -1,10 +1,14 @@
 /* Volumes that this host is to make or to remove. Of those that are there and attached to a VM its order speaks (vm_order.disks);
  * of those that are there and attached to none nobody has to do anything.
  *
- *   order --> IDLE --its image is here--> WORKING (thread pool) --> done, told in every report --order gone--> forgotten
+ *   order --> IDLE --its image is here--> WORKING (thread pool), or FILLING --> done, told in every report --order gone--> forgotten
  *               |  ^                        |
  *               |  '------ failed: reason told, again after AGENT_VOLUME_RETRY_MS
  *               '--> FETCHING its image --'
+ *
+ * FILLING: in a pool of Ceph it takes as long as the network needs for all of the image, so it is a child's work (pool_rbd.h). It is not done
+ * before all is there, and ended where the order is another one by now: begun again it goes over what is there. Tried again only when the
+ * controllers have asked for it again: a host that they do not reach any more makes nothing that they have had removed elsewhere.
  *
  * Level-triggered: the order comes with every answer until the controllers have heard that it is done; making what is there and
  * removing what is not come to the same (pool_dir.h), so nothing is remembered on disk. The loop's thread. */
@@ -16,6 +20,7 @@
 
 #define AGENT_VOLUME_RETRY_MS 2000u
 #define AGENT_VOLUMES_WORKING_MAX 2u /* at once, of the pool's threads, which others need as well */
+#define AGENT_VOLUMES_FILLING_MAX 2u
 
 struct agent;
 
@@ -23,6 +28,7 @@ struct agent;
 struct agent_volumes {
     struct map all;   /* struct agent_volume by "<id> <place>" */
     unsigned working; /* in the thread pool; at most AGENT_VOLUMES_WORKING_MAX, the others wait for one to end */
+    unsigned filling; /* the same of children */
 };
 
 void agent_volumes_obey(struct agent *agent, const struct node_orders *orders);

@@ -234,6 +234,26 @@ int pool_rbd_make(const char *program, const struct pool_order *pool, const char
     return r < 0 && pool_rbd_grow(program, pool, volume_id, size_bytes, NULL) == 0 ? 0 : r;
 }
 
+int pool_rbd_fill_work(const char *arguments, size_t size, struct task_seen *ret_seen UNUSED, struct error *err)
+{
+    struct rbd_fill fill = {.volume = NULL};
+    char size_text[24];
+    int r = OBJECT_DECODE(rbd_fill, arguments, size, OBJECT_STORED, &fill, err);
+    if (r < 0)
+        return r;
+    CLEANUP_FREE char *program = program_path(fill.program);
+    CLEANUP_FREE char *image = image_name(fill.volume);
+    struct words w = words_of(program, "fill", &fill.pool, image);
+    snprintf(size_text, sizeof size_text, "%" PRIu64, fill.size_bytes);
+    add_option(&w, "--size", size_text);
+    add_option(&w, "--from", fill.path);
+    add_option(&w, "--origin", fill.sha256);
+    execv(w.of[0], (char *const *)(uintptr_t)w.of);
+    r = error_errno(err, -errno, "cannot run " PROGRAM);
+    OBJECT_CLEAR(rbd_fill, &fill);
+    return r;
+}
+
 int pool_rbd_remove(const char *program, const struct pool_order *pool, const char *volume_id, struct error *err)
 {
     return image_do(program, "remove", pool, volume_id, 0, err);

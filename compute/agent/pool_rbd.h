@@ -39,6 +39,9 @@ bool pool_rbd_is(const struct pool_order *pool);
 void pool_rbd_look(const char *program, const struct pool_order *pool, struct pool_seen *ret);
 /* An image of @size_bytes for the volume; one that is there and as large, or larger, is fine. */
 int pool_rbd_make(const char *program, const struct pool_order *pool, const char *volume_id, uint64_t size_bytes, struct error *err);
+/* The child process (task_child.h, "rbd-fill", struct rbd_fill) that does as _make, and has the image begin as a raw file; it becomes drover-rbd. One that
+ * is there and began so is fine; what an ended run has left is gone on with. SIGTERM ends it in a few seconds, and nothing is kept locked then. */
+int pool_rbd_fill_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 /* It is there, and at least so large. -ENOENT and others in words. */
 int pool_rbd_grow(const char *program, const struct pool_order *pool, const char *volume_id, uint64_t size_bytes, struct error *err);
 /* None is fine. */

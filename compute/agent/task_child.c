@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "compute/agent/pool_rbd.h"
 
 struct task_child {
     struct task_child_options options;
@@ -205,6 +206,7 @@ static const struct {
     {"backup", task_backup_work},
     {"image", task_image_work},
     {"volume", task_volume_work},
+    {"rbd-fill", pool_rbd_fill_work},
     {"image-copy", task_image_copy_work},
     {"replicate-send", task_replicate_send_work},
     {"replicate-receive", task_replicate_receive_work},

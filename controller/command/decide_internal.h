@@ -74,6 +74,8 @@ int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, 
 /* decide_volume.c */
 /* What the request leaves open of a volume that is to be made; its id is set. */
 int decide_volume_fill(struct deciding *d, struct volume *volume);
+/* For command_put.volume_filled. */
+bool decide_volume_is_filled(const struct deciding *d, const struct volume *volume);
 /* @body NULL: detach it. */
 int decide_volume_attach(struct deciding *d, const char *id, size_t id_length, const struct volume_attachment *body);
 /* What a move has left of it, not the volume. */

@@ -108,6 +108,8 @@ int decide_create(struct deciding *d, enum object_kind kind, const void *body)
         OBJECT_CLEAR(command_put, &command);
         return rc;
     }
+    if (kind == object_kind_VOLUME && decide_volume_is_filled(d, object))
+        OBJECT_SET(command_put, &command, volume_filled, true);
     object_set_text(desc, object, "created_at", d->context->now);
     decide_object(d, kind, id);
     decide_preview(d, desc, object);

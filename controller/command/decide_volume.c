@@ -66,6 +66,12 @@ int decide_volume_fill(struct deciding *d, struct volume *volume)
     return pool != NULL ? choose_host(d, volume, pool->pool) : 0;
 }
 
+bool decide_volume_is_filled(const struct deciding *d, const struct volume *volume)
+{
+    const struct record *pool = state_get(d->state, object_kind_POOL, volume->pool);
+    return volume->image != NULL && pool != NULL && pool->pool->kind == pool_kind_RBD;
+}
+
 int decide_volume_attach(struct deciding *d, const char *id, size_t id_length, const struct volume_attachment *body)
 {
     struct command_volume_attach command = {0};

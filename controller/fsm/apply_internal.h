@@ -120,8 +120,8 @@ void apply_pools_tell(struct apply *a, const struct record *host);
 
 /* ---- volumes (apply_volume.c) ---- */
 
-/* As of pools. */
-bool apply_volume_may_be_made(struct apply *a, struct volume *volume);
+/* As of pools. @filled: command_put.volume_filled. */
+bool apply_volume_may_be_made(struct apply *a, struct volume *volume, bool filled);
 bool apply_volume_may_change(struct apply *a, const struct record *record, const struct volume *patch);
 /* It is new (@created), or has been changed: its host, or its VM's, is to know. */
 void apply_volume_changed(struct apply *a, const struct record *record, bool created);

@@ -178,8 +178,8 @@ static bool holds_disks(struct apply *a, const struct record *pool, const char *
     if (pool->pool->kind != pool_kind_RBD)
         return true;
     apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, field,
-                       "'%s' is a pool of kind rbd, which holds volumes alone: name another pool, or none, and attach a volume of this one to the "
-                       "VM (drover volume create, drover volume attach)", pool->common->name);
+                       "'%s' is a pool of kind rbd, which holds volumes alone: name another pool, or no disk here, and attach a volume of this one to the "
+                       "VM (drover volume create --image, drover volume attach)", pool->common->name);
     return false;
 }
 

@@ -142,13 +142,13 @@ static bool may_rename(struct apply *a, struct record *record, const char *name)
 }
 
 /* Does @object, a network or security group that is to be made, make sense? Refuses if not. */
-static bool check_sense(struct apply *a, enum object_kind kind, struct record_common *object)
+static bool check_sense(struct apply *a, enum object_kind kind, struct record_common *object, const struct command_put *command)
 {
     struct error error = {.code = 0};
     if (kind == object_kind_POOL)
         return apply_pool_may_be_made(a, (void *)object);
     if (kind == object_kind_VOLUME)
-        return apply_volume_may_be_made(a, (void *)object);
+        return apply_volume_may_be_made(a, (void *)object, command->volume_filled);
     int rc = kind == object_kind_NETWORK ? network_check(a->state, (void *)object, &error)
              : kind == object_kind_SECURITY_GROUP
                  ? security_group_check(a->state, object->id, object->name, (void *)object, &error)
@@ -274,14 +274,14 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         volumes_settle(a, record);
 }
 
-static void put_create(struct apply *a, enum object_kind kind, struct record_common *object)
+static void put_create(struct apply *a, enum object_kind kind, struct record_common *object, const struct command_put *command)
 {
     if (kind == object_kind_VM || kind == object_kind_CLUSTER || kind == object_kind_SNAPSHOT ||
         kind == object_kind_BACKUP) {
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a %s is not made by a put", state_kind_desc(kind)->name);
         return;
     }
-    if (!apply_may_insert(a, kind, object) || !check_sense(a, kind, object))
+    if (!apply_may_insert(a, kind, object) || !check_sense(a, kind, object, command))
         return;
     if (a->check_only)
         return;
@@ -331,7 +331,7 @@ void apply_put(struct apply *a, struct command_put *command)
     if (count != 1)
         apply_refuse(a, -EINVAL, ERROR_INVALID, "a put is of one object, not of %u", count);
     else if (command->create)
-        put_create(a, parts[found].kind, parts[found].object);
+        put_create(a, parts[found].kind, parts[found].object, command);
     else
         put_update(a, parts[found].kind, parts[found].object, command);
 }

@@ -64,12 +64,13 @@ static bool host_resolve(struct apply *a, struct volume *volume, const struct po
     return true;
 }
 
-static bool image_resolve(struct apply *a, struct volume *volume, const struct pool *pool)
+/* @filled: of a pool of kind rbd it is known that volumes there may. */
+static bool image_resolve(struct apply *a, struct volume *volume, const struct pool *pool, bool filled)
 {
     const struct record *record = state_get(a->state, object_kind_IMAGE, volume->image);
     if (volume->image == NULL)
         return true;
-    if (pool->kind == pool_kind_RBD) {
+    if (pool->kind == pool_kind_RBD && !filled) {
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/image",
                            "cannot be given for a volume in pool '%s' of kind rbd, where volumes begin empty: leave it out, or make the volume in "
                            "a pool of another kind", pool->name);
@@ -104,14 +105,14 @@ static bool size_check(struct apply *a, uint64_t size_bytes)
     return false;
 }
 
-bool apply_volume_may_be_made(struct apply *a, struct volume *volume)
+bool apply_volume_may_be_made(struct apply *a, struct volume *volume, bool filled)
 {
     const struct record *pool = state_get(a->state, object_kind_POOL, volume->pool);
     if (pool == NULL) {
         apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/pool", "there is no pool '%.63s'", volume->pool);
         return false;
     }
-    if (!size_check(a, volume->size_bytes) || !host_resolve(a, volume, pool->pool) || !image_resolve(a, volume, pool->pool))
+    if (!size_check(a, volume->size_bytes) || !host_resolve(a, volume, pool->pool) || !image_resolve(a, volume, pool->pool, filled))
         return false;
     OBJECT_TEXT(volume, volume, pool, pool->common->name);
     OBJECT_SET(volume, volume, state, volume_state_CREATING);

@@ -2,6 +2,7 @@
 #include "controller/nodes/node_sync.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "controller/fsm/apply_migrate.h"
@@ -252,6 +253,34 @@ static void pools_differ(const struct state *state, const struct record *host, c
     }
 }
 
+/* Has @host to make @volume, and would make it empty, for its agent does not know that it can begin as an image? */
+static bool would_be_empty(const struct state *state, const struct record *host, const struct volume *volume, const struct node_report *report)
+{
+    if (report->rbd_images || volume->state != volume_state_CREATING || volume->image == NULL)
+        return false;
+    const struct record *pool = state_get(state, object_kind_POOL, volume->pool);
+    return pool != NULL && pool->pool->kind == pool_kind_RBD && text_same(volume_worker(state, volume), host->common->id);
+}
+
+/* What it does not say itself of volumes that it is told nothing of. */
+static void empty_ones_differ(const struct state *state, const struct record *host, const struct node_report *report,
+                              struct command_seen *command)
+{
+    const size_t most = object_field(&command_seen_desc, "volumes")->max;
+    char reason[200];
+    snprintf(reason, sizeof reason, "host %.63s would make it, and its agent is of an older version: bring that up to date", host->common->name);
+    for (size_t i = 0; !report->rbd_images && i < state_count(state, object_kind_VOLUME) && command->volumes.count < most; i++) {
+        const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
+        struct volume_seen seen = {.id = volume->id, .place = volume->place, .reason = reason}; /* borrowed */
+        if (!would_be_empty(state, host, volume, report) || !volume_seen_differs(state, host->common->id, &seen))
+            continue;
+        struct volume_seen *said = OBJECT_ADD(command_seen, command, volumes);
+        OBJECT_TEXT(volume_seen, said, id, seen.id);
+        OBJECT_TEXT(volume_seen, said, place, seen.place);
+        OBJECT_TEXT(volume_seen, said, reason, seen.reason);
+    }
+}
+
 static void volumes_differ(const struct state *state, const struct record *host, const struct node_report *report,
                            struct command_seen *command)
 {
@@ -291,6 +320,7 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
     images_differ(state, host, report, &command);
     pools_differ(state, host, report, &command);
     volumes_differ(state, host, report, &command);
+    empty_ones_differ(state, host, report, &command);
     if (command.vms.count == 0 && command.tasks.count == 0 && command.images.count == 0 && command.pools.count == 0 &&
         command.volumes.count == 0 && !host_differs(host->host, report))
         return 0;
@@ -901,14 +931,14 @@ static void fill_left_disks(const struct state *state, const struct record *host
 }
 
 /* Those that it is to make or to remove. */
-static void fill_volumes(const struct state *state, const struct record *host, struct node_orders *orders)
+static void fill_volumes(const struct state *state, const struct record *host, const struct node_report *report, struct node_orders *orders)
 {
     for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
         const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
         if (!volume_is_pending(volume) || volume_has_left(volume) || !text_same(volume_worker(state, volume), host->common->id))
             continue; /* what is left of it somewhere else goes first: nobody would know of that afterwards */
         const struct record *image = state_get(state, object_kind_IMAGE, volume->image);
-        struct volume_order *order = volume_add(orders, volume->place);
+        struct volume_order *order = would_be_empty(state, host, volume, report) ? NULL : volume_add(orders, volume->place);
         if (order == NULL)
             continue;
         fill_volume(state, host, volume, false, order);
@@ -966,7 +996,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_relocate(state, host, ret);
     fill_networks(state, host, ret);
     fill_tasks(state, host, ret);
-    fill_volumes(state, host, ret);
+    fill_volumes(state, host, report, ret);
     fill_left(state, host, ret);
     fill_left_disks(state, host, ret);
     fill_images(state, host, ret);

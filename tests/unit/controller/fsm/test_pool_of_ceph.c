@@ -104,8 +104,6 @@ static void volumes_are_on_all_hosts(void **test)
     say(f, "n2", "fsid/3");
     refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -EINVAL, "/host",
             "all of its hosts");
-    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1073741824,\"image\":\"tiny\"}", -ENOTSUP, "/image",
-            "begin empty");
     fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1073741824}");
     assert_null(fixture_get(f, object_kind_VOLUME, "a")->volume->host);
     struct node_report report = fixture_report(f, "n1", 8192);
@@ -172,6 +170,113 @@ static void an_agent_that_went_back_reads_its_orders(void **test)
     }
 }
 
+#define IMAGE "{\"name\":\"disk\",\"kind\":\"disk\",\"disk\":{\"url\":\"http://x/d\",\"size_bytes\":2097153,\"sha256\":\"" FIXTURE_SHA "\"}}"
+#define FILLED "{\"name\":\"root\",\"pool\":\"ceph\",\"image\":\"disk\"}"
+
+static void reports(struct fixture *f, bool knows, const char *reason, bool made)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_SET(node_report, &report, rbd_pools, true);
+    if (knows)
+        OBJECT_SET(node_report, &report, rbd_images, true);
+    if (made || reason != NULL) {
+        struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
+        OBJECT_TEXT(volume_seen, seen, id, fixture_get(f, object_kind_VOLUME, "root")->common->id);
+        OBJECT_TEXT(volume_seen, seen, reason, reason);
+        OBJECT_SET(volume_seen, seen, made, made);
+    }
+    fixture_send(f, &report);
+}
+
+static size_t ordered(struct fixture *f, bool knows, struct node_orders *ret)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    OBJECT_SET(node_report, &report, rbd_pools, true);
+    OBJECT_SET(node_report, &report, rbd_images, knows);
+    assert_int_equal(node_sync_orders(f->state, &report, ret, &f->error), 0);
+    OBJECT_CLEAR(node_report, &report);
+    return ret->volumes.count;
+}
+
+static void a_volume_begins_as_an_image(void **test)
+{
+    struct fixture *f = *test;
+    struct node_orders orders = {0};
+    fixture_must(f, ROUTE_ID_pool_create, NULL, CREATE);
+    fixture_must(f, ROUTE_ID_image_create, NULL, IMAGE);
+    say(f, "n1", "fsid/3");
+    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"image\":\"none\"}", -EINVAL, "/size_bytes", "missing");
+    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1048576,\"image\":\"disk\"}", -EFBIG, "/size_bytes",
+            "less than the 2097153 bytes of image");
+    fixture_must(f, ROUTE_ID_volume_create, NULL, FILLED);
+    const struct volume *root = fixture_get(f, object_kind_VOLUME, "root")->volume;
+    assert_int_equal(root->size_bytes, 2097664);
+    assert_string_equal(root->image, "disk");
+    /* a host that would make it empty is told nothing, and it is said why nothing goes on */
+    assert_int_equal(ordered(f, false, &orders), 0);
+    OBJECT_CLEAR(node_orders, &orders);
+    reports(f, false, NULL, false);
+    assert_string_equal(root->state_reason, "host n1 would make it, and its agent is of an older version: bring that up to date");
+    assert_int_equal(root->state, volume_state_CREATING);
+    /* one that knows */
+    assert_int_equal(ordered(f, true, &orders), 1);
+    const struct volume_order *order = orders.volumes.items;
+    assert_string_equal(order->image.sha256, FIXTURE_SHA);
+    assert_true(order->pool.kind == pool_kind_RBD && orders.images.count == 1);
+    OBJECT_CLEAR(node_orders, &orders);
+    reports(f, true, "30 % of its image is there", false);
+    assert_string_equal(root->state_reason, "30 % of its image is there");
+    refused(f, ROUTE_ID_volume_attach, "root", "{\"vm\":\"root\"}", -ENOENT, "/vm", "no VM");
+    reports(f, true, NULL, true);
+    assert_int_equal(root->state, volume_state_AVAILABLE);
+    assert_null(root->state_reason);
+    /* empty ones are made by all */
+    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"b\",\"pool\":\"ceph\",\"size_bytes\":1073741824}");
+    assert_int_equal(ordered(f, false, &orders), 1);
+    OBJECT_CLEAR(node_orders, &orders);
+    reports(f, false, NULL, false);
+    assert_null(fixture_get(f, object_kind_VOLUME, "b")->volume->state_reason);
+}
+
+static void decided(struct fixture *f, struct command_message *ret)
+{
+    assert_int_equal(command_decode(f->decision.command.data, f->decision.command.size, ret, &f->error), 0);
+}
+
+/* Controllers that know nothing of it refuse to make such a volume: so do all, unless the command says that it is meant. */
+static void older_controllers_are_told_that_it_is_meant(void **test)
+{
+    struct fixture *f = *test;
+    struct command_message message = {0};
+    struct volume body = {.name = NULL};
+    struct bytes_writer bytes = {0};
+    fixture_must(f, ROUTE_ID_pool_create, NULL, CREATE);
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"nas\",\"kind\":\"shared-dir\",\"path\":\"/srv/nas\",\"hosts\":[\"n1\",\"n2\"]}");
+    fixture_must(f, ROUTE_ID_image_create, NULL, IMAGE);
+    say(f, "n1", "fsid/3");
+    fixture_say_pool(f, "n1", "nas", 64 * GIB, 16 * GIB);
+    assert_int_equal(OBJECT_DECODE(volume, FILLED, strlen(FILLED), OBJECT_CREATE, &body, &f->error), 0);
+    struct decision_context context = fixture_context(f);
+    decision_finish(&f->decision);
+    assert_int_equal(decide_route(f->state, &context, ROUTE_ID_volume_create, NULL, 0, &body, &f->decision, &f->error), 0);
+    decided(f, &message);
+    struct command_put *command = message.payload;
+    assert_true(command->volume_filled);
+    command->head.present &= ~(UINT64_C(1) << (object_field(&command_put_desc, "volume_filled") - command_put_desc.fields));
+    command->volume_filled = false;
+    assert_int_equal(command_encode(COMMAND_put, command, &bytes, &f->error), 0);
+    assert_int_equal(fixture_apply(f, &bytes), -ENOTSUP);
+    assert_non_null(strstr(f->error.text, "begin empty"));
+    command_message_finish(&message);
+    bytes_writer_finish(&bytes);
+    OBJECT_CLEAR(volume, &body);
+    /* and of what they know nothing more is said */
+    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"b\",\"pool\":\"nas\",\"image\":\"disk\"}");
+    decided(f, &message);
+    assert_false(OBJECT_HAS(command_put, (struct command_put *)message.payload, volume_filled));
+    command_message_finish(&message);
+}
+
 static void what_they_do_not_hold(void **test)
 {
     struct fixture *f = *test;
@@ -204,6 +309,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_is_of_ceph, setup, teardown),
         cmocka_unit_test_setup_teardown(volumes_are_on_all_hosts, setup, teardown),
         cmocka_unit_test_setup_teardown(an_agent_that_went_back_reads_its_orders, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_volume_begins_as_an_image, setup, teardown),
+        cmocka_unit_test_setup_teardown(older_controllers_are_told_that_it_is_meant, setup, teardown),
         cmocka_unit_test_setup_teardown(what_they_do_not_hold, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
