@@ -220,6 +220,17 @@ int body_object(const struct object_desc *desc, const char *option, const char *
     return 0;
 }
 
+/* Either none, which makes the list an empty one, or some. */
+static int list_check(json_t *o, const struct field_desc *f, const char *option, bool is_none, struct error *err)
+{
+    const json_t *there = json_object_get(o, f->name);
+    if (there != NULL && (is_none || json_array_size(there) == 0))
+        return error_set(err, -EINVAL, ERROR_INVALID, "--%s none and another --%s do not go together", option, option);
+    if (is_none)
+        json_object_set_new(o, f->name, json_array());
+    return 0;
+}
+
 static int add_option(const struct field_desc *f, const struct option_given *given, json_t *body, struct error *err)
 {
     const char *value = given->value ? given->value : "";
@@ -235,6 +246,12 @@ static int add_option(const struct field_desc *f, const struct option_given *giv
         return json_object_setn_new(map, value, (size_t)(equals - value), json_string(equals + 1)) == 0
                    ? 0
                    : error_set(err, -EINVAL, ERROR_INVALID, "--%s is not UTF-8", given->name);
+    }
+    if (f->kind == KIND_LIST) {
+        bool is_none = strcmp(value, "none") == 0; /* which is something else than not to say anything */
+        rc = list_check(body, f, given->name, is_none, err);
+        if (rc < 0 || is_none)
+            return rc;
     }
     if (f->kind == KIND_OBJ || f->kind == KIND_LIST)
         rc = body_object(f->ref.object, given->name, value, &v, err);

@@ -1371,6 +1371,16 @@ static bool wants_to_run(const struct local_vm *vm)
     return wants_to_run_here(vm) && !vm->context->down;
 }
 
+/* Else all its disks are volumes, or begin empty: the image only says how it boots. */
+static bool has_image_disk(const struct vm_order *order)
+{
+    const struct vm_disk *disks = order->disks.items;
+    for (size_t i = 0; i < order->disks.count; i++)
+        if (disks[i].image)
+            return true;
+    return false;
+}
+
 /* The next image that is not there yet; then disks and taps. */
 static void vm_prepare(struct local_vm *vm)
 {
@@ -1381,7 +1391,8 @@ static void vm_prepare(struct local_vm *vm)
     for (size_t i = 0; i < ARRAY_SIZE(images); i++) {
         char path[IMAGE_CACHE_PATH_BYTES_MAX];
         struct error err = {.code = 0};
-        if (images[i]->sha256 == NULL || image_cache_find(vm->context->images, images[i], path, sizeof(path)) == 0)
+        if (images[i]->sha256 == NULL || (images[i] == &order->disk && !has_image_disk(order)) ||
+            image_cache_find(vm->context->images, images[i], path, sizeof(path)) == 0)
             continue;
         vm_progress(vm, steps[i]);
         if (image_cache_get(vm->context->images, images[i], vm_on_image, vm, &vm->wait, &err) == 0)

@@ -1,5 +1,7 @@
 """Volumes in a pool of Ceph: a real monitor and OSD on the wire that all hosts of the bed are on, real agents, VMMs and drover-rbd."""
 import contextlib
+import hashlib
+import json
 import os
 import pathlib
 import random
@@ -14,7 +16,7 @@ import pytest
 from bed import BedError, process_state, wait_until
 from ceph_bed import Ceph, missing
 from cluster import program
-from disk_guest import (BLOCKS, NEEDED, WRITES, agent_of, console, create, done, image, pool, read_before, taken_over, wait_pool, wait_writes, writes)
+from disk_guest import (BLOCKS, GUEST, NEEDED, WRITES, agent_of, console, create, done, image, pool, read_before, taken_over, wait_pool, wait_writes, writes)
 from test_devices import Running
 from test_volume_objects import refused, start, stop, volume, wait_volume
 
@@ -45,13 +47,13 @@ def make_ceph(make_cluster):
         ceph.stop()
 
 
-def servers(agent):
-    """Processes of that host that are drover-rbd and serve."""
+def servers(agent, verb=b'serve'):
+    """Processes of that host that are drover-rbd and serve, or do what @verb says."""
     found = []
     for pid in agent.host.pids():
         with contextlib.suppress(OSError):
             words = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
-            if pathlib.Path(f'/proc/{pid}/comm').read_text().strip() == 'drover-rbd' and words[1:2] == [b'serve'] and process_state(pid) != 'Z':
+            if pathlib.Path(f'/proc/{pid}/comm').read_text().strip() == 'drover-rbd' and words[1:2] == [verb] and process_state(pid) != 'Z':
                 found.append(pid)
     return found
 
@@ -68,6 +70,31 @@ def with_volume(cluster, name, size='8MiB', **fields):
     start(cluster, name)
     wait_writes(agent_of(cluster, name), vm_id, 20)
     return vm_id, made
+
+
+def disk_image(cluster, name, content, holes=0, **fields):
+    """An image with the test guest's kernel and a disk of that content, and so many bytes of a hole after it. Its file."""
+    path = cluster.bed.directory / f'{name}.img'
+    with path.open('wb') as file:
+        file.write(content)
+        file.truncate(len(content) + holes)
+    parts = {'disk': path} if fields else {'kernel': GUEST, 'disk': path}
+    artifacts = {part: {'url': f'file://{file}', 'sha256': hashlib.sha256(file.read_bytes()).hexdigest(), 'size_bytes': file.stat().st_size}
+                 for part, file in parts.items()}
+    status, _, answer = cluster.api('POST', '/v1/images', {'name': name, 'kind': 'kernel', **artifacts, **fields})
+    assert status == 201, answer
+    return path
+
+
+def content_of(cluster, made):
+    path = cluster.bed.directory / 'exported'
+    path.unlink(missing_ok=True)
+    cluster.ceph.rbd('export', '--no-progress', f'vms/drover-{made["id"]}', path)
+    return path.read_bytes()
+
+
+def reason(cluster, name):
+    return (volume(cluster, name) or {}).get('state_reason', '')
 
 
 def fine(agent, vm_id):
@@ -135,6 +162,95 @@ def test_a_volume_lives_in_ceph(make_ceph):
     assert not servers(second)
     cluster.cli('volume', 'delete', 'one-data', '--yes', '--wait', parse=False)
     assert volume(cluster, 'one-data') is None and images(cluster) == []
+
+
+def test_a_vm_boots_from_a_volume_that_begins_as_an_image(make_ceph):
+    cluster = make_ceph(controllers=1, agents=2)
+    first, second = cluster.agents
+    words = b''.join(struct.pack('<512Q', *range(1000 * 512, 1001 * 512)) for _ in range(BLOCKS))
+    disk = disk_image(cluster, 'debian', words + bytes(4 * MIB) + b'the end', holes=90 * MIB + 5)
+    refused(cluster, 400, f'less than the {disk.stat().st_size} bytes of image', 'POST', '/v1/volumes',
+            {'name': 'root', 'pool': 'ceph', 'image': 'debian', 'size_bytes': 8 * MIB})
+    made = cluster.cli('volume', 'create', 'root', '--pool', 'ceph', '--image', 'debian', '--wait')
+    assert made['state'] == 'available' and 'state_reason' not in made
+    assert made['size_bytes'] - disk.stat().st_size in range(512)
+    whole = disk.read_bytes()
+    assert content_of(cluster, made) == whole + bytes(made['size_bytes'] - len(whole))
+    used = json.loads(cluster.ceph.rbd('du', '--format', 'json', f'vms/drover-{made["id"]}').stdout)['images'][0]['used_size']
+    assert used <= 8 * MIB, 'holes stay holes'
+    larger = cluster.cli('volume', 'create', 'larger', '--pool', 'ceph', '--image', 'debian', '--size', '128MiB', '--wait')
+    assert larger['size_bytes'] == 128 * MIB and content_of(cluster, larger) == whole + bytes(128 * MIB - len(whole))
+    # the root disk of a VM that has none of its own
+    cluster.cli('vm', 'create', 'one', '--image', 'debian', '--vcpus', '1', '--memory', '64MiB', '--cmdline', WRITES['cmdline'], '--disk', 'none',
+                '--started=false', '--pin', 'n1', '--wait')
+    assert not cluster.vm('one').get('disks')
+    vm_id = cluster.vm('one')['id']
+    cluster.cli('volume', 'attach', 'root', '--vm', 'one', '--wait')
+    start(cluster, 'one')
+    wait_writes(first, vm_id, 20)
+    wait_until(lambda: 1000 in read_before(first, vm_id), 30, 'it finds what the image has')
+    assert not list((first.directory / 'vms' / vm_id / 'disks').glob('*.layers'))
+    before = writes(first, vm_id)
+    # elsewhere, with nothing made anew there
+    stop(cluster, 'one')
+    cluster.cli('volume', 'detach', 'root', '--wait')
+    two = create(cluster, 'two', image='debian', disks=[], pin='n2', started=False, **WRITES)
+    cluster.cli('volume', 'attach', 'root', '--vm', 'two', '--wait')
+    start(cluster, 'two')
+    wait_until(lambda: max(read_before(second, two), default=-1) + BLOCKS >= before, 30, 'it finds what the other has written')
+    done(cluster, cluster.api('DELETE', '/v1/vms/two'))
+    # what a VM is told whose image is booted by firmware; that it boots then is the lab's affair: here KVM emulates the firmware's code
+    disk_image(cluster, 'cloud', words, kind='disk')
+    boots = create(cluster, 'three', image='cloud', disks=[], pin='n2', started=False)
+    cluster.cli('volume', 'attach', 'larger', '--vm', 'three', '--wait')
+    if cluster.api('POST', '/v1/vms/three/start')[0] == 202:
+        path = second.directory / 'vms' / boots / 'config.json'
+        wait_until(path.exists, 30, 'its VMM is started')
+        config = json.loads(path.read_text())
+        assert config['firmware'] == 'bios' and [d.get('serial') for d in config['disks']] == [larger['disk']]
+
+
+def test_whoever_dies_while_a_volume_is_filled(make_ceph):
+    """At any moment: the volume is in the making until all of it is there, and then it is what the image is."""
+    cluster = make_ceph(controllers=1, agents=1)
+    agent = cluster.agent(1)
+    seed = int(os.environ.get('DROVER_SEED', 0)) or random.randrange(1 << 32)
+    print(f'seed {seed}')
+    chance = random.Random(seed)
+    disk = disk_image(cluster, 'big', chance.randbytes(96 * MIB))
+    whole = disk.read_bytes()
+    for number in range(2 * ROUNDS):
+        name = f'v{number}'
+        status, _, made = cluster.api('POST', '/v1/volumes', {'name': name, 'pool': 'ceph', 'image': 'big'})
+        assert status == 201, made
+        (filler,) = wait_until(lambda: servers(agent, b'fill'), 30, 'it is being filled', poll_s=0.005)
+        time.sleep(0.7 * chance.random())     # any moment: nothing is waited for
+        victims = chance.choice(('filler', 'agent', 'agent filler')).split()
+        if 'agent' in victims:
+            agent.program.kill9()
+        if 'filler' in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(filler, signal.SIGKILL)
+        found = volume(cluster, name)
+        print(victims, found['state'], found.get('state_reason'))
+        if 'agent' in victims:
+            agent.program.restart()
+        wait_volume(cluster, name, 'available', timeout_s=150)
+        assert content_of(cluster, made) == whole
+        cluster.cli('volume', 'delete', name, '--yes', '--wait', parse=False, timeout_s=120)
+    # Ceph stands still in the middle: it waits, and is ended when nobody wants it any more
+    made = cluster.api('POST', '/v1/volumes', {'name': 'late', 'pool': 'ceph', 'image': 'big'})[2]
+    wait_until(lambda: servers(agent, b'fill'), 30, 'it is being filled', poll_s=0.005)
+    for daemon in cluster.ceph.daemons:
+        daemon.send_signal(signal.SIGSTOP)
+    late = volume(cluster, 'late')
+    print('stopped at', late['state'], late.get('state_reason'))
+    cluster.api('DELETE', '/v1/volumes/late')
+    wait_until(lambda: not servers(agent, b'fill'), 30, 'the child has ended')
+    for daemon in cluster.ceph.daemons:
+        daemon.send_signal(signal.SIGCONT)
+    wait_until(lambda: volume(cluster, 'late') is None, 120, 'the volume is gone')
+    assert images(cluster) == []
 
 
 def test_plugged_into_a_vm_that_runs(make_ceph):

@@ -34,6 +34,7 @@ static void test_bodies(void **state)
         {"vm create w --image=i --disk name=data,size=10GiB --disk name=b,size=1M,read-only --nic bridge=br0",
          "{\"name\":\"w\",\"image\":\"i\",\"disks\":[{\"name\":\"data\",\"size_bytes\":10737418240},"
          "{\"name\":\"b\",\"size_bytes\":1048576,\"read_only\":true}],\"nics\":[{\"bridge\":\"br0\"}]}"},
+        {"vm create w --image i --disk none --started=false", "{\"name\":\"w\",\"image\":\"i\",\"disks\":[],\"started\":false}"},
         {"vm create w --label a=b --image i --label c=d=e", "{\"name\":\"w\",\"labels\":{\"a\":\"b\",\"c\":\"d=e\"},\"image\":\"i\"}"},
         {"image create d --kind kernel --kernel url=https://h/k,sha256=ab",
          "{\"name\":\"d\",\"kind\":\"kernel\",\"kernel\":{\"url\":\"https://h/k\",\"sha256\":\"ab\"}}"},
@@ -95,6 +96,8 @@ static void test_bad_values(void **state)
         {"vm create a --image i --ha=maybe", "true or false"},
         {"vm create a --image i --disk colour=red", "with commas between them, not 'colour=red'"},
         {"vm create a --image i --nic br0", "--nic takes "},
+        {"vm create a --image i --disk none --disk name=b", "do not go together"},
+        {"vm create a --image i --disk name=b --disk none", "do not go together"},
         {"image create a --kind kernel --kernel http://h/k", "a local path, or url=, sha256="},
         {"vm update a", "nothing to change"},
         {"vm create a --image i --label nothing", "key=value"},
