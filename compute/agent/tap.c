@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include "compute/agent/netlink.h"
 #include "compute/agent/tap.h"
 
 STATIC_ASSERT(TAP_NAME_SIZE == IFNAMSIZ, "names of interfaces");
@@ -80,6 +81,20 @@ static int tap_open(const char *name, bool queues, struct error *err)
     return fd;
 }
 
+/* It is on a bridge already: on this one, or on that of a card which had its number before. */
+static int bridge_ensure(const char *name, const char *bridge, struct error *err)
+{
+    struct netlink nl = {.socket = NULL};
+    struct netlink_link link;
+    int index = (int)if_nametoindex(bridge), r = netlink_open(&nl, err);
+    if (r == 0 && (r = netlink_look(&nl, name, &link)) < 0)
+        error_errno(err, r, "cannot look at tap %s", name);
+    if (r == 0 && link.master != index)
+        r = netlink_change(&nl, name, &(struct netlink_change){.master = index}, err);
+    netlink_close(&nl);
+    return r;
+}
+
 /* @fd -1: whoever has it open keeps it, and its owner stays. */
 static int tap_configure(int fd, int control, const char *name, uid_t owner, const char *bridge, struct error *err)
 {
@@ -94,9 +109,10 @@ static int tap_configure(int fd, int control, const char *name, uid_t owner, con
             return error_errno(err, -errno, "cannot set the MTU of tap %s", name);
     }
     on_bridge.ifr_ifindex = (int)if_nametoindex(name);
-    /* EBUSY: it is on a bridge already; only ours has its name, and so it is on this one */
-    if (ioctl(control, SIOCBRADDIF, &on_bridge) < 0 && errno != EBUSY) {
-        r = -errno;
+    r = ioctl(control, SIOCBRADDIF, &on_bridge) < 0 ? -errno : 0;
+    if (r == -EBUSY && (r = bridge_ensure(name, bridge, err)) < 0)
+        return r;
+    if (r < 0) {
         if (r == -EOPNOTSUPP || r == -EINVAL)
             return error_set(err, r, ERROR_INVALID, "interface %s of this host is no bridge; name a bridge", bridge);
         return error_errno(err, r, "cannot put tap %s on bridge %s", name, bridge);
@@ -114,7 +130,12 @@ int tap_create(const char *name, uid_t owner, const char *bridge, bool queues, b
     if (r < 0)
         return r;
     bool made = !tap_exists(name);
-    CLEANUP_FD int fd = tap_open(name, queues, err);
+    int opened = tap_open(name, queues, err);
+    if (opened == -EINVAL && !made && tap_destroy(name, err) == 0) { /* a card with another number of queues had its number */
+        made = true;
+        opened = tap_open(name, queues, err);
+    }
+    CLEANUP_FD int fd = opened;
     if (fd < 0 && (made || fd != -EBUSY))
         return fd;
     r = tap_configure(fd, control, name, owner, bridge, err);

@@ -15,7 +15,7 @@
  * kept. */
 void tap_name(const char *vm_id, unsigned index, char buffer[TAP_NAME_SIZE]);
 /* Make the tap where it is missing, give it to user @owner, put it on @bridge and up. An existing one is brought into
- * that state, also while a VMM has it open (but for the owner). @queues: it has several queues (IFF_MULTI_QUEUE), as whoever opens it has to know. @make_bridge: make a
+ * that state, also while a VMM has it open (but for the owner), and also from another bridge: numbers of cards come back. @queues: it has several queues (IFF_MULTI_QUEUE), as whoever opens it has to know. @make_bridge: make a
  * missing bridge too. -ENODEV: there is no such bridge (and words that say the
  * cure); -EPERM: not allowed here. */
 int tap_create(const char *name, uid_t owner, const char *bridge, bool queues, bool make_bridge, struct error *err);

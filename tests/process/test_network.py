@@ -205,6 +205,27 @@ def test_an_agent_that_starts_again_finds_all_in_place(make_lan):
     assert lan.rules() == before
 
 
+def test_a_card_that_gets_the_number_of_another_is_on_its_own_network(make_lan):
+    """Numbers come back, and the tap of a card that has gone is there until the VM goes."""
+    lan = make_lan()
+    lan.cluster.cli('network', 'create', 'dmz', '--ipv4-subnet', '198.51.100.0/24')
+
+    def bridge_of(tap):
+        return re.search(r'master (\S+)', lan.host.run(['ip', '-o', 'link', 'show', 'dev', tap]).stdout)[1]
+
+    def made(name, *words):
+        lan.cluster.cli('vm', 'create', name, '--image', 'ticker', '--vcpus', '1', '--memory', '64MiB', '--nic', ','.join(words), '--wait')
+        return tap_of(lan.cluster.vm(name))
+    tap, inside, outside = made('one', 'network=lan'), bridge_of(made('two', 'network=lan')), bridge_of(made('three', 'network=dmz'))
+    assert bridge_of(tap) == inside != outside
+    for network, queues, wanted in (('dmz', '1', outside), ('lan', '2', inside)):
+        lan.cluster.cli('vm', 'stop', 'one', '--yes', '--force', '--wait')
+        lan.cluster.cli('vm', 'remove-nic', 'one', '--mac', lan.cluster.vm('one')['nics'][0]['mac'], '--yes', '--wait')
+        lan.cluster.cli('vm', 'add-nic', 'one', '--nic', f'network={network},queues={queues}', '--wait')
+        lan.cluster.cli('vm', 'start', 'one', '--wait')
+        assert bridge_of(tap) == wanted, network
+
+
 def test_nothing_is_left_behind(make_lan):
     lan = make_lan()
     lan.cluster.cli('security-group', 'create', 'web', '--rule', 'direction=inbound,protocol=icmp')
