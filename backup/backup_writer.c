@@ -477,9 +477,13 @@ static int begin(struct backup_writer *w, struct error *err)
     if (code == 0 && o->id != NULL && !repo_id_ok(o->id))
         code =
             error_set(err, -EINVAL, ERROR_INVALID, "'%.64s' is no id for a backup: a UUID in lower case is", o->id);
-    if (code == 0 && o->id != NULL && repo_manifest_load(w->repo, o->id, &there, NULL) == 0) {
-        manifest_finish(&there);
-        code = error_set(err, -EEXIST, ERROR_EXISTS, "backup %s is there and complete", o->id);
+    if (code == 0 && o->id != NULL) {
+        code = repo_manifest_load(w->repo, o->id, &there, err);
+        if (code == 0) {
+            manifest_finish(&there);
+            code = error_set(err, -EEXIST, ERROR_EXISTS, "backup %s is there and complete", o->id);
+        }
+        code = code == -ENOENT ? 0 : code; /* who does not know whether it is there must not make another one */
     }
     if (code == 0 && o->definition != NULL && strlen(o->definition) > MANIFEST_DEFINITION_BYTES_MAX)
         code = error_set(err, -E2BIG, ERROR_TOO_LARGE, "the definition of a VM has %d bytes at most",

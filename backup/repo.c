@@ -169,9 +169,12 @@ int repo_backups_load(struct repo *repo, struct repo_backups *ret_backups, struc
     return backups_load(repo, "backups/", ret_backups, err);
 }
 
-int repo_manifests_load(struct repo *repo, struct repo_backups *ret_manifests, struct error *err)
+int repo_manifests_load(struct repo *repo, const char *id, struct repo_backups *ret_manifests, struct error *err)
 {
-    return manifests_load(repo, "backups/", ret_manifests, err);
+    char prefix[MANIFEST_NAME_BYTES] = "backups/";
+    if (id != NULL)
+        snprintf(prefix, sizeof prefix, "backups/%s-", id);
+    return manifests_load(repo, prefix, ret_manifests, err);
 }
 
 int repo_backup_remove(struct repo *repo, const char *id, struct error *err)

@@ -58,9 +58,9 @@ struct repo_backups {
 };
 /* The complete ones, each id once. */
 int repo_backups_load(struct repo *repo, struct repo_backups *ret_backups, struct error *err);
-/* All manifests of complete ones. There may be two of one id; what is listed and read is the first, but it must not be that the other
+/* All manifests of complete ones, or of those with @id (NULL: any). There may be two of one id; what is listed and read is the first, but it must not be that the other
  * comes up when this one is removed, and what it needs has been collected. */
-int repo_manifests_load(struct repo *repo, struct repo_backups *ret_manifests, struct error *err);
+int repo_manifests_load(struct repo *repo, const char *id, struct repo_backups *ret_manifests, struct error *err);
 /* All manifests of @id, which is an id. None: fine. */
 int repo_backup_remove(struct repo *repo, const char *id, struct error *err);
 void repo_backups_finish(struct repo_backups *backups);

@@ -63,7 +63,10 @@ static int clock_read(struct gc *g, struct error *err)
         code = store_remove(g->repo->store, l.items[i].name, err);
     }
     store_listing_finish(&l);
-    return code;
+    return code == 0 && g->now_ms == STORE_TIME_UNKNOWN
+               ? error_set(err, -EBADMSG, ERROR_NOT_SUPPORTED,
+                           "the store does not say when something was written in a way that can be read: nothing is collected")
+               : code;
 }
 
 /* ---- mark ---- */
@@ -92,7 +95,7 @@ static int mark_all(struct gc *g, struct error *err)
         code = fence_lift(g, manifests.items[i].name, err);
     store_listing_finish(&manifests);
     if (code == 0)
-        code = repo_manifests_load(g->repo, &backups, err);
+        code = repo_manifests_load(g->repo, NULL, &backups, err);
     for (size_t i = 0; code == 0 && i < backups.count; i++) {
         struct manifest m;
         struct error local = {0};

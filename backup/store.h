@@ -23,6 +23,9 @@ enum {
     STORE_LOCATION_BYTES = 512,
 };
 
+/* Younger than anything, in a store whose times cannot be read. */
+#define STORE_TIME_UNKNOWN (INT64_MAX / 4)
+
 struct store_entry {
     const char *name; /* until `each` returns */
     uint64_t size_bytes;

@@ -372,6 +372,21 @@ static int s3_remove(struct store *store, const char *name, struct error *err)
     return code == -ENOENT || code > 0 ? 0 : code;
 }
 
+/* RFC 3339 in UTC, with as many digits of a fraction as a server likes to give. */
+static bool time_take(const char *text, int64_t *ret_ms)
+{
+    struct tm tm = {0};
+    const char *end = strptime(text, "%Y-%m-%dT%H:%M:%S", &tm);
+    int ms = 0, place = 100;
+    if (end != NULL && *end == '.')
+        for (end++; *end >= '0' && *end <= '9'; end++, place /= 10)
+            ms += (*end - '0') * place;
+    if (end == NULL || strcmp(end, "Z") != 0)
+        return false;
+    *ret_ms = (int64_t)timegm(&tm) * 1000 + ms;
+    return true;
+}
+
 /* One page of a list. @ret_next: the token of the next; "" none. */
 static int page_take(struct store_s3 *s3, const char *xml, store_each_cb each, void *arg, char *ret_next,
                      size_t next_size)
@@ -384,8 +399,8 @@ static int page_take(struct store_s3 *s3, const char *xml, store_each_cb each, v
             xml_text(at, "Size", size, sizeof size) == NULL)
             return -EBADMSG;
         struct store_entry e = {.name = key + strlen(s3->prefix), .size_bytes = strtoull(size, NULL, 10)};
-        if (xml_text(at, "LastModified", modified, sizeof modified) != NULL)
-            manifest_time_parse(modified, &e.modified_ms);
+        if (xml_text(at, "LastModified", modified, sizeof modified) == NULL || !time_take(modified, &e.modified_ms))
+            e.modified_ms = STORE_TIME_UNKNOWN;
         if (strncmp(key, s3->prefix, strlen(s3->prefix)) == 0)
             code = each(arg, &e);
         at = end;

@@ -173,13 +173,24 @@ static void created_print(const struct tool_options *o, const struct manifest *m
            m->head.duration_ms / 100 % 10);
 }
 
+/* Has another run, which was taken for dead, completed it as well? Then nobody knows whose content others will read. */
+static bool is_only_one(struct repo *repo, const char *id)
+{
+    struct repo_backups all;
+    if (repo_manifests_load(repo, id, &all, NULL) < 0)
+        return false;
+    bool one = all.count == 1;
+    repo_backups_finish(&all);
+    return one;
+}
+
 /* *ret_made: by this run, and of the disks as they are now. */
 static int create_run(const struct tool_options *o, struct repo *repo, struct backup_writer_options *options,
                       struct manifest *ret_manifest, bool *ret_made, struct error *err)
 {
     struct backup_writer *w = NULL;
     int code = backup_writer_create(repo, options, &w, err);
-    *ret_made = code != -EEXIST;
+    *ret_made = false;
     /* a job that was begun again after it had ended: nothing is left to do */
     if (code == -EEXIST)
         return repo_manifest_load(repo, options->id, ret_manifest, err);
@@ -188,6 +199,7 @@ static int create_run(const struct tool_options *o, struct repo *repo, struct ba
     if (code == 0)
         code = backup_writer_commit(w, ret_manifest, err);
     backup_writer_destroy(w);
+    *ret_made = code == 0 && is_only_one(repo, ret_manifest->head.id);
     return code;
 }
 
