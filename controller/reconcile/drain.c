@@ -21,10 +21,24 @@ static unsigned under_way(const struct record *host)
     return count;
 }
 
+/* Each host is the first in its turn, and each time with other VMs. */
+static const struct record *host_now(const struct drain *d)
+{
+    size_t hosts = state_count(d->state, object_kind_HOST);
+    return state_at(d->state, object_kind_HOST, (d->turn + d->host) % hosts);
+}
+
+static const struct record *vm_now(const struct drain *d, const struct record *host)
+{
+    uint64_t round = d->turn / state_count(d->state, object_kind_HOST);
+    return host->of_host.vms.items[(round * DRAIN_LOOKS_MAX + d->vm) % host->of_host.vms.count];
+}
+
 void drain_begin(struct drain *d, const struct state *state, const char *now)
 {
     *d = (struct drain){.state = state, .now_ms = time_text_ms(now)};
     bool any = false;
+    d->turn = d->now_ms / 1000; /* ticks are no shorter */
     for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
         const struct record *host = state_at(state, object_kind_HOST, i);
         d->on_all += under_way(host);
@@ -33,7 +47,7 @@ void drain_begin(struct drain *d, const struct state *state, const char *now)
     if (!any)
         d->host = state_count(state, object_kind_HOST);
     else
-        d->on_host = under_way(state_at(state, object_kind_HOST, 0));
+        d->on_host = under_way(host_now(d));
 }
 
 static bool is_due(const struct drain *d, const struct record *record)
@@ -68,17 +82,18 @@ bool drain_next(struct drain *d, struct operation *operation)
 {
     size_t hosts = state_count(d->state, object_kind_HOST);
     while (d->host < hosts && d->on_all < DRAIN_CLUSTER_MAX && d->looks < DRAIN_LOOKS_MAX) {
-        const struct record *host = state_at(d->state, object_kind_HOST, d->host);
+        const struct record *host = host_now(d);
         bool drains = host->host->draining && host->host->state == host_state_UP && d->on_host < DRAIN_HOST_MAX;
         if (drains && d->vm < host->of_host.vms.count) {
-            const struct record *vm = host->of_host.vms.items[d->vm++];
+            const struct record *vm = vm_now(d, host);
+            d->vm++;
             if (is_due(d, vm) && plan(d, vm, operation))
                 return true;
             continue;
         }
         d->vm = 0;
         if (++d->host < hosts)
-            d->on_host = under_way(state_at(d->state, object_kind_HOST, d->host));
+            d->on_host = under_way(host_now(d));
     }
     return false;
 }

@@ -381,7 +381,8 @@ static void copy_image(struct reconciling *r, const struct image *image)
     for (size_t i = 0; i < image->copies.count; i++) {
         const struct image_copy *copy = (const struct image_copy *)image->copies.items + i;
         const struct record *host = state_get(r->state, object_kind_HOST, copy->host);
-        kept += copy->keep && copy->state != image_copy_state_FAILED && host != NULL && host->host->state == host_state_UP;
+        /* one that is not heard of has it still: another one is wanted when it is lost, for nobody takes that back afterwards */
+        kept += copy->keep && copy->state != image_copy_state_FAILED && host != NULL && host->host->state != host_state_LOST;
     }
     const struct host *host = kept < image->replicas ? room_for(r->state, image) : NULL;
     if (host == NULL)

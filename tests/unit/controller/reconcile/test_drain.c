@@ -118,6 +118,37 @@ static void what_cannot_go_stays_and_is_tried_again(void **test)
     assert_int_equal(on(f, "n1"), VMS - DRAIN_HOST_MAX);
 }
 
+/* More of them than one walk looks at stand before one that can go. */
+static void those_that_cannot_go_do_not_hide_the_others(void **test)
+{
+    enum { LARGE = 3 * DRAIN_LOOKS_MAX };
+    struct fixture *f = *test;
+    char body[160], name[16];
+    fixture_join(f, "big");
+    struct node_report report = fixture_report(f, "big", LARGE * 20000);
+    OBJECT_SET(node_report, &report, cpus, 1024);
+    assert_int_equal(fixture_send(f, &report), 1);
+    for (unsigned i = 0; i < LARGE; i++) {
+        snprintf(name, sizeof name, "large%u", i);
+        snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":17179869184}", name);
+        fixture_must(f, ROUTE_ID_vm_create, NULL, body);
+        fixture_vm_is(f, name, vm_state_RUNNING);
+    }
+    fixture_must(f, ROUTE_ID_host_update, "n1", "{\"schedulable\":false}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"one\",\"image\":\"tiny\",\"flavor\":\"small\"}");
+    fixture_must(f, ROUTE_ID_host_update, "n1", "{\"schedulable\":true}");
+    fixture_vm_is(f, "one", vm_state_RUNNING);
+    assert_int_equal(on(f, "big"), LARGE + 1);
+    assert_string_equal(fixture_get(f, object_kind_HOST, "big")->of_host.vms.items[LARGE]->common->name, "one");
+    fixture_must(f, ROUTE_ID_host_drain, "big", NULL);
+    for (unsigned i = 0; i < 2 * (LARGE / DRAIN_LOOKS_MAX + 1) && migrations(f) == 0; i++) {
+        fixture_reconcile(f, NULL);
+        f->now_ms += 1000;
+    }
+    assert_int_equal(migrations(f), 1);
+    assert_int_equal(fixture_get(f, object_kind_VM, "one")->of_vm.operations.count, 1);
+}
+
 /* Both would go to n3: the first one is not on its way there before its command has been applied. */
 static void those_that_are_kept_apart_go_one_at_a_time(void **test)
 {
@@ -145,6 +176,6 @@ static void those_that_are_kept_apart_go_one_at_a_time(void **test)
 int main(void)
 {
     const struct CMUnitTest tests[] = {TEST(a_few_at_a_time_until_it_is_empty), TEST(what_cannot_go_stays_and_is_tried_again),
-                                       TEST(those_that_are_kept_apart_go_one_at_a_time)};
+                                       TEST(those_that_cannot_go_do_not_hide_the_others), TEST(those_that_are_kept_apart_go_one_at_a_time)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -184,6 +184,44 @@ static void stopped_vms_without_a_host_are_left_alone(void **test)
     assert_string_equal(fixture_vm(f, "a")->host_name, "n1");
 }
 
+static unsigned keepers(struct fixture *f, const char *name)
+{
+    const struct image *image = fixture_get(f, object_kind_IMAGE, name)->image;
+    unsigned count = 0;
+    for (size_t i = 0; i < image->copies.count; i++)
+        count += ((const struct image_copy *)image->copies.items)[i].keep;
+    return count;
+}
+
+static void host_with_room(struct fixture *f, const char *name)
+{
+    fixture_join(f, name);
+    struct node_report report = fixture_report(f, name, 1024);
+    OBJECT_SET(node_report, &report, disk_free_bytes, UINT64_C(1) << 40);
+    fixture_send(f, &report);
+}
+
+/* Nobody takes back what a third host was told to keep: so only a host that is lost is replaced. */
+static void a_keeper_that_is_silent_is_not_replaced(void **test)
+{
+    struct fixture *f = *test;
+    host_with_room(f, "n1");
+    host_with_room(f, "n2");
+    fixture_must(f, ROUTE_ID_image_create, NULL,
+                 "{\"name\":\"d\",\"kind\":\"disk\",\"disk\":{\"url\":\"https://example.org/d\",\"sha256\":\"" FIXTURE_SHA "\"},\"replicas\":2}");
+    fixture_reconcile(f, NULL);
+    fixture_reconcile(f, NULL);
+    assert_int_equal(keepers(f, "d"), 2);
+    host_with_room(f, "n3");
+    const char *n1 = fixture_get(f, object_kind_HOST, "n1")->common->id, *n3 = fixture_get(f, object_kind_HOST, "n3")->common->id;
+    struct reconcile_node nodes[] = {{.host = n1, .last_report_ms = 55000}, {.host = n3, .last_report_ms = 55000}};
+    struct reconcile_input input = {.leader_since_ms = 50000, .now_ms = 50000 + RECONCILE_SILENCE_MS, .nodes = nodes, .n_nodes = 2};
+    fixture_reconcile(f, &input);
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n2")->host->state, host_state_UNREACHABLE);
+    fixture_reconcile(f, &input);
+    assert_int_equal(keepers(f, "d"), 2);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -195,6 +233,7 @@ int main(void)
         TEST(fewer_looks_where_there_are_many_hosts),
         TEST(silent_hosts_are_marked_once),
         TEST(a_mark_that_was_overtaken_by_a_report),
+        TEST(a_keeper_that_is_silent_is_not_replaced),
         TEST(old_tokens_go),
         TEST(stopped_vms_without_a_host_are_left_alone),
     };
