@@ -137,7 +137,8 @@ const struct verb verbs[] = {
     {"vm", "list", NULL, "drover vm list --filter state=running", ROUTE_ID_vm_list, ARGUMENT_NONE,
      "name,state,wanted,host_name,vcpus,memory_bytes,image,restarts", NULL, NULL, NULL},
     {"vm", "create",
-     "Make a VM and start it. A clone of another one's snapshot: drover image create NAME --from-snapshot SNAPSHOT --wait, then --image NAME.",
+     "Make a VM and start it. A clone of another one, on the same host: drover vm clone; on others, too: drover image create NAME --from-snapshot "
+     "SNAPSHOT --wait, then --image NAME.",
      "drover vm create web1 --image debian --flavor small --nic network=lan,security-group=web --ssh-keys @id_ed25519.pub --wait",
      ROUTE_ID_vm_create, ARGUMENT_NEW_NAME, NULL, NULL, NULL, WAIT_HELP},
     {"vm", "show", NULL, "drover vm show web1", ROUTE_ID_vm_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
@@ -175,6 +176,12 @@ const struct verb verbs[] = {
      "Its host copies it, also while the VM runs. Until all of it is there it is where it is, and stays there where the move fails or is\n"
      "cancelled (`drover operation cancel`); what is left at the other place is removed (other_pool and other_host of the disk in\n"
      "`drover vm show` until it is). Snapshots do not go along: a VM that has some is refused.\n"},
+    {"vm", "clone", NULL, "drover vm clone web1 web2 --snapshot before-upgrade --wait", ROUTE_ID_vm_clone, ARGUMENT_VM_AND_NEW_NAME, NULL,
+     NULL, NULL,
+     WAIT_HELP
+     "\n"
+     "It is made on the host of the other VM, and off: drover vm start NEW. `drover operation cancel` ends it, and nothing is left. It has what is\n"
+     "on the disks, host keys and all; cloud-init, where the guest has it and a seed disk, takes it for a new machine.\n"},
     {"vm", "forget-left", NULL, "drover vm forget-left web1 --disk root --yes", ROUTE_ID_vm_forget_left, ARGUMENT_NAME, NULL,
      "Forget what a move has left of the disk of VM %s? It stays in the other place, and takes room there.", NULL, NULL},
     {"vm", "upgrade", NULL, "drover vm upgrade web1 --wait", ROUTE_ID_vm_upgrade, ARGUMENT_NAME, NULL, NULL, NULL,
@@ -317,8 +324,9 @@ static const char *argument_of(const struct verb *v)
 {
     if (v->argument == ARGUMENT_VM_AND_NEW_NAME)
         return strcmp(v->noun, "volume") == 0  ? " VOLUME [NAME]"
-               : strcmp(v->verb, "clone") == 0 ? " SNAPSHOT NAME"
-                                               : " VM [NAME]";
+               : strcmp(v->verb, "clone") != 0 ? " VM [NAME]"
+               : strcmp(v->noun, "vm") == 0    ? " VM NEW"
+                                               : " SNAPSHOT NAME";
     if (v->argument == ARGUMENT_NAME_FILE)
         return " NAME FILE";
     if (v->argument == ARGUMENT_NAME_OR_NONE)

@@ -26,6 +26,7 @@ static const struct agent_task_ops *const kinds[task_kind_COUNT] = {
     [task_kind_VM_REPLICATE] = &task_replicate_ops,
     [task_kind_VOLUME_MOVE] = &task_volume_ops,
     [task_kind_VOLUME_CLONE] = &task_volume_ops,
+    [task_kind_VM_CLONE] = &task_clone_ops,
 };
 
 static const struct agent_task_ops *ops_of(const struct agent *a, uint32_t kind)

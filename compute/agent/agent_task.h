@@ -101,6 +101,10 @@ extern const struct agent_task_ops task_boot_ops;
 extern const struct agent_task_ops task_replicate_ops;
 /* task_volume.c */
 extern const struct agent_task_ops task_volume_ops;
+/* task_clone.c */
+extern const struct agent_task_ops task_clone_ops;
+/* Of VMs' own disks: what is in no pool is in the directory of this host, which the child does not know otherwise. */
+void task_volume_fill(const struct agent *agent, struct volume_move *move);
 /* Is a child at work on volume @id, perhaps one that is ending? */
 bool task_volume_works(const struct agent *agent, const char *id);
 /* task_image.c */

@@ -207,6 +207,7 @@ static const struct {
     {"image", task_image_work},
     {"volume", task_volume_work},
     {"rbd-fill", pool_rbd_fill_work},
+    {"clone", task_clone_work},
     {"image-copy", task_image_copy_work},
     {"replicate-send", task_replicate_send_work},
     {"replicate-receive", task_replicate_receive_work},

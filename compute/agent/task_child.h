@@ -63,6 +63,7 @@ int task_replicate_send_work(const char *arguments, size_t size, struct task_see
 int task_replicate_receive_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_session_serve_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_volume_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
+int task_clone_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err); /* task_volume.c */
 int task_image_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 int task_image_copy_work(const char *arguments, size_t size, struct task_seen *ret_seen, struct error *err);
 /* Of a backup's child (backup_disks.h), with a backup_work that has no secrets. */

@@ -13,6 +13,7 @@
  * vm_adjust.h tells the VMM, by the place in the VM's order.
  *
  * The task volume-clone is COPYING of another kind: `to` is a new volume, and what is copied is what a snapshot has, whoever uses the volume.
+ * The child of the task vm-clone (task_clone.c) does the same for each disk of a VM.
  *
  * Neither task nor child removes anything of a volume: what is left of one copy or the other goes by orders (agent_volumes.h). Begun
  * twice: a move that the VMM has under way is gone on with, one that it has done is done, a copy that is whole is not made again, and any
@@ -55,7 +56,7 @@
 #define SNAPSHOT_LOOKS_MAX 3000u /* ten minutes */
 #define SNAPSHOT_MISSED_MAX 10u
 
-enum { COPY_BYTES = 1 << 20, TELL_BYTES = 64 << 20, DIRECTORY_BYTES = 32 };
+enum { COPY_BYTES = 1 << 20, TELL_BYTES = 64 << 20, DIRECTORY_BYTES = 32, STEP_BYTES = 80 };
 
 struct volume_task {
     struct agent_task *task;
@@ -584,16 +585,14 @@ static void on_timer(uv_timer_t *timer)
 
 /* ---- the task ---- */
 
-/* Of a VM's own disk. */
-static void move_take(struct volume_task *v, const struct volume_move *move)
+void task_volume_fill(const struct agent *agent, struct volume_move *move)
 {
-    struct volume_order *const orders[] = {&v->move.from, &v->move.to};
-    OBJECT_COPY(volume_move, &v->move, move);
+    struct volume_order *const orders[] = {&move->from, &move->to};
     for (size_t i = 0; i < ARRAY_SIZE(orders); i++) {
         if (OBJECT_HAS(volume_order, orders[i], pool))
             continue;
-        const struct pool_order here = pool_dir_here(v->agent->vms_dir);
-        OBJECT_TEXT(pool_order, &orders[i]->pool, path, here.path); /* for the child, which does not know it otherwise */
+        const struct pool_order here = pool_dir_here(agent->vms_dir);
+        OBJECT_TEXT(pool_order, &orders[i]->pool, path, here.path);
         OBJECT_TEXT(pool_order, &orders[i]->pool, name, here.name);
         object_mark(&volume_order_desc, orders[i], "pool");
     }
@@ -610,10 +609,9 @@ static void start(struct agent_task *task)
     v->task = task;
     v->agent = task->agent;
     v->pidfd = -1;
+    OBJECT_COPY(volume_move, &v->move, OBJECT_HAS(task_order, &task->order, disk_move) ? &task->order.disk_move : &task->order.move);
     if (OBJECT_HAS(task_order, &task->order, disk_move))
-        move_take(v, &task->order.disk_move);
-    else
-        OBJECT_COPY(volume_move, &v->move, &task->order.move);
+        task_volume_fill(v->agent, &v->move);
     task->state = v;
     bool is_its_vms = task->order.task.vm != NULL && !is_clone(v);
     snprintf(v->vm, sizeof v->vm, "%s", is_its_vms ? task->order.task.vm : "");
@@ -841,7 +839,7 @@ static _Noreturn void copier(int from, bool is_raw, int to, const struct volume_
 /* ---- in the child ---- */
 
 /* Until it ends. Its words are not trusted: they are no more than words. */
-static void words_take(int fd, struct word *ret_failure)
+static void words_take(int fd, const char *step, struct word *ret_failure)
 {
     struct word word;
     for (ssize_t n; (n = read(fd, &word, sizeof word)) != 0;) {
@@ -851,14 +849,14 @@ static void words_take(int fd, struct word *ret_failure)
             return;
         word.text[sizeof word.text - 1] = '\0';
         if (word.code == 0)
-            task_child_tell("copying", MIN(word.done, (uint64_t)INT64_MAX), MIN(word.total, (uint64_t)INT64_MAX));
+            task_child_tell(step, MIN(word.done, (uint64_t)INT64_MAX), MIN(word.total, (uint64_t)INT64_MAX));
         else
             *ret_failure = word;
     }
 }
 
-/* A process of its own copies. */
-static int copy_run(int from, bool is_raw, int to, const struct volume_move *work, uid_t user, struct error *err)
+/* A process of its own copies; it is told as @step. */
+static int copy_run(int from, bool is_raw, int to, const struct volume_move *work, uid_t user, const char *step, struct error *err)
 {
     int fds[2], status = 0;
     struct word failure = {.code = 0};
@@ -870,7 +868,7 @@ static int copy_run(int from, bool is_raw, int to, const struct volume_move *wor
         copier(from, is_raw, to, work, user, fds[1], parent);
     close(fds[1]);
     if (pid > 0)
-        words_take(fds[0], &failure);
+        words_take(fds[0], step, &failure);
     close(fds[0]);
     if (pid < 0)
         return error_errno(err, -errno, "cannot start a process");
@@ -905,10 +903,10 @@ static int source_find(const struct volume_order *order, const struct vm_disk *d
     return 0;
 }
 
-static int move(const struct volume_move *work, struct error *err)
+static int move(const struct volume_move *work, const char *step, struct error *err)
 {
     const struct vm_disk from = disk_of(&work->from), to = disk_of(&work->to);
-    const char *vm_id = work->from.id;
+    const char *vm_id = work->to.id; /* where it is a VM's own */
     CLEANUP_FREE char *target = NULL;
     CLEANUP_FD int from_fd = -1;
     bool is_raw = false;
@@ -928,7 +926,7 @@ static int move(const struct volume_move *work, struct error *err)
     CLEANUP_FD int to_fd = open(target, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (to_fd < 0)
         return error_errno(err, -errno, "cannot open %s", target);
-    r = copy_run(from_fd, is_raw, to_fd, work, user, err);
+    r = copy_run(from_fd, is_raw, to_fd, work, user, step, err);
     return r < 0 ? r : pool_dir_copy_end(&work->to.pool, vm_id, &to, err);
 }
 
@@ -937,7 +935,24 @@ int task_volume_work(const char *arguments, size_t size, struct task_seen *ret_s
     struct volume_move work = {.head = {0}};
     int r = OBJECT_DECODE(volume_move, arguments, size, OBJECT_STORED, &work, err);
     if (r == 0)
-        r = move(&work, err);
+        r = move(&work, "copying", err);
     OBJECT_CLEAR(volume_move, &work);
+    return r;
+}
+
+/* One after another: each that is whole stays so. */
+int task_clone_work(const char *arguments, size_t size, struct task_seen *ret_seen UNUSED, struct error *err)
+{
+    struct vm_copy work = {.head = {0}};
+    char step[STEP_BYTES];
+    int r = OBJECT_DECODE(vm_copy, arguments, size, OBJECT_STORED, &work, err);
+    for (size_t i = 0; r == 0 && i < work.disks.count; i++) {
+        const struct volume_move *disk = (const struct volume_move *)work.disks.items + i;
+        snprintf(step, sizeof step, "copying disk %s (%zu of %zu)", disk->from.disk, i + 1, work.disks.count);
+        r = move(disk, step, err);
+        if (r < 0)
+            error_prefix(err, "disk %s: ", disk->from.disk);
+    }
+    OBJECT_CLEAR(vm_copy, &work);
     return r;
 }

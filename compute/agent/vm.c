@@ -2387,6 +2387,30 @@ void vm_hold(struct local_vm *vm, bool held)
     vm_wake_in(vm, 0);
 }
 
+int vm_disks_are_made(struct local_vm *vm, struct error *err)
+{
+    const struct vm_places *places = &vm->context->places;
+    const struct vm_order *order = &vm->file.order;
+    const struct vm_disk *disks = order->disks.items;
+    uid_t user = 0;
+    int r = 0;
+    if (vm->file.disks_made)
+        return 0;
+    if (places->user_base != 0)
+        r = vmm_user_allot(places, places->user_base, vm->id, pool_dir_shared(order), &user, err);
+    for (size_t i = 0; r == 0 && user != 0 && i < order->disks.count; i++)
+        r = vmm_user_own_disk(places, order, &disks[i], user, err);
+    if (r < 0)
+        return r;
+    if (user != 0)
+        OBJECT_SET(agent_vm, &vm->file, user, user);
+    OBJECT_SET(agent_vm, &vm->file, disks_made, true);
+    vm->unsaved = true;
+    vm_save_or_log(vm);
+    vm_wake_in(vm, 0);
+    return 0;
+}
+
 void vm_look_at_moves(struct local_vm *vm)
 {
     if (vm->closing)

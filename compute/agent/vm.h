@@ -140,6 +140,8 @@ void vm_walls(const struct local_vm *vm, uid_t *ret_user, int *ret_pidfd);
 /* A task wants the disks for itself: from vm_hold(true) until as many vm_hold(false) no VMM is started, and no file is
  * removed, and no move of a disk that its VMM has under way is ended by the order. What is under way goes on: look with vm_disks. */
 void vm_hold(struct local_vm *vm, bool held);
+/* A task has made all disks of a VM that is off and held: they are its user's from now on, and no start makes one. */
+int vm_disks_are_made(struct local_vm *vm, struct error *err);
 /* A move of one of its disks is over: a VMM that has it under way is told what the order says, though that may be as before. */
 void vm_look_at_moves(struct local_vm *vm);
 enum vm_disks {

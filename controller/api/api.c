@@ -123,6 +123,7 @@ const api_handler api_handlers[ROUTE_COUNT] = {
     [ROUTE_ID_vm_resume] = api_write,
     [ROUTE_ID_vm_migrate] = api_write,
     [ROUTE_ID_vm_move_disk] = api_write,
+    [ROUTE_ID_vm_clone] = api_write,
     [ROUTE_ID_vm_forget_left] = api_write,
     [ROUTE_ID_vm_upgrade] = api_write,
     [ROUTE_ID_vm_placement] = api_read_placement,

@@ -283,6 +283,8 @@ static int route_vm(struct deciding *d, enum route_id id, const char *target, si
         return decide_vm_migrate(d, target, length, body);
     case ROUTE_ID_vm_move_disk:
         return decide_vm_move_disk(d, target, length, body);
+    case ROUTE_ID_vm_clone:
+        return decide_vm_clone(d, target, length, body);
     case ROUTE_ID_vm_forget_left:
         return decide_vm_forget_left(d, target, length, body);
     case ROUTE_ID_vm_upgrade:

@@ -71,6 +71,8 @@ const char *decide_backup_host(const struct deciding *d, const char *vm_id);
 int decide_vm_from_backup(struct deciding *d, struct vm *vm);
 int decide_backup_delete(struct deciding *d, const char *id, size_t id_length);
 int decide_backup_restore(struct deciding *d, const char *id, size_t id_length, const struct backup_restore *body);
+/* decide_vm_clone.c */
+int decide_vm_clone(struct deciding *d, const char *id, size_t id_length, const struct vm_clone *body);
 /* decide_volume.c */
 /* What the request leaves open of a volume that is to be made; its id is set. */
 int decide_volume_fill(struct deciding *d, struct volume *volume);

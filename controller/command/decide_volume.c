@@ -188,8 +188,8 @@ static const struct record *pick_volume(struct deciding *d, const struct snapsho
         return record;
     if (snapshot->volumes.count == 0)
         error_set(d->err, -ENOTSUP, ERROR_NOT_SUPPORTED,
-                  "snapshot '%s' has no volumes, and VMs' own disks are cloned by an image: drover image create NAME --from-snapshot %s",
-                  snapshot->name, snapshot->name);
+                  "snapshot '%s' has no volumes; its VM is cloned by: drover vm clone %s NAME --snapshot %s", snapshot->name, snapshot->vm_name,
+                  snapshot->name);
     else if (wanted == NULL)
         error_set_field(d->err, -EINVAL, ERROR_INVALID, "/volume", "is missing: snapshot '%s' has %zu volumes (drover snapshot show %s)",
                         snapshot->name, snapshot->volumes.count, snapshot->name);

@@ -75,6 +75,7 @@ static uint64_t kept_bytes(struct apply *a, const struct record *host)
     uint64_t bytes = 0;
     for (size_t i = 0; i < host->of_host.tasks.count; i++) {
         const struct operation *operation = host->of_host.tasks.items[i]->operation;
+        bytes += operation_cloned_bytes(a->state, operation, NULL);
         const struct record *vm = operation->kind == operation_kind_DISK_MOVE ? vm_of(a, operation) : NULL;
         const struct vm_disk *disk = vm != NULL ? own_disk_find(vm->vm, operation->task.disk.name) : NULL;
         if (disk != NULL && disk->moving && disk->other_pool == NULL)
@@ -83,15 +84,15 @@ static uint64_t kept_bytes(struct apply *a, const struct record *host)
     return bytes;
 }
 
-static bool directory_has_room(struct apply *a, const struct vm_disk *disk, const struct record *host)
+bool move_directory_has_room(struct apply *a, const char *what, const char *name, uint64_t size_bytes, const struct record *host)
 {
     uint64_t kept = kept_bytes(a, host), free_bytes = host->host->disk_free_bytes;
-    if (!OBJECT_HAS(host, host->host, disk_free_bytes) || (free_bytes >= kept && free_bytes - kept >= disk->size_bytes))
+    if (!OBJECT_HAS(host, host->host, disk_free_bytes) || (free_bytes >= kept && free_bytes - kept >= size_bytes))
         return true;
     apply_refuse_field(a, -ENOSPC, ERROR_NO_SPACE, "/pool",
                        "is not given, and the directory of host %s has %llu MiB free, of which %llu MiB are kept for disks that are being "
-                       "moved there; disk '%s' has %llu MiB: free some, or name a pool", host->common->name, (unsigned long long)(free_bytes / MIB),
-                       (unsigned long long)(kept / MIB), disk->name, (unsigned long long)(disk->size_bytes / MIB));
+                       "moved there; %s '%s' has %llu MiB: free some, or name a pool", host->common->name, (unsigned long long)(free_bytes / MIB),
+                       (unsigned long long)(kept / MIB), what, name, (unsigned long long)(size_bytes / MIB));
     return false;
 }
 
@@ -125,7 +126,7 @@ bool own_disk_may_move(struct apply *a, const struct operation *operation)
     if (!is_at_rest(a, record, disk) || (disk->pool != NULL && !move_host_has(a, pool_of(a, disk->pool), host)))
         return false;
     return to != NULL ? move_host_has(a, to, host) && move_has_room(a, "disk", disk->name, disk->size_bytes, to, host)
-                      : directory_has_room(a, disk, host);
+                      : move_directory_has_room(a, "disk", disk->name, disk->size_bytes, host);
 }
 
 static void tell_hosts(struct apply *a, const struct vm *vm, const struct vm_disk *disk)

@@ -24,7 +24,10 @@ void apply_remove(struct apply *a, struct command_remove *command);
 void apply_token_use(struct apply *a, struct command_token_use *command);
 void apply_volume_attach(struct apply *a, struct command_volume_attach *command);
 void apply_vm_create(struct apply *a, struct command_vm_create *command);
+void apply_vm_clone(struct apply *a, struct command_vm_clone *command);
 void apply_vm_want(struct apply *a, struct command_vm_want *command);
+/* May @vm be made, wherever it is placed? Refuses if not. Names in it become what they are known by. */
+bool apply_vm_may_create(struct apply *a, struct vm *vm);
 /* @record is wanted running, as if it had been asked for; nothing if it is to be deleted. */
 void apply_vm_start(struct apply *a, struct record *record);
 void apply_replica_late(struct apply *a, struct command_replica_late *command);

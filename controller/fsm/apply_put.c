@@ -213,6 +213,8 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", record->common->name);
         return;
     }
+    if (kind == object_kind_VM && vm_is_in_making(a, record)) /* its host says nothing of it yet */
+        return;
     if (kind == object_kind_VM && ((struct vm *)(void *)patch)->ha && state_voters(a->state) < STATE_HA_VOTERS_MIN) {
         apply_refuse_field(a, -EPERM, ERROR_CONFLICT, "/ha", "ha needs %u controllers with a vote, there are %u",
                            STATE_HA_VOTERS_MIN, state_voters(a->state));

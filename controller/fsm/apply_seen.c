@@ -71,14 +71,17 @@ static void see_host(struct apply *a, struct record *record, const struct host *
 
 /* ---- VMs ---- */
 
-static bool believed(const struct vm *vm, const struct record *host, const struct vm_seen *seen)
+static bool believed(const struct record *record, const struct record *host, const struct vm_seen *seen)
 {
+    const struct vm *vm = record->vm;
     if (vm->host == NULL || strcmp(vm->host, host->common->id) != 0)
         return false; /* not its own */
     if (seen->epoch != vm->epoch || vm->recovering)
         return false; /* acts for an earlier run */
     if (seen->state == vm_state_DELETED) /* if it is not to go, the next orders make it again */
         return vm->wanted == vm_wanted_DELETED;
+    if (state_vm_made_by(record) != NULL)
+        return false; /* its disks are made by a task: that says when it is a VM as others */
     return seen->generation >= vm->seen_generation;
 }
 
@@ -260,7 +263,7 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
     struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, seen->id);
     if (record != NULL && state_vm_went_on(a->state, record, host, seen, a->request->at))
         follow_host(a, record, host, seen);
-    if (record == NULL || !believed(record->vm, host, seen))
+    if (record == NULL || !believed(record, host, seen))
         return;
     state_edit_begin(a->state, record);
     bool changed = raise_generation(a, record, seen);

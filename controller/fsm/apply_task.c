@@ -23,6 +23,7 @@ static const struct task_kind_ops *const task_kinds[task_kind_COUNT] = {
     [task_kind_IMAGE_IMPORT] = &task_image_import,
     [task_kind_VOLUME_MOVE] = &task_volume_move,
     [task_kind_VOLUME_CLONE] = &task_volume_clone,
+    [task_kind_VM_CLONE] = &task_vm_clone,
 };
 
 static struct record *host_of(struct apply *a, const char *id)
@@ -55,8 +56,7 @@ void task_trim(struct task *task)
 
 /* ---- begin ---- */
 
-/* Is the host there, and has it room for one more? Refuses if not. */
-static bool host_may(struct apply *a, const char *id, const char *field)
+bool task_host_may(struct apply *a, const char *id, const char *field)
 {
     const struct record *host = host_of(a, id);
     if (host == NULL)
@@ -81,8 +81,8 @@ static bool may_begin(struct apply *a, const struct command_task *command)
         apply_refuse(a, -EINVAL, ERROR_INVALID, "the operation has no target, or nothing that hosts could do");
         return false;
     }
-    if (!host_may(a, task->host, "/operation/task/host") ||
-        (task->peer != NULL && !host_may(a, task->peer, "/operation/task/peer")))
+    if (!task_host_may(a, task->host, "/operation/task/host") ||
+        (task->peer != NULL && !task_host_may(a, task->peer, "/operation/task/peer")))
         return false;
     if (task->peer != NULL && strcmp(task->peer, task->host) == 0) {
         apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/operation/task/peer", "is the very host that does the work");
@@ -106,19 +106,15 @@ static bool may_begin(struct apply *a, const struct command_task *command)
                      vm->common->name);
         return false;
     }
-    if (vm != NULL && (restore_is_live(a, vm) || volume_is_moved(a, vm) || volume_is_at_work(a, vm)))
+    if (vm != NULL && (restore_is_live(a, vm) || volume_is_moved(a, vm) || volume_is_at_work(a, vm) || vm_is_in_making(a, vm) ||
+                       vm_is_cloned(a, vm, (enum operation_kind)operation->kind)))
         return false;
     return operation_may_begin(a, operation, vm) && task_kinds[task->kind]->may_begin(a, operation);
 }
 
-void apply_task(struct apply *a, struct command_task *command)
+void task_begin(struct apply *a, const struct operation *operation)
 {
-    struct operation *operation = &command->operation, new = {0};
-    if (!may_begin(a, command) || a->check_only)
-        return;
-    const struct task_kind_ops *ops = task_kinds[operation->task.kind];
-    if (ops->begun != NULL)
-        ops->begun(a, operation);
+    struct operation new = {0};
     OBJECT_COPY(operation, &new, operation);
     char step[APPLY_STEP_BYTES_MAX];
     apply_text(step, sizeof step, "waiting for host %s", host_of(a, operation->task.host)->common->name);
@@ -136,6 +132,17 @@ void apply_task(struct apply *a, struct command_task *command)
     if (target != NULL)
         apply_answer(a, target);
     strcpy(a->result->operation_id, record->common->id); /* an id: fits */
+}
+
+void apply_task(struct apply *a, struct command_task *command)
+{
+    struct operation *operation = &command->operation;
+    if (!may_begin(a, command) || a->check_only)
+        return;
+    const struct task_kind_ops *ops = task_kinds[operation->task.kind];
+    if (ops->begun != NULL)
+        ops->begun(a, operation);
+    task_begin(a, operation);
 }
 
 /* ---- end ---- */
@@ -209,6 +216,7 @@ void tasks_host_gone(struct apply *a, const struct record *host, const char *tex
 void tasks_vm_gone(struct apply *a, const struct record *vm, const char *text)
 {
     end_all(a, &vm->of_vm.operations, false, "vm-gone", text);
+    vm_clones_end(a, vm, "the VM that it was made of is gone, or was given to another host");
 }
 
 /* ---- what hosts say ---- */

@@ -47,6 +47,8 @@ bool move_host_has(struct apply *a, const struct pool *pool, const struct record
 /* Pools of Ceph have no part in moves: refuses one from or to such (either may be NULL). */
 bool move_is_of_files(struct apply *a, const char *what, const char *name, const struct pool *from, const struct pool *to);
 bool move_has_room(struct apply *a, const char *what, const char *name, uint64_t size_bytes, const struct pool *to, const struct record *host);
+/* The same of the directory of @host. */
+bool move_directory_has_room(struct apply *a, const char *what, const char *name, uint64_t size_bytes, const struct record *host);
 /* Was the end of the log lost in the middle of it, perhaps with the word that it was done? */
 bool move_may_be_done(const struct apply *a, const struct operation *operation);
 /* apply_disk_move.c: the same task where it is about a VM's own disk; as in task_kind_ops. */
@@ -56,6 +58,13 @@ void own_disk_move_ended(struct apply *a, const struct operation *operation, enu
 /* A host says of @operation that it has succeeded. Of a move of a VM's own disk, does it say what it has moved? An agent that knows nothing
  * of such moves takes them for done at once. */
 bool own_disk_move_is_told(struct apply *a, const struct operation *operation, const struct task_seen *seen);
+/* apply_vm_clone.c */
+extern const struct task_kind_ops task_vm_clone;
+/* Are @vm's disks being made of another VM's; are another VM's being made of its, so that no task of @kind may begin? Refuse if so. */
+bool vm_is_in_making(struct apply *a, const struct record *vm);
+bool vm_is_cloned(struct apply *a, const struct record *vm, enum operation_kind kind);
+/* @source goes, or another host has it from now on: what was being made of it is not. */
+void vm_clones_end(struct apply *a, const struct record *source, const char *text);
 /* apply_image.c */
 extern const struct task_kind_ops task_image_import;
 /* May @operation's host copy a disk of that snapshot of the VM of its task? Refuses if not. While it does no snapshot of the VM goes. */
@@ -75,6 +84,10 @@ void snapshots_vm_gone(struct apply *a, const struct record *vm);
 /* @vm has another name. */
 void snapshots_vm_renamed(struct apply *a, const struct record *vm);
 
+/* May host @id have one more, @field being where it was named? Refuses if not. */
+bool task_host_may(struct apply *a, const char *id, const char *field);
+/* @operation, which may begin, does: its record, its host's orders, the answer. What it means for others has been done. */
+void task_begin(struct apply *a, const struct operation *operation);
 /* @record, which runs, ends as @state. @code, @text: why not well. @seen: as in task_kind_ops.ended. */
 void task_end(struct apply *a, struct record *record, enum operation_state state, const char *code, const char *text,
               const struct task_seen *seen);

@@ -74,7 +74,7 @@ void apply_members_changed(struct apply *a, const struct vm *vm)
 
 /* ---- create ---- */
 
-static bool may_create(struct apply *a, struct vm *vm)
+bool apply_vm_may_create(struct apply *a, struct vm *vm)
 {
     if (!apply_may_insert(a, object_kind_VM, (const struct record_common *)vm))
         return false;
@@ -168,7 +168,7 @@ static void give_to_host(struct vm *vm, const struct record *host, uint64_t epoc
 void apply_vm_create(struct apply *a, struct command_vm_create *command)
 {
     struct vm *vm = &command->vm;
-    if (!may_create(a, vm) || !operation_may_begin(a, &command->operation, NULL))
+    if (!apply_vm_may_create(a, vm) || !operation_may_begin(a, &command->operation, NULL))
         return;
     if (a->check_only)
         return;
@@ -211,7 +211,10 @@ static bool may_want(struct apply *a, const struct record *record, const struct 
         apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", vm->name);
         return false;
     }
-    if (command->wanted == vm_wanted_DELETED && vm->wanted != vm_wanted_DELETED && !command->force && snapshot_keeps_vm(a, vm))
+    if (command->wanted == vm_wanted_DELETED && vm->wanted != vm_wanted_DELETED &&
+        ((!command->force && snapshot_keeps_vm(a, vm)) || vm_is_cloned(a, record, operation_kind_VM_DELETE)))
+        return false;
+    if (command->wanted != vm_wanted_DELETED && vm_is_in_making(a, record))
         return false;
     if (off && (command->reboot || command->wanted == vm_wanted_PAUSED || kind == operation_kind_VM_RESUME)) {
         apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' is off; start it", vm->name);

@@ -182,7 +182,18 @@ void pool_order_fill(const struct state *state, const struct pool *pool, const c
 
 /* ---- room ---- */
 
-/* By moves of VMs' own disks that @host_id makes, and by migrations to it. */
+uint64_t operation_cloned_bytes(const struct state *state, const struct operation *operation, const char *pool)
+{
+    const struct record *vm = operation->kind == operation_kind_VM_CLONE ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
+    uint64_t bytes = 0;
+    for (size_t i = 0; vm != NULL && i < vm->vm->disks.count; i++) {
+        const struct vm_disk *disk = (const struct vm_disk *)vm->vm->disks.items + i;
+        bytes += text_same(disk->place, operation->id) && text_same(disk->pool, pool) ? disk->size_bytes : 0;
+    }
+    return bytes;
+}
+
+/* By moves of VMs' own disks that @host_id makes, clones of VMs, and by migrations to it. */
 static uint64_t kept_by_host(const struct state *state, const struct pool *pool, const char *host_id)
 {
     const struct record *host = state_get(state, object_kind_HOST, host_id);
@@ -193,6 +204,7 @@ static uint64_t kept_by_host(const struct state *state, const struct pool *pool,
         const struct record *vm = is_here ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
         const struct vm_disk *disk = vm != NULL ? own_disk_find(vm->vm, operation->task.disk.name) : NULL;
         bytes += disk != NULL && disk->moving ? disk->size_bytes : 0;
+        bytes += operation_cloned_bytes(state, operation, pool->name);
         bool comes = operation_keeps_room(operation) && text_same(operation->task.peer, host_id) &&
                      text_same(operation->task.migration.storage, pool->id);
         const struct record *arriving = comes ? state_get(state, object_kind_VM, operation->task.vm) : NULL;

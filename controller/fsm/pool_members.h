@@ -31,6 +31,8 @@ bool pool_member_remove(struct pool *pool, const char *host_id);
 /* What @host_id is to know of the pool; it is one of its hosts. *ret zeroed; the caller clears it. */
 void pool_order_fill(const struct state *state, const struct pool *pool, const char *host_id, struct pool_order *ret);
 
+/* What @operation, a clone of a VM, makes in @pool (a name; NULL: in the directory of its host); 0 of any other. */
+uint64_t operation_cloned_bytes(const struct state *state, const struct operation *operation, const char *pool);
 /* Room of @pool at @member that nobody is to have: what moves of volumes that are under way will need of it. And what is left. */
 uint64_t pool_kept_bytes(const struct state *state, const struct pool *pool, const struct pool_host *member);
 uint64_t pool_room_bytes(const struct state *state, const struct pool *pool, const struct pool_host *member);

@@ -390,6 +390,14 @@ static void unlink_ended(struct state *state, struct record *record)
     state->ended_count--;
 }
 
+const struct operation *state_vm_made_by(const struct record *vm)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++)
+        if (vm->of_vm.operations.items[i]->operation->kind == operation_kind_VM_CLONE)
+            return vm->of_vm.operations.items[i]->operation;
+    return NULL;
+}
+
 const char *operation_vm_id(const struct operation *operation)
 {
     if (operation_has_task(operation) && operation->task.vm != NULL)

@@ -166,6 +166,8 @@ static inline bool operation_has_task(const struct operation *operation)
 }
 /* The VM that an operation is about, or NULL. */
 const char *operation_vm_id(const struct operation *operation);
+/* The one that makes the disks of @vm, which is a clone that is not whole yet; NULL: none. */
+const struct operation *state_vm_made_by(const struct record *vm);
 /* Value of a label of @vm, or NULL. */
 const char *state_vm_label(const struct vm *vm, const char *key);
 /* VMs with the same value of the label STATE_APART_LABEL are kept on different hosts: are these two, if they are two? */

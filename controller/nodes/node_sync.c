@@ -64,7 +64,7 @@ static bool vm_differs(const struct state *state, const struct record *host, con
         return false;
     if (seen->state == vm_state_DELETED)
         return vm->wanted == vm_wanted_DELETED;
-    if (seen->generation < vm->seen_generation || vm->recovering)
+    if (seen->generation < vm->seen_generation || vm->recovering || state_vm_made_by(record) != NULL)
         return false;
     return vm_release_counts(record, seen) || vm->state != seen->state || vm->seen_generation != MIN(seen->generation, vm->generation) || state_generation_lost(vm, seen) ||
            vm->restarts != seen->restarts || !text_same(vm->state_reason, seen->reason) ||
@@ -705,6 +705,28 @@ static void fill_clone(const struct state *state, const struct record *host, con
     object_mark(&task_order_desc, order, "move");
 }
 
+/* The disks of the new VM that are made of the other one's of the same name. */
+static void fill_vm_clone(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
+{
+    const struct task_vm_clone *clone = &operation->task.vm_clone;
+    const struct record *from = state_get(state, object_kind_VM, clone->vm), *to = state_get(state, object_kind_VM, operation->task.vm);
+    if (from == NULL || to == NULL)
+        return;
+    for (size_t i = 0; i < to->vm->disks.count; i++) {
+        const struct vm_disk *disk = (const struct vm_disk *)to->vm->disks.items + i;
+        const struct vm_disk *source = text_same(disk->place, operation->id) ? own_disk_find(from->vm, disk->name) : NULL;
+        if (source == NULL)
+            continue;
+        struct volume_move *copy = OBJECT_ADD(vm_copy, &order->copy, disks);
+        fill_own_disk(state, host, from->vm, source, false, &copy->from);
+        fill_own_disk(state, host, to->vm, disk, false, &copy->to);
+        OBJECT_TEXT(volume_move, copy, snapshot, clone->snapshot);
+        object_mark(&volume_move_desc, copy, "from");
+        object_mark(&volume_move_desc, copy, "to");
+    }
+    object_mark(&task_order_desc, order, "copy");
+}
+
 /* Of a volume alone: where it is, where no VM has it. */
 static void fill_snapshot(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
 {
@@ -746,6 +768,8 @@ static void fill_tasks(const struct state *state, const struct record *host, str
             fill_clone(state, host, operation, order);
         if (operation->kind == operation_kind_DISK_MOVE)
             fill_disk_move(state, host, operation, order);
+        if (operation->kind == operation_kind_VM_CLONE)
+            fill_vm_clone(state, host, operation, order);
     }
 }
 

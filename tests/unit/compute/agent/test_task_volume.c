@@ -387,6 +387,87 @@ static void cloned_as_a_snapshot_has_it(void **state)
     assert_non_null(strstr(err.text, "has no snapshot"));
 }
 
+static int clone_work(const struct vm_copy *copy, struct error *err)
+{
+    struct bytes_writer out = {0};
+    struct task_seen seen = {0};
+    *err = (struct error){.code = 0};
+    OBJECT_ENCODE(vm_copy, copy, &out);
+    int r = task_clone_work((const char *)out.data, out.size, &seen, err);
+    bytes_writer_finish(&out);
+    OBJECT_CLEAR(task_seen, &seen);
+    return r;
+}
+
+static void raw_make(const char *directory, const char *disk, const char *text)
+{
+    char path[300];
+    snprintf(path, sizeof path, "%s/%s.raw", directory, disk);
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    assert_int_equal(ftruncate(fd, SIZE), 0);
+    assert_int_equal(pwrite(fd, text, strlen(text), MIB), (ssize_t)strlen(text));
+    close(fd);
+}
+
+static void copied_is(const struct pool_order *pool, const struct vm_disk *disk, const char *text)
+{
+    struct layer_pool *layers;
+    struct layer_disk *opened;
+    struct error err;
+    char sector[512];
+    CLEANUP_FREE char *directory = pool_dir_disk(pool, CLONE, disk);
+    assert_int_equal(layer_pool_dir_create(directory, NULL, NULL, &layers, &err), 0);
+    assert_int_equal(layer_disk_open(layers, disk->name, true, 0, &opened, &err), 0);
+    assert_int_equal(opened->chain->count, 1);
+    assert_int_equal(block_now(&opened->chain->block, BLOCK_READ, MIB, sector, sizeof sector), 0);
+    assert_memory_equal(sector, text, strlen(text));
+    layer_disk_close(opened);
+    layer_pool_dir_destroy(layers);
+}
+
+/* Those of a VM, to another VM in the directory of the host, which has none yet: one after another, and begun again those that are not whole. */
+static void disks_of_a_vm(void **state)
+{
+    static const char *const names[] = {"root", "data"};
+    struct fixture *f = *state;
+    struct vm_copy copy = {.head = {0}};
+    struct error err;
+    char vms[96], disks[160];
+    snprintf(vms, sizeof vms, "%s/vms", f->dir);
+    snprintf(disks, sizeof disks, "%s/" VOLUME "/disks", vms);
+    assert_int_equal(file_make_directories(disks, 0700, &err), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        struct volume_move *move = OBJECT_ADD(vm_copy, &copy, disks);
+        struct volume_order *const orders[] = {&move->from, &move->to};
+        for (size_t k = 0; k < ARRAY_SIZE(orders); k++) {
+            OBJECT_TEXT(volume_order, orders[k], id, k == 0 ? VOLUME : CLONE);
+            OBJECT_TEXT(volume_order, orders[k], disk, names[i]);
+            OBJECT_SET(volume_order, orders[k], size_bytes, SIZE);
+            OBJECT_SET(volume_order, orders[k], own, true);
+            OBJECT_TEXT(pool_order, &orders[k]->pool, path, vms);
+            object_mark(&volume_order_desc, orders[k], "pool");
+        }
+        OBJECT_TEXT(volume_order, &move->to, place, PLACE);
+        object_mark(&volume_move_desc, move, "from");
+        object_mark(&volume_move_desc, move, "to");
+    }
+    const struct pool_order *here = &((const struct volume_move *)copy.disks.items)->to.pool;
+    const struct vm_disk root = {.name = (char *)(uintptr_t)"root", .place = (char *)(uintptr_t)PLACE};
+    const struct vm_disk data = {.name = (char *)(uintptr_t)"data", .place = (char *)(uintptr_t)PLACE};
+    raw_make(disks, "root", "first");
+    assert_int_equal(clone_work(&copy, &err), -ENOENT);
+    assert_non_null(strstr(err.text, "disk data: "));
+    assert_int_equal(pool_dir_copy_is_whole(here, CLONE, &root, &err), 1);
+    assert_int_equal(pool_dir_copy_is_whole(here, CLONE, &data, &err), 0);
+    raw_make(disks, "root", "later");
+    raw_make(disks, "data", "second");
+    if (clone_work(&copy, &err) < 0)
+        fail_msg("%s", err.text);
+    copied_is(here, &root, "first");
+    copied_is(here, &data, "second");
+    OBJECT_CLEAR(vm_copy, &copy);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -397,6 +478,7 @@ int main(void)
         cmocka_unit_test(places_in_paths),
         cmocka_unit_test_setup_teardown(cloned_as_a_snapshot_has_it, setup, teardown),
         cmocka_unit_test_setup_teardown(no_copy_is_larger_than_its_volume, setup, teardown),
+        cmocka_unit_test_setup_teardown(disks_of_a_vm, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

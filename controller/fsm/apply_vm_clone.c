@@ -1,0 +1,270 @@
+/* Clones of VMs: a new VM whose disks are made of another one's, by the host that has these.
+ *
+ *   (none) --vm-clone--> off, its disks are being made --its host has copied all of them--> off, as any other VM
+ *                                   '---- failed, cancelled, deleted ----> to be deleted --its host has removed what there is--> (none)
+ *
+ * The new VM is a record from the beginning, its host's and wanted stopped: so its name, id, MAC and IP addresses are nobody else's, its
+ * room on the host and in pools is kept, and whatever there is of it goes as any VM goes that is deleted, whoever has ended meanwhile. But
+ * until its disks are whole nothing can be done with it but to delete it (vm_is_in_making), and it is neither started nor snapshot nor backed up.
+ * Its disks are at places of their own, the operation's id (vm_disk.place): what is missing at such a one is an error to every host, and never
+ * made empty; and what the host of a later order finds there was made for this VM.
+ *
+ * What is copied does not change meanwhile: it is below a snapshot, which does not go, or the VM is off and its host keeps it so (one that
+ * is started nevertheless goes first, and the clone fails). No task of that VM's disks begins that could change it (goes_along), and the VM is
+ * not deleted. It is a copy, for
+ * the reasons that clones of volumes are (apply_clone.c). */
+#include "controller/fsm/apply_task.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "controller/fsm/apply_migrate.h"
+#include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
+
+/* May a task of @kind be at work on the VM that is cloned? What only reads may; and beside a snapshot, which does not change, also what only
+ * puts something above it. */
+static bool goes_along(enum operation_kind kind, bool of_snapshot)
+{
+    bool reads = kind == operation_kind_VM_REPLICATE || kind == operation_kind_BACKUP_CREATE;
+    return reads || (of_snapshot && (kind == operation_kind_SNAPSHOT_CREATE || kind == operation_kind_IMAGE_IMPORT ||
+                                     kind == operation_kind_VM_UPGRADE));
+}
+
+/* One of @vm that one of @kind cannot go along with; NULL: none. */
+static const struct operation *clone_of(struct apply *a, const struct vm *vm, enum operation_kind kind)
+{
+    const struct record *host = state_get(a->state, object_kind_HOST, vm->host);
+    for (size_t i = 0; host != NULL && i < host->of_host.tasks.count; i++) {
+        const struct operation *operation = host->of_host.tasks.items[i]->operation;
+        const struct task_vm_clone *clone = &operation->task.vm_clone;
+        if (operation->kind == operation_kind_VM_CLONE && text_same(clone->vm, vm->id) && !goes_along(kind, clone->snapshot != NULL))
+            return operation;
+    }
+    return NULL;
+}
+
+bool vm_is_cloned(struct apply *a, const struct record *vm, enum operation_kind kind)
+{
+    const struct operation *operation = clone_of(a, vm->vm, kind);
+    if (operation != NULL)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                     "VM '%s' is being made of the disks of VM '%s'; wait for that, or cancel it (drover operation cancel %s)",
+                     operation->target_name, vm->common->name, operation->id);
+    return operation != NULL;
+}
+
+bool vm_is_in_making(struct apply *a, const struct record *vm)
+{
+    const struct operation *operation = state_vm_made_by(vm);
+    if (operation != NULL)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                     "VM '%s' is being made of VM '%s' still; wait for that, or cancel it (drover operation cancel %s)",
+                     vm->common->name, operation->task.vm_clone.vm_name, operation->id);
+    return operation != NULL;
+}
+
+void vm_clones_end(struct apply *a, const struct record *source, const char *text)
+{
+    struct record *found;
+    do {
+        found = NULL;
+        for (size_t i = 0; found == NULL && i < state_count(a->state, object_kind_HOST); i++) {
+            const struct record_index *tasks = &state_at(a->state, object_kind_HOST, i)->of_host.tasks;
+            for (size_t k = 0; found == NULL && k < tasks->count; k++)
+                if (tasks->items[k]->operation->kind == operation_kind_VM_CLONE &&
+                    text_same(tasks->items[k]->operation->task.vm_clone.vm, source->common->id))
+                    found = tasks->items[k];
+        }
+        if (found != NULL)
+            task_end(a, found, operation_state_FAILED, "vm-gone", text, NULL);
+    } while (found != NULL);
+}
+
+/* ---- begin ---- */
+
+static bool snapshot_is_there(struct apply *a, const struct vm *source, const char *id)
+{
+    const struct record *record = apply_find(a, object_kind_SNAPSHOT, id, 0);
+    if (record == NULL)
+        return false;
+    if (record->snapshot->state == snapshot_state_AVAILABLE && text_same(record->snapshot->vm, source->id))
+        return true;
+    apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/snapshot", "'%s' is %s; it must be available", record->common->name,
+                       snapshot_state_desc.names[record->snapshot->state]);
+    return false;
+}
+
+static bool is_off(struct apply *a, const struct vm *source)
+{
+    if (source->unstarted)
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT, "VM '%s' was never started and has no disks yet: make another one (drover vm create)",
+                     source->name);
+    else if (source->wanted != vm_wanted_STOPPED || source->state != vm_state_STOPPED)
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/snapshot",
+                           "is missing, and VM '%s' is %s: make a snapshot (drover snapshot create %s NAME) and name it here, or stop the VM",
+                           source->name, vm_state_desc.names[source->state], source->name);
+    else
+        return true;
+    return false;
+}
+
+static bool is_at_work(struct apply *a, const struct record *source, bool of_snapshot)
+{
+    for (size_t i = 0; i < source->of_vm.operations.count; i++) {
+        const struct operation *operation = source->of_vm.operations.items[i]->operation;
+        if (!operation_has_task(operation) || goes_along(operation->kind, of_snapshot))
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "a %s of VM '%s' is under way; wait for its end, or cancel it",
+                     operation_kind_desc.names[operation->kind], source->common->name);
+        return true;
+    }
+    return false;
+}
+
+/* Are the disks that it is made of there, and at rest? */
+static bool source_may(struct apply *a, const struct command_vm_clone *command)
+{
+    const struct task *task = &command->operation.task;
+    const struct record *record = apply_find(a, object_kind_VM, task->vm_clone.vm, command->if_revision);
+    const struct record *host = state_get(a->state, object_kind_HOST, task->host);
+    if (record == NULL)
+        return false;
+    const struct vm *source = record->vm;
+    if (source->wanted == vm_wanted_DELETED) {
+        apply_refuse(a, -ENOENT, ERROR_CONFLICT, "VM '%s' is being deleted", source->name);
+        return false;
+    }
+    if (!text_same(source->host, task->host) || source->epoch != task->vm_clone.epoch || source->recovering) {
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "VM '%s' was started or moved meanwhile; ask again", source->name);
+        return false;
+    }
+    if (restore_is_live(a, record) || is_at_work(a, record, task->vm_clone.snapshot != NULL))
+        return false;
+    for (size_t i = 0; i < source->disks.count; i++) {
+        const struct vm_disk *disk = (const struct vm_disk *)source->disks.items + i;
+        const struct record *pool = disk->volume == NULL ? state_get(a->state, object_kind_POOL, disk->pool) : NULL;
+        if (pool != NULL && !move_host_has(a, pool->pool, host))
+            return false;
+    }
+    return task->vm_clone.snapshot != NULL ? snapshot_is_there(a, source, task->vm_clone.snapshot) : is_off(a, source);
+}
+
+/* Beside what is on its way to the same places already. */
+static bool has_room(struct apply *a, const struct vm *vm, const struct record *host)
+{
+    uint64_t directory_bytes = 0;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct vm_disk *disks = vm->disks.items;
+        const struct record *pool = state_get(a->state, object_kind_POOL, disks[i].pool);
+        uint64_t bytes = 0;
+        for (size_t k = 0; pool != NULL && k < vm->disks.count; k++)
+            bytes += text_same(disks[k].pool, disks[i].pool) ? disks[k].size_bytes : 0;
+        if (pool == NULL)
+            directory_bytes += disks[i].size_bytes;
+        else if (!move_host_has(a, pool->pool, host) || !move_has_room(a, "VM", vm->name, bytes, pool->pool, host))
+            return false;
+    }
+    return directory_bytes == 0 || move_directory_has_room(a, "VM", vm->name, directory_bytes, host);
+}
+
+static bool may_clone(struct apply *a, struct command_vm_clone *command)
+{
+    const struct operation *operation = &command->operation;
+    const struct task *task = &operation->task;
+    struct vm *vm = &command->vm;
+    char why[APPLY_STEP_BYTES_MAX];
+    const struct record *host = state_get(a->state, object_kind_HOST, task->host);
+    if (!operation_has_task(operation) || operation->kind != operation_kind_VM_CLONE || task->kind != task_kind_VM_CLONE ||
+        !text_same(task->vm, vm->id) || !text_same(vm->host, task->host) || vm->epoch == 0 || vm->wanted != vm_wanted_STOPPED) {
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "the command does not say how the VM is made");
+        return false;
+    }
+    if (!task_host_may(a, task->host, "/operation/task/host") || !source_may(a, command) || !apply_vm_may_create(a, vm) ||
+        !operation_may_begin(a, operation, NULL))
+        return false;
+    if (state_host_apart(host, vm))
+        apply_refuse_field(a, -EBUSY, ERROR_NO_HOST, "/labels", "keep it apart from a VM of host %s, on which it is made", host->common->name);
+    else if (!apply_host_fits(host, vm->memory_bytes, vm->vcpus, why, sizeof why))
+        apply_refuse(a, -ENOSPC, ERROR_NO_HOST, "%s; it is made on that host, which has the disks", why);
+    else
+        return has_room(a, vm, host);
+    return false;
+}
+
+void apply_vm_clone(struct apply *a, struct command_vm_clone *command)
+{
+    struct vm *vm = &command->vm;
+    const struct task_vm_clone *given = &command->operation.task.vm_clone;
+    char text[APPLY_STEP_BYTES_MAX];
+    if (!may_clone(a, command) || a->check_only)
+        return;
+    const struct record *host = state_get(a->state, object_kind_HOST, vm->host);
+    apply_text(text, sizeof text, "its disks are being made of those of VM %s", given->vm_name);
+    OBJECT_TEXT(vm, vm, created_at, a->request->at);
+    OBJECT_SET(vm, vm, generation, 1);
+    OBJECT_SET(vm, vm, boot, 0);
+    OBJECT_SET(vm, vm, seen_generation, 0);
+    OBJECT_SET(vm, vm, restarts, 0);
+    OBJECT_SET(vm, vm, unmade, true);
+    OBJECT_SET(vm, vm, unstarted, true);
+    OBJECT_SET(vm, vm, state, vm_state_STARTING);
+    OBJECT_TEXT(vm, vm, state_reason, text);
+    OBJECT_TEXT(vm, vm, host_name, host->common->name);
+    struct record *record = state_insert(a->state, object_kind_VM, vm, a->index);
+    apply_event(a, event_type_CREATED, record, "VM %s is made of VM %s, on host %s", record->common->name, given->vm_name,
+                host->common->name);
+    task_begin(a, &command->operation);
+    state_host_orders_changed(a->state, record->vm->host, a->index);
+    apply_members_changed(a, record->vm);
+}
+
+/* ---- end ---- */
+
+static bool may_begin(struct apply *a, const struct operation *operation UNUSED)
+{
+    apply_refuse(a, -EINVAL, ERROR_INVALID, "a VM is cloned by a command of its own");
+    return false;
+}
+
+static void made(struct apply *a, struct record *record)
+{
+    struct vm *vm = record->vm;
+    state_edit_begin(a->state, record);
+    apply_vm_is_made(vm);
+    vm->unstarted = false;
+    vm->head.present &= ~(UINT64_C(1) << (object_field(&vm_desc, "unstarted") - vm_desc.fields));
+    if (vm_has_pools(vm))
+        OBJECT_SET(vm, vm, disks_made, true);
+    OBJECT_SET(vm, vm, state, vm_state_STOPPED);
+    OBJECT_SET(vm, vm, seen_generation, vm->generation);
+    OBJECT_TEXT(vm, vm, state_reason, NULL);
+    state_edit_end(a->state, record, a->index);
+}
+
+static void ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
+                  const struct task_seen *seen)
+{
+    struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, operation->task.vm);
+    bool done = state == operation_state_SUCCEEDED;
+    if (record == NULL || record->vm->wanted == vm_wanted_DELETED)
+        return;
+    if (done || (seen == NULL && move_may_be_done(a, operation))) { /* its host knows */
+        made(a, record);
+        if (done)
+            apply_event(a, event_type_UPDATED, record, "VM %s is made, and off", record->common->name);
+        else
+            apply_event(a, event_type_UPDATED, record,
+                        "VM %s is kept, for the cluster was recovered while it was made: its disks may be half of what they should be; delete it "
+                        "if it has never run (%s)", record->common->name, text != NULL ? text : "it was not made");
+        return;
+    }
+    state_edit_begin(a->state, record);
+    OBJECT_SET(vm, record->vm, wanted, vm_wanted_DELETED);
+    OBJECT_SET(vm, record->vm, generation, record->vm->generation + 1);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "VM %s goes: %s", record->common->name, text != NULL ? text : "it was not made");
+    state_host_orders_changed(a->state, record->vm->host, a->index);
+}
+
+const struct task_kind_ops task_vm_clone = {may_begin, NULL, ended};

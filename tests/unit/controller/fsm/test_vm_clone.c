@@ -1,0 +1,372 @@
+/* Clones of VMs in the state: whose disks they have, that they come or go whole, what may not be done meanwhile, and what is refused. */
+#include "tests/unit/controller/fsm_fixture.h"
+
+#include "controller/fsm/pool_members.h"
+#include "controller/fsm/volume_disks.h"
+
+#define GIB (UINT64_C(1) << 30)
+
+static const struct vm_disk *disk(struct fixture *f, const char *vm, const char *name)
+{
+    const struct vm_disk *found = own_disk_find(fixture_vm(f, vm), name);
+    assert_non_null(found);
+    return found;
+}
+
+/* n1 says how the last operation goes. */
+static int task_says(struct fixture *f, enum operation_state state)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, f->decision.operation_id);
+    OBJECT_SET(task_seen, seen, role, task_role_MAIN);
+    OBJECT_SET(task_seen, seen, state, state);
+    return fixture_send(f, &report);
+}
+
+static void refused(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *words)
+{
+    assert_int_equal(fixture_do(f, route, id, body), code);
+    if (strstr(f->error.text, words) == NULL)
+        fail_msg("not '%s' but '%s'", words, f->error.text);
+}
+
+/* The same, and the last operation stays the one that others look at. */
+static void refused_meanwhile(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *words)
+{
+    char operation[37];
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    refused(f, route, id, body, code, words);
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+}
+
+/* A shared pool on two hosts, a directory of each. VM "web" on the first, with "root" and "data" of 1 GiB in its host's directory, and one that
+ * is only read; two addresses. It runs, and has snapshot "s". */
+static int setup(void **test)
+{
+    struct fixture *f = NEW(struct fixture);
+    fixture_init(f);
+    fixture_host(f, "n1", 8192);
+    fixture_must(f, ROUTE_ID_network_create, NULL,
+                 "{\"name\":\"lan\",\"ipv4_subnet\":\"10.1.0.0/24\",\"pools\":[{\"first\":\"10.1.0.10\",\"last\":\"10.1.0.19\"}]}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"hostname\":\"www\",\"stop_grace_s\":7,"
+                 "\"labels\":{\"app\":\"shop\",\"anti-affinity\":\"shop\"},\"nics\":[{\"network\":\"lan\",\"queues\":2}],"
+                 "\"disks\":[{\"name\":\"root\",\"size_bytes\":1073741824},"
+                 "{\"name\":\"data\",\"size_bytes\":1073741824},{\"name\":\"cd\",\"size_bytes\":1048576,\"read_only\":true}]}");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    fixture_host(f, "n2", 8192);
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"nas\",\"kind\":\"shared-dir\",\"path\":\"/srv/nas\",\"hosts\":[\"n1\",\"n2\"]}");
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"two\",\"kind\":\"dir\",\"path\":\"/srv/two\",\"hosts\":[\"n2\"]}");
+    fixture_say_pool(f, "n1", "nas", 16 * GIB, 4 * GIB + GIB / 2);
+    fixture_say_pool(f, "n2", "nas", 16 * GIB, 4 * GIB + GIB / 2);
+    fixture_say_pool(f, "n2", "two", 16 * GIB, 8 * GIB);
+    fixture_must(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"s\"}");
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    *test = f;
+    return 0;
+}
+
+static int teardown(void **test)
+{
+    fixture_finish_all(*test);
+    free(*test);
+    return 0;
+}
+
+/* What n1 is told of the last operation, which the caller clears. False: nothing. */
+static bool ordered(struct fixture *f, struct task_order *ret)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct node_orders orders = {0};
+    bool found = false;
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
+    for (size_t i = 0; i < orders.tasks.count; i++) {
+        const struct task_order *order = (const struct task_order *)orders.tasks.items + i;
+        if (strcmp(order->id, f->decision.operation_id) != 0)
+            continue;
+        OBJECT_COPY(task_order, ret, order);
+        found = true;
+    }
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+    return found;
+}
+
+static void has_what_the_other_has_and_is_its_own(struct fixture *f)
+{
+    const struct vm *web = fixture_vm(f, "web"), *new = fixture_vm(f, "new");
+    const struct vm_nic *nic = new->nics.items, *its = web->nics.items;
+    assert_string_not_equal(new->id, web->id);
+    assert_string_equal(new->hostname, "new");
+    assert_int_equal(new->stop_grace_s, 7);
+    assert_int_equal(new->memory_bytes, web->memory_bytes);
+    assert_string_equal(new->host, web->host);
+    assert_string_equal(string_map_get(&new->labels, "app"), "shop");
+    assert_null(string_map_get(&new->labels, "anti-affinity"));
+    assert_int_equal(new->nics.count, 1);
+    assert_int_equal(nic->queues, 2);
+    assert_string_equal(nic->network, "lan");
+    assert_string_not_equal(nic->mac, its->mac);
+    assert_string_not_equal(nic->ips.items[0], its->ips.items[0]);
+    assert_int_equal(new->disks.count, 3);
+    assert_string_equal(disk(f, "new", "root")->place, f->decision.operation_id);
+    assert_string_equal(disk(f, "new", "data")->place, f->decision.operation_id);
+    assert_null(disk(f, "new", "cd")->place); /* its host makes it anew, as everywhere */
+    assert_null(disk(f, "web", "root")->place);
+    assert_true(new->unstarted && new->unmade);
+}
+
+static void it_comes_whole(void **test)
+{
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\"}");
+    has_what_the_other_has_and_is_its_own(f);
+    assert_true(ordered(f, &order));
+    assert_int_equal(order.copy.disks.count, 2);
+    const struct volume_move *copy = (const struct volume_move *)order.copy.disks.items + 1;
+    assert_string_equal(copy->from.id, fixture_vm(f, "web")->id);
+    assert_string_equal(copy->to.id, fixture_vm(f, "new")->id);
+    assert_string_equal(copy->from.disk, "data");
+    assert_string_equal(copy->to.place, f->decision.operation_id);
+    assert_string_equal(copy->snapshot, fixture_get(f, object_kind_SNAPSHOT, "s")->common->id);
+    OBJECT_CLEAR(task_order, &order);
+    /* what its host says of it is not what it is: the task says that */
+    assert_int_equal(fixture_vm_is(f, "new", vm_state_STOPPED), 0);
+    assert_int_equal(fixture_vm(f, "new")->state, vm_state_STARTING);
+    static const char making[] = "VM 'new' is being made of VM 'web' still";
+    refused_meanwhile(f, ROUTE_ID_vm_start, "new", NULL, -EBUSY, making);
+    refused_meanwhile(f, ROUTE_ID_vm_update, "new", "{\"ha_priority\":3}", -EBUSY, making);
+    refused_meanwhile(f, ROUTE_ID_snapshot_create, "new", "{\"name\":\"t\"}", -EBUSY, making);
+    refused_meanwhile(f, ROUTE_ID_vm_clone, "new", "{\"name\":\"newer\"}", -EBUSY, "a vm-clone of VM 'new' is under way");
+    static const char cloned[] = "VM 'new' is being made of the disks of VM 'web'";
+    refused_meanwhile(f, ROUTE_ID_snapshot_delete, "s", NULL, -EBUSY, cloned);
+    refused_meanwhile(f, ROUTE_ID_vm_delete, "web", NULL, -EBUSY, cloned);
+    refused_meanwhile(f, ROUTE_ID_vm_move_disk, "web", "{\"disk\":\"root\",\"pool\":\"nas\"}", -EBUSY, cloned);
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    assert_int_equal(fixture_vm(f, "new")->state, vm_state_STOPPED);
+    assert_false(fixture_vm(f, "new")->unstarted || fixture_vm(f, "new")->unmade);
+    assert_null(fixture_vm(f, "new")->state_reason);
+    /* each goes its way */
+    fixture_must(f, ROUTE_ID_snapshot_delete, "s", NULL);
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    fixture_must(f, ROUTE_ID_vm_start, "new", NULL);
+    fixture_vm_is(f, "new", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
+}
+
+/* What only reads, or is above the snapshot, goes along; the other way round, too. */
+static void the_other_one_goes_on(void **test)
+{
+    struct fixture *f = *test;
+    char clone[37];
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\"}");
+    snprintf(clone, sizeof clone, "%s", f->decision.operation_id);
+    fixture_must(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"t\"}");
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"more\",\"snapshot\":\"s\"}"); /* t is being made */
+    fixture_must(f, ROUTE_ID_vm_stop, "web", NULL);
+    fixture_vm_is(f, "web", vm_state_STOPPED);
+    refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"third\"}", -EBUSY, "a snapshot-create of VM 'web' is under way");
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", clone);
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    fixture_vm_is(f, "new", vm_state_STOPPED);
+}
+
+static void of_one_that_is_off(void **test)
+{
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}", -EBUSY, "is missing, and VM 'web' is running: make a snapshot (drover snapshot create web NAME)");
+    fixture_must(f, ROUTE_ID_vm_stop, "web", NULL);
+    fixture_vm_is(f, "web", vm_state_STOPPED);
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"pool\":\"nas\",\"labels\":{\"k\":\"v\"},\"hostname\":\"h\"}");
+    assert_string_equal(fixture_vm(f, "new")->hostname, "h");
+    assert_null(string_map_get(&fixture_vm(f, "new")->labels, "app"));
+    assert_true(ordered(f, &order));
+    const struct volume_move *copy = order.copy.disks.items;
+    assert_null(copy->snapshot);
+    assert_false(OBJECT_HAS(volume_order, &copy->from, pool));
+    assert_string_equal(copy->to.pool.name, "nas");
+    OBJECT_CLEAR(task_order, &order);
+    refused_meanwhile(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"t\"}", -EBUSY, "is being made of the disks of VM 'web'");
+    /* its room is kept, everywhere: of 4.5 GiB 2 GiB and 1 MiB are its */
+    const struct pool *nas = fixture_get(f, object_kind_POOL, "nas")->pool;
+    assert_true(pool_room_bytes(f->state, nas, pool_member_find(nas, fixture_get(f, object_kind_HOST, "n2")->common->id)) == 2 * GIB + GIB / 2);
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"second\",\"pool\":\"nas\"}");
+    refused_meanwhile(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"third\",\"pool\":\"nas\"}", -ENOSPC, "'nas' has 4608 MiB free on host n1, of which 4096 MiB are kept");
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    assert_true(fixture_vm(f, "second")->disks_made);
+}
+
+/* Its record goes to be deleted, and its host removes what there is of it. */
+static void goes(struct fixture *f)
+{
+    const struct vm *new = fixture_vm(f, "new");
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct node_orders orders = {0};
+    bool told = false;
+    assert_int_equal(new->wanted, vm_wanted_DELETED);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
+    for (size_t i = 0; i < orders.vms.count; i++) {
+        const struct vm_order *order = (const struct vm_order *)orders.vms.items + i;
+        told |= strcmp(order->id, new->id) == 0 && order->wanted == vm_wanted_DELETED;
+    }
+    assert_true(told);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+    assert_int_equal(fixture_vm_is(f, "new", vm_state_DELETED), 1);
+    assert_null(state_get(f->state, object_kind_VM, "new"));
+}
+
+static void or_goes_whole(void **test)
+{
+    static const enum operation_state ends[] = {operation_state_FAILED, operation_state_CANCELLED};
+    static const char body[] = "{\"name\":\"new\",\"snapshot\":\"s\"}";
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
+        fixture_must(f, ROUTE_ID_vm_clone, "web", body);
+        assert_int_equal(task_says(f, ends[i]), 1);
+        goes(f);
+    }
+    /* deleted on the way: its task is to end, and how it does is no matter */
+    fixture_must(f, ROUTE_ID_vm_clone, "web", body);
+    char operation[37];
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    fixture_must(f, ROUTE_ID_vm_delete, "new", NULL);
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+    assert_true(ordered(f, &order) && order.cancel);
+    OBJECT_CLEAR(task_order, &order);
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    goes(f);
+    fixture_must(f, ROUTE_ID_snapshot_delete, "s", NULL); /* nothing keeps it */
+}
+
+static void lose(struct fixture *f, const char *name)
+{
+    struct command_host_lost command = {0};
+    struct bytes_writer bytes = {0};
+    OBJECT_TEXT(command_host_lost, &command, id, fixture_get(f, object_kind_HOST, name)->common->id);
+    OBJECT_SET(command_host_lost, &command, generation, fixture_get(f, object_kind_HOST, name)->host->generation);
+    OBJECT_SET(command_host_lost, &command, voters_index, 0);
+    OBJECT_SET(command_host_lost, &command, left, true);
+    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
+    object_mark(&command_host_lost_desc, &command, "request");
+    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
+    assert_int_equal(fixture_apply(f, &bytes), 0);
+    bytes_writer_finish(&bytes);
+    OBJECT_CLEAR(command_host_lost, &command);
+}
+
+/* The host forgets it when it is back, with its files: it is nobody's then. */
+static void its_host_is_lost(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\",\"pool\":\"nas\"}");
+    const struct operation *operation = fixture_get(f, object_kind_OPERATION, f->decision.operation_id)->operation;
+    lose(f, "n1");
+    assert_int_equal(operation->state, operation_state_FAILED);
+    assert_null(state_get(f->state, object_kind_VM, "new"));
+    assert_non_null(state_get(f->state, object_kind_VM, "web"));
+}
+
+static void what_is_refused(void **test)
+{
+    struct fixture *f = *test;
+    const enum route_id go = ROUTE_ID_vm_clone;
+    refused(f, go, "nobody", "{\"name\":\"new\"}", -ENOENT, "nobody");
+    refused(f, go, "web", "{\"name\":\"web\",\"snapshot\":\"s\"}", -EEXIST, "web");
+    refused(f, go, "web", "{\"name\":\"new\",\"snapshot\":\"none\"}", -ENOENT, "VM 'web' has no snapshot 'none'");
+    refused(f, go, "web", "{\"name\":\"new\",\"snapshot\":\"s\",\"pool\":\"none\"}", -ENOENT, "there is no pool 'none'");
+    refused(f, go, "web", "{\"name\":\"new\",\"snapshot\":\"s\",\"pool\":\"two\"}", -EXDEV, "'two' is not on host n1, which has VM 'web'");
+    refused(f, go, "web", "{\"name\":\"new\",\"snapshot\":\"s\",\"labels\":{\"anti-affinity\":\"shop\"}}", -EBUSY, "keep it apart from a VM of host n1");
+    assert_null(state_get(f->state, object_kind_VM, "new"));
+    fixture_must(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"t\"}");
+    refused(f, go, "web", "{\"name\":\"new\",\"snapshot\":\"t\"}", -EBUSY, "'t' is creating");
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"bare\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\",\"started\":false,\"disks\":[]}");
+    refused(f, go, "bare", "{\"name\":\"new\"}", -EINVAL, "has no disk of its own that it writes to");
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"fresh\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\",\"started\":false,"
+                 "\"disks\":[{\"name\":\"d\",\"size_bytes\":1048576}]}");
+    fixture_vm_is(f, "fresh", vm_state_STOPPED);
+    refused(f, go, "fresh", "{\"name\":\"new\"}", -EINVAL, "was never started and has no disks yet");
+    f->if_revision = 1;
+    refused(f, go, "web", "{\"name\":\"new\",\"snapshot\":\"s\"}", -ENOENT, "read it again");
+}
+
+static void volumes_are_left_out_where_that_is_said(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"v\",\"pool\":\"nas\",\"size_bytes\":1048576}");
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
+    OBJECT_TEXT(volume_seen, seen, id, fixture_get(f, object_kind_VOLUME, "v")->common->id);
+    OBJECT_SET(volume_seen, seen, made, true);
+    assert_int_equal(fixture_send(f, &report), 1);
+    fixture_must(f, ROUTE_ID_volume_attach, "v", "{\"vm\":\"web\"}");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\"}", -EBUSY, "VM 'web' has volume 'v', and volumes are no part of a clone");
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\",\"without_volumes\":true}");
+    assert_int_equal(fixture_vm(f, "new")->disks.count, 3);
+    assert_null(volume_disk_any(fixture_vm(f, "new")));
+    refused_meanwhile(f, ROUTE_ID_volume_attach, "v", "{\"vm\":\"new\"}", -EBUSY, "");
+}
+
+/* It was made and started, and then the end of the log was lost: what may have run is not deleted. But where its host says that it was not made
+ * it goes, as ever. */
+static void a_recovered_cluster_keeps_what_may_have_run(void **test)
+{
+    struct fixture *f = *test;
+    static const char *const names[] = {"new", "ran"};
+    char operation[37];
+    for (size_t i = 0; i < 2; i++) {
+        char body[80];
+        snprintf(body, sizeof body, "{\"name\":\"%s\",\"snapshot\":\"s\"}", names[i]);
+        fixture_must(f, ROUTE_ID_vm_clone, "web", body);
+        if (i == 0)
+            snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    }
+    const struct record *survivor = state_at(f->state, object_kind_CONTROLLER, 0);
+    assert_int_equal(fixture_recover(f, state_cluster(f->state)->epoch + 1, survivor->common->id), 0);
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+    assert_int_equal(task_says(f, operation_state_FAILED), 1);
+    assert_int_equal(fixture_vm(f, "new")->wanted, vm_wanted_DELETED);
+    lose(f, "n1");
+    assert_null(state_get(f->state, object_kind_VM, "new"));
+    assert_int_equal(fixture_vm(f, "ran")->wanted, vm_wanted_STOPPED);
+    assert_int_equal(fixture_vm(f, "ran")->state, vm_state_STOPPED);
+}
+
+/* A replica that comes from a snapshot of the state while it is made goes on as the others. */
+static void it_outlasts_a_restart(void **test)
+{
+    struct fixture *f = *test;
+    struct error error = {0};
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\"}");
+    struct bytes_writer bytes = fixture_snapshot(f->state);
+    struct state *restored = NULL;
+    assert_int_equal(snapshot_read(bytes.data, bytes.size, &restored, &error), 0);
+    fixture_same_bytes(f->state, restored);
+    f->twin = restored;
+    bytes_writer_finish(&bytes);
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    fixture_same_bytes(f->state, restored);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(it_comes_whole, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_other_one_goes_on, setup, teardown),
+        cmocka_unit_test_setup_teardown(of_one_that_is_off, setup, teardown),
+        cmocka_unit_test_setup_teardown(or_goes_whole, setup, teardown),
+        cmocka_unit_test_setup_teardown(its_host_is_lost, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(volumes_are_left_out_where_that_is_said, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_recovered_cluster_keeps_what_may_have_run, setup, teardown),
+        cmocka_unit_test_setup_teardown(it_outlasts_a_restart, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
