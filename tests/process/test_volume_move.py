@@ -34,14 +34,14 @@ def content(path, found):
     return hashlib.sha256(out).hexdigest()
 
 
-def worker(agent):
-    """The child of @agent that moves a volume, or None."""
+def worker(agent, work='volume'):
+    """The child of @agent that moves a volume, or does other @work; or None."""
     for task in os.listdir(f'/proc/{agent.program.pid}/task'):
         with open(f'/proc/{agent.program.pid}/task/{task}/children') as children:
             for pid in children.read().split():
                 try:
                     with open(f'/proc/{pid}/cmdline', 'rb') as words:
-                        if words.read().split(b'\0')[1:3] == [b'task', b'volume']:
+                        if words.read().split(b'\0')[1:3] == [b'task', work.encode()]:
                             return int(pid)
                 except OSError:
                     pass

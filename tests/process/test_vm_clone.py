@@ -1,0 +1,125 @@
+"""Clones of VMs: a VM of a snapshot of another one that writes all the time, and of one that is off; whole or gone, whoever ends on the way."""
+import hashlib
+import json
+import os
+import signal
+
+from bed import wait_until
+from disk_guest import BLOCKS, GUEST, NEEDED, WRITES, create, done, image, life, pool, read_before, wait_pool, wait_writes
+from test_volume_move import worker
+from test_volume_objects import refused, start, stop
+from test_volume_snapshot import ended
+from test_volumes import numbers_in
+
+pytestmark = NEEDED
+DISKS = [{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': 4 << 20}]
+
+
+def home(agent, vm_id):
+    return agent.directory / 'vms' / vm_id
+
+
+def content(layers, snapshot=None):
+    """What the guest's blocks hold in the disk at @layers: now, or in a snapshot (its id)."""
+    head = json.loads((layers / f'{layers.name.split(".")[0]}.disk').read_text())
+    return numbers_in(layers, head['top'] if snapshot is None else next(s['layer'] for s in head['snapshots'] if s['name'] == snapshot))
+
+
+def place(directory, operation, disk='root'):
+    return directory / f'{disk}.{operation["id"]}.layers'
+
+
+def large_image(cluster):
+    """With a disk that takes a moment to copy: the guest's blocks are empty, the rest is not."""
+    image(cluster, 'small')
+    disk = cluster.bed.directory / 'large.img'
+    disk.write_bytes(bytes(1 << 20) + os.urandom(1 << 20) * 63)
+    artifacts = {part: {'url': f'file://{path}', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+                 for part, path in (('kernel', GUEST), ('disk', disk))}
+    status, _, answer = cluster.api('POST', '/v1/images', {'name': 'ticker', 'kind': 'kernel', **artifacts})
+    assert status == 201, answer
+
+
+def held_clone(cluster, agent, name, **body):
+    """A clone in the making, whose child is held. Returns the operation."""
+    for _ in range(10):
+        status, _, operation = cluster.api('POST', '/v1/vms/one/clone', {'name': name, **body})
+        assert status == 202, operation
+
+        def hold():
+            pid = worker(agent, 'clone')
+            if pid is not None:
+                os.kill(pid, signal.SIGSTOP)
+            return pid is not None or cluster.vm(name)['state'] != 'starting'
+        wait_until(hold, 30, 'somebody begins to make it', poll_s=0.001)
+        if cluster.vm(name)['state'] == 'starting':
+            return operation
+        cluster.cli('vm', 'delete', name, '--yes', '--wait', parse=False)     # it was done before it could be held
+    raise AssertionError('it is always done before it can be held')
+
+
+def test_clones(make_cluster):
+    cluster = make_cluster(controllers=1, agents=1)
+    agent = cluster.agent(1)
+    large_image(cluster)
+    nas = pool(cluster, 'nas')
+    wait_pool(cluster, 'nas', n1='present')
+    one = create(cluster, 'one', disks=DISKS, **WRITES)
+    source = home(agent, one) / 'disks' / 'root.layers'
+    wait_writes(agent, one, BLOCKS)
+    refused(cluster, 409, 'make a snapshot', 'POST', '/v1/vms/one/clone', {'name': 'two'})
+    done(cluster, cluster.api('POST', '/v1/vms/one/snapshots', {'name': 's'}))
+    snapshot = cluster.api('GET', '/v1/snapshots/s')[2]['id']
+    kept = content(source, snapshot)
+    assert any(kept)
+    # cancelled, and deleted: nothing of it is left
+    for end in ('cancel', 'delete'):
+        operation = held_clone(cluster, agent, 'two', snapshot='s')
+        two = cluster.vm('two')['id']
+        assert home(agent, two).exists()
+        for method, what in (('POST', 'vms/two/start'), ('DELETE', 'snapshots/s'), ('DELETE', 'vms/one')):
+            refused(cluster, 409, 'is being made of', method, f'/v1/{what}')
+        answer = cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel') if end == 'cancel' else cluster.api('DELETE', '/v1/vms/two')
+        assert answer[0] in (200, 202), answer
+        assert ended(cluster, operation)['state'] in ('cancelled',) + ('failed',) * (end == 'delete')     # the VM may be gone before the task
+        wait_until(lambda: cluster.vm('two') is None and not home(agent, two).exists(), 30, 'it is gone, and its files')
+    # killed, agent and controller: it is made all the same, and the other one has not noticed
+    operation = held_clone(cluster, agent, 'two', snapshot='s')
+    agent.program.kill9()
+    cluster.controller(1).program.kill9()
+    cluster.controller(1).program.restart()
+    agent.program.restart()
+    assert ended(cluster, operation)['state'] == 'succeeded'
+    two = cluster.vm('two')
+    assert two['state'] == 'stopped' and two['host_name'] == 'n1' and not two.get('unstarted'), two
+    disks = home(agent, two['id']) / 'disks'
+    assert content(place(disks, operation)) == kept and place(disks, operation, 'data').exists()
+    wait_writes(agent, one)
+    assert 'disk: ' not in life(agent, one)
+    # a VM as any other, before it has ever run, too
+    done(cluster, cluster.api('POST', '/v1/vms/two/snapshots', {'name': 't'}))
+    start(cluster, 'two')
+    wait_until(lambda: read_before(agent, two['id']), 30, 'the guest finds what the other had written')
+    assert max(read_before(agent, two['id'])) <= max(kept)
+    wait_writes(agent, two['id'], 5)
+    # of one that is off, into a pool; one that is to run comes first
+    stop(cluster, 'one')
+    operation = held_clone(cluster, agent, 'three', pool='nas')
+    three = cluster.vm('three')['id']
+    start(cluster, 'one')
+    found = ended(cluster, operation)
+    assert found['state'] == 'failed' and 'is to run' in found['error_text'], found
+    wait_until(lambda: cluster.vm('three') is None and not (nas / 'vms' / three).exists(), 30, 'it is gone, and its files')
+    stop(cluster, 'one')
+    now = content(source)
+    cluster.cli('vm', 'clone', 'one', 'three', '--pool', 'nas', '--wait', parse=False)
+    three = cluster.vm('three')
+    assert [d['pool'] for d in three['disks']] == ['nas', 'nas'] and three['disks_made']
+    where = nas / 'vms' / three['id'] / f'root.{three["disks"][0]["place"]}.layers'
+    assert content(where) == now
+    # where it came from goes, and it is what it was
+    cluster.cli('vm', 'delete', 'one', '--yes', '--wait', parse=False)
+    start(cluster, 'three')
+    wait_until(lambda: read_before(agent, three['id']), 30, 'the guest finds what the other had written')
+    cluster.cli('vm', 'delete', 'three', '--yes', '--wait', parse=False)
+    assert not list((nas / 'vms').iterdir())
