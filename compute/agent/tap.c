@@ -81,8 +81,8 @@ static int tap_open(const char *name, bool queues, struct error *err)
     return fd;
 }
 
-/* It is on a bridge already: on this one, or on that of a card which had its number before. */
-static int bridge_ensure(const char *name, const char *bridge, struct error *err)
+/* It is on a bridge already: on this one, which is fine, or on that of a card which had its number before. */
+static int tap_bridge_move(const char *name, const char *bridge, struct error *err)
 {
     struct netlink nl = {.socket = NULL};
     struct netlink_link link;
@@ -110,7 +110,7 @@ static int tap_configure(int fd, int control, const char *name, uid_t owner, con
     }
     on_bridge.ifr_ifindex = (int)if_nametoindex(name);
     r = ioctl(control, SIOCBRADDIF, &on_bridge) < 0 ? -errno : 0;
-    if (r == -EBUSY && (r = bridge_ensure(name, bridge, err)) < 0)
+    if (r == -EBUSY && (r = tap_bridge_move(name, bridge, err)) < 0)
         return r;
     if (r < 0) {
         if (r == -EOPNOTSUPP || r == -EINVAL)
