@@ -13,7 +13,7 @@ bench-backup-latency: $(BUILD)/tests/bench/bench_backup_latency ## a guest's wri
 build/bench/guest-bench: tests/bench/guest_bench.c
 	@mkdir -p $(@D)
 	$(call say,cc,$@)$(CC) -std=gnu11 -O2 -g -D_GNU_SOURCE $(WARN) -static $< -lpthread -o $@
-bench-vmm: programs guest-stock build/bench/guest-bench ## one lab host: drover-vmm beside QEMU microvm and pc, twenty minutes (ROUNDS=3 MINUTES=15)
+bench-vmm: programs guest-stock build/bench/guest-bench $(BUILD)/tests/bench/bench_layers_make ## one lab host: drover-vmm beside QEMU microvm and pc, twenty minutes (ROUNDS=3 MINUTES=15)
 	@tests/bench/bench_vmm
 
 bench-migration: programs guest ## live migration beside QEMU's over a limited link, an hour (RUNS=30); RUNS=2 ROWS=idle,100 for a look

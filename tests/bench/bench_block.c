@@ -214,8 +214,8 @@ static void report(struct bench *b, const char *what, const char *names[2], stru
             cpu[i] = rate > best[i] ? cpu_us : cpu[i];
             best[i] = MAX(best[i], rate);
         }
-    printf("%-24s %-9s %9.0f/s %6.2f us CPU   %-9s %9.0f/s %6.2f us CPU   %5.1f %%\n", what, names[0], best[0], cpu[0],
-           names[1], best[1], cpu[1], best[1] * 100 / best[0]);
+    printf("%-24s %-9s %9.0f/s %6.2f us CPU   %-9s %9.0f/s %6.2f us CPU   %5.1f %%, by CPU %5.1f %%\n", what, names[0], best[0], cpu[0],
+           names[1], best[1], cpu[1], best[1] * 100 / best[0], cpu[0] * 100 / cpu[1]);
 }
 
 /* The files of a disk's layers by bare preadv, one for each cluster: what of its cost is the kernel's. Cluster i is in file

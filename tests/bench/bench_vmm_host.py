@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """drover-vmm beside QEMU on one host: tests/bench/bench_vmm runs this inside a lab host; any host with KVM does as well.
 
-usage: bench_vmm_host.py --guest DIRECTORY --bench PROGRAM [--work DIRECTORY] [--vmm PATH] [--qemu PATH] [--rounds N]
-                         [--minutes N] [--only A,B] [--steps A,B]
+usage: bench_vmm_host.py --guest DIRECTORY --bench PROGRAM [--layers PROGRAM] [--work DIRECTORY] [--vmm PATH]
+                         [--qemu PATH] [--rounds N] [--minutes N] [--only A,B] [--steps A,B]
 
 The stock guest (vmlinux, initrd) boots under each in turn, N rounds or as many as fit into the minutes (one at least),
 and measures itself (guest_bench.c). Every hypervisor gets the same kernel, command line, memory, one raw disk past the
@@ -35,6 +35,10 @@ BRIDGE, TAP, MAC = 'brbench', 'tapbench', '52:54:00:0d:00:09'
 CMDLINE = f'console=ttyS0 quiet mitigations=off tsc=reliable iomem=relaxed drover.quiet drover.ip={GUEST_ADDRESS}/24'
 PROMISED_MEMORY_KIB = 8 << 10   # docs/vmm-judges.md
 STEPS = {'exits': 'exits', 'memory': 'memory', 'disk': 'disk /dev/vda', 'net': f'net {HOST_ADDRESS}'}
+LAYERS, LAYERS_MIB = 64, 32
+DEEP_ROWS = [('random_4k_16', 'random read, 4 KiB, 16 at once'), ('random_4k_1', 'random read, 4 KiB, one at once'),
+             ('random_64k_16', 'random read, 64 KiB, 16 at once'), ('sequential_64k', 'sequential read, 64 KiB'),
+             ('sequential_1m', 'sequential read, 1 MiB')]
 NOISE = 0.95                    # a ratio down to this counts as equal
 
 # name, unit, lower is better, what it is
@@ -202,6 +206,21 @@ class Drover(Guest):
         return took * 1000
 
 
+class DroverLayers(Drover):
+    """It has a disk of one layer and one of many instead of a raw one."""
+    name = 'drover-vmm with layers'
+    direct = False
+
+    def command(self, restore=False):
+        words = super().command(restore)
+        path = self.folder / 'vm.json'
+        config = json.loads(path.read_text())
+        config['disks'] = [{'path': str(self.folder / f'{name}.disk'), 'format': 'layers', 'direct': self.direct}
+                           for name in ('one', 'many')]
+        path.write_text(json.dumps(config))
+        return words
+
+
 class Qemu(Guest):
     machine = ''
     extra = ()
@@ -364,6 +383,30 @@ def rounds(options, kinds, folder, figures, reasons):
                 figures[kind.name].setdefault(name, []).append(value)
 
 
+def deep(options, folder):
+    """Reads of many layers beside those of one. A processor that is emulated is slow where a real one has to wait for memory, and
+    the other way round, so this says how many calls a read takes rather than what it costs: no verdict."""
+    for name, count in ('one', 1), ('many', LAYERS):
+        run(options.layers, folder, name, LAYERS_MIB, count)
+    for direct in False, True:
+        guest = DroverLayers(options, folder)
+        guest.direct = direct
+        values = {}
+        try:
+            guest.start()
+            guest.wait(r'^drover-guest: ready', BOOT_LIMIT_S)
+            values = guest.bench('layers', 'layers /dev/vda /dev/vdb')
+        except Missing as problem:
+            print(f'# {guest.name}: {problem}', flush=True)
+        finally:
+            guest.end()
+        for row, words in DEEP_ROWS:
+            one, many = values.get(f'layers_one_{row}', 0), values.get(f'layers_many_{row}', 0)
+            ratio = many / one if one else 0
+            print(f'{"past the page cache" if direct else "page cache"}: {words:<34} 1 layer {one:>8} KiB/s   '
+                  f'{LAYERS} layers {many:>8} KiB/s {ratio:>6.0%}', flush=True)
+
+
 def ratios(figures, names, row, lower, choose):
     """(the figure of each, ours to each of the others)."""
     values = [choose(figures[name][row]) if figures[name].get(row) else None for name in names]
@@ -420,13 +463,14 @@ def options_parse():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--guest', type=pathlib.Path, required=True)
     parser.add_argument('--bench', type=pathlib.Path, required=True)
+    parser.add_argument('--layers', type=pathlib.Path, help='bench_layers_make: disks of many layers are measured, too')
     parser.add_argument('--work', type=pathlib.Path, default='/var/tmp', help='for the disk and the snapshots')
     parser.add_argument('--vmm', default='drover-vmm')
     parser.add_argument('--qemu', default='qemu-system-x86_64')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--minutes', type=float, default=15, help='no round is begun that would end later')
     parser.add_argument('--only', help='these alone, e.g. drover,pc')
-    parser.add_argument('--steps', help='these alone, of exits,memory,disk,net,snapshot: for a closer look, no verdict')
+    parser.add_argument('--steps', help='these alone, of exits,memory,disk,net,snapshot,layers: for a closer look, no verdict')
     return parser.parse_args()
 
 
@@ -444,13 +488,18 @@ def main():
         prepare(options, folder)
         network_up()
         server = subprocess.Popen([options.bench, 'serve', '7200'])
-        rounds(options, kinds, folder, figures, reasons)
+        if options.layers and (not options.steps or 'layers' in options.steps):
+            deep(options, folder)
+        if options.steps != 'layers':
+            rounds(options, kinds, folder, figures, reasons)
     finally:
         if server:
             server.kill()
             server.wait()
         network_down()
         shutil.rmtree(folder, ignore_errors=True)
+    if options.steps == 'layers':
+        return 0
     worse = table(figures, kinds)
     return 0 if options.steps else judge(figures, reasons, worse)
 

@@ -4,6 +4,7 @@
  *   guest_bench exits           what it costs to leave the guest and come back
  *   guest_bench memory          random accesses to 64 MiB
  *   guest_bench disk DEVICE     4 KiB random and 256 KiB sequential, past the page cache; DEVICE IS OVERWRITTEN
+ *   guest_bench layers ONE MANY the same reads of two disks, in turns: 4 KiB and 64 KiB random, 64 KiB and 1 MiB sequential
  *   guest_bench net ADDRESS     to a `guest_bench serve` there: stream in both directions, one-byte round trips
  *   guest_bench serve [SECONDS] answer on port 5201, and end after so long (600)
  *
@@ -29,7 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PORT = 5201, RUN_MS = 2000, MEBIBYTE = 1048576, BLOCK = 4096, CHUNK = 262144, DEPTH = 8 };
+enum { PORT = 5201, RUN_MS = 2000, MEBIBYTE = 1048576, BLOCK = 4096, CHUNK = 262144, DEPTH = 8, DEPTH_MAX = 16 };
 enum { PORT_UNCLAIMED = 0xe8 };
 
 static uint64_t now_ns(void)
@@ -253,16 +254,17 @@ static void *disk_worker(void *arg)
     return NULL;
 }
 
-static void disk_run(const char *name, int fd, uint64_t bytes, bool write, bool random, int depth)
+/* Requests of @block bytes, @depth at once: bytes a second. */
+static uint64_t disk_rate(const char *name, int fd, uint64_t bytes, uint64_t block, bool write, bool random, int depth)
 {
-    struct disk_job jobs[DEPTH];
-    pthread_t threads[DEPTH];
+    struct disk_job jobs[DEPTH_MAX];
+    pthread_t threads[DEPTH_MAX];
     struct windows windows = {.start_ns = now_ns()};
     _Atomic int failed = 0;
     for (int i = 0; i < depth; i++) {
         jobs[i] = (struct disk_job){.fd = fd,
                                     .bytes = bytes,
-                                    .block = random ? BLOCK : CHUNK,
+                                    .block = block,
                                     .seed = 7919u * (uint64_t)(i + 1),
                                     .windows = &windows,
                                     .write = write,
@@ -276,7 +278,55 @@ static void disk_run(const char *name, int fd, uint64_t bytes, bool write, bool 
         errno = failed;
         die(name);
     }
-    rate_result(name, window_rate(&windows), random ? BLOCK : 1024, random ? "/s" : "KiB/s");
+    return window_rate(&windows);
+}
+
+static void disk_run(const char *name, int fd, uint64_t bytes, bool write, bool random, int depth)
+{
+    uint64_t rate = disk_rate(name, fd, bytes, random ? BLOCK : CHUNK, write, random, depth);
+    rate_result(name, rate, random ? BLOCK : 1024, random ? "/s" : "KiB/s");
+}
+
+static int device_open(const char *device, uint64_t *ret_bytes)
+{
+    int fd = open(device, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    if (fd < 0 || ioctl(fd, BLKGETSIZE64, ret_bytes) < 0 || *ret_bytes < MEBIBYTE)
+        die(device);
+    return fd;
+}
+
+/* The best of some turns each, for whatever else the machine does only makes them worse. */
+static void layers(const char *one, const char *many)
+{
+    enum { TURNS = 3 };
+    static const struct {
+        const char *name;
+        uint64_t block;
+        bool random;
+        int depth;
+    } rows[] = {{"random_4k_16", BLOCK, true, 16},
+                {"random_4k_1", BLOCK, true, 1},
+                {"random_64k_16", 65536, true, 16},
+                {"sequential_64k", 65536, false, 1},
+                {"sequential_1m", MEBIBYTE, false, 1}};
+    const char *const devices[] = {one, many}, *const words[] = {"one", "many"};
+    uint64_t bytes[2];
+    int fds[] = {device_open(one, &bytes[0]), device_open(many, &bytes[1])};
+    for (size_t row = 0; row < sizeof(rows) / sizeof(rows[0]); row++) {
+        uint64_t best[2] = {0};
+        for (int turn = 0; turn < 2 * TURNS; turn++) {
+            int i = turn % 2;
+            uint64_t rate = disk_rate(devices[i], fds[i], bytes[i], rows[row].block, false, rows[row].random, rows[row].depth);
+            best[i] = rate > best[i] ? rate : best[i];
+        }
+        for (int i = 0; i < 2; i++) {
+            char name[64];
+            snprintf(name, sizeof(name), "layers_%s_%s", words[i], rows[row].name);
+            rate_result(name, best[i], 1024, "KiB/s");
+        }
+    }
+    close(fds[0]);
+    close(fds[1]);
 }
 
 static void disk(const char *device)
@@ -392,11 +442,13 @@ int main(int argc, char **argv)
         memory();
     else if (strcmp(what, "disk") == 0 && argc == 3)
         disk(argv[2]);
+    else if (strcmp(what, "layers") == 0 && argc == 4)
+        layers(argv[2], argv[3]);
     else if (strcmp(what, "net") == 0 && argc == 3)
         net(argv[2]);
     else if (strcmp(what, "serve") == 0)
         serve(argc > 2 ? (unsigned)atoi(argv[2]) : 600);
     else
-        return fputs("usage: guest_bench exits | memory | disk DEVICE | net ADDRESS | serve [SECONDS]\n", stderr), 2;
+        return fputs("usage: guest_bench exits | memory | disk DEVICE | layers ONE MANY | net ADDRESS | serve [SECONDS]\n", stderr), 2;
     return 0;
 }
