@@ -236,6 +236,23 @@ static inline void fixture_host(struct fixture *f, const char *name, uint64_t mi
     assert_int_equal(fixture_send(f, &report), 1);
 }
 
+/* Host @name gives its lease up: it is lost from now on. */
+static inline void fixture_lose(struct fixture *f, const char *name)
+{
+    struct command_host_lost command = {0};
+    struct bytes_writer bytes = {0};
+    OBJECT_TEXT(command_host_lost, &command, id, fixture_get(f, object_kind_HOST, name)->common->id);
+    OBJECT_SET(command_host_lost, &command, generation, fixture_get(f, object_kind_HOST, name)->host->generation);
+    OBJECT_SET(command_host_lost, &command, voters_index, 0);
+    OBJECT_SET(command_host_lost, &command, left, true);
+    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
+    object_mark(&command_host_lost_desc, &command, "request");
+    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
+    assert_int_equal(fixture_apply(f, &bytes), 0);
+    bytes_writer_finish(&bytes);
+    OBJECT_CLEAR(command_host_lost, &command);
+}
+
 /* The VM's host reports it in @state, at the newest generation. */
 static inline int fixture_vm_is(struct fixture *f, const char *name, enum vm_state state)
 {

@@ -328,23 +328,6 @@ static void a_live_restore_starts_its_vm(void **test)
     fixture_must(f, ROUTE_ID_snapshot_create, "a", "{\"name\":\"s\"}");
 }
 
-static void n1_is_lost(struct fixture *f)
-{
-    struct command_host_lost command = {0};
-    struct bytes_writer bytes = {0};
-    const struct host *host = fixture_get(f, object_kind_HOST, "n1")->host;
-    OBJECT_TEXT(command_host_lost, &command, id, host->id);
-    OBJECT_SET(command_host_lost, &command, generation, host->generation);
-    OBJECT_SET(command_host_lost, &command, voters_index, 0);
-    OBJECT_SET(command_host_lost, &command, left, true);
-    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
-    object_mark(&command_host_lost_desc, &command, "request");
-    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
-    assert_int_equal(fixture_apply(f, &bytes), 0);
-    bytes_writer_finish(&bytes);
-    OBJECT_CLEAR(command_host_lost, &command);
-}
-
 /* What the VM runs on is good for nothing without the rest, and is nowhere else. */
 static void a_live_restore_outlasts_the_loss_of_its_host(void **test)
 {
@@ -361,7 +344,7 @@ static void a_live_restore_outlasts_the_loss_of_its_host(void **test)
     snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
     assert_int_equal(live_says(f, operation, operation_state_RUNNING, true, "reads"), 1);
     fixture_vm_is(f, "a", vm_state_RUNNING);
-    n1_is_lost(f);
+    fixture_lose(f, "n1");
     const struct operation *restore = fixture_get(f, object_kind_OPERATION, operation)->operation;
     assert_int_equal(restore->state, operation_state_RUNNING);
     assert_non_null(strstr(restore->step, "goes on when that is back"));
@@ -384,7 +367,7 @@ static void a_live_restore_outlasts_the_loss_of_its_host(void **test)
     fixture_vm_is(f, "a", vm_state_STOPPED);
     fixture_must(f, ROUTE_ID_backup_restore, ID("1"), "{\"vm\":\"a\",\"live\":true}");
     snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
-    n1_is_lost(f);
+    fixture_lose(f, "n1");
     assert_int_equal(fixture_get(f, object_kind_OPERATION, operation)->operation->state, operation_state_FAILED);
 }
 

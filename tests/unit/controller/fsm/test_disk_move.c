@@ -369,22 +369,6 @@ static void the_pool_that_was_left_may_go(void **test)
     fixture_must(f, ROUTE_ID_pool_delete, "ssd", NULL);
 }
 
-static void host_is_lost(struct fixture *f, const char *name)
-{
-    struct command_host_lost command = {0};
-    struct bytes_writer bytes = {0};
-    OBJECT_TEXT(command_host_lost, &command, id, fixture_get(f, object_kind_HOST, name)->common->id);
-    OBJECT_SET(command_host_lost, &command, generation, fixture_get(f, object_kind_HOST, name)->host->generation);
-    OBJECT_SET(command_host_lost, &command, voters_index, 0);
-    OBJECT_SET(command_host_lost, &command, left, true);
-    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
-    object_mark(&command_host_lost_desc, &command, "request");
-    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
-    assert_int_equal(fixture_apply(f, &bytes), 0);
-    bytes_writer_finish(&bytes);
-    OBJECT_CLEAR(command_host_lost, &command);
-}
-
 static bool was_told(struct fixture *f, const char *words)
 {
     struct state_event event;
@@ -422,7 +406,7 @@ static void gone_with_its_host(void **test)
     task_says(f, operation, operation_state_FAILED, NULL);
     move(f, "{\"disk\":\"data\",\"pool\":\"ssd\"}", operation);
     snprintf(words, sizeof words, "vms/%s/data.%s.layers", fixture_vm(f, "web")->id, operation);
-    host_is_lost(f, "n1");
+    fixture_lose(f, "n1");
     assert_false(was_told(f, words));
     fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
     assert_true(was_told(f, words) && was_told(f, "what a move had left of it in pool nas stays there"));

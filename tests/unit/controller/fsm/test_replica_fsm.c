@@ -77,22 +77,6 @@ static void point_made(struct fixture *f, uint64_t number)
     point_ends(f, number, NULL);
 }
 
-static void host_lost(struct fixture *f, const char *name)
-{
-    struct command_host_lost command = {0};
-    struct bytes_writer bytes = {0};
-    OBJECT_TEXT(command_host_lost, &command, id, host_id(f, name));
-    OBJECT_SET(command_host_lost, &command, generation, fixture_get(f, object_kind_HOST, name)->host->generation);
-    OBJECT_SET(command_host_lost, &command, voters_index, 0);
-    OBJECT_SET(command_host_lost, &command, left, true);
-    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
-    object_mark(&command_host_lost_desc, &command, "request");
-    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
-    assert_int_equal(fixture_apply(f, &bytes), 0);
-    bytes_writer_finish(&bytes);
-    OBJECT_CLEAR(command_host_lost, &command);
-}
-
 static struct node_orders orders_of(struct fixture *f, const char *host)
 {
     struct node_orders orders = {0};
@@ -167,7 +151,7 @@ static void a_lost_vm_is_given_to_its_replica(void **test)
     struct fixture *f = *test;
     fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\"}");
     point_made(f, 1);
-    host_lost(f, "n1");
+    fixture_lose(f, "n1");
     assert_true(vm(f)->recovering);
     assert_int_equal(fixture_do(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":null}"), -EBUSY);
     assert_int_equal(tick_after(f, 1), 1);
@@ -184,7 +168,7 @@ static void a_lost_vm_is_given_to_its_replica(void **test)
     OBJECT_CLEAR(node_orders, &orders);
     /* lost again, without a point in the new direction: it waits for that host */
     fixture_vm_is(f, "a", vm_state_RUNNING);
-    host_lost(f, "n3");
+    fixture_lose(f, "n3");
     assert_false(vm(f)->recovering);
     assert_int_equal(vm(f)->state, vm_state_FAILED);
     assert_non_null(strstr(vm(f)->state_reason, "no complete point"));
@@ -207,7 +191,7 @@ static void the_old_disks_stay_until_it_has_run_from_the_replica(void **test)
     struct fixture *f = *test;
     fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\"}");
     point_made(f, 1);
-    host_lost(f, "n1");
+    fixture_lose(f, "n1");
     assert_int_equal(tick_after(f, 1), 1);
     assert_string_equal(vm(f)->host_name, "n3");
     struct node_report back = fixture_report(f, "n1", 8192);
@@ -243,7 +227,7 @@ static void a_point_of_another_run_stands_in_for_nothing(void **test)
     fixture_vm_is(f, "a", vm_state_RUNNING);
     assert_int_equal(vm(f)->epoch, 2);
     assert_null(replica_standby(f->state, vm(f)));
-    host_lost(f, "n1");
+    fixture_lose(f, "n1");
     assert_false(vm(f)->recovering);
     assert_string_equal(vm(f)->host_name, "n1");
 }
@@ -400,7 +384,7 @@ static void one_that_was_given_up_is_started_from_it(void **test)
     struct fixture *f = *test;
     fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\",\"ha_restarts_max\":0}");
     point_made(f, 1);
-    host_lost(f, "n1");
+    fixture_lose(f, "n1");
     assert_int_equal(tick_after(f, 1), 1);
     assert_int_equal(vm(f)->state, vm_state_FAILED);
     assert_false(vm(f)->recovering);
@@ -414,7 +398,7 @@ static void one_that_was_stopped_is_started_from_it(void **test)
     struct fixture *f = *test;
     fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\"}");
     point_made(f, 1);
-    host_lost(f, "n1");
+    fixture_lose(f, "n1");
     fixture_must(f, ROUTE_ID_vm_stop, "a", NULL);
     assert_int_equal(vm(f)->state, vm_state_STOPPED);
     fixture_must(f, ROUTE_ID_vm_start, "a", NULL);

@@ -111,23 +111,6 @@ static void in_sync(struct fixture *f, uint64_t number)
     assert_int_equal(vm(f)->replica.session, vm(f)->replica.sessions);
 }
 
-static void host_lost(struct fixture *f, const char *name)
-{
-    struct command_host_lost command = {0};
-    struct bytes_writer bytes = {0};
-    const struct record *host = fixture_get(f, object_kind_HOST, name);
-    OBJECT_TEXT(command_host_lost, &command, id, host->common->id);
-    OBJECT_SET(command_host_lost, &command, generation, host->host->generation);
-    OBJECT_SET(command_host_lost, &command, voters_index, 0);
-    OBJECT_SET(command_host_lost, &command, left, true);
-    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
-    object_mark(&command_host_lost_desc, &command, "request");
-    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
-    assert_int_equal(fixture_apply(f, &bytes), 0);
-    bytes_writer_finish(&bytes);
-    OBJECT_CLEAR(command_host_lost, &command);
-}
-
 static void host_back(struct fixture *f, const char *name)
 {
     struct command_host_clear command = {0};
@@ -233,7 +216,7 @@ static void started_is_from_one_in_sync(void **test)
     begin(f);
     in_sync(f, 1);
     uint64_t session = vm(f)->replica.session;
-    host_lost(f, "n1");
+    fixture_lose(f, "n1");
     assert_null(under_way(f));
     assert_true(vm(f)->replica.in_sync); /* its guest waits, or is dead */
     assert_true(vm(f)->recovering);
@@ -252,7 +235,7 @@ static void and_from_no_other_by_itself(void **test)
     begin(f);
     in_sync(f, 1);
     fails(f, "the replica is silent");
-    host_lost(f, "n1");
+    fixture_lose(f, "n1");
     assert_false(vm(f)->recovering);
     assert_int_equal(vm(f)->state, vm_state_FAILED);
     assert_non_null(strstr(vm(f)->state_reason, "not in sync"));
@@ -271,7 +254,7 @@ static void a_lost_keeper_is_out_of_sync(void **test)
     begin(f);
     in_sync(f, 1);
     uint64_t session = vm(f)->replica.session;
-    host_lost(f, "n2");
+    fixture_lose(f, "n2");
     assert_false(vm(f)->replica.in_sync);
     told(f, session, false);
 }
@@ -283,7 +266,7 @@ static void a_host_that_is_back_first_is_let_go_on(void **test)
     begin(f);
     in_sync(f, 1);
     uint64_t session = vm(f)->replica.session;
-    host_lost(f, "n1");
+    fixture_lose(f, "n1");
     assert_true(vm(f)->recovering && vm(f)->replica.in_sync);
     host_back(f, "n1");
     assert_false(vm(f)->recovering);

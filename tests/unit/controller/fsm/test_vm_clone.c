@@ -243,29 +243,13 @@ static void or_goes_whole(void **test)
     fixture_must(f, ROUTE_ID_snapshot_delete, "s", NULL); /* nothing keeps it */
 }
 
-static void lose(struct fixture *f, const char *name)
-{
-    struct command_host_lost command = {0};
-    struct bytes_writer bytes = {0};
-    OBJECT_TEXT(command_host_lost, &command, id, fixture_get(f, object_kind_HOST, name)->common->id);
-    OBJECT_SET(command_host_lost, &command, generation, fixture_get(f, object_kind_HOST, name)->host->generation);
-    OBJECT_SET(command_host_lost, &command, voters_index, 0);
-    OBJECT_SET(command_host_lost, &command, left, true);
-    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
-    object_mark(&command_host_lost_desc, &command, "request");
-    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
-    assert_int_equal(fixture_apply(f, &bytes), 0);
-    bytes_writer_finish(&bytes);
-    OBJECT_CLEAR(command_host_lost, &command);
-}
-
 /* The host forgets it when it is back, with its files: it is nobody's then. */
 static void its_host_is_lost(void **test)
 {
     struct fixture *f = *test;
     fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\",\"pool\":\"nas\"}");
     const struct operation *operation = fixture_get(f, object_kind_OPERATION, f->decision.operation_id)->operation;
-    lose(f, "n1");
+    fixture_lose(f, "n1");
     assert_int_equal(operation->state, operation_state_FAILED);
     assert_null(state_get(f->state, object_kind_VM, "new"));
     assert_non_null(state_get(f->state, object_kind_VM, "web"));
@@ -333,7 +317,7 @@ static void a_recovered_cluster_keeps_what_may_have_run(void **test)
     snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
     assert_int_equal(task_says(f, operation_state_FAILED), 1);
     assert_int_equal(fixture_vm(f, "new")->wanted, vm_wanted_DELETED);
-    lose(f, "n1");
+    fixture_lose(f, "n1");
     assert_null(state_get(f->state, object_kind_VM, "new"));
     assert_int_equal(fixture_vm(f, "ran")->wanted, vm_wanted_STOPPED);
     assert_int_equal(fixture_vm(f, "ran")->state, vm_state_STOPPED);

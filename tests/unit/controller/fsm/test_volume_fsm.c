@@ -402,23 +402,6 @@ static void the_vm_is_deleted(void **test)
     assert_int_equal(volume(f, "b")->state, volume_state_AVAILABLE);
 }
 
-/* @name gives its lease up: it is lost from now on. */
-static void lose(struct fixture *f, const char *name)
-{
-    struct command_host_lost command = {0};
-    struct bytes_writer bytes = {0};
-    OBJECT_TEXT(command_host_lost, &command, id, fixture_get(f, object_kind_HOST, name)->common->id);
-    OBJECT_SET(command_host_lost, &command, generation, fixture_get(f, object_kind_HOST, name)->host->generation);
-    OBJECT_SET(command_host_lost, &command, voters_index, 0);
-    OBJECT_SET(command_host_lost, &command, left, true);
-    OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
-    object_mark(&command_host_lost_desc, &command, "request");
-    assert_int_equal(command_encode(COMMAND_host_lost, &command, &bytes, NULL), 0);
-    assert_int_equal(fixture_apply(f, &bytes), 0);
-    bytes_writer_finish(&bytes);
-    OBJECT_CLEAR(command_host_lost, &command);
-}
-
 static void delete_vm(struct fixture *f, const char *name, bool force)
 {
     struct decision_context context = fixture_context(f);
@@ -447,7 +430,7 @@ static void the_host_is_lost(void **test)
     attached(f, "b", "plain");
     attached(f, "c", "sure");
     fixture_must(f, ROUTE_ID_vm_delete, "asked", NULL);
-    lose(f, "n1");
+    fixture_lose(f, "n1");
     assert_int_equal(fixture_vm(f, "asked")->wanted, vm_wanted_DELETED); /* still there */
     delete_vm(f, "plain", false);
     assert_int_equal(volume(f, "b")->state, volume_state_ATTACHED);
@@ -463,7 +446,7 @@ static void the_host_is_lost(void **test)
     /* under the lease nothing runs there any more: it goes on elsewhere, and what is detached is free at once */
     attached(f, "d", "web");
     attached(f, "a", "web");
-    lose(f, "n2");
+    fixture_lose(f, "n2");
     assert_true(fixture_vm(f, "web")->recovering);
     uint64_t epoch = fixture_vm(f, "web")->epoch;
     fixture_must(f, ROUTE_ID_volume_detach, "d", NULL);
