@@ -26,7 +26,7 @@ enum {
     REPO_SILENCE_MS = 15 * 60 * 1000, /* of an active session, by the store's clock: then it may be given up */
     REPO_ID_TEXT_BYTES = 37,
 };
-#define REPO_HEADER_NAME "drover-store"
+#define REPO_HEADER_NAME STORE_SIGN
 
 struct repo {
     struct store *store; /* borrowed */

@@ -23,6 +23,10 @@ enum {
     STORE_LOCATION_BYTES = 512,
 };
 
+/* The one object that a store has from its first moment to its last: a directory that had it and has it no more is another one, on which
+ * nothing is mounted for instance. */
+#define STORE_SIGN "drover-store"
+
 /* Younger than anything, in a store whose times cannot be read. */
 #define STORE_TIME_UNKNOWN (INT64_MAX / 4)
 

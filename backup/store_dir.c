@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -20,6 +21,7 @@
 struct store_dir {
     struct store store;
     char path[PATH_MAX];
+    atomic_bool seen; /* its sign was: without one the directory is not the store */
 };
 
 static struct store_dir *of_store(struct store *store)
@@ -56,31 +58,82 @@ static int write_paced(struct store *store, int fd, const uint8_t *data, size_t 
     return 0;
 }
 
-/* The folder of @path, opened; made with what is above it where it is not there. */
-static int folder_open(struct store *store, const char *path, int *ret_fd, struct error *err)
+/* The store's own directory; what is done below it is done in this one, whatever is mounted there meanwhile. -ENOENT: none yet. */
+static int root_open(struct store *store, int *ret_root, struct error *err)
 {
-    char folder[PATH_MAX];
-    size_t length = (size_t)(strrchr(path, '/') - path);
-    memcpy(folder, path, length);
-    folder[length] = '\0';
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct store_dir *d = of_store(store);
+    struct stat st;
+    CLEANUP_FD int root = open(d->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int code = root < 0 ? -errno : 0;
+    int sign = code < 0 ? code : fstatat(root, STORE_SIGN, &st, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+    if (sign == 0)
+        atomic_store(&d->seen, true);
+    else if (atomic_load(&d->seen) && sign == -ENOENT)
+        return error_set(err, -EHOSTUNREACH, ERROR_UNREACHABLE,
+                         "the store %s has gone: there is no %s in it any more. Is the share still mounted?", store->location, STORE_SIGN);
+    else if (atomic_load(&d->seen))
+        code = sign;
+    if (code < 0)
+        return failed(store, code, "open", "the directory", err);
+    *ret_root = root;
+    root = -1;
+    return 0;
+}
+
+static int folder_sync(int root, const char *folder)
+{
+    CLEANUP_FD int fd = openat(root, *folder != '\0' ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 || fsync(fd) < 0 ? -errno : 0;
+}
+
+/* "packs/ab" of "packs/ab/...", "" where there is none; returns the rest. */
+static const char *folder_of(const char *name, char ret_folder[STORE_NAME_BYTES])
+{
+    const char *slash = strrchr(name, '/');
+    size_t length = slash != NULL ? (size_t)(slash - name) : 0;
+    memcpy(ret_folder, name, length);
+    ret_folder[length] = '\0';
+    return slash != NULL ? slash + 1 : name;
+}
+
+/* With what is above it; the names of new folders last, up to the store's own. */
+static int folder_make(int root, const char *folder)
+{
+    char part[STORE_NAME_BYTES], above[STORE_NAME_BYTES];
+    int code = 0;
+    for (size_t length = 1; code == 0 && length <= strlen(folder); length++) {
+        if (folder[length] != '/' && folder[length] != '\0')
+            continue;
+        memcpy(part, folder, length);
+        part[length] = '\0';
+        folder_of(part, above);
+        if (mkdirat(root, part, 0700) < 0 && errno != EEXIST)
+            code = -errno;
+        if (code == 0)
+            code = folder_sync(root, above);
+    }
+    return code;
+}
+
+/* The folder @folder of the store, opened; made where it is not there, as is the store's own directory where none was seen. */
+static int folder_open(struct store *store, const char *folder, int *ret_fd, struct error *err)
+{
+    CLEANUP_FD int root = -1;
+    const char *name = *folder != '\0' ? folder : ".";
+    int code = root_open(store, &root, err);
+    if (code == -ENOENT && (code = file_make_directories(of_store(store)->path, 0700, err)) == 0)
+        code = root_open(store, &root, err);
+    if (code < 0)
+        return code;
+    int fd = openat(root, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 && errno == ENOENT) {
-        int code = file_make_directories(folder, 0700, err);
+        code = folder_make(root, folder);
         if (code < 0)
-            return code;
-        /* the names of new folders last, up to the store's own */
-        for (char *end; strlen(folder) > strlen(of_store(store)->path) && (end = strrchr(folder, '/')) != NULL;) {
-            *end = '\0';
-            code = file_sync_directory(folder, err);
-            if (code < 0)
-                return code;
-        }
-        memcpy(folder, path, length);
-        folder[length] = '\0';
-        fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+            return failed(store, code, "make", name, err);
+        fd = openat(root, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     }
     if (fd < 0)
-        return failed(store, -errno, "open", folder, err);
+        return failed(store, -errno, "open", name, err);
     *ret_fd = fd;
     return 0;
 }
@@ -102,12 +155,11 @@ static int temporary_write(struct store *store, int folder, const char *temporar
 
 static int dir_put(struct store *store, const char *name, const void *data, size_t size, struct error *err)
 {
-    char path[PATH_MAX], temporary[40];
+    char below[STORE_NAME_BYTES], temporary[40];
     uint64_t random[2];
     CLEANUP_FD int folder = -1;
-    if (snprintf(path, sizeof path, "%s/%s", of_store(store)->path, name) >= (int)sizeof path)
-        return failed(store, -ENAMETOOLONG, "write", name, err);
-    int code = folder_open(store, path, &folder, err);
+    const char *leaf = folder_of(name, below);
+    int code = folder_open(store, below, &folder, err);
     if (code < 0)
         return code;
     if (getrandom(random, sizeof random, 0) != sizeof random)
@@ -115,7 +167,7 @@ static int dir_put(struct store *store, const char *name, const void *data, size
     snprintf(temporary, sizeof temporary, TEMPORARY "%016llx%08x", (unsigned long long)random[0],
              (unsigned)random[1]);
     code = temporary_write(store, folder, temporary, data, size);
-    if (code == 0 && renameat(folder, temporary, folder, strrchr(path, '/') + 1) < 0)
+    if (code == 0 && renameat(folder, temporary, folder, leaf) < 0)
         code = -errno;
     if (code < 0) {
         unlinkat(folder, temporary, 0);
@@ -134,8 +186,17 @@ static int dir_get(struct store *store, const char *name, uint64_t offset, void 
     if (snprintf(path, sizeof path, "%s/%s", of_store(store)->path, name) >= (int)sizeof path)
         return failed(store, -ENAMETOOLONG, "read", name, err);
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 && errno == ENOENT && atomic_load(&of_store(store)->seen)) { /* it is missing only if the store is there */
+        CLEANUP_FD int root = -1;
+        int code = root_open(store, &root, err);
+        if (code < 0)
+            return code;
+        fd = openat(root, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    }
     if (fd < 0)
         return failed(store, -errno, "read", name, err);
+    if (strcmp(name, STORE_SIGN) == 0)
+        atomic_store(&of_store(store)->seen, true);
     while (got < size) {
         size_t part = store->pace != NULL ? MIN(size - got, (size_t)STORE_PACE_SLICE_BYTES) : size - got;
         store_pace_take(store->pace, part);
@@ -210,63 +271,67 @@ static int walk_entry(struct store *store, int folder, const char *name, const c
     return w->each(w->arg, &entry);
 }
 
-static int walk(struct store *store, struct walk *w, struct error *err)
+static int walk(struct store *store, int root, struct walk *w, struct error *err)
 {
-    char path[PATH_MAX], name[STORE_NAME_BYTES] = "";
+    char name[STORE_NAME_BYTES] = "";
     size_t length = strlen(w->prefix);
     /* begin in the prefix's own folder: the others need not be read */
     while (length > 0 && w->prefix[length - 1] != '/')
         length--;
     if (length > 0 && length <= sizeof name)
         memcpy(name, w->prefix, length - 1);
-    if (snprintf(path, sizeof path, "%s/%s", of_store(store)->path, name) >= (int)sizeof path)
-        return failed(store, -ENAMETOOLONG, "list", name, err);
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = openat(root, *name != '\0' ? name : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
-        return errno == ENOENT ? 0 : failed(store, -errno, "list", path, err);
+        return errno == ENOENT ? 0 : failed(store, -errno, "list", name, err);
     return walk_folder(store, fd, name, w, 0, err);
 }
 
 static int dir_list(struct store *store, const char *prefix, store_each_cb each, void *arg, struct error *err)
 {
     struct walk w = {.prefix = prefix, .each = each, .arg = arg};
-    return walk(store, &w, err);
+    CLEANUP_FD int root = -1;
+    int code = root_open(store, &root, err);
+    return code == -ENOENT ? 0 : code < 0 ? code : walk(store, root, &w, err);
 }
 
 static int dir_remove(struct store *store, const char *name, struct error *err)
 {
-    char path[PATH_MAX];
-    if (snprintf(path, sizeof path, "%s/%s", of_store(store)->path, name) >= (int)sizeof path)
-        return failed(store, -ENAMETOOLONG, "remove", name, err);
-    if (unlink(path) < 0)
+    char below[STORE_NAME_BYTES];
+    CLEANUP_FD int root = -1;
+    int code = root_open(store, &root, err);
+    if (code < 0)
+        return code == -ENOENT ? 0 : code;
+    if (unlinkat(root, name, 0) < 0)
         return errno == ENOENT ? 0 : failed(store, -errno, "remove", name, err);
-    *strrchr(path, '/') = '\0';
-    return file_sync_directory(path, err);
+    folder_of(name, below);
+    code = folder_sync(root, below);
+    return code < 0 ? failed(store, code, "remove", name, err) : 0;
 }
 
 struct collecting {
-    struct store *store;
+    int root;
     int64_t before_ms;
 };
 
 static int collect_one(void *arg, const struct store_entry *entry)
 {
     const struct collecting *c = arg;
-    char path[PATH_MAX];
-    if (strstr(entry->name, TEMPORARY) != NULL && entry->modified_ms < c->before_ms &&
-        snprintf(path, sizeof path, "%s/%s", of_store(c->store)->path, entry->name) < (int)sizeof path)
-        unlink(path);
+    if (strstr(entry->name, TEMPORARY) != NULL && entry->modified_ms < c->before_ms)
+        unlinkat(c->root, entry->name, 0);
     return 0;
 }
 
 static int dir_collect(struct store *store, uint64_t age_ms, struct error *err)
 {
     struct timespec now;
+    CLEANUP_FD int root = -1;
+    int code = root_open(store, &root, err);
+    if (code < 0)
+        return code == -ENOENT ? 0 : code;
     clock_gettime(CLOCK_REALTIME, &now);
-    struct collecting c = {.store = store,
-                           .before_ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000 - (int64_t)age_ms};
+    struct collecting c = {.root = root, .before_ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000 - (int64_t)age_ms};
     struct walk w = {.prefix = "", .each = collect_one, .arg = &c, .temporaries = true};
-    return walk(store, &w, err);
+    return walk(store, root, &w, err);
 }
 
 static void dir_destroy(struct store *store)
