@@ -1,5 +1,5 @@
 # Benchmarks: figures for the promises of docs/ARCHITECTURE.md, on this machine.
-.PHONY: bench-api bench-vmm bench-block bench-backup-latency bench-migration
+.PHONY: bench-api bench-fio bench-vmm bench-block bench-backup-latency bench-migration
 bench-api: $(BUILD)/bin/drover-controller $(BUILD)/tests/bench/bench_api $(BUILD)/tests/bench/bench_watch ## three controllers: writes, reads, watchers, stalls, 20,000 and 50,000 VMs
 	@/usr/bin/python3 tests/bench/bench_api.py
 
@@ -15,6 +15,9 @@ build/bench/guest-bench: tests/bench/guest_bench.c
 	$(call say,cc,$@)$(CC) -std=gnu11 -O2 -g -D_GNU_SOURCE $(WARN) -static $< -lpthread -o $@
 bench-vmm: programs guest-stock build/bench/guest-bench $(BUILD)/tests/bench/bench_layers_make ## one lab host: drover-vmm beside QEMU microvm and pc, twenty minutes (ROUNDS=3 MINUTES=15)
 	@tests/bench/bench_vmm
+
+bench-fio: programs guest-stock $(BUILD)/tests/bench/bench_layers_make ## one lab host: fio on disks of a guest, drover-vmm's beside QEMU's raw and qcow2, twenty minutes (ROUNDS=3 MINUTES=15)
+	@tools/deps bench && tests/bench/bench_vmm fio
 
 bench-migration: programs guest ## live migration beside QEMU's over a limited link, an hour (RUNS=30); RUNS=2 ROWS=idle,100 for a look
 	@/usr/bin/python3 tests/bench/bench_migration.py
