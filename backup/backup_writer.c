@@ -60,7 +60,8 @@ struct backup_writer {
     struct backup_progress progress;
 
     pthread_mutex_t pack_lock;
-    struct pack_builder *pack; /* being filled; NULL: none */
+    struct pack_builder *pack;  /* being filled; NULL: none */
+    struct pack_builder *spare; /* of one that was sent; NULL: none */
     atomic_bool failed;
 };
 
@@ -127,15 +128,36 @@ static void pack_destroy(struct pack_builder *pack)
     free(pack);
 }
 
+/* With pack_lock held. */
+static struct pack_builder *pack_begin(struct backup_writer *w)
+{
+    struct pack_builder *pack = TAKE_PTR(w->spare);
+    if (pack != NULL) {
+        pack_builder_reset(pack);
+        return pack;
+    }
+    pack = NEW(struct pack_builder);
+    pack_builder_init(pack);
+    return pack;
+}
+
+/* What was in it is not needed any more. */
+static void pack_end(struct backup_writer *w, struct pack_builder *pack)
+{
+    pthread_mutex_lock(&w->pack_lock);
+    if (w->spare == NULL)
+        w->spare = TAKE_PTR(pack);
+    pthread_mutex_unlock(&w->pack_lock);
+    pack_destroy(pack);
+}
+
 static void frame_store(struct backup_writer *w, const struct pack_frame *frame, const uint8_t *stored,
                         const struct pack_chunk *chunks)
 {
     struct pack_builder *full = NULL;
     pthread_mutex_lock(&w->pack_lock);
-    if (w->pack == NULL) {
-        w->pack = NEW(struct pack_builder);
-        pack_builder_init(w->pack);
-    }
+    if (w->pack == NULL)
+        w->pack = pack_begin(w);
     pack_builder_add(w->pack, frame, stored, chunks);
     if (pack_builder_full(w->pack))
         full = TAKE_PTR(w->pack);
@@ -257,7 +279,7 @@ static void *transfer_run(void *arg)
         int code = atomic_load(&w->failed) ? 0 : pack_put(w, pack, &err);
         if (code < 0)
             fail(w, code, &err);
-        pack_destroy(pack);
+        pack_end(w, pack);
     }
     return NULL;
 }
@@ -644,6 +666,7 @@ static void threads_end(struct backup_writer *w)
         pthread_join(w->transfers[i], NULL);
     while ((pack = work_queue_try(&w->full_packs)) != NULL)
         pack_destroy(pack);
+    pack_destroy(TAKE_PTR(w->spare));
     for (unsigned i = 0; i < w->batch_count; i++)
         free(w->batches[i].raw);
     free(TAKE_PTR(w->batches));

@@ -286,6 +286,14 @@ int pack_frame_decode(struct pack_coder *coder, const struct repo_keys *keys, co
 void pack_builder_init(struct pack_builder *b)
 {
     *b = (struct pack_builder){0};
+    pack_builder_reset(b);
+}
+
+void pack_builder_reset(struct pack_builder *b)
+{
+    b->out.size = 0;
+    b->index.frame_count = b->index.chunk_count = 0;
+    b->index.frames_bytes = 0;
     bytes_reserve(&b->out, PACK_BYTES + PACK_FRAME_RAW_MAX);
     bytes_put(&b->out, MAGIC, 8);
     bytes_put_u32(&b->out, PACK_VERSION);

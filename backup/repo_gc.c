@@ -172,8 +172,7 @@ static int repack_put(struct gc *g, struct pack_builder *b, struct error *err)
             g->repacked.packs[pack].present = true;
         g->result.written_bytes += b->out.size;
     }
-    pack_builder_finish(b);
-    pack_builder_init(b);
+    pack_builder_reset(b);
     return code;
 }
 

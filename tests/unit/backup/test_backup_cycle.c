@@ -240,6 +240,29 @@ static void test_sizes(void **state UNUSED)
     world_close(&w);
 }
 
+/* More than one pack: the memory of one that was sent is the next one's. */
+static void test_several_packs(void **state UNUSED)
+{
+    struct world w;
+    struct memory_source s;
+    struct store_listing packs;
+    char id[REPO_ID_TEXT_BYTES];
+    size_t size = 3 * (size_t)PACK_BYTES + 5 * CHUNK;
+    uint64_t *data = malloc(size);
+    for (size_t i = 0; i < size / sizeof *data; i++)
+        data[i] = next();
+    world_open(&w, false);
+    make_id(id);
+    memory_source_init(&s, (uint8_t *)data, size, NULL);
+    assert_int_equal(make(&w, id, NULL, &s, NULL, NULL), 0);
+    assert_int_equal(store_listing_load(&w.store.store, "packs/", &packs, NULL), 0);
+    assert_int_equal(packs.count, 4);
+    restores(&w, id, (uint8_t *)data, size);
+    store_listing_finish(&packs);
+    free(data);
+    world_close(&w);
+}
+
 /* A chunk that is damaged or a pack that is lost: named; the rest can be read; the next backup heals it. */
 static void test_lost_pack_heals(void **state UNUSED)
 {
@@ -358,6 +381,7 @@ int main(void)
         cmocka_unit_test(test_encrypted),
         cmocka_unit_test(test_sealed_and_keyless),
         cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_several_packs),
         cmocka_unit_test(test_lost_pack_heals),
         cmocka_unit_test(test_killed_anywhere),
     };

@@ -377,6 +377,44 @@ static void test_many_packs_by_name(void **state UNUSED)
     free(names);
 }
 
+/* Packs that are built one after another in the same memory: each has what was put into it, and no more. */
+static void test_builder_again(void **state UNUSED)
+{
+    struct pack_coder *coder = pack_coder_create(1);
+    struct pack_builder b;
+    const uint8_t *memory = NULL;
+    char text[100];
+    pack_builder_init(&b);
+    for (unsigned i = 0; i < 3; i++) {
+        struct pack_frame frame;
+        struct pack_chunk chunk = {.size_bytes = (uint32_t)(sizeof text - i)};
+        struct pack_index x;
+        struct chunk_hash name;
+        uint64_t offset;
+        uint32_t bytes;
+        memset(text, (int)('a' + i), sizeof text);
+        chunk_hash_plain(text, chunk.size_bytes, &chunk.id);
+        const uint8_t *stored = pack_frame_encode(coder, NULL, &chunk, 1, text, chunk.size_bytes, &frame);
+        for (unsigned frames = 3 - i; frames > 0; frames--)
+            pack_builder_add(&b, &frame, stored, &chunk);
+        pack_builder_close(&b, &name, &offset, &bytes);
+        assert_int_equal(offset, PACK_HEAD_BYTES + (3 - i) * frame.stored_bytes);
+        assert_int_equal(b.out.size, offset + bytes + PACK_END_BYTES);
+        assert_int_equal(pack_head_decode(b.out.data, NULL), 0);
+        assert_int_equal(pack_index_decode(b.out.data + offset, bytes, &x, NULL), 0);
+        assert_int_equal(x.frame_count, 3 - i);
+        assert_int_equal(x.chunk_count, 3 - i);
+        assert_int_equal(x.frames_bytes, offset - PACK_HEAD_BYTES);
+        assert_true(chunk_hash_equal(&x.chunks[2 - i].id, &chunk.id));
+        pack_index_finish(&x);
+        assert_true(memory == NULL || memory == b.out.data);
+        memory = b.out.data;
+        pack_builder_reset(&b);
+    }
+    pack_builder_finish(&b);
+    pack_coder_destroy(coder);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "--make-golden") == 0) { /* once for each version: never over an old one */
@@ -390,6 +428,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_golden), cmocka_unit_test(test_cut_and_newer), cmocka_unit_test(test_leaf_difference),
         cmocka_unit_test(test_keys),   cmocka_unit_test(test_s3_signature),  cmocka_unit_test(test_retention),
         cmocka_unit_test(test_pace),   cmocka_unit_test(test_many_packs_by_name),
+        cmocka_unit_test(test_builder_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
