@@ -11,6 +11,8 @@
 
 #include "backup/work_queue.h"
 
+enum { SEND_BYTES = 32 << 20 }; /* written before the kernel is told to bring it out */
+
 struct piece_chunk {
     uint32_t pack, frame, chunk;
     uint32_t slot;
@@ -29,7 +31,7 @@ struct restore {
     struct work_queue pieces;
     pthread_mutex_t lock;
     struct error error;
-    uint64_t written_bytes;
+    uint64_t written_bytes, sent_bytes;
     atomic_bool failed;
 };
 
@@ -61,6 +63,20 @@ static int write_at(struct restore *s, const uint8_t *data, size_t size, uint64_
     return 0;
 }
 
+/* The kernel keeps what is written for half a minute, so that the sync at the end would find all of it still to be done:
+ * it is told to begin. What fails there the sync tells. */
+static void written(struct restore *s, size_t size)
+{
+    pthread_mutex_lock(&s->lock);
+    s->written_bytes += size;
+    bool send = s->written_bytes - s->sent_bytes >= SEND_BYTES;
+    if (send)
+        s->sent_bytes = s->written_bytes;
+    pthread_mutex_unlock(&s->lock);
+    if (send)
+        sync_file_range(s->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
 static int piece_write(struct restore *s, struct frame_fetcher *f, const struct piece *p, uint8_t *raw,
                        struct error *err)
 {
@@ -85,9 +101,8 @@ static int piece_write(struct restore *s, struct frame_fetcher *f, const struct 
             return error_set(err, -EBADMSG, ERROR_CHECKSUM, "disk %s at %" PRIu64 ": chunks go beyond its end",
                              d->name, offset);
         code = write_at(s, raw + c->offset, size, offset, err);
-        pthread_mutex_lock(&s->lock);
-        s->written_bytes += size;
-        pthread_mutex_unlock(&s->lock);
+        if (code == 0)
+            written(s, size);
     }
     return code;
 }
