@@ -28,6 +28,7 @@ struct attempt {
     int fd;
     EVP_MD_CTX *hash;
     uint64_t offset; /* written and hashed */
+    uint64_t there;  /* written by an earlier attempt, and perhaps not hashed yet */
     bool mixed;      /* not all of it is from the place that is asked */
     struct image_stream_reader reader;
 };
@@ -103,7 +104,7 @@ static int take_hole(struct attempt *a, uint64_t size)
 
 static int restart(struct attempt *a)
 {
-    a->offset = 0;
+    a->offset = a->there = 0;
     a->mixed = false;
     atomic_store(&a->f->done_bytes, 0);
     if (ftruncate(a->fd, 0) < 0)
@@ -194,7 +195,9 @@ static int go_on(struct attempt *a)
     struct stat st;
     snprintf(a->f->place, sizeof(a->f->place), "an earlier attempt");
     int r = fstat(a->fd, &st) < 0 ? -errno : 0;
-    if (r == 0 && st.st_size > 0)
+    if (r == 0)
+        a->there = (uint64_t)st.st_size;
+    if (a->there > 0)
         r = read_runs(a, a->fd, (uint64_t)st.st_size, rehash, rehash_hole);
     if (r < 0 && r != -ECANCELED)
         return restart(a);
@@ -453,11 +456,12 @@ static int attempt_run(struct attempt *a)
     return r < 0 ? r : keep(a);
 }
 
-/* What was reached is worth keeping only where the rest may come. */
+/* What was reached is worth keeping only where the rest may come; also by an attempt whose end this one has not come to again. */
 static void part_leave(struct attempt *a, int status)
 {
-    bool again = status != -EBADMSG && status != -ENOSPC && a->offset > 0 && !is_file(a->f);
-    if (!again || ftruncate(a->fd, (off_t)a->offset) < 0)
+    uint64_t reached = MAX(a->offset, a->there);
+    bool again = status != -EBADMSG && status != -ENOSPC && reached > 0 && !is_file(a->f);
+    if (!again || ftruncate(a->fd, (off_t)reached) < 0)
         unlink(a->f->part_path);
 }
 
