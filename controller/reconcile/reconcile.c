@@ -372,26 +372,39 @@ static const struct host *room_for(const struct state *state, const struct image
     return best;
 }
 
+static void list_add(struct command_image_copies *command, struct string_list *list, const char *field, const char *host_id)
+{
+    list->items = xcalloc(1, sizeof(char *));
+    list->items[list->count++] = xstrdup(host_id);
+    object_mark(&command_image_copies_desc, command, field);
+}
+
+/* One more host is to keep it, where too few do. In the place of one that is lost, if there is one: that may come back, with its file, and
+ * need not keep it then as well. But it is what others get it from where nobody else has it. */
 static void copy_image(struct reconciling *r, const struct image *image)
 {
     struct command_image_copies command = {0};
-    unsigned kept = 0;
+    const char *lost = NULL;
+    unsigned kept = 0, held = 0;
     if (image->replicas == 0 || !image_has_copies(image) || image->state != image_state_READY)
         return;
     for (size_t i = 0; i < image->copies.count; i++) {
         const struct image_copy *copy = (const struct image_copy *)image->copies.items + i;
         const struct record *host = state_get(r->state, object_kind_HOST, copy->host);
-        /* one that is not heard of has it still: another one is wanted when it is lost, for nobody takes that back afterwards */
-        kept += copy->keep && copy->state != image_copy_state_FAILED && host != NULL && host->host->state != host_state_LOST;
+        bool is_lost = host == NULL || host->host->state == host_state_LOST; /* one that is only silent has it still */
+        kept += copy->keep && copy->state != image_copy_state_FAILED && !is_lost;
+        held += copy->keep && copy->state == image_copy_state_HELD && !is_lost;
+        if (copy->keep && is_lost)
+            lost = copy->host;
     }
     const struct host *host = kept < image->replicas ? room_for(r->state, image) : NULL;
     if (host == NULL)
         return;
     OBJECT_TEXT(command_image_copies, &command, id, image->id);
     OBJECT_SET(command_image_copies, &command, if_revision, image->revision);
-    command.add.items = xcalloc(1, sizeof(char *));
-    command.add.items[command.add.count++] = xstrdup(host->id);
-    object_mark(&command_image_copies_desc, &command, "add");
+    list_add(&command, &command.add, "add", host->id);
+    if (lost != NULL && held > 0)
+        list_add(&command, &command.drop, "drop", lost);
     emit(r, COMMAND_image_copies, &command, &command.request);
 }
 

@@ -1,4 +1,5 @@
 /* The leader's tick: placing what waits, marking silent hosts, removing old tokens, and nothing twice. */
+#include "controller/fsm/image_copies.h"
 #include "tests/unit/controller/fsm_fixture.h"
 
 static int setup(void **test)
@@ -201,7 +202,7 @@ static void host_with_room(struct fixture *f, const char *name)
     fixture_send(f, &report);
 }
 
-/* Nobody takes back what a third host was told to keep: so only a host that is lost is replaced. */
+/* It has the image still, and a third one that keeps it would do so for good: only a host that is lost is replaced. */
 static void a_keeper_that_is_silent_is_not_replaced(void **test)
 {
     struct fixture *f = *test;
@@ -222,6 +223,79 @@ static void a_keeper_that_is_silent_is_not_replaced(void **test)
     assert_int_equal(keepers(f, "d"), 2);
 }
 
+/* Host @name has all of image "d", or (not @held) is getting it. */
+static void host_says_image(struct fixture *f, const char *name, bool held)
+{
+    struct node_report report = fixture_report(f, name, 1024);
+    OBJECT_SET(node_report, &report, disk_free_bytes, UINT64_C(1) << 40);
+    struct image_seen *seen = OBJECT_ADD(node_report, &report, images);
+    OBJECT_TEXT(image_seen, seen, sha256, FIXTURE_SHA);
+    OBJECT_SET(image_seen, seen, state, held ? image_copy_state_HELD : image_copy_state_FETCHING);
+    fixture_send(f, &report);
+}
+
+static bool keeps(struct fixture *f, const char *host)
+{
+    const struct image_copy *copy = image_copy_find(fixture_get(f, object_kind_IMAGE, "d")->image, fixture_get(f, object_kind_HOST, host)->common->id);
+    return copy != NULL && copy->keep;
+}
+
+/* n1 and n2 keep "d", and n3 has joined afterwards. */
+static void two_keepers_of_three(struct fixture *f)
+{
+    host_with_room(f, "n1");
+    host_with_room(f, "n2");
+    fixture_must(f, ROUTE_ID_image_create, NULL,
+                 "{\"name\":\"d\",\"kind\":\"disk\",\"disk\":{\"url\":\"https://example.org/d\",\"sha256\":\"" FIXTURE_SHA "\"},\"replicas\":2}");
+    fixture_reconcile(f, NULL);
+    fixture_reconcile(f, NULL);
+    host_with_room(f, "n3");
+    assert_true(keeps(f, "n1") && keeps(f, "n2") && !keeps(f, "n3"));
+}
+
+/* It is not one more for good when it comes back. */
+static void a_keeper_that_is_lost_is_replaced(void **test)
+{
+    struct fixture *f = *test;
+    two_keepers_of_three(f);
+    host_says_image(f, "n1", true);
+    host_says_image(f, "n2", true);
+    fixture_lose(f, "n2");
+    fixture_reconcile(f, NULL);
+    assert_true(keeps(f, "n1") && !keeps(f, "n2") && keeps(f, "n3"));
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    host_says_image(f, "n3", true);
+    host_says_image(f, "n2", true); /* it is back, and has its file */
+    assert_int_equal(fixture_get(f, object_kind_HOST, "n2")->host->state, host_state_UP);
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    assert_int_equal(keepers(f, "d"), 2);
+    assert_non_null(image_copy_find(fixture_get(f, object_kind_IMAGE, "d")->image, fixture_get(f, object_kind_HOST, "n2")->common->id));
+}
+
+/* Nobody but the lost one has it: it has to be there still when that comes back. */
+static void but_not_where_nobody_else_has_it(void **test)
+{
+    struct fixture *f = *test;
+    two_keepers_of_three(f);
+    host_says_image(f, "n1", false);
+    host_says_image(f, "n2", true);
+    fixture_lose(f, "n2");
+    fixture_reconcile(f, NULL);
+    assert_true(keeps(f, "n1") && keeps(f, "n2") && keeps(f, "n3"));
+}
+
+/* What a person has more hosts keep than are wanted nobody takes back. */
+static void hosts_beyond_those_that_are_wanted_stay(void **test)
+{
+    struct fixture *f = *test;
+    two_keepers_of_three(f);
+    fixture_must(f, ROUTE_ID_image_distribute, "d", "{\"hosts\":[\"n3\"]}");
+    host_says_image(f, "n1", true);
+    fixture_lose(f, "n2");
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    assert_true(keeps(f, "n1") && keeps(f, "n2") && keeps(f, "n3"));
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -234,6 +308,9 @@ int main(void)
         TEST(silent_hosts_are_marked_once),
         TEST(a_mark_that_was_overtaken_by_a_report),
         TEST(a_keeper_that_is_silent_is_not_replaced),
+        TEST(a_keeper_that_is_lost_is_replaced),
+        TEST(but_not_where_nobody_else_has_it),
+        TEST(hosts_beyond_those_that_are_wanted_stay),
         TEST(old_tokens_go),
         TEST(stopped_vms_without_a_host_are_left_alone),
     };
