@@ -94,6 +94,37 @@ static bool task_differs(const struct state *state, const struct record *host, c
             progress_step(held->progress_done, held->progress_total) != progress_step(seen->progress_done, seen->progress_total));
 }
 
+/* Is it a VM's way to @host that the host's agent could not fill the disks of? One that has got ready is not asked again. */
+static bool cannot_take(const struct record *host, const struct node_report *report, const struct operation *operation)
+{
+    const struct task *task = &operation->task;
+    return !report->shared_arrivals && task->kind == task_kind_VM_MIGRATE && task->migration.storage_shared && !task->peer_ready &&
+           text_same(task->peer, host->common->id);
+}
+
+/* What it says of tasks; and of those that it is given no VM for what it does not say. */
+static void tasks_differ(const struct state *state, const struct record *host, const struct node_report *report, struct command_seen *command)
+{
+    static const char why[] = "its agent is of an older version, which cannot fill disks that go to or leave shared pools: bring it up to date";
+    for (size_t i = 0; i < report->tasks.count; i++) {
+        const struct task_seen *seen = (const struct task_seen *)report->tasks.items + i;
+        const struct record *record = state_get(state, object_kind_OPERATION, seen->id);
+        if (task_differs(state, host, seen) && !cannot_take(host, report, record->operation))
+            OBJECT_COPY(task_seen, (struct task_seen *)OBJECT_ADD(command_seen, command, tasks), seen);
+    }
+    for (size_t i = 0; i < host->of_host.tasks.count; i++) {
+        const struct operation *operation = host->of_host.tasks.items[i]->operation;
+        const struct task_seen seen = {.id = operation->id, .role = task_role_PEER, .state = operation_state_FAILED}; /* borrowed */
+        if (!cannot_take(host, report, operation) || !task_differs(state, host, &seen))
+            continue;
+        struct task_seen *said = OBJECT_ADD(command_seen, command, tasks);
+        OBJECT_TEXT(task_seen, said, id, seen.id);
+        OBJECT_SET(task_seen, said, role, seen.role);
+        OBJECT_SET(task_seen, said, state, seen.state);
+        OBJECT_TEXT(task_seen, said, error_text, why);
+    }
+}
+
 /* Was it sent before the one that the state is from? */
 static bool is_late(const struct host *host, const struct node_report *report)
 {
@@ -312,11 +343,7 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
         if (vm_differs(state, host, seen, now))
             OBJECT_COPY(vm_seen, (struct vm_seen *)OBJECT_ADD(command_seen, &command, vms), seen);
     }
-    for (size_t i = 0; i < report->tasks.count; i++) {
-        const struct task_seen *seen = (const struct task_seen *)report->tasks.items + i;
-        if (task_differs(state, host, seen))
-            OBJECT_COPY(task_seen, (struct task_seen *)OBJECT_ADD(command_seen, &command, tasks), seen);
-    }
+    tasks_differ(state, host, report, &command);
     images_differ(state, host, report, &command);
     pools_differ(state, host, report, &command);
     volumes_differ(state, host, report, &command);
@@ -882,12 +909,12 @@ static void fill_arriving(const struct state *state, const struct record *host, 
     OBJECT_CLEAR(vm, &there);
 }
 
-static void fill_incoming(const struct state *state, const struct record *host, struct node_orders *orders)
+static void fill_incoming(const struct state *state, const struct record *host, const struct node_report *report, struct node_orders *orders)
 {
     const size_t most = object_field(&node_orders_desc, "incoming")->max;
     for (size_t i = 0; i < host->of_host.tasks.count && orders->incoming.count < most; i++) {
         const struct record *vm = incoming(state, host, i);
-        if (vm == NULL)
+        if (vm == NULL || cannot_take(host, report, host->of_host.tasks.items[i]->operation))
             continue;
         struct incoming_order *order = OBJECT_ADD(node_orders, orders, incoming);
         OBJECT_TEXT(incoming_order, order, operation, host->of_host.tasks.items[i]->common->id);
@@ -1025,7 +1052,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_left_disks(state, host, ret);
     fill_images(state, host, ret);
     forget_images(state, report, ret);
-    fill_incoming(state, host, ret);
+    fill_incoming(state, host, report, ret);
     fill_pools(state, host, ret);
     fill_replicas(state, host, ret);
     for (size_t i = 0; i < report->vms.count; i++) {

@@ -199,6 +199,7 @@ static inline struct node_report fixture_report(struct fixture *f, const char *n
     OBJECT_SET(node_report, &report, cpus, 8);
     OBJECT_SET(node_report, &report, memory_bytes, mib << 20);
     OBJECT_SET(node_report, &report, disk_bytes, UINT64_C(1) << 40);
+    OBJECT_SET(node_report, &report, shared_arrivals, true);
     return report;
 }
 

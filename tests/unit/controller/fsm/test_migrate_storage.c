@@ -224,6 +224,57 @@ static void fails(struct fixture *f)
     assert_int_equal(fixture_send(f, &report), 1);
 }
 
+/* What host n2 says of the migration that it is to take part in; @error: what the source is told then of it, NULL: nothing. */
+static void target_says(struct fixture *f, bool knows, bool ready, const char *error)
+{
+    const struct task *task = &fixture_get(f, object_kind_OPERATION, operation_id)->operation->task;
+    struct node_report report = fixture_report(f, "n2", 8192);
+    struct node_orders orders = {0};
+    OBJECT_SET(node_report, &report, shared_arrivals, knows);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, operation_id);
+    OBJECT_SET(task_seen, seen, role, task_role_PEER);
+    OBJECT_SET(task_seen, seen, state, operation_state_RUNNING);
+    OBJECT_SET(task_seen, seen, ready, ready);
+    OBJECT_TEXT(task_seen, seen, endpoint, ready ? "192.0.2.2:49152" : NULL);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    assert_int_equal(orders.incoming.count, error == NULL);
+    OBJECT_CLEAR(node_orders, &orders);
+    fixture_send(f, &report);
+    if ((error == NULL) != (task->peer_error == NULL) || (error != NULL && strstr(task->peer_error, error) == NULL))
+        fail_msg("peer: %s", task->peer_error != NULL ? task->peer_error : "no error");
+}
+
+/* Its agent could not fill them, and would keep the source waiting until the time is over. */
+static void a_target_of_an_older_version_is_given_nothing(void **test)
+{
+    struct fixture *f = *test;
+    another(f);
+    begin(f, "{\"to\":\"n2\",\"storage\":\"nas2\"}");
+    target_says(f, false, true, "bring it up to date");
+    assert_false(fixture_get(f, object_kind_OPERATION, operation_id)->operation->task.peer_ready);
+    struct node_report report = fixture_report(f, "n2", 8192);
+    OBJECT_SET(node_report, &report, shared_arrivals, false);
+    assert_int_equal(fixture_send(f, &report), 0); /* said once */
+    target_says(f, true, true, NULL); /* it was brought up to date before the source has ended it */
+    target_says(f, false, true, NULL); /* and is put back when it is ready: as it comes */
+    fails(f);
+}
+
+/* Where shared pools have no part in it any agent will do. */
+static void but_one_takes_what_it_knows(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_host_drain, "n2", NULL);
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"plain\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"root\",\"size_bytes\":1073741824}]}");
+    fixture_must(f, ROUTE_ID_host_undrain, "n2", NULL);
+    fixture_vm_is(f, "plain", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_vm_migrate, "plain", "{\"to\":\"n2\",\"storage\":\"new\"}");
+    snprintf(operation_id, sizeof operation_id, "%s", f->decision.operation_id);
+    target_says(f, false, true, NULL);
+}
+
 /* Whatever the target has put there goes, and nothing else. */
 static void what_a_target_has_left_in_a_shared_pool(void **test)
 {
@@ -485,6 +536,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_source_has_to_know_of_it, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(to_a_pool_that_both_have, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_target_of_an_older_version_is_given_nothing, setup, teardown),
+        cmocka_unit_test_setup_teardown(but_one_takes_what_it_knows, setup, teardown),
         cmocka_unit_test_setup_teardown(what_a_target_has_left_in_a_shared_pool, setup, teardown),
         cmocka_unit_test_setup_teardown(deleted_on_the_way, setup, teardown),
         cmocka_unit_test_setup_teardown(nothing_goes_after_a_recovery, setup, teardown),
