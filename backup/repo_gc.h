@@ -33,6 +33,12 @@
  * made one knowing the other, and a chunk never counts as kept by a pack that another list removes. Sweeping one list
  * twice does no harm: after L nobody can come to need what is on it.
  *
+ * Fences are never removed, nor the manifests that they keep from being listed; they are small, and there is one for each backup whose maker
+ * was killed, or silent for so long. A fence would mean nothing any more once its session can write no manifest any more, and that nobody can
+ * know: the maker may stand still for weeks between its last look at the store and its put (a suspended machine, a hung file server), and a put
+ * that was sent before the maker died may still be on its way in a server. Age is no proof, nor is a manifest that is there already: a put is
+ * repeated where its answer was lost. And a fence that was removed too early would list a backup that is not whole.
+ *
  * What is not promised: a session that was silent for REPO_SILENCE_MS and wakes up at the very moment at which a
  * collection gives it up, which is itself killed before it has looked again, may say that its backup is complete and
  * have it not listed. The other way round, listed and not whole, cannot be.
