@@ -145,7 +145,7 @@ static int processes_forbid(scmp_filter_ctx filter)
     return r == 0 ? seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0) : r;
 }
 
-static void calls_forbid(void)
+int image_convert_forbid_calls(void)
 {
     static const int calls[] = {
         SCMP_SYS(mount),          SCMP_SYS(umount2),         SCMP_SYS(pivot_root),    SCMP_SYS(move_mount),
@@ -168,9 +168,8 @@ static void calls_forbid(void)
         r = processes_forbid(filter);
     if (r == 0)
         r = seccomp_load(filter);
-    errno = -r;
-    must(r, "system calls");
     seccomp_release(filter);
+    return r;
 }
 
 static _Noreturn void become_program(const struct run *run, pid_t parent)
@@ -192,7 +191,8 @@ static _Noreturn void become_program(const struct run *run, pid_t parent)
     if (getppid() != parent)
         _exit(WALLS_FAILED);
     limit(RLIMIT_AS, IMAGE_CONVERT_MEMORY_BYTES_MAX);
-    calls_forbid();
+    errno = -image_convert_forbid_calls();
+    must(-errno, "system calls");
     syscall(SYS_close_range, 3u, ~0u, 0);
     execve(IMAGE_CONVERT_PROGRAM, (char *const *)(uintptr_t)run->argv, (char *const *)(uintptr_t)environment);
     give_up("execute " IMAGE_CONVERT_PROGRAM);

@@ -4,7 +4,7 @@
  *   user        a number of its own, no capabilities, no_new_privs
  *   files       a mount namespace with /usr (read-only), the source (read-only) and the target; nothing else
  *   network     a namespace of its own, with nothing in it
- *   calls       no sockets but Unix ones, no mounts, namespaces, tracing, keys, kernel modules, BPF (seccomp)
+ *   calls       no processes, no sockets but Unix ones, no mounts, namespaces, tracing, keys, kernel modules, BPF (seccomp)
  *   limits      memory, processor time, size of what it writes, open files; and silence ends it
  *
  * Formats are named, never probed. What refers to other files is refused here, by the header and by what qemu-img info
@@ -41,6 +41,10 @@ struct image_convert {
 /* Makes @target: the raw disk, with holes. The caller removes it after a failure.
  * -ENOTSUP: a feature that is refused; -EBADMSG: not of that format, or damaged; -ENOSPC; -ETIME; -ENOENT: no qemu-img. */
 int image_convert_run(const struct image_convert *convert, uint64_t *ret_size_bytes, struct error *err);
+
+/* The calls that are forbidden behind the walls, to the caller and all that it executes: qemu-img makes threads, and no processes.
+ * -errno. */
+int image_convert_forbid_calls(void);
 
 /* Is @header (the first bytes of the disk, at most IMAGE_CONVERT_HEADER_BYTES) of @format, without anything that is
  * refused? Pure. */
