@@ -1,6 +1,7 @@
 /* Clones of VMs in the state: whose disks they have, that they come or go whole, what may not be done meanwhile, and what is refused. */
 #include "tests/unit/controller/fsm_fixture.h"
 
+#include "controller/fsm/command_codec.h"
 #include "controller/fsm/pool_members.h"
 #include "controller/fsm/volume_disks.h"
 
@@ -298,6 +299,37 @@ static void volumes_are_left_out_where_that_is_said(void **test)
     refused_meanwhile(f, ROUTE_ID_volume_attach, "v", "{\"vm\":\"new\"}", -EBUSY, "");
 }
 
+/* What its host reports of it while its disks are made, which a leader that was late or of an older version has let through, is not how it is. */
+static void a_report_does_not_make_it(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\"}");
+    const enum vm_state states[] = {vm_state_STOPPED, vm_state_RUNNING, vm_state_FAILED};
+    for (unsigned i = 0; i < ARRAY_SIZE(states); i++) {
+        struct command_seen command = {0};
+        struct bytes_writer bytes = {0};
+        OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
+        object_mark(&command_seen_desc, &command, "request");
+        OBJECT_TEXT(host, &command.host, id, fixture_get(f, object_kind_HOST, "n1")->common->id);
+        object_mark(&command_seen_desc, &command, "host");
+        struct vm_seen *seen = OBJECT_ADD(command_seen, &command, vms);
+        OBJECT_TEXT(vm_seen, seen, id, fixture_vm(f, "new")->id);
+        OBJECT_SET(vm_seen, seen, epoch, fixture_vm(f, "new")->epoch);
+        OBJECT_SET(vm_seen, seen, generation, fixture_vm(f, "new")->generation);
+        OBJECT_SET(vm_seen, seen, state, states[i]);
+        assert_int_equal(command_encode(COMMAND_seen, &command, &bytes, NULL), 0);
+        assert_int_equal(fixture_apply(f, &bytes), 0);
+        assert_int_equal(fixture_vm(f, "new")->state, vm_state_STARTING);
+        assert_int_equal(fixture_vm(f, "new")->seen_generation, 0);
+        assert_true(fixture_vm(f, "new")->unmade);
+        bytes_writer_finish(&bytes);
+        OBJECT_CLEAR(command_seen, &command);
+    }
+    refused_meanwhile(f, ROUTE_ID_vm_start, "new", NULL, -EBUSY, "is being made of");
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    assert_int_equal(fixture_vm(f, "new")->state, vm_state_STOPPED);
+}
+
 /* It was made and started, and then the end of the log was lost: what may have run is not deleted. But where its host says that it was not made
  * it goes, as ever. */
 static void a_recovered_cluster_keeps_what_may_have_run(void **test)
@@ -349,6 +381,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(its_host_is_lost, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(volumes_are_left_out_where_that_is_said, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_report_does_not_make_it, setup, teardown),
         cmocka_unit_test_setup_teardown(a_recovered_cluster_keeps_what_may_have_run, setup, teardown),
         cmocka_unit_test_setup_teardown(it_outlasts_a_restart, setup, teardown),
     };
