@@ -19,6 +19,7 @@
 #include "common/http_server.h"
 #include "common/log.h"
 #include "compute/agent/agent.h"
+#include "compute/agent/migrate_in.h"
 #include "compute/agent/replica_dir.h"
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/pool_watch.h"
@@ -1123,6 +1124,51 @@ static void test_an_arrival_is_known_again_and_may_fail(void **state)
     assert_int_equal(count_files(f->vms), 0);
 }
 
+#define SOURCE_HOST "dddddddd-0000-4000-8000-000000000001"
+
+/* In the tunnel's place: what is on the disk when the source could be let in. Ends with its input. */
+static int tunnel_main(char **argv)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/" VM_ID "/vm.json", argv[3]), *text = NULL;
+    size_t size;
+    bool shut = file_read(path, 65536, &text, &size, NULL) < 0 || strstr(text, "arrival_shut") != NULL;
+    fputs(shut ? "{\"failure\":\"nobody says that somebody is let in\"}\n" : "{\"endpoint\":\"192.0.2.1:49152\"}\n", stdout);
+    fflush(stdout);
+    while (!shut && read(STDIN_FILENO, &(char){0}, 1) > 0)
+        ;
+    return shut;
+}
+
+static void in_progress(void *arg UNUSED)
+{
+}
+
+static void in_failed(void *arg, const struct error *err)
+{
+    *(struct error *)arg = *err;
+}
+
+/* From then on what arrives may be taken over by others: that lasts before a way from the source is there. */
+static void test_the_source_is_let_in_by_a_word_that_lasts(void **state)
+{
+    struct fixture *f = *state;
+    const struct migrate_context context = {.loop = &f->loop, .data_dir = f->vms, .listen = "127.0.0.1:0"};
+    struct error failure = {.code = 0};
+    unsigned closed = f->closed;
+    arrive(f);
+    assert_true(file_has(f, "vm.json", "\"arrival_shut\":true"));
+    const struct migrate_in_options options = {.context = &context, .vm = f->vm, .operation = MIGRATION, .source = SOURCE_HOST,
+                                               .progress = in_progress, .failed = in_failed, .arg = &failure};
+    struct migrate_in *in = migrate_in_start(&options);
+    while (migrate_in_endpoint(in) == NULL && failure.code == 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    migrate_in_close(in, on_closed, f);
+    while (f->closed == closed)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_string_equal(failure.text, "");
+    assert_false(file_has(f, "vm.json", "arrival_shut"));
+}
+
 /* A disk that is to be filled in a pool that other hosts reach: before anybody was let in to fill it nobody can have taken the VM over with it, and
  * it goes with what else there is, also when the cluster has had it removed already, before it was made. Afterwards the cluster alone knows whose
  * it is. */
@@ -1582,7 +1628,7 @@ static void test_a_guest_that_is_being_stopped_as_its_host_goes_down(void **stat
     run_until(f, vm_state_STOPPED, 2);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
@@ -1615,6 +1661,7 @@ int main(void)
         T(test_what_waits_for_another_migration_is_ended),
         T(test_disks_of_a_vm_that_went_on_since_are_whole),
         T(test_an_arrival_is_known_again_and_may_fail),
+        T(test_the_source_is_let_in_by_a_word_that_lasts),
         T(test_what_arrives_in_a_shared_pool),
         T(test_a_removal_says_what_it_waits_for),
         T(test_a_disk_that_the_cluster_has_forgotten_of),
@@ -1630,6 +1677,8 @@ int main(void)
         T(test_a_new_vmm_is_ended_only_if_it_does_not_say_that_it_runs),
         T(test_a_guest_that_is_being_stopped_as_its_host_goes_down),
     };
+    if (argc > 3 && strcmp(argv[1], "tunnel") == 0)
+        return tunnel_main(argv);
     signal(SIGPIPE, SIG_IGN); /* as the agent's main does: a VMM may end while it is written to */
     log_set_level(LOG_LEVEL_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);
