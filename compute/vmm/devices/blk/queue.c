@@ -139,24 +139,6 @@ static void request_submit(struct blk_request *r)
     }
 }
 
-/* The part [@skip, @skip + @size) of @count segments, into @to; returns how many entries that took. */
-static unsigned segments_slice(const struct iovec *from, unsigned count, uint64_t skip, uint64_t size,
-                               struct iovec *to)
-{
-    unsigned used = 0;
-    for (unsigned i = 0; i < count && size > 0; i++) {
-        if (skip >= from[i].iov_len) {
-            skip -= from[i].iov_len;
-            continue;
-        }
-        size_t piece = (size_t)MIN(size, from[i].iov_len - skip);
-        to[used++] = (struct iovec){(uint8_t *)from[i].iov_base + skip, piece};
-        size -= piece;
-        skip = 0;
-    }
-    return used;
-}
-
 /* A request that knows where to put its answer. The chain has a header and a status byte; its size is bounded by the
  * queue's, and the number of requests by the queues' as well. */
 static struct blk_request *request_create(struct blk *blk, unsigned queue, bool is_read, bool has_data)
@@ -184,8 +166,8 @@ static struct blk_request *request_create(struct blk *blk, unsigned queue, bool 
     r->block.size = is_read ? c->in_bytes - STATUS_BYTES : c->out_bytes - HEADER_BYTES;
     r->block.iovecs = r->iovecs;
     r->block.iovec_count = is_read
-                               ? segments_slice(c->segments + c->out_count, c->in_count, 0, r->block.size, r->iovecs)
-                               : segments_slice(c->segments, c->out_count, HEADER_BYTES, r->block.size, r->iovecs);
+                               ? block_iovecs_slice(c->segments + c->out_count, c->in_count, 0, r->block.size, r->iovecs)
+                               : block_iovecs_slice(c->segments, c->out_count, HEADER_BYTES, r->block.size, r->iovecs);
     return r;
 }
 
