@@ -128,6 +128,16 @@ static inline void fixture_must(struct fixture *f, enum route_id route, const ch
         fail_msg("%s %s: %s %s", schema_routes[route].symbol, id ? id : "", f->error.field, f->error.text);
 }
 
+/* Refused with @code, of @field, in words that have @words. */
+static inline void fixture_refused(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *field,
+                                   const char *words)
+{
+    assert_int_equal(fixture_do(f, route, id, body), code);
+    assert_string_equal(f->error.field, field);
+    if (strstr(f->error.text, words) == NULL)
+        fail_msg("not '%s' but '%s'", words, f->error.text);
+}
+
 static inline const struct record *fixture_get(struct fixture *f, enum object_kind kind, const char *name)
 {
     const struct record *record = state_get(f->state, kind, name);

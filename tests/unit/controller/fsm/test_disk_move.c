@@ -49,14 +49,6 @@ static int teardown(void **test)
     return 0;
 }
 
-static void refused(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *field, const char *words)
-{
-    assert_int_equal(fixture_do(f, route, id, body), code);
-    assert_string_equal(f->error.field, field);
-    if (strstr(f->error.text, words) == NULL)
-        fail_msg("not '%s' but '%s'", words, f->error.text);
-}
-
 /* n1 says how @operation goes; @copied: what it has moved. */
 static void task_says(struct fixture *f, const char *operation, enum operation_state state, const char *copied)
 {
@@ -131,8 +123,8 @@ static void moves_on_to_directories(struct fixture *f, const char *place)
     assert_null(disk(f, "root")->pool);
     assert_string_equal(disk(f, "root")->place, first);
     removes(f, "n1", "ssd", second, "", first);
-    refused(f, ROUTE_ID_pool_delete, "ssd", NULL, -EBUSY, "", "VM 'web' uses it");
-    refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
+    fixture_refused(f, ROUTE_ID_pool_delete, "ssd", NULL, -EBUSY, "", "VM 'web' uses it");
+    fixture_refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
     assert_int_equal(left_says(f, "n1", "root", second, true, NULL), 1);
     fixture_must(f, ROUTE_ID_pool_delete, "ssd", NULL);
 }
@@ -197,8 +189,8 @@ static void done_it_is_the_other_copy(void **test)
     assert_int_equal(left_says(f, "n2", "root", NULL, true, NULL), 0);
     assert_int_equal(left_says(f, "n1", "root", NULL, false, "it is read-only"), 1);
     assert_int_equal(left_says(f, "n1", "root", NULL, false, "it is read-only"), 0);
-    refused(f, ROUTE_ID_vm_move_disk, "web", "{\"disk\":\"root\",\"pool\":\"ssd\"}", -EBUSY, "", "still being removed: it is read-only");
-    refused(f, ROUTE_ID_vm_migrate, "web", "{}", -EBUSY, "/disks", "is still being removed: it is read-only");
+    fixture_refused(f, ROUTE_ID_vm_move_disk, "web", "{\"disk\":\"root\",\"pool\":\"ssd\"}", -EBUSY, "", "still being removed: it is read-only");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "web", "{}", -EBUSY, "/disks", "is still being removed: it is read-only");
     /* the state is the same after a restore */
     struct bytes_writer bytes = fixture_snapshot(f->state);
     assert_int_equal(snapshot_restore(f->state, bytes.data, bytes.size, &f->error), 0);
@@ -246,9 +238,9 @@ static void not_done_it_stays(void **test)
     }
     /* nobody removes what is left, for good: it is forgotten, and nothing else of the disk is */
     move(f, "{\"disk\":\"root\",\"pool\":\"ssd\"}", operation);
-    refused(f, ROUTE_ID_vm_forget_left, "web", "{\"disk\":\"root\"}", -EBUSY, "", "is being moved");
+    fixture_refused(f, ROUTE_ID_vm_forget_left, "web", "{\"disk\":\"root\"}", -EBUSY, "", "is being moved");
     task_says(f, operation, operation_state_FAILED, NULL);
-    refused(f, ROUTE_ID_vm_forget_left, "web", "{\"disk\":\"none\"}", -ENOENT, "/disk", "no disk 'none'");
+    fixture_refused(f, ROUTE_ID_vm_forget_left, "web", "{\"disk\":\"none\"}", -ENOENT, "/disk", "no disk 'none'");
     f->dry_run = true;
     fixture_must(f, ROUTE_ID_vm_forget_left, "web", "{\"disk\":\"root\"}");
     f->dry_run = false;
@@ -278,13 +270,13 @@ static void meanwhile(void **test)
     OBJECT_SET(volume_seen, seen, made, true);
     assert_int_equal(fixture_send(f, &report), 1);
     move(f, "{\"disk\":\"root\",\"pool\":\"ssd\"}", operation);
-    refused(f, ROUTE_ID_vm_move_disk, "web", "{\"disk\":\"data\",\"pool\":\"nas\"}", -EBUSY, "", "disk 'root' of VM 'web' is being moved");
-    refused(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"s\"}", -EBUSY, "", "disk 'root' of VM 'web' is being moved");
-    refused(f, ROUTE_ID_vm_migrate, "web", "{}", -EBUSY, "/disks", "is being moved");
-    refused(f, ROUTE_ID_volume_attach, "v", "{\"vm\":\"web\"}", -EBUSY, "", "disk-move of VM 'web' is under way");
-    refused(f, ROUTE_ID_pool_delete, "ssd", NULL, -EBUSY, "", "VM 'web' uses it");
-    refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
-    refused(f, ROUTE_ID_vm_update, "web", "{\"replica_host\":\"n2\"}", -EBUSY, "/replica_host", "is being moved");
+    fixture_refused(f, ROUTE_ID_vm_move_disk, "web", "{\"disk\":\"data\",\"pool\":\"nas\"}", -EBUSY, "", "disk 'root' of VM 'web' is being moved");
+    fixture_refused(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"s\"}", -EBUSY, "", "disk 'root' of VM 'web' is being moved");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "web", "{}", -EBUSY, "/disks", "is being moved");
+    fixture_refused(f, ROUTE_ID_volume_attach, "v", "{\"vm\":\"web\"}", -EBUSY, "", "disk-move of VM 'web' is under way");
+    fixture_refused(f, ROUTE_ID_pool_delete, "ssd", NULL, -EBUSY, "", "VM 'web' uses it");
+    fixture_refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
+    fixture_refused(f, ROUTE_ID_vm_update, "web", "{\"replica_host\":\"n2\"}", -EBUSY, "/replica_host", "is being moved");
     /* limits may be changed, and change nothing else */
     fixture_must(f, ROUTE_ID_vm_update, "web", "{\"disks\":[{\"name\":\"root\",\"limits\":{\"operations_per_second\":100}},{\"name\":\"data\"},"
                                                "{\"name\":\"cd\"}]}");
@@ -308,21 +300,21 @@ static void what_is_refused(void **test)
     const enum route_id go = ROUTE_ID_vm_move_disk;
     struct fixture *f = *test;
     char operation[37];
-    refused(f, go, "none", "{\"disk\":\"root\"}", -ENOENT, "", "");
-    refused(f, go, "web", "{\"disk\":\"none\",\"pool\":\"nas\"}", -ENOENT, "/disk", "no disk 'none'");
-    refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"none\"}", -ENOENT, "/pool", "there is no pool 'none'");
-    refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"one\"}", -EXDEV, "/pool", "'one' is not on host n1, which has VM 'web'");
-    refused(f, go, "web", "{\"disk\":\"cd\",\"pool\":\"nas\"}", -ENOTSUP, "/disk", "is only read");
+    fixture_refused(f, go, "none", "{\"disk\":\"root\"}", -ENOENT, "", "");
+    fixture_refused(f, go, "web", "{\"disk\":\"none\",\"pool\":\"nas\"}", -ENOENT, "/disk", "no disk 'none'");
+    fixture_refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"none\"}", -ENOENT, "/pool", "there is no pool 'none'");
+    fixture_refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"one\"}", -EXDEV, "/pool", "'one' is not on host n1, which has VM 'web'");
+    fixture_refused(f, go, "web", "{\"disk\":\"cd\",\"pool\":\"nas\"}", -ENOTSUP, "/disk", "is only read");
     fixture_say_pool(f, "n1", "ssd", 16 * GIB, 0);
-    refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"ssd\"}", -EHOSTDOWN, "/pool", "host n1 cannot use 'ssd' now");
+    fixture_refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"ssd\"}", -EHOSTDOWN, "/pool", "host n1 cannot use 'ssd' now");
     /* room is kept while it moves */
     fixture_say_pool(f, "n1", "ssd", 16 * GIB, GIB / 2);
-    refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"ssd\"}", -ENOSPC, "/pool", "disk 'root' has 1024 MiB");
+    fixture_refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"ssd\"}", -ENOSPC, "/pool", "disk 'root' has 1024 MiB");
     fixture_say_pool(f, "n1", "ssd", 16 * GIB, 3 * GIB / 2);
     move(f, "{\"disk\":\"root\",\"pool\":\"ssd\"}", operation);
     const struct pool *ssd = fixture_get(f, object_kind_POOL, "ssd")->pool;
     assert_int_equal(pool_kept_bytes(f->state, ssd, pool_member_find(ssd, fixture_vm(f, "web")->host)), GIB);
-    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"c\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -ENOSPC, "/size_bytes",
+    fixture_refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"c\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -ENOSPC, "/size_bytes",
             "512 MiB free where it has most");
     task_says(f, operation, operation_state_FAILED, NULL);
     assert_int_equal(left_says(f, "n1", "root", operation, true, NULL), 1);
@@ -340,10 +332,10 @@ static void what_is_refused(void **test)
     f->dry_run = false;
     /* what does not go along */
     fixture_must(f, ROUTE_ID_vm_update, "web", "{\"replica_host\":\"n2\"}");
-    refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"nas\"}", -ENOTSUP, "", "replica on host n2");
+    fixture_refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"nas\"}", -ENOTSUP, "", "replica on host n2");
     fixture_must(f, ROUTE_ID_vm_update, "web", "{\"replica_host\":null}");
     fixture_must(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"s\"}");
-    refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"nas\"}", -ENOTSUP, "", "has snapshot 's'");
+    fixture_refused(f, go, "web", "{\"disk\":\"root\",\"pool\":\"nas\"}", -ENOTSUP, "", "has snapshot 's'");
     /* there is nothing yet */
     fixture_must(f, ROUTE_ID_vm_create, NULL,
                  "{\"name\":\"new\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\",\"started\":false,\"disks\":[{\"name\":\"root\","

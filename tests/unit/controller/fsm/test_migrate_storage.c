@@ -50,14 +50,6 @@ static int teardown(void **test)
     return 0;
 }
 
-static void refused(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *field, const char *words)
-{
-    assert_int_equal(fixture_do(f, route, id, body), code);
-    if (strstr(f->error.text, words) == NULL)
-        fail_msg("not '%s' but '%s'", words, f->error.text);
-    assert_string_equal(f->error.field, field);
-}
-
 static void begin(struct fixture *f, const char *body)
 {
     fixture_must(f, ROUTE_ID_vm_migrate, "web", body);
@@ -132,8 +124,8 @@ static void they_are_where_the_record_says(void **test)
     struct fixture *f = *test;
     begin(f, "{\"to\":\"n2\",\"storage\":\"new\"}");
     assert_int_equal(kept(f), 4 * GIB);
-    refused(f, ROUTE_ID_pool_delete, "new", NULL, -EBUSY, "", "VM 'web' uses it");
-    refused(f, ROUTE_ID_pool_update, "new", "{\"hosts\":[\"n1\"]}", -EBUSY, "/hosts", "leaves out host 'n2'");
+    fixture_refused(f, ROUTE_ID_pool_delete, "new", NULL, -EBUSY, "", "VM 'web' uses it");
+    fixture_refused(f, ROUTE_ID_pool_update, "new", "{\"hosts\":[\"n1\"]}", -EBUSY, "/hosts", "leaves out host 'n2'");
     /* the target is told where they will be; the record is as it was */
     struct node_orders orders = orders_of(f, "n2");
     assert_int_equal(orders.incoming.count, 1);
@@ -173,8 +165,8 @@ static void they_are_where_the_record_says(void **test)
     /* but what it had in the shared pool is removed by who sees where it is now */
     removes(f, "n1", NULL, NULL);
     removes(f, "n2", "nas", NULL);
-    refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "VM 'web' uses it");
-    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n1\",\"storage\":\"nas\"}", -EBUSY, "/disks", "still being removed");
+    fixture_refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "VM 'web' uses it");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n1\",\"storage\":\"nas\"}", -EBUSY, "/disks", "still being removed");
     is_gone(f, "n2", NULL);
     assert_false(own_disk_has_other(disk(f, "log")));
     fixture_must(f, ROUTE_ID_pool_delete, "nas", NULL);
@@ -210,7 +202,7 @@ static void to_a_pool_that_both_have(void **test)
     is_gone(f, "n1", NULL);
     /* back: what is in that pool already stays there, and then nothing goes along */
     fixture_vm_is(f, "web", vm_state_RUNNING);
-    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n1\",\"storage\":\"nas2\"}", -EINVAL, "/storage", "leave storage out");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n1\",\"storage\":\"nas2\"}", -EINVAL, "/storage", "leave storage out");
 }
 
 static void fails(struct fixture *f)
@@ -295,7 +287,7 @@ static void what_a_target_has_left_in_a_shared_pool(void **test)
     OBJECT_CLEAR(node_orders, &orders);
     assert_int_equal(handover(f, "nas2"), 0); /* one that was on its way: too late */
     assert_string_equal(fixture_vm(f, "web")->host_name, "n1");
-    refused(f, ROUTE_ID_pool_delete, "nas2", NULL, -EBUSY, "", "VM 'web' uses it");
+    fixture_refused(f, ROUTE_ID_pool_delete, "nas2", NULL, -EBUSY, "", "VM 'web' uses it");
     /* one that is deleted now takes it along */
     fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
     orders = orders_of(f, "n1");
@@ -342,7 +334,7 @@ static void snapshots_stay_with_disks_that_stay(void **test)
     fixture_must(f, ROUTE_ID_snapshot_create, "far", "{\"name\":\"s\"}");
     char snapshot[STATE_ID_BYTES];
     snprintf(snapshot, sizeof snapshot, "%s", f->decision.operation_id);
-    refused(f, ROUTE_ID_vm_migrate, "far", "{\"to\":\"n2\"}", -ENOTSUP, "", "once they are available");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "far", "{\"to\":\"n2\"}", -ENOTSUP, "", "once they are available");
     struct node_report report = fixture_report(f, "n1", 8192);
     struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
     OBJECT_TEXT(task_seen, seen, id, snapshot);
@@ -350,12 +342,12 @@ static void snapshots_stay_with_disks_that_stay(void **test)
     OBJECT_SET(task_seen, seen, state, operation_state_SUCCEEDED);
     assert_int_equal(fixture_send(f, &report), 1);
     assert_int_equal(fixture_get(f, object_kind_SNAPSHOT, "s")->snapshot->state, snapshot_state_AVAILABLE);
-    refused(f, ROUTE_ID_vm_migrate, "far", "{\"to\":\"n2\",\"storage\":\"nas2\"}", -ENOTSUP, "", "do not go along with disks");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "far", "{\"to\":\"n2\",\"storage\":\"nas2\"}", -ENOTSUP, "", "do not go along with disks");
     fixture_must(f, ROUTE_ID_vm_migrate, "far", "{\"to\":\"n2\"}");
     assert_true(fixture_get(f, object_kind_OPERATION, f->decision.operation_id)->operation->task.migration.snapshots_stay);
     /* one of a VM with a disk of its host */
     fixture_must(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"t\"}");
-    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOTSUP, "", "do not go along with disks");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOTSUP, "", "do not go along with disks");
 }
 
 /* The same entry as controllers write it that wait for the end of what is left: it means what it meant. */
@@ -391,7 +383,7 @@ static void what_is_left_in_a_shared_pool_waits_for_nobody(void **test)
     /* not so with a copy that is being made */
     fixture_must(f, ROUTE_ID_vm_move_disk, "two", "{\"disk\":\"root\",\"pool\":\"nas2\"}");
     snprintf(operation_id, sizeof operation_id, "%s", f->decision.operation_id);
-    refused(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\"}", -EBUSY, "/disks", "disk 'root' of VM 'two' is being moved");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\"}", -EBUSY, "/disks", "disk 'root' of VM 'two' is being moved");
     fails(f);
     fixture_must(f, ROUTE_ID_vm_forget_left, "two", "{\"disk\":\"root\"}");
     fixture_must(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\",\"storage\":\"nas2\"}");
@@ -400,7 +392,7 @@ static void what_is_left_in_a_shared_pool_waits_for_nobody(void **test)
     const struct vm_disk *disks = fixture_vm(f, "two")->disks.items;
     assert_true(text_same(disks[0].other_pool, "nas2") && text_same(disks[1].other_pool, "nas2"));
     /* the record has one place for what is left of a disk */
-    refused(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\",\"storage\":\"new\"}", -EBUSY, "/disks",
+    fixture_refused(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\",\"storage\":\"new\"}", -EBUSY, "/disks",
             "in pool nas2 is still being removed; wait for that, or forget it, and it stays there: drover vm forget-left two --disk root");
     fixture_must(f, ROUTE_ID_vm_migrate, "two", "{\"to\":\"n2\"}");
     char id[STATE_ID_BYTES];
@@ -441,9 +433,9 @@ static void hosts_that_lack_the_shared_pool(void **test)
     struct fixture *f = *test;
     another(f);
     fixture_must(f, ROUTE_ID_pool_update, "nas2", "{\"hosts\":[\"n2\"]}");
-    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"nas2\"}", -EXDEV, "/storage", "is not there on host n1");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"nas2\"}", -EXDEV, "/storage", "is not there on host n1");
     fixture_say_pool(f, "n2", "nas", 16 * GIB, 0);
-    refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOSPC, "/to", "pool");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOSPC, "/to", "pool");
 }
 
 static void a_migration_that_fails_changes_nothing(void **test)
@@ -487,17 +479,17 @@ static void what_is_refused(void **test)
 {
     const enum route_id go = ROUTE_ID_vm_migrate;
     struct fixture *f = *test;
-    refused(f, go, "web", "{\"to\":\"n2\"}", -ENOTSUP, "/disks", "name the pool there that it is to go to (storage)");
-    refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"none\"}", -ENOENT, "/storage", "there is no pool 'none'");
+    fixture_refused(f, go, "web", "{\"to\":\"n2\"}", -ENOTSUP, "/disks", "name the pool there that it is to go to (storage)");
+    fixture_refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"none\"}", -ENOENT, "/storage", "there is no pool 'none'");
     fixture_must(f, ROUTE_ID_pool_create, NULL,
                  "{\"name\":\"ceph\",\"kind\":\"rbd\",\"path\":\"/etc/ceph/ceph.conf\",\"ceph_pool\":\"vms\",\"ceph_user\":\"drover\",\"hosts\":[\"n1\",\"n2\"]}");
-    refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"ceph\"}", -EINVAL, "/storage", "takes volumes only");
-    refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"old\"}", -EXDEV, "/storage", "'old' is not on host n2");
+    fixture_refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"ceph\"}", -EINVAL, "/storage", "takes volumes only");
+    fixture_refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"old\"}", -EXDEV, "/storage", "'old' is not on host n2");
     fixture_say_pool(f, "n2", "new", 16 * GIB, 2 * GIB);
-    refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOSPC, "/storage", "the disks of VM 'web' that go along have 4096 MiB");
-    refused(f, go, "web", "{\"storage\":\"new\"}", -ENOSPC, "", "");
+    fixture_refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOSPC, "/storage", "the disks of VM 'web' that go along have 4096 MiB");
+    fixture_refused(f, go, "web", "{\"storage\":\"new\"}", -ENOSPC, "", "");
     fixture_say_pool(f, "n2", "new", 16 * GIB, 0);
-    refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -EHOSTDOWN, "/storage", "host n2 cannot use 'new' now");
+    fixture_refused(f, go, "web", "{\"to\":\"n2\",\"storage\":\"new\"}", -EHOSTDOWN, "/storage", "host n2 cannot use 'new' now");
     fixture_say_pool(f, "n2", "new", 16 * GIB, 8 * GIB);
     /* what was true when it was decided is looked at again when it begins */
     struct decision_context context = fixture_context(f);
@@ -518,14 +510,14 @@ static void what_is_refused(void **test)
                  "\"read_only\":true}]}");
     fixture_must(f, ROUTE_ID_host_undrain, "n2", NULL);
     fixture_vm_is(f, "cd", vm_state_RUNNING);
-    refused(f, go, "cd", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOTSUP, "/disks", "is only read");
+    fixture_refused(f, go, "cd", "{\"to\":\"n2\",\"storage\":\"new\"}", -ENOTSUP, "/disks", "is only read");
     /* nothing goes along */
     fixture_must(f, ROUTE_ID_host_drain, "n2", NULL);
     fixture_must(f, ROUTE_ID_vm_create, NULL,
                  "{\"name\":\"far\",\"image\":\"tiny\",\"flavor\":\"small\",\"disks\":[{\"name\":\"root\",\"size_bytes\":1073741824,\"pool\":\"nas\"}]}");
     fixture_must(f, ROUTE_ID_host_undrain, "n2", NULL);
     fixture_vm_is(f, "far", vm_state_RUNNING);
-    refused(f, go, "far", "{\"to\":\"n2\",\"storage\":\"nas\"}", -EINVAL, "/storage", "leave storage out");
+    fixture_refused(f, go, "far", "{\"to\":\"n2\",\"storage\":\"nas\"}", -EINVAL, "/storage", "leave storage out");
 }
 
 int main(void)

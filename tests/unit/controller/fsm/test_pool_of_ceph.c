@@ -26,14 +26,6 @@ static int teardown(void **test)
     return 0;
 }
 
-static void refused(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *field, const char *words)
-{
-    assert_int_equal(fixture_do(f, route, id, body), code);
-    assert_string_equal(f->error.field, field);
-    if (strstr(f->error.text, words) == NULL)
-        fail_msg("not '%s' but '%s'", words, f->error.text);
-}
-
 static const struct pool *pool(struct fixture *f, const char *name)
 {
     return fixture_get(f, object_kind_POOL, name)->pool;
@@ -67,9 +59,9 @@ static void what_is_of_ceph(void **test)
     fixture_must(f, ROUTE_ID_pool_create, NULL,
                  "{\"name\":\"two\",\"kind\":\"rbd\",\"path\":\"/etc/ceph/b.conf\",\"hosts\":[\"n1\"],\"ceph_pool\":\"vms\",\"ceph_user\":\"dr\"}");
     assert_string_equal(pool(f, "two")->ceph_pool, "vms");
-    refused(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"x\",\"kind\":\"dir\",\"path\":\"/x\",\"hosts\":[\"n1\"],\"ceph_pool\":\"vms\"}", -EINVAL,
+    fixture_refused(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"x\",\"kind\":\"dir\",\"path\":\"/x\",\"hosts\":[\"n1\"],\"ceph_pool\":\"vms\"}", -EINVAL,
             "/ceph_pool", "kind rbd");
-    refused(f, ROUTE_ID_pool_create, NULL,
+    fixture_refused(f, ROUTE_ID_pool_create, NULL,
             "{\"name\":\"x\",\"kind\":\"shared-dir\",\"path\":\"/x\",\"hosts\":[\"n1\"],\"ceph_user\":\"dr\"}", -EINVAL, "/ceph_user", "kind rbd");
     /* its hosts are told, and nobody is to mark anything */
     report = fixture_report(f, "n1", 8192);
@@ -102,7 +94,7 @@ static void volumes_are_on_all_hosts(void **test)
     fixture_must(f, ROUTE_ID_pool_create, NULL, CREATE);
     say(f, "n1", "fsid/3");
     say(f, "n2", "fsid/3");
-    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -EINVAL, "/host",
+    fixture_refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -EINVAL, "/host",
             "all of its hosts");
     fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1073741824}");
     assert_null(fixture_get(f, object_kind_VOLUME, "a")->volume->host);
@@ -205,8 +197,8 @@ static void a_volume_begins_as_an_image(void **test)
     fixture_must(f, ROUTE_ID_pool_create, NULL, CREATE);
     fixture_must(f, ROUTE_ID_image_create, NULL, IMAGE);
     say(f, "n1", "fsid/3");
-    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"image\":\"none\"}", -EINVAL, "/size_bytes", "missing");
-    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1048576,\"image\":\"disk\"}", -EFBIG, "/size_bytes",
+    fixture_refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"image\":\"none\"}", -EINVAL, "/size_bytes", "missing");
+    fixture_refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1048576,\"image\":\"disk\"}", -EFBIG, "/size_bytes",
             "less than the 2097153 bytes of image");
     fixture_must(f, ROUTE_ID_volume_create, NULL, FILLED);
     const struct volume *root = fixture_get(f, object_kind_VOLUME, "root")->volume;
@@ -226,7 +218,7 @@ static void a_volume_begins_as_an_image(void **test)
     OBJECT_CLEAR(node_orders, &orders);
     reports(f, true, "30 % of its image is there", false);
     assert_string_equal(root->state_reason, "30 % of its image is there");
-    refused(f, ROUTE_ID_volume_attach, "root", "{\"vm\":\"root\"}", -ENOENT, "/vm", "no VM");
+    fixture_refused(f, ROUTE_ID_volume_attach, "root", "{\"vm\":\"root\"}", -ENOENT, "/vm", "no VM");
     reports(f, true, NULL, true);
     assert_int_equal(root->state, volume_state_AVAILABLE);
     assert_null(root->state_reason);
@@ -284,10 +276,10 @@ static void what_they_do_not_hold(void **test)
     fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"nas\",\"kind\":\"shared-dir\",\"path\":\"/srv/nas\",\"hosts\":[\"n1\",\"n2\"]}");
     fixture_say_pool(f, "n1", "nas", 64 * GIB, 16 * GIB);
     say(f, "n1", "fsid/3");
-    refused(f, ROUTE_ID_vm_create, NULL,
+    fixture_refused(f, ROUTE_ID_vm_create, NULL,
             "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\",\"pool\":\"ceph\","
             "\"disks\":[{\"name\":\"root\",\"size_bytes\":1073741824}]}", -ENOTSUP, "/disks", "holds volumes alone");
-    refused(f, ROUTE_ID_vm_create, NULL,
+    fixture_refused(f, ROUTE_ID_vm_create, NULL,
             "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\","
             "\"disks\":[{\"name\":\"root\",\"size_bytes\":1073741824,\"pool\":\"ceph\"}]}", -ENOTSUP, "/disks", "drover volume attach");
     fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"ceph\",\"size_bytes\":1073741824}");
@@ -299,8 +291,8 @@ static void what_they_do_not_hold(void **test)
         OBJECT_SET(volume_seen, seen, made, true);
         fixture_send(f, &report);
     }
-    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -ENOTSUP, "/pool", "from pool 'ceph'");
-    refused(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"ceph\"}", -ENOTSUP, "/pool", "copy in the guest");
+    fixture_refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -ENOTSUP, "/pool", "from pool 'ceph'");
+    fixture_refused(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"ceph\"}", -ENOTSUP, "/pool", "copy in the guest");
 }
 
 int main(void)

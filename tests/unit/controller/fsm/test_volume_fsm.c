@@ -92,14 +92,6 @@ static const struct vm_disk *disk_of(struct fixture *f, const char *vm, const ch
     return volume_disk_find(fixture_vm(f, vm), volume(f, name)->id);
 }
 
-static void refused(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *field, const char *words)
-{
-    assert_int_equal(fixture_do(f, route, id, body), code);
-    assert_string_equal(f->error.field, field);
-    if (strstr(f->error.text, words) == NULL)
-        fail_msg("not '%s' but '%s'", words, f->error.text);
-}
-
 static void attached(struct fixture *f, const char *name, const char *vm)
 {
     char body[80];
@@ -159,17 +151,17 @@ static void what_cannot_be_made(void **test)
 {
     struct fixture *f = *test;
     const enum route_id create = ROUTE_ID_volume_create;
-    refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"none\",\"size_bytes\":1073741824}", -ENOENT, "/pool", "there is no pool");
-    refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\"}", -EINVAL, "/size_bytes", "is missing");
-    refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741825}", -EINVAL, "/size_bytes", "multiple of 512");
-    refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1099511627776}", -ENOSPC, "/size_bytes", "16384 MiB free");
-    refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -EINVAL, "/host", "kind dir");
-    refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n9\"}", -ENOENT, "/host", "no host of pool");
-    refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n2\"}", -EHOSTDOWN, "/pool", "");
-    refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824,\"image\":\"tiny\"}", -ENOENT, "/image", "no disk");
+    fixture_refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"none\",\"size_bytes\":1073741824}", -ENOENT, "/pool", "there is no pool");
+    fixture_refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\"}", -EINVAL, "/size_bytes", "is missing");
+    fixture_refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741825}", -EINVAL, "/size_bytes", "multiple of 512");
+    fixture_refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1099511627776}", -ENOSPC, "/size_bytes", "16384 MiB free");
+    fixture_refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -EINVAL, "/host", "kind dir");
+    fixture_refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n9\"}", -ENOENT, "/host", "no host of pool");
+    fixture_refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"ssd\",\"size_bytes\":1073741824,\"host\":\"n2\"}", -EHOSTDOWN, "/pool", "");
+    fixture_refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824,\"image\":\"tiny\"}", -ENOENT, "/image", "no disk");
     fixture_say_pool(f, "n1", "nas", 64 * GIB, 0);
     fixture_say_pool(f, "n2", "nas", 64 * GIB, 0);
-    refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824}", -EHOSTDOWN, "/pool", "is on no host now");
+    fixture_refused(f, create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824}", -EHOSTDOWN, "/pool", "is on no host now");
     assert_int_equal(state_count(f->state, object_kind_VOLUME), 0);
 }
 
@@ -178,7 +170,7 @@ static void begins_as_an_image(void **test)
     struct fixture *f = *test;
     fixture_must(f, ROUTE_ID_image_create, NULL,
                  "{\"name\":\"disk\",\"kind\":\"disk\",\"disk\":{\"url\":\"http://x/d\",\"size_bytes\":2097153,\"sha256\":\"" FIXTURE_SHA "\"}}");
-    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1048576,\"image\":\"disk\"}", -EFBIG,
+    fixture_refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1048576,\"image\":\"disk\"}", -EFBIG,
             "/size_bytes", "2097153 bytes of image");
     fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"image\":\"disk\"}");
     assert_int_equal(volume(f, "a")->size_bytes, 2097664);
@@ -189,7 +181,7 @@ static void begins_as_an_image(void **test)
     assert_int_equal(orders.images.count, 1); /* where it may be had from */
     OBJECT_CLEAR(node_orders, &orders);
     OBJECT_CLEAR(node_report, &report);
-    refused(f, ROUTE_ID_image_delete, "disk", NULL, -EBUSY, "", "volume 'a' uses it");
+    fixture_refused(f, ROUTE_ID_image_delete, "disk", NULL, -EBUSY, "", "volume 'a' uses it");
     assert_int_equal(done(f, "n1", "a", NULL), 1);
     fixture_must(f, ROUTE_ID_image_delete, "disk", NULL);
 }
@@ -213,17 +205,17 @@ static void attach_and_detach(void **test)
     fixture_vm_is(f, "web", vm_state_RUNNING);
     assert_int_equal(volume(f, "a")->state, volume_state_ATTACHED);
     /* one VM at a time, and not removed meanwhile */
-    refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"db\"}", -EBUSY, "", "attached to VM 'web'; detach it first");
-    refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"none\"}", -ENOENT, "/vm", "there is no VM");
-    refused(f, ROUTE_ID_volume_delete, "a", NULL, -EBUSY, "", "detach it first");
-    refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "uses it");
+    fixture_refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"db\"}", -EBUSY, "", "attached to VM 'web'; detach it first");
+    fixture_refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"none\"}", -ENOENT, "/vm", "there is no VM");
+    fixture_refused(f, ROUTE_ID_volume_delete, "a", NULL, -EBUSY, "", "detach it first");
+    fixture_refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "uses it");
     fixture_must(f, ROUTE_ID_vm_update, "web", "{\"name\":\"front\"}");
     assert_string_equal(volume(f, "a")->vm_name, "front");
     /* the VMM has it until the host says that it has not */
     fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
     assert_int_equal(volume(f, "a")->state, volume_state_DETACHING);
     assert_true(disk_of(f, "front", "a")->leaving);
-    refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"db\"}", -EBUSY, "", "detaching from VM 'front'");
+    fixture_refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"db\"}", -EBUSY, "", "detaching from VM 'front'");
     generation = fixture_vm(f, "front")->generation;
     fixture_must(f, ROUTE_ID_volume_detach, "a", NULL); /* again: the same */
     assert_int_equal(fixture_vm(f, "front")->generation, generation);
@@ -238,7 +230,7 @@ static void attach_and_detach(void **test)
     assert_int_equal(volume(f, "a")->state, volume_state_AVAILABLE);
     assert_null(volume(f, "a")->vm);
     assert_int_equal(fixture_vm(f, "front")->disks.count, 0);
-    refused(f, ROUTE_ID_volume_detach, "a", NULL, -EALREADY, "", "attached to no VM");
+    fixture_refused(f, ROUTE_ID_volume_detach, "a", NULL, -EALREADY, "", "attached to no VM");
     attached(f, "a", "db");
     assert_int_equal(disk_of(f, "db", "a")->attachment, 2);
     /* and what a restore of the state comes to is the same */
@@ -255,11 +247,11 @@ static void who_cannot_have_it(void **test)
     fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"a\",\"pool\":\"nas\",\"size_bytes\":1073741824}");
     vm_on(f, "one", "n1");
     vm_on(f, "three", "n3");
-    refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"one\"}", -EBUSY, "", "is creating");
+    fixture_refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"one\"}", -EBUSY, "", "is creating");
     done(f, "n1", "a", NULL);
-    refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"three\"}", -ENOENT, "/vm", "has not pool 'nas'");
+    fixture_refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"three\"}", -ENOENT, "/vm", "has not pool 'nas'");
     make(f, "local", "ssd");
-    refused(f, ROUTE_ID_volume_attach, "local", "{\"vm\":\"one\"}", -EXDEV, "/vm", "in the directory of host n3");
+    fixture_refused(f, ROUTE_ID_volume_attach, "local", "{\"vm\":\"one\"}", -EXDEV, "/vm", "in the directory of host n3");
     attached(f, "local", "three");
     /* as many as a VMM has room for */
     for (unsigned i = 0; i < 16; i++) {
@@ -268,16 +260,16 @@ static void who_cannot_have_it(void **test)
         make(f, name, "nas");
         fixture_must(f, ROUTE_ID_volume_attach, name, "{\"vm\":\"one\"}");
     }
-    refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"one\"}", -ENOSPC, "/vm", "16 is the most");
-    refused(f, ROUTE_ID_vm_migrate, "three", "{}", -ENOTSUP, "/disks", "detach it, migrate the VM");
+    fixture_refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"one\"}", -ENOSPC, "/vm", "16 is the most");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "three", "{}", -ENOTSUP, "/disks", "detach it, migrate the VM");
     /* pools and hosts stay while a volume is there */
-    refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n1\"]}", -EBUSY, "/hosts", "volume 'local'");
-    refused(f, ROUTE_ID_pool_update, "ssd", "{\"name\":\"other\"}", -EBUSY, "", "uses it");
+    fixture_refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n1\"]}", -EBUSY, "/hosts", "volume 'local'");
+    fixture_refused(f, ROUTE_ID_pool_update, "ssd", "{\"name\":\"other\"}", -EBUSY, "", "uses it");
     fixture_must(f, ROUTE_ID_volume_detach, "local", NULL);
     fixture_vm_is(f, "three", vm_state_RUNNING);
     fixture_must(f, ROUTE_ID_vm_delete, "three", NULL);
     fixture_vm_is(f, "three", vm_state_DELETED);
-    refused(f, ROUTE_ID_host_remove, "n3", NULL, -EBUSY, "", "volume 'local' uses it");
+    fixture_refused(f, ROUTE_ID_host_remove, "n3", NULL, -EBUSY, "", "volume 'local' uses it");
 }
 
 static void a_vm_that_is_off_or_nowhere(void **test)
@@ -326,18 +318,18 @@ static void not_copied_while_it_leaves(void **test)
     assert_int_equal(fixture_send(f, &report), 1);
     fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
     assert_true(disk_of(f, "web", "a")->leaving);
-    refused(f, ROUTE_ID_backup_create, "web", "{\"name\":\"half\"}", -EBUSY, "", "is being detached");
-    refused(f, ROUTE_ID_backup_restore, "whole", NULL, -EBUSY, "", "is being detached");
+    fixture_refused(f, ROUTE_ID_backup_create, "web", "{\"name\":\"half\"}", -EBUSY, "", "is being detached");
+    fixture_refused(f, ROUTE_ID_backup_restore, "whole", NULL, -EBUSY, "", "is being detached");
 }
 
 static void growth(void **test)
 {
     struct fixture *f = *test;
     make(f, "a", "nas");
-    refused(f, ROUTE_ID_volume_update, "a", "{\"size_bytes\":1048576}", -EINVAL, "/size_bytes", "only grows");
-    refused(f, ROUTE_ID_volume_update, "a", "{\"size_bytes\":1073741825}", -EINVAL, "/size_bytes", "multiple of 512");
-    refused(f, ROUTE_ID_volume_update, "a", "{\"size_bytes\":null}", -EINVAL, "/size_bytes", "");
-    refused(f, ROUTE_ID_volume_update, "a", "{\"pool\":\"ssd\"}", -EINVAL, "/pool", "");
+    fixture_refused(f, ROUTE_ID_volume_update, "a", "{\"size_bytes\":1048576}", -EINVAL, "/size_bytes", "only grows");
+    fixture_refused(f, ROUTE_ID_volume_update, "a", "{\"size_bytes\":1073741825}", -EINVAL, "/size_bytes", "multiple of 512");
+    fixture_refused(f, ROUTE_ID_volume_update, "a", "{\"size_bytes\":null}", -EINVAL, "/size_bytes", "");
+    fixture_refused(f, ROUTE_ID_volume_update, "a", "{\"pool\":\"ssd\"}", -EINVAL, "/pool", "");
     fixture_must(f, ROUTE_ID_volume_update, "a", "{\"size_bytes\":2147483648}");
     vm_on(f, "web", "n1");
     attached(f, "a", "web");
@@ -349,7 +341,7 @@ static void growth(void **test)
     fixture_must(f, ROUTE_ID_volume_update, "a", "{\"name\":\"b\"}");
     assert_int_equal(fixture_vm(f, "web")->generation, generation + 1); /* of that its host need not know */
     fixture_must(f, ROUTE_ID_volume_detach, "b", NULL);
-    refused(f, ROUTE_ID_volume_update, "b", "{\"size_bytes\":4294967296}", -EBUSY, "", "detaching");
+    fixture_refused(f, ROUTE_ID_volume_update, "b", "{\"size_bytes\":4294967296}", -EBUSY, "", "detaching");
     /* limits of the disk are the VM's to change, and leave the volume what it is */
     fixture_vm_is(f, "web", vm_state_RUNNING);
     attached(f, "b", "web");
@@ -357,7 +349,7 @@ static void growth(void **test)
     snprintf(body, sizeof body, "{\"disks\":[{\"name\":\"%s\",\"limits\":{\"bytes_per_second\":1048576}}]}", volume(f, "b")->disk);
     fixture_must(f, ROUTE_ID_vm_update, "web", body);
     assert_int_equal(disk_of(f, "web", "b")->limits.bytes_per_second, MIB);
-    refused(f, ROUTE_ID_vm_update, "web", "{\"disks\":[]}", -EINVAL, "/disks", "");
+    fixture_refused(f, ROUTE_ID_vm_update, "web", "{\"disks\":[]}", -EINVAL, "/disks", "");
 }
 
 /* If-Match, repeats under a key, and no change in a dry run: as of all objects. */
@@ -396,7 +388,7 @@ static void the_vm_is_deleted(void **test)
     fixture_must(f, ROUTE_ID_volume_detach, "b", NULL);
     fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
     assert_int_equal(volume(f, "a")->state, volume_state_ATTACHED); /* until its VMM has ended */
-    refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"web\"}", -EBUSY, "", "attached to VM 'web'");
+    fixture_refused(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"web\"}", -EBUSY, "", "attached to VM 'web'");
     fixture_vm_is(f, "web", vm_state_DELETED);
     assert_int_equal(volume(f, "a")->state, volume_state_AVAILABLE);
     assert_int_equal(volume(f, "b")->state, volume_state_AVAILABLE);
@@ -434,7 +426,7 @@ static void the_host_is_lost(void **test)
     assert_int_equal(fixture_vm(f, "asked")->wanted, vm_wanted_DELETED); /* still there */
     delete_vm(f, "plain", false);
     assert_int_equal(volume(f, "b")->state, volume_state_ATTACHED);
-    refused(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}", -EBUSY, "", "attached to VM 'plain'");
+    fixture_refused(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}", -EBUSY, "", "attached to VM 'plain'");
     fixture_must(f, ROUTE_ID_volume_detach, "c", NULL);
     assert_int_equal(volume(f, "c")->state, volume_state_DETACHING);
     delete_vm(f, "sure", true);
@@ -452,7 +444,7 @@ static void the_host_is_lost(void **test)
     fixture_must(f, ROUTE_ID_volume_detach, "d", NULL);
     assert_int_equal(volume(f, "d")->state, volume_state_AVAILABLE);
     assert_true(fixture_vm(f, "web")->epoch > epoch); /* the VMM that has it open is never let go on */
-    refused(f, ROUTE_ID_volume_attach, "d", "{\"vm\":\"web\"}", -EBUSY, "/vm", "started on another host");
+    fixture_refused(f, ROUTE_ID_volume_attach, "d", "{\"vm\":\"web\"}", -EBUSY, "/vm", "started on another host");
     assert_int_equal(volume(f, "a")->state, volume_state_ATTACHED);
     fixture_must(f, ROUTE_ID_vm_delete, "web", NULL);
     assert_int_equal(volume(f, "a")->state, volume_state_AVAILABLE);
@@ -519,15 +511,15 @@ static void with_what_both_hosts_reach_a_vm_migrates(void **test)
     const char *from = on_first ? "n1" : "n2", *to = on_first ? "n2" : "n1";
     make(f, "a", "nas");
     attached(f, "a", "x");
-    refused(f, ROUTE_ID_vm_migrate, "x", "{\"to\":\"n3\"}", -ENOSPC, "/to", "pool");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "x", "{\"to\":\"n3\"}", -ENOSPC, "/to", "pool");
     fixture_say_pool(f, to, "nas", 64 * GIB, 0);
-    refused(f, ROUTE_ID_vm_migrate, "x", NULL, -ENOSPC, "", "pool");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "x", NULL, -ENOSPC, "", "pool");
     fixture_say_pool(f, to, "nas", 64 * GIB, 16 * GIB);
     fixture_say_pool(f, from, "nas", 64 * GIB, 0);
-    refused(f, ROUTE_ID_vm_migrate, "x", NULL, -EHOSTDOWN, "/disks", "is not there on the host that has VM 'x'");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "x", NULL, -EHOSTDOWN, "/disks", "is not there on the host that has VM 'x'");
     fixture_say_pool(f, from, "nas", 64 * GIB, 16 * GIB);
     fixture_must(f, ROUTE_ID_volume_detach, "a", NULL);
-    refused(f, ROUTE_ID_vm_migrate, "x", NULL, -EBUSY, "/disks", "is being detached");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "x", NULL, -EBUSY, "/disks", "is being detached");
     fixture_vm_is(f, "x", vm_state_RUNNING);
     attached(f, "a", "x");
     fixture_must(f, ROUTE_ID_vm_migrate, "x", NULL);
@@ -550,12 +542,12 @@ static void with_what_only_its_host_has_it_does_not(void **test)
     make(f, "b", "ssd");
     vm_on(f, "y", volume(f, "b")->host);
     attached(f, "b", "y");
-    refused(f, ROUTE_ID_vm_migrate, "y", NULL, -ENOTSUP, "/disks", "which only its host has");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "y", NULL, -ENOTSUP, "/disks", "which only its host has");
     fixture_must(f, ROUTE_ID_vm_create, NULL,
                  "{\"name\":\"w\",\"image\":\"tiny\",\"flavor\":\"small\","
                  "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576,\"pool\":\"ssd\"}]}");
     fixture_vm_is(f, "w", vm_state_RUNNING);
-    refused(f, ROUTE_ID_vm_migrate, "w", NULL, -ENOTSUP, "/disks", "which is not shared");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "w", NULL, -ENOTSUP, "/disks", "which is not shared");
 }
 
 int main(void)

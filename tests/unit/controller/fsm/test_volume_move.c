@@ -58,14 +58,6 @@ static int teardown(void **test)
     return 0;
 }
 
-static void refused(struct fixture *f, enum route_id route, const char *id, const char *body, int code, const char *field, const char *words)
-{
-    assert_int_equal(fixture_do(f, route, id, body), code);
-    assert_string_equal(f->error.field, field);
-    if (strstr(f->error.text, words) == NULL)
-        fail_msg("not '%s' but '%s'", words, f->error.text);
-}
-
 /* The task's host says how @operation goes. */
 static void task_says(struct fixture *f, const char *host, const char *operation, enum operation_state state)
 {
@@ -185,15 +177,15 @@ static void done_it_is_the_other_copy(void **test)
     assert_string_equal(((const struct volume_order *)orders.volumes.items)->kept_place, first);
     OBJECT_CLEAR(node_orders, &orders);
     assert_int_equal(place_says(f, "n2", volume(f, "a")->id, first, false, true), 0);
-    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "still being removed");
+    fixture_refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "still being removed");
     struct node_report report = fixture_report(f, "n2", 8192); /* and why it is not */
     struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
     OBJECT_TEXT(volume_seen, seen, id, volume(f, "a")->id);
     OBJECT_TEXT(volume_seen, seen, reason, "it is read-only");
     assert_int_equal(fixture_send(f, &report), 1);
     assert_string_equal(volume(f, "a")->state_reason, "it is read-only");
-    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "forget-left): it is read-only");
-    refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "still to be removed");
+    fixture_refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -EBUSY, "", "forget-left): it is read-only");
+    fixture_refused(f, ROUTE_ID_pool_delete, "nas", NULL, -EBUSY, "", "still to be removed");
     assert_int_equal(place_says(f, "n1", volume(f, "a")->id, NULL, false, true), 0);
     assert_int_equal(place_says(f, "n2", volume(f, "a")->id, NULL, false, true), 1);
     assert_null(volume(f, "a")->other_pool);
@@ -236,7 +228,7 @@ static void not_done_it_stays(void **test)
     }
     /* nobody removes what is left, for good: it is forgotten, and nothing else of the volume is */
     move(f, "b", "{\"pool\":\"hdd\"}", operation);
-    refused(f, ROUTE_ID_volume_forget_left, "b", NULL, -EBUSY, "", "is being moved to pool 'hdd'");
+    fixture_refused(f, ROUTE_ID_volume_forget_left, "b", NULL, -EBUSY, "", "is being moved to pool 'hdd'");
     task_says(f, "n1", operation, operation_state_FAILED);
     f->dry_run = true;
     fixture_must(f, ROUTE_ID_volume_forget_left, "b", NULL);
@@ -284,15 +276,15 @@ static void meanwhile(void **test)
     struct fixture *f = *test;
     char operation[37];
     move(f, "b", "{\"pool\":\"hdd\"}", operation);
-    refused(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"nas\"}", -EBUSY, "", "is being moved to pool 'hdd'");
-    refused(f, ROUTE_ID_volume_delete, "b", NULL, -EBUSY, "", "is being moved to pool 'hdd'");
-    refused(f, ROUTE_ID_volume_update, "b", "{\"size_bytes\":2147483648}", -EBUSY, "", "is moving; wait for that");
-    refused(f, ROUTE_ID_pool_delete, "hdd", NULL, -EBUSY, "", "is being moved to it");
-    refused(f, ROUTE_ID_pool_update, "hdd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
-    refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
+    fixture_refused(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"nas\"}", -EBUSY, "", "is being moved to pool 'hdd'");
+    fixture_refused(f, ROUTE_ID_volume_delete, "b", NULL, -EBUSY, "", "is being moved to pool 'hdd'");
+    fixture_refused(f, ROUTE_ID_volume_update, "b", "{\"size_bytes\":2147483648}", -EBUSY, "", "is moving; wait for that");
+    fixture_refused(f, ROUTE_ID_pool_delete, "hdd", NULL, -EBUSY, "", "is being moved to it");
+    fixture_refused(f, ROUTE_ID_pool_update, "hdd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
+    fixture_refused(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
     fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\"}");
     fixture_vm_is(f, "web", vm_state_RUNNING);
-    refused(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}", -EBUSY, "", "is being moved to pool 'hdd'");
+    fixture_refused(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}", -EBUSY, "", "is being moved to pool 'hdd'");
     /* asked to end, it is its host that ends it */
     fixture_must(f, ROUTE_ID_operation_cancel, operation, NULL);
     assert_int_equal(volume(f, "b")->state, volume_state_MOVING);
@@ -318,11 +310,11 @@ static void attached(void **test)
     fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\"}");
     fixture_vm_is(f, "web", vm_state_RUNNING);
     fixture_must(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"web\"}");
-    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\"}", -EBUSY, "", "is attaching");
+    fixture_refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\"}", -EBUSY, "", "is attaching");
     fixture_must(f, ROUTE_ID_volume_attach, "b", "{\"vm\":\"web\"}");
     fixture_vm_is(f, "web", vm_state_RUNNING);
-    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\",\"host\":\"n2\"}", -EXDEV, "/host", "where VM 'web' is");
-    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"one\"}", -EXDEV, "/pool", "is not on host n1");
+    fixture_refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\",\"host\":\"n2\"}", -EXDEV, "/host", "where VM 'web' is");
+    fixture_refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"one\"}", -EXDEV, "/pool", "is not on host n1");
     uint64_t generation = fixture_vm(f, "web")->generation;
     move(f, "a", "{\"pool\":\"hdd\"}", first); /* n2 has more room, and not the VM */
     assert_string_equal(volume(f, "a")->other_host, "n1");
@@ -334,12 +326,12 @@ static void attached(void **test)
     assert_null(((const struct vm_disk *)vm->disks.items)->place);
     OBJECT_CLEAR(node_orders, &orders);
     /* nothing else is done with its disks meanwhile */
-    refused(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"hdd\"}", -EBUSY, "", "volume 'a' of VM 'web' is being moved");
-    refused(f, ROUTE_ID_volume_detach, "a", NULL, -EBUSY, "", "volume-move of volume 'a' is under way");
-    refused(f, ROUTE_ID_volume_detach, "b", NULL, -EBUSY, "", "volume-move of volume 'a' is under way");
-    refused(f, ROUTE_ID_volume_delete, "a", NULL, -EBUSY, "", "is being moved to pool 'hdd'");
-    refused(f, ROUTE_ID_vm_upgrade, "web", NULL, -EBUSY, "", "volume 'a' of VM 'web' is being moved");
-    refused(f, ROUTE_ID_pool_update, "hdd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
+    fixture_refused(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"hdd\"}", -EBUSY, "", "volume 'a' of VM 'web' is being moved");
+    fixture_refused(f, ROUTE_ID_volume_detach, "a", NULL, -EBUSY, "", "volume-move of volume 'a' is under way");
+    fixture_refused(f, ROUTE_ID_volume_detach, "b", NULL, -EBUSY, "", "volume-move of volume 'a' is under way");
+    fixture_refused(f, ROUTE_ID_volume_delete, "a", NULL, -EBUSY, "", "is being moved to pool 'hdd'");
+    fixture_refused(f, ROUTE_ID_vm_upgrade, "web", NULL, -EBUSY, "", "volume 'a' of VM 'web' is being moved");
+    fixture_refused(f, ROUTE_ID_pool_update, "hdd", "{\"hosts\":[\"n2\"]}", -EBUSY, "/hosts", "leaves out host 'n1'");
     fixture_vm_is(f, "web", vm_state_RUNNING);
     assert_int_equal(volume(f, "a")->state, volume_state_MOVING);
     /* level: that is heard, and said once */
@@ -398,8 +390,8 @@ static void room_is_kept(void **test)
     fixture_say_pool(f, "n1", "hdd", 16 * GIB, 3 * GIB / 2);
     fixture_say_pool(f, "n2", "hdd", 16 * GIB, 3 * GIB / 2);
     move(f, "b", "{\"pool\":\"hdd\"}", operation);
-    refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\",\"host\":\"n1\"}", -ENOSPC, "/pool", "of which 1024 MiB are kept for volumes");
-    refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"c\",\"pool\":\"hdd\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -ENOSPC, "/size_bytes",
+    fixture_refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"hdd\",\"host\":\"n1\"}", -ENOSPC, "/pool", "of which 1024 MiB are kept for volumes");
+    fixture_refused(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"c\",\"pool\":\"hdd\",\"size_bytes\":1073741824,\"host\":\"n1\"}", -ENOSPC, "/size_bytes",
             "512 MiB free where it has most");
     fixture_must(f, ROUTE_ID_vm_create, NULL,
                  "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\",\"disks\":[{\"name\":\"d\",\"size_bytes\":1073741824,\"pool\":\"hdd\"}]}");
@@ -413,20 +405,20 @@ static void what_is_refused(void **test)
     struct fixture *f = *test;
     const enum route_id go = ROUTE_ID_volume_move;
     char operation[37];
-    refused(f, go, "none", "{\"pool\":\"hdd\"}", -ENOENT, "", "");
-    refused(f, go, "a", "{\"pool\":\"none\"}", -ENOENT, "/pool", "there is no pool 'none'");
-    refused(f, go, "a", "{\"pool\":\"hdd\",\"host\":\"n9\"}", -ENOENT, "/host", "there is no host 'n9'");
-    refused(f, go, "b", "{\"pool\":\"nas\",\"host\":\"n1\"}", -EINVAL, "/host", "kind dir");
-    refused(f, go, "b", "{\"pool\":\"hdd\",\"host\":\"n2\"}", -EXDEV, "/host", "whose directory volume 'b' is in");
-    refused(f, go, "b", "{\"pool\":\"one\"}", -EXDEV, "/pool", "'one' is not on host n1, whose directory the volume is in");
-    refused(f, go, "a", "{\"pool\":\"one\",\"host\":\"n1\"}", -EXDEV, "/host", "'one' is not on host n1");
+    fixture_refused(f, go, "none", "{\"pool\":\"hdd\"}", -ENOENT, "", "");
+    fixture_refused(f, go, "a", "{\"pool\":\"none\"}", -ENOENT, "/pool", "there is no pool 'none'");
+    fixture_refused(f, go, "a", "{\"pool\":\"hdd\",\"host\":\"n9\"}", -ENOENT, "/host", "there is no host 'n9'");
+    fixture_refused(f, go, "b", "{\"pool\":\"nas\",\"host\":\"n1\"}", -EINVAL, "/host", "kind dir");
+    fixture_refused(f, go, "b", "{\"pool\":\"hdd\",\"host\":\"n2\"}", -EXDEV, "/host", "whose directory volume 'b' is in");
+    fixture_refused(f, go, "b", "{\"pool\":\"one\"}", -EXDEV, "/pool", "'one' is not on host n1, whose directory the volume is in");
+    fixture_refused(f, go, "a", "{\"pool\":\"one\",\"host\":\"n1\"}", -EXDEV, "/host", "'one' is not on host n1");
     fixture_say_pool(f, "n1", "hdd", 16 * GIB, 0);
-    refused(f, go, "b", "{\"pool\":\"hdd\"}", -EHOSTDOWN, "/pool", "host n1 is not up, or cannot use");
+    fixture_refused(f, go, "b", "{\"pool\":\"hdd\"}", -EHOSTDOWN, "/pool", "host n1 is not up, or cannot use");
     fixture_say_pool(f, "n2", "nas", 16 * GIB, 0);
-    refused(f, go, "a", "{\"pool\":\"one\"}", -EHOSTDOWN, "/pool", "no host that is up has both");
+    fixture_refused(f, go, "a", "{\"pool\":\"one\"}", -EHOSTDOWN, "/pool", "no host that is up has both");
     fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"new\",\"pool\":\"ssd\",\"size_bytes\":1073741824}");
     fixture_say_pool(f, "n1", "hdd", 16 * GIB, 4 * GIB);
-    refused(f, go, "new", "{\"pool\":\"hdd\"}", -EBUSY, "", "is creating");
+    fixture_refused(f, go, "new", "{\"pool\":\"hdd\"}", -EBUSY, "", "is creating");
     /* where it is already: an operation with nothing to do */
     move(f, "b", "{\"pool\":\"ssd\"}", operation);
     assert_int_equal(volume(f, "b")->state, volume_state_AVAILABLE);
