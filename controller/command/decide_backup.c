@@ -8,6 +8,7 @@
 #include "controller/fsm/backup_definition.h"
 #include "controller/fsm/backup_rules.h"
 #include "controller/fsm/mac_index.h"
+#include "controller/fsm/time_text.h"
 #include "controller/fsm/volume_disks.h"
 
 #define NAME_BYTES 64u          /* with its NUL */
@@ -74,7 +75,7 @@ static const struct backup *newest(const struct deciding *d, const struct vm *vm
     for (size_t i = 0; i < state_count(d->state, object_kind_BACKUP); i++) {
         const struct backup *backup = state_at(d->state, object_kind_BACKUP, i)->backup;
         bool is_one = backup->state != backup_state_CREATING && backup->damage == NULL && strcmp(backup->vm, vm->id) == 0 &&
-                      strcmp(backup->store, store->common->id) == 0;
+                      strcmp(backup->store, store->common->id) == 0 && !time_text_is_ahead(time_text_ms(d->context->now), backup->created_at);
         if (is_one && (found == NULL || strcmp(backup->created_at, found->created_at) > 0))
             found = backup;
     }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/fsm/backup_rules.h"
 #include "controller/fsm/time_text.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -85,6 +86,15 @@ static void fill_network(struct network *network)
         OBJECT_SET(network, network, dhcp, network->ipv4_subnet != NULL);
 }
 
+/* A policy names its store by what the user has typed: one that is not there would never be backed up to, without a word. */
+static int check_policy(const struct state *state, const struct backup_policy *policy, struct error *err)
+{
+    if (policy->store == NULL || state_get(state, object_kind_BACKUP_STORE, policy->store) != NULL)
+        return 0;
+    return error_set_field(err, -ENOENT, ERROR_NOT_FOUND, "/store", "there is no backup-store '%s'; `drover backup-store list` shows those that are",
+                           policy->store);
+}
+
 int decide_create(struct deciding *d, enum object_kind kind, const void *body)
 {
     struct command_put command = {0};
@@ -103,6 +113,7 @@ int decide_create(struct deciding *d, enum object_kind kind, const void *body)
              : kind == object_kind_IMAGE ? decide_image_check(object, d->err)
              : kind == object_kind_TOKEN ? fill_token(d, object)
              : kind == object_kind_VOLUME ? decide_volume_fill(d, object)
+             : kind == object_kind_BACKUP_POLICY ? check_policy(d->state, object, d->err)
                                          : 0;
     if (rc < 0) {
         OBJECT_CLEAR(command_put, &command);
@@ -142,6 +153,34 @@ static int check_host_patch(const struct record *record, const struct host *patc
     return 0;
 }
 
+/* Policies name their stores, and labels of VMs their policies, by name: what is renamed below them would end their backups. */
+static int check_named(const struct state *state, const struct record *record, struct error *err)
+{
+    for (size_t i = 0; record->kind == object_kind_BACKUP_STORE && i < state_count(state, object_kind_BACKUP_POLICY); i++) {
+        const struct backup_policy *policy = state_at(state, object_kind_BACKUP_POLICY, i)->backup_policy;
+        if (strcmp(policy->store, record->common->name) == 0)
+            return error_set_field(err, -EBUSY, ERROR_IN_USE, "/name", "backup-store '%s' cannot be renamed: policy '%s' names it; give that "
+                                   "the store's id first (--store %s)", record->common->name, policy->name, record->common->id);
+    }
+    for (size_t i = 0; record->kind == object_kind_BACKUP_POLICY && i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        const char *label = state_vm_label(vm, BACKUP_POLICY_LABEL);
+        if (label != NULL && strcmp(label, record->common->name) == 0)
+            return error_set_field(err, -EBUSY, ERROR_IN_USE, "/name", "policy '%s' cannot be renamed: VM '%s' has its name in the label "
+                                   BACKUP_POLICY_LABEL, record->common->name, vm->name);
+    }
+    return 0;
+}
+
+static int check_patch(const struct state *state, const struct record *record, const void *patch, struct error *err)
+{
+    const struct record_common *common = patch;
+    if (record->kind == object_kind_HOST)
+        return check_host_patch(record, patch, err);
+    int rc = record->kind == object_kind_BACKUP_POLICY ? check_policy(state, patch, err) : 0;
+    return rc < 0 || common->name == NULL || strcmp(common->name, record->common->name) == 0 ? rc : check_named(state, record, err);
+}
+
 int decide_update(struct deciding *d, enum object_kind kind, const char *id, size_t id_length, const void *body)
 {
     return decide_update_of(d, kind, id, id_length, body, 0);
@@ -155,8 +194,9 @@ int decide_update_of(struct deciding *d, enum object_kind kind, const char *id, 
     const struct record *record = decide_target(d, kind, id, id_length);
     if (record == NULL)
         return -ENOENT;
-    if (kind == object_kind_HOST && check_host_patch(record, body, d->err) < 0)
-        return -EINVAL;
+    int rc = check_patch(d->state, record, body, d->err);
+    if (rc < 0)
+        return rc;
     void *patch = part(&command, kind);
     object_merge(desc, patch, body);
     object_set_text(desc, patch, "id", record->common->id);

@@ -103,7 +103,7 @@ static void choose(struct deciding *d, const struct record *store, const char *v
     const size_t most = object_field(&task_backup_desc, "gone")->max;
     struct backup_prune_plan plan = {0};
     struct backup_choice choice;
-    backup_rules_choose(d->state, store, vm, retention_has_rules(&rules) ? &rules : NULL, &choice);
+    backup_rules_choose(d->state, d->context->now, store, vm, retention_has_rules(&rules) ? &rules : NULL, &choice);
     for (size_t i = 0; i < choice.count && !body->collect_only; i++) {
         if (!is_named(&body->backups, choice.goes[i]->id))
             continue;

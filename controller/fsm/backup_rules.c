@@ -5,7 +5,6 @@
 
 #include "controller/fsm/time_text.h"
 
-#define POLICY_LABEL "backup-policy" /* of VMs: the name of the policy */
 
 struct retention_rules backup_rules_of(const struct backup_policy *p)
 {
@@ -77,7 +76,7 @@ static bool rules_find(const struct state *state, const struct record *store, co
                        struct retention_rules *ret_rules)
 {
     const struct record *vm = state_get(state, object_kind_VM, backups[0]->vm);
-    const char *name = vm != NULL ? string_map_get(&vm->vm->labels, POLICY_LABEL) : NULL;
+    const char *name = vm != NULL ? string_map_get(&vm->vm->labels, BACKUP_POLICY_LABEL) : NULL;
     for (size_t i = 0; vm == NULL && name == NULL && i < count; i++)
         name = backups[i]->policy;
     const struct record *policy = name != NULL ? state_get(state, object_kind_BACKUP_POLICY, name) : NULL;
@@ -126,8 +125,8 @@ static void of_vm_choose(const struct state *state, const struct record *store, 
             choice->goes[choice->count++] = backups[i];
 }
 
-void backup_rules_choose(const struct state *state, const struct record *store, const char *vm, const struct retention_rules *rules,
-                         struct backup_choice *ret)
+void backup_rules_choose(const struct state *state, const char *now, const struct record *store, const char *vm,
+                         const struct retention_rules *rules, struct backup_choice *ret)
 {
     size_t all = state_count(state, object_kind_BACKUP), count = 0, same;
     CLEANUP_FREE const struct backup **backups = xcalloc(all + 1, sizeof *backups);
@@ -135,10 +134,12 @@ void backup_rules_choose(const struct state *state, const struct record *store, 
     *ret = (struct backup_choice){.goes = xcalloc(all + 1, sizeof *ret->goes)};
     for (size_t i = 0; i < all; i++) {
         const struct backup *backup = state_at(state, object_kind_BACKUP, i)->backup;
-        if (counts(backup, store, vm))
+        if (!counts(backup, store, vm))
+            continue;
+        ret->looked_at++;
+        if (!time_text_is_ahead(time_text_ms(now), backup->created_at))
             backups[count++] = backup;
     }
-    ret->looked_at = count;
     qsort(backups, count, sizeof *backups, compare);
     verified_init(state, store, &verified);
     for (size_t i = 0; i < count && !verified.all; i += same) {

@@ -5,6 +5,8 @@
 #include "common/retention.h"
 #include "controller/fsm/state.h"
 
+#define BACKUP_POLICY_LABEL "backup-policy" /* of VMs: the name of their policy, or its id */
+
 struct backup_choice {
     const struct backup **goes; /* owned list of borrowed backups, by VM, the newest first */
     size_t count;
@@ -13,10 +15,11 @@ struct backup_choice {
 
 /* Those of @store, and of VM @vm (an id; NULL: all), that @rules let go; NULL: the rules of each VM's policy, which is the one
  * that its label names, or, where the VM is gone, the one that wanted its newest backup; a policy of another store is none.
- * One that is being made, removed or has damage counts for no rule, and does not go; one that is being restored, verified or booted
- * counts, and does not go. */
-void backup_rules_choose(const struct state *state, const struct record *store, const char *vm, const struct retention_rules *rules,
-                         struct backup_choice *ret_choice);
+ * One that is being made, removed or has damage counts for no rule, and does not go, as one of a time ahead of @now (time_text_is_ahead: else
+ * it would be the newest for as long as a clock was wrong once, and each one that is made would go); one that is being restored, verified or
+ * booted counts, and does not go. */
+void backup_rules_choose(const struct state *state, const char *now, const struct record *store, const char *vm,
+                         const struct retention_rules *rules, struct backup_choice *ret_choice);
 void backup_choice_finish(struct backup_choice *choice);
 /* The rules of a policy. */
 struct retention_rules backup_rules_of(const struct backup_policy *policy);

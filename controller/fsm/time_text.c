@@ -8,6 +8,7 @@
 #define DAYS_OF_ERA 146097u      /* 400 years */
 #define DAYS_TO_1970 719468u     /* from 0000-03-01 */
 #define MS_OF_DAY UINT64_C(86400000)
+#define AHEAD_MS UINT64_C(60000)
 #define MS_MAX UINT64_C(253402300799999) /* 9999-12-31T23:59:59.999Z */
 
 static bool number(const char *text, unsigned digits, uint64_t max, uint64_t *ret)
@@ -40,6 +41,16 @@ uint64_t time_text_ms(const char *text)
         !number(text + 20, 3, 999, &ms) || year < 1970 || month == 0 || day == 0)
         return 0;
     return days_from_civil(year, month, day) * MS_OF_DAY + ((hour * 60 + minute) * 60 + second) * 1000 + ms;
+}
+
+bool time_text_is_ahead(uint64_t now_ms, const char *text)
+{
+    return time_text_ms(text) > now_ms + AHEAD_MS;
+}
+
+bool time_text_is_over(uint64_t now_ms, const char *text, uint64_t wait_ms)
+{
+    return text == NULL || time_text_is_ahead(now_ms, text) || now_ms >= time_text_ms(text) + wait_ms;
 }
 
 void time_text_format(uint64_t ms, char ret_text[TIME_TEXT_BYTES])

@@ -21,7 +21,7 @@ static bool is_whole(const struct backup *backup)
 /* NULL: it has none, or there is no such policy. */
 static const struct record *policy_of(const struct state *state, const struct vm *vm)
 {
-    const char *name = string_map_get(&vm->labels, BACKUP_SCHEDULE_LABEL);
+    const char *name = string_map_get(&vm->labels, BACKUP_POLICY_LABEL);
     return name != NULL ? state_get(state, object_kind_BACKUP_POLICY, name) : NULL;
 }
 
@@ -47,10 +47,12 @@ void backup_schedule_init(struct backup_schedule *s, const struct state *state, 
         struct backup *backup = state_at(state, object_kind_BACKUP, i)->backup;
         const struct backup *other = backup->policy != NULL ? map_get(&s->newest, backup->vm) : NULL;
         s->rules_due = s->rules_due || backup->rules_due;
-        if (backup->policy != NULL && (other == NULL || strcmp(backup->created_at, other->created_at) > 0))
+        /* one of a clock that was ahead does not stand for those that were made since */
+        bool counts = backup->state == backup_state_CREATING || !time_text_is_ahead(time_text_ms(now), backup->created_at);
+        if (backup->policy != NULL && counts && (other == NULL || strcmp(backup->created_at, other->created_at) > 0))
             map_put(&s->newest, backup->vm, backup);
         other = map_get(&s->whole, backup->vm);
-        if (is_whole(backup) && (other == NULL || strcmp(backup->created_at, other->created_at) > 0) &&
+        if (is_whole(backup) && counts && (other == NULL || strcmp(backup->created_at, other->created_at) > 0) &&
             may_be_booted(state, backup))
             map_put(&s->whole, backup->vm, backup);
     }
@@ -65,12 +67,12 @@ void backup_schedule_finish(struct backup_schedule *s)
 static bool is_due(const struct backup_schedule *s, const struct backup_policy *policy, const struct vm *vm)
 {
     const struct backup *newest = map_get(&s->newest, vm->id);
-    uint64_t now_ms = time_text_ms(s->now), wait_s = policy->every_s;
+    uint64_t wait_s = policy->every_s;
     if (newest == NULL || strcmp(newest->policy, policy->name) != 0)
         return true;
     if (newest->state == backup_state_FAILED)
         wait_s = MIN(wait_s, (uint64_t)BACKUP_SCHEDULE_RETRY_S);
-    return newest->state != backup_state_CREATING && now_ms >= time_text_ms(newest->created_at) + wait_s * 1000;
+    return newest->state != backup_state_CREATING && time_text_is_over(time_text_ms(s->now), newest->created_at, wait_s * 1000);
 }
 
 /* Its disks are there, and nobody else is at work on them. */
@@ -102,12 +104,13 @@ static void id_make(const char *what, const char *vm, const char *policy, const 
 }
 
 /* The newest backup of the VM in the store that is whole, whoever wanted it. */
-static const char *parent_of(const struct state *state, const char *vm, const char *store)
+static const char *parent_of(const struct state *state, const char *now, const char *vm, const char *store)
 {
     const struct backup *found = NULL;
     for (size_t i = 0; i < state_count(state, object_kind_BACKUP); i++) {
         const struct backup *backup = state_at(state, object_kind_BACKUP, i)->backup;
-        if (is_whole(backup) && strcmp(backup->vm, vm) == 0 && strcmp(backup->store, store) == 0 &&
+        if (is_whole(backup) && !time_text_is_ahead(time_text_ms(now), backup->created_at) && strcmp(backup->vm, vm) == 0 &&
+            strcmp(backup->store, store) == 0 &&
             (found == NULL || strcmp(backup->created_at, found->created_at) > 0))
             found = backup;
     }
@@ -118,7 +121,7 @@ static void arguments_fill(const struct backup_schedule *s, const struct backup_
                            const struct record *store, struct task_backup *arguments)
 {
     struct bytes_writer definition = {0};
-    const char *parent = parent_of(s->state, vm->common->id, store->common->id);
+    const char *parent = parent_of(s->state, s->now, vm->common->id, store->common->id);
     if (parent != NULL)
         OBJECT_TEXT(task_backup, arguments, parent, parent);
     OBJECT_TEXT(task_backup, arguments, policy, policy->name);
@@ -214,7 +217,7 @@ bool backup_schedule_verify(struct backup_schedule *s, struct command_task *ret_
         const struct record *record = state_at(s->state, object_kind_BACKUP_STORE, s->next_store++);
         const struct backup_store *store = record->backup_store;
         const char *since = store->verify_begun_at != NULL ? store->verify_begun_at : store->created_at;
-        if (store->verify_every_s == 0 || time_text_ms(s->now) < time_text_ms(since) + store->verify_every_s * 1000 ||
+        if (store->verify_every_s == 0 || !time_text_is_over(time_text_ms(s->now), since, store->verify_every_s * 1000) ||
             !store_rests(s, record))
             continue;
         const char *host = backup_rules_host(s->state);
@@ -233,7 +236,7 @@ static const struct record *boot_due(const struct backup_schedule *s, const stru
     const struct backup *whole = map_get(&s->whole, vm->id);
     if (whole == NULL)
         return NULL;
-    if (vm->backup_boot_at != NULL && time_text_ms(s->now) < time_text_ms(vm->backup_boot_at) + policy->boot_every_s * 1000)
+    if (!time_text_is_over(time_text_ms(s->now), vm->backup_boot_at, policy->boot_every_s * 1000))
         return NULL;
     return state_get(s->state, object_kind_BACKUP, whole->id);
 }
@@ -291,7 +294,7 @@ static int rules_of_store(struct backup_schedule *s, const struct record *store,
         if (!backup->rules_due || strcmp(backup->store, store->common->id) != 0 || map_get(&done, backup->vm) != NULL)
             continue;
         map_put(&done, backup->vm, backup);
-        backup_rules_choose(s->state, store, backup->vm, NULL, &choice);
+        backup_rules_choose(s->state, s->now, store, backup->vm, NULL, &choice);
         if (choice.count == 0 && found == 0) {
             rules_put(backup, put);
             backup_choice_finish(&choice);

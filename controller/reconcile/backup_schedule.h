@@ -22,7 +22,6 @@
 #include "controller/fsm/state.h"
 #include "schema/commands.h"
 
-#define BACKUP_SCHEDULE_LABEL "backup-policy"
 #define BACKUP_SCHEDULE_RETRY_S 600u
 #define BACKUP_SCHEDULE_TICK_MAX 4u /* begun in one tick; there is another one in a second */
 

@@ -57,7 +57,7 @@ static bool is_due(const struct drain *d, const struct record *record)
         return false;
     if (d->apart && state_vm_label(vm, STATE_APART_LABEL) != NULL)
         return false;
-    return vm->migration_failed_at == NULL || d->now_ms >= time_text_ms(vm->migration_failed_at) + DRAIN_RETRY_MS;
+    return time_text_is_over(d->now_ms, vm->migration_failed_at, DRAIN_RETRY_MS);
 }
 
 static bool plan(struct drain *d, const struct record *vm, struct operation *operation)

@@ -195,8 +195,7 @@ static bool worn_out(const struct reconciling *r, const struct vm *vm, char note
 {
     uint32_t most = OBJECT_HAS(vm, vm, ha_restarts_max) ? vm->ha_restarts_max : STATE_HA_RESTARTS_MAX;
     uint32_t window_s = OBJECT_HAS(vm, vm, ha_window_s) ? vm->ha_window_s : STATE_HA_WINDOW_S;
-    bool within = vm->ha_window_at != NULL &&
-                  time_text_ms(r->input->now) < time_text_ms(vm->ha_window_at) + window_s * UINT64_C(1000);
+    bool within = !time_text_is_over(time_text_ms(r->input->now), vm->ha_window_at, window_s * UINT64_C(1000));
     uint32_t done = within ? vm->ha_window_restarts : 0;
     if (done < most)
         return false;
@@ -230,8 +229,7 @@ static const struct vm *waits_for(const struct reconciling *r, const struct vm *
     }
     if (is_coming(r, first))
         return first;
-    bool soon = first->state == vm_state_RUNNING && first->running_at != NULL &&
-                time_text_ms(r->input->now) < time_text_ms(first->running_at) + delay_ms;
+    bool soon = first->state == vm_state_RUNNING && !time_text_is_over(time_text_ms(r->input->now), first->running_at, delay_ms);
     return soon ? first : NULL;
 }
 

@@ -10,7 +10,7 @@
 
 static bool passed(const struct replica_schedule *s, const char *since, uint64_t seconds)
 {
-    return since == NULL || time_text_ms(s->now) >= time_text_ms(since) + seconds * 1000;
+    return time_text_is_over(time_text_ms(s->now), since, seconds * 1000);
 }
 
 static bool is_late(const struct replica_schedule *s, const struct record *record)
@@ -93,10 +93,10 @@ static void task_fill(const struct replica_schedule *s, const struct record *rec
 
 static void late_fill(const struct replica_schedule *s, const struct vm *vm, struct command_replica_late *command)
 {
-    uint64_t since_ms = time_text_ms(vm->replica.at != NULL ? vm->replica.at : vm->replica.since);
+    uint64_t since_ms = time_text_ms(vm->replica.at != NULL ? vm->replica.at : vm->replica.since), now_ms = time_text_ms(s->now);
     OBJECT_TEXT(command_replica_late, command, id, vm->id);
     OBJECT_SET(command_replica_late, command, number, vm->replica.number);
-    OBJECT_SET(command_replica_late, command, age_s, (time_text_ms(s->now) - since_ms) / 1000);
+    OBJECT_SET(command_replica_late, command, age_s, now_ms > since_ms ? (now_ms - since_ms) / 1000 : 0);
 }
 
 /* ---- whose turn it is ---- */

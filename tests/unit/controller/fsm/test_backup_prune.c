@@ -2,6 +2,8 @@
  * forgotten. */
 #include "tests/unit/controller/fsm_fixture.h"
 
+#include "controller/fsm/time_text.h"
+
 #define ID(n) "00000000-0000-4000-8000-00000000000" n
 #define DAY_MS (UINT64_C(24) * 3600 * 1000)
 #define VM_A "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"backup-policy\":\"p\"}}"
@@ -324,6 +326,74 @@ static void rules_by_themselves(void **test)
     assert_int_equal(tick(f), 0);
 }
 
+/* The newest of them that is not of a time to come. */
+static const struct backup *backup_of_vm_now(struct fixture *f)
+{
+    const struct backup *found = NULL;
+    for (size_t i = 0; i < state_count(f->state, object_kind_BACKUP); i++) {
+        const struct backup *backup = state_at(f->state, object_kind_BACKUP, i)->backup;
+        if (time_text_is_ahead(time_text_ms(fixture_now(f)), backup->created_at))
+            continue;
+        if (found == NULL || strcmp(backup->created_at, found->created_at) > 0)
+            found = backup;
+    }
+    assert_non_null(found);
+    return found;
+}
+
+/* The leader's clock was a year ahead, and is put right: backups and verifications go on, each once. */
+static void schedules_go_on_when_the_clock_is_put_back(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report;
+    const uint64_t year_ms = 365 * (uint64_t)DAY_MS;
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL, "{\"name\":\"p\",\"store\":\"nas\",\"every_s\":3600}");
+    fixture_must(f, ROUTE_ID_backup_store_update, "nas", "{\"verify_every_s\":86400}");
+    f->now_ms += year_ms;
+    for (unsigned i = 0; i < 2; i++) {
+        while (running(f, operation_kind_BACKUP_CREATE) == NULL || running(f, operation_kind_BACKUP_VERIFY) == NULL)
+            assert_true(tick(f) > 0);
+        seen_begin(f, &report, running(f, operation_kind_BACKUP_CREATE)->id, operation_state_SUCCEEDED);
+        fixture_send(f, &report);
+        seen_begin(f, &report, running(f, operation_kind_BACKUP_VERIFY)->id, operation_state_SUCCEEDED);
+        fixture_send(f, &report);
+        tick(f);
+        tick(f);
+        assert_null(running(f, operation_kind_BACKUP_CREATE));
+        assert_null(running(f, operation_kind_BACKUP_VERIFY));
+        f->now_ms -= i == 0 ? year_ms : 0;
+    }
+    /* the last one is the parent of the next, and the rules let go what is of this clock alone */
+    char last[STATE_ID_BYTES];
+    strcpy(last, backup_of_vm_now(f)->id);
+    f->now_ms += 3600000;
+    tick(f);
+    const struct operation *create = running(f, operation_kind_BACKUP_CREATE);
+    assert_non_null(create);
+    assert_string_equal(create->task.backup.parent, last);
+    seen_begin(f, &report, create->id, operation_state_SUCCEEDED);
+    fixture_send(f, &report);
+    would_go(f, "{\"keep_last\":1}", last + 35, 2);
+}
+
+/* Policies name stores, and VMs policies, by name: what would end backups without a word is refused. */
+static void names_that_backups_hang_on(void **test)
+{
+    struct fixture *f = *test;
+    refused(f, ROUTE_ID_backup_policy_create, NULL, "{\"name\":\"p\",\"store\":\"nsa\",\"every_s\":3600}", "there is no backup-store 'nsa'");
+    policy_make(f);
+    refused(f, ROUTE_ID_backup_policy_update, "p", "{\"store\":\"nsa\"}", "there is no backup-store 'nsa'");
+    refused(f, ROUTE_ID_backup_store_update, "nas", "{\"name\":\"old\"}", "policy 'p' names it");
+    fixture_must(f, ROUTE_ID_backup_store_update, "nas", "{\"name\":\"nas\"}");
+    refused(f, ROUTE_ID_backup_policy_update, "p", "{\"name\":\"q\"}", "VM 'a' has its name");
+    char body[128];
+    snprintf(body, sizeof body, "{\"store\":\"%s\"}", fixture_get(f, object_kind_BACKUP_STORE, "nas")->common->id);
+    fixture_must(f, ROUTE_ID_backup_policy_update, "p", body);
+    fixture_must(f, ROUTE_ID_backup_store_update, "nas", "{\"name\":\"old\"}");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"labels\":{}}");
+    fixture_must(f, ROUTE_ID_backup_policy_update, "p", "{\"name\":\"q\"}");
+}
+
 /* Rules that let nothing go leave nothing to do behind. */
 static void rules_without_work(void **test)
 {
@@ -550,6 +620,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(verified, setup, teardown),
         cmocka_unit_test_setup_teardown(verified_by_itself, setup, teardown),
         cmocka_unit_test_setup_teardown(rules_by_themselves, setup, teardown),
+        cmocka_unit_test_setup_teardown(schedules_go_on_when_the_clock_is_put_back, setup, teardown),
+        cmocka_unit_test_setup_teardown(names_that_backups_hang_on, setup, teardown),
         cmocka_unit_test_setup_teardown(rules_without_work, setup, teardown),
         cmocka_unit_test_setup_teardown(not_before_its_first_start, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_not_removed, setup, teardown),

@@ -125,6 +125,27 @@ static void points_are_made_when_they_are_due(void **test)
     assert_int_equal(tick_after(f, 60), 0);
 }
 
+/* The leader's clock was a year ahead, and is put right: points go on, and one that cannot be made is told of. */
+static void points_go_on_when_the_clock_is_put_back(void **test)
+{
+    struct fixture *f = *test;
+    const uint64_t year_ms = UINT64_C(31536000000);
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_every_s\":30,\"replica_limit_s\":100}");
+    f->now_ms += year_ms;
+    tick_after(f, 0);
+    point_ends(f, 1, NULL);
+    f->now_ms -= year_ms;
+    tick_after(f, 1);
+    assert_non_null(under_way(f));
+    assert_true(vm(f)->replica.late); /* nobody knows how old the last one is */
+    assert_int_equal(tick_after(f, 1), 0);
+    point_ends(f, 2, NULL);
+    assert_false(vm(f)->replica.late);
+    assert_int_equal(tick_after(f, 20), 0);
+    assert_int_equal(tick_after(f, 10), 1);
+    point_ends(f, 3, NULL);
+}
+
 static void one_that_is_too_old_is_late_once(void **test)
 {
     struct fixture *f = *test;
@@ -434,6 +455,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(points_are_made_when_they_are_due, setup, teardown),
+        cmocka_unit_test_setup_teardown(points_go_on_when_the_clock_is_put_back, setup, teardown),
         cmocka_unit_test_setup_teardown(one_that_is_too_old_is_late_once, setup, teardown),
         cmocka_unit_test_setup_teardown(a_lost_vm_is_given_to_its_replica, setup, teardown),
         cmocka_unit_test_setup_teardown(the_old_disks_stay_until_it_has_run_from_the_replica, setup, teardown),

@@ -33,8 +33,25 @@ static void what_is_no_time(void **test UNUSED)
     assert_string_equal(text, "9999-12-31T23:59:59.999Z");
 }
 
+/* A clock that was ahead is put right: nobody waits for the times that it has left behind. */
+static void what_a_wrong_clock_has_left(void **test UNUSED)
+{
+    char text[TIME_TEXT_BYTES];
+    const uint64_t now = UINT64_C(1700000000000);
+    assert_true(time_text_is_over(now, NULL, 1000));
+    time_text_format(now, text);
+    assert_false(time_text_is_over(now + 999, text, 1000));
+    assert_true(time_text_is_over(now + 1000, text, 1000));
+    time_text_format(now + 60000, text); /* clocks differ a little */
+    assert_false(time_text_is_ahead(now, text));
+    assert_false(time_text_is_over(now, text, 0));
+    time_text_format(now + 60001, text);
+    assert_true(time_text_is_ahead(now, text));
+    assert_true(time_text_is_over(now, text, 1000));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(there_and_back), cmocka_unit_test(what_is_no_time)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(what_a_wrong_clock_has_left), cmocka_unit_test(there_and_back), cmocka_unit_test(what_is_no_time)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
