@@ -47,6 +47,7 @@ static int fill_plan(const struct data_dir *dir, const struct state *state, stru
     plan->epoch = state_cluster(state)->epoch;
     plan->unfinished = identity_epoch > plan->epoch;
     plan->new_epoch = plan->unfinished ? identity_epoch : plan->epoch + 1;
+    plan->new_epoch = MAX(plan->new_epoch, dir->identity.superseded_by + 1); /* whoever has heard of that one is to follow */
     snprintf(plan->cluster, sizeof plan->cluster, "%s", state_cluster(state)->name);
     snprintf(plan->survivor, sizeof plan->survivor, "%s", me->common->name);
     snprintf(plan->survivor_id, sizeof plan->survivor_id, "%s", me->common->id);

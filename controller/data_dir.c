@@ -60,7 +60,7 @@ static int superseded(const struct data_dir *dir, struct error *err)
 {
     return error_set(err, -ESTALE, ERROR_CONFLICT,
                      "controller %s is of epoch %llu of the cluster, which was recovered without it and is at epoch %llu; "
-                     "wipe %s and join again",
+                     "wipe %s and join again (where nobody has recovered it: drover-controller recover --superseded)",
                      dir->identity.name, (unsigned long long)data_dir_epoch(dir),
                      (unsigned long long)dir->identity.superseded_by, dir->path);
 }
@@ -74,7 +74,18 @@ int data_dir_supersede(struct data_dir *dir, uint64_t epoch, struct error *err)
     return superseded(dir, err);
 }
 
+int data_dir_check_superseded(const struct data_dir *dir, struct error *err)
+{
+    return dir->identity.superseded_by > data_dir_epoch(dir) ? superseded(dir, err) : 0;
+}
+
 int data_dir_load(struct data_dir *dir, struct error *err)
+{
+    int r = data_dir_load_superseded(dir, err);
+    return r == 0 ? data_dir_check_superseded(dir, err) : r;
+}
+
+int data_dir_load_superseded(struct data_dir *dir, struct error *err)
 {
     if (!data_dir_has_identity(dir))
         return error_set(err, -ENOENT, ERROR_NOT_INITIALIZED,
@@ -91,8 +102,6 @@ int data_dir_load(struct data_dir *dir, struct error *err)
     }
     if (dir->identity.role != role_CONTROLLER || dir->identity.raft_id == 0 || dir->identity.raft_address == NULL)
         return error_set(err, -EINVAL, ERROR_INVALID, "%s/identity.json is not a controller's", dir->path);
-    if (dir->identity.superseded_by > data_dir_epoch(dir))
-        return superseded(dir, err);
     if ((r = read_text(dir, "ca.pem", &dir->ca_pem, err)) < 0 ||
         (r = read_text(dir, "ca.key", &dir->ca_key_pem, err)) < 0 ||
         (r = read_text(dir, "cert.pem", &dir->certificate_pem, err)) < 0)

@@ -31,6 +31,10 @@ bool data_dir_has_identity(const struct data_dir *dir);
 /* Read identity, certificates and keys. -ENOENT: the directory belongs to no cluster. -ESTALE: the cluster goes on
  * without this controller (data_dir_supersede). */
 int data_dir_load(struct data_dir *dir, struct error *err);
+/* The same, also of one that was told so: for a recovery that takes it nevertheless. */
+int data_dir_load_superseded(struct data_dir *dir, struct error *err);
+/* -ESTALE: it was. */
+int data_dir_check_superseded(const struct data_dir *dir, struct error *err);
 /* Write what is in @dir; identity.json comes last, so that a broken-off call leaves no half member behind. */
 int data_dir_save(const struct data_dir *dir, struct error *err);
 int data_dir_save_identity(const struct data_dir *dir, struct error *err);

@@ -27,9 +27,11 @@ static const char help[] =
     "      drover-controller join --data /var/lib/drover/controller --address 192.0.2.2 --name c2 --token "
     "drover2/...\n"
     "\n"
-    "  drover-controller recover --data DIR [--dry-run] [--yes]\n"
+    "  drover-controller recover --data DIR [--dry-run] [--superseded] [--yes]\n"
     "      Quorum lost for good: rebuild the cluster from this controller alone, under a new epoch in which the lost ones\n"
     "      have no part. Says what it will do and asks; run it once, on the survivor with the newest log.\n"
+    "      --superseded: also from one that was told of a later epoch of its cluster, where nobody has recovered that (a host\n"
+    "      said so that it should not have; its name is in the log of that time: superseded-by-host).\n"
     "      drover-controller recover --data /var/lib/drover/controller --dry-run\n"
     "\n"
     "  drover-controller run --data DIR [--listen IP:PORT]\n"
@@ -44,7 +46,7 @@ static const char help[] =
 
 struct options {
     const char *data, *address, *raft_address, *name, *cluster_name, *token, *listen;
-    bool yes, dry_run;
+    bool yes, dry_run, superseded;
 };
 
 static int fail(const struct error *err)
@@ -120,6 +122,9 @@ static void print_plan(const struct data_dir *dir, const struct cluster_recover_
            "  log up to term %llu, entry %llu; %zu hosts, %zu VMs\n",
            plan->cluster, dir->identity.cluster_id, (unsigned long long)plan->epoch, plan->survivor, dir->path,
            (unsigned long long)plan->term, (unsigned long long)plan->last_index, plan->hosts, plan->vms);
+    if (dir->identity.superseded_by > data_dir_epoch(dir))
+        printf("  It was told that the cluster is at epoch %llu. If there is such a cluster, stop here: wipe this controller and join it.\n",
+               (unsigned long long)dir->identity.superseded_by);
     if (plan->unfinished)
         printf("  A recovery was begun here and not finished; this goes on with it.\n");
     printf("Recovery will:\n"
@@ -153,7 +158,11 @@ static int run_recover(struct data_dir *dir, const struct options *options)
 {
     struct cluster_recover_plan plan;
     struct error err = {.text = ""};
-    if (data_dir_load(dir, &err) < 0 || cluster_recover_look(dir, &plan, &err) < 0)
+    if (data_dir_load_superseded(dir, &err) < 0)
+        return fail(&err);
+    if (!options->superseded && data_dir_check_superseded(dir, &err) < 0)
+        return fail(&err);
+    if (cluster_recover_look(dir, &plan, &err) < 0)
         return fail(&err);
     print_plan(dir, &plan);
     if (options->dry_run) {
@@ -204,6 +213,7 @@ static int parse(int argc, char **argv, struct options *options)
                                           {"listen", required_argument, NULL, 'l'},
                                           {"yes", no_argument, NULL, 'y'},
                                           {"dry-run", no_argument, NULL, 'u'},
+                                          {"superseded", no_argument, NULL, 's'},
                                           {"log-level", required_argument, NULL, 'g'},
                                           {NULL, 0, NULL, 0}};
     enum log_level level;
@@ -236,6 +246,9 @@ static int parse(int argc, char **argv, struct options *options)
             break;
         case 'u':
             options->dry_run = true;
+            break;
+        case 's':
+            options->superseded = true;
             break;
         case 'g':
             if (log_parse_level(optarg, &level) < 0)

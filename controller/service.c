@@ -308,6 +308,20 @@ _Noreturn void service_superseded(struct service *service, uint64_t epoch)
     _exit(error_kind_info(err.kind)->exit_status);
 }
 
+int service_hears_epoch(struct service *service, const char *host, uint64_t epoch, struct error *err)
+{
+    uint64_t own = data_dir_epoch(&service->dir);
+    if (epoch <= own)
+        return 0;
+    if (epoch - own > SERVICE_EPOCHS_AHEAD_MAX) {
+        log_warning("epoch-refused", "host=%s epoch=%llu own=%llu", host, (unsigned long long)epoch, (unsigned long long)own);
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/cluster_epoch", "is %llu, and this cluster is at %llu: no cluster is recovered "
+                               "so often; look at identity.json in the agent's directory", (unsigned long long)epoch, (unsigned long long)own);
+    }
+    log_error("superseded-by-host", "host=%s epoch=%llu own=%llu", host, (unsigned long long)epoch, (unsigned long long)own);
+    service_superseded(service, epoch);
+}
+
 static void on_superseded(void *arg, uint64_t epoch)
 {
     service_superseded(arg, epoch);

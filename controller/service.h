@@ -80,6 +80,11 @@ bool service_leads(const struct service *service);
 void service_become_ready(struct service *service);
 /* A peer or a host is at a higher epoch of the cluster, which was recovered without this controller: says so in the data
  * directory and ends the process. Any thread. */
+#define SERVICE_EPOCHS_AHEAD_MAX 1000u
+
+/* A host with our certificate follows @epoch of the cluster. One above ours ends this process: the cluster was recovered without us, and
+ * what we order would be carried out beside what it orders. -EINVAL: it is so far ahead that no recoveries can have made it. */
+int service_hears_epoch(struct service *service, const char *host, uint64_t epoch, struct error *err);
 _Noreturn void service_superseded(struct service *service, uint64_t epoch);
 /* raft_node_change, one at a time with those of the membership driver. @done must call service_change_done first. */
 int service_change(struct service *service, enum raft_node_change change, uint64_t raft_id, const char *address,

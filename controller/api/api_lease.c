@@ -24,8 +24,10 @@ void api_node_lease(struct api_call *call)
         api_call_error(call, &err);
         return;
     }
-    if (question->cluster_epoch > data_dir_epoch(&service->dir))
-        service_superseded(service, question->cluster_epoch);
+    if (service_hears_epoch(service, call->caller.id, question->cluster_epoch, &err) < 0) {
+        api_call_error(call, &err);
+        return;
+    }
     service_lock_state(service);
     lease_table_answer(&service->leases.table, service->state, question, service->dir.identity.raft_id,
                        lease_driver_now_ns(), &answer);

@@ -121,8 +121,10 @@ void api_node_report(struct api_call *call)
         api_call_error(call, &err);
         return;
     }
-    if (report_of(call)->cluster_epoch > data_dir_epoch(&service->dir))
-        service_superseded(service, report_of(call)->cluster_epoch);
+    if (service_hears_epoch(service, call->caller.id, report_of(call)->cluster_epoch, &err) < 0) {
+        api_call_error(call, &err);
+        return;
+    }
     environment_time_text(environment_unix_ms(), now);
     service_lock_state(service);
     int r = node_sync_changes(service->state, now, report_of(call), &decision.command, &err);

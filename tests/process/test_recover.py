@@ -1,4 +1,5 @@
 """Quorum lost for good: `drover-controller recover` rebuilds the cluster from one survivor, and the old ones stay out."""
+import json
 import shutil
 
 import pytest
@@ -105,6 +106,34 @@ def test_the_lost_majority_alone_is_not_obeyed(make_cluster):
     ended = wait_until(lambda: next((c for c in (c1, c2) if not c.program.alive), None), 30, 'the one that was asked ends')
     assert ended.program.status == 5
     assert 'recovered without it and is at epoch 2' in ended.program.text()
+
+
+def test_a_host_that_is_wrong_about_the_epoch(make_cluster):
+    """Far ahead it is refused; a little ahead it ends the controllers, as it must, and they are recovered nevertheless."""
+    cluster = make_cluster(controllers=1, agents=1)
+    agent, one = cluster.agent(1), cluster.controller(1)
+    put_flavor(cluster, 'kept')
+    path = agent.directory / 'identity.json'
+
+    def host_follows(epoch):
+        agent.program.stop()
+        path.write_text(json.dumps({**json.loads(path.read_text()), 'epoch': epoch}))
+        agent.run()
+
+    host_follows(10**15)
+    wait_until(lambda: 'no cluster is recovered so often' in agent.program.text(), 30, 'it is refused')
+    assert 'epoch-refused host=' in one.program.text() and one.program.alive
+    host_follows(7)
+    assert one.program.wait(30) == 5
+    assert 'superseded-by-host host=' in one.program.text()
+    refused = recover(one, '--yes', check=False)
+    assert refused.returncode == 5 and 'recover --superseded' in refused.stderr
+    told = recover(one, '--superseded', '--yes').stdout
+    assert 'It was told that the cluster is at epoch 7' in told and 'epoch of the cluster to 8' in told
+    one.run()
+    wait_until(lambda: cluster.ready(one), what='it answers')
+    wait_until(lambda: cluster.hosts_up() == 1, 30, 'the host follows')
+    assert names(cluster, '/v1/flavors', to=one) == ['kept']
 
 
 def test_recovery_that_was_broken_off(make_cluster):
