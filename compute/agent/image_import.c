@@ -83,6 +83,12 @@ static int fetch(struct import *i)
     if (i->fd < 0 || fstat(i->fd, &st) < 0)
         return error_errno(i->err, -errno, "cannot make %s", i->source);
     i->offset = (uint64_t)st.st_size;
+    /* Nothing tells whether an earlier run's part is of the same file: with a checksum the whole shows it, without one it is begun anew. */
+    if (i->work->sha256 == NULL && i->offset > 0 && (i->work->size_bytes == 0 || i->offset != i->work->size_bytes)) {
+        i->offset = 0;
+        if (ftruncate(i->fd, 0) < 0)
+            return error_errno(i->err, -errno, "cannot begin %s anew", i->source);
+    }
     if (i->work->size_bytes != 0 && i->offset == i->work->size_bytes)
         return 0;
     const struct web_get_options options = {

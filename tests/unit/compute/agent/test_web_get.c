@@ -9,10 +9,13 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "common/file.h"
 #include "common/http_server.h"
+#include "compute/agent/image_import.h"
 #include "compute/agent/web_get.h"
 
 #define USER 1900004099u /* nobody's */
@@ -34,6 +37,8 @@ struct fixture {
     unsigned heads, head_status;
     struct bytes_writer body;
     struct error err;
+    struct image_work image;
+    struct image_result result;
     /* of the process, while its request was answered */
     unsigned long uid, capabilities, no_new_privileges;
     pid_t child;
@@ -303,6 +308,60 @@ static void test_lies(void **state)
     }
 }
 
+/* ---- imports ---- */
+
+#define IMAGE "11111111-2222-4333-8444-555555555555"
+#define SHA256_OF_FILE "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882"
+
+static void import(uv_work_t *w)
+{
+    struct fixture *f = w->data;
+    f->code = image_import_run(&f->image, NULL, &f->result, &f->err);
+}
+
+/* An earlier run has left four bytes of another file. */
+static void import_over_a_part(struct fixture *f, const char *sha256, const char *path)
+{
+    char dir[] = "/tmp/web_get.XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    CLEANUP_FREE char *images = xasprintf("%s/images", dir), *source = xasprintf("%s/" IMAGE ".source", dir);
+    snprintf(f->url, sizeof f->url, "http://127.0.0.1:%u%s", http_server_port(f->server), path);
+    assert_int_equal(mkdir(images, 0700), 0);
+    assert_int_equal(file_write_atomic(source, "abcd", 4, 0600, NULL), 0);
+    OBJECT_TEXT(image_work, &f->image, image, IMAGE);
+    OBJECT_TEXT(image_work, &f->image, url, f->url);
+    OBJECT_TEXT(image_work, &f->image, sha256, sha256);
+    OBJECT_SET(image_work, &f->image, format, image_format_RAW);
+    OBJECT_TEXT(image_work, &f->image, work_dir, dir);
+    OBJECT_TEXT(image_work, &f->image, images_dir, images);
+    OBJECT_SET(image_work, &f->image, user, USER);
+    OBJECT_SET(image_work, &f->image, web_user, USER);
+    f->work.data = f;
+    assert_int_equal(uv_queue_work(&f->loop, &f->work, import, after), 0);
+    while (!f->done)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(file_remove_tree("/tmp", dir + 5, NULL), 0);
+    OBJECT_CLEAR(image_work, &f->image);
+}
+
+static void test_import_without_a_checksum_begins_anew(void **state)
+{
+    struct fixture *f = *state;
+    import_over_a_part(f, NULL, "/file");
+    if (f->code < 0)
+        fail_msg("%s", f->err.text);
+    assert_string_equal(f->result.sha256, SHA256_OF_FILE);
+    OBJECT_CLEAR(image_result, &f->result);
+}
+
+static void test_import_with_a_checksum_goes_on(void **state)
+{
+    struct fixture *f = *state;
+    import_over_a_part(f, SHA256_OF_FILE, "/file");
+    assert_int_equal(f->err.kind, ERROR_CHECKSUM); /* "abcd456789": the part was of another file, and that shows */
+    OBJECT_CLEAR(image_result, &f->result);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 3 && strcmp(argv[1], "web-get") == 0)
@@ -316,6 +375,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_refused_by_the_caller, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stopped, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lies, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_import_without_a_checksum_begins_anew, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_import_with_a_checksum_goes_on, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
