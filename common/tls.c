@@ -11,6 +11,8 @@
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -36,12 +38,13 @@ struct tls_expectation {
     struct tls_context *context;
     char *prefix; /* NULL: any */
     char pin[TLS_PIN_SIZE];
+    bool dates;   /* certificates have to be of this day */
     SSL_CTX *ctx; /* NULL where only somebody else's SSL_CTX uses it, or after a reload */
 };
 
 struct tls_context {
-    unsigned references;
-    unsigned generation;
+    _Atomic unsigned references, generation;
+    pthread_mutex_t lock; /* of all below */
     struct tls_material material;
     struct list expectations;
 };
@@ -218,6 +221,9 @@ static int verify_cb(X509_STORE_CTX *store, void *arg)
     STACK_OF(X509) *pinned = sk_X509_new_null(); /* borrows its members */
     char identity[TLS_IDENTITY_MAX];
     bool ok = expected->pin[0] == '\0' || trust_pinned(store, expected->pin, pinned);
+    /* Who belongs to a cluster is a matter of its state. By dates all of it would end in one day, and a host whose clock is wrong be cut off. */
+    if (!expected->dates)
+        X509_VERIFY_PARAM_set_flags(X509_STORE_CTX_get0_param(store), X509_V_FLAG_NO_CHECK_TIME);
     ok = ok && X509_verify_cert(store) == 1;
     if (ok && expected->prefix != NULL) {
         tls_certificate_identity(X509_STORE_CTX_get0_cert(store), identity, sizeof identity);
@@ -300,22 +306,26 @@ static struct tls_expectation *find_expectation(struct tls_context *context, con
     e->context = context;
     e->prefix = prefix != NULL ? xstrdup(prefix) : NULL;
     memcpy(e->pin, context->material.pin, sizeof e->pin);
+    e->dates = context->material.system_roots;
     list_append(&context->expectations, &e->link);
     return e;
 }
 
-/* The SSL_CTX that expects @prefix of the other side, made at first use. NULL: out of memory. */
+/* The SSL_CTX that expects @prefix of the other side, made at first use; a count of it is the caller's. NULL: out of memory. */
 static SSL_CTX *expecting_ctx(struct tls_context *context, const char *prefix)
 {
+    pthread_mutex_lock(&context->lock);
     struct tls_expectation *e = find_expectation(context, prefix);
-    if (e->ctx != NULL)
-        return e->ctx;
-    SSL_CTX *ctx = SSL_CTX_new(TLS_method());
-    if (ctx == NULL || fill_ctx(ctx, &context->material, e) < 0) {
+    SSL_CTX *ctx = e->ctx != NULL ? e->ctx : SSL_CTX_new(TLS_method());
+    if (e->ctx == NULL && ctx != NULL && fill_ctx(ctx, &context->material, e) < 0) {
         SSL_CTX_free(ctx);
-        return NULL;
+        ctx = NULL;
     }
-    return e->ctx = ctx;
+    e->ctx = ctx;
+    if (ctx != NULL)
+        SSL_CTX_up_ref(ctx);
+    pthread_mutex_unlock(&context->lock);
+    return ctx;
 }
 
 int tls_context_create(const struct tls_identity *identity, struct tls_context **ret_context, struct error *err)
@@ -325,10 +335,14 @@ int tls_context_create(const struct tls_identity *identity, struct tls_context *
     if (rc < 0)
         return rc;
     struct tls_context *context = NEW(struct tls_context);
-    context->references = 1;
+    atomic_init(&context->references, 1);
+    atomic_init(&context->generation, 0);
+    pthread_mutex_init(&context->lock, NULL);
     context->material = material;
     list_init(&context->expectations);
-    if (expecting_ctx(context, NULL) == NULL) {
+    SSL_CTX *ctx = expecting_ctx(context, NULL);
+    SSL_CTX_free(ctx);
+    if (ctx == NULL) {
         tls_context_unref(context);
         return tls_error(err, -EINVAL, "the certificate cannot be used");
     }
@@ -342,24 +356,27 @@ int tls_context_reload(struct tls_context *context, const struct tls_identity *i
     int rc = tls_context_create(identity, &fresh, err);
     if (rc < 0)
         return rc;
+    pthread_mutex_lock(&context->lock);
     struct tls_material old = context->material;
     context->material = fresh->material;
     fresh->material = old;
-    context->generation++;
+    atomic_fetch_add(&context->generation, 1);
     LIST_FOREACH(link, &context->expectations)
     {
         struct tls_expectation *e = LIST_ENTRY(link, struct tls_expectation, link);
         SSL_CTX_free(e->ctx); /* sessions that stand hold their own count */
         e->ctx = NULL;
         memcpy(e->pin, context->material.pin, sizeof e->pin);
+        e->dates = context->material.system_roots;
     }
+    pthread_mutex_unlock(&context->lock);
     tls_context_unref(fresh);
     return 0;
 }
 
 unsigned tls_context_generation(const struct tls_context *context)
 {
-    return context->generation;
+    return atomic_load(&context->generation);
 }
 
 static int read_pem(const char *path, char **ret_pem, struct error *err)
@@ -391,13 +408,13 @@ int tls_context_load(const char *ca_path, const char *certificate_path, const ch
 
 struct tls_context *tls_context_ref(struct tls_context *context)
 {
-    context->references++;
+    atomic_fetch_add(&context->references, 1);
     return context;
 }
 
 void tls_context_unref(struct tls_context *context)
 {
-    if (context == NULL || --context->references > 0)
+    if (context == NULL || atomic_fetch_sub(&context->references, 1) > 1)
         return;
     LIST_FOREACH_SAFE(link, &context->expectations)
     {
@@ -407,6 +424,7 @@ void tls_context_unref(struct tls_context *context)
         free(e);
     }
     material_finish(&context->material);
+    pthread_mutex_destroy(&context->lock);
     free(context);
 }
 
@@ -414,6 +432,7 @@ SSL *tls_context_server_session(struct tls_context *context, enum tls_client_che
 {
     SSL_CTX *ctx = expecting_ctx(context, NULL);
     SSL *ssl = ctx != NULL ? SSL_new(ctx) : NULL;
+    SSL_CTX_free(ctx);
     if (ssl == NULL)
         return NULL;
     SSL_set_verify(ssl, SSL_VERIFY_PEER | (check == TLS_CLIENT_REQUIRED ? SSL_VERIFY_FAIL_IF_NO_PEER_CERT : 0), NULL);
@@ -435,6 +454,7 @@ SSL *tls_context_client_session(struct tls_context *context, const char *host, c
 {
     SSL_CTX *ctx = expecting_ctx(context, peer_prefix);
     SSL *ssl = ctx != NULL ? SSL_new(ctx) : NULL;
+    SSL_CTX_free(ctx);
     if (ssl == NULL)
         return NULL;
     SSL_set_verify(ssl, SSL_VERIFY_PEER, NULL);
@@ -448,5 +468,8 @@ SSL *tls_context_client_session(struct tls_context *context, const char *host, c
 
 int tls_context_apply(struct tls_context *context, SSL_CTX *ctx, const char *peer_prefix)
 {
-    return fill_ctx(ctx, &context->material, find_expectation(context, peer_prefix));
+    pthread_mutex_lock(&context->lock);
+    int rc = fill_ctx(ctx, &context->material, find_expectation(context, peer_prefix));
+    pthread_mutex_unlock(&context->lock);
+    return rc;
 }

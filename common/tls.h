@@ -4,7 +4,11 @@
  * Identity: every certificate carries one SAN URI "spiffe://..." (the SPIFFE X.509-SVID rule: exactly one URI).
  * Authorisation is by that URI, never by CN. Host names are checked only where no identity is expected.
  *
- * Ownership: contexts are counted; each stream holds one count. One thread (the loop's) per context. */
+ * Dates of certificates are looked at only where this machine's own roots are trusted. Under a root that was given, who
+ * belongs to the cluster is a matter of its state: by dates it would end as a whole on one day, and a host whose clock is
+ * wrong would be cut off with all its leases.
+ *
+ * Ownership: contexts are counted; each stream holds one count. Any thread. */
 #ifndef COMMON_TLS_H
 #define COMMON_TLS_H
 

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <openssl/pem.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -174,6 +175,90 @@ static void ask_until_answered(struct net *net, struct tls_context *context)
             fail_msg("%s", answer);
         raw_finish(&raw);
     }
+}
+
+static struct tls_context *context_of_days(struct net *net, const char *uri, unsigned days)
+{
+    static const char *const addresses[] = {"127.0.0.1"};
+    struct pki_subject subject = {.common_name = "test", .uri = uri, .valid_days = days, .addresses = addresses, .address_count = 1};
+    struct tls_identity identity = {.ca_pem = net->ca_pem};
+    struct tls_context *context;
+    char *certificate, *key;
+    assert_int_equal(pki_issue(net->ca_pem, net->ca_key, &subject, &certificate, &key, NULL), 0);
+    identity.certificate_pem = certificate;
+    identity.key_pem = key;
+    assert_int_equal(tls_context_create(&identity, &context, NULL), 0);
+    free(certificate);
+    pki_free_secret(key);
+    return context;
+}
+
+/* Certificates that are over: taken within a cluster, on both sides; refused where the roots are this machine's own. */
+static void test_dates(void **state UNUSED)
+{
+    char path[] = "/tmp/drover-test-XXXXXX";
+    struct net net;
+    struct raw raw;
+    net_init(&net);
+    tls_context_unref(net_tls(&net, NULL)); /* makes the CA */
+    struct tls_context *server = context_of_days(&net, CONTROLLER, 0), *client = context_of_days(&net, HOST, 0), *web;
+    net_serve(&net, (struct http_server_options){.tls = server, .client_check = TLS_CLIENT_OPTIONAL, .handler = whoami});
+    assert_string_equal(ask(&net, &raw, client, CONTROLLER), HOST);
+    raw_finish(&raw);
+    int fd = mkstemp(path);
+    assert_true(fd >= 0 && write(fd, net.ca_pem, strlen(net.ca_pem)) == (ssize_t)strlen(net.ca_pem));
+    close(fd);
+    setenv("SSL_CERT_FILE", path, 1);
+    assert_int_equal(tls_context_create(&(struct tls_identity){.system_roots = true}, &web, NULL), 0);
+    const char *failure = ask(&net, &raw, web, NULL);
+    if (strstr(failure, "certificate has expired") == NULL)
+        fail_msg("%s", failure);
+    raw_finish(&raw);
+    unsetenv("SSL_CERT_FILE");
+    unlink(path);
+    tls_context_unref(server);
+    tls_context_unref(client);
+    tls_context_unref(web);
+    net_finish(&net);
+}
+
+enum { THREADS = 4, PREFIXES = 100 };
+
+static void *apply_and_count(void *arg)
+{
+    struct tls_context *context = tls_context_ref(arg);
+    for (unsigned i = 0; i < PREFIXES; i++) {
+        char prefix[64];
+        snprintf(prefix, sizeof prefix, "spiffe://drover/c1/host/%u", i);
+        SSL_CTX *ctx = SSL_CTX_new(TLS_method());
+        SSL *ssl = tls_context_client_session(context, NULL, prefix);
+        bool ok = ctx != NULL && ssl != NULL && tls_context_apply(context, ctx, prefix) == 0;
+        SSL_free(ssl);
+        SSL_CTX_free(ctx);
+        tls_context_unref(tls_context_ref(context));
+        if (!ok)
+            return NULL;
+    }
+    tls_context_unref(context);
+    return arg;
+}
+
+/* The loop's thread and those that fetch images use one context. */
+static void test_several_threads(void **state UNUSED)
+{
+    struct net net;
+    pthread_t threads[THREADS];
+    net_init(&net);
+    struct tls_context *context = net_tls(&net, HOST);
+    for (unsigned i = 0; i < THREADS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, apply_and_count, context), 0);
+    for (unsigned i = 0; i < THREADS; i++) {
+        void *done = NULL;
+        pthread_join(threads[i], &done);
+        assert_ptr_equal(done, context);
+    }
+    tls_context_unref(context);
+    net_finish(&net);
 }
 
 static void test_client_certificates(void **state)
@@ -610,7 +695,7 @@ int main(void)
         cmocka_unit_test(test_requests_refused),
         cmocka_unit_test(test_save),
         cmocka_unit_test(test_identity_prefix),
-        cmocka_unit_test(test_client_certificates),
+        cmocka_unit_test(test_dates), cmocka_unit_test(test_several_threads), cmocka_unit_test(test_client_certificates),
         cmocka_unit_test(test_certificate_required),
         cmocka_unit_test(test_expected_server),
         cmocka_unit_test(test_pinned),
