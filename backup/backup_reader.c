@@ -40,6 +40,17 @@ struct backup_reader {
     unsigned idle_count;
 };
 
+/* A store that takes no writes is not collected either, and one that is full can still be read. One that does not answer now is no such:
+ * what reads it without a session may find packs gone hours later. */
+static int session_begin(struct backup_reader *r, struct error *err)
+{
+    int code = repo_session_begin(r->repo, &r->session, err);
+    bool unwritable = code == -EROFS || code == -EACCES || code == -EPERM || code == -ENOSPC || code == -EDQUOT;
+    if (unwritable && err != NULL)
+        *err = (struct error){.code = 0};
+    return unwritable ? 0 : code;
+}
+
 int backup_reader_open(struct repo *repo, const char *id, size_t cache_bytes, struct backup_reader **ret_reader,
                        struct error *err)
 {
@@ -51,7 +62,7 @@ int backup_reader_open(struct repo *repo, const char *id, size_t cache_bytes, st
     list_init(&r->frames);
     int code = repo_need_key(repo, err);
     if (code == 0)
-        repo_session_begin(repo, &r->session, NULL); /* a store that takes no writes is not collected either */
+        code = session_begin(r, err);
     if (code == 0)
         code = repo_manifest_load(repo, id, &r->manifest, err);
     if (code == 0)

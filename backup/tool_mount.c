@@ -30,6 +30,8 @@ struct complaints {
     unsigned count;
     int progress_fd;      /* of serve: told there, too, at most one a second; 0: nowhere */
     struct timespec last; /* told there */
+    bool gone_ends;       /* of serve: what the view has and the store has not ends it */
+    struct error gone;    /* code 0: nothing is */
 };
 
 /* {"complaint":TEXT}: for whoever lets its readers wait and try again. */
@@ -57,6 +59,10 @@ static void complain(void *arg, const struct error *err)
     if (c->count++ < COMPLAINTS_MAX)
         fprintf(stderr, "drover-backup: %s%s\n", err->text,
                 c->count == COMPLAINTS_MAX ? "; no more of this is told" : "");
+    if (c->gone_ends && err->code == -ENOENT && c->gone.code == 0) {
+        c->gone = *err;
+        kill(getpid(), SIGTERM); /* wait_for_end() */
+    }
     pthread_mutex_unlock(&c->lock);
 }
 
@@ -362,6 +368,7 @@ int tool_serve(const struct tool_options *o, struct error *err)
     sigset_t blocked;
     tool_progress_init(&progress, o);
     s.complaints.progress_fd = MAX(o->progress_fd, 0);
+    s.complaints.gone_ends = true;
     pthread_mutex_init(&s.complaints.lock, NULL);
     signals_of_end(&blocked);
     pthread_sigmask(SIG_BLOCK, &blocked, NULL);
@@ -383,6 +390,9 @@ int tool_serve(const struct tool_options *o, struct error *err)
         pthread_join(s.thread, NULL);
     }
     nbd_server_destroy(s.server);
+    /* Who could not reach the store for so long that a collection did not wait for him reads by a list of packs that were packed anew since. */
+    if (code == 0 && s.complaints.gone.code < 0)
+        code = error_set(err, -ESTALE, ERROR_NOT_FOUND, "%s; the store was tidied up since this was begun: begin it again", s.complaints.gone.text);
     for (unsigned i = 0; i < s.count; i++)
         block_close(s.exports[i].block);
     backup_reader_close(s.reader);

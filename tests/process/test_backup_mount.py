@@ -197,6 +197,26 @@ def test_served_by_nbd(backup, tmp_path):
     assert not socket.exists()
 
 
+def test_served_from_packs_that_are_gone(backup, tmp_path):
+    """As after a collection that gave this reader up for dead: it ends, so that who began it begins it with what is there now."""
+    socket = tmp_path / 'nbd'
+    with Running(backup, 'serve', '--backup', backup.id, '--socket', socket) as shown:
+        client = Nbd(socket, 'root')
+        shutil.move(backup.store / 'packs', tmp_path / 'packs')
+        (backup.store / 'packs').mkdir()
+        with pytest.raises((NbdError, OSError)):
+            client.read_all()
+        client.close()
+        assert shown.wait() != 0
+        assert 'the store was tidied up since this was begun: begin it again' in shown.errors.read_text()
+        (backup.store / 'packs').rmdir()
+        shutil.move(tmp_path / 'packs', backup.store / 'packs')
+    with Running(backup, 'serve', '--backup', backup.id, '--socket', socket):
+        client = Nbd(socket, 'root')
+        assert client.read_all() == backup.disk.read_bytes()
+        client.close()
+
+
 def test_refused_in_words(backup, tmp_path):
     assert '--at DIRECTORY is needed' in tool(backup.store, 'mount', '--backup', backup.id, status=2)
     assert '--socket PATH is needed' in tool(backup.store, 'serve', '--backup', backup.id, status=2)
