@@ -23,8 +23,15 @@ static void on_answered(void *arg, int status, void *raw)
 {
     struct driver *driver = arg;
     struct apply_result *result CLEANUP_FREE = raw;
-    if (status == 0 && result->code < 0)
+    /* Where a table is full nobody else is told: who asks for a backup by hand is, its policy is not. */
+    uint64_t now_ms = environment_monotonic_ms();
+    bool full = status == 0 && result->code == -ENOSPC && (driver->full_told_ms == 0 || now_ms >= driver->full_told_ms + DRIVER_FULL_TOLD_MS);
+    if (full) {
+        log_warning("reconcile-refused", "%s", result->error.text);
+        driver->full_told_ms = now_ms;
+    } else if (status == 0 && result->code < 0) {
         log_debug("reconcile-refused", "%s", result->error.text);
+    }
     driver->outstanding--;
     if (driver->outstanding == 0 && driver->again && !driver->service->stopping)
         run(driver);

@@ -13,6 +13,7 @@
 
 #define DRIVER_TICK_MS 200u /* between runs while nothing else asks for one */
 #define DRIVER_SOON_MS 20u  /* after a change of the state */
+#define DRIVER_FULL_TOLD_MS 600000u
 /* At least so many times the last run's time lie between runs: a tenth of the loop at most. */
 #define DRIVER_REST 10u
 
@@ -30,6 +31,7 @@ struct driver {
     unsigned outstanding; /* commands proposed and not answered */
     uint64_t last_us;     /* time that the last run took */
     bool again;           /* there was more to do */
+    uint64_t full_told_ms; /* when the log was last told that a table is full; 0: never */
     char resume_after[RECONCILE_NAME_SIZE]; /* where the round goes on */
 };
 

@@ -75,10 +75,14 @@ static bool is_due(const struct backup_schedule *s, const struct backup_policy *
     return newest->state != backup_state_CREATING && time_text_is_over(time_text_ms(s->now), newest->created_at, wait_s * 1000);
 }
 
-/* Its disks are there, and nobody else is at work on them. */
+/* Its disks are there and stay, and nobody else is at work on them. */
 static bool may_begin(const struct record *record)
 {
     const struct vm *vm = record->vm;
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disks[i].leaving)
+            return false;
     bool stands = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED || vm->state == vm_state_STOPPED;
     return vm->host != NULL && stands && !vm->unstarted && vm->wanted != vm_wanted_DELETED && replica_others(record) == 0;
 }
@@ -163,10 +167,19 @@ static void command_fill(const struct backup_schedule *s, const struct backup_po
     object_mark(&command_task_desc, command, "operation");
 }
 
+/* Each tick begins with another VM: those whose backups are refused when they are to begin (a volume of theirs is at work, say) are due
+ * again at once, and are not to keep all others from their turn. */
+static size_t first_vm(const struct backup_schedule *s)
+{
+    size_t count = state_count(s->state, object_kind_VM);
+    return count > 0 ? (hash_add(UINT64_C(0xcbf29ce484222325), s->now) >> 32) % count : 0;
+}
+
 bool backup_schedule_next(struct backup_schedule *s, struct command_task *ret_command)
 {
-    while (s->next < state_count(s->state, object_kind_VM)) {
-        const struct record *vm = state_at(s->state, object_kind_VM, s->next++);
+    size_t count = state_count(s->state, object_kind_VM), first = first_vm(s);
+    while (s->next < count) {
+        const struct record *vm = state_at(s->state, object_kind_VM, (first + s->next++) % count);
         const struct record *policy = policy_of(s->state, vm->vm);
         if (policy == NULL || policy->backup_policy->paused || !may_begin(vm) || !is_due(s, policy->backup_policy, vm->vm))
             continue;
@@ -243,9 +256,7 @@ static const struct record *boot_due(const struct backup_schedule *s, const stru
 
 bool backup_schedule_boot(struct backup_schedule *s, struct command_task *ret_command)
 {
-    size_t count = state_count(s->state, object_kind_VM);
-    /* from another VM on each tick: one that no host has room for ends this one's look, and is not to end each */
-    size_t first = count > 0 ? (hash_add(UINT64_C(0xcbf29ce484222325), s->now) >> 32) % count : 0;
+    size_t count = state_count(s->state, object_kind_VM), first = first_vm(s);
     while (s->next_boot < count) {
         const struct record *vm = state_at(s->state, object_kind_VM, (first + s->next_boot++) % count);
         const struct record *policy = policy_of(s->state, vm->vm);

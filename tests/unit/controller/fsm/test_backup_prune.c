@@ -3,6 +3,7 @@
 #include "tests/unit/controller/fsm_fixture.h"
 
 #include "controller/fsm/time_text.h"
+#include "controller/reconcile/backup_schedule.h"
 
 #define ID(n) "00000000-0000-4000-8000-00000000000" n
 #define DAY_MS (UINT64_C(24) * 3600 * 1000)
@@ -376,6 +377,41 @@ static void schedules_go_on_when_the_clock_is_put_back(void **test)
     would_go(f, "{\"keep_last\":1}", last + 35, 2);
 }
 
+/* Some that are refused each time they are proposed keep nobody else from his turn; one with a volume that is being detached has none. */
+static void each_has_its_turn(void **test)
+{
+    enum { VMS = 9, TICKS = 60 };
+    struct fixture *f = *test;
+    bool seen[VMS] = {false};
+    char body[200];
+    for (unsigned i = 0; i < VMS; i++) {
+        char name[] = {'w', (char)('0' + i), '\0'};
+        snprintf(body, sizeof body, "{\"name\":\"%s\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":16777216,\"labels\":{\"backup-policy\":\"q\"},"
+                 "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]}", name);
+        fixture_must(f, ROUTE_ID_vm_create, NULL, body);
+        tick(f);
+        fixture_vm_is(f, name, vm_state_RUNNING);
+    }
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL, "{\"name\":\"q\",\"store\":\"nas\",\"every_s\":3600}");
+    struct vm_disk *leaving = fixture_get(f, object_kind_VM, "w8")->vm->disks.items;
+    OBJECT_SET(vm_disk, leaving, leaving, true);
+    for (unsigned i = 0; i < TICKS; i++) {
+        struct backup_schedule schedule;
+        struct command_task command = {0};
+        f->now_ms += 1000;
+        backup_schedule_init(&schedule, f->state, fixture_now(f));
+        for (unsigned k = 0; k < BACKUP_SCHEDULE_TICK_MAX && backup_schedule_next(&schedule, &command); k++) {
+            seen[command.operation.target_name[1] - '0'] = true;
+            OBJECT_CLEAR(command_task, &command);
+        }
+        backup_schedule_finish(&schedule);
+    }
+    for (unsigned i = 0; i + 1 < VMS; i++)
+        if (!seen[i])
+            fail_msg("w%u had none", i);
+    assert_false(seen[VMS - 1]);
+}
+
 /* Policies name stores, and VMs policies, by name: what would end backups without a word is refused. */
 static void names_that_backups_hang_on(void **test)
 {
@@ -622,6 +658,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(rules_by_themselves, setup, teardown),
         cmocka_unit_test_setup_teardown(schedules_go_on_when_the_clock_is_put_back, setup, teardown),
         cmocka_unit_test_setup_teardown(names_that_backups_hang_on, setup, teardown),
+        cmocka_unit_test_setup_teardown(each_has_its_turn, setup, teardown),
         cmocka_unit_test_setup_teardown(rules_without_work, setup, teardown),
         cmocka_unit_test_setup_teardown(not_before_its_first_start, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_not_removed, setup, teardown),
