@@ -1371,13 +1371,18 @@ static bool wants_to_run(const struct local_vm *vm)
     return wants_to_run_here(vm) && !vm->context->down;
 }
 
-/* Else all its disks are volumes, or begin empty: the image only says how it boots. */
-static bool has_image_disk(const struct vm_order *order)
+/* Is a disk to be made of the image's? Else all are volumes, begin empty, or have been made: then the image only says how it boots, and a
+ * VM whose host was lost does not wait for a copy that nobody may have any more. */
+static bool needs_image_disk(const struct local_vm *vm)
 {
+    const struct vm_order *order = &vm->file.order;
     const struct vm_disk *disks = order->disks.items;
-    for (size_t i = 0; i < order->disks.count; i++)
-        if (disks[i].image)
+    bool arrives = vm->file.arriving != NULL && !vm->owned, own = vm->file.disks_made && !vm->file.disks_partial;
+    for (size_t i = 0; i < order->disks.count; i++) {
+        bool made = own || (disks[i].pool != NULL ? order->disks_made : OBJECT_HAS(vm_order, order, replica) && vm_files_disk_moves(&disks[i]));
+        if (disks[i].image && (arrives || !made))
             return true;
+    }
     return false;
 }
 
@@ -1391,7 +1396,7 @@ static void vm_prepare(struct local_vm *vm)
     for (size_t i = 0; i < ARRAY_SIZE(images); i++) {
         char path[IMAGE_CACHE_PATH_BYTES_MAX];
         struct error err = {.code = 0};
-        if (images[i]->sha256 == NULL || (images[i] == &order->disk && !has_image_disk(order)) ||
+        if (images[i]->sha256 == NULL || (images[i] == &order->disk && !needs_image_disk(vm)) ||
             image_cache_find(vm->context->images, images[i], path, sizeof(path)) == 0)
             continue;
         vm_progress(vm, steps[i]);

@@ -90,6 +90,11 @@ def test_a_vm_goes_elsewhere_with_its_disk(make_cluster):
     old = agent_of(cluster, 'web')
     wait_writes(old, vm_id, 2 * BLOCKS)
     before = flushed(cluster, vm_id, 'web')
+    # its disk is made: nobody needs the image that it began as, and nobody has it any more
+    (cluster.bed.directory / 'disk.img').unlink()
+    sha256 = cluster.api('GET', '/v1/images/ticker')[2]['disk']['sha256']
+    for agent in cluster.agents:
+        (agent.directory / 'images' / sha256).unlink(missing_ok=True)
     begin = time.monotonic()
     old.host.power_off()
     found = taken_over(cluster, vm_id, old, before)
