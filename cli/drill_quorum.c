@@ -267,6 +267,9 @@ int drill_run_quorum_loss(struct drill *d, struct error *err)
 {
     const json_t *c;
     size_t i;
+    /* Who asked has had time to think: what the others have and it has not would be lost for good. */
+    if (!drill_leads(d, d->leader))
+        return error_set(err, -EAGAIN, ERROR_CONFLICT, "controller %s does not lead any more; begin the drill anew", d->leader);
     int rc = lose_others(d, err);
     if (rc < 0)
         return rc;

@@ -106,6 +106,17 @@ static void fill_arguments(struct deciding *d, const struct record *vm, const st
     }
 }
 
+/* It goes back disk by disk: some would be of one moment, and some of another. */
+static int not_while_reverted(struct deciding *d, const struct vm *vm)
+{
+    for (size_t i = 0; i < state_count(d->state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(d->state, object_kind_SNAPSHOT, i)->snapshot;
+        if (snapshot->state == snapshot_state_REVERTING && snapshot->vm != NULL && strcmp(snapshot->vm, vm->id) == 0)
+            return error_set(d->err, -EBUSY, ERROR_CONFLICT, "VM '%s' goes back to snapshot '%s'; wait for that", vm->name, snapshot->name);
+    }
+    return 0;
+}
+
 int decide_backup_create(struct deciding *d, const char *vm_id, size_t vm_length, const struct backup *body)
 {
     struct command_task command = {0};
@@ -115,6 +126,9 @@ int decide_backup_create(struct deciding *d, const char *vm_id, size_t vm_length
     const struct record *store = vm != NULL ? store_choose(d, body != NULL ? body->store : NULL) : NULL;
     if (store == NULL)
         return -ENOENT;
+    int rc = not_while_reverted(d, vm->vm);
+    if (rc < 0)
+        return rc;
     decide_uuid(d, id);
     if (body != NULL && body->name != NULL)
         snprintf(name, sizeof name, "%s", body->name);

@@ -35,6 +35,18 @@ static void fill_operation(struct command_task *command, enum operation_kind kin
     object_mark(&task_desc, &operation->task, "snapshot");
 }
 
+/* A restore writes beside the disks for as long as it takes, and puts what it has in their place: with it would go what was made of them
+ * since it began. (Apply looks at restores that begin where there is a snapshot; this is for the leader to decide.) */
+static int not_while_restored(struct deciding *d, const struct record *vm)
+{
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
+        const struct operation *other = vm->of_vm.operations.items[i]->operation;
+        if (operation_has_task(other) && other->task.kind == task_kind_BACKUP_RESTORE)
+            return error_set(d->err, -EBUSY, ERROR_CONFLICT, "VM '%s' is being restored (%s); wait for that", vm->common->name, other->target_name);
+    }
+    return 0;
+}
+
 /* @volume (NULL: none), of the VM that has it, or of nobody; else of @vm. */
 static int begin(struct deciding *d, const struct record *vm, const struct volume *volume, struct command_task *command)
 {
@@ -46,11 +58,13 @@ static int begin(struct deciding *d, const struct record *vm, const struct volum
         vm = state_get(d->state, object_kind_VM, volume->vm);
     }
     const char *worker = volume != NULL && vm == NULL ? volume_worker(d->state, volume) : NULL;
-    if (vm != NULL)
+    if (vm != NULL && task->kind != task_kind_SNAPSHOT_DELETE)
+        rc = not_while_restored(d, vm);
+    if (rc == 0 && vm != NULL)
         rc = decide_task_of_vm(d, vm, task);
-    else if (worker != NULL)
+    else if (rc == 0 && worker != NULL)
         OBJECT_TEXT(task, task, host, worker);
-    else
+    else if (rc == 0)
         rc = error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "no host that is up has pool '%s' of volume '%s' now", volume->pool, volume->name);
     if (rc == 0)
         return decide_task(d, command);

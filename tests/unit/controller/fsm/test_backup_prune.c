@@ -430,6 +430,36 @@ static void names_that_backups_hang_on(void **test)
     fixture_must(f, ROUTE_ID_backup_policy_update, "p", "{\"name\":\"q\"}");
 }
 
+/* Snapshots and restores of a VM, and backups and reverts, keep away from each other, whichever begins first. */
+static void snapshots_beside_restores(void **test)
+{
+    struct fixture *f = *test;
+    struct node_report report;
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"d\",\"image\":\"tiny\",\"vcpus\":1,\"memory_bytes\":16777216,"
+                                              "\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]}");
+    tick(f);
+    fixture_vm_is(f, "d", vm_state_RUNNING);
+    backups_add(f, fixture_vm(f, "d")->id, 1, 1);
+    fixture_must(f, ROUTE_ID_vm_stop, "d", NULL);
+    fixture_vm_is(f, "d", vm_state_STOPPED);
+    fixture_must(f, ROUTE_ID_backup_restore, ID("1"), "{}");
+    char restore[STATE_ID_BYTES];
+    strcpy(restore, f->decision.operation_id);
+    refused(f, ROUTE_ID_snapshot_create, "d", "{\"name\":\"s\"}", "VM 'd' is being restored");
+    seen_begin(f, &report, restore, operation_state_SUCCEEDED);
+    fixture_send(f, &report);
+    fixture_must(f, ROUTE_ID_snapshot_create, "d", "{\"name\":\"s\"}");
+    seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
+    fixture_send(f, &report);
+    fixture_must(f, ROUTE_ID_snapshot_revert, "s", NULL);
+    char revert[STATE_ID_BYTES];
+    strcpy(revert, f->decision.operation_id);
+    refused(f, ROUTE_ID_backup_create, "d", "{\"store\":\"nas\"}", "goes back to snapshot 's'");
+    seen_begin(f, &report, revert, operation_state_SUCCEEDED);
+    fixture_send(f, &report);
+    fixture_must(f, ROUTE_ID_backup_create, "d", "{\"store\":\"nas\"}");
+}
+
 /* Rules that let nothing go leave nothing to do behind. */
 static void rules_without_work(void **test)
 {
@@ -659,6 +689,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(schedules_go_on_when_the_clock_is_put_back, setup, teardown),
         cmocka_unit_test_setup_teardown(names_that_backups_hang_on, setup, teardown),
         cmocka_unit_test_setup_teardown(each_has_its_turn, setup, teardown),
+        cmocka_unit_test_setup_teardown(snapshots_beside_restores, setup, teardown),
         cmocka_unit_test_setup_teardown(rules_without_work, setup, teardown),
         cmocka_unit_test_setup_teardown(not_before_its_first_start, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_not_removed, setup, teardown),
