@@ -86,6 +86,13 @@ int block_read_likely(struct block *b, const struct block_request *request)
     return code;
 }
 
+void block_will_read(struct block *b, uint64_t offset, uint64_t size)
+{
+    bool within = offset <= b->size_bytes && size <= b->size_bytes - offset;
+    if (b->ops->will_read != NULL && within && size > 0)
+        b->ops->will_read(b, offset, size);
+}
+
 void block_complete(struct block *b, struct block_request *request)
 {
     ASSERT(b->in_flight > 0);

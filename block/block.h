@@ -64,6 +64,9 @@ struct block_ops {
     /* Carry @request, a READ checked by block_read_at_hand, out here and now, where its data is in memory and nothing is waited
      * for: 0, and `done` is not called. -EAGAIN: it is not, and was not touched but for its buffers. NULL: never. */
     int (*read_at_hand)(struct block *, const struct block_request *);
+    /* [@offset, @offset + @size), which is within the disk, is likely to be read soon: have it brought into memory, if that is
+     * to be had without a wait. Whether it comes is not told. A drain waits for it, too. NULL: no use for it. */
+    void (*will_read)(struct block *, uint64_t offset, uint64_t size);
     /* Return when no request is in flight; `done` of those that were has been called from here. The I/O loop need not
      * run meanwhile. With the device lock held. */
     void (*drain)(struct block *);
@@ -110,6 +113,8 @@ int block_read_at_hand(struct block *b, const struct block_request *request);
 /* The same, for those who ask of each read before they submit it: as long as nothing is found at hand, all but one of
  * BLOCK_UNTRIED_MAX reads are not looked for (-EAGAIN), or a disk that is not in memory would begin each of them twice. */
 int block_read_likely(struct block *b, const struct block_request *request);
+/* As ops->will_read; nothing where [@offset, @offset + @size) is not within the disk. */
+void block_will_read(struct block *b, uint64_t offset, uint64_t size);
 /* For drivers: call request->done, on the I/O thread or within drain. */
 void block_complete(struct block *b, struct block_request *request);
 /* The part [@skip, @skip + @size) of @count segments, into @to, which has room for as many; returns how many it took. */

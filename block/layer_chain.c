@@ -393,6 +393,24 @@ static uint64_t stretch_next(const struct layer_chain *c, uint64_t at, uint64_t 
     return stop;
 }
 
+/* @r is being read: ask for what follows. The stretch that it ends in is one file's, and left to the kernel, which sees that
+ * being read in order; and so a disk of one layer has no use for any of this. */
+static void next_ask(struct layer_chain *c, const struct block_request *r, bool waits)
+{
+    uint64_t last = (r->offset + r->size - 1) / LAYER_CLUSTER_BYTES, at, end, stop, there;
+    uint8_t owner;
+    if (c->count < 2 || c->draining || !read_ahead_next(&c->ahead, r->offset, r->size, waits, c->block.size_bytes, &at, &end))
+        return;
+    stop = stretch_next(c, last * LAYER_CLUSTER_BYTES, end, &owner, &there);
+    block_plug(&c->block);
+    for (at = MAX(at, stop); at < end; at = stop) {
+        stop = stretch_next(c, at, end, &owner, &there);
+        if (there > at && !c->layers[owner - 1]->is_source)
+            block_will_read(c->layers[owner - 1]->data, at, there - at);
+    }
+    block_unplug(&c->block);
+}
+
 static void read_submit(struct chain_op *op)
 {
     struct layer_chain *c = op->chain;
@@ -431,6 +449,8 @@ static int chain_read_at_hand(struct block *b, const struct block_request *r)
         }
         code = block_read_at_hand(c->layers[owner - 1]->data, &piece);
     }
+    if (code == 0)
+        next_ask(c, r, false);
     return code;
 }
 
@@ -611,6 +631,8 @@ static int chain_submit(struct block *b, struct block_request *request)
         op_begin(op);
     else
         list_append(&c->waiting, &op->link);
+    if (request->op == BLOCK_READ)
+        next_ask(c, request, true);
     return 0;
 }
 

@@ -4,6 +4,7 @@
  * read costs the same however many layers there are. Requests and what becomes of them:
  *
  *   READ                               pieces, one for each stretch of one layer; one piece: the caller's own buffers
+ *                                      and what will be read next is asked for, where that is in other layers (read_ahead.h)
  *   WRITE where the top has data,      straight to the top's data file; at its end the clusters are the top's
  *         or nobody has (a hole)
  *   WRITE of part of a cluster that    copy on write: the cluster is read from below, changed in memory and written
@@ -29,6 +30,7 @@
 #define BLOCK_LAYER_CHAIN_H
 
 #include "block/layer.h"
+#include "block/read_ahead.h"
 
 enum { LAYER_CHAIN_MAX = 128, LAYER_CHAIN_HOT_MAX = 64 };
 
@@ -46,6 +48,7 @@ struct layer_chain {
     struct list waiting;       /* struct chain_op: touch one of these */
     struct list ended;         /* struct chain_op: within submit */
     struct layer_merge *merge; /* the one under way; NULL: none */
+    struct read_ahead ahead;
     bool draining;             /* no new pieces of a merge */
     unsigned misses;           /* pieces that wait for the source of a disk that is not whole */
     unsigned hot_count;

@@ -92,7 +92,8 @@ static void completions_rung(void *arg, uint32_t events UNUSED)
 }
 
 /* What block_file_uring.c asks for. */
-static const uint8_t operations[] = {IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE};
+static const uint8_t operations[] = {IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE,
+                                     IORING_OP_FADVISE};
 
 static bool operations_known(struct uring *u)
 {

@@ -7,7 +7,7 @@
  *              memory at a submission: tried again 1 ms later. An entry is never lost: the ring is flushed when full,
  *              and the kernel keeps completions that do not fit.
  *
- * The ring takes reads, writes, syncs and allocations only: the sandbox (sandbox.h) cannot look into it.
+ * The ring takes reads, writes, syncs, allocations and advice on what will be read only: the sandbox (sandbox.h) cannot look into it.
  *
  * The kernel cancels what a thread has under way when that thread ends (-ECANCELED): callers start such an operation
  * again. Threads: all with the device lock held, from any thread. */

@@ -33,6 +33,14 @@ static int file_read_at_hand(struct block *b, const struct block_request *r)
     return n >= 0 && (uint64_t)n == r->size ? 0 : -EAGAIN; /* an error is met again, and told, by who submits it */
 }
 
+/* Past the page cache there is nowhere to bring it to. */
+static void file_will_read(struct block *b, uint64_t offset, uint64_t size)
+{
+    struct block_file *f = of_block(b);
+    if (f->direct_align == 0 && f->engine->will_read != NULL && block_may_submit(b))
+        f->engine->will_read(f, offset, size);
+}
+
 static void file_drain(struct block *b)
 {
     of_block(b)->engine->drain(of_block(b));
@@ -194,6 +202,7 @@ static void file_share(struct block *b)
 
 static const struct block_ops file_ops = {.submit = file_submit,
                                           .read_at_hand = file_read_at_hand,
+                                          .will_read = file_will_read,
                                           .drain = file_drain,
                                           .plug = file_plug,
                                           .own = file_own,

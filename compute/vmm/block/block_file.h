@@ -19,6 +19,8 @@
 enum {
     BLOCK_FILE_THREADS = 4,         /* system calls at once on one disk, without io_uring */
     BLOCK_FILE_IN_FLIGHT_MAX = 128, /* the kernel's at once on one disk, with it */
+    BLOCK_FILE_HINTS_MAX = 32,      /* of them what is read ahead, besides */
+    BLOCK_FILE_HINT_BYTES = 131072, /* in one call, of which a kernel takes no more than a disk's read_ahead_kb: that is the default */
 };
 
 struct block_file_options {

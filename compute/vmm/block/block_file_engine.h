@@ -13,6 +13,8 @@ struct block_file_engine {
     /* Get ready to work on f->fd; sets f->engine_state. */
     int (*start)(struct block_file *f, struct error *err);
     void (*submit)(struct block_file *f, struct block_request *request);
+    /* Have it brought into the page cache (block.h); NULL: it cannot without a wait. */
+    void (*will_read)(struct block_file *f, uint64_t offset, uint64_t size);
     /* Return when nothing is in flight (block.h). */
     void (*drain)(struct block_file *f);
     /* Gather (true) or let go (false) what is submitted in between; NULL: no use for it. */

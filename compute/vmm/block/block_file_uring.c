@@ -3,6 +3,8 @@
  * Happy path:  submit takes a free slot -> may_submit is asked -> an entry in the machine's ring (uring.h) -> its
  *              completion goes to block_file_io.c, which ends the request or asks may_submit, and for one more call.
  *              No slot free: the request waits, and goes first when one is.
+ *              What will be read is asked for with IORING_OP_FADVISE, which the kernel carries out on a thread of its own;
+ *              where BLOCK_FILE_HINTS_MAX are under way the rest is left out.
  * Failures:    without the right to the disk (may_submit) a request ends with -EAGAIN; before its first call from a timer
  * that fires at once, for done must not come from within submit.
  *
@@ -12,6 +14,7 @@
 #include "compute/vmm/block/block_file_io.h"
 
 #include <errno.h>
+#include <fcntl.h>
 
 struct slot {
     struct uring_op op;
@@ -21,6 +24,12 @@ struct slot {
     struct block_file_call call;
 };
 
+struct hint {
+    struct uring_op op;
+    struct list link; /* in hints_free */
+    struct file_ring *owner;
+};
+
 struct file_ring {
     struct block_file *file;
     struct list free;     /* struct slot */
@@ -28,6 +37,9 @@ struct file_ring {
     struct list refused;  /* struct block_request: ended without a call, to be told */
     struct io_timer tell; /* armed while `refused` has something */
     struct slot slots[BLOCK_FILE_IN_FLIGHT_MAX];
+    unsigned hinting;        /* under way */
+    struct list hints_free;  /* struct hint */
+    struct hint hints[BLOCK_FILE_HINTS_MAX];
 };
 
 static void call_submit(struct slot *s)
@@ -118,6 +130,28 @@ static void ring_submit(struct block_file *f, struct block_request *request)
     waiting_begin(r);
 }
 
+static void hint_done(struct uring_op *op, int result UNUSED)
+{
+    struct hint *h = CONTAINER_OF(op, struct hint, op);
+    h->owner->hinting--;
+    list_append(&h->owner->hints_free, &h->link);
+}
+
+static void ring_will_read(struct block_file *f, uint64_t offset, uint64_t size)
+{
+    struct file_ring *r = f->engine_state;
+    for (uint64_t at = offset; at < offset + size && !list_empty(&r->hints_free); at += BLOCK_FILE_HINT_BYTES) {
+        struct hint *h = LIST_ENTRY(r->hints_free.next, struct hint, link);
+        uint64_t piece = MIN(offset + size - at, (uint64_t)BLOCK_FILE_HINT_BYTES);
+        struct io_uring_sqe *e = uring_entry(f->uring, &h->op);
+        list_remove(&h->link);
+        r->hinting++;
+        io_uring_prep_fadvise(e, f->fd, at, (off_t)piece, POSIX_FADV_WILLNEED);
+        io_uring_sqe_set_data(e, &h->op);
+        uring_submit(f->uring);
+    }
+}
+
 static void ring_plug(struct block_file *f, bool plugged)
 {
     if (plugged)
@@ -129,9 +163,9 @@ static void ring_plug(struct block_file *f, bool plugged)
 static void ring_drain(struct block_file *f)
 {
     struct file_ring *r = f->engine_state;
-    while (f->block.in_flight > 0) {
+    while (f->block.in_flight > 0 || r->hinting > 0) {
         refused_tell(r);
-        if (f->block.in_flight > 0 && list_empty(&r->refused))
+        if ((f->block.in_flight > 0 || r->hinting > 0) && list_empty(&r->refused))
             uring_wait(f->uring);
     }
     io_timer_cancel(&r->tell);
@@ -140,7 +174,7 @@ static void ring_drain(struct block_file *f)
 static void ring_stop(struct block_file *f)
 {
     struct file_ring *r = f->engine_state;
-    ASSERT(list_empty(&r->waiting) && list_empty(&r->refused));
+    ASSERT(list_empty(&r->waiting) && list_empty(&r->refused) && r->hinting == 0);
     io_timer_cancel(&r->tell);
     free(r);
 }
@@ -158,8 +192,13 @@ static int ring_start(struct block_file *f, struct error *err UNUSED)
         r->slots[i] = (struct slot){.op.done = call_done, .owner = r};
         list_append(&r->free, &r->slots[i].link);
     }
+    list_init(&r->hints_free);
+    for (unsigned i = 0; i < BLOCK_FILE_HINTS_MAX; i++) {
+        r->hints[i] = (struct hint){.op.done = hint_done, .owner = r};
+        list_append(&r->hints_free, &r->hints[i].link);
+    }
     return 0;
 }
 
 const struct block_file_engine block_file_uring = {
-    .start = ring_start, .submit = ring_submit, .drain = ring_drain, .plug = ring_plug, .stop = ring_stop};
+    .start = ring_start, .submit = ring_submit, .will_read = ring_will_read, .drain = ring_drain, .plug = ring_plug, .stop = ring_stop};

@@ -49,6 +49,9 @@ struct power_pool {
     bool dead;
     bool all_at_hand; /* else each second page at a time */
     bool unlocked; /* files are opened whoever has them */
+    /* Told of what is said to be read next, of @b; NULL: nobody. */
+    void (*will_read)(void *arg, const struct block *b, uint64_t offset, uint64_t size);
+    void *will_read_arg;
 };
 
 struct power_block {
@@ -348,6 +351,13 @@ static inline int power_read_at_hand(struct block *b, const struct block_request
     return 0;
 }
 
+static inline void power_will_read(struct block *b, uint64_t offset, uint64_t size)
+{
+    struct power_pool *p = CONTAINER_OF(b, struct power_block, block)->pool;
+    if (p->will_read != NULL)
+        p->will_read(p->will_read_arg, b, offset, size);
+}
+
 static inline void power_drain(struct block *b)
 {
     while (b->in_flight > 0)
@@ -399,6 +409,7 @@ static inline struct block *block_of_file(struct power_pool *p, struct power_fil
 {
     static const struct block_ops ops = {.submit = power_submit,
                                          .read_at_hand = power_read_at_hand,
+                                         .will_read = power_will_read,
                                          .drain = power_drain,
                                          .close = power_close,
                                          .grow = power_grow,

@@ -9,9 +9,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -368,6 +370,64 @@ static void past_the_cache_nothing_is_at_hand(void **state UNUSED)
     bench_destroy(b);
 }
 
+/* Whether all of [@offset, @offset + @size) of the file is in the page cache. */
+static bool is_cached(struct bench *b, uint64_t offset, size_t size)
+{
+    unsigned char pages[64];
+    void *at = mmap(NULL, size, PROT_READ, MAP_SHARED, b->fd, (off_t)offset);
+    bool all = at != MAP_FAILED && size <= sizeof pages * 4096 && mincore(at, size, pages) == 0;
+    for (size_t i = 0; i < size / 4096 && all; i++)
+        all = pages[i] & 1;
+    munmap(at, size);
+    return all;
+}
+
+/* Only through the page cache, with the right to the file, and as much as there is room for. A drain waits for it, and then the
+ * kernel has begun to read. */
+static void what_is_said_to_be_read_next_is_cached(void **state UNUSED)
+{
+    enum { BYTES = 48 * 4096, AT = 1 << 20, REFUSED = 2 << 20, TRIES = 10000 };
+    struct bench *b = bench_create(true, false);
+    unsigned calls_left = 0, tries = 0;
+    memset(b->model, 1, DISK_BYTES);
+    assert_int_equal(pwrite(b->fd, b->model, DISK_BYTES, 0), DISK_BYTES);
+    if (fsync(b->fd) < 0 || posix_fadvise(b->fd, 0, 0, POSIX_FADV_DONTNEED) != 0 || is_cached(b, AT, BYTES)) {
+        bench_destroy(b);
+        print_message("skipped: this file system keeps all in memory\n");
+        skip();
+    }
+    pthread_mutex_lock(&b->lock);
+    b->block->may_submit = may_submit;
+    b->block->may_submit_arg = &calls_left;
+    block_will_read(b->block, REFUSED, BYTES);
+    b->block->may_submit = NULL;
+    block_will_read(b->block, REFUSED, DISK_BYTES);
+    block_will_read(b->block, AT, BYTES);
+    block_drain(b->block);
+    pthread_mutex_unlock(&b->lock);
+    while (!is_cached(b, AT, BYTES) && tries++ < TRIES)
+        poll(NULL, 0, 1);
+    assert_true(tries < TRIES);
+    assert_false(is_cached(b, REFUSED, 4096));
+    pthread_mutex_lock(&b->lock);
+    for (unsigned i = 0; i < 3 * BLOCK_FILE_HINTS_MAX; i++) /* more than there is room for, and closed with them */
+        block_will_read(b->block, 0, DISK_BYTES);
+    pthread_mutex_unlock(&b->lock);
+    bench_destroy(b);
+}
+
+static void past_the_cache_nothing_is_read_ahead(void **state UNUSED)
+{
+    struct bench *b = bench_create(true, true);
+    pthread_mutex_lock(&b->lock);
+    posix_fadvise(b->fd, 0, 0, POSIX_FADV_DONTNEED);
+    block_will_read(b->block, 0, DISK_BYTES);
+    block_drain(b->block);
+    pthread_mutex_unlock(&b->lock);
+    assert_false(is_cached(b, 0, 4096));
+    bench_destroy(b);
+}
+
 /* A block whose reads are at hand or not, as it is told. */
 struct memory {
     struct block block;
@@ -506,6 +566,8 @@ int main(void)
         cmocka_unit_test(uring_asks_before_each_call),
         cmocka_unit_test(what_is_cached_is_at_hand),
         cmocka_unit_test(past_the_cache_nothing_is_at_hand),
+        cmocka_unit_test(what_is_said_to_be_read_next_is_cached),
+        cmocka_unit_test(past_the_cache_nothing_is_read_ahead),
         cmocka_unit_test(misses_make_tries_rare),
         cmocka_unit_test(holes_give_space_back),
         cmocka_unit_test(a_closed_disk_is_free_at_once),
