@@ -1,9 +1,12 @@
 /* What layers cost: random and sequential I/O of the VMM's disk drivers on one file, without a guest.
  *
- *     bench_block [--directory DIR] [--seconds N] [--direct] [--submit] [--rows WORDS]
+ *     bench_block [--directory DIR] [--seconds N] [--direct] [--submit] [--rows WORDS] [--depth N]
  *
  * Reads are made as the device makes them (compute/vmm/devices/blk): what is at hand is read there and then, the rest
- * is submitted; --submit: all are. --rows: those alone that have WORDS in their name.
+ * is submitted; --submit: all are. --rows: those alone that have WORDS in their name. --depth: requests at once (16).
+ *
+ * Cold rows: nothing of the files is in the page cache when a slice begins (POSIX_FADV_DONTNEED, of these files alone), and two
+ * requests are made at once, as a guest's reading ahead does.
  *
  * raw: a plain file. layer: the top has all. deep: 64 layers, each with a 64th of the clusters, scattered. clone: the
  * top is new above an image, so that each first write copies a cluster. What is compared takes turns in slices of
@@ -19,7 +22,7 @@
 #include "common/file.h"
 #include "compute/vmm/block/block_layers.h"
 
-enum { QUEUE_DEPTH = 16, DEEP = 64, SLICES = 20 };
+enum { QUEUE_DEPTH = 16, COLD_DEPTH = 2, DEEP = 64, SLICES = 20 };
 #define DISK_BYTES (UINT64_C(512) << 20)
 
 struct bench {
@@ -29,8 +32,11 @@ struct bench {
     char folder[256];
     double seconds;
     bool direct, submit;
+    unsigned depth;
     const char *rows;
 };
+
+enum row_kind { ROW_SEQUENTIAL, ROW_RANDOM, ROW_COLD /* sequential */ };
 
 struct flight {
     struct block *block;
@@ -105,13 +111,13 @@ static void idle_begin(struct bench *b, struct flight *f)
 }
 
 /* Requests a second, and CPU microseconds for each, in slice @number: other slices go to other places. */
-static double measure(struct bench *b, struct block *block, enum block_op op, size_t size, bool is_random, unsigned number,
+static double measure(struct bench *b, struct block *block, enum block_op op, size_t size, enum row_kind kind, unsigned number,
                       double *ret_cpu_us)
 {
     struct flight f = {.block = block,
                        .op = op,
                        .size = size,
-                       .is_random = is_random,
+                       .is_random = kind == ROW_RANDOM,
                        .submit = b->submit,
                        .next = number * DISK_BYTES / SLICES / size,
                        .random = 88172645463325252ull + number};
@@ -121,7 +127,7 @@ static double measure(struct bench *b, struct block *block, enum block_op op, si
         o->iovec = (struct iovec){aligned_alloc(4096, size), size};
         memset(o->iovec.iov_base, (int)i + 1, size);
         o->request = (struct block_request){.op = op, .size = size, .iovecs = &o->iovec, .iovec_count = 1, .done = op_done};
-        o->is_idle = true;
+        o->is_idle = i < (kind == ROW_COLD ? MIN(b->depth, (unsigned)COLD_DEPTH) : b->depth);
     }
     double begin = seconds_of(CLOCK_MONOTONIC), cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID), end = begin + b->seconds / SLICES;
     idle_begin(b, &f);
@@ -199,8 +205,20 @@ static void warm(struct bench *b, struct block *block)
     free(memory);
 }
 
+/* Nothing of @chain's files is in the page cache. */
+static void cool(struct bench *b, const struct layer_chain *chain)
+{
+    for (unsigned i = 0; i < chain->count; i++) {
+        CLEANUP_FREE char *path = xasprintf("%s/%s.raw", b->folder, chain->layers[i]->name);
+        CLEANUP_FD int fd = open(path, O_RDWR | O_CLOEXEC);
+        if (fd < 0 || fdatasync(fd) < 0 || posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) != 0)
+            die(path, -errno);
+    }
+}
+
+/* @chains: of cold rows, of which @blocks are. */
 static void report(struct bench *b, const char *what, const char *names[2], struct block *blocks[2], enum block_op op,
-                   size_t size, bool is_random)
+                   size_t size, enum row_kind kind, const struct layer_chain *const chains[2])
 {
     double best[2] = {0}, cpu[2] = {0};
     if (b->rows != NULL && strstr(what, b->rows) == NULL)
@@ -208,9 +226,11 @@ static void report(struct bench *b, const char *what, const char *names[2], stru
     for (unsigned try = 0; try < SLICES; try++)
         for (unsigned i = 0; i < 2; i++) {
             double cpu_us, rate;
-            if (op == BLOCK_READ && try % (SLICES / 4) == 0)
+            if (kind == ROW_COLD)
+                cool(b, chains[i]);
+            else if (op == BLOCK_READ && try % (SLICES / 4) == 0)
                 warm(b, blocks[i]);
-            rate = measure(b, blocks[i], op, size, is_random, try, &cpu_us);
+            rate = measure(b, blocks[i], op, size, kind, try, &cpu_us);
             cpu[i] = rate > best[i] ? cpu_us : cpu[i];
             best[i] = MAX(best[i], rate);
         }
@@ -272,14 +292,25 @@ static struct block *bare_open(struct bench *b, struct block *layers)
     return &bare->block;
 }
 
+static void cold_rows(struct bench *b, const char *const words[3], const char *names[2], struct block *blocks[2],
+                      const struct layer_chain *const chains[2])
+{
+    static const size_t sizes[] = {1 << 16, 1 << 17, 1 << 20};
+    for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++)
+        report(b, words[i], names, blocks, BLOCK_READ, sizes[i], ROW_COLD, chains);
+}
+
 static void run_bare(struct bench *b, struct block *layer, struct block *deep)
 {
+    const struct layer_chain *chains[] = {block_layers_disk(layer)->chain, block_layers_disk(deep)->chain};
+    static const char *const cold[] = {"bare cold 64 KiB", "bare cold 128 KiB", "bare cold 1 MiB"};
     struct block *files[] = {bare_open(b, layer), bare_open(b, deep)};
     const char *names[] = {"1 file", "64 files"};
-    report(b, "bare random read 4 KiB", names, files, BLOCK_READ, 4096, true);
-    report(b, "bare random read 64 KiB", names, files, BLOCK_READ, 1 << 16, true);
-    report(b, "bare sequential 64 KiB", names, files, BLOCK_READ, 1 << 16, false);
-    report(b, "bare sequential 1 MiB", names, files, BLOCK_READ, 1 << 20, false);
+    report(b, "bare random read 4 KiB", names, files, BLOCK_READ, 4096, ROW_RANDOM, NULL);
+    report(b, "bare random read 64 KiB", names, files, BLOCK_READ, 1 << 16, ROW_RANDOM, NULL);
+    report(b, "bare sequential 64 KiB", names, files, BLOCK_READ, 1 << 16, ROW_SEQUENTIAL, NULL);
+    report(b, "bare sequential 1 MiB", names, files, BLOCK_READ, 1 << 20, ROW_SEQUENTIAL, NULL);
+    cold_rows(b, cold, names, files, chains);
     block_close(files[0]);
     block_close(files[1]);
 }
@@ -298,14 +329,19 @@ static void run(struct bench *b)
     }
     struct block *one[] = {raw, layer}, *many[] = {layer, deep};
     const char *one_names[] = {"raw", "1 layer"}, *many_names[] = {"1 layer", "64 layers"};
-    report(b, "random read 4 KiB", one_names, one, BLOCK_READ, 4096, true);
-    report(b, "random write 4 KiB", one_names, one, BLOCK_WRITE, 4096, true);
-    report(b, "sequential read 1 MiB", one_names, one, BLOCK_READ, 1 << 20, false);
-    report(b, "sequential write 1 MiB", one_names, one, BLOCK_WRITE, 1 << 20, false);
-    report(b, "random read 4 KiB", many_names, many, BLOCK_READ, 4096, true);
-    report(b, "random read 64 KiB", many_names, many, BLOCK_READ, 1 << 16, true);
-    report(b, "sequential read 64 KiB", many_names, many, BLOCK_READ, 1 << 16, false);
-    report(b, "sequential read 1 MiB", many_names, many, BLOCK_READ, 1 << 20, false);
+    report(b, "random read 4 KiB", one_names, one, BLOCK_READ, 4096, ROW_RANDOM, NULL);
+    report(b, "random write 4 KiB", one_names, one, BLOCK_WRITE, 4096, ROW_RANDOM, NULL);
+    report(b, "sequential read 1 MiB", one_names, one, BLOCK_READ, 1 << 20, ROW_SEQUENTIAL, NULL);
+    report(b, "sequential write 1 MiB", one_names, one, BLOCK_WRITE, 1 << 20, ROW_SEQUENTIAL, NULL);
+    report(b, "random read 4 KiB", many_names, many, BLOCK_READ, 4096, ROW_RANDOM, NULL);
+    report(b, "random read 64 KiB", many_names, many, BLOCK_READ, 1 << 16, ROW_RANDOM, NULL);
+    report(b, "sequential read 64 KiB", many_names, many, BLOCK_READ, 1 << 16, ROW_SEQUENTIAL, NULL);
+    report(b, "sequential read 1 MiB", many_names, many, BLOCK_READ, 1 << 20, ROW_SEQUENTIAL, NULL);
+    if (!b->direct) {
+        const struct layer_chain *chains[] = {block_layers_disk(layer)->chain, block_layers_disk(deep)->chain};
+        static const char *const cold[] = {"cold sequential 64 KiB", "cold sequential 128 KiB", "cold sequential 1 MiB"};
+        cold_rows(b, cold, many_names, many, chains);
+    }
     if (!b->direct && !b->submit)
         run_bare(b, layer, deep);
     block_close(deep);
@@ -313,7 +349,7 @@ static void run(struct bench *b)
     double begin = seconds_of(CLOCK_MONOTONIC);
     struct block *clone = layers_open(b, "clone", "plain.img");
     printf("clone of an image and opening it: %.1f ms\n", (seconds_of(CLOCK_MONOTONIC) - begin) * 1e3);
-    double cpu_us, rate = measure(b, clone, BLOCK_WRITE, 4096, true, 0, &cpu_us);
+    double cpu_us, rate = measure(b, clone, BLOCK_WRITE, 4096, ROW_RANDOM, 0, &cpu_us);
     printf("random write 4 KiB, first writes of a clone: %.0f/s %.2f us CPU\n", rate, cpu_us);
     begin = seconds_of(CLOCK_MONOTONIC);
     if (layer_disk_snapshot(block_layers_disk(clone), "now", NULL) < 0)
@@ -329,7 +365,7 @@ static void run(struct bench *b)
 
 int main(int argc, char **argv)
 {
-    struct bench b = {.seconds = 1};
+    struct bench b = {.seconds = 1, .depth = QUEUE_DEPTH};
     struct error err;
     const char *directory = "build";
     for (int i = 1; i < argc; i++) {
@@ -343,7 +379,10 @@ int main(int argc, char **argv)
             b.submit = true;
         else if (strcmp(argv[i], "--rows") == 0 && i + 1 < argc)
             b.rows = argv[++i];
+        else if (strcmp(argv[i], "--depth") == 0 && i + 1 < argc)
+            b.depth = (unsigned)strtoul(argv[++i], NULL, 10);
     }
+    b.depth = MIN(MAX(b.depth, 1u), (unsigned)QUEUE_DEPTH);
     snprintf(b.folder, sizeof b.folder, "%s/bench-block-XXXXXX", directory);
     pthread_mutex_init(&b.lock, NULL);
     if (mkdtemp(b.folder) == NULL || io_loop_create(&b.lock, &b.loop, &err) < 0)
