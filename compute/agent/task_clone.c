@@ -8,7 +8,8 @@
  * nevertheless comes first, and the task fails.
  *
  * Begun twice: disks that are whole say so and are not made again (task_volume.c, which copies each), others are made anew. Cancel: the child
- * is killed; what it has made goes with the VM, which the controllers have deleted then. */
+ * is killed; what it has made goes with the VM, which the controllers have deleted then. Where these have forgotten the task instead, in a
+ * recovery, and keep the VM, it stays marked as half (vm_files_set_half), and is not started. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -68,7 +69,8 @@ static void on_timer_closed(uv_handle_t *handle)
 static int made(struct clone_task *c)
 {
     struct local_vm *vm = find_vm(c, c->vm);
-    return vm != NULL && vm_order_of(vm)->disks.count == c->copy.disks.count ? vm_disks_are_made(vm, &c->err) : 0;
+    int r = vm != NULL ? vm_files_set_half(&vm_context_of(vm)->places, c->vm, false, &c->err) : 0;
+    return r == 0 && vm != NULL && vm_order_of(vm)->disks.count == c->copy.disks.count ? vm_disks_are_made(vm, &c->err) : r;
 }
 
 static void over(struct clone_task *c, enum operation_state state)
@@ -165,9 +167,12 @@ static void copy(struct clone_task *c)
                                                .told = child_told,
                                                .done = child_done,
                                                .arg = c};
+    struct local_vm *vm = find_vm(c, c->vm);
     if (!pools_there(c))
         return;
-    if (task_child_start(&options, &c->child, &c->err) < 0)
+    if (vm_disks(vm) == VM_DISKS_UNMADE && vm_files_set_half(&vm_context_of(vm)->places, c->vm, true, &c->err) < 0)
+        over(c, operation_state_FAILED);
+    else if (task_child_start(&options, &c->child, &c->err) < 0)
         over(c, operation_state_FAILED);
     else if (c->source[0] != '\0')
         look_later(c);

@@ -273,6 +273,28 @@ bool vm_files_was_restored(const struct vm_places *places, const char *vm_id, co
     return file_read(path, 64, &text, &size, NULL) == 0 && (operation == NULL || strcmp(text, operation) == 0);
 }
 
+#define HALF_FILE "half"
+
+int vm_files_set_half(const struct vm_places *places, const char *vm_id, bool half, struct error *err)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, vm_id, HALF_FILE);
+    CLEANUP_FREE char *home = vm_files_path(places, vm_id, "");
+    if (half)
+        return file_write_atomic(path, "", 0, 0600, err);
+    if (unlink(path) < 0 && errno != ENOENT)
+        return error_errno(err, -errno, "cannot remove %s", path);
+    return file_sync_directory(home, err);
+}
+
+static int check_half(const struct vm_places *places, const char *vm_id, struct error *err)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, vm_id, HALF_FILE);
+    if (access(path, F_OK) < 0)
+        return errno == ENOENT ? 0 : error_errno(err, -errno, "cannot look at %s", path);
+    return error_set(err, -EFBIG, ERROR_CONFLICT,
+                     "its disks are not whole: they were being made of those of another VM, and that did not come to its end; delete it, and clone again");
+}
+
 char *vm_files_source_path(const struct vm_places *places, const char *vm_id)
 {
     return vm_files_path(places, vm_id, "disks/restore.sock");
@@ -676,7 +698,9 @@ int vm_files_prepare(const struct vm_places *places, const struct vm_order *orde
 {
     CLEANUP_FREE char *disks_dir = vm_files_path(places, order->id, "disks");
     const struct vm_disk *disks = order->disks.items;
-    int r = file_make_directories(disks_dir, 0700, err);
+    int r = disks_made || arriving ? 0 : check_half(places, order->id, err);
+    if (r == 0)
+        r = file_make_directories(disks_dir, 0700, err);
     if (r == 0 && !disks_made && !arriving && (r = replica_dir_promote(places, order, err)) == -EBUSY)
         r = -EINPROGRESS; /* the point that was under way is being given up */
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)

@@ -13,6 +13,7 @@
  *              disks/restored      the operation of the last live restore (vm_files_set_restored); restore.sock: where it serves
  *              disks/<name>[.<place>].plugged/ empty; where a volume that was attached to the running VM, or the copy that a disk moves to,
  *                                    is shown to its VMM (vmm_mount.h)
+ *              half           its disks are being made of another VM's (vm_files_set_half)
  *              seed.img       cloud-init's NoCloud disk, for a VM with hostname, ssh_keys or user_data
  *   <vms>/<id>.gone           being removed: never looked into again
  *   <lease>/<id>.lease        its lease page
@@ -64,6 +65,9 @@ int vm_files_save(const struct vm_places *places, const struct agent_vm *file, s
  * is not whole is opened by nobody. */
 int vm_files_set_restored(const struct vm_places *places, const char *vm_id, const char *operation, struct error *err);
 bool vm_files_was_restored(const struct vm_places *places, const char *vm_id, const char *operation);
+/* Its disks are being made of another VM's, or not any more. One that is left so, for whoever ended the task knew nothing of it, is not started
+ * with what is there: vm_files_prepare. Lasts when it returns 0. */
+int vm_files_set_half(const struct vm_places *places, const char *vm_id, bool half, struct error *err);
 /* The socket: in a directory where only root writes. The caller frees. */
 char *vm_files_source_path(const struct vm_places *places, const char *vm_id);
 /* The page that its VMM obeys (lease_page.h). The caller frees. */

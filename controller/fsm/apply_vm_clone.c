@@ -255,8 +255,8 @@ static void ended(struct apply *a, const struct operation *operation, enum opera
             apply_event(a, event_type_UPDATED, record, "VM %s is made, and off", record->common->name);
         else
             apply_event(a, event_type_UPDATED, record,
-                        "VM %s is kept, for the cluster was recovered while it was made: its disks may be half of what they should be; delete it "
-                        "if it has never run (%s)", record->common->name, text != NULL ? text : "it was not made");
+                        "VM %s is kept, for the cluster was recovered while it was made, and it may have run: its host starts it only where its "
+                        "disks are whole (%s)", record->common->name, text != NULL ? text : "it was not made");
         return;
     }
     state_edit_begin(a->state, record);

@@ -565,6 +565,30 @@ static void test_disk_that_has_gone_is_not_made_anew(void **state)
     assert_true(reason_has(f, "missing"));
 }
 
+/* A clone that did not come to its end is not taken for a VM. */
+static void test_half_disks_are_not_started(void **state)
+{
+    struct fixture *f = *state;
+    struct vm_order order;
+    CLEANUP_FREE char *home = vm_files_path(&f->context.places, VM_ID, "");
+    assert_int_equal(file_make_directories(home, 0700, NULL), 0);
+    assert_int_equal(vm_files_set_half(&f->context.places, VM_ID, true, NULL), 0);
+    fill_order(f, &order, vm_wanted_RUNNING, 1, 1);
+    f->vm = vm_create(&f->context, &order, 10);
+    OBJECT_CLEAR(vm_order, &order);
+    run_until(f, vm_state_FAILED, 1);
+    assert_true(reason_has(f, "not whole"));
+    CLEANUP_FREE char *disks = vm_files_path(&f->context.places, VM_ID, "disks");
+    assert_int_not_equal(access(disks, F_OK), 0);
+    assert_int_equal(vm_files_set_half(&f->context.places, VM_ID, false, NULL), 0);
+    assert_int_equal(vm_files_set_half(&f->context.places, VM_ID, false, NULL), 0); /* twice is fine */
+    f->epoch = 2;
+    give(f, vm_wanted_RUNNING, 2, 2);
+    (void)run_until_process(f, 0);
+    start_server(f);
+    run_until(f, vm_state_RUNNING, 2);
+}
+
 /* A point that comes for it is being given up: that is no failure of the VM's, which would be its last where it is not started again. */
 static void test_one_whose_replica_is_still_at_work_waits(void **state)
 {
@@ -1642,6 +1666,7 @@ int main(int argc, char **argv)
         T(test_program_that_ends_at_once),
         T(test_wrong_checksum_is_final),
         T(test_disk_that_has_gone_is_not_made_anew),
+        T(test_half_disks_are_not_started),
         T(test_one_whose_replica_is_still_at_work_waits),
         T(test_one_whose_replica_stays_at_work_fails),
         T(test_order_to_delete_what_is_not_there),
