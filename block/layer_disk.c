@@ -270,9 +270,11 @@ static int top_create(struct layer_pool *pool, uint32_t flags, const struct laye
     return layer_create(pool, &header, ret_top, err);
 }
 
-/* -EEXIST where there is a head of that name. */
-static int name_is_free(struct layer_pool *pool, const char *name, struct error *err)
+/* -EEXIST where there is a head of that name, unless it is to be replaced. */
+static int name_is_free(struct layer_pool *pool, const char *name, bool replaces, struct error *err)
 {
+    if (replaces)
+        return layer_name_check(name, err);
     struct disk_head head;
     struct error ignored;
     int code = head_read(pool, name, &head, &ignored);
@@ -323,8 +325,7 @@ static int disk_found(struct layer_pool *pool, const char *name, struct layer *t
     return code;
 }
 
-int layer_disk_create(struct layer_pool *pool, const char *name, uint64_t size_bytes, const char *base,
-                      struct error *err)
+static int disk_create(struct layer_pool *pool, const char *name, bool replaces, uint64_t size_bytes, const char *base, struct error *err)
 {
     struct layer *top;
     uint64_t size;
@@ -334,7 +335,7 @@ int layer_disk_create(struct layer_pool *pool, const char *name, uint64_t size_b
                          BLOCK_SECTOR_BYTES);
     if (code < 0 || (code = pool->ops->lock(pool, true, err)) < 0)
         return code;
-    code = name_is_free(pool, name, err);
+    code = name_is_free(pool, name, replaces, err);
     if (code == 0)
         code = top_create(pool, 0, NULL, base, size, 0, &top, err);
     if (code == 0)
@@ -343,8 +344,19 @@ int layer_disk_create(struct layer_pool *pool, const char *name, uint64_t size_b
     return code;
 }
 
-int layer_disk_create_from(struct layer_pool *pool, const char *name, const char *source_name, uint64_t source_bytes,
-                           struct error *err)
+int layer_disk_create(struct layer_pool *pool, const char *name, uint64_t size_bytes, const char *base,
+                      struct error *err)
+{
+    return disk_create(pool, name, false, size_bytes, base, err);
+}
+
+int layer_disk_replace(struct layer_pool *pool, const char *name, uint64_t size_bytes, const char *base, struct error *err)
+{
+    return disk_create(pool, name, true, size_bytes, base, err);
+}
+
+static int create_from(struct layer_pool *pool, const char *name, bool replaces, const char *source_name, uint64_t source_bytes,
+                       struct error *err)
 {
     struct layer_header header = {.parent_kind = LAYER_PARENT_SOURCE, .size_bytes = source_bytes, .source_bytes = source_bytes,
                                   .generation = 1};
@@ -358,13 +370,24 @@ int layer_disk_create_from(struct layer_pool *pool, const char *name, const char
     int code = pool->ops->lock(pool, true, err);
     if (code < 0)
         return code;
-    code = name_is_free(pool, name, err);
+    code = name_is_free(pool, name, replaces, err);
     if (code == 0)
         code = layer_create(pool, &header, &top, err);
     if (code == 0)
         code = disk_found(pool, name, top, NULL, NULL, err);
     pool->ops->lock(pool, false, NULL);
     return code;
+}
+
+int layer_disk_create_from(struct layer_pool *pool, const char *name, const char *source_name, uint64_t source_bytes,
+                           struct error *err)
+{
+    return create_from(pool, name, false, source_name, source_bytes, err);
+}
+
+int layer_disk_replace_from(struct layer_pool *pool, const char *name, const char *source_name, uint64_t source_bytes, struct error *err)
+{
+    return create_from(pool, name, true, source_name, source_bytes, err);
 }
 
 /* The header of layer @id, and what a disk above it needs: its ancestors into @needs. */
@@ -392,7 +415,7 @@ static int clone_locked(struct layer_pool *pool, const char *layer, const char *
     struct disk_head needs = {.top = NULL};
     struct layer_header header;
     struct layer *top;
-    int code = name_is_free(pool, name, err);
+    int code = name_is_free(pool, name, false, err);
     if (code == 0)
         code = ancestry(pool, layer, &header, &needs, err);
     header.epoch = 0; /* of the disk that it is a clone of; this one's owner counts anew */

@@ -45,6 +45,10 @@ int layer_disk_create(struct layer_pool *pool, const char *name, uint64_t size_b
  * before this returns, and nobody opens the disk without that source before layer_disk_fill is done. */
 int layer_disk_create_from(struct layer_pool *pool, const char *name, const char *source_name, uint64_t source_bytes,
                            struct error *err);
+/* The same two in place of the disk of that name, if there is one, which is not open anywhere: its head is replaced at once, so that
+ * whatever happens there is the one disk or the other. Its layers and snapshots are nobody's then (layer_disk_collect). */
+int layer_disk_replace(struct layer_pool *pool, const char *name, uint64_t size_bytes, const char *base, struct error *err);
+int layer_disk_replace_from(struct layer_pool *pool, const char *name, const char *source_name, uint64_t source_bytes, struct error *err);
 /* Open with all its layers; locked against others while it is open for writing. -ESTALE in words: its layers are
  * owned by a higher epoch than @epoch (0: no question). */
 int layer_disk_open(struct layer_pool *pool, const char *name, bool read_only, uint64_t epoch,

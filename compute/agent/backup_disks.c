@@ -360,20 +360,27 @@ static void others_remove(int directory_fd, const char *begins, const char *kept
         close_fd(&fd);
 }
 
-/* Whole disks that were made aside. */
+/* A whole disk that was made aside. What lies in its place has no head, and is nobody's: of a start, or a restore, that was cut off. */
+static int aside_place(const struct backup_work_disk *disk, const char *aside, struct error *err)
+{
+    struct stat st;
+    CLEANUP_FREE char *above = xstrdup(disk->layers);
+    char *leaf = strrchr(above, '/');
+    *leaf++ = '\0';
+    if (disk_is_there(disk))
+        return error_set(err, -EEXIST, ERROR_CONFLICT, "disk %s is there by now", disk->name);
+    int code = lstat(disk->layers, &st) == 0 && S_ISDIR(st.st_mode) ? file_remove_tree(above, leaf, err) : 0;
+    if (code == 0 && rename(aside, disk->layers) < 0)
+        code = error_errno(err, -errno, "cannot put disk %s in its place", disk->name);
+    return code == 0 ? file_sync_directory(above, err) : code;
+}
+
 static int asides_place(const struct backup_targets *targets, struct error *err)
 {
     int code = 0;
-    for (size_t i = 0; code == 0 && i < targets->count; i++) {
-        const struct backup_work_disk *disk = disk_at(targets->work, i);
-        if (targets->items[i].aside == NULL)
-            continue;
-        CLEANUP_FREE char *above = xstrdup(disk->layers);
-        *strrchr(above, '/') = '\0';
-        code = rename(targets->items[i].aside, disk->layers) < 0
-                   ? error_errno(err, -errno, "cannot put disk %s in its place", disk->name)
-                   : file_sync_directory(above, err);
-    }
+    for (size_t i = 0; code == 0 && i < targets->count; i++)
+        if (targets->items[i].aside != NULL)
+            code = aside_place(disk_at(targets->work, i), targets->items[i].aside, err);
     return code;
 }
 
@@ -513,7 +520,7 @@ int backup_disks_serve_work(const char *arguments, size_t size, struct task_seen
     return code;
 }
 
-/* A new, empty layer above what was restored; or one that @live is to fill. */
+/* A new, empty layer above what was restored; or one that @live is to fill. Until its head is there the disk is what it was. */
 static int layers_place(const struct backup_work_disk *disk, const char *live, struct error *err)
 {
     struct layer_pool *pool;
@@ -522,10 +529,8 @@ static int layers_place(const struct backup_work_disk *disk, const char *live, s
     int code = layer_pool_dir_create(path, NULL, NULL, &pool, err);
     if (code < 0)
         return code;
-    code = layer_disk_delete(pool, disk->name, err);
-    if (code == 0)
-        code = live != NULL ? layer_disk_create_from(pool, disk->name, live, disk->size_bytes, err)
-                            : layer_disk_create(pool, disk->name, 0, disk->leaf, err);
+    code = live != NULL ? layer_disk_replace_from(pool, disk->name, live, disk->size_bytes, err)
+                        : layer_disk_replace(pool, disk->name, 0, disk->leaf, err);
     if (code == 0)
         code = layer_disk_collect(pool, err);
     layer_pool_dir_destroy(pool);

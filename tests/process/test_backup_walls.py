@@ -102,6 +102,18 @@ def test_there_and_back(home):
     assert failed['state'] == 'failed' and raw.read_bytes() == was and not list(raw.parent.glob('*restored*')), failed
 
 
+def test_where_a_disk_was_half_made(home):
+    """A restore that was killed between the old disk and the new one, by an older version, or the first start of a VM: without its head
+    what lies there is nobody's disk, and the next restore puts one in its place."""
+    was, pool = of_layers(home)
+    ident = json.loads(tool(home, 'list', '--json'))[0]['id']
+    (pool / 'root.disk').unlink()
+    assert list(pool.iterdir())
+    succeed(work(home, 'backup-restore', layers=True, ident=ident))
+    assert (pool / 'root.disk').exists() and len(list(pool.glob('restored-*'))) == 1
+    assert content(home, succeed(work(home, layers=True))) == was
+
+
 def test_files_of_others_are_not_read(home):
     """A VMM that was taken over puts other names for files of the host into its directory."""
     secret = home / 'secret'

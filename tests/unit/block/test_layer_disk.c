@@ -1070,6 +1070,35 @@ static void what_follows_is_asked_for_in_its_layer(void **state UNUSED)
         assert_int_equal(asked.bytes[i], i >= 4 && i % 4 != 3 ? LAYER_CLUSTER_BYTES : 0);
 }
 
+/* A restore puts another disk in a disk's place: cut anywhere, there is the one or the other, whole. */
+static void what_replaces_a_disk_leaves_the_one_or_the_other(void **state UNUSED)
+{
+    bool was_whole = false;
+    for (uint64_t cut = 1; !was_whole; cut++) {
+        uint8_t data[4096], seen[4096], zeroes[4096] = {0};
+        struct power_pool *pool = power_pool_create(cut);
+        struct layer_disk *disk;
+        memset(data, 'a', sizeof data);
+        assert_int_equal(layer_disk_create(&pool->pool, "root", 1 << 20, NULL, NULL), 0);
+        assert_int_equal(layer_disk_open(&pool->pool, "root", false, 0, &disk, NULL), 0);
+        assert_int_equal(block_now(&disk->chain->block, BLOCK_WRITE, 65536, data, sizeof data), 0);
+        layer_disk_close(disk);
+        pool->steps = 0;
+        pool->steps_max = cut;
+        was_whole = layer_disk_replace(&pool->pool, "root", 2 << 20, NULL, NULL) == 0 && !pool->dead;
+        pool->steps_max = 0;
+        power_cut(pool);
+        assert_int_equal(layer_disk_collect(&pool->pool, NULL), 0);
+        assert_int_equal(layer_disk_open(&pool->pool, "root", true, 0, &disk, NULL), 0);
+        bool is_new = disk->chain->block.size_bytes == 2 << 20;
+        assert_true(is_new || !was_whole);
+        assert_int_equal(block_now(&disk->chain->block, BLOCK_READ, 65536, seen, sizeof seen), 0);
+        assert_memory_equal(seen, is_new ? zeroes : data, sizeof seen);
+        layer_disk_close(disk);
+        power_pool_destroy(pool);
+    }
+}
+
 /* Seeds that failed once: a merge took away the layer that the next FLUSH was to be of, too (seen under ASan). */
 static void seeds_of_old_faults(void **state)
 {
@@ -1083,6 +1112,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_hold_waits_for_writes_and_no_flush),
         cmocka_unit_test(layers_are_read_at_hand),
         cmocka_unit_test(what_follows_is_asked_for_in_its_layer),
+        cmocka_unit_test(what_replaces_a_disk_leaves_the_one_or_the_other),
         cmocka_unit_test(seeds_of_old_faults),
         cmocka_unit_test(every_cut_leaves_what_was_flushed),
         cmocka_unit_test(every_cut_leaves_what_is_missing_missing),
