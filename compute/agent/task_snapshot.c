@@ -5,6 +5,7 @@
  *               |  |                  | it has ended, is busy                             ^
  *               |  '------------------+-- a VMM starts or ends: every SNAPSHOT_LOOK_MS    |
  *               '---- cancel, error ------------------------------------------------------'
+ *                        a disk that somebody reads (a backup of a VM that is off): WAITING, every SNAPSHOT_BUSY_MS
  *                        error of a snapshot with memory: UNDOING, by the VMM or a child, then over
  *
  * A VMM is asked for a point in time (POST /v1/vm/points), and meanwhile how far it is where it writes its memory, too; of a
@@ -44,6 +45,7 @@
 #include "migration/snapshot_memory.h"
 
 #define SNAPSHOT_LOOK_MS 200
+#define SNAPSHOT_BUSY_MS 1000
 #define CLEARED_MAX 5u
 #define SNAPSHOT_ASK_MS 120000 /* for a VMM's answer: files are made and synced */
 #define MEMORY_BYTES_PER_MS 20000u /* that a VMM's memory is written at, at least: it is waited for so much longer */
@@ -60,6 +62,7 @@ struct snapshot_task {
     bool holding, dropped, killed;
     bool undoing; /* it has failed, and `err` says why */
     bool cancelling;
+    bool waited;   /* for a reader: what a try before that has done of some disks is not known */
     bool orphaned; /* nobody wants it any more, and its VMM is making it: that has to go before the task does */
     bool dropping; /* its VMM was asked to remove it: from there on it goes to the end */
     unsigned busy; /* answers in a row */
@@ -145,6 +148,8 @@ static uint64_t patience_ms(const struct snapshot_task *s)
 
 /* ---- the child ---- */
 
+static void on_timer(uv_timer_t *timer);
+
 static void child_told(const struct task_seen *seen, void *arg)
 {
     struct snapshot_task *s = arg;
@@ -153,10 +158,24 @@ static void child_told(const struct task_seen *seen, void *arg)
         agent_task_progress(s->task, seen->step, seen->progress_done, seen->progress_total);
 }
 
+/* The VM is off, and somebody reads its disks: a backup. Each of the three can be begun again. */
+static bool wait_for_reader(struct snapshot_task *s, const struct task_seen *seen)
+{
+    bool in_use = seen->error_code != NULL && strcmp(seen->error_code, error_kind_info(ERROR_IN_USE)->code) == 0;
+    if (seen->state != operation_state_FAILED || !in_use || s->undoing || s->killed || s->task->stopping || s->agent->stopping)
+        return false;
+    s->waited = true;
+    agent_task_progress(s->task, "waiting for who reads the VM's disks, a backup for instance", 0, 0);
+    uv_timer_start(&s->timer, on_timer, SNAPSHOT_BUSY_MS, 0);
+    return true;
+}
+
 static void child_done(const struct task_seen *seen, void *arg)
 {
     struct snapshot_task *s = arg;
     s->child = NULL;
+    if (wait_for_reader(s, seen))
+        return;
     if (seen->state == operation_state_SUCCEEDED && OBJECT_HAS(task_seen, seen, snapshot) && !s->undoing) {
         OBJECT_COPY(snapshot_result, &s->result, &seen->snapshot);
         s->has_result = true;
@@ -273,8 +292,6 @@ static void work_begin(struct snapshot_task *s, const struct local_vm *vm)
 }
 
 /* ---- the VMM ---- */
-
-static void on_timer(uv_timer_t *timer);
 
 static void look_later(struct snapshot_task *s)
 {
@@ -670,8 +687,9 @@ static void cancel(struct agent_task *task)
         error_set(&s->err, -ECANCELED, ERROR_CANCELLED, "cancelled");
         undo(s);
     } else if (s->child == NULL && s->call == NULL) {
-        error_set(&s->err, -ECANCELED, ERROR_CANCELLED, "cancelled before anything was done");
-        over(s, operation_state_CANCELLED);
+        bool begun = s->waited && kind_of(s) != task_kind_SNAPSHOT_CREATE; /* that leaves nothing behind */
+        error_set(&s->err, -ECANCELED, ERROR_CANCELLED, "%s", begun ? "cancelled when it had begun: ask for it again" : "cancelled before anything was done");
+        over(s, begun ? operation_state_FAILED : operation_state_CANCELLED);
     } else if (kind_of(s) == task_kind_SNAPSHOT_DELETE && s->dropped) {
         s->killed = true;
         task_child_kill(s->child);

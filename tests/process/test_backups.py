@@ -1,6 +1,7 @@
 """Backups through the cluster: real controllers, agents, VMMs, drover-backup and the test guest."""
 import hashlib
 import json
+import pathlib
 import subprocess
 
 import pytest
@@ -78,6 +79,12 @@ def disk_now(cluster, vm_id):
     layers = cluster.agent(1).directory / 'vms' / vm_id / 'disks' / 'root.layers'
     made = json.loads(tool(cluster, 'create', '--vm', 'by-hand', '--parent', 'none', '--json', '--disk', f'root=pool:{layers}/root'))
     return content(cluster, made['id'])
+
+
+def is_read(layers):
+    """Somebody has the disk's top open."""
+    top = json.loads((layers / 'root.disk').read_text())['top']
+    return f":{(layers / f'{top}.map').stat().st_ino} " in pathlib.Path('/proc/locks').read_text()
 
 
 def test_backed_up_while_it_runs_and_restored(cluster):
@@ -162,6 +169,26 @@ def test_cancelled(cluster):
     assert cluster.api('GET', '/v1/backups')[2] == []
     assert cluster.api('PATCH', '/v1/backup-stores/nas', {'bytes_per_second': 1 << 30})[0] == 200
     assert backup(cluster, name='again')['state'] == 'available'
+
+
+def test_snapshots_wait_for_a_backup_of_a_vm_that_is_off(cluster):
+    """Whoever reads its disks keeps others from changing what they are made of: that is no failure of theirs."""
+    vm_id = create(cluster, 'a')
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    done(cluster, cluster.api('POST', '/v1/vms/a/snapshots', {'name': 's'}))
+    add_store(cluster, bytes_per_second=4096)
+    slow = cluster.api('POST', '/v1/vms/a/backups', {'name': 'slow'})
+    layers = cluster.agent(1).directory / 'vms' / vm_id / 'disks' / 'root.layers'
+    wait_until(lambda: is_read(layers), 20, 'the backup reads the disk', poll_s=0.01)
+    asked = [cluster.api('POST', '/v1/vms/a/snapshots', {'name': 't'}), cluster.api('DELETE', '/v1/snapshots/s')]
+    for status, _, operation in asked:
+        assert status == 202, operation
+        wait_until(lambda: 'waiting for who reads' in cluster.api('GET', f"/v1/operations/{operation['id']}")[2].get('step', ''), 20, 'it says so')
+    cluster.api('POST', f"/v1/operations/{slow[2]['id']}/cancel")
+    done(cluster, slow, 'cancelled')
+    for one in asked:
+        done(cluster, one)
+    assert [s['name'] for s in cluster.api('GET', '/v1/snapshots')[2]] == ['t']
 
 
 def test_by_policy(cluster):
