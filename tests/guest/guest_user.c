@@ -7,6 +7,8 @@
  *              that it still holds the number of the round before: a page lost by a snapshot or migration is told
  *   smp=N      start the other N processors, which count; each second it is told if one of them does not
  *   disk=SEED  write and read the first disk at random all the time, and check (guest_disk.c)
+ *   ledger=N   write numbered blocks to the first disk in an order that follows from N, and tell what was acknowledged and what is
+ *              flushed (guest_ledger.c)
  *   show       tell the text that the first disk begins with, once ("disk says ...")
  *   net        send numbered frames, and look at those that come (guest_net.c)
  *   answer     send the frames back that ask for it, at each tick; not with net
@@ -29,6 +31,7 @@
 
 #include "guest_calls.h"
 #include "guest_disk.h"
+#include "guest_ledger.h"
 #include "guest_net.h"
 #include "guest_virtio.h"
 
@@ -40,7 +43,7 @@ enum { TIMER_HZ = 1000000000, TICKS_HZ = 10 };
 #define PROCESSORS_MAX 64u
 
 extern volatile uint32_t ap_count;
-static bool has_disk, has_net, answers;
+static bool has_disk, has_ledger, has_net, answers;
 static volatile uint64_t ap_counters[PROCESSORS_MAX][8]; /* a cache line each */
 
 struct start_info { /* hvm_start_info, as far as it is used */
@@ -224,7 +227,8 @@ static void wait_for_tick(uint64_t seen, uint64_t dirty_pages)
             disk_step();
         if (has_net)
             net_step();
-        if (!dirty_pages && !has_disk && !has_net)
+        bool has_work = has_ledger && ledger_step();
+        if (!dirty_pages && !has_disk && !has_net && !has_work)
             call(CALL_WAIT, 0, seen);
     }
 }
@@ -299,6 +303,8 @@ void user_main(const struct start_info *info)
     virtio_ecam(option(cmdline, "ecam", 0));
     if (option(cmdline, "disk", 0))
         has_disk = disk_start(option(cmdline, "disk", 0));
+    if (option(cmdline, "ledger", 0))
+        has_ledger = ledger_start(option(cmdline, "ledger", 0));
     if (option(cmdline, "show", 0))
         disk_show();
     if (option(cmdline, "net", 0))
@@ -314,6 +320,8 @@ void user_main(const struct start_info *info)
         }
         if (has_disk)
             disk_tick(quiet);
+        if (has_ledger)
+            ledger_tick();
         if (has_net)
             net_tick(quiet);
         if (answers)

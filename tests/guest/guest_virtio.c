@@ -104,7 +104,7 @@ bool virtio_start(struct virtio *v, unsigned id, unsigned queues)
     put8(v->common + STATUS, 0);
     put8(v->common + STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER);
     put32(v->common + GUEST_FEATURE_SELECT, 0);
-    put32(v->common + GUEST_FEATURE, 0);
+    put32(v->common + GUEST_FEATURE, v->features);
     put32(v->common + GUEST_FEATURE_SELECT, 1);
     put32(v->common + GUEST_FEATURE, 1); /* VERSION_1 */
     put8(v->common + STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK);

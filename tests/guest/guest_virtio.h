@@ -1,5 +1,6 @@
 /* The smallest virtio driver over PCI (virtio 1.2 §4.1): it finds a device, moves its BAR below 4 GiB where this guest's
- * page tables reach, sets up queues of one page each, and is polled. No interrupts, no features but VERSION_1. */
+ * page tables reach, sets up queues of one page each, and is polled. No interrupts, no features but VERSION_1 and those that are asked
+ * for. */
 #ifndef TESTS_GUEST_GUEST_VIRTIO_H
 #define TESTS_GUEST_GUEST_VIRTIO_H
 
@@ -40,6 +41,7 @@ struct virtio_queue {
 struct virtio {
     uint64_t common, notify;
     uint32_t notify_step;
+    uint32_t features; /* before virtio_start: of the first 32, those that are taken; the device has to offer them */
     struct virtio_queue queues[VIRTIO_QUEUES_MAX];
 };
 

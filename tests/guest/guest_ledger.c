@@ -1,0 +1,231 @@
+/* Numbered writes on the first disk, in an order that whoever looks at the disk from outside can work out: from the blocks alone follows
+ * whether they are of one moment, and of which, in this life of the guest or an earlier one (tests/process/ledger.py reads it).
+ *
+ * Write n fills 4 KiB, block ledger_block(n), with 64-bit words: word i is n * 512 + i. Block b lies at 16 KiB * b; what is between is
+ * never written. Write n begins when all up to n - WINDOW have ended. In every second life, as the disk's content has it, the guest takes
+ * FLUSH and asks for one now and then; in the others each write is flushed before it ends. Told on the console:
+ *
+ *   ledger begins F through: N N ...        or "flush": what each block held when this life began, whose writes begin with number F
+ *   ledger A K                              all up to write A have ended; all up to K are flushed
+ *   ledger: torn block B                    it holds no one write
+ *   ledger: status S of block B             a request failed
+ *   ledger: lost block B                    a request has not come back for LOST_TICKS
+ *
+ * A life's numbers begin with the seconds of the clock times 1024, and it writes less than that in a second: no two lives share one. */
+#include "guest_ledger.h"
+#include "guest_virtio.h"
+
+enum { BLOCKS = 256, BLOCK_BYTES = 4096, WORDS = BLOCK_BYTES / 8, BLOCK_SECTORS = 32, REQUESTS = 5, WINDOW = 8, LOST_TICKS = 3000 };
+enum { ZONES = 8, ZONE_BLOCKS = BLOCKS / ZONES, ZONE_WRITES = 1024, TICK_WRITES = 8, FLUSH_EVERY_MAX = 24 };
+enum { TYPE_READ = 0, TYPE_WRITE = 1, TYPE_FLUSH = 4, FEATURE_FLUSH = 1 << 9, SEGMENTS = 3 };
+enum { RTC_INDEX = 0x70, RTC_DATA = 0x71 };
+
+struct request {
+    struct {
+        uint32_t type, reserved;
+        uint64_t sector;
+    } header;
+    volatile uint8_t status;
+    bool busy;
+    unsigned block;
+    uint64_t number, since; /* of a flush: what it covers */
+};
+
+static struct virtio at_first, at_work; /* one after the other: features are for good */
+static struct virtio *disk;
+static struct request requests[REQUESTS];
+static volatile uint64_t data[REQUESTS][WORDS] __attribute__((aligned(4096)));
+static uint64_t found[BLOCKS];
+static bool done[WINDOW]; /* those of the writes behind @acked */
+static uint64_t seed, next, acked, kept, asked, rest;
+static bool flushes, flushing;
+
+static uint64_t mixed(uint64_t x)
+{
+    x *= 0x9e3779b97f4a7c15u;
+    return x ^ x >> 32;
+}
+
+/* Mostly within an eighth of the disk that changes every ZONE_WRITES, so that there is always much that has not changed lately. */
+static unsigned ledger_block(uint64_t n)
+{
+    uint64_t x = mixed(n + seed);
+    unsigned any = (unsigned)(x >> 8) % BLOCKS, zone = (unsigned)(n / ZONE_WRITES) % ZONES;
+    return x % 128 == 0 ? any : zone * ZONE_BLOCKS + any % ZONE_BLOCKS;
+}
+
+static void tell(const char *what, uint64_t block)
+{
+    put("ledger: ");
+    put(what);
+    put(" block ");
+    put_number(block);
+    put("\n");
+}
+
+static void request_start(unsigned i, uint32_t type, unsigned block, uint64_t number)
+{
+    struct request *r = &requests[i];
+    struct virtio_desc *d = &disk->queues[0].ring.desc[SEGMENTS * i];
+    uint16_t first = (uint16_t)(SEGMENTS * i), last = (uint16_t)(first + 2);
+    r->busy = true;
+    r->block = block;
+    r->number = number;
+    r->since = timer_ticks;
+    r->status = 0xff;
+    r->header.type = type;
+    r->header.sector = type == TYPE_FLUSH ? 0 : (uint64_t)block * BLOCK_SECTORS;
+    for (unsigned word = 0; type == TYPE_WRITE && word < WORDS; word++)
+        data[i][word] = number * WORDS + word;
+    d[0] = (struct virtio_desc){(uint64_t)&r->header, sizeof r->header, DESC_NEXT, type == TYPE_FLUSH ? last : (uint16_t)(first + 1)};
+    d[1] = (struct virtio_desc){(uint64_t)data[i], BLOCK_BYTES, (uint16_t)(DESC_NEXT | (type == TYPE_READ ? DESC_WRITE : 0)), last};
+    d[2] = (struct virtio_desc){(uint64_t)&r->status, 1, DESC_WRITE, 0};
+    virtio_offer(&disk->queues[0], first);
+}
+
+static void finished_take(void)
+{
+    uint32_t head, size;
+    while (virtio_take(&disk->queues[0], &head, &size)) {
+        struct request *r = &requests[head / SEGMENTS % REQUESTS];
+        r->busy = false;
+        if (r->status != 0)
+            tell("status not 0 of", r->block); /* and a write has not ended: nothing goes on behind it */
+        else if (r->header.type == TYPE_WRITE)
+            done[r->number % WINDOW] = true;
+        if (r->header.type == TYPE_FLUSH) {
+            flushing = false;
+            kept = r->status == 0 ? r->number : kept;
+        }
+    }
+    for (; acked + 1 < next && done[(acked + 1) % WINDOW]; acked++)
+        done[(acked + 1) % WINDOW] = false;
+    if (!flushes)
+        kept = acked;
+}
+
+/* ---- the beginning ---- */
+
+static uint64_t rtc(uint8_t index)
+{
+    call(CALL_OUT8, RTC_INDEX, index);
+    uint64_t value = call(CALL_IN8, RTC_DATA, 0) & 0xff;
+    return (value >> 4) * 10 + (value & 15);
+}
+
+/* Seconds, with months of 31 days: what is later is more. */
+static uint64_t clock_read(void)
+{
+    uint64_t second, now;
+    do {
+        second = rtc(0);
+        now = ((((rtc(9) * 12 + rtc(8)) * 31 + rtc(7)) * 24 + rtc(4)) * 60 + rtc(2)) * 60 + second;
+    } while (rtc(0) != second);
+    return now;
+}
+
+static uint64_t block_read(unsigned block)
+{
+    request_start(0, TYPE_READ, block, 0);
+    for (uint64_t since = timer_ticks; requests[0].busy && timer_ticks - since <= LOST_TICKS;)
+        finished_take();
+    if (requests[0].busy)
+        tell("lost", block);
+    uint64_t first = data[0][0];
+    bool is_whole = first % WORDS == 0;
+    for (unsigned word = 0; word < WORDS; word++)
+        is_whole &= data[0][word] == (first ? first + word : 0);
+    if (!is_whole)
+        tell("torn", block);
+    return first / WORDS;
+}
+
+bool ledger_start(uint64_t with_seed)
+{
+    seed = with_seed;
+    disk = &at_first;
+    if (!virtio_start(disk, VIRTIO_BLK, 1)) {
+        put("ledger: there is no disk\n");
+        return false;
+    }
+    uint64_t most = 0, sum = 0;
+    for (unsigned block = 0; block < BLOCKS; block++) {
+        found[block] = block_read(block);
+        most = found[block] > most ? found[block] : most;
+        sum += found[block];
+    }
+    flushes = mixed(sum) & 1;
+    disk = &at_work;
+    disk->features = flushes ? FEATURE_FLUSH : 0;
+    virtio_start(disk, VIRTIO_BLK, 1);
+    next = clock_read() << 10;
+    next = next > most ? next : most + 1;
+    acked = kept = asked = next - 1;
+    put("ledger begins ");
+    put_number(next);
+    put(flushes ? " flush:" : " through:");
+    for (unsigned block = 0; block < BLOCKS; block++) {
+        put(" ");
+        put_number(found[block]);
+    }
+    put("\n");
+    return true;
+}
+
+/* ---- work ---- */
+
+static int free_request(unsigned block)
+{
+    int at = -1;
+    for (unsigned i = 0; i < REQUESTS; i++) {
+        if (!requests[i].busy)
+            at = (int)i;
+        else if (requests[i].header.type == TYPE_WRITE && requests[i].block == block)
+            return -1; /* one after the other: what is there in the end would not be known */
+    }
+    return at;
+}
+
+bool ledger_step(void)
+{
+    finished_take();
+    if (flushes && !flushing && acked > asked + mixed(asked) % FLUSH_EVERY_MAX) {
+        int i = free_request(BLOCKS);
+        if (i >= 0) {
+            flushing = true;
+            asked = acked;
+            request_start((unsigned)i, TYPE_FLUSH, 0, asked);
+        }
+    }
+    while (rest > 0 && next <= acked + WINDOW) {
+        unsigned block = ledger_block(next);
+        int i = free_request(block);
+        if (i < 0)
+            break;
+        request_start((unsigned)i, TYPE_WRITE, block, next++);
+        rest--;
+    }
+    for (unsigned i = 0; i < REQUESTS; i++)
+        if (requests[i].busy)
+            return true;
+    return rest > 0;
+}
+
+void ledger_tick(void)
+{
+    static uint64_t told;
+    rest = TICK_WRITES;
+    for (unsigned i = 0; i < REQUESTS; i++)
+        if (requests[i].busy && timer_ticks - requests[i].since >= LOST_TICKS) {
+            tell("lost", requests[i].block);
+            requests[i].since = timer_ticks;
+        }
+    if (acked + kept == told)
+        return;
+    told = acked + kept;
+    put("ledger ");
+    put_number(acked);
+    put(" ");
+    put_number(kept);
+    put("\n");
+}
