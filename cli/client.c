@@ -222,7 +222,7 @@ int client_request(struct client *client, const char *method, const char *path, 
         rc = attempt(client, &options, path, ret, err);
         if (!again(rc, ret) || now_ms() + PAUSE_MS >= end)
             break;
-        unsure = unsure || rc != -ECONNREFUSED;
+        unsure = unsure || (rc < 0 && rc != -ECONNREFUSED) || (rc == 0 && ret->status == 504); /* others say that nothing was done */
         client->at = (client->at + 1) % client->n_endpoints;
         if (tries % client->n_endpoints == client->n_endpoints - 1)
             pause_ms(PAUSE_MS);

@@ -19,6 +19,7 @@ struct bed {
     char first_key[64];
     bool same_key;
     int first_status; /* what the first request is answered with */
+    int then_status;  /* and the others; 0: 200 */
 };
 
 static void handle(struct http_request *request, void *arg)
@@ -30,7 +31,10 @@ static void handle(struct http_request *request, void *arg)
     if (b->requests == 1)
         snprintf(b->first_key, sizeof b->first_key, "%s", key != NULL ? key : "");
     b->same_key = strcmp(b->first_key, key != NULL ? key : "") == 0;
-    http_respond(request, b->requests == 1 && b->first_status != 0 ? b->first_status : 200, "application/json", NULL, "{}", 2);
+    http_respond(request, b->requests == 1 && b->first_status != 0 ? b->first_status
+                          : b->then_status != 0 && b->requests > 1                 ? b->then_status
+                                                                                   : 200,
+                 "application/json", NULL, "{}", 2);
 }
 
 static void *serve(void *arg)
@@ -133,6 +137,26 @@ static void test_no_answer_is_asked_again(void **state)
     }
 }
 
+/* What is not there was removed by an earlier attempt only where that may have been carried out. */
+static void test_removed_by_an_earlier_attempt(void **state UNUSED)
+{
+    static const struct {
+        int status;
+        bool removed;
+    } cases[] = {{502, false}, {503, false}, {504, true}};
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct bed b;
+        struct error err = {.code = 0};
+        bed_start(&b, "spiffe://drover/c1/controller/1", "spiffe://drover/c1/user/admin");
+        b.first_status = cases[i].status;
+        b.then_status = 404;
+        int rc = ask(&b, "DELETE", &err);
+        bed_finish(&b);
+        assert_int_equal(b.requests, 2);
+        assert_int_equal(rc == 0, cases[i].removed);
+    }
+}
+
 /* The cluster's authority signs hosts too: whoever has broken into one must not pass for a controller. */
 static void test_only_controllers_of_the_cluster(void **state)
 {
@@ -170,6 +194,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_writes_carry_a_key),
         cmocka_unit_test(test_no_answer_is_asked_again),
+        cmocka_unit_test(test_removed_by_an_earlier_attempt),
         cmocka_unit_test(test_only_controllers_of_the_cluster),
         cmocka_unit_test(test_certificate_without_cluster),
     };
