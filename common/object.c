@@ -269,6 +269,14 @@ const char *enum_name(const struct enum_desc *e, uint32_t value)
     return value < e->count ? e->names[value] : "unknown";
 }
 
+bool string_list_has(const struct string_list *list, const char *text)
+{
+    for (size_t i = 0; i < list->count; i++)
+        if (strcmp(list->items[i], text) == 0)
+            return true;
+    return false;
+}
+
 const char *string_map_get(const struct string_map *map, const char *key)
 {
     for (size_t k = 0; k < map->count; k++)

@@ -146,6 +146,7 @@ void object_mark(const struct object_desc *desc, void *object, const char *name)
 void *object_list_add(const struct object_desc *desc, void *object, const char *name);
 /* "unknown" behind the last one. */
 const char *enum_name(const struct enum_desc *e, uint32_t value);
+bool string_list_has(const struct string_list *list, const char *text);
 const char *string_map_get(const struct string_map *map, const char *key);
 /* One field as text for tables and filters ("-" where absent); returns @buffer. */
 const char *object_field_text(const struct object_desc *desc, const void *object, const struct field_desc *field,

@@ -103,14 +103,6 @@ int replica_dir_remove(const char *replicas_dir, const char *vm, struct error *e
     return code < 0 ? code : file_remove_tree(replicas_dir, gone_name, err);
 }
 
-static bool is_listed(const struct string_list *list, const char *text)
-{
-    for (size_t i = 0; i < list->count; i++)
-        if (strcmp(list->items[i], text) == 0)
-            return true;
-    return false;
-}
-
 static bool is_kept(const char *replicas_dir, const char *vm)
 {
     CLEANUP_FREE char *path = xasprintf("%s/%s/" KEPT, replicas_dir, vm);
@@ -128,7 +120,7 @@ void replica_dir_sweep(const char *replicas_dir, const struct string_list *wante
         int code = 0;
         if (dot != NULL && dot != entry->d_name && strcmp(dot, GONE) == 0)
             code = file_remove_tree(replicas_dir, entry->d_name, &err);
-        else if (text_format_ok(FORMAT_id, entry->d_name, &rule) && !is_listed(wanted, entry->d_name) &&
+        else if (text_format_ok(FORMAT_id, entry->d_name, &rule) && !string_list_has(wanted, entry->d_name) &&
                  !is_kept(replicas_dir, entry->d_name)) {
             code = replica_dir_remove(replicas_dir, entry->d_name, &err);
             if (code == 0)

@@ -84,6 +84,28 @@ static void yield(struct replicate *p)
     fail(p, -EBUSY, "something else is being done with the VM's disks");
 }
 
+/* ---- which disks ---- */
+
+void replicate_disks(const struct vm_order *order, struct string_list *to)
+{
+    const struct vm_disk *disks = order->disks.items;
+    for (size_t i = 0; i < order->disks.count; i++) {
+        if (!vm_files_disk_moves(&disks[i]))
+            continue;
+        to->items = xrealloc(to->items, (to->count + 1) * sizeof *to->items);
+        to->items[to->count++] = xstrdup(disks[i].name);
+    }
+}
+
+bool replicate_has_others(const struct vm_order *order)
+{
+    const struct vm_disk *disks = order->disks.items;
+    for (size_t i = 0; i < order->disks.count; i++)
+        if (!disks[i].read_only && !vm_files_disk_moves(&disks[i]))
+            return true;
+    return false;
+}
+
 /* ---- the child ---- */
 
 static void child_told(const struct task_seen *seen, void *arg)
@@ -114,18 +136,15 @@ static void child_done(const struct task_seen *seen, void *arg)
 static void source_fill(const struct replicate *p, const struct local_vm *vm, struct replicate_work *work)
 {
     const struct vm_order *order = vm_order_of(vm);
-    const struct vm_disk *disks = order->disks.items;
     CLEANUP_FREE char *socket_path = vm_files_path(&vm_context_of(vm)->places, p->way.vm, "backup.sock");
     OBJECT_TEXT(replicate_work, work, control_path, vm_control_path(vm));
     OBJECT_TEXT(replicate_work, work, socket_path, socket_path);
     OBJECT_SET(replicate_work, work, user, vm_user(vm));
-    for (size_t i = 0; i < order->disks.count; i++) {
-        if (!vm_files_disk_moves(&disks[i]))
-            continue;
-        work->disks.items = xrealloc(work->disks.items, (work->disks.count + 1) * sizeof *work->disks.items);
-        work->disks.items[work->disks.count++] = xstrdup(disks[i].name);
+    replicate_disks(order, &work->disks);
+    if (work->disks.count > 0)
         object_mark(&replicate_work_desc, work, "disks");
-    }
+    if (replicate_has_others(order))
+        OBJECT_SET(replicate_work, work, others, true);
 }
 
 static int child_begin(struct replicate *p, const struct local_vm *vm)
@@ -452,9 +471,16 @@ static int source_open(void *arg, struct replica_source *to, const char *id, uin
     OBJECT_SET(vmm_backup_order, &order, idle_limit_s, IMAGES_IDLE_LIMIT_S);
     if (number > 0)
         OBJECT_TEXT(vmm_backup_order, &order, since, s->name);
+    if (s->work->others) { /* nobody would read images of those, and what is written there would fill the spill */
+        struct vmm_backup_order some = {.disks = s->work->disks}; /* borrowed: merge copies */
+        object_mark(&vmm_backup_order_desc, &some, "disks");
+        object_merge(&vmm_backup_order_desc, &order, &some);
+    }
     task_child_tell("taking images of the disks", 0, 0);
     int code = vmm_images_begin(s->work->control_path, &order, &images, err);
     OBJECT_CLEAR(vmm_backup_order, &order);
+    if (code < 0 && s->work->others && err->kind == ERROR_UNKNOWN_FIELD)
+        return error_set(err, code, ERROR_NOT_SUPPORTED, "%s", REPLICATE_VMM_IS_OLD);
     if (code < 0)
         return code;
     s->begun = true;

@@ -28,6 +28,13 @@ struct agent_replicas {
     bool sweeping;
 };
 
+#define REPLICATE_VMM_IS_OLD "its VMM knows nothing of replicas of a part of its disks: upgrade it (drover vm upgrade)"
+
+/* The names of @order's disks that its replica has, the ones in its host's directory, are added to @to, whose owner frees them. */
+void replicate_disks(const struct vm_order *order, struct string_list *to);
+/* Does the VM write to disks, too, that it has not: in pools that its keeper reaches as well (controller/fsm/replica_state.h)? */
+bool replicate_has_others(const struct vm_order *order);
+
 /* True: a point of @vm was being made, and is given up now; look again soon, or when its task has ended. */
 bool replicate_yields(struct agent *agent, const char *vm);
 /* With every answer: replicas that are not wanted any more go, in the thread pool. One that is older than another before it changes

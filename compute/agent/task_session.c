@@ -12,6 +12,7 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/replica_dir.h"
 #include "compute/agent/task_child.h"
+#include "compute/agent/task_replicate.h"
 #include "compute/agent/task_way.h"
 
 enum { LOOK_MS = 200, VMM_SILENT_MS = 5000 /* beyond what it may wait for the replica with its lock held */ };
@@ -21,6 +22,7 @@ struct session {
     struct task_way way; /* main: its path is where its VMM connects to; peer: where the child listens */
     uint64_t answered_ms; /* main: when its VMM answered last, by the loop's clock */
     bool listening, begun;
+    bool is_part; /* main: the VM writes to disks, too, that the replica has not */
 };
 
 static struct session *of_way(struct task_way *w)
@@ -116,6 +118,7 @@ static void on_answer(const struct http_answer *http, void *arg)
     }
     if (http->error != 0 || http->status / 100 != 2) {
         fail(s, -EIO, http->status == 404                ? "its VMM knows nothing of sessions with replicas: upgrade it (drover vm upgrade)"
+                      : s->is_part && http->problem.kind == ERROR_UNKNOWN_FIELD ? REPLICATE_VMM_IS_OLD
                       : http->problem.text[0] != '\0' ? http->problem.text
                                                        : "its VMM does not answer");
         return;
@@ -160,6 +163,11 @@ static void vmm_begin(struct session *s, struct local_vm *vm)
     OBJECT_TEXT(vmm_replica_order, &order, base, base);
     OBJECT_TEXT(vmm_replica_order, &order, keep, keep);
     OBJECT_SET(vmm_replica_order, &order, patience_ms, MAX(task->patience_s, 1u) * 1000);
+    s->is_part = replicate_has_others(vm_order_of(vm));
+    if (s->is_part) { /* else a VMM of an older version can do it, too */
+        replicate_disks(vm_order_of(vm), &order.disks);
+        object_mark(&vmm_replica_order_desc, &order, "disks");
+    }
     OBJECT_ENCODE(vmm_replica_order, &order, &body);
     OBJECT_CLEAR(vmm_replica_order, &order);
     (void)ask(s, vm, "POST", &body, on_answer);

@@ -218,10 +218,12 @@ static int disks_prepare(struct backup_job *job, struct error *err)
     char *slash = strrchr(directory, '/');
     int code = 0;
     *(slash == directory ? slash + 1 : slash) = '\0';
+    const struct string_list *asked = &job->order.disks;
     job->count = 0;
     for (unsigned i = 0; code == 0 && i < PCI_SLOTS && job->count < BACKUP_DISKS_MAX; i++) {
         struct machine_slot *slot = &m->slots.slots[i];
-        if (slot->kind != SLOT_DISK || slot->detached || blk_of_virtio(slot->virtio)->block->read_only)
+        if (slot->kind != SLOT_DISK || slot->detached || blk_of_virtio(slot->virtio)->block->read_only ||
+            (asked->count > 0 && !string_list_has(asked, slot->id)))
             continue;
         struct backup_disk *d = &job->disks[job->count++];
         *d = (struct backup_disk){.job = job, .slot = slot, .since = -1, .cut = -1};
@@ -230,6 +232,8 @@ static int disks_prepare(struct backup_job *job, struct error *err)
         d->size_bytes = blk_of_virtio(slot->virtio)->block->size_bytes;
         code = spill_open(m, directory, d->size_bytes, &d->spill, err);
     }
+    if (code == 0 && job->count < asked->count)
+        code = error_set_field(err, -ENODEV, ERROR_CONFLICT, "/disks", "names a disk that the VM has not, or cannot write");
     if (code == 0 && job->count == 0)
         code = error_set(err, -EINVAL, ERROR_CONFLICT, "the VM has no disk that it can write: there is nothing to back up");
     return code;

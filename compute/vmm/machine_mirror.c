@@ -643,6 +643,16 @@ bool machine_mirror_is_active(const struct machine *m)
     return false;
 }
 
+bool machine_mirror_lets_grow(const struct machine *m, const struct machine_slot *slot)
+{
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        const struct machine_mirror *mm = m->slots.slots[i].mirror;
+        if (mm != NULL && mm->mirror != NULL && (!mm->is_replica || mm == slot->mirror))
+            return false;
+    }
+    return true;
+}
+
 /* Why a mirror to another host has failed, in words. */
 static int remote_failed(const struct machine_mirror *mm, int code, struct error *err)
 {

@@ -72,6 +72,8 @@ void machine_mirrors_replica_end(struct machine *m);
 
 /* A disk is on its way to another file or host, or its device is gone from under it. */
 bool machine_mirror_is_active(const struct machine *m);
+/* May @slot's disk get another size? Not while it has a mirror, and no disk may while one is on its way to another file or host. */
+bool machine_mirror_lets_grow(const struct machine *m, const struct machine_slot *slot);
 /* For machine_slots.c: the slot is emptied. */
 void machine_mirror_free(struct machine_mirror *mirror);
 

@@ -143,15 +143,18 @@ static bool is_under_way(const struct replica_job *job)
     return job->phase != vmm_replica_phase_NONE && job->phase != vmm_replica_phase_FAILED;
 }
 
-static int disks_find(struct replica_job *job, struct error *err)
+/* What is not asked for is reached from the replica's host as well: it is mirrored nowhere, and the guest's writes to it never wait. */
+static int disks_find(struct replica_job *job, const struct string_list *asked, struct error *err)
 {
     struct machine *m = job->machine;
     job->count = 0;
     for (unsigned i = 0; i < PCI_SLOTS && job->count < DISKS_MAX; i++) {
         const struct machine_slot *slot = &m->slots.slots[i];
-        if (slot->kind == SLOT_DISK && !slot->detached && !slot->disk.read_only)
+        if (slot->kind == SLOT_DISK && !slot->detached && !slot->disk.read_only && (asked->count == 0 || string_list_has(asked, slot->id)))
             snprintf(job->disks[job->count++], sizeof job->disks[0], "%s", slot->id);
     }
+    if (job->count < asked->count)
+        return error_set_field(err, -ENODEV, ERROR_CONFLICT, "/disks", "names a disk that the VM has not, or cannot write");
     return job->count > 0 ? 0 : error_set(err, -EINVAL, ERROR_CONFLICT, "the VM has no disk that it can write: there is nothing to replicate");
 }
 
@@ -181,7 +184,7 @@ int machine_replica_begin(struct machine *m, const struct vmm_replica_order *ord
         return 0;
     int code = begin_check(m, job, order, err);
     if (code == 0)
-        code = disks_find(job, err);
+        code = disks_find(job, &order->disks, err);
     if (code < 0)
         return code;
     if (job->has_thread)

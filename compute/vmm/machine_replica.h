@@ -27,7 +27,7 @@ enum { REPLICA_PATIENCE_MS = 5000 };
 
 struct replica_job; /* of one machine, made by its first session */
 
-/* A session of all disks that the guest can write. The same one again: 0. -ESTALE, -EBUSY, -EINVAL in words. */
+/* A session of the disks that @order names, or of all that the guest can write. The same one again: 0. -ESTALE, -EBUSY, -EINVAL in words. */
 int machine_replica_begin(struct machine *m, const struct vmm_replica_order *order, struct error *err);
 /* Sessions up to @session are over: none of them lasts when this returns, and what the guest has waited for goes on. */
 void machine_replica_end(struct machine *m, uint64_t session);

@@ -267,7 +267,7 @@ int machine_slot_change_disk(struct machine *m, struct machine_slot *slot, const
     int code = 0;
     if (slot->detached)
         return error_set(err, -ENODEV, ERROR_CONFLICT, "disk %s has been taken away by force", slot->id);
-    if (OBJECT_HAS(vmm_disk, patch, size_bytes) && machine_mirror_is_active(m))
+    if (OBJECT_HAS(vmm_disk, patch, size_bytes) && !machine_mirror_lets_grow(m, slot))
         return error_set(err, -EBUSY, ERROR_CONFLICT, "a disk of the VM is being moved; wait for its end, or cancel it");
     object_copy(&vmm_disk_desc, &changed, &slot->disk);
     object_merge(&vmm_disk_desc, &changed, patch);

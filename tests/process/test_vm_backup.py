@@ -247,6 +247,9 @@ def test_refused(guest, tmp_path):
     assert 'frozen' in answer['detail'], answer
     assert show(vm)['phase'] == 'none' and not vm.socket.exists()
     assert end(vm, status=404)['code'] == 'not-found'
+    for disk in ('disk7', 'seed'):
+        assert '/disks' in str(begin(vm, disks=['disk1', disk], status=409)), disk
+    assert show(vm)['phase'] == 'none' and not vm.socket.exists()
     begin(vm)
     assert 'one' in begin(vm, 'two', status=409)['detail']
     got, answer = vm.request('POST', '/v1/vm/migration', {'to': f'unix:{tmp_path}/nobody'})
@@ -262,6 +265,23 @@ def test_refused(guest, tmp_path):
     writes_on(vm)
     begin(vm, 'later', path=str(tmp_path / 'no-such-directory' / 'socket'), status=400)
     writes_on(vm)
+
+
+def test_of_some_disks(guest):
+    """What is not asked for has no image, and what the guest writes there costs nothing."""
+    vm = guest()
+    assert [d['id'] for d in begin(vm, disks=['disk1'])['disks']] == ['disk1']
+    with pytest.raises(NbdError):
+        Nbd(vm.socket, 'disk0')
+    nbd = Nbd(vm.socket, 'disk1')
+    assert len(nbd.read_all()) == SIZE
+    nbd.close()
+    writes_on(vm)
+    assert show(vm)['spill_peak_bytes'] == 0 and [d['copied_bytes'] for d in show(vm)['disks']] == [0]
+    end(vm)
+    answer = begin(vm, 'two', since='one')
+    assert [d['changed_known'] for d in answer['disks']] == [False, True]
+    end(vm, 'two')
 
 
 def test_grown_meanwhile(guest):

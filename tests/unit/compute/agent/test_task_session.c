@@ -25,6 +25,7 @@ enum { SESSION = 5, EPOCH = 3, NUMBER = 8, PATIENCE_S = 2, VMM_USER = 1234, DEAD
 
 struct local_vm {
     struct vm_order order;
+    bool has_others; /* disks that it writes to, and its replica has not */
     enum vm_disks disks;
     bool may_begin;
 };
@@ -161,6 +162,18 @@ int replica_dir_open(const char *replicas_dir UNUSED, const char *vm UNUSED, boo
 {
     assert_true(make);
     return error_set(err, replicas_code, ERROR_CONFLICT, "the directory's own words");
+}
+
+void replicate_disks(const struct vm_order *order UNUSED, struct string_list *to)
+{
+    to->items = xcalloc(1, sizeof *to->items);
+    to->items[to->count++] = xstrdup("root");
+}
+
+bool replicate_has_others(const struct vm_order *order)
+{
+    const char *vm = (const char *)order - offsetof(struct local_vm, order);
+    return ((const struct local_vm *)(const void *)vm)->has_others;
 }
 
 void replica_dir_close(struct replica_dir *dir UNUSED)
@@ -365,6 +378,7 @@ static void begun_and_level(void **state)
     assert_string_equal(order.base, "r-" REPLICA ".8");
     assert_string_equal(order.keep, "r-" REPLICA ".9");
     assert_int_equal(order.patience_ms, PATIENCE_S * 1000);
+    assert_false(OBJECT_HAS(vmm_replica_order, &order, disks)); /* older VMMs know all but that */
     OBJECT_CLEAR(vmm_replica_order, &order);
     answer(0, 200, SAYS("connect"));
     turn_until(f, &call.asked, 2);
@@ -410,6 +424,23 @@ static void what_the_replica_holds(void **state)
         assert_int_equal(teardown(state), 0);
         assert_int_equal(setup(state), 0);
     }
+}
+
+static void of_a_part_of_the_disks(void **state)
+{
+    struct fixture *f = *state;
+    struct vmm_replica_order order = {.session = 0};
+    f->vm.has_others = true;
+    ordered(f);
+    assert_int_equal(OBJECT_DECODE(vmm_replica_order, call.body, strlen(call.body), OBJECT_CREATE, &order, NULL), 0);
+    assert_int_equal(order.disks.count, 1);
+    assert_string_equal(order.disks.items[0], "root");
+    OBJECT_CLEAR(vmm_replica_order, &order);
+    struct http_answer http = {.status = 400};
+    error_set_field(&http.problem, -EINVAL, ERROR_UNKNOWN_FIELD, "/disks", "is not a field of vmm_replica_order");
+    call.open = false;
+    call.done(&http, call.arg);
+    ended(f, operation_state_FAILED, "upgrade it");
 }
 
 static void a_vmm_that_is_slow_is_asked_again(void **state)
@@ -669,6 +700,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(begun_and_level),
         T(what_the_replica_holds),
+        T(of_a_part_of_the_disks),
         T(a_vmm_that_is_slow_is_asked_again),
         T(answers_that_end_it),
         T(looks_that_end_it),

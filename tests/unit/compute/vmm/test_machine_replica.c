@@ -27,7 +27,7 @@ static struct {
     pthread_cond_t changed;
     bool may_link, broken; /* guarded by the lock: the session's thread asks */
     int link_code;
-    unsigned links, links_alive;
+    unsigned links, links_alive, count;
     uint32_t patience_ms;
 
     char replicated[64]; /* names of disks, in the order asked for */
@@ -80,7 +80,7 @@ int machine_mirror_replicate(struct machine *m UNUSED, struct machine_slot *slot
 int machine_mirrors_replica_look(struct machine *m UNUSED, unsigned count, bool *ret_level, bool *ret_lasts, struct error *err)
 {
     mirror.looks++;
-    assert_int_equal(count, 2);
+    assert_int_equal(count, mirror.count);
     *ret_level = mirror.level;
     *ret_lasts = mirror.lasts;
     return mirror.look_code < 0 ? error_set(err, mirror.look_code, ERROR_INTERNAL, "the link is gone") : 0;
@@ -165,6 +165,7 @@ static int setup(void **state)
     mirror.link_code = mirror.replicate_code = mirror.look_code = mirror.guard_code = 0;
     mirror.links = mirror.links_alive = mirror.guards = mirror.ends = mirror.looks = 0;
     mirror.replicated[0] = '\0';
+    mirror.count = 2;
     memset(&others, 0, sizeof others);
     f->config.name = (char *)(uintptr_t)"web";
     m->config = &f->config;
@@ -191,15 +192,26 @@ static int teardown(void **state)
     return 0;
 }
 
-static int begin(struct fixture *f, uint64_t session)
+/* @disk: of that one alone; NULL: of all. */
+static int begin_of(struct fixture *f, uint64_t session, const char *disk)
 {
     struct vmm_replica_order order = {.session = 0};
+    if (disk != NULL) {
+        order.disks.items = xcalloc(1, sizeof *order.disks.items);
+        order.disks.items[order.disks.count++] = xstrdup(disk);
+        object_mark(&vmm_replica_order_desc, &order, "disks");
+    }
     OBJECT_SET(vmm_replica_order, &order, session, session);
     OBJECT_TEXT(vmm_replica_order, &order, path, "/run/x.sock");
     OBJECT_TEXT(vmm_replica_order, &order, keep, "k");
     int code = machine_replica_begin(&f->machine, &order, &f->err);
     OBJECT_CLEAR(vmm_replica_order, &order);
     return code;
+}
+
+static int begin(struct fixture *f, uint64_t session)
+{
+    return begin_of(f, session, NULL);
 }
 
 static enum vmm_replica_phase phase(struct fixture *f)
@@ -437,6 +449,25 @@ static void refused_beside_other_work(void **state)
     level(f, SESSION); /* none of these has used the number up */
 }
 
+/* What else the guest writes to is nothing of the session's. */
+static void of_the_disks_that_are_named(void **state)
+{
+    struct fixture *f = *state;
+    static const char *const none[] = {"cd", "gone", "other"};
+    for (unsigned i = 0; i < ARRAY_SIZE(none); i++) { /* only read, taken away, not there */
+        assert_int_equal(begin_of(f, SESSION, none[i]), -ENODEV);
+        assert_string_equal(f->err.field, "/disks");
+    }
+    assert_true(mirror.links == 0 && phase(f) == vmm_replica_phase_NONE);
+    mirror.count = 1;
+    mirror.level = mirror.lasts = true;
+    may_link(0);
+    assert_int_equal(begin_of(f, SESSION, "data"), 0);
+    until(f, vmm_replica_phase_LEVEL);
+    assert_string_equal(mirror.replicated, "data ");
+    assert_int_equal(mirror.links, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -448,6 +479,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(over_before_it_has_begun, setup, teardown),
         cmocka_unit_test_setup_teardown(an_end_of_the_machine_waits_for_nobody, setup, teardown),
         cmocka_unit_test_setup_teardown(refused_beside_other_work, setup, teardown),
+        cmocka_unit_test_setup_teardown(of_the_disks_that_are_named, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
