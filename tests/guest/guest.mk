@@ -6,7 +6,7 @@ GUEST_CFLAGS = -std=gnu11 -O2 -g -Wall -Wextra -Werror -ffreestanding -fno-pic -
 guest: build/guest/ticker.elf   ## build the test guest into build/guest
 
 GUEST_SRC = tests/guest/entry.S tests/guest/guest_user.c tests/guest/guest_virtio.c tests/guest/guest_disk.c \
-            tests/guest/guest_ledger.c tests/guest/guest_net.c
+            tests/guest/guest_ledger.c tests/guest/guest_pair.c tests/guest/guest_net.c
 
 build/guest/ticker.elf: $(GUEST_SRC) $(wildcard tests/guest/*.h) tests/guest/guest.ld tests/guest/guest.mk
 	@mkdir -p $(@D)

@@ -9,6 +9,7 @@
  *   disk=SEED  write and read the first disk at random all the time, and check (guest_disk.c)
  *   ledger=N   write numbered blocks to the first disk in an order that follows from N, and tell what was acknowledged and what is
  *              flushed (guest_ledger.c)
+ *   pair       write numbers to the first disk and the second, one after the other; not with disk (guest_pair.c)
  *   show       tell the text that the first disk begins with, once ("disk says ...")
  *   net        send numbered frames, and look at those that come (guest_net.c)
  *   answer     send the frames back that ask for it, at each tick; not with net
@@ -33,6 +34,7 @@
 #include "guest_disk.h"
 #include "guest_ledger.h"
 #include "guest_net.h"
+#include "guest_pair.h"
 #include "guest_virtio.h"
 
 enum { COM1 = 0x3f8, COM1_STATUS = COM1 + 5, PM_CONTROL = 0x604, RESET_CONTROL = 0xcf9 };
@@ -43,7 +45,7 @@ enum { TIMER_HZ = 1000000000, TICKS_HZ = 10 };
 #define PROCESSORS_MAX 64u
 
 extern volatile uint32_t ap_count;
-static bool has_disk, has_ledger, has_net, answers;
+static bool has_disk, has_ledger, has_pair, has_net, answers;
 static volatile uint64_t ap_counters[PROCESSORS_MAX][8]; /* a cache line each */
 
 struct start_info { /* hvm_start_info, as far as it is used */
@@ -225,10 +227,12 @@ static void wait_for_tick(uint64_t seen, uint64_t dirty_pages)
             dirty_step(dirty_pages);
         if (has_disk)
             disk_step();
+        if (has_pair)
+            pair_step();
         if (has_net)
             net_step();
         bool has_work = has_ledger && ledger_step();
-        if (!dirty_pages && !has_disk && !has_net && !has_work)
+        if (!dirty_pages && !has_disk && !has_pair && !has_net && !has_work)
             call(CALL_WAIT, 0, seen);
     }
 }
@@ -305,6 +309,8 @@ void user_main(const struct start_info *info)
         has_disk = disk_start(option(cmdline, "disk", 0));
     if (option(cmdline, "ledger", 0))
         has_ledger = ledger_start(option(cmdline, "ledger", 0));
+    if (option(cmdline, "pair", 0))
+        has_pair = pair_start();
     if (option(cmdline, "show", 0))
         disk_show();
     if (option(cmdline, "net", 0))
@@ -322,6 +328,8 @@ void user_main(const struct start_info *info)
             disk_tick(quiet);
         if (has_ledger)
             ledger_tick();
+        if (has_pair)
+            pair_tick();
         if (has_net)
             net_tick(quiet);
         if (answers)

@@ -92,8 +92,13 @@ static void queue_start(struct virtio *v, unsigned number)
 
 bool virtio_start(struct virtio *v, unsigned id, unsigned queues)
 {
+    return virtio_start_next(v, id, queues, 0);
+}
+
+bool virtio_start_next(struct virtio *v, unsigned id, unsigned queues, unsigned others)
+{
     unsigned slot = 0;
-    while (slot < SLOTS && config_read(slot, 0) != ((DEVICE_FIRST + id) << 16 | VENDOR))
+    while (slot < SLOTS && (config_read(slot, 0) != ((DEVICE_FIRST + id) << 16 | VENDOR) || others-- > 0))
         slot++;
     if (slot == SLOTS)
         return false;

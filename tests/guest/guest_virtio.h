@@ -49,6 +49,8 @@ struct virtio {
 void virtio_ecam(uint64_t address);
 /* Find the first device of @id and start it with @queues queues; false where there is none. */
 bool virtio_start(struct virtio *v, unsigned id, unsigned queues);
+/* The same of the one after the first @others of them. */
+bool virtio_start_next(struct virtio *v, unsigned id, unsigned queues, unsigned others);
 /* Offer the chain at descriptor @head. */
 void virtio_offer(struct virtio_queue *q, uint16_t head);
 /* The next used entry: false where there is none yet. */
