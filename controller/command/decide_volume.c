@@ -89,6 +89,8 @@ int decide_volume_attach(struct deciding *d, const char *id, size_t id_length, c
         OBJECT_TEXT(command_volume_attach, &command, vm, vm->common->id);
     if (vm != NULL && migration_snapshot(d->state, vm->vm) != NULL)
         OBJECT_SET(command_volume_attach, &command, snapshots, true);
+    if (vm != NULL && vm->vm->replica_host != NULL)
+        OBJECT_SET(command_volume_attach, &command, replica, true);
     if (d->context->force)
         OBJECT_SET(command_volume_attach, &command, force, true);
     snprintf(d->decision->summary, sizeof d->decision->summary, "volume %s is %s%s", record->common->name,

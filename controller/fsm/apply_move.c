@@ -75,6 +75,11 @@ static bool vm_allows(struct apply *a, const struct volume *volume, const struct
         apply_refuse(a, -ESTALE, ERROR_CONFLICT, "volume '%s' was attached, detached or taken to another host meanwhile; ask again", volume->name);
         return false;
     }
+    if (vm->replica_host != NULL) {
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s', which has volume '%s', has a replica on host %s, which knows its disks where they are: take the "
+                     "replica away first (replica_host), or detach the volume", vm->name, volume->name, vm->replica_host);
+        return false;
+    }
     return !volume_vm_is_busy(a, record);
 }
 

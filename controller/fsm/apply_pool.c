@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/volume_disks.h"
 
 static void tell_members(struct apply *a, const struct pool *pool)
@@ -61,6 +62,35 @@ bool apply_pool_may_be_made(struct apply *a, struct pool *pool)
     return true;
 }
 
+/* A VM that its replica on @host could not be started from without the pool: it has a disk there. NULL: there is none. */
+static const struct vm *kept_by(const struct state *state, const struct pool *pool, const struct record *host)
+{
+    for (size_t i = 0; host != NULL && i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        if (replica_keeper(state, vm) == host && vm_has_pools(vm) && vm_in_pool(vm, pool->name))
+            return vm;
+    }
+    return NULL;
+}
+
+/* Would a VM miss it where it has its disks, or is to be started? Refuses if so. */
+static bool is_needed_on(struct apply *a, const struct pool *pool, const struct record *host)
+{
+    for (size_t i = 0; host != NULL && i < host->of_host.vms.count; i++) {
+        if (!vm_in_pool(host->of_host.vms.items[i]->vm, pool->name))
+            continue;
+        apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts", "leaves out host '%s', whose VM '%s' has a disk in the pool", host->common->name,
+                           host->of_host.vms.items[i]->common->name);
+        return true;
+    }
+    const struct vm *kept = kept_by(a->state, pool, host);
+    if (kept != NULL)
+        apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts",
+                           "leaves out host '%s', which has the replica of VM '%s' and could not start it without: it has a disk in the pool",
+                           host->common->name, kept->name);
+    return kept != NULL;
+}
+
 bool apply_pool_may_change(struct apply *a, const struct record *record, struct pool *patch)
 {
     const struct pool *pool = record->pool;
@@ -95,13 +125,8 @@ bool apply_pool_may_change(struct apply *a, const struct record *record, struct 
                                "has left of it there", member->name, vm->name);
             return false;
         }
-        for (size_t k = 0; !stays && host != NULL && k < host->of_host.vms.count; k++) {
-            if (!vm_in_pool(host->of_host.vms.items[k]->vm, pool->name))
-                continue;
-            apply_refuse_field(a, -EBUSY, ERROR_IN_USE, "/hosts", "leaves out host '%s', whose VM '%s' has a disk in the pool",
-                               member->name, host->of_host.vms.items[k]->common->name);
+        if (!stays && is_needed_on(a, pool, host))
             return false;
-        }
     }
     return true;
 }

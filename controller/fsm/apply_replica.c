@@ -29,11 +29,23 @@ const struct record *replica_keeper(const struct state *state, const struct vm *
     return vm->replica_host != NULL ? state_get(state, object_kind_HOST, vm->replica_host) : NULL;
 }
 
+/* A disk of @vm's that is neither copied nor to be reached from another host: it is in a pool of directories. NULL: there is none. */
+static const struct vm_disk *disk_left_out(const struct state *state, const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct record *pool = disks[i].pool != NULL ? state_get(state, object_kind_POOL, disks[i].pool) : NULL;
+        if (disks[i].pool != NULL && (pool == NULL || !pool_is_shared(pool->pool)))
+            return &disks[i];
+    }
+    return NULL;
+}
+
 const struct record *replica_standby(const struct state *state, const struct vm *vm)
 {
     const struct record *keeper = replica_keeper(state, vm);
     bool good = keeper != NULL && vm->host != NULL && strcmp(keeper->common->id, vm->host) != 0 && vm->replica.id != NULL &&
-                vm->replica.number > 0 && vm->replica.epoch == vm->epoch && !vm_has_pools(vm);
+                vm->replica.number > 0 && vm->replica.epoch == vm->epoch && disk_left_out(state, vm) == NULL;
     return good ? keeper : NULL;
 }
 
@@ -58,7 +70,8 @@ bool replica_is_held(const struct record *vm)
 
 bool replica_is_good(const struct state *state, const struct vm *vm)
 {
-    return replica_standby(state, vm) != NULL && (!replica_is_sync(vm) || vm->replica.in_sync);
+    bool in_points = !replica_is_sync(vm) && !vm_has_pools(vm);
+    return replica_standby(state, vm) != NULL && (in_points || vm->replica.in_sync);
 }
 
 size_t replica_others(const struct record *vm)
@@ -72,14 +85,38 @@ static bool has_own_disk(const struct vm *vm)
 {
     const struct vm_disk *disks = vm->disks.items;
     for (size_t i = 0; i < vm->disks.count; i++)
-        if (!disks[i].read_only)
+        if (!disks[i].read_only && disks[i].pool == NULL)
             return true;
     return false;
 }
 
-static bool may_have(struct apply *a, const struct vm *vm, const struct record *keeper)
+static const char replica_field[] = "/replica_host";
+
+/* Of disks in pools no copies are kept: @keeper has to reach them. @known: command_put.replica_pools. */
+static bool pools_fit(struct apply *a, const struct vm *vm, const struct record *keeper, bool known)
 {
-    static const char field[] = "/replica_host";
+    const struct vm_disk *out = disk_left_out(a->state, vm);
+    const char *missing = vm_pool_missing(a->state, vm, keeper->common->id);
+    if (!vm_has_pools(vm))
+        return true;
+    if (out != NULL)
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, replica_field,
+                           "disk '%s' of VM '%s' is in pool '%s', which is in directories of single hosts, and no copies are kept of what is there: move "
+                           "it to a shared pool, or detach it if it is a volume", out->name, vm->name, out->pool);
+    else if (!known)
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, replica_field, "VM '%s' has a disk in a pool by now; ask again", vm->name);
+    else if (missing != NULL)
+        apply_refuse_field(a, -ENOENT, ERROR_CONFLICT, replica_field,
+                           "host %s has not pool '%s' (now), which VM '%s' has a disk in, and could not start it", keeper->common->name, missing,
+                           vm->name);
+    else
+        return !volume_vm_is_busy(a, state_get(a->state, object_kind_VM, vm->id));
+    return false;
+}
+
+static bool may_have(struct apply *a, const struct vm *vm, const struct record *keeper, bool pools_known)
+{
+    const char *field = replica_field;
     const struct snapshot *snapshot = migration_snapshot(a->state, vm);
     if (vm->host == NULL || vm->recovering)
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, field, "VM '%s' waits for a host; give it a replica when it has one", vm->name);
@@ -88,44 +125,86 @@ static bool may_have(struct apply *a, const struct vm *vm, const struct record *
     else if (vm->pin != NULL)
         apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, field, "VM '%s' is pinned to %s and could not be started on %s", vm->name, vm->pin,
                            keeper->common->name);
-    else if (vm_has_pools(vm))
-        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, field,
-                           "VM '%s' has a disk or volume in a pool, and replicas are of disks in the directory of the VM's host alone: put its "
-                           "disks into shared pools, or detach its volumes", vm->name);
     else if (own_disk_with_other(vm) != NULL)
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, field,
                            "disk '%s' of VM '%s' is being moved, or what a move has left of it is still being removed; wait for that",
                            own_disk_with_other(vm)->name, vm->name);
     else if (!has_own_disk(vm))
-        apply_refuse_field(a, -EINVAL, ERROR_INVALID, field, "VM '%s' has no disk that it writes to", vm->name);
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, field, "VM '%s' has no disk in its host's directory that it writes to: there is nothing to copy",
+                           vm->name);
     else if (snapshot != NULL)
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, field,
                            "VM '%s' has snapshot '%s', and a replica has none: delete the VM's snapshots first", vm->name, snapshot->name);
     else if (migration_under_way((const struct record *)state_get(a->state, object_kind_VM, vm->id)) != NULL)
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, field, "VM '%s' is being migrated; wait for its end, or cancel it", vm->name);
     else
-        return true;
+        return pools_fit(a, vm, keeper, pools_known);
     return false;
 }
 
-bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch)
+static bool is_taken_away(const struct vm *patch, const char *field)
 {
-    bool away = patch->head.cleared & (UINT64_C(1) << (object_field(&vm_desc, "replica_host") - vm_desc.fields));
+    return patch->head.cleared & (UINT64_C(1) << (object_field(&vm_desc, field) - vm_desc.fields));
+}
+
+/* Points are of a moment ago, and what is in shared pools is as it was written last: a VM that was started from both would have its disks of
+ * two moments. What is in sync and what is shared are of the same one. */
+static bool is_of_one_moment(struct apply *a, const struct vm *vm, const struct vm *patch)
+{
+    bool given = OBJECT_HAS(vm, patch, replica_sync_s), away = is_taken_away(patch, "replica_sync_s");
+    const struct vm_disk *disks = vm->disks.items;
+    size_t i = 0;
+    if (!vm_has_pools(vm) || (given ? patch->replica_sync_s > 0 : !away && replica_is_sync(vm)))
+        return true;
+    while (disks[i].pool == NULL)
+        i++;
+    apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, "/replica_sync_s",
+                       "is needed (1 to 60): disk '%s' of VM '%s' is in pool '%s', always as it was written last, and points of its other disks are "
+                       "of a moment ago; or detach it if it is a volume, or take the replica away", disks[i].name, vm->name, disks[i].pool);
+    return false;
+}
+
+bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch, bool pools_known)
+{
+    bool away = is_taken_away(patch, "replica_host");
     if (record->vm->recovering && (away || patch->replica_host != NULL)) {
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/replica_host", "VM '%s' is being started on another host; ask again", record->common->name);
         return false;
     }
     if (!OBJECT_HAS(vm, patch, replica_host) || patch->replica_host == NULL)
-        return true;
+        return away || record->vm->replica_host == NULL || is_of_one_moment(a, record->vm, patch);
     const struct record *keeper = state_get(a->state, object_kind_HOST, patch->replica_host);
     if (keeper == NULL) {
         apply_refuse_field(a, -ENOENT, ERROR_NOT_FOUND, "/replica_host", "there is no host '%s'", patch->replica_host);
         return false;
     }
     OBJECT_TEXT(vm, patch, replica_host, keeper->common->name);
-    if (record->vm->replica_host != NULL && strcmp(record->vm->replica_host, keeper->common->name) == 0)
+    bool same = record->vm->replica_host != NULL && strcmp(record->vm->replica_host, keeper->common->name) == 0;
+    return (same || may_have(a, record->vm, keeper, pools_known)) && is_of_one_moment(a, record->vm, patch);
+}
+
+bool replica_allows_volume(struct apply *a, const struct vm *vm, const struct volume *volume, bool known)
+{
+    const struct pool *pool = state_get(a->state, object_kind_POOL, volume->pool)->pool;
+    const struct record *keeper = replica_keeper(a->state, vm);
+    const struct pool_host *member = keeper != NULL ? pool_member_find(pool, keeper->common->id) : NULL;
+    if (!pool_is_shared(pool))
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/vm",
+                           "'%s' has a replica on host %s, and volume '%s' is in pool '%s', which is in directories of single hosts, and no copies are "
+                           "kept of what is there: move it to a shared pool, or take the replica away first (replica_host)", vm->name,
+                           vm->replica_host, volume->name, pool->name);
+    else if (!replica_is_sync(vm))
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/vm",
+                           "'%s' has a replica on host %s in points of a moment ago, and volume '%s' would always be as it was written last: have the "
+                           "replica kept in sync (replica_sync_s), or take it away first (replica_host)", vm->name, vm->replica_host, volume->name);
+    else if (!known)
+        apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/vm", "'%s' has a replica by now; ask again", vm->name);
+    else if (member == NULL || member->state != pool_host_state_PRESENT)
+        apply_refuse_field(a, -ENOENT, ERROR_CONFLICT, "/vm", "'%s' has a replica on host %s, which has not pool '%s' (now) and could not start it",
+                           vm->name, vm->replica_host, pool->name);
+    else
         return true;
-    return may_have(a, record->vm, keeper);
+    return false;
 }
 
 /* ---- what becomes of it ---- */
@@ -205,14 +284,20 @@ static bool is_on_keeper(const struct apply *a, const struct vm *vm)
     return keeper != NULL && vm->host != NULL && strcmp(keeper->common->id, vm->host) == 0;
 }
 
+void replica_epoch_raised(struct vm *vm, uint64_t before)
+{
+    if (OBJECT_HAS(vm, vm, replica) && vm->replica.number > 0 && vm->replica.epoch == before)
+        OBJECT_SET(vm_replica, &vm->replica, epoch, vm->epoch);
+}
+
 void replica_vm_moved(struct apply *a, struct vm *vm, const char *from, uint64_t epoch_before)
 {
     if (OBJECT_HAS(vm, vm, replica_start))
         take_away(vm, "replica_start");
     if (is_on_keeper(a, vm))
         turn_around(a, vm, from);
-    else if (OBJECT_HAS(vm, vm, replica) && vm->replica.number > 0 && vm->replica.epoch == epoch_before)
-        OBJECT_SET(vm_replica, &vm->replica, epoch, vm->epoch);
+    else
+        replica_epoch_raised(vm, epoch_before);
     if (OBJECT_HAS(vm, vm, replica) && vm->replica.in_sync) /* its new host keeps no replica level yet */
         OBJECT_SET(vm_replica, &vm->replica, in_sync, false);
 }

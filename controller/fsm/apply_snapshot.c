@@ -147,6 +147,10 @@ static bool volume_is_reached(struct apply *a, const struct volume *volume, cons
     } else if (volume->state != (vm != NULL ? volume_state_ATTACHED : volume_state_AVAILABLE)) {
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is %s%s%.300s", volume->name, volume_state_desc.names[volume->state],
                      volume->state_reason != NULL ? ": " : "; wait for that", volume->state_reason != NULL ? volume->state_reason : "");
+    } else if (vm != NULL && vm->vm->replica_host != NULL) {
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED,
+                     "VM '%s', which has volume '%s', has a replica on host %s, and its disks are written to two hosts at once: take the replica away "
+                     "meanwhile (replica_host)", vm->common->name, volume->name, vm->vm->replica_host);
     } else if (vm != NULL) {
         return vm_with_disks(a, operation) != NULL && !volume_vm_is_busy(a, vm);
     } else if (volume->host == NULL) {

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/volume_disks.h"
 
 #define SECTOR_BYTES 512u
@@ -268,11 +269,10 @@ bool volume_vm_is_busy(struct apply *a, const struct record *vm)
     return false;
 }
 
-/* @snapshots: it is known that it has some. */
-static bool vm_may_have(struct apply *a, const struct volume *volume, const struct record *record, bool snapshots)
+static bool vm_may_have(struct apply *a, const struct volume *volume, const struct record *record, const struct command_volume_attach *command)
 {
     const struct vm *vm = record->vm;
-    const struct snapshot *snapshot = snapshots ? NULL : migration_snapshot(a->state, vm);
+    const struct snapshot *snapshot = command->snapshots ? NULL : migration_snapshot(a->state, vm);
     if (vm->wanted == vm_wanted_DELETED || vm->recovering) {
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/vm", "'%s' %s", vm->name,
                            vm->recovering ? "waits to be started on another host; ask again" : "is being deleted");
@@ -282,12 +282,8 @@ static bool vm_may_have(struct apply *a, const struct volume *volume, const stru
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/vm", "'%s' has snapshot '%s' by now; ask again", vm->name, snapshot->name);
         return false;
     }
-    if (vm->replica_host != NULL) {
-        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/vm",
-                           "'%s' has a replica on host %s, and volumes are in none: take the replica away first (replica_host)", vm->name,
-                           vm->replica_host);
+    if (vm->replica_host != NULL && !replica_allows_volume(a, vm, volume, command->replica))
         return false;
-    }
     return !volume_vm_is_busy(a, record) && host_reaches(a, volume, vm) && has_place(a, volume, vm);
 }
 
@@ -355,7 +351,7 @@ void apply_volume_attach(struct apply *a, struct command_volume_attach *command)
     struct record *vm = command->vm != NULL ? apply_find(a, object_kind_VM, vm_id, 0)
                         : vm_id != NULL     ? map_get(&a->state->tables[object_kind_VM].by_id, vm_id)
                                             : NULL;
-    if (command->vm != NULL && (vm == NULL || !volume_is_free(a, record->volume) || !vm_may_have(a, record->volume, vm, command->snapshots)))
+    if (command->vm != NULL && (vm == NULL || !volume_is_free(a, record->volume) || !vm_may_have(a, record->volume, vm, command)))
         return;
     if (command->vm == NULL && !may_detach(a, record, vm))
         return;
@@ -396,8 +392,10 @@ static void disk_take_out(struct apply *a, struct record *vm, size_t at)
     memmove(&disks[at], &disks[at + 1], (vm->vm->disks.count - at - 1) * sizeof *disks);
     vm->vm->disks.count--;
     /* Should the host that is lost come back and keep the VM, then not the VMM that still has the volume open. */
-    if (vm->vm->recovering)
+    if (vm->vm->recovering) {
         OBJECT_SET(vm, vm->vm, epoch, vm->vm->epoch + 1);
+        replica_epoch_raised(vm->vm, vm->vm->epoch - 1);
+    }
     state_edit_end(a->state, vm, a->index);
     state_host_orders_changed(a->state, vm->vm->host, a->index);
 }

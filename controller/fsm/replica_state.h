@@ -18,6 +18,11 @@
  * flushed, and from that entry on nobody takes it for more than a point: one of the moment of that entry. Where the VM's own host is lost the
  * session ends and the record stays: that host's guest waits, or is dead. No VMM is started while it is held, for a new one would not wait.
  *
+ * Copied is what is in the directory of the VM's host. Disks and volumes in shared pools are where the keeper reaches them, and are opened there as
+ * after any loss: under the lease, so that the VM's old guest writes to them no more. They are as they were written last; so the copies have to
+ * be, and a VM with such disks is started from a replica that is in sync and from no other. It may, because the guest has been told of no
+ * write to the one that the other does not have: both are of the moment of its last breath. What is in pools of single hosts is not copied.
+ *
  * Only a point of the VM's present epoch stands in: each start and restore of a stopped VM raises it, and what its disks became
  * meanwhile no point knows. A migration raises it, too, but changes nothing on the disks: points stay good (replica_vm_moved).
  * All that is in these functions follows from the state alone. */
@@ -50,8 +55,10 @@ const struct record *replica_under_way(const struct record *vm);
 
 /* ---- for apply ---- */
 
-/* May @record become what @patch makes of it? Refuses if not. The host's name is made canonical. */
-bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch);
+/* May @record become what @patch makes of it? Refuses if not. The host's name is made canonical. @pools_known: command_put.replica_pools. */
+bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch, bool pools_known);
+/* May @vm, which has a replica, have @volume? Refuses if not. @known: command_volume_attach.replica. */
+bool replica_allows_volume(struct apply *a, const struct vm *vm, const struct volume *volume, bool known);
 /* Within an edit: @keeper_before (a name or NULL) may not be its keeper any more. Hosts are told. */
 void replica_changed(struct apply *a, struct vm *vm, const char *keeper_before);
 /* The host of @record was lost, and is back before another one was given the VM: its guest waits no longer for the replica. */
@@ -62,6 +69,8 @@ void replica_told_again(struct vm *vm);
 void replica_session_check(struct apply *a, struct record *record);
 /* The host of a session under way says that the replica is level. */
 void replica_level(struct apply *a, const struct record *operation);
+/* Within an edit: @vm has another epoch than @before, and has not run since its replica came to have its disks as they are. */
+void replica_epoch_raised(struct vm *vm, uint64_t before);
 /* Within an edit: @vm has been given to another host than @from (id), with its disks as they are; its epoch was @epoch_before. */
 void replica_vm_moved(struct apply *a, struct vm *vm, const char *from, uint64_t epoch_before);
 /* Within an edit: @vm has been given to its standby, and takes its disks from the replica; @from was lost. */

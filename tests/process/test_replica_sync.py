@@ -4,13 +4,16 @@ cluster's record says so.
 The guest takes no FLUSH, so each of its writes is followed by one before it hears of it (tests/guest/guest_disk.c).
 """
 import os
+import re
 import signal
 
 import pytest
 
 from bed import wait_until
-from disk_guest import NEEDED, console, done, life, taken_over, wait_writes, writes
+from disk_guest import NEEDED, agent_of, console, create, done, image, life, pool, taken_over, wait_pool, wait_writes, writes
+from test_devices import Running
 from test_replication import begin, children, place, replica, replicate, wait_point
+from test_volume_objects import layers, refused, wait_volume
 
 pytestmark = NEEDED
 
@@ -35,6 +38,120 @@ def test_what_was_flushed_is_there_when_the_host_is_lost(make_cluster):
     wait_writes(old, vm_id, 200)
     old.host.power_off()
     assert taken_over(cluster, vm_id, old, writes(old, vm_id)) is keeper        # its last words are on the dead host's disk
+
+
+def shared_pool(cluster):
+    nas = pool(cluster, 'nas')
+    wait_pool(cluster, 'nas', **{a.name: 'present' for a in cluster.agents})
+    return nas
+
+
+def pairs(agent, vm_id):
+    """How far the guest's present life says that it is on both disks (tests/guest/guest_pair.c)."""
+    return max([int(n) for n in re.findall(r'^pair (\d+)$', life(agent, vm_id), re.M)], default=0)
+
+
+def pair_moves(vm_id, old, keeper):
+    """@old is lost: the VM begins on @keeper with what it had written to each disk, of one moment."""
+    found = wait_until(lambda: re.search(r'^pair begins (\d+) (\d+)$', life(keeper, vm_id), re.M), 40, 'the VM runs from its replica', poll_s=0.05)
+    first, second = int(found[1]), int(found[2])
+    assert second <= first <= second + 1 and second >= pairs(old, vm_id) > 0, (found[0], pairs(old, vm_id))
+    assert 'pair: ' not in console(keeper, vm_id) + console(old, vm_id)
+    wait_until(lambda: pairs(keeper, vm_id) > first + 20, 30, 'the guest goes on', poll_s=0.05)
+
+
+def pair_begin(make_cluster, shared):
+    """A VM that writes to two disks, @shared of which are in a pool that all hosts have, and is in sync."""
+    cluster = make_cluster(controllers=3, agents=3)
+    image(cluster)
+    shared_pool(cluster)
+    disks = [{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': 1 << 20}]
+    disks = [{**d, 'pool': 'nas'} if d['name'] == shared else d for d in disks]
+    vm_id = create(cluster, 'web', ha=True, disks=disks, cmdline='pair')
+    old = agent_of(cluster, 'web')
+    keeper = next(a for a in cluster.agents if a is not old)
+    refused(cluster, 409, 'replica_sync_s', 'PATCH', '/v1/vms/web', {'replica_host': keeper.name})
+    sync(cluster, keeper)
+    far = pairs(old, vm_id)
+    wait_until(lambda: pairs(old, vm_id) > far + 100, 30, 'the guest writes', poll_s=0.05)
+    return cluster, vm_id, old, keeper
+
+
+def test_copied_and_shared_disks_are_of_one_moment(make_cluster):
+    """What the guest wrote to a disk in a shared pool is opened where the copy of the other is, and neither is ahead."""
+    cluster, vm_id, old, keeper = pair_begin(make_cluster, 'data')
+    assert [p.name for p in place(keeper, vm_id).glob('*.layers')] == ['root.layers']
+    old.host.power_off()
+    pair_moves(vm_id, old, keeper)
+    assert cluster.vm('web')['host_name'] == keeper.name
+    assert (keeper.directory / 'vms' / vm_id / 'disks' / 'root.layers' / 'root.disk').exists() and not place(keeper, vm_id).exists()
+
+
+@pytest.mark.slow
+def test_of_one_moment_whatever_is_cut(make_cluster):
+    """The first disk is the shared one. The host is cut off, alive; and the next one stands still, and wakes up when the VM runs elsewhere. Each time
+    the disks are of one moment, and the old host writes nothing any more."""
+    cluster, vm_id, old, keeper = pair_begin(make_cluster, 'root')
+    cluster.bed.isolate(old.host.number)
+    pair_moves(vm_id, old, keeper)
+    cluster.bed.heal()
+    wait_in_sync(cluster, 90)
+    assert cluster.vm('web')['replica_host'] == old.name and not (old.directory / 'vms' / vm_id).exists()
+    cluster.bed.freeze(keeper.host.number)
+    pair_moves(vm_id, keeper, old)
+    cluster.bed.thaw(keeper.host.number)
+    wait_in_sync(cluster, 90)
+    far = pairs(old, vm_id)
+    wait_until(lambda: pairs(old, vm_id) > far + 20, 30, 'the guest writes', poll_s=0.05)
+    assert not (keeper.directory / 'vms' / vm_id).exists()
+    done(cluster, cluster.api('POST', '/v1/vms/web/stop?force=true'))
+    done(cluster, cluster.api('POST', '/v1/vms/web/start'))
+    found = wait_until(lambda: re.search(r'^pair begins (\d+) (\d+)$', life(old, vm_id), re.M), 30, 'the VM runs', poll_s=0.05)
+    assert int(found[2]) <= int(found[1]) <= int(found[2]) + 1 and int(found[2]) > far, found[0]
+
+
+@pytest.mark.slow
+def test_volumes_of_shared_pools_go_along(make_cluster):
+    """Plugged in and enlarged in sync; opened on the replica's host, whose agent is killed as it begins, and left alone by the old one when that is
+    back. The other way round again, the old VMM alive and cut off."""
+    cluster, vm_id, old, keeper = begin(make_cluster, ha=True)
+    nas = shared_pool(cluster)
+    made = cluster.cli('volume', 'create', 'data', '--pool', 'nas', '--size', '8MiB', '--wait')
+    disk = made['disk']
+    sync(cluster, keeper)
+    number = replica(cluster)['number']
+    cluster.cli('volume', 'attach', 'data', '--vm', 'web', '--wait')
+    cluster.cli('volume', 'update', 'data', '--size', '12MiB', '--wait')
+    assert Running(cluster, 'web').ask(f'disks/{disk}')['disk']['size_bytes'] == 12 << 20
+    assert is_in_sync(cluster) and replica(cluster)['number'] == number
+    refused(cluster, 409, 'replica_sync_s', 'PATCH', '/v1/vms/web', {'replica_sync_s': 0})
+    for pid in children(keeper, 'replicate-serve'):      # from here on sessions are of a part of the disks
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: replica(cluster)['number'] > number and is_in_sync(cluster), 60, 'the replica is in sync again', poll_s=0.05)
+    wait_writes(old, vm_id, 200)
+    old.host.power_off()
+    wait_until(lambda: (keeper.directory / 'vms' / vm_id).exists(), 30, 'the replica\'s host begins', poll_s=0.005)
+    keeper.program.kill9()
+    keeper.run()
+    assert taken_over(cluster, vm_id, old, writes(old, vm_id), timeout_s=30) is keeper
+    wait_volume(cluster, 'data', 'attached')
+    assert Running(cluster, 'web').ask(f'disks/{disk}')['disk']['size_bytes'] == 12 << 20
+    cluster.boot(old.host.number)
+    wait_in_sync(cluster, 90)
+    assert not (old.directory / 'vms' / vm_id).exists() and [p.name for p in place(old, vm_id).glob('*.layers')] == ['root.layers']
+    assert (layers(nas, made) / f'{disk}.disk').exists()
+    wait_writes(keeper, vm_id, 200)
+    cluster.bed.isolate(keeper.host.number)
+    wait_until(lambda: writes(old, vm_id) > 0, 60, 'the VM runs on the first host again')
+    assert taken_over(cluster, vm_id, keeper, writes(keeper, vm_id)) is old
+    cluster.bed.heal()
+    wait_in_sync(cluster, 90)
+    assert not (keeper.directory / 'vms' / vm_id).exists()
+    wait_writes(old, vm_id, 50)
+    assert 'disk: status' not in life(old, vm_id)
+    cluster.cli('vm', 'update', 'web', '--replica-host', '', parse=False)
+    done(cluster, cluster.api('DELETE', '/v1/vms/web'))
+    assert wait_volume(cluster, 'data', 'available')['size_bytes'] == 12 << 20
 
 
 @pytest.mark.slow

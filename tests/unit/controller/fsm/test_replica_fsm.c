@@ -440,7 +440,7 @@ static void what_cannot_be_is_refused(void **test)
     refused(f, "{\"replica_host\":\"n1\"}", "name another one");
     fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"bare\",\"image\":\"tiny\",\"flavor\":\"small\"}");
     assert_true(fixture_do(f, ROUTE_ID_vm_update, "bare", "{\"replica_host\":\"n3\"}") < 0);
-    assert_non_null(strstr(f->error.text, fixture_vm(f, "bare")->host != NULL ? "no disk that it writes to" : "waits for a host"));
+    assert_non_null(strstr(f->error.text, fixture_vm(f, "bare")->host != NULL ? "nothing to copy" : "waits for a host"));
     assert_true(fixture_do(f, ROUTE_ID_vm_create, NULL,
                            "{\"name\":\"b\",\"image\":\"tiny\",\"flavor\":\"small\",\"replica_host\":\"n2\"}") < 0);
     assert_non_null(strstr(f->error.text, "has a host already"));

@@ -1,5 +1,5 @@
 /* Replicas that are in sync, in the replicated state: only a host's word of its session makes one so, only the end of that session unmakes it, what
- * hosts are told meanwhile, and from which replica a VM is started by itself. */
+ * hosts are told meanwhile, from which replica a VM is started by itself, and what becomes of its disks in pools. */
 #include "tests/unit/controller/fsm_fixture.h"
 
 #include "controller/fsm/replica_state.h"
@@ -315,6 +315,262 @@ static void another_start_is_not_held(void **test)
     assert_non_null(replica_standby(f->state, vm(f)));
 }
 
+/* ---- disks in pools ---- */
+
+#define GIB (UINT64_C(1) << 30)
+
+/* A shared pool of the first two hosts, another of n1 alone, and one in their own directories. */
+static void pools_make(struct fixture *f)
+{
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"nas\",\"kind\":\"shared-dir\",\"path\":\"/srv/nas\",\"hosts\":[\"n1\",\"n2\"]}");
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"own\",\"kind\":\"shared-dir\",\"path\":\"/srv/own\",\"hosts\":[\"n1\"]}");
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"ssd\",\"kind\":\"dir\",\"path\":\"/srv/ssd\",\"hosts\":[\"n1\",\"n2\"]}");
+    static const char *const members[][2] = {{"n1", "nas"}, {"n2", "nas"}, {"n1", "own"}, {"n1", "ssd"}, {"n2", "ssd"}};
+    for (unsigned i = 0; i < ARRAY_SIZE(members); i++)
+        fixture_say_pool(f, members[i][0], members[i][1], 64 * GIB, 32 * GIB);
+}
+
+static const struct volume *volume(struct fixture *f, const char *name)
+{
+    return fixture_get(f, object_kind_VOLUME, name)->volume;
+}
+
+static void volume_make(struct fixture *f, const char *name, const char *pool)
+{
+    char body[200];
+    bool is_dir = strcmp(pool, "ssd") == 0;
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"pool\":\"%s\",\"size_bytes\":1073741824%s}", name, pool, is_dir ? ",\"host\":\"n1\"" : "");
+    fixture_must(f, ROUTE_ID_volume_create, NULL, body);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
+    OBJECT_TEXT(volume_seen, seen, id, volume(f, name)->id);
+    OBJECT_SET(volume_seen, seen, made, true);
+    assert_int_equal(fixture_send(f, &report), 1);
+}
+
+static void attached(struct fixture *f, const char *name)
+{
+    fixture_must(f, ROUTE_ID_volume_attach, name, "{\"vm\":\"a\"}");
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    assert_int_equal(volume(f, name)->state, volume_state_ATTACHED);
+}
+
+static void refused(struct fixture *f, enum route_id route, const char *id, const char *body, const char *field, const char *words)
+{
+    assert_true(fixture_do(f, route, id, body) < 0);
+    assert_string_equal(f->error.field, field);
+    if (strstr(f->error.text, words) == NULL)
+        fail_msg("not '%s' but '%s'", words, f->error.text);
+}
+
+/* What @name's host is to start it from. */
+static void started_with(struct fixture *f, const char *host, uint64_t number, size_t disks, size_t pools)
+{
+    struct node_orders orders = {0};
+    struct node_report report = fixture_report(f, host, 8192);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, NULL), 0);
+    const struct vm_order *order = orders.vms.items;
+    assert_int_equal(orders.vms.count, 1);
+    assert_int_equal(order->replica.number, number);
+    assert_int_equal(order->disks.count, disks);
+    assert_int_equal(order->pools.count, pools);
+    assert_true(order->disks_made || pools == 0); /* what is shared is opened, and not made */
+    OBJECT_CLEAR(node_report, &report);
+    OBJECT_CLEAR(node_orders, &orders);
+}
+
+static void what_is_shared_is_opened_where_the_copy_is(void **test)
+{
+    struct fixture *f = *test;
+    pools_make(f);
+    volume_make(f, "data", "nas");
+    begin(f);
+    attached(f, "data");
+    fixture_lose(f, "n1"); /* out of sync: it waits */
+    assert_false(vm(f)->recovering);
+    assert_non_null(strstr(vm(f)->state_reason, "not in sync"));
+    host_back(f, "n1");
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    in_sync(f, 1);
+    fixture_lose(f, "n1");
+    assert_true(vm(f)->recovering);
+    assert_int_equal(tick_after(f, 1), 1);
+    assert_string_equal(vm(f)->host_name, "n2");
+    assert_string_equal(vm(f)->replica_host, "n1");
+    started_with(f, "n2", 2, 2, 1);
+    assert_string_equal(volume(f, "data")->vm_name, "a");
+    host_back(f, "n1");
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    refused(f, ROUTE_ID_pool_update, "nas", "{\"hosts\":[\"n2\"]}", "/hosts", "which has the replica of VM 'a'");
+    /* and back again */
+    assert_int_equal(tick_after(f, 60), 1);
+    host_says(f, "n2", task_role_MAIN, operation_state_SUCCEEDED, false, 1, NULL);
+    (void)session_begins(f);
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct task_seen *seen = OBJECT_ADD(node_report, &report, tasks);
+    OBJECT_TEXT(task_seen, seen, id, under_way(f)->common->id);
+    OBJECT_SET(task_seen, seen, role, task_role_PEER);
+    OBJECT_SET(task_seen, seen, state, operation_state_RUNNING);
+    OBJECT_SET(task_seen, seen, ready, true);
+    OBJECT_TEXT(replica_base, &seen->base, id, ID_A);
+    OBJECT_SET(replica_base, &seen->base, number, 1);
+    object_mark(&task_seen_desc, seen, "base");
+    (void)fixture_send(f, &report);
+    host_says(f, "n2", task_role_MAIN, operation_state_RUNNING, true, 0, NULL);
+    assert_true(vm(f)->replica.in_sync);
+    fixture_lose(f, "n2");
+    assert_int_equal(tick_after(f, 1), 1);
+    assert_string_equal(vm(f)->host_name, "n1");
+    started_with(f, "n1", 2, 2, 1);
+}
+
+/* The VM's own disk may be the shared one. */
+static void the_vms_own_disk_may_be_shared(void **test)
+{
+    struct fixture *f = *test;
+    pools_make(f);
+    fixture_must(f, ROUTE_ID_vm_delete, "a", NULL);
+    fixture_vm_is(f, "a", vm_state_DELETED);
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"b\",\"image\":\"tiny\",\"flavor\":\"small\",\"ha\":true,\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576,\"pool\":\"nas\"}]}");
+    fixture_vm_is(f, "b", vm_state_RUNNING);
+    const char *other = strcmp(fixture_vm(f, "b")->host_name, "n1") == 0 ? "n2" : "n1";
+    char body[100];
+    snprintf(body, sizeof body, "{\"replica_host\":\"%s\",\"replica_sync_s\":3}", other);
+    refused(f, ROUTE_ID_vm_update, "b", body, "/replica_host", "nothing to copy");
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"ha\":true,\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576,\"pool\":\"nas\"},"
+                 "{\"name\":\"data\",\"size_bytes\":1048576}]}");
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    other = strcmp(vm(f)->host_name, "n1") == 0 ? "n2" : "n1";
+    snprintf(body, sizeof body, "{\"replica_host\":\"%s\",\"replica_sync_s\":3}", other);
+    fixture_must(f, ROUTE_ID_vm_update, "a", body);
+    assert_int_equal(vm(f)->disks_made, true);
+}
+
+static void points_have_no_part_in_what_is_shared(void **test)
+{
+    struct fixture *f = *test;
+    pools_make(f);
+    volume_make(f, "data", "nas");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\"}");
+    refused(f, ROUTE_ID_volume_attach, "data", "{\"vm\":\"a\"}", "/vm", "in points of a moment ago");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":null}");
+    attached(f, "data");
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\"}", "/replica_sync_s", "disk 'vol-");
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":0}", "/replica_sync_s", "is needed");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}");
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_sync_s\":0}", "/replica_sync_s", "is needed");
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_sync_s\":null}", "/replica_sync_s", "is needed");
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":null}", "/replica_sync_s", "is needed");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_sync_s\":5,\"labels\":{\"x\":\"y\"}}");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":null,\"replica_sync_s\":0}");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}");
+    /* without the volume it is as any other */
+    fixture_must(f, ROUTE_ID_volume_detach, "data", NULL);
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_sync_s\":0}", "/replica_sync_s", "is needed");
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_sync_s\":0}");
+}
+
+static void what_the_other_host_cannot_reach_is_refused(void **test)
+{
+    struct fixture *f = *test;
+    pools_make(f);
+    volume_make(f, "data", "nas");
+    volume_make(f, "near", "own");
+    volume_make(f, "fast", "ssd");
+    attached(f, "near");
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}", "/replica_host", "host n2 has not pool 'own'");
+    fixture_must(f, ROUTE_ID_volume_detach, "near", NULL);
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    attached(f, "fast");
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}", "/replica_host", "directories of single hosts");
+    fixture_must(f, ROUTE_ID_volume_detach, "fast", NULL);
+    fixture_vm_is(f, "a", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}");
+    refused(f, ROUTE_ID_volume_attach, "near", "{\"vm\":\"a\"}", "/vm", "which has not pool 'own'");
+    refused(f, ROUTE_ID_volume_attach, "fast", "{\"vm\":\"a\"}", "/vm", "directories of single hosts");
+    fixture_say_pool(f, "n2", "nas", 64 * GIB, 0);
+    refused(f, ROUTE_ID_volume_attach, "data", "{\"vm\":\"a\"}", "/vm", "which has not pool 'nas' (now)");
+    fixture_say_pool(f, "n2", "nas", 64 * GIB, 32 * GIB);
+    attached(f, "data");
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n3\"}", "/replica_host", "host n3 has not pool 'nas'");
+    refused(f, ROUTE_ID_volume_move, "data", "{\"pool\":\"own\"}", "", "take the replica away");
+    refused(f, ROUTE_ID_volume_snapshot, "data", "{\"name\":\"s\"}", "", "take the replica away");
+    refused(f, ROUTE_ID_pool_update, "nas", "{\"hosts\":[\"n1\"]}", "/hosts", "which has the replica of VM 'a'");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":null}");
+    fixture_must(f, ROUTE_ID_pool_update, "nas", "{\"hosts\":[\"n1\"]}");
+}
+
+/* A volume that goes from a VM which waits to be started elsewhere raises the VM's epoch; the replica has the other disks as they are. */
+static void a_volume_that_goes_meanwhile_costs_no_replica(void **test)
+{
+    struct fixture *f = *test;
+    pools_make(f);
+    volume_make(f, "data", "nas");
+    volume_make(f, "more", "nas");
+    begin(f);
+    attached(f, "data");
+    attached(f, "more");
+    in_sync(f, 1);
+    uint64_t epoch = vm(f)->epoch;
+    fixture_must(f, ROUTE_ID_volume_detach, "more", NULL); /* its host has not let go of it when it is lost */
+    assert_int_equal(volume(f, "more")->state, volume_state_DETACHING);
+    fixture_say_pool(f, "n2", "nas", 64 * GIB, 0);
+    fixture_lose(f, "n1");
+    assert_int_equal(volume(f, "more")->state, volume_state_AVAILABLE);
+    assert_true(vm(f)->recovering && vm(f)->epoch == epoch + 1);
+    assert_true(vm(f)->replica.in_sync && replica_standby(f->state, vm(f)) != NULL);
+    (void)tick_after(f, 1); /* without the pool it cannot be started */
+    assert_true(vm(f)->recovering);
+    fixture_must(f, ROUTE_ID_volume_detach, "data", NULL);
+    assert_int_equal(volume(f, "data")->state, volume_state_AVAILABLE);
+    assert_int_equal(tick_after(f, 1), 1);
+    assert_string_equal(vm(f)->host_name, "n2");
+    assert_int_equal(vm(f)->epoch, epoch + 3);
+    started_with(f, "n2", 2, 1, 0);
+}
+
+/* What older controllers refuse is refused unless it is said that it is meant: they end there, and go no other way. */
+static void it_is_said_in_the_commands(void **test)
+{
+    struct fixture *f = *test;
+    pools_make(f);
+    volume_make(f, "data", "nas");
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}");
+    for (unsigned i = 0; i < 2; i++) {
+        struct command_volume_attach command = {0};
+        struct bytes_writer bytes = {0};
+        OBJECT_TEXT(command_volume_attach, &command, id, volume(f, "data")->id);
+        OBJECT_TEXT(command_volume_attach, &command, vm, vm(f)->id);
+        if (i == 1)
+            OBJECT_SET(command_volume_attach, &command, replica, true);
+        OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
+        object_mark(&command_volume_attach_desc, &command, "request");
+        assert_int_equal(command_encode(COMMAND_volume_attach, &command, &bytes, NULL), 0);
+        assert_int_equal(fixture_apply(f, &bytes), i == 0 ? -EBUSY : 0);
+        bytes_writer_finish(&bytes);
+        OBJECT_CLEAR(command_volume_attach, &command);
+    }
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":null}");
+    for (unsigned i = 0; i < 2; i++) {
+        struct command_put command = {0};
+        struct bytes_writer bytes = {0};
+        OBJECT_TEXT(vm, &command.vm, id, vm(f)->id);
+        OBJECT_TEXT(vm, &command.vm, replica_host, "n2");
+        object_mark(&command_put_desc, &command, "vm");
+        if (i == 1)
+            OBJECT_SET(command_put, &command, replica_pools, true);
+        OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
+        object_mark(&command_put_desc, &command, "request");
+        assert_int_equal(command_encode(COMMAND_put, &command, &bytes, NULL), 0);
+        assert_int_equal(fixture_apply(f, &bytes), i == 0 ? -EBUSY : 0);
+        bytes_writer_finish(&bytes);
+        OBJECT_CLEAR(command_put, &command);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -328,6 +584,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_host_that_is_back_first_is_let_go_on, setup, teardown),
         cmocka_unit_test_setup_teardown(a_session_that_is_not_wanted_is_ended, setup, teardown),
         cmocka_unit_test_setup_teardown(another_start_is_not_held, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_shared_is_opened_where_the_copy_is, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_vms_own_disk_may_be_shared, setup, teardown),
+        cmocka_unit_test_setup_teardown(points_have_no_part_in_what_is_shared, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_the_other_host_cannot_reach_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_volume_that_goes_meanwhile_costs_no_replica, setup, teardown),
+        cmocka_unit_test_setup_teardown(it_is_said_in_the_commands, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
