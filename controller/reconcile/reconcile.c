@@ -355,17 +355,22 @@ static void expire_token(struct reconciling *r, const struct token *token)
 
 /* ---- images ---- */
 
-/* The host with the most room of those that are up and do not keep it; NULL. */
+/* Of the hosts that are up and do not keep it: one that has it, as it kept it before or a VM needed it; else the one with the most room; NULL. */
 static const struct host *room_for(const struct state *state, const struct image *image)
 {
     const struct host *best = NULL;
+    bool best_has = false;
     for (size_t i = 0; i < state_count(state, object_kind_HOST); i++) {
         const struct host *host = state_at(state, object_kind_HOST, i)->host;
         const struct image_copy *copy = image_copy_find(image, host->id);
-        if (host->state == host_state_UP && host->schedulable && (copy == NULL || !copy->keep) &&
-            host->disk_free_bytes > image->disk.size_bytes &&
-            (best == NULL || host->disk_free_bytes > best->disk_free_bytes))
+        bool has = copy != NULL && copy->state == image_copy_state_HELD;
+        if (host->state != host_state_UP || !host->schedulable || (copy != NULL && copy->keep) ||
+            (!has && host->disk_free_bytes <= image->disk.size_bytes))
+            continue;
+        if (best == NULL || has > best_has || (has == best_has && host->disk_free_bytes > best->disk_free_bytes)) {
             best = host;
+            best_has = has;
+        }
     }
     return best;
 }
