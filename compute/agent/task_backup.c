@@ -690,6 +690,8 @@ static int backup_restore(struct backup_work *work, struct task_seen *ret_seen, 
     if (r == 0) {
         task_child_tell("putting the disks in their place", 0, 0);
         r = backup_targets_place(&targets, err);
+        if (r < 0 && targets.count > 1)
+            error_prefix(err, "some of the disks may be restored and others not, restore them again: ");
     }
     backup_targets_finish(&targets, restored);
     json_decref(result);
