@@ -214,8 +214,10 @@ class Program:
             raise BedError(f'{self} did not end in {timeout_s * PATIENCE} s') from None
 
     def kill9(self):
-        self.thaw()     # nsenter, stopped with its child, would not see its end
+        """Of one that is frozen, too, which does nothing more: not even with what has come for it meanwhile."""
         self.signal(signal.SIGKILL)
+        if self.alive:
+            os.kill(self.door.pid, signal.SIGCONT)      # nsenter, stopped with its child, would not see its end
         return self.wait()
 
     def stop(self, timeout_s=WAIT_S):

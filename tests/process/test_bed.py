@@ -147,6 +147,19 @@ def test_a_host_is_frozen_also_while_its_programs_fork(make_bed):
     assert forker.alive
 
 
+def test_what_is_killed_while_it_stands_still_does_nothing_more(make_bed):
+    """What came for it meanwhile, on a socket say, would otherwise be done after all."""
+    host = make_bed(1).host(1)
+    program = host.start('program', ['sh', '-c', 'trap "echo woke" CONT; echo up; while :; do :; done'])
+    for _ in range(20):
+        program.wait_for_text('\nup\n')
+        program.freeze()
+        assert program.kill9() == -signal.SIGKILL
+        program.restart()
+    program.kill9()
+    assert '\nwoke\n' not in program.text()
+
+
 def test_nothing_is_left_behind():
     with Bed('left_behind', 2) as bed:
         mark = bed.mark
