@@ -36,13 +36,15 @@ static void fill_operation(struct command_task *command, enum operation_kind kin
 }
 
 /* A restore writes beside the disks for as long as it takes, and puts what it has in their place: with it would go what was made of them
- * since it began. (Apply looks at restores that begin where there is a snapshot; this is for the leader to decide.) */
+ * since it began. (Apply looks at restores that begin where there is a snapshot; this is for the leader to decide. Live ones write to the
+ * disks themselves: apply refuses those, and says so.) */
 static int not_while_restored(struct deciding *d, const struct record *vm)
 {
     for (size_t i = 0; i < vm->of_vm.operations.count; i++) {
         const struct operation *other = vm->of_vm.operations.items[i]->operation;
-        if (operation_has_task(other) && other->task.kind == task_kind_BACKUP_RESTORE)
-            return error_set(d->err, -EBUSY, ERROR_CONFLICT, "VM '%s' is being restored (%s); wait for that", vm->common->name, other->target_name);
+        if (operation_has_task(other) && other->task.kind == task_kind_BACKUP_RESTORE && !other->task.backup.live)
+            return error_set(d->err, -EBUSY, ERROR_CONFLICT, "VM '%s' is being restored from backup '%s'; wait for the end of that (operation %s)",
+                             vm->common->name, other->target_name, other->id);
     }
     return 0;
 }

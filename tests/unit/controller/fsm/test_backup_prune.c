@@ -448,6 +448,11 @@ static void snapshots_beside_restores(void **test)
     refused(f, ROUTE_ID_snapshot_create, "d", "{\"name\":\"s\"}", "VM 'd' is being restored");
     seen_begin(f, &report, restore, operation_state_SUCCEEDED);
     fixture_send(f, &report);
+    fixture_must(f, ROUTE_ID_backup_restore, ID("1"), "{\"live\":true}");
+    strcpy(restore, f->decision.operation_id);
+    refused(f, ROUTE_ID_snapshot_create, "d", "{\"name\":\"s\"}", "are not whole yet");
+    seen_begin(f, &report, restore, operation_state_SUCCEEDED);
+    fixture_send(f, &report);
     fixture_must(f, ROUTE_ID_snapshot_create, "d", "{\"name\":\"s\"}");
     seen_begin(f, &report, f->decision.operation_id, operation_state_SUCCEEDED);
     fixture_send(f, &report);
