@@ -66,7 +66,7 @@ int backup_verify(const struct invocation *call, struct error *err)
     json_t *body = NULL;
     int rc = client_init(&client, call, err);
     if (rc == 0)
-        rc = body_build(call, schema_routes[ROUTE_ID_backup_verify].body, false, &body, err);
+        rc = body_build(call, schema_routes[ROUTE_ID_backup_verify].body, &body, err);
     if (rc == 0 && call->name == NULL && json_object_size(body) > 0)
         rc = error_set(err, -EINVAL, ERROR_INVALID, "name the backup that is to be booted: a whole store is only read");
     if (rc == 0 && call->name == NULL)
@@ -146,7 +146,7 @@ int backup_prune(const struct invocation *call, struct error *err)
     if (rc == 0)
         rc = store_choose(call, &client, &store, err);
     if (rc == 0)
-        rc = body_build(call, schema_routes[ROUTE_ID_backup_store_prune].body, false, &body, err);
+        rc = body_build(call, schema_routes[ROUTE_ID_backup_store_prune].body, &body, err);
     if (rc == 0)
         rc = store_prune(call, &client, store, body, err);
     json_decref(body);

@@ -12,6 +12,7 @@
 
 #define FILE_CHUNK_BYTES (1 << 20)
 #define VALUE_BYTES_MAX 4096
+#define PAIRS_HELP " The others stay as they are; KEY= takes one away, none all."
 
 const char *body_option_name(const struct field_desc *f, char *buffer, size_t size)
 {
@@ -231,22 +232,39 @@ static int list_check(json_t *o, const struct field_desc *f, const char *option,
     return 0;
 }
 
-static int add_option(const struct field_desc *f, const struct option_given *given, json_t *body, struct error *err)
+/* One more of a map. That of a change is the one that @held has with this laid over it, for the API takes it as a whole:
+ * "key=" takes one away, "none" all. @held is NULL where an object is made. */
+static int add_pair(const struct field_desc *f, const struct option_given *given, const json_t *held, json_t *body, struct error *err)
+{
+    const char *value = given->value ? given->value : "", *equals = strchr(value, '=');
+    const json_t *before = json_object_get(held, f->name);
+    json_t *map = json_object_get(body, f->name);
+    bool all = held != NULL && strcmp(value, "none") == 0;
+    if (!all && (equals == NULL || equals == value))
+        return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes key=value, not '%s'", given->name, value);
+    if (map == NULL)
+        json_object_set_new(body, f->name, map = json_is_object(before) ? json_deep_copy(before) : json_object());
+    if (all) {
+        json_object_clear(map);
+        return 0;
+    }
+    size_t length = (size_t)(equals - value);
+    if (held != NULL && equals[1] == '\0') {
+        json_object_deln(map, value, length); /* it is not there: as well */
+        return 0;
+    }
+    if (json_object_setn_new(map, value, length, json_string(equals + 1)) < 0)
+        return error_set(err, -EINVAL, ERROR_INVALID, "--%s is not UTF-8", given->name);
+    return 0;
+}
+
+static int add_option(const struct field_desc *f, const struct option_given *given, const json_t *held, json_t *body, struct error *err)
 {
     const char *value = given->value ? given->value : "";
     json_t *v = NULL;
     int rc;
-    if (f->kind == KIND_MAP) {
-        const char *equals = strchr(value, '=');
-        json_t *map = json_object_get(body, f->name);
-        if (equals == NULL || equals == value)
-            return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes key=value, not '%s'", given->name, value);
-        if (map == NULL)
-            json_object_set_new(body, f->name, map = json_object());
-        return json_object_setn_new(map, value, (size_t)(equals - value), json_string(equals + 1)) == 0
-                   ? 0
-                   : error_set(err, -EINVAL, ERROR_INVALID, "--%s is not UTF-8", given->name);
-    }
+    if (f->kind == KIND_MAP)
+        return add_pair(f, given, held, body, err);
     if (f->kind == KIND_LIST) {
         bool is_none = strcmp(value, "none") == 0; /* which is something else than not to say anything */
         rc = list_check(body, f, given->name, is_none, err);
@@ -265,21 +283,49 @@ static int add_option(const struct field_desc *f, const struct option_given *giv
     return 0;
 }
 
-int body_build(const struct invocation *call, const struct object_desc *desc, bool patch, json_t **ret, struct error *err)
+/* On failure the body is gone. */
+static int add_options(const struct invocation *call, const struct object_desc *desc, const json_t *held, json_t *body, struct error *err)
+{
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < call->n_options; i++) {
+        const struct field_desc *f = field_of_option(desc, call->options[i].name);
+        rc = f ? add_option(f, &call->options[i], held, body, err) : 0;
+    }
+    if (rc < 0)
+        json_decref(body);
+    return rc;
+}
+
+int body_build(const struct invocation *call, const struct object_desc *desc, json_t **ret, struct error *err)
 {
     json_t *body = json_object();
     const char *name = call->verb->argument == ARGUMENT_VM_AND_NEW_NAME ? call->new_name : call->name;
-    if (!patch && name != NULL && object_field(desc, "name") != NULL)
+    if (name != NULL && object_field(desc, "name") != NULL)
         json_object_set_new(body, "name", json_string(name));
+    int rc = add_options(call, desc, NULL, body, err);
+    if (rc == 0)
+        *ret = body;
+    return rc;
+}
+
+bool body_change_needs_held(const struct invocation *call, const struct object_desc *desc)
+{
     for (size_t i = 0; i < call->n_options; i++) {
         const struct field_desc *f = field_of_option(desc, call->options[i].name);
-        int rc = f ? add_option(f, &call->options[i], body, err) : 0;
-        if (rc < 0) {
-            json_decref(body);
-            return rc;
-        }
+        if (f != NULL && f->kind == KIND_MAP)
+            return true;
     }
-    if (patch && json_object_size(body) == 0) {
+    return false;
+}
+
+int body_build_change(const struct invocation *call, const struct object_desc *desc, const json_t *held, json_t **ret,
+                      struct error *err)
+{
+    json_t *body = json_object();
+    int rc = add_options(call, desc, held, body, err);
+    if (rc < 0)
+        return rc;
+    if (json_object_size(body) == 0) {
         json_decref(body);
         return error_set(err, -EINVAL, ERROR_INVALID, "nothing to change is given; `drover %s %s --help` lists what can be",
                          call->verb->noun, call->verb->verb);
@@ -305,7 +351,8 @@ void body_help(const struct object_desc *desc, bool patch)
                             : f->kind == KIND_ENUM                                     ? " WORD"
                                                                                        : " N";
         snprintf(left, sizeof left, "--%s%s", body_option_name(f, name, sizeof name), value);
-        printf("  %-22s %s%s\n", left, f->doc, (f->flags & REQUIRED) && !patch ? " (needed)" : "");
+        printf("  %-22s %s%s\n", left, f->doc,
+               (f->flags & REQUIRED) && !patch ? " (needed)" : f->kind == KIND_MAP && patch ? PAIRS_HELP : "");
         if (f->kind == KIND_ENUM)
             for (unsigned k = 0; k < f->ref.enums->count; k++)
                 printf("  %-22s   %-12s %s\n", "", f->ref.enums->names[k], f->ref.enums->docs[k]);

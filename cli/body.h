@@ -10,8 +10,14 @@
 
 #include "cli/invocation.h"
 
-/* The body for @desc; the caller decrefs. -EINVAL names the option and the cure. */
-int body_build(const struct invocation *call, const struct object_desc *desc, bool patch, json_t **ret, struct error *err);
+/* The body for a new object of @desc; the caller decrefs. -EINVAL names the option and the cure. */
+int body_build(const struct invocation *call, const struct object_desc *desc, json_t **ret, struct error *err);
+/* The body for a change of @held, an object of @desc as the cluster shows it: what is said of its labels is laid over those
+ * that it has. An empty object serves where body_change_needs_held() says no. The caller decrefs. -EINVAL: as above, or there
+ * is nothing to change. */
+int body_build_change(const struct invocation *call, const struct object_desc *desc, const json_t *held, json_t **ret,
+                      struct error *err);
+bool body_change_needs_held(const struct invocation *call, const struct object_desc *desc);
 /* One item of a list, "network=lan,queues=2", by the fields of @desc; the caller decrefs. */
 int body_object(const struct object_desc *desc, const char *option, const char *value, json_t **ret, struct error *err);
 /* Is @option one of the fields' (for the parser)? */

@@ -180,7 +180,7 @@ static int go_on_with(struct client *client, const struct invocation *call, cons
 static int make_image(struct client *client, const struct invocation *call, json_t *source, struct reply *ret, struct error *err)
 {
     json_t *body = NULL;
-    int rc = body_build(call, &image_desc, false, &body, err);
+    int rc = body_build(call, &image_desc, &body, err);
     if (rc < 0)
         return rc;
     if (json_object_get(source, "snapshot") == NULL || json_object_get(body, "kind") == NULL) /* one of those may be of kind kernel */

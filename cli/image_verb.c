@@ -214,7 +214,7 @@ int image_distribute(const struct invocation *call, struct error *err)
     bool dry = invocation_option(call, "dry-run") != NULL;
     int rc = client_init(&client, call, err);
     if (rc == 0)
-        rc = body_build(call, &image_distribution_desc, false, &body, err);
+        rc = body_build(call, &image_distribution_desc, &body, err);
     if (rc == 0) {
         CLEANUP_FREE char *path = client_path(ROUTE_ID_image_distribute, call->name, dry ? "?dry_run=true" : "");
         rc = client_request(&client, "POST", path, body, &reply, err);

@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "cli/body.h"
+#include "cli/change.h"
 #include "cli/client.h"
 #include "cli/verb_functions.h"
 #include "cli/operation_wait.h"
@@ -94,12 +95,13 @@ static int run_write(const struct invocation *call, struct client *client, struc
     json_t *body = NULL;
     struct reply reply = {0};
     int rc = confirm(call, call->verb->confirm, call->name, err);
-    if (rc == 0 && route->body->name != NULL)
-        rc = body_build(call, route->body, route->method == ROUTE_PATCH, &body, err);
     if (rc < 0)
         return rc;
     CLEANUP_FREE char *path = client_path(route->id, call->name, queries[2 * dry + force]);
-    rc = client_request(client, route_method_name(route->method), path, body, &reply, err);
+    if (route->method == ROUTE_PATCH)
+        rc = change_request(call, client, path, &reply, err);
+    else if (route->body->name == NULL || (rc = body_build(call, route->body, &body, err)) == 0)
+        rc = client_request(client, route_method_name(route->method), path, body, &reply, err);
     json_decref(body);
     const char *id = json_string_value(json_object_get(reply.json, "id"));
     if (rc == 0 && call->wait && !dry && route->answer == &operation_desc && id != NULL)

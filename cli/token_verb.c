@@ -14,7 +14,7 @@ int token_create(const struct invocation *call, struct error *err)
     json_t *body = NULL;
     int rc = client_init(&client, call, err);
     if (rc == 0)
-        rc = body_build(call, &token_desc, false, &body, err);
+        rc = body_build(call, &token_desc, &body, err);
     if (rc == 0)
         rc = client_request(&client, "POST", "/v1/tokens", body, &reply, err);
     if (rc == 0 && call->output != OUTPUT_TABLE) {

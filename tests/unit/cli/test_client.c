@@ -1,19 +1,10 @@
-/* The CLI's client: whom it talks to, and what its writes carry. THREADED: the client blocks, so the server's loop runs
- * in a thread of its own. */
-#include "tests/unit/common/net_fixture.h"
+/* The CLI's client: whom it talks to, and what its writes carry. THREADED: see client_fixture.h. */
+#include "tests/unit/cli/client_fixture.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <sys/stat.h>
-
-#include "cli/client.h"
-#include "common/file.h"
 
 struct bed {
-    struct net net;
-    pthread_t thread;
-    uv_async_t end;
-    char dir[64], ca[96], cert[96], key[96];
+    struct client_bed client;
     unsigned requests; /* the server's thread; read after it has ended */
     bool keyed;
     char first_key[64];
@@ -37,56 +28,21 @@ static void handle(struct http_request *request, void *arg)
                  "application/json", NULL, "{}", 2);
 }
 
-static void *serve(void *arg)
-{
-    struct bed *b = arg;
-    uv_run(&b->net.loop, UV_RUN_DEFAULT);
-    return NULL;
-}
-
-static void on_end(uv_async_t *end)
-{
-    uv_stop(end->loop);
-    uv_close((uv_handle_t *)end, NULL);
-}
-
 static void bed_start(struct bed *b, const char *server_uri, const char *user_uri)
 {
     *b = (struct bed){.requests = 0};
-    net_init(&b->net);
-    struct tls_context *tls = net_tls(&b->net, server_uri);
-    net_serve(&b->net, (struct http_server_options){.tls = tls, .handler = handle, .arg = b});
-    tls_context_unref(tls);
-    strcpy(b->dir, "/tmp/client.XXXXXX");
-    assert_non_null(mkdtemp(b->dir));
-    snprintf(b->ca, sizeof b->ca, "%s/ca.pem", b->dir);
-    snprintf(b->cert, sizeof b->cert, "%s/cert.pem", b->dir);
-    snprintf(b->key, sizeof b->key, "%s/key.pem", b->dir);
-    struct pki_subject user = {.common_name = "test", .uri = user_uri, .valid_days = 1};
-    char *certificate = NULL, *key = NULL;
-    assert_int_equal(pki_issue(b->net.ca_pem, b->net.ca_key, &user, &certificate, &key, NULL), 0);
-    assert_int_equal(pki_save_certificate(b->ca, b->net.ca_pem, NULL), 0);
-    assert_int_equal(pki_save_certificate(b->cert, certificate, NULL), 0);
-    assert_int_equal(pki_save_key(b->key, key, NULL), 0);
-    free(certificate);
-    pki_free_secret(key);
-    uv_async_init(&b->net.loop, &b->end, on_end);
-    assert_int_equal(pthread_create(&b->thread, NULL, serve, b), 0);
+    client_bed_start(&b->client, handle, b, server_uri, user_uri);
 }
 
 static void bed_finish(struct bed *b)
 {
-    uv_async_send(&b->end);
-    pthread_join(b->thread, NULL);
-    net_finish(&b->net);
-    assert_int_equal(file_remove_tree("/tmp", b->dir + 5, NULL), 0);
+    client_bed_finish(&b->client);
 }
 
 /* One request of @method as the user; what client_init or client_request said. */
 static int ask(struct bed *b, const char *method, struct error *err)
 {
-    const struct invocation call = {
-        .endpoint = b->net.endpoint, .ca = b->ca, .cert = b->cert, .key = b->key, .timeout_s = 120};
+    const struct invocation call = client_bed_call(&b->client);
     struct client client;
     struct reply reply = {0};
     int rc = client_init(&client, &call, err);

@@ -23,6 +23,36 @@ static int parse(char *line, struct invocation *call, struct error *err)
     return invocation_parse(argc, kept, call, err);
 }
 
+/* The body of the verb's route; a change is one of @held. */
+static int build(const struct invocation *call, const char *held, json_t **ret, struct error *err)
+{
+    const struct route_desc *route = &schema_routes[call->verb->route];
+    if (route->method != ROUTE_PATCH)
+        return body_build(call, route->body, ret, err);
+    json_t *object = json_loads(held, 0, NULL);
+    assert_non_null(object);
+    int rc = body_build_change(call, route->body, object, ret, err);
+    json_decref(object);
+    return rc;
+}
+
+static void check_body(const char *typed, const char *held, const char *wanted)
+{
+    struct invocation call;
+    struct error err = {0};
+    json_t *body = NULL, *want = json_loads(wanted, 0, NULL);
+    CLEANUP_FREE char *line = xstrdup(typed);
+    assert_non_null(want);
+    if (parse(line, &call, &err) < 0 || build(&call, held, &body, &err) < 0)
+        fail_msg("%s: %s", typed, err.text);
+    if (!json_equal(body, want)) {
+        char *got = json_dumps(body, JSON_COMPACT);
+        fail_msg("%s: %s", typed, got);
+    }
+    json_decref(want);
+    json_decref(body);
+}
+
 static void test_bodies(void **state)
 {
     static const struct {
@@ -41,25 +71,29 @@ static void test_bodies(void **state)
         {"host update n1 --schedulable=false -o json", "{\"schedulable\":false}"},
     };
     (void)state;
-    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-        struct invocation call;
-        struct error err = {0};
-        json_t *body = NULL;
-        CLEANUP_FREE char *line = xstrdup(cases[i].line);
-        if (parse(line, &call, &err) < 0)
-            fail_msg("%s: %s", cases[i].line, err.text);
-        const struct route_desc *route = &schema_routes[call.verb->route];
-        if (body_build(&call, route->body, route->method == ROUTE_PATCH, &body, &err) < 0)
-            fail_msg("%s: %s", cases[i].line, err.text);
-        json_t *want = json_loads(cases[i].body, 0, NULL);
-        assert_non_null(want);
-        if (!json_equal(body, want)) {
-            char *got = json_dumps(body, JSON_COMPACT);
-            fail_msg("%s: %s", cases[i].line, got);
-        }
-        json_decref(want);
-        json_decref(body);
-    }
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
+        check_body(cases[i].line, "{}", cases[i].body);
+}
+
+/* The API takes labels as a whole; who types one more means no other one to go. */
+static void test_labels_are_laid_over(void **state)
+{
+    static const char held[] = "{\"labels\":{\"backup-policy\":\"nightly\",\"tier\":\"web\"},\"restart\":\"always\"}";
+    static const struct {
+        const char *line, *body;
+    } cases[] = {
+        {"vm update w --label a=b", "{\"labels\":{\"backup-policy\":\"nightly\",\"tier\":\"web\",\"a\":\"b\"}}"},
+        {"vm update w --label tier=db --restart never", "{\"labels\":{\"backup-policy\":\"nightly\",\"tier\":\"db\"},\"restart\":\"never\"}"},
+        {"vm update w --label tier=", "{\"labels\":{\"backup-policy\":\"nightly\"}}"},
+        {"vm update w --label tier= --label a=b=c --label not-there=", "{\"labels\":{\"backup-policy\":\"nightly\",\"a\":\"b=c\"}}"},
+        {"vm update w --label none", "{\"labels\":{}}"},
+        {"vm update w --label none --label a=b", "{\"labels\":{\"a\":\"b\"}}"},
+        {"vm update w --restart never", "{\"restart\":\"never\"}"},
+    };
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
+        check_body(cases[i].line, held, cases[i].body);
+    check_body("vm create w --image i --label a=", held, "{\"name\":\"w\",\"image\":\"i\",\"labels\":{\"a\":\"\"}}");
 }
 
 static void test_refusals(void **state)
@@ -101,6 +135,8 @@ static void test_bad_values(void **state)
         {"image create a --kind kernel --kernel http://h/k", "a local path, or url=, sha256="},
         {"vm update a", "nothing to change"},
         {"vm create a --image i --label nothing", "key=value"},
+        {"vm create a --image i --label none", "key=value"},
+        {"vm update a --label nothing", "key=value"},
         {"image create a --kind kernel --kernel /does/not/exist", "cannot find /does/not/exist"},
     };
     (void)state;
@@ -110,8 +146,7 @@ static void test_bad_values(void **state)
         json_t *body = NULL;
         CLEANUP_FREE char *line = xstrdup(cases[i].line);
         assert_int_equal(parse(line, &call, &err), 0);
-        if (body_build(&call, schema_routes[call.verb->route].body, schema_routes[call.verb->route].method == ROUTE_PATCH, &body,
-                       &err) >= 0 || strstr(err.text, cases[i].words) == NULL)
+        if (build(&call, "{}", &body, &err) >= 0 || strstr(err.text, cases[i].words) == NULL)
             fail_msg("%s: '%s'", cases[i].line, err.text);
     }
 }
@@ -137,7 +172,7 @@ static void test_key_of_a_store(void **state)
     snprintf(line, sizeof line, "backup-store create nas --location /srv/b --key own.pem --store-key @%s", path);
     assert_int_equal(parse(line, &call, &err), 0);
     assert_string_equal(call.key, "own.pem");
-    if (body_build(&call, &backup_store_desc, false, &body, &err) < 0)
+    if (body_build(&call, &backup_store_desc, &body, &err) < 0)
         fail_msg("%s", err.text);
     unlink(path);
     assert_string_equal(json_string_value(json_object_get(body, "key")), "drbk1-abcdefghijkl");
@@ -154,7 +189,7 @@ static void test_local_file_becomes_artifact(void **state)
     file_make(path, "abc");
     snprintf(line, sizeof line, "image create d --kind kernel --kernel %s", path);
     assert_int_equal(parse(line, &call, &err), 0);
-    assert_int_equal(body_build(&call, &image_desc, false, &body, &err), 0);
+    assert_int_equal(body_build(&call, &image_desc, &body, &err), 0);
     unlink(path);
     const json_t *kernel = json_object_get(body, "kernel");
     assert_string_equal(json_string_value(json_object_get(kernel, "sha256")),
@@ -203,7 +238,8 @@ static void test_every_verb_has_an_example_that_parses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bodies),     cmocka_unit_test(test_refusals), cmocka_unit_test(test_bad_values),
+        cmocka_unit_test(test_bodies), cmocka_unit_test(test_labels_are_laid_over),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_bad_values),
         cmocka_unit_test(test_key_of_a_store),
         cmocka_unit_test(test_local_file_becomes_artifact), cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_every_verb_has_an_example_that_parses),

@@ -1,0 +1,22 @@
+"""The command line against real controllers: what a person types, and what becomes of it."""
+
+
+def test_a_label_more_takes_no_other_away(make_cluster):
+    cluster = make_cluster(controllers=1, agents=0)
+    cluster.cli('flavor', 'create', 'small', '--vcpus', '1', '--memory', '64MiB', '--label', 'backup-policy=nightly')
+
+    def labels(*words):
+        changed = cluster.cli('flavor', 'update', 'small', *words)
+        assert cluster.cli('flavor', 'show', 'small')['labels'] == changed['labels']
+        return changed['labels']
+    assert labels('--label', 'tier=web', '--label', 'owner=ann') == {'backup-policy': 'nightly', 'tier': 'web', 'owner': 'ann'}
+    assert labels('--label', 'tier=', '--label', 'owner=bob') == {'backup-policy': 'nightly', 'owner': 'bob'}
+    assert labels('--label', 'tier=') == {'backup-policy': 'nightly', 'owner': 'bob'}
+    assert cluster.cli('flavor', 'update', 'small', '--label', 'none', '--dry-run', '--output', 'json')['labels'] == {}
+    assert labels('--label', 'none', '--label', 'a=b') == {'a': 'b'}
+    # the cluster has no name in its path
+    assert cluster.cli('cluster', 'update', '--label', 'site=north')['labels'] == {'site': 'north'}
+    assert cluster.cli('cluster', 'update', '--label', 'rack=7')['labels'] == {'site': 'north', 'rack': '7'}
+    # the API itself takes what it is given for all there is
+    status, _, changed = cluster.api('PATCH', '/v1/flavors/small', {'labels': {'c': 'd'}}, {'Idempotency-Key': 'one'})
+    assert (status, changed['labels']) == (200, {'c': 'd'})
