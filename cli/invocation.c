@@ -24,7 +24,7 @@ const char *invocation_option(const struct invocation *call, const char *name)
 {
     for (size_t i = call->n_options; i-- > 0;)
         if (strcmp(call->options[i].name, name) == 0)
-            return call->options[i].value ? call->options[i].value : "";
+            return call->options[i].off ? NULL : call->options[i].value ? call->options[i].value : "";
     return NULL;
 }
 
@@ -39,7 +39,17 @@ static int set_output(struct invocation *call, const char *value, struct error *
     return error_set(err, -EINVAL, ERROR_INVALID, "--output takes table, json, yaml or name, not '%s'", value);
 }
 
-static int set_global(struct invocation *call, const char *name, const char *value, struct error *err)
+/* --yes, --yes=true, --yes=false; nothing else, for a script's empty variable is not to mean either of them. */
+static int flag_value(const char *name, const char *value, bool *ret_on, struct error *err)
+{
+    *ret_on = value == NULL || strcmp(value, "true") == 0;
+    if (*ret_on || strcmp(value, "false") == 0)
+        return 0;
+    return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes true or false (--%s alone: true), not '%.40s'", name, name, value);
+}
+
+/* @on: of one that takes no value. */
+static int set_global(struct invocation *call, const char *name, const char *value, bool on, struct error *err)
 {
     if (strcmp(name, "output") == 0)
         return set_output(call, value, err);
@@ -50,11 +60,11 @@ static int set_global(struct invocation *call, const char *name, const char *val
             return error_set(err, -EINVAL, ERROR_INVALID, "--timeout takes seconds from 1 to %d, not '%s'", TIMEOUT_MAX_S, value);
         call->timeout_s = (unsigned)n;
     } else if (strcmp(name, "yes") == 0) {
-        call->yes = true;
+        call->yes = on;
     } else if (strcmp(name, "quiet") == 0) {
-        call->quiet = true;
+        call->quiet = on;
     } else if (strcmp(name, "wait") == 0) {
-        call->wait = value == NULL || strcmp(value, "false") != 0;
+        call->wait = on;
     } else if (strcmp(name, "context") == 0) {
         call->context = value;
     } else if (strcmp(name, "endpoint") == 0) {
@@ -133,13 +143,14 @@ static int parse_option(struct invocation *call, struct words *w, char *word, bo
     for (size_t i = 0; i < ARRAY_SIZE(globals) && !shadowed; i++) {
         if (letter ? globals[i].letter != letter : strcmp(globals[i].name, name) != 0)
             continue;
-        if (strcmp(globals[i].name, "help") == 0) {
-            *ret_help = true;
-            return 0;
-        }
         const char *taken;
+        bool on = false;
         int rc = take_value(w, globals[i].name, value, globals[i].takes_value, &taken, err);
-        return rc < 0 ? rc : set_global(call, globals[i].name, taken, err);
+        if (rc == 0 && !globals[i].takes_value)
+            rc = flag_value(globals[i].name, taken, &on, err);
+        if (rc == 0 && strcmp(globals[i].name, "help") == 0)
+            *ret_help = on;
+        return rc < 0 ? rc : set_global(call, globals[i].name, taken, on, err);
     }
     bool takes_value = false;
     if (letter || call->verb == NULL || !verb_option(call->verb, name, &takes_value))
@@ -148,8 +159,12 @@ static int parse_option(struct invocation *call, struct words *w, char *word, bo
     if (call->n_options == OPTIONS_MAX)
         return error_set(err, -E2BIG, ERROR_INVALID, "more than %d options", OPTIONS_MAX);
     struct option_given *o = &call->options[call->n_options];
+    bool on = true;
     int rc = take_value(w, name, value, takes_value, &o->value, err);
+    if (rc == 0 && !takes_value)
+        rc = flag_value(name, o->value, &on, err);
     o->name = name;
+    o->off = !on;
     call->n_options += rc == 0;
     return rc;
 }

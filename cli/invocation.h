@@ -11,6 +11,7 @@ enum output_format { OUTPUT_TABLE, OUTPUT_JSON, OUTPUT_YAML, OUTPUT_NAME };
 struct option_given {
     const char *name;  /* without "--" */
     const char *value; /* NULL where none was given */
+    bool off;          /* a flag, and it is =false */
 };
 
 /* Everything in it is borrowed from argv and the environment and lives as long as the process. */
@@ -31,7 +32,8 @@ struct invocation {
 /* Words after the program's name. On failure @err tells what to type instead. Verb NULL: help was asked for and
  * has been printed. */
 int invocation_parse(int argc, char **argv, struct invocation *ret, struct error *err);
-/* Last value of an option of the verb; NULL where it was not given. "" for a bare --option. */
+/* Last value of an option of the verb; NULL where it was not given, or, of one that takes no value, last as =false. "" for a
+ * bare --option. */
 const char *invocation_option(const struct invocation *call, const char *name);
 
 #endif

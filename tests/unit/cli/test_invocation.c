@@ -121,13 +121,49 @@ static void test_refusals(void **state)
     }
 }
 
+/* What a script has in a variable: --force=$FORCE. */
+static void test_flags(void **state)
+{
+    static const struct {
+        const char *line;
+        bool force, dry, yes, wait;
+    } cases[] = {
+        {"vm delete w", false, false, false, false},
+        {"vm delete w --force --dry-run --yes --wait", true, true, true, true},
+        {"vm delete w --force=true --dry-run=true --yes=true --wait=true", true, true, true, true},
+        {"vm delete w --force=false --dry-run=false --yes=false --wait=false", false, false, false, false},
+        {"vm delete w --force --force=false --yes -y=false --wait --wait=false", false, false, false, false},
+        {"vm delete w --force=false --force --yes=false -y --wait=false --wait", true, false, true, true},
+    };
+    static const char *const refused[] = {"vm delete w --force=", "vm delete w --force=no", "vm delete w --dry-run=1", "vm delete w --yes=",
+                                          "vm delete w --yes=no", "vm delete w --wait=never", "vm delete w -yq", "vm create w --image i --ha=",
+                                          "vm create w --image i --ha=maybe", "drill run host-loss --check=maybe"};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct invocation call;
+        struct error err = {0};
+        CLEANUP_FREE char *line = xstrdup(cases[i].line);
+        if (parse(line, &call, &err) < 0)
+            fail_msg("%s: %s", cases[i].line, err.text);
+        if ((invocation_option(&call, "force") != NULL) != cases[i].force || (invocation_option(&call, "dry-run") != NULL) != cases[i].dry ||
+            call.yes != cases[i].yes || call.wait != cases[i].wait)
+            fail_msg("%s", cases[i].line);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
+        struct invocation call;
+        struct error err = {0};
+        CLEANUP_FREE char *line = xstrdup(refused[i]);
+        if (parse(line, &call, &err) != -EINVAL || strstr(err.text, "takes true or false") == NULL)
+            fail_msg("%s: '%s'", refused[i], err.text);
+    }
+}
+
 static void test_bad_values(void **state)
 {
     static const struct {
         const char *line, *words;
     } cases[] = {
         {"vm create a --image i --memory lots", "--memory takes a number such as 512MiB"},
-        {"vm create a --image i --ha=maybe", "true or false"},
         {"vm create a --image i --disk colour=red", "with commas between them, not 'colour=red'"},
         {"vm create a --image i --nic br0", "--nic takes "},
         {"vm create a --image i --disk none --disk name=b", "do not go together"},
@@ -238,7 +274,7 @@ static void test_every_verb_has_an_example_that_parses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bodies), cmocka_unit_test(test_labels_are_laid_over),
+        cmocka_unit_test(test_bodies), cmocka_unit_test(test_labels_are_laid_over), cmocka_unit_test(test_flags),
         cmocka_unit_test(test_refusals), cmocka_unit_test(test_bad_values),
         cmocka_unit_test(test_key_of_a_store),
         cmocka_unit_test(test_local_file_becomes_artifact), cmocka_unit_test(test_sizes),
