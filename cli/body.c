@@ -12,7 +12,8 @@
 
 #define FILE_CHUNK_BYTES (1 << 20)
 #define VALUE_BYTES_MAX 4096
-#define PAIRS_HELP " The others stay as they are; KEY= takes one away, none all."
+#define PAIRS_HELP " Here the others stay as they are; KEY= takes one away, none all."
+#define LIST_HELP " What is there and not named goes; that is asked first."
 
 const char *body_option_name(const struct field_desc *f, char *buffer, size_t size)
 {
@@ -312,7 +313,7 @@ bool body_change_needs_held(const struct invocation *call, const struct object_d
 {
     for (size_t i = 0; i < call->n_options; i++) {
         const struct field_desc *f = field_of_option(desc, call->options[i].name);
-        if (f != NULL && f->kind == KIND_MAP)
+        if (f != NULL && (f->kind == KIND_MAP || f->kind == KIND_LIST || f->kind == KIND_STRS))
             return true;
     }
     return false;
@@ -334,6 +335,13 @@ int body_build_change(const struct invocation *call, const struct object_desc *d
     return 0;
 }
 
+/* What becomes of those that are there. */
+static const char *change_help(const struct field_desc *f)
+{
+    bool disks = f->kind == KIND_LIST && f->ref.object == &vm_disk_desc; /* neither come nor go so */
+    return f->kind == KIND_MAP ? PAIRS_HELP : (f->kind == KIND_LIST && !disks) || f->kind == KIND_STRS ? LIST_HELP : "";
+}
+
 void body_help(const struct object_desc *desc, bool patch)
 {
     char name[64], left[96];
@@ -352,7 +360,7 @@ void body_help(const struct object_desc *desc, bool patch)
                                                                                        : " N";
         snprintf(left, sizeof left, "--%s%s", body_option_name(f, name, sizeof name), value);
         printf("  %-22s %s%s\n", left, f->doc,
-               (f->flags & REQUIRED) && !patch ? " (needed)" : f->kind == KIND_MAP && patch ? PAIRS_HELP : "");
+               (f->flags & REQUIRED) && !patch ? " (needed)" : patch ? change_help(f) : "");
         if (f->kind == KIND_ENUM)
             for (unsigned k = 0; k < f->ref.enums->count; k++)
                 printf("  %-22s   %-12s %s\n", "", f->ref.enums->names[k], f->ref.enums->docs[k]);

@@ -13,8 +13,8 @@
 /* The body for a new object of @desc; the caller decrefs. -EINVAL names the option and the cure. */
 int body_build(const struct invocation *call, const struct object_desc *desc, json_t **ret, struct error *err);
 /* The body for a change of @held, an object of @desc as the cluster shows it: what is said of its labels is laid over those
- * that it has. An empty object serves where body_change_needs_held() says no. The caller decrefs. -EINVAL: as above, or there
- * is nothing to change. */
+ * that it has; a list is what is given. An empty object serves where body_change_needs_held() says no: neither labels nor a list
+ * are given. The caller decrefs. -EINVAL: as above, or there is nothing to change. */
 int body_build_change(const struct invocation *call, const struct object_desc *desc, const json_t *held, json_t **ret,
                       struct error *err);
 bool body_change_needs_held(const struct invocation *call, const struct object_desc *desc);

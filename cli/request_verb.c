@@ -18,10 +18,10 @@ int confirm(const struct invocation *call, const char *question, const char *nam
     char answer[8] = "", clean[800];
     if (call->yes || question == NULL || invocation_option(call, "dry-run") != NULL)
         return 0;
+    CLEANUP_FREE char *text = xasprintf(question, output_clean(name, clean, sizeof clean));
     if (!isatty(STDIN_FILENO))
-        return error_set(err, -EPERM, ERROR_INVALID, "this asks before it acts, and there is no terminal to ask on: add --yes");
-    fprintf(stderr, question, output_clean(name, clean, sizeof clean));
-    fprintf(stderr, " [y/N] ");
+        return error_set(err, -EPERM, ERROR_INVALID, "no terminal to ask on, so add --yes if this is meant: %.420s", text);
+    fprintf(stderr, "%s [y/N] ", text);
     fflush(stderr);
     if (fgets(answer, sizeof answer, stdin) == NULL || (answer[0] != 'y' && answer[0] != 'Y'))
         return error_set(err, -ECANCELED, ERROR_CANCELLED, "nothing was changed");

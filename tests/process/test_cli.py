@@ -1,4 +1,7 @@
 """The command line against real controllers: what a person types, and what becomes of it."""
+import pytest
+
+from bed import BedError
 
 
 def test_a_label_more_takes_no_other_away(make_cluster):
@@ -20,3 +23,15 @@ def test_a_label_more_takes_no_other_away(make_cluster):
     # the API itself takes what it is given for all there is
     status, _, changed = cluster.api('PATCH', '/v1/flavors/small', {'labels': {'c': 'd'}}, {'Idempotency-Key': 'one'})
     assert (status, changed['labels']) == (200, {'c': 'd'})
+
+
+def test_a_rule_more_takes_no_other_away_unasked(make_cluster):
+    cluster = make_cluster(controllers=1, agents=0)
+    https, ssh = 'direction=inbound,protocol=tcp,port-first=443', 'direction=inbound,protocol=tcp,port-first=22,remote-group=web'
+    made = cluster.cli('security-group', 'create', 'web', '--rule', https, '--rule', ssh)
+    with pytest.raises(BedError, match=f'security-group web would lose --rule {https} --rule {ssh}'):
+        cluster.cli('security-group', 'update', 'web', '--rule', 'direction=inbound,protocol=icmp')
+    assert cluster.cli('security-group', 'show', 'web') == made
+    changed = cluster.cli('security-group', 'update', 'web', '--rule', https, '--rule', ssh, '--rule', 'direction=inbound,protocol=icmp')
+    assert changed['rules'] == [*made['rules'], {'direction': 'inbound', 'protocol': 'icmp'}]
+    assert cluster.cli('security-group', 'update', 'web', '--rule', https, '--yes')['rules'] == made['rules'][:1]

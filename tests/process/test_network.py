@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bed import ROOT, wait_until
+from bed import ROOT, BedError, wait_until
 from cluster import KVM_MISSING, KVM_MISSING_TEXT
 
 TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
@@ -179,8 +179,10 @@ def test_security_groups_block_and_allow(make_lan):
     assert two.reaches(one.ip) and two.is_served(one.ip, 80)       # answers come back
     assert two.is_served(three.ip, 81) and not one.connects(three.ip, 81)
     # a change reaches those that are there
-    lan.cluster.cli('security-group', 'update', 'web', '--rule', 'direction=inbound,protocol=icmp', '--rule',
-                    'direction=outbound,protocol=icmp')
+    icmp = ['--rule', 'direction=inbound,protocol=icmp', '--rule', 'direction=outbound,protocol=icmp']
+    with pytest.raises(BedError, match='would lose --rule direction=inbound,protocol=tcp,port-first=80'):
+        lan.cluster.cli('security-group', 'update', 'web', *icmp)
+    lan.cluster.cli('security-group', 'update', 'web', *icmp, '--yes')
     wait_until(lambda: one.pings(two.ip), 10, 'the rule is in force')
     assert not one.connects(two.ip, 80)
     assert two.reaches(one.ip) and not two.connects(one.ip, 80)   # outbound rules count as soon as there are any
