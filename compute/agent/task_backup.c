@@ -2,7 +2,8 @@
  *
  *   start --> WAITING --its disks stand, or its VMM answers--> WORKING (a child, blocking calls) --> over
  *               |  ^                                                                           ^
- *               |  '-- a VMM starts or ends: looked at again every BACKUP_LOOK_MS              |
+ *               |  |-- a VMM starts or ends: looked at again every BACKUP_LOOK_MS              |
+ *               |  '-- create, it is off, and a snapshot has its disks: every BACKUP_AGAIN_MS  |
  *               '---- cancel, error -----------------------------------------------------------'
  *
  * The child has drover-backup do the work, beside the agent's own program and with hardly any rights (backup_program.h,
@@ -39,7 +40,8 @@
 
 enum {
     BACKUP_LOOK_MS = 200,
-    BACKUP_AGAIN_MS = 1000, /* a live restore's child */
+    BACKUP_AGAIN_MS = 1000, /* a live restore's child; one that found the disks in use */
+    BACKUP_BUSY_MAX = 3600, /* times in a row that they were */
     FOUND_PAGE_BYTES = 128 * 1024, /* of one attach: much less than a command of the controllers may have */
 };
 
@@ -54,6 +56,8 @@ struct backup_task {
     bool placed;       /* live: the disks are in their place */
     struct backup_store store; /* live: as the child was given it */
     bool cancel_asked; /* live, placed: when the VM is off */
+    bool off;          /* the child was given the disks of a VM that is off */
+    unsigned busy;     /* times that these were in use */
     enum operation_state state;
     struct error err;
     struct backup_result result;
@@ -159,10 +163,24 @@ static void child_told(const struct task_seen *seen, void *arg)
         agent_task_progress(b->task, seen->step, seen->progress_done, seen->progress_total);
 }
 
+/* The VM is off, and somebody changes what its disks are made of: a snapshot. It reads them when that is done. */
+static bool wait_for_disks(struct backup_task *b, const struct task_seen *seen)
+{
+    bool in_use = seen->error_code != NULL && strcmp(seen->error_code, error_kind_info(ERROR_IN_USE)->code) == 0;
+    if (b->task->order.task.kind != task_kind_BACKUP_CREATE || !b->off || !in_use || seen->state != operation_state_FAILED ||
+        b->task->stopping || b->task->order.cancel || b->busy++ >= BACKUP_BUSY_MAX)
+        return false;
+    agent_task_progress(b->task, "waiting for who has the VM's disks, a snapshot that is made or removed for instance", 0, 0);
+    uv_timer_start(&b->timer, on_timer, BACKUP_AGAIN_MS, 0);
+    return true;
+}
+
 static void child_done(const struct task_seen *seen, void *arg)
 {
     struct backup_task *b = arg;
     b->child = NULL;
+    if (wait_for_disks(b, seen))
+        return;
     if (b->placed && seen->state != operation_state_SUCCEEDED && !b->task->stopping && b->err.code == 0) {
         uv_timer_start(&b->timer, on_timer, BACKUP_AGAIN_MS, 0); /* the guest has nothing else to read from */
         return;
@@ -270,6 +288,7 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
 static void work_begin(struct backup_task *b, const struct local_vm *vm, bool runs)
 {
     struct backup_work work = {0};
+    b->off = vm != NULL && !runs;
     OBJECT_CLEAR(backup_store, &b->store);
     OBJECT_COPY(backup_store, &b->store, &b->task->order.store);
     int r = fill_work(b, vm, runs, &work, &b->err);

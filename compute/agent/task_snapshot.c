@@ -335,7 +335,8 @@ static bool try_again(struct snapshot_task *s, const struct http_answer *answer)
     bool busy = answer->error == 0 && answer->status == 409 && answer->problem.kind == ERROR_CONFLICT;
     if ((!busy && answer->error == 0) || s->busy++ >= patience_ms(s) / SNAPSHOT_LOOK_MS)
         return false;
-    agent_task_progress(s->task, busy ? "waiting for the VM's VMM" : NULL, 0, 0);
+    CLEANUP_FREE char *step = busy ? xasprintf("waiting for the VM's VMM: %.160s", answer->problem.text) : NULL;
+    agent_task_progress(s->task, step, 0, 0);
     look_later(s);
     return true;
 }

@@ -8,7 +8,8 @@
 #include "common/error.h"
 #include "schema/objects.h"
 
-/* The caller clears *ret_images. -EIO in the VMM's own words. */
+/* The caller clears *ret_images. -EIO in the VMM's own words. A snapshot of the VM that is being made or removed is waited for, which the
+ * child tells of (task_child.h). */
 int vmm_images_begin(const char *control_path, const struct vmm_backup_order *order, struct vmm_backup *ret_images, struct error *err);
 /* @kept: what was made of them lasts, and the next ones may be asked for since @name. */
 int vmm_images_end(const char *control_path, const char *name, bool kept, struct error *err);

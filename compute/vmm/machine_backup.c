@@ -73,6 +73,11 @@ bool machine_backup_is_active(const struct machine *m)
     return m->backup != NULL && m->backup->phase != vmm_backup_phase_NONE;
 }
 
+bool machine_backup_is_beginning(const struct machine *m)
+{
+    return m->backup != NULL && m->backup->phase == vmm_backup_phase_FREEZE;
+}
+
 /* ---- closing (device lock held) ---- */
 
 static void disk_close(struct backup_disk *d)

@@ -42,6 +42,8 @@ int machine_backup_end(struct machine *m, const char *name, bool kept, struct er
 /* Fill the zeroed @ret_report; the caller clears it. */
 void machine_backup_report(struct machine *m, struct vmm_backup *ret_report);
 bool machine_backup_is_active(const struct machine *m);
+/* Its images are asked for, and not there yet: in FREEZE. */
+bool machine_backup_is_beginning(const struct machine *m);
 /* A disk has grown: its image stays as it is. With the device lock held. */
 void machine_backup_grown(struct machine *m, struct blk *blk);
 /* For machine_finish. Close the images, before the I/O loop stops; NULL is allowed. */

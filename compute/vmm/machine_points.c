@@ -1,5 +1,6 @@
 /* One point at a time, its steps between the control loop, a thread for files, and the I/O thread: machine_points.h. */
 #include "compute/vmm/machine_points.h"
+#include "compute/vmm/machine_backup.h"
 #include "compute/vmm/machine_fill.h"
 #include "compute/vmm/machine_mirror.h"
 #include "compute/vmm/machine_snapshot.h"
@@ -655,6 +656,8 @@ static int job_begin(struct machine *m, const char *name, bool drop, const struc
     int code = machine_changeable(m, err);
     if (code == 0 && machine_mirror_is_active(m))
         code = error_set(err, -EBUSY, ERROR_CONFLICT, "a disk of the VM is being moved; wait for its end, or cancel it");
+    if (code == 0 && machine_backup_is_beginning(m)) /* it has the guest's file systems frozen, and thaws them */
+        code = error_set(err, -EBUSY, ERROR_CONFLICT, "a backup takes images of the VM's disks; try again when it has them");
     if (code == 0)
         code = machine_fill_check(m, err);
     if (code < 0)

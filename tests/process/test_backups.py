@@ -1,7 +1,10 @@
 """Backups through the cluster: real controllers, agents, VMMs, drover-backup and the test guest."""
+import fcntl
 import hashlib
 import json
+import os
 import pathlib
+import struct
 import subprocess
 
 import pytest
@@ -189,6 +192,28 @@ def test_snapshots_wait_for_a_backup_of_a_vm_that_is_off(cluster):
     for one in asked:
         done(cluster, one)
     assert [s['name'] for s in cluster.api('GET', '/v1/snapshots')[2]] == ['t']
+
+
+def test_waits_for_who_has_the_disks_of_a_vm_that_is_off(cluster):
+    """As a snapshot does that is being made or removed: the backup is made after it, or cancelled meanwhile."""
+    vm_id = create(cluster, 'a')
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    add_store(cluster)
+    layers = cluster.agent(1).directory / 'vms' / vm_id / 'disks' / 'root.layers'
+    top = layers / f"{json.loads((layers / 'root.disk').read_text())['top']}.map"
+    with open(top, 'r+b') as file:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack('hhqqi4x', fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        for name, end in (('one', 'cancelled'), ('two', 'succeeded')):
+            asked = cluster.api('POST', '/v1/vms/a/backups', {'name': name})
+            assert asked[0] == 202, asked
+            path = f"/v1/operations/{asked[2]['id']}"
+            wait_until(lambda: 'waiting for who has the VM' in cluster.api('GET', path)[2].get('step', ''), 20, 'it says so')
+            if end == 'succeeded':
+                file.close()
+            else:
+                cluster.api('POST', f'{path}/cancel')
+            done(cluster, asked, end)
+    assert [(b['name'], b['state']) for b in cluster.api('GET', '/v1/backups')[2]] == [('two', 'available')]
 
 
 def test_by_policy(cluster):
