@@ -14,7 +14,7 @@
  * Begun twice: drover-backup finds a backup of that id that is whole, and is done; images that a child left which was
  * killed are closed first. A restore is done again. Cancel: the child is killed, and with it drover-backup; of a backup
  * nothing is left but chunks that the store's next prune takes. A restore writes beside the disks and puts them in their
- * place at the end: cancelled before, they are as they were.
+ * place at the end: cancelled before, they are as they were, and from there on it is not cancelled any more.
  *
  * A live restore (backup_live.h) puts empty disks in their place at the beginning; that they are is written down with the VM before it is let
  * go and the controllers are told, who start it. From then on the child follows its VMM, and is started again
@@ -45,6 +45,8 @@ enum {
     FOUND_PAGE_BYTES = 128 * 1024, /* of one attach: much less than a command of the controllers may have */
 };
 
+#define STEP_PLACING "putting the disks in their place" /* of a restore: from here on some are what they were, and others are not */
+
 struct backup_task {
     struct agent_task *task;
     struct agent *agent;
@@ -53,6 +55,8 @@ struct backup_task {
     uv_timer_t timer;
     struct task_child *child;
     bool holding, over;
+    bool placing;      /* its child puts the disks in their place */
+    size_t disks;      /* that its child was given */
     bool placed;       /* live: the disks are in their place */
     struct backup_store store; /* live: as the child was given it */
     bool cancel_asked; /* live, placed: when the VM is off */
@@ -120,6 +124,8 @@ static void over(struct backup_task *b, enum operation_state state)
 
 /* ---- the child, from here ---- */
 
+static const char torn[] = "some of the disks may be restored and others not, restore them again: ";
+
 static void on_timer(uv_timer_t *timer);
 
 /* The disks can be read: from here on the VM may run. */
@@ -153,6 +159,7 @@ static const char not_while_it_runs[] = "not cancelled: the VM has no other disk
 static void child_told(const struct task_seen *seen, void *arg)
 {
     struct backup_task *b = arg;
+    b->placing = b->placing || (is_restore(b) && !is_live(b) && seen->step != NULL && strcmp(seen->step, STEP_PLACING) == 0);
     if (is_live(b) && is_outdated(b) && !b->task->stopping)
         task_child_kill(b->child);
     else if (seen->ready && is_live(b) && !b->task->stopping && b->err.code == 0)
@@ -175,6 +182,13 @@ static bool wait_for_disks(struct backup_task *b, const struct task_seen *seen)
     return true;
 }
 
+/* It ended without a word of its own in the midst of that: killed, by us or somebody else. */
+static bool is_torn(const struct backup_task *b, const struct task_seen *seen)
+{
+    return is_restore(b) && !is_live(b) && b->disks > 1 && seen->state != operation_state_SUCCEEDED && seen->step != NULL &&
+           strcmp(seen->step, STEP_PLACING) == 0;
+}
+
 static void child_done(const struct task_seen *seen, void *arg)
 {
     struct backup_task *b = arg;
@@ -194,6 +208,8 @@ static void child_done(const struct task_seen *seen, void *arg)
     if (seen->state != operation_state_SUCCEEDED && b->err.code == 0)
         error_set(&b->err, -EIO, error_kind_from_code(seen->error_code != NULL ? seen->error_code : "internal"), "%s",
                   seen->error_text != NULL ? seen->error_text : "it does not say why");
+    if (is_torn(b, seen))
+        error_prefix(&b->err, "%s", torn);
     over(b, b->err.code != 0 && seen->state == operation_state_CANCELLED && is_live(b) && !b->task->order.cancel
                 ? operation_state_FAILED : seen->state);
 }
@@ -292,6 +308,7 @@ static void work_begin(struct backup_task *b, const struct local_vm *vm, bool ru
     OBJECT_CLEAR(backup_store, &b->store);
     OBJECT_COPY(backup_store, &b->store, &b->task->order.store);
     int r = fill_work(b, vm, runs, &work, &b->err);
+    b->disks = work.disks.count;
     const struct task_child_options options = {.loop = b->agent->loop,
                                                .work = "backup",
                                                .desc = &backup_work_desc,
@@ -432,6 +449,10 @@ static void cancel(struct agent_task *task)
     if (b->placed) {
         b->cancel_asked = true;
         live_give_up(b);
+        return;
+    }
+    if (b->child != NULL && b->placing) {
+        agent_task_progress(b->task, "too late to be cancelled: the disks are being put in their place", 0, 0);
         return;
     }
     if (b->child != NULL) {
@@ -707,10 +728,10 @@ static int backup_restore(struct backup_work *work, struct task_seen *ret_seen, 
     repository_tell(&p, ret_seen);
     bool restored = r == 0; /* from here on some may be in their place */
     if (r == 0) {
-        task_child_tell("putting the disks in their place", 0, 0);
+        task_child_tell(STEP_PLACING, 0, 0);
         r = backup_targets_place(&targets, err);
         if (r < 0 && targets.count > 1)
-            error_prefix(err, "some of the disks may be restored and others not, restore them again: ");
+            error_prefix(err, "%s", torn);
     }
     backup_targets_finish(&targets, restored);
     json_decref(result);

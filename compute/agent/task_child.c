@@ -26,6 +26,7 @@ struct task_child {
     struct bytes_writer arguments;
     struct bytes_writer line; /* what has come of one that is not whole */
     struct task_seen last;    /* the last line, once it says that it is */
+    char *step;            /* that it told of last */
     bool has_last, killed, bad;
     unsigned open; /* handles */
     int64_t exit_status;
@@ -53,6 +54,7 @@ static void finish(struct task_child *child)
         OBJECT_TEXT(task_seen, &made_up, error_code,
                     error_kind_info(child->killed ? ERROR_CANCELLED : ERROR_INTERNAL)->code);
         OBJECT_TEXT(task_seen, &made_up, error_text, text);
+        OBJECT_TEXT(task_seen, &made_up, step, child->step);
     }
     void (*done)(const struct task_seen *, void *) = child->options.done;
     void *arg = child->options.arg;
@@ -60,6 +62,7 @@ static void finish(struct task_child *child)
     bool own = child->has_last;
     bytes_writer_finish(&child->line);
     bytes_writer_finish(&child->arguments);
+    free(child->step);
     free(child);
     if (done != NULL) /* else it never ran */
         done(own ? &last : &made_up, arg);
@@ -104,6 +107,10 @@ static void take_line(struct task_child *child, const char *line, size_t size)
         child->last = seen;
         child->has_last = true;
         return;
+    }
+    if (seen.step != NULL) {
+        free(child->step);
+        child->step = xstrdup(seen.step);
     }
     if (child->options.told != NULL && !child->killed)
         child->options.told(&seen, child->options.arg);

@@ -32,7 +32,8 @@ struct task_child_options {
     /* A line that is not the last; borrowed. May be NULL. */
     void (*told)(const struct task_seen *seen, void *arg);
     /* Exactly once, later; the child has ended and its memory here is gone. @seen: the last word (borrowed), or made up:
-     * failed with the reason where there was none, cancelled after task_child_kill. */
+     * failed with the reason where there was none, cancelled after task_child_kill; its step then is the last one that was told of, which may
+     * have come too late for `told`. */
     void (*done)(const struct task_seen *seen, void *arg);
     void *arg;
 };

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 import struct
 import subprocess
 
@@ -12,6 +13,7 @@ import pytest
 from bed import ROOT, wait_until
 from cluster import KVM_MISSING, KVM_MISSING_TEXT
 from test_vmm import VMM
+from test_volume_move import worker
 
 GUEST = ROOT / 'build' / 'guest' / 'ticker.elf'
 BACKUP = VMM.parent / 'drover-backup'
@@ -192,6 +194,33 @@ def test_snapshots_wait_for_a_backup_of_a_vm_that_is_off(cluster):
     for one in asked:
         done(cluster, one)
     assert [s['name'] for s in cluster.api('GET', '/v1/snapshots')[2]] == ['t']
+
+
+def test_restored_disks_are_of_one_moment(cluster):
+    """Cancelled between two of them the restore goes on to its end; where its process ends there, it says what that means."""
+    vm_id = create(cluster, 'a', disks=[{'name': 'root', 'image': True}, {'name': 'data', 'size_bytes': 4 << 20}])
+    add_store(cluster)
+    backup(cluster, name='one')
+    done(cluster, cluster.api('POST', '/v1/vms/a/stop?force=true'))
+    agent = cluster.agent(1)
+    data = os.open(agent.directory / 'vms' / vm_id / 'disks' / 'data.layers', os.O_RDONLY)
+    for end in ('succeeded', 'failed'):
+        fcntl.flock(data, fcntl.LOCK_EX)        # the second disk waits for its place
+        asked = cluster.api('POST', '/v1/backups/one/restore', {})
+        assert asked[0] == 202, asked
+        path = f"/v1/operations/{asked[2]['id']}"
+        wait_until(lambda: 'in their place' in cluster.api('GET', path)[2].get('step', ''), 20, 'the first disk is in its place, or soon')
+        if end == 'succeeded':
+            assert cluster.api('POST', f'{path}/cancel')[0] in (200, 202)
+            wait_until(lambda: 'too late' in cluster.api('GET', path)[2].get('step', ''), 20, 'it says so')
+        else:
+            os.kill(worker(agent, 'backup'), signal.SIGKILL)
+            assert 'some of the disks may be restored' in done(cluster, asked, end)['error_text']
+        fcntl.flock(data, fcntl.LOCK_UN)
+        if end == 'succeeded':
+            done(cluster, asked)
+    os.close(data)
+    done(cluster, cluster.api('POST', '/v1/backups/one/restore', {}))
 
 
 def test_waits_for_who_has_the_disks_of_a_vm_that_is_off(cluster):
