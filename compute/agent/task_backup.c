@@ -254,7 +254,7 @@ static int fill_work(const struct backup_task *b, const struct local_vm *vm, boo
         OBJECT_TEXT(backup_work, work, control_path, control);
         OBJECT_TEXT(backup_work, work, source_path, source_path);
     } else if (runs) {
-        CLEANUP_FREE char *socket_path = vm_files_path(places, b->vm, "backup.sock");
+        CLEANUP_FREE char *socket_path = vm_files_path(places, b->vm, VM_BACKUP_SOCKET);
         OBJECT_TEXT(backup_work, work, control_path, vm_control_path(vm));
         if (strlen(socket_path) > object_field(&backup_work_desc, "socket_path")->max)
             return error_set(err, -ENAMETOOLONG, ERROR_NOT_SUPPORTED,

@@ -136,7 +136,7 @@ static void child_done(const struct task_seen *seen, void *arg)
 static void source_fill(const struct replicate *p, const struct local_vm *vm, struct replicate_work *work)
 {
     const struct vm_order *order = vm_order_of(vm);
-    CLEANUP_FREE char *socket_path = vm_files_path(&vm_context_of(vm)->places, p->way.vm, "backup.sock");
+    CLEANUP_FREE char *socket_path = vm_files_path(&vm_context_of(vm)->places, p->way.vm, VM_BACKUP_SOCKET);
     OBJECT_TEXT(replicate_work, work, control_path, vm_control_path(vm));
     OBJECT_TEXT(replicate_work, work, socket_path, socket_path);
     OBJECT_SET(replicate_work, work, user, vm_user(vm));

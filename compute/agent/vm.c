@@ -500,6 +500,13 @@ static bool was_upgraded(const struct local_vm *vm)
     return vm->file.upgrading != NULL && vm->file.leaving == NULL;
 }
 
+/* Of a VMM that was killed. */
+static void backup_socket_remove(const struct local_vm *vm)
+{
+    CLEANUP_FREE char *path = vm_files_path(&vm->context->places, vm->id, VM_BACKUP_SOCKET);
+    unlink(path);
+}
+
 static void vm_on_process_end(struct local_vm *vm)
 {
     int status = end_status(vm);
@@ -519,6 +526,7 @@ static void vm_on_process_end(struct local_vm *vm)
     successor_kill(vm); /* without the old one's word nobody knows that it has the guest */
     watch_close(vm);
     unlink(vm->control_path); /* the VMM could not: its directory is not in the jail's view */
+    backup_socket_remove(vm);
     if (vm->context->places.cgroups != NULL)
         vmm_cgroup_remove(vm->context->places.cgroups, vm->id);
     log_info("vmm-ended", "vm=%s pid=%d why=\"%s\"", vm->name, vm->process_id.pid, text);
@@ -712,6 +720,8 @@ static int vm_look(struct local_vm *vm, struct error *err)
     if (r >= 0)
         r = r > 0 ? vm_adopt_both(vm, &next, err) : vm_adopt(vm, err);
     vm->looking = r < 0;
+    if (r == 0)
+        backup_socket_remove(vm);
     if (r < 0)
         vm->hold_until_ms = now_ms(vm) + (r == -EAGAIN ? ASK_SOON_MS : VM_RETRY_MS);
     return r;

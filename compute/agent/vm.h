@@ -96,6 +96,7 @@ char *vm_arrival_disks_address(const struct local_vm *vm); /* the same for disks
 /* Somebody is let in now to fill what it arrives with: from here on, also for agents after us, its disks in shared pools may become those of the
  * VM wherever that is, and are not removed with the arrival. Written down before 0. */
 int vm_arrival_open(struct local_vm *vm, struct error *err);
+#define VM_BACKUP_SOCKET "backup.sock" /* in the VM's directory: there its VMM shows images of its disks */
 /* In the VM's directory: there listens what carries @operation, or its @disks, from here. The caller frees. */
 char *vm_departure_path(const struct local_vm *vm, const char *operation, bool disks);
 const char *vm_arriving(const struct local_vm *vm);  /* the migration that brings it, until it is this host's; NULL: none */

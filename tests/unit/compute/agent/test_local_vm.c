@@ -24,6 +24,7 @@
 #include "compute/agent/pool_dir.h"
 #include "compute/agent/pool_watch.h"
 #include "compute/agent/vm.h"
+#include "tests/unit/scratch.h"
 
 #define VM_ID "aaaaaaaa-0000-4000-8000-000000000001"
 #define BOOT "11111111-2222-4333-8444-555555555555"
@@ -91,7 +92,7 @@ static int setup(void **state)
 {
     struct fixture *f = NEW(struct fixture);
     strcpy(f->dir, "/tmp/local_vm.XXXXXX");
-    assert_non_null(mkdtemp(f->dir));
+    assert_true(scratch_make(f->dir));
     snprintf(f->vms, sizeof(f->vms), "%s/vms", f->dir);
     snprintf(f->run, sizeof(f->run), "%s/run", f->dir);
     snprintf(f->images, sizeof(f->images), "%s/images", f->dir);
@@ -517,12 +518,25 @@ static void test_higher_epoch_starts_anew(void **state)
 static void test_killed_vmm_is_started_again(void **state)
 {
     struct fixture *f = *state;
+    CLEANUP_FREE char *images = vm_files_path(&f->context.places, VM_ID, VM_BACKUP_SOCKET);
     pid_t pid = run_new(f);
+    assert_int_equal(file_write_atomic(images, "", 0, 0600, NULL), 0); /* what it showed of its disks */
     kill(pid, SIGKILL);
     pid_t second = run_until_process(f, pid);
     run_until(f, vm_state_RUNNING, 1);
     assert_int_not_equal(second, pid);
     assert_int_equal(vm_restarts(f->vm), 1);
+    assert_int_equal(access(images, F_OK), -1);
+    /* and while no agent was there */
+    assert_int_equal(file_write_atomic(images, "", 0, 0600, NULL), 0);
+    close_vm(f);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    assert_int_equal(access(images, F_OK), 0); /* it lives */
+    close_vm(f);
+    kill(second, SIGKILL);
+    waitpid(second, NULL, 0);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    assert_int_equal(access(images, F_OK), -1);
 }
 
 static void test_program_that_ends_at_once(void **state)
