@@ -18,6 +18,7 @@
 #include "compute/agent/image_cache.h"
 #include "compute/agent/pool_watch.h"
 #include "compute/agent/task_child.h"
+#include "tests/unit/scratch.h"
 
 #define POOL "bbbbbbbb-0000-4000-8000-000000000001"
 #define VOLUME "cccccccc-0000-4000-8000-000000000001"
@@ -88,7 +89,7 @@ static int setup(void **state)
     struct world *w = NEW(struct world);
     struct node_orders known = {0};
     strcpy(w->dir, "/tmp/agent-volumes.XXXXXX");
-    assert_non_null(mkdtemp(w->dir));
+    assert_true(scratch_make(w->dir));
     snprintf(w->conf, sizeof w->conf, "%s/ceph.conf", w->dir);
     snprintf(w->images, sizeof w->images, "%s/images", w->dir);
     assert_int_equal(mkdir(w->images, 0700), 0);

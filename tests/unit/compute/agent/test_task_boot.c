@@ -22,6 +22,7 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_task.h"
 #include "compute/agent/task_child.h"
+#include "tests/unit/scratch.h"
 
 #define OPERATION "aaaaaaaa-0000-4000-8000-000000000001"
 #define LEFT "aaaaaaaa-0000-4000-8000-000000000002"
@@ -98,7 +99,7 @@ static int setup(void **test)
     struct fixture *f = NEW(struct fixture);
     struct agent *a = &f->agent;
     strcpy(f->dir, "/tmp/task_boot.XXXXXX");
-    assert_non_null(mkdtemp(f->dir));
+    assert_true(scratch_make(f->dir));
     uv_loop_init(&f->loop);
     uv_timer_init(&f->loop, &f->deadline);
     uv_timer_start(&f->deadline, on_deadline, DEADLINE_MS, 0);
