@@ -217,7 +217,7 @@ static int file_prepare(int fd, uint64_t size_bytes, struct error *err)
     struct stat st;
     if (fstat(fd, &st) < 0)
         return error_errno(err, -errno, "cannot look at the target of the restore");
-    if (S_ISREG(st.st_mode) && (uint64_t)st.st_size < size_bytes && ftruncate(fd, (off_t)size_bytes) < 0)
+    if (S_ISREG(st.st_mode) && (uint64_t)st.st_size != size_bytes && ftruncate(fd, (off_t)size_bytes) < 0)
         return error_errno(err, -errno, "cannot make the target of the restore %" PRIu64 " bytes long", size_bytes);
     off_t has = lseek(fd, 0, SEEK_END);
     if (has >= 0 && (uint64_t)has < size_bytes)

@@ -14,7 +14,7 @@ struct backup_restore_options {
     const atomic_bool *cancel; /* or NULL */
 };
 
-/* Into @fd, a file that is at least as long as the disk (a regular one is made so) or a block device. Syncs it at the
+/* Into @fd, a regular file, which is made as long as the disk (what is behind it goes), or a block device that is at least so long. Syncs it at the
  * end, and has the kernel bring it out meanwhile. On failure, in words, what was written stays. */
 int backup_restore_disk(struct backup_reader *r, size_t disk, int fd, const struct backup_restore_options *options,
                         struct error *err);

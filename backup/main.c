@@ -70,7 +70,7 @@ static const struct option_row rows[] = {
      AT(page_bytes), "l"},
     {"after", "ID", "with --page-bytes: only ids that are greater", TEXT, AT(after), "l"},
     {"only-definition", NULL, "show the VM's definition alone", FLAG, AT(only_definition), "s"},
-    {"force", NULL, "write over targets that are there", FLAG, AT(force), "r"},
+    {"force", NULL, "write over targets that are there; a file is as long as the disk then", FLAG, AT(force), "r"},
     {"offset", "BYTES", "begin there", BYTES, AT(offset), "a"},
     {"length", "BYTES", "and stop after so much", BYTES, AT(length), "a"},
     {"at", "DIRECTORY", "where its disks and their partitions are to show up as files", TEXT, AT(at), "m"},

@@ -121,10 +121,12 @@ static void restores(struct world *w, const char *id, const uint8_t *data, size_
     uint8_t *out = xcalloc(1, size);
     assert_int_equal(pread(fd, out, size, 0), size);
     assert_memory_equal(out, data, size);
-    memset(out, 0xee, size); /* once more over what is there */
+    memset(out, 0xee, size); /* once more over what is there, and longer */
     assert_int_equal(pwrite(fd, out, size, 0), size);
+    assert_int_equal(pwrite(fd, out, size, (off_t)size), size);
     o.zeroed = false;
     assert_int_equal(backup_restore_disk(r, 0, fd, &o, NULL), 0);
+    assert_int_equal(lseek(fd, 0, SEEK_END), size);
     assert_int_equal(pread(fd, out, size, 0), size);
     assert_memory_equal(out, data, size);
     free(out);
