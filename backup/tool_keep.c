@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "backup/repo_catalog.h"
 #include "backup/repo_gc.h"
@@ -12,6 +13,7 @@
 #include "common/retention.h"
 
 #define FORGET_LIST_BYTES_MAX (1u << 20)
+#define AHEAD_MS INT64_C(60000)
 
 /* ---- verify ---- */
 
@@ -148,6 +150,19 @@ static bool chosen_vm(const struct tool_options *o, const struct repo_catalog_it
            (o->vm_id == NULL || (head->vm != NULL && strcmp(head->vm, o->vm_id) == 0));
 }
 
+/* Does it count for rules? One of a time still to come, which a clock that was wrong gave it, would stand for those that are made after it. */
+static bool counts(const struct repo_catalog_item *item, int64_t now_ms)
+{
+    return item->damage.code == 0 && item->created_ms <= now_ms + AHEAD_MS;
+}
+
+static int64_t clock_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
 /* Marks in @goes the backups that the rules let go. */
 static void rules_apply(const struct tool_options *o, const struct repo_catalog *c, bool *goes)
 {
@@ -157,12 +172,13 @@ static void rules_apply(const struct tool_options *o, const struct repo_catalog 
     CLEANUP_FREE int64_t *times = xcalloc(c->count + 1, sizeof *times);
     CLEANUP_FREE size_t *members = xcalloc(c->count + 1, sizeof *members);
     CLEANUP_FREE unsigned *reasons = xcalloc(c->count + 1, sizeof *reasons);
+    const int64_t now_ms = clock_ms();
     for (size_t i = 0; retention_has_rules(&rules) && i < c->count; i++) {
         size_t n = 0;
-        if (done[i] || c->items[i].damage.code < 0 || !chosen_vm(o, &c->items[i]))
+        if (done[i] || !counts(&c->items[i], now_ms) || !chosen_vm(o, &c->items[i]))
             continue;
         for (size_t k = i; k < c->count; k++) /* the newest first */
-            if (c->items[k].damage.code == 0 && same_vm(&c->items[i], &c->items[k])) {
+            if (counts(&c->items[k], now_ms) && same_vm(&c->items[i], &c->items[k])) {
                 done[k] = true;
                 times[n] = c->items[k].created_ms;
                 members[n++] = k;

@@ -56,7 +56,8 @@ def backup(tmp_path):
     made = Made()
     made.tree, made.disk = disk_make(tmp_path)
     made.data = random.Random(6).randbytes(2 * MIB)
-    (tmp_path / 'data.raw').write_bytes(made.data)
+    made.data_path = tmp_path / 'data.raw'
+    made.data_path.write_bytes(made.data)
     (tmp_path / 'vm.json').write_text('{"name":"web1"}')
     made.store, made.directory = tmp_path / 'store', tmp_path
     tool(made.store, 'init')
@@ -215,6 +216,16 @@ def test_served_from_packs_that_are_gone(backup, tmp_path):
         client = Nbd(socket, 'root')
         assert client.read_all() == backup.disk.read_bytes()
         client.close()
+
+
+def test_pruned_beside_one_of_a_clock_that_was_ahead(backup):
+    """It is not the newest for all time: it counts for no rule, and stays until somebody names it."""
+    made = {name: json.loads(tool(backup.store, 'create', '--vm', 'web1', '--json', '--created-at', at, '--disk', f'root={backup.data_path}'))['id']
+            for name, at in (('old', '2020-01-01T00:00:00.000Z'), ('ahead', '2999-01-01T00:00:00.000Z'))}
+    tool(backup.store, 'prune', '--keep-last', 1)
+    assert sorted(b['id'] for b in json.loads(tool(backup.store, 'list', '--json'))) == sorted([backup.id, made['ahead']])
+    tool(backup.store, 'prune', '--forget', made['ahead'])
+    assert [b['id'] for b in json.loads(tool(backup.store, 'list', '--json'))] == [backup.id]
 
 
 def test_refused_in_words(backup, tmp_path):
