@@ -353,6 +353,20 @@ static void expire_token(struct reconciling *r, const struct token *token)
     emit(r, COMMAND_remove, &command, &command.request);
 }
 
+/* ---- drills ---- */
+
+/* One that was begun while the clock was ahead would keep all others off until that time. */
+static void end_drill(struct reconciling *r)
+{
+    const struct cluster *cluster = state_cluster(r->state);
+    const uint64_t longest_ms = object_field(&drill_reservation_desc, "seconds")->max * 1000;
+    struct command_drill command = {0};
+    if (cluster->drill == NULL || full(r) || !time_text_is_ahead(time_text_ms(r->input->now) + longest_ms, cluster->drill_until))
+        return;
+    OBJECT_TEXT(command_drill, &command, drill, cluster->drill);
+    emit(r, COMMAND_drill, &command, &command.request);
+}
+
 /* ---- images ---- */
 
 /* Of the hosts that are up and do not keep it: one that has it, as it kept it before or a VM needed it; else the one with the most room; NULL. */
@@ -508,6 +522,7 @@ void reconcile_tick(const struct state *state, const struct reconcile_input *inp
     place_waiting(&r);
     for (size_t i = 0; i < state_count(state, object_kind_TOKEN) && !full(&r); i++)
         expire_token(&r, state_at(state, object_kind_TOKEN, i)->token);
+    end_drill(&r);
     for (size_t i = 0; i < state_count(state, object_kind_IMAGE) && !full(&r); i++)
         copy_image(&r, state_at(state, object_kind_IMAGE, i)->image);
     drain_hosts(&r);

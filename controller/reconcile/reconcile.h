@@ -7,7 +7,7 @@
  * VMs of lost hosts are looked at first in each tick, as many, by their priority; those beyond in the round of all others.
  *
  * Does: place VMs that have no host, those of lost hosts before all others, by priority (apply_lease.c marks them); mark hosts that do not report unreachable (their reports mark them up again,
- * node_sync.h); remove tokens that have expired; have one more host keep an image that too few hosts keep, in
+ * node_sync.h); remove tokens that have expired; end a drill that a wrong clock would have last for long; have one more host keep an image that too few hosts keep, in
  * the place of one that is lost; begin backups that are due (backup_schedule.h).
  * Empties hosts that are to be drained (drain.h).
  * Does not: give up on anything silently; start a VM elsewhere while its host may still run it.

@@ -66,11 +66,30 @@ static void the_log_decides(void **test)
     OBJECT_CLEAR(drill_reservation, &two);
 }
 
+/* The leader's clock was a year ahead when it was begun, and has been put right: nobody waits for that time. */
+static void one_of_a_clock_that_was_ahead_ends(void **test)
+{
+    struct fixture *f = *test;
+    const uint64_t now_ms = f->now_ms;
+    fixture_must(f, ROUTE_ID_drill_begin, NULL, RESERVE("one", 600));
+    assert_int_equal(fixture_reconcile(f, NULL), 0); /* the longest that there is */
+    f->now_ms = now_ms + UINT64_C(365) * 86400000;
+    fixture_must(f, ROUTE_ID_drill_begin, NULL, RESERVE("one", 60));
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    f->now_ms = now_ms;
+    assert_int_equal(fixture_do(f, ROUTE_ID_drill_begin, NULL, RESERVE("two", 60)), -EBUSY);
+    assert_int_equal(fixture_reconcile(f, NULL), 1);
+    assert_null(state_cluster(f->state)->drill);
+    fixture_must(f, ROUTE_ID_drill_begin, NULL, RESERVE("two", 60));
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(one_at_a_time, setup, teardown),
         cmocka_unit_test_setup_teardown(the_log_decides, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_of_a_clock_that_was_ahead_ends, setup, teardown),
     };
     return cmocka_run_group_tests_name("drill state", tests, NULL, NULL);
 }
