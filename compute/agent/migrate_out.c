@@ -141,6 +141,12 @@ static void fail_words(struct migrate_out *m, int code, enum error_kind kind, co
     fail(m, &err);
 }
 
+/* The VM is another's, or nobody's, and this migration has not made it so: neither the target nor this host may run it (ended). */
+static void fail_not_ours(struct migrate_out *m)
+{
+    fail_words(m, -ESTALE, ERROR_CONFLICT, "%s", "it is another host's by now, or deleted, and not by this migration");
+}
+
 /* What the VMM says of a migration that has not come to its end, and what the tunnel knows of it. */
 static void fail_as_told(struct migrate_out *m)
 {
@@ -281,6 +287,8 @@ static void on_look(const struct http_answer *answer, void *arg)
         return wake_in(m, MIGRATE_OUT_RETRY_MS);
     if (resumed && (is_waiting_phase(phase) || phase == vmm_migration_phase_GO || phase == vmm_migration_phase_DONE))
         return step_to(m, OUT_PROPOSE);
+    if (vm_is_forgotten(m->options.vm))
+        return fail_not_ours(m);
     if (resumed && is_active_phase(phase))
         return step_to(m, OUT_FOLLOW);
     if (resumed && phase != vmm_migration_phase_IDLE)
@@ -501,6 +509,8 @@ static void on_checked(const struct http_answer *answer, void *arg)
 static void follow(struct migrate_out *m)
 {
     uint32_t phase = m->figures.phase;
+    if (vm_is_forgotten(m->options.vm)) /* nobody has proposed it yet, and a cancel would let its guest go on */
+        return fail_not_ours(m);
     if (is_waiting_phase(phase))
         return step_to(m, OUT_PROPOSE);
     if (phase == vmm_migration_phase_DONE)
@@ -546,21 +556,26 @@ static void on_proposed(const struct http_answer *answer, void *arg)
         migrate_out_tick(m);
         return;
     }
+    if (answer->error == 0 && answer->status == 404 && vm_is_forgotten(m->options.vm))
+        return fail_not_ours(m);
     log_warning("handover-unknown", "vm=%s attempt=%u status=%d error=\"%s\"", vm_order_of(m->options.vm)->name, m->attempt,
                 answer->status, answer->problem.text);
     m->attempt++;
     wake_in(m, MIGRATE_OUT_RETRY_MS);
 }
 
+/* That it is not this host's any more says nothing of whose it is: the controllers go on being asked, who answer for an operation that has
+ * ended as well. Nor does an operation that has ended say that the VM stays: it may have been given away or deleted since, of which the
+ * next orders tell. */
 static void propose(struct migrate_out *m)
 {
-    if (m->over && !m->decided) { /* the orders say it */
+    if (m->over && !m->over_there && !m->decided) { /* the orders say it */
         m->decided = true;
-        m->there = m->over_there;
-        m->new_epoch = m->options.epoch + 1;
-        if (!m->there)
-            error_set(&m->failure, -ECONNABORTED, ERROR_CONFLICT, "the migration was ended before the hand-over");
+        m->there = false;
+        error_set(&m->failure, -ECONNABORTED, ERROR_CONFLICT, "the migration was ended before the hand-over");
     }
+    if (m->decided && !m->there && !m->over)
+        return;
     if (m->decided) {
         if (m->call != NULL)
             http_call_cancel(m->call);
@@ -595,6 +610,8 @@ static void decide(struct migrate_out *m)
         return; /* a proposal that is being taken back */
     if (m->process_ended)
         return step_to(m, OUT_ENDING);
+    if (!m->there && vm_is_forgotten(m->options.vm))
+        return fail_not_ours(m);
     OBJECT_SET(vmm_migration_decision, &decision, outcome,
                (uint32_t)(m->there ? vmm_migration_outcome_THERE : vmm_migration_outcome_HERE));
     OBJECT_SET(vmm_migration_decision, &decision, epoch, m->there ? m->new_epoch : 0);
@@ -639,6 +656,8 @@ static void ended(struct migrate_out *m)
 {
     if (m->over && !m->over_there)
         vm_leave_end(m->options.vm);
+    if (m->outcome != operation_state_SUCCEEDED)
+        vm_not_left(m->options.vm);
     if (m->looked)
         return;
     m->looked = true; /* told once */

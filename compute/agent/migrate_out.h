@@ -20,8 +20,11 @@
  *
  * Failure modes: before PROPOSE everything that goes wrong ends the migration, and the guest goes on where it is; the
  * reason is told. From PROPOSE on the guest stands still until the outcome is known, however long that takes: no timeout
- * decides. What is known otherwise (the orders: migrate_out_over) counts as well. A VMM that ends while it is not known stays
- * ended (vm_leave_begin). An agent that is killed at any point begins again at LOOK.
+ * decides. Orders that have the VM still, and the operation no more, say that it stays (migrate_out_over), and without such orders it does
+ * not go on here, whatever became of the operation: the VM may be another host's or nobody's by then. Orders that do not have the VM any more
+ * say nothing of the target: that is told to run only where the controllers say that this operation has made the VM the target's, and it is so
+ * still; else the VMM is ended. A VMM that ends while it is not known stays ended (vm_leave_begin). An agent that is killed at any point
+ * begins again at LOOK.
  *
  * Threads: the loop's. Nothing is called back from inside a call of this interface. */
 #ifndef COMPUTE_AGENT_MIGRATE_OUT_H
@@ -74,7 +77,7 @@ struct migrate_out *migrate_out_start(const struct migrate_out_options *options)
 void migrate_out_order(struct migrate_out *m, const char *endpoint, bool cancel);
 /* The target's host cannot: @why. */
 void migrate_out_peer_failed(struct migrate_out *m, const char *why);
-/* There is no order for it any more: the operation has ended, and the orders for VMs say whose it is: @there, the target's;
+/* There is no order for it any more: the operation has ended, and the orders for VMs say whose it is: @there, not this host's any more;
  * else this host's still, under the same epoch. Both are committed facts. */
 void migrate_out_over(struct migrate_out *m, bool there);
 /* Over, told or not, and nothing is under way any more: it may be closed. */

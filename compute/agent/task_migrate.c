@@ -306,7 +306,8 @@ static void vm_look(struct agent *a, struct local_vm *vm, const struct node_orde
     const char *leaving = vm_leaving(vm), *arriving = vm_arriving(vm);
     struct departure *d = map_get(&a->migrations.departures, vm_id(vm));
     struct arrival *v = map_get(&a->migrations.arrivals, vm_id(vm));
-    if (leaving != NULL && d == NULL && !is_ordered(a, leaving, task_role_MAIN) && vm_was_given(vm, orders->index)) {
+    bool goes = vm_is_forgotten(vm) && vm_has_process(vm); /* and whether to the target, the controllers say */
+    if (leaving != NULL && d == NULL && !is_ordered(a, leaving, task_role_MAIN) && (goes || vm_was_given(vm, orders->index))) {
         departure_make(a, vm, leaving, "", vm_order_of(vm)->epoch, &none); /* begun by an agent before us, and over */
         d = map_get(&a->migrations.departures, vm_id(vm));
     }

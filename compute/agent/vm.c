@@ -1644,17 +1644,12 @@ static void vm_stop(struct local_vm *vm)
     vm_move(vm, vm_state_STOPPING, why);
     vm->stop_asked = true;
     vm->stop_deadline_ms = now_ms(vm) + VM_STOP_MS;
-    /* Another host has it by a migration that its VMM may still be in the midst of: let that come to its end. */
-    if (vm->forgotten && vm->file.leaving != NULL) {
+    /* Another host may have it by a migration that its VMM is still in the midst of. Whether that is so the controllers are asked beside
+     * this (migrate_out.h), and nobody else tells the target to run. */
+    if (vm->forgotten && vm->file.leaving != NULL && !vm->nobodys)
         left_set(vm);
-        vm->telling = vmm_move_STOPPED;
-        if (vm_decide(vm, vmm_migration_outcome_THERE, vm->file.order.epoch + 1, vm_on_told) == 0)
-            vm->busy = VM_TELLING;
-        else
-            vm->stop_failed = true;
-    } else {
+    else
         vm->stop_failed = !vm_tell(vm, vmm_move_STOPPED);
-    }
     vm_wake_at(vm, vm->stop_deadline_ms);
 }
 
@@ -2363,6 +2358,16 @@ void vm_left(struct local_vm *vm)
     vm->stop_asked = true;
     vm->stop_deadline_ms = now_ms(vm) + VM_STOP_MS;
     vm_wake_at(vm, vm->stop_deadline_ms);
+}
+
+void vm_not_left(struct local_vm *vm)
+{
+    if (!vm->forgotten || vm->file.leaving == NULL)
+        return;
+    OBJECT_TEXT(agent_vm, &vm->file, leaving, NULL);
+    if (vm->process && vm->stop_asked)
+        vm->stop_deadline_ms = now_ms(vm);
+    vm_wake_in(vm, 0);
 }
 
 const struct migration_result *vm_departed(const struct local_vm *vm)

@@ -108,6 +108,8 @@ int vm_leave_begin(struct local_vm *vm, const char *operation, struct error *err
 void vm_leave_end(struct local_vm *vm);
 /* Its VMM knows that it is another host's: it ends by itself, or is killed after VM_STOP_MS. */
 void vm_left(struct local_vm *vm);
+/* No migration has taken it away: if it is forgotten nothing is waited for, and its VMM ends at once. */
+void vm_not_left(struct local_vm *vm);
 const char *vm_leaving(const struct local_vm *vm); /* the migration; NULL: none */
 /* How that went, as its VMM has written it down at its end; NULL: not known. */
 const struct migration_result *vm_departed(const struct local_vm *vm);

@@ -144,6 +144,13 @@ void api_node_report(struct api_call *call)
 
 /* ---- hand-overs ---- */
 
+/* It was handed over, and has been started anew or deleted since: nobody is to be told to run what came then. */
+static bool has_moved_on(const struct state *state, const struct operation *operation)
+{
+    const struct record *vm = state_get(state, object_kind_VM, operation->task.vm);
+    return vm == NULL || vm->vm->epoch != operation->task.migration.handed_over;
+}
+
 /* Applied: whatever it came to is a fact now. */
 static void on_handed_over(struct api_call *call, const struct apply_result *result)
 {
@@ -155,6 +162,8 @@ static void on_handed_over(struct api_call *call, const struct apply_result *res
     const struct record *record = state_get(service->state, object_kind_OPERATION, result->object_id);
     bool there = record != NULL && record->operation->task.migration.handed_over != 0;
     bool here = record != NULL && !there && record->operation->state != operation_state_RUNNING;
+    bool moved_on = there && has_moved_on(service->state, record->operation);
+    there = there && !moved_on;
     if (there || here) {
         OBJECT_SET(handover_answer, &answer_object, epoch, there ? record->operation->task.migration.handed_over : 0);
         if (here)
@@ -167,7 +176,10 @@ static void on_handed_over(struct api_call *call, const struct apply_result *res
         api_call_answer_json(call, 200, NULL, &body);
         return;
     }
-    error_set(&err, -EAGAIN, ERROR_UNKNOWN_OUTCOME, "the hand-over has no outcome yet; ask again");
+    if (moved_on)
+        error_set(&err, -ENOENT, ERROR_NOT_FOUND, "the VM was handed over, and has been started anew or deleted since");
+    else
+        error_set(&err, -EAGAIN, ERROR_UNKNOWN_OUTCOME, "the hand-over has no outcome yet; ask again");
     api_call_error(call, &err);
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bed import ROOT, wait_until
-from cluster import KVM_MISSING, KVM_MISSING_TEXT
+from cluster import KVM_MISSING, KVM_MISSING_TEXT, Agent, Cluster
 from disk_guest import console, pool, read_before, wait_pool
 
 TICKER = ROOT / 'build' / 'guest' / 'ticker.elf'
@@ -323,7 +323,8 @@ def test_what_the_target_lacks_is_named_and_nothing_is_left(make_cluster):
 class Cell:
     """A migration that has come to @step; then something happens to @victim."""
 
-    def __init__(self, web, step):
+    def __init__(self, web, step, stop=lambda cell: cell.controller.program.freeze()):
+        """@stop: what is done to the controller at 'ready'."""
         self.web, self.step = web, step
         self.source, self.target = web.agent(), web.other()
         self.controller = web.cluster.controllers[0]
@@ -345,7 +346,7 @@ class Cell:
             # Its only controller has said that it answers, and then does not: the guest stands still and both sides have
             # everything. The comparison of all memory leaves the time to stop it.
             wait_until(lambda: self.said(self.source, f'operation={asked["id"]} permit'), WAIT_S, 'it may be stopped', poll_s=0.001)
-            self.controller.program.freeze()
+            stop(self)
             wait_until(lambda: self.said(self.source, f'operation={asked["id"]} from=follow to=propose') or self.decided(), WAIT_S, 'it is ready')
         else:
             wait_until(self.decided, WAIT_S, 'it is decided', poll_s=0.001)
@@ -495,6 +496,28 @@ def test_a_source_that_is_frozen_keeps_nobody_from_the_disks(make_cluster):
 def pool_maps(web):
     """Of the disks in the pool; their headers are written when a disk is opened, taken or let go of."""
     return [path for kind in ('vms', 'volumes') for path in (web.nas / kind).glob('*/*.layers/*.map')]
+
+
+def test_a_source_whose_vm_is_gone_lets_nobody_run_it(make_bed):
+    """The guest stands still for the hand-over, and both hosts are cut off, but not from one another. They are lost, and the VM is deleted
+    by force. When the source hears of it, before the target does, neither of them runs it."""
+    bed = make_bed(5)
+    cluster = Cluster(bed, controllers=3, agents=0)
+    cluster.agents = [Agent(cluster, bed.host(n)) for n in (4, 5)]
+    web = Counter(cluster.start())
+    cell = Cell(web, 'ready', stop=lambda cell: bed.split([1, 2, 3], [4, 5]))
+    assert not cell.decided(), 'the cut came too late'
+    before = len(web.ticks())
+    wait_until(lambda: all(h['state'] == 'lost' for h in cluster.items('/v1/hosts')), 30, 'both are lost')
+    assert web.wait_end(cell.asked)['state'] == 'failed'
+    cluster.cli('vm', 'delete', VM, '--force', '--yes', '--wait')
+    cell.target.program.freeze()
+    bed.heal()
+    wait_until(lambda: not web.folder(cell.source).exists() and not cell.source.vmm_pids(), 10, 'the source has nothing of it')
+    assert len(web.ticks()) == before and len(cell.target.vmm_pids()) == 1    # which waits for a word
+    cell.target.program.thaw()
+    wait_until(lambda: web.is_clean(cell.target), 30, 'nor has the target')
+    assert len(web.ticks()) == before and before == web.ticks()[-1]
 
 
 def test_without_a_majority_it_is_not_stopped(make_cluster):

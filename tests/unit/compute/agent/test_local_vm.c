@@ -1388,8 +1388,30 @@ static void test_one_that_has_left_says_how_it_went(void **state)
     assert_int_equal(vm_departed(f->vm)->rounds, 3);
 }
 
-/* Handed over, and the orders say so before its VMM has heard of it: it is told, not stopped. */
-static void test_one_that_has_left_is_told_so(void **state)
+/* The orders say that it is another's before its VMM has heard whose: it is not for them to say that it is the target's. */
+static void test_one_that_leaves_and_is_forgotten_waits_for_a_word(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    (void)run_new(f);
+    f->phase = "ready";
+    assert_int_equal(vm_leave_begin(f->vm, MIGRATION, &err), 0);
+    vm_forget(f->vm, false);
+    while (!reason_has(f, "not this host's"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    uv_run(&f->loop, UV_RUN_NOWAIT);
+    assert_int_equal(f->told_there, 0);
+    assert_int_equal(f->stops, 0);
+    assert_true(vm_has_process(f->vm));
+    vm_not_left(f->vm);
+    while (!vm_is_gone(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->told_there, 0);
+    assert_int_equal(count_files(f->vms), 0);
+}
+
+/* One that is nobody's is no target's. */
+static void test_one_that_leaves_and_is_nobodys_is_stopped(void **state)
 {
     struct fixture *f = *state;
     struct error err = {.code = 0};
@@ -1397,13 +1419,12 @@ static void test_one_that_has_left_is_told_so(void **state)
     f->phase = "ready";
     assert_int_equal(vm_leave_begin(f->vm, MIGRATION, &err), 0);
     vm_forget(f->vm, true);
-    while (f->told_there == 0)
+    while (f->stops == 0)
         uv_run(&f->loop, UV_RUN_ONCE);
-    assert_int_equal(f->stops, 0);
-    kill(pid, SIGTERM); /* it ends by itself */
+    assert_int_equal(f->told_there, 0);
+    kill(pid, SIGTERM);
     while (!vm_is_gone(f->vm))
         uv_run(&f->loop, UV_RUN_ONCE);
-    assert_int_equal(count_files(f->vms), 0);
 }
 
 /* ---- a new VMM for it, and an agent that ends meanwhile ---- */
@@ -1705,7 +1726,8 @@ int main(int argc, char **argv)
         T(test_a_removal_says_what_it_waits_for),
         T(test_a_disk_that_the_cluster_has_forgotten_of),
         T(test_one_that_leaves_is_not_started_again),
-        T(test_one_that_has_left_is_told_so),
+        T(test_one_that_leaves_and_is_forgotten_waits_for_a_word),
+        T(test_one_that_leaves_and_is_nobodys_is_stopped),
         T(test_both_of_an_upgrade_are_found_and_it_goes_on),
         T(test_an_old_vmm_that_was_found_takes_the_new_one_along),
         T(test_a_new_vmm_that_nobody_wants_is_ended),
