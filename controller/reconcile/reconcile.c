@@ -397,12 +397,13 @@ static void list_add(struct command_image_copies *command, struct string_list *l
 }
 
 /* One more host is to keep it, where too few do. In the place of one that is lost, if there is one: that may come back, with its file, and
- * need not keep it then as well. But it is what others get it from where nobody else has it. */
+ * need not keep it then as well. But it is what others get it from where nobody else has it. Hosts that cannot get it are made up for by others
+ * only while they are few: where it is the source that fails, all others would fail as well, and keep it for good when it is back. */
 static void copy_image(struct reconciling *r, const struct image *image)
 {
     struct command_image_copies command = {0};
     const char *lost = NULL;
-    unsigned kept = 0, held = 0;
+    unsigned kept = 0, held = 0, failed = 0;
     if (image->replicas == 0 || !image_has_copies(image) || image->state != image_state_READY)
         return;
     for (size_t i = 0; i < image->copies.count; i++) {
@@ -411,10 +412,12 @@ static void copy_image(struct reconciling *r, const struct image *image)
         bool is_lost = host == NULL || host->host->state == host_state_LOST; /* one that is only silent has it still */
         kept += copy->keep && copy->state != image_copy_state_FAILED && !is_lost;
         held += copy->keep && copy->state == image_copy_state_HELD && !is_lost;
+        failed += copy->keep && copy->state == image_copy_state_FAILED && !is_lost;
         if (copy->keep && is_lost)
             lost = copy->host;
     }
-    const struct host *host = kept < image->replicas ? room_for(r->state, image) : NULL;
+    bool few_failed = failed <= MAX(RECONCILE_KEEPERS_FAILED_MAX, held);
+    const struct host *host = kept < image->replicas && few_failed ? room_for(r->state, image) : NULL;
     if (host == NULL)
         return;
     OBJECT_TEXT(command_image_copies, &command, id, image->id);

@@ -25,6 +25,7 @@
 #define RECONCILE_LOOKS_MIN 16u      /* fewer where there are many hosts, but at least so many, */
 #define RECONCILE_PAIRS_MAX 100000u  /* so that VMs times hosts stay below this */
 #define RECONCILE_NAME_SIZE 64u      /* a VM's name with its NUL */
+#define RECONCILE_KEEPERS_FAILED_MAX 2u /* hosts that cannot get an image and are made up for, where no more than that have it */
 #define RECONCILE_SILENCE_MS 10000u /* without a report: unreachable */
 #define RECONCILE_AFTER_LABEL "ha-after" /* name of the VM that a VM of a lost host is started after, */
 #define RECONCILE_AFTER_MS 600000u /* at most so long after its host was heard, where that VM does not come to run, */

@@ -235,15 +235,20 @@ static void a_keeper_that_is_silent_is_not_replaced(void **test)
     assert_int_equal(keepers(f, "d"), 2);
 }
 
-/* Host @name has all of image "d", or (not @held) is getting it. */
-static void host_says_image(struct fixture *f, const char *name, bool held)
+static void host_says_image_is(struct fixture *f, const char *name, enum image_copy_state state)
 {
     struct node_report report = fixture_report(f, name, 1024);
     OBJECT_SET(node_report, &report, disk_free_bytes, UINT64_C(1) << 40);
     struct image_seen *seen = OBJECT_ADD(node_report, &report, images);
     OBJECT_TEXT(image_seen, seen, sha256, FIXTURE_SHA);
-    OBJECT_SET(image_seen, seen, state, held ? image_copy_state_HELD : image_copy_state_FETCHING);
+    OBJECT_SET(image_seen, seen, state, (uint32_t)state);
     fixture_send(f, &report);
+}
+
+/* Host @name has all of image "d", or (not @held) is getting it. */
+static void host_says_image(struct fixture *f, const char *name, bool held)
+{
+    host_says_image_is(f, name, held ? image_copy_state_HELD : image_copy_state_FETCHING);
 }
 
 /* It is not one more for good when it comes back. */
@@ -293,6 +298,30 @@ static void hosts_beyond_those_that_are_wanted_stay(void **test)
     assert_true(keeps(f, "n1") && keeps(f, "n2") && keeps(f, "n3"));
 }
 
+/* A server that is away is so for all of them: each would keep the image for good when it is back. */
+static void not_all_hosts_keep_what_none_can_get(void **test)
+{
+    struct fixture *f = *test;
+    char name[8];
+    two_keepers_of_three(f);
+    for (unsigned i = 4; i <= 9; i++) {
+        snprintf(name, sizeof name, "n%u", i);
+        host_with_room(f, name);
+    }
+    for (unsigned round = 0; round < 12; round++) {
+        for (unsigned i = 1; i <= 9; i++) {
+            snprintf(name, sizeof name, "n%u", i);
+            if (keeps(f, name))
+                host_says_image_is(f, name, image_copy_state_FAILED);
+        }
+        fixture_reconcile(f, NULL);
+    }
+    assert_int_equal(keepers(f, "d"), RECONCILE_KEEPERS_FAILED_MAX + 1);
+    host_says_image(f, "n1", true); /* back: what is missing is made up for again, by those that keep it */
+    host_says_image(f, "n2", true);
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -308,6 +337,7 @@ int main(void)
         TEST(a_keeper_that_is_lost_is_replaced),
         TEST(but_not_where_nobody_else_has_it),
         TEST(hosts_beyond_those_that_are_wanted_stay),
+        TEST(not_all_hosts_keep_what_none_can_get),
         TEST(old_tokens_go),
         TEST(stopped_vms_without_a_host_are_left_alone),
     };
