@@ -7,6 +7,7 @@
 #include "cli/body.h"
 #include "cli/change.h"
 #include "cli/client.h"
+#include "cli/label_check.h"
 #include "cli/verb_functions.h"
 #include "cli/operation_wait.h"
 #include "cli/output.h"
@@ -103,6 +104,8 @@ static int run_write(const struct invocation *call, struct client *client, struc
     else if (route->body->name == NULL || (rc = body_build(call, route->body, &body, err)) == 0)
         rc = client_request(client, route_method_name(route->method), path, body, &reply, err);
     json_decref(body);
+    if (rc == 0)
+        labels_check(call, client);
     const char *id = json_string_value(json_object_get(reply.json, "id"));
     if (rc == 0 && call->wait && !dry && route->answer == &operation_desc && id != NULL)
         rc = wait_and_show(call, client, id, err);

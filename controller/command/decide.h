@@ -26,7 +26,7 @@ struct decision_context {
     const char *idempotency_key; /* NULL = none */
     const char *fingerprint;     /* hash of method, path and body; needed with a key */
     uint64_t if_revision;        /* of If-Match; 0 = any */
-    bool force;   /* stop and reboot: without asking the guest; backup_store_delete: with its backups */
+    bool force;   /* stop and reboot: without asking the guest; backup_store_delete: with its backups; backup_policy_delete: of VMs, too */
     bool dry_run; /* decide fills all but `command` */
 };
 

@@ -96,6 +96,15 @@ static int check_policy(const struct state *state, const struct backup_policy *p
                            policy->store);
 }
 
+/* As backup/store.h opens it: a place that is none shows only when the first backup is made. */
+static int check_store(const struct backup_store *store, struct error *err)
+{
+    if (store->location[0] == '/' || strncmp(store->location, "s3://", 5) == 0)
+        return 0;
+    return error_set_field(err, -EINVAL, ERROR_INVALID, "/location", "must be an absolute path or s3://BUCKET[/PREFIX], not '%.100s'",
+                           store->location);
+}
+
 int decide_create(struct deciding *d, enum object_kind kind, const void *body)
 {
     struct command_put command = {0};
@@ -115,6 +124,7 @@ int decide_create(struct deciding *d, enum object_kind kind, const void *body)
              : kind == object_kind_TOKEN ? fill_token(d, object)
              : kind == object_kind_VOLUME ? decide_volume_fill(d, object)
              : kind == object_kind_BACKUP_POLICY ? check_policy(d->state, object, d->err)
+             : kind == object_kind_BACKUP_STORE ? check_store(object, d->err)
                                          : 0;
     if (rc < 0) {
         OBJECT_CLEAR(command_put, &command);
@@ -223,6 +233,30 @@ int decide_update_of(struct deciding *d, enum object_kind kind, const char *id, 
 
 /* ---- remove ---- */
 
+/* VMs name their policy by a label: without the policy they would not be backed up any more, and nothing would say so. */
+static int check_unnamed(const struct state *state, const struct record *policy, struct error *err)
+{
+    const struct vm *first = NULL;
+    size_t more = 0;
+    for (size_t i = 0; i < state_count(state, object_kind_VM); i++) {
+        const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
+        const char *label = state_vm_label(vm, BACKUP_POLICY_LABEL);
+        if (label == NULL || (strcmp(label, policy->common->name) != 0 && strcmp(label, policy->common->id) != 0))
+            continue;
+        more += first != NULL;
+        first = first != NULL ? first : vm;
+    }
+    if (first == NULL)
+        return 0;
+    char others[40] = "";
+    if (more > 0)
+        snprintf(others, sizeof others, " and %zu more", more);
+    return error_set(err, -EBUSY, ERROR_IN_USE,
+                     "policy '%s' has VM '%s'%s backed up, by the label " BACKUP_POLICY_LABEL "; it goes by force alone, and then none of them is "
+                     "backed up any more (?force=true, drover backup-policy delete --force)",
+                     policy->common->name, first->name, others);
+}
+
 int decide_remove(struct deciding *d, enum object_kind kind, const char *id, size_t id_length)
 {
     struct command_remove command = {0};
@@ -231,6 +265,8 @@ int decide_remove(struct deciding *d, enum object_kind kind, const char *id, siz
         return -ENOENT;
     if (kind == object_kind_CONTROLLER && state_count(d->state, kind) == 1)
         return error_set(d->err, -EBUSY, ERROR_CONFLICT, "controller '%s' is the last one", record->common->name);
+    if (kind == object_kind_BACKUP_POLICY && !d->context->force && check_unnamed(d->state, record, d->err) < 0)
+        return -EBUSY;
     bool by_host = kind == object_kind_VOLUME && !d->context->force; /* a host does it, and then it is gone */
     decide_request(d, by_host ? 202 : 204, &command.request);
     if (kind == object_kind_VOLUME && d->context->force)

@@ -35,3 +35,23 @@ def test_a_rule_more_takes_no_other_away_unasked(make_cluster):
     changed = cluster.cli('security-group', 'update', 'web', '--rule', https, '--rule', ssh, '--rule', 'direction=inbound,protocol=icmp')
     assert changed['rules'] == [*made['rules'], {'direction': 'inbound', 'protocol': 'icmp'}]
     assert cluster.cli('security-group', 'update', 'web', '--rule', https, '--yes')['rules'] == made['rules'][:1]
+
+
+def test_a_label_that_names_no_policy_is_told(make_cluster):
+    """The VM is made and labelled all the same; and a policy that VMs have does not go without a word."""
+    cluster = make_cluster(controllers=1, agents=0)
+    cluster.cli('image', 'create', 'i', '--kind', 'kernel', '--kernel', 'url=https://example.org/k,sha256=' + 64 * '0')
+    cluster.cli('vm', 'create', 'web', '--image', 'i', '--vcpus', '1', '--memory', '64MiB', '--started=false')
+
+    def said(*words):
+        return cluster.bed.run(cluster.cli_command('vm', 'update', 'web', *words)).stderr
+    assert said('--label', 'backup-policy=nightly').strip() == (
+        "drover: there is no backup-policy 'nightly': as long as there is none, VM web is not backed up by it")
+    cluster.cli('backup-store', 'create', 'nas', '--location', '/srv/backups')
+    cluster.cli('backup-policy', 'create', 'nightly', '--store', 'nas', '--every-s', '3600')
+    assert not said('--label', 'backup-policy=nightly') and not said('--label', 'backup-policy=') and not said('--restart', 'never')
+    cluster.cli('vm', 'update', 'web', '--label', 'backup-policy=nightly')
+    with pytest.raises(BedError, match="policy 'nightly' has VM 'web' backed up"):
+        cluster.cli('backup-policy', 'delete', 'nightly', '--yes')
+    cluster.cli('backup-policy', 'delete', 'nightly', '--yes', '--force', parse=False)
+    assert cluster.cli('backup-policy', 'list') == []

@@ -31,7 +31,7 @@ struct fixture {
     char now[TIME_TEXT_BYTES];
     const char *key, *fingerprint; /* of the next request */
     uint64_t if_revision;
-    bool dry_run;
+    bool dry_run, force;
     char resume_after[RECONCILE_NAME_SIZE]; /* of the leader's round */
     bool unchecked; /* leave the invariants to the test */
     struct decision decision;
@@ -62,7 +62,8 @@ static inline struct decision_context fixture_context(struct fixture *f)
                                      .idempotency_key = f->key,
                                      .fingerprint = f->fingerprint,
                                      .if_revision = f->if_revision,
-                                     .dry_run = f->dry_run};
+                                     .dry_run = f->dry_run,
+                                     .force = f->force};
 }
 
 static inline void fixture_check(struct fixture *f)

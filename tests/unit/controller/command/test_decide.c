@@ -57,6 +57,8 @@ static void refusals(void **test)
         {ROUTE_ID_image_create, NULL, "{\"name\":\"i\",\"kind\":\"disk\"}", ERROR_INVALID, "/disk"},
         {ROUTE_ID_image_create, NULL, "{\"name\":\"i\",\"kind\":\"kernel\",\"kernel\":{\"url\":\"https://example.org/k\",\"sha256\":\"" FIXTURE_SHA "\"},\"firmware\":\"bios\"}", ERROR_INVALID, "/firmware"},
         {ROUTE_ID_image_create, NULL, "{\"name\":\"i\",\"kind\":\"disk\",\"disk\":{\"url\":\"https://example.org/d\",\"sha256\":\"" FIXTURE_SHA "\"},\"cmdline\":\"quiet\"}", ERROR_INVALID, "/cmdline"},
+        {ROUTE_ID_backup_store_create, NULL, "{\"name\":\"nas\",\"location\":\"srv/backups\"}", ERROR_INVALID, "/location"},
+        {ROUTE_ID_backup_store_create, NULL, "{\"name\":\"nas\",\"location\":\"http://bucket\"}", ERROR_INVALID, "/location"},
         {ROUTE_ID_host_update, "n1", "{\"memory_reserve_bytes\":9007199254740992}", ERROR_INVALID, "/memory_reserve_bytes"},
         {ROUTE_ID_controller_remove, "c1", NULL, ERROR_CONFLICT, ""},
         {ROUTE_ID_controller_transfer, "c1", NULL, ERROR_NOT_SUPPORTED, ""},
@@ -331,6 +333,29 @@ static void a_cpu_model_comes_from_the_flavor_or_the_vm(void **test)
     assert_string_equal(fixture_vm(f, "b")->host_name, "n1");
 }
 
+/* VMs name their policy by a label, and nothing tells that one is not backed up any more. */
+static void a_policy_that_vms_have_stays(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_backup_store_create, NULL, "{\"name\":\"nas\",\"location\":\"/srv/backups\"}");
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL, "{\"name\":\"nightly\",\"store\":\"nas\",\"every_s\":86400}");
+    fixture_must(f, ROUTE_ID_backup_policy_create, NULL, "{\"name\":\"hourly\",\"store\":\"nas\",\"every_s\":3600}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"a\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"backup-policy\":\"nightly\"}}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"b\",\"image\":\"tiny\",\"flavor\":\"small\"}");
+    CLEANUP_FREE char *id = xasprintf("{\"labels\":{\"backup-policy\":\"%s\"}}", fixture_get(f, object_kind_BACKUP_POLICY, "nightly")->common->id);
+    fixture_must(f, ROUTE_ID_vm_update, "b", id);
+    assert_int_equal(fixture_do(f, ROUTE_ID_backup_policy_delete, "nightly", NULL), -EBUSY);
+    assert_int_equal(f->error.kind, ERROR_IN_USE);
+    assert_non_null(strstr(f->error.text, "VM 'a' and 1 more backed up"));
+    fixture_must(f, ROUTE_ID_backup_policy_delete, "hourly", NULL); /* nobody's */
+    fixture_must(f, ROUTE_ID_vm_update, "a", "{\"labels\":{}}");
+    assert_int_equal(fixture_do(f, ROUTE_ID_backup_policy_delete, "nightly", NULL), -EBUSY);
+    assert_non_null(strstr(f->error.text, "VM 'b' backed up"));
+    f->force = true;
+    fixture_must(f, ROUTE_ID_backup_policy_delete, "nightly", NULL);
+    assert_null(state_get(f->state, object_kind_BACKUP_POLICY, "nightly"));
+}
+
 static void nothing_before_init(void **test UNUSED)
 {
     struct fixture f;
@@ -359,6 +384,7 @@ int main(void)
         TEST(limits_and_groups_change),
         TEST(what_of_devices_cannot_change),
         TEST(one_of_two_changes_at_once_is_refused),
+        TEST(a_policy_that_vms_have_stays),
         TEST(a_cpu_model_comes_from_the_flavor_or_the_vm),
         cmocka_unit_test(nothing_before_init),
     };

@@ -664,7 +664,9 @@ static void forgotten(void **test)
     backups_add(f, fixture_vm(f, "a")->id, 1, 3);
     policy_make(f);
     refused(f, ROUTE_ID_backup_store_delete, "nas", NULL, "policy 'p'");
+    f->force = true; /* a VM has it */
     fixture_must(f, ROUTE_ID_backup_policy_delete, "p", NULL);
+    f->force = false;
     refused(f, ROUTE_ID_backup_store_delete, "nas", NULL, "--force");
     fixture_must(f, ROUTE_ID_backup_verify, ID("1"), NULL);
     struct decision_context context = fixture_context(f);
