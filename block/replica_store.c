@@ -20,6 +20,22 @@ static const struct replica_disk *disk_at(const struct replica_store *store, uns
     return (const struct replica_disk *)store->record.disks.items + i;
 }
 
+static const char *place_of(const struct replica_store *store, const char *disk)
+{
+    return store->places.place != NULL ? store->places.place(store->places.arg, disk) : NULL;
+}
+
+/* Is each disk where the VM has it by now? What lies elsewhere would not be found, or be taken for one that has gone. */
+static int places_check(const struct replica_store *store, struct error *err)
+{
+    for (unsigned i = 0; i < store->record.disks.count; i++)
+        if (!text_same(disk_at(store, i)->pool, place_of(store, disk_at(store, i)->name)))
+            return error_set(err, -EINVAL, ERROR_CONFLICT,
+                             "the replica here was made of disk %s in another pool than the VM's; to begin it anew take it away and give it again",
+                             disk_at(store, i)->name);
+    return 0;
+}
+
 /* ---- the record ---- */
 
 static int record_write(struct replica_store *store, const struct replica_record *record, struct error *err)
@@ -211,7 +227,7 @@ static int may_begin(const struct replica_store *store, uint64_t epoch, const st
     if (store->record.number > 0 && !same_disks(&store->record.disks, disks))
         return error_set(err, -EINVAL, ERROR_CONFLICT,
                          "the VM has other disks than its replica; take the replica away and give it one again");
-    return 0;
+    return store->record.number > 0 ? places_check(store, err) : 0;
 }
 
 /* Of the first point. */
@@ -223,9 +239,14 @@ static void disks_note(struct replica_store *store, const struct object_list *di
     OBJECT_CLEAR(replica_record, &old);
     while (store->record.disks.count > 0) /* of one that was never complete */
         object_clear(&replica_disk_desc, (struct replica_disk *)store->record.disks.items + --store->record.disks.count);
-    for (size_t i = 0; i < disks->count; i++)
-        OBJECT_COPY(replica_disk, (struct replica_disk *)OBJECT_ADD(replica_record, &store->record, disks),
-                    (const struct replica_disk *)disks->items + i);
+    for (size_t i = 0; i < disks->count; i++) {
+        const struct replica_disk *from = (const struct replica_disk *)disks->items + i;
+        struct replica_disk *disk = OBJECT_ADD(replica_record, &store->record, disks);
+        OBJECT_TEXT(replica_disk, disk, name, from->name);
+        OBJECT_SET(replica_disk, disk, size_bytes, from->size_bytes);
+        if (place_of(store, from->name) != NULL)
+            OBJECT_TEXT(replica_disk, disk, pool, place_of(store, from->name));
+    }
 }
 
 int replica_store_begin(struct replica_store *store, uint64_t epoch, const struct object_list *disks, struct error *err)
@@ -355,6 +376,7 @@ static int settle(struct replica_store *store, const struct replica_known *known
         return 0;
     if (store->unsure)
         return error_set(err, -EIO, ERROR_CONFLICT, REPLICA_RECORD_FILE " could not be written; it has to be read again");
+    code = places_check(store, err);
     for (unsigned i = 0; code == 0 && i < store->record.disks.count; i++) {
         code = store->places.pool(store->places.arg, disk_at(store, i)->name, &store->pools[i], err);
         if (code == 0)
@@ -418,7 +440,9 @@ int replica_store_promote(struct replica_store *store, const struct replica_know
         return error_set(err, -ESTALE, ERROR_CONFLICT, "the replica here has point %llu of epoch %llu, point %llu of at most epoch %llu is needed",
                          (unsigned long long)record->number, (unsigned long long)record->epoch, (unsigned long long)known->number,
                          (unsigned long long)epoch);
-    int code = settle(store, known, false, err); /* a VM waits */
+    int code = places_check(store, err);
+    if (code == 0)
+        code = settle(store, known, false, err); /* a VM waits */
     if (code == 0 && !record->promoting) {
         code = disks_open(store, err);
         if (code == 0) {

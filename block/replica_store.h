@@ -43,6 +43,9 @@ struct replica_places {
     /* The pool that @disk is in, made where it is missing; -ENOENT: it is not, and nothing is to be made (promote). It stays the callee's
      * until the store is closed. */
     int (*pool)(void *arg, const char *disk, struct layer_pool **ret_pool, struct error *err);
+    /* Which of its host's pools that is in: an id, the callee's; NULL: the directory of the host. It is written into the record, and a replica
+     * that has a disk elsewhere is not gone on with. May be NULL: none is in a pool. */
+    const char *(*place)(void *arg, const char *disk);
     void *arg;
 };
 
@@ -70,7 +73,7 @@ struct replica_known {
  * _follow to throw away. They come after this: a point that the record promises is lost by them otherwise. */
 int replica_store_settle(struct replica_store *store, const struct replica_known *known, struct error *err);
 /* The next point comes, of the owner of @epoch, with these disks (struct replica_disk). -ESTALE: a lower epoch than the last point's;
- * -EINVAL: other disks than those of the last point; -EBUSY: it becomes the VM's own. */
+ * -EINVAL: other disks than those of the last point, or one in another pool; -EBUSY: it becomes the VM's own. */
 int replica_store_begin(struct replica_store *store, uint64_t epoch, const struct object_list *disks, struct error *err);
 /* Of disk @disk by its place; in sectors, within the disk (-ERANGE). @compare: what is the same already is not written, for a point
  * that comes whole. -ENOSPC. */

@@ -90,7 +90,7 @@ void replicate_disks(const struct vm_order *order, struct string_list *to)
 {
     const struct vm_disk *disks = order->disks.items;
     for (size_t i = 0; i < order->disks.count; i++) {
-        if (!vm_files_disk_moves(&disks[i]))
+        if (!replica_dir_copies(order, &disks[i]))
             continue;
         to->items = xrealloc(to->items, (to->count + 1) * sizeof *to->items);
         to->items[to->count++] = xstrdup(disks[i].name);
@@ -101,9 +101,21 @@ bool replicate_has_others(const struct vm_order *order)
 {
     const struct vm_disk *disks = order->disks.items;
     for (size_t i = 0; i < order->disks.count; i++)
-        if (!disks[i].read_only && !vm_files_disk_moves(&disks[i]))
+        if (!disks[i].read_only && !replica_dir_copies(order, &disks[i]))
             return true;
     return false;
+}
+
+int replicate_places(const struct agent *a, const struct task_order *order, struct replicate_work *work, struct error *err)
+{
+    const struct replica_place *places = order->replica_places.items;
+    int code = replica_dir_check(a->replicas_dir, a->vms_dir, err);
+    OBJECT_TEXT(replicate_work, work, replicas_dir, a->replicas_dir);
+    for (size_t i = 0; code == 0 && i < order->replica_places.count; i++) {
+        code = pool_watch_there(&a->pools, places[i].pool.id, places[i].pool.name, err);
+        OBJECT_COPY(replica_place, (struct replica_place *)OBJECT_ADD(replicate_work, work, places), &places[i]);
+    }
+    return code;
 }
 
 /* ---- the child ---- */
@@ -159,8 +171,7 @@ static int child_begin(struct replicate *p, const struct local_vm *vm)
     }
     if (vm != NULL)
         source_fill(p, vm, &work);
-    else
-        OBJECT_TEXT(replicate_work, &work, replicas_dir, p->way.agent->replicas_dir);
+    int code = vm == NULL ? replicate_places(p->way.agent, &p->way.task->order, &work, &p->way.err) : 0;
     const struct task_child_options options = {.loop = p->way.agent->loop,
                                                .work = vm != NULL ? "replicate-send" : "replicate-receive",
                                                .desc = &replicate_work_desc,
@@ -168,7 +179,8 @@ static int child_begin(struct replicate *p, const struct local_vm *vm)
                                                .told = child_told,
                                                .done = child_done,
                                                .arg = p};
-    int code = task_child_start(&options, &p->way.child, &p->way.err);
+    if (code == 0)
+        code = task_child_start(&options, &p->way.child, &p->way.err);
     OBJECT_CLEAR(replicate_work, &work);
     return code;
 }
@@ -223,7 +235,7 @@ static void peer_begin(struct replicate *p)
 {
     if (task_way_vm(&p->way) != NULL)
         fail(p, -EBUSY, "something of the VM itself is still on this host");
-    else if (replica_dir_check(p->way.agent->replicas_dir, p->way.agent->vms_dir, &p->way.err) < 0 || child_begin(p, NULL) < 0)
+    else if (child_begin(p, NULL) < 0)
         over(p, operation_state_FAILED);
 }
 
@@ -303,7 +315,7 @@ bool replicate_yields(struct agent *a, const char *vm)
 static void sweep(uv_work_t *work)
 {
     struct agent *a = CONTAINER_OF(work, struct agent, replicas.sweep);
-    replica_dir_sweep(a->replicas_dir, &a->replicas.wanted);
+    replica_dir_sweep(a->replicas_dir, &a->replicas.pools, &a->replicas.wanted);
 }
 
 static void swept(uv_work_t *work, int status UNUSED)
@@ -314,8 +326,33 @@ static void swept(uv_work_t *work, int status UNUSED)
         free(wanted->items[--wanted->count]);
     free(wanted->items);
     *wanted = (struct string_list){.count = 0};
+    struct object_list *pools = &a->replicas.pools;
+    while (pools->count > 0)
+        OBJECT_CLEAR(pool_order, (struct pool_order *)pools->items + --pools->count);
+    free(TAKE_PTR(pools->items));
     a->replicas.sweeping = false;
     agent_part_closed(a);
+}
+
+/* May there be any replica here? */
+static bool has_places(const struct agent *a, const struct object_list *pools)
+{
+    const struct pool_order *all = pools->items;
+    bool any = access(a->replicas_dir, F_OK) == 0;
+    for (size_t i = 0; !any && i < pools->count; i++)
+        any = all[i].kind == pool_kind_DIR;
+    return any;
+}
+
+/* Those that a sweep may look into: it waits for no file server that is gone. */
+static void pools_take(struct agent *a, const struct object_list *orders)
+{
+    const struct pool_order *all = orders->items;
+    struct object_list *pools = &a->replicas.pools;
+    pools->items = xcalloc(orders->count + 1, sizeof *all);
+    for (size_t i = 0; i < orders->count; i++)
+        if (all[i].kind == pool_kind_DIR && pool_watch_there(&a->pools, all[i].id, all[i].name, NULL) == 0)
+            OBJECT_COPY(pool_order, (struct pool_order *)pools->items + pools->count++, &all[i]);
 }
 
 /* What the newest orders name is not to go, nor what a point is under way for: that one is locked. */
@@ -324,13 +361,14 @@ void agent_replicas_obey(struct agent *a, const struct node_orders *orders)
     struct string_list *wanted = &a->replicas.wanted;
     bool old = orders->index < a->replicas.index;
     a->replicas.index = MAX(a->replicas.index, orders->index);
-    if (old || a->replicas.sweeping || a->stopping || !OBJECT_HAS(node_orders, orders, replicas) || access(a->replicas_dir, F_OK) < 0)
+    if (old || a->replicas.sweeping || a->stopping || !OBJECT_HAS(node_orders, orders, replicas) || !has_places(a, &orders->pools))
         return;
     a->replicas.sweeping = true;
     a->closing++;
     wanted->items = xcalloc(orders->replicas.count + 1, sizeof *wanted->items);
     for (size_t i = 0; i < orders->replicas.count; i++)
         wanted->items[wanted->count++] = xstrdup(orders->replicas.items[i]);
+    pools_take(a, &orders->pools);
     int r = uv_queue_work(a->loop, &a->replicas.sweep, sweep, swept);
     ASSERT(r == 0);
 }
@@ -413,7 +451,9 @@ int task_replicate_receive_work(const char *arguments, size_t size, struct task_
     int code = OBJECT_DECODE(replicate_work, arguments, size, OBJECT_STORED, &work, err);
     if (code < 0)
         return code;
-    code = replica_dir_open(work.replicas_dir, work.vm, true, &dir, err);
+    code = replica_dir_check_pools(&work.places, work.vm, err);
+    if (code == 0)
+        code = replica_dir_open(work.replicas_dir, work.vm, true, &work.places, &dir, err);
     if (code == 0 && (code = replica_store_open(&dir.places, work.vm, true, &store, err)) < 0)
         replica_dir_close(&dir);
     CLEANUP_FD int fd = code == 0 ? way_accept(work.way, err) : -1;

@@ -24,14 +24,18 @@ struct agent;
 struct agent_replicas {
     uv_work_t sweep;
     struct string_list wanted; /* of the sweep under way */
+    struct object_list pools;  /* of that: struct pool_order, those of kind dir that are there */
     uint64_t index;            /* of the newest orders: older ones may not have heard of a replica */
     bool sweeping;
 };
 
 #define REPLICATE_VMM_IS_OLD "its VMM knows nothing of replicas of a part of its disks: upgrade it (drover vm upgrade)"
 
-/* The names of @order's disks that its replica has, the ones in its host's directory, are added to @to, whose owner frees them. */
+/* The names of @order's disks that its replica has (replica_dir_copies) are added to @to, whose owner frees them. */
 void replicate_disks(const struct vm_order *order, struct string_list *to);
+/* Can a replica be kept here by @order, which is given to the peer: are its directories on one file system with those of the VMs, and are the
+ * pools there that it has disks in? *work is told of these; its child looks into them (replica_dir_check_pools). Negative errno in words. */
+int replicate_places(const struct agent *agent, const struct task_order *order, struct replicate_work *work, struct error *err);
 /* Does the VM write to disks, too, that it has not: in pools that its keeper reaches as well (controller/fsm/replica_state.h)? */
 bool replicate_has_others(const struct vm_order *order);
 

@@ -249,7 +249,6 @@ static void peer_begin(struct session *s)
     OBJECT_SET(replicate_work, &work, epoch, task->epoch);
     OBJECT_SET(replicate_work, &work, session, task->session);
     OBJECT_TEXT(replicate_work, &work, way, s->way.path);
-    OBJECT_TEXT(replicate_work, &work, replicas_dir, s->way.agent->replicas_dir);
     if (OBJECT_HAS(task, task, replica)) {
         OBJECT_COPY(vm_replica_start, &work.replica, &task->replica);
         object_mark(&replicate_work_desc, &work, "replica");
@@ -262,7 +261,7 @@ static void peer_begin(struct session *s)
                                                .done = child_done,
                                                .arg = s};
     struct error err = {.code = 0};
-    int code = replica_dir_check(s->way.agent->replicas_dir, s->way.agent->vms_dir, &err);
+    int code = replicate_places(s->way.agent, &s->way.task->order, &work, &err);
     if (code == 0)
         code = task_child_start(&options, &s->way.child, &err);
     OBJECT_CLEAR(replicate_work, &work);
@@ -364,7 +363,9 @@ int task_session_serve_work(const char *arguments, size_t size, struct task_seen
     if (code < 0)
         return code;
     const struct replica_known known = {.id = work.replica.id, .number = work.replica.number, .session = work.replica.session};
-    code = replica_dir_open(work.replicas_dir, work.vm, true, &dir, err);
+    code = replica_dir_check_pools(&work.places, work.vm, err);
+    if (code == 0)
+        code = replica_dir_open(work.replicas_dir, work.vm, true, &work.places, &dir, err);
     if (code == 0 && (code = replica_store_open(&dir.places, work.vm, false, &store, err)) < 0)
         replica_dir_close(&dir);
     if (code == -ENOENT)

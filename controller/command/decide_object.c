@@ -7,6 +7,7 @@
 
 #include "controller/fsm/backup_rules.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/time_text.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -217,8 +218,11 @@ int decide_update_of(struct deciding *d, enum object_kind kind, const char *id, 
         OBJECT_SET(command_put, &command, if_revision, d->context->if_revision);
     if (if_generation != 0)
         OBJECT_SET(command_put, &command, if_generation, if_generation);
-    if (kind == object_kind_VM && ((const struct vm *)body)->replica_host != NULL && vm_has_pools(record->vm))
+    if (kind == object_kind_VM && ((const struct vm *)body)->replica_host != NULL && vm_has_pools(record->vm)) {
         OBJECT_SET(command_put, &command, replica_pools, true);
+        if (replica_in_pools(d->state, record->vm)) /* else older controllers can do it, too */
+            OBJECT_SET(command_put, &command, replica_dirs, true);
+    }
     if (kind == object_kind_CONTROLLER)
         OBJECT_SET(command_put, &command, if_voters_index, state_cluster(d->state)->lease_voters_index);
     decide_request(d, 200, &command.request);

@@ -111,8 +111,8 @@ static int storage_check(const struct state *state, const struct vm *vm, const s
                                "VM '%s' has no disk of its own that would go to '%s': leave storage out", vm->name, pool->common->name);
     if (vm->replica_host != NULL)
         return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/storage",
-                               "VM '%s' has a replica on host %s, and replicas are of disks in the directory of the VM's host alone: take the "
-                               "replica away first (replica_host)", vm->name, vm->replica_host);
+                               "VM '%s' has a replica on host %s, which knows its disks where they are: take the replica away first "
+                               "(replica_host)", vm->name, vm->replica_host);
     if (migration_storage_is_shared(state, m) && (here == NULL || here->state != pool_host_state_PRESENT))
         return error_set_field(err, -EXDEV, ERROR_CONFLICT, "/storage",
                                "shared pool '%s' is not there on host %s, which has VM '%s' and would have to remove what a migration that fails "

@@ -226,7 +226,7 @@ static void put_update(struct apply *a, enum object_kind kind, struct record_com
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/ha", "VM '%s' is being migrated; turn ha on when that is done", record->common->name);
         return;
     }
-    if (!check_patched(a, record, patch) || (vm_patch != NULL && !replica_may_change(a, record, vm_patch, command->replica_pools)) ||
+    if (!check_patched(a, record, patch) || (vm_patch != NULL && !replica_may_change(a, record, vm_patch, command)) ||
         (vm_patch != NULL && !apply_devices_may_change(a, record, vm_patch, command->if_generation)))
         return;
     if (a->check_only)

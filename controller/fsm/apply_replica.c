@@ -29,15 +29,59 @@ const struct record *replica_keeper(const struct state *state, const struct vm *
     return vm->replica_host != NULL ? state_get(state, object_kind_HOST, vm->replica_host) : NULL;
 }
 
-/* A disk of @vm's that is neither copied nor to be reached from another host: it is in a pool of directories. NULL: there is none. */
+static const struct vm_disk *disk_at(const struct vm *vm, size_t i)
+{
+    return (const struct vm_disk *)vm->disks.items + i;
+}
+
+static const struct pool *disk_pool(const struct state *state, const struct vm_disk *disk)
+{
+    const struct record *pool = disk->pool != NULL ? state_get(state, object_kind_POOL, disk->pool) : NULL;
+    return pool != NULL ? pool->pool : NULL;
+}
+
+/* Its own, in its host's directory or in a pool of kind dir, and written to (compute/agent/replica_dir.h). */
+static bool is_copied(const struct state *state, const struct vm_disk *disk)
+{
+    const struct pool *pool = disk_pool(state, disk);
+    return disk->volume == NULL && !disk->read_only && (disk->pool == NULL || (pool != NULL && !pool_is_shared(pool)));
+}
+
+/* A disk of @vm's in a shared pool; NULL: there is none. */
+static const struct vm_disk *disk_shared(const struct state *state, const struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disk_pool(state, disk_at(vm, i)) != NULL && pool_is_shared(disk_pool(state, disk_at(vm, i))))
+            return disk_at(vm, i);
+    return NULL;
+}
+
+/* One that is neither copied nor to be reached from another host. NULL: there is none. */
 static const struct vm_disk *disk_left_out(const struct state *state, const struct vm *vm)
 {
-    const struct vm_disk *disks = vm->disks.items;
     for (size_t i = 0; i < vm->disks.count; i++) {
-        const struct record *pool = disks[i].pool != NULL ? state_get(state, object_kind_POOL, disks[i].pool) : NULL;
-        if (disks[i].pool != NULL && (pool == NULL || !pool_is_shared(pool->pool)))
-            return &disks[i];
+        const struct pool *pool = disk_pool(state, disk_at(vm, i));
+        if (disk_at(vm, i)->pool != NULL && (pool == NULL || (!pool_is_shared(pool) && !is_copied(state, disk_at(vm, i)))))
+            return disk_at(vm, i);
     }
+    return NULL;
+}
+
+bool replica_in_pools(const struct state *state, const struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disk_at(vm, i)->pool != NULL && is_copied(state, disk_at(vm, i)))
+            return true;
+    return false;
+}
+
+/* A pool of a copied disk's of which @host has no directory of its own; NULL: there is none. */
+static const char *pool_not_alone(const struct state *state, const struct vm *vm, const char *host)
+{
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disk_at(vm, i)->pool != NULL && is_copied(state, disk_at(vm, i)) &&
+            !pool_member_is_alone(disk_pool(state, disk_at(vm, i)), host))
+            return disk_at(vm, i)->pool;
     return NULL;
 }
 
@@ -45,7 +89,8 @@ const struct record *replica_standby(const struct state *state, const struct vm 
 {
     const struct record *keeper = replica_keeper(state, vm);
     bool good = keeper != NULL && vm->host != NULL && strcmp(keeper->common->id, vm->host) != 0 && vm->replica.id != NULL &&
-                vm->replica.number > 0 && vm->replica.epoch == vm->epoch && disk_left_out(state, vm) == NULL;
+                vm->replica.number > 0 && vm->replica.epoch == vm->epoch && disk_left_out(state, vm) == NULL &&
+                pool_not_alone(state, vm, keeper->common->id) == NULL;
     return good ? keeper : NULL;
 }
 
@@ -70,7 +115,7 @@ bool replica_is_held(const struct record *vm)
 
 bool replica_is_good(const struct state *state, const struct vm *vm)
 {
-    bool in_points = !replica_is_sync(vm) && !vm_has_pools(vm);
+    bool in_points = !replica_is_sync(vm) && disk_shared(state, vm) == NULL;
     return replica_standby(state, vm) != NULL && (in_points || vm->replica.in_sync);
 }
 
@@ -81,40 +126,50 @@ size_t replica_others(const struct record *vm)
 
 /* ---- the wish ---- */
 
-static bool has_own_disk(const struct vm *vm)
+static bool has_copied_disk(const struct state *state, const struct vm *vm)
 {
-    const struct vm_disk *disks = vm->disks.items;
     for (size_t i = 0; i < vm->disks.count; i++)
-        if (!disks[i].read_only && disks[i].pool == NULL)
+        if (is_copied(state, disk_at(vm, i)))
             return true;
     return false;
 }
 
 static const char replica_field[] = "/replica_host";
 
-/* Of disks in pools no copies are kept: @keeper has to reach them. @known: command_put.replica_pools. */
-static bool pools_fit(struct apply *a, const struct vm *vm, const struct record *keeper, bool known)
+/* Of disks in shared pools no copies are kept: @keeper has to reach them. Those in pools of kind dir are copied into its own ones. */
+static bool pools_fit(struct apply *a, const struct vm *vm, const struct record *keeper, const struct command_put *command)
 {
     const struct vm_disk *out = disk_left_out(a->state, vm);
     const char *missing = vm_pool_missing(a->state, vm, keeper->common->id);
+    const char *doubled = pool_not_alone(a->state, vm, keeper->common->id), *here = pool_not_alone(a->state, vm, vm->host);
+    bool known = (disk_shared(a->state, vm) == NULL || command->replica_pools) && (!replica_in_pools(a->state, vm) || command->replica_dirs);
     if (!vm_has_pools(vm))
         return true;
-    if (out != NULL)
+    if (out != NULL && out->volume != NULL)
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, replica_field,
-                           "disk '%s' of VM '%s' is in pool '%s', which is in directories of single hosts, and no copies are kept of what is there: move "
-                           "it to a shared pool, or detach it if it is a volume", out->name, vm->name, out->pool);
+                           "disk '%s' of VM '%s' is a volume in pool '%s', which is in directories of single hosts, and no copies are kept of volumes "
+                           "there: move it to a shared pool, or detach it", out->name, vm->name, out->pool);
+    else if (out != NULL)
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, replica_field,
+                           "disk '%s' of VM '%s' is only read and in pool '%s', which is in directories of single hosts: no copy of it would be kept",
+                           out->name, vm->name, out->pool);
     else if (!known)
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, replica_field, "VM '%s' has a disk in a pool by now; ask again", vm->name);
     else if (missing != NULL)
         apply_refuse_field(a, -ENOENT, ERROR_CONFLICT, replica_field,
                            "host %s has not pool '%s' (now), which VM '%s' has a disk in, and could not start it", keeper->common->name, missing,
                            vm->name);
+    else if (doubled != NULL || here != NULL)
+        apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, replica_field,
+                           "host %s has in pool '%s' the same directory as another host of the pool, so that a copy there would not be a second one, and "
+                           "what one of them removes the other would miss: give each host one of its own, or make the pool of kind shared-dir",
+                           doubled != NULL ? keeper->common->name : vm->host_name, doubled != NULL ? doubled : here);
     else
         return !volume_vm_is_busy(a, state_get(a->state, object_kind_VM, vm->id));
     return false;
 }
 
-static bool may_have(struct apply *a, const struct vm *vm, const struct record *keeper, bool pools_known)
+static bool may_have(struct apply *a, const struct vm *vm, const struct record *keeper, const struct command_put *command)
 {
     const char *field = replica_field;
     const struct snapshot *snapshot = migration_snapshot(a->state, vm);
@@ -129,8 +184,9 @@ static bool may_have(struct apply *a, const struct vm *vm, const struct record *
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, field,
                            "disk '%s' of VM '%s' is being moved, or what a move has left of it is still being removed; wait for that",
                            own_disk_with_other(vm)->name, vm->name);
-    else if (!has_own_disk(vm))
-        apply_refuse_field(a, -EINVAL, ERROR_INVALID, field, "VM '%s' has no disk in its host's directory that it writes to: there is nothing to copy",
+    else if (!has_copied_disk(a->state, vm))
+        apply_refuse_field(a, -EINVAL, ERROR_INVALID, field,
+                           "VM '%s' has no disk in its host's directory, or of its own in a pool of kind dir, that it writes to: there is nothing to copy",
                            vm->name);
     else if (snapshot != NULL)
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, field,
@@ -138,7 +194,7 @@ static bool may_have(struct apply *a, const struct vm *vm, const struct record *
     else if (migration_under_way((const struct record *)state_get(a->state, object_kind_VM, vm->id)) != NULL)
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, field, "VM '%s' is being migrated; wait for its end, or cancel it", vm->name);
     else
-        return pools_fit(a, vm, keeper, pools_known);
+        return pools_fit(a, vm, keeper, command);
     return false;
 }
 
@@ -152,19 +208,16 @@ static bool is_taken_away(const struct vm *patch, const char *field)
 static bool is_of_one_moment(struct apply *a, const struct vm *vm, const struct vm *patch)
 {
     bool given = OBJECT_HAS(vm, patch, replica_sync_s), away = is_taken_away(patch, "replica_sync_s");
-    const struct vm_disk *disks = vm->disks.items;
-    size_t i = 0;
-    if (!vm_has_pools(vm) || (given ? patch->replica_sync_s > 0 : !away && replica_is_sync(vm)))
+    const struct vm_disk *shared = disk_shared(a->state, vm);
+    if (shared == NULL || (given ? patch->replica_sync_s > 0 : !away && replica_is_sync(vm)))
         return true;
-    while (disks[i].pool == NULL)
-        i++;
     apply_refuse_field(a, -EINVAL, ERROR_CONFLICT, "/replica_sync_s",
                        "is needed (1 to 60): disk '%s' of VM '%s' is in pool '%s', always as it was written last, and points of its other disks are "
-                       "of a moment ago; or detach it if it is a volume, or take the replica away", disks[i].name, vm->name, disks[i].pool);
+                       "of a moment ago; or detach it if it is a volume, or take the replica away", shared->name, vm->name, shared->pool);
     return false;
 }
 
-bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch, bool pools_known)
+bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch, const struct command_put *command)
 {
     bool away = is_taken_away(patch, "replica_host");
     if (record->vm->recovering && (away || patch->replica_host != NULL)) {
@@ -180,7 +233,7 @@ bool replica_may_change(struct apply *a, const struct record *record, struct vm 
     }
     OBJECT_TEXT(vm, patch, replica_host, keeper->common->name);
     bool same = record->vm->replica_host != NULL && strcmp(record->vm->replica_host, keeper->common->name) == 0;
-    return (same || may_have(a, record->vm, keeper, pools_known)) && is_of_one_moment(a, record->vm, patch);
+    return (same || may_have(a, record->vm, keeper, command)) && is_of_one_moment(a, record->vm, patch);
 }
 
 bool replica_allows_volume(struct apply *a, const struct vm *vm, const struct volume *volume, bool known)
@@ -225,6 +278,8 @@ static void begin_anew(struct apply *a, struct vm *vm)
         OBJECT_SET(vm_replica, &vm->replica, sessions, sessions);
     if (vm->replica_host != NULL)
         OBJECT_TEXT(vm_replica, &vm->replica, since, a->request->at);
+    if (vm->replica_host != NULL && replica_in_pools(a->state, vm)) /* controllers that know nothing of that end here */
+        OBJECT_SET(vm_replica, &vm->replica, in_pools, true);
     if (sessions > 0 || vm->replica_host != NULL)
         object_mark(&vm_desc, vm, "replica");
 }
@@ -349,6 +404,8 @@ static bool may_replicate(struct apply *a, const struct operation *operation)
     else if ((replica_is_sync(record->vm) && record->vm->replica.number > 0) != OBJECT_HAS(task, task, session) ||
              (OBJECT_HAS(task, task, session) && task->session != record->vm->replica.sessions + 1))
         apply_refuse(a, -ESTALE, ERROR_CONFLICT, "the replica of VM '%s' is brought forward otherwise by now", record->common->name);
+    else if (task->in_pools != record->vm->replica.in_pools)
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "the replica of VM '%s' is of other disks by now", record->common->name);
     else if (record->of_vm.operations.count > 0)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "something else is being done with VM '%s'", record->common->name);
     else

@@ -7,6 +7,7 @@
 #include "controller/fsm/address_pool.h"
 #include "controller/fsm/mac_index.h"
 #include "controller/fsm/pool_members.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/state_edit.h"
 #include "controller/fsm/volume_disks.h"
 
@@ -69,6 +70,8 @@ static int check_vm(const struct state *state, const struct record *record, stru
         return BROKEN(err, "VM '%s' has an image, flavor, pin or host of its replica that does not exist", vm->name);
     if (vm->pin != NULL && host != NULL && strcmp(vm->pin, host->common->name) != 0)
         return BROKEN(err, "VM '%s' is not on the host that it is pinned to", vm->name);
+    if (vm->replica.in_pools != (vm->replica_host != NULL && replica_in_pools(state, vm)))
+        return BROKEN(err, "VM '%s' has a replica of other disks than is known of it", vm->name);
     if (vm->replica.in_sync && (vm->replica_host == NULL || vm->replica.id == NULL || vm->replica.number == 0 || vm->replica.session == 0 ||
                                 vm->replica.session > vm->replica.sessions))
         return BROKEN(err, "VM '%s' is in sync with no replica", vm->name);

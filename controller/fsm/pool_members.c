@@ -53,6 +53,18 @@ static uint64_t free_held(const struct pool_host *member, const struct pool_seen
     return near ? held : now / step * step;
 }
 
+bool pool_member_is_alone(const struct pool *pool, const char *host_id)
+{
+    const struct pool_host *member = pool_member_find(pool, host_id);
+    const char *mark = member != NULL ? mark_of(pool, member) : NULL;
+    for (size_t i = 0; mark != NULL && i < pool->members.count; i++) {
+        const struct pool_host *other = (const struct pool_host *)pool->members.items + i;
+        if (other != member && text_same(mark_of(pool, other), mark))
+            return false;
+    }
+    return mark != NULL;
+}
+
 bool pool_member_differs(const struct pool *pool, const char *host_id, const struct pool_seen *seen)
 {
     const struct pool_host *member = pool_member_find(pool, host_id);

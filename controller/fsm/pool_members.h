@@ -20,6 +20,9 @@
 bool pool_is_shared(const struct pool *pool);
 /* What @host_id says of the pool, or NULL: it is not one of its hosts. */
 struct pool_host *pool_member_find(const struct pool *pool, const char *host_id);
+/* Has @host_id a directory of the pool that is no other host's, as far as is known? Not where one is mounted on two hosts by mistake: what
+ * the one removes the other would miss. */
+bool pool_member_is_alone(const struct pool *pool, const char *host_id);
 /* Would what @host_id reports change it? Free room counts where it has changed by a 32nd of all. */
 bool pool_member_differs(const struct pool *pool, const char *host_id, const struct pool_seen *seen);
 /* Change it so. True: something that others look at has changed, *ret_marked: the mark of the pool or of this host is new. */

@@ -18,10 +18,11 @@
  * flushed, and from that entry on nobody takes it for more than a point: one of the moment of that entry. Where the VM's own host is lost the
  * session ends and the record stays: that host's guest waits, or is dead. No VMM is started while it is held, for a new one would not wait.
  *
- * Copied is what is in the directory of the VM's host. Disks and volumes in shared pools are where the keeper reaches them, and are opened there as
+ * Copied is what is in the directory of the VM's host, and of its own in pools of kind dir: into the same pool, as the keeper has it, for a promotion
+ * is a rename (compute/agent/replica_dir.h). Disks and volumes in shared pools are where the keeper reaches them, and are opened there as
  * after any loss: under the lease, so that the VM's old guest writes to them no more. They are as they were written last; so the copies have to
  * be, and a VM with such disks is started from a replica that is in sync and from no other. It may, because the guest has been told of no
- * write to the one that the other does not have: both are of the moment of its last breath. What is in pools of single hosts is not copied.
+ * write to the one that the other does not have: both are of the moment of its last breath. Volumes in pools of kind dir are not copied.
  *
  * Only a point of the VM's present epoch stands in: each start and restore of a stopped VM raises it, and what its disks became
  * meanwhile no point knows. A migration raises it, too, but changes nothing on the disks: points stay good (replica_vm_moved).
@@ -42,6 +43,8 @@ bool replica_is_sync(const struct vm *vm);
 const struct record *replica_keeper(const struct state *state, const struct vm *vm);
 /* The host that @vm can be started on from its replica, with its own lost; NULL: none. */
 const struct record *replica_standby(const struct state *state, const struct vm *vm);
+/* Has it disks of @vm's in pools of kind dir? */
+bool replica_in_pools(const struct state *state, const struct vm *vm);
 /* Is what the last session has brought to be taken for the VM's disks, or may it be by the next entry? */
 bool replica_is_held(const struct record *vm);
 /* With its host lost, is it to be started from its replica by itself? Of one that is out of sync only when somebody says so. */
@@ -55,8 +58,8 @@ const struct record *replica_under_way(const struct record *vm);
 
 /* ---- for apply ---- */
 
-/* May @record become what @patch makes of it? Refuses if not. The host's name is made canonical. @pools_known: command_put.replica_pools. */
-bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch, bool pools_known);
+/* May @record become what @patch, of @command, makes of it? Refuses if not. The host's name is made canonical. */
+bool replica_may_change(struct apply *a, const struct record *record, struct vm *patch, const struct command_put *command);
 /* May @vm, which has a replica, have @volume? Refuses if not. @known: command_volume_attach.replica. */
 bool replica_allows_volume(struct apply *a, const struct vm *vm, const struct volume *volume, bool known);
 /* Within an edit: @keeper_before (a name or NULL) may not be its keeper any more. Hosts are told. */

@@ -102,20 +102,39 @@ static bool cannot_take(const struct record *host, const struct node_report *rep
            text_same(task->peer, host->common->id);
 }
 
-/* What it says of tasks; and of those that it is given no VM for what it does not say. */
+/* Would @host's agent leave disks out of a replica without a word? */
+static bool leaves_out(const struct node_report *report, const struct operation *operation)
+{
+    return !report->replica_pools && operation->task.kind == task_kind_VM_REPLICATE && operation->task.in_pools;
+}
+
+/* Why it is told nothing of @operation, whose end is told in its stead; NULL: it is told. */
+static const char *why_not_told(const struct record *host, const struct node_report *report, const struct operation *operation)
+{
+    if (cannot_take(host, report, operation))
+        return "its agent is of an older version, which cannot fill disks that go to or leave shared pools: bring it up to date";
+    if (leaves_out(report, operation))
+        return text_same(operation->task.host, host->common->id)
+                   ? "the agent of the VM's host is of an older version, which makes no replicas of disks in pools of kind dir: bring it up to date"
+                   : "the agent of the replica's host is of an older version, which keeps no replicas of disks in pools of kind dir: bring it up to date";
+    return NULL;
+}
+
+/* What it says of tasks; and of those that it is told nothing of what it does not say. */
 static void tasks_differ(const struct state *state, const struct record *host, const struct node_report *report, struct command_seen *command)
 {
-    static const char why[] = "its agent is of an older version, which cannot fill disks that go to or leave shared pools: bring it up to date";
     for (size_t i = 0; i < report->tasks.count; i++) {
         const struct task_seen *seen = (const struct task_seen *)report->tasks.items + i;
         const struct record *record = state_get(state, object_kind_OPERATION, seen->id);
-        if (task_differs(state, host, seen) && !cannot_take(host, report, record->operation))
+        if (task_differs(state, host, seen) && why_not_told(host, report, record->operation) == NULL)
             OBJECT_COPY(task_seen, (struct task_seen *)OBJECT_ADD(command_seen, command, tasks), seen);
     }
     for (size_t i = 0; i < host->of_host.tasks.count; i++) {
         const struct operation *operation = host->of_host.tasks.items[i]->operation;
-        const struct task_seen seen = {.id = operation->id, .role = task_role_PEER, .state = operation_state_FAILED}; /* borrowed */
-        if (!cannot_take(host, report, operation) || !task_differs(state, host, &seen))
+        const char *why = why_not_told(host, report, operation);
+        enum task_role role = text_same(operation->task.host, host->common->id) ? task_role_MAIN : task_role_PEER;
+        const struct task_seen seen = {.id = operation->id, .role = role, .state = operation_state_FAILED}; /* borrowed */
+        if (why == NULL || !task_differs(state, host, &seen))
             continue;
         struct task_seen *said = OBJECT_ADD(command_seen, command, tasks);
         OBJECT_TEXT(task_seen, said, id, seen.id);
@@ -772,11 +791,31 @@ static void fill_snapshot(const struct state *state, const struct record *host, 
     object_mark(&task_order_desc, order, "volume");
 }
 
-static void fill_tasks(const struct state *state, const struct record *host, struct node_orders *orders)
+/* Where the keeper of a replica has those of its disks that are in pools. */
+static void fill_replica_places(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
+{
+    const struct record *vm = operation->task.in_pools ? state_get(state, object_kind_VM, operation->task.vm) : NULL;
+    const size_t most = object_field(&task_order_desc, "replica_places")->max;
+    for (size_t i = 0; vm != NULL && i < vm->vm->disks.count && order->replica_places.count < most; i++) {
+        const struct vm_disk *disk = (const struct vm_disk *)vm->vm->disks.items + i;
+        const struct record *pool = disk->pool != NULL ? state_get(state, object_kind_POOL, disk->pool) : NULL;
+        if (pool == NULL || pool->pool->kind != pool_kind_DIR || disk->volume != NULL || disk->read_only)
+            continue;
+        struct replica_place *place = OBJECT_ADD(task_order, order, replica_places);
+        OBJECT_TEXT(replica_place, place, disk, disk->name);
+        pool_order_fill(state, pool->pool, host->common->id, &place->pool);
+        OBJECT_SET(pool_order, &place->pool, make, false); /* that is nothing of a replica's */
+        object_mark(&replica_place_desc, place, "pool");
+    }
+}
+
+static void fill_tasks(const struct state *state, const struct record *host, const struct node_report *report, struct node_orders *orders)
 {
     const size_t most = object_field(&node_orders_desc, "tasks")->max;
     for (size_t i = 0; i < host->of_host.tasks.count && i < most; i++) {
         const struct operation *operation = host->of_host.tasks.items[i]->operation;
+        if (leaves_out(report, operation))
+            continue;
         struct task_order *order = OBJECT_ADD(node_orders, orders, tasks);
         OBJECT_TEXT(task_order, order, id, operation->id);
         OBJECT_SET(task_order, order, role,
@@ -791,6 +830,8 @@ static void fill_tasks(const struct state *state, const struct record *host, str
             fill_boot(state, host, operation, order);
         fill_move(state, host, operation, order);
         fill_snapshot(state, host, operation, order);
+        if (order->role == task_role_PEER)
+            fill_replica_places(state, host, operation, order);
         if (operation->kind == operation_kind_VOLUME_CLONE)
             fill_clone(state, host, operation, order);
         if (operation->kind == operation_kind_DISK_MOVE)
@@ -1046,7 +1087,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_missing(host, report, ret);
     fill_relocate(state, host, ret);
     fill_networks(state, host, ret);
-    fill_tasks(state, host, ret);
+    fill_tasks(state, host, report, ret);
     fill_volumes(state, host, report, ret);
     fill_left(state, host, ret);
     fill_left_disks(state, host, ret);

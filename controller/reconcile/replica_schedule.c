@@ -76,6 +76,8 @@ static void task_fill(const struct replica_schedule *s, const struct record *rec
     OBJECT_TEXT(task, &operation->task, peer, replica_keeper(s->state, record->vm)->common->id);
     OBJECT_TEXT(task, &operation->task, vm, record->common->id);
     OBJECT_SET(task, &operation->task, epoch, record->vm->epoch);
+    if (record->vm->replica.in_pools)
+        OBJECT_SET(task, &operation->task, in_pools, true);
     if (record->vm->replica.id != NULL && record->vm->replica.number > 0) {
         OBJECT_TEXT(vm_replica_start, &operation->task.replica, id, record->vm->replica.id);
         OBJECT_SET(vm_replica_start, &operation->task.replica, number, record->vm->replica.number);

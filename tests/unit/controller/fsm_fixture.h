@@ -211,6 +211,7 @@ static inline struct node_report fixture_report(struct fixture *f, const char *n
     OBJECT_SET(node_report, &report, memory_bytes, mib << 20);
     OBJECT_SET(node_report, &report, disk_bytes, UINT64_C(1) << 40);
     OBJECT_SET(node_report, &report, shared_arrivals, true);
+    OBJECT_SET(node_report, &report, replica_pools, true);
     return report;
 }
 
@@ -367,7 +368,8 @@ static inline void fixture_say_pool(struct fixture *f, const char *name, const c
     struct pool_seen *seen = OBJECT_ADD(node_report, &report, pools);
     OBJECT_TEXT(pool_seen, seen, id, fixture_get(f, object_kind_POOL, pool)->common->id);
     OBJECT_SET(pool_seen, seen, present, free_bytes > 0);
-    OBJECT_TEXT(pool_seen, seen, mark, "aa");
+    bool is_dir = fixture_get(f, object_kind_POOL, pool)->pool->kind == pool_kind_DIR; /* one for each host */
+    OBJECT_TEXT(pool_seen, seen, mark, is_dir ? name : "aa");
     OBJECT_SET(pool_seen, seen, size_bytes, size_bytes);
     OBJECT_SET(pool_seen, seen, free_bytes, free_bytes);
     fixture_send(f, &report);

@@ -611,7 +611,7 @@ static void test_one_whose_replica_is_still_at_work_waits(void **state)
     struct replica_dir at_work;
     CLEANUP_FREE char *replicas = xasprintf("%s/replicas", f->run);
     f->context.places.replicas_dir = replicas;
-    assert_int_equal(replica_dir_open(replicas, VM_ID, true, &at_work, NULL), 0);
+    assert_int_equal(replica_dir_open(replicas, VM_ID, true, NULL, &at_work, NULL), 0);
     fill_order(f, &order, vm_wanted_RUNNING, 1, 1);
     OBJECT_SET(vm_order, &order, restart, restart_policy_NEVER);
     /* a word of its own: what makes disks or an interface may be told to come again as well */
@@ -625,7 +625,7 @@ static void test_one_whose_replica_is_still_at_work_waits(void **state)
     assert_int_equal(seen.state, vm_state_STARTING);
     OBJECT_CLEAR(vm_seen, &seen);
     replica_dir_close(&at_work);
-    assert_int_equal(replica_dir_remove(replicas, VM_ID, NULL), 0);
+    assert_int_equal(replica_dir_remove(replicas, &(struct object_list){.count = 0}, VM_ID, NULL), 0);
     (void)run_until_process(f, 0);
     start_server(f);
     run_until(f, vm_state_RUNNING, 1);
@@ -641,7 +641,7 @@ static void test_one_whose_replica_stays_at_work_fails(void **state)
     CLEANUP_FREE char *replicas = xasprintf("%s/replicas", f->run);
     f->context.places.replicas_dir = replicas;
     f->context.at_work_ms = 250;
-    assert_int_equal(replica_dir_open(replicas, VM_ID, true, &at_work, NULL), 0);
+    assert_int_equal(replica_dir_open(replicas, VM_ID, true, NULL, &at_work, NULL), 0);
     fill_order(f, &order, vm_wanted_RUNNING, 1, 1);
     OBJECT_SET(vm_order, &order, restart, restart_policy_NEVER);
     f->vm = vm_create(&f->context, &order, 10);
@@ -651,7 +651,7 @@ static void test_one_whose_replica_stays_at_work_fails(void **state)
     run_until(f, vm_state_FAILED, 1);
     assert_true(reason_has(f, "at work"));
     replica_dir_close(&at_work);
-    assert_int_equal(replica_dir_remove(replicas, VM_ID, NULL), 0);
+    assert_int_equal(replica_dir_remove(replicas, &(struct object_list){.count = 0}, VM_ID, NULL), 0);
     f->context.places.replicas_dir = NULL;
 }
 

@@ -1,5 +1,6 @@
 /* Replicas of a host: they become a VM's disks, wherever that is cut off; nothing is made empty beside them; and they go when nobody
- * wants them, but not one that somebody works on, or that was there before the cluster was rebuilt. */
+ * wants them, but not one that somebody works on, or that was there before the cluster was rebuilt. The same of disks in pools of the host,
+ * which may be away. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,6 +14,7 @@
 
 #include "block/layer_pool_dir.h"
 #include "common/file.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/replica_dir.h"
 
 #define VM_A "aaaaaaaa-0000-4000-8000-000000000001"
@@ -24,7 +26,11 @@ struct fixture {
     struct vm_places places;
     struct vm_order order;
     char id[40];
+    char ssd[96];                 /* the path of a pool, */
+    struct object_list pools;     /* which is all of these */
+    struct object_list in_pools;  /* what the order has in it */
 };
+static const struct object_list no_pools;
 
 static const char *const names[] = {"root", "data"};
 
@@ -54,9 +60,47 @@ static int teardown(void **state)
 {
     struct fixture *f = *state;
     assert_int_equal(file_remove_tree("/tmp", f->dir + 5, NULL), 0);
+    replica_dir_places_clear(&f->in_pools);
     OBJECT_CLEAR(vm_order, &f->order);
     free(f);
     return 0;
+}
+
+/* The first disk is in a pool of the host from now on. */
+static void pool_make(struct fixture *f)
+{
+    struct pool_seen seen = {0};
+    snprintf(f->ssd, sizeof(f->ssd), "%s/ssd", f->dir);
+    assert_int_equal(mkdir(f->ssd, 0700), 0);
+    struct pool_order *pool = OBJECT_ADD(vm_order, &f->order, pools);
+    OBJECT_TEXT(pool_order, pool, id, VM_B);
+    OBJECT_TEXT(pool_order, pool, name, "ssd");
+    OBJECT_SET(pool_order, pool, kind, pool_kind_DIR);
+    OBJECT_TEXT(pool_order, pool, path, f->ssd);
+    OBJECT_SET(pool_order, pool, make, true);
+    pool_dir_look(pool, &seen);
+    assert_true(seen.present);
+    OBJECT_CLEAR(pool_seen, &seen);
+    OBJECT_SET(pool_order, pool, make, false);
+    f->pools = (struct object_list){.items = pool, .count = 1};
+    OBJECT_TEXT(vm_disk, (struct vm_disk *)f->order.disks.items, pool, "ssd");
+    replica_dir_places(&f->order, &f->in_pools);
+    assert_int_equal(f->in_pools.count, 1);
+    assert_string_equal(((struct replica_place *)f->in_pools.items)->disk, names[0]);
+}
+
+static bool pool_has(const struct fixture *f, const char *what)
+{
+    CLEANUP_FREE char *path = xasprintf("%s/%s", f->ssd, what);
+    return access(path, F_OK) == 0;
+}
+
+/* As if nothing were mounted there, or it is again. */
+static void pool_goes(const struct fixture *f, bool away)
+{
+    CLEANUP_FREE char *marker = xasprintf("%s/" POOL_DIR_MARKER, f->ssd);
+    CLEANUP_FREE char *aside = xasprintf("%s/marker", f->dir);
+    assert_int_equal(rename(away ? marker : aside, away ? aside : marker), 0);
 }
 
 /* Points of @vm, in each of which the disks begin with its number; and one that is not complete. */
@@ -71,7 +115,7 @@ static void points_make(struct fixture *f, const char *vm, unsigned count)
         OBJECT_TEXT(replica_disk, disk, name, names[i]);
         OBJECT_SET(replica_disk, disk, size_bytes, DISK_BYTES);
     }
-    assert_int_equal(replica_dir_open(f->replicas, vm, true, &dir, NULL), 0);
+    assert_int_equal(replica_dir_open(f->replicas, vm, true, &f->in_pools, &dir, NULL), 0);
     assert_int_equal(replica_store_open(&dir.places, vm, true, &store, NULL), 0);
     for (unsigned n = 1; n <= count + 1; n++) {
         memset(data, (int)n, sizeof(data));
@@ -103,7 +147,8 @@ static bool is_there(const struct fixture *f, const char *vm)
 static void disks_hold(struct fixture *f, uint8_t number)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
-        CLEANUP_FREE char *path = xasprintf("%s/" VM_A "/disks/%s.layers", f->vms, names[i]);
+        CLEANUP_FREE char *path = i == 0 && f->pools.count > 0 ? xasprintf("%s/vms/" VM_A "/%s.layers", f->ssd, names[i])
+                                                               : xasprintf("%s/" VM_A "/disks/%s.layers", f->vms, names[i]);
         struct layer_pool *pool;
         struct layer_disk *disk;
         uint8_t data[512];
@@ -141,7 +186,7 @@ static void one_that_was_cut_off_is_done_to_the_end(void **state)
     struct replica_store store;
     points_make(f, VM_A, 1);
     order_replica(f, 1);
-    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, &dir, NULL), 0);
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, NULL, &dir, NULL), 0);
     assert_int_equal(replica_store_open(&dir.places, VM_A, false, &store, NULL), 0);
     const struct replica_known known = {.id = f->id, .number = 1};
     assert_int_equal(replica_store_promote(&store, &known, EPOCH + 1, NULL), 0);
@@ -169,7 +214,7 @@ static void nothing_is_made_empty_beside_one(void **state)
     OBJECT_SET(vm_order, &f->order, epoch, EPOCH - 1);
     assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), -ESTALE); /* an owner of the past */
     OBJECT_SET(vm_order, &f->order, epoch, EPOCH + 1);
-    assert_int_equal(replica_dir_remove(f->replicas, VM_A, &err), 0);
+    assert_int_equal(replica_dir_remove(f->replicas, &no_pools, VM_A, &err), 0);
     assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), -ENOENT);
     assert_non_null(strstr(err.text, "not here"));
 }
@@ -182,20 +227,158 @@ static void what_nobody_wants_goes(void **state)
     const struct string_list first = {.items = ids, .count = 1}, none = {.count = 0};
     points_make(f, VM_A, 1);
     points_make(f, VM_B, 1);
-    replica_dir_sweep(f->replicas, &first);
+    replica_dir_sweep(f->replicas, &no_pools, &first);
     assert_true(is_there(f, VM_A));
     assert_false(is_there(f, VM_B));
-    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, &dir, NULL), 0);
-    replica_dir_sweep(f->replicas, &none); /* somebody works on it */
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, NULL, &dir, NULL), 0);
+    replica_dir_sweep(f->replicas, &no_pools, &none); /* somebody works on it */
     assert_true(is_there(f, VM_A));
     replica_dir_keep_all(f->replicas);
     replica_dir_close(&dir);
-    replica_dir_sweep(f->replicas, &none); /* from before the cluster was rebuilt */
+    replica_dir_sweep(f->replicas, &no_pools, &none); /* from before the cluster was rebuilt */
     assert_true(is_there(f, VM_A));
-    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, &dir, NULL), 0);
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, NULL, &dir, NULL), 0);
     replica_dir_known(&dir);
     replica_dir_close(&dir);
-    replica_dir_sweep(f->replicas, &none);
+    replica_dir_sweep(f->replicas, &no_pools, &none);
+    assert_false(is_there(f, VM_A));
+}
+
+static void a_disk_in_a_pool_stays_in_it(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    pool_make(f);
+    points_make(f, VM_A, 2);
+    assert_true(pool_has(f, "replicas/" VM_A "/root.layers/root.disk"));
+    CLEANUP_FREE char *beside = xasprintf("%s/" VM_A "/root.layers", f->replicas);
+    assert_int_equal(access(beside, F_OK), -1);
+    assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), -EEXIST); /* an order that does not know of it */
+    order_replica(f, 2);
+    if (replica_dir_promote(&f->places, &f->order, &err) < 0)
+        fail_msg("%s", err.text);
+    disks_hold(f, 2);
+    assert_false(is_there(f, VM_A));
+    assert_false(pool_has(f, "replicas/" VM_A));
+    assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), 0);
+    disks_hold(f, 2);
+}
+
+/* Where a migration, or a move, has put it. */
+static void a_disk_in_a_pool_has_its_place(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    OBJECT_TEXT(vm_disk, (struct vm_disk *)f->order.disks.items, place, VM_B);
+    pool_make(f);
+    points_make(f, VM_A, 1);
+    order_replica(f, 1);
+    if (replica_dir_promote(&f->places, &f->order, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_true(pool_has(f, "vms/" VM_A "/root." VM_B ".layers/root.disk"));
+}
+
+/* Neither is the disk in it taken for one that has been moved already, nor is what is below its mount used. */
+static void a_pool_that_is_away_is_waited_for(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    struct replica_dir dir;
+    struct replica_store store;
+    pool_make(f);
+    points_make(f, VM_A, 1);
+    order_replica(f, 1);
+    pool_goes(f, true);
+    assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), -ESTALE);
+    assert_non_null(strstr(err.text, "ssd"));
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, true, &f->in_pools, &dir, NULL), 0);
+    assert_int_equal(replica_store_open(&dir.places, VM_A, true, &store, NULL), 0);
+    assert_int_equal(replica_store_follow(&store, EPOCH, 7, &store.record.disks, &err), -ESTALE);
+    replica_store_close(&store);
+    replica_dir_close(&dir);
+    pool_goes(f, false);
+    /* cut off after the record was told, and the pool goes then */
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, &f->in_pools, &dir, NULL), 0);
+    assert_int_equal(replica_store_open(&dir.places, VM_A, false, &store, NULL), 0);
+    const struct replica_known known = {.id = f->id, .number = 1};
+    assert_int_equal(replica_store_promote(&store, &known, EPOCH + 1, NULL), 0);
+    replica_store_close(&store);
+    replica_dir_close(&dir);
+    pool_goes(f, true);
+    assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), -ESTALE);
+    assert_true(is_there(f, VM_A));
+    pool_goes(f, false);
+    if (replica_dir_promote(&f->places, &f->order, &err) < 0)
+        fail_msg("%s", err.text);
+    disks_hold(f, 1);
+    pool_goes(f, true);
+    assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), -ESTALE);
+}
+
+/* Its VM's disk is in another place by now: what is there under that name is no part of the replica. */
+static void a_disk_elsewhere_is_no_part_of_it(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    struct replica_dir dir;
+    struct replica_store store;
+    points_make(f, VM_A, 1);
+    pool_make(f);
+    order_replica(f, 1);
+    assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "disk root in another pool"));
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, true, &f->in_pools, &dir, NULL), 0);
+    assert_int_equal(replica_store_open(&dir.places, VM_A, true, &store, NULL), 0);
+    assert_int_equal(replica_store_begin(&store, EPOCH, &store.record.disks, &err), -EINVAL);
+    replica_store_close(&store);
+    replica_dir_close(&dir);
+    assert_false(pool_has(f, "replicas/" VM_A));
+}
+
+/* A pool that was away for long when the VM went elsewhere. */
+static void what_an_earlier_stay_has_left_is_told_of(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    pool_make(f);
+    assert_int_equal(replica_dir_check_pools(&f->in_pools, VM_A, &err), 0);
+    CLEANUP_FREE char *left = xasprintf("%s/vms/" VM_A, f->ssd);
+    assert_int_equal(file_make_directories(left, 0700, NULL), 0);
+    assert_int_equal(replica_dir_check_pools(&f->in_pools, VM_A, &err), -EBUSY);
+    assert_non_null(strstr(err.text, left));
+    assert_int_equal(replica_dir_check_pools(&f->in_pools, VM_B, &err), 0);
+    pool_goes(f, true);
+    assert_int_equal(replica_dir_check_pools(&f->in_pools, VM_B, &err), -ESTALE);
+}
+
+static void what_nobody_wants_goes_from_pools(void **state)
+{
+    struct fixture *f = *state;
+    struct replica_dir dir;
+    char *ids[] = {(char *)(uintptr_t)VM_A};
+    const struct string_list first = {.items = ids, .count = 1}, none = {.count = 0};
+    pool_make(f);
+    points_make(f, VM_A, 1);
+    replica_dir_sweep(f->replicas, &f->pools, &first);
+    assert_true(pool_has(f, "replicas/" VM_A "/root.layers"));
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, NULL, &dir, NULL), 0);
+    replica_dir_sweep(f->replicas, &f->pools, &none); /* somebody works on it */
+    replica_dir_keep_all(f->replicas);
+    replica_dir_close(&dir);
+    replica_dir_sweep(f->replicas, &f->pools, &none); /* from before the cluster was rebuilt */
+    assert_true(pool_has(f, "replicas/" VM_A "/root.layers"));
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, NULL, &dir, NULL), 0);
+    replica_dir_known(&dir);
+    replica_dir_close(&dir);
+    replica_dir_sweep(f->replicas, &no_pools, &none); /* the pool is away: the rest of it goes alone */
+    assert_false(is_there(f, VM_A));
+    assert_true(pool_has(f, "replicas/" VM_A "/root.layers"));
+    pool_goes(f, true);
+    replica_dir_sweep(f->replicas, &f->pools, &none); /* another directory */
+    assert_true(pool_has(f, "replicas/" VM_A "/root.layers"));
+    pool_goes(f, false);
+    replica_dir_sweep(f->replicas, &f->pools, &none);
+    assert_false(pool_has(f, "replicas/" VM_A));
     assert_false(is_there(f, VM_A));
 }
 
@@ -218,6 +401,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(one_that_was_cut_off_is_done_to_the_end, setup, teardown),
         cmocka_unit_test_setup_teardown(nothing_is_made_empty_beside_one, setup, teardown),
         cmocka_unit_test_setup_teardown(what_nobody_wants_goes, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_disk_in_a_pool_stays_in_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_disk_in_a_pool_has_its_place, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_pool_that_is_away_is_waited_for, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_disk_elsewhere_is_no_part_of_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_an_earlier_stay_has_left_is_told_of, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_nobody_wants_goes_from_pools, setup, teardown),
         cmocka_unit_test_setup_teardown(another_file_system_is_refused, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -62,7 +62,7 @@ static struct {
     struct replicate_work work;
 } child;
 
-static int replicas_code; /* of replica_dir_check */
+static int replicas_code; /* of replicate_places */
 
 /* ---- what the kind calls ---- */
 
@@ -153,12 +153,19 @@ void task_child_tell_seen(const struct task_seen *seen UNUSED)
 {
 }
 
-int replica_dir_check(const char *replicas_dir, const char *vms_dir UNUSED, struct error *err)
+int replicate_places(const struct agent *a, const struct task_order *order UNUSED, struct replicate_work *work, struct error *err)
 {
-    return replicas_code < 0 ? error_set(err, replicas_code, ERROR_CONFLICT, "%s is on another file system", replicas_dir) : 0;
+    OBJECT_TEXT(replicate_work, work, replicas_dir, a->replicas_dir);
+    return replicas_code < 0 ? error_set(err, replicas_code, ERROR_CONFLICT, "%s is on another file system", a->replicas_dir) : 0;
 }
 
-int replica_dir_open(const char *replicas_dir UNUSED, const char *vm UNUSED, bool make, struct replica_dir *ret_dir UNUSED, struct error *err)
+int replica_dir_check_pools(const struct object_list *in_pools UNUSED, const char *vm UNUSED, struct error *err UNUSED)
+{
+    return 0;
+}
+
+int replica_dir_open(const char *replicas_dir UNUSED, const char *vm UNUSED, bool make, const struct object_list *in_pools UNUSED,
+                     struct replica_dir *ret_dir UNUSED, struct error *err)
 {
     assert_true(make);
     return error_set(err, replicas_code, ERROR_CONFLICT, "the directory's own words");

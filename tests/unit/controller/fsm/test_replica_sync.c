@@ -485,7 +485,7 @@ static void what_the_other_host_cannot_reach_is_refused(void **test)
     fixture_must(f, ROUTE_ID_volume_detach, "near", NULL);
     fixture_vm_is(f, "a", vm_state_RUNNING);
     attached(f, "fast");
-    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}", "/replica_host", "directories of single hosts");
+    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}", "/replica_host", "is a volume in pool 'ssd'");
     fixture_must(f, ROUTE_ID_volume_detach, "fast", NULL);
     fixture_vm_is(f, "a", vm_state_RUNNING);
     fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}");
