@@ -3,7 +3,7 @@
 bench-api: $(BUILD)/bin/drover-controller $(BUILD)/tests/bench/bench_api $(BUILD)/tests/bench/bench_watch ## three controllers: writes, reads, watchers, stalls, 20,000 and 50,000 VMs
 	@/usr/bin/python3 tests/bench/bench_api.py
 
-bench-block: $(BUILD)/tests/bench/bench_block ## the disk drivers without a guest: layers beside a raw file, a minute
+bench-block: $(BUILD)/tests/bench/bench_block ## the disk drivers without a guest: layers beside a raw file and beside what the device gives, three minutes
 	@$<
 
 bench-backup-latency: $(BUILD)/tests/bench/bench_backup_latency ## a guest's writes while its disk is backed up to a store of 5 MB/s, and while not; three minutes
