@@ -1,9 +1,10 @@
-/* Numbered writes on the first disk, in an order that whoever looks at the disk from outside can work out: from the blocks alone follows
- * whether they are of one moment, and of which, in this life of the guest or an earlier one (tests/process/ledger.py reads it).
+/* Numbered writes on the first disk, or over the first few, in an order that whoever looks at the disks from outside can work out: from the
+ * blocks alone follows whether they are of one moment, on all disks, and of which, in this life of the guest or an earlier one
+ * (tests/process/ledger.py reads it).
  *
- * Write n fills 4 KiB, block ledger_block(n), with 64-bit words: word i is n * 512 + i. Block b lies at 16 KiB * b; what is between is
- * never written. Write n begins when all up to n - WINDOW have ended. In every second life, as the disk's content has it, the guest takes
- * FLUSH and asks for one now and then; in the others each write is flushed before it ends. Told on the console:
+ * Write n fills 4 KiB, block ledger_block(n), with 64-bit words: word i is n * 512 + i. Block b lies at 16 KiB * b of disk b % disks; what
+ * is between is never written. Write n begins when all up to n - window have ended. In every second life, as the disks' content has it,
+ * the guest takes FLUSH and asks all disks for one now and then; in the others each write is flushed before it ends. Told on the console:
  *
  *   ledger begins F through: N N ...        or "flush": what each block held when this life began, whose writes begin with number F
  *   ledger A K                              all up to write A have ended; all up to K are flushed
@@ -15,7 +16,7 @@
 #include "guest_ledger.h"
 #include "guest_virtio.h"
 
-enum { BLOCKS = 256, BLOCK_BYTES = 4096, WORDS = BLOCK_BYTES / 8, BLOCK_SECTORS = 32, REQUESTS = 5, WINDOW = 8, LOST_TICKS = 3000 };
+enum { BLOCKS = 256, BLOCK_BYTES = 4096, WORDS = BLOCK_BYTES / 8, BLOCK_SECTORS = 32, REQUESTS = 5, LOST_TICKS = 3000 };
 enum { ZONES = 8, ZONE_BLOCKS = BLOCKS / ZONES, ZONE_WRITES = 1024, TICK_WRITES = 8, FLUSH_EVERY_MAX = 24 };
 enum { TYPE_READ = 0, TYPE_WRITE = 1, TYPE_FLUSH = 4, FEATURE_FLUSH = 1 << 9, SEGMENTS = 3 };
 enum { RTC_INDEX = 0x70, RTC_DATA = 0x71 };
@@ -28,17 +29,19 @@ struct request {
     volatile uint8_t status;
     bool busy;
     unsigned block;
-    uint64_t number, since; /* of a flush: what it covers */
+    uint64_t number, since;
 };
 
-static struct virtio at_first, at_work; /* one after the other: features are for good */
-static struct virtio *disk;
+static struct virtio at_first[LEDGER_DISKS_MAX], at_work[LEDGER_DISKS_MAX]; /* one after the other: features are for good */
+static struct virtio *disks;
+static unsigned disk_count;
 static struct request requests[REQUESTS];
 static volatile uint64_t data[REQUESTS][WORDS] __attribute__((aligned(4096)));
 static uint64_t found[BLOCKS];
-static bool done[WINDOW]; /* those of the writes behind @acked */
-static uint64_t seed, next, acked, kept, asked, rest;
-static bool flushes, flushing;
+static bool done[LEDGER_WINDOW_MAX]; /* those of the writes behind @acked */
+static uint64_t seed, window, next, acked, kept, asked, rest;
+static bool flushes;
+static unsigned to_flush, flushing; /* disks that are still to be asked, and those that have not answered, for all up to @asked */
 
 static uint64_t mixed(uint64_t x)
 {
@@ -63,10 +66,12 @@ static void tell(const char *what, uint64_t block)
     put("\n");
 }
 
+/* Of a flush @block says which disk is meant. */
 static void request_start(unsigned i, uint32_t type, unsigned block, uint64_t number)
 {
     struct request *r = &requests[i];
-    struct virtio_desc *d = &disk->queues[0].ring.desc[SEGMENTS * i];
+    struct virtio_queue *queue = &disks[block % disk_count].queues[0];
+    struct virtio_desc *d = &queue->ring.desc[SEGMENTS * i];
     uint16_t first = (uint16_t)(SEGMENTS * i), last = (uint16_t)(first + 2);
     r->busy = true;
     r->block = block;
@@ -80,26 +85,28 @@ static void request_start(unsigned i, uint32_t type, unsigned block, uint64_t nu
     d[0] = (struct virtio_desc){(uint64_t)&r->header, sizeof r->header, DESC_NEXT, type == TYPE_FLUSH ? last : (uint16_t)(first + 1)};
     d[1] = (struct virtio_desc){(uint64_t)data[i], BLOCK_BYTES, (uint16_t)(DESC_NEXT | (type == TYPE_READ ? DESC_WRITE : 0)), last};
     d[2] = (struct virtio_desc){(uint64_t)&r->status, 1, DESC_WRITE, 0};
-    virtio_offer(&disk->queues[0], first);
+    virtio_offer(queue, first);
+}
+
+static void answer_take(struct request *r)
+{
+    r->busy = false;
+    if (r->status != 0)
+        tell("status not 0 of", r->block); /* and a write has not ended: nothing goes on behind it */
+    else if (r->header.type == TYPE_WRITE)
+        done[r->number % window] = true;
+    if (r->header.type == TYPE_FLUSH && r->status == 0 && --flushing == 0)
+        kept = asked;
 }
 
 static void finished_take(void)
 {
     uint32_t head, size;
-    while (virtio_take(&disk->queues[0], &head, &size)) {
-        struct request *r = &requests[head / SEGMENTS % REQUESTS];
-        r->busy = false;
-        if (r->status != 0)
-            tell("status not 0 of", r->block); /* and a write has not ended: nothing goes on behind it */
-        else if (r->header.type == TYPE_WRITE)
-            done[r->number % WINDOW] = true;
-        if (r->header.type == TYPE_FLUSH) {
-            flushing = false;
-            kept = r->status == 0 ? r->number : kept;
-        }
-    }
-    for (; acked + 1 < next && done[(acked + 1) % WINDOW]; acked++)
-        done[(acked + 1) % WINDOW] = false;
+    for (unsigned i = 0; i < disk_count; i++)
+        while (virtio_take(&disks[i].queues[0], &head, &size))
+            answer_take(&requests[head / SEGMENTS % REQUESTS]);
+    for (; acked + 1 < next && done[(acked + 1) % window]; acked++)
+        done[(acked + 1) % window] = false;
     if (!flushes)
         kept = acked;
 }
@@ -140,12 +147,25 @@ static uint64_t block_read(unsigned block)
     return first / WORDS;
 }
 
-bool ledger_start(uint64_t with_seed)
+/* @with: at_first or at_work, with @features. */
+static bool disks_start(struct virtio *with, uint32_t features)
+{
+    disks = with;
+    for (unsigned i = 0; i < disk_count; i++) {
+        disks[i].features = features;
+        if (!virtio_start_next(&disks[i], VIRTIO_BLK, 1, i))
+            return false;
+    }
+    return true;
+}
+
+bool ledger_start(uint64_t with_seed, uint64_t with_disks, uint64_t with_window)
 {
     seed = with_seed;
-    disk = &at_first;
-    if (!virtio_start(disk, VIRTIO_BLK, 1)) {
-        put("ledger: there is no disk\n");
+    disk_count = with_disks < LEDGER_DISKS_MAX ? (unsigned)with_disks : LEDGER_DISKS_MAX;
+    window = with_window < LEDGER_WINDOW_MAX ? with_window : LEDGER_WINDOW_MAX;
+    if (!disks_start(at_first, 0)) {
+        put("ledger: there is no such disk\n");
         return false;
     }
     uint64_t most = 0, sum = 0;
@@ -155,9 +175,7 @@ bool ledger_start(uint64_t with_seed)
         sum += found[block];
     }
     flushes = mixed(sum) & 1;
-    disk = &at_work;
-    disk->features = flushes ? FEATURE_FLUSH : 0;
-    virtio_start(disk, VIRTIO_BLK, 1);
+    disks_start(at_work, flushes ? FEATURE_FLUSH : 0);
     next = clock_read() << 10;
     next = next > most ? next : most + 1;
     acked = kept = asked = next - 1;
@@ -189,15 +207,13 @@ static int free_request(unsigned block)
 bool ledger_step(void)
 {
     finished_take();
-    if (flushes && !flushing && acked > asked + mixed(asked) % FLUSH_EVERY_MAX) {
-        int i = free_request(BLOCKS);
-        if (i >= 0) {
-            flushing = true;
-            asked = acked;
-            request_start((unsigned)i, TYPE_FLUSH, 0, asked);
-        }
+    if (flushes && flushing == 0 && acked > asked + mixed(asked) % FLUSH_EVERY_MAX) {
+        asked = acked;
+        to_flush = flushing = disk_count;
     }
-    while (rest > 0 && next <= acked + WINDOW) {
+    for (int i; to_flush > 0 && (i = free_request(BLOCKS)) >= 0;)
+        request_start((unsigned)i, TYPE_FLUSH, --to_flush, 0);
+    while (rest > 0 && next <= acked + window) {
         unsigned block = ledger_block(next);
         int i = free_request(block);
         if (i < 0)

@@ -2,7 +2,7 @@
 
     book = Ledger(7)
     book.hear(line)                          # each of its console
-    numbers = numbers_of(disk_bytes)
+    numbers = numbers_of(disk_bytes)         # or numbers_of(one, two, ...), which are all that it writes to (over=)
     book.judge(numbers, since)               # of one moment, no older than @since, a book.now() of before
 
 Each life of the guest tells what it found, which is judged by what the lives before it said: whatever they had flushed is there.
@@ -20,11 +20,11 @@ class Wrong(AssertionError):
     """The disk holds what it must not, or lacks what it must have."""
 
 
-def numbers_of(data):
+def numbers_of(*disks):
     """Of each block the number of the write that it holds; 0: none."""
     found = []
     for block in range(BLOCKS):
-        words = struct.unpack_from(f'<{WORDS}Q', data, block * STRIDE)
+        words = struct.unpack_from(f'<{WORDS}Q', disks[block % len(disks)], block * STRIDE)
         if any(words) and (words[0] % WORDS or words != tuple(range(words[0], words[0] + WORDS))):
             raise Wrong(f'block {block} holds no one write: {words[:4]}')
         found.append(words[0] // WORDS)
@@ -36,9 +36,12 @@ def empty_disk(filling):
     return b''.join(bytes(BLOCK_BYTES) + filling(STRIDE - BLOCK_BYTES) for _ in range(BLOCKS))
 
 
-def unwritten(data):
+def unwritten(*disks):
     """All that the guest never writes to."""
-    return b''.join(data[at + BLOCK_BYTES:at + STRIDE] for at in range(0, BLOCKS * STRIDE, STRIDE)) + data[BLOCKS * STRIDE:]
+    def of(data, number):
+        own = (data[block * STRIDE + (BLOCK_BYTES if block % len(disks) == number else 0):(block + 1) * STRIDE] for block in range(BLOCKS))
+        return b''.join(own) + data[BLOCKS * STRIDE:]
+    return b''.join(of(data, number) for number, data in enumerate(disks))
 
 
 class Life:
@@ -48,8 +51,9 @@ class Life:
 
 
 class Ledger:
-    def __init__(self, seed):
-        self.seed = seed
+    def __init__(self, seed, window=WINDOW):
+        """As its command line says."""
+        self.seed, self.window = seed, window
         self.lives = []
         self.put_back = None    # judges what the next life finds, where its disk was put back to something else
         self.blocks = {}        # number -> block, as far as asked
@@ -122,7 +126,7 @@ class Ledger:
 
     def cut_problem(self, numbers, life, since):
         last = max(numbers)
-        low = self.after(life, max(last - WINDOW, since))
+        low = self.after(life, max(last - self.window, since))
         for block, n in enumerate(numbers):
             own = life.first <= n and self.block(n) == block
             if n < low[block] or not (n == life.found[block] or own):

@@ -1,7 +1,7 @@
 """drover-backup against a server of S3 that truly verifies signatures: OpenStack Swift's s3api from Debian's packages
 (swift-proxy swift-account swift-container swift-object memcached), on loopback; and through a proxy that answers 503, cuts
 connections and damages bodies."""
-import getpass, http.client, http.server, os, pathlib, random, shutil, socket, socketserver, subprocess, threading, time
+import contextlib, getpass, http.client, http.server, json, os, pathlib, random, shutil, socket, socketserver, subprocess, sys, threading, time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ def free_port():
 class Swift:
     """One of each server, one replica, no privileges."""
     def __init__(self, where):
-        self.where, self.running = where, []
+        self.where, self.running = where, {}
         (where / 'srv/d1').mkdir(parents=True)
         self.ports = {n: free_port() for n in ('proxy', 'account', 'container', 'object', 'memcached')}
         (where / 'swift.conf').write_text('[swift-hash]\nswift_hash_path_suffix = a\nswift_hash_path_prefix = b\n'
@@ -47,6 +47,7 @@ pipeline = catch_errors cache s3api tempauth bulk slo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+error_suppression_limit = 1000000
 [filter:catch_errors]
 use = egg:swift#catch_errors
 [filter:cache]
@@ -65,36 +66,55 @@ use = egg:swift#bulk
 use = egg:swift#slo
 ''')
 
-    def __enter__(self):
-        log = open(self.where / 'log', 'wb')
-        environment = dict(os.environ, SWIFT_TEST_CONFIG_FILE='')
-        start = lambda *argv: self.running.append(subprocess.Popen(argv, stdout=log, stderr=log, env=environment))
-        start('memcached', '-l', '127.0.0.1', '-p', str(self.ports['memcached']), '-U', '0', '-u', getpass.getuser())
-        for kind in ('account', 'container', 'object', 'proxy'):
-            start(f'swift-{kind}-server', str(self.where / f'{kind}.conf'), '-v')
+    def start(self, name):
+        argv = [f'swift-{name}-server', str(self.where / f'{name}.conf'), '-v'] if name != 'memcached' else \
+            ['memcached', '-l', '127.0.0.1', '-p', str(self.ports['memcached']), '-U', '0', '-u', getpass.getuser()]
+        with open(self.where / 'log', 'ab') as log:
+            self.running[name] = subprocess.Popen(['setpriv', '--pdeathsig', 'KILL', '--', *argv], stdout=log, stderr=log,
+                                                  env=dict(os.environ, SWIFT_TEST_CONFIG_FILE=''))
+
+    def wait_up(self, name):
         end = time.monotonic() + 60
-        for name, port in self.ports.items():
-            while True:
-                try:
-                    socket.create_connection(('127.0.0.1', port), 1).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < end, f'{name} does not come up:\n' + (self.where / 'log').read_text()[-3000:]
-                    time.sleep(0.05)
-        # the bucket, by Swift's own API
+        while True:
+            try:
+                return socket.create_connection(('127.0.0.1', self.ports[name]), 1).close()
+            except OSError:
+                assert time.monotonic() < end, f'{name} does not come up:\n' + (self.where / 'log').read_text()[-3000:]
+                time.sleep(0.05)
+
+    def kill9(self, name):
+        self.running[name].kill()
+        self.running[name].wait()
+
+    def __enter__(self):
+        for name in ('memcached', 'account', 'container', 'object', 'proxy'):
+            self.start(name)
+        for name in self.ports:
+            self.wait_up(name)
         c = http.client.HTTPConnection('127.0.0.1', self.ports['proxy'])
         c.request('GET', '/auth/v1.0', headers={'X-Storage-User': ACCESS, 'X-Storage-Pass': SECRET})
         r = c.getresponse()
         r.read()
-        token, path = r.getheader('X-Storage-Token'), '/' + r.getheader('X-Storage-Url').split('/', 3)[3]
-        c.request('PUT', path + '/bucket', headers={'X-Auth-Token': token})
-        assert c.getresponse().status in (201, 202)
+        self.token, self.path = r.getheader('X-Storage-Token'), '/' + r.getheader('X-Storage-Url').split('/', 3)[3]
+        assert self.request('PUT', '/bucket')[0] in (201, 202)
         return self
 
+    def request(self, method, path):
+        """By Swift's own API."""
+        c = http.client.HTTPConnection('127.0.0.1', self.ports['proxy'])
+        c.request(method, self.path + path, headers={'X-Auth-Token': self.token})
+        r = c.getresponse()
+        return r.status, r.read()
+
+    def listed(self, bucket, prefix):
+        status, body = self.request('GET', f'/{bucket}?format=json&prefix={prefix}')
+        assert status == 200, (status, body)
+        return json.loads(body)
+
     def __exit__(self, *_):
-        for p in self.running:
+        for p in self.running.values():
             p.terminate()
-        for p in self.running:
+        for p in self.running.values():
             try:
                 p.wait(10)
             except subprocess.TimeoutExpired:
@@ -106,10 +126,18 @@ class Faulty(socketserver.ThreadingTCPServer):
     """Passes requests on to the server, but now and then does what `faults` says instead."""
     daemon_threads, allow_reuse_address = True, True
 
-    def __init__(self, port, faults):
+    def __init__(self, port, faults, address='127.0.0.1', within=None, answered=None):
+        """@within: a context in which it listens, Bed.inside() for instance. @answered(path, answer): what the client is told instead."""
         self.to, self.faults, self.random, self.done, self.hurt = port, faults, random.Random(7), [], set()
-        super().__init__(('127.0.0.1', 0), Handler)
+        self.answered = answered or (lambda path, answer: answer)
+        with within or contextlib.nullcontext():
+            super().__init__((address, 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        """Whichever side has gone, the other one sees the connection end."""
+        if not isinstance(sys.exc_info()[1], (OSError, http.client.HTTPException)):
+            super().handle_error(request, client_address)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -125,7 +153,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault == 'cut-first':
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)
-        body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        size = int(self.headers.get('Content-Length', 0))
+        if fault == 'cut-upload':
+            self.rfile.read(size // 2)
+            self.close_connection = True
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        body = self.rfile.read(size)
+        if fault == 'slow':
+            time.sleep(self.server.random.random() * 2)
         if fault == 'busy':
             words = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>'
             self.send_response(503)
@@ -143,7 +178,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         c.endheaders()
         c.send(body)
         r = c.getresponse()
-        answer = r.read()
+        answer = self.server.answered(self.path, r.read())
         what = (self.path, self.headers.get('Range'))
         if fault == 'damage-answer' and '/packs/' in self.path and len(answer) > 100 and what not in self.server.hurt:
             self.server.hurt.add(what)      # each once: twice in a row would be a damaged store

@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.skipif(not GUEST.exists(), reason='the test guest is n
               pytest.mark.skipif(KVM_MISSING, reason=KVM_MISSING_TEXT)]
 
 
-def cluster_with(make_cluster, disk_content, controllers=1):
-    """One controller, one host, and an image `ticker` whose disk has that content; its `store` is to be made."""
-    made = make_cluster(controllers=controllers, agents=1)
+def cluster_with(make_cluster, disk_content, controllers=1, agents=1):
+    """One controller and one host, or as many as are asked for, and an image `ticker` whose disk has that content; its `store` is to be made."""
+    made = make_cluster(controllers=controllers, agents=agents)
     disk = made.bed.directory / 'disk.img'
     disk.write_bytes(disk_content)
     artifacts = {name: {'url': f'file://{path}', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}

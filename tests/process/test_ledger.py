@@ -92,13 +92,16 @@ def test_torn_blocks_are_seen():
 
 @needs_kvm
 @pytest.mark.skipif(not (VMM.exists() and TICKER.exists()), reason='drover-vmm or the test guest is not built')
-def test_the_guest_keeps_it(vmm, tmp_path):     # noqa: F811
+@pytest.mark.parametrize('over, window, lives', [(1, 8, 3), (3, 2, 2)])
+def test_the_guest_keeps_it(vmm, tmp_path, over, window, lives):     # noqa: F811
     """What the guest says and writes is what is read here; with its VMM killed at any moment."""
-    disk = tmp_path / 'disk'
-    disk.write_bytes(ledger.empty_disk(random.Random(1).randbytes))
-    between, book = ledger.unwritten(disk.read_bytes()), ledger.Ledger(7)
-    for life in range(4):
-        vm = vmm('ledger=7 hz=50 quiet', disks=[{'path': str(disk)}])
+    disks = [tmp_path / f'disk{number}' for number in range(over)]
+    for disk in disks:
+        disk.write_bytes(ledger.empty_disk(random.Random(1).randbytes))
+    now = lambda: [disk.read_bytes() for disk in disks]     # noqa: E731
+    between, book = ledger.unwritten(*now()), ledger.Ledger(7, window)
+    for life in range(lives):
+        vm = vmm(f'ledger=7 hz=50 over={over} window={window} quiet', disks=[{'path': str(disk)} for disk in disks])
         console = vm.console()
         console.wait(r'^ledger begins ')
         until = random.randrange(5, 40)     # lines
@@ -108,7 +111,7 @@ def test_the_guest_keeps_it(vmm, tmp_path):     # noqa: F811
         for line in console.text.split('\n')[:-1]:
             book.hear(line)
         assert len(book.lives) == life + 1 and book.lives[-1].acked >= book.lives[-1].first
-        numbers = ledger.numbers_of(disk.read_bytes())
+        numbers = ledger.numbers_of(*now())
         assert book.judge(numbers, book.now())[0] == life
-        assert ledger.unwritten(disk.read_bytes()) == between
+        assert ledger.unwritten(*now()) == between
     assert len({n >> 10 for n in (life.first for life in book.lives)}) > 1
