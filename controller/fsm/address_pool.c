@@ -294,6 +294,13 @@ static int nic_bad(const struct resolving *r, int code, enum error_kind kind, co
     return error_set_field(r->err, code, kind, pointer, "%s", text);
 }
 
+static int nic_names_none(const struct resolving *r, const char *field, const char *noun, const char *name)
+{
+    char words[200];
+    snprintf(words, sizeof words, "there is no %s '%.63s'; `drover %s list` shows those that are", noun, name, noun);
+    return nic_bad(r, -ENOENT, ERROR_NOT_FOUND, field, words);
+}
+
 static struct vm_nic *nic_of(const struct resolving *r, size_t i)
 {
     return (struct vm_nic *)r->vm->nics.items + i;
@@ -424,7 +431,7 @@ static int resolve_groups(const struct resolving *r, struct vm_nic *nic)
         const struct record *group = state_get(r->state, object_kind_SECURITY_GROUP, *name);
         snprintf(field, sizeof field, "security_groups/%zu", i);
         if (group == NULL)
-            return nic_bad(r, -ENOENT, ERROR_NOT_FOUND, field, "is no security group of this cluster");
+            return nic_names_none(r, field, "security-group", *name);
         char *copy = xstrdup(group->common->name);
         free(*name);
         *name = copy;
@@ -440,7 +447,7 @@ static int resolve_nic(struct resolving *r, struct vm_nic *nic)
     if ((nic->network == NULL) == (nic->bridge == NULL))
         return nic_bad(r, -EINVAL, ERROR_INVALID, "network", "or bridge is needed, and only one of the two");
     if (nic->network != NULL && network == NULL)
-        return nic_bad(r, -ENOENT, ERROR_NOT_FOUND, "network", "is no network of this cluster");
+        return nic_names_none(r, "network", "network", nic->network);
     if (network != NULL)
         OBJECT_TEXT(vm_nic, nic, network, network->common->name);
     if (network != NULL && nic->mac != NULL && is_taken(r, nic->mac))
