@@ -167,9 +167,7 @@ install: all                    ## install programs, units, man pages and docume
 	for u in controller/drover-controller.service compute/agent/drover-agent.service; do \
 	    sed 's#/usr/local/#$(prefix)/#' $$u | install -D -m 644 /dev/stdin $(DESTDIR)$(prefix)/lib/systemd/system/$$(basename $$u); done
 	tools/man_pages $(BUILD)/bin $(DESTDIR)$(prefix)/share/man
-	install -D -m 644 docs/ARCHITECTURE.md $(DESTDIR)$(prefix)/share/doc/drover/ARCHITECTURE.md
-	install -D -m 644 docs/backup.md $(DESTDIR)$(prefix)/share/doc/drover/backup.md
-	install -D -m 644 LICENSE $(DESTDIR)$(prefix)/share/doc/drover/LICENSE
+	install -D -m 644 -t $(DESTDIR)$(prefix)/share/doc/drover docs/*.md LICENSE
 
 clean:                          ## remove every build tree
 	rm -rf build

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "cli/output.h"
 #include "common/file.h"
 
 #define FILE_CHUNK_BYTES (1 << 20)
@@ -137,6 +138,16 @@ static int text_from_file(const struct field_desc *f, const char *path, json_t *
     return *ret != NULL ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "%s is not UTF-8", path);
 }
 
+static const char *number_example(const char *field)
+{
+    size_t n = strlen(field);
+    if (strstr(field, "bytes") != NULL)
+        return "a number such as 512MiB or 1073741824 (K, M, G, T stand for KiB, MiB, GiB, TiB)";
+    return n > 2 && strcmp(field + n - 2, "_s") == 0    ? "seconds such as 3600"
+           : n > 3 && strcmp(field + n - 3, "_ms") == 0 ? "milliseconds such as 500"
+                                                        : "a number such as 2";
+}
+
 static int scalar(const struct field_desc *f, const char *option, const char *value, json_t **ret, struct error *err)
 {
     uint64_t n;
@@ -156,8 +167,7 @@ static int scalar(const struct field_desc *f, const char *option, const char *va
     case KIND_U32:
     case KIND_U64:
         if (size_parse(value, &n) < 0)
-            return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes a number such as %s, not '%s'", option,
-                             strstr(f->name, "bytes") ? "512MiB or 1073741824" : "2", value);
+            return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes %s, not '%s'", option, number_example(f->name), value);
         *ret = json_integer((json_int_t)n);
         return 0;
     default:
@@ -185,7 +195,7 @@ static int unknown_part(const struct object_desc *desc, const char *option, cons
     size_t n = 0;
     bool artifact = strcmp(desc->name, "artifact") == 0;
     for (unsigned i = 0; i < desc->n_fields && n < sizeof parts; i++)
-        if (!(desc->fields[i].flags & READ_ONLY))
+        if (!(desc->fields[i].flags & READ_ONLY) && desc->fields[i].kind != KIND_OBJ)
             n += (size_t)snprintf(parts + n, sizeof parts - n, "%s%s=", n > 0 ? ", " : "",
                                   body_option_name(&desc->fields[i], name, sizeof name));
     return error_set(err, -EINVAL, ERROR_INVALID, "--%s takes %s%s with commas between them, not '%s'", option,
@@ -342,6 +352,28 @@ static const char *change_help(const struct field_desc *f)
     return f->kind == KIND_MAP ? PAIRS_HELP : (f->kind == KIND_LIST && !disks) || f->kind == KIND_STRS ? LIST_HELP : "";
 }
 
+#define HELP_INDENT 25
+
+/* Words of an enum, or parts of an object that can be typed. */
+static void help_parts(const struct field_desc *f)
+{
+    char name[64], left[96];
+    if (f->kind == KIND_ENUM)
+        for (unsigned k = 0; k < f->ref.enums->count; k++) {
+            snprintf(left, sizeof left, "%*s%-12s ", HELP_INDENT + 2, "", f->ref.enums->names[k]);
+            output_wrapped(left, HELP_INDENT + 15, f->ref.enums->docs[k]);
+        }
+    if (f->kind != KIND_LIST && f->kind != KIND_OBJ)
+        return;
+    for (unsigned k = 0; k < f->ref.object->n_fields; k++) {
+        const struct field_desc *part = &f->ref.object->fields[k];
+        if ((part->flags & READ_ONLY) || part->kind == KIND_OBJ)
+            continue;
+        snprintf(left, sizeof left, "%*s%s= ", HELP_INDENT + 2, "", body_option_name(part, name, sizeof name));
+        output_wrapped(left, HELP_INDENT + 19, part->doc);
+    }
+}
+
 void body_help(const struct object_desc *desc, bool patch)
 {
     char name[64], left[96];
@@ -358,15 +390,10 @@ void body_help(const struct object_desc *desc, bool patch)
                             : strstr(f->name, "_bytes") != NULL                        ? " SIZE"
                             : f->kind == KIND_ENUM                                     ? " WORD"
                                                                                        : " N";
-        snprintf(left, sizeof left, "--%s%s", body_option_name(f, name, sizeof name), value);
-        printf("  %-22s %s%s\n", left, f->doc,
-               (f->flags & REQUIRED) && !patch ? " (needed)" : patch ? change_help(f) : "");
-        if (f->kind == KIND_ENUM)
-            for (unsigned k = 0; k < f->ref.enums->count; k++)
-                printf("  %-22s   %-12s %s\n", "", f->ref.enums->names[k], f->ref.enums->docs[k]);
-        if (f->kind == KIND_LIST || f->kind == KIND_OBJ)
-            for (unsigned k = 0; k < f->ref.object->n_fields; k++)
-                printf("  %-22s   %s=  %s\n", "", body_option_name(&f->ref.object->fields[k], name, sizeof name),
-                       f->ref.object->fields[k].doc);
+        snprintf(left, sizeof left, "  --%s%s ", body_option_name(f, name, sizeof name), value);
+        CLEANUP_FREE char *doc =
+            xasprintf("%s%s", f->doc, (f->flags & REQUIRED) && !patch ? " (needed)" : patch ? change_help(f) : "");
+        output_wrapped(left, HELP_INDENT, doc);
+        help_parts(f);
     }
 }

@@ -71,6 +71,7 @@ struct follow {
     struct http_event_reader reader;
     uint64_t after;
     bool resync;
+    bool unread; /* whoever read what is shown has gone */
 };
 
 static void show_event(const struct http_event *event, void *arg)
@@ -90,14 +91,16 @@ static void show_event(const struct http_event *event, void *arg)
                    output_cell("m", json_object_get(e, "message"), message, sizeof message));
         else
             output_object(f->call, e);
-        fflush(stdout);
+        f->unread = fflush(stdout) != 0 || ferror(stdout);
     }
     json_decref(e);
 }
 
 static int feed(const void *data, size_t size, void *arg)
 {
-    return http_event_reader_feed(&((struct follow *)arg)->reader, data, size);
+    struct follow *f = arg;
+    int rc = http_event_reader_feed(&f->reader, data, size);
+    return f->unread ? -EPIPE : rc;
 }
 
 int event_follow(const struct invocation *call, struct error *err)
@@ -108,7 +111,7 @@ int event_follow(const struct invocation *call, struct error *err)
     int rc = client_init(&client, call, err);
     if (rc == 0)
         rc = parse_after(call, &follow.after, err);
-    while (rc == 0) {
+    while (rc == 0 && !follow.unread) {
         int status = 0;
         CLEANUP_FREE char *url = xasprintf("https://%s/v1/events?after=%" PRIu64, client_endpoint(&client), follow.after);
         struct http_call_options options = {.url = url,
@@ -123,7 +126,7 @@ int event_follow(const struct invocation *call, struct error *err)
         follow.reader = (struct http_event_reader){.on_event = show_event, .arg = &follow};
         if (follow.resync || status == 410)
             rc = error_set(err, -EPROTO, ERROR_GONE, "events after %" PRIu64 " are no longer held; begin anew without --after", follow.after);
-        else if (ended == -EACCES || (status >= 400 && status != 503))
+        else if (!follow.unread && (ended == -EACCES || (status >= 400 && status != 503)))
             rc = ended < 0 ? ended : error_set(err, -EPROTO, ERROR_INTERNAL, "the controller answered with status %d", status);
         client.at = (client.at + 1) % client.n_endpoints;
         nanosleep(&(struct timespec){.tv_nsec = FOLLOW_PAUSE_MS * 1000000L}, NULL);

@@ -1,9 +1,11 @@
 /* drover: the command line of the cluster. One more REST client; every verb works from anywhere. */
+#include <errno.h>
 #include <locale.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/output.h"
 #include "cli/verb_functions.h"
 #include "common/log.h"
 
@@ -31,8 +33,12 @@ int main(int argc, char **argv)
     int rc = invocation_parse(argc - 1, argv + 1, &call, &err);
     if (rc == 0 && call.verb != NULL)
         rc = call.verb->run ? call.verb->run(&call, &err) : request_verb(&call, &err);
-    if (rc == 0)
-        return 0;
+    if (rc < 0)
+        print_error(&err);
+    int status = rc < 0 ? error_kind_info(err.kind)->exit_status : 0;
+    rc = output_end(&err);
+    if (rc == 0 || rc == -EPIPE)
+        return status;
     print_error(&err);
-    return error_kind_info(err.kind)->exit_status;
+    return status != 0 ? status : error_kind_info(err.kind)->exit_status;
 }

@@ -1,13 +1,18 @@
 /* Tables, JSON, YAML and progress lines. */
 #include "cli/output.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <locale.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <wchar.h>
 
 #define CELL_BYTES_MAX 800
+#define TEXT_COLUMNS 100    /* of what is read and not at a terminal; nobody reads longer lines with ease */
+#define TEXT_COLUMNS_MIN 20 /* beside the indent */
 #define COLUMNS_MAX 32
 
 const char *output_clean(const char *text, char *buffer, size_t size)
@@ -219,4 +224,42 @@ void output_progress(const struct invocation *call, const char *text, bool last)
     else
         fprintf(stderr, "%s\n", text);
     fflush(stderr);
+}
+
+static int columns(void)
+{
+    struct winsize size;
+    if (!isatty(STDOUT_FILENO) || ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) < 0 || size.ws_col == 0)
+        return TEXT_COLUMNS;
+    return MIN((int)size.ws_col - 1, TEXT_COLUMNS);
+}
+
+void output_wrapped(const char *left, int indent, const char *text)
+{
+    int room = MAX(columns() - indent, TEXT_COLUMNS_MIN), used = 0;
+    printf("%-*s", indent, left);
+    if ((int)strlen(left) > indent)
+        printf("\n%*s", indent, "");
+    for (size_t n; *text != '\0'; text += n) {
+        n = strcspn(text, " ");
+        int w = (int)n; /* UTF-8 would be wider: help is ASCII */
+        if (used > 0 && used + 1 + w > room) {
+            printf("\n%*s", indent, "");
+            used = 0;
+        }
+        printf("%s%.*s", used > 0 ? " " : "", w, text);
+        used += w + (used > 0);
+        n += strspn(text + n, " ");
+    }
+    putchar('\n');
+}
+
+int output_end(struct error *err)
+{
+    bool failed = ferror(stdout) != 0;
+    int rc = fflush(stdout) != 0 ? -errno : failed ? -EIO : 0;
+    struct pollfd reader = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    if (rc < 0 && poll(&reader, 1, 0) > 0 && (reader.revents & POLLERR))
+        return -EPIPE;
+    return rc == 0 || rc == -EPIPE ? rc : error_errno(err, rc, "cannot write all of the output");
 }

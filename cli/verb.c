@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/body.h"
+#include "cli/output.h"
 #include "cli/verb_functions.h"
 
 #define OWN ROUTE_COUNT
@@ -253,7 +254,7 @@ const struct verb verbs[] = {
      "name,vm_name,created_at", NULL, backup_prune,
      "  --store NAME           the store; needed where there are several\n" WAIT_HELP},
     {"operation", "list", NULL, "drover operation list --filter state=running", ROUTE_ID_operation_list, ARGUMENT_NONE,
-     "id,kind,target_name,state,step,progress_done,progress_total,error_text,created_at,ended_at", NULL, NULL, NULL},
+     "id,kind,target_name,state,step,progress_done,progress_total,created_at,ended_at,error_text", NULL, NULL, NULL},
     {"operation", "show", NULL, "drover operation show 6f1c0b0e-6c1e-4d7a-9a57-0c6b8f3b2a11", ROUTE_ID_operation_show, ARGUMENT_NAME,
      NULL, NULL, NULL, NULL},
     {"operation", "wait", "Wait for the end of an operation, with progress.",
@@ -317,9 +318,19 @@ bool noun_known(const char *noun)
     return false;
 }
 
-static const char *help_of(const struct verb *v)
+/* The route's words are the API's, where force is a parameter. The caller frees it. */
+static char *help_of(const struct verb *v)
 {
-    return v->help ? v->help : schema_routes[v->route].doc;
+    static const char in_api[] = "?force=true", here[] = "--force";
+    const char *doc = v->help ? v->help : schema_routes[v->route].doc, *at;
+    struct bytes_writer w = {0};
+    for (; (at = strstr(doc, in_api)) != NULL; doc = at + strlen(in_api)) {
+        bytes_put(&w, doc, (size_t)(at - doc));
+        bytes_put_text(&w, here);
+    }
+    bytes_put_text(&w, doc);
+    bytes_put_u8(&w, 0);
+    return (char *)w.data;
 }
 
 static const char *argument_of(const struct verb *v)
@@ -354,7 +365,7 @@ void help_all(void)
     puts("drover - clusters of virtual machines\n\nUsage: drover NOUN VERB [NAME] [--option value]...\n");
     for (size_t i = 0; i < verbs_count; i++) {
         if (i == 0 || strcmp(verbs[i].noun, verbs[i - 1].noun) != 0)
-            printf("%s  %-14s", i ? "\n" : "", verbs[i].noun);
+            printf("%s  %-15s", i ? "\n" : "", verbs[i].noun);
         printf(" %s", verbs[i].verb);
     }
     puts("\n\n`drover NOUN --help` and `drover NOUN VERB --help` tell more, with an example for each.");
@@ -367,14 +378,21 @@ void help_noun(const char *noun)
 {
     printf("Usage: drover %s VERB\n\n", noun);
     for (size_t i = 0; i < verbs_count; i++)
-        if (strcmp(verbs[i].noun, noun) == 0)
-            printf("  %-10s %s\n  %-10s   %s\n", verbs[i].verb, help_of(&verbs[i]), "", verbs[i].example);
+        if (strcmp(verbs[i].noun, noun) == 0) {
+            CLEANUP_FREE char *help = help_of(&verbs[i]);
+            char left[40];
+            snprintf(left, sizeof left, "  %s ", verbs[i].verb);
+            output_wrapped(left, 15, help);
+            printf("%15s  %s\n", "", verbs[i].example);
+        }
     help_global();
 }
 
 void help_verb(const struct verb *v)
 {
-    printf("%s\n\nUsage: drover %s %s%s [--option value]...\nExample: %s\n", help_of(v), v->noun, v->verb, argument_of(v), v->example);
+    CLEANUP_FREE char *help = help_of(v);
+    output_wrapped("", 0, help);
+    printf("\nUsage: drover %s %s%s [--option value]...\nExample: %s\n", v->noun, v->verb, argument_of(v), v->example);
     if (v->options != NULL)
         printf("\nOptions:\n%s", v->options);
     if (v->route != ROUTE_COUNT && schema_routes[v->route].body->name != NULL) {
@@ -383,10 +401,10 @@ void help_verb(const struct verb *v)
     }
     if (v->route != ROUTE_COUNT && (schema_routes[v->route].flags & ROUTE_LIST))
         puts("\nOptions:\n  --filter TEXT          such as 'state=running and labels.tier=web'\n"
-             "  --fields LIST          columns, by comma");
+             "  --fields LIST          columns of the table, by comma");
     if (v->route != ROUTE_COUNT && (schema_routes[v->route].flags & ROUTE_DRY))
         puts("  --dry-run              check and place, but change nothing");
     if (v->route != ROUTE_COUNT && (schema_routes[v->route].flags & ROUTE_FORCE))
-        puts("  --force                without waiting for the guest; or as said above");
+        puts("  --force                as said above");
     help_global();
 }

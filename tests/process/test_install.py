@@ -18,5 +18,7 @@ def test_install(tmp_path):
                                stdout=subprocess.PIPE).stdout.split('\nOptions of every command:')[0]
     assert help_text.replace('\\', '\\e').replace('-', '\\-').rstrip() in page
     nouns = {f.name for f in (man / 'man1').iterdir()}
-    assert {'drover.1', 'drover-cluster.1', 'drover-host.1', 'drover-operation.1'} <= nouns
+    assert {'drover.1', 'drover-cluster.1', 'drover-host.1', 'drover-operation.1', 'drover-security-group.1'} <= nouns
     assert {f.name for f in (man / 'man8').iterdir()} == {'drover-agent.8', 'drover-controller.8', 'drover-vmm.8', 'drover-backup.8', 'drover-rbd.8'}
+    # whatever help and refusals name is there
+    assert {f.name for f in (tmp_path / 'usr/share/doc/drover').iterdir()} == {'LICENSE', *(f.name for f in (ROOT / 'docs').glob('*.md'))}
