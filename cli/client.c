@@ -198,6 +198,15 @@ static bool again(int rc, const struct reply *reply)
     return rc == 0 ? reply->status >= 502 && reply->status <= 504 : rc != -EINVAL && rc != -EACCES && rc != -EMSGSIZE;
 }
 
+/* The URL says nothing that the endpoint does not. */
+static void name_endpoint(const struct client *client, struct error *err)
+{
+    const char *words = err != NULL && strncmp(err->text, "https://", 8) == 0 ? strstr(err->text, ": ") : NULL;
+    if (words != NULL)
+        memmove(err->text, words + 2, strlen(words + 2) + 1);
+    error_prefix(err, "%s: ", client_endpoint(client));
+}
+
 int client_request(struct client *client, const char *method, const char *path, const json_t *body, struct reply *ret,
                    struct error *err)
 {
@@ -228,9 +237,11 @@ int client_request(struct client *client, const char *method, const char *path, 
             pause_ms(PAUSE_MS);
     }
     if (rc < 0) {
-        error_prefix(err, "%s: ", client_endpoint(client));
+        name_endpoint(client, err);
         if (err != NULL && err->kind == ERROR_INTERNAL)
             err->kind = rc == -ETIMEDOUT ? ERROR_TIMEOUT : ERROR_UNREACHABLE;
+        if (client->n_endpoints > 1 && err != NULL && (err->kind == ERROR_TIMEOUT || err->kind == ERROR_UNREACHABLE))
+            error_prefix(err, "none of %zu controllers answers, the last one asked was ", client->n_endpoints);
         return rc;
     }
     if (unsure && ret->status == 404 && strcmp(method, "DELETE") == 0)
@@ -257,7 +268,7 @@ int client_attempt(struct client *client, const char *method, const char *path, 
     *ret = (struct reply){0};
     int rc = attempt(client, &options, path, ret, words);
     if (rc < 0)
-        error_prefix(words, "%s: ", client_endpoint(client));
+        name_endpoint(client, words);
     else if (ret->status >= 400)
         rc = problem_error(ret, words);
     else if (ret->body_size > 0)
@@ -280,7 +291,7 @@ int client_transfer(struct client *client, const struct http_call_options *base,
     *ret_again = again(rc, &reply);
     *ret_status = reply.status;
     if (rc < 0)
-        error_prefix(err, "%s: ", client_endpoint(client));
+        name_endpoint(client, err);
     else if (reply.status >= 400)
         rc = problem_error(&reply, err);
     if (*ret_again)

@@ -75,8 +75,11 @@ int host_drain(const struct invocation *call, struct error *err)
     }
     if (rc == 0 && call->wait)
         rc = drain_wait(call, &client, text_of(reply.json, "name"), err);
-    else if (rc == 0)
+    else if (rc == 0 && call->output != OUTPUT_TABLE)
         output_object(call, reply.json);
+    else if (rc == 0 && !call->quiet)
+        printf("host %s: is being emptied, and %lld VMs are on it; `drover host drain %s --wait` shows how it goes\n", call->name,
+               (long long)json_integer_value(json_object_get(reply.json, "vms")), call->name);
     reply_finish(&reply);
     client_finish(&client);
     return rc;

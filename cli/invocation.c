@@ -2,6 +2,7 @@
 #include "cli/invocation.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -113,6 +114,90 @@ static bool verb_option(const struct verb *v, const char *name, bool *ret_takes_
     return r->body->name != NULL && body_has_option(r->body, name);
 }
 
+/* ---- what was meant ---- */
+
+#define WORD_BYTES_MAX 32
+
+struct nearest {
+    const char *word;
+    unsigned distance;
+    char found[WORD_BYTES_MAX + 1];
+};
+
+/* Letters to change, to add or to leave out (Levenshtein), or two that changed places. */
+static unsigned distance(const char *a, const char *b)
+{
+    unsigned d[WORD_BYTES_MAX + 1][WORD_BYTES_MAX + 1];
+    size_t n = strlen(a), m = strlen(b);
+    if (n > WORD_BYTES_MAX || m > WORD_BYTES_MAX)
+        return UINT_MAX;
+    for (size_t i = 0; i <= n; i++)
+        for (size_t k = 0; k <= m; k++) {
+            if (i == 0 || k == 0) {
+                d[i][k] = (unsigned)(i + k);
+                continue;
+            }
+            d[i][k] = MIN(MIN(d[i - 1][k], d[i][k - 1]) + 1, d[i - 1][k - 1] + (a[i - 1] != b[k - 1]));
+            if (i > 1 && k > 1 && a[i - 1] == b[k - 2] && a[i - 2] == b[k - 1])
+                d[i][k] = MIN(d[i][k], d[i - 2][k - 2] + 1);
+        }
+    return d[n][m];
+}
+
+static void nearest_try(struct nearest *n, const char *candidate)
+{
+    unsigned far = distance(n->word, candidate);
+    if (far < n->distance && far < strlen(candidate)) {
+        n->distance = far;
+        snprintf(n->found, sizeof n->found, "%s", candidate);
+    }
+}
+
+/* "; is --vcpus meant?", or nothing; returns @buffer. */
+static const char *nearest_words(const struct nearest *n, const char *dashes, char *buffer, size_t size)
+{
+    snprintf(buffer, size, n->found[0] != '\0' ? "; is %s%s meant?" : "", dashes, n->found);
+    return buffer;
+}
+
+static struct nearest nearest_to(const char *word)
+{
+    return (struct nearest){.word = word, .distance = strlen(word) > 3 ? 3 : 2}; /* less than that */
+}
+
+/* @noun NULL: a noun; else one of its verbs. */
+static struct nearest nearest_verb(const char *noun, const char *word)
+{
+    struct nearest n = nearest_to(word);
+    for (size_t i = 0; i < verbs_count; i++)
+        if (noun == NULL || strcmp(verbs[i].noun, noun) == 0)
+            nearest_try(&n, noun == NULL ? verbs[i].noun : verbs[i].verb);
+    return n;
+}
+
+static struct nearest nearest_option(const struct verb *v, const char *word)
+{
+    static const char *const of_routes[] = {"filter", "fields", "dry-run", "force"};
+    struct nearest n = nearest_to(word);
+    char name[WORD_BYTES_MAX + 1];
+    const struct object_desc *body = v != NULL && v->route != ROUTE_COUNT ? schema_routes[v->route].body : NULL;
+    for (size_t i = 0; i < ARRAY_SIZE(globals); i++)
+        nearest_try(&n, globals[i].name);
+    for (size_t i = 0; v != NULL && i < ARRAY_SIZE(of_routes); i++)
+        if (verb_option(v, of_routes[i], &(bool){false}))
+            nearest_try(&n, of_routes[i]);
+    for (unsigned i = 0; body != NULL && body->name != NULL && i < body->n_fields; i++)
+        if (!(body->fields[i].flags & READ_ONLY))
+            nearest_try(&n, body_option_name(&body->fields[i], name, sizeof name));
+    for (const char *at = v != NULL ? v->options : NULL; at != NULL && (at = strstr(at, "  --")) != NULL; at += 4) {
+        snprintf(name, sizeof name, "%.*s", (int)MIN(strcspn(at + 4, " "), (size_t)WORD_BYTES_MAX), at + 4);
+        nearest_try(&n, name);
+    }
+    return n;
+}
+
+/* ---- words ---- */
+
 struct words {
     char **argv;
     int argc, at;
@@ -125,8 +210,21 @@ static int take_value(struct words *w, const char *name, char *inline_value, boo
         return 0;
     if (w->at + 1 >= w->argc)
         return error_set(err, -EINVAL, ERROR_INVALID, "--%s needs a value", name);
+    if (strncmp(w->argv[w->at + 1], "--", 2) == 0) /* rather forgotten than meant */
+        return error_set(err, -EINVAL, ERROR_INVALID, "--%s needs a value; one that begins with -- is given as --%s=VALUE", name, name);
     *ret = w->argv[++w->at];
     return 0;
+}
+
+static int no_option(const struct invocation *call, const char *word, const char *name, struct error *err)
+{
+    const struct nearest near = name != NULL ? nearest_option(call->verb, name) : nearest_to("");
+    char meant[80];
+    if (call->verb == NULL)
+        return error_set(err, -EINVAL, ERROR_INVALID, "there is no option %s before noun and verb; `drover --help` lists them%s", word,
+                         nearest_words(&near, "--", meant, sizeof meant));
+    return error_set(err, -EINVAL, ERROR_INVALID, "there is no option %s here; `drover %s %s --help` lists them%s", word,
+                     call->verb->noun, call->verb->verb, nearest_words(&near, "--", meant, sizeof meant));
 }
 
 static int parse_option(struct invocation *call, struct words *w, char *word, bool *ret_help, struct error *err)
@@ -154,8 +252,7 @@ static int parse_option(struct invocation *call, struct words *w, char *word, bo
     }
     bool takes_value = false;
     if (letter || call->verb == NULL || !verb_option(call->verb, name, &takes_value))
-        return error_set(err, -EINVAL, ERROR_INVALID, "there is no option %s here; `drover %s %s --help` lists them",
-                         letter ? word : word, call->verb ? call->verb->noun : "NOUN", call->verb ? call->verb->verb : "VERB");
+        return no_option(call, word, letter ? NULL : name, err);
     if (call->n_options == OPTIONS_MAX)
         return error_set(err, -E2BIG, ERROR_INVALID, "more than %d options", OPTIONS_MAX);
     struct option_given *o = &call->options[call->n_options];
@@ -183,6 +280,7 @@ int invocation_parse(int argc, char **argv, struct invocation *ret, struct error
 {
     struct words w = {argv, argc, 0};
     const char *noun = NULL;
+    char meant[80];
     bool help = false;
     *ret = (struct invocation){.timeout_s = TIMEOUT_DEFAULT_S};
     for (; w.at < argc; w.at++) {
@@ -192,12 +290,18 @@ int invocation_parse(int argc, char **argv, struct invocation *ret, struct error
             rc = parse_option(ret, &w, word, &help, err);
         } else if (noun == NULL) {
             noun = word;
-            if (!noun_known(noun) && strcmp(noun, "help") != 0)
-                rc = error_set(err, -EINVAL, ERROR_INVALID, "there is no noun '%s'; `drover --help` lists them", noun);
+            if (!noun_known(noun) && strcmp(noun, "help") != 0) {
+                const struct nearest near = nearest_verb(NULL, noun);
+                rc = error_set(err, -EINVAL, ERROR_INVALID, "there is no noun '%s'; `drover --help` lists them%s", noun,
+                               nearest_words(&near, "", meant, sizeof meant));
+            }
         } else if (ret->verb == NULL) {
             ret->verb = verb_find(noun, word);
-            if (ret->verb == NULL)
-                rc = error_set(err, -EINVAL, ERROR_INVALID, "%s has no verb '%s'; `drover %s --help` lists them", noun, word, noun);
+            if (ret->verb == NULL) {
+                const struct nearest near = nearest_verb(noun, word);
+                rc = error_set(err, -EINVAL, ERROR_INVALID, "%s has no verb '%s'; `drover %s --help` lists them%s", noun, word, noun,
+                               nearest_words(&near, "", meant, sizeof meant));
+            }
         } else if (ret->name == NULL && ret->verb->argument != ARGUMENT_NONE) {
             ret->name = word;
         } else if (ret->new_name == NULL && ret->verb->argument == ARGUMENT_VM_AND_NEW_NAME) {

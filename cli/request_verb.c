@@ -41,6 +41,25 @@ static int check_fields(const struct object_desc *desc, const char *fields, stru
     return 0;
 }
 
+static int by_age(const void *a, const void *b)
+{
+    const char *x = json_string_value(json_object_get(*(json_t *const *)a, "created_at"));
+    const char *y = json_string_value(json_object_get(*(json_t *const *)b, "created_at"));
+    return strcmp(x ? x : "", y ? y : "");
+}
+
+/* By their random ids they would be in no order at all: the newest last, as events. */
+static void sort_by_age(json_t *rows)
+{
+    size_t n = json_array_size(rows);
+    CLEANUP_FREE json_t **all = xcalloc(n + 1, sizeof *all);
+    for (size_t i = 0; i < n; i++)
+        all[i] = json_incref(json_array_get(rows, i));
+    qsort(all, n, sizeof *all, by_age);
+    for (size_t i = 0; i < n; i++)
+        json_array_set_new(rows, i, all[i]);
+}
+
 static int run_list(const struct invocation *call, struct client *client, struct error *err)
 {
     const char *fields = invocation_option(call, "fields");
@@ -48,6 +67,8 @@ static int run_list(const struct invocation *call, struct client *client, struct
     int rc = check_fields(schema_routes[call->verb->route].answer, fields ? fields : "", err);
     if (rc == 0)
         rc = client_list(client, call->verb->route, invocation_option(call, "filter"), &rows, err);
+    if (rc == 0 && call->verb->route == ROUTE_ID_operation_list)
+        sort_by_age(rows);
     if (rc == 0)
         output_list(call, rows, fields ? fields : call->verb->columns);
     json_decref(rows);
@@ -65,7 +86,8 @@ static void say_done(const struct invocation *call, const json_t *answer)
     else if (schema_routes[call->verb->route].answer == &operation_desc && id != NULL)
         printf("%s %s: accepted, operation %s\n", call->verb->noun, call->name, output_clean(id, clean, sizeof clean));
     else
-        printf("%s %s: %s\n", call->verb->noun, call->name, invocation_option(call, "dry-run") ? "would be done" : "done");
+        printf("%s%s%s: %s\n", call->verb->noun, call->name ? " " : "", call->name ? call->name : "",
+               invocation_option(call, "dry-run") ? "would be done" : "done");
 }
 
 static int wait_and_show(const struct invocation *call, struct client *client, const char *id, struct error *err)

@@ -1,7 +1,16 @@
 """The command line against real controllers: what a person types, and what becomes of it."""
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+
 import pytest
 
 from bed import BedError
+from cluster import missing_programs, program
 
 
 def test_a_label_more_takes_no_other_away(make_cluster):
@@ -55,3 +64,88 @@ def test_a_label_that_names_no_policy_is_told(make_cluster):
         cluster.cli('backup-policy', 'delete', 'nightly', '--yes')
     cluster.cli('backup-policy', 'delete', 'nightly', '--yes', '--force', parse=False)
     assert cluster.cli('backup-policy', 'list') == []
+
+
+# ---- what needs no cluster
+
+def drover(*words, **more):
+    if missing_programs():
+        pytest.skip('not built')
+    return subprocess.run([program('drover'), *words], text=True, capture_output=True, timeout=30, stdin=subprocess.DEVNULL, **more)
+
+
+def test_help_says_what_is_typed():
+    deletes = drover('vm', 'delete', '--help').stdout
+    assert '--force: where its host is lost' in ' '.join(deletes.split()) and '?force' not in deletes
+    parts = set(re.findall(r'^ +([a-z-]+)= ', drover('vm', 'update', '--help').stdout, re.M))
+    assert {'name', 'pool', 'mac', 'security-group'} <= parts and not parts & {'moving', 'allocated', 'number', 'limits'}
+    noun = drover('security-group', '--help').stdout
+    assert noun.count('port-first=443') == 2    # the example of update names what create has opened
+
+
+def test_help_is_as_wide_as_the_terminal():
+    def widest(columns):
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+        process = subprocess.Popen([program('drover'), 'vm', 'update', '--help'], stdout=slave, stdin=subprocess.DEVNULL)
+        os.close(slave)
+        text = b''
+        try:
+            while piece := os.read(master, 65536):
+                text += piece
+        except OSError:
+            pass    # its end, as a terminal tells it
+        os.close(master)
+        assert process.wait() == 0
+        fields = text.decode().split('Fields:')[1].split('Options of every')[0]
+        return max(len(line) for line in fields.splitlines())
+    if missing_programs():
+        pytest.skip('not built')
+    assert widest(80) < 80 < widest(95) < 95 < widest(300) <= 100
+
+
+def test_output_that_is_not_all_written():
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([program('drover'), 'vm', '--help'], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and 'cannot write all of the output: No space left on device' in done.stderr
+    read, write = os.pipe()
+    os.close(read)    # as `| head` that has had enough
+    done = subprocess.run([program('drover'), 'vm', '--help'], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
+# ---- what else a cluster shows
+
+def test_small_things(make_cluster):
+    cluster = make_cluster(controllers=1, agents=0)
+
+    def run(*words, **more):
+        return cluster.bed.run(cluster.cli_command(*words), **more)
+    assert run('ha', 'disarm').stdout == 'ha: done\n'
+    assert run('cluster', 'update', '--label', 'a=b').stdout == 'cluster: done\n'
+    # nobody is there: which controller, and why, once
+    where = cluster.controllers[0].host.address
+    gone = cluster.bed.run([*cluster.cli_command('vm', 'list'), '--endpoint', f'{where}:9,{where}:10', '--timeout', '1'], check=False)
+    assert gone.returncode == 9 and gone.stderr.startswith(f'drover: none of 2 controllers answers, the last one asked was {where}:')
+    assert 'https://' not in gone.stderr and '/v1/' not in gone.stderr
+    # whoever reads what is followed has had enough
+    following = subprocess.Popen([str(word) for word in cluster.bed.door + cluster.cli_command('event', 'follow')],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert following.stdout.readline()
+    following.stdout.close()
+    for _ in range(20):    # what it had written before is in the pipe, perhaps
+        cluster.cli('cluster', 'update', '--label', 'a=c')
+        cluster.cli('cluster', 'update', '--label', 'a=b')
+        if following.poll() is not None:
+            break
+    try:
+        assert (following.wait(10), following.stderr.read()) == (0, b'')
+    finally:
+        following.kill()
+        following.stderr.close()
+    # operations by age: their ids are random
+    cluster.cli('image', 'create', 'i', '--kind', 'kernel', '--kernel', 'url=https://example.org/k,sha256=' + 64 * '0')
+    for i in range(4):
+        cluster.cli('vm', 'create', f'vm{i}', '--image', 'i', '--vcpus', '1', '--memory', '64MiB', '--started=false')
+    assert [item['target_name'] for item in cluster.cli('operation', 'list')] == ['vm0', 'vm1', 'vm2', 'vm3']

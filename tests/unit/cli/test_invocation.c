@@ -101,7 +101,15 @@ static void test_refusals(void **state)
     static const struct {
         const char *line, *words;
     } cases[] = {
-        {"vms list", "no noun 'vms'"},
+        {"vms list", "no noun 'vms'; `drover --help` lists them; is vm meant?"},
+        {"volmue list", "lists them; is volume meant?"},
+        {"vm craete x", "`drover vm --help` lists them; is create meant?"},
+        {"vm create a --vcpu 1", "`drover vm create --help` lists them; is --vcpus meant?"},
+        {"vm delete a --dryrun", "; is --dry-run meant?"},
+        {"vm console a --sceonds 1", "; is --seconds meant?"},
+        {"backup-policy create n --every 1", "; is --every-s meant?"},
+        {"vm list --filter --output json", "--filter needs a value; one that begins with -- is given as --filter=VALUE"},
+        {"vm list --timeout --yes", "--timeout needs a value"},
         {"vm creat x", "vm has no verb 'creat'; `drover vm --help`"},
         {"vm stop", "which vm? Type it after the verb, such as: drover vm stop web1"},
         {"vm list extra", "one word too many"},
@@ -164,6 +172,9 @@ static void test_bad_values(void **state)
         const char *line, *words;
     } cases[] = {
         {"vm create a --image i --memory lots", "--memory takes a number such as 512MiB"},
+        {"vm create a --image i --memory 1GB", "K, M, G, T stand for KiB"},
+        {"vm create a --image i --vcpus 1.5", "--vcpus takes a number such as 2, not '1.5'"},
+        {"backup-policy create a --every-s 1d", "--every-s takes seconds such as 3600, not '1d'"},
         {"vm create a --image i --disk colour=red", "with commas between them, not 'colour=red'"},
         {"vm create a --image i --nic br0", "--nic takes "},
         {"vm create a --image i --disk none --disk name=b", "do not go together"},
@@ -235,6 +246,20 @@ static void test_local_file_becomes_artifact(void **state)
     json_decref(body);
 }
 
+/* Where nothing is near, nothing is offered. */
+static void test_nothing_is_near(void **state)
+{
+    static const char *const lines[] = {"xyz list", "vm frobnicate", "vm list --frobnicate=1", "vm list -x", "--frobnicate", "vm list --"};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(lines); i++) {
+        struct invocation call;
+        struct error err = {0};
+        CLEANUP_FREE char *line = xstrdup(lines[i]);
+        if (parse(line, &call, &err) != -EINVAL || strstr(err.text, "meant") != NULL)
+            fail_msg("%s: '%s'", lines[i], err.text);
+    }
+}
+
 static void test_sizes(void **state)
 {
     static const struct {
@@ -277,7 +302,7 @@ int main(void)
         cmocka_unit_test(test_bodies), cmocka_unit_test(test_labels_are_laid_over), cmocka_unit_test(test_flags),
         cmocka_unit_test(test_refusals), cmocka_unit_test(test_bad_values),
         cmocka_unit_test(test_key_of_a_store),
-        cmocka_unit_test(test_local_file_becomes_artifact), cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_local_file_becomes_artifact), cmocka_unit_test(test_sizes), cmocka_unit_test(test_nothing_is_near),
         cmocka_unit_test(test_every_verb_has_an_example_that_parses),
     };
     return cmocka_run_group_tests_name("invocation", tests, NULL, NULL);
