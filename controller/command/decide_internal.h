@@ -47,6 +47,8 @@ int decide_task(struct deciding *d, struct command_task *command);
 int decide_task_of_vm(struct deciding *d, const struct record *vm, struct task *task);
 /* decide_snapshot.c */
 int decide_snapshot_create(struct deciding *d, const char *vm, size_t vm_length, const struct snapshot *body);
+/* The operation that makes the snapshot of @vm, which runs, that the clone @body is made of. */
+int decide_snapshot_for_clone(struct deciding *d, const struct record *vm, const struct vm_clone *body, struct operation *ret);
 /* A volume of what it has of one. */
 int decide_snapshot_clone(struct deciding *d, const char *id, size_t id_length, const struct volume_clone *body);
 int decide_volume_snapshot(struct deciding *d, const char *volume, size_t volume_length, const struct snapshot *body);

@@ -22,10 +22,8 @@ static void make_name(const struct deciding *d, const char *whose, char name[NAM
                  t + 14, t + 17, i);
 }
 
-static void fill_operation(struct command_task *command, enum operation_kind kind, enum task_kind task,
-                           const char *id, const char *name)
+static void fill_operation(struct operation *operation, enum operation_kind kind, enum task_kind task, const char *id, const char *name)
 {
-    struct operation *operation = &command->operation;
     OBJECT_SET(operation, operation, kind, kind);
     OBJECT_SET(operation, operation, target_kind, object_kind_SNAPSHOT);
     OBJECT_TEXT(operation, operation, target_id, id);
@@ -85,7 +83,7 @@ static int create(struct deciding *d, const struct record *vm, const struct volu
         snprintf(name, sizeof name, "%s", body->name);
     else
         make_name(d, volume != NULL ? volume->name : vm->common->name, name);
-    fill_operation(&command, operation_kind_SNAPSHOT_CREATE, task_kind_SNAPSHOT_CREATE, id, name);
+    fill_operation(&command.operation, operation_kind_SNAPSHOT_CREATE, task_kind_SNAPSHOT_CREATE, id, name);
     OBJECT_TEXT(task_snapshot, arguments, name, name);
     if (body != NULL) {
         struct task_snapshot given = {.labels = body->labels, .freeze = body->freeze, .ram = body->ram}; /* borrowed */
@@ -112,6 +110,23 @@ static int create(struct deciding *d, const struct record *vm, const struct volu
     decide_preview(d, &snapshot_desc, &preview);
     OBJECT_CLEAR(snapshot, &preview);
     return begin(d, vm, volume, &command);
+}
+
+int decide_snapshot_for_clone(struct deciding *d, const struct record *vm, const struct vm_clone *body, struct operation *ret)
+{
+    char id[STATE_ID_BYTES], operation[STATE_ID_BYTES], name[NAME_BYTES];
+    decide_uuid(d, id);
+    decide_uuid(d, operation);
+    snprintf(name, sizeof name, "%.*s-clone-%.8s", NAME_OF_VM_CHARACTERS, body->name, id);
+    fill_operation(ret, operation_kind_SNAPSHOT_CREATE, task_kind_SNAPSHOT_CREATE, id, name);
+    OBJECT_TEXT(operation, ret, id, operation);
+    OBJECT_TEXT(task_snapshot, &ret->task.snapshot, name, name);
+    if (OBJECT_HAS(vm_clone, body, freeze))
+        OBJECT_SET(task_snapshot, &ret->task.snapshot, freeze, body->freeze);
+    if (volume_disk_any(vm->vm) != NULL)
+        OBJECT_SET(task_snapshot, &ret->task.snapshot, volumes, true);
+    object_mark(&operation_desc, ret, "task");
+    return decide_task_of_vm(d, vm, &ret->task);
 }
 
 int decide_snapshot_create(struct deciding *d, const char *vm_id, size_t vm_length, const struct snapshot *body)
@@ -147,7 +162,7 @@ int decide_snapshot_change(struct deciding *d, enum route_id route, const char *
     const struct record *vm = state_get(d->state, object_kind_VM, record->snapshot->vm);
     const struct record *volume = state_get(d->state, object_kind_VOLUME, record->snapshot->volume);
     ASSERT(vm != NULL || volume != NULL); /* a snapshot goes with these */
-    fill_operation(&command, revert ? operation_kind_SNAPSHOT_REVERT : operation_kind_SNAPSHOT_DELETE,
+    fill_operation(&command.operation, revert ? operation_kind_SNAPSHOT_REVERT : operation_kind_SNAPSHOT_DELETE,
                    revert ? task_kind_SNAPSHOT_REVERT : task_kind_SNAPSHOT_DELETE, record->common->id,
                    record->common->name);
     if (d->context->if_revision != 0)

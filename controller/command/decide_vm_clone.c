@@ -146,7 +146,8 @@ static int vm_fill(struct deciding *d, const struct record *source, const struct
     return 0;
 }
 
-static void operation_fill(struct deciding *d, const struct record *source, const struct record *snapshot, struct command_vm_clone *command)
+/* @snapshot: its id; NULL: none. */
+static void operation_fill(struct deciding *d, const struct record *source, const char *snapshot, struct command_vm_clone *command)
 {
     struct operation *operation = &command->operation;
     struct task_vm_clone *clone = &operation->task.vm_clone;
@@ -163,7 +164,7 @@ static void operation_fill(struct deciding *d, const struct record *source, cons
     OBJECT_TEXT(task_vm_clone, clone, vm_name, source->common->name);
     OBJECT_SET(task_vm_clone, clone, epoch, source->vm->epoch);
     if (snapshot != NULL)
-        OBJECT_TEXT(task_vm_clone, clone, snapshot, snapshot->common->id);
+        OBJECT_TEXT(task_vm_clone, clone, snapshot, snapshot);
     object_mark(&task_desc, &operation->task, "vm_clone");
     object_mark(&operation_desc, operation, "task");
 }
@@ -175,6 +176,21 @@ static int snapshot_find(struct deciding *d, const struct record *source, const 
     if (wanted == NULL || (snapshot != NULL && text_same(snapshot->snapshot->vm, source->common->id)))
         return 0;
     return error_set_field(d->err, -ENOENT, ERROR_NOT_FOUND, "/snapshot", "VM '%s' has no snapshot '%.63s'", source->common->name, wanted);
+}
+
+/* One that runs is cloned as it is at a moment: a snapshot is made for it. */
+static int own_snapshot(struct deciding *d, const struct record *source, const struct vm_clone *body, struct command_vm_clone *command)
+{
+    bool runs = source->vm->state == vm_state_RUNNING || source->vm->state == vm_state_PAUSED;
+    if (body->snapshot == NULL && runs) {
+        int rc = decide_snapshot_for_clone(d, source, body, &command->snapshot);
+        object_mark(&command_vm_clone_desc, command, "snapshot");
+        return rc;
+    }
+    if (!OBJECT_HAS(vm_clone, body, freeze))
+        return 0;
+    return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/freeze", "is for a VM that runs, where no snapshot is named: %s",
+                           body->snapshot != NULL ? "that one was made already" : "this one does not run");
 }
 
 int decide_vm_clone(struct deciding *d, const char *id, size_t id_length, const struct vm_clone *body)
@@ -192,11 +208,13 @@ int decide_vm_clone(struct deciding *d, const char *id, size_t id_length, const 
         rc = error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "host %s, which has VM '%s', is not up", host->common->name, source->common->name);
     if (rc == 0)
         rc = vm_fill(d, source, snapshot, body, d->decision->operation_id, &command.vm);
+    if (rc == 0)
+        rc = own_snapshot(d, source, body, &command);
     if (rc < 0) {
         OBJECT_CLEAR(command_vm_clone, &command);
         return rc;
     }
-    operation_fill(d, source, snapshot, &command);
+    operation_fill(d, source, snapshot != NULL ? snapshot->common->id : command.snapshot.task.snapshot.id, &command);
     if (d->context->if_revision != 0)
         OBJECT_SET(command_vm_clone, &command, if_revision, d->context->if_revision);
     object_mark(&command_vm_clone_desc, &command, "vm");

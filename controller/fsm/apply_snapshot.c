@@ -358,6 +358,7 @@ static void create_ended(struct apply *a, const struct operation *operation, enu
     if (record == NULL)
         return;
     if (state != operation_state_SUCCEEDED) {
+        vm_clone_snapshot_ended(a, record->snapshot, state, text);
         drop(a, record, text != NULL ? text : "it could not be made");
         return;
     }
@@ -377,6 +378,7 @@ static void create_ended(struct apply *a, const struct operation *operation, enu
     bool without = operation->task.snapshot.memory && record->snapshot->consistency != snapshot_consistency_MEMORY;
     set_state(a, record, snapshot_state_AVAILABLE,
               without ? "it is without memory: the host's drover-agent is of an older version and has kept the disks alone" : NULL);
+    vm_clone_snapshot_ended(a, record->snapshot, state, NULL);
 }
 
 const struct task_kind_ops task_snapshot_create = {create_may_begin, create_begun, create_ended};
@@ -500,6 +502,11 @@ static void delete_ended(struct apply *a, const struct operation *operation, enu
     struct record *record = snapshot_of(a, operation);
     if (record == NULL)
         return;
+    if (state != operation_state_SUCCEEDED && record->snapshot->clone != NULL) {
+        state_edit_begin(a->state, record);
+        OBJECT_TEXT(snapshot, record->snapshot, kept_at, a->request->at);
+        state_edit_end(a->state, record, a->index);
+    }
     if (state == operation_state_SUCCEEDED)
         drop(a, record, "deleted");
     else /* cancelled: before anything of it was gone */

@@ -71,9 +71,8 @@ bool task_host_may(struct apply *a, const char *id, const char *field)
     return false;
 }
 
-static bool may_begin(struct apply *a, const struct command_task *command)
+bool task_may_begin(struct apply *a, const struct operation *operation, uint64_t if_revision)
 {
-    const struct operation *operation = &command->operation;
     const struct task *task = &operation->task;
     const struct record *vm = NULL;
     if (!operation_has_task(operation) || operation->target_id == NULL || operation->target_name == NULL ||
@@ -88,8 +87,7 @@ static bool may_begin(struct apply *a, const struct command_task *command)
         apply_refuse_field(a, -EINVAL, ERROR_INVALID, "/operation/task/peer", "is the very host that does the work");
         return false;
     }
-    if (command->if_revision != 0 &&
-        apply_find(a, operation->target_kind, operation->target_id, command->if_revision) == NULL)
+    if (if_revision != 0 && apply_find(a, operation->target_kind, operation->target_id, if_revision) == NULL)
         return false;
     if (operation_vm_id(operation) != NULL && (vm = apply_find(a, object_kind_VM, operation_vm_id(operation), 0)) == NULL)
         return false;
@@ -134,15 +132,18 @@ void task_begin(struct apply *a, const struct operation *operation)
     strcpy(a->result->operation_id, record->common->id); /* an id: fits */
 }
 
-void apply_task(struct apply *a, struct command_task *command)
+void task_start(struct apply *a, const struct operation *operation)
 {
-    struct operation *operation = &command->operation;
-    if (!may_begin(a, command) || a->check_only)
-        return;
     const struct task_kind_ops *ops = task_kinds[operation->task.kind];
     if (ops->begun != NULL)
         ops->begun(a, operation);
     task_begin(a, operation);
+}
+
+void apply_task(struct apply *a, struct command_task *command)
+{
+    if (task_may_begin(a, &command->operation, command->if_revision) && !a->check_only)
+        task_start(a, &command->operation);
 }
 
 /* ---- end ---- */
@@ -173,6 +174,9 @@ void task_ask_cancel(struct apply *a, struct record *record, const char *text)
     task_orders_changed(a, &operation->task);
     apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[operation->kind],
                 operation->target_name, text);
+    struct record *first = state_clone_waits_for(a->state, operation);
+    if (first != NULL) /* it ends when that does */
+        task_ask_cancel(a, first, "to end: the clone that it is for is to end");
 }
 
 /* A VM runs on disks that come from a backup: without the rest of them it cannot go on when its host is back, nor be started elsewhere. */
@@ -187,7 +191,8 @@ static void outlast(struct apply *a, struct record *record, const char *text)
                 record->operation->target_name, step);
 }
 
-/* Ending one takes it out of the list: work on a copy. @outlasts: what a VM cannot do without stays. */
+/* Ending one takes it out of the list, and may end another one (a clone that waits for its snapshot): work on a copy. @outlasts: what a VM
+ * cannot do without stays. */
 static void end_all(struct apply *a, const struct record_index *list, bool outlasts, const char *code, const char *text)
 {
     size_t count = list->count;
@@ -195,7 +200,9 @@ static void end_all(struct apply *a, const struct record_index *list, bool outla
     if (count > 0)
         memcpy(copy, list->items, count * sizeof *copy);
     for (size_t i = 0; i < count; i++)
-        if (operation_has_task(copy[i]->operation) && migration_is_handed_over(copy[i]->operation))
+        if (copy[i]->operation->state != operation_state_RUNNING)
+            continue;
+        else if (operation_has_task(copy[i]->operation) && migration_is_handed_over(copy[i]->operation))
             task_end(a, copy[i], operation_state_SUCCEEDED, NULL, NULL, NULL);
         else if (outlasts && restore_is_under(copy[i]->operation))
             outlast(a, copy[i], text);

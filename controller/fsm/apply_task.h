@@ -63,6 +63,8 @@ extern const struct task_kind_ops task_vm_clone;
 /* Are @vm's disks being made of another VM's; are another VM's being made of its, so that no task of @kind may begin? Refuse if so. */
 bool vm_is_in_making(struct apply *a, const struct record *vm);
 bool vm_is_cloned(struct apply *a, const struct record *vm, enum operation_kind kind);
+/* The snapshot that a clone was begun with, @snapshot, has come to an end: the clone waits for its host now, or ends for @text (NULL: well). */
+void vm_clone_snapshot_ended(struct apply *a, const struct snapshot *snapshot, enum operation_state state, const char *text);
 /* @source goes, or another host has it from now on: what was being made of it is not. */
 void vm_clones_end(struct apply *a, const struct record *source, const char *text);
 /* apply_image.c */
@@ -84,6 +86,9 @@ void snapshots_vm_gone(struct apply *a, const struct record *vm);
 /* @vm has another name. */
 void snapshots_vm_renamed(struct apply *a, const struct record *vm);
 
+/* May @operation begin; it does, with all that it means for other objects. @if_revision: of its target; 0: any. */
+bool task_may_begin(struct apply *a, const struct operation *operation, uint64_t if_revision);
+void task_start(struct apply *a, const struct operation *operation);
 /* May host @id have one more, @field being where it was named? Refuses if not. */
 bool task_host_may(struct apply *a, const char *id, const char *field);
 /* @operation, which may begin, does: its record, its host's orders, the answer. What it means for others has been done. */

@@ -102,8 +102,8 @@ static bool is_off(struct apply *a, const struct vm *source)
                      source->name);
     else if (source->wanted != vm_wanted_STOPPED || source->state != vm_state_STOPPED)
         apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, "/snapshot",
-                           "is missing, and VM '%s' is %s: make a snapshot (drover snapshot create %s NAME) and name it here, or stop the VM",
-                           source->name, vm_state_desc.names[source->state], source->name);
+                           "is missing, and VM '%s' is %s, so that it is neither off nor does it run: ask again when it is one of them, or name a snapshot",
+                           source->name, vm_state_desc.names[source->state]);
     else
         return true;
     return false;
@@ -122,13 +122,32 @@ static bool is_at_work(struct apply *a, const struct record *source, bool of_sna
     return false;
 }
 
+/* Of a VM that runs: by a task of its own, in the same entry of the log. */
+static bool snapshot_may_be_made(struct apply *a, const struct command_vm_clone *command, const struct record *host)
+{
+    const struct operation *first = &command->snapshot;
+    const struct task *task = &command->operation.task;
+    if (first->kind != operation_kind_SNAPSHOT_CREATE || first->task.kind != task_kind_SNAPSHOT_CREATE ||
+        first->task.snapshot.volume != NULL || !text_same(first->task.snapshot.id, task->vm_clone.snapshot) ||
+        !text_same(first->target_id, task->vm_clone.snapshot) || !text_same(first->task.vm, task->vm_clone.vm)) {
+        apply_refuse(a, -EINVAL, ERROR_INVALID, "the command does not say how its snapshot is made");
+        return false;
+    }
+    if (host->of_host.tasks.count + 1 >= STATE_HOST_TASKS_MAX) {
+        apply_refuse(a, -EBUSY, ERROR_OVERLOAD, "host %s has %zu tasks under way, and there may be %u; two are to begin", host->common->name,
+                     host->of_host.tasks.count, STATE_HOST_TASKS_MAX);
+        return false;
+    }
+    return task_may_begin(a, first, 0);
+}
+
 /* Are the disks that it is made of there, and at rest? */
 static bool source_may(struct apply *a, const struct command_vm_clone *command)
 {
     const struct task *task = &command->operation.task;
     const struct record *record = apply_find(a, object_kind_VM, task->vm_clone.vm, command->if_revision);
     const struct record *host = state_get(a->state, object_kind_HOST, task->host);
-    if (record == NULL)
+    if (record == NULL || host == NULL)
         return false;
     const struct vm *source = record->vm;
     if (source->wanted == vm_wanted_DELETED) {
@@ -147,6 +166,8 @@ static bool source_may(struct apply *a, const struct command_vm_clone *command)
         if (pool != NULL && !move_host_has(a, pool->pool, host))
             return false;
     }
+    if (OBJECT_HAS(command_vm_clone, command, snapshot))
+        return snapshot_may_be_made(a, command, host);
     return task->vm_clone.snapshot != NULL ? snapshot_is_there(a, source, task->vm_clone.snapshot) : is_off(a, source);
 }
 
@@ -192,6 +213,43 @@ static bool may_clone(struct apply *a, struct command_vm_clone *command)
     return false;
 }
 
+static void waits_for(struct apply *a, struct record *record, const char *what, const char *name)
+{
+    char text[APPLY_STEP_BYTES_MAX];
+    apply_text(text, sizeof text, "waiting for %s %s", what, name);
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(operation, record->operation, step, text);
+    state_edit_end(a->state, record, a->index);
+}
+
+static void snapshot_begin(struct apply *a, const struct command_vm_clone *command)
+{
+    task_start(a, &command->snapshot);
+    struct record *record = map_get(&a->state->tables[object_kind_SNAPSHOT].by_id, command->snapshot.target_id);
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(snapshot, record->snapshot, clone, command->operation.task.vm);
+    state_edit_end(a->state, record, a->index);
+}
+
+void vm_clone_snapshot_ended(struct apply *a, const struct snapshot *snapshot, enum operation_state state, const char *text)
+{
+    const struct record *vm = snapshot->clone != NULL ? map_get(&a->state->tables[object_kind_VM].by_id, snapshot->clone) : NULL;
+    const struct operation *operation = vm != NULL ? state_vm_made_by(vm) : NULL;
+    struct record *record = operation != NULL ? map_get(&a->state->tables[object_kind_OPERATION].by_id, operation->id) : NULL;
+    char words[APPLY_TEXT_BYTES_MAX];
+    if (record == NULL || !text_same(operation->task.vm_clone.snapshot, snapshot->id))
+        return;
+    if (state == operation_state_SUCCEEDED) {
+        waits_for(a, record, "host", vm->vm->host_name);
+        task_orders_changed(a, &operation->task);
+        return;
+    }
+    bool cancelled = operation->cancel_asked;
+    apply_text(words, sizeof words, "no snapshot of VM %s was made for it: %s", operation->task.vm_clone.vm_name, text != NULL ? text : "it could not be");
+    task_end(a, record, cancelled ? operation_state_CANCELLED : operation_state_FAILED,
+             cancelled ? error_kind_info(ERROR_CANCELLED)->code : "task-failed", cancelled ? "cancelled" : words, NULL);
+}
+
 void apply_vm_clone(struct apply *a, struct command_vm_clone *command)
 {
     struct vm *vm = &command->vm;
@@ -214,7 +272,11 @@ void apply_vm_clone(struct apply *a, struct command_vm_clone *command)
     struct record *record = state_insert(a->state, object_kind_VM, vm, a->index);
     apply_event(a, event_type_CREATED, record, "VM %s is made of VM %s, on host %s", record->common->name, given->vm_name,
                 host->common->name);
+    if (OBJECT_HAS(command_vm_clone, command, snapshot))
+        snapshot_begin(a, command);
     task_begin(a, &command->operation);
+    if (OBJECT_HAS(command_vm_clone, command, snapshot))
+        waits_for(a, map_get(&a->state->tables[object_kind_OPERATION].by_id, command->operation.id), "a snapshot of VM", given->vm_name);
     state_host_orders_changed(a->state, record->vm->host, a->index);
     apply_members_changed(a, record->vm);
 }

@@ -398,6 +398,23 @@ const struct operation *state_vm_made_by(const struct record *vm)
     return NULL;
 }
 
+struct record *state_clone_waits_for(const struct state *state, const struct operation *operation)
+{
+    const struct task_vm_clone *clone = &operation->task.vm_clone;
+    bool runs = operation->kind == operation_kind_VM_CLONE && operation->state == operation_state_RUNNING;
+    const struct record *snapshot = runs && clone->snapshot != NULL ? state_get(state, object_kind_SNAPSHOT, clone->snapshot) : NULL;
+    const struct record *source = snapshot != NULL ? state_get(state, object_kind_VM, clone->vm) : NULL;
+    if (source == NULL || snapshot->snapshot->state != snapshot_state_CREATING)
+        return NULL;
+    for (size_t i = 0; i < source->of_vm.operations.count; i++) {
+        struct record *record = source->of_vm.operations.items[i];
+        const struct operation *other = record->operation;
+        if (other->kind == operation_kind_SNAPSHOT_CREATE && strcmp(other->target_id, clone->snapshot) == 0)
+            return record;
+    }
+    return NULL;
+}
+
 const char *operation_vm_id(const struct operation *operation)
 {
     if (operation_has_task(operation) && operation->task.vm != NULL)

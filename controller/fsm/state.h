@@ -168,6 +168,9 @@ static inline bool operation_has_task(const struct operation *operation)
 const char *operation_vm_id(const struct operation *operation);
 /* The one that makes the disks of @vm, which is a clone that is not whole yet; NULL: none. */
 const struct operation *state_vm_made_by(const struct record *vm);
+/* The operation that makes the snapshot that @operation, which makes a VM, was begun with: its host hears of it when that is there. NULL: it
+ * waits for none (any more). */
+struct record *state_clone_waits_for(const struct state *state, const struct operation *operation);
 /* Value of a label of @vm, or NULL. */
 const char *state_vm_label(const struct vm *vm, const char *key);
 /* VMs with the same value of the label STATE_APART_LABEL are kept on different hosts: are these two, if they are two? */

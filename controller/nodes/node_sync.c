@@ -816,6 +816,8 @@ static void fill_tasks(const struct state *state, const struct record *host, con
         const struct operation *operation = host->of_host.tasks.items[i]->operation;
         if (leaves_out(report, operation))
             continue;
+        if (state_clone_waits_for(state, operation) != NULL)
+            continue; /* there is nothing to copy yet */
         struct task_order *order = OBJECT_ADD(node_orders, orders, tasks);
         OBJECT_TEXT(task_order, order, id, operation->id);
         OBJECT_SET(task_order, order, role,

@@ -14,6 +14,7 @@
 #include "controller/fsm/time_text.h"
 #include "controller/fsm/image_copies.h"
 #include "controller/fsm/replica_state.h"
+#include "controller/fsm/volume_disks.h"
 #include "controller/reconcile/backup_schedule.h"
 #include "controller/reconcile/replica_schedule.h"
 
@@ -448,6 +449,83 @@ static void drain_hosts(struct reconciling *r)
     }
 }
 
+/* ---- snapshots that were made for a clone ---- */
+
+/* A host of @vm's, up, and nobody else at work on its disks: else the task would be refused, each tick anew. */
+static bool stands(const struct state *state, const struct record *vm)
+{
+    const struct record *host = vm != NULL ? state_get(state, object_kind_HOST, vm->vm->host) : NULL;
+    const struct vm_disk *disks = vm != NULL ? vm->vm->disks.items : NULL;
+    if (host == NULL || host->host->state != host_state_UP || vm->vm->wanted == vm_wanted_DELETED || vm->vm->recovering)
+        return false;
+    for (size_t i = 0; i < vm->of_vm.operations.count; i++)
+        if (operation_has_task(vm->of_vm.operations.items[i]->operation))
+            return false;
+    for (size_t i = 0; i < host->of_host.tasks.count; i++) { /* with a volume, or the disks, of whatever VM: these are rare */
+        enum operation_kind kind = host->of_host.tasks.items[i]->operation->kind;
+        if (kind == operation_kind_VM_CLONE || kind == operation_kind_VOLUME_CLONE)
+            return false;
+    }
+    for (size_t i = 0; i < vm->vm->disks.count; i++) {
+        const struct record *volume = disks[i].volume != NULL ? state_get(state, object_kind_VOLUME, disks[i].volume) : NULL;
+        if (volume != NULL && (volume->volume->state != volume_state_ATTACHED || volume_snapshot_at_work(state, volume->volume) != NULL))
+            return false;
+    }
+    return true;
+}
+
+/* Its clone is made, or will not be; where that could not be done it is tried again, not at once. */
+static bool is_left(const struct reconciling *r, const struct snapshot *snapshot)
+{
+    if (snapshot->clone == NULL || (snapshot->state != snapshot_state_AVAILABLE && snapshot->state != snapshot_state_FAILED) ||
+        (snapshot->kept_at != NULL && !time_text_is_over(time_text_ms(r->input->now), snapshot->kept_at, RECONCILE_SNAPSHOT_AGAIN_MS)))
+        return false;
+    const struct record *made = state_get(r->state, object_kind_VM, snapshot->clone);
+    return (made == NULL || state_vm_made_by(made) == NULL) && stands(r->state, state_get(r->state, object_kind_VM, snapshot->vm));
+}
+
+static void remove_snapshot(struct reconciling *r, const struct snapshot *snapshot)
+{
+    struct command_task command = {0};
+    struct operation *operation = &command.operation;
+    const struct vm *vm = state_get(r->state, object_kind_VM, snapshot->vm)->vm;
+    char id[STATE_ID_BYTES];
+    r->input->uuid(r->input->uuid_arg, id);
+    OBJECT_TEXT(operation, operation, id, id);
+    OBJECT_SET(operation, operation, kind, operation_kind_SNAPSHOT_DELETE);
+    OBJECT_SET(operation, operation, target_kind, object_kind_SNAPSHOT);
+    OBJECT_TEXT(operation, operation, target_id, snapshot->id);
+    OBJECT_TEXT(operation, operation, target_name, snapshot->name);
+    OBJECT_SET(task, &operation->task, kind, task_kind_SNAPSHOT_DELETE);
+    OBJECT_TEXT(task, &operation->task, host, vm->host);
+    OBJECT_TEXT(task, &operation->task, vm, vm->id);
+    OBJECT_SET(task, &operation->task, epoch, vm->epoch);
+    OBJECT_TEXT(task_snapshot, &operation->task.snapshot, id, snapshot->id);
+    object_mark(&task_desc, &operation->task, "snapshot");
+    object_mark(&operation_desc, operation, "task");
+    object_mark(&command_task_desc, &command, "operation");
+    emit(r, COMMAND_task, &command, &command.request);
+}
+
+/* Two of one VM go one after the other. A few in one tick, which each begins with another one: those that are refused all the same keep neither
+ * others of them from their turn nor what comes after. */
+static void remove_snapshots(struct reconciling *r)
+{
+    struct map begun = {0};
+    const size_t count = state_count(r->state, object_kind_SNAPSHOT);
+    const size_t first = count > 0 ? time_text_ms(r->input->now) / RECONCILE_PERIOD_MS % count : 0;
+    unsigned left = RECONCILE_SNAPSHOTS_MAX;
+    for (size_t i = 0; r->input->uuid != NULL && i < count && left > 0 && !full(r); i++) {
+        const struct snapshot *snapshot = state_at(r->state, object_kind_SNAPSHOT, (first + i) % count)->snapshot;
+        if (!is_left(r, snapshot) || map_get(&begun, snapshot->vm) != NULL)
+            continue;
+        map_put(&begun, snapshot->vm, (void *)(uintptr_t)snapshot);
+        remove_snapshot(r, snapshot);
+        left--;
+    }
+    map_finish(&begun);
+}
+
 /* ---- backups ---- */
 
 /* The room is for those then: boots can wait. */
@@ -531,6 +609,7 @@ void reconcile_tick(const struct state *state, const struct reconcile_input *inp
     drain_hosts(&r);
     begin_backups(&r);
     begin_points(&r);
+    remove_snapshots(&r);
     map_finish(&r.nodes);
 }
 

@@ -8,7 +8,7 @@
  *
  * Does: place VMs that have no host, those of lost hosts before all others, by priority (apply_lease.c marks them); mark hosts that do not report unreachable (their reports mark them up again,
  * node_sync.h); remove tokens that have expired; end a drill that a wrong clock would have last for long; have one more host keep an image that too few hosts keep, in
- * the place of one that is lost; begin backups that are due (backup_schedule.h).
+ * the place of one that is lost; begin backups that are due (backup_schedule.h); remove snapshots that were made for a clone which is over.
  * Empties hosts that are to be drained (drain.h).
  * Does not: give up on anything silently; start a VM elsewhere while its host may still run it.
  *
@@ -27,6 +27,8 @@
 #define RECONCILE_NAME_SIZE 64u      /* a VM's name with its NUL */
 #define RECONCILE_KEEPERS_FAILED_MAX 2u /* hosts that cannot get an image and are made up for, where no more than that have it */
 #define RECONCILE_SILENCE_MS 10000u /* without a report: unreachable */
+#define RECONCILE_SNAPSHOTS_MAX 4u /* that were made for a clone: removals begun in one tick */
+#define RECONCILE_SNAPSHOT_AGAIN_MS 600000u /* after the removal of one of those failed */
 #define RECONCILE_AFTER_LABEL "ha-after" /* name of the VM that a VM of a lost host is started after, */
 #define RECONCILE_AFTER_MS 600000u /* at most so long after its host was heard, where that VM does not come to run, */
 #define RECONCILE_DELAY_LABEL "ha-delay-s" /* and how long it has to run before */

@@ -67,7 +67,6 @@ def test_clones(make_cluster):
     one = create(cluster, 'one', disks=DISKS, **WRITES)
     source = home(agent, one) / 'disks' / 'root.layers'
     wait_writes(agent, one, BLOCKS)
-    refused(cluster, 409, 'make a snapshot', 'POST', '/v1/vms/one/clone', {'name': 'two'})
     done(cluster, cluster.api('POST', '/v1/vms/one/snapshots', {'name': 's'}))
     snapshot = cluster.api('GET', '/v1/snapshots/s')[2]['id']
     kept = content(source, snapshot)
@@ -124,3 +123,64 @@ def test_clones(make_cluster):
     wait_until(lambda: read_before(agent, three['id']), 30, 'the guest finds what the other had written')
     cluster.cli('vm', 'delete', 'three', '--yes', '--wait', parse=False)
     assert not list((nas / 'vms').iterdir())
+
+
+def snapshots(cluster):
+    return cluster.api('GET', '/v1/snapshots')[2]
+
+
+def test_clones_of_a_vm_that_runs(make_cluster):
+    """By a snapshot that nobody asked for, and that nobody finds afterwards, whoever ends on the way."""
+    cluster = make_cluster(controllers=1, agents=1)
+    agent = cluster.agent(1)
+    large_image(cluster)
+    one = create(cluster, 'one', disks=DISKS, **WRITES)
+    source = home(agent, one) / 'disks' / 'root.layers'
+    wait_writes(agent, one, BLOCKS)
+    # killed, agent and controller, while it is copied
+    operation = held_clone(cluster, agent, 'two')
+    made = snapshots(cluster)
+    two = cluster.vm('two')['id']
+    assert [s['clone'] for s in made] == [two] and made[0]['vm_name'] == 'one' and made[0]['consistency'] == 'crash', made
+    kept = content(source, made[0]['id'])
+    assert any(kept)
+    refused(cluster, 409, 'is being made of', 'DELETE', f'/v1/snapshots/{made[0]["name"]}')
+    agent.program.kill9()
+    cluster.controller(1).program.kill9()
+    cluster.controller(1).program.restart()
+    agent.program.restart()
+    assert ended(cluster, operation)['state'] == 'succeeded'
+    assert content(place(home(agent, two) / 'disks', operation)) == kept
+    wait_until(lambda: not snapshots(cluster), 30, 'nobody needs the snapshot any more')
+    wait_until(lambda: not json.loads((source / 'root.disk').read_text()).get('snapshots'), 30, 'nor has the disk it')
+    wait_writes(agent, one)
+    assert 'disk: ' not in life(agent, one)
+    start(cluster, 'two')
+    wait_until(lambda: read_before(agent, two), 30, 'the guest finds what the other had written')
+    assert max(read_before(agent, two)) <= max(kept)
+    # cancelled while it is copied, and the agent is killed then
+    operation = held_clone(cluster, agent, 'three')
+    three = cluster.vm('three')['id']
+    assert cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel')[0] in (200, 202)
+    agent.program.kill9()
+    agent.program.restart()
+    assert ended(cluster, operation)['state'] == 'cancelled'
+    wait_until(lambda: cluster.vm('three') is None and not home(agent, three).exists() and not snapshots(cluster), 30, 'it is gone, and its snapshot')
+    # cancelled, and deleted, before there is a snapshot: its host looks after that
+    vmm = json.loads((home(agent, one) / 'vm.json').read_text())['pid']
+    for end in ('cancel', 'delete'):
+        os.kill(vmm, signal.SIGSTOP)
+        status, _, operation = cluster.api('POST', '/v1/vms/one/clone', {'name': 'three', 'freeze': False})
+        assert status == 202, operation
+        wait_until(lambda: 'waiting for a snapshot' in cluster.api('GET', f'/v1/operations/{operation["id"]}')[2].get('step', ''), 20, 'it says so')
+        if end == 'cancel':
+            assert cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel')[0] in (200, 202)
+        else:
+            agent.program.kill9()
+            assert cluster.api('DELETE', '/v1/vms/three')[0] == 202
+            agent.program.restart()
+        os.kill(vmm, signal.SIGCONT)
+        assert ended(cluster, operation)['state'] in ('cancelled',) + ('failed',) * (end == 'delete')
+        wait_until(lambda: cluster.vm('three') is None and not snapshots(cluster), 30, 'it is gone, and its snapshot')
+    wait_writes(agent, one)
+    assert 'disk: ' not in life(agent, one)

@@ -178,7 +178,13 @@ static void of_one_that_is_off(void **test)
 {
     struct fixture *f = *test;
     struct task_order order = {.id = NULL};
-    refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}", -EBUSY, "is missing, and VM 'web' is running: make a snapshot (drover snapshot create web NAME)");
+    fixture_must(f, ROUTE_ID_vm_stop, "web", NULL);
+    refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"freeze\":true,\"snapshot\":\"s\"}", -EINVAL, "that one was made already");
+    fixture_vm_is(f, "web", vm_state_STOPPED);
+    refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"freeze\":true}", -EINVAL, "this one does not run");
+    fixture_must(f, ROUTE_ID_vm_start, "web", NULL);
+    fixture_vm_is(f, "web", vm_state_STARTING);
+    refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}", -EBUSY, "VM 'web' is starting, so that it is neither off nor does it run");
     fixture_must(f, ROUTE_ID_vm_stop, "web", NULL);
     fixture_vm_is(f, "web", vm_state_STOPPED);
     fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"pool\":\"nas\",\"labels\":{\"k\":\"v\"},\"hostname\":\"h\"}");
@@ -371,6 +377,154 @@ static void it_outlasts_a_restart(void **test)
     fixture_same_bytes(f->state, restored);
 }
 
+/* ---- of one that runs, by a snapshot of its own ---- */
+
+/* That one; NULL: there is none (any more). */
+static const struct snapshot *own(struct fixture *f)
+{
+    const struct snapshot *found = NULL;
+    for (size_t i = 0; i < state_count(f->state, object_kind_SNAPSHOT); i++) {
+        const struct snapshot *snapshot = state_at(f->state, object_kind_SNAPSHOT, i)->snapshot;
+        assert_true(found == NULL || snapshot->clone == NULL);
+        found = snapshot->clone != NULL ? snapshot : found;
+    }
+    return found;
+}
+
+/* n1 says how what is done with it goes; the last operation stays the one that others look at. False: nothing is. */
+static bool own_says(struct fixture *f, enum operation_state state)
+{
+    char operation[37], id[37] = "";
+    const struct record_index *all = &fixture_get(f, object_kind_VM, "web")->of_vm.operations;
+    for (size_t i = 0; own(f) != NULL && i < all->count; i++)
+        if (strcmp(all->items[i]->operation->target_id, own(f)->id) == 0)
+            snprintf(id, sizeof id, "%s", all->items[i]->common->id);
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", id);
+    bool said = id[0] != '\0' && task_says(f, state) == 1;
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+    return said;
+}
+
+/* What it was made for is over, however: the leader has it removed. */
+static void own_goes(struct fixture *f)
+{
+    assert_int_equal(fixture_reconcile(f, NULL), 1);
+    assert_int_equal(own(f)->state, snapshot_state_DELETING);
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    assert_true(own_says(f, operation_state_SUCCEEDED));
+    assert_null(own(f));
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+}
+
+static const struct operation *last(struct fixture *f)
+{
+    return fixture_get(f, object_kind_OPERATION, f->decision.operation_id)->operation;
+}
+
+static void one_that_runs_is_cloned_by_a_snapshot_of_its_own(void **test)
+{
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"freeze\":true}");
+    assert_int_equal(last(f)->kind, operation_kind_VM_CLONE);
+    assert_string_equal(last(f)->step, "waiting for a snapshot of VM web");
+    has_what_the_other_has_and_is_its_own(f);
+    assert_non_null(own(f));
+    assert_string_equal(own(f)->clone, fixture_vm(f, "new")->id);
+    assert_true(strncmp(own(f)->name, "new-clone-", 10) == 0 && own(f)->freeze && own(f)->state == snapshot_state_CREATING);
+    assert_false(ordered(f, &order)); /* there is nothing to copy yet */
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    assert_true(own_says(f, operation_state_SUCCEEDED));
+    assert_string_equal(last(f)->step, "waiting for host n1");
+    assert_true(ordered(f, &order));
+    assert_string_equal(((const struct volume_move *)order.copy.disks.items)->snapshot, own(f)->id);
+    OBJECT_CLEAR(task_order, &order);
+    refused_meanwhile(f, ROUTE_ID_snapshot_delete, own(f)->id, NULL, -EBUSY, "VM 'new' is being made of the disks of VM 'web'");
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    assert_int_equal(fixture_vm(f, "new")->state, vm_state_STOPPED);
+    own_goes(f);
+    assert_non_null(state_get(f->state, object_kind_SNAPSHOT, "s")); /* somebody's */
+}
+
+/* It ends badly, or is to end, before there is a snapshot, and after it. */
+static void and_that_goes_however_it_ends(void **test)
+{
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    static const char body[] = "{\"name\":\"new\"}";
+    fixture_must(f, ROUTE_ID_vm_clone, "web", body);
+    assert_true(own_says(f, operation_state_FAILED));
+    assert_null(own(f));
+    assert_int_equal(last(f)->state, operation_state_FAILED);
+    assert_non_null(strstr(last(f)->error_text, "no snapshot of VM web was made for it: host n1: "));
+    goes(f);
+    /* cancelled, which the host of the snapshot hears */
+    static const enum operation_state ends[] = {operation_state_CANCELLED, operation_state_SUCCEEDED};
+    for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
+        fixture_must(f, ROUTE_ID_vm_clone, "web", body);
+        char operation[37];
+        snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+        fixture_must(f, ROUTE_ID_operation_cancel, operation, NULL);
+        snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+        const struct record_index *all = &fixture_get(f, object_kind_VM, "web")->of_vm.operations;
+        assert_true(all->count == 1 && all->items[0]->operation->cancel_asked);
+        assert_true(own_says(f, ends[i]));
+        if (ends[i] == operation_state_SUCCEEDED) { /* it was there before */
+            assert_true(ordered(f, &order) && order.cancel);
+            OBJECT_CLEAR(task_order, &order);
+            assert_int_equal(fixture_reconcile(f, NULL), 0);
+            assert_int_equal(task_says(f, operation_state_CANCELLED), 1);
+            own_goes(f);
+        }
+        assert_int_equal(last(f)->state, operation_state_CANCELLED);
+        goes(f);
+    }
+    /* deleted */
+    fixture_must(f, ROUTE_ID_vm_clone, "web", body);
+    fixture_must(f, ROUTE_ID_vm_delete, "new", NULL);
+    goes(f);
+    assert_int_equal(fixture_reconcile(f, NULL), 0); /* it is being made still */
+    assert_true(own_says(f, operation_state_SUCCEEDED));
+    own_goes(f);
+    /* failed while it is copied */
+    fixture_must(f, ROUTE_ID_vm_clone, "web", body);
+    assert_true(own_says(f, operation_state_SUCCEEDED));
+    assert_int_equal(task_says(f, operation_state_FAILED), 1);
+    own_goes(f);
+}
+
+static void a_removal_that_failed_is_tried_again(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}");
+    assert_true(own_says(f, operation_state_SUCCEEDED));
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    fixture_must(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"t\"}");
+    assert_int_equal(fixture_reconcile(f, NULL), 0); /* somebody is at work there */
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    assert_int_equal(fixture_reconcile(f, NULL), 1);
+    assert_true(own_says(f, operation_state_FAILED));
+    assert_int_equal(own(f)->state, snapshot_state_FAILED);
+    assert_int_equal(fixture_reconcile(f, NULL), 0);
+    f->now_ms += RECONCILE_SNAPSHOT_AGAIN_MS;
+    own_goes(f);
+}
+
+/* Both of its tasks end in one entry of the log. */
+static void its_host_is_lost_before_there_is_a_snapshot(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"pool\":\"nas\"}");
+    const struct operation *operation = last(f);
+    fixture_lose(f, "n1");
+    assert_int_equal(operation->state, operation_state_FAILED);
+    assert_non_null(strstr(operation->error_text, "no snapshot of VM web was made for it: ")); /* once */
+    assert_null(own(f));
+    assert_null(state_get(f->state, object_kind_VM, "new"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -384,6 +538,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_report_does_not_make_it, setup, teardown),
         cmocka_unit_test_setup_teardown(a_recovered_cluster_keeps_what_may_have_run, setup, teardown),
         cmocka_unit_test_setup_teardown(it_outlasts_a_restart, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_that_runs_is_cloned_by_a_snapshot_of_its_own, setup, teardown),
+        cmocka_unit_test_setup_teardown(and_that_goes_however_it_ends, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_removal_that_failed_is_tried_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(its_host_is_lost_before_there_is_a_snapshot, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
