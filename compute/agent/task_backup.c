@@ -178,6 +178,7 @@ static bool wait_for_disks(struct backup_task *b, const struct task_seen *seen)
         b->task->stopping || b->task->order.cancel || b->busy++ >= BACKUP_BUSY_MAX)
         return false;
     agent_task_progress(b->task, "waiting for who has the VM's disks, a snapshot that is made or removed for instance", 0, 0);
+    hold(b, false); /* the VM may be started meanwhile */
     uv_timer_start(&b->timer, on_timer, BACKUP_AGAIN_MS, 0);
     return true;
 }
@@ -414,7 +415,10 @@ static void look(struct backup_task *b)
 
 static void on_timer(uv_timer_t *timer)
 {
-    look(timer->data);
+    struct backup_task *b = timer->data;
+    if (!b->placed)
+        hold(b, true);
+    look(b);
 }
 
 static void start(struct agent_task *task)

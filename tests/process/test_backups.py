@@ -237,8 +237,11 @@ def test_waits_for_who_has_the_disks_of_a_vm_that_is_off(cluster):
             assert asked[0] == 202, asked
             path = f"/v1/operations/{asked[2]['id']}"
             wait_until(lambda: 'waiting for who has the VM' in cluster.api('GET', path)[2].get('step', ''), 20, 'it says so')
-            if end == 'succeeded':
+            if end == 'succeeded':                  # who wants to start the VM does not wait for that as well
+                assert cluster.api('POST', '/v1/vms/a/start')[0] == 202
+                wait_until(lambda: 'in use' in cluster.vm('a').get('state_reason', ''), 20, 'it is tried to start it')
                 file.close()
+                wait_until(lambda: cluster.vm('a')['state'] == 'running', 60, 'it runs')
             else:
                 cluster.api('POST', f'{path}/cancel')
             done(cluster, asked, end)
