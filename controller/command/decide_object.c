@@ -9,6 +9,7 @@
 #include "controller/fsm/pool_members.h"
 #include "controller/fsm/replica_state.h"
 #include "controller/fsm/time_text.h"
+#include "controller/reconcile/reconcile.h"
 
 #define MIB (UINT64_C(1) << 20)
 
@@ -165,7 +166,8 @@ static int check_host_patch(const struct record *record, const struct host *patc
     return 0;
 }
 
-/* Policies name their stores, and labels of VMs their policies, by name: what is renamed below them would end their backups. */
+/* Policies name their stores, and labels of VMs their policies and the VMs that they wait for, by name: what is renamed below them would
+ * end their backups, or have them wait for nobody, without a word. */
 static int check_named(const struct state *state, const struct record *record, struct error *err)
 {
     for (size_t i = 0; record->kind == object_kind_BACKUP_STORE && i < state_count(state, object_kind_BACKUP_POLICY); i++) {
@@ -174,12 +176,15 @@ static int check_named(const struct state *state, const struct record *record, s
             return error_set_field(err, -EBUSY, ERROR_IN_USE, "/name", "backup-store '%s' cannot be renamed: policy '%s' names it; give that "
                                    "the store's id first (--store %s)", record->common->name, policy->name, record->common->id);
     }
-    for (size_t i = 0; record->kind == object_kind_BACKUP_POLICY && i < state_count(state, object_kind_VM); i++) {
+    const char *key = record->kind == object_kind_BACKUP_POLICY ? BACKUP_POLICY_LABEL
+                      : record->kind == object_kind_VM          ? RECONCILE_AFTER_LABEL
+                                                                : NULL;
+    for (size_t i = 0; key != NULL && i < state_count(state, object_kind_VM); i++) {
         const struct vm *vm = state_at(state, object_kind_VM, i)->vm;
-        const char *label = state_vm_label(vm, BACKUP_POLICY_LABEL);
+        const char *label = state_vm_label(vm, key);
         if (label != NULL && strcmp(label, record->common->name) == 0)
-            return error_set_field(err, -EBUSY, ERROR_IN_USE, "/name", "policy '%s' cannot be renamed: VM '%s' has its name in the label "
-                                   BACKUP_POLICY_LABEL, record->common->name, vm->name);
+            return error_set_field(err, -EBUSY, ERROR_IN_USE, "/name", "%s '%s' cannot be renamed: VM '%s' has its name in the label %s",
+                                   record->kind == object_kind_VM ? "VM" : "policy", record->common->name, vm->name, key);
     }
     return 0;
 }

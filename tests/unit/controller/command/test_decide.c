@@ -356,6 +356,20 @@ static void a_policy_that_vms_have_stays(void **test)
     assert_null(state_get(f->state, object_kind_BACKUP_POLICY, "nightly"));
 }
 
+static void a_vm_that_others_wait_for_keeps_its_name(void **test)
+{
+    struct fixture *f = *test;
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"db\",\"image\":\"tiny\",\"flavor\":\"small\"}");
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"labels\":{\"ha-after\":\"db\"}}");
+    assert_int_equal(fixture_do(f, ROUTE_ID_vm_update, "db", "{\"name\":\"db1\"}"), -EBUSY);
+    assert_string_equal(f->error.field, "/name");
+    assert_string_equal(f->error.text, "VM 'db' cannot be renamed: VM 'web' has its name in the label ha-after");
+    fixture_must(f, ROUTE_ID_vm_update, "db", "{\"name\":\"db\"}"); /* that is no change */
+    fixture_must(f, ROUTE_ID_vm_update, "web", "{\"name\":\"web1\"}");
+    fixture_must(f, ROUTE_ID_vm_update, "web1", "{\"labels\":{}}");
+    fixture_must(f, ROUTE_ID_vm_update, "db", "{\"name\":\"db1\"}");
+}
+
 static void nothing_before_init(void **test UNUSED)
 {
     struct fixture f;
@@ -385,6 +399,7 @@ int main(void)
         TEST(what_of_devices_cannot_change),
         TEST(one_of_two_changes_at_once_is_refused),
         TEST(a_policy_that_vms_have_stays),
+        TEST(a_vm_that_others_wait_for_keeps_its_name),
         TEST(a_cpu_model_comes_from_the_flavor_or_the_vm),
         cmocka_unit_test(nothing_before_init),
     };
