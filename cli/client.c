@@ -16,6 +16,7 @@
 #define ATTEMPT_MS 10000
 #define LIST_PAGE 1000
 #define PAUSE_MS 150
+#define API_PORT "7443"
 
 static uint64_t now_ms(void)
 {
@@ -57,20 +58,33 @@ const char *client_endpoint(const struct client *client)
     return client->endpoints[client->at];
 }
 
+char *client_endpoint_parse(const char *typed, struct error *err)
+{
+    const char *host = strncmp(typed, "https://", 8) == 0 ? typed + 8 : typed, *rule;
+    int length = (int)strlen(host);
+    length -= length > 0 && host[length - 1] == '/';
+    CLEANUP_FREE char *plain = xasprintf("%.*s", length, host);
+    const char *colon = strchr(plain, ':');
+    bool bare = plain[0] != '[' && colon != NULL && strchr(colon + 1, ':') != NULL; /* an IPv6 address without a port */
+    bool closed = length > 0 && plain[length - 1] == ']';
+    char *address = bare                      ? xasprintf("[%s]:" API_PORT, plain)
+                    : closed || colon == NULL ? xasprintf("%s:" API_PORT, plain)
+                                              : xstrdup(plain);
+    if (text_format_ok(FORMAT_address, address, &rule))
+        return address;
+    free(address);
+    error_set(err, -EINVAL, ERROR_INVALID, "the endpoint '%s' must be %s", typed, rule);
+    return NULL;
+}
+
 static int add_endpoints(struct client *client, const char *list, struct error *err)
 {
     CLEANUP_FREE char *copy = xstrdup(list);
     char *rest = NULL;
     for (char *word = strtok_r(copy, ", ", &rest); word != NULL; word = strtok_r(NULL, ", ", &rest)) {
-        const char *rule;
-        if (strncmp(word, "https://", 8) == 0)
-            word += 8;
-        char *address = strchr(word, ':') ? xstrdup(word) : xasprintf("%s:7443", word);
-        if (!text_format_ok(FORMAT_address, address, &rule)) {
-            error_set(err, -EINVAL, ERROR_INVALID, "the endpoint '%s' must be %s", word, rule);
-            free(address);
+        char *address = client_endpoint_parse(word, err);
+        if (address == NULL)
             return -EINVAL;
-        }
         if (client->n_endpoints == ENDPOINTS_MAX) {
             free(address);
             return error_set(err, -E2BIG, ERROR_INVALID, "more than %d endpoints", ENDPOINTS_MAX);

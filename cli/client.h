@@ -30,6 +30,9 @@ struct reply {
 /* From options, environment or the contexts file. -ENOENT tells how to make a cluster known. */
 int client_init(struct client *client, const struct invocation *call, struct error *err);
 void client_finish(struct client *client);
+/* "host:port" of an API address as it is typed: https:// and a last / are left out, port 7443 is added where there is none, and brackets
+ * around an IPv6 address where it is bare. NULL with words where it is none. The caller frees it. */
+char *client_endpoint_parse(const char *typed, struct error *err);
 
 /* One request. @path begins with '/', query included; @body may be NULL. A controller that does not answer, or
  * answers 502 to 504, is followed by the next one until the call's time is up; a write carries an Idempotency-Key, so that

@@ -10,6 +10,8 @@
 #include "cli/context.h"
 #include "cli/output.h"
 
+#define AMISS_SHOWN_MAX 50 /* of the VMs that are not as wanted, in the table: the rest is the same trouble */
+
 /* drover-controller beside this program, or found by PATH. */
 static void run_controller_init(char *const argv[])
 {
@@ -52,6 +54,9 @@ int cluster_init(const struct invocation *call, struct error *err)
         return error_set(err, -EINVAL, ERROR_INVALID, "--name, --address and --data are needed; an example: %s", call->verb->example);
     const char *argv[] = {"drover-controller", "init", "--name", name, "--address", address, "--data", data,
                           cluster ? "--cluster-name" : NULL, cluster, NULL};
+    CLEANUP_FREE char *endpoint = client_endpoint_parse(address, err);
+    if (endpoint == NULL)
+        return -EINVAL;
     int rc = spawn_and_wait((char *const *)(uintptr_t)argv, err);
     if (rc < 0)
         return rc;
@@ -59,7 +64,7 @@ int cluster_init(const struct invocation *call, struct error *err)
         return error_errno(err, -errno, "cannot find %s", data);
     OBJECT_TEXT(cli_context, &context, name, cluster ? cluster : "drover");
     context.endpoints.items = xcalloc(1, sizeof(char *));
-    context.endpoints.items[context.endpoints.count++] = strchr(address, ':') ? xstrdup(address) : xasprintf("%s:7443", address);
+    context.endpoints.items[context.endpoints.count++] = TAKE_PTR(endpoint);
     object_mark(&cli_context_desc, &context, "endpoints");
     for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
         snprintf(path, sizeof path, "%s/admin/%s.pem", resolved, files[i]);
@@ -72,48 +77,51 @@ int cluster_init(const struct invocation *call, struct error *err)
     return rc;
 }
 
-/* One part of the status: the list at @path, added to @list. */
-static int add_list(struct client *client, const char *path, json_t *list, struct error *err)
+static void put_section(const struct invocation *call, const char *title, const json_t *list, const char *columns, size_t most)
 {
-    struct reply reply;
-    int rc = client_request(client, "GET", path, NULL, &reply, err);
-    if (rc == 0 && json_array_extend(list, reply.json) < 0)
-        rc = error_set(err, -EPROTO, ERROR_INTERNAL, "the controller's list is not a list");
-    reply_finish(&reply);
-    return rc;
-}
-
-static void put_section(const struct invocation *call, const char *title, const json_t *list, const char *columns)
-{
-    printf("%s (%zu)\n", title, json_array_size(list));
-    if (json_array_size(list) > 0)
-        output_list(call, list, columns);
+    size_t count = json_array_size(list), shown = MIN(count, most);
+    json_t *rows = json_array();
+    for (size_t i = 0; i < shown; i++)
+        json_array_append(rows, json_array_get(list, i));
+    printf("%s (%zu%s)\n", title, count, shown < count ? "; the first of them" : "");
+    if (shown > 0)
+        output_list(call, rows, columns);
     putchar('\n');
+    json_decref(rows);
 }
 
 int cluster_status(const struct invocation *call, struct error *err)
 {
     /* A filter compares a field with a word, not with another field: one question for each thing that can be wanted. */
-    static const char *const lists[][2] = {
-        {"controllers", "/v1/controllers"},
-        {"hosts", "/v1/hosts"},
-        {"vms_not_as_wanted", "/v1/vms?limit=50&filter=wanted%3Drunning%20and%20state%21%3Drunning"},
-        {"vms_not_as_wanted", "/v1/vms?limit=50&filter=wanted%3Dstopped%20and%20state%21%3Dstopped"},
-        {"vms_not_as_wanted", "/v1/vms?limit=50&filter=wanted%3Dpaused%20and%20state%21%3Dpaused"},
-        {"vms_not_as_wanted", "/v1/vms?limit=50&filter=wanted%3Ddeleted"},
+    static const struct {
+        const char *part;
+        enum route_id route;
+        const char *filter;
+    } lists[] = {
+        {"controllers", ROUTE_ID_controller_list, NULL},
+        {"hosts", ROUTE_ID_host_list, NULL},
+        {"vms_not_as_wanted", ROUTE_ID_vm_list, "wanted=running and state!=running"},
+        {"vms_not_as_wanted", ROUTE_ID_vm_list, "wanted=stopped and state!=stopped"},
+        {"vms_not_as_wanted", ROUTE_ID_vm_list, "wanted=paused and state!=paused"},
+        {"vms_not_as_wanted", ROUTE_ID_vm_list, "wanted=deleted"},
     };
     struct client client;
     json_t *status = json_pack("{s:[], s:[], s:[]}", "controllers", "hosts", "vms_not_as_wanted");
     int rc = client_init(&client, call, err);
-    for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(lists); i++)
-        rc = add_list(&client, lists[i][1], json_object_get(status, lists[i][0]), err);
+    for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(lists); i++) {
+        json_t *rows = NULL;
+        rc = client_list(&client, lists[i].route, lists[i].filter, &rows, err);
+        if (rc == 0)
+            json_array_extend(json_object_get(status, lists[i].part), rows);
+        json_decref(rows);
+    }
     client_finish(&client);
     if (rc == 0 && call->output == OUTPUT_TABLE) {
-        put_section(call, "Controllers", json_object_get(status, "controllers"), "name,role,leader,address");
+        put_section(call, "Controllers", json_object_get(status, "controllers"), "name,role,leader,address", SIZE_MAX);
         put_section(call, "Hosts", json_object_get(status, "hosts"),
-                    "name,state,schedulable,vms,committed_vcpus,committed_memory_bytes,memory_bytes,kvm");
+                    "name,state,schedulable,vms,committed_vcpus,committed_memory_bytes,memory_bytes,kvm", SIZE_MAX);
         put_section(call, "VMs not as wanted", json_object_get(status, "vms_not_as_wanted"),
-                    "name,state,wanted,host_name,state_reason,placement");
+                    "name,state,wanted,host_name,state_reason,placement", AMISS_SHOWN_MAX);
     } else if (rc == 0) {
         output_object(call, status);
     }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/client.h"
 #include "cli/verb_functions.h"
 #include "cli/output.h"
 #include "common/file.h"
@@ -142,13 +143,20 @@ static int set_path(struct cli_context *context, const char *field, const char *
     return 0;
 }
 
-static int check_endpoints(const struct string_list *endpoints, struct error *err)
+static int set_endpoints(struct cli_context *context, const char *given, struct error *err)
 {
-    const char *rule;
-    for (size_t i = 0; i < endpoints->count; i++)
-        if (!text_format_ok(FORMAT_address, endpoints->items[i], &rule))
-            return error_set(err, -EINVAL, ERROR_INVALID, "--endpoint: '%s' must be %s", endpoints->items[i], rule);
-    return endpoints->count > 0 ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "--endpoint names no address");
+    CLEANUP_FREE char *copy = xstrdup(given);
+    char *rest = NULL;
+    for (char *word = strtok_r(copy, ", ", &rest); word != NULL; word = strtok_r(NULL, ", ", &rest)) {
+        struct string_list *l = &context->endpoints;
+        char *address = client_endpoint_parse(word, err);
+        if (address == NULL)
+            return -EINVAL;
+        l->items = xrealloc(l->items, (l->count + 1) * sizeof *l->items);
+        l->items[l->count++] = address;
+        object_mark(&cli_context_desc, context, "endpoints");
+    }
+    return context->endpoints.count > 0 ? 0 : error_set(err, -EINVAL, ERROR_INVALID, "--endpoint names no address");
 }
 
 int context_add(const struct invocation *call, struct error *err)
@@ -157,17 +165,7 @@ int context_add(const struct invocation *call, struct error *err)
     if (call->endpoint == NULL)
         return error_set(err, -EINVAL, ERROR_INVALID, "--endpoint is needed: API addresses by comma, such as 10.0.0.1:7443");
     OBJECT_TEXT(cli_context, &context, name, call->name);
-    CLEANUP_FREE char *copy = xstrdup(call->endpoint);
-    char *rest = NULL;
-    for (char *word = strtok_r(copy, ",", &rest); word != NULL; word = strtok_r(NULL, ",", &rest)) {
-        if (strncmp(word, "https://", 8) == 0)
-            word += 8;
-        struct string_list *l = &context.endpoints;
-        l->items = xrealloc(l->items, (l->count + 1) * sizeof *l->items);
-        l->items[l->count++] = strchr(word, ':') ? xstrdup(word) : xasprintf("%s:7443", word);
-        object_mark(&cli_context_desc, &context, "endpoints");
-    }
-    int rc = check_endpoints(&context.endpoints, err);
+    int rc = set_endpoints(&context, call->endpoint, err);
     if (rc == 0)
         rc = set_path(&context, "ca", call->ca, err);
     if (rc == 0)

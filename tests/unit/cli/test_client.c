@@ -145,6 +145,25 @@ static void test_certificate_without_cluster(void **state)
     }
 }
 
+static void test_endpoints_as_they_are_typed(void **state)
+{
+    static const struct {
+        const char *typed, *address; /* NULL: refused */
+    } cases[] = {
+        {"192.0.2.1", "192.0.2.1:7443"},      {"192.0.2.1:8", "192.0.2.1:8"},      {"c1.example.org", "c1.example.org:7443"},
+        {"https://c1:7443/", "c1:7443"},      {"https://c1", "c1:7443"},           {"fd00::1", "[fd00::1]:7443"},
+        {"[fd00::1]", "[fd00::1]:7443"},      {"[fd00::1]:8", "[fd00::1]:8"},      {"https://[fd00::1]/", "[fd00::1]:7443"},
+        {"https://c1/v1", NULL},              {"", NULL},                          {"c1:", NULL},
+    };
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct error err = {.code = 0};
+        CLEANUP_FREE char *address = client_endpoint_parse(cases[i].typed, &err);
+        if (!text_same(address, cases[i].address) || (address == NULL && strstr(err.text, "must be") == NULL))
+            fail_msg("'%s': %s %s", cases[i].typed, address, err.text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -153,6 +172,7 @@ int main(void)
         cmocka_unit_test(test_removed_by_an_earlier_attempt),
         cmocka_unit_test(test_only_controllers_of_the_cluster),
         cmocka_unit_test(test_certificate_without_cluster),
+        cmocka_unit_test(test_endpoints_as_they_are_typed),
     };
     return cmocka_run_group_tests_name("client", tests, NULL, NULL);
 }
