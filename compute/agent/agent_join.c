@@ -12,6 +12,7 @@
 #include "schema/objects.h"
 
 #define JOIN_DEADLINE_MS 15000
+#define IDENTITY_BYTES_MAX (1u << 20)
 
 static void free_secret(char **key_pem)
 {
@@ -114,7 +115,30 @@ static int save_identity(const struct agent_join_options *options, const char *a
     return r;
 }
 
-int agent_join(const struct agent_join_options *options, struct error *err)
+/* A directory that is a host's: join with the same words as before does nothing, and that is fine. With others it is refused. */
+static int repeated(const struct agent_join_options *options, const char *identity_path, const struct join_token *token, const char *address,
+                    struct error *err)
+{
+    struct node_identity identity = {.format = 0};
+    CLEANUP_FREE char *text = NULL;
+    size_t size = 0;
+    int r = file_read(identity_path, IDENTITY_BYTES_MAX, &text, &size, err);
+    if (r == 0)
+        r = OBJECT_DECODE(node_identity, text, size, OBJECT_STORED, &identity, err);
+    if (r < 0) {
+        error_prefix(err, "%s: ", identity_path);
+        return r;
+    }
+    bool same = text_same(identity.name, options->name) && text_same(identity.address, address) &&
+                (token->cluster_id[0] == '\0' || text_same(identity.cluster_id, token->cluster_id));
+    if (!same)
+        r = error_set(err, -EEXIST, ERROR_EXISTS, "%s is host '%s' at %s of cluster %s already; a machine is one host of one cluster",
+                      options->data_dir, identity.name, identity.address, identity.cluster_id);
+    OBJECT_CLEAR(node_identity, &identity);
+    return r;
+}
+
+int agent_join(const struct agent_join_options *options, bool *ret_repeated, struct error *err)
 {
     struct join_token token;
     struct join_request request = {.token = NULL};
@@ -126,9 +150,9 @@ int agent_join(const struct agent_join_options *options, struct error *err)
     int r = join_token_parse(options->token, &token, err);
     if (r < 0)
         return r;
-    if (access(identity_path, F_OK) == 0)
-        return error_set(err, -EEXIST, ERROR_EXISTS, "%s belongs to a cluster already; give another --data",
-                         options->data_dir);
+    *ret_repeated = access(identity_path, F_OK) == 0;
+    if (*ret_repeated)
+        return repeated(options, identity_path, &token, address, err);
     if ((r = file_make_directories(options->data_dir, 0700, err)) < 0 ||
         (r = pki_create_request(&key_pem, &csr_pem, err)) < 0)
         return r;

@@ -15,8 +15,9 @@ struct agent_join_options {
 };
 
 /* Ask the cluster for a certificate and write identity.json, ca.pem, cert.pem and key.pem. Blocking. A directory that
- * belongs to a cluster already is refused (-EEXIST). Nothing is written before the cluster has agreed, and
+ * belongs to a cluster already is refused (-EEXIST), unless it joined so before, as the same name and address of the token's cluster:
+ * then nothing is done, and *ret_repeated says so. Nothing is written before the cluster has agreed, and
  * identity.json, which makes the directory a host's, is written last. */
-int agent_join(const struct agent_join_options *options, struct error *err);
+int agent_join(const struct agent_join_options *options, bool *ret_repeated, struct error *err);
 
 #endif

@@ -204,11 +204,15 @@ static int command_join(const struct options *o)
         return usage("join needs --data, --address, --name and --token");
     CLEANUP_FREE char *data = absolute(o->data);
     const struct agent_join_options options = {data, o->address, o->name, o->token};
-    if (agent_join(&options, &err) < 0) {
+    bool repeated;
+    if (agent_join(&options, &repeated, &err) < 0) {
         print_error(&err);
         return 1;
     }
-    printf("%s is a host of the cluster now; start it with: drover-agent run --data %s\n", o->name, o->data);
+    if (repeated)
+        printf("%s is host %s of that cluster already; nothing was changed\n", o->data, o->name);
+    else
+        printf("%s is a host of the cluster now; start it with: drover-agent run --data %s\n", o->name, o->data);
     return 0;
 }
 

@@ -149,3 +149,31 @@ def test_small_things(make_cluster):
     for i in range(4):
         cluster.cli('vm', 'create', f'vm{i}', '--image', 'i', '--vcpus', '1', '--memory', '64MiB', '--started=false')
     assert [item['target_name'] for item in cluster.cli('operation', 'list')] == ['vm0', 'vm1', 'vm2', 'vm3']
+
+
+def test_status_counts_all_vms_that_are_not_as_wanted(make_cluster):
+    cluster = make_cluster(controllers=1, agents=0)
+    cluster.cli('image', 'create', 'i', '--kind', 'kernel', '--kernel', 'url=https://example.org/k,sha256=' + 64 * '0')
+    for i in range(53):
+        status, _, _ = cluster.api('POST', '/v1/vms', {'name': f'vm{i}', 'image': 'i', 'vcpus': 1, 'memory_bytes': 1 << 26, 'started': i < 52})
+        assert status == 202
+    amiss = cluster.cli('cluster', 'status')['vms_not_as_wanted']    # there is no host for them
+    assert len({vm['name'] for vm in amiss}) == len(amiss) == 53
+    text = cluster.bed.run(cluster.cli_command('cluster', 'status')).stdout
+    assert 'VMs not as wanted (53; the first of them)' in text and text.count('\nvm') == 50
+
+
+def test_a_host_that_joins_once_more(make_cluster):
+    cluster = make_cluster(controllers=1, agents=1)
+    agent, token = cluster.agent(1), cluster.token('host')
+    where = agent.host.address
+
+    def join(name, address, token=token):
+        return agent.host.run([agent.binary, 'join', '--data', agent.data, '--address', address, '--name', name, '--token', token], check=False)
+    for address in (where, f'{where}:7445'):
+        done = join('n1', address)
+        assert (done.returncode, done.stdout) == (0, f'{agent.data} is host n1 of that cluster already; nothing was changed\n')
+    for done in (join('n2', where), join('n1', '10.9.9.9'), join('n1', where, token.replace(token.split('/')[4], '00000000-0000-4000-8000-000000000000'))):
+        assert done.returncode == 1 and f"{agent.data} is host 'n1' at {where}:7445 of cluster" in done.stderr
+    assert [host['name'] for host in cluster.cli('host', 'list')] == ['n1']
+    assert next(t for t in cluster.cli('token', 'list') if token.split('/')[1] == t['id'])['uses'] == 0
