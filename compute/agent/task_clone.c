@@ -141,7 +141,7 @@ static void end_well(struct clone_task *c)
         over(c, operation_state_SUCCEEDED);
 }
 
-static const char to_run[] = "the VM that it is made of is to run: make a snapshot of that and clone it, or stop the VM and ask again";
+static const char to_run[] = "the VM that it is made of is to run: ask again when it runs, or stop it and ask again";
 
 static void child_done(const struct task_seen *seen, void *arg)
 {
