@@ -14,6 +14,7 @@ struct block_sync {
     struct block block;
     int fd;
     uint64_t file_bytes; /* as opened */
+    int lost; /* a FLUSH has failed with it; 0: none has */
     struct list waiting; /* struct block_request */
 };
 
@@ -70,7 +71,15 @@ static int zeroes_write(const struct block_sync *s, uint64_t offset, uint64_t si
     return code;
 }
 
-static int perform(const struct block_sync *s, const struct block_request *r)
+/* What the kernel could not write is not dirty any more: tried again it would say that all is well. */
+static int flush(struct block_sync *s)
+{
+    if (s->lost == 0 && fdatasync(s->fd) < 0)
+        s->lost = -errno;
+    return s->lost;
+}
+
+static int perform(struct block_sync *s, const struct block_request *r)
 {
     bool punched;
     if (!block_may_submit(&s->block))
@@ -80,7 +89,7 @@ static int perform(const struct block_sync *s, const struct block_request *r)
     case BLOCK_WRITE:
         return transfer(s, r);
     case BLOCK_FLUSH:
-        return fdatasync(s->fd) < 0 ? -errno : 0;
+        return flush(s);
     case BLOCK_DISCARD:
     case BLOCK_WRITE_ZEROES:
         punched = fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)r->offset, (off_t)r->size) == 0;

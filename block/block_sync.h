@@ -1,6 +1,7 @@
 /* A file by blocking calls, for owners without a loop (agent, backup, tools): requests wait in a list and are carried
  * out, in order, by block_drain. The calling thread does all. Failures: of the system call; -EIO where the file has
- * become shorter. */
+ * become shorter. A FLUSH that has failed fails again until the file is opened anew: the kernel has let go of what it could
+ * not write. */
 #ifndef BLOCK_BLOCK_SYNC_H
 #define BLOCK_BLOCK_SYNC_H
 

@@ -143,7 +143,8 @@ static void disk_stopped(void *arg, const struct blk *blk, const char *operation
     char why[160];
     for (unsigned i = 0; i < PCI_SLOTS; i++)
         if (m->slots.slots[i].kind == SLOT_DISK && m->slots.slots[i].virtio == &blk->virtio) {
-            snprintf(why, sizeof(why), "disk %s: %s: %s", m->slots.slots[i].id, operation, strerror(-result));
+            snprintf(why, sizeof(why), "disk %s: %s: %s%s", m->slots.slots[i].id, operation, strerror(-result),
+                     result == -ENOTRECOVERABLE ? "; what was not flushed is lost: stop the VM and start it" : "");
             machine_disk_stopped(m, why);
         }
 }

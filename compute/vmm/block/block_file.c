@@ -4,23 +4,87 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "block/block_fd.h"
+#include "common/log.h"
 #include "compute/vmm/block/block_file_engine.h"
-#include "compute/vmm/block/block_file_io.h"
 
 static struct block_file *of_block(struct block *b)
 {
     return CONTAINER_OF(b, struct block_file, block);
 }
 
+/* ---- requests ---- */
+
 static int file_submit(struct block *b, struct block_request *request)
 {
-    of_block(b)->engine->submit(of_block(b), request);
+    struct block_file *f = of_block(b);
+    bool through_cache = request->op == BLOCK_FLUSH && f->direct_align == 0;
+    if (through_cache && f->flushing != NULL) {
+        list_append(&f->flushes, &request->link);
+        return 0;
+    }
+    if (through_cache)
+        f->flushing = request;
+    f->engine->submit(f, request);
     return 0;
+}
+
+void block_file_begin(struct block_file_io *io, const struct block_file *f, struct block_request *request)
+{
+    block_file_io_begin(io, &f->block, request, f->direct_align);
+    if (request->op == BLOCK_FLUSH && f->lost < 0) {
+        io->ended = true;
+        io->result = f->lost;
+    }
+}
+
+/* @result: of fdatasync, through the page cache. */
+static int file_lose(struct block_file *f, int result)
+{
+    if (f->lost == 0)
+        log_error("disk-lost", "disk=%s error=\"%s: what was written to it and not flushed may be gone; no flush succeeds until it is opened anew\"",
+                  f->name, strerror(-result));
+    f->lost = -ENOTRECOVERABLE; /* whoever waits for something to change, such as room, would wait for ever */
+    return f->lost;
+}
+
+/* The next round: all that came during the last one. */
+static void flush_next(struct block_file *f)
+{
+    if (list_empty(&f->flushes))
+        return;
+    f->flushing = LIST_ENTRY(f->flushes.next, struct block_request, link);
+    list_remove(&f->flushing->link);
+    list_take(&f->riding, &f->flushes);
+    f->engine->submit(f, f->flushing);
+}
+
+void block_file_end(struct block_file *f, struct block_request *request)
+{
+    struct list riders;
+    list_init(&riders);
+    if (request == f->flushing) {
+        if (request->result < 0 && request->result != -EAGAIN)
+            request->result = file_lose(f, request->result);
+        list_take(&riders, &f->riding);
+        f->flushing = NULL;
+        flush_next(f);
+    }
+    int result = request->result;
+    block_complete(&f->block, request);
+    while (!list_empty(&riders)) {
+        struct block_request *r = LIST_ENTRY(riders.next, struct block_request, link);
+        list_remove(&r->link);
+        r->result = result;
+        block_complete(&f->block, r);
+    }
 }
 
 /* From the page cache. Past it nothing is at hand. */
@@ -105,17 +169,25 @@ static int fd_direct(int fd, const char *name, uint32_t *ret_align, struct error
     }
 #endif
     int flags = fcntl(fd, F_GETFL);
-    if (offset == 0 || flags < 0 || fcntl(fd, F_SETFL, flags | O_DIRECT) < 0)
-        return error_set_field(err, -EINVAL, ERROR_INVALID, "/direct",
-                               "disk %s is on a file system without direct I/O; leave \"direct\" out", name);
     if (offset > BLOCK_SECTOR_BYTES || memory > BLOCK_SECTOR_BYTES)
         return error_set_field(
             err, -EINVAL, ERROR_INVALID, "/direct",
             "disk %s takes direct I/O in units of %u bytes only, and a guest's sectors have %d; leave "
             "\"direct\" out",
             name, MAX(offset, memory), BLOCK_SECTOR_BYTES);
+    if (offset == 0 || flags < 0 || fcntl(fd, F_SETFL, flags | O_DIRECT) < 0) /* last: a descriptor that is refused stays as it is */
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/direct",
+                               "disk %s is on a file system without direct I/O; leave \"direct\" out", name);
     *ret_align = BLOCK_SECTOR_BYTES;
     return 0;
+}
+
+/* Is it a file server's? Such says only when it is written to that it is full, or that a call to it was given up: of what the page
+ * cache has taken that is too late (block_file_engine.h), and past it the guest's write waits, or fails and is tried again. */
+static bool fd_is_remote(int fd)
+{
+    struct statfs fs;
+    return fstatfs(fd, &fs) == 0 && fs.f_type == NFS_SUPER_MAGIC;
 }
 
 int block_file_from_fd(int fd, const struct block_file_options *options, struct io_loop *loop,
@@ -129,6 +201,8 @@ int block_file_from_fd(int fd, const struct block_file_options *options, struct 
         code = block_fd_lock(fd, options->name, options->read_only, err);
     if (code == 0 && options->direct)
         code = fd_direct(fd, options->name, &align, err);
+    else if (code == 0 && !options->read_only && fd_is_remote(fd))
+        (void)fd_direct(fd, options->name, &align, NULL); /* where it cannot, what is lost is told */
     if (code < 0)
         return code;
     struct block_file *f = NEW(struct block_file);
@@ -139,6 +213,8 @@ int block_file_from_fd(int fd, const struct block_file_options *options, struct 
     f->loop = loop;
     f->uring = options->uring;
     f->engine = options->uring != NULL ? &block_file_uring : &block_file_threads;
+    list_init(&f->riding);
+    list_init(&f->flushes);
     code = f->engine->start(f, err);
     if (code < 0) {
         f->fd = -1;
@@ -190,9 +266,10 @@ static int file_own(struct block *b, bool own, struct error *err)
     struct block_file *f = of_block(b);
     if (own)
         return block_fd_lock(f->fd, f->name, b->read_only, err);
-    if (!b->read_only && fdatasync(f->fd) < 0)
-        return error_errno(err, -errno, "cannot write disk %s", f->name);
-    return block_fd_unlock(f->fd, f->name, err);
+    int r = b->read_only ? 0 : f->lost;
+    if (r == 0 && !b->read_only && fdatasync(f->fd) < 0)
+        r = f->direct_align == 0 ? file_lose(f, -errno) : -errno;
+    return r < 0 ? error_errno(err, r, "cannot write disk %s", f->name) : block_fd_unlock(f->fd, f->name, err);
 }
 
 static void file_share(struct block *b)

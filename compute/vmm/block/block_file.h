@@ -5,9 +5,11 @@
  * Happy path:  submit -> (no more than BLOCK_FILE_IN_FLIGHT_MAX at once, the others wait in order) -> may_submit is
  *              asked, right before the system call is made or handed to the kernel -> done, on the I/O loop.
  * Failures:    a system call's error is the request's result, -EIO where a file has become shorter (block_file_io.h);
- *              what the kernel cancels because a thread of ours ended is started again.
+ *              what the kernel cancels because a thread of ours ended is started again. A FLUSH through the page cache that
+ *              fails is -ENOTRECOVERABLE, and so is each after it, until the file is opened anew: what the kernel could not write is
+ *              not dirty any more, and a flush that is tried again finds nothing amiss (block_file_engine.h).
  *
- * Durability: writes go to the page cache, or past it with `direct`, and are durable by FLUSH (fdatasync) alone: also
+ * Durability: writes go to the page cache, or past it with `direct`, and on NFS in any case, and are durable by FLUSH (fdatasync) alone: also
  * direct writes need it, for the disk's own cache and for what the file system knows of the file. virtio-blk has no
  * FUA: a guest's driver makes a flush of it. */
 #ifndef COMPUTE_VMM_BLOCK_FILE_H

@@ -38,7 +38,7 @@ static int perform(const struct block_file *f, struct block_request *r)
 {
     struct block_file_call call;
     struct block_file_io io;
-    block_file_io_begin(&io, &f->block, r, f->direct_align);
+    block_file_begin(&io, f, r);
     while (block_file_call_next(&io, &call))
         block_file_call_returned(&io, &call, block_file_call_perform(f->fd, &call));
     block_file_io_end(&io);
@@ -95,7 +95,7 @@ static void complete_finished(struct pool *p)
     while (!list_empty(&finished)) {
         struct block_request *r = LIST_ENTRY(finished.next, struct block_request, link);
         list_remove(&r->link);
-        block_complete(&p->file->block, r);
+        block_file_end(p->file, r);
     }
 }
 

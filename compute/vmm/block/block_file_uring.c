@@ -79,7 +79,7 @@ static void slot_go_on(struct slot *s)
     request->result = s->io.result;
     block_file_io_end(&s->io);
     list_append(&r->free, &s->link);
-    block_complete(&r->file->block, request);
+    block_file_end(r->file, request);
     waiting_begin(r);
 }
 
@@ -99,7 +99,7 @@ static void refused_tell(void *arg)
     while (!list_empty(&refused)) {
         struct block_request *request = LIST_ENTRY(refused.next, struct block_request, link);
         list_remove(&request->link);
-        block_complete(&r->file->block, request);
+        block_file_end(r->file, request);
     }
 }
 
@@ -110,7 +110,7 @@ static void waiting_begin(struct file_ring *r)
         struct block_request *request = LIST_ENTRY(r->waiting.next, struct block_request, link);
         struct slot *s = LIST_ENTRY(r->free.next, struct slot, link);
         list_remove(&request->link);
-        block_file_io_begin(&s->io, &r->file->block, request, r->file->direct_align);
+        block_file_begin(&s->io, r->file, request);
         if (!block_file_call_next(&s->io, &s->call)) {
             block_file_io_end(&s->io);
             request->result = s->io.result;

@@ -327,6 +327,106 @@ static void uring_asks_before_each_call(void **state UNUSED)
     the_right_may_end_within_a_request(true);
 }
 
+static void flush_begin(struct bench *b, struct try *t)
+{
+    *t = (struct try){.bench = b, .request = {.op = BLOCK_FLUSH, .done = try_done}};
+    assert_int_equal(block_submit(b->block, &t->request), 0);
+}
+
+static int one_flush(struct bench *b)
+{
+    struct try t;
+    pthread_mutex_lock(&b->lock);
+    flush_begin(b, &t);
+    block_drain(b->block);
+    pthread_mutex_unlock(&b->lock);
+    assert_true(t.ended);
+    return t.result;
+}
+
+/* The kernel says once that it could not write, and then has nothing more to write. What is no file has nothing to be synced. */
+static void a_failed_flush_stays_failed(bool with_uring, bool direct)
+{
+    struct bench *b = bench_create(with_uring, direct);
+    struct block_file_options options = {.name = "test", .direct = direct, .uring = b->uring, .unlocked = true};
+    struct error err;
+    struct try tries[4];
+    int pipes[2], fd = open(b->path, O_RDWR | O_CLOEXEC), kept = dup(fd);
+    assert_int_equal(pipe(pipes), 0);
+    block_close(b->block);
+    assert_int_equal(block_file_from_fd(fd, &options, b->loop, &b->block, &err), 0);
+    assert_int_equal(one_flush(b), 0);
+    assert_int_equal(dup2(pipes[0], fd), fd);
+    pthread_mutex_lock(&b->lock);
+    for (size_t i = 0; i < ARRAY_SIZE(tries); i++)
+        flush_begin(b, &tries[i]);
+    block_drain(b->block);
+    pthread_mutex_unlock(&b->lock);
+    for (size_t i = 0; i < ARRAY_SIZE(tries); i++)
+        assert_int_equal(tries[i].result, direct ? -EINVAL : -ENOTRECOVERABLE);
+    assert_int_equal(dup2(kept, fd), fd);
+    assert_int_equal(one_flush(b), direct ? 0 : -ENOTRECOVERABLE); /* past the page cache each write has said whether it was made */
+    assert_int_equal(one_read(b, 0, 512), 0);
+    assert_int_equal(block_own(b->block, false, &err), direct ? 0 : -ENOTRECOVERABLE);
+    close(kept);
+    close(pipes[0]);
+    close(pipes[1]);
+    bench_destroy(b);
+}
+static void threads_fail_a_flush_for_good(void **state UNUSED)
+{
+    a_failed_flush_stays_failed(false, false);
+    a_failed_flush_stays_failed(false, true);
+}
+static void uring_fails_a_flush_for_good(void **state UNUSED)
+{
+    a_failed_flush_stays_failed(true, false);
+    a_failed_flush_stays_failed(true, true);
+}
+
+static bool may_not_submit(void *arg UNUSED)
+{
+    return false;
+}
+
+static void some_flushes(struct bench *b, int result)
+{
+    struct try tries[8];
+    pthread_mutex_lock(&b->lock);
+    for (size_t i = 0; i < ARRAY_SIZE(tries); i++)
+        flush_begin(b, &tries[i]);
+    block_drain(b->block);
+    pthread_mutex_unlock(&b->lock);
+    for (size_t i = 0; i < ARRAY_SIZE(tries); i++) {
+        assert_true(tries[i].ended);
+        assert_int_equal(tries[i].result, result);
+    }
+}
+
+/* The first one is under way when the others come: these cannot know whether it saw their writes, and one more call is enough. */
+static void flushes_share_one_call(bool with_uring)
+{
+    struct bench *b = bench_create(with_uring, false);
+    unsigned calls_left = 100;
+    b->block->may_submit = may_submit;
+    b->block->may_submit_arg = &calls_left;
+    some_flushes(b, 0);
+    assert_int_equal(calls_left, 98);
+    b->block->may_submit = may_not_submit;
+    some_flushes(b, -EAGAIN);
+    b->block->may_submit = NULL;
+    some_flushes(b, 0); /* without the right nothing was lost */
+    bench_destroy(b);
+}
+static void threads_share_a_flush(void **state UNUSED)
+{
+    flushes_share_one_call(false);
+}
+static void uring_shares_a_flush(void **state UNUSED)
+{
+    flushes_share_one_call(true);
+}
+
 static int at_hand(struct block *b, enum block_op op, uint64_t offset, void *memory, size_t size)
 {
     struct iovec iovecs[2] = {{(uint8_t *)memory + 512, size - 512}, {memory, 512}};
@@ -564,6 +664,10 @@ int main(void)
         cmocka_unit_test(uring_sees_the_file_shrink_and_grow),
         cmocka_unit_test(threads_ask_before_each_call),
         cmocka_unit_test(uring_asks_before_each_call),
+        cmocka_unit_test(threads_fail_a_flush_for_good),
+        cmocka_unit_test(uring_fails_a_flush_for_good),
+        cmocka_unit_test(threads_share_a_flush),
+        cmocka_unit_test(uring_shares_a_flush),
         cmocka_unit_test(what_is_cached_is_at_hand),
         cmocka_unit_test(past_the_cache_nothing_is_at_hand),
         cmocka_unit_test(what_is_said_to_be_read_next_is_cached),
