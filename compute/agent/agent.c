@@ -376,8 +376,10 @@ static void progress_tick(uv_timer_t *timer)
     agent_network_tick(a);
     agent_images_tick(a);
     agent_volumes_tick(a);
-    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
+    for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;) {
         vm_look_at_servers(vm);
+        vm_look_at_pools(vm);
+    }
     bool news = agent_tasks_running(a) || pool_watch_news(&a->pools);
     for (size_t i = 0; !news && (vm = map_next(&a->vms, &i)) != NULL;)
         news = vm_is_fetching(vm);
@@ -526,6 +528,7 @@ static int make_places(struct agent *a, const struct agent_options *options, str
         .cluster_epoch = MAX(a->identity.epoch, UINT64_C(1)),
         .lease = &a->lease.holder,
         .pools = &a->pools,
+        .pool_works = &a->pool_works,
         .changed = vm_changed,
         .arg = a,
     };

@@ -75,6 +75,7 @@ struct agent {
     struct map vms;      /* struct local_vm by id */
     struct agent_tasks tasks;
     struct pool_watches pools;
+    struct pool_works pool_works;
     struct agent_volumes volumes;
     struct agent_migrations migrations;
     struct agent_replicas replicas;

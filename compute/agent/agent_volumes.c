@@ -30,7 +30,7 @@ struct agent_volume {
     uint64_t again_at_ms;
     char reason[REASON_BYTES_MAX + 1];
     struct image_wait *wait;
-    uv_work_t work;
+    struct pool_work work;
     char *image_path;
     struct task_child *child; /* FILLING */
     int status;
@@ -64,7 +64,7 @@ static void failed(struct agent_volume *v, const struct error *err)
     news(v);
 }
 
-/* ---- work: the thread pool ---- */
+/* ---- work: threads ---- */
 
 /* What a move has left goes only where the disk itself is seen: a cluster that has lost the end of its log may not know which is which. */
 static int kept_look(const struct agent_volume *v, const struct volume_order *order, struct error *err)
@@ -94,7 +94,7 @@ static int image_work(const struct agent_volume *v, const struct volume_order *o
                          : pool_rbd_make(program, &order->pool, order->id, order->size_bytes, err);
 }
 
-static void work_do(uv_work_t *work)
+static void work_do(struct pool_work *work)
 {
     struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
     const struct volume_order *order = &v->worked;
@@ -143,10 +143,9 @@ static void work_ended(struct agent_volume *v)
     agent_volumes_tick(a); /* it, and those that waited for it */
 }
 
-static void work_after(uv_work_t *work, int status UNUSED)
+static void work_after(struct pool_work *work)
 {
     struct agent_volume *v = CONTAINER_OF(work, struct agent_volume, work);
-    v->agent->volumes.working--;
     work_ended(v);
 }
 
@@ -211,16 +210,28 @@ static void fill_begin(struct agent_volume *v, const char *image_path)
 
 /* ---- begin ---- */
 
+/* The pools that it is about (pool_work.h); the host's own directory counts as one. The caller frees. */
+static char *lane_of(const struct volume_order *order)
+{
+    return xasprintf("%s %s", OBJECT_HAS(volume_order, order, pool) ? order->pool.id : "here",
+                     OBJECT_HAS(volume_order, order, kept_pool) ? order->kept_pool.id : "");
+}
+
+static bool work_may_begin(const struct agent_volume *v)
+{
+    CLEANUP_FREE char *lane = lane_of(&v->order);
+    return !pool_work_is_full(&v->agent->pool_works, lane);
+}
+
 static void work_begin(struct agent_volume *v, const char *image_path)
 {
     OBJECT_CLEAR(volume_order, &v->worked);
     OBJECT_COPY(volume_order, &v->worked, &v->order);
     free(v->image_path);
     v->image_path = image_path != NULL ? xstrdup(image_path) : NULL;
+    CLEANUP_FREE char *lane = lane_of(&v->order);
     v->step = VOLUME_WORKING;
-    v->agent->volumes.working++;
-    int r = uv_queue_work(v->agent->loop, &v->work, work_do, work_after);
-    ASSERT(r == 0);
+    pool_work_begin(&v->agent->pool_works, v->agent->loop, lane, &v->work, work_do, work_after);
 }
 
 /* ---- its image ---- */
@@ -281,7 +292,7 @@ static void look(struct agent_volume *v)
         image_fetch(v);
     else if (is_filled && v->heard && v->agent->volumes.filling < AGENT_VOLUMES_FILLING_MAX)
         fill_begin(v, path);
-    else if (!is_filled && v->agent->volumes.working < AGENT_VOLUMES_WORKING_MAX)
+    else if (!is_filled && work_may_begin(v))
         work_begin(v, has_image ? path : NULL);
 }
 

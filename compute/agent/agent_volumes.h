@@ -1,7 +1,7 @@
 /* Volumes that this host is to make or to remove. Of those that are there and attached to a VM its order speaks (vm_order.disks);
  * of those that are there and attached to none nobody has to do anything.
  *
- *   order --> IDLE --its image is here--> WORKING (thread pool), or FILLING --> done, told in every report --order gone--> forgotten
+ *   order --> IDLE --its image is here--> WORKING (pool_work.h), or FILLING --> done, told in every report --order gone--> forgotten
  *               |  ^                        |
  *               |  '------ failed: reason told, again after AGENT_VOLUME_RETRY_MS
  *               '--> FETCHING its image --'
@@ -19,7 +19,6 @@
 #include "schema/objects.h"
 
 #define AGENT_VOLUME_RETRY_MS 2000u
-#define AGENT_VOLUMES_WORKING_MAX 2u /* at once, of the pool's threads, which others need as well */
 #define AGENT_VOLUMES_FILLING_MAX 2u
 
 struct agent;
@@ -27,8 +26,7 @@ struct agent;
 /* Embedded in the agent. */
 struct agent_volumes {
     struct map all;   /* struct agent_volume by "<id> <place>" */
-    unsigned working; /* in the thread pool; at most AGENT_VOLUMES_WORKING_MAX, the others wait for one to end */
-    unsigned filling; /* the same of children */
+    unsigned filling; /* children; at most AGENT_VOLUMES_FILLING_MAX, the others wait for one to end */
 };
 
 void agent_volumes_obey(struct agent *agent, const struct node_orders *orders);

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/file.h"
 #include "common/log.h"
@@ -218,9 +219,12 @@ static int command_join(const struct options *o)
 
 /* ---- run ---- */
 
+#define END_MS 10000 /* from being asked to end to ending whatever hangs */
+
 struct program {
     struct agent *agent;
     uv_signal_t signals[3];
+    uv_timer_t end_timer;
     bool leaving; /* the host goes down */
 };
 
@@ -228,15 +232,30 @@ static void on_stopped(void *arg)
 {
     struct program *p = arg;
     p->agent = NULL;
+    uv_close((uv_handle_t *)&p->end_timer, NULL);
+}
+
+/* A call into a pool whose server is gone does not come back, and nothing of the host is looked after while it is waited for. It is as if the
+ * agent had been killed, which it may be at any moment: whatever was under way is begun again by the next one. */
+static void on_end_overdue(uv_timer_t *timer UNUSED)
+{
+    log_warning("agent-ended", "why=\"work of it hangs, most likely in a pool that is away, and is left behind\" after_ms=%d", END_MS);
+    _exit(0);
+}
+
+static void end(struct program *p)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(p->signals); i++)
+        uv_close((uv_handle_t *)&p->signals[i], NULL);
+    uv_timer_start(&p->end_timer, on_end_overdue, END_MS, 0);
+    agent_stop(p->agent, on_stopped, p);
 }
 
 static void on_left(void *arg)
 {
     struct program *p = arg;
     log_info("agent-ending", "why=\"the host goes down\"");
-    for (size_t i = 0; i < ARRAY_SIZE(p->signals); i++)
-        uv_close((uv_handle_t *)&p->signals[i], NULL);
-    agent_stop(p->agent, on_stopped, p);
+    end(p);
 }
 
 static void on_signal(uv_signal_t *handle, int number)
@@ -249,9 +268,7 @@ static void on_signal(uv_signal_t *handle, int number)
         return;
     }
     log_info("agent-ending", "signal=%d", number);
-    for (size_t i = 0; i < ARRAY_SIZE(p->signals); i++)
-        uv_close((uv_handle_t *)&p->signals[i], NULL);
-    agent_stop(p->agent, on_stopped, p);
+    end(p);
 }
 
 static int command_run(const struct options *o)
@@ -272,6 +289,7 @@ static int command_run(const struct options *o)
         print_error(&err);
         return 1;
     }
+    uv_timer_init(&loop, &p.end_timer);
     for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
         uv_signal_init(&loop, &p.signals[i]);
         p.signals[i].data = &p;

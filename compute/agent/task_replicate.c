@@ -312,13 +312,13 @@ bool replicate_yields(struct agent *a, const char *vm)
 
 /* ---- replicas that are over ---- */
 
-static void sweep(uv_work_t *work)
+static void sweep(struct pool_work *work)
 {
     struct agent *a = CONTAINER_OF(work, struct agent, replicas.sweep);
     replica_dir_sweep(a->replicas_dir, &a->replicas.pools, &a->replicas.wanted);
 }
 
-static void swept(uv_work_t *work, int status UNUSED)
+static void swept(struct pool_work *work)
 {
     struct agent *a = CONTAINER_OF(work, struct agent, replicas.sweep);
     struct string_list *wanted = &a->replicas.wanted;
@@ -369,8 +369,7 @@ void agent_replicas_obey(struct agent *a, const struct node_orders *orders)
     for (size_t i = 0; i < orders->replicas.count; i++)
         wanted->items[wanted->count++] = xstrdup(orders->replicas.items[i]);
     pools_take(a, &orders->pools);
-    int r = uv_queue_work(a->loop, &a->replicas.sweep, sweep, swept);
-    ASSERT(r == 0);
+    pool_work_begin(&a->pool_works, a->loop, "replicas", &a->replicas.sweep, sweep, swept);
 }
 
 void agent_replicas_new_cluster_epoch(struct agent *a)

@@ -12,17 +12,14 @@
 #ifndef COMPUTE_AGENT_TASK_REPLICATE_H
 #define COMPUTE_AGENT_TASK_REPLICATE_H
 
-#include "common/base.h" /* before uv.h, which brings other MIN and MAX */
-
-#include <uv.h>
-
+#include "compute/agent/pool_work.h"
 #include "schema/objects.h"
 
 struct agent;
 
 /* Embedded in the agent. */
 struct agent_replicas {
-    uv_work_t sweep;
+    struct pool_work sweep;
     struct string_list wanted; /* of the sweep under way */
     struct object_list pools;  /* of that: struct pool_order, those of kind dir that are there */
     uint64_t index;            /* of the newest orders: older ones may not have heard of a replica */

@@ -72,7 +72,7 @@ struct volume_task {
     bool cancel;
     unsigned busy; /* answers in a row */
     /* MAKING: the thread pool's */
-    uv_work_t work;
+    struct pool_work work;
     bool making;
     struct vm_order order; /* of the VM, with the copy in the volume's place */
     struct vm_disk *disk;  /* that, in it */
@@ -380,13 +380,13 @@ static int copy_make(struct volume_task *v)
                  : vm_files_show(&v->agent->vm_context.places, &v->order, v->disk, v->user, v->pidfd, &v->directory, &v->made_err);
 }
 
-static void make_do(uv_work_t *work)
+static void make_do(struct pool_work *work)
 {
     struct volume_task *v = CONTAINER_OF(work, struct volume_task, work);
     v->status = copy_make(v);
 }
 
-static void make_after(uv_work_t *work, int status UNUSED)
+static void make_after(struct pool_work *work)
 {
     struct volume_task *v = CONTAINER_OF(work, struct volume_task, work);
     struct local_vm *vm = find_vm(v);
@@ -446,8 +446,8 @@ static void make(struct volume_task *v, struct local_vm *vm, uint64_t size_bytes
     v->pidfd = pidfd >= 0 ? fcntl(pidfd, F_DUPFD_CLOEXEC, 0) : -1;
     v->making = true;
     agent_task_progress(v->task, "making an empty copy", 0, 0);
-    r = uv_queue_work(v->agent->loop, &v->work, make_do, make_after);
-    ASSERT(r == 0);
+    CLEANUP_FREE char *lane = xasprintf("%s %s", v->move.from.pool.id, v->move.to.pool.id);
+    pool_work_begin(&v->agent->pool_works, v->agent->loop, lane, &v->work, make_do, make_after);
 }
 
 /* ---- looking ---- */

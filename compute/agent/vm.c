@@ -76,7 +76,7 @@
 #define AT_WORK_MS 60000  /* ...which is a failure if it goes on for so long */
 #define SERVERS_AGAIN_MS 1000 /* to have a server of its disks begun again, after that has failed */
 
-enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
+enum vm_busy { VM_IDLE, VM_FETCHING, VM_PREPARING, VM_OWNING, VM_REMOVING, VM_ASKING, VM_TELLING, VM_ADJUSTING, VM_TAKING };
 
 #define VM_PROGRAM_SIZE 65
 #define SUCCESSOR_ORPHAN_MS 10000 /* a process that was to take over, left by an agent before us, and no task asks for it: the VM's own is asked */
@@ -88,9 +88,9 @@ struct vm_watch {
     int pidfd;
 };
 
-/* Work in the thread pool, with a copy of all that it needs. */
+/* Work in a thread (pool_work.h), with a copy of all that it needs. */
 struct vm_work {
-    uv_work_t work;
+    struct pool_work work;
     struct local_vm *vm;
     struct vm_order order;
     uid_t user;
@@ -98,6 +98,7 @@ struct vm_work {
     bool unfilled; /* it arrives, and nobody was ever let in to fill what it arrives with */
     struct volume_order elsewhere;
     bool nobodys; /* a removal: all that it has in pools goes with it */
+    uint64_t resume_bytes; /* found: vm_files_resume_bytes */
     int status;
     struct error err;
 };
@@ -114,6 +115,8 @@ struct local_vm {
 
     /* facts */
     bool confirmed, forgotten, gone, prepared;
+    bool files_owned; /* for the start that follows at once: its files in pools are its user's, */
+    uint64_t resume_bytes; /* and so much of memory is read first */
     bool may_relocate; /* another host may have it when it cannot be started here, as of the last orders */
     bool nobodys; /* forgotten, and no other host has it either */
     uint64_t removes_since_ms; /* its files are to go since then; 0: not yet */
@@ -142,7 +145,7 @@ struct local_vm {
     uint64_t process_since_ms, start_deadline_ms; /* 0: we did not start it, there is none */
     bool shutdown_asked, stop_asked, stop_failed, kill_sent;
     uint64_t shutdown_deadline_ms;
-    uint64_t stop_deadline_ms;
+    uint64_t stop_deadline_ms, killed_ms;
     enum plan_end end;
     char end_text[REASON_SIZE];
     struct plan_tries tries;
@@ -424,6 +427,7 @@ static void successor_promote(struct local_vm *vm)
     vm->adjust_again = vm->adjust != NULL;
     vm->program[0] = '\0';
     vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
+    vm->killed_ms = 0;
     vm->process_since_ms = now_ms(vm);
     vm->start_deadline_ms = vm->ask_at_ms = vm->hold_until_ms = 0;
     vm->ask_pause_ms = ASK_SOON_MS;
@@ -536,6 +540,7 @@ static void vm_on_process_end(struct local_vm *vm)
     vm->lease_held = false;
     vm->program[0] = '\0';
     vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
+    vm->killed_ms = 0;
     vm->start_deadline_ms = 0;
     vm->hold_until_ms = 0;
     vm->stale = false;
@@ -597,6 +602,7 @@ static void vm_watch_process(struct local_vm *vm, const struct vmm_process_id *i
     vm->process_since_ms = now_ms(vm);
     vm->start_deadline_ms = child ? now_ms(vm) + VM_START_MS : 0;
     vm->shutdown_asked = vm->stop_asked = vm->stop_failed = vm->kill_sent = false;
+    vm->killed_ms = 0;
     vm->ask_at_ms = 0;
     vm->ask_pause_ms = ASK_SOON_MS;
 }
@@ -1100,11 +1106,11 @@ static void vm_adjust(struct local_vm *vm)
     vm->adjust = vm_adjust_start(&options);
 }
 
-/* ---- prepare and remove: the thread pool ---- */
+/* ---- prepare, own and remove: threads ---- */
 
-static void work_prepare(uv_work_t *uv_work)
+static void work_prepare(struct pool_work *pool_work)
 {
-    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    struct vm_work *work = CONTAINER_OF(pool_work, struct vm_work, work);
     const struct vm_places *places = &work->vm->context->places;
     uid_t user = work->user != 0 ? work->user : geteuid();
     bool stale = work->disks_partial && !work->arriving; /* the migration that filled them came to nothing */
@@ -1116,9 +1122,22 @@ static void work_prepare(uv_work_t *uv_work)
         work->status = vm_files_prepare(places, &work->order, user, work->disks_made && !stale, work->arriving, &work->err);
 }
 
-static void work_remove(uv_work_t *uv_work)
+/* What a start needs of pools, where a call may take as long as a file server is away. */
+static void work_own(struct pool_work *pool_work)
 {
-    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    struct vm_work *work = CONTAINER_OF(pool_work, struct vm_work, work);
+    const struct vm_places *places = &work->vm->context->places;
+    CLEANUP_FREE char *lock_path = vm_files_path(places, work->order.id, "vmm.lock");
+    CLEANUP_FD int lock_fd = -1;
+    work->status = vmm_process_lock(lock_path, &lock_fd, &work->err);
+    if (work->status == 0 && work->user != 0)
+        work->status = vmm_user_own_files(places, &work->order, work->arriving, work->user, &work->err);
+    work->resume_bytes = work->status == 0 && !work->arriving ? vm_files_resume_bytes(places, &work->order) : 0;
+}
+
+static void work_remove(struct pool_work *pool_work)
+{
+    struct vm_work *work = CONTAINER_OF(pool_work, struct vm_work, work);
     work->status = work->unfilled ? vm_files_remove_unfilled(&work->order, &work->err) : 0;
     if (work->status == 0)
         work->status = vm_files_remove(&work->vm->context->places, work->order.id, &work->order, work->nobodys, &work->err);
@@ -1203,6 +1222,16 @@ static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
     vm_failed(vm, hopeless ? PLAN_END_IMPOSSIBLE : PLAN_END_NOT_STARTED, work->err.text);
 }
 
+static void vm_on_owned(struct local_vm *vm, const struct vm_work *work)
+{
+    vm->files_owned = work->status == 0;
+    vm->resume_bytes = work->resume_bytes;
+    if (work->status == -EAGAIN)
+        vm->looking = true; /* a VMM lives that we do not know of: it is the one */
+    else if (work->status < 0)
+        vm_failed(vm, PLAN_END_NOT_STARTED, work->err.text);
+}
+
 static void vm_on_removed(struct local_vm *vm, const struct vm_work *work)
 {
     if (work->status == 0) {
@@ -1224,15 +1253,16 @@ static void vm_work_free(struct vm_work *work)
     free(work);
 }
 
-static void work_after(uv_work_t *uv_work, int uv_status)
+static void work_after(struct pool_work *pool_work)
 {
-    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    struct vm_work *work = CONTAINER_OF(pool_work, struct vm_work, work);
     struct local_vm *vm = work->vm;
-    bool removing = vm->busy == VM_REMOVING;
-    (void)uv_status;
+    enum vm_busy busy = vm->busy;
     vm->busy = VM_IDLE;
-    if (!vm->closing && removing)
+    if (!vm->closing && busy == VM_REMOVING)
         vm_on_removed(vm, work);
+    else if (!vm->closing && busy == VM_OWNING)
+        vm_on_owned(vm, work);
     else if (!vm->closing)
         vm_on_prepared(vm, work);
     vm_work_free(work);
@@ -1256,11 +1286,11 @@ static struct vm_work *vm_work_make(struct local_vm *vm)
     return work;
 }
 
-static void vm_work_start(struct local_vm *vm, struct vm_work *work, enum vm_busy busy, uv_work_cb run)
+static void vm_work_start(struct local_vm *vm, struct vm_work *work, enum vm_busy busy, void (*run)(struct pool_work *))
 {
+    CLEANUP_FREE char *lane = pool_work_lane(&work->order.pools);
     vm->busy = busy;
-    int r = uv_queue_work(vm->context->loop, &work->work, run, work_after);
-    ASSERT(r == 0);
+    pool_work_begin(vm->context->pool_works, vm->context->loop, lane, &work->work, run, work_after);
 }
 
 /* What for: to start it, to remove it, or to remove it without waiting for those that are away. */
@@ -1486,7 +1516,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
         r = vm_files_write_config(places, order, incoming != NULL, err);
     if (r == 0)
         r = lease_page_open(&vm->page, lease_path, vm_page_value(vm, order->epoch, true), err);
-    if (r == 0 && vm->user != 0)
+    if (r == 0 && vm->user != 0 && !vm->files_owned)
         r = vmm_user_own_files(places, order, vm->file.arriving != NULL && !vm->owned, vm->user, err);
     if (r == 0 && places->cgroups != NULL)
         r = vmm_cgroup_make(places->cgroups, vm->id, order->vcpus, order->memory_bytes, &cgroup, err);
@@ -1494,7 +1524,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
         return r;
     unlink(vm->control_path);
     unlink(exit_path);
-    uint64_t resume_bytes = incoming == NULL ? vm_files_resume_bytes(places, order) : 0; /* it reads that before it answers */
+    uint64_t resume_bytes = vm->files_owned ? vm->resume_bytes : incoming == NULL ? vm_files_resume_bytes(places, order) : 0; /* it reads that before it answers */
     const struct vmm_process_spawn spawn = {
         .program = vm->context->vmm_path,
         .config_path = config_path,
@@ -1542,6 +1572,11 @@ static void vm_start(struct local_vm *vm)
         vm->prepared = false;
         return;
     }
+    if (vm->file.order.pools.count > 0 && !vm->files_owned) {
+        vm_progress(vm, "giving its disks to its VMM's user");
+        vm_work_start(vm, vm_work_make(vm), VM_OWNING, work_own);
+        return;
+    }
     if (vm->owned)
         arrival_over(vm); /* what held it is not there any more */
     if (vm->end == PLAN_END_BROKEN || vm->end == PLAN_END_CLEAN)
@@ -1551,6 +1586,7 @@ static void vm_start(struct local_vm *vm)
     vm->unsaved = true;
     vm_progress(vm, "starting its VMM");
     int r = vm_start_locked(vm, &err);
+    vm->files_owned = false;
     if (r == -EAGAIN)
         vm->looking = true; /* a VMM lives that we do not know of: it is the one */
     else if (r < 0)
@@ -1568,6 +1604,45 @@ static void vm_wait_answer(struct local_vm *vm)
     vm_wake_at(vm, vm->ask_at_ms);
 }
 
+/* Which pool of its disks is away, and why, in words; "": none is. What its guest has of such a disk waits, or fails. */
+static bool pool_away(const struct local_vm *vm, char text[REASON_SIZE])
+{
+    const struct pool_watches *pools = vm->context->pools;
+    const struct vm_order *order = &vm->file.order;
+    const struct vm_disk *disks = order->disks.items;
+    struct error err = {.code = 0};
+    text[0] = '\0';
+    for (size_t i = 0; pools != NULL && pools->learned && i < order->disks.count && text[0] == '\0'; i++) {
+        const struct pool_order *pool = disks[i].pool != NULL && !disks[i].leaving ? pool_dir_of(order, &disks[i]) : NULL;
+        if (pool != NULL && pool_watch_there(pools, pool->id, pool->name, &err) == -EAGAIN)
+            snprintf(text, REASON_SIZE, "a pool of its disks is away: %.360s", err.text);
+    }
+    return text[0] != '\0';
+}
+
+void vm_look_at_pools(struct local_vm *vm)
+{
+    char away[REASON_SIZE];
+    bool works = vm->busy == VM_PREPARING || vm->busy == VM_OWNING || vm->busy == VM_REMOVING;
+    if (!vm->closing && works && pool_away(vm, away))
+        vm_move(vm, vm->machine.state, away);
+}
+
+/* Killed, and still there: its last calls of the kernel have to return first. */
+static void vm_wait_killed(struct local_vm *vm)
+{
+    char away[REASON_SIZE], text[REASON_SIZE];
+    if (vm->killed_ms == 0)
+        vm->killed_ms = now_ms(vm);
+    if (now_ms(vm) >= vm->killed_ms + VM_KILLED_MS) {
+        pool_away(vm, away);
+        snprintf(text, sizeof text, "its VMM was killed, and process %d is still in a call of the kernel%s%.300s", vm->process_id.pid,
+                 away[0] != '\0' ? "; " : "", away);
+        vm_move(vm, vm->machine.state, text);
+    }
+    vm_wake_in(vm, VM_KILLED_MS);
+}
+
 /* As wanted. A VMM that runs is asked now and then. */
 static void vm_rest(struct local_vm *vm)
 {
@@ -1582,11 +1657,13 @@ static void vm_rest(struct local_vm *vm)
     vm->start_deadline_ms = 0;
     if (now_ms(vm) - vm->process_since_ms >= VM_STEADY_MS)
         vm->tries.failures = 0;
+    char away[REASON_SIZE];
+    pool_away(vm, away);
     vm_settle(vm, vm->process_paused ? vm_state_PAUSED : vm_state_RUNNING,
               vm->process_silent                       ? "its VMM does not answer"
               : vm->lease_held                         ? "held: no majority of the controllers supports the lease of its host"
               : vm->process_paused && vm->process_stuck ? vm->stuck_reason
-                                                        : "");
+                                                        : away);
     if (vm->closing || successor_ask(vm))
         return;
     if (vm->ask_at_ms <= now_ms(vm))
@@ -1704,7 +1781,9 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         vm_wait_backoff(vm);
         return false;
     case PLAN_WAIT_END:
-        if (!vm->kill_sent)
+        if (vm->kill_sent)
+            vm_wait_killed(vm);
+        else
             vm_wake_at(vm, vm->stop_asked ? vm->stop_deadline_ms : vm->shutdown_deadline_ms);
         return false;
     case PLAN_WAIT_ANSWER:
@@ -1749,6 +1828,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
 {
     const struct vm_order *order = &vm->file.order;
     uint64_t now = now_ms(vm);
+    char away[REASON_SIZE];
     return (struct plan_vm){
         .wanted = order->wanted,
         .forgotten = vm->forgotten,
@@ -1766,7 +1846,7 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .process_old = vm->process && (vm->process_id.epoch < order->epoch || vm->stale),
         .process_answers = vm->process_answers,
         .process_paused = vm->process_paused,
-        .process_stuck = vm->process_stuck && now_ms(vm) < vm->stuck_until_ms,
+        .process_stuck = vm->process_stuck && (now_ms(vm) < vm->stuck_until_ms || pool_away(vm, away)), /* it would fail at once */
         .start_overdue = vm->start_deadline_ms != 0 && now >= vm->start_deadline_ms,
         .gentle = order->stop_grace_s > 0 && vm->process_answers && !vm->process_paused && !vm->process_silent,
         .shutdown_asked = vm->shutdown_asked,
@@ -1831,24 +1911,26 @@ static void vm_tick(struct local_vm *vm)
         if (vm->closing)
             return;
         struct plan_vm facts = vm_facts(vm);
-        if (!vm_do(vm, agent_plan_vm(&facts)))
+        enum plan_step step = agent_plan_vm(&facts);
+        vm->files_owned = vm->files_owned && step == PLAN_START;
+        if (!vm_do(vm, step))
             return;
     }
 }
 
 /* ---- servers of its disks ---- */
 
-static void servers_work(uv_work_t *uv_work)
+static void servers_work(struct pool_work *pool_work)
 {
-    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    struct vm_work *work = CONTAINER_OF(pool_work, struct vm_work, work);
     const struct vm_places *places = &work->vm->context->places;
     uid_t user = work->user != 0 ? work->user : geteuid();
     work->status = work->nobodys ? pool_rbd_end(places, work->order.id, NULL, &work->err) : pool_rbd_revive(places, &work->order, user, &work->err);
 }
 
-static void servers_after(uv_work_t *uv_work, int uv_status UNUSED)
+static void servers_after(struct pool_work *pool_work)
 {
-    struct vm_work *work = CONTAINER_OF(uv_work, struct vm_work, work);
+    struct vm_work *work = CONTAINER_OF(pool_work, struct vm_work, work);
     struct local_vm *vm = work->vm;
     if (work->status < 0)
         log_warning("rbd-server", "vm=%s error=\"%s\"", vm->name, work->err.text);
@@ -1866,8 +1948,8 @@ static void servers_begin(struct local_vm *vm, bool ends)
     vm->servers = vm_work_make(vm);
     vm->servers->user = vm->file.user;
     vm->servers->nobodys = ends;
-    int r = uv_queue_work(vm->context->loop, &vm->servers->work, servers_work, servers_after);
-    ASSERT(r == 0);
+    CLEANUP_FREE char *lane = pool_work_lane(&vm->servers->order.pools);
+    pool_work_begin(vm->context->pool_works, vm->context->loop, lane, &vm->servers->work, servers_work, servers_after);
 }
 
 void vm_look_at_servers(struct local_vm *vm)
@@ -2441,13 +2523,14 @@ void vm_look_at_moves(struct local_vm *vm)
 
 enum vm_disks vm_disks(const struct local_vm *vm)
 {
+    bool starts = vm->busy == VM_PREPARING || vm->busy == VM_OWNING;
     if (vm->gone || vm->forgotten || vm->busy == VM_REMOVING || vm->file.disks_partial)
         return VM_DISKS_NONE;
     if (!vm->file.disks_made)
-        return vm->process || vm->looking || vm->busy == VM_PREPARING ? VM_DISKS_CHANGING : VM_DISKS_UNMADE;
+        return vm->process || vm->looking || starts ? VM_DISKS_CHANGING : VM_DISKS_UNMADE;
     if (vm->process && vm->process_answers && !vm->stop_asked && !vm->shutdown_asked && !vm->kill_sent)
         return VM_DISKS_IN_USE;
-    return vm->process || vm->next != NULL || vm->looking || vm->busy == VM_PREPARING ? VM_DISKS_CHANGING : VM_DISKS_FREE;
+    return vm->process || vm->next != NULL || vm->looking || starts ? VM_DISKS_CHANGING : VM_DISKS_FREE;
 }
 
 const struct vm_context *vm_context_of(const struct local_vm *vm)

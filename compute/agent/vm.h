@@ -16,6 +16,7 @@
 #include "compute/agent/lease_holder.h"
 #include "compute/agent/lease_page.h"
 #include "compute/agent/pool_watch.h"
+#include "compute/agent/pool_work.h"
 #include "compute/agent/vm_files.h"
 #include "compute/agent/vmm_process.h"
 #include "schema/objects.h"
@@ -26,6 +27,7 @@
 #define VM_STOP_MS 15000       /* from asking a VMM to end to SIGKILL */
 #define VM_CONTROL_MS 3000     /* one request to a VMM */
 #define VM_ASK_MS 5000         /* how often a VMM that runs is asked how it is */
+#define VM_KILLED_MS 5000      /* from SIGKILL to saying that the VMM is still there */
 #define VM_STUCK_MS 30000      /* between tries to resume a VM that its VMM paused because a disk failed */
 #define VM_REMOVE_POOLS_MS 600000 /* that the removal of a VM which another host has waits for pools that are away */
 #define VM_RETRY_MS 1000       /* after a request to a VMM, or a removal, that failed */
@@ -42,6 +44,7 @@ struct vm_context {
     const char *vmm_path, *boot_id;
     const struct lease_holder *lease; /* of the host; NULL: no VM is ruled by one (tests) */
     const struct pool_watches *pools; /* of the host; NULL: all are there (tests) */
+    struct pool_works *pool_works;    /* of the host; NULL: what looks into pools is libuv's, too (tests) */
     bool disarmed;                    /* VMs with ha run without it too */
     uint64_t cluster_epoch;           /* that the host follows, 1 or more */
     uint64_t settles_until_ms;        /* of the loop's clock: whether others have its VMs is being found out, see vm_new_cluster_epoch */
@@ -133,6 +136,8 @@ void vm_may_relocate(struct local_vm *vm, bool may);
 void vm_go_down(struct local_vm *vm);
 /* Now and then: while its VMM lives the servers of its disks do (pool_rbd.h), whatever the VMM does; once it is off they end. */
 void vm_look_at_servers(struct local_vm *vm);
+/* Now and then, too: work of it that hangs because a pool is away says so. */
+void vm_look_at_pools(struct local_vm *vm);
 /* Does a VMM of it live that may run only under the lease? */
 bool vm_lease_rules(const struct local_vm *vm);
 /* The controllers say that it is not ours: end it and remove what is left. @gone: it is nobody's any more, and what it has in

@@ -46,7 +46,7 @@ struct vm_adjust {
 
     struct http_call *call;
     void (*answered)(struct vm_adjust *, const struct http_answer *);
-    uv_work_t work;
+    struct pool_work work;
     uv_timer_t timer;
     bool working, cancelled;
     int status;
@@ -325,7 +325,7 @@ static int copy_end(struct vm_adjust *a, const struct vm_disk *disk)
 }
 
 /* In the pool: what the phase is about. */
-static void work_do(uv_work_t *work)
+static void work_do(struct pool_work *work)
 {
     struct vm_adjust *a = CONTAINER_OF(work, struct vm_adjust, work);
     const struct vm_places *places = &a->context->places;
@@ -350,10 +350,9 @@ static void volume_plug(struct vm_adjust *a);
 static void move_end(struct vm_adjust *a, bool take);
 static void move_next(struct vm_adjust *a);
 
-static void work_after(uv_work_t *work, int status)
+static void work_after(struct pool_work *work)
 {
     struct vm_adjust *a = CONTAINER_OF(work, struct vm_adjust, work);
-    (void)status;
     a->working = false;
     if (a->cancelled || (a->status < 0 && a->phase == PHASE_NETWORK)) {
         end(a, a->cancelled ? -ECANCELED : a->status);
@@ -385,9 +384,9 @@ static void work_after(uv_work_t *work, int status)
 
 static void work_begin(struct vm_adjust *a)
 {
+    CLEANUP_FREE char *lane = a->phase != PHASE_NETWORK ? pool_work_lane(&a->order.pools) : NULL;
     a->working = true;
-    int r = uv_queue_work(a->context->loop, &a->work, work_do, work_after);
-    ASSERT(r == 0);
+    pool_work_begin(a->context->pool_works, a->context->loop, lane, &a->work, work_do, work_after);
 }
 
 /* ---- 3: interfaces that are to come ---- */

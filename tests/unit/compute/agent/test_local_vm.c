@@ -359,6 +359,15 @@ static bool reason_has(struct fixture *f, const char *words)
     return has;
 }
 
+static bool reason_is(struct fixture *f, const char *words)
+{
+    struct vm_seen seen = {.id = NULL};
+    vm_put_seen(f->vm, &seen);
+    bool is = seen.reason != NULL ? strcmp(seen.reason, words) == 0 : words[0] == '\0';
+    OBJECT_CLEAR(vm_seen, &seen);
+    return is;
+}
+
 /* A new VM up to RUNNING; its pid. */
 static pid_t run_new(struct fixture *f)
 {
@@ -1347,6 +1356,68 @@ static void test_a_removal_says_what_it_waits_for(void **state)
     OBJECT_CLEAR(node_orders, &all);
 }
 
+/* Order @generation for the VM with its disk in @pool. */
+static void give_in_pool(struct fixture *f, const struct pool_order *pool, uint64_t generation)
+{
+    struct vm_order order;
+    fill_order(f, &order, vm_wanted_RUNNING, 1, generation);
+    OBJECT_COPY(pool_order, OBJECT_ADD(vm_order, &order, pools), pool);
+    OBJECT_TEXT(vm_disk, order.disks.items, pool, "fast");
+    if (f->vm == NULL)
+        f->vm = vm_create(&f->context, &order, 10);
+    else
+        vm_give_order(f->vm, &order, 10 + generation);
+    OBJECT_CLEAR(vm_order, &order);
+}
+
+/* The pool of a running VM's disk goes and comes again: the VM goes on running, and says so as long. */
+static void test_one_that_runs_says_that_its_pool_is_away(void **state)
+{
+    struct fixture *f = *state;
+    struct pool_watches watches = {.learned = false};
+    struct pool_works works = {.lanes = {.count = 0}};
+    struct node_orders all = {.index = 0};
+    struct pool_seen seen = {.id = NULL};
+    struct error err = {.code = 0};
+    CLEANUP_FREE char *path = xasprintf("%s/pool", f->dir), *aside = xasprintf("%s/aside", f->dir);
+    struct pool_order *pool = OBJECT_ADD(node_orders, &all, pools);
+    assert_int_equal(mkdir(path, 0700), 0);
+    OBJECT_TEXT(pool_order, pool, id, "eeeeeeee-0000-4000-8000-000000000001");
+    OBJECT_TEXT(pool_order, pool, name, "fast");
+    OBJECT_SET(pool_order, pool, kind, pool_kind_DIR);
+    OBJECT_TEXT(pool_order, pool, path, path);
+    OBJECT_SET(pool_order, pool, make, true);
+    pool_dir_look(pool, &seen);
+    OBJECT_TEXT(pool_order, pool, mark, seen.mark);
+    OBJECT_SET(pool_order, pool, make, false);
+    OBJECT_CLEAR(pool_seen, &seen);
+    f->context.pools = &watches;
+    f->context.pool_works = &works;
+    pool_watch_learn(&watches, &all.pools);
+    give_in_pool(f, pool, 1);
+    run_until_process(f, 0);
+    start_server(f);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_true(reason_is(f, ""));
+    assert_int_equal(rename(path, aside), 0);
+    while (pool_watch_there(&watches, pool->id, "fast", &err) == 0)
+        uv_run(&f->loop, UV_RUN_ONCE); /* its thread looks */
+    give_in_pool(f, pool, 2);
+    run_until(f, vm_state_RUNNING, 2);
+    assert_true(reason_has(f, "a pool of its disks is away: pool fast is not there: "));
+    assert_int_equal(rename(aside, path), 0);
+    while (pool_watch_there(&watches, pool->id, "fast", &err) < 0)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    give_in_pool(f, pool, 3);
+    run_until(f, vm_state_RUNNING, 3);
+    assert_true(reason_is(f, ""));
+    close_vm(f);
+    pool_watch_finish(&watches);
+    f->context.pools = NULL;
+    f->context.pool_works = NULL;
+    OBJECT_CLEAR(node_orders, &all);
+}
+
 /* While a migration takes it away, a VMM that ends is not started again, neither by this agent nor by the next. */
 static void test_one_that_leaves_is_not_started_again(void **state)
 {
@@ -1724,6 +1795,7 @@ int main(int argc, char **argv)
         T(test_the_source_is_let_in_by_a_word_that_lasts),
         T(test_what_arrives_in_a_shared_pool),
         T(test_a_removal_says_what_it_waits_for),
+        T(test_one_that_runs_says_that_its_pool_is_away),
         T(test_a_disk_that_the_cluster_has_forgotten_of),
         T(test_one_that_leaves_is_not_started_again),
         T(test_one_that_leaves_and_is_forgotten_waits_for_a_word),
