@@ -60,7 +60,7 @@ class Guest:
         done(cluster, cluster.api('POST', '/v1/vms', {
             'name': 'a', 'image': 'ticker', 'vcpus': 1, 'memory_bytes': 64 << 20, 'cmdline': f'ledger={SEED} hz=50 quiet',
             'disks': [{'name': 'root', 'image': True, 'pool': 'ssd', **disk}]}))
-        self.console = Console(self.agent.directory / 'vms' / cluster.vm('a')['id'] / 'console.log')
+        self.console = Console([self.agent.directory / 'vms' / cluster.vm('a')['id'] / 'console.log'])
         self.goes_on()
 
     def hear(self):
