@@ -189,6 +189,10 @@ static int disks_open(struct replica_store *store, struct error *err)
         if (code == 0)
             code = store->record.number > 0 ? disk_put_back(store->pools[i], disk->name, point, &store->disks[i], err)
                                             : disk_begin_anew(store->pools[i], disk, &store->disks[i], err);
+        if (code == -ENOENT && store->record.number > 0)
+            error_set(err, code, ERROR_NOT_FOUND,
+                      "disk %s of the replica is gone from its host: take the replica away and give it again, unless the VM is to be started from it",
+                      disk->name);
         if (code == 0)
             store->count = i + 1;
     }

@@ -126,3 +126,27 @@ def test_a_pool_that_is_away_is_waited_for(make_cluster):
     assert in_pool(old, 'replicas', vm_id) == ['root.layers'] and (place(old, vm_id) / 'replica.json').exists()
     cluster.cli('vm', 'update', 'web', '--replica-host', '', parse=False)
     wait_until(lambda: not place(old, vm_id).exists() and not in_pool(old, 'replicas', vm_id), 30, 'the replica is gone')
+
+
+@pytest.mark.slow
+def test_a_full_pool_on_the_replicas_host(make_cluster):
+    """The guest notices nothing, the reason is told, the last complete point stays; with room there are points again."""
+    cluster, vm_id, old, keeper = begin(make_cluster, ROOT, **WRITES)
+    replicas = f'/srv/ssd/replicas/{vm_id}'
+    keeper.host.run(['mkdir', '-p', replicas])
+    keeper.host.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'small', replicas])
+    replicate(cluster, keeper.name)
+    wait_point(cluster, more=2, timeout_s=60)
+
+    def fill():
+        keeper.host.run(['sh', '-c', f'cat /dev/zero > {replicas}/ballast'], check=False)
+        return replica(cluster).get('failure')
+    reason = wait_until(fill, 60, 'there is no room')
+    assert 'room' in reason or 'No space' in reason, reason
+    number = replica(cluster)['number']
+    wait_writes(old, vm_id, 10)
+    assert replica(cluster)['number'] == number
+    keeper.host.run(['rm', f'{replicas}/ballast'])
+    wait_point(cluster, more=2, timeout_s=60)
+    wait_writes(old, vm_id, 10)
+    assert 'failure' not in replica(cluster) and 'disk: word' not in life(old, vm_id)

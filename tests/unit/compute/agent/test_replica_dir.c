@@ -351,6 +351,28 @@ static void what_an_earlier_stay_has_left_is_told_of(void **state)
     assert_int_equal(replica_dir_check_pools(&f->in_pools, VM_B, &err), -ESTALE);
 }
 
+/* The pool's disk was replaced by an empty one. */
+static void a_disk_that_is_gone_is_told_of(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    struct replica_dir dir;
+    struct replica_store store;
+    pool_make(f);
+    points_make(f, VM_A, 1);
+    CLEANUP_FREE char *replicas = xasprintf("%s/replicas", f->ssd);
+    assert_int_equal(file_remove_tree(replicas, VM_A, NULL), 0);
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, true, &f->in_pools, &dir, NULL), 0);
+    assert_int_equal(replica_store_open(&dir.places, VM_A, true, &store, NULL), 0);
+    assert_int_equal(replica_store_follow(&store, EPOCH, 7, &store.record.disks, &err), -ENOENT);
+    assert_non_null(strstr(err.text, "disk root of the replica is gone from its host"));
+    replica_store_close(&store);
+    replica_dir_close(&dir);
+    order_replica(f, 1);
+    assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), -ENOENT);
+    assert_true(is_there(f, VM_A));
+}
+
 static void what_nobody_wants_goes_from_pools(void **state)
 {
     struct fixture *f = *state;
@@ -406,6 +428,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_pool_that_is_away_is_waited_for, setup, teardown),
         cmocka_unit_test_setup_teardown(a_disk_elsewhere_is_no_part_of_it, setup, teardown),
         cmocka_unit_test_setup_teardown(what_an_earlier_stay_has_left_is_told_of, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_disk_that_is_gone_is_told_of, setup, teardown),
         cmocka_unit_test_setup_teardown(what_nobody_wants_goes_from_pools, setup, teardown),
         cmocka_unit_test_setup_teardown(another_file_system_is_refused, setup, teardown),
     };

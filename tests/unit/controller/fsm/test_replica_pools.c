@@ -228,6 +228,34 @@ static void beside_shared_ones_it_has_to_be_in_sync(void **test)
     assert_int_equal(told(f, other(f), true), 1);
 }
 
+/* Host n3 has @name's directory of the pool. */
+static void doubled(struct fixture *f, const char *name)
+{
+    fixture_must(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n1\",\"n2\",\"n3\"]}");
+    struct node_report report = fixture_report(f, "n3", 8192);
+    struct pool_seen *seen = OBJECT_ADD(node_report, &report, pools);
+    OBJECT_TEXT(pool_seen, seen, id, fixture_get(f, object_kind_POOL, "ssd")->common->id);
+    OBJECT_SET(pool_seen, seen, present, true);
+    OBJECT_TEXT(pool_seen, seen, mark, name);
+    OBJECT_SET(pool_seen, seen, size_bytes, 64 * GIB);
+    OBJECT_SET(pool_seen, seen, free_bytes, 32 * GIB);
+    (void)fixture_send(f, &report);
+}
+
+/* It would be started from what another host may remove. */
+static void nor_is_it_started_from_one(void **test)
+{
+    struct fixture *f = *test;
+    vm_make(f, "");
+    give(f, "");
+    a_point_is_made(f);
+    assert_true(replica_is_good(f->state, vm(f)));
+    doubled(f, other(f));
+    assert_false(replica_is_good(f->state, vm(f)));
+    fixture_lose(f, vm(f)->host_name);
+    assert_false(vm(f)->recovering);
+}
+
 static void what_would_be_no_copy_is_refused(void **test)
 {
     struct fixture *f = *test;
@@ -236,15 +264,7 @@ static void what_would_be_no_copy_is_refused(void **test)
     fixture_must(f, ROUTE_ID_vm_delete, "a", NULL);
     fixture_vm_is(f, "a", vm_state_DELETED);
     /* one directory on two hosts */
-    fixture_must(f, ROUTE_ID_pool_update, "ssd", "{\"hosts\":[\"n1\",\"n2\",\"n3\"]}");
-    struct node_report report = fixture_report(f, "n3", 8192);
-    struct pool_seen *seen = OBJECT_ADD(node_report, &report, pools);
-    OBJECT_TEXT(pool_seen, seen, id, fixture_get(f, object_kind_POOL, "ssd")->common->id);
-    OBJECT_SET(pool_seen, seen, present, true);
-    OBJECT_TEXT(pool_seen, seen, mark, "n1");
-    OBJECT_SET(pool_seen, seen, size_bytes, 64 * GIB);
-    OBJECT_SET(pool_seen, seen, free_bytes, 32 * GIB);
-    (void)fixture_send(f, &report);
+    doubled(f, "n1");
     vm_make(f, "");
     refused(f, strcmp(vm(f)->host_name, "n1") == 0 ? "n3" : "n1", "/replica_host", "the same directory as another host");
 }
@@ -281,6 +301,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_is_in_directories_alone_needs_no_word, setup, teardown),
         cmocka_unit_test_setup_teardown(beside_shared_ones_it_has_to_be_in_sync, setup, teardown),
         cmocka_unit_test_setup_teardown(what_would_be_no_copy_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(nor_is_it_started_from_one, setup, teardown),
         cmocka_unit_test_setup_teardown(it_is_said_in_the_command, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
