@@ -203,7 +203,7 @@ class Storm:
         snapshots, backups = ([o['id'] for o in self.get(what) if o['state'] == 'available'] for what in ('snapshots', 'backups'))
         if kind == 'snapshot' and len(snapshots) < self.variant.snapshots_max:
             return self.ask(kind, 'POST', '/v1/vms/a/snapshots', {'name': self.name('s')})
-        if kind in ('snapshot', 'merge') and snapshots:
+        if snapshots and (kind in ('snapshot', 'merge') or (kind == 'migrate' and not self.variant.shared and self.chance.random() < 0.8)):
             return self.ask('merge', 'DELETE', f'/v1/snapshots/{self.chance.choice(snapshots)}')
         if kind == 'forget' and len(backups) > 1:
             return self.ask(kind, 'DELETE', f'/v1/backups/{self.chance.choice(backups)}')
@@ -218,7 +218,7 @@ class Storm:
             self.restored = ident if asked else self.restored
             return asked
         if kind == 'migrate':
-            slow = {'bytes_per_second': self.chance.choice((4, 16, 64)) << 20} if self.chance.random() < 0.5 else {}
+            slow = {'bytes_per_second': self.chance.choice((1, 4, 16)) << 20} if self.chance.random() < 0.5 else {}
             return self.ask(kind, 'POST', '/v1/vms/a/migrate', slow)
         return self.ask('backup', 'POST', '/v1/vms/a/backups', {'name': self.name('b')})
 
