@@ -42,6 +42,7 @@ static bool done[LEDGER_WINDOW_MAX]; /* those of the writes behind @acked */
 static uint64_t seed, window, next, acked, kept, asked, rest;
 static bool flushes;
 static unsigned to_flush, flushing; /* disks that are still to be asked, and those that have not answered, for all up to @asked */
+static bool calm;
 
 static uint64_t mixed(uint64_t x)
 {
@@ -159,6 +160,11 @@ static bool disks_start(struct virtio *with, uint32_t features)
     return true;
 }
 
+void ledger_calm(void)
+{
+    calm = true;
+}
+
 bool ledger_start(uint64_t with_seed, uint64_t with_disks, uint64_t with_window)
 {
     seed = with_seed;
@@ -223,14 +229,14 @@ bool ledger_step(void)
     }
     for (unsigned i = 0; i < REQUESTS; i++)
         if (requests[i].busy)
-            return true;
+            return !calm;
     return rest > 0;
 }
 
 void ledger_tick(void)
 {
     static uint64_t told;
-    rest = TICK_WRITES;
+    rest = calm ? 1 : TICK_WRITES;
     for (unsigned i = 0; i < REQUESTS; i++)
         if (requests[i].busy && timer_ticks - requests[i].since >= LOST_TICKS) {
             tell("lost", requests[i].block);

@@ -9,6 +9,7 @@
  *   disk=SEED  write and read the first disk at random all the time, and check (guest_disk.c)
  *   ledger=N   write numbered blocks to the first disk in an order that follows from N, and tell what was acknowledged and what is
  *              flushed (guest_ledger.c); over=N: to the first N disks; window=N: with so many under way at most
+ *   calm       ledger= writes once a tick, and sleeps while it waits for its disk
  *   pair       write numbers to the first disk and the second, one after the other; not with disk (guest_pair.c)
  *   show       tell the text that the first disk begins with, once ("disk says ...")
  *   net        send numbered frames, and look at those that come (guest_net.c)
@@ -309,6 +310,8 @@ void user_main(const struct start_info *info)
         has_disk = disk_start(option(cmdline, "disk", 0));
     if (option(cmdline, "ledger", 0))
         has_ledger = ledger_start(option(cmdline, "ledger", 0), option(cmdline, "over", 1), option(cmdline, "window", LEDGER_WINDOW_MAX));
+    if (option(cmdline, "calm", 0))
+        ledger_calm();
     if (option(cmdline, "pair", 0))
         has_pair = pair_start();
     if (option(cmdline, "show", 0))

@@ -11,6 +11,7 @@
 
 lab_base_packages="systemd,systemd-sysv,udev,kmod,openssh-server,python3,iproute2,iputils-ping,nftables,procps,rsync"
 lab_base_packages+=",busybox-static,e2fsprogs,util-linux,ca-certificates,curl"
+lab_base_packages+=",nfs-common,nfs-kernel-server" # tests/lab/nfs starts them; no other host has one running
 # What the programs are linked with; whatever else ldd finds is added.
 lab_base_packages+=",libuv1,libjansson4,libcurl4,libssl3,liblz4-1,libpq5,libzstd1,libsodium23,libseccomp2,libmnl0,liburing2"
 

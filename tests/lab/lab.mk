@@ -1,6 +1,6 @@
 # The lab: whole Debian hosts with KVM, without hardware virtualization; tests/lab/lab says more.
 .PHONY: guest-stock kvm-probe lab-cloud lab-down lab-drills lab-fault lab-firmware lab-guest-work lab-hotplug lab-judge \
-    lab-kernel-messages lab-migrate lab-network lab-run lab-share lab-smoke lab-snapshot lab-ssh lab-status lab-test lab-up
+    lab-kernel-messages lab-migrate lab-network lab-nfs lab-run lab-share lab-smoke lab-snapshot lab-ssh lab-status lab-test lab-up
 export LAB
 KVM_PROBE = $(CURDIR)/build/lab/kvm-probe
 
@@ -43,6 +43,8 @@ lab-cloud: programs             ## one lab host, a cluster, a Debian disk with c
 	@tests/lab/cloud
 lab-drills: programs guest      ## three lab hosts, a cluster, each kind of drill once (DRILL=host-loss for one), a host that stands still; 20 minutes
 	@tests/lab/drills $(DRILL)
+lab-nfs: programs guest         ## two lab hosts, a cluster: an NFS server that is cut off and loses its power under VMs, 10 minutes
+	@tests/lab/nfs
 lab-migrate: programs           ## two lab hosts, a cluster: a Debian at work (stress-ng, fio, iperf3, its clock) migrated ROUNDS=20 times, an hour
 	@tests/lab/migrate $(ROUNDS)
 lab-kernel-messages: programs   ## one lab host, what a stock kernel complains of under our VMM and not under QEMU, 5 minutes

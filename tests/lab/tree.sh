@@ -19,7 +19,10 @@ lab_masked_units="apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2sc
     systemd-udev-settle.service kmod-static-nodes.service serial-getty@ttyS0.service
     systemd-tmpfiles-setup-dev.service systemd-sysctl.service getty.target cryptsetup.target integritysetup.target
     veritysetup.target swap.target timers.target paths.target
-    systemd-udev-trigger.service systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-control.socket"
+    systemd-udev-trigger.service systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-control.socket
+    rpcbind.service rpcbind.socket nfs-server.service nfs-mountd.service nfs-idmapd.service nfs-blkmap.service nfsdcld.service
+    nfs-client.target rpc-statd.service rpc-statd-notify.service rpc-gssd.service rpc-svcgssd.service auth-rpcgss-module.service
+    run-rpc_pipefs.mount proc-fs-nfsd.mount"
 # (devtmpfs makes the nodes of the few devices a host has; udev would only cost time.)
 
 lab_unneeded_tmpfiles="debian home journal-nocow legacy passwd provision systemd-network systemd-nologin systemd-pstore
