@@ -1,9 +1,10 @@
 /* What layers cost: random and sequential I/O of the VMM's disk drivers on one file, without a guest.
  *
- *     bench_block [--directory DIR] [--seconds N] [--direct] [--submit] [--rows WORDS] [--depth N]
+ *     bench_block [--directory DIR] [--seconds N] [--direct] [--submit] [--rows WORDS] [--depth N] [--threads]
  *
  * Reads are made as the device makes them (compute/vmm/devices/blk): what is at hand is read there and then, the rest
  * is submitted; --submit: all are. --rows: those alone that have WORDS in their name. --depth: requests at once (16).
+ * --threads: without io_uring.
  *
  * Cold rows: nothing of the files is in the page cache when a slice begins (POSIX_FADV_DONTNEED, of these files alone), two
  * requests are made at once, as a guest's reading ahead does, and the median of COLD_SLICES slices of a third of the seconds counts, for a
@@ -540,6 +541,7 @@ int main(int argc, char **argv)
     struct bench b = {.seconds = 1, .depth = QUEUE_DEPTH};
     struct error err;
     const char *directory = "build";
+    bool threads = false;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--directory") == 0 && i + 1 < argc)
             directory = argv[++i];
@@ -549,6 +551,8 @@ int main(int argc, char **argv)
             b.direct = true;
         else if (strcmp(argv[i], "--submit") == 0)
             b.submit = true;
+        else if (strcmp(argv[i], "--threads") == 0)
+            threads = true;
         else if (strcmp(argv[i], "--rows") == 0 && i + 1 < argc)
             b.rows = argv[++i];
         else if (strcmp(argv[i], "--depth") == 0 && i + 1 < argc)
@@ -559,7 +563,7 @@ int main(int argc, char **argv)
     pthread_mutex_init(&b.lock, NULL);
     if (mkdtemp(b.folder) == NULL || io_loop_create(&b.lock, &b.loop, &err) < 0)
         die("cannot begin", -1);
-    if (uring_create(b.loop, &b.uring, &err) < 0)
+    if (!threads && uring_create(b.loop, &b.uring, &err) < 0)
         printf("without io_uring: %s\n", err.text);
     run(&b);
     uring_destroy(b.uring);

@@ -484,10 +484,10 @@ static bool is_cached(struct bench *b, uint64_t offset, size_t size)
 
 /* Only through the page cache, with the right to the file, and as much as there is room for. A drain waits for it, and then the
  * kernel has begun to read. */
-static void what_is_said_to_be_read_next_is_cached(void **state UNUSED)
+static void said_to_be_read(bool with_uring)
 {
     enum { BYTES = 48 * 4096, AT = 1 << 20, REFUSED = 2 << 20, TRIES = 10000 };
-    struct bench *b = bench_create(true, false);
+    struct bench *b = bench_create(with_uring, false);
     unsigned calls_left = 0, tries = 0;
     memset(b->model, 1, DISK_BYTES);
     assert_int_equal(pwrite(b->fd, b->model, DISK_BYTES, 0), DISK_BYTES);
@@ -513,6 +513,43 @@ static void what_is_said_to_be_read_next_is_cached(void **state UNUSED)
     for (unsigned i = 0; i < 3 * BLOCK_FILE_HINTS_MAX; i++) /* more than there is room for, and closed with them */
         block_will_read(b->block, 0, DISK_BYTES);
     pthread_mutex_unlock(&b->lock);
+    bench_destroy(b);
+}
+
+static void what_is_said_to_be_read_next_is_cached(void **state UNUSED)
+{
+    said_to_be_read(true);
+}
+
+static void what_is_said_to_be_read_next_is_cached_by_threads(void **state UNUSED)
+{
+    said_to_be_read(false);
+}
+
+/* What is asked for keeps no request from being carried out, nor the other way round. */
+static void threads_read_ahead_beside_requests(void **state UNUSED)
+{
+    struct bench *b = bench_create(false, false);
+    memset(b->model, 1, DISK_BYTES);
+    assert_int_equal(pwrite(b->fd, b->model, DISK_BYTES, 0), DISK_BYTES);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        struct try tries[AT_ONCE];
+        pthread_mutex_lock(&b->lock);
+        if (fsync(b->fd) == 0)
+            posix_fadvise(b->fd, 0, 0, POSIX_FADV_DONTNEED);
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            try_make(b, &tries[i], i);
+            block_will_read(b->block, tries[i].request.offset, tries[i].request.size);
+            assert_int_equal(block_submit(b->block, &tries[i].request), 0);
+        }
+        block_drain(b->block);
+        pthread_mutex_unlock(&b->lock);
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            assert_true(tries[i].ended);
+            assert_int_equal(tries[i].result, 0);
+            free(tries[i].memory);
+        }
+    }
     bench_destroy(b);
 }
 
@@ -671,6 +708,8 @@ int main(void)
         cmocka_unit_test(what_is_cached_is_at_hand),
         cmocka_unit_test(past_the_cache_nothing_is_at_hand),
         cmocka_unit_test(what_is_said_to_be_read_next_is_cached),
+        cmocka_unit_test(what_is_said_to_be_read_next_is_cached_by_threads),
+        cmocka_unit_test(threads_read_ahead_beside_requests),
         cmocka_unit_test(past_the_cache_nothing_is_read_ahead),
         cmocka_unit_test(misses_make_tries_rare),
         cmocka_unit_test(holes_give_space_back),
