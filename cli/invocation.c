@@ -156,7 +156,9 @@ static void nearest_try(struct nearest *n, const char *candidate)
 /* "; is --vcpus meant?", or nothing; returns @buffer. */
 static const char *nearest_words(const struct nearest *n, const char *dashes, char *buffer, size_t size)
 {
-    snprintf(buffer, size, n->found[0] != '\0' ? "; is %s%s meant?" : "", dashes, n->found);
+    buffer[0] = '\0';
+    if (n->found[0] != '\0')
+        snprintf(buffer, size, "; is %s%s meant?", dashes, n->found);
     return buffer;
 }
 
