@@ -211,7 +211,8 @@ static int command_join(const struct options *o)
         return 1;
     }
     if (repeated)
-        printf("%s is host %s of that cluster already; nothing was changed\n", o->data, o->name);
+        printf("%s is host %s of that cluster already; nothing was changed (if it was removed there, give another --data)\n", o->data,
+               o->name);
     else
         printf("%s is a host of the cluster now; start it with: drover-agent run --data %s\n", o->name, o->data);
     return 0;

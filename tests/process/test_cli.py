@@ -172,7 +172,8 @@ def test_a_host_that_joins_once_more(make_cluster):
         return agent.host.run([agent.binary, 'join', '--data', agent.data, '--address', address, '--name', name, '--token', token], check=False)
     for address in (where, f'{where}:7445'):
         done = join('n1', address)
-        assert (done.returncode, done.stdout) == (0, f'{agent.data} is host n1 of that cluster already; nothing was changed\n')
+        assert (done.returncode, done.stdout) == (0, f'{agent.data} is host n1 of that cluster already; nothing was changed '
+                                                     '(if it was removed there, give another --data)\n')
     for done in (join('n2', where), join('n1', '10.9.9.9'), join('n1', where, token.replace(token.split('/')[4], '00000000-0000-4000-8000-000000000000'))):
         assert done.returncode == 1 and f"{agent.data} is host 'n1' at {where}:7445 of cluster" in done.stderr
     assert [host['name'] for host in cluster.cli('host', 'list')] == ['n1']
