@@ -1738,6 +1738,15 @@ static void vm_kill(struct local_vm *vm)
     vm->kill_sent = true; /* the pidfd tells when it is gone */
 }
 
+static void vm_rest_arriving(struct local_vm *vm)
+{
+    vm->start_deadline_ms = 0;
+    vm_progress(vm, "waiting for what the migration brings");
+    if (vm->ask_at_ms <= now_ms(vm))
+        vm_ask(vm);
+    vm_wake_at(vm, vm->ask_at_ms);
+}
+
 /* Carry out one step. True: look at once for the next one; false: something will tick. */
 static bool vm_do(struct local_vm *vm, enum plan_step step)
 {
@@ -1756,11 +1765,7 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         vm_settle(vm, vm_state_DELETED, "");
         return false;
     case PLAN_REST_ARRIVING:
-        vm->start_deadline_ms = 0;
-        vm_progress(vm, "waiting for what the migration brings");
-        if (vm->ask_at_ms <= now_ms(vm))
-            vm_ask(vm);
-        vm_wake_at(vm, vm->ask_at_ms);
+        vm_rest_arriving(vm);
         return false;
     case PLAN_REST_LEFT:
         vm_move(vm, vm_state_STOPPING, vm->left ? "it runs on another host now"
