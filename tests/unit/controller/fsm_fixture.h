@@ -345,6 +345,19 @@ static inline void fixture_create_vm(struct fixture *f, const char *name)
     fixture_must(f, ROUTE_ID_vm_create, NULL, body);
 }
 
+/* @command with what every request has, applied as it is: what the leader of another version might have decided. */
+static inline int fixture_apply_put(struct fixture *f, struct command_put *command)
+{
+    struct bytes_writer bytes = {0};
+    OBJECT_TEXT(command_request, &command->request, at, fixture_now(f));
+    object_mark(&command_put_desc, command, "request");
+    assert_int_equal(command_encode(COMMAND_put, command, &bytes, NULL), 0);
+    int rc = fixture_apply(f, &bytes);
+    bytes_writer_finish(&bytes);
+    OBJECT_CLEAR(command_put, command);
+    return rc;
+}
+
 /* The cluster goes on from @survivor (an id) alone. */
 static inline int fixture_recover(struct fixture *f, uint64_t epoch, const char *survivor)
 {

@@ -316,15 +316,21 @@ static void fill_order(struct fixture *f, struct vm_order *order, uint32_t wante
     OBJECT_SET(vm_disk, disk, size_bytes, 1u << 20);
 }
 
+/* The first one makes the VM, with index 10; the others have @index. */
+static void give_order(struct fixture *f, struct vm_order *order, uint64_t index)
+{
+    if (f->vm == NULL)
+        f->vm = vm_create(&f->context, order, 10);
+    else
+        vm_give_order(f->vm, order, index);
+    OBJECT_CLEAR(vm_order, order);
+}
+
 static void give(struct fixture *f, uint32_t wanted, uint64_t epoch, uint64_t generation)
 {
     struct vm_order order;
     fill_order(f, &order, wanted, epoch, generation);
-    if (f->vm == NULL)
-        f->vm = vm_create(&f->context, &order, 10);
-    else
-        vm_give_order(f->vm, &order, 11);
-    OBJECT_CLEAR(vm_order, &order);
+    give_order(f, &order, 11);
 }
 
 /* Run the loop until the VM is in @state and has reached @generation. */
@@ -1270,11 +1276,7 @@ static void give_at(struct fixture *f, uint32_t wanted, uint64_t generation, con
     struct vm_order order;
     fill_order(f, &order, wanted, 1, generation);
     OBJECT_TEXT(vm_disk, order.disks.items, place, place);
-    if (f->vm == NULL)
-        f->vm = vm_create(&f->context, &order, 10);
-    else
-        vm_give_order(f->vm, &order, 10 + generation);
-    OBJECT_CLEAR(vm_order, &order);
+    give_order(f, &order, 10 + generation);
 }
 
 /* Its cluster was rebuilt from a survivor that knows nothing of a disk's move: it is not started with what the disk was before, as long as the
@@ -1363,11 +1365,7 @@ static void give_in_pool(struct fixture *f, const struct pool_order *pool, uint6
     fill_order(f, &order, vm_wanted_RUNNING, 1, generation);
     OBJECT_COPY(pool_order, OBJECT_ADD(vm_order, &order, pools), pool);
     OBJECT_TEXT(vm_disk, order.disks.items, pool, "fast");
-    if (f->vm == NULL)
-        f->vm = vm_create(&f->context, &order, 10);
-    else
-        vm_give_order(f->vm, &order, 10 + generation);
-    OBJECT_CLEAR(vm_order, &order);
+    give_order(f, &order, 10 + generation);
 }
 
 /* The pool of a running VM's disk goes and comes again: the VM goes on running, and says so as long. */

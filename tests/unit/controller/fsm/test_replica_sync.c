@@ -556,18 +556,12 @@ static void it_is_said_in_the_commands(void **test)
     fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":null}");
     for (unsigned i = 0; i < 2; i++) {
         struct command_put command = {0};
-        struct bytes_writer bytes = {0};
         OBJECT_TEXT(vm, &command.vm, id, vm(f)->id);
         OBJECT_TEXT(vm, &command.vm, replica_host, "n2");
         object_mark(&command_put_desc, &command, "vm");
         if (i == 1)
             OBJECT_SET(command_put, &command, replica_pools, true);
-        OBJECT_TEXT(command_request, &command.request, at, fixture_now(f));
-        object_mark(&command_put_desc, &command, "request");
-        assert_int_equal(command_encode(COMMAND_put, &command, &bytes, NULL), 0);
-        assert_int_equal(fixture_apply(f, &bytes), i == 0 ? -EBUSY : 0);
-        bytes_writer_finish(&bytes);
-        OBJECT_CLEAR(command_put, &command);
+        assert_int_equal(fixture_apply_put(f, &command), i == 0 ? -EBUSY : 0);
     }
 }
 
