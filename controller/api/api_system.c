@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/api/cluster_metrics.h"
 #include "controller/environment.h"
 #include "schema/commands.h"
 
@@ -98,6 +99,7 @@ static void put_objects(struct service *service, struct bytes_writer *out)
         if (kind != object_kind_EVENT)
             bytes_put_format(out, "drover_objects{kind=\"%s\"} %zu\n", object_kind_desc.names[kind],
                              state_count(service->state, (enum object_kind)kind));
+    cluster_metrics_put(service->state, environment_unix_ms(), out);
     service_unlock_state(service);
 }
 

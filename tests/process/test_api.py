@@ -818,3 +818,4 @@ def test_metrics(one):
             assert base in seen or any(base == s + suffix for s in seen for suffix in ('_bucket', '_sum', '_count')), line
     assert 'drover_api_requests_total{route="flavor_create",status="2xx"}' in text
     assert one[0].metric('drover_raft_leading') == 1
+    assert 'drover_hosts{state="lost"} 0\n' in text and 'drover_vms_not_as_wanted 0\n' in text
