@@ -226,6 +226,7 @@ void api_finish(struct api *api)
 {
     map_finish(&api->keys);
     console_tickets_finish(&api->tickets);
+    bytes_writer_finish(&api->cluster_metrics);
 }
 
 void api_leader_changed(struct api *api)

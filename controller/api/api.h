@@ -50,6 +50,8 @@ struct api {
     struct map keys; /* Idempotency-Key -> api_call in flight */
     struct console_tickets tickets;
     struct api_metrics metrics;
+    struct bytes_writer cluster_metrics; /* of a large cluster, as last made (api_system.c) */
+    uint64_t cluster_metrics_until_ms;   /* steady clock: good for so long */
     uint64_t started_ms;
     uint64_t drill_until_ms; /* steady clock: until then a host is silent, and no other is to be */
     char drill[64];          /* the drill that made it so */

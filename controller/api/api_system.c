@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/api/api_read.h"
 #include "controller/api/cluster_metrics.h"
 #include "controller/environment.h"
 #include "schema/commands.h"
@@ -99,7 +100,6 @@ static void put_objects(struct service *service, struct bytes_writer *out)
         if (kind != object_kind_EVENT)
             bytes_put_format(out, "drover_objects{kind=\"%s\"} %zu\n", object_kind_desc.names[kind],
                              state_count(service->state, (enum object_kind)kind));
-    cluster_metrics_put(service->state, environment_unix_ms(), out);
     service_unlock_state(service);
 }
 
@@ -110,13 +110,20 @@ static void put_loops(const struct service *service, const struct raft_node_stat
     loop_meter_put(out, names, counts, ARRAY_SIZE(names));
 }
 
+static void put_cluster(struct service *service, struct bytes_writer *out)
+{
+    service_lock_state(service);
+    cluster_metrics_put(service->state, environment_unix_ms(), out);
+    service_unlock_state(service);
+}
+
 static uint64_t resident_bytes(void)
 {
     size_t rss = 0;
     return uv_resident_set_memory(&rss) == 0 ? rss : 0;
 }
 
-void api_metrics_show(struct api_call *call)
+static void metrics_answer(struct api_call *call, const struct bytes_writer *cluster)
 {
     struct service *service = call->service;
     struct api *api = &service->api;
@@ -127,6 +134,7 @@ void api_metrics_show(struct api_call *call)
     api_metrics_text(&api->metrics, &body);
     put_raft(status, &body);
     put_objects(service, &body);
+    bytes_put(&body, cluster->data, cluster->size);
     put_loops(service, status, &body);
     api_metrics_put(&body, "drover_http_connections", "gauge", "Open connections.", http->connections);
     api_metrics_put(&body, "drover_http_accepted_total", "counter", "Connections accepted.", http->accepted);
@@ -140,4 +148,53 @@ void api_metrics_show(struct api_call *call)
     api_metrics_put(&body, "drover_api_ready", "gauge", "1 on a leader that answers.", service->ready);
     api_metrics_put(&body, "drover_process_resident_bytes", "gauge", "Memory of the process.", resident_bytes());
     api_call_answer(call, 200, "text/plain; version=0.0.4", NULL, &body);
+}
+
+/* What a look at each VM and each backup of a large cluster gives: by the thread that makes long lists, and good for some seconds,
+ * for anybody may ask. */
+struct metrics_work {
+    struct api_read_work read;
+    struct bytes_writer text;
+};
+
+static void make_metrics(struct api_read_work *read)
+{
+    put_cluster(read->call->service, &CONTAINER_OF(read, struct metrics_work, read)->text);
+}
+
+static void answer_metrics(struct api_read_work *read)
+{
+    struct metrics_work *work = CONTAINER_OF(read, struct metrics_work, read);
+    struct api *api = &read->call->service->api;
+    bytes_writer_finish(&api->cluster_metrics);
+    api->cluster_metrics = work->text;
+    api->cluster_metrics_until_ms = environment_monotonic_ms() + API_METRICS_GOOD_MS;
+    metrics_answer(read->call, &api->cluster_metrics);
+    free(work);
+}
+
+static bool is_large(struct service *service)
+{
+    service_lock_state(service);
+    size_t count = state_count(service->state, object_kind_VM) + state_count(service->state, object_kind_BACKUP);
+    service_unlock_state(service);
+    return count > API_READ_LIST_INLINE_MAX;
+}
+
+void api_metrics_show(struct api_call *call)
+{
+    struct service *service = call->service;
+    struct bytes_writer text = {0};
+    if (!is_large(service)) {
+        put_cluster(service, &text);
+        metrics_answer(call, &text);
+        bytes_writer_finish(&text);
+    } else if (environment_monotonic_ms() < service->api.cluster_metrics_until_ms) {
+        metrics_answer(call, &service->api.cluster_metrics);
+    } else {
+        struct metrics_work *work = NEW(struct metrics_work);
+        work->read = (struct api_read_work){.call = call, .make = make_metrics, .answer = answer_metrics};
+        if (!api_read_start(&work->read))
+            free(work);
+    }
 }

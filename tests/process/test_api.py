@@ -806,6 +806,7 @@ def test_half_requests_and_slow_clients(one):
 
 
 def test_metrics(one):
+    assert one[0].request('POST', '/v1/flavors', flavor())[0] == 201
     text = one[0].request('GET', '/metrics', identity=None)[2].decode()
     seen = set()
     for line in text.splitlines():
@@ -819,3 +820,25 @@ def test_metrics(one):
     assert 'drover_api_requests_total{route="flavor_create",status="2xx"}' in text
     assert one[0].metric('drover_raft_leading') == 1
     assert 'drover_hosts{state="lost"} 0\n' in text and 'drover_vms_not_as_wanted 0\n' in text
+
+
+def test_metrics_of_many_vms(fresh_three):
+    """Those of more VMs than the loop looks at by itself are made by a thread, once for all who ask within some seconds."""
+    leader = fresh_three.leader()
+    image = {'name': 'tiny', 'kind': 'kernel', 'kernel': {'url': 'file:///boot/vmlinuz', 'sha256': 'a' * 64}}
+    assert leader.request('POST', '/v1/images', image)[0] == 201
+
+    def text():
+        return leader.request('GET', '/metrics', identity=None)[2].decode()
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        def many(k):
+            mine = leader.connect()
+            for i in range(63):
+                assert mine.call('POST', '/v1/vms', {'name': f'v{k}-{i}', 'image': 'tiny', 'vcpus': 1, 'memory_bytes': 64 * MIB})[0] == 202
+            mine.close()
+        list(pool.map(many, range(16)))
+        texts = list(pool.map(lambda _: text(), range(64)))
+    waiting = 'drover_vms{state="pending"} 1008\n'
+    assert all(waiting in t and 'drover_raft_leading 1\n' in t for t in texts)
+    assert leader.request('DELETE', '/v1/vms/v1-1')[0] in (200, 202, 204)
+    wait_for(lambda: waiting not in text(), 10, 'what is some seconds old is made anew')
