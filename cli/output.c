@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 #include <wchar.h>
 
 #define CELL_BYTES_MAX 800
@@ -254,10 +255,16 @@ void output_wrapped(const char *left, int indent, const char *text)
     putchar('\n');
 }
 
+/* The stream keeps that a write has failed, not why: another one tells, of an output that is broken anyway. */
+static int failed_earlier(void)
+{
+    return write(STDOUT_FILENO, "\n", 1) < 0 ? -errno : -EIO;
+}
+
 int output_end(struct error *err)
 {
     bool failed = ferror(stdout) != 0;
-    int rc = fflush(stdout) != 0 ? -errno : failed ? -EIO : 0;
+    int rc = fflush(stdout) != 0 ? -errno : failed ? failed_earlier() : 0;
     struct pollfd reader = {.fd = STDOUT_FILENO, .events = POLLOUT};
     if (rc < 0 && poll(&reader, 1, 0) > 0 && (reader.revents & POLLERR))
         return -EPIPE;
