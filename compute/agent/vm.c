@@ -245,10 +245,10 @@ static void put_reason(char *to, const char *text)
             *at = '?';
 }
 
-/* Write vm.json if it has changed. */
+/* Write vm.json if it has changed; of one whose files are gone none is made again, whatever orders come until nobody asks for it any more. */
 static int vm_save(struct local_vm *vm, struct error *err)
 {
-    if (!vm->unsaved)
+    if (!vm->unsaved || vm->gone)
         return 0;
     int r = vm_files_save(&vm->context->places, &vm->file, err);
     if (r == 0)

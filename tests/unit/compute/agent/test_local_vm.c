@@ -424,6 +424,8 @@ static void test_life(void **state)
     run_until(f, vm_state_DELETED, 5);
     assert_true(vm_is_gone(f->vm));
     assert_int_equal(count_files(f->vms), 0);
+    give(f, vm_wanted_DELETED, 1, 6); /* another order, before the controllers have heard */
+    assert_int_equal(count_files(f->vms), 0);
 }
 
 static void test_agent_ends_and_comes_back(void **state)
