@@ -6,6 +6,7 @@ import signal
 
 from bed import wait_until
 from disk_guest import BLOCKS, GUEST, NEEDED, WRITES, create, done, image, life, pool, read_before, wait_pool, wait_writes
+from test_agent import vmm_of
 from test_volume_move import worker
 from test_volume_objects import refused, start, stop
 from test_volume_snapshot import ended
@@ -167,7 +168,7 @@ def test_clones_of_a_vm_that_runs(make_cluster):
     assert ended(cluster, operation)['state'] == 'cancelled'
     wait_until(lambda: cluster.vm('three') is None and not home(agent, three).exists() and not snapshots(cluster), 30, 'it is gone, and its snapshot')
     # cancelled, and deleted, before there is a snapshot: its host looks after that
-    vmm = json.loads((home(agent, one) / 'vm.json').read_text())['pid']
+    [vmm] = vmm_of(cluster, one)
     for end in ('cancel', 'delete'):
         os.kill(vmm, signal.SIGSTOP)
         status, _, operation = cluster.api('POST', '/v1/vms/one/clone', {'name': 'three', 'freeze': False})
