@@ -75,27 +75,43 @@ static int run_list(const struct invocation *call, struct client *client, struct
     return rc;
 }
 
+/* Those that are made with a VM: their names follow a rule, and are said all the same. */
+static void say_volumes(const json_t *operation)
+{
+    char clean[200];
+    const json_t *volumes = json_object_get(operation, "volumes");
+    for (size_t i = 0; i < json_array_size(volumes); i++)
+        printf("%s%s", i == 0 ? ", with volumes " : ", ", output_clean(json_string_value(json_array_get(volumes, i)), clean, sizeof clean));
+    printf("\n");
+}
+
 static void say_done(const struct invocation *call, const json_t *answer)
 {
     char clean[200];
     const char *id = json_string_value(json_object_get(answer, "id"));
     if (call->quiet)
         return;
-    if (call->output != OUTPUT_TABLE && answer != NULL)
+    if (call->output != OUTPUT_TABLE && answer != NULL) {
         output_object(call, answer);
-    else if (schema_routes[call->verb->route].answer == &operation_desc && id != NULL)
-        printf("%s %s: accepted, operation %s\n", call->verb->noun, call->name, output_clean(id, clean, sizeof clean));
-    else
+    } else if (schema_routes[call->verb->route].answer == &operation_desc && id != NULL) {
+        printf("%s %s: accepted, operation %s", call->verb->noun, call->name, output_clean(id, clean, sizeof clean));
+        say_volumes(answer);
+    } else {
         printf("%s%s%s: %s\n", call->verb->noun, call->name ? " " : "", call->name ? call->name : "",
                invocation_option(call, "dry-run") ? "would be done" : "done");
+    }
 }
 
 static int wait_and_show(const struct invocation *call, struct client *client, const char *id, struct error *err)
 {
     json_t *operation = NULL;
     int rc = operation_wait(call, client, id, &operation, err);
-    if (operation != NULL && call->output != OUTPUT_TABLE)
+    if (operation != NULL && call->output != OUTPUT_TABLE) {
         output_object(call, operation);
+    } else if (rc == 0 && !call->quiet && json_array_size(json_object_get(operation, "volumes")) > 0) {
+        printf("%s %s: done", call->verb->noun, call->name);
+        say_volumes(operation);
+    }
     json_decref(operation);
     return rc;
 }

@@ -184,7 +184,8 @@ const struct verb verbs[] = {
      WAIT_HELP
      "\n"
      "It is made on the host of the other VM, and off: drover vm start NEW. `drover operation cancel` ends it, and nothing is left. It has what is\n"
-     "on the disks, host keys and all; cloud-init, where the guest has it and a seed disk, takes it for a new machine.\n"},
+     "on the disks, host keys and all; cloud-init, where the guest has it and a seed disk, takes it for a new machine. Volumes are cloned with it:\n"
+     "data1 becomes NEW-data1, and web1-data of web1 NEW-data (--without-volumes leaves them out).\n"},
     {"vm", "forget-left", NULL, "drover vm forget-left web1 --disk root --yes", ROUTE_ID_vm_forget_left, ARGUMENT_NAME, NULL,
      "Forget what a move has left of the disk of VM %s? It stays in the other place, and takes room there.", NULL, NULL},
     {"vm", "upgrade", NULL, "drover vm upgrade web1 --wait", ROUTE_ID_vm_upgrade, ARGUMENT_NAME, NULL, NULL, NULL,

@@ -103,6 +103,8 @@ extern const struct agent_task_ops task_replicate_ops;
 extern const struct agent_task_ops task_volume_ops;
 /* task_clone.c */
 extern const struct agent_task_ops task_clone_ops;
+/* The same as task_volume_works(), for volumes that are made with a VM. */
+bool task_clone_works(const struct agent *agent, const char *id);
 /* Of VMs' own disks: what is in no pool is in the directory of this host, which the child does not know otherwise. */
 void task_volume_fill(const struct agent *agent, struct volume_move *move);
 /* Is a child at work on volume @id, perhaps one that is ending? */

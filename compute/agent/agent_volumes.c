@@ -282,7 +282,7 @@ static void look(struct agent_volume *v)
     }
     if (v->done || uv_now(v->agent->loop) < v->again_at_ms)
         return;
-    if (v->order.remove && task_volume_works(v->agent, v->id))
+    if (v->order.remove && (task_volume_works(v->agent, v->id) || task_clone_works(v->agent, v->id)))
         return; /* the copy that is to go is being given up just now; asked again with the tick */
     bool has_image = !v->order.remove && v->order.image.sha256 != NULL;
     bool is_filled = has_image && OBJECT_HAS(volume_order, &v->order, pool) && pool_rbd_is(&v->order.pool);

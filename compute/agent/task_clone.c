@@ -1,9 +1,10 @@
-/* The task vm-clone: the disks of a new VM of this host, which is off, are made of those of another one that is here, too.
+/* The task vm-clone: the disks of a new VM of this host, which is off, are made of those of another one that is here, too; its volumes of that one's.
  *
  *   start --> WAITING --the new VM is here and has none, pools are there; without a snapshot: the other one is off--> COPYING (a child) --> over
  *
  * The new VM is held from the beginning to the end: nothing is started with what is half there, and where it is to be deleted meanwhile its
- * files go when nobody writes to them any more. Neither task nor child removes anything: they are the VM's, and go with it (vm.h). With a
+ * files go when nobody writes to them any more. Neither task nor child removes anything: they are the VM's, and go with it (vm.h), or volumes, which
+ * go by orders of their own (agent_volumes.h; not before the child has ended, task_clone_works). With a
  * snapshot the other VM does what it likes: what is below one does not change. Without, it is held as well; one that is to run
  * nevertheless comes first, and the task fails.
  *
@@ -59,6 +60,8 @@ static void on_timer_closed(uv_handle_t *handle)
     OBJECT_CLEAR(vm_copy, &c->copy);
     free(c);
     task->state = NULL;
+    if (!task->agent->stopping)
+        agent_volumes_tick(task->agent); /* volumes that are to be removed may be so now */
     if (task->stopping)
         agent_task_stopped(task);
     else
@@ -303,6 +306,18 @@ static void stop(struct agent_task *task)
         task_child_kill(c->child);
     else
         over(c, operation_state_CANCELLED);
+}
+
+bool task_clone_works(const struct agent *agent, const char *id)
+{
+    const struct agent_task *task;
+    for (size_t i = 0; (task = map_next(&agent->tasks.all, &i)) != NULL;) {
+        const struct clone_task *c = task->ops == &task_clone_ops ? task->state : NULL;
+        for (size_t k = 0; c != NULL && k < c->copy.disks.count; k++)
+            if (strcmp(((const struct volume_move *)c->copy.disks.items)[k].to.id, id) == 0)
+                return true;
+    }
+    return false;
 }
 
 const struct agent_task_ops task_clone_ops = {.start = start, .cancel = cancel, .stop = stop};

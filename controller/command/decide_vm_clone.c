@@ -9,6 +9,9 @@
 #include "controller/fsm/pool_members.h"
 #include "controller/fsm/volume_disks.h"
 
+#define NAME_CHARACTERS_MAX 63u
+#define NAMES_BYTES (2 * NAME_CHARACTERS_MAX + 2)
+
 static uint64_t bit_of(const struct object_desc *desc, const char *field)
 {
     return UINT64_C(1) << (object_field(desc, field) - desc->fields);
@@ -75,50 +78,149 @@ static int pool_take(struct deciding *d, const struct record *source, const char
     return 0;
 }
 
-/* Its own, each at @place; what is only read its host makes anew, as it does everywhere. */
-static int disks_fill(struct deciding *d, const struct record *source, const struct vm_clone *body, const char *place, struct vm *vm)
+/* ---- volumes ---- */
+
+/* Has the clone one of it? What was attached after the snapshot was made is not in that. */
+static bool takes_volume(const struct record *snapshot, const struct vm_clone *body, const struct vm_disk *disk)
+{
+    return !body->without_volumes && (snapshot == NULL || volume_is_in(snapshot->snapshot, disk->volume));
+}
+
+static bool has_volume(const struct deciding *d, const struct vm *vm, const char *name)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (disks[i].volume != NULL && strcmp(state_get(d->state, object_kind_VOLUME, disks[i].volume)->common->name, name) == 0)
+            return true;
+    return false;
+}
+
+/* <new>-<volume>. Where the volume's name begins with that of its VM the new one's takes the place of that, unless another of its volumes has
+ * the rest as its name: so clones of clones have names as short, and a user can tell them beforehand. */
+static int volume_name(struct deciding *d, const struct record *source, const struct volume *origin, const char *new, char name[NAMES_BYTES])
+{
+    const size_t length = strlen(source->common->name);
+    const char *rest = origin->name;
+    if (strncmp(rest, source->common->name, length) == 0 && rest[length] == '-' && rest[length + 1] != '\0' &&
+        !has_volume(d, source->vm, rest + length + 1))
+        rest += length + 1;
+    snprintf(name, NAMES_BYTES, "%s-%s", new, rest);
+    if (strlen(name) > NAME_CHARACTERS_MAX)
+        return error_set_field(d->err, -EINVAL, ERROR_INVALID, "/name",
+                               "is too long for its volumes: that of volume '%s' would be '%s', and %u characters are the most; choose a shorter one, "
+                               "or leave volumes out (--without-volumes)", origin->name, name, NAME_CHARACTERS_MAX);
+    if (state_get(d->state, object_kind_VOLUME, name) != NULL)
+        return error_set_field(d->err, -EEXIST, ERROR_EXISTS, "/name",
+                               "would give the clone of volume '%s' the name '%s', which another volume has: choose another one, rename that volume, "
+                               "or leave volumes out (--without-volumes)", origin->name, name);
+    return 0;
+}
+
+static int volume_check(struct deciding *d, const struct record *source, const struct volume *origin)
+{
+    const struct pool *pool = state_get(d->state, object_kind_POOL, origin->pool)->pool;
+    bool is_off = source->vm->state == vm_state_STOPPED;
+    if (pool->kind == pool_kind_DIR || pool->kind == pool_kind_SHARED_DIR)
+        return 0;
+    return error_set_field(d->err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/without_volumes",
+                           "is needed: volume '%s' of VM '%s' is in pool '%s' of kind rbd, and only what is in directories is cloned with a VM. %s",
+                           origin->name, source->common->name, pool->name,
+                           is_off ? "Give it (--without-volumes), and make and attach others of the new VM's"
+                                  : "Stop the VM, give it (--without-volumes), and make and attach others of the new VM's");
+}
+
+/* The same name as a disk, and so the same serial number: what the guest knows it by. */
+static void volume_fill(struct deciding *d, const struct record *source, const struct record *snapshot, const struct volume *origin,
+                        const struct pool *pool, const struct vm *vm, struct volume *volume)
+{
+    struct volume labels = {.labels = origin->labels}; /* borrowed: merge copies */
+    char id[STATE_ID_BYTES];
+    decide_uuid(d, id);
+    OBJECT_TEXT(volume, volume, id, id);
+    OBJECT_SET(volume, volume, size_bytes, origin->size_bytes);
+    OBJECT_TEXT(volume, volume, pool, pool->name);
+    if (pool->kind == pool_kind_DIR)
+        OBJECT_TEXT(volume, volume, host, source->vm->host_name);
+    OBJECT_SET(volume, volume, state, volume_state_ATTACHING);
+    OBJECT_TEXT(volume, volume, vm, vm->id);
+    OBJECT_TEXT(volume, volume, vm_name, vm->name);
+    OBJECT_TEXT(volume, volume, disk, origin->disk);
+    OBJECT_SET(volume, volume, attachments, 1);
+    OBJECT_TEXT(volume, volume, place, d->decision->operation_id);
+    if (snapshot != NULL)
+        OBJECT_TEXT(volume, volume, snapshot, snapshot->common->name);
+    OBJECT_TEXT(volume, volume, origin, origin->id);
+    if (origin->labels.count > 0) {
+        object_mark(&volume_desc, &labels, "labels");
+        object_merge(&volume_desc, volume, &labels);
+    }
+}
+
+/* @pool: NULL: that of the other one. */
+static int volume_add(struct deciding *d, const struct record *source, const struct record *snapshot, const struct vm_disk *from,
+                      const struct record *pool, struct command_vm_clone *command)
+{
+    const struct volume *origin = state_get(d->state, object_kind_VOLUME, from->volume)->volume;
+    const struct pool *to = (pool != NULL ? pool : state_get(d->state, object_kind_POOL, origin->pool))->pool;
+    char name[NAMES_BYTES];
+    int rc = volume_check(d, source, origin);
+    if (rc == 0)
+        rc = volume_name(d, source, origin, command->vm.name, name);
+    if (rc < 0)
+        return rc;
+    struct volume *volume = OBJECT_ADD(command_vm_clone, command, volumes);
+    OBJECT_TEXT(volume, volume, name, name);
+    volume_fill(d, source, snapshot, origin, to, &command->vm, volume);
+    struct vm_disk *disk = OBJECT_ADD(vm, &command->vm, disks);
+    OBJECT_COPY(vm_disk, disk, from);
+    OBJECT_TEXT(vm_disk, disk, pool, to->name);
+    OBJECT_TEXT(vm_disk, disk, volume, volume->id);
+    OBJECT_SET(vm_disk, disk, attachment, volume->attachments);
+    return 0;
+}
+
+/* ---- disks ---- */
+
+/* False: it is only read, and its host makes it anew, as it does everywhere. */
+static bool own_disk_add(const struct vm_disk *from, const struct record *pool, const char *place, struct vm *vm)
+{
+    struct vm_disk *disk = OBJECT_ADD(vm, vm, disks);
+    OBJECT_COPY(vm_disk, disk, from);
+    own_disk_forget_places(disk);
+    if (pool != NULL)
+        OBJECT_TEXT(vm_disk, disk, pool, pool->common->name);
+    if (!disk->read_only)
+        OBJECT_TEXT(vm_disk, disk, place, place);
+    return !disk->read_only;
+}
+
+/* In the order of the other one's, for that is how the guest sees them. */
+static int disks_fill(struct deciding *d, const struct record *source, const struct record *snapshot, const struct vm_clone *body,
+                      struct command_vm_clone *command)
 {
     const struct record *pool = NULL;
     size_t copied = 0;
     int rc = body->pool != NULL ? pool_take(d, source, body->pool, &pool) : 0;
     for (size_t i = 0; rc == 0 && i < source->vm->disks.count; i++) {
         const struct vm_disk *from = (const struct vm_disk *)source->vm->disks.items + i;
-        if (from->volume != NULL)
-            continue;
-        struct vm_disk *disk = OBJECT_ADD(vm, vm, disks);
-        OBJECT_COPY(vm_disk, disk, from);
-        own_disk_forget_places(disk);
-        if (pool != NULL)
-            OBJECT_TEXT(vm_disk, disk, pool, pool->common->name);
-        if (disk->read_only)
-            continue;
-        OBJECT_TEXT(vm_disk, disk, place, place);
-        copied++;
+        if (from->volume == NULL)
+            copied += own_disk_add(from, pool, d->decision->operation_id, &command->vm);
+        else if (takes_volume(snapshot, body, from))
+            rc = volume_add(d, source, snapshot, from, pool, command);
     }
     if (rc == 0 && pool != NULL)
-        OBJECT_TEXT(vm, vm, pool, pool->common->name);
-    if (rc == 0 && copied == 0)
+        OBJECT_TEXT(vm, &command->vm, pool, pool->common->name);
+    if (rc == 0 && copied + command->volumes.count == 0)
         rc = error_set(d->err, -EINVAL, ERROR_INVALID,
-                       "VM '%s' has no disk of its own that it writes to, so there is nothing to copy: make a VM like it (drover vm create)",
-                       source->common->name);
+                       "VM '%s' has no disk%s that it writes to, so there is nothing to copy: make a VM like it (drover vm create)",
+                       source->common->name, volume_disk_any(source->vm) != NULL ? " but volumes that are left out" : "");
     return rc;
 }
 
-static int volumes_check(struct deciding *d, const struct record *source, const struct record *snapshot, const struct vm_clone *body)
-{
-    const struct vm_disk *disk = volume_disk_any(source->vm);
-    const struct record *volume = disk != NULL ? state_get(d->state, object_kind_VOLUME, disk->volume) : NULL;
-    if (body->without_volumes || (volume == NULL && (snapshot == NULL || snapshot->snapshot->volumes.count == 0)))
-        return 0;
-    return error_set_field(d->err, -EBUSY, ERROR_CONFLICT, "/without_volumes",
-                           "is needed: VM '%s' has %s%s%s, and volumes are no part of a clone. Each can be cloned by itself and attached to it (drover "
-                           "snapshot clone SNAPSHOT NAME --volume VOLUME)", source->common->name, volume != NULL ? "volume '" : "volumes",
-                           volume != NULL ? volume->common->name : "", volume != NULL ? "'" : "");
-}
-
 static int vm_fill(struct deciding *d, const struct record *source, const struct record *snapshot, const struct vm_clone *body,
-                   const char *place, struct vm *vm)
+                   struct command_vm_clone *command)
 {
+    struct vm *vm = &command->vm;
     char id[STATE_ID_BYTES];
     struct vm taken = *source->vm; /* borrowed: merge copies */
     taken.head.present &= fields_taken();
@@ -130,9 +232,7 @@ static int vm_fill(struct deciding *d, const struct record *source, const struct
     OBJECT_TEXT(vm, vm, id, id);
     labels_fill(source->vm, body, vm);
     nics_forget(vm);
-    int rc = volumes_check(d, source, snapshot, body);
-    if (rc == 0)
-        rc = disks_fill(d, source, body, place, vm);
+    int rc = disks_fill(d, source, snapshot, body, command);
     if (rc == 0)
         rc = decide_nics_fill(d, vm);
     if (rc == 0)
@@ -144,6 +244,19 @@ static int vm_fill(struct deciding *d, const struct record *source, const struct
     OBJECT_TEXT(vm, vm, host_name, source->vm->host_name);
     OBJECT_SET(vm, vm, epoch, 1);
     return 0;
+}
+
+/* For whoever asked: they follow a rule, and are said all the same. */
+static void names_fill(const struct object_list *volumes, struct operation *operation)
+{
+    CLEANUP_FREE char **names = xcalloc(volumes->count + 1, sizeof *names); /* borrowed: merge copies */
+    struct operation given = {.volumes = {.items = names, .count = volumes->count}};
+    for (size_t i = 0; i < volumes->count; i++)
+        names[i] = ((const struct volume *)volumes->items)[i].name;
+    if (volumes->count == 0)
+        return;
+    object_mark(&operation_desc, &given, "volumes");
+    object_merge(&operation_desc, operation, &given);
 }
 
 /* @snapshot: its id; NULL: none. */
@@ -165,6 +278,7 @@ static void operation_fill(struct deciding *d, const struct record *source, cons
     OBJECT_SET(task_vm_clone, clone, epoch, source->vm->epoch);
     if (snapshot != NULL)
         OBJECT_TEXT(task_vm_clone, clone, snapshot, snapshot);
+    names_fill(&command->volumes, operation);
     object_mark(&task_desc, &operation->task, "vm_clone");
     object_mark(&operation_desc, operation, "task");
 }
@@ -193,6 +307,16 @@ static int own_snapshot(struct deciding *d, const struct record *source, const s
                            body->snapshot != NULL ? "that one was made already" : "this one does not run");
 }
 
+static void summary_fill(struct deciding *d, const struct record *host, const struct record *source, const struct command_vm_clone *command)
+{
+    const struct volume *volumes = command->volumes.items;
+    const size_t size = sizeof d->decision->summary;
+    char *summary = d->decision->summary;
+    snprintf(summary, size, "host %.40s makes VM %.63s of VM %.63s", host->common->name, command->vm.name, source->common->name);
+    for (size_t i = 0; i < command->volumes.count && strlen(summary) < size - 1; i++)
+        snprintf(summary + strlen(summary), size - strlen(summary), "%s%s", i == 0 ? ", with volumes " : ", ", volumes[i].name);
+}
+
 int decide_vm_clone(struct deciding *d, const char *id, size_t id_length, const struct vm_clone *body)
 {
     struct command_vm_clone command = {0};
@@ -207,7 +331,7 @@ int decide_vm_clone(struct deciding *d, const char *id, size_t id_length, const 
     if (rc == 0 && host->host->state != host_state_UP)
         rc = error_set(d->err, -EHOSTDOWN, ERROR_NO_HOST, "host %s, which has VM '%s', is not up", host->common->name, source->common->name);
     if (rc == 0)
-        rc = vm_fill(d, source, snapshot, body, d->decision->operation_id, &command.vm);
+        rc = vm_fill(d, source, snapshot, body, &command);
     if (rc == 0)
         rc = own_snapshot(d, source, body, &command);
     if (rc < 0) {
@@ -222,7 +346,6 @@ int decide_vm_clone(struct deciding *d, const char *id, size_t id_length, const 
     decide_request(d, 202, &command.request);
     decide_object(d, object_kind_VM, command.vm.id);
     decide_preview(d, &vm_desc, &command.vm);
-    snprintf(d->decision->summary, sizeof d->decision->summary, "host %.63s makes VM %.63s of VM %.63s", host->common->name, body->name,
-             source->common->name);
+    summary_fill(d, host, source, &command);
     return decide_finish(d, COMMAND_vm_clone, &command);
 }

@@ -140,6 +140,8 @@ void volume_left_gone(struct apply *a, struct record *record, const char *words)
 /* @vm's host is to know of another list of disks, within no edit. */
 void volume_vm_edit_begin(struct apply *a, struct record *vm);
 void volume_vm_edit_end(struct apply *a, struct record *vm);
+/* Disk @at of @vm is none any more, within no edit; its volume's record is the caller's. */
+void volume_disk_take_out(struct apply *a, struct record *vm, size_t at);
 /* Is a task at work on @vm's disks? Refuses if so. */
 bool volume_vm_is_busy(struct apply *a, const struct record *vm);
 /* @host is removed, and with it what moves have left of volumes in its directories. */

@@ -67,6 +67,9 @@ bool vm_is_cloned(struct apply *a, const struct record *vm, enum operation_kind 
 void vm_clone_snapshot_ended(struct apply *a, const struct snapshot *snapshot, enum operation_state state, const char *text);
 /* @source goes, or another host has it from now on: what was being made of it is not. */
 void vm_clones_end(struct apply *a, const struct record *source, const char *text);
+/* Is a volume being made of @origin, with a clone of its VM; is @volume such a one? Refuse if so. */
+bool volume_is_cloned_with_vm(struct apply *a, const struct volume *origin);
+bool volume_is_in_making(struct apply *a, const struct volume *volume);
 /* apply_image.c */
 extern const struct task_kind_ops task_image_import;
 /* May @operation's host copy a disk of that snapshot of the VM of its task? Refuses if not. While it does no snapshot of the VM goes. */

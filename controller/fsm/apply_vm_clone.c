@@ -6,7 +6,9 @@
  * The new VM is a record from the beginning, its host's and wanted stopped: so its name, id, MAC and IP addresses are nobody else's, its
  * room on the host and in pools is kept, and whatever there is of it goes as any VM goes that is deleted, whoever has ended meanwhile. But
  * until its disks are whole nothing can be done with it but to delete it (vm_is_in_making), and it is neither started nor snapshot nor backed up.
- * Its disks are at places of their own, the operation's id (vm_disk.place): what is missing at such a one is an error to every host, and never
+ * Volumes that the other one has are made with it: records from the beginning, too, and its disks in the same order (ATTACHING until it is made). They
+ * go where it is not, and are volumes like any others when it is.
+ * Its disks are at places of their own, the operation's id (vm_disk.place, volume.place): what is missing at such a one is an error to every host, and never
  * made empty; and what the host of a later order finds there was made for this VM.
  *
  * What is copied does not change meanwhile: it is below a snapshot, which does not go, or the VM is off and its host keeps it so (one that
@@ -79,6 +81,38 @@ void vm_clones_end(struct apply *a, const struct record *source, const char *tex
         if (found != NULL)
             task_end(a, found, operation_state_FAILED, "vm-gone", text, NULL);
     } while (found != NULL);
+}
+
+/* The VM in the making that @volume is made with, or NULL. */
+static struct record *vm_made_with(const struct state *state, const struct volume *volume)
+{
+    struct record *vm = volume->vm != NULL && volume->origin != NULL ? map_get(&state->tables[object_kind_VM].by_id, volume->vm) : NULL;
+    const struct operation *operation = vm != NULL ? state_vm_made_by(vm) : NULL;
+    return operation != NULL && text_same(volume->place, operation->id) ? vm : NULL;
+}
+
+bool volume_is_in_making(struct apply *a, const struct volume *volume)
+{
+    const struct record *vm = vm_made_with(a->state, volume);
+    if (vm != NULL)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is being made with VM '%s' still; wait for that, or cancel it (drover operation cancel %s)",
+                     volume->name, vm->common->name, volume->place);
+    return vm != NULL;
+}
+
+bool volume_is_cloned_with_vm(struct apply *a, const struct volume *origin)
+{
+    for (size_t i = 0; i < state_count(a->state, object_kind_VOLUME); i++) {
+        const struct volume *volume = state_at(a->state, object_kind_VOLUME, i)->volume;
+        const struct record *vm = text_same(volume->origin, origin->id) ? vm_made_with(a->state, volume) : NULL;
+        if (vm == NULL)
+            continue;
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                     "volume '%s' of VM '%s' is being made of volume '%s'; wait for that, or cancel it (drover operation cancel %s)", volume->name,
+                     vm->common->name, origin->name, volume->place);
+        return true;
+    }
+    return false;
 }
 
 /* ---- begin ---- */
@@ -171,6 +205,59 @@ static bool source_may(struct apply *a, const struct command_vm_clone *command)
     return task->vm_clone.snapshot != NULL ? snapshot_is_there(a, source, task->vm_clone.snapshot) : is_off(a, source);
 }
 
+static bool is_malformed(const struct command_vm_clone *command, size_t at)
+{
+    const struct volume *volumes = command->volumes.items, *volume = &volumes[at];
+    const struct vm_disk *disk = volume->id != NULL ? volume_disk_find(&command->vm, volume->id) : NULL;
+    for (size_t i = 0; i < at; i++)
+        if (text_same(volumes[i].name, volume->name) || text_same(volumes[i].id, volume->id))
+            return true;
+    return disk == NULL || !text_same(disk->name, volume->disk) || !text_same(disk->pool, volume->pool) || !text_same(volume->vm, command->vm.id) ||
+           !text_same(volume->vm_name, command->vm.name) || !text_same(volume->place, command->operation.id) || volume->attachments != 1 ||
+           disk->attachment != 1 || volume->state != volume_state_ATTACHING;
+}
+
+/* Is what it is made of in a directory that @host has, at rest, and the other VM's still; or in the snapshot, where one is named? */
+static bool origin_may(struct apply *a, const struct command_vm_clone *command, const struct volume *origin, const struct record *host)
+{
+    const struct task_vm_clone *given = &command->operation.task.vm_clone;
+    bool is_named = given->snapshot != NULL && !OBJECT_HAS(command_vm_clone, command, snapshot);
+    const struct record *snapshot = is_named ? apply_find(a, object_kind_SNAPSHOT, given->snapshot, 0) : NULL;
+    if (is_named && snapshot == NULL)
+        return false;
+    const struct pool *pool = state_get(a->state, object_kind_POOL, origin->pool)->pool;
+    if (!text_same(origin->vm, given->vm) || (snapshot != NULL && !volume_is_in(snapshot->snapshot, origin->id)))
+        apply_refuse(a, -ESTALE, ERROR_CONFLICT, "volume '%s' was detached meanwhile; ask again", origin->name);
+    else if (origin->state != volume_state_ATTACHED)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' of VM '%s' is %s; wait for that", origin->name, given->vm_name,
+                     volume_state_desc.names[origin->state]);
+    else
+        return move_is_of_files(a, "volume", origin->name, pool, NULL) && move_host_has(a, pool, host);
+    return false;
+}
+
+/* The volumes that it is to have. They become as large as what they are made of is now. */
+static bool volumes_may(struct apply *a, struct command_vm_clone *command, const struct record *host)
+{
+    struct volume *volumes = command->volumes.items;
+    for (size_t i = 0; i < command->volumes.count; i++) {
+        const struct record *origin = is_malformed(command, i) ? NULL : apply_find(a, object_kind_VOLUME, volumes[i].origin, 0);
+        struct vm_disk *disk = volumes[i].id != NULL ? volume_disk_find(&command->vm, volumes[i].id) : NULL;
+        if (is_malformed(command, i))
+            apply_refuse(a, -EINVAL, ERROR_INVALID, "the command does not say how volume '%s' is made", volumes[i].name != NULL ? volumes[i].name : "");
+        if (origin == NULL || !apply_may_insert(a, object_kind_VOLUME, (const struct record_common *)&volumes[i]) ||
+            !origin_may(a, command, origin->volume, host))
+            return false;
+        OBJECT_SET(volume, &volumes[i], size_bytes, origin->volume->size_bytes);
+        OBJECT_SET(vm_disk, disk, size_bytes, origin->volume->size_bytes);
+    }
+    if (state_count(a->state, object_kind_VOLUME) + command->volumes.count <= state_table_max(object_kind_VOLUME))
+        return true;
+    apply_refuse(a, -ENOSPC, ERROR_NO_SPACE, "there are %zu volumes already, %zu are to be made, and %zu are the most that is kept; remove some",
+                 state_count(a->state, object_kind_VOLUME), command->volumes.count, (size_t)state_table_max(object_kind_VOLUME));
+    return false;
+}
+
 /* Beside what is on its way to the same places already. */
 static bool has_room(struct apply *a, const struct vm *vm, const struct record *host)
 {
@@ -202,7 +289,7 @@ static bool may_clone(struct apply *a, struct command_vm_clone *command)
         return false;
     }
     if (!task_host_may(a, task->host, "/operation/task/host") || !source_may(a, command) || !apply_vm_may_create(a, vm) ||
-        !operation_may_begin(a, operation, NULL))
+        !volumes_may(a, command, host) || !operation_may_begin(a, operation, NULL))
         return false;
     if (state_host_apart(host, vm))
         apply_refuse_field(a, -EBUSY, ERROR_NO_HOST, "/labels", "keep it apart from a VM of host %s, on which it is made", host->common->name);
@@ -231,6 +318,63 @@ static void snapshot_begin(struct apply *a, const struct command_vm_clone *comma
     state_edit_end(a->state, record, a->index);
 }
 
+static void volumes_insert(struct apply *a, struct command_vm_clone *command)
+{
+    struct volume *volumes = command->volumes.items;
+    char text[APPLY_STEP_BYTES_MAX];
+    for (size_t i = 0; i < command->volumes.count; i++) {
+        struct volume *volume = &volumes[i];
+        const struct record *origin = state_get(a->state, object_kind_VOLUME, volume->origin);
+        apply_text(text, sizeof text, "it is being made of volume %s, with its VM", origin->common->name);
+        OBJECT_TEXT(volume, volume, created_at, a->request->at);
+        OBJECT_TEXT(volume, volume, state_reason, text);
+        struct record *record = state_insert(a->state, object_kind_VOLUME, volume, a->index);
+        apply_event(a, event_type_CREATED, record, "volume %s is made of volume %s, for VM %s", record->common->name, origin->common->name,
+                    record->volume->vm_name);
+    }
+}
+
+/* What it is made of has grown before there was a snapshot of it. */
+static void volumes_follow(struct apply *a, const char *vm_id)
+{
+    struct record *vm = map_get(&a->state->tables[object_kind_VM].by_id, vm_id);
+    for (size_t i = 0; i < vm->vm->disks.count; i++) {
+        struct vm_disk *disk = (struct vm_disk *)vm->vm->disks.items + i;
+        struct record *volume = disk->volume != NULL ? map_get(&a->state->tables[object_kind_VOLUME].by_id, disk->volume) : NULL;
+        const struct record *origin = volume != NULL ? state_get(a->state, object_kind_VOLUME, volume->volume->origin) : NULL;
+        if (origin == NULL || origin->volume->size_bytes <= volume->volume->size_bytes)
+            continue;
+        state_edit_begin(a->state, volume);
+        OBJECT_SET(volume, volume->volume, size_bytes, origin->volume->size_bytes);
+        state_edit_end(a->state, volume, a->index);
+        state_edit_begin(a->state, vm);
+        OBJECT_SET(vm_disk, disk, size_bytes, origin->volume->size_bytes);
+        state_edit_end(a->state, vm, a->index);
+    }
+}
+
+/* It is not made, or its VM goes: what there is of them goes, too, and they are nobody's from now on. */
+static void volumes_go(struct apply *a, const struct operation *operation, struct record *vm, const char *text)
+{
+    char why[APPLY_STEP_BYTES_MAX];
+    apply_text(why, sizeof why, "%s", text != NULL ? text : "it was not made");
+    for (size_t i = vm->vm->disks.count; i > 0; i--) {
+        const struct vm_disk *disk = (const struct vm_disk *)vm->vm->disks.items + i - 1;
+        struct record *record = disk->volume != NULL ? map_get(&a->state->tables[object_kind_VOLUME].by_id, disk->volume) : NULL;
+        if (record == NULL || !text_same(record->volume->place, operation->id))
+            continue;
+        volume_disk_take_out(a, vm, i - 1);
+        state_edit_begin(a->state, record);
+        OBJECT_TEXT(volume, record->volume, vm, NULL);
+        OBJECT_TEXT(volume, record->volume, vm_name, NULL);
+        OBJECT_SET(volume, record->volume, state, volume_state_DELETING);
+        OBJECT_TEXT(volume, record->volume, state_reason, why);
+        state_edit_end(a->state, record, a->index);
+        apply_event(a, event_type_UPDATED, record, "volume %s goes: %s", record->common->name, why);
+        volume_tell_hosts(a, record->volume);
+    }
+}
+
 void vm_clone_snapshot_ended(struct apply *a, const struct snapshot *snapshot, enum operation_state state, const char *text)
 {
     const struct record *vm = snapshot->clone != NULL ? map_get(&a->state->tables[object_kind_VM].by_id, snapshot->clone) : NULL;
@@ -240,6 +384,7 @@ void vm_clone_snapshot_ended(struct apply *a, const struct snapshot *snapshot, e
     if (record == NULL || !text_same(operation->task.vm_clone.snapshot, snapshot->id))
         return;
     if (state == operation_state_SUCCEEDED) {
+        volumes_follow(a, vm->common->id);
         waits_for(a, record, "host", vm->vm->host_name);
         task_orders_changed(a, &operation->task);
         return;
@@ -272,6 +417,7 @@ void apply_vm_clone(struct apply *a, struct command_vm_clone *command)
     struct record *record = state_insert(a->state, object_kind_VM, vm, a->index);
     apply_event(a, event_type_CREATED, record, "VM %s is made of VM %s, on host %s", record->common->name, given->vm_name,
                 host->common->name);
+    volumes_insert(a, command);
     if (OBJECT_HAS(command_vm_clone, command, snapshot))
         snapshot_begin(a, command);
     task_begin(a, &command->operation);
@@ -302,6 +448,7 @@ static void made(struct apply *a, struct record *record)
     OBJECT_SET(vm, vm, seen_generation, vm->generation);
     OBJECT_TEXT(vm, vm, state_reason, NULL);
     state_edit_end(a->state, record, a->index);
+    volumes_settle(a, record);
 }
 
 static void ended(struct apply *a, const struct operation *operation, enum operation_state state, const char *text,
@@ -309,8 +456,12 @@ static void ended(struct apply *a, const struct operation *operation, enum opera
 {
     struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, operation->task.vm);
     bool done = state == operation_state_SUCCEEDED;
-    if (record == NULL || record->vm->wanted == vm_wanted_DELETED)
+    if (record == NULL)
         return;
+    if (record->vm->wanted == vm_wanted_DELETED) {
+        volumes_go(a, operation, record, "its VM is deleted");
+        return;
+    }
     if (done || (seen == NULL && move_may_be_done(a, operation))) { /* its host knows */
         made(a, record);
         if (done)
@@ -321,6 +472,7 @@ static void ended(struct apply *a, const struct operation *operation, enum opera
                         "disks are whole (%s)", record->common->name, text != NULL ? text : "it was not made");
         return;
     }
+    volumes_go(a, operation, record, text);
     state_edit_begin(a->state, record);
     OBJECT_SET(vm, record->vm, wanted, vm_wanted_DELETED);
     OBJECT_SET(vm, record->vm, generation, record->vm->generation + 1);

@@ -204,6 +204,8 @@ static bool volume_is_free(struct apply *a, const struct volume *volume)
                      volume->name, volume->other_pool);
         return false;
     }
+    if (volume_is_in_making(a, volume))
+        return false;
     if (volume->vm != NULL)
         apply_refuse(a, -EBUSY, ERROR_IN_USE, "volume '%s' is %s %s VM '%s'; detach it first (drover volume detach %s)", volume->name,
                      volume_state_desc.names[volume->state], volume->state == volume_state_DETACHING ? "from" : "to",
@@ -247,8 +249,9 @@ static bool has_place(struct apply *a, const struct volume *volume, const struct
     }
     for (size_t i = 0; i < vm->disks.count; i++)
         if (strcmp(disks[i].name, volume->disk) == 0) {
-            apply_refuse_field(a, -EEXIST, ERROR_EXISTS, "/vm", "has a disk of its own that is named '%s', as volume '%s' would be",
-                               volume->disk, volume->name);
+            apply_refuse_field(a, -EEXIST, ERROR_EXISTS, "/vm", "has a disk that is named '%s', as volume '%s' would be: %s", volume->disk, volume->name,
+                               disks[i].volume != NULL ? "one was made of the other, with a clone of its VM, and no VM has both"
+                                                       : "that is one of its own");
             return false;
         }
     return true;
@@ -319,7 +322,7 @@ static bool may_detach(struct apply *a, const struct record *record, const struc
                      volume_state_desc.names[volume->state]);
         return false;
     }
-    return !volume_vm_is_busy(a, vm) && !snapshot_keeps_volume(a, volume, false, "detached");
+    return !volume_vm_is_busy(a, vm) && !volume_is_cloned_with_vm(a, volume) && !snapshot_keeps_volume(a, volume, false, "detached");
 }
 
 static void detach(struct apply *a, struct record *record, struct record *vm, bool force)
@@ -384,7 +387,7 @@ static void release(struct apply *a, struct record *record)
     apply_event(a, event_type_UPDATED, record, "volume %s is detached from VM %s", volume->name, vm_name);
 }
 
-static void disk_take_out(struct apply *a, struct record *vm, size_t at)
+void volume_disk_take_out(struct apply *a, struct record *vm, size_t at)
 {
     struct vm_disk *disks = vm->vm->disks.items;
     state_edit_begin(a->state, vm);
@@ -412,7 +415,7 @@ void volumes_settle(struct apply *a, struct record *record)
         if (volume == NULL)
             continue;
         if (disk->leaving && (nobodys || reached)) {
-            disk_take_out(a, record, i - 1);
+            volume_disk_take_out(a, record, i - 1);
             release(a, volume);
         } else if (!disk->leaving && reached && at_rest && volume->volume->state == volume_state_ATTACHING) {
             state_edit_begin(a->state, volume);

@@ -200,7 +200,9 @@ uint64_t operation_cloned_bytes(const struct state *state, const struct operatio
     uint64_t bytes = 0;
     for (size_t i = 0; vm != NULL && i < vm->vm->disks.count; i++) {
         const struct vm_disk *disk = (const struct vm_disk *)vm->vm->disks.items + i;
-        bytes += text_same(disk->place, operation->id) && text_same(disk->pool, pool) ? disk->size_bytes : 0;
+        const struct record *volume = disk->volume != NULL ? state_get(state, object_kind_VOLUME, disk->volume) : NULL;
+        const char *place = volume != NULL ? volume->volume->place : disk->place;
+        bytes += text_same(place, operation->id) && text_same(disk->pool, pool) ? disk->size_bytes : 0;
     }
     return bytes;
 }

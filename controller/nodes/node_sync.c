@@ -751,7 +751,7 @@ static void fill_clone(const struct state *state, const struct record *host, con
     object_mark(&task_order_desc, order, "move");
 }
 
-/* The disks of the new VM that are made of the other one's of the same name. */
+/* The disks of the new VM that are made of the other one's of the same name, and its volumes, of what each was made of. */
 static void fill_vm_clone(const struct state *state, const struct record *host, const struct operation *operation, struct task_order *order)
 {
     const struct task_vm_clone *clone = &operation->task.vm_clone;
@@ -761,11 +761,19 @@ static void fill_vm_clone(const struct state *state, const struct record *host, 
     for (size_t i = 0; i < to->vm->disks.count; i++) {
         const struct vm_disk *disk = (const struct vm_disk *)to->vm->disks.items + i;
         const struct vm_disk *source = text_same(disk->place, operation->id) ? own_disk_find(from->vm, disk->name) : NULL;
-        if (source == NULL)
+        const struct record *volume = disk->volume != NULL ? state_get(state, object_kind_VOLUME, disk->volume) : NULL;
+        bool is_made = volume != NULL && text_same(volume->volume->place, operation->id);
+        const struct record *origin = is_made ? state_get(state, object_kind_VOLUME, volume->volume->origin) : NULL;
+        if (source == NULL && origin == NULL)
             continue;
         struct volume_move *copy = OBJECT_ADD(vm_copy, &order->copy, disks);
-        fill_own_disk(state, host, from->vm, source, false, &copy->from);
-        fill_own_disk(state, host, to->vm, disk, false, &copy->to);
+        if (origin != NULL) {
+            fill_volume(state, host, origin->volume, false, &copy->from);
+            fill_volume(state, host, volume->volume, false, &copy->to);
+        } else {
+            fill_own_disk(state, host, from->vm, source, false, &copy->from);
+            fill_own_disk(state, host, to->vm, disk, false, &copy->to);
+        }
         OBJECT_TEXT(volume_move, copy, snapshot, clone->snapshot);
         object_mark(&volume_move_desc, copy, "from");
         object_mark(&volume_move_desc, copy, "to");

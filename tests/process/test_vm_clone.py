@@ -7,8 +7,9 @@ import signal
 from bed import wait_until
 from disk_guest import BLOCKS, GUEST, NEEDED, WRITES, create, done, image, life, pool, read_before, wait_pool, wait_writes
 from test_agent import vmm_of
-from test_volume_move import worker
-from test_volume_objects import refused, start, stop
+from test_devices import Running
+from test_volume_move import place as volume_place, worker
+from test_volume_objects import layers, refused, start, stop, volume, wait_volume
 from test_volume_snapshot import ended
 from test_volumes import numbers_in
 
@@ -185,3 +186,144 @@ def test_clones_of_a_vm_that_runs(make_cluster):
         wait_until(lambda: cluster.vm('three') is None and not snapshots(cluster), 30, 'it is gone, and its snapshot')
     wait_writes(agent, one)
     assert 'disk: ' not in life(agent, one)
+
+
+MIB = 1 << 20
+VOLUMES = {'v-nas': 'nas', 'one-ssd': 'ssd'}      # the second one's clone is named after the new VM alone
+
+
+def volume_image(cluster):
+    """What a volume of 16 MiB begins as: blocks that differ, so that each byte of a copy is seen."""
+    path = cluster.bed.directory / 'volume.img'
+    path.write_bytes(os.urandom(16 * MIB))
+    artifacts = {part: {'url': f'file://{file}', 'sha256': hashlib.sha256(file.read_bytes()).hexdigest()}
+                 for part, file in (('kernel', GUEST), ('disk', path))}
+    status, _, answer = cluster.api('POST', '/v1/images', {'name': 'random', 'kind': 'kernel', **artifacts})
+    assert status == 201, answer
+    return path.read_bytes()
+
+
+def copy_is(path, found, wanted):
+    """The clone @found, in the pool @path, is one layer that holds @wanted."""
+    where = volume_place(path, found)
+    top = json.loads((where / f'{found["disk"]}.disk').read_text())['top']
+    assert (where / f'{top}.raw').read_bytes()[:len(wanted)] == wanted
+
+
+def gone(cluster, agent, vm_id, paths, names):
+    """Nothing is left of a clone, but for the volumes that it was to be made of."""
+    wait_until(lambda: not home(agent, vm_id).exists() and all(volume(cluster, name) is None for name in names), 30, 'it is gone, and its volumes')
+    for path in paths.values():
+        assert len(list((path / 'volumes').iterdir())) == 1, list((path / 'volumes').iterdir())
+
+
+def test_clones_with_volumes(make_cluster):
+    """All of the VM's disks, of one moment; all of them go where it is not made, whoever ends on the way."""
+    cluster = make_cluster(controllers=1, agents=1)
+    agent = cluster.agent(1)
+    large_image(cluster)
+    wanted = volume_image(cluster)
+    paths = {name: pool(cluster, name, kind) for name, kind in (('nas', 'shared-dir'), ('ssd', 'dir'))}
+    for name in paths:
+        wait_pool(cluster, name, n1='present')
+    one = create(cluster, 'one', disks=DISKS, **WRITES)
+    for name, where in VOLUMES.items():
+        cluster.cli('volume', 'create', name, '--pool', where, '--image', 'random', '--size', '16MiB', '--wait', parse=False)
+        cluster.cli('volume', 'attach', name, '--vm', 'one', '--wait', parse=False)
+    cluster.cli('vm', 'limit', 'one', '--disk', volume(cluster, 'v-nas')['disk'], '--operations-per-second', '5000', '--wait', parse=False)
+    wait_writes(agent, one, BLOCKS)
+    made = ('two-v-nas', 'two-ssd')
+    # a taken name: nothing has begun
+    cluster.cli('volume', 'create', 'two-ssd', '--pool', 'nas', '--size', '1MiB', '--wait', parse=False)
+    refused(cluster, 409, "'two-ssd', which another volume has", 'POST', '/v1/vms/one/clone', {'name': 'two'})
+    assert cluster.vm('two') is None and volume(cluster, 'two-v-nas') is None and not snapshots(cluster)
+    cluster.cli('volume', 'delete', 'two-ssd', '--yes', '--wait', parse=False)
+    # cancelled, deleted, and the agent killed on the way: nothing is left of it
+    for end in ('cancel', 'delete', 'kill'):
+        operation = held_clone(cluster, agent, 'two')
+        two = cluster.vm('two')['id']
+        assert operation['volumes'] == list(made), operation
+        assert [(volume(cluster, name)['state'], volume(cluster, name)['vm_name']) for name in made] == [('attaching', 'two')] * 2
+        refused(cluster, 409, 'is under way', 'POST', '/v1/volumes/two-ssd/detach')
+        answer = cluster.api('DELETE', '/v1/vms/two') if end == 'delete' else cluster.api('POST', f'/v1/operations/{operation["id"]}/cancel')
+        assert answer[0] in (200, 202), answer
+        if end == 'kill':
+            agent.program.kill9()
+            agent.program.restart()
+        assert ended(cluster, operation)['state'] in ('cancelled',) + ('failed',) * (end == 'delete')
+        wait_until(lambda: cluster.vm('two') is None and not snapshots(cluster), 30, 'it is gone, and its snapshot')
+        gone(cluster, agent, two, paths, made)
+    # killed, agent and controller: it is made all the same, and the other one has not noticed
+    operation = held_clone(cluster, agent, 'two')
+    agent.program.kill9()
+    cluster.controller(1).program.kill9()
+    cluster.controller(1).program.restart()
+    agent.program.restart()
+    assert ended(cluster, operation)['state'] == 'succeeded'
+    for name, path in zip(made, paths.values()):
+        found = wait_volume(cluster, name, 'attached')
+        assert found['vm_name'] == 'two' and found['place'] == operation['id'] and found['attachments'] == 1, found
+        copy_is(path, found, wanted)
+    keys = ('name', 'size_bytes', 'limits')
+    assert [[d.get(k) for k in keys] for d in cluster.vm('two')['disks']] == [[d.get(k) for k in keys] for d in cluster.vm('one')['disks']]
+    wait_writes(agent, one)
+    assert 'disk: ' not in life(agent, one)
+    start(cluster, 'two')
+    for name in made:
+        assert Running(cluster, 'two').ask(f'disks/{volume(cluster, name)["disk"]}')['disk']['size_bytes'] == 16 * MIB
+    wait_until(lambda: not snapshots(cluster), 30, 'nobody needs the snapshot any more')
+    # volumes like any others: they stay when their VM goes, and go themselves
+    cluster.cli('vm', 'delete', 'two', '--yes', '--wait', parse=False)
+    for name in made:
+        assert wait_volume(cluster, name, 'available').get('vm') is None
+        cluster.cli('volume', 'delete', name, '--yes', '--wait', parse=False)
+    # without
+    said = cluster.cli('vm', 'clone', 'one', 'two', '--without-volumes', '--wait')
+    assert 'volumes' not in said and len(cluster.vm('two')['disks']) == 2
+    wait_until(lambda: not snapshots(cluster), 30, 'nobody needs the snapshot any more')
+    # what a user is told
+    text = cluster.cli('vm', 'clone', 'one', 'three', '--wait', '--output', 'table', parse=False)
+    assert 'vm one: done, with volumes three-v-nas, three-ssd' in text, text
+    for name in ('three-v-nas', 'three-ssd'):
+        wait_volume(cluster, name, 'attached')
+
+
+def test_clones_of_a_vm_that_has_volumes_alone(make_cluster):
+    """Its guest writes to one all the time: what the clone has is what a moment had; of one that is off, what it had last, in another pool."""
+    cluster = make_cluster(controllers=1, agents=1)
+    agent = cluster.agent(1)
+    image(cluster, disk=False)
+    nas, ssd = pool(cluster, 'nas'), pool(cluster, 'ssd', 'dir')
+    for name in ('nas', 'ssd'):
+        wait_pool(cluster, name, n1='present')
+    one = create(cluster, 'one', started=False, **WRITES)
+    cluster.cli('volume', 'create', 'data', '--pool', 'nas', '--size', '4MiB', '--wait', parse=False)
+    cluster.cli('volume', 'attach', 'data', '--vm', 'one', '--wait', parse=False)
+    start(cluster, 'one')
+    wait_writes(agent, one, BLOCKS)
+    operation = held_clone(cluster, agent, 'two')
+    kept = content(layers(nas, volume(cluster, 'data')), snapshots(cluster)[0]['id'])
+    assert any(kept)
+    agent.program.kill9()
+    agent.program.restart()
+    assert ended(cluster, operation)['state'] == 'succeeded'
+    assert content(volume_place(nas, wait_volume(cluster, 'two-data', 'attached'))) == kept
+    start(cluster, 'two')
+    two = cluster.vm('two')['id']
+    wait_until(lambda: read_before(agent, two), 30, 'the guest finds what the other had written')
+    assert max(read_before(agent, two)) <= max(kept)
+    wait_until(lambda: not snapshots(cluster), 30, 'nobody needs the snapshot any more')
+    # off; one that is to run comes first
+    stop(cluster, 'one')
+    operation = held_clone(cluster, agent, 'three', pool='ssd')
+    refused(cluster, 409, "is being made of volume 'data'", 'POST', '/v1/volumes/data/detach')
+    start(cluster, 'one')
+    found = ended(cluster, operation)
+    assert found['state'] == 'failed' and 'is to run' in found['error_text'], found
+    wait_until(lambda: cluster.vm('three') is None and volume(cluster, 'three-data') is None, 30, 'it is gone, and its volume')
+    assert not list((ssd / 'volumes').iterdir())
+    stop(cluster, 'one')
+    now = content(layers(nas, volume(cluster, 'data')))
+    cluster.cli('vm', 'clone', 'one', 'three', '--pool', 'ssd', '--wait', parse=False)
+    assert content(volume_place(ssd, wait_volume(cluster, 'three-data', 'attached'))) == now
+    assert volume(cluster, 'three-data')['host'] == 'n1'

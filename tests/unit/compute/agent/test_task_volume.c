@@ -451,6 +451,8 @@ static void disks_of_a_vm(void **state)
         object_mark(&volume_move_desc, move, "from");
         object_mark(&volume_move_desc, move, "to");
     }
+    OBJECT_COPY(volume_move, (struct volume_move *)OBJECT_ADD(vm_copy, &copy, disks), &f->work); /* and a volume of its */
+    write_at(f, 2 * MIB, "third");
     const struct pool_order *here = &((const struct volume_move *)copy.disks.items)->to.pool;
     const struct vm_disk root = {.name = (char *)(uintptr_t)"root", .place = (char *)(uintptr_t)PLACE};
     const struct vm_disk data = {.name = (char *)(uintptr_t)"data", .place = (char *)(uintptr_t)PLACE};
@@ -465,6 +467,14 @@ static void disks_of_a_vm(void **state)
         fail_msg("%s", err.text);
     copied_is(here, &root, "first");
     copied_is(here, &data, "second");
+    struct layer_pool *layers;
+    struct layer_disk *volume;
+    char sector[512];
+    disk_open(&f->work.to.pool, &f->to, true, &layers, &volume);
+    assert_int_equal(block_now(&volume->chain->block, BLOCK_READ, 2 * MIB, sector, sizeof sector), 0);
+    assert_memory_equal(sector, "third", 5);
+    layer_disk_close(volume);
+    layer_pool_dir_destroy(layers);
     OBJECT_CLEAR(vm_copy, &copy);
 }
 

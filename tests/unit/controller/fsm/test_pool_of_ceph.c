@@ -293,6 +293,16 @@ static void what_they_do_not_hold(void **test)
     }
     fixture_refused(f, ROUTE_ID_volume_move, "a", "{\"pool\":\"nas\"}", -ENOTSUP, "/pool", "from pool 'ceph'");
     fixture_refused(f, ROUTE_ID_volume_move, "b", "{\"pool\":\"ceph\"}", -ENOTSUP, "/pool", "copy in the guest");
+    /* nor are they cloned with a VM */
+    fixture_must(f, ROUTE_ID_vm_create, NULL,
+                 "{\"name\":\"web\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\",\"disks\":[{\"name\":\"root\",\"size_bytes\":1048576}]}");
+    fixture_must(f, ROUTE_ID_volume_attach, "a", "{\"vm\":\"web\"}");
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+    fixture_refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}", -ENOTSUP, "/without_volumes", "kind rbd, and only what is in directories is cloned with a VM. Stop");
+    fixture_must(f, ROUTE_ID_vm_stop, "web", NULL);
+    fixture_vm_is(f, "web", vm_state_STOPPED);
+    fixture_refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}", -ENOTSUP, "/without_volumes", "Give it (--without-volumes)");
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"without_volumes\":true}");
 }
 
 int main(void)

@@ -277,7 +277,7 @@ static void what_is_refused(void **test)
     refused(f, go, "web", "{\"name\":\"new\",\"snapshot\":\"t\"}", -EBUSY, "'t' is creating");
     fixture_must(f, ROUTE_ID_vm_create, NULL,
                  "{\"name\":\"bare\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\",\"started\":false,\"disks\":[]}");
-    refused(f, go, "bare", "{\"name\":\"new\"}", -EINVAL, "has no disk of its own that it writes to");
+    refused(f, go, "bare", "{\"name\":\"new\"}", -EINVAL, "has no disk that it writes to");
     fixture_must(f, ROUTE_ID_vm_create, NULL,
                  "{\"name\":\"fresh\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n1\",\"started\":false,"
                  "\"disks\":[{\"name\":\"d\",\"size_bytes\":1048576}]}");
@@ -285,24 +285,6 @@ static void what_is_refused(void **test)
     refused(f, go, "fresh", "{\"name\":\"new\"}", -EINVAL, "was never started and has no disks yet");
     f->if_revision = 1;
     refused(f, go, "web", "{\"name\":\"new\",\"snapshot\":\"s\"}", -ENOENT, "read it again");
-}
-
-static void volumes_are_left_out_where_that_is_said(void **test)
-{
-    struct fixture *f = *test;
-    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"v\",\"pool\":\"nas\",\"size_bytes\":1048576}");
-    struct node_report report = fixture_report(f, "n1", 8192);
-    struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
-    OBJECT_TEXT(volume_seen, seen, id, fixture_get(f, object_kind_VOLUME, "v")->common->id);
-    OBJECT_SET(volume_seen, seen, made, true);
-    assert_int_equal(fixture_send(f, &report), 1);
-    fixture_must(f, ROUTE_ID_volume_attach, "v", "{\"vm\":\"web\"}");
-    fixture_vm_is(f, "web", vm_state_RUNNING);
-    refused(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\"}", -EBUSY, "VM 'web' has volume 'v', and volumes are no part of a clone");
-    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"snapshot\":\"s\",\"without_volumes\":true}");
-    assert_int_equal(fixture_vm(f, "new")->disks.count, 3);
-    assert_null(volume_disk_any(fixture_vm(f, "new")));
-    refused_meanwhile(f, ROUTE_ID_volume_attach, "v", "{\"vm\":\"new\"}", -EBUSY, "");
 }
 
 /* What its host reports of it while its disks are made, which a leader that was late or of an older version has let through, is not how it is. */
@@ -525,6 +507,290 @@ static void its_host_is_lost_before_there_is_a_snapshot(void **test)
     assert_null(state_get(f->state, object_kind_VM, "new"));
 }
 
+/* ---- with volumes ---- */
+
+static const struct volume *volume(struct fixture *f, const char *name)
+{
+    return fixture_get(f, object_kind_VOLUME, name)->volume;
+}
+
+/* n1 says that it has made a volume, or (@gone) removed it. */
+static int volume_says(struct fixture *f, const char *name, bool gone)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct volume_seen *seen = OBJECT_ADD(node_report, &report, volumes);
+    OBJECT_TEXT(volume_seen, seen, id, volume(f, name)->id);
+    OBJECT_TEXT(volume_seen, seen, place, volume(f, name)->place);
+    if (gone)
+        OBJECT_SET(volume_seen, seen, gone, true);
+    else
+        OBJECT_SET(volume_seen, seen, made, true);
+    return fixture_send(f, &report);
+}
+
+static void volume_make(struct fixture *f, const char *name, const char *pool)
+{
+    char body[160];
+    snprintf(body, sizeof body, "{\"name\":\"%s\",\"pool\":\"%s\",\"size_bytes\":1048576,\"labels\":{\"of\":\"%s\"}}", name, pool, name);
+    fixture_must(f, ROUTE_ID_volume_create, NULL, body);
+    assert_int_equal(volume_says(f, name, false), 1);
+    fixture_must(f, ROUTE_ID_volume_attach, name, "{\"vm\":\"web\"}");
+    fixture_vm_is(f, "web", (enum vm_state)fixture_vm(f, "web")->state);
+    assert_int_equal(volume(f, name)->state, volume_state_ATTACHED);
+}
+
+/* "web-data" in the shared pool, limited, and "log" in a directory of n1. */
+static void with_volumes(struct fixture *f)
+{
+    fixture_must(f, ROUTE_ID_pool_create, NULL, "{\"name\":\"ssd\",\"kind\":\"dir\",\"path\":\"/srv/ssd\",\"hosts\":[\"n1\"]}");
+    fixture_say_pool(f, "n1", "ssd", 16 * GIB, 8 * GIB);
+    volume_make(f, "web-data", "nas");
+    volume_make(f, "log", "ssd");
+    const struct vm_disk *disks = fixture_vm(f, "web")->disks.items;
+    char body[400];
+    snprintf(body, sizeof body,
+             "{\"disks\":[{\"name\":\"root\"},{\"name\":\"data\"},{\"name\":\"cd\"},{\"name\":\"%s\",\"limits\":{\"operations_per_second\":500}},"
+             "{\"name\":\"%s\"}]}", disks[3].name, disks[4].name);
+    fixture_must(f, ROUTE_ID_vm_update, "web", body);
+    fixture_vm_is(f, "web", vm_state_RUNNING);
+}
+
+static void made_with_it(struct fixture *f, const char *name, const char *origin, const char *pool)
+{
+    const struct volume *new = volume(f, name), *its = volume(f, origin);
+    assert_string_equal(new->vm, fixture_vm(f, "new")->id);
+    assert_string_equal(new->vm_name, "new");
+    assert_string_equal(new->origin, its->id);
+    assert_string_equal(new->disk, its->disk); /* the serial number that the guest knows it by */
+    assert_string_equal(new->pool, pool);
+    assert_true(text_same(new->host, strcmp(pool, "ssd") == 0 ? "n1" : NULL));
+    assert_string_equal(new->place, f->decision.operation_id);
+    assert_int_equal(new->size_bytes, its->size_bytes);
+    assert_int_equal(new->attachments, 1);
+    assert_string_equal(string_map_get(&new->labels, "of"), origin);
+    assert_non_null(volume_disk_find(fixture_vm(f, "new"), new->id));
+}
+
+static void its_volumes_are_made_with_it(void **test)
+{
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    with_volumes(f);
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}");
+    const struct record *nas = fixture_get(f, object_kind_POOL, "nas");
+    made_with_it(f, "new-data", "web-data", "nas");
+    made_with_it(f, "new-log", "log", "ssd");
+    assert_int_equal(volume(f, "new-data")->state, volume_state_ATTACHING);
+    assert_null(volume(f, "new-data")->snapshot); /* it goes */
+    assert_int_equal(last(f)->volumes.count, 2);
+    assert_string_equal(last(f)->volumes.items[0], "new-data");
+    assert_string_equal(last(f)->volumes.items[1], "new-log");
+    assert_string_equal(f->decision.summary, "host n1 makes VM new of VM web, with volumes new-data, new-log");
+    const struct vm_disk *disks = fixture_vm(f, "new")->disks.items, *its = fixture_vm(f, "web")->disks.items;
+    assert_int_equal(fixture_vm(f, "new")->disks.count, 5);
+    for (size_t i = 0; i < 5; i++)
+        assert_string_equal(disks[i].name, its[i].name);
+    assert_int_equal(disks[3].limits.operations_per_second, 500);
+    assert_int_equal(disks[3].attachment, 1);
+    const struct pool_host *member = pool_member_find(nas->pool, fixture_get(f, object_kind_HOST, "n2")->common->id);
+    assert_true(pool_room_bytes(f->state, nas->pool, member) == 4 * GIB + GIB / 2 - (1 << 20));
+    /* one of them grows before there is a snapshot of it */
+    char operation[37];
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    fixture_must(f, ROUTE_ID_volume_update, "log", "{\"size_bytes\":2097152}");
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+    assert_int_equal(volume(f, "new-log")->size_bytes, 1 << 20);
+    assert_false(ordered(f, &order));
+    assert_true(own_says(f, operation_state_SUCCEEDED));
+    assert_int_equal(volume(f, "new-log")->size_bytes, 2 << 20);
+    assert_int_equal(volume_disk_find(fixture_vm(f, "new"), volume(f, "new-log")->id)->size_bytes, 2 << 20);
+    assert_true(ordered(f, &order));
+    assert_int_equal(order.copy.disks.count, 4);
+    const struct volume_move *copy = (const struct volume_move *)order.copy.disks.items + 3;
+    assert_string_equal(copy->from.id, volume(f, "log")->id);
+    assert_string_equal(copy->to.id, volume(f, "new-log")->id);
+    assert_null(copy->from.place);
+    assert_string_equal(copy->to.place, f->decision.operation_id);
+    assert_string_equal(copy->to.pool.name, "ssd");
+    assert_false(copy->from.own || copy->to.own);
+    assert_string_equal(copy->snapshot, own(f)->id);
+    OBJECT_CLEAR(task_order, &order);
+    /* what may not be done meanwhile, with the new and with the old; what only reads goes along */
+    refused_meanwhile(f, ROUTE_ID_volume_delete, "new-data", NULL, -EBUSY, "volume 'new-data' is being made with VM 'new' still");
+    refused_meanwhile(f, ROUTE_ID_volume_detach, "new-data", NULL, -EBUSY, "a vm-clone of VM 'new' is under way");
+    refused_meanwhile(f, ROUTE_ID_volume_snapshot, "new-data", "{\"name\":\"t\"}", -EBUSY, "VM 'new' is being made");
+    refused_meanwhile(f, ROUTE_ID_volume_move, "web-data", "{\"pool\":\"ssd\"}", -EBUSY, "VM 'new' is being made of the disks of VM 'web'");
+    refused_meanwhile(f, ROUTE_ID_volume_detach, "web-data", NULL, -EBUSY, "volume 'new-data' of VM 'new' is being made of volume 'web-data'");
+    fixture_must(f, ROUTE_ID_snapshot_create, "web", "{\"name\":\"t\"}");
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    assert_int_equal(volume(f, "new-data")->state, volume_state_ATTACHED);
+    assert_null(volume(f, "new-data")->state_reason);
+    own_goes(f);
+    fixture_must(f, ROUTE_ID_snapshot_delete, "t", NULL);
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    /* volumes like any others, but that no VM has both */
+    fixture_must(f, ROUTE_ID_vm_start, "new", NULL);
+    fixture_vm_is(f, "new", vm_state_RUNNING);
+    fixture_must(f, ROUTE_ID_volume_detach, "new-data", NULL);
+    fixture_vm_is(f, "new", vm_state_RUNNING);
+    fixture_refused(f, ROUTE_ID_volume_attach, "new-data", "{\"vm\":\"web\"}", -EEXIST, "/vm", "one was made of the other");
+    fixture_must(f, ROUTE_ID_volume_delete, "new-data", NULL);
+    assert_int_equal(volume_says(f, "new-data", true), 1);
+    fixture_must(f, ROUTE_ID_vm_clone, "new", "{\"name\":\"next\"}");
+    assert_non_null(state_get(f->state, object_kind_VOLUME, "next-log"));
+}
+
+/* They are nobody's, and a host is told to remove what there is, at that place. */
+static void volume_goes(struct fixture *f, const char *name, const char *place)
+{
+    struct node_report report = fixture_report(f, "n1", 8192);
+    struct node_orders orders = {0};
+    bool told = false;
+    assert_int_equal(volume(f, name)->state, volume_state_DELETING);
+    assert_null(volume(f, name)->vm);
+    assert_int_equal(node_sync_orders(f->state, &report, &orders, &f->error), 0);
+    for (size_t k = 0; k < 2; k++) {
+        const struct object_list *list = k == 0 ? &orders.volumes : &orders.moved_volumes;
+        for (size_t i = 0; i < list->count; i++) {
+            const struct volume_order *order = (const struct volume_order *)list->items + i;
+            told |= strcmp(order->id, volume(f, name)->id) == 0 && order->remove && text_same(order->place, place);
+        }
+    }
+    assert_true(told);
+    OBJECT_CLEAR(node_orders, &orders);
+    OBJECT_CLEAR(node_report, &report);
+    assert_int_equal(volume_says(f, name, true), 1);
+    assert_null(state_get(f->state, object_kind_VOLUME, name));
+}
+
+static void or_go_with_it(void **test)
+{
+    static const enum operation_state ends[] = {operation_state_FAILED, operation_state_CANCELLED, operation_state_SUCCEEDED};
+    struct fixture *f = *test;
+    char operation[37];
+    with_volumes(f);
+    for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
+        fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}");
+        snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+        assert_true(own_says(f, operation_state_SUCCEEDED));
+        if (ends[i] == operation_state_SUCCEEDED) { /* deleted on the way, and its host has done it all the same */
+            fixture_must(f, ROUTE_ID_vm_delete, "new", NULL);
+            snprintf(f->decision.operation_id, sizeof f->decision.operation_id, "%s", operation);
+            assert_int_equal(volume(f, "new-log")->state, volume_state_ATTACHING); /* its host may be at it still */
+        }
+        assert_int_equal(task_says(f, ends[i]), 1);
+        assert_null(volume_disk_any(fixture_vm(f, "new")));
+        volume_goes(f, "new-data", operation);
+        volume_goes(f, "new-log", operation);
+        goes(f);
+        own_goes(f);
+    }
+    /* no snapshot comes to be */
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}");
+    snprintf(operation, sizeof operation, "%s", f->decision.operation_id);
+    assert_true(own_says(f, operation_state_FAILED));
+    volume_goes(f, "new-data", operation);
+    volume_goes(f, "new-log", operation);
+    goes(f);
+    assert_int_equal(volume(f, "web-data")->state, volume_state_ATTACHED);
+    fixture_must(f, ROUTE_ID_volume_detach, "web-data", NULL);
+}
+
+/* In a shared pool another host removes what there is; in a directory of the lost one nobody does before it is back. */
+static void and_with_their_host(void **test)
+{
+    struct fixture *f = *test;
+    with_volumes(f);
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}");
+    assert_true(own_says(f, operation_state_SUCCEEDED));
+    fixture_lose(f, "n1");
+    assert_null(state_get(f->state, object_kind_VM, "new"));
+    assert_int_equal(volume(f, "new-data")->state, volume_state_DELETING);
+    assert_int_equal(volume(f, "new-log")->state, volume_state_DELETING);
+    assert_string_equal(volume_worker(f->state, volume(f, "new-data")), fixture_get(f, object_kind_HOST, "n2")->common->id);
+    assert_null(volume_worker(f->state, volume(f, "new-log")));
+}
+
+static void volumes_of_one_that_is_off(void **test)
+{
+    struct fixture *f = *test;
+    struct task_order order = {.id = NULL};
+    with_volumes(f);
+    fixture_must(f, ROUTE_ID_vm_stop, "web", NULL);
+    fixture_vm_is(f, "web", vm_state_STOPPED);
+    /* all of it in another pool; of what is no part of the named snapshot nothing is taken */
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"then\",\"snapshot\":\"s\"}");
+    assert_null(volume_disk_any(fixture_vm(f, "then")));
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\",\"pool\":\"ssd\"}");
+    made_with_it(f, "new-data", "web-data", "ssd");
+    made_with_it(f, "new-log", "log", "ssd");
+    assert_true(ordered(f, &order));
+    assert_int_equal(order.copy.disks.count, 4);
+    assert_null(((const struct volume_move *)order.copy.disks.items + 2)->snapshot);
+    OBJECT_CLEAR(task_order, &order);
+    refused_meanwhile(f, ROUTE_ID_volume_detach, "log", NULL, -EBUSY, "volume 'new-log' of VM 'new' is being made of volume 'log'");
+    assert_int_equal(task_says(f, operation_state_SUCCEEDED), 1);
+    assert_int_equal(volume(f, "new-log")->state, volume_state_ATTACHED);
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"bare\",\"without_volumes\":true}");
+    assert_int_equal(fixture_vm(f, "bare")->disks.count, 3);
+    assert_int_equal(last(f)->volumes.count, 0);
+    fixture_must(f, ROUTE_ID_volume_detach, "log", NULL); /* that is no part of it */
+    refused_meanwhile(f, ROUTE_ID_volume_attach, "log", "{\"vm\":\"bare\"}", -EBUSY, "");
+    refused_meanwhile(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"late\"}", -EBUSY, "volume 'log' of VM 'web' is detaching; wait for that");
+}
+
+static void what_is_refused_of_volumes(void **test)
+{
+    struct fixture *f = *test;
+    const enum route_id go = ROUTE_ID_vm_clone;
+    char body[100], name[60];
+    with_volumes(f);
+    fixture_must(f, ROUTE_ID_volume_create, NULL, "{\"name\":\"new-log\",\"pool\":\"nas\",\"size_bytes\":1048576}");
+    fixture_refused(f, go, "web", "{\"name\":\"new\"}", -EEXIST, "/name", "the clone of volume 'log' the name 'new-log', which another volume has");
+    assert_null(state_get(f->state, object_kind_VM, "new"));
+    assert_null(state_get(f->state, object_kind_VOLUME, "new-data"));
+    memset(name, 'n', sizeof name - 1);
+    name[sizeof name - 1] = '\0';
+    snprintf(body, sizeof body, "{\"name\":\"%s\"}", name);
+    fixture_refused(f, go, "web", body, -EINVAL, "/name", "is too long for its volumes: that of volume 'web-data' would be");
+    /* two would have one name: the longer one has its whole one */
+    volume_make(f, "data", "nas");
+    fixture_must(f, go, "web", "{\"name\":\"two\"}");
+    assert_string_equal(volume(f, "two-data")->origin, volume(f, "data")->id);
+    assert_string_equal(volume(f, "two-web-data")->origin, volume(f, "web-data")->id);
+    assert_int_equal(last(f)->volumes.count, 3);
+    assert_true(own_says(f, operation_state_FAILED));
+    /* one that is on its way */
+    fixture_must(f, ROUTE_ID_volume_detach, "data", NULL);
+    refused(f, go, "web", "{\"name\":\"three\"}", -EBUSY, "volume 'data' of VM 'web' is detaching; wait for that");
+}
+
+static void volumes_outlast_a_restart_and_a_recovery(void **test)
+{
+    struct fixture *f = *test;
+    struct error error = {0};
+    with_volumes(f);
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}");
+    assert_true(own_says(f, operation_state_SUCCEEDED));
+    struct bytes_writer bytes = fixture_snapshot(f->state);
+    struct state *restored = NULL;
+    assert_int_equal(snapshot_read(bytes.data, bytes.size, &restored, &error), 0);
+    fixture_same_bytes(f->state, restored);
+    f->twin = restored;
+    bytes_writer_finish(&bytes);
+    const struct record *survivor = state_at(f->state, object_kind_CONTROLLER, 0);
+    assert_int_equal(fixture_recover(f, state_cluster(f->state)->epoch + 1, survivor->common->id), 0);
+    fixture_lose(f, "n1");
+    fixture_same_bytes(f->state, restored);
+    /* it may have run, with them */
+    assert_int_equal(fixture_vm(f, "new")->state, vm_state_STOPPED);
+    assert_int_equal(volume(f, "new-data")->state, volume_state_ATTACHED);
+    assert_string_equal(volume(f, "new-data")->vm, fixture_vm(f, "new")->id);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -534,7 +800,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(or_goes_whole, setup, teardown),
         cmocka_unit_test_setup_teardown(its_host_is_lost, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_refused, setup, teardown),
-        cmocka_unit_test_setup_teardown(volumes_are_left_out_where_that_is_said, setup, teardown),
         cmocka_unit_test_setup_teardown(a_report_does_not_make_it, setup, teardown),
         cmocka_unit_test_setup_teardown(a_recovered_cluster_keeps_what_may_have_run, setup, teardown),
         cmocka_unit_test_setup_teardown(it_outlasts_a_restart, setup, teardown),
@@ -542,6 +807,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(and_that_goes_however_it_ends, setup, teardown),
         cmocka_unit_test_setup_teardown(a_removal_that_failed_is_tried_again, setup, teardown),
         cmocka_unit_test_setup_teardown(its_host_is_lost_before_there_is_a_snapshot, setup, teardown),
+        cmocka_unit_test_setup_teardown(its_volumes_are_made_with_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(or_go_with_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(and_with_their_host, setup, teardown),
+        cmocka_unit_test_setup_teardown(volumes_of_one_that_is_off, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_refused_of_volumes, setup, teardown),
+        cmocka_unit_test_setup_teardown(volumes_outlast_a_restart_and_a_recovery, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
