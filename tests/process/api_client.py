@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 
-from bed import PATIENCE
+from bed import PATIENCE, process_state, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = pathlib.Path(os.environ.get('DROVER_CONTROLLER', ROOT / 'build' / 'debug' / 'bin' / 'drover-controller'))
@@ -104,7 +104,9 @@ class Controller:
         return status
 
     def freeze(self):
+        """None of its threads runs any more: only the one that takes the signal stops the others, and it may have to wait for a processor."""
         self.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: process_state(self.process.pid) in ('T', 'Z', None), what=f'{self.name} stands still', poll_s=0.005)
 
     def thaw(self):
         self.process.send_signal(signal.SIGCONT)
