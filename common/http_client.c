@@ -167,6 +167,14 @@ static void describe_failure(const struct http_call *call, int error, CURLcode c
     error_set(problem, error, kind_of(error), "%.256s: %s", url, words);
 }
 
+/* The cluster's API names it, and points to it; a VMM only points ("#/field"). */
+static const char *problem_field_of(const json_t *doc)
+{
+    const char *field = json_string_value(json_object_get(doc, "field"));
+    const char *pointer = json_string_value(json_object_get(json_array_get(json_object_get(doc, "errors"), 0), "pointer"));
+    return field != NULL ? field : pointer != NULL ? pointer + (pointer[0] == '#') : "";
+}
+
 /* problem+json of the answer, so that the caller sees the server's code, field and words. */
 static void read_problem(const struct http_answer *answer, struct error *problem)
 {
@@ -176,9 +184,8 @@ static void read_problem(const struct http_answer *answer, struct error *problem
     json_t *doc = json_loadb((const char *)answer->body, answer->body_size, 0, NULL);
     const char *code = json_string_value(json_object_get(doc, "code"));
     const char *detail = json_string_value(json_object_get(doc, "detail"));
-    const char *field = json_string_value(json_object_get(doc, "field"));
     if (code != NULL)
-        error_set_field(problem, -EBADE, error_kind_from_code(code), field != NULL ? field : "", "%s",
+        error_set_field(problem, -EBADE, error_kind_from_code(code), problem_field_of(doc), "%s",
                         detail != NULL ? detail : code);
     json_decref(doc);
 }

@@ -48,6 +48,7 @@
 #define SNAPSHOT_BUSY_MS 1000
 #define CLEARED_MAX 5u
 #define SNAPSHOT_ASK_MS 120000 /* for a VMM's answer: files are made and synced */
+#define SNAPSHOT_FREEZE_MS 10000 /* for a guest's agent that is to freeze file systems, and is not there */
 #define MEMORY_BYTES_PER_MS 20000u /* that a VMM's memory is written at, at least: it is waited for so much longer */
 #define STEP_DROPPED "giving space back" /* from here on a delete cannot be undone */
 
@@ -66,6 +67,7 @@ struct snapshot_task {
     bool orphaned; /* nobody wants it any more, and its VMM is making it: that has to go before the task does */
     bool dropping; /* its VMM was asked to remove it: from there on it goes to the end */
     unsigned busy; /* answers in a row */
+    uint64_t unfrozen_ms; /* since when its guest's agent is waited for; 0: it is not */
     unsigned cleared; /* how often a name that nobody knew the disks of was taken away */
     /* how it ended */
     bool over;
@@ -329,11 +331,27 @@ static bool answered(struct snapshot_task *s)
     return false;
 }
 
+/* Is it the guest that the snapshot waits for, whose agent may be just starting? VMMs that do not name the field say it so. */
+static bool is_unfrozen(const struct error *problem)
+{
+    static const char old[] = "no agent answers in the guest";
+    return strcmp(problem->field, "/freeze") == 0 || strncmp(problem->text, old, sizeof old - 1) == 0;
+}
+
+static bool was_often_enough(struct snapshot_task *s, const struct http_answer *answer)
+{
+    uint64_t now_ms = uv_now(s->agent->loop);
+    if (answer->error != 0 || !is_unfrozen(&answer->problem))
+        return s->busy++ >= patience_ms(s) / SNAPSHOT_LOOK_MS;
+    s->unfrozen_ms = s->unfrozen_ms == 0 ? now_ms : s->unfrozen_ms;
+    return now_ms - s->unfrozen_ms >= SNAPSHOT_FREEZE_MS;
+}
+
 /* Its VMM has ended, or is at something else: look again. False: that was often enough. */
 static bool try_again(struct snapshot_task *s, const struct http_answer *answer)
 {
     bool busy = answer->error == 0 && answer->status == 409 && answer->problem.kind == ERROR_CONFLICT;
-    if ((!busy && answer->error == 0) || s->busy++ >= patience_ms(s) / SNAPSHOT_LOOK_MS)
+    if ((!busy && answer->error == 0) || was_often_enough(s, answer))
         return false;
     CLEANUP_FREE char *step = busy ? xasprintf("waiting for the VM's VMM: %.160s", answer->problem.text) : NULL;
     agent_task_progress(s->task, step, 0, 0);

@@ -441,13 +441,21 @@ static void on_frozen(void *arg)
     hold_begin(job);
 }
 
+/* The field tells whoever asks what it failed by: a guest's agent is not waited for as a VMM that is at something else is. */
+static void fail_to_freeze(struct point_job *job, const struct error *err)
+{
+    struct error why;
+    error_set_field(&why, err->code < 0 ? err->code : -EIO, err->kind, "/freeze", "the guest's file systems cannot be frozen: %s", err->text);
+    fail(job, why.code, &why);
+}
+
 /* On the I/O thread, with the device lock held. */
 static void freeze_answered(void *arg, const json_t *answer, const struct error *err)
 {
     struct point_job *job = arg;
     job->frozen = answer != NULL;
     if (answer == NULL)
-        fail(job, err->code < 0 ? err->code : -EIO, err);
+        fail_to_freeze(job, err);
     io_loop_post(job->m->control, on_frozen, job);
 }
 
@@ -460,14 +468,14 @@ static void freeze_or_switch(struct point_job *job)
         return;
     }
     int code = -ENOTCONN;
-    error_set(&err, code, ERROR_CONFLICT, "no agent answers in the guest, so its file systems cannot be frozen");
+    error_set(&err, code, ERROR_CONFLICT, "the VM has no channel to an agent");
     pthread_mutex_lock(&m->device_lock);
     if (m->guest.channel != NULL)
         code = guest_agent_freeze(&m->guest.agent, POINTS_FREEZE_MS, freeze_answered, job, &err);
     pthread_mutex_unlock(&m->device_lock);
     if (code == 0)
         return;
-    fail(job, code, &err);
+    fail_to_freeze(job, &err);
     on_frozen(job);
 }
 
@@ -688,6 +696,21 @@ static int job_begin(struct machine *m, const char *name, bool drop, const struc
     return 0;
 }
 
+/* Before anything is made: without an agent there is nothing to make it for. */
+static int agent_check(struct machine *m, struct error *err)
+{
+    pthread_mutex_lock(&m->device_lock);
+    bool is_possible = m->guest.channel != NULL, is_there = is_possible && m->guest.agent.state != GUEST_AGENT_CLOSED;
+    pthread_mutex_unlock(&m->device_lock);
+    if (!is_possible)
+        return error_set_field(err, -ENOTSUP, ERROR_NOT_SUPPORTED, "/freeze",
+                               "the guest's file systems cannot be frozen: the VM has no channel to an agent in its guest");
+    return is_there ? 0
+                    : error_set_field(err, -ENOTCONN, ERROR_CONFLICT, "/freeze",
+                                      "the guest's file systems cannot be frozen: no agent answers in the guest; install and start qemu-guest-agent "
+                                      "there, or leave freeze out, which freezes them where it can be done");
+}
+
 int machine_points_take(struct machine *m, const char *name, enum vmm_freeze freeze, bool memory, const struct string_list *only,
                         point_done_fn done, void *arg, struct error *err)
 {
@@ -696,7 +719,9 @@ int machine_points_take(struct machine *m, const char *name, enum vmm_freeze fre
     if (memory && freeze == vmm_freeze_MUST)
         return error_set_field(err, -EINVAL, ERROR_INVALID, "/freeze",
                                "a snapshot with memory goes on where the VM was: nothing is frozen for it");
-    int code = job_begin(m, name, false, only, done, arg, err);
+    int code = freeze == vmm_freeze_MUST ? agent_check(m, err) : 0;
+    if (code == 0)
+        code = job_begin(m, name, false, only, done, arg, err);
     if (code < 0)
         return code;
     m->points->freeze = freeze;

@@ -1,4 +1,5 @@
 """Clones of VMs: a VM of a snapshot of another one that writes all the time, and of one that is off; whole or gone, whoever ends on the way."""
+import datetime
 import hashlib
 import json
 import os
@@ -327,3 +328,25 @@ def test_clones_of_a_vm_that_has_volumes_alone(make_cluster):
     cluster.cli('vm', 'clone', 'one', 'three', '--pool', 'ssd', '--wait', parse=False)
     assert content(volume_place(ssd, wait_volume(cluster, 'three-data', 'attached'))) == now
     assert volume(cluster, 'three-data')['host'] == 'n1'
+
+
+def test_a_freeze_needs_an_agent_in_the_guest(make_cluster):
+    """Which is waited for as long as one takes to start, and not as long as a VMM that is at something else; then it is said, and nothing is left."""
+    cluster = make_cluster(controllers=1, agents=1)
+    agent = cluster.agent(1)
+    image(cluster)
+    one = create(cluster, 'one', disks=DISKS, **WRITES)
+    wait_writes(agent, one)
+    asked = [cluster.api('POST', '/v1/vms/one/snapshots', {'name': 's', 'freeze': True}), None]
+    assert ended(cluster, asked[0][2])['state'] == 'failed'
+    asked[1] = cluster.api('POST', '/v1/vms/one/clone', {'name': 'two', 'freeze': True})
+    for status, _, operation in asked:
+        assert status == 202, operation
+        found = ended(cluster, operation)
+        assert found['state'] == 'failed' and "the guest's file systems cannot be frozen: no agent answers in the guest" in found['error_text'], found
+        took = [datetime.datetime.fromisoformat(found[at].rstrip('Z')) for at in ('created_at', 'ended_at')]
+        assert 5 < (took[1] - took[0]).total_seconds() < 40, found
+    wait_until(lambda: cluster.vm('two') is None and not snapshots(cluster), 30, 'nothing is left')
+    done(cluster, cluster.api('POST', '/v1/vms/one/snapshots', {'name': 's'}))      # where none has to be frozen
+    assert snapshots(cluster)[0]['consistency'] == 'crash'
+    wait_writes(agent, one)

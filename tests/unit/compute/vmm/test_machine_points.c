@@ -124,6 +124,19 @@ static void what_has_the_disks_comes_first(void **state UNUSED)
     takes(&m, -EBUSY, "are not whole");
     others.whole = 0;
     takes(&m, -EINVAL, "no disk that is written to");
+    /* where file systems are to be frozen or there is none: that is told before anything is made, and by the field that it is about */
+    struct error err;
+    assert_int_equal(machine_points_take(&m, "s", vmm_freeze_MUST, false, NULL, on_done, NULL, &err), -ENOTSUP);
+    assert_int_equal(err.kind, ERROR_NOT_SUPPORTED);
+    m.guest.channel = (void *)&m; /* it is looked at alone */
+    assert_int_equal(machine_points_take(&m, "s", vmm_freeze_MUST, false, NULL, on_done, NULL, &err), -ENOTCONN);
+    assert_int_equal(err.kind, ERROR_CONFLICT);
+    assert_string_equal(err.field, "/freeze");
+    assert_non_null(strstr(err.text, "no agent answers in the guest; install and start qemu-guest-agent there"));
+    m.guest.agent.state = GUEST_AGENT_IDLE;
+    assert_int_equal(machine_points_take(&m, "s", vmm_freeze_MUST, false, NULL, on_done, NULL, &err), -EINVAL);
+    m.guest.agent.state = GUEST_AGENT_CLOSED;
+    takes(&m, -EINVAL, "no disk that is written to"); /* none has to */
     point_job_destroy(m.points);
     pthread_mutex_destroy(&m.device_lock);
 }
