@@ -416,7 +416,9 @@ static void look(struct backup_task *b)
 static void on_timer(uv_timer_t *timer)
 {
     struct backup_task *b = timer->data;
-    if (!b->placed)
+    struct local_vm *vm = find_vm(b);
+    /* Not for a look at one that runs: what a hold may have kept back is done anew after it, and for that this may be waiting. */
+    if (!b->placed && (is_restore(b) || vm == NULL || vm_disks(vm) != VM_DISKS_IN_USE))
         hold(b, true);
     look(b);
 }
