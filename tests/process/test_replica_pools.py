@@ -94,7 +94,7 @@ def test_points_of_disks_in_the_pool_and_beside_it(make_cluster):
 
 def point_moves(vm_id, keeper, before):
     """The VM begins on @keeper from a point: both disks of one moment, in which it had written @before to both."""
-    found = wait_until(lambda: re.search(r'^pair begins (\d+) (\d+)$', life(keeper, vm_id), re.M), 60, 'the VM runs from its replica', poll_s=0.05)
+    found = wait_until(lambda: re.search(r'^pair begins (\d+) (\d+)\n', life(keeper, vm_id), re.M), 60, 'the VM runs from its replica', poll_s=0.05)
     first, second = int(found[1]), int(found[2])
     assert second <= first <= second + 1 and second >= before, (found[0], before)
     assert 'pair: ' not in console(keeper, vm_id)

@@ -53,7 +53,7 @@ def pairs(agent, vm_id):
 
 def pair_moves(vm_id, old, keeper):
     """@old is lost: the VM begins on @keeper with what it had written to each disk, of one moment."""
-    found = wait_until(lambda: re.search(r'^pair begins (\d+) (\d+)$', life(keeper, vm_id), re.M), 40, 'the VM runs from its replica', poll_s=0.05)
+    found = wait_until(lambda: re.search(r'^pair begins (\d+) (\d+)\n', life(keeper, vm_id), re.M), 40, 'the VM runs from its replica', poll_s=0.05)
     first, second = int(found[1]), int(found[2])
     assert second <= first <= second + 1 and second >= pairs(old, vm_id) > 0, (found[0], pairs(old, vm_id))
     assert 'pair: ' not in console(keeper, vm_id) + console(old, vm_id)
@@ -108,7 +108,7 @@ def test_of_one_moment_whatever_is_cut(make_cluster):
     done(cluster, cluster.api('POST', '/v1/vms/web/stop?force=true'))
     done(cluster, cluster.api('POST', '/v1/vms/web/start'))
     wait_until(lambda: console(old, vm_id).count('drover-guest: hello') > lives, 30, 'the guest begins anew')
-    found = wait_until(lambda: re.search(r'^pair begins (\d+) (\d+)$', life(old, vm_id), re.M), 30, 'the VM runs', poll_s=0.05)
+    found = wait_until(lambda: re.search(r'^pair begins (\d+) (\d+)\n', life(old, vm_id), re.M), 30, 'the VM runs', poll_s=0.05)
     assert int(found[2]) <= int(found[1]) <= int(found[2]) + 1 and int(found[2]) > far, found[0]
 
 
