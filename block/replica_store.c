@@ -250,6 +250,8 @@ static void disks_note(struct replica_store *store, const struct object_list *di
         OBJECT_SET(replica_disk, disk, size_bytes, from->size_bytes);
         if (place_of(store, from->name) != NULL)
             OBJECT_TEXT(replica_disk, disk, pool, place_of(store, from->name));
+        if (store->places.is_volume != NULL && store->places.is_volume(store->places.arg, from->name))
+            OBJECT_SET(replica_disk, disk, volume, true);
     }
 }
 

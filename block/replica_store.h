@@ -46,6 +46,7 @@ struct replica_places {
     /* Which of its host's pools that is in: an id, the callee's; NULL: the directory of the host. It is written into the record, and a replica
      * that has a disk elsewhere is not gone on with. May be NULL: none is in a pool. */
     const char *(*place)(void *arg, const char *disk);
+    bool (*is_volume)(void *arg, const char *disk); /* written into the record, too; NULL: none is */
     void *arg;
 };
 

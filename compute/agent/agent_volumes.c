@@ -1,6 +1,7 @@
 /* Making and removing volumes; see the header. */
 #include "compute/agent/agent_volumes.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,6 +26,7 @@ struct agent_volume {
     bool ordered; /* it is in the last answer */
     bool heard;   /* which came after the last try to fill it */
     bool done;    /* the last order is carried out */
+    bool waited;  /* for a VM that has it still */
     bool stopping;
     enum volume_step step;
     uint64_t again_at_ms;
@@ -113,6 +115,34 @@ static void work_do(struct pool_work *work)
         v->status = pool_dir_remove_volume(&order->pool, order->id, order->place, &v->err);
     else if (!order->remove && !order->own)
         v->status = pool_dir_make_disk(&order->pool, order->id, &disk, v->image_path, false, &v->err);
+}
+
+/* The VM that has it in the place that is to go; NULL: none. What is left of it where its VM was lost goes after all that is left of the VM. */
+static const struct vm_order *used_by(const struct agent_volume *v)
+{
+    const struct local_vm *vm;
+    for (size_t i = 0; (vm = map_next(&v->agent->vms, &i)) != NULL;) {
+        const struct vm_order *order = vm_order_of(vm);
+        const struct vm_disk *disks = order->disks.items;
+        for (size_t k = 0; k < order->disks.count; k++)
+            if (text_same(disks[k].volume, v->id) && text_same(disks[k].place, v->order.place))
+                return order;
+    }
+    return NULL;
+}
+
+/* Is there a directory of a VM that could not be read? It may have anything. */
+static bool has_unread(const struct agent *a)
+{
+    DIR *d = opendir(a->vms_dir);
+    const struct dirent *entry;
+    const char *rule;
+    bool unread = false;
+    while (d != NULL && !unread && (entry = readdir(d)) != NULL)
+        unread = text_format_ok(FORMAT_id, entry->d_name, &rule) && map_get(&a->vms, entry->d_name) == NULL;
+    if (d != NULL)
+        closedir(d);
+    return unread;
 }
 
 /* Is what is or was worked at not what is wanted by now? */
@@ -284,6 +314,23 @@ static void look(struct agent_volume *v)
         return;
     if (v->order.remove && (task_volume_works(v->agent, v->id) || task_clone_works(v->agent, v->id)))
         return; /* the copy that is to go is being given up just now; asked again with the tick */
+    const struct vm_order *user = v->order.lost ? used_by(v) : NULL;
+    bool unread = v->order.lost && user == NULL && has_unread(v->agent);
+    if ((user != NULL || unread) && !v->waited) { /* that goes by the same orders, as a rule: nothing to tell of */
+        v->waited = true;
+        v->again_at_ms = uv_now(v->agent->loop) + AGENT_VOLUME_RETRY_MS;
+        return;
+    }
+    if (unread) {
+        error_set(&err, -EBUSY, ERROR_CONFLICT, "a VM in %s of this host could not be read, and may have it", v->agent->vms_dir);
+        failed(v, &err);
+        return;
+    }
+    if (user != NULL) {
+        error_set(&err, -EBUSY, ERROR_CONFLICT, "VM %s is still on this host, and has it", user->name != NULL ? user->name : user->id);
+        failed(v, &err);
+        return;
+    }
     bool has_image = !v->order.remove && v->order.image.sha256 != NULL;
     bool is_filled = has_image && OBJECT_HAS(volume_order, &v->order, pool) && pool_rbd_is(&v->order.pool);
     if (OBJECT_HAS(volume_order, &v->order, pool) && pool_watch_there(&v->agent->pools, v->order.pool.id, v->order.pool.name, &err) < 0)
@@ -313,7 +360,7 @@ static void obey_one(struct agent *a, const struct volume_order *order)
     if (!object_equal(&volume_order_desc, &v->order, order)) {
         OBJECT_CLEAR(volume_order, &v->order);
         OBJECT_COPY(volume_order, &v->order, order);
-        v->done = false;
+        v->done = v->waited = false;
         v->again_at_ms = 0;
         v->reason[0] = '\0';
     }

@@ -7,8 +7,8 @@
  *                      .<...>         a disk that is being made
  *                 <vm id>.gone        being removed
  *          volumes/<volume id>/         the same of a volume: it is there before a VM has it, and after
- *                  <volume id>.<place>/ where a move has put it, as above
- *          replicas/<vm id>/          of other hosts' VMs that have a disk in the pool, where it is of kind dir (replica_dir.h)
+ *                  <volume id>.<place>/ where a move has put it, as above, or the loss of the host that had it: the replica's id
+ *          replicas/<vm id>/          of other hosts' VMs that have a disk or volume in the pool, where it is of kind dir (replica_dir.h)
  *          images/<sha256>            images that disks of the pool are above, copied here once; gone with the last disk
  *
  * Everything is looked for behind the marker: where it is missing, or another one, nothing is read, made or removed, for

@@ -22,7 +22,7 @@
 
 bool replica_dir_copies(const struct vm_order *order, const struct vm_disk *disk)
 {
-    const struct pool_order *pool = disk->volume == NULL && !disk->read_only ? pool_dir_of(order, disk) : NULL;
+    const struct pool_order *pool = !disk->read_only ? pool_dir_of(order, disk) : NULL;
     return vm_files_disk_moves(disk) || (pool != NULL && pool->kind == pool_kind_DIR);
 }
 
@@ -37,6 +37,8 @@ void replica_dir_places(const struct vm_order *order, struct object_list *to)
         struct replica_place *place = (struct replica_place *)to->items + to->count++;
         *place = (struct replica_place){.disk = NULL};
         OBJECT_TEXT(replica_place, place, disk, disks[i].name);
+        if (disks[i].volume != NULL)
+            OBJECT_SET(replica_place, place, volume, true);
         OBJECT_COPY(pool_order, &place->pool, pool);
         object_mark(&replica_place_desc, place, "pool");
     }
@@ -49,13 +51,26 @@ void replica_dir_places_clear(struct object_list *places)
     free(TAKE_PTR(places->items));
 }
 
-static const struct pool_order *pool_find(const struct object_list *in_pools, const char *disk)
+static const struct replica_place *place_find(const struct object_list *in_pools, const char *disk)
 {
     const struct replica_place *places = in_pools != NULL ? in_pools->items : NULL;
     for (size_t i = 0; places != NULL && i < in_pools->count; i++)
         if (strcmp(places[i].disk, disk) == 0)
-            return &places[i].pool;
+            return &places[i];
     return NULL;
+}
+
+static const struct pool_order *pool_find(const struct object_list *in_pools, const char *disk)
+{
+    const struct replica_place *place = place_find(in_pools, disk);
+    return place != NULL ? &place->pool : NULL;
+}
+
+static bool is_volume(void *arg, const char *disk)
+{
+    const struct replica_dir *dir = arg;
+    const struct replica_place *place = place_find(dir->in_pools, disk);
+    return place != NULL && place->volume;
 }
 
 static const char *place_of(void *arg, const char *disk)
@@ -153,7 +168,7 @@ int replica_dir_open(const char *replicas_dir, const char *vm, bool make, const 
         replica_dir_close(ret_dir);
         return code;
     }
-    ret_dir->places = (struct replica_places){.records = ret_dir->records, .pool = pool_of, .place = place_of, .arg = ret_dir};
+    ret_dir->places = (struct replica_places){.records = ret_dir->records, .pool = pool_of, .place = place_of, .is_volume = is_volume, .arg = ret_dir};
     return 0;
 }
 
@@ -164,10 +179,13 @@ int replica_dir_check_pools(const struct object_list *in_pools, const char *vm, 
     for (size_t i = 0; code == 0 && i < in_pools->count; i++) {
         CLEANUP_FREE char *replicas = all_in(&places[i].pool);
         CLEANUP_FREE char *vms = xasprintf("%s/vms", places[i].pool.path);
+        CLEANUP_FREE char *volumes = xasprintf("%s/volumes", places[i].pool.path);
         CLEANUP_FREE char *left = xasprintf("%s/%s", vms, vm);
         code = pool_check(&places[i].pool, err);
         if (code == 0)
             code = replica_dir_check(replicas, vms, err);
+        if (code == 0)
+            code = replica_dir_check(replicas, volumes, err);
         if (code == 0 && (access(left, F_OK) == 0 || errno != ENOENT))
             code = error_set(err, -EBUSY, ERROR_CONFLICT,
                              "something of the VM itself is still in pool %s of the replica's host: %s; remove it there, for the VM is another host's",

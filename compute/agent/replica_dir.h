@@ -5,7 +5,7 @@
  *                        <disk>.layers/ as a disk of a VM of this host's lies in vms/<vm>/disks
  *                        kept           the cluster was rebuilt since the last point: nobody removes it because it is not known
  *   <data>/replicas/<vm>.gone           being removed
- *   <pool>/replicas/<vm>/<disk>.layers/ of a disk that its VM has in a pool of kind dir: in that pool of this host, so that it is moved there
+ *   <pool>/replicas/<vm>/<disk>.layers/ of a disk or volume that its VM has in a pool of kind dir: in that pool of this host, so that it is moved there
  *
  * What is in pools belongs to the directory with replica.json: without that it is nothing, and goes. The lock there is for all of it. A pool
  * that is not there is never taken for one without the disk.
@@ -31,7 +31,7 @@ struct replica_dir {
     struct replica_places places; /* for replica_store_open; good until replica_dir_close */
 };
 
-/* Is @disk of @order one that a replica has: in the directory of the VM's host, or its own in a pool of kind dir? */
+/* Is @disk of @order one that a replica has: in the directory of the VM's host, or in a pool of kind dir? */
 bool replica_dir_copies(const struct vm_order *order, const struct vm_disk *disk);
 /* Those of @order's disks that it has in pools: into @to, a zeroed list of struct replica_place, whose owner clears them. */
 void replica_dir_places(const struct vm_order *order, struct object_list *to);

@@ -2582,8 +2582,23 @@ void vm_close(struct local_vm *vm, void (*closed)(void *arg), void *arg)
     uv_close((uv_handle_t *)&vm->timer, vm_timer_closed);
 }
 
+/* What other hosts had of these before it is found by nobody who has lost the end of the log. */
+static void put_places(const struct vm_order *order, struct vm_seen *seen)
+{
+    const struct vm_disk *disks = order->disks.items;
+    for (size_t i = 0; i < order->disks.count; i++) {
+        const struct pool_order *pool = disks[i].volume != NULL && disks[i].place != NULL ? pool_dir_of(order, &disks[i]) : NULL;
+        if (pool == NULL || pool->kind != pool_kind_DIR)
+            continue;
+        struct volume_place *place = OBJECT_ADD(vm_seen, seen, volumes);
+        OBJECT_TEXT(volume_place, place, id, disks[i].volume);
+        OBJECT_TEXT(volume_place, place, place, disks[i].place);
+    }
+}
+
 void vm_put_seen(const struct local_vm *vm, struct vm_seen *seen)
 {
+    put_places(&vm->file.order, seen);
     OBJECT_TEXT(vm_seen, seen, id, vm->id);
     OBJECT_SET(vm_seen, seen, epoch, vm->file.order.epoch);
     OBJECT_SET(vm_seen, seen, generation, vm->file.generation);

@@ -227,6 +227,8 @@ int decide_update_of(struct deciding *d, enum object_kind kind, const char *id, 
         OBJECT_SET(command_put, &command, replica_pools, true);
         if (replica_in_pools(d->state, record->vm)) /* else older controllers can do it, too */
             OBJECT_SET(command_put, &command, replica_dirs, true);
+        if (replica_has_volumes(d->state, record->vm))
+            OBJECT_SET(command_put, &command, replica_volumes, true);
     }
     if (kind == object_kind_CONTROLLER)
         OBJECT_SET(command_put, &command, if_voters_index, state_cluster(d->state)->lease_voters_index);

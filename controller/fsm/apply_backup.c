@@ -249,6 +249,11 @@ static bool restore_may_begin(struct apply *a, const struct operation *operation
                      vm_state_desc.names[vm->state], vm->name);
         return false;
     }
+    if (volume_untaken(a->state, vm) != NULL) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' has not run yet since its host takes volume '%s' from its replica: start it first", vm->name,
+                     volume_untaken(a->state, vm)->name);
+        return false;
+    }
     for (size_t i = 0; i < state_count(a->state, object_kind_SNAPSHOT); i++) {
         const struct snapshot *snapshot = state_at(a->state, object_kind_SNAPSHOT, i)->snapshot;
         if (!text_same(snapshot->vm, vm->id) && (snapshot->volume == NULL || volume_disk_find(vm, snapshot->volume) == NULL))

@@ -46,6 +46,11 @@ static bool is_there(const struct volume *volume, const struct pool *to, const s
 
 static bool is_at_rest(struct apply *a, const struct volume *volume)
 {
+    if (volume->untaken) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is taken from the replica of VM '%s', which has not run yet since: wait for that", volume->name,
+                     volume->vm_name);
+        return false;
+    }
     if (volume->state == volume_state_MOVING)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is being moved to pool '%s'; wait for that, or cancel it (drover operation cancel)",
                      volume->name, volume->other_pool);

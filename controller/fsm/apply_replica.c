@@ -40,11 +40,17 @@ static const struct pool *disk_pool(const struct state *state, const struct vm_d
     return pool != NULL ? pool->pool : NULL;
 }
 
-/* Its own, in its host's directory or in a pool of kind dir, and written to (compute/agent/replica_dir.h). */
+/* In its host's directory or in a pool of kind dir, and written to (compute/agent/replica_dir.h). */
 static bool is_copied(const struct state *state, const struct vm_disk *disk)
 {
     const struct pool *pool = disk_pool(state, disk);
-    return disk->volume == NULL && !disk->read_only && (disk->pool == NULL || (pool != NULL && !pool_is_shared(pool)));
+    return !disk->read_only && (disk->pool == NULL || (pool != NULL && !pool_is_shared(pool)));
+}
+
+/* The volume that @disk is, where it is copied; NULL: it is none, or is not. */
+static struct record *copied_volume(const struct state *state, const struct vm_disk *disk)
+{
+    return disk->volume != NULL && is_copied(state, disk) ? map_get(&state->tables[object_kind_VOLUME].by_id, disk->volume) : NULL;
 }
 
 /* A disk of @vm's in a shared pool; NULL: there is none. */
@@ -75,6 +81,37 @@ bool replica_in_pools(const struct state *state, const struct vm *vm)
     return false;
 }
 
+bool replica_has_volumes(const struct state *state, const struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++)
+        if (copied_volume(state, disk_at(vm, i)) != NULL)
+            return true;
+    return false;
+}
+
+bool replica_brings(const struct state *state, const struct vm *vm, const struct vm_disk *disk, const char *host_id)
+{
+    const struct record *keeper = replica_keeper(state, vm);
+    return keeper != NULL && strcmp(keeper->common->id, host_id) == 0 && copied_volume(state, disk) != NULL;
+}
+
+const struct vm *replica_of_volume(const struct state *state, const struct volume *volume)
+{
+    const struct record *vm = volume->vm != NULL ? state_get(state, object_kind_VM, volume->vm) : NULL;
+    const struct record *pool = state_get(state, object_kind_POOL, volume->pool);
+    return vm != NULL && vm->vm->replica_host != NULL && pool != NULL && !pool_is_shared(pool->pool) ? vm->vm : NULL;
+}
+
+const struct volume *replica_volume_left(const struct state *state, const struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct record *volume = copied_volume(state, disk_at(vm, i));
+        if (volume != NULL && volume->volume->other_pool != NULL)
+            return volume->volume;
+    }
+    return NULL;
+}
+
 /* A pool of a copied disk's of which @host has no directory of its own; NULL: there is none. */
 static const char *pool_not_alone(const struct state *state, const struct vm *vm, const char *host)
 {
@@ -90,7 +127,7 @@ const struct record *replica_standby(const struct state *state, const struct vm 
     const struct record *keeper = replica_keeper(state, vm);
     bool good = keeper != NULL && vm->host != NULL && strcmp(keeper->common->id, vm->host) != 0 && vm->replica.id != NULL &&
                 vm->replica.number > 0 && vm->replica.epoch == vm->epoch && disk_left_out(state, vm) == NULL &&
-                pool_not_alone(state, vm, keeper->common->id) == NULL;
+                replica_volume_left(state, vm) == NULL && pool_not_alone(state, vm, keeper->common->id) == NULL;
     return good ? keeper : NULL;
 }
 
@@ -136,20 +173,56 @@ static bool has_copied_disk(const struct state *state, const struct vm *vm)
 
 static const char replica_field[] = "/replica_host";
 
+/* A replica has neither snapshots nor two places of one volume, and what is attached or detached meanwhile would be missing in it. */
+static bool volumes_fit(struct apply *a, const struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct record *record = copied_volume(a->state, disk_at(vm, i));
+        const struct volume *volume = record != NULL ? record->volume : NULL;
+        if (volume == NULL)
+            continue;
+        if (volume->state != volume_state_ATTACHED || volume->untaken)
+            apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, replica_field, "volume '%s' of VM '%s' is %s; wait for that", volume->name, vm->name,
+                               volume->untaken ? "taken from the VM's last replica just now" : volume_state_desc.names[volume->state]);
+        else if (volume->other_pool != NULL)
+            apply_refuse_field(a, -EBUSY, ERROR_CONFLICT, replica_field,
+                               "what is left of volume '%s' of VM '%s' in pool '%s'%s%s is still to be removed; wait for that, or forget it (drover "
+                               "volume forget-left %s)", volume->name, vm->name, volume->other_pool, volume->other_host != NULL ? " on host " : "",
+                               volume->other_host != NULL ? volume->other_host : "", volume->name);
+        else if (volume->snapshots > 0)
+            apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, replica_field,
+                               "volume '%s' of VM '%s' has snapshot '%s', and a replica has none: delete the volume's snapshots first", volume->name,
+                               vm->name, volume_snapshot(a->state, volume)->name);
+        else
+            continue;
+        return false;
+    }
+    return true;
+}
+
+/* A pool of @vm's disks that @host has not (now); NULL: there is none. */
+static const char *pool_missing(const struct state *state, const struct vm *vm, const char *host)
+{
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const struct pool *pool = disk_pool(state, disk_at(vm, i));
+        const struct pool_host *member = pool != NULL ? pool_member_find(pool, host) : NULL;
+        if (pool != NULL && (member == NULL || member->state != pool_host_state_PRESENT))
+            return pool->name;
+    }
+    return NULL;
+}
+
 /* Of disks in shared pools no copies are kept: @keeper has to reach them. Those in pools of kind dir are copied into its own ones. */
 static bool pools_fit(struct apply *a, const struct vm *vm, const struct record *keeper, const struct command_put *command)
 {
     const struct vm_disk *out = disk_left_out(a->state, vm);
-    const char *missing = vm_pool_missing(a->state, vm, keeper->common->id);
+    const char *missing = pool_missing(a->state, vm, keeper->common->id);
     const char *doubled = pool_not_alone(a->state, vm, keeper->common->id), *here = pool_not_alone(a->state, vm, vm->host);
-    bool known = (disk_shared(a->state, vm) == NULL || command->replica_pools) && (!replica_in_pools(a->state, vm) || command->replica_dirs);
+    bool known = (disk_shared(a->state, vm) == NULL || command->replica_pools) && (!replica_in_pools(a->state, vm) || command->replica_dirs) &&
+                 (!replica_has_volumes(a->state, vm) || command->replica_volumes);
     if (!vm_has_pools(vm))
         return true;
-    if (out != NULL && out->volume != NULL)
-        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, replica_field,
-                           "disk '%s' of VM '%s' is a volume in pool '%s', which is in directories of single hosts, and no copies are kept of volumes "
-                           "there: move it to a shared pool, or detach it", out->name, vm->name, out->pool);
-    else if (out != NULL)
+    if (out != NULL)
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, replica_field,
                            "disk '%s' of VM '%s' is only read and in pool '%s', which is in directories of single hosts: no copy of it would be kept",
                            out->name, vm->name, out->pool);
@@ -165,7 +238,7 @@ static bool pools_fit(struct apply *a, const struct vm *vm, const struct record 
                            "what one of them removes the other would miss: give each host one of its own, or make the pool of kind shared-dir",
                            doubled != NULL ? keeper->common->name : vm->host_name, doubled != NULL ? doubled : here);
     else
-        return !volume_vm_is_busy(a, state_get(a->state, object_kind_VM, vm->id));
+        return volumes_fit(a, vm) && !volume_vm_is_busy(a, state_get(a->state, object_kind_VM, vm->id));
     return false;
 }
 
@@ -186,7 +259,7 @@ static bool may_have(struct apply *a, const struct vm *vm, const struct record *
                            own_disk_with_other(vm)->name, vm->name);
     else if (!has_copied_disk(a->state, vm))
         apply_refuse_field(a, -EINVAL, ERROR_INVALID, field,
-                           "VM '%s' has no disk in its host's directory, or of its own in a pool of kind dir, that it writes to: there is nothing to copy",
+                           "VM '%s' has no disk in its host's directory, or in a pool of kind dir, that it writes to: there is nothing to copy",
                            vm->name);
     else if (snapshot != NULL)
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, field,
@@ -243,8 +316,8 @@ bool replica_allows_volume(struct apply *a, const struct vm *vm, const struct vo
     const struct pool_host *member = keeper != NULL ? pool_member_find(pool, keeper->common->id) : NULL;
     if (!pool_is_shared(pool))
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/vm",
-                           "'%s' has a replica on host %s, and volume '%s' is in pool '%s', which is in directories of single hosts, and no copies are "
-                           "kept of what is there: move it to a shared pool, or take the replica away first (replica_host)", vm->name,
+                           "'%s' has a replica on host %s, and volume '%s' is in pool '%s', which is in directories of single hosts, so that it would be "
+                           "missing there: take the replica away first (replica_host), and give it again when the volume is attached", vm->name,
                            vm->replica_host, volume->name, pool->name);
     else if (!replica_is_sync(vm))
         apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/vm",
@@ -280,6 +353,8 @@ static void begin_anew(struct apply *a, struct vm *vm)
         OBJECT_TEXT(vm_replica, &vm->replica, since, a->request->at);
     if (vm->replica_host != NULL && replica_in_pools(a->state, vm)) /* controllers that know nothing of that end here */
         OBJECT_SET(vm_replica, &vm->replica, in_pools, true);
+    if (vm->replica_host != NULL && replica_has_volumes(a->state, vm)) /* nor of that */
+        OBJECT_SET(vm_replica, &vm->replica, volumes, true);
     if (sessions > 0 || vm->replica_host != NULL)
         object_mark(&vm_desc, vm, "replica");
 }
@@ -366,6 +441,108 @@ void replica_taken(struct apply *a, struct vm *vm, const char *from)
         OBJECT_SET(vm_replica_start, &vm->replica_start, session, vm->replica.session);
     object_mark(&vm_desc, vm, "replica_start");
     turn_around(a, vm, from);
+    if (vm->replica_host != NULL && replica_has_volumes(a->state, vm))
+        OBJECT_TEXT(vm_replica, &vm->replica, failure, "what is left of its volumes there goes first, when the VM has run here and that host is back");
+}
+
+/* Its id, which is random, as a place: nobody has had it, or will have it again. A host has said it, and might say anything. */
+static void place_of_replica(const char *id, char ret[STATE_ID_BYTES])
+{
+    size_t from = 0;
+    for (size_t i = 0; i < STATE_ID_BYTES - 1; i++) {
+        char c = i == 8 || i == 13 || i == 18 || i == 23 ? '-' : id[from] != '\0' ? id[from++] : '0';
+        ret[i] = c == '-' || (c != '\0' && strchr("0123456789abcdef", c) != NULL) ? c : '0';
+    }
+    ret[STATE_ID_BYTES - 1] = '\0';
+}
+
+static const char *place_said(const struct object_list *places, const char *volume)
+{
+    const struct volume_place *all = places->items;
+    for (size_t i = 0; i < places->count; i++)
+        if (strcmp(all[i].id, volume) == 0)
+            return all[i].place;
+    return NULL;
+}
+
+static void volume_taken(struct apply *a, struct record *record, const struct vm *vm, const char *place)
+{
+    struct volume *volume = record->volume;
+    if (volume->other_pool != NULL) /* of which nothing was known when the replica was made: the cluster was recovered */
+        apply_event(a, event_type_UPDATED, record, "what was left of volume %s in pool %s%s%s stays there: volumes/%s%s%s", volume->name,
+                    volume->other_pool, volume->other_host != NULL ? " on host " : "", volume->other_host != NULL ? volume->other_host : "", volume->id,
+                    volume->other_place != NULL ? "." : "", volume->other_place != NULL ? volume->other_place : "");
+    CLEANUP_FREE char *host = xstrdup(volume->host), *was = volume->place != NULL ? xstrdup(volume->place) : NULL;
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(volume, volume, other_pool, volume->pool);
+    OBJECT_TEXT(volume, volume, other_host, host);
+    OBJECT_TEXT(volume, volume, other_place, was);
+    OBJECT_TEXT(volume, volume, host, vm->host_name);
+    OBJECT_TEXT(volume, volume, place, place);
+    OBJECT_SET(volume, volume, untaken, true);
+    OBJECT_TEXT(volume, volume, state_reason, NULL);
+    state_edit_end(a->state, record, a->index);
+    volume_tell_hosts(a, volume);
+    apply_event(a, event_type_UPDATED, record, "volume %s is on host %s now, from the replica of VM %s; what is left of it on host %s goes when the VM has run",
+                volume->name, volume->host, vm->name, volume->other_host);
+}
+
+void replica_volumes_taken(struct apply *a, struct record *record, const struct object_list *places)
+{
+    const struct vm *vm = record->vm;
+    char of_replica[STATE_ID_BYTES];
+    if (places == NULL)
+        place_of_replica(vm->replica_start.id, of_replica);
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        struct record *volume = copied_volume(a->state, disk_at(vm, i));
+        const char *place = places == NULL ? of_replica : volume != NULL ? place_said(places, volume->common->id) : NULL;
+        if (volume != NULL && place != NULL && !text_same(volume->volume->host, vm->host_name))
+            volume_taken(a, volume, vm, place);
+    }
+}
+
+static void is_taken(struct volume *volume)
+{
+    volume->untaken = false;
+    volume->head.present &= ~(UINT64_C(1) << (object_field(&volume_desc, "untaken") - volume_desc.fields));
+}
+
+void replica_volumes_run(struct apply *a, const struct record *record)
+{
+    const struct vm *vm = record->vm;
+    if (vm->state != vm_state_RUNNING && vm->state != vm_state_PAUSED)
+        return;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        struct record *volume = copied_volume(a->state, disk_at(vm, i));
+        if (volume == NULL || !volume->volume->untaken)
+            continue;
+        state_edit_begin(a->state, volume);
+        is_taken(volume->volume);
+        state_edit_end(a->state, volume, a->index);
+        volume_tell_hosts(a, volume->volume);
+    }
+}
+
+void replica_volume_back(struct apply *a, struct record *record)
+{
+    struct volume *volume = record->volume;
+    CLEANUP_FREE char *here = xstrdup(volume->host), *place = volume->place != NULL ? xstrdup(volume->place) : NULL;
+    bool back = volume->other_pool != NULL && volume->other_host != NULL;
+    state_edit_begin(a->state, record);
+    is_taken(volume);
+    if (back) {
+        CLEANUP_FREE char *there = xstrdup(volume->other_host), *was = volume->other_place != NULL ? xstrdup(volume->other_place) : NULL;
+        OBJECT_TEXT(volume, volume, host, there);
+        OBJECT_TEXT(volume, volume, place, was);
+        OBJECT_TEXT(volume, volume, other_pool, NULL);
+        OBJECT_TEXT(volume, volume, other_host, NULL);
+        OBJECT_TEXT(volume, volume, other_place, NULL);
+    }
+    state_edit_end(a->state, record, a->index);
+    volume_tell_hosts(a, volume);
+    if (back)
+        apply_event(a, event_type_UPDATED, record, "volume %s is on host %s as before, for host %s has not said that its VM ran from the replica; volumes/%s.%s "
+                    "stays there if it was made", volume->name, volume->host, here, volume->id, place != NULL ? place : "");
 }
 
 void replica_followed(struct apply *a, struct vm *vm, const char *from)
@@ -404,8 +581,10 @@ static bool may_replicate(struct apply *a, const struct operation *operation)
     else if ((replica_is_sync(record->vm) && record->vm->replica.number > 0) != OBJECT_HAS(task, task, session) ||
              (OBJECT_HAS(task, task, session) && task->session != record->vm->replica.sessions + 1))
         apply_refuse(a, -ESTALE, ERROR_CONFLICT, "the replica of VM '%s' is brought forward otherwise by now", record->common->name);
-    else if (task->in_pools != record->vm->replica.in_pools)
+    else if (task->in_pools != record->vm->replica.in_pools || task->volumes != record->vm->replica.volumes)
         apply_refuse(a, -ESTALE, ERROR_CONFLICT, "the replica of VM '%s' is of other disks by now", record->common->name);
+    else if (replica_volume_left(a->state, record->vm) != NULL)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "what is left of volume '%s' is still to be removed", replica_volume_left(a->state, record->vm)->name);
     else if (record->of_vm.operations.count > 0)
         apply_refuse(a, -EBUSY, ERROR_CONFLICT, "something else is being done with VM '%s'", record->common->name);
     else

@@ -176,6 +176,8 @@ static void follow_host(struct apply *a, struct record *record, const struct rec
     apply_vm_tell_again(a, record, MAX(vm->generation, seen->generation) + 1);
     confirm_lease_again(vm, before);
     state_edit_end(a->state, record, a->index);
+    replica_volumes_taken(a, record, &seen->volumes);
+    replica_volumes_run(a, record);
     if (from != NULL)
         state_host_orders_changed(a->state, from, a->index);
     apply_members_changed(a, vm);
@@ -285,6 +287,7 @@ static void see_vm(struct apply *a, const struct record *host, const struct vm_s
                 vm_state_desc.names[record->vm->state], host->common->name, record->vm->state_reason ? ": " : "",
                 record->vm->state_reason ? record->vm->state_reason : "");
     replica_vm_seen(a, record->vm);
+    replica_volumes_run(a, record);
     if (released)
         apply_event(a, event_type_UPDATED, record, "VM %s: host %s cannot start it, and gives it up%s", record->common->name,
                     host->common->name, state_vm_may_relocate(a->state, record->vm) ? ": another one may have it" : "");

@@ -214,6 +214,13 @@ static bool may_want(struct apply *a, const struct record *record, const struct 
     if (command->wanted == vm_wanted_DELETED && vm->wanted != vm_wanted_DELETED &&
         ((!command->force && snapshot_keeps_vm(a, vm)) || vm_is_cloned(a, record, operation_kind_VM_DELETE)))
         return false;
+    if (command->wanted == vm_wanted_DELETED && !command->force && volume_untaken(a->state, vm) != NULL) {
+        apply_refuse(a, -EBUSY, ERROR_IN_USE,
+                     "VM '%s' was given to host %s, which takes its disks and volume '%s' from its replica, and has not said that it runs: start it and "
+                     "wait for that; --force deletes it, and its volumes are where they were before", vm->name, vm->host_name,
+                     volume_untaken(a->state, vm)->name);
+        return false;
+    }
     if (command->wanted != vm_wanted_DELETED && vm_is_in_making(a, record))
         return false;
     if (off && (command->reboot || command->wanted == vm_wanted_PAUSED || kind == operation_kind_VM_RESUME)) {
@@ -483,6 +490,8 @@ void apply_vm_place(struct apply *a, struct command_vm_place *command)
     if (command->give_up)
         give_up(record->vm, command->note);
     state_edit_end(a->state, record, a->index);
+    if (from_replica)
+        replica_volumes_taken(a, record, NULL);
     state_host_orders_changed(a->state, lost, a->index);
     free(lost);
     apply_answer(a, record);

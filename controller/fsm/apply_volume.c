@@ -140,6 +140,13 @@ bool apply_volume_may_change(struct apply *a, const struct record *record, const
                      volume->state != volume_state_DELETING ? "; wait for that" : "");
         return false;
     }
+    const struct vm *copied = patch->size_bytes != volume->size_bytes ? replica_of_volume(a->state, volume) : NULL;
+    if (copied != NULL) {
+        apply_refuse_field(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "/size_bytes",
+                           "cannot change: VM '%s', which has volume '%s', has a replica on host %s, whose copy has the old size: take the replica away first "
+                           "(replica_host), and give it again after that", copied->name, volume->name, copied->replica_host);
+        return false;
+    }
     return size_check(a, patch->size_bytes);
 }
 
@@ -180,13 +187,15 @@ bool volumes_use(struct apply *a, const struct record *record, const char *what_
                            : record->kind == object_kind_HOST  ? volume->host
                            : record->kind == object_kind_IMAGE ? volume->image
                                                                : NULL;
-        const char *other = record->kind == object_kind_POOL ? volume->other_pool : NULL;
+        const char *other = record->kind == object_kind_POOL                      ? volume->other_pool
+                            : record->kind == object_kind_HOST && volume->untaken ? volume->other_host
+                                                                                  : NULL;
         bool needed = record->kind != object_kind_IMAGE || volume->state == volume_state_CREATING;
         bool is_left = other != NULL && strcmp(other, name) == 0;
         if (!is_left && (used == NULL || !needed || strcmp(used, name) != 0))
             continue;
         apply_refuse(a, -EBUSY, ERROR_IN_USE, "%s '%s' cannot be %s: volume '%s' %s", record->desc->name, name, what_to_do,
-                     volume->name, !is_left ? "uses it" : volume->state == volume_state_MOVING ? "is being moved to it"
+                     volume->name, !is_left ? "uses it" : volume->untaken ? "was taken from a replica, its VM has not run yet since, and what is there may be the only copy" : volume->state == volume_state_MOVING ? "is being moved to it"
                                                                      : "has files there that are still to be removed");
         return true;
     }
@@ -322,6 +331,19 @@ static bool may_detach(struct apply *a, const struct record *record, const struc
                      volume_state_desc.names[volume->state]);
         return false;
     }
+    const struct vm *copied = replica_of_volume(a->state, volume);
+    if (volume->untaken) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "volume '%s' is taken from the replica of VM '%s' on host %s, and that has not said that the VM runs: wait for "
+                     "that", volume->name, volume->vm_name, volume->host);
+        return false;
+    }
+    if (copied != NULL) {
+        apply_refuse(a, -ENOTSUP, ERROR_NOT_SUPPORTED, "VM '%s', which has volume '%s', has a replica on host %s with a copy of it: %s", copied->name,
+                     volume->name, copied->replica_host,
+                     copied->recovering ? "the VM is being started from that; wait for it"
+                                        : "take the replica away first (replica_host), and give it again after that");
+        return false;
+    }
     return !volume_vm_is_busy(a, vm) && !volume_is_cloned_with_vm(a, volume) && !snapshot_keeps_volume(a, volume, false, "detached");
 }
 
@@ -379,6 +401,8 @@ static void release(struct apply *a, struct record *record)
     struct volume *volume = record->volume;
     char vm_name[64];
     snprintf(vm_name, sizeof vm_name, "%s", volume->vm_name);
+    if (volume->untaken) /* its VM goes: nobody has seen it run from the copy, and now nobody will */
+        replica_volume_back(a, record);
     state_edit_begin(a->state, record);
     OBJECT_TEXT(volume, volume, vm, NULL);
     OBJECT_TEXT(volume, volume, vm_name, NULL);
@@ -487,7 +511,10 @@ void apply_volume_remove(struct apply *a, struct record *record, bool force)
         return;
     state_edit_begin(a->state, record);
     set_state(volume, volume_state_DELETING,
-              volume_worker(a->state, volume) == NULL ? "no host that has its pool is up; force forgets it without" : NULL);
+              volume_has_left(volume) && volume_left_worker(a->state, volume) == NULL
+                  ? "what is left of it on another host goes first, when that is up; forget-left, or force, does without"
+              : volume_worker(a->state, volume) == NULL ? "no host that has its pool is up; force forgets it without"
+                                                        : NULL);
     state_edit_end(a->state, record, a->index);
     apply_event(a, event_type_UPDATED, record, "volume %s is to be removed", volume->name);
     volume_tell_hosts(a, volume);
@@ -516,6 +543,11 @@ void apply_volume_forget_left(struct apply *a, struct record *record)
     char words[160];
     if (volume->state == volume_state_MOVING) {
         volume_is_free(a, volume);
+        return;
+    }
+    if (volume->untaken) {
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT, "VM '%s' was not seen to run yet with volume '%s' from its replica: what host %s has may be the only copy",
+                     volume->vm_name, volume->name, volume->other_host != NULL ? volume->other_host : "");
         return;
     }
     if (a->check_only)

@@ -70,7 +70,8 @@ static int check_vm(const struct state *state, const struct record *record, stru
         return BROKEN(err, "VM '%s' has an image, flavor, pin or host of its replica that does not exist", vm->name);
     if (vm->pin != NULL && host != NULL && strcmp(vm->pin, host->common->name) != 0)
         return BROKEN(err, "VM '%s' is not on the host that it is pinned to", vm->name);
-    if (vm->replica.in_pools != (vm->replica_host != NULL && replica_in_pools(state, vm)))
+    if (vm->replica.in_pools != (vm->replica_host != NULL && replica_in_pools(state, vm)) ||
+        vm->replica.volumes != (vm->replica_host != NULL && replica_has_volumes(state, vm)))
         return BROKEN(err, "VM '%s' has a replica of other disks than is known of it", vm->name);
     if (vm->replica.in_sync && (vm->replica_host == NULL || vm->replica.id == NULL || vm->replica.number == 0 || vm->replica.session == 0 ||
                                 vm->replica.session > vm->replica.sessions))
@@ -305,6 +306,8 @@ static int check_volumes(const struct state *state, struct error *err)
         if ((volume->other_pool != NULL && state_get(state, object_kind_POOL, volume->other_pool) == NULL) ||
             (volume->other_host != NULL && state_get(state, object_kind_HOST, volume->other_host) == NULL))
             return BROKEN(err, "volume '%s' has something in a pool or on a host that does not exist", volume->name);
+        if (volume->untaken && (volume->vm == NULL || volume->host == NULL || volume->state != volume_state_ATTACHED))
+            return BROKEN(err, "volume '%s' is taken from a replica, and by no VM", volume->name);
         if (volume->snapshots != count_snapshots(state, volume))
             return BROKEN(err, "volume '%s' is not in %llu snapshots", volume->name, (unsigned long long)volume->snapshots);
         const struct record *clone = volume_is_clone_in_making(volume) ? state_get(state, object_kind_OPERATION, volume->place) : NULL;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "controller/fsm/apply_migrate.h"
+#include "controller/fsm/replica_state.h"
 #include "controller/fsm/volume_disks.h"
 
 #define FREE_STEPS 32u
@@ -301,7 +302,7 @@ const char *vm_pool_missing(const struct state *state, const struct vm *vm, cons
         const struct record *pool = state_get(state, object_kind_POOL, name);
         const struct pool_host *member = pool != NULL ? pool_member_find(pool->pool, host_id) : NULL;
         if (name != NULL && (member == NULL || member->state != pool_host_state_PRESENT ||
-                             volume_is_elsewhere(state, disk_at(vm, i), host_id)))
+                             (volume_is_elsewhere(state, disk_at(vm, i), host_id) && !replica_brings(state, vm, disk_at(vm, i), host_id))))
             return name;
     }
     return NULL;

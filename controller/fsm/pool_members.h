@@ -49,7 +49,7 @@ bool vm_has_pools(const struct vm *vm);
 /* Are all of its disks where every host of a shared pool reaches them? True without disks. *ret_disk (may be NULL): the name
  * of one that is not. */
 bool vm_disks_are_shared(const struct state *state, const struct vm *vm, const char **ret_disk);
-/* A pool of @vm's disks that @host_id does not have (now), or whose volume is at another host; NULL: none. */
+/* A pool of @vm's disks that @host_id does not have (now), or whose volume is at another host, and in no replica that @host_id keeps; NULL: none. */
 const char *vm_pool_missing(const struct state *state, const struct vm *vm, const char *host_id);
 /* A pool of @vm's disks that has too little room at @host_id for those that are not made yet, or NULL. */
 const char *vm_pool_full(const struct state *state, const struct vm *vm, const char *host_id);

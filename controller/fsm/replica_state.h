@@ -18,11 +18,19 @@
  * flushed, and from that entry on nobody takes it for more than a point: one of the moment of that entry. Where the VM's own host is lost the
  * session ends and the record stays: that host's guest waits, or is dead. No VMM is started while it is held, for a new one would not wait.
  *
- * Copied is what is in the directory of the VM's host, and of its own in pools of kind dir: into the same pool, as the keeper has it, for a promotion
+ * Copied is what is in the directory of the VM's host, and in pools of kind dir: into the same pool, as the keeper has it, for a promotion
  * is a rename (compute/agent/replica_dir.h). Disks and volumes in shared pools are where the keeper reaches them, and are opened there as
  * after any loss: under the lease, so that the VM's old guest writes to them no more. They are as they were written last; so the copies have to
  * be, and a VM with such disks is started from a replica that is in sync and from no other. It may, because the guest has been told of no
- * write to the one that the other does not have: both are of the moment of its last breath. Volumes in pools of kind dir are not copied.
+ * write to the one that the other does not have: both are of the moment of its last breath.
+ *
+ * A volume in a pool of kind dir changes its host with its VM, in one entry, and its place: the replica's id, so that no two copies have one.
+ * What is left of it at the lost host is in its record as after a move, and goes when the new host has said that the VM runs from the copy
+ * (volume.untaken until then); there is one such at most, so points begin when that is gone. Which volumes are in a replica never changes:
+ *
+ *      volume, attached --its VM's host is lost--> host and place of the copy, untaken --the VM runs--> left: gone --> as before
+ *           ^                                                |
+ *           '---- the VM is deleted by force before that ----'
  *
  * Only a point of the VM's present epoch stands in: each start and restore of a stopped VM raises it, and what its disks became
  * meanwhile no point knows. A migration raises it, too, but changes nothing on the disks: points stay good (replica_vm_moved).
@@ -43,8 +51,15 @@ bool replica_is_sync(const struct vm *vm);
 const struct record *replica_keeper(const struct state *state, const struct vm *vm);
 /* The host that @vm can be started on from its replica, with its own lost; NULL: none. */
 const struct record *replica_standby(const struct state *state, const struct vm *vm);
-/* Has it disks of @vm's in pools of kind dir? */
+/* Has it disks of @vm's in pools of kind dir? And volumes there? */
 bool replica_in_pools(const struct state *state, const struct vm *vm);
+bool replica_has_volumes(const struct state *state, const struct vm *vm);
+/* Is @disk of @vm, a volume, in the replica that @host_id is to keep? */
+bool replica_brings(const struct state *state, const struct vm *vm, const struct vm_disk *disk, const char *host_id);
+/* The VM whose replica has a copy of @volume, so that it stays as it is; NULL: none. */
+const struct vm *replica_of_volume(const struct state *state, const struct volume *volume);
+/* A volume that @vm's replica has, or is to have, of which something is left elsewhere; NULL: none. No point is begun before that is gone. */
+const struct volume *replica_volume_left(const struct state *state, const struct vm *vm);
 /* Is what the last session has brought to be taken for the VM's disks, or may it be by the next entry? */
 bool replica_is_held(const struct record *vm);
 /* With its host lost, is it to be started from its replica by itself? Of one that is out of sync only when somebody says so. */
@@ -80,6 +95,13 @@ void replica_vm_moved(struct apply *a, struct vm *vm, const char *from, uint64_t
 void replica_taken(struct apply *a, struct vm *vm, const char *from);
 /* The same after a recovery, by an order that is lost: what is known of it helps the host that says so. */
 void replica_followed(struct apply *a, struct vm *vm, const char *from);
+/* After either: the volumes that were in it are where @record's VM is, and what is left of them is known. @places (struct volume_place): where
+ * they are, as that host says, for nobody else knows; NULL: where they are to be, as it was given the VM with replica_taken. */
+void replica_volumes_taken(struct apply *a, struct record *record, const struct object_list *places);
+/* @record's VM was seen to run: what it was taken from is needed no longer. */
+void replica_volumes_run(struct apply *a, const struct record *record);
+/* @record, a volume that is untaken, is released: it is where it was before. Within no edit. */
+void replica_volume_back(struct apply *a, struct record *record);
 /* What is seen of @vm has changed. */
 void replica_vm_seen(struct apply *a, const struct vm *vm);
 /* @vm goes: its keeper is to hear of it. */

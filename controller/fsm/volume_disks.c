@@ -144,7 +144,25 @@ bool volume_tells_of_left(const struct volume *volume)
 const char *volume_left_worker(const struct state *state, const struct volume *volume)
 {
     const char *host = volume->other_host != NULL ? volume->other_host : volume->host;
+    if (volume_left_is_elsewhere(volume)) /* it sees nothing of the volume, and is told by who does */
+        return volume->untaken ? NULL : worker_of(state, volume->other_pool, host, NULL);
     return volume_has_left(volume) ? worker_of(state, volume->other_pool, host, volume->pool) : NULL;
+}
+
+bool volume_left_is_elsewhere(const struct volume *volume)
+{
+    return volume_has_left(volume) && volume->other_host != NULL && volume->host != NULL && strcmp(volume->other_host, volume->host) != 0;
+}
+
+const struct volume *volume_untaken(const struct state *state, const struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        const char *id = disk_at(vm, i)->volume;
+        const struct record *volume = id != NULL ? state_get(state, object_kind_VOLUME, id) : NULL;
+        if (volume != NULL && volume->volume->untaken)
+            return volume->volume;
+    }
+    return NULL;
 }
 
 static bool is_shared(const struct state *state, const char *pool_name)

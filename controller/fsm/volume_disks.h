@@ -7,8 +7,9 @@
  * Which host makes or removes it follows from the state, and nobody is told for good: of a pool of kind dir its own, of a shared
  * one the first that is up and has the pool. Both may be done twice, by two hosts at once (compute/agent/pool_dir.h).
  *
- * Where it is in a pool is its place: no name for where it was made, and the operation's that has moved it for any other
- * (apply_move.c). A place is that of one copy for good, so who makes or removes one late, by orders of yesterday, touches no other.
+ * Where it is in a pool is its place: no name for where it was made, the operation's that has moved it (apply_move.c), or the
+ * replica's that it was taken from (apply_replica.c). A place is that of one copy for good, so who makes or removes one late, by orders
+ * of yesterday, touches no other.
  *
  * Pure: no state of its own. */
 #ifndef CONTROLLER_FSM_VOLUME_DISKS_H
@@ -43,6 +44,10 @@ bool own_disks_need_pool(const struct vm *vm, const char *pool, const char *host
 const char *volume_worker(const struct state *state, const struct volume *volume);
 /* Is there something of it in other_pool that is to be removed; and who does that now? NULL: none can, or there is nothing. */
 bool volume_has_left(const struct volume *volume);
+/* Was it left by the loss of its host, so that it is another host's than what is the volume now? */
+bool volume_left_is_elsewhere(const struct volume *volume);
+/* A volume of @vm's that its host takes from the VM's replica, and that the VM was not seen to run with since; NULL: none. */
+const struct volume *volume_untaken(const struct state *state, const struct vm *vm);
 /* Does its state_reason say what hinders that? */
 bool volume_tells_of_left(const struct volume *volume);
 const char *volume_left_worker(const struct state *state, const struct volume *volume);

@@ -105,7 +105,8 @@ static bool cannot_take(const struct record *host, const struct node_report *rep
 /* Would @host's agent leave disks out of a replica without a word? */
 static bool leaves_out(const struct node_report *report, const struct operation *operation)
 {
-    return !report->replica_pools && operation->task.kind == task_kind_VM_REPLICATE && operation->task.in_pools;
+    bool knows = (report->replica_pools || !operation->task.in_pools) && (report->replica_volumes || !operation->task.volumes);
+    return !knows && operation->task.kind == task_kind_VM_REPLICATE;
 }
 
 /* Why it is told nothing of @operation, whose end is told in its stead; NULL: it is told. */
@@ -341,6 +342,18 @@ static void volumes_differ(const struct state *state, const struct record *host,
     }
 }
 
+/* Where its volumes are counts where that was lost, and is else nothing that controllers of any version have to hear of. */
+static void vm_put(const struct state *state, const struct record *host, const struct vm_seen *seen, const char *now, struct vm_seen *ret)
+{
+    const struct record *vm = state_get(state, object_kind_VM, seen->id);
+    OBJECT_COPY(vm_seen, ret, seen);
+    if (vm != NULL && state_vm_went_on(state, vm, host, seen, now))
+        return;
+    struct vm_seen empty = {.id = NULL};
+    empty.head.cleared = UINT64_C(1) << (object_field(&vm_seen_desc, "volumes") - vm_seen_desc.fields);
+    object_merge(&vm_seen_desc, ret, &empty);
+}
+
 int node_sync_changes(const struct state *state, const char *now, const struct node_report *report,
                       struct bytes_writer *ret_command, struct error *err)
 {
@@ -360,7 +373,7 @@ int node_sync_changes(const struct state *state, const char *now, const struct n
     for (size_t i = 0; i < report->vms.count; i++) {
         const struct vm_seen *seen = (const struct vm_seen *)report->vms.items + i;
         if (vm_differs(state, host, seen, now))
-            OBJECT_COPY(vm_seen, (struct vm_seen *)OBJECT_ADD(command_seen, &command, vms), seen);
+            vm_put(state, host, seen, now, OBJECT_ADD(command_seen, &command, vms));
     }
     tasks_differ(state, host, report, &command);
     images_differ(state, host, report, &command);
@@ -807,10 +820,12 @@ static void fill_replica_places(const struct state *state, const struct record *
     for (size_t i = 0; vm != NULL && i < vm->vm->disks.count && order->replica_places.count < most; i++) {
         const struct vm_disk *disk = (const struct vm_disk *)vm->vm->disks.items + i;
         const struct record *pool = disk->pool != NULL ? state_get(state, object_kind_POOL, disk->pool) : NULL;
-        if (pool == NULL || pool->pool->kind != pool_kind_DIR || disk->volume != NULL || disk->read_only)
+        if (pool == NULL || pool->pool->kind != pool_kind_DIR || disk->read_only)
             continue;
         struct replica_place *place = OBJECT_ADD(task_order, order, replica_places);
         OBJECT_TEXT(replica_place, place, disk, disk->name);
+        if (disk->volume != NULL)
+            OBJECT_SET(replica_place, place, volume, true);
         pool_order_fill(state, pool->pool, host->common->id, &place->pool);
         OBJECT_SET(pool_order, &place->pool, make, false); /* that is nothing of a replica's */
         object_mark(&replica_place_desc, place, "pool");
@@ -995,17 +1010,22 @@ static struct volume_order *volume_add(struct node_orders *orders, const char *p
 }
 
 /* What moves have left of them, for it to remove. */
-static void fill_left(const struct state *state, const struct record *host, struct node_orders *orders)
+static void fill_left(const struct state *state, const struct record *host, const struct node_report *report, struct node_orders *orders)
 {
     for (size_t i = 0; i < state_count(state, object_kind_VOLUME); i++) {
         const struct volume *volume = state_at(state, object_kind_VOLUME, i)->volume;
-        if (!volume_has_left(volume) || !text_same(volume_left_worker(state, volume), host->common->id))
+        bool elsewhere = volume_left_is_elsewhere(volume);
+        if (!volume_has_left(volume) || !text_same(volume_left_worker(state, volume), host->common->id) || (elsewhere && !report->replica_volumes))
             continue;
         struct volume_order *order = volume_add(orders, volume->other_place);
         if (order == NULL)
             continue;
         fill_volume(state, host, volume, true, order);
         OBJECT_SET(volume_order, order, remove, true);
+        if (elsewhere) {
+            OBJECT_SET(volume_order, order, lost, true);
+            continue;
+        }
         pool_order_fill(state, state_get(state, object_kind_POOL, volume->pool)->pool, host->common->id, &order->kept_pool);
         OBJECT_SET(pool_order, &order->kept_pool, make, false);
         object_mark(&volume_order_desc, order, "kept_pool");
@@ -1099,7 +1119,7 @@ int node_sync_orders(const struct state *state, const struct node_report *report
     fill_networks(state, host, ret);
     fill_tasks(state, host, report, ret);
     fill_volumes(state, host, report, ret);
-    fill_left(state, host, ret);
+    fill_left(state, host, report, ret);
     fill_left_disks(state, host, ret);
     fill_images(state, host, ret);
     forget_images(state, report, ret);

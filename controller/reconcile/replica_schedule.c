@@ -42,7 +42,8 @@ static bool is_due(const struct replica_schedule *s, const struct record *record
     bool runs = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED;
     return runs && vm->host != NULL && !vm->recovering && vm->wanted != vm_wanted_DELETED && record->of_vm.operations.count == 0 &&
            passed(s, vm->replica.tried_at, every_s(vm)) && is_up(replica_keeper(s->state, vm)) &&
-           is_up(state_get(s->state, object_kind_HOST, vm->host)) && strcmp(replica_keeper(s->state, vm)->common->id, vm->host) != 0;
+           is_up(state_get(s->state, object_kind_HOST, vm->host)) && strcmp(replica_keeper(s->state, vm)->common->id, vm->host) != 0 &&
+           replica_volume_left(s->state, vm) == NULL;
 }
 
 static uint64_t hash_add(uint64_t hash, const char *text)
@@ -78,6 +79,8 @@ static void task_fill(const struct replica_schedule *s, const struct record *rec
     OBJECT_SET(task, &operation->task, epoch, record->vm->epoch);
     if (record->vm->replica.in_pools)
         OBJECT_SET(task, &operation->task, in_pools, true);
+    if (record->vm->replica.volumes)
+        OBJECT_SET(task, &operation->task, volumes, true);
     if (record->vm->replica.id != NULL && record->vm->replica.number > 0) {
         OBJECT_TEXT(vm_replica_start, &operation->task.replica, id, record->vm->replica.id);
         OBJECT_SET(vm_replica_start, &operation->task.replica, number, record->vm->replica.number);

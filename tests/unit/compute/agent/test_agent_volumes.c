@@ -1,5 +1,6 @@
-/* Volumes of Ceph that begin as an image: what is told on the way, when one counts as made, and what ends the child at it. drover-rbd is played by
- * this program, which does what is written to a pipe beside --conf; it is also the agent whose children are started. */
+/* Volumes of Ceph that begin as an image: what is told on the way, when one counts as made, and what ends the child at it. And what the loss of a
+ * host has left of one: it goes after all that is left of its VM. drover-rbd is played by this program,
+ * which does what is written to a pipe beside --conf; it is also the agent whose children are started. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -16,6 +17,7 @@
 #include "compute/agent/agent.h"
 #include "compute/agent/agent_volumes.h"
 #include "compute/agent/image_cache.h"
+#include "compute/agent/pool_dir.h"
 #include "compute/agent/pool_watch.h"
 #include "compute/agent/task_child.h"
 #include "tests/unit/scratch.h"
@@ -61,7 +63,8 @@ static int player(int argc, char **argv)
 struct world {
     struct agent agent;
     uv_loop_t loop;
-    char dir[40], conf[64], images[64], program[256];
+    char dir[40], conf[64], images[64], vms[64], program[256];
+    struct vm_context context; /* of the one VM */
     struct node_orders orders;
 };
 
@@ -280,6 +283,123 @@ static void others_wait(void **state)
     until_said(w, THIRD, true, false, NULL);
 }
 
+/* ---- what the loss of this host has left ---- */
+
+#define VM "dddddddd-0000-4000-8000-000000000001"
+#define PLACE "eeeeeeee-0000-4000-8000-000000000001"
+
+/* A volume in a directory of this host's, in that place, which is to go; it is there. */
+static char *left_make(struct world *w)
+{
+    struct volume_order *order = order_at(w, 0);
+    CLEANUP_FREE char *vms = xasprintf("%s/vms", w->dir);
+    char *path = xasprintf("%s/volumes/" VOLUME "." PLACE, w->dir);
+    OBJECT_CLEAR(artifact, &order->image);
+    order->head.present &= ~(UINT64_C(1) << (object_field(&volume_order_desc, "image") - volume_order_desc.fields));
+    OBJECT_SET(pool_order, &order->pool, kind, pool_kind_DIR);
+    OBJECT_TEXT(pool_order, &order->pool, path, w->dir);
+    OBJECT_TEXT(volume_order, order, place, PLACE);
+    OBJECT_SET(volume_order, order, remove, true);
+    OBJECT_SET(volume_order, order, lost, true);
+    struct pool_seen seen = {0};
+    OBJECT_SET(pool_order, &order->pool, make, true);
+    pool_dir_look(&order->pool, &seen);
+    OBJECT_SET(pool_order, &order->pool, make, false);
+    OBJECT_CLEAR(pool_seen, &seen);
+    assert_int_equal(file_make_directories(path, 0700, NULL), 0);
+    assert_int_equal(file_make_directories(vms, 0700, NULL), 0);
+    w->agent.vms_dir = w->vms;
+    snprintf(w->vms, sizeof w->vms, "%s", vms);
+    return path;
+}
+
+/* A directory of a VM of which nothing could be read: it may be this one's. Told of when it is not about to go anyhow. */
+static void what_is_left_waits_for_a_vm_that_cannot_be_read(void **state)
+{
+    struct world *w = *state;
+    CLEANUP_FREE char *left = left_make(w), *vm = xasprintf("%s/vms/" VM, w->dir);
+    assert_int_equal(mkdir(vm, 0700), 0);
+    agent_volumes_obey(&w->agent, &w->orders);
+    assert_true(is_said(w, VOLUME, false, false, NULL));
+    wait_ms(w, AGENT_VOLUME_RETRY_MS + 1);
+    agent_volumes_tick(&w->agent);
+    assert_false(is_said(w, VOLUME, false, false, NULL));
+    assert_int_equal(access(left, F_OK), 0);
+    assert_int_equal(rmdir(vm), 0);
+    wait_ms(w, AGENT_VOLUME_RETRY_MS + 1);
+    agent_volumes_tick(&w->agent);
+    until_said(w, VOLUME, false, true, NULL);
+    assert_int_equal(access(left, F_OK), -1);
+}
+
+static void on_changed(struct local_vm *vm UNUSED, void *arg UNUSED) {}
+
+static void on_vm_closed(void *arg)
+{
+    *(bool *)arg = true;
+}
+
+/* A VM of this host's that is off, and has the volume in @place. */
+static struct local_vm *vm_make(struct world *w, const char *place)
+{
+    struct vm_order order = {.id = NULL};
+    struct vm_disk *disk = OBJECT_ADD(vm_order, &order, disks);
+    w->context = (struct vm_context){.loop = &w->loop, .images = w->agent.images, .boot_id = "boot", .changed = on_changed,
+                                     .places = {.vms_dir = w->vms, .run_dir = w->dir, .images_dir = w->images}};
+    OBJECT_TEXT(vm_order, &order, id, VM);
+    OBJECT_TEXT(vm_order, &order, name, "web");
+    OBJECT_SET(vm_order, &order, wanted, vm_wanted_STOPPED);
+    OBJECT_SET(vm_order, &order, generation, 1);
+    OBJECT_TEXT(vm_disk, disk, name, "vol-c");
+    OBJECT_TEXT(vm_disk, disk, volume, VOLUME);
+    OBJECT_TEXT(vm_disk, disk, place, place);
+    struct local_vm *vm = vm_create(&w->context, &order, 1);
+    OBJECT_CLEAR(vm_order, &order);
+    map_put(&w->agent.vms, VM, vm);
+    return vm;
+}
+
+static void vm_goes(struct world *w, struct local_vm *vm)
+{
+    bool closed = false;
+    map_remove(&w->agent.vms, VM);
+    vm_close(vm, on_vm_closed, &closed);
+    while (!closed)
+        uv_run(&w->loop, UV_RUN_ONCE);
+    map_finish(&w->agent.vms);
+    assert_int_equal(file_remove_tree(w->vms, VM, NULL), 0);
+}
+
+/* It goes by the same orders, and may be at work still. */
+static void what_is_left_waits_for_the_vm_that_has_it(void **state)
+{
+    struct world *w = *state;
+    CLEANUP_FREE char *left = left_make(w);
+    struct local_vm *vm = vm_make(w, PLACE);
+    agent_volumes_obey(&w->agent, &w->orders);
+    wait_ms(w, AGENT_VOLUME_RETRY_MS + 1);
+    agent_volumes_tick(&w->agent);
+    assert_true(is_said(w, VOLUME, false, false, "VM web is still on this host, and has it"));
+    assert_int_equal(access(left, F_OK), 0);
+    vm_goes(w, vm);
+    wait_ms(w, AGENT_VOLUME_RETRY_MS + 1);
+    agent_volumes_tick(&w->agent);
+    until_said(w, VOLUME, false, true, NULL);
+    assert_int_equal(access(left, F_OK), -1);
+}
+
+/* It came back since: that is another copy. */
+static void what_is_left_waits_for_no_vm_that_has_another_copy(void **state)
+{
+    struct world *w = *state;
+    CLEANUP_FREE char *left = left_make(w);
+    struct local_vm *vm = vm_make(w, OTHER);
+    agent_volumes_obey(&w->agent, &w->orders);
+    until_said(w, VOLUME, false, true, NULL);
+    assert_int_equal(access(left, F_OK), -1);
+    vm_goes(w, vm);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -289,6 +409,9 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(larger_in_the_middle, setup, teardown),
         cmocka_unit_test_setup_teardown(nobodys_any_more, setup, teardown),
         cmocka_unit_test_setup_teardown(others_wait, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_left_waits_for_a_vm_that_cannot_be_read, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_left_waits_for_the_vm_that_has_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_left_waits_for_no_vm_that_has_another_copy, setup, teardown),
     };
     if (argc > 3 && strcmp(argv[1], "task") == 0)
         return task_child_main(argv[2], (pid_t)atoi(argv[3]));

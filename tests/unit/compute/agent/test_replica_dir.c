@@ -278,6 +278,54 @@ static void a_disk_in_a_pool_has_its_place(void **state)
     assert_true(pool_has(f, "vms/" VM_A "/root." VM_B ".layers/root.disk"));
 }
 
+/* Does the record say that it is one? An agent that knows of none then cannot read it. */
+static bool has_volume(struct fixture *f, const char *name)
+{
+    struct replica_dir dir;
+    struct replica_store store;
+    bool is_volume = false;
+    assert_int_equal(replica_dir_open(f->replicas, VM_A, false, &f->in_pools, &dir, NULL), 0);
+    assert_int_equal(replica_store_open(&dir.places, VM_A, false, &store, NULL), 0);
+    for (size_t i = 0; i < store.record.disks.count; i++) {
+        const struct replica_disk *disk = (const struct replica_disk *)store.record.disks.items + i;
+        is_volume = is_volume || (strcmp(disk->name, name) == 0 && disk->volume);
+    }
+    replica_store_close(&store);
+    replica_dir_close(&dir);
+    return is_volume;
+}
+
+/* One that is a volume, among the volumes, in the place that its copy was given: what an earlier stay of it has left is not touched. */
+static void a_volume_in_a_pool_has_its_place(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    struct vm_disk *disk = f->order.disks.items;
+    OBJECT_TEXT(vm_disk, disk, volume, VM_B);
+    OBJECT_SET(vm_disk, disk, attachment, 3);
+    pool_make(f);
+    points_make(f, VM_A, 1);
+    assert_true(pool_has(f, "replicas/" VM_A "/root.layers/root.disk"));
+    assert_true(has_volume(f, "root"));
+    assert_false(has_volume(f, "data"));
+    CLEANUP_FREE char *left = xasprintf("%s/volumes/" VM_B "/root.layers", f->ssd);
+    assert_int_equal(file_make_directories(left, 0700, NULL), 0);
+    assert_int_equal(replica_dir_check_pools(&f->in_pools, VM_A, &err), 0);
+    OBJECT_TEXT(vm_disk, disk, place, VM_A);
+    order_replica(f, 1);
+    if (replica_dir_promote(&f->places, &f->order, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_true(pool_has(f, "volumes/" VM_B "." VM_A "/root.layers/root.disk"));
+    assert_false(pool_has(f, "volumes/" VM_B "/root.layers/root.disk"));
+    assert_false(pool_has(f, "replicas/" VM_A));
+    assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), 0); /* again, after a kill */
+    assert_int_equal(rmdir(left), 0);
+    CLEANUP_FREE char *volumes = xasprintf("%s/volumes", f->ssd);
+    assert_int_equal(file_remove_tree(volumes, VM_B "." VM_A, NULL), 0);
+    assert_int_equal(replica_dir_promote(&f->places, &f->order, &err), -ENOENT); /* nothing is made in its stead */
+    assert_false(pool_has(f, "volumes/" VM_B "." VM_A));
+}
+
 /* Neither is the disk in it taken for one that has been moved already, nor is what is below its mount used. */
 static void a_pool_that_is_away_is_waited_for(void **state)
 {
@@ -425,6 +473,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_nobody_wants_goes, setup, teardown),
         cmocka_unit_test_setup_teardown(a_disk_in_a_pool_stays_in_it, setup, teardown),
         cmocka_unit_test_setup_teardown(a_disk_in_a_pool_has_its_place, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_volume_in_a_pool_has_its_place, setup, teardown),
         cmocka_unit_test_setup_teardown(a_pool_that_is_away_is_waited_for, setup, teardown),
         cmocka_unit_test_setup_teardown(a_disk_elsewhere_is_no_part_of_it, setup, teardown),
         cmocka_unit_test_setup_teardown(what_an_earlier_stay_has_left_is_told_of, setup, teardown),

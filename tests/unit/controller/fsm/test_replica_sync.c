@@ -484,10 +484,6 @@ static void what_the_other_host_cannot_reach_is_refused(void **test)
     refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}", "/replica_host", "host n2 has not pool 'own'");
     fixture_must(f, ROUTE_ID_volume_detach, "near", NULL);
     fixture_vm_is(f, "a", vm_state_RUNNING);
-    attached(f, "fast");
-    refused(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}", "/replica_host", "is a volume in pool 'ssd'");
-    fixture_must(f, ROUTE_ID_volume_detach, "fast", NULL);
-    fixture_vm_is(f, "a", vm_state_RUNNING);
     fixture_must(f, ROUTE_ID_vm_update, "a", "{\"replica_host\":\"n2\",\"replica_sync_s\":3}");
     refused(f, ROUTE_ID_volume_attach, "near", "{\"vm\":\"a\"}", "/vm", "which has not pool 'own'");
     refused(f, ROUTE_ID_volume_attach, "fast", "{\"vm\":\"a\"}", "/vm", "directories of single hosts");
