@@ -332,14 +332,16 @@ static void work_begin(struct backup_task *b, const struct local_vm *vm, bool ru
 /* ---- the task ---- */
 
 /* A VM that was never started has neither a user yet nor the directory of its disks. */
-static int unmade_prepare(struct backup_task *b, const struct local_vm *vm)
+static int unmade_prepare(struct backup_task *b, struct local_vm *vm)
 {
     const struct vm_places *places = &vm_context_of(vm)->places;
     CLEANUP_FREE char *directory = vm_files_path(places, b->vm, "disks");
     int r = file_make_directories(directory, 0700, &b->err);
     if (r == 0 && places->user_base != 0)
-        r = vmm_user_allot(places, places->user_base, b->vm, pool_dir_shared(vm_order_of(vm)), &b->user, &b->err);
-    return r;
+        r = vmm_user_allot_filled(places, places->user_base, vm_order_of(vm), &b->user, &b->err);
+    if (r == 1)
+        vm_keep_user(vm, b->user);
+    return MIN(r, 0);
 }
 
 /* Cancelled: only while nothing runs on disks that will never be whole, and then nothing may. */
@@ -380,6 +382,8 @@ static void look(struct backup_task *b)
     enum vm_disks disks = vm != NULL ? vm_disks(vm) : VM_DISKS_NONE;
     switch (disks) {
     case VM_DISKS_FREE:
+        if (is_live(b))
+            vm_keep_user(vm, 0);
         work_begin(b, vm, false);
         return;
     case VM_DISKS_IN_USE:

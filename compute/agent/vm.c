@@ -94,6 +94,7 @@ struct vm_work {
     struct local_vm *vm;
     struct vm_order order;
     uid_t user;
+    struct vmm_turn turn;
     bool disks_made, disks_partial, arriving;
     bool unfilled; /* it arrives, and nobody was ever let in to fill what it arrives with */
     struct volume_order elsewhere;
@@ -1108,16 +1109,29 @@ static void vm_adjust(struct local_vm *vm)
 
 /* ---- prepare, own and remove: threads ---- */
 
+/* A VM of shared pools that begins here. */
+static int work_take_turn(struct vm_work *work)
+{
+    const struct vm_places *places = &work->vm->context->places;
+    if (places->user_base == 0 || work->arriving || !pool_dir_shared(&work->order))
+        return 0;
+    int r = vmm_user_take_turn(places, places->user_base, &work->order, &work->turn, &work->err);
+    work->user = work->turn.user;
+    return r;
+}
+
 static void work_prepare(struct pool_work *pool_work)
 {
     struct vm_work *work = CONTAINER_OF(pool_work, struct vm_work, work);
     const struct vm_places *places = &work->vm->context->places;
-    uid_t user = work->user != 0 ? work->user : geteuid();
     bool stale = work->disks_partial && !work->arriving; /* the migration that filled them came to nothing */
     bool strayed = work->elsewhere.disk != NULL && !work->arriving;
     work->status = strayed ? vm_files_elsewhere(places, &work->order, &work->elsewhere, &work->err) : 0;
     if (work->status == 0 && stale)
         work->status = vm_files_remove_disks(places, work->order.id, &work->err);
+    if (work->status == 0)
+        work->status = work_take_turn(work);
+    uid_t user = work->user != 0 ? work->user : geteuid();
     if (work->status == 0)
         work->status = vm_files_prepare(places, &work->order, user, work->disks_made && !stale, work->arriving, &work->err);
 }
@@ -1131,7 +1145,7 @@ static void work_own(struct pool_work *pool_work)
     CLEANUP_FD int lock_fd = -1;
     work->status = vmm_process_lock(lock_path, &lock_fd, &work->err);
     if (work->status == 0 && work->user != 0)
-        work->status = vmm_user_own_files(places, &work->order, work->arriving, work->user, &work->err);
+        work->status = vmm_user_own_files(places, &work->order, work->arriving, work->user, &work->turn, &work->err);
     work->resume_bytes = work->status == 0 && !work->arriving ? vm_files_resume_bytes(places, &work->order) : 0;
 }
 
@@ -1200,11 +1214,29 @@ static bool vm_waits_for_replica(struct local_vm *vm, const struct vm_work *work
     return true;
 }
 
+static struct vmm_turn turn_of_file(const struct agent_vm *file)
+{
+    return (struct vmm_turn){.epoch = file->turn_epoch, .user = file->turn_user, .before = file->turn_before};
+}
+
+static void turn_note(struct local_vm *vm, const struct vmm_turn *turn)
+{
+    const struct vmm_turn known = turn_of_file(&vm->file);
+    if (known.epoch == turn->epoch && known.user == turn->user && known.before == turn->before)
+        return;
+    OBJECT_SET(agent_vm, &vm->file, turn_epoch, turn->epoch);
+    OBJECT_SET(agent_vm, &vm->file, turn_user, turn->user);
+    OBJECT_SET(agent_vm, &vm->file, turn_before, turn->before);
+    vm->unsaved = true;
+}
+
 static void vm_on_prepared(struct local_vm *vm, const struct vm_work *work)
 {
     if (vm_waits_for_replica(vm, work))
         return;
     if (work->status == 0) {
+        vm->user = work->user;
+        turn_note(vm, &work->turn);
         vm->prepared = object_equal(&vm_order_desc, &work->order, &vm->file.order);
         if (work->elsewhere.disk != NULL && vm->prepared)
             elsewhere_forget(vm);
@@ -1226,6 +1258,8 @@ static void vm_on_owned(struct local_vm *vm, const struct vm_work *work)
 {
     vm->files_owned = work->status == 0;
     vm->resume_bytes = work->resume_bytes;
+    if (work->status == 0 && !work->arriving && work->turn.user == work->user && work->turn.epoch == vm->file.turn_epoch)
+        turn_note(vm, &(struct vmm_turn){.epoch = work->turn.epoch, .user = work->turn.user}); /* saved with what the start writes down */
     if (work->status == -EAGAIN)
         vm->looking = true; /* a VMM lives that we do not know of: it is the one */
     else if (work->status < 0)
@@ -1277,6 +1311,7 @@ static struct vm_work *vm_work_make(struct local_vm *vm)
     struct vm_work *work = NEW(struct vm_work);
     work->vm = vm;
     work->user = vm->user;
+    work->turn = turn_of_file(&vm->file);
     work->disks_made = vm->file.disks_made;
     work->disks_partial = vm->file.disks_partial;
     work->arriving = vm->file.arriving != NULL && !vm->owned;
@@ -1460,8 +1495,9 @@ static void vm_prepare(struct local_vm *vm)
     if (r == 0)
         r = pools_check(vm, &vm->file.order, POOLS_ALL, NULL, &err);
     if (r == 0 && places->user_base != 0)
-        r = arrives ? vmm_user_allot_arriving(places, places->user_base, order, &vm->user, &err)
-                    : vmm_user_allot(places, places->user_base, vm->id, pool_dir_shared(order), &vm->user, &err);
+        r = arrives                  ? vmm_user_allot_arriving(places, places->user_base, order, &vm->user, &err)
+            : pool_dir_shared(order) ? 0 /* work_take_turn */
+                                     : vmm_user_allot(places, places->user_base, vm->id, false, &vm->user, &err);
     if (r == 0)
         vm_work_start(vm, vm_work_make(vm), VM_PREPARING, work_prepare);
     else
@@ -1517,7 +1553,7 @@ static int vm_start_locked(struct local_vm *vm, struct error *err)
     if (r == 0)
         r = lease_page_open(&vm->page, lease_path, vm_page_value(vm, order->epoch, true), err);
     if (r == 0 && vm->user != 0 && !vm->files_owned)
-        r = vmm_user_own_files(places, order, vm->file.arriving != NULL && !vm->owned, vm->user, err);
+        r = vmm_user_own_files(places, order, vm->file.arriving != NULL && !vm->owned, vm->user, NULL, err);
     if (r == 0 && places->cgroups != NULL)
         r = vmm_cgroup_make(places->cgroups, vm->id, order->vcpus, order->memory_bytes, &cgroup, err);
     if (r < 0)
@@ -1573,6 +1609,10 @@ static void vm_start(struct local_vm *vm)
         return;
     }
     if (vm->file.order.pools.count > 0 && !vm->files_owned) {
+        if (vm_save(vm, &err) < 0) { /* the turn that was taken, before the first file is given away */
+            vm_failed(vm, PLAN_END_NOT_STARTED, err.text);
+            return;
+        }
         vm_progress(vm, "giving its disks to its VMM's user");
         vm_work_start(vm, vm_work_make(vm), VM_OWNING, work_own);
         return;
@@ -2494,6 +2534,16 @@ void vm_hold(struct local_vm *vm, bool held)
     vm_wake_in(vm, 0);
 }
 
+void vm_keep_user(struct local_vm *vm, uid_t user)
+{
+    bool is_known = user == 0 && vm->file.turn_user != 0; /* or it was begun by an agent of an earlier version */
+    uid_t kept = user != 0 ? user : vm->file.user;
+    if (vm->context->places.user_base == 0 || kept == 0 || is_known || !pool_dir_shared(&vm->file.order))
+        return;
+    turn_note(vm, &(struct vmm_turn){.epoch = vm->file.order.epoch, .user = kept});
+    vm_save_or_log(vm);
+}
+
 int vm_disks_are_made(struct local_vm *vm, struct error *err)
 {
     const struct vm_places *places = &vm->context->places;
@@ -2504,13 +2554,17 @@ int vm_disks_are_made(struct local_vm *vm, struct error *err)
     if (vm->file.disks_made)
         return 0;
     if (places->user_base != 0)
-        r = vmm_user_allot(places, places->user_base, vm->id, pool_dir_shared(order), &user, err);
+        r = vmm_user_allot_filled(places, places->user_base, order, &user, err);
+    bool fresh = r == 1;
+    r = MIN(r, 0);
     for (size_t i = 0; r == 0 && user != 0 && i < order->disks.count; i++)
         r = vmm_user_own_disk(places, order, &disks[i], user, err);
     if (r < 0)
         return r;
     if (user != 0)
         OBJECT_SET(agent_vm, &vm->file, user, user);
+    if (fresh)
+        vm_keep_user(vm, user);
     OBJECT_SET(agent_vm, &vm->file, disks_made, true);
     vm->unsaved = true;
     vm_save_or_log(vm);

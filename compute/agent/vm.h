@@ -150,6 +150,9 @@ void vm_walls(const struct local_vm *vm, uid_t *ret_user, int *ret_pidfd);
 void vm_hold(struct local_vm *vm, bool held);
 /* A task has made all disks of a VM that is off and held: they are its user's from now on, and no start makes one. */
 int vm_disks_are_made(struct local_vm *vm, struct error *err);
+/* Its disks in shared pools are being filled as @user (0: as the one that its VMM was here last), which its next start is to be then (vmm_user.h):
+ * what serves the rest of them to its VMM knows nobody else. Only where nobody has had them before, or this host had them last. */
+void vm_keep_user(struct local_vm *vm, uid_t user);
 /* A move of one of its disks is over: a VMM that has it under way is told what the order says, though that may be as before. */
 void vm_look_at_moves(struct local_vm *vm);
 enum vm_disks {

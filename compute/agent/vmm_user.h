@@ -17,11 +17,21 @@
  *   <pool>/vms/<id>/x.layers, <pool>/volumes/<id>/x.layers  the same
  *   images/x           root's, 0644 in a directory that is closed to all: shown in the VMM's jail file by file
  *
- * A VM with a disk in a shared pool has the same user on every host, from a range of its own, or one host would take the files
- * from another's VMM: the number follows from its id alone. Two such VMs may have the same one (of 1,000, in 3 clusters of 100):
- * then these two are kept apart by what each sees of the host (the jail), and not by rights besides.
+ * A VM with a disk in a shared pool has users of its own there, from a range of their own, which follow from its id alone: VMM_USER_TURNS
+ * of them, its turns. Two such VMs may have the same ones (of 1,000, in 3 clusters of 100): then these two are kept apart by what each
+ * sees of the host (the jail), and not by rights besides.
  *
- * Whoever reads as root what a VMM may have written goes by file_read_foreign. Short calls; the loop's thread. */
+ * The turns are the fence of shared pools. A host that was cut off may hold writes in its kernel that go out when its link is back, long
+ * after the VM was started elsewhere. A file server (NFS) looks at each of them for the user that had the file opened, as if it was
+ * just opened. So a VMM that begins where another one was last, on another host or in another life, begins as the next turn, and all its
+ * files in shared pools are given to that user before: whoever still has them open as another one gets EACCES. Which turn is the last
+ * one is said by the owner of the files, and by nothing else that hosts share; a host writes down what it has taken (struct vmm_turn)
+ * before it gives the first file away, so that it takes one for each life, however often it begins. No turn is taken by a migration, of which
+ * both VMMs have the files open, nor by a process that takes over from another one of its host; and what is attached to a VMM that
+ * runs, or moved by it, is given to its user as it is. Nothing is fenced off from whoever was VMM_USER_TURNS turns before, and
+ * nothing where files cannot be given away (no_root_squash), which are no pools.
+ *
+ * Whoever reads as root what a VMM may have written goes by file_read_foreign. Short calls; the loop's thread, but for what is said below. */
 #ifndef COMPUTE_AGENT_VMM_USER_H
 #define COMPUTE_AGENT_VMM_USER_H
 
@@ -35,12 +45,20 @@
  * services, containers nor /etc/subuid have numbers there. */
 #define VMM_USER_BASE_DEFAULT 1900000000u
 #define VMM_USERS 4096u /* VMs of one host, as in node_report */
-#define VMM_USERS_SHARED (1u << 24) /* VMs with disks in shared pools, from this on; between are some of the agent's own */
+#define VMM_USERS_SHARED (1u << 24) /* VMs with disks in shared pools, from this on, in each turn; between are some of the agent's own */
 #define VMM_USERS_SHARED_FIRST (2u * VMM_USERS)
+#define VMM_USER_TURNS 8u /* as many ranges of VMM_USERS_SHARED as there is room for from the default base on */
 #define VMM_USER_THROW_AWAY (VMM_USERS + 2u) /* of the one VM that is thrown away (task_boot.h) */
 #define VMM_USER_WEB (VMM_USERS + 3u) /* of what fetches from the web (web_get.h) */
 
 struct vm_places;
+
+/* What a host has taken for the life of a VM; zeroed: nothing. */
+struct vmm_turn {
+    uint64_t epoch;  /* that life; */
+    uid_t user;      /* the user that it runs as; */
+    uint32_t before; /* one bit for each turn whose files may still be: they are being given away. 0: all have been */
+};
 
 /* The user of VM @vm_id from @base to @base + VMM_USERS - 1, none of @taken (one bool for each); -ENOSPC. */
 int vmm_user_pick(uint32_t base, const char *vm_id, const bool taken[VMM_USERS], uid_t *ret_user);
@@ -49,16 +67,25 @@ int vmm_user_pick(uint32_t base, const char *vm_id, const bool taken[VMM_USERS],
 int vmm_user_allot(const struct vm_places *places, uint32_t base, const char *vm_id, bool shared, uid_t *ret_user,
                    struct error *err);
 /* The same for a VM that comes in a migration: *ret_user is the user whose its disks in shared pools are, for the VMM that it comes from
- * has them open. That is another one than vmm_user_of_shared where they have moved there, or were attached, while it ran. -EBUSY in words:
+ * has them open. That is one of its turns, or none of them where they have moved there, or were attached, while it ran. -EBUSY in words:
  * another VM of this host has it. */
 int vmm_user_allot_arriving(const struct vm_places *places, uint32_t base, const struct vm_order *order, uid_t *ret_user, struct error *err);
-/* That of a VM with disks that other hosts reach: the same wherever it runs. */
-uid_t vmm_user_of_shared(uint32_t base, const char *vm_id);
+/* The same where no VMM has them open, and they are, or were, filled before its first one here is started: the turn whose they are, or the first,
+ * and then 1: nobody has had them before. */
+int vmm_user_allot_filled(const struct vm_places *places, uint32_t base, const struct vm_order *order, uid_t *ret_user, struct error *err);
+/* That of a VM with disks that other hosts reach, in its turn @turn (below VMM_USER_TURNS): the same on all hosts. */
+uid_t vmm_user_of_shared(uint32_t base, const char *vm_id, unsigned turn);
+/* For a VM with disks that other hosts reach, and that no migration brings: which turn it is for the life that @order says, by *turn, as
+ * this function has left it last on this host, and by its files. Its directory becomes that user's; nothing in pools does yet. Looks into
+ * pools: not for the loop's thread. The caller writes *turn down, lastingly, before vmm_user_own_files. */
+int vmm_user_take_turn(const struct vm_places *places, uint32_t base, const struct vm_order *order, struct vmm_turn *turn, struct error *err);
 /* Of what fetches from the web (web_get.h); where VMMs have no users of their own (@base 0) the one that is called nobody. */
 uid_t vmm_user_of_web(uint32_t base);
 /* Before each start, with the VM's lock held: disks, seed and images of @order are the user's to use. @arriving: but for disks that other
- * hosts reach: the one that the VM comes from uses them. */
-int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, bool arriving, uid_t user, struct error *err);
+ * hosts reach: the one that the VM comes from uses them. @turn (may be NULL): what was taken; -ESTALE in words: one of the VM's own disks is
+ * of another turn by now, so another host has it, and nothing was changed. */
+int vmm_user_own_files(const struct vm_places *places, const struct vm_order *order, bool arriving, uid_t user, const struct vmm_turn *turn,
+                       struct error *err);
 
 /* @disk of @order alone, for a VMM that runs. */
 int vmm_user_own_disk(const struct vm_places *places, const struct vm_order *order, const struct vm_disk *disk, uid_t user,

@@ -43,7 +43,7 @@ lab-cloud: programs             ## one lab host, a cluster, a Debian disk with c
 	@tests/lab/cloud
 lab-drills: programs guest      ## three lab hosts, a cluster, each kind of drill once (DRILL=host-loss for one), a host that stands still; 20 minutes
 	@tests/lab/drills $(DRILL)
-lab-nfs: programs guest         ## two lab hosts, a cluster: an NFS server that is cut off and loses its power under VMs, 10 minutes
+lab-nfs: programs guest         ## two lab hosts, a cluster: an NFS server that is cut off and loses its power under VMs, 12 minutes
 	@tests/lab/nfs
 lab-migrate: programs           ## two lab hosts, a cluster: a Debian at work (stress-ng, fio, iperf3, its clock) migrated ROUNDS=20 times, an hour
 	@tests/lab/migrate $(ROUNDS)

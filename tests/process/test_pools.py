@@ -6,6 +6,7 @@ there has an empty file system of its own mounted over it. The guest writes and 
 """
 import json
 import re
+import stat
 import time
 
 from bed import wait_until
@@ -17,6 +18,20 @@ pytestmark = NEEDED
 
 def head(path, vm_id, disk='root'):
     return json.loads((path / 'vms' / vm_id / f'{disk}.layers' / f'{disk}.disk').read_text())
+
+
+def owner(path, vm_id):
+    """The one whose all files of the VM in the pool are, and nobody else may write to any of them. Its image is root's."""
+    found = [layers for layers in (path / 'vms' / vm_id).glob('*.layers')]
+    files = [file.stat() for layers in found for file in [layers, *layers.iterdir()]]
+    files = [file for file in files if stat.S_ISDIR(file.st_mode) or file.st_nlink == 1]
+    assert found and len({file.st_uid for file in files}) == 1 and not any(file.st_mode & 0o022 for file in files), files
+    return files[0].st_uid
+
+
+def runs_as(agent, vm_id):
+    pid = int((agent.directory / 'vms' / vm_id / 'vmm.lock').read_text().split()[0])
+    return int(re.search(r'^Uid:\s+(\d+)', agent.host.run(['cat', f'/proc/{pid}/status']).stdout, re.M).group(1))
 
 
 def test_pools_come_and_go(make_cluster):
@@ -89,6 +104,7 @@ def test_a_vm_goes_elsewhere_with_its_disk(make_cluster):
     vm_id = create(cluster, 'web', pool='nas', ha=True, **WRITES)
     old = agent_of(cluster, 'web')
     wait_writes(old, vm_id, 2 * BLOCKS)
+    users = [owner(nas, vm_id)]
     before = flushed(cluster, vm_id, 'web')
     # its disk is made: nobody needs the image that it began as, and nobody has it any more
     (cluster.bed.directory / 'disk.img').unlink()
@@ -104,6 +120,9 @@ def test_a_vm_goes_elsewhere_with_its_disk(make_cluster):
     assert (nas / 'vms' / vm_id).exists()
     wait_writes(found, vm_id, 20)
     assert cluster.vm('web')['epoch'] == 2
+    # whoever has its files open as the user before is refused by a file server (docs/nfs.md)
+    users.append(owner(nas, vm_id))
+    assert users[1] != users[0] and runs_as(found, vm_id) == users[1]
     # and again; then it is deleted by the host that has it last
     found.host.power_off()
     # a controller was lost with it: for a moment there may be none that answers
@@ -111,6 +130,14 @@ def test_a_vm_goes_elsewhere_with_its_disk(make_cluster):
     third = agent_of(cluster, 'web')
     wait_writes(third, vm_id, 20)
     cluster.leader()
+    users.append(owner(nas, vm_id))
+    assert len(set(users)) == 3
+    # what stays where it is stays whose it is
+    done(cluster, cluster.api('POST', '/v1/vms/web/stop?force=true'))
+    done(cluster, cluster.api('POST', '/v1/vms/web/start'))
+    third = agent_of(cluster, 'web')
+    wait_writes(third, vm_id, 20)
+    assert runs_as(third, vm_id) == owner(nas, vm_id) == users[2]
     done(cluster, cluster.api('DELETE', '/v1/vms/web'))
     assert not (nas / 'vms' / vm_id).exists()
     cluster.boot(found.host.number)
@@ -127,9 +154,10 @@ def test_a_frozen_host_writes_nothing_when_it_wakes(make_cluster):
     vm_id = create(cluster, 'web', pool='nas', ha=True, **WRITES)
     old = agent_of(cluster, 'web')
     wait_writes(old, vm_id, 2 * BLOCKS)
-    before = flushed(cluster, vm_id, 'web')
+    before, user = flushed(cluster, vm_id, 'web'), owner(nas, vm_id)
     cluster.bed.freeze(old.host.number)
     found = taken_over(cluster, vm_id, old, before)
+    assert user not in (owner(nas, vm_id), runs_as(found, vm_id))
     assert 'disk-locks-passed-over' in (found.directory / 'vms' / vm_id / 'vmm.log').read_text()
     wait_writes(found, vm_id, 4 * BLOCKS)
     last = writes(old, vm_id)
@@ -139,6 +167,19 @@ def test_a_frozen_host_writes_nothing_when_it_wakes(make_cluster):
     # blocks that this life has not written hold what the one before wrote; those that it has, nothing else
     assert not re.search(r'^disk: word \d+ is \d+ not [1-9]', console(found, vm_id), re.M), console(found, vm_id)[-2000:]
     assert writes(old, vm_id) in (0, last)
+    assert owner(nas, vm_id) == runs_as(found, vm_id)
     done(cluster, cluster.api('POST', '/v1/vms/web/stop?force=true'))
     done(cluster, cluster.api('POST', '/v1/vms/web/start'))
-    wait_writes(agent_of(cluster, 'web'), vm_id, 20)
+    found = agent_of(cluster, 'web')
+    wait_writes(found, vm_id, 20)
+    # of a migration both VMMs have the files open: the user goes along
+    user = owner(nas, vm_id)
+    cluster.cli('vm', 'migrate', 'web', '--wait', parse=False)
+    to = agent_of(cluster, 'web')
+    assert to is not found and runs_as(to, vm_id) == owner(nas, vm_id) == user
+    wait_writes(to, vm_id, 20)
+    done(cluster, cluster.api('POST', '/v1/vms/web/stop?force=true'))
+    done(cluster, cluster.api('POST', '/v1/vms/web/start'))
+    to = agent_of(cluster, 'web')
+    wait_writes(to, vm_id, 20)
+    assert runs_as(to, vm_id) == owner(nas, vm_id)
