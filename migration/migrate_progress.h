@@ -45,6 +45,7 @@ struct migrate_progress {
     uint64_t predicted_us;           /* the pause, if it were now */
     uint64_t expect_us;              /* until the pause, from the end of the last round; UINT64_MAX: cannot be told */
     uint64_t downtime_us;            /* from the pause until the target said that it runs */
+    bool postcopy;                   /* it is one, or was: known from STOP on */
     bool asks_pause;                 /* in MEMORY: it waits for a word that the guest may be stopped */
     bool decided;                    /* in READY and UNKNOWN: somebody has, and it is on its way */
     uint64_t disk_left_bytes, disk_copied_bytes; /* by the sender's owner */

@@ -396,6 +396,9 @@ static int post_begin(struct migrate_receiver *r, struct error *err)
     r->faults_thread_runs = code == 0;
     if (code < 0)
         return error_errno(err, code, "cannot start a thread");
+    pthread_mutex_lock(&r->lock);
+    r->progress.postcopy = true;
+    pthread_mutex_unlock(&r->lock);
     post_decide(r, POST_YES);
     return 0;
 }

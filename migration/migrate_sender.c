@@ -19,7 +19,8 @@ enum {
     POST_PATIENCE_MS = 10000, /* a target that runs is silent for so long, and the connection counts as lost */
     RETRY_MS = 300,           /* between tries to connect again */
     PERMIT_MS = 1000,         /* that a permit to stop the guest holds */
-    PERMIT_SLICE_MS = 20,     /* that one is waited for, between rounds */
+    PERMIT_SLICE_MS = 20,     /* that one is waited for, between rounds... */
+    POST_PERMIT_MS = 3000,    /* ...and where a post-copy is next */
 };
 
 enum work { WORK_ROUND, WORK_FINAL, WORK_FINAL_POSTCOPY, WORK_PUSH };
@@ -586,6 +587,17 @@ static bool pause_is_permitted(struct migrate_sender *s)
     return permitted;
 }
 
+/* A round may take long, and what is written meanwhile does not make a post-copy's pause longer: it need not be sent before. */
+static bool postcopy_is_permitted(struct migrate_sender *s)
+{
+    uint64_t until_us = migrate_now_us() + POST_PERMIT_MS * 1000;
+    bool permitted;
+    do {
+        permitted = pause_is_permitted(s);
+    } while (!permitted && !__atomic_load_n(&s->cancel, __ATOMIC_ACQUIRE) && migrate_now_us() < until_us);
+    return permitted;
+}
+
 /* There is nothing to send. */
 static int permit_wait(struct migrate_sender *s, struct error *err)
 {
@@ -627,7 +639,7 @@ static int rounds_run(struct migrate_sender *s, bool *ret_postcopy, struct error
         throttle(s, d.throttle);
         if (d.action != PRECOPY_PAUSE && d.action != PRECOPY_POSTCOPY)
             continue;
-        if (pause_is_permitted(s))
+        if (d.action == PRECOPY_POSTCOPY ? postcopy_is_permitted(s) : pause_is_permitted(s))
             break;
         d.action = PRECOPY_ROUND;
         if (s->options.precopy.total_us_max && r.elapsed_us >= s->options.precopy.total_us_max)
@@ -1158,8 +1170,10 @@ struct migrate_progress migrate_sender_progress(struct migrate_sender *s)
 {
     pthread_mutex_lock(&s->lock);
     struct migrate_progress progress = s->progress;
-    if (s->post)
+    if (s->post) {
         progress.dirty_pages = postcopy_source_left(s->post);
+        progress.postcopy = true;
+    }
     pthread_mutex_unlock(&s->lock);
     if ((progress.phase > MIGRATE_PHASE_IDLE && progress.phase < MIGRATE_PHASE_UNKNOWN) ||
         progress.phase >= MIGRATE_PHASE_POSTCOPY) {

@@ -48,6 +48,8 @@ int control_migration_show(struct control_call *call, struct error *err UNUSED)
     OBJECT_SET(vmm_migration, &a, disk_left_bytes, p.disk_left_bytes);
     OBJECT_SET(vmm_migration, &a, disk_copied_bytes, p.disk_copied_bytes);
     OBJECT_TEXT(vmm_migration, &a, step, p.why);
+    if (p.postcopy)
+        OBJECT_SET(vmm_migration, &a, postcopy, true);
     if (p.asks_pause)
         OBJECT_SET(vmm_migration, &a, asks_pause, true);
     if (p.failure.code < 0)
@@ -97,6 +99,12 @@ int control_migration_decide(struct control_call *call, struct error *err)
     const struct vmm_migration_decision *d = call->body;
     enum migrate_outcome outcome =
         d->outcome == vmm_migration_outcome_HERE ? MIGRATE_RUNS_HERE : MIGRATE_RUNS_THERE;
+    bool is_incoming, is_lost = progress_of(m, &is_incoming).phase == MIGRATE_PHASE_LOST;
+    /* Who says THERE as one says it in READY, and has not heard that it was heard, must not end the VM with it. */
+    if (is_lost && d->outcome == vmm_migration_outcome_THERE && !d->give_up)
+        return error_set_field(err, -EINVAL, ERROR_CONFLICT, "/give_up", "%s", "the target runs the VM, and waits for memory of it: say give_up where that run of it is to be lost");
+    if (d->give_up && (!is_lost || d->outcome != vmm_migration_outcome_THERE))
+        return error_set_field(err, -EINVAL, ERROR_CONFLICT, "/give_up", "%s", "only what waits for memory, in the phase lost, can be given up, with there");
     int code = machine_incoming_is_active(m) ? machine_incoming_decide(m, outcome, d->epoch, err)
                                              : machine_migrate_decide(m, outcome, d->epoch, err);
     return code < 0 ? code : control_migration_show(call, err);

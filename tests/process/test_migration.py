@@ -730,7 +730,9 @@ def test_a_source_that_dies_in_post_copy_is_told_and_the_vm_given_up(world):
     vm.process.wait()
     until(lambda: migration(target)['phase'] == 'lost', target)
     assert target.request('PUT', '/v1/vm/migration', {'outcome': 'here'})[0] == 409
-    assert target.request('PUT', '/v1/vm/migration', {'outcome': 'there'})[0] == 200
+    assert target.request('PUT', '/v1/vm/migration', {'outcome': 'there'})[0] == 409       # nobody gives it up by mistake
+    assert target.request('PUT', '/v1/vm/migration', {'outcome': 'here', 'give_up': True})[0] == 409
+    assert target.request('PUT', '/v1/vm/migration', {'outcome': 'there', 'give_up': True})[0] == 200
     assert target.process.wait(LIMIT_S) == 5
     log = target.log.read_text()
     assert 'were still at the source' in log and 'ended-as-it-was' in log

@@ -1110,6 +1110,28 @@ static void a_lost_target_that_is_silent_holds_nobody(void **state)
 }
 
 /* Until it runs everything is as in a pre-copy: here the loading fails, there the target does not say ready. */
+/* A round may take longer than a permit holds: it is waited for where the last one has ended, and memory is not sent again for it. */
+static void a_post_copy_waits_for_its_permit(void **state)
+{
+    struct migrate_sender_options options = postcopy_options();
+    struct error err;
+    (void)state;
+    if (world.fault_fd < 0)
+        return;
+    options.ask_pause = true;
+    target_start();
+    source_start(&options);
+    while (!migrate_sender_progress(world.source.sender).asks_pause)
+        usleep(1000);
+    usleep(200000); /* of the seconds that it waits, some rounds' time */
+    assert_int_equal(migrate_sender_permit(world.source.sender, &err), 0);
+    both_join();
+    assert_int_equal(migrate_sender_progress(world.source.sender).rounds, 1);
+    assert_true(migrate_sender_progress(world.source.sender).postcopy);
+    assert_true(migrate_receiver_progress(world.target.receiver).postcopy);
+    assert_moved();
+}
+
 static void before_go_a_post_copy_can_be_taken_back(void **state)
 {
     struct migrate_sender_options options = postcopy_options();
@@ -1161,6 +1183,7 @@ int main(int argc, char **argv)
         WORLD_TEST(a_source_that_is_gone_after_the_hand_over_is_told),
         WORLD_TEST(a_lost_target_that_is_silent_holds_nobody),
         WORLD_TEST(before_go_a_post_copy_can_be_taken_back),
+        WORLD_TEST(a_post_copy_waits_for_its_permit),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
