@@ -35,19 +35,57 @@ static size_t left_on(const json_t *vms, char left[LEFT_BYTES_MAX])
     return count;
 }
 
-static int drain_wait(const struct invocation *call, struct client *client, const char *name, struct error *err)
+/* VMs that run elsewhere by now, and lack memory that is nowhere but on this host: what runs would be lost with it. */
+static size_t lent_by(const json_t *operations, const char *name, char lent[LEFT_BYTES_MAX])
+{
+    size_t count = 0, length = 0, i;
+    const json_t *operation;
+    lent[0] = '\0';
+    json_array_foreach(operations, i, operation)
+    {
+        const json_t *migration = json_object_get(json_object_get(operation, "task"), "migration");
+        if (!json_is_true(json_object_get(migration, "lacking")) || strcmp(text_of(migration, "from_name"), name) != 0 ||
+            strcmp(text_of(operation, "state"), "running") != 0)
+            continue;
+        int n = snprintf(lent + length, LEFT_BYTES_MAX - length, "%s%s", count > 0 ? ", " : "", text_of(operation, "target_name"));
+        length = MIN(length + (size_t)MAX(n, 0), (size_t)LEFT_BYTES_MAX - 1);
+        count++;
+    }
+    return count;
+}
+
+/* How many are left, in words. */
+static int drain_look(struct client *client, const char *name, char line[2 * LEFT_BYTES_MAX + 200], char left[LEFT_BYTES_MAX], size_t *ret_count,
+                      struct error *err)
 {
     CLEANUP_FREE char *filter = xasprintf("host_name=%s", name);
-    char left[LEFT_BYTES_MAX], line[LEFT_BYTES_MAX + 200], clean[LEFT_BYTES_MAX + 200], previous[LEFT_BYTES_MAX + 200] = "";
+    char lent[LEFT_BYTES_MAX];
+    json_t *vms = NULL, *operations = NULL;
+    int rc = client_list(client, ROUTE_ID_vm_list, filter, &vms, err);
+    if (rc == 0)
+        rc = client_list(client, ROUTE_ID_operation_list, "state=running", &operations, err);
+    size_t count = rc == 0 ? left_on(vms, left) : 0, lends = rc == 0 ? lent_by(operations, name, lent) : 0;
+    json_decref(vms);
+    json_decref(operations);
+    if (rc < 0)
+        return rc;
+    snprintf(line, 2 * LEFT_BYTES_MAX + 200, "draining %s: %zu VMs are left%s%s%s%s", name, count, count > 0 ? ": " : "", left,
+             lends > 0 ? "; part of the memory of VMs that run elsewhere by now is still to go: " : "", lends > 0 ? lent : "");
+    if (count == 0 && lends > 0)
+        snprintf(left, LEFT_BYTES_MAX, "%s", lent);
+    *ret_count = count + lends;
+    return 0;
+}
+
+static int drain_wait(const struct invocation *call, struct client *client, const char *name, struct error *err)
+{
+    char left[LEFT_BYTES_MAX], line[2 * LEFT_BYTES_MAX + 200], clean[sizeof line], previous[sizeof line] = "";
     time_t end = time(NULL) + call->timeout_s;
     while (true) {
-        json_t *vms = NULL;
-        int rc = client_list(client, ROUTE_ID_vm_list, filter, &vms, err);
-        size_t count = rc == 0 ? left_on(vms, left) : 0;
-        json_decref(vms);
+        size_t count = 0;
+        int rc = drain_look(client, name, line, left, &count, err);
         if (rc < 0)
             return rc;
-        snprintf(line, sizeof line, "draining %s: %zu VMs are left%s%s", name, count, count > 0 ? ": " : "", left);
         output_clean(line, clean, sizeof clean);
         if (count == 0 || strcmp(clean, previous) != 0)
             output_progress(call, clean, count == 0);

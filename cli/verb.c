@@ -35,7 +35,7 @@ const struct verb verbs[] = {
      "name,state,schedulable,vms,cpus,committed_vcpus,memory_bytes,committed_memory_bytes,kvm,address", NULL, NULL, NULL},
     {"host", "show", NULL, "drover host show n1", ROUTE_ID_host_show, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"host", "drain", NULL, "drover host drain n1 --wait", ROUTE_ID_host_drain, ARGUMENT_NAME, NULL, NULL, host_drain,
-     "  --wait                 wait until no VM runs there any more, and say which are left\n"},
+     "  --wait                 wait until no VM runs there any more, or has memory there, and say which are left\n"},
     {"host", "undrain", NULL, "drover host undrain n1", ROUTE_ID_host_undrain, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"host", "update", NULL, "drover host update n1 --schedulable=false", ROUTE_ID_host_update, ARGUMENT_NAME, NULL, NULL, NULL, NULL},
     {"host", "loss", "Show what would happen if a host were lost now.", "drover host loss n1", ROUTE_ID_host_loss, ARGUMENT_NAME, NULL,

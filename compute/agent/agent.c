@@ -106,6 +106,7 @@ static void put_report(struct node_report *report, void *arg)
     OBJECT_SET(node_report, report, shared_arrivals, true);
     OBJECT_SET(node_report, report, replica_pools, true);
     OBJECT_SET(node_report, report, replica_volumes, true);
+    OBJECT_SET(node_report, report, postcopy, true);
     bool cut = report_bound(report, REPORT_BYTES_MAX);
     if (cut && !a->report_cut)
         log_warning("report-cut", "bytes_max=%u: reasons are shortened, and what tasks came to is told later", REPORT_BYTES_MAX);

@@ -180,7 +180,9 @@ static enum plan_step plan_alive(const struct plan_vm *vm)
 {
     bool unwanted = vm->forgotten || (!vm->arriving && (vm->wanted == vm_wanted_DELETED || vm->wanted == vm_wanted_STOPPED));
     /* One that a migration brings or takes goes on for as long as the host waits. */
-    unwanted |= vm->down && !vm->arriving && !vm->taking && !vm->leaving;
+    unwanted |= vm->down && !vm->arriving && (!vm->taking || vm->lacks) && !vm->leaving;
+    if (vm->lends && !vm->process_old && !vm->stop_asked && !vm->kill_sent)
+        return vm->process_answers ? PLAN_REST_LENDS : PLAN_WAIT_ANSWER;
     /* A guest that is to shut down has to write. */
     if (vm->moves && unwanted && vm->gentle && !vm->forgotten && !vm->shutdown_over && !vm->stop_asked && !vm->kill_sent &&
         !vm->arriving && !vm->taking)
@@ -272,6 +274,7 @@ const char *agent_plan_step_name(enum plan_step step)
         [PLAN_REST_OFF] = "rest-off",
         [PLAN_REST_FAILED] = "rest-failed",
         [PLAN_REST_GONE] = "rest-gone",
+        [PLAN_REST_LENDS] = "rest-lends",
         [PLAN_REST_ARRIVING] = "rest-arriving",
         [PLAN_REST_LEFT] = "rest-left",
         [PLAN_REST_DOWN] = "rest-down",

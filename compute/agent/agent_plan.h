@@ -120,6 +120,8 @@ struct plan_vm {
     bool released;  /* another host may have it by now, and this one has promised not to start it */
     bool down;      /* its host is being shut down */
     bool leaving;   /* a migration takes it away, or has: whose it is, only the controllers know */
+    bool lends;     /* it runs elsewhere, and its VMM has memory that it lacks there: nothing ends that */
+    bool lacks;     /* taking: it runs, and part of its memory is still where it was */
 
     bool process;         /* a VMM of this VM lives */
     bool process_old;     /* it runs under a lower epoch than the order's */
@@ -148,6 +150,7 @@ enum plan_step {
     PLAN_REST_OFF,         /* the same, and it is off because the guest powered off */
     PLAN_REST_FAILED,      /* not as wanted, and nothing more is tried under this order */
     PLAN_REST_GONE,        /* nothing of it is left */
+    PLAN_REST_LENDS,       /* its VMM has what another host's lacks, and sends it there */
     PLAN_REST_ARRIVING,    /* its VMM waits for what the migration brings */
     PLAN_REST_LEFT,        /* it has no VMM here any more, and may be another host's */
     PLAN_REST_DOWN,        /* off, because its host is being shut down */
@@ -158,7 +161,7 @@ enum plan_step {
     PLAN_WAIT_ANSWER,      /* ask the control socket until it answers */
     PLAN_PREPARE,
     PLAN_START,
-    PLAN_TAKE,     /* tell the VMM that holds it that it is this host's now */
+    PLAN_TAKE,     /* tell the VMM that holds it that it is this host's now, and look until it has all of it */
     PLAN_PAUSE,
     PLAN_RESUME,
     PLAN_ADJUST,   /* change disks and interfaces of the running VMM */

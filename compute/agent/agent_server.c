@@ -54,6 +54,8 @@ static void put_migration_metrics(const struct agent *a, struct bytes_writer *ou
         {"drover_migrations_out_total", "counter", "VMs that were migrated from here.", m->out_total},
         {"drover_migrations_out_failed_total", "counter", "Migrations from here that failed or were cancelled.", m->out_failed_total},
         {"drover_migrations_in_total", "counter", "Migrations to here that were begun.", m->in_total},
+        {"drover_migrations_in_postcopy_total", "counter", "Of these, in which the VM ran here before all of its memory was here.", m->in_lacking_total},
+        {"drover_migrations_in_postcopy_lost_total", "counter", "Of these, in which what ran was lost, for not all of its memory came.", m->in_lost_total},
         {"drover_migrations_bytes_total", "counter", "What migrations from here have sent.", m->bytes_total},
         {"drover_migrations_downtime_microseconds_total", "counter", "How long VMs stood still for migrations from here.",
          m->downtime_us_total},

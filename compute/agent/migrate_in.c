@@ -10,6 +10,7 @@
 
 enum step { IN_PREPARE, IN_TUNNEL, IN_READY, IN_ENDED };
 enum { WAY_MEMORY, WAY_DISKS, WAYS };
+enum { AGAIN_MS = 300 }; /* before another tunnel is opened in the place of one that has ended */
 
 struct way {
     struct migrate_in *in;
@@ -27,6 +28,7 @@ struct migrate_in {
     char endpoint[256]; /* of the ways, with a space between */
     struct error failure;
     bool told;
+    bool broken; /* IN_READY: the tunnel has ended, and another is to be opened when it is gone */
 
     bool closing, timer_closed;
     unsigned tunnels; /* that are being closed */
@@ -42,16 +44,23 @@ static void on_timer(uv_timer_t *timer)
     migrate_in_tick(timer->data);
 }
 
-static void wake(struct migrate_in *m)
+static void wake_in(struct migrate_in *m, uint64_t ms)
 {
     if (!m->closing)
-        uv_timer_start(&m->timer, on_timer, 0, 0);
+        uv_timer_start(&m->timer, on_timer, ms, 0);
+}
+
+static void wake(struct migrate_in *m)
+{
+    wake_in(m, 0);
 }
 
 static void tunnel_gone(void *arg)
 {
     struct migrate_in *m = arg;
     m->tunnels--;
+    if (m->broken)
+        wake_in(m, AGAIN_MS);
     maybe_finish(m);
 }
 
@@ -84,7 +93,7 @@ static void tunnel_listening(void *arg, const char *endpoint)
         if (m->ways[i].endpoint[0] == '\0')
             return;
     snprintf(m->endpoint, sizeof(m->endpoint), "%s%s%s", m->ways[WAY_MEMORY].endpoint, m->way_count > 1 ? " " : "",
-             m->ways[WAY_DISKS].endpoint);
+             m->way_count > 1 ? m->ways[WAY_DISKS].endpoint : "");
     m->step = IN_READY;
     log_info("migrate-in", "vm=%s operation=%s endpoint=%s", vm_order_of(m->options.vm)->name, m->operation, m->endpoint);
     m->options.progress(m->options.arg);
@@ -95,10 +104,12 @@ static void tunnel_ended(void *arg, const char *why)
     struct migrate_in *m = ((struct way *)arg)->in;
     struct error err = {.code = 0};
     error_set(&err, -EIO, ERROR_INTERNAL, "the way from the source cannot be made: %.400s", why);
-    if (m->step == IN_TUNNEL)
-        fail(m, &err);
-    else
-        log_warning("tunnel-ended", "vm=%s why=\"%s\"", vm_order_of(m->options.vm)->name, why); /* the VMMs will say so */
+    if (m->step == IN_TUNNEL && !m->options.again)
+        return fail(m, &err);
+    m->broken = true; /* before it is this host's its migration ends with the tunnel, or it waits for another one */
+    if (vm_is_taking(m->options.vm))
+        wake_in(m, AGAIN_MS);
+    log_warning("tunnel-ended", "vm=%s why=\"%s\"", vm_order_of(m->options.vm)->name, why); /* the VMMs will say so */
 }
 
 static int way_begin(struct migrate_in *m, unsigned i, const char *address, struct error *err)
@@ -127,6 +138,27 @@ static void tunnel_begin(struct migrate_in *m)
     m->options.progress(m->options.arg);
 }
 
+/* For what it lacks of its memory. */
+static void tunnel_again(struct migrate_in *m)
+{
+    CLEANUP_FREE char *address = vm_arrival_address(m->options.vm);
+    struct error err = {.code = 0};
+    if (m->tunnels > 0)
+        return; /* its end comes back */
+    if (m->broken && m->ways[WAY_MEMORY].tunnel != NULL)
+        return tunnel_drop(m);
+    m->broken = false;
+    m->options.again = true;
+    m->way_count = WAY_DISKS;
+    m->ways[WAY_MEMORY].endpoint[0] = '\0';
+    if (way_begin(m, WAY_MEMORY, address, &err) < 0) {
+        log_warning("migrate-in", "vm=%s operation=%s error=\"%s\"", vm_order_of(m->options.vm)->name, m->operation, err.text);
+        m->broken = true;
+        return wake_in(m, AGAIN_MS);
+    }
+    m->step = IN_TUNNEL;
+}
+
 static void migrate_in_tick(struct migrate_in *m)
 {
     const char *why;
@@ -140,6 +172,8 @@ static void migrate_in_tick(struct migrate_in *m)
         }
         return;
     }
+    if (vm_is_taking(m->options.vm) && (m->broken || (m->options.again && m->step == IN_PREPARE)))
+        return tunnel_again(m);
     enum vm_arrival arrival = vm_arrival_of(m->options.vm, &why);
     if (arrival == VM_ARRIVAL_FAILED) {
         error_set(&err, -EIO, ERROR_CONFLICT, "%.500s", why);

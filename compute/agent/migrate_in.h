@@ -9,9 +9,13 @@
  * the rest is between the two VMMs, until the orders say that the VM is this host's: then the VM tells its VMM to run
  * (vm.h), and the tunnel is kept until that is so.
  *
+ * In a post-copy the VM may be this host's, and run, for a while before all of its memory is there. Where the tunnel ends meanwhile another is
+ * opened, at another port, which the source learns through the controllers.
+ *
  * Failure modes: whatever cannot be made, and a VMM that ends before the hand-over, ends the migration with the reason. When
  * the operation is over and the VM is not this host's, the owner of this has the VM forgotten, and all that was made goes.
- * An agent that is killed takes the tunnel along: a VMM that has everything waits for the owner's word, any other ends.
+ * An agent that is killed takes the tunnel along: a VMM that has everything waits for the owner's word, one that runs and lacks memory for
+ * the way back to it (migrate_in_options.again), any other ends.
  *
  * Threads: the loop's. Nothing is called back from inside a call of this interface. */
 #ifndef COMPUTE_AGENT_MIGRATE_IN_H
@@ -23,6 +27,7 @@ struct migrate_in_options {
     const struct migrate_context *context;
     struct local_vm *vm;
     const char *operation, *source; /* ids; copied */
+    bool again; /* the VM runs here already, and lacks memory: nothing is made but the way for that */
     void (*progress)(void *arg);
     void (*failed)(void *arg, const struct error *err); /* once */
     void *arg;

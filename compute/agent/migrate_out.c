@@ -17,8 +17,8 @@
 #define CONNECTIONS_DEFAULT 2u
 #define ENDING_MS 5u /* between two looks at a VMM that has just been told */
 
-enum step { OUT_LOOK, OUT_WAIT, OUT_TUNNEL, OUT_BEGIN, OUT_FOLLOW, OUT_PROPOSE, OUT_DECIDE, OUT_ENDING, OUT_ENDED };
-static const char *const step_names[] = {"look", "wait", "tunnel", "begin", "follow", "propose", "decide", "ending", "ended"};
+enum step { OUT_LOOK, OUT_WAIT, OUT_TUNNEL, OUT_BEGIN, OUT_FOLLOW, OUT_PROPOSE, OUT_DECIDE, OUT_LEND, OUT_ENDING, OUT_ENDED };
+static const char *const step_names[] = {"look", "wait", "tunnel", "begin", "follow", "propose", "decide", "lend", "ending", "ended"};
 
 enum { WAY_MEMORY, WAY_DISKS, WAYS };
 
@@ -26,7 +26,8 @@ struct way {
     struct migrate_out *out;
     struct tunnel_child *tunnel;
     char *socket_path;
-    bool listening;
+    char endpoint[120]; /* that it leads to */
+    bool listening, broken;
 };
 
 struct migrate_out {
@@ -47,8 +48,10 @@ struct migrate_out {
     bool cancel, cancel_sent, over, over_there, process_ended, looked, asked;
     bool unheard; /* the guest could be stopped, and no controller has answered */
     bool decided, there; /* whose the VM is */
+    bool given_up;       /* there: the VMM was told to send no more */
     uint64_t new_epoch;  /* there: the target's */
     struct vmm_migration figures;
+    bool figures_old; /* LEND: they were acted upon */
     enum operation_state outcome; /* from OUT_ENDING on */
     struct error failure;
 
@@ -93,6 +96,7 @@ static void tunnel_gone(void *arg)
 {
     struct migrate_out *m = arg;
     m->tunnels--;
+    wake_in(m, 0); /* the next one may be begun */
     maybe_finish(m);
 }
 
@@ -125,6 +129,11 @@ static void end(struct migrate_out *m, enum operation_state state)
 {
     m->outcome = state;
     tunnel_drop(m);
+    if (vm_lends(m->options.vm)) {
+        vm_lend_end(m->options.vm);
+        if (m->there)
+            vm_left(m->options.vm);
+    }
     step_to(m, OUT_ENDED);
 }
 
@@ -211,6 +220,7 @@ static bool figures_take(struct migrate_out *m, const struct http_answer *answer
         OBJECT_SET(vmm_migration, &seen, phase, vmm_migration_phase_IDLE);
     OBJECT_CLEAR(vmm_migration, &m->figures);
     m->figures = seen;
+    m->figures_old = false;
     m->options.progress(m->options.arg);
     return true;
 }
@@ -228,6 +238,18 @@ static bool call_over(struct migrate_out *m, struct http_call **call)
 static bool is_waiting_phase(uint32_t phase)
 {
     return phase == vmm_migration_phase_READY || phase == vmm_migration_phase_UNKNOWN;
+}
+
+static bool is_lending_phase(uint32_t phase)
+{
+    return phase == vmm_migration_phase_POSTCOPY || phase == vmm_migration_phase_LOST;
+}
+
+/* Is the target to run it before it has all of its memory? In a pre-copy nothing is left by then. */
+static bool would_lack(const struct migrate_out *m)
+{
+    bool postcopy = m->figures.postcopy || m->settings.postcopy != vmm_postcopy_NEVER;
+    return postcopy && is_waiting_phase(m->figures.phase) && m->figures.dirty_pages > 0;
 }
 
 static bool is_active_phase(uint32_t phase)
@@ -252,6 +274,8 @@ static void controller_ask(struct migrate_out *m, bool check, http_client_done d
         OBJECT_SET(node_handover, &body, storage_shared, true);
     if (check)
         OBJECT_SET(node_handover, &body, check, true);
+    else if (would_lack(m))
+        OBJECT_SET(node_handover, &body, lacking, true);
     OBJECT_ENCODE(node_handover, &body, &out);
     const struct http_call_options options = {
         .method = "POST",
@@ -287,6 +311,10 @@ static void on_look(const struct http_answer *answer, void *arg)
         return wake_in(m, MIGRATE_OUT_RETRY_MS);
     if (resumed && (is_waiting_phase(phase) || phase == vmm_migration_phase_GO || phase == vmm_migration_phase_DONE))
         return step_to(m, OUT_PROPOSE);
+    if (resumed && is_lending_phase(phase)) { /* nothing but its being the target's leads there */
+        m->decided = m->there = true;
+        return step_to(m, OUT_LEND);
+    }
     if (vm_is_forgotten(m->options.vm))
         return fail_not_ours(m);
     if (resumed && is_active_phase(phase))
@@ -312,7 +340,9 @@ static void tunnel_listening(void *arg, const char *endpoint)
 
 static void tunnel_ended(void *arg, const char *why)
 {
-    struct migrate_out *m = ((struct way *)arg)->out;
+    struct way *way = arg;
+    struct migrate_out *m = way->out;
+    way->broken = true;
     if (m->step == OUT_TUNNEL)
         fail_words(m, -EIO, ERROR_INTERNAL, "the way to the target cannot be made: %.300s", why);
     else
@@ -336,6 +366,8 @@ static int way_begin(struct migrate_out *m, struct way *way, const char *endpoin
                                                    .connect = endpoint,
                                                    .is_source = true,
                                                    .owner = vm_user(m->options.vm)};
+    snprintf(way->endpoint, sizeof(way->endpoint), "%.119s", endpoint);
+    way->listening = way->broken = false;
     unlink(way->socket_path); /* of an agent that was killed */
     return tunnel_child_start(context_of(m)->loop, &options, &callbacks, way, &way->tunnel, err);
 }
@@ -426,6 +458,8 @@ static void begin(struct migrate_out *m)
         OBJECT_SET(vmm_migration_order, &order, throttle_max, s->throttle_max);
     if (s->verify)
         OBJECT_SET(vmm_migration_order, &order, verify, true);
+    if (s->postcopy != vmm_postcopy_NEVER)
+        OBJECT_SET(vmm_migration_order, &order, postcopy, s->postcopy);
     OBJECT_ENCODE(vmm_migration_order, &order, &body);
     if (call_start(m, "POST", "/v1/vm/migration", &body, VM_CONTROL_MS, on_begun, &m->call) < 0)
         wake_in(m, MIGRATE_OUT_RETRY_MS);
@@ -583,6 +617,8 @@ static void propose(struct migrate_out *m)
     }
     if (m->call != NULL)
         return;
+    if (would_lack(m)) /* first: what is another host's is ended when its time is over, and the answer may be long in coming */
+        vm_lend_begin(m->options.vm, false);
     controller_ask(m, false, on_proposed);
 }
 
@@ -597,6 +633,8 @@ static void on_decided(const struct http_answer *answer, void *arg)
     if (answer->status / 100 != 2 && answer->status != 409 && !m->process_ended)
         return wake_in(m, MIGRATE_OUT_RETRY_MS);
     (void)figures_take(m, answer); /* what it said before it was told is no news */
+    if (m->there && vm_lends(m->options.vm))
+        return step_to(m, OUT_LEND);
     if (m->there)
         vm_left(m->options.vm);
     step_to(m, OUT_ENDING);
@@ -608,8 +646,11 @@ static void decide(struct migrate_out *m)
     struct bytes_writer body = {.data = NULL};
     if (m->call != NULL)
         return; /* a proposal that is being taken back */
+    bool lacks = m->there && (would_lack(m) || vm_lends(m->options.vm));
     if (m->process_ended)
-        return step_to(m, OUT_ENDING);
+        return step_to(m, lacks ? OUT_LEND : OUT_ENDING);
+    if (lacks)
+        vm_lend_begin(m->options.vm, true);
     if (!m->there && vm_is_forgotten(m->options.vm))
         return fail_not_ours(m);
     OBJECT_SET(vmm_migration_decision, &decision, outcome,
@@ -622,6 +663,76 @@ static void decide(struct migrate_out *m)
     OBJECT_CLEAR(vmm_migration_decision, &decision);
 }
 
+/* ---- LEND ---- */
+
+/* The VMM connects again and again, to the same place. */
+static void lend_way(struct migrate_out *m)
+{
+    struct way *way = &m->ways[WAY_MEMORY];
+    struct error err = {.code = 0};
+    char endpoint[sizeof(way->endpoint)];
+    snprintf(endpoint, sizeof(endpoint), "%.*s", (int)MIN(strcspn(m->endpoint, " "), sizeof(endpoint) - 1), m->endpoint);
+    bool as_is = way->tunnel != NULL && !way->broken && (endpoint[0] == '\0' || strcmp(endpoint, way->endpoint) == 0);
+    if (as_is || m->tunnels > 0)
+        return;
+    if (way->tunnel != NULL) {
+        tunnel_drop(m); /* the socket is its own until it has gone */
+        return;
+    }
+    if (endpoint[0] == '\0' || m->peer[0] == '\0')
+        return;
+    if (way_begin(m, way, endpoint, &err) < 0)
+        log_warning("migrate-out", "vm=%s operation=%s error=\"%s\"", vm_order_of(m->options.vm)->name, m->operation, err.text);
+}
+
+static void on_given_up(const struct http_answer *answer, void *arg)
+{
+    struct migrate_out *m = arg;
+    if (!call_over(m, &m->call))
+        return;
+    m->given_up = answer->status / 100 == 2;
+    if (!m->given_up && answer->status != 409) /* it does not know how, or does not answer */
+        vm_lend_end(m->options.vm);
+    m->figures_old = true;
+    wake_in(m, MIGRATE_OUT_LOOK_MS);
+}
+
+/* Nobody waits for its memory any more, or nobody is there to ask for it. */
+static void lend_give_up(struct migrate_out *m)
+{
+    struct vmm_migration_decision decision = {.head = {0}};
+    struct bytes_writer body = {.data = NULL};
+    log_warning("migrate-out", "vm=%s operation=%s gives_up=\"the migration is over, and the target does not ask\" pages=%" PRIu64,
+                vm_order_of(m->options.vm)->name, m->operation, m->figures.dirty_pages);
+    OBJECT_SET(vmm_migration_decision, &decision, outcome, vmm_migration_outcome_THERE);
+    OBJECT_SET(vmm_migration_decision, &decision, give_up, true);
+    OBJECT_ENCODE(vmm_migration_decision, &decision, &body);
+    if (call_start(m, "PUT", "/v1/vm/migration", &body, VM_CONTROL_MS, on_given_up, &m->call) < 0)
+        wake_in(m, MIGRATE_OUT_RETRY_MS);
+    bytes_writer_finish(&body);
+    OBJECT_CLEAR(vmm_migration_decision, &decision);
+}
+
+static void lend(struct migrate_out *m)
+{
+    if (m->process_ended)
+        figures_recall(m);
+    if (m->figures.phase == vmm_migration_phase_DONE && !m->given_up)
+        return end(m, operation_state_SUCCEEDED);
+    if (m->process_ended)
+        return fail_words(m, -ESRCH, ERROR_CONFLICT, "%s", "its VMM has ended, which had what the target lacks of its memory");
+    if (is_lending_phase(m->figures.phase) && !m->figures_old && !m->given_up)
+        vm_lend_begin(m->options.vm, true);
+    lend_way(m);
+    if (m->call != NULL || uv_is_active((uv_handle_t *)&m->timer))
+        return;
+    if (m->over && m->figures.phase == vmm_migration_phase_LOST && !m->figures_old && !m->given_up)
+        return lend_give_up(m);
+    m->figures_old = true; /* until they have been asked for again */
+    if (call_start(m, "GET", "/v1/vm/migration", NULL, VM_CONTROL_MS, on_followed, &m->call) < 0)
+        wake_in(m, MIGRATE_OUT_RETRY_MS);
+}
+
 /* ---- ENDING ---- */
 
 static void ending(struct migrate_out *m)
@@ -630,6 +741,8 @@ static void ending(struct migrate_out *m)
                    m->figures.phase == vmm_migration_phase_CANCELLED;
     if (m->process_ended && m->there)
         figures_recall(m);
+    if (m->there && is_lending_phase(m->figures.phase))
+        return step_to(m, OUT_LEND);
     if (is_over || (m->process_ended && m->wait_call == NULL)) /* its last answer may still be on its way */
         return end(m, m->there                 ? operation_state_SUCCEEDED
                       : m->cancel && !m->there ? operation_state_CANCELLED
@@ -711,6 +824,8 @@ static void migrate_out_tick(struct migrate_out *m)
         return propose(m);
     case OUT_DECIDE:
         return decide(m);
+    case OUT_LEND:
+        return lend(m);
     case OUT_ENDING:
         return ending(m);
     case OUT_ENDED:
@@ -794,6 +909,22 @@ static const char *disks_words(struct migrate_out *m)
     return m->words;
 }
 
+static const char *lend_words(struct migrate_out *m)
+{
+    const char *to = m->settings.to_name != NULL ? m->settings.to_name : "the target";
+    uint64_t left_mib = (m->figures.dirty_pages * PAGE_BYTES + (1 << 20) - 1) >> 20;
+    if (m->figures.phase == vmm_migration_phase_LOST)
+        snprintf(m->words, sizeof(m->words), "stands still at %s, which cannot be reached: %" PRIu64 " MiB of its memory still to come", to, left_mib);
+    else
+        snprintf(m->words, sizeof(m->words), "runs at %s, %" PRIu64 " MiB of its memory still to come", to, left_mib);
+    return m->words;
+}
+
+bool migrate_out_lends(const struct migrate_out *m)
+{
+    return m->step == OUT_LEND;
+}
+
 const char *migrate_out_step(const struct migrate_out *m)
 {
     switch (m->step) {
@@ -811,6 +942,8 @@ const char *migrate_out_step(const struct migrate_out *m)
     case OUT_PROPOSE:
     case OUT_DECIDE:
         return "handing it over";
+    case OUT_LEND:
+        return lend_words((struct migrate_out *)m);
     case OUT_ENDING:
     case OUT_ENDED:
         break;

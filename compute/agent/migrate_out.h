@@ -1,7 +1,7 @@
 /* A VM that leaves this host while it runs: the source's side of a migration, beside its VM (vm.h).
  *
  *   LOOK --> WAIT --> TUNNEL --> BEGIN --> FOLLOW --> PROPOSE --> DECIDE --> ENDING --> ended
- *             |          |         |         |           |           |
+ *             |          |         |         |           |           +--> LEND ---^
  *             +----------+---------+---------+           +-- the owner's word (a committed fact): here or there
  *                 cancel, failure: the VM goes on here
  *
@@ -15,8 +15,13 @@
  *               for an election
  *   6. PROPOSE  POST /v1/node/handover: only this host proposes that the VM is the target's. Asked again and again, of any
  *               controller, until there is an answer: it is a committed fact, and so is a refusal, which ends the operation
+ *               In a post-copy it says so there, for then both hosts are needed for longer
  *   7. DECIDE   the VMM hears it. There: it lets go of its disks, tells the target to run, and ends with status 7. Here: it
  *               goes on
+ *   8. LEND     in a post-copy only: the target runs it and lacks memory, which the VMM here sends, and ends then. The way there is
+ *               made anew where it is lost, or the target says that it is elsewhere. The VMM is not ended before (vm_lend_begin),
+ *               and never goes on: what ends it is that it has sent all, or that the operation is over, which is a committed fact,
+ *               and it has no connection
  *
  * Failure modes: before PROPOSE everything that goes wrong ends the migration, and the guest goes on where it is; the
  * reason is told. From PROPOSE on the guest stands still until the outcome is known, however long that takes: no timeout
@@ -24,7 +29,7 @@
  * not go on here, whatever became of the operation: the VM may be another host's or nobody's by then. Orders that do not have the VM any more
  * say nothing of the target: that is told to run only where the controllers say that this operation has made the VM the target's, and it is so
  * still; else the VMM is ended. A VMM that ends while it is not known stays ended (vm_leave_begin). An agent that is killed at any point
- * begins again at LOOK.
+ * begins again at LOOK, and where the VMM lends already at LEND.
  *
  * Threads: the loop's. Nothing is called back from inside a call of this interface. */
 #ifndef COMPUTE_AGENT_MIGRATE_OUT_H
@@ -82,6 +87,8 @@ void migrate_out_peer_failed(struct migrate_out *m, const char *why);
 void migrate_out_over(struct migrate_out *m, bool there);
 /* Over, told or not, and nothing is under way any more: it may be closed. */
 bool migrate_out_is_done(const struct migrate_out *m);
+/* Does its VMM have what the target lacks? */
+bool migrate_out_lends(const struct migrate_out *m);
 /* Stops watching; what the VMM does is its own affair. Then @closed, and the memory is gone. */
 void migrate_out_close(struct migrate_out *m, void (*closed)(void *arg), void *arg);
 

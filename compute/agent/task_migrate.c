@@ -151,6 +151,25 @@ static void fail_task(struct agent_task *task, const char *text)
     agent_task_end(task, operation_state_FAILED, &err);
 }
 
+/* It was handed over before the target had all of its memory, and this process knows nothing of it: does a VMM lend that still? Where there is
+ * none, and no word of its own, the target knows whether it has all; this host has nothing more to give. */
+static void lending_order(struct agent *a, struct agent_task *task, struct local_vm *vm)
+{
+    const struct task *order = &task->order.task;
+    const struct migration_result *r = vm != NULL ? vm_departed(vm) : NULL;
+    bool leaves = vm != NULL && vm_leaving(vm) != NULL && strcmp(vm_leaving(vm), task->order.id) == 0;
+    if (leaves && vm_has_process(vm) && order->peer != NULL) {
+        departure_make(a, vm, task->order.id, order->peer, order->epoch, &order->migration);
+        struct departure *d = map_get(&a->migrations.departures, order->vm);
+        migrate_out_order(d->out, order->peer_ready ? order->peer_endpoint : NULL, task->order.cancel);
+    } else if (r != NULL) {
+        result_put(&task->seen, r->downtime_us, r->total_us, r->sent_bytes, r->rounds);
+        agent_task_end(task, operation_state_SUCCEEDED, NULL);
+    } else {
+        fail_task(task, "its VMM has ended, and had what the target may lack of its memory");
+    }
+}
+
 /* An order as main, new or again. */
 static void departure_order(struct agent *a, struct agent_task *task)
 {
@@ -161,6 +180,10 @@ static void departure_order(struct agent *a, struct agent_task *task)
         return; /* of one before it; when that has gone */
     if (d != NULL && d->closing)
         return;
+    if (d == NULL && order->migration.handed_over != 0 && order->migration.lacking) {
+        lending_order(a, task, vm);
+        return;
+    }
     if (d == NULL && order->migration.handed_over != 0) { /* only its last word was lost; the VM goes by itself */
         const struct migration_result *r = vm != NULL ? vm_departed(vm) : NULL;
         if (r != NULL)
@@ -181,7 +204,7 @@ static void departure_order(struct agent *a, struct agent_task *task)
     }
     if (d == NULL)
         return;
-    if (order->peer_error != NULL && !order->peer_ready)
+    if (order->peer_error != NULL && !order->peer_ready && !migrate_out_lends(d->out))
         migrate_out_peer_failed(d->out, order->peer_error);
     migrate_out_order(d->out, order->peer_ready ? order->peer_endpoint : NULL, task->order.cancel);
 }
@@ -237,6 +260,70 @@ static const struct incoming_order *incoming_of(const struct node_orders *orders
     return NULL;
 }
 
+static struct arrival *arrival_make(struct agent *a, struct local_vm *vm, const struct agent_task *task, bool again)
+{
+    struct arrival *v = NEW(struct arrival);
+    v->agent = a;
+    v->vm = vm;
+    snprintf(v->vm_id, sizeof(v->vm_id), "%s", vm_id(vm));
+    snprintf(v->operation, sizeof(v->operation), "%s", task->order.id);
+    const struct migrate_in_options options = {.context = &a->migrations.context,
+                                               .vm = vm,
+                                               .operation = v->operation,
+                                               .source = task->order.task.host,
+                                               .again = again,
+                                               .progress = arrival_progress,
+                                               .failed = arrival_failed,
+                                               .arg = v};
+    map_put(&a->migrations.arrivals, v->vm_id, v);
+    a->migrations.in_total += !again;
+    v->in = migrate_in_start(&options);
+    return v;
+}
+
+/* The VM runs here and lacks memory, as the controllers know: is there a way for that, and how has it come out? */
+static void lacking_look(struct agent *a, struct agent_task *task, uint64_t index)
+{
+    const struct task *order = &task->order.task;
+    struct local_vm *vm = order->vm != NULL ? map_get(&a->vms, order->vm) : NULL;
+    const struct arrival *v = order->vm != NULL ? map_get(&a->migrations.arrivals, order->vm) : NULL;
+    const char *taking = vm != NULL ? vm_taking(vm) : NULL, *why = "";
+    struct error err = {.code = 0};
+    if (taking != NULL && strcmp(taking, task->order.id) == 0) {
+        if (v == NULL && order->host != NULL && vm_lacks_memory(vm)) /* an agent before us had one */
+            (void)arrival_make(a, vm, task, true);
+        return;
+    }
+    enum vm_arrival_end end = vm != NULL ? vm_arrival_end_of(vm, task->order.id, &why) : VM_ARRIVAL_END_NONE;
+    bool gone = vm == NULL || vm_is_gone(vm) || vm_is_forgotten(vm);
+    if (end == VM_ARRIVAL_END_NONE && !gone && (vm_is_astray(vm) || !vm_was_given(vm, index) || vm_arriving(vm) != NULL))
+        return; /* it is not known to be this host's by that yet */
+    a->migrations.in_lacking_total++;
+    a->migrations.in_lost_total += end != VM_ARRIVAL_END_WHOLE && end != VM_ARRIVAL_END_STOPPED;
+    if (end == VM_ARRIVAL_END_WHOLE) {
+        agent_task_end(task, operation_state_SUCCEEDED, NULL);
+    } else if (end == VM_ARRIVAL_END_STOPPED) {
+        error_set(&err, -ECANCELED, ERROR_CANCELLED, "it ended before all of its memory was there: %.300s", why);
+        agent_task_end(task, operation_state_CANCELLED, &err);
+    } else {
+        error_set(&err, -EIO, ERROR_CONFLICT, "not all of its memory was there: %.400s",
+                  end == VM_ARRIVAL_END_BROKEN ? why : gone ? "it is not this host's any more" : "its VMM has ended, or the VM was started anew");
+        agent_task_end(task, operation_state_FAILED, &err);
+    }
+}
+
+/* What runs here and lacks memory can go on for as long as the operation does and the source has something to give. */
+static void waiting_look(struct agent *a, struct local_vm *vm)
+{
+    const struct agent_task *task = vm_taking(vm) != NULL ? task_of(a, vm_taking(vm), task_role_PEER) : NULL;
+    if (!vm_lacks_memory(vm) || vm_is_astray(vm))
+        return;
+    if (task == NULL && !is_ordered(a, vm_taking(vm), task_role_PEER)) /* it may have come to its end well, and all be here */
+        vm_give_up_waiting(vm, "the migration is over");
+    else if (task != NULL)
+        vm_give_up_waiting(vm, task->order.task.migration.source_error); /* NULL: it was declared lost, and is back */
+}
+
 /* The VM that @task brings, made or found; NULL: not yet, or never. */
 static struct local_vm *arrival_vm(struct agent *a, struct agent_task *task, const struct node_orders *orders)
 {
@@ -263,26 +350,15 @@ static struct local_vm *arrival_vm(struct agent *a, struct agent_task *task, con
 static void arrival_order(struct agent *a, struct agent_task *task, const struct node_orders *orders)
 {
     struct arrival *v = task->order.task.vm != NULL ? map_get(&a->migrations.arrivals, task->order.task.vm) : NULL;
+    if (task->order.task.migration.lacking) {
+        lacking_look(a, task, orders->index);
+        return;
+    }
     if (v != NULL || task->order.task.host == NULL)
         return;
     struct local_vm *vm = arrival_vm(a, task, orders);
-    if (vm == NULL)
-        return;
-    v = NEW(struct arrival);
-    v->agent = a;
-    v->vm = vm;
-    snprintf(v->vm_id, sizeof(v->vm_id), "%s", vm_id(vm));
-    snprintf(v->operation, sizeof(v->operation), "%s", task->order.id);
-    const struct migrate_in_options options = {.context = &a->migrations.context,
-                                               .vm = vm,
-                                               .operation = v->operation,
-                                               .source = task->order.task.host,
-                                               .progress = arrival_progress,
-                                               .failed = arrival_failed,
-                                               .arg = v};
-    map_put(&a->migrations.arrivals, v->vm_id, v);
-    a->migrations.in_total++;
-    v->in = migrate_in_start(&options);
+    if (vm != NULL)
+        (void)arrival_make(a, vm, task, false);
 }
 
 /* ---- with every answer ---- */
@@ -313,6 +389,9 @@ static void vm_look(struct agent *a, struct local_vm *vm, const struct node_orde
     }
     if (d != NULL)
         departure_look(d, orders);
+    waiting_look(a, vm);
+    if (vm_arrival_noted(vm) != NULL && !is_ordered(a, vm_arrival_noted(vm), task_role_PEER))
+        vm_arrival_forget(vm);
     if (arriving != NULL && !is_ordered(a, arriving, task_role_PEER) && orders->index >= vm_order_index(vm) && !vm_is_astray(vm))
         vm_forget(vm, false);
     if (v != NULL && !v->closing && (vm_arrival_of(vm, &(const char *){NULL}) == VM_ARRIVAL_NONE) && !vm_is_taking(vm))
@@ -337,11 +416,25 @@ void agent_migrations_obey(struct agent *a, const struct node_orders *orders)
     size_t vm_count = 0;
     CLEANUP_FREE struct local_vm **vms = xcalloc(a->vms.count + 1, sizeof(struct local_vm *));
     for (size_t i = 0; (vm = map_next(&a->vms, &i)) != NULL;)
-        if (vm_leaving(vm) != NULL || vm_arriving(vm) != NULL || map_get(&a->migrations.departures, vm_id(vm)) != NULL ||
-            map_get(&a->migrations.arrivals, vm_id(vm)) != NULL)
+        if (vm_leaving(vm) != NULL || vm_arriving(vm) != NULL || vm_taking(vm) != NULL || vm_arrival_noted(vm) != NULL ||
+            map_get(&a->migrations.departures, vm_id(vm)) != NULL || map_get(&a->migrations.arrivals, vm_id(vm)) != NULL)
             vms[vm_count++] = vm;
     for (size_t i = 0; i < vm_count; i++)
         vm_look(a, vms[i], orders);
+}
+
+/* What becomes of its memory is told at once, and not with the next answer. */
+static void lacking_changed(struct agent *a, struct local_vm *vm)
+{
+    struct agent_task *task;
+    for (size_t i = 0; (task = map_next(&a->tasks.all, &i)) != NULL;) {
+        const struct task *order = &task->order.task;
+        if (order->kind != task_kind_VM_MIGRATE || task->ended || task->stopping || task->order.role != task_role_PEER || !order->migration.lacking ||
+            order->vm == NULL || strcmp(order->vm, vm_id(vm)) != 0)
+            continue;
+        lacking_look(a, task, vm_answer_index(vm));
+        return;
+    }
 }
 
 void agent_migrations_vm_changed(struct agent *a, struct local_vm *vm)
@@ -352,6 +445,8 @@ void agent_migrations_vm_changed(struct agent *a, struct local_vm *vm)
         migrate_out_process_ended(d->out);
     if (d != NULL && d->told && vm_is_gone(vm))
         departure_close(d);
+    lacking_changed(a, vm);
+    waiting_look(a, vm); /* what the orders say of it may be older than the first look at its VMM */
     if (v == NULL || v->closing || v->in == NULL)
         return;
     migrate_in_vm_changed(v->in);

@@ -4,6 +4,9 @@
  *   order as main --> departure (migrate_out.h) --ended--> told; the VM waits --order gone--> here or there is known --> gone
  *   order as peer --> arrival (migrate_in.h), its VM --order gone--> this host's: kept until it runs; else: forgotten --> gone
  *
+ * In a post-copy (task_migration.lacking) both go on after the hand-over, until the memory of the VM is all there: the arrival makes the way
+ * anew where this agent or its tunnel has ended, and its task is told how it came out. The VM is begun anew once nothing more comes.
+ *
  * A departure or an arrival outlives its task, and a restarted agent has VMs that leave or arrive without either: what has
  * become of them is looked at with every answer of the controllers. One thread, the loop's. */
 #ifndef COMPUTE_AGENT_TASK_MIGRATE_H
@@ -21,6 +24,7 @@ struct agent_migrations {
     char *listen, *controllers_prefix;
     struct map departures, arrivals; /* by VM */
     uint64_t out_total, out_failed_total, in_total;
+    uint64_t in_lacking_total, in_lost_total; /* by post-copy; and of those VMs whose run was lost with it */
     uint64_t downtime_us_total, downtime_us_max, bytes_total;
 };
 

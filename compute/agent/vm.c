@@ -45,6 +45,9 @@
  *
  * A VM that a migration brings (vm_create_arriving) is begun as any other, but its VMM waits, and nothing is asked of it until
  * the controllers' order says that the VM is this host's by that very migration: then PLAN_TAKE tells it so until it runs.
+ * In a post-copy it runs from then on, and PLAN_TAKE goes on looking until all of its memory is there: as far as anybody else is concerned
+ * it runs; only its devices stay as they are. Where the source is lost its VMM holds it still, and it is ended after VM_LOST_MS, or when the
+ * controllers say that nothing more comes. At the source its VMM stays meanwhile (vm_lend_begin).
  * While one takes it away (vm_leave_begin) its VMM is told what to do by migrate_out.h; if it ends meanwhile, the VM is not
  * started before the controllers have said whose it is. Both are in vm.json, for an agent that is killed at any point. */
 #include <errno.h>
@@ -132,6 +135,14 @@ struct local_vm {
     uint64_t astray_since_ms; /* while vm_is_astray */
     bool owned;  /* file.arriving: it is this host's now */
     bool told;   /* and its VMM knows */
+    bool lacks, lost; /* owned: part of its memory is where it was; and the way there is lost, */
+    uint64_t lost_since_ms;
+    char wait_no_more[REASON_SIZE]; /* why it need not be waited for; "": it is */
+    bool waited_long;               /* that is by its time: it holds for as long as the way is lost */
+    uint64_t came_generation; /* that its VMM was begun with for the arrival */
+    char arrival[37];  /* the last one that came to an end: */
+    enum vm_arrival_end arrival_end;
+    char arrival_why[REASON_SIZE];
     bool left;   /* it runs elsewhere: its VMM has been told, or has said so */
     bool has_departed; /* and how that went is known */
     struct migration_result departed;
@@ -282,16 +293,16 @@ static void vm_progress(struct local_vm *vm, const char *step)
         vm_move(vm, vm_state_STARTING, step);
 }
 
-/* Like vm_move, for the outcome of the present order: it is written down and answers the order's generation. */
-static void vm_settle(struct local_vm *vm, enum vm_state state, const char *reason)
+/* Like vm_move, for an outcome: it is written down and answers @generation. */
+static void vm_settle_as(struct local_vm *vm, enum vm_state state, const char *reason, uint64_t generation)
 {
     struct agent_vm *file = &vm->file;
-    bool same = OBJECT_HAS(agent_vm, file, state) && file->state == (uint32_t)state &&
-                file->generation == file->order.generation && vm->machine.state == (unsigned)state;
+    bool same = OBJECT_HAS(agent_vm, file, state) && file->state == (uint32_t)state && file->generation == generation &&
+                vm->machine.state == (unsigned)state;
     if (same && strcmp(vm->reason, reason) == 0)
         return;
     OBJECT_SET(agent_vm, file, state, state);
-    OBJECT_SET(agent_vm, file, generation, file->order.generation);
+    OBJECT_SET(agent_vm, file, generation, generation);
     OBJECT_SET(agent_vm, file, pid, vm->process ? (uint64_t)vm->process_id.pid : 0);
     OBJECT_SET(agent_vm, file, pid_start, vm->process ? vm->process_id.start_ticks : 0);
     OBJECT_TEXT(agent_vm, file, boot_id, vm->context->boot_id);
@@ -303,6 +314,12 @@ static void vm_settle(struct local_vm *vm, enum vm_state state, const char *reas
     state_machine_move(&vm->machine, state, "%s", vm->reason);
     if (!vm->closing)
         vm->context->changed(vm, vm->context->arg);
+}
+
+/* That of the present order. */
+static void vm_settle(struct local_vm *vm, enum vm_state state, const char *reason)
+{
+    vm_settle_as(vm, state, reason, vm->file.order.generation);
 }
 
 static bool is_released(const struct local_vm *vm)
@@ -448,7 +465,14 @@ static void left_set(struct local_vm *vm)
     vm->left_epoch = vm->file.order.epoch;
 }
 
-/* Nothing is to come any more, or it has come. */
+static void arrival_note(struct local_vm *vm, enum vm_arrival_end end, const char *why)
+{
+    snprintf(vm->arrival, sizeof(vm->arrival), "%s", vm->file.arriving);
+    vm->arrival_end = end;
+    put_reason(vm->arrival_why, why);
+}
+
+/* Nothing is to come any more, or it has come. What came of it is known by then (arrival_note). */
 static void arrival_over(struct local_vm *vm)
 {
     CLEANUP_FREE char *path = vm_files_path(&vm->context->places, vm->id, VM_ARRIVAL_SOCKET);
@@ -456,7 +480,8 @@ static void arrival_over(struct local_vm *vm)
     unlink(path); /* of a VMM that was killed */
     unlink(disks_path);
     OBJECT_TEXT(agent_vm, &vm->file, arriving, NULL);
-    vm->owned = vm->told = false;
+    vm->owned = vm->told = vm->lacks = vm->lost = vm->waited_long = false;
+    vm->wait_no_more[0] = '\0';
     vm->unsaved = true;
     vm_save_or_log(vm);
 }
@@ -512,6 +537,13 @@ static void backup_socket_remove(const struct local_vm *vm)
     unlink(path);
 }
 
+/* Its VMM has ended while part of its memory was where it came from. */
+static void lost_words(const struct local_vm *vm, char text[REASON_SIZE])
+{
+    CLEANUP_FREE char *how = xstrdup(vm->wait_no_more[0] != '\0' ? vm->wait_no_more : text);
+    snprintf(text, REASON_SIZE, "what ran is lost, for not all of its memory had come from the host where it was before: %.280s", how);
+}
+
 static void vm_on_process_end(struct local_vm *vm)
 {
     int status = end_status(vm);
@@ -547,8 +579,12 @@ static void vm_on_process_end(struct local_vm *vm)
     vm->stale = false;
     if (migrated)
         left_set(vm);
-    if (vm->owned) /* it ended before it had what the migration brought: begun anew, as after any other failure */
+    if (vm->lacks && !wanted_end)
+        lost_words(vm, text);
+    if (vm->owned) { /* it ended before it had what the migration brought: begun anew, as after any other failure */
+        arrival_note(vm, wanted_end ? VM_ARRIVAL_END_STOPPED : VM_ARRIVAL_END_BROKEN, wanted_end ? "the VM was stopped" : text);
         arrival_over(vm);
+    }
     if (wanted_end || migrated)
         vm->end = PLAN_END_NONE;
     else if (!answered)
@@ -965,10 +1001,30 @@ static void take_look(struct local_vm *vm, const struct http_answer *answer)
     vm->hold_until_ms = now_ms(vm) + (ok || answer->status != 0 ? TAKE_AGAIN_MS : VM_RETRY_MS);
     if (!ok)
         return;
+    bool lost = seen.phase == vmm_migration_phase_LOST;
+    if (lost && !vm->lost)
+        vm->lost_since_ms = now_ms(vm);
+    if (lost != vm->lost)
+        log_info("vm-lacks-memory", "vm=%s lost=%d pages=%llu", vm->name, lost, (unsigned long long)seen.dirty_pages);
+    vm->lost = lost;
+    if (!lost && vm->waited_long) {
+        vm->wait_no_more[0] = '\0';
+        vm->waited_long = false;
+    }
     if (seen.phase == vmm_migration_phase_DONE) {
         log_info("vm-taken", "vm=%s epoch=%llu", vm->name, (unsigned long long)vm->file.order.epoch);
         vm->hold_until_ms = vm->ask_at_ms = 0;
+        arrival_note(vm, VM_ARRIVAL_END_WHOLE, "");
+        if (seen.postcopy)
+            OBJECT_TEXT(agent_vm, &vm->file, arrived, vm->file.arriving);
         arrival_over(vm);
+        vm->context->changed(vm, vm->context->arg);
+    } else if (lost || seen.phase == vmm_migration_phase_POSTCOPY) {
+        bool news = !vm->lacks;
+        vm->hold_until_ms = now_ms(vm) + VM_LACKING_LOOK_MS;
+        vm->lacks = true;
+        if (news)
+            vm->context->changed(vm, vm->context->arg);
     } else if (seen.phase == vmm_migration_phase_READY || seen.phase == vmm_migration_phase_UNKNOWN) {
         vm->told = false;
     }
@@ -992,12 +1048,29 @@ static void vm_on_taking(const struct http_answer *answer, void *arg)
     vm_tick(vm);
 }
 
+static void on_given_up(const struct http_answer *answer, void *arg)
+{
+    struct local_vm *vm = arg;
+    vm->busy = VM_IDLE;
+    vm->call = NULL;
+    if (vm->closing) {
+        vm_maybe_finish(vm);
+        return;
+    }
+    vm->hold_until_ms = now_ms(vm) + VM_LACKING_LOOK_MS; /* refused: the source was back at that moment, and it goes on */
+    if (answer->status / 100 != 2 && vm->process)
+        log_info("vm-lacks-memory", "vm=%s given_up=0 status=%d why=\"%s\"", vm->name, answer->status, answer->problem.text);
+    vm_tick(vm);
+}
+
 static int vm_decide(struct local_vm *vm, enum vmm_migration_outcome outcome, uint64_t epoch, http_client_done done)
 {
     struct vmm_migration_decision decision = {.head = {0}};
     struct bytes_writer body = {.data = NULL};
     OBJECT_SET(vmm_migration_decision, &decision, outcome, (uint32_t)outcome);
     OBJECT_SET(vmm_migration_decision, &decision, epoch, epoch);
+    if (outcome == vmm_migration_outcome_THERE)
+        OBJECT_SET(vmm_migration_decision, &decision, give_up, true);
     OBJECT_ENCODE(vmm_migration_decision, &decision, &body);
     int r = vm_call(vm, "PUT", "http://vmm/v1/vm/migration", &body, done);
     bytes_writer_finish(&body);
@@ -1005,9 +1078,47 @@ static int vm_decide(struct local_vm *vm, enum vmm_migration_outcome outcome, ui
     return r;
 }
 
+/* Part of its memory is where it was, and the way there is lost: is that given up? */
+static bool waits_no_more(struct local_vm *vm)
+{
+    unsigned most_ms = vm->context->lost_ms != 0 ? vm->context->lost_ms : VM_LOST_MS;
+    if (vm->lost && vm->wait_no_more[0] == '\0' && now_ms(vm) >= vm->lost_since_ms + most_ms) {
+        snprintf(vm->wait_no_more, sizeof(vm->wait_no_more), "its VMM there could not be reached for %u s", most_ms / 1000);
+        vm->waited_long = true;
+        log_warning("vm-lacks-memory", "vm=%s given_up=1 why=\"%s\"", vm->name, vm->wait_no_more);
+    }
+    return vm->lost && vm->wait_no_more[0] != '\0';
+}
+
+/* It runs, as far as others are concerned. True: its VMM is being asked, or told. */
+static bool vm_take_rest(struct local_vm *vm)
+{
+    bool as_wanted = vm->adjusted && (vm->file.order.wanted == vm_wanted_PAUSED) == vm->process_paused;
+    uint64_t reached = as_wanted ? vm->file.order.generation : MAX(vm->file.generation, vm->came_generation);
+    vm_settle_as(vm, vm->process_paused ? vm_state_PAUSED : vm_state_RUNNING,
+                 vm->process_silent ? "its VMM does not answer"
+                 : vm->lost ? "stands still: the host that it was on before cannot be reached, and has a part of its memory that is nowhere else"
+                            : "part of its memory is still on its way from the host that it was on before",
+                 MIN(reached, vm->file.order.generation));
+    if (vm->closing)
+        return true;
+    if (vm->ask_at_ms <= now_ms(vm)) {
+        vm_ask(vm);
+        return vm->busy != VM_IDLE;
+    }
+    if (!waits_no_more(vm) || vm_decide(vm, vmm_migration_outcome_THERE, 0, on_given_up) < 0)
+        return false;
+    vm->busy = VM_TAKING;
+    return true;
+}
+
 static void vm_take(struct local_vm *vm)
 {
-    vm_progress(vm, "taking it over from the host that it comes from");
+    vm->start_deadline_ms = 0;
+    if (vm->lacks && vm_take_rest(vm))
+        return;
+    if (!vm->lacks)
+        vm_progress(vm, "taking it over from the host that it comes from");
     int r = vm->told ? vm_call(vm, "GET", "http://vmm/v1/vm/migration", NULL, vm_on_taking)
                      : vm_decide(vm, vmm_migration_outcome_HERE, vm->file.order.epoch, vm_on_taking);
     if (r == 0)
@@ -1617,8 +1728,10 @@ static void vm_start(struct local_vm *vm)
         vm_work_start(vm, vm_work_make(vm), VM_OWNING, work_own);
         return;
     }
-    if (vm->owned)
+    if (vm->owned) {
+        arrival_note(vm, VM_ARRIVAL_END_BROKEN, ENDED_UNWATCHED);
         arrival_over(vm); /* what held it is not there any more */
+    }
     if (vm->end == PLAN_END_BROKEN || vm->end == PLAN_END_CLEAN)
         OBJECT_SET(agent_vm, &vm->file, restarts, vm->file.restarts + 1);
     OBJECT_SET(agent_vm, &vm->file, boot, vm->file.order.boot);
@@ -1804,6 +1917,9 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
     case PLAN_REST_GONE:
         vm_settle(vm, vm_state_DELETED, "");
         return false;
+    case PLAN_REST_LENDS:
+        vm_move(vm, vm_state_STOPPING, "it runs on another host, and part of its memory is still here");
+        return false;
     case PLAN_REST_ARRIVING:
         vm_rest_arriving(vm);
         return false;
@@ -1887,13 +2003,15 @@ static struct plan_vm vm_facts(const struct local_vm *vm)
         .released = is_released(vm),
         .down = vm->context->down,
         .leaving = vm->file.leaving != NULL || vm->left,
+        .lends = vm->file.lends && (vm->forgotten || vm->left) && !vm->nobodys,
+        .lacks = vm->lacks,
         .process = vm->process,
         .process_old = vm->process && (vm->process_id.epoch < order->epoch || vm->stale),
         .process_answers = vm->process_answers,
         .process_paused = vm->process_paused,
         .process_stuck = vm->process_stuck && (now_ms(vm) < vm->stuck_until_ms || pool_away(vm, away)), /* it would fail at once */
         .start_overdue = vm->start_deadline_ms != 0 && now >= vm->start_deadline_ms,
-        .gentle = order->stop_grace_s > 0 && vm->process_answers && !vm->process_paused && !vm->process_silent,
+        .gentle = order->stop_grace_s > 0 && vm->process_answers && !vm->process_paused && !vm->process_silent && !vm->lost,
         .shutdown_asked = vm->shutdown_asked,
         .shutdown_over = vm->shutdown_asked && now >= vm->shutdown_deadline_ms,
         .stop_asked = vm->stop_asked,
@@ -2139,6 +2257,10 @@ int vm_load(const struct vm_context *context, const char *id, struct local_vm **
     if (r < 0 && r != -EAGAIN)
         log_warning("vm-look", "vm=%s error=\"%s\"", vm->name, look.text);
     vm->astray_since_ms = now_ms(vm);
+    if (vm->file.arrived != NULL) {
+        snprintf(vm->arrival, sizeof(vm->arrival), "%s", vm->file.arrived);
+        vm->arrival_end = VM_ARRIVAL_END_WHOLE;
+    }
     vm_recall(vm);
     log_info("vm-loaded", "vm=%s id=%s state=%s epoch=%llu generation=%llu", vm->name, vm->id,
              state_machine_name(&vm->machine), (unsigned long long)vm->file.order.epoch,
@@ -2158,6 +2280,7 @@ static void vm_arrived(struct local_vm *vm, const struct vm_order *order)
     vm->end = PLAN_END_NONE;
     vm->tries.failures = 0;
     vm->hold_until_ms = 0;
+    vm->came_generation = handed ? vm->file.order.generation : 0;
     vm->stale = !handed && (vm->process || vm->looking);
     vm->owned = handed && (vm->process || vm->looking);
     /* The source has let go when all of it lasted here, and not before. Only a hand-over brings a VM with disks of its own to
@@ -2170,6 +2293,8 @@ static void vm_arrived(struct local_vm *vm, const struct vm_order *order)
     }
     if (pool_dir_reached(order)) /* it looked at their sizes before it had them: a volume may have to grow still */
         vm->adjusted = false;
+    if (handed && !vm->owned)
+        arrival_note(vm, VM_ARRIVAL_END_BROKEN, ENDED_UNWATCHED);
     if (!vm->owned)
         arrival_over(vm);
     vm_wake_in(vm, 0);
@@ -2193,6 +2318,14 @@ static uint64_t spread_ms(const struct local_vm *vm)
     for (const char *at = vm->id; *at != '\0'; at++)
         hash = hash * 33 + (unsigned char)*at;
     return hash % VM_TOLD_AGAIN_MS;
+}
+
+/* A field that is there says so to agents that do not know it, too: they leave the VM alone. */
+static void lends_clear(struct local_vm *vm)
+{
+    vm->file.lends = false;
+    vm->file.head.present &= ~(UINT64_C(1) << (object_field(&agent_vm_desc, "lends") - agent_vm_desc.fields));
+    vm->unsaved = true;
 }
 
 void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t index)
@@ -2224,6 +2357,8 @@ void vm_give_order(struct local_vm *vm, const struct vm_order *order, uint64_t i
             OBJECT_CLEAR(vm_order, &vm->dropped);
         if (order->epoch > known->epoch) {
             OBJECT_TEXT(agent_vm, &vm->file, leaving, NULL);
+            if (vm->file.lends)
+                lends_clear(vm);
             if (vm->file.missing)
                 OBJECT_SET(agent_vm, &vm->file, missing, false);
         }
@@ -2502,9 +2637,83 @@ const struct migration_result *vm_departed(const struct local_vm *vm)
     return vm->has_departed ? &vm->departed : NULL;
 }
 
+const char *vm_taking(const struct local_vm *vm)
+{
+    return vm->owned ? vm->file.arriving : NULL;
+}
+
 bool vm_is_taking(const struct local_vm *vm)
 {
     return vm->owned;
+}
+
+bool vm_lacks_memory(const struct local_vm *vm)
+{
+    return vm->owned && vm->lacks;
+}
+
+void vm_give_up_waiting(struct local_vm *vm, const char *why)
+{
+    if (why == NULL && !vm->waited_long)
+        vm->wait_no_more[0] = '\0';
+    if (why == NULL || !vm_lacks_memory(vm) || vm->wait_no_more[0] != '\0')
+        return;
+    put_reason(vm->wait_no_more, why);
+    vm->waited_long = false;
+    log_warning("vm-lacks-memory", "vm=%s given_up=%d why=\"%s\"", vm->name, vm->lost, vm->wait_no_more);
+    vm_wake_in(vm, 0);
+}
+
+enum vm_arrival_end vm_arrival_end_of(const struct local_vm *vm, const char *operation, const char **ret_why)
+{
+    *ret_why = vm->arrival_why;
+    return strcmp(vm->arrival, operation) == 0 ? vm->arrival_end : VM_ARRIVAL_END_NONE;
+}
+
+const char *vm_arrival_noted(const struct local_vm *vm)
+{
+    return vm->arrival_end != VM_ARRIVAL_END_NONE ? vm->arrival : NULL;
+}
+
+void vm_arrival_forget(struct local_vm *vm)
+{
+    vm->arrival[0] = '\0';
+    vm->arrival_end = VM_ARRIVAL_END_NONE;
+    if (vm->file.arrived == NULL)
+        return;
+    OBJECT_TEXT(agent_vm, &vm->file, arrived, NULL);
+    vm->unsaved = true;
+    if (!vm->gone && !vm->forgotten)
+        vm_save_or_log(vm);
+}
+
+void vm_lend_begin(struct local_vm *vm, bool there)
+{
+    if (there)
+        left_set(vm);
+    if (vm->file.lends)
+        return;
+    log_info("vm-lends", "vm=%s epoch=%llu", vm->name, (unsigned long long)vm->file.order.epoch);
+    OBJECT_SET(agent_vm, &vm->file, lends, true);
+    vm->unsaved = true;
+    vm_save_or_log(vm); /* where it is not kept an agent after us finds out from the VMM, in VM_STOP_MS */
+    vm->stop_asked = vm->stop_asked && vm->nobodys; /* else it was only given time to end by itself */
+    vm_wake_in(vm, 0);
+}
+
+void vm_lend_end(struct local_vm *vm)
+{
+    if (!vm->file.lends)
+        return;
+    lends_clear(vm);
+    if (vm->process) /* else its files may be going away */
+        vm_save_or_log(vm);
+    vm_wake_in(vm, 0);
+}
+
+bool vm_lends(const struct local_vm *vm)
+{
+    return vm->file.lends;
 }
 
 bool vm_has_process(const struct local_vm *vm)
@@ -2703,6 +2912,11 @@ void vm_halt(struct local_vm *vm)
     vm->unsaved = true;
     vm_save_or_log(vm);
     vm_wake_in(vm, 0);
+}
+
+uint64_t vm_answer_index(const struct local_vm *vm)
+{
+    return vm->answer_index;
 }
 
 uint64_t vm_order_index(const struct local_vm *vm)

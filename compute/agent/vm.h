@@ -30,6 +30,8 @@
 #define VM_KILLED_MS 5000      /* from SIGKILL to saying that the VMM is still there */
 #define VM_STUCK_MS 30000      /* between tries to resume a VM that its VMM paused because a disk failed */
 #define VM_REMOVE_POOLS_MS 600000 /* that the removal of a VM which another host has waits for pools that are away */
+#define VM_LACKING_LOOK_MS 200 /* between looks at a VMM that runs and lacks memory */
+#define VM_LOST_MS 300000      /* that one stands still for want of its memory, before that is given up */
 #define VM_RETRY_MS 1000       /* after a request to a VMM, or a removal, that failed */
 #define VM_STEADY_MS 60000     /* a VM that ran so long begins at PLAN_BACKOFF_MS_MIN again */
 
@@ -52,6 +54,7 @@ struct vm_context {
     uint64_t down_until_ms;           /* of the loop's clock: and have no more time then */
     bool leaving;                     /* the lease is given up: no VM with ha runs here any more */
     unsigned orphan_ms; /* before a new VMM that an agent before us has left, and no task wants, is looked at; 0: 10 s (tests: less) */
+    unsigned lost_ms; /* in place of VM_LOST_MS; 0: that (tests: less) */
     unsigned at_work_ms; /* that another process may be at work on the VM's replica before that is a failure; 0: 60 s (tests: less) */
     /* What vm_put_seen would say has changed. It may close the VM. */
     void (*changed)(struct local_vm *vm, void *arg);
@@ -111,6 +114,11 @@ int vm_leave_begin(struct local_vm *vm, const char *operation, struct error *err
 void vm_leave_end(struct local_vm *vm);
 /* Its VMM knows that it is another host's: it ends by itself, or is killed after VM_STOP_MS. */
 void vm_left(struct local_vm *vm);
+/* The other host's lacks memory of it, or would, which its VMM here has: once it is another host's it is not ended, also by agents after us,
+ * before vm_lend_end, unless it is deleted or started anew under a higher epoch. @there: its VMM is told that it is. */
+void vm_lend_begin(struct local_vm *vm, bool there);
+void vm_lend_end(struct local_vm *vm);
+bool vm_lends(const struct local_vm *vm);
 /* No migration has taken it away: if it is forgotten nothing is waited for, and its VMM ends at once. */
 void vm_not_left(struct local_vm *vm);
 const char *vm_leaving(const struct local_vm *vm); /* the migration; NULL: none */
@@ -119,8 +127,25 @@ const struct migration_result *vm_departed(const struct local_vm *vm);
 /* Did the answer of @index have an order for it? Then it is this host's. */
 bool vm_was_given(const struct local_vm *vm, uint64_t index);
 bool vm_has_process(const struct local_vm *vm);
-/* It has arrived, and its VMM is being told so. */
+/* It has arrived, and its VMM is being told so, or lacks memory of it still: the migration; NULL: none. */
+const char *vm_taking(const struct local_vm *vm);
 bool vm_is_taking(const struct local_vm *vm);
+/* It runs here while part of its memory is where it was, as of the last look at its VMM. That run of it cannot go on without. */
+bool vm_lacks_memory(const struct local_vm *vm);
+/* Nothing more comes of it, in words: where it stands still for want of it, now or later, that run is ended, and it is begun anew by its restart
+ * policy, as after any other end of its VMM. @why NULL: it is to be waited for again. */
+void vm_give_up_waiting(struct local_vm *vm, const char *why);
+/* What came of @operation, a migration that made it this host's. */
+enum vm_arrival_end {
+    VM_ARRIVAL_END_NONE,    /* nothing yet, or it has brought nothing that is known of */
+    VM_ARRIVAL_END_WHOLE,   /* all of it is here */
+    VM_ARRIVAL_END_STOPPED, /* it was stopped or removed before that, as was wanted */
+    VM_ARRIVAL_END_BROKEN,  /* its VMM ended before that was known */
+};
+enum vm_arrival_end vm_arrival_end_of(const struct local_vm *vm, const char *operation, const char **ret_why);
+/* That migration; NULL: none, or the controllers know it all and it is forgotten: */
+const char *vm_arrival_noted(const struct local_vm *vm);
+void vm_arrival_forget(struct local_vm *vm);
 /* That its VMM runs as. */
 uid_t vm_user(const struct local_vm *vm);
 
@@ -177,6 +202,7 @@ void vm_put_seen(const struct local_vm *vm, struct vm_seen *seen);
 const char *vm_id(const struct local_vm *vm);
 const struct vm_order *vm_order_of(const struct local_vm *vm);
 uint64_t vm_order_index(const struct local_vm *vm);
+uint64_t vm_answer_index(const struct local_vm *vm); /* of the newest answer that had an order for it */
 /* The cluster was rebuilt from a survivor: the index of orders counts anew. The order may be of those that are lost with the end of
  * the log: the VM is astray, has no part in the host's lease and is kept until one is given again. One that a migration brings is so
  * until its VMM is seen to run it (then it is this host's) or has waited for VM_SETTLE_MS. So long, too, no VM with ha is let run that was

@@ -67,6 +67,8 @@ int decide_handover(struct deciding *d, const struct node_handover *body)
     OBJECT_TEXT(command_handover, &command, storage, body->storage);
     if (body->storage_shared)
         OBJECT_SET(command_handover, &command, storage_shared, true);
+    if (body->lacking)
+        OBJECT_SET(command_handover, &command, lacking, true);
     snprintf(d->decision->summary, sizeof d->decision->summary, "hand-over of migration %s", body->operation);
     return decide_finish(d, COMMAND_handover, &command);
 }

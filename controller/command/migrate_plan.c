@@ -256,6 +256,8 @@ static void settings_copy(const struct vm_migration *wish, struct task_migration
         OBJECT_SET(task_migration, to, throttle_max, wish->throttle_max);
     if (wish->verify)
         OBJECT_SET(task_migration, to, verify, true);
+    if (wish->postcopy != vmm_postcopy_NEVER) /* else controllers that do not know it can do it, too */
+        OBJECT_SET(task_migration, to, postcopy, wish->postcopy);
 }
 
 int migrate_plan(const struct state *state, const struct record *record, const struct vm_migration *wish, struct task *task,

@@ -69,6 +69,8 @@ bool operation_may_begin(struct apply *a, const struct operation *operation, con
 /* End it; @error_code and @error_text are NULL for success. The record may be gone after state_prune_operations. */
 void operation_end(struct apply *a, struct record *operation, enum operation_state state, const char *error_code,
                    const char *text);
+/* What is being done of it, in words, where that is news. */
+void operation_step(struct apply *a, struct record *operation, const char *step);
 /* End what is done or has failed of @vm's running operations, tasks left alone. */
 void operation_settle(struct apply *a, const struct record *vm);
 /* End all of @vm's running operations as overtaken by @kind; its tasks go on, but for a removal: that asks for their

@@ -18,6 +18,11 @@ bool migration_is_handed_over(const struct operation *operation)
     return is_migration(operation) && operation->task.migration.handed_over != 0;
 }
 
+bool migration_lacks_memory(const struct operation *operation)
+{
+    return migration_is_handed_over(operation) && operation->task.migration.lacking;
+}
+
 struct record *migration_under_way(const struct record *vm)
 {
     for (size_t i = 0; i < vm->of_vm.operations.count; i++)
@@ -286,6 +291,13 @@ static void migration_ended(struct apply *a, const struct operation *operation, 
     (void)seen;
     if (record == NULL)
         return;
+    if (migration_lacks_memory(operation) && state != operation_state_SUCCEEDED) {
+        const struct task_migration *m = &operation->task.migration;
+        apply_event(a, event_type_UPDATED, record, "VM %s: what ran is lost, for host %s had not got all of its memory from host %s%s%s",
+                    record->common->name, m->to_name != NULL ? m->to_name : "(removed)", m->from_name != NULL ? m->from_name : "(removed)",
+                    text != NULL ? ": " : "", text != NULL ? text : "");
+        return;
+    }
     if (migration_is_handed_over(operation)) {
         const struct task_migration *m = &operation->task.migration;
         apply_event(a, event_type_UPDATED, record,
@@ -326,11 +338,65 @@ void migrations_source_silent(struct apply *a, const struct record *host)
 {
     for (size_t i = 0; i < host->of_host.tasks.count;) {
         struct record *record = host->of_host.tasks.items[i];
-        if (migration_is_handed_over(record->operation) && strcmp(record->operation->task.host, host->common->id) == 0)
+        if (migration_lacks_memory(record->operation) && strcmp(record->operation->task.host, host->common->id) == 0) {
+            char step[APPLY_STEP_BYTES_MAX];
+            apply_text(step, sizeof step, "host %s does not answer, which has what is missing of its memory", host->common->name);
+            operation_step(a, record, step);
+            i++;
+        } else if (migration_is_handed_over(record->operation) && strcmp(record->operation->task.host, host->common->id) == 0)
             task_end(a, record, operation_state_SUCCEEDED, NULL, NULL, NULL); /* takes it out of the list */
         else
             i++;
     }
+}
+
+void migration_source_lost(struct apply *a, struct record *record, const char *text)
+{
+    struct task *task = &record->operation->task;
+    char step[APPLY_STEP_BYTES_MAX];
+    if (task->migration.source_error != NULL)
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(task_migration, &task->migration, source_error, text);
+    state_edit_end(a->state, record, a->index);
+    task_orders_changed(a, task);
+    apply_text(step, sizeof step, "nothing more of its memory comes: %s", text);
+    operation_step(a, record, step);
+}
+
+void migration_source_is_back(struct apply *a, struct record *record)
+{
+    struct task *task = &record->operation->task;
+    if (!migration_lacks_memory(record->operation) || task->migration.source_error == NULL)
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(task_migration, &task->migration, source_error, NULL);
+    state_edit_end(a->state, record, a->index);
+    task_orders_changed(a, task);
+}
+
+void migration_lacks_no_more(struct apply *a, struct record *record)
+{
+    if (!migration_lacks_memory(record->operation))
+        return;
+    state_edit_begin(a->state, record);
+    OBJECT_SET(task_migration, &record->operation->task.migration, lacking, false);
+    state_edit_end(a->state, record, a->index);
+    task_orders_changed(a, &record->operation->task);
+}
+
+void migration_is_whole(struct apply *a, struct record *record)
+{
+    struct task_migration *m = &record->operation->task.migration;
+    const struct record *from = by_id(a, object_kind_HOST, record->operation->task.host);
+    char step[APPLY_STEP_BYTES_MAX];
+    bool is_silent = from == NULL || from->host->state != host_state_UP || m->source_error != NULL;
+    migration_lacks_no_more(a, record);
+    apply_text(step, sizeof step, "all of its memory is on host %s", m->to_name != NULL ? m->to_name : "(removed)");
+    if (is_silent)
+        task_end(a, record, operation_state_SUCCEEDED, NULL, NULL, NULL);
+    else
+        operation_step(a, record, step);
 }
 
 const struct task_kind_ops task_vm_migrate = {.may_begin = may_migrate, .ended = migration_ended};
@@ -391,6 +457,8 @@ static bool hinders(const struct apply *a, const struct operation *operation, co
         apply_text(ret_why, size, "the host that has the VM was declared lost");
     else if (!text_same(task->migration.storage, command->storage) || task->migration.storage_shared != command->storage_shared)
         apply_text(ret_why, size, "the agent of the host that has it does not know of pools that disks go to: upgrade it");
+    else if (command->lacking && task->migration.postcopy == vmm_postcopy_NEVER)
+        apply_text(ret_why, size, "it was not asked for to run there before all of its memory is there");
     else if (to->of_host.vms.count >= STATE_HOST_VMS_MAX)
         apply_text(ret_why, size, "host %s holds %u VMs, the most that a host may", to->common->name, STATE_HOST_VMS_MAX);
     else
@@ -418,7 +486,7 @@ static void disks_give(struct apply *a, const struct record *operation, struct v
         vm_pool_forget(vm);
 }
 
-static void give_to_target(struct apply *a, struct record *operation, struct record *vm, const struct record *to)
+static void give_to_target(struct apply *a, struct record *operation, struct record *vm, const struct record *to, bool lacking)
 {
     char from_id[STATE_ID_BYTES], step[APPLY_STEP_BYTES_MAX];
     uint64_t epoch = vm->vm->epoch + 1;
@@ -426,8 +494,10 @@ static void give_to_target(struct apply *a, struct record *operation, struct rec
     strcpy(from_id, vm->vm->host); /* an id: fits */
     state_edit_begin(a->state, operation); /* the room that it kept becomes the VM's own */
     OBJECT_SET(task_migration, &task->migration, handed_over, epoch);
+    if (lacking)
+        OBJECT_SET(task_migration, &task->migration, lacking, true);
     object_mark(&task_desc, task, "migration");
-    apply_text(step, sizeof step, "it is host %s's now", to->common->name);
+    apply_text(step, sizeof step, "it is host %s's now%s", to->common->name, lacking ? ", and part of its memory is to follow" : "");
     OBJECT_TEXT(operation, operation->operation, step, step);
     state_edit_end(a->state, operation, a->index);
     state_edit_begin(a->state, vm);
@@ -445,9 +515,9 @@ static void give_to_target(struct apply *a, struct record *operation, struct rec
     state_host_orders_changed(a->state, from_id, a->index);
     state_host_orders_changed(a->state, to->common->id, a->index);
     apply_members_changed(a, vm->vm);
-    apply_event(a, event_type_UPDATED, vm, "VM %s was handed over from host %s to host %s, epoch %llu", vm->common->name,
-                task->migration.from_name != NULL ? task->migration.from_name : from_id, to->common->name,
-                (unsigned long long)epoch);
+    apply_event(a, event_type_UPDATED, vm, "VM %s was handed over from host %s to host %s, epoch %llu%s", vm->common->name,
+                task->migration.from_name != NULL ? task->migration.from_name : from_id, to->common->name, (unsigned long long)epoch,
+                lacking ? "; part of its memory is to follow, and until then it needs both" : "");
 }
 
 void apply_handover(struct apply *a, struct command_handover *command)
@@ -468,7 +538,7 @@ void apply_handover(struct apply *a, struct command_handover *command)
         return; /* asked again: the same answer */
     struct record *vm = by_id(a, object_kind_VM, operation->task.vm), *to = by_id(a, object_kind_HOST, operation->task.peer);
     if (!hinders(a, operation, vm, to, command, why, sizeof why)) {
-        give_to_target(a, record, vm, to);
+        give_to_target(a, record, vm, to, command->lacking);
         return;
     }
     bool cancelled = operation->cancel_asked;

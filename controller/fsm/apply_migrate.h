@@ -11,6 +11,15 @@
  * same migration that is still on its way can have its way later. For the same reason an operation that ended, for
  * whatever cause, without a hand-over never sees one.
  *
+ * In a post-copy (task_migration.postcopy) the target may run it before all of its memory is there; the hand-over says so
+ * (command_handover.lacking). Then the operation goes on, for both hosts have work to do still, and the target alone knows how it comes
+ * out: that all is there, from when on it ends as any other, or that this run of the VM is lost. That the source has nothing more to give
+ * (source_error), as it says itself or as it was declared lost, is told to the target, which may have got all before.
+ *
+ *   lacking --target: all is there--> ends well with the source's word, or when it is silent
+ *      |----- source: done ---------> ended well
+ *      +----- target: its VMM has ended, or is lost; VM deleted --> ended, and the run of the VM with it
+ *
  * The target runs what the migration brought only if the VM is its own by that operation (vm.handover) and no other start. */
 #ifndef CONTROLLER_FSM_APPLY_MIGRATE_H
 #define CONTROLLER_FSM_APPLY_MIGRATE_H
@@ -53,7 +62,17 @@ bool migration_goes_to_pool(const struct record *vm, const char *pool_id, const 
 void migration_see(struct apply *a, struct record *operation, const struct task_seen *seen);
 /* @host is silent: what was handed over from it has ended. */
 void migrations_source_silent(struct apply *a, const struct record *host);
-/* @operation is a migration that was handed over: it can only end well. */
+/* @operation is a migration that was handed over: it can only end well, unless */
 bool migration_is_handed_over(const struct operation *operation);
+/* the target runs the VM and lacks memory of it, as far as is known. */
+bool migration_lacks_memory(const struct operation *operation);
+/* One that was handed over and lacks memory: @text is why nothing more comes from its source. */
+void migration_source_lost(struct apply *a, struct record *operation, const char *text);
+/* The source is at it, though it was declared lost. Nothing for others. */
+void migration_source_is_back(struct apply *a, struct record *operation);
+/* It has all of it now, as is known. Nothing for others. */
+void migration_lacks_no_more(struct apply *a, struct record *operation);
+/* The same, as the target says. May end the operation. */
+void migration_is_whole(struct apply *a, struct record *operation);
 
 #endif

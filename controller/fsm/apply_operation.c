@@ -1,5 +1,5 @@
 /* Operations: begun with the command that asks for the work, ended by what hosts report, or by request. */
-#include "controller/fsm/apply_task.h"
+#include "controller/fsm/apply_migrate.h"
 
 #include <errno.h>
 #include <string.h>
@@ -135,6 +135,21 @@ void operation_overtake(struct apply *a, const struct record *vm, enum operation
     }
 }
 
+static void step_set(struct apply *a, struct record *record, const char *step)
+{
+    state_edit_begin(a->state, record);
+    OBJECT_TEXT(operation, record->operation, step, step);
+    state_edit_end(a->state, record, a->index);
+    apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[record->operation->kind],
+                record->operation->target_name, step != NULL ? step : "goes on");
+}
+
+void operation_step(struct apply *a, struct record *record, const char *step)
+{
+    if (!text_same(step, record->operation->step))
+        step_set(a, record, step);
+}
+
 void apply_operation(struct apply *a, struct command_operation *command)
 {
     struct record *record = apply_find(a, object_kind_OPERATION, command->id, 0);
@@ -143,6 +158,13 @@ void apply_operation(struct apply *a, struct command_operation *command)
     if (record->operation->state != operation_state_RUNNING) {
         apply_refuse(a, -EALREADY, ERROR_CONFLICT, "the operation has ended: %s",
                      operation_state_desc.names[record->operation->state]);
+        return;
+    }
+    if (command->state == operation_state_CANCELLED && migration_lacks_memory(record->operation)) { /* of others older controllers take it */
+        const struct task_migration *m = &record->operation->task.migration;
+        apply_refuse(a, -EINVAL, ERROR_CONFLICT,
+                     "it is too late: the VM runs on host %s, and can go on nowhere else; the rest of its memory is on its way. Where that "
+                     "comes no more, `drover vm stop --force` and a start begin it anew", m->to_name != NULL ? m->to_name : "(removed)");
         return;
     }
     if (a->check_only)
@@ -157,9 +179,5 @@ void apply_operation(struct apply *a, struct command_operation *command)
                       command->error_text != NULL ? command->error_text : command->step);
         return;
     }
-    state_edit_begin(a->state, record);
-    OBJECT_TEXT(operation, record->operation, step, command->step);
-    state_edit_end(a->state, record, a->index);
-    apply_event(a, event_type_UPDATED, record, "%s of %s: %s", operation_kind_desc.names[record->operation->kind],
-                record->operation->target_name, command->step != NULL ? command->step : "goes on");
+    step_set(a, record, command->step);
 }

@@ -191,9 +191,20 @@ static void outlast(struct apply *a, struct record *record, const char *text)
                 record->operation->target_name, step);
 }
 
+/* The VM runs at the target, and what is lost with @host (NULL: the VM itself) may be the rest of its memory: whether it had all by then
+ * the target says, while both may come back. */
+static void end_lacking(struct apply *a, struct record *record, const struct record *host, bool outlasts, const char *code, const char *text)
+{
+    if (outlasts && host != NULL && text_same(record->operation->task.host, host->common->id))
+        migration_source_lost(a, record, text);
+    else
+        task_end(a, record, operation_state_FAILED, code, text, NULL);
+}
+
 /* Ending one takes it out of the list, and may end another one (a clone that waits for its snapshot): work on a copy. @outlasts: what a VM
- * cannot do without stays. */
-static void end_all(struct apply *a, const struct record_index *list, bool outlasts, const char *code, const char *text)
+ * cannot do without stays. @host: whose they are; NULL: a VM's. */
+static void end_all(struct apply *a, const struct record_index *list, const struct record *host, bool outlasts, const char *code,
+                    const char *text)
 {
     size_t count = list->count;
     CLEANUP_FREE struct record **copy = xcalloc(count + 1, sizeof *copy);
@@ -202,6 +213,8 @@ static void end_all(struct apply *a, const struct record_index *list, bool outla
     for (size_t i = 0; i < count; i++)
         if (copy[i]->operation->state != operation_state_RUNNING)
             continue;
+        else if (operation_has_task(copy[i]->operation) && migration_lacks_memory(copy[i]->operation))
+            end_lacking(a, copy[i], host, outlasts, code, text);
         else if (operation_has_task(copy[i]->operation) && migration_is_handed_over(copy[i]->operation))
             task_end(a, copy[i], operation_state_SUCCEEDED, NULL, NULL, NULL);
         else if (outlasts && restore_is_under(copy[i]->operation))
@@ -212,17 +225,17 @@ static void end_all(struct apply *a, const struct record_index *list, bool outla
 
 void tasks_host_lost(struct apply *a, const struct record *host, const char *text)
 {
-    end_all(a, &host->of_host.tasks, true, "host-lost", text);
+    end_all(a, &host->of_host.tasks, host, true, "host-lost", text);
 }
 
 void tasks_host_gone(struct apply *a, const struct record *host, const char *text)
 {
-    end_all(a, &host->of_host.tasks, false, "host-lost", text);
+    end_all(a, &host->of_host.tasks, host, false, "host-lost", text);
 }
 
 void tasks_vm_gone(struct apply *a, const struct record *vm, const char *text)
 {
-    end_all(a, &vm->of_vm.operations, false, "vm-gone", text);
+    end_all(a, &vm->of_vm.operations, NULL, false, "vm-gone", text);
     vm_clones_end(a, vm, "the VM that it was made of is gone, or was given to another host");
 }
 
@@ -254,12 +267,19 @@ static void see_main(struct apply *a, struct record *record, const struct record
 {
     char text[APPLY_TEXT_BYTES_MAX];
     migration_see(a, record, seen);
+    if (seen->state != operation_state_RUNNING && seen->state != operation_state_SUCCEEDED && migration_lacks_memory(record->operation)) {
+        apply_text(text, sizeof text, "host %s: %s", host->common->name, seen->error_text != NULL ? seen->error_text : "it does not say why");
+        migration_source_lost(a, record, text);
+        return;
+    }
     if (seen->state != operation_state_RUNNING && migration_is_handed_over(record->operation)) {
+        migration_lacks_no_more(a, record);
         task_end(a, record, operation_state_SUCCEEDED, NULL, NULL, seen); /* how its source ended is no concern of the VM's */
         return;
     }
     switch (seen->state) {
     case operation_state_RUNNING:
+        migration_source_is_back(a, record);
         if (seen->ready && record->operation->task.backup.live)
             restore_placed(a, record);
         if (seen->ready)
@@ -294,10 +314,18 @@ static void see_peer(struct apply *a, struct record *record, const struct record
 {
     struct task *task = &record->operation->task;
     char why[APPLY_TEXT_BYTES_MAX];
+    if (migration_lacks_memory(record->operation) && seen->state == operation_state_SUCCEEDED) {
+        migration_is_whole(a, record);
+        return;
+    }
     bool ended = seen->state == operation_state_FAILED || seen->state == operation_state_CANCELLED;
     apply_text(why, sizeof why, "host %s: %s", host->common->name,
                seen->error_text != NULL ? seen->error_text : "it does not say why");
     const char *error = ended ? why : NULL, *endpoint = seen->ready ? seen->endpoint : NULL;
+    if (ended && migration_lacks_memory(record->operation)) {
+        task_end(a, record, (enum operation_state)seen->state, seen->error_code != NULL ? seen->error_code : "task-failed", why, seen);
+        return;
+    }
     if (seen->state == operation_state_SUCCEEDED ||
         (task->peer_ready == seen->ready && same(task->peer_endpoint, endpoint) && same(task->peer_error, error) &&
          (!OBJECT_HAS(task_seen, seen, base) || object_equal(&replica_base_desc, &task->base, &seen->base))))

@@ -80,6 +80,13 @@ static bool task_differs(const struct state *state, const struct record *host, c
     const struct operation *held = record->operation;
     const struct task *task = &held->task;
     bool ended = seen->state != operation_state_RUNNING;
+    bool lacking = migration_lacks_memory(held);
+    if (lacking && ended && seen->state != operation_state_SUCCEEDED && seen->role == task_role_MAIN)
+        return text_same(task->host, host->common->id) && task->migration.source_error == NULL;
+    if (lacking && !ended && seen->role == task_role_MAIN && task->migration.source_error != NULL && text_same(task->host, host->common->id))
+        return true;
+    if (lacking && ended && seen->role == task_role_PEER)
+        return text_same(task->peer, host->common->id);
     if (seen->role == task_role_PEER)
         return text_same(task->peer, host->common->id) &&
                (ended ? seen->state != operation_state_SUCCEEDED && task->peer_error == NULL
@@ -102,6 +109,14 @@ static bool cannot_take(const struct record *host, const struct node_report *rep
            text_same(task->peer, host->common->id);
 }
 
+/* Its agent does not know that a VM may wait at the target for memory that the source has: it would send all of it before, or end who has it.
+ * One that was handed over is told of in any case: its agent may have been exchanged since. */
+static bool would_not_wait(const struct node_report *report, const struct operation *operation)
+{
+    return !report->postcopy && operation->task.kind == task_kind_VM_MIGRATE &&
+           operation->task.migration.postcopy != vmm_postcopy_NEVER && !migration_is_handed_over(operation);
+}
+
 /* Would @host's agent leave disks out of a replica without a word? */
 static bool leaves_out(const struct node_report *report, const struct operation *operation)
 {
@@ -114,6 +129,8 @@ static const char *why_not_told(const struct record *host, const struct node_rep
 {
     if (cannot_take(host, report, operation))
         return "its agent is of an older version, which cannot fill disks that go to or leave shared pools: bring it up to date";
+    if (would_not_wait(report, operation))
+        return "its agent is of an older version, which knows no post-copy: bring it up to date, or migrate the VM without";
     if (leaves_out(report, operation))
         return text_same(operation->task.host, host->common->id)
                    ? "the agent of the VM's host is of an older version, which makes no replicas of disks in pools of kind dir: bring it up to date"
@@ -837,7 +854,7 @@ static void fill_tasks(const struct state *state, const struct record *host, con
     const size_t most = object_field(&node_orders_desc, "tasks")->max;
     for (size_t i = 0; i < host->of_host.tasks.count && i < most; i++) {
         const struct operation *operation = host->of_host.tasks.items[i]->operation;
-        if (leaves_out(report, operation))
+        if (leaves_out(report, operation) || would_not_wait(report, operation))
             continue;
         if (state_clone_waits_for(state, operation) != NULL)
             continue; /* there is nothing to copy yet */
@@ -980,7 +997,7 @@ static void fill_incoming(const struct state *state, const struct record *host, 
     const size_t most = object_field(&node_orders_desc, "incoming")->max;
     for (size_t i = 0; i < host->of_host.tasks.count && orders->incoming.count < most; i++) {
         const struct record *vm = incoming(state, host, i);
-        if (vm == NULL || cannot_take(host, report, host->of_host.tasks.items[i]->operation))
+        if (vm == NULL || why_not_told(host, report, host->of_host.tasks.items[i]->operation) != NULL)
             continue;
         struct incoming_order *order = OBJECT_ADD(node_orders, orders, incoming);
         OBJECT_TEXT(incoming_order, order, operation, host->of_host.tasks.items[i]->common->id);

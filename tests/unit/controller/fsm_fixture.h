@@ -213,6 +213,7 @@ static inline struct node_report fixture_report(struct fixture *f, const char *n
     OBJECT_SET(node_report, &report, shared_arrivals, true);
     OBJECT_SET(node_report, &report, replica_pools, true);
     OBJECT_SET(node_report, &report, replica_volumes, true);
+    OBJECT_SET(node_report, &report, postcopy, true);
     return report;
 }
 

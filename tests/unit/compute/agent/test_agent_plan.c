@@ -407,12 +407,15 @@ static void test_every_combination(void **unused)
 static void test_every_migrating_combination(void **unused)
 {
     (void)unused;
-    for (unsigned bits = 0; bits < 1u << 15; bits++)
+    for (unsigned bits = 0; bits < 1u << 18; bits++)
         for (unsigned wanted = 0; wanted < vm_wanted_COUNT; wanted++)
             for (unsigned end = 0; end <= PLAN_END_IMPOSSIBLE; end++) {
                 struct plan_vm vm = {
                     .wanted = wanted,
                     .end = end,
+                    .lends = bits & 32768,
+                    .lacks = bits & 65536,
+                    .process_old = bits & 131072,
                     .arriving = bits & 1,
                     .taking = bits & 2,
                     .leaving = bits & 4,
@@ -432,13 +435,15 @@ static void test_every_migrating_combination(void **unused)
                 };
                 if (vm.arriving && vm.taking)
                     continue; /* never both */
+                if ((vm.lends && (vm.arriving || vm.taking || !vm.leaving)) || (vm.lacks && !vm.taking))
+                    continue; /* it runs elsewhere; it has arrived */
                 enum plan_step step = agent_plan_vm(&vm);
                 bool begins = step == PLAN_START || step == PLAN_PREPARE;
                 if (vm.arriving) {
                     assert_true(step != PLAN_RESUME && step != PLAN_PAUSE && step != PLAN_ADJUST && step != PLAN_TAKE &&
                                 step != PLAN_REST);
                     assert_true(!begins || (end == PLAN_END_NONE && !vm.process && !vm.forgotten)); /* once */
-                    assert_true(step != PLAN_STOP || vm.forgotten); /* not for what is wanted of it elsewhere */
+                    assert_true(step != PLAN_STOP || vm.forgotten || vm.process_old); /* not for what is wanted of it elsewhere */
                     assert_true(step != PLAN_REMOVE || vm.forgotten);
                 }
                 if (vm.leaving && !vm.arriving)
@@ -447,6 +452,9 @@ static void test_every_migrating_combination(void **unused)
                     assert_true(vm.taking && vm.process && vm.process_answers && !vm.forgotten && !vm.stop_asked);
                 if (vm.taking && vm.process)
                     assert_true(step != PLAN_RESUME && step != PLAN_ADJUST && step != PLAN_REST);
+                if (vm.lends && vm.process && !vm.process_old && !vm.stop_asked && !vm.kill_sent) /* nobody else has that memory */
+                    assert_true(step == (vm.process_answers ? PLAN_REST_LENDS : PLAN_WAIT_ANSWER));
+                assert_true(step != PLAN_REST_LENDS || (vm.lends && vm.process && vm.process_answers));
                 if (vm.leaving && !vm.process && step == PLAN_REMOVE)
                     assert_true(vm.forgotten || wanted == vm_wanted_DELETED);
             }

@@ -56,6 +56,8 @@ struct fixture {
     const char *phase;
     bool is_source;
     unsigned told_here, told_there, asked;
+    const char *phase_taken;   /* that the word that it is ours leads to; NULL: done */
+    unsigned memory_given_up;
     const char *phase_ordered; /* that its order to hand over leads to; NULL: to nothing */
     bool yields;               /* to a cancel */
     unsigned ordered, cancels;
@@ -250,7 +252,11 @@ static void put_migration(struct fixture *f, struct http_request *request)
     if (request->method == HTTP_PUT) {
         f->told_here += strstr((const char *)request->body, "\"here\"") != NULL;
         f->told_there += strstr((const char *)request->body, "\"there\"") != NULL;
-        f->phase = "done";
+        bool gives_up = strstr((const char *)request->body, "\"give_up\":true") != NULL;
+        f->memory_given_up += gives_up;
+        f->phase = f->phase_taken != NULL && !gives_up ? f->phase_taken : "done";
+        if (gives_up && vmm_pid(f) != 0)
+            kill(vmm_pid(f), SIGKILL);
     }
     f->asked += request->method == HTTP_GET;
     if (request->method == HTTP_POST) {
@@ -261,8 +267,8 @@ static void put_migration(struct fixture *f, struct http_request *request)
         f->cancels++;
         f->phase = f->yields ? "cancelled" : f->phase;
     }
-    CLEANUP_FREE char *text = xasprintf("{\"phase\":\"%s\",\"direction\":\"%s\"}", f->phase != NULL ? f->phase : "idle",
-                                        f->is_source ? "out" : "in");
+    CLEANUP_FREE char *text = xasprintf("{\"phase\":\"%s\",\"direction\":\"%s\"%s}", f->phase != NULL ? f->phase : "idle",
+                                        f->is_source ? "out" : "in", f->phase_taken != NULL ? ",\"postcopy\":true" : "");
     http_respond(request, 200, "application/json", NULL, text, strlen(text));
 }
 
@@ -1179,6 +1185,140 @@ static void test_an_arrival_is_known_again_and_may_fail(void **state)
     assert_int_equal(count_files(f->vms), 0);
 }
 
+/* ---- part of its memory is where it was ---- */
+
+/* It is this host's and runs; its VMM is asked about its memory, until that says something else. */
+static pid_t lack(struct fixture *f)
+{
+    f->phase_taken = "postcopy";
+    arrive(f);
+    give_by(f, MIGRATION);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_true(vm_lacks_memory(f->vm) && reason_has(f, "part of its memory is still on its way"));
+    assert_string_equal(vm_taking(f->vm), MIGRATION);
+    assert_null(vm_arriving(f->vm));
+    return vmm_pid(f);
+}
+
+static void run_until_reason(struct fixture *f, const char *words)
+{
+    while (!reason_has(f, words))
+        uv_run(&f->loop, UV_RUN_ONCE);
+}
+
+static void test_one_that_lacks_memory_runs_and_is_looked_at_until_it_has_all(void **state)
+{
+    struct fixture *f = *state;
+    const char *why;
+    pid_t pid = lack(f);
+    f->phase = "lost";
+    run_until_reason(f, "stands still");
+    f->phase = "postcopy";
+    run_until_reason(f, "still on its way");
+    give(f, vm_wanted_PAUSED, 2, 2); /* its VMM could not: it is done when all is there */
+    unsigned asked = f->asked;
+    while (f->asked < asked + 2)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_false(f->paused);
+    assert_int_equal(vm_arrival_end_of(f->vm, MIGRATION, &why), VM_ARRIVAL_END_NONE);
+    f->phase = "done";
+    run_until(f, vm_state_PAUSED, 2);
+    assert_int_equal(vmm_pid(f), pid);
+    assert_int_equal(vm_arrival_end_of(f->vm, MIGRATION, &why), VM_ARRIVAL_END_WHOLE);
+    assert_int_equal(vm_arrival_end_of(f->vm, OTHER_MIGRATION, &why), VM_ARRIVAL_END_NONE);
+    close_vm(f); /* it had told nobody */
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    assert_int_equal(vm_arrival_end_of(f->vm, MIGRATION, &why), VM_ARRIVAL_END_WHOLE);
+    assert_string_equal(vm_arrival_noted(f->vm), MIGRATION);
+    assert_true(file_has(f, "vm.json", "arrived"));
+    vm_arrival_forget(f->vm);
+    assert_null(vm_arrival_noted(f->vm));
+    assert_false(file_has(f, "vm.json", "arrived"));
+    assert_int_equal(f->memory_given_up, 0);
+}
+
+/* Its VMM ends: what ran is lost, that is said, and it is begun anew with its disks. */
+static void test_one_that_lacked_memory_and_ended_is_begun_anew(void **state)
+{
+    struct fixture *f = *state;
+    const char *why;
+    pid_t pid = lack(f);
+    disk_fill(f);
+    kill(pid, SIGKILL);
+    run_until_reason(f, "what ran is lost, for not all of its memory had come");
+    assert_int_equal(vm_arrival_end_of(f->vm, MIGRATION, &why), VM_ARRIVAL_END_BROKEN);
+    assert_non_null(strstr(why, "signal 9"));
+    assert_null(vm_taking(f->vm));
+    pid_t next = run_until_process(f, pid);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_true(next != 0 && disk_is_filled(f));
+    assert_true(reason_is(f, ""));
+}
+
+/* The source has nothing more: while it is connected that may be wrong, and once it is lost it is not waited for. */
+static void test_what_nothing_more_comes_of_is_given_up(void **state)
+{
+    struct fixture *f = *state;
+    const char *why;
+    pid_t pid = lack(f);
+    vm_give_up_waiting(f->vm, "host n1 was declared lost");
+    unsigned asked = f->asked;
+    while (f->asked < asked + 2)
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->memory_given_up, 0);
+    f->phase = "lost";
+    run_until_reason(f, "what ran is lost, for not all of its memory had come from the host where it was before: host n1 was declared lost");
+    assert_int_equal(f->memory_given_up, 1);
+    assert_int_equal(vm_arrival_end_of(f->vm, MIGRATION, &why), VM_ARRIVAL_END_BROKEN);
+    run_until_process(f, pid);
+    run_until(f, vm_state_RUNNING, 1);
+}
+
+static void test_one_that_stands_still_for_too_long_is_given_up(void **state)
+{
+    struct fixture *f = *state;
+    f->context.lost_ms = 300;
+    lack(f);
+    f->phase = "lost";
+    run_until_reason(f, "stands still");
+    run_until_reason(f, "could not be reached for");
+    assert_int_equal(f->memory_given_up, 1);
+}
+
+/* What its user wants goes before, and is no loss. */
+static void test_one_that_lacks_memory_can_be_stopped(void **state)
+{
+    struct fixture *f = *state;
+    const char *why;
+    lack(f);
+    f->phase = "lost";
+    run_until_reason(f, "stands still");
+    give(f, vm_wanted_STOPPED, 2, 2);
+    run_until(f, vm_state_STOPPED, 2);
+    assert_int_equal(f->stops, 1);
+    assert_int_equal(vm_arrival_end_of(f->vm, MIGRATION, &why), VM_ARRIVAL_END_STOPPED);
+}
+
+/* An agent before it saw it run, and its VMM died with that: nobody says that all went well. */
+static void test_an_agent_that_comes_after_its_end_does_not_take_it_for_whole(void **state)
+{
+    struct fixture *f = *state;
+    const char *why;
+    pid_t pid = lack(f);
+    close_vm(f);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, NULL), 0);
+    assert_int_equal(vm_arrival_end_of(f->vm, MIGRATION, &why), VM_ARRIVAL_END_NONE);
+    give_by(f, MIGRATION);
+    assert_int_equal(vm_arrival_end_of(f->vm, MIGRATION, &why), VM_ARRIVAL_END_BROKEN);
+    run_until_process(f, pid);
+    stop_server(f); /* its socket went with the VMM before */
+    start_server(f);
+    run_until(f, vm_state_RUNNING, 1);
+    assert_int_equal(vm_arrival_end_of(f->vm, MIGRATION, &why), VM_ARRIVAL_END_BROKEN);
+}
+
 #define SOURCE_HOST "dddddddd-0000-4000-8000-000000000001"
 
 /* In the tunnel's place: what is on the disk when the source could be let in. Ends with its input. */
@@ -1498,6 +1638,56 @@ static void test_one_that_leaves_and_is_nobodys_is_stopped(void **state)
         uv_run(&f->loop, UV_RUN_ONCE);
 }
 
+/* It runs elsewhere, and its VMM has what is missing there: it is not ended with the time that is for it to end by itself, also by the next
+ * agent, before that is over. */
+static void test_one_that_lends_is_kept_until_it_has_given_all(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    pid_t pid = run_new(f);
+    assert_int_equal(vm_leave_begin(f->vm, MIGRATION, &err), 0);
+    vm_lend_begin(f->vm, false); /* before anybody could make it another host's: it is this one's still */
+    give(f, vm_wanted_PAUSED, 1, 2);
+    run_until(f, vm_state_PAUSED, 2);
+    vm_forget(f->vm, false);
+    while (!reason_has(f, "part of its memory is still here"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    vm_lend_begin(f->vm, true);
+    while (!reason_has(f, "part of its memory is still here"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    close_vm(f);
+    assert_int_equal(vm_load(&f->context, VM_ID, &f->vm, &err), 0);
+    assert_true(vm_lends(f->vm));
+    vm_forget(f->vm, false);
+    while (!reason_has(f, "part of its memory is still here"))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(vmm_pid(f), pid);
+    assert_int_equal(f->stops, 0);
+    assert_non_null(vm_control_path(f->vm)); /* it is asked how far it is */
+    vm_lend_end(f->vm);
+    assert_false(file_has(f, "vm.json", "lends"));
+    vm_left(f->vm);
+    kill(pid, SIGTERM);
+    while (!vm_is_gone(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(count_files(f->vms), 0);
+}
+
+/* Nobody waits for the memory of what was deleted. */
+static void test_one_that_lends_and_is_nobodys_is_stopped(void **state)
+{
+    struct fixture *f = *state;
+    struct error err = {.code = 0};
+    run_new(f);
+    assert_int_equal(vm_leave_begin(f->vm, MIGRATION, &err), 0);
+    vm_lend_begin(f->vm, true);
+    vm_forget(f->vm, true);
+    while (!vm_is_gone(f->vm))
+        uv_run(&f->loop, UV_RUN_ONCE);
+    assert_int_equal(f->stops, 1);
+    assert_int_equal(count_files(f->vms), 0);
+}
+
 /* ---- a new VMM for it, and an agent that ends meanwhile ---- */
 
 #define UPGRADE "cccccccc-0000-4000-8000-000000000003"
@@ -1800,6 +1990,14 @@ int main(int argc, char **argv)
         T(test_one_that_leaves_is_not_started_again),
         T(test_one_that_leaves_and_is_forgotten_waits_for_a_word),
         T(test_one_that_leaves_and_is_nobodys_is_stopped),
+        T(test_one_that_lacks_memory_runs_and_is_looked_at_until_it_has_all),
+        T(test_one_that_lacked_memory_and_ended_is_begun_anew),
+        T(test_what_nothing_more_comes_of_is_given_up),
+        T(test_one_that_stands_still_for_too_long_is_given_up),
+        T(test_one_that_lacks_memory_can_be_stopped),
+        T(test_an_agent_that_comes_after_its_end_does_not_take_it_for_whole),
+        T(test_one_that_lends_is_kept_until_it_has_given_all),
+        T(test_one_that_lends_and_is_nobodys_is_stopped),
         T(test_both_of_an_upgrade_are_found_and_it_goes_on),
         T(test_an_old_vmm_that_was_found_takes_the_new_one_along),
         T(test_a_new_vmm_that_nobody_wants_is_ended),
