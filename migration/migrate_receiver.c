@@ -655,6 +655,12 @@ static int word_before_run(struct migrate_receiver *r, uint64_t epoch, struct er
     return code < 0 ? code : word_give(&r->channels[0], 0, err);
 }
 
+void migrate_receiver_runs(struct migrate_receiver *r)
+{
+    if (r->intake.postcopy)
+        __atomic_store_n(&r->has_run, true, __ATOMIC_RELEASE);
+}
+
 static int take_over(struct migrate_receiver *r, struct error *err)
 {
     struct receiver_channel *main = &r->channels[0];
@@ -667,8 +673,8 @@ static int take_over(struct migrate_receiver *r, struct error *err)
     if (r->options.handed_over && (code = word_before_run(r, epoch, err)) < 0)
         return code;
     code = r->options.run(r->options.arg, epoch, err);
-    if (code == 0 && r->intake.postcopy)
-        __atomic_store_n(&r->has_run, true, __ATOMIC_RELEASE);
+    if (code == 0)
+        migrate_receiver_runs(r);
     if (code == 0 && !r->options.handed_over)
         (void)word_give(main, migrate_now_us() - start_us, NULL);
     if (code == 0 && r->intake.postcopy)

@@ -57,6 +57,8 @@ struct migrate_progress migrate_receiver_progress(struct migrate_receiver *r);
 bool migrate_receiver_released(const struct migrate_receiver *r);
 /* Before READY, or when this process ends. */
 void migrate_receiver_cancel(struct migrate_receiver *r);
+/* By options.run, as soon as it lets the guest run or stand still as its user wants: from then on it lacks what has not come. */
+void migrate_receiver_runs(struct migrate_receiver *r);
 /* Pages are lacking while the guest runs or stands still: 0 when there is none, or no post-copy. */
 uint64_t migrate_receiver_lacking(struct migrate_receiver *r);
 /* -EINVAL but in READY, UNKNOWN and LOST (there: RUNS_THERE gives the guest up, and nothing else can be decided). */

@@ -93,6 +93,8 @@ static int do_run(void *arg, struct error *err)
     if (!job->paused)
         code = machine_resume(m, err);
     if (code == 0)
+        migrate_receiver_runs(job->receiver); /* before this loop can be told to end it */
+    if (code == 0)
         machine_restore_announce(m);
     return code;
 }
