@@ -375,6 +375,20 @@ static void volumes_go(struct apply *a, const struct operation *operation, struc
     }
 }
 
+/* Only its host knows whether they are whole. */
+static void volumes_are_unproven(struct apply *a, const struct operation *operation, const struct vm *vm)
+{
+    const struct vm_disk *disks = vm->disks.items;
+    for (size_t i = 0; i < vm->disks.count; i++) {
+        struct record *record = disks[i].volume != NULL ? map_get(&a->state->tables[object_kind_VOLUME].by_id, disks[i].volume) : NULL;
+        if (record == NULL || !text_same(record->volume->place, operation->id))
+            continue;
+        state_edit_begin(a->state, record);
+        OBJECT_SET(volume, record->volume, unproven, true);
+        state_edit_end(a->state, record, a->index);
+    }
+}
+
 void vm_clone_snapshot_ended(struct apply *a, const struct snapshot *snapshot, enum operation_state state, const char *text)
 {
     const struct record *vm = snapshot->clone != NULL ? map_get(&a->state->tables[object_kind_VM].by_id, snapshot->clone) : NULL;
@@ -455,14 +469,16 @@ static void ended(struct apply *a, const struct operation *operation, enum opera
                   const struct task_seen *seen)
 {
     struct record *record = map_get(&a->state->tables[object_kind_VM].by_id, operation->task.vm);
-    bool done = state == operation_state_SUCCEEDED;
+    bool done = state == operation_state_SUCCEEDED, may_be_done = seen == NULL && move_may_be_done(a, operation);
     if (record == NULL)
         return;
-    if (record->vm->wanted == vm_wanted_DELETED) {
+    if (may_be_done) /* and have been used since: they stay, as those of any VM */
+        volumes_are_unproven(a, operation, record->vm);
+    if (record->vm->wanted == vm_wanted_DELETED && !may_be_done)
         volumes_go(a, operation, record, "its VM is deleted");
+    if (record->vm->wanted == vm_wanted_DELETED)
         return;
-    }
-    if (done || (seen == NULL && move_may_be_done(a, operation))) { /* its host knows */
+    if (done || may_be_done) { /* its host knows */
         made(a, record);
         if (done)
             apply_event(a, event_type_UPDATED, record, "VM %s is made, and off", record->common->name);

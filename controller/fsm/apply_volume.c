@@ -281,6 +281,16 @@ bool volume_vm_is_busy(struct apply *a, const struct record *vm)
     return false;
 }
 
+/* Only its VM's host knows, and starts that only where it is not. */
+static bool is_whole(struct apply *a, const struct volume *volume, const struct command_volume_attach *command)
+{
+    if (volume->unproven && !command->force)
+        apply_refuse(a, -EBUSY, ERROR_CONFLICT,
+                     "volume '%s' may be half: the cluster was recovered while it was made, and the VM that it was made for was not seen to run with it; "
+                     "delete it, or attach it by force and look", volume->name);
+    return !volume->unproven || command->force;
+}
+
 static bool vm_may_have(struct apply *a, const struct volume *volume, const struct record *record, const struct command_volume_attach *command)
 {
     const struct vm *vm = record->vm;
@@ -296,7 +306,7 @@ static bool vm_may_have(struct apply *a, const struct volume *volume, const stru
     }
     if (vm->replica_host != NULL && !replica_allows_volume(a, vm, volume, command->replica))
         return false;
-    return !volume_vm_is_busy(a, record) && host_reaches(a, volume, vm) && has_place(a, volume, vm);
+    return !volume_vm_is_busy(a, record) && host_reaches(a, volume, vm) && has_place(a, volume, vm) && is_whole(a, volume, command);
 }
 
 static void attach(struct apply *a, struct record *record, struct record *vm)
@@ -427,17 +437,27 @@ void volume_disk_take_out(struct apply *a, struct record *vm, size_t at)
     state_host_orders_changed(a->state, vm->vm->host, a->index);
 }
 
+static void is_proven(struct apply *a, struct record *record)
+{
+    state_edit_begin(a->state, record);
+    record->volume->unproven = false;
+    record->volume->head.present &= ~(UINT64_C(1) << (object_field(&volume_desc, "unproven") - volume_desc.fields));
+    state_edit_end(a->state, record, a->index);
+}
+
 void volumes_settle(struct apply *a, struct record *record)
 {
     const struct vm *vm = record->vm;
     bool nobodys = vm->host == NULL || vm->recovering; /* no VMM of it runs, or may run any more */
     bool reached = vm->seen_generation >= vm->generation;
-    bool at_rest = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED || vm->state == vm_state_STOPPED;
+    bool runs = vm->state == vm_state_RUNNING || vm->state == vm_state_PAUSED, at_rest = runs || vm->state == vm_state_STOPPED;
     for (size_t i = vm->disks.count; i > 0; i--) {
         const struct vm_disk *disk = (const struct vm_disk *)vm->disks.items + i - 1;
         struct record *volume = volume_of(a, disk);
         if (volume == NULL)
             continue;
+        if (volume->volume->unproven && runs)
+            is_proven(a, volume);
         if (disk->leaving && (nobodys || reached)) {
             volume_disk_take_out(a, record, i - 1);
             release(a, volume);

@@ -789,6 +789,35 @@ static void volumes_outlast_a_restart_and_a_recovery(void **test)
     assert_int_equal(fixture_vm(f, "new")->state, vm_state_STOPPED);
     assert_int_equal(volume(f, "new-data")->state, volume_state_ATTACHED);
     assert_string_equal(volume(f, "new-data")->vm, fixture_vm(f, "new")->id);
+    /* or not: with no other VM before that is seen, but by force */
+    assert_true(volume(f, "new-data")->unproven && volume(f, "new-log")->unproven);
+}
+
+/* The task's end was lost; who deletes the VM before it is told keeps what may have been written, and who starts it knows. */
+static void volumes_that_a_recovery_has_left_in_doubt(void **test)
+{
+    struct fixture *f = *test;
+    with_volumes(f);
+    fixture_must(f, ROUTE_ID_vm_create, NULL, "{\"name\":\"far\",\"image\":\"tiny\",\"flavor\":\"small\",\"pin\":\"n2\",\"disks\":[]}");
+    fixture_must(f, ROUTE_ID_vm_clone, "web", "{\"name\":\"new\"}");
+    assert_true(own_says(f, operation_state_SUCCEEDED));
+    const struct record *survivor = state_at(f->state, object_kind_CONTROLLER, 0);
+    assert_int_equal(fixture_recover(f, state_cluster(f->state)->epoch + 1, survivor->common->id), 0);
+    fixture_must(f, ROUTE_ID_vm_delete, "new", NULL);
+    fixture_lose(f, "n1"); /* which may have it, and write */
+    assert_int_equal(volume(f, "new-data")->state, volume_state_ATTACHING);
+    f->force = true;
+    fixture_must(f, ROUTE_ID_vm_delete, "new", NULL);
+    f->force = false;
+    assert_null(state_get(f->state, object_kind_VM, "new"));
+    assert_int_equal(volume(f, "new-data")->state, volume_state_AVAILABLE);
+    fixture_refused(f, ROUTE_ID_volume_attach, "new-data", "{\"vm\":\"far\"}", -EBUSY, "", "volume 'new-data' may be half: the cluster was recovered");
+    f->force = true;
+    fixture_must(f, ROUTE_ID_volume_attach, "new-data", "{\"vm\":\"far\"}");
+    f->force = false;
+    assert_true(volume(f, "new-data")->unproven);
+    fixture_vm_is(f, "far", vm_state_RUNNING);
+    assert_false(volume(f, "new-data")->unproven);
 }
 
 int main(void)
@@ -813,6 +842,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(volumes_of_one_that_is_off, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_refused_of_volumes, setup, teardown),
         cmocka_unit_test_setup_teardown(volumes_outlast_a_restart_and_a_recovery, setup, teardown),
+        cmocka_unit_test_setup_teardown(volumes_that_a_recovery_has_left_in_doubt, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
