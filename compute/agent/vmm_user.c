@@ -308,15 +308,22 @@ static unsigned turn_next(const struct turns_seen *seen, uint64_t epoch)
     return all == 0 && !seen->others ? 0 : 1 + (unsigned)(epoch % (VMM_USER_TURNS - 1));
 }
 
+static int directory_give(const struct vm_places *places, const char *vm_id, uid_t user, struct error *err)
+{
+    CLEANUP_FREE char *path = vm_files_path(places, vm_id, "");
+    struct stat st;
+    if (lstat(path, &st) < 0)
+        return error_errno(err, -errno, "cannot look at %s", path);
+    return st.st_gid != user ? directory_take(path, user, err) : 0;
+}
+
 int vmm_user_take_turn(const struct vm_places *places, uint32_t base, const struct vm_order *order, struct vmm_turn *turn, struct error *err)
 {
-    CLEANUP_FREE char *path = vm_files_path(places, order->id, "");
     unsigned last = turn->user != 0 ? turn_of(base, order->id, turn->user) : VMM_USER_TURNS;
     bool begun = last < VMM_USER_TURNS && turn->epoch == order->epoch;
     /* Nobody can have had it between two lives of this host that follow one another. */
     bool follows = last < VMM_USER_TURNS && turn->epoch + 1 == order->epoch && turn->before == 0;
     struct turns_seen seen = {.own = 0};
-    struct stat st;
     int r = begun ? 0 : turns_look(places, order, base, &seen, err);
     if (r == 0 && follows && (seen.own & ~(1u << last)) == 0) {
         turn->epoch = order->epoch;
@@ -326,9 +333,7 @@ int vmm_user_take_turn(const struct vm_places *places, uint32_t base, const stru
         log_info("vm-turn", "vm=%s epoch=%llu turn=%u user=%u before=0x%x volumes=0x%x", order->name, (unsigned long long)order->epoch, next,
                  turn->user, seen.own, seen.volumes);
     }
-    if (r == 0 && lstat(path, &st) < 0)
-        r = error_errno(err, -errno, "cannot look at %s", path);
-    return r == 0 && st.st_gid != turn->user ? directory_take(path, turn->user, err) : r;
+    return r == 0 && pool_rbd_has_disks(order) ? directory_give(places, order->id, turn->user, err) : r; /* servers of those are begun first */
 }
 
 static const char taken_over[] =
@@ -438,6 +443,8 @@ int vmm_user_own_files(const struct vm_places *places, const struct vm_order *or
         .base = places->user_base, .vm_id = order->id, .allowed = fenced ? turn->before | 1u << mine : 0};
     const struct turn_guard *guard = fenced ? &allowed : NULL;
     int r = fenced ? turn_check(places, order, guard, err) : 0;
+    if (r == 0 && fenced) /* and not before: until then whoever looks at its disks does so as the user before */
+        r = directory_give(places, order->id, user, err);
     if (r == 0)
         r = file_own(disks_dir, 0, user, 0710, err);
     for (size_t i = 0; r == 0 && i < order->disks.count; i++)

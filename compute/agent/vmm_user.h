@@ -76,8 +76,8 @@ int vmm_user_allot_filled(const struct vm_places *places, uint32_t base, const s
 /* That of a VM with disks that other hosts reach, in its turn @turn (below VMM_USER_TURNS): the same on all hosts. */
 uid_t vmm_user_of_shared(uint32_t base, const char *vm_id, unsigned turn);
 /* For a VM with disks that other hosts reach, and that no migration brings: which turn it is for the life that @order says, by *turn, as
- * this function has left it last on this host, and by its files. Its directory becomes that user's; nothing in pools does yet. Looks into
- * pools: not for the loop's thread. The caller writes *turn down, lastingly, before vmm_user_own_files. */
+ * this function has left it last on this host, and by its files. Nothing is given to that user before vmm_user_own_files, but its directory where
+ * it has disks in pools of Ceph as well. Looks into pools: not for the loop's thread. The caller writes *turn down, lastingly, before vmm_user_own_files. */
 int vmm_user_take_turn(const struct vm_places *places, uint32_t base, const struct vm_order *order, struct vmm_turn *turn, struct error *err);
 /* Of what fetches from the web (web_get.h); where VMMs have no users of their own (@base 0) the one that is called nobody. */
 uid_t vmm_user_of_web(uint32_t base);
