@@ -579,10 +579,11 @@ static void vm_on_process_end(struct local_vm *vm)
     vm->stale = false;
     if (migrated)
         left_set(vm);
-    if (vm->lacks && !wanted_end)
-        lost_words(vm, text);
     if (vm->owned) { /* it ended before it had what the migration brought: begun anew, as after any other failure */
-        arrival_note(vm, wanted_end ? VM_ARRIVAL_END_STOPPED : VM_ARRIVAL_END_BROKEN, wanted_end ? "the VM was stopped" : text);
+        arrival_note(vm, wanted_end ? VM_ARRIVAL_END_STOPPED : VM_ARRIVAL_END_BROKEN,
+                     wanted_end ? "the VM was stopped" : vm->wait_no_more[0] != '\0' ? vm->wait_no_more : text);
+        if (vm->lacks && !wanted_end)
+            lost_words(vm, text);
         arrival_over(vm);
     }
     if (wanted_end || migrated)

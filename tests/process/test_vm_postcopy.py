@@ -219,14 +219,15 @@ def test_a_host_is_off(apart, victim, ha):
     wait_until(lambda: (vm := web.vm())['state'] == 'running' and vm['host_name'] == other.name and len(other.vmm_pids()) == 1, 90, 'it runs anew')
     size = (web.folder(other) / 'console.log').stat().st_size
     wait_until(lambda: (web.folder(other) / 'console.log').stat().st_size > size, 20, 'it counts')
-    assert console(other, web.id).count('drover-guest: hello') >= 1 and not web.tunnels(other)
+    assert 'drover-guest: hello' in console(other, web.id)
+    wait_until(lambda: not web.tunnels(other) and not web.sockets(other), 20, 'no way is left')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('what', ['stop', 'force', 'reboot', 'delete', 'pause'])
 @pytest.mark.parametrize('lost', [False, True])
-def test_what_its_user_wants_meanwhile(make_cluster, what, lost):
-    web = Counter(make_cluster(controllers=1, agents=2), cmdline=SLOW)
+def test_what_its_user_wants_meanwhile(apart, what, lost):
+    web = Counter(apart, cmdline=SLOW)
     cell = Lacking(web)
     if lost:
         web.cluster.bed.cut(cell.source.host.number, cell.target.host.number)
@@ -243,7 +244,8 @@ def test_what_its_user_wants_meanwhile(make_cluster, what, lost):
              'delete': ('delete', VM, '--yes')}[what]
     web.cluster.cli('vm', *words, '--wait')
     ended = web.wait_end(cell.asked, 90)
-    assert ended['state'] in ('cancelled', 'failed'), ended
+    gentle = what in ('stop', 'reboot') and not lost         # its guest is given time, in which its memory may come
+    assert ended['state'] in ('cancelled', 'failed') or (gentle and ended['state'] == 'succeeded'), ended
     wait_until(lambda: web.is_clean(cell.source), 60, 'nothing is left at the source')
     if what == 'delete':
         wait_until(lambda: web.is_clean(cell.target), 60, 'nor at the target')
