@@ -92,7 +92,7 @@ static bool event_says(const struct fixture *f, const char *words)
 {
     struct state_event event;
     for (uint64_t at = 0; state_event_next(f->state, at, &event); at = event.serial)
-        if (strstr(event.json, words) != NULL)
+        if (memmem(event.json, event.json_size, words, strlen(words)) != NULL)
             return true;
     return false;
 }
