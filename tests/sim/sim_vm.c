@@ -394,7 +394,8 @@ static bool do_step(struct sim_agent *agent, struct sim_vm *vm, enum plan_step s
         return true;
     case PLAN_REMOVE:
         return remove_files(agent, vm);
-    case PLAN_WAIT_TASK: /* nothing here holds disks, or changes devices */
+    case PLAN_WAIT_TASK: /* nothing here holds disks, changes devices, or migrates by post-copy */
+    case PLAN_REST_LENDS:
     case PLAN_ADJUST:
     case PLAN_STEP_COUNT:
         break;
