@@ -268,6 +268,9 @@ int migrate_plan(const struct state *state, const struct record *record, const s
     char note[NOTE_BYTES_MAX] = "";
     const char *to = wish != NULL ? wish->to : NULL, *storage = wish != NULL ? wish->storage : NULL;
     struct task_migration *migration = &task->migration;
+    if (wish != NULL && wish->verify && wish->postcopy != vmm_postcopy_NEVER)
+        return error_set_field(err, -EINVAL, ERROR_INVALID, "/verify",
+                               "all memory is compared before the VM runs at the target, and by post-copy it runs there before: ask for one of the two");
     int rc = storage != NULL ? storage_choose(state, record->vm, storage, migration, err) : 0;
     if (rc == 0)
         rc = vm_check(state, record->vm, migration, err);

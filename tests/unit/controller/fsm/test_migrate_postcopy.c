@@ -104,6 +104,15 @@ static void silent(struct fixture *f, const char *others)
     assert_true(fixture_reconcile(f, &input) > 0);
 }
 
+static void memory_is_compared_before_or_it_comes_after(void **test)
+{
+    struct fixture *f = *test;
+    fixture_refused(f, ROUTE_ID_vm_migrate, "a", "{\"postcopy\":\"fallback\",\"verify\":true}", -EINVAL, "/verify", "one of the two");
+    fixture_refused(f, ROUTE_ID_vm_migrate, "a", "{\"postcopy\":\"at-once\",\"verify\":true}", -EINVAL, "/verify", "one of the two");
+    begin(f, "{\"postcopy\":\"never\",\"verify\":true}");
+    assert_true(task_of(f)->verify);
+}
+
 static void both_go_on_until_the_memory_is_there(void **test)
 {
     struct fixture *f = *test;
@@ -322,6 +331,7 @@ static void a_snapshot_in_between_changes_nothing(void **test)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(memory_is_compared_before_or_it_comes_after),
         TEST(both_go_on_until_the_memory_is_there),
         TEST(the_source_may_be_the_first_to_know),
         TEST(a_source_that_has_nothing_more_ends_nothing_by_itself),
