@@ -793,6 +793,17 @@ static int vm_call(struct local_vm *vm, const char *method, const char *url, con
     return r;
 }
 
+/* A call to its VMM has come back. False: it is being closed, and may be gone. */
+static bool vm_call_over(struct local_vm *vm)
+{
+    vm->busy = VM_IDLE;
+    vm->call = NULL;
+    if (!vm->closing)
+        return true;
+    vm_maybe_finish(vm);
+    return false;
+}
+
 /* The answer is of this VM's VMM, or why not. */
 static int check_status(struct local_vm *vm, const struct http_answer *answer, struct vmm_status *ret_status,
                         struct error *err)
@@ -870,12 +881,8 @@ static void vm_on_status(const struct http_answer *answer, void *arg)
     struct local_vm *vm = arg;
     struct vmm_status status;
     struct error err = {.code = 0};
-    vm->busy = VM_IDLE;
-    vm->call = NULL;
-    if (vm->closing) {
-        vm_maybe_finish(vm);
+    if (!vm_call_over(vm))
         return;
-    }
     if (vm->process && check_status(vm, answer, &status, &err) == 0) {
         vm->process_answers = true;
         vm->end = PLAN_END_NONE;
@@ -908,12 +915,8 @@ static void on_successor_asked(const struct http_answer *answer, void *arg)
     struct local_vm *vm = arg;
     struct vmm_migration seen = {.head = {0}};
     struct error err = {.code = 0};
-    vm->busy = VM_IDLE;
-    vm->call = NULL;
-    if (vm->closing) {
-        vm_maybe_finish(vm);
+    if (!vm_call_over(vm))
         return;
-    }
     if (answer->error == 0 && answer->status == 200 && successor_is_orphan(vm) &&
         OBJECT_DECODE(vmm_migration, (const char *)answer->body, answer->body_size, OBJECT_LENIENT, &seen, &err) == 0) {
         bool idle = seen.phase == vmm_migration_phase_IDLE || seen.phase == vmm_migration_phase_FAILED ||
@@ -950,12 +953,8 @@ static void vm_ask(struct local_vm *vm)
 static void vm_on_told(const struct http_answer *answer, void *arg)
 {
     struct local_vm *vm = arg;
-    vm->busy = VM_IDLE;
-    vm->call = NULL;
-    if (vm->closing) {
-        vm_maybe_finish(vm);
+    if (!vm_call_over(vm))
         return;
-    }
     bool ok = answer->error == 0 && answer->status / 100 == 2;
     if (!ok && vm->process)
         log_warning("vm-control", "vm=%s wanted=%s status=%d error=\"%s\"", vm->name,
@@ -1036,12 +1035,8 @@ static void vm_on_taking(const struct http_answer *answer, void *arg)
 {
     struct local_vm *vm = arg;
     bool asked = vm->told;
-    vm->busy = VM_IDLE;
-    vm->call = NULL;
-    if (vm->closing) {
-        vm_maybe_finish(vm);
+    if (!vm_call_over(vm))
         return;
-    }
     /* Refused: it runs already, for the source has said so as well. */
     vm->told = vm->told || answer->status / 100 == 2 || answer->status == 409;
     if (vm->process && vm->owned && (asked || !vm->told || answer->status / 100 == 2))
@@ -1052,12 +1047,8 @@ static void vm_on_taking(const struct http_answer *answer, void *arg)
 static void on_given_up(const struct http_answer *answer, void *arg)
 {
     struct local_vm *vm = arg;
-    vm->busy = VM_IDLE;
-    vm->call = NULL;
-    if (vm->closing) {
-        vm_maybe_finish(vm);
+    if (!vm_call_over(vm))
         return;
-    }
     vm->hold_until_ms = now_ms(vm) + VM_LACKING_LOOK_MS; /* refused: the source was back at that moment, and it goes on */
     if (answer->status / 100 != 2 && vm->process)
         log_info("vm-lacks-memory", "vm=%s given_up=0 status=%d why=\"%s\"", vm->name, answer->status, answer->problem.text);
@@ -1797,6 +1788,14 @@ static void vm_wait_killed(struct local_vm *vm)
     vm_wake_in(vm, VM_KILLED_MS);
 }
 
+static void vm_wait_end(struct local_vm *vm)
+{
+    if (vm->kill_sent)
+        vm_wait_killed(vm);
+    else
+        vm_wake_at(vm, vm->stop_asked ? vm->stop_deadline_ms : vm->shutdown_deadline_ms);
+}
+
 /* As wanted. A VMM that runs is asked now and then. */
 static void vm_rest(struct local_vm *vm)
 {
@@ -1943,10 +1942,7 @@ static bool vm_do(struct local_vm *vm, enum plan_step step)
         vm_wait_backoff(vm);
         return false;
     case PLAN_WAIT_END:
-        if (vm->kill_sent)
-            vm_wait_killed(vm);
-        else
-            vm_wake_at(vm, vm->stop_asked ? vm->stop_deadline_ms : vm->shutdown_deadline_ms);
+        vm_wait_end(vm);
         return false;
     case PLAN_WAIT_ANSWER:
         vm_wait_answer(vm);
